@@ -1,0 +1,78 @@
+//! The one door to bincode: fixed-width little-endian integers, a size limit both ways, no trailing bytes.
+//!
+//! Fixed-width integers have one form each, so decoding is injective: bytes that decode also encode back to themselves.
+//! The limit is checked against the length before decoding and before a result leaves the encoder, since bincode's own
+//! `with_limit` does neither for encoding nor for trailing bytes. Why bincode 2.0.1: `docs/decisions/0003-bincode.md`.
+
+use bincode::config;
+
+/// Why bytes were refused, or a value cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// More bytes than this type may have.
+    #[error("message of {bytes} bytes, limit {bytes_max}")]
+    TooLong {
+        /// The length found.
+        bytes: usize,
+        /// The limit of this type.
+        bytes_max: usize,
+    },
+    /// Bytes are left over after the value.
+    #[error("message has {bytes} bytes after its end")]
+    Trailing {
+        /// How many.
+        bytes: usize,
+    },
+    /// The bytes are not of this type.
+    #[error("message malformed")]
+    Malformed(#[source] bincode::error::DecodeError),
+    /// The value cannot be encoded.
+    #[error("message not encodable")]
+    Unencodable(#[source] bincode::error::EncodeError),
+}
+
+/// Encodes `value`; an error when it takes more than `BYTES_MAX` bytes.
+pub fn encode<const BYTES_MAX: usize>(value: &impl bincode::Encode) -> Result<Vec<u8>, CodecError> {
+    let bytes = bincode::encode_to_vec(value, config::standard().with_fixed_int_encoding())
+        .map_err(CodecError::Unencodable)?;
+    if bytes.len() > BYTES_MAX {
+        return Err(CodecError::TooLong { bytes: bytes.len(), bytes_max: BYTES_MAX });
+    }
+    Ok(bytes)
+}
+
+/// Decodes exactly `bytes`; memory taken is at most a small multiple of `BYTES_MAX`.
+pub fn decode<T: bincode::Decode<()>, const BYTES_MAX: usize>(bytes: &[u8]) -> Result<T, CodecError> {
+    if bytes.len() > BYTES_MAX {
+        return Err(CodecError::TooLong { bytes: bytes.len(), bytes_max: BYTES_MAX });
+    }
+    let limited = config::standard().with_fixed_int_encoding().with_limit::<BYTES_MAX>();
+    let (value, consumed) = bincode::decode_from_slice(bytes, limited).map_err(CodecError::Malformed)?;
+    match bytes.len() - consumed {
+        0 => Ok(value),
+        left => Err(CodecError::Trailing { bytes: left }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_trailing_bytes_and_long_messages() {
+        let bytes = encode::<64>(&(7u64, vec![1u8, 2, 3])).unwrap();
+        assert_eq!(decode::<(u64, Vec<u8>), 64>(&bytes).unwrap(), (7, vec![1, 2, 3]));
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(matches!(decode::<(u64, Vec<u8>), 64>(&longer), Err(CodecError::Trailing { bytes: 1 })));
+        assert!(matches!(decode::<(u64, Vec<u8>), 8>(&bytes), Err(CodecError::TooLong { .. })));
+        assert!(matches!(encode::<8>(&(7u64, 1u8)), Err(CodecError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_claimed_length_takes_no_memory() {
+        let mut bytes = u64::MAX.to_le_bytes().to_vec();
+        bytes.push(1);
+        assert!(matches!(decode::<Vec<u8>, 64>(&bytes), Err(CodecError::Malformed(_))));
+    }
+}

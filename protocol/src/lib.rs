@@ -1,0 +1,33 @@
+//! Nix's formats and the mesh's wire formats: bytes to types and back, nothing else.
+//!
+//! Purpose: everything that crosses a machine's border is parsed here once, into types that cannot hold a bad value.
+//! Contract: pure functions over bytes; no clock, no socket, no file. A decoder checks every length before it takes memory.
+//! Walk: Nix side [`StorePath`], [`NarInfo`], [`Fingerprint`], [`nar`]; mesh side [`Envelope`] around an [`Announcement`],
+//! the [`Summary`] it announces, a [`SummaryDelta`] between two of them, and the request types in [`wire`].
+//! Invariant: what was decoded and is encoded again gives the same bytes, or was refused.
+
+pub mod codec;
+mod content_address;
+mod envelope;
+mod filter;
+mod fingerprint;
+mod key;
+pub mod nar;
+mod nar_hash;
+mod nar_url;
+mod narinfo;
+pub mod nix32;
+mod store_path;
+mod summary;
+pub mod wire;
+
+pub use content_address::{ContentAddress, ContentAddressError};
+pub use envelope::{Envelope, EnvelopeError};
+pub use filter::{BitPositions, Filter, FilterClass, FilterError, HASH_ID_V1, HASHES_PER_ITEM, filter_seed};
+pub use fingerprint::Fingerprint;
+pub use key::{KeyError, NixPublicKey, NixSecretKey, NixSignature, SignatureError, TrustedKeys};
+pub use nar_hash::{NarHash, NarHashError};
+pub use nar_url::{NarUrl, NarUrlError};
+pub use narinfo::{NarInfo, NarInfoError};
+pub use store_path::{HashPart, StoreDir, StorePath, StorePathError};
+pub use summary::{Announcement, AudienceDigest, Generation, Summary, SummaryDelta, SummaryError};
