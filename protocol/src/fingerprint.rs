@@ -1,11 +1,32 @@
 //! What a Nix signature is made over.
+
 use crate::{NarHash, StoreDir, StorePath};
+
 /// `1;<path>;<NarHash>;<NarSize>;<references>`: the bytes that a Nix signature covers.
+///
+/// Full paths; `sha256:<nix32>`; decimal bytes; references sorted bytewise by base name and joined by `,`
+/// (`libstore/path-info.cc`). Deriver, content address and all that concerns transport are not covered.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Fingerprint(String);
+
 impl Fingerprint {
     /// Builds it; references are sorted and made unique.
-    pub fn new(store_dir: &StoreDir, path: &StorePath, nar_hash: &NarHash, nar_size: u64, references: &[StorePath]) -> Self { let _ = (store_dir, path, nar_hash, nar_size, references); todo!() }
+    pub fn new(
+        store_dir: &StoreDir,
+        path: &StorePath,
+        nar_hash: &NarHash,
+        nar_size: u64,
+        references: &[StorePath],
+    ) -> Self {
+        let mut sorted = references.iter().collect::<Vec<_>>();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let references = sorted.into_iter().map(|path| store_dir.display(path)).collect::<Vec<_>>().join(",");
+        Self(format!("1;{};{nar_hash};{nar_size};{references}", store_dir.display(path)))
+    }
+
     /// The bytes to sign.
-    pub fn as_bytes(&self) -> &[u8] { self.0.as_bytes() }
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }

@@ -8,6 +8,7 @@
 
 pub mod codec;
 mod content_address;
+mod digest_text;
 mod envelope;
 mod filter;
 mod fingerprint;
@@ -21,13 +22,13 @@ mod store_path;
 mod summary;
 pub mod wire;
 
-pub use content_address::{ContentAddress, ContentAddressError};
+pub use content_address::{ContentAddress, ContentAddressError, HashAlgorithm};
 pub use envelope::{Envelope, EnvelopeError};
 pub use filter::{BitPositions, Filter, FilterClass, FilterError, HASH_ID_V1, HASHES_PER_ITEM, filter_seed};
 pub use fingerprint::Fingerprint;
 pub use key::{KeyError, NixPublicKey, NixSecretKey, NixSignature, SignatureError, TrustedKeys};
 pub use nar_hash::{NarHash, NarHashError};
 pub use nar_url::{NarUrl, NarUrlError};
-pub use narinfo::{NarInfo, NarInfoError};
+pub use narinfo::{NarInfo, NarInfoError, NarInfoField};
 pub use store_path::{HashPart, StoreDir, StorePath, StorePathError};
 pub use summary::{Announcement, AudienceDigest, Generation, Summary, SummaryDelta, SummaryError};

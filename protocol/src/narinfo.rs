@@ -1,5 +1,15 @@
 //! The narinfo text: parsed strictly, printed canonically.
-use crate::{ContentAddress, Fingerprint, NarHash, NixSignature, StoreDir, StorePath};
+//!
+//! What Nix's own parser (`libstore/nar-info.cc`) would misread is refused. What Nix's parser refuses but we need not pass
+//! on (a malformed signature, a content address of a method of tomorrow) is dropped, since a narinfo is always printed anew.
+
+use crate::nar_url::parse_decimal;
+use crate::{
+    ContentAddress, ContentAddressError, Fingerprint, NarHash, NarHashError, NixSignature, StoreDir, StorePath,
+    StorePathError,
+};
+use std::fmt::Write as _;
+
 /// One path's metadata. Transport fields (URL, Compression, FileHash, FileSize) are not kept: we make our own.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NarInfo {
@@ -15,23 +25,299 @@ pub struct NarInfo {
     pub deriver: Option<StorePath>,
     /// Signatures, unverified.
     pub signatures: Vec<NixSignature>,
-    /// Content address.
+    /// Content address, unverified. `None` also when the text's one is of a method or algorithm we do not support: such a
+    /// path then needs a signature.
     pub content_address: Option<ContentAddress>,
 }
+
+/// A field that is parsed or at least counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the narinfo")]
+pub enum NarInfoField {
+    StorePath,
+    Url,
+    Compression,
+    FileHash,
+    FileSize,
+    NarHash,
+    NarSize,
+    References,
+    Deriver,
+    Sig,
+    Ca,
+}
+
 /// Why a narinfo is refused; names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NarInfoError {
-    /// Placeholder until filled.
-    #[error("not a narinfo")]
-    Invalid,
+    /// Longer than [`NarInfo::BYTES_MAX`].
+    #[error("narinfo of {bytes} bytes, limit {}", NarInfo::BYTES_MAX)]
+    TooLong {
+        /// The length found.
+        bytes: usize,
+    },
+    /// Not UTF-8.
+    #[error("narinfo is not UTF-8")]
+    NotUtf8,
+    /// A carriage return anywhere: Nix would take it for a part of the value.
+    #[error("narinfo holds a carriage return")]
+    CarriageReturn,
+    /// The last line does not end: perhaps cut off.
+    #[error("narinfo: last line without newline")]
+    Unterminated,
+    /// A line that is not `Name: value`. Nix skips one byte after the colon whatever it is.
+    #[error("narinfo line {line}: expected `Name: value`")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// A required field is absent.
+    #[error("narinfo: {} missing", field.name())]
+    Missing {
+        /// Which.
+        field: NarInfoField,
+    },
+    /// A field that may be there once is there twice.
+    #[error("narinfo: {} given twice", field.name())]
+    Duplicate {
+        /// Which.
+        field: NarInfoField,
+    },
+    /// A field that may not be empty is.
+    #[error("narinfo: {} is empty", field.name())]
+    Empty {
+        /// Which.
+        field: NarInfoField,
+    },
+    /// A path of another directory, or none.
+    #[error("narinfo: {} is no such path", field.name())]
+    Path {
+        /// StorePath, References or Deriver.
+        field: NarInfoField,
+        /// Why.
+        #[source]
+        source: StorePathError,
+    },
+    /// NarHash.
+    #[error("narinfo: NarHash")]
+    NarHash(#[source] NarHashError),
+    /// NarSize.
+    #[error("narinfo: NarSize: expected a decimal from 1 to 2^64-1")]
+    NarSize,
+    /// CA.
+    #[error("narinfo: CA")]
+    ContentAddress(#[source] ContentAddressError),
+    /// More signatures than [`NarInfo::SIGNATURES_MAX`], malformed ones counted.
+    #[error("narinfo: more than {} signatures", NarInfo::SIGNATURES_MAX)]
+    TooManySignatures,
 }
+
+impl NarInfoField {
+    /// The name in the text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StorePath => "StorePath",
+            Self::Url => "URL",
+            Self::Compression => "Compression",
+            Self::FileHash => "FileHash",
+            Self::FileSize => "FileSize",
+            Self::NarHash => "NarHash",
+            Self::NarSize => "NarSize",
+            Self::References => "References",
+            Self::Deriver => "Deriver",
+            Self::Sig => "Sig",
+            Self::Ca => "CA",
+        }
+    }
+
+    fn of_name(name: &str) -> Option<Self> {
+        [
+            Self::StorePath,
+            Self::Url,
+            Self::Compression,
+            Self::FileHash,
+            Self::FileSize,
+            Self::NarHash,
+            Self::NarSize,
+            Self::References,
+            Self::Deriver,
+            Self::Sig,
+            Self::Ca,
+        ]
+        .into_iter()
+        .find(|field| field.name() == name)
+    }
+}
+
 impl NarInfo {
     /// Largest text parsed, bytes.
     pub const BYTES_MAX: usize = 1 << 20;
+    /// Most `Sig` lines.
+    pub const SIGNATURES_MAX: usize = 64;
+
     /// Parses strictly.
-    pub fn parse(store_dir: &StoreDir, text: &[u8]) -> Result<Self, NarInfoError> { let _ = (store_dir, text); todo!() }
+    ///
+    /// Refused: more than [`Self::BYTES_MAX`] bytes, no UTF-8, a carriage return, a last line without newline, a line that
+    /// is not `Name: value`, a repeated field (but for `Sig`, and for `References` when only one is not empty), a missing
+    /// `StorePath`, `URL`, `NarHash` or `NarSize`, a `StorePath` of another directory, more than [`Self::SIGNATURES_MAX`]
+    /// signatures. Ignored: unknown fields. Dropped: signatures that are no `name:base64(64 bytes)` (Nix would fail the build
+    /// at one), and a `CA` of an unsupported method or algorithm (it is not signed; without it the path needs a signature).
+    pub fn parse(store_dir: &StoreDir, text: &[u8]) -> Result<Self, NarInfoError> {
+        if text.len() > Self::BYTES_MAX {
+            return Err(NarInfoError::TooLong { bytes: text.len() });
+        }
+        let text = std::str::from_utf8(text).map_err(|_| NarInfoError::NotUtf8)?;
+        if text.contains('\r') {
+            return Err(NarInfoError::CarriageReturn);
+        }
+        let lines = text.strip_suffix('\n').ok_or(NarInfoError::Unterminated)?;
+        let mut fields = Fields::default();
+        for (line, text) in (1..).zip(lines.split('\n')) {
+            let (name, value) = text.split_once(": ").ok_or(NarInfoError::Line { line })?;
+            // `a:b: c` is the field `a` to Nix.
+            if name.is_empty() || name.contains(':') {
+                return Err(NarInfoError::Line { line });
+            }
+            if let Some(field) = NarInfoField::of_name(name) {
+                fields.take(field, value)?;
+            }
+        }
+        fields.into_narinfo(store_dir)
+    }
+
     /// Prints with `URL: <url>`, Compression none, FileHash = NarHash and FileSize = NarSize, in Nix's canonical order.
-    pub fn render(&self, store_dir: &StoreDir, url: &str) -> String { let _ = (store_dir, url); todo!() }
+    pub fn render(&self, store_dir: &StoreDir, url: &str) -> String {
+        let references = self.references.iter().map(StorePath::to_string).collect::<Vec<_>>().join(" ");
+        let mut text = format!(
+            "StorePath: {path}\nURL: {url}\nCompression: none\nFileHash: {hash}\nFileSize: {size}\nNarHash: {hash}\n\
+             NarSize: {size}\nReferences: {references}\n",
+            path = store_dir.display(&self.path),
+            hash = self.nar_hash,
+            size = self.nar_size,
+        );
+        let mut line = |field: NarInfoField, value: &dyn std::fmt::Display| {
+            writeln!(text, "{}: {value}", field.name()).expect("a String takes everything");
+        };
+        if let Some(deriver) = &self.deriver {
+            line(NarInfoField::Deriver, deriver);
+        }
+        for signature in &self.signatures {
+            line(NarInfoField::Sig, signature);
+        }
+        if let Some(content_address) = &self.content_address {
+            line(NarInfoField::Ca, content_address);
+        }
+        text
+    }
+
     /// What its signatures must cover.
-    pub fn fingerprint(&self, store_dir: &StoreDir) -> Fingerprint { Fingerprint::new(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references) }
+    pub fn fingerprint(&self, store_dir: &StoreDir) -> Fingerprint {
+        Fingerprint::new(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references)
+    }
+
+    /// Whether the path refers to itself.
+    pub fn has_self_reference(&self) -> bool {
+        self.references.contains(&self.path)
+    }
+
+    /// The content address, if it is true of the path: recomputed from name and references it gives this very path, and
+    /// where it implies a NarHash, that is the one given. The contents are yet to be checked where it implies none
+    /// ([`ContentAddress::verifier`]).
+    pub fn proven_content_address(&self, store_dir: &StoreDir) -> Option<&ContentAddress> {
+        let content_address = self.content_address.as_ref()?;
+        let self_reference = self.has_self_reference();
+        let others = self.references.iter().filter(|path| **path != self.path).cloned().collect::<Vec<_>>();
+        let path = content_address.store_path(store_dir, self.path.name(), &others, self_reference)?;
+        let implied = content_address.implied_nar_hash(self_reference);
+        (path == self.path && implied.is_none_or(|nar_hash| nar_hash == self.nar_hash)).then_some(content_address)
+    }
+}
+
+/// The values of a text, before they are parsed.
+#[derive(Default)]
+struct Fields<'a> {
+    store_path: Option<&'a str>,
+    url: Option<&'a str>,
+    compression: Option<&'a str>,
+    file_hash: Option<&'a str>,
+    file_size: Option<&'a str>,
+    nar_hash: Option<&'a str>,
+    nar_size: Option<&'a str>,
+    references: Option<&'a str>,
+    deriver: Option<&'a str>,
+    content_address: Option<&'a str>,
+    signatures: Vec<NixSignature>,
+    signature_lines: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, field: NarInfoField, value: &'a str) -> Result<(), NarInfoError> {
+        let slot = match field {
+            NarInfoField::StorePath => &mut self.store_path,
+            NarInfoField::Url => &mut self.url,
+            NarInfoField::Compression => &mut self.compression,
+            NarInfoField::FileHash => &mut self.file_hash,
+            NarInfoField::FileSize => &mut self.file_size,
+            NarInfoField::NarHash => &mut self.nar_hash,
+            NarInfoField::NarSize => &mut self.nar_size,
+            NarInfoField::References => &mut self.references,
+            NarInfoField::Deriver => &mut self.deriver,
+            NarInfoField::Ca => &mut self.content_address,
+            NarInfoField::Sig => return self.take_signature(value),
+        };
+        match slot {
+            // Nix overwrites an empty list of references and refuses a second one that is not empty.
+            Some("") if field == NarInfoField::References => *slot = Some(value),
+            Some(_) if field == NarInfoField::References && value.is_empty() => {}
+            Some(_) => return Err(NarInfoError::Duplicate { field }),
+            None => *slot = Some(value),
+        }
+        Ok(())
+    }
+
+    fn take_signature(&mut self, value: &str) -> Result<(), NarInfoError> {
+        self.signature_lines += 1;
+        if self.signature_lines > NarInfo::SIGNATURES_MAX {
+            return Err(NarInfoError::TooManySignatures);
+        }
+        self.signatures.extend(NixSignature::parse(value));
+        Ok(())
+    }
+
+    fn into_narinfo(self, store_dir: &StoreDir) -> Result<NarInfo, NarInfoError> {
+        let required = |value: Option<&'a str>, field| match value {
+            None => Err(NarInfoError::Missing { field }),
+            Some("") => Err(NarInfoError::Empty { field }),
+            Some(value) => Ok(value),
+        };
+        let bad_path = |field| move |source| NarInfoError::Path { field, source };
+        let path = required(self.store_path, NarInfoField::StorePath)?;
+        let path = store_dir.parse_path(path).map_err(bad_path(NarInfoField::StorePath))?;
+        required(self.url, NarInfoField::Url)?;
+        let nar_hash = required(self.nar_hash, NarInfoField::NarHash)?;
+        let nar_hash = NarHash::parse(nar_hash).map_err(NarInfoError::NarHash)?;
+        let nar_size = required(self.nar_size, NarInfoField::NarSize)?;
+        let nar_size = parse_decimal(nar_size).filter(|size| *size > 0).ok_or(NarInfoError::NarSize)?;
+        let mut references = Vec::new();
+        for reference in self.references.unwrap_or("").split(' ').filter(|token| !token.is_empty()) {
+            references.push(StorePath::parse(reference).map_err(bad_path(NarInfoField::References))?);
+        }
+        references.sort_unstable();
+        references.dedup();
+        let deriver = match self.deriver {
+            None | Some("unknown-deriver") => None,
+            Some(deriver) => Some(StorePath::parse(deriver).map_err(bad_path(NarInfoField::Deriver))?),
+        };
+        let content_address = match self.content_address {
+            None | Some("") => None,
+            Some(text) => match ContentAddress::parse(text) {
+                Ok(content_address) => Some(content_address),
+                Err(ContentAddressError::Unsupported) => None,
+                Err(error @ (ContentAddressError::Malformed | ContentAddressError::Digest { .. })) => {
+                    return Err(NarInfoError::ContentAddress(error));
+                }
+            },
+        };
+        Ok(NarInfo { path, nar_hash, nar_size, references, deriver, signatures: self.signatures, content_address })
+    }
 }

@@ -1,22 +1,166 @@
 //! Tokens of a NAR, written into a buffer that the caller drains.
-/// Writes a NAR's tokens in order; file contents are the caller's to append between `file` and `end_file`.
+
+use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
+
+/// Writes a NAR's tokens in order; file contents are the caller's to append between `begin_file` and `end_file`.
+///
+/// Calls follow the grammar: one node (a file, a symlink or a directory), and in a directory any number of entries of
+/// ascending names, each around one node. A debug build asserts that; a release build would write an archive that nobody
+/// accepts, which the verifier on the way out finds.
+///
+/// ```
+/// # use narmesh_protocol::nar::{NarVerifier, NarWriter};
+/// let mut out = Vec::new();
+/// let mut writer = NarWriter::start(&mut out);
+/// writer.begin_directory(&mut out);
+/// writer.begin_entry(&mut out, b"greeting");
+/// writer.begin_file(&mut out, 5, false);
+/// assert_eq!(writer.written(), out.len() as u64); // where the contents begin
+/// out.extend_from_slice(b"hello");
+/// writer.end_file(&mut out, 5);
+/// writer.end_entry(&mut out);
+/// writer.end_directory(&mut out);
+/// assert!(writer.is_complete());
+/// let mut verifier = NarVerifier::new();
+/// verifier.feed(&out)?;
+/// assert_eq!(verifier.finish()?.nar_size, writer.written());
+/// # Ok::<(), narmesh_protocol::nar::NarError>(())
+/// ```
 #[derive(Debug, Default)]
-pub struct NarWriter { depth: usize, written: u64 }
+pub struct NarWriter {
+    /// The last name of each open directory; empty before the first.
+    last_names: Vec<Vec<u8>>,
+    written: u64,
+    expected: Expected,
+}
+
+/// What the caller may call next.
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+enum Expected {
+    #[default]
+    Node,
+    EndFile {
+        size_bytes: u64,
+    },
+    EndEntry,
+    EntryOrEndDirectory,
+    Nothing,
+}
+
 impl NarWriter {
     /// Starts a NAR: writes the magic into `out`.
-    pub fn start(out: &mut Vec<u8>) -> Self { let _ = out; todo!() }
+    pub fn start(out: &mut Vec<u8>) -> Self {
+        let mut writer = Self::default();
+        writer.token(out, MAGIC);
+        writer
+    }
+
+    /// Bytes of the archive so far, file contents included once their `end_file` was called.
+    ///
+    /// Right after [`Self::begin_file`] it is the offset at which the contents begin: `narOffset` of a listing.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Whether the root node is closed: the archive is complete.
+    pub fn is_complete(&self) -> bool {
+        self.expected == Expected::Nothing
+    }
+
     /// Opens a directory node.
-    pub fn begin_directory(&mut self, out: &mut Vec<u8>) { let _ = out; todo!() }
+    pub fn begin_directory(&mut self, out: &mut Vec<u8>) {
+        self.begin_node(out, b"directory");
+        self.last_names.push(Vec::new());
+        self.expected = Expected::EntryOrEndDirectory;
+    }
+
     /// Opens an entry of the innermost directory; the caller gives names in ascending byte order.
-    pub fn begin_entry(&mut self, out: &mut Vec<u8>, name: &[u8]) { let _ = (out, name); todo!() }
+    pub fn begin_entry(&mut self, out: &mut Vec<u8>, name: &[u8]) {
+        debug_assert_eq!(self.expected, Expected::EntryOrEndDirectory);
+        debug_assert!(!name.is_empty() && name.len() <= NAME_BYTES_MAX, "name of {} bytes", name.len());
+        debug_assert!(!matches!(name, b"." | b".."), "no entry is called `.` or `..`");
+        debug_assert!(!name.contains(&b'/') && !name.contains(&0), "slash or NUL in a name");
+        debug_assert!(self.last_names.len() < DEPTH_MAX, "deeper than Nix reads");
+        let last_name = self.last_names.last_mut();
+        debug_assert!(last_name.as_ref().is_some_and(|last| last.as_slice() < name), "names must ascend");
+        if let Some(last_name) = last_name {
+            last_name.clear();
+            last_name.extend_from_slice(name);
+        }
+        self.tokens(out, &[b"entry", b"(", b"name", name, b"node"]);
+        self.expected = Expected::Node;
+    }
+
     /// Closes the entry.
-    pub fn end_entry(&mut self, out: &mut Vec<u8>) { let _ = out; todo!() }
+    pub fn end_entry(&mut self, out: &mut Vec<u8>) {
+        debug_assert_eq!(self.expected, Expected::EndEntry);
+        self.token(out, b")");
+        self.expected = Expected::EntryOrEndDirectory;
+    }
+
     /// Closes the directory.
-    pub fn end_directory(&mut self, out: &mut Vec<u8>) { let _ = out; todo!() }
+    pub fn end_directory(&mut self, out: &mut Vec<u8>) {
+        debug_assert_eq!(self.expected, Expected::EntryOrEndDirectory);
+        self.last_names.pop();
+        self.end_node(out);
+    }
+
     /// A whole symlink node.
-    pub fn symlink(&mut self, out: &mut Vec<u8>, target: &[u8]) { let _ = (out, target); todo!() }
+    pub fn symlink(&mut self, out: &mut Vec<u8>, target: &[u8]) {
+        debug_assert!(!target.is_empty() && target.len() <= TARGET_BYTES_MAX, "target of {} bytes", target.len());
+        debug_assert!(!target.contains(&0), "NUL in a symlink's target");
+        self.begin_node(out, b"symlink");
+        self.tokens(out, &[b"target", target]);
+        self.end_node(out);
+    }
+
     /// Opens a regular file up to and with its length; exactly `size_bytes` bytes of contents follow.
-    pub fn begin_file(&mut self, out: &mut Vec<u8>, size_bytes: u64, executable: bool) { let _ = (out, size_bytes, executable); todo!() }
+    pub fn begin_file(&mut self, out: &mut Vec<u8>, size_bytes: u64, executable: bool) {
+        self.begin_node(out, b"regular");
+        if executable {
+            self.tokens(out, &[b"executable", b""]);
+        }
+        self.token(out, b"contents");
+        out.extend_from_slice(&size_bytes.to_le_bytes());
+        self.written += 8;
+        self.expected = Expected::EndFile { size_bytes };
+    }
+
     /// Padding and end of the file whose contents of `size_bytes` were appended.
-    pub fn end_file(&mut self, out: &mut Vec<u8>, size_bytes: u64) { let _ = (out, size_bytes); todo!() }
+    pub fn end_file(&mut self, out: &mut Vec<u8>, size_bytes: u64) {
+        debug_assert_eq!(self.expected, Expected::EndFile { size_bytes });
+        self.written += size_bytes;
+        self.pad(out, size_bytes);
+        self.end_node(out);
+    }
+
+    fn begin_node(&mut self, out: &mut Vec<u8>, kind: &[u8]) {
+        debug_assert_eq!(self.expected, Expected::Node);
+        self.tokens(out, &[b"(", b"type", kind]);
+    }
+
+    fn end_node(&mut self, out: &mut Vec<u8>) {
+        self.token(out, b")");
+        self.expected = if self.last_names.is_empty() { Expected::Nothing } else { Expected::EndEntry };
+    }
+
+    fn tokens(&mut self, out: &mut Vec<u8>, tokens: &[&[u8]]) {
+        for token in tokens {
+            self.token(out, token);
+        }
+    }
+
+    fn token(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
+        let length = bytes.len() as u64;
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(bytes);
+        self.written += 8 + length;
+        self.pad(out, length);
+    }
+
+    fn pad(&mut self, out: &mut Vec<u8>, length: u64) {
+        let zeros = padding(length);
+        out.resize(out.len() + zeros, 0);
+        self.written += zeros as u64;
+    }
 }
