@@ -8,6 +8,7 @@
 
 pub mod codec;
 mod content_address;
+mod content_verifier;
 mod digest_text;
 mod envelope;
 mod filter;
@@ -23,6 +24,7 @@ mod summary;
 pub mod wire;
 
 pub use content_address::{ContentAddress, ContentAddressError, HashAlgorithm};
+pub use content_verifier::ContentVerifier;
 pub use envelope::{Envelope, EnvelopeError};
 pub use filter::{BitPositions, Filter, FilterClass, FilterError, HASH_ID_V1, HASHES_PER_ITEM, filter_seed};
 pub use fingerprint::Fingerprint;

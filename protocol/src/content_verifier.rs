@@ -1,0 +1,335 @@
+//! Whether the contents of a NAR are those that a content address names.
+
+use crate::nar::NarWriter;
+use crate::{ContentAddress, HashAlgorithm, HashPart};
+use md5::Md5;
+use memchr::memmem::Finder;
+use sha1::Sha1;
+use sha2::{Digest, Sha256, Sha512};
+
+/// Feed it a NAR in any pieces, then ask whether its contents match the content address.
+///
+/// Flat addresses and texts: the digest is over the contents of the one regular file that the NAR must be, not executable.
+/// Recursive ones: over the whole NAR. Recursive with a self-reference (`HashModuloSink` in Nix's `references.cc`): over the
+/// NAR with every occurrence of the path's own 32 characters replaced by NULs, followed by `|<offset>` for each of them.
+/// Nix 2.17 to 2.34 left the offsets out by mistake (NixOS/nix#15837), so both forms are accepted; a path is as well
+/// protected as the Nix that named it could protect it.
+///
+/// It checks no grammar beyond that: a [`NarVerifier`](crate::nar::NarVerifier) runs beside it.
+#[derive(Clone, Debug)]
+pub struct ContentVerifier {
+    digest: Vec<u8>,
+    contents: Contents,
+}
+
+/// Self-references whose offsets are kept, 8 bytes each. A path with more of them matches by the form without offsets only.
+const OFFSETS_MAX: usize = 1 << 20;
+/// Bytes of the NAR that are searched at once.
+const SEARCH_BYTES: usize = 64 << 10;
+/// Bytes before the contents of a NAR that is one plain file; the last 8 are their length.
+const FLAT_HEAD_BYTES: usize = 96;
+/// Bytes after them at most: padding and the closing word.
+const FLAT_TAIL_BYTES_MAX: usize = 7 + 16;
+
+#[derive(Clone, Debug)]
+enum Contents {
+    Recursive(Hasher),
+    RecursiveModulo(Box<Modulo>),
+    Flat(Flat),
+}
+
+impl ContentAddress {
+    /// Starts a check of contents against this address; `self_reference` is the path's own hash part if it refers to itself.
+    ///
+    /// A flat file or text cannot refer to itself ([`ContentAddress::store_path`] gives no path then), so it is ignored there.
+    pub fn verifier(&self, self_reference: Option<&HashPart>) -> ContentVerifier {
+        match self {
+            Self::Text { sha256 } => ContentVerifier {
+                digest: sha256.to_vec(),
+                contents: Contents::Flat(Flat::new(Hasher::new(HashAlgorithm::Sha256))),
+            },
+            Self::Fixed { recursive, algorithm, digest } => {
+                let hasher = Hasher::new(*algorithm);
+                let contents = match (recursive, self_reference) {
+                    (false, _) => Contents::Flat(Flat::new(hasher)),
+                    (true, None) => Contents::Recursive(hasher),
+                    (true, Some(own)) => Contents::RecursiveModulo(Box::new(Modulo::new(hasher, own))),
+                };
+                ContentVerifier { digest: digest.clone(), contents }
+            }
+        }
+    }
+}
+
+impl ContentVerifier {
+    /// Takes the next bytes of the NAR. Memory is bounded by about 8 MiB, and by 100 bytes without a self-reference.
+    pub fn feed(&mut self, nar: &[u8]) {
+        match &mut self.contents {
+            Contents::Recursive(hasher) => hasher.update(nar),
+            Contents::RecursiveModulo(modulo) => modulo.feed(nar),
+            Contents::Flat(flat) => flat.feed(nar),
+        }
+    }
+
+    /// Whether all that was fed is what the content address names.
+    pub fn matches(&self) -> bool {
+        match &self.contents {
+            Contents::Recursive(hasher) => hasher.digest() == self.digest,
+            Contents::RecursiveModulo(modulo) => modulo.digests().any(|digest| digest == self.digest),
+            Contents::Flat(flat) => flat.digest().is_some_and(|digest| digest == self.digest),
+        }
+    }
+}
+
+/// A hash of any algorithm that content addresses know.
+#[derive(Clone, Debug)]
+enum Hasher {
+    Md5(Md5),
+    Sha1(Sha1),
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    fn new(algorithm: HashAlgorithm) -> Self {
+        match algorithm {
+            HashAlgorithm::Md5 => Self::Md5(Md5::new()),
+            HashAlgorithm::Sha1 => Self::Sha1(Sha1::new()),
+            HashAlgorithm::Sha256 => Self::Sha256(Sha256::new()),
+            HashAlgorithm::Sha512 => Self::Sha512(Sha512::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Md5(hasher) => hasher.update(bytes),
+            Self::Sha1(hasher) => hasher.update(bytes),
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The digest of what was taken so far.
+    fn digest(&self) -> Vec<u8> {
+        match self.clone() {
+            Self::Md5(hasher) => hasher.finalize().to_vec(),
+            Self::Sha1(hasher) => hasher.finalize().to_vec(),
+            Self::Sha256(hasher) => hasher.finalize().to_vec(),
+            Self::Sha512(hasher) => hasher.finalize().to_vec(),
+        }
+    }
+}
+
+/// A hash over bytes in which one text is blotted out.
+#[derive(Clone, Debug)]
+struct Modulo {
+    hasher: Hasher,
+    finder: Finder<'static>,
+    /// Bytes hashed so far: the offset of `pending`.
+    hashed_bytes: u64,
+    /// The end of what was fed, already searched: the text may begin in it. Less than the text's length between calls.
+    pending: Vec<u8>,
+    offsets: Vec<u64>,
+    offsets_lost: bool,
+}
+
+impl Modulo {
+    fn new(hasher: Hasher, own: &HashPart) -> Self {
+        Self {
+            hasher,
+            finder: Finder::new(&own.to_string()).into_owned(),
+            hashed_bytes: 0,
+            pending: Vec::new(),
+            offsets: Vec::new(),
+            offsets_lost: false,
+        }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        for bytes in bytes.chunks(SEARCH_BYTES) {
+            self.pending.extend_from_slice(bytes);
+            self.blot_out();
+            let undecided = self.pending.len().min(HashPart::TEXT_LEN - 1);
+            let decided = self.pending.len() - undecided;
+            self.hasher.update(self.pending.get(..decided).unwrap_or_default());
+            self.hashed_bytes += decided as u64;
+            self.pending.drain(..decided);
+        }
+    }
+
+    fn blot_out(&mut self) {
+        let mut from = 0;
+        while let Some(found) = self.pending.get(from..).and_then(|rest| self.finder.find(rest)) {
+            let at = from + found;
+            from = at + HashPart::TEXT_LEN;
+            if let Some(text) = self.pending.get_mut(at..from) {
+                text.fill(0);
+            }
+            match self.offsets.len() < OFFSETS_MAX {
+                true => self.offsets.push(self.hashed_bytes + at as u64),
+                false => self.offsets_lost = true,
+            }
+        }
+    }
+
+    /// With offsets (unless some were not kept) and without.
+    fn digests(&self) -> impl Iterator<Item = Vec<u8>> {
+        let mut bare = self.hasher.clone();
+        bare.update(&self.pending);
+        let mut with_offsets = bare.clone();
+        self.offsets.iter().for_each(|offset| with_offsets.update(format!("|{offset}").as_bytes()));
+        let with_offsets = (!self.offsets_lost).then(|| with_offsets.digest());
+        with_offsets.into_iter().chain([bare.digest()])
+    }
+}
+
+/// A hash over the contents of the one plain file that a NAR must be.
+#[derive(Clone, Debug)]
+struct Flat {
+    hasher: Hasher,
+    head: Vec<u8>,
+    /// Contents still to come, once the head was read.
+    left: u64,
+    /// What follows the contents; of what is too much, one byte is kept.
+    tail: Vec<u8>,
+}
+
+impl Flat {
+    fn new(hasher: Hasher) -> Self {
+        Self { hasher, head: Vec::with_capacity(FLAT_HEAD_BYTES), left: 0, tail: Vec::new() }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        let in_head = bytes.len().min(FLAT_HEAD_BYTES - self.head.len());
+        let (head, bytes) = bytes.split_at(in_head);
+        self.head.extend_from_slice(head);
+        if in_head > 0 {
+            self.left = self.claimed_length().unwrap_or(0);
+        }
+        let in_contents = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let (contents, tail) = bytes.split_at(in_contents);
+        self.hasher.update(contents);
+        self.left -= contents.len() as u64;
+        self.tail.extend(tail.iter().take(FLAT_TAIL_BYTES_MAX + 1 - self.tail.len()));
+    }
+
+    /// The digest, if the NAR was one complete plain file.
+    fn digest(&self) -> Option<Vec<u8>> {
+        let length = self.claimed_length()?;
+        if self.left > 0 {
+            return None;
+        }
+        let (mut head, mut tail) = (Vec::new(), Vec::new());
+        let mut writer = NarWriter::start(&mut head);
+        writer.begin_file(&mut head, length, false);
+        writer.end_file(&mut tail, length);
+        (self.head == head && self.tail == tail).then(|| self.hasher.digest())
+    }
+
+    fn claimed_length(&self) -> Option<u64> {
+        let (_, length) = self.head.split_last_chunk::<8>()?;
+        (self.head.len() == FLAT_HEAD_BYTES).then(|| u64::from_le_bytes(*length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flat_nar(contents: &[u8], executable: bool) -> Vec<u8> {
+        let mut nar = Vec::new();
+        let mut writer = NarWriter::start(&mut nar);
+        writer.begin_file(&mut nar, contents.len() as u64, executable);
+        nar.extend_from_slice(contents);
+        writer.end_file(&mut nar, contents.len() as u64);
+        nar
+    }
+
+    fn matches_in_pieces(address: &ContentAddress, own: Option<&HashPart>, nar: &[u8]) -> bool {
+        let [whole, bytewise, odd] = [nar.len().max(1), 1, 13].map(|piece| {
+            let mut verifier = address.verifier(own);
+            nar.chunks(piece).for_each(|piece| verifier.feed(piece));
+            verifier.matches()
+        });
+        assert!(whole == bytewise && whole == odd, "the pieces must not matter");
+        whole
+    }
+
+    fn recursive(algorithm: HashAlgorithm, digest: Vec<u8>) -> ContentAddress {
+        ContentAddress::Fixed { recursive: true, algorithm, digest }
+    }
+
+    #[test]
+    fn flat_addresses_are_over_the_file_alone() {
+        for contents in [&b""[..], b"x", b"12345678", &[7; 1000]] {
+            let text = ContentAddress::Text { sha256: Sha256::digest(contents).into() };
+            let flat = |algorithm, digest| ContentAddress::Fixed { recursive: false, algorithm, digest };
+            for address in [
+                text,
+                flat(HashAlgorithm::Md5, Md5::digest(contents).to_vec()),
+                flat(HashAlgorithm::Sha1, Sha1::digest(contents).to_vec()),
+                flat(HashAlgorithm::Sha512, Sha512::digest(contents).to_vec()),
+            ] {
+                let nar = flat_nar(contents, false);
+                assert!(matches_in_pieces(&address, None, &nar), "{address}");
+                assert!(!matches_in_pieces(&address, None, &flat_nar(contents, true)), "executable");
+                assert!(!matches_in_pieces(&address, None, &flat_nar(b"other", false)));
+                assert!(!matches_in_pieces(&address, None, &nar[..nar.len() - 1]), "cut short");
+                assert!(!matches_in_pieces(&address, None, &[nar.as_slice(), &[0]].concat()), "trailing byte");
+                let mut padding = nar.clone();
+                padding[nar.len() - 17] ^= 1;
+                assert!(!matches_in_pieces(&address, None, &padding), "padding or last byte changed");
+            }
+        }
+    }
+
+    #[test]
+    fn a_claimed_length_is_only_counted() {
+        let address = ContentAddress::Text { sha256: Sha256::digest(b"").into() };
+        let mut nar = flat_nar(b"", false);
+        nar[88..96].fill(0xff);
+        assert!(!matches_in_pieces(&address, None, &nar));
+        assert!(!matches_in_pieces(&address, None, &nar[..96]));
+        assert!(!matches_in_pieces(&address, None, b""));
+    }
+
+    #[test]
+    fn recursive_addresses_are_over_the_nar() {
+        let nar = flat_nar(b"contents", true);
+        for address in [
+            recursive(HashAlgorithm::Md5, Md5::digest(&nar).to_vec()),
+            recursive(HashAlgorithm::Sha1, Sha1::digest(&nar).to_vec()),
+            recursive(HashAlgorithm::Sha256, Sha256::digest(&nar).to_vec()),
+            recursive(HashAlgorithm::Sha512, Sha512::digest(&nar).to_vec()),
+        ] {
+            assert!(matches_in_pieces(&address, None, &nar), "{address}");
+            assert!(!matches_in_pieces(&address, None, &flat_nar(b"Contents", true)), "{address}");
+        }
+    }
+
+    #[test]
+    fn self_references_are_blotted_out_and_their_offsets_hashed() {
+        let own = HashPart([5; 20]);
+        let nar = flat_nar(format!("a {own} b {own}{own}").as_bytes(), false);
+        let blotted = String::from_utf8(nar.clone()).unwrap().replace(&own.to_string(), &"\0".repeat(32));
+        let with_offsets = recursive(HashAlgorithm::Sha256, Sha256::digest(format!("{blotted}|98|133|165")).to_vec());
+        let bare = recursive(HashAlgorithm::Sha256, Sha256::digest(&blotted).to_vec());
+        for address in [&with_offsets, &bare] {
+            assert!(matches_in_pieces(address, Some(&own), &nar));
+            assert!(!matches_in_pieces(address, Some(&HashPart([6; 20])), &nar));
+            assert!(!matches_in_pieces(address, None, &nar));
+        }
+        assert!(matches_in_pieces(&bare, Some(&own), blotted.as_bytes()), "what Nix 2.17 to 2.34 could not tell apart");
+        assert!(!matches_in_pieces(&with_offsets, Some(&own), blotted.as_bytes()), "and what the offsets are for");
+    }
+
+    #[test]
+    fn more_offsets_than_are_kept_still_match_the_form_without() {
+        let own = HashPart([5; 20]);
+        let nar = own.to_string().repeat(OFFSETS_MAX + 1);
+        let digest = Sha256::digest(vec![0; nar.len()]).to_vec();
+        let mut verifier = recursive(HashAlgorithm::Sha256, digest).verifier(Some(&own));
+        verifier.feed(nar.as_bytes());
+        assert!(verifier.matches());
+    }
+}
