@@ -1,0 +1,273 @@
+//! The configuration file as it is written: one TOML, unknown keys refused, nothing checked beyond types.
+//!
+//! [`Config`] becomes [`crate::settings::Settings`] by one check; nothing else reads it.
+
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where the file is looked for without `--config`.
+pub const DEFAULT_FILE: &str = "/etc/narmesh/narmesh.toml";
+
+/// Largest file that is read, bytes: a thousand peers with eight addresses each take about half of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The whole file.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[node]`
+    pub node: NodeConfig,
+    /// `[gateway]`
+    pub gateway: GatewayConfig,
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[trust]`
+    pub trust: TrustConfig,
+    /// `[advertise]`
+    pub advertise: AdvertiseConfig,
+    /// `[transfer]`
+    pub transfer: TransferConfig,
+    /// `[limits]`
+    pub limits: LimitsConfig,
+    /// `[[peer]]`, the allowlist.
+    pub peer: Vec<PeerConfig>,
+}
+
+/// `[node]`: who we are on the mesh. Relative paths are relative to the directory of the file.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// The node key, see [`crate::settings::NodeKeyFile`].
+    pub key_file: PathBuf,
+    /// Directory of the state database and the control socket.
+    pub state_dir: PathBuf,
+    /// Unix socket of `narmesh status` and its kin; `<state_dir>/control.sock` if absent.
+    pub control_socket: Option<PathBuf>,
+    /// Where the mesh listens, as multiaddrs; port 0 lets the kernel choose.
+    pub listen: Vec<String>,
+    /// Told to peers besides the listen addresses.
+    pub external_addresses: Vec<String>,
+    /// Tell and believe loopback addresses: only for several nodes on one machine.
+    pub advertise_loopback: bool,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            key_file: "node.key".into(),
+            state_dir: "state".into(),
+            control_socket: None,
+            listen: vec!["/ip4/0.0.0.0/tcp/7280".to_owned()],
+            external_addresses: Vec::new(),
+            advertise_loopback: false,
+        }
+    }
+}
+
+/// `[gateway]`: what our own Nix talks to.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayConfig {
+    /// Loopback address and port; port 0 lets the kernel choose.
+    pub listen: String,
+    /// `Priority` of the substituter; Nix asks the lowest first, cache.nixos.org has 40.
+    pub priority: u32,
+    /// Longest time for one narinfo, milliseconds; after it the answer is 404.
+    pub narinfo_deadline_ms: u64,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:7281".to_owned(), priority: 30, narinfo_deadline_ms: 1_000 }
+    }
+}
+
+/// `[store]`: which Nix store is served.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// The logical directory, as it stands in store paths.
+    pub store_dir: String,
+    /// Where its files really are; `store_dir` if absent.
+    pub real_dir: Option<PathBuf>,
+    /// Holds `db/db.sqlite`; `/nix/var/nix` if absent.
+    pub state_dir: Option<PathBuf>,
+    /// Short form for a chroot store: `<root>/nix/store` and `<root>/nix/var/nix`. Excludes the two above.
+    pub root: Option<PathBuf>,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { store_dir: "/nix/store".to_owned(), real_dir: None, state_dir: None, root: None }
+    }
+}
+
+/// `[trust]`: whose builds we take, and what we sign with.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustConfig {
+    /// Nix public keys, `name:base64`.
+    pub trusted_public_keys: Vec<String>,
+    /// A Nix secret key that signs what was built here; without it nothing built here is advertised.
+    pub builder_key_file: Option<PathBuf>,
+}
+
+/// `[advertise]`: what peers may see.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdvertiseConfig {
+    /// Glob patterns over names (without hash part); one must match.
+    pub include: Vec<String>,
+    /// Glob patterns over names; none may match.
+    pub exclude: Vec<String>,
+    /// Withhold system configurations and what their derivations declare not to be substitutable.
+    pub withhold_defaults: bool,
+}
+
+impl Default for AdvertiseConfig {
+    fn default() -> Self {
+        Self { include: vec!["*".to_owned()], exclude: Vec::new(), withhold_defaults: true }
+    }
+}
+
+/// `[transfer]`: how NARs travel between peers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferConfig {
+    /// `auto`, `always` or `never`.
+    pub compress: String,
+    /// A holder that sends nothing for so long is left for another, milliseconds.
+    pub stall_timeout_ms: u64,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self { compress: "auto".to_owned(), stall_timeout_ms: 5_000 }
+    }
+}
+
+/// `[limits]`: bounds on what the daemon uses.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Connections kept for gossip.
+    pub connections_gossip: u32,
+    /// Memory for NARs in flight, bytes.
+    pub nar_buffer_bytes: u64,
+    /// NARs sent to one peer at a time.
+    pub uploads_per_peer: u32,
+    /// NARs sent to all peers at a time.
+    pub uploads_total: u32,
+    /// Paths in our own summary.
+    pub advertised_paths_max: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections_gossip: 32,
+            nar_buffer_bytes: 128 << 20,
+            uploads_per_peer: 4,
+            uploads_total: 32,
+            advertised_paths_max: 200_000,
+        }
+    }
+}
+
+/// One `[[peer]]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// What we call it.
+    pub name: String,
+    /// Its peer id, as `narmesh id` prints it there.
+    pub peer_id: String,
+    /// Where to dial it; may be empty, addresses are learned from other peers.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// Why there is no [`Config`].
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}; make one with `narmesh init`, or name another with --config", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is larger than anything sensible.
+    #[error("{path} is larger than {FILE_BYTES_MAX} bytes, so it is not a narmesh configuration", path = path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong type; the source points at the line.
+    #[error("{path}: {source}", path = path.display())]
+    Toml {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+}
+
+impl Config {
+    /// Reads the file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let read_error = |source| ConfigError::Read { path: path.to_owned(), source };
+        let bytes = std::fs::metadata(path).map_err(read_error)?.len();
+        if bytes > FILE_BYTES_MAX {
+            return Err(ConfigError::TooLarge { path: path.to_owned() });
+        }
+        Self::parse(&std::fs::read_to_string(path).map_err(read_error)?, path)
+    }
+
+    /// Parses the text of the file; `path` is for the error.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|source| ConfigError::Toml { path: path.to_owned(), source: Box::new(source) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text, Path::new("x.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        assert_eq!(Config::parse("", Path::new("x")).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_accepted_ones() {
+        for (text, unknown, accepted) in [
+            ("[node]\nlisten_on = []", "listen_on", "advertise_loopback"),
+            ("[gatway]", "gatway", "gateway"),
+            ("[[peer]]\nname = 'a'\npeer_id = 'b'\naddress = []", "address", "addresses"),
+        ] {
+            let message = error(text);
+            assert!(message.contains(&format!("unknown field `{unknown}`")) && message.contains(accepted), "{message}");
+            assert!(message.contains("x.toml"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_shows_the_line_and_what_is_expected() {
+        let message = error("[gateway]\npriority = 'high'");
+        assert!(message.contains("priority = 'high'") && message.contains("expected u32"), "{message}");
+        assert!(error("[[peer]]\nname = 'a'").contains("missing field `peer_id`"));
+    }
+
+    #[test]
+    fn a_missing_file_says_how_to_make_one() {
+        let message = Config::read(Path::new("/nonexistent/narmesh.toml")).unwrap_err().to_string();
+        assert!(message.contains("/nonexistent/narmesh.toml") && message.contains("narmesh init"), "{message}");
+    }
+}

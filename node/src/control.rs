@@ -1,0 +1,325 @@
+//! The control socket: how the command line talks to the running daemon.
+//!
+//! A Unix socket of mode 0660; one JSON request per line, one JSON reply per line, any number on a connection.
+//! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`IDLE_MAX`].
+
+use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
+use serde::{Deserialize, Serialize};
+use std::future::Future;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as AsyncBufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// Longest request line, bytes.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Longest reply line, bytes: 200,000 advertised paths at about 200 bytes each, with room.
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
+/// Most connections at a time.
+pub const CONNECTIONS_MAX: usize = 16;
+/// A connection that sends no request, or takes no reply, for so long is closed.
+pub const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// What can be asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlRequest {
+    /// How things are.
+    Status,
+    /// What leaves this machine.
+    Advertised,
+    /// What would happen to a path, and did.
+    Why {
+        /// Full store path, base name, or hash part.
+        path: String,
+    },
+    /// Read the configuration again, as SIGHUP does.
+    Reload,
+    /// Dial peers: the one of that name or id, or all.
+    Probe {
+        /// Name or peer id.
+        peer: Option<String>,
+    },
+}
+
+/// What is answered.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlReply {
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Advertised`.
+    Advertised(AdvertisedReport),
+    /// To `Why`.
+    Why(Box<WhyReport>),
+    /// To `Reload`: the new settings are in force.
+    Reloaded,
+    /// To `Probe`.
+    Probe(Vec<PeerProbe>),
+    /// The request was refused, in words.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Answers requests; the daemon implements it.
+pub trait ControlHandler: Send + Sync + 'static {
+    /// Answers one.
+    fn handle(&self, request: ControlRequest) -> impl Future<Output = ControlReply> + Send;
+}
+
+/// Why the socket cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody answers.
+    #[error("no narmesh daemon answers on {path}; start one with `narmesh run`, or name its configuration with --config", path = path.display())]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Not for this user.
+    #[error("no permission for {path}; run this as root, or as a member of the group of that socket", path = path.display())]
+    Permission {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Another daemon serves it.
+    #[error("another narmesh daemon answers on {path}", path = path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else is there.
+    #[error("{path} exists and is no socket; move it away, or set node.control_socket", path = path.display())]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Reading or writing failed.
+    #[error("control socket {path}: {source}", path = path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon answered something else: another version, perhaps.
+    #[error("the daemon on {path} answered what this version does not understand: {source}", path = path.display())]
+    Reply {
+        /// The socket.
+        path: PathBuf,
+        /// Where.
+        source: serde_json::Error,
+    },
+}
+
+/// A bound control socket; the file goes when it is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Binds; a socket that a dead daemon left is replaced. Needs a tokio runtime.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error(error)),
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(ControlError::NoSocket { path: path.to_owned() });
+            }
+            Ok(_) if BlockingStream::connect(path).is_ok() => {
+                return Err(ControlError::InUse { path: path.to_owned() });
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(io_error)?,
+        }
+        let listener = UnixListener::bind(path).map_err(io_error)?;
+        let socket = Self { listener, path: path.to_owned() };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io_error)?;
+        Ok(socket)
+    }
+
+    /// Serves until the future is dropped.
+    pub async fn serve<H: ControlHandler>(self, handler: Arc<H>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let handler = Arc::clone(&handler);
+                    connections.spawn(async move {
+                        if let Err(error) = serve_connection(stream, &*handler).await {
+                            tracing::debug!(%error, "control connection closed");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "control socket cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Best effort: a leftover is replaced at the next start.
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: &H) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = AsyncBufReader::new(read);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut bounded = (&mut read).take(REQUEST_BYTES_MAX as u64 + 1);
+        timed(bounded.read_until(b'\n', &mut line)).await?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let whole = line.ends_with(b"\n") && line.len() <= REQUEST_BYTES_MAX;
+        let reply = match (whole, serde_json::from_slice(&line)) {
+            (true, Ok(request)) => handler.handle(request).await,
+            (true, Err(error)) => ControlReply::Refused { why: format!("not a request: {error}") },
+            (false, _) => {
+                ControlReply::Refused { why: format!("a request is one line of at most {REQUEST_BYTES_MAX} bytes") }
+            }
+        };
+        timed(write.write_all(&encode_reply(&reply)?)).await?;
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+fn encode_reply(reply: &ControlReply) -> io::Result<Vec<u8>> {
+    let mut encoded = serde_json::to_vec(reply)?;
+    if encoded.len() >= REPLY_BYTES_MAX {
+        let why = format!("the reply would take {} bytes, more than {REPLY_BYTES_MAX}", encoded.len());
+        encoded = serde_json::to_vec(&ControlReply::Refused { why })?;
+    }
+    encoded.push(b'\n');
+    Ok(encoded)
+}
+
+async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(IDLE_MAX, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Asks the daemon one thing; blocks, for the reply at most `timeout` between two reads.
+pub fn ask(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<ControlReply, ControlError> {
+    let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+    let mut stream = BlockingStream::connect(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ControlError::NotRunning { path: path.to_owned() }
+        }
+        io::ErrorKind::PermissionDenied => ControlError::Permission { path: path.to_owned() },
+        _ => io_error(source),
+    })?;
+    stream.set_read_timeout(Some(timeout)).map_err(io_error)?;
+    stream.set_write_timeout(Some(timeout)).map_err(io_error)?;
+    let mut line =
+        serde_json::to_vec(request).map_err(|source| ControlError::Reply { path: path.to_owned(), source })?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(io_error)?;
+    let mut reply = Vec::new();
+    BufReader::new(stream).take(REPLY_BYTES_MAX as u64).read_until(b'\n', &mut reply).map_err(io_error)?;
+    if reply.is_empty() {
+        return Err(io_error(io::ErrorKind::UnexpectedEof.into()));
+    }
+    serde_json::from_slice(&reply).map_err(|source| ControlError::Reply { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Fixed(AtomicUsize);
+
+    impl ControlHandler for Fixed {
+        async fn handle(&self, request: ControlRequest) -> ControlReply {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            match request {
+                ControlRequest::Reload => ControlReply::Reloaded,
+                ControlRequest::Advertised => ControlReply::Advertised(AdvertisedReport::default()),
+                ControlRequest::Status | ControlRequest::Why { .. } | ControlRequest::Probe { .. } => {
+                    ControlReply::Refused { why: "not here".to_owned() }
+                }
+            }
+        }
+    }
+
+    fn asked(path: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
+        ask(path, &request, Duration::from_secs(10))
+    }
+
+    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_is_answered_and_a_bad_one_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let server = tokio::spawn(socket.serve(Arc::new(Fixed::default())));
+        let at = path.clone();
+        blocking(move || {
+            assert_eq!(asked(&at, ControlRequest::Reload).unwrap(), ControlReply::Reloaded);
+            let advertised = asked(&at, ControlRequest::Advertised).unwrap();
+            assert_eq!(advertised, ControlReply::Advertised(AdvertisedReport::default()));
+            assert!(matches!(ControlSocket::bind(&at), Err(ControlError::InUse { .. })));
+            // Two requests on one connection, the first of them nonsense.
+            let mut stream = BlockingStream::connect(&at).unwrap();
+            stream.write_all(b"{\"launch\":1}\n\"reload\"\n").unwrap();
+            let mut lines = BufReader::new(stream).lines();
+            assert!(lines.next().unwrap().unwrap().contains("not a request"));
+            assert_eq!(lines.next().unwrap().unwrap(), "\"reloaded\"");
+            // A line without end is cut off.
+            let mut stream = BlockingStream::connect(&at).unwrap();
+            stream.write_all(&vec![b'x'; REQUEST_BYTES_MAX + 1]).unwrap();
+            let mut reply = String::new();
+            BufReader::new(stream).read_line(&mut reply).unwrap();
+            assert!(reply.contains("at most 65536 bytes"), "{reply}");
+        })
+        .await;
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
+        assert!(!path.exists(), "the socket file goes with its server");
+    }
+
+    #[tokio::test]
+    async fn a_socket_left_by_a_dead_daemon_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(matches!(asked(&path, ControlRequest::Status), Err(ControlError::NotRunning { .. })));
+        ControlSocket::bind(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(ControlSocket::bind(&path), Err(ControlError::NoSocket { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn without_a_daemon_the_error_says_what_to_do() {
+        let message = asked(Path::new("/nonexistent/control.sock"), ControlRequest::Status).unwrap_err().to_string();
+        assert!(message.contains("/nonexistent/control.sock") && message.contains("narmesh run"), "{message}");
+    }
+}

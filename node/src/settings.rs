@@ -1,0 +1,469 @@
+//! The configuration, checked once: what the rest of the program works with. No live handles.
+//!
+//! Every refusal names the key, the value and what would be accepted. Secrets are read apart, by [`Settings::secrets`].
+
+use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig};
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
+use narmesh_protocol::{NixPublicKey, StoreDir, TrustedKeys};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+mod secrets;
+
+pub(crate) use secrets::create_builder_key;
+pub use secrets::{NodeKeyFile, SecretError, Secrets};
+
+/// Most `[[peer]]` entries: with eight addresses each they still fit in the file; an audience could name twice as many.
+pub const PEERS_MAX: usize = 1_024;
+const _: () = assert!(PEERS_MAX <= narmesh_protocol::Summary::AUDIENCE_MAX);
+/// Most addresses of one peer, and of ourselves.
+pub const ADDRESSES_MAX: usize = narmesh_protocol::Summary::ADDRESSES_MAX;
+/// Longest name of a peer, bytes.
+pub const PEER_NAME_BYTES_MAX: usize = 64;
+/// Longest path of a Unix socket, bytes (`sun_path` of Linux holds 108 with the final zero).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Longest include or exclude pattern, bytes: no name is longer than 211.
+const PATTERN_BYTES_MAX: usize = 256;
+
+/// The checked configuration; all paths are absolute.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// `[node]`
+    pub node: NodeSettings,
+    /// `[gateway]`
+    pub gateway: GatewaySettings,
+    /// `[store]`
+    pub store: StoreSettings,
+    /// `trust.trusted_public_keys`
+    pub trusted: TrustedKeys,
+    /// `trust.builder_key_file`
+    pub builder_key_file: Option<PathBuf>,
+    /// `[advertise]`
+    pub advertise: AdvertiseSettings,
+    /// `[transfer]`
+    pub transfer: TransferSettings,
+    /// `[limits]`
+    pub limits: LimitSettings,
+    /// `[[peer]]`: names and peer ids are unique.
+    pub peers: Vec<PeerSettings>,
+}
+
+/// Checked `[node]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeSettings {
+    /// See [`NodeKeyFile`].
+    pub key_file: PathBuf,
+    /// Directory of `state.sqlite`.
+    pub state_dir: PathBuf,
+    /// Unix socket of the control protocol.
+    pub control_socket: PathBuf,
+    /// `/ip4|ip6/…/tcp/…`, port 0 allowed, at least one.
+    pub listen: Vec<Multiaddr>,
+    /// `/ip4|ip6/…/tcp/…`, no port 0.
+    pub external_addresses: Vec<Multiaddr>,
+    /// Whether loopback addresses are told to peers and believed of them.
+    pub advertise_loopback: bool,
+}
+
+/// Checked `[gateway]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GatewaySettings {
+    /// Loopback; port 0 allowed.
+    pub listen: SocketAddr,
+    /// As told to Nix.
+    pub priority: u32,
+    /// 50 ms to 60 s.
+    pub narinfo_deadline: Duration,
+}
+
+/// Checked `[store]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StoreSettings {
+    /// The logical directory.
+    pub store_dir: StoreDir,
+    /// Where the files are.
+    pub real_dir: PathBuf,
+    /// Holds `db/db.sqlite`.
+    pub state_dir: PathBuf,
+}
+
+/// Checked `[advertise]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct AdvertiseSettings {
+    /// One must match the name.
+    pub include: Vec<String>,
+    /// None may match the name.
+    pub exclude: Vec<String>,
+    /// Whether system configurations and the like stay here.
+    pub withhold_defaults: bool,
+}
+
+/// Checked `[transfer]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TransferSettings {
+    /// When a NAR is compressed between peers.
+    pub compress: Compress,
+    /// 100 ms to 10 min.
+    pub stall_timeout: Duration,
+}
+
+/// When a NAR is compressed between peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compress {
+    /// Where the link is slower than compression.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Checked `[limits]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LimitSettings {
+    /// 1 to 1,024.
+    pub connections_gossip: u32,
+    /// 16 MiB to 64 GiB.
+    pub nar_buffer_bytes: u64,
+    /// 1 to 1,024.
+    pub uploads_per_peer: u32,
+    /// 1 to 65,536.
+    pub uploads_total: u32,
+    /// 1 to 1,000,000.
+    pub advertised_paths_max: usize,
+}
+
+/// One checked `[[peer]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerSettings {
+    /// 1 to 64 bytes, no control characters.
+    pub name: String,
+    /// Its identity.
+    pub peer_id: PeerId,
+    /// At most [`ADDRESSES_MAX`].
+    pub addresses: Vec<Multiaddr>,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// No file, or no TOML.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A value out of its domain.
+    #[error("{key} = {value:?} is refused; accepted: {accepted}")]
+    Value {
+        /// Full key, such as `peer[2].addresses[0]`, counted from 0.
+        key: String,
+        /// As written.
+        value: String,
+        /// What would be.
+        accepted: &'static str,
+    },
+    /// Something that must be unique stands twice.
+    #[error("{key} = {value:?} stands twice: also in {first}; accepted: {accepted}")]
+    Duplicate {
+        /// The second place.
+        key: String,
+        /// As written.
+        value: String,
+        /// The first place.
+        first: String,
+        /// What would be.
+        accepted: &'static str,
+    },
+    /// Two keys that exclude each other.
+    #[error("{key} = {value:?} excludes {other}; accepted: one of the two")]
+    Excludes {
+        /// One.
+        key: &'static str,
+        /// As written.
+        value: String,
+        /// The other.
+        other: &'static str,
+    },
+}
+
+impl Settings {
+    /// Reads and checks the file.
+    pub fn load(file: &Path) -> Result<Self, SettingsError> {
+        Self::check(Config::read(file)?, file)
+    }
+
+    /// Checks a configuration; relative paths are relative to the directory of `file`.
+    pub fn check(config: Config, file: &Path) -> Result<Self, SettingsError> {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+        Ok(Self {
+            node: check_node(&config.node, &base)?,
+            gateway: GatewaySettings {
+                listen: check_gateway(&config.gateway.listen)?,
+                priority: config.gateway.priority,
+                narinfo_deadline: Duration::from_millis(within(
+                    "gateway.narinfo_deadline_ms",
+                    config.gateway.narinfo_deadline_ms,
+                    (50, 60_000),
+                    "50 to 60000 (milliseconds)",
+                )?),
+            },
+            store: check_store(&config.store, &base)?,
+            trusted: check_trusted(&config.trust.trusted_public_keys)?,
+            builder_key_file: config.trust.builder_key_file.map(|path| base.join(path)),
+            advertise: AdvertiseSettings {
+                include: check_patterns("advertise.include", config.advertise.include)?,
+                exclude: check_patterns("advertise.exclude", config.advertise.exclude)?,
+                withhold_defaults: config.advertise.withhold_defaults,
+            },
+            transfer: TransferSettings {
+                compress: check_compress(&config.transfer.compress)?,
+                stall_timeout: Duration::from_millis(within(
+                    "transfer.stall_timeout_ms",
+                    config.transfer.stall_timeout_ms,
+                    (100, 600_000),
+                    "100 to 600000 (milliseconds)",
+                )?),
+            },
+            limits: check_limits(&config.limits)?,
+            peers: check_peers(&config.peer)?,
+            file,
+        })
+    }
+
+    /// The allowlist, with the configured addresses of each peer.
+    pub fn peer_addresses(&self) -> BTreeMap<PeerId, Vec<Multiaddr>> {
+        self.peers.iter().map(|peer| (peer.peer_id, peer.addresses.clone())).collect()
+    }
+
+    /// The peer of that id.
+    pub fn peer(&self, peer_id: &PeerId) -> Option<&PeerSettings> {
+        self.peers.iter().find(|peer| peer.peer_id == *peer_id)
+    }
+}
+
+fn refused(key: impl Into<String>, value: impl ToString, accepted: &'static str) -> SettingsError {
+    SettingsError::Value { key: key.into(), value: value.to_string(), accepted }
+}
+
+fn within<N: PartialOrd + ToString>(
+    key: &str,
+    value: N,
+    (min, max): (N, N),
+    accepted: &'static str,
+) -> Result<N, SettingsError> {
+    if value < min || value > max { Err(refused(key, value, accepted)) } else { Ok(value) }
+}
+
+fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsError> {
+    let state_dir = base.join(&node.state_dir);
+    let control_socket =
+        node.control_socket.as_ref().map_or_else(|| state_dir.join("control.sock"), |path| base.join(path));
+    if control_socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        return Err(refused(
+            "node.control_socket",
+            control_socket.display(),
+            "a path of at most 107 bytes, for instance in /run/narmesh",
+        ));
+    }
+    if node.listen.is_empty() || node.listen.len() > ADDRESSES_MAX {
+        return Err(refused("node.listen", format!("{:?}", node.listen), "1 to 8 addresses"));
+    }
+    if node.external_addresses.len() > ADDRESSES_MAX {
+        return Err(refused(
+            "node.external_addresses",
+            format!("{:?}", node.external_addresses),
+            "at most 8 addresses",
+        ));
+    }
+    Ok(NodeSettings {
+        key_file: base.join(&node.key_file),
+        state_dir,
+        control_socket,
+        listen: check_addresses("node.listen", &node.listen, AddressUse::Listen)?,
+        external_addresses: check_addresses("node.external_addresses", &node.external_addresses, AddressUse::Dial)?,
+        advertise_loopback: node.advertise_loopback,
+    })
+}
+
+/// What an address is for: one may listen on every interface and on any port, but nobody can dial that.
+#[derive(Clone, Copy)]
+enum AddressUse {
+    Listen,
+    Dial,
+}
+
+fn check_addresses(key: &str, texts: &[String], usage: AddressUse) -> Result<Vec<Multiaddr>, SettingsError> {
+    let check = |(index, text): (usize, &String)| {
+        check_address(text, usage).map_err(|accepted| refused(format!("{key}[{index}]"), text, accepted))
+    };
+    texts.iter().enumerate().map(check).collect()
+}
+
+fn check_address(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {
+    const FORM: &str =
+        "a multiaddr of an IP address and a TCP port, such as /ip4/192.0.2.1/tcp/7280 or /ip6/2001:db8::1/tcp/7280";
+    const DIALLED: &str =
+        "an address that can be dialled: not 0.0.0.0 or ::, and not port 0, such as /ip4/192.0.2.1/tcp/7280";
+    let address: Multiaddr = text.parse().map_err(|_| FORM)?;
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Err(FORM),
+    };
+    let (Some(Protocol::Tcp(port)), None) = (parts.next(), parts.next()) else { return Err(FORM) };
+    match usage {
+        AddressUse::Dial if port == 0 || ip.is_unspecified() => Err(DIALLED),
+        AddressUse::Dial | AddressUse::Listen => Ok(address),
+    }
+}
+
+fn check_gateway(text: &str) -> Result<SocketAddr, SettingsError> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        Ok(_) | Err(_) => Err(refused(
+            "gateway.listen",
+            text,
+            "a loopback address with a port, such as 127.0.0.1:7281 or [::1]:7281 (the gateway serves this machine only)",
+        )),
+    }
+}
+
+fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreSettings, SettingsError> {
+    let store_dir = StoreDir::parse(&store.store_dir)
+        .map_err(|_| refused("store.store_dir", &store.store_dir, "an absolute directory such as /nix/store"))?;
+    if let Some(root) = &store.root {
+        for (other, value) in [("store.real_dir", &store.real_dir), ("store.state_dir", &store.state_dir)] {
+            if value.is_some() {
+                return Err(SettingsError::Excludes { key: "store.root", value: root.display().to_string(), other });
+            }
+        }
+        let root = base.join(root);
+        return Ok(StoreSettings { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") });
+    }
+    Ok(StoreSettings {
+        real_dir: store.real_dir.as_ref().map_or_else(|| PathBuf::from(store_dir.as_str()), |path| base.join(path)),
+        state_dir: store.state_dir.as_ref().map_or_else(|| PathBuf::from("/nix/var/nix"), |path| base.join(path)),
+        store_dir,
+    })
+}
+
+fn check_trusted(texts: &[String]) -> Result<TrustedKeys, SettingsError> {
+    let mut keys: Vec<NixPublicKey> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let key = NixPublicKey::parse(text.trim()).map_err(|_| {
+            refused(
+                format!("trust.trusted_public_keys[{index}]"),
+                text,
+                "a Nix public key, name:base64 of 32 bytes, as `narmesh id` or `nix key convert-secret-to-public` prints it",
+            )
+        })?;
+        // Nix looks a key up by name and takes the first: the second would silently never count.
+        if let Some(first) = keys.iter().position(|known| known.name() == key.name() && *known != key) {
+            return Err(SettingsError::Duplicate {
+                key: format!("trust.trusted_public_keys[{index}]"),
+                value: text.clone(),
+                first: format!("trust.trusted_public_keys[{first}]"),
+                accepted: "one key per name",
+            });
+        }
+        keys.push(key);
+    }
+    Ok(TrustedKeys::new(keys).expect("two different keys of one name were refused above"))
+}
+
+fn check_patterns(key: &str, patterns: Vec<String>) -> Result<Vec<String>, SettingsError> {
+    let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte);
+    for (index, pattern) in patterns.iter().enumerate() {
+        if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX || !pattern.bytes().all(permitted) {
+            return Err(refused(
+                format!("{key}[{index}]"),
+                pattern,
+                "1 to 256 of the characters of store path names (a-z A-Z 0-9 + - . _ ? =), with * for any run of them",
+            ));
+        }
+    }
+    Ok(patterns)
+}
+
+fn check_compress(text: &str) -> Result<Compress, SettingsError> {
+    match text {
+        "auto" => Ok(Compress::Auto),
+        "always" => Ok(Compress::Always),
+        "never" => Ok(Compress::Never),
+        other => Err(refused("transfer.compress", other, "\"auto\", \"always\" or \"never\"")),
+    }
+}
+
+fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, SettingsError> {
+    let paths = within(
+        "limits.advertised_paths_max",
+        limits.advertised_paths_max,
+        (1, 1_000_000),
+        "1 to 1000000 (the largest filter is full beyond)",
+    )?;
+    Ok(LimitSettings {
+        connections_gossip: within("limits.connections_gossip", limits.connections_gossip, (1, 1_024), "1 to 1024")?,
+        nar_buffer_bytes: within(
+            "limits.nar_buffer_bytes",
+            limits.nar_buffer_bytes,
+            (16 << 20, 64 << 30),
+            "16777216 to 68719476736 (16 MiB to 64 GiB)",
+        )?,
+        uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024), "1 to 1024")?,
+        uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536), "1 to 65536")?,
+        advertised_paths_max: usize::try_from(paths).unwrap_or(usize::MAX),
+    })
+}
+
+fn check_peers(configs: &[PeerConfig]) -> Result<Vec<PeerSettings>, SettingsError> {
+    if configs.len() > PEERS_MAX {
+        return Err(refused("[[peer]]", format!("{} entries", configs.len()), "at most 1024 entries"));
+    }
+    let mut peers: Vec<PeerSettings> = Vec::with_capacity(configs.len());
+    let mut names = BTreeSet::new();
+    for (index, config) in configs.iter().enumerate() {
+        let peer = check_peer(config, index)?;
+        let duplicate = |field: &str, value: &str, first: usize, accepted| SettingsError::Duplicate {
+            key: format!("peer[{index}].{field}"),
+            value: value.to_owned(),
+            first: format!("peer[{first}].{field}"),
+            accepted,
+        };
+        if let Some(first) = peers.iter().position(|known| known.peer_id == peer.peer_id) {
+            return Err(duplicate("peer_id", &config.peer_id, first, "one [[peer]] per peer id"));
+        }
+        if !names.insert(peer.name.clone()) {
+            let first = peers.iter().position(|known| known.name == peer.name).unwrap_or_default();
+            return Err(duplicate("name", &config.name, first, "one [[peer]] per name"));
+        }
+        peers.push(peer);
+    }
+    Ok(peers)
+}
+
+fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, SettingsError> {
+    let key = |field: &str| format!("peer[{index}].{field}");
+    if config.name.is_empty() || config.name.len() > PEER_NAME_BYTES_MAX || config.name.chars().any(char::is_control) {
+        return Err(refused(key("name"), &config.name, "1 to 64 bytes without control characters"));
+    }
+    let peer_id = config.peer_id.parse().map_err(|_| {
+        refused(
+            key("peer_id"),
+            &config.peer_id,
+            "a peer id such as 12D3KooW…, as `narmesh id` prints it on that machine",
+        )
+    })?;
+    if config.addresses.len() > ADDRESSES_MAX {
+        return Err(refused(key("addresses"), format!("{} addresses", config.addresses.len()), "at most 8 addresses"));
+    }
+    let addresses = check_addresses(&key("addresses"), &config.addresses, AddressUse::Dial)?;
+    Ok(PeerSettings { name: config.name.clone(), peer_id, addresses })
+}
+
+#[cfg(test)]
+mod tests;

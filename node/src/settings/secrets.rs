@@ -1,0 +1,160 @@
+//! The secrets that a configuration names: read once, from files that nobody else may read.
+
+use super::{PeerSettings, Settings};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+use narmesh_protocol::NixSecretKey;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Largest key file, bytes.
+const KEY_FILE_BYTES_MAX: u64 = 4 << 10;
+
+/// The file of the node key: one line, `narmesh-node-key-1:` and the base64 of libp2p's protobuf form of an Ed25519 key pair.
+#[derive(Debug)]
+pub struct NodeKeyFile;
+
+/// The two keys of this node; `Debug` shows no secret.
+#[derive(Clone)]
+pub struct Secrets {
+    /// Our identity on the mesh.
+    pub keypair: Keypair,
+    /// Signs what was built here.
+    pub builder_key: Option<NixSecretKey>,
+}
+
+/// Why a secret cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file cannot be read.
+    #[error("{key} = {path:?} cannot be read: {source}; accepted: a key file made by `narmesh init`")]
+    Read {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others can read it.
+    #[error("{key} = {path:?} has mode {mode:04o}; accepted: no access for group and others (chmod 600)")]
+    Mode {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Not a key. Its contents are not repeated.
+    #[error("{key} = {path:?} holds no key; accepted: {accepted}")]
+    Form {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The form.
+        accepted: &'static str,
+    },
+    /// We stand in our own allowlist.
+    #[error("peer[{index}].peer_id = \"{peer_id}\" ({name:?}) is this node's own; accepted: other machines only")]
+    OwnPeerId {
+        /// Which entry.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// Ours.
+        peer_id: PeerId,
+    },
+}
+
+impl NodeKeyFile {
+    /// First part of the line.
+    pub const HEADER: &'static str = "narmesh-node-key-1:";
+    const ACCEPTED: &'static str = "one line, narmesh-node-key-1:<base64>, as `narmesh init` writes it";
+
+    /// Writes a new file, readable to its owner only; an existing one is never overwritten.
+    pub fn create(path: &Path, keypair: &Keypair) -> io::Result<()> {
+        let encoded = keypair.to_protobuf_encoding().map_err(io::Error::other)?;
+        write_secret(path, &format!("{}{}\n", Self::HEADER, STANDARD.encode(encoded)))
+    }
+
+    /// Reads it.
+    pub fn read(path: &Path) -> Result<Keypair, SecretError> {
+        const KEY: &str = "node.key_file";
+        let text = read_secret(KEY, path)?;
+        let decoded = text.trim().strip_prefix(Self::HEADER).and_then(|encoded| STANDARD.decode(encoded).ok());
+        decoded.and_then(|bytes| Keypair::from_protobuf_encoding(&bytes).ok()).ok_or_else(|| SecretError::Form {
+            key: KEY,
+            path: path.to_owned(),
+            accepted: Self::ACCEPTED,
+        })
+    }
+}
+
+/// Reads a builder key.
+fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError> {
+    const KEY: &str = "trust.builder_key_file";
+    NixSecretKey::parse(read_secret(KEY, path)?.trim()).map_err(|_| SecretError::Form {
+        key: KEY,
+        path: path.to_owned(),
+        accepted: "a Nix secret key, name:base64 of 64 bytes, as `narmesh init` or `nix-store --generate-binary-cache-key` writes it",
+    })
+}
+
+/// Writes a builder key in Nix's form; an existing file is never overwritten.
+pub(crate) fn create_builder_key(path: &Path, key: &NixSecretKey) -> io::Result<()> {
+    write_secret(path, &format!("{}\n", key.expose_secret()))
+}
+
+fn write_secret(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn read_secret(key: &'static str, path: &Path) -> Result<String, SecretError> {
+    let read_error = |source| SecretError::Read { key, path: path.to_owned(), source };
+    let file = File::open(path).map_err(read_error)?;
+    let mode = file.metadata().map_err(read_error)?.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::Mode { key, path: path.to_owned(), mode });
+    }
+    let mut text = String::new();
+    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(read_error)?;
+    Ok(text)
+}
+
+impl Settings {
+    /// Reads the keys, and checks that this node is not in its own allowlist.
+    pub fn secrets(&self) -> Result<Secrets, SecretError> {
+        let secrets = Secrets {
+            keypair: NodeKeyFile::read(&self.node.key_file)?,
+            builder_key: self.builder_key_file.as_deref().map(read_builder_key).transpose()?,
+        };
+        let own = secrets.peer_id();
+        let is_own = |(_, peer): &(usize, &PeerSettings)| peer.peer_id == own;
+        match self.peers.iter().enumerate().find(is_own) {
+            Some((index, peer)) => Err(SecretError::OwnPeerId { index, name: peer.name.clone(), peer_id: own }),
+            None => Ok(secrets),
+        }
+    }
+}
+
+impl Secrets {
+    /// Our peer id.
+    pub fn peer_id(&self) -> PeerId {
+        self.keypair.public().to_peer_id()
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secrets").field("peer_id", &self.peer_id()).field("builder_key", &self.builder_key).finish()
+    }
+}

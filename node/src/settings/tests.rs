@@ -1,0 +1,164 @@
+//! Every refusal names the key, the value and what would be accepted.
+
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+
+const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
+const OTHER: &str = "12D3KooWHdiAxVd8uMQR1hGWXccidmfCwLqcMpGwR6QcTP6QRMuD";
+
+fn check(text: &str) -> Result<Settings, SettingsError> {
+    let file = Path::new("/etc/narmesh/narmesh.toml");
+    Settings::check(Config::parse(text, file).unwrap(), file)
+}
+
+fn public_key(name: &str, seed: u8) -> String {
+    narmesh_protocol::NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
+}
+
+#[test]
+fn the_defaults_are_accepted_and_relative_paths_stand_beside_the_file() {
+    let settings = check("[trust]\nbuilder_key_file = 'builder.key'").unwrap();
+    assert_eq!(settings.node.key_file, Path::new("/etc/narmesh/node.key"));
+    assert_eq!(settings.node.control_socket, Path::new("/etc/narmesh/state/control.sock"));
+    assert_eq!(settings.builder_key_file.as_deref(), Some(Path::new("/etc/narmesh/builder.key")));
+    assert_eq!(settings.store.real_dir, Path::new("/nix/store"));
+    assert_eq!(settings.store.state_dir, Path::new("/nix/var/nix"));
+    assert_eq!(settings.gateway.listen.to_string(), "127.0.0.1:7281");
+}
+
+#[test]
+fn a_root_is_short_for_both_directories_and_excludes_them() {
+    let settings = check("[store]\nroot = '/chroot'").unwrap();
+    assert_eq!(settings.store.real_dir, Path::new("/chroot/nix/store"));
+    assert_eq!(settings.store.state_dir, Path::new("/chroot/nix/var/nix"));
+    let message = check("[store]\nroot = '/chroot'\nreal_dir = '/x'").unwrap_err().to_string();
+    assert_eq!(message, "store.root = \"/chroot\" excludes store.real_dir; accepted: one of the two");
+}
+
+#[test]
+fn every_refusal_names_key_value_and_what_is_accepted() {
+    let peer = |fields: &str| format!("[[peer]]\nname = 'a'\npeer_id = '{PEER}'\n{fields}");
+    let cases: Vec<(String, &str, &str, &str)> = vec![
+        ("[gateway]\nlisten = '0.0.0.0:7281'".into(), "gateway.listen", "0.0.0.0:7281", "127.0.0.1:7281"),
+        ("[gateway]\nlisten = 'localhost:7281'".into(), "gateway.listen", "localhost:7281", "127.0.0.1:7281"),
+        ("[gateway]\nnarinfo_deadline_ms = 1".into(), "gateway.narinfo_deadline_ms", "\"1\"", "50 to 60000"),
+        ("[node]\nlisten = []".into(), "node.listen", "[]", "1 to 8"),
+        ("[node]\nlisten = ['/dns4/a/tcp/1']".into(), "node.listen[0]", "/dns4/a/tcp/1", "/ip4/192.0.2.1/tcp/7280"),
+        ("[node]\nlisten = ['/ip4/1.2.3.4/udp/1']".into(), "node.listen[0]", "/ip4/1.2.3.4/udp/1", "/ip4/"),
+        ("[node]\nlisten = ['1.2.3.4:5']".into(), "node.listen[0]", "1.2.3.4:5", "/ip4/"),
+        (
+            "[node]\nexternal_addresses = ['/ip4/0.0.0.0/tcp/1']".into(),
+            "node.external_addresses[0]",
+            "0.0.0.0",
+            "can be dialled",
+        ),
+        ("[store]\nstore_dir = 'nix/store'".into(), "store.store_dir", "nix/store", "absolute"),
+        ("[trust]\ntrusted_public_keys = ['oops']".into(), "trust.trusted_public_keys[0]", "oops", "name:base64"),
+        ("[advertise]\nexclude = ['ok', 'a b']".into(), "advertise.exclude[1]", "a b", "characters"),
+        ("[transfer]\ncompress = 'zstd'".into(), "transfer.compress", "zstd", "\"auto\", \"always\" or \"never\""),
+        ("[transfer]\nstall_timeout_ms = 0".into(), "transfer.stall_timeout_ms", "\"0\"", "100 to 600000"),
+        ("[limits]\nuploads_total = 0".into(), "limits.uploads_total", "\"0\"", "1 to 65536"),
+        ("[limits]\nnar_buffer_bytes = 5".into(), "limits.nar_buffer_bytes", "\"5\"", "16 MiB"),
+        ("[[peer]]\nname = 'a'\npeer_id = 'Qm'".into(), "peer[0].peer_id", "\"Qm\"", "12D3KooW"),
+        ("[[peer]]\nname = ''\npeer_id = 'Qm'".into(), "peer[0].name", "\"\"", "1 to 64"),
+        (
+            peer("addresses = ['/ip4/1.2.3.4/tcp/1', '/ip4/1.2.3.4/tcp/0']"),
+            "peer[0].addresses[1]",
+            "/ip4/1.2.3.4/tcp/0",
+            "not port 0",
+        ),
+        (
+            peer(&format!("[[peer]]\nname = 'b'\npeer_id = '{PEER}'")),
+            "peer[1].peer_id",
+            "peer[0].peer_id",
+            "one [[peer]] per peer id",
+        ),
+        (
+            peer(&format!("[[peer]]\nname = 'a'\npeer_id = '{OTHER}'")),
+            "peer[1].name",
+            "peer[0].name",
+            "one [[peer]] per name",
+        ),
+    ];
+    for (text, key, value, accepted) in cases {
+        let message = check(&text).unwrap_err().to_string();
+        assert!(message.starts_with(key), "{text}: {message}");
+        assert!(message.contains(value), "{text}: {message}");
+        let (_, after) = message.split_once("accepted: ").unwrap_or_else(|| panic!("{message}"));
+        assert!(after.contains(accepted), "{text}: {message}");
+    }
+}
+
+#[test]
+fn two_trusted_keys_of_one_name_are_refused_and_the_same_key_twice_is_not() {
+    let text = |second: &str| format!("[trust]\ntrusted_public_keys = ['{}', '{second}']", public_key("cache-1", 1));
+    let message = check(&text(&public_key("cache-1", 2))).unwrap_err().to_string();
+    assert!(message.starts_with("trust.trusted_public_keys[1]"), "{message}");
+    assert!(message.contains("trust.trusted_public_keys[0]") && message.contains("one key per name"), "{message}");
+    assert!(check(&text(&public_key("cache-1", 1))).is_ok());
+    assert!(check(&text(&public_key("cache-2", 2))).is_ok());
+}
+
+#[test]
+fn a_socket_path_that_no_system_can_bind_is_refused_early() {
+    let message = check(&format!("[node]\nstate_dir = '/{}'", "d".repeat(120))).unwrap_err().to_string();
+    assert!(message.starts_with("node.control_socket") && message.contains("107 bytes"), "{message}");
+}
+
+/// A configuration in `dir` with a fresh node key.
+fn with_key(dir: &Path, rest: &str) -> (Settings, libp2p::identity::Keypair) {
+    let keypair = libp2p::identity::Keypair::generate_ed25519();
+    NodeKeyFile::create(&dir.join("node.key"), &keypair).unwrap();
+    let rest = rest.replace("OWN", &keypair.public().to_peer_id().to_string());
+    let file = dir.join("narmesh.toml");
+    (Settings::check(Config::parse(&rest, &file).unwrap(), &file).unwrap(), keypair)
+}
+
+#[test]
+fn the_node_key_comes_back_and_its_file_is_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, keypair) = with_key(dir.path(), "");
+    let secrets = settings.secrets().unwrap();
+    assert_eq!(secrets.peer_id(), keypair.public().to_peer_id());
+    assert!(secrets.builder_key.is_none());
+    let shown = format!("{secrets:?}");
+    let text = std::fs::read_to_string(&settings.node.key_file).unwrap();
+    assert!(!shown.contains(text.trim().strip_prefix(NodeKeyFile::HEADER).unwrap()), "{shown}");
+    assert!(NodeKeyFile::create(&settings.node.key_file, &keypair).is_err(), "a key is never overwritten");
+
+    std::fs::set_permissions(&settings.node.key_file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let message = settings.secrets().unwrap_err().to_string();
+    assert!(
+        message.starts_with("node.key_file") && message.contains("0640") && message.contains("chmod 600"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_damaged_key_is_refused_without_showing_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = with_key(dir.path(), "");
+    std::fs::write(&settings.node.key_file, "narmesh-node-key-1:c2VjcmV0").unwrap();
+    let message = settings.secrets().unwrap_err().to_string();
+    assert!(message.contains("accepted: one line, narmesh-node-key-1:<base64>"), "{message}");
+    assert!(!message.contains("c2VjcmV0"), "{message}");
+}
+
+#[test]
+fn a_builder_key_is_read_and_a_missing_one_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = with_key(dir.path(), "[trust]\nbuilder_key_file = 'builder.key'");
+    let message = settings.secrets().unwrap_err().to_string();
+    assert!(message.starts_with("trust.builder_key_file") && message.contains("narmesh init"), "{message}");
+    let key = narmesh_protocol::NixSecretKey::from_seed("host-1", &[7; 32]).unwrap();
+    create_builder_key(settings.builder_key_file.as_deref().unwrap(), &key).unwrap();
+    assert_eq!(settings.secrets().unwrap().builder_key.unwrap().public(), key.public());
+}
+
+#[test]
+fn our_own_peer_id_in_the_allowlist_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, _) = with_key(dir.path(), "[[peer]]\nname = 'me'\npeer_id = 'OWN'");
+    let message = settings.secrets().unwrap_err().to_string();
+    assert!(message.starts_with("peer[0].peer_id") && message.contains("this node's own"), "{message}");
+}

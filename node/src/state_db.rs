@@ -1,0 +1,395 @@
+//! What must survive a restart, in SQLite: our epoch, the newest announcement of each peer, remembered answers.
+//!
+//! All of it can be lost without harm (peers tell us our epoch, announcements come again, answers are asked again), so a file that
+//! cannot be used is moved aside and a new one made. A write that returned survives the death of the process; a power failure may
+//! take the last ones (WAL with `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
+//! Methods block; call them from a blocking thread. One process per directory: the file is locked.
+
+use libp2p::PeerId;
+use narmesh_protocol::HashPart;
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Name of the file in the state directory.
+pub const FILE_NAME: &str = "state.sqlite";
+/// Most remembered answers; a narinfo with its row takes about 1 KB, so this is 100 MB at the worst.
+pub const ANSWERS_MAX: usize = 100_000;
+/// Most files kept that could not be used.
+const SET_ASIDE_MAX: usize = 3;
+/// Share of the answers that one clean-up drops, so that it is rare.
+const DROP_SHARE: usize = 100;
+/// How long a lock of another process is waited for: a daemon that is being replaced needs a moment to die.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One step per version; `PRAGMA user_version` counts those already taken. Never edited, only added to.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE own (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL);
+    CREATE TABLE newest (peer BLOB PRIMARY KEY, envelope BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE answers (
+        hash_part BLOB PRIMARY KEY, narinfo BLOB NOT NULL, holders TEXT NOT NULL, at_unix_s INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX answers_by_age ON answers (at_unix_s);
+"];
+
+/// The database as the daemon's parts share it. Held for one statement at a time.
+pub type SharedStateDb = Arc<Mutex<StateDb>>;
+
+/// The open database.
+#[derive(Debug)]
+pub struct StateDb {
+    connection: Connection,
+    path: PathBuf,
+    answers: usize,
+    answers_max: usize,
+}
+
+/// A narinfo that a peer gave and that was verified then.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RememberedAnswer {
+    /// Its text, as it was rendered for Nix.
+    pub narinfo: Vec<u8>,
+    /// Who confirmed to hold it, best first.
+    pub holders: Vec<PeerId>,
+    /// When, seconds since 1970.
+    pub at_unix_s: u64,
+}
+
+/// The database starts empty; its `Display` is the warning to log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Recovered {
+    /// There was no file: the first start, or somebody deleted it.
+    Missing {
+        /// The new file.
+        path: PathBuf,
+    },
+    /// The file could not be used.
+    SetAside {
+        /// The new file.
+        path: PathBuf,
+        /// Where the old one is.
+        moved_to: PathBuf,
+        /// What SQLite said.
+        cause: String,
+    },
+}
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDbError {
+    /// The directory cannot be made, read or written.
+    #[error("state directory {path}: {source}", path = path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process holds the lock.
+    #[error("{path} is in use by another narmesh process", path = path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// SQLite failed; on a running daemon a full disk or a file damaged under our hands.
+    #[error("state database {path}: {source}", path = path.display())]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+}
+
+impl StateDb {
+    /// Opens `state.sqlite` in `dir`, which is made (mode 0750) if missing. A torn, foreign or unreadable file is moved to
+    /// `state.sqlite.corrupt-<unix time>`, of which three are kept.
+    pub fn open(dir: &Path) -> Result<(Self, Option<Recovered>), StateDbError> {
+        Self::open_bounded(dir, ANSWERS_MAX)
+    }
+
+    fn open_bounded(dir: &Path, answers_max: usize) -> Result<(Self, Option<Recovered>), StateDbError> {
+        let directory_error = |source| StateDbError::Directory { path: dir.to_owned(), source };
+        make_directory(dir).map_err(directory_error)?;
+        let path = dir.join(FILE_NAME);
+        let missing = !path.try_exists().map_err(directory_error)?;
+        if missing {
+            // A log without its database is a leftover of a deletion: SQLite would discard it, or worse, not.
+            remove_siblings(&path);
+        }
+        let cause = match open_checked(&path) {
+            Ok(connection) => {
+                let db = Self::count_answers(connection, path.clone(), answers_max)?;
+                return Ok((db, missing.then_some(Recovered::Missing { path })));
+            }
+            Err(Unusable::InUse) => return Err(StateDbError::InUse { path }),
+            Err(Unusable::Damaged { cause }) => cause,
+        };
+        let moved_to = set_aside(dir, &path).map_err(directory_error)?;
+        let connection = open_checked(&path).map_err(|unusable| match unusable {
+            Unusable::InUse => StateDbError::InUse { path: path.clone() },
+            Unusable::Damaged { cause } => directory_error(io::Error::other(cause)),
+        })?;
+        let db = Self::count_answers(connection, path.clone(), answers_max)?;
+        Ok((db, Some(Recovered::SetAside { path, moved_to, cause })))
+    }
+
+    fn count_answers(connection: Connection, path: PathBuf, answers_max: usize) -> Result<Self, StateDbError> {
+        let mut db = Self { connection, path, answers: 0, answers_max };
+        let count: i64 =
+            db.run(|connection| connection.query_row("SELECT count(*) FROM answers", (), |row| row.get(0)))?;
+        db.answers = usize::try_from(count).unwrap_or(0);
+        Ok(db)
+    }
+
+    /// Our epoch as last set.
+    pub fn own_epoch(&self) -> Result<Option<u64>, StateDbError> {
+        self.run(|connection| connection.query_row("SELECT epoch FROM own", (), |row| row.get::<_, i64>(0)).optional())
+            .map(|epoch| epoch.map(i64::cast_unsigned))
+    }
+
+    /// Sets our epoch.
+    pub fn set_own_epoch(&mut self, epoch: u64) -> Result<(), StateDbError> {
+        self.run(|connection| {
+            connection.execute("INSERT OR REPLACE INTO own (id, epoch) VALUES (1, ?1)", [epoch.cast_signed()])
+        })?;
+        Ok(())
+    }
+
+    /// The newest envelope of each peer.
+    pub fn newest(&self) -> Result<Vec<Vec<u8>>, StateDbError> {
+        self.run(|connection| {
+            connection.prepare("SELECT envelope FROM newest")?.query_map((), |row| row.get(0))?.collect()
+        })
+    }
+
+    /// Sets the newest envelope of a peer.
+    pub fn set_newest(&mut self, peer: &PeerId, envelope: &[u8]) -> Result<(), StateDbError> {
+        self.run(|connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO newest (peer, envelope) VALUES (?1, ?2)")?
+                .execute(params![peer.to_bytes(), envelope])
+        })?;
+        Ok(())
+    }
+
+    /// Forgets a peer's newest envelope.
+    pub fn forget(&mut self, peer: &PeerId) -> Result<(), StateDbError> {
+        self.run(|connection| connection.execute("DELETE FROM newest WHERE peer = ?1", [peer.to_bytes()]))?;
+        Ok(())
+    }
+
+    /// The remembered answer for a path.
+    pub fn answer(&self, hash_part: &HashPart) -> Result<Option<RememberedAnswer>, StateDbError> {
+        self.run(|connection| {
+            connection
+                .prepare_cached("SELECT narinfo, holders, at_unix_s FROM answers WHERE hash_part = ?1")?
+                .query_row([hash_part.0], |row| {
+                    Ok(RememberedAnswer {
+                        narinfo: row.get(0)?,
+                        holders: parse_holders(&row.get::<_, String>(1)?),
+                        at_unix_s: row.get::<_, i64>(2)?.cast_unsigned(),
+                    })
+                })
+                .optional()
+        })
+    }
+
+    /// All remembered hash parts, to be checked again after a reload.
+    pub fn answered(&self) -> Result<Vec<HashPart>, StateDbError> {
+        self.run(|connection| {
+            connection
+                .prepare("SELECT hash_part FROM answers")?
+                .query_map((), |row| row.get(0).map(HashPart))?
+                .collect()
+        })
+    }
+
+    /// Remembers an answer; beyond [`ANSWERS_MAX`] the oldest go.
+    pub fn remember(&mut self, hash_part: &HashPart, answer: &RememberedAnswer) -> Result<(), StateDbError> {
+        let holders = answer.holders.iter().map(PeerId::to_string).collect::<Vec<_>>().join(",");
+        self.run(|connection| {
+            connection
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO answers (hash_part, narinfo, holders, at_unix_s) VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute(params![hash_part.0, answer.narinfo, holders, answer.at_unix_s.cast_signed()])
+        })?;
+        // A replaced row counts twice here; the exact number is taken when it matters.
+        self.answers += 1;
+        if self.answers > self.answers_max { self.drop_oldest() } else { Ok(()) }
+    }
+
+    /// Forgets the answer for a path.
+    pub fn forget_answer(&mut self, hash_part: &HashPart) -> Result<(), StateDbError> {
+        let dropped =
+            self.run(|connection| connection.execute("DELETE FROM answers WHERE hash_part = ?1", [hash_part.0]))?;
+        self.answers = self.answers.saturating_sub(dropped);
+        Ok(())
+    }
+
+    /// Forgets all answers.
+    pub fn clear_answers(&mut self) -> Result<(), StateDbError> {
+        self.run(|connection| connection.execute("DELETE FROM answers", ()))?;
+        self.answers = 0;
+        Ok(())
+    }
+
+    fn drop_oldest(&mut self) -> Result<(), StateDbError> {
+        let keep = self.answers_max - self.answers_max / DROP_SHARE;
+        let left: i64 = self.run(|connection| {
+            let count: i64 = connection.query_row("SELECT count(*) FROM answers", (), |row| row.get(0))?;
+            let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+            if count <= keep {
+                return Ok(count);
+            }
+            connection.execute(
+                "DELETE FROM answers WHERE hash_part IN (SELECT hash_part FROM answers ORDER BY at_unix_s LIMIT ?1)",
+                [count - keep],
+            )?;
+            Ok(keep)
+        })?;
+        self.answers = usize::try_from(left).unwrap_or(0);
+        Ok(())
+    }
+
+    fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StateDbError> {
+        work(&self.connection).map_err(|source| StateDbError::Sqlite { path: self.path.clone(), source })
+    }
+}
+
+impl fmt::Display for Recovered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { path } => {
+                write!(f, "no state in {}: starting without memory, as on a first start", path.display())
+            }
+            Self::SetAside { path, moved_to, cause } => write!(
+                f,
+                "{} could not be used ({cause}): moved to {}, starting without memory",
+                path.display(),
+                moved_to.display()
+            ),
+        }
+    }
+}
+
+/// Why a file does not open.
+enum Unusable {
+    InUse,
+    Damaged { cause: String },
+}
+
+impl From<rusqlite::Error> for Unusable {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::InUse,
+            Some(_) | None => Self::Damaged { cause: error.to_string() },
+        }
+    }
+}
+
+fn open_checked(path: &Path) -> Result<Connection, Unusable> {
+    let mut connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Exclusive: the lock is taken at the first read and held, so that a second daemon on this directory is told.
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(Unusable::Damaged { cause: verdict });
+    }
+    migrate(&mut connection)?;
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), Unusable> {
+    let transaction = connection.transaction()?;
+    let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    let Some(missing) = usize::try_from(taken).ok().and_then(|taken| MIGRATIONS.get(taken..)) else {
+        return Err(Unusable::Damaged { cause: format!("written by a later narmesh (schema version {taken})") });
+    };
+    for step in missing {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn make_directory(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)
+}
+
+/// Moves the file and its log aside, and deletes the oldest such files.
+fn set_aside(dir: &Path, path: &Path) -> io::Result<PathBuf> {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut names = set_aside_files(dir)?;
+    // Later than all others, so that the clock may stand still or go back and still the oldest goes first.
+    let stamp = names.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
+    let moved_to = with_suffix(path, &format!(".corrupt-{stamp}"));
+    std::fs::rename(path, &moved_to)?;
+    // The log belongs to the old file; SQLite finds it under the new name.
+    move_if_there(&with_suffix(path, "-wal"), &with_suffix(&moved_to, "-wal"))?;
+    remove_siblings(path);
+    names.push((stamp, moved_to.clone()));
+    names.sort();
+    for (_, old) in names.iter().rev().skip(SET_ASIDE_MAX) {
+        remove_if_there(old)?;
+        remove_if_there(&with_suffix(old, "-wal"))?;
+    }
+    Ok(moved_to)
+}
+
+fn set_aside_files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let prefix = format!("{FILE_NAME}.corrupt-");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let stamp = entry.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
+        found.extend(stamp.map(|stamp: u64| (stamp, entry.path())));
+    }
+    Ok(found)
+}
+
+fn remove_siblings(path: &Path) {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        // What cannot be removed makes the new file fail to open, and that is reported.
+        drop(std::fs::remove_file(with_suffix(path, suffix)));
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn move_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    ignore_missing(std::fs::rename(from, to))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    ignore_missing(std::fs::remove_file(path))
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Peer ids that do not parse are left out: the answer is then only worth less.
+fn parse_holders(text: &str) -> Vec<PeerId> {
+    text.split(',').filter_map(|id| id.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests;

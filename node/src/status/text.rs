@@ -1,0 +1,341 @@
+//! The reports as people read them: aligned, in plain words, with nothing a peer could use to play with a terminal.
+
+use super::{
+    AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, Status, SummaryStatus, WhyReport, WouldAnswer,
+};
+use crate::mesh::ProbeResult;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Makes text of foreign origin harmless: control characters, and what reorders text, become `\u{…}`.
+pub fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        let reorders = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if character.is_control() || reorders {
+            safe.extend(character.escape_unicode());
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// `1.5 MiB`; below 1 KiB exact.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1_024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1_024.0;
+    let mut unit = "KiB";
+    for larger in UNITS.iter().skip(1) {
+        if value < 1_024.0 {
+            break;
+        }
+        value /= 1_024.0;
+        unit = larger;
+    }
+    if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
+}
+
+/// `12 s`, `3 min`, `4 h 10 min`, `2 d 3 h`.
+pub fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        (_, _, _) => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// `YYYY-MM-DD HH:MM:SS` in UTC (days to civil date after Hinnant, "chrono-compatible low-level date algorithms").
+pub fn utc(unix_s: u64) -> String {
+    let (days, second) = (unix_s / 86_400 + 719_468, unix_s % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3_600, second / 60 % 60, second % 60)
+}
+
+/// Rows with aligned columns, two spaces between; the last column is not padded.
+pub(crate) fn table(rows: &[Vec<String>], indent: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = " ".repeat(indent);
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(label: &str, text: String) -> Vec<String> {
+    vec![label.to_owned(), text]
+}
+
+impl Status {
+    /// `narmesh status`.
+    pub fn text(&self) -> String {
+        let mut rows = vec![
+            row("node", self.peer_id.clone()),
+            row(
+                "",
+                format!(
+                    "{}, pid {}, up {}, {} resident",
+                    self.software,
+                    self.pid,
+                    duration(self.uptime_s),
+                    bytes(self.rss_bytes)
+                ),
+            ),
+            row("config", format!("{}, read {}", self.config.file.display(), utc(self.config.loaded_unix_s))),
+        ];
+        if let Some(error) = &self.config.error {
+            rows.push(row(
+                "",
+                format!("LAST RELOAD REFUSED, the settings before it stay in force: {}", escaped(error)),
+            ));
+        }
+        rows.push(row("listens", if self.listen.is_empty() { "nowhere".to_owned() } else { self.listen.join(", ") }));
+        rows.push(row("gateway", format!("http://{}", self.gateway)));
+        rows.push(row(
+            "store",
+            format!(
+                "{}: {} valid paths, {} advertised",
+                self.store.dir, self.store.valid_paths, self.store.advertised_paths
+            ),
+        ));
+        rows.push(row(
+            "summary",
+            format!(
+                "epoch {} seq {}: {} paths, filter {}",
+                self.own.epoch,
+                self.own.seq,
+                self.own.paths,
+                bytes(self.own.filter_bits / 8)
+            ),
+        ));
+        let asked = &self.requests;
+        rows.push(row(
+            "narinfos",
+            format!(
+                "{} asked, {} found, {} not; {} false hits",
+                asked.narinfo, asked.narinfo_hits, asked.narinfo_misses, asked.false_hits
+            ),
+        ));
+        rows.push(row(
+            "NARs",
+            format!(
+                "{} asked, {} delivered, {} absent, {} closed short",
+                asked.nar, asked.nar_ok, asked.nar_absent, asked.nar_aborted
+            ),
+        ));
+        rows.push(row(
+            "bytes",
+            format!(
+                "{} from peers, {} to peers, {} to Nix",
+                bytes(self.bytes.received),
+                bytes(self.bytes.sent),
+                bytes(self.bytes.gateway_out)
+            ),
+        ));
+        let mut text = table(&rows, 0);
+        text.push_str(&peer_table(&self.peers));
+        text
+    }
+}
+
+fn peer_table(peers: &[PeerStatus]) -> String {
+    if peers.is_empty() {
+        return "\nno peers: add a [[peer]] to the configuration, then reload (SIGHUP)\n".to_owned();
+    }
+    let connected = peers.iter().filter(|peer| peer.connected).count();
+    let mut text = format!("\npeers: {}, connected: {connected}\n", peers.len());
+    let heading = ["name", "state", "summary", "asked/found/false", "in", "out", "rate", "rtt"];
+    let mut rows = vec![heading.iter().map(ToString::to_string).collect::<Vec<_>>()];
+    rows.extend(peers.iter().map(peer_row));
+    text.push_str(&table(&rows, 2));
+    for peer in peers {
+        for remark in peer_remarks(peer) {
+            text += &format!("  {}: {remark}\n", escaped(&peer.name));
+        }
+    }
+    text
+}
+
+fn peer_row(peer: &PeerStatus) -> Vec<String> {
+    let state = match (peer.connected, peer.set_aside_s) {
+        (_, Some(seconds)) => format!("set aside for {}", duration(seconds)),
+        (true, None) => "connected".to_owned(),
+        (false, None) => "not connected".to_owned(),
+    };
+    let none = || "-".to_owned();
+    vec![
+        escaped(&peer.name),
+        state,
+        peer.summary.as_ref().map_or_else(none, summary),
+        format!("{}/{}/{}", peer.asked, peer.hits, peer.false_hits),
+        bytes(peer.bytes_in),
+        bytes(peer.bytes_out),
+        peer.rate_bytes_s.map_or_else(none, |rate| format!("{}/s", bytes(rate))),
+        peer.rtt_ms.map_or_else(none, |rtt| format!("{rtt:.1} ms")),
+    ]
+}
+
+fn summary(summary: &SummaryStatus) -> String {
+    format!(
+        "{} paths, filter {}, {}.{}, {} old",
+        summary.paths,
+        bytes(summary.filter_bits / 8),
+        summary.epoch,
+        summary.seq,
+        duration(summary.age_s)
+    )
+}
+
+fn peer_remarks(peer: &PeerStatus) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if let Some(why) = &peer.why {
+        remarks.push(escaped(why));
+    }
+    if peer.allowed_there == Some(false) {
+        remarks.push("this node is not in its allowlist".to_owned());
+    }
+    if let Some(dir) = &peer.store_dir_differs {
+        remarks.push(format!("its store directory is {}, so nothing can be shared", escaped(dir)));
+    }
+    if peer.misdeeds > 0 {
+        let last = peer.last_misdeed.as_deref().map(escaped).unwrap_or_default();
+        remarks.push(format!("misbehaved {} times, last: {last}", peer.misdeeds));
+    }
+    if !peer.connected && peer.addresses.is_empty() {
+        remarks.push("no address known: none configured, none learned yet".to_owned());
+    }
+    remarks
+}
+
+impl AdvertisedReport {
+    /// `narmesh advertised`.
+    pub fn text(&self) -> String {
+        let total: u64 = self.paths.iter().map(|path| path.nar_size).sum();
+        let mut text =
+            format!("advertised to the peers of the allowlist: {} paths, {}\n", self.paths.len(), bytes(total));
+        let rows: Vec<_> = self
+            .paths
+            .iter()
+            .map(|path| {
+                vec![path.path.clone(), bytes(path.nar_size), format!("signed by {}", path.signed_by.join(", "))]
+            })
+            .collect();
+        text.push_str(&table(&rows, 2));
+        if !self.withheld.is_empty() {
+            text += &format!("\nwithheld: {} paths\n", self.withheld.len());
+            let rows: Vec<_> = self.withheld.iter().map(|path| vec![path.path.clone(), path.reason.clone()]).collect();
+            text.push_str(&table(&rows, 2));
+        }
+        text += &format!("\nnever advertised: {} derivations and sources\n", self.never);
+        text
+    }
+}
+
+impl WhyReport {
+    /// `narmesh why PATH`.
+    pub fn text(&self) -> String {
+        let mut text = format!("{} (hash part {})\n\nnow:\n", escaped(&self.asked), self.hash_part);
+        let own = match (self.own_store.held, self.own_store.advertised, &self.own_store.reason) {
+            (false, _, _) => "own store: does not hold it".to_owned(),
+            (true, true, _) => "own store: holds it, and peers may see it".to_owned(),
+            (true, false, reason) => {
+                format!("own store: holds it; peers may not see it: {}", reason.as_deref().unwrap_or("no reason given"))
+            }
+        };
+        text += &format!("  {own}\n");
+        match &self.remembered {
+            None => text.push_str("  remembered: nothing\n"),
+            Some(remembered) => {
+                let size = remembered.nar_size.map(|size| format!(", {}", bytes(size))).unwrap_or_default();
+                let holders: Vec<_> = remembered.holders.iter().map(|name| escaped(name)).collect();
+                text += &format!(
+                    "  remembered: answered {} ago, held by {}{size}\n",
+                    duration(remembered.age_s),
+                    holders.join(", ")
+                );
+            }
+        }
+        let rows: Vec<_> = self
+            .peers
+            .iter()
+            .map(|peer| {
+                let verb = if peer.would_ask { "would be asked:" } else { "not asked:" };
+                vec![escaped(&peer.name), verb.to_owned(), escaped(&peer.reason)]
+            })
+            .collect();
+        text.push_str(&table(&rows, 2));
+        let answer = match self.answer {
+            WouldAnswer::OwnStore => "200 from the own store",
+            WouldAnswer::Remembered => "200 from memory",
+            WouldAnswer::AskCandidates => "the candidates are asked; 200 if one has it, else 404",
+            WouldAnswer::Absent => "404 at once: nobody is known to have it",
+        };
+        text += &format!("  answer: {answer}\n");
+        if self.decisions.is_empty() {
+            text.push_str("\nnot asked for since the daemon started\n");
+        } else {
+            text.push_str("\nlast decisions:\n");
+            for decision in &self.decisions {
+                text += &format!("  {}\n", self.sentence(decision, now_ms()));
+            }
+        }
+        text
+    }
+}
+
+impl WhyReport {
+    /// One line per decision, with its age, and peers by name.
+    fn sentence(&self, decision: &Decision, now_unix_ms: u64) -> String {
+        let named = |text: String, peer: &CandidateView| text.replace(&peer.peer_id, &peer.name);
+        let sentence = self.peers.iter().fold(decision.sentence.clone(), named);
+        let age_s = now_unix_ms.saturating_sub(decision.at_unix_ms) / 1_000;
+        format!("{} ago: {}", duration(age_s), escaped(&sentence))
+    }
+}
+
+impl PeerProbe {
+    /// Whether nothing is wrong.
+    pub fn is_good(&self) -> bool {
+        self.result == ProbeResult::AllowedBothWays
+    }
+
+    /// One line of `narmesh check-config --probe`.
+    pub fn text(&self) -> String {
+        let result = match &self.result {
+            ProbeResult::AllowedBothWays => "reachable, allowed both ways".to_owned(),
+            ProbeResult::NotAllowedThere => {
+                "reachable, but this node is NOT in its allowlist: add our [[peer]] lines there (`narmesh id`)"
+                    .to_owned()
+            }
+            ProbeResult::Unreachable { why } => format!("NOT reachable: {}", escaped(why)),
+            ProbeResult::NoAddress => "no address configured; a running daemon learns it from other peers".to_owned(),
+        };
+        format!("{}: {result}", escaped(&self.name))
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

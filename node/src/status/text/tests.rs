@@ -1,0 +1,168 @@
+//! The rendering, word for word.
+
+use super::*;
+use crate::status::{
+    ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView, RememberedView, RequestStatus, StoreStatus,
+};
+
+fn status() -> Status {
+    Status {
+        peer_id: "12D3KooWa".to_owned(),
+        software: "narmesh/0.1.0".to_owned(),
+        uptime_s: 3_700,
+        pid: 42,
+        config: ConfigStatus { file: "/etc/narmesh/narmesh.toml".into(), loaded_unix_s: 1_704_067_199, error: None },
+        listen: vec!["/ip4/127.0.0.1/tcp/40001".to_owned()],
+        gateway: "127.0.0.1:40002".to_owned(),
+        store: StoreStatus { dir: "/nix/store".to_owned(), valid_paths: 10, advertised_paths: 3 },
+        own: OwnStatus { epoch: 7, seq: 1, paths: 3, filter_bits: 8_192 },
+        peers: vec![
+            PeerStatus {
+                name: "b".to_owned(),
+                connected: true,
+                allowed_there: Some(true),
+                summary: Some(SummaryStatus { epoch: 9, seq: 0, age_s: 200, paths: 5, filter_bits: 16_384 }),
+                asked: 2,
+                hits: 1,
+                false_hits: 1,
+                bytes_in: 5 << 20,
+                rate_bytes_s: Some(150 << 20),
+                rtt_ms: Some(0.31),
+                ..PeerStatus::default()
+            },
+            PeerStatus {
+                name: "buildbox".to_owned(),
+                why: Some("connection refused\u{1b}[2J".to_owned()),
+                allowed_there: Some(false),
+                misdeeds: 2,
+                last_misdeed: Some("bad signature".to_owned()),
+                ..PeerStatus::default()
+            },
+        ],
+        requests: RequestStatus {
+            narinfo: 3,
+            narinfo_hits: 1,
+            narinfo_misses: 2,
+            nar: 1,
+            nar_ok: 1,
+            ..RequestStatus::default()
+        },
+        bytes: ByteStatus { received: 5 << 20, sent: 0, gateway_out: 999 },
+        rss_bytes: 20 << 20,
+    }
+}
+
+#[test]
+fn a_status_is_aligned_and_harmless() {
+    let expected = "\
+node      12D3KooWa
+          narmesh/0.1.0, pid 42, up 1 h 1 min, 20 MiB resident
+config    /etc/narmesh/narmesh.toml, read 2023-12-31 23:59:59 UTC
+listens   /ip4/127.0.0.1/tcp/40001
+gateway   http://127.0.0.1:40002
+store     /nix/store: 10 valid paths, 3 advertised
+summary   epoch 7 seq 1: 3 paths, filter 1.0 KiB
+narinfos  3 asked, 1 found, 2 not; 0 false hits
+NARs      1 asked, 1 delivered, 0 absent, 0 closed short
+bytes     5.0 MiB from peers, 0 B to peers, 999 B to Nix
+
+peers: 2, connected: 1
+  name      state          summary                                 asked/found/false  in       out  rate       rtt
+  b         connected      5 paths, filter 2.0 KiB, 9.0, 3 min old  2/1/1              5.0 MiB  0 B  150 MiB/s  0.3 ms
+  buildbox  not connected  -                                       0/0/0              0 B      0 B  -          -
+  buildbox: connection refused\\u{1b}[2J
+  buildbox: this node is not in its allowlist
+  buildbox: misbehaved 2 times, last: bad signature
+  buildbox: no address known: none configured, none learned yet
+";
+    let squeeze =
+        |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
+    let text = status().text();
+    assert_eq!(squeeze(&text), squeeze(expected), "{text}");
+    let columns: Vec<_> = text.lines().filter(|line| line.contains("0 B  ") || line.contains("out ")).collect();
+    let starts: Vec<_> = columns.iter().map(|line| line.find("out").or_else(|| line.rfind("0 B  ")).unwrap()).collect();
+    assert!(columns.len() == 3 && starts.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
+    assert!(!text.contains('\u{1b}'));
+}
+
+#[test]
+fn a_refused_reload_is_shown() {
+    let mut status = status();
+    status.config.error = Some("gateway.listen = \"0.0.0.0:1\" is refused".to_owned());
+    status.peers.clear();
+    let text = status.text();
+    assert!(
+        text.contains("LAST RELOAD REFUSED") && text.contains("gateway.listen") && text.contains("no peers"),
+        "{text}"
+    );
+}
+
+/// The JSON is an interface: names and nulls as documented.
+#[test]
+fn the_json_has_the_documented_names() {
+    let json = serde_json::to_value(status()).unwrap();
+    assert_eq!(json["bytes"]["in"], 5 << 20);
+    assert_eq!(json["peers"][1]["summary"], serde_json::Value::Null);
+    assert_eq!(json["peers"][0]["summary"]["filter_bits"], 16_384);
+    assert_eq!(json["config"]["error"], serde_json::Value::Null);
+    assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status());
+}
+
+#[test]
+fn why_says_what_would_happen_and_what_happened() {
+    let report = WhyReport {
+        asked: "/nix/store/x-hello".to_owned(),
+        hash_part: "x".to_owned(),
+        own_store: OwnStoreView { held: true, advertised: false, reason: Some("unsigned".to_owned()) },
+        remembered: Some(RememberedView {
+            age_s: 65,
+            holders: vec!["b".to_owned()],
+            nar_hash: None,
+            nar_size: Some(2_048),
+        }),
+        peers: vec![CandidateView {
+            name: "b".to_owned(),
+            peer_id: "12D3".to_owned(),
+            would_ask: true,
+            reason: "its filter says maybe".to_owned(),
+        }],
+        answer: WouldAnswer::Remembered,
+        decisions: vec![Decision { at_unix_ms: u64::MAX, sentence: "12D3 holds it".to_owned() }],
+    };
+    let text = report.text();
+    for expected in [
+        "own store: holds it; peers may not see it: unsigned",
+        "remembered: answered 1 min ago, held by b, 2.0 KiB",
+        "b  would be asked:  its filter says maybe",
+        "answer: 200 from memory",
+        "0 s ago: b holds it",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+}
+
+#[test]
+fn a_probe_tells_reachable_from_allowed() {
+    let probe = |result| PeerProbe { name: "b".to_owned(), peer_id: "12D3".to_owned(), result };
+    let unreachable = probe(ProbeResult::Unreachable { why: "refused".to_owned() });
+    assert_eq!((unreachable.text().as_str(), unreachable.is_good()), ("b: NOT reachable: refused", false));
+    let json = serde_json::to_value(&unreachable).unwrap();
+    assert_eq!(json, serde_json::json!({"name": "b", "peer_id": "12D3", "outcome": "unreachable", "why": "refused"}));
+    let refused = probe(ProbeResult::NotAllowedThere);
+    assert!(refused.text().contains("NOT in its allowlist") && !refused.is_good());
+    assert!(probe(ProbeResult::AllowedBothWays).is_good());
+}
+
+#[test]
+fn numbers_read_well() {
+    assert_eq!(
+        ["0 B", "1023 B", "1.0 KiB", "128 MiB", "1.0 GiB"],
+        [0, 1_023, 1_024, 128 << 20, 1 << 30].map(bytes).each_ref().map(String::as_str)
+    );
+    assert_eq!(
+        ["59 s", "1 min", "1 h 0 min", "2 d 1 h"],
+        [59, 60, 3_600, 176_400].map(duration).each_ref().map(String::as_str)
+    );
+    assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
+    assert_eq!(escaped("a\u{202e}b\n"), "a\\u{202e}b\\u{a}");
+}
