@@ -33,8 +33,8 @@ pub enum CodecError {
 
 /// Encodes `value`; an error when it takes more than `BYTES_MAX` bytes.
 pub fn encode<const BYTES_MAX: usize>(value: &impl bincode::Encode) -> Result<Vec<u8>, CodecError> {
-    let bytes = bincode::encode_to_vec(value, config::standard().with_fixed_int_encoding())
-        .map_err(CodecError::Unencodable)?;
+    let bytes =
+        bincode::encode_to_vec(value, config::standard().with_fixed_int_encoding()).map_err(CodecError::Unencodable)?;
     if bytes.len() > BYTES_MAX {
         return Err(CodecError::TooLong { bytes: bytes.len(), bytes_max: BYTES_MAX });
     }

@@ -118,9 +118,9 @@ impl Filter {
 
     /// Whether the filter says maybe.
     pub fn may_contain(&self, positions: &BitPositions) -> bool {
-        positions.in_class(self.class).all(|bit| {
-            self.bytes.get(bit as usize / 8).is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
-        })
+        positions
+            .in_class(self.class)
+            .all(|bit| self.bytes.get(bit as usize / 8).is_some_and(|byte| byte & (1 << (bit % 8)) != 0))
     }
 }
 

@@ -1,0 +1,14 @@
+//! The formats of this crate, from outside: against files that real Nix made, and against arbitrary values and bytes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a failing test is what a panic is for here"
+)]
+
+mod golden;
+mod mesh;
+mod nar;
+mod nix_texts;
+mod tree;

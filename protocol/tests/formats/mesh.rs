@@ -1,0 +1,299 @@
+//! The mesh's messages: what is encoded decodes to the same value, what decodes encodes to the same bytes.
+
+use libp2p_identity::Keypair;
+use narmesh_protocol::wire::{
+    GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
+};
+use narmesh_protocol::{
+    Announcement, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash, Summary,
+    SummaryDelta, SummaryError,
+};
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+fn any_generation() -> impl Strategy<Value = Generation> {
+    any::<(u64, u64)>().prop_map(|(epoch, seq)| Generation { epoch, seq })
+}
+
+fn any_announcement() -> impl Strategy<Value = Announcement> {
+    (any_generation(), any::<[u8; 32]>(), any::<(u64, u32, u32, u64)>()).prop_map(
+        |(generation, body_digest, (path_count, body_bytes, lifetime_s, issued_at_ms))| Announcement {
+            generation,
+            path_count,
+            body_digest,
+            body_bytes,
+            lifetime_s,
+            issued_at_ms,
+        },
+    )
+}
+
+fn any_audience() -> impl Strategy<Value = Vec<AudienceDigest>> {
+    btree_set(any::<[u8; 8]>().prop_map(AudienceDigest), 0..6).prop_map(|set| set.into_iter().collect())
+}
+
+fn any_addresses() -> impl Strategy<Value = Vec<SocketAddr>> {
+    let ip = prop_oneof![
+        any::<[u8; 4]>().prop_map(|ip| IpAddr::from(Ipv4Addr::from(ip))),
+        any::<[u8; 16]>().prop_map(|ip| IpAddr::from(Ipv6Addr::from(ip))),
+    ];
+    vec((ip, any::<u16>()).prop_map(SocketAddr::from), 0..=Summary::ADDRESSES_MAX)
+}
+
+fn any_summary() -> impl Strategy<Value = Summary> {
+    (any::<u64>(), any_audience(), any_addresses(), 10..13u32, any::<u8>()).prop_map(
+        |(items, audience, addresses, log2_bytes, fill)| Summary {
+            hash_id: HASH_ID_V1,
+            items,
+            audience,
+            addresses,
+            filter_bytes: vec![fill; 1 << log2_bytes],
+        },
+    )
+}
+
+fn any_delta() -> impl Strategy<Value = SummaryDelta> {
+    let positions = btree_set(0..(1u32 << 13), 0..40).prop_map(|set| set.into_iter().collect());
+    let (audience, addresses) = (prop::option::of(any_audience()), prop::option::of(any_addresses()));
+    (any::<(u64, u64)>(), positions, audience, addresses).prop_map(
+        |((base_seq, items), positions, audience, addresses)| SummaryDelta {
+            base_seq,
+            items,
+            positions,
+            audience,
+            addresses,
+        },
+    )
+}
+
+fn any_gossip_request() -> impl Strategy<Value = GossipRequest> {
+    let owner = any::<[u8; 8]>().prop_map(AudienceDigest);
+    let have = (owner.clone(), any_generation()).prop_map(|(owner, generation)| Have { owner, generation });
+    let sync = (".{0,30}", ".{0,30}", prop::option::of(vec(any::<u8>(), 0..50)), vec(have, 0..6))
+        .prop_map(|(store_dir, software, yours, have)| GossipRequest::Sync(Sync { store_dir, software, yours, have }));
+    let pull = (owner, any_generation(), any::<Option<u64>>())
+        .prop_map(|(owner, generation, have_seq)| GossipRequest::Pull { owner, generation, have_seq });
+    prop_oneof![sync, pull]
+}
+
+fn any_gossip_reply() -> impl Strategy<Value = GossipReply> {
+    let bytes = || vec(any::<u8>(), 0..50);
+    let sync = (".{0,30}", ".{0,30}", prop::option::of(bytes()), vec(bytes(), 0..5))
+        .prop_map(|(store_dir, software, yours, news)| GossipReply::Sync { store_dir, software, yours, news });
+    prop_oneof![
+        sync,
+        ".{0,30}".prop_map(|store_dir| GossipReply::StoreDirDiffers { store_dir }),
+        bytes().prop_map(GossipReply::Body),
+        bytes().prop_map(GossipReply::Delta),
+        Just(GossipReply::Absent),
+        Just(GossipReply::Busy),
+    ]
+}
+
+/// Round trip, and one byte more or any bytes fewer refused.
+macro_rules! assert_comes_back {
+    ($type:ty, $value:expr) => {{
+        let value = $value;
+        let bytes = value.encode().unwrap();
+        prop_assert_eq!(&<$type>::decode(&bytes).unwrap(), &value);
+        prop_assert!(<$type>::decode(&[bytes.as_slice(), &[0]].concat()).is_err(), "trailing byte");
+        for cut in [0, bytes.len() / 2, bytes.len() - 1] {
+            prop_assert!(<$type>::decode(&bytes[..cut]).is_err(), "cut to {}", cut);
+        }
+    }};
+}
+
+/// Arbitrary or changed bytes: never a panic, and what is accepted is spelled in one way.
+macro_rules! assert_one_spelling {
+    ($type:ty, $bytes:expr) => {{
+        if let Ok(value) = <$type>::decode($bytes) {
+            prop_assert_eq!(&value.encode().unwrap(), $bytes);
+        }
+    }};
+}
+
+proptest! {
+    #[test]
+    fn messages_come_back(
+        request in any_gossip_request(),
+        reply in any_gossip_reply(),
+        part: [u8; 20],
+        hash: [u8; 32],
+        numbers: (u64, u64),
+        flag: bool,
+        text in vec(any::<u8>(), 0..100),
+    ) {
+        let (hash_part, (nar_size, offset)) = (HashPart(part), numbers);
+        assert_comes_back!(GossipRequest, request);
+        assert_comes_back!(GossipReply, reply);
+        assert_comes_back!(NarInfoRequest, NarInfoRequest { hash_part });
+        let nar_hash = NarHash(hash);
+        assert_comes_back!(NarRequest, NarRequest { hash_part, nar_hash, nar_size, offset, accept_zstd: flag });
+        for reply in [NarInfoReply::Absent, NarInfoReply::Found(text), NarInfoReply::Busy] {
+            assert_comes_back!(NarInfoReply, reply);
+        }
+        for reply in [NarReply::Body { zstd: flag }, NarReply::Absent, NarReply::Busy] {
+            assert_comes_back!(NarReply, reply);
+        }
+    }
+
+    #[test]
+    fn summaries_and_deltas_come_back(summary in any_summary(), delta in any_delta()) {
+        assert_comes_back!(Summary, summary);
+        assert_comes_back!(SummaryDelta, delta);
+    }
+
+    #[test]
+    fn a_delta_gives_what_it_was_made_from(base in any_summary(), delta in any_delta()) {
+        let next = delta.apply(&base, delta.base_seq).unwrap();
+        prop_assert_eq!(next.items, delta.items);
+        prop_assert_eq!(&next.audience, delta.audience.as_ref().unwrap_or(&base.audience));
+        prop_assert_eq!(&next.addresses, delta.addresses.as_ref().unwrap_or(&base.addresses));
+        let bit = |bytes: &[u8], at: usize| bytes[at / 8] >> (at % 8) & 1;
+        for at in 0..base.filter_bytes.len() * 8 {
+            let set = delta.positions.contains(&(at as u32));
+            prop_assert_eq!(bit(&next.filter_bytes, at), bit(&base.filter_bytes, at) | u8::from(set));
+        }
+        let other = delta.base_seq.wrapping_add(1);
+        let refused = matches!(delta.apply(&base, other), Err(SummaryError::Base { .. }));
+        prop_assert!(refused);
+    }
+
+    #[test]
+    fn envelopes_come_back(announcement in any_announcement(), seed: [u8; 32], change in any::<prop::sample::Index>()) {
+        let keypair = Keypair::ed25519_from_bytes(seed).unwrap();
+        let sealed = Envelope::seal(&keypair, announcement).unwrap();
+        let opened = Envelope::open(sealed.as_bytes()).unwrap();
+        prop_assert_eq!(&opened, &sealed);
+        prop_assert_eq!(opened.announcement(), &announcement);
+        prop_assert_eq!(opened.peer(), keypair.public().to_peer_id());
+        let mut forged = sealed.as_bytes().to_vec();
+        forged[change.index(sealed.as_bytes().len())] ^= 0x20;
+        prop_assert!(Envelope::open(&forged).is_err());
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300)) {
+        assert_one_spelling!(GossipRequest, &bytes);
+        assert_one_spelling!(GossipReply, &bytes);
+        assert_one_spelling!(NarInfoRequest, &bytes);
+        assert_one_spelling!(NarInfoReply, &bytes);
+        assert_one_spelling!(NarRequest, &bytes);
+        assert_one_spelling!(NarReply, &bytes);
+        assert_one_spelling!(Summary, &bytes);
+        assert_one_spelling!(SummaryDelta, &bytes);
+        prop_assert!(Envelope::open(&bytes).is_err());
+    }
+
+    #[test]
+    fn changed_bytes_never_panic(
+        request in any_gossip_request(),
+        reply in any_gossip_reply(),
+        summary in any_summary(),
+        delta in any_delta(),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let changed = |mut bytes: Vec<u8>| {
+            for (at, byte) in &changes {
+                // Most of a summary is its filter; the interesting bytes come first.
+                let at = at.index(bytes.len().min(200));
+                bytes[at] = *byte;
+            }
+            bytes
+        };
+        assert_one_spelling!(GossipRequest, &changed(request.encode().unwrap()));
+        assert_one_spelling!(GossipReply, &changed(reply.encode().unwrap()));
+        assert_one_spelling!(Summary, &changed(summary.encode().unwrap()));
+        assert_one_spelling!(SummaryDelta, &changed(delta.encode().unwrap()));
+    }
+}
+
+fn summary() -> Summary {
+    Summary { hash_id: HASH_ID_V1, items: 0, audience: vec![], addresses: vec![], filter_bytes: vec![0; 1_024] }
+}
+
+fn delta() -> SummaryDelta {
+    SummaryDelta { base_seq: 0, items: 0, positions: vec![], audience: None, addresses: None }
+}
+
+fn audience(count: u64) -> Vec<AudienceDigest> {
+    (0..count).map(|at| AudienceDigest(at.to_be_bytes())).collect()
+}
+
+#[test]
+fn summaries_keep_their_bounds() {
+    let decode = |summary: Summary| Summary::decode(&summary.encode().unwrap());
+    assert!(decode(Summary { audience: audience(2_048), ..summary() }).is_ok());
+    let too_many = decode(Summary { audience: audience(2_049), ..summary() });
+    assert!(matches!(too_many, Err(SummaryError::TooMany { field: "audience", count: 2_049, count_max: 2_048 })));
+    let address = SocketAddr::from(([192, 0, 2, 1], 1));
+    let too_many = decode(Summary { addresses: vec![address; 9], ..summary() });
+    assert!(matches!(too_many, Err(SummaryError::TooMany { field: "addresses", count: 9, count_max: 8 })));
+    let twice = vec![AudienceDigest([1; 8]); 2];
+    let order = decode(Summary { audience: twice, ..summary() });
+    assert!(matches!(order, Err(SummaryError::Order { field: "audience" })));
+    let unknown = decode(Summary { hash_id: 2, ..summary() });
+    assert!(matches!(unknown, Err(SummaryError::UnknownHashId { hash_id: 2 })));
+    let odd = decode(Summary { filter_bytes: vec![0; 1_025], ..summary() });
+    assert!(matches!(odd, Err(SummaryError::Filter(_))));
+    let dense = decode(Summary { filter_bytes: vec![0xff; 1_024], ..summary() }).unwrap();
+    assert!(matches!(dense.filter(), Err(SummaryError::Filter(_))));
+    assert!(matches!(Summary { filter_bytes: vec![0; 3 << 20], ..summary() }.encode(), Err(SummaryError::Codec(_))));
+}
+
+#[test]
+fn deltas_keep_their_bounds() {
+    let decode = |delta: SummaryDelta| SummaryDelta::decode(&delta.encode().unwrap());
+    assert!(decode(SummaryDelta { positions: (0..48_000).collect(), ..delta() }).is_ok());
+    let too_many = decode(SummaryDelta { positions: (0..48_001).collect(), ..delta() });
+    assert!(matches!(too_many, Err(SummaryError::TooMany { field: "positions", .. })));
+    for positions in [vec![2, 1], vec![1, 1]] {
+        let order = decode(SummaryDelta { positions, ..delta() });
+        assert!(matches!(order, Err(SummaryError::Order { field: "positions" })));
+    }
+    let outside = SummaryDelta { positions: vec![8_192], ..delta() };
+    let outside = outside.apply(&summary(), 0);
+    assert!(matches!(outside, Err(SummaryError::Position { position: 8_192, bits: 8_192 })));
+    let audience = decode(SummaryDelta { audience: Some(audience(2_049)), ..delta() });
+    assert!(matches!(audience, Err(SummaryError::TooMany { field: "audience", .. })));
+}
+
+#[test]
+fn an_audience_is_asked_by_peer() {
+    let [inside, outside] = [1, 2].map(|seed| Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id());
+    let summary = Summary { audience: vec![AudienceDigest::of(&inside)], ..summary() };
+    assert!(summary.admits(&inside) && !summary.admits(&outside));
+}
+
+#[test]
+fn the_largest_messages_fit_their_limits() {
+    let largest = Summary { audience: audience(2_048), filter_bytes: vec![0; 2 << 20], ..summary() };
+    let body = Summary { addresses: vec![SocketAddr::from((Ipv6Addr::LOCALHOST, 1)); 8], ..largest }.encode().unwrap();
+    assert!(Summary::decode(&body).is_ok());
+    assert!(GossipReply::decode(&GossipReply::Body(body).encode().unwrap()).is_ok());
+    let announcement = Announcement {
+        generation: Generation { epoch: u64::MAX, seq: u64::MAX },
+        path_count: u64::MAX,
+        body_digest: [0xff; 32],
+        body_bytes: u32::MAX,
+        lifetime_s: u32::MAX,
+        issued_at_ms: u64::MAX,
+    };
+    let sealed = Envelope::seal(&Keypair::ed25519_from_bytes([1; 32]).unwrap(), announcement).unwrap();
+    assert!(sealed.as_bytes().len() <= Envelope::BYTES_MAX);
+    let long = [sealed.as_bytes(), &[0; 1_000]].concat();
+    assert!(matches!(Envelope::open(&long), Err(EnvelopeError::Length { .. })));
+    let have = Have { owner: AudienceDigest([0; 8]), generation: announcement.generation };
+    let sync = Sync {
+        store_dir: "/".repeat(255),
+        software: "s".repeat(255),
+        yours: Some(sealed.as_bytes().to_vec()),
+        have: vec![have; Sync::HAVE_MAX],
+    };
+    let request = GossipRequest::Sync(sync);
+    assert!(GossipRequest::decode(&request.encode().unwrap()).is_ok());
+    let news = vec![vec![0; Envelope::BYTES_MAX]; GossipReply::NEWS_MAX];
+    let reply = GossipReply::Sync { store_dir: String::new(), software: String::new(), yours: None, news };
+    assert!(GossipReply::decode(&reply.encode().unwrap()).is_ok());
+}
