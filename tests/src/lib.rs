@@ -1,1 +1,40 @@
-//! .
+//! The harness of the acceptance stories: the built `narmesh` binary, seen only from outside.
+//!
+//! Nothing here links the daemon. A [`TestNode`] is the real binary with a configuration file, a control socket, a
+//! gateway port and a process id; a [`NixStoreFixture`] is a real Nix store driven by the real Nix client. What the
+//! harness knows about a node it reads where a person would: `narmesh status --json`, the gateway, `/proc`.
+//!
+//! Walk of a story: [`TestMesh::new`] makes a temporary directory and builds the release binary, once per process;
+//! [`TestMesh::node`] runs `narmesh init` and makes an empty store; the story says who allows whom, starts the nodes,
+//! builds paths with [`NixStoreFixture::build`], and asks for them elsewhere with [`NixStoreFixture::realise`] or
+//! [`NixStoreFixture::nix_build`].
+//!
+//! Invariants:
+//! - Only processes that the harness started are ever signalled, by their id, and all of them end with their node.
+//! - Nothing waits for a length of time: [`wait_for`] is the only place that waits, and it waits for a condition.
+//! - A bound is ten times what users are promised ([`PROMISE_FACTOR`]); no story asserts an absolute speed.
+//! - The harness panics with what it saw; it never reports a failure as a missing value.
+
+mod binary;
+mod config;
+mod gate;
+mod http;
+mod mesh;
+mod nix;
+mod node;
+mod prober;
+mod process;
+mod status;
+mod wait;
+
+pub use binary::{narmesh_binary, repository_root};
+pub use config::{NodeConfig, PeerEntry, StorePlace};
+pub use gate::GatedProxy;
+pub use http::{HttpAnswer, HttpBody, get, head, request};
+pub use mesh::{TestMesh, scratch_dir};
+pub use nix::{NarInfoText, NixStoreFixture, PathRow, hash_part, nix_client_environment};
+pub use node::{PeerCard, TestNode};
+pub use prober::{ProbeReport, Prober};
+pub use process::{Finished, MemoryPeak, finish, sha256_hex};
+pub use status::Status;
+pub use wait::{PROMISE_FACTOR, poll, promised, wait_for, wait_until};

@@ -1,0 +1,140 @@
+//! The configuration file of a node, from values that a story sets.
+
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+/// What the harness writes into `narmesh.toml`; keys that no story needs keep the daemon's defaults.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// `node.listen`.
+    pub listen: String,
+    /// `node.advertise_loopback`: everything here runs on loopback.
+    pub advertise_loopback: bool,
+    /// `gateway.listen`.
+    pub gateway_listen: String,
+    /// `gateway.narinfo_deadline_ms`.
+    pub narinfo_deadline_ms: u32,
+    /// `[store]`: the logical store directory, where it really is, and Nix's state directory.
+    pub store: StorePlace,
+    /// `trust.trusted_public_keys`.
+    pub trusted_public_keys: Vec<String>,
+    /// `advertise.exclude`.
+    pub exclude: Vec<String>,
+    /// `transfer.compress`.
+    pub compress: &'static str,
+    /// `limits.connections_gossip`, when a story needs another than the default.
+    pub connections_gossip: Option<u32>,
+    /// `[[peer]]`: the allowlist.
+    pub peers: Vec<PeerEntry>,
+    /// Whether `init` made a builder key.
+    pub builder_key: bool,
+}
+
+/// One `[[peer]]`.
+#[derive(Debug, Clone)]
+pub struct PeerEntry {
+    /// `name`.
+    pub name: String,
+    /// `peer_id`.
+    pub peer_id: String,
+    /// `addresses`; may be empty.
+    pub addresses: Vec<String>,
+}
+
+/// Where a store is.
+#[derive(Debug, Clone)]
+pub enum StorePlace {
+    /// A chroot store: `store.root`.
+    Root(PathBuf),
+    /// A relocated one.
+    Relocated {
+        /// `store.store_dir`.
+        store_dir: PathBuf,
+        /// `store.real_dir`.
+        real_dir: PathBuf,
+        /// `store.state_dir`.
+        state_dir: PathBuf,
+    },
+}
+
+impl NodeConfig {
+    /// Loopback, free ports, nobody allowed.
+    #[must_use]
+    pub fn new(store: StorePlace) -> Self {
+        Self {
+            listen: "/ip4/127.0.0.1/tcp/0".to_owned(),
+            advertise_loopback: true,
+            gateway_listen: "127.0.0.1:0".to_owned(),
+            narinfo_deadline_ms: 1_000,
+            store,
+            trusted_public_keys: Vec::new(),
+            exclude: Vec::new(),
+            compress: "auto",
+            connections_gossip: None,
+            peers: Vec::new(),
+            builder_key: true,
+        }
+    }
+
+    /// The text of the file.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let text = |text: &str| Value::String(text.to_owned());
+        let texts = |texts: &[String]| Value::Array(texts.iter().map(|one| text(one)).collect());
+        let path = |path: &PathBuf| Value::String(path.display().to_string());
+        let mut node = Table::new();
+        node.insert("key_file".into(), text("node.key"));
+        node.insert("state_dir".into(), text("state"));
+        node.insert("listen".into(), texts(std::slice::from_ref(&self.listen)));
+        node.insert("advertise_loopback".into(), Value::Boolean(self.advertise_loopback));
+        let mut gateway = Table::new();
+        gateway.insert("listen".into(), text(&self.gateway_listen));
+        gateway.insert("narinfo_deadline_ms".into(), Value::Integer(self.narinfo_deadline_ms.into()));
+        let mut store = Table::new();
+        match &self.store {
+            StorePlace::Root(root) => {
+                store.insert("root".into(), path(root));
+            }
+            StorePlace::Relocated { store_dir, real_dir, state_dir } => {
+                store.insert("store_dir".into(), path(store_dir));
+                store.insert("real_dir".into(), path(real_dir));
+                store.insert("state_dir".into(), path(state_dir));
+            }
+        }
+        let mut trust = Table::new();
+        trust.insert("trusted_public_keys".into(), texts(&self.trusted_public_keys));
+        if self.builder_key {
+            trust.insert("builder_key_file".into(), text("builder.key"));
+        }
+        let mut advertise = Table::new();
+        advertise.insert("exclude".into(), texts(&self.exclude));
+        let mut transfer = Table::new();
+        transfer.insert("compress".into(), text(self.compress));
+        let mut limits = Table::new();
+        if let Some(count) = self.connections_gossip {
+            limits.insert("connections_gossip".into(), Value::Integer(count.into()));
+        }
+        let peers = self.peers.iter().map(|peer| {
+            let mut entry = Table::new();
+            entry.insert("name".into(), text(&peer.name));
+            entry.insert("peer_id".into(), text(&peer.peer_id));
+            entry.insert("addresses".into(), texts(&peer.addresses));
+            Value::Table(entry)
+        });
+        let mut file = Table::new();
+        for (name, table) in [
+            ("node", node),
+            ("gateway", gateway),
+            ("store", store),
+            ("trust", trust),
+            ("advertise", advertise),
+            ("transfer", transfer),
+            ("limits", limits),
+        ] {
+            file.insert(name.into(), Value::Table(table));
+        }
+        file.insert("peer".into(), Value::Array(peers.collect()));
+        toml::to_string(&file).expect("a table of texts and numbers is TOML")
+    }
+}

@@ -1,0 +1,399 @@
+//! Real Nix stores, driven by the real client of the distribution.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::binary::repository_root;
+use crate::config::StorePlace;
+use crate::process::{Finished, finish};
+
+/// The clients' `nix.conf`. A chroot store can only build inside the sandbox, where a static shell is the whole system.
+const NIX_CONF: &str = "\
+experimental-features = nix-command
+substituters =
+sandbox = true
+sandbox-fallback = false
+sandbox-paths = /bin/sh=/bin/busybox
+build-users-group =
+require-sigs = true
+";
+
+/// The same for a relocated store, whose builder needs neither root nor namespaces.
+const NIX_CONF_RELOCATED: &str = "\
+experimental-features = nix-command
+substituters =
+sandbox = false
+build-users-group =
+require-sigs = true
+";
+
+/// What `narmesh init` tells users to put into `nix.conf` beside the substituter and its keys, for Nix below 2.9.
+const CLIENT_OPTIONS: [(&str, &str); 4] = [
+    ("connect-timeout", "5"),
+    ("stalled-download-timeout", "30"),
+    ("download-attempts", "2"),
+    ("narinfo-cache-negative-ttl", "0"),
+];
+
+/// One store with a client configuration and a narinfo disk cache of its own.
+#[derive(Debug, Clone)]
+pub struct NixStoreFixture {
+    dir: PathBuf,
+    place: StorePlace,
+    /// What `--store` is given; `None` where the environment says it all.
+    store_url: Option<String>,
+    environment: Vec<(String, PathBuf)>,
+}
+
+/// One row of `ValidPaths`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathRow {
+    /// The full store path.
+    pub path: String,
+    /// `sha256:` and hexadecimal digits.
+    pub nar_hash: String,
+    /// In bytes.
+    pub nar_size: u64,
+    /// Whether it was built here.
+    pub ultimate: bool,
+    /// `name:base64`, in the order of the database.
+    pub signatures: Vec<String>,
+    /// The content address, empty without one.
+    pub content_address: String,
+    /// Full store paths, itself included if it refers to itself.
+    pub references: BTreeSet<String>,
+}
+
+/// The lines of a narinfo that stories look at.
+#[derive(Debug, Clone)]
+pub struct NarInfoText {
+    /// `URL`, with a leading slash.
+    pub url: String,
+    /// `NarHash`, as `sha256:` and hexadecimal digits.
+    pub nar_hash: String,
+    /// `NarSize` in bytes.
+    pub nar_size: u64,
+    /// Every `Sig`.
+    pub signatures: Vec<String>,
+}
+
+impl NixStoreFixture {
+    /// A chroot store under `dir`: logically `/nix/store`, really `dir/root/nix/store`. It builds as root or with user
+    /// namespaces.
+    ///
+    /// # Panics
+    /// When the directories cannot be made.
+    #[must_use]
+    pub fn chroot(dir: &Path) -> Self {
+        let root = dir.join("root");
+        Self::make(dir, NIX_CONF, StorePlace::Root(root.clone()), Some(format!("local?root={}", root.display())), &[])
+    }
+
+    /// A store whose logical place is `store_dir`, which is also where it really is; it builds as anyone.
+    ///
+    /// # Panics
+    /// As [`NixStoreFixture::chroot`].
+    #[must_use]
+    pub fn relocated_builder(dir: &Path, store_dir: &Path) -> Self {
+        let state_dir = dir.join("var");
+        let place = StorePlace::Relocated {
+            store_dir: store_dir.to_owned(),
+            real_dir: store_dir.to_owned(),
+            state_dir: state_dir.clone(),
+        };
+        let places = [("NIX_STORE_DIR", store_dir.to_owned()), ("NIX_STATE_DIR", state_dir)];
+        Self::make(dir, NIX_CONF_RELOCATED, place, None, &places)
+    }
+
+    /// A store with the same logical place, which really lies in `dir`; it substitutes and does not build.
+    ///
+    /// # Panics
+    /// As [`NixStoreFixture::chroot`].
+    #[must_use]
+    pub fn relocated_client(dir: &Path, store_dir: &Path) -> Self {
+        let (real_dir, state_dir) = (dir.join("store"), dir.join("var"));
+        let url = format!("local?real={}&state={}&log={}/log", real_dir.display(), state_dir.display(), dir.display());
+        let place = StorePlace::Relocated { store_dir: store_dir.to_owned(), real_dir, state_dir: state_dir.clone() };
+        let places = [("NIX_STORE_DIR", store_dir.to_owned()), ("NIX_STATE_DIR", state_dir)];
+        Self::make(dir, NIX_CONF_RELOCATED, place, Some(url), &places)
+    }
+
+    fn make(
+        dir: &Path,
+        nix_conf: &str,
+        place: StorePlace,
+        store_url: Option<String>,
+        places: &[(&str, PathBuf)],
+    ) -> Self {
+        let (home, conf_dir) = (dir.join("home"), dir.join("etc"));
+        for needed in [&home, &conf_dir] {
+            fs::create_dir_all(needed).expect("a directory in the story's own");
+        }
+        fs::write(conf_dir.join("nix.conf"), nix_conf).expect("a file in the story's own directory");
+        let mut environment = vec![
+            ("HOME".to_owned(), home),
+            ("NIX_CONF_DIR".to_owned(), conf_dir),
+            // Of its own, or the narinfo disk cache of one client leaks into another.
+            ("XDG_CACHE_HOME".to_owned(), dir.join("cache")),
+            ("NIX_LOG_DIR".to_owned(), dir.join("log")),
+        ];
+        environment.extend(places.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        let fixture = Self { dir: dir.to_owned(), place, store_url, environment };
+        // Opens the store, which makes its database.
+        fixture.query(&["--dump-db"]);
+        fixture
+    }
+
+    /// Where the daemon of this store finds it.
+    #[must_use]
+    pub fn place(&self) -> StorePlace {
+        self.place.clone()
+    }
+
+    /// Builds `attribute` of `fixtures/pkgs.nix` from source and returns its output paths.
+    ///
+    /// # Panics
+    /// When the build fails.
+    #[track_caller]
+    pub fn build(&self, attribute: &str) -> Vec<String> {
+        self.build_tagged(attribute, "0")
+    }
+
+    /// Builds the one output of `attribute`.
+    ///
+    /// # Panics
+    /// When the build fails, or makes more than one path.
+    #[track_caller]
+    pub fn build_one(&self, attribute: &str) -> String {
+        only(self.build(attribute))
+    }
+
+    /// Builds the path `fresh` of this tag: a new path for a new tag.
+    ///
+    /// # Panics
+    /// When the build fails.
+    #[track_caller]
+    pub fn build_fresh(&self, tag: &str) -> String {
+        only(self.build_tagged("fresh", tag))
+    }
+
+    /// Builds `attribute` with a tag of the caller's choice.
+    ///
+    /// # Panics
+    /// When the build fails.
+    #[track_caller]
+    pub fn build_tagged(&self, attribute: &str, tag: &str) -> Vec<String> {
+        let mut command = self.nix("nix-build");
+        command.arg(packages()).args(["-A", attribute, "--argstr", "tag", tag, "--no-out-link"]);
+        lines(&finish(&mut command).expect_success(&format!("nix-build -A {attribute}")))
+    }
+
+    /// `nix-build` of the derivation with the gateway as the only substituter and no `fallback`: what a user does.
+    pub fn nix_build(&self, attribute: &str, gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
+        let mut command = self.nix("nix-build");
+        command.arg(packages()).args(["-A", attribute, "--no-out-link"]);
+        finish(with_gateway(&mut command, gateway, trusted_public_keys))
+    }
+
+    /// `nix-store --realise` of a bare path with the gateway as the only substituter; nothing can be built.
+    pub fn realise(&self, paths: &[String], gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
+        let mut command = self.nix("nix-store");
+        command.arg("--realise").args(paths).args(["--option", "max-jobs", "0"]);
+        finish(with_gateway(&mut command, gateway, trusted_public_keys))
+    }
+
+    /// Deletes valid paths from database and disk, whoever refers to them.
+    ///
+    /// # Panics
+    /// When Nix refuses.
+    #[track_caller]
+    pub fn delete(&self, paths: &[String]) {
+        let mut command = self.nix("nix-store");
+        command.args(["--delete", "--ignore-liveness"]).args(paths);
+        finish(&mut command).expect_success("nix-store --delete");
+    }
+
+    /// Rehashes every file of the store against the database.
+    ///
+    /// # Panics
+    /// When anything differs.
+    #[track_caller]
+    pub fn verify_contents(&self) {
+        let mut command = self.nix("nix-store");
+        command.args(["--verify", "--check-contents"]);
+        let checked = finish(&mut command);
+        assert!(!checked.stderr.contains("was modified"), "{}", checked.stderr);
+        checked.expect_success("nix-store --verify --check-contents");
+    }
+
+    /// Whether `path` is valid here.
+    #[must_use]
+    pub fn has(&self, path: &str) -> bool {
+        self.row(path).is_some()
+    }
+
+    /// The database's row of `path`.
+    ///
+    /// # Panics
+    /// When the database cannot be read.
+    #[track_caller]
+    #[must_use]
+    pub fn row(&self, path: &str) -> Option<PathRow> {
+        let fields = "path, hash, narSize, coalesce(ultimate, 0), coalesce(sigs, ''), coalesce(ca, '')";
+        let found = self.sql(&format!("select {fields} from ValidPaths where path = '{path}'"));
+        let row = found.lines().next()?;
+        let mut fields = row.split('|').map(str::to_owned);
+        let mut field = || fields.next().expect("six columns");
+        let (path, nar_hash, nar_size, ultimate, signatures, content_address) =
+            (field(), field(), field(), field(), field(), field());
+        let of_path = "join ValidPaths p on p.id = r.referrer join ValidPaths t on t.id = r.reference";
+        let references = self.sql(&format!("select t.path from Refs r {of_path} where p.path = '{path}'"));
+        Some(PathRow {
+            nar_size: nar_size.parse().expect("a number"),
+            ultimate: ultimate == "1",
+            signatures: signatures.split_whitespace().map(str::to_owned).collect(),
+            references: references.lines().map(str::to_owned).collect(),
+            path,
+            nar_hash,
+            content_address,
+        })
+    }
+
+    /// Every valid path that is no derivation.
+    ///
+    /// # Panics
+    /// When the database cannot be read.
+    #[track_caller]
+    #[must_use]
+    pub fn outputs(&self) -> BTreeSet<String> {
+        lines(&self.sql("select path from ValidPaths where path not like '%.drv'")).into_iter().collect()
+    }
+
+    /// Where the contents of the store path really are.
+    #[must_use]
+    pub fn real_path(&self, path: &str) -> PathBuf {
+        match &self.place {
+            StorePlace::Root(root) => root.join(path.trim_start_matches('/')),
+            StorePlace::Relocated { real_dir, .. } => {
+                real_dir.join(Path::new(path).file_name().expect("a store path has a name"))
+            }
+        }
+    }
+
+    /// Changes bytes of one file of a store path behind Nix's back, keeping its size: a disk that lies.
+    ///
+    /// # Panics
+    /// When the file cannot be rewritten.
+    pub fn corrupt_file(&self, path: &str, file: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let target = self.real_path(path).join(file);
+        let mut bytes = fs::read(&target).expect("the file is there");
+        let middle = bytes.len() / 2;
+        let byte = bytes.get_mut(middle).expect("the file is not empty");
+        *byte = !*byte;
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o644)).expect("our own file");
+        fs::write(&target, bytes).expect("our own file");
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o444)).expect("our own file");
+    }
+
+    /// Runs `nix-store` with `arguments` on this store.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn query(&self, arguments: &[&str]) -> String {
+        finish(self.nix("nix-store").args(arguments)).expect_success(&format!("nix-store {arguments:?}"))
+    }
+
+    /// A command of Nix in this store's environment, and in nothing else of ours.
+    #[must_use]
+    pub fn nix(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        nix_client_environment(&mut command);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value))).current_dir(&self.dir);
+        if let Some(url) = &self.store_url {
+            command.args(["--store", url]);
+        }
+        command
+    }
+
+    #[track_caller]
+    fn sql(&self, statement: &str) -> String {
+        let state_dir = match &self.place {
+            StorePlace::Root(root) => root.join("nix/var/nix"),
+            StorePlace::Relocated { state_dir, .. } => state_dir.clone(),
+        };
+        let mut command = Command::new("sqlite3");
+        command.args(["-cmd", ".timeout 5000"]).arg(state_dir.join("db/db.sqlite")).arg(statement);
+        finish(&mut command).expect_success(statement)
+    }
+}
+
+impl NarInfoText {
+    /// Reads what a gateway answered.
+    ///
+    /// # Panics
+    /// When a line that Nix demands is missing.
+    #[track_caller]
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_else(|| {
+                panic!("no {name} in the narinfo:\n{text}");
+            })
+        };
+        let mut command = Command::new("nix-hash");
+        let nix32 = field("NarHash").trim_start_matches("sha256:");
+        nix_client_environment(&mut command).args(["--type", "sha256", "--to-base16", nix32]);
+        let digits = finish(&mut command).expect_success("nix-hash --to-base16");
+        Self {
+            url: format!("/{}", field("URL").trim_start_matches('/')),
+            nar_hash: format!("sha256:{digits}"),
+            nar_size: field("NarSize").parse().expect("a number"),
+            signatures: text.lines().filter_map(|line| line.strip_prefix("Sig: ")).map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// The 32 characters of `/nix/store/<hash part>-name`.
+///
+/// # Panics
+/// When `path` is no store path.
+#[track_caller]
+#[must_use]
+pub fn hash_part(path: &str) -> &str {
+    let base = path.rsplit('/').next().unwrap_or_default();
+    base.get(..32).filter(|_| base.get(32..33) == Some("-")).unwrap_or_else(|| panic!("no store path: {path}"))
+}
+
+/// Takes every variable of ours from the environment of a Nix client, but `PATH`.
+pub fn nix_client_environment(command: &mut Command) -> &mut Command {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    command.env_clear().env("PATH", path).env("LC_ALL", "C")
+}
+
+fn packages() -> PathBuf {
+    repository_root().join("tests/fixtures/pkgs.nix")
+}
+
+fn with_gateway<'c>(command: &'c mut Command, gateway: SocketAddr, keys: &[String]) -> &'c mut Command {
+    command.args(["--option", "substituters", &format!("http://{gateway}")]);
+    command.args(["--option", "trusted-public-keys", &keys.join(" ")]);
+    for (name, value) in CLIENT_OPTIONS {
+        command.args(["--option", name, value]);
+    }
+    command
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn only(mut paths: Vec<String>) -> String {
+    assert_eq!(paths.len(), 1, "one output expected: {paths:?}");
+    paths.pop().expect("counted")
+}

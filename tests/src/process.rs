@@ -1,0 +1,102 @@
+//! Child processes: run to the end, or measured while they run.
+
+use std::fs;
+use std::process::{Command, ExitStatus, Stdio};
+
+use sha2::{Digest as _, Sha256};
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The output, trimmed, of a command that succeeded.
+    ///
+    /// # Panics
+    /// When it failed; the message holds all that it printed.
+    #[track_caller]
+    pub fn expect_success(self, what: &str) -> String {
+        assert!(self.status.success(), "{what}: {}\n{}\n{}", self.status, self.stdout, self.stderr);
+        self.stdout.trim().to_owned()
+    }
+
+    /// Both streams of a command that failed, as it had to.
+    ///
+    /// # Panics
+    /// When it succeeded.
+    #[track_caller]
+    pub fn expect_failure(self, what: &str) -> String {
+        assert!(!self.status.success(), "{what}: succeeded\n{}\n{}", self.stdout, self.stderr);
+        format!("{}\n{}", self.stdout, self.stderr)
+    }
+}
+
+/// Runs `command` to its end, without standard input.
+///
+/// # Panics
+/// When it cannot be started.
+#[track_caller]
+pub fn finish(command: &mut Command) -> Finished {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    Finished {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// SHA-256 of `bytes` in lower-case hexadecimal, as Nix's database writes a NarHash.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Watches the largest resident set of one process from a moment on, by the kernel's own high-water mark.
+#[derive(Debug)]
+pub struct MemoryPeak {
+    pid: u32,
+    start_bytes: u64,
+}
+
+impl MemoryPeak {
+    /// Resets the kernel's mark of process `pid` to what it holds now.
+    ///
+    /// # Panics
+    /// When the process is gone or belongs to someone else.
+    #[track_caller]
+    #[must_use]
+    pub fn start(pid: u32) -> Self {
+        // "5" resets the peak, see proc_pid_clear_refs(5).
+        fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the high-water mark can be reset");
+        Self { pid, start_bytes: memory_bytes(pid, "VmRSS:") }
+    }
+
+    /// How far the resident set rose above where it began, in bytes.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[track_caller]
+    #[must_use]
+    pub fn rise_bytes(&self) -> u64 {
+        memory_bytes(self.pid, "VmHWM:").saturating_sub(self.start_bytes)
+    }
+}
+
+#[track_caller]
+fn memory_bytes(pid: u32, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let kib: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("/proc/{pid}/status has no {field}"));
+    kib * 1024
+}

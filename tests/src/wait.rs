@@ -1,0 +1,48 @@
+//! The one place that waits.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A story waits this many times as long as users are promised before it calls a promise broken.
+pub const PROMISE_FACTOR: u32 = 10;
+
+/// Pause between two looks at a condition; short beside every promise (the shortest is one second).
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The time a story gives to something that users are promised within `bound`.
+#[must_use]
+pub fn promised(bound: Duration) -> Duration {
+    bound * PROMISE_FACTOR
+}
+
+/// Looks until `look` answers; `None` after `timeout`.
+pub fn poll<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if started.elapsed() > timeout {
+            return None;
+        }
+        thread::park_timeout(LOOK_INTERVAL);
+    }
+}
+
+/// Looks until `look` answers, and returns the answer.
+///
+/// # Panics
+/// When nothing came within `timeout`; the message names `what`.
+#[track_caller]
+pub fn wait_for<T>(what: &str, timeout: Duration, look: impl FnMut() -> Option<T>) -> T {
+    poll(timeout, look).unwrap_or_else(|| panic!("waited {timeout:?} in vain for: {what}"))
+}
+
+/// Looks until the condition holds.
+///
+/// # Panics
+/// As [`wait_for`].
+#[track_caller]
+pub fn wait_until(what: &str, timeout: Duration, mut holds: impl FnMut() -> bool) {
+    wait_for(what, timeout, || holds().then_some(()));
+}

@@ -1,0 +1,248 @@
+//! What a person types: `init`, `id`, `check-config`, `status`, `advertised`, `why`, and the README's quick start.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use narmesh_tests::{Finished, TestMesh, TestNode, finish, narmesh_binary, scratch_dir};
+use serde_json::Value;
+
+fn init(dir: &Path, arguments: &[&str], path: &str) -> Finished {
+    let mut command = Command::new(narmesh_binary());
+    finish(command.args(["init", "--dir"]).arg(dir).args(arguments).env("PATH", path))
+}
+
+fn system_path() -> String {
+    std::env::var("PATH").unwrap()
+}
+
+#[test]
+fn init_makes_keys_and_says_what_to_do_with_them() {
+    let scratch = scratch_dir("init");
+    let dir = scratch.path().join("new");
+    let said = init(&dir, &["--name", "buildbox"], &system_path()).expect_success("init");
+    for secret in ["node.key", "builder.key"] {
+        let mode = fs::metadata(dir.join(secret)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{secret}");
+        let text = String::from_utf8_lossy(&fs::read(dir.join(secret)).unwrap()).trim().to_owned();
+        assert!(!said.contains(&text), "init prints the secret {secret}");
+    }
+    for line in [
+        "[[peer]]",
+        "name = \"buildbox\"",
+        "peer_id = \"12D3KooW",
+        "addresses = [",
+        "extra-substituters = http://127.0.0.1:7281",
+        "extra-trusted-public-keys = ",
+        "connect-timeout = ",
+        "stalled-download-timeout = ",
+        "download-attempts = ",
+        "narinfo-cache-negative-ttl = ",
+    ] {
+        assert!(said.contains(line), "init does not say {line}:\n{said}");
+    }
+    // Twice is refused, and changes nothing.
+    let before: Vec<_> =
+        ["node.key", "builder.key", "narmesh.toml"].map(|file| fs::read(dir.join(file)).unwrap()).into();
+    init(&dir, &[], &system_path()).expect_failure("a second init");
+    let after: Vec<_> =
+        ["node.key", "builder.key", "narmesh.toml"].map(|file| fs::read(dir.join(file)).unwrap()).into();
+    assert!(before == after);
+
+    let keyless = scratch.path().join("keyless");
+    init(&keyless, &["--no-builder-key"], &system_path()).expect_success("init --no-builder-key");
+    assert!(!keyless.join("builder.key").exists());
+    finish(Command::new(narmesh_binary()).arg("--config").arg(keyless.join("narmesh.toml")).arg("check-config"))
+        .expect_success("check-config of what init wrote");
+}
+
+#[test]
+fn init_recommends_fallback_only_where_nix_can_bear_it() {
+    let scratch = scratch_dir("versions");
+    // 2.8 aborts with `fallback = true` (SubstituterDisabled thrown in a noexcept function); 2.9 does not.
+    for (version, wanted) in [("2.8.0", false), ("2.8.1", false), ("2.9.0", true), ("2.26.3", true), ("3.0.0", true)] {
+        let bin = scratch.path().join(version);
+        fs::create_dir(&bin).unwrap();
+        fs::write(bin.join("nix"), format!("#!/bin/sh\necho 'nix (Nix) {version}'\n")).unwrap();
+        fs::set_permissions(bin.join("nix"), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", bin.display(), system_path());
+        let said = init(&bin.join("conf"), &[], &path).expect_success("init");
+        let recommended = said.lines().any(|line| line.trim() == "fallback = true");
+        assert_eq!(recommended, wanted, "Nix {version}:\n{said}");
+    }
+}
+
+/// The block of TOML that `init` printed for the other machines.
+fn peer_block(said: &str) -> String {
+    let block = said.lines().skip_while(|line| line.trim() != "[[peer]]").map(str::trim);
+    block.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn the_quick_start_with_two_machines_works_as_written() {
+    let mesh = TestMesh::new();
+    let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
+    // What a second `init` would have printed on each; the file is the one that `init` wrote.
+    let said = |node: &TestNode| {
+        let dir = node.dir().join("again");
+        let said = init(&dir, &["--name", &node.name], &system_path()).expect_success("init");
+        for file in ["narmesh.toml", "node.key", "builder.key"] {
+            fs::copy(dir.join(file), node.dir().join(file)).unwrap();
+        }
+        said
+    };
+    let (said_one, said_two) = (said(&one), said(&two));
+    let public_key = |said: &str| {
+        let line = said.lines().find(|line| line.trim().starts_with("extra-trusted-public-keys = ")).unwrap();
+        line.split('=').skip(1).collect::<Vec<_>>().join("=").split_whitespace().last().unwrap().to_owned()
+    };
+    let (key_one, key_two) = (public_key(&said_one), public_key(&said_two));
+    let edit = |node: &TestNode, peer: &str, key: &str| {
+        let text = fs::read_to_string(node.config_file()).unwrap();
+        let root = node.dir().join("root").display().to_string();
+        // Both machines are this one here: ports and stores of their own, and loopback instead of a network.
+        let mut edited = text
+            .replace("/ip4/0.0.0.0/tcp/7280", "/ip4/127.0.0.1/tcp/0")
+            .replace("127.0.0.1:7281", "127.0.0.1:0")
+            .replace("# root = \"/chroot\"", &format!("root = \"{root}\""))
+            .replace("trusted_public_keys = [", &format!("trusted_public_keys = [\n    \"{key}\","));
+        edited.push_str(peer);
+        fs::write(node.config_file(), edited).unwrap();
+        node.narmesh(&["check-config"]).expect_success("check-config");
+    };
+    let without_address = |block: String| {
+        block.lines().filter(|line| !line.starts_with("addresses")).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    edit(&one, &without_address(peer_block(&said_two)), &key_two);
+    one.start_as_written(None);
+    let mut block_of_one = without_address(peer_block(&said_one));
+    block_of_one.push_str(&format!("addresses = [\"{}\"]\n", one.p2p_address()));
+    edit(&two, &block_of_one, &key_one);
+    two.start_as_written(None);
+
+    let lib = one.store.build_one("app");
+    one.wait_all_advertised(&[&two]);
+    two.store.realise(std::slice::from_ref(&lib), two.gateway(), &[key_one]).expect_success("nix-store --realise");
+    two.store.verify_contents();
+}
+
+#[test]
+fn check_config_names_what_nix_does_not_trust_and_what_it_also_asks() {
+    let mesh = TestMesh::new();
+    let [mut a, b] = ["a", "b"].map(|name| mesh.node(name));
+    a.allow(&b.card());
+    a.write_config();
+    let nix_conf = mesh.path().join("nix.conf");
+    let check = |text: &str| {
+        fs::write(&nix_conf, text).unwrap();
+        a.narmesh(&["check-config", "--nix-conf", nix_conf.to_str().unwrap()])
+    };
+    let key = b.builder_key();
+    let good = format!("substituters = http://127.0.0.1:7281 https://cache.nixos.org\ntrusted-public-keys = {key}\n");
+    let said = check(&good);
+    assert!(
+        format!("{}{}", said.stdout, said.stderr).contains("cache.nixos.org"),
+        "other substituters are named: {said:?}"
+    );
+    let key_name = key.split(':').next().unwrap();
+    let without = check("substituters = http://127.0.0.1:7281\ntrusted-public-keys =\n");
+    assert!(
+        format!("{}{}", without.stdout, without.stderr).contains(key_name),
+        "a key that only narmesh trusts: {without:?}"
+    );
+    assert!(
+        !format!("{}{}", said.stdout, said.stderr).contains(key_name),
+        "nothing to say of a key that both trust: {said:?}"
+    );
+}
+
+#[test]
+fn check_config_probes_peers() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b, mut c, d] = ["a", "b", "c", "d"].map(|name| mesh.node(name));
+    // B allows A; C has never heard of A; D does not run.
+    a.allow(&b.card());
+    a.allow(&c.card());
+    a.allow(&d.card());
+    b.allow(&a.card());
+    b.start();
+    c.start();
+    a.learn_address("b", &b.p2p_address());
+    a.learn_address("c", &c.p2p_address());
+    a.learn_address("d", "/ip4/127.0.0.1/tcp/9");
+    a.write_config();
+    let probed = a.narmesh(&["check-config", "--probe"]);
+    let said = format!("{}{}", probed.stdout, probed.stderr);
+    let line = |name: &str| {
+        let found =
+            said.lines().find(|line| line.split(|letter: char| !letter.is_alphanumeric()).any(|word| word == name));
+        found.unwrap_or_else(|| panic!("nothing about {name}:\n{said}")).to_owned()
+    };
+    assert_ne!(line("b").replace('b', ""), line("d").replace('d', ""), "reachable and not: {said}");
+    assert_ne!(line("b").replace('b', ""), line("c").replace('c', ""), "allowed and not: {said}");
+    assert!(!probed.status.success(), "peers that cannot be reached are a finding: {said}");
+}
+
+#[test]
+fn status_speaks_of_the_node_and_of_each_peer() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let silent = a.narmesh(&["status"]).expect_failure("status of a daemon that does not run");
+    assert!(!silent.contains("panicked"), "{silent}");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    b.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise");
+
+    let text = b.narmesh(&["status"]).expect_success("status");
+    for word in ["a", "connected", "127.0.0.1"] {
+        assert!(text.contains(word), "{word} is not in\n{text}");
+    }
+    let status = b.status();
+    assert_eq!(status.text("/peer_id"), Some(b.card().peer_id.as_str()));
+    assert_eq!(status.number("/pid"), u64::from(b.pid()));
+    assert_eq!(status.text("/store/dir"), Some("/nix/store"));
+    assert_eq!(status.number("/requests/nar_ok"), 1);
+    assert_eq!(status.number("/requests/false_hits"), 0);
+    assert!(status.number("/requests/narinfo_hits") >= 1 && status.number("/rss_bytes") > 1 << 20);
+    let peer = status.peer("a").unwrap();
+    assert_eq!((&peer["peer_id"], &peer["allowed_there"]), (&Value::from(a.card().peer_id), &Value::from(true)));
+    assert!(peer["hits"].as_u64().unwrap() >= 1 && peer["bytes_in"].as_u64().unwrap() > 0, "{peer}");
+    assert!(peer["summary"]["filter_bits"].as_u64().unwrap() > 0, "{peer}");
+    let served = a.status().peer("b").unwrap()["bytes_out"].as_u64().unwrap();
+    assert!(served > 0);
+}
+
+#[test]
+fn advertised_lists_what_leaves_and_why_says_what_would_happen() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let private = a.store.build_one("private");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_advertised(1, &[&b]);
+    let text = a.narmesh(&["advertised"]).expect_success("advertised");
+    assert!(text.contains(&lib), "{text}");
+
+    b.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise");
+    b.store.delete(std::slice::from_ref(&lib));
+    let known = b.narmesh(&["why", &lib]).expect_success("why");
+    assert!(
+        known.split(|letter: char| !letter.is_alphanumeric()).any(|word| word == "a"),
+        "names the holder:\n{known}"
+    );
+    let unknown = b.narmesh(&["why", &private]);
+    assert_ne!(unknown.stdout.replace(&private, ""), known.replace(&lib, ""));
+    let structured = b.narmesh(&["why", &lib, "--json"]).expect_success("why --json");
+    assert!(serde_json::from_str::<Value>(&structured).unwrap().is_object());
+    b.narmesh(&["why", "no store path"]).expect_failure("why of something else");
+}
+
+#[test]
+fn help_names_every_command() {
+    let said = finish(Command::new(narmesh_binary()).arg("--help")).expect_success("--help");
+    for command in ["init", "run", "id", "check-config", "status", "advertised", "why", "demo"] {
+        assert!(said.contains(command), "{command} is not in\n{said}");
+    }
+}

@@ -1,0 +1,112 @@
+//! The arrows of `docs/architecture.md`, read from Cargo, so that the map cannot drift.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
+use narmesh_tests::repository_root;
+
+/// What each room may use of ours.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("narmesh-protocol", &[]),
+    ("narmesh-gossip", &["narmesh-protocol"]),
+    ("narmesh-quorum", &["narmesh-protocol"]),
+    ("narmesh-store", &["narmesh-protocol"]),
+    ("narmesh-upstream", &["narmesh-protocol"]),
+    ("narmesh-http-gateway", &["narmesh-protocol"]),
+    ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol"]),
+    (
+        "narmesh",
+        &[
+            "narmesh-protocol",
+            "narmesh-gossip",
+            "narmesh-quorum",
+            "narmesh-store",
+            "narmesh-upstream",
+            "narmesh-http-gateway",
+        ],
+    ),
+    ("narmesh-bench", &["narmesh-protocol", "narmesh-gossip", "narmesh-store", "narmesh-http-gateway", "narmesh"]),
+    // The stories see the binary from outside.
+    ("narmesh-tests", &[]),
+];
+
+/// What a room must not reach, however indirectly.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("narmesh-protocol", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite", "futures"]),
+    ("narmesh-gossip", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
+    ("narmesh-quorum", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
+    ("narmesh-store", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper"]),
+    ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
+    ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
+    ("narmesh-tests", &["libp2p", "axum", "rusqlite"]),
+];
+
+fn metadata() -> Metadata {
+    MetadataCommand::new().current_dir(repository_root()).other_options(vec!["--locked".to_owned()]).exec().unwrap()
+}
+
+fn rooms(metadata: &Metadata) -> BTreeMap<String, &Package> {
+    metadata.workspace_packages().into_iter().map(|package| (package.name.to_string(), package)).collect()
+}
+
+#[test]
+fn every_room_is_on_the_map_and_uses_only_what_its_arrows_allow() {
+    let metadata = metadata();
+    let rooms = rooms(&metadata);
+    let arrows: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
+    for (name, package) in &rooms {
+        let allowed = arrows.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not on the map of rooms"));
+        for dependency in &package.dependencies {
+            let ours = rooms.contains_key(&dependency.name);
+            // Tests of a room may look at it from another; what is shipped may not.
+            let shipped = dependency.kind != DependencyKind::Development;
+            assert!(
+                !ours || !shipped || allowed.contains(&dependency.name.as_str()),
+                "{name} must not use {}",
+                dependency.name
+            );
+        }
+    }
+}
+
+#[test]
+fn no_room_reaches_a_library_that_is_not_its_business() {
+    let metadata = metadata();
+    let rooms = rooms(&metadata);
+    for (name, forbidden) in FORBIDDEN {
+        let Some(package) = rooms.get(*name) else { continue };
+        let reached = reachable(&metadata, package);
+        for library in *forbidden {
+            assert!(!reached.contains(*library), "{name} reaches {library}");
+        }
+    }
+    // The graph is really walked: the daemon reaches both.
+    let daemon = reachable(&metadata, rooms["narmesh"]);
+    assert!(daemon.contains("tokio") && daemon.contains("libp2p-swarm"));
+}
+
+/// The names of all packages that `package` is built from, without its tests.
+fn reachable(metadata: &Metadata, package: &Package) -> BTreeSet<String> {
+    let resolve = metadata.resolve.as_ref().expect("cargo resolved the graph");
+    let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
+    let mut seen = BTreeSet::new();
+    let mut open = vec![&package.id];
+    while let Some(id) = open.pop() {
+        for dependency in &nodes[id].deps {
+            let shipped = dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
+            if shipped && seen.insert(&dependency.pkg) {
+                open.push(&dependency.pkg);
+            }
+        }
+    }
+    seen.into_iter().map(|id| metadata[id].name.to_string()).collect()
+}
+
+#[test]
+fn the_workspace_lints_apply_to_every_room() {
+    let metadata = metadata();
+    for (name, package) in rooms(&metadata) {
+        let manifest: toml::Table = std::fs::read_to_string(&package.manifest_path).unwrap().parse().unwrap();
+        assert_eq!(manifest["lints"]["workspace"], toml::Value::Boolean(true), "{name}");
+    }
+}

@@ -1,0 +1,17 @@
+//! The acceptance stories: what a user is promised, seen from outside with the real Nix client.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
+
+mod cli;
+mod collected;
+mod corrupt;
+mod failover;
+mod fixtures;
+mod interrupted;
+mod layering;
+mod nondeterministic;
+mod reload;
+mod restart;
+mod substitute;
+mod systemd;
+mod trust;

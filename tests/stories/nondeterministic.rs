@@ -1,0 +1,63 @@
+//! One store path, two NarHashes: the client gets what its narinfo promised, from the holder that has it.
+
+use narmesh_tests::{NarInfoText, TestMesh, TestNode, get, head, request, sha256_hex};
+
+struct Two {
+    first: TestNode,
+    second: TestNode,
+    client: TestNode,
+    path: String,
+}
+
+impl Two {
+    fn new(mesh: &TestMesh, attribute: &str) -> Self {
+        let [mut first, mut second, mut client] = ["first", "second", "client"].map(|name| mesh.node(name));
+        let path = first.store.build_one(attribute);
+        assert_eq!(second.store.build_one(attribute), path);
+        let hash = |node: &TestNode| node.store.row(&path).unwrap().nar_hash;
+        assert_ne!(hash(&first), hash(&second), "the fixture is not deterministic");
+        TestMesh::start_all(&mut [&mut first, &mut second, &mut client]);
+        first.wait_all_advertised(&[&client]);
+        second.wait_all_advertised(&[&client]);
+        Self { first, second, client, path }
+    }
+
+    /// The narinfo that each holder's own gateway gives: the two promises there are.
+    fn promises(&self) -> [NarInfoText; 2] {
+        [&self.first, &self.second].map(|node| node.wait_narinfo(&self.path))
+    }
+}
+
+#[test]
+fn each_promise_is_kept_by_the_holder_that_made_it() {
+    for attribute in ["nondet", "nondetbig"] {
+        let mesh = TestMesh::new();
+        let two = Two::new(&mesh, attribute);
+        for promise in two.promises() {
+            // A client that got either narinfo, 30 days ago, goes straight to its URL.
+            assert_eq!(head(two.client.gateway(), &promise.url).unwrap().status, 200);
+            let body = get(two.client.gateway(), &promise.url).unwrap();
+            assert!(body.status == 200 && body.complete, "{attribute}");
+            assert_eq!(format!("sha256:{}", sha256_hex(&body.body)), promise.nar_hash, "{attribute}");
+        }
+        two.client.realise(std::slice::from_ref(&two.path)).expect_success("nix-store --realise");
+        two.client.store.verify_contents();
+    }
+}
+
+#[test]
+fn the_other_holder_is_no_replacement() {
+    let mesh = TestMesh::new();
+    let mut two = Two::new(&mesh, "nondetbig");
+    let [promise, other] = two.promises();
+    two.first.kill();
+    let gone = get(two.client.gateway(), &promise.url).unwrap();
+    assert_eq!(gone.status, 404, "the other holder has other bytes");
+    // Nor in the middle, for a client that resumes.
+    let resumed = request(two.client.gateway(), "GET", &promise.url, &[("Range", "bytes=5000000-")]).unwrap();
+    assert_eq!(resumed.finish().status, 404);
+    let body = get(two.client.gateway(), &other.url).unwrap();
+    assert_eq!(format!("sha256:{}", sha256_hex(&body.body)), other.nar_hash);
+    two.client.nix_build("nondetbig").expect_success("nix-build");
+    two.client.store.verify_contents();
+}

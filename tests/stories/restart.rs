@@ -1,0 +1,178 @@
+//! A daemon that is killed, and one that loses its state.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, TestNode, get, head, request, sha256_hex};
+use rustix::process::Signal;
+
+/// A node without state is promised to be heard by its peers within this.
+const HEARD: Duration = Duration::from_secs(5);
+
+/// `a` and `b` know each other's addresses, so that either finds the other again.
+fn pair(mesh: &TestMesh) -> (TestNode, TestNode) {
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    (a, b)
+}
+
+/// What can happen to a file in a power cut, or to an operator.
+#[derive(Debug, Clone, Copy)]
+enum Damage {
+    Deleted,
+    Truncated,
+    Garbage,
+    Emptied,
+    DirectoryDeleted,
+}
+
+fn damage(node: &TestNode, damage: Damage) {
+    let database = node.state_files()[0].clone();
+    assert!(database.exists(), "the state is where it is documented to be");
+    match damage {
+        Damage::Deleted => {
+            // Those that are not there need no deletion.
+            node.state_files().iter().for_each(|file| drop(fs::remove_file(file)));
+        }
+        Damage::Truncated => {
+            node.state_files()[1..].iter().for_each(|file| drop(fs::remove_file(file)));
+            let file = OpenOptions::new().write(true).open(&database).unwrap();
+            let length = file.metadata().unwrap().len();
+            file.set_len(length / 2 + 7).unwrap();
+        }
+        Damage::Garbage => {
+            let mut file = OpenOptions::new().write(true).open(&database).unwrap();
+            file.write_all(&[0xa5; 8192]).unwrap();
+        }
+        Damage::Emptied => {
+            node.state_files()[1..].iter().for_each(|file| drop(fs::remove_file(file)));
+            OpenOptions::new().write(true).open(&database).unwrap().set_len(0).unwrap();
+        }
+        Damage::DirectoryDeleted => fs::remove_dir_all(database.parent().unwrap()).unwrap(),
+    }
+}
+
+/// After a restart of `a`, both hear of each other's new paths.
+#[track_caller]
+fn assert_heard_again(a: &TestNode, b: &TestNode, tag: &str) {
+    for (from, to) in [(a, b), (b, a)] {
+        let path = from.store.build_fresh(&format!("{tag}-{}", from.name));
+        let count = from.store.outputs().len() as u64;
+        to.wait_status(&format!("hears {} again", from.name), HEARD, |status| {
+            status.summary_paths(&from.name) == Some(count)
+        });
+        assert_eq!(to.wait_narinfo(&path).nar_hash, from.store.row(&path).unwrap().nar_hash);
+    }
+}
+
+#[test]
+fn killed_and_restarted_with_its_state() {
+    let mesh = TestMesh::new();
+    let (mut a, b) = pair(&mesh);
+    assert_heard_again(&a, &b, "before");
+    let before = b.status().summary_version("a").unwrap();
+    a.kill();
+    a.start();
+    assert_heard_again(&a, &b, "after");
+    let after = b.status().summary_version("a").unwrap();
+    assert!(after > before, "(epoch, seq) only grows: {before:?} then {after:?}");
+}
+
+#[test]
+fn killed_and_restarted_without_its_state() {
+    let mesh = TestMesh::new();
+    let (mut a, b) = pair(&mesh);
+    for kind in [Damage::Deleted, Damage::Truncated, Damage::Garbage, Damage::Emptied, Damage::DirectoryDeleted] {
+        let before = b.status().summary_version("a").unwrap();
+        a.kill();
+        damage(&a, kind);
+        a.clear_log();
+        a.start();
+        assert_heard_again(&a, &b, &format!("{kind:?}"));
+        assert!(b.status().summary_version("a").unwrap() > before, "{kind:?}");
+        if !matches!(kind, Damage::DirectoryDeleted | Damage::Deleted) {
+            a.wait_logged(&["warn", "state"]);
+        }
+    }
+}
+
+#[test]
+fn state_deleted_under_a_running_daemon() {
+    let mesh = TestMesh::new();
+    let (mut a, b) = pair(&mesh);
+    damage(&a, Damage::Deleted);
+    assert_heard_again(&a, &b, "running");
+    a.kill();
+    a.start();
+    assert_heard_again(&a, &b, "restarted");
+}
+
+#[test]
+fn nar_urls_from_before_still_work() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let middle = a.store.build_one("middle");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = b.wait_narinfo(&middle);
+    for kind in [None, Some(Damage::Deleted), Some(Damage::Garbage)] {
+        b.kill();
+        if let Some(kind) = kind {
+            damage(&b, kind);
+        }
+        b.start();
+        let early = get(b.gateway(), &narinfo.url).unwrap();
+        assert!(matches!(early.status, 200 | 404), "{kind:?}: {}", early.status);
+        b.wait_status("knows a's paths again", HEARD, |status| status.summary_paths("a") == Some(1));
+        b.wait_connected("a", true, HEARD);
+        let body = get(b.gateway(), &narinfo.url).unwrap();
+        assert!(body.status == 200 && body.complete, "{kind:?}: {}", body.status);
+        assert_eq!(format!("sha256:{}", sha256_hex(&body.body)), narinfo.nar_hash);
+    }
+    // One that nobody can have gives 404, and no answer is an error.
+    let unknown = narinfo.url.replace(&narinfo.url[5..15], "0000000000");
+    assert_eq!(head(b.gateway(), &unknown).unwrap().status, 404);
+}
+
+#[test]
+fn the_serving_daemon_is_killed_in_a_body() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let huge = a.store.build_one("huge");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = b.wait_narinfo(&huge);
+    let mut body = request(b.gateway(), "GET", &narinfo.url, &[]).unwrap();
+    assert_eq!(body.read_some(1 << 20).len(), 1 << 20);
+    b.kill();
+    assert!(!body.finish().complete, "cut short, not ended");
+    b.start();
+    b.wait_connected("a", true, HEARD);
+    b.realise(std::slice::from_ref(&huge)).expect_success("from the restarted daemon");
+    b.store.verify_contents();
+}
+
+#[test]
+fn a_goodbye_drops_the_column_and_lets_bodies_finish() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let huge = a.store.build_one("huge");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = a.wait_narinfo(&huge);
+    // The body that is under way is served by the daemon that is asked to end.
+    let mut body = request(a.gateway(), "GET", &narinfo.url, &[]).unwrap();
+    let begin = body.read_some(1 << 20);
+    a.signal(Signal::TERM);
+    b.wait_status("has dropped a's column", HEARD, |status| status.summary_paths("a").is_none());
+    assert_eq!(b.get_narinfo(&huge).status, 404);
+    let rest = body.finish();
+    assert!(rest.complete, "a body under way gets ten seconds");
+    assert_eq!(format!("sha256:{}", sha256_hex(&[begin, rest.body].concat())), narinfo.nar_hash);
+    assert!(a.wait_ended().success());
+    // Back again, it is heard again, although it had said goodbye.
+    a.start();
+    a.wait_all_advertised(&[&b]);
+    b.realise(std::slice::from_ref(&huge)).expect_success("after the return");
+}

@@ -1,0 +1,102 @@
+//! The units of `contrib/systemd`, and the socket that outlives the daemon.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, finish, get, promised, repository_root, scratch_dir, wait_until};
+
+/// The first answer after a start is promised within this.
+const START: Duration = Duration::from_secs(2);
+
+#[test]
+fn the_units_are_what_systemd_accepts() {
+    // `verify` wants to see the program that a unit starts, and units under the names that they are installed by.
+    let dir = scratch_dir("units");
+    let binary = dir.path().join("narmesh");
+    fs::copy(narmesh_tests::narmesh_binary(), &binary).unwrap();
+    let units = ["narmesh.service", "narmesh.socket"].map(|name| {
+        let text = fs::read_to_string(repository_root().join("contrib/systemd").join(name)).unwrap();
+        let unit = dir.path().join(name);
+        fs::write(&unit, text.replace("/usr/local/bin/narmesh", binary.to_str().unwrap())).unwrap();
+        unit
+    });
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no", "--recursive-errors=no"]).args(&units);
+    let verified = finish(&mut command);
+    assert_eq!(verified.stderr.trim(), "", "systemd-analyze says nothing about good units");
+    verified.expect_success("systemd-analyze verify");
+
+    // And it would say something about bad ones.
+    let text = fs::read_to_string(&units[0]).unwrap();
+    fs::write(&units[0], text.replace("Type=notify", "Type=nonsense")).unwrap();
+    assert_ne!(finish(&mut command).stderr.trim(), "");
+}
+
+#[test]
+fn the_units_keep_the_promises_that_the_documents_make() {
+    let read = |name: &str| fs::read_to_string(repository_root().join("contrib/systemd").join(name)).unwrap();
+    let (service, socket) = (read("narmesh.service"), read("narmesh.socket"));
+    for line in ["Type=notify", "Restart=always", "User=narmesh", "NoNewPrivileges=yes", "ProtectSystem=strict"] {
+        assert!(service.lines().any(|one| one == line), "narmesh.service has no {line}");
+    }
+    assert!(service.lines().any(|line| line.starts_with("ExecReload=")), "SIGHUP is how it reloads");
+    assert!(socket.lines().any(|line| line == "ListenStream=127.0.0.1:7281"), "the gateway's default address");
+}
+
+#[test]
+fn a_socket_handed_over_outlives_the_daemon() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = listener.local_addr().unwrap();
+    let hand_over = || OwnedFd::from(listener.try_clone().unwrap());
+    TestMesh::introduce(&mut [&mut a, &mut b]);
+    a.start();
+    b.learn_address("a", &a.p2p_address());
+    // The file says another address: the descriptor wins, as it must under systemd.
+    b.start_with(Some(hand_over()));
+    assert_eq!(b.gateway(), gateway);
+    a.wait_all_advertised(&[&b]);
+    b.realise(std::slice::from_ref(&lib)).expect_success("through the socket handed over");
+    b.store.delete(std::slice::from_ref(&lib));
+
+    // While no daemon runs, connections are accepted by the kernel and wait: nothing is refused.
+    b.kill();
+    let waiting = thread::spawn(move || get(gateway, "/nix-cache-info"));
+    let (store, keys) = (b.store.clone(), b.config.trusted_public_keys.clone());
+    let build = thread::spawn(move || store.nix_build("lib", gateway, &keys));
+    wait_until("both wait at the socket", promised(START), || waiting_at(gateway.port()) >= 2);
+    b.start_with(Some(hand_over()));
+    assert_eq!(waiting.join().unwrap().unwrap().status, 200);
+    build.join().unwrap().expect_success("a build that began while no daemon ran");
+}
+
+/// How many connections wait to be accepted at a loopback port, as `ss` says.
+fn waiting_at(port: u16) -> u32 {
+    let mut command = Command::new("ss");
+    command.args(["-Hltn", &format!("sport = :{port}")]);
+    let listed = finish(&mut command).expect_success("ss");
+    listed.split_whitespace().nth(1).and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn readiness_is_notified() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let path = mesh.path().join("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(promised(START))).unwrap();
+    node.notify_socket(&path);
+    node.start();
+    let mut message = [0; 256];
+    let length = socket.recv(&mut message).unwrap();
+    let text = String::from_utf8_lossy(&message[..length]).into_owned();
+    assert!(text.lines().any(|line| line == "READY=1"), "{text}");
+    node.terminate();
+}

@@ -1,0 +1,100 @@
+//! Who is believed: signatures, content addresses, and what is kept to oneself.
+
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, get, promised, wait_until};
+
+/// A reload is promised to count within this.
+const RELOADED: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_path_signed_by_an_untrusted_key_is_not_there() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let fod = a.store.build_one("fod");
+    b.config.trusted_public_keys.clear();
+    TestMesh::introduce(&mut [&mut a, &mut b]);
+    b.config.trusted_public_keys.retain(|key| *key != a.builder_key());
+    a.start();
+    b.learn_address("a", &a.p2p_address());
+    b.start();
+    a.wait_all_advertised(&[&b]);
+
+    assert_eq!(b.get_narinfo(&lib).status, 404, "its signature is of a key that B does not trust");
+    b.realise(std::slice::from_ref(&lib)).expect_failure("a path that nobody can build");
+    b.nix_build("lib").expect_success("nix-build builds it");
+    assert!(b.store.row(&lib).unwrap().ultimate);
+
+    let narinfo = b.wait_narinfo(&fod);
+    assert_eq!(narinfo.signatures, Vec::<String>::new(), "nothing that B would not accept is handed on");
+    b.realise(std::slice::from_ref(&fod)).expect_success("a fixed output proves itself");
+    assert_eq!(b.store.row(&fod).unwrap().nar_hash, a.store.row(&fod).unwrap().nar_hash);
+}
+
+#[test]
+fn trust_given_and_taken_by_a_reload_counts_at_once() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = b.wait_narinfo(&lib);
+    assert_eq!(get(b.gateway(), &narinfo.url).unwrap().status, 200);
+
+    b.config.trusted_public_keys.clear();
+    b.reload();
+    wait_until("the remembered answer is checked again", promised(RELOADED), || b.get_narinfo(&lib).status == 404);
+    b.config.trusted_public_keys.push(a.builder_key());
+    b.reload();
+    assert_eq!(b.wait_narinfo(&lib).nar_hash, narinfo.nar_hash);
+    b.realise(std::slice::from_ref(&lib)).expect_success("trusted again");
+}
+
+#[test]
+fn what_is_withheld_is_to_a_peer_as_if_it_were_not_there() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let private = a.store.build_one("private");
+    let uses_private = a.store.build_one("usesprivate");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_advertised(1, &[&b]);
+    for path in [&private, &uses_private] {
+        assert_eq!(b.get_narinfo(path).status, 404, "{path}");
+    }
+    // One's own Nix is told the same as one's peers are about others' paths, but of its own store everything.
+    assert_eq!(b.wait_narinfo(&lib).nar_hash, a.store.row(&lib).unwrap().nar_hash);
+
+    let listed: serde_json::Value =
+        serde_json::from_str(&a.narmesh(&["advertised", "--json"]).expect_success("advertised")).unwrap();
+    let listed = listed.to_string();
+    assert!(listed.contains(&lib), "{listed}");
+    let text = a.narmesh(&["advertised"]).expect_success("advertised");
+    assert!(text.lines().any(|line| line.contains(&lib)), "{text}");
+}
+
+#[test]
+fn patterns_decide_what_leaves_by_name() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let fresh = a.store.build_fresh("kept-back");
+    a.config.exclude = vec!["mesh-fresh-*".to_owned()];
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_advertised(1, &[&b]);
+    assert_eq!(b.wait_narinfo(&lib).nar_hash, a.store.row(&lib).unwrap().nar_hash);
+    assert_eq!(b.get_narinfo(&fresh).status, 404);
+}
+
+#[test]
+fn a_node_without_a_builder_key_advertises_nothing_that_it_built() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    a.config.builder_key = false;
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_advertised(0, &[&b]);
+    assert_eq!(b.get_narinfo(&lib).status, 404);
+    b.nix_build("lib").expect_success("built here instead");
+}
