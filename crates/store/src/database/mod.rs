@@ -1,0 +1,255 @@
+//! The Nix database, opened so that nothing is written and no writer is disturbed.
+//!
+//! Nix keeps it in WAL mode. While `-wal` and `-shm` lie beside it, a `mode=ro` connection sees every commit at once.
+//! Nix before 2.23 deletes both when its last connection closes; then such a connection would have to create them, so
+//! the file is read as `immutable` for one query, and the answer counts only if the file was the same afterwards.
+
+mod rows;
+
+pub(crate) use rows::RowHead;
+
+use crate::StoreError;
+use narmesh_protocol::StoreDir;
+use parking_lot::Mutex;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// Longest wait for a lock of a writer; WAL readers hardly ever wait at all. A guess, not measured.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
+/// How often a lock-free read is tried while Nix comes and goes; with the pauses below about 0.4 s in all.
+const ATTEMPTS_MAX: u32 = 8;
+/// The first pause between two attempts; it doubles up to 100 ms.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(4);
+/// Offset of the read version in SQLite's header: 2 in WAL mode, 1 with a rollback journal.
+const HEADER_READ_VERSION_OFFSET: u64 = 19;
+
+/// The Nix database of one store.
+#[derive(Debug)]
+pub(crate) struct Database {
+    file: PathBuf,
+    store_dir: StoreDir,
+    session: Mutex<Session>,
+}
+
+/// What outlives one query.
+#[derive(Debug, Default)]
+struct Session {
+    kept: Option<Kept>,
+    /// Counts connections and, without one, states of the file.
+    epoch: u64,
+    seen: Option<FileState>,
+}
+
+/// A connection kept between queries, valid while the same three files lie there.
+#[derive(Debug)]
+struct Kept {
+    connection: Connection,
+    files: Identities,
+}
+
+/// Device and inode of the database, its `-wal` and its `-shm`.
+type Identities = [Option<(u64, u64)>; 3];
+
+/// Enough of a file's metadata to tell that nobody wrote to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct FileState {
+    device: u64,
+    inode: u64,
+    size_bytes: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
+/// Equal stamps mean that the database held the same rows both times.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stamp {
+    epoch: u64,
+    data_version: i64,
+}
+
+impl Database {
+    /// The database in `dir`; it may be absent, which reads as an empty store.
+    pub(crate) fn new(dir: &Path, store_dir: StoreDir) -> Self {
+        Self { file: dir.join("db.sqlite"), store_dir, session: Mutex::default() }
+    }
+
+    /// The state of the database now.
+    pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
+        let mut session = self.session.lock();
+        let files = self.identities();
+        if has_wal(&files) {
+            let connection = self.kept(&mut session, files)?;
+            let data_version = self.data_version(connection);
+            return match data_version {
+                Ok(data_version) => Ok(Stamp { epoch: session.epoch, data_version }),
+                Err(error) => Err(self.forget(&mut session, error)),
+            };
+        }
+        session.kept = None;
+        let state = self.state()?;
+        if state != session.seen || session.epoch == 0 {
+            session.seen = state;
+            session.epoch += 1;
+        }
+        Ok(Stamp { epoch: session.epoch, data_version: 0 })
+    }
+
+    /// Runs one short query; `None` when there is no database. It may run more than once.
+    fn query<T>(&self, run: impl Fn(&Connection) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        let mut session = self.session.lock();
+        let mut pause = ATTEMPT_PAUSE;
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt > 0 {
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+            let files = self.identities();
+            if has_wal(&files) {
+                let connection = match self.kept(&mut session, files) {
+                    Ok(connection) => connection,
+                    // The files went away between the look and the open: look again.
+                    Err(StoreError::Unreadable { .. }) if !has_wal(&self.identities()) => continue,
+                    Err(error) => return Err(error),
+                };
+                let outcome = run(connection);
+                return outcome.map(Some).map_err(|error| self.forget(&mut session, error));
+            }
+            // Closing another descriptor of this file would drop the locks of a kept connection: never have both.
+            session.kept = None;
+            let Some(before) = self.state()? else { return Ok(None) };
+            let outcome = self.open_unshared().and_then(|connection| run(&connection));
+            if self.state()? == Some(before) && !has_wal(&self.identities()) {
+                return outcome.map(Some);
+            }
+        }
+        Err(StoreError::Changing { path: self.file.clone(), attempts: ATTEMPTS_MAX })
+    }
+
+    /// The kept connection, opened anew when the files are not those it was opened on.
+    fn kept<'a>(&self, session: &'a mut Session, files: Identities) -> Result<&'a Connection, StoreError> {
+        if session.kept.as_ref().is_some_and(|kept| kept.files != files) {
+            session.kept = None;
+        }
+        if session.kept.is_none() {
+            let connection = self.open("mode=ro")?;
+            // Whether it can be read at all shows at the first read, not when it is opened.
+            self.data_version(&connection)?;
+            session.epoch += 1;
+            session.seen = None;
+            session.kept = Some(Kept { connection, files });
+        }
+        match &session.kept {
+            Some(kept) => Ok(&kept.connection),
+            None => Err(StoreError::Unreadable { path: self.file.clone() }),
+        }
+    }
+
+    /// Drops a connection that failed, so that the next call starts afresh.
+    fn forget(&self, session: &mut Session, error: StoreError) -> StoreError {
+        if let StoreError::Sqlite { .. } | StoreError::Unreadable { .. } = error {
+            session.kept = None;
+        }
+        error
+    }
+
+    /// Without `-wal`: lock-free if the file is in WAL mode, with locks if it has a rollback journal.
+    fn open_unshared(&self) -> Result<Connection, StoreError> {
+        let mut version = [0_u8; 1];
+        File::open(&self.file)
+            .and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET))
+            .map_err(|source| self.io(source))?;
+        self.open(if version == [1] { "mode=ro" } else { "mode=ro&immutable=1" })
+    }
+
+    fn open(&self, parameters: &str) -> Result<Connection, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = || -> rusqlite::Result<Connection> {
+            let connection = Connection::open_with_flags(uri(&self.file, parameters), flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            connection.pragma_update(None, "query_only", true)?;
+            Ok(connection)
+        };
+        open().map_err(|source| self.sqlite(source))
+    }
+
+    fn data_version(&self, connection: &Connection) -> Result<i64, StoreError> {
+        let read = || connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0));
+        read().map_err(|source| self.sqlite(source))
+    }
+
+    /// Sorts SQLite's errors: those that only someone with write permission could get over are `Unreadable`.
+    fn sqlite(&self, source: rusqlite::Error) -> StoreError {
+        match source.sqlite_error_code() {
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => StoreError::Unreadable { path: self.file.clone() },
+            _ => StoreError::Sqlite { path: self.file.clone(), source },
+        }
+    }
+
+    fn io(&self, source: io::Error) -> StoreError {
+        StoreError::Io { path: self.file.clone(), source }
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = OsString::from(&self.file);
+        name.push(suffix);
+        PathBuf::from(name)
+    }
+
+    fn identities(&self) -> Identities {
+        ["", "-wal", "-shm"].map(|suffix| {
+            let metadata = fs::symlink_metadata(self.beside(suffix)).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        })
+    }
+
+    /// `None` if there is no such file.
+    fn state(&self) -> Result<Option<FileState>, StoreError> {
+        match fs::metadata(&self.file) {
+            Ok(metadata) => Ok(Some(FileState {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                size_bytes: metadata.size(),
+                modified_s: metadata.mtime(),
+                modified_ns: metadata.mtime_nsec(),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.io(source)),
+        }
+    }
+}
+
+fn has_wal([_, wal, shm]: &Identities) -> bool {
+    wal.is_some() && shm.is_some()
+}
+
+/// A `file:` URI; everything but plain characters of the path is percent-encoded.
+fn uri(file: &Path, parameters: &str) -> String {
+    let mut uri = String::from("file:");
+    for byte in file.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' => uri.push(char::from(*byte)),
+            _ => uri.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    uri + "?" + parameters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uri;
+    use std::path::Path;
+
+    #[test]
+    fn a_uri_escapes_what_sqlite_would_read_as_syntax() {
+        assert_eq!(uri(Path::new("/a b/c?d#e%f"), "mode=ro"), "file:/a%20b/c%3fd%23e%25f?mode=ro");
+    }
+}

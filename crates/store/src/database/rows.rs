@@ -1,0 +1,164 @@
+//! The queries: pages of rows, and everything about one path.
+
+use super::Database;
+use crate::{PathInfo, StoreError};
+use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StorePath};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+/// Rows of one page of the scan: about 5 ms of read transaction, against the 100 ms that are allowed.
+const PAGE_ROWS: i64 = 2_000;
+/// Characters of a hash part.
+const HASH_PART_CHARS: usize = 32;
+
+const PAGE_SQL: &str = "SELECT id, path, hash, narSize, ultimate, sigs, ca FROM ValidPaths \
+    WHERE id > ?1 ORDER BY id LIMIT ?2";
+const INFO_SQL: &str = "SELECT id, path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca FROM ValidPaths \
+    WHERE path >= ?1 ORDER BY path LIMIT 1";
+const REFERENCES_SQL: &str =
+    "SELECT path FROM Refs JOIN ValidPaths ON Refs.reference = ValidPaths.id WHERE Refs.referrer = ?1";
+const DERIVERS_SQL: &str = "SELECT ValidPaths.path FROM DerivationOutputs \
+    JOIN ValidPaths ON DerivationOutputs.drv = ValidPaths.id WHERE DerivationOutputs.path = ?1";
+
+/// What the index keeps of a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowHead {
+    pub(crate) id: i64,
+    /// `None` if the path is not of our store directory.
+    pub(crate) hash_part: Option<HashPart>,
+    pub(crate) is_derivation: bool,
+    /// Changes when hash, size, signatures, content address or `ultimate` do.
+    pub(crate) digest: u64,
+}
+
+/// Columns of `INFO_SQL`, unparsed.
+struct RawRow {
+    id: i64,
+    path: String,
+    hash: String,
+    registration_time: Option<i64>,
+    deriver: Option<String>,
+    nar_size: Option<i64>,
+    ultimate: Option<i64>,
+    signatures: Option<String>,
+    content_address: Option<String>,
+}
+
+impl Database {
+    /// The next page of rows with an id above `after_id`, in order; empty at the end or without a database.
+    pub(crate) fn rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
+        let page = self.query(|connection| {
+            let read = || -> rusqlite::Result<Vec<RowHead>> {
+                let mut statement = connection.prepare_cached(PAGE_SQL)?;
+                let rows = statement.query_map(params![after_id, PAGE_ROWS], |row| self.head(row))?;
+                rows.collect()
+            };
+            read().map_err(|source| self.sqlite(source))
+        })?;
+        Ok(page.unwrap_or_default())
+    }
+
+    /// Everything about the valid path with this hash part, and its row id.
+    pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
+        let prefix = format!("{}/{part}", self.store_dir.as_str());
+        let row = self.query(|connection| {
+            // One transaction, so that the references belong to the row.
+            let transaction = connection.unchecked_transaction().map_err(|source| self.sqlite(source))?;
+            let Some(raw) = raw_row(&transaction, &prefix).map_err(|source| self.sqlite(source))? else {
+                return Ok(None);
+            };
+            let references = texts(&transaction, REFERENCES_SQL, raw.id).map_err(|source| self.sqlite(source))?;
+            Ok(Some((raw, references)))
+        })?;
+        let Some((raw, references)) = row.flatten() else { return Ok(None) };
+        let id = raw.id;
+        Ok(Some((id, self.parse(raw, &references)?)))
+    }
+
+    /// The valid derivations that have this path as an output.
+    pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+        let full = self.store_dir.display(path);
+        let found = self
+            .query(|connection| texts(connection, DERIVERS_SQL, &full).map_err(|source| self.sqlite(source)))?
+            .unwrap_or_default();
+        Ok(found.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
+    }
+
+    fn head(&self, row: &Row<'_>) -> rusqlite::Result<RowHead> {
+        let path = row.get_ref(1)?.as_bytes_or_null()?.unwrap_or_default();
+        let mut hasher = DefaultHasher::new();
+        for column in 2..7 {
+            match row.get_ref(column)? {
+                ValueRef::Null => 0_u8.hash(&mut hasher),
+                ValueRef::Integer(number) => number.hash(&mut hasher),
+                ValueRef::Real(number) => number.to_bits().hash(&mut hasher),
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.hash(&mut hasher),
+            }
+        }
+        Ok(RowHead {
+            id: row.get(0)?,
+            hash_part: self.hash_part(path),
+            is_derivation: path.ends_with(b".drv"),
+            digest: hasher.finish(),
+        })
+    }
+
+    /// The hash part of a full path, without parsing the rest: a scan looks at every row.
+    fn hash_part(&self, full: &[u8]) -> Option<HashPart> {
+        let base = full.strip_prefix(self.store_dir.as_str().as_bytes())?.strip_prefix(b"/")?;
+        HashPart::parse(std::str::from_utf8(base.get(..HASH_PART_CHARS)?).ok()?).ok()
+    }
+
+    fn parse(&self, raw: RawRow, references: &[String]) -> Result<PathInfo, StoreError> {
+        let wrong = |column| StoreError::Row { row: raw.id, column };
+        let full = |text: &str, column| self.store_dir.parse_path(text).map_err(|_| wrong(column));
+        let mut references =
+            references.iter().map(|text| full(text, "Refs.reference")).collect::<Result<Vec<_>, _>>()?;
+        references.sort();
+        Ok(PathInfo {
+            path: full(&raw.path, "path")?,
+            nar_hash: NarHash::parse(&raw.hash).map_err(|_| wrong("hash"))?,
+            nar_size: u64::try_from(raw.nar_size.unwrap_or(0)).map_err(|_| wrong("narSize"))?,
+            references,
+            // Derivers are unsigned and may be of any age: one that we cannot read is one that we do not know.
+            deriver: raw.deriver.as_deref().and_then(|text| self.store_dir.parse_path(text).ok()),
+            signatures: raw
+                .signatures
+                .iter()
+                .flat_map(|text| text.split_ascii_whitespace())
+                .filter_map(|text| NixSignature::parse(text).ok())
+                .collect(),
+            content_address: match raw.content_address.as_deref() {
+                None | Some("") => None,
+                Some(text) => Some(ContentAddress::parse(text).map_err(|_| wrong("ca"))?),
+            },
+            ultimate: raw.ultimate == Some(1),
+            registration_time_s: raw.registration_time.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+        })
+    }
+}
+
+fn raw_row(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<RawRow>> {
+    let mut statement = connection.prepare_cached(INFO_SQL)?;
+    let found = statement.query_row([prefix], |row| {
+        Ok(RawRow {
+            id: row.get(0)?,
+            path: row.get(1)?,
+            hash: row.get(2)?,
+            registration_time: row.get(3)?,
+            deriver: row.get(4)?,
+            nar_size: row.get(5)?,
+            ultimate: row.get(6)?,
+            signatures: row.get(7)?,
+            content_address: row.get(8)?,
+        })
+    });
+    Ok(found.optional()?.filter(|row| row.path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'))))
+}
+
+fn texts(connection: &Connection, sql: &str, key: impl rusqlite::ToSql) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.query_map([key], |row| row.get(0))?.collect()
+}

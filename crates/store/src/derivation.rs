@@ -1,0 +1,242 @@
+//! The one thing that we ask of a `.drv` file: may its outputs be substituted?
+//!
+//! A derivation is an ATerm: `Derive(outputs,inputDrvs,inputSrcs,system,builder,args,env)`; with dynamic derivations
+//! `DrvWithVersion(version,outputs,…,env)`. Only the environment, the last argument, is looked at.
+
+/// Arguments of either form at most.
+const ARGUMENTS_MAX: usize = 16;
+/// Nesting of lists and tuples; Nix writes 4 levels.
+const NESTING_MAX: usize = 16;
+
+/// The file is not a derivation that we can read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NotADerivation;
+
+/// Whether the derivation says `allowSubstitutes = false`, plainly or in its structured attributes.
+pub(crate) fn forbids_substitutes(aterm: &[u8]) -> Result<bool, NotADerivation> {
+    let mut environment = Environment::default();
+    let mut rest = Rest(aterm);
+    let is_plain = rest.eat(b"Derive(");
+    if !is_plain && !rest.eat(b"DrvWithVersion(") {
+        return Err(NotADerivation);
+    }
+    // The environment comes after six arguments; the other form has the version before them.
+    for _ in 0..if is_plain { 6 } else { 7 }.min(ARGUMENTS_MAX) {
+        rest.skip_value(0)?;
+        rest.expect(b",")?;
+    }
+    rest.environment(&mut environment)?;
+    rest.expect(b")")?;
+    if !rest.0.is_empty() {
+        return Err(NotADerivation);
+    }
+    environment.forbids_substitutes()
+}
+
+#[derive(Default)]
+struct Environment {
+    allow_substitutes: Option<Vec<u8>>,
+    structured: Option<Vec<u8>>,
+}
+
+impl Environment {
+    fn forbids_substitutes(&self) -> Result<bool, NotADerivation> {
+        // Nix writes `true` as "1" and `false` as "", and takes anything but "1" as false.
+        if self.allow_substitutes.as_ref().is_some_and(|value| value != b"1") {
+            return Ok(true);
+        }
+        let Some(json) = &self.structured else { return Ok(false) };
+        let attributes: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(json).map_err(|_| NotADerivation)?;
+        Ok(attributes.get("allowSubstitutes").is_some_and(|value| value.as_bool() != Some(true)))
+    }
+}
+
+struct Rest<'a>(&'a [u8]);
+
+impl Rest<'_> {
+    fn eat(&mut self, token: &[u8]) -> bool {
+        let after = self.0.strip_prefix(token);
+        self.0 = after.unwrap_or(self.0);
+        after.is_some()
+    }
+
+    fn expect(&mut self, token: &[u8]) -> Result<(), NotADerivation> {
+        if self.eat(token) { Ok(()) } else { Err(NotADerivation) }
+    }
+
+    /// A string, with its escapes resolved.
+    fn string(&mut self) -> Result<Vec<u8>, NotADerivation> {
+        self.expect(b"\"")?;
+        let mut text = Vec::new();
+        loop {
+            let (byte, after) = self.0.split_first().ok_or(NotADerivation)?;
+            self.0 = after;
+            match byte {
+                b'"' => return Ok(text),
+                b'\\' => {
+                    let (escaped, after) = self.0.split_first().ok_or(NotADerivation)?;
+                    self.0 = after;
+                    text.push(match escaped {
+                        b'n' => b'\n',
+                        b'r' => b'\r',
+                        b't' => b'\t',
+                        other => *other,
+                    });
+                }
+                other => text.push(*other),
+            }
+        }
+    }
+
+    fn skip_string(&mut self) -> Result<(), NotADerivation> {
+        self.expect(b"\"")?;
+        loop {
+            let stop = self.0.iter().position(|byte| matches!(byte, b'"' | b'\\')).ok_or(NotADerivation)?;
+            let is_end = self.0.get(stop) == Some(&b'"');
+            self.0 = self.0.get(stop + if is_end { 1 } else { 2 }..).ok_or(NotADerivation)?;
+            if is_end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A string, list or tuple.
+    fn skip_value(&mut self, nesting: usize) -> Result<(), NotADerivation> {
+        if nesting > NESTING_MAX {
+            return Err(NotADerivation);
+        }
+        let end: &[u8] = if self.eat(b"[") {
+            b"]"
+        } else if self.eat(b"(") {
+            b")"
+        } else {
+            return self.skip_string();
+        };
+        if self.eat(end) {
+            return Ok(());
+        }
+        loop {
+            self.skip_value(nesting + 1)?;
+            if self.eat(end) {
+                return Ok(());
+            }
+            self.expect(b",")?;
+        }
+    }
+
+    /// `[("name","value"),…]`.
+    fn environment(&mut self, environment: &mut Environment) -> Result<(), NotADerivation> {
+        self.expect(b"[")?;
+        if self.eat(b"]") {
+            return Ok(());
+        }
+        loop {
+            self.expect(b"(")?;
+            let name = self.string()?;
+            self.expect(b",")?;
+            match name.as_slice() {
+                b"allowSubstitutes" => environment.allow_substitutes = Some(self.string()?),
+                b"__json" => environment.structured = Some(self.string()?),
+                _ => self.skip_string()?,
+            }
+            self.expect(b")")?;
+            if self.eat(b"]") {
+                return Ok(());
+            }
+            self.expect(b",")?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn quoted(text: &str) -> String {
+        let mut quoted = String::from("\"");
+        for character in text.chars() {
+            match character {
+                '"' => quoted.push_str("\\\""),
+                '\\' => quoted.push_str("\\\\"),
+                '\n' => quoted.push_str("\\n"),
+                '\r' => quoted.push_str("\\r"),
+                '\t' => quoted.push_str("\\t"),
+                other => quoted.push(other),
+            }
+        }
+        quoted + "\""
+    }
+
+    fn derivation(environment: &[(String, String)]) -> String {
+        let environment: Vec<_> =
+            environment.iter().map(|(name, value)| format!("({},{})", quoted(name), quoted(value))).collect();
+        format!(
+            "Derive([(\"out\",\"/nix/store/x\",\"\",\"\")],[(\"/nix/store/a.drv\",[\"out\",\"doc\"])],[\"/s\"],\
+             \"x86_64-linux\",\"/bin/sh\",[\"-c\",\"echo \\\"hi\\\"\"],[{}])",
+            environment.join(",")
+        )
+    }
+
+    fn forbids(environment: &[(&str, &str)]) -> Result<bool, NotADerivation> {
+        let owned: Vec<_> = environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        forbids_substitutes(derivation(&owned).as_bytes())
+    }
+
+    #[test]
+    fn false_is_the_empty_string() {
+        assert_eq!(forbids(&[]), Ok(false));
+        assert_eq!(forbids(&[("allowSubstitutes", "1")]), Ok(false));
+        assert_eq!(forbids(&[("a", "b"), ("allowSubstitutes", ""), ("z", "")]), Ok(true));
+    }
+
+    #[test]
+    fn structured_attributes_count_too() {
+        assert_eq!(forbids(&[("__json", r#"{"name":"x"}"#)]), Ok(false));
+        assert_eq!(forbids(&[("__json", r#"{"allowSubstitutes":true}"#)]), Ok(false));
+        assert_eq!(forbids(&[("__json", r#"{"allowSubstitutes":false}"#)]), Ok(true));
+        assert_eq!(forbids(&[("__json", r#"{"env":{"allowSubstitutes":false}}"#)]), Ok(false));
+        assert_eq!(forbids(&[("__json", "{")]), Err(NotADerivation));
+    }
+
+    #[test]
+    fn a_dynamic_derivation_has_its_version_first() {
+        let plain = derivation(&[("allowSubstitutes".to_owned(), String::new())]);
+        let dynamic = plain.replacen("Derive(", "DrvWithVersion(\"xp-dyn-drv\",", 1);
+        assert_eq!(forbids_substitutes(dynamic.as_bytes()), Ok(true));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let deep = format!("Derive({}", "[".repeat(1 << 20));
+        assert_eq!(forbids_substitutes(deep.as_bytes()), Err(NotADerivation));
+    }
+
+    proptest! {
+        #[test]
+        fn finds_the_attribute_among_any_others(
+            others in prop::collection::vec(("[a-z]{1,6}", any::<String>()), 0..6),
+            value in any::<Option<bool>>(),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let mut environment = others;
+            if let Some(value) = value {
+                let at = at.index(environment.len() + 1);
+                environment.insert(at, ("allowSubstitutes".to_owned(), if value { "1" } else { "" }.to_owned()));
+            }
+            let text = derivation(&environment);
+            prop_assert_eq!(forbids_substitutes(text.as_bytes()), Ok(value == Some(false)));
+            for cut in 0..text.len() {
+                prop_assert_eq!(forbids_substitutes(&text.as_bytes()[..cut]), Err(NotADerivation));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(prop::sample::select(b"Derive([\"\\,)]x".to_vec()), 0..64)) {
+            let mut text = b"Derive(".to_vec();
+            text.extend(bytes);
+            prop_assert!(matches!(forbids_substitutes(&text), Ok(_) | Err(NotADerivation)));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Why a store could not answer.
+
+use narmesh_protocol::StorePath;
+use std::io;
+use std::path::PathBuf;
+
+/// Why the store could not answer. A path that is not there is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite refused.
+    #[error("nix database {path}: {source}")]
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was being read.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The database needs recovery or a write beside it, which only its owner may do.
+    #[error("nix database {path}: cannot be read without writing beside it")]
+    Unreadable {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The database changed during every attempt to read it without locks.
+    #[error("nix database {path}: changed during each of {attempts} reads")]
+    Changing {
+        /// The database file.
+        path: PathBuf,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// A row holds what Nix would not write.
+    #[error("nix database: column {column} of row {row} is not what nix writes")]
+    Row {
+        /// The row's id in ValidPaths.
+        row: i64,
+        /// The column that could not be read.
+        column: &'static str,
+    },
+    /// The path is not valid, or valid with another NarHash.
+    #[error("{path} is not registered here with this NarHash")]
+    NotRegistered {
+        /// The path.
+        path: StorePath,
+    },
+    /// Our copy of this path gave a wrong hash before and was not changed since.
+    #[error("our copy of {path} failed its hash before")]
+    CopyFailed {
+        /// The path.
+        path: StorePath,
+    },
+    /// The operating system gave no thread.
+    #[error("no thread for watching the store: {source}")]
+    Thread {
+        /// What the system said.
+        source: io::Error,
+    },
+}

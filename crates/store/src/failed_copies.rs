@@ -1,0 +1,144 @@
+//! Copies of ours that failed their hash, until file or row changes.
+//!
+//! Without this memory a peer that repairs its copy from the mesh could be handed our corruption, and `nix-store
+//! --repair-path` here would fetch our own bad copy back through our own gateway.
+
+use crate::PathInfo;
+use narmesh_protocol::{HashPart, NarHash};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+/// Failed copies remembered at most. One more makes the oldest hash part be checked anew, which costs one read of it.
+const FAILED_MAX: usize = 10_000;
+
+/// Which registration of a path is meant. Nix keeps the row id when it repairs, and gives a new one after a deletion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Registration {
+    pub(crate) row: i64,
+    pub(crate) registration_time_s: u64,
+    pub(crate) nar_hash: NarHash,
+}
+
+impl Registration {
+    pub(crate) fn of(row: i64, info: &PathInfo) -> Self {
+        Self { row, registration_time_s: info.registration_time_s, nar_hash: info.nar_hash }
+    }
+}
+
+/// Metadata of a path's root; a repair replaces the root and so changes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RootIdentity {
+    device: u64,
+    inode: u64,
+    size_bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+#[derive(Debug)]
+struct FailedCopy {
+    root: PathBuf,
+    registration: Registration,
+    /// `None` when the root was not there at all.
+    identity: Option<RootIdentity>,
+    /// Not yet told by [`FailedCopies::news`].
+    is_new: bool,
+}
+
+/// All of them, shared by the store and its open streams.
+#[derive(Debug, Default)]
+pub(crate) struct FailedCopies {
+    copies: Mutex<BTreeMap<HashPart, FailedCopy>>,
+    wakers: Mutex<Vec<(u64, SyncSender<()>)>>,
+}
+
+/// What changed among the failed copies since the last look.
+#[derive(Debug, Default)]
+pub(crate) struct FailedNews {
+    pub(crate) failed: Vec<HashPart>,
+    pub(crate) mended: Vec<HashPart>,
+}
+
+impl RootIdentity {
+    /// Of the root itself, not of what a symlink names.
+    pub(crate) fn of(root: &Path) -> Option<Self> {
+        let metadata = fs::symlink_metadata(root).ok()?;
+        Some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size_bytes: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+impl FailedCopies {
+    /// Remembers that the copy with this identity failed.
+    pub(crate) fn remember(
+        &self,
+        part: HashPart,
+        root: &Path,
+        registration: Registration,
+        identity: Option<RootIdentity>,
+    ) {
+        {
+            let mut copies = self.copies.lock();
+            if copies.len() >= FAILED_MAX && !copies.contains_key(&part) {
+                copies.pop_first();
+            }
+            copies.insert(part, FailedCopy { root: root.to_path_buf(), registration, identity, is_new: true });
+        }
+        self.wake();
+    }
+
+    /// Whether the copy of this registration failed and its root is still the one that did.
+    pub(crate) fn is_failed(&self, part: &HashPart, registration: &Registration) -> bool {
+        let copies = self.copies.lock();
+        let Some(copy) = copies.get(part) else { return false };
+        copy.registration == *registration && RootIdentity::of(&copy.root) == copy.identity
+    }
+
+    /// Forgets copies whose root changed or whose path was registered anew, and tells what is new.
+    pub(crate) fn news(&self, mut is_registered_anew: impl FnMut(&HashPart, &Registration) -> bool) -> FailedNews {
+        let mut news = FailedNews::default();
+        // The closure asks the database: ask it without the lock.
+        let known: Vec<_> = {
+            let copies = self.copies.lock();
+            copies.iter().map(|(part, copy)| (*part, copy.registration, copy.root.clone(), copy.identity)).collect()
+        };
+        for (part, registration, root, identity) in known {
+            let mended = RootIdentity::of(&root) != identity || is_registered_anew(&part, &registration);
+            let mut copies = self.copies.lock();
+            let Some(copy) = copies.get_mut(&part).filter(|copy| copy.identity == identity) else { continue };
+            let was_new = std::mem::replace(&mut copy.is_new, false);
+            if mended {
+                copies.remove(&part);
+                if !was_new {
+                    news.mended.push(part);
+                }
+            } else if was_new {
+                news.failed.push(part);
+            }
+        }
+        news
+    }
+
+    /// Has `waker` told of each new failure until [`Self::remove_waker`].
+    pub(crate) fn add_waker(&self, id: u64, waker: SyncSender<()>) {
+        self.wakers.lock().push((id, waker));
+    }
+
+    pub(crate) fn remove_waker(&self, id: u64) {
+        self.wakers.lock().retain(|(known, _)| *known != id);
+    }
+
+    /// Tells every watcher to look. A full channel means that it will look anyway.
+    pub(crate) fn wake(&self) {
+        self.wakers.lock().retain(|(_, waker)| !matches!(waker.try_send(()), Err(TrySendError::Disconnected(()))));
+    }
+}

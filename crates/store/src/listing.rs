@@ -1,0 +1,156 @@
+//! One directory's names in NAR order, without following anything.
+
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir, openat, statat};
+use rustix::io::Errno;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Entries of one directory: a NAR has them sorted, so a whole directory is held at once, 270 MB at this worst.
+const ENTRIES_MAX: usize = 1 << 20;
+/// Bytes read from a directory by one system call.
+const DIRECTORY_BUFFER_BYTES: usize = 32 << 10;
+
+/// What a directory entry is, as far as a NAR can hold it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NodeKind {
+    Regular,
+    Symlink,
+    Directory,
+    /// A device, socket or pipe.
+    Special,
+}
+
+/// Why a directory could not be listed.
+#[derive(Debug)]
+pub(crate) enum ListingError {
+    System(Errno),
+    TooManyEntries,
+}
+
+impl From<Errno> for ListingError {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno)
+    }
+}
+
+/// An open directory, its entries sorted bytewise, and how many were taken.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    directory: OwnedFd,
+    /// NUL-terminated names, one after the other.
+    names: Vec<u8>,
+    /// Where each name starts, and what it is; in NAR order.
+    entries: Vec<(usize, NodeKind)>,
+    taken: usize,
+}
+
+impl NodeKind {
+    pub(crate) fn of(kind: FileType) -> Self {
+        match kind {
+            FileType::RegularFile => Self::Regular,
+            FileType::Symlink => Self::Symlink,
+            FileType::Directory => Self::Directory,
+            FileType::Fifo
+            | FileType::Socket
+            | FileType::CharacterDevice
+            | FileType::BlockDevice
+            | FileType::Unknown => Self::Special,
+        }
+    }
+
+    /// What `name` in `parent` is, asked of the file itself.
+    pub(crate) fn ask(parent: impl AsFd, name: &CStr) -> Result<Self, Errno> {
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Self::of(FileType::from_raw_mode(stat.st_mode)))
+    }
+}
+
+impl Listing {
+    /// Opens and reads the directory `name` in `parent`; a symlink is refused.
+    pub(crate) fn open(parent: impl AsFd, name: &CStr) -> Result<Self, ListingError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(parent, name, flags, rustix::fs::Mode::empty())?;
+        let mut names = Vec::new();
+        let mut entries = Vec::new();
+        let mut buffer = Vec::with_capacity(DIRECTORY_BUFFER_BYTES);
+        let mut reader = RawDir::new(&directory, buffer.spare_capacity_mut());
+        while let Some(entry) = reader.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            if entries.len() == ENTRIES_MAX {
+                return Err(ListingError::TooManyEntries);
+            }
+            // Some file systems do not say here what an entry is.
+            let kind = match entry.file_type() {
+                FileType::Unknown => NodeKind::ask(&directory, name)?,
+                known => NodeKind::of(known),
+            };
+            entries.push((names.len(), kind));
+            names.extend_from_slice(name.to_bytes_with_nul());
+        }
+        entries.sort_unstable_by(|left, right| name_at(&names, left.0).cmp(name_at(&names, right.0)));
+        Ok(Self { directory, names, entries, taken: 0 })
+    }
+
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Moves to the next entry; `None` after the last.
+    pub(crate) fn advance(&mut self) -> Option<NodeKind> {
+        let (_, kind) = self.entries.get(self.taken)?;
+        self.taken += 1;
+        Some(*kind)
+    }
+
+    /// The name of the entry that [`Self::advance`] moved to.
+    pub(crate) fn name(&self) -> &CStr {
+        let start = self.taken.checked_sub(1).and_then(|index| self.entries.get(index)).map_or(0, |entry| entry.0);
+        name_at(&self.names, start)
+    }
+}
+
+/// The name that starts there; empty if none does.
+fn name_at(names: &[u8], start: usize) -> &CStr {
+    names.get(start..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::{CString, OsStr};
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn names_are_bytes_in_byte_order() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [&b"b"[..], b"a.b", b"a", b"a-b", b"\xff", b"B", b"\xc3\xa4"] {
+            std::fs::write(dir.path().join(OsStr::from_bytes(name)), b"").unwrap();
+        }
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        let parent = std::fs::File::open(dir.path().parent().unwrap()).unwrap();
+        let name = CString::new(dir.path().file_name().unwrap().as_bytes()).unwrap();
+        let mut listing = Listing::open(&parent, &name).unwrap();
+        let mut found = Vec::new();
+        while let Some(kind) = listing.advance() {
+            found.push((listing.name().to_bytes().to_vec(), kind));
+        }
+        let names: Vec<&[u8]> = found.iter().map(|(name, _)| name.as_slice()).collect();
+        assert_eq!(names, [&b"B"[..], b"a", b"a-b", b"a.b", b"b", b"dir", b"link", b"\xc3\xa4", b"\xff"]);
+        assert_eq!(found[5].1, NodeKind::Directory);
+        assert_eq!(found[6].1, NodeKind::Symlink);
+        assert_eq!(found[8].1, NodeKind::Regular);
+    }
+
+    #[test]
+    fn a_symlink_to_a_directory_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("link")).unwrap();
+        let parent = std::fs::File::open(dir.path()).unwrap();
+        assert!(matches!(Listing::open(&parent, c"link"), Err(ListingError::System(Errno::NOTDIR | Errno::LOOP))));
+    }
+}

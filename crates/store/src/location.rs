@@ -1,0 +1,41 @@
+//! Where a Nix store lies: its logical directory, its real directory and its state.
+
+use narmesh_protocol::{StoreDir, StorePath, StorePathError};
+use std::path::{Path, PathBuf};
+
+/// The logical directory of Nix's own store.
+const DEFAULT_STORE_DIR: &str = "/nix/store";
+
+/// The three directories of one Nix store. They differ in chroot stores and in relocated ones.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreLocation {
+    /// The directory that paths and fingerprints name.
+    pub store_dir: StoreDir,
+    /// The directory in which the files lie.
+    pub real_dir: PathBuf,
+    /// Nix's state directory, which holds `db/db.sqlite` and `daemon-socket/socket`.
+    pub state_dir: PathBuf,
+}
+
+impl StoreLocation {
+    /// The store of this machine: `/nix/store` and `/nix/var/nix`.
+    pub fn system() -> Result<Self, StorePathError> {
+        Self::chroot(Path::new("/"))
+    }
+
+    /// The store that Nix calls `local?root=<root>`.
+    pub fn chroot(root: &Path) -> Result<Self, StorePathError> {
+        let store_dir = StoreDir::parse(DEFAULT_STORE_DIR)?;
+        Ok(Self { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") })
+    }
+
+    /// The directory that holds the database.
+    pub fn database_dir(&self) -> PathBuf {
+        self.state_dir.join("db")
+    }
+
+    /// The file or directory that is this path's root on disk.
+    pub fn real_path(&self, path: &StorePath) -> PathBuf {
+        self.real_dir.join(path.to_string())
+    }
+}

@@ -1,0 +1,341 @@
+//! What leaves this machine: one predicate for what is advertised and what is served.
+//!
+//! A thread of its own looks at every valid path once: first at what is private (names, derivations, closures), which
+//! must be known of all before anything is offered; then at who vouches for it, a few hundred paths at a time, so that
+//! offering begins while signatures are still being verified. From then on it follows the store's changes. What is
+//! *served* is decided again at each request, from the row as it is then.
+
+mod ledger;
+mod policy;
+mod rendered;
+
+pub use policy::{OfferPolicy, Withheld};
+
+use crate::{NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
+use ledger::{Entry, Ledger};
+use narmesh_protocol::{HashPart, NarUrl, StorePath};
+use parking_lot::{Condvar, Mutex, RwLock};
+use policy::{Rules, builders_word, is_source};
+use rendered::{Rendered, RenderedCache};
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+/// Paths of which signatures are verified before the next look at changes: about 20 ms.
+const VOUCH_BATCH: usize = 256;
+
+/// A path that a peer may have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OfferedPath {
+    /// As registered.
+    pub info: PathInfo,
+    /// The narinfo with the signatures that peers may see, and the URL of [`NarUrl`].
+    pub narinfo_text: Arc<[u8]>,
+}
+
+/// What is offered now and was not before, and the reverse.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OfferChange {
+    /// Offered now.
+    pub added: Vec<HashPart>,
+    /// Offered no longer.
+    pub removed: Vec<HashPart>,
+}
+
+/// Whether a path leaves this machine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Standing {
+    /// It does.
+    Offered,
+    /// It does not.
+    Withheld(Withheld),
+}
+
+/// The predicate over one store, kept up to date until it is dropped.
+pub struct Offer {
+    shared: Arc<Shared>,
+    watcher: Option<Watcher>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Arc<NixStore>,
+    rules: RwLock<Arc<Rules>>,
+    ledger: RwLock<Ledger>,
+    /// What the listener was told, apart from the ledger so that a "no" never waits for it.
+    offered: RwLock<HashSet<HashPart>>,
+    rendered: Mutex<RenderedCache>,
+    pending: Mutex<Pending>,
+    woken: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    touched: BTreeSet<HashPart>,
+    /// Somebody changed the ledger: tell the listener.
+    is_unpublished: bool,
+    is_stopping: bool,
+}
+
+impl fmt::Debug for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offer").field("store", &self.shared.store).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.watcher = None;
+        self.shared.pending.lock().is_stopping = true;
+        self.shared.woken.notify_all();
+        let Some(thread) = self.thread.take() else { return };
+        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+            tracing::error!("the thread that decides what is offered panicked");
+        }
+    }
+}
+
+impl Offer {
+    /// Watches the store and calls `on_change` with what is offered, beginning with everything, from a thread of its own.
+    pub fn start(
+        store: Arc<NixStore>,
+        policy: OfferPolicy,
+        on_change: Box<dyn Fn(OfferChange) + Send>,
+    ) -> Result<Self, StoreError> {
+        let rules = Rules::new(policy, store.store_dir().clone(), 1);
+        let shared = Arc::new(Shared {
+            store: Arc::clone(&store),
+            rules: RwLock::new(Arc::new(rules)),
+            ledger: RwLock::default(),
+            offered: RwLock::default(),
+            rendered: Mutex::default(),
+            pending: Mutex::default(),
+            woken: Condvar::new(),
+        });
+        let watched = Arc::clone(&shared);
+        let watcher = store.watch(Box::new(move |change| watched.touch(&change)))?;
+        // After the watch began, so that no path is missed in between.
+        shared.pending.lock().touched.extend(store.outputs_and_sources());
+        let worker = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("store-offer".to_owned())
+            .spawn(move || worker.run(&on_change))
+            .map_err(|source| StoreError::Thread { source })?;
+        Ok(Self { shared, watcher: Some(watcher), thread: Some(thread) })
+    }
+
+    /// Applies another policy. What it withholds by name is withheld when this returns; the rest follows in a moment.
+    pub fn set_policy(&self, policy: OfferPolicy) {
+        let rules = {
+            let mut current = self.shared.rules.write();
+            *current = Arc::new(Rules::new(policy, self.shared.store.store_dir().clone(), current.generation + 1));
+            Arc::clone(&current)
+        };
+        {
+            let mut ledger = self.shared.ledger.write();
+            ledger.apply(&rules);
+            self.shared.offered.write().retain(|part| ledger.is_offered(part));
+        }
+        self.shared.rendered.lock().clear();
+        self.shared.pending.lock().is_unpublished = true;
+        self.shared.woken.notify_all();
+    }
+
+    /// The hash parts of everything that is offered.
+    pub fn hash_parts(&self) -> BTreeSet<HashPart> {
+        self.shared.offered.read().iter().copied().collect()
+    }
+
+    /// How many paths are offered.
+    pub fn offered_count(&self) -> usize {
+        self.shared.offered.read().len()
+    }
+
+    /// Whether the path is offered, from memory alone.
+    pub fn is_offered(&self, part: &HashPart) -> bool {
+        self.shared.offered.read().contains(part)
+    }
+
+    /// The path with this hash part, if a peer may have it now. "No" is answered from memory, whatever the reason; "yes"
+    /// only after the row and our copy were looked at again. Blocks for some microseconds, or longer while Nix commits.
+    pub fn offered(&self, part: &HashPart) -> Option<Arc<OfferedPath>> {
+        self.is_offered(part).then_some(())?;
+        let outcome = self.shared.look(part);
+        outcome.unwrap_or_else(|error| {
+            tracing::warn!(store_path = %part, %error, "cannot tell whether it may be served: it is not");
+            None
+        })
+    }
+
+    /// Every output and source with its size in bytes and why it is offered or not, by path. Derivations never are, and
+    /// are left out.
+    pub fn list(&self) -> Vec<(StorePath, u64, Standing)> {
+        let rules = self.shared.rules();
+        self.shared.ledger.read().list(&rules)
+    }
+}
+
+impl Shared {
+    fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read())
+    }
+
+    fn touch(&self, change: &StoreChange) {
+        let mut pending = self.pending.lock();
+        pending.touched.extend(change.removed.iter().chain(&change.failed).chain(&change.mended));
+        pending.touched.extend(change.added.iter().filter(|part| !self.store.is_derivation(part)));
+        drop(pending);
+        self.woken.notify_all();
+    }
+
+    fn run(&self, on_change: &dyn Fn(OfferChange)) {
+        loop {
+            let (touched, is_unpublished) = {
+                let mut pending = self.pending.lock();
+                if pending.is_stopping {
+                    return;
+                }
+                (std::mem::take(&mut pending.touched), std::mem::take(&mut pending.is_unpublished))
+            };
+            let has_looked = !touched.is_empty();
+            for part in touched {
+                self.inspect(&part);
+                if self.pending.lock().is_stopping {
+                    return;
+                }
+            }
+            let has_vouched = self.vouch();
+            if has_looked || has_vouched || is_unpublished {
+                let change = {
+                    let mut ledger = self.ledger.write();
+                    ledger.settle(&self.rules());
+                    ledger.publish()
+                };
+                if !change.added.is_empty() || !change.removed.is_empty() {
+                    {
+                        let mut offered = self.offered.write();
+                        for part in &change.removed {
+                            offered.remove(part);
+                        }
+                        offered.extend(&change.added);
+                    }
+                    on_change(change);
+                }
+                continue;
+            }
+            let mut pending = self.pending.lock();
+            if pending.touched.is_empty() && !pending.is_stopping && !pending.is_unpublished {
+                self.woken.wait(&mut pending);
+            }
+        }
+    }
+
+    /// Brings one line of the ledger up to date.
+    fn inspect(&self, part: &HashPart) {
+        let entry = self
+            .store
+            .registered(part)
+            .and_then(|registered| registered.map(|(row, info)| self.entry(row, &info)).transpose());
+        let mut ledger = self.ledger.write();
+        match entry {
+            Ok(Some(entry)) => ledger.put(&self.rules(), entry),
+            Ok(None) => ledger.remove(part),
+            Err(error) => {
+                tracing::warn!(store_path = %part, %error, "cannot read its row: it is not offered");
+                ledger.remove(part);
+            }
+        }
+    }
+
+    fn entry(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
+        Ok(Entry {
+            row,
+            path: info.path.clone(),
+            nar_size: info.nar_size,
+            is_source: is_source(info),
+            word: builders_word(&self.store, info)?,
+            references: references(info).collect(),
+            has_failed: self.store.has_failed(row, info),
+        })
+    }
+
+    /// Asks for some of those paths that could be offered who vouches for them; whether there were any.
+    fn vouch(&self) -> bool {
+        let rules = self.rules();
+        let parts = {
+            let mut ledger = self.ledger.write();
+            // What is private must be known before.
+            ledger.settle(&rules);
+            ledger.take_unvouched(VOUCH_BATCH)
+        };
+        for part in &parts {
+            if !self.ledger.read().could_be_offered(&rules, part) {
+                continue;
+            }
+            let is_vouched_for = match self.store.registered(part) {
+                Ok(registered) => registered.is_some_and(|(_, info)| rules.vouchers(&info).is_some()),
+                Err(error) => {
+                    tracing::warn!(store_path = %part, %error, "cannot read its row: it is not offered");
+                    false
+                }
+            };
+            self.ledger.write().set_vouched_for(part, is_vouched_for);
+        }
+        !parts.is_empty()
+    }
+
+    /// What [`Offer::offered`] does once memory said "perhaps".
+    fn look(&self, part: &HashPart) -> Result<Option<Arc<OfferedPath>>, StoreError> {
+        let rules = self.rules();
+        // Taken before the row is read: whatever happens in between is seen next time.
+        let stamp = self.store.stamp()?;
+        let cached = self.rendered.lock().get(part).filter(|cached| cached.generation == rules.generation);
+        if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
+            let has_failed = self.store.has_failed(cached.row, &cached.path.info);
+            return Ok((!has_failed).then(|| Arc::clone(&cached.path)));
+        }
+        let offered = match self.store.registered(part)? {
+            Some((row, info)) if !self.store.has_failed(row, &info) => {
+                let path = match cached {
+                    // Another path changed.
+                    Some(cached) if cached.row == row && cached.path.info == info => Some(cached.path),
+                    Some(_) | None => self.render(&rules, row, info)?,
+                };
+                path.map(|path| Rendered { path, row, stamp, generation: rules.generation })
+            }
+            Some(_) | None => None,
+        };
+        let Some(rendered) = offered else {
+            self.rendered.lock().remove(part);
+            self.pending.lock().touched.insert(*part);
+            self.woken.notify_all();
+            return Ok(None);
+        };
+        let path = Arc::clone(&rendered.path);
+        self.rendered.lock().put(*part, rendered);
+        Ok(Some(path))
+    }
+
+    /// The whole predicate, applied to this row, except for the limit on their number.
+    fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
+        let entry = self.entry(row, &info)?;
+        let name = info.path.name();
+        let is_private = {
+            let ledger = self.ledger.read();
+            rules.privacy(name, entry.word).is_some() || entry.references.iter().any(|part| ledger.is_private(part))
+        };
+        if info.path.is_derivation() || entry.is_source || entry.has_failed || is_private || !rules.includes(name) {
+            return Ok(None);
+        }
+        let Some(signatures) = rules.vouchers(&info) else { return Ok(None) };
+        let url = NarUrl { hash_part: info.path.hash_part(), nar_hash: info.nar_hash, nar_size: info.nar_size };
+        let text = info.narinfo(signatures).render(self.store.store_dir(), &url.to_string());
+        Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
+    }
+}
+
+/// Hash parts of all references but the path itself.
+fn references(info: &PathInfo) -> impl Iterator<Item = HashPart> {
+    info.references.iter().filter(|path| **path != info.path).map(StorePath::hash_part)
+}
