@@ -1,0 +1,149 @@
+//! The bodies of responses.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+
+use crate::connection::BusyGuard;
+use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
+use crate::substituter::{BodyAborted, NarBody};
+
+/// What hyper writes: bytes that were there at once, or whatever the router answered.
+pub(crate) enum ResponseBody {
+    /// `None` once they are handed over.
+    Fixed(Option<Bytes>),
+    /// A body that may take its time, and fail.
+    Routed(RoutedBody),
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Self::Fixed(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Routed(routed) => routed.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Fixed(bytes) => bytes.is_none(),
+            Self::Routed(routed) => routed.failure.is_none() && routed.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Fixed(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Routed(routed) => routed.body.size_hint(),
+        }
+    }
+}
+
+/// A body of the router. Its connection counts as busy until it ends, and if it fails, it does so after all bytes before
+/// the failure have left: hyper throws away what it has buffered, perhaps even the head, and Nix then starts again at
+/// the first byte instead of asking for a range.
+pub(crate) struct RoutedBody {
+    body: Body,
+    connection: BusyGuard,
+    failure: Option<axum::Error>,
+}
+
+impl RoutedBody {
+    pub(crate) fn new(body: Body, connection: BusyGuard) -> Self {
+        Self { body, connection, failure: None }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.failure.is_none() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Err(failure)) => {
+                    self.failure = Some(failure);
+                    self.connection.await_flush();
+                }
+                frame => return Poll::Ready(frame),
+            }
+        }
+        if !self.connection.is_flushed() {
+            // The connection wakes its task, which is this one, as soon as it has flushed.
+            return Poll::Pending;
+        }
+        Poll::Ready(self.failure.take().map(Err))
+    }
+}
+
+/// A NAR, or a part of one, under way to a client: exactly `remaining` bytes, or an error that makes hyper close the
+/// connection short of Content-Length.
+pub(crate) struct NarResponseBody {
+    stream: NarBody,
+    /// Taken off the stream before the head was written, so that both go out in one write.
+    first: Option<Bytes>,
+    remaining: u64,
+    outcome: Option<Outcome>,
+    metrics: Arc<GatewayMetrics>,
+}
+
+impl NarResponseBody {
+    pub(crate) fn new(first: Bytes, stream: NarBody, length: u64, metrics: Arc<GatewayMetrics>) -> Self {
+        Self { stream, first: Some(first), remaining: length, outcome: None, metrics }
+    }
+
+    fn abort(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyAborted>>> {
+        self.outcome = Some(Outcome::Aborted);
+        self.remaining = 0;
+        Poll::Ready(Some(Err(BodyAborted)))
+    }
+}
+
+impl http_body::Body for NarResponseBody {
+    type Data = Bytes;
+    type Error = BodyAborted;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyAborted>>> {
+        let this = self.get_mut();
+        if this.remaining == 0 {
+            return Poll::Ready(None);
+        }
+        let item = match this.first.take() {
+            Some(chunk) => Some(Ok(chunk)),
+            None => ready!(this.stream.as_mut().poll_next(cx)),
+        };
+        match item {
+            Some(Ok(mut chunk)) => {
+                // A range that ends before the NAR does.
+                chunk.truncate(usize::try_from(this.remaining).unwrap_or(usize::MAX));
+                this.remaining = this.remaining.saturating_sub(chunk.len() as u64);
+                this.metrics.body_bytes(RequestKind::Nar, chunk.len() as u64);
+                if this.remaining == 0 {
+                    this.outcome = Some(Outcome::Served);
+                }
+                Poll::Ready(Some(Ok(Frame::data(chunk))))
+            }
+            Some(Err(BodyAborted)) => this.abort(),
+            None => {
+                tracing::warn!(missing_bytes = this.remaining, "a NAR body ended early without saying so");
+                this.abort()
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.remaining == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.remaining)
+    }
+}
+
+impl Drop for NarResponseBody {
+    fn drop(&mut self) {
+        self.metrics.finished(RequestKind::Nar, self.outcome.unwrap_or(Outcome::ClientGone));
+    }
+}

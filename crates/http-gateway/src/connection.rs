@@ -1,0 +1,348 @@
+//! What is known about each open connection, so that none is held for ever and a new one is never refused.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::task::AtomicWaker;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::metrics::{CloseReason, GatewayMetrics};
+use crate::serve::GatewayLimits;
+
+/// How much longer than an idle connection one with a response under way may stand still before it counts as older, so
+/// that a client waiting for a NAR is not closed in favour of one that merely came later.
+const BUSY_GRACE_MS: u64 = 10_000;
+
+/// Between two responses.
+const PHASE_IDLE: u8 = 0;
+/// Some bytes of a request head may have come, but not all.
+const PHASE_HEAD: u8 = 1;
+/// A request is being answered.
+const PHASE_BUSY: u8 = 2;
+
+const ORDER_NONE: u8 = 0;
+const ORDER_DRAIN: u8 = 1;
+const ORDER_CLOSE: u8 = 2;
+
+/// Where a connection stands; written by its own task, read by the sweeper.
+#[derive(Debug)]
+pub(crate) struct ConnectionState {
+    opened: Instant,
+    clock: Instant,
+    phase: AtomicU8,
+    /// When bytes last moved in either direction, in milliseconds of the table's clock.
+    moved_ms: AtomicU64,
+    /// When the current head began, likewise.
+    head_since_ms: AtomicU64,
+    order: AtomicU8,
+    waker: AtomicWaker,
+    /// A body has failed and waits for the bytes before its failure to leave.
+    is_flush_awaited: AtomicBool,
+}
+
+/// What a connection's task has been told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Go on.
+    Serve,
+    /// Finish the response under way, then close.
+    Drain,
+    /// Close now.
+    Close,
+}
+
+impl ConnectionState {
+    fn new(clock: Instant) -> Self {
+        let opened = Instant::now();
+        let now_ms = millis_between(clock, opened);
+        Self {
+            opened,
+            clock,
+            phase: AtomicU8::new(PHASE_HEAD),
+            moved_ms: AtomicU64::new(now_ms),
+            head_since_ms: AtomicU64::new(now_ms),
+            order: AtomicU8::new(ORDER_NONE),
+            waker: AtomicWaker::new(),
+            is_flush_awaited: AtomicBool::new(false),
+        }
+    }
+
+    /// A request was answered at once: what is read next begins another head.
+    pub(crate) fn request_answered(&self) {
+        self.phase.store(PHASE_IDLE, Ordering::Relaxed);
+    }
+
+    /// A request is being answered until the guard is dropped.
+    pub(crate) fn busy(this: &Arc<Self>) -> BusyGuard {
+        this.phase.store(PHASE_BUSY, Ordering::Relaxed);
+        BusyGuard(Arc::clone(this))
+    }
+
+    /// The current order; the task of `cx` is woken when it changes.
+    pub(crate) fn poll_order(&self, cx: &Context<'_>) -> Order {
+        self.waker.register(cx.waker());
+        match self.order.load(Ordering::Acquire) {
+            ORDER_NONE => Order::Serve,
+            ORDER_DRAIN => Order::Drain,
+            _ => Order::Close,
+        }
+    }
+
+    fn give(&self, order: u8) {
+        self.order.fetch_max(order, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    fn read_some(&self) {
+        let now_ms = millis_between(self.clock, Instant::now());
+        self.moved_ms.store(now_ms, Ordering::Relaxed);
+        if self.phase.load(Ordering::Relaxed) == PHASE_IDLE {
+            self.head_since_ms.store(now_ms, Ordering::Relaxed);
+            self.phase.store(PHASE_HEAD, Ordering::Relaxed);
+        }
+    }
+
+    fn wrote_some(&self) {
+        self.moved_ms.store(millis_between(self.clock, Instant::now()), Ordering::Relaxed);
+    }
+
+    /// The time by which connections are compared when one has to go: the smallest goes.
+    fn age_key(&self) -> u64 {
+        let moved_ms = self.moved_ms.load(Ordering::Relaxed);
+        match self.phase.load(Ordering::Relaxed) {
+            PHASE_BUSY => moved_ms.saturating_add(BUSY_GRACE_MS),
+            _ => moved_ms,
+        }
+    }
+
+    /// Why the connection is overdue, if it is.
+    fn overdue(&self, now_ms: u64, limits: &GatewayLimits) -> Option<CloseReason> {
+        let still_ms = now_ms.saturating_sub(self.moved_ms.load(Ordering::Relaxed));
+        let head_ms = now_ms.saturating_sub(self.head_since_ms.load(Ordering::Relaxed));
+        let (elapsed_ms, limit, reason) = match self.phase.load(Ordering::Relaxed) {
+            PHASE_IDLE => (still_ms, limits.idle_timeout, CloseReason::Idle),
+            PHASE_BUSY => (still_ms, limits.stall_timeout, CloseReason::Stalled),
+            _ => (head_ms, limits.header_read_timeout, CloseReason::SlowHead),
+        };
+        (u128::from(elapsed_ms) > limit.as_millis()).then_some(reason)
+    }
+}
+
+/// Marks a connection as busy while it lives.
+#[derive(Debug)]
+pub(crate) struct BusyGuard(Arc<ConnectionState>);
+
+impl BusyGuard {
+    /// From now on [`Self::is_flushed`] is false until everything buffered has been written.
+    pub(crate) fn await_flush(&self) {
+        self.0.is_flush_awaited.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_flushed(&self) -> bool {
+        !self.0.is_flush_awaited.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for BusyGuard {
+    fn drop(&mut self) {
+        self.0.phase.store(PHASE_IDLE, Ordering::Relaxed);
+    }
+}
+
+fn millis_between(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The open connections of one listener, never more than its limit.
+#[derive(Debug)]
+pub(crate) struct ConnectionTable {
+    clock: Instant,
+    limits: GatewayLimits,
+    metrics: Arc<GatewayMetrics>,
+    open: Mutex<Open>,
+    emptied: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next_id: u64,
+    connections: BTreeMap<u64, Arc<ConnectionState>>,
+}
+
+impl ConnectionTable {
+    pub(crate) fn new(limits: GatewayLimits, metrics: Arc<GatewayMetrics>) -> Arc<Self> {
+        Arc::new(Self { clock: Instant::now(), limits, metrics, open: Mutex::default(), emptied: Notify::new() })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        // Nothing panics between the two halves of a change, so a poisoned map is whole.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a new connection; at the limit the one that stood still longest is closed for it.
+    pub(crate) fn enter(self: &Arc<Self>) -> Entered {
+        let state = Arc::new(ConnectionState::new(self.clock));
+        let mut open = self.open();
+        while open.connections.len() >= self.limits.connections_max.max(1) {
+            self.close_oldest_of(&mut open);
+        }
+        let id = open.next_id;
+        open.next_id = id.wrapping_add(1);
+        open.connections.insert(id, Arc::clone(&state));
+        drop(open);
+        self.metrics.connection_opened();
+        Entered { id, state, table: Arc::clone(self) }
+    }
+
+    /// Closes the connection that stood still longest, to free its descriptor.
+    pub(crate) fn close_oldest(&self) {
+        self.close_oldest_of(&mut self.open());
+    }
+
+    fn close_oldest_of(&self, open: &mut Open) {
+        let oldest =
+            open.connections.iter().min_by_key(|(_, state)| (state.age_key(), state.opened)).map(|(id, _)| *id);
+        if let Some(state) = oldest.and_then(|id| open.connections.remove(&id)) {
+            self.metrics.connection_closed(CloseReason::Limit);
+            state.give(ORDER_CLOSE);
+        }
+    }
+
+    /// Closes every connection that is overdue.
+    pub(crate) fn sweep(&self) {
+        let now_ms = millis_between(self.clock, Instant::now());
+        for state in self.open().connections.values() {
+            if let Some(reason) = state.overdue(now_ms, &self.limits) {
+                tracing::debug!(?reason, age = ?state.opened.elapsed(), "closing a connection");
+                self.metrics.connection_closed(reason);
+                state.give(ORDER_CLOSE);
+            }
+        }
+    }
+
+    /// How often to [`Self::sweep`]: a quarter of the shortest limit, between 10 ms and 1 s.
+    pub(crate) fn sweep_interval(&self) -> Duration {
+        let GatewayLimits { header_read_timeout, idle_timeout, stall_timeout, .. } = self.limits;
+        let shortest = header_read_timeout.min(idle_timeout).min(stall_timeout);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    /// Lets responses under way finish for at most `grace`, then closes what is left.
+    pub(crate) async fn drain(&self, grace: Duration) {
+        self.give_all(ORDER_DRAIN);
+        if tokio::time::timeout(grace, self.empty()).await.is_err() {
+            tracing::info!(connections = self.open().connections.len(), "closing connections whose time is over");
+            self.give_all(ORDER_CLOSE);
+            self.empty().await;
+        }
+    }
+
+    fn give_all(&self, order: u8) {
+        for state in self.open().connections.values() {
+            state.give(order);
+        }
+    }
+
+    async fn empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.open().connections.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+/// A connection's place in the table, left when dropped.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    id: u64,
+    pub(crate) state: Arc<ConnectionState>,
+    table: Arc<ConnectionTable>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut open = self.table.open();
+        open.connections.remove(&self.id);
+        if open.connections.is_empty() {
+            // `notify_one` keeps its permit for a waiter that has looked but does not wait yet.
+            self.table.emptied.notify_one();
+        }
+        drop(open);
+        self.table.metrics.connection_ended();
+    }
+}
+
+/// A client's socket that notes when bytes move.
+#[derive(Debug)]
+pub(crate) struct WatchedStream {
+    io: TokioIo<TcpStream>,
+    state: Arc<ConnectionState>,
+}
+
+impl WatchedStream {
+    pub(crate) fn new(stream: TcpStream, state: Arc<ConnectionState>) -> Self {
+        Self { io: TokioIo::new(stream), state }
+    }
+
+    fn noting_writes(&self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(_)) = poll {
+            self.state.wrote_some();
+        }
+        poll
+    }
+}
+
+impl Read for WatchedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.io).poll_read(cx, buf);
+        if let Poll::Ready(Ok(())) = poll {
+            self.state.read_some();
+        }
+        poll
+    }
+}
+
+impl Write for WatchedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.noting_writes(poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.noting_writes(poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.io).poll_flush(cx);
+        // hyper flushes after it has written all it had.
+        if poll.is_ready() && self.state.is_flush_awaited.load(Ordering::Relaxed) {
+            self.state.is_flush_awaited.store(false, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
+        }
+        poll
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

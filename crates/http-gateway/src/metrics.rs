@@ -1,0 +1,221 @@
+//! What the gateway counts about itself.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::histogram::LatencyHistogram;
+
+/// Counters of one gateway. Counting is a few atomic additions; nothing is labelled with a name from outside.
+#[derive(Debug)]
+pub struct GatewayMetrics {
+    requests: Family<[(&'static str, &'static str); 2], Counter>,
+    body_bytes: Family<[(&'static str, &'static str); 1], Counter>,
+    answer_seconds: Family<[(&'static str, &'static str); 1], LatencyHistogram>,
+    closed: Family<[(&'static str, &'static str); 1], Counter>,
+    open_connections: Gauge,
+    cache_info: KindMetrics,
+    narinfo: KindMetrics,
+    nar: KindMetrics,
+    health: KindMetrics,
+    metrics: KindMetrics,
+    unknown: KindMetrics,
+    closed_by_limit: Counter,
+    closed_slow_head: Counter,
+    closed_idle: Counter,
+    closed_stalled: Counter,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequestKind {
+    CacheInfo,
+    NarInfo,
+    Nar,
+    Health,
+    Metrics,
+    Unknown,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Answered in full.
+    Served,
+    /// 404.
+    Absent,
+    /// 400, 403, 405 or 416.
+    Refused,
+    /// The body could not be finished.
+    Aborted,
+    /// The client went away before the end of the body.
+    ClientGone,
+}
+
+/// Why the gateway closed a connection by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CloseReason {
+    /// It was idle longest when one too many came.
+    Limit,
+    /// Its request head was not complete in time.
+    SlowHead,
+    /// No request for a long time.
+    Idle,
+    /// It took no bytes of its response for a long time.
+    Stalled,
+}
+
+/// Counts since the start, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestCounts {
+    /// Narinfo requests answered 200.
+    pub narinfo_hits: u64,
+    /// Narinfo requests answered 404.
+    pub narinfo_misses: u64,
+    /// NAR requests answered in full.
+    pub nar_served: u64,
+    /// NAR requests answered 404.
+    pub nar_absent: u64,
+    /// NAR bodies closed short because they could not be finished.
+    pub nar_aborted: u64,
+    /// NAR bodies that the client did not wait for.
+    pub nar_client_gone: u64,
+    /// Bytes of bodies of every kind handed to clients.
+    pub body_bytes: u64,
+}
+
+#[derive(Debug)]
+struct KindMetrics {
+    served: Counter,
+    absent: Counter,
+    refused: Counter,
+    aborted: Counter,
+    client_gone: Counter,
+    body_bytes: Counter,
+    answer_seconds: LatencyHistogram,
+}
+
+impl Default for GatewayMetrics {
+    fn default() -> Self {
+        let requests = Family::<[(&'static str, &'static str); 2], Counter>::default();
+        let body_bytes = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let answer_seconds = Family::<[(&'static str, &'static str); 1], LatencyHistogram>::default();
+        let closed = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let kind = |name: &'static str| {
+            let outcome = |outcome: &'static str| requests.get_or_create_owned(&[("kind", name), ("outcome", outcome)]);
+            KindMetrics {
+                served: outcome("served"),
+                absent: outcome("absent"),
+                refused: outcome("refused"),
+                aborted: outcome("aborted"),
+                client_gone: outcome("client_gone"),
+                body_bytes: body_bytes.get_or_create_owned(&[("kind", name)]),
+                answer_seconds: answer_seconds.get_or_create_owned(&[("kind", name)]),
+            }
+        };
+        let closed_for = |reason: &'static str| closed.get_or_create_owned(&[("reason", reason)]);
+        Self {
+            cache_info: kind("cache_info"),
+            narinfo: kind("narinfo"),
+            nar: kind("nar"),
+            health: kind("health"),
+            metrics: kind("metrics"),
+            unknown: kind("unknown"),
+            closed_by_limit: closed_for("limit"),
+            closed_slow_head: closed_for("slow_head"),
+            closed_idle: closed_for("idle"),
+            closed_stalled: closed_for("stalled"),
+            open_connections: Gauge::default(),
+            requests,
+            body_bytes,
+            answer_seconds,
+            closed,
+        }
+    }
+}
+
+impl GatewayMetrics {
+    /// Puts the counters into a registry, as `gateway_…` behind the registry's own prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        let gateway = registry.sub_registry_with_prefix("gateway");
+        gateway.register("requests", "Requests of clients by kind and outcome", self.requests.clone());
+        gateway.register("body_bytes", "Bytes of bodies handed to clients", self.body_bytes.clone());
+        gateway.register(
+            "answer_seconds",
+            "Time from a request to the head of its answer",
+            self.answer_seconds.clone(),
+        );
+        gateway.register("open_connections", "Connections of clients", self.open_connections.clone());
+        gateway.register(
+            "closed_connections",
+            "Connections closed by the gateway before their client did",
+            self.closed.clone(),
+        );
+    }
+
+    /// The sums that `status` shows.
+    pub fn counts(&self) -> RequestCounts {
+        let kinds = [&self.cache_info, &self.narinfo, &self.nar, &self.health, &self.metrics, &self.unknown];
+        RequestCounts {
+            narinfo_hits: self.narinfo.served.get(),
+            narinfo_misses: self.narinfo.absent.get(),
+            nar_served: self.nar.served.get(),
+            nar_absent: self.nar.absent.get(),
+            nar_aborted: self.nar.aborted.get(),
+            nar_client_gone: self.nar.client_gone.get(),
+            body_bytes: kinds.iter().map(|kind| kind.body_bytes.get()).sum(),
+        }
+    }
+
+    pub(crate) fn finished(&self, kind: RequestKind, outcome: Outcome) {
+        let metrics = self.kind(kind);
+        let counter = match outcome {
+            Outcome::Served => &metrics.served,
+            Outcome::Absent => &metrics.absent,
+            Outcome::Refused => &metrics.refused,
+            Outcome::Aborted => &metrics.aborted,
+            Outcome::ClientGone => &metrics.client_gone,
+        };
+        counter.inc();
+    }
+
+    pub(crate) fn answered(&self, kind: RequestKind, latency: Duration) {
+        self.kind(kind).answer_seconds.observe(latency);
+    }
+
+    pub(crate) fn body_bytes(&self, kind: RequestKind, bytes: u64) {
+        self.kind(kind).body_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.open_connections.inc();
+    }
+
+    pub(crate) fn connection_ended(&self) {
+        self.open_connections.dec();
+    }
+
+    pub(crate) fn connection_closed(&self, reason: CloseReason) {
+        let counter = match reason {
+            CloseReason::Limit => &self.closed_by_limit,
+            CloseReason::SlowHead => &self.closed_slow_head,
+            CloseReason::Idle => &self.closed_idle,
+            CloseReason::Stalled => &self.closed_stalled,
+        };
+        counter.inc();
+    }
+
+    fn kind(&self, kind: RequestKind) -> &KindMetrics {
+        match kind {
+            RequestKind::CacheInfo => &self.cache_info,
+            RequestKind::NarInfo => &self.narinfo,
+            RequestKind::Nar => &self.nar,
+            RequestKind::Health => &self.health,
+            RequestKind::Metrics => &self.metrics,
+            RequestKind::Unknown => &self.unknown,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The `Range` header, as far as Nix and curl use it: one range in bytes.
+
+use hyper::HeaderMap;
+use hyper::header::{IF_RANGE, RANGE};
+
+/// Which bytes of `size` a request is to get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// All of them, as 200: no range, several, one that is malformed, or one that depends on a validator we never gave.
+    Whole,
+    /// These, as 206; `first <= last < size`.
+    Part { first: u64, last: u64 },
+    /// None exist: 416.
+    Unsatisfiable,
+}
+
+/// Reads the range of a GET (RFC 9110, section 14.2).
+pub(crate) fn span(headers: &HeaderMap, size: u64) -> Span {
+    let mut values = headers.get_all(RANGE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Span::Whole };
+    if headers.contains_key(IF_RANGE) {
+        return Span::Whole;
+    }
+    value.to_str().ok().and_then(|text| parse(text, size)).unwrap_or(Span::Whole)
+}
+
+/// `bytes=N-`, `bytes=N-M` or `bytes=-K`; `None` for anything else.
+fn parse(text: &str, size: u64) -> Option<Span> {
+    let (unit, set) = text.split_once('=')?;
+    if !unit.trim().eq_ignore_ascii_case("bytes") || set.contains(',') {
+        return None;
+    }
+    let (from, to) = set.trim().split_once('-')?;
+    let end = size.checked_sub(1);
+    let span = match (decimal(from), decimal(to)) {
+        (Some(Some(first)), Some(Some(last))) if first > last => return None,
+        (Some(Some(first)), Some(last)) => match end {
+            Some(end) if first <= end => Span::Part { first, last: last.unwrap_or(end).min(end) },
+            Some(_) | None => Span::Unsatisfiable,
+        },
+        (Some(None), Some(Some(count))) => match end {
+            Some(end) if count > 0 => Span::Part { first: size.saturating_sub(count), last: end },
+            Some(_) | None => Span::Unsatisfiable,
+        },
+        (Some(None), Some(None)) | (None, _) | (_, None) => return None,
+    };
+    Some(span)
+}
+
+/// `Some(None)` for an empty text, `None` for one that is no number; a number beyond `u64` is as good as its maximum.
+fn decimal(text: &str) -> Option<Option<u64>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some(Some(text.parse().unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+
+    fn of(text: &str) -> Span {
+        let mut headers = HeaderMap::new();
+        headers.insert(RANGE, HeaderValue::from_str(text).unwrap());
+        span(&headers, 1000)
+    }
+
+    #[test]
+    fn reads_single_ranges() {
+        assert_eq!(of("bytes=0-"), Span::Part { first: 0, last: 999 });
+        assert_eq!(of("bytes=999-"), Span::Part { first: 999, last: 999 });
+        assert_eq!(of("bytes=10-19"), Span::Part { first: 10, last: 19 });
+        assert_eq!(of("Bytes=10-5000"), Span::Part { first: 10, last: 999 });
+        assert_eq!(of("bytes=10-99999999999999999999999"), Span::Part { first: 10, last: 999 });
+        assert_eq!(of("bytes=-1"), Span::Part { first: 999, last: 999 });
+        assert_eq!(of("bytes=-5000"), Span::Part { first: 0, last: 999 });
+    }
+
+    #[test]
+    fn refuses_what_begins_beyond_the_end() {
+        for text in ["bytes=1000-", "bytes=1000-1001", "bytes=-0", "bytes=99999999999999999999999-"] {
+            assert_eq!(of(text), Span::Unsatisfiable, "{text}");
+        }
+    }
+
+    #[test]
+    fn answers_everything_else_in_full() {
+        for text in [
+            "bytes=0-1,5-6",
+            "bytes=5-4",
+            "bytes=-",
+            "bytes=a-b",
+            "bytes=+1-2",
+            "bytes=1",
+            "chunks=1-2",
+            "",
+            "bytes=1--2",
+        ] {
+            assert_eq!(of(text), Span::Whole, "{text}");
+        }
+        assert_eq!(span(&HeaderMap::new(), 1000), Span::Whole);
+        let mut headers = HeaderMap::new();
+        headers.append(RANGE, HeaderValue::from_static("bytes=1-"));
+        headers.append(RANGE, HeaderValue::from_static("bytes=2-"));
+        assert_eq!(span(&headers, 1000), Span::Whole, "two headers");
+        headers.remove(RANGE);
+        headers.append(RANGE, HeaderValue::from_static("bytes=1-"));
+        headers.append(IF_RANGE, HeaderValue::from_static("\"x\""));
+        assert_eq!(span(&headers, 1000), Span::Whole, "a validator that we never gave");
+    }
+}

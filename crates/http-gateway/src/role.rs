@@ -1,0 +1,180 @@
+//! What a listener may do, as data: the handlers ask it and know nothing of listeners themselves.
+
+use hyper::header::{HOST, HeaderName, ORIGIN};
+use hyper::{HeaderMap, Uri};
+
+use crate::GatewayError;
+use crate::target::Target;
+
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Who is answered on a listener, and about what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerRole {
+    /// Names besides 127.0.0.1, [::1] and localhost by which clients may call this listener, lower case, without port.
+    pub host_names: Vec<String>,
+    /// Which endpoints exist here.
+    pub endpoints: Endpoints,
+}
+
+/// Endpoints of a listener; one that is off answers 404 like any unknown path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// `/nix-cache-info`, narinfos and NARs.
+    pub substituter: bool,
+    /// `/healthz`.
+    pub health: bool,
+    /// `/metrics`.
+    pub metrics: bool,
+}
+
+impl ListenerRole {
+    /// The listener of this machine's own Nix, on loopback: everything, for local programs.
+    pub fn local() -> Self {
+        Self { host_names: Vec::new(), endpoints: Endpoints { substituter: true, health: true, metrics: true } }
+    }
+
+    /// Whether the endpoint exists on this listener.
+    pub(crate) fn offers(&self, target: Target) -> bool {
+        match target {
+            Target::CacheInfo | Target::NarInfo(_) | Target::Nar(_) => self.endpoints.substituter,
+            Target::Health => self.endpoints.health,
+            Target::Metrics => self.endpoints.metrics,
+            Target::Unknown => false,
+        }
+    }
+
+    /// Refuses requests that a web page makes, directly or through a rebound name.
+    ///
+    /// `Host` must name us; a target in absolute form must do so too. Any `Origin` is refused, and so is every
+    /// `Sec-Fetch-Site` but `none` and `same-origin`: a page of another local port is as foreign as one of the internet.
+    pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), GatewayError> {
+        let mut hosts = headers.get_all(HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(GatewayError::ForeignHost) };
+        if !self.is_ours(host.as_bytes()) {
+            return Err(GatewayError::ForeignHost);
+        }
+        if let Some(authority) = uri.authority()
+            && !self.is_ours(authority.as_str().as_bytes())
+        {
+            return Err(GatewayError::ForeignHost);
+        }
+        if headers.contains_key(ORIGIN) {
+            return Err(GatewayError::WebPage);
+        }
+        if headers.get_all(&SEC_FETCH_SITE).iter().any(|site| site != "none" && site != "same-origin") {
+            return Err(GatewayError::WebPage);
+        }
+        Ok(())
+    }
+
+    /// Whether `name` or `name:port` is one of our names.
+    fn is_ours(&self, authority: &[u8]) -> bool {
+        const LOOPBACK_NAMES: [&[u8]; 3] = [b"127.0.0.1", b"localhost", b"[::1]"];
+        LOOPBACK_NAMES.into_iter().any(|name| is_named(authority, name))
+            || self.host_names.iter().any(|name| is_named(authority, name.as_bytes()))
+    }
+}
+
+fn is_named(authority: &[u8], name: &[u8]) -> bool {
+    match authority.split_at_checked(name.len()) {
+        Some((host, port)) => host.eq_ignore_ascii_case(name) && is_port(port),
+        None => false,
+    }
+}
+
+/// Nothing, or a colon and up to five digits.
+fn is_port(text: &[u8]) -> bool {
+    match text.split_first() {
+        None => true,
+        Some((b':', digits)) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        Some(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+
+    fn admit(host: &str) -> bool {
+        let role = ListenerRole { host_names: vec!["cache.lan".to_owned()], ..ListenerRole::local() };
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_str(host).unwrap());
+        role.admit(&Uri::from_static("/healthz"), &headers).is_ok()
+    }
+
+    #[test]
+    fn admits_our_names_with_any_port() {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:7281",
+            "localhost:80",
+            "LocalHost",
+            "[::1]",
+            "[::1]:65535",
+            "cache.lan",
+            "Cache.LAN:1",
+            "localhost:",
+        ] {
+            assert!(admit(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn refuses_other_names() {
+        for host in [
+            "",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:80",
+            "evil@127.0.0.1",
+            "127.0.0.1@evil",
+            "127.0.0.2",
+            "127.0.0.1:80:80",
+            "127.0.0.1:123456",
+            "127.0.0.1:x",
+            "::1",
+            "[::1",
+            "localhost.",
+            "cache.lan.",
+            "0.0.0.0",
+        ] {
+            assert!(!admit(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn refuses_pages_and_doubtful_heads() {
+        let role = ListenerRole::local();
+        let uri = Uri::from_static("/healthz");
+        let ours = || {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("localhost"));
+            headers
+        };
+        assert_eq!(role.admit(&uri, &ours()), Ok(()));
+        assert_eq!(role.admit(&uri, &HeaderMap::new()), Err(GatewayError::ForeignHost));
+
+        let mut headers = ours();
+        headers.append(HOST, HeaderValue::from_static("localhost"));
+        assert_eq!(role.admit(&uri, &headers), Err(GatewayError::ForeignHost), "two Host headers");
+
+        let absolute = Uri::from_static("http://evil.example/healthz");
+        assert_eq!(role.admit(&absolute, &ours()), Err(GatewayError::ForeignHost));
+        assert_eq!(role.admit(&Uri::from_static("http://127.0.0.1:1/healthz"), &ours()), Ok(()));
+
+        for origin in ["null", "http://localhost", ""] {
+            let mut headers = ours();
+            headers.insert(ORIGIN, HeaderValue::from_static(origin));
+            assert_eq!(role.admit(&uri, &headers), Err(GatewayError::WebPage), "{origin}");
+        }
+        for (site, admitted) in
+            [("none", true), ("same-origin", true), ("cross-site", false), ("same-site", false), ("?", false)]
+        {
+            let mut headers = ours();
+            headers.insert(&SEC_FETCH_SITE, HeaderValue::from_static(site));
+            assert_eq!(role.admit(&uri, &headers).is_ok(), admitted, "{site}");
+        }
+    }
+}

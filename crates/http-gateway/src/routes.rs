@@ -1,0 +1,216 @@
+//! The endpoints, as an axum router.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body::Body as _;
+use hyper::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RANGE, TRANSFER_ENCODING,
+};
+use hyper::{HeaderMap, Method, StatusCode};
+use narmesh_protocol::{HashPart, NarUrl};
+use prometheus_client::registry::Registry;
+
+use crate::GatewayError;
+use crate::body::NarResponseBody;
+use crate::error::RequestIds;
+use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
+use crate::range::{Span, span};
+use crate::role::ListenerRole;
+use crate::substituter::{BodyAborted, Lookup, NarBody, Substituter};
+use crate::target::Target;
+
+pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
+const CACHE_INFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
+const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
+const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const METRICS_TYPE: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// What every request of one listener needs.
+pub(crate) struct Endpoint<S> {
+    pub(crate) substituter: Arc<S>,
+    pub(crate) role: ListenerRole,
+    pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) request_ids: RequestIds,
+}
+
+/// The router of the endpoints. Paths are told apart by [`Target::parse`], because they may arrive percent-encoded and a
+/// name of bad grammar has to be an absent path.
+pub(crate) fn router<S: Substituter>(endpoint: Arc<Endpoint<S>>) -> Router {
+    Router::new().fallback(answer::<S>).with_state(endpoint)
+}
+
+async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, request: Request) -> Response {
+    let started = Instant::now();
+    let target = Target::parse(request.uri().path());
+    let kind = kind(target);
+    let (head, body) = request.into_parts();
+    // Nothing here reads a body; dropped unread, hyper closes the connection after the answer if there was one.
+    drop(body);
+    let answer = endpoint.dispatch(target, &head).await;
+    endpoint.metrics.answered(kind, started.elapsed());
+    match answer {
+        Ok(response) => {
+            // A NAR counts its bytes as they leave.
+            if kind != RequestKind::Nar && head.method == Method::GET {
+                endpoint.metrics.body_bytes(kind, response.body().size_hint().lower());
+            }
+            response
+        }
+        Err(error) => {
+            endpoint.metrics.finished(kind, outcome(error));
+            let id = endpoint.request_ids.next();
+            tracing::debug!(request = %id, method = ?head.method, uri = ?head.uri, %error, "request not served");
+            error.into_response(id, has_body(&head.headers))
+        }
+    }
+}
+
+impl<S: Substituter> Endpoint<S> {
+    async fn dispatch(&self, target: Target, head: &hyper::http::request::Parts) -> Result<Response, GatewayError> {
+        self.role.admit(&head.uri, &head.headers)?;
+        let is_read = head.method == Method::GET || head.method == Method::HEAD;
+        if is_read && has_body(&head.headers) {
+            // What is used to smuggle one request inside another; no client we know does it.
+            return Err(GatewayError::UnexpectedBody);
+        }
+        if !self.role.offers(target) {
+            return Err(GatewayError::NotFound);
+        }
+        if !is_read {
+            return Err(GatewayError::MethodNotAllowed);
+        }
+        match target {
+            Target::CacheInfo => {
+                Ok(self.text(RequestKind::CacheInfo, CACHE_INFO_TYPE, self.substituter.cache_info().to_string()))
+            }
+            Target::NarInfo(Some(part)) => self.narinfo(part).await,
+            Target::Nar(Some(url)) if head.method == Method::HEAD => self.nar_head(url).await,
+            Target::Nar(Some(url)) => self.nar(url, &head.headers).await,
+            Target::Health => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n".to_owned())),
+            Target::Metrics => self.metrics_text(),
+            Target::NarInfo(None) | Target::Nar(None) | Target::Unknown => Err(GatewayError::NotFound),
+        }
+    }
+
+    async fn narinfo(&self, part: HashPart) -> Result<Response, GatewayError> {
+        let text = match self.substituter.lookup(part) {
+            Lookup::Found(text) => Some(text),
+            Lookup::Absent => None,
+            Lookup::Ask => self.substituter.narinfo(part).await,
+        };
+        Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
+    }
+
+    async fn nar_head(&self, url: NarUrl) -> Result<Response, GatewayError> {
+        if !self.substituter.has_nar(url).await {
+            return Err(GatewayError::NotFound);
+        }
+        let mut response = nar_response(Body::empty());
+        set(&mut response, CONTENT_LENGTH, url.nar_size);
+        self.metrics.finished(RequestKind::Nar, Outcome::Served);
+        Ok(response)
+    }
+
+    async fn nar(&self, url: NarUrl, headers: &HeaderMap) -> Result<Response, GatewayError> {
+        let resumed = headers.contains_key(RANGE);
+        let (first_byte, length) = match span(headers, url.nar_size) {
+            Span::Whole => (0, url.nar_size),
+            Span::Part { first, last } => (first, last.saturating_sub(first).saturating_add(1)),
+            Span::Unsatisfiable => {
+                // The path being gone is told first: it is what makes Nix build it.
+                let there = self.substituter.has_nar(url).await;
+                return Err(if there {
+                    GatewayError::RangeNotSatisfiable { size: url.nar_size }
+                } else {
+                    GatewayError::NotFound
+                });
+            }
+        };
+        let mut stream = self.substituter.nar(url, first_byte, resumed).await.ok_or(GatewayError::NotFound)?;
+        let first = first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
+        let body = NarResponseBody::new(first, stream, length, Arc::clone(&self.metrics));
+        let mut response = nar_response(Body::new(body));
+        set(&mut response, CONTENT_LENGTH, length);
+        if let Span::Part { first, last } = span(headers, url.nar_size) {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            set(&mut response, CONTENT_RANGE, format_args!("bytes {first}-{last}/{}", url.nar_size));
+        }
+        Ok(response)
+    }
+
+    fn metrics_text(&self) -> Result<Response, GatewayError> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .map_err(|std::fmt::Error| GatewayError::NotFound)?;
+        Ok(self.text(RequestKind::Metrics, METRICS_TYPE, text))
+    }
+
+    /// A complete answer of a few hundred bytes; axum takes the body off again if it is for a HEAD, and keeps its length.
+    fn text(&self, kind: RequestKind, content_type: HeaderValue, text: impl Into<Bytes>) -> Response {
+        self.metrics.finished(kind, Outcome::Served);
+        let mut response = Response::new(Body::from(text.into()));
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        response
+    }
+}
+
+/// Whether the head announces a body; hyper has refused contradicting lengths, and dropped a length beside an encoding.
+pub(crate) fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+pub(crate) fn kind(target: Target) -> RequestKind {
+    match target {
+        Target::CacheInfo => RequestKind::CacheInfo,
+        Target::NarInfo(_) => RequestKind::NarInfo,
+        Target::Nar(_) => RequestKind::Nar,
+        Target::Health => RequestKind::Health,
+        Target::Metrics => RequestKind::Metrics,
+        Target::Unknown => RequestKind::Unknown,
+    }
+}
+
+fn outcome(error: GatewayError) -> Outcome {
+    match error {
+        GatewayError::NotFound => Outcome::Absent,
+        GatewayError::ForeignHost
+        | GatewayError::WebPage
+        | GatewayError::MethodNotAllowed
+        | GatewayError::UnexpectedBody
+        | GatewayError::RangeNotSatisfiable { .. } => Outcome::Refused,
+    }
+}
+
+/// The first bytes of a body. One that fails before them is an absent path: that is still possible to say.
+async fn first_chunk(stream: &mut NarBody) -> Result<Bytes, BodyAborted> {
+    loop {
+        match stream.next().await {
+            Some(Ok(chunk)) if chunk.is_empty() => {}
+            Some(Ok(chunk)) => return Ok(chunk),
+            Some(Err(BodyAborted)) | None => return Err(BodyAborted),
+        }
+    }
+}
+
+fn nar_response(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, NAR_TYPE);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
+}
+
+fn set(response: &mut Response, name: HeaderName, value: impl Display) {
+    let value = HeaderValue::try_from(value.to_string()).expect("digits and ASCII words are a header value");
+    response.headers_mut().insert(name, value);
+}

@@ -1,0 +1,153 @@
+//! NARs: whole, in part, and the ways in which they end.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::client::{TestGateway, nar_url, pattern, request};
+use crate::memory::{Fault, MemorySubstituter, Nar};
+
+const SIZE: usize = 3_000_000;
+
+fn url() -> String {
+    format!("/{}", nar_url(1, SIZE))
+}
+
+async fn gateway_with(nar: Nar) -> TestGateway {
+    TestGateway::start(MemorySubstituter {
+        nars: HashMap::from([(nar_url(1, SIZE), nar)]),
+        ..MemorySubstituter::default()
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_whole_nar() {
+    let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
+    let answer = gateway.get(&url()).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-length"), SIZE.to_string());
+    assert_eq!(answer.header("accept-ranges"), "bytes");
+    assert_eq!(answer.header("content-encoding"), "");
+    assert_eq!(answer.header("content-type"), "application/x-nix-nar");
+    assert!(answer.body == pattern(SIZE), "the bytes differ");
+    assert_eq!(gateway.metrics.counts().body_bytes, SIZE as u64);
+}
+
+#[tokio::test]
+async fn parts_of_a_nar() {
+    let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
+    let whole = pattern(SIZE);
+    let mut connection = gateway.connect().await;
+    for (range, first, last) in [
+        ("bytes=0-", 0, SIZE - 1),
+        ("bytes=1-", 1, SIZE - 1),
+        ("bytes=2999999-", SIZE - 1, SIZE - 1),
+        ("bytes=100000-200000", 100_000, 200_000),
+        ("bytes=5-5", 5, 5),
+        ("bytes=2999990-9999999", 2_999_990, SIZE - 1),
+        ("bytes=-10", SIZE - 10, SIZE - 1),
+    ] {
+        connection.send(request("GET", &url(), &[&format!("Range: {range}")])).await;
+        let answer = connection.answer().await;
+        assert_eq!(answer.status, 206, "{range}");
+        assert_eq!(answer.header("content-range"), format!("bytes {first}-{last}/{SIZE}"));
+        assert_eq!(answer.header("accept-ranges"), "bytes");
+        assert!(answer.body == whole[first..=last], "{range}");
+        assert_eq!(gateway.substituter.nar_calls.lock().unwrap().pop(), Some((first as u64, true)));
+    }
+}
+
+#[tokio::test]
+async fn ranges_that_are_not_single_get_everything() {
+    let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
+    for range in ["bytes=0-1,4-5", "bytes=7-3", "lines=1-2", "bytes=x"] {
+        let answer = gateway.get_with(&url(), &[&format!("Range: {range}")]).await;
+        assert_eq!((answer.status, answer.body.len()), (200, SIZE), "{range}");
+        assert_eq!(answer.header("content-range"), "");
+        assert_eq!(gateway.substituter.nar_calls.lock().unwrap().pop(), Some((0, true)));
+    }
+    assert_eq!(gateway.get(&url()).await.status, 200);
+    assert_eq!(gateway.substituter.nar_calls.lock().unwrap().pop(), Some((0, false)));
+}
+
+#[tokio::test]
+async fn a_range_beyond_the_end() {
+    let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
+    let range = [&*format!("Range: bytes={SIZE}-")];
+    let answer = gateway.get_with(&url(), &range).await;
+    assert_eq!((answer.status, answer.header("content-range")), (416, &*format!("bytes */{SIZE}")));
+    let answer = gateway.get_with(&format!("/{}", nar_url(2, SIZE)), &range).await;
+    assert_eq!(answer.status, 404, "gone comes before not satisfiable");
+}
+
+#[tokio::test]
+async fn a_path_that_is_gone_when_resumed() {
+    let fault = Some((1_000_000, Fault::Abort));
+    let gateway = gateway_with(Nar { fault, gone_when_resumed: true, ..Nar::good(pattern(SIZE)) }).await;
+    let answer = gateway.get(&url()).await;
+    assert!(answer.is_short);
+    let answer = gateway.get_with(&url(), &["Range: bytes=1000000-"]).await;
+    assert_eq!(answer.status, 404);
+    let counts = gateway.metrics.counts();
+    assert_eq!((counts.nar_served, counts.nar_aborted, counts.nar_absent), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_finished_is_closed_short() {
+    for fault in [Fault::Abort, Fault::End] {
+        for at in [1, 1_000_000, SIZE as u64 - 1] {
+            let gateway = gateway_with(Nar { fault: Some((at, fault)), ..Nar::good(pattern(SIZE)) }).await;
+            let mut connection = gateway.connect().await;
+            connection.send(request("GET", &url(), &[])).await;
+            let answer = connection.answer().await;
+            assert_eq!((answer.status, answer.header("content-length")), (200, &*SIZE.to_string()));
+            assert!(answer.is_short, "{fault:?} at {at}");
+            assert_eq!(answer.body.len() as u64, at, "all bytes before the failure arrive");
+            assert!(answer.body == pattern(SIZE)[..answer.body.len()]);
+            assert!(connection.is_closed().await);
+            assert_eq!(gateway.metrics.counts().nar_aborted, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_fails_before_its_first_byte_is_absent() {
+    for fault in [Fault::Abort, Fault::End] {
+        let gateway = gateway_with(Nar { fault: Some((0, fault)), ..Nar::good(pattern(SIZE)) }).await;
+        let mut connection = gateway.connect().await;
+        connection.send(request("GET", &url(), &[])).await;
+        assert_eq!(connection.answer().await.status, 404);
+        connection.send(request("GET", "/healthz", &[])).await;
+        assert_eq!(connection.answer().await.status, 200, "the connection goes on");
+    }
+}
+
+#[tokio::test]
+async fn head_and_first_bytes_are_one_write() {
+    let fault = Some((100, Fault::Pause(Duration::from_millis(500))));
+    let gateway = gateway_with(Nar { fault, ..Nar::good(pattern(SIZE)) }).await;
+    let stream = gateway.connect().await.stream;
+    let mut socket = stream.into_std().unwrap();
+    socket.set_nonblocking(false).unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        socket.write_all(request("GET", &url(), &[]).as_bytes()).unwrap();
+        let mut buffer = [0; 8192];
+        let length = socket.read(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    });
+    let read = read.await.unwrap();
+    let head_end = read.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(read[head_end..], pattern(SIZE)[..100]);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_counted() {
+    let fault = Some((1_000, Fault::Pause(Duration::from_millis(100))));
+    let gateway = gateway_with(Nar { fault, ..Nar::good(pattern(SIZE)) }).await;
+    let mut connection = gateway.connect().await;
+    connection.send(request("GET", &url(), &[])).await;
+    assert!(connection.more().await);
+    drop(connection);
+    crate::client::until(|| gateway.metrics.counts().nar_client_gone == 1).await;
+}

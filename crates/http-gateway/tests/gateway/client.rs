@@ -1,0 +1,181 @@
+//! A gateway on a port of its own, and a client that writes and reads bare HTTP/1.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole, serve};
+use narmesh_protocol::{HashPart, NarHash, NarUrl};
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::memory::MemorySubstituter;
+
+/// Ten times what anything here may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running gateway.
+pub(crate) struct TestGateway {
+    pub(crate) address: SocketAddr,
+    pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) substituter: Arc<MemorySubstituter>,
+    shutdown: Option<oneshot::Sender<()>>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl TestGateway {
+    pub(crate) async fn start(substituter: MemorySubstituter) -> Self {
+        Self::start_with(substituter, ListenerRole::local(), GatewayLimits::default()).await
+    }
+
+    pub(crate) async fn start_with(substituter: MemorySubstituter, role: ListenerRole, limits: GatewayLimits) -> Self {
+        let substituter = Arc::new(substituter);
+        let metrics = Arc::new(GatewayMetrics::default());
+        let mut registry = Registry::with_prefix("narmesh");
+        metrics.register(&mut registry);
+        let gateway = Gateway::new(Arc::clone(&substituter), role, Arc::clone(&metrics), Arc::new(registry));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shutdown, told) = oneshot::channel::<()>();
+        let served = tokio::spawn(serve(listener, gateway, limits, async { drop(told.await) }));
+        Self { address, metrics, substituter, shutdown: Some(shutdown), served }
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection { stream: TcpStream::connect(self.address).await.unwrap(), buffer: Vec::new() }
+    }
+
+    /// One GET on a connection of its own.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.get_with(path, &[]).await
+    }
+
+    pub(crate) async fn get_with(&self, path: &str, headers: &[&str]) -> Answer {
+        let mut connection = self.connect().await;
+        connection.send(&request("GET", path, headers)).await;
+        connection.answer().await
+    }
+
+    /// Tells the gateway to stop; the handle resolves when it has.
+    pub(crate) fn stop(mut self) -> JoinHandle<std::io::Result<()>> {
+        drop(self.shutdown.take());
+        self.served
+    }
+}
+
+/// The bytes of a request to our own name.
+pub(crate) fn request(method: &str, path: &str, headers: &[&str]) -> String {
+    let mut text = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n");
+    for header in headers {
+        text.push_str(header);
+        text.push_str("\r\n");
+    }
+    text + "\r\n"
+}
+
+/// One connection of a client.
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// A response as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
+    /// The connection ended before Content-Length was reached.
+    pub(crate) is_short: bool,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl Connection {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Reads one response to a GET.
+    pub(crate) async fn answer(&mut self) -> Answer {
+        self.answer_to("GET").await
+    }
+
+    /// Reads one response, which for a HEAD has no body whatever its Content-Length.
+    pub(crate) async fn answer_to(&mut self, method: &str) -> Answer {
+        let head_end = loop {
+            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(self.more().await, "closed in the head: {:?}", String::from_utf8_lossy(&self.buffer));
+        };
+        let head = String::from_utf8(self.buffer.drain(..head_end).collect()).unwrap();
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: HashMap<String, String> = lines
+            .map(|line| line.split_once(':').unwrap())
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let length: usize =
+            headers.get("content-length").expect("every response has a Content-Length").parse().unwrap();
+        let mut answer = Answer { status, headers, body: Vec::new(), is_short: false };
+        if method != "HEAD" {
+            while self.buffer.len() < length && !answer.is_short {
+                answer.is_short = !self.more().await;
+            }
+            answer.body = self.buffer.drain(..length.min(self.buffer.len())).collect();
+        }
+        answer
+    }
+
+    /// Whether the gateway closes this connection, without another byte before.
+    pub(crate) async fn is_closed(&mut self) -> bool {
+        self.buffer.is_empty() && !self.more().await
+    }
+
+    /// Reads what there is; false at the end, however the connection ended.
+    pub(crate) async fn more(&mut self) -> bool {
+        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer))
+            .await
+            .expect("the gateway neither writes nor closes");
+        read.is_ok_and(|bytes| bytes > 0)
+    }
+}
+
+/// A hash part made of one byte.
+pub(crate) fn part(byte: u8) -> HashPart {
+    HashPart([byte; 20])
+}
+
+/// The URL of a NAR of `size` bytes for [`part`].
+pub(crate) fn nar_url(byte: u8, size: usize) -> NarUrl {
+    NarUrl { hash_part: part(byte), nar_hash: NarHash([byte; 32]), nar_size: size as u64 }
+}
+
+/// Bytes that differ everywhere.
+pub(crate) fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|at| u8::try_from((at.wrapping_mul(2_654_435_761) >> 7) & 0xff).unwrap()).collect()
+}
+
+/// Waits for a condition that other tasks bring about.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let waited = timeout(PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect("the condition never came true");
+}

@@ -1,0 +1,204 @@
+//! How connections are kept, and how they end.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use narmesh_http_gateway::{GatewayLimits, ListenerRole};
+use tokio::io::AsyncWriteExt;
+
+use crate::client::{PATIENCE, TestGateway, nar_url, part, pattern, request, until};
+use crate::memory::{Fault, MemorySubstituter, Nar};
+
+const SIZE: usize = 1_000_000;
+
+fn paused_nar(pause: Duration) -> MemorySubstituter {
+    let nar = Nar { fault: Some((500_000, Fault::Pause(pause))), ..Nar::good(pattern(SIZE)) };
+    MemorySubstituter { nars: HashMap::from([(nar_url(1, SIZE), nar)]), ..MemorySubstituter::default() }
+}
+
+async fn gateway(substituter: MemorySubstituter, limits: GatewayLimits) -> TestGateway {
+    TestGateway::start_with(substituter, ListenerRole::local(), limits).await
+}
+
+fn healthz() -> String {
+    request("GET", "/healthz", &[])
+}
+
+fn nar() -> String {
+    request("GET", &format!("/{}", nar_url(1, SIZE)), &[])
+}
+
+#[tokio::test]
+async fn a_connection_serves_many_requests() {
+    let gateway = gateway(paused_nar(Duration::ZERO), GatewayLimits::default()).await;
+    let mut connection = gateway.connect().await;
+    for _ in 0..50 {
+        connection.send(request("GET", &format!("/{}.narinfo", part(9)), &[])).await;
+        assert_eq!(connection.answer().await.status, 404);
+        connection.send(nar()).await;
+        assert_eq!(connection.answer().await.body.len(), SIZE);
+    }
+    connection.send(request("GET", "/healthz", &["Connection: close"])).await;
+    assert_eq!(connection.answer().await.status, 200);
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let gateway = gateway(paused_nar(Duration::ZERO), GatewayLimits::default()).await;
+    let mut connection = gateway.connect().await;
+    let miss = request("GET", &format!("/{}.narinfo", part(9)), &[]);
+    // The last one is not complete: the others must not wait for it.
+    connection.send([healthz(), miss, nar(), healthz(), "GET /hea".to_owned()].concat()).await;
+    for expected in [200, 404, 200, 200] {
+        assert_eq!(connection.answer().await.status, expected);
+    }
+    connection.send("lthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(connection.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_may_close_its_sending_side() {
+    let gateway = gateway(paused_nar(Duration::from_millis(50)), GatewayLimits::default()).await;
+    let mut connection = gateway.connect().await;
+    connection.send(nar()).await;
+    connection.stream.shutdown().await.unwrap();
+    assert_eq!(connection.answer().await.body.len(), SIZE);
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_slow_head_times_out() {
+    let limits = GatewayLimits { header_read_timeout: Duration::from_millis(200), ..GatewayLimits::default() };
+    let gateway = gateway(MemorySubstituter::default(), limits).await;
+
+    let mut silent = gateway.connect().await;
+    assert!(silent.is_closed().await, "a connection without a request");
+
+    let mut dripping = gateway.connect().await;
+    let started = Instant::now();
+    for byte in healthz().bytes().cycle() {
+        if dripping.stream.write_all(&[byte.max(b'a')]).await.is_err() {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "a byte now and then must not keep a head open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    let mut second = gateway.connect().await;
+    second.send(healthz()).await;
+    assert_eq!(second.answer().await.status, 200);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    second.send("GET /healthz HTTP/1.1\r\nHo").await;
+    assert!(second.is_closed().await, "the head of a later request");
+}
+
+#[tokio::test]
+async fn an_idle_connection_outlives_the_time_for_a_head_but_not_its_own() {
+    let limits = GatewayLimits {
+        header_read_timeout: Duration::from_millis(50),
+        idle_timeout: Duration::from_millis(600),
+        ..GatewayLimits::default()
+    };
+    let gateway = gateway(MemorySubstituter::default(), limits).await;
+    let mut connection = gateway.connect().await;
+    connection.send(healthz()).await;
+    assert_eq!(connection.answer().await.status, 200);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    connection.send(healthz()).await;
+    assert_eq!(connection.answer().await.status, 200);
+    assert!(connection.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_closed() {
+    let nar = Nar::good(vec![0; 64 * SIZE]);
+    let nars = HashMap::from([(nar_url(1, 64 * SIZE), nar)]);
+    let limits = GatewayLimits { stall_timeout: Duration::from_millis(300), ..GatewayLimits::default() };
+    let gateway = gateway(MemorySubstituter { nars, ..MemorySubstituter::default() }, limits).await;
+    let mut connection = gateway.connect().await;
+    connection.send(request("GET", &format!("/{}", nar_url(1, 64 * SIZE)), &[])).await;
+    until(|| gateway.metrics.counts().nar_client_gone == 1).await;
+    assert!(connection.answer().await.is_short);
+}
+
+#[tokio::test]
+async fn at_the_limit_the_longest_idle_connection_goes() {
+    let limits = GatewayLimits { connections_max: 3, ..GatewayLimits::default() };
+    let gateway = gateway(paused_nar(Duration::from_secs(1)), limits).await;
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        let mut connection = gateway.connect().await;
+        connection.send(healthz()).await;
+        assert_eq!(connection.answer().await.status, 200);
+        connections.push(connection);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The oldest is used again, and the one after it waits for a NAR: the third is idle longest.
+    connections[0].send(healthz()).await;
+    assert_eq!(connections[0].answer().await.status, 200);
+    connections[1].send(nar()).await;
+    assert!(connections[1].more().await);
+
+    let mut fourth = gateway.connect().await;
+    fourth.send(healthz()).await;
+    assert_eq!(fourth.answer().await.status, 200);
+    assert!(connections[2].is_closed().await);
+    assert_eq!(connections[1].answer().await.body.len(), SIZE, "a body under way is not touched");
+    connections[0].send(healthz()).await;
+    assert_eq!(connections[0].answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn no_connection_is_refused_however_many_come() {
+    let limits = GatewayLimits { connections_max: 8, ..GatewayLimits::default() };
+    let gateway = gateway(MemorySubstituter::default(), limits).await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut connection = gateway.connect().await;
+        connection.send(healthz()).await;
+        assert_eq!(connection.answer().await.status, 200);
+        held.push(connection);
+    }
+    let metrics = gateway.get("/metrics").await;
+    assert!(
+        metrics.text().contains("narmesh_gateway_closed_connections_total{reason=\"limit\"} 93\n"),
+        "{}",
+        metrics.text()
+    );
+    // The task of the one closed last may still be on its way out.
+    until(|| format!("{:?}", gateway.metrics).contains("open_connections: Gauge { value: 8,")).await;
+}
+
+#[tokio::test]
+async fn shutdown_lets_a_body_finish_and_accepts_nothing_more() {
+    let gateway = gateway(paused_nar(Duration::from_millis(300)), GatewayLimits::default()).await;
+    let mut idle = gateway.connect().await;
+    idle.send(healthz()).await;
+    assert_eq!(idle.answer().await.status, 200);
+    let mut busy = gateway.connect().await;
+    busy.send(nar()).await;
+    assert!(busy.more().await);
+
+    let address = gateway.address;
+    let stopped = gateway.stop();
+    assert!(idle.is_closed().await);
+    let refused = tokio::net::TcpStream::connect(address).await;
+    assert!(refused.is_err(), "nobody listens any more");
+    let answer = busy.answer().await;
+    assert!(answer.body == pattern(SIZE) && !answer.is_short);
+    assert!(busy.is_closed().await);
+    stopped.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_ever() {
+    let limits = GatewayLimits { shutdown_grace: Duration::from_millis(200), ..GatewayLimits::default() };
+    let gateway = gateway(paused_nar(Duration::from_secs(3600)), limits).await;
+    let mut busy = gateway.connect().await;
+    busy.send(nar()).await;
+    assert!(busy.more().await);
+    let stopped = gateway.stop();
+    assert!(busy.answer().await.is_short);
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap().unwrap();
+}

@@ -1,0 +1,147 @@
+//! Web pages, smuggled requests and malformed heads.
+
+use std::collections::HashMap;
+
+use narmesh_http_gateway::{GatewayLimits, ListenerRole};
+use tokio::io::AsyncWriteExt;
+
+use crate::client::{TestGateway, nar_url, part, pattern};
+use crate::memory::{MemorySubstituter, Nar};
+
+fn substituter() -> MemorySubstituter {
+    MemorySubstituter {
+        narinfos: HashMap::from([(part(1), "secret\n".into())]),
+        nars: HashMap::from([(nar_url(1, 1000), Nar::good(pattern(1000)))]),
+        ..MemorySubstituter::default()
+    }
+}
+
+/// Every endpoint, known and unknown.
+fn paths() -> Vec<String> {
+    let narinfo = |byte| format!("/{}.narinfo", part(byte));
+    ["/nix-cache-info", "/healthz", "/metrics", "/nothing"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([narinfo(1), narinfo(2), format!("/{}", nar_url(1, 1000))])
+        .collect()
+}
+
+async fn status_of(gateway: &TestGateway, request: &str) -> u16 {
+    let mut connection = gateway.connect().await;
+    connection.send(request).await;
+    let answer = connection.answer().await;
+    assert!(answer.headers.keys().all(|name| !name.starts_with("access-control-")), "CORS: {:?}", answer.headers);
+    if answer.status != 200 && answer.status != 404 {
+        assert!(!answer.text().contains("secret"));
+    }
+    answer.status
+}
+
+#[tokio::test]
+async fn a_foreign_host_is_refused_everywhere() {
+    let gateway = TestGateway::start(substituter()).await;
+    for path in paths() {
+        for host in [
+            "Host: evil.example\r\n",
+            "Host: 127.0.0.1.evil.example:7281\r\n",
+            "Host:\r\n",
+            "",
+            "Host: localhost\r\nHost: evil.example\r\n",
+        ] {
+            let request = format!("GET {path} HTTP/1.1\r\n{host}\r\n");
+            assert_eq!(status_of(&gateway, &request).await, 403, "{request}");
+        }
+        let absolute = format!("GET http://evil.example{path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(status_of(&gateway, &absolute).await, 403, "{absolute}");
+        for host in ["127.0.0.1", "127.0.0.1:1", "[::1]:7281", "LOCALHOST:80"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_ne!(status_of(&gateway, &request).await, 403, "{request}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_configured_name_is_ours() {
+    let role = ListenerRole { host_names: vec!["cache.lan".to_owned()], ..ListenerRole::local() };
+    let gateway = TestGateway::start_with(substituter(), role, GatewayLimits::default()).await;
+    for (host, status) in [("cache.lan", 200), ("cache.lan:7281", 200), ("x.cache.lan", 403)] {
+        let request = format!("GET /{}.narinfo HTTP/1.1\r\nHost: {host}\r\n\r\n", part(1));
+        assert_eq!(status_of(&gateway, &request).await, status, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_is_refused_everywhere() {
+    let gateway = TestGateway::start(substituter()).await;
+    for path in paths() {
+        for header in
+            ["Origin: http://evil.example", "Origin: null", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site"]
+        {
+            for method in ["GET", "OPTIONS"] {
+                let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n");
+                assert_eq!(status_of(&gateway, &request).await, 403, "{request}");
+            }
+        }
+        let typed = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: none\r\n\r\n");
+        assert_ne!(status_of(&gateway, &typed).await, 403);
+    }
+}
+
+/// Each hides a second request, for a narinfo, where another reader of the first may not look for it.
+#[tokio::test]
+async fn smuggled_requests_are_not_answered() {
+    let gateway = TestGateway::start(substituter()).await;
+    let hidden = format!("GET /{}.narinfo HTTP/1.1\r\nHost: localhost\r\n\r\n", part(1));
+    let length = hidden.len();
+    let shapes = [
+        format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding: xchunked\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding:\tchunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("Content-Length: 0\r\nContent-Length: {length}\r\n\r\n{hidden}"),
+        format!("Content-Length: {length}\r\n\r\n{hidden}"),
+        format!("Content-Length: +{length}\r\n\r\n{hidden}"),
+        format!("Content-Length: -1\r\n\r\n{hidden}"),
+        format!("Content-Length: 0x10\r\n\r\n{hidden}"),
+        format!("Content-Length : 0\r\n\r\n{hidden}"),
+        format!("X: y\n Transfer-Encoding: chunked\r\n\r\n{hidden}"),
+        format!("X: \0\r\n\r\n{hidden}"),
+    ];
+    for path in ["/healthz".to_owned(), format!("/{}.narinfo", part(2)), "/nothing".to_owned()] {
+        for shape in &shapes {
+            let mut connection = gateway.connect().await;
+            connection.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{shape}")).await;
+            let answer = connection.answer().await;
+            assert_eq!(answer.status, 400, "{path} {shape:?}");
+            assert!(connection.is_closed().await, "{path} {shape:?}");
+        }
+    }
+    assert_eq!(gateway.metrics.counts().narinfo_hits, 0);
+}
+
+#[tokio::test]
+async fn malformed_and_oversized_heads_are_bounded() {
+    let gateway = TestGateway::start(substituter()).await;
+    let long = "a".repeat(1024 * 1024);
+    for head in [
+        format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"),
+        format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(1000)),
+        "GET /health\0z HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        "GET  /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
+        "GET /healthz HTTP/3.7\r\nHost: localhost\r\n\r\n".to_owned(),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+        "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}".to_owned(),
+    ] {
+        let mut connection = gateway.connect().await;
+        // The gateway may close before it has taken all of it.
+        drop(connection.stream.write_all(head.as_bytes()).await);
+        while connection.more().await {}
+    }
+    let answer = gateway.get(&format!("/{}.narinfo", part(1))).await;
+    assert_eq!((answer.status, answer.text()), (200, "secret\n"));
+}

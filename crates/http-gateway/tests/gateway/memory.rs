@@ -1,0 +1,112 @@
+//! A substituter in memory, with every way to misbehave that the gateway has to cope with.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream;
+use narmesh_http_gateway::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
+use narmesh_protocol::{HashPart, NarUrl, StoreDir};
+
+/// Narinfos and NARs by hash part; what is not entered is absent.
+#[derive(Debug, Default)]
+pub(crate) struct MemorySubstituter {
+    /// Answered by `lookup`.
+    pub(crate) narinfos: HashMap<HashPart, Bytes>,
+    /// `lookup` says ask; this is what `narinfo` then says.
+    pub(crate) asked: HashMap<HashPart, Option<Bytes>>,
+    pub(crate) nars: HashMap<NarUrl, Nar>,
+    /// Every call of `nar`, in order: first byte, and whether a range was there.
+    pub(crate) nar_calls: Mutex<Vec<(u64, bool)>>,
+}
+
+/// How a NAR is delivered.
+#[derive(Clone, Debug)]
+pub(crate) struct Nar {
+    pub(crate) bytes: Bytes,
+    pub(crate) chunk_bytes: usize,
+    /// What happens when this many bytes of the NAR have been delivered; a request with a range is spared.
+    pub(crate) fault: Option<(u64, Fault)>,
+    /// Answer a request with a range as gone.
+    pub(crate) gone_when_resumed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// `BodyAborted`.
+    Abort,
+    /// The stream ends without a word.
+    End,
+    /// Nothing more comes, for this long; then the rest.
+    Pause(Duration),
+}
+
+impl Nar {
+    pub(crate) fn good(bytes: impl Into<Bytes>) -> Self {
+        Self { bytes: bytes.into(), chunk_bytes: 64 * 1024, fault: None, gone_when_resumed: false }
+    }
+
+    fn stream(self, first_byte: u64) -> NarBody {
+        let steps = stream::unfold((self, first_byte), |(mut nar, at)| async move {
+            let size = nar.bytes.len() as u64;
+            let mut until = size.min(at + nar.chunk_bytes as u64);
+            if let Some((fault_at, fault)) = nar.fault {
+                if at == fault_at {
+                    match fault {
+                        Fault::Abort => {
+                            nar.fault = None;
+                            return Some((Err(BodyAborted), (nar, size)));
+                        }
+                        Fault::End => return None,
+                        Fault::Pause(pause) => tokio::time::sleep(pause).await,
+                    }
+                } else if at < fault_at {
+                    until = until.min(fault_at);
+                }
+            }
+            if at >= size {
+                return None;
+            }
+            let chunk = nar.bytes.slice(usize::try_from(at).unwrap()..usize::try_from(until).unwrap());
+            Some((Ok(chunk), (nar, until)))
+        });
+        steps.boxed()
+    }
+}
+
+impl Substituter for MemorySubstituter {
+    fn cache_info(&self) -> CacheInfo {
+        CacheInfo { store_dir: StoreDir::parse("/nix/store").unwrap(), priority: 30 }
+    }
+
+    fn lookup(&self, part: HashPart) -> Lookup {
+        if let Some(text) = self.narinfos.get(&part) {
+            Lookup::Found(text.clone())
+        } else if self.asked.contains_key(&part) {
+            Lookup::Ask
+        } else {
+            Lookup::Absent
+        }
+    }
+
+    async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+        tokio::task::yield_now().await;
+        self.asked.get(&part).cloned().flatten()
+    }
+
+    async fn has_nar(&self, url: NarUrl) -> bool {
+        self.nars.contains_key(&url)
+    }
+
+    async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+        self.nar_calls.lock().unwrap().push((first_byte, resumed));
+        let nar = self.nars.get(&url)?;
+        if resumed && nar.gone_when_resumed {
+            return None;
+        }
+        let fault = nar.fault.filter(|_| !resumed);
+        Some(Nar { fault, ..nar.clone() }.stream(first_byte))
+    }
+}
