@@ -69,7 +69,7 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
         Err(error) => {
             endpoint.metrics.finished(kind, outcome(error));
             let id = endpoint.request_ids.next();
-            tracing::debug!(request = %id, method = ?head.method, uri = ?head.uri, %error, "request not served");
+            tracing::debug!(request = %id, method = shown(head.method.as_str()), path = shown(head.uri.path()), %error, "request not served");
             error.into_response(id, has_body(&head.headers))
         }
     }
@@ -150,8 +150,10 @@ impl<S: Substituter> Endpoint<S> {
 
     fn metrics_text(&self) -> Result<Response, GatewayError> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)
-            .map_err(|std::fmt::Error| GatewayError::NotFound)?;
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            tracing::error!("a metric refused to be printed");
+            return Err(GatewayError::NotFound);
+        }
         Ok(self.text(RequestKind::Metrics, METRICS_TYPE, text))
     }
 
@@ -167,6 +169,12 @@ impl<S: Substituter> Endpoint<S> {
 /// Whether the head announces a body; hyper has refused contradicting lengths, and dropped a length beside an encoding.
 pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+/// The beginning of a path or method, escaped: it is a stranger's text, and may be as long as a head.
+fn shown(path: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 200;
+    path.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect()
 }
 
 pub(crate) fn kind(target: Target) -> RequestKind {

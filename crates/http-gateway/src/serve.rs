@@ -98,6 +98,7 @@ pub async fn serve<S: Substituter>(
 fn http(limits: &GatewayLimits) -> http1::Builder {
     let mut http = http1::Builder::new();
     // The sweeper bounds the time of a head: hyper's own timer costs an allocation for each request.
+    // Its `pipeline_flush` stays off: it would hold back a response for as long as a piece of a next request lies there.
     http.header_read_timeout(None).half_close(true).max_buf_size(limits.buffer_bytes_max);
     http
 }

@@ -87,6 +87,16 @@ async fn a_web_page_is_refused_everywhere() {
     }
 }
 
+#[tokio::test]
+async fn it_is_no_proxy() {
+    let gateway = TestGateway::start(substituter()).await;
+    assert_eq!(status_of(&gateway, "CONNECT evil.example:80 HTTP/1.1\r\nHost: localhost\r\n\r\n").await, 403);
+    assert_eq!(status_of(&gateway, "CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n").await, 404);
+    assert_eq!(status_of(&gateway, "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n").await, 404);
+    let upgrade = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    assert_eq!(status_of(&gateway, upgrade).await, 200, "an upgrade is not taken up");
+}
+
 /// Each hides a second request, for a narinfo, where another reader of the first may not look for it.
 #[tokio::test]
 async fn smuggled_requests_are_not_answered() {
