@@ -1,0 +1,228 @@
+//! What we know of each peer: its newest announcement, the body we hold, how it has behaved.
+
+use crate::misdeed::Misdeed;
+use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
+use crate::standing::Standing;
+use crate::time::{Moment, Now};
+use libp2p_identity::PeerId;
+use narmesh_protocol::{Announcement, AudienceDigest, Envelope, FilterClass, Generation, HASHES_PER_ITEM, Summary};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Shortest and longest lifetime that is believed, seconds: a minute and a week. 0 is a goodbye.
+const LIFETIME_S: std::ops::RangeInclusive<u32> = 60..=604_800;
+/// Most paths that an announcement may claim: what the largest filter holds at 16 bits a path.
+const PATH_COUNT_MAX: u64 = 1 << 20;
+
+/// What is kept of one peer. Its filter's bits are in the table, nowhere else.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) digest: AudienceDigest,
+    pub(crate) newest: Option<Newest>,
+    pub(crate) held: Option<Held>,
+    /// A generation whose body was seen and will not do: not pulled again.
+    pub(crate) refused: Option<Generation>,
+    /// The audience of the last body held: a goodbye is told on to those who had the body.
+    pub(crate) audience: Arc<[AudienceDigest]>,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) software: Option<String>,
+    pub(crate) store_dir_differs: Option<String>,
+    pub(crate) standing: Standing,
+}
+
+/// The newest announcement accepted from a peer.
+#[derive(Clone, Debug)]
+pub(crate) struct Newest {
+    pub(crate) envelope: Arc<Envelope>,
+    /// When it was first accepted; `None` when it was only read back after a restart and so is no more than a floor.
+    pub(crate) accepted: Option<Moment>,
+}
+
+/// A body that is in the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    /// The announcement that proves it.
+    pub(crate) envelope: Arc<Envelope>,
+    pub(crate) class: FilterClass,
+    /// Bits set.
+    pub(crate) ones: u64,
+    pub(crate) audience: Arc<[AudienceDigest]>,
+    /// When its lifetime, counted from the first acceptance of its announcement, is over.
+    pub(crate) expires: Moment,
+}
+
+impl Held {
+    pub(crate) fn generation(&self) -> Generation {
+        self.envelope.announcement().generation
+    }
+
+    /// Its filter's rate of false positives: (share of ones)^k.
+    pub(crate) fn false_positive_rate(&self) -> f64 {
+        let share = self.ones as f64 / f64::from(self.class.bits());
+        (0..HASHES_PER_ITEM).fold(1.0, |rate, _| rate * share)
+    }
+
+    pub(crate) fn admits(&self, peer: &PeerId) -> bool {
+        self.audience.binary_search(&AudienceDigest::of(peer)).is_ok()
+    }
+}
+
+impl Newest {
+    pub(crate) fn announcement(&self) -> &Announcement {
+        self.envelope.announcement()
+    }
+
+    /// When its lifetime is over, as far as it was accepted in this run.
+    pub(crate) fn expires(&self) -> Option<Moment> {
+        Some(self.accepted? + lifetime_ms(self.announcement()))
+    }
+}
+
+/// The lifetime that is believed, milliseconds.
+pub(crate) fn lifetime_ms(announcement: &Announcement) -> u64 {
+    u64::from(announcement.lifetime_s.clamp(*LIFETIME_S.start(), *LIFETIME_S.end())) * 1_000
+}
+
+/// What an envelope is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Worth {
+    /// News: it is now the newest.
+    News,
+    /// Known already, exactly this one.
+    Known,
+    /// Older than what is known: nothing happens.
+    Old,
+    /// A first sight with a date too far off, or our clock is dead.
+    ClockDiffers,
+    /// The signer did wrong.
+    Bad(Misdeed),
+}
+
+impl Entry {
+    fn new(peer: &PeerId) -> Self {
+        Self {
+            digest: AudienceDigest::of(peer),
+            newest: None,
+            held: None,
+            refused: None,
+            audience: Arc::from([]),
+            addresses: Vec::new(),
+            software: None,
+            store_dir_differs: None,
+            standing: Standing::default(),
+        }
+    }
+
+    /// Weighs an envelope of this peer; [`Worth::News`] has been noted.
+    pub(crate) fn weigh(&mut self, now: Now, envelope: &Arc<Envelope>) -> Worth {
+        let announcement = envelope.announcement();
+        let mut first_sight = true;
+        if let Some(newest) = &self.newest {
+            let known = newest.announcement();
+            if announcement.generation < known.generation {
+                return Worth::Old;
+            }
+            if announcement.generation > known.generation {
+                first_sight = false;
+            } else if announcement != known {
+                return Worth::Bad(Misdeed::Equivocation);
+            } else if newest.accepted.is_some() {
+                return Worth::Known;
+            }
+        }
+        let clock_plausible = now.wall_ms >= PLAUSIBLE_WALL_MS;
+        if announcement.generation.epoch > now.wall_ms.saturating_add(DAY_MS) {
+            return if clock_plausible { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
+        }
+        if first_sight && announcement.issued_at_ms.abs_diff(now.wall_ms) > DAY_MS {
+            return Worth::ClockDiffers;
+        }
+        if announcement.body_bytes as usize > Summary::BYTES_MAX || announcement.path_count > PATH_COUNT_MAX {
+            return Worth::Bad(Misdeed::OversizedAnnouncement);
+        }
+        self.newest = Some(Newest { envelope: Arc::clone(envelope), accepted: Some(now.moment) });
+        Worth::News
+    }
+
+    /// Takes the announced body as held without a pull when it is the one held: then only its lifetime is new.
+    pub(crate) fn adopt(&mut self, lookups: u64) -> bool {
+        let (Some(newest), Some(held)) = (&self.newest, &mut self.held) else { return false };
+        let (new, old) = (newest.announcement(), held.envelope.announcement());
+        let Some(expires) = newest.expires() else { return false };
+        if new.body_digest != old.body_digest || new.path_count != old.path_count || new.is_goodbye() {
+            return false;
+        }
+        if new.generation.epoch != old.generation.epoch {
+            self.standing.new_epoch(lookups);
+        }
+        held.envelope = Arc::clone(&newest.envelope);
+        held.expires = expires;
+        true
+    }
+
+    /// The announcement whose body is wanted now, if any.
+    pub(crate) fn wanted(&self, now: Moment) -> Option<&Newest> {
+        let newest = self.newest.as_ref()?;
+        let generation = newest.announcement().generation;
+        let unheld = self.held.as_ref().is_none_or(|held| held.generation() < generation);
+        let alive = newest.expires().is_some_and(|expires| now < expires) && !newest.announcement().is_goodbye();
+        let usable = self.refused != Some(generation) && self.store_dir_differs.is_none();
+        (unheld && alive && usable && !self.standing.is_set_aside()).then_some(newest)
+    }
+}
+
+/// All peers of the allowlist, and nobody else; so bounded by it.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    entries: BTreeMap<PeerId, Entry>,
+    by_digest: BTreeMap<AudienceDigest, PeerId>,
+    /// Audiences in use: fleets have one for all, which is then kept once.
+    audiences: BTreeSet<Arc<[AudienceDigest]>>,
+}
+
+impl Directory {
+    pub(crate) fn get(&self, peer: &PeerId) -> Option<&Entry> {
+        self.entries.get(peer)
+    }
+
+    pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Entry> {
+        self.entries.get_mut(peer)
+    }
+
+    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
+        self.entries.contains_key(peer)
+    }
+
+    pub(crate) fn owner(&self, digest: &AudienceDigest) -> Option<PeerId> {
+        self.by_digest.get(digest).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// An entry for a peer that is now trusted.
+    pub(crate) fn add(&mut self, peer: PeerId) -> &mut Entry {
+        let entry = self.entries.entry(peer).or_insert_with(|| Entry::new(&peer));
+        self.by_digest.insert(entry.digest, peer);
+        entry
+    }
+
+    pub(crate) fn remove(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.remove(peer) {
+            self.by_digest.remove(&entry.digest);
+        }
+    }
+
+    /// One copy of equal audiences.
+    pub(crate) fn shared_audience(&mut self, audience: Vec<AudienceDigest>) -> Arc<[AudienceDigest]> {
+        if let Some(shared) = self.audiences.get(audience.as_slice()) {
+            return Arc::clone(shared);
+        }
+        self.audiences.retain(|shared| Arc::strong_count(shared) > 1);
+        let shared: Arc<[AudienceDigest]> = audience.into();
+        self.audiences.insert(Arc::clone(&shared));
+        shared
+    }
+}

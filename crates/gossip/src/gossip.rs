@@ -1,0 +1,423 @@
+//! The state machine: inputs in, outputs out.
+
+use crate::directory::{Directory, Worth};
+use crate::input::{Input, ProbeOutcome};
+use crate::misdeed::Misdeed;
+use crate::output::{Event, Output, Record, Verdict};
+use crate::publication::{Publication, PublicationTimes, PublicationView};
+use crate::pull::{Pulls, Sent};
+use crate::sync::Link;
+use crate::table::{Candidate, FilterTable};
+use crate::table_writer::TableWriter;
+use crate::time::{Moment, Now};
+use crate::timers::{Timer, Timers};
+use libp2p_identity::{Keypair, PeerId};
+use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, HashPart, StoreDir, Summary};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Most peers that are trusted: an audience's limit, less ourselves.
+pub const ALLOWLIST_MAX: usize = Summary::AUDIENCE_MAX - 1;
+/// Most envelopes read back after a restart.
+const PERSISTED_MAX: usize = 4_096;
+
+/// What a core is made with; nothing of it changes later.
+#[derive(Clone, Debug)]
+pub struct GossipConfig {
+    /// The node key. Must be Ed25519: [`Gossip::new`] panics otherwise.
+    pub keypair: Keypair,
+    /// Our logical store directory; peers with another one are left alone.
+    pub store_dir: StoreDir,
+    /// Name and version, shown to peers; the first 64 bytes count.
+    pub software: String,
+    /// Every random choice follows from this.
+    pub rng_seed: [u8; 32],
+    /// How long others may use our summary after they first heard of it, seconds. At least twice `reannounce_ms`.
+    pub lifetime_s: u32,
+    /// An unchanged summary is announced again after this, less up to a tenth, milliseconds.
+    pub reannounce_ms: u64,
+    /// A change waits this long for others, milliseconds.
+    pub debounce_ms: u64,
+    /// Time between two comparisons with a random connected peer, plus or minus a tenth, milliseconds.
+    pub sync_interval_ms: u64,
+    /// Most paths advertised; those that come later are withheld.
+    pub path_count_max: usize,
+}
+
+impl GossipConfig {
+    /// The defaults: lifetime 4 h and announced again every 30 min (gossipsub's idle cost, `libp2p.md`), 100 ms and 60 s
+    /// (guesses, not measured), 200,000 paths (twice an ordinary store's most).
+    pub fn new(keypair: Keypair, store_dir: StoreDir, software: &str, rng_seed: [u8; 32]) -> Self {
+        Self {
+            keypair,
+            store_dir,
+            software: software.to_owned(),
+            rng_seed,
+            lifetime_s: 14_400,
+            reannounce_ms: 1_800_000,
+            debounce_ms: 100,
+            sync_interval_ms: 60_000,
+            path_count_max: 200_000,
+        }
+    }
+}
+
+/// What survived the last run: the last of each [`Record`].
+#[derive(Clone, Debug, Default)]
+pub struct Persisted {
+    /// The last [`Record::OwnEpoch`].
+    pub own_epoch: Option<u64>,
+    /// The last [`Record::Newest`] of each peer; those that do not verify are skipped.
+    pub newest: Vec<Vec<u8>>,
+}
+
+/// One node's part in the gossip. See the crate's documentation for the protocol.
+#[derive(Debug)]
+pub struct Gossip {
+    pub(crate) now: Now,
+    pub(crate) me: PeerId,
+    pub(crate) my_digest: AudienceDigest,
+    pub(crate) keypair: Keypair,
+    pub(crate) store_dir: String,
+    pub(crate) software: String,
+    pub(crate) sync_interval_ms: u64,
+    reannounce_ms: u64,
+    rng: ChaCha8Rng,
+    /// Read back after a restart, until the first allowlist says which of them count.
+    floors: BTreeMap<PeerId, Arc<Envelope>>,
+    pub(crate) directory: Directory,
+    /// Connected peers of the allowlist.
+    pub(crate) links: BTreeMap<PeerId, Link>,
+    pub(crate) pulls: Pulls,
+    /// Our requests without an answer: at most one sync for each link, and 16 pulls.
+    pub(crate) requests: BTreeMap<u64, (PeerId, Sent)>,
+    next_request: u64,
+    pub(crate) publication: Publication,
+    pub(crate) table: TableWriter,
+    pub(crate) timers: Timers,
+    outputs: VecDeque<Output>,
+}
+
+impl Gossip {
+    /// A core that knows nobody: it speaks after the first [`Input::Allowlist`] and [`Input::Paths`].
+    ///
+    /// # Panics
+    /// When the keypair is not Ed25519.
+    pub fn new(now: Now, config: GossipConfig, persisted: Persisted) -> Self {
+        assert!(config.keypair.clone().try_into_ed25519().is_ok(), "the node key must be Ed25519");
+        let me = config.keypair.public().to_peer_id();
+        let times = PublicationTimes {
+            lifetime_s: config.lifetime_s,
+            reannounce_ms: config.reannounce_ms,
+            debounce_ms: config.debounce_ms,
+        };
+        let mut rng = ChaCha8Rng::from_seed(config.rng_seed);
+        let newest = persisted.newest.iter().take(PERSISTED_MAX).filter_map(|bytes| Envelope::open(bytes).ok());
+        let mut gossip = Self {
+            now,
+            me,
+            my_digest: AudienceDigest::of(&me),
+            publication: Publication::new(&me, times, config.path_count_max, persisted.own_epoch),
+            keypair: config.keypair,
+            store_dir: config.store_dir.as_str().to_owned(),
+            software: crate::sync::printable(&config.software, crate::sync::SOFTWARE_BYTES_MAX),
+            sync_interval_ms: config.sync_interval_ms.max(1),
+            reannounce_ms: config.reannounce_ms,
+            floors: newest.map(|envelope| (envelope.peer(), Arc::new(envelope))).collect(),
+            directory: Directory::default(),
+            links: BTreeMap::new(),
+            pulls: Pulls::default(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+            table: TableWriter::new(rng.next_u64()),
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+            rng,
+        };
+        gossip.schedule_sync();
+        gossip
+    }
+
+    /// Takes one input. Call [`Gossip::poll`] until it returns `None`, then look at [`Gossip::deadline`].
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.now = Now { moment: now.moment.max(self.now.moment), wall_ms: now.wall_ms };
+        match input {
+            Input::Allowlist(peers) => self.set_allowlist(peers),
+            Input::Addresses(addresses) => self.set_addresses(addresses),
+            Input::Connected(peer) => self.connected(peer),
+            Input::Disconnected(peer) => self.disconnected(peer),
+            Input::Announcement { id, author, from, bytes } => {
+                let verdict = self.announcement(author, from, &bytes);
+                self.output(Output::Judge { id, verdict });
+            }
+            Input::Request { from, id, bytes } => self.request(from, id, &bytes),
+            Input::Response { from, id, bytes } => self.response(from, id, Some(bytes)),
+            Input::RequestFailed { to, id } => self.response(to, id, None),
+            Input::Paths(change) => self.publication.change(self.now.moment, change),
+            Input::Probe { peer, outcome } => self.probed(peer, outcome),
+            Input::Misbehaved { peer, misdeed } => self.penalize(peer, misdeed),
+            Input::Tick => {}
+            Input::Goodbye => {
+                if let Some(envelope) = self.publication.goodbye(self.now, &self.keypair) {
+                    self.output(Output::Publish(envelope));
+                }
+            }
+        }
+        self.publication.watch_clock(self.now);
+        self.ring();
+    }
+
+    /// The next thing to do. At most a handful for each input, but one for each peer when the allowlist changes; none is
+    /// ever dropped, so the queue is bounded only for a caller that empties it after each input.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Gossip::handle`] with [`Input::Tick`] at the latest: exactly the next moment at which it does something.
+    pub fn deadline(&self) -> Option<Moment> {
+        self.timers.next()
+    }
+
+    /// The filters of all peers, to be read from any thread.
+    pub fn table(&self) -> Arc<FilterTable> {
+        Arc::clone(self.table.shared())
+    }
+
+    /// Peers whose filter claims this path, best first; see [`FilterTable::candidates`].
+    pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
+        self.table.shared().candidates(part)
+    }
+
+    /// Our own summary, for status.
+    pub fn publication(&self) -> PublicationView {
+        self.publication.view()
+    }
+
+    pub(crate) fn output(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.output(Output::Event(event));
+    }
+
+    /// A number from 0 to `below` - 1, or 0.
+    pub(crate) fn random(&mut self, below: u64) -> u64 {
+        self.rng.next_u64().checked_rem(below).unwrap_or(0)
+    }
+
+    pub(crate) fn request_id(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request
+    }
+
+    fn ring(&mut self) {
+        self.timers.set(Timer::Publish, self.publication.due());
+        while let Some(timer) = self.timers.pop(self.now.moment) {
+            match timer {
+                Timer::Publish => self.publish(),
+                Timer::Sync => self.sync_with_anyone(),
+                Timer::Greet(peer) => self.sync_with(peer),
+                Timer::Pull(owner) => self.pull_again(owner),
+                Timer::Request(id) => self.request_overdue(id),
+                Timer::Expire(peer) => self.expire(peer),
+                Timer::Standing(peer) => self.settle(peer),
+            }
+            self.timers.set(Timer::Publish, self.publication.due());
+        }
+    }
+
+    fn publish(&mut self) {
+        let jitter_ms = self.random(self.reannounce_ms / 10);
+        let published = self.publication.publish(self.now, &self.keypair, jitter_ms);
+        if let Some(epoch) = published.new_epoch {
+            self.output(Output::Persist(Record::OwnEpoch(epoch)));
+        }
+        self.output(Output::Publish(published.envelope));
+        self.event(Event::Published {
+            generation: published.announcement.generation,
+            paths: published.announcement.path_count,
+            body_bytes: published.announcement.body_bytes,
+        });
+    }
+
+    fn set_addresses(&mut self, addresses: Vec<SocketAddr>) {
+        self.publication.set_addresses(self.now.moment, addresses);
+    }
+
+    fn set_allowlist(&mut self, mut peers: BTreeSet<PeerId>) {
+        peers.remove(&self.me);
+        while peers.len() > ALLOWLIST_MAX {
+            peers.pop_last();
+        }
+        let mut audience: Vec<_> = peers.iter().map(AudienceDigest::of).chain([self.my_digest]).collect();
+        audience.sort_unstable();
+        audience.dedup();
+        self.publication.set_audience(self.now.moment, audience, peers.len());
+        let gone: Vec<_> = self.directory.iter().map(|(peer, _)| *peer).filter(|peer| !peers.contains(peer)).collect();
+        for peer in gone {
+            self.forget(peer);
+        }
+        for peer in peers {
+            let floor = self.floors.remove(&peer);
+            let entry = self.directory.add(peer);
+            if let Some(envelope) = floor {
+                entry.newest.get_or_insert(crate::directory::Newest { envelope, accepted: None });
+            }
+        }
+        for (peer, _) in std::mem::take(&mut self.floors) {
+            self.output(Output::Persist(Record::Forget(peer)));
+        }
+    }
+
+    /// Nothing of a peer that lost our trust stays.
+    fn forget(&mut self, peer: PeerId) {
+        self.disconnected(peer);
+        self.drop_pull(&peer);
+        self.pulls.forget_teller(&peer);
+        self.table.remove(&peer);
+        self.directory.remove(&peer);
+        self.timers.set(Timer::Expire(peer), None);
+        self.timers.set(Timer::Standing(peer), None);
+        self.output(Output::Persist(Record::Forget(peer)));
+    }
+
+    fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Verdict {
+        let moment = self.now.moment;
+        let Some(entry) = self.directory.get_mut(&author) else { return Verdict::Ignore };
+        if entry.standing.announcements_spent(moment) {
+            return Verdict::Ignore;
+        }
+        let envelope = match Envelope::open(bytes) {
+            Ok(envelope) => Arc::new(envelope),
+            Err(EnvelopeError::UnknownVersion { version }) => {
+                entry.standing.charge_announcement(moment);
+                self.event(Event::UnknownVersion { peer: author, version });
+                return Verdict::Ignore;
+            }
+            Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
+                entry.standing.charge_announcement(moment);
+                self.penalize(author, Misdeed::MalformedAnnouncement);
+                return Verdict::Ignore;
+            }
+        };
+        if envelope.peer() != author {
+            entry.standing.charge_announcement(moment);
+            self.penalize(author, Misdeed::ForeignAnnouncement);
+            return Verdict::Ignore;
+        }
+        let worth = self.accept(&envelope, from);
+        if !matches!(worth, Worth::Known | Worth::Old) {
+            let flood = self.directory.get_mut(&author).is_some_and(|entry| entry.standing.charge_announcement(moment));
+            if flood {
+                self.penalize(author, Misdeed::AnnouncementFlood);
+            }
+        }
+        if worth == Worth::News { Verdict::Accept } else { Verdict::Ignore }
+    }
+
+    /// The one door for foreign envelopes, from gossipsub or from anti-entropy. The signer is on the allowlist.
+    pub(crate) fn accept(&mut self, envelope: &Arc<Envelope>, teller: PeerId) -> Worth {
+        let peer = envelope.peer();
+        let announcement = *envelope.announcement();
+        let lookups = self.table.shared().lookups();
+        let Some(entry) = self.directory.get_mut(&peer) else { return Worth::Old };
+        let worth = entry.weigh(self.now, envelope);
+        match worth {
+            Worth::Old => {}
+            Worth::Known => self.want(peer, Some(teller)),
+            Worth::ClockDiffers => self.event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
+            Worth::Bad(misdeed) => self.penalize(peer, misdeed),
+            Worth::News => {
+                let adopted = entry.adopt(lookups);
+                let envelope = envelope.as_bytes().to_vec();
+                self.output(Output::Persist(Record::Newest { peer, envelope }));
+                let generation = announcement.generation;
+                if announcement.is_goodbye() {
+                    self.drop_body(&peer);
+                    self.event(Event::Departed { peer });
+                    return worth;
+                }
+                self.event(Event::Announced { peer, generation, path_count: announcement.path_count });
+                if adopted {
+                    self.adopted(peer);
+                } else {
+                    self.want(peer, Some(teller));
+                }
+            }
+        }
+        worth
+    }
+
+    fn probed(&mut self, peer: PeerId, outcome: ProbeOutcome) {
+        let moment = self.now.moment;
+        let lookups = self.table.shared().lookups();
+        let Some(entry) = self.directory.get_mut(&peer) else { return };
+        let Some(held) = &entry.held else { return };
+        let demoted = match outcome {
+            ProbeOutcome::Held => {
+                entry.standing.held_hit();
+                None
+            }
+            ProbeOutcome::FalseHit => entry.standing.false_hit(moment, held.false_positive_rate(), lookups),
+        };
+        self.rank(peer);
+        if let Some(until) = demoted {
+            self.event(Event::Demoted { peer, until });
+            self.penalize(peer, Misdeed::FalseClaims);
+        }
+    }
+
+    /// Counts a misdeed and draws the consequence.
+    pub(crate) fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
+        self.output(Output::Penalize { peer, misdeed });
+        let moment = self.now.moment;
+        let Some(entry) = self.directory.get_mut(&peer) else { return };
+        if let Some(until) = entry.standing.blame(moment, misdeed) {
+            self.event(Event::SetAside { peer, until, misdeed });
+            self.drop_pull(&peer);
+        }
+        self.rank(peer);
+    }
+
+    /// Tells the table's readers how the peer stands, and rings when that ends.
+    pub(crate) fn rank(&mut self, peer: PeerId) {
+        if let Some(entry) = self.directory.get(&peer) {
+            self.table.rank(&peer, entry.standing.false_share(), entry.standing.is_excluded());
+            self.timers.set(Timer::Standing(peer), entry.standing.due());
+        }
+    }
+
+    fn settle(&mut self, peer: PeerId) {
+        let moment = self.now.moment;
+        if let Some(entry) = self.directory.get_mut(&peer) {
+            let was_set_aside = entry.standing.is_set_aside();
+            entry.standing.settle(moment);
+            let forgiven = was_set_aside && !entry.standing.is_set_aside();
+            self.rank(peer);
+            if forgiven {
+                self.want(peer, None);
+                self.greet(peer, 0);
+            }
+        }
+    }
+
+    /// The body of a peer is no longer to be used; what it announced last stays as the floor.
+    pub(crate) fn drop_body(&mut self, peer: &PeerId) {
+        self.drop_pull(peer);
+        self.table.remove(peer);
+        self.timers.set(Timer::Expire(*peer), None);
+        if let Some(entry) = self.directory.get_mut(peer) {
+            entry.held = None;
+        }
+    }
+
+    fn expire(&mut self, peer: PeerId) {
+        self.drop_body(&peer);
+        self.event(Event::Expired { peer });
+        self.want(peer, None);
+    }
+}

@@ -1,0 +1,182 @@
+//! Filters of one size, turned on their side: one row per bit position, one column per peer.
+//!
+//! The AND of the k rows of a path has a one in the column of each peer whose filter says maybe. Columns come in words
+//! of 64 and blocks of 512: a full block's row is one 64-byte cache line, and the k lines of a lookup do not depend on
+//! each other, so the processor fetches them all at once. There is one writer (the core) and any number of readers.
+
+use narmesh_protocol::{FilterClass, HASHES_PER_ITEM};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Columns in a word.
+pub(crate) const WORD_COLUMNS: usize = 64;
+/// Words in the row of a full block: one cache line.
+const BLOCK_WORDS: usize = 8;
+/// Columns in a full block.
+pub(crate) const BLOCK_COLUMNS: usize = BLOCK_WORDS * WORD_COLUMNS;
+
+/// Up to 512 columns.
+pub(crate) struct Block {
+    width: usize,
+    /// Words before the first row, so that rows of full blocks begin on a cache line.
+    skip: usize,
+    words: Box<[AtomicU64]>,
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Block").field("width", &self.width).field("words", &self.words.len()).finish()
+    }
+}
+
+impl Block {
+    /// An empty block of `width` words a row, at most 8.
+    pub(crate) fn new(class: FilterClass, width: usize) -> Self {
+        debug_assert!((1..=BLOCK_WORDS).contains(&width));
+        let rows = class.bytes() * 8;
+        let words: Box<[AtomicU64]> =
+            std::iter::repeat_with(AtomicU64::default).take(rows * width + BLOCK_WORDS).collect();
+        let skip = words.as_ptr().align_offset(BLOCK_WORDS * size_of::<AtomicU64>()).min(BLOCK_WORDS);
+        Self { width, skip, words }
+    }
+
+    /// The same columns with room for 64 more; `None` when the block is full.
+    pub(crate) fn wider(&self, class: FilterClass) -> Option<Self> {
+        if self.width == BLOCK_WORDS {
+            return None;
+        }
+        let wider = Self::new(class, self.width + 1);
+        for (to, from) in wider.rows(1).zip(self.rows(1)) {
+            for (to, from) in to.iter().zip(from) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+        }
+        Some(wider)
+    }
+
+    /// How many columns.
+    #[cfg(test)]
+    pub(crate) fn columns(&self) -> usize {
+        self.width * WORD_COLUMNS
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.words.len() * size_of::<AtomicU64>()
+    }
+
+    /// Replaces a column by a filter of the block's class. Only the writer calls this, so plain loads and stores do.
+    pub(crate) fn write(&self, column: usize, filter_bytes: &[u8]) {
+        let (word, mask) = place(column);
+        for (byte, rows) in filter_bytes.iter().zip(self.rows(8)) {
+            for (bit, row) in rows.chunks_exact(self.width).enumerate() {
+                let Some(cell) = row.get(word) else { return };
+                let before = cell.load(Relaxed);
+                let after = if byte >> bit & 1 == 1 { before | mask } else { before & !mask };
+                if after != before {
+                    cell.store(after, Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Sets bits of a column; readers see each at once.
+    pub(crate) fn set(&self, column: usize, positions: &[u32]) {
+        let (word, mask) = place(column);
+        for &position in positions {
+            if let Some(cell) = self.words.get(self.skip + position as usize * self.width + word) {
+                cell.fetch_or(mask, Relaxed);
+            }
+        }
+    }
+
+    /// A column as the bytes of its filter.
+    pub(crate) fn read(&self, column: usize) -> Vec<u8> {
+        let (word, mask) = place(column);
+        let byte = |rows: &[AtomicU64]| {
+            let bits = rows
+                .chunks_exact(self.width)
+                .map(|row| row.get(word).is_some_and(|cell| cell.load(Relaxed) & mask != 0));
+            bits.enumerate().fold(0u8, |byte, (bit, set)| byte | u8::from(set) << bit)
+        };
+        self.rows(8).map(byte).collect()
+    }
+
+    /// The AND of these rows, column by column, within `live`.
+    pub(crate) fn find(&self, positions: &[u32; HASHES_PER_ITEM], live: [u64; BLOCK_WORDS]) -> [u64; BLOCK_WORDS] {
+        let mut found = live;
+        for &position in positions {
+            let at = self.skip + position as usize * self.width;
+            let row = self.words.get(at..at + self.width).unwrap_or_default();
+            if let Ok(row) = <&[AtomicU64; BLOCK_WORDS]>::try_from(row) {
+                found.iter_mut().zip(row).for_each(|(found, cell)| *found &= cell.load(Relaxed));
+            } else {
+                found.iter_mut().zip(row).for_each(|(found, cell)| *found &= cell.load(Relaxed));
+            }
+        }
+        found
+    }
+
+    fn rows(&self, rows: usize) -> impl Iterator<Item = &[AtomicU64]> {
+        self.words.get(self.skip..).unwrap_or_default().chunks_exact(self.width * rows)
+    }
+}
+
+fn place(column: usize) -> (usize, u64) {
+    (column % BLOCK_COLUMNS / WORD_COLUMNS, 1 << (column % WORD_COLUMNS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn class() -> FilterClass {
+        FilterClass::of_bytes(1024).unwrap()
+    }
+
+    #[test]
+    fn columns_do_not_touch_each_other() {
+        let block = Block::new(class(), 8);
+        let filter =
+            |seed: usize| (0..1024).map(|i| u8::try_from((i * 31 + seed * 97) % 251).unwrap()).collect::<Vec<_>>();
+        for column in [0, 63, 64, 200, 511] {
+            block.write(column, &filter(column));
+        }
+        block.write(64, &filter(7));
+        for (column, seed) in [(0, 0), (63, 63), (64, 7), (200, 200), (511, 511)] {
+            assert_eq!(block.read(column), filter(seed), "column {column}");
+        }
+        assert_eq!(block.read(1), vec![0; 1024]);
+    }
+
+    #[test]
+    fn widening_keeps_the_columns() {
+        let mut block = Block::new(class(), 1);
+        block.write(5, &[0xa5; 1024]);
+        while let Some(wider) = block.wider(class()) {
+            block = wider;
+            assert_eq!(block.read(5), vec![0xa5; 1024]);
+            assert_eq!(block.read(64), vec![0; 1024]);
+        }
+        assert_eq!(block.columns(), BLOCK_COLUMNS);
+    }
+
+    proptest! {
+        #[test]
+        fn finds_the_columns_that_have_every_row(
+            width in 1usize..=8, columns in prop::collection::btree_set(0usize..512, 1..20), rows in prop::array::uniform11(0u32..8192),
+        ) {
+            let block = Block::new(class(), width);
+            let columns: Vec<usize> = columns.into_iter().filter(|column| *column < block.columns()).collect();
+            for column in &columns {
+                block.set(*column, &rows);
+            }
+            block.set(0, &rows[..10]);
+            let found = block.find(&rows, [u64::MAX; 8]);
+            for column in 0..block.columns() {
+                let all = columns.contains(&column) || (column == 0 && rows[..10].contains(&rows[10]));
+                prop_assert_eq!(found[column / 64] >> (column % 64) & 1 == 1, all, "column {}", column);
+            }
+        }
+    }
+}

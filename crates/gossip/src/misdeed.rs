@@ -1,0 +1,86 @@
+//! What a peer can do wrong, as far as it can be told from its bytes alone.
+
+/// Why a peer is blamed. Displayed in `status` and in the log; [`Misdeed::label`] names it in metrics.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, thiserror::Error)]
+pub enum Misdeed {
+    /// It published bytes that are no signed announcement.
+    #[error("published a malformed announcement")]
+    MalformedAnnouncement,
+    /// It published an announcement that another peer signed.
+    #[error("published an announcement of another peer")]
+    ForeignAnnouncement,
+    /// It signed an epoch more than a day ahead of our clock.
+    #[error("announced an epoch more than a day ahead")]
+    FutureEpoch,
+    /// It signed two different announcements for one `(epoch, seq)`.
+    #[error("announced two summaries under one epoch and seq")]
+    Equivocation,
+    /// It signed an announcement whose sizes are over the limits.
+    #[error("announced a body or a path count over the limit")]
+    OversizedAnnouncement,
+    /// It publishes faster than any honest node does.
+    #[error("published announcements too fast")]
+    AnnouncementFlood,
+    /// It answered with bytes that are no reply, or with a reply to another question.
+    #[error("sent a malformed reply")]
+    MalformedReply,
+    /// It asked with bytes that are no request, or over a limit.
+    #[error("sent a malformed request")]
+    MalformedRequest,
+    /// It handed on an envelope that does not verify.
+    #[error("handed on a forged envelope")]
+    ForgedNews,
+    /// The body that it sent is not the one that the owner's signature names.
+    #[error("sent a body with another digest than announced")]
+    WrongBody,
+    /// The delta that it sent does not lead to the body that the owner's signature names.
+    #[error("sent a delta that does not lead to the announced body")]
+    WrongDelta,
+    /// Its signed body breaks a bound or an order.
+    #[error("announced a body that breaks its bounds")]
+    InvalidBody,
+    /// Its signed body holds another number of paths than its announcement.
+    #[error("announced another path count than its body has")]
+    PathCountDiffers,
+    /// Its filter claims nearly everything.
+    #[error("announced a filter that is too dense")]
+    DenseFilter,
+    /// It was connected, was asked for the body that it announces, and had none, again and again.
+    #[error("announced a body and did not deliver it")]
+    Undelivered,
+    /// Its filter said yes far more often than its density explains, and the path was not there.
+    #[error("its filter claims paths that it does not hold")]
+    FalseClaims,
+    /// It answered a narinfo request with something that did not verify (told by the caller).
+    #[error("sent a false narinfo")]
+    FalseNarInfo,
+    /// It sent a NAR with another hash, size or shape than promised (told by the caller).
+    #[error("sent a false NAR")]
+    FalseNar,
+}
+
+impl Misdeed {
+    /// A stable name in snake case.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::MalformedAnnouncement => "malformed_announcement",
+            Self::ForeignAnnouncement => "foreign_announcement",
+            Self::FutureEpoch => "future_epoch",
+            Self::Equivocation => "equivocation",
+            Self::OversizedAnnouncement => "oversized_announcement",
+            Self::AnnouncementFlood => "announcement_flood",
+            Self::MalformedReply => "malformed_reply",
+            Self::MalformedRequest => "malformed_request",
+            Self::ForgedNews => "forged_news",
+            Self::WrongBody => "wrong_body",
+            Self::WrongDelta => "wrong_delta",
+            Self::InvalidBody => "invalid_body",
+            Self::PathCountDiffers => "path_count_differs",
+            Self::DenseFilter => "dense_filter",
+            Self::Undelivered => "undelivered",
+            Self::FalseClaims => "false_claims",
+            Self::FalseNarInfo => "false_narinfo",
+            Self::FalseNar => "false_nar",
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What a core wants done, and what it tells.
+
+use crate::misdeed::Misdeed;
+use crate::time::Moment;
+use libp2p_identity::PeerId;
+use narmesh_protocol::Generation;
+use std::net::SocketAddr;
+
+/// One thing to do. Perform them in order; a [`Output::Persist`] is durable before the next one is performed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Write this down.
+    Persist(Record),
+    /// Publish this envelope through gossipsub. That it reaches nobody is no failure.
+    Publish(Vec<u8>),
+    /// What to do with a gossipsub message.
+    Judge {
+        /// The id of the [`crate::Input::Announcement`].
+        id: u64,
+        /// Hand it on or not.
+        verdict: Verdict,
+    },
+    /// Ask a connected peer; `Response` or `RequestFailed` comes back. After 10 s the core takes it for failed by itself.
+    Request {
+        /// Whom.
+        to: PeerId,
+        /// The core's name for the request.
+        id: u64,
+        /// An encoded `GossipRequest`.
+        bytes: Vec<u8>,
+    },
+    /// Answer a request.
+    Respond {
+        /// Whom.
+        to: PeerId,
+        /// The id of the [`crate::Input::Request`].
+        id: u64,
+        /// An encoded `GossipReply`.
+        bytes: Vec<u8>,
+    },
+    /// A peer did wrong; it is already counted here. For the log and the metrics.
+    Penalize {
+        /// Who.
+        peer: PeerId,
+        /// What.
+        misdeed: Misdeed,
+    },
+    /// For the log, the status and the dialer.
+    Event(Event),
+}
+
+/// What to do with a gossipsub message. There is no *Reject*: it would blame the forwarder for what the author wrote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Hand it on.
+    Accept,
+    /// Drop it quietly.
+    Ignore,
+}
+
+/// What must survive a restart.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// The epoch that we are about to publish under.
+    OwnEpoch(u64),
+    /// The newest envelope of a peer; replaces the one before.
+    Newest {
+        /// Who signed it.
+        peer: PeerId,
+        /// The envelope's bytes.
+        envelope: Vec<u8>,
+    },
+    /// Nothing of this peer is to be kept.
+    Forget(PeerId),
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// We published a summary.
+    Published {
+        /// Under this generation.
+        generation: Generation,
+        /// Paths in it.
+        paths: u64,
+        /// Bytes of its body.
+        body_bytes: u32,
+    },
+    /// Peers hold a newer announcement of ours than we do: our state was lost, and we go on above it.
+    Overtaken {
+        /// What they hold.
+        generation: Generation,
+    },
+    /// A peer's announcement was accepted.
+    Announced {
+        /// Whose.
+        peer: PeerId,
+        /// Which.
+        generation: Generation,
+        /// Paths in it.
+        path_count: u64,
+    },
+    /// A body is in the table: its owner is a candidate for what it claims.
+    BodyPulled {
+        /// Whose.
+        owner: PeerId,
+        /// Who handed it over; the owner, a relay, or the owner again when the body held had not changed.
+        from: PeerId,
+        /// Which.
+        generation: Generation,
+        /// Bytes received for it; 0 when the body held had not changed.
+        bytes: usize,
+        /// Whether they were a delta.
+        delta: bool,
+    },
+    /// Nobody who was asked had the announced body; the next announcement or sync tries again.
+    PullGivenUp {
+        /// Whose.
+        owner: PeerId,
+        /// Which.
+        generation: Generation,
+    },
+    /// A peer's signed body names other addresses than before. As the peer wrote them: the caller filters.
+    AddressesLearned {
+        /// Whose.
+        peer: PeerId,
+        /// At most 8.
+        addresses: Vec<SocketAddr>,
+    },
+    /// A peer's summary outlived its lifetime.
+    Expired {
+        /// Whose.
+        peer: PeerId,
+    },
+    /// A peer said goodbye.
+    Departed {
+        /// Who.
+        peer: PeerId,
+    },
+    /// A peer serves another store directory; nothing can be shared with it.
+    StoreDirDiffers {
+        /// Who.
+        peer: PeerId,
+        /// Its store directory, at most 255 bytes.
+        store_dir: String,
+    },
+    /// A peer answered us for the first time on this connection: we are allowed there.
+    Greeted {
+        /// Who.
+        peer: PeerId,
+        /// Its software, at most 64 bytes.
+        software: String,
+    },
+    /// A peer speaks an envelope version of tomorrow.
+    UnknownVersion {
+        /// Who.
+        peer: PeerId,
+        /// The version.
+        version: u8,
+    },
+    /// A peer's filter has an index function of tomorrow.
+    UnknownHashId {
+        /// Who.
+        peer: PeerId,
+        /// The hash id.
+        hash_id: u32,
+    },
+    /// A peer was first heard with a date more than a day off our clock, or our clock is before 2026: nothing accepted.
+    ClockDiffers {
+        /// Who.
+        peer: PeerId,
+        /// Its date, milliseconds since 1970.
+        issued_at_ms: u64,
+    },
+    /// A peer is not asked and no candidate until then.
+    SetAside {
+        /// Who.
+        peer: PeerId,
+        /// Until when.
+        until: Moment,
+        /// Its last misdeed.
+        misdeed: Misdeed,
+    },
+    /// A peer whose filter misled us too often is no candidate until then, or until its next epoch.
+    Demoted {
+        /// Who.
+        peer: PeerId,
+        /// Until when.
+        until: Moment,
+    },
+}

@@ -1,0 +1,412 @@
+//! What this node says of itself: its paths become a filter, a delta or a new epoch, signed with the node key.
+//!
+//! Additions, new audience members and addresses ride in a delta (`seq` + 1). Removals, a peer that lost our trust and a
+//! filter that has become too small take a new epoch, because bits are never cleared within one.
+
+use crate::history::{History, Step};
+use crate::input::PathChange;
+use crate::time::{Moment, Now};
+use bloomfilter::Bloom;
+use libp2p_identity::{Keypair, PeerId};
+use narmesh_protocol::wire::GossipReply;
+use narmesh_protocol::{
+    Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, HashPart, Summary,
+    SummaryDelta, filter_seed,
+};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+/// Additions go out at most twice a second, milliseconds. A guess: half of the 1 s in which users may notice.
+pub(crate) const PUBLISH_GAP_MS: u64 = 500;
+/// A removal waits this long for others, milliseconds, so that a garbage collection is one epoch and not thousands.
+pub(crate) const REMOVAL_DELAY_MS: u64 = 1_000;
+/// Removals start a new epoch, so a whole body for every peer, at most this often, milliseconds. A guess.
+pub(crate) const EPOCH_GAP_MS: u64 = 5_000;
+/// Most paths whatever the configuration says: they fit the largest filter at the rate for 2,048 peers.
+pub(crate) const PATHS_MAX: usize = 400_000;
+/// Expected wasted probes per absent path, over all peers together (half of the 0.05 promised).
+const WASTED_PROBES: f64 = 0.025;
+/// The filter is sized for this many peers more at once, so that one joiner does not start a new epoch everywhere.
+const PEERS_STEP: usize = 4;
+/// A wall clock that jumped this far against the monotonic one makes us date our announcement anew, milliseconds.
+const WALL_JUMP_MS: u64 = 3_600_000;
+/// Before this (2026-01-01), a wall clock is a dead battery and judges nobody, milliseconds since 1970.
+pub(crate) const PLAUSIBLE_WALL_MS: u64 = 1_767_225_600_000;
+/// An epoch may be this far ahead of our wall clock, and a first sight this far off, milliseconds.
+pub(crate) const DAY_MS: u64 = 86_400_000;
+
+/// Our own summary as others may see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PublicationView {
+    /// What was announced last; `None` before the first time.
+    pub generation: Option<Generation>,
+    /// Paths advertised now, announced or about to be.
+    pub paths: usize,
+    /// Bits of the filter announced.
+    pub filter_bits: u32,
+    /// Bytes of the body announced.
+    pub body_bytes: usize,
+    /// Paths left out because of the limit.
+    pub withheld: usize,
+}
+
+/// What a publication timer says about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PublicationTimes {
+    pub(crate) lifetime_s: u32,
+    pub(crate) reannounce_ms: u64,
+    pub(crate) debounce_ms: u64,
+}
+
+/// Our paths, our last summary, and what is still to be said.
+#[derive(Debug)]
+pub(crate) struct Publication {
+    times: PublicationTimes,
+    path_count_max: usize,
+    ready: bool,
+    departed: bool,
+    paths: BTreeSet<HashPart>,
+    /// In `paths`, not in the filter.
+    added: BTreeSet<HashPart>,
+    /// In the filter, not in `paths`.
+    stale: BTreeSet<HashPart>,
+    withheld: usize,
+    /// Whom we trust, and ourselves: so that all members of a fleet with one allowlist have one audience.
+    audience: Vec<AudienceDigest>,
+    addresses: Vec<SocketAddr>,
+    peers: usize,
+    /// Since when something waits that a delta can say.
+    changed: Option<Moment>,
+    /// Since when a removal waits.
+    removed: Option<Moment>,
+    /// Since when something waits that must not wait for other removals.
+    urgent: Option<Moment>,
+    /// The greatest epoch that may have been used.
+    epoch_floor: u64,
+    epoch_begun: Option<Moment>,
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    published: Now,
+    reannounce: Moment,
+    audience: Vec<AudienceDigest>,
+    addresses: Vec<SocketAddr>,
+    body: Vec<u8>,
+    envelope: Envelope,
+    epoch: Epoch,
+}
+
+/// What grows from delta to delta.
+#[derive(Debug)]
+struct Epoch {
+    generation: Generation,
+    class: FilterClass,
+    bloom: Bloom<HashPart>,
+    items: u64,
+    history: History,
+}
+
+/// What publishing once led to.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// To be persisted before anything else.
+    pub(crate) new_epoch: Option<u64>,
+    pub(crate) envelope: Vec<u8>,
+    pub(crate) announcement: Announcement,
+}
+
+impl Publication {
+    pub(crate) fn new(me: &PeerId, times: PublicationTimes, path_count_max: usize, own_epoch: Option<u64>) -> Self {
+        Self {
+            times,
+            path_count_max: path_count_max.min(PATHS_MAX),
+            ready: false,
+            departed: false,
+            paths: BTreeSet::new(),
+            added: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            withheld: 0,
+            audience: vec![AudienceDigest::of(me)],
+            addresses: Vec::new(),
+            peers: 0,
+            changed: None,
+            removed: None,
+            urgent: None,
+            epoch_floor: own_epoch.unwrap_or(0),
+            epoch_begun: None,
+            current: None,
+        }
+    }
+
+    /// Notes a change of the paths.
+    pub(crate) fn change(&mut self, now: Moment, change: PathChange) {
+        match change {
+            PathChange::Replace(paths) => {
+                let gone: Vec<_> = self.paths.difference(&paths).copied().collect();
+                self.withheld = 0;
+                gone.into_iter().for_each(|part| self.remove(now, part));
+                paths.into_iter().for_each(|part| self.add(now, part));
+                if !self.ready {
+                    self.ready = true;
+                    self.changed.get_or_insert(now);
+                }
+            }
+            PathChange::Update { added, removed } => {
+                let removed: BTreeSet<_> = removed.into_iter().collect();
+                added.into_iter().filter(|part| !removed.contains(part)).for_each(|part| self.add(now, part));
+                removed.iter().for_each(|part| self.remove(now, *part));
+            }
+        }
+    }
+
+    fn add(&mut self, now: Moment, part: HashPart) {
+        if self.paths.contains(&part) {
+            return;
+        }
+        if self.paths.len() >= self.path_count_max {
+            self.withheld += 1;
+            return;
+        }
+        self.paths.insert(part);
+        if !self.stale.remove(&part) {
+            self.added.insert(part);
+            self.changed.get_or_insert(now);
+        } else if self.stale.is_empty() {
+            self.removed = None;
+        }
+    }
+
+    fn remove(&mut self, now: Moment, part: HashPart) {
+        if !self.paths.remove(&part) {
+            // Perhaps one of those withheld: which they were is not kept.
+            self.withheld = self.withheld.saturating_sub(1);
+        } else if !self.added.remove(&part) {
+            self.stale.insert(part);
+            self.removed.get_or_insert(now);
+        }
+    }
+
+    /// Notes whom we trust; `audience` ascends and holds ourselves.
+    pub(crate) fn set_audience(&mut self, now: Moment, audience: Vec<AudienceDigest>, peers: usize) {
+        if self.audience.iter().any(|member| audience.binary_search(member).is_err()) {
+            self.urgent.get_or_insert(now);
+        }
+        if self.audience != audience {
+            self.changed.get_or_insert(now);
+        }
+        self.audience = audience;
+        self.peers = peers;
+    }
+
+    /// Notes where we listen.
+    pub(crate) fn set_addresses(&mut self, now: Moment, mut addresses: Vec<SocketAddr>) {
+        let mut seen = BTreeSet::new();
+        addresses.retain(|address| seen.insert(*address));
+        addresses.truncate(Summary::ADDRESSES_MAX);
+        if self.addresses != addresses {
+            self.addresses = addresses;
+            self.changed.get_or_insert(now);
+        }
+    }
+
+    /// A peer showed us an envelope with our signature. When it is newer than all we know of, we lost our state and go on
+    /// above it. One more than a day ahead is a stolen key's, unless our own clock is dead. Says whether we were overtaken.
+    pub(crate) fn heard_own(&mut self, now: Now, envelope: &Envelope) -> bool {
+        let heard = envelope.announcement();
+        let (ours, same) = match &self.current {
+            Some(current) => (current.epoch.generation, current.envelope.announcement() == heard),
+            None => (Generation { epoch: self.epoch_floor, seq: u64::MAX }, false),
+        };
+        if heard.generation < ours || same || self.departed {
+            return false;
+        }
+        if now.wall_ms >= PLAUSIBLE_WALL_MS && heard.generation.epoch > now.wall_ms.saturating_add(DAY_MS) {
+            return false;
+        }
+        self.epoch_floor = self.epoch_floor.max(heard.generation.epoch);
+        if self.current.is_some() {
+            self.urgent.get_or_insert(now.moment);
+        }
+        true
+    }
+
+    /// Notes a wall clock that was set: our last announcement may carry a date that others refuse.
+    pub(crate) fn watch_clock(&mut self, now: Now) {
+        if let Some(current) = &self.current {
+            let expected = current.published.wall_ms.saturating_add(now.moment.since(current.published.moment));
+            if expected.abs_diff(now.wall_ms) > WALL_JUMP_MS {
+                self.changed.get_or_insert(now.moment);
+            }
+        }
+    }
+
+    /// When [`Self::publish`] has something to do.
+    pub(crate) fn due(&self) -> Option<Moment> {
+        if !self.ready || self.departed {
+            return None;
+        }
+        let debounced = self.changed.map(|changed| changed + self.times.debounce_ms);
+        let Some(current) = &self.current else { return debounced };
+        let delta = debounced.map(|due| due.max(current.published.moment + PUBLISH_GAP_MS));
+        [delta, self.removal_due(), self.urgent, Some(current.reannounce)].into_iter().flatten().min()
+    }
+
+    fn removal_due(&self) -> Option<Moment> {
+        let due = self.removed? + REMOVAL_DELAY_MS;
+        Some(self.epoch_begun.map_or(due, |begun| due.max(begun + EPOCH_GAP_MS)))
+    }
+
+    /// Seals what is due. `jitter_ms` is taken off the time to the next re-announcement.
+    pub(crate) fn publish(&mut self, now: Now, keypair: &Keypair, jitter_ms: u64) -> Published {
+        let in_filter = self.current.as_ref().map_or(0, |current| current.epoch.items);
+        let wanted = self.class_for(in_filter + self.added.len() as u64);
+        let removal = self.removal_due().is_some_and(|due| due <= now.moment);
+        let (epoch, new_epoch) = match self.current.take() {
+            Some(current) if self.urgent.is_none() && !removal && wanted <= current.epoch.class => {
+                (self.delta(current), None)
+            }
+            before @ (Some(_) | None) => {
+                let epoch = self.new_epoch(now, before.is_none());
+                let number = epoch.generation.epoch;
+                (epoch, Some(number))
+            }
+        };
+        self.changed = None;
+        let body = Summary {
+            hash_id: HASH_ID_V1,
+            items: epoch.items,
+            audience: self.audience.clone(),
+            addresses: self.addresses.clone(),
+            filter_bytes: filter_bytes(&epoch.bloom).to_vec(),
+        };
+        let body = body.encode().expect("the largest filter, audience and address list together are within the limit");
+        let announcement = Announcement {
+            generation: epoch.generation,
+            path_count: epoch.items,
+            body_digest: Summary::digest(&body),
+            body_bytes: u32::try_from(body.len()).expect("a body is at most 2.1 MB"),
+            lifetime_s: self.times.lifetime_s.max(1),
+            issued_at_ms: now.wall_ms,
+        };
+        let envelope = Envelope::seal(keypair, announcement).expect("the node key is Ed25519");
+        let bytes = envelope.as_bytes().to_vec();
+        self.current = Some(Current {
+            published: now,
+            reannounce: now.moment + self.times.reannounce_ms.saturating_sub(jitter_ms).max(PUBLISH_GAP_MS),
+            audience: self.audience.clone(),
+            addresses: self.addresses.clone(),
+            body,
+            envelope,
+            epoch,
+        });
+        Published { new_epoch, envelope: bytes, announcement }
+    }
+
+    /// The same epoch with the additions.
+    fn delta(&mut self, current: Current) -> Epoch {
+        let mut epoch = current.epoch;
+        let mut positions = BTreeSet::new();
+        for part in std::mem::take(&mut self.added) {
+            let bits = filter_bytes(&epoch.bloom);
+            let unset = |bit: &u32| bits.get(*bit as usize / 8).is_some_and(|byte| byte & (1 << (bit % 8)) == 0);
+            positions.extend(BitPositions::of(&part).in_class(epoch.class).filter(unset));
+            epoch.bloom.set(&part);
+            epoch.items += 1;
+        }
+        epoch.generation.seq += 1;
+        epoch.history.push(Step {
+            positions: positions.into_iter().collect(),
+            audience: self.audience != current.audience,
+            addresses: self.addresses != current.addresses,
+        });
+        epoch
+    }
+
+    /// A filter made anew, of the paths there are.
+    fn new_epoch(&mut self, now: Now, first: bool) -> Epoch {
+        let after = self.epoch_floor.saturating_add(1);
+        let epoch = if first { after.max(now.wall_ms) } else { after };
+        self.epoch_floor = epoch;
+        self.epoch_begun = Some(now.moment);
+        self.added.clear();
+        self.stale.clear();
+        self.removed = None;
+        self.urgent = None;
+        let items = self.paths.len() as u64;
+        let class = self.class_for(items);
+        let mut bloom = Bloom::new_with_seed(class.bytes(), class.nominal_items(), filter_seed())
+            .expect("a class has a size and an item count above 0");
+        self.paths.iter().for_each(|part| bloom.set(part));
+        Epoch { generation: Generation { epoch, seq: 0 }, class, bloom, items, history: History::default() }
+    }
+
+    fn class_for(&self, items: u64) -> FilterClass {
+        let peers = self.peers.max(1).next_multiple_of(PEERS_STEP);
+        let rate = WASTED_PROBES / peers as f64;
+        FilterClass::for_items(items, rate).unwrap_or_else(|| {
+            FilterClass::of_bytes(1 << (FilterClass::LOG2_BITS_MAX - 3)).expect("the largest class has this size")
+        })
+    }
+
+    /// Our newest envelope.
+    pub(crate) fn envelope(&self) -> Option<&Envelope> {
+        self.current.as_ref().map(|current| &current.envelope)
+    }
+
+    /// What `asker` gets for a pull of our summary: a delta when it is smaller, the body, or nothing.
+    pub(crate) fn serve(&self, asker: &PeerId, generation: Generation, have_seq: Option<u64>) -> Option<GossipReply> {
+        let current = self.current.as_ref().filter(|current| current.epoch.generation == generation)?;
+        current.audience.binary_search(&AudienceDigest::of(asker)).ok()?;
+        let delta =
+            have_seq.and_then(|base_seq| current.delta(base_seq)).filter(|delta| delta.len() < current.body.len());
+        Some(delta.map_or_else(|| GossipReply::Body(current.body.clone()), GossipReply::Delta))
+    }
+
+    /// The signed goodbye; nothing is published after it.
+    pub(crate) fn goodbye(&mut self, now: Now, keypair: &Keypair) -> Option<Vec<u8>> {
+        self.departed = true;
+        let generation = self.current.take()?.epoch.generation;
+        let announcement = Announcement {
+            generation: Generation { seq: generation.seq.saturating_add(1), ..generation },
+            path_count: 0,
+            body_digest: [0; 32],
+            body_bytes: 0,
+            lifetime_s: 0,
+            issued_at_ms: now.wall_ms,
+        };
+        Some(Envelope::seal(keypair, announcement).expect("the node key is Ed25519").as_bytes().to_vec())
+    }
+
+    /// For status.
+    pub(crate) fn view(&self) -> PublicationView {
+        let current = self.current.as_ref();
+        PublicationView {
+            generation: current.map(|current| current.epoch.generation),
+            paths: self.paths.len(),
+            filter_bits: current.map_or(0, |current| current.epoch.class.bits()),
+            body_bytes: current.map_or(0, |current| current.body.len()),
+            withheld: self.withheld,
+        }
+    }
+}
+
+/// The bits alone: the crate puts its version (1 byte), length (8), count of hash functions (4) and seed (32) before them.
+fn filter_bytes(bloom: &Bloom<HashPart>) -> &[u8] {
+    bloom.as_slice().get(1 + 8 + 4 + 32..).unwrap_or_default()
+}
+
+impl Current {
+    fn delta(&self, base_seq: u64) -> Option<Vec<u8>> {
+        let step = self.epoch.history.merged(self.epoch.generation.seq.checked_sub(base_seq)?)?;
+        let delta = SummaryDelta {
+            base_seq,
+            items: self.epoch.items,
+            positions: step.positions,
+            audience: step.audience.then(|| self.audience.clone()),
+            addresses: step.addresses.then(|| self.addresses.clone()),
+        };
+        delta.encode().ok()
+    }
+}

@@ -1,0 +1,442 @@
+//! Fetching announced bodies: from the owner, from whoever told us, from anyone; again and again, but not for ever.
+
+use crate::directory::{Held, Newest};
+use crate::gossip::Gossip;
+use crate::misdeed::Misdeed;
+use crate::output::{Event, Output};
+use crate::timers::Timer;
+use libp2p_identity::PeerId;
+use narmesh_protocol::wire::{GossipReply, GossipRequest};
+use narmesh_protocol::{Filter, Generation, HASH_ID_V1, Summary, SummaryDelta, SummaryError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Bodies under way at once: 16 of 2 MiB are the most memory that pulls take.
+pub(crate) const IN_FLIGHT_MAX: usize = 16;
+/// Attempts for one announcement, 16 s of waiting in all; then the next announcement or sync tries again.
+const ATTEMPTS_MAX: u32 = 10;
+/// Wait after the first failed attempt, milliseconds; doubled each time, plus up to half for chance.
+const BACKOFF_MS: u64 = 50;
+/// Longest wait between two attempts, milliseconds.
+const BACKOFF_MS_MAX: u64 = 5_000;
+/// Peers remembered as having told of one announcement.
+const TELLERS_MAX: usize = 4;
+/// The owner itself had nothing this often: it announces what it does not deliver.
+const OWNER_ABSENT_MAX: u32 = 4;
+/// A request without an answer counts as failed after this, milliseconds.
+pub(crate) const REQUEST_TIMEOUT_MS: u64 = 10_000;
+
+/// What one of our requests was for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sent {
+    Sync,
+    Pull {
+        owner: PeerId,
+        /// The `seq` that a delta may build on.
+        have_seq: Option<u64>,
+    },
+}
+
+/// At most one pull for each owner.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls {
+    by_owner: BTreeMap<PeerId, Pull>,
+    /// Those in [`Phase::Ready`], first come first served.
+    ready: VecDeque<PeerId>,
+    in_flight: usize,
+}
+
+#[derive(Debug)]
+struct Pull {
+    target: Newest,
+    tellers: Vec<PeerId>,
+    attempts: u32,
+    owner_absent: u32,
+    /// A delta did not do: the next answer must be whole.
+    whole: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// In the queue.
+    Ready,
+    /// Until its timer rings.
+    Waiting,
+    /// Until somebody connects.
+    Idle,
+    /// Until this request is answered.
+    Asking(u64),
+}
+
+impl Pull {
+    fn new(target: Newest) -> Self {
+        Self { target, tellers: Vec::new(), attempts: 0, owner_absent: 0, whole: false, phase: Phase::Idle }
+    }
+
+    fn generation(&self) -> Generation {
+        self.target.announcement().generation
+    }
+}
+
+impl Pulls {
+    pub(crate) fn forget_teller(&mut self, peer: &PeerId) {
+        self.by_owner.values_mut().for_each(|pull| pull.tellers.retain(|teller| teller != peer));
+    }
+
+    fn make_ready(&mut self, owner: PeerId) {
+        if let Some(pull) = self.by_owner.get_mut(&owner).filter(|pull| pull.phase != Phase::Ready) {
+            pull.phase = Phase::Ready;
+            self.ready.push_back(owner);
+        }
+    }
+}
+
+impl Gossip {
+    /// Pulls what is wanted of this owner, if anything. `teller` has announced it and so probably has the body.
+    pub(crate) fn want(&mut self, owner: PeerId, teller: Option<PeerId>) {
+        let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment)).cloned();
+        let Some(wanted) = wanted else { return };
+        let pull = self.pulls.by_owner.entry(owner).or_insert_with(|| Pull::new(wanted.clone()));
+        let asking = matches!(pull.phase, Phase::Asking(_));
+        let newer = pull.generation() != wanted.announcement().generation;
+        if newer && !asking {
+            *pull = Pull { phase: pull.phase, ..Pull::new(wanted) };
+        }
+        if let Some(teller) = teller.filter(|teller| !pull.tellers.contains(teller) && pull.tellers.len() < TELLERS_MAX)
+        {
+            pull.tellers.push(teller);
+        }
+        let phase = pull.phase;
+        if phase == Phase::Idle || (newer && phase == Phase::Waiting) {
+            self.timers.set(Timer::Pull(owner), None);
+            self.pulls.make_ready(owner);
+        }
+        self.start_pulls();
+    }
+
+    /// A peer connected: pulls without a source may go on, and so may that of its own body.
+    pub(crate) fn pull_with(&mut self, peer: PeerId) {
+        let idle = |(owner, pull): (&PeerId, &Pull)| {
+            (pull.phase == Phase::Idle || (owner == &peer && pull.phase == Phase::Waiting)).then_some(*owner)
+        };
+        for owner in self.pulls.by_owner.iter().filter_map(idle).collect::<Vec<_>>() {
+            self.timers.set(Timer::Pull(owner), None);
+            self.pulls.make_ready(owner);
+        }
+        self.start_pulls();
+        self.want(peer, None);
+    }
+
+    /// A wait is over.
+    pub(crate) fn pull_again(&mut self, owner: PeerId) {
+        self.pulls.make_ready(owner);
+        self.start_pulls();
+    }
+
+    /// Gives up the pull of this owner's body; an answer that still comes is dropped.
+    pub(crate) fn drop_pull(&mut self, owner: &PeerId) {
+        self.timers.set(Timer::Pull(*owner), None);
+        let Some(pull) = self.pulls.by_owner.remove(owner) else { return };
+        match pull.phase {
+            Phase::Asking(id) => {
+                self.take_request(id);
+                self.start_pulls();
+            }
+            Phase::Ready => self.pulls.ready.retain(|ready| ready != owner),
+            Phase::Waiting | Phase::Idle => {}
+        }
+    }
+
+    fn start_pulls(&mut self) {
+        while self.pulls.in_flight < IN_FLIGHT_MAX {
+            let Some(owner) = self.pulls.ready.pop_front() else { break };
+            self.ask(owner);
+        }
+    }
+
+    /// One attempt, for a pull that just left the queue.
+    fn ask(&mut self, owner: PeerId) {
+        let Some(entry) = self.directory.get(&owner) else { return };
+        let Some(wanted) = entry.wanted(self.now.moment).cloned() else {
+            self.pulls.by_owner.remove(&owner);
+            return;
+        };
+        let held = entry.held.as_ref().map(Held::generation);
+        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
+        if pull.generation() != wanted.announcement().generation {
+            *pull = Pull { tellers: std::mem::take(&mut pull.tellers), ..Pull::new(wanted) };
+        }
+        pull.phase = Phase::Idle;
+        let (generation, attempts, whole) = (pull.generation(), pull.attempts, pull.whole);
+        let Some(source) = self.source(&owner, attempts) else { return };
+        let have_seq = held.filter(|held| held.epoch == generation.epoch && !whole).map(|held| held.seq);
+        let Some(entry) = self.directory.get(&owner) else { return };
+        let request = GossipRequest::Pull { owner: entry.digest, generation, have_seq };
+        let id = self.send(source, Sent::Pull { owner, have_seq }, &request);
+        if let Some(pull) = self.pulls.by_owner.get_mut(&owner) {
+            pull.phase = Phase::Asking(id);
+        }
+    }
+
+    /// Whom to ask: the owner, those who told us, and every third time anyone else, because they may be eclipsing us.
+    fn source(&mut self, owner: &PeerId, attempts: u32) -> Option<PeerId> {
+        let tellers = self.pulls.by_owner.get(owner).map(|pull| pull.tellers.as_slice()).unwrap_or_default();
+        let preferred = std::iter::once(owner).chain(tellers.iter().filter(|teller| *teller != owner)).copied();
+        let preferred: Vec<_> = preferred.filter(|peer| self.may_ask(peer)).collect();
+        let others = self.links.keys().filter(|peer| !preferred.contains(peer) && self.may_ask(peer)).copied();
+        let others: Vec<_> = others.collect();
+        let count = |peers: &[PeerId]| u64::try_from(peers.len()).unwrap_or(u64::MAX);
+        let other_turn = attempts % 3 == 2 && !others.is_empty();
+        if preferred.is_empty() || other_turn {
+            let at = self.random(count(&others));
+            return others.into_iter().nth(usize::try_from(at).ok()?);
+        }
+        let at = u64::from(attempts - attempts / 3).checked_rem(count(&preferred))?;
+        preferred.get(usize::try_from(at).ok()?).copied()
+    }
+
+    /// Whether a peer can be asked for anything at present.
+    pub(crate) fn may_ask(&self, peer: &PeerId) -> bool {
+        let entry = self.directory.get(peer);
+        self.links.contains_key(peer)
+            && entry.is_some_and(|entry| !entry.standing.is_set_aside() && entry.store_dir_differs.is_none())
+    }
+
+    pub(crate) fn send(&mut self, to: PeerId, sent: Sent, request: &GossipRequest) -> u64 {
+        let id = self.request_id();
+        if matches!(sent, Sent::Pull { .. }) {
+            self.pulls.in_flight += 1;
+        }
+        self.requests.insert(id, (to, sent));
+        self.timers.set(Timer::Request(id), Some(self.now.moment + REQUEST_TIMEOUT_MS));
+        let bytes = request.encode().expect("a sync has at most 2,048 entries, a pull is small");
+        self.output(Output::Request { to, id, bytes });
+        id
+    }
+
+    /// Takes a request off the list; whatever comes for it later is dropped.
+    pub(crate) fn take_request(&mut self, id: u64) -> Option<(PeerId, Sent)> {
+        let (to, sent) = self.requests.remove(&id)?;
+        self.timers.set(Timer::Request(id), None);
+        if matches!(sent, Sent::Pull { .. }) {
+            self.pulls.in_flight -= 1;
+        }
+        Some((to, sent))
+    }
+
+    pub(crate) fn request_overdue(&mut self, id: u64) {
+        if let Some((to, _)) = self.requests.get(&id) {
+            self.response(*to, id, None);
+        }
+    }
+
+    /// An answer, or `None` when there was none.
+    pub(crate) fn response(&mut self, from: PeerId, id: u64, bytes: Option<Vec<u8>>) {
+        if self.requests.get(&id).is_none_or(|(to, _)| *to != from) {
+            return;
+        }
+        let Some((_, sent)) = self.take_request(id) else { return };
+        let reply = bytes.map(|bytes| GossipReply::decode(&bytes));
+        if matches!(reply, Some(Err(_))) {
+            self.penalize(from, Misdeed::MalformedReply);
+        }
+        let reply = reply.and_then(Result::ok);
+        match sent {
+            Sent::Sync => self.sync_answered(from, reply),
+            Sent::Pull { owner, have_seq } => self.pull_answered(owner, from, have_seq, reply),
+        }
+    }
+
+    fn pull_answered(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, reply: Option<GossipReply>) {
+        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
+        match reply {
+            Some(GossipReply::Body(bytes)) => {
+                let target = pull.target.clone();
+                if Summary::digest(&bytes) == target.announcement().body_digest {
+                    let received = bytes.len();
+                    self.body_proven(owner, from, &target, &bytes, received, None);
+                } else {
+                    self.penalize(from, Misdeed::WrongBody);
+                    self.pull_failed(owner);
+                }
+            }
+            Some(GossipReply::Delta(bytes)) => self.delta_received(owner, from, have_seq, &bytes),
+            Some(GossipReply::Absent) => {
+                if owner == from {
+                    pull.owner_absent += 1;
+                    if pull.owner_absent == 1 {
+                        // Probably it has published since, and gossip has lost that.
+                        self.greet(owner, 0);
+                    }
+                }
+                self.pull_failed(owner);
+            }
+            Some(GossipReply::Sync { .. } | GossipReply::StoreDirDiffers { .. }) => {
+                self.penalize(from, Misdeed::MalformedReply);
+                self.pull_failed(owner);
+            }
+            Some(GossipReply::Busy) | None => self.pull_failed(owner),
+        }
+    }
+
+    fn delta_received(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, bytes: &[u8]) {
+        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
+        let target = pull.target.clone();
+        pull.whole = true;
+        let base = self.held_body(&owner);
+        let next = SummaryDelta::decode(bytes).and_then(|delta| {
+            let (held_seq, base) = base.ok_or(SummaryError::Base { base_seq: delta.base_seq, held_seq: u64::MAX })?;
+            let expected = have_seq.filter(|have_seq| *have_seq == held_seq);
+            let next = delta.apply(&base, expected.unwrap_or(u64::MAX))?;
+            Ok((next.encode()?, delta.positions))
+        });
+        match next {
+            Ok((body, positions)) if Summary::digest(&body) == target.announcement().body_digest => {
+                self.body_proven(owner, from, &target, &body, bytes.len(), Some(&positions));
+            }
+            Ok(_) | Err(_) => {
+                self.penalize(from, Misdeed::WrongDelta);
+                self.pull_failed(owner);
+            }
+        }
+    }
+
+    /// The body that we hold of an owner, put together again, and its `seq`.
+    pub(crate) fn held_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
+        let entry = self.directory.get(owner)?;
+        let held = entry.held.as_ref()?;
+        let summary = Summary {
+            hash_id: HASH_ID_V1,
+            items: held.envelope.announcement().path_count,
+            audience: held.audience.to_vec(),
+            addresses: entry.addresses.clone(),
+            filter_bytes: self.table.read(owner)?,
+        };
+        Some((held.generation().seq, summary))
+    }
+
+    /// A body with the digest that its owner signed: what is wrong with it now is the owner's doing.
+    fn body_proven(
+        &mut self,
+        owner: PeerId,
+        from: PeerId,
+        target: &Newest,
+        body: &[u8],
+        received: usize,
+        positions: Option<&[u32]>,
+    ) {
+        self.drop_pull(&owner);
+        let generation = target.announcement().generation;
+        let refusal = match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
+            Ok((_, summary)) if summary.items != target.announcement().path_count => Some(Misdeed::PathCountDiffers),
+            Ok((_, summary)) if !summary.admits(&self.me) => None,
+            Ok((filter, summary)) => {
+                self.install(owner, target, &filter, summary, positions);
+                let delta = positions.is_some();
+                self.event(Event::BodyPulled { owner, from, generation, bytes: received, delta });
+                self.want(owner, None);
+                return self.start_pulls();
+            }
+            Err(SummaryError::UnknownHashId { hash_id }) => {
+                self.event(Event::UnknownHashId { peer: owner, hash_id });
+                None
+            }
+            Err(SummaryError::Filter(narmesh_protocol::FilterError::TooDense { .. })) => Some(Misdeed::DenseFilter),
+            Err(
+                SummaryError::Codec(_)
+                | SummaryError::TooMany { .. }
+                | SummaryError::Order { .. }
+                | SummaryError::Filter(_)
+                | SummaryError::Base { .. }
+                | SummaryError::Position { .. },
+            ) => Some(Misdeed::InvalidBody),
+        };
+        if let Some(entry) = self.directory.get_mut(&owner) {
+            entry.refused = Some(generation);
+        }
+        if let Some(misdeed) = refusal {
+            self.penalize(owner, misdeed);
+        }
+        self.want(owner, None);
+        self.start_pulls();
+    }
+
+    fn install(
+        &mut self,
+        owner: PeerId,
+        target: &Newest,
+        filter: &Filter,
+        summary: Summary,
+        positions: Option<&[u32]>,
+    ) {
+        let moment = self.now.moment;
+        let lookups = self.table.shared().lookups();
+        let audience = self.directory.shared_audience(summary.audience);
+        let Some(entry) = self.directory.get_mut(&owner) else { return };
+        let generation = target.announcement().generation;
+        let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
+        if !same_epoch {
+            entry.standing.new_epoch(lookups);
+        }
+        match positions {
+            Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
+            Some(_) | None => self.table.install(owner, filter, entry.standing.is_excluded()),
+        }
+        let expires = target.expires().unwrap_or(moment);
+        entry.audience = Arc::clone(&audience);
+        entry.held = Some(Held {
+            envelope: Arc::clone(&target.envelope),
+            class: filter.class(),
+            ones: filter.as_bytes().iter().map(|byte| u64::from(byte.count_ones())).sum(),
+            audience,
+            expires,
+        });
+        let learned = entry.addresses != summary.addresses;
+        if learned {
+            entry.addresses.clone_from(&summary.addresses);
+        }
+        self.timers.set(Timer::Expire(owner), Some(expires));
+        if learned {
+            self.event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
+        }
+        self.rank(owner);
+    }
+
+    /// The held body is the announced one already: only its lifetime is new.
+    pub(crate) fn adopted(&mut self, peer: PeerId) {
+        self.drop_pull(&peer);
+        let Some(held) = self.directory.get(&peer).and_then(|entry| entry.held.as_ref()) else { return };
+        let (generation, expires) = (held.generation(), held.expires);
+        self.timers.set(Timer::Expire(peer), Some(expires));
+        self.event(Event::BodyPulled { owner: peer, from: peer, generation, bytes: 0, delta: false });
+        self.rank(peer);
+    }
+
+    /// One attempt led to nothing.
+    fn pull_failed(&mut self, owner: PeerId) {
+        let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment));
+        let wanted = wanted.map(|newest| newest.announcement().generation);
+        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return self.start_pulls() };
+        let generation = pull.generation();
+        pull.attempts += 1;
+        let (attempts, owner_absent) = (pull.attempts, pull.owner_absent);
+        pull.phase = Phase::Waiting;
+        if wanted.is_none() {
+            self.drop_pull(&owner);
+        } else if wanted != Some(generation) {
+            self.pulls.make_ready(owner);
+        } else if attempts >= ATTEMPTS_MAX {
+            self.drop_pull(&owner);
+            self.event(Event::PullGivenUp { owner, generation });
+            if owner_absent >= OWNER_ABSENT_MAX {
+                self.penalize(owner, Misdeed::Undelivered);
+            }
+        } else {
+            let backoff_ms = (BACKOFF_MS << (attempts - 1).min(16)).min(BACKOFF_MS_MAX);
+            let jitter_ms = self.random(backoff_ms / 2);
+            self.timers.set(Timer::Pull(owner), Some(self.now.moment + backoff_ms + jitter_ms));
+        }
+        self.start_pulls();
+    }
+}

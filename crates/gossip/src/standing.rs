@@ -1,0 +1,211 @@
+//! How a peer has behaved: false hits, misdeeds, and what follows from them.
+
+use crate::misdeed::Misdeed;
+use crate::time::Moment;
+
+/// This many misdeeds set a peer aside.
+const STRIKES: u32 = 3;
+/// For so long, milliseconds: nothing is asked of it, and it is no candidate.
+pub(crate) const SET_ASIDE_MS: u64 = 300_000;
+/// A misdeed is forgiven when the next one comes this much later, milliseconds.
+const STRIKE_MEMORY_MS: u64 = 3_600_000;
+/// A filter may mislead us this often whatever its density: collected paths do that to honest peers.
+const FALSE_HITS_FREE: u64 = 20;
+/// Above that, it is demoted when it misled us so many times oftener than its density predicts.
+const FALSE_HITS_FACTOR: f64 = 10.0;
+/// A demotion ends with the peer's next epoch, or after this, milliseconds.
+const DEMOTED_MS: u64 = 300_000;
+/// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 a second.
+const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
+/// Units of requests that we answer a peer at once, and per second. One unit, and one more for each 64 KiB of body.
+const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
+
+/// Requests beyond the first unit, bytes a unit.
+pub(crate) const REQUEST_UNIT_BYTES: usize = 64 << 10;
+
+/// One peer's record.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    pub(crate) misdeeds: u32,
+    pub(crate) last_misdeed: Option<Misdeed>,
+    last_misdeed_at: Moment,
+    strikes: u32,
+    pub(crate) set_aside: Option<Moment>,
+    pub(crate) held_hits: u64,
+    pub(crate) false_hits: u64,
+    /// Lookups of the table when the present epoch's counting began.
+    lookups_before: u64,
+    pub(crate) demoted: Option<Moment>,
+    announcements: Tokens,
+    requests: Tokens,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    burst: u32,
+    per_s: u32,
+}
+
+/// How much of a bucket is used up, in thousandths; it drains with time.
+#[derive(Debug, Default)]
+struct Tokens {
+    used: u64,
+    at: Moment,
+}
+
+impl Tokens {
+    fn drain(&mut self, bucket: Bucket, now: Moment) {
+        let drained = now.since(self.at).saturating_mul(u64::from(bucket.per_s));
+        self.used = self.used.saturating_sub(drained);
+        self.at = now;
+    }
+
+    fn full(&mut self, bucket: Bucket, now: Moment) -> bool {
+        self.drain(bucket, now);
+        self.used >= u64::from(bucket.burst) * 1_000
+    }
+
+    fn take(&mut self, count: u64) {
+        self.used = self.used.saturating_add(count.saturating_mul(1_000));
+    }
+}
+
+impl Standing {
+    pub(crate) fn is_set_aside(&self) -> bool {
+        self.set_aside.is_some()
+    }
+
+    /// Whether the peer is no candidate at present.
+    pub(crate) fn is_excluded(&self) -> bool {
+        self.set_aside.is_some() || self.demoted.is_some()
+    }
+
+    /// When something of it ends.
+    pub(crate) fn due(&self) -> Option<Moment> {
+        [self.set_aside, self.demoted].into_iter().flatten().min()
+    }
+
+    /// Ends what is over.
+    pub(crate) fn settle(&mut self, now: Moment) {
+        self.set_aside = self.set_aside.filter(|until| *until > now);
+        self.demoted = self.demoted.filter(|until| *until > now);
+    }
+
+    /// Counts a misdeed; the third sets the peer aside, until the moment returned.
+    pub(crate) fn blame(&mut self, now: Moment, misdeed: Misdeed) -> Option<Moment> {
+        if now.since(self.last_misdeed_at) > STRIKE_MEMORY_MS {
+            self.strikes = 0;
+        }
+        self.misdeeds = self.misdeeds.saturating_add(1);
+        self.strikes += 1;
+        self.last_misdeed = Some(misdeed);
+        self.last_misdeed_at = now;
+        if self.strikes < STRIKES {
+            return None;
+        }
+        self.strikes = 0;
+        self.set_aside = Some(now + SET_ASIDE_MS);
+        self.set_aside
+    }
+
+    /// Counts a false hit. Above the free ones, above ten times what `ones` of `bits` predict for the lookups since, and
+    /// when it misled us oftener than not, the peer is demoted until the moment returned.
+    pub(crate) fn false_hit(&mut self, now: Moment, rate: f64, lookups: u64) -> Option<Moment> {
+        self.false_hits = self.false_hits.saturating_add(1);
+        let expected = rate * lookups.saturating_sub(self.lookups_before) as f64;
+        let too_many = self.false_hits > FALSE_HITS_FREE
+            && self.false_hits as f64 > FALSE_HITS_FACTOR * expected
+            && self.false_hits > self.held_hits;
+        if !too_many || self.demoted.is_some() {
+            return None;
+        }
+        self.demoted = Some(now + DEMOTED_MS);
+        self.demoted
+    }
+
+    /// Counts a hit that was one.
+    pub(crate) fn held_hit(&mut self) {
+        self.held_hits = self.held_hits.saturating_add(1);
+    }
+
+    /// False hits per 1,024 probes, for the order of candidates.
+    pub(crate) fn false_share(&self) -> u32 {
+        let probes = self.false_hits.saturating_add(self.held_hits).saturating_add(1);
+        u32::try_from(self.false_hits.saturating_mul(1_024) / probes).unwrap_or(1_024)
+    }
+
+    /// A new epoch is a new filter: counted from the start.
+    pub(crate) fn new_epoch(&mut self, lookups: u64) {
+        self.held_hits = 0;
+        self.false_hits = 0;
+        self.lookups_before = lookups;
+        self.demoted = None;
+    }
+
+    /// Whether the peer published so much that the next message is not even opened.
+    pub(crate) fn announcements_spent(&mut self, now: Moment) -> bool {
+        self.announcements.full(ANNOUNCEMENTS, now)
+    }
+
+    /// Charges an announcement that was not a mere repeat; true when it was the last one in the bucket.
+    pub(crate) fn charge_announcement(&mut self, now: Moment) -> bool {
+        self.announcements.take(1);
+        self.announcements.full(ANNOUNCEMENTS, now)
+    }
+
+    /// Whether the peer asked so much that it is told to come back later.
+    pub(crate) fn requests_spent(&mut self, now: Moment) -> bool {
+        self.requests.full(REQUESTS, now)
+    }
+
+    /// Charges a request whose answer has that many bytes.
+    pub(crate) fn charge_request(&mut self, answer_bytes: usize) {
+        self.requests.take(1 + (answer_bytes / REQUEST_UNIT_BYTES) as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_third_misdeed_sets_aside_and_time_forgives() {
+        let mut standing = Standing::default();
+        let hours = |hours: u64| Moment(hours * STRIKE_MEMORY_MS + hours);
+        assert_eq!(standing.blame(hours(1), Misdeed::WrongBody), None);
+        assert_eq!(standing.blame(hours(1), Misdeed::WrongBody), None);
+        assert_eq!(standing.blame(hours(2), Misdeed::WrongBody), None, "the first two are forgiven");
+        assert_eq!(standing.blame(hours(2), Misdeed::WrongBody), None);
+        let until = standing.blame(hours(2), Misdeed::FalseNar).unwrap();
+        assert_eq!(until, hours(2) + SET_ASIDE_MS);
+        standing.settle(until - 1);
+        assert!(standing.is_set_aside());
+        standing.settle(until);
+        assert!(!standing.is_set_aside());
+        assert_eq!((standing.misdeeds, standing.last_misdeed), (5, Some(Misdeed::FalseNar)));
+    }
+
+    #[test]
+    fn false_hits_beyond_the_density_demote() {
+        let mut liar = Standing::default();
+        let demoted = (0..30).position(|_| liar.false_hit(Moment(0), 0.0005, 1_000).is_some());
+        assert_eq!(demoted, Some(20));
+        let mut unlucky = Standing::default();
+        assert!((0..30).all(|_| unlucky.false_hit(Moment(0), 0.0005, 100_000).is_none()), "50 were to be expected");
+        let mut useful = Standing { held_hits: 100, ..Standing::default() };
+        assert!((0..30).all(|_| useful.false_hit(Moment(0), 0.0005, 1_000).is_none()));
+        assert!(useful.false_share() < liar.false_share());
+        liar.new_epoch(0);
+        assert!(!liar.is_excluded());
+    }
+
+    #[test]
+    fn a_bucket_drains_at_its_rate() {
+        let mut standing = Standing::default();
+        let taken = (0..100).take_while(|_| !standing.charge_announcement(Moment(0))).count();
+        assert_eq!(taken, 39);
+        assert!(standing.announcements_spent(Moment(0)));
+        assert!(standing.announcements_spent(Moment(0)));
+        assert!(!standing.announcements_spent(Moment(250)));
+    }
+}

@@ -1,0 +1,301 @@
+//! Anti-entropy and the greeting: on every new connection, once more soon after, and with a random peer on a timer.
+//!
+//! Both sides ask. Each question names what the asker holds; the answer brings envelopes that are newer, of owners whose
+//! body admits the asker, and the newest envelope that the asker itself has signed.
+
+use crate::directory::{Entry, Held, Worth};
+use crate::gossip::Gossip;
+use crate::misdeed::Misdeed;
+use crate::output::{Event, Output};
+use crate::pull::Sent;
+use crate::timers::Timer;
+use libp2p_identity::PeerId;
+use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
+use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Longest software name kept, bytes.
+pub(crate) const SOFTWARE_BYTES_MAX: usize = 64;
+/// Longest foreign store directory kept, bytes.
+const STORE_DIR_BYTES_MAX: usize = 255;
+/// A second look after the greeting, milliseconds: gossipsub needs up to two heartbeats of a second to take up a new
+/// connection, and what is published meanwhile reaches nobody over it.
+const SECOND_LOOK_MS: u64 = 3_000;
+/// Wait after a greeting without an answer, milliseconds; doubled each time up to 64 times.
+const GREET_AGAIN_MS: u64 = 1_000;
+
+/// A connected peer.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Answers to our syncs on this connection.
+    answers: u64,
+    /// Syncs in a row without an answer.
+    failures: u32,
+    /// Our sync that has no answer yet.
+    asking: bool,
+}
+
+/// The printable beginning of a foreign text, at most `bytes_max` bytes.
+pub(crate) fn printable(text: &str, bytes_max: usize) -> String {
+    let mut kept = String::new();
+    for character in text.chars().filter(|character| !character.is_control()) {
+        if kept.len() + character.len_utf8() > bytes_max {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
+impl Gossip {
+    pub(crate) fn connected(&mut self, peer: PeerId) {
+        if !self.directory.contains(&peer) || self.links.contains_key(&peer) {
+            return;
+        }
+        self.links.insert(peer, Link::default());
+        self.sync_with(peer);
+        self.pull_with(peer);
+    }
+
+    pub(crate) fn disconnected(&mut self, peer: PeerId) {
+        if self.links.remove(&peer).is_none() {
+            return;
+        }
+        self.timers.set(Timer::Greet(peer), None);
+        let lost = self.requests.iter().filter(|(_, (to, _))| *to == peer).map(|(id, _)| *id);
+        for id in lost.collect::<Vec<_>>() {
+            self.response(peer, id, None);
+        }
+    }
+
+    /// Sets the next sync with a connected peer.
+    pub(crate) fn greet(&mut self, peer: PeerId, in_ms: u64) {
+        if self.links.contains_key(&peer) {
+            self.timers.set(Timer::Greet(peer), Some(self.now.moment + in_ms));
+        }
+    }
+
+    pub(crate) fn schedule_sync(&mut self) {
+        let interval_ms = self.sync_interval_ms;
+        let jitter_ms = self.random(interval_ms / 5);
+        self.timers.set(Timer::Sync, Some(self.now.moment + (interval_ms - interval_ms / 10 + jitter_ms).max(1)));
+    }
+
+    pub(crate) fn sync_with_anyone(&mut self) {
+        self.schedule_sync();
+        let idle = self.links.iter().filter(|(peer, link)| !link.asking && self.may_ask(peer)).map(|(peer, _)| *peer);
+        let idle: Vec<_> = idle.collect();
+        let at = self.random(idle.len() as u64);
+        if let Some(peer) = idle.into_iter().zip(0..).find(|(_, index)| *index == at).map(|(peer, _)| peer) {
+            self.sync_with(peer);
+        }
+    }
+
+    pub(crate) fn sync_with(&mut self, peer: PeerId) {
+        let set_aside = self.directory.get(&peer).is_some_and(|entry| entry.standing.is_set_aside());
+        let yours = self.newest_of(&peer);
+        let Some(link) = self.links.get_mut(&peer).filter(|link| !link.asking && !set_aside) else { return };
+        link.asking = true;
+        let sync =
+            Sync { store_dir: self.store_dir.clone(), software: self.software.clone(), yours, have: self.have() };
+        self.send(peer, Sent::Sync, &GossipRequest::Sync(sync));
+    }
+
+    fn have(&self) -> Vec<Have> {
+        let have = |(_, entry): (&PeerId, &Entry)| {
+            let generation = entry.held.as_ref()?.generation();
+            Some(Have { owner: entry.digest, generation })
+        };
+        self.directory.iter().filter_map(have).take(Sync::HAVE_MAX).collect()
+    }
+
+    /// The newest envelope that this peer signed, to be shown to it.
+    fn newest_of(&self, peer: &PeerId) -> Option<Vec<u8>> {
+        let newest = self.directory.get(peer)?.newest.as_ref()?;
+        Some(newest.envelope.as_bytes().to_vec())
+    }
+
+    /// A peer asks.
+    pub(crate) fn request(&mut self, from: PeerId, id: u64, bytes: &[u8]) {
+        let moment = self.now.moment;
+        let reply = match self.directory.get_mut(&from).map(|entry| entry.standing.requests_spent(moment)) {
+            None => GossipReply::Absent,
+            Some(true) => GossipReply::Busy,
+            Some(false) => self.answer(from, bytes),
+        };
+        let bytes = reply.encode().expect("a body, a delta and 1,024 envelopes are each within the limit");
+        if let Some(entry) = self.directory.get_mut(&from) {
+            entry.standing.charge_request(bytes.len());
+        }
+        self.output(Output::Respond { to: from, id, bytes });
+    }
+
+    fn answer(&mut self, from: PeerId, bytes: &[u8]) -> GossipReply {
+        match GossipRequest::decode(bytes) {
+            Ok(GossipRequest::Sync(sync)) if sync.have.len() <= Sync::HAVE_MAX => self.answer_sync(from, sync),
+            Ok(GossipRequest::Pull { owner, generation, have_seq }) => {
+                self.answer_pull(&from, &owner, generation, have_seq)
+            }
+            Ok(GossipRequest::Sync(_)) | Err(_) => {
+                self.penalize(from, Misdeed::MalformedRequest);
+                GossipReply::Absent
+            }
+        }
+    }
+
+    fn answer_sync(&mut self, from: PeerId, sync: Sync) -> GossipReply {
+        if self.other_store(from, &sync.store_dir) {
+            return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
+        }
+        self.hear_own(from, sync.yours);
+        let have: BTreeMap<AudienceDigest, Generation> =
+            sync.have.into_iter().map(|have| (have.owner, have.generation)).collect();
+        GossipReply::Sync {
+            store_dir: self.store_dir.clone(),
+            software: self.software.clone(),
+            yours: self.newest_of(&from),
+            news: self.news_for(&from, &have),
+        }
+    }
+
+    /// Our own newest envelope, and those of bodies that we hold and may hand on; goodbyes only to those who have the body.
+    fn news_for(&self, asker: &PeerId, have: &BTreeMap<AudienceDigest, Generation>) -> Vec<Vec<u8>> {
+        let digest = AudienceDigest::of(asker);
+        let newer = |owner: &AudienceDigest, envelope: &Envelope| {
+            have.get(owner).is_none_or(|have| *have < envelope.announcement().generation)
+        };
+        let own = self.publication.envelope().filter(|own| newer(&self.my_digest, own));
+        let of_others = self.directory.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
+            let goodbye = || {
+                let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
+                have.contains_key(&entry.digest).then_some(&newest.envelope)
+            };
+            let envelope = entry.held.as_ref().map(|held| &held.envelope).or_else(goodbye)?;
+            let admitted = entry.audience.binary_search(&digest).is_ok();
+            (admitted && newer(&entry.digest, envelope)).then_some(envelope.as_ref())
+        });
+        own.into_iter().chain(of_others).take(GossipReply::NEWS_MAX).map(|news| news.as_bytes().to_vec()).collect()
+    }
+
+    /// Only to those in the body's own audience; that the asker is on our allowlist is known here.
+    fn answer_pull(
+        &self,
+        asker: &PeerId,
+        owner: &AudienceDigest,
+        generation: Generation,
+        have_seq: Option<u64>,
+    ) -> GossipReply {
+        if *owner == self.my_digest {
+            return self.publication.serve(asker, generation, have_seq).unwrap_or(GossipReply::Absent);
+        }
+        let held = self.directory.owner(owner).and_then(|peer| {
+            let held: &Held = self.directory.get(&peer)?.held.as_ref()?;
+            (held.generation() == generation && held.admits(asker)).then_some(peer)
+        });
+        let body = held.and_then(|peer| self.held_body(&peer)).and_then(|(_, summary)| summary.encode().ok());
+        body.map_or(GossipReply::Absent, GossipReply::Body)
+    }
+
+    /// Our sync was answered, or not.
+    pub(crate) fn sync_answered(&mut self, from: PeerId, reply: Option<GossipReply>) {
+        let Some(link) = self.links.get_mut(&from) else { return };
+        link.asking = false;
+        match reply {
+            Some(GossipReply::Sync { store_dir, software, yours, news }) => {
+                link.failures = 0;
+                link.answers += 1;
+                let first = link.answers == 1;
+                if first {
+                    self.greet(from, SECOND_LOOK_MS);
+                }
+                if self.other_store(from, &store_dir) {
+                    return;
+                }
+                let software = printable(&software, SOFTWARE_BYTES_MAX);
+                if let Some(entry) = self.directory.get_mut(&from) {
+                    entry.software = Some(software.clone());
+                }
+                if first {
+                    self.event(Event::Greeted { peer: from, software });
+                }
+                self.hear_own(from, yours);
+                self.hear_news(from, &news);
+            }
+            Some(GossipReply::StoreDirDiffers { store_dir }) => {
+                link.failures = 0;
+                self.other_store(from, &store_dir);
+            }
+            Some(GossipReply::Body(_) | GossipReply::Delta(_)) => {
+                self.penalize(from, Misdeed::MalformedReply);
+                self.greet_again(from);
+            }
+            Some(GossipReply::Absent | GossipReply::Busy) | None => self.greet_again(from),
+        }
+    }
+
+    fn greet_again(&mut self, peer: PeerId) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        let wait_ms = GREET_AGAIN_MS << link.failures.min(6);
+        link.failures = link.failures.saturating_add(1);
+        self.greet(peer, wait_ms);
+    }
+
+    /// Notes a peer's store directory; true when it is another one than ours, so that nothing can be shared.
+    fn other_store(&mut self, peer: PeerId, store_dir: &str) -> bool {
+        let differs = (store_dir != self.store_dir).then(|| printable(store_dir, STORE_DIR_BYTES_MAX));
+        let Some(entry) = self.directory.get_mut(&peer) else { return true };
+        let before = std::mem::replace(&mut entry.store_dir_differs, differs.clone());
+        match differs {
+            Some(store_dir) => {
+                if before.as_ref() != Some(&store_dir) {
+                    self.drop_body(&peer);
+                    self.event(Event::StoreDirDiffers { peer, store_dir });
+                }
+                true
+            }
+            None => {
+                if before.is_some() {
+                    self.want(peer, None);
+                }
+                false
+            }
+        }
+    }
+
+    /// A peer shows us the newest envelope with our signature that it knows.
+    fn hear_own(&mut self, from: PeerId, yours: Option<Vec<u8>>) {
+        let Some(bytes) = yours else { return };
+        match Envelope::open(&bytes) {
+            Ok(envelope) if envelope.peer() == self.me => {
+                if self.publication.heard_own(self.now, &envelope) {
+                    self.event(Event::Overtaken { generation: envelope.announcement().generation });
+                }
+            }
+            Err(EnvelopeError::UnknownVersion { .. }) => {}
+            Ok(_) | Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
+                self.penalize(from, Misdeed::ForgedNews);
+            }
+        }
+    }
+
+    fn hear_news(&mut self, from: PeerId, news: &[Vec<u8>]) {
+        if news.len() > GossipReply::NEWS_MAX {
+            return self.penalize(from, Misdeed::MalformedReply);
+        }
+        for bytes in news {
+            match Envelope::open(bytes) {
+                Ok(envelope) => {
+                    // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
+                    let _: Worth = self.accept(&Arc::new(envelope), from);
+                }
+                Err(EnvelopeError::UnknownVersion { version }) => {
+                    self.event(Event::UnknownVersion { peer: from, version });
+                }
+                Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
+                    return self.penalize(from, Misdeed::ForgedNews);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Which peers may hold a path: the filters of all of them, read from any thread while the core writes.
+//!
+//! Filters of one class share a matrix once there are [`SLICED_MIN`] of them; fewer are kept one by one. A reader takes a
+//! view and works on that; the writer fills a column that no view shows and then puts a new view in place, so nobody ever
+//! sees half a filter. A column that was given up is used again only when every view that showed it is gone.
+//! A delta only sets bits, in place: a reader sees each of its bits, or not yet.
+
+use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
+use libp2p_identity::PeerId;
+use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM, HashPart};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// A peer whose filter says maybe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// Who.
+    pub peer: PeerId,
+}
+
+/// The filters of all peers, for any number of reading threads.
+#[derive(Debug)]
+pub struct FilterTable {
+    view: RwLock<Arc<View>>,
+    lookups: AtomicU64,
+    /// Decides among equally good candidates, differently for each path and each process.
+    salt: u64,
+}
+
+impl FilterTable {
+    pub(crate) fn new(salt: u64) -> Self {
+        Self { view: RwLock::default(), lookups: AtomicU64::new(0), salt }
+    }
+
+    /// Peers whose filter claims this path, best first: the lowest share of false hits, then an order that differs from
+    /// path to path. Peers that are set aside or demoted are left out. An empty answer is certain, as far as is announced.
+    pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
+        self.lookups.fetch_add(1, Relaxed);
+        let view = self.view();
+        if view.classes.is_empty() {
+            return Vec::new();
+        }
+        let positions = BitPositions::of(part);
+        let mut found = Vec::new();
+        for (class, members) in &view.classes {
+            members.find(*class, &positions, |member| {
+                if !member.excluded.load(Relaxed) {
+                    found.push(member);
+                }
+            });
+        }
+        if found.len() > 1 {
+            let [a, b, c, d, e, f, g, h, ..] = part.0;
+            let salt = self.salt ^ u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+            found.sort_by_key(|member| (member.false_share.load(Relaxed), mix(member.salt ^ salt), member.peer));
+        }
+        found.into_iter().map(|member| Candidate { peer: member.peer }).collect()
+    }
+
+    /// How many lookups there were.
+    pub fn lookups(&self) -> u64 {
+        self.lookups.load(Relaxed)
+    }
+
+    /// How many peers have a filter here.
+    pub fn peers(&self) -> usize {
+        self.view().classes.iter().map(|(_, members)| members.len()).sum()
+    }
+
+    /// Memory of the filters, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.view().classes.iter().map(|(_, members)| members.memory_bytes()).sum()
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts a new view in place and hands back the one before.
+    pub(crate) fn replace(&self, view: Arc<View>) -> Arc<View> {
+        std::mem::replace(&mut self.view.write().unwrap_or_else(PoisonError::into_inner), view)
+    }
+}
+
+/// SplitMix64's finalizer (Steele, Lea, Flood 2014).
+fn mix(seed: u64) -> u64 {
+    let seed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let seed = (seed ^ (seed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    seed ^ (seed >> 31)
+}
+
+/// What readers need to know of a peer; shared by all views, changed in place.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) peer: PeerId,
+    salt: u64,
+    /// False hits per 1,024 probes.
+    pub(crate) false_share: AtomicU32,
+    pub(crate) excluded: AtomicBool,
+}
+
+impl Member {
+    pub(crate) fn new(peer: PeerId, excluded: bool) -> Self {
+        let salt = peer
+            .to_bytes()
+            .chunks(8)
+            .fold(0u64, |salt, chunk| mix(salt ^ chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))));
+        Self { peer, salt, false_share: AtomicU32::new(0), excluded: AtomicBool::new(excluded) }
+    }
+}
+
+/// All filters at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) classes: Vec<(FilterClass, Arc<ClassView>)>,
+}
+
+/// The filters of one class at one moment.
+#[derive(Debug)]
+pub(crate) enum ClassView {
+    Plain(Vec<(Arc<Member>, Arc<PlainFilter>)>),
+    Sliced {
+        blocks: Vec<Arc<Block>>,
+        /// By column.
+        members: Vec<Option<Arc<Member>>>,
+        /// A one for each column with a member, by block.
+        live: Vec<[u64; 8]>,
+    },
+}
+
+impl ClassView {
+    pub(crate) fn sliced(blocks: Vec<Arc<Block>>, members: Vec<Option<Arc<Member>>>) -> Self {
+        let word = |columns: &[Option<Arc<Member>>]| {
+            columns.iter().enumerate().fold(0u64, |word, (bit, member)| word | u64::from(member.is_some()) << bit)
+        };
+        let block = |columns: &[Option<Arc<Member>>]| {
+            let mut words = [0; 8];
+            words.iter_mut().zip(columns.chunks(WORD_COLUMNS)).for_each(|(to, columns)| *to = word(columns));
+            words
+        };
+        let live = members.chunks(BLOCK_COLUMNS).map(block).collect();
+        Self::Sliced { blocks, members, live }
+    }
+
+    fn find<'a>(&'a self, class: FilterClass, positions: &BitPositions, mut tell: impl FnMut(&'a Member)) {
+        let mut rows = [0; HASHES_PER_ITEM];
+        rows.iter_mut().zip(positions.in_class(class)).for_each(|(to, from)| *to = from);
+        match self {
+            Self::Plain(filters) => {
+                filters.iter().filter(|(_, filter)| filter.may_contain(&rows)).for_each(|(member, _)| tell(member));
+            }
+            Self::Sliced { blocks, members, live } => {
+                let columns = members.chunks(BLOCK_COLUMNS);
+                for ((block, live), columns) in blocks.iter().zip(live).zip(columns) {
+                    for (word, columns) in block.find(&rows, *live).into_iter().zip(columns.chunks(WORD_COLUMNS)) {
+                        ones(word).filter_map(|bit| columns.get(bit)?.as_deref()).for_each(&mut tell);
+                    }
+                }
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Plain(filters) => filters.len(),
+            Self::Sliced { members, .. } => members.iter().flatten().count(),
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Plain(filters) => filters.iter().map(|(_, filter)| filter.words.len() * 8).sum(),
+            Self::Sliced { blocks, .. } => blocks.iter().map(|block| block.memory_bytes()).sum(),
+        }
+    }
+}
+
+/// Positions of the ones of a word, from the lowest.
+fn ones(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(bit)
+    })
+}
+
+/// One filter by itself; deltas set its bits in place.
+#[derive(Debug)]
+pub(crate) struct PlainFilter {
+    words: Box<[AtomicU64]>,
+}
+
+impl PlainFilter {
+    pub(crate) fn new(filter_bytes: &[u8]) -> Self {
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        Self { words: filter_bytes.chunks(8).map(|bytes| AtomicU64::new(word(bytes))).collect() }
+    }
+
+    pub(crate) fn set(&self, positions: &[u32]) {
+        for position in positions {
+            if let Some(word) = self.words.get(*position as usize / 64) {
+                word.fetch_or(1 << (position % 64), Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn read(&self) -> Vec<u8> {
+        self.words.iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).collect()
+    }
+
+    fn may_contain(&self, rows: &[u32; HASHES_PER_ITEM]) -> bool {
+        rows.iter()
+            .all(|row| self.words.get(*row as usize / 64).is_some_and(|word| word.load(Relaxed) >> (row % 64) & 1 == 1))
+    }
+}

@@ -1,0 +1,87 @@
+//! The core's alarm clock: at most one alarm per purpose, all of them in order.
+
+use crate::time::Moment;
+use libp2p_identity::PeerId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What an alarm is for. One each, so their number is bounded by the peers and the requests.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Timer {
+    /// The publication has something to say.
+    Publish,
+    /// Anti-entropy with a random peer.
+    Sync,
+    /// The greeting, its retry, or the look after it.
+    Greet(PeerId),
+    /// A pull's next attempt.
+    Pull(PeerId),
+    /// One of our requests was never answered.
+    Request(u64),
+    /// A peer's summary ends.
+    Expire(PeerId),
+    /// A peer's setting aside or demotion ends.
+    Standing(PeerId),
+}
+
+/// All alarms.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    by_time: BTreeSet<(Moment, Timer)>,
+    by_timer: BTreeMap<Timer, Moment>,
+}
+
+impl Timers {
+    /// The first alarm.
+    pub(crate) fn next(&self) -> Option<Moment> {
+        self.by_time.first().map(|(moment, _)| *moment)
+    }
+
+    /// Sets or moves an alarm; `None` takes it away.
+    pub(crate) fn set(&mut self, timer: Timer, moment: Option<Moment>) {
+        let before = match moment {
+            Some(moment) => self.by_timer.insert(timer, moment),
+            None => self.by_timer.remove(&timer),
+        };
+        if let Some(before) = before {
+            self.by_time.remove(&(before, timer));
+        }
+        if let Some(moment) = moment {
+            self.by_time.insert((moment, timer));
+        }
+    }
+
+    /// Takes the first alarm that is due.
+    pub(crate) fn pop(&mut self, now: Moment) -> Option<Timer> {
+        let (moment, timer) = *self.by_time.first()?;
+        if moment > now {
+            return None;
+        }
+        self.set(timer, None);
+        Some(timer)
+    }
+
+    /// How many are set.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.by_timer.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moved_alarm_rings_once() {
+        let mut timers = Timers::default();
+        timers.set(Timer::Sync, Some(Moment(5)));
+        timers.set(Timer::Sync, Some(Moment(9)));
+        timers.set(Timer::Publish, Some(Moment(7)));
+        assert_eq!(timers.next(), Some(Moment(7)));
+        assert_eq!(timers.pop(Moment(6)), None);
+        assert_eq!(timers.pop(Moment(9)), Some(Timer::Publish));
+        assert_eq!(timers.pop(Moment(9)), Some(Timer::Sync));
+        assert_eq!(timers.pop(Moment(9)), None);
+        assert_eq!(timers.len(), 0);
+    }
+}
