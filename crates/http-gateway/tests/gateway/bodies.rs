@@ -38,6 +38,7 @@ async fn parts_of_a_nar() {
     let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
     let whole = pattern(SIZE);
     let mut connection = gateway.connect().await;
+    let mut sent = 0;
     for (range, first, last) in [
         ("bytes=0-", 0, SIZE - 1),
         ("bytes=1-", 1, SIZE - 1),
@@ -53,6 +54,8 @@ async fn parts_of_a_nar() {
         assert_eq!(answer.header("content-range"), format!("bytes {first}-{last}/{SIZE}"));
         assert_eq!(answer.header("accept-ranges"), "bytes");
         assert!(answer.body == whole[first..=last], "{range}");
+        sent += answer.body.len() as u64;
+        assert_eq!(gateway.metrics.counts().body_bytes, sent, "what the range cuts off is not counted");
         assert_eq!(gateway.substituter.nar_calls.lock().unwrap().pop(), Some((first as u64, true)));
     }
 }
