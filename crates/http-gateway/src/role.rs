@@ -11,7 +11,7 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Who is answered on a listener, and about what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerRole {
-    /// Names besides 127.0.0.1, [::1] and localhost by which clients may call this listener, lower case, without port.
+    /// Names besides `127.0.0.1`, `[::1]` and `localhost` by which clients may call this listener, lower case, without port.
     pub host_names: Vec<String>,
     /// Which endpoints exist here.
     pub endpoints: Endpoints,

@@ -69,7 +69,7 @@ async fn a_client_may_close_its_sending_side() {
 
 #[tokio::test]
 async fn a_slow_head_times_out() {
-    let limits = GatewayLimits { header_read_timeout: Duration::from_millis(200), ..GatewayLimits::default() };
+    let limits = GatewayLimits { header_read_timeout: Duration::from_millis(500), ..GatewayLimits::default() };
     let gateway = gateway(MemorySubstituter::default(), limits).await;
 
     let mut silent = gateway.connect().await;
@@ -88,7 +88,7 @@ async fn a_slow_head_times_out() {
     let mut second = gateway.connect().await;
     second.send(healthz()).await;
     assert_eq!(second.answer().await.status, 200);
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
     second.send("GET /healthz HTTP/1.1\r\nHo").await;
     assert!(second.is_closed().await, "the head of a later request");
 }
@@ -97,7 +97,7 @@ async fn a_slow_head_times_out() {
 async fn an_idle_connection_outlives_the_time_for_a_head_but_not_its_own() {
     let limits = GatewayLimits {
         header_read_timeout: Duration::from_millis(50),
-        idle_timeout: Duration::from_millis(600),
+        idle_timeout: Duration::from_millis(1500),
         ..GatewayLimits::default()
     };
     let gateway = gateway(MemorySubstituter::default(), limits).await;
@@ -128,7 +128,7 @@ async fn a_client_that_stops_reading_is_closed() {
 #[tokio::test]
 async fn at_the_limit_the_longest_idle_connection_goes() {
     let limits = GatewayLimits { connections_max: 3, ..GatewayLimits::default() };
-    let gateway = gateway(paused_nar(Duration::from_secs(1)), limits).await;
+    let gateway = gateway(paused_nar(Duration::from_secs(3)), limits).await;
     let mut connections = Vec::new();
     for _ in 0..3 {
         let mut connection = gateway.connect().await;
