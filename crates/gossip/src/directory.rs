@@ -93,7 +93,7 @@ pub(crate) enum Worth {
     Known,
     /// Older than what is known: nothing happens.
     Old,
-    /// A first sight with a date too far off, or our clock is dead.
+    /// A first sight with a date too far off, or an epoch and a date a day ahead of our clock.
     ClockDiffers,
     /// The signer did wrong.
     Bad(Misdeed),
@@ -131,9 +131,11 @@ impl Entry {
                 return Worth::Known;
             }
         }
-        let clock_plausible = now.wall_ms >= PLAUSIBLE_WALL_MS;
-        if announcement.generation.epoch > now.wall_ms.saturating_add(DAY_MS) {
-            return if clock_plausible { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
+        let tomorrow = now.wall_ms.saturating_add(DAY_MS);
+        if announcement.generation.epoch > tomorrow {
+            // Dated ahead as well: then one of the two clocks is wrong, perhaps ours, and nobody is to blame.
+            let ours_is_right = now.wall_ms >= PLAUSIBLE_WALL_MS && announcement.issued_at_ms <= tomorrow;
+            return if ours_is_right { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
         }
         if first_sight && announcement.issued_at_ms.abs_diff(now.wall_ms) > DAY_MS {
             return Worth::ClockDiffers;

@@ -9,7 +9,7 @@ pub enum Misdeed {
     /// It published an announcement that another peer signed.
     #[error("published an announcement of another peer")]
     ForeignAnnouncement,
-    /// It signed an epoch more than a day ahead of our clock.
+    /// It signed an epoch more than a day ahead of our clock, under a date that is not.
     #[error("announced an epoch more than a day ahead")]
     FutureEpoch,
     /// It signed two different announcements for one `(epoch, seq)`.

@@ -165,7 +165,7 @@ pub enum Event {
         /// The hash id.
         hash_id: u32,
     },
-    /// A peer was first heard with a date more than a day off our clock, or our clock is before 2026: nothing accepted.
+    /// A peer's announcement was refused because its date, or its date and epoch, are more than a day off our clock.
     ClockDiffers {
         /// Who.
         peer: PeerId,

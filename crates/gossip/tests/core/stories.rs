@@ -1,15 +1,499 @@
-//! Peers among friends.
+//! Peers among friends: what is said arrives, what is taken back goes, and nothing is lost for long.
 
-use crate::net::{Net, part, parts, peer};
-use narmesh_gossip::{Event, Input, PathChange};
+use crate::net::{Net, WALL_MS, config, part, parts, peer};
+use narmesh_gossip::{Event, Input, PathChange, Persisted};
+use narmesh_protocol::{Envelope, StoreDir};
+use std::collections::BTreeSet;
+
+/// Long enough for a publication, a hop of gossip and a pull.
+const SOON_MS: u64 = 700;
+
+fn nobody_is_blamed(net: &Net) {
+    for (number, node) in &net.nodes {
+        assert_eq!(node.misdeeds, [], "node {number} blames someone");
+    }
+}
 
 #[test]
 fn a_path_built_here_is_a_candidate_there() {
     let mut net = Net::full(2);
     assert!(!net.candidate(2, 1, 5));
     net.update(1, 0..10, 0..0);
-    net.run(700);
+    net.run(SOON_MS);
     assert!((0..10).all(|path| net.candidate(2, 1, path)));
     assert_eq!(net.view(2, 1).summary.unwrap().paths, 10);
+    assert_eq!(net.node(1).core.publication().paths, 10);
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn the_first_of_a_quiet_time_is_out_after_the_debounce() {
+    let mut net = Net::full(2);
+    net.run(10_000);
+    net.update(1, 0..1, 0..0);
+    net.run(99);
+    assert!(!net.candidate(2, 1, 0));
+    net.run(1 + 3 * 5);
+    assert!(net.candidate(2, 1, 0), "100 ms, one hop of gossip, one round trip");
+}
+
+#[test]
+fn additions_travel_as_deltas() {
+    let mut net = Net::full(2);
+    net.update(1, 0..2_000, 0..0);
+    net.run(SOON_MS);
+    net.clear();
+    net.update(1, 2_000..2_003, 0..0);
+    net.run(SOON_MS);
+    let pulled = net.pulled(2);
+    assert_eq!(pulled.len(), 1);
+    let (owner, from, bytes, delta) = pulled[0];
+    assert_eq!((owner, from, delta), (peer(1), peer(1), true));
+    assert!(bytes < 3 * 11 * 4 + 64, "{bytes} bytes for three paths");
+    assert!((0..2_003).all(|path| net.candidate(2, 1, path)));
+}
+
+#[test]
+fn who_missed_some_deltas_gets_one_for_all() {
+    let mut net = Net::full(2);
+    net.update(1, 0..500, 0..0);
+    net.run(10_000);
+    net.clear();
+    net.gossip_lost = true;
+    for step in 0..5 {
+        net.update(1, 500 + step..501 + step, 0..0);
+        net.run(600);
+    }
+    assert_eq!(net.node(1).published.len(), 5);
+    net.gossip_lost = false;
+    net.update(1, 600..601, 0..0);
+    net.run(SOON_MS);
+    let pulled = net.pulled(2);
+    assert_eq!((pulled.len(), pulled[0].3), (1, true), "one delta: {pulled:?}");
+    assert!((500..505).chain([600]).all(|path| net.candidate(2, 1, path)));
+}
+
+#[test]
+fn a_delta_bigger_than_the_body_is_a_body() {
+    let mut net = Net::full(2);
+    net.update(1, 0..300, 0..0);
+    net.run(SOON_MS);
+    assert_eq!(net.pulled(2).last().map(|pulled| pulled.3), Some(false));
+    assert!((0..300).all(|path| net.candidate(2, 1, path)));
+}
+
+#[test]
+fn a_growing_store_takes_a_bigger_filter_in_a_new_epoch() {
+    let mut net = Net::full(2);
+    let (epoch, bits) = (net.view(2, 1).summary.unwrap().generation.epoch, net.view(2, 1).summary.unwrap().filter_bits);
+    net.update(1, 0..5_000, 0..0);
+    net.run(SOON_MS);
+    let summary = net.view(2, 1).summary.unwrap();
+    assert!(summary.filter_bits > bits && summary.generation.epoch > epoch, "{summary:?}");
+    assert!((0..5_000).all(|path| net.candidate(2, 1, path)));
+    let wrong = (10_000..30_000).filter(|path| net.candidate(2, 1, *path)).count();
+    assert!(wrong < 200, "{wrong} false positives in 20,000, promised 0.6 %");
+}
+
+#[test]
+fn a_removed_path_is_forgotten_within_its_bound() {
+    let mut net = Net::full(3);
+    net.update(1, 0..100, 0..0);
+    net.run(10_000);
+    net.update(1, 0..0, 40..60);
+    net.run(900);
+    assert!(net.candidate(2, 1, 50), "a removal waits a second for others");
+    net.update(1, 0..0, 60..70);
+    net.run(200);
+    for asker in [2, 3] {
+        assert!((40..70).all(|path| !net.candidate(asker, 1, path)));
+        assert!((0..40).chain(70..100).all(|path| net.candidate(asker, 1, path)));
+    }
+    assert_eq!(net.node(1).core.publication().paths, 70);
+    // The next one comes too soon after a new epoch: it waits five seconds from that.
+    net.update(1, 0..0, 0..1);
+    net.run(3_000);
+    assert!(net.candidate(2, 1, 0));
+    net.run(2_100);
+    assert!(!net.candidate(2, 1, 0));
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn a_path_that_came_back_costs_no_epoch() {
+    let mut net = Net::full(2);
+    net.update(1, 0..100, 0..0);
+    net.run(10_000);
+    net.clear();
+    net.update(1, 0..0, 5..6);
+    net.run(500);
+    net.update(1, 5..6, 0..0);
+    net.run(10_000);
+    assert_eq!(net.node(1).published.len(), 0);
+    assert!(net.candidate(2, 1, 5));
+}
+
+#[test]
+fn a_relay_hands_bodies_to_those_who_are_meant() {
+    // 1 and 3 trust each other but only 2 is connected to both.
+    let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
+    net.connect(1, 2);
+    net.connect(2, 3);
+    net.run(2_000);
+    net.update(1, 0..10, 0..0);
+    net.run(SOON_MS);
+    assert!((0..10).all(|path| net.candidate(3, 1, path)));
+    assert!(net.pulled(3).iter().any(|(owner, from, ..)| (*owner, *from) == (peer(1), peer(2))));
+    net.update(1, 0..0, 0..5);
+    net.run(6_000);
+    assert!((0..5).all(|path| !net.candidate(3, 1, path)), "a removal too");
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn a_relay_hands_nothing_to_those_who_are_not_meant() {
+    let mut net = Net::with_trust(3, &[(1, 2), (2, 3)]);
+    net.connect(1, 2);
+    net.connect(2, 3);
+    net.update(1, 0..10, 0..0);
+    net.run(100_000);
+    assert!(net.candidate(2, 1, 3) && !net.candidate(3, 1, 3));
+    assert!(net.node(3).core.peers().all(|view| view.peer != peer(1)));
+    let newest = Envelope::open(net.node(1).published.last().unwrap()).unwrap();
+    for (to, bytes) in &net.node(2).responses {
+        let told = bytes.windows(newest.as_bytes().len()).any(|window| window == newest.as_bytes());
+        assert!(!(told && *to == peer(3)), "2 told 3 of 1");
+    }
+    // 3 now trusts 1, but 1 does not trust 3: still nothing.
+    net.trust(3, &[(3, 2), (3, 1)]);
+    net.update(1, 10..20, 0..0);
+    net.run(100_000);
+    assert!((0..20).all(|path| !net.candidate(3, 1, path)));
+    assert!(net.candidate(2, 1, 15));
+}
+
+#[test]
+fn what_gossip_lost_is_found_by_comparing() {
+    let mut net = Net::full(2);
+    net.run(10_000);
+    net.gossip_lost = true;
+    net.update(1, 0..10, 0..0);
+    net.run(67_000);
+    assert!((0..10).all(|path| net.candidate(2, 1, path)), "the timer of a minute, a tenth more or less");
+}
+
+#[test]
+fn what_was_published_just_after_connecting_is_found_by_the_second_look() {
+    let mut net = Net::with_trust(2, &[(1, 2)]);
+    net.run(1_000);
+    net.connect(1, 2);
+    net.run(50);
+    net.gossip_lost = true;
+    net.update(1, 0..10, 0..0);
+    net.run(3_100);
+    assert!((0..10).all(|path| net.candidate(2, 1, path)));
+}
+
+#[test]
+fn loss_delays_but_does_not_stop() {
+    let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
+    net.loss = 100;
+    net.connect(1, 2);
+    net.connect(2, 3);
+    for step in 0..20 {
+        net.update(1, step * 10..step * 10 + 10, 0..0);
+        net.update(3, 1_000 + step..1_001 + step, 0..0);
+        net.run(5_000);
+    }
+    net.run(200_000);
+    assert!((0..200).all(|path| net.candidate(2, 1, path) && net.candidate(3, 1, path)));
+    assert!((1_000..1_020).all(|path| net.candidate(1, 3, path) && net.candidate(2, 3, path)));
     assert!(net.nodes.values().all(|node| node.misdeeds.is_empty()));
+}
+
+#[test]
+fn one_that_lost_its_state_is_heard_again() {
+    let mut net = Net::full(2);
+    net.update(1, 0..10, 0..0);
+    net.run(10_000);
+    // Its battery is dead too: its epochs begin at 1970, far below what 2 has seen.
+    net.wall_skew_ms.insert(1, -i64::try_from(WALL_MS).unwrap());
+    net.restart(1, false);
+    net.trust(1, &[(1, 2)]);
+    net.paths(1, 100..110);
+    net.run(1_000);
+    net.connect(1, 2);
+    net.run(1_000);
+    assert!((100..110).all(|path| net.candidate(2, 1, path)));
+    assert!((0..10).all(|path| !net.candidate(2, 1, path)));
+    assert!(net.node(1).events.iter().any(|event| matches!(event, Event::Overtaken { .. })));
+}
+
+#[test]
+fn one_that_lost_its_state_and_was_not_yet_ready_goes_on_above() {
+    let mut net = Net::full(2);
+    net.wall_skew_ms.insert(1, -10_000_000);
+    net.restart(1, false);
+    net.trust(1, &[(1, 2)]);
+    net.connect(1, 2);
+    net.run(100);
+    net.paths(1, 100..110);
+    net.run(SOON_MS);
+    assert!((100..110).all(|path| net.candidate(2, 1, path)));
+    assert_eq!(net.node(1).published.len(), 1, "its first epoch was high enough");
+}
+
+#[test]
+fn a_restart_with_its_disk_begins_a_later_epoch_and_remembers_the_others() {
+    let mut net = Net::full(2);
+    net.update(1, 0..10, 0..0);
+    net.update(2, 50..60, 0..0);
+    net.run(10_000);
+    let before = net.view(2, 1).summary.unwrap().generation;
+    let old = net.node(2).published.first().unwrap().clone();
+    let newest = net.node(2).published.last().unwrap().clone();
+    net.wall_skew_ms.insert(1, -3_600_000);
+    net.restart(1, true);
+    net.trust(1, &[(1, 2)]);
+    net.paths(1, 0..10);
+    // What 2 said is a floor: an older one is refused, and nothing of it is a candidate before it is pulled again.
+    let replay = |bytes: Vec<u8>| Input::Announcement { id: 1, author: peer(2), from: peer(2), bytes };
+    net.input(1, replay(old));
+    assert_eq!(net.view(1, 2).announced, Some(Envelope::open(&newest).unwrap().announcement().generation));
+    assert!(!net.candidate(1, 2, 55) && net.view(1, 2).summary.is_none());
+    net.run(1_000);
+    net.connect(1, 2);
+    net.run(1_000);
+    assert!(net.candidate(1, 2, 55), "the same generation is pulled again");
+    assert!(net.view(2, 1).summary.unwrap().generation > before);
+    assert!((0..10).all(|path| net.candidate(2, 1, path)));
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn an_unchanged_body_is_not_pulled_again() {
+    let mut net = Net::full(2);
+    net.update(1, 0..10, 0..0);
+    net.run(10_000);
+    net.clear();
+    net.restart(1, true);
+    net.trust(1, &[(1, 2)]);
+    net.paths(1, 0..10);
+    net.connect(1, 2);
+    net.run(1_000);
+    let pulled = net.pulled(2);
+    assert_eq!(pulled, [(peer(1), peer(1), 0, false)], "the digest was the same");
+    assert_eq!(net.view(2, 1).announced, net.node(1).core.publication().generation);
+}
+
+#[test]
+fn a_summary_lives_from_its_first_sight_and_repeats_do_not_renew() {
+    let mut net = Net::full(2);
+    net.update(1, 0..10, 0..0);
+    net.run(1_000);
+    let last = net.node(1).published.last().unwrap().clone();
+    net.disconnect(1, 2);
+    let gone = net.nodes.remove(&1).unwrap();
+    net.run(10_000_000);
+    net.input(2, Input::Announcement { id: 1, author: peer(1), from: peer(1), bytes: last.clone() });
+    assert!(net.candidate(2, 1, 5));
+    net.run(14_400_000 - 10_000_000 - 1_000);
+    assert!(net.candidate(2, 1, 5));
+    net.run(2_000);
+    assert!(!net.candidate(2, 1, 5));
+    assert!(net.node(2).events.contains(&Event::Expired { peer: peer(1) }));
+    // Once over, it does not come back under the same generation.
+    net.clear();
+    net.nodes.insert(1, gone);
+    net.input(2, Input::Announcement { id: 2, author: peer(1), from: peer(1), bytes: last });
+    net.run(10);
+    assert!(net.pulled(2).is_empty());
+}
+
+#[test]
+fn an_unchanged_summary_is_announced_again_and_lives_on() {
+    let mut net = Net::full(2);
+    net.update(1, 0..10, 0..0);
+    net.run(1_000);
+    net.clear();
+    net.run(50_000_000);
+    assert!(net.candidate(2, 1, 5));
+    let pulled = net.pulled(2);
+    assert!(pulled.len() >= 50_000 / 1_800, "every half hour");
+    assert!(pulled.iter().all(|(_, _, bytes, _)| *bytes == 0), "nothing was transferred");
+}
+
+#[test]
+fn a_goodbye_ends_it_at_once_and_is_told_on() {
+    let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
+    net.connect(1, 2);
+    net.connect(2, 3);
+    net.update(1, 0..10, 0..0);
+    net.run(10_000);
+    assert!(net.candidate(2, 1, 5) && net.candidate(3, 1, 5));
+    // 3 sleeps through the goodbye.
+    net.disconnect(2, 3);
+    net.input(1, Input::Goodbye);
+    net.run(100);
+    assert!(!net.candidate(2, 1, 5) && net.candidate(3, 1, 5));
+    assert!(net.node(2).events.contains(&Event::Departed { peer: peer(1) }));
+    net.update(1, 10..20, 0..0);
+    net.run(10_000);
+    assert!(net.node(1).core.publication().generation.is_none(), "nothing is published after it");
+    net.disconnect(1, 2);
+    net.connect(2, 3);
+    net.run(1_000);
+    assert!(!net.candidate(3, 1, 5));
+    // It comes back later.
+    net.restart(1, true);
+    net.trust(1, &[(1, 2), (1, 3)]);
+    net.paths(1, 0..10);
+    net.connect(1, 2);
+    net.run(5_000);
+    assert!(net.candidate(2, 1, 5) && net.candidate(3, 1, 5));
+}
+
+#[test]
+fn a_peer_taken_off_the_allowlist_is_forgotten_at_once() {
+    let mut net = Net::full(3);
+    net.update(1, 0..10, 0..0);
+    net.run(1_000);
+    assert!(net.candidate(2, 1, 5));
+    let epoch = net.node(2).core.publication().generation.unwrap().epoch;
+    net.trust(2, &[(2, 3)]);
+    assert!(!net.candidate(2, 1, 5));
+    assert!(net.node(2).core.peers().all(|view| view.peer != peer(1)));
+    net.run(1_000);
+    assert!(net.node(2).core.publication().generation.unwrap().epoch > epoch, "an audience shrinks in a new epoch");
+    net.update(2, 70..80, 0..0);
+    net.run(100_000);
+    assert!(net.candidate(3, 2, 75));
+    assert!(!net.candidate(1, 2, 75), "and 1 gets nothing of 2 any more, neither from 2 nor from 3");
+    assert!(net.node(2).core.peers().all(|view| view.peer != peer(1)), "nor is anything of 1 heard again");
+    // Trusted again, it is there again.
+    net.trust(2, &[(2, 3), (2, 1)]);
+    net.disconnect(1, 2);
+    net.connect(1, 2);
+    net.run(5_000);
+    assert!(net.candidate(1, 2, 75) && net.candidate(2, 1, 5));
+}
+
+#[test]
+fn a_joiner_costs_a_delta_not_an_epoch() {
+    let mut net = Net::with_trust(3, &[(1, 2)]);
+    net.connect(1, 2);
+    net.update(1, 0..400, 0..0);
+    net.run(2_000);
+    let epoch = net.node(1).core.publication().generation.unwrap().epoch;
+    net.clear();
+    net.trust(1, &[(1, 2), (1, 3)]);
+    net.trust(3, &[(1, 3)]);
+    net.connect(1, 3);
+    net.run(2_000);
+    assert!(net.candidate(3, 1, 5));
+    assert_eq!(net.node(1).core.publication().generation.unwrap().epoch, epoch);
+    assert!(net.pulled(2).iter().all(|(owner, _, bytes, delta)| *owner != peer(1) || (*delta && *bytes < 100)));
+}
+
+#[test]
+fn addresses_are_learned_and_changed() {
+    let mut net = Net::full(2);
+    let learned = |net: &Net| {
+        let learned = |event: &Event| match event {
+            Event::AddressesLearned { peer, addresses } => Some((*peer, addresses.clone())),
+            _ => None,
+        };
+        net.node(2).events.iter().filter_map(learned).collect::<Vec<_>>()
+    };
+    assert!(learned(&net).is_empty());
+    let first = vec!["192.0.2.1:7280".parse().unwrap(), "[2001:db8::1]:7280".parse().unwrap()];
+    net.input(1, Input::Addresses(first.clone()));
+    net.run(SOON_MS);
+    assert_eq!(learned(&net), [(peer(1), first.clone())]);
+    net.clear();
+    net.input(1, Input::Addresses(first));
+    net.run(SOON_MS);
+    assert!(net.node(1).published.is_empty(), "the same addresses are no news");
+    let many: Vec<_> = (1..20).map(|port| std::net::SocketAddr::from(([192, 0, 2, 9], port))).collect();
+    net.input(1, Input::Addresses(many.clone()));
+    net.run(SOON_MS);
+    assert_eq!(learned(&net), [(peer(1), many[..8].to_vec())]);
+    assert!(net.pulled(2).iter().all(|(_, _, _, delta)| *delta));
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn another_store_directory_is_refused_by_name() {
+    let mut net = Net::with_trust(1, &[(1, 2)]);
+    let mut other = config(2);
+    other.store_dir = StoreDir::parse("/gnu/store").unwrap();
+    net.start_with(2, Persisted::default(), other);
+    net.trust(2, &[(1, 2)]);
+    net.paths(2, 0..5);
+    net.paths(1, 5..9);
+    net.connect(1, 2);
+    net.run(10_000);
+    assert!(!net.candidate(1, 2, 2) && !net.candidate(2, 1, 6));
+    assert_eq!(net.view(1, 2).store_dir_differs.as_deref(), Some("/gnu/store"));
+    assert_eq!(net.view(2, 1).store_dir_differs.as_deref(), Some("/nix/store"));
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn more_paths_than_the_limit_are_withheld() {
+    let mut net = Net::new();
+    let mut small = config(1);
+    small.path_count_max = 50;
+    net.start_with(1, Persisted::default(), small);
+    net.paths(1, 0..50);
+    net.update(1, 50..60, 0..0);
+    let view = net.node(1).core.publication();
+    assert_eq!((view.paths, view.withheld), (50, 10));
+    net.paths(1, 20..60);
+    let view = net.node(1).core.publication();
+    assert_eq!((view.paths, view.withheld), (40, 0));
+}
+
+#[test]
+fn a_clock_set_right_dates_the_announcement_anew() {
+    let mut net = Net::with_trust(2, &[(1, 2)]);
+    net.wall_skew_ms.insert(1, -200_000_000);
+    net.restart(1, false);
+    net.trust(1, &[(1, 2)]);
+    net.paths(1, 0..10);
+    net.connect(1, 2);
+    net.run(2_000);
+    assert!(!net.candidate(2, 1, 5), "first heard with a date two days off");
+    assert!(net.node(2).events.iter().any(|event| matches!(event, Event::ClockDiffers { .. })));
+    net.wall_skew_ms.remove(&1);
+    net.input(1, Input::Tick);
+    net.run(2_000);
+    assert!(net.candidate(2, 1, 5));
+    nobody_is_blamed(&net);
+}
+
+#[test]
+fn nothing_is_said_before_the_paths_are_known() {
+    let mut net = Net::new();
+    net.start(1, Persisted::default());
+    net.trust(1, &[(1, 2)]);
+    net.input(1, Input::Addresses(vec!["192.0.2.1:7280".parse().unwrap()]));
+    net.update(1, 0..5, 0..0);
+    net.run(100_000);
+    assert!(net.node(1).published.is_empty());
+    net.input(1, Input::Paths(PathChange::Replace(BTreeSet::new())));
+    net.run(101);
+    assert_eq!(net.node(1).published.len(), 1);
+    assert_eq!(net.node(1).core.publication().paths, 0);
+    assert_eq!(parts(0..3).len(), 3);
+    assert!(net.node(1).core.candidates(&part(1)).is_empty());
+}
+
+#[test]
+fn a_quiet_core_sleeps() {
+    let mut net = Net::full(2);
+    net.run(10_000);
+    let before = net.now_ms;
+    let deadline = net.node(1).core.deadline().unwrap().0;
+    assert!(deadline > before && deadline <= before + 66_000, "the next comparison");
 }
