@@ -37,6 +37,8 @@
 //! can grow beyond the allowlist: at most 2,047 peers, one pull each, 16 pulls under way, one sync per connection, 4 tellers
 //! per pull, 64 deltas of history, and a rate limit on announcements and requests of each peer.
 
+#[cfg(test)]
+mod bounds;
 mod directory;
 mod gossip;
 mod history;

@@ -92,6 +92,17 @@ impl Pulls {
     }
 }
 
+#[cfg(test)]
+impl Pulls {
+    /// Asserts the bounds.
+    pub(crate) fn check<'a>(&self, owners: usize, requests: impl Iterator<Item = &'a (PeerId, Sent)>) {
+        assert!(self.by_owner.len() <= owners && self.ready.len() <= self.by_owner.len());
+        assert!(self.in_flight <= IN_FLIGHT_MAX);
+        assert_eq!(self.in_flight, requests.filter(|(_, sent)| matches!(sent, Sent::Pull { .. })).count());
+        assert!(self.by_owner.values().all(|pull| pull.tellers.len() <= TELLERS_MAX && pull.attempts < ATTEMPTS_MAX));
+    }
+}
+
 impl Gossip {
     /// Pulls what is wanted of this owner, if anything. `teller` has announced it and so probably has the body.
     pub(crate) fn want(&mut self, owner: PeerId, teller: Option<PeerId>) {

@@ -125,7 +125,8 @@ impl Gossip {
             Some(false) => self.answer(from, bytes),
         };
         let bytes = reply.encode().expect("a body, a delta and 1,024 envelopes are each within the limit");
-        if let Some(entry) = self.directory.get_mut(&from) {
+        let served = self.directory.get_mut(&from).filter(|_| reply != GossipReply::Busy);
+        if let Some(entry) = served {
             entry.standing.charge_request(bytes.len());
         }
         self.output(Output::Respond { to: from, id, bytes });

@@ -115,6 +115,18 @@ pub(crate) struct View {
     pub(crate) classes: Vec<(FilterClass, Arc<ClassView>)>,
 }
 
+#[cfg(test)]
+impl View {
+    /// All whose filter says maybe.
+    pub(crate) fn find(&self, positions: &BitPositions) -> Vec<PeerId> {
+        let mut found = Vec::new();
+        self.classes
+            .iter()
+            .for_each(|(class, members)| members.find(*class, positions, |member| found.push(member.peer)));
+        found
+    }
+}
+
 /// The filters of one class at one moment.
 #[derive(Debug)]
 pub(crate) enum ClassView {

@@ -248,3 +248,198 @@ impl Sliced {
         self.columns.iter().filter_map(plain).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libp2p_identity::Keypair;
+    use narmesh_protocol::{BitPositions, HashPart};
+    use proptest::prelude::*;
+
+    fn peer(number: u8) -> PeerId {
+        Keypair::ed25519_from_bytes([number; 32]).unwrap().public().to_peer_id()
+    }
+
+    fn part(number: u32) -> HashPart {
+        let mut bytes = [3; 20];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        HashPart(bytes)
+    }
+
+    fn filter(class: FilterClass, parts: impl IntoIterator<Item = u32>) -> Filter {
+        let mut bytes = vec![0; class.bytes()];
+        parts.into_iter().for_each(|number| {
+            BitPositions::of(&part(number)).in_class(class).for_each(|bit| bytes[bit as usize / 8] |= 1 << (bit % 8));
+        });
+        Filter::from_bytes(bytes).unwrap()
+    }
+
+    fn class(log2_bytes: u32) -> FilterClass {
+        FilterClass::of_bytes(1 << log2_bytes).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Install {
+            peer: usize,
+            large: bool,
+            seed: u32,
+        },
+        Set {
+            peer: usize,
+            seed: u32,
+        },
+        Remove {
+            peer: usize,
+        },
+        /// Everyone from here on leaves: a class falls below its thresholds.
+        RemoveFrom {
+            peer: usize,
+        },
+        /// A reader takes a view and keeps it.
+        Look,
+        LookAway,
+    }
+
+    fn step(peers: usize) -> impl Strategy<Value = Step> {
+        prop_oneof![
+            20 => (0..peers, any::<bool>(), 0..50u32).prop_map(|(peer, large, seed)| Step::Install { peer, large, seed }),
+            6 => (0..peers, 0..50u32).prop_map(|(peer, seed)| Step::Set { peer, seed }),
+            4 => (0..peers).prop_map(|peer| Step::Remove { peer }),
+            1 => (0..peers).prop_map(|peer| Step::RemoveFrom { peer }),
+            2 => Just(Step::Look),
+            1 => Just(Step::LookAway),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        /// The table against one plain filter per peer, through matrices that come, grow, shrink and go.
+        #[test]
+        fn says_what_the_filters_say(steps in prop::collection::vec(step(90), 1..400)) {
+            let peers: Vec<PeerId> = (0..90).map(peer).collect();
+            let mut writer = TableWriter::new(1);
+            let mut oracle: BTreeMap<PeerId, Filter> = BTreeMap::new();
+            let mut views = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Install { peer, large, seed } => {
+                        let filter = filter(class(10 + u32::from(large)), seed * 10..seed * 10 + 20);
+                        writer.install(peers[peer], &filter, false);
+                        oracle.insert(peers[peer], filter);
+                    }
+                    Step::Set { peer, seed } => {
+                        if let Some(before) = oracle.get(&peers[peer]) {
+                            let added: BTreeMap<u32, ()> = BitPositions::of(&part(seed)).in_class(before.class()).map(|bit| (bit, ())).collect();
+                            writer.set_bits(&peers[peer], &added.keys().copied().collect::<Vec<_>>());
+                            let mut bytes = before.as_bytes().to_vec();
+                            added.keys().for_each(|bit| bytes[*bit as usize / 8] |= 1 << (bit % 8));
+                            oracle.insert(peers[peer], Filter::from_bytes(bytes).unwrap());
+                        }
+                    }
+                    Step::Remove { peer } => {
+                        writer.remove(&peers[peer]);
+                        oracle.remove(&peers[peer]);
+                    }
+                    Step::RemoveFrom { peer } => for gone in &peers[peer..] {
+                        writer.remove(gone);
+                        oracle.remove(gone);
+                    },
+                    Step::Look => views.push((writer.shared().view(), oracle.clone())),
+                    Step::LookAway => drop(views.pop()),
+                }
+            }
+            for number in (0..520).step_by(7) {
+                let positions = BitPositions::of(&part(number));
+                let mut found: Vec<_> = writer.shared().candidates(&part(number)).iter().map(|candidate| candidate.peer).collect();
+                found.sort();
+                let expected: Vec<_> = oracle.iter().filter(|(_, filter)| filter.may_contain(&positions)).map(|(peer, _)| *peer).collect();
+                prop_assert_eq!(found, expected);
+                // An old view still shows all that it showed; deltas may have added to it.
+                for (view, then) in &views {
+                    let found = view.find(&positions);
+                    prop_assert!(then.iter().all(|(peer, filter)| !filter.may_contain(&positions) || found.contains(peer)));
+                }
+            }
+            for (peer, filter) in &oracle {
+                prop_assert_eq!(writer.read(peer).unwrap(), filter.as_bytes());
+            }
+            prop_assert_eq!(writer.shared().peers(), oracle.len());
+        }
+    }
+
+    #[test]
+    fn many_peers_share_a_matrix_that_is_hardly_larger_than_their_filters() {
+        let mut writer = TableWriter::new(1);
+        for number in 0..200 {
+            writer.install(peer(number), &filter(class(10), [u32::from(number)]), false);
+        }
+        assert!(matches!(writer.classes.get(&class(10)), Some(Class::Sliced(_))));
+        assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 64, "200 columns rounded up to 256");
+        // Each gets another filter again and again: given-up columns are used again.
+        for round in 0..20 {
+            (0..200).for_each(|number| writer.install(peer(number), &filter(class(10), [round]), false));
+        }
+        assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 64);
+        assert_eq!(writer.shared().candidates(&part(19)).len(), 200);
+        assert!(writer.shared().candidates(&part(18)).is_empty());
+        (0..150).for_each(|number| writer.remove(&peer(number)));
+        assert_eq!(writer.shared().memory_bytes(), (128 * 1_024) + 64, "a matrix that is mostly empty is made anew");
+        (150..180).for_each(|number| writer.remove(&peer(number)));
+        assert!(matches!(writer.classes.get(&class(10)), Some(Class::Plain(_))));
+        (180..200).for_each(|number| writer.remove(&peer(number)));
+        assert!(writer.classes.is_empty() && writer.shared().candidates(&part(19)).is_empty());
+    }
+
+    #[test]
+    fn a_column_that_a_reader_sees_is_not_overwritten() {
+        let mut writer = TableWriter::new(1);
+        (0..64).for_each(|number| writer.install(peer(number), &filter(class(10), [u32::from(number)]), false));
+        let view = writer.shared().view();
+        (0..3).for_each(|round| {
+            (0..64).for_each(|number| writer.install(peer(number), &filter(class(10), [500 + round]), false));
+        });
+        for number in 0..64 {
+            assert!(view.find(&BitPositions::of(&part(u32::from(number)))).contains(&peer(number)));
+        }
+        drop(view);
+    }
+
+    #[test]
+    fn readers_on_other_threads_always_see_whole_filters() {
+        let mut writer = TableWriter::new(1);
+        (0..40).for_each(|number| writer.install(peer(number), &filter(class(10), 0..100), false));
+        let table = Arc::clone(writer.shared());
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let reader = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let mut lookups = 0u64;
+                while !stop.load(Relaxed) {
+                    // In both filters that take turns: there must never be a moment without it.
+                    assert_eq!(table.candidates(&part(50)).len(), 40);
+                    lookups += 1;
+                }
+                lookups
+            }
+        });
+        let filters = [filter(class(10), 0..100), filter(class(10), 50..150), filter(class(11), 50..60)];
+        for round in 0..2_000usize {
+            writer.install(peer(u8::try_from(round % 40).unwrap()), &filters[round / 40 % 3], false);
+        }
+        stop.store(true, Relaxed);
+        assert!(reader.join().unwrap() > 0);
+    }
+
+    #[test]
+    fn rank_and_exclusion_outlive_a_new_filter() {
+        let mut writer = TableWriter::new(1);
+        (0..3).for_each(|number| writer.install(peer(number), &filter(class(10), [1]), false));
+        writer.rank(&peer(0), 100, false);
+        writer.rank(&peer(1), 0, true);
+        writer.install(peer(0), &filter(class(11), [1]), false);
+        writer.install(peer(1), &filter(class(11), [1]), false);
+        let found: Vec<_> = writer.shared().candidates(&part(1)).iter().map(|candidate| candidate.peer).collect();
+        assert_eq!(found, [peer(2), peer(0)]);
+    }
+}

@@ -9,5 +9,7 @@
     reason = "a test may fail loudly, and looks at one event of many"
 )]
 
+mod hostile;
+mod lone;
 mod net;
 mod stories;

@@ -55,7 +55,7 @@ pub struct Net {
     links: BTreeSet<(u8, u8)>,
     flying: BTreeMap<(u64, u64), (u8, Input)>,
     sent: u64,
-    /// Pulls of bodies are not delivered while this is set.
+    /// Announcements reach nobody while this is set.
     pub gossip_lost: bool,
     /// Messages lost out of 256, by a fixed sequence.
     pub loss: u8,
@@ -169,10 +169,6 @@ impl Net {
     pub fn update(&mut self, number: u8, added: std::ops::Range<u32>, removed: std::ops::Range<u32>) {
         let change = PathChange::Update { added: added.map(part).collect(), removed: removed.map(part).collect() };
         self.input(number, Input::Paths(change));
-    }
-
-    pub fn core(&mut self, number: u8) -> &mut Gossip {
-        &mut self.nodes.get_mut(&number).unwrap().core
     }
 
     pub fn node(&self, number: u8) -> &Node {

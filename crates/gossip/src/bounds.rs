@@ -1,0 +1,299 @@
+//! Whatever comes in, in whatever order: nothing panics and nothing grows.
+
+use crate::gossip::{Gossip, GossipConfig, Persisted};
+use crate::input::{Input, PathChange, ProbeOutcome};
+use crate::misdeed::Misdeed;
+use crate::output::Output;
+use crate::time::{Moment, Now};
+use libp2p_identity::{Keypair, PeerId};
+use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
+use narmesh_protocol::{
+    Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, StoreDir, Summary, SummaryDelta,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeSet;
+
+const WALL_MS: u64 = 1_795_219_200_000;
+const PEERS: u64 = 6;
+
+/// Draws inputs that are near enough to valid ones to reach everything.
+struct Chaos {
+    rng: ChaCha8Rng,
+    keys: Vec<Keypair>,
+    /// Requests that the core has sent, and bytes that it has: to be answered, replayed and changed.
+    asked: Vec<(PeerId, u64)>,
+    seen: Vec<Vec<u8>>,
+    bodies: Vec<Vec<u8>>,
+}
+
+impl Chaos {
+    fn below(&mut self, below: u64) -> u64 {
+        self.rng.next_u64() % below
+    }
+
+    fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len.max(1) as u64)).unwrap()
+    }
+
+    fn peer(&mut self) -> PeerId {
+        let index = self.index(self.keys.len());
+        self.keys[index].public().to_peer_id()
+    }
+
+    fn part(&mut self) -> HashPart {
+        let mut bytes = [0; 20];
+        bytes[0] = u8::try_from(self.below(200)).unwrap();
+        HashPart(bytes)
+    }
+
+    fn garbage(&mut self) -> Vec<u8> {
+        let len = self.index(300);
+        (0..len).map(|_| self.rng.next_u64().to_le_bytes()[0]).collect()
+    }
+
+    fn body(&mut self) -> Vec<u8> {
+        let mut audience: Vec<_> = self.keys.iter().map(|key| AudienceDigest::of(&key.public().to_peer_id())).collect();
+        audience.sort_unstable();
+        let bytes = [1_024, 2_048, 1_000][self.index(3)];
+        let fill = [0, 0x11, 0x55, 0xff][self.index(4)];
+        let summary = Summary {
+            hash_id: HASH_ID_V1 + u32::from(self.below(9) == 0),
+            items: self.below(3),
+            audience,
+            addresses: vec![],
+            filter_bytes: vec![fill; bytes],
+        };
+        let body = summary.encode().unwrap();
+        if self.bodies.len() < 64 {
+            self.bodies.push(body.clone());
+        }
+        body
+    }
+
+    fn envelope(&mut self) -> Vec<u8> {
+        let body = self.body();
+        let announcement = Announcement {
+            generation: Generation { epoch: WALL_MS + self.below(20) - 10, seq: self.below(6) },
+            path_count: self.below(3),
+            body_digest: Summary::digest(&body),
+            body_bytes: u32::try_from(body.len()).unwrap(),
+            lifetime_s: u32::try_from(self.below(4) * 60).unwrap(),
+            issued_at_ms: WALL_MS,
+        };
+        let key = self.index(self.keys.len());
+        Envelope::seal(&self.keys[key], announcement).unwrap().as_bytes().to_vec()
+    }
+
+    /// Bytes that are new, old, changed or garbage.
+    fn bytes(&mut self, fresh: impl FnOnce(&mut Self) -> Vec<u8>) -> Vec<u8> {
+        let mut bytes = match self.below(8) {
+            0 => self.garbage(),
+            1 | 2 if !self.seen.is_empty() => {
+                let index = self.index(self.seen.len());
+                self.seen[index].clone()
+            }
+            _ => fresh(self),
+        };
+        if self.below(6) == 0 && !bytes.is_empty() {
+            let at = self.index(bytes.len());
+            bytes[at] ^= 1 << self.below(8);
+        }
+        if self.seen.len() < 200 {
+            self.seen.push(bytes.clone());
+        }
+        bytes
+    }
+
+    fn request(&mut self) -> Vec<u8> {
+        let generation = Generation { epoch: WALL_MS + self.below(20) - 10, seq: self.below(6) };
+        let owner = AudienceDigest::of(&self.peer());
+        let request = match self.below(2) {
+            0 => GossipRequest::Pull { owner, generation, have_seq: Some(self.below(4)) },
+            _ => {
+                let store_dir = if self.below(20) == 0 { "/gnu/store" } else { "/nix/store" }.to_owned();
+                let yours = (self.below(3) == 0).then(|| self.envelope());
+                GossipRequest::Sync(Sync {
+                    store_dir,
+                    software: "x".into(),
+                    yours,
+                    have: vec![Have { owner, generation }],
+                })
+            }
+        };
+        request.encode().unwrap()
+    }
+
+    fn reply(&mut self) -> Vec<u8> {
+        let reply = match self.below(6) {
+            0 => GossipReply::Absent,
+            1 => GossipReply::Busy,
+            2 => {
+                let positions = vec![1, 5, u32::try_from(self.below(9_000)).unwrap() + 6];
+                let delta =
+                    SummaryDelta { base_seq: self.below(5), items: 1, positions, audience: None, addresses: None };
+                GossipReply::Delta(delta.encode().unwrap())
+            }
+            3 => {
+                let yours = (self.below(3) == 0).then(|| self.envelope());
+                let news = (0..self.below(4)).map(|_| self.envelope()).collect();
+                GossipReply::Sync { store_dir: "/nix/store".into(), software: "x".into(), yours, news }
+            }
+            _ => {
+                let index = self.index(self.bodies.len());
+                GossipReply::Body(self.bodies.get(index).cloned().unwrap_or_default())
+            }
+        };
+        reply.encode().unwrap()
+    }
+
+    fn input(&mut self) -> Input {
+        let (a, b) = (self.peer(), self.peer());
+        match self.below(40) {
+            0 => Input::Allowlist((0..self.below(PEERS)).map(|_| self.peer()).collect()),
+            1 => Input::Addresses(
+                (0..self.below(20)).map(|port| ([10, 0, 0, 1], u16::try_from(port).unwrap()).into()).collect(),
+            ),
+            2..=4 => Input::Connected(a),
+            5 => Input::Disconnected(a),
+            6..=15 => {
+                let bytes = self.bytes(Self::envelope);
+                let author = Envelope::open(&bytes).map_or(a, |envelope| envelope.peer());
+                Input::Announcement { id: self.below(9), author, from: b, bytes }
+            }
+            16..=20 => Input::Request { from: a, id: self.below(9), bytes: self.bytes(Self::request) },
+            21..=32 => {
+                let index = self.index(self.asked.len());
+                let Some((from, id)) = self.asked.get(index).cloned() else { return Input::Tick };
+                if self.below(3) > 0 {
+                    self.asked.swap_remove(index);
+                }
+                Input::Response { from, id, bytes: self.bytes(Self::reply) }
+            }
+            33 => Input::RequestFailed { to: a, id: self.below(200) },
+            34 | 35 => Input::Paths(PathChange::Update { added: vec![self.part(); 3], removed: vec![self.part()] }),
+            36 => Input::Paths(PathChange::Replace((0..self.below(90)).map(|_| self.part()).collect())),
+            37 => Input::Probe { peer: a, outcome: [ProbeOutcome::Held, ProbeOutcome::FalseHit][self.index(2)] },
+            38 => Input::Misbehaved { peer: a, misdeed: Misdeed::FalseNar },
+            _ => Input::Tick,
+        }
+    }
+}
+
+fn check_bounds(gossip: &Gossip, peers: usize) {
+    let trusted = gossip.directory.iter().count();
+    assert!(trusted <= peers);
+    assert!(gossip.links.len() <= trusted);
+    assert!(gossip.requests.len() <= gossip.links.len() + crate::pull::IN_FLIGHT_MAX);
+    assert!(gossip.table.shared().peers() <= trusted);
+    gossip.pulls.check(trusted, gossip.requests.values());
+    // Publish, Sync; Greet, Pull, Expire and Standing of each peer; one for each request.
+    assert!(gossip.timers.len() <= 2 + 4 * trusted + gossip.requests.len());
+    for (peer, entry) in gossip.directory.iter() {
+        assert_eq!(entry.held.is_some(), gossip.table.read(peer).is_some(), "held and in the table are one thing");
+        assert!(entry.addresses.len() <= 8);
+    }
+    let publication = gossip.publication();
+    assert!(publication.paths <= 100);
+}
+
+/// Names of the outputs, events and misdeeds that were reached.
+fn run(seed: [u8; 32], inputs: u32) -> BTreeSet<String> {
+    let mut reached = BTreeSet::new();
+    let keys: Vec<_> =
+        (1..=u8::try_from(PEERS).unwrap()).map(|n| Keypair::ed25519_from_bytes([n; 32]).unwrap()).collect();
+    let everyone: BTreeSet<_> = keys.iter().map(|key| key.public().to_peer_id()).collect();
+    let mut config = GossipConfig::new(keys[0].clone(), StoreDir::parse("/nix/store").unwrap(), "x", seed);
+    config.path_count_max = 100;
+    let mut now = Now { moment: Moment(0), wall_ms: WALL_MS };
+    let mut gossip = Gossip::new(now, config, Persisted::default());
+    let rng = ChaCha8Rng::from_seed(seed);
+    let mut chaos = Chaos { rng, keys, asked: vec![], seen: vec![], bodies: vec![] };
+    gossip.handle(now, Input::Allowlist(everyone));
+    for _ in 0..inputs {
+        let input = chaos.input();
+        gossip.handle(now, input);
+        let mut outputs = 0;
+        while let Some(output) = gossip.poll() {
+            outputs += 1;
+            reached.extend(format!("{output:?}").split(['(', '{', ' ']).take(2).map(str::to_owned));
+            if let Output::Event(event) = &output {
+                reached.extend(format!("{event:?}").split_whitespace().next().map(str::to_owned));
+            }
+            if let Output::Penalize { misdeed, .. } = &output {
+                reached.insert(misdeed.label().to_owned());
+            }
+            if let Output::Request { to, id, .. } = output
+                && chaos.asked.len() < 40
+            {
+                chaos.asked.push((to, id));
+            }
+        }
+        assert!(outputs < 200, "{outputs} outputs for one input");
+        check_bounds(&gossip, usize::try_from(PEERS).unwrap());
+        assert!(gossip.deadline().is_none_or(|deadline| deadline > now.moment), "what is due is done");
+        let pause_ms = [0, 0, 1, 30, 1_000, 20_000][chaos.index(6)];
+        now = Now { moment: now.moment + pause_ms, wall_ms: now.wall_ms + pause_ms / 2 };
+    }
+    reached
+}
+
+#[test]
+fn a_hundred_thousand_inputs_leave_no_more_than_a_few() {
+    let reached: BTreeSet<String> = (0..4).flat_map(|seed| run([seed; 32], 25_000)).collect();
+    // The chaos is worth something only when it gets everywhere.
+    for name in [
+        "BodyPulled",
+        "Expired",
+        "Departed",
+        "Overtaken",
+        "Greeted",
+        "SetAside",
+        "StoreDirDiffers",
+        "UnknownHashId",
+        "PullGivenUp",
+        "malformed_announcement",
+        "equivocation",
+        "announcement_flood",
+        "malformed_reply",
+        "wrong_body",
+        "malformed_request",
+        "forged_news",
+        "wrong_delta",
+        "invalid_body",
+        "path_count_differs",
+        "dense_filter",
+    ] {
+        assert!(reached.contains(name), "{name} was never reached: {reached:?}");
+    }
+}
+
+#[test]
+fn random_bytes_never_panic() {
+    let mut runner =
+        TestRunner::new_with_rng(Config::with_cases(500), TestRng::from_seed(RngAlgorithm::ChaCha, &[9; 32]));
+    let keypair = Keypair::ed25519_from_bytes([1; 32]).unwrap();
+    let friend = Keypair::ed25519_from_bytes([2; 32]).unwrap().public().to_peer_id();
+    let inputs = prop::collection::vec((0u8..3, prop::collection::vec(any::<u8>(), 0..400)), 1..30);
+    let result = runner.run(&inputs, |inputs| {
+        let now = Now { moment: Moment(5), wall_ms: WALL_MS };
+        let config = GossipConfig::new(keypair.clone(), StoreDir::parse("/nix/store").unwrap(), "x", [0; 32]);
+        let mut gossip = Gossip::new(now, config, Persisted { own_epoch: None, newest: vec![inputs[0].1.clone()] });
+        gossip.handle(now, Input::Allowlist(BTreeSet::from([friend])));
+        gossip.handle(now, Input::Connected(friend));
+        for (kind, bytes) in inputs {
+            let input = match kind {
+                0 => Input::Announcement { id: 0, author: friend, from: friend, bytes },
+                1 => Input::Request { from: friend, id: 0, bytes },
+                _ => Input::Response { from: friend, id: 1, bytes },
+            };
+            gossip.handle(now, input);
+            while gossip.poll().is_some() {}
+            check_bounds(&gossip, 1);
+        }
+        Ok(())
+    });
+    result.unwrap();
+}
