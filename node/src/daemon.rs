@@ -1,0 +1,251 @@
+//! `narmesh run`: everything started in order, reloaded on SIGHUP, stopped with a goodbye on SIGTERM.
+//!
+//! Walk: settings and secrets, state database, Nix store and what of it may leave, mesh, resolver, gateway, control socket; then
+//! signals. The gateway's socket comes first and goes last: a refused connection aborts builds on Nix up to 2.31.
+
+mod listener;
+mod metrics;
+mod publish;
+mod report;
+
+use crate::control::ControlSocket;
+use crate::mesh::{Mesh, MeshConfig, MeshHandle, PeerBoard, UploadLimits, Uploads};
+use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
+use crate::settings::{Secrets, Settings};
+use crate::state_db::StateDb;
+use anyhow::Context;
+use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
+use narmesh_store::{NixStore, Offer, OfferPolicy, StoreLocation};
+use parking_lot::{Mutex, RwLock};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Bodies under way get this long after SIGTERM.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// What the parts of a running daemon share.
+pub(crate) struct Daemon {
+    config_file: PathBuf,
+    started: Instant,
+    secrets: Secrets,
+    in_force: RwLock<InForce>,
+    gateway_address: SocketAddr,
+    store: Arc<NixStore>,
+    offer: Arc<Offer>,
+    mesh: MeshHandle,
+    resolver: Arc<Resolver>,
+    gateway_metrics: Arc<GatewayMetrics>,
+}
+
+/// The settings that count now, and why newer ones do not.
+struct InForce {
+    settings: Arc<Settings>,
+    loaded_unix_s: u64,
+    error: Option<String>,
+}
+
+/// Runs the daemon on the settings in `config_file` until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start; once it runs, what goes wrong is logged and shown in `status`.
+pub fn run(config_file: &Path) -> anyhow::Result<()> {
+    let settings = Settings::load(config_file)?;
+    let secrets = settings.secrets()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
+    runtime.block_on(serve(config_file, settings, secrets))
+}
+
+async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyhow::Result<()> {
+    let gateway_listener = listener::gateway(settings.gateway.listen)?;
+    let gateway_address = gateway_listener.local_addr()?;
+    let (state, recovered) = StateDb::open(&settings.node.state_dir)?;
+    if let Some(recovered) = recovered {
+        tracing::warn!("{recovered}");
+    }
+    let state = Arc::new(Mutex::new(state));
+    let control = ControlSocket::bind(&settings.node.control_socket)?;
+    let location = StoreLocation {
+        store_dir: settings.store.store_dir.clone(),
+        real_dir: settings.store.real_dir.clone(),
+        state_dir: settings.store.state_dir.clone(),
+    };
+    let store = NixStore::open(location).context("the Nix store")?;
+    let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets))?;
+    let board = Arc::new(PeerBoard::default());
+    let upload_limits = UploadLimits {
+        per_peer: settings.limits.uploads_per_peer as usize,
+        total: settings.limits.uploads_total as usize,
+    };
+    let uploads = Uploads::new(Arc::clone(&store), Arc::clone(&offer), Arc::clone(&board), upload_limits);
+    let (mesh, handle) = Mesh::start(
+        &secrets.keypair,
+        settings.store.store_dir.clone(),
+        mesh_config(&settings),
+        Arc::clone(&offer),
+        uploads.clone(),
+        board,
+        Arc::clone(&state),
+    )?;
+    let mesh_task = tokio::spawn(mesh.run());
+    let resolver = Arc::new(Resolver::new(
+        Arc::clone(&store),
+        handle.clone(),
+        state,
+        resolver_settings(&settings, &secrets),
+        settings.limits.nar_buffer_bytes,
+    ));
+    let gateway_metrics = Arc::new(GatewayMetrics::default());
+    let registry = metrics::registry(&gateway_metrics, &resolver, handle.board());
+    let daemon = Arc::new(Daemon {
+        config_file: config_file.to_owned(),
+        started: Instant::now(),
+        secrets,
+        in_force: RwLock::new(InForce { settings: Arc::new(settings), loaded_unix_s: unix_s(), error: None }),
+        gateway_address,
+        store,
+        offer,
+        mesh: handle,
+        resolver: Arc::clone(&resolver),
+        gateway_metrics: Arc::clone(&gateway_metrics),
+    });
+    let _watcher = publish::drop_stale_answers(&daemon.store, &daemon.resolver)?;
+    tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
+    let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
+    let (stop, stopped) = watch::channel(false);
+    let gateway =
+        Gateway::new(Arc::new(MeshSubstituter(resolver)), ListenerRole::local(), gateway_metrics, Arc::new(registry));
+    let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
+    let gateway_task = tokio::spawn(narmesh_http_gateway::serve(gateway_listener, gateway, limits, on_stop(stopped)));
+    tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
+    listener::notify_ready();
+
+    daemon.signals().await?;
+
+    listener::notify_stopping();
+    if let Err(error) = daemon.mesh.goodbye().await {
+        tracing::warn!(%error, "no goodbye was said");
+    }
+    stop.send_replace(true);
+    // Bodies to Nix and to peers end at the same time; what is not done after the grace is cut.
+    let (gateway_ended, uploads_ended) =
+        tokio::join!(gateway_task, tokio::time::timeout(SHUTDOWN_GRACE, uploads.finish()));
+    if uploads_ended.is_err() {
+        tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut");
+    }
+    gateway_ended??;
+    mesh_task.abort();
+    control_task.abort();
+    Ok(())
+}
+
+async fn on_stop(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone: stop, too.
+    drop(stopped.wait_for(|stop| *stop).await);
+}
+
+impl Daemon {
+    /// Handles signals until one says stop.
+    async fn signals(&self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => {
+                    if let Err(error) = self.reload().await {
+                        tracing::error!(error = format!("{error:#}"), "configuration not reloaded: the running settings stay");
+                    }
+                }
+            }
+        }
+    }
+
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.in_force.read().settings)
+    }
+
+    /// Reads the configuration again; a bad file keeps the running settings and is shown in `status`.
+    async fn reload(&self) -> anyhow::Result<()> {
+        let loaded = self.load_again();
+        let settings = match loaded {
+            Ok(settings) => Arc::new(settings),
+            Err(error) => {
+                self.in_force.write().error = Some(format!("{error:#}"));
+                return Err(error);
+            }
+        };
+        let mut secrets = self.secrets.clone();
+        // The builder key may be turned on, off or over while running; the node key may not, it is who we are.
+        secrets.builder_key = settings.secrets()?.builder_key;
+        self.resolver.reconfigure(resolver_settings(&settings, &secrets));
+        self.mesh.reconfigure(mesh_config(&settings)).await;
+        self.offer.set_policy(offer_policy(&settings, &secrets));
+        *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
+        tracing::info!("configuration reloaded");
+        Ok(())
+    }
+
+    fn load_again(&self) -> anyhow::Result<Settings> {
+        let settings = Settings::load(&self.config_file)?;
+        let secrets = settings.secrets()?;
+        let old = self.settings();
+        let fixed = [
+            ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
+            ("node.state_dir", settings.node.state_dir == old.node.state_dir),
+            ("node.control_socket", settings.node.control_socket == old.node.control_socket),
+            ("node.listen", settings.node.listen == old.node.listen),
+            ("gateway.listen", settings.gateway.listen == old.gateway.listen),
+            ("store", settings.store == old.store),
+            ("limits.nar_buffer_bytes", settings.limits.nar_buffer_bytes == old.limits.nar_buffer_bytes),
+            ("limits.uploads_per_peer", settings.limits.uploads_per_peer == old.limits.uploads_per_peer),
+            ("limits.uploads_total", settings.limits.uploads_total == old.limits.uploads_total),
+        ];
+        if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
+            anyhow::bail!("{key} changed: that needs a restart; everything else is reloaded once it is back as it was");
+        }
+        Ok(settings)
+    }
+}
+
+fn offer_policy(settings: &Settings, secrets: &Secrets) -> OfferPolicy {
+    OfferPolicy {
+        trusted: settings.trusted.clone(),
+        builder_key: secrets.builder_key.clone(),
+        include: settings.advertise.include.clone(),
+        exclude: settings.advertise.exclude.clone(),
+        withhold_defaults: settings.advertise.withhold_defaults,
+        paths_max: settings.limits.advertised_paths_max,
+    }
+}
+
+fn mesh_config(settings: &Settings) -> MeshConfig {
+    MeshConfig {
+        peers: settings.peer_addresses(),
+        listen: settings.node.listen.clone(),
+        external_addresses: settings.node.external_addresses.clone(),
+        advertise_loopback: settings.node.advertise_loopback,
+        connections_gossip: settings.limits.connections_gossip as usize,
+        advertised_paths_max: settings.limits.advertised_paths_max,
+    }
+}
+
+fn resolver_settings(settings: &Settings, secrets: &Secrets) -> ResolverSettings {
+    ResolverSettings {
+        trusted: settings.trusted.clone(),
+        builder_key: secrets.builder_key.clone(),
+        priority: settings.gateway.priority,
+        narinfo_deadline: settings.gateway.narinfo_deadline,
+        stall_timeout: settings.transfer.stall_timeout,
+        compress: settings.transfer.compress,
+    }
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

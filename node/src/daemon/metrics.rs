@@ -1,0 +1,61 @@
+//! `/metrics`: the gateway's own counters, the resolver's, and gauges read when asked. No peer address is named.
+
+use crate::mesh::PeerBoard;
+use crate::resolver::Resolver;
+use narmesh_http_gateway::GatewayMetrics;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+
+/// A registry of everything.
+pub(super) fn registry(gateway: &GatewayMetrics, resolver: &Arc<Resolver>, board: &Arc<PeerBoard>) -> Registry {
+    let mut registry = Registry::with_prefix("narmesh");
+    gateway.register(&mut registry);
+    let counters = resolver.counters();
+    for (name, help, counter) in [
+        ("lookups_asked", "Narinfo requests that memory could not answer", &counters.asked),
+        ("false_hits", "Candidates that did not hold what their filter promised", &counters.false_hits),
+        ("lookup_deadlines", "Narinfo requests that ended at their deadline", &counters.deadlines),
+        ("nars_complete", "NAR bodies delivered whole", &counters.nars_complete),
+        ("nars_absent", "NAR requests answered 404", &counters.nars_absent),
+        ("nars_aborted", "NAR bodies closed short", &counters.nars_aborted),
+        ("nars_continued", "NARs continued from another holder", &counters.continued),
+        ("mesh_received_bytes", "NAR bytes received from peers", &counters.bytes_in),
+    ] {
+        registry.register(name, help, counter.clone());
+    }
+    registry.register_collector(Box::new(Gauges { board: Arc::clone(board) }));
+    registry
+}
+
+#[derive(Debug)]
+struct Gauges {
+    board: Arc<PeerBoard>,
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let peers = self.board.all();
+        let connected = peers.values().filter(|stats| stats.connected).count() as u64;
+        let set_aside = peers.values().filter(|stats| stats.set_aside().is_some()).count() as u64;
+        let misdeeds = peers.values().map(|stats| u64::from(stats.misdeeds)).sum::<u64>();
+        let sent_bytes = peers.values().map(|stats| stats.bytes_out).sum::<u64>();
+        let ages_s = || peers.values().filter_map(|stats| stats.summary_since).map(|since| since.elapsed().as_secs());
+        for (name, help, value) in [
+            ("peers_allowed", "Peers on the allowlist", peers.len() as u64),
+            ("peers_connected", "Peers connected now", connected),
+            ("peers_set_aside", "Peers asked nothing because they lied", set_aside),
+            ("peer_misdeeds", "Proven lies and broken rules of peers since the start", misdeeds),
+            ("mesh_sent_bytes", "NAR bytes sent to peers since the start", sent_bytes),
+            ("filters", "Peers whose filter is in the table", ages_s().count() as u64),
+            ("filter_oldest_age_seconds", "Age of the oldest filter in the table", ages_s().max().unwrap_or(0)),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}

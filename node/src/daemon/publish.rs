@@ -1,0 +1,45 @@
+//! From the store to the mesh: what the offer says may leave is told to the gossip core, and stale answers are dropped.
+
+use crate::mesh::MeshHandle;
+use crate::resolver::Resolver;
+use narmesh_gossip::PathChange;
+use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Changes that may wait for the mesh; the offer's own thread then waits, nothing is lost.
+const CHANGES_MAX: usize = 16;
+
+/// Starts judging the store; what may leave arrives on the receiver, beginning with everything.
+pub(super) fn offer(
+    store: &Arc<NixStore>,
+    policy: OfferPolicy,
+) -> Result<(Arc<Offer>, mpsc::Receiver<OfferChange>), StoreError> {
+    let (sender, receiver) = mpsc::channel(CHANGES_MAX);
+    let tell = move |change| {
+        // Fails only when the daemon is stopping.
+        drop(sender.blocking_send(change));
+    };
+    let offer = Offer::start(Arc::clone(store), policy, Box::new(tell))?;
+    Ok((Arc::new(offer), receiver))
+}
+
+/// Tells the mesh what the offer says, until the offer ends: first all there is, perhaps nothing yet, then the changes.
+pub(super) async fn tell_mesh(offer: Arc<Offer>, mut changes: mpsc::Receiver<OfferChange>, mesh: MeshHandle) {
+    mesh.paths_changed(PathChange::Replace(offer.hash_parts())).await;
+    drop(offer);
+    while let Some(OfferChange { added, removed }) = changes.recv().await {
+        tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
+        mesh.paths_changed(PathChange::Update { added, removed }).await;
+    }
+}
+
+/// Drops rendered answers of paths that changed, as long as the watcher lives.
+pub(super) fn drop_stale_answers(store: &Arc<NixStore>, resolver: &Arc<Resolver>) -> Result<Watcher, StoreError> {
+    let resolver = Arc::clone(resolver);
+    store.watch(Box::new(move |change| {
+        for parts in [&change.added, &change.removed, &change.failed, &change.mended] {
+            resolver.store_changed(parts);
+        }
+    }))
+}

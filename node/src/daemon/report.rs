@@ -1,0 +1,215 @@
+//! The one place that assembles what the daemon says about itself.
+
+use super::Daemon;
+use crate::control::{ControlHandler, ControlReply, ControlRequest};
+use crate::mesh::{MeshView, PeerStats, probe};
+use crate::settings::PeerSettings;
+use crate::status::{
+    AdvertisedPath, AdvertisedReport, ByteStatus, ConfigStatus, OwnStatus, OwnStoreView, PeerProbe, PeerStatus,
+    RequestStatus, Status, StoreStatus, SummaryStatus, WhyReport, WithheldPath,
+};
+use libp2p::{Multiaddr, PeerId};
+use narmesh_protocol::{HashPart, NarInfo, StoreDir, StorePath};
+use narmesh_store::{NixStore, Offer, Standing, Store, Withheld};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl ControlHandler for Daemon {
+    async fn handle(&self, request: ControlRequest) -> ControlReply {
+        let reply = match request {
+            ControlRequest::Status => self.status().await.map(|status| ControlReply::Status(Box::new(status))),
+            ControlRequest::Advertised => self.advertised().await.map(ControlReply::Advertised),
+            ControlRequest::Why { path } => self.why(path).await.map(|why| ControlReply::Why(Box::new(why))),
+            ControlRequest::Reload => self.reload().await.map(|()| ControlReply::Reloaded),
+            ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
+        };
+        reply.unwrap_or_else(|error| ControlReply::Refused { why: format!("{error:#}") })
+    }
+}
+
+impl Daemon {
+    async fn status(&self) -> anyhow::Result<Status> {
+        let view = self.mesh.view().await?;
+        let (config, settings) = {
+            let in_force = self.in_force.read();
+            let config = ConfigStatus {
+                file: self.config_file.clone(),
+                loaded_unix_s: in_force.loaded_unix_s,
+                error: in_force.error.clone(),
+            };
+            (config, Arc::clone(&in_force.settings))
+        };
+        let board = self.mesh.board().all();
+        let counts = self.gateway_metrics.counts();
+        let peers: Vec<_> = settings.peers.iter().map(|peer| peer_status(peer, &board, &view)).collect();
+        Ok(Status {
+            peer_id: self.secrets.peer_id().to_string(),
+            software: concat!("narmesh/", env!("CARGO_PKG_VERSION")).to_owned(),
+            uptime_s: self.started.elapsed().as_secs(),
+            pid: std::process::id(),
+            config,
+            listen: view.listen.iter().map(Multiaddr::to_string).collect(),
+            gateway: self.gateway_address.to_string(),
+            store: StoreStatus {
+                dir: settings.store.store_dir.as_str().to_owned(),
+                valid_paths: self.store.valid_paths() as u64,
+                advertised_paths: view.publication.paths as u64,
+            },
+            own: OwnStatus {
+                epoch: view.publication.generation.map_or(0, |generation| generation.epoch),
+                seq: view.publication.generation.map_or(0, |generation| generation.seq),
+                paths: view.publication.paths as u64,
+                filter_bits: u64::from(view.publication.filter_bits),
+            },
+            requests: RequestStatus {
+                narinfo: counts.narinfo_hits + counts.narinfo_misses,
+                narinfo_hits: counts.narinfo_hits,
+                narinfo_misses: counts.narinfo_misses,
+                false_hits: self.resolver.counters().false_hits.get(),
+                nar: counts.nar_served + counts.nar_absent + counts.nar_aborted + counts.nar_client_gone,
+                nar_ok: counts.nar_served,
+                nar_absent: counts.nar_absent,
+                nar_aborted: counts.nar_aborted,
+            },
+            bytes: ByteStatus {
+                received: peers.iter().map(|peer| peer.bytes_in).sum(),
+                sent: peers.iter().map(|peer| peer.bytes_out).sum(),
+                gateway_out: counts.body_bytes,
+            },
+            peers,
+            rss_bytes: rss_bytes(),
+        })
+    }
+
+    async fn advertised(&self) -> anyhow::Result<AdvertisedReport> {
+        let (offer, store) = (Arc::clone(&self.offer), Arc::clone(&self.store));
+        tokio::task::spawn_blocking(move || advertised(&offer, &store)).await.map_err(Into::into)
+    }
+
+    async fn why(&self, asked: String) -> anyhow::Result<WhyReport> {
+        let settings = self.settings();
+        let part = parse_path(&asked, &settings.store.store_dir)?;
+        let names: BTreeMap<PeerId, String> =
+            settings.peers.iter().map(|peer| (peer.peer_id, peer.name.clone())).collect();
+        let mut report = self.resolver.why(asked, part, &names);
+        let (offer, store) = (Arc::clone(&self.offer), Arc::clone(&self.store));
+        report.own_store = tokio::task::spawn_blocking(move || own_view(&offer, &store, &part)).await?;
+        Ok(report)
+    }
+
+    async fn probe(&self, only: Option<String>) -> anyhow::Result<Vec<PeerProbe>> {
+        let settings = self.settings();
+        let results = probe(&settings, &self.secrets.keypair).await?;
+        let chosen = |peer: &&PeerSettings| {
+            only.as_ref().is_none_or(|only| peer.name == *only || peer.peer_id.to_string() == *only)
+        };
+        let probes: Vec<_> = settings
+            .peers
+            .iter()
+            .filter(chosen)
+            .filter_map(|peer| {
+                let result = results.get(&peer.peer_id)?.clone();
+                Some(PeerProbe { name: peer.name.clone(), peer_id: peer.peer_id.to_string(), result })
+            })
+            .collect();
+        anyhow::ensure!(
+            only.is_none() || !probes.is_empty(),
+            "no [[peer]] is named {:?}; accepted: a name or peer id of the configuration",
+            only.unwrap_or_default()
+        );
+        Ok(probes)
+    }
+}
+
+fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
+    let (listed, store_dir) = (offer.list(), store.store_dir());
+    // The list leaves derivations out: what is valid and not in it is one.
+    let derivations = store.valid_paths().saturating_sub(listed.len());
+    let mut report = AdvertisedReport { never: derivations as u64, ..AdvertisedReport::default() };
+    for (path, nar_size, standing) in listed {
+        let full = store_dir.display(&path);
+        match standing {
+            Standing::Offered => {
+                let offered = offer.offered(&path.hash_part());
+                let signed_by = offered.map_or_else(Vec::new, |offered| signers(&offered.narinfo_text, store_dir));
+                report.paths.push(AdvertisedPath { path: full, nar_size, signed_by });
+            }
+            Standing::Withheld(Withheld::Source) => report.never += 1,
+            Standing::Withheld(why) => {
+                report.withheld.push(WithheldPath { path: full, reason: why.sentence().to_owned() });
+            }
+        }
+    }
+    report.paths.sort();
+    report.withheld.sort();
+    report
+}
+
+/// The key names that a path leaves with: read from the very text that peers get.
+fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
+    let info = NarInfo::parse(store_dir, narinfo_text);
+    info.map_or_else(|_| Vec::new(), |info| info.signatures.into_iter().map(|signature| signature.key_name).collect())
+}
+
+fn own_view(offer: &Offer, store: &NixStore, part: &HashPart) -> OwnStoreView {
+    let held = store.contains(part);
+    let advertised = offer.offered(part).is_some();
+    let standing = (held && !advertised).then(|| offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part));
+    let reason = standing.flatten().and_then(|(_, _, standing)| match standing {
+        Standing::Offered => None,
+        Standing::Withheld(why) => Some(why.sentence().to_owned()),
+    });
+    OwnStoreView { held, advertised, reason }
+}
+
+/// A full store path, a base name, or a bare hash part.
+fn parse_path(asked: &str, store_dir: &StoreDir) -> anyhow::Result<HashPart> {
+    let base = asked.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(asked);
+    let first = base.split('/').next().unwrap_or(base);
+    StorePath::parse(first).map(|path| path.hash_part()).or_else(|_| HashPart::parse(first)).map_err(|_| {
+        anyhow::anyhow!(
+            "{asked:?} is no store path; accepted: {}/<hash>-<name>, <hash>-<name>, or the hash of 32 characters",
+            store_dir.as_str()
+        )
+    })
+}
+
+fn peer_status(peer: &PeerSettings, board: &BTreeMap<PeerId, PeerStats>, view: &MeshView) -> PeerStatus {
+    let stats = board.get(&peer.peer_id).cloned().unwrap_or_default();
+    let seen = view.peers.iter().find(|seen| seen.peer == peer.peer_id);
+    let summary = seen.and_then(|seen| seen.summary.as_ref()).map(|summary| SummaryStatus {
+        epoch: summary.generation.epoch,
+        seq: summary.generation.seq,
+        age_s: stats.summary_since.map_or(0, |since| since.elapsed().as_secs()),
+        paths: summary.paths,
+        filter_bits: u64::from(summary.filter_bits),
+    });
+    PeerStatus {
+        name: peer.name.clone(),
+        peer_id: peer.peer_id.to_string(),
+        connected: stats.connected,
+        set_aside_s: stats.set_aside().map(|left| left.as_secs()),
+        why: stats.why,
+        allowed_there: stats.allowed_there.then_some(true),
+        store_dir_differs: stats.store_dir_differs,
+        software: stats.software,
+        addresses: stats.addresses,
+        summary,
+        asked: stats.asked,
+        hits: stats.hits,
+        false_hits: stats.false_hits,
+        bytes_in: stats.bytes_in,
+        bytes_out: stats.bytes_out,
+        rate_bytes_s: stats.rate_bytes_s,
+        rtt_ms: stats.latency.map(|latency| latency.as_secs_f64() * 1e3),
+        misdeeds: u64::from(stats.misdeeds),
+        last_misdeed: stats.last_misdeed,
+    }
+}
+
+/// Resident memory from `/proc/self/statm`, 0 where there is none.
+fn rss_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

@@ -1,0 +1,58 @@
+//! Addresses between the core's sockets and libp2p's multiaddrs, and which of them mean anything elsewhere.
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::DialError;
+use std::net::{IpAddr, SocketAddr};
+
+/// The first IP and TCP port of a multiaddr.
+pub(super) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => IpAddr::V4(ip),
+        Protocol::Ip6(ip) => IpAddr::V6(ip),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
+        _ => None,
+    }
+}
+
+/// `/ip4|ip6/…/tcp/…`.
+pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
+    Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()))
+}
+
+/// Addresses that mean something on another machine; loopback only where the operator says that all nodes share one.
+pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
+    if ip.is_loopback() {
+        return loopback;
+    }
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(link_local || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// Of each address tried, why not.
+pub(super) fn describe_dial_error(error: &DialError) -> String {
+    match error {
+        DialError::Transport(tried) => tried
+            .iter()
+            .map(|(address, error)| format!("{address}: {}", innermost(error)))
+            .collect::<Vec<_>>()
+            .join("; "),
+        DialError::WrongPeerId { obtained, .. } => format!("another peer answers there: {obtained}"),
+        other => other.to_string(),
+    }
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}

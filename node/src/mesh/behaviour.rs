@@ -1,0 +1,156 @@
+//! The protocols of a node, composed.
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::allow_block_list::{self, AllowedPeers};
+use libp2p::request_response::{self, ProtocolSupport};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
+use narmesh_protocol::wire::{
+    ANNOUNCE_TOPIC, GOSSIP_PROTOCOL, GossipReply, GossipRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest,
+};
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::io;
+use std::time::Duration;
+
+/// Announcements: only our topic can be subscribed to, by anyone.
+pub(super) type Announcements =
+    gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
+
+/// Field order is poll and admission order: the allowlist refuses before any other protocol hears of a connection.
+#[derive(NetworkBehaviour)]
+pub(super) struct MeshBehaviour {
+    pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
+    pub(super) limits: connection_limits::Behaviour,
+    pub(super) announcements: Announcements,
+    pub(super) gossip: request_response::Behaviour<BytesCodec>,
+    pub(super) narinfo: request_response::Behaviour<BytesCodec>,
+    pub(super) nar: libp2p_stream::Behaviour,
+    pub(super) ping: ping::Behaviour,
+}
+
+/// Whole messages as bytes, each bounded; one request a stream, so the end of the stream is the end of the message.
+#[derive(Clone, Debug)]
+pub(super) struct BytesCodec {
+    request_bytes_max: usize,
+    reply_bytes_max: usize,
+}
+
+impl MeshBehaviour {
+    /// All protocols for `keypair`, admitting `allowed` only.
+    pub(super) fn new(
+        keypair: &libp2p::identity::Keypair,
+        allowed: impl IntoIterator<Item = PeerId>,
+        connections_max: u32,
+    ) -> anyhow::Result<Self> {
+        let mut allowlist = allow_block_list::Behaviour::<AllowedPeers>::default();
+        for peer in allowed {
+            allowlist.allow_peer(peer);
+        }
+        let limits = connection_limits::ConnectionLimits::default()
+            .with_max_pending_incoming(Some(64))
+            .with_max_established(Some(connections_max))
+            .with_max_established_per_peer(Some(4));
+        Ok(Self {
+            allowlist,
+            limits: connection_limits::Behaviour::new(limits),
+            announcements: announcements(keypair)?,
+            gossip: request_response(
+                BytesCodec { request_bytes_max: GossipRequest::BYTES_MAX, reply_bytes_max: GossipReply::BYTES_MAX },
+                GOSSIP_PROTOCOL,
+                32,
+            ),
+            narinfo: request_response(
+                BytesCodec { request_bytes_max: NarInfoRequest::BYTES_MAX, reply_bytes_max: NarInfoReply::BYTES_MAX },
+                NARINFO_PROTOCOL,
+                256,
+            ),
+            nar: libp2p_stream::Behaviour::new(),
+            // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.
+            ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(120))),
+        })
+    }
+}
+
+/// The one topic of this mesh.
+pub(super) fn announce_topic() -> gossipsub::IdentTopic {
+    gossipsub::IdentTopic::new(ANNOUNCE_TOPIC)
+}
+
+fn announcements(keypair: &libp2p::identity::Keypair) -> anyhow::Result<Announcements> {
+    let config = gossipsub::ConfigBuilder::default()
+        .validation_mode(gossipsub::ValidationMode::Strict)
+        .validate_messages()
+        .max_transmit_size(4_096)
+        // The first heartbeat fills the forwarding mesh; the default of 5 s would delay it on a fresh start.
+        .heartbeat_initial_delay(Duration::from_millis(500))
+        .message_id_fn(|message: &gossipsub::Message| {
+            let source = message.source.map(PeerId::to_bytes).unwrap_or_default();
+            let digest = Sha256::new().chain_update(source).chain_update(&message.data).finalize();
+            gossipsub::MessageId::from(digest.to_vec())
+        })
+        .build()?;
+    let filter = gossipsub::WhitelistSubscriptionFilter(HashSet::from([announce_topic().hash()]));
+    let mut announcements = Announcements::new_with_subscription_filter(
+        gossipsub::MessageAuthenticity::Signed(keypair.clone()),
+        config,
+        filter,
+    )
+    .map_err(|reason| anyhow::anyhow!("gossipsub configuration: {reason}"))?;
+    announcements.subscribe(&announce_topic())?;
+    Ok(announcements)
+}
+
+fn request_response(
+    codec: BytesCodec,
+    protocol: &'static str,
+    streams_max: usize,
+) -> request_response::Behaviour<BytesCodec> {
+    let config = request_response::Config::default()
+        .with_max_concurrent_streams(streams_max)
+        .with_request_timeout(Duration::from_secs(10));
+    request_response::Behaviour::with_codec(codec, [(StreamProtocol::new(protocol), ProtocolSupport::Full)], config)
+}
+
+impl request_response::Codec for BytesCodec {
+    type Protocol = StreamProtocol;
+    type Request = Vec<u8>;
+    type Response = Vec<u8>;
+
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        read_bounded(io, self.request_bytes_max).await
+    }
+
+    async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        read_bounded(io, self.reply_bytes_max).await
+    }
+
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, request: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&request).await
+    }
+
+    async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, reply: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&reply).await
+    }
+}
+
+async fn read_bounded<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io.take(bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message over its limit"));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,270 @@
+//! Whom to dial, when, and at which addresses: no sockets here, the driver performs it.
+//!
+//! Configured addresses are redialled for ever with a growing, jittered pause. Addresses learned from summaries are foreign words:
+//! each is dialled at most once a minute, and for gossip only while there are fewer connections than wanted.
+
+use libp2p::{Multiaddr, PeerId};
+use narmesh_gossip::Moment;
+use rand::{Rng, RngExt};
+use std::collections::BTreeMap;
+
+/// First pause after a failure; doubles up to [`PAUSE_MAX_MS`]. Small, so that a restarted neighbour is back at once.
+const PAUSE_MIN_MS: u64 = 250;
+/// Longest pause between two dials of a configured peer.
+const PAUSE_MAX_MS: u64 = 30_000;
+/// One dial per learned address in this time.
+const LEARNED_PAUSE_MS: u64 = 60_000;
+/// A new address waits this long before it is dialled for gossip: a lookup dials it at once.
+const LEARNED_DELAY_MS: u64 = 1_000;
+/// Addresses kept per peer, configured and learned each.
+const ADDRESSES_MAX: usize = 8;
+
+#[derive(Debug, Default)]
+struct Target {
+    configured: Vec<Multiaddr>,
+    learned: Vec<(Multiaddr, Option<Moment>)>,
+    failures: u32,
+    next: Moment,
+    dialing: bool,
+    connected: bool,
+}
+
+/// Why a peer cannot be dialled on demand now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotNow {
+    /// Not on the allowlist.
+    Unknown,
+    /// No address is known, or each was tried a moment ago.
+    NoAddress,
+    /// It failed a moment ago; the next try comes by itself.
+    Pausing,
+}
+
+/// What to do for a demand.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Demand {
+    /// There is a connection.
+    Connected,
+    /// A dial is under way.
+    Dialing,
+    /// Dial these.
+    Dial(Vec<Multiaddr>),
+}
+
+/// The dial plan of all allowlisted peers.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    targets: BTreeMap<PeerId, Target>,
+    connections_wanted: usize,
+}
+
+impl Dialer {
+    pub(super) fn new(connections_wanted: usize) -> Self {
+        Self { targets: BTreeMap::new(), connections_wanted }
+    }
+
+    /// Makes the plan cover exactly `peers`; a new one is due at once.
+    pub(super) fn set_peers(
+        &mut self,
+        now: Moment,
+        peers: &BTreeMap<PeerId, Vec<Multiaddr>>,
+        connections_wanted: usize,
+    ) {
+        self.connections_wanted = connections_wanted;
+        self.targets.retain(|peer, _| peers.contains_key(peer));
+        for (peer, addresses) in peers {
+            let target = self.targets.entry(*peer).or_default();
+            let configured: Vec<_> = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
+            if target.configured != configured {
+                target.configured = configured;
+                target.failures = 0;
+                target.next = now;
+            }
+        }
+    }
+
+    /// Addresses from a peer's own signed summary, already filtered.
+    pub(super) fn learned(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) {
+        let Some(target) = self.targets.get_mut(peer) else { return };
+        if addresses.iter().any(|address| target.learned.iter().all(|(known, _)| known != address)) {
+            target.next = target.next.min(Moment(now.0 + LEARNED_DELAY_MS));
+        }
+        let old = std::mem::take(&mut target.learned);
+        target.learned = addresses
+            .into_iter()
+            .take(ADDRESSES_MAX)
+            .map(|address| {
+                let tried = old.iter().find(|(known, _)| *known == address).and_then(|(_, tried)| *tried);
+                (address, tried)
+            })
+            .collect();
+    }
+
+    pub(super) fn connected(&mut self, peer: &PeerId) {
+        if let Some(target) = self.targets.get_mut(peer) {
+            (target.connected, target.dialing, target.failures) = (true, false, 0);
+        }
+    }
+
+    /// The last connection closed: the first redial comes after a jittered moment, so that two sides do not collide for ever.
+    pub(super) fn disconnected(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
+        if let Some(target) = self.targets.get_mut(peer) {
+            target.connected = false;
+            target.next = Moment(now.0 + rng.random_range(20..PAUSE_MIN_MS));
+        }
+    }
+
+    pub(super) fn failed(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
+        if let Some(target) = self.targets.get_mut(peer) {
+            target.dialing = false;
+            let pause = (PAUSE_MIN_MS << target.failures.min(16)).min(PAUSE_MAX_MS);
+            target.failures = target.failures.saturating_add(1);
+            target.next = Moment(now.0 + pause * 3 / 4 + rng.random_range(0..=pause / 2));
+        }
+    }
+
+    /// Where `peer` may be reached, configured first.
+    pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        self.targets.get(peer).map_or_else(Vec::new, |target| {
+            let mut all = target.configured.clone();
+            all.extend(
+                target.learned.iter().map(|(address, _)| address.clone()).filter(|a| !target.configured.contains(a)),
+            );
+            all
+        })
+    }
+
+    /// Everything to dial now for gossip; marks it as dialled.
+    pub(super) fn due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
+        let mut connections = self.targets.values().filter(|target| target.connected || target.dialing).count();
+        let mut dials = Vec::new();
+        for (peer, target) in &mut self.targets {
+            if connections >= self.connections_wanted {
+                break;
+            }
+            if target.connected || target.dialing || target.next > now {
+                continue;
+            }
+            let addresses = target.dialable(now);
+            if addresses.is_empty() {
+                // Nothing to dial until an address is learned or becomes due again.
+                target.next = Moment(now.0 + PAUSE_MAX_MS);
+                continue;
+            }
+            target.start(now);
+            connections += 1;
+            dials.push((*peer, addresses));
+        }
+        dials
+    }
+
+    /// A lookup wants `peer` now.
+    pub(super) fn demand(&mut self, now: Moment, peer: &PeerId) -> Result<Demand, NotNow> {
+        let target = self.targets.get_mut(peer).ok_or(NotNow::Unknown)?;
+        if target.connected {
+            return Ok(Demand::Connected);
+        }
+        if target.dialing {
+            return Ok(Demand::Dialing);
+        }
+        if target.failures > 0 && target.next > now {
+            return Err(NotNow::Pausing);
+        }
+        let addresses = target.dialable(now);
+        if addresses.is_empty() {
+            return Err(NotNow::NoAddress);
+        }
+        target.start(now);
+        Ok(Demand::Dial(addresses))
+    }
+
+    /// When [`Self::due`] may have something.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        let connections = self.targets.values().filter(|target| target.connected || target.dialing).count();
+        if connections >= self.connections_wanted {
+            return None;
+        }
+        self.targets.values().filter(|target| !target.connected && !target.dialing).map(|target| target.next).min()
+    }
+}
+
+impl Target {
+    fn dialable(&self, now: Moment) -> Vec<Multiaddr> {
+        let mut addresses = self.configured.clone();
+        let fresh = |tried: &Option<Moment>| tried.is_none_or(|at| now.0.saturating_sub(at.0) >= LEARNED_PAUSE_MS);
+        for (address, tried) in &self.learned {
+            if fresh(tried) && !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        addresses
+    }
+
+    fn start(&mut self, now: Moment) {
+        self.dialing = true;
+        for (_, tried) in &mut self.learned {
+            if tried.is_none_or(|at| now.0.saturating_sub(at.0) >= LEARNED_PAUSE_MS) {
+                *tried = Some(now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    fn address(port: u16) -> Multiaddr {
+        format!("/ip4/192.0.2.1/tcp/{port}").parse().unwrap()
+    }
+
+    #[test]
+    fn redials_configured_peers_with_a_growing_pause() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
+        let mut now = Moment(0);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(dialer.due(now), [(peer, vec![address(1)])]);
+            assert!(dialer.due(now).is_empty(), "one dial at a time");
+            dialer.failed(now, &peer, &mut rng);
+            assert_eq!(dialer.demand(now, &peer), Err(NotNow::Pausing));
+            let next = dialer.deadline().unwrap();
+            pauses.push(next.0 - now.0);
+            now = next;
+        }
+        assert!(pauses[0] <= PAUSE_MIN_MS * 5 / 4 && pauses[11] >= PAUSE_MAX_MS * 3 / 4, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX_MS * 5 / 4));
+    }
+
+    #[test]
+    fn a_learned_address_is_dialled_once_a_minute() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
+        assert_eq!(dialer.demand(Moment(0), &peer), Err(NotNow::NoAddress));
+        dialer.learned(Moment(0), &peer, vec![address(2)]);
+        assert_eq!(dialer.demand(Moment(0), &peer), Ok(Demand::Dial(vec![address(2)])));
+        dialer.failed(Moment(0), &peer, &mut rng);
+        assert_eq!(dialer.demand(Moment(30_000), &peer), Err(NotNow::NoAddress));
+        dialer.learned(Moment(0), &peer, vec![address(2)]);
+        assert_eq!(dialer.demand(Moment(59_000), &peer), Err(NotNow::NoAddress), "learning it again renews nothing");
+        assert_eq!(dialer.demand(Moment(60_000), &peer), Ok(Demand::Dial(vec![address(2)])));
+    }
+
+    #[test]
+    fn learned_peers_are_left_alone_while_there_are_connections_enough() {
+        let [configured, learned] = [(); 2].map(|()| PeerId::random());
+        let mut dialer = Dialer::new(1);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(configured, vec![address(1)]), (learned, Vec::new())]), 1);
+        dialer.connected(&configured);
+        dialer.learned(Moment(0), &learned, vec![address(2)]);
+        assert!(dialer.due(Moment(100_000)).is_empty());
+        assert_eq!(dialer.deadline(), None);
+        assert_eq!(dialer.demand(Moment(100_000), &learned), Ok(Demand::Dial(vec![address(2)])));
+    }
+}

@@ -1,0 +1,362 @@
+//! The task that owns the swarm and the gossip core, and the handle by which others reach it.
+
+use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
+mod core_outputs;
+mod protocols;
+
+use super::addresses::{describe_dial_error, may_be_told, socket_address};
+use super::clock::now;
+use super::dialer::{Demand, Dialer};
+use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
+use super::nar_client::NarPool;
+use super::nar_server::Uploads;
+use super::peers::PeerBoard;
+use super::swarm;
+use crate::state_db::SharedStateDb;
+use futures::StreamExt;
+use libp2p::identity::Keypair;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, ping, request_response};
+use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Persisted};
+use narmesh_protocol::StoreDir;
+use narmesh_protocol::wire::{NAR_PROTOCOL, NarInfoRequest};
+use narmesh_store::Offer;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Commands that may wait for the driver.
+const COMMANDS_MAX: usize = 1_024;
+/// Narinfo requests of peers answered at the same time; further ones are told *busy*.
+const ANSWERS_AT_ONCE_MAX: usize = 64;
+/// The driver looks at the clocks at least this often, so that suspend is noticed.
+const TICK_MAX: Duration = Duration::from_secs(10);
+/// Connections in all, kept and on demand.
+const CONNECTIONS_MAX: u32 = 1_024;
+
+/// What the mesh needs to know of the configuration.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// The allowlist with its configured addresses.
+    pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
+    /// Where to listen.
+    pub listen: Vec<Multiaddr>,
+    /// Told to peers besides the listen addresses.
+    pub external_addresses: Vec<Multiaddr>,
+    /// Tell and accept loopback addresses (several nodes on one machine).
+    pub advertise_loopback: bool,
+    /// Connections kept for gossip.
+    pub connections_gossip: usize,
+    /// Most store paths advertised.
+    pub advertised_paths_max: usize,
+}
+
+/// A question under way: to whom, since when, and who waits.
+type Asked = (PeerId, Instant, oneshot::Sender<Result<Vec<u8>, AskError>>);
+
+/// The driver itself: `Mesh::start` makes it, `run` is its life.
+pub struct Mesh {
+    swarm: Swarm<MeshBehaviour>,
+    gossip: Gossip,
+    dialer: Dialer,
+    board: Arc<PeerBoard>,
+    nar: NarPool,
+    offer: Arc<Offer>,
+    state: SharedStateDb,
+    config: MeshConfig,
+    commands: mpsc::Receiver<Command>,
+    answers: mpsc::Receiver<(ResponseChannel<Vec<u8>>, Vec<u8>)>,
+    answers_sender: mpsc::Sender<(ResponseChannel<Vec<u8>>, Vec<u8>)>,
+    answering: Arc<Semaphore>,
+    asked: HashMap<OutboundRequestId, Asked>,
+    connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
+    gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
+    gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
+    judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
+    next_id: u64,
+    rng: StdRng,
+}
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mesh").field("peer", self.swarm.local_peer_id()).finish_non_exhaustive()
+    }
+}
+
+impl Mesh {
+    /// Builds swarm and core, starts listening, and spawns the NAR server; the caller spawns [`Mesh::run`].
+    pub fn start(
+        keypair: &Keypair,
+        store_dir: StoreDir,
+        config: MeshConfig,
+        offer: Arc<Offer>,
+        uploads: Uploads,
+        board: Arc<PeerBoard>,
+        state: SharedStateDb,
+    ) -> anyhow::Result<(Self, MeshHandle)> {
+        let mut swarm = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
+        for address in &config.listen {
+            swarm.listen_on(address.clone())?;
+        }
+        let mut control = swarm.behaviour().nar.new_control();
+        let incoming = control.accept(StreamProtocol::new(NAR_PROTOCOL))?;
+        tokio::spawn(uploads.accept(incoming));
+        let mut rng = StdRng::from_rng(&mut rand::rng());
+        let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
+        let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
+        gossip_config.path_count_max = config.advertised_paths_max;
+        let persisted = {
+            let state = state.lock();
+            Persisted { own_epoch: state.own_epoch()?, newest: state.newest()? }
+        };
+        let gossip = Gossip::new(now(), gossip_config, persisted);
+        let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
+        let nar = NarPool::new(control);
+        let handle = MeshHandle {
+            commands: commands_sender,
+            table: gossip.table(),
+            board: Arc::clone(&board),
+            nar: nar.clone(),
+        };
+        let mut mesh = Self {
+            dialer: Dialer::new(config.connections_gossip),
+            swarm,
+            gossip,
+            board,
+            nar,
+            offer,
+            state,
+            config: config.clone(),
+            commands,
+            answers,
+            answers_sender,
+            answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
+            asked: HashMap::new(),
+            connecting: HashMap::new(),
+            gossip_sent: HashMap::new(),
+            gossip_received: HashMap::new(),
+            judged: HashMap::new(),
+            next_id: 0,
+            rng,
+        };
+        mesh.reconfigure(config);
+        Ok((mesh, handle))
+    }
+
+    /// Runs until the last handle is dropped.
+    pub async fn run(mut self) {
+        loop {
+            self.perform();
+            self.dial_due();
+            let sleep = tokio::time::sleep(self.until_deadline());
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_swarm_event(event),
+                command = self.commands.recv() => match command {
+                    Some(Command::Goodbye(reply)) => self.goodbye(reply).await,
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                Some((channel, bytes)) = self.answers.recv() => {
+                    // The channel is closed when the asker left: nothing to tell anyone.
+                    drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
+                }
+                () = sleep => self.gossip.handle(now(), Input::Tick),
+            }
+        }
+    }
+
+    fn until_deadline(&self) -> Duration {
+        let at = now().moment;
+        let wait = |deadline: Option<Moment>| {
+            deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
+        };
+        wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(TICK_MAX)
+    }
+
+    fn dial_due(&mut self) {
+        for (peer, addresses) in self.dialer.due(now().moment) {
+            self.dial(peer, addresses);
+        }
+    }
+
+    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses).build();
+        if let Err(error) = self.swarm.dial(options) {
+            self.dial_failed(peer, &error);
+        }
+    }
+
+    fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
+        if self.swarm.is_connected(&peer) {
+            self.dialer.connected(&peer);
+            return;
+        }
+        let why = describe_dial_error(error);
+        tracing::debug!(%peer, why, "dial failed");
+        self.dialer.failed(now().moment, &peer, &mut self.rng);
+        self.board.update(&peer, |stats| stats.why = Some(why.clone()));
+        for waiter in self.connecting.remove(&peer).unwrap_or_default() {
+            drop(waiter.send(Err(AskError::NotConnected(why.clone()))));
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Ask { peer, ask, reply } => self.ask(peer, ask, reply),
+            Command::Connect { peer, reply } => self.connect(peer, reply),
+            Command::Paths(change) => self.gossip.handle(now(), Input::Paths(change)),
+            Command::Probe(peer, outcome) => self.gossip.handle(now(), Input::Probe { peer, outcome }),
+            Command::Reconfigure(config) => self.reconfigure(config),
+            Command::View(reply) => {
+                let view = MeshView {
+                    listen: self.swarm.listeners().cloned().collect(),
+                    peers: self.gossip.peers().collect(),
+                    publication: self.gossip.publication(),
+                };
+                drop(reply.send(view));
+            }
+            Command::Goodbye(reply) => reply.send(()).unwrap_or(()),
+        }
+    }
+
+    fn ask(&mut self, peer: PeerId, ask: Ask, reply: oneshot::Sender<Result<Vec<u8>, AskError>>) {
+        let Ask::NarInfo(hash_part) = ask;
+        let bytes = match (NarInfoRequest { hash_part }).encode() {
+            Ok(bytes) => bytes,
+            Err(error) => return drop(reply.send(Err(AskError::Failed(error.to_string())))),
+        };
+        if !self.swarm.is_connected(&peer) {
+            return drop(reply.send(Err(AskError::NotConnected("connection closed".to_owned()))));
+        }
+        self.asked.retain(|_, (_, _, waiting)| !waiting.is_closed());
+        let id = self.swarm.behaviour_mut().narinfo.send_request(&peer, bytes);
+        self.asked.insert(id, (peer, Instant::now(), reply));
+    }
+
+    fn connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), AskError>>) {
+        match self.dialer.demand(now().moment, &peer) {
+            Ok(Demand::Connected) => drop(reply.send(Ok(()))),
+            Ok(Demand::Dialing) => self.connecting.entry(peer).or_default().push(reply),
+            Ok(Demand::Dial(addresses)) => {
+                self.connecting.entry(peer).or_default().push(reply);
+                self.dial(peer, addresses);
+            }
+            Err(reason) => drop(reply.send(Err(AskError::NotConnected(format!("{reason:?}"))))),
+        }
+    }
+
+    fn reconfigure(&mut self, config: MeshConfig) {
+        let at = now();
+        for peer in self.config.peers.keys().filter(|peer| !config.peers.contains_key(*peer)) {
+            // Closes its connections, too.
+            self.swarm.behaviour_mut().allowlist.disallow_peer(*peer);
+            self.nar.forget(peer);
+            for waiter in self.connecting.remove(peer).unwrap_or_default() {
+                drop(waiter.send(Err(AskError::NotConnected("no longer on the allowlist".to_owned()))));
+            }
+        }
+        for peer in config.peers.keys() {
+            self.swarm.behaviour_mut().allowlist.allow_peer(*peer);
+        }
+        self.board.retain_only(config.peers.keys().copied());
+        self.dialer.set_peers(at.moment, &config.peers, config.connections_gossip);
+        self.gossip.handle(at, Input::Allowlist(config.peers.keys().copied().collect()));
+        self.config = config;
+        self.tell_addresses();
+        for peer in self.config.peers.keys() {
+            let addresses = self.dialer.addresses(peer).iter().map(Multiaddr::to_string).collect();
+            self.board.update(peer, |stats| stats.addresses = addresses);
+        }
+    }
+
+    fn tell_addresses(&mut self) {
+        let mut addresses: Vec<SocketAddr> = self
+            .config
+            .external_addresses
+            .iter()
+            .chain(self.swarm.listeners())
+            .filter_map(socket_address)
+            .filter(|address| may_be_told(address.ip(), self.config.advertise_loopback))
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(narmesh_protocol::Summary::ADDRESSES_MAX);
+        self.gossip.handle(now(), Input::Addresses(addresses));
+    }
+
+    async fn goodbye(&mut self, reply: oneshot::Sender<()>) {
+        self.gossip.handle(now(), Input::Goodbye);
+        self.perform();
+        // gossipsub hands messages to its connection tasks while the swarm is polled.
+        let drained = async {
+            loop {
+                let event = self.swarm.select_next_some().await;
+                drop(event);
+            }
+        };
+        drop(tokio::time::timeout(Duration::from_millis(200), drained).await);
+        // An error means that nobody waits for it any more.
+        reply.send(()).unwrap_or(());
+    }
+
+    fn on_swarm_event(&mut self, event: SwarmEvent<MeshBehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Announcements(event)) => self.on_announcement(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.on_gossip(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.on_narinfo(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
+                self.board.update(&peer, |stats| {
+                    stats.latency.get_or_insert(round_trip);
+                });
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                tracing::info!(%address, "listening for peers");
+                self.tell_addresses();
+            }
+            SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
+                self.on_connected(peer_id);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
+                self.on_disconnected(peer_id, why);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.dial_failed(peer, &error),
+            SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } => {
+                tracing::debug!(%error, from = %send_back_addr, "refused an incoming connection");
+            }
+            // Nothing else asks for a decision of ours.
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId) {
+        tracing::info!(%peer, "connected");
+        self.dialer.connected(&peer);
+        self.board.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
+        for waiter in self.connecting.remove(&peer).unwrap_or_default() {
+            drop(waiter.send(Ok(())));
+        }
+        self.gossip.handle(now(), Input::Connected(peer));
+    }
+
+    fn on_disconnected(&mut self, peer: PeerId, why: String) {
+        tracing::info!(%peer, why, "disconnected");
+        self.nar.forget(&peer);
+        self.dialer.disconnected(now().moment, &peer, &mut self.rng);
+        self.board.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
+        self.gossip.handle(now(), Input::Disconnected(peer));
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}

@@ -1,0 +1,134 @@
+//! What the gossip core wants done, and what it reports.
+
+use super::Mesh;
+use crate::mesh::addresses::{may_be_told, multiaddr};
+use crate::mesh::behaviour::announce_topic;
+use crate::mesh::clock::now;
+use libp2p::{Multiaddr, PeerId, gossipsub};
+use narmesh_gossip::{Event, Input, Output, Record, Verdict};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+impl Mesh {
+    /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
+    pub(super) fn perform(&mut self) {
+        while let Some(output) = self.gossip.poll() {
+            match output {
+                Output::Persist(record) => self.persist(&record),
+                Output::Publish(bytes) => self.publish(bytes),
+                Output::Judge { id, verdict } => self.judge(id, verdict),
+                Output::Request { to, id, bytes } => {
+                    if self.swarm.is_connected(&to) {
+                        let sent = self.swarm.behaviour_mut().gossip.send_request(&to, bytes);
+                        self.gossip_sent.insert(sent, (to, id));
+                    } else {
+                        self.gossip.handle(now(), Input::RequestFailed { to, id });
+                    }
+                }
+                Output::Respond { to: _, id, bytes } => {
+                    if let Some((_, channel)) = self.gossip_received.remove(&id) {
+                        // Closed when the asker left.
+                        drop(self.swarm.behaviour_mut().gossip.send_response(channel, bytes));
+                    }
+                }
+                Output::Penalize { peer, misdeed } => self.board.misdeed(&peer, &misdeed.to_string()),
+                Output::Event(event) => self.on_core_event(event),
+            }
+        }
+    }
+
+    fn persist(&self, record: &Record) {
+        let mut state = self.state.lock();
+        let done = match record {
+            Record::OwnEpoch(epoch) => state.set_own_epoch(*epoch),
+            Record::Newest { peer, envelope } => state.set_newest(peer, envelope),
+            Record::Forget(peer) => state.forget(peer),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
+        }
+    }
+
+    fn publish(&mut self, bytes: Vec<u8>) {
+        match self.swarm.behaviour_mut().announcements.publish(announce_topic(), bytes) {
+            Ok(_) => {}
+            // Alone: whoever connects later learns it from the greeting.
+            Err(error) => tracing::debug!(%error, "announcement not gossiped"),
+        }
+    }
+
+    fn judge(&mut self, id: u64, verdict: Verdict) {
+        if let Some((message, from)) = self.judged.remove(&id) {
+            let acceptance = match verdict {
+                Verdict::Accept => gossipsub::MessageAcceptance::Accept,
+                Verdict::Ignore => gossipsub::MessageAcceptance::Ignore,
+            };
+            let announcements = &mut self.swarm.behaviour_mut().announcements;
+            announcements.report_message_validation_result(&message, &from, acceptance);
+        }
+    }
+
+    fn on_core_event(&mut self, event: Event) {
+        match event {
+            Event::AddressesLearned { peer, addresses } => self.on_addresses(peer, addresses),
+            Event::Greeted { peer, software } => self.board.update(&peer, |stats| {
+                stats.allowed_there = true;
+                stats.store_dir_differs = None;
+                stats.software = Some(software);
+            }),
+            Event::StoreDirDiffers { peer, store_dir } => {
+                tracing::warn!(%peer, store_dir, "peer has another store directory: nothing can be shared with it");
+                self.board.update(&peer, |stats| stats.store_dir_differs = Some(store_dir));
+            }
+            Event::Published { generation, paths, body_bytes } => {
+                tracing::info!(epoch = generation.epoch, seq = generation.seq, paths, body_bytes, "summary announced");
+            }
+            Event::Overtaken { generation } => {
+                let (epoch, seq) = (generation.epoch, generation.seq);
+                tracing::warn!(epoch, seq, "peers hold a newer summary of ours: our state was lost, going on above it");
+            }
+            Event::Announced { peer, generation, path_count } => {
+                tracing::debug!(%peer, epoch = generation.epoch, seq = generation.seq, path_count, "peer announced");
+            }
+            Event::BodyPulled { owner, from, generation, bytes, delta } => {
+                let (epoch, seq) = (generation.epoch, generation.seq);
+                tracing::info!(peer = %owner, %from, epoch, seq, bytes, delta, "summary pulled");
+                self.board.update(&owner, |stats| stats.summary_since = Some(Instant::now()));
+            }
+            Event::PullGivenUp { owner, generation } => {
+                let (epoch, seq) = (generation.epoch, generation.seq);
+                tracing::info!(peer = %owner, epoch, seq, "nobody had the announced summary; the next sync tries again");
+            }
+            Event::Expired { peer } => self.on_summary_dropped(peer, "its lifetime ended"),
+            Event::Departed { peer } => self.on_summary_dropped(peer, "its owner said goodbye"),
+            Event::UnknownVersion { peer, version } => {
+                tracing::info!(%peer, version, "ignored an announcement of a newer protocol version");
+            }
+            Event::UnknownHashId { peer, hash_id } => {
+                tracing::info!(%peer, hash_id, "ignored a summary with an unknown hash id");
+            }
+            Event::ClockDiffers { peer, issued_at_ms } => {
+                tracing::warn!(%peer, issued_at_ms, "ignored an announcement: its date is more than a day off our clock");
+            }
+            Event::SetAside { peer, misdeed, until: _ } => {
+                tracing::warn!(%peer, %misdeed, "peer set aside: it is asked nothing for a while");
+            }
+            Event::Demoted { peer, until: _ } => {
+                tracing::warn!(%peer, "peer demoted: its filter claims far more than it holds");
+            }
+        }
+    }
+
+    fn on_addresses(&mut self, peer: PeerId, addresses: Vec<SocketAddr>) {
+        let loopback = self.config.advertise_loopback;
+        let usable = addresses.into_iter().filter(|address| may_be_told(address.ip(), loopback)).map(multiaddr);
+        self.dialer.learned(now().moment, &peer, usable.collect());
+        let all = self.dialer.addresses(&peer).iter().map(Multiaddr::to_string).collect();
+        self.board.update(&peer, |stats| stats.addresses = all);
+    }
+
+    fn on_summary_dropped(&self, peer: PeerId, why: &str) {
+        tracing::info!(%peer, why, "summary dropped");
+        self.board.update(&peer, |stats| stats.summary_since = None);
+    }
+}

@@ -1,0 +1,108 @@
+//! What peers say: announcements, gossip requests and answers, narinfo requests and answers.
+
+use super::Mesh;
+use crate::mesh::clock::now;
+use crate::mesh::handle::AskError;
+use libp2p::request_response::{self, ResponseChannel};
+use libp2p::{PeerId, gossipsub};
+use narmesh_gossip::Input;
+use narmesh_protocol::wire::{NarInfoReply, NarInfoRequest};
+use std::sync::Arc;
+
+impl Mesh {
+    pub(super) fn on_announcement(&mut self, event: gossipsub::Event) {
+        let gossipsub::Event::Message { propagation_source: from, message_id, message } = event else { return };
+        let Some(author) = message.source else { return };
+        let id = self.new_id();
+        self.judged.insert(id, (message_id, from));
+        self.gossip.handle(now(), Input::Announcement { id, author, from, bytes: message.data });
+        self.perform();
+        // A judgement is given at once; what is left was not judged and must not pile up.
+        self.judged.clear();
+    }
+
+    pub(super) fn on_gossip(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        match event {
+            request_response::Event::Message { peer, message, .. } => match message {
+                request_response::Message::Request { request_id, request, channel } => {
+                    let id = self.new_id();
+                    self.gossip_received.insert(id, (request_id, channel));
+                    self.gossip.handle(now(), Input::Request { from: peer, id, bytes: request });
+                }
+                request_response::Message::Response { request_id, response } => {
+                    self.board.responsive(&peer);
+                    if let Some((from, id)) = self.gossip_sent.remove(&request_id) {
+                        self.gossip.handle(now(), Input::Response { from, id, bytes: response });
+                    }
+                }
+            },
+            request_response::Event::OutboundFailure { request_id, error, peer, .. } => {
+                tracing::debug!(%peer, %error, "gossip request failed");
+                if let Some((to, id)) = self.gossip_sent.remove(&request_id) {
+                    self.gossip.handle(now(), Input::RequestFailed { to, id });
+                }
+            }
+            request_response::Event::InboundFailure { request_id, .. } => {
+                self.gossip_received.retain(|_, (received, _)| *received != request_id);
+            }
+            request_response::Event::ResponseSent { .. } => {}
+        }
+    }
+
+    pub(super) fn on_narinfo(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        match event {
+            request_response::Event::Message { peer, message, .. } => match message {
+                request_response::Message::Request { request, channel, .. } => {
+                    self.answer_narinfo(peer, &request, channel);
+                }
+                request_response::Message::Response { request_id, response } => {
+                    if let Some((peer, since, waiting)) = self.asked.remove(&request_id) {
+                        self.board.answered(&peer, since.elapsed());
+                        drop(waiting.send(Ok(response)));
+                    }
+                }
+            },
+            request_response::Event::OutboundFailure { request_id, error, .. } => {
+                if let Some((_, _, waiting)) = self.asked.remove(&request_id) {
+                    drop(waiting.send(Err(AskError::Failed(error.to_string()))));
+                }
+            }
+            request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
+        }
+    }
+
+    /// "No" comes from memory; "yes" asks the predicate again on a blocking thread.
+    fn answer_narinfo(&mut self, peer: PeerId, request: &[u8], channel: ResponseChannel<Vec<u8>>) {
+        let Ok(request) = NarInfoRequest::decode(request) else {
+            self.board.misdeed(&peer, "sent a malformed narinfo request");
+            return;
+        };
+        if !self.offer.is_offered(&request.hash_part) {
+            self.respond(channel, &NarInfoReply::Absent);
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.answering).try_acquire_owned() else {
+            self.respond(channel, &NarInfoReply::Busy);
+            return;
+        };
+        let (offer, answers) = (Arc::clone(&self.offer), self.answers_sender.clone());
+        tokio::task::spawn_blocking(move || {
+            let reply = match offer.offered(&request.hash_part) {
+                Some(offered) => NarInfoReply::Found(offered.narinfo_text.to_vec()),
+                None => NarInfoReply::Absent,
+            };
+            if let Ok(bytes) = reply.encode() {
+                // Fails only when the driver is gone.
+                drop(answers.blocking_send((channel, bytes)));
+            }
+            drop(permit);
+        });
+    }
+
+    fn respond(&mut self, channel: ResponseChannel<Vec<u8>>, reply: &NarInfoReply) {
+        if let Ok(bytes) = reply.encode() {
+            // Closed when the asker left.
+            drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
+        }
+    }
+}

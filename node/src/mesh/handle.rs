@@ -1,0 +1,141 @@
+//! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
+
+use super::driver::MeshConfig;
+use super::nar_client::NarPool;
+use super::peers::PeerBoard;
+use libp2p::{Multiaddr, PeerId};
+use narmesh_gossip::{FilterTable, PathChange, PeerView, ProbeOutcome, PublicationView};
+use narmesh_protocol::HashPart;
+use narmesh_protocol::wire::NarInfoReply;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// A question for one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Its narinfo for a path.
+    NarInfo(HashPart),
+}
+
+/// Why a peer gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It cannot be reached now.
+    #[error("not connected: {0}")]
+    NotConnected(String),
+    /// It broke the connection or the protocol.
+    #[error("request failed: {0}")]
+    Failed(String),
+    /// It has too much to do.
+    #[error("busy")]
+    Busy,
+    /// The daemon is stopping.
+    #[error("the mesh is stopping")]
+    Stopping,
+}
+
+/// What the driver is asked to do.
+pub(super) enum Command {
+    Ask { peer: PeerId, ask: Ask, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
+    Paths(PathChange),
+    Probe(PeerId, ProbeOutcome),
+    Reconfigure(MeshConfig),
+    View(oneshot::Sender<MeshView>),
+    Goodbye(oneshot::Sender<()>),
+}
+
+/// What `status` shows of the mesh.
+#[derive(Clone, Debug)]
+pub struct MeshView {
+    /// Addresses listened on.
+    pub listen: Vec<Multiaddr>,
+    /// Every peer as the gossip core sees it.
+    pub peers: Vec<PeerView>,
+    /// Our own summary.
+    pub publication: PublicationView,
+}
+
+/// A cheap, cloneable way to the mesh.
+#[derive(Clone)]
+pub struct MeshHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) table: Arc<FilterTable>,
+    pub(super) board: Arc<PeerBoard>,
+    pub(super) nar: NarPool,
+}
+
+impl std::fmt::Debug for MeshHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MeshHandle").finish_non_exhaustive()
+    }
+}
+
+impl MeshHandle {
+    /// Who may hold what; readable without asking the driver.
+    pub fn table(&self) -> &Arc<FilterTable> {
+        &self.table
+    }
+
+    /// Counters of each peer.
+    pub fn board(&self) -> &Arc<PeerBoard> {
+        &self.board
+    }
+
+    /// The pool of NAR streams.
+    pub fn nar(&self) -> &NarPool {
+        &self.nar
+    }
+
+    /// Asks a peer, dialling it if need be; the caller sets the deadline.
+    pub async fn ask(&self, peer: PeerId, ask: Ask) -> Result<NarInfoReply, AskError> {
+        self.connect(peer).await?;
+        let bytes = self.call(|reply| Command::Ask { peer, ask, reply }).await??;
+        let reply = NarInfoReply::decode(&bytes).map_err(|error| AskError::Failed(error.to_string()))?;
+        if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
+    }
+
+    /// Makes sure that there is a connection.
+    pub async fn connect(&self, peer: PeerId) -> Result<(), AskError> {
+        if self.board.stats(&peer).is_some_and(|stats| stats.connected) {
+            return Ok(());
+        }
+        self.call(|reply| Command::Connect { peer, reply }).await?
+    }
+
+    /// Tells the core what the store offers now.
+    pub async fn paths_changed(&self, change: PathChange) {
+        self.send(Command::Paths(change)).await;
+    }
+
+    /// Tells the core whether a candidate held what its filter promised.
+    pub async fn probed(&self, peer: PeerId, outcome: ProbeOutcome) {
+        self.send(Command::Probe(peer, outcome)).await;
+    }
+
+    /// Applies a new allowlist and limits.
+    pub async fn reconfigure(&self, config: MeshConfig) {
+        self.send(Command::Reconfigure(config)).await;
+    }
+
+    /// What `status` shows.
+    pub async fn view(&self) -> Result<MeshView, AskError> {
+        self.call(Command::View).await
+    }
+
+    /// Publishes the signed goodbye and waits until it was handed to the network.
+    pub async fn goodbye(&self) -> Result<(), AskError> {
+        self.call(Command::Goodbye).await
+    }
+
+    async fn send(&self, command: Command) {
+        // An error means that the driver is gone: the daemon is stopping.
+        drop(self.commands.send(command).await);
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AskError> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(command(sender)).await.map_err(|_| AskError::Stopping)?;
+        receiver.await.map_err(|_| AskError::Stopping)
+    }
+}

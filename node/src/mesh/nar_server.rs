@@ -1,0 +1,226 @@
+//! Answering peers' NAR requests, within upload limits, from our own store alone.
+
+use super::framing::{read_frame, write_chunk, write_end, write_frame};
+use super::peers::PeerBoard;
+use futures::{AsyncWriteExt, StreamExt};
+use libp2p::{PeerId, Stream};
+use libp2p_stream::IncomingStreams;
+use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
+use narmesh_store::{NarProgress, NarStream, NixStore, Offer, Store};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// Streams that one peer may hold open; a further one is closed at once.
+const STREAMS_PER_PEER_MAX: usize = 32;
+/// Bytes read from the file system at a time.
+const READ_BYTES: usize = 256 << 10;
+/// Chunks that may wait for the network: with [`READ_BYTES`] the memory of one upload.
+const CHUNKS_AHEAD: usize = 2;
+/// A peer that takes no byte for this long is given up.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+/// zstd level between peers: fast enough for 1 Gbit/s on one core.
+const ZSTD_LEVEL: i32 = 1;
+
+/// How many bodies may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadLimits {
+    /// To one peer.
+    pub per_peer: usize,
+    /// To all peers.
+    pub total: usize,
+}
+
+/// The uploads of this node.
+#[derive(Clone, Debug)]
+pub struct Uploads {
+    store: Arc<NixStore>,
+    offer: Arc<Offer>,
+    board: Arc<PeerBoard>,
+    limits: UploadLimits,
+    total: Arc<Semaphore>,
+    peers: Arc<Mutex<HashMap<PeerId, PeerSlots>>>,
+}
+
+#[derive(Clone, Debug)]
+struct PeerSlots {
+    streams: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+}
+
+impl Uploads {
+    /// Serves what `offer` says, and counts on `board`.
+    pub fn new(store: Arc<NixStore>, offer: Arc<Offer>, board: Arc<PeerBoard>, limits: UploadLimits) -> Self {
+        Self { store, offer, board, limits, total: Arc::new(Semaphore::new(limits.total)), peers: Arc::default() }
+    }
+
+    /// Takes streams until the swarm ends. No await between accept and spawn: libp2p-stream drops what waits.
+    pub(super) async fn accept(self, mut incoming: IncomingStreams) {
+        while let Some((peer, stream)) = incoming.next().await {
+            let slots = self.slots(peer);
+            match Arc::clone(&slots.streams).try_acquire_owned() {
+                Ok(permit) => {
+                    tokio::spawn(self.clone().serve_stream(peer, stream, slots, permit));
+                }
+                Err(_) => tracing::debug!(%peer, "refused a NAR stream: too many are open"),
+            }
+        }
+    }
+
+    /// Waits until no body is under way; none is begun after this was called.
+    pub async fn finish(&self) {
+        let all = u32::try_from(self.limits.total).unwrap_or(u32::MAX);
+        // An error means that it was called before.
+        if let Ok(permits) = self.total.acquire_many(all).await {
+            permits.forget();
+        }
+    }
+
+    fn slots(&self, peer: PeerId) -> PeerSlots {
+        let mut peers = self.peers.lock();
+        peers.retain(|known, slots| *known == peer || slots.streams.available_permits() < STREAMS_PER_PEER_MAX);
+        peers
+            .entry(peer)
+            .or_insert_with(|| PeerSlots {
+                streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
+                uploads: Arc::new(Semaphore::new(self.limits.per_peer)),
+            })
+            .clone()
+    }
+
+    async fn serve_stream(self, peer: PeerId, mut stream: Stream, slots: PeerSlots, _open: OwnedSemaphorePermit) {
+        loop {
+            let request = match read_frame(&mut stream, NarRequest::BYTES_MAX).await {
+                Ok(Some(frame)) => NarRequest::decode(&frame),
+                Ok(None) | Err(_) => return,
+            };
+            let Ok(request) = request else {
+                self.board.misdeed(&peer, "sent a malformed NAR request");
+                return;
+            };
+            if let Err(error) = self.answer(peer, &mut stream, &slots, request).await {
+                tracing::debug!(%peer, hash_part = %request.hash_part, %error, "NAR upload ended early");
+                return;
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        peer: PeerId,
+        stream: &mut Stream,
+        slots: &PeerSlots,
+        request: NarRequest,
+    ) -> io::Result<()> {
+        if !self.offer.is_offered(&request.hash_part) {
+            return reply(stream, NarReply::Absent).await;
+        }
+        let (Ok(_mine), Ok(_all)) =
+            (Arc::clone(&slots.uploads).try_acquire_owned(), Arc::clone(&self.total).try_acquire_owned())
+        else {
+            return reply(stream, NarReply::Busy).await;
+        };
+        let (store, offer) = (Arc::clone(&self.store), Arc::clone(&self.offer));
+        let opened =
+            tokio::task::spawn_blocking(move || open(&store, &offer, &request)).await.map_err(io::Error::other)?;
+        let Some(nar) = opened else { return reply(stream, NarReply::Absent).await };
+        let zstd = request.accept_zstd;
+        let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
+        write_frame(stream, &head).await?;
+        let sent = self.send_body(stream, nar, request, zstd).await?;
+        self.board.update(&peer, |stats| stats.bytes_out += sent);
+        Ok(())
+    }
+
+    /// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.
+    async fn send_body(&self, stream: &mut Stream, nar: NarStream, request: NarRequest, zstd: bool) -> io::Result<u64> {
+        let (sender, mut chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let reader = tokio::task::spawn_blocking(move || read_nar(nar, request.offset, zstd, &sender));
+        let mut sent = 0;
+        while let Some(chunk) = chunks.recv().await {
+            let written = tokio::time::timeout(WRITE_STALL, write_chunk(stream, &chunk)).await;
+            written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            sent += chunk.len() as u64;
+        }
+        let complete = reader.await.map_err(io::Error::other)?;
+        let status = match complete {
+            Ok(()) => NarFrame::END_COMPLETE,
+            Err(error) => {
+                tracing::warn!(hash_part = %request.hash_part, %error, "our own copy could not be sent whole");
+                NarFrame::END_FAILED
+            }
+        };
+        tokio::time::timeout(WRITE_STALL, write_end(stream, status)).await??;
+        Ok(sent)
+    }
+}
+
+/// The predicate asked again, and the NAR opened if it is still the one asked for.
+fn open(store: &NixStore, offer: &Offer, request: &NarRequest) -> Option<NarStream> {
+    let offered = offer.offered(&request.hash_part)?;
+    let same = offered.info.nar_hash == request.nar_hash && offered.info.nar_size == request.nar_size;
+    if !same || request.offset >= request.nar_size {
+        return None;
+    }
+    match store.open_nar(&offered.info) {
+        Ok(nar) => Some(nar),
+        Err(error) => {
+            tracing::debug!(store_path = %offered.info.path, %error, "NAR cannot be opened");
+            None
+        }
+    }
+}
+
+async fn reply(stream: &mut Stream, reply: NarReply) -> io::Result<()> {
+    let bytes = reply.encode().map_err(io::Error::other)?;
+    write_frame(stream, &bytes).await?;
+    stream.flush().await
+}
+
+/// Runs on a blocking thread: the whole NAR is read and hashed, what comes before `offset` is not sent.
+fn read_nar(mut nar: NarStream, offset: u64, zstd: bool, chunks: &mpsc::Sender<Vec<u8>>) -> Result<(), ReadFailure> {
+    let mut skip = offset;
+    let mut encoder = if zstd { Some(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?) } else { None };
+    loop {
+        let mut buffer = Vec::with_capacity(READ_BYTES);
+        let progress = nar.fill(&mut buffer, READ_BYTES)?;
+        let skipped = skip.min(buffer.len() as u64);
+        skip -= skipped;
+        let body = buffer.get(usize::try_from(skipped).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let packed = match &mut encoder {
+            None if skipped == 0 => buffer,
+            None => body.to_vec(),
+            Some(encoder) => {
+                io::Write::write_all(encoder, body)?;
+                std::mem::take(encoder.get_mut())
+            }
+        };
+        if !packed.is_empty() && chunks.blocking_send(packed).is_err() {
+            return Err(ReadFailure::PeerGone);
+        }
+        match progress {
+            NarProgress::More => {}
+            NarProgress::Complete => break,
+        }
+    }
+    if let Some(encoder) = encoder {
+        let tail = encoder.finish()?;
+        if !tail.is_empty() && chunks.blocking_send(tail).is_err() {
+            return Err(ReadFailure::PeerGone);
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadFailure {
+    #[error("the peer closed its stream")]
+    PeerGone,
+    #[error(transparent)]
+    Nar(#[from] narmesh_store::NarStreamError),
+    #[error("compression")]
+    Compress(#[from] io::Error),
+}

@@ -1,0 +1,209 @@
+//! What each peer did for us and to us: the counters behind `status`, and whom to ask first.
+
+use libp2p::PeerId;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Misdeeds after which a peer is asked nothing for [`SET_ASIDE`].
+const MISDEEDS_MAX: u32 = 3;
+/// How long a peer that lied three times is asked nothing.
+const SET_ASIDE: Duration = Duration::from_secs(300);
+/// Timeouts in a row after which a peer is passed over for a while.
+const TIMEOUTS_MAX: u32 = 2;
+/// First pause of a peer that does not answer; doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// Longest pause of a peer that does not answer.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The newest sample counts for one part in so many in the moving averages of latency and rate (a guess, not measured).
+const SAMPLE_PARTS: u128 = 4;
+
+/// Counters of one peer since the daemon started.
+#[derive(Clone, Debug, Default)]
+pub struct PeerStats {
+    /// A connection is open.
+    pub connected: bool,
+    /// Why it is not, as last seen.
+    pub why: Option<String>,
+    /// The peer answered a request of ours: it has us on its allowlist.
+    pub allowed_there: bool,
+    /// Its store directory, when it is another than ours.
+    pub store_dir_differs: Option<String>,
+    /// What it runs.
+    pub software: Option<String>,
+    /// Where it may be reached, configured and learned.
+    pub addresses: Vec<String>,
+    /// Narinfo requests sent to it.
+    pub asked: u64,
+    /// Of them answered with a narinfo that verified.
+    pub hits: u64,
+    /// Of them answered with "absent" although its filter said maybe.
+    pub false_hits: u64,
+    /// NAR bytes received from it.
+    pub bytes_in: u64,
+    /// NAR bytes sent to it.
+    pub bytes_out: u64,
+    /// Moving average over NARs of at least 256 KiB, bytes per second.
+    pub rate_bytes_s: Option<u64>,
+    /// Moving average of the time to a narinfo answer.
+    pub latency: Option<Duration>,
+    /// When its newest summary came into the table.
+    pub summary_since: Option<Instant>,
+    /// Proven lies and broken rules.
+    pub misdeeds: u32,
+    /// The last of them, in words.
+    pub last_misdeed: Option<String>,
+    set_aside_until: Option<Instant>,
+    timeouts_in_a_row: u32,
+    paused_until: Option<Instant>,
+}
+
+impl PeerStats {
+    /// How long it will still be asked nothing because it lied.
+    pub fn set_aside(&self) -> Option<Duration> {
+        self.set_aside_until
+            .and_then(|until| until.checked_duration_since(Instant::now()))
+            .filter(|left| !left.is_zero())
+    }
+
+    /// Whether it is passed over for a while because it did not answer.
+    pub fn is_paused(&self) -> bool {
+        self.paused_until.is_some_and(|until| until > Instant::now())
+    }
+}
+
+/// The counters of all allowlisted peers; an unknown peer leaves no trace.
+#[derive(Debug, Default)]
+pub struct PeerBoard {
+    peers: Mutex<BTreeMap<PeerId, PeerStats>>,
+}
+
+impl PeerBoard {
+    /// Makes the board hold exactly `peers`.
+    pub fn retain_only(&self, peers: impl IntoIterator<Item = PeerId>) {
+        let mut board = self.peers.lock();
+        let mut old = std::mem::take(&mut *board);
+        *board = peers.into_iter().map(|peer| (peer, old.remove(&peer).unwrap_or_default())).collect();
+    }
+
+    /// A copy of one peer's counters.
+    pub fn stats(&self, peer: &PeerId) -> Option<PeerStats> {
+        self.peers.lock().get(peer).cloned()
+    }
+
+    /// A copy of all.
+    pub fn all(&self) -> BTreeMap<PeerId, PeerStats> {
+        self.peers.lock().clone()
+    }
+
+    /// Changes one peer's counters.
+    pub fn update(&self, peer: &PeerId, change: impl FnOnce(&mut PeerStats)) {
+        if let Some(stats) = self.peers.lock().get_mut(peer) {
+            change(stats);
+        }
+    }
+
+    /// Who may be asked now, best first: connected before not, then the fewest timeouts, then the quickest.
+    /// Peers set aside or paused are left out.
+    pub fn rank(&self, candidates: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
+        let board = self.peers.lock();
+        let mut ranked: Vec<_> = candidates
+            .into_iter()
+            .filter_map(|peer| board.get(&peer).map(|stats| (peer, stats)))
+            .filter(|(_, stats)| stats.set_aside().is_none() && !stats.is_paused())
+            .map(|(peer, stats)| {
+                let latency = stats.latency.unwrap_or(Duration::MAX);
+                ((!stats.connected, stats.timeouts_in_a_row, latency), peer)
+            })
+            .collect();
+        ranked.sort_by_key(|(key, _)| *key);
+        ranked.into_iter().map(|(_, peer)| peer).collect()
+    }
+
+    /// A narinfo answer (or a NAR's first byte) arrived after `elapsed`.
+    pub fn answered(&self, peer: &PeerId, elapsed: Duration) {
+        self.update(peer, |stats| {
+            stats.timeouts_in_a_row = 0;
+            stats.paused_until = None;
+            stats.allowed_there = true;
+            let latency_us = average(stats.latency.map(|old| old.as_micros()), elapsed.as_micros());
+            stats.latency = Some(Duration::from_micros(latency_us));
+        });
+    }
+
+    /// It answered something, whatever it was: it may be asked again.
+    pub fn responsive(&self, peer: &PeerId) {
+        self.update(peer, |stats| (stats.timeouts_in_a_row, stats.paused_until) = (0, None));
+    }
+
+    /// No answer within the deadline, or the connection failed.
+    pub fn timed_out(&self, peer: &PeerId) {
+        self.update(peer, |stats| {
+            stats.timeouts_in_a_row = stats.timeouts_in_a_row.saturating_add(1);
+            if let Some(over) = stats.timeouts_in_a_row.checked_sub(TIMEOUTS_MAX) {
+                let pause = (PAUSE_MIN * 2_u32.pow(over.min(4))).min(PAUSE_MAX);
+                stats.paused_until = Some(Instant::now() + pause);
+            }
+        });
+    }
+
+    /// A NAR body of `bytes` arrived in `elapsed`.
+    pub fn received(&self, peer: &PeerId, bytes: u64, elapsed: Duration) {
+        self.update(peer, |stats| {
+            stats.bytes_in += bytes;
+            if bytes >= 256 << 10 {
+                let rate = u128::from(bytes) * 1_000_000 / elapsed.as_micros().max(1);
+                stats.rate_bytes_s = Some(average(stats.rate_bytes_s.map(u128::from), rate));
+            }
+        });
+    }
+
+    /// A proven lie or broken rule; the third sets the peer aside.
+    pub fn misdeed(&self, peer: &PeerId, what: &str) {
+        tracing::warn!(%peer, what, "peer misbehaved");
+        self.update(peer, |stats| {
+            stats.misdeeds = stats.misdeeds.saturating_add(1);
+            stats.last_misdeed = Some(what.to_owned());
+            if stats.misdeeds.is_multiple_of(MISDEEDS_MAX) {
+                stats.set_aside_until = Some(Instant::now() + SET_ASIDE);
+            }
+        });
+    }
+}
+
+fn average(old: Option<u128>, sample: u128) -> u64 {
+    let average = old.map_or(sample, |old| (old * (SAMPLE_PARTS - 1) + sample) / SAMPLE_PARTS);
+    u64::try_from(average).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_by_connection_then_latency_and_leaves_liars_out() {
+        let [near, far, away, liar] = [(); 4].map(|()| PeerId::random());
+        let board = PeerBoard::default();
+        board.retain_only([near, far, away, liar]);
+        for (peer, ms) in [(near, 1), (far, 80), (liar, 1)] {
+            board.update(&peer, |stats| stats.connected = true);
+            board.answered(&peer, Duration::from_millis(ms));
+        }
+        (0..MISDEEDS_MAX).for_each(|_| board.misdeed(&liar, "sent another NAR"));
+        assert_eq!(board.rank([liar, away, far, near]), [near, far, away]);
+        assert!(board.stats(&liar).unwrap().set_aside().is_some());
+    }
+
+    #[test]
+    fn a_silent_peer_is_paused_and_comes_back_when_it_answers() {
+        let peer = PeerId::random();
+        let board = PeerBoard::default();
+        board.retain_only([peer]);
+        board.timed_out(&peer);
+        assert_eq!(board.rank([peer]), [peer]);
+        board.timed_out(&peer);
+        assert!(board.rank([peer]).is_empty());
+        board.answered(&peer, Duration::from_millis(1));
+        assert_eq!(board.rank([peer]), [peer]);
+    }
+}

@@ -1,0 +1,82 @@
+//! `check-config --probe`: dials each configured peer once and asks it one harmless question.
+
+use super::behaviour::MeshBehaviourEvent;
+use super::swarm;
+use crate::settings::Settings;
+use futures::StreamExt;
+use libp2p::identity::Keypair;
+use libp2p::swarm::SwarmEvent;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::{PeerId, request_response};
+use narmesh_protocol::HashPart;
+use narmesh_protocol::wire::NarInfoRequest;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The whole probe takes at most this long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// What was found about one peer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum ProbeResult {
+    /// It answered: each side has the other on its allowlist.
+    AllowedBothWays,
+    /// The handshake succeeded and then it hung up: it does not have our peer id on its allowlist.
+    NotAllowedThere,
+    /// No connection.
+    Unreachable {
+        /// Of each address tried, why not.
+        why: String,
+    },
+    /// The configuration has no address for it.
+    NoAddress,
+}
+
+/// Dials every configured peer at its configured addresses, as the node itself, at most 8 s in all.
+pub async fn probe(settings: &Settings, keypair: &Keypair) -> anyhow::Result<BTreeMap<PeerId, ProbeResult>> {
+    let peers = settings.peer_addresses();
+    let mut swarm = swarm::build(keypair, peers.keys().copied(), 1_024)?;
+    let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();
+    for (peer, addresses) in &peers {
+        if addresses.is_empty() {
+            results.insert(*peer, ProbeResult::NoAddress);
+            continue;
+        }
+        let options = DialOpts::peer_id(*peer).condition(PeerCondition::Always).addresses(addresses.clone()).build();
+        if let Err(error) = swarm.dial(options) {
+            results.insert(*peer, ProbeResult::Unreachable { why: error.to_string() });
+        }
+    }
+    let question = NarInfoRequest { hash_part: HashPart([0; 20]) }.encode()?;
+    let until_all_known = async {
+        while results.len() < peers.len() {
+            match swarm.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { peer_id, .. } => {
+                    swarm.behaviour_mut().narinfo.send_request(&peer_id, question.clone());
+                }
+                SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(request_response::Event::Message {
+                    peer, ..
+                })) => {
+                    results.insert(peer, ProbeResult::AllowedBothWays);
+                }
+                SwarmEvent::ConnectionClosed { peer_id, .. } => {
+                    results.entry(peer_id).or_insert(ProbeResult::NotAllowedThere);
+                }
+                SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                    let why = super::addresses::describe_dial_error(&error);
+                    results.entry(peer).or_insert(ProbeResult::Unreachable { why });
+                }
+                // Everything else tells nothing about reachability.
+                _ => {}
+            }
+        }
+    };
+    // Those that did not answer in time are filled in below.
+    drop(tokio::time::timeout(PROBE_TIMEOUT, until_all_known).await);
+    for peer in peers.keys() {
+        let why = format!("no answer within {PROBE_TIMEOUT:?}");
+        results.entry(*peer).or_insert(ProbeResult::Unreachable { why });
+    }
+    Ok(results)
+}

@@ -1,0 +1,172 @@
+//! Asking candidates for a narinfo: best first, hedged, under one deadline; one question for all who wait for the same path.
+
+use super::Resolver;
+use super::answers::Answer;
+use super::decisions::Decision;
+use super::trust::{self, Proof};
+use crate::mesh::{Ask, AskError};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use libp2p::PeerId;
+use narmesh_gossip::ProbeOutcome;
+use narmesh_protocol::HashPart;
+use narmesh_protocol::wire::NarInfoReply;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
+
+/// Paths asked about at the same time; further ones wait, within their own deadline.
+const PATHS_AT_ONCE_MAX: usize = 256;
+/// The next candidate is asked when the one before took this many times its usual latency.
+const HEDGE_FACTOR: u32 = 3;
+/// Bounds of that wait: below, a context switch would hedge; above, a sleeping peer would cost a quarter of the deadline.
+const HEDGE_MIN: Duration = Duration::from_millis(20);
+const HEDGE_MAX: Duration = Duration::from_millis(250);
+
+type Outcome = Option<Option<Arc<Answer>>>;
+
+/// Questions under way.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    paths: Mutex<HashMap<HashPart, watch::Receiver<Outcome>>>,
+    slots: Arc<Semaphore>,
+}
+
+impl Default for Asking {
+    fn default() -> Self {
+        Self { paths: Mutex::default(), slots: Arc::new(Semaphore::new(PATHS_AT_ONCE_MAX)) }
+    }
+}
+
+/// What one candidate said.
+enum Said {
+    Holds(Arc<Answer>),
+    Absent,
+    Nothing,
+}
+
+impl Resolver {
+    /// Asks the candidates, or joins those who already ask about this path.
+    pub(super) async fn asked(self: Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+        let mut outcome = self.join_or_start(part);
+        let outcome = outcome.wait_for(Option::is_some).await.ok()?;
+        outcome.clone().flatten()
+    }
+
+    fn join_or_start(self: &Arc<Self>, part: HashPart) -> watch::Receiver<Outcome> {
+        let mut paths = self.asking.paths.lock();
+        if let Some(under_way) = paths.get(&part) {
+            return under_way.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        paths.insert(part, receiver.clone());
+        let resolver = Arc::clone(self);
+        // A task of its own: the first asker may hang up, the others still want to know.
+        tokio::spawn(async move {
+            let deadline = Instant::now() + resolver.settings().narinfo_deadline;
+            let answer = match tokio::time::timeout_at(deadline.into(), resolver.asking.slots.acquire()).await {
+                Ok(Ok(_slot)) => resolver.ask_candidates(part, deadline).await,
+                Ok(Err(_)) | Err(_) => None,
+            };
+            resolver.asking.paths.lock().remove(&part);
+            sender.send_replace(Some(answer));
+        });
+        receiver
+    }
+
+    async fn ask_candidates(self: &Arc<Self>, part: HashPart, deadline: Instant) -> Option<Arc<Answer>> {
+        let mut candidates = self.ranked(&part).into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut hedge = Duration::ZERO;
+        loop {
+            // Nobody asked yet, or the last one took too long or said no: ask the next.
+            if let Some(peer) = candidates.next() {
+                hedge = self.hedge_delay(&peer);
+                asked.push(self.ask_one(part, peer, deadline));
+            } else if asked.is_empty() {
+                return None;
+            }
+            let more = candidates.len() > 0;
+            let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
+            tokio::select! {
+                said = asked.next() => match said {
+                    Some(Said::Holds(answer)) => return Some(answer),
+                    Some(Said::Absent | Said::Nothing) | None => {}
+                },
+                () = hedged => {}
+            }
+        }
+    }
+
+    fn hedge_delay(&self, peer: &PeerId) -> Duration {
+        let usual = self.mesh.board().stats(peer).and_then(|stats| stats.latency);
+        usual.map_or(HEDGE_MAX, |usual| (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
+    }
+
+    async fn ask_one(self: &Arc<Self>, part: HashPart, peer: PeerId, deadline: Instant) -> Said {
+        let (board, since) = (self.mesh.board(), Instant::now());
+        board.update(&peer, |stats| stats.asked += 1);
+        self.decisions.note(part, Decision::Asked(peer));
+        let reply = tokio::time::timeout_at(deadline.into(), self.mesh.ask(peer, Ask::NarInfo(part))).await;
+        match reply {
+            Ok(Ok(NarInfoReply::Found(text))) => self.judge_answer(part, peer, &text, since, deadline).await,
+            Ok(Ok(NarInfoReply::Absent)) => {
+                self.counters.false_hits.inc();
+                board.update(&peer, |stats| stats.false_hits += 1);
+                self.decisions.note(part, Decision::Absent(peer));
+                self.mesh.probed(peer, ProbeOutcome::FalseHit).await;
+                Said::Absent
+            }
+            Ok(Ok(NarInfoReply::Busy) | Err(AskError::Busy)) => {
+                self.decisions.note(part, Decision::NoAnswer(peer, "busy".to_owned()));
+                Said::Nothing
+            }
+            Ok(Err(error)) => {
+                self.decisions.note(part, Decision::NoAnswer(peer, error.to_string()));
+                Said::Nothing
+            }
+            Err(_) => {
+                board.timed_out(&peer);
+                self.decisions.note(part, Decision::NoAnswer(peer, "silent until the deadline".to_owned()));
+                Said::Nothing
+            }
+        }
+    }
+
+    async fn judge_answer(
+        self: &Arc<Self>,
+        part: HashPart,
+        peer: PeerId,
+        text: &[u8],
+        since: Instant,
+        deadline: Instant,
+    ) -> Said {
+        let generation = self.answers.generation();
+        let settings = self.settings();
+        let judged = match trust::judge(text, &part, &self.store_dir, &settings.trusted) {
+            Ok(judged) => judged,
+            Err(distrust) => {
+                if distrust.is_misdeed() {
+                    self.mesh.board().misdeed(&peer, &distrust.to_string());
+                }
+                self.decisions.note(part, Decision::Distrusted(peer, distrust.to_string()));
+                return Said::Nothing;
+            }
+        };
+        if let Proof::Contents(address) = &judged.proof {
+            let proven = self.contents_match(peer, &judged.info, address);
+            let proven = tokio::time::timeout_at(deadline.into(), proven).await;
+            if !matches!(proven, Ok(true)) {
+                let why = "its contents could not be checked against the content address".to_owned();
+                self.decisions.note(part, Decision::Distrusted(peer, why));
+                return Said::Nothing;
+            }
+        }
+        self.mesh.board().update(&peer, |stats| stats.hits += 1);
+        self.mesh.probed(peer, ProbeOutcome::Held).await;
+        self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
+        Said::Holds(self.answers.remember(&self.store_dir, generation, judged.info, peer))
+    }
+}

@@ -1,0 +1,234 @@
+//! Where a path comes from: the own store, a remembered answer, or the peers whose filters say maybe.
+//!
+//! Walk of a narinfo: [`Resolver::lookup`] answers from memory, mostly "no"; `ask` asks candidates under one deadline; `trust`
+//! decides what Nix may see. Walk of a NAR: `transfer` reads it from the best holder and goes on with another one at the same byte.
+//! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature or a recomputed content address; no
+//! lookup takes longer than the deadline.
+
+mod answers;
+mod ask;
+mod decisions;
+mod own;
+mod spoilt;
+mod transfer;
+mod trust;
+mod why;
+
+use crate::mesh::MeshHandle;
+use crate::settings::Compress;
+use crate::state_db::SharedStateDb;
+use answers::Answers;
+use ask::Asking;
+use bytes::Bytes;
+use decisions::{Decision, Decisions};
+use libp2p::PeerId;
+use narmesh_http_gateway::{CacheInfo, Lookup, NarBody, Substituter};
+use narmesh_protocol::{HashPart, NarUrl, NixSecretKey, StoreDir, TrustedKeys};
+use narmesh_store::{NixStore, Store};
+use own::OwnAnswers;
+use parking_lot::RwLock;
+use prometheus_client::metrics::counter::Counter;
+use spoilt::Spoilt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// What may change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct ResolverSettings {
+    /// Whose signatures are handed on.
+    pub trusted: TrustedKeys,
+    /// Signs what was built here.
+    pub builder_key: Option<NixSecretKey>,
+    /// As told to Nix.
+    pub priority: u32,
+    /// For each narinfo, all candidates together.
+    pub narinfo_deadline: Duration,
+    /// A holder that sends nothing for this long is left for another one.
+    pub stall_timeout: Duration,
+    /// Between peers.
+    pub compress: Compress,
+}
+
+/// Counters of the gateway's mesh side, for `status` and `/metrics`.
+#[derive(Clone, Debug, Default)]
+pub struct ResolverCounters {
+    /// Narinfo requests that memory could not answer.
+    pub asked: Counter,
+    /// Candidates that did not hold what their filter promised.
+    pub false_hits: Counter,
+    /// Lookups that ended at their deadline.
+    pub deadlines: Counter,
+    /// NAR bodies delivered whole.
+    pub nars_complete: Counter,
+    /// NAR requests answered 404.
+    pub nars_absent: Counter,
+    /// NAR bodies closed short.
+    pub nars_aborted: Counter,
+    /// NAR bytes from peers.
+    pub bytes_in: Counter,
+    /// NARs continued from another holder.
+    pub continued: Counter,
+}
+
+/// The daemon's substituter.
+pub struct Resolver {
+    store: Arc<NixStore>,
+    store_dir: StoreDir,
+    mesh: MeshHandle,
+    settings: RwLock<Arc<ResolverSettings>>,
+    own: OwnAnswers,
+    answers: Answers,
+    asking: Asking,
+    decisions: Decisions,
+    spoilt: Spoilt,
+    /// Bounds what NAR bodies hold in memory, in KiB.
+    buffers_kib: Arc<Semaphore>,
+    buffers_kib_max: u32,
+    counters: ResolverCounters,
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").field("store_dir", &self.store_dir).finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    /// A resolver over the own store and the mesh; bodies hold at most `nar_buffer_bytes` in memory.
+    pub fn new(
+        store: Arc<NixStore>,
+        mesh: MeshHandle,
+        state: SharedStateDb,
+        settings: ResolverSettings,
+        nar_buffer_bytes: u64,
+    ) -> Self {
+        let buffers_kib_max = u32::try_from(nar_buffer_bytes / 1_024).unwrap_or(u32::MAX >> 3);
+        Self {
+            store_dir: store.store_dir().clone(),
+            store,
+            mesh,
+            settings: RwLock::new(Arc::new(settings)),
+            own: OwnAnswers::new(),
+            answers: Answers::new(state),
+            asking: Asking::default(),
+            decisions: Decisions::default(),
+            spoilt: Spoilt::default(),
+            buffers_kib: Arc::new(Semaphore::new(buffers_kib_max as usize)),
+            buffers_kib_max,
+            counters: ResolverCounters::default(),
+        }
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &ResolverCounters {
+        &self.counters
+    }
+
+    /// Applies new settings: every remembered answer is judged again before it is given.
+    pub fn reconfigure(&self, settings: ResolverSettings) {
+        *self.settings.write() = Arc::new(settings);
+        self.own.clear();
+        self.answers.distrust();
+    }
+
+    /// The store changed: rendered answers about these paths are stale.
+    pub fn store_changed(&self, parts: &[HashPart]) {
+        self.own.invalidate(parts);
+    }
+
+    fn settings(&self) -> Arc<ResolverSettings> {
+        Arc::clone(&self.settings.read())
+    }
+
+    /// Whether any filter says maybe: memory only.
+    fn is_claimed(&self, part: &HashPart) -> bool {
+        !self.mesh.table().candidates(part).is_empty()
+    }
+
+    /// Candidates that may be asked now, best first.
+    fn ranked(&self, part: &HashPart) -> Vec<PeerId> {
+        let candidates = self.mesh.table().candidates(part);
+        if candidates.is_empty() {
+            return Vec::new();
+        }
+        self.mesh.board().rank(candidates.into_iter().map(|candidate| candidate.peer))
+    }
+}
+
+/// The resolver as the gateway knows it.
+#[derive(Clone, Debug)]
+pub struct MeshSubstituter(pub Arc<Resolver>);
+
+impl Substituter for MeshSubstituter {
+    fn cache_info(&self) -> CacheInfo {
+        CacheInfo { store_dir: self.0.store_dir.clone(), priority: self.0.settings().priority }
+    }
+
+    fn lookup(&self, part: HashPart) -> Lookup {
+        if self.0.store.contains(&part) {
+            return self.0.own.rendered(&part).map_or(Lookup::Ask, Lookup::Found);
+        }
+        if !self.0.is_claimed(&part) {
+            return Lookup::Absent;
+        }
+        self.0.answers.in_memory(&part).map_or(Lookup::Ask, |answer| Lookup::Found(answer.rendered.clone()))
+    }
+
+    async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+        let deadline = self.0.settings().narinfo_deadline;
+        match tokio::time::timeout(deadline, Arc::clone(&self.0).narinfo(part)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.0.counters.deadlines.inc();
+                self.0.decisions.note(part, Decision::Deadline(deadline));
+                None
+            }
+        }
+    }
+
+    async fn has_nar(&self, url: NarUrl) -> bool {
+        self.narinfo(url.hash_part).await.is_some()
+    }
+
+    async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+        let body = Arc::clone(&self.0).nar(url, first_byte, resumed).await;
+        if body.is_none() {
+            self.0.counters.nars_absent.inc();
+            self.0.decisions.note(url.hash_part, Decision::NarGone);
+        }
+        body
+    }
+}
+
+impl Resolver {
+    async fn narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
+        if self.store.contains(&part)
+            && let Some(rendered) = Arc::clone(&self).own_narinfo(part).await
+        {
+            return Some(rendered);
+        }
+        if let Some(answer) = Arc::clone(&self).remembered(part).await {
+            self.decisions.note(part, Decision::Remembered);
+            return Some(answer.rendered.clone());
+        }
+        self.counters.asked.inc();
+        self.asked(part).await.map(|answer| answer.rendered.clone())
+    }
+
+    async fn nar(self: Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+        if first_byte >= url.nar_size || (resumed && self.spoilt.is_spoilt(&url.nar_hash)) {
+            return None;
+        }
+        if self.store.contains(&url.hash_part)
+            && let Some(body) = Arc::clone(&self).own_nar(url, first_byte).await
+        {
+            return Some(body);
+        }
+        let body = Arc::clone(&self).mesh_nar(url, first_byte).await;
+        if body.is_none() {
+            self.forget(url.hash_part);
+        }
+        body
+    }
+}

@@ -1,0 +1,157 @@
+//! Answers from the own store.
+
+use super::Resolver;
+use super::decisions::Decision;
+use super::trust::{self, Proof};
+use bytes::Bytes;
+use moka::sync::Cache;
+use narmesh_http_gateway::{BodyAborted, NarBody};
+use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_store::{NarProgress, NarStream, PathInfo, Store};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Bytes of rendered narinfos of own paths kept.
+const RENDERED_BYTES_MAX: u64 = 8 << 20;
+/// Bytes read at a time; a NAR no longer than this is one buffer, one write.
+const READ_BYTES: usize = 256 << 10;
+/// Chunks that may wait for Nix.
+const CHUNKS_AHEAD: usize = 2;
+
+/// Narinfos of own paths, rendered and signed once.
+pub(crate) struct OwnAnswers {
+    rendered: Cache<HashPart, Bytes>,
+}
+
+impl OwnAnswers {
+    pub(crate) fn new() -> Self {
+        let weigh = |_: &HashPart, text: &Bytes| u32::try_from(text.len() + 256).unwrap_or(u32::MAX);
+        Self { rendered: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build() }
+    }
+
+    pub(crate) fn rendered(&self, part: &HashPart) -> Option<Bytes> {
+        self.rendered.get(part)
+    }
+
+    pub(crate) fn invalidate(&self, parts: &[HashPart]) {
+        parts.iter().for_each(|part| self.rendered.invalidate(part));
+    }
+
+    pub(crate) fn clear(&self) {
+        self.rendered.invalidate_all();
+    }
+}
+
+impl Resolver {
+    /// Our own narinfo, if somebody trusted (or our builder key) vouches for the path.
+    pub(super) async fn own_narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
+        let resolver = Arc::clone(&self);
+        let rendered = tokio::task::spawn_blocking(move || resolver.render_own(&part)).await.ok().flatten()?;
+        self.own.rendered.insert(part, rendered.clone());
+        self.decisions.note(part, Decision::OwnStore);
+        Some(rendered)
+    }
+
+    fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
+        match self.store.path_info(part) {
+            // A copy that failed its hash before cannot be opened.
+            Ok(info) => info.filter(|info| self.store.open_nar(info).is_ok()),
+            Err(error) => {
+                tracing::warn!(%part, %error, "own store cannot be read");
+                None
+            }
+        }
+    }
+
+    fn render_own(&self, part: &HashPart) -> Option<Bytes> {
+        let info = self.own_info(part)?;
+        let settings = self.settings();
+        let mut signatures = info.signatures.clone();
+        if info.ultimate
+            && let Some(key) = &settings.builder_key
+        {
+            signatures.push(key.sign(&info.fingerprint(&self.store_dir)));
+        }
+        let judged = trust::judge_info(info.narinfo(signatures), &self.store_dir, &settings.trusted).ok()?;
+        match judged.proof {
+            // Our own NarHash of a content-addressed path was computed here.
+            Proof::Signed | Proof::ContentAddress | Proof::Contents(_) => {}
+        }
+        let info = judged.info;
+        let url = NarUrl { hash_part: *part, nar_hash: info.nar_hash, nar_size: info.nar_size };
+        Some(Bytes::from(info.render(&self.store_dir, &url.to_string())))
+    }
+
+    /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.
+    pub(super) async fn own_nar(self: Arc<Self>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let resolver = Arc::clone(&self);
+        let open = move || {
+            let info = resolver.own_info(&url.hash_part)?;
+            if info.nar_hash != url.nar_hash || info.nar_size != url.nar_size {
+                return None;
+            }
+            let mut nar = resolver.store.open_nar(&info).ok()?;
+            let mut first = Vec::with_capacity(READ_BYTES.min(usize::try_from(info.nar_size).unwrap_or(READ_BYTES)));
+            let progress = nar.fill(&mut first, READ_BYTES).ok()?;
+            Some((nar, first, progress))
+        };
+        let (nar, first, progress) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
+        if progress == NarProgress::Complete {
+            self.counters.nars_complete.inc();
+            let body = Bytes::from(first).slice(usize::try_from(first_byte).ok()?..);
+            return Some(Box::pin(futures::stream::once(async { Ok(body) })));
+        }
+        let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let resolver = self;
+        tokio::task::spawn_blocking(move || resolver.read_own(url, nar, first, first_byte, &sender));
+        Some(Box::pin(futures::stream::poll_fn(move |context| receiver.poll_recv(context))))
+    }
+
+    fn read_own(
+        &self,
+        url: NarUrl,
+        mut nar: NarStream,
+        first: Vec<u8>,
+        first_byte: u64,
+        chunks: &mpsc::Sender<Result<Bytes, BodyAborted>>,
+    ) {
+        let (mut skip, mut sent) = (first_byte, 0);
+        let mut buffer = first;
+        let mut progress = NarProgress::More;
+        loop {
+            sent += buffer.len() as u64;
+            let skipped = skip.min(buffer.len() as u64);
+            skip -= skipped;
+            let mut chunk = Bytes::from(buffer);
+            bytes::Buf::advance(&mut chunk, usize::try_from(skipped).unwrap_or(usize::MAX));
+            if !chunk.is_empty() && chunks.blocking_send(Ok(chunk)).is_err() {
+                // Nix hung up.
+                return;
+            }
+            if progress == NarProgress::Complete {
+                self.counters.nars_complete.inc();
+                return;
+            }
+            buffer = Vec::with_capacity(READ_BYTES);
+            match nar.fill(&mut buffer, READ_BYTES) {
+                Ok(next) => progress = next,
+                Err(error) => {
+                    tracing::warn!(hash_part = %url.hash_part, %error, "own copy cannot be read whole");
+                    self.own.rendered.invalidate(&url.hash_part);
+                    let aborted = self.cut_short(url, sent);
+                    // Fails only when Nix hung up first.
+                    drop(chunks.blocking_send(Err(aborted)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Notes that a body ends so that Nix builds or goes on: short, and 404 for what it asks next.
+    pub(super) fn cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
+        self.spoilt.spoil(url.nar_hash);
+        self.counters.nars_aborted.inc();
+        self.decisions.note(url.hash_part, Decision::NarCutShort(at));
+        BodyAborted
+    }
+}

@@ -1,0 +1,92 @@
+//! Whether a narinfo may be handed to Nix, and with which signatures.
+
+use narmesh_protocol::{ContentAddress, HashPart, NarInfo, NarInfoError, NixSignature, StoreDir, TrustedKeys};
+
+/// A narinfo that passed, reduced to what may leave the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TrustedNarInfo {
+    /// Only signatures that are trusted and verify.
+    pub(crate) info: NarInfo,
+    /// What still has to be shown before it may be answered.
+    pub(crate) proof: Proof,
+}
+
+/// What vouches for a narinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// At least one trusted signature over the fingerprint.
+    Signed,
+    /// The store path follows from the content address, and the NarHash is the content address.
+    ContentAddress,
+    /// The store path follows from the content address, but the NarHash does not: the contents must be hashed first, since
+    /// a false NarHash under a true content address would stay in Nix's cache for 30 days.
+    Contents(ContentAddress),
+}
+
+/// Why a narinfo is not handed on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Distrust {
+    /// The text is no narinfo.
+    #[error("its narinfo is malformed: {0}")]
+    Malformed(#[from] NarInfoError),
+    /// It is about another path.
+    #[error("its narinfo is about another path")]
+    OtherPath,
+    /// The content address gives another store path.
+    #[error("its content address does not give the store path")]
+    FalseContentAddress,
+    /// Nobody whom we trust signed it.
+    #[error("no trusted signature")]
+    Unsigned,
+}
+
+impl Distrust {
+    /// Whether the peer broke a rule, instead of trusting others than we do.
+    pub(crate) fn is_misdeed(&self) -> bool {
+        match self {
+            Self::Malformed(_) | Self::OtherPath | Self::FalseContentAddress => true,
+            Self::Unsigned => false,
+        }
+    }
+}
+
+/// Parses and judges a foreign narinfo.
+pub(crate) fn judge(
+    text: &[u8],
+    asked: &HashPart,
+    store_dir: &StoreDir,
+    trusted: &TrustedKeys,
+) -> Result<TrustedNarInfo, Distrust> {
+    let info = NarInfo::parse(store_dir, text)?;
+    if info.path.hash_part() != *asked {
+        return Err(Distrust::OtherPath);
+    }
+    judge_info(info, store_dir, trusted)
+}
+
+/// Judges metadata whose text is not in question: our own database's.
+pub(crate) fn judge_info(
+    mut info: NarInfo,
+    store_dir: &StoreDir,
+    trusted: &TrustedKeys,
+) -> Result<TrustedNarInfo, Distrust> {
+    let fingerprint = info.fingerprint(store_dir);
+    info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
+    let proof = if info.signatures.is_empty() { content_proof(&info, store_dir)? } else { Proof::Signed };
+    Ok(TrustedNarInfo { info, proof })
+}
+
+fn content_proof(info: &NarInfo, store_dir: &StoreDir) -> Result<Proof, Distrust> {
+    let address = info.content_address.as_ref().ok_or(Distrust::Unsigned)?;
+    let self_reference = info.references.contains(&info.path);
+    let others: Vec<_> = info.references.iter().filter(|reference| **reference != info.path).cloned().collect();
+    let follows = address.store_path(store_dir, info.path.name(), &others, self_reference);
+    if follows.as_ref() != Some(&info.path) {
+        return Err(Distrust::FalseContentAddress);
+    }
+    match address.implied_nar_hash(self_reference) {
+        Some(nar_hash) if nar_hash == info.nar_hash => Ok(Proof::ContentAddress),
+        Some(_) => Err(Distrust::FalseContentAddress),
+        None => Ok(Proof::Contents(address.clone())),
+    }
+}
