@@ -1,0 +1,38 @@
+//! The daemon that is measured: built by cargo from this checkout, so that no stale one is.
+
+use crate::process::finish;
+use anyhow::Context as _;
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where the checkout was when the bench was built.
+const MANIFEST_DIR: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The `narmesh` binary, built at its first use.
+#[derive(Debug, Default)]
+pub(crate) struct Binaries {
+    narmesh: OnceCell<PathBuf>,
+}
+
+impl Binaries {
+    /// `narmesh` of the release profile, in the target directory that this bench runs from.
+    pub(crate) fn narmesh(&self) -> anyhow::Result<&Path> {
+        if let Some(built) = self.narmesh.get() {
+            return Ok(built);
+        }
+        let own = std::env::current_exe()?;
+        let target_dir = own.parent().and_then(Path::parent).context("the bench runs from a target directory")?;
+        crate::progress("building narmesh");
+        build(target_dir)?;
+        Ok(self.narmesh.get_or_init(|| target_dir.join("release/narmesh")))
+    }
+}
+
+/// `cargo build --release -p narmesh` into `target_dir`.
+pub(crate) fn build(target_dir: &Path) -> anyhow::Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--quiet", "-p", "narmesh", "--target-dir"]).arg(target_dir);
+    finish("cargo build --release -p narmesh", cargo.current_dir(MANIFEST_DIR))?;
+    Ok(())
+}

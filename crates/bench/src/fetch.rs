@@ -1,0 +1,111 @@
+//! One large body over HTTP, thrown away as it comes.
+
+use crate::load::Head;
+use crate::process::thread_cpu_s;
+use anyhow::{Context as _, bail};
+use narmesh_protocol::nar::NarVerifier;
+use narmesh_protocol::{NarHash, nar};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// What is read at once.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What a fetch took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetched {
+    /// From the request to the last byte.
+    pub(crate) seconds: f64,
+    /// CPU seconds of this client.
+    pub(crate) cpu_s: f64,
+}
+
+/// Gets `target` and throws it away.
+pub(crate) fn fetch(address: SocketAddr, target: &str, bytes: u64) -> anyhow::Result<Fetched> {
+    let (started, cpu) = (Instant::now(), thread_cpu_s());
+    let got = body(address, target, |_| Ok(()))?;
+    if got != bytes {
+        bail!("{target}: {got} bytes, not {bytes}");
+    }
+    Ok(Fetched { seconds: started.elapsed().as_secs_f64(), cpu_s: thread_cpu_s() - cpu })
+}
+
+/// Gets a NAR and checks it; to be done once, before its fetches are timed.
+pub(crate) fn verify(address: SocketAddr, target: &str, nar_hash: NarHash) -> anyhow::Result<()> {
+    let mut verifier = NarVerifier::new();
+    body(address, target, |bytes| verifier.feed(bytes))?;
+    if verifier.finish()?.nar_hash != nar_hash {
+        bail!("{target}: the contents have another NarHash");
+    }
+    Ok(())
+}
+
+/// Gets a small text whole; `None` for 404.
+pub(crate) fn text(address: SocketAddr, target: &str) -> anyhow::Result<Option<String>> {
+    let mut stream = open(address, target)?;
+    let mut buffer = Vec::new();
+    loop {
+        let before = buffer.len();
+        buffer.resize(before + (64 << 10), 0);
+        let got = stream.read(buffer.get_mut(before..).unwrap_or_default())?;
+        buffer.truncate(before + got);
+        if let Some(head) = Head::parse(&buffer)?
+            && buffer.len() >= head.head_bytes + head.body_bytes
+        {
+            return match head.status {
+                200 => Ok(Some(String::from_utf8(buffer.split_off(head.head_bytes))?)),
+                404 => Ok(None),
+                status => bail!("{target}: answered {status}"),
+            };
+        }
+        if got == 0 {
+            bail!("{target}: closed in the answer");
+        }
+    }
+}
+
+fn open(address: SocketAddr, target: &str) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let request =
+        format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: narmesh-bench\r\nAccept: */*\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    Ok(stream)
+}
+
+fn body(
+    address: SocketAddr,
+    target: &str,
+    mut take: impl FnMut(&[u8]) -> Result<(), nar::NarError>,
+) -> anyhow::Result<u64> {
+    let mut stream = open(address, target)?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut filled = 0;
+    let head = loop {
+        let got = stream.read(buffer.get_mut(filled..).unwrap_or_default())?;
+        if got == 0 {
+            bail!("{target}: closed in the head");
+        }
+        filled += got;
+        if let Some(head) = Head::parse(buffer.get(..filled).unwrap_or_default())? {
+            break head;
+        }
+    };
+    if head.status != 200 {
+        bail!("{target}: answered {}", head.status);
+    }
+    let start = buffer.get(head.head_bytes..filled).unwrap_or_default();
+    take(start)?;
+    let mut left = head.body_bytes.checked_sub(start.len()).context("more than the answer")?;
+    while left > 0 {
+        let got = stream.read(&mut buffer)?;
+        if got == 0 {
+            bail!("{target}: closed with {left} bytes left");
+        }
+        left = left.checked_sub(got).context("more than the answer")?;
+        take(buffer.get(..got).unwrap_or_default())?;
+    }
+    Ok(head.body_bytes as u64)
+}

@@ -1,0 +1,132 @@
+//! The real Nix client, on chroot stores of its own.
+
+use crate::process::{finish, need_program};
+use crate::scratch;
+use anyhow::{Context as _, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// A chroot store can only build inside the sandbox, where a static shell is the whole system.
+const NIX_CONF: &str = "\
+experimental-features = nix-command
+substituters =
+sandbox = true
+sandbox-fallback = false
+sandbox-paths = /bin/sh=/bin/busybox
+build-users-group =
+require-sigs = true
+connect-timeout = 5
+stalled-download-timeout = 30
+download-attempts = 1
+";
+
+/// A path that needs nothing but a shell; another `tag` is another path.
+const FRESH: &str = r#"{ tag }: derivation {
+  name = "bench-fresh"; system = builtins.currentSystem; builder = "/bin/sh";
+  args = [ "-c" "echo a fresh path ${tag} > $out" ];
+}"#;
+
+/// A Nix client with a configuration and a cache of narinfos of its own.
+#[derive(Debug)]
+pub(crate) struct Nix {
+    dir: PathBuf,
+}
+
+impl Nix {
+    /// An error that names the package when Nix is missing.
+    pub(crate) fn need() -> anyhow::Result<()> {
+        need_program("nix", "nix-bin")
+    }
+
+    /// An error that says what is missing to build in a chroot store.
+    pub(crate) fn need_builds() -> anyhow::Result<()> {
+        Self::need()?;
+        if !Path::new("/bin/busybox").is_file() {
+            bail!("/bin/busybox is not installed: apt-get install busybox-static");
+        }
+        if !rustix::process::geteuid().is_root() {
+            bail!("needs root: builds in a chroot store need the sandbox");
+        }
+        Ok(())
+    }
+
+    /// A client whose files are in `dir`, which is made.
+    pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
+        Self::need()?;
+        fs::create_dir_all(dir.join("etc"))?;
+        fs::write(dir.join("etc/nix.conf"), NIX_CONF)?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Makes an empty store with its database.
+    pub(crate) fn make_store(&self, root: &Path) -> anyhow::Result<()> {
+        finish("nix-store --dump-db", self.command("nix-store").arg("--store").arg(local(root)).arg("--dump-db"))?;
+        Ok(())
+    }
+
+    /// Seconds of `nix copy` of the closure of `path` from a store URL into the store at `root`.
+    pub(crate) fn copy(&self, from: &str, root: &Path, path: &str, trusted_key: &str) -> anyhow::Result<f64> {
+        let mut command = self.command("nix");
+        command.args(["copy", "--from", from, "--to"]).arg(local(root)).arg(path);
+        command.args(["--option", "trusted-public-keys", trusted_key]);
+        let started = Instant::now();
+        finish(&format!("nix copy --from {from}"), &mut command)?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of [`Self::copy`] into a store that was not there before, checked to hold `paths` paths and then deleted.
+    pub(crate) fn copy_fresh(&self, from: &str, path: &str, trusted_key: &str, paths: usize) -> anyhow::Result<f64> {
+        let root = self.dir.join("fresh");
+        let seconds = self.copy(from, &root, path, trusted_key);
+        let got = fs::read_dir(root.join("nix/store")).map(|entries| entries.flatten().filter(is_store_path).count());
+        scratch::remove(&root);
+        // The cache of narinfos is a store's too: the next copy has to ask again.
+        scratch::remove(&self.dir.join("cache"));
+        let seconds = seconds?;
+        match got.context("the store was made")? {
+            got if got == paths => Ok(seconds),
+            got => bail!("{got} paths arrived from {from}, not {paths}"),
+        }
+    }
+
+    /// The derivation of a path that nobody has, made in the store at `root`.
+    pub(crate) fn instantiate_fresh(&self, root: &Path, tag: &str) -> anyhow::Result<String> {
+        let mut command = self.command("nix-instantiate");
+        command.arg("--store").arg(local(root)).args(["-E", FRESH, "--argstr", "tag", tag]);
+        Ok(finish("nix-instantiate", &mut command)?.trim().to_owned())
+    }
+
+    /// The output path of a derivation.
+    pub(crate) fn output_of(&self, root: &Path, derivation: &str) -> anyhow::Result<String> {
+        let mut command = self.command("nix-store");
+        command.arg("--store").arg(local(root)).args(["--query", "--outputs", derivation]);
+        Ok(finish("nix-store --query", &mut command)?.trim().to_owned())
+    }
+
+    /// Builds a derivation.
+    pub(crate) fn build(&self, root: &Path, derivation: &str) -> anyhow::Result<()> {
+        let mut command = self.command("nix-store");
+        command.arg("--store").arg(local(root)).args(["--realise", derivation]);
+        finish("nix-store --realise", &mut command)?;
+        Ok(())
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+        command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir(&self.dir);
+        command.env("HOME", self.dir.join("home")).env("NIX_CONF_DIR", self.dir.join("etc"));
+        command.env("XDG_CACHE_HOME", self.dir.join("cache"));
+        command
+    }
+}
+
+fn local(root: &Path) -> String {
+    format!("local?root={}", root.display())
+}
+
+fn is_store_path(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_str().is_some_and(|name| name.get(32..33) == Some("-") && !name.ends_with(".lock"))
+}

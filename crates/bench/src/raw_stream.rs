@@ -1,0 +1,127 @@
+//! Bytes over one libp2p stream of the daemon's transport (TCP, TLS 1.3, yamux), and nothing else: what a NAR could reach
+//! if hashing, the file system and HTTP cost nothing.
+
+use crate::plain_tcp::CHUNK_BYTES;
+use crate::process::Running;
+use anyhow::{Context as _, bail};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, Swarm, SwarmBuilder, tcp, tls, yamux};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+const PROTOCOL: StreamProtocol = StreamProtocol::new("/narmesh-bench/raw");
+
+/// A server process and a connection to it.
+pub(crate) struct RawStream {
+    process: Running,
+    runtime: Runtime,
+    control: libp2p_stream::Control,
+    server: PeerId,
+}
+
+impl RawStream {
+    /// Starts the server and connects.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let (process, line) = Running::spawn_server("raw-stream", &[])?;
+        let address: Multiaddr = line.parse()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let (server, control) = runtime.block_on(connect(address))?;
+        Ok(Self { process, runtime, control, server })
+    }
+
+    /// Seconds that `bytes` take over a new stream.
+    pub(crate) fn pull(&self, bytes: u64) -> anyhow::Result<f64> {
+        let mut control = self.control.clone();
+        let server = self.server;
+        // On a worker, because the thread that blocks on a runtime is a poor place for a hot task.
+        let pulled = self.runtime.spawn(async move {
+            let mut stream = control.open_stream(server, PROTOCOL).await?;
+            let started = Instant::now();
+            stream.write_all(&bytes.to_le_bytes()).await?;
+            stream.flush().await?;
+            let mut buffer = vec![0; CHUNK_BYTES];
+            let mut left = bytes;
+            while left > 0 {
+                let got = stream.read(&mut buffer).await? as u64;
+                if got == 0 || got > left {
+                    bail!("the raw stream ended with {left} bytes left");
+                }
+                left -= got;
+            }
+            Ok(started.elapsed().as_secs_f64())
+        });
+        self.runtime.block_on(pulled)?
+    }
+
+    /// The server's process.
+    pub(crate) fn process(&self) -> &Running {
+        &self.process
+    }
+}
+
+/// The server: on each stream, a count of bytes comes in and so many go out.
+pub(crate) fn serve() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut swarm = swarm()?;
+        swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
+        let mut incoming = swarm.behaviour().new_control().accept(PROTOCOL)?;
+        tokio::spawn(async move {
+            while let Some((_, stream)) = incoming.next().await {
+                tokio::spawn(send(stream));
+            }
+        });
+        loop {
+            if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+                let address = address
+                    .with_p2p(*swarm.local_peer_id())
+                    .map_err(|_| anyhow::anyhow!("an address with a peer id"))?;
+                crate::print_line(&address.to_string())?;
+            }
+        }
+    })
+}
+
+async fn send(mut stream: Stream) -> anyhow::Result<()> {
+    let mut count = [0; 8];
+    stream.read_exact(&mut count).await?;
+    let mut left = usize::try_from(u64::from_le_bytes(count))?;
+    let chunk = vec![0x5a; CHUNK_BYTES];
+    while left > 0 {
+        let piece = chunk.get(..left.min(CHUNK_BYTES)).unwrap_or_default();
+        stream.write_all(piece).await?;
+        left -= piece.len();
+    }
+    stream.close().await?;
+    Ok(())
+}
+
+async fn connect(address: Multiaddr) -> anyhow::Result<(PeerId, libp2p_stream::Control)> {
+    let mut swarm = swarm()?;
+    let control = swarm.behaviour().new_control();
+    swarm.dial(address)?;
+    let server = loop {
+        match tokio::time::timeout(Duration::from_secs(10), swarm.select_next_some()).await.context("dialling")? {
+            SwarmEvent::ConnectionEstablished { peer_id, .. } => break peer_id,
+            SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
+            _ => {}
+        }
+    };
+    tokio::spawn(async move {
+        loop {
+            swarm.select_next_some().await;
+        }
+    });
+    Ok((server, control))
+}
+
+/// A swarm as `narmesh`'s `mesh::swarm` builds it, with nothing on it but streams.
+fn swarm() -> anyhow::Result<Swarm<libp2p_stream::Behaviour>> {
+    Ok(SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, yamux::Config::default)?
+        .with_behaviour(|_| libp2p_stream::Behaviour::new())?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3_600)))
+        .build())
+}

@@ -1,0 +1,91 @@
+//! What a daemon costs when nothing happens, and how soon it answers.
+
+use crate::daemon::{Daemon, Node};
+use crate::nix::Nix;
+use crate::row::{Planned, Target};
+use crate::sample_cache::SampleCache;
+use crate::subject::{Bench, Report, Subject};
+use std::time::{Duration, Instant};
+
+/// How long many daemons may take to start and meet on few cores.
+const MEETING_MAX: Duration = Duration::from_secs(120);
+/// Idle for so long before memory counts.
+const SETTLING: Duration = Duration::from_secs(3);
+/// Starts of one round; they take milliseconds.
+const STARTS_PER_ROUND: usize = 3;
+
+/// Resident memory of a daemon that is connected to so many others.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) peers: usize,
+}
+
+impl Subject for Memory {
+    fn planned(&self) -> Vec<Planned> {
+        let noun = if self.peers == 1 { "peer" } else { "peers" };
+        let about = format!("resident memory of an idle daemon connected to {} other daemons", self.peers);
+        vec![Planned::new(format!("daemon/rss/{}-{noun}", self.peers), "MB", about).target(Target::AtMost(40.0))]
+    }
+
+    fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+        let dir = bench.scratch.subdir("memory-")?;
+        let (nix, store) = (Nix::new(&dir.join("client"))?, dir.join("store"));
+        nix.make_store(&store)?;
+        let binary = bench.binaries.narmesh()?;
+        let mut hub = Node::init(binary, &dir.join("hub"), "hub", &store)?;
+        // All of them are to be connected, also above what a daemon keeps by itself.
+        hub.limit(&format!("connections_gossip = {}", self.peers.max(32)));
+        let mut others = Vec::new();
+        for number in 0..self.peers {
+            let name = format!("peer-{number}");
+            let mut other = Node::init(binary, &dir.join(&name), &name, &store)?;
+            Node::introduce(&mut hub, &mut other)?;
+            others.push(other);
+        }
+        crate::progress(&format!("starting {} daemons", self.peers + 1));
+        let mut daemon = hub.start()?;
+        let running = others.iter().map(Node::spawn).collect::<anyhow::Result<Vec<_>>>()?;
+        let names: Vec<_> = others.iter().map(Node::name).collect();
+        daemon.wait_for_summaries(&names, MEETING_MAX)?;
+        let mut samples = Vec::new();
+        for _ in 0..bench.rounds {
+            std::thread::sleep(SETTLING);
+            samples.push(daemon.process.rss_mb()?);
+        }
+        running.iter().for_each(Daemon::tell_to_end);
+        for planned in self.planned() {
+            report.figure(&planned.name, &samples, None);
+        }
+        Ok(())
+    }
+}
+
+/// From `exec` to the first narinfo.
+#[derive(Debug)]
+pub(super) struct Start;
+
+impl Subject for Start {
+    fn planned(&self) -> Vec<Planned> {
+        let about = "from starting the daemon to its first narinfo of a path in its store, which has 200";
+        vec![Planned::new("daemon/start", "ms", about)]
+    }
+
+    fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+        let dir = bench.scratch.subdir("start-")?;
+        let nix = Nix::new(&dir.join("client"))?;
+        let mut cache = SampleCache::new(&dir.join("cache"))?;
+        let root = cache.add_small()?;
+        let key = cache.public_key().to_string();
+        nix.copy(&cache.url(), &dir.join("store"), &root.full(), &key)?;
+        let mut node = Node::init(bench.binaries.narmesh()?, &dir.join("node"), "node", &dir.join("store"))?;
+        node.trust(&key);
+        let mut samples = Vec::new();
+        for _ in 0..bench.rounds * STARTS_PER_ROUND {
+            let started = Instant::now();
+            let mut daemon = node.spawn()?;
+            samples.push(daemon.time_to_answer_ms(started, &root.narinfo_target())?);
+        }
+        report.figure("daemon/start", &samples, None);
+        Ok(())
+    }
+}

@@ -1,0 +1,50 @@
+//! The rows, in files by subject. A new subject is a file here and an entry in [`all`].
+
+mod build;
+mod copy;
+mod daemon;
+mod nar_large;
+mod nar_small;
+mod narinfo;
+mod pair;
+mod spread;
+mod transport;
+
+use crate::subject::Subject;
+
+/// Every subject, in the order of the table.
+pub(crate) fn all() -> Vec<Box<dyn Subject>> {
+    vec![
+        Box::new(narinfo::Narinfo { peers: 1 }),
+        Box::new(narinfo::Narinfo { peers: 100 }),
+        Box::new(narinfo::Narinfo { peers: 1_000 }),
+        Box::new(transport::Transport),
+        Box::new(nar_large::LargeNar { megabytes: 256 }),
+        Box::new(nar_large::LargeNar { megabytes: 1_000 }),
+        Box::new(nar_small::SmallNars),
+        Box::new(copy::Copy { paths: 200 }),
+        Box::new(copy::Copy { paths: 2_000 }),
+        Box::new(daemon::Memory { peers: 1 }),
+        Box::new(daemon::Memory { peers: 50 }),
+        Box::new(daemon::Start),
+        Box::new(spread::Spread),
+        Box::new(build::ColdBuild),
+        Box::new(build::BinarySize),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_no_name_is_a_group() {
+        let names: Vec<_> = all().iter().flat_map(|subject| subject.planned()).map(|planned| planned.name).collect();
+        let unique: BTreeSet<_> = names.iter().collect();
+        assert_eq!(unique.len(), names.len());
+        for name in &names {
+            assert!(!names.iter().any(|other| other.starts_with(&format!("{name}/"))), "{name} is also a group");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Small NARs through the mesh, one after the other: how long each takes when nothing is asked for at the same time.
+
+use super::pair::{Pair, nar_target};
+use crate::load::{End, Load};
+use crate::row::{Beside, Planned};
+use crate::sample_cache::{SampleCache, SamplePath};
+use crate::subject::{Bench, Report, Subject};
+use std::net::SocketAddr;
+
+/// 200 of 2 to 60 KB.
+#[derive(Debug)]
+pub(super) struct SmallNars;
+
+impl Subject for SmallNars {
+    fn planned(&self) -> Vec<Planned> {
+        vec![
+            Planned::new("nar/small/mesh", "ms", "a NAR of 2 to 60 KB through the mesh, one after the other, each"),
+            Planned::new("nar/small/own-store", "ms", "the same from the gateway of the machine that holds them, each"),
+            Planned::new(
+                "nar/small/narinfo-asked",
+                "ms",
+                "their narinfos, each asked of the holder for the first time",
+            ),
+        ]
+    }
+
+    fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+        let pair = Pair::new(bench, SampleCache::add_small)?;
+        let _holder = pair.start_holder()?;
+        let narinfos = targets(&pair.cache, |sample| Ok(sample.narinfo_target()))?;
+        let nars = targets(&pair.cache, |sample| nar_target(pair.holder.gateway, sample))?;
+        let nars_of_nginx = targets(&pair.cache, |sample| Ok(sample.nar_target()))?;
+        let (mut mesh, mut own_store, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut nginx, mut nginx_narinfo) = (Vec::new(), Vec::new());
+        for round in 1..=bench.rounds {
+            crate::progress(&format!("nar/small: round {round} of {}", bench.rounds));
+            let _gateway = pair.start_gateway()?;
+            asked.push(each_ms(&narinfos, pair.gateway.gateway)?);
+            nginx_narinfo.push(each_ms(&narinfos, pair.nginx.address)?);
+            mesh.push(each_ms(&nars, pair.gateway.gateway)?);
+            nginx.push(each_ms(&nars_of_nginx, pair.nginx.address)?);
+            own_store.push(each_ms(&nars, pair.holder.gateway)?);
+        }
+        report.figure("nar/small/mesh", &mesh, Some(Beside::new("nginx", nginx.clone())));
+        report.figure("nar/small/own-store", &own_store, Some(Beside::new("nginx", nginx)));
+        report.figure("nar/small/narinfo-asked", &asked, Some(Beside::new("nginx", nginx_narinfo)));
+        Ok(())
+    }
+}
+
+fn targets(cache: &SampleCache, target: impl Fn(&SamplePath) -> anyhow::Result<String>) -> anyhow::Result<Load> {
+    let targets = cache.paths().iter().map(target).collect::<anyhow::Result<_>>()?;
+    Ok(Load { targets, status: 200, connections: 1, end: End::OncePerTarget })
+}
+
+fn each_ms(load: &Load, address: SocketAddr) -> anyhow::Result<f64> {
+    let seen = load.run(address)?;
+    Ok(seen.seconds * 1e3 / seen.requests() as f64)
+}
