@@ -38,6 +38,7 @@ pub(crate) struct Daemon {
     offer: Arc<Offer>,
     mesh: MeshHandle,
     resolver: Arc<Resolver>,
+    uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
 }
 
@@ -80,7 +81,13 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         per_peer: settings.limits.uploads_per_peer as usize,
         total: settings.limits.uploads_total as usize,
     };
-    let uploads = Uploads::new(Arc::clone(&store), Arc::clone(&offer), Arc::clone(&board), upload_limits);
+    let uploads = Uploads::new(
+        Arc::clone(&store),
+        Arc::clone(&offer),
+        Arc::clone(&board),
+        upload_limits,
+        settings.transfer.compress,
+    );
     let (mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
@@ -110,6 +117,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         offer,
         mesh: handle,
         resolver: Arc::clone(&resolver),
+        uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
     });
     let _watcher = publish::drop_stale_answers(&daemon.store, &daemon.resolver)?;
@@ -132,7 +140,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
     stop.send_replace(true);
     // Bodies to Nix and to peers end at the same time; what is not done after the grace is cut.
     let (gateway_ended, uploads_ended) =
-        tokio::join!(gateway_task, tokio::time::timeout(SHUTDOWN_GRACE, uploads.finish()));
+        tokio::join!(gateway_task, tokio::time::timeout(SHUTDOWN_GRACE, daemon.uploads.finish()));
     if uploads_ended.is_err() {
         tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut");
     }
@@ -184,6 +192,7 @@ impl Daemon {
         // The builder key may be turned on, off or over while running; the node key may not, it is who we are.
         secrets.builder_key = settings.secrets()?.builder_key;
         self.resolver.reconfigure(resolver_settings(&settings, &secrets));
+        self.uploads.set_compress(settings.transfer.compress);
         self.mesh.reconfigure(mesh_config(&settings)).await;
         self.offer.set_policy(offer_policy(&settings, &secrets));
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };

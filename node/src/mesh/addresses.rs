@@ -26,6 +26,8 @@ pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
 
 /// Addresses that mean something on another machine; loopback only where the operator says that all nodes share one.
 pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
+    // ::ffff:127.0.0.1 is loopback, too.
+    let ip = ip.to_canonical();
     if ip.is_loopback() {
         return loopback;
     }
@@ -55,4 +57,29 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         deepest = source;
     }
     deepest.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_only_what_means_something_elsewhere() {
+        for (ip, told) in [
+            ("192.0.2.1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:169.254.1.1", false),
+            ("169.254.1.1", false),
+            ("fe80::1", false),
+            ("0.0.0.0", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+        ] {
+            assert_eq!(may_be_told(ip.parse().unwrap(), false), told, "{ip}");
+        }
+        assert!(may_be_told("127.0.0.1".parse().unwrap(), true));
+    }
 }

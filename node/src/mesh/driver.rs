@@ -106,7 +106,6 @@ impl Mesh {
         }
         let mut control = swarm.behaviour().nar.new_control();
         let incoming = control.accept(StreamProtocol::new(NAR_PROTOCOL))?;
-        tokio::spawn(uploads.accept(incoming));
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
         let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
@@ -125,6 +124,7 @@ impl Mesh {
             board: Arc::clone(&board),
             nar: nar.clone(),
         };
+        tokio::spawn(uploads.accept(incoming, handle.clone()));
         let mut mesh = Self {
             dialer: Dialer::new(config.connections_gossip),
             swarm,
@@ -213,6 +213,7 @@ impl Mesh {
             Command::Connect { peer, reply } => self.connect(peer, reply),
             Command::Paths(change) => self.gossip.handle(now(), Input::Paths(change)),
             Command::Probe(peer, outcome) => self.gossip.handle(now(), Input::Probe { peer, outcome }),
+            Command::Misbehaved(peer, misdeed) => self.gossip.handle(now(), Input::Misbehaved { peer, misdeed }),
             Command::Reconfigure(config) => self.reconfigure(config),
             Command::View(reply) => {
                 let view = MeshView {

@@ -3,6 +3,7 @@
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use narmesh_protocol::wire::NarFrame;
 use std::io;
+use std::task::Poll;
 
 /// Reads one frame of at most `bytes_max`; `None` when the stream ended before its first byte.
 pub(super) async fn read_frame(io: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
@@ -47,17 +48,17 @@ pub(super) async fn write_end(io: &mut (impl AsyncWrite + Unpin), status: u8) ->
     io.flush().await
 }
 
-/// What [`read_chunk`] found.
+/// What [`read_chunk_head`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chunk {
-    /// That many bytes were appended.
+    /// A chunk of that many bytes follows.
     Data(usize),
     /// The body ended with this status byte.
     End(u8),
 }
 
-/// Reads the next body chunk onto the end of `out`.
-pub(super) async fn read_chunk(io: &mut (impl AsyncRead + Unpin), out: &mut Vec<u8>) -> io::Result<Chunk> {
+/// Reads what stands before a chunk's bytes.
+pub(super) async fn read_chunk_head(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Chunk> {
     let mut length = [0; 4];
     io.read_exact(&mut length).await?;
     let bytes = u32::from_le_bytes(length) as usize;
@@ -70,9 +71,43 @@ pub(super) async fn read_chunk(io: &mut (impl AsyncRead + Unpin), out: &mut Vec<
     if bytes > NarFrame::CHUNK_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "chunk over its limit"));
     }
-    let before = out.len();
-    out.resize(before + bytes, 0);
-    let space = out.get_mut(before..).unwrap_or_default();
-    io.read_exact(space).await?;
     Ok(Chunk::Data(bytes))
+}
+
+/// Appends at least one and at most `bytes_max` bytes: all that is there without waiting again, so that a slow link is seen to
+/// move and a quick one costs few steps.
+pub(super) async fn read_some(
+    io: &mut (impl AsyncRead + Unpin),
+    out: &mut Vec<u8>,
+    bytes_max: usize,
+) -> io::Result<usize> {
+    let before = out.len();
+    out.resize(before + bytes_max, 0);
+    let mut filled = 0;
+    let mut failure = None;
+    while filled < bytes_max {
+        let space = out.get_mut(before + filled..).unwrap_or_default();
+        let read = if filled == 0 {
+            io.read(space).await
+        } else {
+            match futures::poll!(io.read(space)) {
+                Poll::Ready(read) => read,
+                Poll::Pending => break,
+            }
+        };
+        match read {
+            Ok(0) => failure = Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => filled += bytes,
+            Err(error) => failure = Some(error),
+        }
+        if failure.is_some() {
+            break;
+        }
+    }
+    out.truncate(before + filled);
+    match failure {
+        // What came before the failure is good; the next read finds the failure again.
+        Some(error) if filled == 0 => Err(error),
+        Some(_) | None => Ok(filled),
+    }
 }

@@ -4,7 +4,7 @@ use super::driver::MeshConfig;
 use super::nar_client::NarPool;
 use super::peers::PeerBoard;
 use libp2p::{Multiaddr, PeerId};
-use narmesh_gossip::{FilterTable, PathChange, PeerView, ProbeOutcome, PublicationView};
+use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ pub(super) enum Command {
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
+    Misbehaved(PeerId, Misdeed),
     Reconfigure(MeshConfig),
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
@@ -111,6 +112,13 @@ impl MeshHandle {
     /// Tells the core whether a candidate held what its filter promised.
     pub async fn probed(&self, peer: PeerId, outcome: ProbeOutcome) {
         self.send(Command::Probe(peer, outcome)).await;
+    }
+
+    /// Tells the core, which counts, that this peer was caught lying; does not wait.
+    pub fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
+        if self.commands.try_send(Command::Misbehaved(peer, misdeed)).is_err() {
+            tracing::warn!(%peer, %misdeed, "peer misbehaved, and was not counted: the mesh is too busy");
+        }
     }
 
     /// Applies a new allowlist and limits.

@@ -3,7 +3,7 @@
 //! Never a stream per NAR: that is 12 times slower over a WAN (design figures, 80 ms round trip). A pooled stream that ends before
 //! the first byte of an answer was closed by the other side while idle; the request is repeated once on a fresh one.
 
-use super::framing::{Chunk, read_chunk, read_frame, write_frame};
+use super::framing::{Chunk, read_chunk_head, read_frame, read_some, write_frame};
 use futures::AsyncWriteExt;
 use libp2p::{PeerId, Stream, StreamProtocol};
 use libp2p_stream::Control;
@@ -17,6 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Idle streams kept per peer.
 const IDLE_STREAMS_MAX: usize = 8;
+/// Decompressed bytes per step.
+const UNPACKED_BYTES_MAX: usize = 256 << 10;
 /// Requests under way per peer: what a holder grants by default (`uploads_per_peer`).
 const IN_FLIGHT_MAX: usize = 4;
 
@@ -96,7 +98,10 @@ impl NarPool {
                     decoder,
                     pool: self.clone(),
                     _permit: permit,
+                    chunk_left: 0,
                     packed: Vec::new(),
+                    packed_at: 0,
+                    has_more_unpacked: false,
                     wire_bytes: 0,
                 })
             }
@@ -157,7 +162,11 @@ pub struct NarSource {
     decoder: Option<zstd::stream::raw::Decoder<'static>>,
     pool: NarPool,
     _permit: OwnedSemaphorePermit,
+    /// Bytes of the current chunk that were not read yet.
+    chunk_left: usize,
     packed: Vec<u8>,
+    packed_at: usize,
+    has_more_unpacked: bool,
     wire_bytes: u64,
 }
 
@@ -195,34 +204,43 @@ impl NarSource {
     /// Appends the next bytes to `out`, at most `bytes_max` of them: what decompresses to more is malformed.
     pub async fn read(&mut self, out: &mut Vec<u8>, bytes_max: u64) -> io::Result<NarPiece> {
         let Some(stream) = &mut self.stream else { return Ok(NarPiece::Failed) };
-        let chunk = match &mut self.decoder {
+        if self.chunk_left == 0 && !self.has_more_unpacked {
+            match read_chunk_head(stream).await? {
+                Chunk::Data(bytes) => self.chunk_left = bytes,
+                Chunk::End(status) => {
+                    if let Some(stream) = self.stream.take() {
+                        self.pool.put_back(self.peer, stream);
+                    }
+                    return Ok(if status == NarFrame::END_COMPLETE { NarPiece::Complete } else { NarPiece::Failed });
+                }
+            }
+        }
+        let bytes = match &mut self.decoder {
             None => {
+                if self.chunk_left as u64 > bytes_max {
+                    return Err(too_long());
+                }
+                read_some(stream, out, self.chunk_left).await?
+            }
+            Some(decoder) => {
+                let bytes = if self.has_more_unpacked {
+                    0
+                } else {
+                    self.packed_at = 0;
+                    self.packed.clear();
+                    read_some(stream, &mut self.packed, self.chunk_left).await?
+                };
                 let before = out.len();
-                let chunk = read_chunk(stream, out).await?;
+                self.has_more_unpacked = unpack(decoder, &self.packed, &mut self.packed_at, out)?;
                 if (out.len() - before) as u64 > bytes_max {
                     return Err(too_long());
                 }
-                chunk
-            }
-            Some(decoder) => {
-                self.packed.clear();
-                let chunk = read_chunk(stream, &mut self.packed).await?;
-                unpack(decoder, &self.packed, out, bytes_max)?;
-                chunk
+                bytes
             }
         };
-        match chunk {
-            Chunk::Data(bytes) => {
-                self.wire_bytes += bytes as u64;
-                Ok(NarPiece::Data)
-            }
-            Chunk::End(status) => {
-                if let Some(stream) = self.stream.take() {
-                    self.pool.put_back(self.peer, stream);
-                }
-                Ok(if status == NarFrame::END_COMPLETE { NarPiece::Complete } else { NarPiece::Failed })
-            }
-        }
+        self.chunk_left -= bytes;
+        self.wire_bytes += bytes as u64;
+        Ok(NarPiece::Data)
     }
 }
 
@@ -237,30 +255,70 @@ fn zstd_decoder() -> io::Result<zstd::stream::raw::Decoder<'static>> {
     Ok(decoder)
 }
 
+/// Decompresses `packed` from `*packed_at` on, onto the end of `out`: at most [`UNPACKED_BYTES_MAX`] at a time, however much the
+/// frame holds. Says whether more may come without further input.
 fn unpack(
     decoder: &mut zstd::stream::raw::Decoder<'static>,
-    mut packed: &[u8],
+    packed: &[u8],
+    packed_at: &mut usize,
     out: &mut Vec<u8>,
-    bytes_max: u64,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
-    let start = out.len();
-    let mut space = [0_u8; 64 << 10];
-    loop {
-        let mut input = InBuffer::around(packed);
-        let mut output = OutBuffer::around(&mut space[..]);
-        decoder.run(&mut input, &mut output)?;
-        let (consumed, produced) = (input.pos(), output.pos());
-        packed = packed.get(consumed..).unwrap_or_default();
-        out.extend_from_slice(space.get(..produced).unwrap_or_default());
-        if (out.len() - start) as u64 > bytes_max {
-            return Err(too_long());
+    let before = out.len();
+    out.resize(before + UNPACKED_BYTES_MAX, 0);
+    let mut produced = 0;
+    let unpacked = loop {
+        let input_left = packed.get(*packed_at..).unwrap_or_default();
+        let mut input = InBuffer::around(input_left);
+        let mut output = OutBuffer::around(out.get_mut(before + produced..).unwrap_or_default());
+        let run = decoder.run(&mut input, &mut output);
+        let (consumed, written) = (input.pos(), output.pos());
+        *packed_at += consumed;
+        produced += written;
+        if let Err(error) = run {
+            break Err(error);
         }
-        if packed.is_empty() && produced < space.len() {
-            return Ok(());
+        if produced == UNPACKED_BYTES_MAX {
+            break Ok(true);
         }
-        if consumed == 0 && produced == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "zstd frame ended before the body"));
+        if *packed_at == packed.len() {
+            break Ok(false);
         }
+        if consumed == 0 && written == 0 {
+            break Err(io::Error::new(io::ErrorKind::InvalidData, "zstd frame ended before the body"));
+        }
+    };
+    out.truncate(before + produced);
+    unpacked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bomb_is_unpacked_in_bounded_pieces() {
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+        assert!(bomb.len() < 64 << 10);
+        let mut decoder = zstd_decoder().unwrap();
+        let (mut at, mut total) = (0, 0);
+        loop {
+            let mut out = Vec::new();
+            let more = unpack(&mut decoder, &bomb, &mut at, &mut out).unwrap();
+            assert!(out.len() <= UNPACKED_BYTES_MAX);
+            total += out.len();
+            if !more {
+                break;
+            }
+        }
+        assert_eq!(total, 64 << 20);
+    }
+
+    #[test]
+    fn bytes_after_the_frame_are_refused() {
+        let mut packed = zstd::bulk::compress(b"nar", 1).unwrap();
+        packed.extend_from_slice(b"not zstd");
+        let mut decoder = zstd_decoder().unwrap();
+        assert!(unpack(&mut decoder, &packed, &mut 0, &mut Vec::new()).is_err());
     }
 }

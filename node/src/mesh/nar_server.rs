@@ -1,16 +1,20 @@
 //! Answering peers' NAR requests, within upload limits, from our own store alone.
 
 use super::framing::{read_frame, write_chunk, write_end, write_frame};
+use super::handle::MeshHandle;
 use super::peers::PeerBoard;
+use crate::settings::Compress;
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::{PeerId, Stream};
 use libp2p_stream::IncomingStreams;
+use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
 use narmesh_store::{NarProgress, NarStream, NixStore, Offer, Store};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -41,6 +45,7 @@ pub struct Uploads {
     offer: Arc<Offer>,
     board: Arc<PeerBoard>,
     limits: UploadLimits,
+    may_compress: Arc<AtomicBool>,
     total: Arc<Semaphore>,
     peers: Arc<Mutex<HashMap<PeerId, PeerSlots>>>,
 }
@@ -53,17 +58,37 @@ struct PeerSlots {
 
 impl Uploads {
     /// Serves what `offer` says, and counts on `board`.
-    pub fn new(store: Arc<NixStore>, offer: Arc<Offer>, board: Arc<PeerBoard>, limits: UploadLimits) -> Self {
-        Self { store, offer, board, limits, total: Arc::new(Semaphore::new(limits.total)), peers: Arc::default() }
+    pub fn new(
+        store: Arc<NixStore>,
+        offer: Arc<Offer>,
+        board: Arc<PeerBoard>,
+        limits: UploadLimits,
+        compress: Compress,
+    ) -> Self {
+        let may_compress = Arc::new(AtomicBool::new(compress != Compress::Never));
+        Self {
+            store,
+            offer,
+            may_compress,
+            board,
+            limits,
+            total: Arc::new(Semaphore::new(limits.total)),
+            peers: Arc::default(),
+        }
+    }
+
+    /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
+    pub fn set_compress(&self, compress: Compress) {
+        self.may_compress.store(compress != Compress::Never, Ordering::Relaxed);
     }
 
     /// Takes streams until the swarm ends. No await between accept and spawn: libp2p-stream drops what waits.
-    pub(super) async fn accept(self, mut incoming: IncomingStreams) {
+    pub(super) async fn accept(self, mut incoming: IncomingStreams, mesh: MeshHandle) {
         while let Some((peer, stream)) = incoming.next().await {
             let slots = self.slots(peer);
             match Arc::clone(&slots.streams).try_acquire_owned() {
                 Ok(permit) => {
-                    tokio::spawn(self.clone().serve_stream(peer, stream, slots, permit));
+                    tokio::spawn(self.clone().serve_stream(peer, stream, slots, permit, mesh.clone()));
                 }
                 Err(_) => tracing::debug!(%peer, "refused a NAR stream: too many are open"),
             }
@@ -91,14 +116,21 @@ impl Uploads {
             .clone()
     }
 
-    async fn serve_stream(self, peer: PeerId, mut stream: Stream, slots: PeerSlots, _open: OwnedSemaphorePermit) {
+    async fn serve_stream(
+        self,
+        peer: PeerId,
+        mut stream: Stream,
+        slots: PeerSlots,
+        _open: OwnedSemaphorePermit,
+        mesh: MeshHandle,
+    ) {
         loop {
             let request = match read_frame(&mut stream, NarRequest::BYTES_MAX).await {
                 Ok(Some(frame)) => NarRequest::decode(&frame),
                 Ok(None) | Err(_) => return,
             };
             let Ok(request) = request else {
-                self.board.misdeed(&peer, "sent a malformed NAR request");
+                mesh.misbehaved(peer, Misdeed::MalformedRequest);
                 return;
             };
             if let Err(error) = self.answer(peer, &mut stream, &slots, request).await {
@@ -127,7 +159,7 @@ impl Uploads {
         let opened =
             tokio::task::spawn_blocking(move || open(&store, &offer, &request)).await.map_err(io::Error::other)?;
         let Some(nar) = opened else { return reply(stream, NarReply::Absent).await };
-        let zstd = request.accept_zstd;
+        let zstd = request.accept_zstd && self.may_compress.load(Ordering::Relaxed);
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         write_frame(stream, &head).await?;
         let sent = self.send_body(stream, nar, request, zstd).await?;

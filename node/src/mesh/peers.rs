@@ -5,10 +5,6 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Misdeeds after which a peer is asked nothing for [`SET_ASIDE`].
-const MISDEEDS_MAX: u32 = 3;
-/// How long a peer that lied three times is asked nothing.
-const SET_ASIDE: Duration = Duration::from_secs(300);
 /// Timeouts in a row after which a peer is passed over for a while.
 const TIMEOUTS_MAX: u32 = 2;
 /// First pause of a peer that does not answer; doubles up to [`PAUSE_MAX`].
@@ -158,16 +154,17 @@ impl PeerBoard {
         });
     }
 
-    /// A proven lie or broken rule; the third sets the peer aside.
-    pub fn misdeed(&self, peer: &PeerId, what: &str) {
-        tracing::warn!(%peer, what, "peer misbehaved");
+    /// A proven lie or broken rule, as the gossip core counts them.
+    pub(super) fn misdeed(&self, peer: &PeerId, what: &str) {
         self.update(peer, |stats| {
             stats.misdeeds = stats.misdeeds.saturating_add(1);
             stats.last_misdeed = Some(what.to_owned());
-            if stats.misdeeds.is_multiple_of(MISDEEDS_MAX) {
-                stats.set_aside_until = Some(Instant::now() + SET_ASIDE);
-            }
         });
+    }
+
+    /// The core says that the peer is to be asked nothing for so long.
+    pub(super) fn set_aside(&self, peer: &PeerId, lasting: Duration) {
+        self.update(peer, |stats| stats.set_aside_until = Some(Instant::now() + lasting));
     }
 }
 
@@ -189,7 +186,7 @@ mod tests {
             board.update(&peer, |stats| stats.connected = true);
             board.answered(&peer, Duration::from_millis(ms));
         }
-        (0..MISDEEDS_MAX).for_each(|_| board.misdeed(&liar, "sent another NAR"));
+        board.set_aside(&liar, Duration::from_secs(300));
         assert_eq!(board.rank([liar, away, far, near]), [near, far, away]);
         assert!(board.stats(&liar).unwrap().set_aside().is_some());
     }

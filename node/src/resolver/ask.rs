@@ -8,7 +8,7 @@ use crate::mesh::{Ask, AskError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use libp2p::PeerId;
-use narmesh_gossip::ProbeOutcome;
+use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
 use parking_lot::Mutex;
@@ -149,7 +149,7 @@ impl Resolver {
             Ok(judged) => judged,
             Err(distrust) => {
                 if distrust.is_misdeed() {
-                    self.mesh.board().misdeed(&peer, &distrust.to_string());
+                    self.mesh.misbehaved(peer, Misdeed::FalseNarInfo);
                 }
                 self.decisions.note(part, Decision::Distrusted(peer, distrust.to_string()));
                 return Said::Nothing;

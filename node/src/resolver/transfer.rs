@@ -10,6 +10,7 @@ use crate::mesh::{NarOpenError, NarPiece, NarSource};
 use crate::settings::Compress;
 use bytes::Bytes;
 use libp2p::PeerId;
+use narmesh_gossip::Misdeed;
 use narmesh_http_gateway::{BodyAborted, NarBody};
 use narmesh_protocol::nar::NarVerifier;
 use narmesh_protocol::wire::NarRequest;
@@ -27,6 +28,10 @@ const LARGE_NAR_BUFFER_BYTES: u64 = 2 << 20;
 const CHUNKS_AHEAD: usize = 2;
 /// A holder that does not answer a request for a NAR within this is left.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A holder that sends less than [`PACE_BYTES_MIN`] in this time is left, like one that stalls: 1.6 kB/s is no modem's pace.
+const PACE_WINDOW: Duration = Duration::from_secs(10);
+/// See [`PACE_WINDOW`].
+const PACE_BYTES_MIN: u64 = 16 << 10;
 /// All holders busy, or no buffer free: waited at most this long, well under Nix's `stalled-download-timeout` of 30 s.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Pause before busy holders are asked again.
@@ -45,7 +50,8 @@ struct Transfer {
     started: Instant,
     source: Option<NarSource>,
     source_since: Instant,
-    source_offset: u64,
+    /// Since when, and from which offset on, its pace is measured.
+    pace: (Instant, u64),
     verifier: NarVerifier,
     offset: u64,
     contributors: Vec<PeerId>,
@@ -150,7 +156,7 @@ impl Transfer {
             started: now,
             source: None,
             source_since: now,
-            source_offset: 0,
+            pace: (now, 0),
             verifier: NarVerifier::new(),
             offset: 0,
             contributors: Vec::new(),
@@ -231,15 +237,18 @@ impl Transfer {
                         out.truncate(before);
                         return self.lie();
                     }
+                    let has_new = !new.is_empty();
                     self.offset += new.len() as u64;
-                    if !new.is_empty() {
+                    if self.is_crawling() {
+                        self.leave(peer, format!("slower than {PACE_BYTES_MIN} bytes in {PACE_WINDOW:?}"));
+                    }
+                    if has_new {
                         return Step::Data;
                     }
                 }
                 Ok(Ok(NarPiece::Complete)) => {
-                    let why = "said complete before the end";
-                    self.resolver.mesh.board().misdeed(&peer, why);
-                    self.leave(peer, why.to_owned());
+                    self.resolver.mesh.misbehaved(peer, Misdeed::FalseNar);
+                    self.leave(peer, "said complete before the end".to_owned());
                 }
                 Ok(Ok(NarPiece::Failed)) => self.leave(peer, "cannot finish it".to_owned()),
                 Ok(Err(error)) => {
@@ -284,9 +293,19 @@ impl Transfer {
         }
         // With two contributors nobody can tell who it was: neither is blamed, neither is asked again for this NAR.
         if let [peer] = self.contributors.as_slice() {
-            self.resolver.mesh.board().misdeed(peer, "sent another NAR than its narinfo promised");
+            self.resolver.mesh.misbehaved(*peer, Misdeed::FalseNar);
         }
         Step::Lie
+    }
+
+    /// Whether the last window brought next to nothing: one byte now and then keeps no stall timeout busy, but a build waiting.
+    fn is_crawling(&mut self) -> bool {
+        let (since, from) = self.pace;
+        if since.elapsed() < PACE_WINDOW {
+            return false;
+        }
+        self.pace = (Instant::now(), self.offset);
+        self.offset - from < PACE_BYTES_MIN && self.offset < self.url.nar_size
     }
 
     /// Forgets what was read; those that contributed are not asked again.
@@ -322,8 +341,8 @@ impl Transfer {
                         }
                         self.resolver.decisions.note(self.url.hash_part, Decision::NarFrom(peer, self.offset));
                         self.contributors.push(peer);
-                        (self.source, self.source_since, self.source_offset) =
-                            (Some(source), Instant::now(), self.offset);
+                        (self.source, self.source_since) = (Some(source), Instant::now());
+                        self.pace = (self.source_since, self.offset);
                         return true;
                     }
                     Err(NarOpenError::Busy) => self.busy.push(peer),

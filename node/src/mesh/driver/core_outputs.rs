@@ -7,7 +7,7 @@ use crate::mesh::clock::now;
 use libp2p::{Multiaddr, PeerId, gossipsub};
 use narmesh_gossip::{Event, Input, Output, Record, Verdict};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl Mesh {
     /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
@@ -31,7 +31,10 @@ impl Mesh {
                         drop(self.swarm.behaviour_mut().gossip.send_response(channel, bytes));
                     }
                 }
-                Output::Penalize { peer, misdeed } => self.board.misdeed(&peer, &misdeed.to_string()),
+                Output::Penalize { peer, misdeed } => {
+                    tracing::warn!(%peer, %misdeed, "peer misbehaved");
+                    self.board.misdeed(&peer, &misdeed.to_string());
+                }
                 Output::Event(event) => self.on_core_event(event),
             }
         }
@@ -110,7 +113,8 @@ impl Mesh {
             Event::ClockDiffers { peer, issued_at_ms } => {
                 tracing::warn!(%peer, issued_at_ms, "ignored an announcement: its date is more than a day off our clock");
             }
-            Event::SetAside { peer, misdeed, until: _ } => {
+            Event::SetAside { peer, misdeed, until } => {
+                self.board.set_aside(&peer, Duration::from_millis(until.since(now().moment)));
                 tracing::warn!(%peer, %misdeed, "peer set aside: it is asked nothing for a while");
             }
             Event::Demoted { peer, until: _ } => {

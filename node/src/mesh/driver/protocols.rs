@@ -5,7 +5,7 @@ use crate::mesh::clock::now;
 use crate::mesh::handle::AskError;
 use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, gossipsub};
-use narmesh_gossip::Input;
+use narmesh_gossip::{Input, Misdeed};
 use narmesh_protocol::wire::{NarInfoReply, NarInfoRequest};
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ impl Mesh {
     /// "No" comes from memory; "yes" asks the predicate again on a blocking thread.
     fn answer_narinfo(&mut self, peer: PeerId, request: &[u8], channel: ResponseChannel<Vec<u8>>) {
         let Ok(request) = NarInfoRequest::decode(request) else {
-            self.board.misdeed(&peer, "sent a malformed narinfo request");
+            self.gossip.handle(now(), Input::Misbehaved { peer, misdeed: Misdeed::MalformedRequest });
             return;
         };
         if !self.offer.is_offered(&request.hash_part) {
