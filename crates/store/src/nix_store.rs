@@ -124,7 +124,9 @@ impl NixStore {
         let wait = refresh.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(started));
         if !complete && wait > Duration::ZERO {
             // New rows are cheap to find; deleted and changed ones wait for the next scan.
-            self.read_pages(self.index.read().id_max(), change)?;
+            // Apart: a guard in the call would still be held when the pages are written to the index.
+            let id_max = self.index.read().id_max();
+            self.read_pages(id_max, change)?;
             return Ok(Some(wait));
         }
         self.index.write().begin_scan();
@@ -186,6 +188,10 @@ impl NixStore {
 
     pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
         self.database.derivers(path)
+    }
+
+    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+        self.database.outputs(derivation)
     }
 
     pub(crate) fn has_failed(&self, row: i64, info: &PathInfo) -> bool {
