@@ -79,6 +79,29 @@ impl Block {
         }
     }
 
+    /// Writes filters to the free first columns of a new block in one pass; as many as are given, at most one per column.
+    pub(crate) fn fill(&self, filters: &[Vec<u8>]) {
+        for (word, filters) in filters.chunks(WORD_COLUMNS).enumerate() {
+            for (at, rows) in self.rows(8).enumerate() {
+                let mut words = [0u64; 8];
+                for (column, filter) in filters.iter().enumerate() {
+                    let mut byte = filter.get(at).copied().unwrap_or_default();
+                    while byte != 0 {
+                        if let Some(row) = words.get_mut(byte.trailing_zeros() as usize) {
+                            *row |= 1 << column;
+                        }
+                        byte &= byte - 1;
+                    }
+                }
+                for (row, bits) in rows.chunks_exact(self.width).zip(words) {
+                    if let Some(cell) = row.get(word) {
+                        cell.store(bits, Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
     /// Sets bits of a column; readers see each at once.
     pub(crate) fn set(&self, column: usize, positions: &[u32]) {
         let (word, mask) = place(column);
@@ -101,23 +124,38 @@ impl Block {
         self.rows(8).map(byte).collect()
     }
 
-    /// The AND of these rows, column by column, within `live`.
-    pub(crate) fn find(&self, positions: &[u32; HASHES_PER_ITEM], live: [u64; BLOCK_WORDS]) -> [u64; BLOCK_WORDS] {
+    /// The AND of these rows in the first 64 columns: k loads that wait for nothing, one from each cache line. Called for
+    /// all blocks before [`Self::find`] is for any, so that memory answers all at once.
+    pub(crate) fn first_word(&self, positions: &[u32; HASHES_PER_ITEM]) -> u64 {
+        let first = |position: &u32| Some(self.row(*position).first()?.load(Relaxed));
+        positions.iter().filter_map(first).fold(u64::MAX, |all, word| all & word)
+    }
+
+    /// The AND of these rows, column by column, within `live`; `first_word` is known.
+    pub(crate) fn find(
+        &self,
+        positions: &[u32; HASHES_PER_ITEM],
+        first_word: u64,
+        live: [u64; BLOCK_WORDS],
+    ) -> [u64; BLOCK_WORDS] {
         let mut found = live;
-        for &position in positions {
-            let at = self.skip + position as usize * self.width;
-            let row = self.words.get(at..at + self.width).unwrap_or_default();
-            if let Ok(row) = <&[AtomicU64; BLOCK_WORDS]>::try_from(row) {
-                found.iter_mut().zip(row).for_each(|(found, cell)| *found &= cell.load(Relaxed));
-            } else {
-                found.iter_mut().zip(row).for_each(|(found, cell)| *found &= cell.load(Relaxed));
-            }
+        let [first, ..] = &mut found;
+        *first &= first_word;
+        for position in positions {
+            let row = self.row(*position);
+            found.iter_mut().zip(row).skip(1).for_each(|(found, cell)| *found &= cell.load(Relaxed));
         }
         found
     }
 
+    fn row(&self, position: u32) -> &[AtomicU64] {
+        let at = self.skip + position as usize * self.width;
+        self.words.get(at..at + self.width).unwrap_or_default()
+    }
+
     fn rows(&self, rows: usize) -> impl Iterator<Item = &[AtomicU64]> {
-        self.words.get(self.skip..).unwrap_or_default().chunks_exact(self.width * rows)
+        let end = self.skip + self.words.len() - BLOCK_WORDS;
+        self.words.get(self.skip..end).unwrap_or_default().chunks_exact(self.width * rows)
     }
 }
 
@@ -150,6 +188,19 @@ mod tests {
     }
 
     #[test]
+    fn filling_is_writing_each() {
+        let filter =
+            |seed: usize| (0..1024).map(|i| u8::try_from((i * 31 + seed * 97) % 251).unwrap()).collect::<Vec<_>>();
+        let filters: Vec<_> = (0..100).map(filter).collect();
+        let block = Block::new(class(), 2);
+        block.fill(&filters);
+        for (column, filter) in filters.iter().enumerate() {
+            assert_eq!(&block.read(column), filter, "column {column}");
+        }
+        assert_eq!(block.read(100), vec![0; 1024]);
+    }
+
+    #[test]
     fn widening_keeps_the_columns() {
         let mut block = Block::new(class(), 1);
         block.write(5, &[0xa5; 1024]);
@@ -172,7 +223,7 @@ mod tests {
                 block.set(*column, &rows);
             }
             block.set(0, &rows[..10]);
-            let found = block.find(&rows, [u64::MAX; 8]);
+            let found = block.find(&rows, block.first_word(&rows), [u64::MAX; 8]);
             for column in 0..block.columns() {
                 let all = columns.contains(&column) || (column == 0 && rows[..10].contains(&rows[10]));
                 prop_assert_eq!(found[column / 64] >> (column % 64) & 1 == 1, all, "column {}", column);

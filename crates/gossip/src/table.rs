@@ -11,6 +11,9 @@ use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM, HashPart};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
+/// Blocks that are fetched together: those of 2,048 peers and of columns about to be used again.
+const BLOCKS_USUAL: usize = 6;
+
 /// A peer whose filter says maybe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
@@ -162,9 +165,13 @@ impl ClassView {
                 filters.iter().filter(|(_, filter)| filter.may_contain(&rows)).for_each(|(member, _)| tell(member));
             }
             Self::Sliced { blocks, members, live } => {
+                let mut first_words = [0; BLOCKS_USUAL];
+                first_words.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.first_word(&rows));
                 let columns = members.chunks(BLOCK_COLUMNS);
-                for ((block, live), columns) in blocks.iter().zip(live).zip(columns) {
-                    for (word, columns) in block.find(&rows, *live).into_iter().zip(columns.chunks(WORD_COLUMNS)) {
+                for (((at, block), live), columns) in blocks.iter().enumerate().zip(live).zip(columns) {
+                    let first_word = first_words.get(at).copied().unwrap_or_else(|| block.first_word(&rows));
+                    let found = block.find(&rows, first_word, *live);
+                    for (word, columns) in found.into_iter().zip(columns.chunks(WORD_COLUMNS)) {
                         ones(word).filter_map(|bit| columns.get(bit)?.as_deref()).for_each(&mut tell);
                     }
                 }

@@ -1,6 +1,6 @@
 //! The writing side of the table: which column is whose, which are free, when a class changes its form.
 
-use crate::matrix::Block;
+use crate::matrix::{BLOCK_COLUMNS, Block};
 use crate::table::{ClassView, FilterTable, Member, PlainFilter, View};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
@@ -143,20 +143,12 @@ impl TableWriter {
                 self.classes.remove(&class);
             }
             Class::Plain(filters) if filters.len() >= SLICED_MIN => {
-                let mut sliced = Sliced::default();
-                for (member, filter) in filters.values() {
-                    sliced.write(class, Arc::clone(member), &filter.read());
-                }
-                *members = Class::Sliced(sliced);
+                *members = Class::Sliced(Sliced::of(class, filters))
             }
             Class::Sliced(sliced) if sliced.columns.len() < PLAIN_BELOW => *members = Class::Plain(sliced.plain()),
             // Half empty and a word more: everything moves to a matrix of its size.
             Class::Sliced(sliced) if sliced.members.len() > 2 * sliced.columns.len() + 64 => {
-                let mut smaller = Sliced::default();
-                for (member, filter) in sliced.plain().values() {
-                    smaller.write(class, Arc::clone(member), &filter.read());
-                }
-                *members = Class::Sliced(smaller);
+                *members = Class::Sliced(Sliced::of(class, &sliced.plain()));
             }
             Class::Plain(_) | Class::Sliced(_) => {}
         }
@@ -194,6 +186,24 @@ impl TableWriter {
 }
 
 impl Sliced {
+    /// All these filters in a new matrix.
+    fn of(class: FilterClass, filters: &BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)>) -> Self {
+        let mut sliced = Self::default();
+        while sliced.members.len() < filters.len() {
+            sliced.grow(class);
+        }
+        let bytes: Vec<_> = filters.values().map(|(_, filter)| filter.read()).collect();
+        sliced.blocks.iter().zip(bytes.chunks(BLOCK_COLUMNS)).for_each(|(block, filters)| block.fill(filters));
+        sliced
+            .members
+            .iter_mut()
+            .zip(filters.values())
+            .for_each(|(slot, (member, _))| *slot = Some(Arc::clone(member)));
+        sliced.columns = filters.keys().copied().zip(0..).collect();
+        sliced.free.retain(|column| *column >= filters.len());
+        sliced
+    }
+
     /// Writes a filter to a column that nobody sees, growing by 64 columns when there is none.
     fn write(&mut self, class: FilterClass, member: Arc<Member>, filter_bytes: &[u8]) {
         if self.free.is_empty() {
@@ -235,8 +245,8 @@ impl Sliced {
     }
 
     fn block(&self, column: usize) -> Option<(&Block, usize)> {
-        let block = self.blocks.get(column / crate::matrix::BLOCK_COLUMNS)?;
-        Some((block, column % crate::matrix::BLOCK_COLUMNS))
+        let block = self.blocks.get(column / BLOCK_COLUMNS)?;
+        Some((block, column % BLOCK_COLUMNS))
     }
 
     fn plain(&self) -> BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)> {

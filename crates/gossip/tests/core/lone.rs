@@ -117,10 +117,12 @@ impl Lone {
     }
 
     pub fn events(&self) -> Vec<&Event> {
-        let event = |output| match output {
-            &Output::Event(ref event) => Some(event),
-            _ => None,
-        };
+        fn event(output: &Output) -> Option<&Event> {
+            match output {
+                Output::Event(event) => Some(event),
+                _ => None,
+            }
+        }
         self.outputs.iter().filter_map(event).collect()
     }
 
