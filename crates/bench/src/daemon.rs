@@ -7,6 +7,7 @@ use crate::scratch;
 use anyhow::{Context as _, bail};
 use narmesh_protocol::NixSecretKey;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -121,7 +122,11 @@ impl Node {
         fs::write(self.config_file(), self.config()?)?;
         let log = File::create(self.dir.join("log"))?;
         let mut command = tethered(&self.binary);
-        command.arg("--config").arg(self.config_file()).arg("run").env("NARMESH_LOG", "warn");
+        command
+            .arg("--config")
+            .arg(self.config_file())
+            .arg("run")
+            .env("NARMESH_LOG", std::env::var("NARMESH_LOG").unwrap_or_else(|_| "warn".to_owned()));
         command.stdout(Stdio::null()).stderr(Stdio::from(log));
         Ok(Daemon { node: self, process: Running::spawn("narmesh", &mut command)? })
     }
@@ -169,18 +174,25 @@ impl Daemon<'_> {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Waits until it holds the summary of each of `peers` by name.
-    pub(crate) fn wait_for_summaries(&mut self, peers: &[&str], deadline: Duration) -> anyhow::Result<()> {
+    /// Waits until it holds a summary of at least `paths_min` paths of each of `peers` by name.
+    pub(crate) fn wait_for_summaries(
+        &mut self,
+        peers: &[&str],
+        paths_min: usize,
+        deadline: Duration,
+    ) -> anyhow::Result<()> {
         let node = self.node.name();
         wait_for(&format!("{node} holds the summaries of {} peers", peers.len()), deadline, || {
             self.must_run()?;
             let status = self.status()?;
             let known = status.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-            let is_held = |name: &str| {
-                let mut peers = known.iter().filter(|peer| peer.get("name").and_then(Value::as_str) == Some(name));
-                peers.any(|peer| peer.get("summary").is_some_and(|summary| !summary.is_null()))
-            };
-            Ok(peers.iter().all(|name| is_held(name)).then_some(()))
+            let paths = |peer: &Value| peer.pointer("/summary/paths").and_then(Value::as_u64);
+            let held: BTreeSet<_> = known
+                .iter()
+                .filter(|peer| paths(peer).is_some_and(|paths| paths >= paths_min as u64))
+                .filter_map(|peer| peer.get("name").and_then(Value::as_str))
+                .collect();
+            Ok(peers.iter().all(|name| held.contains(name)).then_some(()))
         })
     }
 

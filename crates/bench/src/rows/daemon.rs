@@ -46,7 +46,7 @@ impl Subject for Memory {
         let mut daemon = hub.start()?;
         let running = others.iter().map(Node::spawn).collect::<anyhow::Result<Vec<_>>>()?;
         let names: Vec<_> = others.iter().map(Node::name).collect();
-        daemon.wait_for_summaries(&names, MEETING_MAX)?;
+        daemon.wait_for_summaries(&names, 0, MEETING_MAX)?;
         let mut samples = Vec::new();
         for _ in 0..bench.rounds {
             std::thread::sleep(SETTLING);

@@ -116,7 +116,7 @@ impl Subject for Narinfo {
         let mut daemon = node.start()?;
         crate::progress("waiting until the daemon has pulled them");
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        daemon.wait_for_summaries(&names, LOADING_MAX)?;
+        daemon.wait_for_summaries(&names, 1, LOADING_MAX)?;
         daemon.wait_for_answer(&root.narinfo_target())?;
         let files = dir.join("files");
         fs::create_dir(&files)?;

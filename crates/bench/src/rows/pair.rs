@@ -71,7 +71,7 @@ impl Pair {
     pub(super) fn start_gateway(&self) -> anyhow::Result<Daemon<'_>> {
         self.gateway.forget_everything();
         let mut daemon = self.gateway.start()?;
-        daemon.wait_for_summaries(&[self.holder.name()], MEETING_MAX)?;
+        daemon.wait_for_summaries(&[self.holder.name()], self.cache.paths().len(), MEETING_MAX)?;
         Ok(daemon)
     }
 }

@@ -33,7 +33,7 @@ impl Subject for Spread {
         Node::introduce(&mut builder, &mut user)?;
         let _builder = builder.start()?;
         let mut daemon = user.start()?;
-        daemon.wait_for_summaries(&["builder"], MEETING_MAX)?;
+        daemon.wait_for_summaries(&["builder"], 0, MEETING_MAX)?;
         let mut samples = Vec::new();
         for number in 0..bench.rounds * BUILDS_PER_ROUND {
             let derivation = nix.instantiate_fresh(&built_in, &number.to_string())?;
