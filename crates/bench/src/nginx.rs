@@ -2,12 +2,17 @@
 
 use crate::process::{Running, need_program, tethered, wait_for};
 use crate::scratch::Subdir;
+use anyhow::bail;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+/// Below the default `net.ipv4.ip_local_port_range`.
+const PORTS: Range<u16> = 20_000..32_000;
 const CONFIG: &str = include_str!("../nginx.conf");
 
 /// A running nginx that serves one directory.
@@ -49,9 +54,19 @@ impl Nginx {
     }
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address that nobody listens on now, below the ports that the kernel gives to clients: one of those could be
+/// anybody's by the time that the server starts.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % u32::from(PORTS.end - PORTS.start))?;
+    for _ in PORTS {
+        let offset = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
+        let address = SocketAddr::from(([127, 0, 0, 1], PORTS.start + offset));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port from {} to {} is free", PORTS.start, PORTS.end);
 }
 
 /// `PATH` with the directory where Debian puts servers, which a user's lacks.
