@@ -48,7 +48,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each load on a server lasts, milliseconds
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(100..=60_000))]
     load_ms: u32,
     /// Be one of the servers that rows are measured beside
     #[arg(long, hide = true)]
@@ -72,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         binaries: binaries::Binaries::default(),
     };
     clean_up_on_signals(bench.scratch.path().to_owned())?;
+    warn_of_load()?;
     let mut all = Vec::new();
     if !arguments.json {
         print_line(TABLE_HEAD)?;
@@ -160,6 +161,16 @@ fn clean_up_on_signals(dir: std::path::PathBuf) -> anyhow::Result<()> {
         scratch::remove(&dir);
         std::process::exit(130);
     });
+    Ok(())
+}
+
+/// Figures of a machine that does something else too are good for ratios at most.
+fn warn_of_load() -> anyhow::Result<()> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    let load: f64 = text.split(' ').next().unwrap_or_default().parse()?;
+    if load > 0.5 {
+        progress(&format!("this machine is busy (load average {load}): trust ratios, not absolute figures"));
+    }
     Ok(())
 }
 

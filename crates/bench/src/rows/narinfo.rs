@@ -24,6 +24,9 @@ const ABSENT_PATHS: usize = 20_000;
 /// How long a daemon may take to pull a thousand summaries.
 const LOADING_MAX: Duration = Duration::from_secs(300);
 
+/// Short loads in turn, so that what else the machine does meets both sides alike.
+const SLICES_PER_ROUND: usize = 3;
+
 /// With so many peers loaded.
 #[derive(Debug)]
 pub(super) struct Narinfo {
@@ -158,10 +161,10 @@ impl Narinfo {
     ) -> anyhow::Result<()> {
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
         // Connections, caches and branch predictors of both sides get warm before anything counts.
-        let warm_up = Load { end: End::After(bench.load_duration / 4), ..load.clone() };
+        let warm_up = Load { end: End::After(bench.load_duration / 2), ..load.clone() };
         warm_up.run(gateway)?;
         warm_up.run(nginx.address)?;
-        for _ in 0..bench.rounds {
+        for _ in 0..bench.rounds * SLICES_PER_ROUND {
             ours.take(load, gateway, &daemon.process)?;
             theirs.take(load, nginx.address, &nginx.process)?;
         }
