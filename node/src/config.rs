@@ -155,7 +155,7 @@ pub struct LimitsConfig {
     pub connections_gossip: u32,
     /// Memory for NARs in flight, bytes.
     pub nar_buffer_bytes: u64,
-    /// NARs sent to one peer at a time.
+    /// NARs sent to one peer at a time; those up to 8 MiB are counted apart, and have as many.
     pub uploads_per_peer: u32,
     /// NARs sent to all peers at a time.
     pub uploads_total: u32,
@@ -168,7 +168,7 @@ impl Default for LimitsConfig {
         Self {
             connections_gossip: 32,
             nar_buffer_bytes: 128 << 20,
-            uploads_per_peer: 4,
+            uploads_per_peer: 16,
             uploads_total: 32,
             advertised_paths_max: 200_000,
         }

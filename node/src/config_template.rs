@@ -1,27 +1,79 @@
-//! The commented configuration that `narmesh init` writes. Every key stands in it with its default.
+//! The commented configuration that `narmesh init` writes: every key stands in it, explained, with its value or its default.
 
-/// What differs from the defaults.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TemplateValues {
-    /// The builder key's file name, if there is one.
-    pub(crate) builder_key_file: Option<String>,
-    /// Keys to trust from the start.
-    pub(crate) trusted_public_keys: Vec<String>,
-}
+use crate::config::{Config, PeerConfig};
+use toml::Value;
 
-/// The text of the file.
-pub(crate) fn render(values: &TemplateValues) -> String {
-    let builder_key = match &values.builder_key_file {
-        Some(file) => format!("builder_key_file = {}", quoted(file)),
-        None => "# builder_key_file = \"builder.key\"".to_owned(),
+/// The text of a file that says `config`.
+pub(crate) fn render(config: &Config) -> String {
+    let Config { node, gateway, store, trust, advertise, transfer, limits, peer } = config;
+    let values = [
+        ("node.key_file", path(&node.key_file)),
+        ("node.state_dir", path(&node.state_dir)),
+        ("node.control_socket", optional("control_socket", node.control_socket.as_deref(), "/run/narmesh/control.sock")),
+        ("node.listen", list(&node.listen)),
+        ("node.external_addresses", list(&node.external_addresses)),
+        ("node.advertise_loopback", node.advertise_loopback.to_string()),
+        ("gateway.listen", quoted(&gateway.listen)),
+        ("gateway.priority", gateway.priority.to_string()),
+        ("gateway.narinfo_deadline_ms", gateway.narinfo_deadline_ms.to_string()),
+        ("store.store_dir", quoted(&store.store_dir)),
+        ("store.real_dir", optional("real_dir", store.real_dir.as_deref(), "/nix/store")),
+        ("store.state_dir", optional("state_dir", store.state_dir.as_deref(), "/nix/var/nix")),
+        ("store.root", optional("root", store.root.as_deref(), "/chroot")),
+        ("trust.trusted_public_keys", lines(&trust.trusted_public_keys)),
+        ("trust.builder_key_file", optional("builder_key_file", trust.builder_key_file.as_deref(), "builder.key")),
+        ("advertise.include", list(&advertise.include)),
+        ("advertise.exclude", list(&advertise.exclude)),
+        ("advertise.withhold_defaults", advertise.withhold_defaults.to_string()),
+        ("transfer.compress", quoted(&transfer.compress)),
+        ("transfer.stall_timeout_ms", transfer.stall_timeout_ms.to_string()),
+        ("limits.connections_gossip", limits.connections_gossip.to_string()),
+        ("limits.nar_buffer_bytes", limits.nar_buffer_bytes.to_string()),
+        ("limits.uploads_per_peer", limits.uploads_per_peer.to_string()),
+        ("limits.uploads_total", limits.uploads_total.to_string()),
+        ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
+        ("peer", peer.iter().map(peer_lines).collect::<String>()),
+    ];
+    // One pass, so that a value that looks like a placeholder stays what it is.
+    let part = |(index, part): (usize, &'static str)| match values.iter().find(|(key, _)| index % 2 == 1 && *key == part) {
+        Some((_, value)) => value.clone(),
+        None => part.to_owned(),
     };
-    let trusted: String = values.trusted_public_keys.iter().map(|key| format!("    {},\n", quoted(key))).collect();
-    TEMPLATE.replace("@BUILDER_KEY@", &builder_key).replace("@TRUSTED@", &trusted)
+    TEMPLATE.split('@').enumerate().map(part).collect()
 }
 
-/// A TOML basic string.
+/// The `[[peer]]` lines of one peer.
+pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
+    format!(
+        "[[peer]]\nname = {}\npeer_id = {}\naddresses = {}\n",
+        quoted(&peer.name),
+        quoted(&peer.peer_id),
+        list(&peer.addresses)
+    )
+}
+
+/// A TOML string.
 pub(crate) fn quoted(text: &str) -> String {
-    toml::Value::from(text).to_string()
+    Value::from(text).to_string()
+}
+
+fn path(path: &std::path::Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+fn list(texts: &[String]) -> String {
+    Value::from(texts.to_vec()).to_string()
+}
+
+fn lines(texts: &[String]) -> String {
+    texts.iter().map(|text| format!("    {},\n", quoted(text))).collect()
+}
+
+fn optional(key: &str, value: Option<&std::path::Path>, example: &str) -> String {
+    match value {
+        Some(value) => format!("{key} = {}", path(value)),
+        None => format!("# {key} = {}", quoted(example)),
+    }
 }
 
 const TEMPLATE: &str = r#"# narmesh configuration. Relative paths are relative to the directory of this file.
@@ -30,68 +82,71 @@ const TEMPLATE: &str = r#"# narmesh configuration. Relative paths are relative t
 
 [node]
 # This node's identity on the mesh. Made by `narmesh init`, never shared; mode 0600.
-key_file = "node.key"
+key_file = @node.key_file@
 # Holds state.sqlite (may be deleted at any time) and the control socket.
-state_dir = "state"
+state_dir = @node.state_dir@
 # Unix socket of `narmesh status`, `why`, `advertised`. Default: control.sock in state_dir.
-# control_socket = "/run/narmesh/control.sock"
+@node.control_socket@
 # Where peers connect: IP addresses and TCP ports. Read at start only.
-listen = ["/ip4/0.0.0.0/tcp/7280"]
-# Told to peers besides the addresses of this machine: for a forwarded port, at most 8.
-external_addresses = []    # e.g. ["/ip4/203.0.113.7/tcp/7280"]
+listen = @node.listen@
+# Told to peers besides the addresses of this machine: for a forwarded port, at most 8, such as
+# "/ip4/203.0.113.7/tcp/7280".
+external_addresses = @node.external_addresses@
 # Tell loopback addresses to peers and believe theirs: only for several nodes on one machine.
-advertise_loopback = false
+advertise_loopback = @node.advertise_loopback@
 
 [gateway]
 # The substituter for Nix on this machine. Only loopback addresses are accepted. Read at start only.
-listen = "127.0.0.1:7281"
+listen = @gateway.listen@
 # Nix asks substituters in ascending order of priority; cache.nixos.org has 40.
-priority = 30
+priority = @gateway.priority@
 # Longest time in which a narinfo is answered; after it the answer is "not here" (50 to 60000).
-narinfo_deadline_ms = 1000
+narinfo_deadline_ms = @gateway.narinfo_deadline_ms@
 
 [store]
 # The store directory as it stands in store paths. Peers with another one can share nothing with us.
-store_dir = "/nix/store"
+store_dir = @store.store_dir@
 # Where its files and its database really are. Defaults: store_dir, and /nix/var/nix (it holds db/db.sqlite).
-# real_dir = "/nix/store"
-# state_dir = "/nix/var/nix"
+@store.real_dir@
+@store.state_dir@
 # Short form of both for a chroot store: <root>/nix/store and <root>/nix/var/nix.
-# root = "/chroot"
+@store.root@
 
 [trust]
 # Whose builds are taken: public keys in Nix's form, one per name. Nix must trust the same keys (trusted-public-keys in
 # nix.conf); a key that only narmesh trusts lets Nix remember unusable answers for 30 days.
-# Add here what `narmesh id` prints as builder key on the other machines.
+# Add here what `narmesh id` prints as builder key on the other machines; and, to share what came from the public cache,
+# "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
 trusted_public_keys = [
-@TRUSTED@]
+@trust.trusted_public_keys@]
 # Signs what was built on this machine. Without it nothing built here is advertised, only what a trusted key has signed.
-@BUILDER_KEY@
+@trust.builder_key_file@
 
 [advertise]
-# What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may; * is any text.
-include = ["*"]
-exclude = []               # e.g. ["secret-*"]
+# What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may; * is any text, as in
+# "secret-*".
+include = @advertise.include@
+exclude = @advertise.exclude@
 # Keep back system configurations (nixos-system-*, etc, unit-*), outputs of derivations with allowSubstitutes = false,
 # and everything that refers to them.
-withhold_defaults = true
+withhold_defaults = @advertise.withhold_defaults@
 
 [transfer]
 # zstd between peers: "auto" (where the link is slower than the compression), "always" or "never".
-compress = "auto"
+compress = @transfer.compress@
 # A holder that sends nothing for so long is left for another one (100 to 600000).
-stall_timeout_ms = 5000
+stall_timeout_ms = @transfer.stall_timeout_ms@
 
 [limits]
 # Connections kept for gossip (1 to 1024); holders are dialled on demand beyond it.
-connections_gossip = 32
+connections_gossip = @limits.connections_gossip@
 # Memory for NARs in flight (16 MiB to 64 GiB).
-nar_buffer_bytes = 134217728
-# NARs sent at a time, to one peer and to all.
-uploads_per_peer = 4
-uploads_total = 32
+nar_buffer_bytes = @limits.nar_buffer_bytes@
+# NARs sent at a time, to one peer and to all; those up to 8 MiB are counted apart and have as many.
+uploads_per_peer = @limits.uploads_per_peer@
+uploads_total = @limits.uploads_total@
 # Paths in this node's summary (1 to 1000000).
-advertised_paths_max = 200000
+advertised_paths_max = @limits.advertised_paths_max@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
 # Addresses may be left out: they are learned from other peers.
@@ -99,54 +154,97 @@ advertised_paths_max = 200000
 # name = "buildbox"
 # peer_id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
-"#;
+@peer@"#;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use std::path::Path;
 
     fn parse(text: &str) -> Config {
-        Config::parse(text, Path::new("x.toml")).unwrap()
+        Config::parse(text, Path::new("x.toml")).unwrap_or_else(|error| panic!("{error}\n{text}"))
     }
 
     #[test]
     fn the_template_says_the_defaults() {
-        assert_eq!(parse(&render(&TemplateValues::default())), Config::default());
+        assert_eq!(parse(&render(&Config::default())), Config::default());
     }
 
+    /// Every key at another value than its default, and with all that TOML would trip over.
     #[test]
-    fn the_values_arrive_also_with_quotes_in_them() {
-        let values = TemplateValues {
-            builder_key_file: Some("a\"b\\c.key".to_owned()),
-            trusted_public_keys: vec!["one:AA==".to_owned(), "two:BB==".to_owned()],
+    fn every_value_arrives() {
+        let everything = r#"
+            [node]
+            key_file = "a\"b\\c@node.state_dir@.key"
+            state_dir = "s"
+            control_socket = "c"
+            listen = ["l1", "l2"]
+            external_addresses = ["e"]
+            advertise_loopback = true
+            [gateway]
+            listen = "g"
+            priority = 1
+            narinfo_deadline_ms = 2
+            [store]
+            store_dir = "sd"
+            real_dir = "r"
+            state_dir = "st"
+            root = "@node.listen@"
+            [trust]
+            trusted_public_keys = ["one:AA==", "two:BB=="]
+            builder_key_file = "b"
+            [advertise]
+            include = ["i"]
+            exclude = ["x", "y"]
+            withhold_defaults = false
+            [transfer]
+            compress = "never"
+            stall_timeout_ms = 3
+            [limits]
+            connections_gossip = 4
+            nar_buffer_bytes = 5
+            uploads_per_peer = 6
+            uploads_total = 7
+            advertised_paths_max = 8
+            [[peer]]
+            name = "p\nq"
+            peer_id = "id"
+            addresses = ["a"]
+            [[peer]]
+            name = "r"
+            peer_id = "s"
+        "#;
+        let config = parse(everything);
+        assert_eq!(parse(&render(&config)), config);
+        // Nothing above is a default, so nothing is compared with itself.
+        let (Ok(Value::Table(given)), Ok(Value::Table(default))) =
+            (Value::try_from(&config), Value::try_from(Config::default()))
+        else {
+            panic!()
         };
-        let config = parse(&render(&values));
-        assert_eq!(config.trust.builder_key_file.as_deref(), Some(Path::new("a\"b\\c.key")));
-        assert_eq!(config.trust.trusted_public_keys, values.trusted_public_keys);
+        for (section, value) in given {
+            let Value::Table(keys) = value else { continue };
+            for (key, value) in keys {
+                assert_ne!(Some(&value), default[&section].get(&key), "{section}.{key}");
+            }
+        }
     }
 
-    /// Every key of `Config` is explained: it stands in the text, commented out or not.
+    /// Every key is explained: it stands in the text, commented out or not.
     #[test]
     fn every_key_is_in_the_template() {
-        let text = render(&TemplateValues::default());
-        let everything = r#"
-            node = { control_socket = "x" }
-            store = { real_dir = "x", state_dir = "x", root = "x" }
-            trust = { builder_key_file = "x" }
-            [[peer]]
-            name = "x"
-            peer_id = "x"
-        "#;
-        let toml::Value::Table(sections) = toml::Value::try_from(parse(everything)).unwrap() else { panic!() };
+        let text = render(&Config::default());
+        let optional = "node = { control_socket = 'x' }
+            store = { real_dir = 'x', state_dir = 'x', root = 'x' }
+            trust = { builder_key_file = 'x' }
+            peer = [{ name = 'x', peer_id = 'x' }]";
+        let Ok(Value::Table(sections)) = Value::try_from(parse(optional)) else { panic!() };
         let mut keys = 0;
         for (section, value) in sections {
             let table = value.as_table().or_else(|| value.as_array()?.first()?.as_table()).unwrap();
             assert!(text.contains(&format!("[{section}]")), "{section}");
             for key in table.keys() {
-                let explained =
-                    text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+                let explained = text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
                 assert!(explained, "{section}.{key} is not in the template");
                 keys += 1;
             }

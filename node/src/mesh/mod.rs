@@ -22,6 +22,6 @@ pub use clock::now;
 pub use driver::{Mesh, MeshConfig};
 pub use handle::{Ask, AskError, MeshHandle, MeshView};
 pub use nar_client::{NarOpenError, NarPiece, NarPool, NarSource};
-pub use nar_server::{UploadLimits, Uploads};
+pub use nar_server::{SMALL_NAR_BYTES_MAX, UploadLimits, Uploads};
 pub use peers::{PeerBoard, PeerStats};
 pub use probe::{ProbeResult, probe};

@@ -4,6 +4,7 @@
 //! the first byte of an answer was closed by the other side while idle; the request is repeated once on a fresh one.
 
 use super::framing::{Chunk, read_chunk_head, read_frame, read_some, write_frame};
+use super::nar_server::Slots;
 use futures::AsyncWriteExt;
 use libp2p::{PeerId, Stream, StreamProtocol};
 use libp2p_stream::Control;
@@ -13,14 +14,14 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Idle streams kept per peer.
 const IDLE_STREAMS_MAX: usize = 8;
 /// Decompressed bytes per step.
 const UNPACKED_BYTES_MAX: usize = 256 << 10;
-/// Requests under way per peer: what a holder grants by default (`uploads_per_peer`).
-const IN_FLIGHT_MAX: usize = 4;
+/// Requests under way per peer, for large and for small NARs each: what a holder grants by default (`uploads_per_peer`).
+const IN_FLIGHT_MAX: usize = 16;
 
 /// Streams to all peers, reused.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ impl std::fmt::Debug for NarPool {
 
 struct PeerPool {
     idle: Vec<Stream>,
-    in_flight: Arc<Semaphore>,
+    in_flight: Slots,
 }
 
 /// Why a holder sends no NAR.
@@ -67,7 +68,7 @@ impl NarPool {
 
     /// Asks `peer` for a NAR and waits for the head of its answer, at most `timeout`.
     pub async fn open(&self, peer: PeerId, request: NarRequest, timeout: Duration) -> Result<NarSource, NarOpenError> {
-        let in_flight = self.with_peer(peer, |pool| Arc::clone(&pool.in_flight));
+        let in_flight = self.with_peer(peer, |pool| Arc::clone(pool.in_flight.of(request.nar_size)));
         // More than the holder would grant: the same as its own "busy".
         let permit = in_flight.try_acquire_owned().map_err(|_| NarOpenError::Busy)?;
         let exchange = async {
@@ -131,9 +132,7 @@ impl NarPool {
 
     fn with_peer<T>(&self, peer: PeerId, act: impl FnOnce(&mut PeerPool) -> T) -> T {
         let mut peers = self.peers.lock();
-        act(peers
-            .entry(peer)
-            .or_insert_with(|| PeerPool { idle: Vec::new(), in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)) }))
+        act(peers.entry(peer).or_insert_with(|| PeerPool { idle: Vec::new(), in_flight: Slots::new(IN_FLIGHT_MAX) }))
     }
 }
 

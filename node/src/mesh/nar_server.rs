@@ -18,8 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+/// A NAR up to this size is sent, and verified, as a whole before anybody waits for anybody.
+pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Streams that one peer may hold open; a further one is closed at once.
-const STREAMS_PER_PEER_MAX: usize = 32;
+const STREAMS_PER_PEER_MAX: usize = 64;
 /// Bytes read from the file system at a time.
 const READ_BYTES: usize = 256 << 10;
 /// Chunks that may wait for the network: with [`READ_BYTES`] the memory of one upload.
@@ -29,13 +31,32 @@ const WRITE_STALL: Duration = Duration::from_secs(30);
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
 const ZSTD_LEVEL: i32 = 1;
 
-/// How many bodies may be under way.
+/// How many bodies may be under way; large and small NARs each have as many, so that the small ones, which nobody's slow reader
+/// can hold up, are never behind the large ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UploadLimits {
     /// To one peer.
     pub per_peer: usize,
     /// To all peers.
     pub total: usize,
+}
+
+/// Permits for bodies under way, by size of the NAR.
+#[derive(Clone, Debug)]
+pub(super) struct Slots {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Slots {
+    pub(super) fn new(each: usize) -> Self {
+        Self { small: Arc::new(Semaphore::new(each)), large: Arc::new(Semaphore::new(each)) }
+    }
+
+    /// The permits for a NAR of that size.
+    pub(super) fn of(&self, nar_size: u64) -> &Arc<Semaphore> {
+        if nar_size <= SMALL_NAR_BYTES_MAX { &self.small } else { &self.large }
+    }
 }
 
 /// The uploads of this node.
@@ -46,14 +67,14 @@ pub struct Uploads {
     board: Arc<PeerBoard>,
     limits: UploadLimits,
     may_compress: Arc<AtomicBool>,
-    total: Arc<Semaphore>,
+    total: Slots,
     peers: Arc<Mutex<HashMap<PeerId, PeerSlots>>>,
 }
 
 #[derive(Clone, Debug)]
 struct PeerSlots {
     streams: Arc<Semaphore>,
-    uploads: Arc<Semaphore>,
+    uploads: Slots,
 }
 
 impl Uploads {
@@ -66,15 +87,7 @@ impl Uploads {
         compress: Compress,
     ) -> Self {
         let may_compress = Arc::new(AtomicBool::new(compress != Compress::Never));
-        Self {
-            store,
-            offer,
-            may_compress,
-            board,
-            limits,
-            total: Arc::new(Semaphore::new(limits.total)),
-            peers: Arc::default(),
-        }
+        Self { store, offer, may_compress, board, limits, total: Slots::new(limits.total), peers: Arc::default() }
     }
 
     /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
@@ -98,9 +111,11 @@ impl Uploads {
     /// Waits until no body is under way; none is begun after this was called.
     pub async fn finish(&self) {
         let all = u32::try_from(self.limits.total).unwrap_or(u32::MAX);
-        // An error means that it was called before.
-        if let Ok(permits) = self.total.acquire_many(all).await {
-            permits.forget();
+        for slots in [&self.total.small, &self.total.large] {
+            // An error means that it was called before.
+            if let Ok(permits) = slots.acquire_many(all).await {
+                permits.forget();
+            }
         }
     }
 
@@ -111,7 +126,7 @@ impl Uploads {
             .entry(peer)
             .or_insert_with(|| PeerSlots {
                 streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
-                uploads: Arc::new(Semaphore::new(self.limits.per_peer)),
+                uploads: Slots::new(self.limits.per_peer),
             })
             .clone()
     }
@@ -150,9 +165,8 @@ impl Uploads {
         if !self.offer.is_offered(&request.hash_part) {
             return reply(stream, NarReply::Absent).await;
         }
-        let (Ok(_mine), Ok(_all)) =
-            (Arc::clone(&slots.uploads).try_acquire_owned(), Arc::clone(&self.total).try_acquire_owned())
-        else {
+        let (mine, all) = (slots.uploads.of(request.nar_size), self.total.of(request.nar_size));
+        let (Ok(_mine), Ok(_all)) = (Arc::clone(mine).try_acquire_owned(), Arc::clone(all).try_acquire_owned()) else {
             return reply(stream, NarReply::Busy).await;
         };
         let (store, offer) = (Arc::clone(&self.store), Arc::clone(&self.offer));

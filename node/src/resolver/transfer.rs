@@ -6,7 +6,7 @@
 
 use super::Resolver;
 use super::decisions::Decision;
-use crate::mesh::{NarOpenError, NarPiece, NarSource};
+use crate::mesh::{NarOpenError, NarPiece, NarSource, SMALL_NAR_BYTES_MAX};
 use crate::settings::Compress;
 use bytes::Bytes;
 use libp2p::PeerId;
@@ -20,8 +20,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// A NAR up to this size is verified before its first byte reaches Nix.
-const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// What one larger transfer holds in memory: the chunk held back, those waiting for Nix, and one being read.
 const LARGE_NAR_BUFFER_BYTES: u64 = 2 << 20;
 /// Chunks that may wait for Nix.
