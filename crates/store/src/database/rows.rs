@@ -4,7 +4,7 @@ use super::Database;
 use crate::{PathInfo, StoreError};
 use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StorePath};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
@@ -21,6 +21,8 @@ const REFERENCES_SQL: &str =
     "SELECT path FROM Refs JOIN ValidPaths ON Refs.reference = ValidPaths.id WHERE Refs.referrer = ?1";
 const DERIVERS_SQL: &str = "SELECT ValidPaths.path FROM DerivationOutputs \
     JOIN ValidPaths ON DerivationOutputs.drv = ValidPaths.id WHERE DerivationOutputs.path = ?1";
+const OUTPUTS_SQL: &str = "SELECT DerivationOutputs.path FROM DerivationOutputs \
+    JOIN ValidPaths ON DerivationOutputs.drv = ValidPaths.id WHERE ValidPaths.path >= ?1 AND ValidPaths.path < ?2";
 
 /// What the index keeps of a row.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,7 @@ impl Database {
             let Some(raw) = raw_row(&transaction, &prefix).map_err(|source| self.sqlite(source))? else {
                 return Ok(None);
             };
-            let references = texts(&transaction, REFERENCES_SQL, raw.id).map_err(|source| self.sqlite(source))?;
+            let references = texts(&transaction, REFERENCES_SQL, [raw.id]).map_err(|source| self.sqlite(source))?;
             Ok(Some((raw, references)))
         })?;
         let Some((raw, references)) = row.flatten() else { return Ok(None) };
@@ -81,9 +83,20 @@ impl Database {
     pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
         let full = self.store_dir.display(path);
         let found = self
-            .query(|connection| texts(connection, DERIVERS_SQL, &full).map_err(|source| self.sqlite(source)))?
+            .query(|connection| texts(connection, DERIVERS_SQL, [&full]).map_err(|source| self.sqlite(source)))?
             .unwrap_or_default();
         Ok(found.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
+    }
+
+    /// The outputs of the valid derivation with this hash part, whether or not they are valid.
+    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+        let prefix = format!("{}/{derivation}-", self.store_dir.as_str());
+        // The byte after `-`: every path with this hash part lies between.
+        let end = format!("{}/{derivation}.", self.store_dir.as_str());
+        let found = self
+            .query(|connection| texts(connection, OUTPUTS_SQL, [&prefix, &end]).map_err(|source| self.sqlite(source)))?
+            .unwrap_or_default();
+        Ok(found.iter().filter_map(|text| self.hash_part(text.as_bytes())).collect())
     }
 
     fn head(&self, row: &Row<'_>) -> rusqlite::Result<RowHead> {
@@ -158,7 +171,7 @@ fn raw_row(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<Raw
     Ok(found.optional()?.filter(|row| row.path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'))))
 }
 
-fn texts(connection: &Connection, sql: &str, key: impl rusqlite::ToSql) -> rusqlite::Result<Vec<String>> {
+fn texts(connection: &Connection, sql: &str, keys: impl Params) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare_cached(sql)?;
-    statement.query_map([key], |row| row.get(0))?.collect()
+    statement.query_map(keys, |row| row.get(0))?.collect()
 }

@@ -73,9 +73,17 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     touched: BTreeSet<HashPart>,
+    /// New ones: their outputs may have to be looked at again.
+    derivations: BTreeSet<HashPart>,
     /// Somebody changed the ledger: tell the listener.
     is_unpublished: bool,
     is_stopping: bool,
+}
+
+impl Pending {
+    fn is_idle(&self) -> bool {
+        self.touched.is_empty() && self.derivations.is_empty() && !self.is_unpublished && !self.is_stopping
+    }
 }
 
 impl fmt::Debug for Offer {
@@ -184,20 +192,28 @@ impl Shared {
     fn touch(&self, change: &StoreChange) {
         let mut pending = self.pending.lock();
         pending.touched.extend(change.removed.iter().chain(&change.failed).chain(&change.mended));
-        pending.touched.extend(change.added.iter().filter(|part| !self.store.is_derivation(part)));
+        for part in &change.added {
+            let is_derivation = self.store.is_derivation(part);
+            let to = if is_derivation { &mut pending.derivations } else { &mut pending.touched };
+            to.insert(*part);
+        }
         drop(pending);
         self.woken.notify_all();
     }
 
     fn run(&self, on_change: &dyn Fn(OfferChange)) {
         loop {
-            let (touched, is_unpublished) = {
+            let (mut touched, derivations, is_unpublished) = {
                 let mut pending = self.pending.lock();
                 if pending.is_stopping {
                     return;
                 }
-                (std::mem::take(&mut pending.touched), std::mem::take(&mut pending.is_unpublished))
+                let Pending { touched, derivations, is_unpublished, is_stopping: _ } = std::mem::take(&mut *pending);
+                (touched, derivations, is_unpublished)
             };
+            for derivation in derivations {
+                touched.extend(self.known_outputs(&derivation));
+            }
             let has_looked = !touched.is_empty();
             for part in touched {
                 self.inspect(&part);
@@ -225,10 +241,19 @@ impl Shared {
                 continue;
             }
             let mut pending = self.pending.lock();
-            if pending.touched.is_empty() && !pending.is_stopping && !pending.is_unpublished {
+            if pending.is_idle() {
                 self.woken.wait(&mut pending);
             }
         }
+    }
+
+    /// The valid outputs of a derivation that came after them.
+    fn known_outputs(&self, derivation: &HashPart) -> Vec<HashPart> {
+        let outputs = self.store.outputs(derivation).unwrap_or_else(|error| {
+            tracing::warn!(store_path = %derivation, %error, "cannot read the outputs of a derivation");
+            Vec::new()
+        });
+        outputs.into_iter().filter(|part| self.store.contains(part)).collect()
     }
 
     /// Brings one line of the ledger up to date.
