@@ -83,6 +83,8 @@ pub(crate) struct Publication {
     urgent: Option<Moment>,
     /// The greatest epoch that may have been used.
     epoch_floor: u64,
+    /// The next epoch is not below the wall clock: the first one, and one after lost state, which may have been lost twice.
+    epoch_by_clock: bool,
     epoch_begun: Option<Moment>,
     current: Option<Current>,
 }
@@ -135,6 +137,7 @@ impl Publication {
             removed: None,
             urgent: None,
             epoch_floor: own_epoch.unwrap_or(0),
+            epoch_by_clock: true,
             epoch_begun: None,
             current: None,
         }
@@ -226,6 +229,7 @@ impl Publication {
             return false;
         }
         self.epoch_floor = self.epoch_floor.max(heard.generation.epoch);
+        self.epoch_by_clock = true;
         if self.current.is_some() {
             self.urgent.get_or_insert(now.moment);
         }
@@ -267,8 +271,8 @@ impl Publication {
             Some(current) if self.urgent.is_none() && !removal && wanted <= current.epoch.class => {
                 (self.delta(current), None)
             }
-            before @ (Some(_) | None) => {
-                let epoch = self.new_epoch(now, before.is_none());
+            Some(_) | None => {
+                let epoch = self.new_epoch(now);
                 let number = epoch.generation.epoch;
                 (epoch, Some(number))
             }
@@ -325,9 +329,10 @@ impl Publication {
     }
 
     /// A filter made anew, of the paths there are.
-    fn new_epoch(&mut self, now: Now, first: bool) -> Epoch {
+    fn new_epoch(&mut self, now: Now) -> Epoch {
         let after = self.epoch_floor.saturating_add(1);
-        let epoch = if first { after.max(now.wall_ms) } else { after };
+        let epoch = if self.epoch_by_clock { after.max(now.wall_ms) } else { after };
+        self.epoch_by_clock = false;
         self.epoch_floor = epoch;
         self.epoch_begun = Some(now.moment);
         self.added.clear();

@@ -5,6 +5,7 @@ use crate::net::{WALL_MS, keypair, part, parts, peer};
 use narmesh_gossip::{Event, Input, Misdeed, ProbeOutcome, Verdict};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{Announcement, AudienceDigest, Envelope, Generation, SummaryDelta};
+use std::collections::BTreeSet;
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -412,6 +413,21 @@ fn a_held_body_goes_to_its_audience_only() {
     assert_eq!(lone.ask(STRANGER, pull(&shared)), GossipReply::Absent);
     assert_eq!(lone.ask(OTHER, pull(&private)), GossipReply::Absent, "an old generation is not kept");
     assert_eq!(news(&mut lone).len(), 2);
+}
+
+#[test]
+fn our_own_body_goes_to_the_audience_that_it_names() {
+    let mut lone = Lone::new();
+    let generation = lone.core.publication().generation.unwrap();
+    let owner = AudienceDigest::of(&peer(1));
+    let pull = |generation| GossipRequest::Pull { owner, generation, have_seq: None }.encode().unwrap();
+    assert!(matches!(lone.ask(OTHER, pull(generation)), GossipReply::Body(_)));
+    // Trusted since a moment ago: the body that we published does not name it yet.
+    lone.feed(Input::Allowlist(BTreeSet::from([peer(OTHER), peer(OWNER), peer(STRANGER)])));
+    assert_eq!(lone.ask(STRANGER, pull(generation)), GossipReply::Absent);
+    lone.pass(1_000);
+    let next = lone.core.publication().generation.unwrap();
+    assert!(matches!(lone.ask(STRANGER, pull(next)), GossipReply::Body(_)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{
     Event, Gossip, GossipConfig, Input, Misdeed, Moment, Now, Output, PathChange, PeerView, Persisted, Record, Verdict,
 };
-use narmesh_protocol::{HashPart, StoreDir};
+use narmesh_protocol::{Envelope, HashPart, StoreDir};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// 2026-11-21.
@@ -247,6 +247,8 @@ impl Net {
             Output::Persist(Record::Newest { peer, envelope }) => drop(node.newest.insert(peer, envelope)),
             Output::Persist(Record::Forget(peer)) => drop(node.newest.remove(&peer)),
             Output::Publish(bytes) => {
+                let epoch = Envelope::open(&bytes).unwrap().announcement().generation.epoch;
+                assert_eq!(node.persisted.own_epoch, Some(epoch), "published before the epoch was persisted");
                 node.published.push(bytes.clone());
                 self.flood(number, &bytes);
             }
