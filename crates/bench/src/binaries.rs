@@ -12,21 +12,24 @@ const MANIFEST_DIR: &str = env!("CARGO_MANIFEST_DIR");
 /// The `narmesh` binary, built at its first use.
 #[derive(Debug, Default)]
 pub(crate) struct Binaries {
-    narmesh: OnceCell<PathBuf>,
+    /// Or why it could not be built: tried once.
+    narmesh: OnceCell<Result<PathBuf, String>>,
 }
 
 impl Binaries {
     /// `narmesh` of the release profile, in the target directory that this bench runs from.
     pub(crate) fn narmesh(&self) -> anyhow::Result<&Path> {
-        if let Some(built) = self.narmesh.get() {
-            return Ok(built);
-        }
-        let own = std::env::current_exe()?;
-        let target_dir = own.parent().and_then(Path::parent).context("the bench runs from a target directory")?;
-        crate::progress("building narmesh");
-        build(target_dir)?;
-        Ok(self.narmesh.get_or_init(|| target_dir.join("release/narmesh")))
+        let built = self.narmesh.get_or_init(|| narmesh().map_err(|error| format!("{error:#}")));
+        built.as_deref().map_err(|why| anyhow::anyhow!("{why}"))
     }
+}
+
+fn narmesh() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target_dir = own.parent().and_then(Path::parent).context("the bench runs from a target directory")?;
+    crate::progress("building narmesh");
+    build(target_dir)?;
+    Ok(target_dir.join("release/narmesh"))
 }
 
 /// `cargo build --release -p narmesh` into `target_dir`.

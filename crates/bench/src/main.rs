@@ -97,7 +97,7 @@ fn measure(subject: &dyn Subject, bench: &Bench, arguments: &Arguments) -> Vec<R
         asked_for.partition(|planned| arguments.full || planned.heavy.is_none() || !arguments.names.is_empty());
     let skipped = not_now.into_iter().map(|planned| {
         let why = planned.heavy.map(|why| format!("takes {why}: name it, or use --full"));
-        planned.unmeasured(why.unwrap_or_default())
+        planned.unmeasured(&why.unwrap_or_default())
     });
     if now.is_empty() {
         return skipped.collect();
@@ -124,7 +124,7 @@ fn list(subjects: &[Box<dyn Subject>], arguments: &Arguments) -> anyhow::Result<
     let planned = subjects.iter().flat_map(|subject| subject.planned());
     let planned = planned.filter(|planned| is_asked_for(planned, &arguments.names));
     if arguments.json {
-        let rows: Vec<_> = planned.map(|planned| planned.unmeasured("only listed".to_owned())).collect();
+        let rows: Vec<_> = planned.map(|planned| planned.unmeasured("only listed")).collect();
         return print_line(&serde_json::to_string_pretty(&rows)?);
     }
     for planned in planned {

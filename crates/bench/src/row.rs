@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+/// A reason is a cell of a table.
+const WHY_NOT_CHARS_MAX: usize = 240;
+
 /// What a figure has to reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Target {
@@ -97,8 +100,10 @@ impl Planned {
         }
     }
 
-    /// The row that says why it has no value.
-    pub(crate) fn unmeasured(&self, why_not: String) -> Row {
+    /// The row that says why it has no value; of a long reason the beginning, on one line.
+    pub(crate) fn unmeasured(&self, why_not: &str) -> Row {
+        let words = why_not.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "/");
+        let why_not = words.chars().take(WHY_NOT_CHARS_MAX).collect();
         Row {
             name: self.name.clone(),
             value: None,
@@ -252,10 +257,10 @@ mod tests {
 
     #[test]
     fn a_row_that_cannot_run_says_why() {
-        let row = Planned::new("copy/file", "s", "").unmeasured("nginx is not installed".to_owned());
+        let row = Planned::new("copy/file", "s", "").unmeasured("nginx is\n not |installed|");
         let json = serde_json::to_value(&row).unwrap();
-        assert_eq!(json["why_not"], "nginx is not installed");
+        assert_eq!(json["why_not"], "nginx is not /installed/");
         assert!(json["value"].is_null());
-        assert!(row.to_table_line().contains("not measured: nginx is not installed"));
+        assert!(row.to_table_line().contains("not measured: nginx is not /installed/ |"));
     }
 }

@@ -57,7 +57,7 @@ impl Report {
         let Self { wanted, mut rows } = self;
         let close = |planned: Planned| {
             let at = rows.iter().position(|row| row.name == planned.name);
-            at.map_or_else(|| planned.unmeasured(why.to_owned()), |at| rows.swap_remove(at))
+            at.map_or_else(|| planned.unmeasured(why), |at| rows.swap_remove(at))
         };
         wanted.into_iter().map(close).collect()
     }
