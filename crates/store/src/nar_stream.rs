@@ -2,6 +2,9 @@
 //!
 //! The last chunk leaves only after size and hash of all were right, and no byte beyond NarSize leaves ever; so a
 //! receiver that counts to NarSize never completes a wrong body.
+//!
+//! Nix's collector takes open files that it finds in `/proc` for roots, so a path whose NAR is being read outlives a
+//! collection that starts meanwhile; one that is collected all the same gives an error.
 
 use crate::failed_copies::{FailedCopies, Registration, RootIdentity};
 use crate::listing::{Listing, ListingError, NodeKind};

@@ -1,0 +1,137 @@
+//! NARs, byte for byte what Nix makes of the same files.
+
+use crate::harness::{Kind, TestNix, info, make_writable, nar_hash, read_all};
+use narmesh_store::{NarProgress, NarStreamError, Store, StoreError};
+use std::fs;
+
+#[test]
+fn every_kind_of_file_gives_the_bytes_that_nix_gives() {
+    let nix = TestNix::new(Kind::Relocated);
+    let attributes = ["lib", "app", "many", "big", "empty", "file", "symlink", "multi", "fod"];
+    let paths: Vec<_> = attributes.iter().map(|attribute| nix.build(attribute)).collect();
+    let store = nix.open();
+    for path in &paths {
+        let info = info(&store, &path.hash_part());
+        let expected = nix.dump(path);
+        for piece_bytes in [1, 1000, 4096, 256 << 10, 64 << 20] {
+            // Byte by byte takes long in a debug build.
+            if piece_bytes == 1 && expected.len() > 100_000 {
+                continue;
+            }
+            let nar = read_all(store.open_nar(&info).unwrap(), piece_bytes).unwrap();
+            assert!(nar == expected, "{path} in pieces of {piece_bytes} bytes");
+        }
+        assert_eq!((nar_hash(&expected), expected.len() as u64), (info.nar_hash, info.nar_size));
+    }
+}
+
+#[test]
+fn a_small_nar_comes_in_one_piece_and_is_over() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("lib");
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    let mut stream = store.open_nar(&info).unwrap();
+    let mut out = b"before".to_vec();
+    assert_eq!(stream.fill(&mut out, 256 << 10).unwrap(), NarProgress::Complete);
+    assert_eq!(out.len() as u64, 6 + info.nar_size);
+    assert_eq!(stream.given_bytes(), info.nar_size);
+    assert_eq!(stream.fill(&mut out, 256 << 10).unwrap(), NarProgress::Complete);
+    assert_eq!(out.len() as u64, 6 + info.nar_size);
+}
+
+#[test]
+fn a_path_collected_midway_is_an_error() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("many");
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    let mut stream = store.open_nar(&info).unwrap();
+    let mut out = Vec::new();
+    assert_eq!(stream.fill(&mut out, 4096).unwrap(), NarProgress::More);
+    // A collector that starts now sees our open directory in /proc, and keeps the path.
+    assert!(!nix.try_run("nix-store", &["--delete", &nix.full(&path)]).status.success());
+    // One that had looked before would not.
+    nix.run("nix-store", &["--delete", "--ignore-liveness", &nix.full(&path)]);
+    let given = out.len();
+    let error = loop {
+        match stream.fill(&mut out, 4096) {
+            Ok(NarProgress::More) => {}
+            Ok(NarProgress::Complete) => panic!("a finished body of a path that is gone"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, NarStreamError::Io { .. }), "{error}");
+    assert!((out.len() as u64) < info.nar_size && out.len() < given + 4096);
+    assert!(matches!(stream.fill(&mut out, 4096), Err(NarStreamError::Spent { .. })));
+    assert!(matches!(store.open_nar(&info), Err(StoreError::NotRegistered { .. })));
+}
+
+#[test]
+fn no_byte_of_nar_size_or_beyond_leaves_unhashed() {
+    let nix = TestNix::new(Kind::Relocated);
+    // One is the same length with other bytes, one grows, one shrinks.
+    for (attribute, contents) in [("file", "CONTENTS\n"), ("fod", "fixed and longer than it was\n"), ("empty", "more")]
+    {
+        let path = nix.build(attribute);
+        let real = nix.location.real_path(&path);
+        make_writable(&real);
+        fs::write(&real, contents).unwrap();
+        if attribute != "file" {
+            fs::set_permissions(&real, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+        }
+        let store = nix.open();
+        let info = info(&store, &path.hash_part());
+        for piece_bytes in [1, 100, 1 << 20] {
+            // A store that does not remember.
+            let store = nix.open();
+            let mut stream = store.open_nar(&info).unwrap();
+            let mut out = Vec::new();
+            let error = loop {
+                match stream.fill(&mut out, piece_bytes) {
+                    Ok(NarProgress::More) => assert!((out.len() as u64) < info.nar_size),
+                    Ok(NarProgress::Complete) => panic!("{attribute}: complete with other contents"),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, NarStreamError::HashMismatch { .. }), "{error}");
+            assert!((out.len() as u64) < info.nar_size, "{attribute} in pieces of {piece_bytes}");
+        }
+    }
+}
+
+#[test]
+fn what_a_nar_cannot_hold_is_refused() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("lib");
+    let real = nix.location.real_path(&path);
+    make_writable(&real);
+    let pipe = real.join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    let refused = read_all(store.open_nar(&info).unwrap(), 4096);
+    assert!(matches!(refused, Err(NarStreamError::NotArchivable { .. })), "{refused:?}");
+    fs::remove_file(&pipe).unwrap();
+    let mut deep = real.join("deep");
+    for _ in 0..70 {
+        deep.push("d");
+    }
+    fs::create_dir_all(&deep).unwrap();
+    // In one piece: so deep a tree has more bytes than were registered.
+    let refused = read_all(nix.open().open_nar(&info).unwrap(), 1 << 20);
+    assert!(matches!(refused, Err(NarStreamError::NotArchivable { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_root_swapped_for_a_symlink_is_not_followed() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("file");
+    let real = nix.location.real_path(&path);
+    let elsewhere = nix.dir.path().join("elsewhere");
+    fs::rename(&real, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &real).unwrap();
+    let store = nix.open();
+    let refused = read_all(store.open_nar(&info(&store, &path.hash_part())).unwrap(), 4096);
+    assert!(matches!(refused, Err(NarStreamError::HashMismatch { .. })), "{refused:?}");
+}

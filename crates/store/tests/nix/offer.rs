@@ -1,0 +1,260 @@
+//! What leaves this machine and what does not.
+
+use crate::harness::{Kind, TestNix, eventually, open_policy};
+use narmesh_protocol::{HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
+use narmesh_store::{Offer, OfferPolicy, Standing, Store, Withheld};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+fn builder() -> NixSecretKey {
+    NixSecretKey::from_seed("builder-1", &[9; 32]).unwrap()
+}
+
+fn policy() -> OfferPolicy {
+    OfferPolicy { builder_key: Some(builder()), ..open_policy() }
+}
+
+/// An offer with what its listener believes; returns when nothing is unchecked.
+fn start(nix: &TestNix, policy: OfferPolicy) -> (Offer, Arc<Mutex<BTreeSet<HashPart>>>) {
+    let believed = Arc::new(Mutex::new(BTreeSet::new()));
+    let listener = Arc::clone(&believed);
+    let offer = Offer::start(
+        nix.open(),
+        policy,
+        Box::new(move |change| {
+            let mut believed = listener.lock().unwrap();
+            for part in &change.removed {
+                assert!(believed.remove(part), "{part} was withdrawn twice");
+            }
+            for part in change.added {
+                assert!(believed.insert(part), "{part} was offered twice");
+            }
+        }),
+    )
+    .unwrap();
+    settled(&offer, &believed);
+    (offer, believed)
+}
+
+fn settled(offer: &Offer, believed: &Mutex<BTreeSet<HashPart>>) {
+    eventually("everything was looked at, and told", || {
+        let list = offer.list();
+        let offered = list.iter().filter(|line| line.2 == Standing::Offered).map(|line| line.0.hash_part()).collect();
+        !list.is_empty()
+            && list.iter().all(|line| line.2 != Standing::Withheld(Withheld::Unchecked))
+            && *believed.lock().unwrap() == offered
+            && offer.hash_parts() == offered
+    });
+}
+
+fn standings(offer: &Offer) -> BTreeMap<String, Standing> {
+    offer.list().into_iter().map(|(path, _, standing)| (path.name().to_owned(), standing)).collect()
+}
+
+fn narinfo(nix: &TestNix, offer: &Offer, path: &StorePath) -> NarInfo {
+    let offered = offer.offered(&path.hash_part()).unwrap_or_else(|| panic!("{path} is not offered"));
+    let parsed = NarInfo::parse(&nix.location.store_dir, &offered.narinfo_text).unwrap();
+    let text = String::from_utf8(offered.narinfo_text.to_vec()).unwrap();
+    let url = NarUrl { hash_part: path.hash_part(), nar_hash: parsed.nar_hash, nar_size: parsed.nar_size };
+    assert!(text.contains(&format!("\nURL: {url}\n")), "{text}");
+    assert_eq!(parsed.nar_hash, offered.info.nar_hash);
+    parsed
+}
+
+#[test]
+fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
+    let nix = TestNix::new(Kind::Relocated);
+    for attribute in ["app", "top", "structured", "system", "etcd", "withsource", "fod", "multi"] {
+        nix.build(attribute);
+    }
+    let (offer, _) = start(&nix, policy());
+    let closure = Standing::Withheld(Withheld::ClosureWithheld);
+    let by_default = Standing::Withheld(Withheld::ByDefault);
+    let forbidden = Standing::Withheld(Withheld::SubstitutesForbidden);
+    let expected = [
+        ("app-1.0", Standing::Offered),
+        ("lib-1.0", Standing::Offered),
+        ("multi-1.0", Standing::Offered),
+        ("multi-1.0-doc", Standing::Offered),
+        ("etcd-1.0", Standing::Offered),
+        ("fod-1.0", Standing::Offered),
+        ("withsource-1.0", Standing::Offered),
+        ("a-source", Standing::Withheld(Withheld::Source)),
+        ("local-1.0", forbidden),
+        ("structured-1.0", forbidden),
+        ("overlocal-1.0", closure),
+        ("top-1.0", closure),
+        ("unit-test.service", by_default),
+        ("etc", by_default),
+        ("nixos-system-host-1", by_default),
+    ];
+    let expected: BTreeMap<_, _> = expected.into_iter().map(|(name, standing)| (name.to_owned(), standing)).collect();
+    assert_eq!(standings(&offer), expected);
+    for (path, _, standing) in offer.list() {
+        assert_eq!(offer.offered(&path.hash_part()).is_some(), standing == Standing::Offered, "{path}");
+    }
+    // No derivation is offered, though all of them are valid.
+    assert!(nix.open().valid_paths() > offer.list().len());
+    assert_eq!(offer.offered(&HashPart([3; 20])), None);
+
+    let everything = OfferPolicy { withhold_defaults: false, ..policy() };
+    offer.set_policy(everything);
+    eventually("the defaults are lifted", || {
+        standings(&offer).values().filter(|standing| **standing == Standing::Offered).count() == expected.len() - 1
+    });
+}
+
+#[test]
+fn patterns_by_name() {
+    let nix = TestNix::new(Kind::Relocated);
+    let app = nix.build("app");
+    nix.build("file");
+    let (offer, believed) = start(&nix, policy());
+    assert_eq!(believed.lock().unwrap().len(), 3);
+    offer.set_policy(OfferPolicy { include: vec!["app-?.?".to_owned()], ..policy() });
+    assert_eq!(offer.hash_parts(), BTreeSet::from([app.hash_part()]), "at once");
+    settled(&offer, &believed);
+    assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotIncluded));
+    // An excluded path takes with it what refers to it.
+    offer.set_policy(OfferPolicy { exclude: vec!["lib*".to_owned()], withhold_defaults: false, ..policy() });
+    assert_eq!(offer.offered(&app.hash_part()), None, "at once");
+    settled(&offer, &believed);
+    assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
+    assert_eq!(standings(&offer)["file-1.0"], Standing::Offered);
+    offer.set_policy(policy());
+    eventually("all are back", || offer.offered_count() == 3);
+}
+
+#[test]
+fn signatures_that_peers_see() {
+    let nix = TestNix::new(Kind::Relocated);
+    let app = nix.build("app");
+    let fod = nix.build("fod");
+    let key_files: Vec<_> = ["trusted-1", "stranger-1"]
+        .iter()
+        .map(|name| {
+            let file = nix.dir.path().join(name).to_str().unwrap().to_owned();
+            nix.run("nix-store", &["--generate-binary-cache-key", name, &file, &format!("{file}.pub")]);
+            nix.run("nix", &["store", "sign", "-k", &file, &nix.full(&app)]);
+            file
+        })
+        .collect();
+    let public = |file: &str| NixPublicKey::parse(fs::read_to_string(format!("{file}.pub")).unwrap().trim()).unwrap();
+    let trusted = TrustedKeys::new([public(&key_files[0])]).unwrap();
+
+    // Built here: our key's, made by us, and that of the trusted key; the stranger's does not leave.
+    let (offer, believed) = start(&nix, OfferPolicy { trusted: trusted.clone(), ..policy() });
+    let signed = narinfo(&nix, &offer, &app);
+    let names: Vec<_> = signed.signatures.iter().map(|signature| signature.key_name.as_str()).collect();
+    assert_eq!(names, ["builder-1", "trusted-1"]);
+    let fingerprint = signed.fingerprint(&nix.location.store_dir);
+    assert!(builder().public().verify(&fingerprint, &signed.signatures[0]));
+    assert!(trusted.verifies(&fingerprint, &signed.signatures[1]));
+
+    // Without a builder key: what a trusted key signed, and what its contents certify.
+    offer.set_policy(OfferPolicy { trusted, builder_key: None, ..policy() });
+    settled(&offer, &believed);
+    eventually("what nobody vouches for is withdrawn", || offer.offered_count() == 2);
+    settled(&offer, &believed);
+    assert_eq!(narinfo(&nix, &offer, &app).signatures.len(), 1);
+    let certified = narinfo(&nix, &offer, &fod);
+    assert!(certified.signatures.is_empty() && certified.content_address.is_some());
+    assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
+
+    // A signature that names a trusted key and is not its own counts for nothing.
+    let impostor = NixPublicKey::parse(&format!(
+        "trusted-1:{}",
+        fs::read_to_string(format!("{}.pub", key_files[1])).unwrap().trim().split_once(':').unwrap().1
+    ));
+    let trusted = TrustedKeys::new([impostor.unwrap()]).unwrap();
+    offer.set_policy(OfferPolicy { trusted, builder_key: None, ..policy() });
+    assert_eq!(offer.offered(&app.hash_part()), None, "at once");
+    settled(&offer, &believed);
+}
+
+#[test]
+fn the_row_is_asked_again_at_each_request() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("file");
+    let (offer, believed) = start(&nix, policy());
+    let first = offer.offered(&path.hash_part()).unwrap();
+    let second = offer.offered(&path.hash_part()).unwrap();
+    assert!(Arc::ptr_eq(&first, &second), "rendered and signed twice");
+    // Another path changes nothing about this one.
+    nix.build("empty");
+    assert!(Arc::ptr_eq(&first, &offer.offered(&path.hash_part()).unwrap()), "rendered anew for another path");
+    nix.run("nix-store", &["--delete", &nix.full(&path)]);
+    assert_eq!(offer.offered(&path.hash_part()), None, "offered though the row is gone");
+    settled(&offer, &believed);
+    // The same path with another hash, as a repair from elsewhere would leave it.
+    nix.build("file");
+    eventually("it is back", || offer.offered(&path.hash_part()).is_some());
+    let connection = rusqlite::Connection::open(nix.database()).unwrap();
+    let other = format!("sha256:{}", "1".repeat(64));
+    connection.execute("UPDATE ValidPaths SET hash = ?1 WHERE path = ?2", [&other, &nix.full(&path)]).unwrap();
+    let now = offer.offered(&path.hash_part()).unwrap();
+    assert_ne!(now.info.nar_hash, first.info.nar_hash);
+    assert!(offer.offered(&path.hash_part()).unwrap().narinfo_text != first.narinfo_text);
+}
+
+#[test]
+fn a_derivation_that_comes_after_its_output_counts() {
+    let nix = TestNix::new(Kind::Relocated);
+    let local = nix.build("local");
+    let full = nix.full(&local);
+    let derivation = nix.run("nix-store", &["-q", "--deriver", &full]);
+    nix.run(
+        "nix-store",
+        &[
+            "--option",
+            "keep-derivations",
+            "false",
+            "--option",
+            "keep-outputs",
+            "false",
+            "--delete",
+            "--ignore-liveness",
+            &derivation,
+        ],
+    );
+    let (offer, believed) = start(&nix, policy());
+    assert_eq!(standings(&offer)["local-1.0"], Standing::Offered, "nothing says that it must not be");
+    let file = nix.dir.path().join("derivations.nix");
+    nix.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "local"]);
+    eventually("the derivation is read", || {
+        standings(&offer)["local-1.0"] == Standing::Withheld(Withheld::SubstitutesForbidden)
+    });
+    settled(&offer, &believed);
+}
+
+#[test]
+fn the_newest_are_withheld_when_there_are_too_many() {
+    let nix = TestNix::new(Kind::Relocated);
+    let first = nix.build("file").hash_part();
+    let second = nix.build("empty").hash_part();
+    let third = nix.build("symlink").hash_part();
+    let (offer, believed) = start(&nix, OfferPolicy { paths_max: 2, ..policy() });
+    eventually("two are offered", || offer.offered_count() == 2);
+    assert_eq!(offer.hash_parts(), BTreeSet::from([first, second]));
+    assert_eq!(offer.offered(&third), None);
+    assert_eq!(standings(&offer)["symlink-1.0"], Standing::Withheld(Withheld::TooMany));
+    let path = offer.offered(&first).unwrap().info.path.clone();
+    nix.run("nix-store", &["--delete", &nix.full(&path)]);
+    eventually("the third moves up", || offer.hash_parts() == BTreeSet::from([second, third]));
+    settled(&offer, &believed);
+}
+
+#[test]
+fn a_copied_path_is_not_ours_to_vouch_for() {
+    let builder = TestNix::new(Kind::Chroot);
+    let lib = builder.build("lib");
+    let client = TestNix::new(Kind::Chroot);
+    let full = builder.full(&lib);
+    builder.run("nix", &["copy", "--no-check-sigs", "--to", &client.url(), &full]);
+    let store = client.open();
+    assert!(store.contains(&lib.hash_part()));
+    let (offer, _) = start(&client, policy());
+    assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(offer.offered(&lib.hash_part()), None);
+}

@@ -1,0 +1,84 @@
+//! A bad copy of ours is found out once, and not offered again before it is mended.
+
+use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, open_policy, read_all};
+use narmesh_protocol::{HashPart, NixSecretKey};
+use narmesh_store::{NarStreamError, Offer, OfferChange, OfferPolicy, Standing, Store, StoreError, Withheld};
+use std::fs;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+fn policy() -> OfferPolicy {
+    OfferPolicy { builder_key: Some(NixSecretKey::from_seed("here-1", &[7; 32]).unwrap()), ..open_policy() }
+}
+
+fn wait_for(changes: &Receiver<OfferChange>, what: &str, is_it: impl Fn(&OfferChange) -> bool) {
+    let start = Instant::now();
+    loop {
+        match changes.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            Ok(change) if is_it(&change) => return,
+            Ok(_) => {}
+            Err(error) => panic!("not within {PATIENCE:?}: {what} ({error})"),
+        }
+    }
+}
+
+fn standing(offer: &Offer, part: &HashPart) -> Standing {
+    offer.list().into_iter().find(|(path, _, _)| path.hash_part() == *part).unwrap().2
+}
+
+#[test]
+fn a_bad_copy_is_withheld_until_nix_repairs_it() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("lib");
+    let part = path.hash_part();
+    let store = nix.open();
+    let (sender, changes) = channel();
+    let offer = Offer::start(store.clone(), policy(), Box::new(move |change| drop(sender.send(change)))).unwrap();
+    wait_for(&changes, "the offer", |change| change.added.contains(&part));
+
+    let file = nix.location.real_path(&path).join("lib/text");
+    make_writable(&file);
+    let good = fs::read(&file).unwrap();
+    let mut bad = good.clone();
+    bad[3] ^= 1;
+    fs::write(&file, &bad).unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    assert!(offer.offered(&part).is_some(), "nobody has read it yet");
+    let info = info(&store, &part);
+    let refused = read_all(store.open_nar(&info).unwrap(), 4096);
+    assert!(matches!(refused, Err(NarStreamError::HashMismatch { .. })), "{refused:?}");
+    assert_eq!(offer.offered(&part), None, "offered at once after it failed");
+    wait_for(&changes, "the withdrawal", |change| change.removed.contains(&part));
+    assert!(matches!(store.open_nar(&info), Err(StoreError::CopyFailed { .. })));
+    assert_eq!(standing(&offer, &part), Standing::Withheld(Withheld::CopyFailed));
+    assert!(store.contains(&part), "it is valid as ever");
+    // A change elsewhere in the store does not bring it back.
+    let other = nix.build("file").hash_part();
+    wait_for(&changes, "another path", |change| change.added.contains(&other) && !change.added.contains(&part));
+    assert_eq!(offer.offered(&part), None);
+
+    nix.run("nix-store", &["--repair-path", &nix.full(&path)]);
+    assert_eq!(fs::read(&file).unwrap(), good, "nix did not repair it");
+    wait_for(&changes, "the repaired path", |change| change.added.contains(&part));
+    assert!(offer.offered(&part).is_some());
+    assert!(read_all(store.open_nar(&info).unwrap(), 4096).unwrap() == nix.dump(&path));
+}
+
+#[test]
+fn a_copy_replaced_by_hand_is_mended_too() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("file");
+    let part = path.hash_part();
+    let store = nix.open();
+    let (sender, changes) = channel();
+    let _offer = Offer::start(store.clone(), policy(), Box::new(move |change| drop(sender.send(change)))).unwrap();
+    wait_for(&changes, "the offer", |change| change.added.contains(&part));
+    let real = nix.location.real_path(&path);
+    let aside = nix.dir.path().join("aside");
+    fs::rename(&real, &aside).unwrap();
+    let refused = read_all(store.open_nar(&info(&store, &part)).unwrap(), 4096);
+    assert!(matches!(refused, Err(NarStreamError::Io { .. })), "{refused:?}");
+    wait_for(&changes, "the withdrawal", |change| change.removed.contains(&part));
+    fs::rename(&aside, &real).unwrap();
+    wait_for(&changes, "its return", |change| change.added.contains(&part));
+}
