@@ -9,7 +9,10 @@ pub(crate) fn render(config: &Config) -> String {
     let values = [
         ("node.key_file", path(&node.key_file)),
         ("node.state_dir", path(&node.state_dir)),
-        ("node.control_socket", optional("control_socket", node.control_socket.as_deref(), "/run/narmesh/control.sock")),
+        (
+            "node.control_socket",
+            optional("control_socket", node.control_socket.as_deref(), "/run/narmesh/control.sock"),
+        ),
         ("node.listen", list(&node.listen)),
         ("node.external_addresses", list(&node.external_addresses)),
         ("node.advertise_loopback", node.advertise_loopback.to_string()),
@@ -35,10 +38,11 @@ pub(crate) fn render(config: &Config) -> String {
         ("peer", peer.iter().map(peer_lines).collect::<String>()),
     ];
     // One pass, so that a value that looks like a placeholder stays what it is.
-    let part = |(index, part): (usize, &'static str)| match values.iter().find(|(key, _)| index % 2 == 1 && *key == part) {
-        Some((_, value)) => value.clone(),
-        None => part.to_owned(),
-    };
+    let part =
+        |(index, part): (usize, &'static str)| match values.iter().find(|(key, _)| index % 2 == 1 && *key == part) {
+            Some((_, value)) => value.clone(),
+            None => part.to_owned(),
+        };
     TEMPLATE.split('@').enumerate().map(part).collect()
 }
 
@@ -244,7 +248,8 @@ mod tests {
             let table = value.as_table().or_else(|| value.as_array()?.first()?.as_table()).unwrap();
             assert!(text.contains(&format!("[{section}]")), "{section}");
             for key in table.keys() {
-                let explained = text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+                let explained =
+                    text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
                 assert!(explained, "{section}.{key} is not in the template");
                 keys += 1;
             }

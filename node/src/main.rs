@@ -1,2 +1,7 @@
-//! .
-fn main() {}
+//! The `narmesh` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    narmesh::cli::main()
+}

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 mod secrets;
 
-pub(crate) use secrets::create_builder_key;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
+pub(crate) use secrets::{create_builder_key, read_builder_key};
 
 /// Most `[[peer]]` entries: with eight addresses each they still fit in the file; an audience could name twice as many.
 pub const PEERS_MAX: usize = 1_024;

@@ -98,7 +98,7 @@ impl NodeKeyFile {
 }
 
 /// Reads a builder key.
-fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError> {
+pub(crate) fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError> {
     const KEY: &str = "trust.builder_key_file";
     NixSecretKey::parse(read_secret(KEY, path)?.trim()).map_err(|_| SecretError::Form {
         key: KEY,

@@ -302,12 +302,16 @@ impl WhyReport {
 }
 
 impl WhyReport {
-    /// One line per decision, with its age, and peers by name.
-    fn sentence(&self, decision: &Decision, now_unix_ms: u64) -> String {
+    /// A sentence of the resolver with peers by name, harmless to a terminal.
+    pub(crate) fn named(&self, sentence: &str) -> String {
         let named = |text: String, peer: &CandidateView| text.replace(&peer.peer_id, &peer.name);
-        let sentence = self.peers.iter().fold(decision.sentence.clone(), named);
+        escaped(&self.peers.iter().fold(sentence.to_owned(), named))
+    }
+
+    /// One line per decision, with its age.
+    fn sentence(&self, decision: &Decision, now_unix_ms: u64) -> String {
         let age_s = now_unix_ms.saturating_sub(decision.at_unix_ms) / 1_000;
-        format!("{} ago: {}", duration(age_s), escaped(&sentence))
+        format!("{} ago: {}", duration(age_s), self.named(&decision.sentence))
     }
 }
 

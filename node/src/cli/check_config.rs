@@ -1,0 +1,233 @@
+//! `narmesh check-config`: the file, what Nix is told beside it, and whether the peers answer.
+
+use super::nix_conf::NixSettings;
+use super::nix_version::NixVersion;
+use super::{client, emit};
+use crate::control::{ControlReply, ControlRequest};
+use crate::settings::{Secrets, Settings};
+use crate::status::PeerProbe;
+use narmesh_protocol::NixPublicKey;
+use std::path::{Path, PathBuf};
+
+/// A miss that Nix remembers longer than this, seconds, is worth a remark.
+const NEGATIVE_TTL_S_MAX: u64 = 60;
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Arguments {
+    /// Dial each peer: reachable, allowed both ways?
+    #[arg(long)]
+    probe: bool,
+    /// Compare with this file instead of asking Nix
+    #[arg(long, value_name = "FILE")]
+    nix_conf: Option<PathBuf>,
+}
+
+/// Something found, in words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Finding {
+    /// Should be put right.
+    Warning(String),
+    /// Good to know.
+    Note(String),
+}
+
+/// Returns whether all is well: a probe that failed is not, a warning is.
+pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
+    let settings = Settings::load(config)?;
+    let secrets = settings.secrets()?;
+    emit(&format!(
+        "{} is accepted: {} peers, peer id {}\n",
+        config.display(),
+        settings.peers.len(),
+        secrets.peer_id()
+    ))?;
+    let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
+    emit(&format!("compared with Nix as configured by {}\n", nix.source))?;
+    let mut findings = own_findings(&settings, &secrets);
+    findings.extend(nix_findings(&settings, &nix, NixVersion::installed()));
+    for finding in &findings {
+        match finding {
+            Finding::Warning(text) => emit(&format!("warning: {text}\n"))?,
+            Finding::Note(text) => emit(&format!("note: {text}\n"))?,
+        }
+    }
+    if !arguments.probe {
+        return Ok(true);
+    }
+    let probes = probe(config, &settings, &secrets)?;
+    for probe in &probes {
+        emit(&format!("{}\n", probe.text()))?;
+    }
+    Ok(probes.iter().all(PeerProbe::is_good))
+}
+
+fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if settings.peers.is_empty() {
+        findings.push(Finding::Note("no [[peer]]: this node shares with nobody yet".to_owned()));
+    }
+    match &secrets.builder_key {
+        None => findings.push(Finding::Note(
+            "no trust.builder_key_file: nothing built here can be substituted elsewhere".to_owned(),
+        )),
+        Some(key) if settings.trusted.by_name(key.name()) != Some(&key.public()) => findings.push(Finding::Note(format!(
+            "trust.trusted_public_keys lacks our own builder key {}: what was built here and collected cannot come back",
+            key.public()
+        ))),
+        Some(_) => {}
+    }
+    findings
+}
+
+fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersion>) -> Vec<Finding> {
+    let mut findings: Vec<_> =
+        nix.unreadable.iter().map(|path| Finding::Warning(format!("{} cannot be read", path.display()))).collect();
+    findings.extend(key_findings(settings, nix));
+    findings.extend(substituter_findings(settings, nix));
+    let negative_ttl_s = nix.value("narinfo-cache-negative-ttl").and_then(|value| value.parse::<u64>().ok());
+    if let Some(ttl_s) = negative_ttl_s.filter(|ttl_s| *ttl_s > NEGATIVE_TTL_S_MAX) {
+        findings.push(Finding::Note(format!(
+            "Nix remembers for {ttl_s} s that a path was not there; with narinfo-cache-negative-ttl = 0 it asks again at once"
+        )));
+    }
+    if let (Some("true"), Some(version)) = (nix.value("fallback"), version)
+        && version < NixVersion::FALLBACK_WORKS
+    {
+        findings.push(Finding::Warning(format!(
+            "fallback = true makes Nix {version} abort when a substituter fails; remove it, or use Nix 2.9 or later"
+        )));
+    }
+    findings
+}
+
+fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
+    let known: Vec<_> =
+        nix.words("trusted-public-keys").into_iter().filter_map(|text| NixPublicKey::parse(text).ok()).collect();
+    let mut findings = Vec::new();
+    for key in settings.trusted.iter() {
+        // Nix takes the first key of a name.
+        let same_name = known.iter().find(|other| other.name() == key.name());
+        if same_name == Some(key) {
+            continue;
+        }
+        let how = match same_name {
+            Some(other) => format!("Nix trusts another key of that name ({other})"),
+            None => "Nix does not trust it".to_owned(),
+        };
+        findings.push(Finding::Warning(format!(
+            "narmesh trusts {key}, {how}: a narinfo signed with it alone is kept by Nix for 30 days and never accepted. \
+             Put the key into extra-trusted-public-keys of nix.conf, or take it out of trust.trusted_public_keys"
+        )));
+    }
+    for other in known.iter().filter(|other| settings.trusted.by_name(other.name()).is_none()) {
+        findings.push(Finding::Note(format!(
+            "Nix trusts {other}, narmesh does not: what only it has signed is neither shared nor taken"
+        )));
+    }
+    findings
+}
+
+fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
+    let substituters = nix.words("substituters");
+    let is_ours =
+        |url: &&&str| names_gateway(url, settings.gateway.listen.port(), &settings.gateway.listen.ip().to_string());
+    let mut findings = Vec::new();
+    if substituters.iter().find(is_ours).is_none() {
+        findings.push(Finding::Warning(format!(
+            "Nix does not ask this node: http://{} is not among its substituters (extra-substituters in nix.conf)",
+            settings.gateway.listen
+        )));
+    }
+    let others: Vec<_> = substituters.iter().filter(|url| !is_ours(url)).copied().collect();
+    if !others.is_empty() {
+        findings.push(Finding::Note(format!("Nix's other substituters: {}", others.join(" "))));
+    }
+    findings
+}
+
+/// Whether a substituter URL is our gateway, with or without a slash and parameters.
+fn names_gateway(url: &str, port: u16, ip: &str) -> bool {
+    let bare = url.split('?').next().unwrap_or_default().trim_end_matches('/');
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+    [host.as_str(), "localhost"].iter().any(|host| bare == format!("http://{host}:{port}"))
+}
+
+/// Through the running daemon if there is one: a second node with our identity would only confuse the peers.
+fn probe(config: &Path, settings: &Settings, secrets: &Secrets) -> anyhow::Result<Vec<PeerProbe>> {
+    if let Ok(ControlReply::Probe(probes)) = client::ask(config, &ControlRequest::Probe { peer: None }) {
+        return Ok(probes);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut results = runtime.block_on(crate::mesh::probe(settings, &secrets.keypair))?;
+    let of = |peer: &crate::settings::PeerSettings| {
+        let result = results.remove(&peer.peer_id)?;
+        Some(PeerProbe { name: peer.name.clone(), peer_id: peer.peer_id.to_string(), result })
+    };
+    Ok(settings.peers.iter().filter_map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use narmesh_protocol::NixSecretKey;
+
+    fn public_key(name: &str, seed: u8) -> String {
+        NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
+    }
+
+    fn findings(trusted: &[String], nix_conf: &str) -> Vec<Finding> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nix.conf");
+        std::fs::write(&file, nix_conf).unwrap();
+        let mut config = Config::default();
+        config.trust.trusted_public_keys = trusted.to_vec();
+        let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
+        nix_findings(&settings, &NixSettings::from_file(&file), None)
+    }
+
+    fn warnings(findings: &[Finding]) -> Vec<&str> {
+        let warning = |finding: &'_ Finding| matches!(finding, Finding::Warning(_));
+        findings
+            .iter()
+            .filter(|finding| warning(finding))
+            .map(|(Finding::Warning(text) | Finding::Note(text))| text.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_key_that_only_we_trust_poisons_and_is_told() {
+        let key = public_key("b-1", 1);
+        let conf =
+            |keys: &str| format!("extra-substituters = http://127.0.0.1:7281\nextra-trusted-public-keys = {keys}\n");
+        assert_eq!(warnings(&findings(std::slice::from_ref(&key), &conf(&key))), Vec::<&str>::new());
+        let lacking = findings(std::slice::from_ref(&key), &conf(""));
+        assert!(warnings(&lacking)[0].contains(&key) && warnings(&lacking)[0].contains("30 days"), "{lacking:?}");
+        let other = findings(std::slice::from_ref(&key), &conf(&public_key("b-1", 2)));
+        assert!(warnings(&other)[0].contains("another key of that name"), "{other:?}");
+    }
+
+    #[test]
+    fn a_gateway_that_nix_does_not_ask_is_told_and_others_are_named() {
+        let found = findings(&[], "");
+        assert!(warnings(&found)[0].contains("http://127.0.0.1:7281 is not among"), "{found:?}");
+        assert!(found.contains(&Finding::Note("Nix's other substituters: https://cache.nixos.org/".to_owned())));
+        for url in ["http://127.0.0.1:7281", "http://127.0.0.1:7281/", "http://localhost:7281?priority=5"] {
+            assert_eq!(warnings(&findings(&[], &format!("extra-substituters = {url}"))), Vec::<&str>::new());
+        }
+        assert_eq!(warnings(&findings(&[], "extra-substituters = http://127.0.0.1:72811")).len(), 1);
+    }
+
+    #[test]
+    fn fallback_on_an_old_nix_and_long_misses_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nix.conf");
+        std::fs::write(&file, "fallback = true\n").unwrap();
+        let settings = Settings::check(Config::default(), &file).unwrap();
+        let nix = NixSettings::from_file(&file);
+        let found = |version: &str| format!("{:?}", nix_findings(&settings, &nix, NixVersion::parse(version)));
+        assert!(found("nix (Nix) 2.8.0").contains("makes Nix 2.8 abort"));
+        assert!(!found("nix (Nix) 2.9.0").contains("abort"));
+        assert!(found("").contains("3600 s"));
+    }
+}

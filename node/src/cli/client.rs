@@ -1,0 +1,69 @@
+//! Asking the running daemon.
+
+use crate::control::{self, ControlReply, ControlRequest};
+use crate::settings::Settings;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a reply may take; a probe of dead peers takes several seconds.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Asks the daemon that runs on `config`.
+pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<ControlReply> {
+    let reply = control::ask(&control_socket(config), request, REPLY_TIMEOUT)?;
+    match reply {
+        ControlReply::Refused { why } => anyhow::bail!("the daemon refused: {why}"),
+        ControlReply::Status(_)
+        | ControlReply::Advertised(_)
+        | ControlReply::Why(_)
+        | ControlReply::Reloaded
+        | ControlReply::Probe(_) => Ok(reply),
+    }
+}
+
+/// What a reply of another kind than the request's means.
+pub(super) fn mismatched() -> anyhow::Error {
+    anyhow::anyhow!("the daemon answered something else; is it another version?")
+}
+
+/// Where the daemon's control socket is. Works on a configuration that is refused, too: the daemon may be running on what stood
+/// there before, and `status` is how one learns of the refusal.
+fn control_socket(config: &Path) -> PathBuf {
+    match Settings::load(config) {
+        Ok(settings) => settings.node.control_socket,
+        Err(_) => scan(config, &std::fs::read_to_string(config).unwrap_or_default()),
+    }
+}
+
+/// Finds the two keys that matter line by line, in a text that need not be TOML.
+fn scan(config: &Path, text: &str) -> PathBuf {
+    let base = config.parent().unwrap_or(Path::new("."));
+    let mut section = "";
+    let (mut state_dir, mut control_socket) = (PathBuf::from("state"), None);
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('[') {
+            section = line;
+        } else if section == "[node]"
+            && let Ok(table) = line.parse::<toml::Table>()
+        {
+            let value = |key: &str| table.get(key).and_then(toml::Value::as_str).map(PathBuf::from);
+            state_dir = value("state_dir").unwrap_or(state_dir);
+            control_socket = value("control_socket").or(control_socket);
+        }
+    }
+    base.join(control_socket.unwrap_or_else(|| state_dir.join("control.sock")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_is_found_in_a_broken_file() {
+        let at = |text: &str| scan(Path::new("/etc/narmesh/narmesh.toml"), text);
+        assert_eq!(at(""), Path::new("/etc/narmesh/state/control.sock"));
+        assert_eq!(at("[node]\nstate_dir = '/var/x' # here\noops"), Path::new("/var/x/control.sock"));
+        assert_eq!(at("[store]\nstate_dir = '/nix/var/nix'\n[[["), Path::new("/etc/narmesh/state/control.sock"));
+        assert_eq!(at("[node]\ncontrol_socket = '/run/c'\nlisten = [\n[gateway]\n= ="), Path::new("/run/c"));
+    }
+}

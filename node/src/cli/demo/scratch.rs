@@ -1,0 +1,54 @@
+//! The directory of a demo: removed at the end unless the user chose it.
+
+use anyhow::Context;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A directory, and whether it goes with us.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    dir: PathBuf,
+    is_ours: bool,
+}
+
+impl Scratch {
+    /// The directory chosen, which must be new or empty, or a fresh one.
+    pub(super) fn new(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
+        let is_ours = chosen.is_none();
+        let dir = chosen.unwrap_or_else(|| std::env::temp_dir().join(format!("narmesh-demo-{}", std::process::id())));
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let is_empty = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
+        anyhow::ensure!(is_empty, "--dir {} is not empty; accepted: a new or an empty directory", dir.display());
+        Ok(Self { dir: dir.canonicalize()?, is_ours })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(error) = remove_tree(&self.dir)
+        {
+            eprintln!("narmesh: {} is left behind: {error}", self.dir.display());
+        }
+    }
+}
+
+/// Removes a tree whose directories may be read-only, as Nix leaves them.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}

@@ -1,0 +1,140 @@
+//! The walk of a path, line by line: built, announced, pulled, candidate, holder, bytes, rate, hash verified.
+
+use super::daemons::{DemoNode, POLL};
+use super::progress::Progress;
+use super::stores::DemoStore;
+use anyhow::Context;
+use indicatif::HumanBytes;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+/// Ten times what is promised: a path built on one node is known to the others within 2 s.
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Builds on `builder` and substitutes on each of `receivers`; the stores are in the order of the nodes.
+pub(super) fn walk(builder: &DemoNode, receivers: &[&DemoNode], stores: &[DemoStore; 3]) -> anyhow::Result<()> {
+    let [source, copies @ ..] = stores;
+    println!("\n{}  builds three paths with the real Nix …", builder.name());
+    let since = Instant::now();
+    let closure = source.build()?;
+    let root = closure.last().context("a build has a result")?;
+    println!(
+        "{}  built {root} and what it needs, {} paths, in {:.1} s",
+        builder.name(),
+        closure.len(),
+        since.elapsed().as_secs_f64()
+    );
+    let built = Instant::now();
+    announced(builder, closure.len())?;
+    for receiver in receivers {
+        pulled(builder, receiver, closure.len(), built)?;
+    }
+    let key = builder.builder_key().context("the builder has a builder key")?;
+    for (receiver, store) in receivers.iter().zip(copies) {
+        substitute(receiver, store, root, key)?;
+        for path in &closure {
+            explain(receiver, path)?;
+            compare(source, receiver, store, path)?;
+        }
+    }
+    println!("\nEvery path arrived straight from its holder, and its hash is the same in all three stores.");
+    Ok(())
+}
+
+fn announced(builder: &DemoNode, paths: usize) -> anyhow::Result<()> {
+    let own = wait(builder, "announces what it built", |status| {
+        (status.own.paths >= paths as u64).then(|| status.own.clone())
+    })?;
+    println!(
+        "{}  announced: epoch {}, seq {}, {} paths in a filter of {}",
+        builder.name(),
+        own.epoch,
+        own.seq,
+        own.paths,
+        HumanBytes(own.filter_bits / 8)
+    );
+    Ok(())
+}
+
+fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant) -> anyhow::Result<()> {
+    let (summary, addresses) = wait(receiver, "holds the summary", |status| {
+        let peer = status.peers.iter().find(|peer| peer.name == builder.name())?;
+        let summary = peer.summary.as_ref().filter(|summary| summary.paths >= paths as u64)?;
+        Some((summary.clone(), peer.addresses.clone()))
+    })?;
+    println!(
+        "{}  body pulled: summary {}.{} of {}, {} paths, {} ms after the build; {} listens on {}",
+        receiver.name(),
+        summary.epoch,
+        summary.seq,
+        builder.name(),
+        summary.paths,
+        built.elapsed().as_millis(),
+        builder.name(),
+        addresses.join(" ")
+    );
+    Ok(())
+}
+
+/// Runs the real client on the receiver's own gateway.
+fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str) -> anyhow::Result<()> {
+    let why = receiver.why(root)?;
+    let candidates: Vec<_> =
+        why.peers.iter().filter(|peer| peer.would_ask).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
+    println!("\n{}  candidates for {root}: {}", receiver.name(), candidates.join(", "));
+    anyhow::ensure!(!candidates.is_empty(), "{} knows no candidate", receiver.name());
+    println!("{}  nix-store --realise, with http://{} as the only substituter …", receiver.name(), receiver.gateway());
+    let before = receiver.status()?.bytes.gateway_out;
+    let since = Instant::now();
+    let mut nix = store.realise(root, &receiver.gateway(), key)?;
+    let mut progress = Progress::new(receiver.name(), 39_000_000);
+    let ended = loop {
+        if let Some(ended) = nix.try_wait()? {
+            break ended;
+        }
+        progress.at(receiver.status()?.bytes.gateway_out.saturating_sub(before));
+        std::thread::sleep(POLL);
+    };
+    drop(progress);
+    let mut complaint = String::new();
+    if let Some(mut stderr) = nix.stderr.take() {
+        stderr.read_to_string(&mut complaint)?;
+    }
+    anyhow::ensure!(ended.success(), "nix-store --realise failed on {}: {ended}\n{complaint}", receiver.name());
+    let bytes = receiver.status()?.bytes.gateway_out.saturating_sub(before);
+    let elapsed = since.elapsed().as_secs_f64();
+    println!("{}  Nix has it: {} in {elapsed:.2} s", receiver.name(), HumanBytes(bytes));
+    Ok(())
+}
+
+/// What the resolver says of each path: the same as `narmesh why`.
+fn explain(receiver: &DemoNode, path: &str) -> anyhow::Result<()> {
+    let report = receiver.why(path)?;
+    println!("{}  {path}", receiver.name());
+    for decision in &report.decisions {
+        println!("     {}", name_peers(&decision.sentence, &report.peers));
+    }
+    Ok(())
+}
+
+fn name_peers(sentence: &str, peers: &[crate::status::CandidateView]) -> String {
+    peers.iter().fold(sentence.to_owned(), |sentence, peer| sentence.replace(&peer.peer_id, &peer.name))
+}
+
+fn compare(source: &DemoStore, receiver: &DemoNode, store: &DemoStore, path: &str) -> anyhow::Result<()> {
+    let (promised, arrived) = (source.nar_hash(path)?, store.nar_hash(path)?);
+    anyhow::ensure!(promised == arrived, "{}: {path} has {arrived}, built was {promised}", receiver.name());
+    println!("     {arrived}, as built");
+    Ok(())
+}
+
+fn wait<T>(node: &DemoNode, what: &str, found: impl Fn(&crate::status::Status) -> Option<T>) -> anyhow::Result<T> {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = found(&node.status()?) {
+            return Ok(found);
+        }
+        anyhow::ensure!(since.elapsed() < SPREAD_TIMEOUT, "waited {SPREAD_TIMEOUT:?} in vain: {} {what}", node.name());
+        std::thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,95 @@
+//! `narmesh id`: what other machines need to know of this one.
+
+use super::emit;
+use crate::config::PeerConfig;
+use crate::config_template::{peer_lines, quoted};
+use crate::settings::{Secrets, Settings};
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Arguments {
+    /// Name of this machine in the [[peer]] lines; the host name if absent
+    #[arg(long)]
+    name: Option<String>,
+}
+
+pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    let settings = Settings::load(config)?;
+    let secrets = settings.secrets()?;
+    let name = arguments.name.clone().unwrap_or_else(host_name);
+    Ok(emit(&format!("peer id: {}\n\n{}", secrets.peer_id(), introduction(&name, &settings, &secrets)))?)
+}
+
+/// The host name, as the kernel says.
+pub(super) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
+}
+
+/// What goes into the configuration of the other machines.
+pub(super) fn introduction(name: &str, settings: &Settings, secrets: &Secrets) -> String {
+    let addresses = dialable_addresses(&settings.node.listen, &settings.node.external_addresses);
+    let peer = PeerConfig {
+        name: name.to_owned(),
+        peer_id: secrets.peer_id().to_string(),
+        addresses: addresses.iter().map(Multiaddr::to_string).collect(),
+    };
+    let mut text = "In narmesh.toml of every other machine (the addresses are a guess, correct them):\n\n".to_owned();
+    text += &peer_lines(&peer);
+    match &secrets.builder_key {
+        Some(key) => {
+            text += "\nand, in its [trust] section, in trusted_public_keys (and in trusted-public-keys of its nix.conf):\n\n";
+            text += &format!("    {},\n", quoted(&key.public().to_string()));
+        }
+        None => text += "\nThis node has no builder key: nothing built here can be substituted elsewhere.\n",
+    }
+    text
+}
+
+/// The listen addresses with `0.0.0.0` and `::` replaced by the address of the interface with the default route; no port 0.
+fn dialable_addresses(listen: &[Multiaddr], external: &[Multiaddr]) -> Vec<Multiaddr> {
+    let mut addresses = external.to_vec();
+    for address in listen {
+        let mut parts = address.iter();
+        let (Some(ip), Some(Protocol::Tcp(port))) = (parts.next(), parts.next()) else { continue };
+        let ip: Option<IpAddr> = match ip {
+            Protocol::Ip4(ip) if ip.is_unspecified() => own_address("0.0.0.0:0", "192.0.2.1:9"),
+            Protocol::Ip6(ip) if ip.is_unspecified() => own_address("[::]:0", "[2001:db8::1]:9"),
+            Protocol::Ip4(ip) => Some(ip.into()),
+            Protocol::Ip6(ip) => Some(ip.into()),
+            _ => None,
+        };
+        if let Some(ip) = ip.filter(|_| port != 0) {
+            addresses.push(Multiaddr::from(ip).with(Protocol::Tcp(port)));
+        }
+    }
+    addresses.dedup();
+    addresses
+}
+
+/// Our address towards `far`. Connecting a UDP socket sends nothing: the kernel only looks up the route.
+fn own_address(near: &str, far: &str) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(near).ok()?;
+    socket.connect(far).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_that_can_be_dialled_are_told() {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Multiaddr>>();
+        let told = dialable_addresses(
+            &parse(&["/ip4/192.0.2.7/tcp/7280", "/ip4/127.0.0.1/tcp/0", "/ip4/0.0.0.0/tcp/7280"]),
+            &parse(&["/ip4/203.0.113.7/tcp/1"]),
+        );
+        assert_eq!(told[..2], parse(&["/ip4/203.0.113.7/tcp/1", "/ip4/192.0.2.7/tcp/7280"]));
+        assert!(told.iter().all(|address| !address.to_string().contains("0.0.0.0")), "{told:?}");
+    }
+}

@@ -1,0 +1,236 @@
+//! `narmesh init`: a configuration, two keys, and what to write where else.
+
+use super::emit;
+use super::id::{host_name, introduction};
+use super::nix_version::NixVersion;
+use crate::config::Config;
+use crate::config_template::render;
+use crate::settings::{NodeKeyFile, Secrets, Settings, create_builder_key};
+use anyhow::Context;
+use libp2p::identity::Keypair;
+use narmesh_protocol::NixSecretKey;
+use rand::TryRng;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+const NODE_KEY: &str = "node.key";
+const BUILDER_KEY: &str = "builder.key";
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Arguments {
+    /// Where to write, as DIR/narmesh.toml; the directory of --config if absent
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Name of this machine, in the builder key's name and for the other machines; the host name if absent
+    #[arg(long)]
+    name: Option<String>,
+    /// No key for what is built here: nothing built here can then be substituted elsewhere
+    #[arg(long)]
+    no_builder_key: bool,
+    /// Overwrite an existing configuration; existing keys are always kept
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    let file = arguments.dir.as_ref().map_or_else(|| config.to_owned(), |dir| dir.join("narmesh.toml"));
+    let name = arguments.name.clone().unwrap_or_else(host_name);
+    let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
+    let mut values = Config::default();
+    keys.put_into(&mut values);
+    write_config(&file, &values, arguments.force)?;
+    let settings = Settings::load(&file)?;
+    let secrets = settings.secrets()?;
+    let mut text = format!("wrote {}\n", file.display());
+    for key in &keys.made {
+        text += &format!("wrote {} (mode 0600; keep it on this machine)\n", key.display());
+    }
+    for key in &keys.kept {
+        text += &format!("kept  {}\n", key.display());
+    }
+    text += &format!("\npeer id: {}\n\n{}\n", secrets.peer_id(), introduction(&name, &settings, &secrets));
+    text += &nix_conf_lines(&settings, &secrets, NixVersion::installed());
+    text += &format!("\nThen: narmesh --config {} run\n", file.display());
+    Ok(emit(&text)?)
+}
+
+/// The key files beside a configuration.
+pub(super) struct Keys {
+    /// Files just made.
+    made: Vec<PathBuf>,
+    /// Files that were there.
+    kept: Vec<PathBuf>,
+    builder_key: Option<NixSecretKey>,
+}
+
+impl Keys {
+    /// Makes the keys that are not there yet; existing ones are never touched.
+    pub(super) fn prepare(config: &Path, name: &str, with_builder_key: bool) -> anyhow::Result<Self> {
+        let dir = directory_of(config);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+        let mut keys = Self { made: Vec::new(), kept: Vec::new(), builder_key: None };
+        let node_key = dir.join(NODE_KEY);
+        keys.make(&node_key, || NodeKeyFile::create(&node_key, &Keypair::generate_ed25519()))?;
+        if with_builder_key {
+            let builder_key = dir.join(BUILDER_KEY);
+            let key = new_builder_key(name)?;
+            keys.make(&builder_key, || create_builder_key(&builder_key, &key))?;
+            keys.builder_key = Some(crate::settings::read_builder_key(&builder_key)?);
+        }
+        Ok(keys)
+    }
+
+    fn make(&mut self, path: &Path, create: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
+        match create() {
+            Ok(()) => self.made.push(path.to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self.kept.push(path.to_owned()),
+            Err(error) => return Err(error).with_context(|| format!("cannot write {}", path.display())),
+        }
+        Ok(())
+    }
+
+    /// Names the keys in a configuration; our own builder key is trusted, so that what was collected here can come back.
+    pub(super) fn put_into(&self, config: &mut Config) {
+        config.node.key_file = NODE_KEY.into();
+        if let Some(key) = &self.builder_key {
+            config.trust.builder_key_file = Some(BUILDER_KEY.into());
+            config.trust.trusted_public_keys.push(key.public().to_string());
+        }
+    }
+}
+
+/// Writes a configuration; an existing one only with `force`.
+pub(super) fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).create_new(!force);
+    let mut target = match options.open(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            anyhow::bail!("{} exists; it is only overwritten with --force (keys are always kept)", file.display())
+        }
+        other => other.with_context(|| format!("cannot write {}", file.display()))?,
+    };
+    target.write_all(render(values).as_bytes()).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// What goes into `nix.conf` on this machine. Measured reasons: docs/operations.md.
+pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option<NixVersion>) -> String {
+    let keys: Vec<_> = settings.trusted.iter().map(ToString::to_string).collect();
+    let mut text =
+        "In nix.conf of this machine (usually /etc/nix/nix.conf; then restart nix-daemon, if there is one):\n\n"
+            .to_owned();
+    text += &format!("extra-substituters = http://{}\n", settings.gateway.listen);
+    text +=
+        "# This node's builder key; append those of the other machines, as in trusted_public_keys of narmesh.toml.\n";
+    if secrets.builder_key.is_none() {
+        text += "# This node has none.\n";
+    }
+    text += &format!("extra-trusted-public-keys = {}\n", keys.join(" "));
+    text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 2\n";
+    text += "# Ask again at once for what was not there a moment ago (Nix remembers a miss for an hour otherwise).\n";
+    text += "narinfo-cache-negative-ttl = 0\n";
+    match nix {
+        Some(version) if version >= NixVersion::FALLBACK_WORKS => text += "fallback = true\n",
+        Some(version) => {
+            text += &format!("# No fallback = true: Nix {version} aborts with it, 2.9 is the first that does not.\n")
+        }
+        None => text += "# With Nix 2.9 or later also: fallback = true   (2.8 aborts with it; no nix was found here)\n",
+    }
+    text
+}
+
+fn directory_of(config: &Path) -> &Path {
+    config.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A new key named `<name>-narmesh-1`, from the randomness of the operating system.
+fn new_builder_key(name: &str) -> anyhow::Result<NixSecretKey> {
+    let permitted = |character: char| character.is_ascii_alphanumeric() || "-._".contains(character);
+    let name: String = name.chars().map(|character| if permitted(character) { character } else { '-' }).collect();
+    let mut seed = [0; 32];
+    rand::rngs::SysRng.try_fill_bytes(&mut seed).context("the operating system gives no randomness")?;
+    Ok(NixSecretKey::from_seed(&format!("{name}-narmesh-1"), &seed)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn arguments(dir: &Path) -> Arguments {
+        Arguments { dir: Some(dir.to_owned()), name: Some("my host".to_owned()), no_builder_key: false, force: false }
+    }
+
+    fn load(dir: &Path) -> (Settings, Secrets) {
+        let settings = Settings::load(&dir.join("narmesh.toml")).unwrap();
+        let secrets = settings.secrets().unwrap();
+        (settings, secrets)
+    }
+
+    #[test]
+    fn what_init_writes_is_accepted_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        init(Path::new("unused"), &arguments(dir.path())).unwrap();
+        let (settings, secrets) = load(dir.path());
+        let key = secrets.builder_key.unwrap();
+        assert_eq!(key.name(), "my-host-narmesh-1");
+        assert_eq!(settings.trusted.by_name(key.name()), Some(&key.public()));
+        for file in [NODE_KEY, BUILDER_KEY] {
+            assert_eq!(std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn nothing_is_overwritten_unasked_and_keys_never() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut arguments = arguments(dir.path());
+        init(Path::new("unused"), &arguments).unwrap();
+        let (_, before) = load(dir.path());
+        let file = dir.path().join("narmesh.toml");
+        std::fs::write(&file, "# mine\n").unwrap();
+        let message = init(Path::new("unused"), &arguments).unwrap_err().to_string();
+        assert!(message.contains("narmesh.toml exists") && message.contains("--force"), "{message}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "# mine\n");
+        arguments.force = true;
+        init(Path::new("unused"), &arguments).unwrap();
+        let (_, after) = load(dir.path());
+        assert_eq!(after.peer_id(), before.peer_id());
+        assert_eq!(after.builder_key.unwrap().public(), before.builder_key.unwrap().public());
+    }
+
+    #[test]
+    fn without_a_builder_key_the_reader_is_told_what_that_means() {
+        let dir = tempfile::tempdir().unwrap();
+        init(Path::new("unused"), &Arguments { no_builder_key: true, ..arguments(dir.path()) }).unwrap();
+        let (settings, secrets) = load(dir.path());
+        assert!(secrets.builder_key.is_none() && settings.builder_key_file.is_none());
+        assert!(introduction("x", &settings, &secrets).contains("nothing built here can be substituted"));
+    }
+
+    #[test]
+    fn nix_gets_fallback_only_where_it_works() {
+        let dir = tempfile::tempdir().unwrap();
+        init(Path::new("unused"), &arguments(dir.path())).unwrap();
+        let (settings, secrets) = load(dir.path());
+        let lines = |version| nix_conf_lines(&settings, &secrets, version);
+        let has_fallback = |text: &str| text.lines().any(|line| line == "fallback = true");
+        assert!(has_fallback(&lines(Some(NixVersion::FALLBACK_WORKS))));
+        assert!(!has_fallback(&lines(None)));
+        let text = lines(None);
+        for line in [
+            "extra-substituters = http://127.0.0.1:7281",
+            "extra-trusted-public-keys = my-host-narmesh-1:",
+            "connect-timeout = 5",
+            "stalled-download-timeout = 30",
+            "download-attempts = 2",
+            "narinfo-cache-negative-ttl = 0",
+        ] {
+            assert!(text.lines().any(|given| given.starts_with(line)), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What Nix itself is configured to do, as far as it concerns a substituter.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Deepest `include` that is followed.
+const INCLUDE_DEPTH_MAX: usize = 8;
+/// Largest file read, bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Nix's settings, with where they were read.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct NixSettings {
+    /// For messages.
+    pub(super) source: String,
+    /// Files that could not be read.
+    pub(super) unreadable: Vec<PathBuf>,
+    values: BTreeMap<String, String>,
+}
+
+impl NixSettings {
+    /// As Nix says itself, if it is installed; else from `nix.conf`.
+    pub(super) fn effective() -> Self {
+        Self::from_nix("nix config show", &["config", "show"])
+            .or_else(|| Self::from_nix("nix show-config", &["show-config"]))
+            .unwrap_or_else(|| Self::from_file(&Self::default_file()))
+    }
+
+    /// The file that Nix reads on this machine.
+    fn default_file() -> PathBuf {
+        let dir = std::env::var_os("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
+        dir.join("nix.conf")
+    }
+
+    /// Reads a `nix.conf` and what it includes, over Nix's defaults.
+    pub(super) fn from_file(path: &Path) -> Self {
+        let mut settings = Self { source: path.display().to_string(), ..Self::default() };
+        for (name, value) in [
+            ("substituters", "https://cache.nixos.org/"),
+            ("trusted-public-keys", "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="),
+            ("narinfo-cache-negative-ttl", "3600"),
+        ] {
+            settings.values.insert(name.to_owned(), value.to_owned());
+        }
+        settings.read_file(path, 0, false);
+        settings
+    }
+
+    fn from_nix(source: &str, arguments: &[&str]) -> Option<Self> {
+        let output =
+            Command::new("nix").args(["--extra-experimental-features", "nix-command"]).args(arguments).output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        let mut settings = Self { source: source.to_owned(), ..Self::default() };
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            settings.assign(line);
+        }
+        settings.values.contains_key("substituters").then_some(settings)
+    }
+
+    fn read_file(&mut self, path: &Path, depth: usize, may_be_missing: bool) {
+        let readable = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() <= FILE_BYTES_MAX);
+        let text = if readable { std::fs::read_to_string(path).ok() } else { None };
+        let Some(text) = text.filter(|_| depth <= INCLUDE_DEPTH_MAX) else {
+            if !may_be_missing {
+                self.unreadable.push(path.to_owned());
+            }
+            return;
+        };
+        for line in text.lines() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            match line.split_once(char::is_whitespace) {
+                Some(("include", file)) => self.read_file(&sibling(path, file), depth + 1, false),
+                Some(("!include", file)) => self.read_file(&sibling(path, file), depth + 1, true),
+                Some(_) | None => self.assign(line),
+            }
+        }
+    }
+
+    /// `name = value`, or `extra-name = value`, which appends.
+    fn assign(&mut self, line: &str) {
+        let Some((name, value)) = line.split_once('=') else { return };
+        let (name, value) = (name.trim(), value.trim());
+        // `nix show-config` lists some settings under both spellings; appending what is there already is harmless.
+        match name.strip_prefix("extra-") {
+            Some(base) => {
+                let all = self.values.entry(current_name(base).to_owned()).or_default();
+                *all = format!("{all} {value}").trim().to_owned();
+            }
+            None => {
+                self.values.insert(current_name(name).to_owned(), value.to_owned());
+            }
+        }
+    }
+
+    /// The value of a setting.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// The words of a setting.
+    pub(super) fn words(&self, name: &str) -> Vec<&str> {
+        self.value(name).map(|value| value.split_whitespace().collect()).unwrap_or_default()
+    }
+}
+
+/// Nix's aliases of settings that matter here.
+fn current_name(name: &str) -> &str {
+    match name {
+        "binary-caches" => "substituters",
+        "binary-cache-public-keys" => "trusted-public-keys",
+        "build-fallback" => "fallback",
+        other => other,
+    }
+}
+
+fn sibling(path: &Path, file: &str) -> PathBuf {
+    path.parent().unwrap_or(Path::new("/")).join(file.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn includes_extras_aliases_and_comments_are_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nix.conf");
+        fs::write(
+            &file,
+            "substituters = https://a # the first\n# substituters = https://no\nextra-substituters = http://127.0.0.1:7281\n\
+             binary-cache-public-keys = a-1:AA==\ninclude more.conf\n!include missing.conf\ninclude gone.conf\nfallback = true\n",
+        )
+        .unwrap();
+        fs::write(dir.path().join("more.conf"), "extra-trusted-public-keys = b-1:BB== c-1:CC==\ninclude more.conf\n")
+            .unwrap();
+        let settings = NixSettings::from_file(&file);
+        assert_eq!(settings.words("substituters"), ["https://a", "http://127.0.0.1:7281"]);
+        assert_eq!(settings.words("trusted-public-keys")[..3], ["a-1:AA==", "b-1:BB==", "c-1:CC=="]);
+        assert_eq!(settings.value("fallback"), Some("true"));
+        // A file that includes itself ends; one that must exist and does not is told.
+        assert_eq!(settings.unreadable.iter().filter(|path| path.ends_with("gone.conf")).count(), 1);
+        assert!(!settings.unreadable.iter().any(|path| path.ends_with("missing.conf")));
+    }
+
+    #[test]
+    fn without_a_file_nix_has_its_defaults() {
+        let settings = NixSettings::from_file(Path::new("/nonexistent/nix.conf"));
+        assert_eq!(settings.words("substituters"), ["https://cache.nixos.org/"]);
+        assert_eq!(settings.words("trusted-public-keys").len(), 1);
+    }
+}

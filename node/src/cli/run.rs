@@ -1,0 +1,40 @@
+//! `narmesh run`.
+
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable of the log filter, such as `info` or `narmesh=debug`.
+const LOG_VARIABLE: &str = "NARMESH_LOG";
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Arguments {
+    /// Stop when standard input ends: for a parent that must not leave daemons behind
+    #[arg(long, hide = true)]
+    until_stdin_ends: bool,
+}
+
+pub(super) fn run(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().with_env_var(LOG_VARIABLE);
+    let filter = filter.with_default_directive(tracing::level_filters::LevelFilter::INFO.into()).from_env()?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    if arguments.until_stdin_ends {
+        std::thread::Builder::new().name("stdin".to_owned()).spawn(stop_at_end_of_stdin)?;
+    }
+    crate::daemon::run(config)
+}
+
+/// Blocks until the parent closes our standard input, or dies, and then asks for the ordinary stop.
+fn stop_at_end_of_stdin() {
+    let mut stdin = io::stdin().lock();
+    let mut bytes = [0; 64];
+    while stdin.read(&mut bytes).is_ok_and(|count| count > 0) {}
+    let stopped = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+    if let Err(error) = stopped {
+        tracing::error!(%error, "cannot stop at the end of standard input");
+    }
+}
