@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# All tests, in stages, with the minutes of each. On a fresh Debian 12 with a Rust toolchain it installs what it needs.
+#
+#   ./test.sh           everything that CI runs
+#   ./test.sh --full    also what needs the network or long: the advisory database, every row of the benchmark
+set -euo pipefail
+cd "$(dirname "$0")"
+full=false
+case "${1:-}" in
+  "") ;;
+  --full) full=true ;;
+  *) echo "test.sh: unknown argument '$1'; accepted: --full" >&2; exit 2 ;;
+esac
+
+started=$SECONDS
+summary=()
+stage() { # stage NAME COMMAND...: runs it, remembers how long it took
+  local name=$1 since=$SECONDS
+  shift
+  printf '\n=== %s\n' "$name"
+  "$@"
+  local line
+  line=$(awk -v s=$((SECONDS - since)) -v n="$name" 'BEGIN { printf "%6.1f min  %s", s / 60, n }')
+  echo "$line"
+  summary+=("$line")
+}
+
+# Debian packages that the tests use: the real Nix, a static shell for its sandbox, nginx as the figures' neighbour.
+packages() {
+  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 systemd python3 gcc libc6-dev) missing=()
+  for package in "${wanted[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || { echo "all there: ${wanted[*]}"; return 0; }
+  local as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo)
+  "${as_root[@]}" apt-get update -q
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+deny_version=0.20.2
+deny() {
+  command -v cargo-deny >/dev/null || cargo install --quiet --locked "cargo-deny@$deny_version"
+  cargo deny --all-features check --hide-inclusion-graph bans licenses sources
+}
+
+documentation() {
+  RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps
+}
+
+simulation() {
+  local once again
+  once=$(cargo run --quiet --release -p narmesh-simulation --bin narmesh-sim -- run --nodes 20 --seed 1 | tail -n 1)
+  again=$(cargo run --quiet --release -p narmesh-simulation --bin narmesh-sim -- run --nodes 20 --seed 1 | tail -n 1)
+  echo "$once"
+  [ "$once" = "$again" ] || { echo "one seed, two stories: '$once' and '$again'" >&2; return 1; }
+}
+
+benchmarks() {
+  cargo run --quiet --release -p narmesh-bench -- --list
+  $full && cargo run --quiet --release -p narmesh-bench
+  return 0
+}
+
+stage "packages" packages
+stage "format" cargo fmt --all --check
+stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
+stage "documentation" documentation
+stage "licences, duplicates, sources" deny
+if $full; then stage "advisories" cargo deny check advisories; fi
+stage "release build" cargo build --quiet --release --workspace --bins
+stage "simulation" simulation
+stage "demo" cargo run --quiet --release -p narmesh -- demo --once
+stage "benchmarks" benchmarks
+stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests
+stage "stories with real Nix" cargo test --package narmesh-tests
+
+printf '\n=== minutes\n'
+printf '%s\n' "${summary[@]}"
+awk -v s=$((SECONDS - started)) 'BEGIN { printf "%6.1f min  in all\n", s / 60 }'
