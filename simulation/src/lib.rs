@@ -26,7 +26,9 @@ mod checker;
 mod draw;
 mod faults;
 mod machine;
+mod network;
 mod trace;
+mod upset;
 mod world;
 
 pub use checker::Violation;
@@ -54,10 +56,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Ten virtual minutes on a bad network. Three minutes of patience: what gossip lost in the last moment is found by the
-    /// anti-entropy of one minute, which may need a few rounds over several hops.
+    /// Ten virtual minutes on a bad network. 15 minutes of patience: what gossip lost for good in the last moment is found
+    /// by anti-entropy, which takes a minute for each of up to ten connections, and there may be two hops.
     pub fn new(nodes: usize, seed: u64) -> Self {
-        Self { nodes: nodes.clamp(2, 1_000), seed, faulty_ms: 600_000, patience_ms: 180_000, faults: Faults::WAN }
+        Self { nodes: nodes.clamp(2, 1_000), seed, faulty_ms: 600_000, patience_ms: 900_000, faults: Faults::WAN }
     }
 }
 

@@ -41,7 +41,7 @@ pub struct GossipConfig {
     pub reannounce_ms: u64,
     /// A change waits this long for others, milliseconds.
     pub debounce_ms: u64,
-    /// Time between two comparisons with a random connected peer, plus or minus a tenth, milliseconds.
+    /// Time between two comparisons with a connected peer, one after the other, plus or minus a tenth, milliseconds.
     pub sync_interval_ms: u64,
     /// Most paths advertised; those that come later are withheld.
     pub path_count_max: usize,

@@ -22,7 +22,7 @@
 //!   connection both sides show the other the newest announcement with the other's signature: who sees one of its own that
 //!   it does not know of has lost its state, and goes on one epoch above.
 //! - *Anti-entropy.* The same exchange carries what each side holds, and brings announcements that gossip lost. It is
-//!   repeated 3 s later and then with a random peer on a timer, so nothing relies on gossip for order or delivery.
+//!   repeated 3 s later and then with one peer after the other on a timer, so nothing relies on gossip for order or delivery.
 //! - *Lifetime.* A body is used for the announced lifetime from the first sight of its `(epoch, seq)`. An unchanged one is
 //!   announced again well before that, under the next `seq`; then nothing needs to be pulled, as the digest is the same.
 //!   A goodbye ends it at once.

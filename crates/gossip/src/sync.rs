@@ -1,4 +1,4 @@
-//! Anti-entropy and the greeting: on every new connection, once more soon after, and with a random peer on a timer.
+//! Anti-entropy and the greeting: on every new connection, once more soon after, and with one peer after the other on a timer.
 //!
 //! Both sides ask. Each question names what the asker holds; the answer brings envelopes that are newer, of owners whose
 //! body admits the asker, and the newest envelope that the asker itself has signed.
@@ -8,6 +8,7 @@ use crate::gossip::Gossip;
 use crate::misdeed::Misdeed;
 use crate::output::{Event, Output};
 use crate::pull::Sent;
+use crate::time::Moment;
 use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
@@ -22,6 +23,8 @@ const STORE_DIR_BYTES_MAX: usize = 255;
 /// A second look after the greeting, milliseconds: gossipsub needs up to two heartbeats of a second to take up a new
 /// connection, and what is published meanwhile reaches nobody over it.
 const SECOND_LOOK_MS: u64 = 3_000;
+/// A peer that shows us something newer than what we hold is asked back, but not oftener than this, milliseconds.
+const ASK_BACK_MS: u64 = 5_000;
 /// Wait after a greeting without an answer, milliseconds; doubled each time up to 64 times.
 const GREET_AGAIN_MS: u64 = 1_000;
 
@@ -34,6 +37,10 @@ pub(crate) struct Link {
     failures: u32,
     /// Our sync that has no answer yet.
     asking: bool,
+    /// When we asked last.
+    asked: Moment,
+    /// When one of us asked the other last.
+    compared: Moment,
 }
 
 /// The printable beginning of a foreign text, at most `bytes_max` bytes.
@@ -82,12 +89,12 @@ impl Gossip {
         self.timers.set(Timer::Sync, Some(self.now.moment + (interval_ms - interval_ms / 10 + jitter_ms).max(1)));
     }
 
+    /// The timer's turn.
     pub(crate) fn sync_with_anyone(&mut self) {
         self.schedule_sync();
-        let idle = self.links.iter().filter(|(peer, link)| !link.asking && self.may_ask(peer)).map(|(peer, _)| *peer);
-        let idle: Vec<_> = idle.collect();
-        let at = self.random(idle.len() as u64);
-        if let Some(peer) = idle.into_iter().zip(0..).find(|(_, index)| *index == at).map(|(peer, _)| peer) {
+        let idle = self.links.iter().filter(|(peer, link)| !link.asking && self.may_ask(peer));
+        // Whoever was compared with longest ago: so that each is, within as many intervals as there are connections.
+        if let Some(peer) = idle.min_by_key(|(_, link)| link.compared).map(|(peer, _)| *peer) {
             self.sync_with(peer);
         }
     }
@@ -95,8 +102,11 @@ impl Gossip {
     pub(crate) fn sync_with(&mut self, peer: PeerId) {
         let set_aside = self.directory.get(&peer).is_some_and(|entry| entry.standing.is_set_aside());
         let yours = self.newest_of(&peer);
+        let moment = self.now.moment;
         let Some(link) = self.links.get_mut(&peer).filter(|link| !link.asking && !set_aside) else { return };
         link.asking = true;
+        link.asked = moment;
+        link.compared = moment;
         let sync =
             Sync { store_dir: self.store_dir.clone(), software: self.software.clone(), yours, have: self.have() };
         self.send(peer, Sent::Sync, &GossipRequest::Sync(sync));
@@ -150,6 +160,7 @@ impl Gossip {
             return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
         }
         self.hear_own(from, sync.yours);
+        self.ask_back(from, &sync.have);
         let have: BTreeMap<AudienceDigest, Generation> =
             sync.have.into_iter().map(|have| (have.owner, have.generation)).collect();
         GossipReply::Sync {
@@ -157,6 +168,21 @@ impl Gossip {
             software: self.software.clone(),
             yours: self.newest_of(&from),
             news: self.news_for(&from, &have),
+        }
+    }
+
+    /// Asks a peer that holds newer summaries than we have heard of.
+    fn ask_back(&mut self, from: PeerId, have: &[Have]) {
+        let moment = self.now.moment;
+        let newer = have.iter().any(|have| {
+            let entry = self.directory.owner(&have.owner).and_then(|owner| self.directory.get(&owner));
+            let heard = |entry: &Entry| entry.newest.as_ref().map(|newest| newest.announcement().generation);
+            entry.is_some_and(|entry| heard(entry).is_none_or(|heard| heard < have.generation))
+        });
+        let Some(link) = self.links.get_mut(&from) else { return };
+        link.compared = moment;
+        if newer && moment.since(link.asked) >= ASK_BACK_MS {
+            self.greet(from, 0);
         }
     }
 

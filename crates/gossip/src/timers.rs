@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum Timer {
     /// The publication has something to say.
     Publish,
-    /// Anti-entropy with a random peer.
+    /// Anti-entropy with the next peer.
     Sync,
     /// The greeting, its retry, or the look after it.
     Greet(PeerId),

@@ -195,6 +195,48 @@ fn what_was_published_just_after_connecting_is_found_by_the_second_look() {
 }
 
 #[test]
+fn each_connection_has_its_turn() {
+    let trust: Vec<_> = (2..=8).map(|other| (1, other)).collect();
+    let mut net = Net::with_trust(8, &trust);
+    for other in 2..=8 {
+        // Only 1 has a timer.
+        net.start_with(
+            other,
+            Persisted::default(),
+            narmesh_gossip::GossipConfig { sync_interval_ms: 1_000_000_000, ..config(other) },
+        );
+        net.trust(other, &trust);
+        net.paths(other, 0..0);
+        net.connect(1, other);
+    }
+    net.run(10_000);
+    net.gossip_lost = true;
+    (2..=8u8).for_each(|other| net.update(other, u32::from(other)..u32::from(other) + 1, 0..0));
+    net.run(7 * 66_000 + 1_000);
+    assert!((2..=8u8).all(|other| net.candidate(1, other, u32::from(other))), "seven intervals for seven connections");
+}
+
+#[test]
+fn who_is_shown_something_newer_asks_back() {
+    let trust = [(1, 2), (2, 3), (1, 3)];
+    let mut net = Net::with_trust(3, &trust);
+    net.start_with(
+        3,
+        Persisted::default(),
+        narmesh_gossip::GossipConfig { sync_interval_ms: 1_000_000_000, ..config(3) },
+    );
+    net.trust(3, &trust);
+    net.paths(3, 0..0);
+    net.connect(1, 2);
+    net.connect(2, 3);
+    net.run(10_000);
+    net.gossip_lost = true;
+    net.update(1, 0..10, 0..0);
+    net.run(3 * 66_000);
+    assert!(net.candidate(3, 1, 5), "3 has no timer, but 2 compares with it");
+}
+
+#[test]
 fn loss_delays_but_does_not_stop() {
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
     net.loss = 100;
