@@ -104,6 +104,12 @@ impl TableWriter {
         }
     }
 
+    /// Whether a peer has a filter here.
+    #[cfg(test)]
+    pub(crate) fn holds(&self, peer: &PeerId) -> bool {
+        self.places.contains_key(peer)
+    }
+
     /// Drops a peer's filter.
     pub(crate) fn remove(&mut self, peer: &PeerId) {
         self.reclaim();
