@@ -20,6 +20,8 @@ impl Subject for Copy {
         let target = Target::RatioAtMost(if self.paths == 200 { 2.0 } else { 1.5 });
         let all = vec![
             row("mesh", "through the mesh, the gateway knowing nothing but the holder's summary").target(target),
+            row("mesh-cpu-holder", "through the mesh: CPU time of the holder's daemon"),
+            row("mesh-cpu-gateway", "through the mesh: CPU time of the gateway's daemon"),
             row("own-store", "from the gateway of the machine that holds them"),
             row("file", "from a directory, without any server"),
         ];
@@ -37,15 +39,21 @@ impl Subject for Copy {
             SampleCache::add_whole
         };
         let pair = Pair::new(bench, fill)?;
-        let _holder = pair.start_holder()?;
+        let holder = pair.start_holder()?;
         let key = pair.cache.public_key().to_string();
         let copy = |from: &str| pair.nix.copy_fresh(from, &pair.root.full(), &key, self.paths);
         let (mut mesh, mut own_store, mut nginx, mut file) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut holder_cpu, mut gateway_cpu, mut nginx_cpu) = (Vec::new(), Vec::new(), Vec::new());
         for round in 1..=bench.rounds {
             crate::progress(&format!("copy/{}-paths: round {round} of {}", self.paths, bench.rounds));
+            let cpu = pair.nginx.process.cpu_s()?;
             nginx.push(copy(&format!("http://{}", pair.nginx.address))?);
+            nginx_cpu.push(pair.nginx.process.cpu_s()? - cpu);
             let gateway = pair.start_gateway()?;
+            let cpu = (holder.process.cpu_s()?, gateway.process.cpu_s()?);
             mesh.push(copy(&format!("http://{}", pair.gateway.gateway))?);
+            holder_cpu.push(holder.process.cpu_s()? - cpu.0);
+            gateway_cpu.push(gateway.process.cpu_s()? - cpu.1);
             drop(gateway);
             own_store.push(copy(&format!("http://{}", pair.holder.gateway))?);
             file.push(copy(&pair.cache.url())?);
@@ -53,6 +61,9 @@ impl Subject for Copy {
         let group = format!("copy/{}-paths", self.paths);
         for (last, samples) in [("mesh", mesh), ("own-store", own_store), ("file", file)] {
             report.figure(&format!("{group}/{last}"), &samples, Some(Beside::new("nginx", nginx.clone())));
+        }
+        for (last, samples) in [("mesh-cpu-holder", holder_cpu), ("mesh-cpu-gateway", gateway_cpu)] {
+            report.figure(&format!("{group}/{last}"), &samples, Some(Beside::new("nginx", nginx_cpu.clone())));
         }
         Ok(())
     }
