@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// A scan over all rows rests nine times as long as it took, so that scans take at most a tenth of one core …
 const SCAN_REST_FACTOR: u32 = 9;
 /// … but never longer than this, so that a deletion is noticed within a second.
-const SCAN_REST_MAX: Duration = Duration::from_millis(700);
+const SCAN_REST_MAX: Duration = Duration::from_millis(400);
 
 /// What a machine holds. [`NixStore`] is the one kind there is; tests may bring another.
 pub trait Store: Send + Sync + 'static {
