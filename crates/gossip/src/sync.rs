@@ -25,6 +25,9 @@ const STORE_DIR_BYTES_MAX: usize = 255;
 const SECOND_LOOK_MS: u64 = 3_000;
 /// A peer that shows us something newer than what we hold is asked back, but not oftener than this, milliseconds.
 const ASK_BACK_MS: u64 = 5_000;
+/// What a comparison brought, gossip has not: after this and up to as much again we compare with the others too, so that
+/// news crosses a healed network hop by hop in seconds; long enough to have pulled the bodies. Milliseconds, a guess.
+const SPREAD_MS: u64 = 1_000;
 /// Wait after a greeting without an answer, milliseconds; doubled each time up to 64 times.
 const GREET_AGAIN_MS: u64 = 1_000;
 
@@ -80,6 +83,20 @@ impl Gossip {
     pub(crate) fn greet(&mut self, peer: PeerId, in_ms: u64) {
         if self.links.contains_key(&peer) {
             self.timers.set(Timer::Greet(peer), Some(self.now.moment + in_ms));
+        }
+    }
+
+    /// Compares with all others soon: they see what we hold, and ask back for what they lack.
+    fn spread(&mut self, told_by: PeerId) {
+        let moment = self.now.moment;
+        let others: Vec<_> =
+            self.links.iter().filter(|(peer, _)| **peer != told_by).map(|(peer, link)| (*peer, link.asked)).collect();
+        for (peer, asked) in others {
+            let due = (moment + SPREAD_MS + self.random(SPREAD_MS)).max(asked + ASK_BACK_MS);
+            let set = self.timers.get(Timer::Greet(peer));
+            if set.is_none_or(|set| set > due || set < moment + SPREAD_MS) {
+                self.greet(peer, due.since(moment));
+            }
         }
     }
 
@@ -310,19 +327,22 @@ impl Gossip {
         if news.len() > GossipReply::NEWS_MAX {
             return self.penalize(from, Misdeed::MalformedReply);
         }
+        let mut fresh = false;
         for bytes in news {
             match Envelope::open(bytes) {
-                Ok(envelope) => {
-                    // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
-                    let _: Worth = self.accept(&Arc::new(envelope), from);
-                }
+                // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
+                Ok(envelope) => fresh |= self.accept(&Arc::new(envelope), from) == Worth::News,
                 Err(EnvelopeError::UnknownVersion { version }) => {
                     self.event(Event::UnknownVersion { peer: from, version });
                 }
                 Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                    return self.penalize(from, Misdeed::ForgedNews);
+                    self.penalize(from, Misdeed::ForgedNews);
+                    break;
                 }
             }
+        }
+        if fresh {
+            self.spread(from);
         }
     }
 }

@@ -36,6 +36,11 @@ impl Timers {
         self.by_time.first().map(|(moment, _)| *moment)
     }
 
+    /// When an alarm rings, if it is set.
+    pub(crate) fn get(&self, timer: Timer) -> Option<Moment> {
+        self.by_timer.get(&timer).copied()
+    }
+
     /// Sets or moves an alarm; `None` takes it away.
     pub(crate) fn set(&mut self, timer: Timer, moment: Option<Moment>) {
         let before = match moment {

@@ -237,6 +237,30 @@ fn who_is_shown_something_newer_asks_back() {
 }
 
 #[test]
+fn what_a_comparison_brought_is_spread_hop_by_hop() {
+    let trust = [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)];
+    let mut net = Net::with_trust(4, &trust);
+    for silent in [1, 3, 4] {
+        let no_timer = narmesh_gossip::GossipConfig { sync_interval_ms: 1_000_000_000, ..config(silent) };
+        net.start_with(silent, Persisted::default(), no_timer);
+        net.trust(silent, &trust);
+        net.paths(silent, 0..0);
+    }
+    [(1, 2), (2, 3), (3, 4)].into_iter().for_each(|(a, b)| net.connect(a, b));
+    net.run(20_000);
+    net.gossip_lost = true;
+    net.update(1, 0..10, 0..0);
+    for _ in 0..200 {
+        if !net.candidate(2, 1, 5) {
+            net.run(1_000);
+        }
+    }
+    assert!(net.candidate(2, 1, 5) && !net.candidate(4, 1, 5));
+    net.run(5_000);
+    assert!(net.candidate(3, 1, 5) && net.candidate(4, 1, 5), "two hops, two seconds each");
+}
+
+#[test]
 fn loss_delays_but_does_not_stop() {
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
     net.loss = 100;
