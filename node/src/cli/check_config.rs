@@ -132,7 +132,8 @@ fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> 
     let is_ours =
         |url: &&&str| names_gateway(url, settings.gateway.listen.port(), &settings.gateway.listen.ip().to_string());
     let mut findings = Vec::new();
-    if substituters.iter().find(is_ours).is_none() {
+    // With port 0 nobody can know the URL beforehand.
+    if settings.gateway.listen.port() != 0 && substituters.iter().find(is_ours).is_none() {
         findings.push(Finding::Warning(format!(
             "Nix does not ask this node: http://{} is not among its substituters (extra-substituters in nix.conf)",
             settings.gateway.listen

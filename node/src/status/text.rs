@@ -277,7 +277,11 @@ impl WhyReport {
             .peers
             .iter()
             .map(|peer| {
-                let verb = if peer.would_ask { "would be asked:" } else { "not asked:" };
+                let verb = match (peer.would_ask, self.answer) {
+                    (false, _) => "not asked:",
+                    (true, WouldAnswer::AskCandidates) => "would be asked:",
+                    (true, WouldAnswer::OwnStore | WouldAnswer::Remembered | WouldAnswer::Absent) => "could be asked:",
+                };
                 vec![escaped(&peer.name), verb.to_owned(), escaped(&peer.reason)]
             })
             .collect();

@@ -1,6 +1,7 @@
 //! The three daemons: this very binary, run three times, as a user would.
 
 use super::NAMES;
+use super::stop::Stop;
 use super::stores::DemoStore;
 use crate::cli::init::{Keys, write_config};
 use crate::config::{Config, PeerConfig};
@@ -10,6 +11,7 @@ use crate::status::{Status, WhyReport};
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -74,7 +76,7 @@ pub(super) fn prepare(dir: &Path, stores: &[DemoStore; 3]) -> anyhow::Result<[De
 
 impl DemoNode {
     /// Starts the daemon, with the addresses of these peers in its configuration.
-    pub(super) fn start(&mut self, known: &[&Self]) -> anyhow::Result<()> {
+    pub(super) fn start(&mut self, known: &[&Self], stop: &Stop) -> anyhow::Result<()> {
         for peer in &mut self.config.peer {
             let running = known.iter().find(|node| node.name == peer.name);
             peer.addresses = running.map_or_else(Vec::new, |node| node.listen.clone());
@@ -85,6 +87,8 @@ impl DemoNode {
         let mut command = Command::new(program);
         command.arg("--config").arg(&self.file).args(["run", "--until-stdin-ends"]);
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+        // Ctrl-C is for us: we stop the daemons in order.
+        command.process_group(0);
         self.child = Some(command.spawn().context("cannot start a daemon")?);
         let since = Instant::now();
         let status = loop {
@@ -93,6 +97,7 @@ impl DemoNode {
             {
                 break status;
             }
+            stop.check()?;
             let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
             if ended.is_some() || since.elapsed() > START_TIMEOUT {
                 let log = std::fs::read_to_string(self.file.with_file_name("log")).unwrap_or_default();

@@ -4,12 +4,14 @@ mod daemons;
 mod packages;
 mod progress;
 mod scratch;
+mod stop;
 mod stores;
 mod walk;
 
 use daemons::DemoNode;
 use scratch::Scratch;
 use std::path::PathBuf;
+use stop::Stop;
 use stores::DemoStore;
 
 #[derive(clap::Args, Debug)]
@@ -31,18 +33,21 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Shows the main job from beginning to end.
 pub(super) fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     packages::ensure(arguments.install)?;
+    let stop = Stop::listen()?;
     let scratch = Scratch::new(arguments.dir.clone())?;
     println!("Everything below is real and stays on this machine: {}\n", scratch.dir().display());
     let stores = NAMES.map(|name| DemoStore::new(scratch.dir(), name, name == "a"));
     let [mut a, mut b, mut c] = daemons::prepare(scratch.dir(), &stores)?;
-    a.start(&[])?;
-    b.start(&[&a])?;
+    a.start(&[], &stop)?;
+    b.start(&[&a], &stop)?;
     // c is given one address only: that of b. Where a listens it learns from a's signed summary, by way of b.
-    c.start(&[&b])?;
-    walk::walk(&a, &[&b, &c], &stores)?;
+    c.start(&[&b], &stop)?;
+    walk::walk(&a, &[&b, &c], &stores, &stop)?;
     if !arguments.once {
         what_next(&[&a, &b, &c], &stores);
-        wait_for_the_end()?;
+        while !stop.is_requested() {
+            std::thread::sleep(daemons::POLL);
+        }
     }
     println!("\nstopping the daemons");
     for node in [a, b, c] {
@@ -67,17 +72,4 @@ fn what_next(nodes: &[&DemoNode], stores: &[DemoStore]) {
         println!("  {}", store.realise_example(&last.gateway(), "PATH"));
         println!("  {} why PATH", last.command());
     }
-}
-
-/// Until SIGINT or SIGTERM.
-fn wait_for_the_end() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted,
-            _ = terminate.recv() => Ok(()),
-        }
-    })?;
-    Ok(())
 }

@@ -48,7 +48,8 @@ fn apt_get(arguments: &[&str]) -> anyhow::Result<()> {
         Command::new("apt-get")
     } else {
         let mut sudo = Command::new("sudo");
-        sudo.arg("apt-get");
+        // sudo clears the environment, so the variable goes through it as an argument.
+        sudo.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
         sudo
     };
     let status = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status().context("apt-get")?;

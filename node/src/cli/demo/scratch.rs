@@ -3,7 +3,7 @@
 use anyhow::Context;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A directory, and whether it goes with us.
@@ -18,7 +18,9 @@ impl Scratch {
     pub(super) fn new(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
         let is_ours = chosen.is_none();
         let dir = chosen.unwrap_or_else(|| std::env::temp_dir().join(format!("narmesh-demo-{}", std::process::id())));
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        // Never one that somebody else made before us in a directory for all.
+        let made = fs::DirBuilder::new().recursive(!is_ours).mode(0o700).create(&dir);
+        made.with_context(|| format!("cannot make {}", dir.display()))?;
         let is_empty = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
         anyhow::ensure!(is_empty, "--dir {} is not empty; accepted: a new or an empty directory", dir.display());
         Ok(Self { dir: dir.canonicalize()?, is_ours })

@@ -81,6 +81,13 @@ impl DemoStore {
         Ok(output(&mut command)?.trim().to_owned())
     }
 
+    /// Reads the files of `path` again, and compares them with the NarHash recorded.
+    pub(super) fn verify(&self, path: &str) -> anyhow::Result<()> {
+        let mut command = self.nix("nix-store")?;
+        command.args(["--store", &self.url(), "--verify-path", path]);
+        output(&mut command).map(drop)
+    }
+
     /// A command line to build something else here.
     pub(super) fn build_example(&self) -> String {
         let expression = r#"derivation { name = "mine"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo hello > $out" ]; }"#;
@@ -118,6 +125,8 @@ impl DemoStore {
             ("NIX_STORE_DIR", self.store_dir()),
             ("XDG_CACHE_HOME", self.place.join("cache")),
             ("HOME", self.place.join("home")),
+            ("XDG_CONFIG_HOME", self.place.join("home/config")),
+            ("no_proxy", "127.0.0.1".into()),
         ];
         if self.builds {
             variables.push(("NIX_STATE_DIR", self.place.join("var")));
@@ -137,7 +146,10 @@ impl DemoStore {
         std::fs::create_dir_all(self.place.join("home"))?;
         std::fs::write(conf_dir.join("nix.conf"), "sandbox = false\nbuild-users-group =\nsubstituters =\n")?;
         let mut command = Command::new(program);
-        command.envs(self.environment()).env_remove("NIX_REMOTE").env_remove("NIX_PATH").stdin(Stdio::null());
+        for theirs in ["NIX_REMOTE", "NIX_PATH", "NIX_CONFIG", "NIX_USER_CONF_FILES"] {
+            command.env_remove(theirs);
+        }
+        command.envs(self.environment()).stdin(Stdio::null());
         Ok(command)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::daemons::{DemoNode, POLL};
 use super::progress::Progress;
+use super::stop::Stop;
 use super::stores::DemoStore;
 use anyhow::Context;
 use indicatif::HumanBytes;
@@ -12,7 +13,12 @@ use std::time::{Duration, Instant};
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Builds on `builder` and substitutes on each of `receivers`; the stores are in the order of the nodes.
-pub(super) fn walk(builder: &DemoNode, receivers: &[&DemoNode], stores: &[DemoStore; 3]) -> anyhow::Result<()> {
+pub(super) fn walk(
+    builder: &DemoNode,
+    receivers: &[&DemoNode],
+    stores: &[DemoStore; 3],
+    stop: &Stop,
+) -> anyhow::Result<()> {
     let [source, copies @ ..] = stores;
     println!("\n{}  builds three paths with the real Nix …", builder.name());
     let since = Instant::now();
@@ -25,13 +31,13 @@ pub(super) fn walk(builder: &DemoNode, receivers: &[&DemoNode], stores: &[DemoSt
         since.elapsed().as_secs_f64()
     );
     let built = Instant::now();
-    announced(builder, closure.len())?;
+    announced(builder, closure.len(), stop)?;
     for receiver in receivers {
-        pulled(builder, receiver, closure.len(), built)?;
+        pulled(builder, receiver, closure.len(), built, stop)?;
     }
     let key = builder.builder_key().context("the builder has a builder key")?;
     for (receiver, store) in receivers.iter().zip(copies) {
-        substitute(receiver, store, root, key)?;
+        substitute(receiver, store, root, key, stop)?;
         for path in &closure {
             explain(receiver, path)?;
             compare(source, receiver, store, path)?;
@@ -41,8 +47,8 @@ pub(super) fn walk(builder: &DemoNode, receivers: &[&DemoNode], stores: &[DemoSt
     Ok(())
 }
 
-fn announced(builder: &DemoNode, paths: usize) -> anyhow::Result<()> {
-    let own = wait(builder, "announces what it built", |status| {
+fn announced(builder: &DemoNode, paths: usize, stop: &Stop) -> anyhow::Result<()> {
+    let own = wait(builder, "announces what it built", stop, |status| {
         (status.own.paths >= paths as u64).then(|| status.own.clone())
     })?;
     println!(
@@ -56,8 +62,8 @@ fn announced(builder: &DemoNode, paths: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant) -> anyhow::Result<()> {
-    let (summary, addresses) = wait(receiver, "holds the summary", |status| {
+fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant, stop: &Stop) -> anyhow::Result<()> {
+    let (summary, addresses) = wait(receiver, "holds the summary", stop, |status| {
         let peer = status.peers.iter().find(|peer| peer.name == builder.name())?;
         let summary = peer.summary.as_ref().filter(|summary| summary.paths >= paths as u64)?;
         Some((summary.clone(), peer.addresses.clone()))
@@ -77,7 +83,7 @@ fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant)
 }
 
 /// Runs the real client on the receiver's own gateway.
-fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str) -> anyhow::Result<()> {
+fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, stop: &Stop) -> anyhow::Result<()> {
     let why = receiver.why(root)?;
     let candidates: Vec<_> =
         why.peers.iter().filter(|peer| peer.would_ask).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
@@ -92,6 +98,11 @@ fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str) -> 
         if let Some(ended) = nix.try_wait()? {
             break ended;
         }
+        if stop.is_requested() {
+            nix.kill()?;
+            nix.wait()?;
+        }
+        stop.check()?;
         progress.at(receiver.status()?.bytes.gateway_out.saturating_sub(before));
         std::thread::sleep(POLL);
     };
@@ -103,7 +114,8 @@ fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str) -> 
     anyhow::ensure!(ended.success(), "nix-store --realise failed on {}: {ended}\n{complaint}", receiver.name());
     let bytes = receiver.status()?.bytes.gateway_out.saturating_sub(before);
     let elapsed = since.elapsed().as_secs_f64();
-    println!("{}  Nix has it: {} in {elapsed:.2} s", receiver.name(), HumanBytes(bytes));
+    let rate = bytes as f64 / 1e6 / elapsed.max(1e-3);
+    println!("{}  Nix has it: {} in {elapsed:.2} s, {rate:.0} MB/s", receiver.name(), HumanBytes(bytes));
     Ok(())
 }
 
@@ -124,16 +136,23 @@ fn name_peers(sentence: &str, peers: &[crate::status::CandidateView]) -> String 
 fn compare(source: &DemoStore, receiver: &DemoNode, store: &DemoStore, path: &str) -> anyhow::Result<()> {
     let (promised, arrived) = (source.nar_hash(path)?, store.nar_hash(path)?);
     anyhow::ensure!(promised == arrived, "{}: {path} has {arrived}, built was {promised}", receiver.name());
-    println!("     {arrived}, as built");
+    store.verify(path)?;
+    println!("     {arrived}, as built; its files read again and compared");
     Ok(())
 }
 
-fn wait<T>(node: &DemoNode, what: &str, found: impl Fn(&crate::status::Status) -> Option<T>) -> anyhow::Result<T> {
+fn wait<T>(
+    node: &DemoNode,
+    what: &str,
+    stop: &Stop,
+    found: impl Fn(&crate::status::Status) -> Option<T>,
+) -> anyhow::Result<T> {
     let since = Instant::now();
     loop {
         if let Some(found) = found(&node.status()?) {
             return Ok(found);
         }
+        stop.check()?;
         anyhow::ensure!(since.elapsed() < SPREAD_TIMEOUT, "waited {SPREAD_TIMEOUT:?} in vain: {} {what}", node.name());
         std::thread::sleep(POLL);
     }

@@ -133,7 +133,7 @@ fn why_says_what_would_happen_and_what_happened() {
     for expected in [
         "own store: holds it; peers may not see it: unsigned",
         "remembered: answered 1 min ago, held by b, 2.0 KiB",
-        "b  would be asked:  its filter says maybe",
+        "b  could be asked:  its filter says maybe",
         "answer: 200 from memory",
         "0 s ago: b holds it",
     ] {

@@ -1,0 +1,45 @@
+//! Ctrl-C and its kin, as a flag that every wait of the demo looks at: so that an end in the middle leaves nothing behind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Set once, by SIGINT, SIGTERM or SIGHUP.
+#[derive(Clone, Debug)]
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Starts listening for the signals; from now on they no longer end the process by themselves.
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let requested = Arc::new(AtomicBool::new(false));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut interrupt, mut terminate, mut hangup) = {
+            let _entered = runtime.enter();
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+        };
+        let flag = Arc::clone(&requested);
+        let wait = async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    _ = hangup.recv() => {}
+                }
+                flag.store(true, Ordering::Relaxed);
+            }
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(wait))?;
+        Ok(Self(requested))
+    }
+
+    /// Whether to stop.
+    pub(super) fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// An error once it is time to stop.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.is_requested(), "stopped by a signal");
+        Ok(())
+    }
+}
