@@ -1,5 +1,6 @@
 //! Why a store could not answer.
 
+use crate::DaemonError;
 use narmesh_protocol::StorePath;
 use std::io;
 use std::path::PathBuf;
@@ -23,11 +24,19 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// The database needs recovery or a write beside it, which only its owner may do.
+    /// The database may not be read, or not without recovery or a write beside it, which only its owner may do.
     #[error("nix database {path}: cannot be read without writing beside it")]
     Unreadable {
         /// The database file.
         path: PathBuf,
+    },
+    /// So the Nix daemon was asked, and gave no answer.
+    #[error("nix daemon at {socket}: {source}")]
+    Daemon {
+        /// Its socket.
+        socket: PathBuf,
+        /// What went wrong.
+        source: DaemonError,
     },
     /// The database changed during every attempt to read it without locks.
     #[error("nix database {path}: changed during each of {attempts} reads")]

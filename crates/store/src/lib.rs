@@ -9,6 +9,7 @@
 //! a NAR's last byte is handed out only after NarHash and NarSize were right; a path that may not leave is, to the
 //! caller of [`Offer::offered`], the same as one that is not there.
 
+mod daemon;
 mod database;
 mod derivation;
 mod error;
@@ -21,8 +22,10 @@ mod offer;
 mod path_index;
 mod path_info;
 mod pattern;
+mod registry;
 mod watch;
 
+pub use daemon::DaemonError;
 pub use error::StoreError;
 pub use location::StoreLocation;
 pub use nar_stream::{NarProgress, NarStream, NarStreamError};

@@ -34,6 +34,11 @@ impl StoreLocation {
         self.state_dir.join("db")
     }
 
+    /// Where the Nix daemon listens.
+    pub fn daemon_socket(&self) -> PathBuf {
+        self.state_dir.join("daemon-socket/socket")
+    }
+
     /// The file or directory that is this path's root on disk.
     pub fn real_path(&self, path: &StorePath) -> PathBuf {
         self.real_dir.join(path.to_string())

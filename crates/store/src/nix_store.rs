@@ -1,8 +1,9 @@
 //! One Nix store: its valid paths in memory, everything else asked of database and file system.
 
-use crate::database::{Database, Stamp};
+use crate::database::Stamp;
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::path_index::PathIndex;
+use crate::registry::Registry;
 use crate::{NarStream, PathInfo, StoreChange, StoreError, StoreLocation};
 use narmesh_protocol::{HashPart, StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
@@ -32,7 +33,7 @@ pub trait Store: Send + Sync + 'static {
 /// A Nix store, read only.
 pub struct NixStore {
     location: StoreLocation,
-    database: Database,
+    registry: Registry,
     index: RwLock<PathIndex>,
     refresh: Mutex<Refresh>,
     pub(crate) failed: Arc<FailedCopies>,
@@ -60,7 +61,7 @@ impl NixStore {
     /// is an empty one.
     pub fn open(location: StoreLocation) -> Result<Arc<Self>, StoreError> {
         let store = Self {
-            database: Database::new(&location.database_dir(), location.store_dir.clone()),
+            registry: Registry::new(&location),
             location,
             index: RwLock::default(),
             refresh: Mutex::default(),
@@ -116,7 +117,7 @@ impl NixStore {
         complete: bool,
         change: &mut StoreChange,
     ) -> Result<Option<Duration>, StoreError> {
-        let stamp = self.database.stamp()?;
+        let stamp = self.registry.stamp()?;
         if refresh.scanned == Some(stamp) {
             return Ok(None);
         }
@@ -130,7 +131,8 @@ impl NixStore {
             return Ok(Some(wait));
         }
         self.index.write().begin_scan();
-        self.read_pages(0, change)?;
+        // From below every id: the daemon's rows have id 0.
+        self.read_pages(-1, change)?;
         self.index.write().end_scan(change);
         refresh.scanned = Some(stamp);
         refresh.rest_until = Some(Instant::now() + (started.elapsed() * SCAN_REST_FACTOR).min(SCAN_REST_MAX));
@@ -140,7 +142,7 @@ impl NixStore {
     fn read_pages(&self, after_id: i64, change: &mut StoreChange) -> Result<(), StoreError> {
         let mut last_id = after_id;
         loop {
-            let page = self.database.rows_after(last_id)?;
+            let page = self.registry.rows_after(last_id)?;
             let Some(last) = page.last() else { return Ok(()) };
             last_id = last.id;
             self.index.write().take(&page, change);
@@ -148,7 +150,7 @@ impl NixStore {
     }
 
     fn is_registered_anew(&self, part: &HashPart, registration: &Registration) -> bool {
-        match self.database.path_info(part) {
+        match self.registry.path_info(part) {
             Ok(Some((row, info))) => Registration::of(row, &info) != *registration,
             Ok(None) => true,
             Err(error) => {
@@ -179,19 +181,19 @@ impl NixStore {
     }
 
     pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
-        self.database.stamp()
+        self.registry.stamp()
     }
 
     pub(crate) fn registered(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
-        self.database.path_info(part)
+        self.registry.path_info(part)
     }
 
     pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
-        self.database.derivers(path)
+        self.registry.derivers(path)
     }
 
     pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
-        self.database.outputs(derivation)
+        self.registry.outputs(derivation)
     }
 
     pub(crate) fn has_failed(&self, row: i64, info: &PathInfo) -> bool {
@@ -209,11 +211,11 @@ impl Store for NixStore {
     }
 
     fn path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError> {
-        Ok(self.database.path_info(part)?.map(|(_, info)| info))
+        Ok(self.registry.path_info(part)?.map(|(_, info)| info))
     }
 
     fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
-        let registered = self.database.path_info(&info.path.hash_part())?;
+        let registered = self.registry.path_info(&info.path.hash_part())?;
         let row = match registered {
             Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => row,
             Some(_) | None => return Err(StoreError::NotRegistered { path: info.path.clone() }),

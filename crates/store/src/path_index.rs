@@ -64,7 +64,8 @@ impl PathIndex {
             let mark = Mark { id: row.id, digest: row.digest, scan: self.scan, is_derivation: row.is_derivation };
             match self.rows.insert(part, mark) {
                 None => change.added.push(part),
-                Some(old) if old.id != row.id || old.digest != row.digest => {
+                // Rows of the daemon have neither id nor digest.
+                Some(old) if old.id != 0 && row.id != 0 && (old.id != row.id || old.digest != row.digest) => {
                     change.removed.push(part);
                     change.added.push(part);
                 }
@@ -112,6 +113,16 @@ mod tests {
         assert_eq!(change.removed, [HashPart([2; 20]), HashPart([3; 20])]);
         assert_eq!((index.len(), index.id_max()), (3, 4));
         assert!(scan(&mut index, &[row(1, 1, 0), row(2, 2, 9), row(4, 4, 0)]).is_empty());
+    }
+
+    #[test]
+    fn rows_of_the_daemon_change_nothing_that_is_known() {
+        let mut index = PathIndex::default();
+        scan(&mut index, &[row(1, 1, 5), row(2, 2, 5)]);
+        let change = scan(&mut index, &[row(0, 1, 0), row(0, 3, 0)]);
+        assert_eq!((change.added, change.removed), (vec![HashPart([3; 20])], vec![HashPart([2; 20])]));
+        assert!(scan(&mut index, &[row(1, 1, 5), row(3, 3, 5)]).is_empty());
+        assert_eq!(scan(&mut index, &[row(1, 1, 6), row(3, 3, 5)]).added, [HashPart([1; 20])]);
     }
 
     #[test]

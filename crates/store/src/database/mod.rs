@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Longest wait for a lock of a writer; WAL readers hardly ever wait at all. A guess, not measured.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
@@ -28,6 +28,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 const ATTEMPTS_MAX: u32 = 8;
 /// The first pause between two attempts; it doubles up to 100 ms.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(4);
+/// Five ticks of a kernel that counts 250 of them a second.
+const TICK: Duration = Duration::from_millis(20);
 /// Offset of the read version in SQLite's header: 2 in WAL mode, 1 with a rollback journal.
 const HEADER_READ_VERSION_OFFSET: u64 = 19;
 
@@ -46,6 +48,8 @@ struct Session {
     /// Counts connections and, without one, states of the file.
     epoch: u64,
     seen: Option<FileState>,
+    /// Database and `-wal`, when only their metadata could be read.
+    seen_files: Option<[Option<FileState>; 2]>,
 }
 
 /// A connection kept between queries, valid while the same three files lie there.
@@ -94,6 +98,9 @@ impl Database {
             };
         }
         session.kept = None;
+        if needs_recovery(&files) {
+            return Err(StoreError::Unreadable { path: self.file.clone() });
+        }
         let state = self.state()?;
         if state != session.seen || session.epoch == 0 {
             session.seen = state;
@@ -102,10 +109,29 @@ impl Database {
         Ok(Stamp { epoch: session.epoch, data_version: 0 })
     }
 
+    /// The state as far as metadata tells it, for when the rows may not be read. File systems count time in ticks of up to
+    /// 4 ms: a change of just now may have another in the same tick, so a stamp of then equals no other.
+    pub(crate) fn stamp_of_files(&self) -> Result<Stamp, StoreError> {
+        let files = [self.state_of(&self.file)?, self.state_of(&self.beside("-wal"))?];
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let is_settled = files.iter().flatten().all(|file| {
+            let modified = Duration::from_secs(u64::try_from(file.modified_s).unwrap_or(0));
+            let modified = modified + Duration::from_nanos(u64::try_from(file.modified_ns).unwrap_or(0));
+            now.checked_sub(modified).is_some_and(|age| age > TICK)
+        });
+        let mut session = self.session.lock();
+        if !is_settled || session.seen_files != Some(files) {
+            session.epoch += 1;
+            session.seen_files = is_settled.then_some(files);
+        }
+        Ok(Stamp { epoch: session.epoch, data_version: 0 })
+    }
+
     /// Runs one short query; `None` when there is no database. It may run more than once.
     fn query<T>(&self, run: impl Fn(&Connection) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         let mut session = self.session.lock();
         let mut pause = ATTEMPT_PAUSE;
+        let mut is_whole = true;
         for attempt in 0..ATTEMPTS_MAX {
             if attempt > 0 {
                 thread::sleep(pause);
@@ -122,13 +148,23 @@ impl Database {
                 let outcome = run(connection);
                 return outcome.map(Some).map_err(|error| self.forget(&mut session, error));
             }
+            if needs_recovery(&files) {
+                // Or Nix is just about to create or delete the other one: look again.
+                is_whole = false;
+                continue;
+            }
+            is_whole = true;
             // Closing another descriptor of this file would drop the locks of a kept connection: never have both.
             session.kept = None;
             let Some(before) = self.state()? else { return Ok(None) };
             let outcome = self.open_unshared().and_then(|connection| run(&connection));
-            if self.state()? == Some(before) && !has_wal(&self.identities()) {
+            let [_, wal, _] = self.identities();
+            if self.state()? == Some(before) && wal.is_none() {
                 return outcome.map(Some);
             }
+        }
+        if !is_whole {
+            return Err(StoreError::Unreadable { path: self.file.clone() });
         }
         Err(StoreError::Changing { path: self.file.clone(), attempts: ATTEMPTS_MAX })
     }
@@ -163,9 +199,12 @@ impl Database {
     /// Without `-wal`: lock-free if the file is in WAL mode, with locks if it has a rollback journal.
     fn open_unshared(&self) -> Result<Connection, StoreError> {
         let mut version = [0_u8; 1];
-        File::open(&self.file)
-            .and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET))
-            .map_err(|source| self.io(source))?;
+        File::open(&self.file).and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET)).map_err(
+            |source| match source.kind() {
+                io::ErrorKind::PermissionDenied => StoreError::Unreadable { path: self.file.clone() },
+                _ => StoreError::Io { path: self.file.clone(), source },
+            },
+        )?;
         self.open(if version == [1] { "mode=ro" } else { "mode=ro&immutable=1" })
     }
 
@@ -194,10 +233,6 @@ impl Database {
         }
     }
 
-    fn io(&self, source: io::Error) -> StoreError {
-        StoreError::Io { path: self.file.clone(), source }
-    }
-
     fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = OsString::from(&self.file);
         name.push(suffix);
@@ -211,9 +246,13 @@ impl Database {
         })
     }
 
-    /// `None` if there is no such file.
     fn state(&self) -> Result<Option<FileState>, StoreError> {
-        match fs::metadata(&self.file) {
+        self.state_of(&self.file)
+    }
+
+    /// `None` if there is no such file.
+    fn state_of(&self, file: &Path) -> Result<Option<FileState>, StoreError> {
+        match fs::metadata(file) {
             Ok(metadata) => Ok(Some(FileState {
                 device: metadata.dev(),
                 inode: metadata.ino(),
@@ -222,13 +261,18 @@ impl Database {
                 modified_ns: metadata.mtime_nsec(),
             })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(self.io(source)),
+            Err(source) => Err(StoreError::Io { path: file.to_path_buf(), source }),
         }
     }
 }
 
 fn has_wal([_, wal, shm]: &Identities) -> bool {
     wal.is_some() && shm.is_some()
+}
+
+/// A `-wal` without its index, as a crash or a copy leaves it, may hold commits that only a writer can recover.
+fn needs_recovery([_, wal, shm]: &Identities) -> bool {
+    wal.is_some() && shm.is_none()
 }
 
 /// A `file:` URI; everything but plain characters of the path is percent-encoded.

@@ -110,12 +110,12 @@ impl Database {
                 ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.hash(&mut hasher),
             }
         }
-        Ok(RowHead {
-            id: row.get(0)?,
-            hash_part: self.hash_part(path),
-            is_derivation: path.ends_with(b".drv"),
-            digest: hasher.finish(),
-        })
+        Ok(self.head_of(row.get(0)?, path, hasher.finish()))
+    }
+
+    /// The head of the row of a full path.
+    pub(crate) fn head_of(&self, id: i64, path: &[u8], digest: u64) -> RowHead {
+        RowHead { id, hash_part: self.hash_part(path), is_derivation: path.ends_with(b".drv"), digest }
     }
 
     /// The hash part of a full path, without parsing the rest: a scan looks at every row.

@@ -1,12 +1,15 @@
 //! Reading as a user who cannot write beside the database.
 
-use crate::harness::{Kind, TestNix, info, read_all};
-use narmesh_protocol::{HashPart, StoreDir};
-use narmesh_store::{NixStore, Store, StoreError, StoreLocation};
+use crate::harness::{Kind, TestNix, eventually, info, open_policy, read_all};
+use narmesh_protocol::{HashPart, StoreDir, StorePath, TrustedKeys};
+use narmesh_store::{NixStore, Offer, OfferPolicy, Standing, Store, StoreError, StoreLocation, Withheld};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 const LOCATION: &str = "NARMESH_TEST_LOCATION";
 const PART: &str = "NARMESH_TEST_PART";
@@ -28,7 +31,7 @@ fn as_somebody_else() {
     assert!(fs::write(&beside, "").is_err(), "this user can write beside the database: the test shows nothing");
     let store = NixStore::open(location);
     match std::env::var(EXPECT).unwrap().as_str() {
-        "unreadable" => assert!(matches!(store, Err(StoreError::Unreadable { .. })), "{store:?}"),
+        "unreadable" => assert!(matches!(store, Err(StoreError::Daemon { .. })), "{store:?}"),
         paths => {
             let store = store.unwrap();
             assert_eq!(store.valid_paths(), paths.parse::<usize>().unwrap());
@@ -137,14 +140,107 @@ fn with_a_wal() {
     run_as_somebody_else(&nix, &path.hash_part(), &before.to_string());
 }
 
+/// Takes the database's companions away from everybody but their owner.
+fn close(nix: &TestNix) {
+    for suffix in ["-wal", "-shm"] {
+        fs::set_permissions(beside(nix, suffix), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+}
+
 #[test]
-fn files_that_only_the_owner_may_open() {
+fn files_that_only_the_owner_may_open_without_a_daemon() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
-    let writer = writer(&nix);
-    for suffix in ["-wal", "-shm"] {
-        fs::set_permissions(beside(&nix, suffix), fs::Permissions::from_mode(0o000)).unwrap();
-    }
+    let _writer = writer(&nix);
+    close(&nix);
     run_as_somebody_else(&nix, &path.hash_part(), "unreadable");
-    drop(writer);
+}
+
+#[test]
+fn files_that_only_the_owner_may_open_with_a_daemon() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("lib");
+    let paths = nix.open().valid_paths();
+    let _daemon = Daemon::start(&nix);
+    let _writer = writer(&nix);
+    close(&nix);
+    run_as_somebody_else(&nix, &path.hash_part(), &paths.to_string());
+}
+
+/// Both ways to a row tell the same of it.
+#[test]
+fn a_wal_without_its_index_is_not_read_as_if_it_were_not_there() {
+    let nix = TestNix::new(Kind::Relocated);
+    let app = nix.build("app");
+    let fod = nix.build("fod");
+    let local = nix.build("local");
+    let read = |store: &NixStore| -> Vec<_> {
+        [&app, &fod, &local].iter().map(|path| info(store, &path.hash_part())).collect()
+    };
+    let store = nix.open();
+    let (rows, paths) = (read(&store), store.hash_parts());
+    drop(store);
+    let wal = beside(&nix, "-wal");
+    assert!(!wal.exists(), "nix 2.8 deletes it; with a newer one this test has to do so");
+    let daemon = Daemon::start(&nix);
+    // Opens the daemon's own connection to the database first: it would recover what we leave there.
+    daemon.ask(&nix, &app);
+    for suffix in ["-wal", "-shm"] {
+        fs::rename(beside(&nix, suffix), nix.dir.path().join(format!("aside{suffix}"))).unwrap();
+    }
+    fs::write(&wal, b"what a crash left").unwrap();
+    let store = nix.open();
+    assert_eq!(store.hash_parts(), paths);
+    assert_eq!(read(&store), rows);
+    assert_eq!(store.path_info(&HashPart([0; 20])).unwrap(), None);
+    let offer = Offer::start(store, OfferPolicy { trusted: TrustedKeys::default(), ..open_policy() }, Box::new(|_| {}))
+        .unwrap();
+    eventually("the derivation is read", || {
+        let withheld = Standing::Withheld(Withheld::SubstitutesForbidden);
+        offer.list().iter().any(|(path, _, standing)| *path == local && *standing == withheld)
+    });
+    assert_eq!(offer.offered(&fod.hash_part()).unwrap().info, rows[1]);
+}
+
+/// A real `nix-daemon`; it and the process that serves us end with this.
+struct Daemon {
+    process: Child,
+    client: Mutex<Option<Child>>,
+}
+
+impl Daemon {
+    fn start(nix: &TestNix) -> Self {
+        let process = nix.command("nix-daemon", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let daemon = Self { process, client: Mutex::default() };
+        eventually("the daemon listens", || UnixStream::connect(nix.location.daemon_socket()).is_ok());
+        daemon
+    }
+
+    /// Has a client connected from now on, so that one process of the daemon keeps the database open.
+    fn ask(&self, nix: &TestNix, path: &StorePath) {
+        let mut command = nix.command("nix-store", &["--serve"]);
+        let mut client =
+            command.env("NIX_REMOTE", "daemon").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Serve protocol 2.7: hello, then "which of these are valid".
+        let full = nix.full(path);
+        let mut hello = Vec::new();
+        for number in [0x390c_9deb_u64, 0x207, 1, 0, 0, 1, full.len() as u64] {
+            hello.extend(number.to_le_bytes());
+        }
+        hello.extend(full.as_bytes());
+        hello.resize(hello.len().next_multiple_of(8), 0);
+        client.stdin.as_mut().unwrap().write_all(&hello).unwrap();
+        let mut answer = [0; 24];
+        client.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        assert_eq!(answer[16], 1, "the daemon does not know {full}");
+        *self.client.lock().unwrap() = Some(client);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        for process in self.client.lock().unwrap().iter_mut().chain([&mut self.process]) {
+            assert!(process.kill().is_ok() && process.wait().is_ok());
+        }
+    }
 }

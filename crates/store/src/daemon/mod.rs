@@ -1,0 +1,148 @@
+//! The Nix daemon as the second way to the rows, for a user who may not read the database itself.
+//!
+//! A small client of the worker protocol (`libstore/worker-protocol.hh`), version 1.34 as in Nix 2.8; newer daemons speak
+//! it too. Nothing is asked for that would change the store.
+
+mod wire;
+
+pub use wire::DaemonError;
+
+use crate::StoreError;
+use parking_lot::Mutex;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+use wire::Wire;
+
+const MAGIC_OF_CLIENT: u64 = 0x6e69_7863;
+const MAGIC_OF_DAEMON: u64 = 0x6478_696f;
+/// 1.34: major version in the second byte.
+const VERSION: u64 = 0x122;
+/// A daemon that is silent for so long is given up.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Entries of the list of all valid paths.
+const PATHS_MAX: u64 = 10_000_000;
+/// Entries of the lists in one row.
+const ROW_LIST_MAX: u64 = 100_000;
+
+// The operations that we ask for.
+const QUERY_DERIVATION_OUTPUTS: u64 = 22;
+const QUERY_ALL_VALID_PATHS: u64 = 23;
+const QUERY_PATH_INFO: u64 = 26;
+const QUERY_PATH_FROM_HASH_PART: u64 = 29;
+const QUERY_VALID_DERIVERS: u64 = 33;
+
+/// A row as the daemon tells it, unparsed.
+#[derive(Debug)]
+pub(crate) struct DaemonRow {
+    pub(crate) path: String,
+    pub(crate) deriver: String,
+    pub(crate) nar_hash: String,
+    pub(crate) references: Vec<String>,
+    pub(crate) registration_time_s: u64,
+    pub(crate) nar_size: u64,
+    pub(crate) ultimate: bool,
+    pub(crate) signatures: Vec<String>,
+    pub(crate) content_address: String,
+}
+
+/// The daemon of one store; connects when it is first asked.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    socket: PathBuf,
+    connection: Mutex<Option<Wire<UnixStream>>>,
+}
+
+impl Daemon {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { socket, connection: Mutex::default() }
+    }
+
+    /// Every valid path, in full.
+    pub(crate) fn all_valid_paths(&self) -> Result<Vec<String>, StoreError> {
+        self.ask(|wire| {
+            wire.call(QUERY_ALL_VALID_PATHS, &[])?;
+            wire.strings(PATHS_MAX)
+        })
+    }
+
+    /// The row of the path with this hash part (32 characters).
+    pub(crate) fn row(&self, hash_part: &str) -> Result<Option<DaemonRow>, StoreError> {
+        self.ask(|wire| {
+            wire.call(QUERY_PATH_FROM_HASH_PART, &[hash_part])?;
+            let path = wire.string()?;
+            if path.is_empty() {
+                return Ok(None);
+            }
+            wire.call(QUERY_PATH_INFO, &[&path])?;
+            // It may have gone between the two questions.
+            if wire.number()? == 0 {
+                return Ok(None);
+            }
+            Ok(Some(DaemonRow {
+                path,
+                deriver: wire.string()?,
+                nar_hash: wire.string()?,
+                references: wire.strings(ROW_LIST_MAX)?,
+                registration_time_s: wire.number()?,
+                nar_size: wire.number()?,
+                ultimate: wire.number()? != 0,
+                signatures: wire.strings(ROW_LIST_MAX)?,
+                content_address: wire.string()?,
+            }))
+        })
+    }
+
+    /// The valid derivations that have this path as an output.
+    pub(crate) fn derivers(&self, path: &str) -> Result<Vec<String>, StoreError> {
+        self.ask(|wire| {
+            wire.call(QUERY_VALID_DERIVERS, &[path])?;
+            wire.strings(ROW_LIST_MAX)
+        })
+    }
+
+    /// The outputs of a valid derivation.
+    pub(crate) fn outputs(&self, derivation: &str) -> Result<Vec<String>, StoreError> {
+        self.ask(|wire| {
+            wire.call(QUERY_DERIVATION_OUTPUTS, &[derivation])?;
+            wire.strings(ROW_LIST_MAX)
+        })
+    }
+
+    /// Asks on the connection that is there; if that one has died, on a new one.
+    fn ask<T>(&self, question: impl Fn(&mut Wire<UnixStream>) -> Result<T, DaemonError>) -> Result<T, StoreError> {
+        let mut slot = self.connection.lock();
+        let told = |source| StoreError::Daemon { socket: self.socket.clone(), source };
+        if let Some(mut wire) = slot.take()
+            && let Ok(answer) = question(&mut wire)
+        {
+            *slot = Some(wire);
+            return Ok(answer);
+        }
+        let mut wire = self.connect().map_err(told)?;
+        let answer = question(&mut wire).map_err(told)?;
+        *slot = Some(wire);
+        Ok(answer)
+    }
+
+    fn connect(&self) -> Result<Wire<UnixStream>, DaemonError> {
+        let stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut wire = Wire::new(stream);
+        wire.send(&MAGIC_OF_CLIENT.to_le_bytes())?;
+        if wire.number()? != MAGIC_OF_DAEMON {
+            return Err(DaemonError::Foreign);
+        }
+        // Versions differ in their last byte; a daemon below ours would leave out what we wait for.
+        if wire.number()? < VERSION {
+            return Err(DaemonError::TooOld);
+        }
+        // Then two settings of old: no CPU affinity, no reserved space.
+        wire.send(&[VERSION.to_le_bytes(), [0; 8], [0; 8]].concat())?;
+        let version = wire.string()?;
+        wire.until_done()?;
+        tracing::debug!(version, "asking the nix daemon, because the database cannot be read");
+        Ok(wire)
+    }
+}

@@ -1,0 +1,102 @@
+//! The rows, from wherever they can be had: the database, or the Nix daemon if the database may not be read.
+
+use crate::daemon::{Daemon, DaemonRow};
+use crate::database::{Database, RowHead, Stamp};
+use crate::{PathInfo, StoreError, StoreLocation};
+use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StoreDir, StorePath};
+
+/// The row id of everything that the daemon told, which names none.
+const NO_ROW: i64 = 0;
+
+/// The rows of one store.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    database: Database,
+    daemon: Daemon,
+    store_dir: StoreDir,
+}
+
+impl Registry {
+    pub(crate) fn new(location: &StoreLocation) -> Self {
+        Self {
+            database: Database::new(&location.database_dir(), location.store_dir.clone()),
+            daemon: Daemon::new(location.daemon_socket()),
+            store_dir: location.store_dir.clone(),
+        }
+    }
+
+    /// The state of the rows now.
+    pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
+        or_else_unreadable(self.database.stamp(), || self.database.stamp_of_files())
+    }
+
+    /// The next page of rows with an id above `after_id`. From the daemon, everything is one page after id -1.
+    pub(crate) fn rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
+        or_else_unreadable(self.database.rows_after(after_id), || {
+            if after_id >= NO_ROW {
+                return Ok(Vec::new());
+            }
+            let paths = self.daemon.all_valid_paths()?;
+            Ok(paths.iter().map(|path| self.database.head_of(NO_ROW, path.as_bytes(), 0)).collect())
+        })
+    }
+
+    /// Everything about the valid path with this hash part, and its row id.
+    pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
+        or_else_unreadable(self.database.path_info(part), || {
+            let Some(row) = self.daemon.row(&part.to_string())? else { return Ok(None) };
+            Ok(Some((NO_ROW, self.parse(&row)?)))
+        })
+    }
+
+    /// The valid derivations that have this path as an output.
+    pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+        or_else_unreadable(self.database.derivers(path), || {
+            let paths = self.daemon.derivers(&self.store_dir.display(path))?;
+            Ok(paths.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
+        })
+    }
+
+    /// The outputs of the valid derivation with this hash part, whether or not they are valid.
+    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+        or_else_unreadable(self.database.outputs(derivation), || {
+            let Some(row) = self.daemon.row(&derivation.to_string())? else { return Ok(Vec::new()) };
+            let paths = self.daemon.outputs(&row.path)?;
+            let parsed = paths.iter().filter_map(|text| self.store_dir.parse_path(text).ok());
+            Ok(parsed.map(|path| path.hash_part()).collect())
+        })
+    }
+
+    fn parse(&self, row: &DaemonRow) -> Result<PathInfo, StoreError> {
+        let wrong = |column| StoreError::Row { row: NO_ROW, column };
+        let full = |text: &String, column| self.store_dir.parse_path(text).map_err(|_| wrong(column));
+        let references = row.references.iter().map(|text| full(text, "references"));
+        let mut references = references.collect::<Result<Vec<_>, _>>()?;
+        references.sort();
+        Ok(PathInfo {
+            path: full(&row.path, "path")?,
+            // The protocol's form is bare base 16.
+            nar_hash: NarHash::parse(&format!("sha256:{}", row.nar_hash)).map_err(|_| wrong("narHash"))?,
+            nar_size: row.nar_size,
+            references,
+            deriver: self.store_dir.parse_path(&row.deriver).ok(),
+            signatures: row.signatures.iter().filter_map(|text| NixSignature::parse(text).ok()).collect(),
+            content_address: match row.content_address.as_str() {
+                "" => None,
+                text => Some(ContentAddress::parse(text).map_err(|_| wrong("ca"))?),
+            },
+            ultimate: row.ultimate,
+            registration_time_s: row.registration_time_s,
+        })
+    }
+}
+
+fn or_else_unreadable<T>(
+    outcome: Result<T, StoreError>,
+    other: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    match outcome {
+        Err(StoreError::Unreadable { .. }) => other(),
+        outcome => outcome,
+    }
+}
