@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The root of the workspace.
+/// The root of the workspace that `cargo test` runs in.
 #[must_use]
 pub fn repository_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        // As it is now: what was compiled in may name a directory that has been moved since.
+        let package = env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+        Path::new(&package).parent().expect("the package lies in the workspace").to_owned()
+    })
 }
 
 /// The release binary `narmesh`, built on the first call of this process; honours `CARGO_TARGET_DIR`.

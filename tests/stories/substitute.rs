@@ -123,7 +123,7 @@ fn what_arrived_is_offered_to_others_in_turn() {
     b.wait_advertised(2, &[&c]);
     a.terminate();
     c.realise(std::slice::from_ref(&app)).expect_success("on c, from b alone");
-    assert_equal_stores(&b, &c, &[]);
+    assert_equal_stores(&a, &c, &b.store.outputs().into_iter().collect::<Vec<_>>());
 }
 
 #[test]
