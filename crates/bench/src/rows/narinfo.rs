@@ -70,8 +70,8 @@ const CONNECTIONS: [usize; 2] = [1, 64];
 
 impl Narinfo {
     fn group(&self, kind: Kind, connections: usize) -> String {
-        let noun = if connections == 1 { "connection" } else { "connections" };
-        format!("narinfo/{}/{}-peers/{connections}-{noun}", kind.name(), self.peers)
+        let number = |count: usize, noun: &str| format!("{count}-{noun}{}", if count == 1 { "" } else { "s" });
+        format!("narinfo/{}/{}/{}", kind.name(), number(self.peers, "peer"), number(connections, "connection"))
     }
 }
 
