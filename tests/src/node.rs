@@ -35,6 +35,13 @@ pub struct PeerCard {
     pub builder_key: Option<String>,
 }
 
+/// Where a daemon really listens.
+#[derive(Debug, Clone)]
+struct Ports {
+    listen: String,
+    gateway: SocketAddr,
+}
+
 /// A machine of the mesh.
 #[derive(Debug)]
 pub struct TestNode {
@@ -47,7 +54,7 @@ pub struct TestNode {
     card: PeerCard,
     dir: PathBuf,
     daemon: Option<Child>,
-    gateway: Option<SocketAddr>,
+    ports: Option<Ports>,
     run_as: Option<u32>,
     notify_socket: Option<PathBuf>,
 }
@@ -70,7 +77,7 @@ impl TestNode {
             card: PeerCard { name: name.to_owned(), peer_id: String::new(), builder_key: None },
             dir: dir.to_owned(),
             daemon: None,
-            gateway: None,
+            ports: None,
             run_as: None,
             notify_socket: None,
         };
@@ -168,6 +175,11 @@ impl TestNode {
     /// As [`TestNode::start`].
     #[track_caller]
     pub fn start_with(&mut self, gateway_socket: Option<OwnedFd>) {
+        // The file that a reload compares with is the one of the start, so the ports enter it only here.
+        if let Some(Ports { listen, gateway }) = &self.ports {
+            self.config.listen.clone_from(listen);
+            self.config.gateway_listen = gateway.to_string();
+        }
         self.write_config();
         self.start_as_written(gateway_socket);
     }
@@ -180,15 +192,13 @@ impl TestNode {
     pub fn start_as_written(&mut self, gateway_socket: Option<OwnedFd>) {
         assert!(self.daemon.is_none(), "{} runs already", self.name);
         self.spawn(gateway_socket);
-        let status = wait_for(&format!("{} answers", self.name), promised(START), || {
+        let (listen, gateway) = wait_for(&format!("{} answers and listens", self.name), promised(START), || {
             self.assert_runs();
-            self.try_status()
+            let status = self.try_status()?;
+            let listen = status.0.pointer("/listen/0")?.as_str()?.split("/p2p/").next()?.to_owned();
+            Some((listen, status.text("/gateway")?.parse().expect("a socket address")))
         });
-        let listen = status.text("/listen/0").expect("it listens").to_owned();
-        let gateway = status.text("/gateway").and_then(|text| text.parse().ok()).expect("a socket address");
-        self.config.listen = listen.split("/p2p/").next().unwrap_or_default().to_owned();
-        self.config.gateway_listen = format!("{gateway}");
-        self.gateway = Some(gateway);
+        self.ports = Some(Ports { listen, gateway });
     }
 
     fn spawn(&mut self, gateway_socket: Option<OwnedFd>) {
@@ -251,13 +261,22 @@ impl TestNode {
     #[track_caller]
     #[must_use]
     pub fn gateway(&self) -> SocketAddr {
-        self.gateway.expect("known from the first start on")
+        self.ports().gateway
     }
 
-    /// The multiaddr that others can dial, known from the first start on.
+    #[track_caller]
+    fn ports(&self) -> &Ports {
+        self.ports.as_ref().expect("known from the first start on")
+    }
+
+    /// The multiaddr that others can dial.
+    ///
+    /// # Panics
+    /// Before the first start.
+    #[track_caller]
     #[must_use]
     pub fn p2p_address(&self) -> String {
-        self.config.listen.clone()
+        self.ports().listen.clone()
     }
 
     /// The same as a socket address.
@@ -267,7 +286,7 @@ impl TestNode {
     #[track_caller]
     #[must_use]
     pub fn p2p_socket(&self) -> SocketAddr {
-        let mut parts = self.config.listen.split('/').skip(2).step_by(2);
+        let mut parts = self.ports().listen.split('/').skip(2).step_by(2);
         let mut part = || parts.next().expect("/ip4/…/tcp/…");
         format!("{}:{}", part(), part()).parse().expect("an address and a port")
     }
