@@ -225,15 +225,14 @@ mod tests {
 
     #[test]
     fn ratios_are_paired_by_round() {
-        // One disturbed round halves both sides: the ratio does not move, a ratio of extremes would.
-        let beside = Beside::new("nginx", vec![100.0, 50.0, 100.0]);
-        let row = Planned::new("a/b", "requests/s", "")
-            .target(Target::RatioAtLeast(0.6))
-            .measured(&[60.0, 30.0, 60.0], Some(&beside));
+        // Each round has its own ratio, 0.5, 0.6 and 1: their median is not the ratio of the medians, 60 to 90.
+        let beside = Beside::new("nginx", vec![120.0, 50.0, 90.0]);
+        let planned = Planned::new("a/b", "requests/s", "").target(Target::RatioAtLeast(0.6));
+        let row = planned.measured(&[60.0, 30.0, 90.0], Some(&beside));
         assert_eq!(row.ratio, Some(0.6));
         assert_eq!(row.met, Some(true));
-        assert_eq!((row.min, row.max), (Some(30.0), Some(60.0)));
-        assert_eq!(row.against.as_deref(), Some("nginx: 100 requests/s"));
+        assert_eq!((row.value, row.min, row.max), (Some(60.0), Some(30.0), Some(90.0)));
+        assert_eq!(row.against.as_deref(), Some("nginx: 90.0 requests/s"));
     }
 
     #[test]
