@@ -88,7 +88,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         upload_limits,
         settings.transfer.compress,
     );
-    let (mesh, handle) = Mesh::start(
+    let (mut mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
         mesh_config(&settings),
@@ -97,6 +97,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         board,
         Arc::clone(&state),
     )?;
+    mesh.listening().await;
     let mesh_task = tokio::spawn(mesh.run());
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),

@@ -121,7 +121,10 @@ impl StateDb {
             // A log without its database is a leftover of a deletion: SQLite would discard it, or worse, not.
             remove_siblings(&path);
         }
-        let cause = match open_checked(&path) {
+        // SQLite takes an empty file for a new database; but one of ours was never empty.
+        let emptied = !missing && path.metadata().map_err(directory_error)?.len() == 0;
+        let opened = if emptied { Err(Unusable::Damaged { cause: "it is empty".to_owned() }) } else { open_checked(&path) };
+        let cause = match opened {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
                 return Ok((db, missing.then_some(Recovered::Missing { path })));

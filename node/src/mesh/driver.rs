@@ -37,6 +37,8 @@ const COMMANDS_MAX: usize = 1_024;
 const ANSWERS_AT_ONCE_MAX: usize = 64;
 /// The driver looks at the clocks at least this often, so that suspend is noticed.
 const TICK_MAX: Duration = Duration::from_secs(10);
+/// A start waits no longer than this for its listeners.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections in all, kept and on demand.
 const CONNECTIONS_MAX: u32 = 1_024;
 
@@ -148,6 +150,20 @@ impl Mesh {
         };
         mesh.reconfigure(config);
         Ok((mesh, handle))
+    }
+
+    /// Waits until every configured address is listened on, at most [`LISTEN_TIMEOUT`].
+    pub async fn listening(&mut self) {
+        let wanted = self.config.listen.len();
+        let all = async {
+            while self.swarm.listeners().count() < wanted {
+                let event = self.swarm.select_next_some().await;
+                self.on_swarm_event(event);
+            }
+        };
+        if tokio::time::timeout(LISTEN_TIMEOUT, all).await.is_err() {
+            tracing::warn!(after = ?LISTEN_TIMEOUT, "not all addresses of node.listen are listened on yet");
+        }
     }
 
     /// Runs until the last handle is dropped.
