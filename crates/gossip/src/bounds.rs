@@ -306,6 +306,30 @@ fn a_hundred_thousand_inputs_leave_no_more_than_a_few() {
 }
 
 #[test]
+fn many_who_tell_of_one_announcement_are_not_all_remembered() {
+    let keys: Vec<_> = (1..=9).map(|n| Keypair::ed25519_from_bytes([n; 32]).unwrap()).collect();
+    let peers: Vec<_> = keys.iter().map(|key| key.public().to_peer_id()).collect();
+    let now = Now { moment: Moment(5), wall_ms: WALL_MS };
+    let config = GossipConfig::new(keys[0].clone(), StoreDir::parse("/nix/store").unwrap(), "x", [0; 32]);
+    let mut gossip = Gossip::new(now, config, Persisted::default());
+    gossip.handle(now, Input::Allowlist(peers.iter().copied().collect()));
+    let announcement = Announcement {
+        generation: Generation { epoch: WALL_MS, seq: 0 },
+        path_count: 0,
+        body_digest: [1; 32],
+        body_bytes: 1_100,
+        lifetime_s: 600,
+        issued_at_ms: WALL_MS,
+    };
+    let envelope = Envelope::seal(&keys[1], announcement).unwrap();
+    for from in &peers[1..] {
+        let bytes = envelope.as_bytes().to_vec();
+        gossip.handle(now, Input::Announcement { id: 0, author: peers[1], from: *from, bytes });
+        check_bounds(&gossip, 8);
+    }
+}
+
+#[test]
 fn random_bytes_never_panic() {
     let mut runner =
         TestRunner::new_with_rng(Config::with_cases(500), TestRng::from_seed(RngAlgorithm::ChaCha, &[9; 32]));

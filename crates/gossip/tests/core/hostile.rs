@@ -472,6 +472,21 @@ fn forged_news_are_the_tellers_doing() {
 }
 
 #[test]
+fn nothing_is_pulled_of_another_store() {
+    let mut lone = Lone::new();
+    let id = next_sync(&mut lone, OWNER);
+    lone.reply(OWNER, id, &GossipReply::StoreDirDiffers { store_dir: "/gnu/store".into() });
+    lone.announce(OWNER, Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes());
+    lone.pass(100_000);
+    assert_eq!(lone.pulls(), [], "neither from it nor from others");
+    assert!(lone.misdeeds().is_empty());
+    // Its operator has put that right.
+    let id = next_sync(&mut lone, OWNER);
+    lone.reply(OWNER, id, &sync_reply(vec![], None));
+    assert_eq!(lone.pulls().first().map(|(to, ..)| *to), Some(peer(OWNER)));
+}
+
+#[test]
 fn news_of_strangers_leave_no_trace() {
     let mut lone = Lone::new();
     let id = next_sync(&mut lone, OTHER);
