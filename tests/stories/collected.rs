@@ -67,3 +67,21 @@ fn a_client_that_remembers_a_narinfo_builds_when_the_nar_is_gone() {
     b.nix_build("middle").expect_success("built, since the NAR gives 404");
     assert!(b.store.row(&middle).unwrap().ultimate);
 }
+
+#[test]
+fn asking_again_and_again_for_what_is_gone_loses_no_peer() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let gone = a.store.build_one("lib");
+    let kept = a.store.build_one("fod");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    a.store.delete(std::slice::from_ref(&gone));
+    // Its filter claims the path until the next summary: that is one false hit, however often one asks.
+    for _ in 0..200 {
+        assert_eq!(b.get_narinfo(&gone).status, 404);
+    }
+    assert_eq!(b.get_narinfo(&kept).status, 200, "the peer is still asked");
+    let peer = b.status().peer("a").unwrap().clone();
+    assert!(peer["set_aside_s"].is_null() && peer["misdeeds"] == 0, "{peer}");
+}

@@ -8,7 +8,10 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, finish, get, promised, repository_root, scratch_dir, wait_until};
+use narmesh_tests::{GatedProxy, TestMesh, finish, get, promised, repository_root, scratch_dir, wait_until};
+
+/// Of a NAR of 24 MiB, which Nix has begun to unpack by then.
+const HELD_AFTER_BYTES: u64 = 10 << 20;
 
 /// The first answer after a start is promised within this.
 const START: Duration = Duration::from_secs(2);
@@ -75,6 +78,37 @@ fn a_socket_handed_over_outlives_the_daemon() {
     b.start_with(Some(hand_over()));
     assert_eq!(waiting.join().unwrap().unwrap().status, 200);
     build.join().unwrap().expect_success("a build that began while no daemon ran");
+}
+
+#[test]
+fn a_daemon_replaced_in_the_middle_of_a_nar_fails_no_build() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let middle = a.store.build_one("middle");
+    for node in [&mut a, &mut b] {
+        // The gate stays the only way, and counts what is not compressed.
+        node.config.advertise_loopback = false;
+        node.config.compress = "never";
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hand_over = || OwnedFd::from(listener.try_clone().unwrap());
+    TestMesh::introduce(&mut [&mut a, &mut b]);
+    a.start();
+    let gate = GatedProxy::to(a.p2p_socket());
+    b.learn_address("a", &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
+    b.start_with(Some(hand_over()));
+    a.wait_all_advertised(&[&b]);
+    assert!(b.wait_narinfo(&middle).nar_size > HELD_AFTER_BYTES);
+
+    gate.hold_after(HELD_AFTER_BYTES);
+    let (store, keys, gateway) = (b.store.clone(), b.config.trusted_public_keys.clone(), b.gateway());
+    let build = thread::spawn(move || store.nix_build("middle", gateway, &keys));
+    wait_until("the gate holds the NAR back", promised(START), || gate.is_holding());
+    b.kill();
+    gate.release();
+    b.start_with(Some(hand_over()));
+    build.join().unwrap().expect_success("nix-build with the gateway as the only substituter");
+    b.store.verify_contents();
 }
 
 /// How many connections wait to be accepted at a loopback port, as `ss` says.
