@@ -123,7 +123,8 @@ impl StateDb {
         }
         // SQLite takes an empty file for a new database; but one of ours was never empty.
         let emptied = !missing && path.metadata().map_err(directory_error)?.len() == 0;
-        let opened = if emptied { Err(Unusable::Damaged { cause: "it is empty".to_owned() }) } else { open_checked(&path) };
+        let opened =
+            if emptied { Err(Unusable::Damaged { cause: "it is empty".to_owned() }) } else { open_checked(&path) };
         let cause = match opened {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;

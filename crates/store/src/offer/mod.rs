@@ -78,6 +78,8 @@ struct Pending {
     /// Somebody changed the ledger: tell the listener.
     is_unpublished: bool,
     is_stopping: bool,
+    /// The thread waits, having looked at everything.
+    is_waiting: bool,
 }
 
 impl Pending {
@@ -176,6 +178,12 @@ impl Offer {
         })
     }
 
+    /// Whether paths remain to be looked at, so that what is offered and [`Self::list`] are incomplete.
+    pub fn is_busy(&self) -> bool {
+        let pending = self.shared.pending.lock();
+        !(pending.is_waiting && pending.is_idle())
+    }
+
     /// Every output and source with its size in bytes and why it is offered or not, by path. Derivations never are, and
     /// are left out.
     pub fn list(&self) -> Vec<(StorePath, u64, Standing)> {
@@ -208,7 +216,7 @@ impl Shared {
                 if pending.is_stopping {
                     return;
                 }
-                let Pending { touched, derivations, is_unpublished, is_stopping: _ } = std::mem::take(&mut *pending);
+                let Pending { touched, derivations, is_unpublished, .. } = std::mem::take(&mut *pending);
                 (touched, derivations, is_unpublished)
             };
             for derivation in derivations {
@@ -241,9 +249,11 @@ impl Shared {
                 continue;
             }
             let mut pending = self.pending.lock();
-            if pending.is_idle() {
+            while pending.is_idle() {
+                pending.is_waiting = true;
                 self.woken.wait(&mut pending);
             }
+            pending.is_waiting = false;
         }
     }
 

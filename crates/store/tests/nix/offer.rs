@@ -41,7 +41,7 @@ fn settled(offer: &Offer, believed: &Mutex<BTreeSet<HashPart>>) {
     eventually("everything was looked at, and told", || {
         let list = offer.list();
         let offered = list.iter().filter(|line| line.2 == Standing::Offered).map(|line| line.0.hash_part()).collect();
-        !list.is_empty()
+        !offer.is_busy()
             && list.iter().all(|line| line.2 != Standing::Withheld(Withheld::Unchecked))
             && *believed.lock().unwrap() == offered
             && offer.hash_parts() == offered
