@@ -22,6 +22,7 @@ mod offer;
 mod path_index;
 mod path_info;
 mod pattern;
+mod recent_rows;
 mod registry;
 mod watch;
 

@@ -2,8 +2,10 @@
 
 use crate::daemon::{Daemon, DaemonRow};
 use crate::database::{Database, RowHead, Stamp};
+use crate::recent_rows::RecentRows;
 use crate::{PathInfo, StoreError, StoreLocation};
 use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StoreDir, StorePath};
+use parking_lot::Mutex;
 
 /// The row id of everything that the daemon told, which names none.
 const NO_ROW: i64 = 0;
@@ -14,6 +16,7 @@ pub(crate) struct Registry {
     database: Database,
     daemon: Daemon,
     store_dir: StoreDir,
+    recent: Mutex<RecentRows>,
 }
 
 impl Registry {
@@ -22,6 +25,7 @@ impl Registry {
             database: Database::new(&location.database_dir(), location.store_dir.clone()),
             daemon: Daemon::new(location.daemon_socket()),
             store_dir: location.store_dir.clone(),
+            recent: Mutex::default(),
         }
     }
 
@@ -43,10 +47,19 @@ impl Registry {
 
     /// Everything about the valid path with this hash part, and its row id.
     pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
-        or_else_unreadable(self.database.path_info(part), || {
+        // Taken before the row is read: whatever happens in between is seen next time.
+        let stamp = self.stamp()?;
+        if let Some(recent) = self.recent.lock().get(stamp, part) {
+            return Ok(Some(recent));
+        }
+        let found = or_else_unreadable(self.database.path_info(part), || {
             let Some(row) = self.daemon.row(&part.to_string())? else { return Ok(None) };
             Ok(Some((NO_ROW, self.parse(&row)?)))
-        })
+        })?;
+        if let Some((row, info)) = &found {
+            self.recent.lock().put(stamp, *part, *row, info);
+        }
+        Ok(found)
     }
 
     /// The valid derivations that have this path as an output.
