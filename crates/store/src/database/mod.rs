@@ -47,7 +47,8 @@ struct Session {
     kept: Option<Kept>,
     /// Counts connections and, without one, states of the file.
     epoch: u64,
-    seen: Option<FileState>,
+    /// The file, or that there was none, under the current epoch.
+    seen: Option<Option<FileState>>,
     /// Database and `-wal`, when only their metadata could be read.
     seen_files: Option<[Option<FileState>; 2]>,
 }
@@ -70,6 +71,17 @@ struct FileState {
     size_bytes: u64,
     modified_s: i64,
     modified_ns: i64,
+}
+
+impl FileState {
+    /// Whether a further write would show. File systems count time in ticks of up to 4 ms: a write of just now may have
+    /// another in the same tick, so a stamp of then must equal no other.
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let modified = Duration::from_secs(u64::try_from(self.modified_s).unwrap_or(0))
+            + Duration::from_nanos(u64::try_from(self.modified_ns).unwrap_or(0));
+        now.abs_diff(modified) > TICK
+    }
 }
 
 /// Equal stamps mean that the database held the same rows both times.
@@ -102,23 +114,18 @@ impl Database {
             return Err(StoreError::Unreadable { path: self.file.clone() });
         }
         let state = self.state()?;
-        if state != session.seen || session.epoch == 0 {
-            session.seen = state;
+        let is_settled = state.as_ref().is_none_or(FileState::is_settled);
+        if !is_settled || session.seen != Some(state) {
             session.epoch += 1;
+            session.seen = is_settled.then_some(state);
         }
         Ok(Stamp { epoch: session.epoch, data_version: 0 })
     }
 
-    /// The state as far as metadata tells it, for when the rows may not be read. File systems count time in ticks of up to
-    /// 4 ms: a change of just now may have another in the same tick, so a stamp of then equals no other.
+    /// The state as far as metadata tells it, for when the rows may not be read.
     pub(crate) fn stamp_of_files(&self) -> Result<Stamp, StoreError> {
         let files = [self.state_of(&self.file)?, self.state_of(&self.beside("-wal"))?];
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let is_settled = files.iter().flatten().all(|file| {
-            let modified = Duration::from_secs(u64::try_from(file.modified_s).unwrap_or(0));
-            let modified = modified + Duration::from_nanos(u64::try_from(file.modified_ns).unwrap_or(0));
-            now.checked_sub(modified).is_some_and(|age| age > TICK)
-        });
+        let is_settled = files.iter().flatten().all(FileState::is_settled);
         let mut session = self.session.lock();
         if !is_settled || session.seen_files != Some(files) {
             session.epoch += 1;
