@@ -5,10 +5,14 @@ use crate::resolver::Resolver;
 use narmesh_gossip::PathChange;
 use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Changes that may wait for the mesh; the offer's own thread then waits, nothing is lost.
 const CHANGES_MAX: usize = 16;
+
+/// The first summary waits so long for the offer's first look at the store: an empty one would make peers answer 404 meanwhile.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
 
 /// Starts judging the store; what may leave arrives on the receiver, beginning with everything.
 pub(super) fn offer(
@@ -24,8 +28,10 @@ pub(super) fn offer(
     Ok((Arc::new(offer), receiver))
 }
 
-/// Tells the mesh what the offer says, until the offer ends: first all there is, perhaps nothing yet, then the changes.
+/// Tells the mesh what the offer says, until the offer ends: first all there is, then the changes.
 pub(super) async fn tell_mesh(offer: Arc<Offer>, mut changes: mpsc::Receiver<OfferChange>, mesh: MeshHandle) {
+    // What it brings is part of the whole that follows; an empty store brings nothing.
+    drop(tokio::time::timeout(FIRST_LOOK, changes.recv()).await);
     mesh.paths_changed(PathChange::Replace(offer.hash_parts())).await;
     drop(offer);
     while let Some(OfferChange { added, removed }) = changes.recv().await {

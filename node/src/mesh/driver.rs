@@ -152,7 +152,7 @@ impl Mesh {
         Ok((mesh, handle))
     }
 
-    /// Waits until every configured address is listened on, at most [`LISTEN_TIMEOUT`].
+    /// Waits until every configured address is listened on, at most 2 s.
     pub async fn listening(&mut self) {
         let wanted = self.config.listen.len();
         let all = async {

@@ -1,8 +1,8 @@
 //! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for things.
 //!
-//! Walk: [`swarm::build`] is the one constructor of the transport; [`driver`] owns swarm and core and turns events of one into
-//! inputs of the other; [`dialer`] decides whom to dial and when; [`nar_server`] answers NAR requests, [`nar_client`] keeps the
-//! pool of persistent streams; [`peers`] counts what each peer did.
+//! Walk: `swarm::build` is the one constructor of the transport; `driver` owns swarm and core and turns events of one into
+//! inputs of the other; `dialer` decides whom to dial and when; `nar_server` answers NAR requests, `nar_client` keeps the
+//! pool of persistent streams; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
 mod addresses;

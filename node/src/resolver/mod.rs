@@ -1,6 +1,6 @@
 //! Where a path comes from: the own store, a remembered answer, or the peers whose filters say maybe.
 //!
-//! Walk of a narinfo: [`Resolver::lookup`] answers from memory, mostly "no"; `ask` asks candidates under one deadline; `trust`
+//! Walk of a narinfo: `lookup` answers from memory, mostly "no"; `ask` asks candidates under one deadline; `trust`
 //! decides what Nix may see. Walk of a NAR: `transfer` reads it from the best holder and goes on with another one at the same byte.
 //! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature or a recomputed content address; no
 //! lookup takes longer than the deadline.

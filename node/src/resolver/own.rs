@@ -54,8 +54,7 @@ impl Resolver {
 
     fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
         match self.store.path_info(part) {
-            // A copy that failed its hash before cannot be opened.
-            Ok(info) => info.filter(|info| self.store.open_nar(info).is_ok()),
+            Ok(info) => info,
             Err(error) => {
                 tracing::warn!(%part, %error, "own store cannot be read");
                 None
@@ -64,7 +63,8 @@ impl Resolver {
     }
 
     fn render_own(&self, part: &HashPart) -> Option<Bytes> {
-        let info = self.own_info(part)?;
+        // A copy that failed its hash before cannot be opened.
+        let info = self.own_info(part).filter(|info| self.store.open_nar(info).is_ok())?;
         let settings = self.settings();
         let mut signatures = info.signatures.clone();
         if info.ultimate
