@@ -42,6 +42,8 @@ fn damage(node: &TestNode, damage: Damage) {
             file.set_len(length / 2 + 7).unwrap();
         }
         Damage::Garbage => {
+            // With its log beside it SQLite would mend the file: nothing lost, nothing to warn of.
+            node.state_files()[1..].iter().for_each(|file| drop(fs::remove_file(file)));
             let mut file = OpenOptions::new().write(true).open(&database).unwrap();
             file.write_all(&[0xa5; 8192]).unwrap();
         }
@@ -91,9 +93,7 @@ fn killed_and_restarted_without_its_state() {
         a.start();
         assert_heard_again(&a, &b, &format!("{kind:?}"));
         assert!(b.status().summary_version("a").unwrap() > before, "{kind:?}");
-        if !matches!(kind, Damage::DirectoryDeleted | Damage::Deleted) {
-            a.wait_logged(&["warn", "state"]);
-        }
+        a.wait_logged(&["warn", "state"]);
     }
 }
 
