@@ -68,7 +68,8 @@ stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 stage "documentation" documentation
 stage "licences, duplicates, sources" deny
 if $full; then stage "advisories" cargo deny check advisories; fi
-stage "release build" cargo build --quiet --release --workspace --bins
+# Package by package: built together, they would share features and be built again apart.
+stage "release build" cargo build --quiet --release -p narmesh
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 stage "benchmarks" benchmarks
