@@ -121,11 +121,7 @@ impl StateDb {
             // A log without its database is a leftover of a deletion: SQLite would discard it, or worse, not.
             remove_siblings(&path);
         }
-        // SQLite takes an empty file for a new database; but one of ours was never empty.
-        let emptied = !missing && path.metadata().map_err(directory_error)?.len() == 0;
-        let opened =
-            if emptied { Err(Unusable::Damaged { cause: "it is empty".to_owned() }) } else { open_checked(&path) };
-        let cause = match opened {
+        let cause = match open_checked(&path, missing) {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
                 return Ok((db, missing.then_some(Recovered::Missing { path })));
@@ -134,7 +130,7 @@ impl StateDb {
             Err(Unusable::Damaged { cause }) => cause,
         };
         let moved_to = set_aside(dir, &path).map_err(directory_error)?;
-        let connection = open_checked(&path).map_err(|unusable| match unusable {
+        let connection = open_checked(&path, true).map_err(|unusable| match unusable {
             Unusable::InUse => StateDbError::InUse { path: path.clone() },
             Unusable::Damaged { cause } => directory_error(io::Error::other(cause)),
         })?;
@@ -297,7 +293,8 @@ impl From<rusqlite::Error> for Unusable {
     }
 }
 
-fn open_checked(path: &Path) -> Result<Connection, Unusable> {
+/// Opens the database at `path`, which is to be a new one or one that holds a schema of ours.
+fn open_checked(path: &Path, new: bool) -> Result<Connection, Unusable> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // Exclusive: the lock is taken at the first read and held, so that a second daemon on this directory is told.
@@ -308,16 +305,20 @@ fn open_checked(path: &Path) -> Result<Connection, Unusable> {
     if verdict != "ok" {
         return Err(Unusable::Damaged { cause: verdict });
     }
-    migrate(&mut connection)?;
+    migrate(&mut connection, new)?;
     Ok(connection)
 }
 
-fn migrate(connection: &mut Connection) -> Result<(), Unusable> {
+fn migrate(connection: &mut Connection, new: bool) -> Result<(), Unusable> {
     let transaction = connection.transaction()?;
     let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
     let Some(missing) = usize::try_from(taken).ok().and_then(|taken| MIGRATIONS.get(taken..)) else {
         return Err(Unusable::Damaged { cause: format!("written by a later narmesh (schema version {taken})") });
     };
+    if taken == 0 && !new {
+        // SQLite takes a file that is empty, or shorter than a page, for a new database; but one of ours was never that.
+        return Err(Unusable::Damaged { cause: "it holds no state".to_owned() });
+    }
     for step in missing {
         transaction.execute_batch(step)?;
     }

@@ -113,10 +113,12 @@ impl Resolver {
         match reply {
             Ok(Ok(NarInfoReply::Found(text))) => self.judge_answer(part, peer, &text, since, deadline).await,
             Ok(Ok(NarInfoReply::Absent)) => {
-                self.counters.false_hits.inc();
-                board.update(&peer, |stats| stats.false_hits += 1);
                 self.decisions.note(part, Decision::Absent(peer));
-                self.mesh.probed(peer, ProbeOutcome::FalseHit).await;
+                if self.misses.is_new(peer, part) {
+                    self.counters.false_hits.inc();
+                    board.update(&peer, |stats| stats.false_hits += 1);
+                    self.mesh.probed(peer, ProbeOutcome::FalseHit).await;
+                }
                 Said::Absent
             }
             Ok(Ok(NarInfoReply::Busy) | Err(AskError::Busy)) => {

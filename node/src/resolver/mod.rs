@@ -8,6 +8,7 @@
 mod answers;
 mod ask;
 mod decisions;
+mod misses;
 mod own;
 mod spoilt;
 mod transfer;
@@ -22,6 +23,7 @@ use ask::Asking;
 use bytes::Bytes;
 use decisions::{Decision, Decisions};
 use libp2p::PeerId;
+use misses::Misses;
 use narmesh_http_gateway::{CacheInfo, Lookup, NarBody, Substituter};
 use narmesh_protocol::{HashPart, NarUrl, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{NixStore, Store};
@@ -77,6 +79,7 @@ pub struct Resolver {
     store_dir: StoreDir,
     mesh: MeshHandle,
     settings: RwLock<Arc<ResolverSettings>>,
+    misses: Misses,
     own: OwnAnswers,
     answers: Answers,
     asking: Asking,
@@ -113,6 +116,7 @@ impl Resolver {
             answers: Answers::new(state),
             asking: Asking::default(),
             decisions: Decisions::default(),
+            misses: Misses::default(),
             spoilt: Spoilt::default(),
             buffers_kib: Arc::new(Semaphore::new(buffers_kib_max as usize)),
             buffers_kib_max,

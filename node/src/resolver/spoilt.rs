@@ -46,7 +46,8 @@ impl Spoilt {
     }
 }
 
-fn insert<K: std::hash::Hash + Eq + Copy>(map: &mut HashMap<K, Instant>, key: K, lifetime: Duration) {
+/// Inserts with the time of now, drops what is older than `lifetime`, and the oldest of too many.
+pub(super) fn insert<K: std::hash::Hash + Eq + Copy>(map: &mut HashMap<K, Instant>, key: K, lifetime: Duration) {
     map.retain(|_, at| at.elapsed() < lifetime);
     if map.len() >= ENTRIES_MAX
         && let Some(oldest) = map.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)

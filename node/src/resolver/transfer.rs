@@ -45,6 +45,8 @@ struct Transfer {
     url: NarUrl,
     holders: VecDeque<PeerId>,
     busy: Vec<PeerId>,
+    /// Up to [`SMALL_NAR_BYTES_MAX`]: read from one holder alone, so that nobody's bytes are judged with another's.
+    alone: bool,
     started: Instant,
     source: Option<NarSource>,
     source_since: Instant,
@@ -151,6 +153,7 @@ impl Transfer {
             url,
             holders,
             busy: Vec::new(),
+            alone: url.nar_size <= SMALL_NAR_BYTES_MAX,
             started: now,
             source: None,
             source_since: now,
@@ -210,7 +213,8 @@ impl Transfer {
         }
     }
 
-    /// Reads the next bytes onto the end of `out`, from the next holder if this one fails.
+    /// Reads the next bytes onto the end of `out`, from the next holder if this one fails; of a small NAR, which nobody has seen
+    /// yet, `out` is emptied and the next holder begins anew.
     ///
     /// [`Step::Verified`] may follow right after the last [`Step::Data`] without new bytes.
     async fn step(&mut self, out: &mut Vec<u8>) -> Step {
@@ -219,6 +223,10 @@ impl Transfer {
                 return self.finish().await;
             }
             let Some(source) = &mut self.source else {
+                if self.alone && self.offset > 0 {
+                    out.clear();
+                    self.start_over();
+                }
                 if self.open_next().await {
                     continue;
                 }
