@@ -49,9 +49,10 @@ struct Transfer {
     alone: bool,
     started: Instant,
     source: Option<NarSource>,
-    source_since: Instant,
-    /// Since when, and from which offset on, its pace is measured.
-    pace: (Instant, u64),
+    /// Time spent waiting for this source.
+    waited: Duration,
+    /// From which time waited, and from which offset on, its pace is measured.
+    pace: (Duration, u64),
     verifier: NarVerifier,
     offset: u64,
     contributors: Vec<PeerId>,
@@ -87,10 +88,11 @@ impl Resolver {
             let nar = transfer.whole().await?;
             self.counters.nars_complete.inc();
             let body = Bytes::from(nar).slice(usize::try_from(first_byte).ok()?..);
-            return Some(Box::pin(futures::stream::once(async move {
-                drop(buffer);
-                Ok(body)
-            })));
+            // The permit goes with the stream, after the bytes.
+            let once = futures::stream::unfold((Some(body), buffer), async |(body, buffer)| {
+                body.map(|body| (Ok(body), (None, buffer)))
+            });
+            return Some(Box::pin(once));
         }
         let mut first = Vec::new();
         if transfer.step(&mut first).await != Step::Data {
@@ -147,17 +149,16 @@ impl Resolver {
 
 impl Transfer {
     fn new(resolver: Arc<Resolver>, url: NarUrl, holders: VecDeque<PeerId>) -> Self {
-        let now = Instant::now();
         Self {
             resolver,
             url,
             holders,
             busy: Vec::new(),
             alone: url.nar_size <= SMALL_NAR_BYTES_MAX,
-            started: now,
+            started: Instant::now(),
             source: None,
-            source_since: now,
-            pace: (now, 0),
+            waited: Duration::ZERO,
+            pace: (Duration::ZERO, 0),
             verifier: NarVerifier::new(),
             offset: 0,
             contributors: Vec::new(),
@@ -235,7 +236,10 @@ impl Transfer {
             let (peer, before) = (source.peer(), out.len());
             let left = self.url.nar_size - self.offset;
             let stall = self.resolver.settings().stall_timeout;
+            let asked = Instant::now();
             let read = tokio::time::timeout(stall, source.read(out, left)).await;
+            // Only this is the holder's time; how long Nix takes to read is not its doing.
+            self.waited += asked.elapsed();
             match read {
                 Ok(Ok(NarPiece::Data)) => {
                     let new = out.get(before..).unwrap_or_default();
@@ -307,10 +311,10 @@ impl Transfer {
     /// Whether the last window brought next to nothing: one byte now and then keeps no stall timeout busy, but a build waiting.
     fn is_crawling(&mut self) -> bool {
         let (since, from) = self.pace;
-        if since.elapsed() < PACE_WINDOW {
+        if self.waited.saturating_sub(since) < PACE_WINDOW {
             return false;
         }
-        self.pace = (Instant::now(), self.offset);
+        self.pace = (self.waited, self.offset);
         self.offset - from < PACE_BYTES_MIN && self.offset < self.url.nar_size
     }
 
@@ -332,7 +336,7 @@ impl Transfer {
     fn count(&self, source: &NarSource) {
         let bytes = source.wire_bytes();
         self.resolver.counters.bytes_in.inc_by(bytes);
-        self.resolver.mesh.board().received(&source.peer(), bytes, self.source_since.elapsed());
+        self.resolver.mesh.board().received(&source.peer(), bytes, self.waited);
     }
 
     /// Opens the NAR at the current offset at the next holder that has it; waits for busy ones when there is no other.
@@ -347,8 +351,8 @@ impl Transfer {
                         }
                         self.resolver.decisions.note(self.url.hash_part, Decision::NarFrom(peer, self.offset));
                         self.contributors.push(peer);
-                        (self.source, self.source_since) = (Some(source), Instant::now());
-                        self.pace = (self.source_since, self.offset);
+                        (self.source, self.waited) = (Some(source), Duration::ZERO);
+                        self.pace = (Duration::ZERO, self.offset);
                         return true;
                     }
                     Err(NarOpenError::Busy) => self.busy.push(peer),
