@@ -1,6 +1,7 @@
 //! One NAR from the mesh: a series of (source, offset) with a verifier behind it, never "a response piped from a peer".
 //!
-//! A holder that dies or stalls is continued at the same byte by the next, because a NAR is canonical. A holder that lied has spoilt
+//! A holder that dies or stalls is continued at the same byte by the next, because a NAR is canonical; a small one, which Nix has not
+//! seen yet, is begun anew, so that nobody is judged by another's bytes. A holder that lied has spoilt
 //! what was read: up to [`SMALL_NAR_BYTES_MAX`] nothing has reached Nix yet and the NAR is read again from another; above it the
 //! body is closed short.
 
