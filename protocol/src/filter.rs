@@ -36,11 +36,12 @@ impl FilterClass {
     /// The smallest class that holds `items` at a false-positive rate of at most `rate` and at most half of its bits set.
     /// `None` when even the largest is too small.
     ///
-    /// From Bloom's `rate = (1 - e^(-k n / m))^k`: bits an item = `-k / ln(1 - rate^(1/k))`.
+    /// From Bloom's `rate = (1 - e^(-k n / m))^k`: bits an item = `-k / ln(1 - rate^(1/k))`. By the crate `libm`, not by the
+    /// system's library, whose last digit differs from machine to machine.
     pub fn for_items(items: u64, rate: f64) -> Option<Self> {
         let k = HASHES_PER_ITEM as f64;
-        let ones_share = rate.powf(1.0 / k).min(0.5);
-        let bits = items as f64 * -k / (1.0 - ones_share).ln();
+        let ones_share = libm::pow(rate, 1.0 / k).min(0.5);
+        let bits = items as f64 * -k / libm::log(1.0 - ones_share);
         (Self::LOG2_BITS_MIN..=Self::LOG2_BITS_MAX).find(|&log2| (1u64 << log2) as f64 >= bits).map(Self)
     }
 
@@ -201,6 +202,17 @@ mod tests {
         assert_eq!(FilterClass::for_items(10_000, 0.025 / 100.0).unwrap().bits(), 1 << 18);
         assert_eq!(FilterClass::for_items(0, 0.01).unwrap().bits(), 1 << 13);
         assert_eq!(FilterClass::for_items(10_000_000, 0.01), None);
+    }
+
+    #[test]
+    fn the_size_is_the_same_on_every_machine() {
+        // Bits of the doubles themselves: a library that rounds otherwise would choose another class at a border.
+        assert_eq!(libm::pow(0.025 / 100.0, 1.0 / 11.0).to_bits(), 0x3fde_1c52_d984_821c);
+        assert_eq!(libm::log(1.0 - 0.25).to_bits(), 0xbfd2_6962_1134_db92);
+        // The last item count of a class, and the first of the next.
+        let class = |items| FilterClass::for_items(items, 0.025 / 100.0).unwrap().bits();
+        let border = (10_000..20_000).find(|items| class(*items) > class(10_000)).unwrap();
+        assert_eq!(border, 15_152);
     }
 
     #[test]
