@@ -36,3 +36,70 @@ impl RecentRows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::{NarHash, StorePath};
+
+    fn path(number: usize) -> StorePath {
+        StorePath::parse(&format!("{number:032}-x")).unwrap()
+    }
+
+    fn info(number: usize, references: usize) -> PathInfo {
+        PathInfo {
+            path: path(number),
+            nar_hash: NarHash([0; 32]),
+            nar_size: 1,
+            references: (0..references).map(path).collect(),
+            deriver: None,
+            signatures: Vec::new(),
+            content_address: None,
+            ultimate: true,
+            registration_time_s: 0,
+        }
+    }
+
+    fn put(rows: &mut RecentRows, stamp: i64, number: usize, references: usize) {
+        let info = info(number, references);
+        rows.put(Stamp::fixed(stamp), info.path.hash_part(), 7, &info);
+    }
+
+    fn has(rows: &RecentRows, stamp: i64, number: usize) -> bool {
+        rows.get(Stamp::fixed(stamp), &path(number).hash_part()).is_some()
+    }
+
+    #[test]
+    fn a_row_is_known_as_long_as_the_database_is_as_it_was() {
+        let mut rows = RecentRows::default();
+        put(&mut rows, 1, 1, 2);
+        assert_eq!(rows.get(Stamp::fixed(1), &path(1).hash_part()), Some((7, info(1, 2))));
+        assert!(!has(&rows, 2, 1) && !has(&rows, 1, 2));
+        // What was read under another stamp may be wrong now, and then again.
+        put(&mut rows, 2, 2, 0);
+        assert!(has(&rows, 2, 2) && !has(&rows, 2, 1) && !has(&rows, 1, 1));
+    }
+
+    #[test]
+    fn a_row_read_twice_is_kept_once_and_weighs_once() {
+        let mut rows = RecentRows::default();
+        put(&mut rows, 1, 1, 0);
+        for _ in 0..2 * WEIGHT_MAX {
+            put(&mut rows, 1, 2, 0);
+        }
+        assert!(has(&rows, 1, 1) && has(&rows, 1, 2));
+    }
+
+    #[test]
+    fn beyond_the_limit_everything_is_read_again() {
+        let mut rows = RecentRows::default();
+        let each = 1_023;
+        for number in 0..WEIGHT_MAX / (each + 1) {
+            put(&mut rows, 1, number, each);
+        }
+        assert!(has(&rows, 1, 0) && has(&rows, 1, WEIGHT_MAX / (each + 1) - 1));
+        put(&mut rows, 1, 1_000, 0);
+        assert!(has(&rows, 1, 1_000) && !has(&rows, 1, 0));
+        assert_eq!(rows.weight, 1);
+    }
+}

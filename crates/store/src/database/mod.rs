@@ -91,6 +91,14 @@ pub(crate) struct Stamp {
     data_version: i64,
 }
 
+#[cfg(test)]
+impl Stamp {
+    /// A stamp of no database, for what only compares them.
+    pub(crate) fn fixed(data_version: i64) -> Self {
+        Self { epoch: 0, data_version }
+    }
+}
+
 impl Database {
     /// The database in `dir`; it may be absent, which reads as an empty store.
     pub(crate) fn new(dir: &Path, store_dir: StoreDir) -> Self {
