@@ -117,9 +117,9 @@ pub struct TrustConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdvertiseConfig {
-    /// Glob patterns over names (without hash part); one must match.
+    /// Patterns over whole names (without hash part), `*` any text and `?` any one character; one must match.
     pub include: Vec<String>,
-    /// Glob patterns over names; none may match.
+    /// The same; none may match.
     pub exclude: Vec<String>,
     /// Withhold system configurations and what their derivations declare not to be substitutable.
     pub withhold_defaults: bool,
@@ -159,7 +159,7 @@ pub struct LimitsConfig {
     pub uploads_per_peer: u32,
     /// NARs sent to all peers at a time.
     pub uploads_total: u32,
-    /// Paths in our own summary.
+    /// Paths in our own summary; beyond it the newest are withheld.
     pub advertised_paths_max: u64,
 }
 

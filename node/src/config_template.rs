@@ -127,8 +127,8 @@ trusted_public_keys = [
 @trust.builder_key_file@
 
 [advertise]
-# What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may; * is any text, as in
-# "secret-*".
+# What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may. A pattern is about
+# the whole name; * stands for any text, also none, and ? for any one character, as in "secret-*" or "release-?.?".
 include = @advertise.include@
 exclude = @advertise.exclude@
 # Keep back system configurations (nixos-system-*, etc, unit-*), outputs of derivations with allowSubstitutes = false,
@@ -149,7 +149,7 @@ nar_buffer_bytes = @limits.nar_buffer_bytes@
 # NARs sent at a time, to one peer and to all; those up to 8 MiB are counted apart and have as many.
 uploads_per_peer = @limits.uploads_per_peer@
 uploads_total = @limits.uploads_total@
-# Paths in this node's summary (1 to 1000000).
+# Paths in this node's summary (1 to 400000); beyond it the newest are withheld, with a warning in the log.
 advertised_paths_max = @limits.advertised_paths_max@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.

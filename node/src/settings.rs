@@ -27,6 +27,8 @@ pub const PEER_NAME_BYTES_MAX: usize = 64;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Longest include or exclude pattern, bytes: no name is longer than 211.
 const PATTERN_BYTES_MAX: usize = 256;
+// The refusal of `limits.advertised_paths_max` says it in words.
+const _: () = assert!(narmesh_gossip::PATHS_MAX == 400_000);
 
 /// The checked configuration; all paths are absolute.
 #[derive(Clone, Debug)]
@@ -134,7 +136,7 @@ pub struct LimitSettings {
     pub uploads_per_peer: u32,
     /// 1 to 65,536.
     pub uploads_total: u32,
-    /// 1 to 1,000,000.
+    /// 1 to [`narmesh_gossip::PATHS_MAX`].
     pub advertised_paths_max: usize,
 }
 
@@ -383,7 +385,7 @@ fn check_patterns(key: &str, patterns: Vec<String>) -> Result<Vec<String>, Setti
             return Err(refused(
                 format!("{key}[{index}]"),
                 pattern,
-                "1 to 256 of the characters of store path names (a-z A-Z 0-9 + - . _ ? =), with * for any run of them",
+                "1 to 256 of the characters of store path names (a-z A-Z 0-9 + - . _ ? =), with * for any run of them and ? for any one",
             ));
         }
     }
@@ -403,8 +405,8 @@ fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, S
     let paths = within(
         "limits.advertised_paths_max",
         limits.advertised_paths_max,
-        (1, 1_000_000),
-        "1 to 1000000 (the largest filter is full beyond)",
+        (1, narmesh_gossip::PATHS_MAX as u64),
+        "1 to 400000 (what the largest filter can tell apart)",
     )?;
     Ok(LimitSettings {
         connections_gossip: within("limits.connections_gossip", limits.connections_gossip, (1, 1_024), "1 to 1024")?,

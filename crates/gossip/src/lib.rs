@@ -60,7 +60,7 @@ pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
 pub use misdeed::Misdeed;
 pub use output::{Event, Output, Record, Verdict};
-pub use publication::PublicationView;
+pub use publication::{PATHS_MAX, PublicationView};
 pub use table::{Candidate, FilterTable};
 pub use time::{Moment, Now};
 pub use view::{PeerView, SummaryView};

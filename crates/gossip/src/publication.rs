@@ -23,7 +23,7 @@ pub(crate) const REMOVAL_DELAY_MS: u64 = 1_000;
 /// Removals start a new epoch, so a whole body for every peer, at most this often, milliseconds. A guess.
 pub(crate) const EPOCH_GAP_MS: u64 = 5_000;
 /// Most paths whatever the configuration says: they fit the largest filter at the rate for 2,048 peers.
-pub(crate) const PATHS_MAX: usize = 400_000;
+pub const PATHS_MAX: usize = 400_000;
 /// Expected wasted probes per absent path, over all peers together (half of the 0.05 promised).
 const WASTED_PROBES: f64 = 0.025;
 /// The filter is sized for this many peers more at once, so that one joiner does not start a new epoch everywhere.

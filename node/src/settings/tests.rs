@@ -58,6 +58,8 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         ("[transfer]\ncompress = 'zstd'".into(), "transfer.compress", "zstd", "\"auto\", \"always\" or \"never\""),
         ("[transfer]\nstall_timeout_ms = 0".into(), "transfer.stall_timeout_ms", "\"0\"", "100 to 600000"),
         ("[limits]\nuploads_total = 0".into(), "limits.uploads_total", "\"0\"", "1 to 65536"),
+        ("[limits]\nadvertised_paths_max = 400001".into(), "limits.advertised_paths_max", "400001", "1 to 400000"),
+        ("[limits]\nadvertised_paths_max = 0".into(), "limits.advertised_paths_max", "\"0\"", "1 to 400000"),
         ("[limits]\nnar_buffer_bytes = 5".into(), "limits.nar_buffer_bytes", "\"5\"", "16 MiB"),
         ("[[peer]]\nname = 'a'\npeer_id = 'Qm'".into(), "peer[0].peer_id", "\"Qm\"", "12D3KooW"),
         ("[[peer]]\nname = ''\npeer_id = 'Qm'".into(), "peer[0].name", "\"\"", "1 to 64"),
