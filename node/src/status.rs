@@ -2,7 +2,7 @@
 //!
 //! These types are the interface: scripts read the JSON, so fields are added, never renamed. [`text`] renders them for people.
 
-use crate::mesh::ProbeResult;
+use crate::mesh::{PeerStats, ProbeResult};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -81,40 +81,15 @@ pub struct PeerStatus {
     pub name: String,
     /// Its identity.
     pub peer_id: String,
-    /// Whether there is a connection now.
-    pub connected: bool,
-    /// If not connected, or not heard: why, in words.
-    pub why: Option<String>,
-    /// Whether it has us in its allowlist; `null` while unknown.
-    pub allowed_there: Option<bool>,
-    /// Its logical store directory, if it is not ours: nothing can be shared then.
-    pub store_dir_differs: Option<String>,
-    /// As it says.
-    pub software: Option<String>,
-    /// Known addresses: configured and learned.
-    pub addresses: Vec<String>,
+    /// Connection, counters, misdeeds: beside the other fields in the JSON.
+    #[serde(flatten)]
+    pub stats: PeerStats,
     /// Its newest summary.
     pub summary: Option<SummaryStatus>,
-    /// Narinfos asked of it.
-    pub asked: u64,
-    /// Narinfos it had.
-    pub hits: u64,
-    /// Narinfos its filter promised and it did not have.
-    pub false_hits: u64,
-    /// NAR bytes received from it.
-    pub bytes_in: u64,
-    /// NAR bytes sent to it.
-    pub bytes_out: u64,
-    /// Measured rate of its NARs, bytes per second.
-    pub rate_bytes_s: Option<u64>,
-    /// Last measured round trip, milliseconds.
+    /// Moving average of its narinfo answers, or the first ping, milliseconds.
     pub rtt_ms: Option<f64>,
     /// Not asked for so many more seconds, because it misbehaved.
     pub set_aside_s: Option<u64>,
-    /// Times it misbehaved.
-    pub misdeeds: u64,
-    /// The last one, in words.
-    pub last_misdeed: Option<String>,
 }
 
 /// A summary of a peer.

@@ -72,8 +72,8 @@ impl Daemon {
                 nar_aborted: counts.nar_aborted,
             },
             bytes: ByteStatus {
-                received: peers.iter().map(|peer| peer.bytes_in).sum(),
-                sent: peers.iter().map(|peer| peer.bytes_out).sum(),
+                received: peers.iter().map(|peer| peer.stats.bytes_in).sum(),
+                sent: peers.iter().map(|peer| peer.stats.bytes_out).sum(),
                 gateway_out: counts.body_bytes,
             },
             peers,
@@ -187,23 +187,10 @@ fn peer_status(peer: &PeerSettings, board: &BTreeMap<PeerId, PeerStats>, view: &
     PeerStatus {
         name: peer.name.clone(),
         peer_id: peer.peer_id.to_string(),
-        connected: stats.connected,
-        set_aside_s: stats.set_aside().map(|left| left.as_secs()),
-        why: stats.why,
-        allowed_there: stats.allowed_there.then_some(true),
-        store_dir_differs: stats.store_dir_differs,
-        software: stats.software,
-        addresses: stats.addresses,
         summary,
-        asked: stats.asked,
-        hits: stats.hits,
-        false_hits: stats.false_hits,
-        bytes_in: stats.bytes_in,
-        bytes_out: stats.bytes_out,
-        rate_bytes_s: stats.rate_bytes_s,
         rtt_ms: stats.latency.map(|latency| latency.as_secs_f64() * 1e3),
-        misdeeds: u64::from(stats.misdeeds),
-        last_misdeed: stats.last_misdeed,
+        set_aside_s: stats.set_aside().map(|left| left.as_secs()),
+        stats,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use libp2p::PeerId;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -14,18 +15,19 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The newest sample counts for one part in so many in the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
 
-/// Counters of one peer since the daemon started.
-#[derive(Clone, Debug, Default)]
+/// What is known of one peer since the daemon started. Its visible fields stand in `narmesh status --json` by these names,
+/// which are therefore never changed.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct PeerStats {
     /// A connection is open.
     pub connected: bool,
-    /// Why it is not, as last seen.
+    /// Why it is not, as last seen, in words.
     pub why: Option<String>,
-    /// The peer answered a request of ours: it has us on its allowlist.
-    pub allowed_there: bool,
-    /// Its store directory, when it is another than ours.
+    /// `true` once the peer answered a request of ours: it has us on its allowlist. `null` while unknown.
+    pub allowed_there: Option<bool>,
+    /// Its store directory, when it is another than ours: nothing can be shared then.
     pub store_dir_differs: Option<String>,
-    /// What it runs.
+    /// What it runs, as it says.
     pub software: Option<String>,
     /// Where it may be reached, configured and learned.
     pub addresses: Vec<String>,
@@ -41,17 +43,22 @@ pub struct PeerStats {
     pub bytes_out: u64,
     /// Moving average over NARs of at least 256 KiB, bytes per second.
     pub rate_bytes_s: Option<u64>,
-    /// Moving average of the time to a narinfo answer.
-    pub latency: Option<Duration>,
-    /// When its newest summary came into the table.
-    pub summary_since: Option<Instant>,
     /// Proven lies and broken rules.
-    pub misdeeds: u32,
+    pub misdeeds: u64,
     /// The last of them, in words.
     pub last_misdeed: Option<String>,
-    set_aside_until: Option<Instant>,
-    timeouts_in_a_row: u32,
-    paused_until: Option<Instant>,
+    /// Moving average of the time to a narinfo answer.
+    #[serde(skip)]
+    pub latency: Option<Duration>,
+    /// When its newest summary came into the table.
+    #[serde(skip)]
+    pub summary_since: Option<Instant>,
+    #[serde(skip)]
+    pub(crate) set_aside_until: Option<Instant>,
+    #[serde(skip)]
+    pub(crate) timeouts_in_a_row: u32,
+    #[serde(skip)]
+    pub(crate) paused_until: Option<Instant>,
 }
 
 impl PeerStats {
@@ -121,7 +128,7 @@ impl PeerBoard {
         self.update(peer, |stats| {
             stats.timeouts_in_a_row = 0;
             stats.paused_until = None;
-            stats.allowed_there = true;
+            stats.allowed_there = Some(true);
             let latency_us = average(stats.latency.map(|old| old.as_micros()), elapsed.as_micros());
             stats.latency = Some(Duration::from_micros(latency_us));
         });

@@ -160,7 +160,7 @@ fn peer_table(peers: &[PeerStatus]) -> String {
     if peers.is_empty() {
         return "\nno peers: add a [[peer]] to the configuration, then reload (SIGHUP)\n".to_owned();
     }
-    let connected = peers.iter().filter(|peer| peer.connected).count();
+    let connected = peers.iter().filter(|peer| peer.stats.connected).count();
     let mut text = format!("\npeers: {}, connected: {connected}\n", peers.len());
     let heading = ["name", "state", "summary", "asked/found/false", "in", "out", "rate", "rtt"];
     let mut rows = vec![heading.iter().map(ToString::to_string).collect::<Vec<_>>()];
@@ -175,7 +175,7 @@ fn peer_table(peers: &[PeerStatus]) -> String {
 }
 
 fn peer_row(peer: &PeerStatus) -> Vec<String> {
-    let state = match (peer.connected, peer.set_aside_s) {
+    let state = match (peer.stats.connected, peer.set_aside_s) {
         (_, Some(seconds)) => format!("set aside for {}", duration(seconds)),
         (true, None) => "connected".to_owned(),
         (false, None) => "not connected".to_owned(),
@@ -185,10 +185,10 @@ fn peer_row(peer: &PeerStatus) -> Vec<String> {
         escaped(&peer.name),
         state,
         peer.summary.as_ref().map_or_else(none, summary),
-        format!("{}/{}/{}", peer.asked, peer.hits, peer.false_hits),
-        bytes(peer.bytes_in),
-        bytes(peer.bytes_out),
-        peer.rate_bytes_s.map_or_else(none, |rate| format!("{}/s", bytes(rate))),
+        format!("{}/{}/{}", peer.stats.asked, peer.stats.hits, peer.stats.false_hits),
+        bytes(peer.stats.bytes_in),
+        bytes(peer.stats.bytes_out),
+        peer.stats.rate_bytes_s.map_or_else(none, |rate| format!("{}/s", bytes(rate))),
         peer.rtt_ms.map_or_else(none, |rtt| format!("{rtt:.1} ms")),
     ]
 }
@@ -206,20 +206,20 @@ fn summary(summary: &SummaryStatus) -> String {
 
 fn peer_remarks(peer: &PeerStatus) -> Vec<String> {
     let mut remarks = Vec::new();
-    if let Some(why) = &peer.why {
+    if let Some(why) = &peer.stats.why {
         remarks.push(escaped(why));
     }
-    if peer.allowed_there == Some(false) {
+    if peer.stats.allowed_there == Some(false) {
         remarks.push("this node is not in its allowlist".to_owned());
     }
-    if let Some(dir) = &peer.store_dir_differs {
+    if let Some(dir) = &peer.stats.store_dir_differs {
         remarks.push(format!("its store directory is {}, so nothing can be shared", escaped(dir)));
     }
-    if peer.misdeeds > 0 {
-        let last = peer.last_misdeed.as_deref().map(escaped).unwrap_or_default();
-        remarks.push(format!("misbehaved {} times, last: {last}", peer.misdeeds));
+    if peer.stats.misdeeds > 0 {
+        let last = peer.stats.last_misdeed.as_deref().map(escaped).unwrap_or_default();
+        remarks.push(format!("misbehaved {} times, last: {last}", peer.stats.misdeeds));
     }
-    if !peer.connected && peer.addresses.is_empty() {
+    if !peer.stats.connected && peer.stats.addresses.is_empty() {
         remarks.push("no address known: none configured, none learned yet".to_owned());
     }
     remarks
@@ -320,9 +320,12 @@ impl WhyReport {
 }
 
 impl PeerProbe {
-    /// Whether nothing is wrong.
+    /// Whether nothing was found wrong; a peer without a configured address was not looked at.
     pub fn is_good(&self) -> bool {
-        self.result == ProbeResult::AllowedBothWays
+        match self.result {
+            ProbeResult::AllowedBothWays | ProbeResult::NoAddress => true,
+            ProbeResult::NotAllowedThere | ProbeResult::Unreachable { .. } => false,
+        }
     }
 
     /// One line of `narmesh check-config --probe`.
@@ -334,7 +337,9 @@ impl PeerProbe {
                     .to_owned()
             }
             ProbeResult::Unreachable { why } => format!("NOT reachable: {}", escaped(why)),
-            ProbeResult::NoAddress => "no address configured; a running daemon learns it from other peers".to_owned(),
+            ProbeResult::NoAddress => {
+                "no address configured, not probed; a running daemon learns it from other peers".to_owned()
+            }
         };
         format!("{}: {result}", escaped(&self.name))
     }

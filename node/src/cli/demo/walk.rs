@@ -66,7 +66,7 @@ fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant,
     let (summary, addresses) = wait(receiver, "holds the summary", stop, |status| {
         let peer = status.peers.iter().find(|peer| peer.name == builder.name())?;
         let summary = peer.summary.as_ref().filter(|summary| summary.paths >= paths as u64)?;
-        Some((summary.clone(), peer.addresses.clone()))
+        Some((summary.clone(), peer.stats.addresses.clone()))
     })?;
     println!(
         "{}  body pulled: summary {}.{} of {}, {} paths, {} ms after the build; {} listens on {}",

@@ -75,7 +75,7 @@ impl Mesh {
         match event {
             Event::AddressesLearned { peer, addresses } => self.on_addresses(peer, addresses),
             Event::Greeted { peer, software } => self.board.update(&peer, |stats| {
-                stats.allowed_there = true;
+                stats.allowed_there = Some(true);
                 stats.store_dir_differs = None;
                 stats.software = Some(software);
             }),

@@ -1,6 +1,7 @@
 //! The rendering, word for word.
 
 use super::*;
+use crate::mesh::PeerStats;
 use crate::status::{
     ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView, RememberedView, RequestStatus, StoreStatus,
 };
@@ -19,23 +20,29 @@ fn status() -> Status {
         peers: vec![
             PeerStatus {
                 name: "b".to_owned(),
-                connected: true,
-                allowed_there: Some(true),
+                stats: PeerStats {
+                    connected: true,
+                    allowed_there: Some(true),
+                    asked: 2,
+                    hits: 1,
+                    false_hits: 1,
+                    bytes_in: 5 << 20,
+                    rate_bytes_s: Some(150 << 20),
+                    ..PeerStats::default()
+                },
                 summary: Some(SummaryStatus { epoch: 9, seq: 0, age_s: 200, paths: 5, filter_bits: 16_384 }),
-                asked: 2,
-                hits: 1,
-                false_hits: 1,
-                bytes_in: 5 << 20,
-                rate_bytes_s: Some(150 << 20),
                 rtt_ms: Some(0.31),
                 ..PeerStatus::default()
             },
             PeerStatus {
                 name: "buildbox".to_owned(),
-                why: Some("connection refused\u{1b}[2J".to_owned()),
-                allowed_there: Some(false),
-                misdeeds: 2,
-                last_misdeed: Some("bad signature".to_owned()),
+                stats: PeerStats {
+                    why: Some("connection refused\u{1b}[2J".to_owned()),
+                    allowed_there: Some(false),
+                    misdeeds: 2,
+                    last_misdeed: Some("bad signature".to_owned()),
+                    ..PeerStats::default()
+                },
                 ..PeerStatus::default()
             },
         ],
@@ -104,6 +111,32 @@ fn the_json_has_the_documented_names() {
     assert_eq!(json["bytes"]["in"], 5 << 20);
     assert_eq!(json["peers"][1]["summary"], serde_json::Value::Null);
     assert_eq!(json["peers"][0]["summary"]["filter_bits"], 16_384);
+    let mut names: Vec<_> = json["peers"][1].as_object().unwrap().keys().map(String::as_str).collect();
+    let mut documented = [
+        "name",
+        "peer_id",
+        "connected",
+        "why",
+        "allowed_there",
+        "store_dir_differs",
+        "software",
+        "addresses",
+        "summary",
+        "asked",
+        "hits",
+        "false_hits",
+        "bytes_in",
+        "bytes_out",
+        "rate_bytes_s",
+        "rtt_ms",
+        "set_aside_s",
+        "misdeeds",
+        "last_misdeed",
+    ];
+    documented.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(names, documented);
+    assert_eq!((&json["peers"][0]["hits"], &json["peers"][0]["software"]), (&1.into(), &serde_json::Value::Null));
     assert_eq!(json["config"]["error"], serde_json::Value::Null);
     assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status());
 }
@@ -151,6 +184,8 @@ fn a_probe_tells_reachable_from_allowed() {
     let refused = probe(ProbeResult::NotAllowedThere);
     assert!(refused.text().contains("NOT in its allowlist") && !refused.is_good());
     assert!(probe(ProbeResult::AllowedBothWays).is_good());
+    let no_address = probe(ProbeResult::NoAddress);
+    assert!(no_address.text().starts_with("b: no address configured, not probed") && no_address.is_good());
 }
 
 #[test]
