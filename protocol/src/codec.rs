@@ -41,17 +41,30 @@ pub fn encode<const BYTES_MAX: usize>(value: &impl bincode::Encode) -> Result<Ve
     Ok(bytes)
 }
 
-/// Decodes exactly `bytes`; memory taken is at most a small multiple of `BYTES_MAX`.
+/// Decodes exactly `bytes`. The memory that their claimed lengths take is at most 32 times what they are, or 2 KiB.
 pub fn decode<T: bincode::Decode<()>, const BYTES_MAX: usize>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > BYTES_MAX {
         return Err(CodecError::TooLong { bytes: bytes.len(), bytes_max: BYTES_MAX });
     }
-    let limited = config::standard().with_fixed_int_encoding().with_limit::<BYTES_MAX>();
-    let (value, consumed) = bincode::decode_from_slice(bytes, limited).map_err(CodecError::Malformed)?;
+    // bincode takes memory for a whole list or text before it looks whether that much is there, so a limit by type alone
+    // lets 33 bytes take 2 MiB. An honest message needs at most 4 times its bytes (a `Vec` of 24 for a length of 8).
+    let (value, consumed) = match bytes.len() {
+        0..=0x100 => claiming::<T, 0x800>(bytes),
+        0x101..=0x400 => claiming::<T, 0x2000>(bytes),
+        0x401..=0x1000 => claiming::<T, 0x8000>(bytes),
+        0x1001..=0x4000 => claiming::<T, 0x2_0000>(bytes),
+        0x4001..=0x1_0000 => claiming::<T, 0x8_0000>(bytes),
+        _ => claiming::<T, BYTES_MAX>(bytes),
+    }?;
     match bytes.len() - consumed {
         0 => Ok(value),
         left => Err(CodecError::Trailing { bytes: left }),
     }
+}
+
+fn claiming<T: bincode::Decode<()>, const CLAIM_MAX: usize>(bytes: &[u8]) -> Result<(T, usize), CodecError> {
+    let limited = config::standard().with_fixed_int_encoding().with_limit::<CLAIM_MAX>();
+    bincode::decode_from_slice(bytes, limited).map_err(CodecError::Malformed)
 }
 
 #[cfg(test)]
@@ -74,5 +87,23 @@ mod tests {
         let mut bytes = u64::MAX.to_le_bytes().to_vec();
         bytes.push(1);
         assert!(matches!(decode::<Vec<u8>, 64>(&bytes), Err(CodecError::Malformed(_))));
+    }
+
+    #[test]
+    fn few_bytes_take_little_memory_whatever_their_type_may_have() {
+        let limit = |length: u64, bytes: usize| {
+            let mut message = length.to_le_bytes().to_vec();
+            message.resize(bytes, 1);
+            match decode::<Vec<u8>, { 2 << 20 }>(&message) {
+                Err(CodecError::Malformed(bincode::error::DecodeError::LimitExceeded)) => "refused",
+                Err(CodecError::Malformed(bincode::error::DecodeError::UnexpectedEnd { .. })) => "memory was taken",
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(limit(1 << 20, 33), "refused");
+        assert_eq!(limit(2_049, 256), "refused");
+        assert_eq!(limit(2_000, 256), "memory was taken");
+        assert_eq!(limit(1 << 20, 60_000), "refused");
+        assert_eq!(limit(1 << 20, 80_000), "memory was taken");
     }
 }
