@@ -73,7 +73,7 @@ stage "release build" cargo build --quiet --release -p narmesh
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 stage "benchmarks" benchmarks
-stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests
+stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
 stage "stories with real Nix" cargo test --package narmesh-tests
 
 printf '\n=== minutes\n'

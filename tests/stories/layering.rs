@@ -26,6 +26,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("narmesh-bench", &["narmesh-protocol", "narmesh-gossip", "narmesh-store", "narmesh-http-gateway", "narmesh"]),
+    // Everything that takes foreign bytes.
+    ("narmesh-fuzz", &["narmesh-protocol", "narmesh-gossip", "narmesh-http-gateway", "narmesh"]),
     // The stories see the binary from outside.
     ("narmesh-tests", &[]),
 ];

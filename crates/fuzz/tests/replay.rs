@@ -1,0 +1,33 @@
+//! In CI: every seed, every committed input, and a fixed number of inputs made of them, for each target.
+
+use narmesh_fuzz::{Engine, corpus, targets};
+use std::collections::BTreeSet;
+use std::fs;
+
+/// For each target; the same ones each time.
+const INPUTS: usize = if cfg!(debug_assertions) { 3_000 } else { 30_000 };
+
+/// One test, since memory is counted for the whole process.
+#[test]
+fn seeds_corpus_and_their_mutations_hold() {
+    for target in targets::all() {
+        let mut engine = Engine::new(target, 1);
+        let name = target.name;
+        engine.replay().unwrap().unwrap_or_else(|failure| panic!("{name}: {failure:?}"));
+        let replayed = engine.outcomes();
+        for _ in 0..INPUTS {
+            engine.step().unwrap_or_else(|failure| panic!("{name}: {failure:?}"));
+        }
+        assert!(engine.outcomes() > 1 && engine.outcomes() >= replayed, "{name}: its inputs tell nothing apart");
+    }
+}
+
+#[test]
+fn every_corpus_has_its_target() {
+    let names: BTreeSet<_> = targets::all().iter().map(|target| target.name).collect();
+    let root = corpus::directory("");
+    for entry in fs::read_dir(root).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(names.contains(name.as_str()) || name == "config", "{name}: no target of that name");
+    }
+}
