@@ -209,27 +209,23 @@ impl StateDb {
         })
     }
 
-    /// Remembers an answer; beyond [`ANSWERS_MAX`] the oldest go.
-    pub fn remember(&mut self, hash_part: &HashPart, answer: &RememberedAnswer) -> Result<(), StateDbError> {
-        let holders = answer.holders.iter().map(PeerId::to_string).collect::<Vec<_>>().join(",");
+    /// Remembers and forgets answers in the order given, all in one transaction; beyond [`ANSWERS_MAX`] the oldest go.
+    pub fn update_answers(&mut self, changes: &[(HashPart, Option<RememberedAnswer>)]) -> Result<(), StateDbError> {
         self.run(|connection| {
-            connection
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO answers (hash_part, narinfo, holders, at_unix_s) VALUES (?1, ?2, ?3, ?4)",
-                )?
-                .execute(params![hash_part.0, answer.narinfo, holders, answer.at_unix_s.cast_signed()])
+            let transaction = connection.unchecked_transaction()?;
+            for (hash_part, answer) in changes {
+                match answer {
+                    Some(answer) => insert_answer(&transaction, hash_part, answer)?,
+                    None => transaction
+                        .prepare_cached("DELETE FROM answers WHERE hash_part = ?1")?
+                        .execute([hash_part.0])?,
+                };
+            }
+            transaction.commit()
         })?;
-        // A replaced row counts twice here; the exact number is taken when it matters.
-        self.answers += 1;
+        // A replaced row counts twice here, a deleted one not at all; the exact number is taken when it matters.
+        self.answers += changes.iter().filter(|(_, answer)| answer.is_some()).count();
         if self.answers > self.answers_max { self.drop_oldest() } else { Ok(()) }
-    }
-
-    /// Forgets the answer for a path.
-    pub fn forget_answer(&mut self, hash_part: &HashPart) -> Result<(), StateDbError> {
-        let dropped =
-            self.run(|connection| connection.execute("DELETE FROM answers WHERE hash_part = ?1", [hash_part.0]))?;
-        self.answers = self.answers.saturating_sub(dropped);
-        Ok(())
     }
 
     /// Forgets all answers.
@@ -260,6 +256,15 @@ impl StateDb {
     fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StateDbError> {
         work(&self.connection).map_err(|source| StateDbError::Sqlite { path: self.path.clone(), source })
     }
+}
+
+fn insert_answer(connection: &Connection, part: &HashPart, answer: &RememberedAnswer) -> rusqlite::Result<usize> {
+    let holders = answer.holders.iter().map(PeerId::to_string).collect::<Vec<_>>().join(",");
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO answers (hash_part, narinfo, holders, at_unix_s) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![part.0, answer.narinfo, holders, answer.at_unix_s.cast_signed()])
 }
 
 impl fmt::Display for Recovered {

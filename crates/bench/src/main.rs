@@ -139,7 +139,7 @@ fn list(subjects: &[Box<dyn Subject>], arguments: &Arguments) -> anyhow::Result<
 fn serve(server: &str, arguments: &[String]) -> anyhow::Result<()> {
     match (server, arguments) {
         ("plain-tcp", []) => plain_tcp::serve(),
-        ("raw-stream", []) => raw_stream::serve(),
+        ("raw-stream", [security]) => raw_stream::serve(security),
         ("crowd", [peers, audience]) => crowd::serve(peers.parse().context("a number of peers")?, audience),
         _ => bail!("no such server: {server}"),
     }

@@ -1,16 +1,29 @@
 //! Bytes over one libp2p stream of the daemon's transport (TCP, TLS 1.3, yamux), and nothing else: what a NAR could reach
-//! if hashing, the file system and HTTP cost nothing.
+//! if hashing, the file system and HTTP cost nothing. Also over the same with another security in its place.
 
 use crate::plain_tcp::CHUNK_BYTES;
 use crate::process::Running;
 use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, Swarm, SwarmBuilder, tcp, tls, yamux};
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, Swarm, SwarmBuilder, tls};
+use narmesh::mesh::transport::{self, Tls, Yamux};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/narmesh-bench/raw");
+
+/// What stands between TCP and yamux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Security {
+    /// The daemon's.
+    Daemon,
+    /// libp2p-tls as shipped: ChaCha20 first.
+    StockTls,
+    /// libp2p-noise.
+    Noise,
+}
 
 /// A server process and a connection to it.
 pub(crate) struct RawStream {
@@ -22,11 +35,12 @@ pub(crate) struct RawStream {
 
 impl RawStream {
     /// Starts the server and connects.
-    pub(crate) fn start() -> anyhow::Result<Self> {
-        let (process, line) = Running::spawn_server("raw-stream", &[])?;
+    pub(crate) fn start(security: Security) -> anyhow::Result<Self> {
+        let name = security.to_possible_value().context("every security has a name")?.get_name().to_owned();
+        let (process, line) = Running::spawn_server("raw-stream", &[name])?;
         let address: Multiaddr = line.parse()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let (server, control) = runtime.block_on(connect(address))?;
+        let (server, control) = runtime.block_on(connect(security, address))?;
         Ok(Self { process, runtime, control, server })
     }
 
@@ -61,10 +75,11 @@ impl RawStream {
 }
 
 /// The server: on each stream, a count of bytes comes in and so many go out.
-pub(crate) fn serve() -> anyhow::Result<()> {
+pub(crate) fn serve(security: &str) -> anyhow::Result<()> {
+    let security = Security::from_str(security, false).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut swarm = swarm()?;
+        let mut swarm = swarm(security)?;
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
         let mut incoming = swarm.behaviour().new_control().accept(PROTOCOL)?;
         tokio::spawn(async move {
@@ -97,8 +112,8 @@ async fn send(mut stream: Stream) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(address: Multiaddr) -> anyhow::Result<(PeerId, libp2p_stream::Control)> {
-    let mut swarm = swarm()?;
+async fn connect(security: Security, address: Multiaddr) -> anyhow::Result<(PeerId, libp2p_stream::Control)> {
+    let mut swarm = swarm(security)?;
     let control = swarm.behaviour().new_control();
     swarm.dial(address)?;
     let server = loop {
@@ -116,12 +131,22 @@ async fn connect(address: Multiaddr) -> anyhow::Result<(PeerId, libp2p_stream::C
     Ok((server, control))
 }
 
-/// A swarm as `narmesh`'s `mesh::swarm` builds it, with nothing on it but streams.
-fn swarm() -> anyhow::Result<Swarm<libp2p_stream::Behaviour>> {
-    Ok(SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, yamux::Config::default)?
-        .with_behaviour(|_| libp2p_stream::Behaviour::new())?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3_600)))
-        .build())
+/// The daemon's transport, or it with another security, with nothing on it but streams.
+fn swarm(security: Security) -> anyhow::Result<Swarm<libp2p_stream::Behaviour>> {
+    let idle = |config: libp2p::swarm::Config| config.with_idle_connection_timeout(Duration::from_secs(3_600));
+    let streams = |_: &_| libp2p_stream::Behaviour::new();
+    let (tcp, yamux) = (transport::tcp(), || Yamux);
+    let builder = SwarmBuilder::with_new_identity().with_tokio();
+    Ok(match security {
+        Security::Daemon => {
+            builder.with_tcp(tcp, Tls::new, yamux)?.with_behaviour(streams)?.with_swarm_config(idle).build()
+        }
+        Security::StockTls => {
+            builder.with_tcp(tcp, tls::Config::new, yamux)?.with_behaviour(streams)?.with_swarm_config(idle).build()
+        }
+        Security::Noise => {
+            let noise = libp2p_noise::Config::new;
+            builder.with_tcp(tcp, noise, yamux)?.with_behaviour(streams)?.with_swarm_config(idle).build()
+        }
+    })
 }

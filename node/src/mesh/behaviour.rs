@@ -1,5 +1,6 @@
 //! The protocols of a node, composed.
 
+use super::door::Door;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
@@ -17,9 +18,11 @@ use std::time::Duration;
 pub(super) type Announcements =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
 
-/// Field order is poll and admission order: the allowlist refuses before any other protocol hears of a connection.
+/// Field order is poll and admission order: the door before the handshake, then the allowlist, before any other protocol hears
+/// of a connection.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
+    pub(super) door: Door,
     pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
     pub(super) announcements: Announcements,
@@ -47,11 +50,9 @@ impl MeshBehaviour {
         for peer in allowed {
             allowlist.allow_peer(peer);
         }
-        let limits = connection_limits::ConnectionLimits::default()
-            .with_max_pending_incoming(Some(64))
-            .with_max_established(Some(connections_max))
-            .with_max_established_per_peer(Some(4));
+        let limits = connection_limits::ConnectionLimits::default().with_max_established(Some(connections_max));
         Ok(Self {
+            door: Door::default(),
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
             announcements: announcements(keypair)?,

@@ -125,6 +125,7 @@ impl Mesh {
             table: gossip.table(),
             board: Arc::clone(&board),
             nar: nar.clone(),
+            asks: Arc::default(),
         };
         tokio::spawn(uploads.accept(incoming, handle.clone()));
         let mut mesh = Self {
@@ -291,6 +292,14 @@ impl Mesh {
             let addresses = self.dialer.addresses(peer).iter().map(Multiaddr::to_string).collect();
             self.board.update(peer, |stats| stats.addresses = addresses);
         }
+        self.tell_door();
+    }
+
+    /// Strangers cannot keep those out who come from where a peer is known to be.
+    pub(super) fn tell_door(&mut self) {
+        let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
+        let known: Vec<_> = known.filter_map(|address| socket_address(&address)).map(|address| address.ip()).collect();
+        self.swarm.behaviour_mut().door.set_known(known);
     }
 
     fn tell_addresses(&mut self) {

@@ -7,8 +7,13 @@ use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a time.
+const ASKS_MAX: usize = 32;
 
 /// A question for one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +69,7 @@ pub struct MeshHandle {
     pub(super) table: Arc<FilterTable>,
     pub(super) board: Arc<PeerBoard>,
     pub(super) nar: NarPool,
+    pub(super) asks: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
 }
 
 impl std::fmt::Debug for MeshHandle {
@@ -91,9 +97,18 @@ impl MeshHandle {
     /// Asks a peer, dialling it if need be; the caller sets the deadline.
     pub async fn ask(&self, peer: PeerId, ask: Ask) -> Result<NarInfoReply, AskError> {
         self.connect(peer).await?;
+        let slots = self.ask_slots(peer);
+        let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
         let bytes = self.call(|reply| Command::Ask { peer, ask, reply }).await??;
         let reply = NarInfoReply::decode(&bytes).map_err(|error| AskError::Failed(error.to_string()))?;
         if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
+    }
+
+    fn ask_slots(&self, peer: PeerId) -> Arc<Semaphore> {
+        let mut asks = self.asks.lock();
+        // Peers that are not asked at present need no entry.
+        asks.retain(|known, slots| *known == peer || slots.available_permits() < ASKS_MAX);
+        Arc::clone(asks.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(ASKS_MAX))))
     }
 
     /// Makes sure that there is a connection.

@@ -1,6 +1,6 @@
 //! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for things.
 //!
-//! Walk: `swarm::build` is the one constructor of the transport; `driver` owns swarm and core and turns events of one into
+//! Walk: `transport` is how bytes travel, `swarm::build` puts our protocols on it; `driver` owns swarm and core and turns events of one into
 //! inputs of the other; `dialer` decides whom to dial and when; `nar_server` answers NAR requests, `nar_client` keeps the
 //! pool of persistent streams; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
@@ -9,6 +9,7 @@ mod addresses;
 mod behaviour;
 mod clock;
 mod dialer;
+mod door;
 mod driver;
 mod framing;
 mod handle;
@@ -17,6 +18,7 @@ mod nar_server;
 mod peers;
 mod probe;
 mod swarm;
+pub mod transport;
 
 pub use clock::now;
 pub use driver::{Mesh, MeshConfig};

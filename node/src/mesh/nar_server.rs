@@ -20,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// A NAR up to this size is sent, and verified, as a whole before anybody waits for anybody.
 pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
-/// Streams that one peer may hold open; a further one is closed at once.
-const STREAMS_PER_PEER_MAX: usize = 64;
+/// Streams that one peer may hold open; a further one is closed at once. An honest one has 32 NARs under way and 8 streams idle.
+const STREAMS_PER_PEER_MAX: usize = 40;
 /// Bytes read from the file system at a time.
 const READ_BYTES: usize = 256 << 10;
 /// Chunks that may wait for the network: with [`READ_BYTES`] the memory of one upload.
@@ -172,17 +172,22 @@ impl Uploads {
         let (store, offer) = (Arc::clone(&self.store), Arc::clone(&self.offer));
         let opened =
             tokio::task::spawn_blocking(move || open(&store, &offer, &request)).await.map_err(io::Error::other)?;
-        let Some(nar) = opened else { return reply(stream, NarReply::Absent).await };
+        let Some(opened) = opened else { return reply(stream, NarReply::Absent).await };
         let zstd = request.accept_zstd && self.may_compress.load(Ordering::Relaxed);
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
-        write_frame(stream, &head).await?;
-        let sent = self.send_body(stream, nar, request, zstd).await?;
+        let sent = match opened.progress {
+            NarProgress::Complete if !zstd => send_at_once(stream, &head, &opened.first, request.offset).await?,
+            NarProgress::Complete | NarProgress::More => {
+                write_frame(stream, &head).await?;
+                self.send_body(stream, opened, request, zstd).await?
+            }
+        };
         self.board.update(&peer, |stats| stats.bytes_out += sent);
         Ok(())
     }
 
     /// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.
-    async fn send_body(&self, stream: &mut Stream, nar: NarStream, request: NarRequest, zstd: bool) -> io::Result<u64> {
+    async fn send_body(&self, stream: &mut Stream, nar: Opened, request: NarRequest, zstd: bool) -> io::Result<u64> {
         let (sender, mut chunks) = mpsc::channel(CHUNKS_AHEAD);
         let reader = tokio::task::spawn_blocking(move || read_nar(nar, request.offset, zstd, &sender));
         let mut sent = 0;
@@ -204,20 +209,48 @@ impl Uploads {
     }
 }
 
+/// A NAR under way: what was read of it already.
+struct Opened {
+    nar: NarStream,
+    first: Vec<u8>,
+    progress: NarProgress,
+}
+
 /// The predicate asked again, and the NAR opened if it is still the one asked for.
-fn open(store: &NixStore, offer: &Offer, request: &NarRequest) -> Option<NarStream> {
+fn open(store: &NixStore, offer: &Offer, request: &NarRequest) -> Option<Opened> {
     let offered = offer.offered(&request.hash_part)?;
     let same = offered.info.nar_hash == request.nar_hash && offered.info.nar_size == request.nar_size;
     if !same || request.offset >= request.nar_size {
         return None;
     }
-    match store.open_nar(&offered.info) {
-        Ok(nar) => Some(nar),
+    let begin = || -> Result<Opened, ReadFailure> {
+        let mut nar = store.open_nar(&offered.info)?;
+        let mut first = Vec::with_capacity(READ_BYTES.min(usize::try_from(request.nar_size).unwrap_or(READ_BYTES)));
+        let progress = nar.fill(&mut first, READ_BYTES)?;
+        Ok(Opened { nar, first, progress })
+    };
+    match begin() {
+        Ok(opened) => Some(opened),
         Err(error) => {
-            tracing::debug!(store_path = %offered.info.path, %error, "NAR cannot be opened");
+            tracing::warn!(store_path = %offered.info.path, %error, "our own copy cannot be sent");
             None
         }
     }
+}
+
+/// A NAR that is one buffer is one write: head, body and end, so that the asker wakes once.
+async fn send_at_once(stream: &mut Stream, head: &[u8], nar: &[u8], offset: u64) -> io::Result<u64> {
+    let body = nar.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(head.len() + body.len() + 16);
+    write_frame(&mut bytes, head).await?;
+    write_chunk(&mut bytes, body).await?;
+    write_end(&mut bytes, NarFrame::END_COMPLETE).await?;
+    let written = async {
+        stream.write_all(&bytes).await?;
+        stream.flush().await
+    };
+    tokio::time::timeout(WRITE_STALL, written).await??;
+    Ok(body.len() as u64)
 }
 
 async fn reply(stream: &mut Stream, reply: NarReply) -> io::Result<()> {
@@ -227,12 +260,11 @@ async fn reply(stream: &mut Stream, reply: NarReply) -> io::Result<()> {
 }
 
 /// Runs on a blocking thread: the whole NAR is read and hashed, what comes before `offset` is not sent.
-fn read_nar(mut nar: NarStream, offset: u64, zstd: bool, chunks: &mpsc::Sender<Vec<u8>>) -> Result<(), ReadFailure> {
+fn read_nar(opened: Opened, offset: u64, zstd: bool, chunks: &mpsc::Sender<Vec<u8>>) -> Result<(), ReadFailure> {
+    let Opened { mut nar, first: mut buffer, mut progress } = opened;
     let mut skip = offset;
     let mut encoder = if zstd { Some(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?) } else { None };
     loop {
-        let mut buffer = Vec::with_capacity(READ_BYTES);
-        let progress = nar.fill(&mut buffer, READ_BYTES)?;
         let skipped = skip.min(buffer.len() as u64);
         skip -= skipped;
         let body = buffer.get(usize::try_from(skipped).unwrap_or(usize::MAX)..).unwrap_or_default();
@@ -251,6 +283,8 @@ fn read_nar(mut nar: NarStream, offset: u64, zstd: bool, chunks: &mpsc::Sender<V
             NarProgress::More => {}
             NarProgress::Complete => break,
         }
+        buffer = Vec::with_capacity(READ_BYTES);
+        progress = nar.fill(&mut buffer, READ_BYTES)?;
     }
     if let Some(encoder) = encoder {
         let tail = encoder.finish()?;
@@ -263,6 +297,8 @@ fn read_nar(mut nar: NarStream, offset: u64, zstd: bool, chunks: &mpsc::Sender<V
 
 #[derive(Debug, thiserror::Error)]
 enum ReadFailure {
+    #[error(transparent)]
+    Store(#[from] narmesh_store::StoreError),
     #[error("the peer closed its stream")]
     PeerGone,
     #[error(transparent)]

@@ -1,5 +1,6 @@
 //! Narinfos that verified once, in memory and, behind it, in the state database.
 
+use super::answer_writer::AnswerWriter;
 use super::trust::{self, Proof};
 use super::{Resolver, ResolverSettings};
 use crate::state_db::{RememberedAnswer, SharedStateDb};
@@ -43,6 +44,7 @@ impl Answer {
 pub(crate) struct Answers {
     memory: Cache<HashPart, Arc<Answer>>,
     state: SharedStateDb,
+    writer: AnswerWriter,
     /// Grows with each change of trust, so that an answer judged before it is not put in after it.
     generation: AtomicU64,
 }
@@ -55,7 +57,7 @@ impl Answers {
                 u32::try_from(2 * answer.rendered.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
             })
             .build();
-        Self { memory, state, generation: AtomicU64::new(0) }
+        Self { memory, writer: AnswerWriter::start(Arc::clone(&state)), state, generation: AtomicU64::new(0) }
     }
 
     pub(crate) fn in_memory(&self, part: &HashPart) -> Option<Arc<Answer>> {
@@ -89,17 +91,11 @@ impl Answers {
         answer
     }
 
-    fn persist(&self, part: HashPart, answer: &Arc<Answer>) {
-        let (state, answer) = (Arc::clone(&self.state), Arc::clone(answer));
-        // Persisted later than given: a lost row costs one more question.
-        tokio::task::spawn_blocking(move || {
-            let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let row =
-                RememberedAnswer { narinfo: answer.rendered.to_vec(), holders: answer.holders.clone(), at_unix_s };
-            if let Err(error) = state.lock().remember(&part, &row) {
-                tracing::warn!(%error, "state database: an answer could not be remembered");
-            }
-        });
+    /// Persisted later than given: a lost row costs one more question.
+    fn persist(&self, part: HashPart, answer: &Answer) {
+        let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let row = RememberedAnswer { narinfo: answer.rendered.to_vec(), holders: answer.holders.clone(), at_unix_s };
+        self.writer.write(part, Some(row));
     }
 
     /// Reads and judges again what the database holds.
@@ -127,14 +123,9 @@ impl Answers {
 
 impl Resolver {
     /// Drops what is remembered of a path whose NAR nobody could send: the next lookup asks again.
-    pub(super) fn forget(self: &Arc<Self>, part: HashPart) {
+    pub(super) fn forget(&self, part: HashPart) {
         self.answers.memory.invalidate(&part);
-        let resolver = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = resolver.answers.state.lock().forget_answer(&part) {
-                tracing::warn!(%error, "state database: an answer could not be forgotten");
-            }
-        });
+        self.answers.writer.write(part, None);
     }
 
     /// What is remembered of a path that somebody still claims to hold.

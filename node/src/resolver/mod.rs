@@ -5,6 +5,7 @@
 //! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature or a recomputed content address; no
 //! lookup takes longer than the deadline.
 
+mod answer_writer;
 mod answers;
 mod ask;
 mod decisions;

@@ -286,13 +286,12 @@ impl Transfer {
         self.count(&source);
         let elapsed = self.started.elapsed();
         self.resolver.decisions.note(self.url.hash_part, Decision::NarVerified(peer, self.offset, elapsed));
-        // The end mark puts the stream back into the pool; nobody waits for it.
-        tokio::spawn(async move {
-            let mut nothing = Vec::new();
-            let end = source.read(&mut nothing, 0);
-            // Without it the stream is closed, that is all.
-            drop(tokio::time::timeout(FIRST_BYTE_TIMEOUT, end).await);
-        });
+        // The end mark puts the stream back into the pool. It is there already when the NAR was one write; else nobody waits for
+        // it, and without it the stream is closed, that is all.
+        let mut end = Box::pin(async move { source.read(&mut Vec::new(), 0).await });
+        if futures::poll!(&mut end).is_pending() {
+            tokio::spawn(tokio::time::timeout(FIRST_BYTE_TIMEOUT, end));
+        }
         Step::Verified
     }
 

@@ -15,7 +15,7 @@ fn filled(dir: &Path) -> (PeerId, RememberedAnswer) {
     db.set_own_epoch(u64::MAX - 1).unwrap();
     db.set_newest(&peer, b"older").unwrap();
     db.set_newest(&peer, b"newer").unwrap();
-    db.remember(&HashPart([1; 20]), &answer).unwrap();
+    db.update_answers(&[(HashPart([1; 20]), Some(answer.clone()))]).unwrap();
     (peer, answer)
 }
 
@@ -36,7 +36,7 @@ fn everything_comes_back_after_a_restart() {
     assert_eq!(db.answer(&HashPart([1; 20])).unwrap(), Some(answer));
     assert_eq!(db.answer(&HashPart([2; 20])).unwrap(), None);
     db.forget(&peer).unwrap();
-    db.forget_answer(&HashPart([1; 20])).unwrap();
+    db.update_answers(&[(HashPart([1; 20]), None)]).unwrap();
     assert!(db.newest().unwrap().is_empty() && db.answered().unwrap().is_empty());
 }
 
@@ -142,9 +142,9 @@ fn answers_are_bounded_and_the_oldest_go() {
     let dir = tempfile::tempdir().unwrap();
     let (mut db, _) = StateDb::open_bounded(dir.path(), 200).unwrap();
     for number in 0..=255_u8 {
-        db.remember(&HashPart([number; 20]), &answer("x", u64::from(number))).unwrap();
+        let change = (HashPart([number; 20]), Some(answer("x", u64::from(number))));
         // The same one again: must not count as another.
-        db.remember(&HashPart([number; 20]), &answer("x", u64::from(number))).unwrap();
+        db.update_answers(&[change.clone(), change]).unwrap();
         assert!(db.answered().unwrap().len() <= 200);
     }
     assert!(db.answered().unwrap().len() >= 198);

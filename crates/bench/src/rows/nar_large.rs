@@ -4,7 +4,7 @@ use super::pair::{Pair, nar_target};
 use crate::fetch;
 use crate::plain_tcp::PlainTcp;
 use crate::process::Running;
-use crate::raw_stream::RawStream;
+use crate::raw_stream::{RawStream, Security};
 use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
 
@@ -53,7 +53,7 @@ impl Subject for LargeNar {
         let target = nar_target(pair.gateway.gateway, large)?;
         fetch::verify(pair.gateway.gateway, &target, large.nar_hash)?;
         fetch::verify(pair.nginx.address, &large.nar_target(), large.nar_hash)?;
-        let (raw_stream, plain_tcp) = (RawStream::start()?, PlainTcp::start()?);
+        let (raw_stream, plain_tcp) = (RawStream::start(Security::Daemon)?, PlainTcp::start()?);
         let mut seen = Seen::default();
         let gb = large.nar_size as f64 / 1e9;
         for round in 1..=bench.rounds {

@@ -33,7 +33,7 @@ impl Mesh {
                 }
                 Output::Penalize { peer, misdeed } => {
                     tracing::warn!(%peer, %misdeed, "peer misbehaved");
-                    self.board.misdeed(&peer, &misdeed.to_string());
+                    self.board.misdeed(&peer, misdeed);
                 }
                 Output::Event(event) => self.on_core_event(event),
             }
@@ -129,6 +129,7 @@ impl Mesh {
         self.dialer.learned(now().moment, &peer, usable.collect());
         let all = self.dialer.addresses(&peer).iter().map(Multiaddr::to_string).collect();
         self.board.update(&peer, |stats| stats.addresses = all);
+        self.tell_door();
     }
 
     fn on_summary_dropped(&self, peer: PeerId, why: &str) {

@@ -1,0 +1,222 @@
+//! Who may try to come in: bounds on handshakes under way, and on what one peer may hold open.
+//!
+//! A stranger is known as such only after the handshake, so what he can cost is bounded before it: so many at a time from one
+//! address, so many in all from addresses that no peer of ours is known to have. A peer that comes back while its old connection
+//! is dead but not yet noticed pushes the old one out.
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::swarm::{
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm, dummy,
+};
+use libp2p::{Multiaddr, PeerId};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+
+use super::addresses::socket_address;
+
+/// Handshakes under way from one source: an IPv4 address, or an IPv6 network of 64 bits.
+const PENDING_PER_SOURCE_MAX: usize = 4;
+/// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
+/// them out.
+const PENDING_UNKNOWN_MAX: usize = 64;
+/// Connections of one peer: two when both sides dial at once, and one more pushes the oldest out.
+const PER_PEER_MAX: usize = 2;
+
+/// Why somebody is not let in before his handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("{PENDING_PER_SOURCE_MAX} handshakes from that address are under way")]
+    Source,
+    #[error("{PENDING_UNKNOWN_MAX} handshakes from unknown addresses are under way")]
+    Unknown,
+}
+
+/// The behaviour; it speaks no protocol.
+#[derive(Debug, Default)]
+pub(super) struct Door {
+    known: HashSet<IpAddr>,
+    pending: HashMap<ConnectionId, IpAddr>,
+    established: HashMap<PeerId, VecDeque<ConnectionId>>,
+    closing: VecDeque<(PeerId, ConnectionId)>,
+}
+
+impl Door {
+    /// Where peers are known to be, configured or learned.
+    pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.known = addresses.into_iter().map(source).collect();
+    }
+
+    fn admit(&mut self, id: ConnectionId, ip: IpAddr) -> Result<(), Refused> {
+        let source = source(ip);
+        if self.pending.values().filter(|pending| **pending == source).count() >= PENDING_PER_SOURCE_MAX {
+            return Err(Refused::Source);
+        }
+        let unknown = || self.pending.values().filter(|pending| !self.known.contains(*pending)).count();
+        if !self.known.contains(&source) && unknown() >= PENDING_UNKNOWN_MAX {
+            return Err(Refused::Unknown);
+        }
+        self.pending.insert(id, source);
+        Ok(())
+    }
+
+    fn opened(&mut self, peer: PeerId, id: ConnectionId) {
+        self.pending.remove(&id);
+        let connections = self.established.entry(peer).or_default();
+        connections.push_back(id);
+        while connections.len() > PER_PEER_MAX {
+            if let Some(oldest) = connections.pop_front() {
+                self.closing.push_back((peer, oldest));
+            }
+        }
+    }
+
+    fn closed(&mut self, peer: PeerId, id: ConnectionId) {
+        if let Some(connections) = self.established.get_mut(&peer) {
+            connections.retain(|open| *open != id);
+            if connections.is_empty() {
+                self.established.remove(&peer);
+            }
+        }
+    }
+}
+
+/// What counts as one source: whoever has an IPv6 address usually has 2^64 of them.
+fn source(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
+        ip @ IpAddr::V4(_) => ip,
+    }
+}
+
+impl NetworkBehaviour for Door {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
+
+    fn handle_pending_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        _: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        let Some(address) = socket_address(remote) else { return Ok(()) };
+        self.admit(id, address.ip()).map_err(ConnectionDenied::new)
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(event) => self.opened(event.peer_id, event.connection_id),
+            FromSwarm::ConnectionClosed(event) => self.closed(event.peer_id, event.connection_id),
+            FromSwarm::ListenFailure(event) => drop(self.pending.remove(&event.connection_id)),
+            // Nothing else begins or ends a connection.
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
+        match self.closing.pop_front() {
+            Some((peer_id, id)) => {
+                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) })
+            }
+            // What is to be closed comes with a swarm event, after which the swarm polls.
+            None => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids() -> impl Iterator<Item = ConnectionId> {
+        (0..).map(ConnectionId::new_unchecked)
+    }
+
+    #[test]
+    fn four_handshakes_from_one_source_and_no_more() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        for host in 1..=2 {
+            let ip = IpAddr::from([192, 0, 2, host]);
+            for _ in 0..4 {
+                door.admit(ids.next().unwrap(), ip).unwrap();
+            }
+            assert_eq!(door.admit(ids.next().unwrap(), ip), Err(Refused::Source));
+        }
+        // One that ended, either way, makes room for one.
+        door.opened(PeerId::random(), ConnectionId::new_unchecked(0));
+        door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])).unwrap();
+        assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        for host in 0..4_u16 {
+            door.admit(ids.next().unwrap(), IpAddr::from([0x2001, 0xdb8, 1, 1, 0, 0, 0, host])).unwrap();
+        }
+        let (same, other) = ([0x2001, 0xdb8, 1, 1, 9, 0, 0, 9], [0x2001, 0xdb8, 1, 2, 0, 0, 0, 1]);
+        assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from(same)), Err(Refused::Source));
+        door.admit(ids.next().unwrap(), IpAddr::from(other)).unwrap();
+        // Mapped addresses are IPv4 ones.
+        for _ in 0..4 {
+            door.admit(ids.next().unwrap(), "::ffff:192.0.2.1".parse().unwrap()).unwrap();
+        }
+        assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
+    }
+
+    #[test]
+    fn a_flood_of_strangers_leaves_the_door_open_for_known_addresses() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        let known = IpAddr::from([192, 0, 2, 1]);
+        door.set_known([known]);
+        let from = |host: u8| IpAddr::from([198, 51, 100, host]);
+        for host in 0..64 {
+            door.admit(ids.next().unwrap(), from(host)).unwrap();
+        }
+        assert_eq!(door.admit(ids.next().unwrap(), from(99)), Err(Refused::Unknown));
+        for _ in 0..4 {
+            door.admit(ids.next().unwrap(), known).unwrap();
+        }
+        assert_eq!(door.admit(ids.next().unwrap(), known), Err(Refused::Source));
+    }
+
+    #[test]
+    fn the_newest_connections_of_a_peer_stay() {
+        let (mut door, peer) = (Door::default(), PeerId::random());
+        for id in ids().take(4) {
+            door.opened(peer, id);
+        }
+        let closing: Vec<_> = door.closing.drain(..).map(|(_, id)| id).collect();
+        assert_eq!(closing, ids().take(2).collect::<Vec<_>>());
+        ids().take(4).for_each(|id| door.closed(peer, id));
+        assert!(door.established.is_empty());
+    }
+}
