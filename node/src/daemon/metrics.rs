@@ -1,12 +1,17 @@
-//! `/metrics`: the gateway's own counters, the resolver's, and gauges read when asked. No peer address is named.
+//! `/metrics`: the gateway's own counters, the resolver's, and gauges read when asked. Peers who misbehaved are named by their
+//! id and what they did; no peer address is named.
 
-use crate::mesh::PeerBoard;
+use crate::mesh::{PeerBoard, PeerStats};
 use crate::resolver::Resolver;
+use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A registry of everything.
@@ -40,14 +45,12 @@ impl Collector for Gauges {
         let peers = self.board.all();
         let connected = peers.values().filter(|stats| stats.connected).count() as u64;
         let set_aside = peers.values().filter(|stats| stats.set_aside().is_some()).count() as u64;
-        let misdeeds = peers.values().map(|stats| stats.misdeeds).sum::<u64>();
         let sent_bytes = peers.values().map(|stats| stats.bytes_out).sum::<u64>();
         let ages_s = || peers.values().filter_map(|stats| stats.summary_since).map(|since| since.elapsed().as_secs());
         for (name, help, value) in [
             ("peers_allowed", "Peers on the allowlist", peers.len() as u64),
             ("peers_connected", "Peers connected now", connected),
             ("peers_set_aside", "Peers asked nothing because they lied", set_aside),
-            ("peer_misdeeds", "Proven lies and broken rules of peers since the start", misdeeds),
             ("mesh_sent_bytes", "NAR bytes sent to peers since the start", sent_bytes),
             ("filters", "Peers whose filter is in the table", ages_s().count() as u64),
             ("filter_oldest_age_seconds", "Age of the oldest filter in the table", ages_s().max().unwrap_or(0)),
@@ -56,6 +59,23 @@ impl Collector for Gauges {
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
-        Ok(())
+        encode_misdeeds(&mut encoder, &peers)
     }
+}
+
+/// One line for each peer that misbehaved and each reason: at most the allowlist times the kinds of misdeeds.
+fn encode_misdeeds(
+    encoder: &mut DescriptorEncoder<'_>,
+    peers: &BTreeMap<PeerId, PeerStats>,
+) -> Result<(), std::fmt::Error> {
+    let help = "Proven lies and broken rules of peers since the start";
+    let mut family = encoder.encode_descriptor("peer_misdeeds", help, None, MetricType::Counter)?;
+    for (peer, stats) in peers {
+        for (misdeed, count) in &stats.misdeeds_by_reason {
+            let labels = [("peer", peer.to_string()), ("reason", misdeed.label().to_owned())];
+            let counter = ConstCounter::new(*count);
+            counter.encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }

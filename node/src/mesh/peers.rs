@@ -1,6 +1,7 @@
 //! What each peer did for us and to us: the counters behind `status`, and whom to ask first.
 
 use libp2p::PeerId;
+use narmesh_gossip::Misdeed;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,6 +48,9 @@ pub struct PeerStats {
     pub misdeeds: u64,
     /// The last of them, in words.
     pub last_misdeed: Option<String>,
+    /// Their number by reason.
+    #[serde(skip)]
+    pub misdeeds_by_reason: BTreeMap<Misdeed, u64>,
     /// Moving average of the time to a narinfo answer.
     #[serde(skip)]
     pub latency: Option<Duration>,
@@ -162,10 +166,12 @@ impl PeerBoard {
     }
 
     /// A proven lie or broken rule, as the gossip core counts them.
-    pub(super) fn misdeed(&self, peer: &PeerId, what: &str) {
+    pub(super) fn misdeed(&self, peer: &PeerId, misdeed: Misdeed) {
         self.update(peer, |stats| {
             stats.misdeeds = stats.misdeeds.saturating_add(1);
-            stats.last_misdeed = Some(what.to_owned());
+            let count = stats.misdeeds_by_reason.entry(misdeed).or_default();
+            *count = count.saturating_add(1);
+            stats.last_misdeed = Some(misdeed.to_string());
         });
     }
 
