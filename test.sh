@@ -49,9 +49,9 @@ documentation() {
 }
 
 simulation() {
-  local once again
-  once=$(cargo run --quiet --release -p narmesh-simulation --bin narmesh-sim -- run --nodes 20 --seed 1 | tail -n 1)
-  again=$(cargo run --quiet --release -p narmesh-simulation --bin narmesh-sim -- run --nodes 20 --seed 1 | tail -n 1)
+  local sim=(cargo run --quiet --release -p narmesh-simulation --bin narmesh-sim --) once again
+  once=$("${sim[@]}" run flapping --seed 1 | tail -n 1)
+  again=$("${sim[@]}" run flapping --seed 1 | tail -n 1)
   echo "$once"
   [ "$once" = "$again" ] || { echo "one seed, two stories: '$once' and '$again'" >&2; return 1; }
 }

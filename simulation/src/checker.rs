@@ -1,139 +1,102 @@
 //! What must hold, judged from outside: from what owners truly published and truly hold, never from a core's own word.
 
+pub(crate) mod liveness;
+mod violation;
+
+pub use violation::Violation;
+
 use crate::machine::{Machine, Number, Path, part};
 use libp2p_identity::PeerId;
 use narmesh_gossip::Misdeed;
-use narmesh_protocol::{Envelope, Generation};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use narmesh_protocol::wire::{GossipReply, GossipRequest};
+use narmesh_protocol::{AudienceDigest, Envelope, Generation};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-/// Paths looked up when one summary is checked; all of a small store, every n-th of a larger one.
-const SAMPLES: usize = 40;
+/// Paths looked up when one summary is checked.
+const SAMPLES: usize = 12;
+/// Of the paths that an owner has removed, so many are remembered, to see them forgotten.
+const REMOVED_KEPT: usize = 64;
+/// Pulls that a core may have under way: the bound that it documents.
+const PULLS_MAX: usize = 16;
+/// Outputs for one input: a few, and a few for each peer.
+const OUTPUTS_MAX: usize = 64;
+/// An honest machine publishes at most so often: twice a second, and a new epoch at any time.
+const PUBLICATIONS_MAX: usize = 40;
+const PUBLICATIONS_WINDOW_US: u64 = 10_000_000;
+/// No summary lives longer than a week, whatever it says; nor shorter than a minute.
+const LIFETIME_S: (u64, u64) = (60, 604_800);
+/// What a request is waited for at most: by then the core counts it as failed.
+const REQUEST_TIMEOUT_US: u64 = 10_000_000;
+/// The first bytes of encoded requests and replies: the numbers of their variants.
+const SYNC: u8 = 0;
+const PULL: u8 = 1;
+const BODY: u8 = 2;
+const DELTA: u8 = 3;
+/// Paths from here on are nobody's.
+pub(crate) const ABSENT_FROM: Path = 0xE000_0000;
+/// After its lifetime a summary may be used so much longer: a tick comes within a millisecond.
+const GRACE_US: u64 = 2_000;
 
-/// A promise that was broken.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Violation {
-    /// An owner used one generation for two announcements.
-    #[error("machine {owner} published generation {generation:?} twice")]
-    GenerationRepeated {
-        /// Who published.
-        owner: Number,
-        /// What.
-        generation: Generation,
-    },
-    /// An owner published under an epoch that its disk does not know.
-    #[error("machine {owner} published below its last epoch: {generation:?}")]
-    EpochBack {
-        /// Who published.
-        owner: Number,
-        /// What.
-        generation: Generation,
-    },
-    /// A body was accepted that its owner never published.
-    #[error("machine {holder} accepted {generation:?} of {owner}, who never published it")]
-    NeverPublished {
-        /// Who accepted.
-        holder: Number,
-        /// Whose.
-        owner: Number,
-        /// What.
-        generation: Generation,
-    },
-    /// A body was accepted by someone outside its audience, or of someone not trusted.
-    #[error("machine {holder} holds {generation:?} of {owner} outside its audience or its own allowlist")]
-    Audience {
-        /// Who accepted.
-        holder: Number,
-        /// Whose.
-        owner: Number,
-        /// What.
-        generation: Generation,
-    },
-    /// An older generation was accepted after a newer one.
-    #[error("machine {holder} went back to {generation:?} of {owner}")]
-    WentBack {
-        /// Who accepted.
-        holder: Number,
-        /// Whose.
-        owner: Number,
-        /// What.
-        generation: Generation,
-    },
-    /// A path of the accepted summary is not found.
-    #[error("machine {holder} does not find path {path} of {owner}, which its summary covers")]
-    FalseNegative {
-        /// Who looked.
-        holder: Number,
-        /// Who has it.
-        owner: Number,
-        /// The path.
-        path: Path,
-    },
-    /// A peer that is not trusted is still in a table.
-    #[error("machine {holder} still knows a peer that left its allowlist")]
-    NotForgotten {
-        /// Who.
-        holder: Number,
-    },
-    /// An honest peer was blamed; all are honest here.
-    #[error("machine {accuser} blames {accused:?}: {misdeed}")]
-    Blamed {
-        /// Who.
-        accuser: Number,
-        /// Whom.
-        accused: Option<Number>,
-        /// For what.
-        misdeed: Misdeed,
-    },
-    /// Long after the faults ended, a table is not what its owner is.
-    #[error("machine {holder} holds {held:?} of {owner}, who is at {published:?}")]
-    NotConverged {
-        /// Who.
-        holder: Number,
-        /// Whose.
-        owner: Number,
-        /// What is held.
-        held: Option<Generation>,
-        /// What it should be.
-        published: Option<Generation>,
-    },
-    /// Long after the faults ended, an owner has not announced what it holds.
-    #[error("machine {owner} holds {paths} paths and announced {announced}")]
-    NotAnnounced {
-        /// Who.
-        owner: Number,
-        /// What it holds.
-        paths: usize,
-        /// What it announced.
-        announced: u64,
-    },
+/// What an owner published under one generation.
+#[derive(Clone, Debug)]
+pub(crate) struct Publication {
+    pub(crate) generation: Generation,
+    envelope: Vec<u8>,
+    /// Of its store: all paths of this version are in the filter.
+    pub(crate) version: u32,
+    /// The version at the epoch's beginning: paths removed before it are not in the filter.
+    pub(crate) epoch_version: u32,
+    pub(crate) audience: Arc<BTreeSet<Number>>,
+    pub(crate) announced: u64,
+    lifetime_us: u64,
 }
 
-/// What one owner published under one generation.
-#[derive(Debug)]
-struct Publication {
-    envelope: Vec<u8>,
-    paths: BTreeSet<Path>,
-    audience: BTreeSet<Number>,
-    announced: u64,
+/// What one machine has of another, by the ledger of accepted announcements and bodies.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// The newest announcement accepted, as long as the disk remembers, and when.
+    accepted: Option<(Generation, u64)>,
+    /// The body in the table, and when its lifetime ends.
+    held: Option<(Generation, u64)>,
+}
+
+#[derive(Debug, Default)]
+struct Owner {
+    published: BTreeMap<Generation, Publication>,
+    newest: Option<Generation>,
+    recent_us: Vec<u64>,
+    removed: BTreeSet<Path>,
 }
 
 /// The ledger of all publications, and the violations found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Checker {
     numbers: BTreeMap<PeerId, Number>,
-    published: BTreeMap<(Number, Generation), Publication>,
-    newest: BTreeMap<Number, Generation>,
-    /// The newest generation that a holder has accepted of an owner, as long as its disk remembers.
-    accepted: BTreeMap<(Number, Number), Generation>,
+    by_digest: BTreeMap<AudienceDigest, Number>,
+    owners: Vec<Owner>,
+    slots: Vec<Vec<Slot>>,
+    /// Pulls under way, by asker: at whom, since when.
+    pulls: Vec<BTreeMap<u64, (Number, u64)>>,
     pub(crate) violations: Vec<Violation>,
     /// Summaries whose contents were looked up.
     pub(crate) checked: u64,
+    turn: usize,
 }
 
 impl Checker {
     pub(crate) fn new(machines: &[Machine]) -> Self {
-        let numbers = machines.iter().enumerate().map(|(number, machine)| (machine.peer, number)).collect();
-        Self { numbers, ..Self::default() }
+        let count = machines.len();
+        Self {
+            numbers: machines.iter().enumerate().map(|(number, machine)| (machine.peer, number)).collect(),
+            by_digest: machines.iter().enumerate().map(|(n, machine)| (AudienceDigest::of(&machine.peer), n)).collect(),
+            owners: std::iter::repeat_with(Owner::default).take(count).collect(),
+            slots: vec![vec![Slot::default(); count]; count],
+            pulls: vec![BTreeMap::new(); count],
+            violations: Vec::new(),
+            checked: 0,
+            turn: 0,
+        }
     }
 
     pub(crate) fn number(&self, peer: &PeerId) -> Option<Number> {
@@ -141,127 +104,270 @@ impl Checker {
     }
 
     fn broken(&mut self, violation: Violation) {
-        self.violations.push(violation);
+        // One bug breaks a promise again and again.
+        if self.violations.len() < 100 {
+            self.violations.push(violation);
+        }
     }
 
-    /// A machine published. A goodbye is noted as an empty summary.
-    pub(crate) fn published(&mut self, owner: Number, machine: &Machine, envelope: &[u8]) {
-        let Ok(opened) = Envelope::open(envelope) else { return };
-        let generation = opened.announcement().generation;
-        let publication = Publication {
-            envelope: envelope.to_vec(),
-            paths: machine.paths.clone(),
-            audience: machine.trusted.clone(),
-            announced: opened.announcement().path_count,
+    fn slot(&mut self, holder: Number, owner: Number) -> Option<&mut Slot> {
+        self.slots.get_mut(holder)?.get_mut(owner)
+    }
+
+    /// An honest machine published. Returns what is now in the ledger; nothing for a goodbye.
+    pub(crate) fn published(
+        &mut self,
+        owner: Number,
+        machine: &Machine,
+        envelope: &[u8],
+        now_us: u64,
+    ) -> Option<Publication> {
+        let opened = Envelope::open(envelope).ok();
+        if envelope.len() > 1_000 || opened.is_none() {
+            self.broken(Violation::Malformed { owner });
+        }
+        let announcement = *opened?.announcement();
+        let generation = announcement.generation;
+        let ledger = self.owners.get_mut(owner)?;
+        ledger.recent_us.retain(|at_us| at_us + PUBLICATIONS_WINDOW_US > now_us);
+        ledger.recent_us.push(now_us);
+        let often = ledger.recent_us.len() > PUBLICATIONS_MAX;
+        // Allowed only to a machine that lost its disk; it will be overtaken. See `disk_lost`.
+        let back = ledger.newest.is_some_and(|newest| newest > generation);
+        ledger.newest = Some(generation);
+        let first = Generation { seq: 0, ..generation };
+        let epoch_version = match ledger.published.get(&first) {
+            Some(first) if generation.seq > 0 => first.epoch_version,
+            Some(_) | None => machine.store.version,
         };
-        if self.newest.get(&owner).is_some_and(|newest| *newest > generation) {
-            // Allowed only to a machine that lost its disk; it will be overtaken. See `disk_lost`.
+        let lifetime_us = u64::from(announcement.lifetime_s).clamp(LIFETIME_S.0, LIFETIME_S.1) * 1_000_000;
+        let publication = Publication {
+            generation,
+            envelope: envelope.to_vec(),
+            version: machine.store.version,
+            epoch_version,
+            audience: Arc::clone(&machine.trusted),
+            announced: announcement.path_count,
+            lifetime_us,
+        };
+        let before = ledger.published.insert(generation, publication.clone());
+        if often {
+            self.broken(Violation::Bound { machine: owner, what: "publications in 10 s", value: PUBLICATIONS_MAX + 1 });
+        }
+        if back {
             self.broken(Violation::EpochBack { owner, generation });
         }
-        self.newest.insert(owner, generation);
-        if let Some(before) = self.published.insert((owner, generation), publication)
-            && before.envelope != envelope
-        {
+        if before.is_some_and(|before| before.envelope != envelope) {
             self.broken(Violation::GenerationRepeated { owner, generation });
         }
+        (!announcement.is_goodbye()).then_some(publication)
     }
 
     /// A machine's disk is gone: nothing that it accepted or published binds it any more.
     pub(crate) fn disk_lost(&mut self, number: Number) {
-        self.newest.remove(&number);
-        self.accepted.retain(|(holder, _), _| *holder != number);
+        if let Some(owner) = self.owners.get_mut(number) {
+            owner.newest = None;
+        }
+        self.slots.get_mut(number).into_iter().flatten().for_each(|slot| slot.accepted = None);
+    }
+
+    /// A machine's core is gone, and its table with it.
+    pub(crate) fn stopped(&mut self, number: Number) {
+        self.slots.get_mut(number).into_iter().flatten().for_each(|slot| slot.held = None);
+        self.pulls.get_mut(number).into_iter().for_each(BTreeMap::clear);
     }
 
     /// A machine forgot a peer.
     pub(crate) fn forgot(&mut self, holder: Number, peer: &PeerId) {
-        if let Some(owner) = self.number(peer) {
-            self.accepted.remove(&(holder, owner));
+        if let Some(slot) = self.number(peer).and_then(|owner| self.slot(holder, owner)) {
+            *slot = Slot::default();
+        }
+    }
+
+    /// A machine took a body out of its table.
+    pub(crate) fn dropped(&mut self, holder: Number, peer: &PeerId) {
+        if let Some(slot) = self.number(peer).and_then(|owner| self.slot(holder, owner)) {
+            slot.held = None;
         }
     }
 
     /// A machine accepted an announcement.
-    pub(crate) fn announced(&mut self, holder: Number, peer: &PeerId, generation: Generation) {
+    pub(crate) fn announced(&mut self, holder: Number, peer: &PeerId, generation: Generation, now_us: u64) {
         let Some(owner) = self.number(peer) else { return };
-        let before = self.accepted.insert((holder, owner), generation);
-        if before.is_some_and(|before| before > generation) {
+        let Some(slot) = self.slot(holder, owner) else { return };
+        let before = slot.accepted;
+        if before.is_none_or(|(before, _)| before < generation) {
+            slot.accepted = Some((generation, now_us));
+        }
+        if before.is_some_and(|(before, _)| before > generation) {
             self.broken(Violation::WentBack { holder, owner, generation });
         }
     }
 
     /// A machine has a body in its table.
-    pub(crate) fn body(&mut self, holder: Number, machine: &Machine, peer: &PeerId, generation: Generation) {
+    pub(crate) fn body(
+        &mut self,
+        holder: Number,
+        machine: &Machine,
+        owner: Number,
+        owned: &Machine,
+        generation: Generation,
+    ) {
         self.checked += 1;
-        let Some(owner) = self.number(peer) else { return };
-        let Some(publication) = self.published.get(&(owner, generation)) else {
-            return self.broken(Violation::NeverPublished { holder, owner, generation });
-        };
-        if !publication.audience.contains(&holder) || !machine.trusted.contains(&owner) {
+        if !machine.trusted.contains(&owner) {
             return self.broken(Violation::Audience { holder, owner, generation });
         }
-        let missing = missing(machine, peer, &publication.paths);
-        if let Some(path) = missing {
+        let back = self.slot(holder, owner).and_then(|slot| slot.held).is_some_and(|(held, _)| held > generation);
+        if back {
+            self.broken(Violation::WentBack { holder, owner, generation });
+        }
+        if let Some(liar) = &owned.malice {
+            if !liar.signed(generation) {
+                self.broken(Violation::NeverPublished { holder, owner, generation });
+            }
+            return;
+        }
+        let Some(publication) = self.owners.get(owner).and_then(|owner| owner.published.get(&generation)) else {
+            return self.broken(Violation::NeverPublished { holder, owner, generation });
+        };
+        let (admitted, version) = (publication.audience.contains(&holder), publication.version);
+        let lifetime_us = publication.lifetime_us;
+        if let Some(slot) = self.slot(holder, owner) {
+            let since_us = slot.accepted.filter(|(accepted, _)| *accepted == generation).map(|(_, at_us)| at_us);
+            slot.held = Some((generation, since_us.unwrap_or(0) + lifetime_us));
+        }
+        if !admitted {
+            return self.broken(Violation::Audience { holder, owner, generation });
+        }
+        self.turn = self.turn.wrapping_add(7);
+        if let Some(path) = missing(machine, owned, version, self.turn) {
             self.broken(Violation::FalseNegative { holder, owner, path });
         }
+        if claims_too_much(machine, &owned.peer, self.turn) {
+            self.broken(Violation::Overfull { holder, owner, generation });
+        }
+    }
+
+    /// A machine removed these paths from its store.
+    pub(crate) fn collected(&mut self, owner: Number, removed: &[Path]) {
+        let Some(owner) = self.owners.get_mut(owner) else { return };
+        let step = (removed.len() / 16).max(1);
+        owner.removed.extend(removed.iter().step_by(step));
+        while owner.removed.len() > REMOVED_KEPT {
+            owner.removed.pop_first();
+        }
+    }
+
+    /// A core asks somebody.
+    pub(crate) fn requested(&mut self, machine: Number, to: Number, id: u64, bytes: &[u8], now_us: u64) {
+        if bytes.len() > GossipRequest::BYTES_MAX {
+            self.broken(Violation::Bound { machine, what: "bytes of a request", value: bytes.len() });
+        }
+        if bytes.first() != Some(&PULL) {
+            return;
+        }
+        let Some(pulls) = self.pulls.get_mut(machine) else { return };
+        pulls.retain(|_, (_, since_us)| *since_us + REQUEST_TIMEOUT_US > now_us);
+        pulls.insert(id, (to, now_us));
+        let count = pulls.len();
+        if count > PULLS_MAX {
+            self.broken(Violation::Bound { machine, what: "pulls under way", value: count });
+        }
+    }
+
+    /// A core has an answer, whatever it says.
+    pub(crate) fn answered(&mut self, machine: Number, id: u64) {
+        self.pulls.get_mut(machine).and_then(|pulls| pulls.remove(&id));
+    }
+
+    /// A connection ended.
+    pub(crate) fn disconnected(&mut self, machine: Number, other: Number) {
+        self.pulls.get_mut(machine).into_iter().for_each(|pulls| pulls.retain(|_, (to, _)| *to != other));
+    }
+
+    /// An honest machine answers: nothing may go to somebody outside its audience.
+    pub(crate) fn responded(&mut self, machine: Number, asker: Number, question: &[u8], reply: &[u8]) {
+        if reply.len() > GossipReply::BYTES_MAX {
+            self.broken(Violation::Bound { machine, what: "bytes of a reply", value: reply.len() });
+        }
+        let told: Vec<(Number, Generation)> = match (GossipRequest::decode(question), reply.first()) {
+            (Ok(GossipRequest::Pull { owner, generation, .. }), Some(&(BODY | DELTA))) => {
+                self.by_digest.get(&owner).map(|owner| (*owner, generation)).into_iter().collect()
+            }
+            (Ok(GossipRequest::Sync(_)), Some(&SYNC)) => match GossipReply::decode(reply) {
+                Ok(GossipReply::Sync { news, .. }) => news.iter().filter_map(|news| self.named(news)).collect(),
+                Ok(_) | Err(_) => Vec::new(),
+            },
+            (Ok(_) | Err(_), _) => Vec::new(),
+        };
+        for (owner, generation) in told {
+            let publication = self.owners.get(owner).and_then(|owner| owner.published.get(&generation));
+            if publication.is_some_and(|publication| owner != asker && !publication.audience.contains(&asker)) {
+                self.broken(Violation::HandedOut { machine, asker, owner, generation });
+            }
+        }
+    }
+
+    /// Whose an envelope is and which, without looking at its signature.
+    fn named(&self, envelope: &[u8]) -> Option<(Number, Generation)> {
+        let mut id = vec![0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
+        id.extend_from_slice(envelope.get(1..33)?);
+        let word = |at: usize| Some(u64::from_le_bytes(envelope.get(at..at + 8)?.try_into().ok()?));
+        let generation = Generation { epoch: word(97)?, seq: word(105)? };
+        Some((self.number(&PeerId::from_bytes(&id).ok()?)?, generation))
+    }
+
+    /// Nothing outlives its lifetime.
+    pub(crate) fn sample(&mut self, machines: &[Machine], now_us: u64) {
+        let mut found = Vec::new();
+        for (holder, (slots, machine)) in self.slots.iter().zip(machines).enumerate() {
+            for (owner, slot) in slots.iter().enumerate().filter(|_| machine.is_running()) {
+                if let Some((generation, _)) = slot.held.filter(|(_, expires_us)| expires_us + GRACE_US < now_us) {
+                    found.push(Violation::Immortal { holder, owner, generation });
+                }
+            }
+        }
+        found.into_iter().for_each(|violation| self.broken(violation));
     }
 
     /// After an allowlist change.
     pub(crate) fn allowlist(&mut self, holder: Number, machine: &Machine) {
         let known = machine.core.peers().filter_map(|view| self.number(&view.peer)).collect::<BTreeSet<_>>();
-        if !known.is_subset(&machine.trusted) {
+        let disk = machine.disk_envelopes();
+        if !known.is_subset(&machine.trusted) || machine.core.table().peers() > machine.trusted.len() {
             self.broken(Violation::NotForgotten { holder });
+        }
+        if disk > machine.trusted.len() {
+            self.broken(Violation::Bound { machine: holder, what: "envelopes on disk", value: disk });
         }
     }
 
-    pub(crate) fn blamed(&mut self, accuser: Number, peer: &PeerId, misdeed: Misdeed) {
-        let accused = self.number(peer);
+    /// An honest machine was blamed.
+    pub(crate) fn blamed(&mut self, accuser: Number, accused: Option<Number>, misdeed: Misdeed) {
         self.broken(Violation::Blamed { accuser, accused, misdeed });
     }
 
-    /// Liveness: each table is what each reachable owner is. Returns what is not so yet.
-    pub(crate) fn unconverged(&self, machines: &[Machine], links: &BTreeSet<(Number, Number)>) -> Vec<Violation> {
-        let mut found = Vec::new();
-        for (owner, machine) in machines.iter().enumerate() {
-            let published = machine.core.publication().generation;
-            let newest = published.and_then(|generation| self.published.get(&(owner, generation)));
-            let announced = newest.map_or(0, |publication| publication.announced);
-            if announced != machine.paths.len() as u64 || newest.is_none() {
-                found.push(Violation::NotAnnounced { owner, paths: machine.paths.len(), announced });
-            }
-            for holder in reachable(owner, machines, links) {
-                let Some(asker) = machines.get(holder) else { continue };
-                let view = asker.core.peers().find(|view| view.peer == machine.peer);
-                let held = view.and_then(|view| view.summary).map(|summary| summary.generation);
-                if held != published {
-                    found.push(Violation::NotConverged { holder, owner, held, published });
-                } else if let Some(path) = missing(asker, &machine.peer, &machine.paths) {
-                    found.push(Violation::FalseNegative { holder, owner, path });
-                }
-            }
+    /// A core said so much to one input.
+    pub(crate) fn outputs(&mut self, machine: Number, count: usize, machines: usize) {
+        if count > OUTPUTS_MAX + 4 * machines {
+            self.broken(Violation::Bound { machine, what: "outputs for one input", value: count });
         }
-        found
     }
 }
 
-/// A path of these that is not found at this machine.
-fn missing(machine: &Machine, owner: &PeerId, paths: &BTreeSet<Path>) -> Option<Path> {
-    let step = (paths.len() / SAMPLES).max(1);
-    let found = |path: &Path| machine.core.candidates(&part(*path)).iter().any(|candidate| candidate.peer == *owner);
-    paths.iter().step_by(step).find(|path| !found(path)).copied()
+/// A path of this version of the owner's store that is not found at the holder: a sample, and the newest.
+fn missing(holder: &Machine, owned: &Machine, version: u32, turn: usize) -> Option<Path> {
+    let table = holder.core.table();
+    let held = &owned.store.held;
+    let step = (held.len() / SAMPLES).max(1);
+    let sampled = held.iter().skip(turn % step).step_by(step).chain(held.iter().rev().take(SAMPLES / 2));
+    let mut covered = sampled.filter(|held| held.is_in(version)).map(|held| held.path);
+    covered.find(|path| !table.claims(&owned.peer, &part(*path)))
 }
 
-/// Who must hear of an owner: those who are linked to it through machines that it trusts and that trust it.
-fn reachable(owner: Number, machines: &[Machine], links: &BTreeSet<(Number, Number)>) -> BTreeSet<Number> {
-    let trusts = |a: Number, b: Number| machines.get(a).is_some_and(|machine| machine.trusted.contains(&b));
-    let mut reached = BTreeSet::from([owner]);
-    let mut next = VecDeque::from([owner]);
-    while let Some(from) = next.pop_front() {
-        for (a, b) in links {
-            let to = if *a == from { *b } else { *a };
-            if (*a == from || *b == from) && trusts(owner, to) && trusts(to, owner) && reached.insert(to) {
-                next.push_back(to);
-            }
-        }
-    }
-    reached.remove(&owner);
-    reached
+/// Whether a filter claims so much of what nobody ever had that it cannot be its owner's.
+fn claims_too_much(holder: &Machine, owner: &PeerId, turn: usize) -> bool {
+    let table = holder.core.table();
+    let first = ABSENT_FROM + u32::try_from(turn % 1_000_000).unwrap_or(0);
+    (first..first + 24).filter(|path| table.claims(owner, &part(*path))).count() > 3
 }

@@ -24,7 +24,7 @@ impl Draw {
 
     /// True in so many of a thousand cases.
     pub(crate) fn chance(&mut self, permille: u64) -> bool {
-        self.below(1_000) < permille
+        permille > 0 && self.below(1_000) < permille
     }
 
     pub(crate) fn index(&mut self, len: usize) -> usize {
@@ -36,9 +36,33 @@ impl Draw {
         from.get(index).copied()
     }
 
+    /// So many of them, in random order.
+    pub(crate) fn some<T>(&mut self, mut from: Vec<T>, count: usize) -> Vec<T> {
+        let count = count.min(from.len());
+        for at in 0..count {
+            let other = at + self.index(from.len() - at);
+            from.swap(at, other);
+        }
+        from.truncate(count);
+        from
+    }
+
     pub(crate) fn seed(&mut self) -> [u8; 32] {
         let mut seed = [0; 32];
         self.0.fill_bytes(&mut seed);
         seed
+    }
+
+    /// The size of one build, paths. Half are 1 to 3, a tenth hundreds, one in two hundred thousands: guesses after what
+    /// rebuilds of packages, systems and whole package sets bring.
+    pub(crate) fn build_paths(&mut self) -> u32 {
+        let (least, most) = match self.below(200) {
+            0..=99 => (1, 4),
+            100..=159 => (4, 21),
+            160..=189 => (21, 201),
+            190..=198 => (201, 1_001),
+            _ => (1_001, 5_001),
+        };
+        u32::try_from(self.between(least, most)).unwrap_or(1)
     }
 }

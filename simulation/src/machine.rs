@@ -1,10 +1,14 @@
 //! One machine: an unmodified core, what its disk keeps, what it truly holds, whom it trusts.
 
 use crate::draw::Draw;
+use crate::gossipsub::Subscriber;
+use crate::hostile::Malice;
+use crate::traffic::Traffic;
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
 use narmesh_protocol::{HashPart, StoreDir};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A machine's number, from 0.
 pub(crate) type Number = usize;
@@ -12,7 +16,7 @@ pub(crate) type Number = usize;
 pub(crate) type Path = u32;
 
 /// The wall clock of a machine without skew at the beginning, milliseconds since 1970: 2026-11-21.
-const WALL_MS: u64 = 1_795_219_200_000;
+pub(crate) const WALL_MS: u64 = 1_795_219_200_000;
 
 /// What a machine does at present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,30 +24,90 @@ pub(crate) enum State {
     Running,
     /// Suspended: nothing reaches it, its clocks run on.
     Asleep,
-    /// Crashed; its core is gone.
+    /// Crashed, stopped or not there yet; its core is gone.
     Down,
+}
+
+/// A path and the versions of its store that have it: from `since` up to and without `until`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) path: Path,
+    pub(crate) since: u32,
+    pub(crate) until: u32,
+}
+
+impl Held {
+    pub(crate) fn is_in(&self, version: u32) -> bool {
+        self.since <= version && version < self.until
+    }
+}
+
+/// What a store truly holds, and held at each of its versions.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) version: u32,
+    pub(crate) held: Vec<Held>,
+    pub(crate) live: BTreeSet<Path>,
+}
+
+impl Store {
+    pub(crate) fn add(&mut self, paths: impl IntoIterator<Item = Path>) {
+        self.version += 1;
+        for path in paths {
+            if self.live.insert(path) {
+                self.held.push(Held { path, since: self.version, until: u32::MAX });
+            }
+        }
+    }
+
+    /// Removes those for which `choose` is true, and returns them.
+    pub(crate) fn collect(&mut self, mut choose: impl FnMut() -> bool) -> Vec<Path> {
+        self.version += 1;
+        let version = self.version;
+        let mut removed = Vec::new();
+        for held in self.held.iter_mut().filter(|held| held.until == u32::MAX) {
+            if choose() {
+                held.until = version;
+                removed.push(held.path);
+            }
+        }
+        removed.iter().for_each(|path| {
+            self.live.remove(path);
+        });
+        removed
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) peer: PeerId,
-    keypair: Keypair,
+    pub(crate) keypair: Keypair,
     pub(crate) core: Gossip,
     pub(crate) state: State,
+    /// Grows with each start and each waking: what was planned before is void.
+    pub(crate) run: u64,
     /// The next output list is performed in part only, and then the machine is down.
     pub(crate) doomed: bool,
-    /// What the store truly holds.
-    pub(crate) paths: BTreeSet<Path>,
-    pub(crate) trusted: BTreeSet<Number>,
+    pub(crate) store: Store,
+    pub(crate) trusted: Arc<BTreeSet<Number>>,
+    pub(crate) site: usize,
     pub(crate) skew_ms: i64,
     /// Its clock was wrong once, so its epochs may be ahead of the right time.
     pub(crate) ever_skewed: bool,
     disk_epoch: Option<u64>,
     disk_newest: BTreeMap<PeerId, Vec<u8>>,
-    /// gossipsub messages that it has had.
-    pub(crate) seen: BTreeSet<u64>,
-    /// When a tick is on its way.
+    pub(crate) subscriber: Subscriber,
+    /// When a tick is on its way, milliseconds.
     pub(crate) tick: Option<u64>,
+    pub(crate) malice: Option<Malice>,
+    /// On nobody's allowlist.
+    pub(crate) stranger: bool,
+    /// When its line is free again, microseconds.
+    pub(crate) up_free_us: u64,
+    pub(crate) down_free_us: u64,
+    pub(crate) traffic: Traffic,
+    /// Peers whose connection ended while it slept.
+    pub(crate) lost_asleep: BTreeSet<Number>,
 }
 
 /// The hash part of a path's number.
@@ -64,16 +128,24 @@ impl Machine {
             peer: keypair.public().to_peer_id(),
             keypair,
             core,
-            state: State::Running,
+            state: State::Down,
+            run: 0,
             doomed: false,
-            paths: BTreeSet::new(),
-            trusted: BTreeSet::new(),
+            store: Store::default(),
+            trusted: Arc::default(),
+            site: 0,
             skew_ms: 0,
             ever_skewed: false,
             disk_epoch: None,
             disk_newest: BTreeMap::new(),
-            seen: BTreeSet::new(),
+            subscriber: Subscriber::default(),
             tick: None,
+            malice: None,
+            stranger: false,
+            up_free_us: 0,
+            down_free_us: 0,
+            traffic: Traffic::default(),
+            lost_asleep: BTreeSet::new(),
         }
     }
 
@@ -91,8 +163,9 @@ impl Machine {
         let persisted = Persisted { own_epoch: self.disk_epoch, newest };
         self.core = core(self.now(now_ms), &self.keypair, draw.seed(), persisted);
         self.state = State::Running;
+        self.run += 1;
         self.doomed = false;
-        self.seen.clear();
+        self.subscriber = Subscriber::default();
         self.tick = None;
     }
 
@@ -104,13 +177,22 @@ impl Machine {
         }
     }
 
+    /// Envelopes on its disk.
+    pub(crate) fn disk_envelopes(&self) -> usize {
+        self.disk_newest.len()
+    }
+
     /// All its paths, as the store tells them at start.
     pub(crate) fn all_paths(&self) -> Input {
-        Input::Paths(PathChange::Replace(self.paths.iter().copied().map(part).collect()))
+        Input::Paths(PathChange::Replace(self.store.live.iter().copied().map(part).collect()))
     }
 
     pub(crate) fn is_running(&self) -> bool {
         self.state == State::Running
+    }
+
+    pub(crate) fn is_honest(&self) -> bool {
+        self.malice.is_none()
     }
 }
 

@@ -1,203 +1,390 @@
-//! Links, connections and the model of gossipsub.
+//! Links, connections, and how long a message takes.
+//!
+//! A connection is TCP: in order, what is lost comes later, what is sent while nothing gets through comes when the sender
+//! tries again. It ends when a process ends, or when a ping of the daemon finds it dead. Redialling follows the daemon's plan
+//! (`node/src/mesh/dialer.rs`).
 
-use crate::machine::Number;
+use crate::machine::{Number, State};
+use crate::scenario::Line;
+use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
 use crate::world::{Happening, World};
-use libp2p_identity::PeerId;
 use narmesh_gossip::Input;
-use std::sync::Arc;
 
-/// A broken connection is noticed after at most this, milliseconds.
-const NOTICE_MS: u64 = 5_000;
-/// A missing connection is dialled again after at least and at most this, milliseconds.
-const DIAL_MS: (u64, u64) = (100, 2_500);
-/// Links that each machine wants. The daemon keeps up to 32; fewer make longer ways.
-pub(crate) const LINKS: usize = 5;
-/// Neighbours to whom gossipsub forwards at once: its mesh degree D.
-const MESH_DEGREE: usize = 6;
-/// A copy that was lost is asked for after gossipsub's next heartbeat, in so many of a thousand cases.
-const RECOVERED_PERMILLE: u64 = 900;
+/// The daemon pings a connection this often; without an answer for 20 s it is closed.
+const PING_INTERVAL_US: u64 = 120_000_000;
+const PING_TIMEOUT_US: u64 = 20_000_000;
+/// TCP's least retransmission timeout; doubled each time.
+const RETRANSMIT_US: u64 = 200_000;
+/// TCP sends at least so often while nothing gets through.
+const RETRANSMIT_US_MAX: u64 = 120_000_000;
+/// The daemon's pauses between two dials of a configured peer.
+const REDIAL_US: (u64, u64) = (250_000, 30_000_000);
+/// A dial to nowhere is given up after this: the handshake's deadline.
+const DIAL_TIMEOUT_US: u64 = 3_000_000;
+/// Messages that wait for a stalled connection; more would fill the socket's buffer.
+const STALLED_MAX: usize = 256;
 
 /// What travels over a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
-    Gossip { id: u64, author: PeerId, bytes: Arc<[u8]> },
+    Rpc(Rpc),
     Request { id: u64, bytes: Vec<u8> },
     Response { id: u64, bytes: Vec<u8> },
-    Timeout { id: u64 },
+}
+
+/// gossipsub's messages. Ids stand for what they name.
+#[derive(Clone, Debug)]
+pub(crate) enum Rpc {
+    Publish { id: u64 },
+    IHave { ids: Vec<u64> },
+    IWant { ids: Vec<u64> },
+    Graft,
+    Prune,
 }
 
 /// Two machines that would like to be connected.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Link {
+    pub(crate) ends: (Number, Number),
     /// The connection's number, when there is one.
     pub(crate) connection: Option<u64>,
+    /// Who dialled it.
+    dialler: Number,
     pub(crate) cut: bool,
-    pub(crate) dialling: bool,
+    failures: u32,
+    /// A dial is planned; older plans are void.
+    plan: u64,
+    /// Since when nothing gets through an existing connection.
+    blocked_us: Option<u64>,
+    /// Sent since then, waiting for TCP to try again.
+    stalled: Vec<(Number, Kind, usize, Message)>,
+    /// When the last message of each direction arrives.
+    last_us: [u64; 2],
 }
 
-/// A copy of an announcement that a core has yet to judge.
-#[derive(Clone, Debug)]
-pub(crate) struct Copy {
-    pub(crate) from: Number,
-    pub(crate) author: PeerId,
-    pub(crate) bytes: Arc<[u8]>,
-}
-
-/// A link has one name, whoever looks.
-pub(crate) fn key(a: Number, b: Number) -> (Number, Number) {
-    (a.min(b), a.max(b))
+impl Link {
+    pub(crate) fn between(a: Number, b: Number) -> Self {
+        Self { ends: (a, b), ..Self::default() }
+    }
 }
 
 impl World {
-    /// gossipsub, modelled: a few neighbours at once; what is lost is mostly asked for after the next heartbeat.
-    pub(crate) fn forward(&mut self, number: Number, from: Option<Number>, id: u64, author: PeerId, bytes: &Arc<[u8]>) {
-        let mut neighbours: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.connection.is_some())
-            .filter_map(|((a, b), _)| {
-                let other = if *a == number { *b } else { *a };
-                ((*a == number || *b == number) && Some(other) != from).then_some(other)
-            })
-            .collect();
-        while neighbours.len() > MESH_DEGREE {
-            let index = self.draw.index(neighbours.len());
-            neighbours.swap_remove(index);
-        }
-        for to in neighbours {
-            let message = Message::Gossip { id, author, bytes: Arc::clone(bytes) };
-            if !self.draw.chance(self.faults.loss_permille) {
-                self.fly(number, to, 0, message);
-            } else if self.draw.chance(RECOVERED_PERMILLE) {
-                let heartbeat_ms = self.draw.between(500, 2_000);
-                self.fly(number, to, heartbeat_ms, message);
-            }
+    /// The line between two machines.
+    fn line(&self, a: Number, b: Number) -> Line {
+        match self.scenario.wan {
+            Some(wan) if self.machine(a).site != self.machine(b).site && !self.healed => wan,
+            Some(wan) if self.machine(a).site != self.machine(b).site => calm(wan),
+            Some(_) | None if self.healed => calm(self.scenario.network),
+            Some(_) | None => self.scenario.network,
         }
     }
 
-    pub(crate) fn send(&mut self, from: Number, to: Number, message: Message) {
-        if self.draw.chance(self.faults.loss_permille) {
+    fn link_of(&self, a: Number, b: Number) -> Option<usize> {
+        let neighbours = self.neighbours.get(a)?;
+        let at = neighbours.binary_search_by_key(&b, |(other, _)| *other).ok()?;
+        neighbours.get(at).map(|(_, link)| *link)
+    }
+
+    /// Those that a machine has a connection with.
+    pub(crate) fn connected(&self, number: Number) -> Vec<Number> {
+        let neighbours = self.neighbours.get(number).map(Vec::as_slice).unwrap_or_default();
+        let open = |link: &usize| self.links.get(*link).is_some_and(|link| link.connection.is_some());
+        neighbours.iter().filter(|(_, link)| open(link)).map(|(other, _)| *other).collect()
+    }
+
+    /// Whether `a` was the one that dialled.
+    pub(crate) fn dialled(&self, a: Number, b: Number) -> bool {
+        self.link_of(a, b).and_then(|link| self.links.get(link)).is_some_and(|link| link.dialler == a)
+    }
+
+    /// Whether packets get from one to the other.
+    fn passes(&self, link: &Link) -> bool {
+        let (a, b) = link.ends;
+        let awake = |number: Number| self.machine(number).state != State::Asleep;
+        !link.cut && self.side(a) == self.side(b) && awake(a) && awake(b)
+    }
+
+    /// Whether two machines would let each other in.
+    pub(crate) fn willing(&self, a: Number, b: Number) -> bool {
+        let ready = |a: Number, b: Number| self.machine(a).is_running() && self.machine(a).trusted.contains(&b);
+        ready(a, b) && ready(b, a)
+    }
+
+    /// Whether two machines could be connected now.
+    pub(crate) fn may_connect(&self, link: &Link) -> bool {
+        self.willing(link.ends.0, link.ends.1) && self.passes(link)
+    }
+
+    /// Sends a message over a connection, if there is one.
+    pub(crate) fn transmit(&mut self, from: Number, to: Number, kind: Kind, payload: usize, message: Message) {
+        let Some(at) = self.link_of(from, to) else { return };
+        let Some(link) = self.links.get(at).filter(|link| link.connection.is_some()) else { return };
+        if !link.stalled.is_empty() || !self.passes(link) {
+            if let Some(link) = self.links.get_mut(at).filter(|link| link.stalled.len() < STALLED_MAX) {
+                link.stalled.push((from, kind, payload, message));
+            }
             return;
         }
-        if self.draw.chance(self.faults.duplicate_permille) {
-            self.fly(from, to, 30, message.clone());
-        }
-        self.fly(from, to, 0, message);
+        self.fly(at, from, kind, payload, message);
     }
 
-    pub(crate) fn fly(&mut self, from: Number, to: Number, more_ms: u64, message: Message) {
-        let connection = self.links.get(&key(from, to)).and_then(|link| link.connection);
-        let (least, most) = self.faults.delay_ms;
-        let delay_ms = self.draw.between(least, most) + more_ms;
-        if let Some(connection) = connection {
-            self.after(delay_ms, Happening::Arrive { from, to, connection, message });
+    fn fly(&mut self, at: usize, from: Number, kind: Kind, payload: usize, message: Message) {
+        let Some(link) = self.links.get(at) else { return };
+        let (connection, to) = (link.connection, if link.ends.0 == from { link.ends.1 } else { link.ends.0 });
+        let Some(connection) = connection else { return };
+        let line = self.line(from, to);
+        let (bytes, acks) = (traffic::wire_bytes(payload), traffic::ack_bytes(payload));
+        let now_us = self.now_us;
+        let sender = self.machine_mut(from);
+        sender.traffic.send(kind, bytes);
+        sender.traffic.receive(kind, acks);
+        sender.up_free_us = sender.up_free_us.max(now_us) + bytes as u64 * 8 / line.up_mbit;
+        let left_us = sender.up_free_us;
+        if self.draw.chance(line.drop_permille) {
+            return;
         }
+        let mut at_us = left_us + line.delay_ms * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
+        at_us += self.repair_us(line, payload);
+        let direction = usize::from(self.links.get(at).is_some_and(|link| link.ends.0 == from));
+        let overtaken = self.draw.chance(line.reorder_permille);
+        let last_us = self.links.get_mut(at).and_then(|link| link.last_us.get_mut(direction));
+        if let Some(last_us) = last_us.filter(|_| !overtaken) {
+            at_us = at_us.max(*last_us + 1);
+            *last_us = at_us;
+        }
+        if self.draw.chance(line.duplicate_permille) {
+            let message = message.clone();
+            self.at_us(at_us + 30_000, Happening::Arrive { from, to, connection, kind, payload, message });
+        }
+        self.at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
     }
 
-    pub(crate) fn arrive(&mut self, from: Number, to: Number, connection: u64, message: Message) {
-        let Some(sender) = self.machines.get(from).map(|machine| machine.peer) else { return };
-        if let Message::Timeout { id } = message {
-            return self.input(to, Input::RequestFailed { to: sender, id });
+    /// What the loss of packets costs, microseconds: a round trip when later packets betray it, else TCP's timeout.
+    fn repair_us(&mut self, line: Line, payload: usize) -> u64 {
+        if line.loss_permille == 0 {
+            return 0;
         }
-        let open = self.links.get(&key(from, to)).is_some_and(|link| link.connection == Some(connection));
-        let Some(machine) = self.machines.get_mut(to).filter(|machine| open && machine.is_running()) else { return };
-        match message {
-            Message::Gossip { id, author, bytes } => {
-                self.totals.gossip_copies += 1;
-                // gossipsub drops copies; now and then one comes through, since its memory of ids ends.
-                if machine.seen.insert(id) || self.draw.chance(self.faults.duplicate_permille) {
-                    self.judging.insert((to, id), Copy { from, author, bytes: Arc::clone(&bytes) });
-                    self.input(to, Input::Announcement { id, author, from: sender, bytes: bytes.to_vec() });
+        let round_us = 2 * line.delay_ms * 1_000;
+        let packets = payload.div_ceil(SEGMENT_BYTES).clamp(1, 64);
+        let mut cost_us = 0;
+        for packet in 0..packets {
+            let mut timeout_us = RETRANSMIT_US + round_us;
+            let mut repair_us = 0;
+            while self.draw.chance(line.loss_permille) && repair_us < 30_000_000 {
+                if packet + 3 < packets && repair_us == 0 {
+                    repair_us += round_us;
+                } else {
+                    repair_us += timeout_us;
+                    timeout_us *= 2;
                 }
             }
-            Message::Request { id, bytes } => {
-                self.totals.control_bytes += bytes.len() as u64;
-                self.input(to, Input::Request { from: sender, id, bytes });
-            }
-            Message::Response { id, bytes } => {
-                self.totals.control_bytes += bytes.len() as u64;
-                self.input(to, Input::Response { from: sender, id, bytes });
-            }
-            Message::Timeout { .. } => {}
+            cost_us = cost_us.max(repair_us);
         }
+        cost_us
     }
 
-    pub(crate) fn may_connect(&self, a: Number, b: Number) -> bool {
-        let side = |number: Number| self.sides.get(number).copied();
-        let ready = |a: Number, b: Number| {
-            self.machines.get(a).is_some_and(|machine| machine.is_running() && machine.trusted.contains(&b))
-        };
-        ready(a, b) && ready(b, a) && side(a) == side(b) && self.links.get(&key(a, b)).is_some_and(|link| !link.cut)
-    }
-
-    /// Breaks connections that cannot be any more, and dials those that can.
-    pub(crate) fn dial_missing(&mut self) {
-        let pairs: Vec<_> = self.links.keys().copied().collect();
-        for (a, b) in pairs {
-            let may = self.may_connect(a, b);
-            let Some(link) = self.links.get_mut(&(a, b)) else { continue };
-            if let Some(connection) = link.connection.filter(|_| !may) {
-                link.connection = None;
-                link.dialling = true;
-                let notice_ms = self.draw.between(1, NOTICE_MS);
-                self.after(notice_ms, Happening::Lost(a, b, connection));
-            } else if link.connection.is_none() && may && !link.dialling {
-                link.dialling = true;
-                let dial_ms = self.draw.between(DIAL_MS.0, DIAL_MS.1);
-                self.after(dial_ms, Happening::Dial(a, b));
-            }
-        }
-    }
-
-    /// Both ends have noticed that a connection is gone.
-    pub(crate) fn lost(&mut self, a: Number, b: Number, _connection: u64) {
-        if let Some(link) = self.links.get_mut(&key(a, b)) {
-            link.dialling = false;
-        }
-        self.disconnected(a, b);
-        self.dial_missing();
-    }
-
-    pub(crate) fn disconnected(&mut self, a: Number, b: Number) {
-        for (number, other) in [(a, b), (b, a)] {
-            if let Some(peer) = self.machines.get(other).map(|machine| machine.peer) {
-                self.input(number, Input::Disconnected(peer));
-            }
-        }
-    }
-
-    pub(crate) fn dial(&mut self, a: Number, b: Number) {
-        let may = self.may_connect(a, b);
-        self.counter += 1;
-        let connection = self.counter;
-        let Some(link) = self.links.get_mut(&key(a, b)) else { return };
-        link.dialling = false;
-        if !may || link.connection.is_some() {
+    /// A message is at the receiver's end of the line.
+    pub(crate) fn arrive(
+        &mut self,
+        from: Number,
+        to: Number,
+        connection: u64,
+        kind: Kind,
+        size: usize,
+        message: Message,
+    ) {
+        let Some(at) = self.link_of(from, to) else { return };
+        let Some(link) = self.links.get(at) else { return };
+        if link.connection != Some(connection) {
             return;
         }
-        link.connection = Some(connection);
-        for (number, other) in [(a, b), (b, a)] {
-            if let Some(peer) = self.machines.get(other).map(|machine| machine.peer) {
-                self.input(number, Input::Connected(peer));
+        if !self.passes(link) {
+            // On its way when the way was cut: TCP sends it again.
+            if let Some(link) = self.links.get_mut(at).filter(|link| link.stalled.len() < STALLED_MAX) {
+                link.stalled.push((from, kind, size, message));
+            }
+            return;
+        }
+        let (bytes, acks) = (traffic::wire_bytes(size), traffic::ack_bytes(size));
+        let (line, now_us) = (self.line(from, to), self.now_us);
+        let receiver = self.machine_mut(to);
+        receiver.traffic.receive(kind, bytes);
+        receiver.traffic.send(kind, acks);
+        receiver.down_free_us = receiver.down_free_us.max(now_us) + bytes as u64 * 8 / line.down_mbit;
+        let due_us = receiver.down_free_us;
+        if due_us > now_us + 1_000 {
+            self.at_us(due_us, Happening::Deliver { from, to, connection, message });
+        } else {
+            self.deliver(from, to, connection, message);
+        }
+    }
+
+    /// A message is in the receiver's hands.
+    pub(crate) fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
+        let open = self.link_of(from, to).and_then(|link| self.links.get(link));
+        if open.is_none_or(|link| link.connection != Some(connection)) || !self.machine(to).is_running() {
+            return;
+        }
+        let sender = self.machine(from).peer;
+        match message {
+            Message::Rpc(rpc) => self.gossip_arrives(from, to, rpc),
+            Message::Request { id, bytes } => self.asked(from, to, id, bytes),
+            Message::Response { id, bytes } => {
+                self.checker.answered(to, id);
+                self.input(to, Input::Response { from: sender, id, bytes });
             }
         }
     }
 
-    /// A machine that wakes up finds all its connections gone.
-    pub(crate) fn reset_links(&mut self, number: Number) {
-        let others: Vec<_> = self
-            .links
-            .iter()
-            .filter(|((a, b), link)| (*a == number || *b == number) && link.connection.is_none())
-            .map(|(pair, _)| *pair)
-            .collect();
-        for (a, b) in others {
-            let other = if a == number { b } else { a };
-            if let Some(peer) = self.machines.get(other).map(|machine| machine.peer) {
+    /// Something changed on the way between two machines.
+    pub(crate) fn look_at_link(&mut self, at: usize) {
+        let Some(link) = self.links.get(at) else { return };
+        let (passes, connection, blocked) = (self.passes(link), link.connection, link.blocked_us);
+        let Some(connection) = connection else { return };
+        let (now_us, notice_us) = (self.now_us, self.draw.below(PING_INTERVAL_US) + PING_TIMEOUT_US);
+        match (passes, blocked) {
+            (false, None) => {
+                if let Some(link) = self.links.get_mut(at) {
+                    link.blocked_us = Some(now_us);
+                }
+                self.after_us(notice_us, Happening::PingDeath { link: at, connection, blocked_us: now_us });
+            }
+            (true, Some(since_us)) => {
+                if let Some(link) = self.links.get_mut(at) {
+                    link.blocked_us = None;
+                }
+                // TCP tries at 0.2 s, 0.6 s, 1.4 s and so on after the first packet that was not acknowledged.
+                let mut pause_us = RETRANSMIT_US;
+                let mut next_us = since_us + pause_us;
+                while next_us < now_us {
+                    pause_us = (pause_us * 2).min(RETRANSMIT_US_MAX);
+                    next_us += pause_us;
+                }
+                self.at_us(next_us, Happening::Resume { link: at, connection });
+            }
+            (true, None) | (false, Some(_)) => {}
+        }
+    }
+
+    pub(crate) fn look_at_links_of(&mut self, number: Number) {
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
+        links.into_iter().for_each(|link| self.look_at_link(link));
+    }
+
+    pub(crate) fn look_at_all_links(&mut self) {
+        (0..self.links.len()).for_each(|link| self.look_at_link(link));
+    }
+
+    pub(crate) fn resume(&mut self, at: usize, connection: u64) {
+        let Some(link) = self.links.get(at).filter(|link| link.connection == Some(connection)) else { return };
+        if !self.passes(link) {
+            return;
+        }
+        let stalled = self.links.get_mut(at).map(|link| std::mem::take(&mut link.stalled)).unwrap_or_default();
+        for (from, kind, payload, message) in stalled {
+            self.fly(at, from, kind, payload, message);
+        }
+    }
+
+    pub(crate) fn ping_death(&mut self, at: usize, connection: u64, blocked_us: u64) {
+        let dead = |link: &Link| link.connection == Some(connection) && link.blocked_us == Some(blocked_us);
+        if self.links.get(at).is_some_and(dead) {
+            self.close(at);
+        }
+    }
+
+    /// Ends a connection, for both ends; they redial.
+    pub(crate) fn close(&mut self, at: usize) {
+        let Some(link) = self.links.get_mut(at) else { return };
+        if link.connection.take().is_none() {
+            return;
+        }
+        link.blocked_us = None;
+        link.stalled.clear();
+        link.failures = 0;
+        let (a, b) = link.ends;
+        for (number, other) in [(a, b), (b, a)] {
+            self.machine_mut(number).subscriber.forget(other);
+            self.checker.disconnected(number, other);
+            let peer = self.machine(other).peer;
+            if self.machine(number).state == State::Asleep {
+                self.machine_mut(number).lost_asleep.insert(other);
+            } else {
                 self.input(number, Input::Disconnected(peer));
             }
         }
-        self.set_alarm(number);
-        self.dial_missing();
+        self.plan_dial(at, 20_000, REDIAL_US.0);
     }
+
+    /// Plans the next dial, after at least and at most so long.
+    pub(crate) fn plan_dial(&mut self, at: usize, least_us: u64, most_us: u64) {
+        let wait_us = self.draw.between(least_us, most_us);
+        self.counter += 1;
+        let plan = self.counter;
+        if let Some(link) = self.links.get_mut(at) {
+            link.plan = plan;
+            self.after_us(wait_us, Happening::Dial { link: at, plan });
+        }
+    }
+
+    /// A machine starts, or its allowlist changed: it dials all that it misses.
+    pub(crate) fn dial_all_of(&mut self, number: Number) {
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
+        for at in links {
+            let Some(link) = self.links.get_mut(at).filter(|link| link.connection.is_none()) else { continue };
+            link.failures = 0;
+            self.plan_dial(at, 1_000, 100_000);
+        }
+    }
+
+    pub(crate) fn dial(&mut self, at: usize, plan: u64) {
+        let Some(link) = self.links.get(at).filter(|link| link.plan == plan && link.connection.is_none()) else {
+            return;
+        };
+        let (a, b) = link.ends;
+        if self.may_connect(link) {
+            let round_us = 2 * self.line(a, b).delay_ms * 1_000;
+            let dialler = if self.draw.chance(500) { a } else { b };
+            for number in [a, b] {
+                let traffic = &mut self.machine_mut(number).traffic;
+                traffic.send(Kind::Connections, HANDSHAKE_BYTES);
+                traffic.receive(Kind::Connections, HANDSHAKE_BYTES);
+            }
+            // TCP, multistream and TLS, multistream and yamux: three round trips.
+            self.after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
+            return;
+        }
+        let silent = !self.passes(link);
+        let timeout_us = if silent { DIAL_TIMEOUT_US } else { 0 };
+        let Some(link) = self.links.get_mut(at) else { return };
+        let pause_us = (REDIAL_US.0 << link.failures.min(16)).min(REDIAL_US.1);
+        link.failures = link.failures.saturating_add(1);
+        self.plan_dial(at, timeout_us + pause_us * 3 / 4, timeout_us + pause_us * 5 / 4 + 1);
+    }
+
+    pub(crate) fn connect(&mut self, at: usize, plan: u64, dialler: Number) {
+        let Some(link) = self.links.get(at).filter(|link| link.plan == plan && link.connection.is_none()) else {
+            return;
+        };
+        let (a, b) = link.ends;
+        if !self.may_connect(link) {
+            return self.plan_dial(at, REDIAL_US.0, 2 * REDIAL_US.0);
+        }
+        self.counter += 1;
+        let connection = self.counter;
+        if let Some(link) = self.links.get_mut(at) {
+            link.connection = Some(connection);
+            (link.failures, link.dialler) = (0, dialler);
+        }
+        for (number, other) in [(a, b), (b, a)] {
+            let peer = self.machine(other).peer;
+            self.input(number, Input::Connected(peer));
+            self.gossip_connected(number, other);
+        }
+    }
+}
+
+/// The line when nothing is wrong any more.
+fn calm(line: Line) -> Line {
+    Line { drop_permille: 0, duplicate_permille: 0, reorder_permille: 0, ..line }
 }

@@ -1,10 +1,13 @@
 //! One digest over all that happened: two runs with one seed must have the same.
 
-use crate::faults::Fault;
 use crate::machine::Number;
-use narmesh_gossip::{Input, Output};
+use crate::upset::Fault;
+use narmesh_gossip::{Event, Input, Output};
 use sha2::{Digest, Sha256};
 use std::fmt;
+
+/// Of long messages, so many first and last bytes count: they hold what differs, and their length counts as well.
+const EDGE_BYTES: usize = 64;
 
 /// The running digest.
 pub(crate) struct Trace(Sha256);
@@ -17,11 +20,21 @@ impl fmt::Debug for Trace {
 
 impl Trace {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(Sha256::new().chain_update(b"narmesh-sim-1;").chain_update(seed.to_le_bytes()))
+        Self(Sha256::new().chain_update(b"narmesh-sim-2;").chain_update(seed.to_le_bytes()))
     }
 
-    fn number(&mut self, number: u64) {
+    pub(crate) fn number(&mut self, number: u64) {
         self.0.update(number.to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        if bytes.len() <= 2 * EDGE_BYTES {
+            self.0.update(bytes);
+        } else {
+            self.0.update(bytes.get(..EDGE_BYTES).unwrap_or_default());
+            self.0.update(bytes.get(bytes.len() - EDGE_BYTES..).unwrap_or_default());
+        }
     }
 
     pub(crate) fn input(&mut self, now_ms: u64, machine: Number, input: &Input) {
@@ -32,9 +45,9 @@ impl Trace {
             | Input::Request { id, bytes, .. }
             | Input::Response { id, bytes, .. } => {
                 self.number(*id);
-                self.0.update(bytes);
+                self.bytes(bytes);
             }
-            Input::Allowlist(peers) => peers.iter().for_each(|peer| self.0.update(peer.to_bytes())),
+            Input::Allowlist(peers) => self.number(peers.len() as u64),
             Input::Connected(peer) | Input::Disconnected(peer) => self.0.update(peer.to_bytes()),
             Input::RequestFailed { id, .. } => self.number(*id),
             Input::Addresses(_)
@@ -48,19 +61,36 @@ impl Trace {
 
     pub(crate) fn output(&mut self, output: &Output) {
         match output {
-            Output::Publish(bytes) | Output::Request { bytes, .. } | Output::Respond { bytes, .. } => {
-                self.0.update(bytes)
+            Output::Publish(bytes) | Output::Request { bytes, .. } | Output::Respond { bytes, .. } => self.bytes(bytes),
+            Output::Judge { id, verdict } => {
+                self.number(*id);
+                self.number(*verdict as u64);
             }
-            Output::Persist(_) | Output::Judge { .. } | Output::Penalize { .. } | Output::Event(_) => {
-                self.0.update(format!("{output:?}"));
+            Output::Event(Event::BodyPulled { owner, generation, bytes, .. }) => {
+                self.0.update(owner.to_bytes());
+                self.number(generation.epoch);
+                self.number(generation.seq);
+                self.number(*bytes as u64);
             }
+            Output::Event(Event::Announced { generation, .. }) => {
+                self.number(generation.epoch);
+                self.number(generation.seq);
+            }
+            Output::Persist(_) => self.0.update(b"persist"),
+            Output::Penalize { .. } | Output::Event(_) => self.0.update(format!("{output:?}")),
         }
     }
 
-    pub(crate) fn fault(&mut self, now_ms: u64, machine: Number, fault: &Fault) {
-        self.number(now_ms);
+    pub(crate) fn fault(&mut self, now_us: u64, machine: Number, fault: &Fault) {
+        self.number(now_us);
         self.number(machine as u64);
         self.0.update(format!("{fault:?}"));
+    }
+
+    pub(crate) fn happened(&mut self, now_us: u64, machine: Number, what: u64) {
+        self.number(now_us);
+        self.number(machine as u64);
+        self.number(what);
     }
 
     /// The digest so far, in hexadecimal.

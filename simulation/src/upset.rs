@@ -1,94 +1,338 @@
-//! Faults and changes, done to the machines.
+//! Faults, events and ordinary life, done to the machines.
 
-use crate::faults::Fault;
-use crate::machine::{Machine, Number, State};
+use crate::machine::{Machine, Number, Path, State, part};
+use crate::scenario::{Faults, What};
 use crate::world::{Happening, World};
 use narmesh_gossip::{Input, PathChange};
+use std::sync::Arc;
+
+const SECOND_US: u64 = 1_000_000;
+const DAY_US: u64 = 86_400 * SECOND_US;
+/// Between a goodbye and the end of the process.
+const LAST_WORDS_US: u64 = 300_000;
+/// A wall clock is set wrong by up to so much, milliseconds.
+const SKEW_MS: u64 = 3 * 3_600_000;
+
+/// One random fault, or one change of the machines' own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    Crash { keep_disk: bool },
+    Restart,
+    Sleep,
+    Cut,
+    Partition,
+    Distrust,
+    Skew,
+    Build,
+    Collect,
+}
+
+impl Fault {
+    fn choices(faults: &Faults) -> [(u64, Self); 10] {
+        [
+            (faults.crash, Self::Crash { keep_disk: true }),
+            (faults.crash_without_state, Self::Crash { keep_disk: false }),
+            (faults.restart, Self::Restart),
+            (faults.sleep, Self::Sleep),
+            (faults.cut, Self::Cut),
+            (faults.partition, Self::Partition),
+            (faults.distrust, Self::Distrust),
+            (faults.skew, Self::Skew),
+            (faults.build, Self::Build),
+            (faults.collect, Self::Collect),
+        ]
+    }
+}
 
 impl World {
-    pub(crate) fn schedule_fault(&mut self) {
-        let wait_ms = self.draw.between(1, 2 * self.faults.every_ms);
-        self.after(wait_ms, Happening::Fault);
+    /// The end of the start: from now on there are churn, faults, events and tricks.
+    pub(crate) fn begin(&mut self) {
+        self.before_begin = self.machines.iter().map(|machine| machine.traffic.clone()).collect();
+        self.figures.begin(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
+        self.after_us(0, Happening::Lookups);
+        self.schedule_fault();
+        for number in 0..self.scenario.nodes {
+            self.schedule_churn(number, false);
+            self.schedule_churn(number, true);
+        }
+        for number in 0..self.machines.len() {
+            if self.machine(number).malice.is_some() {
+                self.schedule_trick(number);
+            }
+        }
+        for event in 0..self.scenario.event.len() {
+            self.schedule_event(event);
+        }
     }
 
-    pub(crate) fn fault(&mut self) {
-        self.totals.faults += 1;
-        let running: Vec<_> = (0..self.machines.len())
-            .filter(|number| self.machines.get(*number).is_some_and(Machine::is_running))
-            .collect();
-        let Some(number) = self.draw.pick(&running) else { return };
-        let fault = Fault::draw(&mut self.draw);
-        self.trace.fault(self.now_ms, number, &fault);
-        match fault {
-            Fault::Build { paths } => {
-                let first = self.next_path;
-                self.next_path = self.next_path.wrapping_add(u32::try_from(paths).unwrap_or(1));
-                let added: Vec<_> = (first..self.next_path).collect();
-                self.change_paths(number, added, vec![]);
-            }
-            Fault::Collect { permille } => {
-                let Some(machine) = self.machines.get(number) else { return };
-                let removed: Vec<_> = machine.paths.iter().copied().filter(|_| self.draw.chance(permille)).collect();
-                self.change_paths(number, vec![], removed);
-            }
-            Fault::Crash { keep_disk, for_ms } => {
-                let Some(machine) = self.machines.get_mut(number) else { return };
-                machine.doomed = true;
-                let keep_disk = keep_disk || machine.ever_skewed;
-                if self.draw.chance(500) {
-                    self.stop(number);
+    fn schedule_event(&mut self, at: usize) {
+        let Some(event) = self.scenario.event.get(at).cloned() else { return };
+        for time in 0..event.times {
+            let start_us = (event.at_s + time * event.every_s) * SECOND_US;
+            let numbers: Vec<Number> = match (&event.site, event.node) {
+                (Some(name), _) if event.what != What::Partition => {
+                    let site = self.scenario.site.iter().position(|site| site.name == *name);
+                    (0..self.scenario.nodes).filter(|number| Some(self.machine(*number).site) == site).collect()
                 }
-                self.after(for_ms, Happening::Start { number, keep_disk });
-            }
-            Fault::Sleep { for_ms } => {
-                if let Some(machine) = self.machines.get_mut(number) {
-                    machine.state = State::Asleep;
+                (_, Some(node)) => vec![self.node(node)],
+                // The whole site at once, or anyone honest.
+                (Some(_), None) => vec![0],
+                (None, None) => {
+                    let honest = (0..self.scenario.nodes).filter(|number| self.machine(*number).is_honest());
+                    let honest: Vec<_> = honest.collect();
+                    self.draw.pick(&honest).into_iter().collect()
                 }
-                self.after(for_ms, Happening::Wake(number));
-                self.dial_missing();
-            }
-            Fault::Cut { for_ms } => {
-                let pairs: Vec<_> = self.links.keys().copied().collect();
-                let Some((a, b)) = self.draw.pick(&pairs) else { return };
-                if let Some(link) = self.links.get_mut(&(a, b)) {
-                    link.cut = true;
-                }
-                self.after(for_ms, Happening::Mend(a, b));
-                self.dial_missing();
-            }
-            Fault::Partition { for_ms } => {
-                for side in &mut self.sides {
-                    *side = self.draw.chance(500);
-                }
-                self.after(for_ms, Happening::Reunite);
-                self.dial_missing();
-            }
-            Fault::Distrust { for_ms } => self.distrust(number, for_ms),
-            Fault::Skew => {
-                let skew_ms = i64::try_from(self.draw.below(6 * 3_600_000)).unwrap_or(0) - 3 * 3_600_000;
-                if let Some(machine) = self.machines.get_mut(number) {
-                    machine.skew_ms = skew_ms;
-                    machine.ever_skewed = true;
-                }
+            };
+            for (turn, number) in (0..).zip(numbers) {
+                let late_us = turn * event.stagger_ms * 1_000;
+                self.after_us(start_us + late_us, Happening::Scripted { event: at, number });
             }
         }
     }
 
-    pub(crate) fn distrust(&mut self, number: Number, for_ms: u64) {
-        let Some(machine) = self.machines.get_mut(number) else { return };
-        let trusted: Vec<_> = machine.trusted.iter().copied().collect();
-        let Some(other) = self.draw.pick(&trusted) else { return };
-        machine.trusted.remove(&other);
-        self.allow(number);
-        self.dial_missing();
-        self.after(for_ms, Happening::Trust(number, other));
+    /// Machines that are not there at the beginning.
+    pub(crate) fn joiners(&self) -> Vec<Number> {
+        let joins = self.scenario.event.iter().filter(|event| event.what == What::Join);
+        joins.filter_map(|event| event.node).map(|node| self.node(node)).collect()
     }
 
-    pub(crate) fn change_paths(&mut self, number: Number, added: Vec<u32>, removed: Vec<u32>) {
-        let Some(machine) = self.machines.get_mut(number) else { return };
-        machine.paths.retain(|path| !removed.contains(path));
-        machine.paths.extend(&added);
-        let parts = |paths: Vec<u32>| paths.into_iter().map(crate::machine::part).collect();
+    /// A machine as events name it: negative numbers count from the end.
+    fn node(&self, node: i64) -> Number {
+        let nodes = i64::try_from(self.scenario.nodes).unwrap_or(1);
+        usize::try_from(node.rem_euclid(nodes)).unwrap_or(0)
+    }
+
+    pub(crate) fn scripted(&mut self, at: usize, number: Number) {
+        let Some(event) = self.scenario.event.get(at).cloned() else { return };
+        let for_us = event.for_s * SECOND_US;
+        self.trace.happened(self.now_us, number, event.what as u64);
+        self.story.scripted(self.now_us / 1_000, number, event.what);
+        self.figures.first_event(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
+        match event.what {
+            What::Build => self.build(number, event.paths),
+            What::Collect => self.collect(number, event.permille),
+            What::Crash => self.crash(number, true, for_us),
+            What::CrashWithoutState => self.crash(number, false, for_us),
+            What::Restart => self.restart(number, for_us),
+            What::Sleep => self.sleep(number, for_us),
+            What::Partition => {
+                self.counter += 1;
+                let side = self.counter;
+                let site = event.site.as_ref().and_then(|name| self.scenario.site.iter().position(|s| s.name == *name));
+                for other in 0..self.machines.len() {
+                    let apart = site.map_or(other == number, |site| self.machine(other).site == site);
+                    if let Some(of) = self.sides.get_mut(other).filter(|_| apart) {
+                        *of = side;
+                    }
+                }
+                self.look_at_all_links();
+                self.after_us(for_us, Happening::Reunite(side));
+            }
+            What::Join => {
+                self.figures.joins(self.now_us, number);
+                self.start(number, false);
+            }
+            What::Skew => {
+                let machine = self.machine_mut(number);
+                machine.skew_ms = i64::try_from(SKEW_MS).unwrap_or(0);
+                machine.ever_skewed = true;
+            }
+        }
+    }
+
+    fn schedule_fault(&mut self) {
+        let every_us = self.scenario.faults.every_ms * 1_000;
+        if every_us > 0 {
+            let wait_us = self.draw.between(1, 2 * every_us);
+            self.after_us(wait_us, Happening::Fault);
+        }
+    }
+
+    pub(crate) fn random_fault(&mut self) {
+        self.schedule_fault();
+        let running: Vec<_> = (0..self.scenario.nodes).filter(|number| self.machine(*number).is_running()).collect();
+        let Some(number) = self.draw.pick(&running) else { return };
+        let choices = Fault::choices(&self.scenario.faults);
+        let mut at = self.draw.below(choices.iter().map(|(weight, _)| weight).sum());
+        let chosen = choices.into_iter().find(|(weight, _)| {
+            let chosen = at < *weight;
+            at = at.saturating_sub(*weight);
+            chosen
+        });
+        let Some((_, fault)) = chosen else { return };
+        self.totals.faults += 1;
+        let for_us = self.draw.between(200_000, (self.scenario.faults.longest_ms * 1_000).max(200_001));
+        self.trace.fault(self.now_us, number, &fault);
+        self.story.fault(self.now_us / 1_000, number, &fault);
+        match fault {
+            Fault::Build => {
+                let most = if self.draw.chance(50) { 1_500 } else { 12 };
+                let paths = 1 + u32::try_from(self.draw.below(most)).unwrap_or(0);
+                self.build(number, paths);
+            }
+            Fault::Collect => {
+                let most = if self.draw.chance(100) { 500 } else { 40 };
+                let permille = 1 + self.draw.below(most);
+                self.collect(number, permille);
+            }
+            Fault::Crash { keep_disk } => {
+                // Its epochs may be ahead of the right time: without a disk they would be used twice.
+                let keep_disk = keep_disk || self.machine(number).ever_skewed;
+                self.machine_mut(number).doomed = true;
+                if self.draw.chance(500) {
+                    self.stop(number);
+                }
+                self.after_us(for_us, Happening::Start { number, keep_disk });
+            }
+            Fault::Restart => self.restart(number, for_us),
+            Fault::Sleep => self.sleep(number, 4 * for_us),
+            Fault::Cut => {
+                let link = self.draw.index(self.links.len());
+                if let Some(link) = self.links.get_mut(link) {
+                    link.cut = true;
+                }
+                self.look_at_link(link);
+                self.after_us(for_us, Happening::Mend(link));
+            }
+            Fault::Partition => {
+                self.counter += 1;
+                let side = self.counter;
+                for at in 0..self.sides.len() {
+                    let other = self.draw.chance(500);
+                    if let Some(of) = self.sides.get_mut(at).filter(|_| other) {
+                        *of = side;
+                    }
+                }
+                self.look_at_all_links();
+                self.after_us(for_us, Happening::Reunite(side));
+            }
+            Fault::Distrust => self.distrust(number, for_us),
+            Fault::Skew => {
+                let skew_ms = i64::try_from(self.draw.below(2 * SKEW_MS)).unwrap_or(0);
+                let machine = self.machine_mut(number);
+                machine.skew_ms = skew_ms - i64::try_from(SKEW_MS).unwrap_or(0);
+                machine.ever_skewed = true;
+            }
+        }
+    }
+
+    pub(crate) fn build(&mut self, number: Number, paths: u32) {
+        let first = self.next_path;
+        self.next_path = self.next_path.wrapping_add(paths);
+        let added: Vec<Path> = (first..self.next_path).collect();
+        self.machine_mut(number).store.add(added.iter().copied());
+        self.figures.changed(self.now_us, number, paths);
+        self.tell_paths(number, added, vec![]);
+    }
+
+    pub(crate) fn collect(&mut self, number: Number, permille: u64) {
+        let draw = &mut self.draw;
+        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
+        let removed = machine.store.collect(|| draw.chance(permille));
+        self.checker.collected(number, &removed);
+        self.figures.collected(self.now_us, number);
+        self.tell_paths(number, vec![], removed);
+    }
+
+    fn tell_paths(&mut self, number: Number, added: Vec<Path>, removed: Vec<Path>) {
+        self.story.paths(self.now_us / 1_000, number, &added, &removed);
+        let parts = |paths: Vec<Path>| paths.into_iter().map(part).collect();
         self.input(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
     }
+
+    fn crash(&mut self, number: Number, keep_disk: bool, for_us: u64) {
+        if self.machine(number).is_running() {
+            let keep_disk = keep_disk || self.machine(number).ever_skewed;
+            self.stop(number);
+            self.after_us(for_us, Happening::Start { number, keep_disk });
+        }
+    }
+
+    fn restart(&mut self, number: Number, for_us: u64) {
+        if self.machine(number).is_running() {
+            self.input(number, Input::Goodbye);
+            // The daemon gives its last words a moment.
+            self.after_us(LAST_WORDS_US, Happening::Stop(number));
+            self.after_us(LAST_WORDS_US + for_us, Happening::Start { number, keep_disk: true });
+        }
+    }
+
+    fn sleep(&mut self, number: Number, for_us: u64) {
+        if self.machine(number).is_running() {
+            self.machine_mut(number).state = State::Asleep;
+            self.look_at_links_of(number);
+            self.after_us(for_us, Happening::Wake(number));
+        }
+    }
+
+    pub(crate) fn wake(&mut self, number: Number) {
+        let machine = self.machine_mut(number);
+        if machine.state != State::Asleep {
+            return;
+        }
+        machine.state = State::Running;
+        machine.run += 1;
+        let (run, lost) = (machine.run, std::mem::take(&mut machine.lost_asleep));
+        for other in lost {
+            let peer = self.machine(other).peer;
+            self.input(number, Input::Disconnected(peer));
+        }
+        self.after_us(1_000, Happening::Heartbeat(number, run));
+        self.look_at_links_of(number);
+        // Whatever its operator changed meanwhile.
+        self.allow(number);
+        self.dial_all_of(number);
+    }
+
+    pub(crate) fn mend(&mut self, link: usize) {
+        if let Some(link) = self.links.get_mut(link) {
+            link.cut = false;
+        }
+        self.look_at_link(link);
+    }
+
+    pub(crate) fn reunite(&mut self, side: u64) {
+        self.sides.iter_mut().filter(|of| **of == side).for_each(|of| *of = 0);
+        self.look_at_all_links();
+    }
+
+    fn distrust(&mut self, number: Number, for_us: u64) {
+        let trusted: Vec<_> = self.machine(number).trusted.iter().copied().collect();
+        let Some(other) = self.draw.pick(&trusted) else { return };
+        Arc::make_mut(&mut self.machine_mut(number).trusted).remove(&other);
+        self.allow(number);
+        self.after_us(for_us, Happening::Trust(number, other));
+    }
+
+    pub(crate) fn trust(&mut self, number: Number, other: Number) {
+        Arc::make_mut(&mut self.machine_mut(number).trusted).insert(other);
+        self.allow(number);
+        self.dial_all_of(number);
+    }
+
+    fn schedule_churn(&mut self, number: Number, collect: bool) {
+        let churn = self.scenario.churn;
+        let per_day = if collect { churn.collections_per_day } else { churn.builds_per_day };
+        if let Some(mean_us) = DAY_US.checked_div(per_day) {
+            let wait_us = self.draw.between(1, 2 * mean_us);
+            self.after_us(wait_us, Happening::Churn { number, collect });
+        }
+    }
+
+    pub(crate) fn churn(&mut self, number: Number, collect: bool) {
+        if self.machine(number).is_running() {
+            if collect {
+                self.collect(number, self.scenario.churn.collect_permille);
+            } else {
+                let paths = self.draw.build_paths();
+                self.build(number, paths);
+            }
+        }
+        self.schedule_churn(number, collect);
+    }
+}
+
+/// Whether a machine's store has a path now.
+pub(crate) fn has(machine: &Machine, path: Path) -> bool {
+    machine.store.live.contains(&path)
 }

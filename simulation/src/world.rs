@@ -2,37 +2,108 @@
 
 use crate::checker::Checker;
 use crate::draw::Draw;
-use crate::faults::Faults;
-use crate::machine::{Machine, Number, State};
-use crate::network::{Copy, LINKS, Link, Message, key};
+use crate::figures::{Figures, Joiner};
+use crate::fleet::topology;
+use crate::gossipsub::Published;
+use crate::hostile;
+use crate::machine::{Machine, Number};
+use crate::network::{Link, Message};
+use crate::scenario::Scenario;
+use crate::story::Story;
 use crate::trace::Trace;
+use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
 use narmesh_gossip::{Event, Input, Output, Record, Verdict};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 
-/// A request that was lost fails at the asker after this, milliseconds: the daemon's request timeout.
-const REQUEST_TIMEOUT_MS: u64 = 10_000;
 /// What is due at some moment.
 #[derive(Clone, Debug)]
 pub(crate) enum Happening {
     Tick(Number),
-    /// Over a link, as long as it is the same connection.
+    Heartbeat(Number, u64),
+    /// At the receiver's end of the line.
     Arrive {
+        from: Number,
+        to: Number,
+        connection: u64,
+        kind: Kind,
+        payload: usize,
+        message: Message,
+    },
+    /// Through its line.
+    Deliver {
         from: Number,
         to: Number,
         connection: u64,
         message: Message,
     },
-    Dial(Number, Number),
-    Lost(Number, Number, u64),
+    Dial {
+        link: usize,
+        plan: u64,
+    },
+    Connected {
+        link: usize,
+        plan: u64,
+        dialler: Number,
+    },
+    Resume {
+        link: usize,
+        connection: u64,
+    },
+    PingDeath {
+        link: usize,
+        connection: u64,
+        blocked_us: u64,
+    },
     Fault,
+    Churn {
+        number: Number,
+        collect: bool,
+    },
+    Lookups,
+    Sample,
+    Trick(Number),
+    Scripted {
+        event: usize,
+        number: Number,
+    },
     Wake(Number),
+    Stop(Number),
     Start {
         number: Number,
         keep_disk: bool,
     },
-    Mend(Number, Number),
-    Reunite,
+    Mend(usize),
+    Reunite(u64),
     Trust(Number, Number),
+}
+
+/// What is due, in the order in which it is: by time, then as it was planned.
+#[derive(Debug)]
+struct Due {
+    order: Reverse<(u64, u64)>,
+    happening: Happening,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order.cmp(&other.order)
+    }
 }
 
 /// Counted over a whole run.
@@ -40,208 +111,206 @@ pub(crate) enum Happening {
 pub struct Totals {
     /// Inputs that the cores have handled.
     pub inputs: u64,
-    /// Faults and changes.
+    /// Random faults and changes.
     pub faults: u64,
     /// Announcements published.
     pub announcements: u64,
     /// Copies of announcements that arrived.
     pub gossip_copies: u64,
-    /// Bytes of bodies, deltas and syncs that arrived.
-    pub control_bytes: u64,
-    /// Bodies that went into a table.
+    /// Bodies that went into a table after a pull.
     pub bodies: u64,
+    /// Of them, those that came as a delta.
+    pub deltas: u64,
+    /// Comparisons asked for.
+    pub syncs: u64,
 }
 
 /// The world of one run.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) now_ms: u64,
+    pub(crate) now_us: u64,
+    pub(crate) scenario: Scenario,
     pub(crate) machines: Vec<Machine>,
+    /// Of each machine: whom it may be linked with, and the link.
+    pub(crate) neighbours: Vec<Vec<(Number, usize)>>,
+    pub(crate) links: Vec<Link>,
+    /// Which part of a partitioned network a machine is in.
+    pub(crate) sides: Vec<u64>,
     pub(crate) checker: Checker,
     pub(crate) trace: Trace,
+    pub(crate) story: Story,
+    pub(crate) figures: Figures,
     pub(crate) totals: Totals,
     pub(crate) draw: Draw,
-    pub(crate) faults: Faults,
-    pub(crate) faulty: bool,
-    pub(crate) links: BTreeMap<(Number, Number), Link>,
-    /// Which side of a partition a machine is on.
-    pub(crate) sides: Vec<bool>,
-    due: BTreeMap<(u64, u64), Happening>,
+    pub(crate) healed: bool,
+    due: BinaryHeap<Due>,
     pub(crate) counter: u64,
-    /// gossipsub messages that a core has yet to judge: which message, and who sent it.
-    pub(crate) judging: BTreeMap<(Number, u64), Copy>,
+    /// gossipsub messages that a core has yet to judge, and who sent them.
+    pub(crate) judging: BTreeMap<(Number, u64), Number>,
+    pub(crate) published: BTreeMap<u64, Published>,
+    /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
+    pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
     pub(crate) next_path: u32,
+    /// Each machine's traffic before what is measured.
+    pub(crate) before_begin: Vec<Traffic>,
 }
 
 impl World {
-    /// Machines in a ring, each linked to a few others, most of them trusting each other.
-    pub(crate) fn new(nodes: usize, seed: u64, faults: Faults) -> Self {
+    pub(crate) fn new(scenario: Scenario, seed: u64, story: Story) -> Self {
         let mut draw = Draw::new(seed);
-        let mut machines: Vec<_> = (0..nodes).map(|_| Machine::new(&mut draw)).collect();
-        let mut strangers = BTreeSet::new();
-        for a in 0..nodes {
-            for b in a + 1..nodes {
-                let neighbours = b - a == 1 || b - a == nodes - 1;
-                if !neighbours && draw.chance(150) {
-                    strangers.insert((a, b));
-                }
+        let (nodes, strangers) = (scenario.nodes, scenario.hostile.strangers);
+        let mut machines: Vec<_> = (0..nodes + strangers).map(|_| Machine::new(&mut draw)).collect();
+        let everyone: Arc<BTreeSet<_>> = Arc::new((0..nodes).collect());
+        let liars = usize::try_from(nodes as u64 * scenario.hostile.permille / 1_000).unwrap_or(0);
+        let shared = u32::try_from(u64::from(scenario.paths) * scenario.shared_permille / 1_000).unwrap_or(0);
+        let own = scenario.paths - shared;
+        let mut site_ends = Vec::new();
+        scenario.site.iter().fold(0, |sum, site| {
+            site_ends.push(sum + site.nodes);
+            sum + site.nodes
+        });
+        for (number, machine) in machines.iter_mut().enumerate() {
+            let mut trusted = (*everyone).clone();
+            trusted.remove(&number);
+            machine.trusted = Arc::new(trusted);
+            machine.site = site_ends.iter().position(|end| number < *end).unwrap_or(0);
+            machine.stranger = number >= nodes;
+            // The last machines lie: the first are those that events name.
+            if number >= nodes - liars {
+                machine.malice = Some(hostile::Malice::new(&scenario.hostile, number, machine.stranger));
+            }
+            let first = shared + own * u32::try_from(number).unwrap_or(0);
+            if !machine.stranger {
+                machine.store.add((0..shared).chain(first..first + own));
             }
         }
-        let mut links = BTreeMap::new();
-        let link = Link::default();
-        for (number, machine) in machines.iter_mut().enumerate() {
-            machine.trusted =
-                (0..nodes).filter(|other| *other != number && !strangers.contains(&key(number, *other))).collect();
-            machine.paths = (0..draw.between(0, 60))
-                .map(|path| (u32::try_from(number).unwrap_or(0) << 20) + u32::try_from(path).unwrap_or(0))
-                .collect();
-            let trusted: Vec<_> = machine.trusted.iter().copied().collect();
-            let wanted =
-                (0..LINKS.saturating_sub(2)).filter_map(|_| draw.pick(&trusted)).chain([(number + 1) % nodes.max(1)]);
-            links.extend(
-                wanted.filter(|other| *other != number).map(|other| (key(number, other), link)).collect::<Vec<_>>(),
-            );
-        }
+        let next_path = shared + own * u32::try_from(nodes).unwrap_or(0) + 1;
+        let (neighbours, links) = topology(&mut draw, &scenario, nodes + strangers);
         let checker = Checker::new(&machines);
+        let figures = Figures::new(&scenario, machines.len());
         let mut world = Self {
-            now_ms: 0,
+            now_us: 0,
             machines,
+            neighbours,
+            links,
+            sides: vec![0; nodes + strangers],
             checker,
             trace: Trace::new(seed),
+            story,
+            figures,
             totals: Totals::default(),
             draw,
-            faults,
-            faulty: true,
-            links,
-            sides: vec![false; nodes],
-            due: BTreeMap::new(),
+            healed: false,
+            due: BinaryHeap::new(),
             counter: 0,
             judging: BTreeMap::new(),
-            next_path: 1 << 31,
+            published: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            next_path,
+            before_begin: Vec::new(),
+            scenario,
         };
-        (0..nodes).for_each(|number| world.boot(number));
-        world.dial_missing();
-        world.schedule_fault();
+        world.first_boot();
         world
     }
 
-    /// Runs until `end_ms`.
-    pub(crate) fn run_until(&mut self, end_ms: u64) {
-        while let Some(entry) = self.due.first_entry() {
-            if entry.key().0 > end_ms {
-                break;
-            }
-            self.now_ms = entry.key().0;
-            let happening = entry.remove();
-            self.happen(happening);
-        }
-        self.now_ms = end_ms;
+    pub(crate) fn machine(&self, number: Number) -> &Machine {
+        self.machines.get(number).expect("numbers are the world's own")
     }
 
-    /// Ends all faults: everything runs, every link can be dialled, trust is mutual again.
+    pub(crate) fn machine_mut(&mut self, number: Number) -> &mut Machine {
+        self.machines.get_mut(number).expect("numbers are the world's own")
+    }
+
+    pub(crate) fn side(&self, number: Number) -> u64 {
+        self.sides.get(number).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_us / 1_000
+    }
+
+    pub(crate) fn at_us(&mut self, at_us: u64, happening: Happening) {
+        self.counter += 1;
+        self.due.push(Due { order: Reverse((at_us, self.counter)), happening });
+    }
+
+    pub(crate) fn after_us(&mut self, us: u64, happening: Happening) {
+        self.at_us(self.now_us + us, happening);
+    }
+
+    /// Runs until then.
+    pub(crate) fn run_until(&mut self, end_us: u64) {
+        while self.due.peek().is_some_and(|due| due.order.0.0 <= end_us) {
+            if let Some(Due { order: Reverse((at_us, _)), happening }) = self.due.pop() {
+                self.now_us = at_us;
+                self.happen(happening);
+            }
+        }
+        self.now_us = end_us;
+    }
+
+    /// Ends all faults: everything runs, everything passes, trust is mutual again, clocks are right.
     pub(crate) fn heal(&mut self) {
-        self.faulty = false;
-        self.faults = Faults::HEALED;
-        let pending = std::mem::take(&mut self.due);
-        for (at, happening) in pending {
-            match happening {
+        self.healed = true;
+        let (mut ends, mut rest) = (Vec::new(), Vec::new());
+        for due in std::mem::take(&mut self.due).into_sorted_vec().into_iter().rev() {
+            match due.happening {
                 Happening::Start { .. }
                 | Happening::Wake(_)
-                | Happening::Mend(..)
-                | Happening::Reunite
-                | Happening::Trust(..) => {
-                    self.happen(happening);
-                }
-                Happening::Tick(_) | Happening::Arrive { .. } | Happening::Dial(..) | Happening::Lost(..) => {
-                    self.due.insert(at, happening);
-                }
-                Happening::Fault => {}
+                | Happening::Stop(_)
+                | Happening::Mend(_)
+                | Happening::Reunite(_)
+                | Happening::Trust(..) => ends.push(due.happening),
+                Happening::Fault | Happening::Churn { .. } | Happening::Scripted { .. } => {}
+                Happening::Tick(_)
+                | Happening::Heartbeat(..)
+                | Happening::Arrive { .. }
+                | Happening::Deliver { .. }
+                | Happening::Dial { .. }
+                | Happening::Connected { .. }
+                | Happening::Resume { .. }
+                | Happening::PingDeath { .. }
+                | Happening::Lookups
+                | Happening::Sample
+                | Happening::Trick(_) => rest.push(due),
             }
         }
-        self.sides.fill(false);
-        for number in 0..self.machines.len() {
-            if let Some(machine) = self.machines.get_mut(number) {
-                machine.skew_ms = 0;
-            }
-        }
-        self.dial_missing();
-    }
-
-    /// The links that can carry something, by who trusts whom and who runs.
-    pub(crate) fn open_links(&self) -> BTreeSet<(Number, Number)> {
-        self.links.keys().copied().filter(|(a, b)| self.may_connect(*a, *b)).collect()
-    }
-
-    pub(crate) fn after(&mut self, ms: u64, happening: Happening) {
-        self.counter += 1;
-        self.due.insert((self.now_ms + ms, self.counter), happening);
-    }
-
-    fn boot(&mut self, number: Number) {
-        let Some(machine) = self.machines.get(number) else { return };
-        let trusted = machine.trusted.iter().filter_map(|other| self.machines.get(*other)).map(|other| other.peer);
-        let (allowlist, paths) = (Input::Allowlist(trusted.collect()), machine.all_paths());
-        self.input(number, allowlist);
-        self.input(number, paths);
+        self.due.extend(rest);
+        ends.into_iter().for_each(|happening| self.happen(happening));
+        self.machines.iter_mut().for_each(|machine| machine.skew_ms = 0);
     }
 
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Tick(number) => self.tick(number),
-            Happening::Arrive { from, to, connection, message } => self.arrive(from, to, connection, message),
-            Happening::Dial(a, b) => self.dial(a, b),
-            Happening::Lost(a, b, connection) => self.lost(a, b, connection),
-            Happening::Fault => {
-                if self.faulty {
-                    self.fault();
-                    self.schedule_fault();
-                }
+            Happening::Heartbeat(number, run) => self.heartbeat(number, run),
+            Happening::Arrive { from, to, connection, kind, payload, message } => {
+                self.arrive(from, to, connection, kind, payload, message);
             }
-            Happening::Wake(number) => {
-                if let Some(machine) = self.machines.get_mut(number).filter(|machine| machine.state == State::Asleep) {
-                    machine.state = State::Running;
-                    self.reset_links(number);
-                    // Whatever its operator changed meanwhile.
-                    self.allow(number);
-                }
-            }
-            Happening::Start { number, keep_disk } => {
-                let now_ms = self.now_ms;
-                if self.machines.get(number).is_some_and(|machine| machine.doomed) {
-                    self.stop(number);
-                }
-                if let Some(machine) = self.machines.get_mut(number).filter(|machine| machine.state == State::Down) {
-                    if !keep_disk {
-                        self.checker.disk_lost(number);
-                    }
-                    machine.start(now_ms, keep_disk, &mut self.draw);
-                    self.boot(number);
-                    self.dial_missing();
-                }
-            }
-            Happening::Mend(a, b) => {
-                if let Some(link) = self.links.get_mut(&key(a, b)) {
-                    link.cut = false;
-                }
-                self.dial_missing();
-            }
-            Happening::Reunite => {
-                self.sides.fill(false);
-                self.dial_missing();
-            }
-            Happening::Trust(a, b) => {
-                if let Some(machine) = self.machines.get_mut(a) {
-                    machine.trusted.insert(b);
-                }
-                self.allow(a);
-                self.dial_missing();
-            }
+            Happening::Deliver { from, to, connection, message } => self.deliver(from, to, connection, message),
+            Happening::Dial { link, plan } => self.dial(link, plan),
+            Happening::Connected { link, plan, dialler } => self.connect(link, plan, dialler),
+            Happening::Resume { link, connection } => self.resume(link, connection),
+            Happening::PingDeath { link, connection, blocked_us } => self.ping_death(link, connection, blocked_us),
+            Happening::Fault => self.random_fault(),
+            Happening::Churn { number, collect } => self.churn(number, collect),
+            Happening::Lookups => self.lookups(),
+            Happening::Sample => self.sample(),
+            Happening::Trick(number) => self.trick(number),
+            Happening::Scripted { event, number } => self.scripted(event, number),
+            Happening::Wake(number) => self.wake(number),
+            Happening::Stop(number) => self.stop(number),
+            Happening::Start { number, keep_disk } => self.start(number, keep_disk),
+            Happening::Mend(link) => self.mend(link),
+            Happening::Reunite(side) => self.reunite(side),
+            Happening::Trust(a, b) => self.trust(a, b),
         }
     }
 
     fn tick(&mut self, number: Number) {
-        let now_ms = self.now_ms;
-        let Some(machine) = self.machines.get_mut(number) else { return };
+        let now_ms = self.now_ms();
+        let machine = self.machine_mut(number);
         machine.tick = None;
         if machine.is_running() {
             if machine.core.deadline().is_some_and(|deadline| deadline.0 <= now_ms) {
@@ -254,36 +323,49 @@ impl World {
 
     /// Feeds one input and performs what comes of it; a doomed machine stops in the middle.
     pub(crate) fn input(&mut self, number: Number, input: Input) {
-        let now_ms = self.now_ms;
-        let Some(machine) = self.machines.get_mut(number).filter(|machine| machine.is_running()) else { return };
+        let now_ms = self.now_ms();
+        if !self.machine(number).is_running() {
+            return;
+        }
         self.totals.inputs += 1;
         self.trace.input(now_ms, number, &input);
+        self.story.input(&self.machines, now_ms, number, &input);
         let changes_allowlist = matches!(input, Input::Allowlist(_));
+        let machine = self.machine_mut(number);
         machine.core.handle(machine.now(now_ms), input);
-        let outputs: Vec<_> = std::iter::from_fn(|| machine.core.poll()).collect();
-        let performed = if machine.doomed { self.draw.index(outputs.len() + 1) } else { outputs.len() };
+        let mut outputs: Vec<_> = std::iter::from_fn(|| machine.core.poll()).collect();
         let stops = machine.doomed;
-        for output in outputs.into_iter().take(performed) {
+        if stops {
+            let performed = self.draw.index(outputs.len() + 1);
+            outputs.truncate(performed);
+        }
+        self.checker.outputs(number, outputs.len(), self.machines.len());
+        for output in outputs {
             self.trace.output(&output);
+            self.story.output(&self.machines, now_ms, number, &output);
             self.perform(number, output);
         }
         if stops {
             self.stop(number);
             return;
         }
-        if changes_allowlist && let Some(machine) = self.machines.get(number) {
+        if changes_allowlist {
+            let machine = self.machines.get(number).expect("numbers are the world's own");
             self.checker.allowlist(number, machine);
         }
         self.set_alarm(number);
     }
 
     pub(crate) fn set_alarm(&mut self, number: Number) {
-        let now_ms = self.now_ms;
-        let Some(machine) = self.machines.get_mut(number).filter(|machine| machine.is_running()) else { return };
+        let now_ms = self.now_ms();
+        let machine = self.machine_mut(number);
+        if !machine.is_running() {
+            return;
+        }
         let Some(deadline) = machine.core.deadline().map(|deadline| deadline.0.max(now_ms)) else { return };
         if machine.tick.is_none_or(|tick| tick > deadline) {
             machine.tick = Some(deadline);
-            self.after(deadline - now_ms, Happening::Tick(number));
+            self.at_us((deadline * 1_000).max(self.now_us), Happening::Tick(number));
         }
     }
 
@@ -293,83 +375,133 @@ impl World {
                 if let Record::Forget(peer) = &record {
                     self.checker.forgot(number, peer);
                 }
-                if let Some(machine) = self.machines.get_mut(number) {
-                    machine.persist(record);
-                }
+                self.machine_mut(number).persist(record);
             }
-            Output::Publish(bytes) => {
-                self.totals.announcements += 1;
-                self.counter += 1;
-                let id = self.counter;
-                let Some(machine) = self.machines.get_mut(number) else { return };
-                machine.seen.insert(id);
-                let author = machine.peer;
-                self.checker.published(number, machine, &bytes);
-                self.forward(number, None, id, author, &bytes.into());
-            }
+            Output::Publish(bytes) => self.publish(number, bytes),
             Output::Judge { id, verdict } => {
-                if let Some(copy) = self.judging.remove(&(number, id))
+                if let Some(from) = self.judging.remove(&(number, id))
                     && verdict == Verdict::Accept
                 {
-                    self.forward(number, Some(copy.from), id, copy.author, &copy.bytes);
+                    self.gossip_accepted(number, from, id);
                 }
             }
             Output::Request { to, id, bytes } => {
-                if let Some(to) = self.checker.number(&to) {
-                    self.send(number, to, Message::Request { id, bytes });
-                    let timeout = Message::Timeout { id };
-                    self.after(
-                        REQUEST_TIMEOUT_MS,
-                        Happening::Arrive { from: to, to: number, connection: 0, message: timeout },
-                    );
-                }
+                let Some(to) = self.checker.number(&to) else { return };
+                let kind = kind_of_request(&bytes);
+                self.totals.syncs += u64::from(kind == Kind::Sync);
+                let now_us = self.now_us;
+                self.checker.requested(number, to, id, &bytes, now_us);
+                self.transmit(number, to, kind, bytes.len() + STREAM_OVERHEAD, Message::Request { id, bytes });
             }
             Output::Respond { to, id, bytes } => {
-                if let Some(to) = self.checker.number(&to) {
-                    self.send(number, to, Message::Response { id, bytes });
+                let Some((asker, their_id, question)) = self.questions.remove(&(number, id)) else { return };
+                debug_assert_eq!(self.checker.number(&to), Some(asker), "answers go to the asker");
+                self.checker.responded(number, asker, &question, &bytes);
+                self.respond(number, asker, their_id, &question, bytes);
+            }
+            Output::Penalize { peer, misdeed } => {
+                let accused = self.checker.number(&peer);
+                let honest = accused.is_some_and(|accused| self.machine(accused).is_honest());
+                if honest {
+                    self.checker.blamed(number, accused, misdeed);
+                } else {
+                    self.figures.blamed(misdeed);
                 }
             }
-            Output::Penalize { peer, misdeed } => self.checker.blamed(number, &peer, misdeed),
             Output::Event(event) => self.event(number, &event),
         }
     }
 
+    /// An envelope of this machine's own; a liar's first goes through its malice.
+    fn publish(&mut self, number: Number, bytes: Vec<u8>) {
+        self.totals.announcements += 1;
+        if self.machine(number).malice.is_some() {
+            return self.publish_lies(number, bytes);
+        }
+        let now_us = self.now_us;
+        let machine = self.machines.get(number).expect("numbers are the world's own");
+        if let Some(published) = self.checker.published(number, machine, &bytes, now_us) {
+            let filter_bits = self.machine(number).core.publication().filter_bits;
+            self.figures.published(number, &published, filter_bits);
+        }
+        self.gossip_publish(number, bytes.into());
+    }
+
+    pub(crate) fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
+        let bytes = match &mut self.machine_mut(number).malice {
+            Some(malice) => malice.answer(question, bytes),
+            None => bytes,
+        };
+        let kind = kind_of_request(question);
+        self.transmit(number, asker, kind, bytes.len() + STREAM_OVERHEAD, Message::Response { id, bytes });
+    }
+
+    /// A request arrived.
+    pub(crate) fn asked(&mut self, from: Number, to: Number, their_id: u64, bytes: Vec<u8>) {
+        self.counter += 1;
+        let id = self.counter;
+        let sender = self.machine(from).peer;
+        self.questions.insert((to, id), (from, their_id, bytes.clone()));
+        self.input(to, Input::Request { from: sender, id, bytes });
+        // A machine that crashed in the middle answers nothing.
+        self.questions.remove(&(to, id));
+    }
+
     fn event(&mut self, number: Number, event: &Event) {
-        let Some(machine) = self.machines.get(number) else { return };
+        let now_us = self.now_us;
         match event {
-            Event::Announced { peer, generation, .. } => self.checker.announced(number, peer, *generation),
-            Event::BodyPulled { owner, generation, .. } => {
-                self.totals.bodies += 1;
-                self.checker.body(number, machine, owner, *generation);
+            Event::Announced { peer, generation, .. } => {
+                self.checker.announced(number, peer, *generation, now_us);
+            }
+            Event::BodyPulled { owner, generation, bytes, delta, .. } => {
+                let Some(owner) = self.checker.number(owner) else { return };
+                self.totals.bodies += u64::from(*bytes > 0);
+                self.totals.deltas += u64::from(*delta);
+                let honest = self.machine(owner).is_honest();
+                let machine = self.machines.get(number).expect("numbers are the world's own");
+                let owned = self.machines.get(owner).expect("numbers are the world's own");
+                self.checker.body(number, machine, owner, owned, *generation);
+                if honest && self.machine(number).is_honest() {
+                    self.figures.known(now_us, number, owner, *generation, *bytes);
+                }
+                self.watch_joiner(number);
+            }
+            Event::Expired { peer } | Event::Departed { peer } => self.checker.dropped(number, peer),
+            Event::StoreDirDiffers { peer, .. } => self.checker.dropped(number, peer),
+            Event::Demoted { peer, .. } => {
+                if let Some(owner) = self.checker.number(peer) {
+                    self.figures.demoted(now_us, owner);
+                }
             }
             Event::Published { .. }
             | Event::Overtaken { .. }
             | Event::PullGivenUp { .. }
             | Event::AddressesLearned { .. }
-            | Event::Expired { .. }
-            | Event::Departed { .. }
-            | Event::StoreDirDiffers { .. }
             | Event::Greeted { .. }
             | Event::UnknownVersion { .. }
             | Event::UnknownHashId { .. }
             | Event::ClockDiffers { .. }
-            | Event::SetAside { .. }
-            | Event::Demoted { .. } => {}
+            | Event::SetAside { .. } => {}
         }
     }
 
-    pub(crate) fn allow(&mut self, number: Number) {
-        let Some(machine) = self.machines.get(number) else { return };
-        let trusted = machine.trusted.iter().filter_map(|other| self.machines.get(*other)).map(|other| other.peer);
-        let allowlist = Input::Allowlist(trusted.collect());
-        self.input(number, allowlist);
-    }
-
-    pub(crate) fn stop(&mut self, number: Number) {
-        if let Some(machine) = self.machines.get_mut(number) {
-            machine.state = State::Down;
+    /// Whether the one that joined has everything now.
+    fn watch_joiner(&mut self, number: Number) {
+        let others = self.machine(number).trusted.len();
+        let now_us = self.now_us;
+        let waits = |joiner: &Joiner| joiner.number == number && joiner.full_us.is_none();
+        if !self.figures.joiner.as_ref().is_some_and(waits) || self.checker.bodies_held(number) < others {
+            return;
         }
-        self.judging.retain(|(machine, _), _| *machine != number);
-        self.dial_missing();
+        let received = self.machine(number).traffic.received.iter().sum();
+        if let Some(joiner) = &mut self.figures.joiner {
+            joiner.full_us = Some(now_us - joiner.since_us);
+            joiner.received = received;
+        }
     }
+}
+
+/// The kind of a gossip request: the number of its variant comes first.
+fn kind_of_request(bytes: &[u8]) -> Kind {
+    if bytes.first() == Some(&0) { Kind::Sync } else { Kind::Bodies }
 }

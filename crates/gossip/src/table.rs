@@ -60,6 +60,16 @@ impl FilterTable {
         found.into_iter().map(|member| Candidate { peer: member.peer }).collect()
     }
 
+    /// Whether the filter of this peer says maybe, whatever its standing. Not counted as a lookup.
+    pub fn claims(&self, peer: &PeerId, part: &HashPart) -> bool {
+        let positions = BitPositions::of(part);
+        let mut found = false;
+        for (class, members) in &self.view().classes {
+            members.find(*class, &positions, |member| found |= member.peer == *peer);
+        }
+        found
+    }
+
     /// How many lookups there were.
     pub fn lookups(&self) -> u64 {
         self.lookups.load(Relaxed)

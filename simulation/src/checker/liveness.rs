@@ -1,0 +1,129 @@
+//! What must be true soon after the last fault.
+
+use super::{Checker, Violation, missing};
+use crate::machine::{Machine, Number, part};
+use crate::network::Link;
+use narmesh_protocol::Generation;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A hundred honest peers may waste 0.05 probes for each absent path, all together.
+const WASTED_PERMILLE_MAX: u64 = 50;
+/// Fewer lookups say nothing.
+const LOOKUPS_MIN: u64 = 2_000;
+/// A peer whose filter misled so often, and never told the truth, must have been demoted.
+const FALSE_HITS_MAX: u64 = 30;
+
+impl Checker {
+    /// Whether, by the ledger alone, every table seems to be what every owner is. Cheap.
+    pub(crate) fn seems_converged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> bool {
+        reach.iter().enumerate().all(|(owner, holders)| {
+            let Some(published) = machines.get(owner).map(|machine| machine.core.publication().generation) else {
+                return true;
+            };
+            holders.iter().all(|holder| {
+                let slot = self.slots.get(*holder).and_then(|slots| slots.get(owner));
+                slot.and_then(|slot| slot.held).map(|(generation, _)| generation) == published
+            })
+        })
+    }
+
+    /// Whether a machine holds a body of so many others.
+    pub(crate) fn bodies_held(&self, holder: Number) -> usize {
+        self.slots.get(holder).into_iter().flatten().filter(|slot| slot.held.is_some()).count()
+    }
+
+    /// Each table is what each reachable owner is. Returns what is not so yet.
+    pub(crate) fn unconverged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> Vec<Violation> {
+        let held: Vec<BTreeMap<Number, Option<Generation>>> = machines
+            .iter()
+            .map(|machine| {
+                let of = |view: narmesh_gossip::PeerView| {
+                    Some((self.number(&view.peer)?, view.summary.map(|summary| summary.generation)))
+                };
+                machine.core.peers().filter_map(of).collect()
+            })
+            .collect();
+        let mut found = Vec::new();
+        for (owner, machine) in machines.iter().enumerate().filter(|(_, machine)| machine.is_honest()) {
+            let published = machine.core.publication().generation;
+            let ledger = self.owners.get(owner);
+            let newest = published.and_then(|generation| ledger?.published.get(&generation));
+            let announced = newest.map_or(0, |publication| publication.announced);
+            if announced != machine.store.live.len() as u64 || newest.is_none() {
+                found.push(Violation::NotAnnounced { owner, paths: machine.store.live.len(), announced });
+            }
+            for holder in reach.get(owner).into_iter().flatten().copied() {
+                let Some(asker) = machines.get(holder) else { continue };
+                let held = held.get(holder).and_then(|held| held.get(&owner)).copied().flatten();
+                if held != published {
+                    found.push(Violation::NotConverged { holder, owner, held, published });
+                } else if let Some(path) = missing(asker, machine, machine.store.version, holder) {
+                    found.push(Violation::FalseNegative { holder, owner, path });
+                } else {
+                    found.extend(self.not_removed(holder, asker, owner, machine));
+                }
+            }
+        }
+        found
+    }
+
+    fn not_removed(&self, holder: Number, asker: &Machine, owner: Number, machine: &Machine) -> Option<Violation> {
+        let removed = &self.owners.get(owner)?.removed;
+        let gone = removed.iter().filter(|path| !machine.store.live.contains(path));
+        let table = asker.core.table();
+        let (mut removed, mut claimed) = (0, 0);
+        for path in gone {
+            removed += 1;
+            claimed += usize::from(table.claims(&machine.peer, &part(*path)));
+        }
+        (claimed > 2).then_some(Violation::NotRemoved { holder, owner, claimed, removed })
+    }
+
+    /// Lookups of paths that nobody has.
+    pub(crate) fn wasted(&mut self, wasted: u64, lookups: u64) {
+        if lookups >= LOOKUPS_MIN && wasted * 1_000 > lookups * WASTED_PERMILLE_MAX {
+            self.broken(Violation::Wasted { wasted, lookups });
+        }
+    }
+
+    /// Liars that were believed to the end.
+    pub(crate) fn believed(&mut self, machines: &[Machine]) {
+        for (holder, machine) in machines.iter().enumerate().filter(|(_, machine)| machine.is_honest()) {
+            for view in machine.core.peers() {
+                let Some(owner) = self.number(&view.peer) else { continue };
+                let liar = machines.get(owner).is_some_and(|machine| !machine.is_honest());
+                let excluded = view.demoted_until.is_some() || view.set_aside_until.is_some();
+                if liar && view.held_hits == 0 && view.false_hits > FALSE_HITS_MAX && view.misdeeds == 0 && !excluded {
+                    self.broken(Violation::NotDemoted { holder, owner, false_hits: view.false_hits });
+                }
+            }
+        }
+    }
+}
+
+/// Who must hear of each owner: those who are linked to it through honest machines that it trusts and that trust it.
+pub(crate) fn reachable(
+    machines: &[Machine],
+    neighbours: &[Vec<(Number, usize)>],
+    links: &[Link],
+) -> Vec<BTreeSet<Number>> {
+    let trusts = |a: Number, b: Number| machines.get(a).is_some_and(|machine| machine.trusted.contains(&b));
+    let honest =
+        |number: Number| machines.get(number).is_some_and(|machine| machine.is_honest() && machine.is_running());
+    let reach = |owner: Number| {
+        let mut reached = BTreeSet::from([owner]);
+        let mut next = vec![owner];
+        while let Some(from) = next.pop() {
+            for (to, link) in neighbours.get(from).into_iter().flatten() {
+                let open = links.get(*link).is_some_and(|link| !link.cut) && trusts(from, *to) && trusts(*to, from);
+                let meant = trusts(owner, *to) && trusts(*to, owner);
+                if open && meant && honest(*to) && reached.insert(*to) {
+                    next.push(*to);
+                }
+            }
+        }
+        reached.remove(&owner);
+        reached
+    };
+    (0..machines.len()).map(|owner| if honest(owner) { reach(owner) } else { BTreeSet::new() }).collect()
+}

@@ -1,0 +1,120 @@
+//! Who runs, who knows whom, and how machines come and go.
+
+use crate::draw::Draw;
+use crate::gossipsub::FIRST_HEARTBEAT_US;
+use crate::machine::{Number, State};
+use crate::network::Link;
+use crate::scenario::Scenario;
+use crate::world::{Happening, World};
+use narmesh_gossip::Input;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl World {
+    /// All that do not join later start within two seconds.
+    pub(crate) fn first_boot(&mut self) {
+        self.after_us(self.figures.bucket_us, Happening::Sample);
+        let joins = self.joiners();
+        for number in 0..self.machines.len() {
+            let wait_us = self.draw.below(2_000_000);
+            if !joins.contains(&number) {
+                self.after_us(wait_us, Happening::Start { number, keep_disk: true });
+            }
+        }
+    }
+
+    /// Whether all that do not join later run.
+    pub(crate) fn everyone_runs(&self) -> bool {
+        let joiners = self.joiners();
+        let running = self.machines.iter().filter(|machine| machine.is_running()).count();
+        running + joiners.len() >= self.machines.len()
+    }
+
+    /// Bytes of all filters that a machine needs.
+    pub(crate) fn filters_bytes(&self, number: Number) -> u64 {
+        let others = self.machine(number).trusted.iter();
+        others.map(|other| u64::from(self.machine(*other).core.publication().filter_bits) / 8).sum()
+    }
+
+    /// Tells a core its allowlist, and ends connections that it forbids.
+    pub(crate) fn allow(&mut self, number: Number) {
+        let trusted = Arc::clone(&self.machine(number).trusted);
+        let peers = trusted.iter().map(|other| self.machine(*other).peer).collect();
+        self.input(number, Input::Allowlist(peers));
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
+        for (other, link) in links {
+            if !self.machine(other).trusted.contains(&number) || !trusted.contains(&other) {
+                self.close(link);
+            }
+        }
+    }
+
+    pub(crate) fn start(&mut self, number: Number, keep_disk: bool) {
+        let now_ms = self.now_ms();
+        if self.machine(number).doomed {
+            self.stop(number);
+        }
+        if self.machine(number).state != State::Down {
+            return;
+        }
+        if !keep_disk {
+            self.checker.disk_lost(number);
+        }
+        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
+        machine.start(now_ms, keep_disk, &mut self.draw);
+        let run = machine.run;
+        let now_us = self.now_us;
+        self.figures.restarted(now_us, number);
+        self.allow(number);
+        let paths = self.machine(number).all_paths();
+        self.input(number, paths);
+        self.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
+        self.dial_all_of(number);
+    }
+
+    pub(crate) fn stop(&mut self, number: Number) {
+        self.machine_mut(number).state = State::Down;
+        self.machine_mut(number).doomed = false;
+        self.checker.stopped(number);
+        self.judging.retain(|(machine, _), _| *machine != number);
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
+        links.into_iter().for_each(|link| self.close(link));
+    }
+}
+
+/// Who has an address of whom: each machine wants so many connections, with machines chosen at random.
+pub(crate) fn topology(
+    draw: &mut Draw,
+    scenario: &Scenario,
+    machines: usize,
+) -> (Vec<Vec<(Number, usize)>>, Vec<Link>) {
+    let nodes = scenario.nodes;
+    let wanted = scenario.connections.min(nodes - 1);
+    let mut pairs = BTreeSet::new();
+    let mut degrees = vec![0usize; nodes];
+    for a in 0..nodes {
+        let others: Vec<_> = (0..nodes).filter(|b| *b != a && !pairs.contains(&(a.min(*b), a.max(*b)))).collect();
+        let mut others = draw.some(others, nodes);
+        // Those that have room first.
+        others.sort_by_key(|b| degrees.get(*b).copied().unwrap_or(0) >= wanted);
+        for b in others {
+            if degrees.get(a).copied().unwrap_or(0) >= wanted {
+                break;
+            }
+            pairs.insert((a.min(b), a.max(b)));
+            [a, b].iter().filter_map(|end| degrees.get_mut(*end).map(|degree| *degree += 1)).for_each(drop);
+        }
+    }
+    let mut neighbours = vec![Vec::new(); machines];
+    let mut links = Vec::new();
+    for (a, b) in pairs {
+        for (number, other) in [(a, b), (b, a)] {
+            if let Some(list) = neighbours.get_mut(number) {
+                list.push((other, links.len()));
+            }
+        }
+        links.push(Link::between(a, b));
+    }
+    neighbours.iter_mut().for_each(|list| list.sort_unstable());
+    (neighbours, links)
+}

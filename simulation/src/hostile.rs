@@ -1,0 +1,414 @@
+//! Machines that lie: an honest core to know what the mesh says, and a malice that speaks instead of it.
+
+use crate::checker::ABSENT_FROM;
+use crate::draw::Draw;
+use crate::machine::{Number, Path, WALL_MS, part};
+use crate::scenario::Hostile;
+use crate::world::{Happening, World};
+use libp2p_identity::Keypair;
+use narmesh_gossip::Input;
+use narmesh_protocol::wire::{GossipReply, GossipRequest, Sync};
+use narmesh_protocol::{
+    Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, Summary,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+const DAY_MS: u64 = 86_400_000;
+/// What a flood is: far above what a peer is granted at once.
+const FLOOD: usize = 200;
+/// Envelopes of others that a liar keeps to replay them.
+const STOLEN_MAX: usize = 64;
+
+/// What a liar does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trick {
+    /// Its filter has all bits set.
+    AllOnes,
+    /// Its filter has as many bits set as are let through, at random.
+    DenseAsAllowed,
+    /// Its filter claims the paths of everyone else.
+    ClaimEverything,
+    /// It says that it has nothing.
+    ClaimNothing,
+    /// It announces epochs of next week.
+    FutureEpoch,
+    /// It announces its own older states again.
+    StaleEpoch,
+    /// It publishes and tells envelopes of others from long ago, as from a stolen disk.
+    ReplayStolen,
+    /// It signs two summaries for one generation and publishes both.
+    Equivocate,
+    /// It announces bodies that it does not have.
+    NoBody,
+    /// It answers questions for the bodies of others with bodies of its own making.
+    WrongBody,
+    /// It publishes two hundred announcements at once.
+    FloodAnnouncements,
+    /// It asks two hundred questions at once.
+    FloodRequests,
+    /// It passes nothing on: no message, no news, no body.
+    Withhold,
+    /// It sends bytes that mean nothing.
+    Garbage,
+}
+
+/// All of them.
+pub const TRICKS: [Trick; 14] = [
+    Trick::AllOnes,
+    Trick::DenseAsAllowed,
+    Trick::ClaimEverything,
+    Trick::ClaimNothing,
+    Trick::FutureEpoch,
+    Trick::StaleEpoch,
+    Trick::ReplayStolen,
+    Trick::Equivocate,
+    Trick::NoBody,
+    Trick::WrongBody,
+    Trick::FloodAnnouncements,
+    Trick::FloodRequests,
+    Trick::Withhold,
+    Trick::Garbage,
+];
+
+/// The lying part of a machine.
+#[derive(Debug)]
+pub(crate) struct Malice {
+    trick: Trick,
+    every_us: u64,
+    signed: BTreeSet<Generation>,
+    /// Its false bodies.
+    bodies: BTreeMap<Generation, Vec<u8>>,
+    /// Its newest envelope, true or false.
+    newest: Option<Vec<u8>>,
+    /// Its older ones.
+    old: Vec<Vec<u8>>,
+    /// Envelopes of others, the first that it heard.
+    stolen: Vec<Vec<u8>>,
+    me: Option<AudienceDigest>,
+}
+
+impl Malice {
+    pub(crate) fn new(hostile: &Hostile, number: Number, stranger: bool) -> Self {
+        let tricks = if hostile.tricks.is_empty() { TRICKS.as_slice() } else { hostile.tricks.as_slice() };
+        let trick = tricks.get(number % tricks.len().max(1)).copied().unwrap_or(Trick::Garbage);
+        Self {
+            trick: if stranger { Trick::Garbage } else { trick },
+            every_us: hostile.every_ms.max(100) * 1_000,
+            signed: BTreeSet::new(),
+            bodies: BTreeMap::new(),
+            newest: None,
+            old: Vec::new(),
+            stolen: Vec::new(),
+            me: None,
+        }
+    }
+
+    /// Whether it signed anything under this generation.
+    pub(crate) fn signed(&self, generation: Generation) -> bool {
+        self.signed.contains(&generation)
+    }
+
+    pub(crate) fn withholds(&self) -> bool {
+        self.trick == Trick::Withhold
+    }
+
+    fn seal(&mut self, keypair: &Keypair, announcement: Announcement) -> Vec<u8> {
+        self.signed.insert(announcement.generation);
+        let envelope = Envelope::seal(keypair, announcement).expect("an Ed25519 key").as_bytes().to_vec();
+        self.old.extend(self.newest.replace(envelope.clone()));
+        envelope
+    }
+
+    /// An envelope of its honest core becomes what is really published.
+    fn lie(
+        &mut self,
+        keypair: &Keypair,
+        honest: &[u8],
+        audience: &[AudienceDigest],
+        paths: Path,
+        draw: &mut Draw,
+    ) -> Vec<u8> {
+        let Ok(opened) = Envelope::open(honest) else { return honest.to_vec() };
+        let mut announcement = *opened.announcement();
+        self.me = Some(AudienceDigest::of(&opened.peer()));
+        self.signed.insert(announcement.generation);
+        let filter = match self.trick {
+            Trick::AllOnes => vec![0xff; 1 << 12],
+            Trick::DenseAsAllowed => (0..1 << 12).map(|_| byte_with_ones(draw, 555)).collect(),
+            Trick::ClaimEverything => everything(paths),
+            Trick::ClaimNothing => vec![0; 1 << 10],
+            Trick::FutureEpoch
+            | Trick::StaleEpoch
+            | Trick::ReplayStolen
+            | Trick::Equivocate
+            | Trick::NoBody
+            | Trick::WrongBody
+            | Trick::FloodAnnouncements
+            | Trick::FloodRequests
+            | Trick::Withhold
+            | Trick::Garbage => {
+                self.old.extend(self.newest.replace(honest.to_vec()));
+                return honest.to_vec();
+            }
+        };
+        let body = Summary {
+            hash_id: HASH_ID_V1,
+            items: announcement.path_count,
+            audience: audience.to_vec(),
+            addresses: Vec::new(),
+            filter_bytes: filter,
+        };
+        let body = body.encode().expect("within the limit");
+        announcement.body_digest = Summary::digest(&body);
+        announcement.body_bytes = u32::try_from(body.len()).unwrap_or(0);
+        self.bodies.insert(announcement.generation, body);
+        self.seal(keypair, announcement)
+    }
+
+    /// What it answers instead of the honest reply.
+    pub(crate) fn answer(&mut self, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
+        let reply = match GossipRequest::decode(question) {
+            Ok(GossipRequest::Pull { owner, generation, .. }) => self.answer_pull(owner, generation),
+            Ok(GossipRequest::Sync(_)) => self.answer_sync(&honest),
+            Err(_) => None,
+        };
+        reply.and_then(|reply| reply.encode().ok()).unwrap_or(honest)
+    }
+
+    fn answer_pull(&mut self, owner: AudienceDigest, generation: Generation) -> Option<GossipReply> {
+        if Some(owner) == self.me {
+            return self.bodies.get(&generation).cloned().map(GossipReply::Body);
+        }
+        match self.trick {
+            Trick::WrongBody => Some(GossipReply::Body(vec![0; 2_000])),
+            Trick::Withhold => Some(GossipReply::Absent),
+            Trick::AllOnes
+            | Trick::DenseAsAllowed
+            | Trick::ClaimEverything
+            | Trick::ClaimNothing
+            | Trick::FutureEpoch
+            | Trick::StaleEpoch
+            | Trick::ReplayStolen
+            | Trick::Equivocate
+            | Trick::NoBody
+            | Trick::FloodAnnouncements
+            | Trick::FloodRequests
+            | Trick::Garbage => None,
+        }
+    }
+
+    fn answer_sync(&self, honest: &[u8]) -> Option<GossipReply> {
+        let Ok(GossipReply::Sync { store_dir, software, yours, mut news }) = GossipReply::decode(honest) else {
+            return None;
+        };
+        if !self.bodies.is_empty() {
+            // The honest core does not know what was published in its name.
+            let mine =
+                |bytes: &Vec<u8>| self.newest.as_ref().is_some_and(|newest| newest.get(1..33) == bytes.get(1..33));
+            news.retain(|news| !mine(news));
+            news.extend(self.newest.clone());
+        }
+        match self.trick {
+            Trick::Withhold => news.clear(),
+            Trick::ReplayStolen => news.extend(self.stolen.iter().cloned()),
+            Trick::StaleEpoch => news.extend(self.old.iter().take(8).cloned()),
+            Trick::AllOnes
+            | Trick::DenseAsAllowed
+            | Trick::ClaimEverything
+            | Trick::ClaimNothing
+            | Trick::FutureEpoch
+            | Trick::Equivocate
+            | Trick::NoBody
+            | Trick::WrongBody
+            | Trick::FloodAnnouncements
+            | Trick::FloodRequests
+            | Trick::Garbage => {}
+        }
+        Some(GossipReply::Sync { store_dir, software, yours, news })
+    }
+
+    /// Hears an envelope of somebody else.
+    pub(crate) fn overhear(&mut self, envelope: &[u8]) {
+        if self.trick == Trick::ReplayStolen && self.stolen.len() < STOLEN_MAX {
+            self.stolen.push(envelope.to_vec());
+        }
+    }
+
+    /// An announcement of its own making.
+    fn announcement(&self, now_ms: u64, draw: &mut Draw) -> Announcement {
+        let newest = self.newest.as_ref().and_then(|newest| Envelope::open(newest).ok());
+        let generation = newest.map_or(Generation { epoch: WALL_MS + now_ms, seq: 0 }, |newest| {
+            let generation = newest.announcement().generation;
+            Generation { seq: generation.seq + 1, ..generation }
+        });
+        Announcement {
+            generation,
+            path_count: 10,
+            body_digest: draw.seed(),
+            body_bytes: 1_100,
+            lifetime_s: 3_600,
+            issued_at_ms: WALL_MS + now_ms,
+        }
+    }
+
+    /// What it publishes by itself now.
+    fn publishes(&mut self, keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<Vec<u8>> {
+        let announcement = self.announcement(now_ms, draw);
+        match self.trick {
+            Trick::FutureEpoch => {
+                let epoch = WALL_MS + now_ms + 7 * DAY_MS;
+                let newest = self.newest.clone();
+                let future =
+                    self.seal(keypair, Announcement { generation: Generation { epoch, seq: 0 }, ..announcement });
+                self.newest = newest;
+                vec![future]
+            }
+            Trick::StaleEpoch => draw
+                .pick(&(0..self.old.len()).collect::<Vec<_>>())
+                .and_then(|at| self.old.get(at).cloned())
+                .into_iter()
+                .collect(),
+            Trick::ReplayStolen => self.stolen.first().cloned().into_iter().collect(),
+            Trick::Equivocate => {
+                let other = Announcement { body_digest: draw.seed(), ..announcement };
+                vec![self.seal(keypair, announcement), self.seal(keypair, other)]
+            }
+            Trick::NoBody => vec![self.seal(keypair, announcement)],
+            Trick::FloodAnnouncements => (0..FLOOD)
+                .map(|_| {
+                    let next = self.announcement(now_ms, draw);
+                    self.seal(keypair, next)
+                })
+                .collect(),
+            Trick::Garbage => vec![draw.seed().repeat(5), self.newest.iter().flatten().map(|byte| byte ^ 1).collect()],
+            Trick::AllOnes
+            | Trick::DenseAsAllowed
+            | Trick::ClaimEverything
+            | Trick::ClaimNothing
+            | Trick::WrongBody
+            | Trick::FloodRequests
+            | Trick::Withhold => Vec::new(),
+        }
+    }
+
+    /// What it asks by itself now.
+    fn asks(&self, draw: &mut Draw) -> Vec<Vec<u8>> {
+        match self.trick {
+            Trick::Garbage => vec![draw.seed().to_vec()],
+            Trick::FloodRequests => {
+                let sync = Sync {
+                    store_dir: "/nix/store".to_owned(),
+                    software: "flood".to_owned(),
+                    yours: None,
+                    have: Vec::new(),
+                };
+                vec![GossipRequest::Sync(sync).encode().expect("a small request"); FLOOD]
+            }
+            Trick::AllOnes
+            | Trick::DenseAsAllowed
+            | Trick::ClaimEverything
+            | Trick::ClaimNothing
+            | Trick::FutureEpoch
+            | Trick::StaleEpoch
+            | Trick::ReplayStolen
+            | Trick::Equivocate
+            | Trick::NoBody
+            | Trick::WrongBody
+            | Trick::FloodAnnouncements
+            | Trick::Withhold => Vec::new(),
+        }
+    }
+}
+
+fn byte_with_ones(draw: &mut Draw, permille: u64) -> u8 {
+    (0..8).fold(0, |byte, bit| byte | u8::from(draw.chance(permille)) << bit)
+}
+
+/// A filter that claims every path there is.
+fn everything(paths: Path) -> Vec<u8> {
+    let class = FilterClass::for_items(u64::from(paths.min(ABSENT_FROM)), 0.001);
+    let class = class.unwrap_or_else(|| FilterClass::of_bytes(2 << 20).expect("the largest class"));
+    let mut bytes = vec![0u8; class.bytes()];
+    for path in 0..paths {
+        for bit in BitPositions::of(&part(path)).in_class(class) {
+            if let Some(byte) = bytes.get_mut(bit as usize / 8) {
+                *byte |= 1 << (bit % 8);
+            }
+        }
+    }
+    bytes
+}
+
+impl World {
+    pub(crate) fn schedule_trick(&mut self, number: Number) {
+        let every_us = self.machine(number).malice.as_ref().map_or(1, |malice| malice.every_us);
+        let wait_us = self.draw.between(every_us / 2, every_us * 3 / 2);
+        self.after_us(wait_us, Happening::Trick(number));
+    }
+
+    pub(crate) fn publish_lies(&mut self, number: Number, honest: Vec<u8>) {
+        let machine = self.machine(number);
+        let others = machine.trusted.iter().map(|other| AudienceDigest::of(&self.machine(*other).peer));
+        let mut audience: Vec<_> = others.chain([AudienceDigest::of(&machine.peer)]).collect();
+        audience.sort_unstable();
+        let (keypair, paths) = (machine.keypair.clone(), self.next_path);
+        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
+        let Some(malice) = &mut machine.malice else { return };
+        let lie = malice.lie(&keypair, &honest, &audience, paths, &mut self.draw);
+        self.gossip_publish(number, lie.into());
+    }
+
+    /// A liar does what it does; a stranger tries everything at somebody.
+    pub(crate) fn trick(&mut self, number: Number) {
+        self.schedule_trick(number);
+        let now_ms = self.now_ms();
+        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
+        let (keypair, stranger, me) = (machine.keypair.clone(), machine.stranger, machine.peer);
+        let Some(malice) = &mut machine.malice else { return };
+        if stranger {
+            malice.trick = self.draw.pick(&TRICKS).unwrap_or(Trick::Garbage);
+        }
+        let publishes = malice.publishes(&keypair, now_ms, &mut self.draw);
+        let asks = malice.asks(&mut self.draw);
+        if !stranger {
+            for bytes in publishes {
+                self.gossip_publish(number, bytes.into());
+            }
+        }
+        let victims = if stranger { (0..self.scenario.nodes).collect() } else { self.connected(number) };
+        let honest: Vec<_> = victims.into_iter().filter(|victim| self.machine(*victim).is_honest()).collect();
+        let Some(victim) = self.draw.pick(&honest) else { return };
+        if stranger {
+            // Past the door that is shut before it in the daemon: the core must stand by itself.
+            let announcement = malice_envelope(&keypair, now_ms, &mut self.draw);
+            let from = self.machine(victim).trusted.first().map_or(me, |other| self.machine(*other).peer);
+            self.counter += 1;
+            let id = self.counter;
+            self.input(victim, Input::Announcement { id, author: me, from, bytes: announcement.clone() });
+            self.input(victim, Input::Response { from: me, id: 1, bytes: announcement });
+            self.input(victim, Input::Connected(me));
+            let owner = AudienceDigest::of(&self.machine(victim).peer);
+            if let Some(generation) = self.machine(victim).core.publication().generation {
+                let pull = GossipRequest::Pull { owner, generation, have_seq: None };
+                self.asked(number, victim, 0, pull.encode().expect("a small request"));
+            }
+        }
+        for bytes in asks {
+            self.asked(number, victim, 0, bytes);
+        }
+    }
+}
+
+fn malice_envelope(keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<u8> {
+    let announcement = Announcement {
+        generation: Generation { epoch: WALL_MS + now_ms, seq: 0 },
+        path_count: 1,
+        body_digest: draw.seed(),
+        body_bytes: 1_100,
+        lifetime_s: 3_600,
+        issued_at_ms: WALL_MS + now_ms,
+    };
+    Envelope::seal(keypair, announcement).expect("an Ed25519 key").as_bytes().to_vec()
+}

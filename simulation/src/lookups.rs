@@ -1,0 +1,88 @@
+//! What users look for, and what is looked at now and then.
+
+use crate::checker::ABSENT_FROM;
+use crate::machine::{Number, Path, part};
+use crate::upset::has;
+use crate::world::{Happening, World};
+use narmesh_gossip::{Input, ProbeOutcome};
+
+/// Lookups come in turns of 6 s.
+const TURN_US: u64 = 6_000_000;
+const TURNS_PER_MINUTE: u64 = 10;
+
+impl World {
+    pub(crate) fn lookups(&mut self) {
+        self.after_us(TURN_US, Happening::Lookups);
+        let lookups = self.scenario.lookups;
+        for number in 0..self.scenario.nodes {
+            if !self.machine(number).is_running() || !self.machine(number).is_honest() {
+                continue;
+            }
+            for _ in 0..self.turns(lookups.absent_per_minute) {
+                let path = ABSENT_FROM + u32::try_from(self.draw.below(0x1000_0000)).unwrap_or(0);
+                self.look_for_absent(number, path);
+            }
+            for _ in 0..self.turns(lookups.present_per_minute) {
+                self.look_for_present(number);
+            }
+        }
+    }
+
+    /// A tenth of what falls on a minute, by chance one more.
+    fn turns(&mut self, per_minute: u64) -> u64 {
+        per_minute / TURNS_PER_MINUTE + u64::from(self.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
+    }
+
+    fn look_for_absent(&mut self, number: Number, path: Path) {
+        self.figures.probes.absent += 1;
+        for candidate in self.machine(number).core.candidates(&part(path)) {
+            let honest = self.checker.number(&candidate.peer).is_some_and(|other| self.machine(other).is_honest());
+            if honest {
+                self.figures.probes.absent_wasted += 1;
+            } else {
+                self.figures.probes.absent_lied += 1;
+            }
+            self.input(number, Input::Probe { peer: candidate.peer, outcome: ProbeOutcome::FalseHit });
+        }
+    }
+
+    fn look_for_present(&mut self, number: Number) {
+        let other = self.draw.index(self.scenario.nodes);
+        let machine = self.machine(other);
+        if other == number || !machine.is_running() || !machine.is_honest() || machine.store.held.is_empty() {
+            return;
+        }
+        let count = machine.store.held.len();
+        let at = self.draw.index(count);
+        let path = self.machine(other).store.held.get(at).map(|held| held.path);
+        let Some(path) = path.filter(|path| has(self.machine(other), *path) && !has(self.machine(number), *path))
+        else {
+            return;
+        };
+        self.figures.probes.present += 1;
+        for candidate in self.machine(number).core.candidates(&part(path)) {
+            let Some(holder) = self.checker.number(&candidate.peer) else { continue };
+            let machine = self.machine(holder);
+            if !machine.is_running() {
+                continue;
+            }
+            let held = machine.is_honest() && has(machine, path);
+            let outcome = if held { ProbeOutcome::Held } else { ProbeOutcome::FalseHit };
+            self.input(number, Input::Probe { peer: candidate.peer, outcome });
+            if held {
+                self.figures.probes.found += 1;
+                return;
+            }
+            self.figures.probes.present_wasted += 1;
+        }
+    }
+
+    /// A point of the curves, and what must be tidied up now and then.
+    pub(crate) fn sample(&mut self) {
+        self.after_us(self.figures.bucket_us, Happening::Sample);
+        let now_us = self.now_us;
+        self.forget_published();
+        self.checker.sample(&self.machines, now_us);
+        self.figures.sample(now_us, self.machines.iter().map(|machine| &machine.traffic));
+    }
+}

@@ -1,0 +1,94 @@
+//! Bytes as they would be seen on the wire.
+
+use serde::Serialize;
+
+/// Bytes of payload in one TCP segment.
+pub(crate) const SEGMENT_BYTES: usize = 1_400;
+/// Ethernet, IPv4 and TCP with timestamps.
+const SEGMENT_OVERHEAD: usize = 66;
+/// A TLS 1.3 record, and a yamux frame within it.
+const RECORD_OVERHEAD: usize = 22 + 12;
+/// A bare acknowledgement; one for two segments.
+const ACK_BYTES: usize = 66;
+/// What a request or its answer needs beside itself, in its own direction: a stream's opening, its two multistream texts and
+/// its end, in small records. From the specifications, not measured.
+pub(crate) const STREAM_OVERHEAD: usize = 180;
+/// TCP, TLS with two certificates, multistream, gossipsub's subscription: one direction of a new connection. A guess.
+pub(crate) const HANDSHAKE_BYTES: usize = 2_800;
+/// A ping, its answer and their acknowledgements, each direction, every 120 s on each connection.
+const PING_BYTES: u64 = 2 * (32 + 34 + 66) + 66;
+const PING_INTERVAL_S: u64 = 120;
+
+/// What bytes are for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// gossipsub messages with announcements.
+    Announcements,
+    /// gossipsub's own: who has what, who is in whose mesh.
+    Control,
+    /// Comparisons: `Sync` and its answers.
+    Sync,
+    /// Pulls and their answers.
+    Bodies,
+    /// Handshakes and pings.
+    Connections,
+}
+
+/// All kinds, as in the tables.
+pub const KINDS: [Kind; 5] = [Kind::Announcements, Kind::Control, Kind::Sync, Kind::Bodies, Kind::Connections];
+
+/// What one machine sent and received.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) sent: [u64; 5],
+    pub(crate) received: [u64; 5],
+    /// Seconds of connections, to be turned into pings.
+    ping_s: u64,
+}
+
+/// Bytes on the wire, its own direction, of a message of so many bytes.
+pub(crate) fn wire_bytes(payload: usize) -> usize {
+    payload
+        + RECORD_OVERHEAD * payload.div_ceil(16_384).max(1)
+        + SEGMENT_OVERHEAD * payload.div_ceil(SEGMENT_BYTES).max(1)
+}
+
+/// Bytes of the acknowledgements that go the other way.
+pub(crate) fn ack_bytes(payload: usize) -> usize {
+    ACK_BYTES * payload.div_ceil(2 * SEGMENT_BYTES).max(1)
+}
+
+impl Traffic {
+    pub(crate) fn send(&mut self, kind: Kind, bytes: usize) {
+        if let Some(sum) = self.sent.get_mut(kind as usize) {
+            *sum += bytes as u64;
+        }
+    }
+
+    pub(crate) fn receive(&mut self, kind: Kind, bytes: usize) {
+        if let Some(sum) = self.received.get_mut(kind as usize) {
+            *sum += bytes as u64;
+        }
+    }
+
+    /// One second with so many connections.
+    pub(crate) fn pings(&mut self, connections: usize) {
+        self.ping_s += connections as u64;
+        let pings = self.ping_s / PING_INTERVAL_S;
+        self.ping_s %= PING_INTERVAL_S;
+        let bytes = usize::try_from(pings * PING_BYTES).unwrap_or(0);
+        self.send(Kind::Connections, bytes);
+        self.receive(Kind::Connections, bytes);
+    }
+
+    /// Sent and received, of all kinds.
+    pub(crate) fn total(&self) -> u64 {
+        self.sent.iter().chain(&self.received).sum()
+    }
+
+    pub(crate) fn of(&self, kind: Kind) -> (u64, u64) {
+        let at = kind as usize;
+        (self.sent.get(at).copied().unwrap_or(0), self.received.get(at).copied().unwrap_or(0))
+    }
+}
