@@ -101,6 +101,9 @@ pub enum SummaryError {
         /// What the receiver holds.
         held_seq: u64,
     },
+    /// A delta whose positions are no gaps in their shortest spelling.
+    #[error("delta positions: a gap that is too long, too large or without end")]
+    Gap,
     /// A delta that names a bit outside the filter.
     #[error("delta position {position}, filter of {bits} bits")]
     Position {
@@ -169,7 +172,7 @@ impl Summary {
 /// What turns the summary `(epoch, base_seq)` into a later one of the same epoch: bits are only set, never cleared.
 ///
 /// It carries no signature: the digest in the later announcement proves the outcome, whoever sent the delta.
-#[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SummaryDelta {
     /// The `seq` it builds on.
     pub base_seq: u64,
@@ -183,24 +186,40 @@ pub struct SummaryDelta {
     pub addresses: Option<Vec<SocketAddr>>,
 }
 
+/// A delta as it travels: the positions as gaps, most of which take one byte.
+#[derive(bincode::Encode, bincode::Decode)]
+struct DeltaOnTheWire {
+    base_seq: u64,
+    items: u64,
+    gaps: Vec<u8>,
+    audience: Option<Vec<AudienceDigest>>,
+    addresses: Option<Vec<SocketAddr>>,
+}
+
 impl SummaryDelta {
     /// Largest encoded delta, bytes; a bigger change is sent as a whole body.
     pub const BYTES_MAX: usize = 256 << 10;
     /// Most bits in one delta.
     pub const POSITIONS_MAX: usize = 48_000;
 
-    /// Encodes.
+    /// Encodes; positions that do not ascend cannot be.
     pub fn encode(&self) -> Result<Vec<u8>, SummaryError> {
-        Ok(codec::encode::<{ Self::BYTES_MAX }>(self)?)
+        let delta = DeltaOnTheWire {
+            base_seq: self.base_seq,
+            items: self.items,
+            gaps: gaps_of(&self.positions)?,
+            audience: self.audience.clone(),
+            addresses: self.addresses.clone(),
+        };
+        Ok(codec::encode::<{ Self::BYTES_MAX }>(&delta)?)
     }
 
     /// Decodes and checks bounds and order.
     pub fn decode(bytes: &[u8]) -> Result<Self, SummaryError> {
-        let delta = codec::decode::<Self, { Self::BYTES_MAX }>(bytes)?;
-        too_many("positions", delta.positions.len(), Self::POSITIONS_MAX)?;
-        if !delta.positions.is_sorted_by(|a, b| a < b) {
-            return Err(SummaryError::Order { field: "positions" });
-        }
+        let delta = codec::decode::<DeltaOnTheWire, { Self::BYTES_MAX }>(bytes)?;
+        let positions = positions_of(&delta.gaps)?;
+        let DeltaOnTheWire { base_seq, items, audience, addresses, .. } = delta;
+        let delta = Self { base_seq, items, positions, audience, addresses };
         if let Some(audience) = &delta.audience {
             check_audience(audience)?;
         }
@@ -231,6 +250,49 @@ impl SummaryDelta {
         }
         Ok(next)
     }
+}
+
+/// Each position less the one before and 1, the first as it is, in LEB128: seven bits a byte, the lowest first, the eighth
+/// set on all but the last.
+fn gaps_of(positions: &[u32]) -> Result<Vec<u8>, SummaryError> {
+    let mut gaps = Vec::with_capacity(positions.len() * 2);
+    let mut next = 0u64;
+    for position in positions.iter().copied().map(u64::from) {
+        let mut gap = position.checked_sub(next).ok_or(SummaryError::Order { field: "positions" })?;
+        while gap >= 0x80 {
+            gaps.push(gap.to_le_bytes()[0] | 0x80);
+            gap >>= 7;
+        }
+        gaps.push(gap.to_le_bytes()[0]);
+        next = position + 1;
+    }
+    Ok(gaps)
+}
+
+/// Refuses longer spellings than necessary, a gap that does not end, and positions above 2^32.
+fn positions_of(gaps: &[u8]) -> Result<Vec<u32>, SummaryError> {
+    let count = gaps.iter().filter(|byte| **byte < 0x80).count();
+    too_many("positions", count, SummaryDelta::POSITIONS_MAX)?;
+    let mut positions = Vec::with_capacity(count);
+    let (mut next, mut gap, mut shift) = (0u64, 0u64, 0);
+    for &byte in gaps {
+        gap |= u64::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            let position = u32::try_from(next + gap).map_err(|_| SummaryError::Gap)?;
+            if byte == 0 && shift > 7 {
+                return Err(SummaryError::Gap);
+            }
+            positions.push(position);
+            (next, gap, shift) = (u64::from(position) + 1, 0, 0);
+        } else if shift > 28 {
+            return Err(SummaryError::Gap);
+        }
+    }
+    if shift > 0 {
+        return Err(SummaryError::Gap);
+    }
+    Ok(positions)
 }
 
 fn check_audience(audience: &[AudienceDigest]) -> Result<(), SummaryError> {

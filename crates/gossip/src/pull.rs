@@ -360,6 +360,7 @@ impl Gossip {
                 | SummaryError::Order { .. }
                 | SummaryError::Filter(_)
                 | SummaryError::Base { .. }
+                | SummaryError::Gap
                 | SummaryError::Position { .. },
             ) => Some(Misdeed::InvalidBody),
         };

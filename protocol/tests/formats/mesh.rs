@@ -248,9 +248,17 @@ fn deltas_keep_their_bounds() {
     assert!(decode(SummaryDelta { positions: (0..48_000).collect(), ..delta() }).is_ok());
     let too_many = decode(SummaryDelta { positions: (0..48_001).collect(), ..delta() });
     assert!(matches!(too_many, Err(SummaryError::TooMany { field: "positions", .. })));
-    for positions in [vec![2, 1], vec![1, 1]] {
-        let order = decode(SummaryDelta { positions, ..delta() });
+    for positions in [vec![2, 1], vec![1, 1], vec![u32::MAX, u32::MAX]] {
+        let order = SummaryDelta { positions, ..delta() }.encode();
         assert!(matches!(order, Err(SummaryError::Order { field: "positions" })));
+    }
+    assert!(decode(SummaryDelta { positions: vec![0, 127, 256, u32::MAX], ..delta() }).is_ok());
+    for gaps in
+        [&[0x80][..], &[0x80, 0], &[0xff; 6], &[0xff, 0xff, 0xff, 0xff, 0x1f], &[0xff, 0xff, 0xff, 0xff, 0x0f, 0]]
+    {
+        // base_seq, items, length and bytes of the gaps, no audience, no addresses
+        let bytes = [&[0; 16], &(gaps.len() as u64).to_le_bytes()[..], gaps, &[0, 0]].concat();
+        assert!(matches!(SummaryDelta::decode(&bytes), Err(SummaryError::Gap)), "{gaps:x?}");
     }
     let outside = SummaryDelta { positions: vec![8_192], ..delta() };
     let outside = outside.apply(&summary(), 0);
