@@ -7,6 +7,7 @@ mod client;
 mod demo;
 mod id;
 mod init;
+mod log;
 mod nix_conf;
 mod nix_version;
 mod run;

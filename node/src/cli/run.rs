@@ -1,11 +1,7 @@
 //! `narmesh run`.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, Read};
 use std::path::Path;
-use tracing_subscriber::EnvFilter;
-
-/// Environment variable of the log filter, such as `info` or `narmesh=debug`.
-const LOG_VARIABLE: &str = "NARMESH_LOG";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
@@ -15,13 +11,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().with_env_var(LOG_VARIABLE);
-    let filter = filter.with_default_directive(tracing::level_filters::LevelFilter::INFO.into()).from_env()?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    super::log::start()?;
     if arguments.until_stdin_ends {
         std::thread::Builder::new().name("stdin".to_owned()).spawn(stop_at_end_of_stdin)?;
     }
