@@ -84,6 +84,9 @@ fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersi
         nix.unreadable.iter().map(|path| Finding::Warning(format!("{} cannot be read", path.display()))).collect();
     findings.extend(key_findings(settings, nix));
     findings.extend(substituter_findings(settings, nix));
+    if settings.builder_key_file.is_some() {
+        findings.extend(builder_key_findings(nix));
+    }
     let negative_ttl_s = nix.value("narinfo-cache-negative-ttl").and_then(|value| value.parse::<u64>().ok());
     if let Some(ttl_s) = negative_ttl_s.filter(|ttl_s| *ttl_s > NEGATIVE_TTL_S_MAX) {
         findings.push(Finding::Note(format!(
@@ -146,6 +149,34 @@ fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> 
     findings
 }
 
+/// The builder key signs what Nix says was built here: it is worth what this machine's builds are worth.
+fn builder_key_findings(nix: &NixSettings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut warn = |text: String| findings.push(Finding::Warning(text));
+    match (nix.value("sandbox"), nix.value("sandbox-fallback")) {
+        (Some("true"), Some("false")) => {}
+        (Some("true"), _) => warn(
+            "sandbox-fallback is not false in nix.conf: where the sandbox cannot be set up, a build takes in what it finds on \
+             this machine, and the builder key signs the result. Set sandbox-fallback = false"
+                .to_owned(),
+        ),
+        (value, _) => warn(format!(
+            "sandbox = {} in nix.conf: a build can take in anything of this machine and the network, and the builder key \
+             signs the result. Set sandbox = true, or take trust.builder_key_file out",
+            value.unwrap_or("?")
+        )),
+    }
+    let trusted: Vec<_> = nix.words("trusted-users").into_iter().filter(|user| *user != "root").collect();
+    if !trusted.is_empty() {
+        warn(format!(
+            "trusted-users of nix.conf holds {}: they can have a tainted input built into an honest derivation, and the \
+             builder key signs the result. Leave root alone there, or take trust.builder_key_file out",
+            trusted.join(" ")
+        ));
+    }
+    findings
+}
+
 /// Whether a substituter URL is our gateway, with or without a slash and parameters.
 fn names_gateway(url: &str, port: u16, ip: &str) -> bool {
     let bare = url.split('?').next().unwrap_or_default().trim_end_matches('/');
@@ -178,11 +209,16 @@ mod tests {
     }
 
     fn findings(trusted: &[String], nix_conf: &str) -> Vec<Finding> {
+        findings_of(trusted, None, nix_conf)
+    }
+
+    fn findings_of(trusted: &[String], builder_key: Option<&str>, nix_conf: &str) -> Vec<Finding> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("nix.conf");
         std::fs::write(&file, nix_conf).unwrap();
         let mut config = Config::default();
         config.trust.trusted_public_keys = trusted.to_vec();
+        config.trust.builder_key_file = builder_key.map(Into::into);
         let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
         nix_findings(&settings, &NixSettings::from_file(&file), None)
     }
@@ -206,6 +242,28 @@ mod tests {
         assert!(warnings(&lacking)[0].contains(&key) && warnings(&lacking)[0].contains("30 days"), "{lacking:?}");
         let other = findings(std::slice::from_ref(&key), &conf(&public_key("b-1", 2)));
         assert!(warnings(&other)[0].contains("another key of that name"), "{other:?}");
+    }
+
+    #[test]
+    fn a_builder_key_is_worth_what_sandbox_and_trusted_users_are_worth() {
+        let url = "extra-substituters = http://127.0.0.1:7281";
+        for (nix_conf, with_key) in [
+            ("sandbox-fallback = false", None),
+            ("sandbox-fallback = false\ntrusted-users = root", None),
+            ("", Some("sandbox-fallback")),
+            ("sandbox = false", Some("sandbox = false")),
+            ("sandbox = relaxed\nsandbox-fallback = false", Some("sandbox = relaxed")),
+            ("build-use-sandbox = false", Some("sandbox = false")),
+            ("sandbox-fallback = false\nextra-trusted-users = @wheel ann", Some("holds @wheel ann")),
+            ("sandbox-fallback = false\ntrusted-users = *", Some("holds *")),
+        ] {
+            let nix_conf = format!("{nix_conf}\n{url}\n");
+            let found = findings_of(&[], Some("builder.key"), &nix_conf);
+            let warned = warnings(&found);
+            assert_eq!(warned.len(), with_key.iter().len(), "{nix_conf}{warned:?}");
+            assert!(with_key.is_none_or(|words| warned[0].contains(words)), "{nix_conf}{warned:?}");
+            assert_eq!(warnings(&findings(&[], &nix_conf)), Vec::<&str>::new(), "no key, no worry");
+        }
     }
 
     #[test]

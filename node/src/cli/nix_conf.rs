@@ -40,6 +40,10 @@ impl NixSettings {
             ("substituters", "https://cache.nixos.org/"),
             ("trusted-public-keys", "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="),
             ("narinfo-cache-negative-ttl", "3600"),
+            // As on Linux.
+            ("sandbox", "true"),
+            ("sandbox-fallback", "true"),
+            ("trusted-users", "root"),
         ] {
             settings.values.insert(name.to_owned(), value.to_owned());
         }
@@ -110,6 +114,7 @@ fn current_name(name: &str) -> &str {
         "binary-caches" => "substituters",
         "binary-cache-public-keys" => "trusted-public-keys",
         "build-fallback" => "fallback",
+        "build-use-sandbox" | "build-use-chroot" => "sandbox",
         other => other,
     }
 }
