@@ -1,20 +1,18 @@
-//! What is known about each open connection, so that none is held for ever and a new one is never refused.
+//! What is known about one open connection, so that none is held for ever.
 
-use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 
-use crate::metrics::{CloseReason, GatewayMetrics};
+use crate::metrics::CloseReason;
 use crate::serve::GatewayLimits;
 
 /// How much longer than an idle connection one with a response under way may stand still before it counts as older, so
@@ -60,7 +58,7 @@ pub(crate) enum Order {
 }
 
 impl ConnectionState {
-    fn new(clock: Instant) -> Self {
+    pub(crate) fn new(clock: Instant) -> Self {
         let opened = Instant::now();
         let now_ms = millis_between(clock, opened);
         Self {
@@ -96,6 +94,21 @@ impl ConnectionState {
         }
     }
 
+    /// When it was accepted.
+    pub(crate) fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Lets the response under way finish, then closes.
+    pub(crate) fn drain(&self) {
+        self.give(ORDER_DRAIN);
+    }
+
+    /// Closes now.
+    pub(crate) fn close(&self) {
+        self.give(ORDER_CLOSE);
+    }
+
     fn give(&self, order: u8) {
         self.order.fetch_max(order, Ordering::AcqRel);
         self.waker.wake();
@@ -115,7 +128,7 @@ impl ConnectionState {
     }
 
     /// The time by which connections are compared when one has to go: the smallest goes.
-    fn age_key(&self) -> u64 {
+    pub(crate) fn age_key(&self) -> u64 {
         let moved_ms = self.moved_ms.load(Ordering::Relaxed);
         match self.phase.load(Ordering::Relaxed) {
             PHASE_BUSY => moved_ms.saturating_add(BUSY_GRACE_MS),
@@ -124,7 +137,7 @@ impl ConnectionState {
     }
 
     /// Why the connection is overdue, if it is.
-    fn overdue(&self, now_ms: u64, limits: &GatewayLimits) -> Option<CloseReason> {
+    pub(crate) fn overdue(&self, now_ms: u64, limits: &GatewayLimits) -> Option<CloseReason> {
         let still_ms = now_ms.saturating_sub(self.moved_ms.load(Ordering::Relaxed));
         let head_ms = now_ms.saturating_sub(self.head_since_ms.load(Ordering::Relaxed));
         let (elapsed_ms, limit, reason) = match self.phase.load(Ordering::Relaxed) {
@@ -157,130 +170,9 @@ impl Drop for BusyGuard {
     }
 }
 
-fn millis_between(from: Instant, to: Instant) -> u64 {
+/// Milliseconds, 0 if `to` is earlier.
+pub(crate) fn millis_between(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The open connections of one listener, never more than its limit.
-#[derive(Debug)]
-pub(crate) struct ConnectionTable {
-    clock: Instant,
-    limits: GatewayLimits,
-    metrics: Arc<GatewayMetrics>,
-    open: Mutex<Open>,
-    emptied: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    next_id: u64,
-    connections: BTreeMap<u64, Arc<ConnectionState>>,
-}
-
-impl ConnectionTable {
-    pub(crate) fn new(limits: GatewayLimits, metrics: Arc<GatewayMetrics>) -> Arc<Self> {
-        Arc::new(Self { clock: Instant::now(), limits, metrics, open: Mutex::default(), emptied: Notify::new() })
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        // Nothing panics between the two halves of a change, so a poisoned map is whole.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Enters a new connection; at the limit the one that stood still longest is closed for it.
-    pub(crate) fn enter(self: &Arc<Self>) -> Entered {
-        let state = Arc::new(ConnectionState::new(self.clock));
-        let mut open = self.open();
-        while open.connections.len() >= self.limits.connections_max.max(1) {
-            self.close_oldest_of(&mut open);
-        }
-        let id = open.next_id;
-        open.next_id = id.wrapping_add(1);
-        open.connections.insert(id, Arc::clone(&state));
-        drop(open);
-        self.metrics.connection_opened();
-        Entered { id, state, table: Arc::clone(self) }
-    }
-
-    /// Closes the connection that stood still longest, to free its descriptor.
-    pub(crate) fn close_oldest(&self) {
-        self.close_oldest_of(&mut self.open());
-    }
-
-    fn close_oldest_of(&self, open: &mut Open) {
-        let oldest =
-            open.connections.iter().min_by_key(|(_, state)| (state.age_key(), state.opened)).map(|(id, _)| *id);
-        if let Some(state) = oldest.and_then(|id| open.connections.remove(&id)) {
-            self.metrics.connection_closed(CloseReason::Limit);
-            state.give(ORDER_CLOSE);
-        }
-    }
-
-    /// Closes every connection that is overdue.
-    pub(crate) fn sweep(&self) {
-        let now_ms = millis_between(self.clock, Instant::now());
-        for state in self.open().connections.values() {
-            if let Some(reason) = state.overdue(now_ms, &self.limits) {
-                tracing::debug!(?reason, age = ?state.opened.elapsed(), "closing a connection");
-                self.metrics.connection_closed(reason);
-                state.give(ORDER_CLOSE);
-            }
-        }
-    }
-
-    /// How often to [`Self::sweep`]: a quarter of the shortest limit, between 10 ms and 1 s.
-    pub(crate) fn sweep_interval(&self) -> Duration {
-        let GatewayLimits { header_read_timeout, idle_timeout, stall_timeout, .. } = self.limits;
-        let shortest = header_read_timeout.min(idle_timeout).min(stall_timeout);
-        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
-    }
-
-    /// Lets responses under way finish for at most `grace`, then closes what is left.
-    pub(crate) async fn drain(&self, grace: Duration) {
-        self.give_all(ORDER_DRAIN);
-        if tokio::time::timeout(grace, self.empty()).await.is_err() {
-            tracing::info!(connections = self.open().connections.len(), "closing connections whose time is over");
-            self.give_all(ORDER_CLOSE);
-            self.empty().await;
-        }
-    }
-
-    fn give_all(&self, order: u8) {
-        for state in self.open().connections.values() {
-            state.give(order);
-        }
-    }
-
-    async fn empty(&self) {
-        loop {
-            let emptied = self.emptied.notified();
-            if self.open().connections.is_empty() {
-                return;
-            }
-            emptied.await;
-        }
-    }
-}
-
-/// A connection's place in the table, left when dropped.
-#[derive(Debug)]
-pub(crate) struct Entered {
-    id: u64,
-    pub(crate) state: Arc<ConnectionState>,
-    table: Arc<ConnectionTable>,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut open = self.table.open();
-        open.connections.remove(&self.id);
-        if open.connections.is_empty() {
-            // `notify_one` keeps its permit for a waiter that has looked but does not wait yet.
-            self.table.emptied.notify_one();
-        }
-        drop(open);
-        self.table.metrics.connection_ended();
-    }
 }
 
 /// A client's socket that notes when bytes move.

@@ -14,6 +14,7 @@
 
 mod body;
 mod connection;
+mod connection_table;
 mod error;
 mod gateway;
 mod histogram;
@@ -22,6 +23,7 @@ mod range;
 mod role;
 mod routes;
 mod serve;
+mod socket_owner;
 mod substituter;
 mod target;
 

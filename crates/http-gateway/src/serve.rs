@@ -11,7 +11,8 @@ use hyper::server::conn::http1;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::connection::{ConnectionTable, Entered, Order, WatchedStream};
+use crate::connection::{Order, WatchedStream};
+use crate::connection_table::{ConnectionTable, Entered, Route};
 use crate::gateway::Gateway;
 use crate::substituter::Substituter;
 
@@ -21,8 +22,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Bounds of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayLimits {
-    /// Connections at a time, at least 1. One more closes the one that stood still longest; none is ever refused.
+    /// Connections at a time, at least 1. One more closes the one that stood still longest, of the local user who has the
+    /// most; none is ever refused.
     pub connections_max: usize,
+    /// Of these, at most so many of one local user, at least 1; one more closes that user's longest idle one. Below this
+    /// number in all, nobody is asked who they are.
+    pub connections_per_user_max: usize,
     /// From a connection's opening, or the first byte of a later request, to the end of the request's head.
     pub header_read_timeout: Duration,
     /// Without a request.
@@ -41,6 +46,7 @@ impl Default for GatewayLimits {
     fn default() -> Self {
         Self {
             connections_max: 512,
+            connections_per_user_max: 256,
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(300),
@@ -54,7 +60,7 @@ impl Default for GatewayLimits {
 /// [`GatewayLimits::shutdown_grace`] and returns.
 ///
 /// # Errors
-/// None today: an accept that fails is tried again, because a gateway that is gone aborts builds on Nix up to 2.31.
+/// When `listener` has no address. An accept that fails is tried again, because a gateway that is gone aborts builds on Nix up to 2.31.
 pub async fn serve<S: Substituter>(
     listener: TcpListener,
     gateway: Gateway<S>,
@@ -62,6 +68,7 @@ pub async fn serve<S: Substituter>(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let grace = limits.shutdown_grace;
+    let server = listener.local_addr()?;
     let http = http(&limits);
     let table = ConnectionTable::new(limits, Arc::clone(gateway.metrics()));
     let mut sweep = interval(table.sweep_interval());
@@ -78,8 +85,9 @@ pub async fn serve<S: Substituter>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                tokio::spawn(connection(stream, table.enter(), gateway.clone(), http.clone()));
+            Ok((stream, client)) => {
+                let entered = table.enter(Route { client, server });
+                tokio::spawn(connection(stream, entered, gateway.clone(), http.clone()));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {

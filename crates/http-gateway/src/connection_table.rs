@@ -1,0 +1,280 @@
+//! The open connections of a listener, and which of them goes when there are too many.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::connection::{ConnectionState, millis_between};
+use crate::metrics::{CloseReason, GatewayMetrics};
+use crate::serve::GatewayLimits;
+use crate::socket_owner::SocketOwners;
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) client: SocketAddr,
+    pub(crate) server: SocketAddr,
+}
+
+/// The open connections of one listener, never more than its limits.
+#[derive(Debug)]
+pub(crate) struct ConnectionTable {
+    clock: Instant,
+    limits: GatewayLimits,
+    metrics: Arc<GatewayMetrics>,
+    owners: Owners,
+    open: Mutex<Open>,
+    emptied: Notify,
+}
+
+#[derive(Debug)]
+enum Owners {
+    Kernel(SocketOwners),
+    #[cfg(test)]
+    Fixed(fn(Route) -> Option<u32>),
+}
+
+impl Owners {
+    fn of(&self, route: Route) -> Option<u32> {
+        match self {
+            Self::Kernel(owners) => owners.owner(route.client, route.server),
+            #[cfg(test)]
+            Self::Fixed(owner) => owner(route),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next_id: u64,
+    connections: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    state: Arc<ConnectionState>,
+    route: Route,
+    owner: Owner,
+}
+
+/// Whose a connection is. All of which the kernel says nothing are counted as one user's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Owner {
+    NotAsked,
+    Nobody,
+    User(u32),
+}
+
+impl Open {
+    /// Finds out whose the connections are of which that was not asked yet.
+    fn ask(&mut self, owners: &Owners) {
+        for connection in self.connections.values_mut().filter(|connection| connection.owner == Owner::NotAsked) {
+            connection.owner = owners.of(connection.route).map_or(Owner::Nobody, Owner::User);
+        }
+    }
+
+    fn count(&self, owner: Owner) -> usize {
+        self.connections.values().filter(|connection| connection.owner == owner).count()
+    }
+
+    /// Who has the most connections.
+    fn greediest(&self) -> Option<Owner> {
+        let mut counts: BTreeMap<Owner, usize> = BTreeMap::new();
+        for connection in self.connections.values() {
+            *counts.entry(connection.owner).or_default() += 1;
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(owner, _)| owner)
+    }
+
+    /// Takes out the connection of `owner` that stood still longest.
+    fn take_oldest_of(&mut self, owner: Owner) -> Option<Arc<ConnectionState>> {
+        let theirs = self.connections.iter().filter(|(_, connection)| connection.owner == owner);
+        let oldest = theirs.min_by_key(|(_, connection)| (connection.state.age_key(), connection.state.opened()));
+        let id = *oldest?.0;
+        self.connections.remove(&id).map(|connection| connection.state)
+    }
+}
+
+impl ConnectionTable {
+    pub(crate) fn new(limits: GatewayLimits, metrics: Arc<GatewayMetrics>) -> Arc<Self> {
+        Self::with_owners(limits, metrics, Owners::Kernel(SocketOwners::new()))
+    }
+
+    fn with_owners(limits: GatewayLimits, metrics: Arc<GatewayMetrics>, owners: Owners) -> Arc<Self> {
+        let (clock, open, emptied) = (Instant::now(), Mutex::default(), Notify::new());
+        Arc::new(Self { clock, limits, metrics, owners, open, emptied })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        // Nothing panics between the two halves of a change, so a poisoned map is whole.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a new connection. At the limit of its user that user's longest idle one is closed for it; at the limit of all,
+    /// the longest idle one of the user who has the most.
+    pub(crate) fn enter(self: &Arc<Self>, route: Route) -> Entered {
+        let state = Arc::new(ConnectionState::new(self.clock));
+        let GatewayLimits { connections_max, connections_per_user_max, .. } = self.limits;
+        let mut open = self.open();
+        let mut owner = Owner::NotAsked;
+        // Below both limits it matters to nobody who this is.
+        if open.connections.len() >= connections_max.min(connections_per_user_max).max(1) {
+            owner = self.owners.of(route).map_or(Owner::Nobody, Owner::User);
+            open.ask(&self.owners);
+            while open.count(owner) >= connections_per_user_max.max(1) {
+                self.close(open.take_oldest_of(owner));
+            }
+            while open.connections.len() >= connections_max.max(1) {
+                let greediest = open.greediest();
+                self.close(greediest.and_then(|greediest| open.take_oldest_of(greediest)));
+            }
+        }
+        let id = open.next_id;
+        open.next_id = id.wrapping_add(1);
+        open.connections.insert(id, Connection { state: Arc::clone(&state), route, owner });
+        drop(open);
+        self.metrics.connection_opened();
+        Entered { id, state, table: Arc::clone(self) }
+    }
+
+    /// Closes the longest idle connection of the user who has the most, to free its descriptor.
+    pub(crate) fn close_oldest(&self) {
+        let mut open = self.open();
+        open.ask(&self.owners);
+        let greediest = open.greediest();
+        self.close(greediest.and_then(|greediest| open.take_oldest_of(greediest)));
+    }
+
+    fn close(&self, connection: Option<Arc<ConnectionState>>) {
+        if let Some(state) = connection {
+            self.metrics.connection_closed(CloseReason::Limit);
+            state.close();
+        }
+    }
+
+    /// Closes every connection that is overdue.
+    pub(crate) fn sweep(&self) {
+        let now_ms = millis_between(self.clock, Instant::now());
+        for Connection { state, .. } in self.open().connections.values() {
+            if let Some(reason) = state.overdue(now_ms, &self.limits) {
+                tracing::debug!(?reason, age = ?state.opened().elapsed(), "closing a connection");
+                self.metrics.connection_closed(reason);
+                state.close();
+            }
+        }
+    }
+
+    /// How often to [`Self::sweep`]: a quarter of the shortest limit, between 10 ms and 1 s.
+    pub(crate) fn sweep_interval(&self) -> Duration {
+        let GatewayLimits { header_read_timeout, idle_timeout, stall_timeout, .. } = self.limits;
+        let shortest = header_read_timeout.min(idle_timeout).min(stall_timeout);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    /// Lets responses under way finish for at most `grace`, then closes what is left.
+    pub(crate) async fn drain(&self, grace: Duration) {
+        self.tell_all(ConnectionState::drain);
+        if tokio::time::timeout(grace, self.empty()).await.is_err() {
+            tracing::info!(connections = self.open().connections.len(), "closing connections whose time is over");
+            self.tell_all(ConnectionState::close);
+            self.empty().await;
+        }
+    }
+
+    fn tell_all(&self, order: fn(&ConnectionState)) {
+        for connection in self.open().connections.values() {
+            order(&connection.state);
+        }
+    }
+
+    async fn empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.open().connections.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+/// A connection's place in the table, left when dropped.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    id: u64,
+    pub(crate) state: Arc<ConnectionState>,
+    table: Arc<ConnectionTable>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut open = self.table.open();
+        open.connections.remove(&self.id);
+        if open.connections.is_empty() {
+            // `notify_one` keeps its permit for a waiter that has looked but does not wait yet.
+            self.table.emptied.notify_one();
+        }
+        drop(open);
+        self.table.metrics.connection_ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The port of a test's client says whose it is: 1,000 to 1,999 are user 1's.
+    fn by_port(route: Route) -> Option<u32> {
+        (route.client.port() >= 1_000).then(|| u32::from(route.client.port() / 1_000))
+    }
+
+    fn table(connections_max: usize, connections_per_user_max: usize) -> Arc<ConnectionTable> {
+        let limits = GatewayLimits { connections_max, connections_per_user_max, ..GatewayLimits::default() };
+        ConnectionTable::with_owners(limits, Arc::default(), Owners::Fixed(by_port))
+    }
+
+    fn enter(table: &Arc<ConnectionTable>, port: u16) -> Entered {
+        let [client, server] = [port, 1].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        table.enter(Route { client, server })
+    }
+
+    /// The ports of the connections that are open, in the order of their coming.
+    fn open(table: &ConnectionTable) -> Vec<u16> {
+        table.open().connections.values().map(|connection| connection.route.client.port()).collect()
+    }
+
+    #[test]
+    fn one_user_has_no_more_than_his_share() {
+        let table = table(8, 4);
+        let _held: Vec<_> = [2_000, 1_000, 1_001, 1_002, 1_003, 1_004, 1_005].map(|port| enter(&table, port)).into();
+        assert_eq!(open(&table), [2_000, 1_002, 1_003, 1_004, 1_005]);
+        // Those who say nothing share one share.
+        let _unknown: Vec<_> = (1..=6).map(|port| enter(&table, port)).collect();
+        assert_eq!(open(&table)[0], 2_000);
+        assert_eq!(open(&table).iter().filter(|port| **port < 1_000).count(), 4);
+    }
+
+    #[test]
+    fn at_the_limit_of_all_it_is_the_greediest_who_makes_room() {
+        let table = table(8, 4);
+        let _nix = enter(&table, 9_000);
+        let _held: Vec<_> = (0..40_u16).map(|count| enter(&table, 1_000 * (1 + count % 5) + count)).collect();
+        assert_eq!(open(&table).len(), 8);
+        assert!(open(&table).contains(&9_000), "five users together do not push out the one who has one");
+        let _more: Vec<_> = [9_001, 9_002].map(|port| enter(&table, port)).into();
+        assert!(open(&table).ends_with(&[9_001, 9_002]), "a new one always gets in");
+    }
+
+    #[test]
+    fn below_the_limit_nobody_is_asked_who_he_is() {
+        fn nobody_asks(_: Route) -> Option<u32> {
+            panic!("asked")
+        }
+        let limits = GatewayLimits { connections_max: 8, connections_per_user_max: 4, ..GatewayLimits::default() };
+        let table = ConnectionTable::with_owners(limits, Arc::default(), Owners::Fixed(nobody_asks));
+        let _held: Vec<_> = (0..4).map(|port| enter(&table, port)).collect();
+    }
+}
