@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Unix socket of `narmesh status` and its kin; `<state_dir>/control.sock` if absent.
     pub control_socket: Option<PathBuf>,
+    /// The group whose members may use it; the daemon's own group if absent.
+    pub control_group: Option<String>,
     /// Where the mesh listens, as multiaddrs; port 0 lets the kernel choose.
     pub listen: Vec<String>,
     /// Told to peers besides the listen addresses.
@@ -58,6 +60,7 @@ impl Default for NodeConfig {
             key_file: "node.key".into(),
             state_dir: "state".into(),
             control_socket: None,
+            control_group: None,
             listen: vec!["/ip4/0.0.0.0/tcp/7280".to_owned()],
             external_addresses: Vec::new(),
             advertise_loopback: false,
@@ -71,6 +74,8 @@ impl Default for NodeConfig {
 pub struct GatewayConfig {
     /// Loopback address and port; port 0 lets the kernel choose.
     pub listen: String,
+    /// Accepted in `Host` besides `127.0.0.1`, `[::1]` and `localhost`: names or addresses, without a port.
+    pub host_names: Vec<String>,
     /// `Priority` of the substituter; Nix asks the lowest first, cache.nixos.org has 40.
     pub priority: u32,
     /// Longest time for one narinfo, milliseconds; after it the answer is 404.
@@ -79,7 +84,7 @@ pub struct GatewayConfig {
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:7281".to_owned(), priority: 30, narinfo_deadline_ms: 1_000 }
+        Self { listen: "127.0.0.1:7281".to_owned(), host_names: Vec::new(), priority: 30, narinfo_deadline_ms: 1_000 }
     }
 }
 

@@ -13,10 +13,15 @@ pub(crate) fn render(config: &Config) -> String {
             "node.control_socket",
             optional("control_socket", node.control_socket.as_deref(), "/run/narmesh/control.sock"),
         ),
+        (
+            "node.control_group",
+            optional("control_group", node.control_group.as_deref().map(std::path::Path::new), "adm"),
+        ),
         ("node.listen", list(&node.listen)),
         ("node.external_addresses", list(&node.external_addresses)),
         ("node.advertise_loopback", node.advertise_loopback.to_string()),
         ("gateway.listen", quoted(&gateway.listen)),
+        ("gateway.host_names", list(&gateway.host_names)),
         ("gateway.priority", gateway.priority.to_string()),
         ("gateway.narinfo_deadline_ms", gateway.narinfo_deadline_ms.to_string()),
         ("store.store_dir", quoted(&store.store_dir)),
@@ -91,6 +96,9 @@ key_file = @node.key_file@
 state_dir = @node.state_dir@
 # Unix socket of `narmesh status`, `why`, `advertised`. Default: control.sock in state_dir.
 @node.control_socket@
+# The group whose members may use that socket (mode 0660), besides the daemon's user and root; the daemon has to be in it.
+# Default: the daemon's own group. Read at start only.
+@node.control_group@
 # Where peers connect: IP addresses and TCP ports. Read at start only.
 listen = @node.listen@
 # Told to peers besides the addresses of this machine: for a forwarded port, at most 8, such as
@@ -102,6 +110,10 @@ advertise_loopback = @node.advertise_loopback@
 [gateway]
 # The substituter for Nix on this machine. Only loopback addresses are accepted. Read at start only.
 listen = @gateway.listen@
+# Names by which programs on this machine call it besides 127.0.0.1, [::1] and localhost, without a port, such as "cache.lan"
+# from /etc/hosts. A request to another name is a web page's that plays with names, and refused. Only names that nobody else
+# can point elsewhere belong here. Read at start only.
+host_names = @gateway.host_names@
 # Nix asks substituters in ascending order of priority; cache.nixos.org has 40.
 priority = @gateway.priority@
 # Longest time in which a narinfo is answered; after it the answer is "not here" (50 to 60000).
@@ -182,11 +194,13 @@ mod tests {
             key_file = "a\"b\\c@node.state_dir@.key"
             state_dir = "s"
             control_socket = "c"
+            control_group = "cg"
             listen = ["l1", "l2"]
             external_addresses = ["e"]
             advertise_loopback = true
             [gateway]
             listen = "g"
+            host_names = ["h"]
             priority = 1
             narinfo_deadline_ms = 2
             [store]
@@ -238,7 +252,7 @@ mod tests {
     #[test]
     fn every_key_is_in_the_template() {
         let text = render(&Config::default());
-        let optional = "node = { control_socket = 'x' }
+        let optional = "node = { control_socket = 'x', control_group = 'x' }
             store = { real_dir = 'x', state_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
             peer = [{ name = 'x', peer_id = 'x' }]";
@@ -254,6 +268,6 @@ mod tests {
                 keys += 1;
             }
         }
-        assert!(keys >= 28, "only {keys} keys were compared");
+        assert!(keys >= 30, "only {keys} keys were compared");
     }
 }

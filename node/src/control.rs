@@ -1,13 +1,14 @@
 //! The control socket: how the command line talks to the running daemon.
 //!
-//! A Unix socket of mode 0660; one JSON request per line, one JSON reply per line, any number on a connection.
+//! A Unix socket of mode 0660, for the daemon's user and one group; one JSON request per line, one JSON reply per line, any number on a connection.
 //! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`IDLE_MAX`].
 
+use crate::account::group_id;
 use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,6 +102,14 @@ pub enum ControlError {
         /// The path.
         path: PathBuf,
     },
+    /// The group of the configuration is not there, or not the daemon's to give.
+    #[error("node.control_group = {group:?}: {why}; accepted: a group that the daemon's user is a member of")]
+    Group {
+        /// As written.
+        group: String,
+        /// Why not.
+        why: io::Error,
+    },
     /// Reading or writing failed.
     #[error("control socket {path}: {source}", path = path.display())]
     Io {
@@ -127,8 +136,9 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds; a socket that a dead daemon left is replaced. Needs a tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+    /// Binds for the daemon's user and `group` (its own if `None`); a socket that a dead daemon left is replaced. Needs a
+    /// tokio runtime.
+    pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, ControlError> {
         let io_error = |source| ControlError::Io { path: path.to_owned(), source };
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -143,6 +153,11 @@ impl ControlSocket {
         }
         let listener = UnixListener::bind(path).map_err(io_error)?;
         let socket = Self { listener, path: path.to_owned() };
+        if let Some(group) = group {
+            let refused = |why| ControlError::Group { group: group.to_owned(), why };
+            let id = group_id(group).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
+            chown(path, None, Some(id)).map_err(refused)?;
+        }
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io_error)?;
         Ok(socket)
     }
@@ -277,7 +292,7 @@ mod tests {
     async fn a_request_is_answered_and_a_bad_one_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
-        let socket = ControlSocket::bind(&path).unwrap();
+        let socket = ControlSocket::bind(&path, None).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let server = tokio::spawn(socket.serve(Arc::new(Fixed::default())));
         let at = path.clone();
@@ -285,7 +300,7 @@ mod tests {
             assert_eq!(asked(&at, ControlRequest::Reload).unwrap(), ControlReply::Reloaded);
             let advertised = asked(&at, ControlRequest::Advertised).unwrap();
             assert_eq!(advertised, ControlReply::Advertised(AdvertisedReport::default()));
-            assert!(matches!(ControlSocket::bind(&at), Err(ControlError::InUse { .. })));
+            assert!(matches!(ControlSocket::bind(&at, None), Err(ControlError::InUse { .. })));
             // Two requests on one connection, the first of them nonsense.
             let mut stream = BlockingStream::connect(&at).unwrap();
             stream.write_all(b"{\"launch\":1}\n\"reload\"\n").unwrap();
@@ -311,9 +326,9 @@ mod tests {
         let path = dir.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(matches!(asked(&path, ControlRequest::Status), Err(ControlError::NotRunning { .. })));
-        ControlSocket::bind(&path).unwrap();
+        ControlSocket::bind(&path, None).unwrap();
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(ControlSocket::bind(&path), Err(ControlError::NoSocket { .. })));
+        assert!(matches!(ControlSocket::bind(&path, None), Err(ControlError::NoSocket { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 

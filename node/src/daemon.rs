@@ -68,7 +68,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         tracing::warn!("{recovered}");
     }
     let state = Arc::new(Mutex::new(state));
-    let control = ControlSocket::bind(&settings.node.control_socket)?;
+    let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let location = StoreLocation {
         store_dir: settings.store.store_dir.clone(),
         real_dir: settings.store.real_dir.clone(),
@@ -125,8 +125,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let (stop, stopped) = watch::channel(false);
-    let gateway =
-        Gateway::new(Arc::new(MeshSubstituter(resolver)), ListenerRole::local(), gateway_metrics, Arc::new(registry));
+    let host_names = daemon.settings().gateway.host_names.clone();
+    let role = ListenerRole { host_names, ..ListenerRole::local() };
+    let gateway = Gateway::new(Arc::new(MeshSubstituter(resolver)), role, gateway_metrics, Arc::new(registry));
     let limits = GatewayLimits { shutdown_grace: SHUTDOWN_GRACE, ..GatewayLimits::default() };
     let gateway_task = tokio::spawn(narmesh_http_gateway::serve(gateway_listener, gateway, limits, on_stop(stopped)));
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
@@ -209,8 +210,10 @@ impl Daemon {
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
             ("node.state_dir", settings.node.state_dir == old.node.state_dir),
             ("node.control_socket", settings.node.control_socket == old.node.control_socket),
+            ("node.control_group", settings.node.control_group == old.node.control_group),
             ("node.listen", settings.node.listen == old.node.listen),
             ("gateway.listen", settings.gateway.listen == old.gateway.listen),
+            ("gateway.host_names", settings.gateway.host_names == old.gateway.host_names),
             ("store", settings.store == old.store),
             ("limits.nar_buffer_bytes", settings.limits.nar_buffer_bytes == old.limits.nar_buffer_bytes),
             ("limits.uploads_per_peer", settings.limits.uploads_per_peer == old.limits.uploads_per_peer),

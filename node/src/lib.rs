@@ -4,6 +4,7 @@
 //! gossip core) and puts the [`resolver`] behind the HTTP gateway; [`control`] answers `narmesh status` and its siblings.
 //! Invariants: one place assembles the status; every wait has a deadline; every queue a bound; nothing of Nix's is written.
 
+mod account;
 pub mod cli;
 pub mod config;
 mod config_template;

@@ -7,12 +7,14 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{NixPublicKey, StoreDir, TrustedKeys};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod gateway;
 mod secrets;
 
+pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, read_builder_key};
 
@@ -64,23 +66,14 @@ pub struct NodeSettings {
     pub state_dir: PathBuf,
     /// Unix socket of the control protocol.
     pub control_socket: PathBuf,
+    /// Name of the group that may use it besides the daemon's user; the daemon's own if absent.
+    pub control_group: Option<String>,
     /// `/ip4|ip6/…/tcp/…`, port 0 allowed, at least one.
     pub listen: Vec<Multiaddr>,
     /// `/ip4|ip6/…/tcp/…`, no port 0.
     pub external_addresses: Vec<Multiaddr>,
     /// Whether loopback addresses are told to peers and believed of them.
     pub advertise_loopback: bool,
-}
-
-/// Checked `[gateway]`.
-#[derive(Clone, PartialEq, Debug)]
-pub struct GatewaySettings {
-    /// Loopback; port 0 allowed.
-    pub listen: SocketAddr,
-    /// As told to Nix.
-    pub priority: u32,
-    /// 50 ms to 60 s.
-    pub narinfo_deadline: Duration,
 }
 
 /// Checked `[store]`.
@@ -203,16 +196,7 @@ impl Settings {
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
         Ok(Self {
             node: check_node(&config.node, &base)?,
-            gateway: GatewaySettings {
-                listen: check_gateway(&config.gateway.listen)?,
-                priority: config.gateway.priority,
-                narinfo_deadline: Duration::from_millis(within(
-                    "gateway.narinfo_deadline_ms",
-                    config.gateway.narinfo_deadline_ms,
-                    (50, 60_000),
-                    "50 to 60000 (milliseconds)",
-                )?),
-            },
+            gateway: gateway::check(&config.gateway)?,
             store: check_store(&config.store, &base)?,
             trusted: check_trusted(&config.trust.trusted_public_keys)?,
             builder_key_file: config.trust.builder_key_file.map(|path| base.join(path)),
@@ -271,6 +255,9 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
             "a path of at most 107 bytes, for instance in /run/narmesh",
         ));
     }
+    if let Some(group) = node.control_group.as_ref().filter(|group| !is_account_name(group)) {
+        return Err(refused("node.control_group", group, "the name of a group"));
+    }
     if node.listen.is_empty() || node.listen.len() > ADDRESSES_MAX {
         return Err(refused("node.listen", format!("{:?}", node.listen), "1 to 8 addresses"));
     }
@@ -285,10 +272,17 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
         key_file: base.join(&node.key_file),
         state_dir,
         control_socket,
+        control_group: node.control_group.clone(),
         listen: check_addresses("node.listen", &node.listen, AddressUse::Listen)?,
         external_addresses: check_addresses("node.external_addresses", &node.external_addresses, AddressUse::Dial)?,
         advertise_loopback: node.advertise_loopback,
     })
+}
+
+/// 1 to 32 bytes of letters, digits and `._-`, as useradd(8) accepts them; not beginning with a hyphen.
+fn is_account_name(text: &str) -> bool {
+    let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=32).contains(&text.len()) && !text.starts_with('-') && text.bytes().all(permitted)
 }
 
 /// What an address is for: one may listen on every interface and on any port, but nobody can dial that.
@@ -321,17 +315,6 @@ fn check_address(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static st
     match usage {
         AddressUse::Dial if port == 0 || ip.is_unspecified() => Err(DIALLED),
         AddressUse::Dial | AddressUse::Listen => Ok(address),
-    }
-}
-
-fn check_gateway(text: &str) -> Result<SocketAddr, SettingsError> {
-    match text.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() => Ok(address),
-        Ok(_) | Err(_) => Err(refused(
-            "gateway.listen",
-            text,
-            "a loopback address with a port, such as 127.0.0.1:7281 or [::1]:7281 (the gateway serves this machine only)",
-        )),
     }
 }
 

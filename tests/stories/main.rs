@@ -7,6 +7,7 @@ mod collected;
 mod corrupt;
 mod failover;
 mod fixtures;
+mod installed;
 mod interrupted;
 mod layering;
 mod nondeterministic;

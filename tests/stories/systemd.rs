@@ -44,7 +44,14 @@ fn the_units_are_what_systemd_accepts() {
 fn the_units_keep_the_promises_that_the_documents_make() {
     let read = |name: &str| fs::read_to_string(repository_root().join("contrib/systemd").join(name)).unwrap();
     let (service, socket) = (read("narmesh.service"), read("narmesh.socket"));
-    for line in ["Type=notify", "Restart=always", "User=narmesh", "NoNewPrivileges=yes", "ProtectSystem=strict"] {
+    for line in [
+        "Type=notify",
+        "Restart=always",
+        "User=narmesh",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "StateDirectory=narmesh",
+    ] {
         assert!(service.lines().any(|one| one == line), "narmesh.service has no {line}");
     }
     assert!(service.lines().any(|line| line.starts_with("ExecReload=")), "SIGHUP is how it reloads");

@@ -3,20 +3,23 @@
 use super::emit;
 use super::id::{host_name, introduction};
 use super::nix_version::NixVersion;
-use crate::config::Config;
+use crate::account::{SERVICE_USER, User};
+use crate::config::{Config, DEFAULT_FILE};
 use crate::config_template::render;
 use crate::settings::{NodeKeyFile, Secrets, Settings, create_builder_key};
 use anyhow::Context;
 use libp2p::identity::Keypair;
 use narmesh_protocol::NixSecretKey;
 use rand::TryRng;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 const NODE_KEY: &str = "node.key";
 const BUILDER_KEY: &str = "builder.key";
+/// Where the daemon of the system keeps its state: the only place that the systemd unit lets it write to.
+const SYSTEM_STATE_DIR: &str = "/var/lib/narmesh";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
@@ -29,6 +32,10 @@ pub(super) struct Arguments {
     /// No key for what is built here: nothing built here can then be substituted elsewhere
     #[arg(long)]
     no_builder_key: bool,
+    /// The user that the daemon will run as, who gets the keys; by default `narmesh`, if root writes into /etc/narmesh and
+    /// there is such a user
+    #[arg(long)]
+    user: Option<String>,
     /// Overwrite an existing configuration; existing keys are always kept
     #[arg(long)]
     force: bool,
@@ -40,9 +47,17 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
     let mut values = Config::default();
     keys.put_into(&mut values);
+    let is_system = is_of_the_system(&file);
+    if is_system {
+        values.node.state_dir = SYSTEM_STATE_DIR.into();
+    }
+    let owner = service_user(arguments.user.as_deref(), is_system)?;
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
     let secrets = settings.secrets()?;
+    if let Some(owner) = &owner {
+        hand_over(&settings, owner)?;
+    }
     let mut text = format!("wrote {}\n", file.display());
     for key in &keys.made {
         text += &format!("wrote {} (mode 0600; keep it on this machine)\n", key.display());
@@ -50,10 +65,54 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     for key in &keys.kept {
         text += &format!("kept  {}\n", key.display());
     }
+    match &owner {
+        Some(owner) => text += &format!("the keys belong to the user {}, who runs the daemon\n", owner.name),
+        None if is_system => {
+            text += "there is no user narmesh here: the daemon has to run as root. For the units of contrib/systemd make the\n\
+                     user first (systemd-sysusers), then: narmesh init --force\n";
+        }
+        None => {}
+    }
     text += &format!("\npeer id: {}\n\n{}\n", secrets.peer_id(), introduction(&name, &settings, &secrets));
     text += &nix_conf_lines(&settings, &secrets, NixVersion::installed());
     text += &format!("\nThen: narmesh --config {} run\n", file.display());
     Ok(emit(&text)?)
+}
+
+/// Whether this is the configuration that the daemon of the system reads.
+fn is_of_the_system(file: &Path) -> bool {
+    Path::new(DEFAULT_FILE).parent() == std::path::absolute(file).ok().as_deref().and_then(Path::parent)
+}
+
+/// Who gets the files: the user asked for, or the one of the systemd units.
+fn service_user(asked: Option<&str>, is_system: bool) -> anyhow::Result<Option<User>> {
+    match asked {
+        Some(name) => User::named(name).map(Some).with_context(|| format!("there is no user {name:?} here")),
+        None if is_system && rustix::process::geteuid().is_root() => Ok(User::named(SERVICE_USER)),
+        None => Ok(None),
+    }
+}
+
+/// Makes `owner` the only one who reads the keys and writes the state; the configuration stays as it is, readable to
+/// the owner's group.
+fn hand_over(settings: &Settings, owner: &User) -> anyhow::Result<()> {
+    let state_dir = &settings.node.state_dir;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(state_dir)
+        .with_context(|| format!("cannot make {}", state_dir.display()))?;
+    let (user, group) = (Some(owner.uid), Some(owner.gid));
+    let give = |path: &Path, user, mode| {
+        chown(path, user, group)
+            .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+            .with_context(|| format!("cannot give {} to the user {}", path.display(), owner.name))
+    };
+    give(directory_of(&settings.file), None, 0o750)?;
+    give(&settings.file, None, 0o640)?;
+    give(state_dir, user, 0o750)?;
+    give(&settings.node.key_file, user, 0o600)?;
+    settings.builder_key_file.as_deref().map_or(Ok(()), |key| give(key, user, 0o600))
 }
 
 /// The key files beside a configuration.
@@ -163,7 +222,13 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn arguments(dir: &Path) -> Arguments {
-        Arguments { dir: Some(dir.to_owned()), name: Some("my host".to_owned()), no_builder_key: false, force: false }
+        Arguments {
+            dir: Some(dir.to_owned()),
+            name: Some("my host".to_owned()),
+            no_builder_key: false,
+            user: None,
+            force: false,
+        }
     }
 
     fn load(dir: &Path) -> (Settings, Secrets) {
@@ -201,6 +266,22 @@ mod tests {
         let (_, after) = load(dir.path());
         assert_eq!(after.peer_id(), before.peer_id());
         assert_eq!(after.builder_key.unwrap().public(), before.builder_key.unwrap().public());
+    }
+
+    #[test]
+    fn a_user_who_does_not_exist_gets_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let unknown = Arguments { user: Some("no-such-user".to_owned()), ..arguments(dir.path()) };
+        let message = init(Path::new("unused"), &unknown).unwrap_err().to_string();
+        assert!(message.contains("no user \"no-such-user\""), "{message}");
+        assert!(!dir.path().join("narmesh.toml").exists());
+    }
+
+    #[test]
+    fn only_the_directory_of_the_system_is_the_systems() {
+        assert!(is_of_the_system(Path::new("/etc/narmesh/narmesh.toml")));
+        assert!(!is_of_the_system(Path::new("/etc/narmesh/two/narmesh.toml")));
+        assert!(!is_of_the_system(Path::new("narmesh.toml")));
     }
 
     #[test]

@@ -27,6 +27,12 @@ fn the_defaults_are_accepted_and_relative_paths_stand_beside_the_file() {
 }
 
 #[test]
+fn names_of_the_gateway_are_compared_in_lower_case() {
+    let settings = check("[gateway]\nhost_names = ['Cache.LAN', '192.0.2.7', '[2001:DB8::1]']").unwrap();
+    assert_eq!(settings.gateway.host_names, ["cache.lan", "192.0.2.7", "[2001:db8::1]"]);
+}
+
+#[test]
 fn a_root_is_short_for_both_directories_and_excludes_them() {
     let settings = check("[store]\nroot = '/chroot'").unwrap();
     assert_eq!(settings.store.real_dir, Path::new("/chroot/nix/store"));
@@ -41,6 +47,14 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
     let cases: Vec<(String, &str, &str, &str)> = vec![
         ("[gateway]\nlisten = '0.0.0.0:7281'".into(), "gateway.listen", "0.0.0.0:7281", "127.0.0.1:7281"),
         ("[gateway]\nlisten = 'localhost:7281'".into(), "gateway.listen", "localhost:7281", "127.0.0.1:7281"),
+        (
+            "[gateway]\nhost_names = ['ok', 'cache.lan:80']".into(),
+            "gateway.host_names[1]",
+            "cache.lan:80",
+            "without a port",
+        ),
+        ("[gateway]\nhost_names = ['*.lan']".into(), "gateway.host_names[0]", "*.lan", "without a port"),
+        ("[gateway]\nhost_names = ['']".into(), "gateway.host_names[0]", "\"\"", "without a port"),
         ("[gateway]\nnarinfo_deadline_ms = 1".into(), "gateway.narinfo_deadline_ms", "\"1\"", "50 to 60000"),
         ("[node]\nlisten = []".into(), "node.listen", "[]", "1 to 8"),
         ("[node]\nlisten = ['/dns4/a/tcp/1']".into(), "node.listen[0]", "/dns4/a/tcp/1", "/ip4/192.0.2.1/tcp/7280"),
@@ -52,6 +66,7 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "0.0.0.0",
             "can be dialled",
         ),
+        ("[node]\ncontrol_group = '-x'".into(), "node.control_group", "-x", "name of a group"),
         ("[store]\nstore_dir = 'nix/store'".into(), "store.store_dir", "nix/store", "absolute"),
         ("[trust]\ntrusted_public_keys = ['oops']".into(), "trust.trusted_public_keys[0]", "oops", "name:base64"),
         ("[advertise]\nexclude = ['ok', 'a b']".into(), "advertise.exclude[1]", "a b", "characters"),

@@ -1,0 +1,57 @@
+//! Users and groups by name, as the system knows them: asked of `getent`, so that every source of accounts counts.
+
+use std::process::Command;
+
+/// The user that the units of `contrib/systemd` run the daemon as.
+pub(crate) const SERVICE_USER: &str = "narmesh";
+
+/// A user of this system.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct User {
+    /// As asked for.
+    pub(crate) name: String,
+    /// User id.
+    pub(crate) uid: u32,
+    /// Primary group.
+    pub(crate) gid: u32,
+}
+
+impl User {
+    /// The user of that name, if there is one.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let fields = entry("passwd", name)?;
+        Some(Self { name: name.to_owned(), uid: number(&fields, 2)?, gid: number(&fields, 3)? })
+    }
+}
+
+/// The id of the group of that name, if there is one.
+pub(crate) fn group_id(name: &str) -> Option<u32> {
+    number(&entry("group", name)?, 2)
+}
+
+/// The fields of one line of `passwd` or `group`.
+fn entry(database: &str, name: &str) -> Option<Vec<String>> {
+    let output = Command::new("getent").args([database, "--", name]).output().ok()?;
+    let line = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
+    let fields: Vec<_> = line.trim_end().split(':').map(str::to_owned).collect();
+    // `getent` also takes numbers: a name is what was asked for.
+    (fields.first().map(String::as_str) == Some(name)).then_some(fields)
+}
+
+fn number(fields: &[String], index: usize) -> Option<u32> {
+    fields.get(index)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_are_found_by_name_only() {
+        assert_eq!(User::named("root"), Some(User { name: "root".to_owned(), uid: 0, gid: 0 }));
+        assert_eq!(group_id("root"), Some(0));
+        for name in ["0", "", "no-such-account", "--help"] {
+            assert_eq!((User::named(name), group_id(name)), (None, None), "{name}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `[gateway]`: where Nix asks, and by which names.
+
+use super::{SettingsError, refused, within};
+use crate::config::GatewayConfig;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+/// Most names by which the gateway may be called besides those of loopback.
+pub const HOST_NAMES_MAX: usize = 16;
+
+/// Checked `[gateway]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GatewaySettings {
+    /// Loopback; port 0 allowed.
+    pub listen: SocketAddr,
+    /// At most [`HOST_NAMES_MAX`], in lower case, without port.
+    pub host_names: Vec<String>,
+    /// As told to Nix.
+    pub priority: u32,
+    /// 50 ms to 60 s.
+    pub narinfo_deadline: Duration,
+}
+
+/// Checks `[gateway]`.
+pub(super) fn check(config: &GatewayConfig) -> Result<GatewaySettings, SettingsError> {
+    Ok(GatewaySettings {
+        listen: check_listen(&config.listen)?,
+        host_names: check_host_names(&config.host_names)?,
+        priority: config.priority,
+        narinfo_deadline: Duration::from_millis(within(
+            "gateway.narinfo_deadline_ms",
+            config.narinfo_deadline_ms,
+            (50, 60_000),
+            "50 to 60000 (milliseconds)",
+        )?),
+    })
+}
+
+fn check_listen(text: &str) -> Result<SocketAddr, SettingsError> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        Ok(_) | Err(_) => Err(refused(
+            "gateway.listen",
+            text,
+            "a loopback address with a port, such as 127.0.0.1:7281 or [::1]:7281 (the gateway serves this machine only)",
+        )),
+    }
+}
+
+/// What a `Host` header may hold before the port: a DNS name, an IPv4 address, or an IPv6 address in brackets.
+fn check_host_names(texts: &[String]) -> Result<Vec<String>, SettingsError> {
+    if texts.len() > HOST_NAMES_MAX {
+        return Err(refused("gateway.host_names", format!("{} names", texts.len()), "at most 16 names"));
+    }
+    let is_host = |text: &str| match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            (1..=253).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        }
+    };
+    let check = |(index, text): (usize, &String)| {
+        const FORM: &str = "a name or address without a port, such as \"cache.lan\" or \"[2001:db8::1]\"";
+        let key = || format!("gateway.host_names[{index}]");
+        if is_host(text) { Ok(text.to_ascii_lowercase()) } else { Err(refused(key(), text, FORM)) }
+    };
+    texts.iter().enumerate().map(check).collect()
+}
