@@ -141,6 +141,13 @@ impl Connection {
         answer
     }
 
+    /// The code of the first line that comes; empty if the connection ends without one.
+    pub(crate) async fn status_line(&mut self) -> String {
+        while !self.buffer.contains(&b'\n') && self.more().await {}
+        let line = String::from_utf8_lossy(&self.buffer).into_owned();
+        line.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
+
     /// Whether the gateway closes this connection, without another byte before.
     pub(crate) async fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && !self.more().await

@@ -155,6 +155,24 @@ async fn at_the_limit_the_longest_idle_connection_goes() {
     assert_eq!(connections[0].answer().await.status, 200);
 }
 
+/// All clients of a test are one user.
+#[tokio::test]
+async fn one_local_user_has_no_more_than_his_share() {
+    let limits = GatewayLimits { connections_max: 100, connections_per_user_max: 8, ..GatewayLimits::default() };
+    let gateway = gateway(MemorySubstituter::default(), limits).await;
+    let mut held = Vec::new();
+    for _ in 0..30 {
+        let mut connection = gateway.connect().await;
+        connection.send(healthz()).await;
+        assert_eq!(connection.answer().await.status, 200);
+        held.push(connection);
+    }
+    until(|| format!("{:?}", gateway.metrics).contains("open_connections: Gauge { value: 8,")).await;
+    assert!(held[0].is_closed().await);
+    held[29].send(healthz()).await;
+    assert_eq!(held[29].answer().await.status, 200);
+}
+
 #[tokio::test]
 async fn no_connection_is_refused_however_many_come() {
     let limits = GatewayLimits { connections_max: 8, ..GatewayLimits::default() };

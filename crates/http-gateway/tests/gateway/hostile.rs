@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use narmesh_http_gateway::{GatewayLimits, ListenerRole};
 use tokio::io::AsyncWriteExt;
 
-use crate::client::{TestGateway, nar_url, part, pattern};
+use crate::client::{TestGateway, nar_url, part, pattern, request};
 use crate::memory::{MemorySubstituter, Nar};
 
 fn substituter() -> MemorySubstituter {
@@ -154,4 +154,114 @@ async fn malformed_and_oversized_heads_are_bounded() {
     }
     let answer = gateway.get(&format!("/{}.narinfo", part(1))).await;
     assert_eq!((answer.status, answer.text()), (200, "secret\n"));
+}
+
+/// Every spelling of a way up or of a hidden end: absent like any unknown path, and never asked of the substituter.
+#[tokio::test]
+async fn ways_up_and_hidden_ends_are_absent_paths() {
+    let gateway = TestGateway::start(substituter()).await;
+    let (narinfo, nar) = (format!("{}.narinfo", part(1)), nar_url(1, 1000).to_string());
+    let ways = [
+        "..",
+        "%2e%2e",
+        "%2E.",
+        ".%2e",
+        "%252e%252e",
+        "..%2f",
+        "%2e%2e%2f",
+        "..%5c",
+        "..\\",
+        "%c0%ae%c0%ae",
+        "%uff0e%uff0e",
+        "%ff",
+        "%e2%80%ae",
+    ];
+    let ends = ["%00", "%0a", "%0d%0a", "%0d%0aHost:%20x", "%", "%0", "%zz", ";", ";/..", "%3f", "%23", "%20", "%09"];
+    let mut paths: Vec<String> = ways
+        .iter()
+        .flat_map(|way| {
+            [
+                format!("/{way}/{narinfo}"),
+                format!("/nar/{way}/{narinfo}"),
+                format!("/{way}/etc/passwd"),
+                format!("/nar/{way}{nar}"),
+            ]
+        })
+        .collect();
+    paths.extend(ends.iter().flat_map(|end| {
+        [
+            format!("/{narinfo}{end}"),
+            format!("/{end}{narinfo}"),
+            format!("/{nar}{end}"),
+            format!("/{}{end}.narinfo", part(1)),
+        ]
+    }));
+    paths.extend(["//", "///", "/./", "/nar/./"].map(|prefix| format!("{prefix}{narinfo}")));
+    for path in paths {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(status_of(&gateway, &request).await, 404, "{path}");
+    }
+    assert_eq!(gateway.metrics.counts().narinfo_hits, 0);
+}
+
+/// Up to the bound of a head a path is only unknown; beyond it the connection ends. Neither is a server's error.
+#[tokio::test]
+async fn paths_of_any_length_are_harmless() {
+    let gateway = TestGateway::start(substituter()).await;
+    for bytes in [1_000, 10_000, 60_000, 100_000, 1_000_000] {
+        for path in [format!("/{}.narinfo", "0".repeat(bytes)), format!("/{}", "%2e%2e/".repeat(bytes / 7))] {
+            let mut connection = gateway.connect().await;
+            // The gateway may close before it has taken all of it.
+            drop(connection.stream.write_all(request("GET", &path, &[]).as_bytes()).await);
+            let status = connection.status_line().await;
+            let expected: &[&str] = if bytes <= 60_000 { &["404"] } else { &["414", "431", ""] };
+            assert!(expected.contains(&status.as_str()), "{bytes} bytes: {status:?}");
+        }
+    }
+    assert_eq!(gateway.get(&format!("/{}.narinfo", part(1))).await.status, 200);
+}
+
+/// Whatever stands in the head of a well-formed request for a narinfo, the answer is one that Nix can bear: Nix up to 2.31
+/// aborts a build on anything but 200, 403 and 404.
+#[tokio::test]
+async fn a_narinfo_request_is_answered_200_403_or_404() {
+    let gateway = TestGateway::start(substituter()).await;
+    let long = "x".repeat(30_000);
+    let headers = [
+        "Range: bytes=0-1",
+        "Range: bytes=9-1",
+        "Range: \u{7f}",
+        "If-None-Match: *",
+        "If-Range: x",
+        "Expect: 100-continue",
+        "Expect: x",
+        "Accept: nonsense",
+        "Accept-Encoding: \u{ff}",
+        "Cookie: a=b; c",
+        "TE: trailers",
+        "Connection: keep-alive, x",
+        "Upgrade: websocket",
+        "Content-Length: 0",
+        "Sec-Fetch-Site: cross-site",
+        "Origin: x",
+        "User-Agent: \u{e9}",
+        "Via: \t",
+        &format!("X: {long}"),
+    ];
+    for byte in [1, 2] {
+        for header in headers {
+            let path = format!("/{}.narinfo", part(byte));
+            let answer = gateway.get_with(&path, &[header]).await;
+            let expected = if header.starts_with("Sec-Fetch") || header.starts_with("Origin") {
+                403
+            } else if byte == 1 {
+                200
+            } else {
+                404
+            };
+            // A control character in a header is no HTTP.
+            let is_http = !header.contains('\u{7f}');
+            assert_eq!(answer.status, if is_http { expected } else { 400 }, "{header}");
+        }
+    }
 }
