@@ -32,7 +32,7 @@ pub use config::{NodeConfig, PeerEntry, StorePlace};
 pub use gate::GatedProxy;
 pub use http::{HttpAnswer, HttpBody, get, head, request};
 pub use mesh::{TestMesh, scratch_dir};
-pub use nix::{NarInfoText, NixStoreFixture, PathRow, hash_part, nix_client_environment};
+pub use nix::{CHROOT_NIX_CONF, NarInfoText, NixStoreFixture, PathRow, hash_part, nix_client_environment, nix_homes};
 pub use node::{PeerCard, TestNode};
 pub use prober::{ProbeReport, Prober};
 pub use process::{Finished, MemoryPeak, finish, sha256_hex};

@@ -10,8 +10,9 @@ use crate::binary::repository_root;
 use crate::config::StorePlace;
 use crate::process::{Finished, finish};
 
-/// The clients' `nix.conf`. A chroot store can only build inside the sandbox, where a static shell is the whole system.
-const NIX_CONF: &str = "\
+/// The `nix.conf` of a client of chroot stores. Such a store can only build inside the sandbox, where a static shell is the
+/// whole system.
+pub const CHROOT_NIX_CONF: &str = "\
 experimental-features = nix-command
 substituters =
 sandbox = true
@@ -89,7 +90,13 @@ impl NixStoreFixture {
     #[must_use]
     pub fn chroot(dir: &Path) -> Self {
         let root = dir.join("root");
-        Self::make(dir, NIX_CONF, StorePlace::Root(root.clone()), Some(format!("local?root={}", root.display())), &[])
+        Self::make(
+            dir,
+            CHROOT_NIX_CONF,
+            StorePlace::Root(root.clone()),
+            Some(format!("local?root={}", root.display())),
+            &[],
+        )
     }
 
     /// A store whose logical place is `store_dir`, which is also where it really is; it builds as anyone.
@@ -133,13 +140,8 @@ impl NixStoreFixture {
             fs::create_dir_all(needed).expect("a directory in the story's own");
         }
         fs::write(conf_dir.join("nix.conf"), nix_conf).expect("a file in the story's own directory");
-        let mut environment = vec![
-            ("HOME".to_owned(), home),
-            ("NIX_CONF_DIR".to_owned(), conf_dir),
-            // Of its own, or the narinfo disk cache of one client leaks into another.
-            ("XDG_CACHE_HOME".to_owned(), dir.join("cache")),
-            ("NIX_LOG_DIR".to_owned(), dir.join("log")),
-        ];
+        let mut environment = Vec::from(nix_homes(dir));
+        environment.push(("NIX_LOG_DIR".to_owned(), dir.join("log")));
         environment.extend(places.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         let fixture = Self { dir: dir.to_owned(), place, store_url, environment };
         // Opens the store, which makes its database.
@@ -367,6 +369,14 @@ impl NarInfoText {
 pub fn hash_part(path: &str) -> &str {
     let base = path.rsplit('/').next().unwrap_or_default();
     base.get(..32).filter(|_| base.get(32..33) == Some("-")).unwrap_or_else(|| panic!("no store path: {path}"))
+}
+
+/// What a Nix of its own in `dir` needs in its environment: its configuration in `dir/etc`, and a narinfo disk cache of its
+/// own, or that of one client leaks into another.
+#[must_use]
+pub fn nix_homes(dir: &Path) -> [(String, PathBuf); 3] {
+    [("HOME", "home"), ("NIX_CONF_DIR", "etc"), ("XDG_CACHE_HOME", "cache")]
+        .map(|(name, place)| (name.to_owned(), dir.join(place)))
 }
 
 /// Takes every variable of ours from the environment of a Nix client, but `PATH`.

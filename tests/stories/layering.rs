@@ -25,7 +25,18 @@ const ARROWS: &[(&str, &[&str])] = &[
             "narmesh-http-gateway",
         ],
     ),
-    ("narmesh-bench", &["narmesh-protocol", "narmesh-gossip", "narmesh-store", "narmesh-http-gateway", "narmesh"]),
+    (
+        "narmesh-bench",
+        &[
+            "narmesh-protocol",
+            "narmesh-gossip",
+            "narmesh-store",
+            "narmesh-http-gateway",
+            "narmesh",
+            // How a real Nix is given a store and an environment of its own.
+            "narmesh-tests",
+        ],
+    ),
     // Everything that takes foreign bytes.
     ("narmesh-fuzz", &["narmesh-protocol", "narmesh-gossip", "narmesh-http-gateway", "narmesh"]),
     // The stories see the binary from outside.

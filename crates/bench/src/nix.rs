@@ -3,24 +3,14 @@
 use crate::process::{finish, need_program};
 use crate::scratch;
 use anyhow::{Context as _, bail};
+use narmesh_tests::{CHROOT_NIX_CONF, nix_client_environment, nix_homes};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-/// A chroot store can only build inside the sandbox, where a static shell is the whole system.
-const NIX_CONF: &str = "\
-experimental-features = nix-command
-substituters =
-sandbox = true
-sandbox-fallback = false
-sandbox-paths = /bin/sh=/bin/busybox
-build-users-group =
-require-sigs = true
-connect-timeout = 5
-stalled-download-timeout = 30
-download-attempts = 1
-";
+/// What the figures are measured with beside the client of the stories: what `narmesh init` tells users, but one attempt.
+const DOWNLOADS: &str = "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 1\n";
 
 /// A path that needs nothing but a shell; another `tag` is another path.
 const FRESH: &str = r#"{ tag }: derivation {
@@ -56,7 +46,7 @@ impl Nix {
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         Self::need()?;
         fs::create_dir_all(dir.join("etc"))?;
-        fs::write(dir.join("etc/nix.conf"), NIX_CONF)?;
+        fs::write(dir.join("etc/nix.conf"), format!("{CHROOT_NIX_CONF}{DOWNLOADS}"))?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -115,10 +105,7 @@ impl Nix {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-        command.env_clear().env("PATH", path).env("LC_ALL", "C").current_dir(&self.dir);
-        command.env("HOME", self.dir.join("home")).env("NIX_CONF_DIR", self.dir.join("etc"));
-        command.env("XDG_CACHE_HOME", self.dir.join("cache"));
+        nix_client_environment(&mut command).envs(nix_homes(&self.dir)).current_dir(&self.dir);
         command
     }
 }
