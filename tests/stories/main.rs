@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
 
+mod browser;
 mod cli;
 mod collected;
 mod corrupt;
@@ -10,6 +11,7 @@ mod fixtures;
 mod installed;
 mod interrupted;
 mod layering;
+mod local_users;
 mod nondeterministic;
 mod reload;
 mod restart;

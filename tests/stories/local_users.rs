@@ -1,0 +1,167 @@
+//! Others on the same machine: who takes all connections, who looks for addresses, who writes into the log.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, TestNode, get, promised, request, wait_until};
+
+/// The user nobody, and his group.
+const NOBODY: &str = "65534";
+
+/// Somewhat more than the gateway has slots.
+const FLOOD: usize = 600;
+
+/// Opens connections, and opens them again when they are closed, until its standard input ends.
+const GREEDY: &str = "
+import select, socket, sys
+address, count = (sys.argv[1], int(sys.argv[2])), int(sys.argv[3])
+def opened():
+    one = socket.create_connection(address)
+    one.sendall(b'GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n')
+    return one
+held = [opened() for _ in range(count)]
+print('ready', flush=True)
+sys.stdin.read()
+";
+
+/// What a story says in `section` that the harness has no field for.
+fn start_with(node: &mut TestNode, section: &str, line: &str) {
+    node.write_config();
+    let text = fs::read_to_string(node.config_file()).unwrap();
+    let edited = text.replace(&format!("[{section}]\n"), &format!("[{section}]\n{line}\n"));
+    assert_ne!(edited, text);
+    fs::write(node.config_file(), edited).unwrap();
+    node.start_as_written(None);
+}
+
+/// One connection that is used again.
+struct Kept(TcpStream);
+
+impl Kept {
+    fn open(gateway: SocketAddr) -> Self {
+        let stream = TcpStream::connect(gateway).unwrap();
+        stream.set_read_timeout(Some(promised(Duration::from_secs(1)))).unwrap();
+        Self(stream)
+    }
+
+    /// The head of the answer to one more request; empty if the connection was closed.
+    fn ask(&mut self) -> String {
+        let mut answer = [0; 4096];
+        let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let length = self.0.write_all(request).and_then(|()| self.0.read(&mut answer)).unwrap_or(0);
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+}
+
+fn greedy(gateway: SocketAddr) -> Child {
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "--reuid",
+        NOBODY,
+        "--regid",
+        NOBODY,
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-c",
+        GREEDY,
+    ]);
+    command.args([gateway.ip().to_string(), gateway.port().to_string(), FLOOD.to_string()]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    child.stdout.take().unwrap().read_exact(&mut ready).expect("all connections were opened and none refused");
+    child
+}
+
+#[test]
+fn one_who_opens_every_connection_closes_only_his_own() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    node.start();
+    // Opened first, idle longest: without a share for each user it would be the first to go.
+    let mut ours = Kept::open(node.gateway());
+    assert!(ours.ask().starts_with("HTTP/1.1 200"));
+    let mut others = greedy(node.gateway());
+    assert!(ours.ask().starts_with("HTTP/1.1 200"), "closed for another user's");
+    // And whoever comes gets in.
+    assert_eq!(get(node.gateway(), "/nix-cache-info").unwrap().status, 200);
+    wait_until("the greedy one has his half and no more", promised(Duration::from_secs(1)), || {
+        let metrics = get(node.gateway(), "/metrics").unwrap().text();
+        let open = metrics.lines().find_map(|line| line.strip_prefix("narmesh_gateway_open_connections "));
+        (256..=258).contains(&open.unwrap().parse::<u32>().unwrap())
+    });
+    others.kill().unwrap();
+    others.wait().unwrap();
+}
+
+#[test]
+fn the_gateway_names_no_peer_address_and_the_control_socket_is_for_its_group() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    TestMesh::introduce(&mut [&mut a, &mut b]);
+    a.start();
+    b.learn_address("a", &a.p2p_address());
+    start_with(&mut b, "node", "control_group = \"daemon\"");
+    b.wait_connected("a", true, Duration::from_secs(5));
+
+    let port = a.p2p_socket().port().to_string();
+    assert!(b.status().0.to_string().contains(&port), "the status, which is for the group, does name it");
+    for path in ["/metrics", "/healthz"] {
+        let text = get(b.gateway(), path).unwrap().text();
+        for address in [port.as_str(), "127.0.0.1", "/ip4", "/tcp/"] {
+            assert!(!text.contains(address), "{path} names {address}:\n{text}");
+        }
+    }
+    let socket = fs::metadata(b.dir().join("state/control.sock")).unwrap();
+    let daemon_group = fs::read_to_string("/etc/group").unwrap();
+    let daemon_group = daemon_group.lines().find_map(|line| line.strip_prefix("daemon:x:")).unwrap();
+    let gid: u32 = daemon_group.split(':').next().unwrap().parse().unwrap();
+    assert_eq!((socket.permissions().mode() & 0o7777, socket.gid()), (0o660, gid));
+    assert_ne!(fs::metadata(a.dir().join("state/control.sock")).unwrap().gid(), gid);
+}
+
+#[test]
+fn the_log_cannot_be_forged_by_paths_and_headers() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    node.start();
+    let forged = "2026-01-01T00:00:00.000000Z ERROR narmesh: forged";
+    let encoded = forged.replace(' ', "%20");
+    for path in ["/%0a".to_owned() + &encoded, "/%0d%0a".to_owned() + &encoded, "/\u{2028}".to_owned() + &encoded] {
+        for host in ["localhost", forged, "x\u{2028}y", "x\u{9b}2Jy"] {
+            let headers = [("Host", host), ("User-Agent", forged), ("Origin", forged)];
+            // A head that is no HTTP is answered 400, or not at all.
+            drop(request(node.gateway(), "GET", &path, &headers));
+            drop(request(node.gateway(), "FORGED", &path, &headers));
+        }
+    }
+    wait_until("the requests are logged", promised(Duration::from_secs(1)), || node.log().contains("not served"));
+    let log = node.log();
+    for line in log.lines() {
+        assert!(!line.starts_with(forged), "{log}");
+        let dated = line.get(..4).is_some_and(|year| year.bytes().all(|byte| byte.is_ascii_digit()));
+        assert!(dated && !line.contains(|letter: char| letter.is_control()), "{line:?}");
+    }
+}
+
+#[test]
+fn of_too_many_paths_the_newest_stay_here_and_the_log_says_so() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let first = node.store.build_one("lib");
+    let second = node.store.build_fresh("late");
+    start_with(&mut node, "limits", "advertised_paths_max = 1");
+    node.wait_advertised(1, &[]);
+    node.wait_logged(&["warn", "more paths than may be advertised", "newest"]);
+    let told: serde_json::Value =
+        serde_json::from_str(&node.narmesh(&["advertised", "--json"]).expect_success("advertised")).unwrap();
+    assert_eq!(told["paths"][0]["path"], *first);
+    let withheld = told["withheld"].as_array().unwrap();
+    let newest = withheld.iter().find(|path| path["path"] == *second).unwrap();
+    assert!(newest["reason"].as_str().unwrap().contains("limits.advertised_paths_max"), "{newest}");
+}
