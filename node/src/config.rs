@@ -164,6 +164,8 @@ pub struct LimitsConfig {
     pub uploads_per_peer: u32,
     /// NARs sent to all peers at a time.
     pub uploads_total: u32,
+    /// Bytes per second of NARs to all peers together; 0 for no limit.
+    pub upload_bytes_per_s: u32,
     /// Paths in our own summary; beyond it the newest are withheld.
     pub advertised_paths_max: u64,
 }
@@ -175,6 +177,7 @@ impl Default for LimitsConfig {
             nar_buffer_bytes: 128 << 20,
             uploads_per_peer: 16,
             uploads_total: 32,
+            upload_bytes_per_s: 0,
             advertised_paths_max: 200_000,
         }
     }

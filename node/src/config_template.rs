@@ -39,6 +39,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("limits.nar_buffer_bytes", limits.nar_buffer_bytes.to_string()),
         ("limits.uploads_per_peer", limits.uploads_per_peer.to_string()),
         ("limits.uploads_total", limits.uploads_total.to_string()),
+        ("limits.upload_bytes_per_s", limits.upload_bytes_per_s.to_string()),
         ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
         ("peer", peer.iter().map(peer_lines).collect::<String>()),
     ];
@@ -161,6 +162,8 @@ nar_buffer_bytes = @limits.nar_buffer_bytes@
 # NARs sent at a time, to one peer and to all; those up to 8 MiB are counted apart and have as many.
 uploads_per_peer = @limits.uploads_per_peer@
 uploads_total = @limits.uploads_total@
+# Bytes per second of NARs to all peers together, 131072 or more; 0 for no limit. At the limit further ones are told "busy".
+upload_bytes_per_s = @limits.upload_bytes_per_s@
 # Paths in this node's summary (1 to 400000); beyond it the newest are withheld, with a warning in the log.
 advertised_paths_max = @limits.advertised_paths_max@
 
@@ -223,6 +226,7 @@ mod tests {
             nar_buffer_bytes = 5
             uploads_per_peer = 6
             uploads_total = 7
+            upload_bytes_per_s = 9
             advertised_paths_max = 8
             [[peer]]
             name = "p\nq"

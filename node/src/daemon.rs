@@ -12,7 +12,7 @@ use crate::control::ControlSocket;
 use crate::mesh::{Mesh, MeshConfig, MeshHandle, PeerBoard, UploadLimits, Uploads};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
 use crate::settings::{Secrets, Settings};
-use crate::state_db::StateDb;
+use crate::state_db::{StateDb, StateDbError};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_store::{NixStore, Offer, OfferPolicy, StoreLocation};
@@ -26,6 +26,9 @@ use tokio::sync::watch;
 
 /// Bodies under way get this long after SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// 2020: no clock that was ever set is before it. A machine without a battery for its clock starts in 1970.
+const CLOCK_MIN_UNIX_S: u64 = 1_577_836_800;
 
 /// What the parts of a running daemon share.
 pub(crate) struct Daemon {
@@ -61,13 +64,12 @@ pub fn run(config_file: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyhow::Result<()> {
+    if unix_s() < CLOCK_MIN_UNIX_S {
+        tracing::warn!("the clock says 1970 or so: peers cannot be reached before it is right (their certificates are not valid yet)");
+    }
     let gateway_listener = listener::gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
-    let (state, recovered) = StateDb::open(&settings.node.state_dir)?;
-    if let Some(recovered) = recovered {
-        tracing::warn!("{recovered}");
-    }
-    let state = Arc::new(Mutex::new(state));
+    let state = Arc::new(Mutex::new(open_state(&settings.node.state_dir)?));
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let location = StoreLocation {
         store_dir: settings.store.store_dir.clone(),
@@ -80,6 +82,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
     let upload_limits = UploadLimits {
         per_peer: settings.limits.uploads_per_peer as usize,
         total: settings.limits.uploads_total as usize,
+        bytes_per_s: settings.limits.upload_bytes_per_s,
     };
     let uploads = Uploads::new(
         Arc::clone(&store),
@@ -152,6 +155,24 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
     Ok(())
 }
 
+/// The state of the last run. All of it can be lost without harm, a gateway that is gone fails builds: so one that cannot be
+/// opened is done without, but for one that another daemon holds.
+fn open_state(state_dir: &Path) -> Result<StateDb, StateDbError> {
+    match StateDb::open(state_dir) {
+        Ok((state, recovered)) => {
+            if let Some(recovered) = recovered {
+                tracing::warn!("{recovered}");
+            }
+            Ok(state)
+        }
+        Err(error @ StateDbError::InUse { .. }) => Err(error),
+        Err(error @ (StateDbError::Directory { .. } | StateDbError::Sqlite { .. })) => {
+            tracing::error!(%error, "no state can be kept: running without memory until a restart with a usable state directory");
+            StateDb::in_memory()
+        }
+    }
+}
+
 async fn on_stop(mut stopped: watch::Receiver<bool>) {
     // An error means that the sender is gone: stop, too.
     drop(stopped.wait_for(|stop| *stop).await);
@@ -195,6 +216,7 @@ impl Daemon {
         secrets.builder_key = settings.secrets()?.builder_key;
         self.resolver.reconfigure(resolver_settings(&settings, &secrets));
         self.uploads.set_compress(settings.transfer.compress);
+        self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings)).await;
         self.offer.set_policy(offer_policy(&settings, &secrets));
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };

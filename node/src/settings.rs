@@ -3,11 +3,13 @@
 //! Every refusal names the key, the value and what would be accepted. Secrets are read apart, by [`Settings::secrets`].
 
 use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig};
+use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{NixPublicKey, StoreDir, TrustedKeys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -129,6 +131,8 @@ pub struct LimitSettings {
     pub uploads_per_peer: u32,
     /// 1 to 65,536.
     pub uploads_total: u32,
+    /// `None` for no limit, else at least [`UPLOAD_BYTES_PER_S_MIN`].
+    pub upload_bytes_per_s: Option<NonZeroU32>,
     /// 1 to [`narmesh_gossip::PATHS_MAX`].
     pub advertised_paths_max: usize,
 }
@@ -391,6 +395,15 @@ fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, S
         (1, narmesh_gossip::PATHS_MAX as u64),
         "1 to 400000 (what the largest filter can tell apart)",
     )?;
+    let upload_rate = match limits.upload_bytes_per_s {
+        0 => 0,
+        rate => within(
+            "limits.upload_bytes_per_s",
+            rate,
+            (UPLOAD_BYTES_PER_S_MIN, u32::MAX),
+            "0 for no limit, or 131072 to 4294967295",
+        )?,
+    };
     Ok(LimitSettings {
         connections_gossip: within("limits.connections_gossip", limits.connections_gossip, (1, 1_024), "1 to 1024")?,
         nar_buffer_bytes: within(
@@ -401,6 +414,7 @@ fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, S
         )?,
         uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024), "1 to 1024")?,
         uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536), "1 to 65536")?,
+        upload_bytes_per_s: NonZeroU32::new(upload_rate),
         advertised_paths_max: usize::try_from(paths).unwrap_or(usize::MAX),
     })
 }

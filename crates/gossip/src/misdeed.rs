@@ -21,6 +21,9 @@ pub enum Misdeed {
     /// It publishes faster than any honest node does.
     #[error("published announcements too fast")]
     AnnouncementFlood,
+    /// It asks for narinfos faster than any honest node does (told by the caller).
+    #[error("asked for narinfos too fast")]
+    RequestFlood,
     /// It answered with bytes that are no reply, or with a reply to another question.
     #[error("sent a malformed reply")]
     MalformedReply,
@@ -69,6 +72,7 @@ impl Misdeed {
             Self::Equivocation => "equivocation",
             Self::OversizedAnnouncement => "oversized_announcement",
             Self::AnnouncementFlood => "announcement_flood",
+            Self::RequestFlood => "request_flood",
             Self::MalformedReply => "malformed_reply",
             Self::MalformedRequest => "malformed_request",
             Self::ForgedNews => "forged_news",

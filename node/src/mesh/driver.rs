@@ -11,6 +11,7 @@ use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
 use super::nar_client::NarPool;
 use super::nar_server::Uploads;
 use super::peers::PeerBoard;
+use super::rates::NarInfoRates;
 use super::swarm;
 use crate::state_db::SharedStateDb;
 use futures::StreamExt;
@@ -76,6 +77,7 @@ pub struct Mesh {
     answers: mpsc::Receiver<(ResponseChannel<Vec<u8>>, Vec<u8>)>,
     answers_sender: mpsc::Sender<(ResponseChannel<Vec<u8>>, Vec<u8>)>,
     answering: Arc<Semaphore>,
+    narinfo_rates: NarInfoRates,
     asked: HashMap<OutboundRequestId, Asked>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
@@ -140,6 +142,7 @@ impl Mesh {
             commands,
             answers,
             answers_sender,
+            narinfo_rates: NarInfoRates::default(),
             answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
             asked: HashMap::new(),
             connecting: HashMap::new(),
@@ -276,6 +279,7 @@ impl Mesh {
             // Closes its connections, too.
             self.swarm.behaviour_mut().allowlist.disallow_peer(*peer);
             self.nar.forget(peer);
+            self.narinfo_rates.forget(peer);
             for waiter in self.connecting.remove(peer).unwrap_or_default() {
                 drop(waiter.send(Err(AskError::NotConnected("no longer on the allowlist".to_owned()))));
             }

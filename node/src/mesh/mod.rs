@@ -17,6 +17,7 @@ mod nar_client;
 mod nar_server;
 mod peers;
 mod probe;
+mod rates;
 mod swarm;
 pub mod transport;
 
@@ -27,3 +28,4 @@ pub use nar_client::{NarOpenError, NarPiece, NarPool, NarSource};
 pub use nar_server::{SMALL_NAR_BYTES_MAX, UploadLimits, Uploads};
 pub use peers::{PeerBoard, PeerStats};
 pub use probe::{ProbeResult, probe};
+pub use rates::UPLOAD_BYTES_PER_S_MIN;

@@ -3,6 +3,7 @@
 use super::framing::{read_frame, write_chunk, write_end, write_frame};
 use super::handle::MeshHandle;
 use super::peers::PeerBoard;
+use super::rates::UploadRate;
 use crate::settings::Compress;
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::{PeerId, Stream};
@@ -13,6 +14,7 @@ use narmesh_store::{NarProgress, NarStream, NixStore, Offer, Store};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -39,6 +41,8 @@ pub struct UploadLimits {
     pub per_peer: usize,
     /// To all peers.
     pub total: usize,
+    /// Bytes per second to all peers together; `None` for no limit.
+    pub bytes_per_s: Option<NonZeroU32>,
 }
 
 /// Permits for bodies under way, by size of the NAR.
@@ -68,6 +72,7 @@ pub struct Uploads {
     limits: UploadLimits,
     may_compress: Arc<AtomicBool>,
     total: Slots,
+    rate: UploadRate,
     peers: Arc<Mutex<HashMap<PeerId, PeerSlots>>>,
 }
 
@@ -87,7 +92,14 @@ impl Uploads {
         compress: Compress,
     ) -> Self {
         let may_compress = Arc::new(AtomicBool::new(compress != Compress::Never));
-        Self { store, offer, may_compress, board, limits, total: Slots::new(limits.total), peers: Arc::default() }
+        let rate = UploadRate::default();
+        rate.set(limits.bytes_per_s);
+        Self { store, offer, may_compress, board, limits, total: Slots::new(limits.total), rate, peers: Arc::default() }
+    }
+
+    /// Applies another `limits.upload_bytes_per_s`.
+    pub fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
+        self.rate.set(bytes_per_s);
     }
 
     /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
@@ -141,10 +153,12 @@ impl Uploads {
     ) {
         loop {
             let request = match read_frame(&mut stream, NarRequest::BYTES_MAX).await {
-                Ok(Some(frame)) => NarRequest::decode(&frame),
+                Ok(Some(frame)) => NarRequest::decode(&frame).ok(),
+                // Longer than any request.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
                 Ok(None) | Err(_) => return,
             };
-            let Ok(request) = request else {
+            let Some(request) = request else {
                 mesh.misbehaved(peer, Misdeed::MalformedRequest);
                 return;
             };
@@ -169,6 +183,9 @@ impl Uploads {
         let (Ok(_mine), Ok(_all)) = (Arc::clone(mine).try_acquire_owned(), Arc::clone(all).try_acquire_owned()) else {
             return reply(stream, NarReply::Busy).await;
         };
+        if !self.rate.admits() {
+            return reply(stream, NarReply::Busy).await;
+        }
         let (store, offer) = (Arc::clone(&self.store), Arc::clone(&self.offer));
         let opened =
             tokio::task::spawn_blocking(move || open(&store, &offer, &request)).await.map_err(io::Error::other)?;
@@ -176,7 +193,7 @@ impl Uploads {
         let zstd = request.accept_zstd && self.may_compress.load(Ordering::Relaxed);
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         let sent = match opened.progress {
-            NarProgress::Complete if !zstd => send_at_once(stream, &head, &opened.first, request.offset).await?,
+            NarProgress::Complete if !zstd => self.send_at_once(stream, &head, &opened.first, request.offset).await?,
             NarProgress::Complete | NarProgress::More => {
                 write_frame(stream, &head).await?;
                 self.send_body(stream, opened, request, zstd).await?
@@ -192,9 +209,11 @@ impl Uploads {
         let reader = tokio::task::spawn_blocking(move || read_nar(nar, request.offset, zstd, &sender));
         let mut sent = 0;
         while let Some(chunk) = chunks.recv().await {
-            let written = tokio::time::timeout(WRITE_STALL, write_chunk(stream, &chunk)).await;
-            written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            sent += chunk.len() as u64;
+            for slice in chunk.chunks(self.rate.slice_bytes().min(chunk.len().max(1))) {
+                self.rate.pay(slice.len()).await;
+                tokio::time::timeout(WRITE_STALL, write_chunk(stream, slice)).await??;
+                sent += slice.len() as u64;
+            }
         }
         let complete = reader.await.map_err(io::Error::other)?;
         let status = match complete {
@@ -206,6 +225,22 @@ impl Uploads {
         };
         tokio::time::timeout(WRITE_STALL, write_end(stream, status)).await??;
         Ok(sent)
+    }
+
+    /// A NAR that is one buffer is one write: head, body and end, so that the asker wakes once.
+    async fn send_at_once(&self, stream: &mut Stream, head: &[u8], nar: &[u8], offset: u64) -> io::Result<u64> {
+        let body = nar.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+        self.rate.pay(body.len()).await;
+        let mut bytes = Vec::with_capacity(head.len() + body.len() + 16);
+        write_frame(&mut bytes, head).await?;
+        write_chunk(&mut bytes, body).await?;
+        write_end(&mut bytes, NarFrame::END_COMPLETE).await?;
+        let written = async {
+            stream.write_all(&bytes).await?;
+            stream.flush().await
+        };
+        tokio::time::timeout(WRITE_STALL, written).await??;
+        Ok(body.len() as u64)
     }
 }
 
@@ -236,21 +271,6 @@ fn open(store: &NixStore, offer: &Offer, request: &NarRequest) -> Option<Opened>
             None
         }
     }
-}
-
-/// A NAR that is one buffer is one write: head, body and end, so that the asker wakes once.
-async fn send_at_once(stream: &mut Stream, head: &[u8], nar: &[u8], offset: u64) -> io::Result<u64> {
-    let body = nar.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
-    let mut bytes = Vec::with_capacity(head.len() + body.len() + 16);
-    write_frame(&mut bytes, head).await?;
-    write_chunk(&mut bytes, body).await?;
-    write_end(&mut bytes, NarFrame::END_COMPLETE).await?;
-    let written = async {
-        stream.write_all(&bytes).await?;
-        stream.flush().await
-    };
-    tokio::time::timeout(WRITE_STALL, written).await??;
-    Ok(body.len() as u64)
 }
 
 async fn reply(stream: &mut Stream, reply: NarReply) -> io::Result<()> {

@@ -25,6 +25,9 @@ const HEDGE_FACTOR: u32 = 3;
 const HEDGE_MIN: Duration = Duration::from_millis(20);
 const HEDGE_MAX: Duration = Duration::from_millis(250);
 
+/// Pause before a peer that said *busy* is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 type Outcome = Option<Option<Arc<Answer>>>;
 
 /// Questions under way.
@@ -109,7 +112,15 @@ impl Resolver {
         let (board, since) = (self.mesh.board(), Instant::now());
         board.update(&peer, |stats| stats.asked += 1);
         self.decisions.note(part, Decision::Asked(peer));
-        let reply = tokio::time::timeout_at(deadline.into(), self.mesh.ask(peer, Ask::NarInfo(part))).await;
+        let until_not_busy = async {
+            loop {
+                match self.mesh.ask(peer, Ask::NarInfo(part)).await {
+                    Ok(NarInfoReply::Busy) | Err(AskError::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
+                    reply => return reply,
+                }
+            }
+        };
+        let reply = tokio::time::timeout_at(deadline.into(), until_not_busy).await;
         match reply {
             Ok(Ok(NarInfoReply::Found(text))) => self.judge_answer(part, peer, &text, since, deadline).await,
             Ok(Ok(NarInfoReply::Absent)) => {
