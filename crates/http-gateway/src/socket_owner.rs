@@ -1,8 +1,8 @@
 //! Which local user a loopback connection comes from.
 //!
 //! TCP has no `SO_PEERCRED`. The kernel tells the owner of a socket by its four addresses through `NETLINK_SOCK_DIAG`: 1.6 µs a
-//! question however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp` would say the same for 20 µs and more:
-//! it lists all sockets, and whoever floods us makes them many.
+//! question however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp` would say the same for some ms of CPU,
+//! because it walks the whole table of the kernel, and for more where somebody fills that table.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
