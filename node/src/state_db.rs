@@ -112,6 +112,20 @@ impl StateDb {
         Self::open_bounded(dir, ANSWERS_MAX)
     }
 
+    /// A database that ends with the process: for a daemon whose state directory cannot be used.
+    pub fn in_memory() -> Result<Self, StateDbError> {
+        let path = PathBuf::from(":memory:");
+        let failed = |source| StateDbError::Sqlite { path: path.clone(), source };
+        let mut connection = Connection::open_in_memory().map_err(failed)?;
+        match migrate(&mut connection, true) {
+            Ok(()) => Self::count_answers(connection, path, ANSWERS_MAX),
+            Err(Unusable::InUse) => Err(StateDbError::InUse { path }),
+            Err(Unusable::Damaged { cause }) => {
+                Err(StateDbError::Directory { path, source: io::Error::other(cause) })
+            }
+        }
+    }
+
     fn open_bounded(dir: &Path, answers_max: usize) -> Result<(Self, Option<Recovered>), StateDbError> {
         let directory_error = |source| StateDbError::Directory { path: dir.to_owned(), source };
         make_directory(dir).map_err(directory_error)?;

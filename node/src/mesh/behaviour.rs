@@ -129,7 +129,9 @@ impl request_response::Codec for BytesCodec {
     where
         T: AsyncRead + Unpin + Send,
     {
-        read_bounded(io, self.reply_bytes_max).await
+        let reply = read_bounded(io, self.reply_bytes_max).await?;
+        // No reply is empty: the other side dropped the stream, as libp2p does with one too many.
+        if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
     }
 
     async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, request: Vec<u8>) -> io::Result<()>

@@ -100,7 +100,13 @@ impl MeshHandle {
         let slots = self.ask_slots(peer);
         let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
         let bytes = self.call(|reply| Command::Ask { peer, ask, reply }).await??;
-        let reply = NarInfoReply::decode(&bytes).map_err(|error| AskError::Failed(error.to_string()))?;
+        let reply = NarInfoReply::decode(&bytes).map_err(|error| {
+            // One that was cut short may be the line's doing.
+            if !error.is_truncated() {
+                self.misbehaved(peer, Misdeed::MalformedReply);
+            }
+            AskError::Failed(error.to_string())
+        })?;
         if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
     }
 

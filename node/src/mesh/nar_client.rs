@@ -148,7 +148,10 @@ async fn ask(mut stream: Stream, request: &NarRequest) -> Result<(Stream, NarRep
         stream.flush().await?;
         read_frame(&mut stream, NarReply::BYTES_MAX).await
     };
-    let frame = exchange.await.map_err(AskFailure::BeforeAnswer)?;
+    let frame = exchange.await.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => AskFailure::Malformed,
+        _ => AskFailure::BeforeAnswer(error),
+    })?;
     let frame = frame.ok_or_else(|| AskFailure::BeforeAnswer(io::ErrorKind::UnexpectedEof.into()))?;
     let reply = NarReply::decode(&frame).map_err(|_| AskFailure::Malformed)?;
     Ok((stream, reply))
@@ -230,7 +233,8 @@ impl NarSource {
                     read_some(stream, &mut self.packed, self.chunk_left).await?
                 };
                 let before = out.len();
-                self.has_more_unpacked = unpack(decoder, &self.packed, &mut self.packed_at, out)?;
+                self.has_more_unpacked = unpack(decoder, &self.packed, &mut self.packed_at, out)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 if (out.len() - before) as u64 > bytes_max {
                     return Err(too_long());
                 }

@@ -17,6 +17,7 @@ use narmesh_protocol::nar::NarVerifier;
 use narmesh_protocol::wire::NarRequest;
 use narmesh_protocol::{ContentAddress, HashPart, NarInfo, NarUrl};
 use std::collections::{HashSet, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -141,7 +142,13 @@ impl Resolver {
             contents.feed(&chunk);
             match step {
                 Step::Data => {}
-                Step::Verified => return contents.matches(),
+                Step::Verified => {
+                    let matches = contents.matches();
+                    if !matches {
+                        self.mesh.misbehaved(peer, Misdeed::FalseNarInfo);
+                    }
+                    return matches;
+                }
                 Step::Lie | Step::Exhausted => return false,
             }
         }
@@ -264,6 +271,9 @@ impl Transfer {
                 Ok(Ok(NarPiece::Failed)) => self.leave(peer, "cannot finish it".to_owned()),
                 Ok(Err(error)) => {
                     out.truncate(before);
+                    if error.kind() == io::ErrorKind::InvalidData {
+                        self.resolver.mesh.misbehaved(peer, Misdeed::FalseNar);
+                    }
                     self.leave(peer, error.to_string());
                 }
                 Err(_) => {
@@ -287,8 +297,14 @@ impl Transfer {
         let elapsed = self.started.elapsed();
         self.resolver.decisions.note(self.url.hash_part, Decision::NarVerified(peer, self.offset, elapsed));
         // The end mark puts the stream back into the pool. It is there already when the NAR was one write; else nobody waits for
-        // it, and without it the stream is closed, that is all.
-        let mut end = Box::pin(async move { source.read(&mut Vec::new(), 0).await });
+        // it, and without it the stream is closed, that is all. What comes instead of it is none of the NAR.
+        let mesh = self.resolver.mesh.clone();
+        let mut end = Box::pin(async move {
+            let end = source.read(&mut Vec::new(), 0).await;
+            if end.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                mesh.misbehaved(peer, Misdeed::FalseNar);
+            }
+        });
         if futures::poll!(&mut end).is_pending() {
             tokio::spawn(tokio::time::timeout(FIRST_BYTE_TIMEOUT, end));
         }
@@ -360,6 +376,9 @@ impl Transfer {
                         if matches!(error, NarOpenError::Timeout(_)) {
                             self.resolver.mesh.board().timed_out(&peer);
                         }
+                        if matches!(error, NarOpenError::Malformed) {
+                            self.resolver.mesh.misbehaved(peer, Misdeed::MalformedReply);
+                        }
                         let broken = Decision::NarBroken(peer, self.offset, error.to_string());
                         self.resolver.decisions.note(self.url.hash_part, broken);
                     }
@@ -379,7 +398,7 @@ async fn open(resolver: &Resolver, url: NarUrl, offset: u64, peer: PeerId) -> Re
     let connected = tokio::time::timeout(FIRST_BYTE_TIMEOUT, mesh.connect(peer)).await;
     match connected {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(NarOpenError::Io(std::io::Error::other(error))),
+        Ok(Err(error)) => return Err(NarOpenError::Io(io::Error::other(error))),
         Err(_) => return Err(NarOpenError::Timeout(FIRST_BYTE_TIMEOUT)),
     }
     let accept_zstd = match resolver.settings().compress {
