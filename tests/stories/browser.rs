@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{Finished, TestMesh, finish, get, hash_part, promised, wait_until};
+use narmesh_tests::{Finished, TestMesh, finish, get, hash_part, poll, promised, wait_until};
 
 /// A browser is expected to start, run a page and report within this.
 const PAGE: Duration = Duration::from_secs(12);
@@ -75,16 +75,16 @@ impl PageServer {
         Self { address, report }
     }
 
-    /// Opens the page by a name far away and waits for what it saw, and until `is_done`.
-    fn visit(&self, dir: &Path, is_done: impl Fn() -> bool) -> Seen {
+    /// Opens the page by a name far away; what it saw, and whether `is_done` came true before the browser was closed.
+    fn visit(&self, dir: &Path, is_done: impl Fn() -> bool) -> (Seen, bool) {
         let url = format!("http://page.example:{}/page", self.address.port());
         let mut browser = browser(dir).arg(url).spawn().expect("chromium starts: ./test.sh installs it");
         wait_until("the page reports", promised(PAGE), || self.report.lock().unwrap().is_some());
-        wait_until("the page has done all it does", promised(PAGE), is_done);
+        let done = poll(PAGE, || is_done().then_some(())).is_some();
         browser.kill().unwrap();
         browser.wait().unwrap();
         let report = self.report.lock().unwrap().take().unwrap();
-        serde_json::from_str(&report).unwrap()
+        (serde_json::from_str(&report).unwrap(), done)
     }
 }
 
@@ -157,7 +157,7 @@ fn a_page_of_another_origin_learns_nothing_from_the_gateway() {
     });
     let before = refused(node.gateway());
     // All of it comes and is refused: seven requests for each of three URLs, and the navigation at the end.
-    let seen = server.visit(mesh.path(), || refused(node.gateway()) > before + 3 * 7);
+    let (seen, all_refused) = server.visit(mesh.path(), || refused(node.gateway()) > before + 3 * 7);
     let [held, absent, health, naive_held, naive_absent] = urls(server.address).map(|url| seen[&url].clone());
     // The page does look: of a server that checks nothing it learns which path is there.
     assert_ne!(naive_held, naive_absent, "{seen:#?}");
@@ -167,6 +167,7 @@ fn a_page_of_another_origin_learns_nothing_from_the_gateway() {
     assert_eq!(held["no_cors"], "opaque 0 ");
     assert_eq!((held["script"].as_str(), held["image"].as_str()), ("error", "error"));
     assert_eq!(held["websocket"], "error");
+    assert!(all_refused, "the gateway did not count all of it as refused: {seen:#?}");
 }
 
 #[test]
