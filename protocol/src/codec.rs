@@ -31,6 +31,13 @@ pub enum CodecError {
     Unencodable(#[source] bincode::error::EncodeError),
 }
 
+impl CodecError {
+    /// Whether the bytes end before the value does, as those of a connection that broke.
+    pub fn is_truncated(&self) -> bool {
+        matches!(self, Self::Malformed(bincode::error::DecodeError::UnexpectedEnd { .. }))
+    }
+}
+
 /// Encodes `value`; an error when it takes more than `BYTES_MAX` bytes.
 pub fn encode<const BYTES_MAX: usize>(value: &impl bincode::Encode) -> Result<Vec<u8>, CodecError> {
     let bytes =
