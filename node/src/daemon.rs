@@ -65,7 +65,9 @@ pub fn run(config_file: &Path) -> anyhow::Result<()> {
 
 async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyhow::Result<()> {
     if unix_s() < CLOCK_MIN_UNIX_S {
-        tracing::warn!("the clock says 1970 or so: peers cannot be reached before it is right (their certificates are not valid yet)");
+        tracing::warn!(
+            "the clock says 1970 or so: peers cannot be reached before it is right (their certificates are not valid yet)"
+        );
     }
     let gateway_listener = listener::gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;

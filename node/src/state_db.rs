@@ -120,9 +120,7 @@ impl StateDb {
         match migrate(&mut connection, true) {
             Ok(()) => Self::count_answers(connection, path, ANSWERS_MAX),
             Err(Unusable::InUse) => Err(StateDbError::InUse { path }),
-            Err(Unusable::Damaged { cause }) => {
-                Err(StateDbError::Directory { path, source: io::Error::other(cause) })
-            }
+            Err(Unusable::Damaged { cause }) => Err(StateDbError::Directory { path, source: io::Error::other(cause) }),
         }
     }
 
