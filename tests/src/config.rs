@@ -11,6 +11,8 @@ pub struct NodeConfig {
     pub listen: String,
     /// `node.advertise_loopback`: everything here runs on loopback.
     pub advertise_loopback: bool,
+    /// `node.control_socket`, when the state directory is no place for it.
+    pub control_socket: Option<PathBuf>,
     /// `gateway.listen`.
     pub gateway_listen: String,
     /// `gateway.narinfo_deadline_ms`.
@@ -65,6 +67,7 @@ impl NodeConfig {
         Self {
             listen: "/ip4/127.0.0.1/tcp/0".to_owned(),
             advertise_loopback: true,
+            control_socket: None,
             gateway_listen: "127.0.0.1:0".to_owned(),
             narinfo_deadline_ms: 1_000,
             store,
@@ -88,6 +91,9 @@ impl NodeConfig {
         node.insert("state_dir".into(), text("state"));
         node.insert("listen".into(), texts(std::slice::from_ref(&self.listen)));
         node.insert("advertise_loopback".into(), Value::Boolean(self.advertise_loopback));
+        if let Some(socket) = &self.control_socket {
+            node.insert("control_socket".into(), path(socket));
+        }
         let mut gateway = Table::new();
         gateway.insert("listen".into(), text(&self.gateway_listen));
         gateway.insert("narinfo_deadline_ms".into(), Value::Integer(self.narinfo_deadline_ms.into()));

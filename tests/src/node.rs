@@ -40,6 +40,7 @@ pub struct TestNode {
     ports: Option<Ports>,
     run_as: Option<u32>,
     notify_socket: Option<PathBuf>,
+    run_under: Vec<String>,
 }
 
 impl TestNode {
@@ -63,6 +64,7 @@ impl TestNode {
             ports: None,
             run_as: None,
             notify_socket: None,
+            run_under: Vec::new(),
         };
         let id = node.narmesh(&["id"]).expect_success("narmesh id");
         let words = id.split(|letter: char| !letter.is_ascii_alphanumeric());
@@ -126,6 +128,12 @@ impl TestNode {
     /// From the next start on the daemon is told to report its readiness there, as systemd does it (`NOTIFY_SOCKET`).
     pub fn notify_socket(&mut self, path: &Path) {
         self.notify_socket = Some(path.to_owned());
+    }
+
+    /// From the next start on the daemon is started by this command, which is given the daemon's own as further arguments
+    /// and has to `exec` it: `env NAME=VALUE`, `prlimit --nofile=64`, `unshare --mount …`.
+    pub fn run_under(&mut self, command: &[&str]) {
+        self.run_under = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// Writes the configuration file.

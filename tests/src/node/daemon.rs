@@ -93,6 +93,7 @@ impl TestNode {
         }
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("our own directory");
         let log_filter = std::env::var("NARMESH_LOG").unwrap_or_else(|_| "info,narmesh=debug".to_owned());
+        command.args(&self.run_under);
         command.arg(binary).arg("--config").arg(self.config_file()).arg("run").env("NARMESH_LOG", log_filter);
         if let Some(path) = &self.notify_socket {
             command.env("NOTIFY_SOCKET", path);
@@ -174,6 +175,14 @@ impl TestNode {
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.wait_ended();
+    }
+
+    /// Forgets the port of the mesh: the next start listens on another one.
+    pub fn move_away(&mut self) {
+        "/ip4/127.0.0.1/tcp/0".clone_into(&mut self.config.listen);
+        if let Some(ports) = &mut self.ports {
+            self.config.listen.clone_into(&mut ports.listen);
+        }
     }
 
     /// Asks the daemon to end, and waits for it.

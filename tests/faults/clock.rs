@@ -1,0 +1,137 @@
+//! Wrong clocks, by Debian's `faketime`, for the daemon alone.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, TestNode};
+
+/// Where the library is, for any architecture.
+fn library() -> PathBuf {
+    let libraries = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let candidates = libraries.map(|directory| directory.join("faketime/libfaketimeMT.so.1"));
+    candidates.into_iter().find(|file| file.exists()).expect("Debian's package faketime (./test.sh installs it)")
+}
+
+/// A command that gives the daemon this wall clock (syntax of `FAKETIME`) and leaves the monotonic clocks alone.
+pub(crate) fn clock(faketime: &str) -> [String; 5] {
+    [
+        "env".to_owned(),
+        format!("LD_PRELOAD={}", library().display()),
+        format!("FAKETIME={faketime}"),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+    ]
+}
+
+/// A wall clock that stands still at the present moment.
+pub(crate) fn frozen_clock() -> [String; 5] {
+    let now = narmesh_tests::finish(std::process::Command::new("date").arg("+%Y-%m-%d %H:%M:%S"));
+    clock(now.expect_success("date").trim())
+}
+
+/// A node whose clock is right is promised to be heard within this.
+const HEARD: Duration = Duration::from_secs(5);
+/// Two connected nodes compare what they hold this often, at the latest.
+const NEXT_EXCHANGE: Duration = Duration::from_secs(66);
+/// A peer that could not be reached is dialled again within this.
+const DIALLED_AGAIN: Duration = Duration::from_secs(15);
+
+/// `a` lives by the clock in a file, at first `start`, and has met nobody; `b` has the right time. Each knows the other.
+struct Pair {
+    a: TestNode,
+    b: TestNode,
+    clock: PathBuf,
+    /// At `a`.
+    app: String,
+    /// At `b`.
+    shapes: String,
+    _mesh: TestMesh,
+}
+
+impl Pair {
+    fn new(start: &str) -> Self {
+        let mesh = TestMesh::new();
+        let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+        let (app, shapes) = (a.store.build_one("app"), b.store.build_one("shapes"));
+        let clock = mesh.path().join("clock");
+        let mut command = self::clock("");
+        command[2] = format!("FAKETIME_TIMESTAMP_FILE={}", clock.display());
+        a.run_under(&command.each_ref().map(String::as_str));
+        TestMesh::introduce(&mut [&mut a, &mut b]);
+        b.start();
+        a.learn_address("b", &b.p2p_address());
+        std::fs::write(&clock, start).unwrap();
+        a.start();
+        Self { a, b, clock, app, shapes, _mesh: mesh }
+    }
+
+    /// The clock of `a` is put right.
+    fn set_right(&self) {
+        std::fs::write(&self.clock, "+0").unwrap();
+    }
+
+    /// Nothing is found, nothing is an error, and the build succeeds by building.
+    fn assert_builds_alone(&self) {
+        let prober = self.a.probe(&[&self.app, &self.shapes]);
+        assert_eq!(self.a.get_narinfo(&self.app).status, 200, "what it holds itself");
+        self.a.nix_build("lib").expect_success("nix-build under a wrong clock");
+        prober.finish().assert_fit_for_nix(self.a.narinfo_slowest_max());
+    }
+
+    /// Both hear of the other's paths and take them.
+    fn assert_met(&self, bound: Duration) {
+        for (node, other) in [(&self.a, &self.b), (&self.b, &self.a)] {
+            let count = other.store.outputs().len() as u64;
+            node.wait_status("has heard the other", bound, |status| status.summary_paths(&other.name) == Some(count));
+            assert_eq!(node.status().peer(&other.name).unwrap()["misdeeds"], 0, "a wrong clock is no lie");
+        }
+        self.a.realise(std::slice::from_ref(&self.shapes)).expect_success("from b");
+        self.b.realise(std::slice::from_ref(&self.app)).expect_success("from a");
+    }
+}
+
+#[test]
+fn the_clock_says_1970() {
+    let pair = Pair::new("@1970-01-01 00:05:00");
+    pair.assert_builds_alone();
+    pair.a.wait_logged(&["warn", "clock"]);
+    pair.set_right();
+    pair.assert_met(DIALLED_AGAIN);
+}
+
+#[test]
+fn the_clock_is_nearly_a_day_ahead() {
+    let mut pair = Pair::new("+23h");
+    pair.assert_met(HEARD);
+    // Set right at once, and after a restart: its epochs lie in the future, and go on from there.
+    pair.set_right();
+    for tag in ["set-right", "restarted"] {
+        let fresh = pair.a.store.build_fresh(tag);
+        pair.a.wait_all_advertised(&[&pair.b]);
+        pair.b.realise(&[fresh]).expect_success(tag);
+        pair.a.kill();
+        pair.a.start();
+    }
+    assert_eq!(pair.b.status().peer("a").unwrap()["misdeeds"], 0);
+}
+
+#[test]
+fn the_clock_is_two_days_ahead() {
+    let mut pair = Pair::new("+48h");
+    pair.assert_builds_alone();
+    pair.b.wait_logged(&["warn", "more than a day off our clock"]);
+    // The number that it wrote down lies days ahead: nobody would take it, or one above it.
+    pair.a.kill();
+    pair.set_right();
+    pair.a.start();
+    pair.assert_met(HEARD);
+}
+
+#[test]
+fn the_clock_is_set_back_by_two_days_under_a_running_daemon() {
+    let pair = Pair::new("+48h");
+    pair.assert_builds_alone();
+    pair.set_right();
+    // The next exchange with its peer follows within a minute.
+    pair.assert_met(NEXT_EXCHANGE);
+}

@@ -1,0 +1,142 @@
+//! Nix's database locked by somebody, and our own with damaged pages.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use narmesh_tests::{StorePlace, TestMesh, TestNode, finish, get};
+
+/// How long somebody holds the lock.
+const LOCKED: Duration = Duration::from_secs(10);
+/// What was built meanwhile is promised to be known elsewhere this soon after the lock is gone.
+const SPREAD: Duration = Duration::from_secs(2);
+
+fn nix_database(node: &TestNode) -> PathBuf {
+    match node.store.place() {
+        StorePlace::Root(root) => root.join("nix/var/nix/db/db.sqlite"),
+        StorePlace::Relocated { state_dir, .. } => state_dir.join("db/db.sqlite"),
+    }
+}
+
+/// Another process that holds the database alone; nobody else reads or writes until it is dropped.
+struct Lock(Child);
+
+impl Lock {
+    fn take(database: &Path) -> Self {
+        let mut command = Command::new("sqlite3");
+        command.arg(database).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("sqlite3 starts");
+        let script = ".timeout 5000\nBEGIN EXCLUSIVE;\nSELECT 'locked';\n";
+        child.stdin.as_mut().unwrap().write_all(script.as_bytes()).unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "locked\n", "the lock is held");
+        Self(child)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn nix_database_is_locked_for_ten_seconds() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let [app, small] = ["app", "small"].map(|attribute| a.store.build_one(attribute));
+    // With a rollback journal (`use-sqlite-wal = false`) a writer shuts readers out; with a log it never does.
+    let journal = finish(Command::new("sqlite3").arg(nix_database(&a)).arg("PRAGMA journal_mode = DELETE"));
+    assert_eq!(journal.expect_success("sqlite3"), "delete");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let known = b.wait_narinfo(&small);
+    let lock = Lock::take(&nix_database(&a));
+    let locked = Instant::now();
+    let probers = [a.probe(&[&app, &small]), b.probe(&[&app, &small])];
+    let nar = get(b.gateway(), &known.url).unwrap();
+    assert!(matches!(nar.status, 200 | 404), "{}", nar.status);
+    a.wait_status("answers while the database is locked", SPREAD, |status| status.connected("b"));
+    b.realise(std::slice::from_ref(&small)).expect_success("what peers hold, or what was asked before");
+    thread::sleep(LOCKED.saturating_sub(locked.elapsed()));
+    drop(lock);
+    for (prober, node) in probers.into_iter().zip([&a, &b]) {
+        let report = prober.finish();
+        report.assert_fit_for_nix(node.narinfo_slowest_max());
+    }
+    let fresh = a.store.build_fresh("after-the-lock");
+    a.wait_all_advertised(&[&b]);
+    b.realise(&[app, fresh]).expect_success("after the lock");
+    assert_eq!(b.status().peer("a").unwrap()["misdeeds"], 0, "no time-out is a lie");
+    a.wait_logged(&["warn", "database is locked"]);
+}
+
+/// Overwrites one page of a file with noise.
+fn spoil(file: &Path, page_bytes: u64, page: u64) {
+    let mut file = OpenOptions::new().read(true).write(true).open(file).unwrap();
+    file.seek(SeekFrom::Start(page * page_bytes)).unwrap();
+    let mut old = Vec::new();
+    (&mut file).take(page_bytes).read_to_end(&mut old).unwrap();
+    // Not SQLite's own, and not zeros, which a checksum-less page may well hold.
+    let noise: Vec<u8> = (0u8..=255).cycle().take(old.len()).map(|byte| byte.wrapping_mul(167) ^ 0x5a).collect();
+    file.seek(SeekFrom::Start(page * page_bytes)).unwrap();
+    file.write_all(&noise).unwrap();
+}
+
+#[test]
+fn any_page_of_the_state_is_damaged() {
+    const PAGE_BYTES: u64 = 4_096;
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let paths: Vec<_> = ["app", "lib", "small"].map(|attribute| a.store.build_one(attribute)).into();
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    b.learn_address("a", &a.p2p_address());
+    a.wait_all_advertised(&[&b]);
+    paths.iter().for_each(|path| drop(b.wait_narinfo(path)));
+    let database = b.state_files()[0].clone();
+    let mut set_aside = 0;
+    let mut page = 0;
+    loop {
+        b.kill();
+        // What is in the log is put into the file, so that every page is there.
+        let query = "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA page_size;";
+        finish(Command::new("sqlite3").arg(&database).arg(query)).expect_success("sqlite3");
+        let pages = fs::metadata(&database).unwrap().len() / PAGE_BYTES;
+        if page >= pages {
+            break;
+        }
+        spoil(&database, PAGE_BYTES, page);
+        b.clear_log();
+        b.start();
+        b.wait_connected("a", true, SPREAD);
+        for path in &paths {
+            assert_eq!(b.wait_narinfo(path).nar_hash, a.store.row(path).unwrap().nar_hash);
+        }
+        set_aside += u64::from(b.log().contains("could not be used"));
+        let fresh = b.store.build_fresh(&format!("page-{page}"));
+        assert_eq!(a.wait_narinfo(&fresh).nar_hash, b.store.row(&fresh).unwrap().nar_hash);
+        page += 1;
+    }
+    assert!(page > 4 && set_aside > page / 2, "{set_aside} of {page} damaged pages were noticed at the start");
+    // Under the running daemon.
+    b.start();
+    b.wait_connected("a", true, SPREAD);
+    let prober = b.probe(&paths.iter().map(String::as_str).collect::<Vec<_>>());
+    for page in 0..fs::metadata(&database).unwrap().len() / PAGE_BYTES {
+        spoil(&database, PAGE_BYTES, page);
+    }
+    let fresh = a.store.build_fresh("spoilt-running");
+    drop(b.wait_narinfo(&fresh));
+    b.realise(&paths).expect_success("with a damaged state");
+    prober.finish().assert_fit_for_nix(b.narinfo_slowest_max());
+    b.kill();
+    b.start();
+    drop(b.wait_narinfo(&fresh));
+    b.realise(&[fresh]).expect_success("after a restart on a damaged state");
+    assert_eq!(a.status().peer("b").unwrap()["misdeeds"], 0);
+}

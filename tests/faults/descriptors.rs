@@ -1,0 +1,44 @@
+//! No file descriptors left.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use narmesh_tests::{TestMesh, get, promised, wait_until};
+
+/// Few enough to use up, enough to start and to meet.
+const DESCRIPTORS: usize = 64;
+/// After the flood everything is promised to be as before within this.
+const CALM: Duration = Duration::from_secs(2);
+
+#[test]
+fn all_descriptors_are_in_use() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let limit = format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}");
+    b.run_under(&["prlimit", &limit]);
+    let [app, lib] = ["app", "lib"].map(|attribute| a.store.build_one(attribute));
+    let files = b.store.build_one("files");
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = b.wait_narinfo(&files);
+    // One connection of Nix is up, as in the middle of a build; then somebody opens all that there are.
+    let flood: Vec<_> = (0..2 * DESCRIPTORS).filter_map(|_| TcpStream::connect(b.gateway()).ok()).collect();
+    assert!(flood.len() > DESCRIPTORS, "the kernel takes them, whoever is to accept them");
+    // The flood stays; one after the other, its oldest make room for who asks.
+    for round in 0..3 {
+        wait_until(&format!("the gateway answers beside the flood, {round}"), promised(CALM), || {
+            get(b.gateway(), "/nix-cache-info").is_ok_and(|answer| answer.status == 200)
+        });
+    }
+    assert!(a.status().connected("b"), "peers are not lost over it");
+    b.wait_logged(&["warn", "too many open files"]);
+    drop(flood);
+    wait_until("the gateway answers as before", promised(CALM), || {
+        get(b.gateway(), "/nix-cache-info").is_ok_and(|answer| answer.status == 200)
+    });
+    let prober = b.probe(&[&app, &lib]);
+    let nar = get(b.gateway(), &narinfo.url).unwrap();
+    assert!(nar.status == 200 && nar.complete, "{}", nar.status);
+    b.realise(&[app, lib]).expect_success("after the flood");
+    prober.finish().assert_fit_for_nix(b.narinfo_slowest_max());
+}

@@ -1,0 +1,77 @@
+//! Many large NARs at once, for clients that do not read them.
+
+use std::time::Duration;
+
+use narmesh_tests::{HttpBody, TestMesh, TestNode, get, head, promised, request};
+
+/// As in the default of `limits.nar_buffer_bytes`.
+const BUDGET_BYTES: u64 = 128 << 20;
+/// Sockets, connections and streams of the clients, and what the allocator keeps.
+const IDLE_BYTES: u64 = 64 << 20;
+/// As many as Nix opens by default (`http-connections`).
+const CLIENTS: usize = 25;
+/// How long a NAR waits for memory before it is answered 404.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Starts `count` downloads and reads the first megabyte of each; those that were answered 200.
+fn stuck(node: &TestNode, url: &str, count: usize) -> Vec<HttpBody> {
+    let gateway = node.gateway();
+    let asked: Vec<_> = (0..count)
+        .map(|_| {
+            let url = url.to_owned();
+            std::thread::spawn(move || {
+                let mut body = request(gateway, "GET", &url, &[]).expect("an answer");
+                assert!(matches!(body.status, 200 | 404), "{}", body.status);
+                (body.status == 200).then(|| {
+                    assert_eq!(body.read_some(1 << 20).len(), 1 << 20, "it begins");
+                    body
+                })
+            })
+        })
+        .collect();
+    asked.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+}
+
+#[test]
+fn twenty_five_gigabytes_for_clients_that_stop_reading() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let giant = a.store.build_one("giant");
+    let [lib, small] = ["lib", "small"].map(|attribute| a.store.build_one(attribute));
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = b.wait_narinfo(&giant);
+    assert!(narinfo.nar_size > 1 << 30);
+    assert_eq!(head(b.gateway(), &narinfo.url).unwrap().status, 200);
+    for node in [&a, &b] {
+        let peaks = [&a, &b].map(|node| (node.name.clone(), node.watch_memory()));
+        let bodies = stuck(node, &narinfo.url, CLIENTS);
+        println!("{}: {} of {CLIENTS} began", node.name, bodies.len());
+        assert!(!bodies.is_empty());
+        // The others go on: narinfos within their deadline, a NAR, a build.
+        let prober = node.probe(&[&lib, &small]);
+        let other = get(node.gateway(), &node.wait_narinfo(&small).url).unwrap();
+        assert!(other.status == 200 && other.complete, "a NAR beside clients that do not read: {}", other.status);
+        if node.name == "b" {
+            node.realise(&[lib.clone(), small.clone()]).expect_success("beside clients that do not read");
+        }
+        prober.finish().assert_fit_for_nix(node.narinfo_slowest_max());
+        for (name, peak) in peaks {
+            println!("{}: {name} rose by {} MiB", node.name, peak.rise_bytes() >> 20);
+            assert!(peak.rise_bytes() <= BUDGET_BYTES + IDLE_BYTES, "{name} took {} MiB", peak.rise_bytes() >> 20);
+        }
+        // One of them reads again, and gets all of it; the others give their memory back.
+        let mut bodies = bodies.into_iter();
+        let mut patient = bodies.next().unwrap();
+        drop(bodies);
+        let mut left = narinfo.nar_size - (1 << 20);
+        while left > 0 {
+            let piece = patient.read_some(16 << 20);
+            assert!(!piece.is_empty(), "cut {left} bytes before the end");
+            assert!(piece.iter().skip(4 << 10).rev().skip(4 << 10).all(|byte| *byte == 0), "all zeros but the ends");
+            left -= piece.len() as u64;
+        }
+        let again = promised(PATIENCE);
+        narmesh_tests::wait_until("the memory is free again", again, || stuck(node, &narinfo.url, 4).len() == 4);
+    }
+}
