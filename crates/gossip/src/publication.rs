@@ -119,6 +119,11 @@ pub(crate) struct Published {
     pub(crate) announcement: Announcement,
 }
 
+/// Whether peers refuse this epoch as one of the far future, as far as our own clock can tell.
+fn is_beyond_tomorrow(epoch: u64, now: Now) -> bool {
+    now.wall_ms >= PLAUSIBLE_WALL_MS && epoch > now.wall_ms.saturating_add(DAY_MS)
+}
+
 impl Publication {
     pub(crate) fn new(me: &PeerId, times: PublicationTimes, path_count_max: usize, own_epoch: Option<u64>) -> Self {
         Self {
@@ -225,7 +230,7 @@ impl Publication {
         if heard.generation < ours || same || self.departed {
             return false;
         }
-        if now.wall_ms >= PLAUSIBLE_WALL_MS && heard.generation.epoch > now.wall_ms.saturating_add(DAY_MS) {
+        if is_beyond_tomorrow(heard.generation.epoch, now) {
             return false;
         }
         self.epoch_floor = self.epoch_floor.max(heard.generation.epoch);
@@ -242,6 +247,9 @@ impl Publication {
             let expected = current.published.wall_ms.saturating_add(now.moment.since(current.published.moment));
             if expected.abs_diff(now.wall_ms) > WALL_JUMP_MS {
                 self.changed.get_or_insert(now.moment);
+                if is_beyond_tomorrow(current.epoch.generation.epoch, now) {
+                    self.urgent.get_or_insert(now.moment);
+                }
             }
         }
     }
@@ -330,6 +338,10 @@ impl Publication {
 
     /// A filter made anew, of the paths there are.
     fn new_epoch(&mut self, now: Now) -> Epoch {
+        if is_beyond_tomorrow(self.epoch_floor, now) {
+            // Our clock was days ahead. No peer whose clock is right took that number, nor would take one above it.
+            (self.epoch_floor, self.epoch_by_clock) = (0, true);
+        }
         let after = self.epoch_floor.saturating_add(1);
         let epoch = if self.epoch_by_clock { after.max(now.wall_ms) } else { after };
         self.epoch_by_clock = false;
