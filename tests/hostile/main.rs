@@ -1,0 +1,23 @@
+//! A second implementation of the protocol, written from `docs/protocol.md` on raw libp2p, which attacks real daemons with a
+//! real Nix behind them. Neither the node's crates nor `narmesh-protocol` are linked.
+//!
+//! Throughout: every `nix-build` exits 0 with the right contents, with the gateway as its only substituter; nothing wrong
+//! is in the store; the gateway answers 200 or 404; the daemon holds at most 64 MB more than idle; an honest peer beside
+//! the liar is unharmed; and whoever lied is named with the reason in `status`, in the log and in `/metrics`.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "an attack fails by panicking")]
+#![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
+
+mod filter;
+mod formats;
+mod honest;
+mod narinfos;
+mod nars;
+mod peer;
+mod report;
+mod stage;
+mod strangers;
+mod summaries;
+mod table;
+mod wire;
+mod wire_examples;

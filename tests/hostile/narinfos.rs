@@ -1,0 +1,203 @@
+//! False narinfos.
+
+use crate::formats::{Nar, NarInfo, NixKey, nix32};
+use crate::peer::{Item, Move, Peer, Script};
+use crate::report;
+use crate::stage::{Expect, Stage};
+use crate::table::{Attack, play};
+use crate::wire::{found, sha256};
+use narmesh_tests::{NarInfoText, TestNode, sha256_hex};
+use std::net::TcpListener;
+use std::time::Duration;
+
+const FALSE_NARINFO: Expect = Expect::Blamed("sent a false narinfo", "false_narinfo");
+const MALFORMED: Expect = Expect::Blamed("sent a malformed reply", "malformed_reply");
+
+fn text(change: impl Fn(NarInfo) -> NarInfo + Send + Sync + 'static) -> Script {
+    Script::default().narinfo(move |item| change(item.narinfo.clone()).text().into_bytes())
+}
+
+fn raw(change: impl Fn(String) -> Vec<u8> + Send + Sync + 'static) -> Script {
+    Script::default().narinfo(move |item| change(item.narinfo.text()))
+}
+
+fn reply(play: impl Fn(&Item) -> Vec<Move> + Send + Sync + 'static) -> Script {
+    Script::default().narinfo_play(play)
+}
+
+/// As if the signature had been made over something else.
+fn lying(name: &'static str, change: fn(NarInfo) -> NarInfo) -> Attack {
+    Attack::new(name, Expect::Unblamed, text(change))
+}
+
+fn signatures(foreign: &NixKey) -> Vec<Attack> {
+    let (key, other) = (foreign.clone(), foreign.clone());
+    vec![
+        Attack::new(
+            "foreign-sig",
+            Expect::Unblamed,
+            text(move |mut narinfo| {
+                narinfo.signatures.clear();
+                narinfo.signed(&key)
+            }),
+        ),
+        lying("malformed-sig", |mut narinfo| {
+            narinfo.signatures = vec!["hostile-test-1:AAAA".to_owned(), "no colon".to_owned(), ":".to_owned()];
+            narinfo
+        }),
+        lying("sigs-stripped", |mut narinfo| {
+            narinfo.signatures.clear();
+            narinfo
+        }),
+        Attack::new(
+            "sigs-added",
+            Expect::Unblamed,
+            text(move |mut narinfo| {
+                for _ in 0..40 {
+                    narinfo = narinfo.signed(&other);
+                }
+                narinfo.signatures.insert(0, "hostile-test-1:AAAA".to_owned());
+                narinfo
+            }),
+        )
+        .takes(),
+    ]
+}
+
+fn attacks(foreign: &NixKey, elsewhere: &str) -> Vec<Attack> {
+    let url = elsewhere.to_owned();
+    let mut attacks = signatures(foreign);
+    attacks.extend([
+        lying("references-changed", |mut narinfo| {
+            narinfo.references.push("00000000000000000000000000000000-evil".to_owned());
+            narinfo
+        }),
+        lying("narsize-changed", |mut narinfo| {
+            narinfo.nar_size += 8;
+            narinfo
+        }),
+        lying("narhash-changed", |mut narinfo| {
+            narinfo.nar_hash[0] ^= 1;
+            narinfo
+        }),
+        Attack::new(
+            "other-hash-part",
+            FALSE_NARINFO,
+            text(|mut narinfo| {
+                let end = narinfo.store_path.split_off("/nix/store/".len() + 32);
+                narinfo.store_path = format!("/nix/store/{}{end}", "0".repeat(32));
+                narinfo
+            }),
+        ),
+        Attack::new("crlf", FALSE_NARINFO, raw(|text| text.replace('\n', "\r\n").into_bytes())),
+        Attack::new("two-store-paths", FALSE_NARINFO, raw(|text| format!("{text}{text}").into_bytes())),
+        Attack::new("no-text", FALSE_NARINFO, raw(|_| vec![0xff; 1_000])),
+        // Unknown fields are ignored, and none of them is handed on.
+        Attack::new(
+            "of-1-mib",
+            Expect::Unblamed,
+            raw(|text| format!("{text}{}", "X: y\n".repeat(200_000)).into_bytes()),
+        )
+        .takes(),
+        Attack::new("of-10-mb", MALFORMED, raw(|text| format!("{text}{}", "X: y\n".repeat(2_000_000)).into_bytes())),
+        Attack::new("garbage-reply", MALFORMED, reply(|_| vec![Move::Send(vec![0xa5; 300])])),
+        Attack::new(
+            "trailing-bytes",
+            MALFORMED,
+            reply(|item| vec![Move::Send([found(item.narinfo.text().as_bytes()), vec![0]].concat())]),
+        ),
+        Attack::new(
+            "url-elsewhere",
+            Expect::Unblamed,
+            text(move |mut narinfo| {
+                narinfo.url.clone_from(&url);
+                narinfo
+            }),
+        )
+        .takes(),
+        Attack::new(
+            "after-the-deadline",
+            Expect::Unblamed,
+            reply(|item| vec![Move::Wait(Duration::from_secs(2)), Move::Send(found(item.narinfo.text().as_bytes()))]),
+        ),
+        Attack::new("never", Expect::Unblamed, reply(|_| vec![Move::Hold])),
+    ]);
+    attacks
+}
+
+#[test]
+fn narinfos() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let foreign = NixKey::new("foreign-1");
+    let elsewhere = format!("http://{}/nar/evil.nar", listener.local_addr().unwrap());
+    play(attacks(&foreign, &elsewhere), 64, |stage, _, tag| {
+        if tag == "sigs-added" {
+            let shown = NarInfoText::parse(&shown(stage, &stage.client, tag));
+            assert_eq!(
+                shown.signatures,
+                stage.item(tag, "later").narinfo.signatures,
+                "only the trusted one is handed on"
+            );
+        }
+        if tag == "url-elsewhere" {
+            assert!(!shown(stage, &stage.client, tag).contains("evil"), "our own URL is printed");
+        }
+        assert!(listener.accept().is_err(), "{tag}: nobody follows a URL of a peer");
+    });
+}
+
+fn shown(stage: &Stage, client: &TestNode, tag: &str) -> String {
+    let answer = client.get_narinfo(&stage.path(tag, "later"));
+    assert_eq!(answer.status, 200, "{tag}: {}", answer.text());
+    answer.text()
+}
+
+/// A true content address, which is its own proof, under a false NarHash, which Nix would remember for 30 days.
+#[test]
+fn true_content_addresses_with_false_nar_hashes() {
+    let peer = Peer::liar("false-under-ca", Script::default());
+    let stage = Stage::new(&["ca"], 64, &[&peer]);
+    let leaves = ["flat1", "flat2", "flat3", "recursive"];
+    let items: Vec<_> = leaves.iter().map(|leaf| content_addressed(&stage, leaf)).collect();
+    stage.enter_with(&peer, &items);
+    for leaf in leaves {
+        let answer = stage.client.get_narinfo(&stage.path("ca", leaf));
+        assert_eq!(answer.status, 404, "{leaf}: {}", answer.text());
+    }
+    let outcome = stage.build_under_attack("ca", "addressed", &[]);
+    for (leaf, contents) in leaves.iter().zip([FLATS[0], FLATS[1], FLATS[2], RECURSIVE]) {
+        let row = stage.client.store.row(&stage.path("ca", leaf)).unwrap();
+        assert_eq!(row.nar_hash, format!("sha256:{}", sha256_hex(&Nar::begin().file(contents.as_bytes()).0)), "{leaf}");
+    }
+    stage.assert_blamed(&peer, "sent a false narinfo", "false_narinfo", 3);
+    stage.assert_set_aside(&peer, "ca");
+    report::note("false-narhash-under-true-ca", |row| {
+        row.outcome = "builds it".to_owned();
+        (row.took, row.set_aside) = (Some(outcome.took), Some("after the third: false_narinfo".to_owned()));
+    });
+    stage.finish();
+}
+
+/// The contents of the fixed outputs in `pkgs.nix`.
+const FLATS: [&str; 3] = ["flat1 of ca\n", "flat2 of ca\n", "flat3 of ca\n"];
+const RECURSIVE: &str = "recursive\n";
+
+fn content_addressed(stage: &Stage, leaf: &str) -> Item {
+    let flat = leaf.starts_with("flat");
+    let contents = if flat { format!("{leaf} of ca\n") } else { RECURSIVE.to_owned() };
+    let truth = Nar::begin().file(contents.as_bytes()).0;
+    let (digest, method) = if flat { (sha256(contents.as_bytes()), "") } else { (sha256(&truth), "r:") };
+    // A NAR that is what the narinfo says and not what the content address says.
+    let nar = Nar::begin().file(b"something else").0;
+    let narinfo = NarInfo {
+        store_path: stage.path("ca", leaf),
+        url: "nar/x.nar".to_owned(),
+        nar_hash: sha256(&nar),
+        nar_size: nar.len() as u64,
+        references: Vec::new(),
+        signatures: Vec::new(),
+        content_address: Some(format!("fixed:{method}sha256:{}", nix32(&digest))),
+    };
+    Item { narinfo, nar }
+}

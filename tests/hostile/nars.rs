@@ -1,0 +1,188 @@
+//! False NARs under true narinfos.
+
+use crate::formats::Nar;
+use crate::peer::{Item, Move, Peer, Play, Script, honest_nar};
+use crate::report;
+use crate::stage::{Expect, Stage};
+use crate::table::{Attack, play};
+use crate::wire::{NAR_END, NarRequest, nar_chunks, nar_head, sha256};
+use std::io::Write as _;
+use std::time::Duration;
+
+const FALSE_NAR: Expect = Expect::Blamed("sent a false NAR", "false_nar");
+
+/// The NAR with one byte changed, at so many parts in ten thousand.
+fn wrong_byte(parts: usize) -> Script {
+    Script::default().nar(move |item, request| {
+        let mut nar = item.nar.clone();
+        let at = nar.len() * parts / 10_000;
+        nar[at] ^= 0x55;
+        honest_nar(&nar, request)
+    })
+}
+
+/// The NAR, said to be complete before its end.
+fn too_short() -> Script {
+    Script::default().nar(|item, request| honest_nar(&item.nar[..item.nar.len() - 512], request))
+}
+
+/// Whole, and then more of it.
+fn too_long() -> Script {
+    Script::default().nar(|item, request| honest_nar(&[&item.nar[..], &[0; 4_096]].concat(), request))
+}
+
+/// A file that never ends.
+fn endless() -> Script {
+    Script::default().nar(|_, _| {
+        let begin = Nar::begin().words("( type regular contents").length(1 << 40).0;
+        let first = [nar_head(false), nar_chunks(&begin)].concat();
+        vec![Move::Send(first), Move::Endless(nar_chunks(&[b'e'; 65_536]), Duration::ZERO)]
+    })
+}
+
+/// The NAR of something else that has the same size.
+fn of_another_path() -> Script {
+    Script::default().nar(|item, request| {
+        let (from, to) = (&b" a\n"[..], b" z\n");
+        let mut nar = item.nar.clone();
+        let places: Vec<_> = nar.windows(3).enumerate().filter(|(_, three)| *three == from).map(|(at, _)| at).collect();
+        places.iter().for_each(|at| nar[*at..*at + 3].copy_from_slice(to));
+        if places.is_empty() {
+            // Of the other leaves: their file with another first byte.
+            nar[96] = nar[96].wrapping_add(1);
+        }
+        honest_nar(&nar, request)
+    })
+}
+
+/// Packed, a few KiB; unpacked, a GiB.
+fn bomb() -> Script {
+    let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    packed.write_all(&Nar::begin().words("( type regular contents").length(1 << 30).0).unwrap();
+    (0..1 << 10).for_each(|_| packed.write_all(&vec![0; 1 << 20]).unwrap());
+    let packed = packed.finish().unwrap();
+    Script::default()
+        .nar(move |_, _| vec![Move::Send([nar_head(true), nar_chunks(&packed), NAR_END.to_vec()].concat())])
+}
+
+/// A chunk that is said to have 4 GiB.
+fn huge_chunk() -> Script {
+    Script::default()
+        .nar(|_, _| vec![Move::Send([nar_head(false), vec![0xff; 4], vec![b'x'; 65_536]].concat()), Move::Hold])
+}
+
+/// An answer of which no byte means anything.
+fn garbage() -> Script {
+    Script::default().nar(|_, _| vec![Move::Send(vec![0xa5; 4_096]), Move::Hold])
+}
+
+/// A NAR out of shape that a trusted key vouches for, so that nothing but the grammar of NARs is in the way.
+fn shape(name: &'static str, nar: fn(&[u8]) -> Nar) -> Attack {
+    Attack::new(name, FALSE_NAR, Script::default()).shelf(move |stage, item| {
+        let mut narinfo = item.narinfo;
+        // Another one for each path: whoever lied about a NAR is not asked for that again.
+        let nar = nar(narinfo.store_path.as_bytes()).0;
+        (narinfo.nar_hash, narinfo.nar_size) = (sha256(&nar), nar.len() as u64);
+        narinfo.signatures.clear();
+        Item { narinfo: narinfo.signed(&stage.key), nar }
+    })
+}
+
+fn small_attacks() -> Vec<Attack> {
+    vec![
+        Attack::new("wrong-byte-1", FALSE_NAR, wrong_byte(100)),
+        Attack::new("wrong-byte-50", FALSE_NAR, wrong_byte(5_000)),
+        Attack::new("wrong-byte-9999", FALSE_NAR, wrong_byte(9_999)),
+        Attack::new("too-short", FALSE_NAR, too_short()),
+        Attack::new("too-long", FALSE_NAR, too_long()),
+        Attack::new("endless", FALSE_NAR, endless()),
+        Attack::new("other-nar", FALSE_NAR, of_another_path()),
+        Attack::new("zstd-bomb", FALSE_NAR, bomb()),
+        Attack::new("chunk-4gib", FALSE_NAR, huge_chunk()),
+        Attack::new("nar-garbage", Expect::Blamed("sent a malformed reply", "malformed_reply"), garbage()),
+        shape("escaping-name", |mark| {
+            Nar::begin().directory(|dir| dir.entry("../../../../tmp/escaped", |node| node.file(mark)))
+        }),
+        shape("dot-name", |mark| Nar::begin().directory(|dir| dir.entry("..", |node| node.file(mark)))),
+        shape("duplicate-name", |mark| {
+            Nar::begin()
+                .directory(|dir| dir.entry("same", |node| node.file(mark)).entry("same", |node| node.file(b"y")))
+        }),
+        shape("wrong-order", |mark| {
+            Nar::begin().directory(|dir| dir.entry("b", |node| node.file(mark)).entry("a", |node| node.file(b"y")))
+        }),
+        shape("depth-100000", |mark| {
+            let mut nar = Nar::begin();
+            for _ in 0..100_000 {
+                nar = nar.words("( type directory entry ( name d node");
+            }
+            nar = nar.file(mark);
+            for _ in 0..100_000 {
+                nar = nar.words(") )");
+            }
+            nar
+        }),
+        shape("length-4gib", |mark| {
+            let nar = Nar::begin().words("( type regular contents").length(4 << 30);
+            Nar([&nar.0, mark, &[b'x'; 1 << 16]].concat())
+        }),
+    ]
+}
+
+#[test]
+fn small_nars() {
+    play(small_attacks(), 64, |stage, _, _| {
+        assert!(!std::path::Path::new("/tmp/escaped").exists(), "escaped from {:?}", stage.mesh.path());
+    });
+}
+
+#[test]
+fn large_nars() {
+    let named = |name, script| Attack::new(name, FALSE_NAR, script);
+    let attacks = vec![
+        named("large-wrong-byte-1", wrong_byte(100)),
+        named("large-wrong-byte-50", wrong_byte(5_000)),
+        named("large-wrong-byte-9999", wrong_byte(9_999)),
+        named("large-too-short", too_short()),
+        named("large-endless", endless()),
+    ];
+    play(attacks, 9 * 1_024, |_, _, _| {});
+}
+
+/// Which holder is asked first is not ours to say: so both claim it, and the honest one has it.
+fn slow(name: &str, kib: u32, play: impl Fn(&Item, NarRequest) -> Play + Send + Sync + 'static) {
+    let peer = Peer::liar(name, Script::default().nar(play));
+    let stage = Stage::new(&[name, "nobody"], kib, &[&peer]);
+    let started = std::time::Instant::now();
+    stage.nix_build("nobody", "single").expect_success("nix-build while nobody claims anything");
+    let alone = started.elapsed();
+    stage.enter(&peer, name, &["a", "both"]);
+    let outcome = stage.build_under_attack(name, "single", &["a"]);
+    assert!(outcome.substituted.is_empty(), "built: the only holder never sent it");
+    assert!(!stage.assert_right(name, "both"), "there is an honest holder of that one");
+    assert!(!peer.asked().nars.is_empty(), "the attack took place");
+    stage.assert_unblamed(&peer);
+    report::note(name, |row| {
+        row.outcome = "builds it, or takes it from another".to_owned();
+        row.added = Some(outcome.took.as_secs_f64() - alone.as_secs_f64());
+        row.set_aside = Some("no: passed over for a while".to_owned());
+    });
+    stage.finish();
+}
+
+#[test]
+fn a_byte_a_second() {
+    slow("byte-a-second", 64, |_, _| {
+        let begin = nar_chunks(&Nar::begin().words("( type regular contents").length(65_536).0);
+        vec![Move::Send([nar_head(false), begin].concat()), Move::Endless(nar_chunks(b"x"), Duration::from_secs(1))]
+    });
+}
+
+#[test]
+fn a_stall_after_the_first_megabyte() {
+    slow("stall-after-1-mib", 9 * 1_024, |item, request| {
+        let offset = usize::try_from(request.offset).unwrap();
+        let first = &item.nar[offset..(offset + (1 << 20)).min(item.nar.len())];
+        vec![Move::Send([nar_head(false), nar_chunks(first)].concat()), Move::Hold]
+    });
+}

@@ -1,0 +1,571 @@
+//! A peer of our own on raw libp2p: it does what its script says, and writes down what it was asked.
+
+use crate::filter::filter;
+use crate::formats::NarInfo;
+use crate::wire::{
+    ABSENT, Address, Announcement, GOSSIP, GossipReply, GossipRequest, NAR, NAR_END, NARINFO, NarRequest, Summary,
+    TOPIC, audience_digest, found, nar_absent, nar_chunks, nar_head, sha256,
+};
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
+use libp2p::identity::Keypair;
+use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
+use libp2p::{
+    Multiaddr, PeerId, Stream, StreamProtocol, Swarm, SwarmBuilder, gossipsub, request_response, tcp, tls, yamux,
+};
+use libp2p_stream::Control;
+use narmesh_tests::{PeerCard, TestNode};
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// A connection is promised within this.
+const MEETING: Duration = Duration::from_secs(5);
+
+/// The runtime of all peers of this process.
+pub fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+    })
+}
+
+pub fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+/// What is done on a stream after a request was read.
+#[derive(Debug, Clone)]
+pub enum Move {
+    Send(Vec<u8>),
+    Wait(Duration),
+    /// These bytes again and again until the other side has enough, each time after a pause.
+    Endless(Vec<u8>, Duration),
+    /// Neither a byte nor an end.
+    Hold,
+    /// The stream is closed.
+    Close,
+}
+
+pub type Play = Vec<Move>;
+
+/// Something that the peer claims to hold.
+#[derive(Debug, Clone)]
+pub struct Item {
+    pub narinfo: NarInfo,
+    pub nar: Vec<u8>,
+}
+
+/// What was announced.
+#[derive(Debug, Clone)]
+pub struct Published {
+    pub announcement: Announcement,
+    pub envelope: Vec<u8>,
+    pub body: Vec<u8>,
+}
+
+/// What the peer has to say, and what it was asked.
+#[derive(Debug, Default)]
+pub struct Desk {
+    pub shelf: BTreeMap<[u8; 20], Item>,
+    pub published: Option<Published>,
+    pub software: String,
+    /// What is told in `yours`, and beside the own envelope in `news`.
+    pub yours: Option<Vec<u8>>,
+    pub news: Vec<Vec<u8>>,
+    pub asked: Asked,
+    connected: HashSet<PeerId>,
+    /// Epochs of which the body was asked for.
+    pub pulled: HashSet<u64>,
+    /// What ended connections, and what dials failed with.
+    pub ended: Vec<String>,
+}
+
+/// When which question came.
+#[derive(Debug, Default, Clone)]
+pub struct Asked {
+    pub syncs: Vec<Instant>,
+    pub pulls: Vec<Instant>,
+    pub narinfos: Vec<(Instant, [u8; 20])>,
+    pub nars: Vec<(Instant, [u8; 20])>,
+    /// Data of gossipsub messages, with their authors.
+    pub announced: Vec<(PeerId, Vec<u8>)>,
+}
+
+impl Asked {
+    /// All questions of whatever kind.
+    pub fn count(&self) -> usize {
+        self.syncs.len() + self.pulls.len() + self.narinfos.len() + self.nars.len()
+    }
+}
+
+type Answer<Q> = Option<Box<dyn Fn(&Desk, Q) -> Play + Send + Sync>>;
+
+/// What to do instead of the honest thing.
+#[derive(Default)]
+pub struct Script {
+    pub sync: Answer<()>,
+    pub pull: Answer<(u64, u64)>,
+    pub narinfo: Answer<[u8; 20]>,
+    pub nar: Answer<NarRequest>,
+}
+
+impl Script {
+    pub fn nar(mut self, answer: impl Fn(&Item, NarRequest) -> Play + Send + Sync + 'static) -> Self {
+        self.nar = Some(Box::new(move |desk, request| match desk.shelf.get(&request.hash_part) {
+            Some(item) => answer(item, request),
+            None => vec![Move::Send(nar_absent())],
+        }));
+        self
+    }
+
+    /// Other text, in an otherwise honest reply.
+    pub fn narinfo(mut self, text: impl Fn(&Item) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        self.narinfo = Some(Box::new(move |desk, part| match desk.shelf.get(&part) {
+            Some(item) => vec![Move::Send(found(&text(item)))],
+            None => vec![Move::Send(ABSENT.to_vec())],
+        }));
+        self
+    }
+
+    pub fn narinfo_play(mut self, play: impl Fn(&Item) -> Play + Send + Sync + 'static) -> Self {
+        self.narinfo = Some(Box::new(move |desk, part| match desk.shelf.get(&part) {
+            Some(item) => play(item),
+            None => vec![Move::Send(ABSENT.to_vec())],
+        }));
+        self
+    }
+
+    pub fn pull(mut self, answer: impl Fn(&Published, u64) -> Play + Send + Sync + 'static) -> Self {
+        self.pull = Some(Box::new(move |desk, (_, seq)| {
+            desk.published.as_ref().map_or(vec![Move::Close], |published| answer(published, seq))
+        }));
+        self
+    }
+}
+
+/// An honest answer to a request for a NAR.
+pub fn honest_nar(nar: &[u8], request: NarRequest) -> Play {
+    let rest = nar.get(usize::try_from(request.offset).unwrap()..).unwrap_or_default();
+    vec![Move::Send([nar_head(false), nar_chunks(rest), NAR_END.to_vec()].concat())]
+}
+
+/// One of our peers; it ends with its value.
+pub struct Peer {
+    pub name: String,
+    pub id: PeerId,
+    pub keys: Keypair,
+    pub control: Control,
+    commands: mpsc::UnboundedSender<Command>,
+    desk: Arc<Mutex<Desk>>,
+}
+
+enum Command {
+    Dial(PeerId, Multiaddr),
+    Leave(PeerId),
+    Publish(Vec<u8>, oneshot::Sender<bool>),
+}
+
+#[derive(NetworkBehaviour)]
+struct Protocols {
+    gossipsub: gossipsub::Behaviour,
+    /// For what we ask. What others ask comes by the three below: libp2p-stream drops incoming streams in a hurry.
+    streams: libp2p_stream::Behaviour,
+    gossip: request_response::Behaviour<Actor>,
+    narinfo: request_response::Behaviour<Actor>,
+    nar: request_response::Behaviour<Actor>,
+}
+
+/// Reads a request whole, and answers with a [`Play`].
+#[derive(Debug, Clone, Copy)]
+struct Actor;
+
+impl request_response::Codec for Actor {
+    type Protocol = StreamProtocol;
+    type Request = Vec<u8>;
+    type Response = Play;
+
+    async fn read_request<T>(&mut self, protocol: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        let mut request = Vec::new();
+        if protocol.as_ref() == NAR {
+            let mut length = [0; 4];
+            io.read_exact(&mut length).await?;
+            request.resize(u32::from_le_bytes(length) as usize, 0);
+            io.read_exact(&mut request).await?;
+        } else {
+            io.read_to_end(&mut request).await?;
+        }
+        Ok(request)
+    }
+
+    async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, play: Play) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        perform(play, io).await
+    }
+
+    async fn read_response<T>(&mut self, _: &StreamProtocol, _: &mut T) -> io::Result<Play>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    async fn write_request<T>(&mut self, _: &StreamProtocol, _: &mut T, _: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn answers(protocol: &'static str) -> request_response::Behaviour<Actor> {
+    let config = request_response::Config::default()
+        .with_request_timeout(Duration::from_secs(3_600))
+        .with_max_concurrent_streams(10_000);
+    request_response::Behaviour::with_codec(
+        Actor,
+        [(StreamProtocol::new(protocol), request_response::ProtocolSupport::Inbound)],
+        config,
+    )
+}
+
+impl Peer {
+    pub fn honest(name: &str) -> Self {
+        Self::new(name, Keypair::generate_ed25519(), Script::default())
+    }
+
+    pub fn liar(name: &str, script: Script) -> Self {
+        Self::new(name, Keypair::generate_ed25519(), script)
+    }
+
+    pub fn new(name: &str, keys: Keypair, script: Script) -> Self {
+        let _entered = runtime().enter();
+        let mut swarm = swarm(&keys);
+        let control = swarm.behaviour().streams.new_control();
+        let desk = Arc::new(Mutex::new(Desk { software: "second/1".to_owned(), ..Desk::default() }));
+        let stage = Stage { desk: Arc::clone(&desk), script, me: keys.public().to_peer_id() };
+        swarm.behaviour_mut().gossipsub.subscribe(&gossipsub::IdentTopic::new(TOPIC)).unwrap();
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let id = keys.public().to_peer_id();
+        tokio::spawn(run(swarm, receiver, stage));
+        Self { name: name.to_owned(), id, keys, control, commands, desk }
+    }
+
+    /// What a daemon has to know to allow it.
+    pub fn card(&self) -> PeerCard {
+        PeerCard { name: self.name.clone(), peer_id: self.id.to_string(), builder_key: None }
+    }
+
+    /// Looks at the desk, or changes it.
+    pub fn desk<T>(&self, look: impl FnOnce(&mut Desk) -> T) -> T {
+        look(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn asked(&self) -> Asked {
+        self.desk(|desk| desk.asked.clone())
+    }
+
+    /// Puts the items on the shelf and announces a summary of them to `audience`.
+    pub fn offer(&self, items: &[Item], audience: &[PeerId]) {
+        let parts: Vec<_> =
+            items.iter().map(|item| crate::formats::hash_part_bytes(&item.narinfo.store_path)).collect();
+        self.desk(|desk| desk.shelf.extend(parts.iter().copied().zip(items.iter().cloned())));
+        self.announce(&self.summary(&filter(&parts, 13), parts.len() as u64, audience));
+    }
+
+    /// A summary as it ought to be.
+    pub fn summary(&self, filter_bytes: &[u8], items: u64, audience: &[PeerId]) -> Summary {
+        let mut digests: Vec<_> = audience.iter().chain([&self.id]).map(audience_digest).collect();
+        digests.sort_unstable();
+        digests.dedup();
+        let addresses = vec![Address::V4([192, 0, 2, 1], 7_280)];
+        Summary { hash_id: 1, items, audience: digests, addresses, filter_bytes: filter_bytes.to_vec() }
+    }
+
+    /// Announces the summary under a new epoch.
+    pub fn announce(&self, summary: &Summary) {
+        let epoch = self.desk(|desk| desk.published.as_ref().map_or(0, |old| old.announcement.epoch + 1));
+        self.announce_body(summary.encode(), summary.items, epoch.max(now_ms()), 0);
+    }
+
+    pub fn announce_body(&self, body: Vec<u8>, path_count: u64, epoch: u64, seq: u64) {
+        let announcement = Announcement {
+            epoch,
+            seq,
+            path_count,
+            body_digest: sha256(&body),
+            body_bytes: u32::try_from(body.len()).unwrap(),
+            lifetime_s: 14_400,
+            issued_at_ms: now_ms(),
+        };
+        self.announce_as(announcement, body);
+    }
+
+    pub fn announce_as(&self, announcement: Announcement, body: Vec<u8>) {
+        let envelope = announcement.seal(&self.keys);
+        self.desk(|desk| desk.published = Some(Published { announcement, envelope: envelope.clone(), body }));
+        self.publish(envelope);
+    }
+
+    /// Sends a gossipsub message; false when there is nobody to send it to, or no room to do it.
+    pub fn publish(&self, data: Vec<u8>) -> bool {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(Command::Publish(data, sender)).ok();
+        receiver.blocking_recv().unwrap_or(false)
+    }
+
+    /// Connects to a daemon, and waits until that knows it.
+    #[track_caller]
+    pub fn connect(&self, node: &TestNode) {
+        self.dial(node);
+        node.wait_connected(&self.name, true, MEETING);
+    }
+
+    pub fn dial(&self, node: &TestNode) {
+        let (peer, address) = (peer_id(node), node.p2p_address().parse().unwrap());
+        self.commands.send(Command::Dial(peer, address)).ok();
+    }
+
+    /// Closes the connection.
+    pub fn leave(&self, node: &TestNode) {
+        self.commands.send(Command::Leave(peer_id(node))).ok();
+    }
+
+    pub fn is_connected(&self, node: &TestNode) -> bool {
+        self.desk(|desk| desk.connected.contains(&peer_id(node)))
+    }
+
+    /// Asks one question: a stream of its own, both ends closed.
+    pub fn ask(&self, node: &TestNode, protocol: &'static str, request: &[u8]) -> io::Result<Vec<u8>> {
+        let (control, peer, request) = (self.control.clone(), peer_id(node), request.to_vec());
+        runtime().block_on(timed(ask(control, peer, protocol, request)))
+    }
+
+    pub fn ask_gossip(&self, node: &TestNode, request: &GossipRequest) -> io::Result<GossipReply> {
+        let reply = self.ask(node, GOSSIP, &request.encode())?;
+        GossipReply::decode(&reply).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// An honest sync.
+    pub fn sync(&self, node: &TestNode) -> io::Result<GossipReply> {
+        self.ask_gossip(node, &sync_request(None))
+    }
+
+    pub fn open(&self, node: &TestNode, protocol: &'static str) -> io::Result<Stream> {
+        runtime().block_on(timed(open(self.control.clone(), peer_id(node), protocol)))
+    }
+}
+
+pub fn sync_request(yours: Option<Vec<u8>>) -> GossipRequest {
+    GossipRequest::Sync { store_dir: "/nix/store".to_owned(), software: "second/1".to_owned(), yours, have: Vec::new() }
+}
+
+pub fn peer_id(node: &TestNode) -> PeerId {
+    node.card().peer_id.parse().unwrap()
+}
+
+pub async fn open(mut control: Control, peer: PeerId, protocol: &'static str) -> io::Result<Stream> {
+    control.open_stream(peer, StreamProtocol::new(protocol)).await.map_err(io::Error::other)
+}
+
+pub async fn ask(control: Control, peer: PeerId, protocol: &'static str, request: Vec<u8>) -> io::Result<Vec<u8>> {
+    let mut stream = open(control, peer, protocol).await?;
+    stream.write_all(&request).await?;
+    stream.close().await?;
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).await?;
+    Ok(reply)
+}
+
+/// Nothing that we ask waits for ever.
+async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn swarm(keys: &Keypair) -> Swarm<Protocols> {
+    let config =
+        gossipsub::ConfigBuilder::default().heartbeat_initial_delay(Duration::from_millis(500)).build().unwrap();
+    let signed = gossipsub::MessageAuthenticity::Signed(keys.clone());
+    let gossipsub = gossipsub::Behaviour::new(signed, config).unwrap();
+    SwarmBuilder::with_existing_identity(keys.clone())
+        .with_tokio()
+        .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_| Protocols {
+            gossipsub,
+            streams: libp2p_stream::Behaviour::new(),
+            gossip: answers(GOSSIP),
+            narinfo: answers(NARINFO),
+            nar: answers(NAR),
+        })
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3_600)))
+        .build()
+}
+
+/// Until the [`Peer`] is dropped.
+async fn run(mut swarm: Swarm<Protocols>, mut commands: mpsc::UnboundedReceiver<Command>, stage: Stage) {
+    let locked = || stage.locked();
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                None => return,
+                Some(Command::Dial(peer, address)) => {
+                    let options = libp2p::swarm::dial_opts::DialOpts::peer_id(peer).addresses(vec![address]).build();
+                    if let Err(error) = swarm.dial(options) {
+                        locked().ended.push(format!("dial: {error:?}"));
+                    }
+                }
+                Some(Command::Leave(peer)) => {
+                    swarm.disconnect_peer_id(peer).ok();
+                }
+                Some(Command::Publish(data, done)) => {
+                    let published = swarm.behaviour_mut().gossipsub.publish(gossipsub::IdentTopic::new(TOPIC), data);
+                    done.send(published.is_ok()).ok();
+                }
+            },
+            event = swarm.select_next_some() => match event {
+                SwarmEvent::ConnectionEstablished { peer_id, .. } => {
+                    locked().connected.insert(peer_id);
+                }
+                SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                    let mut desk = locked();
+                    desk.connected.remove(&peer_id);
+                    desk.ended.push(format!("closed: {cause:?}"));
+                }
+                SwarmEvent::OutgoingConnectionError { error, .. } => locked().ended.push(format!("dial: {error:?}")),
+                SwarmEvent::Behaviour(ProtocolsEvent::Gossipsub(gossipsub::Event::Message { message, .. })) => {
+                    if let Some(author) = message.source {
+                        locked().asked.announced.push((author, message.data));
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Gossip(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().gossip.send_response(channel, stage.gossip(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Narinfo(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().narinfo.send_response(channel, stage.narinfo(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Nar(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().nar.send_response(channel, stage.nar(&request)).ok();
+                    }
+                }
+                _ => {}
+            },
+        }
+    }
+}
+
+fn asked(event: request_response::Event<Vec<u8>, Play>) -> Option<(Vec<u8>, request_response::ResponseChannel<Play>)> {
+    match event {
+        request_response::Event::Message {
+            message: request_response::Message::Request { request, channel, .. },
+            ..
+        } => Some((request, channel)),
+        _ => None,
+    }
+}
+
+/// Who answers.
+struct Stage {
+    desk: Arc<Mutex<Desk>>,
+    script: Script,
+    me: PeerId,
+}
+
+impl Stage {
+    fn nar(&self, request: &[u8]) -> Play {
+        let request = NarRequest::decode(request).expect("a NAR request as docs/protocol.md has it");
+        let mut desk = self.locked();
+        desk.asked.nars.push((Instant::now(), request.hash_part));
+        match (&self.script.nar, desk.shelf.get(&request.hash_part)) {
+            (Some(answer), _) => answer(&desk, request),
+            (None, Some(item)) => honest_nar(&item.nar, request),
+            (None, None) => vec![Move::Send(nar_absent())],
+        }
+    }
+
+    fn gossip(&self, request: &[u8]) -> Play {
+        let mut desk = self.locked();
+        match GossipRequest::decode(request) {
+            Some(GossipRequest::Sync { .. }) => {
+                desk.asked.syncs.push(Instant::now());
+                match &self.script.sync {
+                    Some(answer) => answer(&desk, ()),
+                    None => vec![Move::Send(desk.sync_reply().encode())],
+                }
+            }
+            Some(GossipRequest::Pull { owner, epoch, seq, .. }) => {
+                desk.asked.pulls.push(Instant::now());
+                desk.pulled.insert(epoch);
+                let mine = owner == audience_digest(&self.me);
+                match (&self.script.pull, &desk.published) {
+                    (Some(answer), _) => answer(&desk, (epoch, seq)),
+                    (None, Some(own)) if mine && (own.announcement.epoch, own.announcement.seq) == (epoch, seq) => {
+                        vec![Move::Send(GossipReply::Body(own.body.clone()).encode())]
+                    }
+                    (None, _) => vec![Move::Send(GossipReply::Absent.encode())],
+                }
+            }
+            None => panic!("a gossip request that docs/protocol.md does not know: {request:?}"),
+        }
+    }
+
+    fn narinfo(&self, request: &[u8]) -> Play {
+        let part: [u8; 20] = request.try_into().expect("a narinfo request has 20 bytes");
+        let mut desk = self.locked();
+        desk.asked.narinfos.push((Instant::now(), part));
+        match (&self.script.narinfo, desk.shelf.get(&part)) {
+            (Some(answer), _) => answer(&desk, part),
+            (None, Some(item)) => vec![Move::Send(found(item.narinfo.text().as_bytes()))],
+            (None, None) => vec![Move::Send(ABSENT.to_vec())],
+        }
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    /// What an honest peer answers to Sync.
+    pub fn sync_reply(&self) -> GossipReply {
+        let own = self.published.as_ref().map(|published| published.envelope.clone());
+        GossipReply::Sync {
+            store_dir: "/nix/store".to_owned(),
+            software: self.software.clone(),
+            yours: self.yours.clone(),
+            news: own.into_iter().chain(self.news.iter().cloned()).collect(),
+        }
+    }
+}
+
+async fn perform<T: AsyncWrite + Unpin>(play: Play, stream: &mut T) -> io::Result<()> {
+    for step in play {
+        match step {
+            Move::Send(bytes) => {
+                stream.write_all(&bytes).await?;
+                stream.flush().await?;
+            }
+            Move::Wait(pause) => tokio::time::sleep(pause).await,
+            Move::Endless(bytes, pause) => loop {
+                stream.write_all(&bytes).await?;
+                stream.flush().await?;
+                tokio::time::sleep(pause).await;
+            },
+            Move::Hold => std::future::pending().await,
+            Move::Close => return Err(io::ErrorKind::Other.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! Who is on no allowlist, or pretends to be who is.
+
+use crate::formats::hash_part_bytes;
+use crate::peer::{Peer, peer_id, runtime};
+use crate::report;
+use crate::stage::Stage;
+use crate::wire::{GossipReply, GossipRequest, NAR, NARINFO, audience_digest, open_envelope};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use narmesh_tests::{TestMesh, TestNode, poll, promised, wait_until};
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// A connection, or its end, is promised within this.
+const MEETING: Duration = Duration::from_secs(5);
+
+/// A stranger gets through the handshake, and then nothing: no stream is answered, no message comes, it is put out.
+#[test]
+fn a_stranger_learns_nothing() {
+    let stranger = Peer::honest("stranger");
+    let stage = Stage::new(&["stranger"], 64, &[]);
+    let held = stage.path("stranger", "held");
+    stage.nix_build("stranger", "held").expect_success("nix-build");
+    for node in [&stage.client, &stage.good] {
+        for _ in 0..3 {
+            stranger.dial(node);
+            let part = hash_part_bytes(&held);
+            assert!(stranger.sync(node).is_err(), "no announcement, no address, no name of a peer");
+            assert!(stranger.ask(node, NARINFO, &part).is_err(), "no narinfo");
+            assert!(stranger.open_and_read(node, NAR).is_err(), "no NAR");
+            wait_until("the stranger is put out", promised(MEETING), || !stranger.is_connected(node));
+        }
+        let status = node.status();
+        assert!(status.peer("stranger").is_none(), "it leaves no trace");
+    }
+    let asked = stranger.asked();
+    assert_eq!(asked.count(), 0, "it is asked nothing");
+    assert!(asked.announced.is_empty(), "no announcement reaches it");
+    report::note("stranger connects and asks", |row| row.outcome = "put out before any protocol".to_owned());
+    stage.finish();
+}
+
+/// A dial that is answered by another peer, who is allowed, too: he is not taken for whom he is not.
+#[test]
+fn a_dial_answered_by_another_allowlisted_peer() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b, mut client] = ["a", "b", "client"].map(|name| mesh.node(name));
+    TestMesh::introduce(&mut [&mut a, &mut b, &mut client]);
+    b.start();
+    a.start();
+    // B answers where A is said to be.
+    client.learn_address("a", &b.p2p_address());
+    client.start();
+    client.wait_status("says that another one answers", MEETING, |status| {
+        let a = status.peer("a").unwrap();
+        a["connected"] == false && a["why"].as_str().is_some_and(|why| why.to_lowercase().contains("another"))
+    });
+    assert!(!client.status().connected("a"));
+}
+
+/// C trusts B and B trusts A; A has never heard of C. Whatever C asks of B, it gets nothing of A.
+#[test]
+fn what_a_gives_b_does_not_reach_c() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let lib = a.store.build_one("lib");
+    let c = Peer::honest("c");
+    b.allow(&c.card());
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    c.connect(&b);
+    let owner = peer_id(&a);
+    let (epoch, seq) = b.status().summary_version("a").expect("B holds A's summary");
+    let digest = audience_digest(&owner);
+    for have_seq in [None, Some(seq), Some(0)] {
+        let pull = GossipRequest::Pull { owner: digest, epoch, seq, have_seq };
+        assert_eq!(c.ask_gossip(&b, &pull).unwrap(), GossipReply::Absent, "no body");
+    }
+    let key = owner.to_bytes();
+    let port = a.p2p_socket().port().to_le_bytes();
+    for yours in [None, Some(c.greeting_envelope())] {
+        let reply = c.ask_gossip(&b, &crate::peer::sync_request(yours)).unwrap();
+        let GossipReply::Sync { ref news, .. } = reply else { panic!("{reply:?}") };
+        assert!(!news.is_empty(), "B tells its own");
+        assert!(news.iter().filter_map(|one| open_envelope(one)).all(|(signer, _)| !key.ends_with(&signer)));
+        let bytes = [&[0, 0, 0, 0, 127, 0, 0, 1][..], &port].concat();
+        assert!(!reply.encode().windows(bytes.len()).any(|window| window == bytes), "no address of A");
+    }
+    assert_eq!(c.ask(&b, NARINFO, &hash_part_bytes(&lib)).unwrap(), crate::wire::ABSENT, "no path of A");
+    // Over the connection to A itself there is nothing, either.
+    c.dial(&a);
+    assert!(c.sync(&a).is_err());
+}
+
+/// Handshakes that are begun and never ended, from one address and from many: whoever is allowed still gets in.
+#[test]
+fn half_open_handshakes_keep_nobody_out() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let friends: Vec<_> = (0..4).map(|number| Peer::honest(&format!("friend{number}"))).collect();
+    for friend in &friends {
+        node.allow(&friend.card());
+    }
+    node.start();
+    let memory = node.watch_memory();
+    for (friend, addresses) in friends.iter().zip([1_u8, 2, 16, 100]) {
+        let flood = Flood::start(node.p2p_socket(), addresses);
+        wait_until("the flood is under way", promised(MEETING), || flood.opened() > 100);
+        let started = Instant::now();
+        friend.dial(&node);
+        let connected = poll(promised(MEETING), || {
+            if !friend.is_connected(&node) {
+                friend.dial(&node);
+            }
+            friend.sync(&node).is_ok().then_some(())
+        });
+        assert!(connected.is_some(), "kept out by a flood from {addresses} addresses");
+        let took = started.elapsed();
+        report::note(&format!("half-open handshakes from {addresses} addresses"), |row| {
+            row.outcome = format!("an allowlisted peer got in after {:.1} s", took.as_secs_f64());
+        });
+    }
+    let rise = memory.rise_bytes();
+    assert!(rise <= 64 << 20, "{rise} bytes above idle");
+}
+
+/// Opens connections all the time, says the first line of a handshake on each, and then nothing.
+struct Flood {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    opened: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(target: SocketAddr, addresses: u8) -> Self {
+        use std::sync::atomic::Ordering::Relaxed;
+        let (stop, opened) = (std::sync::Arc::default(), std::sync::Arc::default());
+        let (stopped, counted) = (std::sync::Arc::clone(&stop), std::sync::Arc::clone(&opened));
+        let thread = std::thread::spawn(move || {
+            let stop: std::sync::Arc<std::sync::atomic::AtomicBool> = stopped;
+            let opened: std::sync::Arc<std::sync::atomic::AtomicU64> = counted;
+            let mut held = std::collections::VecDeque::new();
+            let mut number = 0_u8;
+            while !stop.load(Relaxed) {
+                number = (number + 1) % addresses;
+                let from = IpAddr::V4(Ipv4Addr::new(127, 0, 7, number + 1));
+                if let Some(stream) = connect_from(from, target) {
+                    opened.fetch_add(1, Relaxed);
+                    held.push_back(stream);
+                }
+                if held.len() > 600 {
+                    held.pop_front();
+                }
+            }
+        });
+        Self { stop, opened, threads: vec![thread] }
+    }
+
+    fn opened(&self) -> u64 {
+        self.opened.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().ok();
+        }
+    }
+}
+
+/// A connection from an address of ours, with the first message of multistream-select on it.
+fn connect_from(from: IpAddr, target: SocketAddr) -> Option<TcpStream> {
+    let stream = runtime().block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().ok()?;
+        socket.bind(SocketAddr::new(from, 0)).ok()?;
+        tokio::time::timeout(Duration::from_secs(1), socket.connect(target)).await.ok()?.ok()?.into_std().ok()
+    })?;
+    stream.set_nonblocking(false).ok()?;
+    (&stream).write_all(b"\x13/multistream/1.0.0\n").ok()?;
+    Some(stream)
+}
+
+/// What comes back of a connection that says nothing sensible: only that this is multistream.
+#[test]
+fn garbage_before_the_handshake() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    node.start();
+    let mut heard = BTreeSet::new();
+    for bytes in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4_096], &[0; 4_096], b"\x13/multistream/1.0.0\n\x10/plaintext/2.0\n"]
+    {
+        let mut stream = TcpStream::connect(node.p2p_socket()).unwrap();
+        stream.set_read_timeout(Some(promised(Duration::from_secs(3)))).unwrap();
+        stream.write_all(bytes).ok();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok();
+        heard.insert(answer.len());
+        let text = String::from_utf8_lossy(&answer).replace("/multistream/1.0.0", "");
+        let rest: String = text.chars().filter(|letter| letter.is_ascii_alphanumeric()).collect();
+        assert!(["", "na"].contains(&rest.as_str()), "it says {text:?}");
+    }
+    assert!(still_answers(&node), "{heard:?}");
+}
+
+fn still_answers(node: &TestNode) -> bool {
+    node.status().number("/uptime_s") < 1_000
+}
+
+impl Peer {
+    fn open_and_read(&self, node: &TestNode, protocol: &'static str) -> std::io::Result<usize> {
+        let mut stream = self.open(node, protocol)?;
+        runtime().block_on(async {
+            stream.write_all(&[0; 4]).await?;
+            stream.flush().await?;
+            let mut byte = [0];
+            match tokio::time::timeout(Duration::from_secs(3), stream.read(&mut byte)).await {
+                Ok(Ok(0)) | Err(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => read,
+            }
+        })
+    }
+
+    /// An envelope of its own.
+    fn greeting_envelope(&self) -> Vec<u8> {
+        let summary = self.summary(&vec![0; 1_024], 0, &[]);
+        self.announce(&summary);
+        self.desk(|desk| desk.published.as_ref().unwrap().envelope.clone())
+    }
+}

@@ -1,0 +1,131 @@
+//! The examples of `docs/protocol.md`, against this implementation.
+
+use crate::filter::{filter, positions, set};
+use crate::formats::{from_nix32, nix32};
+use crate::wire::{
+    Address, Announcement, Delta, GossipReply, GossipRequest, Have, NarRequest, Summary, audience_digest, found,
+    nar_chunks, nar_head, sha256,
+};
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn squeezed(text: &str) -> String {
+    text.split_whitespace().collect()
+}
+
+fn keys() -> Keypair {
+    let seed: Vec<u8> = (0..32).collect();
+    Keypair::ed25519_from_bytes(seed).unwrap()
+}
+
+fn owner() -> PeerId {
+    keys().public().to_peer_id()
+}
+
+fn part() -> [u8; 20] {
+    from_nix32("7h7qgvs4kgzsn8a6rb273saxyqh4jxlz").try_into().unwrap()
+}
+
+fn summary() -> Summary {
+    let v6 = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    Summary {
+        hash_id: 1,
+        items: 1,
+        audience: vec![audience_digest(&owner())],
+        addresses: vec![Address::V4([192, 0, 2, 1], 7_280), Address::V6(v6, 7_280)],
+        filter_bytes: filter(&[part()], 13),
+    }
+}
+
+#[test]
+fn identity_and_hash_parts() {
+    assert_eq!(owner().to_string(), "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB");
+    assert_eq!(hex(&audience_digest(&owner())), "a85d6ad08b1109f4");
+    assert_eq!(hex(&part()), "9f764920f65de971c4ca4621abff9b44ef870f3c");
+    assert_eq!(nix32(&part()), "7h7qgvs4kgzsn8a6rb273saxyqh4jxlz");
+}
+
+#[test]
+fn filters() {
+    assert_eq!(positions(&part(), 13), [3011, 1327, 5665, 6992, 127, 1454, 2781, 4108, 5435, 6762, 8089]);
+    let wide = [109_507, 83_247, 13_857, 97_104, 180_351, 1_454, 84_701, 167_948, 251_195, 72_298, 155_545];
+    assert_eq!(positions(&part(), 18), wide);
+}
+
+#[test]
+fn summaries_and_deltas() {
+    let body = summary().encode();
+    assert_eq!(body.len(), 1_100);
+    assert_eq!(hex(&sha256(&body)), "9172f52efaa3157f07703a0375463e98495dbe8343c03cff2c4bcde3d5477dc0");
+    let delta = Delta {
+        base_seq: 0,
+        items: 2,
+        positions: vec![3, 8_191],
+        audience: None,
+        addresses: Some(vec![Address::V4([192, 0, 2, 1], 7_280)]),
+    };
+    let bytes = "0000000000000000 0200000000000000 0200000000000000 03000000 ff1f0000 00 01 0100000000000000 00000000 c0000201 701c";
+    assert_eq!(hex(&delta.encode()), squeezed(bytes));
+    let mut next = Summary { items: 2, addresses: delta.addresses.unwrap(), ..summary() };
+    set(&mut next.filter_bytes, &delta.positions);
+    assert_eq!(hex(&sha256(&next.encode())), "d8f6729e9398ade814ca48d8c364149a2888e27358e803a75ce7dc489892a4d4");
+}
+
+#[test]
+fn envelopes() {
+    let body = summary().encode();
+    let announcement = Announcement {
+        epoch: 1_790_000_000_000,
+        seq: 0,
+        path_count: 1,
+        body_digest: sha256(&body),
+        body_bytes: 1_100,
+        lifetime_s: 14_400,
+        issued_at_ms: 1_790_000_000_000,
+    };
+    let envelope = announcement.seal(&keys());
+    assert_eq!(envelope.len(), 169);
+    assert_eq!(Announcement::decode(&announcement.encode()).unwrap(), announcement);
+    assert_eq!(crate::wire::open_envelope(&envelope).unwrap().1, announcement);
+    let signature = "af46f9f42d5ca4572c03dd4fdd0e2a1e7a895b329238402e6cfa539a6b054e1519b9b1bf571313eccc616e14f9c40376627487762f4eb6427e58766a333ca70e";
+    assert_eq!(hex(&envelope[33..97]), signature);
+}
+
+#[test]
+fn gossip_messages() {
+    let have = Have { owner: audience_digest(&owner()), epoch: 1_790_000_000_000, seq: 0 };
+    let (store_dir, software) = ("/nix/store".to_owned(), "x/1".to_owned());
+    let sync =
+        GossipRequest::Sync { store_dir: store_dir.clone(), software: software.clone(), yours: None, have: vec![have] };
+    let bytes = "00000000 0a00000000000000 2f6e69782f73746f7265 0300000000000000 782f31 00 0100000000000000 a85d6ad08b1109f4 006c50c4a0010000 0000000000000000";
+    assert_eq!(hex(&sync.encode()), squeezed(bytes));
+    let reply = GossipReply::Sync { store_dir, software, yours: None, news: Vec::new() };
+    let bytes = "00000000 0a00000000000000 2f6e69782f73746f7265 0300000000000000 782f31 00 0000000000000000";
+    assert_eq!(hex(&reply.encode()), squeezed(bytes));
+    assert_eq!(GossipReply::decode(&reply.encode()).unwrap(), reply);
+    let differs = GossipReply::StoreDirDiffers { store_dir: "/gnu/store".to_owned() };
+    assert_eq!(hex(&differs.encode()), squeezed("01000000 0a00000000000000 2f676e752f73746f7265"));
+    let pull = GossipRequest::Pull { owner: have.owner, epoch: have.epoch, seq: 2, have_seq: Some(0) };
+    let bytes = "01000000 a85d6ad08b1109f4 006c50c4a0010000 0200000000000000 01 0000000000000000";
+    assert_eq!(hex(&pull.encode()), squeezed(bytes));
+    assert_eq!(hex(&GossipReply::Body(vec![0xaa, 0xbb]).encode()), squeezed("02000000 0200000000000000 aabb"));
+    assert_eq!(hex(&GossipReply::Delta(vec![0xaa, 0xbb]).encode()), squeezed("03000000 0200000000000000 aabb"));
+    assert_eq!(hex(&GossipReply::Absent.encode()), "04000000");
+    assert_eq!(hex(&GossipReply::Busy.encode()), "05000000");
+}
+
+#[test]
+fn narinfo_and_nar_messages() {
+    assert_eq!(hex(&found(b"StorePath: ")), squeezed("01000000 0b00000000000000 53746f7265506174683a20"));
+    let request = NarRequest { hash_part: part(), nar_hash: [0x11; 32], nar_size: 120, offset: 0, accept_zstd: false };
+    assert_eq!(request.encode().len(), 69);
+    assert_eq!(hex(&request.encode()[52..]), squeezed("7800000000000000 0000000000000000 00"));
+    assert_eq!(hex(&nar_head(false)), squeezed("05000000 00000000 00"));
+    assert_eq!(hex(&nar_head(true)), squeezed("05000000 00000000 01"));
+    assert_eq!(hex(&crate::wire::nar_absent()), squeezed("04000000 01000000"));
+    assert_eq!(hex(&nar_chunks(&[0xaa, 0xbb, 0xcc])), squeezed("03000000 aabbcc"));
+}
