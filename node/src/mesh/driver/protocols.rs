@@ -8,7 +8,6 @@ use libp2p::request_response::{self, ResponseChannel};
 use libp2p::{PeerId, gossipsub};
 use narmesh_gossip::{Input, Misdeed};
 use narmesh_protocol::wire::{NarInfoReply, NarInfoRequest};
-use std::io;
 use std::sync::Arc;
 
 impl Mesh {
@@ -40,17 +39,11 @@ impl Mesh {
             },
             request_response::Event::OutboundFailure { request_id, error, peer, .. } => {
                 tracing::debug!(%peer, %error, "gossip request failed");
-                if let request_response::OutboundFailure::Io(error) = error {
-                    self.blame_oversized(peer, &error, Misdeed::MalformedReply);
-                }
                 if let Some((to, id)) = self.gossip_sent.remove(&request_id) {
                     self.gossip.handle(now(), Input::RequestFailed { to, id });
                 }
             }
-            request_response::Event::InboundFailure { peer, request_id, error, .. } => {
-                if let request_response::InboundFailure::Io(error) = error {
-                    self.blame_oversized(peer, &error, Misdeed::MalformedRequest);
-                }
+            request_response::Event::InboundFailure { request_id, .. } => {
                 self.gossip_received.retain(|_, (received, _)| *received != request_id);
             }
             request_response::Event::ResponseSent { .. } => {}
@@ -70,27 +63,12 @@ impl Mesh {
                     }
                 }
             },
-            request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
+            request_response::Event::OutboundFailure { request_id, error, .. } => {
                 if let Some((_, _, waiting)) = self.asked.remove(&request_id) {
                     drop(waiting.send(Err(AskError::Failed(error.to_string()))));
                 }
-                if let request_response::OutboundFailure::Io(error) = error {
-                    self.blame_oversized(peer, &error, Misdeed::MalformedReply);
-                }
             }
-            request_response::Event::InboundFailure {
-                peer,
-                error: request_response::InboundFailure::Io(error),
-                ..
-            } => self.blame_oversized(peer, &error, Misdeed::MalformedRequest),
             request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
-        }
-    }
-
-    /// The codec reads no message over its limit: the only thing that it calls invalid.
-    fn blame_oversized(&mut self, peer: PeerId, error: &io::Error, misdeed: Misdeed) {
-        if error.kind() == io::ErrorKind::InvalidData {
-            self.gossip.handle(now(), Input::Misbehaved { peer, misdeed });
         }
     }
 
