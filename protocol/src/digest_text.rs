@@ -15,8 +15,25 @@ pub(crate) fn parse<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 /// Parses exactly `N` bytes of padded, canonical base-64, or `None`.
 pub(crate) fn parse_base64<const N: usize>(text: &str) -> Option<[u8; N]> {
-    if text.len() != BASE64.encode_len(N) {
+    // The decoder takes several padded texts one after the other; Nix does not, and neither has a second spelling.
+    let padding_inside = text.trim_end_matches('=').contains('=');
+    if text.len() != BASE64.encode_len(N) || padding_inside {
         return None;
     }
     BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_stands_at_the_end_only() {
+        let canonical = BASE64.encode(&[7; 32]);
+        assert_eq!(parse_base64(&canonical), Some([7; 32]));
+        // 30 bytes in ten groups, then two in one that is padded: the same length, the padding elsewhere.
+        let (head, tail) = (BASE64.encode(&[7; 2]), BASE64.encode(&[7; 30]));
+        let moved = format!("{head}{tail}");
+        assert_eq!((moved.len(), parse_base64::<32>(&moved)), (canonical.len(), None));
+    }
 }
