@@ -76,6 +76,9 @@ stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 stage "benchmarks" benchmarks
 stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
 stage "stories with real Nix" cargo test --package narmesh-tests
+if $full; then stage "five minutes set aside" cargo test --package narmesh-tests --test hostile -- --ignored; fi
+printf '\n=== attacks\n'
+cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 
 printf '\n=== minutes\n'
 printf '%s\n' "${summary[@]}"

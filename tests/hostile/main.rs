@@ -11,13 +11,17 @@
 mod filter;
 mod formats;
 mod honest;
+mod impostors;
 mod narinfos;
 mod nars;
 mod peer;
+mod protocols;
 mod report;
+mod serving;
 mod stage;
 mod strangers;
 mod summaries;
+mod swarm;
 mod table;
 mod wire;
 mod wire_examples;

@@ -174,7 +174,7 @@ fn true_content_addresses_with_false_nar_hashes() {
     stage.assert_set_aside(&peer, "ca");
     report::note("false-narhash-under-true-ca", |row| {
         row.outcome = "builds it".to_owned();
-        (row.took, row.set_aside) = (Some(outcome.took), Some("after the third: false_narinfo".to_owned()));
+        (row.rise_bytes, row.set_aside) = (Some(outcome.rise_bytes), Some("after the third: false_narinfo".to_owned()));
     });
     stage.finish();
 }

@@ -164,6 +164,7 @@ fn slow(name: &str, kib: u32, play: impl Fn(&Item, NarRequest) -> Play + Send + 
     stage.assert_unblamed(&peer);
     report::note(name, |row| {
         row.outcome = "builds it, or takes it from another".to_owned();
+        row.rise_bytes = Some(outcome.rise_bytes);
         row.added = Some(outcome.took.as_secs_f64() - alone.as_secs_f64());
         row.set_aside = Some("no: passed over for a while".to_owned());
     });
@@ -185,4 +186,32 @@ fn a_stall_after_the_first_megabyte() {
         let first = &item.nar[offset..(offset + (1 << 20)).min(item.nar.len())];
         vec![Move::Send([nar_head(false), nar_chunks(first)].concat()), Move::Hold]
     });
+}
+
+/// The five minutes, in real time: nothing is asked meanwhile, then everything again, by itself.
+#[test]
+#[ignore = "takes five minutes; the core has the same with a clock of its own"]
+fn a_liar_comes_back_by_itself() {
+    const SET_ASIDE: Duration = Duration::from_secs(300);
+    let peer = Peer::liar("back", wrong_byte(5_000));
+    let stage = Stage::new(&["back"], 64, &[&peer]);
+    stage.enter(&peer, "back", &["a", "b", "c", "later"]);
+    let started = std::time::Instant::now();
+    stage.build_under_attack("back", "top", &["a", "b", "c"]);
+    stage.assert_blamed(&peer, "sent a false NAR", "false_nar", 3);
+    let (before, later) = (peer.asked().count(), stage.path("back", "later"));
+    let back = narmesh_tests::poll(SET_ASIDE + Duration::from_secs(30), || {
+        let status = stage.client.get_narinfo(&later).status;
+        std::thread::park_timeout(Duration::from_secs(1));
+        if status != 200 {
+            assert_eq!(peer.asked().count(), before, "asked while it is set aside");
+        }
+        (status == 200).then(|| started.elapsed())
+    });
+    let back = back.expect("it is asked again");
+    assert!(back > SET_ASIDE - Duration::from_secs(10), "already after {back:?}");
+    assert!(peer.asked().count() > before);
+    assert!(stage.client.status().peer("back").unwrap()["set_aside_s"].is_null());
+    report::note("liar comes back", |row| row.outcome = format!("asked again after {:.0} s", back.as_secs_f64()));
+    stage.finish();
 }

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 /// What is known of one attack.
 #[derive(Debug, Default, Clone)]
 pub struct Row {
     pub outcome: String,
-    pub took: Option<Duration>,
     pub added: Option<f64>,
     pub rise_bytes: Option<u64>,
     pub set_aside: Option<String>,
@@ -23,7 +21,7 @@ pub fn note(attack: &str, change: impl FnOnce(&mut Row)) {
     let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
     change(rows.entry(attack.to_owned()).or_default());
     // The table is a report, not a result: no test fails for want of a place to write it.
-    let place = std::env::var_os("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into);
+    let place = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     if let Ok(mut file) = fs::File::create(place.join("attacks.md")) {
         file.write_all(table(&rows).as_bytes()).ok();
     }
@@ -33,7 +31,9 @@ fn table(rows: &BTreeMap<String, Row>) -> String {
     let mut text =
         "| attack | client | s added | peak RSS above idle, MiB | set aside |\n|---|---|---|---|---|\n".to_owned();
     for (attack, row) in rows {
-        let added = row.added.map_or_else(String::new, |seconds| format!("{seconds:.1}"));
+        let added = row.added.map_or_else(String::new, |seconds| {
+            if seconds.abs() < 0.05 { "0.0".to_owned() } else { format!("{seconds:.1}") }
+        });
         let rise = row.rise_bytes.map_or_else(String::new, |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)));
         let set_aside = row.set_aside.clone().unwrap_or_default();
         text += &format!("| {attack} | {} | {added} | {rise} | {set_aside} |\n", row.outcome);

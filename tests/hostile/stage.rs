@@ -2,9 +2,8 @@
 
 use crate::formats::{Nar, NarInfo, NixKey};
 use crate::peer::{Item, Peer, peer_id};
-use crate::report;
 use crate::wire::sha256;
-use narmesh_tests::{Finished, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for};
+use narmesh_tests::{Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,6 +20,8 @@ pub struct Stage {
     pub client: TestNode,
     pub good: TestNode,
     pub key: NixKey,
+    /// What the client held before anything happened.
+    idle: MemoryPeak,
     paths: BTreeMap<String, BTreeMap<String, String>>,
     kib: u32,
     tags: String,
@@ -39,6 +40,7 @@ pub enum Expect {
 #[derive(Debug)]
 pub struct Outcome {
     pub took: Duration,
+    pub rise_bytes: u64,
     pub substituted: Vec<String>,
 }
 
@@ -68,7 +70,8 @@ impl Stage {
         finish(nix(&good, "nix-build", &tags, kib).args(["-A", "honest", "--no-out-link"])).expect_success("nix-build");
         TestMesh::start_all(&mut [&mut client, &mut good]);
         good.wait_all_advertised(&[&client]);
-        Self { mesh, client, good, key, paths, kib, tags }
+        let idle = client.watch_memory();
+        Self { mesh, client, good, key, idle, paths, kib, tags }
     }
 
     pub fn path(&self, tag: &str, leaf: &str) -> String {
@@ -142,20 +145,20 @@ impl Stage {
     /// 200 and 404 at the gateway, within the memory bound, and with what the honest node alone holds taken from there.
     #[track_caller]
     pub fn build_under_attack(&self, tag: &str, attribute: &str, leaves: &[&str]) -> Outcome {
-        let memory = self.client.watch_memory();
+        // Forgets the peak of what was before.
+        drop(self.client.watch_memory());
         let prober = self.client.probe(&[]);
         let started = Instant::now();
         self.nix_build(tag, attribute).expect_success("nix-build with the gateway as the only substituter");
         let took = started.elapsed();
         prober.finish().assert_fit_for_nix(self.client.narinfo_slowest_max());
-        let rise = memory.rise_bytes();
+        let rise = self.idle.rise_bytes();
         assert!(rise <= MEMORY_RISE_MAX, "{tag}: {rise} bytes above idle");
         let substituted = leaves.iter().filter(|leaf| !self.assert_right(tag, leaf)).map(|leaf| (*leaf).to_owned());
         let substituted = substituted.collect();
         assert!(!self.assert_right(tag, "held"), "{tag}: the honest node's own path was not taken from it");
         self.assert_good_unharmed();
-        report::note(tag, |row| (row.took, row.rise_bytes) = (Some(took), Some(rise)));
-        Outcome { took, substituted }
+        Outcome { took, substituted, rise_bytes: rise }
     }
 
     /// The leaf is in the client's store with the right contents; whether it was built there.

@@ -106,6 +106,7 @@ fn play_one(stage: &Stage, row: &Row, alone: Duration) {
     }
     report::note(tag, |row| {
         row.outcome = if *gets == Gets::Builds { "builds it" } else { "takes it, unharmed" }.to_owned();
+        row.rise_bytes = Some(outcome.rise_bytes);
         row.added = Some(outcome.took.as_secs_f64() - alone.as_secs_f64());
         row.set_aside = Some(match expect {
             Expect::Blamed(_, label) => format!("after the third: {label}"),

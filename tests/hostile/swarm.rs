@@ -1,0 +1,264 @@
+//! What a peer of ours is made of: its connections, and who answers what comes over them.
+
+use crate::peer::{Desk, Move, Play, Script, honest_nar};
+use crate::wire::{
+    ABSENT, GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, TOPIC, audience_digest, found, nar_absent,
+};
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
+use libp2p::core::upgrade::Version;
+use libp2p::identity::Keypair;
+use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, gossipsub, request_response, tcp, tls, yamux};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// What a peer can be told to do.
+pub enum Command {
+    Dial(PeerId, Multiaddr),
+    Leave(PeerId),
+    Publish(Vec<u8>, oneshot::Sender<bool>),
+}
+
+#[derive(NetworkBehaviour)]
+pub struct Protocols {
+    pub gossipsub: gossipsub::Behaviour,
+    /// For what we ask. What others ask comes by the three below: libp2p-stream drops incoming streams in a hurry.
+    pub streams: libp2p_stream::Behaviour,
+    gossip: request_response::Behaviour<Actor>,
+    narinfo: request_response::Behaviour<Actor>,
+    nar: request_response::Behaviour<Actor>,
+}
+
+/// Reads a request whole, and answers with a [`Play`].
+#[derive(Debug, Clone, Copy)]
+pub struct Actor;
+
+impl request_response::Codec for Actor {
+    type Protocol = StreamProtocol;
+    type Request = Vec<u8>;
+    type Response = Play;
+
+    async fn read_request<T>(&mut self, protocol: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        let mut request = Vec::new();
+        if protocol.as_ref() == NAR {
+            let mut length = [0; 4];
+            io.read_exact(&mut length).await?;
+            request.resize(u32::from_le_bytes(length) as usize, 0);
+            io.read_exact(&mut request).await?;
+        } else {
+            io.read_to_end(&mut request).await?;
+        }
+        Ok(request)
+    }
+
+    async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, play: Play) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        perform(play, io).await
+    }
+
+    async fn read_response<T>(&mut self, _: &StreamProtocol, _: &mut T) -> io::Result<Play>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    async fn write_request<T>(&mut self, _: &StreamProtocol, _: &mut T, _: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn answers(protocol: &'static str) -> request_response::Behaviour<Actor> {
+    let config = request_response::Config::default()
+        .with_request_timeout(Duration::from_secs(3_600))
+        .with_max_concurrent_streams(10_000);
+    request_response::Behaviour::with_codec(
+        Actor,
+        [(StreamProtocol::new(protocol), request_response::ProtocolSupport::Inbound)],
+        config,
+    )
+}
+
+pub fn build(keys: &Keypair) -> Swarm<Protocols> {
+    let config =
+        gossipsub::ConfigBuilder::default().heartbeat_initial_delay(Duration::from_millis(500)).build().unwrap();
+    let signed = gossipsub::MessageAuthenticity::Signed(keys.clone());
+    let mut gossipsub: gossipsub::Behaviour = gossipsub::Behaviour::new(signed, config).unwrap();
+    gossipsub.subscribe(&gossipsub::IdentTopic::new(TOPIC)).unwrap();
+    SwarmBuilder::with_existing_identity(keys.clone())
+        .with_tokio()
+        .with_tcp(tcp::Config::new().nodelay(true), tls::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_| Protocols {
+            gossipsub,
+            streams: libp2p_stream::Behaviour::new(),
+            gossip: answers(GOSSIP),
+            narinfo: answers(NARINFO),
+            nar: answers(NAR),
+        })
+        .unwrap()
+        .with_swarm_config(|config| {
+            config
+                .with_idle_connection_timeout(Duration::from_secs(3_600))
+                .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        })
+        .build()
+}
+
+/// Until nobody can tell it anything any more.
+pub async fn run(mut swarm: Swarm<Protocols>, mut commands: mpsc::UnboundedReceiver<Command>, stage: Stage) {
+    let locked = || stage.locked();
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                None => return,
+                Some(Command::Dial(peer, address)) => {
+                    let options = libp2p::swarm::dial_opts::DialOpts::peer_id(peer).addresses(vec![address]).build();
+                    if let Err(error) = swarm.dial(options) {
+                        locked().ended.push(format!("dial: {error:?}"));
+                    }
+                }
+                Some(Command::Leave(peer)) => {
+                    swarm.disconnect_peer_id(peer).ok();
+                }
+                Some(Command::Publish(data, done)) => {
+                    let published = swarm.behaviour_mut().gossipsub.publish(gossipsub::IdentTopic::new(TOPIC), data);
+                    done.send(published.is_ok()).ok();
+                }
+            },
+            event = swarm.select_next_some() => match event {
+                SwarmEvent::ConnectionEstablished { peer_id, .. } => {
+                    locked().connected.insert(peer_id);
+                }
+                SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                    let mut desk = locked();
+                    desk.connected.remove(&peer_id);
+                    desk.ended.push(format!("closed: {cause:?}"));
+                }
+                SwarmEvent::OutgoingConnectionError { error, .. } => locked().ended.push(format!("dial: {error:?}")),
+                SwarmEvent::Behaviour(ProtocolsEvent::Gossipsub(gossipsub::Event::Message { message, .. })) => {
+                    if let Some(author) = message.source {
+                        locked().asked.announced.push((author, message.data));
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Gossip(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().gossip.send_response(channel, stage.gossip(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Narinfo(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().narinfo.send_response(channel, stage.narinfo(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Nar(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().nar.send_response(channel, stage.nar(&request)).ok();
+                    }
+                }
+                _ => {}
+            },
+        }
+    }
+}
+
+fn asked(event: request_response::Event<Vec<u8>, Play>) -> Option<(Vec<u8>, request_response::ResponseChannel<Play>)> {
+    match event {
+        request_response::Event::Message {
+            message: request_response::Message::Request { request, channel, .. },
+            ..
+        } => Some((request, channel)),
+        _ => None,
+    }
+}
+
+/// Who answers.
+pub struct Stage {
+    pub desk: Arc<Mutex<Desk>>,
+    pub script: Script,
+    pub me: PeerId,
+}
+
+impl Stage {
+    fn nar(&self, request: &[u8]) -> Play {
+        let request = NarRequest::decode(request).expect("a NAR request as docs/protocol.md has it");
+        let mut desk = self.locked();
+        desk.asked.nars.push((Instant::now(), request.hash_part));
+        match (&self.script.nar, desk.shelf.get(&request.hash_part)) {
+            (Some(answer), _) => answer(&desk, request),
+            (None, Some(item)) => honest_nar(&item.nar, request),
+            (None, None) => vec![Move::Send(nar_absent())],
+        }
+    }
+
+    fn gossip(&self, request: &[u8]) -> Play {
+        let mut desk = self.locked();
+        match GossipRequest::decode(request) {
+            Some(GossipRequest::Sync { .. }) => {
+                desk.asked.syncs.push(Instant::now());
+                match &self.script.sync {
+                    Some(answer) => answer(&desk, ()),
+                    None => vec![Move::Send(desk.sync_reply().encode())],
+                }
+            }
+            Some(GossipRequest::Pull { owner, epoch, seq, .. }) => {
+                desk.asked.pulls.push(Instant::now());
+                desk.pulled.insert(epoch);
+                let mine = owner == audience_digest(&self.me);
+                match (&self.script.pull, &desk.published) {
+                    (Some(answer), _) => answer(&desk, (epoch, seq)),
+                    (None, Some(own)) if mine && (own.announcement.epoch, own.announcement.seq) == (epoch, seq) => {
+                        vec![Move::Send(GossipReply::Body(own.body.clone()).encode())]
+                    }
+                    (None, _) => vec![Move::Send(GossipReply::Absent.encode())],
+                }
+            }
+            None => panic!("a gossip request that docs/protocol.md does not know: {request:?}"),
+        }
+    }
+
+    fn narinfo(&self, request: &[u8]) -> Play {
+        let part: [u8; 20] = request.try_into().expect("a narinfo request has 20 bytes");
+        let mut desk = self.locked();
+        desk.asked.narinfos.push((Instant::now(), part));
+        match (&self.script.narinfo, desk.shelf.get(&part)) {
+            (Some(answer), _) => answer(&desk, part),
+            (None, Some(item)) => vec![Move::Send(found(item.narinfo.text().as_bytes()))],
+            (None, None) => vec![Move::Send(ABSENT.to_vec())],
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn perform<T: AsyncWrite + Unpin>(play: Play, stream: &mut T) -> io::Result<()> {
+    for step in play {
+        match step {
+            Move::Send(bytes) => {
+                stream.write_all(&bytes).await?;
+                stream.flush().await?;
+            }
+            Move::Wait(pause) => tokio::time::sleep(pause).await,
+            Move::Endless(bytes, pause) => loop {
+                stream.write_all(&bytes).await?;
+                stream.flush().await?;
+                tokio::time::sleep(pause).await;
+            },
+            Move::Hold => std::future::pending().await,
+            Move::Close => return Err(io::ErrorKind::Other.into()),
+        }
+    }
+    Ok(())
+}
