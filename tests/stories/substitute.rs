@@ -117,6 +117,22 @@ fn a_path_is_substitutable_where_only_a_third_machine_is_known() {
 }
 
 #[test]
+fn what_a_path_refers_to_is_asked_for_before_nix_asks() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let app = a.store.build_one("app");
+    let lib = a.store.outputs().into_iter().find(|path| *path != app).unwrap();
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    assert_eq!(b.get_narinfo(&app).status, 200);
+    b.wait_status("was told of both", SPREAD, |status| {
+        status.peer("a").is_some_and(|peer| peer["hits"].as_u64() == Some(2))
+    });
+    a.kill();
+    assert_eq!(b.get_narinfo(&lib).status, 200, "known although nobody is left to be asked");
+}
+
+#[test]
 fn what_arrived_is_offered_to_others_in_turn() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));

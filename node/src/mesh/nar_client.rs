@@ -18,6 +18,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 /// Idle streams kept per peer.
 const IDLE_STREAMS_MAX: usize = 8;
+/// Streams opened for one request: libp2p-stream drops what comes in the same moment as another, and such a stream ends before
+/// the first byte of an answer.
+const FRESH_STREAMS_MAX: usize = 6;
 /// Decompressed bytes per step.
 const UNPACKED_BYTES_MAX: usize = 256 << 10;
 /// Requests under way per peer, for large and for small NARs each: what a holder grants by default (`uploads_per_peer`).
@@ -80,12 +83,18 @@ impl NarPool {
                     Ok(answered) => return Ok(answered),
                 }
             }
-            let protocol = StreamProtocol::new(NAR_PROTOCOL);
-            let stream = self.control.clone().open_stream(peer, protocol).await.map_err(io::Error::other)?;
-            match ask(stream, &request).await {
-                Ok(answered) => Ok(answered),
-                Err(AskFailure::BeforeAnswer(error)) => Err(NarOpenError::Io(error)),
-                Err(AskFailure::Malformed) => Err(NarOpenError::Malformed),
+            let mut tries_left = FRESH_STREAMS_MAX;
+            loop {
+                let protocol = StreamProtocol::new(NAR_PROTOCOL);
+                let stream = self.control.clone().open_stream(peer, protocol).await.map_err(io::Error::other)?;
+                tries_left -= 1;
+                match ask(stream, &request).await {
+                    Ok(answered) => return Ok(answered),
+                    Err(AskFailure::BeforeAnswer(error)) if tries_left == 0 => return Err(NarOpenError::Io(error)),
+                    // One of several that were opened at once and that the other side could not take.
+                    Err(AskFailure::BeforeAnswer(_)) => {}
+                    Err(AskFailure::Malformed) => return Err(NarOpenError::Malformed),
+                }
             }
         };
         let (stream, reply) =

@@ -180,6 +180,7 @@ impl Resolver {
         self.mesh.board().update(&peer, |stats| stats.hits += 1);
         self.mesh.probed(peer, ProbeOutcome::Held).await;
         self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
+        self.ask_ahead(&judged.info);
         Said::Holds(self.answers.remember(&self.store_dir, generation, judged.info, peer))
     }
 }

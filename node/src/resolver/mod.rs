@@ -1,10 +1,11 @@
 //! Where a path comes from: the own store, a remembered answer, or the peers whose filters say maybe.
 //!
 //! Walk of a narinfo: `lookup` answers from memory, mostly "no"; `ask` asks candidates under one deadline; `trust`
-//! decides what Nix may see. Walk of a NAR: `transfer` reads it from the best holder and goes on with another one at the same byte.
+//! decides what Nix may see; `ahead` asks for what the path refers to. Walk of a NAR: `transfer` reads it from the best holder and goes on with another one at the same byte.
 //! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature or a recomputed content address; no
 //! lookup takes longer than the deadline.
 
+mod ahead;
 mod answer_writer;
 mod answers;
 mod ask;
@@ -19,6 +20,7 @@ mod why;
 use crate::mesh::MeshHandle;
 use crate::settings::Compress;
 use crate::state_db::SharedStateDb;
+use ahead::Ahead;
 use answers::Answers;
 use ask::Asking;
 use bytes::Bytes;
@@ -84,6 +86,7 @@ pub struct Resolver {
     own: OwnAnswers,
     answers: Answers,
     asking: Asking,
+    ahead: Ahead,
     decisions: Decisions,
     spoilt: Spoilt,
     /// Bounds what NAR bodies hold in memory, in KiB.
@@ -116,6 +119,7 @@ impl Resolver {
             own: OwnAnswers::new(),
             answers: Answers::new(state),
             asking: Asking::default(),
+            ahead: Ahead::default(),
             decisions: Decisions::default(),
             misses: Misses::default(),
             spoilt: Spoilt::default(),
