@@ -7,11 +7,16 @@ use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
 use rand::{Rng, RngExt};
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
 /// First pause after a failure; doubles up to [`PAUSE_MAX_MS`]. Small, so that a restarted neighbour is back at once.
 const PAUSE_MIN_MS: u64 = 250;
-/// Longest pause between two dials of a configured peer.
-const PAUSE_MAX_MS: u64 = 30_000;
+/// Longest pause between two dials of a configured peer that was there within the last ten minutes or so.
+const PAUSE_MAX_MS: u64 = 4_000;
+/// After so many failures in a row it is not expected back at any moment.
+const FAILURES_SOON_MAX: u32 = 150;
+/// Then this is the pause.
+const PAUSE_GONE_MS: u64 = 30_000;
 /// One dial per learned address in this time.
 const LEARNED_PAUSE_MS: u64 = 60_000;
 /// A new address waits this long before it is dialled for gossip: a lookup dials it at once.
@@ -21,6 +26,8 @@ const ADDRESSES_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 struct Target {
+    /// Where it stands in the order of dialling.
+    rank: u64,
     configured: Vec<Multiaddr>,
     learned: Vec<(Multiaddr, Option<Moment>)>,
     failures: u32,
@@ -56,11 +63,13 @@ pub(super) enum Demand {
 pub(super) struct Dialer {
     targets: BTreeMap<PeerId, Target>,
     connections_wanted: usize,
+    /// Every node has an order of its own, so that a large mesh has no hubs, and no PeerId can be ground to become one.
+    order: RandomState,
 }
 
 impl Dialer {
     pub(super) fn new(connections_wanted: usize) -> Self {
-        Self { targets: BTreeMap::new(), connections_wanted }
+        Self { targets: BTreeMap::new(), connections_wanted, order: RandomState::new() }
     }
 
     /// Makes the plan cover exactly `peers`; a new one is due at once.
@@ -73,7 +82,8 @@ impl Dialer {
         self.connections_wanted = connections_wanted;
         self.targets.retain(|peer, _| peers.contains_key(peer));
         for (peer, addresses) in peers {
-            let target = self.targets.entry(*peer).or_default();
+            let rank = self.order.hash_one(peer);
+            let target = self.targets.entry(*peer).or_insert_with(|| Target { rank, ..Target::default() });
             let configured: Vec<_> = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
             if target.configured != configured {
                 target.configured = configured;
@@ -117,7 +127,8 @@ impl Dialer {
     pub(super) fn failed(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         if let Some(target) = self.targets.get_mut(peer) {
             target.dialing = false;
-            let pause = (PAUSE_MIN_MS << target.failures.min(16)).min(PAUSE_MAX_MS);
+            let longest = if target.failures < FAILURES_SOON_MAX { PAUSE_MAX_MS } else { PAUSE_GONE_MS };
+            let pause = (PAUSE_MIN_MS << target.failures.min(16)).min(longest);
             target.failures = target.failures.saturating_add(1);
             target.next = Moment(now.0 + pause * 3 / 4 + rng.random_range(0..=pause / 2));
         }
@@ -137,18 +148,25 @@ impl Dialer {
     /// Everything to dial now for gossip; marks it as dialled.
     pub(super) fn due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
         let mut connections = self.targets.values().filter(|target| target.connected || target.dialing).count();
+        let is_due = |target: &Target| !target.connected && !target.dialing && target.next <= now;
         let mut dials = Vec::new();
-        for (peer, target) in &mut self.targets {
+        // Mostly nothing is: no order is needed then.
+        if connections >= self.connections_wanted || !self.targets.values().any(is_due) {
+            return dials;
+        }
+        let mut in_order: Vec<_> = self.targets.iter_mut().collect();
+        in_order.sort_unstable_by_key(|(_, target)| target.rank);
+        for (peer, target) in in_order {
             if connections >= self.connections_wanted {
                 break;
             }
-            if target.connected || target.dialing || target.next > now {
+            if !is_due(target) {
                 continue;
             }
             let addresses = target.dialable(now);
             if addresses.is_empty() {
                 // Nothing to dial until an address is learned or becomes due again.
-                target.next = Moment(now.0 + PAUSE_MAX_MS);
+                target.next = Moment(now.0 + PAUSE_GONE_MS);
                 continue;
             }
             target.start(now);
@@ -238,6 +256,26 @@ mod tests {
         }
         assert!(pauses[0] <= PAUSE_MIN_MS * 5 / 4 && pauses[11] >= PAUSE_MAX_MS * 3 / 4, "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX_MS * 5 / 4));
+        for _ in 0..FAILURES_SOON_MAX {
+            dialer.failed(now, &peer, &mut rng);
+        }
+        assert!(dialer.deadline().unwrap().0 - now.0 >= PAUSE_GONE_MS * 3 / 4, "gone for long");
+    }
+
+    #[test]
+    fn every_node_dials_others_first() {
+        let peers: BTreeMap<_, _> = (0..100).map(|_| (PeerId::random(), vec![address(1)])).collect();
+        let mut dialled = BTreeMap::new();
+        for _ in 0..100 {
+            let mut dialer = Dialer::new(32);
+            dialer.set_peers(Moment(0), &peers, 32);
+            let due = dialer.due(Moment(0));
+            assert_eq!(due.len(), 32);
+            due.into_iter().for_each(|(peer, _)| *dialled.entry(peer).or_insert(0) += 1);
+        }
+        // 32 of 100 nodes on the average; a hub would have 100.
+        assert!(dialled.values().all(|count| *count < 60), "{:?}", dialled.values().max());
+        assert!(dialled.len() > 90);
     }
 
     #[test]

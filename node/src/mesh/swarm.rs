@@ -1,7 +1,7 @@
 //! The one constructor of a swarm: our transport under our protocols.
 
 use super::behaviour::MeshBehaviour;
-use super::transport::{self, Tls, Yamux};
+use super::transport;
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, Swarm, SwarmBuilder};
@@ -23,7 +23,7 @@ pub(super) fn build(
     let behaviour = MeshBehaviour::new(keypair, allowed, connections_max)?;
     let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
-        .with_tcp(transport::tcp(), Tls::new, || Yamux)?
+        .with_other_transport(|keypair| transport::build(keypair).map_err(Box::from))?
         .with_behaviour(|_| behaviour)
         .map_err(|never| match never {})?
         .with_swarm_config(|config| {
