@@ -27,6 +27,8 @@ pub struct NodeConfig {
     pub compress: &'static str,
     /// `limits.connections_gossip`, when a story needs another than the default.
     pub connections_gossip: Option<u32>,
+    /// `limits.upload_bytes_per_s`, when a story limits it.
+    pub upload_bytes_per_s: Option<u32>,
     /// `[[peer]]`: the allowlist.
     pub peers: Vec<PeerEntry>,
     /// Whether `init` made a builder key.
@@ -75,6 +77,7 @@ impl NodeConfig {
             exclude: Vec::new(),
             compress: "auto",
             connections_gossip: None,
+            upload_bytes_per_s: None,
             peers: Vec::new(),
             builder_key: true,
         }
@@ -120,6 +123,9 @@ impl NodeConfig {
         let mut limits = Table::new();
         if let Some(count) = self.connections_gossip {
             limits.insert("connections_gossip".into(), Value::Integer(count.into()));
+        }
+        if let Some(rate) = self.upload_bytes_per_s {
+            limits.insert("upload_bytes_per_s".into(), Value::Integer(rate.into()));
         }
         let peers = self.peers.iter().map(|peer| {
             let mut entry = Table::new();

@@ -3,7 +3,7 @@
 use super::framing::{read_frame, write_chunk, write_end, write_frame};
 use super::handle::MeshHandle;
 use super::peers::PeerBoard;
-use super::rates::UploadRate;
+use super::rates::{Paced, UploadRate};
 use crate::settings::Compress;
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::{PeerId, Stream};
@@ -183,9 +183,9 @@ impl Uploads {
         let (Ok(_mine), Ok(_all)) = (Arc::clone(mine).try_acquire_owned(), Arc::clone(all).try_acquire_owned()) else {
             return reply(stream, NarReply::Busy).await;
         };
-        if !self.rate.admits() {
+        let Some(paced) = self.rate.admit(request.nar_size) else {
             return reply(stream, NarReply::Busy).await;
-        }
+        };
         let (store, offer) = (Arc::clone(&self.store), Arc::clone(&self.offer));
         let opened =
             tokio::task::spawn_blocking(move || open(&store, &offer, &request)).await.map_err(io::Error::other)?;
@@ -193,55 +193,62 @@ impl Uploads {
         let zstd = request.accept_zstd && self.may_compress.load(Ordering::Relaxed);
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         let sent = match opened.progress {
-            NarProgress::Complete if !zstd => self.send_at_once(stream, &head, &opened.first, request.offset).await?,
+            NarProgress::Complete if !zstd && paced.is_free() => {
+                send_at_once(stream, &head, &opened.first, request.offset).await?
+            }
             NarProgress::Complete | NarProgress::More => {
                 write_frame(stream, &head).await?;
-                self.send_body(stream, opened, request, zstd).await?
+                send_body(stream, opened, request, zstd, &paced).await?
             }
         };
         self.board.update(&peer, |stats| stats.bytes_out += sent);
         Ok(())
     }
+}
 
-    /// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.
-    async fn send_body(&self, stream: &mut Stream, nar: Opened, request: NarRequest, zstd: bool) -> io::Result<u64> {
-        let (sender, mut chunks) = mpsc::channel(CHUNKS_AHEAD);
-        let reader = tokio::task::spawn_blocking(move || read_nar(nar, request.offset, zstd, &sender));
-        let mut sent = 0;
-        while let Some(chunk) = chunks.recv().await {
-            for slice in chunk.chunks(self.rate.slice_bytes().min(chunk.len().max(1))) {
-                self.rate.pay(slice.len()).await;
-                tokio::time::timeout(WRITE_STALL, write_chunk(stream, slice)).await??;
-                sent += slice.len() as u64;
-            }
+/// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.
+async fn send_body(
+    stream: &mut Stream,
+    nar: Opened,
+    request: NarRequest,
+    zstd: bool,
+    paced: &Paced,
+) -> io::Result<u64> {
+    let (sender, mut chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let reader = tokio::task::spawn_blocking(move || read_nar(nar, request.offset, zstd, &sender));
+    let mut sent = 0;
+    while let Some(chunk) = chunks.recv().await {
+        for slice in chunk.chunks(paced.slice_bytes().min(chunk.len().max(1))) {
+            paced.pay(slice.len()).await;
+            tokio::time::timeout(WRITE_STALL, write_chunk(stream, slice)).await??;
+            sent += slice.len() as u64;
         }
-        let complete = reader.await.map_err(io::Error::other)?;
-        let status = match complete {
-            Ok(()) => NarFrame::END_COMPLETE,
-            Err(error) => {
-                tracing::warn!(hash_part = %request.hash_part, %error, "our own copy could not be sent whole");
-                NarFrame::END_FAILED
-            }
-        };
-        tokio::time::timeout(WRITE_STALL, write_end(stream, status)).await??;
-        Ok(sent)
     }
+    let complete = reader.await.map_err(io::Error::other)?;
+    let status = match complete {
+        Ok(()) => NarFrame::END_COMPLETE,
+        Err(error) => {
+            tracing::warn!(hash_part = %request.hash_part, %error, "our own copy could not be sent whole");
+            NarFrame::END_FAILED
+        }
+    };
+    tokio::time::timeout(WRITE_STALL, write_end(stream, status)).await??;
+    Ok(sent)
+}
 
-    /// A NAR that is one buffer is one write: head, body and end, so that the asker wakes once.
-    async fn send_at_once(&self, stream: &mut Stream, head: &[u8], nar: &[u8], offset: u64) -> io::Result<u64> {
-        let body = nar.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
-        self.rate.pay(body.len()).await;
-        let mut bytes = Vec::with_capacity(head.len() + body.len() + 16);
-        write_frame(&mut bytes, head).await?;
-        write_chunk(&mut bytes, body).await?;
-        write_end(&mut bytes, NarFrame::END_COMPLETE).await?;
-        let written = async {
-            stream.write_all(&bytes).await?;
-            stream.flush().await
-        };
-        tokio::time::timeout(WRITE_STALL, written).await??;
-        Ok(body.len() as u64)
-    }
+/// A NAR that is one buffer is one write: head, body and end, so that the asker wakes once.
+async fn send_at_once(stream: &mut Stream, head: &[u8], nar: &[u8], offset: u64) -> io::Result<u64> {
+    let body = nar.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(head.len() + body.len() + 16);
+    write_frame(&mut bytes, head).await?;
+    write_chunk(&mut bytes, body).await?;
+    write_end(&mut bytes, NarFrame::END_COMPLETE).await?;
+    let written = async {
+        stream.write_all(&bytes).await?;
+        stream.flush().await
+    };
+    tokio::time::timeout(WRITE_STALL, written).await??;
+    Ok(body.len() as u64)
 }
 
 /// A NAR under way: what was read of it already.

@@ -1,11 +1,13 @@
 //! How fast peers may ask us, and how fast we send to all of them together.
 
+use super::nar_server::Slots;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::PeerId;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Narinfo requests of one peer answered per second in the long run; above, it is told *busy*, and asks again. A closure of
 /// 20,000 paths goes through at once.
@@ -80,37 +82,59 @@ impl NarInfoRate {
 
 /// The bytes of all NARs that we send together.
 #[derive(Clone, Debug, Default)]
-pub(super) struct UploadRate(Arc<RwLock<Option<Arc<DefaultDirectRateLimiter>>>>);
+pub(super) struct UploadRate(Arc<RwLock<Option<Arc<Limit>>>>);
+
+/// A rate, and as many bodies under way as can have [`UPLOAD_BYTES_PER_S_MIN`] each.
+#[derive(Debug)]
+struct Limit {
+    limiter: DefaultDirectRateLimiter,
+    bodies: Slots,
+}
+
+/// The right to send one body at a share of the rate.
+#[derive(Debug)]
+pub(super) struct Paced {
+    limit: Option<Arc<Limit>>,
+    _slot: Option<OwnedSemaphorePermit>,
+}
 
 impl UploadRate {
     /// At most so many bytes per second from now on, with a burst of one second; `None` for no limit.
     pub(super) fn set(&self, bytes_per_s: Option<NonZeroU32>) {
-        *self.0.write() = bytes_per_s.map(|rate| Arc::new(RateLimiter::direct(Quota::per_second(rate))));
+        *self.0.write() = bytes_per_s.map(|rate| {
+            let bodies = Slots::new((rate.get() / UPLOAD_BYTES_PER_S_MIN).max(1) as usize);
+            Arc::new(Limit { limiter: RateLimiter::direct(Quota::per_second(rate)), bodies })
+        });
     }
 
-    /// Whether another body may begin; if so, its first slice is paid for.
-    pub(super) fn admits(&self) -> bool {
-        let slice = NonZeroU32::new(SLICE_BYTES).expect("not zero");
-        self.limiter().is_none_or(|limiter| matches!(limiter.check_n(slice), Ok(Ok(()))))
+    /// The right to send a NAR of that size; `None` when those under way need the whole rate.
+    pub(super) fn admit(&self, nar_size: u64) -> Option<Paced> {
+        let Some(limit) = self.0.read().clone() else { return Some(Paced { limit: None, _slot: None }) };
+        let slot = Arc::clone(limit.bodies.of(nar_size)).try_acquire_owned().ok()?;
+        Some(Paced { limit: Some(limit), _slot: Some(slot) })
+    }
+}
+
+impl Paced {
+    /// Whether there is no limit.
+    pub(super) fn is_free(&self) -> bool {
+        self.limit.is_none()
     }
 
     /// Bytes to send at a time.
     pub(super) fn slice_bytes(&self) -> usize {
-        if self.limiter().is_some() { SLICE_BYTES as usize } else { usize::MAX }
+        if self.limit.is_some() { SLICE_BYTES as usize } else { usize::MAX }
     }
 
-    /// Waits until `bytes` may be sent; more than a slice waits for a slice.
+    /// Waits until `bytes` may be sent, at most a slice at a time.
     pub(super) async fn pay(&self, bytes: usize) {
-        let Some(limiter) = self.limiter() else { return };
-        let bytes = u32::try_from(bytes).unwrap_or(SLICE_BYTES).min(SLICE_BYTES);
-        if let Some(bytes) = NonZeroU32::new(bytes) {
+        let Some(limit) = &self.limit else { return };
+        let mut left = bytes;
+        while let Some(slice) = u32::try_from(left.min(SLICE_BYTES as usize)).ok().and_then(NonZeroU32::new) {
+            left -= slice.get() as usize;
             // Fails only for more than the burst, which is at least [`UPLOAD_BYTES_PER_S_MIN`].
-            limiter.until_n_ready(bytes).await.unwrap_or(());
+            limit.limiter.until_n_ready(slice).await.unwrap_or(());
         }
-    }
-
-    fn limiter(&self) -> Option<Arc<DefaultDirectRateLimiter>> {
-        self.0.read().clone()
     }
 }
 
@@ -132,17 +156,18 @@ mod tests {
     #[tokio::test]
     async fn uploads_together_keep_to_the_rate() {
         let rate = UploadRate::default();
-        assert!(rate.admits() && rate.slice_bytes() == usize::MAX);
-        rate.pay(usize::MAX).await;
+        let free = rate.admit(1).unwrap();
+        assert_eq!(free.slice_bytes(), usize::MAX);
+        free.pay(usize::MAX).await;
         rate.set(NonZeroU32::new(1 << 20));
-        while rate.admits() {}
+        let large: Vec<_> = std::iter::from_fn(|| rate.admit(1 << 30)).collect();
+        assert_eq!(large.len(), 8, "1 MiB/s are 8 times 128 KiB/s");
+        let small = rate.admit(1).expect("small ones are counted apart");
+        large[0].pay(1 << 20).await;
         let since = Instant::now();
-        for _ in 0..16 {
-            rate.pay(SLICE_BYTES as usize).await;
-        }
+        futures::join!(large[0].pay(1 << 18), small.pay(1 << 18));
         assert!(since.elapsed() > Duration::from_millis(400), "{:?} for half of a second's bytes", since.elapsed());
-        assert!(!rate.admits(), "busy while others wait");
-        rate.set(None);
-        assert!(rate.admits());
+        drop(large);
+        assert!(rate.admit(1 << 30).is_some());
     }
 }
