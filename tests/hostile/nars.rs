@@ -203,7 +203,8 @@ fn a_liar_comes_back_by_itself() {
     let back = narmesh_tests::poll(SET_ASIDE + Duration::from_secs(30), || {
         let status = stage.client.get_narinfo(&later).status;
         std::thread::park_timeout(Duration::from_secs(1));
-        if status != 200 {
+        // Near the end the next comparison of summaries may come before the next question for a path.
+        if started.elapsed() < SET_ASIDE - Duration::from_secs(5) {
             assert_eq!(peer.asked().count(), before, "asked while it is set aside");
         }
         (status == 200).then(|| started.elapsed())
