@@ -20,7 +20,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// What one larger transfer holds in memory: the chunk held back, those waiting for Nix, and one being read.
 const LARGE_NAR_BUFFER_BYTES: u64 = 2 << 20;
@@ -60,6 +60,19 @@ struct Transfer {
     contributors: Vec<PeerId>,
 }
 
+/// A whole NAR and its share of the memory, which goes with its bytes: hyper lets go of a body as soon as it has taken the
+/// last of it, and may hold that for as long as the client does not read.
+struct HeldNar {
+    nar: Vec<u8>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for HeldNar {
+    fn as_ref(&self) -> &[u8] {
+        &self.nar
+    }
+}
+
 /// What one step brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -89,12 +102,8 @@ impl Resolver {
         if small {
             let nar = transfer.whole().await?;
             self.counters.nars_complete.inc();
-            let body = Bytes::from(nar).slice(usize::try_from(first_byte).ok()?..);
-            // The permit goes with the stream, after the bytes.
-            let once = futures::stream::unfold((Some(body), buffer), async |(body, buffer)| {
-                body.map(|body| (Ok(body), (None, buffer)))
-            });
-            return Some(Box::pin(once));
+            let body = Bytes::from_owner(HeldNar { nar, _permit: buffer }).slice(usize::try_from(first_byte).ok()?..);
+            return Some(Box::pin(futures::stream::iter([Ok(body)])));
         }
         let mut first = Vec::new();
         if transfer.step(&mut first).await != Step::Data {
