@@ -10,6 +10,10 @@ const BUDGET_BYTES: u64 = 128 << 20;
 const IDLE_BYTES: u64 = 64 << 20;
 /// As many as Nix opens by default (`http-connections`).
 const CLIENTS: usize = 25;
+/// Of NARs that are held whole: several times the budget.
+const SMALL_CLIENTS: usize = 120;
+/// What the connection with the holder may keep in its windows (threat model, "Memory of a connection").
+const CONNECTION_BYTES: u64 = 50 << 20;
 /// How long a NAR waits for memory before it is answered 404.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -74,4 +78,30 @@ fn twenty_five_gigabytes_for_clients_that_stop_reading() {
         let again = promised(PATIENCE);
         narmesh_tests::wait_until("the memory is free again", again, || stuck(node, &narinfo.url, 4).len() == 4);
     }
+}
+
+/// A NAR of up to 8 MiB is held whole until its client has read it: more of them than fit into the budget.
+#[test]
+fn many_small_nars_for_clients_that_stop_reading() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let [lib, small] = ["lib", "small"].map(|attribute| a.store.build_one(attribute));
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    let narinfo = b.wait_narinfo(&small);
+    let peak = b.watch_memory();
+    let bodies = stuck(&b, &narinfo.url, SMALL_CLIENTS);
+    println!("{} of {SMALL_CLIENTS} began, b rose by {} MiB", bodies.len(), peak.rise_bytes() >> 20);
+    assert!(
+        peak.rise_bytes() <= BUDGET_BYTES + IDLE_BYTES + CONNECTION_BYTES,
+        "b took {} MiB",
+        peak.rise_bytes() >> 20
+    );
+    let prober = b.probe(&[&lib]);
+    assert_eq!(b.wait_narinfo(&lib).nar_hash, a.store.row(&lib).unwrap().nar_hash);
+    for body in bodies {
+        assert_eq!(body.finish().body.len() as u64, narinfo.nar_size - (1 << 20), "who reads again gets the rest");
+    }
+    b.realise(&[lib, small]).expect_success("once there is memory");
+    prober.finish().assert_fit_for_nix(b.narinfo_slowest_max());
 }
