@@ -220,6 +220,7 @@ fn check_bounds(gossip: &Gossip, peers: usize) {
     assert!(gossip.links.len() <= trusted);
     assert!(gossip.requests.len() <= gossip.links.len() + crate::pull::IN_FLIGHT_MAX);
     assert!(gossip.table.shared().peers() <= trusted);
+    gossip.relayed.check(trusted);
     gossip.pulls.check(trusted, gossip.requests.values());
     // Publish, Sync; Greet, Pull, Expire and Standing of each peer; one for each request.
     assert!(gossip.timers.len() <= 2 + 4 * trusted + gossip.requests.len());

@@ -6,13 +6,14 @@ use crate::misdeed::Misdeed;
 use crate::output::{Event, Output, Record, Verdict};
 use crate::publication::{Publication, PublicationTimes, PublicationView};
 use crate::pull::{Pulls, Sent};
+use crate::relay::Relayed;
 use crate::sync::Link;
 use crate::table::{Candidate, FilterTable};
 use crate::table_writer::TableWriter;
 use crate::time::{Moment, Now};
 use crate::timers::{Timer, Timers};
 use libp2p_identity::{Keypair, PeerId};
-use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, HashPart, StoreDir, Summary};
+use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, HashPart, StoreDir, Summary, SummaryDelta};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -74,6 +75,11 @@ pub struct Persisted {
     pub newest: Vec<Vec<u8>>,
 }
 
+/// The delta of an announcement that only renews the lifetime.
+fn unchanged(base_seq: u64, items: u64) -> SummaryDelta {
+    SummaryDelta { base_seq, items, positions: Vec::new(), audience: None, addresses: None }
+}
+
 /// One node's part in the gossip. See the crate's documentation for the protocol.
 #[derive(Debug)]
 pub struct Gossip {
@@ -92,6 +98,7 @@ pub struct Gossip {
     /// Connected peers of the allowlist.
     pub(crate) links: BTreeMap<PeerId, Link>,
     pub(crate) pulls: Pulls,
+    pub(crate) relayed: Relayed,
     /// Our requests without an answer: at most one sync for each link, and 16 pulls.
     pub(crate) requests: BTreeMap<u64, (PeerId, Sent)>,
     next_request: u64,
@@ -130,6 +137,7 @@ impl Gossip {
             directory: Directory::default(),
             links: BTreeMap::new(),
             pulls: Pulls::default(),
+            relayed: Relayed::default(),
             requests: BTreeMap::new(),
             next_request: 0,
             table: TableWriter::new(rng.next_u64()),
@@ -278,6 +286,7 @@ impl Gossip {
         self.disconnected(peer);
         self.drop_pull(&peer);
         self.pulls.forget_teller(&peer);
+        self.relayed.forget(&peer);
         self.table.remove(&peer);
         self.directory.remove(&peer);
         self.timers.set(Timer::Expire(peer), None);
@@ -291,8 +300,8 @@ impl Gossip {
         if entry.standing.announcements_spent(moment) {
             return Verdict::Ignore;
         }
-        let envelope = match Envelope::open(bytes) {
-            Ok(envelope) => Arc::new(envelope),
+        let envelope = match entry.opened(bytes) {
+            Ok(envelope) => envelope,
             Err(EnvelopeError::UnknownVersion { version }) => {
                 entry.standing.charge_announcement(moment);
                 self.event(Event::UnknownVersion { peer: author, version });
@@ -332,6 +341,7 @@ impl Gossip {
             Worth::ClockDiffers => self.event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
             Worth::Bad(misdeed) => self.penalize(peer, misdeed),
             Worth::News => {
+                let before = entry.held.as_ref().map(|held| held.generation());
                 let adopted = entry.adopt(lookups);
                 let envelope = envelope.as_bytes().to_vec();
                 self.output(Output::Persist(Record::Newest { peer, envelope }));
@@ -343,6 +353,9 @@ impl Gossip {
                 }
                 self.event(Event::Announced { peer, generation, path_count: announcement.path_count });
                 if adopted {
+                    if let Some(before) = before.filter(|before| before.epoch == generation.epoch) {
+                        self.relayed.push(peer, generation, unchanged(before.seq, announcement.path_count));
+                    }
                     self.adopted(peer);
                 } else {
                     self.want(peer, Some(teller));
@@ -408,6 +421,7 @@ impl Gossip {
     /// The body of a peer is no longer to be used; what it announced last stays as the floor.
     pub(crate) fn drop_body(&mut self, peer: &PeerId) {
         self.drop_pull(peer);
+        self.relayed.forget(peer);
         self.table.remove(peer);
         self.timers.set(Timer::Expire(*peer), None);
         if let Some(entry) = self.directory.get_mut(peer) {

@@ -14,7 +14,8 @@
 //!   1,000 bytes and floods through gossipsub. It holds nothing that a stranger could use.
 //! - *Pull.* Who trusts the author and sees a newer `(epoch, seq)` asks for the body: first the author, then whoever
 //!   forwarded the announcement, then others. The digest proves it, so it does not matter who hands it over. A body names
-//!   its *audience*; nobody hands it to anyone else. A puller that holds the same epoch gets the added bits alone.
+//!   its *audience*; nobody hands it to anyone else. A puller that holds the same epoch gets the added bits alone, from
+//!   the owner or from whoever applied them.
 //! - *Epochs.* Bits are only ever set within an epoch. A removal waits a second for others and then starts a new epoch with
 //!   a filter made anew; so does a peer that lost our trust, and a filter that has become too small. The epoch is
 //!   written down before it is used.
@@ -35,7 +36,7 @@
 //! **Invariants: what is never there.** No state of a peer that is not on the allowlist. No body given to someone outside its
 //! audience. No filter in the table that its owner did not sign, or that is half written. No map or queue that foreign bytes
 //! can grow beyond the allowlist: at most 2,047 peers, one pull each, 16 pulls under way, one sync per connection, 4 tellers
-//! per pull, 64 deltas of history, and a rate limit on announcements and requests of each peer.
+//! per pull, 64 deltas of our own history and 4 MiB of others' deltas, and a rate limit on announcements and requests of each peer.
 
 #[cfg(test)]
 mod bounds;
@@ -48,6 +49,7 @@ mod misdeed;
 mod output;
 mod publication;
 mod pull;
+mod relay;
 mod standing;
 mod sync;
 mod table;

@@ -266,6 +266,7 @@ impl Gossip {
                 let target = pull.target.clone();
                 if Summary::digest(&bytes) == target.announcement().body_digest {
                     let received = bytes.len();
+                    self.relayed.forget(&owner);
                     self.body_proven(owner, from, &target, &bytes, received, None);
                 } else {
                     self.penalize(from, Misdeed::WrongBody);
@@ -300,11 +301,12 @@ impl Gossip {
             let (held_seq, base) = base.ok_or(SummaryError::Base { base_seq: delta.base_seq, held_seq: u64::MAX })?;
             let expected = have_seq.filter(|have_seq| *have_seq == held_seq);
             let next = delta.apply(&base, expected.unwrap_or(u64::MAX))?;
-            Ok((next.encode()?, delta.positions))
+            Ok((next.encode()?, delta))
         });
         match next {
-            Ok((body, positions)) if Summary::digest(&body) == target.announcement().body_digest => {
-                self.body_proven(owner, from, &target, &body, bytes.len(), Some(&positions));
+            Ok((body, delta)) if Summary::digest(&body) == target.announcement().body_digest => {
+                self.body_proven(owner, from, &target, &body, bytes.len(), Some(&delta.positions));
+                self.relayed.push(owner, target.announcement().generation, delta);
             }
             Ok(_) | Err(_) => {
                 self.penalize(from, Misdeed::WrongDelta);

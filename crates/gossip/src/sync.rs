@@ -14,7 +14,6 @@ use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Longest software name kept, bytes.
 pub(crate) const SOFTWARE_BYTES_MAX: usize = 64;
@@ -28,6 +27,10 @@ const ASK_BACK_MS: u64 = 5_000;
 /// What a comparison brought, gossip has not: after this and up to as much again we compare with the others too, so that
 /// news crosses a healed network hop by hop in seconds; long enough to have pulled the bodies. Milliseconds, a guess.
 const SPREAD_MS: u64 = 1_000;
+/// Greetings that may be under way or just answered: each brings the same news to one that starts.
+const GREETINGS_AT_ONCE: usize = 2;
+/// The others come after this and up to as much again, milliseconds: by then most is known. A guess.
+const GREETING_WAIT_MS: u64 = 200;
 /// Wait after a greeting without an answer, milliseconds; doubled each time up to 64 times.
 const GREET_AGAIN_MS: u64 = 1_000;
 
@@ -64,7 +67,10 @@ impl Gossip {
             return;
         }
         self.links.insert(peer, Link::default());
-        self.sync_with(peer);
+        match self.greeting_wait_ms() {
+            0 => self.sync_with(peer),
+            wait_ms => self.greet(peer, wait_ms),
+        }
         self.pull_with(peer);
     }
 
@@ -77,6 +83,17 @@ impl Gossip {
         for id in lost.collect::<Vec<_>>() {
             self.response(peer, id, None);
         }
+    }
+
+    /// How long the next greeting waits, so that not all answers bring the same.
+    fn greeting_wait_ms(&mut self) -> u64 {
+        let moment = self.now.moment;
+        let just_asked =
+            |link: &&Link| link.asking || (link.answers > 0 && moment.since(link.asked) < GREETING_WAIT_MS);
+        if self.links.values().filter(just_asked).count() < GREETINGS_AT_ONCE {
+            return 0;
+        }
+        GREETING_WAIT_MS + self.random(GREETING_WAIT_MS)
     }
 
     /// Sets the next sync with a connected peer.
@@ -198,7 +215,10 @@ impl Gossip {
         });
         let Some(link) = self.links.get_mut(&from) else { return };
         link.compared = moment;
-        if newer && moment.since(link.asked) >= ASK_BACK_MS {
+        let recently = moment.since(link.asked) < ASK_BACK_MS;
+        // The greeting of a new connection comes soon enough, and then brings less.
+        let greeting = link.answers == 0 && self.timers.get(Timer::Greet(from)).is_some();
+        if newer && !recently && !greeting {
             self.greet(from, 0);
         }
     }
@@ -235,9 +255,15 @@ impl Gossip {
         }
         let held = self.directory.owner(owner).and_then(|peer| {
             let held: &Held = self.directory.get(&peer)?.held.as_ref()?;
-            (held.generation() == generation && held.admits(asker)).then_some(peer)
+            (held.generation() == generation && held.admits(asker)).then_some((peer, *held.envelope.announcement()))
         });
-        let body = held.and_then(|peer| self.held_body(&peer)).and_then(|(_, summary)| summary.encode().ok());
+        let Some((peer, announced)) = held else { return GossipReply::Absent };
+        let delta = have_seq.and_then(|base| self.relayed.delta(&peer, generation, base, announced.path_count));
+        let delta = delta.and_then(|delta| delta.encode().ok());
+        if let Some(delta) = delta.filter(|delta| delta.len() < announced.body_bytes as usize) {
+            return GossipReply::Delta(delta);
+        }
+        let body = self.held_body(&peer).and_then(|(_, summary)| summary.encode().ok());
         body.map_or(GossipReply::Absent, GossipReply::Body)
     }
 
@@ -329,9 +355,9 @@ impl Gossip {
         }
         let mut fresh = false;
         for bytes in news {
-            match Envelope::open(bytes) {
+            match self.directory.opened(bytes) {
                 // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
-                Ok(envelope) => fresh |= self.accept(&Arc::new(envelope), from) == Worth::News,
+                Ok(envelope) => fresh |= self.accept(&envelope, from) == Worth::News,
                 Err(EnvelopeError::UnknownVersion { version }) => {
                     self.event(Event::UnknownVersion { peer: from, version });
                 }

@@ -214,11 +214,12 @@ fn a_false_delta_is_the_senders_doing_and_the_whole_is_asked() {
         let delta = SummaryDelta { base_seq, items, positions, audience: None, addresses: None };
         GossipReply::Delta(delta.encode().unwrap())
     };
+    let endless = [&[0u8; 16][..], &2u64.to_le_bytes(), &[0xff, 0xff], &[0, 0]].concat();
     for false_delta in [
         delta(0, 6, vec![1, 2, 3]),
         delta(0, 6, vec![u32::MAX]),
         delta(7, 6, vec![]),
-        delta(0, 6, vec![5, 5]),
+        GossipReply::Delta(endless.clone()),
         GossipReply::Delta(vec![9; 50]),
     ] {
         let mut lone = Lone::new();

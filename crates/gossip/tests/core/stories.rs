@@ -151,6 +151,38 @@ fn a_relay_hands_bodies_to_those_who_are_meant() {
 }
 
 #[test]
+fn a_relay_hands_on_deltas() {
+    // 1 - 2 - 3 - 4: who is not connected with the owner gets a few bytes too, through two relays.
+    let mut net = Net::with_trust(4, &[(1, 2), (2, 3), (3, 4), (1, 3), (1, 4), (2, 4)]);
+    (1..4).for_each(|number| net.connect(number, number + 1));
+    net.run(2_000);
+    net.update(1, 0..2_000, 0..0);
+    net.run(SOON_MS);
+    net.clear();
+    net.update(1, 2_000..2_003, 0..0);
+    net.run(SOON_MS);
+    for asker in 2..=4 {
+        let pulled = net.pulled(asker);
+        assert!(pulled.iter().all(|(_, _, bytes, delta)| *delta && *bytes < 200), "{pulled:?}");
+        assert!((0..2_003).all(|path| net.candidate(asker, 1, path)));
+    }
+    // Several at once for one who was away, and a removal ends the chain.
+    net.disconnect(3, 4);
+    for step in 0..3 {
+        net.update(1, 2_010 + step..2_011 + step, 0..0);
+        net.run(700);
+    }
+    net.clear();
+    net.connect(3, 4);
+    net.run(SOON_MS);
+    assert_eq!(net.pulled(4).iter().map(|pulled| pulled.3).collect::<Vec<_>>(), [true]);
+    net.update(1, 0..0, 0..5);
+    net.run(10_000);
+    assert!((0..5).all(|path| !net.candidate(4, 1, path)) && net.candidate(4, 1, 2_012));
+    nobody_is_blamed(&net);
+}
+
+#[test]
 fn a_relay_hands_nothing_to_those_who_are_not_meant() {
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3)]);
     net.connect(1, 2);
