@@ -17,8 +17,8 @@ use std::sync::Arc;
 const SAMPLES: usize = 12;
 /// Of the paths that an owner has removed, so many are remembered, to see them forgotten.
 const REMOVED_KEPT: usize = 64;
-/// Pulls that a core may have under way: the bound that it documents.
-const PULLS_MAX: usize = 16;
+/// Pulls that a core may have under way: 16 by its own word, and as many that it has given up, whose answers still come.
+const PULLS_MAX: usize = 32;
 /// Outputs for one input: a few, and a few for each peer.
 const OUTPUTS_MAX: usize = 64;
 /// An honest machine publishes at most so often: twice a second, and a new epoch at any time.
@@ -50,6 +50,7 @@ pub(crate) struct Publication {
     pub(crate) audience: Arc<BTreeSet<Number>>,
     pub(crate) announced: u64,
     lifetime_us: u64,
+    goodbye: bool,
 }
 
 /// What one machine has of another, by the ledger of accepted announcements and bodies.
@@ -146,9 +147,10 @@ impl Checker {
             envelope: envelope.to_vec(),
             version: machine.store.version,
             epoch_version,
-            audience: Arc::clone(&machine.trusted),
+            audience: Arc::clone(&machine.told),
             announced: announcement.path_count,
             lifetime_us,
+            goodbye: announcement.is_goodbye(),
         };
         let before = ledger.published.insert(generation, publication.clone());
         if often {
@@ -214,7 +216,7 @@ impl Checker {
         generation: Generation,
     ) {
         self.checked += 1;
-        if !machine.trusted.contains(&owner) {
+        if !machine.told.contains(&owner) {
             return self.broken(Violation::Audience { holder, owner, generation });
         }
         let back = self.slot(holder, owner).and_then(|slot| slot.held).is_some_and(|(held, _)| held > generation);
@@ -295,14 +297,19 @@ impl Checker {
                 self.by_digest.get(&owner).map(|owner| (*owner, generation)).into_iter().collect()
             }
             (Ok(GossipRequest::Sync(_)), Some(&SYNC)) => match GossipReply::decode(reply) {
-                Ok(GossipReply::Sync { news, .. }) => news.iter().filter_map(|news| self.named(news)).collect(),
+                // Its own announcement is for anyone whom it answers; its body is not.
+                Ok(GossipReply::Sync { news, .. }) => {
+                    news.iter().filter_map(|news| self.named(news)).filter(|(owner, _)| *owner != machine).collect()
+                }
                 Ok(_) | Err(_) => Vec::new(),
             },
             (Ok(_) | Err(_), _) => Vec::new(),
         };
         for (owner, generation) in told {
             let publication = self.owners.get(owner).and_then(|owner| owner.published.get(&generation));
-            if publication.is_some_and(|publication| owner != asker && !publication.audience.contains(&asker)) {
+            // A goodbye is told to those who have the body, whoever was meant since.
+            let publication = publication.filter(|publication| owner != asker && !publication.goodbye);
+            if publication.is_some_and(|publication| !publication.audience.contains(&asker)) {
                 self.broken(Violation::HandedOut { machine, asker, owner, generation });
             }
         }
@@ -334,10 +341,10 @@ impl Checker {
     pub(crate) fn allowlist(&mut self, holder: Number, machine: &Machine) {
         let known = machine.core.peers().filter_map(|view| self.number(&view.peer)).collect::<BTreeSet<_>>();
         let disk = machine.disk_envelopes();
-        if !known.is_subset(&machine.trusted) || machine.core.table().peers() > machine.trusted.len() {
+        if !known.is_subset(&machine.told) || machine.core.table().peers() > machine.told.len() {
             self.broken(Violation::NotForgotten { holder });
         }
-        if disk > machine.trusted.len() {
+        if disk > machine.told.len() {
             self.broken(Violation::Bound { machine: holder, what: "envelopes on disk", value: disk });
         }
     }

@@ -40,6 +40,9 @@ impl World {
     pub(crate) fn allow(&mut self, number: Number) {
         let trusted = Arc::clone(&self.machine(number).trusted);
         let peers = trusted.iter().map(|other| self.machine(*other).peer).collect();
+        if self.machine(number).is_running() {
+            self.machine_mut(number).told = Arc::clone(&trusted);
+        }
         self.input(number, Input::Allowlist(peers));
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
         for (other, link) in links {

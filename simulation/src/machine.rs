@@ -89,7 +89,10 @@ pub(crate) struct Machine {
     /// The next output list is performed in part only, and then the machine is down.
     pub(crate) doomed: bool,
     pub(crate) store: Store,
+    /// What its operator wants.
     pub(crate) trusted: Arc<BTreeSet<Number>>,
+    /// What its core was told of that last: a machine that sleeps hears of it when it wakes.
+    pub(crate) told: Arc<BTreeSet<Number>>,
     pub(crate) site: usize,
     pub(crate) skew_ms: i64,
     /// Its clock was wrong once, so its epochs may be ahead of the right time.
@@ -133,6 +136,7 @@ impl Machine {
             doomed: false,
             store: Store::default(),
             trusted: Arc::default(),
+            told: Arc::default(),
             site: 0,
             skew_ms: 0,
             ever_skewed: false,

@@ -1,8 +1,8 @@
 //! Links, connections, and how long a message takes.
 //!
 //! A connection is TCP: in order, what is lost comes later, what is sent while nothing gets through comes when the sender
-//! tries again. It ends when a process ends, or when a ping of the daemon finds it dead. Redialling follows the daemon's plan
-//! (`node/src/mesh/dialer.rs`).
+//! tries again. It ends when a process ends, or when TCP gives it up, as the daemon asks it to (`node/src/mesh/transport`).
+//! Redialling follows the daemon's plan (`node/src/mesh/dialer.rs`).
 
 use crate::machine::{Number, State};
 use crate::scenario::Line;
@@ -10,15 +10,18 @@ use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
 use crate::world::{Happening, World};
 use narmesh_gossip::Input;
 
-/// The daemon pings a connection this often; without an answer for 20 s it is closed.
-const PING_INTERVAL_US: u64 = 120_000_000;
-const PING_TIMEOUT_US: u64 = 20_000_000;
+/// TCP gives a connection up when something sent was not acknowledged for so long.
+const UNACKNOWLEDGED_US: u64 = 10_000_000;
+/// TCP asks a silent connection for a sign of life after so long.
+const KEEP_ALIVE_US: u64 = 60_000_000;
 /// TCP's least retransmission timeout; doubled each time.
 const RETRANSMIT_US: u64 = 200_000;
 /// TCP sends at least so often while nothing gets through.
 const RETRANSMIT_US_MAX: u64 = 120_000_000;
-/// The daemon's pauses between two dials of a configured peer.
-const REDIAL_US: (u64, u64) = (250_000, 30_000_000);
+/// The daemon's pauses between two dials of a configured peer: the first, the longest, and that after so many failures.
+const REDIAL_US: (u64, u64) = (250_000, 4_000_000);
+const GONE_FAILURES: u32 = 150;
+const REDIAL_GONE_US: u64 = 30_000_000;
 /// A dial to nowhere is given up after this: the handshake's deadline.
 const DIAL_TIMEOUT_US: u64 = 3_000_000;
 /// Messages that wait for a stalled connection; more would fill the socket's buffer.
@@ -120,12 +123,22 @@ impl World {
         let Some(at) = self.link_of(from, to) else { return };
         let Some(link) = self.links.get(at).filter(|link| link.connection.is_some()) else { return };
         if !link.stalled.is_empty() || !self.passes(link) {
-            if let Some(link) = self.links.get_mut(at).filter(|link| link.stalled.len() < STALLED_MAX) {
-                link.stalled.push((from, kind, payload, message));
-            }
+            self.stall(at, from, kind, payload, message);
             return;
         }
         self.fly(at, from, kind, payload, message);
+    }
+
+    /// What cannot be sent now waits; the first of it is the last that TCP waits for.
+    fn stall(&mut self, at: usize, from: Number, kind: Kind, payload: usize, message: Message) {
+        let Some(link) = self.links.get_mut(at) else { return };
+        let first = link.stalled.is_empty();
+        if link.stalled.len() < STALLED_MAX {
+            link.stalled.push((from, kind, payload, message));
+        }
+        if let (true, Some(connection), Some(blocked_us)) = (first, link.connection, link.blocked_us) {
+            self.after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
+        }
     }
 
     fn fly(&mut self, at: usize, from: Number, kind: Kind, payload: usize, message: Message) {
@@ -200,9 +213,7 @@ impl World {
         }
         if !self.passes(link) {
             // On its way when the way was cut: TCP sends it again.
-            if let Some(link) = self.links.get_mut(at).filter(|link| link.stalled.len() < STALLED_MAX) {
-                link.stalled.push((from, kind, size, message));
-            }
+            self.stall(at, from, kind, size, message);
             return;
         }
         let (bytes, acks) = (traffic::wire_bytes(size), traffic::ack_bytes(size));
@@ -241,13 +252,13 @@ impl World {
         let Some(link) = self.links.get(at) else { return };
         let (passes, connection, blocked) = (self.passes(link), link.connection, link.blocked_us);
         let Some(connection) = connection else { return };
-        let (now_us, notice_us) = (self.now_us, self.draw.below(PING_INTERVAL_US) + PING_TIMEOUT_US);
+        let (now_us, notice_us) = (self.now_us, self.draw.below(KEEP_ALIVE_US) + UNACKNOWLEDGED_US);
         match (passes, blocked) {
             (false, None) => {
                 if let Some(link) = self.links.get_mut(at) {
                     link.blocked_us = Some(now_us);
                 }
-                self.after_us(notice_us, Happening::PingDeath { link: at, connection, blocked_us: now_us });
+                self.after_us(notice_us, Happening::GivenUp { link: at, connection, blocked_us: now_us });
             }
             (true, Some(since_us)) => {
                 if let Some(link) = self.links.get_mut(at) {
@@ -286,7 +297,7 @@ impl World {
         }
     }
 
-    pub(crate) fn ping_death(&mut self, at: usize, connection: u64, blocked_us: u64) {
+    pub(crate) fn given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
         let dead = |link: &Link| link.connection == Some(connection) && link.blocked_us == Some(blocked_us);
         if self.links.get(at).is_some_and(dead) {
             self.close(at);
@@ -357,7 +368,8 @@ impl World {
         let silent = !self.passes(link);
         let timeout_us = if silent { DIAL_TIMEOUT_US } else { 0 };
         let Some(link) = self.links.get_mut(at) else { return };
-        let pause_us = (REDIAL_US.0 << link.failures.min(16)).min(REDIAL_US.1);
+        let longest_us = if link.failures < GONE_FAILURES { REDIAL_US.1 } else { REDIAL_GONE_US };
+        let pause_us = (REDIAL_US.0 << link.failures.min(16)).min(longest_us);
         link.failures = link.failures.saturating_add(1);
         self.plan_dial(at, timeout_us + pause_us * 3 / 4, timeout_us + pause_us * 5 / 4 + 1);
     }

@@ -51,7 +51,7 @@ pub(crate) enum Happening {
         link: usize,
         connection: u64,
     },
-    PingDeath {
+    GivenUp {
         link: usize,
         connection: u64,
         blocked_us: u64,
@@ -270,7 +270,7 @@ impl World {
                 | Happening::Dial { .. }
                 | Happening::Connected { .. }
                 | Happening::Resume { .. }
-                | Happening::PingDeath { .. }
+                | Happening::GivenUp { .. }
                 | Happening::Lookups
                 | Happening::Sample
                 | Happening::Trick(_) => rest.push(due),
@@ -292,7 +292,7 @@ impl World {
             Happening::Dial { link, plan } => self.dial(link, plan),
             Happening::Connected { link, plan, dialler } => self.connect(link, plan, dialler),
             Happening::Resume { link, connection } => self.resume(link, connection),
-            Happening::PingDeath { link, connection, blocked_us } => self.ping_death(link, connection, blocked_us),
+            Happening::GivenUp { link, connection, blocked_us } => self.given_up(link, connection, blocked_us),
             Happening::Fault => self.random_fault(),
             Happening::Churn { number, collect } => self.churn(number, collect),
             Happening::Lookups => self.lookups(),
