@@ -25,7 +25,12 @@ fn reply(play: impl Fn(&Item) -> Vec<Move> + Send + Sync + 'static) -> Script {
     Script::default().narinfo_play(play)
 }
 
-/// As if the signature had been made over something else.
+/// Under the name of a trusted key stands a signature over something else.
+fn forged(name: &'static str, change: fn(NarInfo) -> NarInfo) -> Attack {
+    Attack::new(name, FALSE_NARINFO, text(change))
+}
+
+/// As a peer that trusts other keys than we do would.
 fn lying(name: &'static str, change: fn(NarInfo) -> NarInfo) -> Attack {
     Attack::new(name, Expect::Unblamed, text(change))
 }
@@ -68,15 +73,15 @@ fn attacks(foreign: &NixKey, elsewhere: &str) -> Vec<Attack> {
     let url = elsewhere.to_owned();
     let mut attacks = signatures(foreign);
     attacks.extend([
-        lying("references-changed", |mut narinfo| {
+        forged("references-changed", |mut narinfo| {
             narinfo.references.push("00000000000000000000000000000000-evil".to_owned());
             narinfo
         }),
-        lying("narsize-changed", |mut narinfo| {
+        forged("narsize-changed", |mut narinfo| {
             narinfo.nar_size += 8;
             narinfo
         }),
-        lying("narhash-changed", |mut narinfo| {
+        forged("narhash-changed", |mut narinfo| {
             narinfo.nar_hash[0] ^= 1;
             narinfo
         }),

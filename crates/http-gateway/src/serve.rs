@@ -5,7 +5,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +18,8 @@ use crate::substituter::Substituter;
 
 /// How long to wait before accepting again when the process or the machine is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Between two warnings about it.
+const WARN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Bounds of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +76,7 @@ pub async fn serve<S: Substituter>(
     let mut sweep = interval(table.sweep_interval());
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut shutdown = pin!(shutdown);
+    let mut warned = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -92,7 +95,11 @@ pub async fn serve<S: Substituter>(
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Most likely out of descriptors: one is made free, so that the client waiting gets in.
-                tracing::warn!(%error, "accepting a client failed");
+                // Once a second is enough to be heard: this goes on for as long as descriptors are short.
+                if warned.is_none_or(|at: Instant| at.elapsed() >= WARN_PAUSE) {
+                    warned = Some(Instant::now());
+                    tracing::warn!(%error, "accepting clients fails");
+                }
                 table.close_oldest();
                 sleep(ACCEPT_PAUSE).await;
             }

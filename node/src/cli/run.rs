@@ -1,5 +1,6 @@
 //! `narmesh run`.
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -12,10 +13,20 @@ pub(super) struct Arguments {
 
 pub(super) fn run(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     super::log::start()?;
+    raise_descriptors();
     if arguments.until_stdin_ends {
         std::thread::Builder::new().name("stdin".to_owned()).spawn(stop_at_end_of_stdin)?;
     }
     crate::daemon::run(config)
+}
+
+/// The usual soft limit of 1,024 is less than the gateway's connections, the peers' and the open files of a busy day.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Blocks until the parent closes our standard input, or dies, and then asks for the ordinary stop.

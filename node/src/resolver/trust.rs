@@ -35,6 +35,13 @@ pub(crate) enum Distrust {
     /// The content address gives another store path.
     #[error("its content address does not give the store path")]
     FalseContentAddress,
+    /// It names a key that we trust, and that key did not sign this. A holder hands on only signatures that verify with its own
+    /// trusted keys, so this is a lie, or two machines trust different keys under one name.
+    #[error("its signature by {key_name} does not verify")]
+    Forged {
+        /// The key's name.
+        key_name: String,
+    },
     /// Nobody whom we trust signed it.
     #[error("no trusted signature")]
     Unsigned,
@@ -44,7 +51,7 @@ impl Distrust {
     /// Whether the peer broke a rule, instead of trusting others than we do.
     pub(crate) fn is_misdeed(&self) -> bool {
         match self {
-            Self::Malformed(_) | Self::OtherPath | Self::FalseContentAddress => true,
+            Self::Malformed(_) | Self::OtherPath | Self::FalseContentAddress | Self::Forged { .. } => true,
             Self::Unsigned => false,
         }
     }
@@ -71,8 +78,14 @@ pub(crate) fn judge_info(
     trusted: &TrustedKeys,
 ) -> Result<TrustedNarInfo, Distrust> {
     let fingerprint = info.fingerprint(store_dir);
+    let named = info.signatures.iter().find(|signature| trusted.by_name(&signature.key_name).is_some());
+    let named = named.map(|signature| signature.key_name.clone());
     info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
-    let proof = if info.signatures.is_empty() { content_proof(&info, store_dir)? } else { Proof::Signed };
+    let proof = match (info.signatures.is_empty(), named) {
+        (false, _) => Proof::Signed,
+        (true, Some(key_name)) if info.content_address.is_none() => return Err(Distrust::Forged { key_name }),
+        (true, _) => content_proof(&info, store_dir)?,
+    };
     Ok(TrustedNarInfo { info, proof })
 }
 
