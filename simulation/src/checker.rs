@@ -35,6 +35,13 @@ const BODY: u8 = 2;
 const DELTA: u8 = 3;
 /// Paths from here on are nobody's.
 pub(crate) const ABSENT_FROM: Path = 0xE000_0000;
+/// So many of them are looked for by everybody, one lookup in ten: what is new in a package set. A liar knows them.
+pub(crate) const WANTED: Path = 2_000;
+/// An epoch may be so far ahead of the receiver's wall clock, milliseconds.
+const DAY_MS: u64 = 86_400_000;
+/// A liar may mislead a machine so often in 5 min: 20 times for nothing, as often again with another epoch, and its share.
+const LIES_MAX: usize = 100;
+const LIES_WINDOW_US: u64 = 300_000_000;
 /// After its lifetime a summary may be used so much longer: a tick comes within a millisecond.
 const GRACE_US: u64 = 2_000;
 
@@ -77,6 +84,8 @@ pub(crate) struct Checker {
     by_digest: BTreeMap<AudienceDigest, Number>,
     owners: Vec<Owner>,
     slots: Vec<Vec<Slot>>,
+    /// When liars misled whom.
+    lies: BTreeMap<(Number, Number), Vec<u64>>,
     /// Pulls under way, by asker: at whom, since when.
     pulls: Vec<BTreeMap<u64, (Number, u64)>>,
     pub(crate) violations: Vec<Violation>,
@@ -94,6 +103,7 @@ impl Checker {
             owners: std::iter::repeat_with(Owner::default).take(count).collect(),
             slots: vec![vec![Slot::default(); count]; count],
             pulls: vec![BTreeMap::new(); count],
+            lies: BTreeMap::new(),
             violations: Vec::new(),
             checked: 0,
             turn: 0,
@@ -177,10 +187,13 @@ impl Checker {
     pub(crate) fn stopped(&mut self, number: Number) {
         self.slots.get_mut(number).into_iter().flatten().for_each(|slot| slot.held = None);
         self.pulls.get_mut(number).into_iter().for_each(BTreeMap::clear);
+        self.lies.retain(|(holder, _), _| *holder != number);
     }
 
     /// A machine forgot a peer.
     pub(crate) fn forgot(&mut self, holder: Number, peer: &PeerId) {
+        let owner = self.number(peer);
+        self.lies.retain(|(h, o), _| *h != holder || Some(*o) != owner);
         if let Some(slot) = self.number(peer).and_then(|owner| self.slot(holder, owner)) {
             *slot = Slot::default();
         }
@@ -194,12 +207,23 @@ impl Checker {
     }
 
     /// A machine accepted an announcement.
-    pub(crate) fn announced(&mut self, holder: Number, peer: &PeerId, generation: Generation, now_us: u64) {
+    pub(crate) fn announced(
+        &mut self,
+        holder: Number,
+        machine: &Machine,
+        peer: &PeerId,
+        generation: Generation,
+        now_us: u64,
+    ) {
         let Some(owner) = self.number(peer) else { return };
         let Some(slot) = self.slot(holder, owner) else { return };
         let before = slot.accepted;
+        let wall_ms = machine.now(now_us / 1_000).wall_ms;
         if before.is_none_or(|(before, _)| before < generation) {
             slot.accepted = Some((generation, now_us));
+        }
+        if generation.epoch > wall_ms + DAY_MS {
+            self.broken(Violation::Tomorrow { holder, owner, generation });
         }
         if before.is_some_and(|(before, _)| before > generation) {
             self.broken(Violation::WentBack { holder, owner, generation });
@@ -354,6 +378,18 @@ impl Checker {
         self.broken(Violation::Blamed { accuser, accused, misdeed });
     }
 
+    /// A machine asked a liar in vain.
+    pub(crate) fn lied(&mut self, holder: Number, owner: Number, now_us: u64) {
+        let times = self.lies.entry((holder, owner)).or_default();
+        times.retain(|at_us| at_us + LIES_WINDOW_US > now_us);
+        times.push(now_us);
+        let false_hits = times.len();
+        if false_hits > LIES_MAX {
+            times.clear();
+            self.broken(Violation::NotDemoted { holder, owner, false_hits });
+        }
+    }
+
     /// A core said so much to one input.
     pub(crate) fn outputs(&mut self, machine: Number, count: usize, machines: usize) {
         if count > OUTPUTS_MAX + 4 * machines {
@@ -375,6 +411,6 @@ fn missing(holder: &Machine, owned: &Machine, version: u32, turn: usize) -> Opti
 /// Whether a filter claims so much of what nobody ever had that it cannot be its owner's.
 fn claims_too_much(holder: &Machine, owner: &PeerId, turn: usize) -> bool {
     let table = holder.core.table();
-    let first = ABSENT_FROM + u32::try_from(turn % 1_000_000).unwrap_or(0);
+    let first = ABSENT_FROM + WANTED + u32::try_from(turn % 1_000_000).unwrap_or(0);
     (first..first + 24).filter(|path| table.claims(owner, &part(*path))).count() > 3
 }

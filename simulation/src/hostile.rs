@@ -1,6 +1,6 @@
 //! Machines that lie: an honest core to know what the mesh says, and a malice that speaks instead of it.
 
-use crate::checker::ABSENT_FROM;
+use crate::checker::{ABSENT_FROM, WANTED};
 use crate::draw::Draw;
 use crate::machine::{Number, Path, WALL_MS, part};
 use crate::scenario::Hostile;
@@ -9,7 +9,7 @@ use libp2p_identity::Keypair;
 use narmesh_gossip::Input;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Sync};
 use narmesh_protocol::{
-    Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, Summary,
+    Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, Summary, SummaryDelta,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +44,8 @@ pub enum Trick {
     NoBody,
     /// It answers questions for the bodies of others with bodies of its own making.
     WrongBody,
+    /// It hands the bodies of others to whoever asks, whoever is meant.
+    Leak,
     /// It publishes two hundred announcements at once.
     FloodAnnouncements,
     /// It asks two hundred questions at once.
@@ -55,7 +57,7 @@ pub enum Trick {
 }
 
 /// All of them.
-pub const TRICKS: [Trick; 14] = [
+pub const TRICKS: [Trick; 15] = [
     Trick::AllOnes,
     Trick::DenseAsAllowed,
     Trick::ClaimEverything,
@@ -66,6 +68,7 @@ pub const TRICKS: [Trick; 14] = [
     Trick::Equivocate,
     Trick::NoBody,
     Trick::WrongBody,
+    Trick::Leak,
     Trick::FloodAnnouncements,
     Trick::FloodRequests,
     Trick::Withhold,
@@ -86,13 +89,17 @@ pub(crate) struct Malice {
     old: Vec<Vec<u8>>,
     /// Envelopes of others, the first that it heard.
     stolen: Vec<Vec<u8>>,
+    /// Bodies of others by their digest, and the digests by what was announced: to leak them.
+    leaked: BTreeMap<[u8; 32], Vec<u8>>,
+    heard: BTreeMap<(AudienceDigest, Generation), [u8; 32]>,
     me: Option<AudienceDigest>,
 }
 
 impl Malice {
-    pub(crate) fn new(hostile: &Hostile, number: Number, stranger: bool) -> Self {
+    /// The liar of this turn, from 0.
+    pub(crate) fn new(hostile: &Hostile, turn: usize, stranger: bool) -> Self {
         let tricks = if hostile.tricks.is_empty() { TRICKS.as_slice() } else { hostile.tricks.as_slice() };
-        let trick = tricks.get(number % tricks.len().max(1)).copied().unwrap_or(Trick::Garbage);
+        let trick = tricks.get(turn % tricks.len().max(1)).copied().unwrap_or(Trick::Garbage);
         Self {
             trick: if stranger { Trick::Garbage } else { trick },
             every_us: hostile.every_ms.max(100) * 1_000,
@@ -101,6 +108,8 @@ impl Malice {
             newest: None,
             old: Vec::new(),
             stolen: Vec::new(),
+            leaked: BTreeMap::new(),
+            heard: BTreeMap::new(),
             me: None,
         }
     }
@@ -145,6 +154,7 @@ impl Malice {
             | Trick::Equivocate
             | Trick::NoBody
             | Trick::WrongBody
+            | Trick::Leak
             | Trick::FloodAnnouncements
             | Trick::FloodRequests
             | Trick::Withhold
@@ -170,19 +180,23 @@ impl Malice {
     /// What it answers instead of the honest reply.
     pub(crate) fn answer(&mut self, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
         let reply = match GossipRequest::decode(question) {
-            Ok(GossipRequest::Pull { owner, generation, .. }) => self.answer_pull(owner, generation),
+            Ok(GossipRequest::Pull { owner, generation, .. }) => self.answer_pull(owner, generation, &honest),
             Ok(GossipRequest::Sync(_)) => self.answer_sync(&honest),
             Err(_) => None,
         };
         reply.and_then(|reply| reply.encode().ok()).unwrap_or(honest)
     }
 
-    fn answer_pull(&mut self, owner: AudienceDigest, generation: Generation) -> Option<GossipReply> {
+    fn answer_pull(&mut self, owner: AudienceDigest, generation: Generation, honest: &[u8]) -> Option<GossipReply> {
         if Some(owner) == self.me {
             return self.bodies.get(&generation).cloned().map(GossipReply::Body);
         }
         match self.trick {
-            Trick::WrongBody => Some(GossipReply::Body(vec![0; 2_000])),
+            Trick::WrongBody => wrong(GossipReply::decode(honest).ok()?),
+            Trick::Leak => {
+                let digest = self.heard.get(&(owner, generation))?;
+                self.leaked.get(digest).cloned().map(GossipReply::Body)
+            }
             Trick::Withhold => Some(GossipReply::Absent),
             Trick::AllOnes
             | Trick::DenseAsAllowed
@@ -222,6 +236,7 @@ impl Malice {
             | Trick::Equivocate
             | Trick::NoBody
             | Trick::WrongBody
+            | Trick::Leak
             | Trick::FloodAnnouncements
             | Trick::FloodRequests
             | Trick::Garbage => {}
@@ -233,6 +248,22 @@ impl Malice {
     pub(crate) fn overhear(&mut self, envelope: &[u8]) {
         if self.trick == Trick::ReplayStolen && self.stolen.len() < STOLEN_MAX {
             self.stolen.push(envelope.to_vec());
+        }
+        if let Some(opened) = Envelope::open(envelope).ok().filter(|_| self.trick == Trick::Leak) {
+            let (owner, announcement) = (AudienceDigest::of(&opened.peer()), opened.announcement());
+            self.heard.insert((owner, announcement.generation), announcement.body_digest);
+        }
+    }
+
+    /// Is answered.
+    pub(crate) fn receive(&mut self, reply: &[u8]) {
+        if self.trick != Trick::Leak {
+            return;
+        }
+        match GossipReply::decode(reply) {
+            Ok(GossipReply::Body(body)) => drop(self.leaked.insert(Summary::digest(&body), body)),
+            Ok(GossipReply::Sync { news, .. }) => news.iter().for_each(|news| self.overhear(news)),
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -288,6 +319,7 @@ impl Malice {
             | Trick::ClaimEverything
             | Trick::ClaimNothing
             | Trick::WrongBody
+            | Trick::Leak
             | Trick::FloodRequests
             | Trick::Withhold => Vec::new(),
         }
@@ -316,8 +348,29 @@ impl Malice {
             | Trick::Equivocate
             | Trick::NoBody
             | Trick::WrongBody
+            | Trick::Leak
             | Trick::FloodAnnouncements
             | Trick::Withhold => Vec::new(),
+        }
+    }
+}
+
+/// The same with the lower half of its filter empty, or with a bit less.
+fn wrong(reply: GossipReply) -> Option<GossipReply> {
+    match reply {
+        GossipReply::Body(body) => {
+            let mut summary = Summary::decode(&body).ok()?;
+            let half = summary.filter_bytes.len() / 2;
+            summary.filter_bytes.iter_mut().take(half).for_each(|byte| *byte = 0);
+            Some(GossipReply::Body(summary.encode().ok()?))
+        }
+        GossipReply::Delta(delta) => {
+            let mut delta = SummaryDelta::decode(&delta).ok()?;
+            delta.positions.clear();
+            Some(GossipReply::Delta(delta.encode().ok()?))
+        }
+        GossipReply::Sync { .. } | GossipReply::StoreDirDiffers { .. } | GossipReply::Absent | GossipReply::Busy => {
+            None
         }
     }
 }
@@ -326,12 +379,12 @@ fn byte_with_ones(draw: &mut Draw, permille: u64) -> u8 {
     (0..8).fold(0, |byte, bit| byte | u8::from(draw.chance(permille)) << bit)
 }
 
-/// A filter that claims every path there is.
+/// A filter that claims every path there is, and those that everybody looks for although nobody has them.
 fn everything(paths: Path) -> Vec<u8> {
-    let class = FilterClass::for_items(u64::from(paths.min(ABSENT_FROM)), 0.001);
+    let class = FilterClass::for_items(u64::from(paths.min(ABSENT_FROM) + WANTED), 0.001);
     let class = class.unwrap_or_else(|| FilterClass::of_bytes(2 << 20).expect("the largest class"));
     let mut bytes = vec![0u8; class.bytes()];
-    for path in 0..paths {
+    for path in (0..paths).chain(ABSENT_FROM..ABSENT_FROM + WANTED) {
         for bit in BitPositions::of(&part(path)).in_class(class) {
             if let Some(byte) = bytes.get_mut(bit as usize / 8) {
                 *byte |= 1 << (bit % 8);

@@ -30,6 +30,8 @@ mod gossipsub;
 mod hostile;
 mod lookups;
 mod machine;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod network;
 mod plot;
 mod report;
@@ -91,7 +93,6 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
     };
     let probes = world.figures.probes;
     world.checker.wasted(probes.absent_wasted, probes.absent);
-    world.checker.believed(&world.machines);
     let mut violations = std::mem::take(&mut world.checker.violations);
     if converged_us.is_none() {
         violations.extend(world.checker.unconverged(&world.machines, &reach).into_iter().take(20));

@@ -1,6 +1,6 @@
 //! What users look for, and what is looked at now and then.
 
-use crate::checker::ABSENT_FROM;
+use crate::checker::{ABSENT_FROM, WANTED};
 use crate::machine::{Number, Path, part};
 use crate::upset::has;
 use crate::world::{Happening, World};
@@ -19,8 +19,9 @@ impl World {
                 continue;
             }
             for _ in 0..self.turns(lookups.absent_per_minute) {
-                let path = ABSENT_FROM + u32::try_from(self.draw.below(0x1000_0000)).unwrap_or(0);
-                self.look_for_absent(number, path);
+                let range = if self.draw.chance(100) { WANTED } else { 0x1000_0000 };
+                let path = self.draw.below(u64::from(range));
+                self.look_for_absent(number, ABSENT_FROM + u32::try_from(path).unwrap_or(0));
             }
             for _ in 0..self.turns(lookups.present_per_minute) {
                 self.look_for_present(number);
@@ -36,11 +37,12 @@ impl World {
     fn look_for_absent(&mut self, number: Number, path: Path) {
         self.figures.probes.absent += 1;
         for candidate in self.machine(number).core.candidates(&part(path)) {
-            let honest = self.checker.number(&candidate.peer).is_some_and(|other| self.machine(other).is_honest());
-            if honest {
+            let Some(other) = self.checker.number(&candidate.peer) else { continue };
+            if self.machine(other).is_honest() {
                 self.figures.probes.absent_wasted += 1;
             } else {
                 self.figures.probes.absent_lied += 1;
+                self.checker.lied(number, other, self.now_us);
             }
             self.input(number, Input::Probe { peer: candidate.peer, outcome: ProbeOutcome::FalseHit });
         }

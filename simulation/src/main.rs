@@ -40,6 +40,8 @@ enum Command {
     },
     /// Names the built-in scenarios.
     List,
+    /// Runs cores with one check left out, each of which must be noticed. Needs `--features mutants` at the build.
+    Mutants,
 }
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
             }
             if report.is_content() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
+        Command::Mutants => mutants(),
         Command::List => {
             for name in built_in() {
                 match Scenario::load(name) {
@@ -80,6 +83,29 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+#[cfg(feature = "mutants")]
+fn mutants() -> ExitCode {
+    use narmesh_simulation::mutants::verdicts;
+    // A mutant may panic: that is noticed as well, and its story is not wanted.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut right = true;
+    for verdict in verdicts() {
+        let name = verdict.mutation.map_or("none".to_owned(), |mutation| format!("{mutation:?}"));
+        match &verdict.red {
+            Some((seed, scenario, seen)) => println!("{name:18} red with seed {seed} of {scenario}: {seen}"),
+            None => println!("{name:18} not noticed in any seed"),
+        }
+        right &= verdict.is_right();
+    }
+    if right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants() -> ExitCode {
+    eprintln!("narmesh-sim: built without mutants; use `cargo run --release -p narmesh-simulation --features mutants`");
+    ExitCode::from(2)
 }
 
 fn write_plots(directory: &std::path::Path, report: &Report) -> std::io::Result<()> {

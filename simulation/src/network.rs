@@ -242,6 +242,9 @@ impl World {
             Message::Request { id, bytes } => self.asked(from, to, id, bytes),
             Message::Response { id, bytes } => {
                 self.checker.answered(to, id);
+                if let Some(malice) = &mut self.machine_mut(to).malice {
+                    malice.receive(&bytes);
+                }
                 self.input(to, Input::Response { from: sender, id, bytes });
             }
         }

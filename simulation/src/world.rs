@@ -177,7 +177,8 @@ impl World {
             machine.stranger = number >= nodes;
             // The last machines lie: the first are those that events name.
             if number >= nodes - liars {
-                machine.malice = Some(hostile::Malice::new(&scenario.hostile, number, machine.stranger));
+                machine.malice =
+                    Some(hostile::Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
             }
             let first = shared + own * u32::try_from(number).unwrap_or(0);
             if !machine.stranger {
@@ -451,7 +452,8 @@ impl World {
         let now_us = self.now_us;
         match event {
             Event::Announced { peer, generation, .. } => {
-                self.checker.announced(number, peer, *generation, now_us);
+                let machine = self.machines.get(number).expect("numbers are the world's own");
+                self.checker.announced(number, machine, peer, *generation, now_us);
             }
             Event::BodyPulled { owner, generation, bytes, delta, .. } => {
                 let Some(owner) = self.checker.number(owner) else { return };

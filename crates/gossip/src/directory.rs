@@ -1,6 +1,7 @@
 //! What we know of each peer: its newest announcement, the body we hold, how it has behaved.
 
 use crate::misdeed::Misdeed;
+use crate::mutation::mutant;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
 use crate::standing::Standing;
 use crate::time::{Moment, Now};
@@ -130,10 +131,10 @@ impl Entry {
         let mut first_sight = true;
         if let Some(newest) = &self.newest {
             let known = newest.announcement();
-            if announcement.generation < known.generation {
+            if announcement.generation < known.generation && !mutant!(StaleGeneration) {
                 return Worth::Old;
             }
-            if announcement.generation > known.generation {
+            if announcement.generation > known.generation || mutant!(StaleGeneration) {
                 first_sight = false;
             } else if announcement != known {
                 return Worth::Bad(Misdeed::Equivocation);
@@ -142,7 +143,7 @@ impl Entry {
             }
         }
         let tomorrow = now.wall_ms.saturating_add(DAY_MS);
-        if announcement.generation.epoch > tomorrow {
+        if announcement.generation.epoch > tomorrow && !mutant!(FutureEpoch) {
             // Dated ahead as well: then one of the two clocks is wrong, perhaps ours, and nobody is to blame.
             let ours_is_right = now.wall_ms >= PLAUSIBLE_WALL_MS && announcement.issued_at_ms <= tomorrow;
             return if ours_is_right { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
@@ -158,7 +159,7 @@ impl Entry {
     }
 
     /// Takes the announced body as held without a pull when it is the one held: then only its lifetime is new.
-    pub(crate) fn adopt(&mut self, lookups: u64) -> bool {
+    pub(crate) fn adopt(&mut self, now: Moment, lookups: u64) -> bool {
         let (Some(newest), Some(held)) = (&self.newest, &mut self.held) else { return false };
         let (new, old) = (newest.announcement(), held.envelope.announcement());
         let Some(expires) = newest.expires() else { return false };
@@ -166,7 +167,7 @@ impl Entry {
             return false;
         }
         if new.generation.epoch != old.generation.epoch {
-            self.standing.new_epoch(lookups);
+            self.standing.new_epoch(now, lookups);
         }
         held.envelope = Arc::clone(&newest.envelope);
         held.expires = expires;

@@ -3,6 +3,7 @@
 use crate::directory::{Directory, Worth};
 use crate::input::{Input, ProbeOutcome};
 use crate::misdeed::Misdeed;
+use crate::mutation::mutant;
 use crate::output::{Event, Output, Record, Verdict};
 use crate::publication::{Publication, PublicationTimes, PublicationView};
 use crate::pull::{Pulls, Sent};
@@ -241,7 +242,7 @@ impl Gossip {
     fn publish(&mut self) {
         let jitter_ms = self.random(self.reannounce_ms / 10);
         let published = self.publication.publish(self.now, &self.keypair, jitter_ms);
-        if let Some(epoch) = published.new_epoch {
+        if let Some(epoch) = published.new_epoch.filter(|_| !mutant!(EpochNotPersisted)) {
             self.output(Output::Persist(Record::OwnEpoch(epoch)));
         }
         self.output(Output::Publish(published.envelope));
@@ -265,20 +266,25 @@ impl Gossip {
         audience.sort_unstable();
         audience.dedup();
         self.publication.set_audience(self.now.moment, audience, peers.len());
-        let gone: Vec<_> = self.directory.iter().map(|(peer, _)| *peer).filter(|peer| !peers.contains(peer)).collect();
+        let gone: Vec<_> = if mutant!(DistrustIgnored) { Vec::new() } else { self.gone(&peers) };
         for peer in gone {
             self.forget(peer);
         }
         for peer in peers {
             let floor = self.floors.remove(&peer);
             let entry = self.directory.add(peer);
-            if let Some(envelope) = floor {
+            if let Some(envelope) = floor.filter(|_| !mutant!(FloorsForgotten)) {
                 entry.newest.get_or_insert(crate::directory::Newest { envelope, accepted: None });
             }
         }
         for (peer, _) in std::mem::take(&mut self.floors) {
             self.output(Output::Persist(Record::Forget(peer)));
         }
+    }
+
+    /// Peers known that are not among these.
+    fn gone(&self, peers: &BTreeSet<PeerId>) -> Vec<PeerId> {
+        self.directory.iter().map(|(peer, _)| *peer).filter(|peer| !peers.contains(peer)).collect()
     }
 
     /// Nothing of a peer that lost our trust stays.
@@ -296,7 +302,12 @@ impl Gossip {
 
     fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Verdict {
         let moment = self.now.moment;
-        let Some(entry) = self.directory.get_mut(&author) else { return Verdict::Ignore };
+        let Some(entry) = self.directory.get_mut(&author) else {
+            if mutant!(ForwarderBlamed) {
+                self.penalize(from, Misdeed::ForeignAnnouncement);
+            }
+            return Verdict::Ignore;
+        };
         if entry.standing.announcements_spent(moment) {
             return Verdict::Ignore;
         }
@@ -342,7 +353,7 @@ impl Gossip {
             Worth::Bad(misdeed) => self.penalize(peer, misdeed),
             Worth::News => {
                 let before = entry.held.as_ref().map(|held| held.generation());
-                let adopted = entry.adopt(lookups);
+                let adopted = entry.adopt(self.now.moment, lookups);
                 let envelope = envelope.as_bytes().to_vec();
                 self.output(Output::Persist(Record::Newest { peer, envelope }));
                 let generation = announcement.generation;
@@ -430,6 +441,9 @@ impl Gossip {
     }
 
     fn expire(&mut self, peer: PeerId) {
+        if mutant!(LifetimeIgnored) {
+            return;
+        }
         self.drop_body(&peer);
         self.event(Event::Expired { peer });
         self.want(peer, None);

@@ -46,6 +46,7 @@ mod history;
 mod input;
 mod matrix;
 mod misdeed;
+mod mutation;
 mod output;
 mod publication;
 mod pull;
@@ -61,6 +62,8 @@ mod view;
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
 pub use misdeed::Misdeed;
+#[cfg(feature = "mutants")]
+pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use output::{Event, Output, Record, Verdict};
 pub use publication::{PATHS_MAX, PublicationView};
 pub use table::{Candidate, FilterTable};

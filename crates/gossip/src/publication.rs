@@ -5,6 +5,7 @@
 
 use crate::history::{History, Step};
 use crate::input::PathChange;
+use crate::mutation::mutant;
 use crate::time::{Moment, Now};
 use bloomfilter::Bloom;
 use libp2p_identity::{Keypair, PeerId};
@@ -190,7 +191,7 @@ impl Publication {
         if !self.paths.remove(&part) {
             // Perhaps one of those withheld: which they were is not kept.
             self.withheld = self.withheld.saturating_sub(1);
-        } else if !self.added.remove(&part) {
+        } else if !self.added.remove(&part) && !mutant!(RemovalForgotten) {
             self.stale.insert(part);
             self.removed.get_or_insert(now);
         }
@@ -327,7 +328,7 @@ impl Publication {
             epoch.bloom.set(&part);
             epoch.items += 1;
         }
-        epoch.generation.seq += 1;
+        epoch.generation.seq += u64::from(!mutant!(SeqRepeated));
         epoch.history.push(Step {
             positions: positions.into_iter().collect(),
             audience: self.audience != current.audience,

@@ -3,6 +3,7 @@
 use crate::directory::{Held, Newest};
 use crate::gossip::Gossip;
 use crate::misdeed::Misdeed;
+use crate::mutation::mutant;
 use crate::output::{Event, Output};
 use crate::timers::Timer;
 use libp2p_identity::PeerId;
@@ -160,7 +161,7 @@ impl Gossip {
     }
 
     fn start_pulls(&mut self) {
-        while self.pulls.in_flight < IN_FLIGHT_MAX {
+        while self.pulls.in_flight < IN_FLIGHT_MAX || mutant!(PullsUnbounded) {
             let Some(owner) = self.pulls.ready.pop_front() else { break };
             self.ask(owner);
         }
@@ -264,7 +265,7 @@ impl Gossip {
         match reply {
             Some(GossipReply::Body(bytes)) => {
                 let target = pull.target.clone();
-                if Summary::digest(&bytes) == target.announcement().body_digest {
+                if Summary::digest(&bytes) == target.announcement().body_digest || mutant!(UnsignedBody) {
                     let received = bytes.len();
                     self.relayed.forget(&owner);
                     self.body_proven(owner, from, &target, &bytes, received, None);
@@ -304,7 +305,9 @@ impl Gossip {
             Ok((next.encode()?, delta))
         });
         match next {
-            Ok((body, delta)) if Summary::digest(&body) == target.announcement().body_digest => {
+            Ok((body, delta))
+                if Summary::digest(&body) == target.announcement().body_digest || mutant!(UnsignedDelta) =>
+            {
                 self.body_proven(owner, from, &target, &body, bytes.len(), Some(&delta.positions));
                 self.relayed.push(owner, target.announcement().generation, delta);
             }
@@ -343,7 +346,7 @@ impl Gossip {
         let generation = target.announcement().generation;
         let refusal = match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
             Ok((_, summary)) if summary.items != target.announcement().path_count => Some(Misdeed::PathCountDiffers),
-            Ok((_, summary)) if !summary.admits(&self.me) => None,
+            Ok((_, summary)) if !summary.admits(&self.me) && !mutant!(ForeignAudience) => None,
             Ok((filter, summary)) => {
                 self.install(owner, target, &filter, summary, positions);
                 let delta = positions.is_some();
@@ -391,7 +394,7 @@ impl Gossip {
         let generation = target.announcement().generation;
         let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
         if !same_epoch {
-            entry.standing.new_epoch(lookups);
+            entry.standing.new_epoch(moment, lookups);
         }
         match positions {
             Some(positions) if same_epoch => self.table.set_bits(&owner, positions),

@@ -1,6 +1,7 @@
 //! How a peer has behaved: false hits, misdeeds, and what follows from them.
 
 use crate::misdeed::Misdeed;
+use crate::mutation::mutant;
 use crate::time::Moment;
 
 /// This many misdeeds set a peer aside.
@@ -13,8 +14,10 @@ const STRIKE_MEMORY_MS: u64 = 3_600_000;
 const FALSE_HITS_FREE: u64 = 20;
 /// Above that, it is demoted when it misled us so many times oftener than its density predicts.
 const FALSE_HITS_FACTOR: f64 = 10.0;
-/// A demotion ends with the peer's next epoch, or after this, milliseconds.
+/// A demotion ends with the peer's next epoch that counts, or after this, milliseconds.
 const DEMOTED_MS: u64 = 300_000;
+/// An epoch counts as a new filter when the last one that did is so long ago, milliseconds.
+const FRESH_MS: u64 = 300_000;
 /// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 a second.
 const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
 /// Units of requests that we answer a peer at once, and per second. One unit, and one more for each 64 KiB of body.
@@ -36,6 +39,8 @@ pub(crate) struct Standing {
     /// Lookups of the table when the present epoch's counting began.
     lookups_before: u64,
     pub(crate) demoted: Option<Moment>,
+    /// When its false hits were last counted from the start.
+    fresh: Option<Moment>,
     announcements: Tokens,
     requests: Tokens,
 }
@@ -116,7 +121,7 @@ impl Standing {
         let too_many = self.false_hits > FALSE_HITS_FREE
             && self.false_hits as f64 > FALSE_HITS_FACTOR * expected
             && self.false_hits > self.held_hits;
-        if !too_many || self.demoted.is_some() {
+        if !too_many || self.demoted.is_some() || mutant!(FalseHitsIgnored) {
             return None;
         }
         self.demoted = Some(now + DEMOTED_MS);
@@ -134,8 +139,13 @@ impl Standing {
         u32::try_from(self.false_hits.saturating_mul(1_024) / probes).unwrap_or(1_024)
     }
 
-    /// A new epoch is a new filter: counted from the start.
-    pub(crate) fn new_epoch(&mut self, lookups: u64) {
+    /// A new epoch is a new filter: counted from the start. But not oftener than every 5 min: a liar would begin an epoch
+    /// whenever it is about to be demoted.
+    pub(crate) fn new_epoch(&mut self, now: Moment, lookups: u64) {
+        if self.fresh.is_some_and(|fresh| now.since(fresh) < FRESH_MS) {
+            return;
+        }
+        self.fresh = Some(now);
         self.held_hits = 0;
         self.false_hits = 0;
         self.lookups_before = lookups;
@@ -195,8 +205,13 @@ mod tests {
         let mut useful = Standing { held_hits: 100, ..Standing::default() };
         assert!((0..30).all(|_| useful.false_hit(Moment(0), 0.0005, 1_000).is_none()));
         assert!(useful.false_share() < liar.false_share());
-        liar.new_epoch(0);
-        assert!(!liar.is_excluded());
+        liar.new_epoch(Moment(0), 0);
+        assert!(!liar.is_excluded(), "another filter, another chance");
+        assert!((0..30).any(|_| liar.false_hit(Moment(5), 0.0005, 1_000).is_some()));
+        liar.new_epoch(Moment(FRESH_MS - 1), 0);
+        assert!(liar.is_excluded(), "but one in five minutes");
+        liar.new_epoch(Moment(FRESH_MS), 0);
+        assert!(!liar.is_excluded() && liar.false_hits == 0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The writing side of the table: which column is whose, which are free, when a class changes its form.
 
 use crate::matrix::{BLOCK_COLUMNS, Block};
+use crate::mutation::mutant;
 use crate::table::{ClassView, FilterTable, Member, PlainFilter, View};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
@@ -69,7 +70,9 @@ impl TableWriter {
         let members = self.classes.entry(class).or_insert_with(|| Class::Plain(BTreeMap::new()));
         match members {
             Class::Plain(filters) => {
-                filters.insert(peer, (member, Arc::new(PlainFilter::new(filter.as_bytes()))));
+                let half = if mutant!(HalfColumn) { class.bytes() / 2 } else { class.bytes() };
+                let written = PlainFilter::new(filter.as_bytes().get(..half).unwrap_or_default());
+                filters.insert(peer, (member, Arc::new(written)));
             }
             Class::Sliced(sliced) => sliced.write(class, member, filter.as_bytes()),
         }
@@ -79,7 +82,7 @@ impl TableWriter {
 
     /// Sets bits of a peer's filter.
     pub(crate) fn set_bits(&self, peer: &PeerId, positions: &[u32]) {
-        let Some((class, _)) = self.places.get(peer) else { return };
+        let Some((class, _)) = self.places.get(peer).filter(|_| !mutant!(DeltaNotApplied)) else { return };
         match self.classes.get(class) {
             Some(Class::Plain(filters)) => {
                 if let Some((_, filter)) = filters.get(peer) {

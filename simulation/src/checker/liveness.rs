@@ -10,8 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 const WASTED_PERMILLE_MAX: u64 = 50;
 /// Fewer lookups say nothing.
 const LOOKUPS_MIN: u64 = 2_000;
-/// A peer whose filter misled so often, and never told the truth, must have been demoted.
-const FALSE_HITS_MAX: u64 = 30;
 
 impl Checker {
     /// Whether, by the ledger alone, every table seems to be what every owner is. Cheap.
@@ -83,20 +81,6 @@ impl Checker {
     pub(crate) fn wasted(&mut self, wasted: u64, lookups: u64) {
         if lookups >= LOOKUPS_MIN && wasted * 1_000 > lookups * WASTED_PERMILLE_MAX {
             self.broken(Violation::Wasted { wasted, lookups });
-        }
-    }
-
-    /// Liars that were believed to the end.
-    pub(crate) fn believed(&mut self, machines: &[Machine]) {
-        for (holder, machine) in machines.iter().enumerate().filter(|(_, machine)| machine.is_honest()) {
-            for view in machine.core.peers() {
-                let Some(owner) = self.number(&view.peer) else { continue };
-                let liar = machines.get(owner).is_some_and(|machine| !machine.is_honest());
-                let excluded = view.demoted_until.is_some() || view.set_aside_until.is_some();
-                if liar && view.held_hits == 0 && view.false_hits > FALSE_HITS_MAX && view.misdeeds == 0 && !excluded {
-                    self.broken(Violation::NotDemoted { holder, owner, false_hits: view.false_hits });
-                }
-            }
         }
     }
 }

@@ -61,6 +61,16 @@ pub enum Violation {
         /// What.
         generation: Generation,
     },
+    /// An epoch far in the future was accepted.
+    #[error("machine {holder} accepted {generation:?} of {owner}, more than a day ahead of its clock")]
+    Tomorrow {
+        /// Who accepted.
+        holder: Number,
+        /// Whose.
+        owner: Number,
+        /// What.
+        generation: Generation,
+    },
     /// An older generation was accepted after a newer one.
     #[error("machine {holder} went back to {generation:?} of {owner}")]
     WentBack {
@@ -169,14 +179,14 @@ pub enum Violation {
         /// Lookups.
         lookups: u64,
     },
-    /// A filter that lies was used until the end.
-    #[error("machine {holder} was misled {false_hits} times by {owner} and never demoted it")]
+    /// A filter that lies was believed too long.
+    #[error("machine {holder} was misled {false_hits} times by {owner} within 5 min")]
     NotDemoted {
         /// Who was misled.
         holder: Number,
         /// By whom.
         owner: Number,
         /// How often.
-        false_hits: u64,
+        false_hits: usize,
     },
 }

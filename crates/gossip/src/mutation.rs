@@ -1,0 +1,107 @@
+//! Cores with one check left out, for the simulation to see that its checkers notice. Only with the feature `mutants`, which
+//! nothing but `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names below do not exist.
+
+/// Whether this check is left out.
+#[cfg(feature = "mutants")]
+macro_rules! mutant {
+    ($name:ident) => {
+        $crate::mutation::is($crate::mutation::Mutation::$name)
+    };
+}
+
+/// Whether this check is left out: never.
+#[cfg(not(feature = "mutants"))]
+macro_rules! mutant {
+    ($name:ident) => {
+        false
+    };
+}
+
+pub(crate) use mutant;
+
+#[cfg(feature = "mutants")]
+pub use with_the_feature::*;
+
+#[cfg(feature = "mutants")]
+mod with_the_feature {
+    use std::cell::Cell;
+
+    thread_local! {
+        static PRESENT: Cell<Option<Mutation>> = const { Cell::new(None) };
+    }
+
+    /// What is left out.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Mutation {
+        /// A lower generation is accepted after a higher one.
+        StaleGeneration,
+        /// What was on disk is not read back.
+        FloorsForgotten,
+        /// An epoch of next week is accepted.
+        FutureEpoch,
+        /// A body with another digest than the signed one is installed.
+        UnsignedBody,
+        /// A delta that leads to another digest than the signed one is applied.
+        UnsignedDelta,
+        /// A body whose audience leaves us out is installed.
+        ForeignAudience,
+        /// A body is handed to whoever asks.
+        BodyForAnyone,
+        /// Announcements are told to whoever asks.
+        NewsForAnyone,
+        /// A removed path stays in the filter.
+        RemovalForgotten,
+        /// An epoch is published that is not on disk.
+        EpochNotPersisted,
+        /// A delta is published under the `seq` of what it builds on.
+        SeqRepeated,
+        /// Only half of a new filter is written.
+        HalfColumn,
+        /// The bits of a delta are not set.
+        DeltaNotApplied,
+        /// A summary is used for ever.
+        LifetimeIgnored,
+        /// A peer that left the allowlist stays.
+        DistrustIgnored,
+        /// Who forwards what a stranger wrote is blamed.
+        ForwarderBlamed,
+        /// False hits have no consequence.
+        FalseHitsIgnored,
+        /// Nothing is compared with anybody.
+        NoComparison,
+        /// Any number of bodies is pulled at once.
+        PullsUnbounded,
+    }
+
+    /// All of them.
+    pub const MUTATIONS: [Mutation; 19] = [
+        Mutation::StaleGeneration,
+        Mutation::FloorsForgotten,
+        Mutation::FutureEpoch,
+        Mutation::UnsignedBody,
+        Mutation::UnsignedDelta,
+        Mutation::ForeignAudience,
+        Mutation::BodyForAnyone,
+        Mutation::NewsForAnyone,
+        Mutation::RemovalForgotten,
+        Mutation::EpochNotPersisted,
+        Mutation::SeqRepeated,
+        Mutation::HalfColumn,
+        Mutation::DeltaNotApplied,
+        Mutation::LifetimeIgnored,
+        Mutation::DistrustIgnored,
+        Mutation::ForwarderBlamed,
+        Mutation::FalseHitsIgnored,
+        Mutation::NoComparison,
+        Mutation::PullsUnbounded,
+    ];
+
+    /// Leaves this out of all cores of this thread.
+    pub fn mutate(mutation: Option<Mutation>) {
+        PRESENT.set(mutation);
+    }
+
+    pub(crate) fn is(mutation: Mutation) -> bool {
+        PRESENT.get() == Some(mutation)
+    }
+}
