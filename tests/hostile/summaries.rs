@@ -267,9 +267,20 @@ fn a_liar_about_summaries_is_set_aside() {
     stage.finish();
 }
 
-/// As many announcements as can be sent, each signed and new.
+/// As many announcements as can be sent in a while.
 #[test]
 fn a_flood_of_announcements() {
+    flood("flood of announcements", |since, _| since.elapsed() < FLOOD);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_announcements() {
+    flood("a million announcements", |_, sent| sent < 1_000_000);
+}
+
+/// Announcements, each signed and new, for as long as `goes_on` says.
+fn flood(tag: &str, goes_on: impl Fn(Instant, u64) -> bool) {
     let peer = Peer::honest("flood");
     let stage = Stage::new(&["flood"], 64, &[&peer]);
     stage.enter(&peer, "flood", &["a"]);
@@ -277,16 +288,17 @@ fn a_flood_of_announcements() {
     let started = Instant::now();
     let memory = stage.client.watch_memory();
     let mut sent = 0_u64;
-    while started.elapsed() < FLOOD {
+    while goes_on(started, sent) {
         let announcement = Announcement { seq: 10 + sent, ..announcement(&body, epoch) };
         sent += u64::from(peer.publish(announcement.seal(&peer.keys)));
     }
+    let sending = started.elapsed();
     let outcome = stage.build_under_attack("flood", "single", &[]);
     stage.assert_blamed(&peer, "published announcements too fast", "announcement_flood", 1);
     let rise = memory.rise_bytes();
     assert!(rise <= 64 << 20, "{rise} bytes above idle after {sent} announcements");
-    report::note("flood of announcements", |row| {
-        row.outcome = format!("unharmed by {sent} in {} s", FLOOD.as_secs());
+    report::note(tag, |row| {
+        row.outcome = format!("unharmed by {sent} in {} s", sending.as_secs());
         row.rise_bytes = Some(rise.max(outcome.rise_bytes));
     });
     stage.finish();
