@@ -4,7 +4,7 @@ use crate::checker::Publication;
 use crate::draw::Draw;
 use crate::machine::Number;
 use crate::scenario::Scenario;
-use crate::traffic::{KINDS, Traffic};
+use crate::traffic::{self, KINDS, STREAM_OVERHEAD, Traffic};
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Generation, HASHES_PER_ITEM};
 use serde::Serialize;
@@ -40,6 +40,8 @@ struct Change {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Spread {
+    /// The version of the store that it tells of.
+    version: u32,
     /// The oldest build that it tells of, and the oldest collection.
     build_us: Option<u64>,
     removal_us: Option<u64>,
@@ -82,6 +84,39 @@ pub struct Probes {
     pub present_wasted: u64,
 }
 
+/// What the bodies that were pulled would have taken in other encodings, bytes on the wire of the receiver.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Encodings {
+    /// Bloom filters and deltas, as they are.
+    pub filters: u64,
+    /// Sorted prefixes of 8 bytes and deltas of them.
+    pub prefixes: u64,
+    /// A rateless IBLT between what was held and what is.
+    pub reconciled: u64,
+    /// Times that something was pulled.
+    pub pulls: u64,
+}
+
+impl Encodings {
+    /// Around a body: generation, count, and request.
+    const AROUND: u64 = 60;
+    const PREFIX_BYTES: u64 = 8;
+    /// A coded symbol: the sum of prefixes, a checksum of 8 bytes, a count.
+    const SYMBOL_BYTES: u64 = 8 + 8 + 1;
+
+    /// A pull of so many bytes that told of so many differences; from nothing when `cold`.
+    pub(crate) fn pulled(&mut self, bytes: usize, differences: u64, cold: bool) {
+        let wire = |payload: u64| traffic::wire_bytes(usize::try_from(payload).unwrap_or(0) + STREAM_OVERHEAD) as u64;
+        self.pulls += 1;
+        self.filters += wire(bytes as u64);
+        self.prefixes += wire(Self::PREFIX_BYTES * differences + Self::AROUND);
+        // 1.35 symbols for each difference (arXiv 2402.02668), somewhat more for few; a newcomer takes the list.
+        let symbols = (differences * 135).div_ceil(100) + 3;
+        let payload = if cold { Self::PREFIX_BYTES * differences } else { Self::SYMBOL_BYTES * symbols };
+        self.reconciled += wire(payload + Self::AROUND);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Figures {
     nodes: usize,
@@ -103,6 +138,7 @@ pub(crate) struct Figures {
     pub(crate) joiner: Option<Joiner>,
     /// Bytes of all machines when nothing had happened yet, and when that was.
     pub(crate) idle: Option<(u64, u64)>,
+    pub(crate) encodings: Encodings,
     draw: Draw,
 }
 
@@ -125,6 +161,7 @@ impl Figures {
             demoted: BTreeMap::new(),
             joiner: None,
             idle: None,
+            encodings: Encodings::default(),
             // Apart from the run's own: what is looked at must not change what happens.
             draw: Draw::new(0x00f1_60e5),
         }
@@ -161,6 +198,7 @@ impl Figures {
         let before = publication.announced.saturating_sub(added);
         owner.numbers.insert(generation, owner.published.len());
         owner.published.push(Spread {
+            version: publication.version,
             build_us: oldest(false),
             removal_us: oldest(true),
             entropy_bytes: if delta { entropy_bytes(filter_bits, before, added) } else { 0.0 },
@@ -168,27 +206,35 @@ impl Figures {
         });
     }
 
-    /// A holder has a body of this generation.
-    pub(crate) fn known(&mut self, now_us: u64, holder: Number, owner: Number, generation: Generation, bytes: usize) {
-        let Some(owned) = self.owners.get_mut(owner) else { return };
-        let Some(at) = owned.numbers.get(&generation).copied() else { return };
-        let Some(seen) = self.seen.get_mut(holder).and_then(|seen| seen.get_mut(owner)) else { return };
+    /// A holder has a body of this generation. Returns the version of the store that it had before, if any, and that of now.
+    pub(crate) fn known(
+        &mut self,
+        now_us: u64,
+        holder: Number,
+        owner: Number,
+        generation: Generation,
+        bytes: usize,
+    ) -> Option<(Option<u32>, u32)> {
+        let owned = self.owners.get_mut(owner)?;
+        let at = owned.numbers.get(&generation).copied()?;
+        let seen = self.seen.get_mut(holder).and_then(|seen| seen.get_mut(owner))?;
         let up_since_us = self.up_since_us.get(holder).copied().unwrap_or(0);
         let first = *seen as usize;
         *seen = u32::try_from(at + 1).unwrap_or(u32::MAX).max(*seen);
-        let Some(spreads) = owned.published.get_mut(first..=at) else { return };
+        let before = first.checked_sub(1).and_then(|at| owned.published.get(at)).map(|spread| spread.version);
+        let spreads = owned.published.get_mut(first..=at)?;
         if let Some(last) = spreads.last_mut() {
             last.bytes += bytes as u64;
             last.holders += 1;
         }
-        if self.begun_us.is_none() {
-            return;
-        }
+        let now = spreads.last()?.version;
+        self.begun_us?;
         for spread in spreads {
             // What came while a machine was not there is not its delay.
             self.known_us.extend(spread.build_us.filter(|at| *at >= up_since_us).map(|at_us| now_us - at_us));
             self.forgotten_us.extend(spread.removal_us.filter(|at| *at >= up_since_us).map(|at_us| now_us - at_us));
         }
+        Some((before, now))
     }
 
     /// A machine's core begins.

@@ -43,13 +43,14 @@ mod upset;
 mod world;
 
 pub use checker::Violation;
-pub use figures::{Point, Probes};
+pub use figures::{Encodings, Point, Probes};
 pub use hostile::{TRICKS, Trick};
 pub use plot::plots;
 pub use report::{Report, Row};
 pub use scenario::{Scenario, ScenarioError, built_in};
 pub use story::Subject;
 pub use traffic::{KINDS, Kind};
+pub use traffic::{answer_bytes, question_bytes};
 pub use world::Totals;
 
 use checker::liveness::reachable;

@@ -48,16 +48,26 @@ pub(crate) struct Store {
     pub(crate) version: u32,
     pub(crate) held: Vec<Held>,
     pub(crate) live: BTreeSet<Path>,
+    /// Of each version, from 1: paths that came and went.
+    changes: Vec<(u32, u32)>,
 }
 
 impl Store {
     pub(crate) fn add(&mut self, paths: impl IntoIterator<Item = Path>) {
         self.version += 1;
+        let before = self.live.len();
         for path in paths {
             if self.live.insert(path) {
                 self.held.push(Held { path, since: self.version, until: u32::MAX });
             }
         }
+        self.changes.push((u32::try_from(self.live.len() - before).unwrap_or(0), 0));
+    }
+
+    /// How many paths came and went after one version and up to another.
+    pub(crate) fn changed(&self, from: u32, to: u32) -> (u64, u64) {
+        let versions = self.changes.iter().take(to as usize).skip(from as usize);
+        versions.fold((0, 0), |(came, went), (c, w)| (came + u64::from(*c), went + u64::from(*w)))
     }
 
     /// Removes those for which `choose` is true, and returns them.
@@ -71,6 +81,7 @@ impl Store {
                 removed.push(held.path);
             }
         }
+        self.changes.push((0, u32::try_from(removed.len()).unwrap_or(0)));
         removed.iter().for_each(|path| {
             self.live.remove(path);
         });

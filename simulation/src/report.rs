@@ -1,7 +1,7 @@
 //! What came of a run.
 
 use crate::checker::Violation;
-use crate::figures::{Point, Probes, quantile};
+use crate::figures::{Encodings, Point, Probes, quantile};
 use crate::scenario::Targets;
 use crate::traffic::{KINDS, Kind};
 use crate::world::{Totals, World};
@@ -57,6 +57,10 @@ pub struct Report {
     pub blamed: BTreeMap<&'static str, u64>,
     /// Lookups and their probes.
     pub probes: Probes,
+    /// The bodies in other encodings.
+    pub encodings: Encodings,
+    /// Memory of the tables of filters, bytes, mean over the machines.
+    pub table_bytes: u64,
     /// Summaries that were compared with the truth.
     pub checked: u64,
     /// Counts.
@@ -108,6 +112,11 @@ impl Report {
             bytes_per_s,
             blamed: world.figures.blamed.clone(),
             probes: world.figures.probes,
+            encodings: world.figures.encodings,
+            table_bytes: {
+                let tables = world.machines.iter().map(|machine| machine.core.table().memory_bytes() as u64);
+                tables.sum::<u64>() / world.machines.len().max(1) as u64
+            },
             checked: world.checker.checked,
             totals: world.totals,
             points: world.figures.points.clone(),

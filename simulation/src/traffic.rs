@@ -60,6 +60,16 @@ pub(crate) fn ack_bytes(payload: usize) -> usize {
     ACK_BYTES * payload.div_ceil(2 * SEGMENT_BYTES).max(1)
 }
 
+/// Bytes on the wire, acknowledgements included, of a question for so many paths at once, 20 bytes each.
+pub fn question_bytes(paths: usize) -> usize {
+    wire_bytes(20 * paths + STREAM_OVERHEAD) + ack_bytes(20 * paths + STREAM_OVERHEAD)
+}
+
+/// The same of its answer: a bit for each path.
+pub fn answer_bytes(paths: usize) -> usize {
+    wire_bytes(paths.div_ceil(8) + STREAM_OVERHEAD) + ack_bytes(paths.div_ceil(8) + STREAM_OVERHEAD)
+}
+
 impl Traffic {
     pub(crate) fn send(&mut self, kind: Kind, bytes: usize) {
         if let Some(sum) = self.sent.get_mut(kind as usize) {

@@ -83,7 +83,8 @@ pub(crate) enum Happening {
 #[derive(Debug)]
 struct Due {
     order: Reverse<(u64, u64)>,
-    happening: Happening,
+    /// Boxed: a heap moves its entries about.
+    happening: Box<Happening>,
 }
 
 impl PartialEq for Due {
@@ -233,7 +234,7 @@ impl World {
 
     pub(crate) fn at_us(&mut self, at_us: u64, happening: Happening) {
         self.counter += 1;
-        self.due.push(Due { order: Reverse((at_us, self.counter)), happening });
+        self.due.push(Due { order: Reverse((at_us, self.counter)), happening: Box::new(happening) });
     }
 
     pub(crate) fn after_us(&mut self, us: u64, happening: Happening) {
@@ -245,7 +246,7 @@ impl World {
         while self.due.peek().is_some_and(|due| due.order.0.0 <= end_us) {
             if let Some(Due { order: Reverse((at_us, _)), happening }) = self.due.pop() {
                 self.now_us = at_us;
-                self.happen(happening);
+                self.happen(*happening);
             }
         }
         self.now_us = end_us;
@@ -256,13 +257,13 @@ impl World {
         self.healed = true;
         let (mut ends, mut rest) = (Vec::new(), Vec::new());
         for due in std::mem::take(&mut self.due).into_sorted_vec().into_iter().rev() {
-            match due.happening {
+            match *due.happening {
                 Happening::Start { .. }
                 | Happening::Wake(_)
                 | Happening::Stop(_)
                 | Happening::Mend(_)
                 | Happening::Reunite(_)
-                | Happening::Trust(..) => ends.push(due.happening),
+                | Happening::Trust(..) => ends.push(*due.happening),
                 Happening::Fault | Happening::Churn { .. } | Happening::Scripted { .. } => {}
                 Happening::Tick(_)
                 | Happening::Heartbeat(..)
@@ -464,7 +465,11 @@ impl World {
                 let owned = self.machines.get(owner).expect("numbers are the world's own");
                 self.checker.body(number, machine, owner, owned, *generation);
                 if honest && self.machine(number).is_honest() {
-                    self.figures.known(now_us, number, owner, *generation, *bytes);
+                    let versions = self.figures.known(now_us, number, owner, *generation, *bytes);
+                    if let Some((before, now)) = versions.filter(|_| *bytes > 0) {
+                        let (came, went) = self.machine(owner).store.changed(before.unwrap_or(0), now);
+                        self.figures.encodings.pulled(*bytes, came + went, before.is_none());
+                    }
                 }
                 self.watch_joiner(number);
             }

@@ -26,6 +26,8 @@ pub(crate) struct Entry {
     pub(crate) held: Option<Held>,
     /// A generation whose body was seen and will not do: not pulled again.
     pub(crate) refused: Option<Generation>,
+    /// Since when and how often it did not have what it announced, without any body in between.
+    pub(crate) undelivered: Option<(Moment, u32)>,
     /// The audience of the last body held: a goodbye is told on to those who had the body.
     pub(crate) audience: Arc<[AudienceDigest]>,
     pub(crate) addresses: Vec<SocketAddr>,
@@ -109,6 +111,7 @@ impl Entry {
             newest: None,
             held: None,
             refused: None,
+            undelivered: None,
             audience: Arc::from([]),
             addresses: Vec::new(),
             software: None,

@@ -102,12 +102,12 @@ impl Block {
         }
     }
 
-    /// Sets bits of a column; readers see each at once.
+    /// Sets bits of a column; readers see each at once. Only the writer calls this, so plain loads and stores do.
     pub(crate) fn set(&self, column: usize, positions: &[u32]) {
         let (word, mask) = place(column);
         for &position in positions {
             if let Some(cell) = self.words.get(self.skip + position as usize * self.width + word) {
-                cell.fetch_or(mask, Relaxed);
+                cell.store(cell.load(Relaxed) | mask, Relaxed);
             }
         }
     }

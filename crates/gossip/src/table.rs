@@ -146,25 +146,49 @@ pub(crate) enum ClassView {
     Plain(Vec<(Arc<Member>, Arc<PlainFilter>)>),
     Sliced {
         blocks: Vec<Arc<Block>>,
-        /// By column.
-        members: Vec<Option<Arc<Member>>>,
+        /// By column, 64 together.
+        words: Vec<Arc<Word>>,
         /// A one for each column with a member, by block.
         live: Vec<[u64; 8]>,
     },
 }
 
+/// The members of 64 columns. Views share those in which nothing changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Word {
+    live: u64,
+    members: [Option<Arc<Member>>; WORD_COLUMNS],
+}
+
+impl Default for Word {
+    fn default() -> Self {
+        Self { live: 0, members: std::array::from_fn(|_| None) }
+    }
+}
+
+impl Word {
+    pub(crate) fn set(&mut self, bit: usize, member: Option<Arc<Member>>) {
+        let mask = 1 << (bit % WORD_COLUMNS);
+        self.live = if member.is_some() { self.live | mask } else { self.live & !mask };
+        if let Some(slot) = self.members.get_mut(bit % WORD_COLUMNS) {
+            *slot = member;
+        }
+    }
+
+    pub(crate) fn get(&self, bit: usize) -> Option<&Arc<Member>> {
+        self.members.get(bit % WORD_COLUMNS)?.as_ref()
+    }
+}
+
 impl ClassView {
-    pub(crate) fn sliced(blocks: Vec<Arc<Block>>, members: Vec<Option<Arc<Member>>>) -> Self {
-        let word = |columns: &[Option<Arc<Member>>]| {
-            columns.iter().enumerate().fold(0u64, |word, (bit, member)| word | u64::from(member.is_some()) << bit)
+    pub(crate) fn sliced(blocks: Vec<Arc<Block>>, words: Vec<Arc<Word>>) -> Self {
+        let block = |words: &[Arc<Word>]| {
+            let mut live = [0; BLOCK_COLUMNS / WORD_COLUMNS];
+            live.iter_mut().zip(words).for_each(|(to, word)| *to = word.live);
+            live
         };
-        let block = |columns: &[Option<Arc<Member>>]| {
-            let mut words = [0; 8];
-            words.iter_mut().zip(columns.chunks(WORD_COLUMNS)).for_each(|(to, columns)| *to = word(columns));
-            words
-        };
-        let live = members.chunks(BLOCK_COLUMNS).map(block).collect();
-        Self::Sliced { blocks, members, live }
+        let live = words.chunks(BLOCK_COLUMNS / WORD_COLUMNS).map(block).collect();
+        Self::Sliced { blocks, words, live }
     }
 
     fn find<'a>(&'a self, class: FilterClass, positions: &BitPositions, mut tell: impl FnMut(&'a Member)) {
@@ -174,15 +198,15 @@ impl ClassView {
             Self::Plain(filters) => {
                 filters.iter().filter(|(_, filter)| filter.may_contain(&rows)).for_each(|(member, _)| tell(member));
             }
-            Self::Sliced { blocks, members, live } => {
+            Self::Sliced { blocks, words, live } => {
                 let mut first_words = [0; BLOCKS_USUAL];
                 first_words.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.first_word(&rows));
-                let columns = members.chunks(BLOCK_COLUMNS);
-                for (((at, block), live), columns) in blocks.iter().enumerate().zip(live).zip(columns) {
+                let words = words.chunks(BLOCK_COLUMNS / WORD_COLUMNS);
+                for (((at, block), live), words) in blocks.iter().enumerate().zip(live).zip(words) {
                     let first_word = first_words.get(at).copied().unwrap_or_else(|| block.first_word(&rows));
                     let found = block.find(&rows, first_word, *live);
-                    for (word, columns) in found.into_iter().zip(columns.chunks(WORD_COLUMNS)) {
-                        ones(word).filter_map(|bit| columns.get(bit)?.as_deref()).for_each(&mut tell);
+                    for (bits, word) in found.into_iter().zip(words) {
+                        ones(bits).filter_map(|bit| word.get(bit).map(Arc::as_ref)).for_each(&mut tell);
                     }
                 }
             }
@@ -192,7 +216,7 @@ impl ClassView {
     fn len(&self) -> usize {
         match self {
             Self::Plain(filters) => filters.len(),
-            Self::Sliced { members, .. } => members.iter().flatten().count(),
+            Self::Sliced { words, .. } => words.iter().map(|word| word.live.count_ones() as usize).sum(),
         }
     }
 

@@ -1,8 +1,8 @@
 //! The writing side of the table: which column is whose, which are free, when a class changes its form.
 
-use crate::matrix::{BLOCK_COLUMNS, Block};
+use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use crate::mutation::mutant;
-use crate::table::{ClassView, FilterTable, Member, PlainFilter, View};
+use crate::table::{ClassView, FilterTable, Member, PlainFilter, View, Word};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, VecDeque};
@@ -38,10 +38,13 @@ enum Class {
 #[derive(Debug, Default)]
 struct Sliced {
     blocks: Vec<Arc<Block>>,
-    members: Vec<Option<Arc<Member>>>,
+    /// Members by column, 64 together.
+    words: Vec<Arc<Word>>,
     columns: BTreeMap<PeerId, usize>,
-    /// Columns that no view shows.
+    /// Columns that no view shows, with what a former peer left in them.
     free: Vec<usize>,
+    /// Columns that nobody has had yet: empty. The lowest is the last.
+    unused: Vec<usize>,
     /// Columns given up, with the number of the last view that shows them.
     retired: VecDeque<(u64, usize)>,
 }
@@ -156,7 +159,7 @@ impl TableWriter {
             }
             Class::Sliced(sliced) if sliced.columns.len() < PLAIN_BELOW => *members = Class::Plain(sliced.plain()),
             // Half empty and a word more: everything moves to a matrix of its size.
-            Class::Sliced(sliced) if sliced.members.len() > 2 * sliced.columns.len() + 64 => {
+            Class::Sliced(sliced) if sliced.capacity() > 2 * sliced.columns.len() + 64 => {
                 *members = Class::Sliced(Sliced::of(class, &sliced.plain()));
             }
             Class::Plain(_) | Class::Sliced(_) => {}
@@ -167,7 +170,7 @@ impl TableWriter {
     fn show(&mut self) {
         let view = |class: &Class| match class {
             Class::Plain(filters) => ClassView::Plain(filters.values().cloned().collect()),
-            Class::Sliced(sliced) => ClassView::sliced(sliced.blocks.clone(), sliced.members.clone()),
+            Class::Sliced(sliced) => ClassView::sliced(sliced.blocks.clone(), sliced.words.clone()),
         };
         let classes = self.classes.iter().map(|(class, members)| (*class, Arc::new(view(members)))).collect();
         let before = self.shared.replace(Arc::new(View { classes }));
@@ -198,33 +201,33 @@ impl Sliced {
     /// All these filters in a new matrix.
     fn of(class: FilterClass, filters: &BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)>) -> Self {
         let mut sliced = Self::default();
-        while sliced.members.len() < filters.len() {
+        while sliced.capacity() < filters.len() {
             sliced.grow(class);
         }
         let bytes: Vec<_> = filters.values().map(|(_, filter)| filter.read()).collect();
         sliced.blocks.iter().zip(bytes.chunks(BLOCK_COLUMNS)).for_each(|(block, filters)| block.fill(filters));
-        sliced
-            .members
-            .iter_mut()
-            .zip(filters.values())
-            .for_each(|(slot, (member, _))| *slot = Some(Arc::clone(member)));
+        for (column, (member, _)) in filters.values().enumerate() {
+            sliced.set_member(column, Some(Arc::clone(member)));
+        }
         sliced.columns = filters.keys().copied().zip(0..).collect();
-        sliced.free.retain(|column| *column >= filters.len());
+        sliced.unused.retain(|column| *column >= filters.len());
         sliced
     }
 
     /// Writes a filter to a column that nobody sees, growing by 64 columns when there is none.
     fn write(&mut self, class: FilterClass, member: Arc<Member>, filter_bytes: &[u8]) {
-        if self.free.is_empty() {
+        if self.free.is_empty() && self.unused.is_empty() {
             self.grow(class);
         }
-        let column = self.free.pop().expect("grown by 64 columns when none was free");
+        let used = self.free.pop();
+        let column = used.or_else(|| self.unused.pop()).expect("grown by 64 columns when none was free");
         let (block, at) = self.block(column).expect("a free column lies in a block");
-        block.write(at, filter_bytes);
-        self.columns.insert(member.peer, column);
-        if let Some(slot) = self.members.get_mut(column) {
-            *slot = Some(member);
+        match used {
+            Some(_) => block.write(at, filter_bytes),
+            None => block.set(at, &ones(filter_bytes)),
         }
+        self.columns.insert(member.peer, column);
+        self.set_member(column, Some(member));
     }
 
     fn grow(&mut self, class: FilterClass) {
@@ -235,16 +238,25 @@ impl Sliced {
             }
             None => self.blocks.push(Arc::new(Block::new(class, 1))),
         }
-        let columns = self.members.len();
-        self.members.resize(columns + 64, None);
-        self.free.extend((columns..columns + 64).rev());
+        let columns = self.capacity();
+        self.words.push(Arc::default());
+        self.unused.extend((columns..columns + 64).rev());
+    }
+
+    fn capacity(&self) -> usize {
+        self.words.len() * WORD_COLUMNS
+    }
+
+    /// Views that show the word keep it as it was.
+    fn set_member(&mut self, column: usize, member: Option<Arc<Member>>) {
+        if let Some(word) = self.words.get_mut(column / WORD_COLUMNS) {
+            Arc::make_mut(word).set(column, member);
+        }
     }
 
     fn retire(&mut self, peer: &PeerId, view: u64) {
         if let Some(column) = self.columns.remove(peer) {
-            if let Some(slot) = self.members.get_mut(column) {
-                *slot = None;
-            }
+            self.set_member(column, None);
             self.retired.push_back((view, column));
         }
     }
@@ -260,12 +272,25 @@ impl Sliced {
 
     fn plain(&self) -> BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)> {
         let plain = |(peer, column): (&PeerId, &usize)| {
-            let member = self.members.get(*column)?.clone()?;
+            let member = Arc::clone(self.words.get(column / WORD_COLUMNS)?.get(*column)?);
             let (block, at) = self.block(*column)?;
             Some((*peer, (member, Arc::new(PlainFilter::new(&block.read(at))))))
         };
         self.columns.iter().filter_map(plain).collect()
     }
+}
+
+/// The positions of the bits that are set.
+fn ones(filter_bytes: &[u8]) -> Vec<u32> {
+    let mut positions = Vec::new();
+    for (at, byte) in (0..).step_by(8).zip(filter_bytes) {
+        let mut byte = *byte;
+        while byte != 0 {
+            positions.push(at + byte.trailing_zeros());
+            byte &= byte - 1;
+        }
+    }
+    positions
 }
 
 #[cfg(test)]

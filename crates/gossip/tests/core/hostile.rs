@@ -266,6 +266,20 @@ fn announced_and_never_delivered_is_given_up_and_blamed() {
 }
 
 #[test]
+fn announcing_something_else_each_time_is_no_way_out() {
+    let mut lone = Lone::new();
+    for seq in 0..40 {
+        lone.announce(OWNER, Forged::new(OWNER, seq, &parts(0..5)).envelope.as_bytes());
+        for (to, id, _) in lone.pulls() {
+            lone.feed(Input::Response { from: to, id, bytes: GossipReply::Absent.encode().unwrap() });
+        }
+        lone.pass(2_000);
+        assert!(lone.misdeeds().len() <= usize::from(seq >= 29), "not in the first minute, nor again and again");
+    }
+    assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::Undelivered)]);
+}
+
+#[test]
 fn silence_is_a_failure_too() {
     let mut lone = Lone::new();
     lone.announce(OWNER, Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes());

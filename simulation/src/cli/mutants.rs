@@ -1,0 +1,26 @@
+//! The checkers, checked.
+
+use std::process::ExitCode;
+
+#[cfg(feature = "mutants")]
+pub(crate) fn mutants() -> ExitCode {
+    use narmesh_simulation::mutants::verdicts;
+    // A mutant may panic: that is noticed as well, and its story is not wanted.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut right = true;
+    for verdict in verdicts() {
+        let name = verdict.mutation.map_or("none".to_owned(), |mutation| format!("{mutation:?}"));
+        match &verdict.red {
+            Some((seed, scenario, seen)) => println!("{name:18} red with seed {seed} of {scenario}: {seen}"),
+            None => println!("{name:18} not noticed in any seed"),
+        }
+        right &= verdict.is_right();
+    }
+    if right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(not(feature = "mutants"))]
+pub(crate) fn mutants() -> ExitCode {
+    eprintln!("narmesh-sim: built without mutants; use `cargo run --release -p narmesh-simulation --features mutants`");
+    ExitCode::from(2)
+}

@@ -1,0 +1,89 @@
+//! One run.
+
+use narmesh_simulation::{Report, Scenario, Subject, built_in, plots, run};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Option<&Path>, trace: Subject) -> ExitCode {
+    let scenario = match Scenario::load(name) {
+        Ok(scenario) if small => scenario.small(),
+        Ok(scenario) => scenario,
+        Err(error) => {
+            eprintln!("narmesh-sim: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let since = Instant::now();
+    let report = run(scenario, seed, trace);
+    let wall_s = since.elapsed().as_secs_f64();
+    if let Some(directory) = svg
+        && let Err(error) = write_plots(directory, &report)
+    {
+        eprintln!("narmesh-sim: {}: {error}", directory.display());
+        return ExitCode::from(2);
+    }
+    if json {
+        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+    } else {
+        print_text(&report, name, small, wall_s);
+    }
+    if report.is_content() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+pub(crate) fn list() -> ExitCode {
+    for name in built_in() {
+        match Scenario::load(name) {
+            Ok(scenario) => println!("{name:20} {}", scenario.about),
+            Err(error) => println!("{name:20} {error}"),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+pub(crate) fn write_plots(directory: &Path, report: &Report) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    for (name, svg) in plots(report) {
+        std::fs::write(directory.join(name), svg)?;
+    }
+    Ok(())
+}
+
+fn print_text(report: &Report, name: &str, small: bool, wall_s: f64) {
+    report.story.iter().for_each(|line| println!("{line}"));
+    println!("{name}: {}", report.about);
+    println!("{} machines, seed {}; {wall_s:.1} s, {} MiB", report.nodes, report.seed, memory_mib());
+    println!("{}", report.table());
+    for (kind, rate) in &report.bytes_per_s {
+        println!("{rate:>12.0} B/s  {kind}");
+    }
+    let totals = report.totals;
+    println!(
+        "{} inputs, {} faults; {} announcements in {} copies; {} bodies, {} of them deltas; {} comparisons",
+        totals.inputs,
+        totals.faults,
+        totals.announcements,
+        totals.gossip_copies,
+        totals.bodies,
+        totals.deltas,
+        totals.syncs
+    );
+    println!("{} summaries compared with the truth", report.checked);
+    for (misdeed, times) in &report.blamed {
+        println!("blamed on liars: {misdeed}, {times} times");
+    }
+    for violation in &report.violations {
+        println!("violation: {violation}");
+    }
+    if !report.is_content() {
+        println!("replay: narmesh-sim run {name}{} --seed {}", if small { " --small" } else { "" }, report.seed);
+    }
+    println!("digest: {}", report.digest);
+}
+
+/// Most memory that this process had, MiB; 0 where the kernel does not say.
+pub(crate) fn memory_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) / 1_024
+}
