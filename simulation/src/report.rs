@@ -134,8 +134,8 @@ impl Report {
     /// The table of figures, in Markdown.
     pub fn table(&self) -> String {
         let mut text = String::from("| figure | measured | target |\n|---|---|---|\n");
-        for row in self.rows.iter().filter(|row| row.value.is_some() || row.target.is_some()) {
-            let value = row.value.map_or("none".to_owned(), |value| number(value, row.unit));
+        for row in &self.rows {
+            let value = row.value.map_or("–".to_owned(), |value| number(value, row.unit));
             let missed = if row.is_met() { "" } else { ", **missed**" };
             let target = row.target.map(|target| number(target, row.unit) + missed).unwrap_or_default();
             // Writing to a String cannot fail.
@@ -187,7 +187,6 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
     let idle = figures.idle.filter(|(at_us, _)| at_us - begun_us >= 60_000_000);
     let idle = idle.map(|(at_us, bytes)| total(before, bytes, at_us - begun_us));
     let mean = Some(total(before, now, world.now_us - begun_us));
-    let idle_target = bytes_per_s.filter(|_| idle.is_some());
     let mut rows = vec![
         row("fleet started, all tables full", started_us.map(ms), "ms", None),
         row("a new path is known, p50", known(500), "ms", None),
@@ -195,7 +194,7 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
         row("a new path is known, last", known(1_000), "ms", None),
         row("a removed path is forgotten, p99", forgotten(990), "ms", None),
         row("after the last fault, tables equal", converged_us.map(ms), "ms", converged_ms),
-        row("idle, bytes of one machine", idle, "B/s", idle_target),
+        row("idle, bytes of one machine", idle, "B/s", bytes_per_s),
         row("all in all, bytes of one machine", mean, "B/s", None),
         row("pulled for a build, of the entropy", figures.entropy_percent(), "%", targets.entropy_percent),
     ];
@@ -211,7 +210,7 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
         "",
         wasted_permille,
     ));
-    rows.push(row("of them at liars", share(probes.absent_lied, probes.absent).filter(|lied| *lied > 0.0), "", None));
+    rows.push(row("of them at liars", share(probes.absent_lied, probes.absent), "", None));
     rows.push(row("found of 1,000 present paths", share(probes.found, probes.present), "", None));
     rows.push(row("asked in vain for 1,000 present paths", share(probes.present_wasted, probes.present), "", None));
     rows

@@ -372,8 +372,6 @@ impl Scenario {
             event.node = event.node.map(|node| node.rem_euclid(i64::try_from(self.nodes).unwrap_or(1)));
         }
         self.hostile.strangers = self.hostile.strangers.min(4);
-        // Promises are made for the full size.
-        self.targets = Targets::default();
         self
     }
 

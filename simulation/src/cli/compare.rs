@@ -14,8 +14,15 @@ const CLOSURE_PATHS: u64 = 62;
 const DELAY_MS: u64 = 40;
 const LOSS_PERMILLE: u64 = 10;
 
+const WAYS: [&str; 4] = [
+    "(a) filters and deltas",
+    "(b) prefixes of 8 bytes and deltas",
+    "(c) ask everyone, a closure at a time",
+    "(d) rateless IBLT of prefixes",
+];
+
 pub(crate) fn compare() -> ExitCode {
-    match table() {
+    match table(false) {
         Ok((table, content)) => {
             print!("{table}");
             if content { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -40,13 +47,18 @@ fn scenario(peers: usize) -> Result<Scenario, ScenarioError> {
 }
 
 /// For 10 and for 100 peers: what a day costs a machine, how long an answer takes, what it takes to remember.
-pub(crate) fn table() -> Result<(String, bool), ScenarioError> {
+/// `form_only`: nothing is run, the figures are missing.
+pub(crate) fn table(form_only: bool) -> Result<(String, bool), ScenarioError> {
     let mut text = String::from(
         "| way | peers | kB a day, of it bodies | a newcomer reads, kB | a miss takes | a hit is found in | memory, kB | wasted \
          probes per absent path |\n|---|---|---|---|---|---|---|---|\n",
     );
     let mut content = true;
     for peers in [10, 100] {
+        if form_only {
+            text += &WAYS.map(|way| format!("| {way} ||||||||\n")).concat();
+            continue;
+        }
         let report = run(scenario(peers)?, 1, Subject::None);
         content &= report.is_content();
         report.violations.iter().for_each(|violation| eprintln!("violation: {violation}"));
@@ -81,20 +93,12 @@ fn rows(peers: u64, report: &Report) -> String {
         format!("| {way} | {peers} | {day:.0}, {bodies:.0} | {new} | {miss} | {hit} ms | {memory} | {wasted:.4} |\n")
     };
     let none = || "0 ms".to_owned();
+    let [filters, prefixes, asking_all, reconciled] = WAYS;
     let by = |received: u64| bodies * of(received) / of(encodings.filters);
     [
+        line(filters, all, bodies, newcomer(filter), none(), round_ms, report.table_bytes / 1_000, wasted),
         line(
-            "(a) filters and deltas",
-            all,
-            bodies,
-            newcomer(filter),
-            none(),
-            round_ms,
-            report.table_bytes / 1_000,
-            wasted,
-        ),
-        line(
-            "(b) prefixes of 8 bytes and deltas",
+            prefixes,
             other(encodings.prefixes),
             by(encodings.prefixes),
             newcomer(list),
@@ -103,18 +107,9 @@ fn rows(peers: u64, report: &Report) -> String {
             newcomer(list),
             0.0,
         ),
+        line(asking_all, asking + connections, 0.0, 0, format!("{slowest} ms"), round_ms, 0, 0.0),
         line(
-            "(c) ask everyone, a closure at a time",
-            asking + connections,
-            0.0,
-            0,
-            format!("{slowest} ms"),
-            round_ms,
-            0,
-            0.0,
-        ),
-        line(
-            "(d) rateless IBLT of prefixes",
+            reconciled,
             other(encodings.reconciled),
             by(encodings.reconciled),
             newcomer(list),

@@ -12,4 +12,5 @@
 mod hostile;
 mod lone;
 mod net;
+mod oracle;
 mod stories;
