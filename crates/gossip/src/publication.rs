@@ -23,6 +23,8 @@ pub(crate) const PUBLISH_GAP_MS: u64 = 500;
 pub(crate) const REMOVAL_DELAY_MS: u64 = 1_000;
 /// Removals start a new epoch, so a whole body for every peer, at most this often, milliseconds. A guess.
 pub(crate) const EPOCH_GAP_MS: u64 = 5_000;
+/// After this, being overtaken counts as the first time again, milliseconds.
+const OVERTAKEN_MEMORY_MS: u64 = 60_000;
 /// Most paths whatever the configuration says: they fit the largest filter at the rate for 2,048 peers.
 pub const PATHS_MAX: usize = 400_000;
 /// Expected wasted probes per absent path, over all peers together (half of the 0.05 promised).
@@ -80,8 +82,10 @@ pub(crate) struct Publication {
     changed: Option<Moment>,
     /// Since when a removal waits.
     removed: Option<Moment>,
-    /// Since when something waits that must not wait for other removals.
+    /// When something is due that must not wait for other removals.
     urgent: Option<Moment>,
+    /// When a peer last showed us something of ours that we do not know of.
+    overtaken: Option<Moment>,
     /// The greatest epoch that may have been used.
     epoch_floor: u64,
     /// The next epoch is not below the wall clock: the first one, and one after lost state, which may have been lost twice.
@@ -142,6 +146,7 @@ impl Publication {
             changed: None,
             removed: None,
             urgent: None,
+            overtaken: None,
             epoch_floor: own_epoch.unwrap_or(0),
             epoch_by_clock: true,
             epoch_begun: None,
@@ -200,13 +205,18 @@ impl Publication {
     /// Notes whom we trust; `audience` ascends and holds ourselves.
     pub(crate) fn set_audience(&mut self, now: Moment, audience: Vec<AudienceDigest>, peers: usize) {
         if self.audience.iter().any(|member| audience.binary_search(member).is_err()) {
-            self.urgent.get_or_insert(now);
+            self.hurry(now);
         }
         if self.audience != audience {
             self.changed.get_or_insert(now);
         }
         self.audience = audience;
         self.peers = peers;
+    }
+
+    /// A new epoch is due then, or earlier.
+    fn hurry(&mut self, due: Moment) {
+        self.urgent = Some(self.urgent.map_or(due, |before| before.min(due)));
     }
 
     /// Notes where we listen.
@@ -237,7 +247,12 @@ impl Publication {
         self.epoch_floor = self.epoch_floor.max(heard.generation.epoch);
         self.epoch_by_clock = true;
         if self.current.is_some() {
-            self.urgent.get_or_insert(now.moment);
+            // Again and again: then another machine has our key (a copied disk), and each would overtake the other at once.
+            let again = self.overtaken.is_some_and(|before| now.moment.since(before) < OVERTAKEN_MEMORY_MS);
+            let gap_ms = if again { EPOCH_GAP_MS } else { 0 };
+            let due = self.epoch_begun.map_or(now.moment, |begun| now.moment.max(begun + gap_ms));
+            self.overtaken = Some(now.moment);
+            self.hurry(due);
         }
         true
     }
@@ -249,7 +264,7 @@ impl Publication {
             if expected.abs_diff(now.wall_ms) > WALL_JUMP_MS {
                 self.changed.get_or_insert(now.moment);
                 if is_beyond_tomorrow(current.epoch.generation.epoch, now) {
-                    self.urgent.get_or_insert(now.moment);
+                    self.hurry(now.moment);
                 }
             }
         }

@@ -597,3 +597,31 @@ fn a_quiet_core_sleeps() {
     let deadline = net.node(1).core.deadline().unwrap().0;
     assert!(deadline > before && deadline <= before + 66_000, "the next comparison");
 }
+
+#[test]
+fn two_machines_with_one_key_do_not_chase_each_other() {
+    // A copied disk: 2 is connected with both, and shows each what the other has published.
+    let mut net = Net::with_trust(2, &[(1, 2)]);
+    net.connect(1, 2);
+    net.run(10_000);
+    let mut shown = 0;
+    for _ in 0..600 {
+        let newest = net.view(2, 1).announced.unwrap();
+        let theirs = narmesh_protocol::Announcement {
+            generation: narmesh_protocol::Generation { epoch: newest.epoch + 1, seq: 0 },
+            path_count: 0,
+            body_digest: [7; 32],
+            body_bytes: 1_100,
+            lifetime_s: 3_600,
+            issued_at_ms: WALL_MS,
+        };
+        let envelope = Envelope::seal(&crate::net::keypair(1), theirs).unwrap().as_bytes().to_vec();
+        net.input(2, Input::Announcement { id: 0, author: peer(1), from: peer(1), bytes: envelope });
+        net.disconnect(1, 2);
+        net.connect(1, 2);
+        net.run(100);
+        shown += 1;
+    }
+    let epochs = net.node(1).published.len();
+    assert!(shown == 600 && (5..=16).contains(&epochs), "{epochs} epochs in a minute");
+}
