@@ -14,19 +14,17 @@ use libp2p_stream::Control;
 use narmesh_tests::{PeerCard, TestNode};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
 /// A connection is promised within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// The runtime of all peers of this process.
-pub fn runtime() -> &'static tokio::runtime::Runtime {
-    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-    })
+/// A runtime of its own for each peer: what one does as fast as it can must not slow those of other tests.
+pub fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }
 
 pub fn now_ms() -> u64 {
@@ -155,6 +153,7 @@ pub struct Peer {
     pub id: PeerId,
     pub keys: Keypair,
     pub control: Control,
+    pub runtime: Runtime,
     commands: mpsc::UnboundedSender<Command>,
     desk: Arc<Mutex<Desk>>,
 }
@@ -169,7 +168,8 @@ impl Peer {
     }
 
     pub fn new(name: &str, keys: Keypair, script: Script) -> Self {
-        let _entered = runtime().enter();
+        let runtime = runtime();
+        let entered = runtime.enter();
         let swarm = swarm::build(&keys);
         let control = swarm.behaviour().streams.new_control();
         let desk = Arc::new(Mutex::new(Desk { software: "second/1".to_owned(), ..Desk::default() }));
@@ -177,7 +177,8 @@ impl Peer {
         let (commands, receiver) = mpsc::unbounded_channel();
         let id = keys.public().to_peer_id();
         tokio::spawn(swarm::run(swarm, receiver, stage));
-        Self { name: name.to_owned(), id, keys, control, commands, desk }
+        drop(entered);
+        Self { name: name.to_owned(), id, keys, control, runtime, commands, desk }
     }
 
     /// What a daemon has to know to allow it.
@@ -267,7 +268,7 @@ impl Peer {
     /// Asks one question: a stream of its own, both ends closed.
     pub fn ask(&self, node: &TestNode, protocol: &'static str, request: &[u8]) -> io::Result<Vec<u8>> {
         let (control, peer, request) = (self.control.clone(), peer_id(node), request.to_vec());
-        runtime().block_on(timed(ask(control, peer, protocol, request)))
+        self.runtime.block_on(timed(ask(control, peer, protocol, request)))
     }
 
     pub fn ask_gossip(&self, node: &TestNode, request: &GossipRequest) -> io::Result<GossipReply> {
@@ -281,7 +282,7 @@ impl Peer {
     }
 
     pub fn open(&self, node: &TestNode, protocol: &'static str) -> io::Result<Stream> {
-        runtime().block_on(timed(open(self.control.clone(), peer_id(node), protocol)))
+        self.runtime.block_on(timed(open(self.control.clone(), peer_id(node), protocol)))
     }
 }
 

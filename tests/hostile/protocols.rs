@@ -2,7 +2,7 @@
 
 use crate::filter::filter;
 use crate::formats::hash_part_bytes;
-use crate::peer::{Peer, ask, open, peer_id, runtime, sync_request};
+use crate::peer::{Peer, ask, open, peer_id, sync_request};
 use crate::report;
 use crate::stage::Stage;
 use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest};
@@ -77,7 +77,7 @@ fn a_flood_of_streams() {
     peer.connect(&stage.client);
     let memory = stage.client.watch_memory();
     let started = Instant::now();
-    let opened = runtime().block_on(open_many(&peer, peer_id(&stage.client)));
+    let opened = peer.runtime.block_on(open_many(&peer, peer_id(&stage.client)));
     let seconds = started.elapsed().as_secs_f64();
     let outcome = stage.build_under_attack("streams", "single", &["a"]);
     let rise = memory.rise_bytes();
@@ -138,7 +138,7 @@ fn answers_that_are_not_read() {
     for peer in &peers {
         peer.connect(&stage.client);
         for _ in 0..40 {
-            held.extend(runtime().block_on(ask_only(peer, peer_id(&stage.client), &frame)));
+            held.extend(peer.runtime.block_on(ask_only(peer, peer_id(&stage.client), &frame)));
         }
     }
     assert!(held.len() > 100, "{} streams", held.len());
@@ -185,7 +185,7 @@ fn a_flood_of_requests() {
             let (control, to) = (peer.control.clone(), peer_id(&stage.client));
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             let sync = sync_request(None).encode();
-            runtime().spawn(async move {
+            peer.runtime.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let (protocol, request) =
                         if lane % 4 == 0 { (GOSSIP, sync.clone()) } else { (NARINFO, part.to_vec()) };

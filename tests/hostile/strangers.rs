@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 
 /// A connection, or its end, is promised within this.
 const MEETING: Duration = Duration::from_secs(5);
@@ -143,10 +144,10 @@ impl Flood {
         let (stop, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&opened));
         let thread = std::thread::spawn(move || {
-            let mut held = Vec::new();
+            let (runtime, mut held) = (runtime(), Vec::new());
             for number in (0..addresses).cycle().take_while(|_| !stopped.load(Ordering::Relaxed)) {
                 let from = IpAddr::V4(Ipv4Addr::new(127, 0, 7, number + 1));
-                held.extend(connect_from(from, target));
+                held.extend(connect_from(&runtime, from, target));
                 let count = counted.fetch_add(1, Ordering::Relaxed);
                 if count.is_multiple_of(64) {
                     // Those that were let in stay until the daemon ends them.
@@ -185,8 +186,8 @@ fn is_open(stream: &TcpStream) -> bool {
 }
 
 /// A connection from an address of ours, with the first message of multistream-select on it.
-fn connect_from(from: IpAddr, target: SocketAddr) -> Option<TcpStream> {
-    let stream = runtime().block_on(async {
+fn connect_from(runtime: &Runtime, from: IpAddr, target: SocketAddr) -> Option<TcpStream> {
+    let stream = runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().ok()?;
         socket.bind(SocketAddr::new(from, 0)).ok()?;
         tokio::time::timeout(Duration::from_secs(1), socket.connect(target)).await.ok()?.ok()?.into_std().ok()
@@ -226,7 +227,7 @@ fn still_answers(node: &TestNode) -> bool {
 impl Peer {
     fn open_and_read(&self, node: &TestNode, protocol: &'static str) -> std::io::Result<usize> {
         let mut stream = self.open(node, protocol)?;
-        runtime().block_on(async {
+        self.runtime.block_on(async {
             stream.write_all(&[0; 4]).await?;
             stream.flush().await?;
             let mut byte = [0];
