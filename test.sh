@@ -79,6 +79,11 @@ stage "stories with real Nix" cargo test --package narmesh-tests
 if $full; then stage "five minutes set aside" cargo test --package narmesh-tests --test hostile -- --ignored; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
+printf '\n=== real networks\n'
+for table in sites; do
+  # Without root there are none; the stories said so.
+  if [ -e "${CARGO_TARGET_DIR:-target}/tmp/$table.md" ]; then cat "${CARGO_TARGET_DIR:-target}/tmp/$table.md"; fi
+done
 
 printf '\n=== minutes\n'
 printf '%s\n' "${summary[@]}"

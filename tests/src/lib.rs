@@ -9,6 +9,9 @@
 //! builds paths with [`NixStoreFixture::build`], and asks for them elsewhere with [`NixStoreFixture::realise`] or
 //! [`NixStoreFixture::nix_build`].
 //!
+//! A daemon that is to have a network of its own is put on a machine of a [`Network`] with [`TestNode::live_on`]: on a bridge,
+//! or in sites with an [`Emulator`] between them.
+//!
 //! Invariants:
 //! - Only processes that the harness started are ever signalled, by their id, and all of them end with their node.
 //! - Nothing waits for a length of time: [`wait_for`] is the only place that waits, and it waits for a condition.
@@ -17,9 +20,11 @@
 
 mod binary;
 mod config;
+mod emulator;
 mod gate;
 mod http;
 mod mesh;
+mod network;
 mod nix;
 mod node;
 mod prober;
@@ -29,9 +34,11 @@ mod wait;
 
 pub use binary::{narmesh_binary, repository_root};
 pub use config::{NodeConfig, PeerEntry, StorePlace};
+pub use emulator::{Emulator, LineCounts, Link, Site};
 pub use gate::GatedProxy;
 pub use http::{HttpAnswer, HttpBody, get, head, request};
 pub use mesh::{TestMesh, scratch_dir};
+pub use network::{Namespace, Network, Traffic};
 pub use nix::{CHROOT_NIX_CONF, NarInfoText, NixStoreFixture, PathRow, hash_part, nix_client_environment, nix_homes};
 pub use node::{PeerCard, TestNode};
 pub use prober::{ProbeReport, Prober};

@@ -47,6 +47,7 @@ pub struct NixStoreFixture {
     /// What `--store` is given; `None` where the environment says it all.
     store_url: Option<String>,
     environment: Vec<(String, PathBuf)>,
+    run_under: Vec<String>,
 }
 
 /// One row of `ValidPaths`.
@@ -143,10 +144,15 @@ impl NixStoreFixture {
         let mut environment = Vec::from(nix_homes(dir));
         environment.push(("NIX_LOG_DIR".to_owned(), dir.join("log")));
         environment.extend(places.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        let fixture = Self { dir: dir.to_owned(), place, store_url, environment };
+        let fixture = Self { dir: dir.to_owned(), place, store_url, environment, run_under: Vec::new() };
         // Opens the store, which makes its database.
         fixture.query(&["--dump-db"]);
         fixture
+    }
+
+    /// Starts every Nix of this store by this command, which is given Nix's own as further arguments.
+    pub fn run_nix_under(&mut self, command: &[&str]) {
+        self.run_under = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// Where the daemon of this store finds it.
@@ -313,7 +319,9 @@ impl NixStoreFixture {
     /// A command of Nix in this store's environment, and in nothing else of ours.
     #[must_use]
     pub fn nix(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut words = self.run_under.iter().map(String::as_str).chain([program]);
+        let mut command = Command::new(words.next().expect("at least the program"));
+        command.args(words);
         nix_client_environment(&mut command);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).current_dir(&self.dir);
         if let Some(url) = &self.store_url {

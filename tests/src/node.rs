@@ -9,10 +9,14 @@ use std::process::{Child, Command, Stdio};
 
 use crate::binary::narmesh_binary;
 use crate::config::{NodeConfig, PeerEntry};
+use crate::network::Namespace;
 use crate::nix::NixStoreFixture;
 use crate::process::{Finished, finish};
 
 use self::daemon::Ports;
+
+/// What `narmesh init` writes; on a machine of its own nobody else has it.
+const LISTEN_PORT: u16 = 7280;
 
 /// What another machine has to know of this one: the lines that `narmesh init` prints for it.
 #[derive(Debug, Clone)]
@@ -41,6 +45,7 @@ pub struct TestNode {
     run_as: Option<u32>,
     notify_socket: Option<PathBuf>,
     run_under: Vec<String>,
+    network: Option<Namespace>,
 }
 
 impl TestNode {
@@ -65,6 +70,7 @@ impl TestNode {
             run_as: None,
             notify_socket: None,
             run_under: Vec::new(),
+            network: None,
         };
         let id = node.narmesh(&["id"]).expect_success("narmesh id");
         let words = id.split(|letter: char| !letter.is_ascii_alphanumeric());
@@ -134,6 +140,22 @@ impl TestNode {
     /// and has to `exec` it: `env NAME=VALUE`, `prlimit --nofile=64`, `unshare --mount …`.
     pub fn run_under(&mut self, command: &[&str]) {
         self.run_under = command.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// From the next start on the daemon and its Nix are on this machine of a network, and listen as a user's do: on all
+    /// addresses, and the gateway on loopback.
+    pub fn live_on(&mut self, machine: &Namespace) {
+        format!("/ip4/0.0.0.0/tcp/{LISTEN_PORT}").clone_into(&mut self.config.listen);
+        self.config.advertise_loopback = false;
+        "127.0.0.1:7281".clone_into(&mut self.config.gateway_listen);
+        self.store.run_nix_under(&machine.command_prefix());
+        self.network = Some(machine.clone());
+    }
+
+    /// The machine of a network that it is on.
+    #[must_use]
+    pub fn network(&self) -> Option<&Namespace> {
+        self.network.as_ref()
     }
 
     /// Writes the configuration file.

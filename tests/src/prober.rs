@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::http::get;
+use crate::network::Namespace;
 
 /// Pause between two rounds of questions.
 const ROUND_INTERVAL: Duration = Duration::from_millis(50);
@@ -33,12 +34,15 @@ pub struct ProbeReport {
 }
 
 impl Prober {
-    /// Starts to ask.
+    /// Starts to ask, in the network of a machine if it has one of its own.
     #[must_use]
-    pub fn start(address: SocketAddr, paths: Vec<String>) -> Self {
+    pub fn start(address: SocketAddr, paths: Vec<String>, place: Option<Namespace>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
+            if let Some(place) = place {
+                place.move_this_thread();
+            }
             let mut report = ProbeReport::default();
             while !stopped.load(Ordering::Relaxed) {
                 for path in &paths {

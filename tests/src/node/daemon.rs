@@ -41,7 +41,9 @@ impl TestNode {
     #[track_caller]
     pub fn start_with(&mut self, gateway_socket: Option<OwnedFd>) {
         // The file that a reload compares with is the one of the start, so the ports enter it only here.
-        if let Some(Ports { listen, gateway }) = &self.ports {
+        if let Some(Ports { listen, gateway }) = &self.ports
+            && self.network.is_none()
+        {
             self.config.listen.clone_from(listen);
             self.config.gateway_listen = gateway.to_string();
         }
@@ -93,6 +95,9 @@ impl TestNode {
         }
         let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("our own directory");
         let log_filter = std::env::var("NARMESH_LOG").unwrap_or_else(|_| "info,narmesh=debug".to_owned());
+        if let Some(machine) = &self.network {
+            command.args(machine.command_prefix());
+        }
         command.args(&self.run_under);
         command.arg(binary).arg("--config").arg(self.config_file()).arg("run").env("NARMESH_LOG", log_filter);
         if let Some(path) = &self.notify_socket {
@@ -142,6 +147,9 @@ impl TestNode {
     #[track_caller]
     #[must_use]
     pub fn p2p_address(&self) -> String {
+        if let Some(machine) = &self.network {
+            return format!("/ip4/{}/tcp/{}", machine.address(), super::LISTEN_PORT);
+        }
         self.ports().listen.clone()
     }
 
@@ -152,7 +160,8 @@ impl TestNode {
     #[track_caller]
     #[must_use]
     pub fn p2p_socket(&self) -> SocketAddr {
-        let mut parts = self.ports().listen.split('/').skip(2).step_by(2);
+        let address = self.p2p_address();
+        let mut parts = address.split('/').skip(2).step_by(2);
         let mut part = || parts.next().expect("/ip4/…/tcp/…");
         format!("{}:{}", part(), part()).parse().expect("an address and a port")
     }

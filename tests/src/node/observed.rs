@@ -86,7 +86,11 @@ impl TestNode {
     #[track_caller]
     #[must_use]
     pub fn get_narinfo(&self, path: &str) -> HttpAnswer {
-        get(self.gateway(), &narinfo_url(path)).expect("the gateway answers")
+        let ask = || get(self.gateway(), &narinfo_url(path)).expect("the gateway answers");
+        match &self.network {
+            Some(network) => network.enter(ask),
+            None => ask(),
+        }
     }
 
     /// Asks the gateway for the narinfo of `path`, until it has it.
@@ -109,7 +113,7 @@ impl TestNode {
         let mut urls: Vec<_> = paths.iter().map(|path| narinfo_url(path)).collect();
         urls.push("/nix-cache-info".to_owned());
         urls.push("/00000000000000000000000000000000.narinfo".to_owned());
-        Prober::start(self.gateway(), urls)
+        Prober::start(self.gateway(), urls, self.network.clone())
     }
 
     /// The deadline of narinfos, with the factor that stories allow.

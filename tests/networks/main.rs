@@ -1,0 +1,47 @@
+//! Real daemons on networks that break, in namespaces of their own.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
+#![allow(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
+
+mod clock;
+#[path = "../hostile/filter.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod filter;
+mod fleet;
+#[path = "../hostile/formats.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod formats;
+mod links;
+#[path = "../hostile/peer.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod peer;
+mod report;
+mod simulated;
+mod sites;
+#[path = "../hostile/swarm.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod swarm;
+#[path = "../hostile/wire.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod wire;
+
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use narmesh_tests::Network;
+
+/// Held by the story that runs: two at a time would measure each other.
+type Turn = MutexGuard<'static, ()>;
+
+/// Waits for the turn of a story; `None` where networks cannot be made, which is said loudly, past the test runner that would
+/// hide it.
+fn turn() -> Option<Turn> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(why) = Network::not_permitted() {
+        writeln!(std::io::stderr(), "SKIPPED, a story on real networks: {why}").ok();
+        return None;
+    }
+    Some(turn)
+}

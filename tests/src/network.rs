@@ -1,0 +1,191 @@
+//! Networks of their own: namespaces joined by a bridge, or by the [`Emulator`].
+//!
+//! Walk: [`Network::on_a_bridge`] or [`Network::in_sites`] makes a namespace for each machine, with the interface `eth0` and an
+//! address; [`crate::TestNode::live_on`] puts a daemon and its Nix into one.
+//! Invariants: no namespace has a way out, so all traffic stays inside; names carry the process id, so that a later run removes
+//! what a killed one left; everything goes with the [`Network`].
+
+mod namespace;
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tappers::{Interface, Tap};
+
+use crate::emulator::{Emulator, Link, Site};
+use crate::process::finish;
+
+pub use namespace::{Namespace, Traffic};
+
+use namespace::{NAMESPACES, ip_batch};
+
+/// All names begin with this, a process id and a number.
+const PREFIX: &str = "narmesh";
+/// One of 10.77.0.0/16 for each machine.
+const NETWORK_BITS: u8 = 16;
+
+/// Machines in namespaces.
+#[derive(Debug)]
+pub struct Network {
+    /// Drops first: its taps are in the namespaces.
+    emulator: Option<Emulator>,
+    machines: Vec<Namespace>,
+    prefix: String,
+}
+
+impl Network {
+    /// Why no network can be made here; `None` when it can.
+    ///
+    /// # Panics
+    /// When a tool is missing: that is to be installed, not passed over.
+    #[must_use]
+    pub fn not_permitted() -> Option<String> {
+        if !rustix::process::geteuid().is_root() {
+            return Some("network namespaces need root".to_owned());
+        }
+        let probe = format!("{PREFIX}-{}-probe", std::process::id());
+        let made = finish(Command::new("ip").args(["netns", "add", &probe]));
+        finish(Command::new("ip").args(["netns", "delete", &probe]));
+        if !made.status.success() {
+            return Some(format!("network namespaces are not permitted here: {}", made.stderr.trim()));
+        }
+        let tun = Path::new("/dev/net/tun");
+        (!tun.exists()).then(|| format!("{} is missing", tun.display()))
+    }
+
+    /// `machines` machines on one bridge of the kernel.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    pub fn on_a_bridge(machines: usize) -> Self {
+        let prefix = Self::prepare();
+        let hub = format!("{prefix}-hub");
+        let mut outside = vec![format!("netns add {hub}")];
+        let mut inside = vec![
+            "link set lo up".to_owned(),
+            "link add bridge type bridge mcast_snooping 0".to_owned(),
+            "link set bridge up".to_owned(),
+        ];
+        for number in 0..machines {
+            let name = format!("{prefix}-{number}");
+            outside.push(format!("netns add {name}"));
+            outside.push(format!("link add eth0 netns {name} type veth peer name v{number} netns {hub}"));
+            inside.push(format!("link set v{number} master bridge up"));
+        }
+        // Made first, so that what was begun is removed whatever fails.
+        let mut network = Self { emulator: None, machines: Vec::new(), prefix: prefix.clone() };
+        ip_batch(None, &outside);
+        ip_batch(Some(&hub), &inside);
+        for number in 0..machines {
+            let address = address_of(0, number);
+            network.machines.push(Namespace::up(&format!("{prefix}-{number}"), address, NETWORK_BITS));
+        }
+        network
+    }
+
+    /// So many machines in each site, in the order of the sites, joined by the emulator.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    pub fn in_sites(machines_per_site: &[usize], near: Link, far: Link, seed: u64) -> Self {
+        let prefix = Self::prepare();
+        let sites = machines_per_site.iter().enumerate();
+        let places: Vec<(Site, usize)> =
+            sites.flat_map(|(site, count)| (0..*count).map(move |number| (site, number))).collect();
+        let mut network = Self { emulator: None, machines: Vec::new(), prefix: prefix.clone() };
+        let names: Vec<_> = (0..places.len()).map(|number| format!("{prefix}-{number}")).collect();
+        ip_batch(None, &names.iter().map(|name| format!("netns add {name}")).collect::<Vec<_>>());
+        let mut taps = Vec::new();
+        for (name, (site, number)) in names.iter().zip(&places) {
+            let tap = Namespace::named(name).enter(|| {
+                let mut tap = Tap::new_named(Interface::new("eth0").expect("a name")).expect("a tap device");
+                tap.set_nonblocking(true).expect("our own tap");
+                tap
+            });
+            taps.push((tap, *site));
+            network.machines.push(Namespace::up(name, address_of(*site, *number), NETWORK_BITS));
+        }
+        network.emulator = Some(Emulator::start(taps, near, far, seed).expect("a thread"));
+        network
+    }
+
+    /// The machine of this number.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn machine(&self, number: usize) -> &Namespace {
+        self.machines.get(number).expect("a machine of this network")
+    }
+
+    /// All machines.
+    #[must_use]
+    pub fn machines(&self) -> &[Namespace] {
+        &self.machines
+    }
+
+    /// What joins the sites.
+    ///
+    /// # Panics
+    /// On a bridge, which has none.
+    #[must_use]
+    pub fn emulator(&self) -> &Emulator {
+        self.emulator.as_ref().expect("a network of sites")
+    }
+
+    /// Carries a machine to another site, where it gets another address.
+    ///
+    /// # Panics
+    /// When the system refuses, or on a bridge.
+    pub fn move_machine(&mut self, number: usize, site: Site) -> &Namespace {
+        self.emulator().move_tap(number, site);
+        // Beyond the machines that began there.
+        let address = address_of(site, 100 + number);
+        let machine = self.machines.get_mut(number).expect("a machine of this network");
+        machine.change_address(address, NETWORK_BITS);
+        machine
+    }
+
+    /// Removes what killed runs left, and returns a prefix for the names of a new network.
+    fn prepare() -> String {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        for name in namespaces() {
+            let pid = name.split('-').nth(1).and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                delete(&name);
+            }
+        }
+        format!("{PREFIX}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.emulator = None;
+        let ours = format!("{}-", self.prefix);
+        namespaces().iter().filter(|name| name.starts_with(&ours)).for_each(|name| delete(name));
+    }
+}
+
+/// 10.77.site.machine, both from one.
+fn address_of(site: Site, number: usize) -> Ipv4Addr {
+    let byte = |number: usize| u8::try_from(number + 1).expect("at most 254 of a kind");
+    Ipv4Addr::new(10, 77, byte(site), byte(number))
+}
+
+/// Namespaces that such a program made.
+fn namespaces() -> Vec<String> {
+    let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('-'))).collect()
+}
+
+/// Another run may be removing the same leftovers.
+fn delete(name: &str) {
+    finish(Command::new("ip").args(["netns", "delete", name]));
+}

@@ -1,0 +1,156 @@
+//! One machine's network.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::os::fd::AsFd as _;
+
+/// Where `ip netns` keeps them.
+pub(super) const NAMESPACES: &str = "/run/netns";
+/// The interface of every machine.
+const INTERFACE: &str = "eth0";
+
+/// A network namespace with one interface.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    name: String,
+    address: Ipv4Addr,
+}
+
+/// What the kernel counted on the interface of a machine since it was made, Ethernet headers included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// In bytes.
+    pub received_bytes: u64,
+    /// In bytes.
+    pub sent_bytes: u64,
+}
+
+impl Traffic {
+    /// Sent and received.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.received_bytes + self.sent_bytes
+    }
+}
+
+impl Namespace {
+    pub(super) fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), address: Ipv4Addr::UNSPECIFIED }
+    }
+
+    /// Gives its interface an address, and switches it on.
+    pub(super) fn up(name: &str, address: Ipv4Addr, network_bits: u8) -> Self {
+        let machine = Self { name: name.to_owned(), address };
+        machine.enter(|| {
+            // The kernel's own neighbour and router questions would count as traffic of the daemon.
+            for scope in ["all", "default", INTERFACE] {
+                let switch = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+                if Path::new(&switch).exists() {
+                    fs::write(switch, "1").expect("root");
+                }
+            }
+        });
+        let lines = [
+            "link set lo up".to_owned(),
+            format!("link set {INTERFACE} up txqueuelen 20000"),
+            format!("address add {address}/{network_bits} dev {INTERFACE}"),
+        ];
+        ip_batch(Some(name), &lines);
+        machine
+    }
+
+    pub(super) fn change_address(&mut self, address: Ipv4Addr, network_bits: u8) {
+        let lines = [
+            format!("address delete {}/{network_bits} dev {INTERFACE}", self.address),
+            format!("address add {address}/{network_bits} dev {INTERFACE}"),
+        ];
+        ip_batch(Some(&self.name), &lines);
+        self.address = address;
+    }
+
+    /// Its name for `ip netns`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the others reach it.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// The words that run a program in here, before the program.
+    #[must_use]
+    pub fn command_prefix(&self) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.name]
+    }
+
+    /// A command in here.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let [ip, words @ ..] = self.command_prefix();
+        let mut command = Command::new(ip);
+        command.args(words).arg(program);
+        command
+    }
+
+    /// Runs `work` on a thread in here; sockets that it opens stay in here.
+    ///
+    /// # Panics
+    /// When the namespace is gone, or `work` panics.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let inside = || {
+            self.move_this_thread();
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Moves the calling thread, and no other, in here for good.
+    ///
+    /// # Panics
+    /// When the namespace is gone.
+    pub fn move_this_thread(&self) {
+        let place = File::open(Path::new(NAMESPACES).join(&self.name)).expect("made before");
+        move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).expect("root");
+    }
+
+    /// The counters of its interface.
+    ///
+    /// # Panics
+    /// When they cannot be read.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let text = self.enter(|| fs::read_to_string("/proc/thread-self/net/dev").expect("counters"));
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(INTERFACE)?.strip_prefix(':'));
+        let numbers: Vec<u64> =
+            line.expect("an interface").split_whitespace().map(|word| word.parse().expect("a number")).collect();
+        // Eight columns each, bytes first: proc_pid_net(5).
+        match numbers.as_slice() {
+            [received, _, _, _, _, _, _, _, sent, ..] => Traffic { received_bytes: *received, sent_bytes: *sent },
+            other => panic!("unknown counters: {other:?}"),
+        }
+    }
+}
+
+/// Runs lines of `ip`, in a namespace or in ours.
+#[track_caller]
+pub(super) fn ip_batch(namespace: Option<&str>, lines: &[String]) {
+    let mut command = Command::new("ip");
+    if let Some(namespace) = namespace {
+        command.args(["-n", namespace]);
+    }
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("Debian's package iproute2 (./test.sh installs it)");
+    let text = lines.join("\n") + "\n";
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).ok();
+    let output = child.wait_with_output().expect("our own child");
+    assert!(output.status.success(), "ip -batch: {}\n{text}", String::from_utf8_lossy(&output.stderr));
+}
