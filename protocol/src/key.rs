@@ -85,7 +85,13 @@ impl NixPublicKey {
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let (name, key) = split_key(text)?;
         let bytes = digest_text::parse_base64::<32>(key).ok_or(KeyError::Length { bytes: 32 })?;
-        let key = VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::Point)?;
+        Self::new(name, &bytes)
+    }
+
+    /// Joins a name and the 32 bytes of a key; checks both as [`Self::parse`] does.
+    pub fn new(name: &str, bytes: &[u8; 32]) -> Result<Self, KeyError> {
+        check_name(name)?;
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Point)?;
         if key.is_weak() {
             return Err(KeyError::Point);
         }
@@ -97,10 +103,19 @@ impl NixPublicKey {
         &self.name
     }
 
+    /// The 32 bytes of the key.
+    pub fn bytes(&self) -> [u8; 32] {
+        self.key.to_bytes()
+    }
+
+    /// Whether these 64 bytes are this key's signature over `message`; malleable forms are refused.
+    pub(crate) fn verify_bytes(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
+    }
+
     /// Whether `signature` is by this key (name and bytes) over `fingerprint`; malleable forms are refused.
     pub fn verify(&self, fingerprint: &Fingerprint, signature: &NixSignature) -> bool {
-        self.name == signature.key_name
-            && self.key.verify_strict(fingerprint.as_bytes(), &Signature::from_bytes(&signature.bytes)).is_ok()
+        self.name == signature.key_name && self.verify_bytes(fingerprint.as_bytes(), &signature.bytes)
     }
 }
 
@@ -138,6 +153,11 @@ impl NixSecretKey {
     /// The public half.
     pub fn public(&self) -> NixPublicKey {
         NixPublicKey { name: self.name.clone(), key: self.key.verifying_key() }
+    }
+
+    /// Signs any bytes; callers put a domain in front that no Nix fingerprint begins with.
+    pub(crate) fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message).to_bytes()
     }
 
     /// Signs.

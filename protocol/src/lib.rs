@@ -3,9 +3,11 @@
 //! Purpose: everything that crosses a machine's border is parsed here once, into types that cannot hold a bad value.
 //! Contract: pure functions over bytes; no clock, no socket, no file. A decoder checks every length before it takes memory.
 //! Walk: Nix side [`StorePath`], [`NarInfo`], [`Fingerprint`], [`nar`]; mesh side [`Envelope`] around an [`Announcement`],
-//! the [`Summary`] it announces, a [`SummaryDelta`] between two of them, and the request types in [`wire`].
+//! the [`Summary`] it announces, a [`SummaryDelta`] between two of them, and the request types in [`wire`]; of builders an [`Attestation`].
 //! Invariant: what was decoded and is encoded again gives the same bytes, or was refused.
 
+mod attestation;
+pub mod attestation_file;
 pub mod codec;
 mod content_address;
 mod content_verifier;
@@ -19,10 +21,12 @@ mod nar_hash;
 mod nar_url;
 mod narinfo;
 pub mod nix32;
+mod pattern;
 mod store_path;
 mod summary;
 pub mod wire;
 
+pub use attestation::{Attestation, AttestationError, BuilderKey, Statement};
 pub use content_address::{ContentAddress, ContentAddressError, HashAlgorithm};
 pub use content_verifier::ContentVerifier;
 pub use envelope::{Envelope, EnvelopeError};
@@ -32,5 +36,6 @@ pub use key::{KeyError, NixPublicKey, NixSecretKey, NixSignature, SignatureError
 pub use nar_hash::{NarHash, NarHashError};
 pub use nar_url::{NarUrl, NarUrlError};
 pub use narinfo::{NarInfo, NarInfoError, NarInfoField};
+pub use pattern::NamePattern;
 pub use store_path::{HashPart, StoreDir, StorePath, StorePathError};
 pub use summary::{Announcement, AudienceDigest, Generation, Summary, SummaryDelta, SummaryError};

@@ -30,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "narmesh-protocol",
             "narmesh-gossip",
+            "narmesh-quorum",
             "narmesh-store",
             "narmesh-http-gateway",
             "narmesh",
@@ -38,7 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // Everything that takes foreign bytes.
-    ("narmesh-fuzz", &["narmesh-protocol", "narmesh-gossip", "narmesh-http-gateway", "narmesh"]),
+    ("narmesh-fuzz", &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-http-gateway", "narmesh"]),
     // The stories see the binary from outside.
     ("narmesh-tests", &[]),
 ];

@@ -21,7 +21,6 @@ mod nix_store;
 mod offer;
 mod path_index;
 mod path_info;
-mod pattern;
 mod recent_rows;
 mod registry;
 mod watch;

@@ -5,8 +5,8 @@ use narmesh_protocol::wire::{
     GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
 };
 use narmesh_protocol::{
-    Announcement, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash, Summary,
-    SummaryDelta, SummaryError,
+    Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
+    NixSecretKey, Statement, StoreDir, StorePath, Summary, SummaryDelta, SummaryError, attestation_file,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -304,4 +304,24 @@ fn the_largest_messages_fit_their_limits() {
     let news = vec![vec![0; Envelope::BYTES_MAX]; GossipReply::NEWS_MAX];
     let reply = GossipReply::Sync { store_dir: String::new(), software: String::new(), yours: None, news };
     assert!(GossipReply::decode(&reply.encode().unwrap()).is_ok());
+}
+
+/// The line of `docs/protocol.md`.
+#[test]
+fn the_attestation_of_the_documentation() {
+    let seed: [u8; 32] = std::array::from_fn(|at| at as u8);
+    let key = NixSecretKey::from_seed("builder-1", &seed).unwrap();
+    let store_dir = StoreDir::parse("/nix/store").unwrap();
+    let path = |name: &str| StorePath::parse(&format!("7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-{name}")).unwrap();
+    let statement = Statement {
+        path: path("x"),
+        nar_hash: NarHash([7; 32]),
+        nar_size: 112,
+        references: vec![path("a"), path("x")],
+    };
+    let attestation = Attestation::sign(&key, &store_dir, statement, 1_790_000_000_000);
+    let header = attestation_file::header(&store_dir);
+    let line = attestation_file::line(&store_dir, &key.public(), &attestation);
+    let documentation = include_str!("../../../docs/protocol.md");
+    assert!(documentation.contains(&format!("{header}{line}")), "{header}{line}");
 }

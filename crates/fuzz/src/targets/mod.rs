@@ -1,5 +1,6 @@
 //! Every decoder of foreign bytes, with what must hold of it.
 
+mod attestations;
 #[cfg(feature = "config")]
 mod config;
 mod content;
@@ -58,6 +59,7 @@ pub fn all() -> Vec<Target> {
     let mut all = vec![narinfo::TARGET, nar::TARGET, content::TARGET];
     all.extend(mesh::TARGETS);
     all.extend(texts::TARGETS);
+    all.extend(attestations::TARGETS);
     all.extend([core::TARGET, gateway::TARGET]);
     #[cfg(feature = "config")]
     all.push(config::TARGET);

@@ -1,9 +1,10 @@
 //! What may leave this machine: the rules, applied to one path.
 
 use crate::derivation::{NotADerivation, forbids_substitutes};
-use crate::pattern::NamePattern;
 use crate::{NixStore, PathInfo, Store as _, StoreError};
-use narmesh_protocol::{ContentAddress, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys};
+use narmesh_protocol::{
+    ContentAddress, NamePattern, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys,
+};
 use std::fs::File;
 use std::io::{self, Read as _};
 

@@ -2,15 +2,16 @@
 
 /// A pattern over a whole name: `*` is any number of bytes, `?` is one; everything else is itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct NamePattern(Box<[u8]>);
+pub struct NamePattern(Box<[u8]>);
 
 impl NamePattern {
-    pub(crate) fn new(text: &str) -> Self {
+    /// Every text is a pattern.
+    pub fn new(text: &str) -> Self {
         Self(text.as_bytes().into())
     }
 
     /// Whether the whole name matches. Linear in memory-free backtracking: at worst name times pattern steps.
-    pub(crate) fn matches(&self, name: &str) -> bool {
+    pub fn matches(&self, name: &str) -> bool {
         let mut pattern: &[u8] = &self.0;
         let mut rest = name.as_bytes();
         // Where to go on when the last star has to take one byte more.

@@ -1,0 +1,112 @@
+//! A path's report as sentences, for `narmesh quorum why`.
+
+use crate::report::{FingerprintReport, Held, PathReport};
+use crate::verdict::State;
+
+impl PathReport {
+    /// What is, who counts and who does not and why, what the policy does with it, and what would change it.
+    pub(crate) fn explain(&self) -> Vec<String> {
+        let mut sentences = vec![self.state_sentence()];
+        sentences.extend(self.fingerprints.iter().map(|it| self.fingerprint_sentence(it)));
+        for vote in &self.void {
+            let hashes = vote.nar_hashes.join(" and ");
+            sentences.push(format!(
+                "{}: not reproducible on this builder: it attested {hashes}. Its vote is void for this path, and for no other.",
+                vote.builder
+            ));
+        }
+        for vote in &self.not_counted {
+            sentences.push(format!("{} says {}, which does not count: {}.", vote.builder, vote.nar_hash, vote.why));
+        }
+        if !self.missing.is_empty() {
+            sentences.push(format!("Not heard: {}. A missing builder is missing; it is no vote.", list(&self.missing)));
+        }
+        match self.held {
+            Some(Held::Agreed) => sentences.push("What is in the store here is what was agreed on.".to_owned()),
+            Some(Held::Differs) => {
+                sentences.push("What is in the store here is NOT what was agreed on.".to_owned());
+            }
+            Some(Held::Attested) => sentences.push("What is in the store here is one of those attested.".to_owned()),
+            Some(Held::Unattested) => {
+                sentences.push("What is in the store here was attested by nobody that counts.".to_owned());
+            }
+            None => {}
+        }
+        if self.needs_unknown {
+            sentences.push("Its references are not known here, so what else it needs could not be judged.".to_owned());
+        }
+        sentences.push(format!("Policy: {}.", self.policy));
+        sentences.push(self.change_sentence());
+        sentences
+    }
+
+    fn state_sentence(&self) -> String {
+        let Self { path, k, of, .. } = self;
+        let most = self.fingerprints.first().map_or(0, |most| most.groups);
+        match self.verdict {
+            State::Agreed if self.disputed_by.is_empty() => {
+                format!("{path} is agreed: {most} of {of} groups of builders got the same, {k} are asked for.")
+            }
+            State::Agreed => format!(
+                "{path} is agreed: {most} of {of} groups of builders got the same, {k} are asked for; disputed by {}.",
+                list(&self.disputed_by)
+            ),
+            State::Conflict if self.vetoed => format!(
+                "{path} is in conflict: {most} of {of} groups got the same, {k} are asked for, but another one was attested and the policy gives each builder a veto."
+            ),
+            State::Conflict => format!(
+                "{path} is in conflict: builders got {} different results, and not exactly one of them has {k} of {of} groups.",
+                self.fingerprints.len()
+            ),
+            State::Short => format!("{path} is short: {most} of {of} groups attest one result, {k} are asked for."),
+            State::None => {
+                format!("{path}: no builder that counts says anything of it; {k} of {of} groups are asked for.")
+            }
+            State::ContentAddressed => {
+                format!("{path} is its own content address: its contents are checked by themselves.")
+            }
+        }
+    }
+
+    fn fingerprint_sentence(&self, it: &FingerprintReport) -> String {
+        let differs = if it.same_nar_as_another {
+            ", with other References or another NarSize than the one of the same NarHash"
+        } else {
+            ""
+        };
+        let groups = if it.groups == 1 { "1 group".to_owned() } else { format!("{} groups", it.groups) };
+        format!("{} ({} bytes{differs}): {}; counts for {groups}.", it.nar_hash, it.nar_size, list(&it.builders))
+    }
+
+    fn change_sentence(&self) -> String {
+        let most = self.fingerprints.first().map_or(0, |most| most.groups);
+        let lacking = self.k.saturating_sub(most);
+        let from = match self.missing.as_slice() {
+            [] => "every builder has spoken; a rebuild elsewhere, or another builder, is needed".to_owned(),
+            missing => format!("not heard yet: {}", list(missing)),
+        };
+        let more = if lacking == 1 { "1 more group".to_owned() } else { format!("{lacking} more groups") };
+        match self.verdict {
+            State::ContentAddressed => "Nothing can change this: no builder's word is needed.".to_owned(),
+            State::Agreed => format!("It would no longer be agreed if another result reached {} groups.", self.k),
+            State::Conflict if self.vetoed => {
+                "It would be agreed if the dissenting builder rebuilt it with the agreed result, which voids its vote."
+                    .to_owned()
+            }
+            State::Conflict if lacking == 0 => {
+                "Two results have enough groups: only a revoked builder, or a higher k, can tell them apart.".to_owned()
+            }
+            State::Conflict => format!("It would be agreed if one result got {more} ({from})."),
+            State::Short | State::None => format!("It would be agreed if {more} attested the same result ({from})."),
+        }
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "nobody".to_owned(),
+        [only] => only.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}

@@ -1,0 +1,365 @@
+//! All statements known here, by path and by builder, within bounds.
+
+use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
+use narmesh_protocol::{BuilderKey, HashPart, StorePath};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
+
+/// Most builders that a ledger tells apart.
+pub const BUILDERS_MAX: usize = 1_024;
+/// Most statements kept of one builder for one path: two void its vote, the others are evidence.
+pub const STATEMENTS_PER_PATH_MAX: usize = 4;
+/// Most paths remembered as asked for; the oldest question is forgotten.
+pub const ASKED_MAX: usize = 1 << 17;
+/// Most paths remembered as served; the oldest is forgotten.
+pub const SERVED_MAX: usize = 1 << 18;
+
+/// Bounds on what one builder may make us keep of paths that nobody here has, serves or asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LedgerLimits {
+    /// Attestations.
+    pub per_builder: usize,
+    /// Bytes of them on disk.
+    pub bytes_per_builder: u64,
+}
+
+impl Default for LedgerLimits {
+    /// A guess, not measured: more outputs than any one machine has, in at most 10 GB for 100 builders.
+    fn default() -> Self {
+        Self { per_builder: 200_000, bytes_per_builder: 100 << 20 }
+    }
+}
+
+/// Why a path's attestations are never evicted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pin {
+    /// In our store.
+    Held,
+    /// Our Nix got it through us.
+    Served,
+    /// Our Nix asked for it.
+    Asked,
+    /// Named in the configuration, or by `quorum import --keep`.
+    Configured,
+}
+
+impl Pin {
+    fn bit(self) -> u8 {
+        match self {
+            Self::Held => 1,
+            Self::Served => 2,
+            Self::Asked => 4,
+            Self::Configured => 8,
+        }
+    }
+}
+
+/// What became of a piece of evidence.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Insertion {
+    /// It is new; these had to go for it.
+    New {
+        /// Oldest first; to be forgotten on disk too.
+        evicted: Vec<Evicted>,
+    },
+    /// A bare signature was known, now there is an attestation. The time of first storing stays.
+    Upgraded,
+    /// Known; nothing changed, not even a date.
+    Known,
+    /// This builder said enough different things of this path: its vote is void already.
+    EnoughStatements,
+    /// More builders than [`BUILDERS_MAX`].
+    TooManyBuilders,
+}
+
+/// An attestation that had to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Evicted {
+    /// Whose.
+    pub builder: BuilderKey,
+    /// Of which path.
+    pub hash_part: HashPart,
+    /// What it said.
+    pub fingerprint: FingerprintDigest,
+}
+
+/// One statement of one builder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vote {
+    /// Whose.
+    pub builder: BuilderKey,
+    /// What it says.
+    pub facts: Facts,
+    /// When the builder says it said so; `None` for a bare Nix signature.
+    pub attested_at: Option<WallMs>,
+    /// When this node first stored it; `None` when that is not on record.
+    pub stored_at: Option<WallMs>,
+}
+
+/// What our Nix got on the strength of a verdict.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Served {
+    /// The path.
+    pub path: StorePath,
+    /// The fingerprint.
+    pub fingerprint: FingerprintDigest,
+    /// When last.
+    pub at: WallMs,
+}
+
+/// See the module. Cheap to read, bounded, in the order of the paths.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    limits: LedgerLimits,
+    builders: Vec<Shelf>,
+    numbers: BTreeMap<BuilderKey, u16>,
+    paths: BTreeMap<HashPart, Entry>,
+    votes: usize,
+    asked: VecDeque<HashPart>,
+    served: BTreeMap<HashPart, Served>,
+    served_order: VecDeque<HashPart>,
+    /// For [`crate::reconcile`]: digests of what builders said of the paths under a first byte, made when asked for.
+    pub(crate) digests: BTreeMap<(u16, u8), [u8; 16]>,
+}
+
+/// One builder and what of it may be evicted, oldest first. An element whose vote was pinned or is gone counts until popped.
+#[derive(Clone, Debug)]
+struct Shelf {
+    key: BuilderKey,
+    queue: VecDeque<HashPart>,
+    bytes: u64,
+}
+
+/// One path. Slices, not vectors: half of the memory of a ledger with a million attestations.
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    facts: Box<[Facts]>,
+    records: Box<[Record]>,
+    pins: u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    /// `u64::MAX` for none.
+    attested_at: u64,
+    /// `u64::MAX` for none.
+    stored_at: u64,
+    bytes: u32,
+    builder: u16,
+    /// Which of the entry's facts.
+    fact: u16,
+    /// In its builder's queue.
+    queued: bool,
+}
+
+const NO_TIME: u64 = u64::MAX;
+
+fn time(ms: u64) -> Option<WallMs> {
+    (ms != NO_TIME).then_some(WallMs(ms))
+}
+
+impl Ledger {
+    /// An empty one.
+    pub fn new(limits: LedgerLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Takes a statement that this node stores at `stored_at`, or stored then: `None` when nobody knows, in which case a
+    /// revocation of its key voids it whatever its date.
+    pub fn insert(&mut self, evidence: &Evidence, stored_at: Option<WallMs>) -> Insertion {
+        let Some(builder) = self.number(evidence.builder) else { return Insertion::TooManyBuilders };
+        let entry = self.paths.entry(evidence.hash_part).or_default();
+        let (attested_at, stored_at) =
+            (evidence.attested_at.map_or(NO_TIME, |at| at.0), stored_at.map_or(NO_TIME, |at| at.0));
+        let fact = entry.facts.iter().position(|known| known.fingerprint == evidence.facts.fingerprint);
+        let known = entry.records.iter_mut().find(|it| it.builder == builder && Some(usize::from(it.fact)) == fact);
+        if let Some(known) = known {
+            if known.attested_at != NO_TIME || attested_at == NO_TIME {
+                return Insertion::Known;
+            }
+            known.attested_at = attested_at;
+            self.forget_digest(builder, &evidence.hash_part);
+            return Insertion::Upgraded;
+        }
+        let said = entry.records.iter().filter(|it| it.builder == builder).count();
+        let fact = fact.unwrap_or(entry.facts.len());
+        let Ok(fact_number) = u16::try_from(fact) else { return Insertion::EnoughStatements };
+        if said >= STATEMENTS_PER_PATH_MAX {
+            return Insertion::EnoughStatements;
+        }
+        if fact == entry.facts.len() {
+            push(&mut entry.facts, evidence.facts);
+        }
+        let queued = entry.pins == 0;
+        let record = Record { attested_at, stored_at, bytes: evidence.bytes, builder, fact: fact_number, queued };
+        push(&mut entry.records, record);
+        self.votes += 1;
+        self.forget_digest(builder, &evidence.hash_part);
+        if queued && let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
+            shelf.queue.push_back(evidence.hash_part);
+            shelf.bytes += u64::from(evidence.bytes);
+        }
+        Insertion::New { evicted: self.evict(builder) }
+    }
+
+    /// Keeps the attestations of a path.
+    pub fn pin(&mut self, hash_part: HashPart, pin: Pin) {
+        let entry = self.paths.entry(hash_part).or_default();
+        let before = entry.pins;
+        entry.pins |= pin.bit();
+        if pin == Pin::Asked && before & pin.bit() == 0 {
+            self.asked.push_back(hash_part);
+            if self.asked.len() > ASKED_MAX
+                && let Some(oldest) = self.asked.pop_front()
+            {
+                self.unpin(oldest, Pin::Asked);
+            }
+        }
+    }
+
+    /// The reason is gone; without another one the path's attestations may be evicted, as the newest.
+    pub fn unpin(&mut self, hash_part: HashPart, pin: Pin) {
+        let Some(entry) = self.paths.get_mut(&hash_part) else { return };
+        entry.pins &= !pin.bit();
+        if entry.pins != 0 {
+            return;
+        }
+        if entry.records.is_empty() {
+            self.paths.remove(&hash_part);
+            return;
+        }
+        for record in entry.records.iter_mut().filter(|record| !record.queued) {
+            if let Some(shelf) = self.builders.get_mut(usize::from(record.builder)) {
+                record.queued = true;
+                shelf.queue.push_back(hash_part);
+                shelf.bytes += u64::from(record.bytes);
+            }
+        }
+    }
+
+    /// Notes that our Nix got this fingerprint.
+    pub fn note_served(&mut self, served: Served) {
+        let hash_part = served.path.hash_part();
+        self.pin(hash_part, Pin::Served);
+        if self.served.insert(hash_part, served).is_none() {
+            self.served_order.push_back(hash_part);
+        }
+        if self.served_order.len() > SERVED_MAX
+            && let Some(oldest) = self.served_order.pop_front()
+        {
+            self.served.remove(&oldest);
+            self.unpin(oldest, Pin::Served);
+        }
+    }
+
+    /// What was served, in the order of the paths.
+    pub fn served(&self) -> impl Iterator<Item = &Served> {
+        self.served.values()
+    }
+
+    /// All that was said of a path. An order that means nothing.
+    pub fn votes(&self, hash_part: &HashPart) -> impl Iterator<Item = Vote> {
+        let entry = self.paths.get(hash_part);
+        entry.into_iter().flat_map(move |entry| {
+            entry.records.iter().filter_map(move |record| {
+                Some(Vote {
+                    builder: self.builders.get(usize::from(record.builder))?.key,
+                    facts: *entry.facts.get(usize::from(record.fact))?,
+                    attested_at: time(record.attested_at),
+                    stored_at: time(record.stored_at),
+                })
+            })
+        })
+    }
+
+    /// Paths of which something was said, in their order.
+    pub fn hash_parts(&self) -> impl Iterator<Item = HashPart> {
+        self.paths.iter().filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
+    }
+
+    /// The same, within bounds.
+    pub(crate) fn hash_parts_in(&self, range: RangeInclusive<HashPart>) -> impl Iterator<Item = HashPart> {
+        self.paths.range(range).filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
+    }
+
+    /// Statements held.
+    pub fn len(&self) -> usize {
+        self.votes
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.votes == 0
+    }
+
+    pub(crate) fn number_of(&self, builder: &BuilderKey) -> Option<u16> {
+        self.numbers.get(builder).copied()
+    }
+
+    fn number(&mut self, builder: BuilderKey) -> Option<u16> {
+        if let Some(number) = self.number_of(&builder) {
+            return Some(number);
+        }
+        let number = u16::try_from(self.builders.len()).ok().filter(|number| usize::from(*number) < BUILDERS_MAX)?;
+        self.builders.push(Shelf { key: builder, queue: VecDeque::new(), bytes: 0 });
+        self.numbers.insert(builder, number);
+        Some(number)
+    }
+
+    fn forget_digest(&mut self, builder: u16, hash_part: &HashPart) {
+        self.digests.remove(&(builder, crate::reconcile::first_byte(hash_part)));
+    }
+
+    /// Evicts this builder's oldest until it is within its bounds; pinned paths are passed over.
+    fn evict(&mut self, builder: u16) -> Vec<Evicted> {
+        let mut evicted = Vec::new();
+        while let Some(shelf) = self.builders.get_mut(usize::from(builder))
+            && (shelf.queue.len() > self.limits.per_builder || shelf.bytes > self.limits.bytes_per_builder)
+        {
+            let Some(hash_part) = shelf.queue.pop_front() else { break };
+            let Some(entry) = self.paths.get_mut(&hash_part) else { continue };
+            let Some(at) = entry.records.iter().position(|it| it.builder == builder && it.queued) else { continue };
+            let Some(record) = entry.records.get_mut(at) else { continue };
+            record.queued = false;
+            shelf.bytes = shelf.bytes.saturating_sub(u64::from(record.bytes));
+            if entry.pins != 0 {
+                continue;
+            }
+            let (key, fact) = (shelf.key, usize::from(record.fact));
+            let fingerprint = entry.facts.get(fact).map(|facts| facts.fingerprint);
+            entry.remove(at);
+            if entry.records.is_empty() {
+                self.paths.remove(&hash_part);
+            }
+            self.votes -= 1;
+            self.forget_digest(builder, &hash_part);
+            evicted.extend(fingerprint.map(|fingerprint| Evicted { builder: key, hash_part, fingerprint }));
+        }
+        evicted
+    }
+}
+
+impl Entry {
+    /// Removes a record, and its facts if nobody else states them.
+    fn remove(&mut self, at: usize) {
+        let mut records = std::mem::take(&mut self.records).into_vec();
+        let gone = records.remove(at);
+        if !records.iter().any(|record| record.fact == gone.fact) {
+            let mut facts = std::mem::take(&mut self.facts).into_vec();
+            facts.remove(usize::from(gone.fact));
+            self.facts = facts.into_boxed_slice();
+            for record in records.iter_mut().filter(|record| record.fact > gone.fact) {
+                record.fact -= 1;
+            }
+        }
+        self.records = records.into_boxed_slice();
+    }
+}
+
+/// Appends to an exact slice: paths have a handful of records, and most of them get one more rarely.
+fn push<T>(slice: &mut Box<[T]>, value: T) {
+    let mut vector = std::mem::take(slice).into_vec();
+    vector.reserve_exact(1);
+    vector.push(value);
+    *slice = vector.into_boxed_slice();
+}

@@ -1,0 +1,337 @@
+//! The operator's rules: who counts, how many must agree, and what follows.
+
+use crate::evidence::WallMs;
+use crate::ledger::BUILDERS_MAX;
+use narmesh_protocol::{BuilderKey, NamePattern};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a verdict is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nothing: as Nix alone.
+    #[default]
+    Off,
+    /// Reports and metrics.
+    Observe,
+    /// Holders of an agreed NAR are asked first.
+    Prefer,
+    /// Nothing is substituted that is not agreed.
+    Require,
+}
+
+/// One builder of the configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Builder {
+    /// Unique; what people read.
+    pub name: String,
+    /// Its key.
+    pub key: BuilderKey,
+    /// Builders of one owner share a group, which counts once.
+    pub group: Option<String>,
+    /// Its bare Nix signatures count too, since it puts them on nothing else.
+    pub signs_only_own_builds: bool,
+}
+
+/// A key that is not to be believed from some time on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Revocation {
+    /// Which.
+    pub key: BuilderKey,
+    /// What this node stored from then on is void.
+    pub from: WallMs,
+    /// For people.
+    pub why: String,
+}
+
+/// Another `k` for some names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Override {
+    /// Over the name of a path, without its hash part. The first that matches counts.
+    pub name: NamePattern,
+    /// At least 1.
+    pub k: usize,
+}
+
+/// How many must agree. `k` is absolute: it never shrinks because somebody is silent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Require {
+    /// Groups that must attest one fingerprint.
+    pub k: usize,
+    /// First match counts.
+    pub overrides: Vec<Override>,
+    /// Names of builders whose word alone is enough for a path that no other builder has; our own builder key is always
+    /// among them. `None`: nobody's is.
+    pub grace: Option<Vec<String>>,
+    /// Whether one dissenting builder is enough against agreement.
+    pub veto: bool,
+}
+
+/// Rules as configured, not yet checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PolicyRules {
+    /// At most [`BUILDERS_MAX`].
+    pub builders: Vec<Builder>,
+    /// Keys need not be those of builders.
+    pub revoked: Vec<Revocation>,
+    /// What for.
+    pub mode: Mode,
+    /// `None` is allowed when the mode is [`Mode::Off`] and there is nothing to report.
+    pub require: Option<Require>,
+    /// This machine's own builder key.
+    pub own: Option<BuilderKey>,
+    /// Whether what this machine rebuilt counts, though it is no `[[builder]]`.
+    pub count_own_rebuild: bool,
+}
+
+/// Rules that go together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    pub(crate) mode: Mode,
+    pub(crate) require: Require,
+    pub(crate) builders: Vec<Member>,
+    pub(crate) numbers: BTreeMap<BuilderKey, usize>,
+    /// `None` for a builder without a group, which is one by itself.
+    pub(crate) groups: Vec<Option<String>>,
+    pub(crate) revoked: BTreeMap<BuilderKey, Revocation>,
+    pub(crate) own: Option<BuilderKey>,
+    grace: Option<BTreeSet<usize>>,
+}
+
+/// A builder, and the number of its group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) key: BuilderKey,
+    pub(crate) group: usize,
+    pub(crate) signs_only_own_builds: bool,
+}
+
+/// Why rules do not go together. Names the key of the configuration, the value, and what would be accepted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Too many.
+    #[error("[[builder]]: {count} builders; accepted: at most {BUILDERS_MAX}")]
+    TooManyBuilders {
+        /// How many.
+        count: usize,
+    },
+    /// Two builders of one name.
+    #[error("builder.name = {name:?} stands twice; accepted: names that differ")]
+    NameTwice {
+        /// The name.
+        name: String,
+    },
+    /// A mode that needs to know how many.
+    #[error("quorum.mode needs quorum.k; accepted: 1 to {of}, the number of groups of builders")]
+    NoK {
+        /// Groups.
+        of: usize,
+    },
+    /// `k` that cannot be, or that nobody can reach.
+    #[error("{key} = {k} is refused; accepted: 1 to {of}, the number of groups of builders")]
+    K {
+        /// `quorum.k`, or an override's.
+        key: String,
+        /// As written.
+        k: usize,
+        /// Groups.
+        of: usize,
+    },
+    /// A name in `grace` that is no builder's.
+    #[error("quorum.grace: {name:?} is no builder; accepted: names of [[builder]]")]
+    GraceName {
+        /// The name.
+        name: String,
+    },
+    /// Counting our own rebuilds without a key to sign them with.
+    #[error("quorum.count_own_rebuild = true needs trust.builder_key_file")]
+    NoOwnKey,
+}
+
+/// What an operator should know of rules that are accepted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PolicyWarning {
+    /// Two disjoint sets of builders could both reach k.
+    Minority {
+        /// `quorum.k`, or an override's.
+        key: String,
+        /// How many are asked for.
+        k: usize,
+        /// Of how many.
+        of: usize,
+    },
+    /// One key under two names: it counts once, under the first.
+    OneKeyTwoNames {
+        /// The one that counts.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A revoked key that is no builder's; perhaps a typing error.
+    RevokedStranger {
+        /// Which.
+        key: BuilderKey,
+    },
+}
+
+impl std::fmt::Display for PolicyWarning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Minority { key, k, of } => write!(
+                f,
+                "{key} = {k} of {of}: two sets of builders without a common member could both reach it; more than half, {}, cannot",
+                of / 2 + 1
+            ),
+            Self::OneKeyTwoNames { first, second } => {
+                write!(f, "builders {first:?} and {second:?} have one key: it counts once, as {first:?}")
+            }
+            Self::RevokedStranger { key } => write!(f, "revoked_builders: {key} is the key of no [[builder]]"),
+        }
+    }
+}
+
+impl Policy {
+    /// Checks rules.
+    pub fn new(rules: PolicyRules) -> Result<(Self, Vec<PolicyWarning>), PolicyError> {
+        let mut warnings = Vec::new();
+        let mut policy = Self {
+            mode: rules.mode,
+            require: Require { k: usize::MAX, overrides: Vec::new(), grace: None, veto: false },
+            builders: Vec::new(),
+            numbers: BTreeMap::new(),
+            groups: Vec::new(),
+            revoked: BTreeMap::new(),
+            own: rules.own,
+            grace: None,
+        };
+        if rules.builders.len() > BUILDERS_MAX {
+            return Err(PolicyError::TooManyBuilders { count: rules.builders.len() });
+        }
+        let mut names = BTreeMap::new();
+        for builder in rules.builders {
+            if names.insert(builder.name.clone(), builder.key).is_some() {
+                return Err(PolicyError::NameTwice { name: builder.name });
+            }
+            warnings.extend(policy.admit(builder));
+        }
+        if rules.count_own_rebuild {
+            let key = rules.own.ok_or(PolicyError::NoOwnKey)?;
+            // Listed as a builder it counts as that already.
+            let own = Builder { name: "this machine".to_owned(), key, group: None, signs_only_own_builds: false };
+            policy.admit_if_new(own);
+        }
+        for revocation in rules.revoked {
+            if !policy.numbers.contains_key(&revocation.key) {
+                warnings.push(PolicyWarning::RevokedStranger { key: revocation.key });
+            }
+            let earlier = policy.revoked.get(&revocation.key).is_some_and(|known| known.from <= revocation.from);
+            if !earlier {
+                policy.revoked.insert(revocation.key, revocation);
+            }
+        }
+        match rules.require {
+            Some(require) => policy.demand(require, &names, &mut warnings)?,
+            None if rules.mode == Mode::Off => {}
+            None => return Err(PolicyError::NoK { of: policy.groups.len() }),
+        }
+        Ok((policy, warnings))
+    }
+
+    /// What it is used for.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether this key's statements are collected.
+    pub fn knows(&self, key: &BuilderKey) -> bool {
+        self.numbers.contains_key(key)
+    }
+
+    /// The keys that count, each once.
+    pub fn keys(&self) -> impl Iterator<Item = BuilderKey> {
+        self.builders.iter().map(|member| member.key)
+    }
+
+    /// The name of a builder.
+    pub fn name_of(&self, key: &BuilderKey) -> Option<&str> {
+        Some(self.builders.get(*self.numbers.get(key)?)?.name.as_str())
+    }
+
+    /// Groups of builders: what `k` is counted over.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// How many groups must agree on a path of this name.
+    pub fn k(&self, name: &str) -> usize {
+        let special = self.require.overrides.iter().find(|special| special.name.matches(name));
+        special.map_or(self.require.k, |special| special.k)
+    }
+
+    /// Whether this builder's word alone is enough for a path that no other builder has.
+    pub(crate) fn has_grace(&self, number: usize) -> bool {
+        let own = || self.builders.get(number).is_some_and(|member| Some(member.key) == self.own);
+        self.grace.as_ref().is_some_and(|named| named.contains(&number) || own())
+    }
+
+    /// Whether a statement that was stored then is void because its key is revoked.
+    pub(crate) fn is_revoked(&self, key: &BuilderKey, stored_at: Option<WallMs>) -> bool {
+        self.revoked.get(key).is_some_and(|revocation| stored_at.is_none_or(|at| at >= revocation.from))
+    }
+
+    fn admit(&mut self, builder: Builder) -> Option<PolicyWarning> {
+        if let Some(first) = self.name_of(&builder.key) {
+            return Some(PolicyWarning::OneKeyTwoNames { first: first.to_owned(), second: builder.name });
+        }
+        self.admit_if_new(builder);
+        None
+    }
+
+    fn admit_if_new(&mut self, builder: Builder) {
+        if self.numbers.contains_key(&builder.key) {
+            return;
+        }
+        let known =
+            builder.group.as_ref().and_then(|name| self.groups.iter().position(|known| known.as_ref() == Some(name)));
+        let group = known.unwrap_or_else(|| {
+            self.groups.push(builder.group);
+            self.groups.len() - 1
+        });
+        self.numbers.insert(builder.key, self.builders.len());
+        self.builders.push(Member {
+            name: builder.name,
+            key: builder.key,
+            group,
+            signs_only_own_builds: builder.signs_only_own_builds,
+        });
+    }
+
+    fn demand(
+        &mut self,
+        require: Require,
+        names: &BTreeMap<String, BuilderKey>,
+        warnings: &mut Vec<PolicyWarning>,
+    ) -> Result<(), PolicyError> {
+        let of = self.groups.len();
+        let overrides =
+            require.overrides.iter().enumerate().map(|(at, special)| (format!("quorum.override[{at}].k"), special.k));
+        for (key, k) in std::iter::once(("quorum.k".to_owned(), require.k)).chain(overrides) {
+            if k == 0 || k > of {
+                return Err(PolicyError::K { key, k, of });
+            }
+            if k * 2 <= of {
+                warnings.push(PolicyWarning::Minority { key, k, of });
+            }
+        }
+        if let Some(grace) = &require.grace {
+            let number = |name: &String| {
+                let key = names.get(name).ok_or_else(|| PolicyError::GraceName { name: name.clone() })?;
+                Ok(self.numbers.get(key).copied())
+            };
+            self.grace = Some(grace.iter().filter_map(|name| number(name).transpose()).collect::<Result<_, _>>()?);
+        }
+        self.require = require;
+        Ok(())
+    }
+}

@@ -1,0 +1,378 @@
+//! The report: everything as text and numbers, ready for people, JSON and HTML.
+
+use crate::closure::{ClosureVerdict, Judged, Member, closure};
+use crate::decision::Decision;
+use crate::evidence::WallMs;
+use crate::ledger::Ledger;
+use crate::policy::{Mode, Policy};
+use crate::verdict::{Attested, Standing, State, Uncounted, Verdict};
+use crate::{Facts, Grounds};
+use narmesh_protocol::StorePath;
+use serde::Serialize;
+
+/// The whole report. Paths stand weakest first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    /// Version of this form; new fields do not change it.
+    pub version: u32,
+    /// When it was made, milliseconds since 1970.
+    pub made_at_ms: u64,
+    /// What was asked for.
+    pub scope: ReportScope,
+    /// What verdicts are used for.
+    pub mode: Mode,
+    /// Groups asked for, where no override says otherwise.
+    pub k: Option<usize>,
+    /// Groups of builders.
+    pub of: usize,
+    /// Whether everything asked for is agreed, and what is held here is what was agreed on.
+    pub agreed: bool,
+    /// By verdict.
+    pub totals: Totals,
+    /// Base names of the paths in conflict; first, because somebody should look.
+    pub conflicts: Vec<String>,
+    /// The weakest link of the closure, if that is what was asked for.
+    pub weakest: Option<Link>,
+    /// What was served on the strength of verdicts that no longer stand.
+    pub no_longer_agreed: Vec<RevokedReport>,
+    /// One each.
+    pub paths: Vec<PathReport>,
+}
+
+/// What was asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportScope {
+    /// One path.
+    Path(String),
+    /// A path with all that it needs.
+    Closure(String),
+    /// All paths of which anything is known.
+    All,
+}
+
+/// Paths by verdict.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Totals {
+    /// All.
+    pub paths: usize,
+    /// See [`State`].
+    pub agreed: usize,
+    /// See [`State`].
+    pub conflict: usize,
+    /// See [`State`].
+    pub short: usize,
+    /// See [`State`].
+    pub none: usize,
+    /// See [`State`].
+    pub content_addressed: usize,
+    /// Agreed, with somebody below `k` saying something else.
+    pub disputed: usize,
+    /// Held here, and not what was agreed on.
+    pub held_differs: usize,
+}
+
+/// Where a closure is weakest.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Link {
+    /// The path.
+    pub path: String,
+    /// Its state.
+    pub verdict: State,
+    /// From the root to it, both included.
+    pub chain: Vec<String>,
+}
+
+/// How what is in our store stands to what is agreed on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Held {
+    /// It is the agreed one.
+    Agreed,
+    /// Something else is agreed on.
+    Differs,
+    /// One of those attested; nothing is agreed on.
+    Attested,
+    /// Nobody attested this one.
+    Unattested,
+}
+
+/// One path.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PathReport {
+    /// `<hash part>-<name>`.
+    pub path: String,
+    /// Its state.
+    pub verdict: State,
+    /// Groups asked for.
+    pub k: usize,
+    /// Groups there are.
+    pub of: usize,
+    /// What is attested: most groups first.
+    pub fingerprints: Vec<FingerprintReport>,
+    /// Builders that say something else than what is agreed on.
+    pub disputed_by: Vec<String>,
+    /// A dissenting builder has a veto, and used it.
+    pub vetoed: bool,
+    /// Builders that say two things.
+    pub void: Vec<VoidVote>,
+    /// Builders whose statement is not counted.
+    pub not_counted: Vec<NotCounted>,
+    /// Builders that said nothing.
+    pub missing: Vec<String>,
+    /// What is in our store, if anything is.
+    pub held: Option<Held>,
+    /// What refers to it in the closure asked for.
+    pub needed_by: Option<String>,
+    /// Its references are not known here, so what else it needs is not in this report.
+    pub needs_unknown: bool,
+    /// What the policy asks of it, in a sentence.
+    pub policy: String,
+    /// The same as all the fields, in sentences.
+    pub sentences: Vec<String>,
+}
+
+/// One fingerprint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct FingerprintReport {
+    /// SHA-256 of it, base-16.
+    pub fingerprint: String,
+    /// As in a narinfo.
+    pub nar_hash: String,
+    /// Bytes.
+    pub nar_size: u64,
+    /// Groups that count for it.
+    pub groups: usize,
+    /// Who says so.
+    pub builders: Vec<String>,
+    /// Another one has this NarHash too: they differ in References or NarSize.
+    pub same_nar_as_another: bool,
+}
+
+/// A builder that says two things of one path.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct VoidVote {
+    /// Who.
+    pub builder: String,
+    /// The NarHashes it named.
+    pub nar_hashes: Vec<String>,
+    /// Always "not reproducible on this builder".
+    pub why: &'static str,
+}
+
+/// A builder whose statement is not counted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct NotCounted {
+    /// Who.
+    pub builder: String,
+    /// What it said.
+    pub nar_hash: String,
+    /// Why not.
+    pub why: String,
+}
+
+/// A path that our Nix got when it was agreed, and that is not any more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct RevokedReport {
+    /// `<hash part>-<name>`.
+    pub path: String,
+    /// When it was served last, milliseconds since 1970.
+    pub served_at_ms: u64,
+    /// Builders that said so and whose word is void now.
+    pub revoked_builders: Vec<String>,
+}
+
+impl Report {
+    /// Of a closure.
+    pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member], now: WallMs) -> Self {
+        let closure = closure(policy, ledger, root, members);
+        let mut report = Self::of(policy, ledger, ReportScope::Closure(root.to_string()), &closure, now);
+        report.weakest = closure.breaks_at().or(closure.paths.first()).map(|judged| Link {
+            path: judged.path.to_string(),
+            verdict: judged.verdict.state,
+            chain: closure.chain(&judged.path).iter().map(StorePath::to_string).collect(),
+        });
+        report
+    }
+
+    /// Of one path, or of many, each by itself.
+    pub fn paths(policy: &Policy, ledger: &Ledger, scope: ReportScope, members: &[Member], now: WallMs) -> Self {
+        let mut paths: Vec<Judged> = members.iter().map(|member| Judged::alone(policy, ledger, member)).collect();
+        paths.sort_by(Judged::weaker);
+        Self::of(policy, ledger, scope, &ClosureVerdict { paths }, now)
+    }
+
+    fn of(policy: &Policy, ledger: &Ledger, scope: ReportScope, judged: &ClosureVerdict, now: WallMs) -> Self {
+        let paths: Vec<PathReport> = judged.paths.iter().map(|judged| PathReport::of(policy, judged)).collect();
+        let conflicts = paths.iter().filter(|path| path.verdict == State::Conflict).map(|path| path.path.clone());
+        Self {
+            version: 1,
+            made_at_ms: now.0,
+            scope,
+            mode: policy.mode(),
+            k: Some(policy.require.k).filter(|k| *k != usize::MAX),
+            of: policy.groups(),
+            agreed: judged.is_agreed(),
+            totals: totals(&paths),
+            conflicts: conflicts.collect(),
+            weakest: None,
+            no_longer_agreed: no_longer_agreed(policy, ledger),
+            paths,
+        }
+    }
+}
+
+impl PathReport {
+    /// Puts a judgement into words.
+    pub fn of(policy: &Policy, judged: &Judged) -> Self {
+        let verdict = &judged.verdict;
+        let name = |number: usize| policy.builders.get(number).map_or_else(String::new, |member| member.name.clone());
+        let mut report = Self {
+            path: judged.path.to_string(),
+            verdict: verdict.state,
+            k: verdict.k,
+            of: verdict.of,
+            fingerprints: verdict.attested.iter().map(|it| FingerprintReport::of(it, verdict, &name)).collect(),
+            disputed_by: verdict.disputed_by().iter().flat_map(|it| it.builders.iter().map(|it| name(*it))).collect(),
+            vetoed: verdict.vetoed,
+            void: Vec::new(),
+            not_counted: Vec::new(),
+            missing: Vec::new(),
+            held: judged.held.map(|_| held(judged)),
+            needed_by: judged.needed_by.as_ref().map(StorePath::to_string),
+            needs_unknown: !judged.known,
+            policy: policy_sentence(policy, verdict),
+            sentences: Vec::new(),
+        };
+        for (number, standing) in verdict.standings.iter().enumerate() {
+            match standing {
+                Standing::For(_) => {}
+                Standing::Missing => report.missing.push(name(number)),
+                Standing::Void(facts) => report.void.push(VoidVote {
+                    builder: name(number),
+                    nar_hashes: facts.iter().map(|facts| facts.nar_hash.to_string()).collect(),
+                    why: "not reproducible on this builder",
+                }),
+                Standing::NotCounted(uncounted, facts) => report.not_counted.push(NotCounted {
+                    builder: name(number),
+                    nar_hash: facts.nar_hash.to_string(),
+                    why: policy.why_not_counted(number, *uncounted),
+                }),
+            }
+        }
+        report.sentences = report.explain();
+        report
+    }
+}
+
+impl FingerprintReport {
+    fn of(attested: &Attested, verdict: &Verdict, name: &impl Fn(usize) -> String) -> Self {
+        let Facts { fingerprint, nar_hash, nar_size } = attested.facts;
+        let same_nar = verdict.attested.iter().filter(|other| other.facts.nar_hash == nar_hash).count();
+        Self {
+            fingerprint: fingerprint.to_string(),
+            nar_hash: nar_hash.to_string(),
+            nar_size,
+            groups: attested.groups,
+            builders: attested.builders.iter().map(|number| name(*number)).collect(),
+            same_nar_as_another: same_nar > 1,
+        }
+    }
+}
+
+impl Policy {
+    fn why_not_counted(&self, number: usize, uncounted: Uncounted) -> String {
+        let member = self.builders.get(number);
+        let revoked = member.and_then(|member| self.revoked.get(&member.key)).map_or("", |it| it.why.as_str());
+        match uncounted {
+            Uncounted::BareSignature => {
+                "a Nix signature without a date, which other tools also put on what they substituted".to_owned()
+            }
+            Uncounted::Revoked => format!("its key is revoked, and this was stored here after that: {revoked}"),
+            Uncounted::RevokedWithoutRecord => {
+                format!("its key is revoked, and it is not on record when this was first stored here: {revoked}")
+            }
+            Uncounted::GroupDisagrees => "the builders of its group say different things".to_owned(),
+        }
+    }
+}
+
+fn held(judged: &Judged) -> Held {
+    let ours = |attested: &Attested| Some(attested.facts.fingerprint) == judged.held;
+    match judged.verdict.agreed() {
+        Some(agreed) if ours(agreed) => Held::Agreed,
+        Some(_) => Held::Differs,
+        None if judged.verdict.attested.iter().any(ours) => Held::Attested,
+        None => Held::Unattested,
+    }
+}
+
+fn totals(paths: &[PathReport]) -> Totals {
+    let mut totals = Totals { paths: paths.len(), ..Totals::default() };
+    for path in paths {
+        match path.verdict {
+            State::Agreed => totals.agreed += 1,
+            State::Conflict => totals.conflict += 1,
+            State::Short => totals.short += 1,
+            State::None => totals.none += 1,
+            State::ContentAddressed => totals.content_addressed += 1,
+        }
+        totals.disputed += usize::from(!path.disputed_by.is_empty());
+        totals.held_differs += usize::from(path.held == Some(Held::Differs));
+    }
+    totals
+}
+
+fn policy_sentence(policy: &Policy, verdict: &Verdict) -> String {
+    let (Some(first), k) = (verdict.attested.first(), verdict.k) else {
+        return match (policy.mode(), verdict.state) {
+            (Mode::Require, State::ContentAddressed) => "served: checked against its own address".to_owned(),
+            (Mode::Require, _) => {
+                format!("not served: {} of {} groups must agree, and none speaks", verdict.k, verdict.of)
+            }
+            (mode, _) => unasked(mode).to_owned(),
+        };
+    };
+    match (policy.mode(), policy.demanded(verdict, first.facts.fingerprint)) {
+        (Mode::Off | Mode::Observe | Mode::Prefer, _) => unasked(policy.mode()).to_owned(),
+        (Mode::Require, _) if verdict.state == State::ContentAddressed => {
+            "served: checked against its own address".to_owned()
+        }
+        (Mode::Require, Decision::Serve(Grounds::Grace)) => "served by grace: no other builder has it".to_owned(),
+        (Mode::Require, Decision::Serve(_)) => "served: agreed".to_owned(),
+        (Mode::Require, _) => format!("not served: {k} of {} groups must agree", verdict.of),
+    }
+}
+
+fn unasked(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Off => "not asked (mode off)",
+        Mode::Observe => "reported only (mode observe)",
+        Mode::Prefer => "holders of what is agreed are asked first (mode prefer)",
+        Mode::Require => "",
+    }
+}
+
+/// What our Nix got, that a builder whose word is void now had vouched for, and that is not agreed without it.
+fn no_longer_agreed(policy: &Policy, ledger: &Ledger) -> Vec<RevokedReport> {
+    let judge = |served: &crate::Served| {
+        let mut revoked: Vec<String> = ledger
+            .votes(&served.path.hash_part())
+            .filter(|vote| vote.facts.fingerprint == served.fingerprint)
+            .filter(|vote| policy.is_revoked(&vote.builder, vote.stored_at))
+            .filter_map(|vote| policy.name_of(&vote.builder).map(str::to_owned))
+            .collect();
+        revoked.sort_unstable();
+        let stands =
+            policy.verdict(ledger, &served.path).agreed().map(|it| it.facts.fingerprint) == Some(served.fingerprint);
+        (!revoked.is_empty() && !stands).then(|| RevokedReport {
+            path: served.path.to_string(),
+            served_at_ms: served.at.0,
+            revoked_builders: revoked,
+        })
+    };
+    if policy.revoked.is_empty() {
+        return Vec::new();
+    }
+    ledger.served().filter_map(judge).collect()
+}

@@ -1,0 +1,143 @@
+//! What a verdict is not fooled by, one test each, in the order of `docs/quorum.md`.
+
+use crate::stage::{checked, hear, heard, key, ledger, path, policy, result, revocation, rules, says, state, verdict};
+use narmesh_protocol::{Attestation, NarHash, NixSecretKey, NixSignature, Statement, StoreDir};
+use narmesh_quorum::{
+    Builder, Evidence, Insertion, Ledger, LedgerLimits, Pin, PolicyRules, STATEMENTS_PER_PATH_MAX, State, WallMs,
+};
+
+#[test]
+fn percentages() {
+    // One hostile builder, the others cut off: it has all of the votes there are.
+    assert_eq!(state(&policy("a b c d e", 3), "e2"), State::Short);
+}
+
+#[test]
+fn order_of_arrival() {
+    let policy = policy("a b c d e", 3);
+    let first = verdict(&policy, "e2 d2 a1 b1 c1");
+    assert_eq!(first, verdict(&policy, "a1 b1 c1 d2 e2"));
+    assert_eq!(first.agreed().unwrap().facts, result('1'));
+}
+
+#[test]
+fn ten_relays() {
+    // The same attestation from ten peers, each of whom may have given it another time of arrival.
+    let mut ledger = heard(&path(1), "a1");
+    for relay in 0..10 {
+        assert_eq!(ledger.insert(&says("a", &path(1), result('1')), Some(WallMs(relay))), Insertion::Known);
+    }
+    assert_eq!((ledger.len(), policy("a b", 2).verdict(&ledger, &path(1)).state), (1, State::Short));
+}
+
+#[test]
+fn one_key_under_two_names() {
+    let mut rules = rules("a b c", 2);
+    rules.builders.push(Builder { name: "z".to_owned(), key: key("a"), group: None, signs_only_own_builds: false });
+    let policy = checked(rules);
+    assert_eq!((policy.groups(), state(&policy, "a1")), (3, State::Short));
+}
+
+#[test]
+fn replays() {
+    // An old attestation of a path that was rebuilt since with another result voids the builder's vote; it does not win.
+    assert_eq!(state(&policy("a b", 2), "a1 b1 b2"), State::Short);
+    // And one that is said again after its key was revoked keeps the time of its first storing, whatever its date.
+    let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
+    let mut ledger = heard(&path(1), "a1 b1");
+    let again = Evidence::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(9_000)), 300);
+    assert_eq!(ledger.insert(&again, Some(WallMs(9_000))), Insertion::Known);
+    assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Agreed);
+}
+
+#[test]
+fn future_and_past_dates() {
+    let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
+    for date in [0, 1, u64::MAX - 1] {
+        let mut ledger = heard(&path(1), "a1");
+        let dated = Evidence::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(date)), 300);
+        ledger.insert(&dated, Some(WallMs(7_000)));
+        assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Short, "dated {date}, stored after the revocation");
+        assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed, "and otherwise no date matters");
+    }
+}
+
+#[test]
+fn absent_builders() {
+    let policy = policy("a b c d e", 3);
+    assert_eq!(state(&policy, "d2 e2"), State::Short, "three honest ones cut off: two colluding are two");
+    assert_eq!(state(&policy, ""), State::None);
+}
+
+#[test]
+fn different_references_under_one_nar_hash() {
+    let store_dir = StoreDir::parse("/nix/store").unwrap();
+    let mut ledger = ledger();
+    let names = ["a", "b", "c"];
+    let keys: Vec<_> =
+        (1..).zip(names).map(|(seed, name)| NixSecretKey::from_seed(name, &[seed; 32]).unwrap()).collect();
+    for (number, key) in keys.iter().enumerate() {
+        let references = if number == 2 { vec![path(9)] } else { Vec::new() };
+        let statement = Statement { path: path(1), nar_hash: NarHash([1; 32]), nar_size: 112, references };
+        let attestation = Attestation::sign(key, &store_dir, statement, 1);
+        let evidence = Evidence::attestation(&store_dir, &attestation, &key.public(), 300).unwrap();
+        ledger.insert(&evidence, Some(WallMs(1)));
+    }
+    let mut rules = rules("a b c", 3);
+    for (builder, key) in rules.builders.iter_mut().zip(&keys) {
+        builder.key = narmesh_protocol::BuilderKey(key.public().bytes());
+    }
+    let verdict = checked(rules).verdict(&ledger, &path(1));
+    assert_eq!(verdict.state, State::Conflict);
+    assert_eq!(verdict.attested.iter().map(|it| it.facts.nar_hash).collect::<Vec<_>>(), [NarHash([1; 32]); 2]);
+}
+
+#[test]
+fn a_million_attestations_for_paths_nobody_asked_about() {
+    // Fewer of them here, under a bound that is as much smaller.
+    let mut ledger = Ledger::new(LedgerLimits { per_builder: 1_000, bytes_per_builder: 1 << 20 });
+    hear(&mut ledger, &path(1), "a1 b1 c1");
+    ledger.pin(path(1).hash_part(), Pin::Held);
+    hear(&mut ledger, &path(2), "a1 b1");
+    for number in 10..20_010 {
+        ledger.insert(&says("c", &path(number), result('2')), Some(WallMs(9_000)));
+    }
+    let policy = policy("a b c", 3);
+    assert_eq!(policy.verdict(&ledger, &path(1)).state, State::Agreed, "what is held here stays");
+    assert_eq!(ledger.votes(&path(2).hash_part()).count(), 2, "what others said stays");
+    assert_eq!(ledger.len(), 5 + 1_000 + usize::from(ledger.votes(&path(1).hash_part()).count() < 3));
+}
+
+#[test]
+fn a_thousand_results_for_one_path() {
+    let mut ledger = heard(&path(1), "a1 b1");
+    for letter in ('3'..='~').chain('A'..='Z') {
+        ledger.insert(&says("c", &path(1), result(letter)), Some(WallMs(1)));
+    }
+    assert_eq!(ledger.len(), 2 + STATEMENTS_PER_PATH_MAX);
+    assert_eq!(policy("a b c", 2).verdict(&ledger, &path(1)).state, State::Agreed);
+}
+
+#[test]
+fn forged_signatures() {
+    let store_dir = StoreDir::parse("/nix/store").unwrap();
+    let key = NixSecretKey::from_seed("a", &[1; 32]).unwrap();
+    let statement = Statement { path: path(1), nar_hash: NarHash([1; 32]), nar_size: 112, references: Vec::new() };
+    let good = Attestation::sign(&key, &store_dir, statement.clone(), 1);
+    assert!(Evidence::attestation(&store_dir, &good, &key.public(), 300).is_some());
+    let bare = Attestation { dated_signature: good.nix_signature, ..good.clone() };
+    assert!(
+        Evidence::attestation(&store_dir, &bare, &key.public(), 300).is_none(),
+        "a bare signature is no attestation"
+    );
+    let redated = Attestation { attested_at_ms: 2, ..good };
+    assert!(Evidence::attestation(&store_dir, &redated, &key.public(), 300).is_none());
+    let wrong = NixSignature { key_name: "a".to_owned(), bytes: [1; 64] };
+    assert!(Evidence::bare_signature(&store_dir, &statement, &wrong, &key.public(), 300).is_none());
+}
+
+#[test]
+fn strangers() {
+    // Keys that nobody configured, however many: k is over the configured builders.
+    assert_eq!(state(&policy("a b c", 2), "a1 x1 y1 z1"), State::Short);
+}

@@ -1,0 +1,133 @@
+//! Eviction: oldest first, per builder, never what is pinned.
+
+use crate::stage::{hear, key, ledger, path, result, says};
+use narmesh_protocol::BuilderKey;
+use narmesh_quorum::{ASKED_MAX, BUILDERS_MAX, Evidence, Insertion, Ledger, LedgerLimits, Pin, Served, WallMs};
+use proptest::prelude::*;
+
+fn small(per_builder: usize) -> Ledger {
+    Ledger::new(LedgerLimits { per_builder, bytes_per_builder: 1 << 30 })
+}
+
+fn evicted(insertion: Insertion) -> Vec<u32> {
+    let Insertion::New { evicted } = insertion else { panic!("{insertion:?}") };
+    let number = |bytes: [u8; 20]| u32::from_le_bytes(bytes[..4].try_into().unwrap());
+    evicted.iter().map(|it| number(it.hash_part.0)).collect()
+}
+
+#[test]
+fn the_oldest_of_the_builder_that_speaks_goes_first() {
+    let mut ledger = small(3);
+    hear(&mut ledger, &path(1), "b1");
+    let mut insert = |number| evicted(ledger.insert(&says("a", &path(number), result('1')), None));
+    assert_eq!([2, 3, 4].map(&mut insert), [const { Vec::<u32>::new() }; 3]);
+    assert_eq!([5, 6].map(&mut insert), [vec![2], vec![3]]);
+    assert_eq!(ledger.votes(&path(1).hash_part()).count(), 1);
+    assert_eq!(ledger.len(), 4);
+}
+
+#[test]
+fn each_reason_to_keep_a_path_keeps_it() {
+    for pin in [Pin::Held, Pin::Served, Pin::Asked, Pin::Configured] {
+        for pinned_first in [true, false] {
+            let mut ledger = small(2);
+            if pinned_first {
+                ledger.pin(path(1).hash_part(), pin);
+            }
+            ledger.insert(&says("a", &path(1), result('1')), None);
+            ledger.pin(path(1).hash_part(), pin);
+            for number in 2..10 {
+                ledger.insert(&says("a", &path(number), result('1')), None);
+            }
+            assert_eq!(ledger.votes(&path(1).hash_part()).count(), 1, "{pin:?}");
+            ledger.unpin(path(1).hash_part(), pin);
+            for number in 10..20 {
+                ledger.insert(&says("a", &path(number), result('1')), None);
+            }
+            assert_eq!(ledger.votes(&path(1).hash_part()).count(), 0, "{pin:?} gone");
+            assert_eq!(ledger.len(), 2);
+        }
+    }
+}
+
+#[test]
+fn a_path_kept_for_two_reasons_stays_until_both_are_gone() {
+    let mut ledger = small(1);
+    ledger.pin(path(1).hash_part(), Pin::Held);
+    ledger.note_served(Served { path: path(1), fingerprint: result('1').fingerprint, at: WallMs(1) });
+    ledger.insert(&says("a", &path(1), result('1')), None);
+    ledger.unpin(path(1).hash_part(), Pin::Held);
+    ledger.insert(&says("a", &path(2), result('1')), None);
+    ledger.insert(&says("a", &path(3), result('1')), None);
+    assert_eq!(ledger.votes(&path(1).hash_part()).count(), 1);
+}
+
+#[test]
+fn bytes_are_bounded_too() {
+    let mut ledger = Ledger::new(LedgerLimits { per_builder: 1_000, bytes_per_builder: 1_000 });
+    let of = |number: u32, bytes| Evidence::recorded(key("a"), path(number).hash_part(), result('1'), None, bytes);
+    assert_eq!(evicted(ledger.insert(&of(1, 400), None)), [0; 0]);
+    assert_eq!(evicted(ledger.insert(&of(2, 400), None)), [0; 0]);
+    assert_eq!(evicted(ledger.insert(&of(3, 700), None)), [1, 2]);
+    assert_eq!(evicted(ledger.insert(&of(4, 2_000), None)), [3, 4], "one that is too large by itself goes too");
+}
+
+#[test]
+fn builders_and_questions_are_bounded() {
+    let mut ledger = ledger();
+    for number in 0..BUILDERS_MAX + 3 {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        let evidence = Evidence::recorded(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
+        let insertion = ledger.insert(&evidence, None);
+        assert_eq!(insertion == Insertion::TooManyBuilders, number >= BUILDERS_MAX, "{number}");
+    }
+    let mut ledger = small(1);
+    ledger.pin(path(1).hash_part(), Pin::Asked);
+    ledger.insert(&says("a", &path(1), result('1')), None);
+    let more = u32::try_from(ASKED_MAX).unwrap();
+    (2..more + 2).for_each(|number| ledger.pin(path(number).hash_part(), Pin::Asked));
+    ledger.insert(&says("a", &path(more + 5), result('1')), None);
+    assert_eq!(ledger.votes(&path(1).hash_part()).count(), 0, "the oldest question is forgotten");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whatever comes: never more than the bound of what is not pinned, and all that is pinned.
+    #[test]
+    fn within_bounds_and_nothing_pinned_is_lost(
+        steps in prop::collection::vec((0..3usize, 0..40u32, 0..3u8, 0..4u8), 0..300),
+    ) {
+        let mut ledger = small(5);
+        let mut pinned = std::collections::BTreeMap::new();
+        for (builder, number, letter, action) in steps {
+            let hash_part = path(number).hash_part();
+            match action {
+                0 if !pinned.contains_key(&number) => {
+                    ledger.pin(hash_part, Pin::Held);
+                    pinned.insert(number, ledger.votes(&hash_part).count());
+                }
+                1 if pinned.remove(&number).is_some() => ledger.unpin(hash_part, Pin::Held),
+                _ => {
+                    let said = says(["a", "b", "c"][builder], &path(number), result(char::from(b'1' + letter)));
+                    ledger.insert(&said, Some(WallMs(1)));
+                    pinned.entry(number).and_modify(|count| *count = ledger.votes(&hash_part).count());
+                }
+            }
+            for (number, count) in &pinned {
+                prop_assert_eq!(ledger.votes(&path(*number).hash_part()).count(), *count);
+            }
+            for builder in ["a", "b", "c"] {
+                let free = (0..40).filter(|number| !pinned.contains_key(number));
+                let free: usize = free.map(|number| {
+                    ledger.votes(&path(number).hash_part()).filter(|vote| vote.builder == key(builder)).count()
+                }).sum();
+                // Those unpinned since the last insertion wait for the next one.
+                prop_assert!(action == 1 || free <= 5 || ledger.len() > 5);
+            }
+        }
+        let total: usize = (0..40).map(|number| ledger.votes(&path(number).hash_part()).count()).sum();
+        prop_assert_eq!(ledger.len(), total);
+    }
+}

@@ -1,0 +1,17 @@
+//! The rules of `docs/quorum.md`, one test or more for each.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly, and its numbers are small"
+)]
+
+mod attacks;
+mod bounds;
+mod closures;
+mod properties;
+mod reconciliation;
+mod reports;
+mod rules;
+mod stage;

@@ -1,0 +1,188 @@
+//! Two ledgers compared over messages that really cross, counted in bytes.
+
+use crate::stage::{key, ledger, path, result, says, signs};
+use narmesh_quorum::reconcile::{Answer, Content, Difference, Item, Next, Node, Query, Session, Shared};
+use narmesh_quorum::{Ledger, WallMs};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const BUILDERS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn shared() -> Shared {
+    Shared::new(BUILDERS.map(key))
+}
+
+/// What was found, bytes both ways, and round trips.
+fn compare(asker: &mut Ledger, ours: Shared, answerer: &mut Ledger, theirs: &Shared) -> (Difference, usize, usize) {
+    let (mut session, mut query) = Session::start(asker, ours);
+    let (mut bytes, mut rounds) = (0, 0);
+    loop {
+        let sent = query.encode().unwrap();
+        let answer = answerer.answer(theirs, &Query::decode(&sent).unwrap());
+        let received = answer.encode().unwrap();
+        bytes += sent.len() + received.len();
+        rounds += 1;
+        match session.answer(asker, &Answer::decode(&received).unwrap()) {
+            Next::Ask(next) => query = next,
+            Next::Done(difference) => return (difference, bytes, rounds),
+        }
+    }
+}
+
+/// `count` attestations of five builders, without those for which `missing` says so.
+fn filled(count: u32, missing: impl Fn(u32) -> bool) -> Ledger {
+    let mut ledger = ledger();
+    for number in (0..count).filter(|number| !missing(*number)) {
+        let builder = BUILDERS[number as usize % 5];
+        ledger.insert(&says(builder, &path(number / 5), result('1')), Some(WallMs(u64::from(number))));
+    }
+    ledger
+}
+
+/// The (builder, path) pairs that the found items stand for at the answerer.
+fn found(difference: &Difference, answerer: &Ledger) -> BTreeSet<String> {
+    let resolve = |(node, item): &(Node, Item)| answerer.find(&shared(), *node, *item).unwrap();
+    difference.theirs.iter().map(resolve).map(|(builder, path)| format!("{builder} {path}")).collect()
+}
+
+#[test]
+fn a_hundred_thousand_known_on_both_sides_cost_under_a_kilobyte() {
+    let (mut one, mut two) = (filled(100_000, |_| false), filled(100_000, |_| false));
+    let (difference, bytes, rounds) = compare(&mut one, shared(), &mut two, &shared());
+    assert!(difference.complete && difference.theirs.is_empty() && difference.ours.is_empty());
+    assert!(bytes < 1_000 && rounds == 1, "{bytes} bytes, {rounds} round trips");
+}
+
+#[test]
+fn a_difference_costs_in_proportion() {
+    for (count, missing) in [(1u32, 50_000u32), (1_000, 100), (10_000, 10)] {
+        let (mut one, mut two) = (filled(100_000, |number| number % missing == 7), filled(100_000, |_| false));
+        let (difference, bytes, _) = compare(&mut one, shared(), &mut two, &shared());
+        let found = found(&difference, &two).len();
+        assert!(difference.complete && difference.ours.is_empty());
+        assert!((found as u32).abs_diff(count) <= 1, "{found} of {count}");
+        assert!(bytes / found < 8_000, "{bytes} bytes for {found}");
+        let whole = 100_000 * 16;
+        assert!(bytes < 2 * whole, "{bytes} bytes: hardly more than all names");
+    }
+}
+
+#[test]
+fn nothing_known_on_one_side_names_everything_once() {
+    for (mut one, mut two) in [(ledger(), filled(20_000, |_| false)), (filled(20_000, |_| false), ledger())] {
+        let (difference, bytes, _) = compare(&mut one, shared(), &mut two, &shared());
+        assert!(difference.complete);
+        assert_eq!(difference.theirs.len() + difference.ours.len(), 20_000);
+        assert!(bytes < 20_000 * 32, "{bytes}");
+    }
+}
+
+#[test]
+fn only_builders_that_both_know_and_admit_are_compared() {
+    let (mut one, mut two) = (filled(1_000, |_| false), filled(1_000, |number| number % 5 == 4));
+    let fewer = Shared::new(["a", "b", "x"].map(key));
+    let (difference, bytes, rounds) = compare(&mut one, shared(), &mut two, &fewer);
+    assert!(difference.complete && difference.theirs.is_empty() && difference.ours.is_empty());
+    assert_eq!((difference.builders.len(), rounds), (2, 2));
+    assert!(bytes < 1_000);
+}
+
+#[test]
+fn void_votes_are_equal_whatever_they_are_made_of_and_bare_signatures_stay_at_home() {
+    let (mut one, mut two) = (ledger(), ledger());
+    for (ledger, letters) in [(&mut one, ['1', '2']), (&mut two, ['2', '3'])] {
+        for letter in letters {
+            ledger.insert(&says("a", &path(1), result(letter)), None);
+        }
+    }
+    one.insert(&signs("b", &path(1), result('1')), None);
+    let (difference, _, rounds) = compare(&mut one, shared(), &mut two, &shared());
+    assert_eq!((rounds, difference.theirs.len(), difference.ours.len()), (1, 0, 0));
+    two.insert(&says("c", &path(1), result('1')), None);
+    let (difference, ..) = compare(&mut one, shared(), &mut two, &shared());
+    assert_eq!(difference.theirs.len(), 1);
+}
+
+#[test]
+fn what_is_inserted_and_evicted_later_counts() {
+    let (mut one, mut two) = (filled(1_000, |_| false), filled(1_000, |_| false));
+    for number in 0..50 {
+        assert!(compare(&mut one, shared(), &mut two, &shared()).0.theirs.is_empty());
+        two.insert(&says("a", &path(5_000 + number), result('1')), None);
+        assert_eq!(compare(&mut one, shared(), &mut two, &shared()).0.theirs.len(), 1);
+        one.insert(&says("a", &path(5_000 + number), result('1')), None);
+    }
+}
+
+#[test]
+fn an_answer_that_fits_no_query_ends_the_session() {
+    let mut one = filled(1_000, |_| false);
+    let node_answers = [
+        Answer::Nodes { answered: 0, differing: Vec::new() },
+        Answer::Nodes { answered: 2, differing: Vec::new() },
+        Answer::Nodes { answered: 1, differing: vec![(1, Content::Items(Vec::new()))] },
+        Answer::Nodes { answered: 1, differing: vec![(0, Content::Items(vec![])), (0, Content::Items(vec![]))] },
+        Answer::Builders(shared_digests(5)),
+    ];
+    for answer in node_answers {
+        let (mut session, _) = Session::start(&mut one, shared());
+        let Next::Done(difference) = session.answer(&mut one, &answer) else { panic!("{answer:?}") };
+        assert!(!difference.complete, "{answer:?}");
+    }
+}
+
+fn shared_digests(count: usize) -> Vec<narmesh_quorum::reconcile::BuilderDigest> {
+    let mut ledger = ledger();
+    let (_, query) = Session::start(&mut ledger, Shared::new(BUILDERS.map(key).into_iter().take(count)));
+    query.builders
+}
+
+#[test]
+fn a_liar_that_always_differs_is_left_in_the_end() {
+    let mut one = filled(100_000, |_| false);
+    let (mut session, mut query) = Session::start(&mut one, shared());
+    let mut rounds = 0;
+    loop {
+        let liar = |number| (number, Content::Children(Box::new([[7; 16]; 16])));
+        let answered = u32::try_from(query.nodes.len()).unwrap();
+        let answer = Answer::Nodes { answered, differing: (0..answered).map(liar).collect() };
+        assert!(query.encode().is_ok());
+        rounds += 1;
+        match session.answer(&mut one, &answer) {
+            Next::Ask(next) => query = next,
+            Next::Done(difference) => {
+                assert!(!difference.complete);
+                break;
+            }
+        }
+    }
+    assert!(rounds <= narmesh_quorum::reconcile::QUERIES_MAX);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_side_learns_exactly_what_it_lacks(
+        both in prop::collection::vec((0..5usize, 0..400u32), 0..300),
+        only_one in prop::collection::btree_set((0..5usize, 400..500u32), 0..40),
+        only_two in prop::collection::btree_set((0..5usize, 500..600u32), 0..40),
+    ) {
+        let (mut one, mut two) = (ledger(), ledger());
+        let insert = |ledger: &mut Ledger, (builder, number): (usize, u32)| {
+            ledger.insert(&says(BUILDERS[builder], &path(number), result('1')), None);
+        };
+        for pair in both {
+            insert(&mut one, pair);
+            insert(&mut two, pair);
+        }
+        only_one.iter().for_each(|pair| insert(&mut one, *pair));
+        only_two.iter().for_each(|pair| insert(&mut two, *pair));
+        let name = |(builder, number): &(usize, u32)| format!("{} {}", key(BUILDERS[*builder]), path(*number).hash_part());
+        let (difference, ..) = compare(&mut one, shared(), &mut two, &shared());
+        prop_assert!(difference.complete);
+        let ours: BTreeSet<String> = difference.ours.iter().map(|(builder, path)| format!("{builder} {path}")).collect();
+        prop_assert_eq!(ours, only_one.iter().map(name).collect::<BTreeSet<_>>());
+        prop_assert_eq!(found(&difference, &two), only_two.iter().map(name).collect::<BTreeSet<_>>());
+    }
+}

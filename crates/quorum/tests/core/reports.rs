@@ -1,0 +1,111 @@
+//! What people read.
+
+use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocation, rules};
+use narmesh_quorum::closure::Member;
+use narmesh_quorum::{Ledger, Mode, PathReport, Policy, PolicyRules, Report, ReportScope, Served, State, WallMs};
+
+fn member(number: u32, references: &[u32]) -> Member {
+    let references = references.iter().map(|number| path(*number)).collect();
+    Member { path: path(number), references, content_addressed: false, held: None }
+}
+
+fn report(policy: &Policy, ledger: &Ledger, members: &[Member]) -> Report {
+    Report::paths(policy, ledger, ReportScope::All, members, WallMs(7))
+}
+
+fn one(policy: &Policy, votes: &str) -> PathReport {
+    report(policy, &heard(&path(1), votes), &[member(1, &[])]).paths.remove(0)
+}
+
+#[test]
+fn totals_conflicts_first_and_the_weakest_link() {
+    let mut ledger = ledger();
+    hear(&mut ledger, &path(1), "a1 b1 c2");
+    hear(&mut ledger, &path(2), "a1 b2");
+    hear(&mut ledger, &path(3), "a1");
+    let members = [member(1, &[2]), member(2, &[3]), member(3, &[])];
+    let report = Report::closure(&policy("a b c", 2), &ledger, &path(1), &members, WallMs(7));
+    let totals = report.totals;
+    assert_eq!((totals.paths, totals.agreed, totals.conflict, totals.short, totals.disputed), (3, 1, 1, 1, 1));
+    assert_eq!(report.conflicts, [path(2).to_string()]);
+    assert_eq!(report.paths[0].path, path(2).to_string());
+    let weakest = report.weakest.as_ref().unwrap();
+    assert_eq!((weakest.verdict, weakest.chain.len()), (State::Conflict, 2));
+    assert!(!report.agreed);
+}
+
+#[test]
+fn who_attests_what_who_is_missing_and_what_the_policy_asks() {
+    let report = one(&policy("a b c d", 2), "a1 b1 c2");
+    assert_eq!(report.fingerprints[0].builders, ["a", "b"]);
+    assert_eq!(
+        (report.disputed_by.as_slice(), report.missing.as_slice()),
+        (&["c".to_owned()][..], &["d".to_owned()][..])
+    );
+    assert_eq!(report.policy, "served: agreed");
+    assert_eq!(one(&policy("a b c d", 3), "a1").policy, "not served: 3 of 4 groups must agree");
+    let observing = checked(PolicyRules { mode: Mode::Observe, ..rules("a b", 2) });
+    assert_eq!(one(&observing, "a1").policy, "reported only (mode observe)");
+}
+
+#[test]
+fn sentences_say_what_would_change_the_verdict() {
+    let text = one(&policy("a b c d", 3), "a1 b1 c2 c3").sentences.join("\n");
+    for part in [
+        "is short: 2 of 4 groups attest one result, 3 are asked for.",
+        "a and b; counts for 2 groups.",
+        "c: not reproducible on this builder: it attested sha256:",
+        "Its vote is void for this path, and for no other.",
+        "Not heard: d.",
+        "Policy: not served",
+        "It would be agreed if 1 more group attested the same result (not heard yet: d).",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let text = one(&policy("a b c", 3), "a1 b1 c2").sentences.join("\n");
+    assert!(text.contains("every builder has spoken"), "{text}");
+}
+
+#[test]
+fn a_revocation_names_what_was_served_on_its_strength() {
+    let mut ledger = heard(&path(1), "a1 b1");
+    ledger.note_served(Served { path: path(1), fingerprint: result('1').fingerprint, at: WallMs(5_500) });
+    let members = [member(1, &[])];
+    assert!(report(&policy("a b c", 2), &ledger, &members).no_longer_agreed.is_empty());
+    let revoked = checked(PolicyRules { revoked: vec![revocation("b", 5_000)], ..rules("a b c", 2) });
+    let found = report(&revoked, &ledger, &members);
+    assert_eq!(found.no_longer_agreed[0].path, path(1).to_string());
+    assert_eq!(found.no_longer_agreed[0].revoked_builders, ["b"]);
+    assert!(
+        found.paths[0].sentences.join("\n").contains("its key is revoked, and this was stored here after that: stolen")
+    );
+    hear(&mut ledger, &path(1), "c1");
+    assert!(report(&revoked, &ledger, &members).no_longer_agreed.is_empty(), "it stands without the revoked one");
+}
+
+#[test]
+fn what_is_here_is_compared() {
+    let with = |letter| {
+        let members = [Member { held: Some(result(letter).fingerprint), ..member(1, &[]) }];
+        report(&policy("a b", 2), &heard(&path(1), "a1 b1"), &members)
+    };
+    assert!(with('1').agreed);
+    let differs = with('2');
+    assert_eq!((differs.agreed, differs.totals.held_differs), (false, 1));
+    assert!(differs.paths[0].sentences.join(" ").contains("NOT what was agreed on"));
+}
+
+#[test]
+fn the_json_has_these_names() {
+    let json = serde_json::to_value(report(&policy("a b", 2), &heard(&path(1), "a1"), &[member(1, &[])])).unwrap();
+    assert_eq!(json["version"], 1);
+    assert_eq!(json["made_at_ms"], 7);
+    assert_eq!(json["scope"], "all");
+    assert_eq!(json["mode"], "require");
+    assert_eq!(json["agreed"], false);
+    assert_eq!(json["totals"]["short"], 1);
+    let path = &json["paths"][0];
+    assert_eq!((&path["verdict"], &path["k"], &path["of"]), (&"short".into(), &2.into(), &2.into()));
+    assert_eq!(path["fingerprints"][0]["builders"][0], "a");
+    assert_eq!(path["missing"][0], "b");
+}

@@ -1,0 +1,290 @@
+//! What a verdict is, rule by rule.
+
+use crate::stage::{
+    checked, hear, heard, key, ledger, named, path, policy, result, revocation, rules, says, signs, special, state,
+    verdict,
+};
+use narmesh_quorum::{
+    Builder, Decision, Grounds, Insertion, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Refusal, Require,
+    Standing, State, Uncounted, WallMs,
+};
+
+#[test]
+fn agreed_is_one_fingerprint_with_k_groups_or_more() {
+    let policy = policy("a b c d e", 3);
+    assert_eq!(state(&policy, "a1 b1 c1"), State::Agreed);
+    assert_eq!(state(&policy, "a1 b1 c1 d1 e1"), State::Agreed);
+    assert_eq!(verdict(&policy, "a1 b1 c1").agreed().unwrap().facts, result('1'));
+}
+
+#[test]
+fn dissent_below_k_disputes_and_vetoes_only_when_it_may() {
+    let disputed = verdict(&policy("a b c d e", 3), "a1 b1 c1 d2 e3");
+    assert_eq!(disputed.state, State::Agreed);
+    assert_eq!(disputed.disputed_by().len(), 2);
+    let mut with_veto = rules("a b c d e", 3);
+    with_veto.require.as_mut().unwrap().veto = true;
+    let with_veto = checked(with_veto);
+    let vetoed = verdict(&with_veto, "a1 b1 c1 d2");
+    assert_eq!((vetoed.state, vetoed.vetoed), (State::Conflict, true));
+    assert_eq!(state(&with_veto, "a1 b1 c1"), State::Agreed);
+    assert_eq!(state(&with_veto, "a1 b1 c1 d2 d3"), State::Agreed, "a void vote vetoes nothing");
+}
+
+#[test]
+fn conflict_is_two_at_k_or_two_below() {
+    assert_eq!(state(&policy("a b c d", 2), "a1 b1 c2 d2"), State::Conflict);
+    assert_eq!(state(&policy("a b c d", 3), "a1 b1 c2"), State::Conflict);
+    assert_eq!(state(&policy("a b c d", 3), "a1 b2"), State::Conflict);
+}
+
+#[test]
+fn short_is_one_fingerprint_below_k_and_none_is_nothing() {
+    let policy = policy("a b c", 2);
+    assert_eq!(state(&policy, "a1"), State::Short);
+    assert_eq!(state(&policy, ""), State::None);
+    assert!(verdict(&policy, "").standings.iter().all(|standing| *standing == Standing::Missing));
+}
+
+#[test]
+fn a_content_address_needs_nobody() {
+    let policy = policy("a b c", 2);
+    let ledger = heard(&path(1), "a1 b2");
+    assert_eq!(policy.verdict_content_addressed(&ledger, &path(1)).state, State::ContentAddressed);
+    assert_eq!(
+        policy.decide(&ledger, &path(1), result('9').fingerprint, true),
+        Decision::Serve(Grounds::ContentAddressed)
+    );
+}
+
+#[test]
+fn k_is_absolute_and_the_missing_are_missing() {
+    let policy = policy("a b c d e", 3);
+    assert_eq!(state(&policy, "a1 b1"), State::Short, "two of the two that answered are not three");
+    let missing = verdict(&policy, "a1 b1").standings;
+    assert_eq!(missing.iter().filter(|standing| **standing == Standing::Missing).count(), 3);
+}
+
+#[test]
+fn agreement_is_on_the_whole_fingerprint() {
+    // One NarHash, other References.
+    let other = narmesh_quorum::Facts { fingerprint: result('2').fingerprint, ..result('1') };
+    let mut ledger = heard(&path(1), "a1 b1");
+    ledger.insert(&says("c", &path(1), other), Some(WallMs(1)));
+    assert_eq!(policy("a b c", 3).verdict(&ledger, &path(1)).state, State::Conflict);
+}
+
+#[test]
+fn one_group_counts_once() {
+    let policy = policy("a=acme b=acme c d", 3);
+    assert_eq!(state(&policy, "a1 b1 c1"), State::Short);
+    assert_eq!(state(&policy, "a1 b1 c1 d1"), State::Agreed);
+    assert_eq!(policy.groups(), 3);
+}
+
+#[test]
+fn a_group_whose_builders_disagree_counts_for_neither() {
+    let policy = policy("a=acme b=acme c d", 2);
+    let verdict = verdict(&policy, "a1 b2 c1");
+    assert_eq!(verdict.state, State::Conflict);
+    assert!(matches!(verdict.standings[0], Standing::NotCounted(Uncounted::GroupDisagrees, _)));
+    assert_eq!(state(&policy, "a1 b2 c1 d1"), State::Agreed);
+    // It is a name of a group, not a coincidence of names: a builder called "acme" is no member.
+    assert_eq!(state(&checked(rules("a=acme acme", 2)), "a1 acme1"), State::Agreed);
+}
+
+#[test]
+fn a_bare_signature_is_no_vote() {
+    let policy = policy("a b", 2);
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
+    let verdict = policy.verdict(&ledger, &path(1));
+    assert_eq!(verdict.state, State::Short);
+    assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::BareSignature, result('1')));
+    assert_eq!(ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2))), Insertion::Upgraded);
+    assert_eq!(policy.verdict(&ledger, &path(1)).state, State::Agreed);
+}
+
+#[test]
+fn a_bare_signature_counts_for_who_signs_only_own_builds() {
+    let mut rules = rules("a b", 2);
+    rules.builders[1].signs_only_own_builds = true;
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
+    assert_eq!(checked(rules).verdict(&ledger, &path(1)).state, State::Agreed);
+}
+
+#[test]
+fn a_bare_signature_of_another_result_does_not_void_an_attestation() {
+    let mut ledger = heard(&path(1), "a1 b1");
+    ledger.insert(&signs("b", &path(1), result('2')), Some(WallMs(1)));
+    assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed);
+}
+
+#[test]
+fn two_fingerprints_void_the_vote_for_that_path_only() {
+    let policy = policy("a b c", 2);
+    let mut ledger = heard(&path(1), "a1 b1 b2");
+    let verdict = policy.verdict(&ledger, &path(1));
+    assert_eq!(verdict.state, State::Short);
+    assert_eq!(verdict.standings[1], Standing::Void(vec![result('1'), result('2')]));
+    hear(&mut ledger, &path(2), "a1 b1");
+    assert_eq!(policy.verdict(&ledger, &path(2)).state, State::Agreed, "never a penalty elsewhere");
+}
+
+#[test]
+fn our_own_rebuild_counts_only_when_it_may() {
+    let own = |count| {
+        let rules = PolicyRules { own: Some(key("us")), count_own_rebuild: count, ..rules("a b", 2) };
+        checked(rules)
+    };
+    assert_eq!(state(&own(false), "a1 us1"), State::Short);
+    assert_eq!(state(&own(true), "a1 us1"), State::Agreed);
+    // Listed as a builder, it is no second one.
+    let listed = PolicyRules { own: Some(key("a")), count_own_rebuild: true, ..rules("a b", 2) };
+    assert_eq!(checked(listed).groups(), 2);
+    let none = PolicyRules { count_own_rebuild: true, ..rules("a b", 2) };
+    assert_eq!(Policy::new(none).unwrap_err(), PolicyError::NoOwnKey);
+}
+
+#[test]
+fn revocation_looks_at_when_we_first_stored_it() {
+    let revoked = |from| checked(PolicyRules { revoked: vec![revocation("b", from)], ..rules("a b", 2) });
+    // Stored at 5,000; the date that the builder wrote is 1,000.
+    let ledger = heard(&path(1), "a1 b1");
+    assert_eq!(revoked(5_001).verdict(&ledger, &path(1)).state, State::Agreed);
+    for from in [0, 1_001, 5_000] {
+        let verdict = revoked(from).verdict(&ledger, &path(1));
+        assert_eq!(verdict.state, State::Short, "revoked from {from}");
+        assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::Revoked, result('1')));
+    }
+}
+
+#[test]
+fn without_a_record_of_first_storing_all_of_a_revoked_key_is_void() {
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&says("b", &path(1), result('1')), None);
+    assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed);
+    let revoked = checked(PolicyRules { revoked: vec![revocation("b", u64::MAX)], ..rules("a b", 2) });
+    let verdict = revoked.verdict(&ledger, &path(1));
+    assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::RevokedWithoutRecord, result('1')));
+}
+
+#[test]
+fn of_two_revocations_of_one_key_the_earlier_counts() {
+    let ledger = heard(&path(1), "a1 b1");
+    for order in [[1_000, 9_000], [9_000, 1_000]] {
+        let revoked = order.map(|from| revocation("b", from)).to_vec();
+        assert_eq!(checked(PolicyRules { revoked, ..rules("a b", 2) }).verdict(&ledger, &path(1)).state, State::Short);
+    }
+}
+
+#[test]
+fn what_a_thief_says_after_the_revocation_does_not_void_what_was_said_before() {
+    let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
+    let mut ledger = heard(&path(1), "a1 b1");
+    ledger.insert(&says("b", &path(1), result('2')), Some(WallMs(7_000)));
+    assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Agreed);
+}
+
+fn with_grace(grace: Option<&[&str]>, own: Option<&str>) -> Policy {
+    let mut rules = PolicyRules { own: own.map(key), ..rules("a b c", 2) };
+    rules.require.as_mut().unwrap().grace = grace.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+    checked(rules)
+}
+
+#[test]
+fn grace_is_for_paths_that_no_other_builder_has() {
+    let decide =
+        |policy: &Policy, votes: &str| policy.decide(&heard(&path(1), votes), &path(1), result('1').fingerprint, false);
+    let not_agreed = |state| Decision::Refuse(Refusal::NotAgreed(state));
+    assert_eq!(decide(&with_grace(None, None), "a1"), not_agreed(State::Short), "there is no default");
+    assert_eq!(decide(&with_grace(None, Some("a")), "a1"), not_agreed(State::Short), "not even for our own key");
+    let named = with_grace(Some(&["a"]), None);
+    assert_eq!(decide(&named, "a1"), Decision::Serve(Grounds::Grace));
+    assert_eq!(decide(&named, "b1"), not_agreed(State::Short), "only builders named in it");
+    assert_eq!(decide(&named, "a2"), not_agreed(State::Short), "only what it attests");
+    assert_eq!(decide(&named, "a1 b2"), not_agreed(State::Conflict), "another builder has it");
+    assert_eq!(decide(&named, "a1 b2 b3"), not_agreed(State::Short), "and a void vote says that it has it");
+    assert_eq!(decide(&named, "a1 a2"), not_agreed(State::None));
+    let own = with_grace(Some(&[]), Some("b"));
+    assert_eq!(decide(&own, "b1"), Decision::Serve(Grounds::Grace), "our own key");
+    assert_eq!(decide(&own, "a1"), not_agreed(State::Short));
+}
+
+#[test]
+fn a_path_that_falls_short_gets_no_grace_once_another_builder_has_it() {
+    let policy = {
+        let mut rules = rules("a b c", 3);
+        rules.require.as_mut().unwrap().grace = Some(vec!["a".to_owned()]);
+        checked(rules)
+    };
+    let decide = |votes: &str| policy.decide(&heard(&path(1), votes), &path(1), result('1').fingerprint, false);
+    assert_eq!(decide("a1"), Decision::Serve(Grounds::Grace));
+    assert_eq!(decide("a1 b1"), Decision::Refuse(Refusal::NotAgreed(State::Short)));
+    assert_eq!(decide("a1 b1 c1"), Decision::Serve(Grounds::Agreed));
+}
+
+#[test]
+fn require_serves_only_the_agreed_fingerprint_and_the_other_modes_refuse_nothing() {
+    let ledger = heard(&path(1), "a1 b1 c2");
+    let decide = |mode, letter| {
+        let policy = checked(PolicyRules { mode, ..rules("a b c", 2) });
+        policy.decide(&ledger, &path(1), result(letter).fingerprint, false)
+    };
+    assert_eq!(decide(Mode::Require, '1'), Decision::Serve(Grounds::Agreed));
+    assert_eq!(decide(Mode::Require, '2'), Decision::Refuse(Refusal::OtherFingerprint));
+    assert_eq!(decide(Mode::Prefer, '1'), Decision::Prefer { agreed: true });
+    assert_eq!(decide(Mode::Prefer, '2'), Decision::Prefer { agreed: false });
+    assert_eq!(decide(Mode::Observe, '2'), Decision::NotAsked);
+    assert_eq!(decide(Mode::Off, '2'), Decision::NotAsked);
+}
+
+#[test]
+fn the_first_override_that_matches_the_name_counts() {
+    let mut rules = rules("a b c", 3);
+    rules.require.as_mut().unwrap().overrides = vec![special("linux-*", 1), special("linux-6*", 2)];
+    let policy = checked(rules);
+    assert_eq!(["linux-6.1", "glibc"].map(|name| policy.k(name)), [1, 3]);
+    let state = |name| policy.verdict(&heard(&named(1, name), "a1"), &named(1, name)).state;
+    assert_eq!([state("linux-6.1"), state("glibc")], [State::Agreed, State::Short]);
+}
+
+#[test]
+fn rules_that_cannot_be_met_are_refused_by_name() {
+    let refusal = |rules| Policy::new(rules).unwrap_err().to_string();
+    assert_eq!(refusal(rules("a b", 0)), "quorum.k = 0 is refused; accepted: 1 to 2, the number of groups of builders");
+    assert!(refusal(rules("a=g b=g c", 3)).contains("1 to 2"));
+    assert!(refusal(rules("a a", 1)).contains("builder.name = \"a\" stands twice"));
+    assert!(refusal(PolicyRules { require: None, ..rules("a b", 1) }).contains("quorum.mode needs quorum.k"));
+    let require = |require: Require| PolicyRules { require: Some(require), ..rules("a b c", 2) };
+    let plain = Require { k: 2, overrides: Vec::new(), grace: None, veto: false };
+    let grace = Require { grace: Some(vec!["z".to_owned()]), ..plain.clone() };
+    assert!(refusal(require(grace)).contains("quorum.grace: \"z\""));
+    let overrides = Require { overrides: vec![special("x", 4)], ..plain };
+    assert!(refusal(require(overrides)).contains("quorum.override[0].k = 4"));
+    assert!(Policy::new(PolicyRules::default()).is_ok(), "no builders, mode off");
+}
+
+#[test]
+fn what_is_accepted_and_doubtful_is_said() {
+    let warnings = |rules| Policy::new(rules).unwrap().1;
+    assert_eq!(warnings(rules("a b c", 2)), []);
+    let minority = PolicyWarning::Minority { key: "quorum.k".to_owned(), k: 2, of: 4 };
+    assert_eq!(warnings(rules("a b c d", 2)), [minority]);
+    let twice = Builder { name: "z".to_owned(), key: key("a"), group: None, signs_only_own_builds: false };
+    let mut one_key = rules("a b", 2);
+    one_key.builders.push(twice);
+    let warned = PolicyWarning::OneKeyTwoNames { first: "a".to_owned(), second: "z".to_owned() };
+    assert_eq!(warnings(one_key), [warned]);
+    let revoked = PolicyRules { revoked: vec![revocation("z", 0)], ..rules("a b", 2) };
+    assert_eq!(warnings(revoked), [PolicyWarning::RevokedStranger { key: key("z") }]);
+}
+
+#[test]
+fn nothing_is_agreed_without_builders() {
+    let policy = checked(PolicyRules::default());
+    let mut ledger = ledger();
+    hear(&mut ledger, &path(1), "a1 b1");
+    assert_eq!(policy.verdict(&ledger, &path(1)).state, State::None);
+}

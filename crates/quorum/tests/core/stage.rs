@@ -1,0 +1,109 @@
+//! A ledger, builders that speak, and rules, in few words.
+
+use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NarHash, StorePath};
+use narmesh_quorum::{
+    Builder, Evidence, Facts, FingerprintDigest, Insertion, Ledger, LedgerLimits, Mode, Override, Policy, PolicyRules,
+    Require, Revocation, State, Verdict, WallMs,
+};
+
+/// A path; two numbers give two paths.
+pub(crate) fn path(number: u32) -> StorePath {
+    named(number, "x")
+}
+
+/// A path of that name.
+pub(crate) fn named(number: u32, name: &str) -> StorePath {
+    let mut bytes = [0; 20];
+    // Spread, so that paths lie all over the tree of hash parts.
+    bytes[16..].copy_from_slice(&number.wrapping_mul(0x9e37_79b1).to_be_bytes());
+    bytes[..4].copy_from_slice(&number.to_le_bytes());
+    StorePath::new(HashPart(bytes), name).unwrap()
+}
+
+/// What a build may result in; two letters give two fingerprints with two NarHashes.
+pub(crate) fn result(letter: char) -> Facts {
+    let number = letter as u8;
+    Facts { fingerprint: FingerprintDigest([number; 32]), nar_hash: NarHash([number; 32]), nar_size: 112 }
+}
+
+/// The key of a builder: the same for one name.
+pub(crate) fn key(name: &str) -> BuilderKey {
+    let mut bytes = [0; 32];
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    BuilderKey(bytes)
+}
+
+/// An attestation.
+pub(crate) fn says(builder: &str, path: &StorePath, facts: Facts) -> Evidence {
+    Evidence::recorded(key(builder), path.hash_part(), facts, Some(WallMs(1_000)), 300)
+}
+
+/// A bare Nix signature.
+pub(crate) fn signs(builder: &str, path: &StorePath, facts: Facts) -> Evidence {
+    Evidence::recorded(key(builder), path.hash_part(), facts, None, 300)
+}
+
+/// An empty ledger.
+pub(crate) fn ledger() -> Ledger {
+    Ledger::new(LedgerLimits::default())
+}
+
+/// A ledger that holds "builder result" pairs about one path, such as `"a1 b1 c2"`: builder `a` says `1`.
+pub(crate) fn heard(path: &StorePath, votes: &str) -> Ledger {
+    let mut ledger = ledger();
+    hear(&mut ledger, path, votes);
+    ledger
+}
+
+/// Adds such pairs.
+pub(crate) fn hear(ledger: &mut Ledger, path: &StorePath, votes: &str) {
+    for vote in votes.split_whitespace() {
+        let (builder, letter) = vote.split_at(vote.len() - 1);
+        let facts = result(letter.chars().next().unwrap());
+        assert!(matches!(ledger.insert(&says(builder, path, facts), Some(WallMs(5_000))), Insertion::New { .. }));
+    }
+}
+
+/// Rules for builders named by letters, such as `"a b c"`; `"a=acme b=acme c"` puts two into a group.
+pub(crate) fn rules(builders: &str, k: usize) -> PolicyRules {
+    let builder = |text: &str| {
+        let (name, group) = text.split_once('=').map_or((text, None), |(name, group)| (name, Some(group.to_owned())));
+        Builder { name: name.to_owned(), key: key(name), group, signs_only_own_builds: false }
+    };
+    PolicyRules {
+        builders: builders.split_whitespace().map(builder).collect(),
+        mode: Mode::Require,
+        require: Some(Require { k, overrides: Vec::new(), grace: None, veto: false }),
+        ..PolicyRules::default()
+    }
+}
+
+/// The same, checked.
+pub(crate) fn policy(builders: &str, k: usize) -> Policy {
+    checked(rules(builders, k))
+}
+
+/// Rules that are accepted.
+pub(crate) fn checked(rules: PolicyRules) -> Policy {
+    Policy::new(rules).unwrap().0
+}
+
+/// The state of a path of which that is known.
+pub(crate) fn state(policy: &Policy, votes: &str) -> State {
+    verdict(policy, votes).state
+}
+
+/// The verdict on a path of which that is known.
+pub(crate) fn verdict(policy: &Policy, votes: &str) -> Verdict {
+    policy.verdict(&heard(&path(1), votes), &path(1))
+}
+
+/// Another k for a name.
+pub(crate) fn special(name: &str, k: usize) -> Override {
+    Override { name: NamePattern::new(name), k }
+}
+
+/// A revocation of a builder's key.
+pub(crate) fn revocation(name: &str, from: u64) -> Revocation {
+    Revocation { key: key(name), from: WallMs(from), why: "stolen".to_owned() }
+}
