@@ -2,6 +2,10 @@
 //!
 //! [`Config`] becomes [`crate::settings::Settings`] by one check; nothing else reads it.
 
+mod quorum;
+
+pub use quorum::{BuilderConfig, QuorumConfig, QuorumOverrideConfig, RevokedBuilderConfig};
+
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +36,12 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[[peer]]`, the allowlist.
     pub peer: Vec<PeerConfig>,
+    /// `[[builder]]`: whose attestations count.
+    pub builder: Vec<BuilderConfig>,
+    /// `[[revoked_builders]]`: whose do not, from some time on.
+    pub revoked_builders: Vec<RevokedBuilderConfig>,
+    /// `[quorum]`
+    pub quorum: QuorumConfig,
 }
 
 /// `[node]`: who we are on the mesh. Relative paths are relative to the directory of the file.

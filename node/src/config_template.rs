@@ -1,11 +1,12 @@
 //! The commented configuration that `narmesh init` writes: every key stands in it, explained, with its value or its default.
 
-use crate::config::{Config, PeerConfig};
+use crate::config::{BuilderConfig, Config, PeerConfig, QuorumOverrideConfig, RevokedBuilderConfig};
 use toml::Value;
 
 /// The text of a file that says `config`.
 pub(crate) fn render(config: &Config) -> String {
-    let Config { node, gateway, store, trust, advertise, transfer, limits, peer } = config;
+    let Config { node, gateway, store, trust, advertise, transfer, limits, peer, builder, revoked_builders, quorum } =
+        config;
     let values = [
         ("node.key_file", path(&node.key_file)),
         ("node.state_dir", path(&node.state_dir)),
@@ -41,6 +42,17 @@ pub(crate) fn render(config: &Config) -> String {
         ("limits.uploads_total", limits.uploads_total.to_string()),
         ("limits.upload_bytes_per_s", limits.upload_bytes_per_s.to_string()),
         ("limits.advertised_paths_max", limits.advertised_paths_max.to_string()),
+        ("quorum.mode", quoted(&quorum.mode)),
+        ("quorum.k", quorum.k.map_or_else(|| "# k = 2".to_owned(), |k| format!("k = {k}"))),
+        (
+            "quorum.grace",
+            quorum.grace.as_ref().map_or_else(|| "# grace = []".to_owned(), |it| format!("grace = {}", list(it))),
+        ),
+        ("quorum.veto", quorum.veto.to_string()),
+        ("quorum.count_own_rebuild", quorum.count_own_rebuild.to_string()),
+        ("quorum.override", quorum.overrides.iter().map(override_lines).collect::<String>()),
+        ("builder", builder.iter().map(builder_lines).collect::<String>()),
+        ("revoked_builders", revoked_builders.iter().map(revoked_lines).collect::<String>()),
         ("peer", peer.iter().map(peer_lines).collect::<String>()),
     ];
     // One pass, so that a value that looks like a placeholder stays what it is.
@@ -60,6 +72,25 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
         quoted(&peer.peer_id),
         list(&peer.addresses)
     )
+}
+
+fn builder_lines(builder: &BuilderConfig) -> String {
+    let group = builder.group.as_ref().map(|group| format!("group = {}\n", quoted(group))).unwrap_or_default();
+    format!(
+        "[[builder]]\nname = {}\npublic_key = {}\n{group}signs_only_own_builds = {}\n",
+        quoted(&builder.name),
+        quoted(&builder.public_key),
+        builder.signs_only_own_builds
+    )
+}
+
+fn revoked_lines(revoked: &RevokedBuilderConfig) -> String {
+    let RevokedBuilderConfig { public_key, from, why } = revoked;
+    format!("[[revoked_builders]]\npublic_key = {}\nfrom = {from}\nwhy = {}\n", quoted(public_key), quoted(why))
+}
+
+fn override_lines(special: &QuorumOverrideConfig) -> String {
+    format!("[[quorum.override]]\nname = {}\nk = {}\n", quoted(&special.name), special.k)
 }
 
 /// A TOML string.
@@ -173,7 +204,42 @@ advertised_paths_max = @limits.advertised_paths_max@
 # name = "buildbox"
 # peer_id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
-@peer@"#;
+@peer@
+# Quorum: how many builders must have got the same (docs/quorum.md). Agreement says that they got the same bytes, not that
+# their inputs were honest; builders that take their compiler from one cache are not independent.
+[quorum]
+# "off": as Nix alone. "observe": reports and metrics. "prefer": holders of what is agreed are asked first. "require": nothing
+# goes to Nix that is not agreed; it governs only what passes through this node.
+mode = @quorum.mode@
+# Groups of builders that must attest one and the same; more than half of them, or two sets could both reach it.
+@quorum.k@
+# Names of builders whose word is enough for a path that no other builder has; our own builder key is always among them.
+# Without this line nobody's is.
+@quorum.grace@
+# Whether one builder that got something else is enough against agreement.
+veto = @quorum.veto@
+# Whether what this machine rebuilt itself counts as one group.
+count_own_rebuild = @quorum.count_own_rebuild@
+# Another k for some names, as in [advertise]; the first that matches counts.
+# [[quorum.override]]
+# name = "linux-*"
+# k = 1
+@quorum.override@
+# Whose attestations count: one [[builder]] each, by its builder key. Builders of one owner share a group, which counts once.
+# A bare Nix signature is no attestation, because other tools put it on what they substituted; of a builder that signs only
+# its own builds it counts.
+# [[builder]]
+# name = "buildbox"
+# public_key = "buildbox-1:..."
+# group = "acme"
+# signs_only_own_builds = false
+@builder@
+# Keys that are not to be believed any more: what this node first stored from then on is void. A time needs a zone.
+# [[revoked_builders]]
+# public_key = "buildbox-1:..."
+# from = 2026-11-01T12:00:00Z
+# why = "the machine was stolen"
+@revoked_builders@"#;
 
 #[cfg(test)]
 mod tests {
@@ -235,6 +301,24 @@ mod tests {
             [[peer]]
             name = "r"
             peer_id = "s"
+            [quorum]
+            mode = "observe"
+            k = 2
+            grace = ["b"]
+            veto = true
+            count_own_rebuild = true
+            [[quorum.override]]
+            name = "n*"
+            k = 3
+            [[builder]]
+            name = "b"
+            public_key = "k\\"
+            group = "gr"
+            signs_only_own_builds = true
+            [[revoked_builders]]
+            public_key = "k"
+            from = 2026-11-01T12:00:00Z
+            why = "w"
         "#;
         let config = parse(everything);
         assert_eq!(parse(&render(&config)), config);
@@ -259,7 +343,10 @@ mod tests {
         let optional = "node = { control_socket = 'x', control_group = 'x' }
             store = { real_dir = 'x', state_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
-            peer = [{ name = 'x', peer_id = 'x' }]";
+            peer = [{ name = 'x', peer_id = 'x' }]
+            builder = [{ name = 'x', public_key = 'x', group = 'x' }]
+            revoked_builders = [{ public_key = 'x', from = 2026-11-01, why = 'x' }]
+            quorum = { k = 1, grace = [], override = [{ name = 'x', k = 1 }] }";
         let Ok(Value::Table(sections)) = Value::try_from(parse(optional)) else { panic!() };
         let mut keys = 0;
         for (section, value) in sections {
@@ -268,6 +355,7 @@ mod tests {
             for key in table.keys() {
                 let explained =
                     text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+                let explained = explained || text.contains(&format!("# [[{section}.{key}]]"));
                 assert!(explained, "{section}.{key} is not in the template");
                 keys += 1;
             }

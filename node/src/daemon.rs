@@ -3,11 +3,13 @@
 //! Walk: settings and secrets, state database, Nix store and what of it may leave, mesh, resolver, gateway, control socket; then
 //! signals. The gateway's socket comes first and goes last: a refused connection aborts builds on Nix up to 2.31.
 
+mod attester;
 mod listener;
 mod metrics;
 mod publish;
 mod report;
 
+use self::attester::Attester;
 use crate::control::ControlSocket;
 use crate::mesh::{Mesh, MeshConfig, MeshHandle, PeerBoard, UploadLimits, Uploads};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
@@ -15,6 +17,8 @@ use crate::settings::{Secrets, Settings};
 use crate::state_db::{StateDb, StateDbError};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
+use narmesh_protocol::NixSecretKey;
+use narmesh_quorum::Mode;
 use narmesh_store::{NixStore, Offer, OfferPolicy, StoreLocation};
 use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
@@ -43,6 +47,7 @@ pub(crate) struct Daemon {
     resolver: Arc<Resolver>,
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
+    attester: Attester,
 }
 
 /// The settings that count now, and why newer ones do not.
@@ -59,6 +64,7 @@ struct InForce {
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
     let settings = Settings::load(config_file)?;
     let secrets = settings.secrets()?;
+    check_quorum(&settings, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
     runtime.block_on(serve(config_file, settings, secrets))
 }
@@ -111,6 +117,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         resolver_settings(&settings, &secrets),
         settings.limits.nar_buffer_bytes,
     ));
+    let attester = Attester::start(&store, &settings.node.state_dir, secrets.builder_key.clone())?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
     let registry = metrics::registry(&gateway_metrics, &resolver, handle.board());
     let daemon = Arc::new(Daemon {
@@ -125,6 +132,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         resolver: Arc::clone(&resolver),
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
+        attester,
     });
     let _watcher = publish::drop_stale_answers(&daemon.store, &daemon.resolver)?;
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
@@ -220,6 +228,7 @@ impl Daemon {
         self.uploads.set_compress(settings.transfer.compress);
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings)).await;
+        self.attester.set_key(secrets.builder_key.clone());
         self.offer.set_policy(offer_policy(&settings, &secrets));
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
         tracing::info!("configuration reloaded");
@@ -229,6 +238,7 @@ impl Daemon {
     fn load_again(&self) -> anyhow::Result<Settings> {
         let settings = Settings::load(&self.config_file)?;
         let secrets = settings.secrets()?;
+        check_quorum(&settings, &secrets)?;
         let old = self.settings();
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
@@ -247,6 +257,19 @@ impl Daemon {
             anyhow::bail!("{key} changed: that needs a restart; everything else is reloaded once it is back as it was");
         }
         Ok(settings)
+    }
+}
+
+/// What depends on our own builder key, and what this version cannot do yet: a policy that is not obeyed is worse than none.
+fn check_quorum(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
+    let (policy, warnings) = settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    match policy.mode() {
+        Mode::Off | Mode::Observe => Ok(()),
+        Mode::Prefer | Mode::Require => anyhow::bail!(
+            "quorum.mode = {:?} is refused: this version reports and does not yet decide what Nix gets; accepted: \"off\" or \"observe\"",
+            if policy.mode() == Mode::Prefer { "prefer" } else { "require" }
+        ),
     }
 }
 

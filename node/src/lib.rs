@@ -1,7 +1,7 @@
 //! The `narmesh` daemon and its command line: what the rooms do apart, wired together here.
 //!
 //! Walk: [`daemon::run`] loads [`settings`], opens the [`state_db`] and the Nix store, starts the [`mesh`] (libp2p swarm around the
-//! gossip core) and puts the [`resolver`] behind the HTTP gateway; [`control`] answers `narmesh status` and its siblings.
+//! gossip core) and puts the [`resolver`] behind the HTTP gateway; [`quorum`] keeps what builders attest; [`control`] answers `narmesh status` and its siblings.
 //! Invariants: one place assembles the status; every wait has a deadline; every queue a bound; nothing of Nix's is written.
 
 mod account;
@@ -10,7 +10,9 @@ pub mod config;
 mod config_template;
 pub mod control;
 pub mod daemon;
+mod database_file;
 pub mod mesh;
+pub mod quorum;
 pub mod resolver;
 pub mod settings;
 pub mod state_db;

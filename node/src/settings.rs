@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod gateway;
+mod quorum;
 mod secrets;
 
 pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
+pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, read_builder_key};
 
@@ -57,6 +59,8 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// `[[peer]]`: names and peer ids are unique.
     pub peers: Vec<PeerSettings>,
+    /// `[[builder]]`, `[[revoked_builders]]`, `[quorum]`
+    pub quorum: QuorumSettings,
 }
 
 /// Checked `[node]`.
@@ -176,6 +180,9 @@ pub enum SettingsError {
         /// What would be.
         accepted: &'static str,
     },
+    /// Builders and rules that do not go together.
+    #[error(transparent)]
+    Policy(#[from] narmesh_quorum::PolicyError),
     /// Two keys that exclude each other.
     #[error("{key} = {value:?} excludes {other}; accepted: one of the two")]
     Excludes {
@@ -199,6 +206,7 @@ impl Settings {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
         Ok(Self {
+            quorum: quorum::check(&config)?,
             node: check_node(&config.node, &base)?,
             gateway: gateway::check(&config.gateway)?,
             store: check_store(&config.store, &base)?,

@@ -5,6 +5,7 @@
 //! take the last ones (WAL with `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
 //! Methods block; call them from a blocking thread. One process per directory: the file is locked.
 
+use crate::database_file::{make_directory, remove_siblings, set_aside};
 use libp2p::PeerId;
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
@@ -13,14 +14,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "state.sqlite";
 /// Most remembered answers; a narinfo with its row takes about 1 KB, so this is 100 MB at the worst.
 pub const ANSWERS_MAX: usize = 100_000;
-/// Most files kept that could not be used.
-const SET_ASIDE_MAX: usize = 3;
 /// Share of the answers that one clean-up drops, so that it is rare.
 const DROP_SHARE: usize = 100;
 /// How long a lock of another process is waited for: a daemon that is being replaced needs a moment to die.
@@ -141,7 +140,7 @@ impl StateDb {
             Err(Unusable::InUse) => return Err(StateDbError::InUse { path }),
             Err(Unusable::Damaged { cause }) => cause,
         };
-        let moved_to = set_aside(dir, &path).map_err(directory_error)?;
+        let moved_to = set_aside(&path).map_err(directory_error)?;
         let connection = open_checked(&path, true).map_err(|unusable| match unusable {
             Unusable::InUse => StateDbError::InUse { path: path.clone() },
             Unusable::Damaged { cause } => directory_error(io::Error::other(cause)),
@@ -342,70 +341,6 @@ fn migrate(connection: &mut Connection, new: bool) -> Result<(), Unusable> {
     transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
     transaction.commit()?;
     Ok(())
-}
-
-fn make_directory(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)
-}
-
-/// Moves the file and its log aside, and deletes the oldest such files.
-fn set_aside(dir: &Path, path: &Path) -> io::Result<PathBuf> {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut names = set_aside_files(dir)?;
-    // Later than all others, so that the clock may stand still or go back and still the oldest goes first.
-    let stamp = names.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
-    let moved_to = with_suffix(path, &format!(".corrupt-{stamp}"));
-    std::fs::rename(path, &moved_to)?;
-    // The log belongs to the old file; SQLite finds it under the new name.
-    move_if_there(&with_suffix(path, "-wal"), &with_suffix(&moved_to, "-wal"))?;
-    remove_siblings(path);
-    names.push((stamp, moved_to.clone()));
-    names.sort();
-    for (_, old) in names.iter().rev().skip(SET_ASIDE_MAX) {
-        remove_if_there(old)?;
-        remove_if_there(&with_suffix(old, "-wal"))?;
-    }
-    Ok(moved_to)
-}
-
-fn set_aside_files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let prefix = format!("{FILE_NAME}.corrupt-");
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let stamp = entry.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
-        found.extend(stamp.map(|stamp: u64| (stamp, entry.path())));
-    }
-    Ok(found)
-}
-
-fn remove_siblings(path: &Path) {
-    for suffix in ["-wal", "-shm", "-journal"] {
-        // What cannot be removed makes the new file fail to open, and that is reported.
-        drop(std::fs::remove_file(with_suffix(path, suffix)));
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn move_if_there(from: &Path, to: &Path) -> io::Result<()> {
-    ignore_missing(std::fs::rename(from, to))
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    ignore_missing(std::fs::remove_file(path))
-}
-
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 /// Peer ids that do not parse are left out: the answer is then only worth less.

@@ -33,6 +33,8 @@ pub struct NodeConfig {
     pub peers: Vec<PeerEntry>,
     /// Whether `init` made a builder key.
     pub builder_key: bool,
+    /// Further sections, as they are to stand at the end of the file.
+    pub more: String,
 }
 
 /// One `[[peer]]`.
@@ -80,6 +82,7 @@ impl NodeConfig {
             upload_bytes_per_s: None,
             peers: Vec::new(),
             builder_key: true,
+            more: String::new(),
         }
     }
 
@@ -147,6 +150,6 @@ impl NodeConfig {
             file.insert(name.into(), Value::Table(table));
         }
         file.insert("peer".into(), Value::Array(peers.collect()));
-        toml::to_string(&file).expect("a table of texts and numbers is TOML")
+        toml::to_string(&file).expect("a table of texts and numbers is TOML") + &self.more
     }
 }

@@ -316,6 +316,12 @@ impl NixStoreFixture {
         finish(self.nix("nix-store").args(arguments)).expect_success(&format!("nix-store {arguments:?}"))
     }
 
+    /// Gives a command that starts Nix itself this store's environment, and nothing else of ours.
+    pub fn lend_environment(&self, command: &mut Command) {
+        nix_client_environment(command);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+    }
+
     /// A command of Nix in this store's environment, and in nothing else of ours.
     #[must_use]
     pub fn nix(&self, program: &str) -> Command {

@@ -258,7 +258,7 @@ impl Ledger {
     }
 
     /// All that was said of a path. An order that means nothing.
-    pub fn votes(&self, hash_part: &HashPart) -> impl Iterator<Item = Vote> {
+    pub fn votes(&self, hash_part: &HashPart) -> impl Iterator<Item = Vote> + use<'_> {
         let entry = self.paths.get(hash_part);
         entry.into_iter().flat_map(move |entry| {
             entry.records.iter().filter_map(move |record| {

@@ -263,6 +263,11 @@ impl Policy {
         self.groups.len()
     }
 
+    /// How many groups must agree where no override says otherwise; `None` when nobody said.
+    pub fn k_default(&self) -> Option<usize> {
+        Some(self.require.k).filter(|k| *k != usize::MAX)
+    }
+
     /// How many groups must agree on a path of this name.
     pub fn k(&self, name: &str) -> usize {
         let special = self.require.overrides.iter().find(|special| special.name.matches(name));

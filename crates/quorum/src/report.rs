@@ -210,7 +210,7 @@ impl Report {
             made_at_ms: now.0,
             scope,
             mode: policy.mode(),
-            k: Some(policy.require.k).filter(|k| *k != usize::MAX),
+            k: policy.k_default(),
             of: policy.groups(),
             agreed: judged.is_agreed(),
             totals: totals(&paths),

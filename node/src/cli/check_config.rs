@@ -6,7 +6,8 @@ use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
-use narmesh_protocol::NixPublicKey;
+use narmesh_protocol::{NixPublicKey, NixSecretKey};
+use narmesh_quorum::Mode;
 use std::path::{Path, PathBuf};
 
 /// A miss that Nix remembers longer than this, seconds, is worth a remark.
@@ -44,6 +45,8 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
     emit(&format!("compared with Nix as configured by {}\n", nix.source))?;
     let mut findings = own_findings(&settings, &secrets);
+    let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
+    findings.extend(quorum_findings(&settings, own.as_ref(), &nix)?);
     findings.extend(nix_findings(&settings, &nix, NixVersion::installed()));
     for finding in &findings {
         match finding {
@@ -77,6 +80,26 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
         Some(_) => {}
     }
     findings
+}
+
+/// What of the rules is doubtful, and what goes past a policy that requires agreement.
+fn quorum_findings(settings: &Settings, own: Option<&NixPublicKey>, nix: &NixSettings) -> anyhow::Result<Vec<Finding>> {
+    let (policy, warnings) = settings.quorum.policy(own)?;
+    let mut findings: Vec<_> = warnings.iter().map(|warning| Finding::Warning(warning.to_string())).collect();
+    if policy.mode() != Mode::Require {
+        return Ok(findings);
+    }
+    for url in other_substituters(settings, nix) {
+        findings.push(Finding::Warning(format!(
+            "quorum.mode = \"require\" is bypassed by the substituter {url} of nix.conf: it governs only what passes through this node"
+        )));
+    }
+    for key in nix.words("trusted-public-keys") {
+        findings.push(Finding::Warning(format!(
+            "quorum.mode = \"require\" is bypassed by the key {key} of trusted-public-keys in nix.conf: what it alone signed is accepted from anywhere"
+        )));
+    }
+    Ok(findings)
 }
 
 fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersion>) -> Vec<Finding> {
@@ -132,21 +155,26 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
 
 fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
     let substituters = nix.words("substituters");
-    let is_ours =
-        |url: &&&str| names_gateway(url, settings.gateway.listen.port(), &settings.gateway.listen.ip().to_string());
+    let others = other_substituters(settings, nix);
     let mut findings = Vec::new();
     // With port 0 nobody can know the URL beforehand.
-    if settings.gateway.listen.port() != 0 && substituters.iter().find(is_ours).is_none() {
+    if settings.gateway.listen.port() != 0 && others.len() == substituters.len() {
         findings.push(Finding::Warning(format!(
             "Nix does not ask this node: http://{} is not among its substituters (extra-substituters in nix.conf)",
             settings.gateway.listen
         )));
     }
-    let others: Vec<_> = substituters.iter().filter(|url| !is_ours(url)).copied().collect();
     if !others.is_empty() {
         findings.push(Finding::Note(format!("Nix's other substituters: {}", others.join(" "))));
     }
     findings
+}
+
+/// Those of nix.conf that are not our gateway.
+fn other_substituters<'a>(settings: &Settings, nix: &'a NixSettings) -> Vec<&'a str> {
+    let gateway = settings.gateway.listen;
+    let is_ours = |url: &&str| names_gateway(url, gateway.port(), &gateway.ip().to_string());
+    nix.words("substituters").into_iter().filter(|url| !is_ours(url)).collect()
 }
 
 /// The builder key signs what Nix says was built here: it is worth what this machine's builds are worth.
@@ -201,8 +229,7 @@ fn probe(config: &Path, settings: &Settings, secrets: &Secrets) -> anyhow::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use narmesh_protocol::NixSecretKey;
+    use crate::config::{BuilderConfig, Config};
 
     fn public_key(name: &str, seed: u8) -> String {
         NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
@@ -242,6 +269,33 @@ mod tests {
         assert!(warnings(&lacking)[0].contains(&key) && warnings(&lacking)[0].contains("30 days"), "{lacking:?}");
         let other = findings(std::slice::from_ref(&key), &conf(&public_key("b-1", 2)));
         assert!(warnings(&other)[0].contains("another key of that name"), "{other:?}");
+    }
+
+    #[test]
+    fn what_goes_past_a_policy_that_requires_agreement_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nix.conf");
+        let (url, key) = ("https://cache.example", public_key("cache-1", 7));
+        std::fs::write(&file, format!("substituters = http://127.0.0.1:7281 {url}\ntrusted-public-keys = {key}\n"))
+            .unwrap();
+        let found = |mode: &str, k| {
+            let builder = |seed| BuilderConfig {
+                name: format!("b{seed}"),
+                public_key: public_key("b", seed),
+                group: None,
+                signs_only_own_builds: false,
+            };
+            let mut config = Config { builder: (1..=2).map(builder).collect(), ..Config::default() };
+            config.quorum.mode = mode.to_owned();
+            config.quorum.k = Some(k);
+            let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
+            quorum_findings(&settings, None, &NixSettings::from_file(&file)).unwrap()
+        };
+        assert_eq!(found("observe", 2), []);
+        let bypasses = found("require", 2);
+        let texts = warnings(&bypasses);
+        assert!(texts.len() == 2 && texts[0].contains(url) && texts[1].contains(&key), "{texts:?}");
+        assert!(warnings(&found("observe", 1))[0].contains("quorum.k = 1 of 2"));
     }
 
     #[test]

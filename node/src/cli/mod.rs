@@ -10,6 +10,7 @@ mod init;
 mod log;
 mod nix_conf;
 mod nix_version;
+mod quorum;
 mod run;
 mod status;
 mod why;
@@ -47,6 +48,9 @@ enum Command {
     Advertised(OutputArguments),
     /// What would happen to a store path now, and what happened last
     Why(why::Arguments),
+    /// Who built the same thing: reports, attestations, the rules
+    #[command(subcommand)]
+    Quorum(quorum::Command),
     /// Three daemons, three Nix stores: build on one, substitute on the others, on this machine
     Demo(demo::Arguments),
 }
@@ -69,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Status(output) => status::status(&config, output.json).map(|()| true),
         Command::Advertised(output) => advertised::advertised(&config, output.json).map(|()| true),
         Command::Why(arguments) => why::why(&config, &arguments).map(|()| true),
+        Command::Quorum(command) => quorum::quorum(&config, &command),
         Command::Demo(arguments) => demo::demo(&arguments).map(|()| true),
     };
     match done {

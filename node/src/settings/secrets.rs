@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use narmesh_protocol::NixSecretKey;
+use narmesh_protocol::{NixPublicKey, NixSecretKey};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -131,6 +131,11 @@ fn read_secret(key: &'static str, path: &Path) -> Result<String, SecretError> {
 }
 
 impl Settings {
+    /// The public half of the builder key, if there is one.
+    pub fn builder_public_key(&self) -> Result<Option<NixPublicKey>, SecretError> {
+        Ok(self.builder_key_file.as_deref().map(read_builder_key).transpose()?.map(|key| key.public()))
+    }
+
     /// Reads the keys, and checks that this node is not in its own allowlist.
     pub fn secrets(&self) -> Result<Secrets, SecretError> {
         let secrets = Secrets {

@@ -1,6 +1,7 @@
 //! What was written comes back; what was damaged is moved aside.
 
 use super::*;
+use crate::database_file::{SET_ASIDE_MAX, set_aside_files};
 use std::fs;
 
 fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {
@@ -132,7 +133,7 @@ fn three_damaged_files_are_kept() {
         let Some(Recovered::SetAside { moved_to, .. }) = recovered else { panic!("{recovered:?}") };
         last = Some(moved_to);
     }
-    let kept = set_aside_files(dir.path()).unwrap();
+    let kept = set_aside_files(&dir.path().join(FILE_NAME)).unwrap();
     assert_eq!(kept.len(), SET_ASIDE_MAX);
     assert_eq!(kept.iter().max().map(|(_, path)| path), last.as_ref());
 }

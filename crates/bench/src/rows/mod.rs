@@ -7,6 +7,7 @@ mod nar_large;
 mod nar_small;
 mod narinfo;
 mod pair;
+mod quorum;
 mod spread;
 mod transport;
 
@@ -27,6 +28,7 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(daemon::Memory { peers: 1 }),
         Box::new(daemon::Memory { peers: 50 }),
         Box::new(daemon::Start),
+        Box::new(quorum::Quorum),
         Box::new(spread::Spread),
         Box::new(build::ColdBuild),
         Box::new(build::BinarySize),

@@ -1,0 +1,162 @@
+//! `narmesh quorum attest PATH`: build it again, and say so only if it came out the same.
+
+use super::{Desk, emit, printable};
+use crate::quorum::OwnBuilds;
+use crate::settings::Settings;
+use anyhow::{Context as _, bail};
+use narmesh_protocol::StorePath;
+use narmesh_store::{PathInfo, Store as _};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Differences that are named.
+const DIFFERENCES_SHOWN_MAX: usize = 20;
+
+#[derive(clap::Args, Debug)]
+pub(in crate::cli) struct Arguments {
+    /// A store path that is here with its derivation
+    path: String,
+    /// Further arguments for nix-build, such as `--option sandbox true`
+    #[arg(last = true)]
+    nix_build: Vec<String>,
+}
+
+/// Whether it was attested.
+pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
+    let mut desk = Desk::open(config, true)?;
+    let key =
+        desk.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
+    let path = desk.path(&arguments.path)?;
+    let info = registered(&desk, &path)?;
+    let Some(deriver) = &info.deriver else {
+        bail!("{path} has no known derivation here, so it cannot be built again");
+    };
+    if info.content_address.is_some() {
+        emit(&format!("{path} is its own content address: nobody's word is needed\n"))?;
+        return Ok(true);
+    }
+    if !rebuild(&desk.settings, deriver, &arguments.nix_build)? {
+        let ours = desk.settings.store.real_dir.join(path.to_string());
+        emit(&format!("{path} came out differently, and is not attested: not reproducible on this machine\n"))?;
+        let other = with_suffix(&ours, ".check");
+        match differences(&ours, &other) {
+            Ok(differences) => emit(&differences)?,
+            Err(error) => emit(&format!("the other result is not there to be compared ({error})\n"))?,
+        }
+        return Ok(false);
+    }
+    desk.store.refresh()?;
+    if !registered(&desk, &path)?.ultimate {
+        bail!("Nix does not say that {path} was built here, even after building it again");
+    }
+    let own = OwnBuilds { store: &desk.store, db: &desk.db, key: &key };
+    let new = own.attest(&mut desk.ledger, [path.hash_part()])?;
+    let text = if new > 0 { "built again with the same result, and attested" } else { "attested already" };
+    emit(&format!("{path}: {text} by {}\n", printable(key.name())))?;
+    Ok(true)
+}
+
+fn registered(desk: &Desk, path: &StorePath) -> anyhow::Result<PathInfo> {
+    let info = desk.store.path_info(&path.hash_part())?.filter(|info| info.path == *path);
+    info.with_context(|| format!("{path} is not in the store here"))
+}
+
+/// Whether all outputs came out the same.
+fn rebuild(settings: &Settings, deriver: &StorePath, further: &[String]) -> anyhow::Result<bool> {
+    let mut command = Command::new("nix-build");
+    command.arg(settings.store.store_dir.display(deriver)).args(["--check", "--keep-failed", "--no-out-link"]);
+    let root = settings.store.real_dir.to_str().and_then(|real| real.strip_suffix("/nix/store"));
+    if let Some(root) = root.filter(|root| !root.is_empty() && settings.store.store_dir.as_str() == "/nix/store") {
+        command.args(["--store", &format!("local?root={root}")]);
+    }
+    let output = command.args(further).output().context("nix-build cannot be started")?;
+    if output.status.success() {
+        return Ok(true);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("may not be deterministic") || said.contains("differs from previous round") {
+        return Ok(false);
+    }
+    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    bail!("nix-build --check failed: {}", printable(last));
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Which files differ, and where first.
+fn differences(ours: &Path, other: &Path) -> io::Result<String> {
+    let mut found = Vec::new();
+    compare(ours, other, "", &mut found)?;
+    let mut text: String =
+        found.iter().take(DIFFERENCES_SHOWN_MAX).map(|line| format!("  {}\n", printable(line))).collect();
+    if found.len() > DIFFERENCES_SHOWN_MAX {
+        text += &format!("  and {} more\n", found.len() - DIFFERENCES_SHOWN_MAX);
+    }
+    Ok(text + &format!("the other result is kept in {}\n", other.display()))
+}
+
+fn compare(ours: &Path, other: &Path, name: &str, found: &mut Vec<String>) -> io::Result<()> {
+    let (one, two) = (fs::symlink_metadata(ours)?, fs::symlink_metadata(other)?);
+    let shown = if name.is_empty() { "the path itself" } else { name };
+    if one.file_type() != two.file_type() {
+        found.push(format!("{shown}: another type of file"));
+    } else if one.is_symlink() {
+        let targets = (fs::read_link(ours)?, fs::read_link(other)?);
+        if targets.0 != targets.1 {
+            found.push(format!("{shown}: links to {:?} and {:?}", targets.0, targets.1));
+        }
+    } else if one.is_dir() {
+        let names =
+            |path| -> io::Result<BTreeSet<_>> { fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect() };
+        let (ours_has, other_has) = (names(ours)?, names(other)?);
+        for entry in ours_has.union(&other_has) {
+            let below = format!("{name}/{}", entry.to_string_lossy());
+            match (ours_has.contains(entry), other_has.contains(entry)) {
+                (true, true) => compare(&ours.join(entry), &other.join(entry), &below, found)?,
+                (true, false) => found.push(format!("{below}: only in the first result")),
+                (false, _) => found.push(format!("{below}: only in the second result")),
+            }
+        }
+    } else {
+        if (one.permissions().mode() ^ two.permissions().mode()) & 0o100 != 0 {
+            found.push(format!("{shown}: executable in one result only"));
+        }
+        let (one, two) = (fs::read(ours)?, fs::read(other)?);
+        if one != two {
+            let at = one.iter().zip(&two).position(|(one, two)| one != two).unwrap_or(one.len().min(two.len()));
+            found.push(format!("{shown}: {} and {} bytes, differing from byte {at} on", one.len(), two.len()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_named_by_file_and_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        for (root, text) in [(&one, "same\nold"), (&two, "same\nnew")] {
+            fs::create_dir_all(root.join("bin")).unwrap();
+            fs::write(root.join("bin/app"), text).unwrap();
+            fs::write(root.join("equal"), "x").unwrap();
+        }
+        fs::write(two.join("more"), "x").unwrap();
+        std::os::unix::fs::symlink("a", one.join("link")).unwrap();
+        std::os::unix::fs::symlink("b", two.join("link")).unwrap();
+        let text = differences(&one, &two).unwrap();
+        assert!(text.contains("/bin/app: 8 and 8 bytes, differing from byte 5 on"), "{text}");
+        assert!(text.contains("/more: only in the second result") && text.contains("/link: links to"), "{text}");
+        assert!(!text.contains("equal"), "{text}");
+    }
+}

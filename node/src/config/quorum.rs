@@ -1,0 +1,74 @@
+//! What the file says of builders and of how many must agree.
+
+use serde::{Deserialize, Serialize};
+
+/// One `[[builder]]`: somebody whose attestations count.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuilderConfig {
+    /// What we call it.
+    pub name: String,
+    /// Its Nix public key, `name:base64`.
+    pub public_key: String,
+    /// Builders of one owner share a group, which counts once.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// It signs nothing but what it built itself, so its bare Nix signatures count too.
+    #[serde(default)]
+    pub signs_only_own_builds: bool,
+}
+
+/// One `[[revoked_builders]]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokedBuilderConfig {
+    /// Its Nix public key, `name:base64`.
+    pub public_key: String,
+    /// From when on its attestations are void, by when this node first stored them.
+    pub from: toml::value::Datetime,
+    /// For people.
+    pub why: String,
+}
+
+/// `[quorum]`: how many builders must agree, and what follows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuorumConfig {
+    /// `off`, `observe`, `prefer` or `require`.
+    pub mode: String,
+    /// Groups of builders that must attest one fingerprint.
+    pub k: Option<u32>,
+    /// Names of builders whose word is enough for a path that no other builder has; our own key is always among them.
+    /// Absent: nobody's is.
+    pub grace: Option<Vec<String>>,
+    /// Whether one dissenting builder is enough against agreement.
+    pub veto: bool,
+    /// Whether what this machine rebuilt itself counts as one group.
+    pub count_own_rebuild: bool,
+    /// `[[quorum.override]]`; the first that matches counts.
+    #[serde(rename = "override")]
+    pub overrides: Vec<QuorumOverrideConfig>,
+}
+
+impl Default for QuorumConfig {
+    fn default() -> Self {
+        Self {
+            mode: "off".to_owned(),
+            k: None,
+            grace: None,
+            veto: false,
+            count_own_rebuild: false,
+            overrides: Vec::new(),
+        }
+    }
+}
+
+/// One `[[quorum.override]]`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuorumOverrideConfig {
+    /// Pattern over names, as in `[advertise]`.
+    pub name: String,
+    /// How many for these.
+    pub k: u32,
+}

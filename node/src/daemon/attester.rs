@@ -1,0 +1,153 @@
+//! Attests what this machine builds, as it builds it, on a thread of its own.
+
+use crate::quorum::{LedgerDb, LedgerDbError, OwnBuilds};
+use anyhow::Context as _;
+use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
+use narmesh_quorum::{Ledger, LedgerLimits};
+use narmesh_store::{NixStore, Store as _, Watcher};
+use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// After a failure (a full disk, a locked database) it is tried again so much later.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Ends its thread when dropped.
+#[derive(Debug)]
+pub(super) struct Attester {
+    shared: Arc<Shared>,
+    _watcher: Watcher,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+/// Bounded by what is in the store.
+#[derive(Debug, Default)]
+struct Work {
+    pending: BTreeSet<HashPart>,
+    key: Option<NixSecretKey>,
+    stopping: bool,
+}
+
+impl Attester {
+    /// Begins with all that is in the store. Without a key it waits for one.
+    pub(super) fn start(store: &Arc<NixStore>, state_dir: &Path, key: Option<NixSecretKey>) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let told = Arc::clone(&shared);
+        let watcher = store.watch(Box::new(move |change| {
+            told.work.lock().pending.extend(change.added);
+            told.changed.notify_one();
+        }))?;
+        let (store, state_dir, working) = (Arc::clone(store), state_dir.to_owned(), Arc::clone(&shared));
+        let thread = thread::Builder::new()
+            .name("attester".to_owned())
+            .spawn(move || working.run(&store, &state_dir))
+            .context("the attester's thread")?;
+        let attester = Self { shared, _watcher: watcher, thread: Some(thread) };
+        attester.set_key(key);
+        Ok(attester)
+    }
+
+    /// Another key, or none, from now on; what is in the store is attested with it.
+    pub(super) fn set_key(&self, key: Option<NixSecretKey>) {
+        let mut work = self.shared.work.lock();
+        let same = match (&work.key, &key) {
+            (Some(old), Some(new)) => old.public() == new.public(),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if !same {
+            work.key = key;
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Attester {
+    fn drop(&mut self) {
+        self.shared.work.lock().stopping = true;
+        self.shared.changed.notify_one();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the attester panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, store: &NixStore, state_dir: &Path) {
+        let mut open = None;
+        let mut attested_with: Option<NixPublicKey> = None;
+        loop {
+            let mut work = self.work.lock();
+            let (key, pending) = loop {
+                if work.stopping {
+                    return;
+                }
+                let pending = std::mem::take(&mut work.pending);
+                match work.key.clone() {
+                    // What changes meanwhile is attested with all the rest once there is a key.
+                    None => attested_with = None,
+                    Some(key) if attested_with.as_ref() != Some(&key.public()) => break (key, store.hash_parts()),
+                    Some(key) if !pending.is_empty() => break (key, pending),
+                    Some(_) => {}
+                }
+                self.changed.wait(&mut work);
+            };
+            drop(work);
+            match attest(&mut open, store, state_dir, &key, &pending) {
+                Ok(attested) => {
+                    if attested > 0 {
+                        tracing::info!(attested, "attested what was built here");
+                    }
+                    attested_with = Some(key.public());
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "what was built here cannot be attested now");
+                    // Opened again, so that memory and file agree.
+                    open = None;
+                    let mut work = self.work.lock();
+                    work.pending.extend(pending);
+                    if !work.stopping {
+                        self.changed.wait_for(&mut work, RETRY);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn attest(
+    open: &mut Option<(LedgerDb, Ledger)>,
+    store: &NixStore,
+    state_dir: &Path,
+    key: &NixSecretKey,
+    hash_parts: &BTreeSet<HashPart>,
+) -> anyhow::Result<usize> {
+    if open.is_none() {
+        *open = Some(open_ledger(store, state_dir)?);
+    }
+    let Some((db, ledger)) = open else { return Ok(0) };
+    // Before they are attested: what is here is never evicted.
+    LedgerDb::pin_held(ledger, hash_parts.iter().copied());
+    Ok(OwnBuilds { store, db, key }.attest(ledger, hash_parts.iter().copied())?)
+}
+
+fn open_ledger(store: &NixStore, state_dir: &Path) -> Result<(LedgerDb, Ledger), LedgerDbError> {
+    let (db, moved_to) = LedgerDb::open(state_dir, store.store_dir(), true)?;
+    if let Some(moved_to) = moved_to {
+        tracing::warn!(
+            moved_to = %moved_to.display(),
+            "the attestations could not be read and were moved aside: those that come again count as first stored then"
+        );
+    }
+    let ledger = db.load(LedgerLimits::default())?;
+    Ok((db, ledger))
+}

@@ -1,0 +1,26 @@
+//! What builders attest: kept in SQLite, attested for our own builds, read and written by `narmesh quorum`.
+//!
+//! Walk: [`LedgerDb`] holds attestations and when this node first stored them; [`import`] takes them from a text file, verified
+//! on all cores; [`OwnBuilds`] attests what this machine built; [`members`] brings the store's side of a report; [`html`]
+//! renders it. What is said of them is decided in `narmesh-quorum`.
+
+mod attest;
+mod db;
+mod html;
+mod import;
+mod members;
+
+pub use attest::OwnBuilds;
+pub use db::{LedgerDb, LedgerDbError, Stored};
+pub use html::render as html;
+pub use import::{ImportError, Imported, import, read_file};
+pub use members::{closure_members, member, members_of};
+
+use narmesh_quorum::WallMs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Now, by the wall clock.
+pub fn now() -> WallMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,255 @@
+//! The report as one HTML file: no server, no request, readable on a phone.
+//!
+//! Names come from strangers, so every text goes through [`escaped`]; the content security policy forbids every source but the
+//! style and the script that stand in the file.
+
+use narmesh_quorum::{FingerprintReport, PathReport, Report, ReportScope, State};
+use std::fmt::Write as _;
+
+/// The report; paths stand in its order, weakest first.
+pub fn render(report: &Report) -> String {
+    let mut page = String::with_capacity(4_096 + report.paths.len() * 1_024);
+    let title = match &report.scope {
+        ReportScope::Path(path) => format!("Quorum report of {path}"),
+        ReportScope::Closure(path) => format!("Quorum report of the closure of {path}"),
+        ReportScope::All => "Quorum report of all known paths".to_owned(),
+    };
+    let title = escaped(&title);
+    write!(page, "{HEAD}<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n")
+        .and_then(|()| summary(&mut page, report))
+        .and_then(|()| report.paths.iter().try_for_each(|path| path_details(&mut page, path)))
+        .and_then(|()| write!(page, "</main>\n{FOOT}<script>{SCRIPT}</script>\n</body>\n</html>\n"))
+        .expect("a String takes everything");
+    page
+}
+
+fn summary(page: &mut String, report: &Report) -> std::fmt::Result {
+    let verdict = if report.agreed { "agreed" } else { "not agreed" };
+    let class = if report.agreed { "agreed" } else { "conflict" };
+    let k = report.k.map_or_else(|| "no number".to_owned(), |k| k.to_string());
+    writeln!(
+        page,
+        "<p><strong class=\"{class}\">{verdict}</strong>: {k} of {} groups of builders must have got the same; mode {}; made <time data-ms=\"{}\"></time>.</p>",
+        report.of,
+        mode(report),
+        report.made_at_ms
+    )?;
+    if let Some(weakest) = report.weakest.as_ref().filter(|_| !report.agreed) {
+        let chain = weakest.chain.iter().map(|path| escaped(path)).collect::<Vec<_>>().join(" → ");
+        writeln!(page, "<p>Weakest link ({}): {chain}</p>", state(weakest.verdict))?;
+    }
+    if !report.conflicts.is_empty() {
+        writeln!(page, "<section class=\"alarm\"><h2>Conflicts</h2><ul>")?;
+        report.conflicts.iter().try_for_each(|path| writeln!(page, "<li>{}</li>", escaped(path)))?;
+        writeln!(page, "</ul></section>")?;
+    }
+    if !report.no_longer_agreed.is_empty() {
+        writeln!(page, "<section class=\"alarm\"><h2>Served before, no longer agreed</h2><ul>")?;
+        for served in &report.no_longer_agreed {
+            let builders = escaped(&served.revoked_builders.join(", "));
+            let at = served.served_at_ms;
+            let path = escaped(&served.path);
+            writeln!(page, "<li>{path}: revoked {builders}; served <time data-ms=\"{at}\"></time></li>")?;
+        }
+        writeln!(page, "</ul></section>")?;
+    }
+    let totals = report.totals;
+    let of = |name: &str, count: usize| {
+        format!("<label class=\"{name}\"><input type=\"checkbox\" value=\"{name}\" checked> {name} {count}</label>\n")
+    };
+    write!(
+        page,
+        "<form id=\"filter\"><input type=\"search\" id=\"text\" placeholder=\"name, hash or builder\" aria-label=\"filter\">\n{}{}{}{}{}<output id=\"shown\">{} paths</output></form>\n<main>\n",
+        of("conflict", totals.conflict),
+        of("none", totals.none),
+        of("short", totals.short),
+        of("agreed", totals.agreed),
+        of("content-addressed", totals.content_addressed),
+        totals.paths,
+    )
+}
+
+fn path_details(page: &mut String, path: &PathReport) -> std::fmt::Result {
+    let name = state(path.verdict);
+    let (hash_part, rest) = path.path.split_once('-').unwrap_or((&path.path, ""));
+    let most = path.fingerprints.first().map_or(0, |most| most.groups);
+    writeln!(
+        page,
+        "<details data-verdict=\"{name}\"><summary><span class=\"verdict {name}\">{name}</span> <span class=\"count\">{most}/{}</span> <span class=\"name\">{}</span> <span class=\"hash\">{}</span></summary>",
+        path.k,
+        escaped(rest),
+        escaped(hash_part)
+    )?;
+    writeln!(page, "<ul>")?;
+    path.sentences.iter().try_for_each(|sentence| writeln!(page, "<li>{}</li>", escaped(sentence)))?;
+    if let Some(needed_by) = &path.needed_by {
+        writeln!(page, "<li>Needed by {}</li>", escaped(needed_by))?;
+    }
+    writeln!(page, "</ul>")?;
+    path.fingerprints.iter().try_for_each(|it| fingerprint(page, it))?;
+    writeln!(page, "</details>")
+}
+
+fn fingerprint(page: &mut String, it: &FingerprintReport) -> std::fmt::Result {
+    writeln!(
+        page,
+        "<dl><dt>NarHash</dt><dd>{}</dd><dt>NarSize</dt><dd>{}</dd><dt>Fingerprint</dt><dd>{}</dd><dt>Builders</dt><dd>{}</dd><dt>Groups</dt><dd>{}</dd></dl>",
+        escaped(&it.nar_hash),
+        it.nar_size,
+        escaped(&it.fingerprint),
+        escaped(&it.builders.join(", ")),
+        it.groups
+    )
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Agreed => "agreed",
+        State::Conflict => "conflict",
+        State::Short => "short",
+        State::None => "none",
+        State::ContentAddressed => "content-addressed",
+    }
+}
+
+fn mode(report: &Report) -> &'static str {
+    match report.mode {
+        narmesh_quorum::Mode::Off => "off",
+        narmesh_quorum::Mode::Observe => "observe",
+        narmesh_quorum::Mode::Prefer => "prefer",
+        narmesh_quorum::Mode::Require => "require",
+    }
+}
+
+/// For text and for attributes in double quotes. Characters that turn the direction of writing are shown by number.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out.extend(character.escape_unicode());
+            }
+            other if other.is_control() => out.extend(other.escape_unicode()),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+const HEAD: &str = r#"<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<link rel="icon" href="data:,">
+"#;
+
+const STYLE: &str = r"
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 0.75rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin: 0.3rem 0; }
+form { display: flex; flex-wrap: wrap; gap: 0.4rem 0.9rem; align-items: center; padding: 0.5rem 0; position: sticky; top: 0; background: Canvas; }
+input[type=search] { flex: 1 1 14rem; font: inherit; padding: 0.3rem 0.5rem; }
+details { border-top: 1px solid var(--line); padding: 0.3rem 0; }
+summary { cursor: pointer; } .hash, .count { opacity: 0.7; font-size: 0.85rem; }
+.verdict { display: inline-block; min-width: 4.6rem; font-weight: 600; }
+.agreed { color: #1a7f37; } .conflict { color: #c4232c; } .short { color: #9a6700; } .none { color: #6b6b6b; } .content-addressed { color: #0b64c0; }
+@media (prefers-color-scheme: dark) { .agreed { color: #4ac26b; } .conflict { color: #ff7b72; } .short { color: #d4a72c; } .none { color: #a0a0a0; } .content-addressed { color: #6cb6ff; } }
+.alarm { border: 2px solid #c4232c; padding: 0.3rem 0.7rem; margin: 0.6rem 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 0.7rem; font-size: 0.85rem; margin: 0.4rem 0 0.4rem 0.8rem; }
+dt { opacity: 0.7; } dd { margin: 0; font-family: ui-monospace, monospace; } ul { padding-left: 1.2rem; }
+";
+
+const FOOT: &str = "<footer><p>Agreement says that builders got the same bytes, not that their inputs were honest. Builders that take their compiler from one cache are not independent.</p></footer>\n";
+
+const SCRIPT: &str = r##"
+"use strict";
+for (const time of document.querySelectorAll("time[data-ms]")) {
+  time.textContent = new Date(Number(time.dataset.ms)).toISOString();
+}
+const rows = [...document.querySelectorAll("main > details")].map(row => [row, row.textContent.toLowerCase()]);
+const text = document.getElementById("text"), boxes = [...document.querySelectorAll("#filter input[type=checkbox]")];
+const filter = () => {
+  const wanted = new Set(boxes.filter(box => box.checked).map(box => box.value));
+  const part = text.value.trim().toLowerCase();
+  let shown = 0;
+  for (const [row, words] of rows) {
+    row.hidden = !wanted.has(row.dataset.verdict) || !words.includes(part);
+    shown += row.hidden ? 0 : 1;
+  }
+  document.getElementById("shown").textContent = `${shown} of ${rows.length} paths`;
+};
+document.getElementById("filter").addEventListener("input", filter);
+document.getElementById("filter").addEventListener("submit", event => event.preventDefault());
+filter();
+"##;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::{BuilderKey, HashPart, NarHash, StorePath};
+    use narmesh_quorum::closure::Member;
+    use narmesh_quorum::{
+        Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, WallMs,
+    };
+
+    fn report(names: [&str; 2]) -> Report {
+        let builder = |(seed, name): (u8, &str)| Builder {
+            name: name.to_owned(),
+            key: BuilderKey([seed; 32]),
+            group: None,
+            signs_only_own_builds: false,
+        };
+        let rules = PolicyRules {
+            builders: (1..).zip(names).map(builder).collect(),
+            mode: Mode::Observe,
+            require: Some(Require { k: 2, overrides: Vec::new(), grace: None, veto: false }),
+            ..PolicyRules::default()
+        };
+        let (policy, _) = Policy::new(rules).unwrap();
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let path = |number| StorePath::new(HashPart([number; 20]), "hello-2.10").unwrap();
+        let mut say = |seed: u8, number: u8, result: u8| {
+            let facts =
+                Facts { fingerprint: FingerprintDigest([result; 32]), nar_hash: NarHash([result; 32]), nar_size: 1 };
+            let hash_part = path(number).hash_part();
+            let evidence = Evidence::recorded(BuilderKey([seed; 32]), hash_part, facts, Some(WallMs(1)), 1);
+            ledger.insert(&evidence, Some(WallMs(1)));
+        };
+        say(1, 1, 1);
+        say(2, 1, 1);
+        say(1, 2, 1);
+        say(2, 2, 2);
+        let member =
+            |number| Member { path: path(number), references: Vec::new(), content_addressed: false, held: None };
+        Report::paths(&policy, &ledger, ReportScope::All, &[member(1), member(2), member(3)], WallMs(1))
+    }
+
+    #[test]
+    fn conflicts_come_first_and_every_path_has_its_details() {
+        let page = render(&report(["a", "b"]));
+        assert_eq!(page.matches("<details ").count(), 3);
+        let at = |verdict: &str| page.find(&format!("data-verdict=\"{verdict}\"")).unwrap();
+        assert!(at("conflict") < at("none") && at("none") < at("agreed"));
+        assert!(page.find("<h2>Conflicts</h2>").unwrap() < at("conflict"));
+        assert!(page.contains("is in conflict: builders got 2 different results"));
+        for source in ["http:", "https:", "src=\"", "url("] {
+            assert!(!page.contains(source), "{source}: nothing is fetched");
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_text() {
+        let page = render(&report(["<script>alert(1)</script>", "\"><img onerror='x' \u{202e}&amp;\u{7}"]));
+        assert_eq!((page.matches("<script").count(), page.matches("<img").count()), (1, 0));
+        assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
+        assert!(page.contains("&quot;&gt;&lt;img onerror=&#39;x&#39; \\u{202e}&amp;amp;\\u{7}"));
+        assert!(!page.contains('\u{202e}') && !page.contains('\u{7}'));
+    }
+}

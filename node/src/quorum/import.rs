@@ -1,0 +1,162 @@
+//! Attestations out of a text file, verified on all cores.
+
+use super::db::{LedgerDb, LedgerDbError, Stored, on_disk_bytes};
+use super::now;
+use narmesh_protocol::{StoreDir, attestation_file};
+use narmesh_quorum::{Evidence, Ledger, Policy};
+use std::io::{self, BufRead, Read as _};
+use std::num::NonZeroUsize;
+use std::thread;
+
+/// Lines verified at a time, and written in one transaction.
+const BATCH_LINES: usize = 8_192;
+/// Errors that are shown; the others are counted.
+const ERRORS_SHOWN_MAX: usize = 10;
+
+/// What became of a file.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Imported {
+    /// Attestations in it, comments not counted.
+    pub lines: usize,
+    /// New here.
+    pub new: usize,
+    /// By keys that are no builder's here; nothing of them is kept.
+    pub strangers: usize,
+    /// Both signatures verify.
+    pub verified: usize,
+    /// Lines that are malformed, or whose signatures do not verify.
+    pub bad: usize,
+    /// The first of them, in words, with their numbers.
+    pub errors: Vec<String>,
+}
+
+/// Why a file is not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The file.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its first line.
+    #[error("line 1: {0}")]
+    Header(#[from] attestation_file::LineError),
+    /// It is about another store directory.
+    #[error("line 1: attestations of {found}, the store directory here is {ours}")]
+    StoreDir {
+        /// Its.
+        found: String,
+        /// Ours.
+        ours: String,
+    },
+    /// Storing failed.
+    #[error(transparent)]
+    Db(#[from] LedgerDbError),
+}
+
+/// Reads a file batch by batch; each is verified on all cores and handed on in order.
+///
+/// With a `policy` only its builders' lines are verified and handed on. `progress` hears the number of lines so far.
+pub fn read_file(
+    mut reader: impl BufRead,
+    store_dir: Option<&StoreDir>,
+    policy: Option<&Policy>,
+    mut progress: impl FnMut(usize),
+    mut take: impl FnMut(&[(Stored, Evidence)]) -> Result<usize, LedgerDbError>,
+) -> Result<Imported, ImportError> {
+    let mut line = String::new();
+    read_line(&mut reader, &mut line)?;
+    let found = attestation_file::parse_header(line.trim_end_matches('\n'))?;
+    if let Some(ours) = store_dir.filter(|ours| **ours != found) {
+        return Err(ImportError::StoreDir { found: found.as_str().to_owned(), ours: ours.as_str().to_owned() });
+    }
+    let mut result = Imported::default();
+    let mut number = 1;
+    loop {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH_LINES && read_line(&mut reader, &mut line)? {
+            number += 1;
+            batch.push((number, std::mem::take(&mut line)));
+        }
+        if batch.is_empty() {
+            return Ok(result);
+        }
+        let judged = verify_all(&found, policy, &batch);
+        let mut verified = Vec::with_capacity(judged.len());
+        for judged in judged {
+            match judged {
+                Judged::Nothing => continue,
+                Judged::Stranger => result.strangers += 1,
+                Judged::Verified(verdict) => verified.push(*verdict),
+                Judged::Bad(number, why) => {
+                    result.bad += 1;
+                    if result.errors.len() < ERRORS_SHOWN_MAX {
+                        result.errors.push(format!("line {number}: {why}"));
+                    }
+                }
+            }
+            result.lines += 1;
+        }
+        result.verified += verified.len();
+        result.new += take(&verified)?;
+        progress(number);
+    }
+}
+
+/// Imports what the builders of `policy` attest.
+pub fn import(
+    reader: impl BufRead,
+    db: &LedgerDb,
+    ledger: &mut Ledger,
+    policy: &Policy,
+    progress: impl FnMut(usize),
+) -> Result<Imported, ImportError> {
+    let at = now();
+    read_file(reader, Some(db.store_dir()), Some(policy), progress, |verified| db.take(ledger, verified, at))
+}
+
+enum Judged {
+    Nothing,
+    Stranger,
+    Verified(Box<(Stored, Evidence)>),
+    Bad(usize, String),
+}
+
+/// In the order of the lines.
+fn verify_all(store_dir: &StoreDir, policy: Option<&Policy>, lines: &[(usize, String)]) -> Vec<Judged> {
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let chunk = lines.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let judge = |(number, line): &(usize, String)| judge(store_dir, policy, *number, line);
+        let workers: Vec<_> =
+            lines.chunks(chunk).map(|lines| scope.spawn(move || lines.iter().map(judge).collect::<Vec<_>>())).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("verifying does not panic")).collect()
+    })
+}
+
+fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &str) -> Judged {
+    let (key, attestation) = match attestation_file::parse_line(store_dir, line.trim_end_matches('\n')) {
+        Ok(None) => return Judged::Nothing,
+        Ok(Some(parsed)) => parsed,
+        Err(error) => return Judged::Bad(number, error.to_string()),
+    };
+    if policy.is_some_and(|policy| !policy.knows(&attestation.builder)) {
+        return Judged::Stranger;
+    }
+    let references_bytes: usize = attestation.statement.references.iter().map(|path| 34 + path.name().len()).sum();
+    match Evidence::attestation(store_dir, &attestation, &key, on_disk_bytes(references_bytes)) {
+        Some(evidence) => Judged::Verified(Box::new((Stored { key, attestation }, evidence))),
+        None => Judged::Bad(
+            number,
+            format!("the signatures of {} over {} do not verify", key.name(), attestation.statement.path),
+        ),
+    }
+}
+
+/// Reads one line with its end, of bounded length; whether there was one.
+fn read_line(reader: &mut impl BufRead, line: &mut String) -> io::Result<bool> {
+    line.clear();
+    let bytes = reader.take(attestation_file::LINE_BYTES_MAX as u64 + 2).read_line(line)?;
+    if bytes > attestation_file::LINE_BYTES_MAX + 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is longer than 2 MiB: no attestations"));
+    }
+    Ok(bytes > 0)
+}

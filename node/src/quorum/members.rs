@@ -1,0 +1,81 @@
+//! What the store, and the statements known, say of paths: the other half of a report.
+
+use super::db::LedgerDb;
+use anyhow::Context as _;
+use narmesh_protocol::{Statement, StorePath};
+use narmesh_quorum::FingerprintDigest;
+use narmesh_quorum::closure::Member;
+use narmesh_store::{NixStore, PathInfo, Store as _};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most paths of a closure; the largest systems have some 20,000.
+const CLOSURE_MAX: usize = 1 << 20;
+
+/// A path as the store has it; if it has not, with the references that are attested of it, all together.
+pub fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
+    let info = store.path_info(&path.hash_part()).context("the Nix store")?;
+    if let Some(info) = info.filter(|info| info.path == *path) {
+        return Ok(Some(held_member(store, &info)));
+    }
+    let statements = db.statements(&path.hash_part())?;
+    let references: BTreeSet<StorePath> = statements
+        .into_iter()
+        .filter(|statement| statement.path == *path)
+        .flat_map(|statement| statement.references.into_iter().chain([statement.path]))
+        .collect();
+    let known = !references.is_empty();
+    let member = Member {
+        path: path.clone(),
+        references: references.into_iter().collect(),
+        content_addressed: false,
+        held: None,
+    };
+    Ok(known.then_some(member))
+}
+
+/// A path, even if nothing is known of it.
+pub fn members_of(store: &NixStore, db: &LedgerDb, paths: &[StorePath]) -> anyhow::Result<Vec<Member>> {
+    let unknown =
+        |path: &StorePath| Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
+    paths.iter().map(|path| Ok(member(store, db, path)?.unwrap_or_else(|| unknown(path)))).collect()
+}
+
+/// A path and what it needs, as far as that is known here. `progress` hears how many there are so far.
+pub fn closure_members(
+    store: &NixStore,
+    db: &LedgerDb,
+    root: &StorePath,
+    mut progress: impl FnMut(usize),
+) -> anyhow::Result<Vec<Member>> {
+    let mut members = BTreeMap::new();
+    let mut seen = BTreeSet::from([root.clone()]);
+    let mut open = vec![root.clone()];
+    while let Some(path) = open.pop() {
+        let Some(member) = member(store, db, &path)? else { continue };
+        open.extend(member.references.iter().filter(|reference| seen.insert((*reference).clone())).cloned());
+        anyhow::ensure!(seen.len() <= CLOSURE_MAX, "the closure of {root} has more than {CLOSURE_MAX} paths");
+        members.insert(path, member);
+        progress(members.len());
+    }
+    Ok(members.into_values().collect())
+}
+
+fn held_member(store: &NixStore, info: &PathInfo) -> Member {
+    let statement = statement_of(info);
+    Member {
+        path: info.path.clone(),
+        references: info.references.clone(),
+        content_addressed: info.is_certified_by_content(store.store_dir()),
+        held: Some(FingerprintDigest::of(store.store_dir(), &statement)),
+    }
+}
+
+/// What an attestation of a held path says.
+pub(super) fn statement_of(info: &PathInfo) -> Statement {
+    Statement {
+        path: info.path.clone(),
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references.clone(),
+    }
+}

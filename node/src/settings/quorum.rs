@@ -1,0 +1,230 @@
+//! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
+
+use super::{PEER_NAME_BYTES_MAX, SettingsError, check_patterns, refused};
+use crate::config::{Config, QuorumConfig};
+use narmesh_protocol::{BuilderKey, NamePattern, NixPublicKey};
+use narmesh_quorum::{
+    Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation, WallMs,
+};
+use toml::value::{Datetime, Offset};
+
+const KEY_FORM: &str = "a Nix public key, name:base64 of 32 bytes, as `narmesh id` prints it on that machine";
+const DATE_FORM: &str =
+    "a date, or a date and time with a zone, from 1970 on, such as 2026-11-01 or 2026-11-01T12:00:00Z";
+
+/// The builders and the rules, and the names of their keys.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct QuorumSettings {
+    /// Without our own key, which is a secret's half and read with the secrets.
+    rules: PolicyRules,
+    /// In the order of the file.
+    pub public_keys: Vec<NixPublicKey>,
+}
+
+impl QuorumSettings {
+    /// The policy, with our own builder key if we have one.
+    ///
+    /// # Errors
+    /// Only for what depends on that key; the rest was checked.
+    pub fn policy(&self, own: Option<&NixPublicKey>) -> Result<(Policy, Vec<PolicyWarning>), PolicyError> {
+        Policy::new(PolicyRules { own: own.map(|key| BuilderKey(key.bytes())), ..self.rules.clone() })
+    }
+
+    /// What verdicts are used for.
+    pub fn mode(&self) -> Mode {
+        self.rules.mode
+    }
+
+    /// Whether there is anybody to agree.
+    pub fn has_builders(&self) -> bool {
+        !self.rules.builders.is_empty()
+    }
+
+    /// The key of a builder, with the name that the configuration gives it.
+    pub fn public_key(&self, key: &BuilderKey) -> Option<&NixPublicKey> {
+        self.public_keys.iter().find(|known| known.bytes() == key.0)
+    }
+}
+
+pub(super) fn check(config: &Config) -> Result<QuorumSettings, SettingsError> {
+    let mut settings = QuorumSettings::default();
+    for (index, builder) in config.builder.iter().enumerate() {
+        let public_key = check_key(format!("builder[{index}].public_key"), &builder.public_key)?;
+        check_name(format!("builder[{index}].name"), &builder.name)?;
+        if let Some(group) = &builder.group {
+            check_name(format!("builder[{index}].group"), group)?;
+        }
+        settings.rules.builders.push(Builder {
+            name: builder.name.clone(),
+            key: BuilderKey(public_key.bytes()),
+            group: builder.group.clone(),
+            signs_only_own_builds: builder.signs_only_own_builds,
+        });
+        settings.public_keys.push(public_key);
+    }
+    for (index, revoked) in config.revoked_builders.iter().enumerate() {
+        let public_key = check_key(format!("revoked_builders[{index}].public_key"), &revoked.public_key)?;
+        let from = unix_ms(&revoked.from)
+            .ok_or_else(|| refused(format!("revoked_builders[{index}].from"), revoked.from, DATE_FORM))?;
+        if revoked.why.len() > 1_000 || revoked.why.chars().any(char::is_control) {
+            return Err(refused(
+                format!("revoked_builders[{index}].why"),
+                &revoked.why,
+                "at most 1000 bytes without control characters",
+            ));
+        }
+        settings.rules.revoked.push(Revocation {
+            key: BuilderKey(public_key.bytes()),
+            from: WallMs(from),
+            why: revoked.why.clone(),
+        });
+    }
+    settings.rules.mode = check_mode(&config.quorum.mode)?;
+    settings.rules.require = check_require(&config.quorum)?;
+    // What depends on our own key is checked with the secrets; a stand-in shows what does not.
+    let stand_in = config.quorum.count_own_rebuild && config.trust.builder_key_file.is_some();
+    let rules = PolicyRules { own: stand_in.then_some(BuilderKey([0; 32])), ..settings.rules.clone() };
+    settings.rules.count_own_rebuild = config.quorum.count_own_rebuild;
+    Policy::new(PolicyRules { count_own_rebuild: config.quorum.count_own_rebuild, ..rules })?;
+    Ok(settings)
+}
+
+fn check_key(key: String, text: &str) -> Result<NixPublicKey, SettingsError> {
+    NixPublicKey::parse(text).map_err(|_| refused(key, text, KEY_FORM))
+}
+
+fn check_name(key: String, name: &str) -> Result<(), SettingsError> {
+    if name.is_empty() || name.len() > PEER_NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        return Err(refused(key, name, "1 to 64 bytes without control characters"));
+    }
+    Ok(())
+}
+
+fn check_mode(text: &str) -> Result<Mode, SettingsError> {
+    match text {
+        "off" => Ok(Mode::Off),
+        "observe" => Ok(Mode::Observe),
+        "prefer" => Ok(Mode::Prefer),
+        "require" => Ok(Mode::Require),
+        other => Err(refused("quorum.mode", other, "\"off\", \"observe\", \"prefer\" or \"require\"")),
+    }
+}
+
+fn check_require(quorum: &QuorumConfig) -> Result<Option<Require>, SettingsError> {
+    let Some(k) = quorum.k else {
+        let alone = [
+            ("quorum.grace", quorum.grace.is_some()),
+            ("quorum.veto", quorum.veto),
+            ("quorum.override", !quorum.overrides.is_empty()),
+        ];
+        return match alone.iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(refused(*key, "given", "only beside quorum.k")),
+            None => Ok(None),
+        };
+    };
+    let mut overrides = Vec::new();
+    for (index, special) in quorum.overrides.iter().enumerate() {
+        let patterns = check_patterns(&format!("quorum.override[{index}].name"), vec![special.name.clone()])?;
+        let k = count(special.k);
+        overrides.extend(patterns.iter().map(|name| Override { name: NamePattern::new(name), k }));
+    }
+    Ok(Some(Require { k: count(k), overrides, grace: quorum.grace.clone(), veto: quorum.veto }))
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// Milliseconds since 1970. A time needs a zone; a date alone begins at midnight UTC.
+fn unix_ms(at: &Datetime) -> Option<u64> {
+    let date = at.date?;
+    let (hour, minute, second, nanosecond) = match at.time {
+        Some(time) => (time.hour, time.minute, time.second.unwrap_or(0), time.nanosecond.unwrap_or(0)),
+        None => (0, 0, 0, 0),
+    };
+    let east_of_utc_min = match (at.offset, at.time) {
+        (Some(Offset::Z), _) | (None, None) => 0,
+        (Some(Offset::Custom { minutes }), _) => i64::from(minutes),
+        (None, Some(_)) => return None,
+    };
+    // Days since 1970 by counting years from March (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let (year, month) = (i64::from(date.year) - i64::from(date.month <= 2), i64::from(date.month));
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + i64::from(date.day) - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    let minutes = (days * 24 + i64::from(hour)) * 60 + i64::from(minute) - east_of_utc_min;
+    let ms = (minutes * 60 + i64::from(second)) * 1_000 + i64::from(nanosecond / 1_000_000);
+    u64::try_from(ms).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn checked(text: &str) -> Result<QuorumSettings, SettingsError> {
+        check(&Config::parse(text, Path::new("x.toml")).unwrap())
+    }
+
+    fn key(seed: u8) -> String {
+        narmesh_protocol::NixSecretKey::from_seed("b-1", &[seed; 32]).unwrap().public().to_string()
+    }
+
+    fn builders(count: u8) -> String {
+        let builder = |seed| format!("[[builder]]\nname = 'b{seed}'\npublic_key = '{}'\n", key(seed));
+        (1..=count).map(builder).collect()
+    }
+
+    #[test]
+    fn a_policy_comes_out_of_the_file() {
+        let text = format!(
+            "{}group = 'acme'\nsigns_only_own_builds = true\n[[revoked_builders]]\npublic_key = '{}'\nfrom = 2026-11-01T12:00:00+01:00\n\
+             why = 'stolen'\n[quorum]\nmode = 'require'\nk = 2\ngrace = ['b1']\nveto = true\n[[quorum.override]]\nname = 'linux-*'\nk = 3",
+            builders(3),
+            key(2)
+        );
+        let settings = checked(&text).unwrap();
+        let (policy, warnings) = settings.policy(None).unwrap();
+        assert_eq!((policy.mode(), policy.k("glibc"), policy.k("linux-6"), warnings.len()), (Mode::Require, 2, 3, 0));
+        assert_eq!(settings.rules.revoked[0].from, WallMs(1_793_530_800_000));
+        assert!(settings.rules.builders[2].signs_only_own_builds);
+    }
+
+    #[test]
+    fn every_refusal_names_the_key() {
+        let with = |builders_of: u8, rest: &str| checked(&(builders(builders_of) + rest)).unwrap_err().to_string();
+        for (rest, key) in [
+            ("[quorum]\nmode = 'enforce'", "quorum.mode = \"enforce\""),
+            ("[quorum]\nmode = 'require'", "quorum.mode needs quorum.k"),
+            ("[quorum]\nk = 4", "quorum.k = 4 is refused; accepted: 1 to 3"),
+            ("[quorum]\nk = 2\ngrace = ['z']", "quorum.grace: \"z\""),
+            ("[quorum]\nveto = true", "quorum.veto"),
+            ("[quorum]\ncount_own_rebuild = true", "trust.builder_key_file"),
+            ("[quorum]\nk = 2\n[[quorum.override]]\nname = 'a/b'\nk = 1", "quorum.override[0].name[0]"),
+            ("[[builder]]\nname = 'x'\npublic_key = 'y'", "builder[3].public_key = \"y\""),
+            (
+                "[[builder]]\nname = ''\npublic_key = 'a:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY='",
+                "builder[3].name",
+            ),
+        ] {
+            let message = with(3, rest);
+            assert!(message.contains(key), "{rest}: {message}");
+        }
+        for from in ["2026-11-01T12:00:00", "1969-12-31"] {
+            let revoked = format!("[[revoked_builders]]\npublic_key = '{}'\nwhy = 'x'\nfrom = {from}", key(1));
+            assert!(with(3, &revoked).contains("revoked_builders[0].from"), "{from}");
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (text, ms) in [
+            ("1970-01-01", 0),
+            ("2000-02-29", 951_782_400_000),
+            ("2026-11-21T07:26:20Z", 1_795_245_980_000),
+            ("2026-11-21T07:26:20.5-01:00", 1_795_249_580_500),
+        ] {
+            assert_eq!(unix_ms(&text.parse().unwrap()), Some(ms), "{text}");
+        }
+    }
+}
