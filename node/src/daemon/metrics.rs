@@ -27,6 +27,8 @@ pub(super) fn registry(gateway: &GatewayMetrics, resolver: &Arc<Resolver>, board
         ("nars_absent", "NAR requests answered 404", &counters.nars_absent),
         ("nars_aborted", "NAR bodies closed short", &counters.nars_aborted),
         ("nars_continued", "NARs continued from another holder", &counters.continued),
+        ("nars_ahead_used", "Small NARs read before Nix asked for them, that it then asked for", &counters.ahead_used),
+        ("nars_ahead_wasted", "Small NARs read before Nix asked for them, in vain", &counters.ahead_wasted),
         ("mesh_received_bytes", "NAR bytes received from peers", &counters.bytes_in),
     ] {
         registry.register(name, help, counter.clone());

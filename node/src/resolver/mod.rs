@@ -1,7 +1,8 @@
 //! Where a path comes from: the own store, a remembered answer, or the peers whose filters say maybe.
 //!
 //! Walk of a narinfo: `lookup` answers from memory, mostly "no"; `ask` asks candidates under one deadline; `trust`
-//! decides what Nix may see; `ahead` asks for what the path refers to. Walk of a NAR: `transfer` reads it from the best holder and goes on with another one at the same byte.
+//! decides what Nix may see; `ahead` asks for what the path refers to. Walk of a NAR: `transfer` reads it from the best holder and goes
+//! on with another one at the same byte; `ahead` reads the next small ones of a copy.
 //! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature or a recomputed content address; no
 //! lookup takes longer than the deadline.
 
@@ -20,7 +21,7 @@ mod why;
 use crate::mesh::MeshHandle;
 use crate::settings::Compress;
 use crate::state_db::SharedStateDb;
-use ahead::Ahead;
+use ahead::{NarInfosAhead, NarsAhead};
 use answers::Answers;
 use ask::Asking;
 use bytes::Bytes;
@@ -74,6 +75,10 @@ pub struct ResolverCounters {
     pub bytes_in: Counter,
     /// NARs continued from another holder.
     pub continued: Counter,
+    /// NARs that were read before Nix asked for them, and that it then asked for.
+    pub ahead_used: Counter,
+    /// NARs that were read before Nix asked for them, in vain.
+    pub ahead_wasted: Counter,
 }
 
 /// The daemon's substituter.
@@ -86,7 +91,8 @@ pub struct Resolver {
     own: OwnAnswers,
     answers: Answers,
     asking: Asking,
-    ahead: Ahead,
+    narinfos_ahead: NarInfosAhead,
+    nars_ahead: NarsAhead,
     decisions: Decisions,
     spoilt: Spoilt,
     /// Bounds what NAR bodies hold in memory, in KiB.
@@ -119,7 +125,8 @@ impl Resolver {
             own: OwnAnswers::new(),
             answers: Answers::new(state),
             asking: Asking::default(),
-            ahead: Ahead::default(),
+            narinfos_ahead: NarInfosAhead::default(),
+            nars_ahead: NarsAhead::default(),
             decisions: Decisions::default(),
             misses: Misses::default(),
             spoilt: Spoilt::default(),
@@ -181,7 +188,9 @@ impl Substituter for MeshSubstituter {
         if !self.0.is_claimed(&part) {
             return Lookup::Absent;
         }
-        self.0.answers.in_memory(&part).map_or(Lookup::Ask, |answer| Lookup::Found(answer.rendered.clone()))
+        let Some(answer) = self.0.answers.in_memory(&part) else { return Lookup::Ask };
+        self.0.nars_ahead.expect(part);
+        Lookup::Found(answer.rendered.clone())
     }
 
     async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
@@ -219,10 +228,13 @@ impl Resolver {
         }
         if let Some(answer) = Arc::clone(&self).remembered(part).await {
             self.decisions.note(part, Decision::Remembered);
+            self.nars_ahead.expect(part);
             return Some(answer.rendered.clone());
         }
         self.counters.asked.inc();
-        self.asked(part).await.map(|answer| answer.rendered.clone())
+        let answer = Arc::clone(&self).asked(part).await?;
+        self.nars_ahead.expect(part);
+        Some(answer.rendered.clone())
     }
 
     async fn nar(self: Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
@@ -231,6 +243,11 @@ impl Resolver {
         }
         if self.store.contains(&url.hash_part)
             && let Some(body) = Arc::clone(&self).own_nar(url, first_byte).await
+        {
+            return Some(body);
+        }
+        if first_byte == 0
+            && let Some(body) = self.read_ahead(url).await
         {
             return Some(body);
         }

@@ -94,17 +94,16 @@ impl Resolver {
             return None;
         }
         let small = url.nar_size <= SMALL_NAR_BYTES_MAX;
-        let buffer_bytes = if small { url.nar_size } else { LARGE_NAR_BUFFER_BYTES };
-        let buffer_kib = u32::try_from(buffer_bytes.div_ceil(1_024)).unwrap_or(u32::MAX).min(self.buffers_kib_max);
+        let buffer_kib = self.buffer_kib(if small { url.nar_size } else { LARGE_NAR_BUFFER_BYTES });
         let buffer = Arc::clone(&self.buffers_kib).acquire_many_owned(buffer_kib);
         let buffer = tokio::time::timeout(BUSY_WAIT_MAX, buffer).await.ok()?.ok()?;
-        let mut transfer = Transfer::new(Arc::clone(&self), url, holders);
         if small {
-            let nar = transfer.whole().await?;
+            let nar = Arc::clone(&self).small_nar(url, holders, buffer).await?;
             self.counters.nars_complete.inc();
-            let body = Bytes::from_owner(HeldNar { nar, _permit: buffer }).slice(usize::try_from(first_byte).ok()?..);
+            let body = nar.slice(usize::try_from(first_byte).ok()?..);
             return Some(Box::pin(futures::stream::iter([Ok(body)])));
         }
+        let mut transfer = Transfer::new(Arc::clone(&self), url, holders);
         let mut first = Vec::new();
         if transfer.step(&mut first).await != Step::Data {
             return None;
@@ -115,6 +114,28 @@ impl Resolver {
             drop(buffer);
         });
         Some(Box::pin(futures::stream::poll_fn(move |context| receiver.poll_recv(context))))
+    }
+
+    /// A small NAR that Nix has not asked for yet: only if memory for it is free at once. `None` when it was not read.
+    pub(super) async fn nar_in_advance(self: Arc<Self>, url: NarUrl) -> Option<Bytes> {
+        let buffer = Arc::clone(&self.buffers_kib).try_acquire_many_owned(self.buffer_kib(url.nar_size)).ok()?;
+        let holders = Arc::clone(&self).holders(&url).await;
+        self.small_nar(url, holders, buffer).await
+    }
+
+    /// A NAR of up to [`SMALL_NAR_BYTES_MAX`], whole and verified.
+    async fn small_nar(
+        self: Arc<Self>,
+        url: NarUrl,
+        holders: VecDeque<PeerId>,
+        buffer: OwnedSemaphorePermit,
+    ) -> Option<Bytes> {
+        let nar = Transfer::new(self, url, holders).whole().await?;
+        Some(Bytes::from_owner(HeldNar { nar, _permit: buffer }))
+    }
+
+    fn buffer_kib(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(1_024)).unwrap_or(u32::MAX).min(self.buffers_kib_max)
     }
 
     /// Who to ask for this NAR: those that confirmed its NarHash, then other candidates; without those that lied about it.

@@ -5,7 +5,7 @@
 //! and what Nix asks next is answered from memory.
 //! Only verified narinfos lead to questions, so no peer chooses what we ask; nothing is asked that memory can answer.
 
-use super::Resolver;
+use crate::resolver::Resolver;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarInfo};
 use narmesh_store::Store;
@@ -24,12 +24,12 @@ const RECENT_MAX: u64 = 65_536;
 
 /// The questions that wait.
 #[derive(Debug)]
-pub(super) struct Ahead {
+pub(in crate::resolver) struct NarInfosAhead {
     waiting: OnceLock<mpsc::Sender<HashPart>>,
     recent: Cache<HashPart, ()>,
 }
 
-impl Default for Ahead {
+impl Default for NarInfosAhead {
     fn default() -> Self {
         Self {
             waiting: OnceLock::new(),
@@ -40,8 +40,8 @@ impl Default for Ahead {
 
 impl Resolver {
     /// Will ask soon for what this path refers to, unless that is known.
-    pub(super) fn ask_ahead(self: &Arc<Self>, info: &NarInfo) {
-        let waiting = self.ahead.waiting.get_or_init(|| {
+    pub(in crate::resolver) fn ask_ahead(self: &Arc<Self>, info: &NarInfo) {
+        let waiting = self.narinfos_ahead.waiting.get_or_init(|| {
             let (sender, receiver) = mpsc::channel(WAITING_MAX);
             tokio::spawn(ask_all(Arc::downgrade(self), receiver));
             sender
@@ -51,7 +51,7 @@ impl Resolver {
             if self.store.contains(&part) || self.answers.in_memory(&part).is_some() || !self.is_claimed(&part) {
                 continue;
             }
-            let is_first = self.ahead.recent.entry(part).or_insert(()).is_fresh();
+            let is_first = self.narinfos_ahead.recent.entry(part).or_insert(()).is_fresh();
             if is_first && waiting.try_send(part).is_err() {
                 return;
             }

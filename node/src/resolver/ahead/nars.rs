@@ -1,0 +1,254 @@
+//! Reading NARs ahead: Nix up to 2.8 copies a closure one NAR after the other, and a small NAR is verified whole before its first
+//! byte. While Nix unpacks one, the next ones are read.
+//!
+//! Which they are is guessed: the narinfos that Nix asked for and whose NARs it has not, in the order of [`copy_order`]. A guess
+//! counts only after it came true: each NAR that was the next one of the plan doubles how many are read ahead, one that was not
+//! ends it. So a build, which fetches in another order, has nothing read in vain.
+
+use super::copy_order::copy_order;
+use crate::mesh::SMALL_NAR_BYTES_MAX;
+use crate::resolver::Resolver;
+use bytes::Bytes;
+use narmesh_http_gateway::NarBody;
+use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_store::Store;
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+/// Narinfos given to Nix whose NARs it may ask for; when there are more, all are forgotten.
+const EXPECTED_MAX: usize = 16_384;
+/// NARs read ahead at most: half of what a holder grants by default.
+const AHEAD_MAX: usize = 8;
+/// Their bytes at most. What is more than `limits.nar_buffer_bytes` leaves free is not read ahead either.
+const AHEAD_BYTES_MAX: u64 = 16 << 20;
+/// What was read ahead and is not asked for within this is thrown away.
+const UNUSED_MAX: Duration = Duration::from_secs(10);
+/// A new plan is made when the narinfos given since the last one are at least one in so many of those expected, so that making plans
+/// costs a constant per narinfo, however Nix asks.
+const PLAN_SHARE: usize = 8;
+
+/// What Nix is expected to ask for, and what was read of it.
+#[derive(Debug, Default)]
+pub(in crate::resolver) struct NarsAhead {
+    guesses: Mutex<Guesses>,
+}
+
+#[derive(Debug, Default)]
+struct Guesses {
+    expected: HashSet<HashPart>,
+    /// Narinfos given since the plan was made.
+    given: usize,
+    plan: VecDeque<NarUrl>,
+    /// How many are read ahead.
+    window: usize,
+    reading: HashMap<NarUrl, Reading>,
+    /// [`throw_away`] runs.
+    is_tidied: bool,
+}
+
+#[derive(Debug)]
+struct Reading {
+    since: Instant,
+    task: JoinHandle<Option<Bytes>>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl NarsAhead {
+    /// Nix was given this path's narinfo.
+    pub(in crate::resolver) fn expect(&self, part: HashPart) {
+        let mut guesses = self.guesses.lock();
+        if guesses.expected.len() >= EXPECTED_MAX {
+            guesses.expected.clear();
+        }
+        if guesses.expected.insert(part) {
+            guesses.given += 1;
+        }
+    }
+}
+
+impl Guesses {
+    /// Nix asks for this NAR; `plan` orders what is expected. How many NARs were read in vain.
+    fn asked(&mut self, url: &NarUrl, plan: impl FnOnce(&HashSet<HashPart>) -> VecDeque<NarUrl>) -> u64 {
+        let is_expected = self.expected.contains(&url.hash_part);
+        let mut at = self.plan.iter().position(|next| next == url);
+        if at.is_none() && is_expected && self.given * PLAN_SHARE >= self.expected.len() {
+            self.plan = plan(&self.expected);
+            self.given = 0;
+            at = self.plan.iter().position(|next| next == url);
+        }
+        self.expected.remove(&url.hash_part);
+        match at {
+            Some(0) => {
+                self.plan.pop_front();
+                self.window = (self.window * 2).clamp(1, AHEAD_MAX);
+                0
+            }
+            Some(skipped) => {
+                for passed in self.plan.drain(..=skipped) {
+                    // Nix holds it, or does not want it.
+                    self.expected.remove(&passed.hash_part);
+                }
+                self.give_up(url)
+            }
+            None => self.give_up(url),
+        }
+    }
+
+    fn give_up(&mut self, but: &NarUrl) -> u64 {
+        self.window = 0;
+        let before = self.reading.len();
+        self.reading.retain(|url, _| url == but);
+        (before - self.reading.len()) as u64
+    }
+
+    /// The next ones to begin with.
+    fn next(&self) -> Vec<NarUrl> {
+        let mut bytes = self.reading.keys().map(|url| url.nar_size).sum::<u64>();
+        let next = self.plan.iter().take(self.window).filter(|url| !self.reading.contains_key(url));
+        next.take_while(|url| {
+            bytes += url.nar_size;
+            url.nar_size <= SMALL_NAR_BYTES_MAX && bytes <= AHEAD_BYTES_MAX
+        })
+        .copied()
+        .collect()
+    }
+}
+
+impl Resolver {
+    /// The NAR that Nix asks for, if it was read ahead; the next ones are begun with.
+    pub(in crate::resolver) async fn read_ahead(self: &Arc<Self>, url: NarUrl) -> Option<NarBody> {
+        let reading = {
+            let mut guesses = self.nars_ahead.guesses.lock();
+            let plan = |expected: &HashSet<HashPart>| {
+                let answers: Vec<_> = expected.iter().filter_map(|part| self.answers.in_memory(part)).collect();
+                copy_order(answers.iter().map(|answer| &answer.info))
+            };
+            self.counters.ahead_wasted.inc_by(guesses.asked(&url, plan));
+            let reading = guesses.reading.remove(&url);
+            self.begin(&mut guesses);
+            reading
+        };
+        let nar = (&mut reading?.task).await.ok()??;
+        self.counters.ahead_used.inc();
+        self.counters.nars_complete.inc();
+        Some(Box::pin(futures::stream::iter([Ok(nar)])))
+    }
+
+    fn begin(self: &Arc<Self>, guesses: &mut Guesses) {
+        for next in guesses.next() {
+            if self.store.contains(&next.hash_part) {
+                continue;
+            }
+            let task = tokio::spawn(Arc::clone(self).nar_in_advance(next));
+            guesses.reading.insert(next, Reading { since: Instant::now(), task });
+        }
+        if !guesses.is_tidied && !guesses.reading.is_empty() {
+            guesses.is_tidied = true;
+            tokio::spawn(throw_away(Arc::downgrade(self)));
+        }
+    }
+}
+
+/// Throws away what nobody asked for, until nothing is left.
+async fn throw_away(resolver: Weak<Resolver>) {
+    loop {
+        tokio::time::sleep(UNUSED_MAX / 10).await;
+        let Some(resolver) = resolver.upgrade() else { return };
+        let mut guesses = resolver.nars_ahead.guesses.lock();
+        let before = guesses.reading.len();
+        guesses.reading.retain(|_, reading| reading.since.elapsed() < UNUSED_MAX);
+        let wasted = before - guesses.reading.len();
+        if wasted > 0 {
+            resolver.counters.ahead_wasted.inc_by(wasted as u64);
+            guesses.window = 0;
+        }
+        if guesses.reading.is_empty() {
+            guesses.is_tidied = false;
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::NarHash;
+
+    fn url(number: u8) -> NarUrl {
+        NarUrl { hash_part: HashPart([number; 20]), nar_hash: NarHash([number; 32]), nar_size: 1_000 }
+    }
+
+    fn sorted(expected: &HashSet<HashPart>) -> VecDeque<NarUrl> {
+        let mut numbers: Vec<_> = expected.iter().map(|part| part.0[0]).collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(url).collect()
+    }
+
+    fn expecting(numbers: std::ops::Range<u8>) -> Guesses {
+        let expected: HashSet<_> = numbers.map(|number| url(number).hash_part).collect();
+        Guesses { given: expected.len(), expected, ..Guesses::default() }
+    }
+
+    #[test]
+    fn each_guess_that_comes_true_doubles_what_is_read_ahead() {
+        let mut guesses = expecting(0..40);
+        let ahead: Vec<_> = (0..6)
+            .map(|number| {
+                guesses.asked(&url(number), sorted);
+                guesses.next().len()
+            })
+            .collect();
+        assert_eq!(ahead, [1, 2, 4, 8, 8, 8]);
+    }
+
+    #[test]
+    fn another_order_reads_nothing_ahead_and_plans_no_more() {
+        let mut guesses = expecting(0..40);
+        let mut plans = 0;
+        for number in [7, 3, 20, 11, 30, 29, 1] {
+            guesses.asked(&url(number), |expected| {
+                plans += 1;
+                sorted(expected)
+            });
+            assert_eq!(guesses.next(), []);
+        }
+        assert_eq!(plans, 1);
+    }
+
+    #[test]
+    fn what_is_passed_over_is_expected_no_more() {
+        let mut guesses = expecting(0..10);
+        guesses.asked(&url(0), sorted);
+        assert_eq!(guesses.next(), [url(1)]);
+        // 1 to 4 are there already.
+        guesses.asked(&url(5), sorted);
+        assert_eq!((guesses.next(), guesses.expected.len()), (vec![], 4));
+        guesses.asked(&url(6), sorted);
+        assert_eq!(guesses.next(), [url(7)]);
+    }
+
+    #[test]
+    fn what_was_never_expected_leads_nowhere() {
+        let mut guesses = expecting(0..10);
+        guesses.asked(&url(77), |_| panic!("a plan for what Nix never looked up"));
+        assert_eq!(guesses.next(), []);
+    }
+
+    #[test]
+    fn bytes_read_ahead_are_bounded() {
+        let mut guesses = expecting(0..0);
+        guesses.plan = (0..8).map(|number| NarUrl { nar_size: 6 << 20, ..url(number) }).collect();
+        guesses.window = 8;
+        assert_eq!(guesses.next().len(), 2);
+        guesses.plan = VecDeque::from([NarUrl { nar_size: SMALL_NAR_BYTES_MAX + 1, ..url(0) }, url(1)]);
+        assert_eq!(guesses.next(), [], "a large one is streamed, and ends what is read ahead");
+    }
+}
