@@ -76,7 +76,12 @@ stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 stage "benchmarks" benchmarks
 stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
 stage "stories with real Nix" cargo test --package narmesh-tests
-if $full; then stage "five minutes set aside" cargo test --package narmesh-tests --test hostile -- --ignored; fi
+# Optimised: a million announcements have to be signed, and 10,000 requests a second made.
+floods() {
+  cargo test --release --package narmesh-tests --test hostile -- --nocapture --ignored
+  cargo test --release --package narmesh-tests --test hostile -- --nocapture protocols::a_flood
+}
+if $full; then stage "floods, and five minutes set aside" floods; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'

@@ -31,10 +31,6 @@ fn forged(name: &'static str, change: fn(NarInfo) -> NarInfo) -> Attack {
 }
 
 /// As a peer that trusts other keys than we do would.
-fn lying(name: &'static str, change: fn(NarInfo) -> NarInfo) -> Attack {
-    Attack::new(name, Expect::Unblamed, text(change))
-}
-
 fn signatures(foreign: &NixKey) -> Vec<Attack> {
     let (key, other) = (foreign.clone(), foreign.clone());
     vec![
@@ -46,11 +42,11 @@ fn signatures(foreign: &NixKey) -> Vec<Attack> {
                 narinfo.signed(&key)
             }),
         ),
-        lying("malformed-sig", |mut narinfo| {
+        forged("malformed-sig", |mut narinfo| {
             narinfo.signatures = vec!["hostile-test-1:AAAA".to_owned(), "no colon".to_owned(), ":".to_owned()];
             narinfo
         }),
-        lying("sigs-stripped", |mut narinfo| {
+        forged("sigs-stripped", |mut narinfo| {
             narinfo.signatures.clear();
             narinfo
         }),

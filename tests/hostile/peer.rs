@@ -22,9 +22,13 @@ use tokio::sync::{mpsc, oneshot};
 /// A connection is promised within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// A runtime of its own for each peer: what one does as fast as it can must not slow those of other tests.
-pub fn runtime() -> Runtime {
-    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+/// A runtime for the peers of one test: what one does as fast as it can must not slow those of other tests.
+pub fn runtime() -> Arc<Runtime> {
+    runtime_of(1)
+}
+
+fn runtime_of(threads: usize) -> Arc<Runtime> {
+    Arc::new(Builder::new_multi_thread().worker_threads(threads).enable_all().build().expect("a runtime"))
 }
 
 pub fn now_ms() -> u64 {
@@ -153,7 +157,7 @@ pub struct Peer {
     pub id: PeerId,
     pub keys: Keypair,
     pub control: Control,
-    pub runtime: Runtime,
+    pub runtime: Arc<Runtime>,
     commands: mpsc::UnboundedSender<Command>,
     desk: Arc<Mutex<Desk>>,
 }
@@ -167,8 +171,18 @@ impl Peer {
         Self::new(name, Keypair::generate_ed25519(), script)
     }
 
+    /// Several honest ones in two threads.
+    pub fn crowd(names: impl IntoIterator<Item = String>) -> Vec<Self> {
+        let runtime = runtime_of(2);
+        let honest = |name: String| Self::on(&runtime, &name, Keypair::generate_ed25519(), Script::default());
+        names.into_iter().map(honest).collect()
+    }
+
     pub fn new(name: &str, keys: Keypair, script: Script) -> Self {
-        let runtime = runtime();
+        Self::on(&runtime(), name, keys, script)
+    }
+
+    fn on(runtime: &Arc<Runtime>, name: &str, keys: Keypair, script: Script) -> Self {
         let entered = runtime.enter();
         let swarm = swarm::build(&keys);
         let control = swarm.behaviour().streams.new_control();
@@ -178,7 +192,7 @@ impl Peer {
         let id = keys.public().to_peer_id();
         tokio::spawn(swarm::run(swarm, receiver, stage));
         drop(entered);
-        Self { name: name.to_owned(), id, keys, control, runtime, commands, desk }
+        Self { name: name.to_owned(), id, keys, control, runtime: Arc::clone(runtime), commands, desk }
     }
 
     /// What a daemon has to know to allow it.

@@ -171,7 +171,7 @@ fn from_hex(digits: &str) -> [u8; 32] {
 /// Requests as fast as eight peers can send them; what this daemon asks of the honest one keeps its latency.
 #[test]
 fn a_flood_of_requests() {
-    let floods: Vec<_> = (0..8).map(|number| Peer::honest(&format!("asker{number}"))).collect();
+    let floods = Peer::crowd((0..8).map(|number| format!("asker{number}")));
     let tags: Vec<_> = (0..20).map(|number| format!("latency{number}")).collect();
     let tags: Vec<_> = tags.iter().map(String::as_str).collect();
     let stage = Stage::new(&tags, 4, &floods.iter().collect::<Vec<_>>());

@@ -213,6 +213,13 @@ impl NixStoreFixture {
         finish(with_gateway(&mut command, gateway, trusted_public_keys))
     }
 
+    /// `nix copy --from` the gateway, of the paths with all that they refer to.
+    pub fn copy(&self, paths: &[String], gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
+        let mut command = self.nix("nix");
+        command.args(["--extra-experimental-features", "nix-command", "copy", "--from", &format!("http://{gateway}")]);
+        finish(with_gateway(command.args(paths), gateway, trusted_public_keys))
+    }
+
     /// Deletes valid paths from database and disk, whoever refers to them.
     ///
     /// # Panics

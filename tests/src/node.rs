@@ -177,6 +177,11 @@ impl TestNode {
         self.store.realise(paths, self.gateway(), &self.config.trusted_public_keys)
     }
 
+    /// `nix copy` from its gateway into its store.
+    pub fn copy(&self, paths: &[String]) -> Finished {
+        self.store.copy(paths, self.gateway(), &self.config.trusted_public_keys)
+    }
+
     /// `nix-build` on this machine, with its gateway as the only substituter and without `fallback`.
     pub fn nix_build(&self, attribute: &str) -> Finished {
         self.store.nix_build(attribute, self.gateway(), &self.config.trusted_public_keys)

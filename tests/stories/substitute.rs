@@ -132,6 +132,27 @@ fn what_a_path_refers_to_is_asked_for_before_nix_asks() {
     assert_eq!(b.get_narinfo(&lib).status, 200, "known although nobody is left to be asked");
 }
 
+/// Nix 2.8 copies one path after the other; what it will ask for next is read meanwhile, and nothing in vain.
+#[test]
+fn a_copy_finds_its_small_nars_read_ahead() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let paths = a.store.build("everything");
+    let closure: Vec<_> = a.store.outputs().into_iter().collect();
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    a.wait_all_advertised(&[&b]);
+    b.copy(&paths).expect_success("nix copy");
+    assert_equal_stores(&a, &b, &closure);
+    let metrics = get(b.gateway(), "/metrics").unwrap().text();
+    let count = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        line.unwrap_or_else(|| panic!("{name} is not counted"))
+    };
+    assert!(count("narmesh_nars_ahead_used_total") > closure.len() as u64 / 2, "{metrics}");
+    assert_eq!(count("narmesh_nars_ahead_wasted_total"), 0, "{metrics}");
+    assert_eq!(count("narmesh_nars_complete_total"), closure.len() as u64);
+}
+
 #[test]
 fn what_arrived_is_offered_to_others_in_turn() {
     let mesh = TestMesh::new();

@@ -114,6 +114,11 @@ pub(crate) fn own_cpu_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// CPU seconds of the children of this process that ended.
+pub(crate) fn ended_children_cpu_s() -> anyhow::Result<f64> {
+    Ok(ticks("self", 13)? as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// Runs `command` to its end; an error with what it wrote when it fails.
 pub(crate) fn finish(what: &str, command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {what}"))?;
@@ -152,10 +157,15 @@ pub(crate) fn wait_for<T>(
 }
 
 fn cpu_ticks(pid: u32) -> anyhow::Result<u64> {
+    ticks(&pid.to_string(), 11)
+}
+
+/// The sum of two times of a process: 11 for its own (utime and stime, fields 14 and 15), 13 for its ended children.
+fn ticks(pid: &str, after_name: usize) -> anyhow::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, field 2, is in parentheses and may hold anything; utime and stime are fields 14 and 15.
+    // The name, field 2, is in parentheses and may hold anything.
     let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-    let times = fields.split_whitespace().skip(11).take(2);
+    let times = fields.split_whitespace().skip(after_name).take(2);
     times.map(|field| field.parse::<u64>().context("a time in stat")).sum()
 }
 

@@ -45,13 +45,16 @@ pub(crate) enum Distrust {
     /// Nobody whom we trust signed it.
     #[error("no trusted signature")]
     Unsigned,
+    /// No signature of anybody, well-formed at least, and no content address: what is advertised has one or the other.
+    #[error("neither a signature nor a content address")]
+    Bare,
 }
 
 impl Distrust {
     /// Whether the peer broke a rule, instead of trusting others than we do.
     pub(crate) fn is_misdeed(&self) -> bool {
         match self {
-            Self::Malformed(_) | Self::OtherPath | Self::FalseContentAddress | Self::Forged { .. } => true,
+            Self::Malformed(_) | Self::OtherPath | Self::FalseContentAddress | Self::Forged { .. } | Self::Bare => true,
             Self::Unsigned => false,
         }
     }
@@ -80,6 +83,9 @@ pub(crate) fn judge_info(
     let fingerprint = info.fingerprint(store_dir);
     let named = info.signatures.iter().find(|signature| trusted.by_name(&signature.key_name).is_some());
     let named = named.map(|signature| signature.key_name.clone());
+    if info.signatures.is_empty() && info.content_address.is_none() {
+        return Err(Distrust::Bare);
+    }
     info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
     let proof = match (info.signatures.is_empty(), named) {
         (false, _) => Proof::Signed,

@@ -1,6 +1,7 @@
 //! `nix copy` of a closure into an empty store: through the mesh, and from everything that it could come from instead.
 
 use super::pair::Pair;
+use crate::process::ended_children_cpu_s;
 use crate::row::{Beside, Planned, Target};
 use crate::sample_cache::SampleCache;
 use crate::subject::{Bench, Report, Subject};
@@ -22,6 +23,7 @@ impl Subject for Copy {
             row("mesh", "through the mesh, the gateway knowing nothing but the holder's summary").target(target),
             row("mesh-cpu-holder", "through the mesh: CPU time of the holder's daemon"),
             row("mesh-cpu-gateway", "through the mesh: CPU time of the gateway's daemon"),
+            row("mesh-cpu-nix", "through the mesh: CPU time of Nix itself"),
             row("own-store", "from the gateway of the machine that holds them"),
             row("file", "from a directory, without any server"),
         ];
@@ -44,15 +46,20 @@ impl Subject for Copy {
         let copy = |from: &str| pair.nix.copy_fresh(from, &pair.root.full(), &key, self.paths);
         let (mut mesh, mut own_store, mut nginx, mut file) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut holder_cpu, mut gateway_cpu, mut nginx_cpu) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut nix_cpu, mut nix_cpu_beside_nginx) = (Vec::new(), Vec::new());
         for round in 1..=bench.rounds {
             crate::progress(&format!("copy/{}-paths: round {round} of {}", self.paths, bench.rounds));
             let cpu = pair.nginx.process.cpu_s()?;
+            let nix = ended_children_cpu_s()?;
             nginx.push(copy(&format!("http://{}", pair.nginx.address))?);
             nginx_cpu.push(pair.nginx.process.cpu_s()? - cpu);
+            nix_cpu_beside_nginx.push(ended_children_cpu_s()? - nix);
             let gateway = pair.start_gateway()?;
+            let nix = ended_children_cpu_s()?;
             let cpu = (holder.process.cpu_s()?, gateway.process.cpu_s()?);
             mesh.push(copy(&format!("http://{}", pair.gateway.gateway))?);
             holder_cpu.push(holder.process.cpu_s()? - cpu.0);
+            nix_cpu.push(ended_children_cpu_s()? - nix);
             gateway_cpu.push(gateway.process.cpu_s()? - cpu.1);
             drop(gateway);
             own_store.push(copy(&format!("http://{}", pair.holder.gateway))?);
@@ -65,6 +72,8 @@ impl Subject for Copy {
         for (last, samples) in [("mesh-cpu-holder", holder_cpu), ("mesh-cpu-gateway", gateway_cpu)] {
             report.figure(&format!("{group}/{last}"), &samples, Some(Beside::new("nginx", nginx_cpu.clone())));
         }
+        let beside_nginx = Beside::new("Nix with nginx", nix_cpu_beside_nginx);
+        report.figure(&format!("{group}/mesh-cpu-nix"), &nix_cpu, Some(beside_nginx));
         Ok(())
     }
 }

@@ -2,11 +2,12 @@
 
 use super::pair::{Pair, nar_target};
 use crate::fetch;
-use crate::plain_tcp::PlainTcp;
-use crate::process::Running;
+use crate::plain_tcp::{CHUNK_BYTES, PlainTcp};
+use crate::process::{Running, own_cpu_s};
 use crate::raw_stream::{RawStream, Security};
 use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
+use sha2::{Digest as _, Sha256};
 
 /// Of so many bytes.
 #[derive(Debug)]
@@ -35,6 +36,11 @@ impl Subject for LargeNar {
             row("mesh/cpu-holder", "s/GB", "CPU time of the holder's daemon: file system, NAR, SHA-256, TLS"),
             row("mesh/cpu-gateway", "s/GB", "CPU time of the gateway's daemon: TLS, SHA-256, HTTP"),
             row("mesh/cpu-client", "s/GB", "CPU time of the client, which throws the bytes away"),
+            row(
+                "mesh/cpu-beside-parts",
+                "s/GB",
+                "CPU time of all three, beside that of the parts alone: raw stream, own store, one more SHA-256",
+            ),
             row("own-store", "MB/s", "the same NAR from the gateway of the machine that holds it"),
             row("own-store-cpu", "s/GB", "CPU time of that daemon, beside that of nginx"),
         ];
@@ -60,7 +66,9 @@ impl Subject for LargeNar {
             crate::progress(&format!("{}: round {round} of {}", self.group(), bench.rounds));
             let size = large.nar_size;
             seen.plain_tcp.push(gb * 1e3 / plain_tcp.pull(size)?);
+            let before = own_cpu_s() + raw_stream.process().cpu_s()?;
             seen.raw_stream.push(gb * 1e3 / raw_stream.pull(size)?);
+            let raw_stream_cpu = (own_cpu_s() + raw_stream.process().cpu_s()? - before) / gb;
             let (rate, cpu) =
                 timed(&[&pair.nginx.process], || fetch::fetch(pair.nginx.address, &large.nar_target(), size), gb)?;
             seen.nginx.push(rate);
@@ -68,9 +76,12 @@ impl Subject for LargeNar {
             let (rate, cpu) = timed(&[&holder.process], || fetch::fetch(pair.holder.gateway, &target, size), gb)?;
             seen.own_store.push(rate);
             seen.own_store_cpu.extend(cpu.first());
+            // The client is in the own store's, too.
+            seen.parts_cpu.push(raw_stream_cpu + cpu.iter().sum::<f64>() + sha256_cpu_s(size) / gb);
             let servers = [&holder.process, &gateway.process];
             let (rate, cpu) = timed(&servers, || fetch::fetch(pair.gateway.gateway, &target, size), gb)?;
             seen.mesh.push(rate);
+            seen.mesh_cpu.push(cpu.iter().sum());
             for (samples, cpu) in
                 [&mut seen.holder_cpu, &mut seen.gateway_cpu, &mut seen.client_cpu].into_iter().zip(cpu)
             {
@@ -98,6 +109,18 @@ fn timed(
     Ok((gb * 1e3 / fetched.seconds, cpu))
 }
 
+/// CPU seconds of hashing so many bytes.
+fn sha256_cpu_s(bytes: u64) -> f64 {
+    let chunk = vec![0x5a; CHUNK_BYTES];
+    let before = own_cpu_s();
+    let mut hasher = Sha256::new();
+    for _ in 0..bytes / CHUNK_BYTES as u64 {
+        hasher.update(&chunk);
+    }
+    std::hint::black_box(hasher.finalize());
+    own_cpu_s() - before
+}
+
 /// Samples of one round after the other: MB/s, and CPU seconds per GB.
 #[derive(Debug, Default)]
 struct Seen {
@@ -111,6 +134,8 @@ struct Seen {
     holder_cpu: Vec<f64>,
     gateway_cpu: Vec<f64>,
     client_cpu: Vec<f64>,
+    mesh_cpu: Vec<f64>,
+    parts_cpu: Vec<f64>,
 }
 
 impl Seen {
@@ -126,6 +151,7 @@ impl Seen {
             ("mesh/cpu-holder", &self.holder_cpu, None),
             ("mesh/cpu-gateway", &self.gateway_cpu, None),
             ("mesh/cpu-client", &self.client_cpu, None),
+            ("mesh/cpu-beside-parts", &self.mesh_cpu, Some(Beside::new("the parts", self.parts_cpu))),
             ("own-store", &self.own_store, Some(nginx)),
             ("own-store-cpu", &self.own_store_cpu, Some(nginx_cpu)),
         ] {

@@ -21,6 +21,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Paths of which signatures are verified before the next look at changes: about 20 ms.
 const VOUCH_BATCH: usize = 256;
@@ -68,7 +69,11 @@ struct Shared {
     rendered: Mutex<RenderedCache>,
     pending: Mutex<Pending>,
     woken: Condvar,
+    warned: Mutex<Option<Instant>>,
 }
+
+/// A locked database fails every request of every peer: told at most so often.
+const WARNED_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Pending {
@@ -122,6 +127,7 @@ impl Offer {
             rendered: Mutex::default(),
             pending: Mutex::default(),
             woken: Condvar::new(),
+            warned: Mutex::default(),
         });
         let watched = Arc::clone(&shared);
         let watcher = store.watch(Box::new(move |change| watched.touch(&change)))?;
@@ -173,7 +179,7 @@ impl Offer {
         self.is_offered(part).then_some(())?;
         let outcome = self.shared.look(part);
         outcome.unwrap_or_else(|error| {
-            tracing::warn!(store_path = %part, %error, "cannot tell whether it may be served: it is not");
+            self.shared.warn(part, &error);
             None
         })
     }
@@ -195,6 +201,14 @@ impl Offer {
 impl Shared {
     fn rules(&self) -> Arc<Rules> {
         Arc::clone(&self.rules.read())
+    }
+
+    fn warn(&self, part: &HashPart, error: &dyn fmt::Display) {
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|at| at.elapsed() >= WARNED_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!(store_path = %part, %error, "cannot tell whether it may be served: it is not");
+        }
     }
 
     fn touch(&self, change: &StoreChange) {
