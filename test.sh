@@ -85,7 +85,7 @@ if $full; then stage "floods, and five minutes set aside" floods; fi
 printf '\n=== attacks\n'
 cat "${CARGO_TARGET_DIR:-target}/tmp/attacks.md"
 printf '\n=== real networks\n'
-for table in sites; do
+for table in sites crowd; do
   # Without root there are none; the stories said so.
   if [ -e "${CARGO_TARGET_DIR:-target}/tmp/$table.md" ]; then cat "${CARGO_TARGET_DIR:-target}/tmp/$table.md"; fi
 done

@@ -5,10 +5,10 @@
 #![allow(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
 
 mod clock;
+mod crowd;
 #[path = "../hostile/filter.rs"]
 #[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod filter;
-mod fleet;
 #[path = "../hostile/formats.rs"]
 #[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod formats;

@@ -4,9 +4,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{Link, Network, TestMesh, TestNode};
+use narmesh_tests::{Link, Network, TestMesh, TestNode, assert_unblamed, build_and_tell, others, wait_tables};
 
-use crate::fleet::{assert_unblamed, build_and_tell, others, wait_tables};
 use crate::peer::Peer;
 use crate::report::seconds;
 use crate::simulated::{Scene, SideBySide};

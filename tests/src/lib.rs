@@ -21,6 +21,7 @@
 mod binary;
 mod config;
 mod emulator;
+mod fleet;
 mod gate;
 mod http;
 mod mesh;
@@ -35,6 +36,7 @@ mod wait;
 pub use binary::{narmesh_binary, repository_root};
 pub use config::{NodeConfig, PeerEntry, StorePlace};
 pub use emulator::{Emulator, LineCounts, Link, Site};
+pub use fleet::{Fleet, assert_unblamed, build_and_tell, others, wait_tables};
 pub use gate::GatedProxy;
 pub use http::{HttpAnswer, HttpBody, get, head, request};
 pub use mesh::{TestMesh, scratch_dir};

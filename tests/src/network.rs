@@ -73,7 +73,10 @@ impl Network {
         for number in 0..machines {
             let name = format!("{prefix}-{number}");
             outside.push(format!("netns add {name}"));
-            outside.push(format!("link add eth0 netns {name} type veth peer name v{number} netns {hub}"));
+            let ethernet = ethernet_of(number);
+            outside.push(format!(
+                "link add eth0 address {ethernet} netns {name} type veth peer name v{number} netns {hub}"
+            ));
             inside.push(format!("link set v{number} master bridge up"));
         }
         // Made first, so that what was begun is removed whatever fails.
@@ -81,8 +84,14 @@ impl Network {
         ip_batch(None, &outside);
         ip_batch(Some(&hub), &inside);
         for number in 0..machines {
-            let address = address_of(0, number);
-            network.machines.push(Namespace::up(&format!("{prefix}-{number}"), address, NETWORK_BITS));
+            let machine = Namespace::up(&format!("{prefix}-{number}"), address_of(0, number), NETWORK_BITS);
+            // One kernel keeps 1,024 neighbours in all its namespaces together, and drops what is for more; these do not count.
+            let others = (0..machines).filter(|other| *other != number);
+            let neighbours = others
+                .map(|other| (address_of(0, other), ethernet_of(other)))
+                .map(|(address, ethernet)| format!("neighbour add {address} lladdr {ethernet} dev eth0 nud permanent"));
+            ip_batch(Some(machine.name()), &neighbours.collect::<Vec<_>>());
+            network.machines.push(machine);
         }
         network
     }
@@ -176,6 +185,12 @@ impl Drop for Network {
 fn address_of(site: Site, number: usize) -> Ipv4Addr {
     let byte = |number: usize| u8::try_from(number + 1).expect("at most 254 of a kind");
     Ipv4Addr::new(10, 77, byte(site), byte(number))
+}
+
+/// An Ethernet address that nobody else may have been given.
+fn ethernet_of(number: usize) -> String {
+    let [high, low] = u16::try_from(number).expect("at most 254 machines").to_be_bytes();
+    format!("02:6e:61:72:{high:02x}:{low:02x}")
 }
 
 /// Namespaces that such a program made.

@@ -199,6 +199,19 @@ impl NixStoreFixture {
         lines(&finish(&mut command).expect_success(&format!("nix-build -A {attribute}")))
     }
 
+    /// Registers `count` paths as built here, in the database alone: enough for a daemon to advertise them, and quick.
+    ///
+    /// # Panics
+    /// When the database cannot be written.
+    #[track_caller]
+    pub fn register(&self, count: usize) {
+        self.sql(&format!(
+            "with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) \
+             insert into ValidPaths (path, hash, registrationTime, narSize, ultimate) \
+             select printf('/nix/store/%032d-registered', i), 'sha256:' || printf('%064d', i), 1, 1000, 1 from n"
+        ));
+    }
+
     /// `nix-build` of the derivation with the gateway as the only substituter and no `fallback`: what a user does.
     pub fn nix_build(&self, attribute: &str, gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
         let mut command = self.nix("nix-build");

@@ -78,6 +78,16 @@ impl MemoryPeak {
         Self { pid, start_bytes: memory_bytes(pid, "VmRSS:") }
     }
 
+    /// The largest resident set since, in bytes.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[track_caller]
+    #[must_use]
+    pub fn peak_bytes(&self) -> u64 {
+        memory_bytes(self.pid, "VmHWM:")
+    }
+
     /// How far the resident set rose above where it began, in bytes.
     ///
     /// # Panics
@@ -87,6 +97,16 @@ impl MemoryPeak {
     pub fn rise_bytes(&self) -> u64 {
         memory_bytes(self.pid, "VmHWM:").saturating_sub(self.start_bytes)
     }
+}
+
+/// Resident memory of process `pid` now, in bytes.
+///
+/// # Panics
+/// When it is gone.
+#[track_caller]
+#[must_use]
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    memory_bytes(pid, "VmRSS:")
 }
 
 #[track_caller]

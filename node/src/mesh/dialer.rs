@@ -21,6 +21,12 @@ const PAUSE_GONE_MS: u64 = 30_000;
 const LEARNED_PAUSE_MS: u64 = 60_000;
 /// A new address waits this long before it is dialled for gossip: a lookup dials it at once.
 const LEARNED_DELAY_MS: u64 = 1_000;
+/// A peer that returns after so many failures in a row was cut off, as others may have been: a healed network brings all back.
+const FAILURES_CUT_MIN: u32 = 4;
+/// For so long after that, pauses do not grow.
+const RETURNS_MS: u64 = 4_000;
+/// One peer that comes and goes does not make us dial all others more often than this.
+const RETURNS_PAUSE_MS: u64 = 60_000;
 /// Addresses kept per peer, configured and learned each.
 const ADDRESSES_MAX: usize = 8;
 
@@ -63,13 +69,15 @@ pub(super) enum Demand {
 pub(super) struct Dialer {
     targets: BTreeMap<PeerId, Target>,
     connections_wanted: usize,
+    /// When a peer that was cut off returned.
+    returned: Option<Moment>,
     /// Every node has an order of its own, so that a large mesh has no hubs, and no PeerId can be ground to become one.
     order: RandomState,
 }
 
 impl Dialer {
     pub(super) fn new(connections_wanted: usize) -> Self {
-        Self { targets: BTreeMap::new(), connections_wanted, order: RandomState::new() }
+        Self { targets: BTreeMap::new(), connections_wanted, returned: None, order: RandomState::new() }
     }
 
     /// Makes the plan cover exactly `peers`; a new one is due at once.
@@ -110,9 +118,15 @@ impl Dialer {
             .collect();
     }
 
-    pub(super) fn connected(&mut self, peer: &PeerId) {
-        if let Some(target) = self.targets.get_mut(peer) {
-            (target.connected, target.dialing, target.failures) = (true, false, 0);
+    pub(super) fn connected(&mut self, now: Moment, peer: &PeerId) {
+        let Some(target) = self.targets.get_mut(peer) else { return };
+        let was_cut_off = target.failures >= FAILURES_CUT_MIN;
+        (target.connected, target.dialing, target.failures) = (true, false, 0);
+        if was_cut_off && self.returned.is_none_or(|before| now.since(before) >= RETURNS_PAUSE_MS) {
+            self.returned = Some(now);
+            for target in self.targets.values_mut().filter(|target| target.failures > 0) {
+                target.next = target.next.min(now);
+            }
         }
     }
 
@@ -125,10 +139,12 @@ impl Dialer {
     }
 
     pub(super) fn failed(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
+        let are_returning = self.returned.is_some_and(|since| now.since(since) < RETURNS_MS);
         if let Some(target) = self.targets.get_mut(peer) {
             target.dialing = false;
             let longest = if target.failures < FAILURES_SOON_MAX { PAUSE_MAX_MS } else { PAUSE_GONE_MS };
-            let pause = (PAUSE_MIN_MS << target.failures.min(16)).min(longest);
+            let growth = if are_returning { 0 } else { target.failures.min(16) };
+            let pause = (PAUSE_MIN_MS << growth).min(longest);
             target.failures = target.failures.saturating_add(1);
             target.next = Moment(now.0 + pause * 3 / 4 + rng.random_range(0..=pause / 2));
         }
@@ -263,6 +279,38 @@ mod tests {
     }
 
     #[test]
+    fn when_one_returns_that_was_cut_off_all_others_are_tried_at_once() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let [one, other] = [(); 2].map(|()| PeerId::random());
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(one, vec![address(1)]), (other, vec![address(2)])]), 32);
+        let mut now = Moment(0);
+        let cut_off = |dialer: &mut Dialer, now: &mut Moment, rng: &mut rand::rngs::StdRng| {
+            for _ in 0..5 {
+                dialer.due(*now);
+                [one, other].iter().for_each(|peer| dialer.failed(*now, peer, rng));
+                *now = Moment(now.0 + 2 * PAUSE_MAX_MS);
+            }
+            *now = Moment(now.0 - 2 * PAUSE_MAX_MS);
+        };
+        cut_off(&mut dialer, &mut now, &mut rng);
+        assert!(dialer.due(now).is_empty(), "both pause");
+        dialer.connected(now, &one);
+        assert_eq!(dialer.due(now), [(other, vec![address(2)])]);
+        dialer.failed(now, &other, &mut rng);
+        assert!(
+            dialer.deadline().unwrap().since(now) <= PAUSE_MIN_MS * 5 / 4,
+            "soon again: it may have been on the way"
+        );
+        // It comes and goes: the other is not dialled more often for that.
+        dialer.disconnected(now, &one, &mut rng);
+        now = Moment(now.0 + RETURNS_MS);
+        cut_off(&mut dialer, &mut now, &mut rng);
+        dialer.connected(now, &one);
+        assert!(dialer.due(now).is_empty(), "within a minute");
+    }
+
+    #[test]
     fn every_node_dials_others_first() {
         let peers: BTreeMap<_, _> = (0..100).map(|_| (PeerId::random(), vec![address(1)])).collect();
         let mut dialled = BTreeMap::new();
@@ -299,7 +347,7 @@ mod tests {
         let [configured, learned] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(1);
         dialer.set_peers(Moment(0), &BTreeMap::from([(configured, vec![address(1)]), (learned, Vec::new())]), 1);
-        dialer.connected(&configured);
+        dialer.connected(Moment(0), &configured);
         dialer.learned(Moment(0), &learned, vec![address(2)]);
         assert!(dialer.due(Moment(100_000)).is_empty());
         assert_eq!(dialer.deadline(), None);

@@ -1,7 +1,7 @@
 //! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for things.
 //!
 //! Walk: `transport` is how bytes travel, `swarm::build` puts our protocols on it; `driver` owns swarm and core and turns events of one into
-//! inputs of the other; `dialer` decides whom to dial and when; `nar_server` answers NAR requests, `nar_client` keeps the
+//! inputs of the other; `dialer` decides whom to dial and when, `lines` which connections are dead; `nar_server` answers NAR requests, `nar_client` keeps the
 //! pool of persistent streams; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
@@ -13,6 +13,7 @@ mod door;
 mod driver;
 mod framing;
 mod handle;
+mod lines;
 mod nar_client;
 mod nar_server;
 mod peers;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::TestNode;
 use crate::binary::narmesh_binary;
-use crate::process::MemoryPeak;
+use crate::process::{MemoryPeak, resident_bytes};
 use crate::wait::{promised, wait_for};
 
 /// A daemon is promised to answer this soon after its start.
@@ -57,9 +57,27 @@ impl TestNode {
     /// As [`TestNode::start`].
     #[track_caller]
     pub fn start_as_written(&mut self, gateway_socket: Option<OwnedFd>) {
-        assert!(self.daemon.is_none(), "{} runs already", self.name);
         self.spawn(gateway_socket);
-        let (listen, gateway) = wait_for(&format!("{} answers and listens", self.name), promised(START), || {
+        self.wait_started(START);
+    }
+
+    /// Writes the configuration and starts the daemon, without waiting for it: [`TestNode::wait_started`] has to follow.
+    ///
+    /// # Panics
+    /// When it runs already.
+    #[track_caller]
+    pub fn launch(&mut self) {
+        self.write_config();
+        self.spawn(None);
+    }
+
+    /// Waits until a launched daemon answers.
+    ///
+    /// # Panics
+    /// When it does not within ten times `bound`.
+    #[track_caller]
+    pub fn wait_started(&mut self, bound: Duration) {
+        let (listen, gateway) = wait_for(&format!("{} answers and listens", self.name), promised(bound), || {
             self.assert_runs();
             let status = self.try_status()?;
             let listen = status.0.pointer("/listen/0")?.as_str()?.split("/p2p/").next()?.to_owned();
@@ -69,6 +87,7 @@ impl TestNode {
     }
 
     fn spawn(&mut self, gateway_socket: Option<OwnedFd>) {
+        assert!(self.daemon.is_none(), "{} runs already", self.name);
         // The daemon dies with the thread that runs its story, however that ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
@@ -224,6 +243,16 @@ impl TestNode {
     pub fn reload(&self) {
         self.write_config();
         self.signal(Signal::HUP);
+    }
+
+    /// Resident memory of the daemon now, in bytes.
+    ///
+    /// # Panics
+    /// When none runs.
+    #[track_caller]
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        resident_bytes(self.pid())
     }
 
     /// Starts to watch the memory of the daemon.

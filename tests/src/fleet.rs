@@ -1,0 +1,192 @@
+//! Many daemons: started all at once, and looked at all at once.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::mesh::TestMesh;
+use crate::network::Network;
+use crate::nix::NixStoreFixture;
+use crate::node::TestNode;
+use crate::status::Status;
+use crate::wait::{poll, promised, wait_until};
+
+/// Daemons on one bridge that all allow each other. The first few have stores of their own, the others share one.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The daemons, all running.
+    pub nodes: Vec<TestNode>,
+    // Dropped after the daemons.
+    _mesh: TestMesh,
+    network: Network,
+}
+
+impl Fleet {
+    /// Makes `count` machines, of which the first `own_stores` can build and substitute; every store has `paths` paths.
+    /// Nothing runs yet.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    pub fn new(count: usize, own_stores: usize, paths: usize) -> Self {
+        let mesh = TestMesh::new();
+        let network = Network::on_a_bridge(count);
+        let shared = NixStoreFixture::chroot(&mesh.path().join("shared"));
+        shared.register(paths);
+        let mut nodes: Vec<_> = (0..count)
+            .map(|number| {
+                let name = format!("n{number}");
+                if number >= own_stores {
+                    return mesh.node_with_store(&name, shared.clone());
+                }
+                let node = mesh.node(&name);
+                node.store.register(paths);
+                node
+            })
+            .collect();
+        TestMesh::introduce(&mut nodes.iter_mut().collect::<Vec<_>>());
+        for (node, machine) in nodes.iter_mut().zip(network.machines()) {
+            node.live_on(machine);
+        }
+        let addresses: Vec<_> = nodes.iter().map(|node| (node.name.clone(), node.p2p_address())).collect();
+        for node in &mut nodes {
+            for (name, address) in &addresses {
+                if *name != node.name {
+                    node.learn_address(name, address);
+                }
+            }
+        }
+        Self { nodes, _mesh: mesh, network }
+    }
+
+    /// Starts the given daemons at the same moment, and returns how long it took until each had the summaries of all.
+    ///
+    /// # Panics
+    /// When that takes ten times `bound`.
+    #[track_caller]
+    pub fn start_at_once(&mut self, numbers: std::ops::Range<usize>, bound: Duration) -> Duration {
+        let started = Instant::now();
+        let launched = self.nodes.get_mut(numbers.clone()).expect("machines of this fleet");
+        launched.iter_mut().for_each(TestNode::launch);
+        launched.iter_mut().for_each(|node| node.wait_started(bound));
+        let all: Vec<_> = self.nodes.get(numbers).expect("as before").iter().collect();
+        wait_tables("all start at once", started, bound, &all, &all)
+    }
+
+    /// Sent and received by the machine of this number since the network was made, in bytes.
+    #[must_use]
+    pub fn traffic_bytes(&self, number: usize) -> u64 {
+        self.network.machine(number).traffic().bytes()
+    }
+
+    /// The same of all.
+    #[must_use]
+    pub fn all_traffic_bytes(&self) -> Vec<u64> {
+        (0..self.nodes.len()).map(|number| self.traffic_bytes(number)).collect()
+    }
+
+    /// Builds a new path on the first machine, and returns it with the time from the end of the build until the gateways of
+    /// all others answered for it.
+    ///
+    /// # Panics
+    /// When that takes ten times `bound`.
+    #[track_caller]
+    pub fn build_for_all(&self, tag: &str, bound: Duration) -> (String, Duration) {
+        let (builder, others) = self.nodes.split_first().expect("machines");
+        let path = builder.store.build_fresh(tag);
+        let built = Instant::now();
+        for node in others {
+            wait_until(&format!("{} can substitute {path}", node.name), promised(bound), || {
+                node.get_narinfo(&path).status == 200
+            });
+        }
+        (path, built.elapsed())
+    }
+}
+
+/// Epoch, seq and number of paths. The number is there too because a daemon counts a path a moment before it announces it.
+type Version = (u64, u64, u64);
+
+/// What a daemon advertises now.
+fn own(status: &Status) -> Version {
+    (status.number("/own/epoch"), status.number("/own/seq"), status.number("/own/paths"))
+}
+
+/// What a daemon holds of another.
+fn held(status: &Status, owner: &str) -> Option<Version> {
+    let ((epoch, seq), paths) = status.summary_version(owner).zip(status.summary_paths(owner))?;
+    Some((epoch, seq, paths))
+}
+
+/// Which of `listeners` do not hold the present summary of which of `owners`, by name.
+fn missing(owners: &[&TestNode], listeners: &[&TestNode]) -> Vec<String> {
+    let statuses: BTreeMap<_, _> = owners.iter().chain(listeners).map(|node| (&node.name, node.status())).collect();
+    let status = |node: &TestNode| statuses.get(&node.name).expect("asked above");
+    let mut missing = Vec::new();
+    for owner in owners {
+        let present = own(status(owner));
+        for listener in listeners.iter().filter(|listener| listener.name != owner.name) {
+            if held(status(listener), &owner.name) != Some(present) {
+                missing.push(format!("{} at {}", owner.name, listener.name));
+            }
+        }
+    }
+    missing
+}
+
+/// Waits until all of `listeners` hold the present summaries of all of `owners`; how long that took from `since` on.
+///
+/// It is seen up to a round of looking late: some ten milliseconds for each daemon.
+///
+/// # Panics
+/// When it takes ten times `bound`.
+#[track_caller]
+pub fn wait_tables(
+    what: &str,
+    since: Instant,
+    bound: Duration,
+    owners: &[&TestNode],
+    listeners: &[&TestNode],
+) -> Duration {
+    let mut last = Vec::new();
+    let found = poll(promised(bound), || {
+        last = missing(owners, listeners);
+        last.is_empty().then(|| since.elapsed())
+    });
+    found.unwrap_or_else(|| panic!("{what}: still missing after {:?}: {}", promised(bound), last.join(", ")))
+}
+
+/// Builds a path on `owner`, and waits until all of `listeners` have heard of it: the path, and how long that took from the
+/// end of the build on.
+///
+/// # Panics
+/// As [`wait_tables`].
+#[track_caller]
+pub fn build_and_tell(owner: &TestNode, tag: &str, bound: Duration, listeners: &[&TestNode]) -> (String, Duration) {
+    let path = owner.store.build_fresh(tag);
+    let built = Instant::now();
+    let paths = owner.store.outputs().len() as u64;
+    owner.wait_status("advertises what it built", bound, |status| status.number("/own/paths") == paths);
+    let took = wait_tables(&format!("{tag}, built on {}", owner.name), built, bound, &[owner], listeners);
+    (path, took)
+}
+
+/// All but one.
+#[must_use]
+pub fn others<'n>(nodes: &'n [TestNode], but: &str) -> Vec<&'n TestNode> {
+    nodes.iter().filter(|node| node.name != but).collect()
+}
+
+/// Nobody was accused of anything.
+///
+/// # Panics
+/// When someone was.
+#[track_caller]
+pub fn assert_unblamed(nodes: &[&TestNode]) {
+    for node in nodes {
+        for other in nodes.iter().filter(|other| other.name != node.name) {
+            let status = node.status();
+            let peer = status.peer(&other.name).expect("on the allowlist");
+            assert_eq!(peer.get("misdeeds").and_then(serde_json::Value::as_u64), Some(0), "{}: {peer}", node.name);
+        }
+    }
+}
