@@ -128,6 +128,11 @@ pub(crate) struct Figures {
     up_since_us: Vec<u64>,
     pub(crate) known_us: Vec<u64>,
     pub(crate) forgotten_us: Vec<u64>,
+    /// From an announcement's publication until each machine had its first copy.
+    pub(crate) heard_us: Vec<u64>,
+    /// Announcements published in the measured time, and copies of them that arrived.
+    pub(crate) announced: u64,
+    pub(crate) copies: u64,
     pub(crate) points: Vec<Point>,
     before: [u64; 5],
     probes_before: Probes,
@@ -153,6 +158,9 @@ impl Figures {
             up_since_us: vec![0; machines],
             known_us: Vec::new(),
             forgotten_us: Vec::new(),
+            heard_us: Vec::new(),
+            announced: 0,
+            copies: 0,
             points: Vec::new(),
             before: [0; 5],
             probes_before: Probes::default(),
@@ -235,6 +243,19 @@ impl Figures {
             self.forgotten_us.extend(spread.removal_us.filter(|at| *at >= up_since_us).map(|at_us| now_us - at_us));
         }
         Some((before, now))
+    }
+
+    /// An announcement is published.
+    pub(crate) fn announced(&mut self, now_us: u64) {
+        self.announced += u64::from(self.begun_us.is_some_and(|begun_us| begun_us <= now_us));
+    }
+
+    /// A copy of an announcement of then arrived.
+    pub(crate) fn copy(&mut self, at_us: u64, now_us: u64, first: bool) {
+        if self.begun_us.is_some_and(|begun_us| begun_us <= at_us) {
+            self.copies += 1;
+            self.heard_us.extend(first.then_some(now_us - at_us));
+        }
     }
 
     /// A machine's core begins.

@@ -69,7 +69,8 @@ impl World {
         let now_us = self.now_us;
         self.figures.restarted(now_us, number);
         self.allow(number);
-        let paths = self.machine(number).all_paths();
+        let (addresses, paths) = (self.machine(number).addresses(number), self.machine(number).all_paths());
+        self.input(number, Input::Addresses(addresses));
         self.input(number, paths);
         self.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
         self.dial_all_of(number);

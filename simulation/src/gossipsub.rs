@@ -91,6 +91,7 @@ impl World {
         let id = self.counter;
         let now_us = self.now_us;
         self.published.insert(id, Published { author: number, bytes, at_us: now_us });
+        self.figures.announced(now_us);
         let machine = self.machine_mut(number);
         machine.subscriber.see(now_us, id);
         machine.subscriber.keep(id);
@@ -115,7 +116,7 @@ impl World {
         let Some(author) = self.published.get(&id).map(|published| published.author) else { return };
         let machine = self.machine_mut(number);
         machine.subscriber.keep(id);
-        if machine.malice.as_ref().is_some_and(|malice| malice.withholds()) {
+        if machine.withholds() {
             return;
         }
         let to: Vec<_> =
@@ -155,8 +156,10 @@ impl World {
             Rpc::Publish { id } => {
                 self.totals.gossip_copies += 1;
                 let Some(published) = self.published.get(&id) else { return };
-                let (author, bytes) = (published.author, Arc::clone(&published.bytes));
-                if self.machine_mut(to).subscriber.see(now_us, id) {
+                let (author, bytes, at_us) = (published.author, Arc::clone(&published.bytes), published.at_us);
+                let new = self.machine_mut(to).subscriber.see(now_us, id);
+                self.figures.copy(at_us, now_us, new);
+                if new {
                     self.gossip_judge(to, from, author, id, &bytes);
                 }
             }
@@ -249,7 +252,7 @@ impl World {
         if !any {
             subscriber.sent_on_request.clear();
         }
-        if ids.is_empty() || self.machine(number).malice.as_ref().is_some_and(|malice| malice.withholds()) {
+        if ids.is_empty() || self.machine(number).withholds() {
             return;
         }
         let mesh = &self.machine(number).subscriber.mesh;

@@ -5,7 +5,7 @@ use crate::draw::Draw;
 use crate::machine::{Number, Path, WALL_MS, part};
 use crate::scenario::Hostile;
 use crate::world::{Happening, World};
-use libp2p_identity::Keypair;
+use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::Input;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Sync};
 use narmesh_protocol::{
@@ -225,7 +225,7 @@ impl Malice {
             news.extend(self.newest.clone());
         }
         match self.trick {
-            Trick::Withhold => news.clear(),
+            Trick::Withhold => return Some(nothing_told(store_dir, software)),
             Trick::ReplayStolen => news.extend(self.stolen.iter().cloned()),
             Trick::StaleEpoch => news.extend(self.old.iter().take(8).cloned()),
             Trick::AllOnes
@@ -353,6 +353,23 @@ impl Malice {
             | Trick::Withhold => Vec::new(),
         }
     }
+}
+
+/// A comparison without what it is for.
+fn nothing_told(store_dir: String, software: String) -> GossipReply {
+    GossipReply::Sync { store_dir, software, yours: None, news: Vec::new() }
+}
+
+/// What an otherwise honest machine answers that withholds all but its own body.
+pub(crate) fn withheld(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
+    let reply = match (GossipRequest::decode(question), GossipReply::decode(&honest)) {
+        (Ok(GossipRequest::Sync(_)), Ok(GossipReply::Sync { store_dir, software, .. })) => {
+            Some(nothing_told(store_dir, software))
+        }
+        (Ok(GossipRequest::Pull { owner, .. }), Ok(_)) if owner != AudienceDigest::of(me) => Some(GossipReply::Absent),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => None,
+    };
+    reply.and_then(|reply| reply.encode().ok()).unwrap_or(honest)
 }
 
 /// The same with the lower half of its filter empty, or with a bit less.

@@ -40,6 +40,7 @@ mod story;
 mod trace;
 mod traffic;
 mod upset;
+mod watch;
 mod world;
 
 pub use checker::Violation;
@@ -47,13 +48,13 @@ pub use figures::{Encodings, Point, Probes};
 pub use hostile::{TRICKS, Trick};
 pub use plot::plots;
 pub use report::{Report, Row};
-pub use scenario::{Scenario, ScenarioError, built_in};
+pub use scenario::{Scenario, ScenarioError, What, built_in};
 pub use story::Subject;
 pub use traffic::{KINDS, Kind};
 pub use traffic::{answer_bytes, question_bytes};
+pub use watch::EventFigure;
 pub use world::Totals;
 
-use checker::liveness::reachable;
 use world::World;
 
 const SECOND_US: u64 = 1_000_000;
@@ -70,7 +71,7 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
         let next_us = (world.now_us + SECOND_US).min(settle_us);
         world.run_until(next_us);
         if started_us.is_none() && world.everyone_runs() {
-            let reach = reach.get_or_insert_with(|| reachable(&world.machines, &world.neighbours, &world.links));
+            let reach = reach.get_or_insert_with(|| world.reach());
             if world.checker.seems_converged(&world.machines, reach) {
                 started_us = Some(world.now_us);
             }
@@ -80,7 +81,7 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
     world.run_until(settle_us + run_us);
     world.heal();
     let healed_us = world.now_us;
-    let reach = reachable(&world.machines, &world.neighbours, &world.links);
+    let reach = world.reach();
     let converged_us = loop {
         let seems = world.checker.seems_converged(&world.machines, &reach);
         if seems && world.checker.unconverged(&world.machines, &reach).is_empty() {

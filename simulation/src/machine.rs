@@ -8,6 +8,7 @@ use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
 use narmesh_protocol::{HashPart, StoreDir};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A machine's number, from 0.
@@ -114,6 +115,10 @@ pub(crate) struct Machine {
     /// When a tick is on its way, milliseconds.
     pub(crate) tick: Option<u64>,
     pub(crate) malice: Option<Malice>,
+    /// For a while it passes nothing on, though it is honest otherwise.
+    pub(crate) withholding: bool,
+    /// How often it changed its address.
+    pub(crate) moves: u8,
     /// On nobody's allowlist.
     pub(crate) stranger: bool,
     /// When its line is free again, microseconds.
@@ -156,6 +161,8 @@ impl Machine {
             subscriber: Subscriber::default(),
             tick: None,
             malice: None,
+            withholding: false,
+            moves: 0,
             stranger: false,
             up_free_us: 0,
             down_free_us: 0,
@@ -200,6 +207,17 @@ impl Machine {
     /// All its paths, as the store tells them at start.
     pub(crate) fn all_paths(&self) -> Input {
         Input::Paths(PathChange::Replace(self.store.live.iter().copied().map(part).collect()))
+    }
+
+    /// Where it listens.
+    pub(crate) fn addresses(&self, number: Number) -> Vec<SocketAddr> {
+        let [.., high, low] = u32::try_from(number).unwrap_or(0).to_be_bytes();
+        vec![SocketAddr::from(([10, high, low, self.moves + 1], 7280))]
+    }
+
+    /// Whether it keeps from others what it knows.
+    pub(crate) fn withholds(&self) -> bool {
+        self.withholding || self.malice.as_ref().is_some_and(Malice::withholds)
     }
 
     pub(crate) fn is_running(&self) -> bool {

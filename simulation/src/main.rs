@@ -29,7 +29,7 @@ enum Command {
         /// At most 12 machines and 150 paths.
         #[arg(long)]
         small: bool,
-        /// One JSON object instead of a table.
+        /// One JSON object on one line instead of a table.
         #[arg(long)]
         json: bool,
         /// Writes the plots to this directory.

@@ -156,7 +156,7 @@ impl World {
         if self.draw.chance(line.drop_permille) {
             return;
         }
-        let mut at_us = left_us + line.delay_ms * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
+        let mut at_us = left_us + line.one_way_ms(from > to) * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
         at_us += self.repair_us(line, payload);
         let direction = usize::from(self.links.get(at).is_some_and(|link| link.ends.0 == from));
         let overtaken = self.draw.chance(line.reorder_permille);
@@ -177,7 +177,7 @@ impl World {
         if line.loss_permille == 0 {
             return 0;
         }
-        let round_us = 2 * line.delay_ms * 1_000;
+        let round_us = line.round_ms() * 1_000;
         let packets = payload.div_ceil(SEGMENT_BYTES).clamp(1, 64);
         let mut cost_us = 0;
         for packet in 0..packets {
@@ -357,7 +357,7 @@ impl World {
         };
         let (a, b) = link.ends;
         if self.may_connect(link) {
-            let round_us = 2 * self.line(a, b).delay_ms * 1_000;
+            let round_us = self.line(a, b).round_ms() * 1_000;
             let dialler = if self.draw.chance(500) { a } else { b };
             for number in [a, b] {
                 let traffic = &mut self.machine_mut(number).traffic;

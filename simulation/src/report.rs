@@ -2,8 +2,9 @@
 
 use crate::checker::Violation;
 use crate::figures::{Encodings, Point, Probes, quantile};
-use crate::scenario::Targets;
+use crate::scenario::{Targets, What};
 use crate::traffic::{KINDS, Kind};
+use crate::watch::EventFigure;
 use crate::world::{Totals, World};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -72,6 +73,8 @@ pub struct Report {
     /// The story that was asked for.
     #[serde(skip)]
     pub story: Vec<String>,
+    /// The events, when the scenario says `watch`.
+    pub events: Vec<EventFigure>,
     /// All that was broken, in words; empty when the checkers are content.
     pub violations: Vec<String>,
 }
@@ -86,6 +89,7 @@ impl Report {
     ) -> Self {
         world.figures.known_us.sort_unstable();
         world.figures.forgotten_us.sort_unstable();
+        world.figures.heard_us.sort_unstable();
         let measured_us = world.now_us - world.figures.begun_us.unwrap_or(0);
         let seconds = (measured_us / 1_000_000).max(1) as f64;
         let nodes = world.scenario.nodes;
@@ -122,6 +126,7 @@ impl Report {
             points: world.figures.points.clone(),
             curve: curve(&world.figures.known_us),
             story,
+            events: std::mem::take(&mut world.watch.figures),
             violations: violations.iter().map(ToString::to_string).collect(),
         }
     }
@@ -129,6 +134,20 @@ impl Report {
     /// Whether every checker was content.
     pub fn is_content(&self) -> bool {
         self.violations.is_empty()
+    }
+
+    /// The table of events, in Markdown; of a scenario that says `watch`.
+    pub fn event_table(&self) -> String {
+        let mut text = String::from("| event | at | tables equal after its end |\n|---|---|---|\n");
+        for event in &self.events {
+            let whom = event.site.as_ref().map_or(format!("machine {}", event.node), |site| format!("site {site}"));
+            let long = if event.for_s > 0 { format!(", {} s", event.for_s) } else { String::new() };
+            let after = event.equal_after_ms.map_or("not before the end".to_owned(), |ms| format!("{ms:.0} ms"));
+            // Writing to a String cannot fail.
+            writeln!(text, "| {} of {whom}{long} | {:.0} s | {after} |", word(event.what), event.at_s)
+                .unwrap_or_default();
+        }
+        text
     }
 
     /// The table of figures, in Markdown.
@@ -143,6 +162,11 @@ impl Report {
         }
         text
     }
+}
+
+/// `partition` of a [`crate::scenario::What`], as scenarios write it.
+fn word(what: What) -> String {
+    serde_json::to_value(what).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
 }
 
 /// A figure with its unit, three digits of it.
@@ -175,6 +199,8 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
         |name, value, unit, target: Option<u64>| Row { name, value, unit, target: target.map(|target| target as f64) };
     let known = |permille| quantile(&figures.known_us, permille).map(ms);
     let forgotten = |permille| quantile(&figures.forgotten_us, permille).map(ms);
+    let heard = |permille| quantile(&figures.heard_us, permille).map(ms);
+    let copies = figures.copies as f64 / figures.announced as f64 / world.scenario.nodes as f64;
     let Targets { known_p99_ms, converged_ms, bytes_per_s, wasted_permille, .. } = targets;
     let share = |part: u64, of: u64| (of > 0).then(|| part as f64 * 1_000.0 / of as f64);
     let probes = figures.probes;
@@ -189,6 +215,9 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
     let mean = Some(total(before, now, world.now_us - begun_us));
     let mut rows = vec![
         row("fleet started, all tables full", started_us.map(ms), "ms", None),
+        row("an announcement is heard, p50", heard(500), "ms", None),
+        row("an announcement is heard, p99", heard(990), "ms", None),
+        row("copies of it for each machine", (figures.announced > 0).then_some(copies), "", None),
         row("a new path is known, p50", known(500), "ms", None),
         row("a new path is known, p99", known(990), "ms", known_p99_ms),
         row("a new path is known, last", known(1_000), "ms", None),

@@ -3,6 +3,9 @@
 use crate::hostile::Trick;
 use serde::{Deserialize, Serialize};
 
+/// A clock that is a day off is not listened to; to be right about all others, no event sets one so far off.
+const SKEW_S_MAX: u64 = 72_000;
+
 /// The scenarios that come with the program: name and text.
 const BUILT_IN: &[(&str, &str)] = &[
     ("lan-5", include_str!("../scenarios/lan-5.toml")),
@@ -67,6 +70,9 @@ pub struct Scenario {
     /// What happens at fixed times, counted from the end of `settle_s`.
     #[serde(default)]
     pub event: Vec<Event>,
+    /// Tells for each event how long all tables took to be equal again after it; costs time in large fleets.
+    #[serde(default)]
+    pub watch: bool,
     /// What is promised.
     #[serde(default)]
     pub targets: Targets,
@@ -78,6 +84,9 @@ pub struct Scenario {
 pub struct Line {
     /// One way, milliseconds.
     pub delay_ms: u64,
+    /// The other way, from the machine with the higher number, milliseconds; without it as `delay_ms`.
+    #[serde(default)]
+    pub delay_back_ms: Option<u64>,
     /// Up to so much more, milliseconds.
     #[serde(default)]
     pub jitter_ms: u64,
@@ -99,6 +108,17 @@ pub struct Line {
     /// What one machine can send, Mbit/s.
     #[serde(default = "gigabit")]
     pub up_mbit: u64,
+}
+
+impl Line {
+    /// Milliseconds from the lower to the higher number, or back.
+    pub(crate) fn one_way_ms(&self, back: bool) -> u64 {
+        self.delay_back_ms.filter(|_| back).unwrap_or(self.delay_ms)
+    }
+
+    pub(crate) fn round_ms(&self) -> u64 {
+        self.one_way_ms(false) + self.one_way_ms(true)
+    }
 }
 
 /// Machines that are near each other.
@@ -166,6 +186,12 @@ pub struct Faults {
     /// The network falls into two random halves.
     #[serde(default)]
     pub partition: u64,
+    /// A machine is nowhere for a while, then at another address.
+    #[serde(default)]
+    pub moves: u64,
+    /// A machine passes nothing on for a while.
+    #[serde(default)]
+    pub withhold: u64,
     /// A machine stops trusting another for a while.
     #[serde(default)]
     pub distrust: u64,
@@ -227,6 +253,9 @@ pub struct Event {
     /// Time between two, seconds.
     #[serde(default)]
     pub every_s: u64,
+    /// How far a clock is set ahead of the right time, seconds; negative: behind. 3 h without it.
+    #[serde(default = "three_hours")]
+    pub by_s: i64,
     /// On several machines: this much later on each next one, milliseconds.
     #[serde(default)]
     pub stagger_ms: u64,
@@ -252,8 +281,12 @@ pub enum What {
     Partition,
     /// A machine that was not there until now starts with an empty state.
     Join,
-    /// The machine's wall clock is set 3 h ahead.
+    /// The machine's wall clock is set wrong by `by_s`.
     Skew,
+    /// The machine is nowhere for `for_s`, then at another address.
+    Move,
+    /// The machine passes nothing on for `for_s`: no message, no news, no body but its own.
+    Withhold,
 }
 
 /// What a run must show; none of them when absent.
@@ -289,6 +322,10 @@ fn connections() -> usize {
 
 fn gigabit() -> u64 {
     1_000
+}
+
+fn three_hours() -> i64 {
+    10_800
 }
 
 fn once() -> u64 {
@@ -393,7 +430,8 @@ impl Scenario {
             permille("drop_permille", line.drop_permille)?;
             permille("duplicate_permille", line.duplicate_permille)?;
             permille("reorder_permille", line.reorder_permille)?;
-            demand(line.delay_ms <= 10_000, "delay_ms", line.delay_ms.to_string(), "at most 10000")?;
+            let slowest_ms = line.delay_ms.max(line.one_way_ms(true));
+            demand(slowest_ms <= 10_000, "delay_ms, delay_back_ms", slowest_ms.to_string(), "at most 10000")?;
             demand(line.up_mbit > 0 && line.down_mbit > 0, "up_mbit, down_mbit", "0".to_owned(), "at least 1")?;
         }
         let in_sites: usize = self.site.iter().map(|site| site.nodes).sum();
@@ -406,6 +444,8 @@ impl Scenario {
             demand(exists, "event.node", node.to_string(), "a machine, from 0 or from -1")?;
             let known = event.site.as_ref().is_none_or(|name| self.site.iter().any(|site| site.name == *name));
             demand(known, "event.site", event.site.clone().unwrap_or_default(), "the name of a site")?;
+            let skew = event.by_s.unsigned_abs() <= SKEW_S_MAX;
+            demand(skew, "event.by_s", event.by_s.to_string(), "from -72000 to 72000")?;
             demand(event.times >= 1, "event.times", event.times.to_string(), "at least 1")?;
         }
         Ok(())

@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     Sleep,
     Cut,
     Partition,
+    Move,
+    Withhold,
     Distrust,
     Skew,
     Build,
@@ -28,7 +30,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    fn choices(faults: &Faults) -> [(u64, Self); 10] {
+    fn choices(faults: &Faults) -> [(u64, Self); 12] {
         [
             (faults.crash, Self::Crash { keep_disk: true }),
             (faults.crash_without_state, Self::Crash { keep_disk: false }),
@@ -36,6 +38,8 @@ impl Fault {
             (faults.sleep, Self::Sleep),
             (faults.cut, Self::Cut),
             (faults.partition, Self::Partition),
+            (faults.moves, Self::Move),
+            (faults.withhold, Self::Withhold),
             (faults.distrust, Self::Distrust),
             (faults.skew, Self::Skew),
             (faults.build, Self::Build),
@@ -134,10 +138,14 @@ impl World {
             }
             What::Skew => {
                 let machine = self.machine_mut(number);
-                machine.skew_ms = i64::try_from(SKEW_MS).unwrap_or(0);
-                machine.ever_skewed = true;
+                machine.skew_ms = event.by_s * 1_000;
+                machine.ever_skewed |= event.by_s != 0;
             }
+            What::Move => self.leave(number, for_us),
+            What::Withhold => self.withhold(number, for_us),
         }
+        let last_words_us = if event.what == What::Restart { LAST_WORDS_US } else { 0 };
+        self.watch_event(at, number, for_us + last_words_us);
     }
 
     fn schedule_fault(&mut self) {
@@ -206,6 +214,8 @@ impl World {
                 self.look_at_all_links();
                 self.after_us(for_us, Happening::Reunite(side));
             }
+            Fault::Move => self.leave(number, for_us),
+            Fault::Withhold => self.withhold(number, for_us),
             Fault::Distrust => self.distrust(number, for_us),
             Fault::Skew => {
                 let skew_ms = i64::try_from(self.draw.below(2 * SKEW_MS)).unwrap_or(0);
@@ -238,6 +248,34 @@ impl World {
         self.story.paths(self.now_us / 1_000, number, &added, &removed);
         let parts = |paths: Vec<Path>| paths.into_iter().map(part).collect();
         self.input(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
+    }
+
+    /// A machine disappears; after `for_us` it is at another address.
+    fn leave(&mut self, number: Number, for_us: u64) {
+        self.counter += 1;
+        let side = self.counter;
+        if let Some(of) = self.sides.get_mut(number) {
+            *of = side;
+        }
+        self.look_at_links_of(number);
+        self.after_us(for_us, Happening::Reunite(side));
+        self.after_us(for_us, Happening::Moved(number));
+    }
+
+    fn withhold(&mut self, number: Number, for_us: u64) {
+        self.machine_mut(number).withholding = true;
+        self.after_us(for_us, Happening::Frank(number));
+    }
+
+    /// Connections from its old address are dead; it dials from the new one, and tells it.
+    pub(crate) fn moved(&mut self, number: Number) {
+        let machine = self.machine_mut(number);
+        machine.moves = machine.moves.wrapping_add(1) % 200;
+        let addresses = machine.addresses(number);
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
+        links.into_iter().for_each(|link| self.close(link));
+        self.input(number, Input::Addresses(addresses));
+        self.dial_all_of(number);
     }
 
     fn crash(&mut self, number: Number, keep_disk: bool, for_us: u64) {

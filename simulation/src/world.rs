@@ -12,6 +12,7 @@ use crate::scenario::Scenario;
 use crate::story::Story;
 use crate::trace::Trace;
 use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
+use crate::watch::Watch;
 use narmesh_gossip::{Event, Input, Output, Record, Verdict};
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -76,6 +77,13 @@ pub(crate) enum Happening {
     },
     Mend(usize),
     Reunite(u64),
+    /// A machine is somewhere else now.
+    Moved(Number),
+    /// A machine no longer withholds anything.
+    Frank(Number),
+    /// A figure of an event begins.
+    Watched(usize),
+    Look,
     Trust(Number, Number),
 }
 
@@ -152,6 +160,7 @@ pub(crate) struct World {
     /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
     pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
     pub(crate) next_path: u32,
+    pub(crate) watch: Watch,
     /// Each machine's traffic before what is measured.
     pub(crate) before_begin: Vec<Traffic>,
 }
@@ -209,6 +218,7 @@ impl World {
             published: BTreeMap::new(),
             questions: BTreeMap::new(),
             next_path,
+            watch: Watch::default(),
             before_begin: Vec::new(),
             scenario,
         };
@@ -263,6 +273,8 @@ impl World {
                 | Happening::Stop(_)
                 | Happening::Mend(_)
                 | Happening::Reunite(_)
+                | Happening::Moved(_)
+                | Happening::Frank(_)
                 | Happening::Trust(..) => ends.push(*due.happening),
                 Happening::Fault | Happening::Churn { .. } | Happening::Scripted { .. } => {}
                 Happening::Tick(_)
@@ -275,6 +287,8 @@ impl World {
                 | Happening::GivenUp { .. }
                 | Happening::Lookups
                 | Happening::Sample
+                | Happening::Watched(_)
+                | Happening::Look
                 | Happening::Trick(_) => rest.push(due),
             }
         }
@@ -306,6 +320,10 @@ impl World {
             Happening::Start { number, keep_disk } => self.start(number, keep_disk),
             Happening::Mend(link) => self.mend(link),
             Happening::Reunite(side) => self.reunite(side),
+            Happening::Moved(number) => self.moved(number),
+            Happening::Frank(number) => self.machine_mut(number).withholding = false,
+            Happening::Watched(figure) => self.watched(figure),
+            Happening::Look => self.look(),
             Happening::Trust(a, b) => self.trust(a, b),
         }
     }
@@ -430,8 +448,10 @@ impl World {
     }
 
     pub(crate) fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
-        let bytes = match &mut self.machine_mut(number).malice {
+        let machine = self.machine_mut(number);
+        let bytes = match &mut machine.malice {
             Some(malice) => malice.answer(question, bytes),
+            None if machine.withholding => hostile::withheld(&machine.peer, question, bytes),
             None => bytes,
         };
         let kind = kind_of_request(question);

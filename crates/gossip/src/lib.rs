@@ -44,6 +44,7 @@ mod directory;
 mod gossip;
 mod history;
 mod input;
+mod latest;
 mod matrix;
 mod misdeed;
 mod mutation;

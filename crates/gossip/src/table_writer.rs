@@ -1,5 +1,6 @@
 //! The writing side of the table: which column is whose, which are free, when a class changes its form.
 
+use crate::latest::Latest;
 use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use crate::mutation::mutant;
 use crate::table::{ClassView, FilterTable, Member, PlainFilter, View, Word};
@@ -23,6 +24,7 @@ pub(crate) struct TableWriter {
     shared: Arc<FilterTable>,
     classes: BTreeMap<FilterClass, Class>,
     places: BTreeMap<PeerId, (FilterClass, Arc<Member>)>,
+    latest: Latest,
     /// Views that readers may still hold, oldest first.
     views: VecDeque<(u64, Weak<View>)>,
     /// The number of the present view.
@@ -53,7 +55,8 @@ impl TableWriter {
     /// An empty table.
     pub(crate) fn new(salt: u64) -> Self {
         let shared = Arc::new(FilterTable::new(salt));
-        Self { shared, classes: BTreeMap::new(), places: BTreeMap::new(), views: VecDeque::new(), view: 0 }
+        let (classes, places) = (BTreeMap::new(), BTreeMap::new());
+        Self { shared, classes, places, latest: Latest::default(), views: VecDeque::new(), view: 0 }
     }
 
     /// The reading side.
@@ -79,12 +82,14 @@ impl TableWriter {
             }
             Class::Sliced(sliced) => sliced.write(class, member, filter.as_bytes()),
         }
+        self.latest.put(peer, filter.as_bytes());
         self.reshape(class);
         self.show();
     }
 
     /// Sets bits of a peer's filter.
-    pub(crate) fn set_bits(&self, peer: &PeerId, positions: &[u32]) {
+    pub(crate) fn set_bits(&mut self, peer: &PeerId, positions: &[u32]) {
+        self.latest.forget(peer);
         let Some((class, _)) = self.places.get(peer).filter(|_| !mutant!(DeltaNotApplied)) else { return };
         match self.classes.get(class) {
             Some(Class::Plain(filters)) => {
@@ -103,6 +108,10 @@ impl TableWriter {
 
     /// A peer's filter, as its bytes.
     pub(crate) fn read(&self, peer: &PeerId) -> Option<Vec<u8>> {
+        self.latest.get(peer).map(<[u8]>::to_vec).or_else(|| self.read_bits(peer))
+    }
+
+    fn read_bits(&self, peer: &PeerId) -> Option<Vec<u8>> {
         let (class, _) = self.places.get(peer)?;
         match self.classes.get(class)? {
             Class::Plain(filters) => filters.get(peer).map(|(_, filter)| filter.read()),
@@ -120,6 +129,7 @@ impl TableWriter {
     pub(crate) fn remove(&mut self, peer: &PeerId) {
         self.reclaim();
         if self.take(peer).is_some() {
+            self.latest.forget(peer);
             self.places.remove(peer);
             self.show();
         }
@@ -407,6 +417,7 @@ mod tests {
             }
             for (peer, filter) in &oracle {
                 prop_assert_eq!(writer.read(peer).unwrap(), filter.as_bytes());
+                prop_assert_eq!(writer.read_bits(peer).unwrap(), filter.as_bytes());
             }
             prop_assert_eq!(writer.shared().peers(), oracle.len());
         }

@@ -5,11 +5,15 @@ use crate::machine::{Machine, Number, part};
 use crate::network::Link;
 use narmesh_protocol::Generation;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 /// A hundred honest peers may waste 0.05 probes for each absent path, all together.
 const WASTED_PERMILLE_MAX: u64 = 50;
 /// Fewer lookups say nothing.
 const LOOKUPS_MIN: u64 = 2_000;
+
+/// What a table has of an owner: its generation, and where it is to be found.
+type Known = (Option<Generation>, Vec<SocketAddr>);
 
 impl Checker {
     /// Whether, by the ledger alone, every table seems to be what every owner is. Cheap.
@@ -32,11 +36,12 @@ impl Checker {
 
     /// Each table is what each reachable owner is. Returns what is not so yet.
     pub(crate) fn unconverged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> Vec<Violation> {
-        let held: Vec<BTreeMap<Number, Option<Generation>>> = machines
+        let held: Vec<BTreeMap<Number, Known>> = machines
             .iter()
             .map(|machine| {
                 let of = |view: narmesh_gossip::PeerView| {
-                    Some((self.number(&view.peer)?, view.summary.map(|summary| summary.generation)))
+                    let generation = view.summary.map(|summary| summary.generation);
+                    Some((self.number(&view.peer)?, (generation, view.addresses)))
                 };
                 machine.core.peers().filter_map(of).collect()
             })
@@ -52,9 +57,12 @@ impl Checker {
             }
             for holder in reach.get(owner).into_iter().flatten().copied() {
                 let Some(asker) = machines.get(holder) else { continue };
-                let held = held.get(holder).and_then(|held| held.get(&owner)).copied().flatten();
+                let known = held.get(holder).and_then(|held| held.get(&owner));
+                let held = known.and_then(|(generation, _)| *generation);
                 if held != published {
                     found.push(Violation::NotConverged { holder, owner, held, published });
+                } else if known.is_none_or(|(_, addresses)| *addresses != machine.addresses(owner)) {
+                    found.push(Violation::OldAddresses { holder, owner });
                 } else if let Some(path) = missing(asker, machine, machine.store.version, holder) {
                     found.push(Violation::FalseNegative { holder, owner, path });
                 } else {
@@ -90,6 +98,7 @@ pub(crate) fn reachable(
     machines: &[Machine],
     neighbours: &[Vec<(Number, usize)>],
     links: &[Link],
+    sides: &[u64],
 ) -> Vec<BTreeSet<Number>> {
     let trusts = |a: Number, b: Number| machines.get(a).is_some_and(|machine| machine.trusted.contains(&b));
     let honest =
@@ -100,6 +109,7 @@ pub(crate) fn reachable(
         while let Some(from) = next.pop() {
             for (to, link) in neighbours.get(from).into_iter().flatten() {
                 let open = links.get(*link).is_some_and(|link| !link.cut) && trusts(from, *to) && trusts(*to, from);
+                let open = open && sides.get(from) == sides.get(*to);
                 let meant = trusts(owner, *to) && trusts(*to, owner);
                 if open && meant && honest(*to) && reached.insert(*to) {
                     next.push(*to);

@@ -161,6 +161,14 @@ pub enum Violation {
         /// What it should be.
         published: Option<Generation>,
     },
+    /// Long after the faults ended, a table has other addresses of its owner than it has.
+    #[error("machine {holder} would look for {owner} where it is not")]
+    OldAddresses {
+        /// Who.
+        holder: Number,
+        /// Whose.
+        owner: Number,
+    },
     /// Long after the faults ended, an owner has not announced what it holds.
     #[error("machine {owner} holds {paths} paths and announced {announced}")]
     NotAnnounced {

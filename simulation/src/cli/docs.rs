@@ -1,7 +1,7 @@
 //! docs/simulation.md: written by the runs themselves.
 
 use crate::cli::{compare, hostile, run};
-use narmesh_simulation::{Scenario, ScenarioError, Subject, built_in};
+use narmesh_simulation::{Report, Scenario, ScenarioError, Subject, built_in};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -53,6 +53,7 @@ fn write(file: &Path) -> Result<(), DocsError> {
             report.digest,
             report.table()
         );
+        text += &events(&report);
         if DRAWN.contains(&name) {
             run::write_plots(&plots.join(name), &report).map_err(failed)?;
             text += &links(name);
@@ -78,6 +79,7 @@ fn compare_form(file: &Path) -> Result<(), DocsError> {
         let report = narmesh_simulation::run(Scenario::load(name)?.small(), 1, Subject::None);
         wanted += &format!("\n### {name}\n{}\n\n", report.about);
         wanted += &format!("1 machines, seed 1; 1 s and 1 MiB at most so far; digest `1`.\n\n{}", report.table());
+        wanted += &events(&report);
         wanted += &if DRAWN.contains(&name) { links(name) } else { String::new() };
     }
     wanted += &(LIARS.to_owned() + &hostile::table(true)?.0 + COMPARISON + &compare::table(true)?.0);
@@ -91,6 +93,11 @@ fn compare_form(file: &Path) -> Result<(), DocsError> {
     }
     println!("{name} has today's form");
     Ok(())
+}
+
+/// Of scenarios that say `watch`.
+fn events(report: &Report) -> String {
+    if report.events.is_empty() { String::new() } else { format!("\n{}", report.event_table()) }
 }
 
 fn links(name: &str) -> String {

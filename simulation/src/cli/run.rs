@@ -1,9 +1,19 @@
 //! One run.
 
 use narmesh_simulation::{Report, Scenario, Subject, built_in, plots, run};
+use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// What `--json` tells: the report, and what differs from machine to machine.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    wall_s: f64,
+    memory_mib: u64,
+}
 
 pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Option<&Path>, trace: Subject) -> ExitCode {
     let scenario = match Scenario::load(name) {
@@ -24,7 +34,9 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Optio
         return ExitCode::from(2);
     }
     if json {
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+        let told = Told { report: &report, wall_s, memory_mib: memory_mib() };
+        println!("{}", serde_json::to_string(&told).unwrap_or_default());
+        println!("digest: {}", report.digest);
     } else {
         print_text(&report, name, small, wall_s);
     }
@@ -54,6 +66,9 @@ fn print_text(report: &Report, name: &str, small: bool, wall_s: f64) {
     println!("{name}: {}", report.about);
     println!("{} machines, seed {}; {wall_s:.1} s, {} MiB", report.nodes, report.seed, memory_mib());
     println!("{}", report.table());
+    if !report.events.is_empty() {
+        println!("{}", report.event_table());
+    }
     for (kind, rate) in &report.bytes_per_s {
         println!("{rate:>12.0} B/s  {kind}");
     }

@@ -1,0 +1,83 @@
+//! How long the fleet takes to agree again after each event, for scenarios that ask for it.
+
+use crate::checker::liveness::reachable;
+use crate::machine::Number;
+use crate::scenario::What;
+use crate::world::{Happening, World};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// How often the tables are compared, microseconds.
+const LOOK_US: u64 = 20_000;
+
+/// One event, and when every table was right again.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct EventFigure {
+    /// When it began, seconds from the beginning of what is measured.
+    pub at_s: f64,
+    /// What it was.
+    pub what: What,
+    /// Whom it met; of a partition of a site anyone in it.
+    pub node: usize,
+    /// The site, if it met one.
+    pub site: Option<String>,
+    /// How long it took, seconds.
+    pub for_s: u64,
+    /// From its end until each table was the present state of every owner within reach, milliseconds; `None` when that did
+    /// not come about before the run ended.
+    pub equal_after_ms: Option<f64>,
+}
+
+/// What is waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    pub(crate) figures: Vec<EventFigure>,
+    /// Indices of `figures`, and when the event ended.
+    open: Vec<(usize, u64)>,
+}
+
+impl World {
+    /// Who must hear of each owner now.
+    pub(crate) fn reach(&self) -> Vec<BTreeSet<Number>> {
+        reachable(&self.machines, &self.neighbours, &self.links, &self.sides)
+    }
+
+    /// An event began that ends after `for_us`.
+    pub(crate) fn watch_event(&mut self, event: usize, number: Number, for_us: u64) {
+        let Some(event) = self.scenario.event.get(event).filter(|_| self.scenario.watch) else { return };
+        let since_us = self.now_us - self.figures.begun_us.unwrap_or(0);
+        self.watch.figures.push(EventFigure {
+            at_s: since_us as f64 / 1e6,
+            what: event.what,
+            node: number,
+            site: event.site.clone(),
+            for_s: for_us / 1_000_000,
+            equal_after_ms: None,
+        });
+        let figure = self.watch.figures.len() - 1;
+        self.after_us(for_us, Happening::Watched(figure));
+    }
+
+    /// It ended.
+    pub(crate) fn watched(&mut self, figure: usize) {
+        if self.watch.open.is_empty() {
+            self.after_us(LOOK_US, Happening::Look);
+        }
+        self.watch.open.push((figure, self.now_us));
+    }
+
+    /// Looks whether all agree.
+    pub(crate) fn look(&mut self) {
+        let reach = self.reach();
+        let seems = self.checker.seems_converged(&self.machines, &reach);
+        if !seems || !self.checker.unconverged(&self.machines, &reach).is_empty() {
+            return self.after_us(LOOK_US, Happening::Look);
+        }
+        let now_us = self.now_us;
+        for (figure, since_us) in std::mem::take(&mut self.watch.open) {
+            if let Some(figure) = self.watch.figures.get_mut(figure) {
+                figure.equal_after_ms = Some((now_us - since_us) as f64 / 1_000.0);
+            }
+        }
+    }
+}

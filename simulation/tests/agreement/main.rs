@@ -1,0 +1,89 @@
+//! The model of gossipsub against gossipsub: fifty real libp2p nodes in one process, on lines as slow as the simulated ones,
+//! and as many simulated machines. How long an announcement takes and how many copies of it a node gets must agree.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a test that tells what it measured"
+)]
+#![allow(clippy::disallowed_methods, reason = "real nodes live in real time")]
+
+mod real;
+
+use narmesh_simulation::{Report, Row, Scenario, Subject, run};
+
+const NODES: usize = 50;
+/// One way: much longer than what two busy cores need for fifty nodes.
+const DELAY_MS: u64 = 400;
+const JITTER_MS: u64 = 40;
+/// Announcements measured.
+const MESSAGES: u32 = 30;
+/// In each direction.
+const FACTOR_MAX: f64 = 1.5;
+
+/// What both are measured by.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    p50_ms: f64,
+    p99_ms: f64,
+    copies: f64,
+}
+
+fn simulated(connections: usize) -> Spread {
+    let text = format!(
+        "about = 'as the real ones'\nnodes = {NODES}\npaths = 20\nconnections = {connections}\nsettle_s = 60\nrun_s = 60\n\
+         bound_s = 30\n[network]\ndelay_ms = {DELAY_MS}\njitter_ms = {JITTER_MS}\n\
+         [[event]]\nat_s = 2\nwhat = 'build'\npaths = 1\ntimes = {MESSAGES}\nevery_s = 1\n"
+    );
+    let report = run(Scenario::parse("agreement", &text).unwrap(), 1, Subject::None);
+    assert_eq!(report.violations, [""; 0]);
+    let of = |name: &str| value(&report, name);
+    Spread {
+        p50_ms: of("an announcement is heard, p50"),
+        p99_ms: of("an announcement is heard, p99"),
+        copies: of("copies of it for each machine"),
+    }
+}
+
+fn value(report: &Report, name: &str) -> f64 {
+    report.rows.iter().find(|row: &&Row| row.name == name).and_then(|row| row.value).unwrap()
+}
+
+fn agree(what: &str, real: f64, simulated: f64) {
+    let factor = (real / simulated).max(simulated / real);
+    assert!(factor <= FACTOR_MAX, "{what}: {real:.1} with real nodes, {simulated:.1} in the simulation");
+}
+
+fn compare(connections: usize) {
+    let simulated = simulated(connections);
+    let real = real::measure(NODES, connections, MESSAGES, DELAY_MS, JITTER_MS);
+    println!("{connections} connections each: real {real:?}, simulated {simulated:?}");
+    agree("p50, ms", real.p50_ms, simulated.p50_ms);
+    agree("p99, ms", real.p99_ms, simulated.p99_ms);
+    agree("copies per node", real.copies, simulated.copies);
+}
+
+/// First as the daemon has it: most hear it from the publisher itself. Then over several hops: what is forwarded counts. One
+/// after the other, so that they do not slow each other.
+#[test]
+fn fifty_real_nodes_agree_with_the_model() {
+    compare(32);
+    compare(8);
+}
+
+/// The parameters are the daemon's: what it sets is set in `real.rs`, and all else is libp2p's default in both.
+#[test]
+fn the_parameters_are_those_of_the_daemon() {
+    let daemon = include_str!("../../../node/src/mesh/behaviour.rs");
+    let body = daemon.split("fn announcements(").nth(1).and_then(|rest| rest.split("\n}\n").next()).unwrap();
+    let set: Vec<_> = body
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with('.') && !line.starts_with(".map_err") && !line.starts_with(".build"))
+        .map(|line| line.split('(').next().unwrap())
+        .collect();
+    let known =
+        [".validation_mode", ".validate_messages", ".max_transmit_size", ".heartbeat_initial_delay", ".message_id_fn"];
+    assert_eq!(set, known, "real.rs and src/gossipsub.rs must follow the daemon");
+    assert!(body.contains("heartbeat_initial_delay(Duration::from_millis(500))"), "{body}");
+}
