@@ -317,7 +317,9 @@ impl World {
         }
         self.after_us(1_000, Happening::Heartbeat(number, run));
         self.look_at_links_of(number);
-        // Whatever its operator changed meanwhile.
+        // Whatever changed meanwhile: where it is, and whom its operator trusts.
+        let addresses = self.machine(number).addresses(number);
+        self.input(number, Input::Addresses(addresses));
         self.allow(number);
         self.dial_all_of(number);
     }
