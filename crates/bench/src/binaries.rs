@@ -14,28 +14,35 @@ const MANIFEST_DIR: &str = env!("CARGO_MANIFEST_DIR");
 pub(crate) struct Binaries {
     /// Or why it could not be built: tried once.
     narmesh: OnceCell<Result<PathBuf, String>>,
+    narmesh_sim: OnceCell<Result<PathBuf, String>>,
 }
 
 impl Binaries {
     /// `narmesh` of the release profile, in the target directory that this bench runs from.
     pub(crate) fn narmesh(&self) -> anyhow::Result<&Path> {
-        let built = self.narmesh.get_or_init(|| narmesh().map_err(|error| format!("{error:#}")));
+        let built = self.narmesh.get_or_init(|| built("narmesh", "narmesh").map_err(|error| format!("{error:#}")));
         built.as_deref().map_err(|why| anyhow::anyhow!("{why}"))
+    }
+
+    /// `narmesh-sim`, the same way.
+    pub(crate) fn narmesh_sim(&self) -> anyhow::Result<&Path> {
+        let built = || built("narmesh-simulation", "narmesh-sim").map_err(|error| format!("{error:#}"));
+        self.narmesh_sim.get_or_init(built).as_deref().map_err(|why| anyhow::anyhow!("{why}"))
     }
 }
 
-fn narmesh() -> anyhow::Result<PathBuf> {
+fn built(package: &str, binary: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let target_dir = own.parent().and_then(Path::parent).context("the bench runs from a target directory")?;
-    crate::progress("building narmesh");
-    build(target_dir)?;
-    Ok(target_dir.join("release/narmesh"))
+    crate::progress(&format!("building {binary}"));
+    build(package, target_dir)?;
+    Ok(target_dir.join("release").join(binary))
 }
 
-/// `cargo build --release -p narmesh` into `target_dir`.
-pub(crate) fn build(target_dir: &Path) -> anyhow::Result<()> {
+/// `cargo build --release -p PACKAGE` into `target_dir`.
+pub(crate) fn build(package: &str, target_dir: &Path) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--quiet", "-p", "narmesh", "--target-dir"]).arg(target_dir);
-    finish("cargo build --release -p narmesh", cargo.current_dir(MANIFEST_DIR))?;
+    cargo.args(["build", "--release", "--quiet", "-p", package, "--target-dir"]).arg(target_dir);
+    finish(&format!("cargo build --release -p {package}"), cargo.current_dir(MANIFEST_DIR))?;
     Ok(())
 }

@@ -20,7 +20,7 @@ impl Subject for ColdBuild {
         bench.scratch.need(3_000_000_000)?;
         let target_dir = bench.scratch.subdir("target-")?;
         let started = Instant::now();
-        binaries::build(target_dir.path())?;
+        binaries::build("narmesh", target_dir.path())?;
         report.figure("build/cold", &[started.elapsed().as_secs_f64()], None);
         Ok(())
     }

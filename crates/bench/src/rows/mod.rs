@@ -8,14 +8,17 @@ mod nar_small;
 mod narinfo;
 mod pair;
 mod quorum;
+mod simulated;
 mod spread;
+mod table;
 mod transport;
 
 use crate::subject::Subject;
 
 /// Every subject, in the order of the table.
 pub(crate) fn all() -> Vec<Box<dyn Subject>> {
-    vec![
+    let simulated = simulated::ALL.into_iter().map(|subject| Box::new(subject) as Box<dyn Subject>);
+    let mut all: Vec<Box<dyn Subject>> = vec![
         Box::new(narinfo::Narinfo { peers: 1 }),
         Box::new(narinfo::Narinfo { peers: 100 }),
         Box::new(narinfo::Narinfo { peers: 1_000 }),
@@ -30,9 +33,12 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(daemon::Start),
         Box::new(quorum::Quorum),
         Box::new(spread::Spread),
+        Box::new(table::Table),
         Box::new(build::ColdBuild),
         Box::new(build::BinarySize),
-    ]
+    ];
+    all.extend(simulated);
+    all
 }
 
 #[cfg(test)]
