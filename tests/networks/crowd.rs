@@ -34,7 +34,7 @@ fn middle_and_largest(mut all: Vec<u64>) -> (u64, u64) {
 fn fifty_daemons_on_one_bridge() {
     let Some(_turn) = crate::turn() else { return };
     let mut table = Table::new("crowd", &["50 daemons on one bridge", "median", "largest", "target"]);
-    let mut fleet = Fleet::new(DAEMONS, OWN_STORES, PATHS);
+    let mut fleet = Fleet::on_a_bridge(DAEMONS, OWN_STORES, PATHS);
     let started = fleet.start_at_once(0..DAEMONS, STARTED);
     table.row(&["start-up storm: all tables full", &seconds(started), "", ""]);
     let (median, largest) = middle_and_largest(fleet.all_traffic_bytes());

@@ -21,8 +21,6 @@ pub struct Scene<'s> {
     pub events: &'s [&'s str],
     /// After so many virtual seconds all faults end, and the time until all tables are equal begins.
     pub run_s: u64,
-    /// The lines of `[hostile]`.
-    pub hostile: &'s str,
     /// The name of a row.
     pub figure: &'s str,
 }
@@ -66,9 +64,6 @@ fn run(scene: Scene<'_>, seed: u64) -> Duration {
     let mut text = scenario.to_string();
     for event in scene.events {
         write!(text, "\n[[event]]\n{event}").unwrap();
-    }
-    if !scene.hostile.is_empty() {
-        write!(text, "\n[hostile]\n{}", scene.hostile).unwrap();
     }
     let dir = scratch_dir("simulated");
     let file = dir.path().join("step.toml");

@@ -4,23 +4,12 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{Link, Network, TestMesh, TestNode, assert_unblamed, build_and_tell, others, wait_tables};
+use narmesh_tests::{Fleet, Link, Network, TestNode, assert_unblamed, build_and_tell, others, wait_tables};
 
 use crate::peer::Peer;
 use crate::report::seconds;
 use crate::simulated::{Scene, SideBySide};
 
-const MS: Duration = Duration::from_millis(1);
-/// Within a site.
-const NEAR: Link = Link { delay: MS, jitter: MS, ..Link::PERFECT };
-/// Between two of them.
-const FAR: Link = Link {
-    delay: Duration::from_millis(40),
-    jitter: Duration::from_millis(5),
-    loss_permille: 10,
-    rate_bits_s: Some(100_000_000),
-    ..Link::PERFECT
-};
 const SEED: u64 = 5;
 /// Machines of a site.
 const MACHINES: usize = 4;
@@ -40,21 +29,8 @@ const EQUAL: &str = "after the last fault, tables equal";
 const BUILDS: usize = 8;
 
 /// Machines by their site and number: `a1` to `c4`.
-fn nodes(mesh: &TestMesh, network: &Network) -> Vec<TestNode> {
-    let names = SITES.iter().flat_map(|site| (1..=MACHINES).map(move |number| format!("{site}{number}")));
-    let mut nodes: Vec<_> = names.map(|name| mesh.node(&name)).collect();
-    TestMesh::introduce(&mut nodes.iter_mut().collect::<Vec<_>>());
-    for (node, machine) in nodes.iter_mut().zip(network.machines()) {
-        node.live_on(machine);
-    }
-    // As users have it: each has the addresses that all the others have at first.
-    let addresses: Vec<_> = nodes.iter().map(|node| (node.name.clone(), node.p2p_address())).collect();
-    for node in &mut nodes {
-        for (name, address) in addresses.iter().filter(|(name, _)| *name != node.name).collect::<Vec<_>>() {
-            node.learn_address(name, address);
-        }
-    }
-    nodes
+fn names() -> Vec<String> {
+    SITES.iter().flat_map(|site| (1..=MACHINES).map(move |number| format!("{site}{number}"))).collect()
 }
 
 fn at(nodes: &[TestNode], name: &str) -> usize {
@@ -62,37 +38,34 @@ fn at(nodes: &[TestNode], name: &str) -> usize {
 }
 
 struct Story {
-    network: Network,
-    nodes: Vec<TestNode>,
+    fleet: Fleet,
     /// The clock of `c2`.
     clock: std::path::PathBuf,
     table: SideBySide,
-    _mesh: TestMesh,
 }
 
 impl Story {
     fn begin() -> Self {
-        let mesh = TestMesh::new();
-        let network = Network::in_sites(&[MACHINES, MACHINES, MACHINES, 1], NEAR, FAR, SEED);
-        let mut nodes = nodes(&mesh, &network);
-        let clock = mesh.path().join("clock");
+        let network = Network::in_sites(&[MACHINES, MACHINES, MACHINES, 1], Link::SITE, Link::WAN, SEED);
+        let mut fleet = Fleet::on(network, &names(), SITES.len() * MACHINES, 0);
+        let clock = fleet.dir().join("clock");
         fs::write(&clock, "+1h").unwrap();
-        let ahead = at(&nodes, "c2");
-        nodes[ahead].run_under(&crate::clock::following(&clock).each_ref().map(String::as_str));
-        Self { network, nodes, clock, table: SideBySide::new(), _mesh: mesh }
+        let ahead = at(&fleet.nodes, "c2");
+        fleet.nodes[ahead].run_under(&crate::clock::following(&clock).each_ref().map(String::as_str));
+        Self { fleet, clock, table: SideBySide::new() }
     }
 
     fn all(&self) -> Vec<&TestNode> {
-        self.nodes.iter().collect()
+        self.fleet.nodes.iter().collect()
     }
 
     fn node(&self, name: &str) -> &TestNode {
-        &self.nodes[at(&self.nodes, name)]
+        &self.fleet.nodes[at(&self.fleet.nodes, name)]
     }
 
     fn node_mut(&mut self, name: &str) -> &mut TestNode {
-        let place = at(&self.nodes, name);
-        &mut self.nodes[place]
+        let place = at(&self.fleet.nodes, name);
+        &mut self.fleet.nodes[place]
     }
 
     fn wait_equal(&self, what: &str, since: Instant) -> Duration {
@@ -101,36 +74,30 @@ impl Story {
 
     /// `name` builds, and everyone hears of it.
     fn tell(&self, name: &str, tag: &str) -> (String, Duration) {
-        build_and_tell(self.node(name), tag, KNOWN, &others(&self.nodes, name))
+        build_and_tell(self.node(name), tag, KNOWN, &others(&self.fleet.nodes, name))
     }
 
     fn start(&mut self) {
         let started = Instant::now();
-        for node in &mut self.nodes {
+        for node in &mut self.fleet.nodes {
             node.start();
         }
         let took = self.wait_equal("all tables full", started);
         let figure = "fleet started, all tables full";
-        self.table.row(
-            "all start",
-            "all tables full",
-            took,
-            HEALED,
-            Scene { events: &[], run_s: 1, hostile: "", figure },
-        );
+        self.table.row("all start", "all tables full", took, HEALED, Scene { events: &[], run_s: 1, figure });
     }
 
     fn announce(&mut self) {
         let mut times = Vec::new();
         for number in 0..BUILDS {
-            let name = self.nodes[number * 5 % self.nodes.len()].name.clone();
+            let name = self.fleet.nodes[number * 5 % self.fleet.nodes.len()].name.clone();
             times.push(self.tell(&name, &format!("announced-{number}")).1);
         }
         times.sort_unstable();
         let event = "what = \"build\"\nat_s = 5\npaths = 1\ntimes = 8\nevery_s = 5\n";
         let (middle, last) = (times[BUILDS / 2], times[BUILDS - 1]);
         let events = [event];
-        let scene = |figure| Scene { events: &events, run_s: 60, hostile: "", figure };
+        let scene = |figure| Scene { events: &events, run_s: 60, figure };
         self.table.row(
             "8 builds, one by one",
             "known to all, median",
@@ -142,8 +109,8 @@ impl Story {
     }
 
     fn partition(&mut self) {
-        self.network.emulator().set_cut(B, true);
-        let (inside, outside): (Vec<_>, Vec<_>) = self.nodes.iter().partition(|node| node.name.starts_with('b'));
+        self.fleet.network.emulator().set_cut(B, true);
+        let (inside, outside): (Vec<_>, Vec<_>) = self.fleet.nodes.iter().partition(|node| node.name.starts_with('b'));
         let since = Instant::now();
         let probers: Vec<_> = [inside[0], outside[0]].map(|node| node.probe(&[])).into();
         let (theirs, _) = build_and_tell(inside[1], "behind-the-cut", KNOWN, &inside);
@@ -158,7 +125,7 @@ impl Story {
             |path: &str, nodes: &[&TestNode]| nodes.iter().any(|node| node.get_narinfo(path).status == 200);
         assert!(!known_over_there(&theirs, &outside) && !known_over_there(&ours, &inside), "the cut holds");
         let lasted = since.elapsed();
-        self.network.emulator().set_cut(B, false);
+        self.fleet.network.emulator().set_cut(B, false);
         let healed = Instant::now();
         let took = self.wait_equal("after the partition", healed);
         for (node, path) in [(inside[2], &ours), (outside[2], &theirs)] {
@@ -176,8 +143,7 @@ impl Story {
             "what = \"build\"\nat_s = 11\nnode = 1\npaths = 1\n",
         ];
         let what = format!("site b cut off for {}, builds on both sides", seconds(lasted));
-        let scene =
-            Scene { events: &[&part, builds[0], builds[1]], run_s: 5 + lasted.as_secs(), hostile: "", figure: EQUAL };
+        let scene = Scene { events: &[&part, builds[0], builds[1]], run_s: 5 + lasted.as_secs(), figure: EQUAL };
         self.table.row(&what, "tables equal after the heal", took, HEALED, scene);
         self.table.real_row("", "paths of the other side substitutable", found, HEALED);
     }
@@ -190,30 +156,27 @@ impl Story {
         node.start();
         let took = self.wait_equal("after a lost state directory", since);
         let event = "what = \"crash-without-state\"\nat_s = 5\nnode = 2\nfor_s = 1\n";
-        let scene = Scene { events: &[event], run_s: 6, hostile: "", figure: EQUAL };
+        let scene = Scene { events: &[event], run_s: 6, figure: EQUAL };
         self.table.row("SIGKILL, state directory lost", "tables equal after the start", took, HEALED, scene);
         self.tell("a3", "after-the-loss");
     }
 
     fn roam(&mut self) {
-        let laptop = at(&self.nodes, "c4");
-        let before = self.nodes[laptop].p2p_address();
-        let machine = self.network.move_machine(laptop, 0).clone();
+        let laptop = at(&self.fleet.nodes, "c4");
+        let before = self.fleet.nodes[laptop].p2p_address();
+        let machine = self.fleet.network.move_machine(laptop, 0).clone();
         let since = Instant::now();
-        self.nodes[laptop].live_on(&machine);
-        assert_ne!(self.nodes[laptop].p2p_address(), before);
-        let path = self.nodes[laptop].store.build_fresh("on-the-road");
-        let paths = self.nodes[laptop].store.outputs().len() as u64;
+        self.fleet.nodes[laptop].live_on(&machine);
+        assert_ne!(self.fleet.nodes[laptop].p2p_address(), before);
+        let path = self.fleet.nodes[laptop].store.build_fresh("on-the-road");
+        let paths = self.fleet.nodes[laptop].store.outputs().len() as u64;
         self.node("c4").wait_status("advertises it", KNOWN, |status| status.number("/own/paths") == paths);
         let took = self.wait_equal("after the laptop moved", since);
         let _found = self.node("b1").wait_narinfo(&path);
         self.node("b1").realise(&[path]).expect_success("from the laptop at its new address");
-        // The simulation has no addresses: for the others such a laptop was out of reach.
-        let events = [
-            "what = \"partition\"\nat_s = 5\nnode = 11\nfor_s = 10\n",
-            "what = \"build\"\nat_s = 10\nnode = 11\npaths = 1\n",
-        ];
-        let scene = Scene { events: &events, run_s: 15, hostile: "", figure: EQUAL };
+        let events =
+            ["what = \"move\"\nat_s = 5\nnode = 11\nfor_s = 1\n", "what = \"build\"\nat_s = 6\nnode = 11\npaths = 1\n"];
+        let scene = Scene { events: &events, run_s: 6, figure: EQUAL };
         let step = "a laptop moves to site a, another address";
         self.table.row(step, "tables equal after the move", took, HEALED, scene);
     }
@@ -221,8 +184,11 @@ impl Story {
     fn wrong_clock(&mut self) {
         // It has been an hour ahead from the beginning.
         let (_, took) = self.tell("c2", "an-hour-ahead");
-        let events = ["what = \"skew\"\nat_s = 5\nnode = 9\n", "what = \"build\"\nat_s = 10\nnode = 9\npaths = 1\n"];
-        let scene = Scene { events: &events, run_s: 60, hostile: "", figure: "a new path is known, last" };
+        let events = [
+            "what = \"skew\"\nat_s = 5\nnode = 9\nby_s = 3600\n",
+            "what = \"build\"\nat_s = 10\nnode = 9\npaths = 1\n",
+        ];
+        let scene = Scene { events: &events, run_s: 60, figure: "a new path is known, last" };
         self.table.row("a build where the clock is an hour off", "known to all", took, KNOWN, scene);
         assert_unblamed(&self.all());
     }
@@ -230,18 +196,18 @@ impl Story {
     /// The machine whose epochs lie an hour ahead loses its state, and its clock is set right: by itself it begins below what
     /// the others have heard. The first that it meets, and for a while the only one, tells it nothing.
     fn withheld(&mut self) {
-        let withholder = self.network.machine(self.nodes.len()).enter(|| Peer::honest("withholder"));
-        for node in &mut self.nodes {
+        let withholder = self.fleet.network.machine(self.fleet.nodes.len()).enter(|| Peer::honest("withholder"));
+        for node in &mut self.fleet.nodes {
             node.allow(&withholder.card());
         }
-        others(&self.nodes, "c2").iter().for_each(|node| node.reload());
-        let place = at(&self.nodes, "c2");
-        self.nodes[place].kill();
-        fs::remove_dir_all(self.nodes[place].dir().join("state")).unwrap();
+        others(&self.fleet.nodes, "c2").iter().for_each(|node| node.reload());
+        let place = at(&self.fleet.nodes, "c2");
+        self.fleet.nodes[place].kill();
+        fs::remove_dir_all(self.fleet.nodes[place].dir().join("state")).unwrap();
         fs::write(&self.clock, "+0").unwrap();
-        self.network.emulator().move_tap(place, D);
-        self.network.emulator().set_cut(D, true);
-        self.nodes[place].start();
+        self.fleet.network.emulator().move_tap(place, D);
+        self.fleet.network.emulator().set_cut(D, true);
+        self.fleet.nodes[place].start();
         withholder.connect(self.node("c2"));
         let fresh = self.node("c2").store.build_fresh("unheard");
         self.node("c2").wait_all_advertised(&[]);
@@ -249,14 +215,19 @@ impl Story {
         assert!(self.node("c2").status().number("/own/epoch") < heard.0, "nobody would take it, and nobody told it");
         assert!(!withholder.asked().syncs.is_empty(), "the withholder was asked");
         let since = Instant::now();
-        self.network.emulator().set_cut(D, false);
+        self.fleet.network.emulator().set_cut(D, false);
         let took = self.wait_equal("after one peer withheld", since);
         assert!(self.node("c2").status().number("/own/epoch") > heard.0);
         let _found = self.node("b4").wait_narinfo(&fresh);
         self.node("b4").realise(&[fresh]).expect_success("heard again");
-        let event = "what = \"crash-without-state\"\nat_s = 5\nnode = 9\nfor_s = 1\n";
-        let hostile = "permille = 84\ntricks = [\"withhold\"]\nevery_ms = 1000\n";
-        let scene = Scene { events: &[event], run_s: 6, hostile, figure: EQUAL };
+        let events = [
+            "what = \"skew\"\nat_s = 1\nnode = 9\nby_s = 3600\n",
+            "what = \"build\"\nat_s = 2\nnode = 9\npaths = 1\n",
+            "what = \"withhold\"\nat_s = 20\nnode = 8\nfor_s = 30\n",
+            "what = \"skew\"\nat_s = 20\nnode = 9\nby_s = 0\n",
+            "what = \"crash-without-state\"\nat_s = 20\nnode = 9\nfor_s = 1\n",
+        ];
+        let scene = Scene { events: &events, run_s: 21, figure: EQUAL };
         let step = "state lost, clock set back an hour, one peer withholds";
         self.table.row(step, "tables equal once others are met", took, HEALED, scene);
         assert_unblamed(&self.all());

@@ -1,7 +1,10 @@
 //! Many daemons: started all at once, and looked at all at once.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::mesh::TestMesh;
 use crate::network::Network;
@@ -10,39 +13,46 @@ use crate::node::TestNode;
 use crate::status::Status;
 use crate::wait::{poll, promised, wait_until};
 
-/// Daemons on one bridge that all allow each other. The first few have stores of their own, the others share one.
+/// Daemons on one network that all allow each other. The first few have stores of their own, the others share one.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The daemons, all running.
+    /// The daemons.
     pub nodes: Vec<TestNode>,
-    // Dropped after the daemons.
-    _mesh: TestMesh,
-    network: Network,
+    /// What they are on; it goes after them.
+    pub network: Network,
+    mesh: TestMesh,
 }
 
 impl Fleet {
-    /// Makes `count` machines, of which the first `own_stores` can build and substitute; every store has `paths` paths.
-    /// Nothing runs yet.
+    /// `count` machines on one bridge, `n0` and so on; see [`Fleet::on`].
     ///
     /// # Panics
     /// When the system refuses.
     #[must_use]
-    pub fn new(count: usize, own_stores: usize, paths: usize) -> Self {
+    pub fn on_a_bridge(count: usize, own_stores: usize, paths: usize) -> Self {
+        let names: Vec<_> = (0..count).map(|number| format!("n{number}")).collect();
+        Self::on(Network::on_a_bridge(count), &names, own_stores, paths)
+    }
+
+    /// A machine of the network for each name, of which the first `own_stores` can build and substitute; every store has
+    /// `paths` paths. As users have it, each knows the addresses that all the others have now. Nothing runs yet.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    pub fn on(network: Network, names: &[String], own_stores: usize, paths: usize) -> Self {
         let mesh = TestMesh::new();
-        let network = Network::on_a_bridge(count);
         let shared = NixStoreFixture::chroot(&mesh.path().join("shared"));
         shared.register(paths);
-        let mut nodes: Vec<_> = (0..count)
-            .map(|number| {
-                let name = format!("n{number}");
-                if number >= own_stores {
-                    return mesh.node_with_store(&name, shared.clone());
-                }
-                let node = mesh.node(&name);
-                node.store.register(paths);
-                node
-            })
-            .collect();
+        let make = |(number, name): (usize, &String)| {
+            if number >= own_stores {
+                return mesh.node_with_store(name, shared.clone());
+            }
+            let node = mesh.node(name);
+            node.store.register(paths);
+            node
+        };
+        let mut nodes: Vec<_> = names.iter().enumerate().map(make).collect();
         TestMesh::introduce(&mut nodes.iter_mut().collect::<Vec<_>>());
         for (node, machine) in nodes.iter_mut().zip(network.machines()) {
             node.live_on(machine);
@@ -55,7 +65,13 @@ impl Fleet {
                 }
             }
         }
-        Self { nodes, _mesh: mesh, network }
+        Self { nodes, network, mesh }
+    }
+
+    /// A directory that goes with the fleet.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.mesh.path()
     }
 
     /// Starts the given daemons at the same moment, and returns how long it took until each had the summaries of all.
@@ -70,6 +86,32 @@ impl Fleet {
         launched.iter_mut().for_each(|node| node.wait_started(bound));
         let all: Vec<_> = self.nodes.get(numbers).expect("as before").iter().collect();
         wait_tables("all start at once", started, bound, &all, &all)
+    }
+
+    /// Starts one more, and returns how long it took until it had the summaries of all others.
+    ///
+    /// # Panics
+    /// When that takes ten times `bound`.
+    #[track_caller]
+    pub fn join(&mut self, number: usize, bound: Duration) -> Duration {
+        let started = Instant::now();
+        let joiner = self.nodes.get_mut(number).expect("a machine of this fleet");
+        joiner.launch();
+        joiner.wait_started(bound);
+        let joiner = self.nodes.get(number).expect("as before");
+        let others = self.nodes.len() - 1;
+        joiner.wait_status("has the summaries of all", bound, |status| summaries(status).count() == others);
+        started.elapsed()
+    }
+
+    /// The filters that the daemon of this number holds of others, in bytes.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn filter_bytes(&self, number: usize) -> u64 {
+        let status = self.nodes.get(number).expect("a machine of this fleet").status();
+        summaries(&status).filter_map(|summary| summary.get("filter_bits")?.as_u64()).sum::<u64>() / 8
     }
 
     /// Sent and received by the machine of this number since the network was made, in bytes.
@@ -101,6 +143,12 @@ impl Fleet {
         }
         (path, built.elapsed())
     }
+}
+
+/// What a daemon holds of others.
+fn summaries(status: &Status) -> impl Iterator<Item = &Value> {
+    let peers = status.0.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    peers.iter().filter_map(|peer| peer.get("summary")).filter(|summary| !summary.is_null())
 }
 
 /// Epoch, seq and number of paths. The number is there too because a daemon counts a path a moment before it announces it.
@@ -186,7 +234,7 @@ pub fn assert_unblamed(nodes: &[&TestNode]) {
         for other in nodes.iter().filter(|other| other.name != node.name) {
             let status = node.status();
             let peer = status.peer(&other.name).expect("on the allowlist");
-            assert_eq!(peer.get("misdeeds").and_then(serde_json::Value::as_u64), Some(0), "{}: {peer}", node.name);
+            assert_eq!(peer.get("misdeeds").and_then(Value::as_u64), Some(0), "{}: {peer}", node.name);
         }
     }
 }

@@ -36,6 +36,18 @@ impl Link {
         queue_max: Duration::from_millis(100),
         cut: false,
     };
+
+    /// Within a site, as in `simulation/scenarios/wan-3-sites.toml`.
+    pub const SITE: Self = Self { delay: Duration::from_millis(1), jitter: Duration::from_millis(1), ..Self::PERFECT };
+
+    /// Between sites, as there: 40 ms one way, 1 % loss.
+    pub const WAN: Self = Self {
+        delay: Duration::from_millis(40),
+        jitter: Duration::from_millis(5),
+        loss_permille: 10,
+        rate_bits_s: Some(100_000_000),
+        ..Self::PERFECT
+    };
 }
 
 /// What became of the frames of a line.

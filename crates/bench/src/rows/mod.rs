@@ -8,12 +8,14 @@ mod nar_small;
 mod narinfo;
 mod pair;
 mod quorum;
+mod real;
 mod simulated;
 mod spread;
 mod table;
 mod transport;
 
 use crate::subject::Subject;
+use std::time::Duration;
 
 /// Every subject, in the order of the table.
 pub(crate) fn all() -> Vec<Box<dyn Subject>> {
@@ -34,6 +36,14 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(quorum::Quorum),
         Box::new(spread::Spread),
         Box::new(table::Table),
+        Box::new(real::Heal),
+        Box::new(real::Crowd { daemons: 50, paths: 500, window: Duration::from_secs(120), heavy: "five minutes" }),
+        Box::new(real::Crowd {
+            daemons: 100,
+            paths: 20_000,
+            window: Duration::from_secs(600),
+            heavy: "a quarter of an hour and 6 GB of memory",
+        }),
         Box::new(build::ColdBuild),
         Box::new(build::BinarySize),
     ];
