@@ -58,8 +58,8 @@ simulation() {
   sim=$target/release/narmesh-sim mutants=$target/mutants/release/narmesh-sim
   "$sim" run fleet-1000 --seed 1 >"$target/fleet-1000.txt" 2>&1 &
   fleet=$!
-  "$sim" all --seed 1 | cut -d ' ' -f 1,2 | tee "$target/all-1.txt"
-  "$sim" all --seed 1 | cut -d ' ' -f 1,2 | cmp - "$target/all-1.txt" || { echo "one seed, two stories" >&2; return 1; }
+  "$sim" all --seed 1 | awk '{ print $1, $2 }' | tee "$target/all-1.txt"
+  "$sim" all --seed 1 | awk '{ print $1, $2 }' | cmp - "$target/all-1.txt" || { echo "one seed, two stories" >&2; return 1; }
   "$sim" all --seed 2
   for scenario in lan-5 office-50 partition flapping mass-gc rolling-restart hostile-10-percent wan-3-sites; do
     "$sim" run "$scenario" --seed 1 | grep -E '^(violation|replay|digest|[0-9]+ machines)'
