@@ -6,10 +6,12 @@
 mod attester;
 mod listener;
 mod metrics;
+mod observer;
 mod publish;
 mod report;
 
 use self::attester::Attester;
+use self::observer::Observer;
 use crate::control::ControlSocket;
 use crate::mesh::{Mesh, MeshConfig, MeshHandle, PeerBoard, UploadLimits, Uploads};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
@@ -18,7 +20,7 @@ use crate::state_db::{StateDb, StateDbError};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_protocol::NixSecretKey;
-use narmesh_quorum::Mode;
+use narmesh_quorum::{Mode, Policy};
 use narmesh_store::{NixStore, Offer, OfferPolicy, StoreLocation};
 use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
@@ -48,6 +50,7 @@ pub(crate) struct Daemon {
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
     attester: Attester,
+    observer: Observer,
 }
 
 /// The settings that count now, and why newer ones do not.
@@ -64,12 +67,12 @@ struct InForce {
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
     let settings = Settings::load(config_file)?;
     let secrets = settings.secrets()?;
-    check_quorum(&settings, &secrets)?;
+    let policy = check_quorum(&settings, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
-    runtime.block_on(serve(config_file, settings, secrets))
+    runtime.block_on(serve(config_file, settings, secrets, policy))
 }
 
-async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyhow::Result<()> {
+async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
     if unix_s() < CLOCK_MIN_UNIX_S {
         tracing::warn!(
             "the clock says 1970 or so: peers cannot be reached before it is right (their certificates are not valid yet)"
@@ -118,8 +121,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         settings.limits.nar_buffer_bytes,
     ));
     let attester = Attester::start(&store, &settings.node.state_dir, secrets.builder_key.clone())?;
+    let observer = Observer::start(&settings.node.state_dir, &settings.store.store_dir, policy)?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
-    let registry = metrics::registry(&gateway_metrics, &resolver, handle.board());
+    let registry = metrics::registry(&gateway_metrics, &resolver, handle.board(), observer.verdicts());
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
@@ -133,6 +137,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets) -> anyh
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
         attester,
+        observer,
     });
     let _watcher = publish::drop_stale_answers(&daemon.store, &daemon.resolver)?;
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
@@ -228,6 +233,7 @@ impl Daemon {
         self.uploads.set_compress(settings.transfer.compress);
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings)).await;
+        self.observer.set_policy(check_quorum(&settings, &secrets)?);
         self.attester.set_key(secrets.builder_key.clone());
         self.offer.set_policy(offer_policy(&settings, &secrets));
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
@@ -261,11 +267,11 @@ impl Daemon {
 }
 
 /// What depends on our own builder key, and what this version cannot do yet: a policy that is not obeyed is worse than none.
-fn check_quorum(settings: &Settings, secrets: &Secrets) -> anyhow::Result<()> {
+fn check_quorum(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Policy> {
     let (policy, warnings) = settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     match policy.mode() {
-        Mode::Off | Mode::Observe => Ok(()),
+        Mode::Off | Mode::Observe => Ok(policy),
         Mode::Prefer | Mode::Require => anyhow::bail!(
             "quorum.mode = {:?} is refused: this version reports and does not yet decide what Nix gets; accepted: \"off\" or \"observe\"",
             if policy.mode() == Mode::Prefer { "prefer" } else { "require" }

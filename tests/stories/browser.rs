@@ -118,7 +118,8 @@ fn answer(stream: TcpStream, page: &str, reported: &Mutex<Option<String>>) -> Op
     write!(stream.get_mut(), "{head}Content-Length: {}\r\n\r\n{text}", text.len()).ok()
 }
 
-fn browser(dir: &Path) -> Command {
+/// Chromium without a window, with a profile of its own.
+pub(crate) fn browser(dir: &Path) -> Command {
     let profile = dir.join("profile");
     fs::create_dir_all(&profile).unwrap();
     let mut command = Command::new("setpriv");

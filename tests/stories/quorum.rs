@@ -1,11 +1,13 @@
 //! Who built the same thing: real builds of real Nix, attested by their daemons, carried as text, judged by a client.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use narmesh_tests::{Finished, TestMesh, TestNode, finish, narmesh_binary, wait_for};
+use narmesh_tests::{Finished, StorePlace, TestMesh, TestNode, finish, get, hash_part, narmesh_binary, wait_for};
 use serde_json::Value;
+
+use super::browser::browser;
 
 /// A build is attested within a second of being registered; ten times that.
 const ATTESTED: Duration = Duration::from_secs(10);
@@ -165,4 +167,171 @@ fn what_the_rules_ask_for_is_said_and_what_cannot_be_is_refused() {
     node.write_config();
     let started = node.narmesh(&["run"]).expect_failure("a daemon that would not obey");
     assert!(started.contains("quorum.mode = \"require\" is refused"), "{started}");
+}
+
+/// Looks at the report in a frame of a phone's width, uses it, and says what it saw.
+const LOOKS: &str = r#"<!doctype html><body><iframe width="360" height="800" srcdoc="REPORT"></iframe><script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const rows = () => [...page.querySelectorAll("main > details")].filter(row => !row.hidden).map(row => row.dataset.verdict);
+  const seen = {all: rows(), width: page.documentElement.scrollWidth, bold: page.querySelector("h1").offsetWidth};
+  const change = (element, set) => { set(element); element.dispatchEvent(new Event("input", {bubbles: true})); };
+  change(page.querySelector("input[value=agreed]"), box => { box.checked = false; });
+  seen.without_agreed = rows();
+  change(page.querySelector("input[value=agreed]"), box => { box.checked = true; });
+  change(page.getElementById("text"), field => { field.value = "MESH-LIB"; });
+  seen.named = rows();
+  seen.shown = page.getElementById("shown").textContent;
+  const row = page.querySelector("main > details:not([hidden])");
+  const closed = row.offsetHeight;
+  row.querySelector("summary").click();
+  seen.opened = row.offsetHeight > closed && row.textContent.includes("is agreed");
+  seen.width_opened = page.documentElement.scrollWidth;
+  seen.pwned = String(page.defaultView.pwned) + page.images.length;
+  document.body.textContent = JSON.stringify(seen);
+});
+</script>"#;
+
+#[test]
+fn the_page_works_from_a_file_on_a_phone_and_shows_hostile_names_as_text() {
+    const HOSTILE: &str = "</title><img src=x onerror=pwned=1><script>pwned=2</script>";
+    let mesh = TestMesh::new();
+    let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
+    let mut exports = Vec::new();
+    for node in [&mut one, &mut two] {
+        node.store.build_one("nondet");
+        let app = node.store.build_one("app");
+        exports.push(exported(node, &app));
+    }
+    let mut client = mesh.node("client");
+    client.config.more = rules(&[&one, &two], 2, "").replace("name = 'two'", &format!("name = '{HOSTILE}'"));
+    client.write_config();
+    let file = |name: &str| mesh.path().join(name);
+    for export in &exports {
+        fs::write(file("export"), export).unwrap();
+        client.narmesh(&["quorum", "import", file("export").to_str().unwrap()]).expect_success("import");
+    }
+    client.narmesh(&["quorum", "report", "--html", file("report.html").to_str().unwrap()]);
+    let report = fs::read_to_string(file("report.html")).unwrap();
+    assert!(report.contains("&lt;img src=x onerror=pwned=1&gt;"), "the name is there to be escaped");
+
+    let open = |name: &str| {
+        let mut browser = browser(mesh.path());
+        browser.args(["--enable-logging=stderr", "--dump-dom"]).arg(format!("file://{}", file(name).display()));
+        finish(browser.stdout(Stdio::piped()).stderr(Stdio::piped()))
+    };
+    let plain = open("report.html");
+    assert!(plain.stdout.contains("3 of 3 paths"), "its script ran: {}", plain.stdout);
+    let escaped = report.replace('&', "&amp;").replace('"', "&quot;");
+    fs::write(file("looks.html"), LOOKS.replace("REPORT", &escaped)).unwrap();
+    let looked = open("looks.html");
+    for errors in [&plain.stderr, &looked.stderr] {
+        let console: Vec<_> = errors.lines().filter(|line| line.contains("CONSOLE")).collect();
+        assert!(console.is_empty(), "{console:#?}");
+    }
+    let (_, rest) = looked.stdout.split_once("<body>").unwrap();
+    let seen: Value = serde_json::from_str(rest.split("</body>").next().unwrap()).unwrap();
+    assert_eq!(seen["all"], serde_json::json!(["conflict", "agreed", "agreed"]), "{seen:#}");
+    assert_eq!(seen["without_agreed"], serde_json::json!(["conflict"]));
+    assert_eq!((&seen["named"], &seen["shown"]), (&serde_json::json!(["agreed"]), &"1 of 3 paths".into()));
+    assert_eq!((&seen["opened"], &seen["pwned"]), (&true.into(), &"undefined0".into()), "{seen:#}");
+    for width in ["width", "width_opened"] {
+        assert!(seen[width].as_u64().unwrap() <= 360, "it does not have to be scrolled sideways: {seen:#}");
+    }
+}
+
+/// `nix … --store <the node's>`, in its environment.
+fn nix(node: &TestNode, arguments: &[&str]) -> Finished {
+    let StorePlace::Root(root) = node.store.place() else { panic!("a chroot store") };
+    let mut command = Command::new("nix");
+    node.store.lend_environment(&mut command);
+    finish(command.args(arguments).arg("--store").arg(format!("local?root={}", root.display())))
+}
+
+/// The Nix signature of each line of an export, under the name of its key.
+fn nix_signatures(export: &str) -> Vec<String> {
+    let signature = |line: &str| {
+        let mut fields = line.split(' ');
+        let (key, signature) = (fields.next().unwrap(), fields.next().unwrap());
+        format!("{}:{signature}", key.split(':').next().unwrap())
+    };
+    export.lines().skip(1).map(signature).collect()
+}
+
+#[test]
+fn nix_accepts_our_signatures_and_counts_them_as_we_do_but_for_one_key_under_two_names() {
+    let mesh = TestMesh::new();
+    let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
+    let mut signatures = Vec::new();
+    for node in [&mut one, &mut two] {
+        let lib = node.store.build_one("lib");
+        signatures.extend(nix_signatures(&exported(node, &lib)));
+    }
+    let (lib, [key_one, key_two]) = (one.store.build_one("lib"), [&one, &two].map(TestNode::builder_key));
+    let [first, second] = signatures.as_slice() else { panic!("{signatures:?}") };
+    // The first builder's key, and its signature, under another name.
+    let alias = |text: &str| format!("alias:{}", text.split_once(':').unwrap().1);
+
+    let cache = mesh.path().join("cache");
+    let url = format!("file://{}", cache.display());
+    nix(&one, &["copy", "--to", &url, &lib]).expect_success("nix copy");
+    let narinfo = cache.join(format!("{}.narinfo", hash_part(&lib)));
+    let unsigned = fs::read_to_string(&narinfo).unwrap();
+    let verified = |name: &str, sigs: &[&str], keys: &[&str], needed: &str| {
+        let lines: String = sigs.iter().map(|sig| format!("Sig: {sig}\n")).collect();
+        fs::write(&narinfo, format!("{unsigned}{lines}")).unwrap();
+        let client = mesh.node(name);
+        let (keys, option) = (keys.join(" "), "--option");
+        let mut realise = client.store.nix("nix-store");
+        realise.args(["--realise", &lib, option, "substituters", &url, option, "trusted-public-keys", &keys]);
+        finish(&mut realise).expect_success("nix-store --realise");
+        let known = nix(&client, &["path-info", "--sigs", &lib]).expect_success("nix path-info --sigs");
+        assert!(sigs.iter().all(|sig| known.contains(sig)), "{known}");
+        nix(&client, &["store", "verify", "--sigs-needed", needed, option, "trusted-public-keys", &keys, &lib])
+    };
+    verified("b1", &[first, second], &[&key_one, &key_two], "2").expect_success("two keys are two");
+    verified("b2", &[first, second], &[&key_one, &key_two], "3").expect_failure("and not three");
+    verified("b3", &[first, second], &[&key_one], "2").expect_failure("a key that is not trusted does not count");
+    // Here the two must differ: Nix tells keys apart by name, a verdict by their 32 bytes.
+    verified("b4", &[first, &alias(first)], &[&key_one, &alias(&key_one)], "2").expect_success("one key, two names");
+
+    let mut client = mesh.node("client");
+    let same_key = format!("[[builder]]\nname = 'alias'\npublic_key = '{}'\n", alias(&key_one));
+    client.config.more = rules(&[&one, &two], 2, &same_key);
+    client.write_config();
+    let exports = [&one, &two].map(|node| node.narmesh(&["quorum", "export"]).expect_success("export") + "\n");
+    let file = mesh.path().join("export");
+    for (export, agreed) in exports.iter().zip([false, true]) {
+        fs::write(&file, export.clone() + &export.lines().nth(1).map(alias).unwrap() + "\n").unwrap();
+        client.narmesh(&["quorum", "import", file.to_str().unwrap()]).expect_success("import");
+        assert_eq!(report(&client, &["--path", &lib]).1, agreed, "one key is one, two are two");
+    }
+}
+
+#[test]
+fn a_conflict_is_warned_of_and_counted_while_the_daemon_runs() {
+    let mesh = TestMesh::new();
+    let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
+    let mut exports = Vec::new();
+    let mut nondet = String::new();
+    for node in [&mut one, &mut two] {
+        node.store.build_one("app");
+        nondet = node.store.build_one("nondet");
+        exports.push(exported(node, &nondet));
+    }
+    let mut client = mesh.node("client");
+    client.config.more = rules(&[&one, &two], 2, "");
+    client.start();
+    for export in &exports {
+        let file = mesh.path().join("export");
+        fs::write(&file, export).unwrap();
+        client.narmesh(&["quorum", "import", file.to_str().unwrap()]).expect_success("import");
+    }
+    client.wait_logged(&["warn", "builders got different results", base_name(&nondet)]);
+    let wanted = [("conflict", 1), ("agreed", 2), ("short", 0)]
+        .map(|(verdict, paths)| format!("narmesh_quorum_paths{{verdict=\"{verdict}\"}} {paths}\n"));
+    wait_for("the metrics", ATTESTED, || {
+        let metrics = get(client.gateway(), "/metrics").unwrap().text();
+        wanted.iter().all(|line| metrics.contains(line)).then_some(())
+    });
 }

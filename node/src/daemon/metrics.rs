@@ -1,10 +1,12 @@
 //! `/metrics`: the gateway's own counters, the resolver's, and gauges read when asked. Peers who misbehaved are named by their
 //! id and what they did; no peer address is named.
 
+use super::observer::Verdicts;
 use crate::mesh::{PeerBoard, PeerStats};
 use crate::resolver::Resolver;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
+use narmesh_quorum::State;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -15,7 +17,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A registry of everything.
-pub(super) fn registry(gateway: &GatewayMetrics, resolver: &Arc<Resolver>, board: &Arc<PeerBoard>) -> Registry {
+pub(super) fn registry(
+    gateway: &GatewayMetrics,
+    resolver: &Arc<Resolver>,
+    board: &Arc<PeerBoard>,
+    verdicts: Verdicts,
+) -> Registry {
     let mut registry = Registry::with_prefix("narmesh");
     gateway.register(&mut registry);
     let counters = resolver.counters();
@@ -33,13 +40,14 @@ pub(super) fn registry(gateway: &GatewayMetrics, resolver: &Arc<Resolver>, board
     ] {
         registry.register(name, help, counter.clone());
     }
-    registry.register_collector(Box::new(Gauges { board: Arc::clone(board) }));
+    registry.register_collector(Box::new(Gauges { board: Arc::clone(board), verdicts }));
     registry
 }
 
 #[derive(Debug)]
 struct Gauges {
     board: Arc<PeerBoard>,
+    verdicts: Verdicts,
 }
 
 impl Collector for Gauges {
@@ -61,8 +69,27 @@ impl Collector for Gauges {
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
+        if let Some(verdicts) = self.verdicts.lock().clone() {
+            encode_verdicts(&mut encoder, &verdicts)?;
+        }
         encode_misdeeds(&mut encoder, &peers)
     }
+}
+
+/// One line for each state of a path, also those that no path is in.
+fn encode_verdicts(
+    encoder: &mut DescriptorEncoder<'_>,
+    verdicts: &BTreeMap<State, u64>,
+) -> Result<(), std::fmt::Error> {
+    let help = "Paths of which anything is attested, by verdict";
+    let mut family = encoder.encode_descriptor("quorum_paths", help, None, MetricType::Gauge)?;
+    for (state, name) in
+        [(State::Agreed, "agreed"), (State::Conflict, "conflict"), (State::Short, "short"), (State::None, "none")]
+    {
+        let gauge = ConstGauge::new(verdicts.get(&state).copied().unwrap_or(0));
+        gauge.encode(family.encode_family(&[("verdict", name)])?)?;
+    }
+    Ok(())
 }
 
 /// One line for each peer that misbehaved and each reason: at most the allowlist times the kinds of misdeeds.

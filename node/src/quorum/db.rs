@@ -298,6 +298,11 @@ impl LedgerDb {
         Ok(())
     }
 
+    /// Another number after each change by another connection.
+    pub fn data_version(&self) -> Result<i64, LedgerDbError> {
+        self.run(|connection| connection.query_row("PRAGMA data_version", (), |row| row.get(0)))
+    }
+
     /// The store directory of all that is in it.
     pub fn store_dir(&self) -> &StoreDir {
         &self.store_dir
