@@ -4,8 +4,7 @@
 use libp2p_identity::PeerId;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Memory of all of them, bytes: a few large filters, or all of a hundred small ones. A guess; a mesh of 1,000 that starts at
-/// once takes a third less time with it.
+/// Memory of all of them, bytes: a few large filters, or all of a hundred small ones. A guess, not measured.
 const BYTES_MAX: usize = 512 << 10;
 
 /// What was installed last, and not changed since.

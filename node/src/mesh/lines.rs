@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use super::addresses::socket_address;
 
-/// Two nodes that dial each other at once have two connections for a moment, of which neither is dead. Longer than a handshake
-/// may take.
+/// Two nodes that dial each other at once have two connections for a moment, of which neither is dead: the one that we dialled is
+/// no older than this. Longer than a handshake may take.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 struct Line {
     peer: PeerId,
     since: Instant,
+    dialled: bool,
     /// Our end.
     local: Option<IpAddr>,
 }
@@ -37,10 +38,13 @@ impl Lines {
         endpoint: &ConnectedPoint,
     ) -> Vec<ConnectionId> {
         let replaced = match endpoint {
-            ConnectedPoint::Listener { .. } => self.find(|line| line.peer == peer && now - line.since > AT_ONCE),
+            ConnectedPoint::Listener { .. } => {
+                self.find(|line| line.peer == peer && (!line.dialled || now - line.since > AT_ONCE))
+            }
             ConnectedPoint::Dialer { .. } => Vec::new(),
         };
-        self.0.insert(id, Line { peer, since: now, local: local_end(endpoint) });
+        let dialled = endpoint.is_dialer();
+        self.0.insert(id, Line { peer, since: now, dialled, local: local_end(endpoint) });
         replaced
     }
 
@@ -93,14 +97,16 @@ mod tests {
     fn a_peer_that_dials_again_has_lost_what_we_believed_in() {
         let (mut lines, start) = (Lines::default(), Instant::now());
         let [peer, other] = [(); 2].map(|()| PeerId::random());
-        let [first, second, third, fourth] = [1, 2, 3, 4].map(ConnectionId::new_unchecked);
+        let [first, second, third, fourth, fifth] = [1, 2, 3, 4, 5].map(ConnectionId::new_unchecked);
         let here = inbound("/ip4/192.0.2.1/tcp/1");
         assert!(lines.opened(start, first, peer, &outbound()).is_empty());
         assert!(lines.opened(start + AT_ONCE, second, peer, &here).is_empty(), "both dialled at once");
         let later = start + 3 * AT_ONCE;
         assert!(lines.opened(later, third, other, &here).is_empty(), "another peer");
         assert_eq!(lines.opened(later, fourth, peer, &here), [first, second]);
-        [first, second, fourth].into_iter().for_each(|id| lines.closed(id));
+        [first, second].into_iter().for_each(|id| lines.closed(id));
+        assert_eq!(lines.opened(later, fifth, peer, &here), [fourth], "it dials twice only when the first is lost");
+        [fourth, fifth].into_iter().for_each(|id| lines.closed(id));
         assert!(lines.opened(later + 3 * AT_ONCE, first, peer, &here).is_empty());
     }
 
