@@ -1,7 +1,7 @@
 //! What builders attest: kept in SQLite, attested for our own builds, read and written by `narmesh quorum`.
 //!
 //! Walk: [`LedgerDb`] holds attestations and when this node first stored them; [`import`] takes them from a text file, verified
-//! on all cores; [`OwnBuilds`] attests what this machine built; [`members`] brings the store's side of a report; [`html`]
+//! on all cores; [`OwnBuilds`] attests what this machine built; `members` brings the store's side of a report; [`html`]
 //! renders it. What is said of them is decided in `narmesh-quorum`.
 
 mod attest;

@@ -10,6 +10,7 @@
 
 mod filter;
 mod formats;
+mod gossipsub;
 mod honest;
 mod impostors;
 mod narinfos;

@@ -322,7 +322,7 @@ pub async fn ask(control: Control, peer: PeerId, protocol: &'static str, request
 }
 
 /// Nothing that we ask waits for ever.
-async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 

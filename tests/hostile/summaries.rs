@@ -2,10 +2,14 @@
 
 use crate::filter::{filter, positions, set};
 use crate::formats::hash_part_bytes;
-use crate::peer::{Move, Peer, Script, now_ms, peer_id};
+use crate::gossipsub::{FRAME_BYTES, MESHSUB, frame, message};
+use crate::peer::{Move, Peer, Script, now_ms, peer_id, timed};
 use crate::report;
 use crate::stage::{Expect, Stage};
-use crate::wire::{Address, Announcement, GossipReply, GossipRequest, Summary, audience_digest, open_envelope, sha256};
+use crate::wire::{
+    Address, Announcement, GossipReply, GossipRequest, Summary, TOPIC, audience_digest, open_envelope, sha256,
+};
+use futures::AsyncWriteExt as _;
 use narmesh_tests::{get, promised, wait_until};
 use std::net::TcpListener;
 use std::panic::{self, AssertUnwindSafe};
@@ -289,10 +293,16 @@ fn flood(tag: &str, goes_on: impl Fn(Instant, u64) -> bool) {
     let (body, epoch) = (truth(&stage, &peer).encode(), now_ms());
     let started = Instant::now();
     let memory = stage.client.watch_memory();
-    let mut sent = 0_u64;
+    let mut stream = peer.open(&stage.client, MESHSUB).unwrap();
+    let (mut sent, mut messages) = (0_u64, Vec::new());
     while goes_on(started, sent) {
-        let announcement = Announcement { seq: 10 + sent, ..announcement(&body, epoch) };
-        sent += u64::from(peer.publish(announcement.seal(&peer.keys)));
+        messages.clear();
+        while messages.len() < FRAME_BYTES - MESSAGE_BYTES {
+            let envelope = Announcement { seq: 10 + sent, ..announcement(&body, epoch) }.seal(&peer.keys);
+            messages.extend(message(&peer.keys, TOPIC, sent, &envelope));
+            sent += 1;
+        }
+        peer.runtime.block_on(timed(stream.write_all(&frame(&messages)))).expect("it is read");
     }
     let sending = started.elapsed();
     let outcome = stage.build_under_attack("flood", "single", &[]);
@@ -307,6 +317,8 @@ fn flood(tag: &str, goes_on: impl Fn(Instant, u64) -> bool) {
 }
 
 const FLOOD: Duration = Duration::from_secs(5);
+/// An announcement with all that gossipsub puts around it, at most.
+const MESSAGE_BYTES: usize = 500;
 /// A peer may publish 40 at once and 4 a second.
 const FLOOD_MIN: u64 = 1_000;
 

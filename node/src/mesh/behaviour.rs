@@ -73,6 +73,14 @@ impl MeshBehaviour {
     }
 }
 
+/// A message of gossipsub with what it carries beside messages: the names of those seen lately (IHAVE), above all.
+const RPC_BYTES_MAX: usize = 64 << 10;
+/// An envelope: at most 1,000 bytes.
+const ANNOUNCEMENT_BYTES_MAX: usize = 4_096;
+/// Names in one IHAVE or IWANT: 34 bytes each, and gossipsub refuses more than 16 KiB of them. Too long a list closes the stream, and the
+/// fifth time gossip with this peer is over for as long as it is connected; its own 5,000 names would be 170 KB.
+const CONTROL_IDS_MAX: usize = 400;
+
 /// The one topic of this mesh.
 pub(super) fn announce_topic() -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(ANNOUNCE_TOPIC)
@@ -82,7 +90,9 @@ fn announcements(keypair: &libp2p::identity::Keypair) -> anyhow::Result<Announce
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
-        .max_transmit_size(4_096)
+        .max_transmit_size(RPC_BYTES_MAX)
+        .max_transmit_size_for_topic(ANNOUNCEMENT_BYTES_MAX, announce_topic().hash())
+        .max_control_messages_sent(CONTROL_IDS_MAX)
         // The first heartbeat fills the forwarding mesh; the default of 5 s would delay it on a fresh start.
         .heartbeat_initial_delay(Duration::from_millis(500))
         .message_id_fn(|message: &gossipsub::Message| {

@@ -85,6 +85,8 @@ pub struct Mesh {
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
+    /// Who flooded us with announcements, and until when gossipsub takes nothing of it.
+    muted: HashMap<PeerId, Instant>,
     next_id: u64,
     rng: StdRng,
 }
@@ -152,6 +154,7 @@ impl Mesh {
             gossip_sent: HashMap::new(),
             gossip_received: HashMap::new(),
             judged: HashMap::new(),
+            muted: HashMap::new(),
             next_id: 0,
             rng,
         };
@@ -178,6 +181,7 @@ impl Mesh {
         loop {
             self.perform();
             self.dial_due();
+            self.unmute_due();
             let sleep = tokio::time::sleep(self.until_deadline());
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),

@@ -82,8 +82,15 @@ fn the_parameters_are_those_of_the_daemon() {
         .filter(|line| line.starts_with('.') && !line.starts_with(".map_err") && !line.starts_with(".build"))
         .map(|line| line.split('(').next().unwrap())
         .collect();
-    let known =
-        [".validation_mode", ".validate_messages", ".max_transmit_size", ".heartbeat_initial_delay", ".message_id_fn"];
+    let known = [
+        ".validation_mode",
+        ".validate_messages",
+        ".max_transmit_size",
+        ".max_transmit_size_for_topic",
+        ".max_control_messages_sent",
+        ".heartbeat_initial_delay",
+        ".message_id_fn",
+    ];
     assert_eq!(set, known, "real.rs and src/gossipsub.rs must follow the daemon");
     assert!(body.contains("heartbeat_initial_delay(Duration::from_millis(500))"), "{body}");
 }

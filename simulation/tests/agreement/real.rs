@@ -159,7 +159,9 @@ fn announcements(key: &Keypair, seen: &Shared) -> Announcements {
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
-        .max_transmit_size(4_096)
+        .max_transmit_size(64 << 10)
+        .max_transmit_size_for_topic(4_096, gossipsub::IdentTopic::new(TOPIC).hash())
+        .max_control_messages_sent(400)
         .heartbeat_initial_delay(Duration::from_millis(500))
         .message_id_fn(|message: &Message| {
             let source = message.source.map(PeerId::to_bytes).unwrap_or_default();

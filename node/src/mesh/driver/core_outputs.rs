@@ -5,9 +5,12 @@ use crate::mesh::addresses::{may_be_told, multiaddr};
 use crate::mesh::behaviour::announce_topic;
 use crate::mesh::clock::now;
 use libp2p::{Multiaddr, PeerId, gossipsub};
-use narmesh_gossip::{Event, Input, Output, Record, Verdict};
+use narmesh_gossip::{Event, Input, Misdeed, Output, Record, Verdict};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+/// So long nothing is taken from who announces too fast.
+const MUTED: Duration = Duration::from_secs(60);
 
 impl Mesh {
     /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
@@ -34,9 +37,26 @@ impl Mesh {
                 Output::Penalize { peer, misdeed } => {
                     tracing::warn!(%peer, %misdeed, "peer misbehaved");
                     self.board.misdeed(&peer, misdeed);
+                    if misdeed == Misdeed::AnnouncementFlood {
+                        self.mute(peer);
+                    }
                 }
                 Output::Event(event) => self.on_core_event(event),
             }
+        }
+    }
+
+    /// gossipsub remembers every message for a minute, judged or not: a flood would fill our memory. What this peer relays meanwhile
+    /// comes from others too.
+    fn mute(&mut self, peer: PeerId) {
+        self.swarm.behaviour_mut().announcements.blacklist_peer(&peer);
+        self.muted.insert(peer, Instant::now() + MUTED);
+    }
+
+    pub(super) fn unmute_due(&mut self) {
+        let (muted, now) = (&mut self.muted, Instant::now());
+        for (peer, _) in muted.extract_if(|_, until| *until <= now) {
+            self.swarm.behaviour_mut().announcements.remove_blacklisted_peer(&peer);
         }
     }
 
