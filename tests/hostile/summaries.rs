@@ -280,7 +280,7 @@ fn a_flood_of_announcements() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes two minutes of both cores: in `test.sh --full`"]
 fn a_million_announcements() {
     flood("a million announcements", |_, sent| sent < 1_000_000);
 }

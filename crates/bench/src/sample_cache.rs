@@ -318,7 +318,7 @@ fn prose(rng: &mut ChaCha8Rng) -> Vec<u8> {
 }
 
 /// The nearest size below; sizes here are far from either end of the range.
-#[allow(clippy::cast_possible_truncation, reason = "sizes are between 1 and 10^9")]
+#[expect(clippy::cast_possible_truncation, reason = "sizes are between 1 and 10^9")]
 fn whole_bytes(bytes: f64) -> usize {
     bytes as usize
 }

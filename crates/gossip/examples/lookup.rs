@@ -1,6 +1,6 @@
 //! Nanoseconds per lookup with 1, 100 and 1,000 peers of 100,000 paths each, through the core's own door:
 //! `cargo run --release -p narmesh-gossip --example lookup [PATHS]`. Seeded: the same filters each time.
-#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "an example measures real time and prints it")]
+#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example measures real time and prints it")]
 
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Now, Output, Persisted};

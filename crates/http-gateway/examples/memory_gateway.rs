@@ -3,9 +3,9 @@
 //! `memory_gateway PORT DIR`: every `DIR/<hash part>.narinfo` is a hit with the bytes of the file, every file below
 //! `DIR/nar` a NAR; the same directory can be given to another server for comparison. Ends with its standard input.
 
-#![allow(clippy::unwrap_used, reason = "a tool for measuring, with no user but its author")]
+#![expect(clippy::unwrap_used, reason = "a tool for measuring, with no user but its author")]
 
-#[allow(dead_code, clippy::indexing_slicing, reason = "shared with the tests, which use more of it")]
+#[expect(dead_code, reason = "shared with the tests, which use more of it")]
 #[path = "../tests/gateway/memory.rs"]
 mod memory;
 

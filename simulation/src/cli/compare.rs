@@ -22,16 +22,7 @@ const WAYS: [&str; 4] = [
 ];
 
 pub(crate) fn compare() -> ExitCode {
-    match table(false) {
-        Ok((table, content)) => {
-            print!("{table}");
-            if content { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("narmesh-sim: {error}");
-            ExitCode::from(2)
-        }
-    }
+    super::shown(table(false))
 }
 
 fn scenario(peers: usize) -> Result<Scenario, ScenarioError> {

@@ -7,16 +7,7 @@ use std::process::ExitCode;
 const BASE: &str = "hostile-10-percent";
 
 pub(crate) fn hostile() -> ExitCode {
-    match table(false) {
-        Ok((table, content)) => {
-            print!("{table}");
-            if content { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("narmesh-sim: {error}");
-            ExitCode::from(2)
-        }
-    }
+    super::shown(table(false))
 }
 
 /// One row for each trick, four liars of forty doing it, and first the same fleet without liars.

@@ -1,15 +1,14 @@
 //! Two and three cores in virtual time: the stories that the protocol promises, and the attacks that it refuses.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::match_wildcard_for_single_variants,
-    missing_docs,
     unreachable_pub,
     reason = "a test may fail loudly, and looks at one event of many"
 )]
 
 mod hostile;
+mod lifetimes;
 mod lone;
 mod net;
 mod oracle;

@@ -1,6 +1,6 @@
 //! The gateway from outside, over real sockets.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails shows it by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test that fails shows it by panicking")]
 
 mod bodies;
 mod client;

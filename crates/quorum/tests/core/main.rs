@@ -1,7 +1,6 @@
 //! The rules of `docs/quorum.md`, one test or more for each.
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "a test may fail loudly, and its numbers are small"

@@ -2,9 +2,8 @@
 //!
 //! Needs `nix` (2.8 or newer) and, for the chroot store, `/bin/busybox` and user namespaces or root.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
     reason = "a test fails where its assumptions do"
