@@ -1,11 +1,64 @@
-//! The files of an SQLite database in the state directory: made, moved aside when they cannot be used.
+//! The SQLite databases in the state directory: their files made, checked, brought to today's schema, moved aside when they
+//! cannot be used.
 
+use rusqlite::{Connection, TransactionBehavior};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Most files kept that could not be used.
 pub(crate) const SET_ASIDE_MAX: usize = 3;
+
+/// Why a database is not opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// SQLite failed.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// What is in it is damaged or not ours.
+    #[error("{0}")]
+    Content(String),
+}
+
+/// Whether a database may hold nothing yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Empty {
+    /// It is to be made.
+    Allowed,
+    /// It was made before. SQLite takes a file that is empty, or shorter than a page, for a new database.
+    Damaged,
+}
+
+/// Sets WAL, checks the pages and takes the migrations that lack.
+pub(crate) fn prepare(connection: &mut Connection, migrations: &[&str], empty: Empty) -> Result<(), OpenError> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(OpenError::Content(verdict));
+    }
+    migrate(connection, migrations, empty)
+}
+
+/// One step per version; `PRAGMA user_version` counts those already taken.
+pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str], empty: Empty) -> Result<(), OpenError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    let Some(missing) = usize::try_from(taken).ok().and_then(|taken| migrations.get(taken..)) else {
+        return Err(OpenError::Content(format!("written by a later narmesh (schema version {taken})")));
+    };
+    if taken == 0 && empty == Empty::Damaged {
+        return Err(OpenError::Content("it holds no state".to_owned()));
+    }
+    for step in missing {
+        transaction.execute_batch(step)?;
+    }
+    if !missing.is_empty() {
+        transaction.pragma_update(None, "user_version", i64::try_from(migrations.len()).unwrap_or(i64::MAX))?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
 
 /// Makes a state directory that is missing (mode 0750).
 pub(crate) fn make_directory(dir: &Path) -> io::Result<()> {

@@ -5,7 +5,7 @@
 //! take the last ones (WAL with `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
 //! Methods block; call them from a blocking thread. One process per directory: the file is locked.
 
-use crate::database_file::{make_directory, remove_siblings, set_aside};
+use crate::database_file::{Empty, OpenError, make_directory, migrate, prepare, remove_siblings, set_aside};
 use libp2p::PeerId;
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
@@ -116,7 +116,7 @@ impl StateDb {
         let path = PathBuf::from(":memory:");
         let failed = |source| StateDbError::Sqlite { path: path.clone(), source };
         let mut connection = Connection::open_in_memory().map_err(failed)?;
-        match migrate(&mut connection, true) {
+        match migrate(&mut connection, MIGRATIONS, Empty::Allowed).map_err(Unusable::from) {
             Ok(()) => Self::count_answers(connection, path, ANSWERS_MAX),
             Err(Unusable::InUse) => Err(StateDbError::InUse { path }),
             Err(Unusable::Damaged { cause }) => Err(StateDbError::Directory { path, source: io::Error::other(cause) }),
@@ -132,7 +132,8 @@ impl StateDb {
             // A log without its database is a leftover of a deletion: SQLite would discard it, or worse, not.
             remove_siblings(&path);
         }
-        let cause = match open_checked(&path, missing) {
+        let empty = if missing { Empty::Allowed } else { Empty::Damaged };
+        let cause = match open_checked(&path, empty) {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
                 return Ok((db, missing.then_some(Recovered::Missing { path })));
@@ -141,7 +142,7 @@ impl StateDb {
             Err(Unusable::Damaged { cause }) => cause,
         };
         let moved_to = set_aside(&path).map_err(directory_error)?;
-        let connection = open_checked(&path, true).map_err(|unusable| match unusable {
+        let connection = open_checked(&path, Empty::Allowed).map_err(|unusable| match unusable {
             Unusable::InUse => StateDbError::InUse { path: path.clone() },
             Unusable::Damaged { cause } => directory_error(io::Error::other(cause)),
         })?;
@@ -309,38 +310,23 @@ impl From<rusqlite::Error> for Unusable {
     }
 }
 
+impl From<OpenError> for Unusable {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Sqlite(error) => error.into(),
+            OpenError::Content(cause) => Self::Damaged { cause },
+        }
+    }
+}
+
 /// Opens the database at `path`, which is to be a new one or one that holds a schema of ours.
-fn open_checked(path: &Path, new: bool) -> Result<Connection, Unusable> {
+fn open_checked(path: &Path, empty: Empty) -> Result<Connection, Unusable> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // Exclusive: the lock is taken at the first read and held, so that a second daemon on this directory is told.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-    if verdict != "ok" {
-        return Err(Unusable::Damaged { cause: verdict });
-    }
-    migrate(&mut connection, new)?;
+    prepare(&mut connection, MIGRATIONS, empty)?;
     Ok(connection)
-}
-
-fn migrate(connection: &mut Connection, new: bool) -> Result<(), Unusable> {
-    let transaction = connection.transaction()?;
-    let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-    let Some(missing) = usize::try_from(taken).ok().and_then(|taken| MIGRATIONS.get(taken..)) else {
-        return Err(Unusable::Damaged { cause: format!("written by a later narmesh (schema version {taken})") });
-    };
-    if taken == 0 && !new {
-        // SQLite takes a file that is empty, or shorter than a page, for a new database; but one of ours was never that.
-        return Err(Unusable::Damaged { cause: "it holds no state".to_owned() });
-    }
-    for step in missing {
-        transaction.execute_batch(step)?;
-    }
-    transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
-    transaction.commit()?;
-    Ok(())
 }
 
 /// Peer ids that do not parse are left out: the answer is then only worth less.

@@ -6,7 +6,7 @@
 //! that a process killed at any moment leaves the state before or after it.
 //! Methods block. The daemon and the commands open the same file; SQLite locks it for one transaction at a time.
 
-use crate::database_file::{make_directory, remove_siblings, set_aside};
+use crate::database_file::{Empty, OpenError, make_directory, prepare, remove_siblings, set_aside};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NarHash, NixPublicKey, Statement, StoreDir, StorePath};
 use narmesh_quorum::{
     Evicted, Evidence, Facts, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Served, WallMs,
@@ -153,17 +153,10 @@ impl LedgerDb {
         };
         let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
-        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
-        let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0)).map_err(failed)?;
-        if verdict != "ok" {
-            return Err(LedgerDbError::Unusable { path: path.to_owned(), cause: verdict });
-        }
-        let steps = migrate(&mut connection).map_err(failed)?;
-        if steps > MIGRATIONS.len() {
-            let cause = format!("written by a later narmesh (schema version {steps})");
-            return Err(LedgerDbError::Unusable { path: path.to_owned(), cause });
-        }
+        prepare(&mut connection, MIGRATIONS, Empty::Allowed).map_err(|error| match error {
+            OpenError::Sqlite(source) => failed(source),
+            OpenError::Content(cause) => LedgerDbError::Unusable { path: path.to_owned(), cause },
+        })?;
         connection
             .execute("INSERT OR IGNORE INTO meta (id, store_dir) VALUES (1, ?1)", [store_dir.as_str()])
             .map_err(failed)?;
@@ -337,20 +330,6 @@ pub(super) fn on_disk_bytes(references_bytes: usize) -> u32 {
 
 fn wall(ms: Option<i64>) -> Option<WallMs> {
     ms.map(|ms| WallMs(ms.cast_unsigned()))
-}
-
-fn migrate(connection: &mut Connection) -> rusqlite::Result<usize> {
-    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-    let taken = usize::try_from(taken).unwrap_or(usize::MAX);
-    for step in MIGRATIONS.get(taken..).unwrap_or_default() {
-        transaction.execute_batch(step)?;
-    }
-    if taken < MIGRATIONS.len() {
-        transaction.pragma_update(None, "user_version", i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX))?;
-    }
-    transaction.commit()?;
-    Ok(taken)
 }
 
 fn insert(connection: &Connection, stored: &Stored, evidence: &Evidence, at: WallMs) -> rusqlite::Result<()> {
