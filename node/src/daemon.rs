@@ -14,14 +14,15 @@ use self::attester::Attester;
 use self::observer::Observer;
 use crate::control::ControlSocket;
 use crate::mesh::{Mesh, MeshConfig, MeshHandle, PeerBoard, UploadLimits, Uploads};
+use crate::quorum::{Keeper, LiveLedger};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
 use crate::settings::{Secrets, Settings};
 use crate::state_db::{StateDb, StateDbError};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
-use narmesh_protocol::NixSecretKey;
+use narmesh_protocol::{HashPart, NixSecretKey};
 use narmesh_quorum::{Mode, Policy};
-use narmesh_store::{NixStore, Offer, OfferPolicy, StoreLocation};
+use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _, StoreLocation};
 use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -49,8 +50,10 @@ pub(crate) struct Daemon {
     resolver: Arc<Resolver>,
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
+    ledger: Arc<LiveLedger>,
+    _keeper: Keeper,
     attester: Attester,
-    observer: Observer,
+    _observer: Observer,
 }
 
 /// The settings that count now, and why newer ones do not.
@@ -89,6 +92,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     };
     let store = NixStore::open(location).context("the Nix store")?;
     let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets))?;
+    let (ledger, keeper) = open_ledger(&settings, &store, policy)?;
     let board = Arc::new(PeerBoard::default());
     let upload_limits = UploadLimits {
         per_peer: settings.limits.uploads_per_peer as usize,
@@ -120,8 +124,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         resolver_settings(&settings, &secrets),
         settings.limits.nar_buffer_bytes,
     ));
-    let attester = Attester::start(&store, &settings.node.state_dir, secrets.builder_key.clone())?;
-    let observer = Observer::start(&settings.node.state_dir, &settings.store.store_dir, policy)?;
+    let attester = Attester::start(&store, &ledger, secrets.builder_key.clone())?;
+    let observer = Observer::start(Arc::clone(&ledger))?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
     let registry = metrics::registry(&gateway_metrics, &resolver, handle.board(), observer.verdicts());
     let daemon = Arc::new(Daemon {
@@ -136,10 +140,15 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         resolver: Arc::clone(&resolver),
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
+        ledger,
+        _keeper: keeper,
         attester,
-        observer,
+        _observer: observer,
     });
-    let _watcher = publish::drop_stale_answers(&daemon.store, &daemon.resolver)?;
+    let _watchers = [
+        publish::drop_stale_answers(&daemon.store, &daemon.resolver)?,
+        publish::keep_what_is_held(&daemon.store, &daemon.ledger)?,
+    ];
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let (stop, stopped) = watch::channel(false);
@@ -188,6 +197,24 @@ fn open_state(state_dir: &Path) -> Result<StateDb, StateDbError> {
     }
 }
 
+/// Every verdict comes from it. With a policy that refuses what is not agreed, nothing is asked before it is read: a 404 for
+/// what would be agreed stays in Nix's cache for an hour.
+fn open_ledger(
+    settings: &Settings,
+    store: &Arc<NixStore>,
+    policy: Policy,
+) -> anyhow::Result<(Arc<LiveLedger>, Keeper)> {
+    let (held, decides) = (Arc::clone(store), matches!(policy.mode(), Mode::Prefer | Mode::Require));
+    let is_held = Box::new(move |part: &HashPart| held.contains(part));
+    let ledger = LiveLedger::new(&settings.node.state_dir, &settings.store.store_dir, policy, is_held).repairing();
+    let ledger = Arc::new(ledger);
+    if decides && let Err(error) = ledger.catch_up() {
+        tracing::error!(%error, "nothing is agreed on until the attestations can be read");
+    }
+    let keeper = ledger.keep_up()?;
+    Ok((ledger, keeper))
+}
+
 async fn on_stop(mut stopped: watch::Receiver<bool>) {
     // An error means that the sender is gone: stop, too.
     drop(stopped.wait_for(|stop| *stop).await);
@@ -233,7 +260,7 @@ impl Daemon {
         self.uploads.set_compress(settings.transfer.compress);
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings)).await;
-        self.observer.set_policy(check_quorum(&settings, &secrets)?);
+        self.ledger.set_policy(check_quorum(&settings, &secrets)?, []);
         self.attester.set_key(secrets.builder_key.clone());
         self.offer.set_policy(offer_policy(&settings, &secrets));
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };

@@ -1,6 +1,6 @@
 //! What builders attest: kept in SQLite, attested for our own builds, read and written by `narmesh quorum`.
 //!
-//! Walk: [`LedgerDb`] holds attestations and when this node first stored them; [`import`] takes them from a text file, verified
+//! Walk: [`LiveLedger`] holds attestations and when this node first stored them, in memory and, in [`LedgerDb`], on disk; [`import`] takes them from a text file, verified
 //! on all cores; [`OwnBuilds`] attests what this machine built; `members` brings the store's side of a report; [`html`]
 //! renders it. What is said of them is decided in `narmesh-quorum`.
 
@@ -8,13 +8,16 @@ mod attest;
 mod db;
 mod html;
 mod import;
+mod live;
 mod members;
+mod survey;
 
 pub use attest::OwnBuilds;
-pub use db::{LedgerDb, LedgerDbError, Stored};
+pub use db::{FirstStored, LedgerDb, LedgerDbError, Stored};
 pub use html::render as html;
 pub use import::{ImportError, Imported, import, read_file};
-pub use members::{closure_members, member, members_of};
+pub use live::{IsHeld, Keeper, LiveLedger, Taken};
+pub use survey::{Scope, survey};
 
 use narmesh_quorum::WallMs;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,5 +1,6 @@
 //! All statements known here, by path and by builder, within bounds.
 
+use crate::digests::Digests;
 use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
 use std::collections::{BTreeMap, VecDeque};
@@ -118,8 +119,7 @@ pub struct Ledger {
     asked: VecDeque<HashPart>,
     served: BTreeMap<HashPart, Served>,
     served_order: VecDeque<HashPart>,
-    /// For [`crate::reconcile`]: digests of what builders said of the paths under a first byte, made when asked for.
-    pub(crate) digests: BTreeMap<(u16, u8), [u8; 16]>,
+    pub(crate) digests: Digests,
 }
 
 /// One builder and what of it may be evicted, oldest first. An element whose vote was pinned or is gone counts until popped.
@@ -200,6 +200,25 @@ impl Ledger {
             shelf.bytes += u64::from(evidence.bytes);
         }
         Insertion::New { evicted: self.evict(builder) }
+    }
+
+    /// Whether inserting it would change nothing: it is held, with a date if it has one.
+    pub fn knows(&self, evidence: &Evidence) -> bool {
+        self.votes(&evidence.hash_part).any(|vote| {
+            vote.builder == evidence.builder
+                && vote.facts.fingerprint == evidence.facts.fingerprint
+                && (vote.attested_at.is_some() || evidence.attested_at.is_none())
+        })
+    }
+
+    /// Whether anything was said of a path.
+    pub fn has_votes(&self, hash_part: &HashPart) -> bool {
+        self.paths.get(hash_part).is_some_and(|entry| !entry.records.is_empty())
+    }
+
+    /// Whether a path is kept for this reason.
+    pub fn is_pinned(&self, hash_part: &HashPart, pin: Pin) -> bool {
+        self.paths.get(hash_part).is_some_and(|entry| entry.pins & pin.bit() != 0)
     }
 
     /// Keeps the attestations of a path.
@@ -306,8 +325,8 @@ impl Ledger {
         Some(number)
     }
 
-    fn forget_digest(&mut self, builder: u16, hash_part: &HashPart) {
-        self.digests.remove(&(builder, crate::reconcile::first_byte(hash_part)));
+    fn forget_digest(&self, builder: u16, hash_part: &HashPart) {
+        self.digests.forget(builder, crate::reconcile::first_byte(hash_part));
     }
 
     /// Evicts this builder's oldest until it is within its bounds; pinned paths are passed over.

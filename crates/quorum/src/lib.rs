@@ -17,6 +17,7 @@
 
 pub mod closure;
 mod decision;
+mod digests;
 mod evidence;
 mod explain;
 mod ledger;

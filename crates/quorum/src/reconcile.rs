@@ -198,7 +198,7 @@ impl Shared {
 
 impl Ledger {
     /// Answers a query about builders that this peer may hear of.
-    pub fn answer(&mut self, admitted: &Shared, query: &Query) -> Answer {
+    pub fn answer(&self, admitted: &Shared, query: &Query) -> Answer {
         let shared = admitted.restricted_to(&query.builders);
         let digests = shared.digests();
         if digests != query.builders {
@@ -233,7 +233,7 @@ impl Ledger {
         self.items(shared, node).find(|(known, ..)| *known == item).map(|(_, builder, path)| (builder, path))
     }
 
-    fn content(&mut self, shared: &Shared, node: Node) -> Content {
+    fn content(&self, shared: &Shared, node: Node) -> Content {
         let few: Vec<Item> = self.items(shared, node).map(|(item, ..)| item).take(ITEMS_TOLD_MAX + 1).collect();
         if few.len() <= ITEMS_TOLD_MAX {
             return Content::Items(few);
@@ -270,7 +270,7 @@ impl Ledger {
         said.into_iter().map(|(builder, votes)| (builder, item(&builder, hash_part, &votes))).collect()
     }
 
-    fn node_digest(&mut self, shared: &Shared, node: Node) -> NodeDigest {
+    fn node_digest(&self, shared: &Shared, node: Node) -> NodeDigest {
         let mut hasher = Sha256::new();
         let mut empty = true;
         let digests = match node.depth {
@@ -288,7 +288,7 @@ impl Ledger {
     }
 
     /// Per builder, for the root and its children: over the digests of the first bytes under it, which are remembered.
-    fn digests_above(&mut self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
+    fn digests_above(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
         let (first, last) = node.bounds();
         let mut hashers = vec![(Sha256::new(), true); shared.builders.len()];
         for byte in first_byte(&first)..=first_byte(&last) {
@@ -310,12 +310,12 @@ impl Ledger {
     }
 
     /// Per builder, for nodes of at least a byte: over the items under it.
-    fn digests_below(&mut self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
+    fn digests_below(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
         let top = node.prefix.first().copied().unwrap_or(0);
         let numbers: Vec<Option<u16>> = shared.keys().map(|key| self.number_of(&key)).collect();
         if node.depth == 2 {
             let known = |number: &Option<u16>| match number {
-                Some(number) => self.digests.get(&(*number, top)).copied(),
+                Some(number) => self.digests.known(*number, top),
                 None => Some(NodeDigest::default()),
             };
             if let Some(known) = numbers.iter().map(known).collect::<Option<Vec<_>>>() {
@@ -335,7 +335,9 @@ impl Ledger {
             finished.map(|(hasher, empty)| if empty { NodeDigest::default() } else { short(hasher) }).collect();
         if node.depth == 2 {
             for (number, digest) in numbers.iter().zip(&digests) {
-                self.digests.extend(number.map(|number| ((number, top), *digest)));
+                if let Some(number) = number {
+                    self.digests.remember(*number, top, *digest);
+                }
             }
         }
         digests
@@ -403,7 +405,7 @@ pub enum Next {
 
 impl Session {
     /// Begins; send the query.
-    pub fn start(ledger: &mut Ledger, shared: Shared) -> (Self, Query) {
+    pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
         let root = (Node::ROOT, ledger.node_digest(&shared, Node::ROOT));
         let mut session = Self {
             shared,
@@ -418,7 +420,7 @@ impl Session {
     }
 
     /// Takes an answer. One that does not fit the query ends the session, incomplete.
-    pub fn answer(&mut self, ledger: &mut Ledger, answer: &Answer) -> Next {
+    pub fn answer(&mut self, ledger: &Ledger, answer: &Answer) -> Next {
         let fits = match answer {
             Answer::Builders(builders) => self.restart(ledger, builders),
             Answer::Nodes { answered, differing } => self.take(ledger, *answered, differing),
@@ -440,7 +442,7 @@ impl Session {
         Query { builders: self.shared.digests(), nodes: self.asked.clone() }
     }
 
-    fn restart(&mut self, ledger: &mut Ledger, builders: &[BuilderDigest]) -> bool {
+    fn restart(&mut self, ledger: &Ledger, builders: &[BuilderDigest]) -> bool {
         let fewer = self.shared.restricted_to(builders);
         if std::mem::replace(&mut self.restarted, true) || fewer == self.shared {
             return false;
@@ -450,7 +452,7 @@ impl Session {
         true
     }
 
-    fn take(&mut self, ledger: &mut Ledger, answered: u32, differing: &[(u32, Content)]) -> bool {
+    fn take(&mut self, ledger: &Ledger, answered: u32, differing: &[(u32, Content)]) -> bool {
         let asked = std::mem::take(&mut self.asked);
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);

@@ -4,14 +4,14 @@ mod attest;
 
 use super::emit;
 use crate::config::Config;
-use crate::quorum::{self, Imported, LedgerDb};
+use crate::quorum::{self, Imported, LedgerDb, LiveLedger, Scope, Stored};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use narmesh_protocol::{StorePath, attestation_file};
-use narmesh_quorum::{Ledger, LedgerLimits, Mode, Policy, Report, ReportScope};
-use narmesh_store::{NixStore, StoreLocation};
+use narmesh_quorum::{Mode, Report};
+use narmesh_store::{NixStore, Store as _, StoreLocation};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -86,10 +86,8 @@ pub(super) struct FileArguments {
 /// What every command on the ledger works with.
 struct Desk {
     settings: Settings,
-    policy: Policy,
-    db: LedgerDb,
     store: Arc<NixStore>,
-    ledger: Ledger,
+    ledger: LiveLedger,
 }
 
 /// Returns whether all is well: agreed, verified, built the same.
@@ -111,19 +109,20 @@ impl Desk {
         let own = settings.builder_public_key()?;
         let (policy, _) = settings.quorum.policy(own.as_ref())?;
         let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);
-        let db = match writing {
-            true => LedgerDb::open(state_dir, store_dir, false)?.0,
-            false => LedgerDb::open_existing(state_dir, store_dir)?,
-        };
+        if !writing {
+            // Not made by who only looks.
+            LedgerDb::open_existing(state_dir, store_dir)?;
+        }
         let location = StoreLocation {
             store_dir: store_dir.clone(),
             real_dir: settings.store.real_dir.clone(),
             state_dir: settings.store.state_dir.clone(),
         };
         let store = NixStore::open(location).context("the Nix store")?;
-        let mut ledger = db.load(LedgerLimits::default())?;
-        LedgerDb::pin_held(&mut ledger, store.hash_parts());
-        Ok(Self { settings, policy, db, store, ledger })
+        let held = Arc::clone(&store);
+        let ledger = LiveLedger::new(state_dir, store_dir, policy, Box::new(move |part| held.contains(part)));
+        ledger.catch_up()?;
+        Ok(Self { settings, store, ledger })
     }
 
     /// Also of links into the store, such as `./result`.
@@ -139,23 +138,13 @@ impl Desk {
 fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Result<bool> {
     let desk = Desk::open(config, false)?;
     let progress = progress("paths");
-    let now = quorum::now();
-    let report = match (&arguments.path, &arguments.closure) {
-        (Some(text), _) => {
-            let path = desk.path(text)?;
-            let members = quorum::members_of(&desk.store, &desk.db, std::slice::from_ref(&path))?;
-            Report::paths(&desk.policy, &desk.ledger, ReportScope::Path(path.to_string()), &members, now)
-        }
-        (None, Some(text)) => {
-            let root = desk.path(text)?;
-            let members = quorum::closure_members(&desk.store, &desk.db, &root, |count| tell(&progress, count))?;
-            Report::closure(&desk.policy, &desk.ledger, &root, &members, now)
-        }
-        (None, None) => {
-            let members = quorum::members_of(&desk.store, &desk.db, &desk.db.paths()?)?;
-            Report::paths(&desk.policy, &desk.ledger, ReportScope::All, &members, now)
-        }
+    let base_name = |text: &String| anyhow::Ok(desk.path(text)?.to_string());
+    let scope = match (&arguments.path, &arguments.closure) {
+        (Some(text), _) => Scope::Path(base_name(text)?),
+        (None, Some(text)) => Scope::Closure(base_name(text)?),
+        (None, None) => Scope::All,
     };
+    let report = quorum::survey(&desk.ledger, &desk.store, &scope, |count| tell(&progress, count))?;
     progress.finish_and_clear();
     match &arguments.html {
         Some(file) => {
@@ -169,10 +158,8 @@ fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Result<bool> {
 
 fn why(config: &Path, path: &str) -> anyhow::Result<bool> {
     let desk = Desk::open(config, false)?;
-    let path = desk.path(path)?;
-    let members = quorum::members_of(&desk.store, &desk.db, std::slice::from_ref(&path))?;
-    let scope = ReportScope::Path(path.to_string());
-    let report = Report::paths(&desk.policy, &desk.ledger, scope, &members, quorum::now());
+    let scope = Scope::Path(desk.path(path)?.to_string());
+    let report = quorum::survey(&desk.ledger, &desk.store, &scope, |_| ())?;
     let sentences = report.paths.iter().flat_map(|path| &path.sentences);
     emit(&sentences.map(|sentence| printable(sentence) + "\n").collect::<String>())?;
     Ok(report.agreed)
@@ -181,19 +168,20 @@ fn why(config: &Path, path: &str) -> anyhow::Result<bool> {
 fn export(config: &Path, arguments: &ExportArguments) -> anyhow::Result<bool> {
     let desk = Desk::open(config, false)?;
     let hash_part = arguments.path.as_deref().map(|text| desk.path(text)).transpose()?.map(|path| path.hash_part());
-    let store_dir = desk.db.store_dir();
+    let store_dir = desk.ledger.store_dir();
     let mut text = attestation_file::header(store_dir);
     let mut count = 0;
     let mut file = arguments.output.as_ref().map(File::create).transpose()?.map(BufWriter::new);
     let mut failed = None;
-    desk.db.attestations(hash_part.as_ref(), |stored| {
+    let mut each = |stored: Stored| {
         count += 1;
         text.push_str(&attestation_file::line(store_dir, &stored.key, &stored.attestation));
         if text.len() > 1 << 20 {
             failed = failed.take().or_else(|| write_out(file.as_mut(), &text).err());
             text.clear();
         }
-    })?;
+    };
+    desk.ledger.on_disk(|db| db.attestations(hash_part.as_ref(), &mut each))?;
     failed.map_or(Ok(()), Err)?;
     write_out(file.as_mut(), &text)?;
     if let (Some(mut file), Some(name)) = (file, &arguments.output) {
@@ -208,13 +196,13 @@ fn write_out(file: Option<&mut BufWriter<File>>, text: &str) -> anyhow::Result<(
 }
 
 fn import(config: &Path, file: &Path) -> anyhow::Result<bool> {
-    let mut desk = Desk::open(config, true)?;
+    let desk = Desk::open(config, true)?;
     if !desk.settings.quorum.has_builders() {
         bail!("no [[builder]] in {}: nobody's attestations count, so none are kept", config.display());
     }
     let reader = BufReader::new(File::open(file).with_context(|| file.display().to_string())?);
     let bar = progress("lines");
-    let imported = quorum::import(reader, &desk.db, &mut desk.ledger, &desk.policy, |count| tell(&bar, count))?;
+    let imported = quorum::import(reader, &desk.ledger, |count| tell(&bar, count))?;
     bar.finish_and_clear();
     let Imported { lines, new, strangers, .. } = &imported;
     emit(&format!("{lines} attestations: {new} new, {strangers} by keys that are no [[builder]]\n"))?;

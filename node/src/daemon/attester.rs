@@ -1,13 +1,11 @@
 //! Attests what this machine builds, as it builds it, on a thread of its own.
 
-use crate::quorum::{LedgerDb, LedgerDbError, OwnBuilds};
+use crate::quorum::{LiveLedger, OwnBuilds};
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
-use narmesh_quorum::{Ledger, LedgerLimits};
-use narmesh_store::{NixStore, Store as _, Watcher};
+use narmesh_store::{NixStore, Watcher};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -39,17 +37,21 @@ struct Work {
 
 impl Attester {
     /// Begins with all that is in the store. Without a key it waits for one.
-    pub(super) fn start(store: &Arc<NixStore>, state_dir: &Path, key: Option<NixSecretKey>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        store: &Arc<NixStore>,
+        ledger: &Arc<LiveLedger>,
+        key: Option<NixSecretKey>,
+    ) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::default());
         let told = Arc::clone(&shared);
         let watcher = store.watch(Box::new(move |change| {
             told.work.lock().pending.extend(change.added);
             told.changed.notify_one();
         }))?;
-        let (store, state_dir, working) = (Arc::clone(store), state_dir.to_owned(), Arc::clone(&shared));
+        let (store, ledger, working) = (Arc::clone(store), Arc::clone(ledger), Arc::clone(&shared));
         let thread = thread::Builder::new()
             .name("attester".to_owned())
-            .spawn(move || working.run(&store, &state_dir))
+            .spawn(move || working.run(&store, &ledger))
             .context("the attester's thread")?;
         let attester = Self { shared, _watcher: watcher, thread: Some(thread) };
         attester.set_key(key);
@@ -82,8 +84,7 @@ impl Drop for Attester {
 }
 
 impl Shared {
-    fn run(&self, store: &NixStore, state_dir: &Path) {
-        let mut open = None;
+    fn run(&self, store: &NixStore, ledger: &LiveLedger) {
         let mut attested_with: Option<NixPublicKey> = None;
         loop {
             let mut work = self.work.lock();
@@ -102,7 +103,7 @@ impl Shared {
                 self.changed.wait(&mut work);
             };
             drop(work);
-            match attest(&mut open, store, state_dir, &key, &pending) {
+            match (OwnBuilds { store, ledger, key: &key }).attest(pending.iter().copied()) {
                 Ok(attested) => {
                     if attested > 0 {
                         tracing::info!(attested, "attested what was built here");
@@ -111,8 +112,6 @@ impl Shared {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "what was built here cannot be attested now");
-                    // Opened again, so that memory and file agree.
-                    open = None;
                     let mut work = self.work.lock();
                     work.pending.extend(pending);
                     if !work.stopping {
@@ -122,32 +121,4 @@ impl Shared {
             }
         }
     }
-}
-
-fn attest(
-    open: &mut Option<(LedgerDb, Ledger)>,
-    store: &NixStore,
-    state_dir: &Path,
-    key: &NixSecretKey,
-    hash_parts: &BTreeSet<HashPart>,
-) -> anyhow::Result<usize> {
-    if open.is_none() {
-        *open = Some(open_ledger(store, state_dir)?);
-    }
-    let Some((db, ledger)) = open else { return Ok(0) };
-    // Before they are attested: what is here is never evicted.
-    LedgerDb::pin_held(ledger, hash_parts.iter().copied());
-    Ok(OwnBuilds { store, db, key }.attest(ledger, hash_parts.iter().copied())?)
-}
-
-fn open_ledger(store: &NixStore, state_dir: &Path) -> Result<(LedgerDb, Ledger), LedgerDbError> {
-    let (db, moved_to) = LedgerDb::open(state_dir, store.store_dir(), true)?;
-    if let Some(moved_to) = moved_to {
-        tracing::warn!(
-            moved_to = %moved_to.display(),
-            "the attestations could not be read and were moved aside: those that come again count as first stored then"
-        );
-    }
-    let ledger = db.load(LedgerLimits::default())?;
-    Ok((db, ledger))
 }

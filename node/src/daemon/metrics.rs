@@ -69,7 +69,8 @@ impl Collector for Gauges {
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
-        if let Some(verdicts) = self.verdicts.lock().clone() {
+        let verdicts = self.verdicts.lock().as_ref().map(|found| found.by_state.clone());
+        if let Some(verdicts) = verdicts {
             encode_verdicts(&mut encoder, &verdicts)?;
         }
         encode_misdeeds(&mut encoder, &peers)

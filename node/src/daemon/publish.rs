@@ -1,6 +1,7 @@
 //! From the store to the mesh: what the offer says may leave is told to the gossip core, and stale answers are dropped.
 
 use crate::mesh::MeshHandle;
+use crate::quorum::LiveLedger;
 use crate::resolver::Resolver;
 use narmesh_gossip::PathChange;
 use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};
@@ -48,4 +49,10 @@ pub(super) fn drop_stale_answers(store: &Arc<NixStore>, resolver: &Arc<Resolver>
             resolver.store_changed(parts);
         }
     }))
+}
+
+/// What the store holds is not evicted from the ledger, as long as the watcher lives.
+pub(super) fn keep_what_is_held(store: &Arc<NixStore>, ledger: &Arc<LiveLedger>) -> Result<Watcher, StoreError> {
+    let ledger = Arc::clone(ledger);
+    store.watch(Box::new(move |change| ledger.store_changed(&change.added, &change.removed)))
 }

@@ -1,10 +1,11 @@
 //! Attesting what this machine built itself.
 
-use super::db::{LedgerDb, LedgerDbError, Stored, on_disk_bytes};
+use super::db::{LedgerDbError, Stored, on_disk_bytes};
+use super::live::LiveLedger;
 use super::members::statement_of;
 use super::now;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
-use narmesh_quorum::{Evidence, Ledger};
+use narmesh_quorum::Evidence;
 use narmesh_store::{NixStore, PathInfo, Store as _, StoreError};
 
 /// Attestations signed before they are written.
@@ -16,7 +17,7 @@ pub struct OwnBuilds<'a> {
     /// The store.
     pub store: &'a NixStore,
     /// Where they go.
-    pub db: &'a LedgerDb,
+    pub ledger: &'a LiveLedger,
     /// The builder key.
     pub key: &'a NixSecretKey,
 }
@@ -34,27 +35,23 @@ pub enum AttestError {
 
 impl OwnBuilds<'_> {
     /// Attests those of `hash_parts` that were built here and are not yet attested as they are. Gives how many were.
-    pub fn attest(
-        &self,
-        ledger: &mut Ledger,
-        hash_parts: impl IntoIterator<Item = HashPart>,
-    ) -> Result<usize, AttestError> {
+    pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, AttestError> {
         let (mut attested, mut batch) = (0, Vec::new());
         for hash_part in hash_parts {
             let Some(info) = self.store.path_info(&hash_part)? else { continue };
-            if let Some(made) = self.attestation(ledger, &info) {
+            if let Some(made) = self.attestation(&info) {
                 batch.push(made);
             }
             if batch.len() >= BATCH {
-                attested += self.db.take(ledger, &batch, now())?;
+                attested += self.ledger.take(&batch, now())?.new;
                 batch.clear();
             }
         }
-        Ok(attested + self.db.take(ledger, &batch, now())?)
+        Ok(attested + self.ledger.take(&batch, now())?.new)
     }
 
     /// Neither derivations nor sources nor what is its own content address, and nothing that was not built here.
-    fn attestation(&self, ledger: &Ledger, info: &PathInfo) -> Option<(Stored, Evidence)> {
+    fn attestation(&self, info: &PathInfo) -> Option<(Stored, Evidence)> {
         let store_dir = self.store.store_dir();
         if !info.ultimate || info.nar_size == 0 || info.path.is_derivation() || info.content_address.is_some() {
             return None;
@@ -64,7 +61,7 @@ impl OwnBuilds<'_> {
         let fingerprint = narmesh_quorum::FingerprintDigest::of(store_dir, &statement);
         let own = BuilderKey(public.bytes());
         let said = |vote: narmesh_quorum::Vote| vote.builder == own && vote.facts.fingerprint == fingerprint;
-        if ledger.votes(&info.path.hash_part()).any(said) {
+        if self.ledger.read(|ledger| ledger.votes(&info.path.hash_part()).any(said)) {
             return None;
         }
         let references_bytes = info.references.iter().map(|path| 34 + path.name().len()).sum();

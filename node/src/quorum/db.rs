@@ -8,9 +8,7 @@
 
 use crate::database_file::{Empty, OpenError, make_directory, prepare, remove_siblings, set_aside};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NarHash, NixPublicKey, Statement, StoreDir, StorePath};
-use narmesh_quorum::{
-    Evicted, Evidence, Facts, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Served, WallMs,
-};
+use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, Served, WallMs};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use std::io;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -56,6 +54,9 @@ pub struct Stored {
     /// The attestation.
     pub attestation: Attestation,
 }
+
+/// A statement, and when it was first stored here, if that is on record.
+pub type FirstStored = (Evidence, Option<WallMs>);
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -168,65 +169,52 @@ impl LedgerDb {
         Ok(Self { connection, path: path.to_owned(), store_dir: store_dir.clone() })
     }
 
-    /// Everything, in the order of first storing, into a ledger.
-    pub fn load(&self, limits: LedgerLimits) -> Result<Ledger, LedgerDbError> {
-        let mut ledger = Ledger::new(limits);
-        for served in self.served()? {
-            ledger.note_served(served);
-        }
+    /// The attestations that were stored after the row of number `after`, in the order of first storing, at most `rows_max` of
+    /// them; and the number of the last. Rows of this and of other processes alike.
+    pub fn stored_after(&self, after: i64, rows_max: usize) -> Result<(Vec<FirstStored>, i64), LedgerDbError> {
         self.run(|connection| {
-            let mut select = connection.prepare(
-                "SELECT b.key, s.hash_part, s.fingerprint, s.nar_hash, s.nar_size, v.attested_at_ms, v.stored_at_ms,
+            let mut select = connection.prepare_cached(
+                "SELECT v.id, b.key, s.hash_part, s.fingerprint, s.nar_hash, s.nar_size, v.attested_at_ms, v.stored_at_ms,
                         length(s.refs) FROM votes v JOIN statements s ON s.id = v.statement
-                 JOIN builders b ON b.id = v.builder ORDER BY v.id",
+                 JOIN builders b ON b.id = v.builder WHERE v.id > ?1 ORDER BY v.id LIMIT ?2",
             )?;
-            let mut rows = select.query(())?;
+            let mut rows = select.query(params![after, i64::try_from(rows_max).unwrap_or(i64::MAX)])?;
+            let (mut found, mut last) = (Vec::new(), after);
             while let Some(row) = rows.next()? {
+                last = row.get(0)?;
                 let facts = Facts {
-                    fingerprint: FingerprintDigest(row.get(2)?),
-                    nar_hash: NarHash(row.get(3)?),
-                    nar_size: row.get::<_, i64>(4)?.cast_unsigned(),
+                    fingerprint: FingerprintDigest(row.get(3)?),
+                    nar_hash: NarHash(row.get(4)?),
+                    nar_size: row.get::<_, i64>(5)?.cast_unsigned(),
                 };
                 let evidence = Evidence::recorded(
-                    BuilderKey(row.get(0)?),
-                    HashPart(row.get(1)?),
+                    BuilderKey(row.get(1)?),
+                    HashPart(row.get(2)?),
                     facts,
-                    wall(row.get(5)?),
-                    on_disk_bytes(row.get::<_, i64>(7)?.try_into().unwrap_or(0)),
+                    wall(row.get(6)?),
+                    on_disk_bytes(row.get::<_, i64>(8)?.try_into().unwrap_or(0)),
                 );
-                // What is over its bounds in memory goes from the file with the next change.
-                drop(ledger.insert(&evidence, wall(row.get(6)?)));
+                found.push((evidence, wall(row.get(7)?)));
             }
-            Ok(())
-        })?;
-        Ok(ledger)
+            Ok((found, last))
+        })
     }
 
-    /// Takes verified attestations into ledger and file, in one transaction. Gives how many were new.
-    pub fn take(
-        &self,
-        ledger: &mut Ledger,
-        verified: &[(Stored, Evidence)],
-        at: WallMs,
-    ) -> Result<usize, LedgerDbError> {
+    /// Stores verified attestations that are not stored yet, in one transaction.
+    pub fn store(&self, verified: &[&(Stored, Evidence)], at: WallMs) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            let mut new = 0;
-            for (stored, evidence) in verified {
-                match ledger.insert(evidence, Some(at)) {
-                    Insertion::New { evicted } => {
-                        insert(&transaction, stored, evidence, at)?;
-                        for gone in evicted {
-                            delete(&transaction, &gone)?;
-                        }
-                        new += 1;
-                    }
-                    Insertion::Upgraded => upgrade(&transaction, stored, evidence)?,
-                    Insertion::Known | Insertion::EnoughStatements | Insertion::TooManyBuilders => {}
-                }
-            }
-            transaction.commit()?;
-            Ok(new)
+            verified.iter().try_for_each(|(stored, evidence)| insert(&transaction, stored, evidence, at))?;
+            transaction.commit()
+        })
+    }
+
+    /// Removes attestations, in one transaction.
+    pub fn remove(&self, gone: &[Evicted]) -> Result<(), LedgerDbError> {
+        self.run(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            gone.iter().try_for_each(|gone| delete(&transaction, gone))?;
+            transaction.commit()
         })
     }
 
@@ -273,22 +261,24 @@ impl LedgerDb {
         })
     }
 
-    /// Notes what our Nix got.
-    pub fn note_served(&self, ledger: &mut Ledger, served: Served) -> Result<(), LedgerDbError> {
+    /// Notes what our Nix got, in one transaction.
+    pub fn note_served(&self, served: &[Served]) -> Result<(), LedgerDbError> {
         self.run(|connection| {
-            connection
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO served (hash_part, path, fingerprint, at_ms) VALUES (?1, ?2, ?3, ?4)",
-                )?
-                .execute(params![
-                    served.path.hash_part().0,
-                    served.path.to_string(),
-                    served.fingerprint.0,
-                    served.at.0.cast_signed()
-                ])
-        })?;
-        ledger.note_served(served);
-        Ok(())
+            let transaction = connection.unchecked_transaction()?;
+            for served in served {
+                transaction
+                    .prepare_cached(
+                        "INSERT OR REPLACE INTO served (hash_part, path, fingerprint, at_ms) VALUES (?1, ?2, ?3, ?4)",
+                    )?
+                    .execute(params![
+                        served.path.hash_part().0,
+                        served.path.to_string(),
+                        served.fingerprint.0,
+                        served.at.0.cast_signed()
+                    ])?;
+            }
+            transaction.commit()
+        })
     }
 
     /// Another number after each change by another connection.
@@ -301,12 +291,8 @@ impl LedgerDb {
         &self.store_dir
     }
 
-    /// Pins what the caller's store holds, so that nothing of it is evicted.
-    pub fn pin_held(ledger: &mut Ledger, held: impl IntoIterator<Item = HashPart>) {
-        held.into_iter().for_each(|hash_part| ledger.pin(hash_part, Pin::Held));
-    }
-
-    fn served(&self) -> Result<Vec<Served>, LedgerDbError> {
+    /// What our Nix got, in the order of time.
+    pub fn served(&self) -> Result<Vec<Served>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT path, fingerprint, at_ms FROM served ORDER BY at_ms")?;
             let rows = select.query_map((), |row| {
@@ -352,6 +338,19 @@ fn insert(connection: &Connection, stored: &Stored, evidence: &Evidence, at: Wal
             statement.nar_size.cast_signed(),
             references,
         ])?;
+    // A bare signature that gets its date goes in as a new row, with the old time of first storing: other processes look for new
+    // rows.
+    let known: Option<(i64, Option<i64>)> = connection
+        .prepare_cached(
+            "SELECT id, stored_at_ms FROM votes WHERE builder = (SELECT id FROM builders WHERE key = ?1)
+             AND statement = (SELECT id FROM statements WHERE fingerprint = ?2) AND dated_signature IS NULL",
+        )?
+        .query_row(params![key.bytes(), evidence.facts().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if let Some((id, _)) = known {
+        connection.prepare_cached("DELETE FROM votes WHERE id = ?1")?.execute([id])?;
+    }
+    let stored_at = known.map_or(Some(at.0.cast_signed()), |(_, stored_at)| stored_at);
     connection
         .prepare_cached(
             "INSERT OR IGNORE INTO votes (builder, statement, stored_at_ms, attested_at_ms, nix_signature, dated_signature)
@@ -361,25 +360,7 @@ fn insert(connection: &Connection, stored: &Stored, evidence: &Evidence, at: Wal
         .execute(params![
             key.bytes(),
             evidence.facts().fingerprint.0,
-            at.0.cast_signed(),
-            attestation.attested_at_ms.cast_signed(),
-            attestation.nix_signature,
-            attestation.dated_signature,
-        ])?;
-    Ok(())
-}
-
-fn upgrade(connection: &Connection, stored: &Stored, evidence: &Evidence) -> rusqlite::Result<()> {
-    let attestation = &stored.attestation;
-    connection
-        .prepare_cached(
-            "UPDATE votes SET attested_at_ms = ?3, nix_signature = ?4, dated_signature = ?5
-             WHERE builder = (SELECT id FROM builders WHERE key = ?1)
-             AND statement = (SELECT id FROM statements WHERE fingerprint = ?2)",
-        )?
-        .execute(params![
-            stored.key.bytes(),
-            evidence.facts().fingerprint.0,
+            stored_at,
             attestation.attested_at_ms.cast_signed(),
             attestation.nix_signature,
             attestation.dated_signature,

@@ -1,9 +1,10 @@
 //! Attestations out of a text file, verified on all cores.
 
-use super::db::{LedgerDb, LedgerDbError, Stored, on_disk_bytes};
+use super::db::{LedgerDbError, Stored, on_disk_bytes};
+use super::live::LiveLedger;
 use super::now;
 use narmesh_protocol::{StoreDir, attestation_file};
-use narmesh_quorum::{Evidence, Ledger, Policy};
+use narmesh_quorum::{Evidence, Policy};
 use std::io::{self, BufRead, Read as _};
 use std::num::NonZeroUsize;
 use std::thread;
@@ -101,16 +102,11 @@ pub fn read_file(
     }
 }
 
-/// Imports what the builders of `policy` attest.
-pub fn import(
-    reader: impl BufRead,
-    db: &LedgerDb,
-    ledger: &mut Ledger,
-    policy: &Policy,
-    progress: impl FnMut(usize),
-) -> Result<Imported, ImportError> {
-    let at = now();
-    read_file(reader, Some(db.store_dir()), Some(policy), progress, |verified| db.take(ledger, verified, at))
+/// Imports what the builders of the ledger's policy attest.
+pub fn import(reader: impl BufRead, ledger: &LiveLedger, progress: impl FnMut(usize)) -> Result<Imported, ImportError> {
+    let (at, policy) = (now(), ledger.policy());
+    let take = |verified: &[_]| Ok(ledger.take(verified, at)?.new);
+    read_file(reader, Some(ledger.store_dir()), Some(&policy), progress, take)
 }
 
 enum Judged {

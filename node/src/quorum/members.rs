@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const CLOSURE_MAX: usize = 1 << 20;
 
 /// A path as the store has it; if it has not, with the references that are attested of it, all together.
-pub fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
+fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
     let info = store.path_info(&path.hash_part()).context("the Nix store")?;
     if let Some(info) = info.filter(|info| info.path == *path) {
         return Ok(Some(held_member(store, &info)));
@@ -34,14 +34,14 @@ pub fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Resu
 }
 
 /// A path, even if nothing is known of it.
-pub fn members_of(store: &NixStore, db: &LedgerDb, paths: &[StorePath]) -> anyhow::Result<Vec<Member>> {
+pub(super) fn members_of(store: &NixStore, db: &LedgerDb, paths: &[StorePath]) -> anyhow::Result<Vec<Member>> {
     let unknown =
         |path: &StorePath| Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
     paths.iter().map(|path| Ok(member(store, db, path)?.unwrap_or_else(|| unknown(path)))).collect()
 }
 
 /// A path and what it needs, as far as that is known here. `progress` hears how many there are so far.
-pub fn closure_members(
+pub(super) fn closure_members(
     store: &NixStore,
     db: &LedgerDb,
     root: &StorePath,

@@ -3,7 +3,7 @@
 use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
 use anyhow::{Context as _, ensure};
-use narmesh::quorum::{LedgerDb, import};
+use narmesh::quorum::{LiveLedger, import};
 use narmesh_protocol::{
     Attestation, BuilderKey, HashPart, NarHash, NixSecretKey, Statement, StoreDir, StorePath, attestation_file,
 };
@@ -169,14 +169,14 @@ fn verdicts(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
 /// Bytes of all messages of a comparison, and of the attestations that one side lacks.
 fn reconcile(missing_every: Option<u32>) -> anyhow::Result<(f64, f64)> {
     let lacks = |number: u32| missing_every.is_some_and(|every| number.is_multiple_of(every));
-    let (mut ours, mut theirs) = (filled(SHARED_PATHS, lacks)?, filled(SHARED_PATHS, |_| false)?);
+    let (ours, theirs) = (filled(SHARED_PATHS, lacks)?, filled(SHARED_PATHS, |_| false)?);
     let shared = Shared::new(policy()?.keys());
-    let (mut session, mut query) = Session::start(&mut ours, shared.clone());
+    let (mut session, mut query) = Session::start(&ours, shared.clone());
     let mut bytes = 0;
     let found = loop {
         let answer = theirs.answer(&shared, &query);
         bytes += query.encode()?.len() + answer.encode()?.len();
-        match session.answer(&mut ours, &answer) {
+        match session.answer(&ours, &answer) {
             Next::Ask(next) => query = next,
             Next::Done(found) => break found,
         }
@@ -230,13 +230,13 @@ fn imports(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     for round in 1..=bench.rounds {
         crate::progress(&format!("quorum/import: round {round} of {}", bench.rounds));
         let dir = bench.scratch.subdir("quorum")?;
-        let (db, _) = LedgerDb::open(dir.path(), &store_dir()?, false)?;
-        let mut ledger = Ledger::new(LedgerLimits::default());
+        let ledger = LiveLedger::new(dir.path(), &store_dir()?, policy.clone(), Box::new(|_| false));
+        ledger.catch_up()?;
         let started = Instant::now();
-        let imported = import(text.as_bytes(), &db, &mut ledger, &policy, |_| ())?;
+        let imported = import(text.as_bytes(), &ledger, |_| ())?;
         ours.push(attestations.len() as f64 / started.elapsed().as_secs_f64());
         ensure!(imported.new == attestations.len(), "{imported:?}");
-        drop(db);
+        drop(ledger);
         let size = fs::metadata(dir.join("quorum.sqlite"))?.len();
         on_disk.push(size as f64 / attestations.len() as f64);
         let started = Instant::now();

@@ -13,7 +13,7 @@ fn shared() -> Shared {
 }
 
 /// What was found, bytes both ways, and round trips.
-fn compare(asker: &mut Ledger, ours: Shared, answerer: &mut Ledger, theirs: &Shared) -> (Difference, usize, usize) {
+fn compare(asker: &Ledger, ours: Shared, answerer: &Ledger, theirs: &Shared) -> (Difference, usize, usize) {
     let (mut session, mut query) = Session::start(asker, ours);
     let (mut bytes, mut rounds) = (0, 0);
     loop {
@@ -47,8 +47,8 @@ fn found(difference: &Difference, answerer: &Ledger) -> BTreeSet<String> {
 
 #[test]
 fn a_hundred_thousand_known_on_both_sides_cost_under_a_kilobyte() {
-    let (mut one, mut two) = (filled(100_000, |_| false), filled(100_000, |_| false));
-    let (difference, bytes, rounds) = compare(&mut one, shared(), &mut two, &shared());
+    let (one, two) = (filled(100_000, |_| false), filled(100_000, |_| false));
+    let (difference, bytes, rounds) = compare(&one, shared(), &two, &shared());
     assert!(difference.complete && difference.theirs.is_empty() && difference.ours.is_empty());
     assert!(bytes < 1_000 && rounds == 1, "{bytes} bytes, {rounds} round trips");
 }
@@ -56,8 +56,8 @@ fn a_hundred_thousand_known_on_both_sides_cost_under_a_kilobyte() {
 #[test]
 fn a_difference_costs_in_proportion() {
     for (count, missing) in [(1u32, 50_000u32), (1_000, 100), (10_000, 10)] {
-        let (mut one, mut two) = (filled(100_000, |number| number % missing == 7), filled(100_000, |_| false));
-        let (difference, bytes, _) = compare(&mut one, shared(), &mut two, &shared());
+        let (one, two) = (filled(100_000, |number| number % missing == 7), filled(100_000, |_| false));
+        let (difference, bytes, _) = compare(&one, shared(), &two, &shared());
         let found = found(&difference, &two).len();
         assert!(difference.complete && difference.ours.is_empty());
         assert!((found as u32).abs_diff(count) <= 1, "{found} of {count}");
@@ -69,8 +69,8 @@ fn a_difference_costs_in_proportion() {
 
 #[test]
 fn nothing_known_on_one_side_names_everything_once() {
-    for (mut one, mut two) in [(ledger(), filled(20_000, |_| false)), (filled(20_000, |_| false), ledger())] {
-        let (difference, bytes, _) = compare(&mut one, shared(), &mut two, &shared());
+    for (one, two) in [(ledger(), filled(20_000, |_| false)), (filled(20_000, |_| false), ledger())] {
+        let (difference, bytes, _) = compare(&one, shared(), &two, &shared());
         assert!(difference.complete);
         assert_eq!(difference.theirs.len() + difference.ours.len(), 20_000);
         assert!(bytes < 20_000 * 32, "{bytes}");
@@ -79,9 +79,9 @@ fn nothing_known_on_one_side_names_everything_once() {
 
 #[test]
 fn only_builders_that_both_know_and_admit_are_compared() {
-    let (mut one, mut two) = (filled(1_000, |_| false), filled(1_000, |number| number % 5 == 4));
+    let (one, two) = (filled(1_000, |_| false), filled(1_000, |number| number % 5 == 4));
     let fewer = Shared::new(["a", "b", "x"].map(key));
-    let (difference, bytes, rounds) = compare(&mut one, shared(), &mut two, &fewer);
+    let (difference, bytes, rounds) = compare(&one, shared(), &two, &fewer);
     assert!(difference.complete && difference.theirs.is_empty() && difference.ours.is_empty());
     assert_eq!((difference.builders.len(), rounds), (2, 2));
     assert!(bytes < 1_000);
@@ -96,10 +96,10 @@ fn void_votes_are_equal_whatever_they_are_made_of_and_bare_signatures_stay_at_ho
         }
     }
     one.insert(&signs("b", &path(1), result('1')), None);
-    let (difference, _, rounds) = compare(&mut one, shared(), &mut two, &shared());
+    let (difference, _, rounds) = compare(&one, shared(), &two, &shared());
     assert_eq!((rounds, difference.theirs.len(), difference.ours.len()), (1, 0, 0));
     two.insert(&says("c", &path(1), result('1')), None);
-    let (difference, ..) = compare(&mut one, shared(), &mut two, &shared());
+    let (difference, ..) = compare(&one, shared(), &two, &shared());
     assert_eq!(difference.theirs.len(), 1);
 }
 
@@ -107,16 +107,16 @@ fn void_votes_are_equal_whatever_they_are_made_of_and_bare_signatures_stay_at_ho
 fn what_is_inserted_and_evicted_later_counts() {
     let (mut one, mut two) = (filled(1_000, |_| false), filled(1_000, |_| false));
     for number in 0..50 {
-        assert!(compare(&mut one, shared(), &mut two, &shared()).0.theirs.is_empty());
+        assert!(compare(&one, shared(), &two, &shared()).0.theirs.is_empty());
         two.insert(&says("a", &path(5_000 + number), result('1')), None);
-        assert_eq!(compare(&mut one, shared(), &mut two, &shared()).0.theirs.len(), 1);
+        assert_eq!(compare(&one, shared(), &two, &shared()).0.theirs.len(), 1);
         one.insert(&says("a", &path(5_000 + number), result('1')), None);
     }
 }
 
 #[test]
 fn an_answer_that_fits_no_query_ends_the_session() {
-    let mut one = filled(1_000, |_| false);
+    let one = filled(1_000, |_| false);
     let node_answers = [
         Answer::Nodes { answered: 0, differing: Vec::new() },
         Answer::Nodes { answered: 2, differing: Vec::new() },
@@ -125,22 +125,22 @@ fn an_answer_that_fits_no_query_ends_the_session() {
         Answer::Builders(shared_digests(5)),
     ];
     for answer in node_answers {
-        let (mut session, _) = Session::start(&mut one, shared());
-        let Next::Done(difference) = session.answer(&mut one, &answer) else { panic!("{answer:?}") };
+        let (mut session, _) = Session::start(&one, shared());
+        let Next::Done(difference) = session.answer(&one, &answer) else { panic!("{answer:?}") };
         assert!(!difference.complete, "{answer:?}");
     }
 }
 
 fn shared_digests(count: usize) -> Vec<narmesh_quorum::reconcile::BuilderDigest> {
-    let mut ledger = ledger();
-    let (_, query) = Session::start(&mut ledger, Shared::new(BUILDERS.map(key).into_iter().take(count)));
+    let ledger = ledger();
+    let (_, query) = Session::start(&ledger, Shared::new(BUILDERS.map(key).into_iter().take(count)));
     query.builders
 }
 
 #[test]
 fn a_liar_that_always_differs_is_left_in_the_end() {
-    let mut one = filled(100_000, |_| false);
-    let (mut session, mut query) = Session::start(&mut one, shared());
+    let one = filled(100_000, |_| false);
+    let (mut session, mut query) = Session::start(&one, shared());
     let mut rounds = 0;
     loop {
         let liar = |number| (number, Content::Children(Box::new([[7; 16]; 16])));
@@ -148,7 +148,7 @@ fn a_liar_that_always_differs_is_left_in_the_end() {
         let answer = Answer::Nodes { answered, differing: (0..answered).map(liar).collect() };
         assert!(query.encode().is_ok());
         rounds += 1;
-        match session.answer(&mut one, &answer) {
+        match session.answer(&one, &answer) {
             Next::Ask(next) => query = next,
             Next::Done(difference) => {
                 assert!(!difference.complete);
@@ -179,7 +179,7 @@ proptest! {
         only_one.iter().for_each(|pair| insert(&mut one, *pair));
         only_two.iter().for_each(|pair| insert(&mut two, *pair));
         let name = |(builder, number): &(usize, u32)| format!("{} {}", key(BUILDERS[*builder]), path(*number).hash_part());
-        let (difference, ..) = compare(&mut one, shared(), &mut two, &shared());
+        let (difference, ..) = compare(&one, shared(), &two, &shared());
         prop_assert!(difference.complete);
         let ours: BTreeSet<String> = difference.ours.iter().map(|(builder, path)| format!("{builder} {path}")).collect();
         prop_assert_eq!(ours, only_one.iter().map(name).collect::<BTreeSet<_>>());

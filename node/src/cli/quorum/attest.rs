@@ -27,7 +27,7 @@ pub(in crate::cli) struct Arguments {
 
 /// Whether it was attested.
 pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
-    let mut desk = Desk::open(config, true)?;
+    let desk = Desk::open(config, true)?;
     let key =
         desk.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
     let path = desk.path(&arguments.path)?;
@@ -53,8 +53,8 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
     if !registered(&desk, &path)?.ultimate {
         bail!("Nix does not say that {path} was built here, even after building it again");
     }
-    let own = OwnBuilds { store: &desk.store, db: &desk.db, key: &key };
-    let new = own.attest(&mut desk.ledger, [path.hash_part()])?;
+    let own = OwnBuilds { store: &desk.store, ledger: &desk.ledger, key: &key };
+    let new = own.attest([path.hash_part()])?;
     let text = if new > 0 { "built again with the same result, and attested" } else { "attested already" };
     emit(&format!("{path}: {text} by {}\n", printable(key.name())))?;
     Ok(true)

@@ -1,9 +1,9 @@
 //! What is stored comes back, within bounds, after any end of the process.
 
 use super::*;
-use crate::quorum::{import, read_file};
+use crate::quorum::{LiveLedger, import, read_file};
 use narmesh_protocol::{NixSecretKey, attestation_file};
-use narmesh_quorum::{Builder, Policy, PolicyRules, Require};
+use narmesh_quorum::{Builder, LedgerLimits, Pin, Policy, PolicyRules, Require, Vote};
 use std::io::Write as _;
 
 fn store_dir() -> StoreDir {
@@ -31,11 +31,21 @@ fn said(seed: u8, number: u8, result: u8) -> (Stored, Evidence) {
     (Stored { key: public, attestation }, evidence)
 }
 
-fn open(dir: &Path) -> (LedgerDb, Ledger) {
+fn open(dir: &Path) -> LedgerDb {
     let (db, moved_to) = LedgerDb::open(dir, &store_dir(), false).unwrap();
     assert_eq!(moved_to, None);
-    let ledger = db.load(LedgerLimits::default()).unwrap();
-    (db, ledger)
+    db
+}
+
+/// A ledger over the files of a directory, as far as they are.
+fn live(dir: &Path) -> LiveLedger {
+    let ledger = LiveLedger::new(dir, &store_dir(), policy(1..=2), Box::new(|_| false));
+    ledger.catch_up().unwrap();
+    ledger
+}
+
+fn votes(ledger: &LiveLedger, number: u8) -> Vec<Vote> {
+    ledger.read(|ledger| ledger.votes(&path(number).hash_part()).collect())
 }
 
 fn rows(db: &LedgerDb, table: &str) -> i64 {
@@ -61,44 +71,67 @@ fn policy(seeds: std::ops::RangeInclusive<u8>) -> Policy {
 fn everything_comes_back_with_the_time_of_first_storing() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let (db, mut ledger) = open(dir.path());
-        assert_eq!(db.take(&mut ledger, &[said(1, 1, 1), said(2, 1, 1), said(1, 2, 3)], WallMs(5)).unwrap(), 3);
+        let ledger = live(dir.path());
+        let taken = ledger.take(&[said(1, 1, 1), said(2, 1, 1), said(1, 2, 3)], WallMs(5)).unwrap();
+        assert_eq!((taken.new, taken.known), (3, 0));
         // Again, later: neither a row nor the time changes.
-        assert_eq!(db.take(&mut ledger, &[said(1, 1, 1)], WallMs(9)).unwrap(), 0);
-        let served = Served { path: path(1), fingerprint: FingerprintDigest([1; 32]), at: WallMs(7) };
-        db.note_served(&mut ledger, served).unwrap();
+        let taken = ledger.take(&[said(1, 1, 1)], WallMs(9)).unwrap();
+        assert_eq!((taken.new, taken.known), (0, 1));
+        ledger.note_served(Served { path: path(1), fingerprint: FingerprintDigest([1; 32]), at: WallMs(7) });
+        ledger.flush().unwrap();
     }
-    let (db, ledger) = open(dir.path());
-    let votes: Vec<_> = ledger.votes(&path(1).hash_part()).collect();
-    assert_eq!(votes.len(), 2);
-    assert!(votes.iter().all(|vote| vote.stored_at == Some(WallMs(5)) && vote.attested_at == Some(WallMs(1_000))));
-    assert_eq!(ledger.served().count(), 1);
-    let mut stored = Vec::new();
-    db.attestations(Some(&path(2).hash_part()), |it| stored.push(it)).unwrap();
-    assert_eq!(stored, [said(1, 2, 3).0]);
+    let ledger = live(dir.path());
+    let found = votes(&ledger, 1);
+    assert_eq!(found.len(), 2);
+    assert!(found.iter().all(|vote| vote.stored_at == Some(WallMs(5)) && vote.attested_at == Some(WallMs(1_000))));
+    assert_eq!(ledger.read(|ledger| ledger.served().count()), 1);
+    assert_eq!(ledger.attestations(&path(2).hash_part()).unwrap(), [said(1, 2, 3).0]);
+    let db = open(dir.path());
     assert_eq!(db.statements(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0.attestation.statement]);
     assert_eq!(db.paths().unwrap(), [path(1), path(2)]);
 }
 
 #[test]
-fn what_is_evicted_goes_from_the_file() {
+fn what_is_evicted_goes_from_the_file_and_what_is_held_or_asked_for_stays() {
     let dir = tempfile::tempdir().unwrap();
-    let (db, _) = open(dir.path());
-    let mut ledger = Ledger::new(LedgerLimits { per_builder: 2, bytes_per_builder: 1 << 30 });
-    db.take(&mut ledger, &[said(2, 1, 1)], WallMs(1)).unwrap();
+    let is_held = Box::new(|part: &HashPart| *part == path(9).hash_part());
+    let limits = LedgerLimits { per_builder: 2, bytes_per_builder: 1 << 30 };
+    let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), is_held).bounded(limits);
+    ledger.take(&[said(2, 1, 1), said(1, 9, 1), said(1, 8, 1)], WallMs(1)).unwrap();
+    ledger.note_asked(path(8).hash_part());
+    ledger.flush().unwrap();
+    let mut evicted = 0;
     for number in 1..=5 {
-        db.take(&mut ledger, &[said(1, number, 1)], WallMs(1)).unwrap();
+        evicted += ledger.take(&[said(1, number, 1)], WallMs(1)).unwrap().evicted;
     }
-    assert_eq!((rows(&db, "votes"), rows(&db, "statements")), (3, 3));
+    let db = open(dir.path());
+    assert_eq!((evicted, rows(&db, "votes"), rows(&db, "statements")), (3, 5, 5));
     assert_eq!(db.statements(&path(1).hash_part()).unwrap().len(), 1, "another builder still says so");
-    assert_eq!(db.load(LedgerLimits::default()).unwrap().len(), ledger.len());
+    assert_eq!((votes(&ledger, 9).len(), votes(&ledger, 8).len(), votes(&ledger, 3).len()), (1, 1, 0));
+    assert_eq!(live(dir.path()).read(|read| read.len()), ledger.read(|read| read.len()));
+    // Once the store has lost it, it may go.
+    ledger.store_changed([], &[path(9).hash_part()]);
+    ledger.take(&[said(1, 6, 1), said(1, 7, 1)], WallMs(1)).unwrap();
+    assert_eq!((votes(&ledger, 9).len(), votes(&ledger, 8).len()), (0, 1));
+}
+
+#[test]
+fn what_the_configuration_names_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = LedgerLimits { per_builder: 1, bytes_per_builder: 1 << 30 };
+    let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).bounded(limits);
+    ledger.set_policy(policy(1..=2), [path(1).hash_part()]);
+    ledger.take(&[said(1, 1, 1), said(1, 2, 1), said(1, 3, 1)], WallMs(1)).unwrap();
+    assert_eq!((votes(&ledger, 1).len(), votes(&ledger, 2).len()), (1, 0));
+    ledger.set_policy(policy(1..=2), []);
+    assert!(!ledger.read(|ledger| ledger.is_pinned(&path(1).hash_part(), Pin::Configured)));
 }
 
 #[test]
 fn a_transaction_that_was_not_finished_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let (db, mut ledger) = open(dir.path());
-    db.take(&mut ledger, &[said(1, 1, 1)], WallMs(1)).unwrap();
+    live(dir.path()).take(&[said(1, 1, 1)], WallMs(1)).unwrap();
+    let db = open(dir.path());
     // As SIGKILL in the middle of a `take` leaves it: statements and builders written, no commit. A copy of the files is
     // what the next process finds.
     db.connection.execute_batch("BEGIN").unwrap();
@@ -109,25 +142,41 @@ fn a_transaction_that_was_not_finished_leaves_nothing() {
         let name = format!("{FILE_NAME}{suffix}");
         std::fs::copy(dir.path().join(&name), copy.path().join(&name)).unwrap();
     }
-    let (db, ledger) = open(copy.path());
-    assert_eq!((ledger.len(), rows(&db, "statements"), rows(&db, "builders")), (1, 1, 1));
+    let db = open(copy.path());
+    assert_eq!((rows(&db, "votes"), rows(&db, "statements"), rows(&db, "builders")), (1, 1, 1));
 }
 
 #[test]
-fn two_processes_write_in_turns() {
+fn two_processes_write_in_turns_and_each_sees_what_the_other_wrote() {
     let dir = tempfile::tempdir().unwrap();
-    let ((one, mut its), (two, mut others)) = (open(dir.path()), open(dir.path()));
+    let (one, two) = (live(dir.path()), live(dir.path()));
     for number in 1..=20 {
-        one.take(&mut its, &[said(1, number, 1)], WallMs(1)).unwrap();
-        two.take(&mut others, &[said(2, number, 1), said(1, number, 1)], WallMs(2)).unwrap();
+        one.take(&[said(1, number, 1)], WallMs(1)).unwrap();
+        let taken = two.take(&[said(2, number, 1), said(1, number, 1)], WallMs(2)).unwrap();
+        assert_eq!((taken.new, taken.known), (1, 1), "it caught up before it wrote");
     }
-    let ledger = one.load(LedgerLimits::default()).unwrap();
-    assert_eq!(ledger.len(), 40);
-    let stored_first = |vote: narmesh_quorum::Vote| vote.stored_at == Some(WallMs(1));
-    assert_eq!(
-        (1..=20).flat_map(|number| ledger.votes(&path(number).hash_part())).filter(|it| stored_first(*it)).count(),
-        20
-    );
+    let before = one.generation();
+    one.catch_up().unwrap();
+    assert!(one.generation() > before);
+    for ledger in [&one, &two] {
+        assert_eq!(ledger.read(|ledger| ledger.len()), 40);
+        let first_stored =
+            |number| votes(ledger, number).iter().filter(|vote| vote.stored_at == Some(WallMs(1))).count();
+        assert_eq!((1..=20).map(first_stored).sum::<usize>(), 20);
+    }
+    let generation = one.generation();
+    one.catch_up().unwrap();
+    assert_eq!(one.generation(), generation, "nothing is new");
+}
+
+#[test]
+fn a_statement_too_many_stays_neither_in_memory_nor_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = live(dir.path());
+    let all: Vec<_> = (1..=6).map(|result| said(1, 1, result)).collect();
+    let taken = ledger.take(&all, WallMs(1)).unwrap();
+    assert_eq!((taken.new, taken.enough_statements), (4, 2));
+    assert_eq!((votes(&ledger, 1).len(), rows(&open(dir.path()), "votes")), (4, 4));
 }
 
 #[test]
@@ -165,19 +214,18 @@ fn file(lines: &[(Stored, Evidence)]) -> Vec<u8> {
 #[test]
 fn an_import_takes_what_verifies_of_configured_builders() {
     let dir = tempfile::tempdir().unwrap();
-    let (db, mut ledger) = open(dir.path());
+    let ledger = live(dir.path());
     let mut forged = said(1, 9, 1);
     forged.0.attestation.attested_at_ms += 1;
     let mut text = file(&[said(1, 1, 1), said(2, 1, 1), said(3, 1, 1), forged]);
     writeln!(text, "# a comment\n\nnonsense").unwrap();
-    let policy = policy(1..=2);
-    let imported = import(text.as_slice(), &db, &mut ledger, &policy, |_| ()).unwrap();
+    let imported = import(text.as_slice(), &ledger, |_| ()).unwrap();
     assert_eq!((imported.lines, imported.new, imported.strangers, imported.verified, imported.bad), (5, 2, 1, 2, 2));
     assert!(imported.errors[0].starts_with("line 5: the signatures of b-1"), "{:?}", imported.errors);
     assert!(imported.errors[1].starts_with("line 8: expected five fields"), "{:?}", imported.errors);
-    assert_eq!(ledger.len(), 2);
-    let again = import(text.as_slice(), &db, &mut ledger, &policy, |_| ()).unwrap();
-    assert_eq!((again.new, rows(&db, "votes")), (0, 2));
+    assert_eq!(ledger.read(|ledger| ledger.len()), 2);
+    let again = import(text.as_slice(), &ledger, |_| ()).unwrap();
+    assert_eq!((again.new, rows(&open(dir.path()), "votes")), (0, 2));
 }
 
 #[test]
