@@ -135,7 +135,7 @@ impl LiveLedger {
         self.opened(&mut self.disk.lock()).map(drop)
     }
 
-    /// Catches up at once and then every [`LOOK`], on a thread of its own; a file that cannot be used is tried again.
+    /// Catches up at once and then every second, on a thread of its own; a file that cannot be used is tried again.
     pub fn keep_up(self: &Arc<Self>) -> anyhow::Result<Keeper> {
         let ledger = Arc::clone(self);
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || ledger.run());
