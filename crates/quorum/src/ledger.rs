@@ -3,7 +3,7 @@
 use crate::digests::Digests;
 use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
 /// Most builders that a ledger tells apart.
@@ -296,9 +296,14 @@ impl Ledger {
         self.paths.iter().filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
     }
 
-    /// The same, within bounds.
-    pub(crate) fn hash_parts_in(&self, range: RangeInclusive<HashPart>) -> impl Iterator<Item = HashPart> {
-        self.paths.range(range).filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
+    /// Those in `range` of which one of these builders said something.
+    pub(crate) fn hash_parts_in(
+        &self,
+        range: RangeInclusive<HashPart>,
+        builders: BTreeSet<u16>,
+    ) -> impl Iterator<Item = HashPart> {
+        let said = move |entry: &Entry| entry.records.iter().any(|record| builders.contains(&record.builder));
+        self.paths.range(range).filter(move |(_, entry)| said(entry)).map(|(hash_part, _)| *hash_part)
     }
 
     /// Statements held.

@@ -9,7 +9,7 @@
 //!
 //! **Walk.** [`Evidence`] -> [`Ledger::insert`] -> [`Policy::verdict`] -> [`Verdict`] (one path) or [`closure`] (all it needs)
 //! -> [`Policy::decide`] (may it be substituted?) and [`Report`]. Beside it [`reconcile`]: two ledgers find what they do not
-//! share at a cost of the difference.
+//! share at a cost of the difference; [`exchange`] says when and with whom, [`wire`] how.
 //!
 //! **Invariants: what is never there.** No vote of a builder whose key the ledger's owner did not name. No verdict that depends
 //! on the order of arrival, on who handed a statement over, or on the date that a builder wrote. No unbounded growth: builders,
@@ -19,12 +19,14 @@ pub mod closure;
 mod decision;
 mod digests;
 mod evidence;
+pub mod exchange;
 mod explain;
 mod ledger;
 mod policy;
 pub mod reconcile;
 mod report;
 mod verdict;
+pub mod wire;
 
 pub use decision::{Decision, Grounds, Refusal};
 pub use evidence::{Evidence, Facts, FingerprintDigest, WallMs};

@@ -9,11 +9,15 @@
 //!
 //! An item does not say what was attested. [`Ledger::find`] names what is to be handed over for it.
 
+mod session;
+
 use crate::ledger::{Ledger, Vote};
 use narmesh_protocol::codec::{self, CodecError};
 use narmesh_protocol::{BuilderKey, HashPart};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use self::session::{Difference, Next, Session};
 
 /// First 16 bytes of a SHA-256 over what stands under a node; zero for nothing.
 pub type NodeDigest = [u8; 16];
@@ -24,6 +28,8 @@ pub const BUILDERS_PER_SESSION_MAX: usize = 256;
 pub const NODES_MAX: usize = 512;
 /// Items under a node up to which the items are told rather than digests of children.
 pub const ITEMS_TOLD_MAX: usize = 24;
+/// Items looked through under a node when one of them is asked for.
+const ITEMS_FOUND_MAX: usize = 8 * ITEMS_TOLD_MAX;
 /// Most items of one session on either side; a session that meets more ends there, and the next one goes on.
 pub const ITEMS_MAX: usize = 1 << 18;
 /// Most queries of one session.
@@ -133,6 +139,12 @@ impl Node {
         Some(Self { depth: self.depth + 1, prefix })
     }
 
+    /// Whether this hash part is under it.
+    pub(crate) fn contains(self, hash_part: &HashPart) -> bool {
+        let (first, last) = self.bounds();
+        (first..=last).contains(hash_part)
+    }
+
     /// First and last hash part under it.
     fn bounds(self) -> (HashPart, HashPart) {
         let (whole, half) = (usize::from(self.depth / 2), self.depth % 2 == 1);
@@ -172,26 +184,59 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The first [`BUILDERS_PER_SESSION_MAX`] of these, by digest.
+    /// These, each once. A session compares [`BUILDERS_PER_SESSION_MAX`] of them.
     pub fn new(keys: impl IntoIterator<Item = BuilderKey>) -> Self {
         let mut builders: Vec<_> = keys.into_iter().map(|key| (BuilderDigest::of(&key), key)).collect();
         builders.sort_unstable();
         builders.dedup();
-        builders.truncate(BUILDERS_PER_SESSION_MAX);
         Self { builders }
     }
 
-    /// Those that are also in `digests`.
-    fn restricted_to(&self, digests: &[BuilderDigest]) -> Self {
-        let wanted: BTreeSet<_> = digests.iter().collect();
-        Self { builders: self.builders.iter().filter(|(digest, _)| wanted.contains(digest)).copied().collect() }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.builders.is_empty()
     }
 
-    fn digests(&self) -> Vec<BuilderDigest> {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.builders.len()
+    }
+
+    /// Whether this key is among them.
+    pub fn contains(&self, key: &BuilderKey) -> bool {
+        self.builders.binary_search(&(BuilderDigest::of(key), *key)).is_ok()
+    }
+
+    /// As many as one session compares, from the one with number `from` on and round again.
+    pub(crate) fn window(&self, from: usize) -> Self {
+        let (before, after) = self.builders.split_at(from.checked_rem(self.len()).unwrap_or(0));
+        let mut builders: Vec<_> = after.iter().chain(before).take(BUILDERS_PER_SESSION_MAX).copied().collect();
+        builders.sort_unstable();
+        Self { builders }
+    }
+
+    /// Those for which `keep` says so.
+    pub(crate) fn filtered(&self, keep: impl Fn(&BuilderKey) -> bool) -> Self {
+        Self { builders: self.builders.iter().filter(|(_, key)| keep(key)).copied().collect() }
+    }
+
+    /// Those that are also in `digests`, as many as one session compares.
+    pub(crate) fn restricted_to(&self, digests: &[BuilderDigest]) -> Self {
+        let wanted: BTreeSet<_> = digests.iter().collect();
+        let both = self.builders.iter().filter(|(digest, _)| wanted.contains(digest));
+        Self { builders: both.take(BUILDERS_PER_SESSION_MAX).copied().collect() }
+    }
+
+    /// Whether it has a builder that `before` has not.
+    pub(crate) fn adds_to(&self, before: &Self) -> bool {
+        self.keys().any(|key| !before.contains(&key))
+    }
+
+    pub(crate) fn digests(&self) -> Vec<BuilderDigest> {
         self.builders.iter().map(|(digest, _)| *digest).collect()
     }
 
-    fn keys(&self) -> impl Iterator<Item = BuilderKey> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = BuilderKey> {
         self.builders.iter().map(|(_, key)| *key)
     }
 }
@@ -224,13 +269,25 @@ impl Ledger {
         Answer::Nodes { answered, differing }
     }
 
-    /// What an item under a node stands for: the builder and the path, whose attestations (two of them if its vote is void)
-    /// are to be handed over.
-    pub fn find(&self, shared: &Shared, node: Node, item: Item) -> Option<(BuilderKey, HashPart)> {
-        if !node.is_canonical() {
-            return None;
+    /// What items under nodes stand for: the builder and the path, whose attestations (two of them if its vote is void) are to
+    /// be handed over. `None` for each that is not there, and for all if they do not strictly ascend: then one could ask for the
+    /// costliest node again and again.
+    pub fn find(&self, shared: &Shared, wanted: &[(Node, Item)]) -> Vec<Option<(BuilderKey, HashPart)>> {
+        if !wanted.is_sorted_by(|first, second| first < second) {
+            return vec![None; wanted.len()];
         }
-        self.items(shared, node).find(|(known, ..)| *known == item).map(|(_, builder, path)| (builder, path))
+        let mut found = Vec::with_capacity(wanted.len());
+        for of_node in wanted.chunk_by(|first, second| first.0 == second.0) {
+            let node = of_node.first().map_or(Node::ROOT, |(node, _)| *node);
+            // Where items are told there are few, but for what came since; at the bottom there is one path.
+            let items_max = if node.depth == DEPTH_MAX { usize::MAX } else { ITEMS_FOUND_MAX };
+            let known: BTreeMap<Item, _> = match node.is_canonical() {
+                true => self.items(shared, node).take(items_max).map(|(item, key, path)| (item, (key, path))).collect(),
+                false => BTreeMap::new(),
+            };
+            found.extend(of_node.iter().map(|(_, item)| known.get(item).copied()));
+        }
+        found
     }
 
     fn content(&self, shared: &Shared, node: Node) -> Content {
@@ -255,19 +312,16 @@ impl Ledger {
     fn items(&self, shared: &Shared, node: Node) -> impl Iterator<Item = (Item, BuilderKey, HashPart)> {
         let (first, last) = node.bounds();
         let wanted: BTreeSet<BuilderKey> = shared.keys().collect();
-        self.hash_parts_in(first..=last).flat_map(move |hash_part| {
-            let mut items = self.items_of(&hash_part);
-            items.retain(|builder, _| wanted.contains(builder));
-            items.into_iter().map(move |(builder, item)| (item, builder, hash_part))
+        let numbers: BTreeSet<u16> = shared.keys().filter_map(|key| self.number_of(&key)).collect();
+        self.hash_parts_in(first..=last, numbers).flat_map(move |hash_part| {
+            let mut said: BTreeMap<BuilderKey, Vec<Vote>> = BTreeMap::new();
+            for vote in self.votes(&hash_part) {
+                if vote.attested_at.is_some() && wanted.contains(&vote.builder) {
+                    said.entry(vote.builder).or_default().push(vote);
+                }
+            }
+            said.into_iter().map(move |(builder, votes)| (item(&builder, &hash_part, &votes), builder, hash_part))
         })
-    }
-
-    fn items_of(&self, hash_part: &HashPart) -> BTreeMap<BuilderKey, Item> {
-        let mut said: BTreeMap<BuilderKey, Vec<Vote>> = BTreeMap::new();
-        for vote in self.votes(hash_part).filter(|vote| vote.attested_at.is_some()) {
-            said.entry(vote.builder).or_default().push(vote);
-        }
-        said.into_iter().map(|(builder, votes)| (builder, item(&builder, hash_part, &votes))).collect()
     }
 
     fn node_digest(&self, shared: &Shared, node: Node) -> NodeDigest {
@@ -367,126 +421,5 @@ impl Content {
             Self::Children(_) => 8 + 16 * CHILDREN,
             Self::Items(items) => 16 + 16 * items.len(),
         }
-    }
-}
-
-/// The asker's side of one comparison.
-#[derive(Clone, Debug)]
-pub struct Session {
-    shared: Shared,
-    open: Vec<(Node, NodeDigest)>,
-    asked: Vec<(Node, NodeDigest)>,
-    queries: usize,
-    restarted: bool,
-    found: Difference,
-}
-
-/// What only one side has.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Difference {
-    /// The other side has these: to be pulled, by node and item.
-    pub theirs: Vec<(Node, Item)>,
-    /// We have these: of this builder, about this path.
-    pub ours: Vec<(BuilderKey, HashPart)>,
-    /// The builders that were compared; both sides know them.
-    pub builders: Vec<BuilderDigest>,
-    /// Whether all was compared: no bound ended it.
-    pub complete: bool,
-}
-
-/// What is to be done next.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Next {
-    /// Send this and bring the answer.
-    Ask(Query),
-    /// It is over.
-    Done(Difference),
-}
-
-impl Session {
-    /// Begins; send the query.
-    pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
-        let root = (Node::ROOT, ledger.node_digest(&shared, Node::ROOT));
-        let mut session = Self {
-            shared,
-            open: vec![root],
-            asked: Vec::new(),
-            queries: 0,
-            restarted: false,
-            found: Difference::default(),
-        };
-        let query = session.query();
-        (session, query)
-    }
-
-    /// Takes an answer. One that does not fit the query ends the session, incomplete.
-    pub fn answer(&mut self, ledger: &Ledger, answer: &Answer) -> Next {
-        let fits = match answer {
-            Answer::Builders(builders) => self.restart(ledger, builders),
-            Answer::Nodes { answered, differing } => self.take(ledger, *answered, differing),
-        };
-        let full = self.queries >= QUERIES_MAX || self.found.theirs.len().max(self.found.ours.len()) > ITEMS_MAX;
-        if fits && !full && !self.open.is_empty() {
-            return Next::Ask(self.query());
-        }
-        let complete = fits && !full && self.open.is_empty();
-        Next::Done(Difference { builders: self.shared.digests(), complete, ..std::mem::take(&mut self.found) })
-    }
-
-    /// Deep nodes first, so that few are open.
-    fn query(&mut self) -> Query {
-        self.queries += 1;
-        let from = self.open.len().saturating_sub(NODES_MAX);
-        self.asked = self.open.split_off(from);
-        self.asked.sort_unstable();
-        Query { builders: self.shared.digests(), nodes: self.asked.clone() }
-    }
-
-    fn restart(&mut self, ledger: &Ledger, builders: &[BuilderDigest]) -> bool {
-        let fewer = self.shared.restricted_to(builders);
-        if std::mem::replace(&mut self.restarted, true) || fewer == self.shared {
-            return false;
-        }
-        self.shared = fewer;
-        self.open = vec![(Node::ROOT, ledger.node_digest(&self.shared, Node::ROOT))];
-        true
-    }
-
-    fn take(&mut self, ledger: &Ledger, answered: u32, differing: &[(u32, Content)]) -> bool {
-        let asked = std::mem::take(&mut self.asked);
-        let answered = usize::try_from(answered).unwrap_or(usize::MAX);
-        let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);
-        let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
-        self.open.extend_from_slice(rest);
-        for (number, content) in differing {
-            let node = usize::try_from(*number).ok().filter(|number| *number < answered).and_then(|it| asked.get(it));
-            let Some((node, _)) = node else { return false };
-            match content {
-                Content::Items(items) => self.compare(ledger, *node, items),
-                Content::Children(digests) => {
-                    for (number, theirs) in digests.iter().enumerate() {
-                        let Some(child) = node.child(number) else { return false };
-                        let ours = ledger.node_digest(&self.shared, child);
-                        if ours != *theirs {
-                            self.open.push((child, ours));
-                        }
-                    }
-                }
-            }
-        }
-        true
-    }
-
-    fn compare(&mut self, ledger: &Ledger, node: Node, items: &[Item]) {
-        let theirs: BTreeSet<Item> = items.iter().copied().collect();
-        let mut both = BTreeSet::new();
-        for (item, builder, hash_part) in ledger.items(&self.shared, node) {
-            if theirs.contains(&item) {
-                both.insert(item);
-            } else if self.found.ours.len() <= ITEMS_MAX {
-                self.found.ours.push((builder, hash_part));
-            }
-        }
-        self.found.theirs.extend(theirs.difference(&both).map(|item| (node, *item)));
     }
 }

@@ -9,6 +9,8 @@
 mod attacks;
 mod bounds;
 mod closures;
+mod crowd;
+mod exchanging;
 mod properties;
 mod reconciliation;
 mod reports;

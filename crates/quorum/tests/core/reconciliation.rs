@@ -1,7 +1,7 @@
 //! Two ledgers compared over messages that really cross, counted in bytes.
 
 use crate::stage::{key, ledger, path, result, says, signs};
-use narmesh_quorum::reconcile::{Answer, Content, Difference, Item, Next, Node, Query, Session, Shared};
+use narmesh_quorum::reconcile::{Answer, Content, Difference, Next, Query, Session, Shared};
 use narmesh_quorum::{Ledger, WallMs};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -41,8 +41,9 @@ fn filled(count: u32, missing: impl Fn(u32) -> bool) -> Ledger {
 
 /// The (builder, path) pairs that the found items stand for at the answerer.
 fn found(difference: &Difference, answerer: &Ledger) -> BTreeSet<String> {
-    let resolve = |(node, item): &(Node, Item)| answerer.find(&shared(), *node, *item).unwrap();
-    difference.theirs.iter().map(resolve).map(|(builder, path)| format!("{builder} {path}")).collect()
+    let mut wanted = difference.theirs.clone();
+    wanted.sort_unstable();
+    answerer.find(&shared(), &wanted).into_iter().flatten().map(|(builder, path)| format!("{builder} {path}")).collect()
 }
 
 #[test]

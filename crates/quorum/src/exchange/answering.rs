@@ -1,0 +1,122 @@
+//! What peers ask us.
+
+use super::peer::Admission;
+use super::{Exchange, Fault, Output};
+use crate::ledger::Ledger;
+use crate::reconcile::{Answer, Node, Query, Shared};
+use crate::wire::{ATTESTATIONS_BYTES_MAX, QuorumReply, QuorumRequest};
+use libp2p_identity::PeerId;
+use narmesh_protocol::{Attestation, BuilderKey, HashPart};
+use std::collections::BTreeSet;
+
+/// Who is told of news waits up to so long, milliseconds, so that not all ask the same peer at once.
+const ASK_BACK_SPREAD_MS: u64 = 40;
+/// Units of a request beyond the first: so many nodes of a query are one, and what is handed over counts as if it were full.
+const NODES_PER_UNIT: usize = 8;
+const HAND_OVER_UNITS: u64 = 4;
+
+/// Attestations to be handed to a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HandOver {
+    /// Whom.
+    pub to: PeerId,
+    /// The id of the [`super::Input::Request`].
+    pub id: u64,
+    /// For each item or path of the request: of whom, about which path.
+    pub wanted: Vec<Vec<(BuilderKey, HashPart)>>,
+}
+
+impl HandOver {
+    /// The encoded reply, from all attestations of a builder about a path: as many as fit.
+    pub fn reply(&self, mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Vec<Attestation>) -> Vec<u8> {
+        let (mut answered, mut handed, mut bytes) = (0u32, Vec::new(), 0);
+        for wanted in &self.wanted {
+            let said = wanted.iter().flat_map(|(key, path)| attestations(key, path));
+            let encoded: Vec<Vec<u8>> = said.filter_map(|attestation| attestation.encode().ok()).collect();
+            let more: usize = encoded.iter().map(Vec::len).sum();
+            if answered > 0 && bytes + more > ATTESTATIONS_BYTES_MAX {
+                break;
+            }
+            answered += 1;
+            for one in encoded {
+                // Even the first has to fit; what is too large beside the others comes from who has it alone.
+                if handed.is_empty() || bytes + one.len() <= ATTESTATIONS_BYTES_MAX {
+                    bytes += one.len();
+                    handed.push(one);
+                }
+            }
+        }
+        encoded(&QuorumReply::Attestations { answered, attestations: handed })
+    }
+}
+
+impl Exchange {
+    pub(super) fn request(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: &[u8]) {
+        let request = match QuorumRequest::decode(bytes) {
+            Ok(request) if request.is_bounded() => request,
+            Ok(_) | Err(_) => {
+                self.penalize(from, Fault::MalformedRequest);
+                return self.respond(from, id, &QuorumReply::Busy);
+            }
+        };
+        // One that left meanwhile, or of whom the caller said nothing yet: the peer comes again.
+        let Some(peer) = self.peers.get_mut(&from) else { return self.respond(from, id, &QuorumReply::Busy) };
+        let beyond = match &request {
+            QuorumRequest::Compare { query, .. } => {
+                u64::try_from(query.nodes.len() / NODES_PER_UNIT).unwrap_or(u64::MAX)
+            }
+            QuorumRequest::Pull { .. } | QuorumRequest::Ask { .. } => HAND_OVER_UNITS,
+        };
+        match peer.admit(self.now, 1 + beyond) {
+            Admission::Answer => {}
+            Admission::Busy => return self.respond(from, id, &QuorumReply::Busy),
+            Admission::Flood => {
+                self.penalize(from, Fault::RequestFlood);
+                return self.respond(from, id, &QuorumReply::Busy);
+            }
+        }
+        let told = peer.spoken.told.clone();
+        match request {
+            QuorumRequest::Compare { query, news } => self.compare_for(ledger, from, id, &told, &query, news),
+            QuorumRequest::Pull { builders, wanted } => {
+                let found = ledger.find(&told.restricted_to(&builders), &wanted);
+                let wanted = found.into_iter().map(|found| found.into_iter().collect()).collect();
+                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted }));
+            }
+            QuorumRequest::Ask { builders, paths } => {
+                let shared = told.restricted_to(&builders);
+                let wanted = paths.iter().map(|path| said_of(ledger, &shared, path)).collect();
+                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted }));
+            }
+        }
+    }
+
+    fn compare_for(&mut self, ledger: &Ledger, from: PeerId, id: u64, told: &Shared, query: &Query, news: bool) {
+        let answer = ledger.answer(told, query);
+        let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
+        let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
+        if news && differs && whole {
+            let at = self.now.after(self.random(ASK_BACK_SPREAD_MS));
+            if let Some(peer) = self.peers.get_mut(&from) {
+                peer.wish(at);
+            }
+        }
+        self.respond(from, id, &QuorumReply::Compared(answer));
+    }
+
+    fn respond(&mut self, to: PeerId, id: u64, reply: &QuorumReply) {
+        self.outputs.push_back(Output::Respond { to, id, bytes: encoded(reply) });
+    }
+}
+
+/// Who of these attested something of a path.
+fn said_of(ledger: &Ledger, shared: &Shared, path: &HashPart) -> Vec<(BuilderKey, HashPart)> {
+    let attested = ledger.votes(path).filter(|vote| vote.attested_at.is_some() && shared.contains(&vote.builder));
+    let builders: BTreeSet<BuilderKey> = attested.map(|vote| vote.builder).collect();
+    builders.into_iter().map(|key| (key, *path)).collect()
+}
+
+fn encoded(reply: &QuorumReply) -> Vec<u8> {
+    // An answer keeps to its limit by itself, and attestations were counted; an empty reply would be a broken stream.
+    reply.encode().unwrap_or_default()
+}

@@ -1,0 +1,109 @@
+//! Paths on which a verdict is waited for.
+
+use super::asking::decoded;
+use super::{Exchange, Fault, Output, Question};
+use crate::wire::{ASK_MAX, QuorumReply, QuorumRequest};
+use libp2p_identity::PeerId;
+use narmesh_protocol::HashPart;
+use std::collections::BTreeMap;
+
+/// Peers asked for one path.
+const ASKED_PEERS_MAX: usize = 3;
+/// Paths asked for at once; for what is more the answer is that there is none.
+const PATHS_MAX: usize = 4_096;
+/// Attestations in a reply.
+const ATTESTATIONS_MAX: usize = 4_096;
+
+/// Questions, and how many peers have yet to answer each.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    open: BTreeMap<u64, usize>,
+}
+
+impl Exchange {
+    pub(super) fn want(&mut self, id: u64, hash_part: HashPart) {
+        let now = self.now;
+        let able = self.peers.iter().filter(|(_, peer)| !peer.spoken.counted.is_empty() && peer.shunned_until <= now);
+        let (builders, others): (Vec<_>, Vec<_>) = able.partition(|(_, peer)| peer.spoken.is_builder);
+        let [builders, others] = [builders, others].map(|peers| peers.into_iter().map(|(peer, _)| *peer).collect());
+        let mut chosen = self.choose(builders, ASKED_PEERS_MAX);
+        chosen.extend(self.choose(others, ASKED_PEERS_MAX - chosen.len()));
+        if chosen.is_empty() || self.paths.open.len() >= PATHS_MAX {
+            return self.outputs.push_back(Output::Answered { id, last: true });
+        }
+        self.paths.open.insert(id, chosen.len());
+        for peer in chosen {
+            if let Some(known) = self.peers.get_mut(&peer) {
+                known.queue.push_back((id, hash_part));
+            }
+            self.ask(peer);
+        }
+    }
+
+    /// Asks for what has gathered while the last question was under way.
+    fn ask(&mut self, peer: PeerId) {
+        let from = usize::try_from(self.random(u64::from(u16::MAX))).unwrap_or(0);
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
+            return;
+        };
+        known.asking = true;
+        let asked: Vec<_> = known.queue.drain(..ASK_MAX.min(known.queue.len())).collect();
+        let builders = known.spoken.counted.window(from).digests();
+        let paths = asked.iter().map(|(_, path)| *path).collect();
+        self.send(peer, Question::Ask(asked), &QuorumRequest::Ask { builders, paths });
+    }
+
+    pub(super) fn asked(&mut self, from: PeerId, mut asked: Vec<(u64, HashPart)>, reply: Option<QuorumReply>) {
+        let Some(known) = self.peers.get_mut(&from) else { return };
+        known.asking = false;
+        let (answered, encoded) = match reply {
+            Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
+            Some(QuorumReply::Compared(_)) => {
+                self.penalize(from, Fault::MalformedReply);
+                return self.unanswered(from, asked);
+            }
+            Some(QuorumReply::Busy) | None => return self.unanswered(from, asked),
+        };
+        let answered = usize::try_from(answered).unwrap_or(usize::MAX);
+        let counted = &known.spoken.counted;
+        let is_asked = |path: &HashPart| asked.iter().any(|(_, known)| known == path);
+        let bounded = answered > 0 && answered <= asked.len() && encoded.len() <= ATTESTATIONS_MAX;
+        let attestations =
+            if bounded { decoded(&encoded, |key, path| counted.contains(key) && is_asked(path)) } else { None };
+        let Some(attestations) = attestations else {
+            self.penalize(from, if bounded { Fault::FalseAttestation } else { Fault::MalformedReply });
+            return self.unanswered(from, asked);
+        };
+        // What did not fit goes first in the next question.
+        for rest in asked.split_off(answered).into_iter().rev() {
+            known.queue.push_front(rest);
+        }
+        let waiting: Vec<u64> = asked.into_iter().map(|(id, _)| id).collect();
+        if attestations.is_empty() {
+            self.answered(waiting);
+        } else {
+            let id = self.new_id();
+            self.verifying.insert(id, (from, Some(waiting)));
+            self.outputs.push_back(Output::Verify { from, id, attestations });
+        }
+        self.ask(from);
+    }
+
+    fn unanswered(&mut self, from: PeerId, asked: Vec<(u64, HashPart)>) {
+        self.answered(asked.into_iter().map(|(id, _)| id));
+        self.ask(from);
+    }
+
+    /// One peer is done with these.
+    pub(super) fn answered(&mut self, ids: impl IntoIterator<Item = u64>) {
+        for id in ids {
+            let Some(left) = self.paths.open.get_mut(&id) else { continue };
+            *left = left.saturating_sub(1);
+            let last = *left == 0;
+            if last {
+                self.paths.open.remove(&id);
+            }
+            self.outputs.push_back(Output::Answered { id, last });
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! One connected peer.
+
+use super::{Moment, Spoken};
+use crate::reconcile::{Item, Node, Session, Shared};
+use narmesh_protocol::HashPart;
+use std::collections::VecDeque;
+
+/// After a fault a peer is asked nothing for so long, milliseconds; that the third one sets it aside is the caller's.
+pub(super) const SHUNNED_MS: u64 = 60_000;
+/// Shortest time between two comparisons with one peer, milliseconds.
+const REST_MIN_MS: u64 = 500;
+/// Queries of a comparison that brought nothing, above which each is a longer rest.
+const QUERIES_FREE: usize = 4;
+/// So much longer, milliseconds a query.
+const REST_PER_QUERY_MS: u64 = 2_000;
+/// The longest, milliseconds.
+const REST_MAX_MS: u64 = 600_000;
+/// After a failure, milliseconds; doubles six times.
+const AGAIN_MS: u64 = 1_000;
+/// Comparisons in a row that named items of which none was handed over.
+const UNDELIVERED_MAX: u32 = 3;
+
+/// Units of requests that we answer a peer at once, and per second.
+const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
+/// Requests told *busy* at once, and per second: above, it is a flood. An honest peer waits a second after a *busy*.
+const BUSY: Bucket = Bucket { burst: 256, per_s: 16 };
+/// A flood is one fault in so many milliseconds.
+const BLAMED_MS: u64 = 1_000;
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) spoken: Spoken,
+    /// It is to be told of news whether or not there are any.
+    pub(super) owed: bool,
+    /// When to compare with it.
+    due: Option<Moment>,
+    /// Not before this.
+    pub(super) rest_until: Moment,
+    /// It did wrong: it is not even asked for paths before this.
+    pub(super) shunned_until: Moment,
+    failures: u32,
+    undelivered: u32,
+    pub(super) running: Option<Running>,
+    /// Paths to ask it for when it has answered the last question.
+    pub(super) queue: VecDeque<(u64, HashPart)>,
+    pub(super) asking: bool,
+    requests: Tokens,
+    busy: Tokens,
+    blamed: Option<Moment>,
+}
+
+/// A comparison of ours.
+#[derive(Debug)]
+pub(super) enum Running {
+    Comparing(Box<Session>),
+    Pulling(Pulling),
+}
+
+#[derive(Debug)]
+pub(super) struct Pulling {
+    pub(super) builders: Shared,
+    /// Ascending; those after the ones asked for.
+    pub(super) wanted: Vec<(Node, Item)>,
+    pub(super) asked: Vec<(Node, Item)>,
+    /// Of the items asked for, how many are answered by what is under verification.
+    pub(super) answered: usize,
+    pub(super) complete: bool,
+    pub(super) queries: usize,
+    pub(super) verified: usize,
+    pub(super) new: usize,
+}
+
+/// Whether to answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admission {
+    Answer,
+    Busy,
+    Flood,
+}
+
+impl Peer {
+    pub(super) fn new(now: Moment) -> Self {
+        let none = || Shared::new([]);
+        Self {
+            spoken: Spoken { told: none(), counted: none(), is_builder: false },
+            owed: false,
+            due: None,
+            rest_until: now,
+            shunned_until: now,
+            failures: 0,
+            undelivered: 0,
+            running: None,
+            queue: VecDeque::new(),
+            asking: false,
+            requests: Tokens::default(),
+            busy: Tokens::default(),
+            blamed: None,
+        }
+    }
+
+    /// Compare with it then, or when its rest is over.
+    pub(super) fn wish(&mut self, at: Moment) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// When the next comparison is to begin.
+    pub(super) fn starts(&self) -> Option<Moment> {
+        self.due.filter(|_| self.running.is_none()).map(|due| due.max(self.rest_until))
+    }
+
+    pub(super) fn begins(&mut self) {
+        self.due = None;
+    }
+
+    /// No answer, or *busy*: tried again later.
+    pub(super) fn failed(&mut self, now: Moment) {
+        self.running = None;
+        self.rest_until = self.rest_until.max(now.after(AGAIN_MS << self.failures.min(6)));
+        self.failures = self.failures.saturating_add(1);
+        self.wish(now);
+    }
+
+    /// A comparison is over. True when it was the last of several that promised and did not deliver.
+    pub(super) fn ended(&mut self, now: Moment, queries: usize, pulled: Option<&Pulling>) -> bool {
+        self.running = None;
+        self.failures = 0;
+        let (new, verified) = pulled.map_or((0, 1), |pulled| (pulled.new, pulled.verified));
+        let over = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
+        let rest_ms = if new > 0 { 0 } else { over.saturating_mul(REST_PER_QUERY_MS).min(REST_MAX_MS) };
+        self.rest_until = self.rest_until.max(now.after(REST_MIN_MS + rest_ms));
+        if new > 0 && pulled.is_some_and(|pulled| !pulled.complete) {
+            self.wish(now);
+        }
+        self.undelivered = if verified > 0 { 0 } else { self.undelivered + 1 };
+        let liar = self.undelivered >= UNDELIVERED_MAX;
+        if liar {
+            self.undelivered = 0;
+        }
+        liar
+    }
+
+    /// Counts a request, and `units` of it if it is to be answered.
+    pub(super) fn admit(&mut self, now: Moment, units: u64) -> Admission {
+        if !self.requests.is_full(REQUESTS, now) {
+            self.requests.take(units);
+            return Admission::Answer;
+        }
+        if !self.busy.is_full(BUSY, now) {
+            self.busy.take(1);
+            return Admission::Busy;
+        }
+        if self.blamed.is_some_and(|at| now < at.after(BLAMED_MS)) {
+            return Admission::Busy;
+        }
+        self.blamed = Some(now);
+        Admission::Flood
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    burst: u64,
+    per_s: u64,
+}
+
+/// How much of a bucket is used up, in thousandths; it drains with time.
+#[derive(Debug, Default)]
+struct Tokens {
+    used: u64,
+    at: Moment,
+}
+
+impl Tokens {
+    fn is_full(&mut self, bucket: Bucket, now: Moment) -> bool {
+        let drained = now.0.saturating_sub(self.at.0).saturating_mul(bucket.per_s);
+        self.used = self.used.saturating_sub(drained);
+        self.at = now;
+        self.used >= bucket.burst * 1_000
+    }
+
+    fn take(&mut self, count: u64) {
+        self.used = self.used.saturating_add(count.saturating_mul(1_000));
+    }
+}

@@ -1,0 +1,156 @@
+//! The asker's side of one comparison.
+
+use super::{Answer, BuilderDigest, Content, ITEMS_MAX, Item, NODES_MAX, Node, NodeDigest, QUERIES_MAX, Query, Shared};
+use crate::ledger::Ledger;
+use narmesh_protocol::{BuilderKey, HashPart};
+use std::collections::BTreeSet;
+
+/// The asker's side of one comparison.
+#[derive(Clone, Debug)]
+pub struct Session {
+    shared: Shared,
+    open: Vec<(Node, NodeDigest)>,
+    asked: Vec<(Node, NodeDigest)>,
+    queries: usize,
+    restarted: bool,
+    misfit: bool,
+    found: Difference,
+}
+
+/// What only one side has.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Difference {
+    /// The other side has these: to be pulled, by node and item.
+    pub theirs: Vec<(Node, Item)>,
+    /// We have these: of this builder, about this path.
+    pub ours: Vec<(BuilderKey, HashPart)>,
+    /// The builders that were compared; both sides know them.
+    pub builders: Vec<BuilderDigest>,
+    /// Whether all was compared: no bound ended it.
+    pub complete: bool,
+}
+
+/// What is to be done next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Send this and bring the answer.
+    Ask(Query),
+    /// It is over.
+    Done(Difference),
+}
+
+impl Session {
+    /// Begins with the first [`super::BUILDERS_PER_SESSION_MAX`] of `shared`; send the query.
+    pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
+        let shared = shared.window(0);
+        let root = (Node::ROOT, ledger.node_digest(&shared, Node::ROOT));
+        let mut session = Self {
+            shared,
+            open: vec![root],
+            asked: Vec::new(),
+            queries: 0,
+            restarted: false,
+            misfit: false,
+            found: Difference::default(),
+        };
+        let query = session.query();
+        (session, query)
+    }
+
+    /// Takes an answer. One that does not fit the query ends the session, incomplete.
+    pub fn answer(&mut self, ledger: &Ledger, answer: &Answer) -> Next {
+        let fits = match answer {
+            Answer::Builders(builders) => self.restart(ledger, builders),
+            Answer::Nodes { answered, differing } => self.take(ledger, *answered, differing),
+        };
+        self.misfit = !fits;
+        let full = self.queries >= QUERIES_MAX || self.found.theirs.len().max(self.found.ours.len()) > ITEMS_MAX;
+        if fits && !full && !self.open.is_empty() {
+            return Next::Ask(self.query());
+        }
+        let complete = fits && !full && self.open.is_empty();
+        Next::Done(Difference { builders: self.shared.digests(), complete, ..std::mem::take(&mut self.found) })
+    }
+
+    /// Whether the last answer did not fit its query.
+    pub(crate) fn is_misfit(&self) -> bool {
+        self.misfit
+    }
+
+    /// How many queries were made.
+    pub(crate) fn queries(&self) -> usize {
+        self.queries
+    }
+
+    /// Items found on the other side only, and on ours only.
+    pub(crate) fn found(&self) -> (usize, usize) {
+        (self.found.theirs.len(), self.found.ours.len())
+    }
+
+    /// Ends it where it stands.
+    pub(crate) fn stop(self) -> Difference {
+        Difference { builders: self.shared.digests(), ..self.found }
+    }
+
+    /// The builders that are compared.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Deep nodes first, so that few are open.
+    fn query(&mut self) -> Query {
+        self.queries += 1;
+        let from = self.open.len().saturating_sub(NODES_MAX);
+        self.asked = self.open.split_off(from);
+        self.asked.sort_unstable();
+        Query { builders: self.shared.digests(), nodes: self.asked.clone() }
+    }
+
+    fn restart(&mut self, ledger: &Ledger, builders: &[BuilderDigest]) -> bool {
+        let fewer = self.shared.restricted_to(builders);
+        if std::mem::replace(&mut self.restarted, true) || fewer == self.shared {
+            return false;
+        }
+        self.shared = fewer;
+        self.open = vec![(Node::ROOT, ledger.node_digest(&self.shared, Node::ROOT))];
+        true
+    }
+
+    fn take(&mut self, ledger: &Ledger, answered: u32, differing: &[(u32, Content)]) -> bool {
+        let asked = std::mem::take(&mut self.asked);
+        let answered = usize::try_from(answered).unwrap_or(usize::MAX);
+        let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);
+        let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
+        self.open.extend_from_slice(rest);
+        for (number, content) in differing {
+            let node = usize::try_from(*number).ok().filter(|number| *number < answered).and_then(|it| asked.get(it));
+            let Some((node, _)) = node else { return false };
+            match content {
+                Content::Items(items) => self.compare(ledger, *node, items),
+                Content::Children(digests) => {
+                    for (number, theirs) in digests.iter().enumerate() {
+                        let Some(child) = node.child(number) else { return false };
+                        let ours = ledger.node_digest(&self.shared, child);
+                        if ours != *theirs {
+                            self.open.push((child, ours));
+                        }
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn compare(&mut self, ledger: &Ledger, node: Node, items: &[Item]) {
+        let theirs: BTreeSet<Item> = items.iter().copied().collect();
+        let mut both = BTreeSet::new();
+        for (item, builder, hash_part) in ledger.items(&self.shared, node) {
+            if theirs.contains(&item) {
+                both.insert(item);
+            } else if self.found.ours.len() <= ITEMS_MAX {
+                self.found.ours.push((builder, hash_part));
+            }
+        }
+        self.found.theirs.extend(theirs.difference(&both).map(|item| (node, *item)));
+    }
+}

@@ -1,0 +1,232 @@
+//! Nodes that exchange attestations over lines of 5 ms, in virtual time.
+
+use crate::stage::key;
+use libp2p_identity::{Keypair, PeerId};
+use narmesh_protocol::{Attestation, BuilderKey, HashPart, NarHash, Statement, StoreDir, StorePath};
+use narmesh_quorum::exchange::{Exchange, Fault, Input, Moment, Output, Spoken, Taken};
+use narmesh_quorum::reconcile::Shared;
+use narmesh_quorum::wire::QuorumRequest;
+use narmesh_quorum::{Evidence, Facts, Insertion, Ledger, LedgerLimits, WallMs};
+use std::collections::{BTreeMap, BTreeSet};
+
+const LINE_MS: u64 = 5;
+/// What makes a signature a good one here.
+const GOOD: [u8; 64] = [1; 64];
+
+/// Says something else than an honest node would.
+pub(crate) type Lie = Box<dyn Fn(&QuorumRequest) -> Option<Vec<u8>>>;
+
+pub(crate) struct Node {
+    pub(crate) peer: PeerId,
+    pub(crate) ledger: Ledger,
+    pub(crate) exchange: Exchange,
+    kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
+    pub(crate) faults: Vec<(PeerId, Fault)>,
+    pub(crate) answered: Vec<(u64, bool)>,
+    pub(crate) requests: usize,
+    pub(crate) bytes: usize,
+    pub(crate) lie: Option<Lie>,
+}
+
+enum Event {
+    Request { from: usize, id: u64, bytes: Vec<u8> },
+    Reply { from: usize, id: u64, bytes: Vec<u8> },
+}
+
+pub(crate) struct Crowd {
+    pub(crate) now: u64,
+    pub(crate) nodes: Vec<Node>,
+    under_way: BTreeMap<(u64, u64), (usize, Event)>,
+    /// Requests under way, by the answerer and the id it has there: who asked, and its own id.
+    asked: BTreeMap<(usize, u64), (usize, u64)>,
+    numbers: u64,
+}
+
+pub(crate) fn attestation(builder: &str, path: &StorePath, letter: char) -> Attestation {
+    let statement =
+        Statement { path: path.clone(), nar_hash: NarHash([letter as u8; 32]), nar_size: 112, references: Vec::new() };
+    Attestation {
+        builder: key(builder),
+        statement,
+        attested_at_ms: 1_000,
+        nix_signature: GOOD,
+        dated_signature: [2; 64],
+    }
+}
+
+fn evidence(attestation: &Attestation) -> Evidence {
+    let facts = Facts::of(&StoreDir::parse("/nix/store").unwrap(), &attestation.statement);
+    let path = attestation.statement.path.hash_part();
+    Evidence::recorded(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
+}
+
+/// What two sides may say: the same of all these builders.
+pub(crate) fn spoken(builders: &[&str]) -> Spoken {
+    let shared = || Shared::new(builders.iter().map(|name| key(name)));
+    Spoken { told: shared(), counted: shared(), is_builder: false }
+}
+
+impl Crowd {
+    pub(crate) fn new(count: usize, limits: LedgerLimits) -> Self {
+        let node = |number: usize| {
+            let mut secret = [7; 32];
+            secret[0] = number as u8;
+            let peer = Keypair::ed25519_from_bytes(secret).unwrap().public().to_peer_id();
+            Node {
+                peer,
+                ledger: Ledger::new(limits),
+                exchange: Exchange::new(Moment(0), [number as u8; 32]),
+                kept: BTreeMap::new(),
+                faults: Vec::new(),
+                answered: Vec::new(),
+                requests: 0,
+                bytes: 0,
+                lie: None,
+            }
+        };
+        let nodes = (0..count).map(node).collect();
+        Self { now: 0, nodes, under_way: BTreeMap::new(), asked: BTreeMap::new(), numbers: 0 }
+    }
+
+    /// Connects two; the first hears that it may say `one` to the second.
+    pub(crate) fn connect(&mut self, first: usize, second: usize, one: Spoken, two: Spoken) {
+        let (first_id, second_id) = (self.nodes[first].peer, self.nodes[second].peer);
+        self.input(first, Input::Peer { peer: second_id, spoken: one });
+        self.input(second, Input::Peer { peer: first_id, spoken: two });
+    }
+
+    /// All with all, over these builders.
+    pub(crate) fn connect_all(&mut self, builders: &[&str]) {
+        for first in 0..self.nodes.len() {
+            for second in first + 1..self.nodes.len() {
+                self.connect(first, second, spoken(builders), spoken(builders));
+            }
+        }
+    }
+
+    /// A node takes what it verified itself.
+    pub(crate) fn keeps(&mut self, node: usize, attestations: Vec<Attestation>) {
+        self.take(node, attestations);
+        self.input(node, Input::Grew);
+    }
+
+    pub(crate) fn knows(&self, node: usize, builder: &str, path: &StorePath) -> bool {
+        self.nodes[node].ledger.votes(&path.hash_part()).any(|vote| vote.builder == key(builder))
+    }
+
+    pub(crate) fn input(&mut self, node: usize, input: Input) {
+        let it = &mut self.nodes[node];
+        it.exchange.handle(Moment(self.now), &it.ledger, input);
+        while let Some(output) = self.nodes[node].exchange.poll() {
+            self.perform(node, output);
+        }
+    }
+
+    /// Goes on until `done`, at most so long; whether it was.
+    pub(crate) fn run(&mut self, ms: u64, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + ms;
+        loop {
+            if done(self) {
+                return true;
+            }
+            let due = self.nodes.iter().filter_map(|node| node.exchange.deadline()).map(|at| at.0).min();
+            let event = self.under_way.keys().next().map(|(at, _)| *at);
+            let Some(next) = due.into_iter().chain(event).min().filter(|at| *at <= end) else {
+                self.now = end;
+                return done(self);
+            };
+            self.now = self.now.max(next);
+            if event == Some(next) {
+                let (_, (node, event)) = self.under_way.pop_first().unwrap();
+                self.arrive(node, event);
+            } else {
+                for node in 0..self.nodes.len() {
+                    if self.nodes[node].exchange.deadline().is_some_and(|at| at.0 <= self.now) {
+                        self.input(node, Input::Tick);
+                        let after = self.nodes[node].exchange.deadline();
+                        assert!(after.is_none_or(|at| at.0 > self.now), "a deadline that does nothing");
+                    }
+                }
+            }
+        }
+    }
+
+    fn arrive(&mut self, node: usize, event: Event) {
+        match event {
+            Event::Request { from, id, bytes } => {
+                self.numbers += 1;
+                let number = self.numbers;
+                self.asked.insert((node, number), (from, id));
+                let lie = self.nodes[node].lie.as_ref().and_then(|lie| lie(&QuorumRequest::decode(&bytes).unwrap()));
+                match lie {
+                    Some(bytes) => self.reply(node, number, bytes),
+                    None => self.input(node, Input::Request { from: self.nodes[from].peer, id: number, bytes }),
+                }
+            }
+            Event::Reply { from, id, bytes } => {
+                self.input(node, Input::Response { from: self.nodes[from].peer, id, bytes });
+            }
+        }
+    }
+
+    fn perform(&mut self, node: usize, output: Output) {
+        match output {
+            Output::Request { to, id, bytes } => {
+                let to = self.nodes.iter().position(|it| it.peer == to).unwrap();
+                self.nodes[node].requests += 1;
+                self.nodes[node].bytes += bytes.len();
+                self.send(to, Event::Request { from: node, id, bytes });
+            }
+            Output::Respond { id, bytes, .. } => self.reply(node, id, bytes),
+            Output::HandOver(hand_over) => {
+                let kept = &self.nodes[node].kept;
+                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned().unwrap_or_default());
+                self.reply(node, hand_over.id, bytes);
+            }
+            Output::Verify { id, attestations, .. } => {
+                let taken = self.take(node, attestations);
+                let grew = taken.new > 0;
+                self.input(node, Input::Taken { id, taken });
+                if grew {
+                    self.input(node, Input::Grew);
+                }
+            }
+            Output::Answered { id, last } => self.nodes[node].answered.push((id, last)),
+            Output::Penalize { peer, fault } => self.nodes[node].faults.push((peer, fault)),
+            Output::Compared { .. } => {}
+        }
+    }
+
+    fn take(&mut self, node: usize, attestations: Vec<Attestation>) -> Taken {
+        let it = &mut self.nodes[node];
+        let mut taken = Taken::default();
+        for attestation in attestations {
+            if attestation.nix_signature != GOOD {
+                taken.refused += 1;
+                continue;
+            }
+            taken.verified += 1;
+            let evidence = evidence(&attestation);
+            if let Insertion::New { evicted } = it.ledger.insert(&evidence, Some(WallMs(self.now))) {
+                taken.new += 1;
+                taken.full.extend(evicted.iter().map(|gone| gone.builder).collect::<BTreeSet<_>>());
+                for gone in evicted {
+                    it.kept.remove(&(gone.builder, gone.hash_part));
+                }
+                it.kept.entry((evidence.builder(), evidence.hash_part())).or_default().push(attestation);
+            }
+        }
+        taken
+    }
+
+    fn reply(&mut self, node: usize, id: u64, bytes: Vec<u8>) {
+        let Some((to, id)) = self.asked.remove(&(node, id)) else { return };
+        self.nodes[node].bytes += bytes.len();
+        self.send(to, Event::Reply { from: node, id, bytes });
+    }
+
+    fn send(&mut self, to: usize, event: Event) {
+        self.numbers += 1;
+        self.under_way.insert((self.now + LINE_MS, self.numbers), (to, event));
+    }
+}

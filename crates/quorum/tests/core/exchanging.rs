@@ -1,0 +1,238 @@
+//! How attestations reach all who may have them, and what liars achieve.
+
+use crate::crowd::{Crowd, attestation, spoken};
+use crate::stage::path;
+use narmesh_protocol::HashPart;
+use narmesh_quorum::LedgerLimits;
+use narmesh_quorum::exchange::{Fault, Input, Moment, Spoken};
+use narmesh_quorum::reconcile::{Answer, Content, Item, Shared};
+use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
+
+/// So long after it was attested everybody has it, milliseconds.
+const EVERYWHERE_MS: u64 = 2_000;
+
+fn all_know(crowd: &Crowd, builder: &str, number: u32) -> bool {
+    (0..crowd.nodes.len()).all(|node| crowd.knows(node, builder, &path(number)))
+}
+
+#[test]
+fn one_attestation_reaches_a_mesh_of_twelve_in_a_second() {
+    let mut slowest = 0;
+    let mut crowd = Crowd::new(12, LedgerLimits::default());
+    crowd.connect_all(&["a", "b"]);
+    crowd.run(10_000, |_| false);
+    for number in 0..20 {
+        let since = crowd.now;
+        let requests: usize = crowd.nodes.iter().map(|node| node.requests).sum();
+        crowd.keeps(number as usize % 12, vec![attestation("a", &path(number), '1')]);
+        assert!(crowd.run(EVERYWHERE_MS, |crowd| all_know(crowd, "a", number)), "attestation {number}");
+        slowest = slowest.max(crowd.now - since);
+        crowd.run(5_000, |_| false);
+        let cost = crowd.nodes.iter().map(|node| node.requests).sum::<usize>() - requests;
+        assert!(cost < 12 * 24, "{cost} requests for one attestation");
+    }
+    assert!(slowest < 500, "the slowest of 20 took {slowest} ms over lines of 5 ms");
+    assert!(crowd.nodes.iter().all(|node| node.faults.is_empty()));
+}
+
+#[test]
+fn news_travel_hop_by_hop_where_the_ends_are_not_connected() {
+    let mut crowd = Crowd::new(6, LedgerLimits::default());
+    for node in 0..5 {
+        crowd.connect(node, node + 1, spoken(&["a"]), spoken(&["a"]));
+    }
+    crowd.run(1_000, |_| false);
+    crowd.keeps(0, vec![attestation("a", &path(1), '1'), attestation("a", &path(2), '1')]);
+    assert!(crowd.run(EVERYWHERE_MS, |crowd| all_know(crowd, "a", 1) && all_know(crowd, "a", 2)));
+}
+
+#[test]
+fn thousands_known_on_one_side_are_pulled_by_a_new_peer() {
+    let mut crowd = Crowd::new(3, LedgerLimits::default());
+    crowd.keeps(0, (0..10_000).map(|number| attestation("a", &path(number), '1')).collect());
+    crowd.connect_all(&["a", "b"]);
+    assert!(crowd.run(20_000, |crowd| crowd.nodes.iter().all(|node| node.ledger.len() == 10_000)));
+    crowd.run(5_000, |_| false);
+    let sent: usize = crowd.nodes.iter().map(|node| node.bytes).sum();
+    assert!(sent < 3 * 10_000 * 400, "{sent} bytes for 20,000 attestations of 250 bytes");
+}
+
+#[test]
+fn nobody_hears_of_a_builder_that_may_not_be_spoken_of_with_it() {
+    // The middle one counts both, and may tell the last one of b alone; the last one would like both.
+    let mut crowd = Crowd::new(3, LedgerLimits::default());
+    crowd.connect(0, 1, spoken(&["a", "b"]), spoken(&["a", "b"]));
+    crowd.connect(1, 2, spoken(&["b"]), spoken(&["a", "b"]));
+    crowd.keeps(0, vec![attestation("a", &path(1), '1'), attestation("b", &path(2), '1')]);
+    assert!(crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(2, "b", &path(2))));
+    crowd.input(2, Input::Wanted { id: 1, hash_part: path(1).hash_part() });
+    crowd.run(200_000, |_| false);
+    assert!(crowd.knows(1, "a", &path(1)) && !crowd.knows(2, "a", &path(1)));
+    assert_eq!(crowd.nodes[2].answered, [(1, true)]);
+}
+
+#[test]
+fn what_nobody_counts_here_is_not_asked_for() {
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    let none = Spoken { counted: Shared::new([]), ..spoken(&["a"]) };
+    crowd.connect(0, 1, spoken(&["a"]), none);
+    crowd.keeps(0, vec![attestation("a", &path(1), '1')]);
+    crowd.run(200_000, |_| false);
+    assert!(!crowd.knows(1, "a", &path(1)));
+    assert!(crowd.nodes[1].faults.is_empty());
+}
+
+#[test]
+fn a_peer_that_may_be_told_later_hears_it_then() {
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    crowd.connect(0, 1, spoken(&[]), spoken(&["a"]));
+    crowd.keeps(0, vec![attestation("a", &path(1), '1')]);
+    crowd.run(30_000, |_| false);
+    assert!(!crowd.knows(1, "a", &path(1)));
+    let peer = crowd.nodes[1].peer;
+    crowd.input(0, Input::Peer { peer, spoken: spoken(&["a"]) });
+    assert!(crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(1, "a", &path(1))));
+}
+
+#[test]
+fn a_verdict_that_is_waited_for_is_asked_of_peers_at_once() {
+    let mut crowd = Crowd::new(5, LedgerLimits::default());
+    crowd.connect_all(&["a"]);
+    crowd.run(2_000, |_| false);
+    crowd.keeps(3, vec![attestation("a", &path(7), '1'), attestation("a", &path(8), '1')]);
+    let builder = Spoken { is_builder: true, ..spoken(&["a"]) };
+    let peer = crowd.nodes[3].peer;
+    crowd.input(0, Input::Peer { peer, spoken: builder });
+    for (id, number) in [(1, 7), (2, 8), (3, 9)] {
+        crowd.input(0, Input::Wanted { id, hash_part: path(number).hash_part() });
+    }
+    // One round trip for the first, another for those that gathered meanwhile: sooner than the news would come.
+    assert!(crowd.run(25, |crowd| crowd.knows(0, "a", &path(7)) && crowd.knows(0, "a", &path(8))));
+    assert!(crowd.run(1_000, |crowd| (1..=3).all(|id| crowd.nodes[0].answered.contains(&(id, true)))));
+}
+
+#[test]
+fn an_ask_that_nobody_can_answer_ends_at_once() {
+    let mut crowd = Crowd::new(1, LedgerLimits::default());
+    crowd.input(0, Input::Wanted { id: 5, hash_part: HashPart([0; 20]) });
+    assert_eq!(crowd.nodes[0].answered, [(5, true)]);
+}
+
+#[test]
+fn a_builder_at_its_bound_does_not_go_round_in_circles() {
+    let limits = LedgerLimits { per_builder: 100, ..LedgerLimits::default() };
+    let mut crowd = Crowd::new(2, limits);
+    crowd.keeps(0, (0..100).map(|number| attestation("a", &path(number), '1')).collect());
+    crowd.keeps(1, (1_000..1_100).map(|number| attestation("a", &path(number), '1')).collect());
+    crowd.keeps(0, vec![attestation("b", &path(5_000), '1')]);
+    crowd.connect_all(&["a", "b"]);
+    crowd.run(300_000, |_| false);
+    assert!(crowd.knows(1, "b", &path(5_000)), "another builder is none the worse");
+    let requests: usize = crowd.nodes.iter().map(|node| node.requests).sum();
+    assert!(requests < 100, "{requests} requests in five minutes");
+}
+
+fn lying(lie: impl Fn(&QuorumRequest) -> Option<QuorumReply> + 'static) -> Crowd {
+    let mut crowd = Crowd::new(3, LedgerLimits::default());
+    crowd.keeps(0, (0..1_000).map(|number| attestation("a", &path(number), '1')).collect());
+    crowd.keeps(2, vec![attestation("b", &path(9_000), '1')]);
+    crowd.nodes[1].lie = Some(Box::new(move |request| lie(request).map(|reply| reply.encode().unwrap())));
+    crowd.connect_all(&["a", "b"]);
+    crowd
+}
+
+/// The honest two have what they had together, and the first blames the liar for this.
+fn nothing_but(mut crowd: Crowd, fault: Fault) {
+    crowd.run(300_000, |_| false);
+    assert!(crowd.knows(0, "b", &path(9_000)), "the honest ones go on");
+    assert_eq!(crowd.nodes[0].ledger.len(), 1_001);
+    let liar = crowd.nodes[1].peer;
+    assert!(crowd.nodes[0].faults.contains(&(liar, fault)), "{:?}", crowd.nodes[0].faults);
+    assert!(crowd.nodes[0].faults.iter().all(|(peer, _)| *peer == liar));
+    let (requests, bytes) = (crowd.nodes[0].requests, crowd.nodes[0].bytes);
+    assert!(requests < 1_000 && bytes < 32 << 20, "{requests} requests, {bytes} bytes in five minutes");
+}
+
+fn answers(answered: usize, content: impl Fn(u32) -> Content) -> Option<QuorumReply> {
+    let answered = u32::try_from(answered).unwrap();
+    let differing = (0..answered).map(|number| (number, content(number))).collect();
+    Some(QuorumReply::Compared(Answer::Nodes { answered, differing }))
+}
+
+/// Names items that are none.
+fn promises(request: &QuorumRequest) -> Option<QuorumReply> {
+    let QuorumRequest::Compare { query, .. } = request else { return None };
+    answers(query.nodes.len(), |number| Content::Items((0..24).map(|item| Item([item + number as u8; 16])).collect()))
+}
+
+#[test]
+fn digests_that_always_differ() {
+    nothing_but(
+        lying(|request| {
+            let QuorumRequest::Compare { query, .. } = request else { return None };
+            answers(query.nodes.len(), |number| Content::Children(Box::new([[number as u8 | 1; 16]; 16])))
+        }),
+        // Below the bottom of the tree.
+        Fault::MalformedReply,
+    );
+}
+
+#[test]
+fn items_that_are_never_handed_over() {
+    let never = |request: &QuorumRequest| match request {
+        QuorumRequest::Pull { wanted, .. } => {
+            let answered = u32::try_from(wanted.len()).unwrap();
+            Some(QuorumReply::Attestations { answered, attestations: Vec::new() })
+        }
+        other => promises(other),
+    };
+    nothing_but(lying(never), Fault::FalseComparison);
+}
+
+#[test]
+fn attestations_that_are_forged_foreign_or_endless() {
+    let hands = |make: fn() -> Vec<Vec<u8>>| {
+        lying(move |request| match request {
+            QuorumRequest::Pull { .. } => Some(QuorumReply::Attestations { answered: 1, attestations: make() }),
+            other => promises(other),
+        })
+    };
+    let forged = || {
+        let mut forged = attestation("a", &path(77_000), '1');
+        forged.nix_signature = [3; 64];
+        vec![forged.encode().unwrap()]
+    };
+    nothing_but(hands(forged), Fault::FalseAttestation);
+    nothing_but(hands(|| vec![attestation("stranger", &path(77_000), '1').encode().unwrap()]), Fault::FalseAttestation);
+    nothing_but(hands(|| vec![b"no attestation".to_vec()]), Fault::FalseAttestation);
+    let endless = || (0..500).map(|number| attestation("a", &path(80_000 + number), '1').encode().unwrap()).collect();
+    nothing_but(hands(endless), Fault::MalformedReply);
+}
+
+#[test]
+fn answers_to_another_question() {
+    let wrong = |request: &QuorumRequest| match request {
+        QuorumRequest::Compare { .. } => Some(QuorumReply::Attestations { answered: 1, attestations: Vec::new() }),
+        QuorumRequest::Pull { .. } | QuorumRequest::Ask { .. } => None,
+    };
+    nothing_but(lying(wrong), Fault::MalformedReply);
+    nothing_but(lying(|_| answers(2, |_| Content::Items(Vec::new()))), Fault::MalformedReply);
+}
+
+#[test]
+fn a_flood_of_requests_is_told_busy_and_then_blamed() {
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    crowd.connect_all(&["a"]);
+    let (flooder, ask) = (crowd.nodes[1].peer, QuorumRequest::Ask { builders: Vec::new(), paths: Vec::new() });
+    let bytes = ask.encode().unwrap();
+    for id in 0..5_000 {
+        let node = &mut crowd.nodes[0];
+        node.exchange.handle(Moment(0), &node.ledger, Input::Request { from: flooder, id, bytes: bytes.clone() });
+        while let Some(output) = crowd.nodes[0].exchange.poll() {
+            if let narmesh_quorum::exchange::Output::Penalize { fault, .. } = output {
+                crowd.nodes[0].faults.push((flooder, fault));
+            }
+        }
+    }
+    assert_eq!(crowd.nodes[0].faults, [(flooder, Fault::RequestFlood)]);
+}
