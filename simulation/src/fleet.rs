@@ -69,16 +69,39 @@ impl World {
         let now_us = self.now_us;
         self.figures.restarted(now_us, number);
         self.allow(number);
-        let (addresses, paths) = (self.machine(number).addresses(number), self.machine(number).all_paths());
+        let addresses = self.machine(number).addresses(number);
         self.input(number, Input::Addresses(addresses));
-        self.input(number, paths);
+        self.read_store(number);
         self.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
         self.dial_all_of(number);
+    }
+
+    /// A machine that starts again needs a while to read its store; it talks with others meanwhile.
+    fn read_store(&mut self, number: Number) {
+        self.counter += 1;
+        let reading = self.counter;
+        self.machine_mut(number).reading = Some(reading);
+        if self.scenario.faults.read_ms == 0 || self.figures.begun_us.is_none() || self.healed {
+            return self.store_read(number, reading);
+        }
+        let wait_us = self.draw.below(self.scenario.faults.read_ms * 1_000);
+        self.after_us(wait_us, Happening::Read { number, reading });
+    }
+
+    /// It has read its store; one that sleeps goes on when it wakes.
+    pub(crate) fn store_read(&mut self, number: Number, reading: u64) {
+        let machine = self.machine_mut(number);
+        if machine.is_running() && machine.reading == Some(reading) {
+            machine.reading = None;
+            let paths = machine.all_paths();
+            self.input(number, paths);
+        }
     }
 
     pub(crate) fn stop(&mut self, number: Number) {
         self.machine_mut(number).state = State::Down;
         self.machine_mut(number).doomed = false;
+        self.machine_mut(number).reading = None;
         self.checker.stopped(number);
         self.judging.retain(|(machine, _), _| *machine != number);
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();

@@ -360,11 +360,13 @@ fn nothing_told(store_dir: String, software: String) -> GossipReply {
     GossipReply::Sync { store_dir, software, yours: None, news: Vec::new() }
 }
 
-/// What an otherwise honest machine answers that withholds all but its own body.
+/// What an otherwise honest machine answers that withholds all but its own: its newest announcement and its body. Were it to
+/// withhold those as well, it would be a liar that is rightly blamed.
 pub(crate) fn withheld(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
     let reply = match (GossipRequest::decode(question), GossipReply::decode(&honest)) {
-        (Ok(GossipRequest::Sync(_)), Ok(GossipReply::Sync { store_dir, software, .. })) => {
-            Some(nothing_told(store_dir, software))
+        (Ok(GossipRequest::Sync(_)), Ok(GossipReply::Sync { store_dir, software, mut news, .. })) => {
+            news.retain(|news| Envelope::open(news).is_ok_and(|envelope| envelope.peer() == *me));
+            Some(GossipReply::Sync { store_dir, software, yours: None, news })
         }
         (Ok(GossipRequest::Pull { owner, .. }), Ok(_)) if owner != AudienceDigest::of(me) => Some(GossipReply::Absent),
         (Ok(_) | Err(_), Ok(_) | Err(_)) => None,

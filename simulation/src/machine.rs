@@ -101,6 +101,8 @@ pub(crate) struct Machine {
     /// The next output list is performed in part only, and then the machine is down.
     pub(crate) doomed: bool,
     pub(crate) store: Store,
+    /// It still reads its store: its core knows of no paths yet. Which reading it is.
+    pub(crate) reading: Option<u64>,
     /// What its operator wants.
     pub(crate) trusted: Arc<BTreeSet<Number>>,
     /// What its core was told of that last: a machine that sleeps hears of it when it wakes.
@@ -151,6 +153,7 @@ impl Machine {
             run: 0,
             doomed: false,
             store: Store::default(),
+            reading: None,
             trusted: Arc::default(),
             told: Arc::default(),
             site: 0,

@@ -201,6 +201,9 @@ pub struct Faults {
     /// A build of 1 to 1,500 paths.
     #[serde(default)]
     pub build: u64,
+    /// A machine that starts again needs up to so long to read its store, milliseconds; it talks with others meanwhile.
+    #[serde(default)]
+    pub read_ms: u64,
     /// A garbage collection of up to half of a store.
     #[serde(default)]
     pub collect: u64,

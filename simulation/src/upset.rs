@@ -158,8 +158,10 @@ impl World {
 
     pub(crate) fn random_fault(&mut self) {
         self.schedule_fault();
-        let running: Vec<_> = (0..self.scenario.nodes).filter(|number| self.machine(*number).is_running()).collect();
-        let Some(number) = self.draw.pick(&running) else { return };
+        // One that is about to crash has its fault: a clock set wrong now would be wrong when it comes up without its disk.
+        let spared = |number: &Number| self.machine(*number).is_running() && !self.machine(*number).doomed;
+        let spared: Vec<_> = (0..self.scenario.nodes).filter(spared).collect();
+        let Some(number) = self.draw.pick(&spared) else { return };
         let choices = Fault::choices(&self.scenario.faults);
         let mut at = self.draw.below(choices.iter().map(|(weight, _)| weight).sum());
         let chosen = choices.into_iter().find(|(weight, _)| {
@@ -246,6 +248,9 @@ impl World {
 
     fn tell_paths(&mut self, number: Number, added: Vec<Path>, removed: Vec<Path>) {
         self.story.paths(self.now_us / 1_000, number, &added, &removed);
+        if self.machine(number).reading.is_some() {
+            return;
+        }
         let parts = |paths: Vec<Path>| paths.into_iter().map(part).collect();
         self.input(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
     }
@@ -280,7 +285,6 @@ impl World {
 
     fn crash(&mut self, number: Number, keep_disk: bool, for_us: u64) {
         if self.machine(number).is_running() {
-            let keep_disk = keep_disk || self.machine(number).ever_skewed;
             self.stop(number);
             self.after_us(for_us, Happening::Start { number, keep_disk });
         }
@@ -321,6 +325,9 @@ impl World {
         let addresses = self.machine(number).addresses(number);
         self.input(number, Input::Addresses(addresses));
         self.allow(number);
+        if let Some(reading) = self.machine(number).reading {
+            self.store_read(number, reading);
+        }
         self.dial_all_of(number);
     }
 

@@ -75,6 +75,11 @@ pub(crate) enum Happening {
         number: Number,
         keep_disk: bool,
     },
+    /// A machine has read its store.
+    Read {
+        number: Number,
+        reading: u64,
+    },
     Mend(usize),
     Reunite(u64),
     /// A machine is somewhere else now.
@@ -271,6 +276,7 @@ impl World {
                 Happening::Start { .. }
                 | Happening::Wake(_)
                 | Happening::Stop(_)
+                | Happening::Read { .. }
                 | Happening::Mend(_)
                 | Happening::Reunite(_)
                 | Happening::Moved(_)
@@ -318,6 +324,7 @@ impl World {
             Happening::Wake(number) => self.wake(number),
             Happening::Stop(number) => self.stop(number),
             Happening::Start { number, keep_disk } => self.start(number, keep_disk),
+            Happening::Read { number, reading } => self.store_read(number, reading),
             Happening::Mend(link) => self.mend(link),
             Happening::Reunite(side) => self.reunite(side),
             Happening::Moved(number) => self.moved(number),

@@ -26,6 +26,9 @@ pub(crate) struct Entry {
     pub(crate) held: Option<Held>,
     /// A generation whose body was seen and will not do: not pulled again.
     pub(crate) refused: Option<Generation>,
+    /// What it itself, on the present connection, last said was its newest: after a restart an owner does not yet have what
+    /// it announced before, and does not say that it has.
+    pub(crate) claimed: Option<Generation>,
     /// Since when and how often it did not have what it announced, without any body in between.
     pub(crate) undelivered: Option<(Moment, u32)>,
     /// The audience of the last body held: a goodbye is told on to those who had the body.
@@ -111,6 +114,7 @@ impl Entry {
             newest: None,
             held: None,
             refused: None,
+            claimed: None,
             undelivered: None,
             audience: Arc::from([]),
             addresses: Vec::new(),

@@ -346,6 +346,9 @@ impl Gossip {
         let lookups = self.table.shared().lookups();
         let Some(entry) = self.directory.get_mut(&peer) else { return Worth::Old };
         let worth = entry.weigh(self.now, envelope);
+        if teller == peer && matches!(worth, Worth::News | Worth::Known) {
+            entry.claimed = Some(announcement.generation);
+        }
         match worth {
             Worth::Old => {}
             Worth::Known => self.want(peer, Some(teller)),

@@ -48,7 +48,7 @@ pub enum Misdeed {
     /// Its filter claims nearly everything.
     #[error("announced a filter that is too dense")]
     DenseFilter,
-    /// It was connected, was asked for the body that it announces, and had none, again and again.
+    /// It was connected, said that it has the body that it announced, was asked for it, and had none, again and again.
     #[error("announced a body and did not deliver it")]
     Undelivered,
     /// Its filter said yes far more often than its density explains, and the path was not there.

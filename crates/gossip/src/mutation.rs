@@ -71,10 +71,12 @@ mod with_the_feature {
         NoComparison,
         /// Any number of bodies is pulled at once.
         PullsUnbounded,
+        /// Who has restarted is blamed for what it announced before.
+        UnclaimedBlamed,
     }
 
     /// All of them.
-    pub const MUTATIONS: [Mutation; 19] = [
+    pub const MUTATIONS: [Mutation; 20] = [
         Mutation::StaleGeneration,
         Mutation::FloorsForgotten,
         Mutation::FutureEpoch,
@@ -94,6 +96,7 @@ mod with_the_feature {
         Mutation::FalseHitsIgnored,
         Mutation::NoComparison,
         Mutation::PullsUnbounded,
+        Mutation::UnclaimedBlamed,
     ];
 
     /// Leaves this out of all cores of this thread.

@@ -22,7 +22,7 @@ const BACKOFF_MS: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 5_000;
 /// Peers remembered as having told of one announcement.
 const TELLERS_MAX: usize = 4;
-/// The owner itself had nothing this often: it announces what it does not deliver.
+/// The owner itself had nothing this often of what it says that it has: it announces what it does not deliver.
 const OWNER_ABSENT_MAX: u32 = 4;
 /// The same over several announcements: so often, and for so long without any body, milliseconds. Of an honest owner who
 /// publishes twice a second one pull in five succeeds even at a round trip of 400 ms.
@@ -56,6 +56,9 @@ struct Pull {
     target: Newest,
     tellers: Vec<PeerId>,
     attempts: u32,
+    /// The owner was asked and did not have it.
+    owner_had_nothing: bool,
+    /// So often although it says that it has.
     owner_absent: u32,
     /// A delta did not do: the next answer must be whole.
     whole: bool,
@@ -76,7 +79,8 @@ enum Phase {
 
 impl Pull {
     fn new(target: Newest) -> Self {
-        Self { target, tellers: Vec::new(), attempts: 0, owner_absent: 0, whole: false, phase: Phase::Idle }
+        let (tellers, phase) = (Vec::new(), Phase::Idle);
+        Self { target, tellers, attempts: 0, owner_had_nothing: false, owner_absent: 0, whole: false, phase }
     }
 
     fn generation(&self) -> Generation {
@@ -281,12 +285,6 @@ impl Gossip {
             Some(GossipReply::Delta(bytes)) => self.delta_received(owner, from, have_seq, &bytes),
             Some(GossipReply::Absent) => {
                 if owner == from {
-                    pull.owner_absent += 1;
-                    let first = pull.owner_absent == 1;
-                    if first {
-                        // Probably it has published since, and gossip has lost that.
-                        self.greet(owner, 0);
-                    }
                     self.owner_had_nothing(owner);
                 }
                 self.pull_failed(owner);
@@ -299,15 +297,30 @@ impl Gossip {
         }
     }
 
-    /// The owner itself does not have what it announces. For a moment that is so with anyone who has just published again; but
-    /// who always announces something else before ten attempts are over would never be blamed.
+    /// The owner itself does not have what was announced. That is no wrong of one that has published again, nor of one that
+    /// has restarted and still reads its store: it is asked for its newest, and blamed only for what it says on this
+    /// connection that it has. But who always announces something else before ten attempts are over would never be blamed.
     fn owner_had_nothing(&mut self, owner: PeerId) {
         let moment = self.now.moment;
+        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
         let Some(entry) = self.directory.get_mut(&owner) else { return };
-        let (since, times) = entry.undelivered.get_or_insert((moment, 0));
-        *times += 1;
-        if *times >= UNDELIVERED_MAX && moment.since(*since) >= UNDELIVERED_MS {
+        let first = !std::mem::replace(&mut pull.owner_had_nothing, true);
+        let claimed = entry.claimed.or_else(|| mutant!(UnclaimedBlamed).then(|| pull.generation()));
+        pull.owner_absent += u32::from(claimed == Some(pull.generation()));
+        let mut undelivered = false;
+        if claimed.is_some() {
+            let (since, times) = entry.undelivered.get_or_insert((moment, 0));
+            *times += 1;
+            undelivered = *times >= UNDELIVERED_MAX && moment.since(*since) >= UNDELIVERED_MS;
+        }
+        if undelivered {
             entry.undelivered = None;
+        }
+        if first {
+            // Probably it has published since, and gossip has lost that.
+            self.greet(owner, 0);
+        }
+        if undelivered {
             self.penalize(owner, Misdeed::Undelivered);
         }
     }

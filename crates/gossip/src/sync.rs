@@ -80,6 +80,9 @@ impl Gossip {
             return;
         }
         self.timers.set(Timer::Greet(peer), None);
+        if let Some(entry) = self.directory.get_mut(&peer) {
+            entry.claimed = None;
+        }
         let lost = self.requests.iter().filter(|(_, (to, _))| *to == peer).map(|(id, _)| *id);
         for id in lost.collect::<Vec<_>>() {
             self.response(peer, id, None);

@@ -249,48 +249,6 @@ fn a_delta_without_a_base_is_refused() {
 }
 
 #[test]
-fn announced_and_never_delivered_is_given_up_and_blamed() {
-    let mut lone = Lone::new();
-    lone.announce(OWNER, Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes());
-    let mut asked = 0;
-    for _ in 0..60 {
-        for (to, id, _) in lone.pulls() {
-            asked += 1;
-            lone.feed(Input::Response { from: to, id, bytes: GossipReply::Absent.encode().unwrap() });
-        }
-        lone.pass(1_000);
-    }
-    assert_eq!(asked, 10);
-    assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::Undelivered)]);
-    assert!(lone.events().iter().any(|event| matches!(event, Event::PullGivenUp { .. })));
-}
-
-#[test]
-fn announcing_something_else_each_time_is_no_way_out() {
-    let mut lone = Lone::new();
-    for seq in 0..40 {
-        lone.announce(OWNER, Forged::new(OWNER, seq, &parts(0..5)).envelope.as_bytes());
-        for (to, id, _) in lone.pulls() {
-            lone.feed(Input::Response { from: to, id, bytes: GossipReply::Absent.encode().unwrap() });
-        }
-        lone.pass(2_000);
-        assert!(lone.misdeeds().len() <= usize::from(seq >= 29), "not in the first minute, nor again and again");
-    }
-    assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::Undelivered)]);
-}
-
-#[test]
-fn silence_is_a_failure_too() {
-    let mut lone = Lone::new();
-    lone.announce(OWNER, Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes());
-    let (_, late, _) = lone.pulls()[0];
-    lone.pass(10_200);
-    assert_eq!(lone.pulls().len(), 1, "asked again after ten seconds");
-    lone.reply(OWNER, late, &GossipReply::Body(Forged::new(OWNER, 0, &parts(0..5)).body));
-    assert!(!lone.is_candidate(OWNER, &part(3)), "what comes too late is dropped");
-}
-
-#[test]
 fn a_flood_of_announcements_is_not_even_opened() {
     let mut lone = Lone::new();
     let mut accepted = 0;

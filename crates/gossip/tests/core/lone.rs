@@ -57,7 +57,12 @@ impl Lone {
     }
 
     pub fn announce(&mut self, author: u8, bytes: &[u8]) -> Verdict {
-        self.feed(Input::Announcement { id: 77, author: peer(author), from: peer(OTHER), bytes: bytes.to_vec() });
+        self.tell(author, OTHER, bytes)
+    }
+
+    /// `from` hands on what the author announces.
+    pub fn tell(&mut self, author: u8, from: u8, bytes: &[u8]) -> Verdict {
+        self.feed(Input::Announcement { id: 77, author: peer(author), from: peer(from), bytes: bytes.to_vec() });
         let judged = |output: &Output| match output {
             Output::Judge { id: 77, verdict } => Some(*verdict),
             _ => None,

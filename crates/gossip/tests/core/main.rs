@@ -13,3 +13,4 @@ mod lone;
 mod net;
 mod oracle;
 mod stories;
+mod undelivered;
