@@ -76,8 +76,9 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
 
 fn builder_lines(builder: &BuilderConfig) -> String {
     let group = builder.group.as_ref().map(|group| format!("group = {}\n", quoted(group))).unwrap_or_default();
+    let peer = builder.peer.as_ref().map(|peer| format!("peer = {}\n", quoted(peer))).unwrap_or_default();
     format!(
-        "[[builder]]\nname = {}\npublic_key = {}\n{group}signs_only_own_builds = {}\n",
+        "[[builder]]\nname = {}\npublic_key = {}\n{group}{peer}signs_only_own_builds = {}\n",
         quoted(&builder.name),
         quoted(&builder.public_key),
         builder.signs_only_own_builds
@@ -227,11 +228,13 @@ count_own_rebuild = @quorum.count_own_rebuild@
 @quorum.override@
 # Whose attestations count: one [[builder]] each, by its builder key. Builders of one owner share a group, which counts once.
 # A bare Nix signature is no attestation, because other tools put it on what they substituted; of a builder that signs only
-# its own builds it counts.
+# its own builds it counts. peer is the name of the [[peer]] that is the builder's node: its attestations then travel through
+# the mesh, to whom that node tells its summary; without it they come as files alone.
 # [[builder]]
 # name = "buildbox"
 # public_key = "buildbox-1:..."
 # group = "acme"
+# peer = "buildbox"
 # signs_only_own_builds = false
 @builder@
 # Keys that are not to be believed any more: what this node first stored from then on is void. A time needs a zone.
@@ -314,6 +317,7 @@ mod tests {
             name = "b"
             public_key = "k\\"
             group = "gr"
+            peer = "p"
             signs_only_own_builds = true
             [[revoked_builders]]
             public_key = "k"
@@ -344,7 +348,7 @@ mod tests {
             store = { real_dir = 'x', state_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
             peer = [{ name = 'x', peer_id = 'x' }]
-            builder = [{ name = 'x', public_key = 'x', group = 'x' }]
+            builder = [{ name = 'x', public_key = 'x', group = 'x', peer = 'x' }]
             revoked_builders = [{ public_key = 'x', from = 2026-11-01, why = 'x' }]
             quorum = { k = 1, grace = [], override = [{ name = 'x', k = 1 }] }";
         let Ok(Value::Table(sections)) = Value::try_from(parse(optional)) else { panic!() };

@@ -13,14 +13,14 @@ mod report;
 use self::attester::Attester;
 use self::observer::Observer;
 use crate::control::ControlSocket;
-use crate::mesh::{Mesh, MeshConfig, MeshHandle, PeerBoard, UploadLimits, Uploads};
+use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerBoard, UploadLimits, Uploads};
 use crate::quorum::{Keeper, LiveLedger};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
 use crate::settings::{Secrets, Settings};
 use crate::state_db::{StateDb, StateDbError};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
-use narmesh_protocol::{HashPart, NixSecretKey};
+use narmesh_protocol::{BuilderKey, HashPart, NixSecretKey};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _, StoreLocation};
 use parking_lot::{Mutex, RwLock};
@@ -106,14 +106,20 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         upload_limits,
         settings.transfer.compress,
     );
+    let exchange_counters = ExchangeCounters::default();
     let (mut mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
-        mesh_config(&settings),
-        Arc::clone(&offer),
-        uploads.clone(),
-        board,
-        Arc::clone(&state),
+        mesh_config(&settings, &secrets),
+        MeshParts {
+            offer: Arc::clone(&offer),
+            uploads: uploads.clone(),
+            board,
+            state: Arc::clone(&state),
+            ledger: Arc::clone(&ledger),
+            state_dir: settings.node.state_dir.clone(),
+            exchange_counters: exchange_counters.clone(),
+        },
     )?;
     mesh.listening().await;
     let mesh_task = tokio::spawn(mesh.run());
@@ -127,7 +133,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let attester = Attester::start(&store, &ledger, secrets.builder_key.clone())?;
     let observer = Observer::start(Arc::clone(&ledger))?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
-    let registry = metrics::registry(&gateway_metrics, &resolver, handle.board(), observer.verdicts());
+    let registry =
+        metrics::registry(&gateway_metrics, &exchange_counters, &resolver, handle.board(), observer.verdicts());
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
@@ -259,7 +266,7 @@ impl Daemon {
         self.resolver.reconfigure(resolver_settings(&settings, &secrets));
         self.uploads.set_compress(settings.transfer.compress);
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
-        self.mesh.reconfigure(mesh_config(&settings)).await;
+        self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
         self.ledger.set_policy(check_quorum(&settings, &secrets)?, []);
         self.attester.set_key(secrets.builder_key.clone());
         self.offer.set_policy(offer_policy(&settings, &secrets));
@@ -317,7 +324,8 @@ fn offer_policy(settings: &Settings, secrets: &Secrets) -> OfferPolicy {
     }
 }
 
-fn mesh_config(settings: &Settings) -> MeshConfig {
+fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {
+    let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
     MeshConfig {
         peers: settings.peer_addresses(),
         listen: settings.node.listen.clone(),
@@ -325,6 +333,8 @@ fn mesh_config(settings: &Settings) -> MeshConfig {
         advertise_loopback: settings.node.advertise_loopback,
         connections_gossip: settings.limits.connections_gossip as usize,
         advertised_paths_max: settings.limits.advertised_paths_max,
+        builders: settings.quorum.counted(own.as_ref()),
+        own_builder: own.map(|key| BuilderKey(key.bytes())),
     }
 }
 

@@ -15,7 +15,7 @@ mod survey;
 pub use attest::OwnBuilds;
 pub use db::{FirstStored, LedgerDb, LedgerDbError, Stored};
 pub use html::render as html;
-pub use import::{ImportError, Imported, import, read_file};
+pub use import::{ImportError, Imported, import, read_file, verify};
 pub use live::{IsHeld, Keeper, LiveLedger, Taken};
 pub use survey::{Scope, survey};
 

@@ -205,8 +205,9 @@ impl Settings {
     pub fn check(config: Config, file: &Path) -> Result<Self, SettingsError> {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let peers = check_peers(&config.peer)?;
         Ok(Self {
-            quorum: quorum::check(&config)?,
+            quorum: quorum::check(&config, &peers)?,
             node: check_node(&config.node, &base)?,
             gateway: gateway::check(&config.gateway)?,
             store: check_store(&config.store, &base)?,
@@ -227,7 +228,7 @@ impl Settings {
                 )?),
             },
             limits: check_limits(&config.limits)?,
-            peers: check_peers(&config.peer)?,
+            peers,
             file,
         })
     }

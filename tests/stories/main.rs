@@ -19,4 +19,5 @@ mod reload;
 mod restart;
 mod substitute;
 mod systemd;
+mod travel;
 mod trust;

@@ -132,6 +132,11 @@ impl Entry {
         }
     }
 
+    /// Whether the last body held was for this peer, too.
+    pub(crate) fn admits(&self, peer: &PeerId) -> bool {
+        self.audience.binary_search(&AudienceDigest::of(peer)).is_ok()
+    }
+
     /// Weighs an envelope of this peer; [`Worth::News`] has been noted.
     pub(crate) fn weigh(&mut self, now: Now, envelope: &Arc<Envelope>) -> Worth {
         let announcement = envelope.announcement();

@@ -200,6 +200,12 @@ impl Gossip {
         self.table.shared().candidates(part)
     }
 
+    /// Whether `peer` may be told what `owner` has: it is the owner, or stands in the audience of the last summary of its that we
+    /// held in this run.
+    pub fn admits(&self, owner: &PeerId, peer: &PeerId) -> bool {
+        owner == peer || self.directory.get(owner).is_some_and(|entry| entry.admits(peer))
+    }
+
     /// Our own summary, for status.
     pub fn publication(&self) -> PublicationView {
         self.publication.view()

@@ -21,8 +21,8 @@ pub enum Misdeed {
     /// It publishes faster than any honest node does.
     #[error("published announcements too fast")]
     AnnouncementFlood,
-    /// It asks for narinfos faster than any honest node does (told by the caller).
-    #[error("asked for narinfos too fast")]
+    /// It asks for narinfos or attestations faster than any honest node does (told by the caller).
+    #[error("asked too fast")]
     RequestFlood,
     /// It answered with bytes that are no reply, or with a reply to another question.
     #[error("sent a malformed reply")]
@@ -60,6 +60,12 @@ pub enum Misdeed {
     /// It sent a NAR with another hash, size or shape than promised (told by the caller).
     #[error("sent a false NAR")]
     FalseNar,
+    /// It sent an attestation that does not verify, or that was not asked for (told by the caller).
+    #[error("sent a false attestation")]
+    FalseAttestation,
+    /// It named attestations again and again that it never handed over (told by the caller).
+    #[error("named attestations that it did not hand over")]
+    FalseComparison,
 }
 
 impl Misdeed {
@@ -85,6 +91,8 @@ impl Misdeed {
             Self::FalseClaims => "false_claims",
             Self::FalseNarInfo => "false_narinfo",
             Self::FalseNar => "false_nar",
+            Self::FalseAttestation => "false_attestation",
+            Self::FalseComparison => "false_comparison",
         }
     }
 }

@@ -296,6 +296,11 @@ impl Ledger {
         self.paths.iter().filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
     }
 
+    /// Whether anything is known of any path in `range`.
+    pub(crate) fn has_paths_in(&self, range: RangeInclusive<HashPart>) -> bool {
+        self.paths.range(range).next().is_some()
+    }
+
     /// Those in `range` of which one of these builders said something.
     pub(crate) fn hash_parts_in(
         &self,

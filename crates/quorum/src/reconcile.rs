@@ -325,6 +325,10 @@ impl Ledger {
     }
 
     fn node_digest(&self, shared: &Shared, node: Node) -> NodeDigest {
+        let (first, last) = node.bounds();
+        if !self.has_paths_in(first..=last) {
+            return NodeDigest::default();
+        }
         let mut hasher = Sha256::new();
         let mut empty = true;
         let digests = match node.depth {

@@ -6,7 +6,7 @@ use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
-use narmesh_protocol::{NixPublicKey, NixSecretKey};
+use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
 use std::path::{Path, PathBuf};
 
@@ -86,6 +86,15 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
 fn quorum_findings(settings: &Settings, own: Option<&NixPublicKey>, nix: &NixSettings) -> anyhow::Result<Vec<Finding>> {
     let (policy, warnings) = settings.quorum.policy(own)?;
     let mut findings: Vec<_> = warnings.iter().map(|warning| Finding::Warning(warning.to_string())).collect();
+    let own = own.map(NixPublicKey::bytes);
+    for builder in settings.quorum.counted(None) {
+        if builder.peer.is_none() && Some(builder.key.bytes()) != own {
+            let name = policy.name_of(&BuilderKey(builder.key.bytes())).unwrap_or_default();
+            findings.push(Finding::Warning(format!(
+                "builder {name:?} has no peer: its attestations come as files alone (`narmesh quorum import`); name the [[peer]] that is its node"
+            )));
+        }
+    }
     if policy.mode() != Mode::Require {
         return Ok(findings);
     }
@@ -229,7 +238,7 @@ fn probe(config: &Path, settings: &Settings, secrets: &Secrets) -> anyhow::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BuilderConfig, Config};
+    use crate::config::{BuilderConfig, Config, PeerConfig};
 
     fn public_key(name: &str, seed: u8) -> String {
         NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
@@ -278,20 +287,30 @@ mod tests {
         let (url, key) = ("https://cache.example", public_key("cache-1", 7));
         std::fs::write(&file, format!("substituters = http://127.0.0.1:7281 {url}\ntrusted-public-keys = {key}\n"))
             .unwrap();
-        let found = |mode: &str, k| {
+        let peer = |seed| PeerConfig {
+            name: format!("p{seed}"),
+            peer_id: libp2p::PeerId::random().to_string(),
+            addresses: Vec::new(),
+        };
+        let found_with = |mode: &str, k, with_peer: bool| {
             let builder = |seed| BuilderConfig {
+                peer: with_peer.then(|| format!("p{seed}")),
                 name: format!("b{seed}"),
                 public_key: public_key("b", seed),
                 group: None,
                 signs_only_own_builds: false,
             };
-            let mut config = Config { builder: (1..=2).map(builder).collect(), ..Config::default() };
+            let builders = (1..=2).map(builder).collect();
+            let mut config = Config { builder: builders, peer: (1..=2).map(peer).collect(), ..Config::default() };
             config.quorum.mode = mode.to_owned();
             config.quorum.k = Some(k);
             let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
             quorum_findings(&settings, None, &NixSettings::from_file(&file)).unwrap()
         };
+        let found = |mode: &str, k| found_with(mode, k, true);
         assert_eq!(found("observe", 2), []);
+        let as_files = found_with("observe", 2, false);
+        assert!(warnings(&as_files)[1].contains("builder \"b2\" has no peer"), "{as_files:?}");
         let bypasses = found("require", 2);
         let texts = warnings(&bypasses);
         assert!(texts.len() == 2 && texts[0].contains(url) && texts[1].contains(&key), "{texts:?}");

@@ -13,6 +13,10 @@ pub struct BuilderConfig {
     /// Builders of one owner share a group, which counts once.
     #[serde(default)]
     pub group: Option<String>,
+    /// Name of the `[[peer]]` that is its node: its attestations travel to whom that node's summary is told. Absent: they come
+    /// as files alone.
+    #[serde(default)]
+    pub peer: Option<String>,
     /// It signs nothing but what it built itself, so its bare Nix signatures count too.
     #[serde(default)]
     pub signs_only_own_builds: bool,

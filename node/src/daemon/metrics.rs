@@ -2,7 +2,7 @@
 //! id and what they did; no peer address is named.
 
 use super::observer::Verdicts;
-use crate::mesh::{PeerBoard, PeerStats};
+use crate::mesh::{ExchangeCounters, PeerBoard, PeerStats};
 use crate::resolver::Resolver;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
@@ -19,6 +19,7 @@ use std::sync::Arc;
 /// A registry of everything.
 pub(super) fn registry(
     gateway: &GatewayMetrics,
+    exchange: &ExchangeCounters,
     resolver: &Arc<Resolver>,
     board: &Arc<PeerBoard>,
     verdicts: Verdicts,
@@ -40,6 +41,15 @@ pub(super) fn registry(
     ] {
         registry.register(name, help, counter.clone());
     }
+    for (name, help, counter) in [
+        ("quorum_compared", "Comparisons of what is attested with a peer", &exchange.compared),
+        ("quorum_pulled", "Attestations from peers that were new", &exchange.pulled),
+        ("quorum_handed_over", "Attestations handed to peers", &exchange.handed_over),
+    ] {
+        registry.register(name, help, counter.clone());
+    }
+    let help = "Attestations from peers that were not kept";
+    registry.register("quorum_refused", help, exchange.refused.clone());
     registry.register_collector(Box::new(Gauges { board: Arc::clone(board), verdicts }));
     registry
 }

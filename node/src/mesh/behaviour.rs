@@ -9,6 +9,7 @@ use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
     ANNOUNCE_TOPIC, GOSSIP_PROTOCOL, GossipReply, GossipRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest,
 };
+use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::io;
@@ -28,6 +29,7 @@ pub(super) struct MeshBehaviour {
     pub(super) announcements: Announcements,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
+    pub(super) quorum: request_response::Behaviour<BytesCodec>,
     pub(super) nar: libp2p_stream::Behaviour,
     pub(super) ping: ping::Behaviour,
 }
@@ -65,6 +67,11 @@ impl MeshBehaviour {
                 BytesCodec { request_bytes_max: NarInfoRequest::BYTES_MAX, reply_bytes_max: NarInfoReply::BYTES_MAX },
                 NARINFO_PROTOCOL,
                 256,
+            ),
+            quorum: request_response(
+                BytesCodec { request_bytes_max: QuorumRequest::BYTES_MAX, reply_bytes_max: QuorumReply::BYTES_MAX },
+                QUORUM_PROTOCOL,
+                32,
             ),
             nar: libp2p_stream::Behaviour::new(),
             // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.

@@ -1,10 +1,12 @@
 //! The task that owns the swarm and the gossip core, and the handle by which others reach it.
 
 use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
+mod attestations;
 mod core_outputs;
 mod protocols;
 
 use super::addresses::{describe_dial_error, may_be_told, socket_address};
+use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::clock::now;
 use super::dialer::{Demand, Dialer};
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
@@ -14,24 +16,26 @@ use super::nar_server::Uploads;
 use super::peers::PeerBoard;
 use super::rates::NarInfoRates;
 use super::swarm;
+use crate::quorum::LiveLedger;
 use crate::state_db::SharedStateDb;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, ping, request_response};
-use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Persisted};
-use narmesh_protocol::StoreDir;
+use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::{NAR_PROTOCOL, NarInfoRequest};
+use narmesh_protocol::{BuilderKey, StoreDir};
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Commands that may wait for the driver.
 const COMMANDS_MAX: usize = 1_024;
@@ -59,6 +63,29 @@ pub struct MeshConfig {
     pub connections_gossip: usize,
     /// Most store paths advertised.
     pub advertised_paths_max: usize,
+    /// Whose attestations are kept and asked for.
+    pub builders: Vec<CountedBuilder>,
+    /// Our own builder key: everybody on the allowlist may hear what it attests.
+    pub own_builder: Option<BuilderKey>,
+}
+
+/// What the mesh works with beside its configuration.
+#[derive(Debug)]
+pub struct MeshParts {
+    /// What may leave.
+    pub offer: Arc<Offer>,
+    /// Who is sent NARs.
+    pub uploads: Uploads,
+    /// Counters of each peer.
+    pub board: Arc<PeerBoard>,
+    /// What survives a restart.
+    pub state: SharedStateDb,
+    /// What is attested.
+    pub ledger: Arc<LiveLedger>,
+    /// Where its file is.
+    pub state_dir: PathBuf,
+    /// Counts what is exchanged of it.
+    pub exchange_counters: ExchangeCounters,
 }
 
 /// A question under way: to whom, since when, and who waits.
@@ -82,6 +109,11 @@ pub struct Mesh {
     narinfo_rates: NarInfoRates,
     asked: HashMap<OutboundRequestId, Asked>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
+    exchange: ExchangeLink,
+    orders: mpsc::Receiver<Order>,
+    quorum_answering: Arc<Semaphore>,
+    quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
+    quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>, OwnedSemaphorePermit)>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
@@ -103,11 +135,9 @@ impl Mesh {
         keypair: &Keypair,
         store_dir: StoreDir,
         config: MeshConfig,
-        offer: Arc<Offer>,
-        uploads: Uploads,
-        board: Arc<PeerBoard>,
-        state: SharedStateDb,
+        parts: MeshParts,
     ) -> anyhow::Result<(Self, MeshHandle)> {
+        let MeshParts { offer, uploads, board, state, ledger, state_dir, exchange_counters } = parts;
         let mut swarm = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         for address in &config.listen {
             swarm.listen_on(address.clone())?;
@@ -126,11 +156,13 @@ impl Mesh {
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
         let nar = NarPool::new(control);
+        let (exchange, orders) = exchange::start(&ledger, state_dir, rng.random(), exchange_counters)?;
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),
             board: Arc::clone(&board),
             nar: nar.clone(),
+            exchange: exchange.clone(),
             asks: Arc::default(),
         };
         tokio::spawn(uploads.accept(incoming, handle.clone()));
@@ -151,6 +183,11 @@ impl Mesh {
             answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
             asked: HashMap::new(),
             connecting: HashMap::new(),
+            exchange,
+            orders,
+            quorum_answering: Arc::new(Semaphore::new(exchange::ANSWERS_AT_ONCE_MAX)),
+            quorum_sent: HashMap::new(),
+            quorum_received: HashMap::new(),
             gossip_sent: HashMap::new(),
             gossip_received: HashMap::new(),
             judged: HashMap::new(),
@@ -194,6 +231,7 @@ impl Mesh {
                     // The channel is closed when the asker left: nothing to tell anyone.
                     drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
                 }
+                Some(order) = self.orders.recv() => self.on_order(order),
                 () = sleep => self.gossip.handle(now(), Input::Tick),
             }
         }
@@ -304,6 +342,7 @@ impl Mesh {
             self.board.update(peer, |stats| stats.addresses = addresses);
         }
         self.tell_door();
+        self.tell_builders();
     }
 
     /// Strangers cannot keep those out who come from where a peer is known to be.
@@ -348,6 +387,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Announcements(event)) => self.on_announcement(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.on_gossip(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.on_narinfo(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.on_quorum(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
                 self.board.update(&peer, |stats| {
                     stats.latency.get_or_insert(round_trip);
@@ -405,6 +445,7 @@ impl Mesh {
             drop(waiter.send(Ok(())));
         }
         self.gossip.handle(now(), Input::Connected(peer));
+        self.speak_with(peer);
     }
 
     fn on_disconnected(&mut self, peer: PeerId, why: String) {
@@ -413,6 +454,11 @@ impl Mesh {
         self.dialer.disconnected(now().moment, &peer, &mut self.rng);
         self.board.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
         self.gossip.handle(now(), Input::Disconnected(peer));
+        self.exchange.input(narmesh_quorum::exchange::Input::Gone(peer));
+    }
+
+    fn misbehaved(&mut self, peer: PeerId, misdeed: Misdeed) {
+        self.gossip.handle(now(), Input::Misbehaved { peer, misdeed });
     }
 
     fn new_id(&mut self) -> u64 {

@@ -1,5 +1,6 @@
 //! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
 
+use super::attestations::{ExchangeLink, Heard};
 use super::driver::MeshConfig;
 use super::nar_client::NarPool;
 use super::peers::PeerBoard;
@@ -10,6 +11,7 @@ use narmesh_protocol::wire::NarInfoReply;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a time.
@@ -69,6 +71,7 @@ pub struct MeshHandle {
     pub(super) table: Arc<FilterTable>,
     pub(super) board: Arc<PeerBoard>,
     pub(super) nar: NarPool,
+    pub(super) exchange: ExchangeLink,
     pub(super) asks: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
 }
 
@@ -108,6 +111,16 @@ impl MeshHandle {
             AskError::Failed(error.to_string())
         })?;
         if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
+    }
+
+    /// Asks up to three connected peers what builders attest of a path, and returns when `enough` says so after one of them
+    /// answered, when all did, or at the deadline. What they had is in the ledger then, verified.
+    pub async fn ask_for(&self, hash_part: HashPart, deadline: Instant, enough: impl Fn() -> bool) {
+        // One answer that was not looked at yet is as good as two.
+        let (sender, mut answers) = mpsc::channel(1);
+        self.exchange.tell(Heard::Wanted(hash_part, sender));
+        let satisfied = async { while answers.recv().await.is_some() && !enough() {} };
+        drop(tokio::time::timeout_at(deadline.into(), satisfied).await);
     }
 
     fn ask_slots(&self, peer: PeerId) -> Arc<Semaphore> {

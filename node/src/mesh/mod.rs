@@ -2,10 +2,11 @@
 //!
 //! Walk: `transport` is how bytes travel, `swarm::build` puts our protocols on it; `driver` owns swarm and core and turns events of one into
 //! inputs of the other; `dialer` decides whom to dial and when, `lines` which connections are dead; `nar_server` answers NAR requests, `nar_client` keeps the
-//! pool of persistent streams; `peers` counts what each peer did.
+//! pool of persistent streams; `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
 mod addresses;
+mod attestations;
 mod behaviour;
 mod clock;
 mod dialer;
@@ -22,8 +23,9 @@ mod rates;
 mod swarm;
 pub mod transport;
 
+pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
-pub use driver::{Mesh, MeshConfig};
+pub use driver::{Mesh, MeshConfig, MeshParts};
 pub use handle::{Ask, AskError, MeshHandle, MeshView};
 pub use nar_client::{NarOpenError, NarPiece, NarPool, NarSource};
 pub use nar_server::{SMALL_NAR_BYTES_MAX, UploadLimits, Uploads};

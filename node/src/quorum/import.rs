@@ -3,7 +3,7 @@
 use super::db::{LedgerDbError, Stored, on_disk_bytes};
 use super::live::LiveLedger;
 use super::now;
-use narmesh_protocol::{StoreDir, attestation_file};
+use narmesh_protocol::{Attestation, NixPublicKey, StoreDir, attestation_file};
 use narmesh_quorum::{Evidence, Policy};
 use std::io::{self, BufRead, Read as _};
 use std::num::NonZeroUsize;
@@ -11,6 +11,8 @@ use std::thread;
 
 /// Lines verified at a time, and written in one transaction.
 const BATCH_LINES: usize = 8_192;
+/// A thread for fewer costs more than it brings.
+const ITEMS_PER_THREAD_MIN: usize = 16;
 /// Errors that are shown; the others are counted.
 const ERRORS_SHOWN_MAX: usize = 10;
 
@@ -80,7 +82,7 @@ pub fn read_file(
         if batch.is_empty() {
             return Ok(result);
         }
-        let judged = verify_all(&found, policy, &batch);
+        let judged = on_all_cores(&batch, |(number, line)| judge(&found, policy, *number, line));
         let mut verified = Vec::with_capacity(judged.len());
         for judged in judged {
             match judged {
@@ -116,16 +118,31 @@ enum Judged {
     Bad(usize, String),
 }
 
-/// In the order of the lines.
-fn verify_all(store_dir: &StoreDir, policy: Option<&Policy>, lines: &[(usize, String)]) -> Vec<Judged> {
+/// Those of which `key` made both signatures, in their order.
+pub fn verify(store_dir: &StoreDir, attestations: Vec<(NixPublicKey, Attestation)>) -> Vec<(Stored, Evidence)> {
+    let evidence = on_all_cores(&attestations, |(key, attestation)| evidence(store_dir, key, attestation));
+    let verified = attestations.into_iter().zip(evidence);
+    verified.filter_map(|((key, attestation), evidence)| Some((Stored { key, attestation }, evidence?))).collect()
+}
+
+/// In the order of the items.
+fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let chunk = lines.len().div_ceil(threads).max(1);
+    let chunk = items.len().div_ceil(threads).max(ITEMS_PER_THREAD_MIN);
+    let (work, mut chunks) = (&work, items.chunks(chunk));
+    let first = chunks.next().unwrap_or_default();
     thread::scope(|scope| {
-        let judge = |(number, line): &(usize, String)| judge(store_dir, policy, *number, line);
-        let workers: Vec<_> =
-            lines.chunks(chunk).map(|lines| scope.spawn(move || lines.iter().map(judge).collect::<Vec<_>>())).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("verifying does not panic")).collect()
+        let others: Vec<_> =
+            chunks.map(|items| scope.spawn(move || items.iter().map(work).collect::<Vec<_>>())).collect();
+        let mut done: Vec<R> = first.iter().map(work).collect();
+        done.extend(others.into_iter().flat_map(|other| other.join().expect("verifying does not panic")));
+        done
     })
+}
+
+fn evidence(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation) -> Option<Evidence> {
+    let references_bytes: usize = attestation.statement.references.iter().map(|path| 34 + path.name().len()).sum();
+    Evidence::attestation(store_dir, attestation, key, on_disk_bytes(references_bytes))
 }
 
 fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &str) -> Judged {
@@ -137,8 +154,7 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &st
     if policy.is_some_and(|policy| !policy.knows(&attestation.builder)) {
         return Judged::Stranger;
     }
-    let references_bytes: usize = attestation.statement.references.iter().map(|path| 34 + path.name().len()).sum();
-    match Evidence::attestation(store_dir, &attestation, &key, on_disk_bytes(references_bytes)) {
+    match evidence(store_dir, &key, &attestation) {
         Some(evidence) => Judged::Verified(Box::new((Stored { key, attestation }, evidence))),
         None => Judged::Bad(
             number,

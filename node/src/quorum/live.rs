@@ -71,7 +71,7 @@ struct Notes {
 }
 
 /// What became of what was handed in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Taken {
     /// Nobody had said so here.
     pub new: usize,
@@ -83,8 +83,8 @@ pub struct Taken {
     pub enough_statements: usize,
     /// More builders than are told apart.
     pub too_many_builders: usize,
-    /// Had to go for what came.
-    pub evicted: usize,
+    /// Builders of which something had to go for what came.
+    pub full: BTreeSet<BuilderKey>,
 }
 
 /// Keeps a ledger and its file together; ends its thread when dropped.
@@ -351,7 +351,7 @@ impl LiveLedger {
             match ledger.insert(evidence, stored_at) {
                 Insertion::New { evicted } => {
                     taken.new += 1;
-                    taken.evicted += evicted.len();
+                    taken.full.extend(evicted.iter().map(|gone| gone.builder));
                     gone.extend(evicted);
                 }
                 Insertion::Upgraded => taken.upgraded += 1,

@@ -1,7 +1,9 @@
 //! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
 
-use super::{PEER_NAME_BYTES_MAX, SettingsError, check_patterns, refused};
+use super::{PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, refused};
 use crate::config::{Config, QuorumConfig};
+use crate::mesh::CountedBuilder;
+use libp2p::PeerId;
 use narmesh_protocol::{BuilderKey, NamePattern, NixPublicKey};
 use narmesh_quorum::{
     Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation, WallMs,
@@ -19,6 +21,8 @@ pub struct QuorumSettings {
     rules: PolicyRules,
     /// In the order of the file.
     pub public_keys: Vec<NixPublicKey>,
+    /// The node of each of them.
+    pub peers: Vec<Option<PeerId>>,
 }
 
 impl QuorumSettings {
@@ -28,6 +32,14 @@ impl QuorumSettings {
     /// Only for what depends on that key; the rest was checked.
     pub fn policy(&self, own: Option<&NixPublicKey>) -> Result<(Policy, Vec<PolicyWarning>), PolicyError> {
         Policy::new(PolicyRules { own: own.map(|key| BuilderKey(key.bytes())), ..self.rules.clone() })
+    }
+
+    /// The builders that count, each with its node; our own key among them if what was rebuilt here counts.
+    pub fn counted(&self, own: Option<&NixPublicKey>) -> Vec<CountedBuilder> {
+        let builders = self.public_keys.iter().zip(&self.peers);
+        let builders = builders.map(|(key, peer)| CountedBuilder { key: key.clone(), peer: *peer });
+        let own = own.filter(|_| self.rules.count_own_rebuild);
+        builders.chain(own.map(|key| CountedBuilder { key: key.clone(), peer: None })).collect()
     }
 
     /// What verdicts are used for.
@@ -46,7 +58,7 @@ impl QuorumSettings {
     }
 }
 
-pub(super) fn check(config: &Config) -> Result<QuorumSettings, SettingsError> {
+pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSettings, SettingsError> {
     let mut settings = QuorumSettings::default();
     for (index, builder) in config.builder.iter().enumerate() {
         let public_key = check_key(format!("builder[{index}].public_key"), &builder.public_key)?;
@@ -54,6 +66,11 @@ pub(super) fn check(config: &Config) -> Result<QuorumSettings, SettingsError> {
         if let Some(group) = &builder.group {
             check_name(format!("builder[{index}].group"), group)?;
         }
+        let peer = builder.peer.as_ref().map(|name| {
+            let known = peers.iter().find(|peer| peer.name == *name).map(|peer| peer.peer_id);
+            known.ok_or_else(|| refused(format!("builder[{index}].peer"), name, "the name of a [[peer]]"))
+        });
+        settings.peers.push(peer.transpose()?);
         settings.rules.builders.push(Builder {
             name: builder.name.clone(),
             key: BuilderKey(public_key.bytes()),
@@ -163,7 +180,7 @@ mod tests {
     use std::path::Path;
 
     fn checked(text: &str) -> Result<QuorumSettings, SettingsError> {
-        check(&Config::parse(text, Path::new("x.toml")).unwrap())
+        check(&Config::parse(text, Path::new("x.toml")).unwrap(), &[])
     }
 
     fn key(seed: u8) -> String {

@@ -100,10 +100,10 @@ fn shared() -> Shared {
 }
 
 fn query_seeds() -> Vec<Vec<u8>> {
-    let (mut ours, mut theirs) = (Ledger::new(LedgerLimits::default()), ledger());
-    let (mut session, first) = Session::start(&mut ours, shared());
+    let (ours, theirs) = (Ledger::new(LedgerLimits::default()), ledger());
+    let (mut session, first) = Session::start(&ours, shared());
     let mut seeds = vec![first.encode().expect("fits")];
-    if let Next::Ask(second) = session.answer(&mut ours, &theirs.answer(&shared(), &first)) {
+    if let Next::Ask(second) = session.answer(&ours, &theirs.answer(&shared(), &first)) {
         seeds.push(second.encode().expect("fits"));
     }
     seeds
@@ -127,8 +127,8 @@ fn query(input: &[u8]) -> Outcome {
 }
 
 fn answer_seeds() -> Vec<Vec<u8>> {
-    let mut ours = Ledger::new(LedgerLimits::default());
-    let (_, query) = Session::start(&mut ours, shared());
+    let ours = Ledger::new(LedgerLimits::default());
+    let (_, query) = Session::start(&ours, shared());
     let items = Content::Items(vec![Item([1; 16]), Item([2; 16])]);
     let answers = [
         ledger().answer(&shared(), &query),
@@ -144,9 +144,9 @@ fn answer(input: &[u8]) -> Outcome {
     match decoded {
         Ok(answer) => {
             assert_eq!(answer.encode().expect("what was decoded encodes"), input, "one spelling");
-            let mut ledger = ledger();
-            let (mut session, _) = Session::start(&mut ledger, shared());
-            Outcome::of(match session.answer(&mut ledger, &answer) {
+            let ledger = ledger();
+            let (mut session, _) = Session::start(&ledger, shared());
+            Outcome::of(match session.answer(&ledger, &answer) {
                 Next::Ask(next) => {
                     next.encode().expect("a query fits");
                     (2, magnitude(next.nodes.len()), 0)

@@ -16,3 +16,4 @@ mod reconciliation;
 mod reports;
 mod rules;
 mod stage;
+mod wire;

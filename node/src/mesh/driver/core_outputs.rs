@@ -117,6 +117,7 @@ impl Mesh {
                 let (epoch, seq) = (generation.epoch, generation.seq);
                 tracing::info!(peer = %owner, %from, epoch, seq, bytes, delta, "summary pulled");
                 self.board.update(&owner, |stats| stats.summary_since = Some(Instant::now()));
+                self.audience_changed(&owner);
             }
             Event::PullGivenUp { owner, generation } => {
                 let (epoch, seq) = (generation.epoch, generation.seq);
@@ -134,7 +135,9 @@ impl Mesh {
                 tracing::warn!(%peer, issued_at_ms, "ignored an announcement: its date is more than a day off our clock");
             }
             Event::SetAside { peer, misdeed, until } => {
-                self.board.set_aside(&peer, Duration::from_millis(until.since(now().moment)));
+                let lasting_ms = until.since(now().moment);
+                self.board.set_aside(&peer, Duration::from_millis(lasting_ms));
+                self.exchange.input(narmesh_quorum::exchange::Input::SetAside { peer, lasting_ms });
                 tracing::warn!(%peer, %misdeed, "peer set aside: it is asked nothing for a while");
             }
             Event::Demoted { peer, until: _ } => {

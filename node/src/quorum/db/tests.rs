@@ -100,9 +100,10 @@ fn what_is_evicted_goes_from_the_file_and_what_is_held_or_asked_for_stays() {
     ledger.take(&[said(2, 1, 1), said(1, 9, 1), said(1, 8, 1)], WallMs(1)).unwrap();
     ledger.note_asked(path(8).hash_part());
     ledger.flush().unwrap();
+    // One at a time goes.
     let mut evicted = 0;
     for number in 1..=5 {
-        evicted += ledger.take(&[said(1, number, 1)], WallMs(1)).unwrap().evicted;
+        evicted += ledger.take(&[said(1, number, 1)], WallMs(1)).unwrap().full.len();
     }
     let db = open(dir.path());
     assert_eq!((evicted, rows(&db, "votes"), rows(&db, "statements")), (3, 5, 5));

@@ -1,0 +1,274 @@
+//! Attestations between peers: a thread that drives the exchange core, reads what is handed over, verifies what comes.
+//!
+//! The driver tells it who is connected and what may be said there, and passes requests and replies on; the ledger tells it
+//! of changes. Bounds: at most [`ANSWERS_AT_ONCE_MAX`] requests wait for it; what it asks itself the core bounds.
+
+use super::clock::now;
+use crate::quorum::{LedgerDb, LiveLedger, Stored, verify};
+use libp2p::PeerId;
+use narmesh_gossip::Misdeed;
+use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
+use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output, Taken};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Requests of peers that wait for an answer; further ones are told *busy*.
+pub(super) const ANSWERS_AT_ONCE_MAX: usize = 64;
+/// What the thread wants sent and the driver has not yet.
+const ORDERS_MAX: usize = 256;
+/// The thread looks at the clock at least this often.
+const TICK_MAX: Duration = Duration::from_secs(60);
+
+/// A builder whose attestations are kept here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CountedBuilder {
+    /// Its key.
+    pub key: NixPublicKey,
+    /// Its node in the mesh, whose audience is that of its attestations.
+    pub peer: Option<PeerId>,
+}
+
+/// For `/metrics`.
+#[derive(Clone, Debug, Default)]
+pub struct ExchangeCounters {
+    /// Comparisons that came to their end.
+    pub compared: Counter,
+    /// Attestations from peers that were new here.
+    pub pulled: Counter,
+    /// Attestations handed to peers.
+    pub handed_over: Counter,
+    /// Attestations from peers that were not kept, by reason.
+    pub refused: Family<Vec<(&'static str, &'static str)>, Counter>,
+}
+
+/// What the thread hears.
+pub(super) enum Heard {
+    /// From the mesh.
+    Input(Input),
+    /// The builders that count from now on.
+    Builders(Vec<CountedBuilder>),
+    /// The ledger, or the policy, changed.
+    Changed,
+    /// A verdict on this path is waited for; each answer is told, and the end of all by closing.
+    Wanted(HashPart, mpsc::Sender<()>),
+}
+
+/// What the thread wants of the driver.
+pub(super) enum Order {
+    Request { to: PeerId, id: u64, bytes: Vec<u8> },
+    Respond { id: u64, bytes: Vec<u8> },
+    Penalize(PeerId, Misdeed),
+}
+
+/// The way to the thread.
+#[derive(Clone)]
+pub(super) struct ExchangeLink(blocking::Sender<Heard>);
+
+impl ExchangeLink {
+    /// Does not wait. The thread ends only with the daemon.
+    pub(super) fn tell(&self, heard: Heard) {
+        drop(self.0.send(heard));
+    }
+
+    pub(super) fn input(&self, input: Input) {
+        self.tell(Heard::Input(input));
+    }
+}
+
+/// Starts the thread. It ends when the driver is gone.
+pub(super) fn start(
+    ledger: &Arc<LiveLedger>,
+    state_dir: PathBuf,
+    rng_seed: [u8; 32],
+    counters: ExchangeCounters,
+) -> anyhow::Result<(ExchangeLink, mpsc::Receiver<Order>)> {
+    let (sender, heard) = blocking::channel();
+    let (orders, receiver) = mpsc::channel(ORDERS_MAX);
+    let mut changes = ledger.changes();
+    let told = sender.clone();
+    tokio::spawn(async move { while changes.changed().await.is_ok() && told.send(Heard::Changed).is_ok() {} });
+    let ledger = Arc::clone(ledger);
+    let worker = Worker {
+        exchange: Exchange::new(moment(), rng_seed),
+        ledger,
+        state_dir,
+        db: None,
+        keys: BTreeMap::new(),
+        waiting: HashMap::new(),
+        next_wanted: 0,
+        orders,
+        counters,
+    };
+    thread::Builder::new().name("attestations".to_owned()).spawn(move || worker.run(&heard))?;
+    Ok((ExchangeLink(sender), receiver))
+}
+
+fn moment() -> Moment {
+    Moment(now().moment.0)
+}
+
+struct Worker {
+    exchange: Exchange,
+    ledger: Arc<LiveLedger>,
+    state_dir: PathBuf,
+    /// For what is handed over: the ledger's own reader may be at a report.
+    db: Option<LedgerDb>,
+    keys: BTreeMap<BuilderKey, NixPublicKey>,
+    waiting: HashMap<u64, mpsc::Sender<()>>,
+    next_wanted: u64,
+    orders: mpsc::Sender<Order>,
+    counters: ExchangeCounters,
+}
+
+/// The driver is gone.
+struct Stopping;
+
+impl Worker {
+    fn run(mut self, heard: &blocking::Receiver<Heard>) {
+        loop {
+            let wait =
+                self.exchange.deadline().map_or(TICK_MAX, |at| Duration::from_millis(at.0 - moment().0.min(at.0)));
+            let input = match heard.recv_timeout(wait.min(TICK_MAX)) {
+                Ok(Heard::Input(input)) => input,
+                Ok(Heard::Changed) => Input::Grew,
+                Ok(Heard::Builders(builders)) => {
+                    self.keys = builders.into_iter().map(|it| (BuilderKey(it.key.bytes()), it.key)).collect();
+                    continue;
+                }
+                Ok(Heard::Wanted(hash_part, answers)) => {
+                    self.next_wanted += 1;
+                    self.waiting.insert(self.next_wanted, answers);
+                    Input::Wanted { id: self.next_wanted, hash_part }
+                }
+                Err(blocking::RecvTimeoutError::Timeout) => Input::Tick,
+                Err(blocking::RecvTimeoutError::Disconnected) => return,
+            };
+            if self.handle(input).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) -> Result<(), Stopping> {
+        self.ledger.read(|ledger| self.exchange.handle(moment(), ledger, input));
+        while let Some(output) = self.exchange.poll() {
+            self.perform(output)?;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, output: Output) -> Result<(), Stopping> {
+        match output {
+            Output::Request { to, id, bytes } => self.order(Order::Request { to, id, bytes }),
+            Output::Respond { to: _, id, bytes } => self.order(Order::Respond { id, bytes }),
+            Output::HandOver(hand_over) => {
+                let bytes = self.read(&hand_over);
+                self.order(Order::Respond { id: hand_over.id, bytes })
+            }
+            Output::Verify { from, id, attestations } => {
+                let taken = self.take(from, attestations);
+                self.handle(Input::Taken { id, taken })
+            }
+            Output::Answered { id, last } => {
+                if let Some(waiting) = self.waiting.get(&id) {
+                    // Full: it was told of an answer and has yet to look. Closed: its deadline is over.
+                    waiting.try_send(()).unwrap_or(());
+                }
+                if last {
+                    self.waiting.remove(&id);
+                }
+                Ok(())
+            }
+            Output::Penalize { peer, fault } => self.order(Order::Penalize(peer, misdeed(fault))),
+            Output::Compared { peer, new } => {
+                self.counters.compared.inc();
+                if new > 0 {
+                    tracing::info!(%peer, new, "attestations pulled");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn order(&self, order: Order) -> Result<(), Stopping> {
+        self.orders.blocking_send(order).map_err(|_| Stopping)
+    }
+
+    /// The reply's bytes. What cannot be read is not handed over: the peer asks others, and us again.
+    fn read(&mut self, hand_over: &HandOver) -> Vec<u8> {
+        let mut handed_over = 0;
+        let bytes = hand_over.reply(|key, path| {
+            let found = self.attestations(path);
+            let said: Vec<_> = found.into_iter().map(|it| it.attestation).filter(|it| it.builder == *key).collect();
+            handed_over += said.len();
+            said
+        });
+        self.counters.handed_over.inc_by(u64::try_from(handed_over).unwrap_or(0));
+        bytes
+    }
+
+    fn attestations(&mut self, path: &HashPart) -> Vec<Stored> {
+        let opened =
+            self.db.take().map_or_else(|| LedgerDb::open_existing(&self.state_dir, self.ledger.store_dir()), Ok);
+        let mut found = Vec::new();
+        let read = opened.and_then(|db| {
+            db.attestations(Some(path), |stored| found.push(stored))?;
+            Ok(db)
+        });
+        match read {
+            Ok(db) => self.db = Some(db),
+            Err(error) => tracing::warn!(%error, "attestations cannot be read and are not handed over"),
+        }
+        found
+    }
+
+    fn take(&self, from: PeerId, attestations: Vec<Attestation>) -> Taken {
+        let came = attestations.len();
+        let keyed = attestations.into_iter().filter_map(|it| Some((self.keys.get(&it.builder)?.clone(), it)));
+        let keyed: Vec<_> = keyed.collect();
+        let known = keyed.len();
+        let verified = verify(self.ledger.store_dir(), keyed);
+        let refused = known - verified.len();
+        self.count_refused("unknown_builder", came - known);
+        self.count_refused("bad_signature", refused);
+        if refused > 0 {
+            tracing::warn!(peer = %from, refused, "attestations that do not verify");
+        }
+        let mut taken = Taken { verified: verified.len(), new: 0, refused, full: BTreeSet::new() };
+        match self.ledger.take(&verified, crate::quorum::now()) {
+            Ok(result) => {
+                taken.new = result.new + result.upgraded;
+                self.counters.pulled.inc_by(u64::try_from(taken.new).unwrap_or(0));
+                self.count_refused("enough_statements", result.enough_statements);
+                self.count_refused("too_many_builders", result.too_many_builders);
+                taken.full = result.full;
+            }
+            Err(error) => tracing::warn!(%error, "attestations of peers cannot be kept now"),
+        }
+        taken
+    }
+
+    fn count_refused(&self, reason: &'static str, count: usize) {
+        if count > 0 {
+            let count = u64::try_from(count).unwrap_or(0);
+            self.counters.refused.get_or_create(&vec![("reason", reason)]).inc_by(count);
+        }
+    }
+}
+
+fn misdeed(fault: Fault) -> Misdeed {
+    match fault {
+        Fault::MalformedRequest => Misdeed::MalformedRequest,
+        Fault::MalformedReply => Misdeed::MalformedReply,
+        Fault::FalseComparison => Misdeed::FalseComparison,
+        Fault::FalseAttestation => Misdeed::FalseAttestation,
+        Fault::RequestFlood => Misdeed::RequestFlood,
+    }
+}

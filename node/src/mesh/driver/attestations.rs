@@ -1,0 +1,104 @@
+//! Attestations: who may hear of which builder, and the requests and replies of the thread that exchanges them.
+
+use super::Mesh;
+use crate::mesh::attestations::{Heard, Order};
+use libp2p::PeerId;
+use libp2p::request_response;
+use narmesh_protocol::BuilderKey;
+use narmesh_quorum::exchange::{Input, Spoken};
+use narmesh_quorum::reconcile::Shared;
+use narmesh_quorum::wire::QuorumReply;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Mesh {
+    /// The builders changed, or who is trusted.
+    pub(super) fn tell_builders(&mut self) {
+        self.exchange.tell(Heard::Builders(self.config.builders.clone()));
+        self.speak_with_all();
+    }
+
+    /// The summary of this peer may have another audience than before.
+    pub(super) fn audience_changed(&mut self, owner: &PeerId) {
+        if self.config.builders.iter().any(|builder| builder.peer.as_ref() == Some(owner)) {
+            self.speak_with_all();
+        }
+    }
+
+    fn speak_with_all(&mut self) {
+        let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        connected.into_iter().for_each(|peer| self.speak_with(peer));
+    }
+
+    /// Says what may be spoken of with this connected peer. Nothing is told to whom a summary of the builder's node would not
+    /// be told; of our own builds everybody on our allowlist may hear.
+    pub(super) fn speak_with(&self, peer: PeerId) {
+        let owners: BTreeSet<PeerId> = self.config.builders.iter().filter_map(|builder| builder.peer).collect();
+        let admitting: BTreeSet<PeerId> =
+            owners.iter().filter(|owner| self.gossip.admits(owner, &peer)).copied().collect();
+        let own = self.config.own_builder;
+        let counted = self.config.builders.iter().filter(|builder| {
+            let is_own = own == Some(BuilderKey(builder.key.bytes()));
+            is_own || builder.peer.is_some_and(|owner| admitting.contains(&owner))
+        });
+        let counted: Vec<BuilderKey> = counted.map(|builder| BuilderKey(builder.key.bytes())).collect();
+        let told = Shared::new(counted.iter().copied().chain(own));
+        let spoken = Spoken { told, counted: Shared::new(counted), is_builder: owners.contains(&peer) };
+        self.exchange.input(Input::Peer { peer, spoken });
+    }
+
+    /// What the thread wants.
+    pub(super) fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Request { to, id, bytes } => {
+                if self.swarm.is_connected(&to) {
+                    let sent = self.swarm.behaviour_mut().quorum.send_request(&to, bytes);
+                    self.quorum_sent.insert(sent, (to, id));
+                } else {
+                    self.exchange.input(Input::RequestFailed { to, id });
+                }
+            }
+            Order::Respond { id, bytes } => {
+                if let Some((_, channel, _)) = self.quorum_received.remove(&id) {
+                    // Closed when the asker left.
+                    drop(self.swarm.behaviour_mut().quorum.send_response(channel, bytes));
+                }
+            }
+            Order::Penalize(peer, misdeed) => self.misbehaved(peer, misdeed),
+        }
+    }
+
+    pub(super) fn on_quorum(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        match event {
+            request_response::Event::Message { peer, message, .. } => match message {
+                request_response::Message::Request { request_id, request, channel } => {
+                    let Ok(permit) = Arc::clone(&self.quorum_answering).try_acquire_owned() else {
+                        if let Ok(busy) = QuorumReply::Busy.encode() {
+                            drop(self.swarm.behaviour_mut().quorum.send_response(channel, busy));
+                        }
+                        return;
+                    };
+                    let id = self.new_id();
+                    self.quorum_received.insert(id, (request_id, channel, permit));
+                    self.exchange.input(Input::Request { from: peer, id, bytes: request });
+                }
+                request_response::Message::Response { request_id, response } => {
+                    self.board.responsive(&peer);
+                    if let Some((from, id)) = self.quorum_sent.remove(&request_id) {
+                        self.exchange.input(Input::Response { from, id, bytes: response });
+                    }
+                }
+            },
+            request_response::Event::OutboundFailure { request_id, error, peer, .. } => {
+                tracing::debug!(%peer, %error, "quorum request failed");
+                if let Some((to, id)) = self.quorum_sent.remove(&request_id) {
+                    self.exchange.input(Input::RequestFailed { to, id });
+                }
+            }
+            request_response::Event::InboundFailure { request_id, .. } => {
+                self.quorum_received.retain(|_, (received, _, _)| *received != request_id);
+            }
+            request_response::Event::ResponseSent { .. } => {}
+        }
+    }
+}
