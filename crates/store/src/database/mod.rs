@@ -2,7 +2,7 @@
 //!
 //! Nix keeps it in WAL mode. While `-wal` and `-shm` lie beside it, a `mode=ro` connection sees every commit at once.
 //! Nix before 2.23 deletes both when its last connection closes; then such a connection would have to create them, so
-//! the file is read as `immutable` for one query, and the answer counts only if the file was the same afterwards.
+//! the file is read as `immutable`, and an answer counts only if the file was the same before and after.
 
 mod rows;
 
@@ -45,6 +45,8 @@ pub(crate) struct Database {
 #[derive(Debug, Default)]
 struct Session {
     kept: Option<Kept>,
+    /// Never beside `kept`: closing a descriptor of the file would drop the locks of that one.
+    unshared: Option<Unshared>,
     /// Counts connections and, without one, states of the file.
     epoch: u64,
     /// The file, or that there was none, under the current epoch.
@@ -58,6 +60,13 @@ struct Session {
 struct Kept {
     connection: Connection,
     files: Identities,
+}
+
+/// A connection without locks, valid while the file is in this state, in which a further write would show.
+#[derive(Debug)]
+struct Unshared {
+    connection: Connection,
+    state: FileState,
 }
 
 /// Device and inode of the database, its `-wal` and its `-shm`.
@@ -169,13 +178,23 @@ impl Database {
                 continue;
             }
             is_whole = true;
-            // Closing another descriptor of this file would drop the locks of a kept connection: never have both.
             session.kept = None;
-            let Some(before) = self.state()? else { return Ok(None) };
-            let outcome = self.open_unshared().and_then(|connection| run(&connection));
+            let Some(before) = self.state()? else {
+                session.unshared = None;
+                return Ok(None);
+            };
+            // Asked before anything is read: what is read now must not be older than what the state will stand for.
+            let is_settled = before.is_settled();
+            let connection = match session.unshared.take().filter(|unshared| unshared.state == before) {
+                Some(unshared) => Ok(unshared.connection),
+                None => self.open_unshared(),
+            };
+            let outcome = connection.and_then(|connection| Ok((run(&connection)?, connection)));
             let [_, wal, _] = self.identities();
             if self.state()? == Some(before) && wal.is_none() {
-                return outcome.map(Some);
+                let (found, connection) = outcome?;
+                session.unshared = is_settled.then_some(Unshared { connection, state: before });
+                return Ok(Some(found));
             }
         }
         if !is_whole {
@@ -190,6 +209,7 @@ impl Database {
             session.kept = None;
         }
         if session.kept.is_none() {
+            session.unshared = None;
             let connection = self.open("mode=ro")?;
             // Whether it can be read at all shows at the first read, not when it is opened.
             self.data_version(&connection)?;
