@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, TestNode, get, head, request, sha256_hex};
+use narmesh_tests::{TestMesh, TestNode, get, head, promised, request, sha256_hex, wait_for};
 use rustix::process::Signal;
 
 /// A node without state is promised to be heard by its peers within this.
@@ -175,4 +175,22 @@ fn a_goodbye_drops_the_column_and_lets_bodies_finish() {
     a.start();
     a.wait_all_advertised(&[&b]);
     b.realise(std::slice::from_ref(&huge)).expect_success("after the return");
+}
+
+/// What peers hear first is all that a large store has: parts of it, one after the other, would be a filter each for every peer,
+/// and after a restart the first of them would replace the whole that they know.
+#[test]
+fn the_first_summary_is_of_the_whole_store() {
+    const PATHS: usize = 20_000;
+    let mesh = TestMesh::new();
+    let (mut a, b) = pair(&mesh);
+    let before = b.status().summary_version("a");
+    a.kill();
+    a.store.register(PATHS);
+    a.start();
+    let heard = wait_for("b hears of a", promised(HEARD), || {
+        let status = b.status();
+        status.summary_paths("a").filter(|_| status.summary_version("a") > before)
+    });
+    assert_eq!(heard, PATHS as u64);
 }

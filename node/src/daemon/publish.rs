@@ -6,14 +6,19 @@ use crate::resolver::Resolver;
 use narmesh_gossip::PathChange;
 use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Changes that may wait for the mesh; the offer's own thread then waits, nothing is lost.
 const CHANGES_MAX: usize = 16;
 
-/// The first summary waits so long for the offer's first look at the store: an empty one would make peers answer 404 meanwhile.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
+/// The first summary waits so long for the offer's first look at the store: one of less than there is would replace the whole one
+/// that peers may still have from before a restart. A look that takes longer (some 5,000 paths a second) is told in parts.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+/// Each further part waits twice as long, and after this what changes is told as it comes.
+const FIRST_LOOK_PART_MAX: Duration = Duration::from_secs(80);
+/// How often it is asked whether the look has ended.
+const LOOK_POLL: Duration = Duration::from_millis(20);
 
 /// Starts judging the store; what may leave arrives on the receiver, beginning with everything.
 pub(super) fn offer(
@@ -31,14 +36,35 @@ pub(super) fn offer(
 
 /// Tells the mesh what the offer says, until the offer ends: first all there is, then the changes.
 pub(super) async fn tell_mesh(offer: Arc<Offer>, mut changes: mpsc::Receiver<OfferChange>, mesh: MeshHandle) {
-    // What it brings is part of the whole that follows; an empty store brings nothing.
-    drop(tokio::time::timeout(FIRST_LOOK, changes.recv()).await);
-    mesh.paths_changed(PathChange::Replace(offer.hash_parts())).await;
+    let mut part = FIRST_LOOK;
+    loop {
+        let is_whole = first_look(&offer, &mut changes, part).await;
+        mesh.paths_changed(PathChange::Replace(offer.hash_parts())).await;
+        part *= 2;
+        if is_whole || part > FIRST_LOOK_PART_MAX {
+            break;
+        }
+    }
     drop(offer);
     while let Some(OfferChange { added, removed }) = changes.recv().await {
         tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
         mesh.paths_changed(PathChange::Update { added, removed }).await;
     }
+}
+
+/// Waits until the offer has looked at everything, at most `longest`; whether it has, or ended. What it says meanwhile is part of
+/// the whole that is told then.
+async fn first_look(offer: &Offer, changes: &mut mpsc::Receiver<OfferChange>, longest: Duration) -> bool {
+    let started = Instant::now();
+    while offer.is_busy() {
+        if started.elapsed() >= longest {
+            return false;
+        }
+        if let Ok(None) = tokio::time::timeout(LOOK_POLL, changes.recv()).await {
+            break;
+        }
+    }
+    true
 }
 
 /// Drops rendered answers of paths that changed, as long as the watcher lives.
