@@ -1,8 +1,11 @@
 //! yamux (`/yamux/1.0.0`) as libp2p-yamux has it, with a bound on what one connection may hold in memory.
 //!
-//! libp2p-yamux lets a peer fill 1 GiB of receive windows per connection and has no setter for it (only for the number of streams,
-//! which turns its auto-tuning off). The muxer is otherwise the same: inbound streams are buffered while the swarm is not ready.
+//! libp2p-yamux writes a frame's header and its body apart, and below it TLS makes a record and TCP a packet of each: here small
+//! frames are put together until they are flushed, which yamux does before it waits. And it lets a peer fill 1 GiB of receive
+//! windows per connection and has no setter for it (only for the number of streams, which turns its auto-tuning off). The muxer
+//! is otherwise the same: inbound streams are buffered while the swarm is not ready.
 
+use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite, future, ready};
 use libp2p::core::UpgradeInfo;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
@@ -12,6 +15,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use yamux::{Config, Connection, ConnectionError, DEFAULT_CREDIT, Mode};
+
+/// Frames below this leave together. The 16 KiB of a NAR's frame go straight through.
+const SMALL_FRAMES_BYTES: usize = 1_400;
 
 /// The multiplexing upgrade.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +39,7 @@ impl Yamux {
         let mut config = Config::default();
         config.set_max_num_streams(Self::STREAMS_MAX);
         config.set_max_connection_receive_window(Some(Self::RECEIVE_WINDOWS_BYTES_MAX));
+        let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, socket);
         Muxer { connection: Connection::new(socket, config, mode), inbound: VecDeque::new(), waiting: None }
     }
 }
@@ -72,7 +79,7 @@ const INBOUND_MAX: usize = 32;
 /// A connection that carries streams.
 #[derive(Debug)]
 pub struct Muxer<C> {
-    connection: Connection<C>,
+    connection: Connection<BufWriter<C>>,
     inbound: VecDeque<MuxerStream>,
     waiting: Option<Waker>,
 }
