@@ -52,6 +52,14 @@ impl NixKey {
         format!("{}:{}", self.name, BASE64.encode(key))
     }
 
+    pub fn public_bytes(&self) -> [u8; 32] {
+        self.keys.public().try_into_ed25519().unwrap().to_bytes()
+    }
+
+    pub fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
+        self.keys.sign(bytes).unwrap().try_into().unwrap()
+    }
+
     pub fn sign(&self, fingerprint: &str) -> String {
         format!("{}:{}", self.name, BASE64.encode(self.keys.sign(fingerprint.as_bytes()).unwrap()))
     }

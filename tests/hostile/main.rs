@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "an attack fails by panicking")]
 #![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
 
+mod attestations;
 mod filter;
 mod formats;
 mod gossipsub;
@@ -17,6 +18,7 @@ mod narinfos;
 mod nars;
 mod peer;
 mod protocols;
+mod quorum_wire;
 mod report;
 mod serving;
 mod stage;

@@ -2,6 +2,7 @@
 
 use crate::filter::filter;
 use crate::formats::NarInfo;
+use crate::quorum_wire::QuorumRequest;
 use crate::swarm::{self, Command};
 use crate::wire::{
     ABSENT, Address, Announcement, GOSSIP, GossipReply, GossipRequest, NAR_END, NarRequest, Summary, audience_digest,
@@ -89,6 +90,7 @@ pub struct Asked {
     pub pulls: Vec<Instant>,
     pub narinfos: Vec<(Instant, [u8; 20])>,
     pub nars: Vec<(Instant, [u8; 20])>,
+    pub attestations: Vec<Instant>,
     /// Data of gossipsub messages, with their authors.
     pub announced: Vec<(PeerId, Vec<u8>)>,
 }
@@ -109,6 +111,7 @@ pub struct Script {
     pub pull: Answer<(u64, u64)>,
     pub narinfo: Answer<[u8; 20]>,
     pub nar: Answer<NarRequest>,
+    pub quorum: Answer<QuorumRequest>,
 }
 
 impl Script {
@@ -126,6 +129,11 @@ impl Script {
             Some(item) => vec![Move::Send(found(&text(item)))],
             None => vec![Move::Send(ABSENT.to_vec())],
         }));
+        self
+    }
+
+    pub fn quorum(mut self, answer: impl Fn(QuorumRequest) -> Play + Send + Sync + 'static) -> Self {
+        self.quorum = Some(Box::new(move |_, request| answer(request)));
         self
     }
 

@@ -5,7 +5,7 @@ use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, ask, open, peer_id, sync_request};
 use crate::report;
 use crate::stage::Stage;
-use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest};
+use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, QUORUM};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::Stream;
 use narmesh_tests::{get, hash_part};
@@ -34,6 +34,9 @@ fn requests_of_garbage() -> Vec<(&'static str, Vec<u8>)> {
         (NARINFO, vec![1; 19]),
         (NARINFO, vec![1; 21]),
         (NARINFO, vec![1; 1 << 20]),
+        (QUORUM, Vec::new()),
+        (QUORUM, vec![0xa5; 1_000]),
+        (QUORUM, vec![0; 100_000]),
         (NAR, vec![0xff; 4_096]),
         (NAR, [&69_u32.to_le_bytes()[..], &[2; 69]].concat()),
         (NAR, [&68_u32.to_le_bytes()[..], &[0; 68]].concat()),

@@ -1,8 +1,10 @@
 //! What a peer of ours is made of: its connections, and who answers what comes over them.
 
 use crate::peer::{Desk, Move, Play, Script, honest_nar};
+use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::wire::{
-    ABSENT, GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, TOPIC, audience_digest, found, nar_absent,
+    ABSENT, GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, QUORUM, TOPIC, audience_digest, found,
+    nar_absent,
 };
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::upgrade::Version;
@@ -24,11 +26,12 @@ pub enum Command {
 #[derive(NetworkBehaviour)]
 pub struct Protocols {
     pub gossipsub: gossipsub::Behaviour,
-    /// For what we ask. What others ask comes by the three below: libp2p-stream drops incoming streams in a hurry.
+    /// For what we ask. What others ask comes by the four below: libp2p-stream drops incoming streams in a hurry.
     pub streams: libp2p_stream::Behaviour,
     gossip: request_response::Behaviour<Actor>,
     narinfo: request_response::Behaviour<Actor>,
     nar: request_response::Behaviour<Actor>,
+    quorum: request_response::Behaviour<Actor>,
 }
 
 /// Reads a request whole, and answers with a [`Play`].
@@ -105,6 +108,7 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
             gossip: answers(GOSSIP),
             narinfo: answers(NARINFO),
             nar: answers(NAR),
+            quorum: answers(QUORUM),
         })
         .unwrap()
         .with_swarm_config(|config| {
@@ -164,6 +168,11 @@ pub async fn run(mut swarm: Swarm<Protocols>, mut commands: mpsc::UnboundedRecei
                 SwarmEvent::Behaviour(ProtocolsEvent::Nar(event)) => {
                     if let Some((request, channel)) = asked(event) {
                         swarm.behaviour_mut().nar.send_response(channel, stage.nar(&request)).ok();
+                    }
+                }
+                SwarmEvent::Behaviour(ProtocolsEvent::Quorum(event)) => {
+                    if let Some((request, channel)) = asked(event) {
+                        swarm.behaviour_mut().quorum.send_response(channel, stage.quorum(&request)).ok();
                     }
                 }
                 _ => {}
@@ -235,6 +244,19 @@ impl Stage {
             (Some(answer), _) => answer(&desk, part),
             (None, Some(item)) => vec![Move::Send(found(item.narinfo.text().as_bytes()))],
             (None, None) => vec![Move::Send(ABSENT.to_vec())],
+        }
+    }
+
+    fn quorum(&self, request: &[u8]) -> Play {
+        let request = QuorumRequest::decode(request).expect("a quorum request as docs/protocol.md has it");
+        let mut desk = self.locked();
+        desk.asked.attestations.push(Instant::now());
+        match (&self.script.quorum, request) {
+            (Some(answer), request) => answer(&desk, request),
+            // It knows no builder.
+            (None, QuorumRequest::Compare { .. }) => vec![Move::Send(only_builders(&[]))],
+            (None, QuorumRequest::Pull { wanted, .. }) => vec![Move::Send(attestations(wanted.len(), &[]))],
+            (None, QuorumRequest::Ask { paths, .. }) => vec![Move::Send(attestations(paths.len(), &[]))],
         }
     }
 

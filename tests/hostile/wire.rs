@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 pub const GOSSIP: &str = "/narmesh/1/gossip";
 pub const NARINFO: &str = "/narmesh/1/narinfo";
 pub const NAR: &str = "/narmesh/1/nar";
+pub const QUORUM: &str = "/narmesh/1/quorum";
 pub const TOPIC: &str = "/narmesh/1/announce";
 
 /// Appends values in the encoding of the protocol.

@@ -1,17 +1,21 @@
 //! Attestations between daemons: what one builds, the others hear of, hop by hop, and nobody who is not meant to.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{TestMesh, TestNode, wait_for};
+use narmesh_tests::{TestMesh, TestNode, get, wait_for};
 use serde_json::Value;
 
 /// From a build to a verdict elsewhere; ten times the few seconds that are promised.
 const HEARD: Duration = Duration::from_secs(30);
 
+/// A connection.
+const MEETING: Duration = Duration::from_secs(5);
+
 /// Counts `builders`, each by its node, and asks for `k`.
-fn counting(node: &mut TestNode, builders: &[(&str, String)], k: usize) {
+fn counting(node: &mut TestNode, builders: &[(String, String)], k: usize) {
     let own = node.name.clone();
-    let builder = |(name, key): &(&str, String)| {
+    let builder = |(name, key): &(String, String)| {
         let peer = if *name == own { String::new() } else { format!("peer = '{name}'\n") };
         format!("[[builder]]\nname = '{name}'\npublic_key = '{key}'\n{peer}")
     };
@@ -19,8 +23,8 @@ fn counting(node: &mut TestNode, builders: &[(&str, String)], k: usize) {
     node.config.more = format!("\n[quorum]\nmode = 'observe'\nk = {k}\n{builders}");
 }
 
-fn keys<'a>(builders: &[&'a TestNode]) -> Vec<(&'a str, String)> {
-    builders.iter().map(|node| (node.name.as_str(), node.builder_key())).collect()
+fn keys(builders: &[&TestNode]) -> Vec<(String, String)> {
+    builders.iter().map(|node| (node.name.clone(), node.builder_key())).collect()
 }
 
 /// The verdict on a path, and who attests anything of it.
@@ -47,11 +51,86 @@ fn wait_verdict(node: &TestNode, path: &str, wanted: &str, builders: &[&str]) ->
 #[test]
 fn what_one_daemon_builds_another_hears_of() {
     let mesh = TestMesh::new();
-    let (mut a, mut c) = (mesh.node("a"), mesh.node("c"));
-    counting(&mut c, &keys(&[&a]), 1);
-    TestMesh::start_all(&mut [&mut a, &mut c]);
+    let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
+    let builders = keys(&[&a, &b]);
+    counting(&mut c, &builders, 2);
+    TestMesh::start_all(&mut [&mut a, &mut b, &mut c]);
+    // The daemons run: each hears of what the other builds as it is built.
+    let app = a.store.build_one("app");
+    wait_verdict(&c, &app, "short", &["a"]);
+    let why = c.narmesh(&["quorum", "why", &app]);
+    assert!(!why.status.success() && why.stdout.contains("of 2 groups"), "{}", why.stdout);
+    assert_eq!(b.store.build_one("app"), app);
+    wait_verdict(&c, &app, "agreed", &["a", "b"]);
+    let why = c.narmesh(&["quorum", "why", &app]).expect_success("why of what is agreed");
+    assert!(why.contains("a and b; counts for 2 groups."), "{why}");
+    let nondet = a.store.build_one("nondet");
+    b.store.build_one("nondet");
+    wait_verdict(&c, &nondet, "conflict", &["a", "b"]);
+    // What nobody counts is not kept: a and b count nobody.
+    assert_eq!(attested_by(&a, &b.builder_key()) + attested_by(&b, &a.builder_key()), 0);
+    let metrics = get(c.gateway(), "/metrics").unwrap().text();
+    let pulled =
+        metrics.lines().find_map(|line| line.strip_prefix("narmesh_quorum_pulled_total ")?.parse::<u64>().ok());
+    assert_eq!(pulled, Some(6), "app, lib and nondet of two builders");
+    assert!(!metrics.contains("narmesh_quorum_refused_total{"), "{metrics}");
+
+    // What c knew is gone: it hears it again, as soon as it has met one of them.
+    c.kill();
+    for file in fs::read_dir(c.dir().join("state")).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.file_name().unwrap().to_str().unwrap().starts_with("quorum.sqlite") {
+            fs::remove_file(file).unwrap();
+        }
+    }
+    c.start();
+    wait_verdict(&c, &app, "agreed", &["a", "b"]);
+    wait_verdict(&c, &nondet, "conflict", &["a", "b"]);
+}
+
+/// Attestations of this key in a node's file.
+fn attested_by(node: &TestNode, key: &str) -> usize {
+    node.narmesh(&["quorum", "export"]).stdout.lines().filter(|line| line.starts_with(key)).count()
+}
+
+#[test]
+fn a_relay_tells_those_whom_the_builder_admits_and_nobody_else() {
+    let mesh = TestMesh::new();
+    let [mut a, mut relay, mut c, mut d] = ["a", "relay", "c", "d"].map(|name| mesh.node(name));
+    let builders = keys(&[&a, &relay]);
+    for node in [&mut relay, &mut c, &mut d] {
+        counting(node, &builders, 1);
+    }
+    // Only the relay can be found; a does not know d, which knows a.
+    for node in [&mut a, &mut c, &mut d] {
+        node.config.advertise_loopback = false;
+    }
+    let [of_a, of_relay, of_c, of_d] = [&a, &relay, &c, &d].map(|node| node.card());
+    for (node, allowed) in [
+        (&mut a, vec![&of_relay, &of_c]),
+        (&mut relay, vec![&of_a, &of_c, &of_d]),
+        (&mut c, vec![&of_a, &of_relay]),
+        (&mut d, vec![&of_a, &of_relay]),
+    ] {
+        allowed.into_iter().for_each(|card| node.allow(card));
+    }
+    relay.start();
+    for node in [&mut a, &mut c, &mut d] {
+        node.learn_address("relay", &relay.p2p_address());
+        node.start();
+        node.wait_connected("relay", true, MEETING);
+    }
     let app = a.store.build_one("app");
     wait_verdict(&c, &app, "agreed", &["a"]);
-    let why = c.narmesh(&["quorum", "why", &app]).expect_success("why of what a attests");
-    assert!(why.contains('a'), "{why}");
+    assert!(!c.status().connected("a") && !a.status().connected("c"), "it came over the relay");
+    // What the relay built itself reaches d over the same line; what a built does not.
+    let own = relay.store.build_fresh("of-the-relay");
+    wait_verdict(&d, &own, "agreed", &["relay"]);
+    wait_verdict(&relay, &app, "agreed", &["a"]);
+    assert_eq!((verdict(&d, &app).1, attested_by(&d, &a.builder_key())), (Vec::new(), 0));
+
+    // Once a admits it, d hears it, from the relay.
+    a.allow(&of_d);
+    a.reload();
+    wait_verdict(&d, &app, "agreed", &["a"]);
+    assert!(!d.status().connected("a"));
 }

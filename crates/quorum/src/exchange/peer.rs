@@ -5,8 +5,8 @@ use crate::reconcile::{Item, Node, Session, Shared};
 use narmesh_protocol::HashPart;
 use std::collections::VecDeque;
 
-/// After a fault a peer is asked nothing for so long, milliseconds; that the third one sets it aside is the caller's.
-pub(super) const SHUNNED_MS: u64 = 60_000;
+/// After a fault a peer is asked nothing for so long, milliseconds; that the third one sets it aside is the caller's doing.
+pub(super) const SHUNNED_MS: u64 = 5_000;
 /// Shortest time between two comparisons with one peer, milliseconds.
 const REST_MIN_MS: u64 = 500;
 /// Queries of a comparison that brought nothing, above which each is a longer rest.

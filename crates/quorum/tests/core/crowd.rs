@@ -192,7 +192,13 @@ impl Crowd {
                 }
             }
             Output::Answered { id, last } => self.nodes[node].answered.push((id, last)),
-            Output::Penalize { peer, fault } => self.nodes[node].faults.push((peer, fault)),
+            Output::Penalize { peer, fault } => {
+                self.nodes[node].faults.push((peer, fault));
+                // As the gossip core does.
+                if self.nodes[node].faults.iter().filter(|(blamed, _)| *blamed == peer).count() % 3 == 0 {
+                    self.input(node, Input::SetAside { peer, lasting_ms: 300_000 });
+                }
+            }
             Output::Compared { .. } => {}
         }
     }

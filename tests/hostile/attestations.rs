@@ -1,0 +1,165 @@
+//! Peers that lie about what builders attest: nothing of it is kept, and they are named.
+
+use crate::formats::{NixKey, hash_part_bytes};
+use crate::peer::{Move, Peer, Play, Script, peer_id};
+use crate::quorum_wire::{
+    BUSY, QuorumRequest, ROOT, attestation, attestations, builder_digest, children, handed_over, items,
+};
+use crate::report;
+use crate::stage::Stage;
+use crate::wire::QUORUM;
+use narmesh_tests::{poll, promised, wait_for};
+use std::time::Duration;
+
+/// Three lies, each five seconds after the one before.
+const SET_ASIDE: Duration = Duration::from_secs(15);
+/// What the daemon may hold above idle.
+const MEMORY_RISE_MAX: u64 = 64 << 20;
+
+/// A client that counts the builder of this key, whose node the liar is.
+fn stage(tag: &str, liar: &Peer, builder: &NixKey) -> Stage {
+    let counted =
+        format!("\n[[builder]]\nname = 'liar'\npublic_key = '{}'\npeer = '{}'\n", builder.public(), liar.name);
+    Stage::with(&[tag], 64, &[liar], |client| client.config.more = counted)
+}
+
+/// The liar says again and again that it has news, until it is set aside; what it handed over is not there.
+#[track_caller]
+fn until_set_aside(stage: &Stage, liar: &Peer, builder: &NixKey, words: &str, label: &str) {
+    let memory = stage.client.watch_memory();
+    liar.connect(&stage.client);
+    liar.offer(&[], &[peer_id(&stage.client)]);
+    let news =
+        QuorumRequest::Compare { builders: vec![builder_digest(builder)], nodes: vec![(ROOT, [9; 16])], news: true };
+    let set_aside = poll(promised(SET_ASIDE), || {
+        liar.ask(&stage.client, QUORUM, &news.encode()).ok();
+        let status = stage.client.status();
+        status.peer(&liar.name).unwrap()["set_aside_s"].as_u64()
+    });
+    assert!(set_aside.is_some(), "{} is not set aside: {:?}", liar.name, stage.client.status().peer(&liar.name));
+    stage.assert_blamed(liar, words, label, 3);
+    let before = liar.asked().attestations.len();
+    for _ in 0..20 {
+        liar.ask(&stage.client, QUORUM, &news.encode()).ok();
+    }
+    assert_eq!(liar.asked().attestations.len(), before, "who is set aside is asked nothing");
+    let export = stage.client.narmesh(&["quorum", "export"]).stdout;
+    assert_eq!(export.lines().count(), 1, "nothing but the header: {export}");
+    let rise = memory.rise_bytes();
+    assert!(rise <= MEMORY_RISE_MAX, "{rise} bytes above idle");
+    stage.assert_good_unharmed();
+    report::note(&format!("attestations: {}", liar.name), |row| {
+        row.rise_bytes = Some(rise);
+        row.outcome = "keeps nothing of it".to_owned();
+        row.set_aside = Some(format!("after the third: {label}"));
+    });
+}
+
+/// Names an item under each node that it is asked about, and answers a pull so.
+fn names_and_hands(pull: impl Fn(usize) -> Play + Send + Sync + 'static) -> Script {
+    Script::default().quorum(move |request| match request {
+        QuorumRequest::Compare { nodes, .. } => vec![Move::Send(items(nodes.len(), &[[7; 16]]))],
+        QuorumRequest::Pull { wanted, .. } => pull(wanted.len()),
+        QuorumRequest::Ask { .. } => vec![Move::Send(BUSY.to_vec())],
+    })
+}
+
+const PATH: &str = "/nix/store/7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-x";
+
+#[test]
+fn forged_and_foreign_attestations_are_not_kept() {
+    let (builder, stranger) = (NixKey::new("liar-1"), NixKey::new("stranger-1"));
+    let mut forged = attestation(&builder, PATH, [1; 32], 112);
+    *forged.last_mut().unwrap() ^= 1;
+    let foreign = attestation(&stranger, PATH, [1; 32], 112);
+    for (name, tag, bytes) in [("forged", "fo", forged), ("foreign", "fr", foreign)] {
+        let script = names_and_hands(move |asked| vec![Move::Send(attestations(asked, std::slice::from_ref(&bytes)))]);
+        let liar = Peer::liar(name, script);
+        let stage = stage(tag, &liar, &builder);
+        until_set_aside(&stage, &liar, &builder, "sent a false attestation", "false_attestation");
+        stage.finish();
+    }
+}
+
+#[test]
+fn endless_replies_and_comparisons_that_lead_nowhere() {
+    let builder = NixKey::new("liar-1");
+    let endless = names_and_hands(|_| vec![Move::Endless(vec![0xa5; 64 << 10], Duration::ZERO)]);
+    let bottomless = Script::default().quorum(|request| match request {
+        QuorumRequest::Compare { nodes, .. } => vec![Move::Send(children(nodes.len(), [5; 16]))],
+        QuorumRequest::Pull { .. } | QuorumRequest::Ask { .. } => vec![Move::Send(BUSY.to_vec())],
+    });
+    for (name, tag, script) in [("endless", "en", endless), ("bottomless", "bo", bottomless)] {
+        let liar = Peer::liar(name, script);
+        let stage = stage(tag, &liar, &builder);
+        until_set_aside(&stage, &liar, &builder, "sent a malformed reply", "malformed_reply");
+        stage.finish();
+    }
+}
+
+#[test]
+fn requests_without_end_are_told_busy_and_named() {
+    let builder = NixKey::new("liar-1");
+    let liar = Peer::honest("flooder");
+    let stage = stage("flood", &liar, &builder);
+    let memory = stage.client.watch_memory();
+    liar.connect(&stage.client);
+    let ask = QuorumRequest::Ask { builders: vec![builder_digest(&builder)], paths: vec![hash_part_bytes(PATH)] };
+    let ask = ask.encode();
+    let blamed = poll(promised(SET_ASIDE), || {
+        let asks = (0..100).map(|_| {
+            let (control, client, ask) = (liar.control.clone(), peer_id(&stage.client), ask.clone());
+            crate::peer::timed(crate::peer::ask(control, client, QUORUM, ask))
+        });
+        liar.runtime.block_on(futures::future::join_all(asks));
+        (stage.client.status().peer(&liar.name).unwrap()["misdeeds"].as_u64() > Some(0)).then_some(())
+    });
+    assert!(blamed.is_some(), "{:?}", stage.client.status().peer(&liar.name));
+    stage.assert_blamed(&liar, "asked too fast", "request_flood", 1);
+    let rise = memory.rise_bytes();
+    assert!(rise <= MEMORY_RISE_MAX, "{rise} bytes above idle");
+    stage.assert_good_unharmed();
+    stage.finish();
+}
+
+#[test]
+fn who_is_outside_of_an_audience_is_told_nothing() {
+    let peer = Peer::honest("outside");
+    // The honest node allows the client, and not our peer.
+    let mut stage = Stage::new(&["outside"], 64, &[&peer]);
+    let key = stage.good.builder_key();
+    stage.client.config.more = format!("\n[[builder]]\nname = 'good'\npublic_key = '{key}'\npeer = 'good'\n");
+    stage.client.reload();
+    let held = stage.path("outside", "held");
+    wait_for("the client has what the honest node attests", promised(Duration::from_secs(3)), || {
+        let export = stage.client.narmesh(&["quorum", "export"]).stdout;
+        export.contains(&held).then_some(())
+    });
+    peer.connect(&stage.client);
+    peer.offer(&[], &[peer_id(&stage.client)]);
+    let digest = builder_digest_of(&stage.good.builder_key());
+    let paths = vec![hash_part_bytes(&held)];
+    let ask = QuorumRequest::Ask { builders: vec![digest], paths };
+    let reply = peer.ask(&stage.client, QUORUM, &ask.encode()).unwrap();
+    assert_eq!(handed_over(&reply), Some(Vec::new()));
+    let compare = QuorumRequest::Compare { builders: vec![digest], nodes: vec![(ROOT, [9; 16])], news: true };
+    let reply = peer.ask(&stage.client, QUORUM, &compare.encode()).unwrap();
+    assert_eq!(reply, crate::quorum_wire::only_builders(&[]), "as if it knew no such builder");
+    // The builder's own node is told; so would be whom it admits.
+    stage.good.allow(&peer.card());
+    stage.good.reload();
+    let told = poll(promised(Duration::from_secs(3)), || {
+        let reply = peer.ask(&stage.client, QUORUM, &ask.encode()).unwrap();
+        handed_over(&reply).filter(|handed| handed.len() == 1)
+    });
+    assert!(told.is_some(), "once the builder's node admits it, it is told");
+    stage.assert_unblamed(&peer);
+    stage.finish();
+}
+
+fn builder_digest_of(public_key: &str) -> [u8; 8] {
+    use base64::Engine as _;
+    let (_, key) = public_key.split_once(':').unwrap();
+    let key = base64::engine::general_purpose::STANDARD.decode(key).unwrap();
+    crate::wire::sha256(&key)[..8].try_into().unwrap()
+}
