@@ -16,6 +16,9 @@ mod links;
 #[path = "../hostile/peer.rs"]
 #[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod peer;
+#[path = "../hostile/quorum_wire.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod quorum_wire;
 mod report;
 mod simulated;
 mod sites;
