@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::mesh::TestMesh;
-use crate::network::Network;
+use crate::network::{Network, Traffic};
 use crate::nix::NixStoreFixture;
 use crate::node::TestNode;
 use crate::status::Status;
@@ -88,6 +88,25 @@ impl Fleet {
         wait_tables("all start at once", started, bound, &all, &all)
     }
 
+    /// Waits until the daemons of these numbers have nothing to do: all together take less than a tenth of a processor for five
+    /// seconds. What a start brings goes on for long where many share few processors.
+    ///
+    /// # Panics
+    /// When that takes ten times `bound`.
+    #[track_caller]
+    pub fn wait_rest(&self, numbers: std::ops::Range<usize>, bound: Duration) {
+        const LOOK: Duration = Duration::from_secs(5);
+        let used = || -> Duration {
+            let running = self.nodes.get(numbers.clone()).expect("machines of this fleet");
+            running.iter().map(TestNode::processor_time).sum()
+        };
+        wait_until("the daemons have nothing to do", promised(bound), || {
+            let before = used();
+            std::thread::sleep(LOOK);
+            used() - before < LOOK / 10
+        });
+    }
+
     /// Starts one more, and returns how long it took until it had the summaries of all others.
     ///
     /// # Panics
@@ -114,16 +133,16 @@ impl Fleet {
         summaries(&status).filter_map(|summary| summary.get("filter_bits")?.as_u64()).sum::<u64>() / 8
     }
 
-    /// Sent and received by the machine of this number since the network was made, in bytes.
+    /// Of the machine of this number since the network was made.
     #[must_use]
-    pub fn traffic_bytes(&self, number: usize) -> u64 {
-        self.network.machine(number).traffic().bytes()
+    pub fn traffic(&self, number: usize) -> Traffic {
+        self.network.machine(number).traffic()
     }
 
     /// The same of all.
     #[must_use]
     pub fn all_traffic_bytes(&self) -> Vec<u64> {
-        (0..self.nodes.len()).map(|number| self.traffic_bytes(number)).collect()
+        (0..self.nodes.len()).map(|number| self.traffic(number).bytes()).collect()
     }
 
     /// Builds a new path on the first machine, and returns it with the time from the end of the build until the gateways of

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::TestNode;
 use crate::binary::narmesh_binary;
-use crate::process::{MemoryPeak, resident_bytes};
+use crate::process::{MemoryPeak, processor_time, resident_bytes};
 use crate::wait::{promised, wait_for};
 
 /// A daemon is promised to answer this soon after its start.
@@ -253,6 +253,16 @@ impl TestNode {
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         resident_bytes(self.pid())
+    }
+
+    /// Processor time of the daemon so far.
+    ///
+    /// # Panics
+    /// When none runs.
+    #[track_caller]
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        processor_time(self.pid())
     }
 
     /// Starts to watch the memory of the daemon.
