@@ -17,7 +17,7 @@
 //!
 //! **What is not.** A machine whose clock was ahead and that then loses its disk twice before anyone has heard it: it may use
 //! an epoch twice, is blamed for equivocation once and then goes on above; so a machine whose clock was ever wrong keeps its
-//! disk here. The time that a core takes.
+//! disk here, and one that lost its disk keeps its clock until it has published. The time that a core takes.
 //!
 //! **Invariants.** The checkers know what owners truly hold and published, and never ask a core whether it was right. No
 //! unordered map, no system clock, no floating point of the system's library in anything that happens.

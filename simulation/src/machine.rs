@@ -6,7 +6,8 @@ use crate::hostile::Malice;
 use crate::traffic::Traffic;
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
-use narmesh_protocol::{HashPart, StoreDir};
+use narmesh_protocol::{Envelope, EnvelopeError, HashPart, StoreDir};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -111,12 +112,16 @@ pub(crate) struct Machine {
     pub(crate) skew_ms: i64,
     /// Its clock was wrong once, so its epochs may be ahead of the right time.
     pub(crate) ever_skewed: bool,
+    /// It lost its disk and has published nothing since: its clock alone keeps it above the epochs that it used.
+    pub(crate) blank: bool,
     disk_epoch: Option<u64>,
     disk_newest: BTreeMap<PeerId, Vec<u8>>,
     pub(crate) subscriber: Subscriber,
     /// When a tick is on its way, milliseconds.
     pub(crate) tick: Option<u64>,
     pub(crate) malice: Option<Malice>,
+    /// When a peer returned that had been cut off, microseconds.
+    pub(crate) returned_us: Option<u64>,
     /// For a while it passes nothing on, though it is honest otherwise.
     pub(crate) withholding: bool,
     /// How often it changed its address.
@@ -159,11 +164,13 @@ impl Machine {
             site: 0,
             skew_ms: 0,
             ever_skewed: false,
+            blank: false,
             disk_epoch: None,
             disk_newest: BTreeMap::new(),
             subscriber: Subscriber::default(),
             tick: None,
             malice: None,
+            returned_us: None,
             withholding: false,
             moves: 0,
             stranger: false,
@@ -183,6 +190,7 @@ impl Machine {
         if !keep_disk {
             self.disk_epoch = None;
             self.disk_newest.clear();
+            self.blank = true;
         }
         let newest = self.disk_newest.values().cloned().collect();
         let persisted = Persisted { own_epoch: self.disk_epoch, newest };
@@ -192,11 +200,12 @@ impl Machine {
         self.doomed = false;
         self.subscriber = Subscriber::default();
         self.tick = None;
+        self.returned_us = None;
     }
 
     pub(crate) fn persist(&mut self, record: Record) {
         match record {
-            Record::OwnEpoch(epoch) => self.disk_epoch = Some(epoch),
+            Record::OwnEpoch(epoch) => (self.disk_epoch, self.blank) = (Some(epoch), false),
             Record::Newest { peer, envelope } => drop(self.disk_newest.insert(peer, envelope)),
             Record::Forget(peer) => drop(self.disk_newest.remove(&peer)),
         }
@@ -234,5 +243,29 @@ impl Machine {
 
 fn core(now: Now, keypair: &Keypair, rng_seed: [u8; 32], persisted: Persisted) -> Gossip {
     let store_dir = StoreDir::parse("/nix/store").expect("a store directory");
-    Gossip::new(now, GossipConfig::new(keypair.clone(), store_dir, "narmesh-sim", rng_seed), persisted)
+    let mut config = GossipConfig::new(keypair.clone(), store_dir, "narmesh-sim", rng_seed);
+    config.open_envelope = open_once;
+    Gossip::new(now, config, persisted)
+}
+
+/// Envelopes that are remembered: those of a large fleet, twice.
+const OPENED_MAX: usize = 4_096;
+
+thread_local! {
+    static OPENED: RefCell<BTreeMap<Box<[u8]>, Arc<Envelope>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// [`Envelope::open`]. What it lets pass is remembered by all of its bytes: a thousand machines are shown the same ones.
+fn open_once(bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
+    if let Some(envelope) = OPENED.with_borrow(|opened| opened.get(bytes).map(Arc::clone)) {
+        return Ok(envelope);
+    }
+    let envelope = Arc::new(Envelope::open(bytes)?);
+    OPENED.with_borrow_mut(|opened| {
+        if opened.len() >= OPENED_MAX {
+            opened.clear();
+        }
+        opened.insert(bytes.into(), Arc::clone(&envelope));
+    });
+    Ok(envelope)
 }

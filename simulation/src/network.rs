@@ -22,6 +22,11 @@ const RETRANSMIT_US_MAX: u64 = 120_000_000;
 const REDIAL_US: (u64, u64) = (250_000, 4_000_000);
 const GONE_FAILURES: u32 = 150;
 const REDIAL_GONE_US: u64 = 30_000_000;
+/// A peer that returns after so many failures was cut off: all others are tried at once, and for so long soon again, but not
+/// oftener than every minute.
+const FAILURES_CUT_MIN: u32 = 4;
+const RETURNS_US: u64 = 4_000_000;
+const RETURNS_PAUSE_US: u64 = 60_000_000;
 /// A dial to nowhere is given up after this: the handshake's deadline.
 const DIAL_TIMEOUT_US: u64 = 3_000_000;
 /// Messages that wait for a stalled connection; more would fill the socket's buffer.
@@ -370,9 +375,12 @@ impl World {
         }
         let silent = !self.passes(link);
         let timeout_us = if silent { DIAL_TIMEOUT_US } else { 0 };
+        let since_us = [a, b].into_iter().filter_map(|end| self.machine(end).returned_us).max();
+        let are_returning = since_us.is_some_and(|since_us| self.now_us < since_us + RETURNS_US);
         let Some(link) = self.links.get_mut(at) else { return };
         let longest_us = if link.failures < GONE_FAILURES { REDIAL_US.1 } else { REDIAL_GONE_US };
-        let pause_us = (REDIAL_US.0 << link.failures.min(16)).min(longest_us);
+        let growth = if are_returning { 0 } else { link.failures.min(16) };
+        let pause_us = (REDIAL_US.0 << growth).min(longest_us);
         link.failures = link.failures.saturating_add(1);
         self.plan_dial(at, timeout_us + pause_us * 3 / 4, timeout_us + pause_us * 5 / 4 + 1);
     }
@@ -387,14 +395,38 @@ impl World {
         }
         self.counter += 1;
         let connection = self.counter;
+        let mut was_cut_off = false;
         if let Some(link) = self.links.get_mut(at) {
+            was_cut_off = link.failures >= FAILURES_CUT_MIN;
             link.connection = Some(connection);
             (link.failures, link.dialler) = (0, dialler);
+        }
+        if was_cut_off {
+            [a, b].into_iter().for_each(|end| self.one_returned(end));
         }
         for (number, other) in [(a, b), (b, a)] {
             let peer = self.machine(other).peer;
             self.input(number, Input::Connected(peer));
             self.gossip_connected(number, other);
+        }
+    }
+}
+
+impl World {
+    /// A peer that was cut off from this machine is back, so others may be.
+    fn one_returned(&mut self, number: Number) {
+        let now_us = self.now_us;
+        let machine = self.machine_mut(number);
+        if machine.returned_us.is_some_and(|before_us| now_us < before_us + RETURNS_PAUSE_US) {
+            return;
+        }
+        machine.returned_us = Some(now_us);
+        let failed = |link: &Link| link.connection.is_none() && link.failures > 0;
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
+        for at in links {
+            if self.links.get(at).is_some_and(failed) {
+                self.plan_dial(at, 0, 1);
+            }
         }
     }
 }

@@ -241,6 +241,9 @@ pub struct Event {
     /// Or on all of this site.
     #[serde(default)]
     pub site: Option<String>,
+    /// A partition cuts the machine off from all but this one.
+    #[serde(default)]
+    pub but: Option<i64>,
     /// Paths of a build.
     #[serde(default)]
     pub paths: u32,
@@ -442,9 +445,10 @@ impl Scenario {
         demand(whole, "site.nodes", format!("{in_sites} in all"), "nodes")?;
         for event in &self.event {
             permille("event.permille", event.permille)?;
-            let node = event.node.unwrap_or(0);
-            let exists = node.unsigned_abs() <= self.nodes as u64 && node != i64::try_from(self.nodes).unwrap_or(0);
-            demand(exists, "event.node", node.to_string(), "a machine, from 0 or from -1")?;
+            for (field, node) in [("event.node", event.node.unwrap_or(0)), ("event.but", event.but.unwrap_or(0))] {
+                let exists = node.unsigned_abs() <= self.nodes as u64 && node != i64::try_from(self.nodes).unwrap_or(0);
+                demand(exists, field, node.to_string(), "a machine, from 0 or from -1")?;
+            }
             let known = event.site.as_ref().is_none_or(|name| self.site.iter().any(|site| site.name == *name));
             demand(known, "event.site", event.site.clone().unwrap_or_default(), "the name of a site")?;
             let skew = event.by_s.unsigned_abs() <= SKEW_S_MAX;

@@ -119,19 +119,10 @@ impl World {
             What::CrashWithoutState => self.crash(number, false, for_us),
             What::Restart => self.restart(number, for_us),
             What::Sleep => self.sleep(number, for_us),
-            What::Partition => {
-                self.counter += 1;
-                let side = self.counter;
-                let site = event.site.as_ref().and_then(|name| self.scenario.site.iter().position(|s| s.name == *name));
-                for other in 0..self.machines.len() {
-                    let apart = site.map_or(other == number, |site| self.machine(other).site == site);
-                    if let Some(of) = self.sides.get_mut(other).filter(|_| apart) {
-                        *of = side;
-                    }
-                }
-                self.look_at_all_links();
-                self.after_us(for_us, Happening::Reunite(side));
-            }
+            What::Partition => match event.but {
+                Some(but) => self.isolate(number, self.node(but), for_us),
+                None => self.part(number, event.site.as_deref(), for_us),
+            },
             What::Join => {
                 self.figures.joins(self.now_us, number);
                 self.start(number, false);
@@ -146,6 +137,33 @@ impl World {
         }
         let last_words_us = if event.what == What::Restart { LAST_WORDS_US } else { 0 };
         self.watch_event(at, number, for_us + last_words_us);
+    }
+
+    /// A site, or a machine, is cut off from all others.
+    fn part(&mut self, number: Number, site: Option<&str>, for_us: u64) {
+        self.counter += 1;
+        let side = self.counter;
+        let site = site.and_then(|name| self.scenario.site.iter().position(|site| site.name == name));
+        for other in 0..self.machines.len() {
+            let apart = site.map_or(other == number, |site| self.machine(other).site == site);
+            if let Some(of) = self.sides.get_mut(other).filter(|_| apart) {
+                *of = side;
+            }
+        }
+        self.look_at_all_links();
+        self.after_us(for_us, Happening::Reunite(side));
+    }
+
+    /// A machine is cut off from all others but one.
+    fn isolate(&mut self, number: Number, but: Number, for_us: u64) {
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
+        for (_, at) in links.into_iter().filter(|(other, _)| *other != but) {
+            if let Some(link) = self.links.get_mut(at) {
+                link.cut = true;
+            }
+            self.look_at_link(at);
+            self.after_us(for_us, Happening::Mend(at));
+        }
     }
 
     fn schedule_fault(&mut self) {
@@ -219,6 +237,7 @@ impl World {
             Fault::Move => self.leave(number, for_us),
             Fault::Withhold => self.withhold(number, for_us),
             Fault::Distrust => self.distrust(number, for_us),
+            Fault::Skew if self.machine(number).blank => {}
             Fault::Skew => {
                 let skew_ms = i64::try_from(self.draw.below(2 * SKEW_MS)).unwrap_or(0);
                 let machine = self.machine_mut(number);

@@ -203,6 +203,7 @@ impl Story {
         others(&self.fleet.nodes, "c2").iter().for_each(|node| node.reload());
         let place = at(&self.fleet.nodes, "c2");
         self.fleet.nodes[place].kill();
+        let killed = Instant::now();
         fs::remove_dir_all(self.fleet.nodes[place].dir().join("state")).unwrap();
         fs::write(&self.clock, "+0").unwrap();
         self.fleet.network.emulator().move_tap(place, D);
@@ -214,20 +215,23 @@ impl Story {
         let heard = self.node("a1").status().summary_version("c2").unwrap();
         assert!(self.node("c2").status().number("/own/epoch") < heard.0, "nobody would take it, and nobody told it");
         assert!(!withholder.asked().syncs.is_empty(), "the withholder was asked");
+        let alone = killed.elapsed().as_secs().max(2);
         let since = Instant::now();
         self.fleet.network.emulator().set_cut(D, false);
         let took = self.wait_equal("after one peer withheld", since);
         assert!(self.node("c2").status().number("/own/epoch") > heard.0);
         let _found = self.node("b4").wait_narinfo(&fresh);
         self.node("b4").realise(&[fresh]).expect_success("heard again");
+        let cut_off = format!("what = \"partition\"\nat_s = 20\nnode = 9\nbut = 8\nfor_s = {alone}\n");
         let events = [
             "what = \"skew\"\nat_s = 1\nnode = 9\nby_s = 3600\n",
             "what = \"build\"\nat_s = 2\nnode = 9\npaths = 1\n",
-            "what = \"withhold\"\nat_s = 20\nnode = 8\nfor_s = 30\n",
+            "what = \"withhold\"\nat_s = 20\nnode = 8\nfor_s = 60\n",
             "what = \"skew\"\nat_s = 20\nnode = 9\nby_s = 0\n",
             "what = \"crash-without-state\"\nat_s = 20\nnode = 9\nfor_s = 1\n",
+            cut_off.as_str(),
         ];
-        let scene = Scene { events: &events, run_s: 21, figure: EQUAL };
+        let scene = Scene { events: &events, run_s: 20 + alone, figure: EQUAL };
         let step = "state lost, clock set back an hour, one peer withholds";
         self.table.row(step, "tables equal once others are met", took, HEALED, scene);
         assert_unblamed(&self.all());

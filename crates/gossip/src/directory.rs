@@ -1,5 +1,6 @@
 //! What we know of each peer: its newest announcement, the body we hold, how it has behaved.
 
+use crate::gossip::OpenEnvelope;
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
@@ -125,10 +126,10 @@ impl Entry {
     }
 
     /// Opens an envelope that is probably of this peer; its newest one, which is told again and again, was verified before.
-    pub(crate) fn opened(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
             Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),
-            Some(_) | None => Envelope::open(bytes).map(Arc::new),
+            Some(_) | None => open(bytes),
         }
     }
 
@@ -230,10 +231,10 @@ impl Directory {
     }
 
     /// Opens an envelope of whomever.
-    pub(crate) fn opened(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match claimed_signer(bytes).and_then(|signer| self.entries.get(&signer)) {
-            Some(entry) => entry.opened(bytes),
-            None => Envelope::open(bytes).map(Arc::new),
+            Some(entry) => entry.opened(bytes, open),
+            None => open(bytes),
         }
     }
 

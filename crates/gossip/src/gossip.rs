@@ -26,6 +26,9 @@ pub const ALLOWLIST_MAX: usize = Summary::AUDIENCE_MAX - 1;
 /// Most envelopes read back after a restart.
 const PERSISTED_MAX: usize = 4_096;
 
+/// Opens an envelope and verifies its signature.
+pub type OpenEnvelope = fn(&[u8]) -> Result<Arc<Envelope>, EnvelopeError>;
+
 /// What a core is made with; nothing of it changes later.
 #[derive(Clone, Debug)]
 pub struct GossipConfig {
@@ -47,6 +50,8 @@ pub struct GossipConfig {
     pub sync_interval_ms: u64,
     /// Most paths advertised; those that come later are withheld.
     pub path_count_max: usize,
+    /// [`Envelope::open`]. A simulation, where a thousand cores are shown the same bytes, may remember what it said of them.
+    pub open_envelope: OpenEnvelope,
 }
 
 impl GossipConfig {
@@ -63,6 +68,7 @@ impl GossipConfig {
             debounce_ms: 100,
             sync_interval_ms: 60_000,
             path_count_max: 200_000,
+            open_envelope: |bytes| Envelope::open(bytes).map(Arc::new),
         }
     }
 }
@@ -91,6 +97,7 @@ pub struct Gossip {
     pub(crate) store_dir: String,
     pub(crate) software: String,
     pub(crate) sync_interval_ms: u64,
+    pub(crate) open_envelope: OpenEnvelope,
     reannounce_ms: u64,
     rng: ChaCha8Rng,
     /// Read back after a restart, until the first allowlist says which of them count.
@@ -123,7 +130,7 @@ impl Gossip {
             debounce_ms: config.debounce_ms,
         };
         let mut rng = ChaCha8Rng::from_seed(config.rng_seed);
-        let newest = persisted.newest.iter().take(PERSISTED_MAX).filter_map(|bytes| Envelope::open(bytes).ok());
+        let newest = persisted.newest.iter().take(PERSISTED_MAX).filter_map(|bytes| (config.open_envelope)(bytes).ok());
         let mut gossip = Self {
             now,
             me,
@@ -133,8 +140,9 @@ impl Gossip {
             store_dir: config.store_dir.as_str().to_owned(),
             software: crate::sync::printable(&config.software, crate::sync::SOFTWARE_BYTES_MAX),
             sync_interval_ms: config.sync_interval_ms.max(1),
+            open_envelope: config.open_envelope,
             reannounce_ms: config.reannounce_ms,
-            floors: newest.map(|envelope| (envelope.peer(), Arc::new(envelope))).collect(),
+            floors: newest.map(|envelope| (envelope.peer(), envelope)).collect(),
             directory: Directory::default(),
             links: BTreeMap::new(),
             pulls: Pulls::default(),
@@ -317,7 +325,7 @@ impl Gossip {
         if entry.standing.announcements_spent(moment) {
             return Verdict::Ignore;
         }
-        let envelope = match entry.opened(bytes) {
+        let envelope = match entry.opened(bytes, self.open_envelope) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::UnknownVersion { version }) => {
                 entry.standing.charge_announcement(moment);

@@ -60,7 +60,7 @@ mod time;
 mod timers;
 mod view;
 
-pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
+pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, OpenEnvelope, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
 pub use misdeed::Misdeed;
 #[cfg(feature = "mutants")]

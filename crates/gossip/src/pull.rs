@@ -204,15 +204,16 @@ impl Gossip {
         let tellers = self.pulls.by_owner.get(owner).map(|pull| pull.tellers.as_slice()).unwrap_or_default();
         let preferred = std::iter::once(owner).chain(tellers.iter().filter(|teller| *teller != owner)).copied();
         let preferred: Vec<_> = preferred.filter(|peer| self.may_ask(peer)).collect();
-        let others = self.links.keys().filter(|peer| !preferred.contains(peer) && self.may_ask(peer)).copied();
-        let others: Vec<_> = others.collect();
-        let count = |peers: &[PeerId]| u64::try_from(peers.len()).unwrap_or(u64::MAX);
-        let other_turn = attempts % 3 == 2 && !others.is_empty();
-        if preferred.is_empty() || other_turn {
-            let at = self.random(count(&others));
-            return others.into_iter().nth(usize::try_from(at).ok()?);
+        if preferred.is_empty() || attempts % 3 == 2 {
+            let others = self.links.keys().filter(|peer| !preferred.contains(peer) && self.may_ask(peer)).copied();
+            let others: Vec<_> = others.collect();
+            if preferred.is_empty() || !others.is_empty() {
+                let at = self.random(u64::try_from(others.len()).unwrap_or(u64::MAX));
+                return others.into_iter().nth(usize::try_from(at).ok()?);
+            }
         }
-        let at = u64::from(attempts - attempts / 3).checked_rem(count(&preferred))?;
+        let count = u64::try_from(preferred.len()).unwrap_or(u64::MAX);
+        let at = u64::from(attempts - attempts / 3).checked_rem(count)?;
         preferred.get(usize::try_from(at).ok()?).copied()
     }
 

@@ -14,7 +14,6 @@ use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
-use std::collections::BTreeMap;
 
 /// Longest software name kept, bytes.
 pub(crate) const SOFTWARE_BYTES_MAX: usize = 64;
@@ -48,6 +47,22 @@ pub(crate) struct Link {
     asked: Moment,
     /// When one of us asked the other last.
     compared: Moment,
+}
+
+/// What a peer says that it holds, in the order of owners: it names hundreds, and each of ours is looked for among them.
+struct Haves(Vec<Have>);
+
+impl Haves {
+    fn new(mut have: Vec<Have>) -> Self {
+        have.sort_by_key(|have| have.owner);
+        Self(have)
+    }
+
+    /// The generation that it holds of this owner; the last one when it names several.
+    fn of(&self, owner: &AudienceDigest) -> Option<Generation> {
+        let after = self.0.partition_point(|have| have.owner <= *owner);
+        self.0.get(after.checked_sub(1)?).filter(|have| have.owner == *owner).map(|have| have.generation)
+    }
 }
 
 /// The printable beginning of a foreign text, at most `bytes_max` bytes.
@@ -201,9 +216,8 @@ impl Gossip {
             return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
         }
         self.hear_own(from, sync.yours);
-        self.ask_back(from, &sync.have);
-        let have: BTreeMap<AudienceDigest, Generation> =
-            sync.have.into_iter().map(|have| (have.owner, have.generation)).collect();
+        let have = Haves::new(sync.have);
+        self.ask_back(from, &have);
         GossipReply::Sync {
             store_dir: self.store_dir.clone(),
             software: self.software.clone(),
@@ -213,12 +227,11 @@ impl Gossip {
     }
 
     /// Asks a peer that holds newer summaries than we have heard of.
-    fn ask_back(&mut self, from: PeerId, have: &[Have]) {
+    fn ask_back(&mut self, from: PeerId, have: &Haves) {
         let moment = self.now.moment;
-        let newer = have.iter().any(|have| {
-            let entry = self.directory.owner(&have.owner).and_then(|owner| self.directory.get(&owner));
-            let heard = |entry: &Entry| entry.newest.as_ref().map(|newest| newest.announcement().generation);
-            entry.is_some_and(|entry| heard(entry).is_none_or(|heard| heard < have.generation))
+        let newer = self.directory.iter().any(|(_, entry)| {
+            let heard = entry.newest.as_ref().map(|newest| newest.announcement().generation);
+            have.of(&entry.digest).is_some_and(|have| heard.is_none_or(|heard| heard < have))
         });
         let Some(link) = self.links.get_mut(&from) else { return };
         link.compared = moment;
@@ -231,16 +244,16 @@ impl Gossip {
     }
 
     /// Our own newest envelope, and those of bodies that we hold and may hand on; goodbyes only to those who have the body.
-    fn news_for(&self, asker: &PeerId, have: &BTreeMap<AudienceDigest, Generation>) -> Vec<Vec<u8>> {
+    fn news_for(&self, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
         let digest = AudienceDigest::of(asker);
         let newer = |owner: &AudienceDigest, envelope: &Envelope| {
-            have.get(owner).is_none_or(|have| *have < envelope.announcement().generation)
+            have.of(owner).is_none_or(|have| have < envelope.announcement().generation)
         };
         let own = self.publication.envelope().filter(|own| newer(&self.my_digest, own));
         let of_others = self.directory.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
             let goodbye = || {
                 let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
-                have.contains_key(&entry.digest).then_some(&newest.envelope)
+                have.of(&entry.digest).and(Some(&newest.envelope))
             };
             let envelope = entry.held.as_ref().map(|held| &held.envelope).or_else(goodbye)?;
             let admitted = entry.audience.binary_search(&digest).is_ok() || mutant!(NewsForAnyone);
@@ -344,7 +357,10 @@ impl Gossip {
     /// A peer shows us the newest envelope with our signature that it knows.
     fn hear_own(&mut self, from: PeerId, yours: Option<Vec<u8>>) {
         let Some(bytes) = yours else { return };
-        match Envelope::open(&bytes) {
+        if self.publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
+            return;
+        }
+        match (self.open_envelope)(&bytes) {
             Ok(envelope) if envelope.peer() == self.me => {
                 if self.publication.heard_own(self.now, &envelope) {
                     self.event(Event::Overtaken { generation: envelope.announcement().generation });
@@ -363,7 +379,7 @@ impl Gossip {
         }
         let mut fresh = false;
         for bytes in news {
-            match self.directory.opened(bytes) {
+            match self.directory.opened(bytes, self.open_envelope) {
                 // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
                 Ok(envelope) => fresh |= self.accept(&envelope, from) == Worth::News,
                 Err(EnvelopeError::UnknownVersion { version }) => {
