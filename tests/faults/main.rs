@@ -12,6 +12,7 @@ mod database;
 mod descriptors;
 mod disk;
 mod kills;
+mod ledger;
 mod load;
 mod slow_readers;
 mod suspend;

@@ -240,3 +240,61 @@ fn without_a_policy_every_line_is_verified_and_none_is_kept() {
     let error = read_file(&b"hello\n"[..], None, None, |_| (), |_| Ok(0)).unwrap_err();
     assert!(error.to_string().starts_with("line 1: expected"), "{error}");
 }
+
+/// The files of a ledger, as a process that was killed left them, opened again: how many votes there are.
+fn votes_after(database: &[u8], log: &[u8]) -> i64 {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(FILE_NAME);
+    std::fs::write(&file, database).unwrap();
+    std::fs::write(dir.path().join(format!("{FILE_NAME}-wal")), log).unwrap();
+    let db = open(dir.path());
+    let lost = "SELECT count(*) FROM votes v LEFT JOIN statements s ON s.id = v.statement
+                LEFT JOIN builders b ON b.id = v.builder WHERE s.id IS NULL OR b.id IS NULL";
+    let lost: i64 = db.connection.query_row(lost, (), |row| row.get(0)).unwrap();
+    assert_eq!(lost, 0, "every vote has its statement and its builder");
+    rows(&db, "votes")
+}
+
+#[test]
+fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, log) = (dir.path().join(FILE_NAME), dir.path().join(format!("{FILE_NAME}-wal")));
+    let ledger = live(dir.path());
+    let mut lengths = vec![std::fs::metadata(&log).unwrap().len()];
+    for number in 1..=5 {
+        ledger.take(&[said(1, number, 1), said(2, number, 1)], WallMs(1)).unwrap();
+        lengths.push(std::fs::metadata(&log).unwrap().len());
+    }
+    let (before, written) = (std::fs::read(&file).unwrap(), std::fs::read(&log).unwrap());
+    assert_eq!(written.len() as u64, *lengths.last().unwrap(), "nothing was moved into the file yet");
+    // The log only grows: a death cuts it anywhere.
+    for cut in (0..written.len()).step_by(499).chain(lengths.iter().map(|length| usize::try_from(*length).unwrap())) {
+        let whole = lengths.iter().filter(|length| **length <= cut as u64).count().saturating_sub(1);
+        assert_eq!(
+            votes_after(&before, &written[..cut]),
+            2 * whole as i64,
+            "cut after {cut} of {} bytes",
+            written.len()
+        );
+    }
+    // Then its pages are written over those of the file, one by one, before it goes.
+    open(dir.path()).connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(())).unwrap();
+    let after = std::fs::read(&file).unwrap();
+    assert!(after.len() > before.len());
+    for moved in (0..=after.len()).step_by(4_096) {
+        let mut mixed = after[..moved].to_vec();
+        mixed.extend_from_slice(before.get(moved..).unwrap_or_default());
+        assert_eq!(votes_after(&mixed, &written), 10, "{moved} bytes moved");
+    }
+}
+
+#[test]
+fn the_attestations_of_a_path_are_found_without_a_look_at_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    let plan = format!("EXPLAIN QUERY PLAN {ATTESTATIONS_OF_PATH}");
+    let mut explain = db.connection.prepare(&plan).unwrap();
+    let steps = explain.query_map([path(1).hash_part().0], |row| row.get::<_, String>(3)).unwrap();
+    let steps: Vec<String> = steps.map(Result::unwrap).collect();
+    assert!(steps.len() >= 3 && steps.iter().all(|step| !step.starts_with("SCAN")), "{steps:?}");
+}
