@@ -16,11 +16,11 @@ use crate::control::ControlSocket;
 use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerBoard, UploadLimits, Uploads};
 use crate::quorum::{Keeper, LiveLedger};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
-use crate::settings::{Secrets, Settings};
+use crate::settings::{Secrets, Settings, make_gateway_key};
 use crate::state_db::{StateDb, StateDbError};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
-use narmesh_protocol::{BuilderKey, HashPart, NixSecretKey};
+use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _, StoreLocation};
 use parking_lot::{Mutex, RwLock};
@@ -53,7 +53,7 @@ pub(crate) struct Daemon {
     ledger: Arc<LiveLedger>,
     _keeper: Keeper,
     attester: Attester,
-    _observer: Observer,
+    observer: Observer,
 }
 
 /// The settings that count now, and why newer ones do not.
@@ -70,7 +70,7 @@ struct InForce {
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
     let settings = Settings::load(config_file)?;
     let secrets = settings.secrets()?;
-    let policy = check_quorum(&settings, &secrets)?;
+    let policy = quorum_policy(&settings, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
     runtime.block_on(serve(config_file, settings, secrets, policy))
 }
@@ -91,7 +91,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         state_dir: settings.store.state_dir.clone(),
     };
     let store = NixStore::open(location).context("the Nix store")?;
-    let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets))?;
+    let gateway_key = gateway_key(&settings, &policy)?;
+    let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
     let (ledger, keeper) = open_ledger(&settings, &store, policy)?;
     let board = Arc::new(PeerBoard::default());
     let upload_limits = UploadLimits {
@@ -127,7 +128,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         Arc::clone(&store),
         handle.clone(),
         state,
-        resolver_settings(&settings, &secrets),
+        Arc::clone(&ledger),
+        resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
     ));
     let attester = Attester::start(&store, &ledger, secrets.builder_key.clone())?;
@@ -150,12 +152,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         ledger,
         _keeper: keeper,
         attester,
-        _observer: observer,
+        observer,
     });
-    let _watchers = [
-        publish::drop_stale_answers(&daemon.store, &daemon.resolver)?,
-        publish::keep_what_is_held(&daemon.store, &daemon.ledger)?,
-    ];
+    let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, &daemon.ledger)?;
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let (stop, stopped) = watch::channel(false);
@@ -263,13 +262,17 @@ impl Daemon {
         let mut secrets = self.secrets.clone();
         // The builder key may be turned on, off or over while running; the node key may not, it is who we are.
         secrets.builder_key = settings.secrets()?.builder_key;
-        self.resolver.reconfigure(resolver_settings(&settings, &secrets));
+        // The policy first: what the resolver judges by it is dropped once more when it is told of its own settings.
+        let policy = quorum_policy(&settings, &secrets)?;
+        let gateway_key = gateway_key(&settings, &policy)?;
+        self.ledger.set_policy(policy, []);
+        let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
+        self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(settings.transfer.compress);
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
-        self.ledger.set_policy(check_quorum(&settings, &secrets)?, []);
         self.attester.set_key(secrets.builder_key.clone());
-        self.offer.set_policy(offer_policy(&settings, &secrets));
+        self.offer.set_policy(offer_policy);
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
         tracing::info!("configuration reloaded");
         Ok(())
@@ -278,7 +281,7 @@ impl Daemon {
     fn load_again(&self) -> anyhow::Result<Settings> {
         let settings = Settings::load(&self.config_file)?;
         let secrets = settings.secrets()?;
-        check_quorum(&settings, &secrets)?;
+        quorum_policy(&settings, &secrets)?;
         let old = self.settings();
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
@@ -300,22 +303,42 @@ impl Daemon {
     }
 }
 
-/// What depends on our own builder key, and what this version cannot do yet: a policy that is not obeyed is worse than none.
-fn check_quorum(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Policy> {
+/// What depends on our own builder key.
+fn quorum_policy(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Policy> {
     let (policy, warnings) = settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    match policy.mode() {
-        Mode::Off | Mode::Observe => Ok(policy),
-        Mode::Prefer | Mode::Require => anyhow::bail!(
-            "quorum.mode = {:?} is refused: this version reports and does not yet decide what Nix gets; accepted: \"off\" or \"observe\"",
-            if policy.mode() == Mode::Prefer { "prefer" } else { "require" }
-        ),
-    }
+    Ok(policy)
 }
 
-fn offer_policy(settings: &Settings, secrets: &Secrets) -> OfferPolicy {
+/// The key under what a policy lets through: made when the first one that demands agreement comes into force.
+fn gateway_key(settings: &Settings, policy: &Policy) -> anyhow::Result<Option<NixSecretKey>> {
+    if policy.mode() != Mode::Require {
+        return Ok(None);
+    }
+    let key = make_gateway_key(&settings.node.state_dir)?;
+    tracing::info!(public_key = %key.public(), "agreed narinfos are signed with the gateway key; Nix has to trust it alone");
+    Ok(Some(key))
+}
+
+/// Signatures that peers are shown: of keys that we trust and, where agreement is demanded, of the builders whose word we took.
+/// Never of the gateway key, which is for this machine's Nix.
+fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKeys {
+    let mut keys: Vec<NixPublicKey> = settings.trusted.iter().cloned().collect();
+    if let Some(gateway) = gateway.map(NixSecretKey::public) {
+        for key in &settings.quorum.public_keys {
+            if keys.iter().all(|known| known.name() != key.name()) {
+                keys.push(key.clone());
+            }
+        }
+        keys.retain(|key| key.bytes() != gateway.bytes());
+    }
+    // No name stands twice.
+    TrustedKeys::new(keys).unwrap_or_default()
+}
+
+fn offer_policy(settings: &Settings, secrets: &Secrets, gateway: Option<&NixSecretKey>) -> OfferPolicy {
     OfferPolicy {
-        trusted: settings.trusted.clone(),
+        trusted: shown_keys(settings, gateway),
         builder_key: secrets.builder_key.clone(),
         include: settings.advertise.include.clone(),
         exclude: settings.advertise.exclude.clone(),
@@ -338,10 +361,11 @@ fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {
     }
 }
 
-fn resolver_settings(settings: &Settings, secrets: &Secrets) -> ResolverSettings {
+fn resolver_settings(settings: &Settings, secrets: &Secrets, gateway_key: Option<NixSecretKey>) -> ResolverSettings {
     ResolverSettings {
         trusted: settings.trusted.clone(),
         builder_key: secrets.builder_key.clone(),
+        gateway_key,
         priority: settings.gateway.priority,
         narinfo_deadline: settings.gateway.narinfo_deadline,
         stall_timeout: settings.transfer.stall_timeout,

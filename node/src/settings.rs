@@ -20,7 +20,7 @@ mod secrets;
 pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
-pub(crate) use secrets::{create_builder_key, read_builder_key};
+pub(crate) use secrets::{create_builder_key, make_gateway_key, read_builder_key, read_gateway_key};
 
 /// Most `[[peer]]` entries: with eight addresses each they still fit in the file; an audience could name twice as many.
 pub const PEERS_MAX: usize = 1_024;

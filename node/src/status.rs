@@ -4,6 +4,7 @@
 
 use crate::mesh::{PeerStats, ProbeResult};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub mod text;
@@ -35,6 +36,9 @@ pub struct Status {
     pub requests: RequestStatus,
     /// What moved.
     pub bytes: ByteStatus,
+    /// Who built the same thing, and what of it Nix may have; absent with mode `off`.
+    #[serde(default)]
+    pub quorum: Option<QuorumStatus>,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
 }
@@ -139,6 +143,27 @@ pub struct ByteStatus {
     pub sent: u64,
     /// NAR bytes to our Nix.
     pub gateway_out: u64,
+}
+
+/// The policy, and what it came to.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct QuorumStatus {
+    /// `observe`, `prefer` or `require`.
+    pub mode: String,
+    /// Groups that must have got the same.
+    pub k: Option<u64>,
+    /// Groups of builders.
+    pub of: u64,
+    /// With `require`: what Nix has to trust, and needs to trust nobody else.
+    pub gateway_public_key: Option<String>,
+    /// Attestations known.
+    pub attestations: u64,
+    /// Paths by verdict, as of the last look at all of them.
+    pub paths: BTreeMap<String, u64>,
+    /// Paths on which builders disagree: the first few, in their order.
+    pub conflicts: Vec<String>,
+    /// Narinfos that the policy kept from Nix, by reason.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// `narmesh advertised --json`: exactly what leaves this machine.

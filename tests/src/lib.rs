@@ -30,6 +30,7 @@ mod nix;
 mod node;
 mod prober;
 mod process;
+mod rules;
 mod status;
 mod wait;
 
@@ -45,5 +46,6 @@ pub use nix::{CHROOT_NIX_CONF, NarInfoText, NixStoreFixture, PathRow, hash_part,
 pub use node::{PeerCard, TestNode};
 pub use prober::{ProbeReport, Prober};
 pub use process::{Finished, MemoryPeak, finish, sha256_hex};
+pub use rules::{Jury, Rules};
 pub use status::Status;
 pub use wait::{PROMISE_FACTOR, poll, promised, wait_for, wait_until};

@@ -59,6 +59,15 @@ impl TestMesh {
     #[track_caller]
     pub fn start_all(nodes: &mut [&mut TestNode]) {
         Self::introduce(nodes);
+        Self::start_introduced(nodes);
+    }
+
+    /// The same of nodes that were introduced already.
+    ///
+    /// # Panics
+    /// As [`TestMesh::start_all`].
+    #[track_caller]
+    pub fn start_introduced(nodes: &mut [&mut TestNode]) {
         for place in 0..nodes.len() {
             let (earlier, rest) = nodes.split_at_mut(place);
             if let Some(node) = rest.first_mut() {

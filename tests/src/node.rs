@@ -46,6 +46,8 @@ pub struct TestNode {
     notify_socket: Option<PathBuf>,
     run_under: Vec<String>,
     network: Option<Namespace>,
+    /// Whom its Nix trusts, if not those that its daemon trusts.
+    pub(crate) nix_keys: Option<Vec<String>>,
 }
 
 impl TestNode {
@@ -71,6 +73,7 @@ impl TestNode {
             notify_socket: None,
             run_under: Vec::new(),
             network: None,
+            nix_keys: None,
         };
         let id = node.narmesh(&["id"]).expect_success("narmesh id");
         let words = id.split(|letter: char| !letter.is_ascii_alphanumeric());
@@ -172,19 +175,24 @@ impl TestNode {
         self.dir.join("narmesh.toml")
     }
 
+    /// Whom its Nix trusts.
+    fn nix_keys(&self) -> &[String] {
+        self.nix_keys.as_deref().unwrap_or(&self.config.trusted_public_keys)
+    }
+
     /// The substituting client of this machine: its own store, its own gateway, its own trusted keys.
     pub fn realise(&self, paths: &[String]) -> Finished {
-        self.store.realise(paths, self.gateway(), &self.config.trusted_public_keys)
+        self.store.realise(paths, self.gateway(), self.nix_keys())
     }
 
     /// `nix copy` from its gateway into its store.
     pub fn copy(&self, paths: &[String]) -> Finished {
-        self.store.copy(paths, self.gateway(), &self.config.trusted_public_keys)
+        self.store.copy(paths, self.gateway(), self.nix_keys())
     }
 
     /// `nix-build` on this machine, with its gateway as the only substituter and without `fallback`.
     pub fn nix_build(&self, attribute: &str) -> Finished {
-        self.store.nix_build(attribute, self.gateway(), &self.config.trusted_public_keys)
+        self.store.nix_build(attribute, self.gateway(), self.nix_keys())
     }
 
     /// Runs `narmesh --config … arguments`.

@@ -14,6 +14,7 @@ mod interrupted;
 mod layering;
 mod local_users;
 mod nondeterministic;
+mod policy;
 mod quorum;
 mod reload;
 mod restart;

@@ -4,22 +4,31 @@ use crate::evidence::FingerprintDigest;
 use crate::ledger::Ledger;
 use crate::policy::{Mode, Policy};
 use crate::verdict::{Standing, State, Verdict};
-use narmesh_protocol::StorePath;
+use narmesh_protocol::{BuilderKey, StorePath};
+use std::fmt;
 
 /// What the policy says of one NAR of one path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
     /// Nothing: signatures decide, as in Nix.
     NotAsked,
-    /// Signatures decide; whether this NAR is the agreed one decides who is asked first.
-    Prefer {
-        /// Whether it is.
-        agreed: bool,
-    },
+    /// Signatures decide; this decides who is asked first.
+    Prefer(Preference),
     /// It may be.
     Serve(Grounds),
     /// It may not be.
     Refuse(Refusal),
+}
+
+/// How a NAR stands to what is agreed on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Preference {
+    /// It is what is agreed on, or the path is the address of its contents.
+    Agreed,
+    /// Something else is.
+    Other,
+    /// Nothing is.
+    Open,
 }
 
 /// Why it may.
@@ -42,6 +51,32 @@ pub enum Refusal {
     OtherFingerprint,
 }
 
+impl Refusal {
+    /// All that [`Refusal::name`] gives.
+    pub const NAMES: [&str; 4] = ["conflict", "short", "none", "other-fingerprint"];
+
+    /// One word for it: a label of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotAgreed(State::Conflict) => "conflict",
+            Self::NotAgreed(State::Short) => "short",
+            Self::NotAgreed(State::None | State::Agreed | State::ContentAddressed) => "none",
+            Self::OtherFingerprint => "other-fingerprint",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.name() {
+            "conflict" => "builders got different results",
+            "short" => "fewer builders than asked for say so",
+            "none" => "no builder that counts says anything of it",
+            _ => "something else is agreed on",
+        })
+    }
+}
+
 impl Policy {
     /// Decides on what a narinfo says; asked at the narinfo and again at the NAR.
     pub fn decide(
@@ -55,12 +90,24 @@ impl Policy {
             Mode::Off | Mode::Observe => Decision::NotAsked,
             Mode::Prefer => {
                 let verdict = self.verdict(ledger, path);
-                let agreed = verdict.agreed().is_some_and(|agreed| agreed.facts.fingerprint == fingerprint);
-                Decision::Prefer { agreed: agreed || content_addressed }
+                Decision::Prefer(match verdict.agreed() {
+                    _ if content_addressed => Preference::Agreed,
+                    Some(agreed) if agreed.facts.fingerprint == fingerprint => Preference::Agreed,
+                    Some(_) => Preference::Other,
+                    None => Preference::Open,
+                })
             }
             Mode::Require if content_addressed => Decision::Serve(Grounds::ContentAddressed),
             Mode::Require => self.demanded(&self.verdict(ledger, path), fingerprint),
         }
+    }
+
+    /// The builders whose word counts for this NAR, in the order of the configuration.
+    pub fn vouching(&self, ledger: &Ledger, path: &StorePath, fingerprint: FingerprintDigest) -> Vec<BuilderKey> {
+        let verdict = self.verdict(ledger, path);
+        let attested = verdict.attested.iter().find(|attested| attested.facts.fingerprint == fingerprint);
+        let numbers = attested.into_iter().flat_map(|attested| &attested.builders);
+        numbers.filter_map(|number| Some(self.builders.get(*number)?.key)).collect()
     }
 
     pub(crate) fn demanded(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Decision {

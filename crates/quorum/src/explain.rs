@@ -35,6 +35,15 @@ impl PathReport {
         if self.needs_unknown {
             sentences.push("Its references are not known here, so what else it needs could not be judged.".to_owned());
         }
+        match (self.served_at_ms, &self.turned) {
+            (None, _) => {}
+            (Some(_), None) => {
+                sentences.push("It was given to Nix on the strength of a verdict, which stands.".to_owned());
+            }
+            (Some(_), Some(why)) => {
+                sentences.push(format!("It was given to Nix on the strength of a verdict that does not stand: {why}."));
+            }
+        }
         sentences.push(format!("Policy: {}.", self.policy));
         sentences.push(self.change_sentence());
         sentences

@@ -276,6 +276,11 @@ impl Ledger {
         self.served.values()
     }
 
+    /// What was served of a path.
+    pub fn served_of(&self, hash_part: &HashPart) -> Option<&Served> {
+        self.served.get(hash_part)
+    }
+
     /// All that was said of a path. An order that means nothing.
     pub fn votes(&self, hash_part: &HashPart) -> impl Iterator<Item = Vote> + use<'_> {
         let entry = self.paths.get(hash_part);

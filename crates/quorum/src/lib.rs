@@ -28,7 +28,7 @@ mod report;
 mod verdict;
 pub mod wire;
 
-pub use decision::{Decision, Grounds, Refusal};
+pub use decision::{Decision, Grounds, Preference, Refusal};
 pub use evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 pub use ledger::{
     ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
@@ -36,6 +36,6 @@ pub use ledger::{
 };
 pub use policy::{Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation};
 pub use report::{
-    FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportScope, RevokedReport, Totals, VoidVote,
+    FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportScope, Totals, TurnedReport, VoidVote,
 };
 pub use verdict::{Attested, Standing, State, Uncounted, Verdict};

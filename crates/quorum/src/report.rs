@@ -6,7 +6,7 @@ use crate::evidence::WallMs;
 use crate::ledger::Ledger;
 use crate::policy::{Mode, Policy};
 use crate::verdict::{Attested, Standing, State, Uncounted, Verdict};
-use crate::{Facts, Grounds};
+use crate::{Facts, Grounds, Served};
 use narmesh_protocol::StorePath;
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ pub struct Report {
     /// The weakest link of the closure, if that is what was asked for.
     pub weakest: Option<Link>,
     /// What was served on the strength of verdicts that no longer stand.
-    pub no_longer_agreed: Vec<RevokedReport>,
+    pub no_longer_agreed: Vec<TurnedReport>,
     /// One each.
     pub paths: Vec<PathReport>,
 }
@@ -126,6 +126,10 @@ pub struct PathReport {
     pub needed_by: Option<String>,
     /// Its references are not known here, so what else it needs is not in this report.
     pub needs_unknown: bool,
+    /// When our Nix last got it on the strength of a verdict, milliseconds since 1970.
+    pub served_at_ms: Option<u64>,
+    /// Why that verdict does not stand any more, if it does not.
+    pub turned: Option<String>,
     /// What the policy asks of it, in a sentence.
     pub policy: String,
     /// The same as all the fields, in sentences.
@@ -171,15 +175,17 @@ pub struct NotCounted {
     pub why: String,
 }
 
-/// A path that our Nix got when it was agreed, and that is not any more.
+/// A path that our Nix got on the strength of a verdict that no longer stands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct RevokedReport {
+pub struct TurnedReport {
     /// `<hash part>-<name>`.
     pub path: String,
     /// When it was served last, milliseconds since 1970.
     pub served_at_ms: u64,
-    /// Builders that said so and whose word is void now.
+    /// Builders that said so and whose word is void now; empty when the verdict turned without a revocation.
     pub revoked_builders: Vec<String>,
+    /// Why it does not stand, in words.
+    pub why: String,
 }
 
 impl Report {
@@ -203,7 +209,7 @@ impl Report {
     }
 
     fn of(policy: &Policy, ledger: &Ledger, scope: ReportScope, judged: &ClosureVerdict, now: WallMs) -> Self {
-        let paths: Vec<PathReport> = judged.paths.iter().map(|judged| PathReport::of(policy, judged)).collect();
+        let paths: Vec<PathReport> = judged.paths.iter().map(|judged| PathReport::of(policy, ledger, judged)).collect();
         let conflicts = paths.iter().filter(|path| path.verdict == State::Conflict).map(|path| path.path.clone());
         Self {
             version: 1,
@@ -224,8 +230,9 @@ impl Report {
 
 impl PathReport {
     /// Puts a judgement into words.
-    pub fn of(policy: &Policy, judged: &Judged) -> Self {
+    pub fn of(policy: &Policy, ledger: &Ledger, judged: &Judged) -> Self {
         let verdict = &judged.verdict;
+        let served = ledger.served_of(&judged.path.hash_part());
         let name = |number: usize| policy.builders.get(number).map_or_else(String::new, |member| member.name.clone());
         let mut report = Self {
             path: judged.path.to_string(),
@@ -241,6 +248,8 @@ impl PathReport {
             held: judged.held.map(|_| held(judged)),
             needed_by: judged.needed_by.as_ref().map(StorePath::to_string),
             needs_unknown: !judged.known,
+            served_at_ms: served.map(|served| served.at.0),
+            turned: served.and_then(|served| turned(policy, ledger, served)).map(|turned| turned.why),
             policy: policy_sentence(policy, verdict),
             sentences: Vec::new(),
         };
@@ -353,26 +362,27 @@ fn unasked(mode: Mode) -> &'static str {
     }
 }
 
-/// What our Nix got, that a builder whose word is void now had vouched for, and that is not agreed without it.
-fn no_longer_agreed(policy: &Policy, ledger: &Ledger) -> Vec<RevokedReport> {
-    let judge = |served: &crate::Served| {
-        let mut revoked: Vec<String> = ledger
-            .votes(&served.path.hash_part())
-            .filter(|vote| vote.facts.fingerprint == served.fingerprint)
-            .filter(|vote| policy.is_revoked(&vote.builder, vote.stored_at))
-            .filter_map(|vote| policy.name_of(&vote.builder).map(str::to_owned))
-            .collect();
-        revoked.sort_unstable();
-        let stands =
-            policy.verdict(ledger, &served.path).agreed().map(|it| it.facts.fingerprint) == Some(served.fingerprint);
-        (!revoked.is_empty() && !stands).then(|| RevokedReport {
-            path: served.path.to_string(),
-            served_at_ms: served.at.0,
-            revoked_builders: revoked,
-        })
-    };
-    if policy.revoked.is_empty() {
-        return Vec::new();
+/// What our Nix got and would not get now.
+fn no_longer_agreed(policy: &Policy, ledger: &Ledger) -> Vec<TurnedReport> {
+    ledger.served().filter_map(|served| turned(policy, ledger, served)).collect()
+}
+
+fn turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option<TurnedReport> {
+    let verdict = policy.verdict(ledger, &served.path);
+    if matches!(policy.demanded(&verdict, served.fingerprint), Decision::Serve(_)) {
+        return None;
     }
-    ledger.served().filter_map(judge).collect()
+    let mut revoked_builders: Vec<String> = ledger
+        .votes(&served.path.hash_part())
+        .filter(|vote| vote.facts.fingerprint == served.fingerprint)
+        .filter(|vote| policy.is_revoked(&vote.builder, vote.stored_at))
+        .filter_map(|vote| policy.name_of(&vote.builder).map(str::to_owned))
+        .collect();
+    revoked_builders.sort_unstable();
+    let why = match (revoked_builders.as_slice(), verdict.agreed()) {
+        ([], Some(_)) => "something else is agreed on now".to_owned(),
+        ([], None) => format!("its verdict is {} now", verdict.state.name()),
+        (revoked, _) => format!("on the word of {}, revoked since", revoked.join(", ")),
+    };
+    Some(TurnedReport { path: served.path.to_string(), served_at_ms: served.at.0, revoked_builders, why })
 }

@@ -23,6 +23,19 @@ pub enum State {
     ContentAddressed,
 }
 
+impl State {
+    /// As in reports and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::None => "none",
+            Self::Short => "short",
+            Self::Agreed => "agreed",
+            Self::ContentAddressed => "content-addressed",
+        }
+    }
+}
+
 /// One fingerprint and who says so.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attested {

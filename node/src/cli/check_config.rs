@@ -4,7 +4,7 @@ use super::nix_conf::NixSettings;
 use super::nix_version::NixVersion;
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
-use crate::settings::{Secrets, Settings};
+use crate::settings::{Secrets, Settings, read_gateway_key};
 use crate::status::PeerProbe;
 use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
@@ -46,7 +46,8 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     emit(&format!("compared with Nix as configured by {}\n", nix.source))?;
     let mut findings = own_findings(&settings, &secrets);
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
-    findings.extend(quorum_findings(&settings, own.as_ref(), &nix)?);
+    let gateway = read_gateway_key(&settings.node.state_dir)?.map(|key| key.public());
+    findings.extend(quorum_findings(&settings, own.as_ref(), gateway.as_ref(), &nix)?);
     findings.extend(nix_findings(&settings, &nix, NixVersion::installed()));
     for finding in &findings {
         match finding {
@@ -83,7 +84,12 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
 }
 
 /// What of the rules is doubtful, and what goes past a policy that requires agreement.
-fn quorum_findings(settings: &Settings, own: Option<&NixPublicKey>, nix: &NixSettings) -> anyhow::Result<Vec<Finding>> {
+fn quorum_findings(
+    settings: &Settings,
+    own: Option<&NixPublicKey>,
+    gateway: Option<&NixPublicKey>,
+    nix: &NixSettings,
+) -> anyhow::Result<Vec<Finding>> {
     let (policy, warnings) = settings.quorum.policy(own)?;
     let mut findings: Vec<_> = warnings.iter().map(|warning| Finding::Warning(warning.to_string())).collect();
     let own = own.map(NixPublicKey::bytes);
@@ -103,7 +109,23 @@ fn quorum_findings(settings: &Settings, own: Option<&NixPublicKey>, nix: &NixSet
             "quorum.mode = \"require\" is bypassed by the substituter {url} of nix.conf: it governs only what passes through this node"
         )));
     }
-    for key in nix.words("trusted-public-keys") {
+    let ours = gateway.map(NixPublicKey::to_string);
+    match &ours {
+        None => findings.push(Finding::Note(
+            "quorum.mode = \"require\": the daemon makes the gateway key, which Nix has to trust, at its first start; ask \
+             `narmesh id` then"
+                .to_owned(),
+        )),
+        Some(ours) if !nix.words("trusted-public-keys").contains(&ours.as_str()) => {
+            findings.push(Finding::Warning(format!(
+                "trusted-public-keys of nix.conf lacks the gateway key {ours}: Nix refuses what was agreed on, and remembers \
+                 that for 30 days"
+            )));
+        }
+        Some(_) => {}
+    }
+    let is_ours = |key: &&str| ours.as_deref() == Some(*key);
+    for key in nix.words("trusted-public-keys").into_iter().filter(|key| !is_ours(key)) {
         findings.push(Finding::Warning(format!(
             "quorum.mode = \"require\" is bypassed by the key {key} of trusted-public-keys in nix.conf: what it alone signed is accepted from anywhere"
         )));
@@ -114,7 +136,10 @@ fn quorum_findings(settings: &Settings, own: Option<&NixPublicKey>, nix: &NixSet
 fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersion>) -> Vec<Finding> {
     let mut findings: Vec<_> =
         nix.unreadable.iter().map(|path| Finding::Warning(format!("{} cannot be read", path.display()))).collect();
-    findings.extend(key_findings(settings, nix));
+    // With a policy that demands agreement the gateway key is under everything, and Nix needs no other.
+    if settings.quorum.mode() != Mode::Require {
+        findings.extend(key_findings(settings, nix));
+    }
     findings.extend(substituter_findings(settings, nix));
     if settings.builder_key_file.is_some() {
         findings.extend(builder_key_findings(nix));
@@ -285,8 +310,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("nix.conf");
         let (url, key) = ("https://cache.example", public_key("cache-1", 7));
-        std::fs::write(&file, format!("substituters = http://127.0.0.1:7281 {url}\ntrusted-public-keys = {key}\n"))
-            .unwrap();
+        let gateway = public_key("narmesh-gateway-x", 8);
+        let write = |keys: &str| {
+            let text = format!("substituters = http://127.0.0.1:7281 {url}\ntrusted-public-keys = {keys}\n");
+            std::fs::write(&file, text).unwrap();
+        };
+        write(&format!("{gateway} {key}"));
         let peer = |seed| PeerConfig {
             name: format!("p{seed}"),
             peer_id: libp2p::PeerId::random().to_string(),
@@ -305,7 +334,8 @@ mod tests {
             config.quorum.mode = mode.to_owned();
             config.quorum.k = Some(k);
             let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
-            quorum_findings(&settings, None, &NixSettings::from_file(&file)).unwrap()
+            let gateway = NixPublicKey::parse(&gateway).unwrap();
+            quorum_findings(&settings, None, Some(&gateway), &NixSettings::from_file(&file)).unwrap()
         };
         let found = |mode: &str, k| found_with(mode, k, true);
         assert_eq!(found("observe", 2), []);
@@ -314,6 +344,10 @@ mod tests {
         let bypasses = found("require", 2);
         let texts = warnings(&bypasses);
         assert!(texts.len() == 2 && texts[0].contains(url) && texts[1].contains(&key), "{texts:?}");
+        write(&key);
+        let lacking = found("require", 2);
+        let texts = warnings(&lacking);
+        assert!(texts.len() == 3 && texts[1].contains(&gateway) && texts[1].contains("30 days"), "{texts:?}");
         assert!(warnings(&found("observe", 1))[0].contains("quorum.k = 1 of 2"));
     }
 

@@ -3,9 +3,10 @@
 use super::emit;
 use crate::config::PeerConfig;
 use crate::config_template::{peer_lines, quoted};
-use crate::settings::{Secrets, Settings};
+use crate::settings::{Secrets, Settings, read_gateway_key};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use narmesh_quorum::Mode;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
@@ -20,7 +21,27 @@ pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(config)?;
     let secrets = settings.secrets()?;
     let name = arguments.name.clone().unwrap_or_else(host_name);
-    Ok(emit(&format!("peer id: {}\n\n{}", secrets.peer_id(), introduction(&name, &settings, &secrets)))?)
+    let introduction = introduction(&name, &settings, &secrets);
+    let only_way_in = only_way_in(&settings)?;
+    Ok(emit(&format!("peer id: {}\n\n{introduction}{only_way_in}", secrets.peer_id()))?)
+}
+
+/// What makes a policy that requires agreement the only way into the store; empty without one.
+pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
+    if settings.quorum.mode() != Mode::Require {
+        return Ok(String::new());
+    }
+    let Some(key) = read_gateway_key(&settings.node.state_dir)? else {
+        return Ok("\nquorum.mode = \"require\": the daemon makes the gateway key at its first start; `narmesh id` then prints \
+                   what nix.conf needs.\n"
+            .to_owned());
+    };
+    Ok(format!(
+        "\nIn nix.conf of this machine, instead of all other substituters and keys (each of them goes past the policy):\n\n\
+         substituters = http://{}\ntrusted-public-keys = {}\n",
+        settings.gateway.listen,
+        key.public()
+    ))
 }
 
 /// The host name, as the kernel says.

@@ -6,6 +6,7 @@ use super::emit;
 use crate::config::Config;
 use crate::quorum::{self, Imported, LedgerDb, LiveLedger, Scope, Stored};
 use crate::settings::Settings;
+use crate::status::text::utc;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -254,8 +255,8 @@ fn text(report: &Report) -> String {
         text += &format!("CONFLICT {path}\n");
     }
     for served in &report.no_longer_agreed {
-        let builders = served.revoked_builders.join(", ");
-        text += &format!("NO LONGER AGREED {} was served on the word of {builders}, revoked since\n", served.path);
+        let at = utc(served.served_at_ms / 1_000);
+        text += &format!("NO LONGER AGREED {} was given to Nix at {at}: {}\n", served.path, served.why);
     }
     if let Some(weakest) = report.weakest.as_ref().filter(|_| !report.agreed) {
         text += &format!("weakest link: {}\n", weakest.chain.join(" -> "));

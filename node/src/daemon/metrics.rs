@@ -50,6 +50,7 @@ pub(super) fn registry(
     }
     let help = "Attestations from peers that were not kept";
     registry.register("quorum_refused", help, exchange.refused.clone());
+    registry.register("quorum_not_given", "Narinfos that the policy kept from Nix", resolver.refusals().clone());
     registry.register_collector(Box::new(Gauges { board: Arc::clone(board), verdicts }));
     registry
 }
@@ -94,11 +95,9 @@ fn encode_verdicts(
 ) -> Result<(), std::fmt::Error> {
     let help = "Paths of which anything is attested, by verdict";
     let mut family = encoder.encode_descriptor("quorum_paths", help, None, MetricType::Gauge)?;
-    for (state, name) in
-        [(State::Agreed, "agreed"), (State::Conflict, "conflict"), (State::Short, "short"), (State::None, "none")]
-    {
+    for state in [State::Agreed, State::Conflict, State::Short, State::None] {
         let gauge = ConstGauge::new(verdicts.get(&state).copied().unwrap_or(0));
-        gauge.encode(family.encode_family(&[("verdict", name)])?)?;
+        gauge.encode(family.encode_family(&[("verdict", state.name())])?)?;
     }
     Ok(())
 }

@@ -67,18 +67,17 @@ async fn first_look(offer: &Offer, changes: &mut mpsc::Receiver<OfferChange>, lo
     true
 }
 
-/// Drops rendered answers of paths that changed, as long as the watcher lives.
-pub(super) fn drop_stale_answers(store: &Arc<NixStore>, resolver: &Arc<Resolver>) -> Result<Watcher, StoreError> {
-    let resolver = Arc::clone(resolver);
+/// Drops rendered answers of paths that changed, and keeps what is attested of those held, as long as the watcher lives.
+pub(super) fn follow_store(
+    store: &Arc<NixStore>,
+    resolver: &Arc<Resolver>,
+    ledger: &Arc<LiveLedger>,
+) -> Result<Watcher, StoreError> {
+    let (resolver, ledger) = (Arc::clone(resolver), Arc::clone(ledger));
     store.watch(Box::new(move |change| {
+        ledger.store_changed(&change.added, &change.removed);
         for parts in [&change.added, &change.removed, &change.failed, &change.mended] {
             resolver.store_changed(parts);
         }
     }))
-}
-
-/// What the store holds is not evicted from the ledger, as long as the watcher lives.
-pub(super) fn keep_what_is_held(store: &Arc<NixStore>, ledger: &Arc<LiveLedger>) -> Result<Watcher, StoreError> {
-    let ledger = Arc::clone(ledger);
-    store.watch(Box::new(move |change| ledger.store_changed(&change.added, &change.removed)))
 }

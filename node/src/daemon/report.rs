@@ -6,13 +6,17 @@ use crate::mesh::{MeshView, PeerStats, probe};
 use crate::settings::PeerSettings;
 use crate::status::{
     AdvertisedPath, AdvertisedReport, ByteStatus, ConfigStatus, OwnStatus, OwnStoreView, PeerProbe, PeerStatus,
-    RequestStatus, Status, StoreStatus, SummaryStatus, WhyReport, WithheldPath,
+    QuorumStatus, RequestStatus, Status, StoreStatus, SummaryStatus, WhyReport, WithheldPath,
 };
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{HashPart, NarInfo, StoreDir, StorePath};
+use narmesh_quorum::{Ledger, Mode};
 use narmesh_store::{NixStore, Offer, Standing, Store, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Paths in conflict that `status` names.
+const CONFLICTS_SHOWN_MAX: usize = 20;
 
 impl ControlHandler for Daemon {
     async fn handle(&self, request: ControlRequest) -> ControlReply {
@@ -76,8 +80,30 @@ impl Daemon {
                 sent: peers.iter().map(|peer| peer.stats.bytes_out).sum(),
                 gateway_out: counts.body_bytes,
             },
+            quorum: self.quorum_status(),
             peers,
             rss_bytes: rss_bytes(),
+        })
+    }
+
+    fn quorum_status(&self) -> Option<QuorumStatus> {
+        let policy = self.ledger.policy();
+        let mode = match policy.mode() {
+            Mode::Off => return None,
+            Mode::Observe => "observe",
+            Mode::Prefer => "prefer",
+            Mode::Require => "require",
+        };
+        let found = self.observer.verdicts().lock().clone().unwrap_or_default();
+        Some(QuorumStatus {
+            mode: mode.to_owned(),
+            k: policy.k_default().map(|k| k as u64),
+            of: policy.groups() as u64,
+            gateway_public_key: self.resolver.gateway_public_key().map(|key| key.to_string()),
+            attestations: self.ledger.read(Ledger::len) as u64,
+            paths: found.by_state.iter().map(|(state, count)| (state.name().to_owned(), *count)).collect(),
+            conflicts: found.conflicts.iter().take(CONFLICTS_SHOWN_MAX).map(StorePath::to_string).collect(),
+            refused: self.resolver.refused(),
         })
     }
 

@@ -7,7 +7,9 @@
 //! Methods block. The daemon and the commands open the same file; SQLite locks it for one transaction at a time.
 
 use crate::database_file::{Empty, OpenError, make_directory, prepare, remove_siblings, set_aside};
-use narmesh_protocol::{Attestation, BuilderKey, HashPart, NarHash, NixPublicKey, Statement, StoreDir, StorePath};
+use narmesh_protocol::{
+    Attestation, BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath,
+};
 use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, Served, WallMs};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use std::io;
@@ -248,6 +250,22 @@ impl LedgerDb {
                 each(stored(row)?.ok_or(rusqlite::Error::InvalidQuery)?);
             }
             Ok(())
+        })
+    }
+
+    /// The Nix signatures over this fingerprint, in the order of the keys.
+    pub fn signatures(&self, of: FingerprintDigest) -> Result<Vec<(BuilderKey, NixSignature)>, LedgerDbError> {
+        self.run(|connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT b.key, b.public_key, v.nix_signature FROM votes v JOIN statements s ON s.id = v.statement
+                 JOIN builders b ON b.id = v.builder WHERE s.fingerprint = ?1 ORDER BY b.key",
+            )?;
+            let rows = select.query_map([of.0], |row| {
+                let key = NixPublicKey::parse(&row.get::<_, String>(1)?).map_err(|_| rusqlite::Error::InvalidQuery)?;
+                let signature = NixSignature { key_name: key.name().to_owned(), bytes: row.get(2)? };
+                Ok((BuilderKey(row.get(0)?), signature))
+            })?;
+            rows.collect()
         })
     }
 

@@ -46,10 +46,10 @@ fn summary(page: &mut String, report: &Report) -> std::fmt::Result {
     if !report.no_longer_agreed.is_empty() {
         writeln!(page, "<section class=\"alarm\"><h2>Served before, no longer agreed</h2><ul>")?;
         for served in &report.no_longer_agreed {
-            let builders = escaped(&served.revoked_builders.join(", "));
+            let why = escaped(&served.why);
             let at = served.served_at_ms;
             let path = escaped(&served.path);
-            writeln!(page, "<li>{path}: revoked {builders}; served <time data-ms=\"{at}\"></time></li>")?;
+            writeln!(page, "<li>{path}: {why}; served <time data-ms=\"{at}\"></time></li>")?;
         }
         writeln!(page, "</ul></section>")?;
     }

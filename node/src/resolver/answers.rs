@@ -1,13 +1,14 @@
 //! Narinfos that verified once, in memory and, behind it, in the state database.
 
+use super::Resolver;
 use super::answer_writer::AnswerWriter;
+use super::gate::{Gate, Pass, Passed};
 use super::trust::{self, Proof};
-use super::{Resolver, ResolverSettings};
 use crate::state_db::{RememberedAnswer, SharedStateDb};
 use bytes::Bytes;
 use libp2p::PeerId;
 use moka::sync::Cache;
-use narmesh_protocol::{HashPart, NarInfo, NarUrl, StoreDir};
+use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, StoreDir};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -20,7 +21,7 @@ const ENTRY_BYTES: usize = 512;
 const HOLDERS_MAX: usize = 16;
 
 /// A verified narinfo and who is known to hold it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Answer {
     /// What verified, with trusted signatures only.
     pub(crate) info: NarInfo,
@@ -30,13 +31,44 @@ pub(crate) struct Answer {
     pub(crate) holders: Vec<PeerId>,
     /// When it was put into memory.
     pub(crate) since: Instant,
+    /// What vouches for it without the policy.
+    proof: Proof,
+    pass: Pass,
+    /// The newest stamp at which the policy still let it through as in `pass`.
+    stamp: AtomicU64,
 }
 
 impl Answer {
-    pub(crate) fn new(store_dir: &StoreDir, info: NarInfo, holders: Vec<PeerId>) -> Self {
+    /// Renders it as `gate` wants it; reads the disk where a policy wants signatures.
+    pub(crate) fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<PeerId>) -> Self {
+        let Passed { info, proof, pass } = passed;
         let url = NarUrl { hash_part: info.path.hash_part(), nar_hash: info.nar_hash, nar_size: info.nar_size };
-        let rendered = Bytes::from(info.render(store_dir, &url.to_string()));
-        Self { info, rendered, holders, since: Instant::now() }
+        let rendered = gate.signed(store_dir, &info, &pass).render(store_dir, &url.to_string());
+        let stamp = AtomicU64::new(pass.stamp);
+        Self { info, rendered: Bytes::from(rendered), holders, since: Instant::now(), proof, pass, stamp }
+    }
+
+    /// Something else is agreed on, but policy and signatures allow it.
+    pub(crate) fn is_second_choice(&self) -> bool {
+        self.pass.is_second_choice
+    }
+
+    /// The builders on whose word it was given.
+    pub(crate) fn voters(&self) -> &[BuilderKey] {
+        &self.pass.voters
+    }
+
+    /// Whether nothing changed since it was rendered, as far as the policy is concerned. From memory.
+    pub(crate) fn stands(&self, store_dir: &StoreDir, gate: &Gate) -> bool {
+        let now = gate.stamp();
+        if self.stamp.load(Ordering::Relaxed) == now {
+            return true;
+        }
+        let same = gate.decide(store_dir, &self.info, &self.proof).is_ok_and(|pass| pass.gives_as(&self.pass));
+        if same {
+            self.stamp.store(now, Ordering::Relaxed);
+        }
+        same
     }
 }
 
@@ -75,15 +107,22 @@ impl Answers {
     }
 
     /// Remembers a verified answer; a different NarHash replaces what was known, the same one gains a holder.
-    pub(crate) fn remember(&self, store_dir: &StoreDir, generation: u64, info: NarInfo, holder: PeerId) -> Arc<Answer> {
-        let part = info.path.hash_part();
+    pub(crate) fn remember(
+        &self,
+        store_dir: &StoreDir,
+        gate: &Gate,
+        generation: u64,
+        passed: Passed,
+        holder: PeerId,
+    ) -> Arc<Answer> {
+        let part = passed.info.path.hash_part();
         let mut holders = vec![holder];
         if let Some(known) = self.memory.get(&part)
-            && known.info.nar_hash == info.nar_hash
+            && known.info.nar_hash == passed.info.nar_hash
         {
             holders.extend(known.holders.iter().copied().filter(|peer| *peer != holder).take(HOLDERS_MAX - 1));
         }
-        let answer = Arc::new(Answer::new(store_dir, info, holders));
+        let answer = Arc::new(Answer::new(store_dir, gate, passed, holders));
         if generation == self.generation() {
             self.memory.insert(part, Arc::clone(&answer));
             self.persist(part, &answer);
@@ -98,26 +137,13 @@ impl Answers {
         self.writer.write(part, Some(row));
     }
 
-    /// Reads and judges again what the database holds.
-    fn load(&self, part: &HashPart, store_dir: &StoreDir, settings: &ResolverSettings) -> Option<Arc<Answer>> {
-        let generation = self.generation();
-        let row = match self.state.lock().answer(part) {
-            Ok(row) => row?,
-            Err(error) => {
-                tracing::warn!(%error, "state database: an answer could not be read");
-                return None;
-            }
-        };
-        let trusted = trust::judge(&row.narinfo, part, store_dir, &settings.trusted).ok()?;
-        // Contents were hashed before it was remembered, but for those keys: ask again instead of reasoning about it.
-        if matches!(trusted.proof, Proof::Contents(_)) {
-            return None;
-        }
-        let answer = Arc::new(Answer::new(store_dir, trusted.info, row.holders));
-        if generation == self.generation() {
-            self.memory.insert(*part, Arc::clone(&answer));
-        }
-        Some(answer)
+    /// Reads what the database holds.
+    fn stored(&self, part: &HashPart) -> Option<RememberedAnswer> {
+        let row = self.state.lock().answer(part);
+        row.unwrap_or_else(|error| {
+            tracing::warn!(%error, "state database: an answer could not be read");
+            None
+        })
     }
 }
 
@@ -133,11 +159,40 @@ impl Resolver {
         if !self.is_claimed(&part) {
             return None;
         }
-        if let Some(answer) = self.answers.in_memory(&part) {
-            return Some(answer);
+        let known = self.answers.in_memory(&part);
+        if let Some(answer) = known.as_ref().filter(|answer| answer.stands(&self.store_dir, &self.gate)) {
+            return Some(Arc::clone(answer));
         }
         let resolver = Arc::clone(&self);
-        let load = move || resolver.answers.load(&part, &resolver.store_dir, &resolver.settings());
-        tokio::task::spawn_blocking(load).await.ok().flatten()
+        tokio::task::spawn_blocking(move || resolver.judge_again(&part, known)).await.ok().flatten()
+    }
+
+    /// Judges what was answered before, be it in memory or in the database, and renders it anew.
+    fn judge_again(&self, part: &HashPart, known: Option<Arc<Answer>>) -> Option<Arc<Answer>> {
+        let generation = self.answers.generation();
+        let (info, proof, holders) = match known {
+            Some(known) => (known.info.clone(), known.proof.clone(), known.holders.clone()),
+            None => {
+                let RememberedAnswer { narinfo, holders, .. } = self.answers.stored(part)?;
+                let (trusted, by_verdict) = (&self.settings().trusted, self.gate.demands());
+                let judged = trust::judge(&narinfo, part, &self.store_dir, trusted, by_verdict).ok()?;
+                // Contents were hashed before it was remembered, but for those keys: ask again instead of reasoning about it.
+                if matches!(judged.proof, Proof::Contents(_)) {
+                    return None;
+                }
+                (judged.info, judged.proof, holders)
+            }
+        };
+        let pass = self.admitted(&info, &proof).filter(|pass| !pass.is_second_choice);
+        let Some(pass) = pass else {
+            // Another candidate may have what is agreed on.
+            self.answers.memory.invalidate(part);
+            return None;
+        };
+        let answer = Arc::new(Answer::new(&self.store_dir, &self.gate, Passed { info, proof, pass }, holders));
+        if generation == self.answers.generation() {
+            self.answers.memory.insert(*part, Arc::clone(&answer));
+        }
+        Some(answer)
     }
 }

@@ -3,7 +3,8 @@
 use super::Resolver;
 use super::answers::Answer;
 use super::decisions::Decision;
-use super::trust::{self, Proof};
+use super::gate::Passed;
+use super::trust::{self, Proof, TrustedNarInfo};
 use crate::mesh::{Ask, AskError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -24,6 +25,9 @@ const HEDGE_FACTOR: u32 = 3;
 /// Bounds of that wait: below, a context switch would hedge; above, a sleeping peer would cost a quarter of the deadline.
 const HEDGE_MIN: Duration = Duration::from_millis(20);
 const HEDGE_MAX: Duration = Duration::from_millis(250);
+
+/// So long others are asked for what is agreed on when one has something else.
+const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 
 /// Pause before a peer that said *busy* is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
@@ -83,22 +87,32 @@ impl Resolver {
         let mut candidates = self.ranked(&part).into_iter();
         let mut asked = FuturesUnordered::new();
         let mut hedge = Duration::ZERO;
+        let mut second = None;
+        let mut patience = Box::pin(tokio::time::sleep_until(deadline.into()));
         loop {
             // Nobody asked yet, or the last one took too long or said no: ask the next.
             if let Some(peer) = candidates.next() {
                 hedge = self.hedge_delay(&peer);
                 asked.push(self.ask_one(part, peer, deadline));
             } else if asked.is_empty() {
-                return None;
+                return second;
             }
             let more = candidates.len() > 0;
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
             tokio::select! {
                 said = asked.next() => match said {
+                    // Something else is agreed on: whoever has that is preferred, if it is told soon.
+                    Some(Said::Holds(answer)) if answer.is_second_choice() => {
+                        let soon = (Instant::now() + SECOND_CHOICE_WAIT).min(deadline);
+                        if second.replace(answer).is_none() {
+                            patience.as_mut().reset(soon.into());
+                        }
+                    }
                     Some(Said::Holds(answer)) => return Some(answer),
                     Some(Said::Absent | Said::Nothing) | None => {}
                 },
                 () = hedged => {}
+                () = &mut patience => return second,
             }
         }
     }
@@ -157,8 +171,8 @@ impl Resolver {
         deadline: Instant,
     ) -> Said {
         let generation = self.answers.generation();
-        let settings = self.settings();
-        let judged = match trust::judge(text, &part, &self.store_dir, &settings.trusted) {
+        let (trusted, by_verdict) = (&self.settings().trusted, self.gate.demands());
+        let TrustedNarInfo { info, mut proof } = match trust::judge(text, &part, &self.store_dir, trusted, by_verdict) {
             Ok(judged) => judged,
             Err(distrust) => {
                 if distrust.is_misdeed() {
@@ -168,19 +182,36 @@ impl Resolver {
                 return Said::Nothing;
             }
         };
-        if let Proof::Contents(address) = &judged.proof {
-            let proven = self.contents_match(peer, &judged.info, address);
+        // Nobody attests what is its own address.
+        if !matches!(proof, Proof::Contents(_)) {
+            self.hear_builders(&info, &proof, deadline).await;
+        }
+        // What is agreed on need not be read before its narinfo is given.
+        let is_agreed = by_verdict && self.gate.decide(&self.store_dir, &info, &proof).is_ok();
+        if let Proof::Contents(address) = &proof
+            && !is_agreed
+        {
+            let proven = self.contents_match(peer, &info, address);
             let proven = tokio::time::timeout_at(deadline.into(), proven).await;
             if !matches!(proven, Ok(true)) {
                 let why = "its contents could not be checked against the content address".to_owned();
                 self.decisions.note(part, Decision::Distrusted(peer, why));
                 return Said::Nothing;
             }
+            proof = Proof::ContentAddress;
         }
         self.mesh.board().update(&peer, |stats| stats.hits += 1);
         self.mesh.probed(peer, ProbeOutcome::Held).await;
         self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
-        self.ask_ahead(&judged.info);
-        Said::Holds(self.answers.remember(&self.store_dir, generation, judged.info, peer))
+        self.ask_ahead(&info);
+        let Some(pass) = self.admitted(&info, &proof) else { return Said::Nothing };
+        let (resolver, passed) = (Arc::clone(self), Passed { info, proof, pass });
+        let remember = move || resolver.answers.remember(&resolver.store_dir, &resolver.gate, generation, passed, peer);
+        // Signatures are on disk.
+        let answer = match by_verdict {
+            true => tokio::task::spawn_blocking(remember).await.ok(),
+            false => Some(remember()),
+        };
+        answer.map_or(Said::Nothing, Said::Holds)
     }
 }

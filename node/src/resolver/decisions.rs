@@ -1,6 +1,7 @@
 //! What the resolver did last about a path, kept for `why`, in sentences.
 
-use narmesh_protocol::HashPart;
+use narmesh_protocol::{HashPart, NarHash};
+use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -30,6 +31,10 @@ pub(crate) enum Decision {
     NoAnswer(PeerId, String),
     /// It answered, and its narinfo verified.
     Holder(PeerId, Duration),
+    /// The policy does not let Nix have what this narinfo says.
+    Refused(Refusal, NarHash),
+    /// The NAR that Nix asked for is not the one that it may have, or nobody says any more which that is.
+    NarRefused,
     /// Nobody answered in time.
     Deadline(Duration),
     /// A NAR is read from it, from this offset on.
@@ -57,6 +62,12 @@ impl fmt::Display for Decision {
             Self::NoAnswer(peer, why) => write!(f, "no answer from {peer}: {why}"),
             Self::Holder(peer, elapsed) => {
                 write!(f, "{peer} holds it; narinfo verified after {:.1} ms", elapsed.as_secs_f64() * 1e3)
+            }
+            Self::Refused(refusal, nar_hash) => {
+                write!(f, "refused by the policy, {nar_hash}: {refusal} (404); see `narmesh quorum why`")
+            }
+            Self::NarRefused => {
+                write!(f, "the NAR was refused by the policy (404): it is not agreed on, or not any more")
             }
             Self::Deadline(after) => write!(f, "nobody answered within {after:?}"),
             Self::NarFrom(peer, offset) => write!(f, "NAR from {peer}, starting at byte {offset}"),

@@ -1,16 +1,18 @@
 //! Where a path comes from: the own store, a remembered answer, or the peers whose filters say maybe.
 //!
 //! Walk of a narinfo: `lookup` answers from memory, mostly "no"; `ask` asks candidates under one deadline; `trust`
-//! decides what Nix may see; `ahead` asks for what the path refers to. Walk of a NAR: `transfer` reads it from the best holder and goes
+//! and the policy at the `gate` decide what Nix may see; `ahead` asks for what the path refers to. Walk of a NAR: the `gate` again,
+//! `transfer` reads it from the best holder and goes
 //! on with another one at the same byte; `ahead` reads the next small ones of a copy.
-//! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature or a recomputed content address; no
-//! lookup takes longer than the deadline.
+//! Invariants: no complete body reaches Nix unhashed; no narinfo without a trusted signature, a recomputed content address or an
+//! agreed quorum; no lookup takes longer than the deadline.
 
 mod ahead;
 mod answer_writer;
 mod answers;
 mod ask;
 mod decisions;
+mod gate;
 mod misses;
 mod own;
 mod spoilt;
@@ -19,6 +21,7 @@ mod trust;
 mod why;
 
 use crate::mesh::MeshHandle;
+use crate::quorum::LiveLedger;
 use crate::settings::Compress;
 use crate::state_db::SharedStateDb;
 use ahead::{NarInfosAhead, NarsAhead};
@@ -26,6 +29,7 @@ use answers::Answers;
 use ask::Asking;
 use bytes::Bytes;
 use decisions::{Decision, Decisions};
+use gate::Gate;
 use libp2p::PeerId;
 use misses::Misses;
 use narmesh_http_gateway::{CacheInfo, Lookup, NarBody, Substituter};
@@ -54,6 +58,8 @@ pub struct ResolverSettings {
     pub stall_timeout: Duration,
     /// Between peers.
     pub compress: Compress,
+    /// Signs what a policy that demands agreement lets through.
+    pub gateway_key: Option<NixSecretKey>,
 }
 
 /// Counters of the gateway's mesh side, for `status` and `/metrics`.
@@ -89,6 +95,7 @@ pub struct Resolver {
     settings: RwLock<Arc<ResolverSettings>>,
     misses: Misses,
     own: OwnAnswers,
+    gate: Gate,
     answers: Answers,
     asking: Asking,
     narinfos_ahead: NarInfosAhead,
@@ -113,16 +120,20 @@ impl Resolver {
         store: Arc<NixStore>,
         mesh: MeshHandle,
         state: SharedStateDb,
+        ledger: Arc<LiveLedger>,
         settings: ResolverSettings,
         nar_buffer_bytes: u64,
     ) -> Self {
         let buffers_kib_max = u32::try_from(nar_buffer_bytes / 1_024).unwrap_or(u32::MAX >> 3);
+        let gate = Gate::new(ledger);
+        gate.set_key(settings.gateway_key.clone());
         Self {
             store_dir: store.store_dir().clone(),
             store,
             mesh,
             settings: RwLock::new(Arc::new(settings)),
             own: OwnAnswers::new(),
+            gate,
             answers: Answers::new(state),
             asking: Asking::default(),
             narinfos_ahead: NarInfosAhead::default(),
@@ -143,6 +154,7 @@ impl Resolver {
 
     /// Applies new settings: every remembered answer is judged again before it is given.
     pub fn reconfigure(&self, settings: ResolverSettings) {
+        self.gate.set_key(settings.gateway_key.clone());
         *self.settings.write() = Arc::new(settings);
         self.own.clear();
         self.answers.distrust();
@@ -182,13 +194,15 @@ impl Substituter for MeshSubstituter {
     }
 
     fn lookup(&self, part: HashPart) -> Lookup {
+        self.0.gate.asked(part);
         if self.0.store.contains(&part) {
-            return self.0.own.rendered(&part).map_or(Lookup::Ask, Lookup::Found);
+            return self.0.own.rendered(&part, self.0.gate.stamp()).map_or(Lookup::Ask, Lookup::Found);
         }
         if !self.0.is_claimed(&part) {
             return Lookup::Absent;
         }
-        let Some(answer) = self.0.answers.in_memory(&part) else { return Lookup::Ask };
+        let answer = self.0.answers.in_memory(&part).filter(|answer| answer.stands(&self.0.store_dir, &self.0.gate));
+        let Some(answer) = answer else { return Lookup::Ask };
         self.0.nars_ahead.expect(part);
         Lookup::Found(answer.rendered.clone())
     }
@@ -210,7 +224,10 @@ impl Substituter for MeshSubstituter {
     }
 
     async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
-        let body = Arc::clone(&self.0).nar(url, first_byte, resumed).await;
+        let body = match Arc::clone(&self.0).nar_admitted(url).await {
+            true => Arc::clone(&self.0).nar(url, first_byte, resumed).await,
+            false => None,
+        };
         if body.is_none() {
             self.0.counters.nars_absent.inc();
             self.0.decisions.note(url.hash_part, Decision::NarGone);

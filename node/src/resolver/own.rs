@@ -20,17 +20,18 @@ const CHUNKS_AHEAD: usize = 2;
 
 /// Narinfos of own paths, rendered and signed once.
 pub(crate) struct OwnAnswers {
-    rendered: Cache<HashPart, Bytes>,
+    /// With the stamp of the gate at which it was rendered.
+    rendered: Cache<HashPart, (u64, Bytes)>,
 }
 
 impl OwnAnswers {
     pub(crate) fn new() -> Self {
-        let weigh = |_: &HashPart, text: &Bytes| u32::try_from(text.len() + 256).unwrap_or(u32::MAX);
+        let weigh = |_: &HashPart, (_, text): &(u64, Bytes)| u32::try_from(text.len() + 256).unwrap_or(u32::MAX);
         Self { rendered: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build() }
     }
 
-    pub(crate) fn rendered(&self, part: &HashPart) -> Option<Bytes> {
-        self.rendered.get(part)
+    pub(crate) fn rendered(&self, part: &HashPart, stamp: u64) -> Option<Bytes> {
+        self.rendered.get(part).filter(|(at, _)| *at == stamp).map(|(_, text)| text)
     }
 
     pub(crate) fn invalidate(&self, parts: &[HashPart]) {
@@ -43,11 +44,12 @@ impl OwnAnswers {
 }
 
 impl Resolver {
-    /// Our own narinfo, if somebody trusted (or our builder key) vouches for the path.
+    /// Our own narinfo, if somebody trusted (or our builder key) vouches for the path, and the policy lets it through: with the
+    /// gateway key under it another store on this machine takes it, however it came into ours.
     pub(super) async fn own_narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
-        let resolver = Arc::clone(&self);
+        let (resolver, stamp) = (Arc::clone(&self), self.gate.stamp());
         let rendered = tokio::task::spawn_blocking(move || resolver.render_own(&part)).await.ok().flatten()?;
-        self.own.rendered.insert(part, rendered.clone());
+        self.own.rendered.insert(part, (stamp, rendered.clone()));
         self.decisions.note(part, Decision::OwnStore);
         Some(rendered)
     }
@@ -72,14 +74,17 @@ impl Resolver {
         {
             signatures.push(key.sign(&info.fingerprint(&self.store_dir)));
         }
-        let judged = trust::judge_info(info.narinfo(signatures), &self.store_dir, &settings.trusted).ok()?;
-        match judged.proof {
+        let (narinfo, by_verdict) = (info.narinfo(signatures), self.gate.demands());
+        let judged = trust::judge_info(narinfo, &self.store_dir, &settings.trusted, by_verdict).ok()?;
+        let proof = match judged.proof {
             // Our own NarHash of a content-addressed path was computed here.
-            Proof::Signed | Proof::ContentAddress | Proof::Contents(_) => {}
-        }
+            Proof::ContentAddress | Proof::Contents(_) => Proof::ContentAddress,
+            Proof::Signed | Proof::Verdict => judged.proof,
+        };
         let info = judged.info;
+        let pass = self.admitted(&info, &proof)?;
         let url = NarUrl { hash_part: *part, nar_hash: info.nar_hash, nar_size: info.nar_size };
-        Some(Bytes::from(info.render(&self.store_dir, &url.to_string())))
+        Some(Bytes::from(self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string())))
     }
 
     /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.

@@ -16,6 +16,8 @@ pub(crate) struct TrustedNarInfo {
 pub(crate) enum Proof {
     /// At least one trusted signature over the fingerprint.
     Signed,
+    /// Nobody whom we trust signed it: a verdict has to vouch for it, and the policy demands one.
+    Verdict,
     /// The store path follows from the content address, and the NarHash is the content address.
     ContentAddress,
     /// The store path follows from the content address, but the NarHash does not: the contents must be hashed first, since
@@ -60,18 +62,19 @@ impl Distrust {
     }
 }
 
-/// Parses and judges a foreign narinfo.
+/// Parses and judges a foreign narinfo. With `by_verdict` an agreed fingerprint is a proof, too: see [`Proof::Verdict`].
 pub(crate) fn judge(
     text: &[u8],
     asked: &HashPart,
     store_dir: &StoreDir,
     trusted: &TrustedKeys,
+    by_verdict: bool,
 ) -> Result<TrustedNarInfo, Distrust> {
     let info = NarInfo::parse(store_dir, text)?;
     if info.path.hash_part() != *asked {
         return Err(Distrust::OtherPath);
     }
-    judge_info(info, store_dir, trusted)
+    judge_info(info, store_dir, trusted, by_verdict)
 }
 
 /// Judges metadata whose text is not in question: our own database's.
@@ -79,6 +82,7 @@ pub(crate) fn judge_info(
     mut info: NarInfo,
     store_dir: &StoreDir,
     trusted: &TrustedKeys,
+    by_verdict: bool,
 ) -> Result<TrustedNarInfo, Distrust> {
     let fingerprint = info.fingerprint(store_dir);
     let named = info.signatures.iter().find(|signature| trusted.by_name(&signature.key_name).is_some());
@@ -87,9 +91,13 @@ pub(crate) fn judge_info(
         return Err(Distrust::Bare);
     }
     info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
+    let is_addressed = info.content_address.is_some();
     let proof = match (info.signatures.is_empty(), named) {
+        // A signature is not enough where a verdict is asked for; a content address that is right is.
+        (false, _) if by_verdict && is_addressed => content_proof(&info, store_dir).unwrap_or(Proof::Signed),
         (false, _) => Proof::Signed,
-        (true, Some(key_name)) if info.content_address.is_none() => return Err(Distrust::Forged { key_name }),
+        (true, Some(key_name)) if !is_addressed => return Err(Distrust::Forged { key_name }),
+        (true, None) if !is_addressed && by_verdict => Proof::Verdict,
         (true, _) => content_proof(&info, store_dir)?,
     };
     Ok(TrustedNarInfo { info, proof })

@@ -1,6 +1,7 @@
 //! The secrets that a configuration names: read once, from files that nobody else may read.
 
 use super::{PeerSettings, Settings};
+use crate::database_file::make_directory;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libp2p::PeerId;
@@ -61,6 +62,14 @@ pub enum SecretError {
         /// The form.
         accepted: &'static str,
     },
+    /// The gateway key cannot be made.
+    #[error("the gateway key {path:?}, which a policy that requires agreement needs, cannot be made: {source}")]
+    Make {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// We stand in our own allowlist.
     #[error("peer[{index}].peer_id = \"{peer_id}\" ({name:?}) is this node's own; accepted: other machines only")]
     OwnPeerId {
@@ -110,6 +119,55 @@ pub(crate) fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError>
 /// Writes a builder key in Nix's form; an existing file is never overwritten.
 pub(crate) fn create_builder_key(path: &Path, key: &NixSecretKey) -> io::Result<()> {
     write_secret(path, &format!("{}\n", key.expose_secret()))
+}
+
+/// Name of the gateway key's file in the state directory.
+const GATEWAY_KEY_FILE: &str = "gateway.key";
+
+/// The gateway key, if it was made: see [`make_gateway_key`].
+pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>, SecretError> {
+    const KEY: &str = "gateway key";
+    let path = state_dir.join(GATEWAY_KEY_FILE);
+    let text = match read_secret(KEY, &path) {
+        Ok(text) => text,
+        Err(SecretError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let key = NixSecretKey::parse(text.trim());
+    key.map(Some).map_err(|_| SecretError::Form { key: KEY, path, accepted: "a Nix secret key, as the daemon made it" })
+}
+
+/// The gateway key; makes it if it is missing, whole or not at all: Nix is told of it, so it must not change.
+pub(crate) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretError> {
+    if let Some(key) = read_gateway_key(state_dir)? {
+        return Ok(key);
+    }
+    let path = state_dir.join(GATEWAY_KEY_FILE);
+    let failed = |source| SecretError::Make { path: path.clone(), source };
+    let mut seed = [0; 32];
+    rand::fill(&mut seed);
+    let name = format!("narmesh-gateway-{}", host_name());
+    let key = NixSecretKey::from_seed(&name, &seed).map_err(|error| failed(io::Error::other(error)))?;
+    make_directory(state_dir).map_err(failed)?;
+    let unfinished = state_dir.join(format!("{GATEWAY_KEY_FILE}.new"));
+    // What a process left that was killed here.
+    if let Err(error) = std::fs::remove_file(&unfinished)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(failed(error));
+    }
+    write_secret(&unfinished, &format!("{}\n", key.expose_secret())).map_err(failed)?;
+    std::fs::rename(&unfinished, &path).map_err(failed)?;
+    File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(failed)?;
+    Ok(key)
+}
+
+/// What the kernel says, as far as it may stand in the name of a key.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String =
+        name.chars().filter(|letter| letter.is_ascii_alphanumeric() || "-._".contains(*letter)).collect();
+    if name.is_empty() { "node".to_owned() } else { name }
 }
 
 fn write_secret(path: &Path, text: &str) -> io::Result<()> {

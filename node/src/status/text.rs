@@ -1,9 +1,11 @@
 //! The reports as people read them: aligned, in plain words, with nothing a peer could use to play with a terminal.
 
 use super::{
-    AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, Status, SummaryStatus, WhyReport, WouldAnswer,
+    AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, QuorumStatus, Status, SummaryStatus, WhyReport,
+    WouldAnswer,
 };
 use crate::mesh::ProbeResult;
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Makes text of foreign origin harmless: control characters, and what reorders text, become `\u{…}`.
@@ -87,7 +89,8 @@ fn row(label: &str, text: String) -> Vec<String> {
 impl Status {
     /// `narmesh status`.
     pub fn text(&self) -> String {
-        let mut rows = vec![
+        let mut rows = self.quorum.as_ref().map_or_else(Vec::new, conflict_rows);
+        rows.extend([
             row("node", self.peer_id.clone()),
             row(
                 "",
@@ -100,7 +103,7 @@ impl Status {
                 ),
             ),
             row("config", format!("{}, read {}", self.config.file.display(), utc(self.config.loaded_unix_s))),
-        ];
+        ]);
         if let Some(error) = &self.config.error {
             rows.push(row(
                 "",
@@ -150,10 +153,42 @@ impl Status {
                 bytes(self.bytes.gateway_out)
             ),
         ));
+        rows.extend(self.quorum.iter().flat_map(quorum_rows));
         let mut text = table(&rows, 0);
         text.push_str(&peer_table(&self.peers));
         text
     }
+}
+
+/// What must not be overlooked stands first.
+fn conflict_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
+    let count = quorum.paths.get("conflict").copied().unwrap_or(0);
+    let mut rows: Vec<_> = quorum.conflicts.iter().map(|path| row("CONFLICT", escaped(path))).collect();
+    let shown = rows.len() as u64;
+    if count > shown {
+        rows.push(row("", format!("and {} more paths on which builders disagree", count - shown)));
+    }
+    if count > 0 {
+        rows.push(row("", "builders got different results: `narmesh quorum why PATH`".to_owned()));
+    }
+    rows
+}
+
+fn quorum_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
+    let list = |counts: &BTreeMap<String, u64>| {
+        let words: Vec<_> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    };
+    let asked = quorum.k.map_or_else(String::new, |k| format!(", {k} of {} groups must agree", quorum.of));
+    let mut rows = vec![row("quorum", format!("{}{asked}; {} attestations", quorum.mode, quorum.attestations))];
+    if !quorum.paths.is_empty() {
+        rows.push(row("", format!("paths: {}", list(&quorum.paths))));
+    }
+    if !quorum.refused.is_empty() {
+        rows.push(row("", format!("kept from Nix: {}", list(&quorum.refused))));
+    }
+    rows.extend(quorum.gateway_public_key.as_ref().map(|key| row("", format!("Nix has to trust {key}"))));
+    rows
 }
 
 fn peer_table(peers: &[PeerStatus]) -> String {

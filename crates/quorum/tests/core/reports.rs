@@ -76,11 +76,33 @@ fn a_revocation_names_what_was_served_on_its_strength() {
     let found = report(&revoked, &ledger, &members);
     assert_eq!(found.no_longer_agreed[0].path, path(1).to_string());
     assert_eq!(found.no_longer_agreed[0].revoked_builders, ["b"]);
+    assert!(found.paths[0].sentences.join("\n").contains("that does not stand: on the word of b, revoked since"));
     assert!(
         found.paths[0].sentences.join("\n").contains("its key is revoked, and this was stored here after that: stolen")
     );
     hear(&mut ledger, &path(1), "c1");
     assert!(report(&revoked, &ledger, &members).no_longer_agreed.is_empty(), "it stands without the revoked one");
+}
+
+#[test]
+fn a_verdict_that_turned_names_what_was_served_on_its_strength() {
+    let mut ledger = heard(&path(1), "a1 b1");
+    ledger.note_served(Served { path: path(1), fingerprint: result('1').fingerprint, at: WallMs(5_500) });
+    let members = [member(1, &[])];
+    let text = report(&policy("a b c", 2), &ledger, &members).paths[0].sentences.join("\n");
+    assert!(text.contains("given to Nix on the strength of a verdict, which stands"), "{text}");
+    hear(&mut ledger, &path(1), "b2");
+    let found = report(&policy("a b c", 2), &ledger, &members);
+    assert_eq!(
+        (&*found.no_longer_agreed[0].why, found.no_longer_agreed[0].served_at_ms),
+        ("its verdict is short now", 5_500)
+    );
+    hear(&mut ledger, &path(2), "a1 b1");
+    assert_eq!(
+        report(&policy("a b c", 2), &ledger, &[member(2, &[])]).no_longer_agreed.len(),
+        1,
+        "whatever was asked for"
+    );
 }
 
 #[test]

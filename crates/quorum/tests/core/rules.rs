@@ -5,8 +5,8 @@ use crate::stage::{
     verdict,
 };
 use narmesh_quorum::{
-    Builder, Decision, Grounds, Insertion, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Refusal, Require,
-    Standing, State, Uncounted, WallMs,
+    Builder, Decision, Grounds, Insertion, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Preference, Refusal,
+    Require, Standing, State, Uncounted, WallMs,
 };
 
 #[test]
@@ -234,8 +234,8 @@ fn require_serves_only_the_agreed_fingerprint_and_the_other_modes_refuse_nothing
     };
     assert_eq!(decide(Mode::Require, '1'), Decision::Serve(Grounds::Agreed));
     assert_eq!(decide(Mode::Require, '2'), Decision::Refuse(Refusal::OtherFingerprint));
-    assert_eq!(decide(Mode::Prefer, '1'), Decision::Prefer { agreed: true });
-    assert_eq!(decide(Mode::Prefer, '2'), Decision::Prefer { agreed: false });
+    assert_eq!(decide(Mode::Prefer, '1'), Decision::Prefer(Preference::Agreed));
+    assert_eq!(decide(Mode::Prefer, '2'), Decision::Prefer(Preference::Other));
     assert_eq!(decide(Mode::Observe, '2'), Decision::NotAsked);
     assert_eq!(decide(Mode::Off, '2'), Decision::NotAsked);
 }

@@ -55,7 +55,35 @@ fn status() -> Status {
             ..RequestStatus::default()
         },
         bytes: ByteStatus { received: 5 << 20, sent: 0, gateway_out: 999 },
+        quorum: None,
         rss_bytes: 20 << 20,
+    }
+}
+
+#[test]
+fn conflicts_stand_first_and_the_policy_is_told() {
+    let counts = |all: &[(&str, u64)]| all.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+    let quorum = QuorumStatus {
+        mode: "require".to_owned(),
+        k: Some(2),
+        of: 3,
+        gateway_public_key: Some("narmesh-gateway-x:AA==".to_owned()),
+        attestations: 7,
+        paths: counts(&[("agreed", 1), ("conflict", 2)]),
+        conflicts: vec!["aaa-x\u{1b}".to_owned()],
+        refused: counts(&[("conflict", 4)]),
+    };
+    let text = Status { quorum: Some(quorum), ..status() }.text();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "CONFLICT  aaa-x\\u{1b}", "{text}");
+    assert_eq!(lines[1].trim(), "and 1 more paths on which builders disagree", "{text}");
+    for line in [
+        "quorum    require, 2 of 3 groups must agree; 7 attestations",
+        "          paths: 1 agreed, 2 conflict",
+        "          kept from Nix: 4 conflict",
+        "          Nix has to trust narmesh-gateway-x:AA==",
+    ] {
+        assert!(lines.contains(&line), "{line}: {text}");
     }
 }
 

@@ -1,0 +1,229 @@
+//! Whether the policy lets Nix have it: one question, asked of a candidate's narinfo, of an answer remembered, of our own
+//! paths, and again of the NAR, which Nix may ask for 30 days later.
+//!
+//! It stands behind `trust`, never instead of it. A verdict comes from memory, in microseconds; the disk is read for the
+//! signatures of builders, once, when an answer is rendered.
+
+use super::Resolver;
+use super::decisions::Decision as Happened;
+use super::trust::Proof;
+use crate::quorum::{LiveLedger, now};
+use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir};
+use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Preference, Refusal, Served, State};
+use narmesh_store::Store as _;
+use parking_lot::RwLock;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Signatures in one answer at most. Nix stores them all.
+const SIGNATURES_MAX: usize = 16;
+
+/// Refusals by reason.
+pub(crate) type Refused = Family<Reason, Counter>;
+
+/// Why something was not given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+pub(crate) struct Reason {
+    /// [`Refusal::name`].
+    pub(crate) reason: &'static str,
+}
+
+/// The policy at the gateway.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    ledger: Arc<LiveLedger>,
+    key: RwLock<Option<NixSecretKey>>,
+    refused: Refused,
+}
+
+/// What the policy says of something that it lets through.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Pass {
+    /// [`Gate::stamp`] before it was asked.
+    pub(crate) stamp: u64,
+    /// Builders whose word counted: their signatures go with the answer. None where signatures decide.
+    pub(crate) voters: Vec<BuilderKey>,
+    /// Something else is agreed on: others are asked first.
+    pub(crate) is_second_choice: bool,
+}
+
+/// A narinfo that was judged, and that the policy lets through.
+#[derive(Clone, Debug)]
+pub(crate) struct Passed {
+    /// With trusted signatures only.
+    pub(crate) info: NarInfo,
+    /// What vouches for it without the policy.
+    pub(crate) proof: Proof,
+    /// What the policy said.
+    pub(crate) pass: Pass,
+}
+
+impl Pass {
+    /// Whether an answer that was rendered for `other` can be given for this.
+    pub(crate) fn gives_as(&self, other: &Self) -> bool {
+        self.voters == other.voters && self.is_second_choice == other.is_second_choice
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(ledger: Arc<LiveLedger>) -> Self {
+        Self { ledger, key: RwLock::default(), refused: Refused::default() }
+    }
+
+    /// With which narinfos are signed that a policy which demands agreement lets through.
+    pub(crate) fn set_key(&self, key: Option<NixSecretKey>) {
+        *self.key.write() = key;
+    }
+
+    /// Another number when what was let through has to be asked about again; always 0 where nothing is asked.
+    pub(crate) fn stamp(&self) -> u64 {
+        match self.ledger.policy().mode() {
+            Mode::Off | Mode::Observe => 0,
+            Mode::Prefer | Mode::Require => self.ledger.generation() + 1,
+        }
+    }
+
+    /// Whether a verdict is needed, and enough.
+    pub(crate) fn demands(&self) -> bool {
+        self.ledger.policy().mode() == Mode::Require
+    }
+
+    /// Our Nix asks for this path: what is attested of it is kept.
+    pub(crate) fn asked(&self, part: HashPart) {
+        if self.ledger.policy().mode() != Mode::Off {
+            self.ledger.note_asked(part);
+        }
+    }
+
+    /// Asks the policy about what a narinfo says. From memory.
+    pub(crate) fn decide(&self, store_dir: &StoreDir, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
+        let stamp = self.stamp();
+        let policy = self.ledger.policy();
+        let pass = |voters, is_second_choice| Ok(Pass { stamp, voters, is_second_choice });
+        let decision = match policy.mode() {
+            Mode::Off | Mode::Observe => Decision::NotAsked,
+            Mode::Prefer | Mode::Require => {
+                let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
+                let is_addressed = *proof == Proof::ContentAddress;
+                self.ledger.read(|ledger| policy.decide(ledger, &info.path, fingerprint, is_addressed))
+            }
+        };
+        match decision {
+            // The policy was another one when it was judged.
+            Decision::NotAsked | Decision::Prefer(_) if *proof == Proof::Verdict => {
+                Err(Refusal::NotAgreed(State::None))
+            }
+            Decision::NotAsked => pass(Vec::new(), false),
+            Decision::Prefer(preference) => pass(Vec::new(), preference == Preference::Other),
+            Decision::Serve(Grounds::ContentAddressed) => pass(Vec::new(), false),
+            Decision::Serve(Grounds::Agreed | Grounds::Grace) => {
+                let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
+                pass(self.ledger.read(|ledger| policy.vouching(ledger, &info.path, fingerprint)), false)
+            }
+            Decision::Refuse(refusal) => Err(refusal),
+        }
+    }
+
+    /// The narinfo as Nix gets it. Where agreement is demanded: signed with the gateway key, beside the signatures of the
+    /// builders whose word counted, so that the copy in the store proves something to the next one. Reads the disk then.
+    pub(crate) fn signed(&self, store_dir: &StoreDir, info: &NarInfo, pass: &Pass) -> NarInfo {
+        let mut info = info.clone();
+        let Some(key) = self.key.read().clone().filter(|_| self.demands()) else { return info };
+        let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(&info));
+        match self.ledger.on_disk(|db| db.signatures(fingerprint)) {
+            Ok(known) => {
+                for (builder, signature) in known {
+                    if pass.voters.contains(&builder) && !info.signatures.contains(&signature) {
+                        info.signatures.push(signature);
+                    }
+                }
+            }
+            // The gateway's own is enough for our Nix.
+            Err(error) => tracing::warn!(%error, path = %info.path, "signatures of builders cannot be read"),
+        }
+        info.signatures.truncate(SIGNATURES_MAX - 1);
+        info.signatures.push(key.sign(&info.fingerprint(store_dir)));
+        info
+    }
+}
+
+impl Resolver {
+    /// Refusals of the policy since the start, by reason, for `/metrics`.
+    pub(crate) fn refusals(&self) -> &Refused {
+        &self.gate.refused
+    }
+
+    /// The same, for `status`: only reasons that occurred.
+    pub(crate) fn refused(&self) -> BTreeMap<String, u64> {
+        let count = |reason: &'static str| {
+            let counter = self.gate.refused.get(&Reason { reason })?;
+            Some((reason.to_owned(), counter.get()))
+        };
+        Refusal::NAMES.into_iter().filter_map(count).collect()
+    }
+
+    /// What Nix has to trust, if the policy demands agreement.
+    pub(crate) fn gateway_public_key(&self) -> Option<NixPublicKey> {
+        self.gate.key.read().as_ref().map(NixSecretKey::public)
+    }
+
+    /// Asks the gate; a refusal is counted, and told by `why`.
+    pub(super) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Option<Pass> {
+        match self.gate.decide(&self.store_dir, info, proof) {
+            Ok(pass) => Some(pass),
+            Err(refusal) => {
+                let part = info.path.hash_part();
+                tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
+                self.gate.refused.get_or_create(&Reason { reason: refusal.name() }).inc();
+                self.decisions.note(part, Happened::Refused(refusal, info.nar_hash));
+                None
+            }
+        }
+    }
+
+    /// Asks peers what builders say of it, if too few are heard of to decide; until the deadline at most.
+    pub(super) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
+        let lacks = || {
+            let decided = self.gate.decide(&self.store_dir, info, proof);
+            matches!(decided, Err(Refusal::NotAgreed(State::None | State::Short)))
+        };
+        if self.gate.demands() && lacks() {
+            self.mesh.ask_for(info.path.hash_part(), deadline, || !lacks()).await;
+        }
+    }
+
+    /// Whether Nix may have this NAR now, whatever it was told when it asked for the narinfo. Notes that it gets it.
+    ///
+    /// A URL does not name the References: they are those of the answer that is given for this path now. Where Nix remembers
+    /// others, its narinfo's signature is over those, and Nix would have refused it.
+    pub(super) async fn nar_admitted(self: Arc<Self>, url: NarUrl) -> bool {
+        if !self.gate.demands() {
+            return true;
+        }
+        let part = url.hash_part;
+        if self.store.contains(&part)
+            && let Some(narinfo) = Arc::clone(&self).own_narinfo(part).await
+            && String::from_utf8_lossy(&narinfo).contains(&format!("URL: {url}\n"))
+        {
+            return true;
+        }
+        let answer = match Arc::clone(&self).remembered(part).await {
+            Some(answer) => Some(answer),
+            None => Arc::clone(&self).asked(part).await,
+        };
+        let answer = answer.filter(|it| it.info.nar_hash == url.nar_hash && it.info.nar_size == url.nar_size);
+        let Some(answer) = answer else {
+            self.decisions.note(part, Happened::NarRefused);
+            return false;
+        };
+        if !answer.voters().is_empty() {
+            let fingerprint = FingerprintDigest::of(&self.store_dir, &Statement::of(&answer.info));
+            self.gate.ledger.note_served(Served { path: answer.info.path.clone(), fingerprint, at: now() });
+        }
+        true
+    }
+}

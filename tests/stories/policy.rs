@@ -1,0 +1,103 @@
+//! What a policy does to what Nix gets: `require`, `prefer`, verdicts that turn, holders that lie.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use narmesh_tests::{Jury, Rules, TestMesh, TestNode, get, promised, wait_for, wait_until};
+use serde_json::Value;
+
+/// A reload is promised to count within this.
+const RELOADED: Duration = Duration::from_secs(1);
+
+/// What came into a store is advertised within this.
+const SPREAD: Duration = Duration::from_secs(2);
+
+fn signers(signatures: &[String]) -> Vec<&str> {
+    let mut names: Vec<_> = signatures.iter().map(|signature| signature.split(':').next().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn name_of(key: &str) -> &str {
+    key.split(':').next().unwrap()
+}
+
+fn refused(node: &TestNode, reason: &str) -> u64 {
+    let metrics = get(node.gateway(), "/metrics").unwrap().text();
+    let line = format!("narmesh_quorum_not_given_total{{reason=\"{reason}\"}} ");
+    metrics.lines().find_map(|found| found.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
+fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
+    let mesh = TestMesh::new();
+    let jury = Jury::new(&mesh, &["one", "two", "three"], &["app", "fod", "nondet"], |all| Rules::require(2, all));
+    let (client, [app, fod, nondet]) = (&jury.client, jury.paths.as_slice()) else { panic!("{:?}", jury.paths) };
+    let gateway = client.gateway_key();
+
+    let narinfo = client.wait_narinfo(app);
+    let mut vouching: Vec<_> = jury.builders.iter().map(|node| name_of(&node.builder_key()).to_owned()).collect();
+    vouching.push(name_of(&gateway).to_owned());
+    vouching.sort_unstable();
+    assert_eq!(signers(&narinfo.signatures), vouching, "each builder that counts, and the gateway");
+    client.realise(std::slice::from_ref(app)).expect_success("what is agreed on");
+    assert_eq!(signers(&client.store.row(app).unwrap().signatures), vouching, "the copy proves it to the next one");
+
+    assert_eq!(client.get_narinfo(nondet).status, 404);
+    client.nix_build("nondet").expect_success("what nobody agrees on is built here");
+    assert!(client.store.row(nondet).unwrap().ultimate);
+    client.realise(std::slice::from_ref(fod)).expect_success("what is its own address needs nobody's word");
+
+    assert!(refused(client, "conflict") > 0 && refused(client, "none") == 0, "by reason");
+    assert!(client.status().number("/quorum/refused/conflict") > 0);
+    let why = client.narmesh(&["why", nondet]).expect_success("why");
+    assert!(why.contains("refused by the policy") && why.contains("builders got different results"), "{why}");
+    let status = client.narmesh(&["status"]).expect_success("status");
+    assert!(status.starts_with("CONFLICT") && status.contains(&format!("Nix has to trust {gateway}")), "{status}");
+
+    // What peers are told does not name the gateway.
+    let told = wait_for("the copy is offered", promised(SPREAD), || {
+        let told: Value = serde_json::from_str(&client.narmesh(&["advertised", "--json"]).stdout).ok()?;
+        let told = told["paths"].as_array()?.iter().find(|told| told["path"] == **app)?["signed_by"].clone();
+        serde_json::from_value::<BTreeSet<String>>(told).ok()
+    });
+    vouching.retain(|name| *name != name_of(&gateway));
+    assert_eq!(told, vouching.into_iter().collect());
+
+    let mode = client.dir().join("state/gateway.key").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
+    let mesh = TestMesh::new();
+    let mut jury = Jury::new(&mesh, &["one", "two", "three"], &["app"], |all| Rules::require(2, all));
+    let app = jury.paths[0].clone();
+    let narinfo = jury.client.wait_narinfo(&app);
+    let mut look = jury.client.store.nix("nix");
+    let from = format!("http://{}", jury.client.gateway());
+    look.args(["--extra-experimental-features", "nix-command", "path-info", "--store", &from, &app]);
+    narmesh_tests::finish(&mut look).expect_success("its Nix has the narinfo now");
+    assert_eq!(get(jury.client.gateway(), &narinfo.url).unwrap().status, 200);
+
+    let all: Vec<_> = jury.builders.iter().collect();
+    let rules = Rules::require(2, &all).revoke(all[0]).revoke(all[2]);
+    jury.client.follow(&rules);
+    jury.client.reload();
+    let client = &jury.client;
+    wait_until("the NAR is gone", promised(RELOADED), || get(client.gateway(), &narinfo.url).unwrap().status == 404);
+    client.nix_build("app").expect_success("it is built here");
+    assert!(client.store.row(&app).unwrap().ultimate);
+    let why = client.narmesh(&["why", &app]).expect_success("why");
+    assert!(why.contains("the NAR was refused by the policy (404)"), "{why}");
+
+    // What went out before is named.
+    let report = client.narmesh(&["quorum", "report"]).stdout;
+    assert!(report.contains("NO LONGER AGREED") && report.contains("one, three"), "{report}");
+    let why = client.narmesh(&["quorum", "why", &app]).stdout;
+    assert!(
+        why.contains("given to Nix on the strength of a verdict that does not stand: on the word of one, three"),
+        "{why}"
+    );
+}
