@@ -40,7 +40,7 @@ fn key() -> NixSecretKey {
     NixSecretKey::from_seed("builder-1", &[3; 32]).expect("a name")
 }
 
-fn signed() -> Vec<Attestation> {
+pub(super) fn signed() -> Vec<Attestation> {
     let path = |name| StorePath::new(HashPart([7; 20]), name).expect("a name");
     let statement = |references| Statement { path: path("x"), nar_hash: NarHash([1; 32]), nar_size: 112, references };
     [Vec::new(), vec![path("x")], vec![path("a"), path("b"), path("x")]]
@@ -83,7 +83,7 @@ fn line(input: &[u8]) -> Outcome {
     Outcome::of(format!("{:?}", parsed.map(|found| found.map(|(_, it)| magnitude(it.statement.references.len())))))
 }
 
-fn ledger() -> Ledger {
+pub(super) fn ledger() -> Ledger {
     let mut ledger = Ledger::new(LedgerLimits::default());
     for number in 0..200u8 {
         let mut hash_part = [0; 20];
@@ -95,7 +95,7 @@ fn ledger() -> Ledger {
     ledger
 }
 
-fn shared() -> Shared {
+pub(super) fn shared() -> Shared {
     Shared::new((0..3).map(|number| BuilderKey([number; 32])))
 }
 

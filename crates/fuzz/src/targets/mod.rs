@@ -5,6 +5,7 @@ mod attestations;
 mod config;
 mod content;
 mod core;
+mod exchange;
 mod gateway;
 mod mesh;
 mod nar;
@@ -60,6 +61,7 @@ pub fn all() -> Vec<Target> {
     all.extend(mesh::TARGETS);
     all.extend(texts::TARGETS);
     all.extend(attestations::TARGETS);
+    all.extend(exchange::TARGETS);
     all.extend([core::TARGET, gateway::TARGET]);
     #[cfg(feature = "config")]
     all.push(config::TARGET);

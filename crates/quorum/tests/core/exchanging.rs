@@ -1,11 +1,11 @@
 //! How attestations reach all who may have them, and what liars achieve.
 
 use crate::crowd::{Crowd, attestation, spoken};
-use crate::stage::path;
+use crate::stage::{key, path};
 use narmesh_protocol::HashPart;
 use narmesh_quorum::LedgerLimits;
-use narmesh_quorum::exchange::{Fault, Input, Moment, Spoken};
-use narmesh_quorum::reconcile::{Answer, Content, Item, Shared};
+use narmesh_quorum::exchange::{Fault, Input, Moment, Output, Spoken};
+use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
 
 /// So long after it was attested everybody has it, milliseconds.
@@ -69,6 +69,29 @@ fn nobody_hears_of_a_builder_that_may_not_be_spoken_of_with_it() {
     crowd.run(200_000, |_| false);
     assert!(crowd.knows(1, "a", &path(1)) && !crowd.knows(2, "a", &path(1)));
     assert_eq!(crowd.nodes[2].answered, [(1, true)]);
+}
+
+#[test]
+fn a_pull_is_answered_of_builders_alone_that_the_asker_may_be_told_of() {
+    let mut crowd = Crowd::new(3, LedgerLimits::default());
+    crowd.connect(0, 1, spoken(&["a"]), spoken(&["a"]));
+    crowd.connect(1, 2, spoken(&["b"]), spoken(&["a", "b"]));
+    crowd.keeps(1, vec![attestation("a", &path(1), '1')]);
+    // The names of items can be guessed by who knows key, path and result.
+    let builders = vec![BuilderDigest::of(&key("a"))];
+    let query = Query { builders: builders.clone(), nodes: vec![(Node::ROOT, [1; 16])] };
+    let answer = crowd.nodes[1].ledger.answer(&Shared::new([key("a")]), &query);
+    let Answer::Nodes { differing, .. } = answer else { panic!("{answer:?}") };
+    let Content::Items(items) = &differing[0].1 else { panic!("{differing:?}") };
+    let pull = QuorumRequest::Pull { builders, wanted: vec![(Node::ROOT, items[0])] };
+    for (asker, handed) in [(0, 1), (2, 0)] {
+        let (from, bytes) = (crowd.nodes[asker].peer, pull.encode().unwrap());
+        let node = &mut crowd.nodes[1];
+        while node.exchange.poll().is_some() {}
+        node.exchange.handle(Moment(0), &node.ledger, Input::Request { from, id: 1, bytes });
+        let Some(Output::HandOver(hand_over)) = node.exchange.poll() else { panic!("a pull is answered") };
+        assert_eq!(hand_over.wanted.iter().flatten().count(), handed, "asked by {asker}");
+    }
 }
 
 #[test]
@@ -229,7 +252,7 @@ fn a_flood_of_requests_is_told_busy_and_then_blamed() {
         let node = &mut crowd.nodes[0];
         node.exchange.handle(Moment(0), &node.ledger, Input::Request { from: flooder, id, bytes: bytes.clone() });
         while let Some(output) = crowd.nodes[0].exchange.poll() {
-            if let narmesh_quorum::exchange::Output::Penalize { fault, .. } = output {
+            if let Output::Penalize { fault, .. } = output {
                 crowd.nodes[0].faults.push((flooder, fault));
             }
         }
