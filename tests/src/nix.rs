@@ -330,6 +330,18 @@ impl NixStoreFixture {
         fs::set_permissions(&target, fs::Permissions::from_mode(0o444)).expect("our own file");
     }
 
+    /// As [`NixStoreFixture::corrupt_file`], and registers what came of it as what was built: a builder that lies.
+    ///
+    /// # Panics
+    /// When Nix refuses.
+    #[track_caller]
+    pub fn tamper(&self, path: &str, file: &str) {
+        self.corrupt_file(path, file);
+        let mut hash = self.nix("nix-hash");
+        let hash = finish(hash.args(["--type", "sha256"]).arg(self.real_path(path))).expect_success("nix-hash");
+        self.sql(&format!("update ValidPaths set hash = 'sha256:{}' where path = '{path}'", hash.trim()));
+    }
+
     /// Runs `nix-store` with `arguments` on this store.
     ///
     /// # Panics

@@ -52,6 +52,17 @@ impl Rules {
         self
     }
 
+    /// Each builder's machine is of this name in the mesh, so that its attestations travel; `own` is whose rules these are.
+    #[must_use]
+    pub fn told_by_their_machines(mut self, own: &str) -> Self {
+        let named = |line: &str| match line.strip_prefix("name = ") {
+            Some(name) if name != format!("'{own}'") => format!("{line}\npeer = {name}\n"),
+            Some(_) | None => format!("{line}\n"),
+        };
+        self.builders = self.builders.lines().map(named).collect();
+        self
+    }
+
     /// Further lines of `[quorum]`.
     #[must_use]
     pub fn with(mut self, lines: &str) -> Self {

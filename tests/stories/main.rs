@@ -8,6 +8,7 @@ mod cli;
 mod collected;
 mod corrupt;
 mod failover;
+mod five_builders;
 mod fixtures;
 mod installed;
 mod interrupted;
