@@ -3,10 +3,10 @@
 use crate::crowd::{Crowd, attestation, spoken};
 use crate::stage::{key, path};
 use narmesh_protocol::HashPart;
-use narmesh_quorum::LedgerLimits;
 use narmesh_quorum::exchange::{Fault, Input, Moment, Output, Spoken};
 use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
+use narmesh_quorum::{Ledger, LedgerLimits};
 
 /// So long after it was attested everybody has it, milliseconds.
 const EVERYWHERE_MS: u64 = 2_000;
@@ -145,7 +145,9 @@ fn an_ask_that_nobody_can_answer_ends_at_once() {
 fn a_builder_at_its_bound_does_not_go_round_in_circles() {
     let limits = LedgerLimits { per_builder: 100, ..LedgerLimits::default() };
     let mut crowd = Crowd::new(2, limits);
-    crowd.keeps(0, (0..100).map(|number| attestation("a", &path(number), '1')).collect());
+    // It has room for all that the second has not.
+    crowd.nodes[0].ledger = Ledger::new(LedgerLimits::default());
+    crowd.keeps(0, (0..300).map(|number| attestation("a", &path(number), '1')).collect());
     crowd.keeps(1, (1_000..1_100).map(|number| attestation("a", &path(number), '1')).collect());
     crowd.keeps(0, vec![attestation("b", &path(5_000), '1')]);
     crowd.connect_all(&["a", "b"]);
