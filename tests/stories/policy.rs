@@ -101,3 +101,34 @@ fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
         "{why}"
     );
 }
+
+#[test]
+fn what_is_agreed_is_preferred_and_nothing_is_refused() {
+    let mesh = TestMesh::new();
+    let [mut one, mut two, mut client] = ["one", "two", "client"].map(|name| mesh.node(name));
+    let nondet = one.store.build_one("nondet");
+    assert_eq!(two.store.build_one("nondet"), nondet);
+    let hashes = [&one, &two].map(|node| node.store.row(&nondet).unwrap().nar_hash);
+    assert_ne!(hashes[0], hashes[1], "the fixture is not deterministic");
+    client.follow(&Rules::new("prefer", 1, &[&one]));
+    TestMesh::start_all(&mut [&mut one, &mut two, &mut client]);
+    one.wait_all_advertised(&[&client]);
+    two.wait_all_advertised(&[&client]);
+    let given = |client: &TestNode, hash: &str, what: &str| {
+        wait_until(what, promised(SPREAD), || client.wait_narinfo(&nondet).nar_hash == hash);
+    };
+    // Whichever holder answers first, what counts is on whose result the policy agrees.
+    client.import(&one.attested(&nondet));
+    given(&client, &hashes[0], "the result of the one builder");
+    client.follow(&Rules::new("prefer", 1, &[&two]));
+    client.reload();
+    client.wait_logged(&["configuration reloaded"]);
+    client.import(&two.attested(&nondet));
+    given(&client, &hashes[1], "the result of the other builder");
+    two.kill();
+    // Its NAR is gone, which is when its narinfo is forgotten.
+    wait_until("what is there, when nobody has what is agreed on", promised(SPREAD), || {
+        let narinfo = client.wait_narinfo(&nondet);
+        get(client.gateway(), &narinfo.url).unwrap().status == 200 && narinfo.nar_hash == hashes[0]
+    });
+}
