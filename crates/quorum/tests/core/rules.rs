@@ -5,7 +5,7 @@ use crate::stage::{
     verdict,
 };
 use narmesh_quorum::{
-    Builder, Decision, Grounds, Insertion, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Preference, Refusal,
+    Builder, Decision, Grounds, Insertion, Ledger, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Preference, Refusal,
     Require, Standing, State, Uncounted, WallMs,
 };
 
@@ -89,6 +89,18 @@ fn a_group_whose_builders_disagree_counts_for_neither() {
     assert_eq!(verdict.state, State::Conflict);
     assert!(matches!(verdict.standings[0], Standing::NotCounted(Uncounted::GroupDisagrees, _)));
     assert_eq!(state(&policy, "a1 b2 c1 d1"), State::Agreed);
+    // Neither of the two gets it, however many builders the group has for one of them.
+    let more = checked(rules("a=acme b=acme c=acme d", 2));
+    assert_eq!(state(&more, "a1 b1 d1"), State::Agreed);
+    let split = more.verdict(&heard(&path(1), "a1 b1 c2 d1"), &path(1));
+    assert_eq!((split.state, split.attested[0].groups, split.attested[1].groups), (State::Conflict, 1, 0));
+    let split = more.verdict(&heard(&path(1), "a1 b1 c2 d2"), &path(1));
+    assert_eq!((split.state, split.attested[0].facts, split.attested[0].groups), (State::Conflict, result('2'), 1));
+    // What they say is shown as dissent, and is one where dissent has a veto.
+    assert_eq!(policy.verdict(&heard(&path(1), "a1 b2 c1 d1"), &path(1)).disputed_by().len(), 1);
+    let mut veto = rules("a=acme b=acme c d", 2);
+    veto.require.as_mut().unwrap().veto = true;
+    assert_eq!(state(&checked(veto), "a1 b2 c1 d1"), State::Conflict);
     // It is a name of a group, not a coincidence of names: a builder called "acme" is no member.
     assert_eq!(state(&checked(rules("a=acme acme", 2)), "a1 acme1"), State::Agreed);
 }
@@ -223,6 +235,29 @@ fn a_path_that_falls_short_gets_no_grace_once_another_builder_has_it() {
     assert_eq!(decide("a1"), Decision::Serve(Grounds::Grace));
     assert_eq!(decide("a1 b1"), Decision::Refuse(Refusal::NotAgreed(State::Short)));
     assert_eq!(decide("a1 b1 c1"), Decision::Serve(Grounds::Agreed));
+}
+
+#[test]
+fn grace_ends_as_soon_as_any_other_builder_says_anything_of_the_path() {
+    let mut rules = PolicyRules { revoked: vec![revocation("c", 0)], ..rules("a b c d", 4) };
+    rules.require.as_mut().unwrap().grace = Some(vec!["a".to_owned(), "d".to_owned()]);
+    let policy = checked(rules);
+    let decide = |ledger: &Ledger| policy.decide(ledger, &path(1), result('1').fingerprint, false);
+    for graced in ["a1", "d1", "a1 d1", "a1 stranger1"] {
+        assert_eq!(decide(&heard(&path(1), graced)), Decision::Serve(Grounds::Grace), "{graced}");
+    }
+    // The same, something else, two things, a word that is void because its key is revoked.
+    for ended in ["a1 b1", "a1 b2", "a1 b2 b3", "a1 c1", "a1 d1 b1"] {
+        assert!(matches!(decide(&heard(&path(1), ended)), Decision::Refuse(Refusal::NotAgreed(_))), "{ended}");
+    }
+    // Even a signature that is no vote: its builder has the path.
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
+    assert_eq!(decide(&ledger), Decision::Refuse(Refusal::NotAgreed(State::Short)));
+    // Of another path anybody may say anything.
+    let mut ledger = heard(&path(1), "a1");
+    hear(&mut ledger, &path(2), "b1 c2");
+    assert_eq!(decide(&ledger), Decision::Serve(Grounds::Grace));
 }
 
 #[test]
