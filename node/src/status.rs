@@ -162,7 +162,7 @@ pub struct QuorumStatus {
     pub paths: BTreeMap<String, u64>,
     /// Paths on which builders disagree: the first few, in their order.
     pub conflicts: Vec<String>,
-    /// Narinfos that the policy kept from Nix, by reason.
+    /// Narinfos and NARs that Nix asked for and the policy kept from it, by reason.
     pub refused: BTreeMap<String, u64>,
 }
 

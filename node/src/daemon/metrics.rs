@@ -50,7 +50,11 @@ pub(super) fn registry(
     }
     let help = "Attestations from peers that were not kept";
     registry.register("quorum_refused", help, exchange.refused.clone());
-    registry.register("quorum_not_given", "Narinfos that the policy kept from Nix", resolver.refusals().clone());
+    registry.register(
+        "quorum_not_given",
+        "Narinfos and NARs that Nix asked for and the policy kept from it",
+        resolver.refusals().clone(),
+    );
     registry.register_collector(Box::new(Gauges { board: Arc::clone(board), verdicts }));
     registry
 }

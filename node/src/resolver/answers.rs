@@ -183,7 +183,7 @@ impl Resolver {
                 (judged.info, judged.proof, holders)
             }
         };
-        let pass = self.admitted(&info, &proof).filter(|pass| !pass.is_second_choice);
+        let pass = self.admitted(&info, &proof).ok().filter(|pass| !pass.is_second_choice);
         let Some(pass) = pass else {
             // Another candidate may have what is agreed on.
             self.answers.memory.invalidate(part);

@@ -12,6 +12,7 @@ use libp2p::PeerId;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
+use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,13 +33,21 @@ const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 /// Pause before a peer that said *busy* is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-type Outcome = Option<Option<Arc<Answer>>>;
+/// An answer, or what the policy refused instead, if it refused anything. `None` until it is known.
+type Outcome = Option<Result<Arc<Answer>, Option<Refusal>>>;
 
 /// Questions under way.
 #[derive(Debug)]
 pub(crate) struct Asking {
-    paths: Mutex<HashMap<HashPart, watch::Receiver<Outcome>>>,
+    paths: Mutex<HashMap<HashPart, UnderWay>>,
     slots: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    outcome: watch::Receiver<Outcome>,
+    /// Whether our Nix waits for it.
+    for_nix: bool,
 }
 
 impl Default for Asking {
@@ -50,44 +59,66 @@ impl Default for Asking {
 /// What one candidate said.
 enum Said {
     Holds(Arc<Answer>),
+    /// It holds what the policy does not let through.
+    Refused(Refusal),
     Absent,
     Nothing,
 }
 
 impl Resolver {
-    /// Asks the candidates, or joins those who already ask about this path.
-    pub(super) async fn asked(self: Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
-        let mut outcome = self.join_or_start(part);
-        let outcome = outcome.wait_for(Option::is_some).await.ok()?;
-        outcome.clone().flatten()
+    /// Asks the candidates, or joins those who already ask about this path. A refusal that is returned was counted: once for
+    /// all who waited, however many candidates hold what is refused.
+    pub(super) async fn asked(self: Arc<Self>, part: HashPart) -> Result<Arc<Answer>, Option<Refusal>> {
+        self.outcome(part, true).await
     }
 
-    fn join_or_start(self: &Arc<Self>, part: HashPart) -> watch::Receiver<Outcome> {
+    /// The same for what Nix has not asked for yet, and may never ask for: a refusal is not counted.
+    pub(super) async fn asked_ahead(self: Arc<Self>, part: HashPart) {
+        drop(self.outcome(part, false).await);
+    }
+
+    async fn outcome(self: Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, Option<Refusal>> {
+        let mut outcome = self.join_or_start(part, for_nix);
+        let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| None)?;
+        outcome.clone().unwrap_or(Err(None))
+    }
+
+    fn join_or_start(self: &Arc<Self>, part: HashPart, for_nix: bool) -> watch::Receiver<Outcome> {
         let mut paths = self.asking.paths.lock();
-        if let Some(under_way) = paths.get(&part) {
-            return under_way.clone();
+        if let Some(under_way) = paths.get_mut(&part) {
+            under_way.for_nix |= for_nix;
+            return under_way.outcome.clone();
         }
         let (sender, receiver) = watch::channel(None);
-        paths.insert(part, receiver.clone());
+        paths.insert(part, UnderWay { outcome: receiver.clone(), for_nix });
         let resolver = Arc::clone(self);
         // A task of its own: the first asker may hang up, the others still want to know.
         tokio::spawn(async move {
             let deadline = Instant::now() + resolver.settings().narinfo_deadline;
             let answer = match tokio::time::timeout_at(deadline.into(), resolver.asking.slots.acquire()).await {
                 Ok(Ok(_slot)) => resolver.ask_candidates(part, deadline).await,
-                Ok(Err(_)) | Err(_) => None,
+                Ok(Err(_)) | Err(_) => Err(None),
             };
-            resolver.asking.paths.lock().remove(&part);
+            let question = resolver.asking.paths.lock().remove(&part);
+            if let Err(Some(refusal)) = &answer
+                && question.is_some_and(|question| question.for_nix)
+            {
+                resolver.gate.not_given(*refusal);
+            }
             sender.send_replace(Some(answer));
         });
         receiver
     }
 
-    async fn ask_candidates(self: &Arc<Self>, part: HashPart, deadline: Instant) -> Option<Arc<Answer>> {
+    async fn ask_candidates(
+        self: &Arc<Self>,
+        part: HashPart,
+        deadline: Instant,
+    ) -> Result<Arc<Answer>, Option<Refusal>> {
         let mut candidates = self.ranked(&part).into_iter();
         let mut asked = FuturesUnordered::new();
         let mut hedge = Duration::ZERO;
-        let mut second = None;
+        let (mut second, mut refused) = (None, None);
         let mut patience = Box::pin(tokio::time::sleep_until(deadline.into()));
         loop {
             // Nobody asked yet, or the last one took too long or said no: ask the next.
@@ -95,7 +126,7 @@ impl Resolver {
                 hedge = self.hedge_delay(&peer);
                 asked.push(self.ask_one(part, peer, deadline));
             } else if asked.is_empty() {
-                return second;
+                return second.ok_or(refused);
             }
             let more = candidates.len() > 0;
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
@@ -108,11 +139,13 @@ impl Resolver {
                             patience.as_mut().reset(soon.into());
                         }
                     }
-                    Some(Said::Holds(answer)) => return Some(answer),
+                    Some(Said::Holds(answer)) => return Ok(answer),
+                    // The last word: more may be known than when the first one was judged.
+                    Some(Said::Refused(refusal)) => refused = Some(refusal),
                     Some(Said::Absent | Said::Nothing) | None => {}
                 },
                 () = hedged => {}
-                () = &mut patience => return second,
+                () = &mut patience => return second.ok_or(refused),
             }
         }
     }
@@ -204,7 +237,10 @@ impl Resolver {
         self.mesh.probed(peer, ProbeOutcome::Held).await;
         self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
         self.ask_ahead(&info);
-        let Some(pass) = self.admitted(&info, &proof) else { return Said::Nothing };
+        let pass = match self.admitted(&info, &proof) {
+            Ok(pass) => pass,
+            Err(refusal) => return Said::Refused(refusal),
+        };
         let (resolver, passed) = (Arc::clone(self), Passed { info, proof, pass });
         let remember = move || resolver.answers.remember(&resolver.store_dir, &resolver.gate, generation, passed, peer);
         // Signatures are on disk.

@@ -17,10 +17,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Signatures in one answer at most. Nix stores them all.
 const SIGNATURES_MAX: usize = 16;
+
+/// Of the narinfo deadline, what is left for judging and rendering when builders were waited for in vain (a guess, not
+/// measured: some signatures are read from the disk).
+const AFTER_HEARING: Duration = Duration::from_millis(50);
 
 /// Refusals by reason.
 pub(crate) type Refused = Family<Reason, Counter>;
@@ -85,6 +89,11 @@ impl Gate {
             Mode::Off | Mode::Observe => 0,
             Mode::Prefer | Mode::Require => self.ledger.generation() + 1,
         }
+    }
+
+    /// Counts what Nix asked for and does not get: once, however many hold it.
+    pub(super) fn not_given(&self, refusal: Refusal) {
+        self.refused.get_or_create(&Reason { reason: refusal.name() }).inc();
     }
 
     /// Whether a verdict is needed, and enough.
@@ -152,7 +161,7 @@ impl Gate {
 }
 
 impl Resolver {
-    /// Refusals of the policy since the start, by reason, for `/metrics`.
+    /// Narinfos and NARs that the policy did not give since the start, by reason, for `/metrics`.
     pub(crate) fn refusals(&self) -> &Refused {
         &self.gate.refused
     }
@@ -171,27 +180,23 @@ impl Resolver {
         self.gate.key.read().as_ref().map(NixSecretKey::public)
     }
 
-    /// Asks the gate; a refusal is counted, and told by `why`.
-    pub(super) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Option<Pass> {
-        match self.gate.decide(&self.store_dir, info, proof) {
-            Ok(pass) => Some(pass),
-            Err(refusal) => {
-                let part = info.path.hash_part();
-                tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
-                self.gate.refused.get_or_create(&Reason { reason: refusal.name() }).inc();
-                self.decisions.note(part, Happened::Refused(refusal, info.nar_hash));
-                None
-            }
-        }
+    /// Asks the gate about one of perhaps several that hold a path; a refusal is told by `why`, and counted by
+    /// [`Gate::not_given`] if nobody holds what is let through.
+    pub(super) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
+        self.gate.decide(&self.store_dir, info, proof).inspect_err(|refusal| {
+            tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
+            self.decisions.note(info.path.hash_part(), Happened::Refused(*refusal, info.nar_hash));
+        })
     }
 
-    /// Asks peers what builders say of it, if too few are heard of to decide; until the deadline at most.
+    /// Asks peers what builders say of it, if too few are heard of to decide; until shortly before the deadline at most.
     pub(super) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
         let lacks = || {
             let decided = self.gate.decide(&self.store_dir, info, proof);
             matches!(decided, Err(Refusal::NotAgreed(State::None | State::Short)))
         };
         if self.gate.demands() && lacks() {
+            let deadline = deadline.checked_sub(AFTER_HEARING).unwrap_or(deadline);
             self.mesh.ask_for(info.path.hash_part(), deadline, || !lacks()).await;
         }
     }
@@ -205,21 +210,22 @@ impl Resolver {
             return true;
         }
         let part = url.hash_part;
-        if self.store.contains(&part)
-            && let Some(narinfo) = Arc::clone(&self).own_narinfo(part).await
-            && String::from_utf8_lossy(&narinfo).contains(&format!("URL: {url}\n"))
-        {
+        if self.store.contains(&part) && Arc::clone(&self).own_answer(part).await.is_ok_and(|own| own.url == url) {
             return true;
         }
         let answer = match Arc::clone(&self).remembered(part).await {
-            Some(answer) => Some(answer),
+            Some(answer) => Ok(answer),
             None => Arc::clone(&self).asked(part).await,
         };
-        let answer = answer.filter(|it| it.info.nar_hash == url.nar_hash && it.info.nar_size == url.nar_size);
-        let Some(answer) = answer else {
+        let Ok(answer) = answer else {
             self.decisions.note(part, Happened::NarRefused);
             return false;
         };
+        if answer.info.nar_hash != url.nar_hash || answer.info.nar_size != url.nar_size {
+            self.gate.not_given(Refusal::OtherFingerprint);
+            self.decisions.note(part, Happened::NarRefused);
+            return false;
+        }
         if !answer.voters().is_empty() {
             let fingerprint = FingerprintDigest::of(&self.store_dir, &Statement::of(&answer.info));
             self.gate.ledger.note_served(Served { path: answer.info.path.clone(), fingerprint, at: now() });

@@ -196,7 +196,8 @@ impl Substituter for MeshSubstituter {
     fn lookup(&self, part: HashPart) -> Lookup {
         self.0.gate.asked(part);
         if self.0.store.contains(&part) {
-            return self.0.own.rendered(&part, self.0.gate.stamp()).map_or(Lookup::Ask, Lookup::Found);
+            let own = self.0.own.get(&part, self.0.gate.stamp());
+            return own.map_or(Lookup::Ask, |answer| Lookup::Found(answer.rendered));
         }
         if !self.0.is_claimed(&part) {
             return Lookup::Absent;
@@ -238,10 +239,12 @@ impl Substituter for MeshSubstituter {
 
 impl Resolver {
     async fn narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
-        if self.store.contains(&part)
-            && let Some(rendered) = Arc::clone(&self).own_narinfo(part).await
-        {
-            return Some(rendered);
+        let mut refused = None;
+        if self.store.contains(&part) {
+            match Arc::clone(&self).own_answer(part).await {
+                Ok(answer) => return Some(answer.rendered),
+                Err(refusal) => refused = refusal,
+            }
         }
         if let Some(answer) = Arc::clone(&self).remembered(part).await {
             self.decisions.note(part, Decision::Remembered);
@@ -249,9 +252,18 @@ impl Resolver {
             return Some(answer.rendered.clone());
         }
         self.counters.asked.inc();
-        let answer = Arc::clone(&self).asked(part).await?;
-        self.nars_ahead.expect(part);
-        Some(answer.rendered.clone())
+        match Arc::clone(&self).asked(part).await {
+            Ok(answer) => {
+                self.nars_ahead.expect(part);
+                Some(answer.rendered.clone())
+            }
+            Err(counted) => {
+                if let (None, Some(refusal)) = (counted, refused) {
+                    self.gate.not_given(refusal);
+                }
+                None
+            }
+        }
     }
 
     async fn nar(self: Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {

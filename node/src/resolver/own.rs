@@ -7,6 +7,7 @@ use bytes::Bytes;
 use moka::sync::Cache;
 use narmesh_http_gateway::{BodyAborted, NarBody};
 use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_quorum::Refusal;
 use narmesh_store::{NarProgress, NarStream, PathInfo, Store};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -20,18 +21,28 @@ const CHUNKS_AHEAD: usize = 2;
 
 /// Narinfos of own paths, rendered and signed once.
 pub(crate) struct OwnAnswers {
-    /// With the stamp of the gate at which it was rendered.
-    rendered: Cache<HashPart, (u64, Bytes)>,
+    rendered: Cache<HashPart, OwnAnswer>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnAnswer {
+    /// Of the gate, when it was rendered.
+    stamp: u64,
+    /// Of its NAR.
+    pub(super) url: NarUrl,
+    /// As Nix gets it.
+    pub(super) rendered: Bytes,
 }
 
 impl OwnAnswers {
     pub(crate) fn new() -> Self {
-        let weigh = |_: &HashPart, (_, text): &(u64, Bytes)| u32::try_from(text.len() + 256).unwrap_or(u32::MAX);
+        let weigh = |_: &HashPart, it: &OwnAnswer| u32::try_from(it.rendered.len() + 320).unwrap_or(u32::MAX);
         Self { rendered: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build() }
     }
 
-    pub(crate) fn rendered(&self, part: &HashPart, stamp: u64) -> Option<Bytes> {
-        self.rendered.get(part).filter(|(at, _)| *at == stamp).map(|(_, text)| text)
+    pub(crate) fn get(&self, part: &HashPart, stamp: u64) -> Option<OwnAnswer> {
+        self.rendered.get(part).filter(|answer| answer.stamp == stamp)
     }
 
     pub(crate) fn invalidate(&self, parts: &[HashPart]) {
@@ -45,13 +56,18 @@ impl OwnAnswers {
 
 impl Resolver {
     /// Our own narinfo, if somebody trusted (or our builder key) vouches for the path, and the policy lets it through: with the
-    /// gateway key under it another store on this machine takes it, however it came into ours.
-    pub(super) async fn own_narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
+    /// gateway key under it another store on this machine takes it, however it came into ours. Gives the refusal of the
+    /// policy, if that is why there is none; it was not counted.
+    pub(super) async fn own_answer(self: Arc<Self>, part: HashPart) -> Result<OwnAnswer, Option<Refusal>> {
         let (resolver, stamp) = (Arc::clone(&self), self.gate.stamp());
-        let rendered = tokio::task::spawn_blocking(move || resolver.render_own(&part)).await.ok().flatten()?;
-        self.own.rendered.insert(part, (stamp, rendered.clone()));
+        if let Some(answer) = self.own.get(&part, stamp) {
+            return Ok(answer);
+        }
+        let render = move || resolver.render_own(&part, stamp);
+        let answer = tokio::task::spawn_blocking(render).await.unwrap_or(Err(None))?;
+        self.own.rendered.insert(part, answer.clone());
         self.decisions.note(part, Decision::OwnStore);
-        Some(rendered)
+        Ok(answer)
     }
 
     fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
@@ -64,9 +80,9 @@ impl Resolver {
         }
     }
 
-    fn render_own(&self, part: &HashPart) -> Option<Bytes> {
+    fn render_own(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
         // A copy that failed its hash before cannot be opened.
-        let info = self.own_info(part).filter(|info| self.store.open_nar(info).is_ok())?;
+        let info = self.own_info(part).filter(|info| self.store.open_nar(info).is_ok()).ok_or(None)?;
         let settings = self.settings();
         let mut signatures = info.signatures.clone();
         if info.ultimate
@@ -75,7 +91,7 @@ impl Resolver {
             signatures.push(key.sign(&info.fingerprint(&self.store_dir)));
         }
         let (narinfo, by_verdict) = (info.narinfo(signatures), self.gate.demands());
-        let judged = trust::judge_info(narinfo, &self.store_dir, &settings.trusted, by_verdict).ok()?;
+        let judged = trust::judge_info(narinfo, &self.store_dir, &settings.trusted, by_verdict).map_err(|_| None)?;
         let proof = match judged.proof {
             // Our own NarHash of a content-addressed path was computed here.
             Proof::ContentAddress | Proof::Contents(_) => Proof::ContentAddress,
@@ -84,7 +100,8 @@ impl Resolver {
         let info = judged.info;
         let pass = self.admitted(&info, &proof)?;
         let url = NarUrl { hash_part: *part, nar_hash: info.nar_hash, nar_size: info.nar_size };
-        Some(Bytes::from(self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string())))
+        let rendered = self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string());
+        Ok(OwnAnswer { stamp, url, rendered: Bytes::from(rendered) })
     }
 
     /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.

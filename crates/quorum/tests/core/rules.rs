@@ -5,8 +5,8 @@ use crate::stage::{
     verdict,
 };
 use narmesh_quorum::{
-    Builder, Decision, Grounds, Insertion, Ledger, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Preference, Refusal,
-    Require, Standing, State, Uncounted, WallMs,
+    Builder, Decision, Grounds, Insertion, Ledger, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Preference,
+    Refusal, Require, Standing, State, Uncounted, WallMs,
 };
 
 #[test]

@@ -66,7 +66,7 @@ async fn ask_all(resolver: Weak<Resolver>, mut waiting: mpsc::Receiver<HashPart>
         let Some(resolver) = resolver.upgrade() else { return };
         tokio::spawn(async move {
             if Arc::clone(&resolver).remembered(part).await.is_none() {
-                resolver.asked(part).await;
+                resolver.asked_ahead(part).await;
             }
             drop(slot);
         });
