@@ -1,13 +1,16 @@
 //! What [`crate::reconcile`] computed of a ledger and need not compute again.
 
-use crate::reconcile::NodeDigest;
+use crate::reconcile::{Node, NodeDigest};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Digests of what one builder said of the paths under a first byte, made when asked for: by readers of the ledger, hence the
-/// lock, which nobody holds while computing. A copy of a ledger begins without.
+/// The root, its 16 children and their 256.
+const SLOTS: usize = 1 + 16 + 256;
+
+/// Per builder the digests of the nodes down to the first byte, made when asked for: by readers of the ledger, hence the lock,
+/// which nobody holds while computing. At most 5 kB for a builder. A copy of a ledger begins without.
 #[derive(Debug, Default)]
-pub(crate) struct Digests(Mutex<BTreeMap<(u16, u8), NodeDigest>>);
+pub(crate) struct Digests(Mutex<BTreeMap<u16, Box<[Option<NodeDigest>]>>>);
 
 impl Clone for Digests {
     fn clone(&self) -> Self {
@@ -16,20 +19,54 @@ impl Clone for Digests {
 }
 
 impl Digests {
+    /// This builder said something else of a path under this first byte.
     pub(crate) fn forget(&self, builder: u16, top: u8) {
-        self.all().remove(&(builder, top));
+        if let Some(slots) = self.all().get_mut(&builder) {
+            for slot in [0, 1, 2].map(|depth| slot(depth, top)).into_iter().flatten() {
+                slots.iter_mut().skip(slot).take(1).for_each(|digest| *digest = None);
+            }
+        }
     }
 
-    pub(crate) fn known(&self, builder: u16, top: u8) -> Option<NodeDigest> {
-        self.all().get(&(builder, top)).copied()
+    /// Of each builder, in the given order; nothing is known of deeper nodes. A builder without a number said nothing.
+    pub(crate) fn known(&self, builders: &[Option<u16>], node: Node) -> Vec<Option<NodeDigest>> {
+        let Some(slot) = slot_of(node) else { return vec![None; builders.len()] };
+        let all = self.all();
+        let known = |builder: &Option<u16>| match builder {
+            Some(builder) => all.get(builder)?.get(slot).copied()?,
+            None => Some(NodeDigest::default()),
+        };
+        builders.iter().map(known).collect()
     }
 
-    pub(crate) fn remember(&self, builder: u16, top: u8, digest: NodeDigest) {
-        self.all().insert((builder, top), digest);
+    /// What was computed for these builders.
+    pub(crate) fn remember(&self, builders: &[Option<u16>], node: Node, digests: &[NodeDigest]) {
+        let Some(slot) = slot_of(node) else { return };
+        let mut all = self.all();
+        for (builder, digest) in
+            builders.iter().zip(digests).filter_map(|(builder, digest)| Some(((*builder)?, digest)))
+        {
+            let slots = all.entry(builder).or_insert_with(|| vec![None; SLOTS].into_boxed_slice());
+            slots.iter_mut().skip(slot).take(1).for_each(|known| *known = Some(*digest));
+        }
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<(u16, u8), NodeDigest>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u16, Box<[Option<NodeDigest>]>>> {
         // Each change of the map is whole, so that a panic elsewhere spoils nothing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn slot_of(node: Node) -> Option<usize> {
+    slot(node.depth, node.prefix.first().copied().unwrap_or(0))
+}
+
+/// Where the node of this depth above hash parts with this first byte is kept.
+fn slot(depth: u8, top: u8) -> Option<usize> {
+    match depth {
+        0 => Some(0),
+        1 => Some(1 + usize::from(top >> 4)),
+        2 => Some(1 + 16 + usize::from(top)),
+        _ => None,
     }
 }

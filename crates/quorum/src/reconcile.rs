@@ -331,11 +331,7 @@ impl Ledger {
         }
         let mut hasher = Sha256::new();
         let mut empty = true;
-        let digests = match node.depth {
-            0..2 => self.digests_above(shared, node),
-            _ => self.digests_below(shared, node),
-        };
-        for ((digest, _), under) in shared.builders.iter().zip(digests) {
+        for ((digest, _), under) in shared.builders.iter().zip(self.digests_of_each(shared, node)) {
             if under != NodeDigest::default() {
                 empty = false;
                 hasher.update(digest.0);
@@ -345,60 +341,77 @@ impl Ledger {
         if empty { NodeDigest::default() } else { short(hasher) }
     }
 
-    /// Per builder, for the root and its children: over the digests of the first bytes under it, which are remembered.
+    /// Per builder. Those of the upper nodes are remembered, so that only builders with news are computed again: most
+    /// comparisons are of two roots, and between two of them little was said.
+    fn digests_of_each(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
+        let numbers: Vec<Option<u16>> = shared.keys().map(|key| self.number_of(&key)).collect();
+        let mut digests = self.digests.known(&numbers, node);
+        let unknown = digests.iter().zip(&shared.builders).filter(|(known, _)| known.is_none());
+        let unknown = Shared { builders: unknown.map(|(_, builder)| *builder).collect() };
+        if !unknown.is_empty() {
+            let computed = match node.depth {
+                0..2 => self.digests_above(&unknown, node),
+                _ => self.digests_below(&unknown, node),
+            };
+            for (digest, computed) in digests.iter_mut().filter(|known| known.is_none()).zip(computed) {
+                *digest = Some(computed);
+            }
+        }
+        let digests: Vec<NodeDigest> = digests.into_iter().map(Option::unwrap_or_default).collect();
+        if !unknown.is_empty() {
+            self.digests.remember(&numbers, node, &digests);
+        }
+        digests
+    }
+
+    /// Per builder, for the root and its children: over the digests of the first bytes under it.
     fn digests_above(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
         let (first, last) = node.bounds();
-        let mut hashers = vec![(Sha256::new(), true); shared.builders.len()];
+        let mut hashers = Hashers::new(shared.len());
         for byte in first_byte(&first)..=first_byte(&last) {
             let mut prefix = [0; 20];
             if let Some(top) = prefix.first_mut() {
                 *top = byte;
             }
-            let digests = self.digests_below(shared, Node { depth: 2, prefix });
-            for ((hasher, empty), digest) in hashers.iter_mut().zip(digests) {
+            for (place, digest) in self.digests_of_each(shared, Node { depth: 2, prefix }).into_iter().enumerate() {
                 if digest != NodeDigest::default() {
-                    *empty = false;
-                    hasher.update([byte]);
-                    hasher.update(digest);
+                    hashers.update(place, &[byte]);
+                    hashers.update(place, &digest);
                 }
             }
         }
-        let finished = hashers.into_iter();
-        finished.map(|(hasher, empty)| if empty { NodeDigest::default() } else { short(hasher) }).collect()
+        hashers.finish()
     }
 
     /// Per builder, for nodes of at least a byte: over the items under it.
     fn digests_below(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
-        let top = node.prefix.first().copied().unwrap_or(0);
-        let numbers: Vec<Option<u16>> = shared.keys().map(|key| self.number_of(&key)).collect();
-        if node.depth == 2 {
-            let known = |number: &Option<u16>| match number {
-                Some(number) => self.digests.known(*number, top),
-                None => Some(NodeDigest::default()),
-            };
-            if let Some(known) = numbers.iter().map(known).collect::<Option<Vec<_>>>() {
-                return known;
-            }
-        }
         let places: BTreeMap<BuilderKey, usize> = shared.keys().enumerate().map(|(place, key)| (key, place)).collect();
-        let mut hashers = vec![(Sha256::new(), true); places.len()];
+        let mut hashers = Hashers::new(shared.len());
         for (item, builder, _) in self.items(shared, node) {
-            if let Some((hasher, empty)) = places.get(&builder).and_then(|place| hashers.get_mut(*place)) {
-                *empty = false;
-                hasher.update(item.0);
+            if let Some(place) = places.get(&builder) {
+                hashers.update(*place, &item.0);
             }
         }
-        let finished = hashers.into_iter();
-        let digests: Vec<NodeDigest> =
-            finished.map(|(hasher, empty)| if empty { NodeDigest::default() } else { short(hasher) }).collect();
-        if node.depth == 2 {
-            for (number, digest) in numbers.iter().zip(&digests) {
-                if let Some(number) = number {
-                    self.digests.remember(*number, top, *digest);
-                }
-            }
+        hashers.finish()
+    }
+}
+
+/// One digest for each builder; zero for those of which nothing was said.
+struct Hashers(Vec<Option<Sha256>>);
+
+impl Hashers {
+    fn new(count: usize) -> Self {
+        Self(vec![None; count])
+    }
+
+    fn update(&mut self, place: usize, bytes: &[u8]) {
+        if let Some(hasher) = self.0.get_mut(place) {
+            hasher.get_or_insert_default().update(bytes);
         }
-        digests
+    }
+
+    fn finish(self) -> Vec<NodeDigest> {
+        self.0.into_iter().map(|hasher| hasher.map_or_else(NodeDigest::default, short)).collect()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Two ledgers compared over messages that really cross, counted in bytes.
 
 use crate::stage::{key, ledger, path, result, says, signs};
-use narmesh_quorum::reconcile::{Answer, Content, Difference, Next, Query, Session, Shared};
-use narmesh_quorum::{Ledger, WallMs};
+use narmesh_quorum::reconcile::{Answer, Content, Difference, Next, Node, Query, Session, Shared};
+use narmesh_quorum::{Ledger, LedgerLimits, WallMs};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -162,6 +162,28 @@ fn a_liar_that_always_differs_is_left_in_the_end() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// A copy of a ledger remembers no digest, so it computes all of them.
+    #[test]
+    fn what_is_remembered_is_what_would_be_computed(
+        said in prop::collection::vec((0..5usize, 0..300u32, prop::sample::select(vec!['1', '2'])), 1..20),
+        compared in prop::collection::vec(prop::sample::subsequence(BUILDERS.to_vec(), 1..=5), 1..8),
+    ) {
+        let mut limited = Ledger::new(LedgerLimits { per_builder: 6, ..LedgerLimits::default() });
+        for (turn, (builder, number, letter)) in said.into_iter().enumerate() {
+            limited.insert(&says(BUILDERS[builder], &path(number), result(letter)), None);
+            let builders = Shared::new(compared[turn % compared.len()].iter().map(|name| key(name)));
+            for children_too in [false, true] {
+                let query = Session::start(&limited, builders.clone()).1;
+                let afresh = Session::start(&limited.clone(), builders.clone()).1;
+                prop_assert_eq!(&query, &afresh);
+                // A digest that fits nothing: both tell what stands under the root.
+                let nodes = if children_too { vec![(Node::ROOT, [7; 16])] } else { query.nodes.clone() };
+                let query = Query { nodes, ..query };
+                prop_assert_eq!(limited.answer(&builders, &query), limited.clone().answer(&builders, &query));
+            }
+        }
+    }
 
     #[test]
     fn each_side_learns_exactly_what_it_lacks(
