@@ -26,10 +26,11 @@ pub type NodeDigest = [u8; 16];
 pub const BUILDERS_PER_SESSION_MAX: usize = 256;
 /// Most nodes in one query.
 pub const NODES_MAX: usize = 512;
-/// Items under a node up to which the items are told rather than digests of children.
+/// Items under a node up to which the items are told rather than digests of children. All items of one path are told too:
+/// digests would not tell them apart before the bottom of the tree.
 pub const ITEMS_TOLD_MAX: usize = 24;
-/// Items looked through under a node when one of them is asked for.
-const ITEMS_FOUND_MAX: usize = 8 * ITEMS_TOLD_MAX;
+/// Items looked through under a node when one of them is asked for: those that were told, and what came since.
+const ITEMS_FOUND_MAX: usize = 2 * BUILDERS_PER_SESSION_MAX;
 /// Most items of one session on either side; a session that meets more ends there, and the next one goes on.
 pub const ITEMS_MAX: usize = 1 << 18;
 /// Most queries of one session.
@@ -279,10 +280,12 @@ impl Ledger {
         let mut found = Vec::with_capacity(wanted.len());
         for of_node in wanted.chunk_by(|first, second| first.0 == second.0) {
             let node = of_node.first().map_or(Node::ROOT, |(node, _)| *node);
-            // Where items are told there are few, but for what came since; at the bottom there is one path.
-            let items_max = if node.depth == DEPTH_MAX { usize::MAX } else { ITEMS_FOUND_MAX };
             let known: BTreeMap<Item, _> = match node.is_canonical() {
-                true => self.items(shared, node).take(items_max).map(|(item, key, path)| (item, (key, path))).collect(),
+                true => self
+                    .items(shared, node)
+                    .take(ITEMS_FOUND_MAX)
+                    .map(|(item, key, path)| (item, (key, path)))
+                    .collect(),
                 false => BTreeMap::new(),
             };
             found.extend(of_node.iter().map(|(_, item)| known.get(item).copied()));
@@ -291,8 +294,12 @@ impl Ledger {
     }
 
     fn content(&self, shared: &Shared, node: Node) -> Content {
-        let few: Vec<Item> = self.items(shared, node).map(|(item, ..)| item).take(ITEMS_TOLD_MAX + 1).collect();
-        if few.len() <= ITEMS_TOLD_MAX {
+        let (first, last) = node.bounds();
+        let numbers = shared.keys().filter_map(|key| self.number_of(&key)).collect();
+        let one_path = self.hash_parts_in(first..=last, numbers).nth(1).is_none();
+        let told_max = if one_path { BUILDERS_PER_SESSION_MAX } else { ITEMS_TOLD_MAX };
+        let few: Vec<Item> = self.items(shared, node).map(|(item, ..)| item).take(told_max + 1).collect();
+        if few.len() <= told_max {
             return Content::Items(few);
         }
         match (0..CHILDREN).map(|number| node.child(number)).collect::<Option<Vec<_>>>() {
@@ -303,8 +310,8 @@ impl Ledger {
                 }
                 Content::Children(Box::new(digests))
             }
-            // One path, and more builders than are told otherwise.
-            None => Content::Items(self.items(shared, node).map(|(item, ..)| item).collect()),
+            // Never: at the bottom there is one path.
+            None => Content::Items(few),
         }
     }
 

@@ -115,6 +115,29 @@ fn what_is_inserted_and_evicted_later_counts() {
     }
 }
 
+/// Told apart by digests, two paths with more builders than items are told would lead to the bottom of the tree: forty queries,
+/// and after a comparison that brings nothing as many rests.
+#[test]
+fn a_path_that_many_builders_attest_costs_no_more_queries_than_another() {
+    let names: Vec<String> = (0..60).map(|number| format!("builder-{number}")).collect();
+    let all = Shared::new(names.iter().map(|name| key(name)));
+    let (mut one, mut two) = (ledger(), ledger());
+    for (number, name) in (0u32..).zip(&names) {
+        for of in [7, 8] {
+            two.insert(&says(name, &path(of), result('1')), None);
+            if (number, of) != (30, 7) {
+                one.insert(&says(name, &path(of), result('1')), None);
+            }
+        }
+    }
+    let (difference, _, rounds) = compare(&one, all.clone(), &two, &all);
+    assert!(difference.complete && rounds <= 4, "{rounds} round trips");
+    let expected = Some((key("builder-30"), path(7).hash_part()));
+    assert_eq!(two.find(&all, &difference.theirs), [expected]);
+    let (difference, _, rounds) = compare(&two, all.clone(), &one, &all);
+    assert!(difference.theirs.is_empty() && difference.ours.len() == 1 && rounds <= 4, "{rounds} round trips");
+}
+
 #[test]
 fn an_answer_that_fits_no_query_ends_the_session() {
     let one = filled(1_000, |_| false);
