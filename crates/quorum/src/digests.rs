@@ -1,7 +1,6 @@
 //! What [`crate::reconcile`] computed of a ledger and need not compute again.
 
 use crate::reconcile::{Node, NodeDigest};
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The root, its 16 children and their 256.
@@ -10,7 +9,10 @@ const SLOTS: usize = 1 + 16 + 256;
 /// Per builder the digests of the nodes down to the first byte, made when asked for: by readers of the ledger, hence the lock,
 /// which nobody holds while computing. At most 5 kB for a builder. A copy of a ledger begins without.
 #[derive(Debug, Default)]
-pub(crate) struct Digests(Mutex<BTreeMap<u16, Box<[Option<NodeDigest>]>>>);
+pub(crate) struct Digests(Mutex<Vec<Slots>>);
+
+/// Of one builder; empty before the first is known.
+type Slots = Box<[Option<NodeDigest>]>;
 
 impl Clone for Digests {
     fn clone(&self) -> Self {
@@ -21,38 +23,40 @@ impl Clone for Digests {
 impl Digests {
     /// This builder said something else of a path under this first byte.
     pub(crate) fn forget(&self, builder: u16, top: u8) {
-        if let Some(slots) = self.all().get_mut(&builder) {
+        if let Some(slots) = self.all().get_mut(usize::from(builder)) {
             for slot in [0, 1, 2].map(|depth| slot(depth, top)).into_iter().flatten() {
                 slots.iter_mut().skip(slot).take(1).for_each(|digest| *digest = None);
             }
         }
     }
 
-    /// Of each builder, in the given order; nothing is known of deeper nodes. A builder without a number said nothing.
-    pub(crate) fn known(&self, builders: &[Option<u16>], node: Node) -> Vec<Option<NodeDigest>> {
+    /// Of each builder, in the given order; nothing is known of deeper nodes.
+    pub(crate) fn known(&self, builders: &[u16], node: Node) -> Vec<Option<NodeDigest>> {
         let Some(slot) = slot_of(node) else { return vec![None; builders.len()] };
         let all = self.all();
-        let known = |builder: &Option<u16>| match builder {
-            Some(builder) => all.get(builder)?.get(slot).copied()?,
-            None => Some(NodeDigest::default()),
-        };
+        let known = |builder: &u16| all.get(usize::from(*builder))?.get(slot).copied()?;
         builders.iter().map(known).collect()
     }
 
     /// What was computed for these builders.
-    pub(crate) fn remember(&self, builders: &[Option<u16>], node: Node, digests: &[NodeDigest]) {
+    pub(crate) fn remember(&self, builders: &[u16], node: Node, digests: impl Iterator<Item = NodeDigest>) {
         let Some(slot) = slot_of(node) else { return };
         let mut all = self.all();
-        for (builder, digest) in
-            builders.iter().zip(digests).filter_map(|(builder, digest)| Some(((*builder)?, digest)))
-        {
-            let slots = all.entry(builder).or_insert_with(|| vec![None; SLOTS].into_boxed_slice());
-            slots.iter_mut().skip(slot).take(1).for_each(|known| *known = Some(*digest));
+        for (builder, digest) in builders.iter().zip(digests) {
+            let builder = usize::from(*builder);
+            if all.len() <= builder {
+                all.resize_with(builder + 1, Box::default);
+            }
+            let Some(slots) = all.get_mut(builder) else { continue };
+            if slots.is_empty() {
+                *slots = vec![None; SLOTS].into_boxed_slice();
+            }
+            slots.iter_mut().skip(slot).take(1).for_each(|known| *known = Some(digest));
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<u16, Box<[Option<NodeDigest>]>>> {
-        // Each change of the map is whole, so that a panic elsewhere spoils nothing.
+    fn all(&self) -> MutexGuard<'_, Vec<Slots>> {
+        // Each change is whole, so that a panic elsewhere spoils nothing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,7 +3,7 @@
 use crate::digests::Digests;
 use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 /// Most builders that a ledger tells apart.
@@ -306,14 +306,19 @@ impl Ledger {
         self.paths.range(range).next().is_some()
     }
 
-    /// Those in `range` of which one of these builders said something.
-    pub(crate) fn hash_parts_in(
+    /// What these builders, ascending, attested of the paths in `range`: by path, then by builder.
+    pub(crate) fn attested_in(
         &self,
         range: RangeInclusive<HashPart>,
-        builders: BTreeSet<u16>,
-    ) -> impl Iterator<Item = HashPart> {
-        let said = move |entry: &Entry| entry.records.iter().any(|record| builders.contains(&record.builder));
-        self.paths.range(range).filter(move |(_, entry)| said(entry)).map(|(hash_part, _)| *hash_part)
+        builders: &[u16],
+    ) -> impl Iterator<Item = (HashPart, Vec<(u16, FingerprintDigest)>)> {
+        self.paths.range(range).map(move |(hash_part, entry)| {
+            let wanted = |it: &&Record| it.attested_at != NO_TIME && builders.binary_search(&it.builder).is_ok();
+            let fingerprint = |it: &Record| Some((it.builder, entry.facts.get(usize::from(it.fact))?.fingerprint));
+            let mut said: Vec<_> = entry.records.iter().filter(wanted).filter_map(fingerprint).collect();
+            said.sort_unstable();
+            (*hash_part, said)
+        })
     }
 
     /// Statements held.
@@ -328,6 +333,11 @@ impl Ledger {
 
     pub(crate) fn number_of(&self, builder: &BuilderKey) -> Option<u16> {
         self.numbers.get(builder).copied()
+    }
+
+    /// Whose number it is.
+    pub(crate) fn key_of(&self, number: u16) -> Option<BuilderKey> {
+        self.builders.get(usize::from(number)).map(|shelf| shelf.key)
     }
 
     fn number(&mut self, builder: BuilderKey) -> Option<u16> {

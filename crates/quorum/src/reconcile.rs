@@ -11,11 +11,12 @@
 
 mod session;
 
-use crate::ledger::{Ledger, Vote};
+use crate::evidence::FingerprintDigest;
+use crate::ledger::Ledger;
 use narmesh_protocol::codec::{self, CodecError};
 use narmesh_protocol::{BuilderKey, HashPart};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub use self::session::{Difference, Next, Session};
 
@@ -223,8 +224,9 @@ impl Shared {
 
     /// Those that are also in `digests`, as many as one session compares.
     pub(crate) fn restricted_to(&self, digests: &[BuilderDigest]) -> Self {
-        let wanted: BTreeSet<_> = digests.iter().collect();
-        let both = self.builders.iter().filter(|(digest, _)| wanted.contains(digest));
+        let mut wanted = digests.to_vec();
+        wanted.sort_unstable();
+        let both = self.builders.iter().filter(|(digest, _)| wanted.binary_search(digest).is_ok());
         Self { builders: both.take(BUILDERS_PER_SESSION_MAX).copied().collect() }
     }
 
@@ -242,6 +244,14 @@ impl Shared {
     }
 }
 
+/// The builders of a session that a ledger knows; of the others it holds nothing.
+struct Compared {
+    /// Ascending.
+    numbers: Vec<u16>,
+    /// Ascending by digest, with the place in `numbers`.
+    order: Vec<(BuilderDigest, usize)>,
+}
+
 impl Ledger {
     /// Answers a query about builders that this peer may hear of.
     pub fn answer(&self, admitted: &Shared, query: &Query) -> Answer {
@@ -254,10 +264,11 @@ impl Ledger {
         if !query.nodes.is_sorted_by(|first, second| first.0 < second.0) {
             return Answer::Nodes { answered: 0, differing: Vec::new() };
         }
+        let compared = self.compared(&shared);
         let (mut answered, mut differing, mut bytes) = (0u32, Vec::new(), 64usize);
         for (node, theirs) in query.nodes.iter().take(NODES_MAX) {
-            if node.is_canonical() && self.node_digest(&shared, *node) != *theirs {
-                let content = self.content(&shared, *node);
+            if node.is_canonical() && self.node_digest(&compared, *node) != *theirs {
+                let content = self.content(&compared, *node);
                 let size = content.bytes();
                 if bytes + size > Answer::BYTES_MAX {
                     break;
@@ -277,12 +288,13 @@ impl Ledger {
         if !wanted.is_sorted_by(|first, second| first < second) {
             return vec![None; wanted.len()];
         }
+        let compared = self.compared(shared);
         let mut found = Vec::with_capacity(wanted.len());
         for of_node in wanted.chunk_by(|first, second| first.0 == second.0) {
             let node = of_node.first().map_or(Node::ROOT, |(node, _)| *node);
             let known: BTreeMap<Item, _> = match node.is_canonical() {
                 true => self
-                    .items(shared, node)
+                    .items(&compared, node)
                     .take(ITEMS_FOUND_MAX)
                     .map(|(item, key, path)| (item, (key, path)))
                     .collect(),
@@ -293,55 +305,71 @@ impl Ledger {
         found
     }
 
-    fn content(&self, shared: &Shared, node: Node) -> Content {
-        let (first, last) = node.bounds();
-        let numbers = shared.keys().filter_map(|key| self.number_of(&key)).collect();
-        let one_path = self.hash_parts_in(first..=last, numbers).nth(1).is_none();
-        let told_max = if one_path { BUILDERS_PER_SESSION_MAX } else { ITEMS_TOLD_MAX };
-        let few: Vec<Item> = self.items(shared, node).map(|(item, ..)| item).take(told_max + 1).collect();
-        if few.len() <= told_max {
-            return Content::Items(few);
+    fn compared(&self, shared: &Shared) -> Compared {
+        let known = |(digest, key): &(BuilderDigest, BuilderKey)| Some((self.number_of(key)?, *digest));
+        let by_digest: Vec<(u16, BuilderDigest)> = shared.builders.iter().filter_map(known).collect();
+        let mut numbers: Vec<u16> = by_digest.iter().map(|(number, _)| *number).collect();
+        numbers.sort_unstable();
+        let place = |(number, digest): &(u16, BuilderDigest)| Some((*digest, numbers.binary_search(number).ok()?));
+        let order = by_digest.iter().filter_map(place).collect();
+        Compared { numbers, order }
+    }
+
+    fn content(&self, compared: &Compared, node: Node) -> Content {
+        let mut items = self.items(compared, node);
+        let mut few: Vec<_> = items.by_ref().take(ITEMS_TOLD_MAX + 1).collect();
+        let one_path = |items: &[(Item, BuilderKey, HashPart)]| items.is_sorted_by(|one, next| one.2 == next.2);
+        if few.len() > ITEMS_TOLD_MAX && one_path(&few) {
+            // One path has no more.
+            few.extend(items.take(BUILDERS_PER_SESSION_MAX));
+        }
+        let told = |items: Vec<(Item, _, _)>| Content::Items(items.into_iter().map(|(item, ..)| item).collect());
+        if few.len() <= ITEMS_TOLD_MAX || one_path(&few) {
+            return told(few);
         }
         match (0..CHILDREN).map(|number| node.child(number)).collect::<Option<Vec<_>>>() {
             Some(children) => {
                 let mut digests = [[0; 16]; CHILDREN];
                 for (digest, child) in digests.iter_mut().zip(children) {
-                    *digest = self.node_digest(shared, child);
+                    *digest = self.node_digest(compared, child);
                 }
                 Content::Children(Box::new(digests))
             }
             // Never: at the bottom there is one path.
-            None => Content::Items(few),
+            None => told(few),
         }
     }
 
-    /// The items of these builders under a node, in the order of the paths, then of the builders.
-    fn items(&self, shared: &Shared, node: Node) -> impl Iterator<Item = (Item, BuilderKey, HashPart)> {
+    /// The items of the compared builders under a node, in the order of the paths.
+    fn items(&self, compared: &Compared, node: Node) -> impl Iterator<Item = (Item, BuilderKey, HashPart)> {
+        let numbered = self.numbered_items(&compared.numbers, node);
+        numbered.filter_map(|(item, number, hash_part)| Some((item, self.key_of(number)?, hash_part)))
+    }
+
+    fn numbered_items(&self, numbers: &[u16], node: Node) -> impl Iterator<Item = (Item, u16, HashPart)> {
         let (first, last) = node.bounds();
-        let wanted: BTreeSet<BuilderKey> = shared.keys().collect();
-        let numbers: BTreeSet<u16> = shared.keys().filter_map(|key| self.number_of(&key)).collect();
-        self.hash_parts_in(first..=last, numbers).flat_map(move |hash_part| {
-            let mut said: BTreeMap<BuilderKey, Vec<Vote>> = BTreeMap::new();
-            for vote in self.votes(&hash_part) {
-                if vote.attested_at.is_some() && wanted.contains(&vote.builder) {
-                    said.entry(vote.builder).or_default().push(vote);
-                }
-            }
-            said.into_iter().map(move |(builder, votes)| (item(&builder, &hash_part, &votes), builder, hash_part))
+        self.attested_in(first..=last, numbers).flat_map(move |(hash_part, said)| {
+            let item = |said: &[(u16, FingerprintDigest)]| {
+                let number = said.first()?.0;
+                Some((item(&self.key_of(number)?, &hash_part, said), number, hash_part))
+            };
+            said.chunk_by(|one, next| one.0 == next.0).filter_map(item).collect::<Vec<_>>()
         })
     }
 
-    fn node_digest(&self, shared: &Shared, node: Node) -> NodeDigest {
+    fn node_digest(&self, compared: &Compared, node: Node) -> NodeDigest {
         let (first, last) = node.bounds();
         if !self.has_paths_in(first..=last) {
             return NodeDigest::default();
         }
         let mut hasher = Sha256::new();
         let mut empty = true;
-        for ((digest, _), under) in shared.builders.iter().zip(self.digests_of_each(shared, node)) {
+        let digests = self.digests_of_each(&compared.numbers, node);
+        for (builder, place) in &compared.order {
+            let under = digests.get(*place).copied().unwrap_or_default();
             if under != NodeDigest::default() {
                 empty = false;
-                hasher.update(digest.0);
+                hasher.update(builder.0);
                 hasher.update(under);
             }
         }
@@ -350,37 +378,33 @@ impl Ledger {
 
     /// Per builder. Those of the upper nodes are remembered, so that only builders with news are computed again: most
     /// comparisons are of two roots, and between two of them little was said.
-    fn digests_of_each(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
-        let numbers: Vec<Option<u16>> = shared.keys().map(|key| self.number_of(&key)).collect();
-        let mut digests = self.digests.known(&numbers, node);
-        let unknown = digests.iter().zip(&shared.builders).filter(|(known, _)| known.is_none());
-        let unknown = Shared { builders: unknown.map(|(_, builder)| *builder).collect() };
+    fn digests_of_each(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
+        let mut digests = self.digests.known(numbers, node);
+        let unknown = numbers.iter().zip(&digests).filter(|(_, known)| known.is_none());
+        let unknown: Vec<u16> = unknown.map(|(number, _)| *number).collect();
         if !unknown.is_empty() {
             let computed = match node.depth {
                 0..2 => self.digests_above(&unknown, node),
                 _ => self.digests_below(&unknown, node),
             };
+            self.digests.remember(&unknown, node, computed.iter().copied());
             for (digest, computed) in digests.iter_mut().filter(|known| known.is_none()).zip(computed) {
                 *digest = Some(computed);
             }
         }
-        let digests: Vec<NodeDigest> = digests.into_iter().map(Option::unwrap_or_default).collect();
-        if !unknown.is_empty() {
-            self.digests.remember(&numbers, node, &digests);
-        }
-        digests
+        digests.into_iter().map(Option::unwrap_or_default).collect()
     }
 
     /// Per builder, for the root and its children: over the digests of the first bytes under it.
-    fn digests_above(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
+    fn digests_above(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
         let (first, last) = node.bounds();
-        let mut hashers = Hashers::new(shared.len());
+        let mut hashers = Hashers::new(numbers.len());
         for byte in first_byte(&first)..=first_byte(&last) {
             let mut prefix = [0; 20];
             if let Some(top) = prefix.first_mut() {
                 *top = byte;
             }
-            for (place, digest) in self.digests_of_each(shared, Node { depth: 2, prefix }).into_iter().enumerate() {
+            for (place, digest) in self.digests_of_each(numbers, Node { depth: 2, prefix }).into_iter().enumerate() {
                 if digest != NodeDigest::default() {
                     hashers.update(place, &[byte]);
                     hashers.update(place, &digest);
@@ -391,12 +415,11 @@ impl Ledger {
     }
 
     /// Per builder, for nodes of at least a byte: over the items under it.
-    fn digests_below(&self, shared: &Shared, node: Node) -> Vec<NodeDigest> {
-        let places: BTreeMap<BuilderKey, usize> = shared.keys().enumerate().map(|(place, key)| (key, place)).collect();
-        let mut hashers = Hashers::new(shared.len());
-        for (item, builder, _) in self.items(shared, node) {
-            if let Some(place) = places.get(&builder) {
-                hashers.update(*place, &item.0);
+    fn digests_below(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
+        let mut hashers = Hashers::new(numbers.len());
+        for (item, number, _) in self.numbered_items(numbers, node) {
+            if let Ok(place) = numbers.binary_search(&number) {
+                hashers.update(place, &item.0);
             }
         }
         hashers.finish()
@@ -423,12 +446,12 @@ impl Hashers {
 }
 
 /// One statement is itself; two or more are "void", whichever they are.
-fn item(builder: &BuilderKey, hash_part: &HashPart, votes: &[Vote]) -> Item {
+fn item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, FingerprintDigest)]) -> Item {
     let mut hasher = Sha256::new();
     hasher.update(builder.0);
     hasher.update(hash_part.0);
-    match votes {
-        [only] => hasher.update(only.facts.fingerprint.0),
+    match said {
+        [(_, only)] => hasher.update(only.0),
         _ => hasher.update(b"void"),
     }
     Item(short(hasher))

@@ -1,6 +1,8 @@
 //! The asker's side of one comparison.
 
-use super::{Answer, BuilderDigest, Content, ITEMS_MAX, Item, NODES_MAX, Node, NodeDigest, QUERIES_MAX, Query, Shared};
+use super::{
+    Answer, BuilderDigest, Compared, Content, ITEMS_MAX, Item, NODES_MAX, Node, NodeDigest, QUERIES_MAX, Query, Shared,
+};
 use crate::ledger::Ledger;
 use narmesh_protocol::{BuilderKey, HashPart};
 use std::collections::BTreeSet;
@@ -43,7 +45,7 @@ impl Session {
     /// Begins with the first [`super::BUILDERS_PER_SESSION_MAX`] of `shared`; send the query.
     pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
         let shared = shared.window(0);
-        let root = (Node::ROOT, ledger.node_digest(&shared, Node::ROOT));
+        let root = (Node::ROOT, ledger.node_digest(&ledger.compared(&shared), Node::ROOT));
         let mut session = Self {
             shared,
             open: vec![root],
@@ -112,7 +114,7 @@ impl Session {
             return false;
         }
         self.shared = fewer;
-        self.open = vec![(Node::ROOT, ledger.node_digest(&self.shared, Node::ROOT))];
+        self.open = vec![(Node::ROOT, ledger.node_digest(&ledger.compared(&self.shared), Node::ROOT))];
         true
     }
 
@@ -122,15 +124,16 @@ impl Session {
         let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);
         let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
         self.open.extend_from_slice(rest);
+        let compared = ledger.compared(&self.shared);
         for (number, content) in differing {
             let node = usize::try_from(*number).ok().filter(|number| *number < answered).and_then(|it| asked.get(it));
             let Some((node, _)) = node else { return false };
             match content {
-                Content::Items(items) => self.compare(ledger, *node, items),
+                Content::Items(items) => self.compare(ledger, &compared, *node, items),
                 Content::Children(digests) => {
                     for (number, theirs) in digests.iter().enumerate() {
                         let Some(child) = node.child(number) else { return false };
-                        let ours = ledger.node_digest(&self.shared, child);
+                        let ours = ledger.node_digest(&compared, child);
                         if ours != *theirs {
                             self.open.push((child, ours));
                         }
@@ -141,10 +144,10 @@ impl Session {
         true
     }
 
-    fn compare(&mut self, ledger: &Ledger, node: Node, items: &[Item]) {
+    fn compare(&mut self, ledger: &Ledger, compared: &Compared, node: Node, items: &[Item]) {
         let theirs: BTreeSet<Item> = items.iter().copied().collect();
         let mut both = BTreeSet::new();
-        for (item, builder, hash_part) in ledger.items(&self.shared, node) {
+        for (item, builder, hash_part) in ledger.items(compared, node) {
             if theirs.contains(&item) {
                 both.insert(item);
             } else if self.found.ours.len() <= ITEMS_MAX {
