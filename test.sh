@@ -65,6 +65,10 @@ simulation() {
   for scenario in lan-5 office-50 partition flapping mass-gc rolling-restart hostile-10-percent wan-3-sites; do
     "$sim" run "$scenario" --seed 1 | grep -E '^(violation|replay|digest|[0-9]+ machines)'
   done
+  for seed in 1 2 3 4 5; do
+    "$sim" quorum --small --seed "$seed" | grep -E '^(violation|replay|digest|[0-9]+ machines)'
+  done
+  "$sim" quorum --seed 1
   "$sim" swarm --seeds 200
   "$mutants" mutants
   "$sim" docs --check

@@ -9,7 +9,7 @@ use narmesh_simulation::Subject;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The gossip of narmesh in a simulated network: everything follows from the scenario and the seed.
+/// The gossip and the verdicts of narmesh in a simulated network: everything follows from the scenario and the seed.
 #[derive(Debug, Parser)]
 #[command(name = "narmesh-sim", version)]
 struct Arguments {
@@ -38,6 +38,21 @@ enum Command {
         /// Tells the story of a machine (its number) or of a path (`path:NUMBER`).
         #[arg(long)]
         trace: Option<Subject>,
+    },
+    /// Builders that attest, some hostile, and a network that is cut: verdicts. Exit code 0 only when the judge was content.
+    Quorum {
+        /// The built-in `quorum-100`, or a TOML file.
+        #[arg(default_value = "quorum-100")]
+        scenario: String,
+        /// Everything follows from it.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// 16 builders and 10 paths.
+        #[arg(long)]
+        small: bool,
+        /// One JSON object on one line.
+        #[arg(long)]
+        json: bool,
     },
     /// Names the built-in scenarios.
     List,
@@ -81,6 +96,7 @@ fn main() -> ExitCode {
         Command::Run { scenario, seed, small, json, svg, trace } => {
             cli::run::run_one(&scenario, seed, small, json, svg.as_deref(), trace.unwrap_or(Subject::None))
         }
+        Command::Quorum { scenario, seed, small, json } => cli::quorum::quorum(&scenario, seed, small, json),
         Command::List => cli::run::list(),
         Command::All { seed } => cli::swarm::all(seed),
         Command::Swarm { minutes, first, seeds } => cli::swarm::swarm(minutes, first, seeds),

@@ -29,6 +29,7 @@ mod peer;
 use self::paths::Paths;
 use self::peer::Peer;
 use crate::ledger::Ledger;
+use crate::mutation::mutant;
 use crate::reconcile::{Session, Shared};
 use crate::wire::{QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
@@ -327,7 +328,7 @@ impl Exchange {
     fn set_peer(&mut self, peer: PeerId, spoken: Spoken) {
         let spread_ms = self.random(GREETING_SPREAD_MS);
         let known = self.peers.entry(peer).or_insert_with(|| Peer::new(self.now));
-        if spoken.counted.adds_to(&known.spoken.counted) {
+        if spoken.counted.adds_to(&known.spoken.counted) && !mutant!(NothingTold) {
             known.wish(self.now.after(spread_ms));
         }
         // It may have compared before we knew that it may be told.

@@ -22,6 +22,7 @@ mod evidence;
 pub mod exchange;
 mod explain;
 mod ledger;
+mod mutation;
 mod policy;
 pub mod reconcile;
 mod report;
@@ -34,6 +35,8 @@ pub use ledger::{
     ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
     Served, Vote,
 };
+#[cfg(feature = "mutants")]
+pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use policy::{Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation};
 pub use report::{
     FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportScope, Totals, TurnedReport, VoidVote,

@@ -3,6 +3,7 @@
 use crate::Facts;
 use crate::evidence::FingerprintDigest;
 use crate::ledger::{Ledger, Vote};
+use crate::mutation::mutant;
 use crate::policy::{Member, Policy};
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,8 +113,10 @@ impl Policy {
         let standings = self.standings(ledger, &path.hash_part());
         let k = self.k(path.name());
         let (standings, attested) = self.count(standings);
+        let heard: usize = attested.iter().map(|attested| attested.groups).sum();
+        let k = if mutant!(PercentageOfHeard) { (k * heard).div_ceil(self.groups().max(1)).max(1) } else { k };
         let reached = attested.iter().filter(|attested| attested.groups >= k).count();
-        let vetoed = self.require.veto && reached == 1 && attested.len() > 1;
+        let vetoed = self.require.veto && !mutant!(VetoIgnored) && reached == 1 && attested.len() > 1;
         let state = match (reached, attested.len()) {
             (1, _) if !vetoed => State::Agreed,
             (0, 0) => State::None,
@@ -140,13 +143,14 @@ impl Policy {
     }
 
     fn why_not(&self, member: &Member, vote: &Vote) -> Option<Uncounted> {
-        if self.is_revoked(&vote.builder, vote.stored_at) {
+        let since = if mutant!(BackdatedAccepted) { vote.attested_at } else { vote.stored_at };
+        if self.is_revoked(&vote.builder, since) {
             return Some(match vote.stored_at {
                 Some(_) => Uncounted::Revoked,
                 None => Uncounted::RevokedWithoutRecord,
             });
         }
-        let bare = vote.attested_at.is_none() && !member.signs_only_own_builds;
+        let bare = vote.attested_at.is_none() && !member.signs_only_own_builds && !mutant!(BareSignatureCounted);
         bare.then_some(Uncounted::BareSignature)
     }
 
@@ -157,15 +161,21 @@ impl Policy {
         for (number, ((_, facts), member)) in standings.iter().zip(&self.builders).enumerate() {
             let Some(facts) = facts else { continue };
             let new = || Attested { facts: *facts, builders: Vec::new(), groups: 0 };
-            by_fingerprint.entry(facts.fingerprint).or_insert_with(new).builders.push(number);
-            by_group.entry(member.group).or_default().insert(facts.fingerprint);
+            let alone = FingerprintDigest(facts.nar_hash.0);
+            let what = if mutant!(NarHashAlone) { alone } else { facts.fingerprint };
+            by_fingerprint.entry(what).or_insert_with(new).builders.push(number);
+            by_group.entry(member.group).or_default().insert(what);
         }
         for fingerprints in by_group.values() {
-            if let (Some(only), 1) = (fingerprints.first(), fingerprints.len())
+            if let Some(only) = fingerprints.first()
+                && (fingerprints.len() == 1 || mutant!(DisagreeingGroupCounted))
                 && let Some(attested) = by_fingerprint.get_mut(only)
             {
                 attested.groups += 1;
             }
+        }
+        if mutant!(GroupCountedTwice) {
+            by_fingerprint.values_mut().for_each(|attested| attested.groups = attested.builders.len());
         }
         let disagrees = |group| by_group.get(&group).is_some_and(|fingerprints| fingerprints.len() > 1);
         let standings = standings.into_iter().zip(&self.builders).map(|((standing, facts), member)| match facts {
@@ -190,6 +200,7 @@ fn standing(said: &[(Option<Uncounted>, Facts)]) -> (Standing, Option<Facts>) {
             (Standing::NotCounted(why_not.unwrap_or(Uncounted::BareSignature), *facts), None)
         }
         ([facts], _) => (Standing::For(facts.fingerprint), Some(*facts)),
+        ([facts, ..], _) if mutant!(VoidCounted) => (Standing::For(facts.fingerprint), Some(*facts)),
         (_, _) => (Standing::Void(counted), None),
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod compare;
 pub(crate) mod docs;
 pub(crate) mod hostile;
 pub(crate) mod mutants;
+pub(crate) mod quorum;
 pub(crate) mod run;
 pub(crate) mod swarm;
 

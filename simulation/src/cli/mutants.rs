@@ -16,6 +16,14 @@ pub(crate) fn mutants() -> ExitCode {
         }
         right &= verdict.is_right();
     }
+    for verdict in narmesh_simulation::quorum::mutants::verdicts() {
+        let name = verdict.mutation.map_or("none, quorum".to_owned(), |mutation| format!("{mutation:?}"));
+        match &verdict.red {
+            Some((seed, seen)) => println!("{name:18} red with seed {seed} of quorum-100: {seen}"),
+            None => println!("{name:18} not noticed in any seed"),
+        }
+        right &= verdict.is_right();
+    }
     if right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -1,0 +1,180 @@
+//! Builders that attest, nodes that exchange it and count: unmodified [`Ledger`]s, [`Exchange`]s and [`Policy`]s in virtual time.
+//!
+//! **Walk.** A [`QuorumScenario`] and a seed give a world (`world.rs`): each machine is a builder with a key of its own. Honest
+//! ones build; some get two results. Hostile ones attest one lie for each path, hand on nothing of others and have stolen a key
+//! that is revoked. The network is cut in two and healed. After each change a judge (`judge.rs`) counts anew, by the rules of
+//! docs/quorum.md and from what the machine took in, and compares; and nothing is ever agreed, nor let through, that no honest
+//! machine attested. After the heal all honest machines come to the same verdicts within `bound_s`.
+//!
+//! [`Ledger`]: narmesh_quorum::Ledger
+//! [`Exchange`]: narmesh_quorum::exchange::Exchange
+//! [`Policy`]: narmesh_quorum::Policy
+
+mod judge;
+#[cfg(feature = "mutants")]
+pub mod mutants;
+mod plan;
+mod world;
+
+use crate::scenario::ScenarioError;
+use serde::{Deserialize, Serialize};
+use world::World;
+
+/// The scenario that comes with the program.
+const BUILT_IN: (&str, &str) = ("quorum-100", include_str!("../scenarios/quorum-100.toml"));
+/// How often machines are compared after the heal, milliseconds.
+const LOOK_MS: u64 = 250;
+
+/// Builders, their network, and who lies.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuorumScenario {
+    /// One sentence.
+    pub about: String,
+    /// Machines, each with a builder key; 4 to 250.
+    pub builders: usize,
+    /// So many of them are hostile, and agree on one lie.
+    pub hostile: usize,
+    /// Their owners: fewer than `k`.
+    pub hostile_groups: usize,
+    /// Groups that must agree.
+    pub k: usize,
+    /// Store paths.
+    pub paths: u32,
+    /// Honest builders of each, at most.
+    pub builds_per_path: usize,
+    /// Connections of each machine.
+    pub connections: usize,
+    /// One way, milliseconds.
+    pub delay_ms: u64,
+    /// Up to so much more, milliseconds.
+    pub jitter_ms: u64,
+    /// Virtual seconds until the network is healed.
+    pub run_s: u64,
+    /// The last of them it is cut in two.
+    pub cut_s: u64,
+    /// Within so many after that all must agree.
+    pub bound_s: u64,
+}
+
+/// What a run showed.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct QuorumReport {
+    /// The scenario's sentence.
+    pub about: String,
+    /// Machines.
+    pub builders: usize,
+    /// The seed.
+    pub seed: u64,
+    /// Attestations made.
+    pub attestations: u64,
+    /// Attestations taken in, over all machines.
+    pub taken: u64,
+    /// Comparisons that came to their end.
+    pub comparisons: u64,
+    /// Questions and answers, bytes of one machine.
+    pub bytes: u64,
+    /// Paths by their state at the end, at an honest machine: agreed, short, in conflict, nothing attested.
+    pub states: [usize; 4],
+    /// Verdicts counted anew.
+    pub judged: u64,
+    /// After the heal, the same verdicts on all honest machines, milliseconds; `None` beyond the bound.
+    pub equal_after_ms: Option<u64>,
+    /// Promises that were broken.
+    pub violations: Vec<String>,
+    /// Of all that happened.
+    pub digest: String,
+}
+
+impl QuorumScenario {
+    /// The built-in one, or one from a file.
+    pub fn load(name_or_file: &str) -> Result<Self, ScenarioError> {
+        if name_or_file == BUILT_IN.0 {
+            return Self::parse(BUILT_IN.0, BUILT_IN.1);
+        }
+        let text = std::fs::read_to_string(name_or_file)
+            .map_err(|error| ScenarioError::Unknown(name_or_file.to_owned(), error))?;
+        Self::parse(name_or_file, &text)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
+        let scenario: Self = toml::from_str(text)
+            .map_err(|error| ScenarioError::Syntax { name: name.to_owned(), error: Box::new(error) })?;
+        let demand = |holds: bool, field: &'static str, value: u64, accepted: &'static str| {
+            let (name, value) = (name.to_owned(), value.to_string());
+            if holds { Ok(()) } else { Err(ScenarioError::Value { name, field, value, accepted }) }
+        };
+        let (builders, hostile) = (scenario.builders, scenario.hostile);
+        demand((4..=250).contains(&builders), "builders", builders as u64, "from 4 to 250")?;
+        demand(hostile >= 1 && hostile < builders / 2, "hostile", hostile as u64, "from 1 to less than half")?;
+        let groups = scenario.hostile_groups;
+        let fewer = (1..=hostile).contains(&groups) && groups < scenario.k;
+        demand(fewer, "hostile_groups", groups as u64, "from 1 to hostile, and fewer than k")?;
+        demand(scenario.k <= builders - hostile, "k", scenario.k as u64, "at most the honest builders")?;
+        demand((1..=10_000).contains(&scenario.paths), "paths", u64::from(scenario.paths), "from 1 to 10000")?;
+        demand(scenario.connections >= 2, "connections", scenario.connections as u64, "at least 2")?;
+        demand(scenario.run_s > scenario.cut_s, "cut_s", scenario.cut_s, "less than run_s")?;
+        Ok(scenario)
+    }
+
+    /// The same with 16 builders and 10 paths.
+    #[must_use]
+    pub fn small(mut self) -> Self {
+        (self.builders, self.hostile, self.hostile_groups, self.k) = (16, 4, 2, 4);
+        (self.paths, self.builds_per_path, self.connections) = (10, 8, 5);
+        self
+    }
+}
+
+impl QuorumReport {
+    /// Whether nothing was broken.
+    pub fn is_content(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+/// Runs one world from its beginning to its verdict.
+pub fn run(scenario: &QuorumScenario, seed: u64) -> QuorumReport {
+    let healed_ms = scenario.run_s * 1_000;
+    let mut world = World::new(scenario.clone(), seed);
+    world.run_until(healed_ms);
+    world.heal();
+    let end_ms = healed_ms + scenario.bound_s * 1_000;
+    let equal_after_ms = loop {
+        if world.first_difference().is_none() {
+            break Some(world.now_ms - healed_ms);
+        }
+        if world.now_ms >= end_ms {
+            break None;
+        }
+        world.run_until(world.now_ms + LOOK_MS);
+    };
+    if equal_after_ms.is_none() {
+        let difference = world.first_difference();
+        world.judge.violations.extend(difference);
+    }
+    world.report(seed, equal_after_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_crowd_is_content_and_the_same_twice() {
+        let scenario = QuorumScenario::load("quorum-100").unwrap().small();
+        let report = run(&scenario, 1);
+        assert_eq!(report.violations, [""; 0]);
+        let [agreed, _, conflict, _] = report.states;
+        assert!(report.judged > 500 && agreed > 0 && conflict > 0, "{report:?}");
+        assert_eq!(run(&scenario, 1), report);
+        assert_ne!(run(&scenario, 2).digest, report.digest);
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let refused = BUILT_IN.1.replace("hostile_groups = 5", "hostile_groups = 8");
+        let error = QuorumScenario::parse("mine", &refused).unwrap_err().to_string();
+        assert_eq!(error, "scenario 'mine': hostile_groups = 8 is not from 1 to hostile, and fewer than k");
+    }
+}

@@ -1,0 +1,402 @@
+//! Machines that attest, and lines between them.
+
+use super::judge::{Judge, Stored};
+use super::plan::{judge, machine};
+use super::{QuorumReport, QuorumScenario};
+use crate::draw::Draw;
+use crate::machine::WALL_MS;
+use libp2p_identity::PeerId;
+use narmesh_protocol::{
+    Attestation, BuilderKey, HashPart, NixPublicKey, NixSecretKey, NixSignature, Statement, StoreDir, StorePath,
+};
+use narmesh_quorum::exchange::{Exchange, Input, Moment, Output, Spoken, Taken};
+use narmesh_quorum::reconcile::Shared;
+use narmesh_quorum::{Evidence, Insertion, Ledger, State, WallMs};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// A connection over which nothing gets through is given up after this, and dialled again within this after the heal.
+const GIVEN_UP_MS: u64 = 10_000;
+const REDIAL_MS: u64 = 4_000;
+/// What an attestation takes on disk, bytes.
+const BYTES: u32 = 400;
+
+pub(super) type Number = usize;
+
+pub(super) struct Machine {
+    pub(super) peer: PeerId,
+    pub(super) secret: NixSecretKey,
+    pub(super) public: NixPublicKey,
+    pub(super) ledger: Ledger,
+    pub(super) exchange: Exchange,
+    pub(super) kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
+    pub(super) taken_in: BTreeMap<StorePath, Vec<Stored>>,
+    /// In which half of a cut network.
+    pub(super) far: bool,
+    pub(super) tick_ms: Option<u64>,
+}
+
+pub(super) enum Event {
+    Request {
+        from: Number,
+        to: Number,
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    Reply {
+        from: Number,
+        to: Number,
+        id: u64,
+        bytes: Vec<u8>,
+    },
+    Tick(Number),
+    /// Attests, with its own key or a stolen one, under this date.
+    Attest {
+        machine: Number,
+        signer: Number,
+        statement: Statement,
+        at_ms: u64,
+    },
+    /// A narinfo with a bare signature of a builder on what it substituted.
+    Bare {
+        machine: Number,
+        signer: Number,
+        statement: Statement,
+    },
+    Cut,
+    GivenUp {
+        link: usize,
+    },
+    Redial {
+        link: usize,
+    },
+}
+
+pub(super) struct World {
+    pub(super) now_ms: u64,
+    pub(super) judge: Judge,
+    pub(super) scenario: QuorumScenario,
+    pub(super) machines: Vec<Machine>,
+    /// The first are hostile, and the one after them has its key stolen.
+    numbers: BTreeMap<BuilderKey, Number>,
+    peers: BTreeMap<PeerId, Number>,
+    pub(super) links: Vec<(Number, Number, bool)>,
+    due: BTreeMap<(u64, u64), Event>,
+    counter: u64,
+    cut: bool,
+    /// Questions under way: who asked, and its id.
+    asked: BTreeMap<(Number, u64), (Number, u64)>,
+    /// What verifies, by all bytes of it: a hundred machines are shown the same.
+    verified: BTreeMap<Vec<u8>, Option<Evidence>>,
+    pub(super) draw: Draw,
+    trace: Sha256,
+    counts: [u64; 4],
+}
+
+fn store_dir() -> StoreDir {
+    StoreDir::parse("/nix/store").expect("a store directory")
+}
+
+/// Anywhere in the tree that ledgers are compared by, as real ones are: neighbours would make each comparison long.
+pub(super) fn path(number: u32) -> StorePath {
+    let digest: [u8; 32] = Sha256::digest(number.to_le_bytes()).into();
+    StorePath::new(HashPart(*digest.first_chunk().expect("32 bytes hold 20")), "built").expect("a name")
+}
+
+impl World {
+    pub(super) fn new(scenario: QuorumScenario, seed: u64) -> Self {
+        let mut draw = Draw::new(seed);
+        let machines: Vec<_> = (0..scenario.builders).map(|_| machine(&mut draw)).collect();
+        let numbers = machines.iter().enumerate().map(|(n, machine)| (BuilderKey(machine.public.bytes()), n)).collect();
+        let peers = machines.iter().enumerate().map(|(n, machine)| (machine.peer, n)).collect();
+        let judge = judge(&scenario, &machines);
+        let trace = Sha256::new().chain_update(b"narmesh-quorum-1;").chain_update(seed.to_le_bytes());
+        let mut world = Self {
+            now_ms: 0,
+            judge,
+            machines,
+            numbers,
+            peers,
+            links: Vec::new(),
+            due: BTreeMap::new(),
+            counter: 0,
+            cut: false,
+            asked: BTreeMap::new(),
+            verified: BTreeMap::new(),
+            draw,
+            trace,
+            counts: [0; 4],
+            scenario,
+        };
+        world.connect();
+        (0..world.scenario.paths).for_each(|number| world.plan(number));
+        world.at(world.scenario.run_s.saturating_sub(world.scenario.cut_s) * 1_000, Event::Cut);
+        world
+    }
+
+    pub(super) fn at(&mut self, at_ms: u64, event: Event) {
+        self.counter += 1;
+        self.due.insert((at_ms.max(self.now_ms), self.counter), event);
+    }
+
+    fn is_hostile(&self, number: Number) -> bool {
+        number < self.scenario.hostile
+    }
+
+    fn machine(&self, number: Number) -> &Machine {
+        self.machines.get(number).expect("numbers are the world's own")
+    }
+
+    fn machine_mut(&mut self, number: Number) -> &mut Machine {
+        self.machines.get_mut(number).expect("numbers are the world's own")
+    }
+
+    fn passes(&self, a: Number, b: Number) -> bool {
+        !self.cut || self.machine(a).far == self.machine(b).far
+    }
+
+    pub(super) fn run_until(&mut self, end_ms: u64) {
+        while let Some(first) = self.due.first_entry().filter(|first| first.key().0 <= end_ms) {
+            let ((at_ms, _), event) = first.remove_entry();
+            self.now_ms = at_ms;
+            self.happen(event);
+        }
+        self.now_ms = end_ms;
+    }
+
+    /// The cut is over; connections that were given up are dialled again.
+    pub(super) fn heal(&mut self) {
+        self.cut = false;
+        for link in 0..self.links.len() {
+            if self.links.get(link).is_some_and(|(.., open)| !open) {
+                let at_ms = self.now_ms + self.draw.between(250, REDIAL_MS);
+                self.at(at_ms, Event::Redial { link });
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Request { from, to, id, bytes } => {
+                if self.passes(from, to) {
+                    self.counter += 1;
+                    let (number, peer) = (self.counter, self.machine(from).peer);
+                    self.asked.insert((to, number), (from, id));
+                    self.input(to, Input::Request { from: peer, id: number, bytes });
+                }
+            }
+            Event::Reply { from, to, id, bytes } => {
+                if self.passes(from, to) {
+                    let peer = self.machine(from).peer;
+                    self.input(to, Input::Response { from: peer, id, bytes });
+                }
+            }
+            Event::Tick(number) => {
+                self.machine_mut(number).tick_ms = None;
+                self.input(number, Input::Tick);
+            }
+            Event::Attest { machine, signer, statement, at_ms } => {
+                let attestation = Attestation::sign(&self.machine(signer).secret, &store_dir(), statement, at_ms);
+                self.counts[0] += 1;
+                if !self.is_hostile(machine) {
+                    let said = Evidence::attestation(&store_dir(), &attestation, &self.machine(signer).public, BYTES);
+                    let path = attestation.statement.path.clone();
+                    self.judge.honest.entry(path).or_default().extend(said.map(|said| said.facts().fingerprint));
+                }
+                self.take(machine, attestation);
+                self.input(machine, Input::Grew);
+            }
+            Event::Bare { machine, signer, statement } => self.hear_bare(machine, signer, &statement),
+            Event::Cut => {
+                self.cut = true;
+                for number in 0..self.machines.len() {
+                    self.machine_mut(number).far = self.draw.chance(500);
+                }
+                for link in 0..self.links.len() {
+                    self.at(self.now_ms + GIVEN_UP_MS, Event::GivenUp { link });
+                }
+            }
+            Event::GivenUp { link } => self.set_link(link, false),
+            Event::Redial { link } => self.set_link(link, true),
+        }
+    }
+
+    fn set_link(&mut self, link: usize, open: bool) {
+        let Some((a, b, is_open)) = self.links.get(link).copied() else { return };
+        if is_open == open || open != self.passes(a, b) {
+            return;
+        }
+        if let Some(link) = self.links.get_mut(link) {
+            link.2 = open;
+        }
+        let everyone = Shared::new(self.numbers.keys().copied());
+        for (number, other) in [(a, b), (b, a)] {
+            let peer = self.machine(other).peer;
+            let spoken = Spoken { told: everyone.clone(), counted: everyone.clone(), is_builder: true };
+            self.input(number, if open { Input::Peer { peer, spoken } } else { Input::Gone(peer) });
+        }
+    }
+
+    fn input(&mut self, number: Number, input: Input) {
+        let now_ms = self.now_ms;
+        let machine = self.machine_mut(number);
+        machine.exchange.handle(Moment(now_ms), &machine.ledger, input);
+        while let Some(output) = self.machine_mut(number).exchange.poll() {
+            self.perform(number, output);
+        }
+        let machine = self.machine_mut(number);
+        let deadline = machine.exchange.deadline().map(|deadline| deadline.0.max(now_ms + 1));
+        if let Some(deadline) = deadline.filter(|deadline| machine.tick_ms.is_none_or(|tick| tick > *deadline)) {
+            machine.tick_ms = Some(deadline);
+            self.at(deadline, Event::Tick(number));
+        }
+    }
+
+    fn perform(&mut self, number: Number, output: Output) {
+        self.trace.update(self.now_ms.to_le_bytes());
+        self.trace.update(number.to_le_bytes());
+        match output {
+            Output::Request { to, id, bytes } => {
+                let Some(to) = self.peers.get(&to).copied() else { return };
+                self.send(bytes, |bytes| Event::Request { from: number, to, id, bytes });
+            }
+            Output::Respond { id, bytes, .. } => self.reply(number, id, bytes),
+            Output::HandOver(hand_over) => {
+                let kept = &self.machine(number).kept;
+                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned().unwrap_or_default());
+                self.reply(number, hand_over.id, bytes);
+            }
+            Output::Verify { id, attestations, .. } => {
+                let mut taken = Taken::default();
+                for attestation in attestations {
+                    let verifies = self.evidence(&attestation).is_some();
+                    taken.verified += usize::from(verifies);
+                    taken.refused += usize::from(!verifies);
+                    // Hostile machines hand on nothing of others, so they need not have it.
+                    taken.new += usize::from(verifies && !self.is_hostile(number) && self.take(number, attestation));
+                }
+                let grew = taken.new > 0;
+                self.input(number, Input::Taken { id, taken });
+                if grew {
+                    self.input(number, Input::Grew);
+                }
+            }
+            Output::Penalize { peer, fault } => {
+                let accused = self.peers.get(&peer).copied().unwrap_or(0);
+                if !self.is_hostile(accused) {
+                    self.judge.violations.push(format!("machine {number} blames {accused}, who is honest: {fault:?}"));
+                }
+            }
+            Output::Compared { .. } => self.counts[2] += 1,
+            Output::Answered { .. } => {}
+        }
+    }
+
+    fn reply(&mut self, number: Number, id: u64, bytes: Vec<u8>) {
+        let Some((to, id)) = self.asked.remove(&(number, id)) else { return };
+        self.send(bytes, |bytes| Event::Reply { from: number, to, id, bytes });
+    }
+
+    fn send(&mut self, bytes: Vec<u8>, event: impl FnOnce(Vec<u8>) -> Event) {
+        self.trace.update(&bytes);
+        self.counts[3] += bytes.len() as u64;
+        let at_ms = self.now_ms + self.scenario.delay_ms + self.draw.below(self.scenario.jitter_ms + 1);
+        self.at(at_ms, event(bytes));
+    }
+
+    fn evidence(&mut self, attestation: &Attestation) -> Option<Evidence> {
+        let signer = self.numbers.get(&attestation.builder).copied()?;
+        let public = &self.machines.get(signer)?.public;
+        let verify = || Evidence::attestation(&store_dir(), attestation, public, BYTES);
+        self.verified.entry(attestation.encode().ok()?).or_insert_with(verify).clone()
+    }
+
+    /// Into the ledger and the store of attestations. Whether it is new.
+    fn take(&mut self, number: Number, attestation: Attestation) -> bool {
+        let Some(evidence) = self.evidence(&attestation) else { return false };
+        let key = (evidence.builder(), evidence.hash_part());
+        let path = attestation.statement.path.clone();
+        let new = self.store(number, &evidence, &path, true);
+        if new {
+            self.counts[1] += 1;
+            self.machine_mut(number).kept.entry(key).or_default().push(attestation);
+        }
+        new
+    }
+
+    fn hear_bare(&mut self, number: Number, signer: Number, statement: &Statement) {
+        let it = self.machine(signer);
+        let (signature, public): (NixSignature, _) = (it.secret.sign(&statement.fingerprint(&store_dir())), &it.public);
+        let evidence = Evidence::bare_signature(&store_dir(), statement, &signature, public, BYTES);
+        if let Some(evidence) = evidence {
+            self.store(number, &evidence, &statement.path, false);
+        }
+    }
+
+    fn store(&mut self, number: Number, evidence: &Evidence, path: &StorePath, dated: bool) -> bool {
+        let at = WallMs(WALL_MS + self.now_ms);
+        let Some(builder) = self.numbers.get(&evidence.builder()).copied() else { return false };
+        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
+        let inserted = machine.ledger.insert(evidence, Some(at));
+        let new = matches!(inserted, Insertion::New { .. } | Insertion::Upgraded);
+        if new {
+            let stored = machine.taken_in.entry(path.clone()).or_default();
+            stored.push(Stored { builder, fingerprint: evidence.facts().fingerprint, dated, at });
+            if number >= self.scenario.hostile {
+                self.judge.judge(number, &machine.ledger, path, stored);
+            }
+        }
+        new
+    }
+
+    /// Where two honest machines come to different verdicts.
+    pub(super) fn first_difference(&self) -> Option<String> {
+        let policy = self.judge.policies.first()?;
+        let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);
+        (0..self.scenario.paths).map(path).find_map(|path| {
+            let verdict = |machine: &Machine| {
+                let verdict = policy.verdict(&machine.ledger, &path);
+                (verdict.state, verdict.agreed().map(|agreed| agreed.facts.fingerprint))
+            };
+            let first = verdict(self.machines.get(self.scenario.hostile)?);
+            let (other, differs) = honest
+                .clone()
+                .map(|(number, machine)| (number, verdict(machine)))
+                .find(|(_, other)| *other != first)?;
+            let (here, there) = (first.0, differs.0);
+            Some(format!("{path} is {here:?} at machine {} and {there:?} at {other}", self.scenario.hostile))
+        })
+    }
+
+    pub(super) fn report(mut self, seed: u64, equal_after_ms: Option<u64>) -> QuorumReport {
+        let mut states = [0; 4];
+        let policy = self.judge.policies.first();
+        if let (Some(policy), Some(machine)) = (policy, self.machines.last()) {
+            for number in 0..self.scenario.paths {
+                let at = match policy.verdict(&machine.ledger, &path(number)).state {
+                    State::Agreed | State::ContentAddressed => 0,
+                    State::Short => 1,
+                    State::Conflict => 2,
+                    State::None => 3,
+                };
+                states.iter_mut().skip(at).take(1).for_each(|count| *count += 1);
+            }
+        }
+        self.trace.update(format!("{states:?}"));
+        let [attestations, taken, comparisons, bytes] = self.counts;
+        QuorumReport {
+            about: self.scenario.about,
+            builders: self.machines.len(),
+            seed,
+            attestations,
+            taken,
+            comparisons,
+            bytes: bytes / self.machines.len() as u64,
+            states,
+            judged: self.judge.judged,
+            equal_after_ms,
+            violations: self.judge.violations,
+            digest: self.trace.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
