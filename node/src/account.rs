@@ -24,6 +24,14 @@ impl User {
     }
 }
 
+/// The name of this user, or the number if there is none.
+pub(crate) fn user_name(uid: u32) -> String {
+    let output = Command::new("getent").args(["passwd", "--", &uid.to_string()]).output().ok();
+    let line = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
+    let name = line.split(':').next().filter(|name| !name.is_empty());
+    name.map_or_else(|| uid.to_string(), str::to_owned)
+}
+
 /// The id of the group of that name, if there is one.
 pub(crate) fn group_id(name: &str) -> Option<u32> {
     number(&entry("group", name)?, 2)
@@ -53,5 +61,6 @@ mod tests {
         for name in ["0", "", "no-such-account", "--help"] {
             assert_eq!((User::named(name), group_id(name)), (None, None), "{name}");
         }
+        assert_eq!((user_name(0), user_name(4_000_000_000)), ("root".to_owned(), "4000000000".to_owned()));
     }
 }

@@ -1,9 +1,16 @@
 //! The control socket: how the command line talks to the running daemon.
 //!
 //! A Unix socket of mode 0660, for the daemon's user and one group; one JSON request per line, one JSON reply per line, any number on a connection.
-//! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`IDLE_MAX`].
+//! [`ControlRequest::Quorum`] is the last one on its connection: its answer comes in many lines ([`ask_in_parts`]).
+//! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`STREAMS_MAX`], [`IDLE_MAX`].
 
+mod stream;
+
+pub use self::stream::{AT_ONCE_MAX, Answer, Asker, Input, Output, STREAMS_MAX, ask_in_parts};
+
+use self::stream::Turns;
 use crate::account::group_id;
+use crate::quorum::Question;
 use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
@@ -46,6 +53,8 @@ pub enum ControlRequest {
         /// Name or peer id.
         peer: Option<String>,
     },
+    /// Who built the same thing: answered with [`crate::quorum::Part`]s.
+    Quorum(Question),
 }
 
 /// What is answered.
@@ -71,8 +80,11 @@ pub enum ControlReply {
 
 /// Answers requests; the daemon implements it.
 pub trait ControlHandler: Send + Sync + 'static {
-    /// Answers one.
+    /// Answers one that is answered at once.
     fn handle(&self, request: ControlRequest) -> impl Future<Output = ControlReply> + Send;
+
+    /// Answers a question part by part, but for the last part. May block; ends with the error of telling a part.
+    fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()>;
 }
 
 /// Why the socket cannot be used.
@@ -164,16 +176,16 @@ impl ControlSocket {
 
     /// Serves until the future is dropped.
     pub async fn serve<H: ControlHandler>(self, handler: Arc<H>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let (places, turns) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Turns::new());
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let handler = Arc::clone(&handler);
+                    let (handler, turns) = (Arc::clone(&handler), Arc::clone(&turns));
                     connections.spawn(async move {
-                        if let Err(error) = serve_connection(stream, &*handler).await {
+                        if let Err(error) = serve_connection(stream, handler, turns).await {
                             tracing::debug!(%error, "control connection closed");
                         }
                         drop(place);
@@ -195,7 +207,7 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: &H) -> io::Result<()> {
+async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>, turns: Arc<Turns>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = AsyncBufReader::new(read);
     let mut line = Vec::new();
@@ -208,6 +220,11 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: &H) ->
         }
         let whole = line.ends_with(b"\n") && line.len() <= REQUEST_BYTES_MAX;
         let reply = match (whole, serde_json::from_slice(&line)) {
+            (true, Ok(ControlRequest::Quorum(question))) => {
+                let rest = read.buffer().to_vec();
+                let stream = read.into_inner().reunite(write).map_err(io::Error::other)?;
+                return stream::serve(stream, rest, question, handler, turns).await;
+            }
             (true, Ok(request)) => handler.handle(request).await,
             (true, Err(error)) => ControlReply::Refused { why: format!("not a request: {error}") },
             (false, _) => {
@@ -238,6 +255,18 @@ async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 /// Asks the daemon one thing; blocks, for the reply at most `timeout` between two reads.
 pub fn ask(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<ControlReply, ControlError> {
     let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+    let stream = connect(path, request, timeout)?;
+    let mut reply = Vec::new();
+    BufReader::new(stream).take(REPLY_BYTES_MAX as u64).read_until(b'\n', &mut reply).map_err(io_error)?;
+    if reply.is_empty() {
+        return Err(io_error(io::ErrorKind::UnexpectedEof.into()));
+    }
+    serde_json::from_slice(&reply).map_err(|source| ControlError::Reply { path: path.to_owned(), source })
+}
+
+/// A connection on which `request` was sent.
+fn connect(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<BlockingStream, ControlError> {
+    let io_error = |source| ControlError::Io { path: path.to_owned(), source };
     let mut stream = BlockingStream::connect(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             ControlError::NotRunning { path: path.to_owned() }
@@ -251,12 +280,7 @@ pub fn ask(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<C
         serde_json::to_vec(request).map_err(|source| ControlError::Reply { path: path.to_owned(), source })?;
     line.push(b'\n');
     stream.write_all(&line).map_err(io_error)?;
-    let mut reply = Vec::new();
-    BufReader::new(stream).take(REPLY_BYTES_MAX as u64).read_until(b'\n', &mut reply).map_err(io_error)?;
-    if reply.is_empty() {
-        return Err(io_error(io::ErrorKind::UnexpectedEof.into()));
-    }
-    serde_json::from_slice(&reply).map_err(|source| ControlError::Reply { path: path.to_owned(), source })
+    Ok(stream)
 }
 
 #[cfg(test)]
@@ -273,10 +297,15 @@ mod tests {
             match request {
                 ControlRequest::Reload => ControlReply::Reloaded,
                 ControlRequest::Advertised => ControlReply::Advertised(AdvertisedReport::default()),
-                ControlRequest::Status | ControlRequest::Why { .. } | ControlRequest::Probe { .. } => {
-                    ControlReply::Refused { why: "not here".to_owned() }
-                }
+                ControlRequest::Status
+                | ControlRequest::Why { .. }
+                | ControlRequest::Probe { .. }
+                | ControlRequest::Quorum(_) => ControlReply::Refused { why: "not here".to_owned() },
             }
+        }
+
+        fn stream(&self, _: &Question, _: &mut Asker) -> anyhow::Result<()> {
+            anyhow::bail!("not here")
         }
     }
 

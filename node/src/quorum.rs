@@ -1,23 +1,23 @@
-//! What builders attest: kept in SQLite, attested for our own builds, read and written by `narmesh quorum`.
+//! What builders attest: kept in SQLite, attested for our own builds, asked about by `narmesh quorum`.
 //!
 //! Walk: [`LiveLedger`] holds attestations and when this node first stored them, in memory and, in [`LedgerDb`], on disk; [`import`] takes them from a text file, verified
-//! on all cores; [`OwnBuilds`] attests what this machine built; `members` brings the store's side of a report; [`html`]
-//! renders it. What is said of them is decided in `narmesh-quorum`.
+//! on all cores; [`OwnBuilds`] attests what this machine built; [`Desk`] answers what
+//! `narmesh quorum` asks, part by part, with `members` for the store's side of a report; [`Page`] renders one. What is said of them is decided in `narmesh-quorum`.
 
 mod attest;
 mod db;
+mod desk;
 mod html;
 mod import;
 mod live;
 mod members;
-mod survey;
 
 pub use attest::OwnBuilds;
 pub use db::{FirstStored, LedgerDb, LedgerDbError, Stored};
-pub use html::render as html;
+pub use desk::{Desk, Part, Question, Scope};
+pub use html::Page;
 pub use import::{ImportError, Imported, import, read_file, verify};
 pub use live::{IsHeld, Keeper, LiveLedger, Taken};
-pub use survey::{Scope, survey};
 
 use narmesh_quorum::WallMs;
 use std::time::{SystemTime, UNIX_EPOCH};

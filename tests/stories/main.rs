@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
 
+mod asked;
 mod browser;
 mod busy;
 mod cli;

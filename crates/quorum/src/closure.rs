@@ -68,7 +68,7 @@ impl ClosureVerdict {
 
 impl Judged {
     /// A path by itself: whatever it needs is not asked about.
-    pub(crate) fn alone(policy: &Policy, ledger: &Ledger, member: &Member) -> Self {
+    pub fn alone(policy: &Policy, ledger: &Ledger, member: &Member) -> Self {
         let path = member.path.clone();
         let verdict = match member.content_addressed {
             true => policy.verdict_content_addressed(ledger, &path),

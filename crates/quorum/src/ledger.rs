@@ -4,7 +4,7 @@ use crate::digests::Digests;
 use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 
 /// Most builders that a ledger tells apart.
 pub const BUILDERS_MAX: usize = 1_024;
@@ -271,9 +271,10 @@ impl Ledger {
         }
     }
 
-    /// What was served, in the order of the paths.
-    pub fn served(&self) -> impl Iterator<Item = &Served> {
-        self.served.values()
+    /// What was served, in the order of the hash parts, from the one after this on.
+    pub fn served_after(&self, after: Option<HashPart>) -> impl Iterator<Item = &Served> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.served.range((from, Bound::Unbounded)).map(|(_, served)| served)
     }
 
     /// What was served of a path.

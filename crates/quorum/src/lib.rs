@@ -39,6 +39,7 @@ pub use ledger::{
 pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use policy::{Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation};
 pub use report::{
-    FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportScope, Totals, TurnedReport, VoidVote,
+    FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportHead, ReportPart, ReportScope, Totals,
+    TurnedReport, VoidVote, no_longer_agreed,
 };
 pub use verdict::{Attested, Standing, State, Uncounted, Verdict};

@@ -6,7 +6,7 @@ use narmesh_protocol::{BuilderKey, NamePattern};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a verdict is used for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Nothing: as Nix alone.

@@ -1,4 +1,7 @@
 //! The report: everything as text and numbers, ready for people, JSON and HTML.
+//!
+//! It is told part by part ([`ReportPart`]), because a path in words takes some kilobytes: judged are all paths, in words is one at
+//! a time. The parts, one after the other, are the report's fields.
 
 use crate::closure::{ClosureVerdict, Judged, Member, closure};
 use crate::decision::Decision;
@@ -7,12 +10,34 @@ use crate::ledger::Ledger;
 use crate::policy::{Mode, Policy};
 use crate::verdict::{Attested, Standing, State, Uncounted, Verdict};
 use crate::{Facts, Grounds, Served};
-use narmesh_protocol::StorePath;
-use serde::Serialize;
+use narmesh_protocol::{HashPart, StorePath};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
-/// The whole report. Paths stand weakest first.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// All paths asked for, judged: the weakest first.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
+    head: ReportHead,
+    judged: ClosureVerdict,
+}
+
+/// One part, in this order: the head, the conflicts, what turned, the paths.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportPart {
+    /// Once.
+    Head(Box<ReportHead>),
+    /// The base name of a path in conflict; before the others, because somebody should look.
+    Conflict(String),
+    /// Something that was served on the strength of a verdict that no longer stands.
+    NoLongerAgreed(TurnedReport),
+    /// A path that was asked for, weakest first.
+    Path(Box<PathReport>),
+}
+
+/// What a report says of all its paths together.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReportHead {
     /// Version of this form; new fields do not change it.
     pub version: u32,
     /// When it was made, milliseconds since 1970.
@@ -29,18 +54,12 @@ pub struct Report {
     pub agreed: bool,
     /// By verdict.
     pub totals: Totals,
-    /// Base names of the paths in conflict; first, because somebody should look.
-    pub conflicts: Vec<String>,
     /// The weakest link of the closure, if that is what was asked for.
     pub weakest: Option<Link>,
-    /// What was served on the strength of verdicts that no longer stand.
-    pub no_longer_agreed: Vec<TurnedReport>,
-    /// One each.
-    pub paths: Vec<PathReport>,
 }
 
 /// What was asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReportScope {
     /// One path.
@@ -52,7 +71,7 @@ pub enum ReportScope {
 }
 
 /// Paths by verdict.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
     /// All.
     pub paths: usize,
@@ -73,7 +92,7 @@ pub struct Totals {
 }
 
 /// Where a closure is weakest.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Link {
     /// The path.
     pub path: String,
@@ -84,7 +103,7 @@ pub struct Link {
 }
 
 /// How what is in our store stands to what is agreed on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Held {
     /// It is the agreed one.
@@ -98,7 +117,7 @@ pub enum Held {
 }
 
 /// One path.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PathReport {
     /// `<hash part>-<name>`.
     pub path: String,
@@ -137,7 +156,7 @@ pub struct PathReport {
 }
 
 /// One fingerprint.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FingerprintReport {
     /// SHA-256 of it, base-16.
     pub fingerprint: String,
@@ -154,18 +173,18 @@ pub struct FingerprintReport {
 }
 
 /// A builder that says two things of one path.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VoidVote {
     /// Who.
     pub builder: String,
     /// The NarHashes it named.
     pub nar_hashes: Vec<String>,
     /// Always "not reproducible on this builder".
-    pub why: &'static str,
+    pub why: Cow<'static, str>,
 }
 
 /// A builder whose statement is not counted.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NotCounted {
     /// Who.
     pub builder: String,
@@ -176,7 +195,7 @@ pub struct NotCounted {
 }
 
 /// A path that our Nix got on the strength of a verdict that no longer stands.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TurnedReport {
     /// `<hash part>-<name>`.
     pub path: String,
@@ -191,27 +210,25 @@ pub struct TurnedReport {
 impl Report {
     /// Of a closure.
     pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member], now: WallMs) -> Self {
-        let closure = closure(policy, ledger, root, members);
-        let mut report = Self::of(policy, ledger, ReportScope::Closure(root.to_string()), &closure, now);
-        report.weakest = closure.breaks_at().or(closure.paths.first()).map(|judged| Link {
-            path: judged.path.to_string(),
-            verdict: judged.verdict.state,
-            chain: closure.chain(&judged.path).iter().map(StorePath::to_string).collect(),
+        let judged = closure(policy, ledger, root, members);
+        let weakest = judged.breaks_at().or(judged.paths.first()).map(|weakest| Link {
+            path: weakest.path.to_string(),
+            verdict: weakest.verdict.state,
+            chain: judged.chain(&weakest.path).iter().map(StorePath::to_string).collect(),
         });
+        let mut report = Self::of(policy, ReportScope::Closure(root.to_string()), judged, now);
+        report.head.weakest = weakest;
         report
     }
 
-    /// Of one path, or of many, each by itself.
-    pub fn paths(policy: &Policy, ledger: &Ledger, scope: ReportScope, members: &[Member], now: WallMs) -> Self {
-        let mut paths: Vec<Judged> = members.iter().map(|member| Judged::alone(policy, ledger, member)).collect();
+    /// Of one path, or of many, each judged by itself.
+    pub fn paths(policy: &Policy, scope: ReportScope, mut paths: Vec<Judged>, now: WallMs) -> Self {
         paths.sort_by(Judged::weaker);
-        Self::of(policy, ledger, scope, &ClosureVerdict { paths }, now)
+        Self::of(policy, scope, ClosureVerdict { paths }, now)
     }
 
-    fn of(policy: &Policy, ledger: &Ledger, scope: ReportScope, judged: &ClosureVerdict, now: WallMs) -> Self {
-        let paths: Vec<PathReport> = judged.paths.iter().map(|judged| PathReport::of(policy, ledger, judged)).collect();
-        let conflicts = paths.iter().filter(|path| path.verdict == State::Conflict).map(|path| path.path.clone());
-        Self {
+    fn of(policy: &Policy, scope: ReportScope, judged: ClosureVerdict, now: WallMs) -> Self {
+        let head = ReportHead {
             version: 1,
             made_at_ms: now.0,
             scope,
@@ -219,12 +236,25 @@ impl Report {
             k: policy.k_default(),
             of: policy.groups(),
             agreed: judged.is_agreed(),
-            totals: totals(&paths),
-            conflicts: conflicts.collect(),
+            totals: totals(&judged.paths),
             weakest: None,
-            no_longer_agreed: no_longer_agreed(policy, ledger),
-            paths,
-        }
+        };
+        Self { head, judged }
+    }
+
+    /// What it says of all paths together.
+    pub fn head(&self) -> &ReportHead {
+        &self.head
+    }
+
+    /// The paths in conflict.
+    pub fn conflicts(&self) -> impl Iterator<Item = &StorePath> {
+        self.judged().filter(|judged| judged.verdict.state == State::Conflict).map(|judged| &judged.path)
+    }
+
+    /// The paths, weakest first; [`PathReport::of`] puts one into words.
+    pub fn judged(&self) -> impl Iterator<Item = &Judged> {
+        self.judged.paths.iter()
     }
 }
 
@@ -260,7 +290,7 @@ impl PathReport {
                 Standing::Void(facts) => report.void.push(VoidVote {
                     builder: name(number),
                     nar_hashes: facts.iter().map(|facts| facts.nar_hash.to_string()).collect(),
-                    why: "not reproducible on this builder",
+                    why: "not reproducible on this builder".into(),
                 }),
                 Standing::NotCounted(uncounted, facts) => report.not_counted.push(NotCounted {
                     builder: name(number),
@@ -316,18 +346,18 @@ fn held(judged: &Judged) -> Held {
     }
 }
 
-fn totals(paths: &[PathReport]) -> Totals {
+fn totals(paths: &[Judged]) -> Totals {
     let mut totals = Totals { paths: paths.len(), ..Totals::default() };
     for path in paths {
-        match path.verdict {
+        match path.verdict.state {
             State::Agreed => totals.agreed += 1,
             State::Conflict => totals.conflict += 1,
             State::Short => totals.short += 1,
             State::None => totals.none += 1,
             State::ContentAddressed => totals.content_addressed += 1,
         }
-        totals.disputed += usize::from(!path.disputed_by.is_empty());
-        totals.held_differs += usize::from(path.held == Some(Held::Differs));
+        totals.disputed += usize::from(path.verdict.disputed_by().iter().any(|it| !it.builders.is_empty()));
+        totals.held_differs += usize::from(path.held_differs());
     }
     totals
 }
@@ -362,9 +392,20 @@ fn unasked(mode: Mode) -> &'static str {
     }
 }
 
-/// What our Nix got and would not get now.
-fn no_longer_agreed(policy: &Policy, ledger: &Ledger) -> Vec<TurnedReport> {
-    ledger.served().filter_map(|served| turned(policy, ledger, served)).collect()
+/// What our Nix got and would not get now, of the next `most` paths after this one; and the last of them, if there are more.
+pub fn no_longer_agreed(
+    policy: &Policy,
+    ledger: &Ledger,
+    after: Option<HashPart>,
+    most: usize,
+) -> (Vec<TurnedReport>, Option<HashPart>) {
+    let (mut found, mut looked_at, mut last) = (Vec::new(), 0, None);
+    for served in ledger.served_after(after).take(most) {
+        found.extend(turned(policy, ledger, served));
+        looked_at += 1;
+        last = Some(served.path.hash_part());
+    }
+    (found, last.filter(|_| looked_at == most))
 }
 
 fn turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option<TurnedReport> {

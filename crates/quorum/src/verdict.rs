@@ -9,7 +9,7 @@ use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The one state of a path.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Two fingerprints reach `k`, or none does and two are attested, or one does and a veto stands against it.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a reply may take; a probe of dead peers takes several seconds.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks the daemon that runs on `config`.
 pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<ControlReply> {
@@ -28,7 +28,7 @@ pub(super) fn mismatched() -> anyhow::Error {
 
 /// Where the daemon's control socket is. Works on a configuration that is refused, too: the daemon may be running on what stood
 /// there before, and `status` is how one learns of the refusal.
-fn control_socket(config: &Path) -> PathBuf {
+pub(super) fn control_socket(config: &Path) -> PathBuf {
     match Settings::load(config) {
         Ok(settings) => settings.node.control_socket,
         Err(_) => scan(config, &std::fs::read_to_string(config).unwrap_or_default()),

@@ -105,6 +105,11 @@ fn emit(text: &str) -> io::Result<()> {
     }
 }
 
+/// A remark beside the answer, on standard error.
+fn eprint_line(text: &str) {
+    eprintln!("narmesh: {text}");
+}
+
 /// Writes a report as JSON or as text.
 fn emit_report<R: serde::Serialize>(report: &R, json: bool, text: impl FnOnce(&R) -> String) -> anyhow::Result<()> {
     let rendered = if json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };

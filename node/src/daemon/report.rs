@@ -1,9 +1,12 @@
 //! The one place that assembles what the daemon says about itself.
 
 use super::Daemon;
-use crate::control::{ControlHandler, ControlReply, ControlRequest};
+use crate::account::user_name;
+use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::mesh::{MeshView, PeerStats, probe};
+use crate::quorum::{Desk, Part, Question};
 use crate::settings::PeerSettings;
+use crate::status::text::utc;
 use crate::status::{
     AdvertisedPath, AdvertisedReport, ByteStatus, ConfigStatus, OwnStatus, OwnStoreView, PeerProbe, PeerStatus,
     QuorumStatus, RequestStatus, Status, StoreStatus, SummaryStatus, WhyReport, WithheldPath,
@@ -14,6 +17,7 @@ use narmesh_quorum::{Ledger, Mode};
 use narmesh_store::{NixStore, Offer, Standing, Store, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 /// Paths in conflict that `status` names.
 const CONFLICTS_SHOWN_MAX: usize = 20;
@@ -26,12 +30,53 @@ impl ControlHandler for Daemon {
             ControlRequest::Why { path } => self.why(path).await.map(|why| ControlReply::Why(Box::new(why))),
             ControlRequest::Reload => self.reload().await.map(|()| ControlReply::Reloaded),
             ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
+            ControlRequest::Quorum(_) => Err(anyhow::anyhow!("answered part by part")),
         };
         reply.unwrap_or_else(|error| ControlReply::Refused { why: format!("{error:#}") })
     }
+
+    fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()> {
+        if *question == Question::Import {
+            may_import(asker.uid())?;
+        }
+        let (input, output) = asker.both();
+        if let (Question::Report(_) | Question::Import, Some(note)) = (question, self.not_in_force()) {
+            output.tell(&Part::Note(note))?;
+        }
+        let desk = Desk { store: &self.store, ledger: &self.ledger };
+        desk.answer(question, input, |part| output.tell(&part))
+    }
+}
+
+/// Whose attestations are in the ledger decides what Nix gets: that is not for everybody who may look.
+fn may_import(uid: u32) -> anyhow::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    anyhow::ensure!(
+        uid == own || uid == 0,
+        "{} may not import attestations; root and {}, who runs the daemon, may",
+        user_name(uid),
+        user_name(own)
+    );
+    Ok(())
 }
 
 impl Daemon {
+    /// Why the file may say something else than what counts.
+    fn not_in_force(&self) -> Option<String> {
+        let in_force = self.in_force.read();
+        let read = utc(in_force.loaded_unix_s);
+        if let Some(error) = &in_force.error {
+            return Some(format!(
+                "the daemon judges by the settings that it read at {read}; the last reload was refused: {error}"
+            ));
+        }
+        let changed = std::fs::metadata(&self.config_file).and_then(|file| file.modified()).ok()?;
+        let changed_s = changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let file = self.config_file.display();
+        (changed_s > in_force.loaded_unix_s)
+            .then(|| format!("the daemon judges by what it read at {read}; {file} was changed since, and counts after a reload (SIGHUP)"))
+    }
+
     async fn status(&self) -> anyhow::Result<Status> {
         let view = self.mesh.view().await?;
         let (config, settings) = {

@@ -3,62 +3,117 @@
 //! Names come from strangers, so every text goes through [`escaped`]; the content security policy forbids every source but the
 //! style and the script that stand in the file.
 
-use narmesh_quorum::{FingerprintReport, PathReport, Report, ReportScope, State};
-use std::fmt::Write as _;
+use narmesh_quorum::{FingerprintReport, PathReport, ReportHead, ReportPart, ReportScope, State};
+use std::fmt::{self, Write as _};
 
-/// The report; paths stand in its order, weakest first.
-pub fn render(report: &Report) -> String {
-    let mut page = String::with_capacity(4_096 + report.paths.len() * 1_024);
-    let title = match &report.scope {
+/// A page in the making: the text of each part, in the order of the parts.
+#[derive(Debug, Default)]
+pub struct Page {
+    head: Option<ReportHead>,
+    section: Section,
+}
+
+/// Where the page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Section {
+    #[default]
+    Head,
+    Conflicts,
+    Served,
+    Paths,
+}
+
+impl Page {
+    /// What this part adds to the page.
+    pub fn part(&mut self, part: &ReportPart) -> String {
+        let mut text = String::new();
+        self.write(&mut text, part).expect("a String takes everything");
+        text
+    }
+
+    /// What ends it.
+    pub fn end(&mut self) -> String {
+        let mut text = String::new();
+        self.go_to(&mut text, Section::Paths)
+            .and_then(|()| write!(text, "</main>\n{FOOT}<script>{SCRIPT}</script>\n</body>\n</html>\n"))
+            .expect("a String takes everything");
+        text
+    }
+
+    fn write(&mut self, text: &mut String, part: &ReportPart) -> fmt::Result {
+        match part {
+            ReportPart::Head(head) => {
+                begin(text, head)?;
+                self.head = Some((**head).clone());
+                Ok(())
+            }
+            ReportPart::Conflict(path) => {
+                self.go_to(text, Section::Conflicts)?;
+                writeln!(text, "<li>{}</li>", escaped(path))
+            }
+            ReportPart::NoLongerAgreed(served) => {
+                self.go_to(text, Section::Served)?;
+                let (path, why, at) = (escaped(&served.path), escaped(&served.why), served.served_at_ms);
+                writeln!(text, "<li>{path}: {why}; served <time data-ms=\"{at}\"></time></li>")
+            }
+            ReportPart::Path(path) => {
+                self.go_to(text, Section::Paths)?;
+                path_details(text, path)
+            }
+        }
+    }
+
+    fn go_to(&mut self, text: &mut String, section: Section) -> fmt::Result {
+        if self.section == section {
+            return Ok(());
+        }
+        if matches!(self.section, Section::Conflicts | Section::Served) {
+            writeln!(text, "</ul></section>")?;
+        }
+        self.section = section;
+        match section {
+            Section::Head => Ok(()),
+            Section::Conflicts => writeln!(text, "<section class=\"alarm\"><h2>Conflicts</h2><ul>"),
+            Section::Served => {
+                writeln!(text, "<section class=\"alarm\"><h2>Served before, no longer agreed</h2><ul>")
+            }
+            Section::Paths => self.head.as_ref().map_or(Ok(()), |head| filter_form(text, head)),
+        }
+    }
+}
+
+fn begin(text: &mut String, head: &ReportHead) -> fmt::Result {
+    let title = match &head.scope {
         ReportScope::Path(path) => format!("Quorum report of {path}"),
         ReportScope::Closure(path) => format!("Quorum report of the closure of {path}"),
         ReportScope::All => "Quorum report of all known paths".to_owned(),
     };
     let title = escaped(&title);
-    write!(page, "{HEAD}<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n")
-        .and_then(|()| summary(&mut page, report))
-        .and_then(|()| report.paths.iter().try_for_each(|path| path_details(&mut page, path)))
-        .and_then(|()| write!(page, "</main>\n{FOOT}<script>{SCRIPT}</script>\n</body>\n</html>\n"))
-        .expect("a String takes everything");
-    page
+    write!(text, "{HEAD}<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n")?;
+    let verdict = if head.agreed { "agreed" } else { "not agreed" };
+    let class = if head.agreed { "agreed" } else { "conflict" };
+    let k = head.k.map_or_else(|| "no number".to_owned(), |k| k.to_string());
+    writeln!(
+        text,
+        "<p><strong class=\"{class}\">{verdict}</strong>: {k} of {} groups of builders must have got the same; mode {}; made <time data-ms=\"{}\"></time>.</p>",
+        head.of,
+        mode(head),
+        head.made_at_ms
+    )?;
+    if let Some(weakest) = head.weakest.as_ref().filter(|_| !head.agreed) {
+        let chain = weakest.chain.iter().map(|path| escaped(path)).collect::<Vec<_>>().join(" → ");
+        writeln!(text, "<p>Weakest link ({}): {chain}</p>", state(weakest.verdict))?;
+    }
+    Ok(())
 }
 
-fn summary(page: &mut String, report: &Report) -> std::fmt::Result {
-    let verdict = if report.agreed { "agreed" } else { "not agreed" };
-    let class = if report.agreed { "agreed" } else { "conflict" };
-    let k = report.k.map_or_else(|| "no number".to_owned(), |k| k.to_string());
-    writeln!(
-        page,
-        "<p><strong class=\"{class}\">{verdict}</strong>: {k} of {} groups of builders must have got the same; mode {}; made <time data-ms=\"{}\"></time>.</p>",
-        report.of,
-        mode(report),
-        report.made_at_ms
-    )?;
-    if let Some(weakest) = report.weakest.as_ref().filter(|_| !report.agreed) {
-        let chain = weakest.chain.iter().map(|path| escaped(path)).collect::<Vec<_>>().join(" → ");
-        writeln!(page, "<p>Weakest link ({}): {chain}</p>", state(weakest.verdict))?;
-    }
-    if !report.conflicts.is_empty() {
-        writeln!(page, "<section class=\"alarm\"><h2>Conflicts</h2><ul>")?;
-        report.conflicts.iter().try_for_each(|path| writeln!(page, "<li>{}</li>", escaped(path)))?;
-        writeln!(page, "</ul></section>")?;
-    }
-    if !report.no_longer_agreed.is_empty() {
-        writeln!(page, "<section class=\"alarm\"><h2>Served before, no longer agreed</h2><ul>")?;
-        for served in &report.no_longer_agreed {
-            let why = escaped(&served.why);
-            let at = served.served_at_ms;
-            let path = escaped(&served.path);
-            writeln!(page, "<li>{path}: {why}; served <time data-ms=\"{at}\"></time></li>")?;
-        }
-        writeln!(page, "</ul></section>")?;
-    }
-    let totals = report.totals;
+fn filter_form(text: &mut String, head: &ReportHead) -> fmt::Result {
+    let totals = head.totals;
     let of = |name: &str, count: usize| {
         format!("<label class=\"{name}\"><input type=\"checkbox\" value=\"{name}\" checked> {name} {count}</label>\n")
     };
     write!(
-        page,
+        text,
         "<form id=\"filter\"><input type=\"search\" id=\"text\" placeholder=\"name, hash or builder\" aria-label=\"filter\">\n{}{}{}{}{}<output id=\"shown\">{} paths</output></form>\n<main>\n",
         of("conflict", totals.conflict),
         of("none", totals.none),
@@ -69,7 +124,7 @@ fn summary(page: &mut String, report: &Report) -> std::fmt::Result {
     )
 }
 
-fn path_details(page: &mut String, path: &PathReport) -> std::fmt::Result {
+fn path_details(page: &mut String, path: &PathReport) -> fmt::Result {
     let name = state(path.verdict);
     let (hash_part, rest) = path.path.split_once('-').unwrap_or((&path.path, ""));
     let most = path.fingerprints.first().map_or(0, |most| most.groups);
@@ -90,7 +145,7 @@ fn path_details(page: &mut String, path: &PathReport) -> std::fmt::Result {
     writeln!(page, "</details>")
 }
 
-fn fingerprint(page: &mut String, it: &FingerprintReport) -> std::fmt::Result {
+fn fingerprint(page: &mut String, it: &FingerprintReport) -> fmt::Result {
     writeln!(
         page,
         "<dl><dt>NarHash</dt><dd>{}</dd><dt>NarSize</dt><dd>{}</dd><dt>Fingerprint</dt><dd>{}</dd><dt>Builders</dt><dd>{}</dd><dt>Groups</dt><dd>{}</dd></dl>",
@@ -112,8 +167,8 @@ fn state(state: State) -> &'static str {
     }
 }
 
-fn mode(report: &Report) -> &'static str {
-    match report.mode {
+fn mode(head: &ReportHead) -> &'static str {
+    match head.mode {
         narmesh_quorum::Mode::Off => "off",
         narmesh_quorum::Mode::Observe => "observe",
         narmesh_quorum::Mode::Prefer => "prefer",
@@ -194,12 +249,13 @@ filter();
 mod tests {
     use super::*;
     use narmesh_protocol::{BuilderKey, HashPart, NarHash, StorePath};
-    use narmesh_quorum::closure::Member;
+    use narmesh_quorum::closure::{Judged, Member};
     use narmesh_quorum::{
-        Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, WallMs,
+        Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Report, Require,
+        TurnedReport, WallMs,
     };
 
-    fn report(names: [&str; 2]) -> Report {
+    fn page(names: [&str; 2]) -> String {
         let builder = |(seed, name): (u8, &str)| Builder {
             name: name.to_owned(),
             key: BuilderKey([seed; 32]),
@@ -228,16 +284,36 @@ mod tests {
         say(2, 2, 2);
         let member =
             |number| Member { path: path(number), references: Vec::new(), content_addressed: false, held: None };
-        Report::paths(&policy, &ledger, ReportScope::All, &[member(1), member(2), member(3)], WallMs(1))
+        let judged = [1, 2, 3].map(|number| Judged::alone(&policy, &ledger, &member(number)));
+        let report = Report::paths(&policy, ReportScope::All, judged.into(), WallMs(1));
+        let mut page = Page::default();
+        let mut text = page.part(&ReportPart::Head(Box::new(report.head().clone())));
+        for path in report.conflicts() {
+            text += &page.part(&ReportPart::Conflict(path.to_string()));
+        }
+        let (path, why) = (path(1).to_string(), "turned".to_owned());
+        let turned = TurnedReport { path, served_at_ms: 1, revoked_builders: Vec::new(), why };
+        text += &page.part(&ReportPart::NoLongerAgreed(turned));
+        for judged in report.judged() {
+            text += &page.part(&ReportPart::Path(Box::new(PathReport::of(&policy, &ledger, judged))));
+        }
+        text + &page.end()
     }
 
     #[test]
     fn conflicts_come_first_and_every_path_has_its_details() {
-        let page = render(&report(["a", "b"]));
+        let page = page(["a", "b"]);
         assert_eq!(page.matches("<details ").count(), 3);
         let at = |verdict: &str| page.find(&format!("data-verdict=\"{verdict}\"")).unwrap();
         assert!(at("conflict") < at("none") && at("none") < at("agreed"));
-        assert!(page.find("<h2>Conflicts</h2>").unwrap() < at("conflict"));
+        let heading = |text: &str| page.find(&format!("<h2>{text}</h2>")).unwrap();
+        assert!(heading("Conflicts") < heading("Served before, no longer agreed"));
+        assert!(heading("Served before, no longer agreed") < at("conflict"));
+        for element in ["section", "ul", "main", "form", "details"] {
+            let [opened, closed] =
+                [format!("<{element}"), format!("</{element}>")].map(|tag| page.matches(&tag).count());
+            assert_eq!(opened, closed, "{element}");
+        }
         assert!(page.contains("is in conflict: builders got 2 different results"));
         for source in ["http:", "https:", "src=\"", "url("] {
             assert!(!page.contains(source), "{source}: nothing is fetched");
@@ -246,7 +322,7 @@ mod tests {
 
     #[test]
     fn hostile_names_stay_text() {
-        let page = render(&report(["<script>alert(1)</script>", "\"><img onerror='x' \u{202e}&amp;\u{7}"]));
+        let page = page(["<script>alert(1)</script>", "\"><img onerror='x' \u{202e}&amp;\u{7}"]);
         assert_eq!((page.matches("<script").count(), page.matches("<img").count()), (1, 0));
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
         assert!(page.contains("&quot;&gt;&lt;img onerror=&#39;x&#39; \\u{202e}&amp;amp;\\u{7}"));

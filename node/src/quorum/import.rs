@@ -5,19 +5,22 @@ use super::live::LiveLedger;
 use super::now;
 use narmesh_protocol::{Attestation, NixPublicKey, StoreDir, attestation_file};
 use narmesh_quorum::{Evidence, Policy};
+use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Read as _};
 use std::num::NonZeroUsize;
 use std::thread;
 
 /// Lines verified at a time, and written in one transaction.
 const BATCH_LINES: usize = 8_192;
+/// Bytes of them at which a batch is full: the longest lines are 2 MiB each.
+const BATCH_BYTES: usize = 16 << 20;
 /// A thread for fewer costs more than it brings.
 const ITEMS_PER_THREAD_MIN: usize = 16;
 /// Errors that are shown; the others are counted.
 const ERRORS_SHOWN_MAX: usize = 10;
 
 /// What became of a file.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Imported {
     /// Attestations in it, comments not counted.
     pub lines: usize,
@@ -57,12 +60,13 @@ pub enum ImportError {
 
 /// Reads a file batch by batch; each is verified on all cores and handed on in order.
 ///
-/// With a `policy` only its builders' lines are verified and handed on. `progress` hears the number of lines so far.
+/// With a `policy` only its builders' lines are verified and handed on. `progress` hears the number of lines so far, and
+/// ends it with an error.
 pub fn read_file(
     mut reader: impl BufRead,
     store_dir: Option<&StoreDir>,
     policy: Option<&Policy>,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize) -> io::Result<()>,
     mut take: impl FnMut(&[(Stored, Evidence)]) -> Result<usize, LedgerDbError>,
 ) -> Result<Imported, ImportError> {
     let mut line = String::new();
@@ -75,8 +79,10 @@ pub fn read_file(
     let mut number = 1;
     loop {
         let mut batch = Vec::new();
-        while batch.len() < BATCH_LINES && read_line(&mut reader, &mut line)? {
+        let mut bytes = 0;
+        while batch.len() < BATCH_LINES && bytes < BATCH_BYTES && read_line(&mut reader, &mut line)? {
             number += 1;
+            bytes += line.len();
             batch.push((number, std::mem::take(&mut line)));
         }
         if batch.is_empty() {
@@ -100,12 +106,16 @@ pub fn read_file(
         }
         result.verified += verified.len();
         result.new += take(&verified)?;
-        progress(number);
+        progress(number)?;
     }
 }
 
 /// Imports what the builders of the ledger's policy attest.
-pub fn import(reader: impl BufRead, ledger: &LiveLedger, progress: impl FnMut(usize)) -> Result<Imported, ImportError> {
+pub fn import(
+    reader: impl BufRead,
+    ledger: &LiveLedger,
+    progress: impl FnMut(usize) -> io::Result<()>,
+) -> Result<Imported, ImportError> {
     let (at, policy) = (now(), ledger.policy());
     let take = |verified: &[_]| Ok(ledger.take(verified, at)?.new);
     read_file(reader, Some(ledger.store_dir()), Some(&policy), progress, take)

@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 32;
 /// Rows read at a time.
 const ROWS: usize = 4_096;
+/// Connections to the file that are kept for the next who reads.
+const READERS_IDLE_MAX: usize = 3;
 /// Questions that wait to be noted; more are not.
 const ASKED_WAITING_MAX: usize = 1 << 16;
 
@@ -50,8 +52,8 @@ pub struct LiveLedger {
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
     noted: Condvar,
-    /// For reports and signatures: readers of a file in write-ahead mode wait for nobody.
-    reader: Mutex<Option<LedgerDb>>,
+    /// For reports and signatures, one for each who reads now: readers of a file in write-ahead mode wait for nobody.
+    readers: Mutex<Vec<LedgerDb>>,
 }
 
 /// The file, and how far it was read.
@@ -116,7 +118,7 @@ impl LiveLedger {
             changed: watch::Sender::new(0),
             notes: Mutex::default(),
             noted: Condvar::new(),
-            reader: Mutex::default(),
+            readers: Mutex::default(),
         }
     }
 
@@ -215,16 +217,17 @@ impl LiveLedger {
         Ok(found)
     }
 
-    /// Reads the file beside those who write.
+    /// Reads the file beside those who write, and beside others who read.
     pub fn on_disk<T>(&self, look: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
-        let mut reader = self.reader.lock();
-        let db = match reader.take() {
+        let idle = self.readers.lock().pop();
+        let db = match idle {
             Some(db) => db,
             None => LedgerDb::open_existing(&self.state_dir, &self.store_dir)?,
         };
         let found = look(&db);
-        if found.is_ok() {
-            *reader = Some(db);
+        let mut readers = self.readers.lock();
+        if found.is_ok() && readers.len() < READERS_IDLE_MAX {
+            readers.push(db);
         }
         found
     }

@@ -7,6 +7,7 @@ use narmesh_quorum::FingerprintDigest;
 use narmesh_quorum::closure::Member;
 use narmesh_store::{NixStore, PathInfo, Store as _};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 /// Most paths of a closure; the largest systems have some 20,000.
 const CLOSURE_MAX: usize = 1 << 20;
@@ -34,18 +35,18 @@ fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<O
 }
 
 /// A path, even if nothing is known of it.
-pub(super) fn members_of(store: &NixStore, db: &LedgerDb, paths: &[StorePath]) -> anyhow::Result<Vec<Member>> {
-    let unknown =
-        |path: &StorePath| Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
-    paths.iter().map(|path| Ok(member(store, db, path)?.unwrap_or_else(|| unknown(path)))).collect()
+pub(super) fn member_of(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Member> {
+    let unknown = || Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
+    Ok(member(store, db, path)?.unwrap_or_else(unknown))
 }
 
-/// A path and what it needs, as far as that is known here. `progress` hears how many there are so far.
+/// A path and what it needs, as far as that is known here. `progress` hears how many there are so far, and ends it with an
+/// error.
 pub(super) fn closure_members(
     store: &NixStore,
     db: &LedgerDb,
     root: &StorePath,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(usize) -> io::Result<()>,
 ) -> anyhow::Result<Vec<Member>> {
     let mut members = BTreeMap::new();
     let mut seen = BTreeSet::from([root.clone()]);
@@ -55,7 +56,7 @@ pub(super) fn closure_members(
         open.extend(member.references.iter().filter(|reference| seen.insert((*reference).clone())).cloned());
         anyhow::ensure!(seen.len() <= CLOSURE_MAX, "the closure of {root} has more than {CLOSURE_MAX} paths");
         members.insert(path, member);
-        progress(members.len());
+        progress(members.len())?;
     }
     Ok(members.into_values().collect())
 }

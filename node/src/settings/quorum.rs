@@ -47,11 +47,6 @@ impl QuorumSettings {
         self.rules.mode
     }
 
-    /// Whether there is anybody to agree.
-    pub fn has_builders(&self) -> bool {
-        !self.rules.builders.is_empty()
-    }
-
     /// The key of a builder, with the name that the configuration gives it.
     pub fn public_key(&self, key: &BuilderKey) -> Option<&NixPublicKey> {
         self.public_keys.iter().find(|known| known.bytes() == key.0)

@@ -233,7 +233,7 @@ fn imports(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let ledger = LiveLedger::new(dir.path(), &store_dir()?, policy.clone(), Box::new(|_| false));
         ledger.catch_up()?;
         let started = Instant::now();
-        let imported = import(text.as_bytes(), &ledger, |_| ())?;
+        let imported = import(text.as_bytes(), &ledger, |_| Ok(()))?;
         ours.push(attestations.len() as f64 / started.elapsed().as_secs_f64());
         ensure!(imported.new == attestations.len(), "{imported:?}");
         drop(ledger);

@@ -1,16 +1,37 @@
 //! What people read.
 
 use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocation, rules};
-use narmesh_quorum::closure::Member;
-use narmesh_quorum::{Ledger, Mode, PathReport, Policy, PolicyRules, Report, ReportScope, Served, State, WallMs};
+use narmesh_quorum::closure::{Judged, Member};
+use narmesh_quorum::{
+    Ledger, Mode, PathReport, Policy, PolicyRules, Report, ReportHead, ReportPart, ReportScope, Served, State,
+    TurnedReport, WallMs, no_longer_agreed,
+};
 
 fn member(number: u32, references: &[u32]) -> Member {
     let references = references.iter().map(|number| path(*number)).collect();
     Member { path: path(number), references, content_addressed: false, held: None }
 }
 
-fn report(policy: &Policy, ledger: &Ledger, members: &[Member]) -> Report {
-    Report::paths(policy, ledger, ReportScope::All, members, WallMs(7))
+/// All of a report at once.
+struct Whole {
+    head: ReportHead,
+    conflicts: Vec<String>,
+    no_longer_agreed: Vec<TurnedReport>,
+    paths: Vec<PathReport>,
+}
+
+fn whole(policy: &Policy, ledger: &Ledger, report: &Report) -> Whole {
+    Whole {
+        head: report.head().clone(),
+        conflicts: report.conflicts().map(ToString::to_string).collect(),
+        no_longer_agreed: no_longer_agreed(policy, ledger, None, 10).0,
+        paths: report.judged().map(|judged| PathReport::of(policy, ledger, judged)).collect(),
+    }
+}
+
+fn report(policy: &Policy, ledger: &Ledger, members: &[Member]) -> Whole {
+    let judged = members.iter().map(|member| Judged::alone(policy, ledger, member)).collect();
+    whole(policy, ledger, &Report::paths(policy, ReportScope::All, judged, WallMs(7)))
 }
 
 fn one(policy: &Policy, votes: &str) -> PathReport {
@@ -24,14 +45,15 @@ fn totals_conflicts_first_and_the_weakest_link() {
     hear(&mut ledger, &path(2), "a1 b2");
     hear(&mut ledger, &path(3), "a1");
     let members = [member(1, &[2]), member(2, &[3]), member(3, &[])];
-    let report = Report::closure(&policy("a b c", 2), &ledger, &path(1), &members, WallMs(7));
-    let totals = report.totals;
+    let policy = policy("a b c", 2);
+    let report = whole(&policy, &ledger, &Report::closure(&policy, &ledger, &path(1), &members, WallMs(7)));
+    let totals = report.head.totals;
     assert_eq!((totals.paths, totals.agreed, totals.conflict, totals.short, totals.disputed), (3, 1, 1, 1, 1));
     assert_eq!(report.conflicts, [path(2).to_string()]);
     assert_eq!(report.paths[0].path, path(2).to_string());
-    let weakest = report.weakest.as_ref().unwrap();
+    let weakest = report.head.weakest.as_ref().unwrap();
     assert_eq!((weakest.verdict, weakest.chain.len()), (State::Conflict, 2));
-    assert!(!report.agreed);
+    assert!(!report.head.agreed);
 }
 
 #[test]
@@ -111,23 +133,49 @@ fn what_is_here_is_compared() {
         let members = [Member { held: Some(result(letter).fingerprint), ..member(1, &[]) }];
         report(&policy("a b", 2), &heard(&path(1), "a1 b1"), &members)
     };
-    assert!(with('1').agreed);
+    assert!(with('1').head.agreed);
     let differs = with('2');
-    assert_eq!((differs.agreed, differs.totals.held_differs), (false, 1));
+    assert_eq!((differs.head.agreed, differs.head.totals.held_differs), (false, 1));
     assert!(differs.paths[0].sentences.join(" ").contains("NOT what was agreed on"));
 }
 
 #[test]
+fn what_turned_is_told_a_few_at_a_time_and_none_is_left_out() {
+    let mut ledger = ledger();
+    for number in 1..=7 {
+        ledger.note_served(Served { path: path(number), fingerprint: result('1').fingerprint, at: WallMs(1) });
+    }
+    hear(&mut ledger, &path(3), "a1 b1");
+    let policy = policy("a b", 2);
+    let (mut found, mut after, mut looks) = (Vec::new(), None, 0);
+    loop {
+        let (more, last) = no_longer_agreed(&policy, &ledger, after, 3);
+        found.extend(more.into_iter().map(|turned| turned.path));
+        (after, looks) = (last, looks + 1);
+        if last.is_none() {
+            break;
+        }
+    }
+    let mut wanted: Vec<_> = [1, 2, 4, 5, 6, 7].map(|number| path(number).to_string()).into();
+    wanted.sort();
+    assert_eq!((found, looks), (wanted, 3), "path 3 still stands");
+}
+
+#[test]
 fn the_json_has_these_names() {
-    let json = serde_json::to_value(report(&policy("a b", 2), &heard(&path(1), "a1"), &[member(1, &[])])).unwrap();
+    let report = report(&policy("a b", 2), &heard(&path(1), "a1"), &[member(1, &[])]);
+    let json = serde_json::to_value(&report.head).unwrap();
     assert_eq!(json["version"], 1);
     assert_eq!(json["made_at_ms"], 7);
     assert_eq!(json["scope"], "all");
     assert_eq!(json["mode"], "require");
     assert_eq!(json["agreed"], false);
     assert_eq!(json["totals"]["short"], 1);
-    let path = &json["paths"][0];
+    let path = &serde_json::to_value(&report.paths[0]).unwrap();
     assert_eq!((&path["verdict"], &path["k"], &path["of"]), (&"short".into(), &2.into(), &2.into()));
     assert_eq!(path["fingerprints"][0]["builders"][0], "a");
     assert_eq!(path["missing"][0], "b");
+    let part = ReportPart::Path(Box::new(report.paths[0].clone()));
+    let read: ReportPart = serde_json::from_str(&serde_json::to_string(&part).unwrap()).unwrap();
+    assert_eq!(read, part, "it comes whole through the daemon's socket");
 }

@@ -1,6 +1,7 @@
 //! `narmesh quorum attest PATH`: build it again, and say so only if it came out the same.
 
-use super::{Desk, emit, printable};
+use super::ask::Files;
+use super::{emit, printable};
 use crate::quorum::OwnBuilds;
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
@@ -27,11 +28,11 @@ pub(in crate::cli) struct Arguments {
 
 /// Whether it was attested.
 pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
-    let desk = Desk::open(config, true)?;
+    let files = Files::open(config, true)?;
     let key =
-        desk.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
-    let path = desk.path(&arguments.path)?;
-    let info = registered(&desk, &path)?;
+        files.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
+    let path = files.path(&arguments.path)?;
+    let info = registered(&files, &path)?;
     let Some(deriver) = &info.deriver else {
         bail!("{path} has no known derivation here, so it cannot be built again");
     };
@@ -39,8 +40,8 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
         emit(&format!("{path} is its own content address: nobody's word is needed\n"))?;
         return Ok(true);
     }
-    if !rebuild(&desk.settings, deriver, &arguments.nix_build)? {
-        let ours = desk.settings.store.real_dir.join(path.to_string());
+    if !rebuild(&files.settings, deriver, &arguments.nix_build)? {
+        let ours = files.settings.store.real_dir.join(path.to_string());
         emit(&format!("{path} came out differently, and is not attested: not reproducible on this machine\n"))?;
         let other = with_suffix(&ours, ".check");
         match differences(&ours, &other) {
@@ -49,19 +50,19 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
         }
         return Ok(false);
     }
-    desk.store.refresh()?;
-    if !registered(&desk, &path)?.ultimate {
+    files.store.refresh()?;
+    if !registered(&files, &path)?.ultimate {
         bail!("Nix does not say that {path} was built here, even after building it again");
     }
-    let own = OwnBuilds { store: &desk.store, ledger: &desk.ledger, key: &key };
+    let own = OwnBuilds { store: &files.store, ledger: &files.ledger, key: &key };
     let new = own.attest([path.hash_part()])?;
     let text = if new > 0 { "built again with the same result, and attested" } else { "attested already" };
     emit(&format!("{path}: {text} by {}\n", printable(key.name())))?;
     Ok(true)
 }
 
-fn registered(desk: &Desk, path: &StorePath) -> anyhow::Result<PathInfo> {
-    let info = desk.store.path_info(&path.hash_part())?.filter(|info| info.path == *path);
+fn registered(files: &Files, path: &StorePath) -> anyhow::Result<PathInfo> {
+    let info = files.store.path_info(&path.hash_part())?.filter(|info| info.path == *path);
     info.with_context(|| format!("{path} is not in the store here"))
 }
 

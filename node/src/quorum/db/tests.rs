@@ -84,7 +84,7 @@ fn everything_comes_back_with_the_time_of_first_storing() {
     let found = votes(&ledger, 1);
     assert_eq!(found.len(), 2);
     assert!(found.iter().all(|vote| vote.stored_at == Some(WallMs(5)) && vote.attested_at == Some(WallMs(1_000))));
-    assert_eq!(ledger.read(|ledger| ledger.served().count()), 1);
+    assert_eq!(ledger.read(|ledger| ledger.served_after(None).count()), 1);
     assert_eq!(ledger.attestations(&path(2).hash_part()).unwrap(), [said(1, 2, 3).0]);
     let db = open(dir.path());
     assert_eq!(db.statements(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0.attestation.statement]);
@@ -220,24 +220,24 @@ fn an_import_takes_what_verifies_of_configured_builders() {
     forged.0.attestation.attested_at_ms += 1;
     let mut text = file(&[said(1, 1, 1), said(2, 1, 1), said(3, 1, 1), forged]);
     writeln!(text, "# a comment\n\nnonsense").unwrap();
-    let imported = import(text.as_slice(), &ledger, |_| ()).unwrap();
+    let imported = import(text.as_slice(), &ledger, |_| Ok(())).unwrap();
     assert_eq!((imported.lines, imported.new, imported.strangers, imported.verified, imported.bad), (5, 2, 1, 2, 2));
     assert!(imported.errors[0].starts_with("line 5: the signatures of b-1"), "{:?}", imported.errors);
     assert!(imported.errors[1].starts_with("line 8: expected five fields"), "{:?}", imported.errors);
     assert_eq!(ledger.read(|ledger| ledger.len()), 2);
-    let again = import(text.as_slice(), &ledger, |_| ()).unwrap();
+    let again = import(text.as_slice(), &ledger, |_| Ok(())).unwrap();
     assert_eq!((again.new, rows(&open(dir.path()), "votes")), (0, 2));
 }
 
 #[test]
 fn without_a_policy_every_line_is_verified_and_none_is_kept() {
     let text = file(&[said(1, 1, 1), said(2, 1, 1), said(3, 1, 1)]);
-    let read = read_file(text.as_slice(), None, None, |_| (), |verified| Ok(verified.len())).unwrap();
+    let read = read_file(text.as_slice(), None, None, |_| Ok(()), |verified| Ok(verified.len())).unwrap();
     assert_eq!((read.lines, read.verified, read.bad), (3, 3, 0));
     let other = StoreDir::parse("/gnu/store").unwrap();
-    let error = read_file(text.as_slice(), Some(&other), None, |_| (), |_| Ok(0)).unwrap_err();
+    let error = read_file(text.as_slice(), Some(&other), None, |_| Ok(()), |_| Ok(0)).unwrap_err();
     assert!(error.to_string().contains("the store directory here is /gnu/store"), "{error}");
-    let error = read_file(&b"hello\n"[..], None, None, |_| (), |_| Ok(0)).unwrap_err();
+    let error = read_file(&b"hello\n"[..], None, None, |_| Ok(()), |_| Ok(0)).unwrap_err();
     assert!(error.to_string().starts_with("line 1: expected"), "{error}");
 }
 

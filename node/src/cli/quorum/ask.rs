@@ -1,0 +1,119 @@
+//! Who is asked: the running daemon or, when none runs, the files that it would have open.
+
+use super::{eprint_line, progress};
+use crate::cli::client::{REPLY_TIMEOUT, control_socket};
+use crate::control::{ControlError, ask_in_parts};
+use crate::quorum::{Desk, LedgerDb, LiveLedger, Part, Question};
+use crate::settings::Settings;
+use anyhow::{Context as _, bail};
+use narmesh_protocol::StorePath;
+use narmesh_store::{NixStore, Store as _, StoreLocation};
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Hands each part of the answer to `each`, but for progress and notes, which go to standard error.
+pub(super) fn ask(
+    config: &Path,
+    question: Question,
+    input: Option<File>,
+    mut each: impl FnMut(Part) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let bar = progress(if question == Question::Import { "lines" } else { "paths" });
+    let mut shown = |part| match part {
+        Part::Progress(count) => {
+            bar.set_position(count as u64);
+            Ok(())
+        }
+        Part::Note(note) => {
+            bar.suspend(|| eprint_line(&note));
+            Ok(())
+        }
+        part @ (Part::Report(_) | Part::Text(_) | Part::Imported(_) | Part::Done | Part::Refused { .. }) => {
+            bar.finish_and_clear();
+            each(part)
+        }
+    };
+    match ask_in_parts(&control_socket(config), question.clone(), REPLY_TIMEOUT) {
+        Ok(mut answer) => {
+            let fed = input.map(|file| answer.feed(file)).transpose()?;
+            loop {
+                match answer.next_part()? {
+                    Part::Done => break,
+                    Part::Refused { why } => bail!("the daemon refused: {why}"),
+                    part => shown(part)?,
+                }
+            }
+            // It took everything, so this has come to the end of the file, or to what is wrong with it.
+            fed.map_or(Ok(Ok(())), |fed| fed.join().map_err(|_| anyhow::anyhow!("reading the file panicked")))??;
+            Ok(())
+        }
+        Err(ControlError::NotRunning { .. }) => {
+            let files = Files::open(config, question == Question::Import)?;
+            eprint_line(&format!(
+                "no daemon runs: this is what is in {}, by the rules of {}",
+                files.settings.node.state_dir.display(),
+                config.display()
+            ));
+            let desk = Desk { store: &files.store, ledger: &files.ledger };
+            let mut failed = None;
+            let answered = match input {
+                Some(file) => desk.answer(&question, BufReader::new(file), |part| keep(shown(part), &mut failed)),
+                None => desk.answer(&question, io::empty(), |part| keep(shown(part), &mut failed)),
+            };
+            failed.map_or(answered, Err)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends an answer for an error that is none of reading or writing.
+fn keep(done: anyhow::Result<()>, failed: &mut Option<anyhow::Error>) -> io::Result<()> {
+    done.map_err(|error| {
+        *failed = Some(error);
+        io::ErrorKind::Interrupted.into()
+    })
+}
+
+/// A store path or base name, or a link into the store, such as `./result`.
+pub(super) fn named(text: &str) -> String {
+    let linked = std::fs::read_link(text).ok();
+    linked.as_deref().and_then(Path::to_str).unwrap_or(text).to_owned()
+}
+
+/// What a daemon would have open.
+pub(super) struct Files {
+    pub(super) settings: Settings,
+    pub(super) store: Arc<NixStore>,
+    pub(super) ledger: LiveLedger,
+}
+
+impl Files {
+    pub(super) fn open(config: &Path, writing: bool) -> anyhow::Result<Self> {
+        let settings = Settings::load(config)?;
+        let own = settings.builder_public_key()?;
+        let (policy, _) = settings.quorum.policy(own.as_ref())?;
+        let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);
+        if !writing {
+            // Not made by who only looks.
+            LedgerDb::open_existing(state_dir, store_dir)?;
+        }
+        let location = StoreLocation {
+            store_dir: store_dir.clone(),
+            real_dir: settings.store.real_dir.clone(),
+            state_dir: settings.store.state_dir.clone(),
+        };
+        let store = NixStore::open(location).context("the Nix store")?;
+        let held = Arc::clone(&store);
+        let ledger = LiveLedger::new(state_dir, store_dir, policy, Box::new(move |part| held.contains(part)));
+        ledger.catch_up()?;
+        Ok(Self { settings, store, ledger })
+    }
+
+    pub(super) fn path(&self, text: &str) -> anyhow::Result<StorePath> {
+        let (store_dir, text) = (&self.settings.store.store_dir, named(text));
+        let parsed = if text.starts_with('/') { store_dir.parse_path(&text) } else { StorePath::parse(&text) };
+        parsed.with_context(|| format!("{text:?} is no path of {}", store_dir.as_str()))
+    }
+}

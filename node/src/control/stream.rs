@@ -1,0 +1,210 @@
+//! Answers that come part by part: after such a question the rest of the connection belongs to it.
+//!
+//! The daemon's side works on a thread that may block, and is as fast as its reader: what is not read is not made. A reader that
+//! takes nothing for [`IDLE_MAX`] is left. Bounds: [`STREAMS_MAX`] such connections, of which [`AT_ONCE_MAX`] are worked
+//! for; a part is one line, one path's or one export's piece.
+
+use super::{ControlError, ControlHandler, ControlRequest, IDLE_MAX, REPLY_BYTES_MAX, connect};
+use crate::quorum::{Part, Question};
+use parking_lot::{Condvar, Mutex};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+
+/// Most connections with such a question: so many are left for `status` and its like.
+pub const STREAMS_MAX: usize = super::CONNECTIONS_MAX / 2;
+/// Most that are worked for; the others wait for their turn.
+pub const AT_ONCE_MAX: usize = 2;
+/// Shortest time between two reports of progress.
+const PROGRESS: Duration = Duration::from_millis(200);
+/// Who waits for its turn is told so this often.
+const STILL_WAITING: Duration = Duration::from_secs(1);
+
+/// Whom the daemon answers.
+#[derive(Debug)]
+pub struct Asker {
+    uid: u32,
+    input: Input,
+    output: Output,
+}
+
+/// What the asker sends after its question.
+pub type Input = BufReader<io::Chain<io::Cursor<Vec<u8>>, BlockingStream>>;
+
+/// The way to the asker.
+#[derive(Debug)]
+pub struct Output {
+    stream: BufWriter<BlockingStream>,
+    progress_at: Option<Instant>,
+}
+
+impl Asker {
+    /// The user who asks.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// What it sends, and the way to it.
+    pub fn both(&mut self) -> (&mut Input, &mut Output) {
+        (&mut self.input, &mut self.output)
+    }
+}
+
+impl Output {
+    /// Tells one part. Progress is told now and then, and what was told before it is then on its way. An error means that
+    /// nobody listens any more.
+    pub fn tell(&mut self, part: &Part) -> io::Result<()> {
+        let is_progress = matches!(part, Part::Progress(_));
+        if is_progress && self.progress_at.is_some_and(|at| at.elapsed() < PROGRESS) {
+            return Ok(());
+        }
+        serde_json::to_writer(&mut self.stream, part)?;
+        self.stream.write_all(b"\n")?;
+        if is_progress {
+            self.progress_at = Some(Instant::now());
+            self.stream.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// Who may work now.
+#[derive(Debug)]
+pub(super) struct Turns {
+    places: Arc<Semaphore>,
+    working: Mutex<usize>,
+    free: Condvar,
+}
+
+/// Ends with its work.
+struct Turn(Arc<Turns>);
+
+impl Turns {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { places: Arc::new(Semaphore::new(STREAMS_MAX)), working: Mutex::new(0), free: Condvar::new() })
+    }
+
+    /// Blocks; ends with an error when the asker is gone.
+    fn wait(self: &Arc<Self>, output: &mut Output) -> io::Result<Turn> {
+        let mut working = self.working.lock();
+        while *working >= AT_ONCE_MAX {
+            self.free.wait_for(&mut working, STILL_WAITING);
+            if *working >= AT_ONCE_MAX {
+                parking_lot::MutexGuard::unlocked(&mut working, || output.tell(&Part::Progress(0)))?;
+            }
+        }
+        *working += 1;
+        Ok(Turn(Arc::clone(self)))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.working.lock() -= 1;
+        self.0.free.notify_one();
+    }
+}
+
+/// Ends the connection with the future that holds it, so that a daemon that stops waits for no reader.
+struct CutOff(BlockingStream);
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        // Fails when the other side was quicker.
+        drop(self.0.shutdown(Shutdown::Both));
+    }
+}
+
+/// Answers one question on a connection, of which `rest` was read beyond it.
+pub(super) async fn serve<H: ControlHandler>(
+    stream: UnixStream,
+    rest: Vec<u8>,
+    question: Question,
+    handler: Arc<H>,
+    turns: Arc<Turns>,
+) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(IDLE_MAX))?;
+    stream.set_write_timeout(Some(IDLE_MAX))?;
+    let _cut_off = CutOff(stream.try_clone()?);
+    let input = BufReader::new(io::Cursor::new(rest).chain(stream.try_clone()?));
+    let output = Output { stream: BufWriter::new(stream), progress_at: None };
+    let mut asker = Asker { uid, input, output };
+    let place = Arc::clone(&turns.places).try_acquire_owned();
+    let work = move || {
+        let done = match place {
+            Ok(_) => turns
+                .wait(&mut asker.output)
+                .map_err(Into::into)
+                .and_then(|_turn| handler.stream(&question, &mut asker)),
+            Err(_) => Err(anyhow::anyhow!(
+                "{STREAMS_MAX} reports, exports and imports are under way, more are not taken at a time; ask again when one of them is done"
+            )),
+        };
+        let last = match done {
+            Ok(()) => Part::Done,
+            Err(error) => Part::Refused { why: format!("{error:#}") },
+        };
+        asker.output.tell(&last)?;
+        asker.output.stream.flush()
+    };
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// An answer of the daemon that is on its way.
+#[derive(Debug)]
+pub struct Answer {
+    lines: BufReader<BlockingStream>,
+    path: PathBuf,
+}
+
+impl Answer {
+    /// Sends what the daemon is to read, to its end; gives why it could not be read. A daemon that takes no more of it says
+    /// why in its answer.
+    pub fn feed(&self, mut input: impl Read + Send + 'static) -> Result<JoinHandle<io::Result<()>>, ControlError> {
+        let io_error = |source| ControlError::Io { path: self.path.clone(), source };
+        let mut stream = self.lines.get_ref().try_clone().map_err(io_error)?;
+        Ok(thread::spawn(move || {
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let bytes = input.read(&mut buffer)?;
+                let read = buffer.get(..bytes).unwrap_or_default();
+                if bytes == 0 || stream.write_all(read).is_err() {
+                    drop(stream.shutdown(Shutdown::Write));
+                    return Ok(());
+                }
+            }
+        }))
+    }
+
+    /// The next part; blocks. After [`Part::Done`] and [`Part::Refused`] there is none.
+    pub fn next_part(&mut self) -> Result<Part, ControlError> {
+        let io_error = |source| ControlError::Io { path: self.path.clone(), source };
+        let mut line = Vec::new();
+        (&mut self.lines).take(REPLY_BYTES_MAX as u64).read_until(b'\n', &mut line).map_err(io_error)?;
+        if line.is_empty() {
+            return Err(io_error(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the daemon ended before its answer did",
+            )));
+        }
+        serde_json::from_slice(&line).map_err(|source| ControlError::Reply { path: self.path.clone(), source })
+    }
+}
+
+/// Asks the daemon something whose answer comes part by part, each within `timeout`.
+pub fn ask_in_parts(path: &Path, question: Question, timeout: Duration) -> Result<Answer, ControlError> {
+    let stream = connect(path, &ControlRequest::Quorum(question), timeout)?;
+    Ok(Answer { lines: BufReader::new(stream), path: path.to_owned() })
+}
+
+#[cfg(test)]
+mod tests;
