@@ -210,7 +210,8 @@ advertised_paths_max = @limits.advertised_paths_max@
 # their inputs were honest; builders that take their compiler from one cache are not independent.
 [quorum]
 # "off": as Nix alone. "observe": reports and metrics. "prefer": holders of what is agreed are asked first. "require": nothing
-# goes to Nix that is not agreed; it governs only what passes through this node.
+# goes to Nix that is not agreed; it governs only what passes through this node. The daemon then makes a gateway key, and
+# `narmesh id` prints the substituters and trusted-public-keys lines that nix.conf needs instead of all others.
 mode = @quorum.mode@
 # Groups of builders that must attest one and the same; more than half of them, or two sets could both reach it.
 @quorum.k@

@@ -1,15 +1,18 @@
-//! What must survive a restart, in SQLite: our epoch, the newest announcement of each peer, remembered answers.
+//! What must survive a restart, in SQLite: our epoch, the newest announcement of each peer, the audiences of builders' nodes,
+//! remembered answers.
 //!
-//! All of it can be lost without harm (peers tell us our epoch, announcements come again, answers are asked again), so a file that
+//! All of it can be lost without harm (peers tell us our epoch, announcements come again, without an audience nobody is told,
+//! answers are asked again), so a file that
 //! cannot be used is moved aside and a new one made. A write that returned survives the death of the process; a power failure may
 //! take the last ones (WAL with `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
 //! Methods block; call them from a blocking thread. One process per directory: the file is locked.
 
 use crate::database_file::{Empty, OpenError, make_directory, migrate, prepare, remove_siblings, set_aside};
 use libp2p::PeerId;
-use narmesh_protocol::HashPart;
+use narmesh_protocol::{AudienceDigest, HashPart};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,14 +29,19 @@ const DROP_SHARE: usize = 100;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One step per version; `PRAGMA user_version` counts those already taken. Never edited, only added to.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE own (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL);
     CREATE TABLE newest (peer BLOB PRIMARY KEY, envelope BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE answers (
         hash_part BLOB PRIMARY KEY, narinfo BLOB NOT NULL, holders TEXT NOT NULL, at_unix_s INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX answers_by_age ON answers (at_unix_s);
-"];
+",
+    "
+    CREATE TABLE audiences (peer BLOB PRIMARY KEY, digests BLOB NOT NULL) WITHOUT ROWID;
+",
+];
 
 /// The database as the daemon's parts share it. Held for one statement at a time.
 pub type SharedStateDb = Arc<Mutex<StateDb>>;
@@ -189,10 +197,49 @@ impl StateDb {
         Ok(())
     }
 
-    /// Forgets a peer's newest envelope.
+    /// Forgets a peer's newest envelope, and its audience.
     pub fn forget(&mut self, peer: &PeerId) -> Result<(), StateDbError> {
-        self.run(|connection| connection.execute("DELETE FROM newest WHERE peer = ?1", [peer.to_bytes()]))?;
+        self.run(|connection| {
+            connection.execute("DELETE FROM newest WHERE peer = ?1", [peer.to_bytes()])?;
+            connection.execute("DELETE FROM audiences WHERE peer = ?1", [peer.to_bytes()])
+        })?;
         Ok(())
+    }
+
+    /// The audiences kept; rows that are none are left out, so that nobody is told.
+    pub fn audiences(&self) -> Result<Vec<(PeerId, Vec<AudienceDigest>)>, StateDbError> {
+        self.run(|connection| {
+            let mut select = connection.prepare("SELECT peer, digests FROM audiences")?;
+            let rows = select.query_map((), |row| {
+                let (peer, digests): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                let (digests, rest) = digests.as_chunks::<8>();
+                let peer = PeerId::from_bytes(&peer).ok().filter(|_| rest.is_empty());
+                Ok(peer.map(|peer| (peer, digests.iter().copied().map(AudienceDigest).collect())))
+            })?;
+            rows.filter_map(Result::transpose).collect()
+        })
+    }
+
+    /// Sets whom a peer's last summary was meant for.
+    pub fn set_audience(&mut self, peer: &PeerId, audience: &[AudienceDigest]) -> Result<(), StateDbError> {
+        let digests: Vec<u8> = audience.iter().flat_map(|digest| digest.0).collect();
+        self.run(|connection| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO audiences (peer, digests) VALUES (?1, ?2)")?
+                .execute(params![peer.to_bytes(), digests])
+        })?;
+        Ok(())
+    }
+
+    /// Forgets the audiences of all others: what is not kept up to date would be told to those who were thrown out since.
+    pub fn keep_audiences(&mut self, of: &BTreeSet<PeerId>) -> Result<(), StateDbError> {
+        let kept = self.audiences()?.into_iter().map(|(peer, _)| peer).filter(|peer| !of.contains(peer));
+        let gone: Vec<PeerId> = kept.collect();
+        self.run(|connection| {
+            gone.iter().try_for_each(|peer| {
+                connection.execute("DELETE FROM audiences WHERE peer = ?1", [peer.to_bytes()]).map(drop)
+            })
+        })
     }
 
     /// The remembered answer for a path.

@@ -39,6 +39,9 @@ pub struct Status {
     /// Who built the same thing, and what of it Nix may have; absent with mode `off`.
     #[serde(default)]
     pub quorum: Option<QuorumStatus>,
+    /// The `[[builder]]`s, in the order of the configuration.
+    #[serde(default)]
+    pub builders: Vec<BuilderStatus>,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
 }
@@ -164,6 +167,57 @@ pub struct QuorumStatus {
     pub conflicts: Vec<String>,
     /// Narinfos and NARs that Nix asked for and the policy kept from it, by reason.
     pub refused: BTreeMap<String, u64>,
+}
+
+/// One builder of the configuration.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct BuilderStatus {
+    /// From the configuration.
+    pub name: String,
+    /// Its key.
+    pub public_key: String,
+    /// Whom it counts together with.
+    pub group: Option<String>,
+    /// Attestations held.
+    pub attestations: u64,
+    /// When the last one of these came, seconds since 1970.
+    pub last_unix_s: Option<u64>,
+    /// Name of the peer that is its node.
+    pub peer: Option<String>,
+    /// What decides who may be told of it.
+    pub audience: BuilderAudience,
+    /// Names of the peers that may be told of it.
+    pub told: Vec<String>,
+    /// Names of those that may not.
+    pub not_told: Vec<String>,
+    /// Since when it is not believed, and why.
+    pub revoked: Option<RevokedStatus>,
+}
+
+/// What decides who may be told of a builder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuilderAudience {
+    /// It is this machine: all of the allowlist may.
+    Own,
+    /// Whom its node tells its summary.
+    Summary,
+    /// The same, but its node is away: whom it told last.
+    LastSummary,
+    /// No summary of its node was ever here: nobody.
+    Unknown,
+    /// It has no `peer`: nobody, and what it attests comes as files alone.
+    #[default]
+    NoPeer,
+}
+
+/// A key that is not believed.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct RevokedStatus {
+    /// From then on, seconds since 1970.
+    pub from_unix_s: u64,
+    /// As configured.
+    pub why: String,
 }
 
 /// `narmesh advertised --json`: exactly what leaves this machine.

@@ -157,6 +157,42 @@ fn who_is_outside_of_an_audience_is_told_nothing() {
     stage.finish();
 }
 
+#[test]
+fn a_client_that_starts_again_while_the_builder_is_away_tells_who_was_inside_and_nobody_else() {
+    let [inside, outside] = ["inside", "outside"].map(Peer::honest);
+    let mut stage = Stage::new(&["away"], 64, &[&inside, &outside]);
+    let key = stage.good.builder_key();
+    stage.good.allow(&inside.card());
+    stage.good.reload();
+    stage.client.config.more = format!("\n[[builder]]\nname = 'good'\npublic_key = '{key}'\npeer = 'good'\n");
+    stage.client.reload();
+    let paths = vec![hash_part_bytes(&stage.path("away", "held"))];
+    let ask = QuorumRequest::Ask { builders: vec![builder_digest_of(&key)], paths };
+    let handed = |stage: &Stage, peer: &Peer| {
+        let reply = peer.ask(&stage.client, QUORUM, &ask.encode()).ok()?;
+        handed_over(&reply).map(|handed| handed.len())
+    };
+    inside.connect(&stage.client);
+    let told = poll(promised(Duration::from_secs(3)), || handed(&stage, &inside).filter(|handed| *handed == 1));
+    assert!(told.is_some(), "admitted by the builder's node");
+
+    stage.good.kill();
+    stage.client.kill();
+    stage.client.start();
+    for peer in [&inside, &outside] {
+        peer.connect(&stage.client);
+    }
+    let told = poll(promised(Duration::from_secs(3)), || handed(&stage, &inside).filter(|handed| *handed == 1));
+    assert!(told.is_some(), "it is remembered that it was admitted");
+    assert_eq!(handed(&stage, &outside), Some(0), "and that this one was not");
+    let status = stage.client.status().0;
+    let good = &status["builders"][0];
+    assert_eq!(
+        (&good["audience"], &good["told"], &good["not_told"]),
+        (&"last-summary".into(), &serde_json::json!(["inside"]), &serde_json::json!(["outside"]))
+    );
+}
+
 fn builder_digest_of(public_key: &str) -> [u8; 8] {
     use base64::Engine as _;
     let (_, key) = public_key.split_once(':').unwrap();

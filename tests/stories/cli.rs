@@ -39,6 +39,9 @@ fn init_makes_keys_and_says_what_to_do_with_them() {
         "stalled-download-timeout = ",
         "download-attempts = ",
         "narinfo-cache-negative-ttl = ",
+        "name them as [[builder]] in ",
+        "and set k and mode = \"require\"",
+        "narmesh.toml id` prints the trusted-public-keys line",
     ] {
         assert!(said.contains(line), "init does not say {line}:\n{said}");
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{TestMesh, TestNode, get, wait_for};
+use narmesh_tests::{TestMesh, TestNode, get, wait_for, wait_until};
 use serde_json::Value;
 
 /// From a build to a verdict elsewhere; ten times the few seconds that are promised.
@@ -77,11 +77,7 @@ fn what_one_daemon_builds_another_hears_of() {
 
     // What c knew is gone: it hears it again, as soon as it has met one of them.
     c.kill();
-    for file in fs::read_dir(c.dir().join("state")).unwrap().map(|entry| entry.unwrap().path()) {
-        if file.file_name().unwrap().to_str().unwrap().starts_with("quorum.sqlite") {
-            fs::remove_file(file).unwrap();
-        }
-    }
+    forget(&c, "quorum.sqlite");
     c.start();
     wait_verdict(&c, &app, "agreed", &["a", "b"]);
     wait_verdict(&c, &nondet, "conflict", &["a", "b"]);
@@ -133,4 +129,82 @@ fn a_relay_tells_those_whom_the_builder_admits_and_nobody_else() {
     a.reload();
     wait_verdict(&d, &app, "agreed", &["a"]);
     assert!(!d.status().connected("a"));
+}
+
+/// What `status` says of a builder: what decides who is told, who is, and who is not.
+fn audience(node: &TestNode, builder: &str) -> (String, Value, Value) {
+    let status = node.status().0;
+    let builders = status["builders"].as_array().unwrap();
+    let found = builders.iter().find(|found| found["name"] == builder).unwrap();
+    (found["audience"].as_str().unwrap().to_owned(), found["told"].clone(), found["not_told"].clone())
+}
+
+fn forget(node: &TestNode, file: &str) {
+    for path in fs::read_dir(node.dir().join("state")).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.file_name().unwrap().to_str().unwrap().starts_with(file) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody_else() {
+    let mesh = TestMesh::new();
+    let [mut a, mut relay, mut c, mut d] = ["a", "relay", "c", "d"].map(|name| mesh.node(name));
+    let builders = keys(&[&a, &relay]);
+    for node in [&mut relay, &mut c, &mut d] {
+        counting(node, &builders, 1);
+    }
+    let [of_a, of_relay, of_c, of_d] = [&a, &relay, &c, &d].map(|node| node.card());
+    for (node, allowed) in [
+        (&mut a, vec![&of_relay, &of_c]),
+        (&mut relay, vec![&of_a, &of_c, &of_d]),
+        (&mut c, vec![&of_a, &of_relay]),
+        (&mut d, vec![&of_a, &of_relay]),
+    ] {
+        allowed.into_iter().for_each(|card| node.allow(card));
+    }
+    relay.start();
+    for node in [&mut a, &mut c] {
+        node.learn_address("relay", &relay.p2p_address());
+        node.start();
+    }
+    let admitted = |audience: &str| (audience.to_owned(), serde_json::json!(["c"]), serde_json::json!(["d"]));
+    wait_until("the relay knows whom a admits", HEARD, || audience(&relay, "a") == admitted("summary"));
+    // c knows it, too, and goes before there is anything to hear.
+    wait_until("c knows that a admits the relay", HEARD, || audience(&c, "a").1 == serde_json::json!(["relay"]));
+    c.kill();
+    let app = a.store.build_one("app");
+    wait_verdict(&relay, &app, "agreed", &["a"]);
+    assert_eq!(audience(&relay, "relay").0, "own");
+    a.kill();
+    relay.kill();
+
+    relay.start();
+    assert_eq!(audience(&relay, "a"), admitted("last-summary"));
+    let builder = relay.status().0["builders"][0].clone();
+    assert!(builder["attestations"] == 2 && builder["last_unix_s"].as_u64() > Some(1_700_000_000), "{builder}");
+    d.learn_address("relay", &relay.p2p_address());
+    for node in [&mut c, &mut d] {
+        node.start();
+        node.wait_connected("relay", true, MEETING);
+    }
+    wait_verdict(&c, &app, "agreed", &["a"]);
+    // What the relay built itself comes to d over the same line; what a built does not.
+    let own = relay.store.build_fresh("of-the-relay");
+    wait_verdict(&d, &own, "agreed", &["relay"]);
+    assert_eq!((verdict(&d, &app).1, attested_by(&d, &a.builder_key())), (Vec::new(), 0));
+
+    // Without memory of whom a admitted, nobody is told.
+    c.kill();
+    relay.kill();
+    forget(&relay, "state.sqlite");
+    forget(&c, "quorum.sqlite");
+    relay.start();
+    assert_eq!(audience(&relay, "a"), ("unknown".to_owned(), serde_json::json!([]), serde_json::json!(["c", "d"])));
+    c.start();
+    wait_verdict(&c, &own, "agreed", &["relay"]);
+    assert_eq!(attested_by(&c, &a.builder_key()), 0);
+    a.start();
+    wait_verdict(&c, &app, "agreed", &["a"]);
 }

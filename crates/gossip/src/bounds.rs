@@ -340,7 +340,8 @@ fn random_bytes_never_panic() {
     let result = runner.run(&inputs, |inputs| {
         let now = Now { moment: Moment(5), wall_ms: WALL_MS };
         let config = GossipConfig::new(keypair.clone(), StoreDir::parse("/nix/store").unwrap(), "x", [0; 32]);
-        let mut gossip = Gossip::new(now, config, Persisted { own_epoch: None, newest: vec![inputs[0].1.clone()] });
+        let mut gossip =
+            Gossip::new(now, config, Persisted { newest: vec![inputs[0].1.clone()], ..Persisted::default() });
         gossip.handle(now, Input::Allowlist(BTreeSet::from([friend])));
         gossip.handle(now, Input::Connected(friend));
         for (kind, bytes) in inputs {

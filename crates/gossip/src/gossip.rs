@@ -80,6 +80,13 @@ pub struct Persisted {
     pub own_epoch: Option<u64>,
     /// The last [`Record::Newest`] of each peer; those that do not verify are skipped.
     pub newest: Vec<Vec<u8>>,
+    /// [`Gossip::audience`] of those peers for whom the caller keeps it; an audience that is none is skipped.
+    pub audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
+}
+
+/// Strictly ascending, not empty, and no longer than a summary's.
+fn is_audience(audience: &[AudienceDigest]) -> bool {
+    !audience.is_empty() && audience.len() <= Summary::AUDIENCE_MAX && audience.is_sorted_by(|one, next| one < next)
 }
 
 /// The delta of an announcement that only renews the lifetime.
@@ -102,6 +109,8 @@ pub struct Gossip {
     rng: ChaCha8Rng,
     /// Read back after a restart, until the first allowlist says which of them count.
     floors: BTreeMap<PeerId, Arc<Envelope>>,
+    /// The same of audiences.
+    audiences: BTreeMap<PeerId, Vec<AudienceDigest>>,
     pub(crate) directory: Directory,
     /// Connected peers of the allowlist.
     pub(crate) links: BTreeMap<PeerId, Link>,
@@ -143,6 +152,7 @@ impl Gossip {
             open_envelope: config.open_envelope,
             reannounce_ms: config.reannounce_ms,
             floors: newest.map(|envelope| (envelope.peer(), envelope)).collect(),
+            audiences: persisted.audiences.into_iter().take(PERSISTED_MAX).filter(|(_, it)| is_audience(it)).collect(),
             directory: Directory::default(),
             links: BTreeMap::new(),
             pulls: Pulls::default(),
@@ -208,8 +218,12 @@ impl Gossip {
         self.table.shared().candidates(part)
     }
 
-    /// Whether `peer` may be told what `owner` has: it is the owner, or stands in the audience of the last summary of its that we
-    /// held in this run.
+    /// Whom `owner` meant the last summary of its for that we held, in this run or, as [`Persisted::audiences`] has it, before.
+    pub fn audience(&self, owner: &PeerId) -> Option<&Arc<[AudienceDigest]>> {
+        self.directory.get(owner).map(|entry| &entry.audience).filter(|audience| !audience.is_empty())
+    }
+
+    /// Whether `peer` may be told what `owner` has: it is the owner, or stands in its [`Gossip::audience`].
     pub fn admits(&self, owner: &PeerId, peer: &PeerId) -> bool {
         owner == peer || self.directory.get(owner).is_some_and(|entry| entry.admits(peer))
     }
@@ -286,11 +300,17 @@ impl Gossip {
         }
         for peer in peers {
             let floor = self.floors.remove(&peer);
+            let audience = self.audiences.remove(&peer).map(|audience| self.directory.shared_audience(audience));
             let entry = self.directory.add(peer);
+            if let Some(audience) = audience {
+                entry.audience = audience;
+            }
             if let Some(envelope) = floor.filter(|_| !mutant!(FloorsForgotten)) {
                 entry.newest.get_or_insert(crate::directory::Newest { envelope, accepted: None });
             }
         }
+        // Those that the first allowlist does not name.
+        self.audiences.clear();
         for (peer, _) in std::mem::take(&mut self.floors) {
             self.output(Output::Persist(Record::Forget(peer)));
         }

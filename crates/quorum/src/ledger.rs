@@ -128,6 +128,16 @@ struct Shelf {
     key: BuilderKey,
     queue: VecDeque<HashPart>,
     bytes: u64,
+    tally: Tally,
+}
+
+/// What is here of one builder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Attestations; bare Nix signatures are none.
+    pub attestations: usize,
+    /// When this node first stored the last one that came, if that is on record.
+    pub last_stored_at: Option<WallMs>,
 }
 
 /// One path. Slices, not vectors: half of the memory of a ledger with a million attestations.
@@ -179,6 +189,9 @@ impl Ledger {
             }
             known.attested_at = attested_at;
             self.forget_digest(builder, &evidence.hash_part);
+            if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
+                shelf.tally.attestations += 1;
+            }
             return Insertion::Upgraded;
         }
         let said = entry.records.iter().filter(|it| it.builder == builder).count();
@@ -195,6 +208,12 @@ impl Ledger {
         push(&mut entry.records, record);
         self.votes += 1;
         self.forget_digest(builder, &evidence.hash_part);
+        if let Some(shelf) = self.builders.get_mut(usize::from(builder))
+            && attested_at != NO_TIME
+        {
+            shelf.tally.attestations += 1;
+            shelf.tally.last_stored_at = shelf.tally.last_stored_at.max(time(stored_at));
+        }
         if queued && let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
             shelf.queue.push_back(evidence.hash_part);
             shelf.bytes += u64::from(evidence.bytes);
@@ -327,6 +346,12 @@ impl Ledger {
         self.votes
     }
 
+    /// What is held of one builder.
+    pub fn of_builder(&self, builder: &BuilderKey) -> Tally {
+        let shelf = self.number_of(builder).and_then(|number| self.builders.get(usize::from(number)));
+        shelf.map(|shelf| shelf.tally).unwrap_or_default()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.votes == 0
@@ -346,7 +371,7 @@ impl Ledger {
             return Some(number);
         }
         let number = u16::try_from(self.builders.len()).ok().filter(|number| usize::from(*number) < BUILDERS_MAX)?;
-        self.builders.push(Shelf { key: builder, queue: VecDeque::new(), bytes: 0 });
+        self.builders.push(Shelf { key: builder, queue: VecDeque::new(), bytes: 0, tally: Tally::default() });
         self.numbers.insert(builder, number);
         Some(number)
     }
@@ -370,6 +395,7 @@ impl Ledger {
             if entry.pins != 0 {
                 continue;
             }
+            shelf.tally.attestations -= usize::from(record.attested_at != NO_TIME);
             let (key, fact) = (shelf.key, usize::from(record.fact));
             let fingerprint = entry.facts.get(fact).map(|facts| facts.fingerprint);
             entry.remove(at);

@@ -33,7 +33,7 @@ pub use decision::{Decision, Grounds, Preference, Refusal};
 pub use evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 pub use ledger::{
     ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
-    Served, Vote,
+    Served, Tally, Vote,
 };
 #[cfg(feature = "mutants")]
 pub use mutation::{MUTATIONS, Mutation, mutate};

@@ -258,6 +258,11 @@ impl Policy {
         Some(self.builders.get(*self.numbers.get(key)?)?.name.as_str())
     }
 
+    /// Why, and from when on, this key is not believed any more.
+    pub fn revocation(&self, key: &BuilderKey) -> Option<&Revocation> {
+        self.revoked.get(key)
+    }
+
     /// Groups of builders: what `k` is counted over.
     pub fn groups(&self) -> usize {
         self.groups.len()

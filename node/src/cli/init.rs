@@ -76,6 +76,7 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     text += &format!("\npeer id: {}\n\n{}\n", secrets.peer_id(), introduction(&name, &settings, &secrets));
     text += &nix_conf_lines(&settings, &secrets, NixVersion::installed());
     text += &format!("\nThen: narmesh --config {} run\n", file.display());
+    text += &towards_require(&file);
     Ok(emit(&text)?)
 }
 
@@ -201,6 +202,16 @@ pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option
         None => text += "# With Nix 2.9 or later also: fallback = true   (2.8 aborts with it; no nix was found here)\n",
     }
     text
+}
+
+/// The way to a policy that Nix obeys.
+fn towards_require(file: &Path) -> String {
+    format!(
+        "\nFor Nix to take only what several builders agree on, name them as [[builder]] in {file}, and set k and mode = \"require\"\n\
+         in [quorum]. The daemon then makes a gateway key at its next start or reload, which is all that Nix is to trust:\n\
+         `narmesh --config {file} id` prints the trusted-public-keys line that replaces the one above.\n",
+        file = file.display()
+    )
 }
 
 fn directory_of(config: &Path) -> &Path {

@@ -58,6 +58,11 @@ impl Attester {
         Ok(attester)
     }
 
+    /// What it signs with now.
+    pub(super) fn public_key(&self) -> Option<NixPublicKey> {
+        self.shared.work.lock().key.as_ref().map(NixSecretKey::public)
+    }
+
     /// Another key, or none, from now on; what is in the store is attested with it.
     pub(super) fn set_key(&self, key: Option<NixSecretKey>) {
         let mut work = self.shared.work.lock();

@@ -3,17 +3,18 @@
 use super::Daemon;
 use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
-use crate::mesh::{MeshView, PeerStats, probe};
+use crate::mesh::{AudienceView, MeshView, PeerStats, probe};
 use crate::quorum::{Desk, Part, Question};
-use crate::settings::PeerSettings;
+use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
 use crate::status::{
-    AdvertisedPath, AdvertisedReport, ByteStatus, ConfigStatus, OwnStatus, OwnStoreView, PeerProbe, PeerStatus,
-    QuorumStatus, RequestStatus, Status, StoreStatus, SummaryStatus, WhyReport, WithheldPath,
+    AdvertisedPath, AdvertisedReport, BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, OwnStatus,
+    OwnStoreView, PeerProbe, PeerStatus, QuorumStatus, RequestStatus, RevokedStatus, Status, StoreStatus,
+    SummaryStatus, WhyReport, WithheldPath,
 };
 use libp2p::{Multiaddr, PeerId};
-use narmesh_protocol::{HashPart, NarInfo, StoreDir, StorePath};
-use narmesh_quorum::{Ledger, Mode};
+use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
+use narmesh_quorum::{Builder, Ledger, Mode};
 use narmesh_store::{NixStore, Offer, Standing, Store, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -126,6 +127,7 @@ impl Daemon {
                 gateway_out: counts.body_bytes,
             },
             quorum: self.quorum_status(),
+            builders: self.builder_statuses(&settings, &view),
             peers,
             rss_bytes: rss_bytes(),
         })
@@ -150,6 +152,43 @@ impl Daemon {
             conflicts: found.conflicts.iter().take(CONFLICTS_SHOWN_MAX).map(StorePath::to_string).collect(),
             refused: self.resolver.refused(),
         })
+    }
+
+    fn builder_statuses(&self, settings: &Settings, view: &MeshView) -> Vec<BuilderStatus> {
+        let policy = self.ledger.policy();
+        let own = self.attester.public_key().map(|key| BuilderKey(key.bytes()));
+        let status = |(builder, node): (&Builder, Option<PeerId>)| {
+            let tally = self.ledger.read(|ledger| ledger.of_builder(&builder.key));
+            let seen = node.and_then(|node| view.audiences.get(&node));
+            let audience = match (own == Some(builder.key), node.is_some(), seen) {
+                (true, _, _) => BuilderAudience::Own,
+                (false, true, Some(AudienceView { is_known: true, is_present: true, .. })) => BuilderAudience::Summary,
+                (false, true, Some(AudienceView { is_known: true, .. })) => BuilderAudience::LastSummary,
+                (false, true, _) => BuilderAudience::Unknown,
+                (false, false, _) => BuilderAudience::NoPeer,
+            };
+            let others = settings.peers.iter().filter(|peer| Some(peer.peer_id) != node);
+            let (told, not_told) = others.partition::<Vec<_>, _>(|peer| {
+                audience == BuilderAudience::Own || seen.is_some_and(|seen| seen.admitted.contains(&peer.peer_id))
+            });
+            let names = |peers: Vec<&PeerSettings>| peers.into_iter().map(|peer| peer.name.clone()).collect();
+            let named = settings.quorum.public_key(&builder.key);
+            BuilderStatus {
+                name: builder.name.clone(),
+                public_key: named.map(ToString::to_string).unwrap_or_default(),
+                group: builder.group.clone(),
+                attestations: tally.attestations as u64,
+                last_unix_s: tally.last_stored_at.map(|at| at.0 / 1_000),
+                peer: settings.peers.iter().find(|peer| Some(peer.peer_id) == node).map(|peer| peer.name.clone()),
+                audience,
+                told: names(told),
+                not_told: names(not_told),
+                revoked: policy
+                    .revocation(&builder.key)
+                    .map(|revoked| RevokedStatus { from_unix_s: revoked.from.0 / 1_000, why: revoked.why.clone() }),
+            }
+        };
+        settings.quorum.builders().map(status).collect()
     }
 
     async fn advertised(&self) -> anyhow::Result<AdvertisedReport> {

@@ -25,7 +25,7 @@ use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::{NAR_PROTOCOL, NarInfoRequest};
-use narmesh_protocol::{BuilderKey, StoreDir};
+use narmesh_protocol::{AudienceDigest, BuilderKey, StoreDir};
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -111,6 +111,8 @@ pub struct Mesh {
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     exchange: ExchangeLink,
     orders: mpsc::Receiver<Order>,
+    /// Of builders' nodes, as they stand in the state database.
+    audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
     quorum_answering: Arc<Semaphore>,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>, OwnedSemaphorePermit)>,
@@ -150,7 +152,7 @@ impl Mesh {
         gossip_config.path_count_max = config.advertised_paths_max;
         let persisted = {
             let state = state.lock();
-            Persisted { own_epoch: state.own_epoch()?, newest: state.newest()? }
+            Persisted { own_epoch: state.own_epoch()?, newest: state.newest()?, audiences: state.audiences()? }
         };
         let gossip = Gossip::new(now(), gossip_config, persisted);
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
@@ -185,6 +187,7 @@ impl Mesh {
             connecting: HashMap::new(),
             exchange,
             orders,
+            audiences_kept: HashMap::new(),
             quorum_answering: Arc::new(Semaphore::new(exchange::ANSWERS_AT_ONCE_MAX)),
             quorum_sent: HashMap::new(),
             quorum_received: HashMap::new(),
@@ -285,6 +288,7 @@ impl Mesh {
                     listen: self.swarm.listeners().cloned().collect(),
                     peers: self.gossip.peers().collect(),
                     publication: self.gossip.publication(),
+                    audiences: self.audiences(),
                 };
                 drop(reply.send(view));
             }

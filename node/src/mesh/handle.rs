@@ -9,7 +9,7 @@ use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, P
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -62,6 +62,19 @@ pub struct MeshView {
     pub peers: Vec<PeerView>,
     /// Our own summary.
     pub publication: PublicationView,
+    /// Who may hear of the builders of each node that a builder has.
+    pub audiences: BTreeMap<PeerId, AudienceView>,
+}
+
+/// Whom a peer means its summary for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AudienceView {
+    /// A summary of it was here, in this run or an earlier one.
+    pub is_known: bool,
+    /// A summary of it is here now: it is there, or was a short time ago.
+    pub is_present: bool,
+    /// Those of our allowlist.
+    pub admitted: BTreeSet<PeerId>,
 }
 
 /// A cheap, cloneable way to the mesh.

@@ -26,7 +26,7 @@ pub mod transport;
 pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
 pub use driver::{Mesh, MeshConfig, MeshParts};
-pub use handle::{Ask, AskError, MeshHandle, MeshView};
+pub use handle::{Ask, AskError, AudienceView, MeshHandle, MeshView};
 pub use nar_client::{NarOpenError, NarPiece, NarPool, NarSource};
 pub use nar_server::{SMALL_NAR_BYTES_MAX, UploadLimits, Uploads};
 pub use peers::{PeerBoard, PeerStats};

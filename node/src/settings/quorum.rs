@@ -42,6 +42,11 @@ impl QuorumSettings {
         builders.chain(own.map(|key| CountedBuilder { key: key.clone(), peer: None })).collect()
     }
 
+    /// The builders in the order of the file, each with its node.
+    pub fn builders(&self) -> impl Iterator<Item = (&Builder, Option<PeerId>)> {
+        self.rules.builders.iter().zip(self.peers.iter().copied())
+    }
+
     /// What verdicts are used for.
     pub fn mode(&self) -> Mode {
         self.rules.mode

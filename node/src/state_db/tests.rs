@@ -8,6 +8,8 @@ fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {
     RememberedAnswer { narinfo: text.as_bytes().to_vec(), holders: vec![PeerId::random(), PeerId::random()], at_unix_s }
 }
 
+const AUDIENCE: [AudienceDigest; 2] = [AudienceDigest([1; 8]), AudienceDigest([2; 8])];
+
 /// A database with something in every table.
 fn filled(dir: &Path) -> (PeerId, RememberedAnswer) {
     let (mut db, recovered) = StateDb::open(dir).unwrap();
@@ -16,13 +18,15 @@ fn filled(dir: &Path) -> (PeerId, RememberedAnswer) {
     db.set_own_epoch(u64::MAX - 1).unwrap();
     db.set_newest(&peer, b"older").unwrap();
     db.set_newest(&peer, b"newer").unwrap();
+    db.set_audience(&peer, &[AudienceDigest([9; 8])]).unwrap();
+    db.set_audience(&peer, &AUDIENCE).unwrap();
     db.update_answers(&[(HashPart([1; 20]), Some(answer.clone()))]).unwrap();
     (peer, answer)
 }
 
 fn assert_empty(db: &StateDb) {
     assert_eq!(db.own_epoch().unwrap(), None);
-    assert!(db.newest().unwrap().is_empty());
+    assert!(db.newest().unwrap().is_empty() && db.audiences().unwrap().is_empty());
     assert!(db.answered().unwrap().is_empty());
 }
 
@@ -36,9 +40,23 @@ fn everything_comes_back_after_a_restart() {
     assert_eq!(db.newest().unwrap(), vec![b"newer".to_vec()]);
     assert_eq!(db.answer(&HashPart([1; 20])).unwrap(), Some(answer));
     assert_eq!(db.answer(&HashPart([2; 20])).unwrap(), None);
+    assert_eq!(db.audiences().unwrap(), [(peer, AUDIENCE.to_vec())]);
     db.forget(&peer).unwrap();
     db.update_answers(&[(HashPart([1; 20]), None)]).unwrap();
-    assert!(db.newest().unwrap().is_empty() && db.answered().unwrap().is_empty());
+    assert!(db.newest().unwrap().is_empty() && db.audiences().unwrap().is_empty() && db.answered().unwrap().is_empty());
+}
+
+#[test]
+fn only_audiences_that_are_kept_up_to_date_stay() {
+    let mut db = StateDb::in_memory().unwrap();
+    let [one, two] = [PeerId::random(), PeerId::random()];
+    db.set_audience(&one, &AUDIENCE).unwrap();
+    db.set_audience(&two, &AUDIENCE).unwrap();
+    db.keep_audiences(&BTreeSet::from([two])).unwrap();
+    assert_eq!(db.audiences().unwrap(), [(two, AUDIENCE.to_vec())]);
+    // Half of a digest is nobody's.
+    db.run(|connection| connection.execute("UPDATE audiences SET digests = x'0101010101010101aa'", ())).unwrap();
+    assert!(db.audiences().unwrap().is_empty());
 }
 
 /// Copies the files while they are open, as a killed process leaves them.

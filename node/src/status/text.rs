@@ -1,5 +1,7 @@
 //! The reports as people read them: aligned, in plain words, with nothing a peer could use to play with a terminal.
 
+mod builders;
+
 use super::{
     AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, QuorumStatus, Status, SummaryStatus, WhyReport,
     WouldAnswer,
@@ -156,6 +158,7 @@ impl Status {
         rows.extend(self.quorum.iter().flat_map(quorum_rows));
         let mut text = table(&rows, 0);
         text.push_str(&peer_table(&self.peers));
+        text.push_str(&builders::builder_table(&self.builders));
         text
     }
 }

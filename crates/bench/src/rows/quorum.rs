@@ -1,5 +1,6 @@
 //! What it costs to know who built the same thing.
 
+use crate::process::{Running, finish, tethered, wait_for};
 use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
 use anyhow::{Context as _, ensure};
@@ -15,9 +16,9 @@ use narmesh_quorum::{
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const BUILDERS: u8 = 5;
 const K: usize = 3;
@@ -28,6 +29,7 @@ const LOOKUPS: u32 = 200_000;
 const SHARED_PATHS: u32 = 20_000;
 const CLOSURE: u32 = 10_000;
 const IMPORTED_PATHS: u32 = 20_000;
+const DAEMON_START_MAX: Duration = Duration::from_secs(30);
 
 /// Verdicts, reports, imports, comparisons.
 #[derive(Debug)]
@@ -55,6 +57,8 @@ impl Subject for Quorum {
                 "`narmesh quorum report --closure --json` of 10,000 paths, 5 builders each, as a process",
             )
             .target(Target::AtMost(1_000.0)),
+            Planned::new("quorum/closure-report-daemon", "ms", "the same, asked of a running daemon"),
+            Planned::new("quorum/closure-report-growth", "MB", "what the daemon's memory grew by for those reports"),
             Planned::new(
                 "quorum/import",
                 "attestations/s",
@@ -80,7 +84,8 @@ impl Subject for Quorum {
         if report.wants("quorum/import") || report.wants("quorum/attestation-disk") {
             imports(bench, report)?;
         }
-        if report.wants("quorum/closure-report") {
+        let reports = ["quorum/closure-report", "quorum/closure-report-daemon", "quorum/closure-report-growth"];
+        if reports.iter().any(|row| report.wants(row)) {
             closure_report(bench, report)?;
         }
         Ok(())
@@ -276,13 +281,34 @@ fn closure_report(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     // Every path needs two more, up to 10,000 in all.
     let attestations = all_signed(CLOSURE, |number| if number * 2 + 2 < CLOSURE { 2 } else { 0 })?;
     fs::write(dir.join("attestations"), text_of(&attestations)?)?;
+    run_init(narmesh, dir.path())?;
     write_config(dir.path())?;
     run(narmesh, dir.path(), &["import", &dir.join("attestations").to_string_lossy()])?;
+    let without = report_times_ms(narmesh, dir.path(), bench.rounds)?;
+    let mut command = tethered(narmesh);
+    command.arg("--config").arg(dir.join("narmesh.toml")).arg("run").stdout(Stdio::null()).stderr(Stdio::null());
+    let daemon = Running::spawn("narmesh", &mut command)?;
+    let root = path(0)?.to_string();
+    wait_for("the daemon answers", DAEMON_START_MAX, || {
+        // Without a daemon it would be the files that answer, which is said.
+        let output = quorum(narmesh, dir.path(), &["why", &root]).output()?;
+        Ok((output.status.success() && output.stderr.is_empty()).then_some(()))
+    })?;
+    let idle_mb = daemon.rss_mb()?;
+    let asked = report_times_ms(narmesh, dir.path(), bench.rounds)?;
+    report.figure("quorum/closure-report-growth", &[daemon.rss_mb()? - idle_mb], None);
+    report.figure("quorum/closure-report-daemon", &asked, Some(Beside::new("without a daemon", without.clone())));
+    report.figure("quorum/closure-report", &without, None);
+    Ok(())
+}
+
+/// Of the whole command, as often as asked.
+fn report_times_ms(narmesh: &Path, dir: &Path, rounds: usize) -> anyhow::Result<Vec<f64>> {
     let root = path(0)?.to_string();
     let mut times_ms = Vec::new();
-    for _ in 0..bench.rounds {
+    for _ in 0..rounds {
         let started = Instant::now();
-        let json = run(narmesh, dir.path(), &["report", "--closure", &root, "--json"])?;
+        let json = run(narmesh, dir, &["report", "--closure", &root, "--json"])?;
         times_ms.push(started.elapsed().as_secs_f64() * 1e3);
         let report: serde_json::Value = serde_json::from_slice(&json)?;
         let agreed = report.pointer("/totals/agreed").and_then(serde_json::Value::as_u64);
@@ -291,22 +317,33 @@ fn closure_report(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
             "{agreed:?} agreed"
         );
     }
-    report.figure("quorum/closure-report", &times_ms, None);
-    Ok(())
+    Ok(times_ms)
+}
+
+/// The keys that a daemon needs.
+fn run_init(narmesh: &Path, dir: &Path) -> anyhow::Result<()> {
+    finish("narmesh init", Command::new(narmesh).args(["init", "--name", "reporter", "--dir"]).arg(dir)).map(drop)
 }
 
 fn write_config(dir: &Path) -> anyhow::Result<()> {
-    let mut text =
-        format!("[store]\nroot = \"{}\"\n[quorum]\nmode = \"observe\"\nk = {K}\n", dir.join("empty").display());
+    let mut text = format!(
+        "[node]\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\n[gateway]\nlisten = \"127.0.0.1:0\"\n[store]\nroot = \"{}\"\n[quorum]\nmode = \"observe\"\nk = {K}\n",
+        dir.join("empty").display()
+    );
     for number in 0..BUILDERS {
         text += &format!("[[builder]]\nname = \"b{number}\"\npublic_key = \"{}\"\n", key(number)?.public());
     }
     Ok(fs::write(dir.join("narmesh.toml"), text)?)
 }
 
+fn quorum(narmesh: &Path, dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(narmesh);
+    command.arg("--config").arg(dir.join("narmesh.toml")).arg("quorum").args(arguments);
+    command
+}
+
 fn run(narmesh: &Path, dir: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let output =
-        Command::new(narmesh).arg("--config").arg(dir.join("narmesh.toml")).arg("quorum").args(arguments).output()?;
+    let output = quorum(narmesh, dir, arguments).output()?;
     ensure!(output.status.success(), "narmesh quorum {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
 }

@@ -2,7 +2,7 @@
 
 use crate::net::{Net, config, part, parts, peer};
 use narmesh_gossip::{Event, Input, PathChange, Persisted};
-use narmesh_protocol::{Envelope, StoreDir};
+use narmesh_protocol::{AudienceDigest, Envelope, StoreDir};
 use std::collections::BTreeSet;
 
 /// Long enough for a publication, a hop of gossip and a pull.
@@ -202,6 +202,40 @@ fn a_relay_hands_nothing_to_those_who_are_not_meant() {
     net.run(100_000);
     assert!((0..20).all(|path| !net.candidate(3, 1, path)));
     assert!(net.candidate(2, 1, 15));
+}
+
+#[test]
+fn an_audience_that_was_kept_counts_after_a_restart_and_no_other_does() {
+    let trust = [(1, 2), (2, 3), (2, 4), (1, 3)];
+    let mut net = Net::with_trust(4, &trust);
+    net.connect(1, 2);
+    net.update(1, 0..10, 0..0);
+    net.run(10_000);
+    let admitted = |net: &Net| [1, 3, 4].map(|number| net.node(2).core.admits(&peer(1), &peer(number)));
+    assert_eq!(admitted(&net), [true, true, false]);
+    let kept = net.node(2).core.audience(&peer(1)).unwrap().to_vec();
+
+    let restart = |net: &mut Net, audience: Vec<AudienceDigest>| {
+        net.disconnect(1, 2);
+        net.start(2, Persisted { audiences: vec![(peer(1), audience)], ..Persisted::default() });
+        assert_eq!(admitted(net), [true, false, false], "nobody is trusted yet");
+        net.trust(2, &trust);
+    };
+    restart(&mut net, kept.clone());
+    assert_eq!(admitted(&net), [true, true, false], "though 1 is away");
+    restart(&mut net, kept.iter().rev().copied().collect());
+    assert_eq!(admitted(&net), [true, false, false], "this is no audience");
+    // One that lost our trust meanwhile has none when it has it again.
+    restart(&mut net, kept.clone());
+    net.trust(2, &[(2, 3)]);
+    net.trust(2, &trust);
+    assert_eq!(admitted(&net), [true, false, false]);
+    // What 1 says now counts, not what was kept.
+    restart(&mut net, kept);
+    net.trust(1, &[(1, 2), (1, 4)]);
+    net.connect(1, 2);
+    net.run(10_000);
+    assert_eq!(admitted(&net), [true, false, true]);
 }
 
 #[test]

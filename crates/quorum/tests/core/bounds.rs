@@ -1,6 +1,6 @@
 //! Eviction: oldest first, per builder, never what is pinned.
 
-use crate::stage::{hear, key, ledger, path, result, says};
+use crate::stage::{hear, key, ledger, path, result, says, signs};
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::{ASKED_MAX, BUILDERS_MAX, Evidence, Insertion, Ledger, LedgerLimits, Pin, Served, WallMs};
 use proptest::prelude::*;
@@ -24,6 +24,26 @@ fn the_oldest_of_the_builder_that_speaks_goes_first() {
     assert_eq!([5, 6].map(&mut insert), [vec![2], vec![3]]);
     assert_eq!(ledger.votes(&path(1).hash_part()).count(), 1);
     assert_eq!(ledger.len(), 4);
+}
+
+#[test]
+fn attestations_of_each_builder_are_counted_and_bare_signatures_are_not() {
+    let mut ledger = small(2);
+    let tally = |ledger: &Ledger, name: &str| {
+        let tally = ledger.of_builder(&key(name));
+        (tally.attestations, tally.last_stored_at.map(|at| at.0))
+    };
+    assert_eq!(tally(&ledger, "a"), (0, None));
+    ledger.insert(&signs("a", &path(1), result('1')), Some(WallMs(7)));
+    assert_eq!(tally(&ledger, "a"), (0, None));
+    ledger.insert(&says("a", &path(1), result('1')), Some(WallMs(8)));
+    ledger.insert(&says("a", &path(1), result('1')), Some(WallMs(9)));
+    assert_eq!(tally(&ledger, "a"), (1, None), "first stored as a bare one");
+    ledger.insert(&says("a", &path(2), result('1')), Some(WallMs(20)));
+    ledger.insert(&says("a", &path(3), result('1')), Some(WallMs(10)));
+    ledger.insert(&says("b", &path(3), result('1')), None);
+    assert_eq!((tally(&ledger, "a"), ledger.len()), ((2, Some(20)), 3), "one was evicted");
+    assert_eq!(tally(&ledger, "b"), (1, None));
 }
 
 #[test]

@@ -2,25 +2,65 @@
 
 use super::Mesh;
 use crate::mesh::attestations::{Heard, Order};
+use crate::mesh::handle::AudienceView;
 use libp2p::PeerId;
 use libp2p::request_response;
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::exchange::{Input, Spoken};
 use narmesh_quorum::reconcile::Shared;
 use narmesh_quorum::wire::QuorumReply;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 impl Mesh {
     /// The builders changed, or who is trusted.
     pub(super) fn tell_builders(&mut self) {
         self.exchange.tell(Heard::Builders(self.config.builders.clone()));
+        let owners = self.builder_nodes();
+        self.audiences_kept.retain(|owner, _| owners.contains(owner));
+        if let Err(error) = self.state.lock().keep_audiences(&owners) {
+            tracing::error!(%error, "state database: audiences of former builders stay in it");
+        }
+        owners.iter().for_each(|owner| self.keep_audience(owner));
         self.speak_with_all();
+    }
+
+    fn builder_nodes(&self) -> BTreeSet<PeerId> {
+        self.config.builders.iter().filter_map(|builder| builder.peer).collect()
+    }
+
+    /// Remembers whom a builder's node told, so that after a restart what it attests is relayed to them while it is away.
+    fn keep_audience(&mut self, owner: &PeerId) {
+        let Some(audience) = self.gossip.audience(owner) else { return };
+        if self.audiences_kept.get(owner).is_some_and(|kept| kept == audience) {
+            return;
+        }
+        match self.state.lock().set_audience(owner, audience) {
+            Ok(()) => drop(self.audiences_kept.insert(*owner, Arc::clone(audience))),
+            Err(error) => tracing::error!(
+                peer = %owner, %error,
+                "state database: cannot write; after a restart those are told who were in the builder's audience before"
+            ),
+        }
+    }
+
+    /// Who of our allowlist may hear of the builders of each node.
+    pub(super) fn audiences(&self) -> BTreeMap<PeerId, AudienceView> {
+        let held: BTreeSet<PeerId> =
+            self.gossip.peers().filter(|seen| seen.summary.is_some()).map(|seen| seen.peer).collect();
+        let view = |owner: PeerId| {
+            let is_known = self.gossip.audience(&owner).is_some();
+            let peers = self.config.peers.keys().filter(|peer| **peer != owner);
+            let admitted = peers.filter(|peer| self.gossip.admits(&owner, peer)).copied().collect();
+            (owner, AudienceView { is_known, is_present: held.contains(&owner), admitted })
+        };
+        self.builder_nodes().into_iter().map(view).collect()
     }
 
     /// The summary of this peer may have another audience than before.
     pub(super) fn audience_changed(&mut self, owner: &PeerId) {
         if self.config.builders.iter().any(|builder| builder.peer.as_ref() == Some(owner)) {
+            self.keep_audience(owner);
             self.speak_with_all();
         }
     }
@@ -33,7 +73,7 @@ impl Mesh {
     /// Says what may be spoken of with this connected peer. Nothing is told to whom a summary of the builder's node would not
     /// be told; of our own builds everybody on our allowlist may hear.
     pub(super) fn speak_with(&self, peer: PeerId) {
-        let owners: BTreeSet<PeerId> = self.config.builders.iter().filter_map(|builder| builder.peer).collect();
+        let owners = self.builder_nodes();
         let admitting: BTreeSet<PeerId> =
             owners.iter().filter(|owner| self.gossip.admits(owner, &peer)).copied().collect();
         let own = self.config.own_builder;

@@ -3,7 +3,8 @@
 use super::*;
 use crate::mesh::PeerStats;
 use crate::status::{
-    ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView, RememberedView, RequestStatus, StoreStatus,
+    BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView, RememberedView,
+    RequestStatus, RevokedStatus, StoreStatus,
 };
 
 fn status() -> Status {
@@ -56,6 +57,7 @@ fn status() -> Status {
         },
         bytes: ByteStatus { received: 5 << 20, sent: 0, gateway_out: 999 },
         quorum: None,
+        builders: Vec::new(),
         rss_bytes: 20 << 20,
     }
 }
@@ -85,6 +87,46 @@ fn conflicts_stand_first_and_the_policy_is_told() {
     ] {
         assert!(lines.contains(&line), "{line}: {text}");
     }
+}
+
+#[test]
+fn each_builder_has_a_line_that_says_who_may_be_told_and_why_others_may_not() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let builder = |name: &str, audience, told: &[&str], not_told: &[&str]| BuilderStatus {
+        name: name.to_owned(),
+        audience,
+        told: names(told),
+        not_told: names(not_told),
+        ..BuilderStatus::default()
+    };
+    let revoked = RevokedStatus { from_unix_s: 1_704_067_199, why: "stolen".to_owned() };
+    let builders = vec![
+        BuilderStatus {
+            group: Some("acme".to_owned()),
+            attestations: 12,
+            last_unix_s: Some(1_704_067_199),
+            peer: Some("node".to_owned()),
+            ..builder("a", BuilderAudience::Summary, &["c"], &["d\u{1b}"])
+        },
+        builder("b", BuilderAudience::LastSummary, &["1", "2", "3", "4", "5", "6", "7"], &[]),
+        builder("own", BuilderAudience::Own, &["c", "d"], &[]),
+        builder("new", BuilderAudience::Unknown, &[], &["c", "d"]),
+        BuilderStatus { revoked: Some(revoked), ..builder("file", BuilderAudience::NoPeer, &[], &["c", "d"]) },
+    ];
+    let text = Status { builders, ..status() }.text();
+    let expected = "
+builders: 5
+  name  group  attestations  last                     peer  told to                                                             revoked
+  a     acme   12            2023-12-31 23:59:59 UTC  node  c; its node does not tell d\\u{1b}                                   -
+  b     -      0             -                        -     1, 2, 3, 4, 5 and 2 more, as when its node was here last            -
+  own   -      0             -                        -     c, d: it is this machine                                            -
+  new   -      0             -                        -     nobody: whom its node tells was never heard                         -
+  file  -      0             -                        -     nobody: no peer, so it comes as files alone                         from 2023-12-31 23:59:59 UTC: stolen
+";
+    let squeezed =
+        |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
+    let (said, wanted) = (squeezed(&text), squeezed(expected));
+    assert_eq!(said.get(said.len() - wanted.len()..).unwrap(), wanted, "{text}");
 }
 
 #[test]
