@@ -193,7 +193,7 @@ impl Machine {
             self.blank = true;
         }
         let newest = self.disk_newest.values().cloned().collect();
-        let persisted = Persisted { own_epoch: self.disk_epoch, newest };
+        let persisted = Persisted { own_epoch: self.disk_epoch, newest, ..Persisted::default() };
         self.core = core(self.now(now_ms), &self.keypair, draw.seed(), persisted);
         self.state = State::Running;
         self.run += 1;
