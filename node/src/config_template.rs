@@ -127,7 +127,7 @@ const TEMPLATE: &str = r#"# narmesh configuration. Relative paths are relative t
 key_file = @node.key_file@
 # Holds state.sqlite (may be deleted at any time) and the control socket.
 state_dir = @node.state_dir@
-# Unix socket of `narmesh status`, `why`, `advertised`. Default: control.sock in state_dir.
+# Unix socket of `narmesh status`, `why`, `advertised`, `quorum report`. Default: control.sock in state_dir.
 @node.control_socket@
 # The group whose members may use that socket (mode 0660), besides the daemon's user and root; the daemon has to be in it.
 # Default: the daemon's own group. Read at start only.

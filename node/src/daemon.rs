@@ -118,7 +118,6 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             board,
             state: Arc::clone(&state),
             ledger: Arc::clone(&ledger),
-            state_dir: settings.node.state_dir.clone(),
             exchange_counters: exchange_counters.clone(),
         },
     )?;

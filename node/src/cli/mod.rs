@@ -49,6 +49,9 @@ enum Command {
     /// What would happen to a store path now, and what happened last
     Why(why::Arguments),
     /// Who built the same thing: reports, attestations, the rules
+    ///
+    /// report, why, export and import ask the running daemon: whoever may ask for `status` may, but for import, which is for
+    /// root and the daemon's user. Without a daemon they read its state directory themselves, and say so.
     #[command(subcommand)]
     Quorum(quorum::Command),
     /// Three daemons, three Nix stores: build on one, substitute on the others, on this machine

@@ -4,7 +4,7 @@
 //! of changes. Bounds: at most [`ANSWERS_AT_ONCE_MAX`] requests wait for it; what it asks itself the core bounds.
 
 use super::clock::now;
-use crate::quorum::{LedgerDb, LiveLedger, Stored, verify};
+use crate::quorum::{LiveLedger, Stored, verify};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
@@ -12,7 +12,6 @@ use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output,
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::thread;
@@ -85,7 +84,6 @@ impl ExchangeLink {
 /// Starts the thread. It ends when the driver is gone.
 pub(super) fn start(
     ledger: &Arc<LiveLedger>,
-    state_dir: PathBuf,
     rng_seed: [u8; 32],
     counters: ExchangeCounters,
 ) -> anyhow::Result<(ExchangeLink, mpsc::Receiver<Order>)> {
@@ -98,8 +96,6 @@ pub(super) fn start(
     let worker = Worker {
         exchange: Exchange::new(moment(), rng_seed),
         ledger,
-        state_dir,
-        db: None,
         keys: BTreeMap::new(),
         waiting: HashMap::new(),
         next_wanted: 0,
@@ -117,9 +113,6 @@ fn moment() -> Moment {
 struct Worker {
     exchange: Exchange,
     ledger: Arc<LiveLedger>,
-    state_dir: PathBuf,
-    /// For what is handed over: the ledger's own reader may be at a report.
-    db: Option<LedgerDb>,
     keys: BTreeMap<BuilderKey, NixPublicKey>,
     waiting: HashMap<u64, mpsc::Sender<()>>,
     next_wanted: u64,
@@ -202,7 +195,7 @@ impl Worker {
     }
 
     /// The reply's bytes. What cannot be read is not handed over: the peer asks others, and us again.
-    fn read(&mut self, hand_over: &HandOver) -> Vec<u8> {
+    fn read(&self, hand_over: &HandOver) -> Vec<u8> {
         let mut handed_over = 0;
         let bytes = hand_over.reply(|key, path| {
             let found = self.attestations(path);
@@ -214,19 +207,11 @@ impl Worker {
         bytes
     }
 
-    fn attestations(&mut self, path: &HashPart) -> Vec<Stored> {
-        let opened =
-            self.db.take().map_or_else(|| LedgerDb::open_existing(&self.state_dir, self.ledger.store_dir()), Ok);
-        let mut found = Vec::new();
-        let read = opened.and_then(|db| {
-            db.attestations(Some(path), |stored| found.push(stored))?;
-            Ok(db)
-        });
-        match read {
-            Ok(db) => self.db = Some(db),
-            Err(error) => tracing::warn!(%error, "attestations cannot be read and are not handed over"),
-        }
-        found
+    fn attestations(&self, path: &HashPart) -> Vec<Stored> {
+        self.ledger.attestations(path).unwrap_or_else(|error| {
+            tracing::warn!(%error, "attestations cannot be read and are not handed over");
+            Vec::new()
+        })
     }
 
     fn take(&self, from: PeerId, attestations: Vec<Attestation>) -> Taken {

@@ -32,7 +32,6 @@ use rand::{RngExt, SeedableRng};
 use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -82,8 +81,6 @@ pub struct MeshParts {
     pub state: SharedStateDb,
     /// What is attested.
     pub ledger: Arc<LiveLedger>,
-    /// Where its file is.
-    pub state_dir: PathBuf,
     /// Counts what is exchanged of it.
     pub exchange_counters: ExchangeCounters,
 }
@@ -139,7 +136,7 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> anyhow::Result<(Self, MeshHandle)> {
-        let MeshParts { offer, uploads, board, state, ledger, state_dir, exchange_counters } = parts;
+        let MeshParts { offer, uploads, board, state, ledger, exchange_counters } = parts;
         let mut swarm = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         for address in &config.listen {
             swarm.listen_on(address.clone())?;
@@ -158,7 +155,7 @@ impl Mesh {
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
         let nar = NarPool::new(control);
-        let (exchange, orders) = exchange::start(&ledger, state_dir, rng.random(), exchange_counters)?;
+        let (exchange, orders) = exchange::start(&ledger, rng.random(), exchange_counters)?;
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),

@@ -40,12 +40,8 @@ const MIGRATIONS: &[&str] = &["
         WITHOUT ROWID;
 "];
 
+/// By the index: a peer asks for 512 paths at a time.
 const ATTESTATIONS: &str = "
-    SELECT b.public_key, s.path, s.nar_hash, s.nar_size, s.refs, v.attested_at_ms, v.nix_signature, v.dated_signature
-    FROM votes v JOIN statements s ON s.id = v.statement JOIN builders b ON b.id = v.builder
-    WHERE v.dated_signature IS NOT NULL ORDER BY s.path, b.key, s.fingerprint";
-/// A query of its own: one for both would not use the index, and a peer asks for 512 paths at a time.
-const ATTESTATIONS_OF_PATH: &str = "
     SELECT b.public_key, s.path, s.nar_hash, s.nar_size, s.refs, v.attested_at_ms, v.nix_signature, v.dated_signature
     FROM statements s JOIN votes v ON v.statement = s.id JOIN builders b ON b.id = v.builder
     WHERE s.hash_part = ?1 AND v.dated_signature IS NOT NULL ORDER BY s.path, b.key, s.fingerprint";
@@ -230,26 +226,13 @@ impl LedgerDb {
         })
     }
 
-    /// All attestations, of one path or of every path, in the order of path and key: an export is the same each time.
-    pub fn attestations(
-        &self,
-        hash_part: Option<&HashPart>,
-        mut each: impl FnMut(Stored),
-    ) -> Result<(), LedgerDbError> {
+    /// All attestations of a path, in the order of path and key: an export is the same each time.
+    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<Stored>, LedgerDbError> {
         self.run(|connection| {
-            let mut select = connection.prepare_cached(match hash_part {
-                Some(_) => ATTESTATIONS_OF_PATH,
-                None => ATTESTATIONS,
-            })?;
-            let mut rows = match hash_part {
-                Some(part) => select.query([part.0])?,
-                None => select.query(())?,
-            };
-            while let Some(row) = rows.next()? {
-                // Rows are ours; one that does not parse was not written by this program.
-                each(stored(row)?.ok_or(rusqlite::Error::InvalidQuery)?);
-            }
-            Ok(())
+            let mut select = connection.prepare_cached(ATTESTATIONS)?;
+            // Rows are ours; one that does not parse was not written by this program.
+            let rows = select.query_map([hash_part.0], |row| stored(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
+            rows.collect()
         })
     }
 

@@ -212,9 +212,7 @@ impl LiveLedger {
 
     /// All attestations of a path that are stored, whole.
     pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<Stored>, LedgerDbError> {
-        let mut found = Vec::new();
-        self.on_disk(|db| db.attestations(Some(hash_part), |stored| found.push(stored)))?;
-        Ok(found)
+        self.on_disk(|db| db.attestations(hash_part))
     }
 
     /// Reads the file beside those who write, and beside others who read.

@@ -292,7 +292,7 @@ fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
 fn the_attestations_of_a_path_are_found_without_a_look_at_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let db = open(dir.path());
-    let plan = format!("EXPLAIN QUERY PLAN {ATTESTATIONS_OF_PATH}");
+    let plan = format!("EXPLAIN QUERY PLAN {ATTESTATIONS}");
     let mut explain = db.connection.prepare(&plan).unwrap();
     let steps = explain.query_map([path(1).hash_part().0], |row| row.get::<_, String>(3)).unwrap();
     let steps: Vec<String> = steps.map(Result::unwrap).collect();
