@@ -229,7 +229,8 @@ count_own_rebuild = @quorum.count_own_rebuild@
 @quorum.override@
 # Whose attestations count: one [[builder]] each, by its builder key. Builders of one owner share a group, which counts once.
 # A bare Nix signature is no attestation, because other tools put it on what they substituted; of a builder that signs only
-# its own builds it counts. peer is the name of the [[peer]] that is the builder's node: its attestations then travel through
+# its own builds (signs_only_own_builds = true) it counts, wherever it is found: in narinfos of peers, and on paths of the own
+# store. peer is the name of the [[peer]] that is the builder's node: its attestations then travel through
 # the mesh, to whom that node tells its summary; without it they come as files alone.
 # [[builder]]
 # name = "buildbox"

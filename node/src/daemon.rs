@@ -131,7 +131,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
     ));
-    let attester = Attester::start(&store, &ledger, secrets.builder_key.clone())?;
+    let attester = Attester::start(&store, &ledger, secrets.builder_key.clone(), settings.quorum.signers())?;
     let observer = Observer::start(Arc::clone(&ledger))?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
     let registry =
@@ -270,7 +270,7 @@ impl Daemon {
         self.uploads.set_compress(settings.transfer.compress);
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
-        self.attester.set_key(secrets.builder_key.clone());
+        self.attester.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
         tracing::info!("configuration reloaded");
@@ -365,6 +365,7 @@ fn resolver_settings(settings: &Settings, secrets: &Secrets, gateway_key: Option
         trusted: settings.trusted.clone(),
         builder_key: secrets.builder_key.clone(),
         gateway_key,
+        signers: settings.quorum.signers(),
         priority: settings.gateway.priority,
         narinfo_deadline: settings.gateway.narinfo_deadline,
         stall_timeout: settings.transfer.stall_timeout,

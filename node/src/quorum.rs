@@ -1,10 +1,12 @@
 //! What builders attest: kept in SQLite, attested for our own builds, asked about by `narmesh quorum`.
 //!
 //! Walk: [`LiveLedger`] holds attestations and when this node first stored them, in memory and, in [`LedgerDb`], on disk; [`import`] takes them from a text file, verified
-//! on all cores; [`OwnBuilds`] attests what this machine built; [`Desk`] answers what
+//! on all cores; [`OwnBuilds`] attests what this machine built; [`StoreSignatures`] and [`signatures_unheard`] find
+//! signatures that count; [`Desk`] answers what
 //! `narmesh quorum` asks, part by part, with `members` for the store's side of a report; [`Page`] renders one. What is said of them is decided in `narmesh-quorum`.
 
 mod attest;
+mod bare;
 mod db;
 mod desk;
 mod html;
@@ -13,7 +15,8 @@ mod live;
 mod members;
 
 pub use attest::OwnBuilds;
-pub use db::{FirstStored, LedgerDb, LedgerDbError, Stored};
+pub use bare::{StoreSignatures, signatures_unheard};
+pub use db::{BareSignature, FirstStored, LedgerDb, LedgerDbError, NewVote, Stored};
 pub use desk::{Desk, Part, Question, Scope};
 pub use html::Page;
 pub use import::{ImportError, Imported, import, read_file, verify};

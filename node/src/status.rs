@@ -161,6 +161,9 @@ pub struct QuorumStatus {
     pub gateway_public_key: Option<String>,
     /// Attestations known.
     pub attestations: u64,
+    /// Bare Nix signatures known of builders that sign only their own builds.
+    #[serde(default)]
+    pub bare_signatures: u64,
     /// Paths by verdict, as of the last look at all of them.
     pub paths: BTreeMap<String, u64>,
     /// Paths on which builders disagree: the first few, in their order.

@@ -63,6 +63,14 @@ impl Rules {
         self
     }
 
+    /// What `node` signs is its own build: its bare signatures count.
+    #[must_use]
+    pub fn signs_only_own_builds(mut self, node: &TestNode) -> Self {
+        let named = format!("name = '{}'\n", node.name);
+        self.builders = self.builders.replace(&named, &format!("{named}signs_only_own_builds = true\n"));
+        self
+    }
+
     /// Further lines of `[quorum]`.
     #[must_use]
     pub fn with(mut self, lines: &str) -> Self {

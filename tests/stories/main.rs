@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
 
 mod asked;
+mod bare;
 mod browser;
 mod busy;
 mod cli;

@@ -84,7 +84,19 @@ impl PathReport {
             ""
         };
         let groups = if it.groups == 1 { "1 group".to_owned() } else { format!("{} groups", it.groups) };
-        format!("{} ({} bytes{differs}): {}; counts for {groups}.", it.nar_hash, it.nar_size, list(&it.builders))
+        let signed = match it.by_signature.as_slice() {
+            [] => String::new(),
+            signed => format!(
+                " {} by a bare Nix signature, without a date: it counts because the configuration says that what this key signs was built there (signs_only_own_builds).",
+                list(signed)
+            ),
+        };
+        format!(
+            "{} ({} bytes{differs}): {}; counts for {groups}.{signed}",
+            it.nar_hash,
+            it.nar_size,
+            list(&it.builders)
+        )
     }
 
     fn change_sentence(&self) -> String {

@@ -116,6 +116,8 @@ pub struct Ledger {
     numbers: BTreeMap<BuilderKey, u16>,
     paths: BTreeMap<HashPart, Entry>,
     votes: usize,
+    /// Of the votes, those without a date.
+    bare: usize,
     asked: VecDeque<HashPart>,
     served: BTreeMap<HashPart, Served>,
     served_order: VecDeque<HashPart>,
@@ -188,6 +190,7 @@ impl Ledger {
                 return Insertion::Known;
             }
             known.attested_at = attested_at;
+            self.bare -= 1;
             self.forget_digest(builder, &evidence.hash_part);
             if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
                 shelf.tally.attestations += 1;
@@ -207,6 +210,7 @@ impl Ledger {
         let record = Record { attested_at, stored_at, bytes: evidence.bytes, builder, fact: fact_number, queued };
         push(&mut entry.records, record);
         self.votes += 1;
+        self.bare += usize::from(attested_at == NO_TIME);
         self.forget_digest(builder, &evidence.hash_part);
         if let Some(shelf) = self.builders.get_mut(usize::from(builder))
             && attested_at != NO_TIME
@@ -352,6 +356,11 @@ impl Ledger {
         shelf.map(|shelf| shelf.tally).unwrap_or_default()
     }
 
+    /// Of them, bare Nix signatures.
+    pub fn bare_signatures(&self) -> usize {
+        self.bare
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.votes == 0
@@ -398,6 +407,7 @@ impl Ledger {
             shelf.tally.attestations -= usize::from(record.attested_at != NO_TIME);
             let (key, fact) = (shelf.key, usize::from(record.fact));
             let fingerprint = entry.facts.get(fact).map(|facts| facts.fingerprint);
+            self.bare -= usize::from(record.attested_at == NO_TIME);
             entry.remove(at);
             if entry.records.is_empty() {
                 self.paths.remove(&hash_part);

@@ -5,8 +5,8 @@
 
 use crate::closure::{ClosureVerdict, Judged, Member, closure};
 use crate::decision::Decision;
-use crate::evidence::WallMs;
-use crate::ledger::Ledger;
+use crate::evidence::{FingerprintDigest, WallMs};
+use crate::ledger::{Ledger, Vote};
 use crate::policy::{Mode, Policy};
 use crate::verdict::{Attested, Standing, State, Uncounted, Verdict};
 use crate::{Facts, Grounds, Served};
@@ -168,6 +168,8 @@ pub struct FingerprintReport {
     pub groups: usize,
     /// Who says so.
     pub builders: Vec<String>,
+    /// Of them, those that say so by a bare Nix signature, which counts because of `signs_only_own_builds`.
+    pub by_signature: Vec<String>,
     /// Another one has this NarHash too: they differ in References or NarSize.
     pub same_nar_as_another: bool,
 }
@@ -264,12 +266,21 @@ impl PathReport {
         let verdict = &judged.verdict;
         let served = ledger.served_of(&judged.path.hash_part());
         let name = |number: usize| policy.builders.get(number).map_or_else(String::new, |member| member.name.clone());
+        let by_signature = |fingerprint: FingerprintDigest, number: usize| {
+            let key = policy.builders.get(number).map(|member| member.key);
+            let bare = |vote: Vote| vote.attested_at.is_none() && Some(vote.builder) == key;
+            ledger.votes(&judged.path.hash_part()).any(|vote| vote.facts.fingerprint == fingerprint && bare(vote))
+        };
         let mut report = Self {
             path: judged.path.to_string(),
             verdict: verdict.state,
             k: verdict.k,
             of: verdict.of,
-            fingerprints: verdict.attested.iter().map(|it| FingerprintReport::of(it, verdict, &name)).collect(),
+            fingerprints: verdict
+                .attested
+                .iter()
+                .map(|it| FingerprintReport::of(it, verdict, &name, &by_signature))
+                .collect(),
             disputed_by: verdict.disputed_by().iter().flat_map(|it| it.builders.iter().map(|it| name(*it))).collect(),
             vetoed: verdict.vetoed,
             void: Vec::new(),
@@ -305,7 +316,12 @@ impl PathReport {
 }
 
 impl FingerprintReport {
-    fn of(attested: &Attested, verdict: &Verdict, name: &impl Fn(usize) -> String) -> Self {
+    fn of(
+        attested: &Attested,
+        verdict: &Verdict,
+        name: &impl Fn(usize) -> String,
+        by_signature: &impl Fn(FingerprintDigest, usize) -> bool,
+    ) -> Self {
         let Facts { fingerprint, nar_hash, nar_size } = attested.facts;
         let same_nar = verdict.attested.iter().filter(|other| other.facts.nar_hash == nar_hash).count();
         Self {
@@ -314,6 +330,12 @@ impl FingerprintReport {
             nar_size,
             groups: attested.groups,
             builders: attested.builders.iter().map(|number| name(*number)).collect(),
+            by_signature: attested
+                .builders
+                .iter()
+                .filter(|it| by_signature(fingerprint, **it))
+                .map(|it| name(*it))
+                .collect(),
             same_nar_as_another: same_nar > 1,
         }
     }

@@ -93,8 +93,10 @@ fn quorum_findings(
     let (policy, warnings) = settings.quorum.policy(own)?;
     let mut findings: Vec<_> = warnings.iter().map(|warning| Finding::Warning(warning.to_string())).collect();
     let own = own.map(NixPublicKey::bytes);
+    let signers = settings.quorum.signers();
     for builder in settings.quorum.counted(None) {
-        if builder.peer.is_none() && Some(builder.key.bytes()) != own {
+        // Signatures come with every narinfo.
+        if builder.peer.is_none() && Some(builder.key.bytes()) != own && !signers.contains(&builder.key) {
             let name = policy.name_of(&BuilderKey(builder.key.bytes())).unwrap_or_default();
             findings.push(Finding::Warning(format!(
                 "builder {name:?} has no peer: its attestations come as files alone (`narmesh quorum import`); name the [[peer]] that is its node"

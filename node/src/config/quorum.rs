@@ -17,7 +17,8 @@ pub struct BuilderConfig {
     /// as files alone.
     #[serde(default)]
     pub peer: Option<String>,
-    /// It signs nothing but what it built itself, so its bare Nix signatures count too.
+    /// It signs nothing but what it built itself, so its bare Nix signatures count too: those in narinfos of peers, and on paths
+    /// of the own store.
     #[serde(default)]
     pub signs_only_own_builds: bool,
 }

@@ -1,6 +1,7 @@
-//! Attests what this machine builds, as it builds it, on a thread of its own.
+//! Attests what this machine builds, as it builds it, and takes signatures of builders that sign only their own builds from what
+//! comes into the store, on a thread of its own.
 
-use crate::quorum::{LiveLedger, OwnBuilds};
+use crate::quorum::{LiveLedger, OwnBuilds, StoreSignatures};
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
 use narmesh_store::{NixStore, Watcher};
@@ -32,15 +33,17 @@ struct Shared {
 struct Work {
     pending: BTreeSet<HashPart>,
     key: Option<NixSecretKey>,
+    signers: Vec<NixPublicKey>,
     stopping: bool,
 }
 
 impl Attester {
-    /// Begins with all that is in the store. Without a key it waits for one.
+    /// Begins with all that is in the store. Without a key and signers it waits for them.
     pub(super) fn start(
         store: &Arc<NixStore>,
         ledger: &Arc<LiveLedger>,
         key: Option<NixSecretKey>,
+        signers: Vec<NixPublicKey>,
     ) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::default());
         let told = Arc::clone(&shared);
@@ -54,7 +57,7 @@ impl Attester {
             .spawn(move || working.run(&store, &ledger))
             .context("the attester's thread")?;
         let attester = Self { shared, _watcher: watcher, thread: Some(thread) };
-        attester.set_key(key);
+        attester.set_keys(key, signers);
         Ok(attester)
     }
 
@@ -63,18 +66,13 @@ impl Attester {
         self.shared.work.lock().key.as_ref().map(NixSecretKey::public)
     }
 
-    /// Another key, or none, from now on; what is in the store is attested with it.
-    pub(super) fn set_key(&self, key: Option<NixSecretKey>) {
+    /// Another key of ours, or none, and other builders whose signatures are taken, from now on; all that is in the store is
+    /// looked at again.
+    pub(super) fn set_keys(&self, key: Option<NixSecretKey>, signers: Vec<NixPublicKey>) {
         let mut work = self.shared.work.lock();
-        let same = match (&work.key, &key) {
-            (Some(old), Some(new)) => old.public() == new.public(),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        if !same {
-            work.key = key;
-            self.shared.changed.notify_one();
-        }
+        work.key = key;
+        work.signers = signers;
+        self.shared.changed.notify_one();
     }
 }
 
@@ -90,33 +88,29 @@ impl Drop for Attester {
 
 impl Shared {
     fn run(&self, store: &NixStore, ledger: &LiveLedger) {
-        let mut attested_with: Option<NixPublicKey> = None;
+        let mut looked_with = (None, Vec::new());
         loop {
             let mut work = self.work.lock();
-            let (key, pending) = loop {
+            let (key, signers, pending) = loop {
                 if work.stopping {
                     return;
                 }
                 let pending = std::mem::take(&mut work.pending);
-                match work.key.clone() {
-                    // What changes meanwhile is attested with all the rest once there is a key.
-                    None => attested_with = None,
-                    Some(key) if attested_with.as_ref() != Some(&key.public()) => break (key, store.hash_parts()),
-                    Some(key) if !pending.is_empty() => break (key, pending),
-                    Some(_) => {}
+                let (key, signers) = (work.key.clone(), work.signers.clone());
+                if looked_with != (key.as_ref().map(NixSecretKey::public), signers.clone()) {
+                    break (key, signers, store.hash_parts());
+                }
+                let is_idle = key.is_none() && signers.is_empty();
+                if !is_idle && !pending.is_empty() {
+                    break (key, signers, pending);
                 }
                 self.changed.wait(&mut work);
             };
             drop(work);
-            match (OwnBuilds { store, ledger, key: &key }).attest(pending.iter().copied()) {
-                Ok(attested) => {
-                    if attested > 0 {
-                        tracing::info!(attested, "attested what was built here");
-                    }
-                    attested_with = Some(key.public());
-                }
+            match look(store, ledger, key.as_ref(), &signers, &pending) {
+                Ok(()) => looked_with = (key.map(|key| key.public()), signers),
                 Err(error) => {
-                    tracing::warn!(%error, "what was built here cannot be attested now");
+                    tracing::warn!(%error, "what came into the store cannot be attested, or taken from, now");
                     let mut work = self.work.lock();
                     work.pending.extend(pending);
                     if !work.stopping {
@@ -126,4 +120,26 @@ impl Shared {
             }
         }
     }
+}
+
+fn look(
+    store: &NixStore,
+    ledger: &LiveLedger,
+    key: Option<&NixSecretKey>,
+    signers: &[NixPublicKey],
+    pending: &BTreeSet<HashPart>,
+) -> anyhow::Result<()> {
+    if let Some(key) = key {
+        let attested = OwnBuilds { store, ledger, key }.attest(pending.iter().copied())?;
+        if attested > 0 {
+            tracing::info!(attested, "attested what was built here");
+        }
+    }
+    if !signers.is_empty() {
+        let taken = StoreSignatures { store, ledger, signers }.take(pending.iter().copied())?;
+        if taken > 0 {
+            tracing::info!(taken, "signatures of builders that sign only their own builds, found in the store");
+        }
+    }
+    Ok(())
 }

@@ -63,6 +63,40 @@ pub struct Stored {
     pub attestation: Attestation,
 }
 
+/// A Nix signature of a builder that signs nothing but its own builds, as stored: no date, and no second signature.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BareSignature {
+    /// The builder's key, with the name that signed.
+    pub key: NixPublicKey,
+    /// What is signed.
+    pub statement: Statement,
+    /// Over its fingerprint.
+    pub signature: [u8; 64],
+}
+
+/// A row to be.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVote<'a> {
+    key: &'a NixPublicKey,
+    statement: &'a Statement,
+    nix_signature: &'a [u8; 64],
+    /// When it was attested, milliseconds since 1970, and the signature over that. `None` for a bare signature.
+    dated: Option<(u64, &'a [u8; 64])>,
+}
+
+impl<'a> From<&'a Stored> for NewVote<'a> {
+    fn from(stored: &'a Stored) -> Self {
+        let Attestation { statement, nix_signature, dated_signature, attested_at_ms, .. } = &stored.attestation;
+        Self { key: &stored.key, statement, nix_signature, dated: Some((*attested_at_ms, dated_signature)) }
+    }
+}
+
+impl<'a> From<&'a BareSignature> for NewVote<'a> {
+    fn from(bare: &'a BareSignature) -> Self {
+        Self { key: &bare.key, statement: &bare.statement, nix_signature: &bare.signature, dated: None }
+    }
+}
+
 /// A statement, and when it was first stored here, if that is on record.
 pub type FirstStored = (Evidence, Option<WallMs>);
 
@@ -208,11 +242,11 @@ impl LedgerDb {
         })
     }
 
-    /// Stores verified attestations that are not stored yet, in one transaction.
-    pub fn store(&self, verified: &[&(Stored, Evidence)], at: WallMs) -> Result<(), LedgerDbError> {
+    /// Stores verified statements that are not stored yet, in one transaction.
+    pub fn store(&self, verified: &[(NewVote<'_>, &Evidence)], at: WallMs) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            verified.iter().try_for_each(|(stored, evidence)| insert(&transaction, stored, evidence, at))?;
+            verified.iter().try_for_each(|(vote, evidence)| insert(&transaction, *vote, evidence, at))?;
             transaction.commit()
         })
     }
@@ -320,7 +354,7 @@ impl LedgerDb {
     }
 }
 
-/// What an attestation takes in the file, roughly: signatures, hashes, indices, and its references.
+/// What an attestation, or a bare signature, takes in the file, roughly: signatures, hashes, indices, and its references.
 pub(super) fn on_disk_bytes(references_bytes: usize) -> u32 {
     u32::try_from(references_bytes + 450).unwrap_or(u32::MAX)
 }
@@ -329,9 +363,8 @@ fn wall(ms: Option<i64>) -> Option<WallMs> {
     ms.map(|ms| WallMs(ms.cast_unsigned()))
 }
 
-fn insert(connection: &Connection, stored: &Stored, evidence: &Evidence, at: WallMs) -> rusqlite::Result<()> {
-    let Stored { key, attestation } = stored;
-    let statement = &attestation.statement;
+fn insert(connection: &Connection, vote: NewVote<'_>, evidence: &Evidence, at: WallMs) -> rusqlite::Result<()> {
+    let NewVote { key, statement, nix_signature, dated } = vote;
     connection
         .prepare_cached("INSERT OR IGNORE INTO builders (key, public_key) VALUES (?1, ?2)")?
         .execute(params![key.bytes(), key.to_string()])?;
@@ -351,13 +384,17 @@ fn insert(connection: &Connection, stored: &Stored, evidence: &Evidence, at: Wal
         ])?;
     // A bare signature that gets its date goes in as a new row, with the old time of first storing: other processes look for new
     // rows.
-    let known: Option<(i64, Option<i64>)> = connection
-        .prepare_cached(
-            "SELECT id, stored_at_ms FROM votes WHERE builder = (SELECT id FROM builders WHERE key = ?1)
-             AND statement = (SELECT id FROM statements WHERE fingerprint = ?2) AND dated_signature IS NULL",
-        )?
-        .query_row(params![key.bytes(), evidence.facts().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    let known: Option<(i64, Option<i64>)> = match dated {
+        // Whatever is known of this builder is no less than that.
+        None => None,
+        Some(_) => connection
+            .prepare_cached(
+                "SELECT id, stored_at_ms FROM votes WHERE builder = (SELECT id FROM builders WHERE key = ?1)
+                 AND statement = (SELECT id FROM statements WHERE fingerprint = ?2) AND dated_signature IS NULL",
+            )?
+            .query_row(params![key.bytes(), evidence.facts().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?,
+    };
     if let Some((id, _)) = known {
         connection.prepare_cached("DELETE FROM votes WHERE id = ?1")?.execute([id])?;
     }
@@ -372,9 +409,9 @@ fn insert(connection: &Connection, stored: &Stored, evidence: &Evidence, at: Wal
             key.bytes(),
             evidence.facts().fingerprint.0,
             stored_at,
-            attestation.attested_at_ms.cast_signed(),
-            attestation.nix_signature,
-            attestation.dated_signature,
+            dated.map(|(at_ms, _)| at_ms.cast_signed()),
+            nix_signature,
+            dated.map(|(_, signature)| signature),
         ])?;
     Ok(())
 }

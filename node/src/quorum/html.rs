@@ -152,9 +152,18 @@ fn fingerprint(page: &mut String, it: &FingerprintReport) -> fmt::Result {
         escaped(&it.nar_hash),
         it.nar_size,
         escaped(&it.fingerprint),
-        escaped(&it.builders.join(", ")),
+        escaped(&names(it)),
         it.groups
     )
+}
+
+/// Who says so, and who only by a signature.
+fn names(it: &FingerprintReport) -> String {
+    let name = |name: &String| match it.by_signature.contains(name) {
+        true => format!("{name} (bare signature)"),
+        false => name.clone(),
+    };
+    it.builders.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 fn state(state: State) -> &'static str {

@@ -7,7 +7,7 @@
 //!
 //! [`keep_up`]: LiveLedger::keep_up
 
-use super::db::{LedgerDb, LedgerDbError, Stored};
+use super::db::{BareSignature, LedgerDb, LedgerDbError, NewVote, Stored};
 use anyhow::Context as _;
 use narmesh_protocol::{BuilderKey, HashPart, StoreDir, StorePath};
 use narmesh_quorum::{
@@ -195,14 +195,27 @@ impl LiveLedger {
 
     /// Stores verified attestations, first in the file, then in memory. `now` is when they count as first stored.
     pub fn take(&self, verified: &[(Stored, Evidence)], now: WallMs) -> Result<Taken, LedgerDbError> {
+        self.take_all(verified, now)
+    }
+
+    /// The same of bare signatures.
+    pub fn take_bare(&self, verified: &[(BareSignature, Evidence)], now: WallMs) -> Result<Taken, LedgerDbError> {
+        self.take_all(verified, now)
+    }
+
+    fn take_all<T>(&self, verified: &[(T, Evidence)], now: WallMs) -> Result<Taken, LedgerDbError>
+    where
+        for<'a> NewVote<'a>: From<&'a T>,
+    {
         let mut disk = self.disk.lock();
         let db = self.opened(&mut disk)?;
-        let is_new = |(_, evidence): &&(Stored, Evidence)| !self.read(|ledger| ledger.knows(evidence));
-        let new: Vec<_> = verified.iter().filter(is_new).collect();
+        let is_new = |(_, evidence): &&(T, Evidence)| !self.read(|ledger| ledger.knows(evidence));
+        let new: Vec<_> =
+            verified.iter().filter(is_new).map(|(vote, evidence)| (NewVote::from(vote), evidence)).collect();
         let mut taken = Taken { known: verified.len() - new.len(), ..Taken::default() };
         if !new.is_empty() {
             db.store(&new, now)?;
-            let gone = self.show(new.iter().map(|(_, evidence)| (evidence, Some(now))), &mut taken);
+            let gone = self.show(new.iter().map(|(_, evidence)| (*evidence, Some(now))), &mut taken);
             if !gone.is_empty() {
                 db.remove(&gone)?;
             }

@@ -205,7 +205,12 @@ impl Resolver {
     ) -> Said {
         let generation = self.answers.generation();
         let (trusted, by_verdict) = (&self.settings().trusted, self.gate.demands());
-        let TrustedNarInfo { info, mut proof } = match trust::judge(text, &part, &self.store_dir, trusted, by_verdict) {
+        let parsed = trust::parse(text, &part, &self.store_dir);
+        if let Ok(info) = &parsed {
+            self.hear_signatures(info, deadline).await;
+        }
+        let judged = parsed.and_then(|info| trust::judge_info(info, &self.store_dir, trusted, by_verdict));
+        let TrustedNarInfo { info, mut proof } = match judged {
             Ok(judged) => judged,
             Err(distrust) => {
                 if distrust.is_misdeed() {

@@ -7,7 +7,7 @@
 use super::Resolver;
 use super::decisions::Decision as Happened;
 use super::trust::Proof;
-use crate::quorum::{LiveLedger, now};
+use crate::quorum::{LiveLedger, now, signatures_unheard};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir};
 use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Preference, Refusal, Served, State};
 use narmesh_store::Store as _;
@@ -198,6 +198,24 @@ impl Resolver {
         if self.gate.demands() && lacks() {
             let deadline = deadline.checked_sub(AFTER_HEARING).unwrap_or(deadline);
             self.mesh.ask_for(info.path.hash_part(), deadline, || !lacks()).await;
+        }
+    }
+
+    /// Takes what builders say by signatures in a narinfo, whoever sent it. What is new is written first; the disk is waited for
+    /// until the deadline at most.
+    pub(super) async fn hear_signatures(&self, info: &NarInfo, deadline: Instant) {
+        let settings = self.settings();
+        if settings.signers.is_empty() || info.content_address.is_some() {
+            return;
+        }
+        let ledger = Arc::clone(&self.gate.ledger);
+        let unheard = signatures_unheard(&ledger, &settings.signers, &Statement::of(info), &info.signatures);
+        if unheard.is_empty() {
+            return;
+        }
+        let taken = tokio::task::spawn_blocking(move || ledger.take_bare(&unheard, now()));
+        if let Ok(Ok(Err(error))) = tokio::time::timeout_at(deadline.into(), taken).await {
+            tracing::warn!(%error, store_path = %info.path, "a signature of a builder cannot be kept");
         }
     }
 

@@ -33,7 +33,7 @@ use gate::Gate;
 use libp2p::PeerId;
 use misses::Misses;
 use narmesh_http_gateway::{CacheInfo, Lookup, NarBody, Substituter};
-use narmesh_protocol::{HashPart, NarUrl, NixSecretKey, StoreDir, TrustedKeys};
+use narmesh_protocol::{HashPart, NarUrl, NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{NixStore, Store};
 use own::OwnAnswers;
 use parking_lot::RwLock;
@@ -58,6 +58,8 @@ pub struct ResolverSettings {
     pub stall_timeout: Duration,
     /// Between peers.
     pub compress: Compress,
+    /// Builders whose bare signatures in narinfos are statements of theirs.
+    pub signers: Vec<NixPublicKey>,
     /// Signs what a policy that demands agreement lets through.
     pub gateway_key: Option<NixSecretKey>,
 }

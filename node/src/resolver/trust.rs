@@ -70,11 +70,16 @@ pub(crate) fn judge(
     trusted: &TrustedKeys,
     by_verdict: bool,
 ) -> Result<TrustedNarInfo, Distrust> {
+    judge_info(parse(text, asked, store_dir)?, store_dir, trusted, by_verdict)
+}
+
+/// A foreign narinfo, if it is one of the path that was asked for.
+pub(crate) fn parse(text: &[u8], asked: &HashPart, store_dir: &StoreDir) -> Result<NarInfo, Distrust> {
     let info = NarInfo::parse(store_dir, text)?;
     if info.path.hash_part() != *asked {
         return Err(Distrust::OtherPath);
     }
-    judge_info(info, store_dir, trusted, by_verdict)
+    Ok(info)
 }
 
 /// Judges metadata whose text is not in question: our own database's.

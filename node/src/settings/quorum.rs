@@ -47,6 +47,12 @@ impl QuorumSettings {
         self.rules.builders.iter().zip(self.peers.iter().copied())
     }
 
+    /// Keys of builders that sign nothing but their own builds: their bare signatures are taken.
+    pub fn signers(&self) -> Vec<NixPublicKey> {
+        let keys = self.public_keys.iter().zip(&self.rules.builders);
+        keys.filter(|(_, builder)| builder.signs_only_own_builds).map(|(key, _)| key.clone()).collect()
+    }
+
     /// What verdicts are used for.
     pub fn mode(&self) -> Mode {
         self.rules.mode
@@ -205,6 +211,7 @@ mod tests {
         assert_eq!((policy.mode(), policy.k("glibc"), policy.k("linux-6"), warnings.len()), (Mode::Require, 2, 3, 0));
         assert_eq!(settings.rules.revoked[0].from, WallMs(1_793_530_800_000));
         assert!(settings.rules.builders[2].signs_only_own_builds);
+        assert_eq!(settings.signers(), settings.public_keys[2..]);
     }
 
     #[test]

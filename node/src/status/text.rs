@@ -183,7 +183,11 @@ fn quorum_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     };
     let asked = quorum.k.map_or_else(String::new, |k| format!(", {k} of {} groups must agree", quorum.of));
-    let mut rows = vec![row("quorum", format!("{}{asked}; {} attestations", quorum.mode, quorum.attestations))];
+    let bare = match quorum.bare_signatures {
+        0 => String::new(),
+        bare => format!(" and {bare} bare signatures"),
+    };
+    let mut rows = vec![row("quorum", format!("{}{asked}; {} attestations{bare}", quorum.mode, quorum.attestations))];
     if !quorum.paths.is_empty() {
         rows.push(row("", format!("paths: {}", list(&quorum.paths))));
     }

@@ -1,6 +1,6 @@
 //! What people read.
 
-use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocation, rules};
+use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocation, rules, says, signs};
 use narmesh_quorum::closure::{Judged, Member};
 use narmesh_quorum::{
     Ledger, Mode, PathReport, Policy, PolicyRules, Report, ReportHead, ReportPart, ReportScope, Served, State,
@@ -125,6 +125,27 @@ fn a_verdict_that_turned_names_what_was_served_on_its_strength() {
         1,
         "whatever was asked for"
     );
+}
+
+#[test]
+fn a_bare_signature_is_named_as_what_it_is() {
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
+    let mut flagged = rules("a b c", 2);
+    flagged.builders[1].signs_only_own_builds = true;
+    let found = report(&checked(flagged), &ledger, &[member(1, &[])]);
+    assert_eq!((&found.paths[0].fingerprints[0].by_signature, found.agreed), (&vec!["b".to_owned()], true));
+    let text = found.paths[0].sentences.join("\n");
+    assert!(text.contains("a and b; counts for 2 groups. b by a bare Nix signature, without a date"), "{text}");
+    // Of who is not configured so: what it is, and that it does not count.
+    let found = report(&policy("a b c", 2), &ledger, &[member(1, &[])]);
+    assert!(found.paths[0].fingerprints[0].by_signature.is_empty() && !found.agreed);
+    assert!(found.paths[0].not_counted[0].why.starts_with("a Nix signature without a date"));
+    // The attestation takes its place.
+    assert_eq!(ledger.bare_signatures(), 1);
+    ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2)));
+    assert_eq!((ledger.bare_signatures(), ledger.len()), (0, 2));
+    assert!(report(&policy("a b c", 2), &ledger, &[member(1, &[])]).paths[0].fingerprints[0].by_signature.is_empty());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is stored comes back, within bounds, after any end of the process.
 
 use super::*;
-use crate::quorum::{LiveLedger, import, read_file};
+use crate::quorum::{LiveLedger, Taken, import, read_file, signatures_unheard};
 use narmesh_protocol::{NixSecretKey, attestation_file};
 use narmesh_quorum::{Builder, LedgerLimits, Pin, Policy, PolicyRules, Require, Vote};
 use std::io::Write as _;
@@ -29,6 +29,15 @@ fn said(seed: u8, number: u8, result: u8) -> (Stored, Evidence) {
     let public = key(seed).public();
     let evidence = Evidence::attestation(&store_dir(), &attestation, &public, 500).unwrap();
     (Stored { key: public, attestation }, evidence)
+}
+
+/// The same, signed as any Nix tool signs.
+fn signed(seed: u8, number: u8, result: u8) -> (BareSignature, Evidence) {
+    let (Stored { key: public, attestation }, _) = said(seed, number, result);
+    let statement = attestation.statement;
+    let signature = key(seed).sign(&statement.fingerprint(&store_dir()));
+    let evidence = Evidence::bare_signature(&store_dir(), &statement, &signature, &public, 500).unwrap();
+    (BareSignature { key: public, statement, signature: signature.bytes }, evidence)
 }
 
 fn open(dir: &Path) -> LedgerDb {
@@ -129,6 +138,112 @@ fn what_the_configuration_names_stays() {
 }
 
 #[test]
+fn a_bare_signature_comes_back_as_one_and_gives_way_to_its_attestation() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let ledger = live(dir.path());
+        assert_eq!(ledger.take_bare(&[signed(1, 1, 1), signed(2, 1, 1)], WallMs(5)).unwrap().new, 2);
+        assert_eq!(ledger.take_bare(&[signed(1, 1, 1)], WallMs(9)).unwrap(), Taken { known: 1, ..Taken::default() });
+    }
+    let ledger = live(dir.path());
+    let found = votes(&ledger, 1);
+    assert!(found.len() == 2 && found.iter().all(|vote| (vote.attested_at, vote.stored_at) == (None, Some(WallMs(5)))));
+    assert_eq!(ledger.read(narmesh_quorum::Ledger::bare_signatures), 2);
+    // It is none that could be exported or handed over, but its signature goes with an answer to Nix.
+    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), []);
+    let db = open(dir.path());
+    assert_eq!(db.signatures(signed(1, 1, 1).1.facts().fingerprint).unwrap().len(), 2);
+    assert_eq!(db.paths().unwrap(), [path(1)]);
+    // With its date it is an attestation, first stored when the signature was; and stays one.
+    assert_eq!(ledger.take(&[said(1, 1, 1).0].map(|it| (it, said(1, 1, 1).1)), WallMs(7)).unwrap().upgraded, 1);
+    assert_eq!(ledger.take_bare(&[signed(1, 1, 1)], WallMs(9)).unwrap().known, 1);
+    for ledger in [&ledger, &live(dir.path())] {
+        let dated: Vec<_> = votes(ledger, 1).into_iter().filter(|vote| vote.attested_at.is_some()).collect();
+        assert_eq!((dated.len(), dated[0].stored_at), (1, Some(WallMs(5))));
+        assert_eq!(ledger.read(narmesh_quorum::Ledger::bare_signatures), 1);
+    }
+    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0]);
+}
+
+#[test]
+fn bare_signatures_are_bounded_with_the_attestations_of_their_builder() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = LedgerLimits { per_builder: 2, bytes_per_builder: 1 << 30 };
+    let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).bounded(limits);
+    ledger.take_bare(&[signed(1, 1, 1), signed(2, 1, 1), signed(1, 2, 1), signed(1, 3, 1)], WallMs(1)).unwrap();
+    ledger.take(&[said(1, 4, 1)], WallMs(1)).unwrap();
+    assert_eq!([1, 2, 3, 4].map(|number| votes(&ledger, number).len()), [1, 0, 1, 1], "another's are not touched");
+    assert_eq!((rows(&open(dir.path()), "votes"), ledger.read(narmesh_quorum::Ledger::bare_signatures)), (3, 2));
+}
+
+#[test]
+fn signatures_are_taken_of_signers_that_made_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = live(dir.path());
+    let signers = [key(1).public(), key(2).public()];
+    let statement = signed(1, 1, 1).0.statement;
+    let by = |seed: u8| key(seed).sign(&statement.fingerprint(&store_dir()));
+    let forged = NixSignature { bytes: by(3).bytes, ..by(2) };
+    let found = signatures_unheard(&ledger, &signers, &statement, &[by(3), forged.clone(), by(1), by(1)]);
+    assert_eq!(found.iter().map(|(bare, _)| bare).collect::<Vec<_>>(), [&signed(1, 1, 1).0]);
+    ledger.take_bare(&found, WallMs(1)).unwrap();
+    assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[by(1)]), [], "known");
+    assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[forged, by(2)]).len(), 1, "a forged one hides none");
+    let other = Statement { nar_size: 2, ..statement.clone() };
+    assert_eq!(signatures_unheard(&ledger, &signers, &other, &[by(1), by(2)]), [], "over something else");
+}
+
+/// As the first narmesh that had a ledger made it.
+const VERSION_1: &str = "
+    CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), store_dir TEXT NOT NULL);
+    CREATE TABLE builders (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, public_key TEXT NOT NULL);
+    CREATE TABLE statements (
+        id INTEGER PRIMARY KEY, hash_part BLOB NOT NULL, fingerprint BLOB NOT NULL UNIQUE, path TEXT NOT NULL,
+        nar_hash BLOB NOT NULL, nar_size INTEGER NOT NULL, refs TEXT NOT NULL
+    );
+    CREATE INDEX statements_by_path ON statements (hash_part);
+    CREATE TABLE votes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, builder INTEGER NOT NULL REFERENCES builders (id),
+        statement INTEGER NOT NULL REFERENCES statements (id), stored_at_ms INTEGER, attested_at_ms INTEGER,
+        nix_signature BLOB NOT NULL, dated_signature BLOB, UNIQUE (statement, builder)
+    );
+    CREATE TABLE served (hash_part BLOB PRIMARY KEY, path TEXT NOT NULL, fingerprint BLOB NOT NULL, at_ms INTEGER NOT NULL)
+        WITHOUT ROWID;
+    INSERT INTO meta VALUES (1, '/nix/store');
+    INSERT INTO served VALUES (x'0101', '01010101010101010101010101010101-x', zeroblob(32), 7);
+    PRAGMA user_version = 1;
+";
+
+#[test]
+fn what_an_older_state_holds_survives_and_takes_bare_signatures() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    connection.execute_batch(VERSION_1).unwrap();
+    let (Stored { key: public, attestation }, evidence) = said(1, 1, 1);
+    let facts = evidence.facts();
+    connection.execute("INSERT INTO builders VALUES (1, ?1, ?2)", params![public.bytes(), public.to_string()]).unwrap();
+    let references: Vec<_> = attestation.statement.references.iter().map(StorePath::to_string).collect();
+    let row = params![
+        path(1).hash_part().0,
+        facts.fingerprint.0,
+        path(1).to_string(),
+        facts.nar_hash.0,
+        references.join(" ")
+    ];
+    connection.execute("INSERT INTO statements VALUES (1, ?1, ?2, ?3, ?4, 1, ?5)", row).unwrap();
+    let row = params![attestation.nix_signature, attestation.dated_signature];
+    connection.execute("INSERT INTO votes VALUES (1, 1, 1, 3, 1000, ?1, ?2)", row).unwrap();
+    drop(connection);
+
+    let ledger = live(dir.path());
+    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), [Stored { key: public, attestation }]);
+    assert_eq!(votes(&ledger, 1)[0].stored_at, Some(WallMs(3)));
+    assert_eq!(open(dir.path()).served().unwrap().len(), 1);
+    assert_eq!(ledger.take_bare(&[signed(2, 1, 1), signed(1, 1, 1)], WallMs(5)).unwrap().new, 1);
+    assert_eq!(votes(&live(dir.path()), 1).len(), 2);
+}
+
+#[test]
 fn a_transaction_that_was_not_finished_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path()).take(&[said(1, 1, 1)], WallMs(1)).unwrap();
@@ -137,7 +252,7 @@ fn a_transaction_that_was_not_finished_leaves_nothing() {
     // what the next process finds.
     db.connection.execute_batch("BEGIN").unwrap();
     let (stored, evidence) = said(2, 2, 2);
-    insert(&db.connection, &stored, &evidence, WallMs(2)).unwrap();
+    insert(&db.connection, NewVote::from(&stored), &evidence, WallMs(2)).unwrap();
     let copy = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
         let name = format!("{FILE_NAME}{suffix}");
@@ -242,7 +357,7 @@ fn without_a_policy_every_line_is_verified_and_none_is_kept() {
 }
 
 /// The files of a ledger, as a process that was killed left them, opened again: how many votes there are.
-fn votes_after(database: &[u8], log: &[u8]) -> i64 {
+fn votes_after(database: &[u8], log: &[u8]) -> (i64, i64) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE_NAME);
     std::fs::write(&file, database).unwrap();
@@ -252,7 +367,7 @@ fn votes_after(database: &[u8], log: &[u8]) -> i64 {
                 LEFT JOIN builders b ON b.id = v.builder WHERE s.id IS NULL OR b.id IS NULL";
     let lost: i64 = db.connection.query_row(lost, (), |row| row.get(0)).unwrap();
     assert_eq!(lost, 0, "every vote has its statement and its builder");
-    rows(&db, "votes")
+    (rows(&db, "votes"), rows(&db, "votes WHERE dated_signature IS NULL AND attested_at_ms IS NULL"))
 }
 
 #[test]
@@ -260,22 +375,26 @@ fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
     let dir = tempfile::tempdir().unwrap();
     let (file, log) = (dir.path().join(FILE_NAME), dir.path().join(format!("{FILE_NAME}-wal")));
     let ledger = live(dir.path());
-    let mut lengths = vec![std::fs::metadata(&log).unwrap().len()];
+    let length = || std::fs::metadata(&log).unwrap().len();
+    // How long the log was, and which votes, of which bare, there were.
+    let mut states = vec![(length(), (0, 0))];
     for number in 1..=5 {
         ledger.take(&[said(1, number, 1), said(2, number, 1)], WallMs(1)).unwrap();
-        lengths.push(std::fs::metadata(&log).unwrap().len());
+        states.push((length(), (2 * i64::from(number), 0)));
     }
+    ledger.take_bare(&[signed(1, 6, 1), signed(2, 6, 1)], WallMs(1)).unwrap();
+    states.push((length(), (12, 2)));
+    // The second of them gets its date: its row goes and another comes.
+    ledger.take(&[said(2, 6, 1)], WallMs(1)).unwrap();
+    states.push((length(), (12, 1)));
     let (before, written) = (std::fs::read(&file).unwrap(), std::fs::read(&log).unwrap());
-    assert_eq!(written.len() as u64, *lengths.last().unwrap(), "nothing was moved into the file yet");
+    let last = *states.last().unwrap();
+    assert_eq!(written.len() as u64, last.0, "nothing was moved into the file yet");
     // The log only grows: a death cuts it anywhere.
-    for cut in (0..written.len()).step_by(499).chain(lengths.iter().map(|length| usize::try_from(*length).unwrap())) {
-        let whole = lengths.iter().filter(|length| **length <= cut as u64).count().saturating_sub(1);
-        assert_eq!(
-            votes_after(&before, &written[..cut]),
-            2 * whole as i64,
-            "cut after {cut} of {} bytes",
-            written.len()
-        );
+    let ends = states.iter().map(|(length, _)| usize::try_from(*length).unwrap());
+    for cut in (0..written.len()).step_by(499).chain(ends) {
+        let whole = states.iter().rev().find(|(length, _)| *length <= cut as u64).map_or((0, 0), |(_, votes)| *votes);
+        assert_eq!(votes_after(&before, &written[..cut]), whole, "cut after {cut} of {} bytes", written.len());
     }
     // Then its pages are written over those of the file, one by one, before it goes.
     open(dir.path()).connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(())).unwrap();
@@ -284,7 +403,7 @@ fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
     for moved in (0..=after.len()).step_by(4_096) {
         let mut mixed = after[..moved].to_vec();
         mixed.extend_from_slice(before.get(moved..).unwrap_or_default());
-        assert_eq!(votes_after(&mixed, &written), 10, "{moved} bytes moved");
+        assert_eq!(votes_after(&mixed, &written), last.1, "{moved} bytes moved");
     }
 }
 

@@ -71,6 +71,7 @@ fn conflicts_stand_first_and_the_policy_is_told() {
         of: 3,
         gateway_public_key: Some("narmesh-gateway-x:AA==".to_owned()),
         attestations: 7,
+        bare_signatures: 2,
         paths: counts(&[("agreed", 1), ("conflict", 2)]),
         conflicts: vec!["aaa-x\u{1b}".to_owned()],
         refused: counts(&[("conflict", 4)]),
@@ -80,7 +81,7 @@ fn conflicts_stand_first_and_the_policy_is_told() {
     assert_eq!(lines[0], "CONFLICT  aaa-x\\u{1b}", "{text}");
     assert_eq!(lines[1].trim(), "and 1 more paths on which builders disagree", "{text}");
     for line in [
-        "quorum    require, 2 of 3 groups must agree; 7 attestations",
+        "quorum    require, 2 of 3 groups must agree; 7 attestations and 2 bare signatures",
         "          paths: 1 agreed, 2 conflict",
         "          kept from Nix: 4 conflict",
         "          Nix has to trust narmesh-gateway-x:AA==",

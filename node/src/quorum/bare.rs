@@ -1,0 +1,92 @@
+//! Bare Nix signatures of builders of which the operator says that they sign nothing but their own builds
+//! (`signs_only_own_builds`).
+//!
+//! They need no way of their own from machine to machine: whoever has a path has its signatures, and every narinfo carries
+//! them. So they are taken from the narinfos of peers, whoever sends them, and from our own store, where a substitution from that
+//! builder's cache left them. Each is verified strictly by itself; no other key's are looked at.
+
+use super::db::{BareSignature, LedgerDbError, on_disk_bytes};
+use super::live::LiveLedger;
+use super::members::statement_of;
+use super::now;
+use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Statement};
+use narmesh_quorum::{Evidence, FingerprintDigest};
+use narmesh_store::{NixStore, Store as _, StoreError};
+
+/// Signatures stored in one transaction.
+const BATCH: usize = 1_000;
+
+/// Takes what is in our own store.
+#[derive(Debug)]
+pub struct StoreSignatures<'a> {
+    /// The store.
+    pub store: &'a NixStore,
+    /// Where they go.
+    pub ledger: &'a LiveLedger,
+    /// Keys of builders that sign only their own builds.
+    pub signers: &'a [NixPublicKey],
+}
+
+/// Why they were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// The Nix store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The ledger.
+    #[error(transparent)]
+    Db(#[from] LedgerDbError),
+}
+
+impl StoreSignatures<'_> {
+    /// Takes the signatures of `hash_parts` that are not in the ledger. Gives how many were new. Blocks, on the disk.
+    pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, TakeError> {
+        let (mut new, mut batch) = (0, Vec::new());
+        for hash_part in hash_parts {
+            let Some(info) = self.store.path_info(&hash_part)? else { continue };
+            if info.content_address.is_none() && info.nar_size > 0 {
+                batch.extend(signatures_unheard(self.ledger, self.signers, &statement_of(&info), &info.signatures));
+            }
+            if batch.len() >= BATCH {
+                new += self.ledger.take_bare(&batch, now())?.new;
+                batch.clear();
+            }
+        }
+        Ok(new + self.ledger.take_bare(&batch, now())?.new)
+    }
+}
+
+/// Those of `signatures` that one of `signers` made over `statement` and that are not in the ledger yet; at most one of each.
+/// From memory; what is known already costs no verification.
+pub fn signatures_unheard(
+    ledger: &LiveLedger,
+    signers: &[NixPublicKey],
+    statement: &Statement,
+    signatures: &[NixSignature],
+) -> Vec<(BareSignature, Evidence)> {
+    let named = |key: &&NixPublicKey| signatures.iter().any(|signature| signature.key_name == key.name());
+    let mut named = signers.iter().filter(named).peekable();
+    if named.peek().is_none() {
+        return Vec::new();
+    }
+    let fingerprint = FingerprintDigest::of(ledger.store_dir(), statement);
+    let is_known = |key: &NixPublicKey| {
+        let builder = BuilderKey(key.bytes());
+        let said = |ledger: &narmesh_quorum::Ledger| {
+            ledger
+                .votes(&statement.path.hash_part())
+                .any(|vote| vote.builder == builder && vote.facts.fingerprint == fingerprint)
+        };
+        ledger.read(said)
+    };
+    let bytes = on_disk_bytes(statement.references.iter().map(|path| 34 + path.name().len()).sum());
+    let verified = |key: &NixPublicKey| {
+        let made = |signature: &NixSignature| {
+            let evidence = Evidence::bare_signature(ledger.store_dir(), statement, signature, key, bytes)?;
+            let bare = BareSignature { key: key.clone(), statement: statement.clone(), signature: signature.bytes };
+            Some((bare, evidence))
+        };
+        signatures.iter().find_map(made)
+    };
+    named.filter(|key| !is_known(key)).filter_map(verified).collect()
+}
