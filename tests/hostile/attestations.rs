@@ -3,13 +3,15 @@
 use crate::formats::{NixKey, hash_part_bytes};
 use crate::peer::{Move, Peer, Play, Script, peer_id};
 use crate::quorum_wire::{
-    BUSY, QuorumRequest, ROOT, attestation, attestations, builder_digest, children, handed_over, items,
+    BUSY, QuorumRequest, ROOT, attestation, attestations, builder_digest, children, handed_over, items, only_builders,
 };
 use crate::report;
 use crate::stage::Stage;
-use crate::wire::QUORUM;
-use narmesh_tests::{poll, promised, wait_for};
-use std::time::Duration;
+use crate::wire::{QUORUM, sha256};
+use narmesh_tests::{get, poll, promised, wait_for};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Three lies, each five seconds after the one before.
 const SET_ASIDE: Duration = Duration::from_secs(15);
@@ -95,6 +97,80 @@ fn endless_replies_and_comparisons_that_lead_nowhere() {
         until_set_aside(&stage, &liar, &builder, "sent a malformed reply", "malformed_reply");
         stage.finish();
     }
+}
+
+/// A client that lets nothing through but what the builder of this key attests, whose node the peer is.
+fn demanding(tag: &str, peer: &Peer, builder: &NixKey) -> Stage {
+    let policy = format!(
+        "\n[quorum]\nmode = 'require'\nk = 1\n[[builder]]\nname = 'b'\npublic_key = '{}'\npeer = '{}'\n",
+        builder.public(),
+        peer.name
+    );
+    Stage::with(&[tag], 64, &[peer], |client| client.config.more = policy)
+}
+
+/// A peer that compares nothing, and is asked about a path `asked` times; what it then does is up to `answer`.
+fn speaks_when_asked(name: &str, asked: &Arc<AtomicUsize>, answer: impl Fn() -> Play + Send + Sync + 'static) -> Peer {
+    let asked = Arc::clone(asked);
+    Peer::liar(
+        name,
+        Script::default().quorum(move |request| match request {
+            QuorumRequest::Compare { .. } => vec![Move::Send(only_builders(&[]))],
+            QuorumRequest::Pull { .. } => vec![Move::Send(BUSY.to_vec())],
+            QuorumRequest::Ask { .. } => {
+                asked.fetch_add(1, Ordering::SeqCst);
+                answer()
+            }
+        }),
+    )
+}
+
+#[test]
+fn a_verdict_that_comes_only_when_asked_for_is_there_for_the_first_narinfo() {
+    let builder = NixKey::new("asked-1");
+    let (asked, said) = (Arc::new(AtomicUsize::new(0)), Arc::new(OnceLock::new()));
+    let bytes = Arc::clone(&said);
+    let peer = speaks_when_asked("asked", &asked, move || {
+        let attested: &Vec<u8> = bytes.get().expect("said before it is asked");
+        vec![Move::Send(attestations(1, std::slice::from_ref(attested)))]
+    });
+    let stage = demanding("asked", &peer, &builder);
+    let nar = stage.nar("asked", "a");
+    let path = stage.path("asked", "a");
+    said.set(attestation(&builder, &path, sha256(&nar), nar.len() as u64)).unwrap();
+    stage.enter(&peer, "asked", &["a", "b"]);
+    assert_eq!(stage.client.narmesh(&["quorum", "export"]).stdout.lines().count(), 1, "nothing was told yet");
+    assert_eq!(stage.client.get_narinfo(&path).status, 200, "{}", stage.client.log());
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    // What is known is not asked for again.
+    assert_eq!(stage.client.get_narinfo(&path).status, 200);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    // What it attests is a, whatever is asked about.
+    assert_eq!(stage.client.get_narinfo(&stage.path("asked", "b")).status, 404);
+    stage.assert_good_unharmed();
+    stage.finish();
+}
+
+#[test]
+fn who_is_silent_about_builders_is_waited_for_until_the_deadline_and_no_longer() {
+    let builder = NixKey::new("silent-1");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let peer = speaks_when_asked("silent", &asked, || vec![Move::Hold]);
+    let stage = demanding("silent", &peer, &builder);
+    stage.enter(&peer, "silent", &["a"]);
+    let path = stage.path("silent", "a");
+    let started = Instant::now();
+    let answer = stage.client.get_narinfo(&path);
+    let took = started.elapsed();
+    assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (404, 1));
+    assert!(took <= stage.client.narinfo_slowest_max(), "{took:?}");
+    // Why is known when the answer is.
+    let metrics = get(stage.client.gateway(), "/metrics").unwrap().text();
+    assert!(metrics.contains("narmesh_quorum_not_given_total{reason=\"none\"} 1\n"), "{metrics}");
+    let why = stage.client.narmesh(&["why", &path]).stdout;
+    assert!(why.contains("no builder that counts says anything of it"), "{why}");
+    stage.assert_unblamed(&peer);
+    stage.finish();
 }
 
 #[test]
