@@ -220,7 +220,7 @@ fn who_is_outside_of_an_audience_is_told_nothing() {
     assert_eq!(handed_over(&reply), Some(Vec::new()));
     let compare = QuorumRequest::Compare { builders: vec![digest], nodes: vec![(ROOT, [9; 16])], news: true };
     let reply = peer.ask(&stage.client, QUORUM, &compare.encode()).unwrap();
-    assert_eq!(reply, crate::quorum_wire::only_builders(&[]), "as if it knew no such builder");
+    assert_eq!(reply, only_builders(&[]), "as if it knew no such builder");
     // The builder's own node is told; so would be whom it admits.
     stage.good.allow(&peer.card());
     stage.good.reload();
@@ -273,5 +273,5 @@ fn builder_digest_of(public_key: &str) -> [u8; 8] {
     use base64::Engine as _;
     let (_, key) = public_key.split_once(':').unwrap();
     let key = base64::engine::general_purpose::STANDARD.decode(key).unwrap();
-    crate::wire::sha256(&key)[..8].try_into().unwrap()
+    sha256(&key)[..8].try_into().unwrap()
 }
