@@ -169,6 +169,7 @@ pub struct FingerprintReport {
     /// Who says so.
     pub builders: Vec<String>,
     /// Of them, those that say so by a bare Nix signature, which counts because of `signs_only_own_builds`.
+    #[serde(default)]
     pub by_signature: Vec<String>,
     /// Another one has this NarHash too: they differ in References or NarSize.
     pub same_nar_as_another: bool,

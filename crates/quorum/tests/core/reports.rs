@@ -134,12 +134,12 @@ fn a_bare_signature_is_named_as_what_it_is() {
     let mut flagged = rules("a b c", 2);
     flagged.builders[1].signs_only_own_builds = true;
     let found = report(&checked(flagged), &ledger, &[member(1, &[])]);
-    assert_eq!((&found.paths[0].fingerprints[0].by_signature, found.agreed), (&vec!["b".to_owned()], true));
+    assert_eq!((&found.paths[0].fingerprints[0].by_signature, found.head.agreed), (&vec!["b".to_owned()], true));
     let text = found.paths[0].sentences.join("\n");
     assert!(text.contains("a and b; counts for 2 groups. b by a bare Nix signature, without a date"), "{text}");
     // Of who is not configured so: what it is, and that it does not count.
     let found = report(&policy("a b c", 2), &ledger, &[member(1, &[])]);
-    assert!(found.paths[0].fingerprints[0].by_signature.is_empty() && !found.agreed);
+    assert!(found.paths[0].fingerprints[0].by_signature.is_empty() && !found.head.agreed);
     assert!(found.paths[0].not_counted[0].why.starts_with("a Nix signature without a date"));
     // The attestation takes its place.
     assert_eq!(ledger.bare_signatures(), 1);
