@@ -56,6 +56,9 @@ fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
     assert!(client.status().number("/quorum/refused/conflict") > 2);
     let why = client.narmesh(&["why", nondet]).expect_success("why");
     assert!(why.contains("refused by the policy") && why.contains("builders got different results"), "{why}");
+    // All is judged once a second.
+    let seen = || client.narmesh(&["status"]).stdout.starts_with("CONFLICT");
+    wait_until("the conflict is seen", promised(SPREAD), seen);
     let status = client.narmesh(&["status"]).expect_success("status");
     assert!(status.starts_with("CONFLICT") && status.contains(&format!("Nix has to trust {gateway}")), "{status}");
 
