@@ -224,9 +224,15 @@ fn an_audience_that_was_kept_counts_after_a_restart_and_no_other_does() {
     restart(&mut net, kept.clone());
     assert_eq!(admitted(&net), [true, true, false], "though 1 is away");
     restart(&mut net, kept.iter().rev().copied().collect());
-    assert_eq!(admitted(&net), [true, false, false], "this is no audience");
-    // One that lost our trust meanwhile has none when it has it again.
+    assert!(net.node(2).core.audience(&peer(1)).is_none(), "this is no audience");
+    restart(&mut net, Vec::new());
+    assert!(net.node(2).core.audience(&peer(1)).is_none());
+    // One that lost our trust meanwhile, in this run or before it, has none when it has it again.
     restart(&mut net, kept.clone());
+    net.trust(2, &[(2, 3)]);
+    net.trust(2, &trust);
+    assert_eq!(admitted(&net), [true, false, false]);
+    net.start(2, Persisted { audiences: vec![(peer(1), kept.clone())], ..Persisted::default() });
     net.trust(2, &[(2, 3)]);
     net.trust(2, &trust);
     assert_eq!(admitted(&net), [true, false, false]);
