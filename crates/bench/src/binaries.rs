@@ -43,6 +43,13 @@ fn built(package: &str, binary: &str) -> anyhow::Result<PathBuf> {
 pub(crate) fn build(package: &str, target_dir: &Path) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--release", "--quiet", "-p", package, "--target-dir"]).arg(target_dir);
+    // What `cargo run` tells this process about the bench's own package would make build scripts, and all after them, run again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
     finish(&format!("cargo build --release -p {package}"), cargo.current_dir(MANIFEST_DIR))?;
     Ok(())
 }
