@@ -34,6 +34,7 @@ pub(crate) struct Node {
     trusted_keys: Vec<String>,
     peers: String,
     config_extra: String,
+    rules: String,
 }
 
 /// A daemon that runs.
@@ -59,6 +60,7 @@ impl Node {
             trusted_keys: Vec::new(),
             peers: String::new(),
             config_extra: String::new(),
+            rules: String::new(),
         };
         let id = finish("narmesh id", node.command().arg("id"))?;
         let mut words = id.split(|letter: char| !letter.is_ascii_alphanumeric());
@@ -100,6 +102,11 @@ impl Node {
     pub(crate) fn limit(&mut self, line: &str) {
         self.config_extra.push_str(line);
         self.config_extra.push('\n');
+    }
+
+    /// Whose word counts for what: `[quorum]`, `[[builder]]`.
+    pub(crate) fn follow(&mut self, rules: &str) {
+        rules.clone_into(&mut self.rules);
     }
 
     /// Deletes its state database: at the next start it knows what its configuration says.
@@ -157,7 +164,7 @@ impl Node {
         writeln!(text, "advertise_loopback = true\n[gateway]\nlisten = \"{}\"", self.gateway)?;
         writeln!(text, "[store]\nroot = {:?}", self.store_root)?;
         writeln!(text, "[trust]\ntrusted_public_keys = {:?}\nbuilder_key_file = \"builder.key\"", self.trusted_keys)?;
-        writeln!(text, "[limits]\n{}{}", self.config_extra, self.peers)?;
+        writeln!(text, "[limits]\n{}{}{}", self.config_extra, self.peers, self.rules)?;
         Ok(text)
     }
 }
@@ -172,6 +179,11 @@ impl Daemon<'_> {
     pub(crate) fn status(&self) -> anyhow::Result<Value> {
         let text = finish("narmesh status", self.node.command().args(["status", "--json"]))?;
         Ok(serde_json::from_str(&text)?)
+    }
+
+    /// `narmesh quorum import`; it counts within a second.
+    pub(crate) fn import(&self, file: &Path) -> anyhow::Result<()> {
+        finish("narmesh quorum import", self.node.command().args(["quorum", "import"]).arg(file)).map(drop)
     }
 
     /// Waits until it holds a summary of at least `paths_min` paths of each of `peers` by name.

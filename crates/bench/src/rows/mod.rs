@@ -9,6 +9,7 @@ mod narinfo;
 mod pair;
 mod quorum;
 mod real;
+mod required;
 mod simulated;
 mod spread;
 mod table;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(daemon::Memory { peers: 50 }),
         Box::new(daemon::Start),
         Box::new(quorum::Quorum),
+        Box::new(required::Required),
         Box::new(spread::Spread),
         Box::new(table::Table),
         Box::new(real::Heal),

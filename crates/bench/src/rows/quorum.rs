@@ -20,8 +20,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const BUILDERS: u8 = 5;
-const K: usize = 3;
+/// Who attests everything.
+pub(super) const BUILDERS: u8 = 5;
+/// How many of them have to agree.
+pub(super) const K: usize = 3;
 /// Paths that all builders attest: a million attestations.
 const PATHS: u32 = 200_000;
 const LOOKUPS: u32 = 200_000;
@@ -92,7 +94,8 @@ impl Subject for Quorum {
     }
 }
 
-fn key(number: u8) -> anyhow::Result<NixSecretKey> {
+/// The key of one of them.
+pub(super) fn key(number: u8) -> anyhow::Result<NixSecretKey> {
     Ok(NixSecretKey::from_seed(&format!("builder-{number}"), &[number + 1; 32])?)
 }
 
