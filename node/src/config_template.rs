@@ -50,6 +50,7 @@ pub(crate) fn render(config: &Config) -> String {
         ),
         ("quorum.veto", quorum.veto.to_string()),
         ("quorum.count_own_rebuild", quorum.count_own_rebuild.to_string()),
+        ("quorum.keep", list(&quorum.keep)),
         ("quorum.override", quorum.overrides.iter().map(override_lines).collect::<String>()),
         ("builder", builder.iter().map(builder_lines).collect::<String>()),
         ("revoked_builders", revoked_builders.iter().map(revoked_lines).collect::<String>()),
@@ -222,6 +223,8 @@ mode = @quorum.mode@
 veto = @quorum.veto@
 # Whether what this machine rebuilt itself counts as one group.
 count_own_rebuild = @quorum.count_own_rebuild@
+# Store paths of which all that is attested is kept for good, as of those that are held, served or asked for here.
+keep = @quorum.keep@
 # Another k for some names, as in [advertise]; the first that matches counts.
 # [[quorum.override]]
 # name = "linux-*"

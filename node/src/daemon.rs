@@ -213,6 +213,7 @@ fn open_ledger(
     let is_held = Box::new(move |part: &HashPart| held.contains(part));
     let ledger = LiveLedger::new(&settings.node.state_dir, &settings.store.store_dir, policy, is_held).repairing();
     let ledger = Arc::new(ledger);
+    ledger.keep(settings.quorum.keep.iter().copied());
     if decides && let Err(error) = ledger.catch_up() {
         tracing::error!(%error, "nothing is agreed on until the attestations can be read");
     }
@@ -264,7 +265,7 @@ impl Daemon {
         // The policy first: what the resolver judges by it is dropped once more when it is told of its own settings.
         let policy = quorum_policy(&settings, &secrets)?;
         let gateway_key = gateway_key(&settings, &policy)?;
-        self.ledger.set_policy(policy, []);
+        self.ledger.set_policy(policy, settings.quorum.keep.iter().copied());
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(settings.transfer.compress);

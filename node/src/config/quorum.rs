@@ -50,6 +50,8 @@ pub struct QuorumConfig {
     pub veto: bool,
     /// Whether what this machine rebuilt itself counts as one group.
     pub count_own_rebuild: bool,
+    /// Store paths of which everything attested is kept, whoever else fills the ledger.
+    pub keep: Vec<String>,
     /// `[[quorum.override]]`; the first that matches counts.
     #[serde(rename = "override")]
     pub overrides: Vec<QuorumOverrideConfig>,
@@ -63,6 +65,7 @@ impl Default for QuorumConfig {
             grace: None,
             veto: false,
             count_own_rebuild: false,
+            keep: Vec::new(),
             overrides: Vec::new(),
         }
     }

@@ -174,11 +174,16 @@ impl LiveLedger {
     /// Another policy from now on; attestations of `configured` are kept.
     pub fn set_policy(&self, policy: Policy, configured: impl IntoIterator<Item = HashPart>) {
         *self.policy.write() = Arc::new(policy);
+        self.keep(configured);
+        self.tell();
+    }
+
+    /// Attestations of these paths are kept, and no longer for this reason those of others.
+    pub fn keep(&self, configured: impl IntoIterator<Item = HashPart>) {
         let configured: BTreeSet<_> = configured.into_iter().collect();
         let old = std::mem::replace(&mut *self.configured.lock(), configured.clone());
         self.in_portions(old.difference(&configured), |ledger, part| ledger.unpin(*part, Pin::Configured));
         self.in_portions(configured.difference(&old), |ledger, part| ledger.pin(*part, Pin::Configured));
-        self.tell();
     }
 
     /// What the builders of the policy say of a path.

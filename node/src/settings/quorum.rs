@@ -4,13 +4,16 @@ use super::{PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, re
 use crate::config::{Config, QuorumConfig};
 use crate::mesh::CountedBuilder;
 use libp2p::PeerId;
-use narmesh_protocol::{BuilderKey, NamePattern, NixPublicKey};
+use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NixPublicKey, StorePath};
 use narmesh_quorum::{
     Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation, WallMs,
 };
+use std::collections::BTreeSet;
 use toml::value::{Datetime, Offset};
 
 const KEY_FORM: &str = "a Nix public key, name:base64 of 32 bytes, as `narmesh id` prints it on that machine";
+/// Most paths of `quorum.keep`.
+const KEEP_MAX: usize = 10_000;
 const DATE_FORM: &str =
     "a date, or a date and time with a zone, from 1970 on, such as 2026-11-01 or 2026-11-01T12:00:00Z";
 
@@ -23,6 +26,8 @@ pub struct QuorumSettings {
     pub public_keys: Vec<NixPublicKey>,
     /// The node of each of them.
     pub peers: Vec<Option<PeerId>>,
+    /// Paths of which everything attested is kept.
+    pub keep: BTreeSet<HashPart>,
 }
 
 impl QuorumSettings {
@@ -102,6 +107,7 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
             why: revoked.why.clone(),
         });
     }
+    settings.keep = check_keep(&config.quorum.keep)?;
     settings.rules.mode = check_mode(&config.quorum.mode)?;
     settings.rules.require = check_require(&config.quorum)?;
     // What depends on our own key is checked with the secrets; a stand-in shows what does not.
@@ -121,6 +127,19 @@ fn check_name(key: String, name: &str) -> Result<(), SettingsError> {
         return Err(refused(key, name, "1 to 64 bytes without control characters"));
     }
     Ok(())
+}
+
+fn check_keep(paths: &[String]) -> Result<BTreeSet<HashPart>, SettingsError> {
+    if paths.len() > KEEP_MAX {
+        return Err(refused("quorum.keep", format!("{} paths", paths.len()), "at most 10000"));
+    }
+    let parse = |(index, text): (usize, &String)| {
+        let base_name = text.rsplit('/').next().unwrap_or_default();
+        let path = StorePath::parse(base_name);
+        let form = "a store path, such as /nix/store/<32 characters>-<name>";
+        path.map(|path| path.hash_part()).map_err(|_| refused(format!("quorum.keep[{index}]"), text, form))
+    };
+    paths.iter().enumerate().map(parse).collect()
 }
 
 fn check_mode(text: &str) -> Result<Mode, SettingsError> {
@@ -202,7 +221,7 @@ mod tests {
     fn a_policy_comes_out_of_the_file() {
         let text = format!(
             "{}group = 'acme'\nsigns_only_own_builds = true\n[[revoked_builders]]\npublic_key = '{}'\nfrom = 2026-11-01T12:00:00+01:00\n\
-             why = 'stolen'\n[quorum]\nmode = 'require'\nk = 2\ngrace = ['b1']\nveto = true\n[[quorum.override]]\nname = 'linux-*'\nk = 3",
+             why = 'stolen'\n[quorum]\nmode = 'require'\nk = 2\ngrace = ['b1']\nveto = true\nkeep = ['/nix/store/00000000000000000000000000000000-x']\n[[quorum.override]]\nname = 'linux-*'\nk = 3",
             builders(3),
             key(2)
         );
@@ -212,6 +231,7 @@ mod tests {
         assert_eq!(settings.rules.revoked[0].from, WallMs(1_793_530_800_000));
         assert!(settings.rules.builders[2].signs_only_own_builds);
         assert_eq!(settings.signers(), settings.public_keys[2..]);
+        assert_eq!(settings.keep, BTreeSet::from([HashPart([0; 20])]));
     }
 
     #[test]
@@ -223,6 +243,7 @@ mod tests {
             ("[quorum]\nk = 4", "quorum.k = 4 is refused; accepted: 1 to 3"),
             ("[quorum]\nk = 2\ngrace = ['z']", "quorum.grace: \"z\""),
             ("[quorum]\nveto = true", "quorum.veto"),
+            ("[quorum]\nkeep = ['/nix/store/short-x']", "quorum.keep[0]"),
             ("[quorum]\ncount_own_rebuild = true", "trust.builder_key_file"),
             ("[quorum]\nk = 2\n[[quorum.override]]\nname = 'a/b'\nk = 1", "quorum.override[0].name[0]"),
             ("[[builder]]\nname = 'x'\npublic_key = 'y'", "builder[3].public_key = \"y\""),
