@@ -124,6 +124,24 @@ fn one_hostile_builder_and_two_that_collude_change_nothing() {
 }
 
 #[test]
+fn contents_that_nobody_agreed_on_never_arrive_under_an_agreed_narinfo() {
+    for sound in [Some(2), None] {
+        let mesh = TestMesh::new();
+        let mut five = Five::new(&mesh, &[]);
+        five.start(&[0, 1, 2, 3, 4]);
+        five.wait_verdict(&five.lib, "agreed", 5);
+        // All attested the same; what their disks give by now is something else.
+        for (place, node) in five.builders.iter().enumerate() {
+            if sound != Some(place) {
+                node.store.corrupt_file(&five.lib, FILE);
+            }
+        }
+        five.build_both();
+        assert_eq!(five.built_lib(), sound.is_none(), "from the one that is sound, or built here");
+    }
+}
+
+#[test]
 fn two_that_collude_win_nothing_when_the_honest_are_cut_off() {
     let mesh = TestMesh::new();
     let mut five = Five::new(&mesh, &[3, 4]);
