@@ -13,6 +13,7 @@ mod filter;
 #[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod formats;
 mod links;
+mod moved;
 #[path = "../hostile/peer.rs"]
 #[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod peer;

@@ -3,7 +3,7 @@
 use super::Daemon;
 use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
-use crate::mesh::{AudienceView, MeshView, PeerStats, probe};
+use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, probe};
 use crate::quorum::{Desk, Part, Question};
 use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
@@ -18,10 +18,12 @@ use narmesh_quorum::{Builder, Ledger, Mode};
 use narmesh_store::{NixStore, Offer, Standing, Store, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Paths in conflict that `status` names.
 const CONFLICTS_SHOWN_MAX: usize = 20;
+/// A connected peer that says nothing for so long is dialled, too.
+const PROBE_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 impl ControlHandler for Daemon {
     async fn handle(&self, request: ControlRequest) -> ControlReply {
@@ -210,7 +212,17 @@ impl Daemon {
 
     async fn probe(&self, only: Option<String>) -> anyhow::Result<Vec<PeerProbe>> {
         let settings = self.settings();
-        let results = probe(&settings, &self.secrets.keypair).await?;
+        let mut peers = settings.peer_addresses();
+        let board = self.mesh.board().all();
+        let connected = peers.keys().filter(|peer| board.get(peer).is_some_and(|stats| stats.connected));
+        let asked = connected.map(|peer| async {
+            let answer = self.mesh.ask(*peer, Ask::NarInfo(PROBE_QUESTION));
+            tokio::time::timeout(PROBE_ANSWER_MAX, answer).await.is_ok_and(|answer| answer.is_ok()).then_some(*peer)
+        });
+        let answered: Vec<_> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+        answered.iter().for_each(|peer| drop(peers.remove(peer)));
+        let mut results = probe(&peers, &self.secrets.keypair).await?;
+        results.extend(answered.into_iter().map(|peer| (peer, ProbeResult::AllowedBothWays)));
         let chosen = |peer: &&PeerSettings| {
             only.as_ref().is_none_or(|only| peer.name == *only || peer.peer_id.to_string() == *only)
         };

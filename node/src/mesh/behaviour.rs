@@ -1,6 +1,7 @@
 //! The protocols of a node, composed.
 
 use super::door::Door;
+use super::lines::Lines;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
@@ -19,13 +20,14 @@ use std::time::Duration;
 pub(super) type Announcements =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
 
-/// Field order is poll and admission order: the door before the handshake, then the allowlist, before any other protocol hears
-/// of a connection.
+/// Field order is poll and admission order: the door before the handshake, then the allowlist, then what we know of the peer's
+/// other connections, before any protocol hears of this one.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
     pub(super) door: Door,
     pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
+    pub(super) lines: Lines,
     pub(super) announcements: Announcements,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
@@ -57,6 +59,7 @@ impl MeshBehaviour {
             door: Door::default(),
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
+            lines: Lines::default(),
             announcements: announcements(keypair)?,
             gossip: request_response(
                 BytesCodec { request_bytes_max: GossipRequest::BYTES_MAX, reply_bytes_max: GossipReply::BYTES_MAX },

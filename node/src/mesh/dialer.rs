@@ -25,6 +25,9 @@ const LEARNED_DELAY_MS: u64 = 1_000;
 const FAILURES_CUT_MIN: u32 = 4;
 /// For so long after that, pauses do not grow.
 const RETURNS_MS: u64 = 4_000;
+/// A connection that lasted no longer than this counts as one that failed, but for the first: two machines with the same node key
+/// push each other out without end.
+const SHORT_MS: u64 = 5_000;
 /// One peer that comes and goes does not make us dial all others more often than this.
 const RETURNS_PAUSE_MS: u64 = 60_000;
 /// Addresses kept per peer, configured and learned each.
@@ -40,6 +43,9 @@ struct Target {
     next: Moment,
     dialing: bool,
     connected: bool,
+    since: Moment,
+    /// Short connections in a row.
+    short: u32,
 }
 
 /// Why a peer cannot be dialled on demand now.
@@ -121,7 +127,7 @@ impl Dialer {
     pub(super) fn connected(&mut self, now: Moment, peer: &PeerId) {
         let Some(target) = self.targets.get_mut(peer) else { return };
         let was_cut_off = target.failures >= FAILURES_CUT_MIN;
-        (target.connected, target.dialing, target.failures) = (true, false, 0);
+        (target.connected, target.dialing, target.failures, target.since) = (true, false, 0, now);
         if was_cut_off && self.returned.is_none_or(|before| now.since(before) >= RETURNS_PAUSE_MS) {
             self.returned = Some(now);
             for target in self.targets.values_mut().filter(|target| target.failures > 0) {
@@ -134,7 +140,10 @@ impl Dialer {
     pub(super) fn disconnected(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         if let Some(target) = self.targets.get_mut(peer) {
             target.connected = false;
-            target.next = Moment(now.0 + rng.random_range(20..PAUSE_MIN_MS));
+            target.short = if now.since(target.since) < SHORT_MS { target.short.saturating_add(1) } else { 0 };
+            let growth = target.short.saturating_sub(1).min(16);
+            let pause = (PAUSE_MIN_MS << growth).min(PAUSE_MAX_MS);
+            target.next = Moment(now.0 + rng.random_range(pause / 12..pause));
         }
     }
 
@@ -308,6 +317,28 @@ mod tests {
         cut_off(&mut dialer, &mut now, &mut rng);
         dialer.connected(now, &one);
         assert!(dialer.due(now).is_empty(), "within a minute");
+    }
+
+    #[test]
+    fn a_peer_whose_connections_end_at_once_is_dialled_ever_more_rarely() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
+        let mut now = Moment(0);
+        let mut pause = |dialer: &mut Dialer, lasted_ms: u64| {
+            assert_eq!(dialer.due(now).len(), 1);
+            dialer.connected(now, &peer);
+            now = Moment(now.0 + lasted_ms);
+            dialer.disconnected(now, &peer, &mut rng);
+            let pause = dialer.deadline().unwrap().since(now);
+            now = Moment(now.0 + pause);
+            pause
+        };
+        assert!(pause(&mut dialer, 10) < PAUSE_MIN_MS, "refused once: back at once");
+        let all: u64 = (0..40).map(|_| pause(&mut dialer, 10)).sum();
+        assert!(all > 40 * PAUSE_MAX_MS / 3, "{all} ms");
+        assert!(pause(&mut dialer, SHORT_MS) < PAUSE_MIN_MS, "it lasted: as before");
     }
 
     #[test]

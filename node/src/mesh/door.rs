@@ -1,17 +1,16 @@
-//! Who may try to come in: bounds on handshakes under way, and on what one peer may hold open.
+//! Who may try to come in: bounds on handshakes under way.
 //!
 //! A stranger is known as such only after the handshake, so what he can cost is bounded before it: so many at a time from one
-//! address, so many in all from addresses that no peer of ours is known to have. A peer that comes back while its old connection
-//! is dead but not yet noticed pushes the old one out.
+//! address, so many in all from addresses that no peer of ours is known to have.
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
-    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    dummy,
 };
 use libp2p::{Multiaddr, PeerId};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::task::{Context, Poll};
@@ -23,8 +22,6 @@ const PENDING_PER_SOURCE_MAX: usize = 4;
 /// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
 /// them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
-/// Connections of one peer: two when both sides dial at once, and one more pushes the oldest out.
-const PER_PEER_MAX: usize = 2;
 
 /// Why somebody is not let in before his handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +37,6 @@ pub(super) enum Refused {
 pub(super) struct Door {
     known: HashSet<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
-    established: HashMap<PeerId, VecDeque<ConnectionId>>,
-    closing: VecDeque<(PeerId, ConnectionId)>,
 }
 
 impl Door {
@@ -61,26 +56,6 @@ impl Door {
         }
         self.pending.insert(id, source);
         Ok(())
-    }
-
-    fn opened(&mut self, peer: PeerId, id: ConnectionId) {
-        self.pending.remove(&id);
-        let connections = self.established.entry(peer).or_default();
-        connections.push_back(id);
-        while connections.len() > PER_PEER_MAX {
-            if let Some(oldest) = connections.pop_front() {
-                self.closing.push_back((peer, oldest));
-            }
-        }
-    }
-
-    fn closed(&mut self, peer: PeerId, id: ConnectionId) {
-        if let Some(connections) = self.established.get_mut(&peer) {
-            connections.retain(|open| *open != id);
-            if connections.is_empty() {
-                self.established.remove(&peer);
-            }
-        }
     }
 }
 
@@ -129,10 +104,9 @@ impl NetworkBehaviour for Door {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionEstablished(event) => self.opened(event.peer_id, event.connection_id),
-            FromSwarm::ConnectionClosed(event) => self.closed(event.peer_id, event.connection_id),
+            FromSwarm::ConnectionEstablished(event) => drop(self.pending.remove(&event.connection_id)),
             FromSwarm::ListenFailure(event) => drop(self.pending.remove(&event.connection_id)),
-            // Nothing else begins or ends a connection.
+            // Nothing else ends a handshake.
             _ => {}
         }
     }
@@ -142,13 +116,7 @@ impl NetworkBehaviour for Door {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        match self.closing.pop_front() {
-            Some((peer_id, id)) => {
-                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) })
-            }
-            // What is to be closed comes with a swarm event, after which the swarm polls.
-            None => Poll::Pending,
-        }
+        Poll::Pending
     }
 }
 
@@ -171,7 +139,7 @@ mod tests {
             assert_eq!(door.admit(ids.next().unwrap(), ip), Err(Refused::Source));
         }
         // One that ended, either way, makes room for one.
-        door.opened(PeerId::random(), ConnectionId::new_unchecked(0));
+        door.pending.remove(&ConnectionId::new_unchecked(0));
         door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])).unwrap();
         assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
     }
@@ -206,17 +174,5 @@ mod tests {
             door.admit(ids.next().unwrap(), known).unwrap();
         }
         assert_eq!(door.admit(ids.next().unwrap(), known), Err(Refused::Source));
-    }
-
-    #[test]
-    fn the_newest_connections_of_a_peer_stay() {
-        let (mut door, peer) = (Door::default(), PeerId::random());
-        for id in ids().take(4) {
-            door.opened(peer, id);
-        }
-        let closing: Vec<_> = door.closing.drain(..).map(|(_, id)| id).collect();
-        assert_eq!(closing, ids().take(2).collect::<Vec<_>>());
-        ids().take(4).for_each(|id| door.closed(peer, id));
-        assert!(door.established.is_empty());
     }
 }

@@ -10,7 +10,6 @@ use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, Ex
 use super::clock::now;
 use super::dialer::{Demand, Dialer};
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
-use super::lines::Lines;
 use super::nar_client::NarPool;
 use super::nar_server::Uploads;
 use super::peers::PeerBoard;
@@ -21,7 +20,7 @@ use crate::state_db::SharedStateDb;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::{NAR_PROTOCOL, NarInfoRequest};
@@ -93,7 +92,6 @@ pub struct Mesh {
     swarm: Swarm<MeshBehaviour>,
     gossip: Gossip,
     dialer: Dialer,
-    lines: Lines,
     board: Arc<PeerBoard>,
     nar: NarPool,
     offer: Arc<Offer>,
@@ -167,7 +165,6 @@ impl Mesh {
         tokio::spawn(uploads.accept(incoming, handle.clone()));
         let mut mesh = Self {
             dialer: Dialer::new(config.connections_gossip),
-            lines: Lines::default(),
             swarm,
             gossip,
             board,
@@ -398,29 +395,13 @@ impl Mesh {
                 tracing::info!(%address, "listening for peers");
                 self.tell_addresses();
             }
-            SwarmEvent::ExpiredListenAddr { address, .. } => {
-                let dead = self.lines.without(&address);
-                tracing::info!(%address, connections = dead.len(), "this address is not ours any more");
-                self.close(dead);
-                self.tell_addresses();
+            SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
+                self.on_connected(peer_id);
             }
-            SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, num_established, endpoint, .. } => {
-                let dead = self.lines.opened(Instant::now(), connection_id, peer_id, &endpoint);
-                if !dead.is_empty() {
-                    self.close(dead);
-                    self.on_disconnected(peer_id, "it dialled again: it has lost the connection".to_owned());
-                    self.on_connected(peer_id);
-                } else if num_established.get() == 1 {
-                    self.on_connected(peer_id);
-                }
-            }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
-                self.lines.closed(connection_id);
-                if num_established == 0 {
-                    let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
-                    self.on_disconnected(peer_id, why);
-                }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
+                self.on_disconnected(peer_id, why);
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.dial_failed(peer, &error),
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } => {
@@ -428,13 +409,6 @@ impl Mesh {
             }
             // Nothing else asks for a decision of ours.
             _ => {}
-        }
-    }
-
-    /// They are dead: nothing is lost with them.
-    fn close(&mut self, connections: Vec<ConnectionId>) {
-        for connection in connections {
-            self.swarm.close_connection(connection);
         }
     }
 

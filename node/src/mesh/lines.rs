@@ -1,18 +1,35 @@
 //! Which connections are dead although nobody has said so: TCP notices by itself only when something stays unacknowledged for
 //! ten seconds, and on an idle connection after a minute.
+//!
+//! Invariant: no protocol here sees a connection that replaces a dead one beside it. gossipsub tells a peer its subscriptions on
+//! the first connection alone; a peer that has lost that one would never be told again, and be heard by nobody.
 
-use libp2p::core::ConnectedPoint;
-use libp2p::swarm::ConnectionId;
+use libp2p::core::transport::PortUse;
+use libp2p::core::{ConnectedPoint, Endpoint};
+use libp2p::swarm::{
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm, dummy,
+};
 use libp2p::{Multiaddr, PeerId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::addresses::socket_address;
 
-/// Two nodes that dial each other at once have two connections for a moment, of which neither is dead: the one that we dialled is
-/// no older than this. Longer than a handshake may take.
-const AT_ONCE: Duration = Duration::from_secs(5);
+/// Two nodes that dial each other at once have two connections, of which neither is dead: the other side dialled before it knew
+/// of ours, so it knocks no later than a round trip after ours was there; a lost packet or a busy processor makes it longer. If it
+/// was later still, both are begun anew, which takes a moment.
+const AT_ONCE: Duration = Duration::from_millis(1_500);
+/// When one of two that came at once ends so soon, it was dead from the beginning.
+const IN_DOUBT: Duration = Duration::from_secs(30);
+
+/// Why a connection is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it dials again, so it has lost the connection that was believed in; the next one is taken")]
+pub(super) struct DialsAgain;
 
 #[derive(Debug)]
 struct Line {
@@ -21,45 +38,123 @@ struct Line {
     dialled: bool,
     /// Our end.
     local: Option<IpAddr>,
+    /// One that we had dialled when this came in.
+    beside: Option<ConnectionId>,
 }
 
-/// All open connections.
+/// All open connections. Speaks no protocol.
 #[derive(Debug, Default)]
-pub(super) struct Lines(BTreeMap<ConnectionId, Line>);
+pub(super) struct Lines {
+    open: BTreeMap<ConnectionId, Line>,
+    /// Since when somebody is at the door; the door bounds them.
+    knocking: HashMap<ConnectionId, Instant>,
+    closing: VecDeque<(PeerId, ConnectionId)>,
+}
 
 impl Lines {
-    /// Remembers a new connection. Returns older ones of the same peer that it replaces: a node dials only whom it has no
-    /// connection with, so a peer that dials us has lost those that we believe in.
-    pub(super) fn opened(
+    /// Decides on a connection that came in. A node dials only whom it has no connection with, so a peer that dials us has lost
+    /// those that we believe in: they are closed, and it is refused once, so that everything ends before it begins anew.
+    fn admit(&mut self, peer: PeerId, knocked: Instant) -> Result<(), DialsAgain> {
+        let is_dead = |line: &Line| !line.dialled || knocked.saturating_duration_since(line.since) > AT_ONCE;
+        if !self.open.values().any(|line| line.peer == peer && is_dead(line)) {
+            return Ok(());
+        }
+        tracing::info!(%peer, "it dials again: the connection with it is dead");
+        self.close(|line| line.peer == peer);
+        Err(DialsAgain)
+    }
+
+    fn opened(&mut self, now: Instant, id: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint) {
+        self.knocking.remove(&id);
+        let dialled = endpoint.is_dialer();
+        let ours = || self.open.iter().find(|(_, line)| line.peer == peer && line.dialled).map(|(id, _)| *id);
+        let beside = if dialled { None } else { ours() };
+        self.open.insert(id, Line { peer, since: now, dialled, local: local_end(endpoint), beside });
+    }
+
+    fn closed(&mut self, now: Instant, id: ConnectionId) {
+        self.open.remove(&id);
+        self.close(|line| line.beside == Some(id) && now.saturating_duration_since(line.since) < IN_DOUBT);
+    }
+
+    /// Closes the connections whose end of ours, a listen address until now, is gone.
+    fn expired(&mut self, address: &Multiaddr) {
+        if let Some(gone) = socket_address(address).map(|address| address.ip()) {
+            let before = self.closing.len();
+            self.close(|line| line.local == Some(gone));
+            tracing::info!(%address, connections = self.closing.len() - before, "this address is not ours any more");
+        }
+    }
+
+    fn close(&mut self, wanted: impl Fn(&Line) -> bool) {
+        let dead = self.open.iter().filter(|(_, line)| wanted(line)).map(|(id, line)| (line.peer, *id));
+        self.closing.extend(dead);
+    }
+}
+
+impl NetworkBehaviour for Lines {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
+
+    fn handle_pending_inbound_connection(
         &mut self,
-        now: Instant,
+        id: ConnectionId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        self.knocking.insert(id, Instant::now());
+        Ok(())
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
         id: ConnectionId,
         peer: PeerId,
-        endpoint: &ConnectedPoint,
-    ) -> Vec<ConnectionId> {
-        let replaced = match endpoint {
-            ConnectedPoint::Listener { .. } => {
-                self.find(|line| line.peer == peer && (!line.dialled || now - line.since > AT_ONCE))
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        let knocked = self.knocking.remove(&id).unwrap_or_else(Instant::now);
+        self.admit(peer, knocked).map_err(ConnectionDenied::new)?;
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        let now = Instant::now();
+        match event {
+            FromSwarm::ConnectionEstablished(event) => {
+                self.opened(now, event.connection_id, event.peer_id, event.endpoint);
             }
-            ConnectedPoint::Dialer { .. } => Vec::new(),
-        };
-        let dialled = endpoint.is_dialer();
-        self.0.insert(id, Line { peer, since: now, dialled, local: local_end(endpoint) });
-        replaced
+            FromSwarm::ConnectionClosed(event) => self.closed(now, event.connection_id),
+            FromSwarm::ListenFailure(event) => drop(self.knocking.remove(&event.connection_id)),
+            FromSwarm::ExpiredListenAddr(event) => self.expired(event.addr),
+            // Nothing else begins or ends a connection.
+            _ => {}
+        }
     }
 
-    pub(super) fn closed(&mut self, id: ConnectionId) {
-        self.0.remove(&id);
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
     }
 
-    /// The connections that cannot work any more because their end of ours, a listen address until now, is gone.
-    pub(super) fn without(&self, expired: &Multiaddr) -> Vec<ConnectionId> {
-        let gone = socket_address(expired).map(|address| address.ip());
-        if gone.is_none() { Vec::new() } else { self.find(|line| line.local == gone) }
-    }
-
-    fn find(&self, wanted: impl Fn(&Line) -> bool) -> Vec<ConnectionId> {
-        self.0.iter().filter(|(_, line)| wanted(line)).map(|(id, _)| *id).collect()
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
+        match self.closing.pop_front() {
+            Some((peer_id, id)) => {
+                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) })
+            }
+            // What is to be closed comes with a call of the swarm, after which it polls.
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -80,8 +175,6 @@ fn local_end(endpoint: &ConnectedPoint) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use libp2p::core::Endpoint;
-    use libp2p::core::transport::PortUse;
 
     fn inbound(local: &str) -> ConnectedPoint {
         let local_addr = local.parse().unwrap();
@@ -93,34 +186,61 @@ mod tests {
         ConnectedPoint::Dialer { address, role_override: Endpoint::Dialer, port_use: PortUse::Reuse }
     }
 
+    fn here() -> ConnectedPoint {
+        inbound("/ip4/192.0.2.1/tcp/1")
+    }
+
+    fn closing(lines: &mut Lines) -> Vec<ConnectionId> {
+        lines.closing.drain(..).map(|(_, id)| id).collect()
+    }
+
+    fn ids<const N: usize>() -> [ConnectionId; N] {
+        std::array::from_fn(ConnectionId::new_unchecked)
+    }
+
     #[test]
-    fn a_peer_that_dials_again_has_lost_what_we_believed_in() {
-        let (mut lines, start) = (Lines::default(), Instant::now());
-        let [peer, other] = [(); 2].map(|()| PeerId::random());
-        let [first, second, third, fourth, fifth] = [1, 2, 3, 4, 5].map(ConnectionId::new_unchecked);
-        let here = inbound("/ip4/192.0.2.1/tcp/1");
-        assert!(lines.opened(start, first, peer, &outbound()).is_empty());
-        assert!(lines.opened(start + AT_ONCE, second, peer, &here).is_empty(), "both dialled at once");
-        let later = start + 3 * AT_ONCE;
-        assert!(lines.opened(later, third, other, &here).is_empty(), "another peer");
-        assert_eq!(lines.opened(later, fourth, peer, &here), [first, second]);
-        [first, second].into_iter().for_each(|id| lines.closed(id));
-        assert_eq!(lines.opened(later, fifth, peer, &here), [fourth], "it dials twice only when the first is lost");
-        [fourth, fifth].into_iter().for_each(|id| lines.closed(id));
-        assert!(lines.opened(later + 3 * AT_ONCE, first, peer, &here).is_empty());
+    fn a_peer_that_dials_again_has_lost_what_we_believed_in_and_begins_anew() {
+        let (mut lines, start, peer) = (Lines::default(), Instant::now(), PeerId::random());
+        let [first, second] = ids();
+        lines.admit(peer, start).unwrap();
+        lines.opened(start, first, peer, &here());
+        lines.admit(PeerId::random(), start).expect("another peer");
+        assert_eq!(lines.admit(peer, start), Err(DialsAgain), "it dials twice only when the first is lost");
+        assert_eq!(closing(&mut lines), [first]);
+        lines.closed(start, first);
+        lines.admit(peer, start).expect("the next one");
+        lines.opened(start, second, peer, &outbound());
+        assert_eq!(lines.admit(peer, start + 2 * AT_ONCE), Err(DialsAgain), "ours is lost as well");
+        assert_eq!(closing(&mut lines), [second]);
+    }
+
+    #[test]
+    fn two_that_dial_each_other_at_once_keep_both_unless_one_was_dead() {
+        for (lasted, ends) in [(IN_DOUBT / 2, true), (2 * IN_DOUBT, false)] {
+            let (mut lines, start, peer) = (Lines::default(), Instant::now(), PeerId::random());
+            let [ours, theirs] = ids();
+            lines.opened(start, ours, peer, &outbound());
+            lines.admit(peer, start + AT_ONCE).expect("it may not have known of ours");
+            lines.opened(start + AT_ONCE, theirs, peer, &here());
+            assert!(closing(&mut lines).is_empty());
+            lines.closed(start + AT_ONCE + lasted, ours);
+            assert_eq!(closing(&mut lines) == [theirs], ends);
+        }
     }
 
     #[test]
     fn connections_end_with_the_address_that_they_come_from() {
         let mut lines = Lines::default();
-        let [gone, kept, dialled] = [1, 2, 3].map(ConnectionId::new_unchecked);
-        for (id, endpoint) in
-            [(gone, inbound("/ip4/192.0.2.1/tcp/1")), (kept, inbound("/ip4/192.0.2.2/tcp/1")), (dialled, outbound())]
-        {
+        let [gone, kept, dialled] = ids();
+        for (id, endpoint) in [(gone, here()), (kept, inbound("/ip4/192.0.2.2/tcp/1")), (dialled, outbound())] {
             lines.opened(Instant::now(), id, PeerId::random(), &endpoint);
         }
-        assert_eq!(lines.without(&"/ip4/192.0.2.1/tcp/7280".parse().unwrap()), [gone]);
-        assert_eq!(lines.without(&"/ip4/127.0.0.1/tcp/7280".parse().unwrap()), [dialled], "our end of loopback");
-        assert!(lines.without(&"/ip4/192.0.2.3/tcp/7280".parse().unwrap()).is_empty());
+        let mut expired = |address: &str| {
+            lines.expired(&address.parse().unwrap());
+            closing(&mut lines)
+        };
+        assert_eq!(expired("/ip4/192.0.2.1/tcp/7280"), [gone]);
+        assert_eq!(expired("/ip4/127.0.0.1/tcp/7280"), [dialled], "our end of loopback");
+        assert!(expired("/ip4/192.0.2.3/tcp/7280").is_empty());
     }
 }

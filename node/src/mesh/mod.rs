@@ -30,5 +30,5 @@ pub use handle::{Ask, AskError, AudienceView, MeshHandle, MeshView};
 pub use nar_client::{NarOpenError, NarPiece, NarPool, NarSource};
 pub use nar_server::{SMALL_NAR_BYTES_MAX, UploadLimits, Uploads};
 pub use peers::{PeerBoard, PeerStats};
-pub use probe::{ProbeResult, probe};
+pub use probe::{PROBE_QUESTION, ProbeResult, probe};
 pub use rates::UPLOAD_BYTES_PER_S_MIN;

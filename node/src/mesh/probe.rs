@@ -2,15 +2,14 @@
 
 use super::behaviour::MeshBehaviourEvent;
 use super::swarm;
-use crate::settings::Settings;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::{PeerId, request_response};
+use libp2p::{Multiaddr, PeerId, request_response};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoRequest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The whole probe takes at most this long.
@@ -33,22 +32,31 @@ pub enum ProbeResult {
     NoAddress,
 }
 
-/// Dials every configured peer at its configured addresses, as the node itself, at most 8 s in all.
-pub async fn probe(settings: &Settings, keypair: &Keypair) -> anyhow::Result<BTreeMap<PeerId, ProbeResult>> {
-    let peers = settings.peer_addresses();
+/// A narinfo that nobody has: the harmless question.
+pub const PROBE_QUESTION: HashPart = HashPart([0; 20]);
+
+/// Dials each of `peers` at its addresses, as the node itself, at most 8 s in all. A peer with which this node has a connection
+/// would take that one for dead: it is asked on that one.
+pub async fn probe(
+    peers: &BTreeMap<PeerId, Vec<Multiaddr>>,
+    keypair: &Keypair,
+) -> anyhow::Result<BTreeMap<PeerId, ProbeResult>> {
     let mut swarm = swarm::build(keypair, peers.keys().copied(), 1_024)?;
     let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();
-    for (peer, addresses) in &peers {
+    // Whoever believes in an earlier connection of ours refuses the first that comes after it.
+    let mut tried_again = BTreeSet::new();
+    let dial = |peer: PeerId| {
+        let addresses = peers.get(&peer).cloned().unwrap_or_default();
+        DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses).build()
+    };
+    for (peer, addresses) in peers {
         if addresses.is_empty() {
             results.insert(*peer, ProbeResult::NoAddress);
-            continue;
-        }
-        let options = DialOpts::peer_id(*peer).condition(PeerCondition::Always).addresses(addresses.clone()).build();
-        if let Err(error) = swarm.dial(options) {
+        } else if let Err(error) = swarm.dial(dial(*peer)) {
             results.insert(*peer, ProbeResult::Unreachable { why: error.to_string() });
         }
     }
-    let question = NarInfoRequest { hash_part: HashPart([0; 20]) }.encode()?;
+    let question = NarInfoRequest { hash_part: PROBE_QUESTION }.encode()?;
     let until_all_known = async {
         while results.len() < peers.len() {
             match swarm.select_next_some().await {
@@ -61,7 +69,10 @@ pub async fn probe(settings: &Settings, keypair: &Keypair) -> anyhow::Result<BTr
                     results.insert(peer, ProbeResult::AllowedBothWays);
                 }
                 SwarmEvent::ConnectionClosed { peer_id, .. } => {
-                    results.entry(peer_id).or_insert(ProbeResult::NotAllowedThere);
+                    let is_first = !results.contains_key(&peer_id) && tried_again.insert(peer_id);
+                    if !is_first || swarm.dial(dial(peer_id)).is_err() {
+                        results.entry(peer_id).or_insert(ProbeResult::NotAllowedThere);
+                    }
                 }
                 SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
                     let why = super::addresses::describe_dial_error(&error);

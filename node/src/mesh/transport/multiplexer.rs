@@ -14,10 +14,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::time::{Sleep, sleep};
 use yamux::{Config, Connection, ConnectionError, DEFAULT_CREDIT, Mode};
 
 /// Frames below this leave together. The 16 KiB of a NAR's frame go straight through.
 const SMALL_FRAMES_BYTES: usize = 1_400;
+/// What is still to be sent when a connection is closed gets this long: a dead one would take it only when TCP gives up.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// The multiplexing upgrade.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,7 +44,12 @@ impl Yamux {
         config.set_max_num_streams(Self::STREAMS_MAX);
         config.set_max_connection_receive_window(Some(Self::RECEIVE_WINDOWS_BYTES_MAX));
         let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, socket);
-        Muxer { connection: Connection::new(socket, config, mode), inbound: VecDeque::new(), waiting: None }
+        Muxer {
+            connection: Connection::new(socket, config, mode),
+            inbound: VecDeque::new(),
+            waiting: None,
+            given_up: None,
+        }
     }
 }
 
@@ -82,6 +91,8 @@ pub struct Muxer<C> {
     connection: Connection<BufWriter<C>>,
     inbound: VecDeque<MuxerStream>,
     waiting: Option<Waker>,
+    /// When to wait for its end no longer.
+    given_up: Option<Pin<Box<Sleep>>>,
 }
 
 /// The connection under the streams failed.
@@ -127,7 +138,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), MuxerError>> {
-        self.connection.poll_close(context).map_err(MuxerError)
+        if let Poll::Ready(closed) = self.connection.poll_close(context) {
+            return Poll::Ready(closed.map_err(MuxerError));
+        }
+        self.given_up.get_or_insert_with(|| Box::pin(sleep(CLOSE_MAX))).as_mut().poll(context).map(Ok)
     }
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, MuxerError>> {
