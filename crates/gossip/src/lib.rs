@@ -52,6 +52,7 @@ mod output;
 mod publication;
 mod pull;
 mod relay;
+mod sliced;
 mod standing;
 mod sync;
 mod table;

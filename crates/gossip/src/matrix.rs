@@ -102,6 +102,37 @@ impl Block {
         }
     }
 
+    /// Copies columns of a block of one word over columns of this one in one pass: `moves` are from where and to where.
+    pub(crate) fn take(&self, recent: &Self, moves: &[(usize, usize)]) {
+        let mut words: [(u64, Vec<(usize, usize)>); BLOCK_WORDS] = Default::default();
+        for (from, to) in moves {
+            let (word, mask) = place(*to);
+            if let Some((masks, moves)) = words.get_mut(word) {
+                *masks |= mask;
+                moves.push((from % WORD_COLUMNS, to % WORD_COLUMNS));
+            }
+        }
+        let (mut straight, mut crossed) = (Vec::new(), Vec::new());
+        for (word, (mask, moves)) in words.into_iter().enumerate().filter(|(_, (mask, _))| *mask != 0) {
+            match moves.iter().all(|(from, to)| from == to) {
+                true => straight.push((word, mask)),
+                false => crossed.push((word, mask, moves)),
+            }
+        }
+        for (row, recent) in self.rows(1).zip(recent.rows(1)) {
+            let recent = recent.first().map_or(0, |cell| cell.load(Relaxed));
+            let store = |word: usize, mask: u64, bits: u64| {
+                if let Some(cell) = row.get(word) {
+                    cell.store(cell.load(Relaxed) & !mask | bits, Relaxed);
+                }
+            };
+            straight.iter().for_each(|(word, mask)| store(*word, *mask, recent & mask));
+            for (word, mask, moves) in &crossed {
+                store(*word, *mask, moves.iter().fold(0, |bits, (from, to)| bits | (recent >> from & 1) << to));
+            }
+        }
+    }
+
     /// Sets bits of a column; readers see each at once. Only the writer calls this, so plain loads and stores do.
     pub(crate) fn set(&self, column: usize, positions: &[u32]) {
         let (word, mask) = place(column);
@@ -210,6 +241,31 @@ mod tests {
             assert_eq!(block.read(64), vec![0; 1024]);
         }
         assert_eq!(block.columns(), BLOCK_COLUMNS);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn taken_columns_are_those_that_were_given(
+            width in 1usize..=8,
+            seeds in prop::collection::vec(any::<u8>(), 64),
+            to in prop::sample::subsequence((0..512usize).collect::<Vec<_>>(), 1..=64).prop_shuffle(),
+            ordered in any::<bool>(),
+        ) {
+            let (recent, block) = (Block::new(class(), 1), Block::new(class(), width));
+            let filter = |seed: u8| (0..=255u8).cycle().take(1024).map(|at| at.wrapping_mul(31) ^ seed).collect::<Vec<u8>>();
+            recent.fill(&seeds.iter().map(|seed| filter(*seed)).collect::<Vec<_>>());
+            let old: Vec<Vec<u8>> = (0..250u8).cycle().take(block.columns()).map(filter).collect();
+            block.fill(&old);
+            // Straight from column to column of one word, or crosswise.
+            let to = if ordered { (0..64).map(|at| (width - 1) * 64 + at).collect() } else { to };
+            let moves: Vec<_> = to.into_iter().filter(|to| *to < block.columns()).enumerate().collect();
+            block.take(&recent, &moves);
+            for (column, old) in old.iter().enumerate() {
+                let from = moves.iter().find(|(_, to)| *to == column).map(|(from, _)| filter(seeds[*from]));
+                prop_assert_eq!(&block.read(column), from.as_ref().unwrap_or(old), "column {}", column);
+            }
+        }
     }
 
     proptest! {

@@ -63,9 +63,11 @@ impl FilterTable {
     /// Whether the filter of this peer says maybe, whatever its standing. Not counted as a lookup.
     pub fn claims(&self, peer: &PeerId, part: &HashPart) -> bool {
         let positions = BitPositions::of(part);
+        let salt = Member::salt_of(peer);
         let mut found = false;
         for (class, members) in &self.view().classes {
-            members.find(*class, &positions, |member| found |= member.peer == *peer);
+            // Of a thousand that say maybe, the salt tells all but one.
+            members.find(*class, &positions, |member| found |= member.salt == salt && member.peer == *peer);
         }
         found
     }
@@ -114,11 +116,13 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) fn new(peer: PeerId, excluded: bool) -> Self {
-        let salt = peer
-            .to_bytes()
-            .chunks(8)
-            .fold(0u64, |salt, chunk| mix(salt ^ chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))));
+        let salt = Self::salt_of(&peer);
         Self { peer, salt, false_share: AtomicU32::new(0), excluded: AtomicBool::new(excluded) }
+    }
+
+    fn salt_of(peer: &PeerId) -> u64 {
+        let word = |chunk: &[u8]| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        peer.to_bytes().chunks(8).fold(0u64, |salt, chunk| mix(salt ^ word(chunk)))
     }
 }
 
@@ -145,6 +149,7 @@ impl View {
 pub(crate) enum ClassView {
     Plain(Vec<(Arc<Member>, Arc<PlainFilter>)>),
     Sliced {
+        /// The first is that of the recent filters, of one word; the others are full, but for the last.
         blocks: Vec<Arc<Block>>,
         /// By column, 64 together.
         words: Vec<Arc<Word>>,
@@ -187,7 +192,7 @@ impl ClassView {
             live.iter_mut().zip(words).for_each(|(to, word)| *to = word.live);
             live
         };
-        let live = words.chunks(BLOCK_COLUMNS / WORD_COLUMNS).map(block).collect();
+        let live = by_block(&words).map(block).collect();
         Self::Sliced { blocks, words, live }
     }
 
@@ -201,8 +206,7 @@ impl ClassView {
             Self::Sliced { blocks, words, live } => {
                 let mut first_words = [0; BLOCKS_USUAL];
                 first_words.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.first_word(&rows));
-                let words = words.chunks(BLOCK_COLUMNS / WORD_COLUMNS);
-                for (((at, block), live), words) in blocks.iter().enumerate().zip(live).zip(words) {
+                for (((at, block), live), words) in blocks.iter().enumerate().zip(live).zip(by_block(words)) {
                     let first_word = first_words.get(at).copied().unwrap_or_else(|| block.first_word(&rows));
                     let found = block.find(&rows, first_word, *live);
                     for (bits, word) in found.into_iter().zip(words) {
@@ -226,6 +230,12 @@ impl ClassView {
             Self::Sliced { blocks, .. } => blocks.iter().map(|block| block.memory_bytes()).sum(),
         }
     }
+}
+
+/// The words of each block: one of the recent filters, then eight and eight.
+fn by_block(words: &[Arc<Word>]) -> impl Iterator<Item = &[Arc<Word>]> {
+    let (recent, settled) = words.split_at(words.len().min(1));
+    std::iter::once(recent).chain(settled.chunks(BLOCK_COLUMNS / WORD_COLUMNS))
 }
 
 /// Positions of the ones of a word, from the lowest.

@@ -1,9 +1,9 @@
 //! The writing side of the table: which column is whose, which are free, when a class changes its form.
 
 use crate::latest::Latest;
-use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use crate::mutation::mutant;
-use crate::table::{ClassView, FilterTable, Member, PlainFilter, View, Word};
+use crate::sliced::{PlainFilters, Sliced};
+use crate::table::{ClassView, FilterTable, Member, PlainFilter, View};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, VecDeque};
@@ -33,22 +33,8 @@ pub(crate) struct TableWriter {
 
 #[derive(Debug)]
 enum Class {
-    Plain(BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)>),
+    Plain(PlainFilters),
     Sliced(Sliced),
-}
-
-#[derive(Debug, Default)]
-struct Sliced {
-    blocks: Vec<Arc<Block>>,
-    /// Members by column, 64 together.
-    words: Vec<Arc<Word>>,
-    columns: BTreeMap<PeerId, usize>,
-    /// Columns that no view shows, with what a former peer left in them.
-    free: Vec<usize>,
-    /// Columns that nobody has had yet: empty. The lowest is the last.
-    unused: Vec<usize>,
-    /// Columns given up, with the number of the last view that shows them.
-    retired: VecDeque<(u64, usize)>,
 }
 
 impl TableWriter {
@@ -80,7 +66,7 @@ impl TableWriter {
                 let written = PlainFilter::new(filter.as_bytes().get(..half).unwrap_or_default());
                 filters.insert(peer, (member, Arc::new(written)));
             }
-            Class::Sliced(sliced) => sliced.write(class, member, filter.as_bytes()),
+            Class::Sliced(sliced) => sliced.write(member, filter.as_bytes()),
         }
         self.latest.put(peer, filter.as_bytes());
         self.reshape(class);
@@ -167,9 +153,9 @@ impl TableWriter {
             Class::Plain(filters) if filters.len() >= SLICED_MIN => {
                 *members = Class::Sliced(Sliced::of(class, filters))
             }
-            Class::Sliced(sliced) if sliced.columns.len() < PLAIN_BELOW => *members = Class::Plain(sliced.plain()),
+            Class::Sliced(sliced) if sliced.members() < PLAIN_BELOW => *members = Class::Plain(sliced.plain()),
             // Half empty and a word more: everything moves to a matrix of its size.
-            Class::Sliced(sliced) if sliced.capacity() > 2 * sliced.columns.len() + 64 => {
+            Class::Sliced(sliced) if sliced.columns() > 2 * sliced.members() + 64 => {
                 *members = Class::Sliced(Sliced::of(class, &sliced.plain()));
             }
             Class::Plain(_) | Class::Sliced(_) => {}
@@ -180,7 +166,7 @@ impl TableWriter {
     fn show(&mut self) {
         let view = |class: &Class| match class {
             Class::Plain(filters) => ClassView::Plain(filters.values().cloned().collect()),
-            Class::Sliced(sliced) => ClassView::sliced(sliced.blocks.clone(), sliced.words.clone()),
+            Class::Sliced(sliced) => sliced.view(),
         };
         let classes = self.classes.iter().map(|(class, members)| (*class, Arc::new(view(members)))).collect();
         let before = self.shared.replace(Arc::new(View { classes }));
@@ -197,110 +183,10 @@ impl TableWriter {
         for class in self.classes.values_mut() {
             match class {
                 Class::Plain(_) => {}
-                Class::Sliced(sliced) => {
-                    while let Some((_, column)) = sliced.retired.pop_front_if(|(last, _)| *last < oldest) {
-                        sliced.free.push(column);
-                    }
-                }
+                Class::Sliced(sliced) => sliced.reclaim(oldest),
             }
         }
     }
-}
-
-impl Sliced {
-    /// All these filters in a new matrix.
-    fn of(class: FilterClass, filters: &BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)>) -> Self {
-        let mut sliced = Self::default();
-        while sliced.capacity() < filters.len() {
-            sliced.grow(class);
-        }
-        let bytes: Vec<_> = filters.values().map(|(_, filter)| filter.read()).collect();
-        sliced.blocks.iter().zip(bytes.chunks(BLOCK_COLUMNS)).for_each(|(block, filters)| block.fill(filters));
-        for (column, (member, _)) in filters.values().enumerate() {
-            sliced.set_member(column, Some(Arc::clone(member)));
-        }
-        sliced.columns = filters.keys().copied().zip(0..).collect();
-        sliced.unused.retain(|column| *column >= filters.len());
-        sliced
-    }
-
-    /// Writes a filter to a column that nobody sees, growing by 64 columns when there is none.
-    fn write(&mut self, class: FilterClass, member: Arc<Member>, filter_bytes: &[u8]) {
-        if self.free.is_empty() && self.unused.is_empty() {
-            self.grow(class);
-        }
-        let used = self.free.pop();
-        let column = used.or_else(|| self.unused.pop()).expect("grown by 64 columns when none was free");
-        let (block, at) = self.block(column).expect("a free column lies in a block");
-        match used {
-            Some(_) => block.write(at, filter_bytes),
-            None => block.set(at, &ones(filter_bytes)),
-        }
-        self.columns.insert(member.peer, column);
-        self.set_member(column, Some(member));
-    }
-
-    fn grow(&mut self, class: FilterClass) {
-        match self.blocks.last().and_then(|block| block.wider(class)) {
-            Some(wider) => {
-                self.blocks.pop();
-                self.blocks.push(Arc::new(wider));
-            }
-            None => self.blocks.push(Arc::new(Block::new(class, 1))),
-        }
-        let columns = self.capacity();
-        self.words.push(Arc::default());
-        self.unused.extend((columns..columns + 64).rev());
-    }
-
-    fn capacity(&self) -> usize {
-        self.words.len() * WORD_COLUMNS
-    }
-
-    /// Views that show the word keep it as it was.
-    fn set_member(&mut self, column: usize, member: Option<Arc<Member>>) {
-        if let Some(word) = self.words.get_mut(column / WORD_COLUMNS) {
-            Arc::make_mut(word).set(column, member);
-        }
-    }
-
-    fn retire(&mut self, peer: &PeerId, view: u64) {
-        if let Some(column) = self.columns.remove(peer) {
-            self.set_member(column, None);
-            self.retired.push_back((view, column));
-        }
-    }
-
-    fn place(&self, peer: &PeerId) -> Option<(&Block, usize)> {
-        self.block(*self.columns.get(peer)?)
-    }
-
-    fn block(&self, column: usize) -> Option<(&Block, usize)> {
-        let block = self.blocks.get(column / BLOCK_COLUMNS)?;
-        Some((block, column % BLOCK_COLUMNS))
-    }
-
-    fn plain(&self) -> BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)> {
-        let plain = |(peer, column): (&PeerId, &usize)| {
-            let member = Arc::clone(self.words.get(column / WORD_COLUMNS)?.get(*column)?);
-            let (block, at) = self.block(*column)?;
-            Some((*peer, (member, Arc::new(PlainFilter::new(&block.read(at))))))
-        };
-        self.columns.iter().filter_map(plain).collect()
-    }
-}
-
-/// The positions of the bits that are set.
-fn ones(filter_bytes: &[u8]) -> Vec<u32> {
-    let mut positions = Vec::new();
-    for (at, byte) in (0..).step_by(8).zip(filter_bytes) {
-        let mut byte = *byte;
-        while byte != 0 {
-            positions.push(at + byte.trailing_zeros());
-            byte &= byte - 1;
-        }
-    }
-    positions
 }
 
 #[cfg(test)]
@@ -430,18 +316,26 @@ mod tests {
             writer.install(peer(number), &filter(class(10), [u32::from(number)]), false);
         }
         assert!(matches!(writer.classes.get(&class(10)), Some(Class::Sliced(_))));
-        assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 64, "200 columns rounded up to 256");
+        assert_eq!(
+            writer.shared().memory_bytes(),
+            (256 * 1_024) + 2 * 64,
+            "200 columns rounded up to 256, in two blocks"
+        );
         // Each gets another filter again and again: given-up columns are used again.
         for round in 0..20 {
             for number in 0..200 {
                 writer.install(peer(number), &filter(class(10), [round]), false);
-                assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 64);
+                assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 2 * 64);
             }
         }
         assert_eq!(writer.shared().candidates(&part(19)).len(), 200);
         assert!(writer.shared().candidates(&part(18)).is_empty());
         (0..150).for_each(|number| writer.remove(&peer(number)));
-        assert_eq!(writer.shared().memory_bytes(), (128 * 1_024) + 64, "a matrix that is mostly empty is made anew");
+        assert_eq!(
+            writer.shared().memory_bytes(),
+            (128 * 1_024) + 2 * 64,
+            "a matrix that is mostly empty is made anew"
+        );
         (150..180).for_each(|number| writer.remove(&peer(number)));
         assert!(matches!(writer.classes.get(&class(10)), Some(Class::Plain(_))));
         (180..200).for_each(|number| writer.remove(&peer(number)));

@@ -47,6 +47,7 @@ impl Checker {
             })
             .collect();
         let mut found = Vec::new();
+        let mut owners = Vec::new();
         for (owner, machine) in machines.iter().enumerate().filter(|(_, machine)| machine.is_honest()) {
             let published = machine.core.publication().generation;
             let ledger = self.owners.get(owner);
@@ -55,8 +56,12 @@ impl Checker {
             if announced != machine.store.live.len() as u64 || newest.is_none() {
                 found.push(Violation::NotAnnounced { owner, paths: machine.store.live.len(), announced });
             }
-            for holder in reach.get(owner).into_iter().flatten().copied() {
-                let Some(asker) = machines.get(holder) else { continue };
+            owners.push((owner, machine, published));
+        }
+        // One table after the other: all of a large fleet's are far more than a processor's cache.
+        for (holder, asker) in machines.iter().enumerate() {
+            let told = |owner: &Number| reach.get(*owner).is_some_and(|holders| holders.contains(&holder));
+            for (owner, machine, published) in owners.iter().filter(|(owner, ..)| told(owner)).copied() {
                 let known = held.get(holder).and_then(|held| held.get(&owner));
                 let held = known.and_then(|(generation, _)| *generation);
                 if held != published {
