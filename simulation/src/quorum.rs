@@ -41,6 +41,8 @@ pub struct QuorumScenario {
     pub k: usize,
     /// Store paths.
     pub paths: u32,
+    /// So many of them are neighbours in the tree that ledgers are compared by: somebody ground them, to make comparisons long.
+    pub clustered: u32,
     /// Honest builders of each, at most.
     pub builds_per_path: usize,
     /// Connections of each machine.
@@ -112,16 +114,18 @@ impl QuorumScenario {
         demand(fewer, "hostile_groups", groups as u64, "from 1 to hostile, and fewer than k")?;
         demand(scenario.k <= builders - hostile, "k", scenario.k as u64, "at most the honest builders")?;
         demand((1..=10_000).contains(&scenario.paths), "paths", u64::from(scenario.paths), "from 1 to 10000")?;
+        let clustered = u64::from(scenario.clustered);
+        demand(scenario.clustered <= scenario.paths, "clustered", clustered, "at most paths")?;
         demand(scenario.connections >= 2, "connections", scenario.connections as u64, "at least 2")?;
         demand(scenario.run_s > scenario.cut_s, "cut_s", scenario.cut_s, "less than run_s")?;
         Ok(scenario)
     }
 
-    /// The same with 16 builders and 10 paths.
+    /// The same with 16 builders and 10 paths, of which 8 are neighbours.
     #[must_use]
     pub fn small(mut self) -> Self {
         (self.builders, self.hostile, self.hostile_groups, self.k) = (16, 4, 2, 4);
-        (self.paths, self.builds_per_path, self.connections) = (10, 8, 5);
+        (self.paths, self.clustered, self.builds_per_path, self.connections) = (10, 8, 8, 5);
         self
     }
 }

@@ -14,7 +14,7 @@
 //! - *Pull.* What a comparison finds is asked for by node and item. Every attestation is verified before it is kept, and must be
 //!   of a builder that was compared and of a path under a node that was asked for.
 //! - *Ask.* A verdict that is waited for: the attestations of a path from up to 3 peers at once.
-//! - *Rest.* A comparison that brought nothing is followed by a rest that grows with what it cost; so does a failure. A builder
+//! - *Rest.* Comparisons that bring nothing again and again are followed by a rest for what they cost; so is a failure. A builder
 //!   whose attestations push each other out here (its bound) is left out for 10 min.
 //!
 //! **Invariants: what is never there.** Nothing sent of a builder that may not be spoken of with that peer. Nothing taken of a

@@ -42,6 +42,8 @@ impl World {
     /// Who attests what of a path, and when.
     pub(super) fn plan(&mut self, number: u32) {
         let (hostile, run_ms) = (self.scenario.hostile, self.scenario.run_s * 1_000);
+        let clustered = self.scenario.clustered;
+        let statement = |number, result, reference: Option<u32>| statement(number, result, reference, clustered);
         let (truth, other) = (statement(number, 0, None), number.wrapping_add(1));
         // Another NAR, or the same with another reference.
         let lie = if number.is_multiple_of(2) { statement(number, 1, None) } else { statement(number, 0, Some(other)) };
@@ -83,11 +85,11 @@ impl World {
 }
 
 /// What a build of a path results in: the truth is 0.
-fn statement(number: u32, result: u8, reference: Option<u32>) -> Statement {
+fn statement(number: u32, result: u8, reference: Option<u32>, clustered: u32) -> Statement {
     let mut nar_hash = [result; 32];
     nar_hash.iter_mut().zip(number.to_le_bytes()).for_each(|(to, from)| *to = from);
-    let references = reference.map(path).into_iter().collect();
-    Statement { path: path(number), nar_hash: NarHash(nar_hash), nar_size: 112, references }
+    let references = reference.map(|number| path(number, clustered)).into_iter().collect();
+    Statement { path: path(number, clustered), nar_hash: NarHash(nar_hash), nar_size: 112, references }
 }
 
 pub(super) fn machine(draw: &mut Draw) -> Machine {

@@ -97,10 +97,15 @@ fn store_dir() -> StoreDir {
     StoreDir::parse("/nix/store").expect("a store directory")
 }
 
-/// Anywhere in the tree that ledgers are compared by, as real ones are: neighbours would make each comparison long.
-pub(super) fn path(number: u32) -> StorePath {
+/// Anywhere in the tree that ledgers are compared by, as real ones are; the first `clustered` have five letters in common.
+pub(super) fn path(number: u32, clustered: u32) -> StorePath {
     let digest: [u8; 32] = Sha256::digest(number.to_le_bytes()).into();
-    StorePath::new(HashPart(*digest.first_chunk().expect("32 bytes hold 20")), "built").expect("a name")
+    let mut hash_part = *digest.first_chunk::<20>().expect("32 bytes hold 20");
+    if number < clustered {
+        // Their text begins with the last byte.
+        hash_part.iter_mut().rev().take(4).for_each(|byte| *byte = 0);
+    }
+    StorePath::new(HashPart(hash_part), "built").expect("a name")
 }
 
 impl World {
@@ -353,7 +358,7 @@ impl World {
     pub(super) fn first_difference(&self) -> Option<String> {
         let policy = self.judge.policies.first()?;
         let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);
-        (0..self.scenario.paths).map(path).find_map(|path| {
+        (0..self.scenario.paths).map(|number| path(number, self.scenario.clustered)).find_map(|path| {
             let verdict = |machine: &Machine| {
                 let verdict = policy.verdict(&machine.ledger, &path);
                 (verdict.state, verdict.agreed().map(|agreed| agreed.facts.fingerprint))
@@ -373,7 +378,7 @@ impl World {
         let policy = self.judge.policies.first();
         if let (Some(policy), Some(machine)) = (policy, self.machines.last()) {
             for number in 0..self.scenario.paths {
-                let at = match policy.verdict(&machine.ledger, &path(number)).state {
+                let at = match policy.verdict(&machine.ledger, &path(number, self.scenario.clustered)).state {
                     State::Agreed | State::ContentAddressed => 0,
                     State::Short => 1,
                     State::Conflict => 2,

@@ -9,11 +9,13 @@ use std::collections::VecDeque;
 pub(super) const SHUNNED_MS: u64 = 5_000;
 /// Shortest time between two comparisons with one peer, milliseconds.
 const REST_MIN_MS: u64 = 500;
-/// Queries of a comparison that brought nothing, above which each is a longer rest.
+/// Queries of a comparison that brought nothing, above which each counts.
 const QUERIES_FREE: usize = 4;
-/// So much longer, milliseconds a query.
-const REST_PER_QUERY_MS: u64 = 2_000;
-/// The longest, milliseconds.
+/// Halves of such queries with one peer, at once and per second; what is above is rested for. Two honest ledgers that differ in
+/// one of many paths with a long common prefix (somebody may have ground them) take up to 41, and each side finds what only it
+/// has before the other one asks: that may happen three times in a row. One who always differs costs a query in 2 s.
+const VAIN: Bucket = Bucket { burst: 256, per_s: 1 };
+/// The longest rest, milliseconds.
 const REST_MAX_MS: u64 = 600_000;
 /// After a failure, milliseconds; doubles six times.
 const AGAIN_MS: u64 = 1_000;
@@ -40,6 +42,7 @@ pub(super) struct Peer {
     pub(super) shunned_until: Moment,
     failures: u32,
     undelivered: u32,
+    vain: Tokens,
     pub(super) running: Option<Running>,
     /// Paths to ask it for when it has answered the last question.
     pub(super) queue: VecDeque<(u64, HashPart)>,
@@ -89,6 +92,7 @@ impl Peer {
             shunned_until: now,
             failures: 0,
             undelivered: 0,
+            vain: Tokens::default(),
             running: None,
             queue: VecDeque::new(),
             asking: false,
@@ -125,8 +129,11 @@ impl Peer {
         self.running = None;
         self.failures = 0;
         let (new, verified) = pulled.map_or((0, 1), |pulled| (pulled.new, pulled.verified));
-        let over = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
-        let rest_ms = if new > 0 { 0 } else { over.saturating_mul(REST_PER_QUERY_MS).min(REST_MAX_MS) };
+        if new == 0 {
+            let vain = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
+            self.vain.take(vain.saturating_mul(2));
+        }
+        let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };
         self.rest_until = self.rest_until.max(now.after(REST_MIN_MS + rest_ms));
         if new > 0 && pulled.is_some_and(|pulled| !pulled.complete) {
             self.wish(now);
@@ -172,10 +179,20 @@ struct Tokens {
 
 impl Tokens {
     fn is_full(&mut self, bucket: Bucket, now: Moment) -> bool {
+        self.drain(bucket, now);
+        self.used >= bucket.burst * 1_000
+    }
+
+    /// How long until it is no more than full, milliseconds.
+    fn over_ms(&mut self, bucket: Bucket, now: Moment) -> u64 {
+        self.drain(bucket, now);
+        self.used.saturating_sub(bucket.burst * 1_000) / bucket.per_s
+    }
+
+    fn drain(&mut self, bucket: Bucket, now: Moment) {
         let drained = now.0.saturating_sub(self.at.0).saturating_mul(bucket.per_s);
         self.used = self.used.saturating_sub(drained);
         self.at = now;
-        self.used >= bucket.burst * 1_000
     }
 
     fn take(&mut self, count: u64) {

@@ -1,10 +1,10 @@
 //! How attestations reach all who may have them, and what liars achieve.
 
 use crate::crowd::{Crowd, attestation, spoken};
-use crate::stage::{key, path};
+use crate::stage::{clustered, key, path};
 use narmesh_protocol::HashPart;
 use narmesh_quorum::exchange::{Fault, Input, Moment, Output, Spoken};
-use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Shared};
+use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Session, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
 use narmesh_quorum::{Ledger, LedgerLimits};
 
@@ -155,6 +155,53 @@ fn a_builder_at_its_bound_does_not_go_round_in_circles() {
     assert!(crowd.knows(1, "b", &path(5_000)), "another builder is none the worse");
     let requests: usize = crowd.nodes.iter().map(|node| node.requests).sum();
     assert!(requests < 100, "{requests} requests in five minutes");
+}
+
+#[test]
+fn paths_that_were_ground_to_be_neighbours_slow_nobody_down() {
+    let said = |number| attestation("a", &clustered(number), '1');
+    for round in 1_000..1_004 {
+        let mut crowd = Crowd::new(2, LedgerLimits::default());
+        crowd.keeps(0, (0..200).map(said).collect());
+        crowd.keeps(1, (0..200).map(said).collect());
+        crowd.keeps(0, vec![said(round)]);
+        crowd.connect_all(&["a"]);
+        // Thirty queries deep the first finds what only it has itself.
+        assert!(crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(1, "a", &clustered(round))));
+        crowd.run(2_000, |_| false);
+        crowd.keeps(1, vec![said(round + 100)]);
+        let came = crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(0, "a", &clustered(round + 100)));
+        assert!(came, "of its neighbour's news it asks nothing for a minute");
+        assert!(crowd.nodes.iter().all(|node| node.faults.is_empty()));
+    }
+}
+
+#[test]
+fn who_says_again_and_again_that_it_differs_is_rested_from() {
+    let deep = |request: &QuorumRequest| {
+        let QuorumRequest::Compare { query, .. } = request else { return None };
+        let mut digests = [[0; 16]; 16];
+        digests[15] = [9; 16];
+        answers(query.nodes.len(), |number| match query.nodes[number as usize].0.depth {
+            0..30 => Content::Children(Box::new(digests)),
+            _ => Content::Items(Vec::new()),
+        })
+    };
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    crowd.nodes[1].lie = Some(Box::new(move |request| deep(request).map(|reply| reply.encode().unwrap())));
+    crowd.connect_all(&["a"]);
+    let liar = crowd.nodes[1].peer;
+    let (_, query) = Session::start(&crowd.nodes[0].ledger, Shared::new([key("a")]));
+    let query = Query { nodes: vec![(Node::ROOT, [8; 16])], ..query };
+    let news = QuorumRequest::Compare { query, news: true }.encode().unwrap();
+    crowd.keeps(0, vec![attestation("a", &path(1), '1')]);
+    for id in 0..600 {
+        crowd.input(0, Input::Request { from: liar, id: 1_000_000 + id, bytes: news.clone() });
+        crowd.run(1_000, |_| false);
+    }
+    let requests = crowd.nodes[0].requests;
+    assert!((100..1_000).contains(&requests), "{requests} requests in ten minutes");
+    assert!(crowd.nodes[0].faults.is_empty(), "nothing of it is provably wrong: {:?}", crowd.nodes[0].faults);
 }
 
 fn lying(lie: impl Fn(&QuorumRequest) -> Option<QuorumReply> + 'static) -> Crowd {

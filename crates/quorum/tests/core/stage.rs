@@ -20,6 +20,13 @@ pub(crate) fn named(number: u32, name: &str) -> StorePath {
     StorePath::new(HashPart(bytes), name).unwrap()
 }
 
+/// A path beside all others of its kind in the tree that ledgers are compared by: they begin with the same 32 of 40 digits.
+pub(crate) fn clustered(number: u32) -> StorePath {
+    let mut bytes = [7; 20];
+    bytes[..4].copy_from_slice(&number.to_le_bytes());
+    StorePath::new(HashPart(bytes), "x").unwrap()
+}
+
 /// What a build may result in; two letters give two fingerprints with two NarHashes.
 pub(crate) fn result(letter: char) -> Facts {
     let number = letter as u8;
