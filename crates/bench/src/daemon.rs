@@ -35,6 +35,7 @@ pub(crate) struct Node {
     peers: String,
     config_extra: String,
     rules: String,
+    tells_address: bool,
 }
 
 /// A daemon that runs.
@@ -61,6 +62,7 @@ impl Node {
             peers: String::new(),
             config_extra: String::new(),
             rules: String::new(),
+            tells_address: true,
         };
         let id = finish("narmesh id", node.command().arg("id"))?;
         let mut words = id.split(|letter: char| !letter.is_ascii_alphanumeric());
@@ -95,6 +97,19 @@ impl Node {
         let keys = (first.builder_key()?, second.builder_key()?);
         first.trust(&keys.1);
         second.trust(&keys.0);
+        Ok(())
+    }
+
+    /// Nobody is told where it listens.
+    pub(crate) fn keep_address(&mut self) {
+        self.tells_address = false;
+    }
+
+    /// Counts what this node attests; one builder is enough.
+    pub(crate) fn count(&mut self, builder: &Self) -> anyhow::Result<()> {
+        let (name, key) = (&builder.name, builder.builder_key()?);
+        let entry = format!("[[builder]]\nname = {name:?}\npublic_key = {key:?}\npeer = {name:?}\n");
+        self.peers.push_str(&format!("[quorum]\nmode = \"observe\"\nk = 1\n{entry}"));
         Ok(())
     }
 
@@ -161,7 +176,7 @@ impl Node {
     fn config(&self) -> anyhow::Result<String> {
         let mut text = String::new();
         writeln!(text, "[node]\nkey_file = \"node.key\"\nstate_dir = \"state\"\nlisten = [{:?}]", self.multiaddr())?;
-        writeln!(text, "advertise_loopback = true\n[gateway]\nlisten = \"{}\"", self.gateway)?;
+        writeln!(text, "advertise_loopback = {}\n[gateway]\nlisten = \"{}\"", self.tells_address, self.gateway)?;
         writeln!(text, "[store]\nroot = {:?}", self.store_root)?;
         writeln!(text, "[trust]\ntrusted_public_keys = {:?}\nbuilder_key_file = \"builder.key\"", self.trusted_keys)?;
         writeln!(text, "[limits]\n{}{}{}", self.config_extra, self.peers, self.rules)?;

@@ -13,6 +13,7 @@ mod required;
 mod simulated;
 mod spread;
 mod table;
+mod told;
 mod transport;
 
 use crate::subject::Subject;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(daemon::Start),
         Box::new(quorum::Quorum),
         Box::new(required::Required),
+        Box::new(told::Told),
         Box::new(spread::Spread),
         Box::new(table::Table),
         Box::new(real::Heal),
