@@ -89,8 +89,10 @@ pub enum Input {
         /// What.
         spoken: Spoken,
     },
-    /// The last connection to this peer is gone.
+    /// The last connection to this peer is gone. What it used up and did wrong is remembered.
     Gone(PeerId),
+    /// Only these may connect from now on; what is remembered of others is forgotten.
+    Allowlist(BTreeSet<PeerId>),
     /// This peer is to be asked nothing for so long.
     SetAside {
         /// Who.
@@ -290,7 +292,8 @@ impl Exchange {
         self.now = now.max(self.now);
         match input {
             Input::Peer { peer, spoken } => self.set_peer(peer, spoken),
-            Input::Gone(peer) => self.forget(&peer),
+            Input::Gone(peer) => self.gone(&peer),
+            Input::Allowlist(allowed) => self.peers.retain(|peer, known| known.is_connected || allowed.contains(peer)),
             Input::SetAside { peer, lasting_ms } => self.set_aside(&peer, lasting_ms),
             Input::Grew => {
                 self.grew = true;
@@ -328,6 +331,7 @@ impl Exchange {
     fn set_peer(&mut self, peer: PeerId, spoken: Spoken) {
         let spread_ms = self.random(GREETING_SPREAD_MS);
         let known = self.peers.entry(peer).or_insert_with(|| Peer::new(self.now));
+        known.is_connected = true;
         if spoken.counted.adds_to(&known.spoken.counted) && !mutant!(NothingTold) {
             known.wish(self.now.after(spread_ms));
         }
@@ -340,8 +344,8 @@ impl Exchange {
         }
     }
 
-    fn forget(&mut self, peer: &PeerId) {
-        let queued = self.peers.remove(peer).map(|peer| peer.queue).unwrap_or_default();
+    fn gone(&mut self, peer: &PeerId) {
+        let queued = self.peers.get_mut(peer).map(Peer::leaves).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
         for (_, sent) in self.requests.extract_if(.., |_, sent| sent.to == *peer) {
             if let Question::Ask(asked) = sent.what {

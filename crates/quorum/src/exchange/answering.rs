@@ -60,7 +60,9 @@ impl Exchange {
             }
         };
         // One that left meanwhile, or of whom the caller said nothing yet: the peer comes again.
-        let Some(peer) = self.peers.get_mut(&from) else { return self.respond(from, id, &QuorumReply::Busy) };
+        let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.is_connected) else {
+            return self.respond(from, id, &QuorumReply::Busy);
+        };
         let beyond = match &request {
             QuorumRequest::Compare { query, .. } => {
                 u64::try_from(query.nodes.len() / NODES_PER_UNIT).unwrap_or(u64::MAX)

@@ -29,8 +29,11 @@ const BUSY: Bucket = Bucket { burst: 256, per_s: 16 };
 /// A flood is one fault in so many milliseconds.
 const BLAMED_MS: u64 = 1_000;
 
+/// A peer, connected or not: what it used up, and for what it rests, it does not get back by connecting again.
 #[derive(Debug)]
 pub(super) struct Peer {
+    pub(super) is_connected: bool,
+    /// Nothing while it is not connected.
     pub(super) spoken: Spoken,
     /// It is to be told of news whether or not there are any.
     pub(super) owed: bool,
@@ -38,6 +41,8 @@ pub(super) struct Peer {
     due: Option<Moment>,
     /// Not before this.
     pub(super) rest_until: Moment,
+    /// Nor before this, after a failure.
+    again_at: Moment,
     /// It did wrong: it is not even asked for paths before this.
     pub(super) shunned_until: Moment,
     failures: u32,
@@ -83,12 +88,13 @@ pub(super) enum Admission {
 
 impl Peer {
     pub(super) fn new(now: Moment) -> Self {
-        let none = || Shared::new([]);
         Self {
-            spoken: Spoken { told: none(), counted: none(), is_builder: false },
+            is_connected: false,
+            spoken: nothing(),
             owed: false,
             due: None,
             rest_until: now,
+            again_at: now,
             shunned_until: now,
             failures: 0,
             undelivered: 0,
@@ -102,6 +108,17 @@ impl Peer {
         }
     }
 
+    /// The last connection is gone; gives what it was to be asked for.
+    pub(super) fn leaves(&mut self) -> VecDeque<(u64, HashPart)> {
+        self.is_connected = false;
+        self.spoken = nothing();
+        (self.owed, self.asking) = (false, false);
+        (self.due, self.running) = (None, None);
+        // The line failed, perhaps, and is a new one next time.
+        (self.failures, self.again_at) = (0, Moment::default());
+        std::mem::take(&mut self.queue)
+    }
+
     /// Compare with it then, or when its rest is over.
     pub(super) fn wish(&mut self, at: Moment) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
@@ -109,7 +126,7 @@ impl Peer {
 
     /// When the next comparison is to begin.
     pub(super) fn starts(&self) -> Option<Moment> {
-        self.due.filter(|_| self.running.is_none()).map(|due| due.max(self.rest_until))
+        self.due.filter(|_| self.running.is_none()).map(|due| due.max(self.rest_until).max(self.again_at))
     }
 
     pub(super) fn begins(&mut self) {
@@ -119,7 +136,7 @@ impl Peer {
     /// No answer, or *busy*: tried again later.
     pub(super) fn failed(&mut self, now: Moment) {
         self.running = None;
-        self.rest_until = self.rest_until.max(now.after(AGAIN_MS << self.failures.min(6)));
+        self.again_at = now.after(AGAIN_MS << self.failures.min(6));
         self.failures = self.failures.saturating_add(1);
         self.wish(now);
     }
@@ -162,6 +179,10 @@ impl Peer {
         self.blamed = Some(now);
         Admission::Flood
     }
+}
+
+fn nothing() -> Spoken {
+    Spoken { told: Shared::new([]), counted: Shared::new([]), is_builder: false }
 }
 
 #[derive(Clone, Copy, Debug)]

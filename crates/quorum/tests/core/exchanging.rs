@@ -7,6 +7,7 @@ use narmesh_quorum::exchange::{Fault, Input, Moment, Output, Spoken};
 use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Session, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
 use narmesh_quorum::{Ledger, LedgerLimits};
+use std::collections::BTreeSet;
 
 /// So long after it was attested everybody has it, milliseconds.
 const EVERYWHERE_MS: u64 = 2_000;
@@ -291,20 +292,55 @@ fn answers_to_another_question() {
     nothing_but(lying(|_| answers(2, |_| Content::Items(Vec::new()))), Fault::MalformedReply);
 }
 
+/// How many of `count` requests of the second node the first answers now; what it blames it for is noted.
+fn flood(crowd: &mut Crowd, count: u64) -> usize {
+    let (flooder, ask) = (crowd.nodes[1].peer, QuorumRequest::Ask { builders: Vec::new(), paths: Vec::new() });
+    let bytes = ask.encode().unwrap();
+    let mut answered = 0;
+    for id in 0..count {
+        let node = &mut crowd.nodes[0];
+        node.exchange.handle(Moment(0), &node.ledger, Input::Request { from: flooder, id, bytes: bytes.clone() });
+        while let Some(output) = crowd.nodes[0].exchange.poll() {
+            match output {
+                Output::Penalize { fault, .. } => crowd.nodes[0].faults.push((flooder, fault)),
+                Output::HandOver(_) => answered += 1,
+                _ => {}
+            }
+        }
+    }
+    answered
+}
+
 #[test]
 fn a_flood_of_requests_is_told_busy_and_then_blamed() {
     let mut crowd = Crowd::new(2, LedgerLimits::default());
     crowd.connect_all(&["a"]);
-    let (flooder, ask) = (crowd.nodes[1].peer, QuorumRequest::Ask { builders: Vec::new(), paths: Vec::new() });
-    let bytes = ask.encode().unwrap();
-    for id in 0..5_000 {
-        let node = &mut crowd.nodes[0];
-        node.exchange.handle(Moment(0), &node.ledger, Input::Request { from: flooder, id, bytes: bytes.clone() });
-        while let Some(output) = crowd.nodes[0].exchange.poll() {
-            if let Output::Penalize { fault, .. } = output {
-                crowd.nodes[0].faults.push((flooder, fault));
-            }
-        }
-    }
+    flood(&mut crowd, 5_000);
+    let flooder = crowd.nodes[1].peer;
     assert_eq!(crowd.nodes[0].faults, [(flooder, Fault::RequestFlood)]);
+}
+
+#[test]
+fn who_connects_again_has_used_up_what_it_had_used_up() {
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    crowd.connect_all(&["a"]);
+    let peer = crowd.nodes[1].peer;
+    let again = |crowd: &mut Crowd| {
+        crowd.input(0, Input::Gone(peer));
+        assert_eq!(flood(crowd, 1), 0, "nobody is there to be answered");
+        crowd.input(0, Input::Peer { peer, spoken: spoken(&["a"]) });
+    };
+    assert!(flood(&mut crowd, 5_000) > 100);
+    again(&mut crowd);
+    assert_eq!((flood(&mut crowd, 100), crowd.nodes[0].faults.len()), (0, 1), "neither answers nor a second blame");
+    // It stays set aside: it is asked for nothing.
+    crowd.input(0, Input::SetAside { peer, lasting_ms: 300_000 });
+    again(&mut crowd);
+    crowd.input(0, Input::Wanted { id: 1, hash_part: path(1).hash_part() });
+    assert_eq!(crowd.nodes[0].answered, [(1, true)]);
+    // Off the allowlist and on it again, it is somebody new.
+    crowd.input(0, Input::Gone(peer));
+    crowd.input(0, Input::Allowlist(BTreeSet::new()));
+    crowd.input(0, Input::Peer { peer, spoken: spoken(&["a"]) });
+    assert_eq!(flood(&mut crowd, 1), 1);
 }

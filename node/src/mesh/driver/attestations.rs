@@ -22,6 +22,7 @@ impl Mesh {
             tracing::error!(%error, "state database: audiences of former builders stay in it");
         }
         owners.iter().for_each(|owner| self.keep_audience(owner));
+        self.exchange.input(Input::Allowlist(self.config.peers.keys().copied().collect()));
         self.speak_with_all();
     }
 
