@@ -16,6 +16,7 @@ use crate::ledger::Ledger;
 use narmesh_protocol::codec::{self, CodecError};
 use narmesh_protocol::{BuilderKey, HashPart};
 use sha2::{Digest as _, Sha256};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 pub use self::session::{Difference, Next, Session};
@@ -255,6 +256,11 @@ struct Compared {
 impl Ledger {
     /// Answers a query about builders that this peer may hear of.
     pub fn answer(&self, admitted: &Shared, query: &Query) -> Answer {
+        self.answer_counted(admitted, query, &Cell::new(0))
+    }
+
+    /// The same; adds to `looked` how many paths were looked at.
+    pub(crate) fn answer_counted(&self, admitted: &Shared, query: &Query, looked: &Cell<usize>) -> Answer {
         let shared = admitted.restricted_to(&query.builders);
         let digests = shared.digests();
         if digests != query.builders {
@@ -268,7 +274,7 @@ impl Ledger {
         let (mut answered, mut differing, mut bytes) = (0u32, Vec::new(), 64usize);
         for (node, theirs) in query.nodes.iter().take(NODES_MAX) {
             if node.is_canonical() && self.node_digest(&compared, *node) != *theirs {
-                let content = self.content(&compared, *node);
+                let content = self.content(&compared, *node, looked);
                 let size = content.bytes();
                 if bytes + size > Answer::BYTES_MAX {
                     break;
@@ -285,16 +291,34 @@ impl Ledger {
     /// be handed over. `None` for each that is not there, and for all if they do not strictly ascend: then one could ask for the
     /// costliest node again and again.
     pub fn find(&self, shared: &Shared, wanted: &[(Node, Item)]) -> Vec<Option<(BuilderKey, HashPart)>> {
+        self.find_counted(shared, wanted, usize::MAX, &Cell::new(0))
+    }
+
+    /// The same; adds to `looked` how many paths were looked at, and leaves off the nodes after the one at which they are more
+    /// than `looked_max`: who asks chooses the nodes, and what is under them and of no builder that is meant costs as much.
+    pub(crate) fn find_counted(
+        &self,
+        shared: &Shared,
+        wanted: &[(Node, Item)],
+        looked_max: usize,
+        looked: &Cell<usize>,
+    ) -> Vec<Option<(BuilderKey, HashPart)>> {
         if !wanted.is_sorted_by(|first, second| first < second) {
             return vec![None; wanted.len()];
         }
         let compared = self.compared(shared);
+        if compared.numbers.is_empty() {
+            return vec![None; wanted.len()];
+        }
         let mut found = Vec::with_capacity(wanted.len());
         for of_node in wanted.chunk_by(|first, second| first.0 == second.0) {
+            if looked.get() > looked_max {
+                break;
+            }
             let node = of_node.first().map_or(Node::ROOT, |(node, _)| *node);
             let known: BTreeMap<Item, _> = match node.is_canonical() {
                 true => self
-                    .items(&compared, node)
+                    .items(&compared, node, looked)
                     .take(ITEMS_FOUND_MAX)
                     .map(|(item, key, path)| (item, (key, path)))
                     .collect(),
@@ -315,8 +339,8 @@ impl Ledger {
         Compared { numbers, order }
     }
 
-    fn content(&self, compared: &Compared, node: Node) -> Content {
-        let mut items = self.items(compared, node);
+    fn content(&self, compared: &Compared, node: Node, looked: &Cell<usize>) -> Content {
+        let mut items = self.items(compared, node, looked);
         let mut few: Vec<_> = items.by_ref().take(ITEMS_TOLD_MAX + 1).collect();
         let one_path = |items: &[(Item, BuilderKey, HashPart)]| items.is_sorted_by(|one, next| one.2 == next.2);
         if few.len() > ITEMS_TOLD_MAX && one_path(&few) {
@@ -341,20 +365,52 @@ impl Ledger {
     }
 
     /// The items of the compared builders under a node, in the order of the paths.
-    fn items(&self, compared: &Compared, node: Node) -> impl Iterator<Item = (Item, BuilderKey, HashPart)> {
-        let numbered = self.numbered_items(&compared.numbers, node);
+    fn items(
+        &self,
+        compared: &Compared,
+        node: Node,
+        looked: &Cell<usize>,
+    ) -> impl Iterator<Item = (Item, BuilderKey, HashPart)> {
+        let numbered = self.numbered_items(&compared.numbers, node, looked);
         numbered.filter_map(|(item, number, hash_part)| Some((item, self.key_of(number)?, hash_part)))
     }
 
-    fn numbered_items(&self, numbers: &[u16], node: Node) -> impl Iterator<Item = (Item, u16, HashPart)> {
-        let (first, last) = node.bounds();
-        self.attested_in(first..=last, numbers).flat_map(move |(hash_part, said)| {
+    fn numbered_items(
+        &self,
+        numbers: &[u16],
+        node: Node,
+        looked: &Cell<usize>,
+    ) -> impl Iterator<Item = (Item, u16, HashPart)> {
+        let nodes = self.where_said(numbers, node).into_iter();
+        let attested = nodes.flat_map(move |node| {
+            let (first, last) = node.bounds();
+            self.attested_in(first..=last, numbers)
+        });
+        attested.inspect(|_| looked.set(looked.get() + 1)).flat_map(move |(hash_part, said)| {
             let item = |said: &[(u16, FingerprintDigest)]| {
                 let number = said.first()?.0;
                 Some((item(&self.key_of(number)?, &hash_part, said), number, hash_part))
             };
             said.chunk_by(|one, next| one.0 == next.0).filter_map(item).collect::<Vec<_>>()
         })
+    }
+
+    /// The node, or, of an upper one, the nodes of a byte under it where one of these builders said anything: their digests are
+    /// remembered, so that one who said little is found without a walk through what the others said.
+    fn where_said(&self, numbers: &[u16], node: Node) -> Vec<Node> {
+        if node.depth >= 2 {
+            return vec![node];
+        }
+        let (first, last) = node.bounds();
+        let of_byte = |byte: u8| {
+            let mut prefix = [0; 20];
+            if let Some(top) = prefix.first_mut() {
+                *top = byte;
+            }
+            Node { depth: 2, prefix }
+        };
+        let is_said = |node: &Node| self.digests_of_each(numbers, *node).iter().any(|it| *it != NodeDigest::default());
+        (first_byte(&first)..=first_byte(&last)).map(of_byte).filter(is_said).collect()
     }
 
     fn node_digest(&self, compared: &Compared, node: Node) -> NodeDigest {
@@ -417,7 +473,7 @@ impl Ledger {
     /// Per builder, for nodes of at least a byte: over the items under it.
     fn digests_below(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
         let mut hashers = Hashers::new(numbers.len());
-        for (item, number, _) in self.numbered_items(numbers, node) {
+        for (item, number, _) in self.numbered_items(numbers, node, &Cell::new(0)) {
             if let Ok(place) = numbers.binary_search(&number) {
                 hashers.update(place, &item.0);
             }

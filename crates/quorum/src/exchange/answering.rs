@@ -7,6 +7,7 @@ use crate::reconcile::{Answer, Node, Query, Shared};
 use crate::wire::{ATTESTATIONS_BYTES_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 /// Who is told of news waits up to so long, milliseconds, so that not all ask the same peer at once.
@@ -14,6 +15,10 @@ const ASK_BACK_SPREAD_MS: u64 = 40;
 /// Units of a request beyond the first: so many nodes of a query are one, and what is handed over counts as if it were full.
 const NODES_PER_UNIT: usize = 8;
 const HAND_OVER_UNITS: u64 = 4;
+/// And so many paths that were looked at for it, whosever attestations they were: some 0.2 ms.
+const LOOKED_PER_UNIT: usize = 4_096;
+/// Paths looked at for one pull, but for the last node of it: what is left is asked for again.
+const LOOKED_MAX: usize = 1 << 16;
 
 /// Attestations to be handed to a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,7 +86,9 @@ impl Exchange {
         match request {
             QuorumRequest::Compare { query, news } => self.compare_for(ledger, from, id, &told, &query, news),
             QuorumRequest::Pull { builders, wanted } => {
-                let found = ledger.find(&told.restricted_to(&builders), &wanted);
+                let looked = Cell::new(0);
+                let found = ledger.find_counted(&told.restricted_to(&builders), &wanted, LOOKED_MAX, &looked);
+                peer.charge(units(looked.get()));
                 let wanted = found.into_iter().map(|found| found.into_iter().collect()).collect();
                 self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted }));
             }
@@ -94,7 +101,11 @@ impl Exchange {
     }
 
     fn compare_for(&mut self, ledger: &Ledger, from: PeerId, id: u64, told: &Shared, query: &Query, news: bool) {
-        let answer = ledger.answer(told, query);
+        let looked = Cell::new(0);
+        let answer = ledger.answer_counted(told, query, &looked);
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.charge(units(looked.get()));
+        }
         let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
         let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
         if news && differs && whole {
@@ -109,6 +120,10 @@ impl Exchange {
     fn respond(&mut self, to: PeerId, id: u64, reply: &QuorumReply) {
         self.outputs.push_back(Output::Respond { to, id, bytes: encoded(reply) });
     }
+}
+
+fn units(looked: usize) -> u64 {
+    u64::try_from(looked / LOOKED_PER_UNIT).unwrap_or(u64::MAX)
 }
 
 /// Who of these attested something of a path.

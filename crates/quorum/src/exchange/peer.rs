@@ -163,6 +163,11 @@ impl Peer {
         liar
     }
 
+    /// Counts what an answer cost beyond what it was expected to.
+    pub(super) fn charge(&mut self, units: u64) {
+        self.requests.take(units);
+    }
+
     /// Counts a request, and `units` of it if it is to be answered.
     pub(super) fn admit(&mut self, now: Moment, units: u64) -> Admission {
         if !self.requests.is_full(REQUESTS, now) {

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::ledger::Ledger;
 use narmesh_protocol::{BuilderKey, HashPart};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 /// The asker's side of one comparison.
@@ -147,7 +148,7 @@ impl Session {
     fn compare(&mut self, ledger: &Ledger, compared: &Compared, node: Node, items: &[Item]) {
         let theirs: BTreeSet<Item> = items.iter().copied().collect();
         let mut both = BTreeSet::new();
-        for (item, builder, hash_part) in ledger.items(compared, node) {
+        for (item, builder, hash_part) in ledger.items(compared, node, &Cell::new(0)) {
             if theirs.contains(&item) {
                 both.insert(item);
             } else if self.found.ours.len() <= ITEMS_MAX {

@@ -2,11 +2,11 @@
 
 use crate::crowd::{Crowd, attestation, spoken};
 use crate::stage::{clustered, key, path};
-use narmesh_protocol::HashPart;
-use narmesh_quorum::exchange::{Fault, Input, Moment, Output, Spoken};
+use narmesh_protocol::{HashPart, NarHash};
+use narmesh_quorum::exchange::{Exchange, Fault, Input, Moment, Output, Spoken};
 use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Session, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
-use narmesh_quorum::{Ledger, LedgerLimits};
+use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, WallMs};
 use std::collections::BTreeSet;
 
 /// So long after it was attested everybody has it, milliseconds.
@@ -93,6 +93,55 @@ fn a_pull_is_answered_of_builders_alone_that_the_asker_may_be_told_of() {
         let Some(Output::HandOver(hand_over)) = node.exchange.poll() else { panic!("a pull is answered") };
         assert_eq!(hand_over.wanted.iter().flatten().count(), handed, "asked by {asker}");
     }
+}
+
+#[test]
+fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
+    // What b attests stands between the few of a, of which each first byte has one or two.
+    let mut ledger = Ledger::new(LedgerLimits::default());
+    let part = |top: u8, number: u32| {
+        let mut bytes = [0; 20];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        bytes[19] = top;
+        HashPart(bytes)
+    };
+    let facts = Facts { fingerprint: FingerprintDigest([1; 32]), nar_hash: NarHash([1; 32]), nar_size: 1 };
+    let mut insert = |name, part| ledger.insert(&Evidence::recorded(key(name), part, facts, Some(WallMs(1)), 1), None);
+    for top in 0..=255 {
+        insert("a", part(top, 0));
+        (1..400).for_each(|number| drop(insert("b", part(top, number))));
+    }
+    let mut wanted = vec![(Node::ROOT, Item([7; 16]))];
+    wanted.extend((0..16).map(|top| (Node { depth: 1, prefix: prefix(top << 4) }, Item([7; 16]))));
+    wanted.extend((0..=255).map(|top| (Node { depth: 2, prefix: prefix(top) }, Item([7; 16]))));
+    let served = |told: &[&str], named: &str| {
+        let mut exchange = Exchange::new(Moment(0), [1; 32]);
+        let from = Crowd::new(1, LedgerLimits::default()).nodes[0].peer;
+        exchange.handle(Moment(0), &ledger, Input::Peer { peer: from, spoken: spoken(told) });
+        let pull = QuorumRequest::Pull { builders: vec![BuilderDigest::of(&key(named))], wanted: wanted.clone() };
+        let bytes = pull.encode().unwrap();
+        let mut parts = Vec::new();
+        for id in 0..300 {
+            exchange.handle(Moment(0), &ledger, Input::Request { from, id, bytes: bytes.clone() });
+            while let Some(output) = exchange.poll() {
+                if let Output::HandOver(hand_over) = output {
+                    parts.push(hand_over.wanted.len());
+                }
+            }
+        }
+        parts
+    };
+    let costly = served(&["a"], "a");
+    assert!(costly.len() < 60 && costly.iter().all(|part| (1..20).contains(part)), "{costly:?}");
+    // Of nobody that may be told of, nothing is looked for.
+    let cheap = served(&["a"], "b");
+    assert!(cheap.len() > 150 && cheap.iter().all(|part| *part == wanted.len()), "{cheap:?}");
+}
+
+fn prefix(top: u8) -> [u8; 20] {
+    let mut prefix = [0; 20];
+    prefix[0] = top;
+    prefix
 }
 
 #[test]
