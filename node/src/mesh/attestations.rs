@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::thread;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Requests of peers that wait for an answer; further ones are told *busy*.
 pub(super) const ANSWERS_AT_ONCE_MAX: usize = 64;
@@ -51,6 +51,9 @@ pub struct ExchangeCounters {
 pub(super) enum Heard {
     /// From the mesh.
     Input(Input),
+    /// A peer's request. The permit is given back when the thread has taken it, whatever became of the asker meanwhile: what waits
+    /// here is bounded by it.
+    Request { from: PeerId, id: u64, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
     /// The builders that count from now on.
     Builders(Vec<CountedBuilder>),
     /// The ledger, or the policy, changed.
@@ -68,12 +71,26 @@ pub(super) enum Order {
 
 /// The way to the thread.
 #[derive(Clone)]
-pub(super) struct ExchangeLink(blocking::Sender<Heard>);
+pub(super) struct ExchangeLink {
+    sender: blocking::Sender<Heard>,
+    /// A permit for each request that may wait.
+    waiting: Arc<Semaphore>,
+}
 
 impl ExchangeLink {
+    fn new(sender: blocking::Sender<Heard>) -> Self {
+        Self { sender, waiting: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)) }
+    }
+
     /// Does not wait. The thread ends only with the daemon.
     pub(super) fn tell(&self, heard: Heard) {
-        drop(self.0.send(heard));
+        drop(self.sender.send(heard));
+    }
+
+    /// A request, if fewer than [`ANSWERS_AT_ONCE_MAX`] wait; whether it was passed on.
+    pub(super) fn request(&self, from: PeerId, id: u64, bytes: Vec<u8>) -> bool {
+        let permit = Arc::clone(&self.waiting).try_acquire_owned();
+        permit.is_ok_and(|permit| self.sender.send(Heard::Request { from, id, bytes, permit }).is_ok())
     }
 
     pub(super) fn input(&self, input: Input) {
@@ -103,7 +120,7 @@ pub(super) fn start(
         counters,
     };
     thread::Builder::new().name("attestations".to_owned()).spawn(move || worker.run(&heard))?;
-    Ok((ExchangeLink(sender), receiver))
+    Ok((ExchangeLink::new(sender), receiver))
 }
 
 fn moment() -> Moment {
@@ -130,6 +147,10 @@ impl Worker {
                 self.exchange.deadline().map_or(TICK_MAX, |at| Duration::from_millis(at.0 - moment().0.min(at.0)));
             let input = match heard.recv_timeout(wait.min(TICK_MAX)) {
                 Ok(Heard::Input(input)) => input,
+                Ok(Heard::Request { from, id, bytes, permit }) => {
+                    drop(permit);
+                    Input::Request { from, id, bytes }
+                }
                 Ok(Heard::Changed) => Input::Grew,
                 Ok(Heard::Builders(builders)) => {
                     self.keys = builders.into_iter().map(|it| (BuilderKey(it.key.bytes()), it.key)).collect();
@@ -255,5 +276,23 @@ fn misdeed(fault: Fault) -> Misdeed {
         Fault::FalseComparison => Misdeed::FalseComparison,
         Fault::FalseAttestation => Misdeed::FalseAttestation,
         Fault::RequestFlood => Misdeed::RequestFlood,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_wait_are_bounded_also_when_their_askers_left() {
+        let (sender, heard) = blocking::channel();
+        let link = ExchangeLink::new(sender);
+        let peer = PeerId::random();
+        let passed = (0..1_000).filter(|id| link.request(peer, *id, vec![0; 1_000])).count();
+        assert_eq!(passed, ANSWERS_AT_ONCE_MAX);
+        // Nothing but the thread makes room.
+        let Ok(Heard::Request { id: 0, .. }) = heard.recv() else { panic!("the first request") };
+        assert!(link.request(peer, 1_000, Vec::new()) && !link.request(peer, 1_001, Vec::new()));
+        assert_eq!(heard.try_iter().count(), ANSWERS_AT_ONCE_MAX);
     }
 }

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Commands that may wait for the driver.
 const COMMANDS_MAX: usize = 1_024;
@@ -108,9 +108,8 @@ pub struct Mesh {
     orders: mpsc::Receiver<Order>,
     /// Of builders' nodes, as they stand in the state database.
     audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
-    quorum_answering: Arc<Semaphore>,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
-    quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>, OwnedSemaphorePermit)>,
+    quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
@@ -182,7 +181,6 @@ impl Mesh {
             exchange,
             orders,
             audiences_kept: HashMap::new(),
-            quorum_answering: Arc::new(Semaphore::new(exchange::ANSWERS_AT_ONCE_MAX)),
             quorum_sent: HashMap::new(),
             quorum_received: HashMap::new(),
             gossip_sent: HashMap::new(),

@@ -100,7 +100,7 @@ impl Mesh {
                 }
             }
             Order::Respond { id, bytes } => {
-                if let Some((_, channel, _)) = self.quorum_received.remove(&id) {
+                if let Some((_, channel)) = self.quorum_received.remove(&id) {
                     // Closed when the asker left.
                     drop(self.swarm.behaviour_mut().quorum.send_response(channel, bytes));
                 }
@@ -113,15 +113,14 @@ impl Mesh {
         match event {
             request_response::Event::Message { peer, message, .. } => match message {
                 request_response::Message::Request { request_id, request, channel } => {
-                    let Ok(permit) = Arc::clone(&self.quorum_answering).try_acquire_owned() else {
+                    let id = self.new_id();
+                    if !self.exchange.request(peer, id, request) {
                         if let Ok(busy) = QuorumReply::Busy.encode() {
                             drop(self.swarm.behaviour_mut().quorum.send_response(channel, busy));
                         }
                         return;
-                    };
-                    let id = self.new_id();
-                    self.quorum_received.insert(id, (request_id, channel, permit));
-                    self.exchange.input(Input::Request { from: peer, id, bytes: request });
+                    }
+                    self.quorum_received.insert(id, (request_id, channel));
                 }
                 request_response::Message::Response { request_id, response } => {
                     self.board.responsive(&peer);
@@ -137,7 +136,7 @@ impl Mesh {
                 }
             }
             request_response::Event::InboundFailure { request_id, .. } => {
-                self.quorum_received.retain(|_, (received, _, _)| *received != request_id);
+                self.quorum_received.retain(|_, (received, _)| *received != request_id);
             }
             request_response::Event::ResponseSent { .. } => {}
         }
