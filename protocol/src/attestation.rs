@@ -56,6 +56,12 @@ pub enum AttestationError {
     /// The references are not in ascending order without repetition, or not separated by single spaces.
     #[error("attestation: references are not sorted and unique, separated by single spaces")]
     ReferenceOrder,
+    /// A date after the year 292 million, which nothing that stores dates can hold.
+    #[error("attestation: attested_at_ms is {attested_at_ms}; accepted: at most {max}", max = Attestation::ATTESTED_AT_MS_MAX)]
+    Date {
+        /// As written.
+        attested_at_ms: u64,
+    },
     /// A NAR of no bytes.
     #[error("attestation: NarSize is 0")]
     NarSize,
@@ -94,6 +100,9 @@ impl Statement {
 impl Attestation {
     /// Largest encoding, bytes: some 5,000 references. A path with more cannot be attested.
     pub const BYTES_MAX: usize = 256 << 10;
+
+    /// Latest date, milliseconds since 1970.
+    pub const ATTESTED_AT_MS_MAX: u64 = i64::MAX.cast_unsigned();
 
     /// Makes one; the caller knows that this key's owner built the path. References are sorted and made unique.
     pub fn sign(key: &NixSecretKey, store_dir: &StoreDir, mut statement: Statement, attested_at_ms: u64) -> Self {
@@ -138,6 +147,9 @@ impl Attestation {
         let parse = |text: &str| StorePath::parse(text).map_err(|_| AttestationError::Path);
         if wire.nar_size == 0 {
             return Err(AttestationError::NarSize);
+        }
+        if wire.attested_at_ms > Self::ATTESTED_AT_MS_MAX {
+            return Err(AttestationError::Date { attested_at_ms: wire.attested_at_ms });
         }
         let references = match wire.references.as_str() {
             "" => Vec::new(),
@@ -218,6 +230,21 @@ mod tests {
         assert!(!good.verify(&StoreDir::parse("/gnu/store").unwrap(), &key));
         let other = NixSecretKey::from_seed("builder-1", &[4; 32]).unwrap();
         assert!(!good.verify(&store_dir(), &other.public()));
+    }
+
+    #[test]
+    fn a_date_that_cannot_be_stored_is_refused() {
+        for (date, is_accepted) in [(Attestation::ATTESTED_AT_MS_MAX, true), (1 << 63, false), (u64::MAX, false)] {
+            let (key, signed) = attestation(&[]);
+            let dated = Attestation::sign(&key, &store_dir(), signed.statement, date);
+            assert_eq!(Attestation::decode(&dated.encode().unwrap()).is_ok(), is_accepted, "{date}");
+            let line = crate::attestation_file::line(&store_dir(), &key.public(), &dated);
+            assert_eq!(
+                crate::attestation_file::parse_line(&store_dir(), line.trim_end()).is_ok(),
+                is_accepted,
+                "{line}"
+            );
+        }
     }
 
     #[test]

@@ -94,7 +94,9 @@ pub fn parse_line(store_dir: &StoreDir, line: &str) -> Result<Option<(NixPublicK
     let attestation = Attestation {
         builder: BuilderKey(key.bytes()),
         nix_signature: signature(2, nix_signature)?,
-        attested_at_ms: parse_decimal(time).ok_or(LineError::Time)?,
+        attested_at_ms: parse_decimal(time)
+            .filter(|ms| *ms <= Attestation::ATTESTED_AT_MS_MAX)
+            .ok_or(LineError::Time)?,
         dated_signature: signature(4, dated_signature)?,
         statement: parse_fingerprint(store_dir, fingerprint).ok_or(LineError::Fingerprint)?,
     };
