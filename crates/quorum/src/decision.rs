@@ -6,6 +6,7 @@ use crate::mutation::mutant;
 use crate::policy::{Mode, Policy};
 use crate::verdict::{Standing, State, Verdict};
 use narmesh_protocol::{BuilderKey, StorePath};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What the policy says of one NAR of one path.
@@ -123,12 +124,15 @@ impl Policy {
     /// The fingerprint that `grace` lets through: only builders of grace, or our own key, said anything of the path, what they
     /// say counts, and all say the same. Else suppressing the others would win.
     pub(crate) fn grace_of(&self, verdict: &Verdict) -> Option<FingerprintDigest> {
-        let ([only], State::Short) = (verdict.attested.as_slice(), verdict.state) else { return None };
+        let (Some(_), State::Short | State::None) = (&self.grace, verdict.state) else { return None };
+        let attested = verdict.attested.iter().map(|attested| attested.facts.fingerprint);
+        let said: BTreeSet<FingerprintDigest> = attested.chain(verdict.own.iter().copied()).collect();
+        let only = said.first().filter(|_| said.len() == 1)?;
         let silent_or_graced = |(number, standing): (usize, &Standing)| match standing {
             Standing::Missing => true,
             Standing::For(_) => self.has_grace(number) || mutant!(GraceForAnyone),
             Standing::Void(_) | Standing::NotCounted(..) => false,
         };
-        verdict.standings.iter().enumerate().all(silent_or_graced).then_some(only.facts.fingerprint)
+        verdict.standings.iter().enumerate().all(silent_or_graced).then_some(*only)
     }
 }

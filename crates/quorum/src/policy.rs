@@ -95,7 +95,7 @@ pub struct Policy {
     pub(crate) groups: Vec<Option<String>>,
     pub(crate) revoked: BTreeMap<BuilderKey, Revocation>,
     pub(crate) own: Option<BuilderKey>,
-    grace: Option<BTreeSet<usize>>,
+    pub(crate) grace: Option<BTreeSet<usize>>,
 }
 
 /// A builder, and the number of its group.

@@ -89,6 +89,8 @@ pub struct Verdict {
     pub standings: Vec<Standing>,
     /// Whether dissent below `k` made the conflict.
     pub vetoed: bool,
+    /// What our own builder key attests where it is not among the builders: it counts for `grace` alone.
+    pub own: BTreeSet<FingerprintDigest>,
 }
 
 impl Verdict {
@@ -123,12 +125,20 @@ impl Policy {
             (0, 1) => State::Short,
             _ => State::Conflict,
         };
-        Verdict { state, k, of: self.groups(), attested, standings, vetoed }
+        let own = self.own_word(ledger, &path.hash_part());
+        Verdict { state, k, of: self.groups(), attested, standings, vetoed, own }
     }
 
     /// The same, for a path whose content address was proven.
     pub fn verdict_content_addressed(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
         Verdict { state: State::ContentAddressed, ..self.verdict(ledger, path) }
+    }
+
+    fn own_word(&self, ledger: &Ledger, hash_part: &HashPart) -> BTreeSet<FingerprintDigest> {
+        let Some(own) = self.own.filter(|own| !self.knows(own)) else { return BTreeSet::new() };
+        let counts =
+            |vote: &Vote| vote.builder == own && vote.attested_at.is_some() && !self.is_revoked(&own, vote.stored_at);
+        ledger.votes(hash_part).filter(counts).map(|vote| vote.facts.fingerprint).collect()
     }
 
     /// Each builder by itself: void if it says two things, not counted if what it says may not count.

@@ -225,6 +225,30 @@ fn grace_is_for_paths_that_no_other_builder_has() {
 }
 
 #[test]
+fn grace_is_for_our_own_key_also_where_it_is_no_builder() {
+    let decide = |policy: &Policy, votes: &str, letter| {
+        policy.decide(&heard(&path(1), votes), &path(1), result(letter).fingerprint, false)
+    };
+    let own = with_grace(Some(&[]), Some("x"));
+    assert_eq!(decide(&own, "x1", '1'), Decision::Serve(Grounds::Grace));
+    assert_eq!(decide(&own, "x1 stranger1", '1'), Decision::Serve(Grounds::Grace));
+    let refused = |votes, letter| matches!(decide(&own, votes, letter), Decision::Refuse(_));
+    assert!(refused("x1", '2'), "only what it attests");
+    assert!(refused("x1 x2", '1'), "it said two things");
+    assert!(refused("x1 a1", '1') && refused("x1 a2", '1') && refused("x1 a2 a3", '1'), "another builder has it");
+    assert!(refused("stranger1", '1'));
+    let both = with_grace(Some(&["a"]), Some("x"));
+    assert_eq!(decide(&both, "x1 a1", '1'), Decision::Serve(Grounds::Grace));
+    assert!(matches!(decide(&both, "x1 a2", '2'), Decision::Refuse(_)), "they do not say the same");
+    let without = with_grace(None, Some("x"));
+    assert!(matches!(decide(&without, "x1", '1'), Decision::Refuse(_)), "there is no default");
+    let rules = PolicyRules { own: Some(key("x")), revoked: vec![revocation("x", 0)], ..rules("a b c", 2) };
+    let mut rules = rules;
+    rules.require.as_mut().unwrap().grace = Some(Vec::new());
+    assert!(matches!(decide(&checked(rules), "x1", '1'), Decision::Refuse(_)), "its key is revoked");
+}
+
+#[test]
 fn a_path_that_falls_short_gets_no_grace_once_another_builder_has_it() {
     let policy = {
         let mut rules = rules("a b c", 3);
