@@ -140,6 +140,8 @@ pub enum Input {
         id: u64,
         /// The path.
         hash_part: HashPart,
+        /// For so long, milliseconds; then the end of it is told, whoever has yet to answer.
+        lasting_ms: u64,
     },
     /// The moment of `deadline()` has come.
     Tick,
@@ -303,7 +305,7 @@ impl Exchange {
             Input::Response { from, id, bytes } => self.response(ledger, from, id, Some(&bytes)),
             Input::RequestFailed { to, id } => self.response(ledger, to, id, None),
             Input::Taken { id, taken } => self.taken(ledger, id, &taken),
-            Input::Wanted { id, hash_part } => self.want(id, hash_part),
+            Input::Wanted { id, hash_part, lasting_ms } => self.want(id, hash_part, lasting_ms),
             Input::Tick => {}
         }
         self.ring(ledger);
@@ -320,7 +322,7 @@ impl Exchange {
         let free = self.sessions() < SESSIONS_MAX;
         let due = self.peers.values().filter(|_| free).filter_map(Peer::starts);
         let sweep = self.peers.values().any(|peer| !peer.spoken.counted.is_empty()).then_some(self.sweep_at);
-        overdue.chain(due).chain(self.tell_at).chain(sweep).min()
+        overdue.chain(due).chain(self.tell_at).chain(sweep).chain(self.paths.deadline()).min()
     }
 
     /// Comparisons under way.
@@ -385,6 +387,7 @@ impl Exchange {
         for (id, to) in late {
             self.response(ledger, to, id, None);
         }
+        self.expire();
         if self.sweep_at <= now {
             self.plan_sweep();
             let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();

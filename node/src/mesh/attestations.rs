@@ -58,8 +58,8 @@ pub(super) enum Heard {
     Builders(Vec<CountedBuilder>),
     /// The ledger, or the policy, changed.
     Changed,
-    /// A verdict on this path is waited for; each answer is told, and the end of all by closing.
-    Wanted(HashPart, mpsc::Sender<()>),
+    /// A verdict on this path is waited for, so long; each answer is told, and the end of all by closing.
+    Wanted(HashPart, Duration, mpsc::Sender<()>),
 }
 
 /// What the thread wants of the driver.
@@ -156,10 +156,11 @@ impl Worker {
                     self.keys = builders.into_iter().map(|it| (BuilderKey(it.key.bytes()), it.key)).collect();
                     continue;
                 }
-                Ok(Heard::Wanted(hash_part, answers)) => {
+                Ok(Heard::Wanted(hash_part, lasting, answers)) => {
                     self.next_wanted += 1;
                     self.waiting.insert(self.next_wanted, answers);
-                    Input::Wanted { id: self.next_wanted, hash_part }
+                    let lasting_ms = u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX);
+                    Input::Wanted { id: self.next_wanted, hash_part, lasting_ms }
                 }
                 Err(blocking::RecvTimeoutError::Timeout) => Input::Tick,
                 Err(blocking::RecvTimeoutError::Disconnected) => return,

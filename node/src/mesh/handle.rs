@@ -131,7 +131,8 @@ impl MeshHandle {
     pub async fn ask_for(&self, hash_part: HashPart, deadline: Instant, enough: impl Fn() -> bool) {
         // One answer that was not looked at yet is as good as two.
         let (sender, mut answers) = mpsc::channel(1);
-        self.exchange.tell(Heard::Wanted(hash_part, sender));
+        let lasting = deadline.saturating_duration_since(Instant::now());
+        self.exchange.tell(Heard::Wanted(hash_part, lasting, sender));
         let satisfied = async { while answers.recv().await.is_some() && !enough() {} };
         drop(tokio::time::timeout_at(deadline.into(), satisfied).await);
     }

@@ -1,11 +1,11 @@
 //! Paths on which a verdict is waited for.
 
 use super::asking::decoded;
-use super::{Exchange, Fault, Output, Question};
+use super::{Exchange, Fault, Moment, Output, Question};
 use crate::wire::{ASK_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
 use narmesh_protocol::HashPart;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Peers asked for one path.
 const ASKED_PEERS_MAX: usize = 3;
@@ -13,17 +13,42 @@ const ASKED_PEERS_MAX: usize = 3;
 const PATHS_MAX: usize = 4_096;
 /// Attestations in a reply.
 const ATTESTATIONS_MAX: usize = 4_096;
+/// A peer that did not answer is not asked for so long, milliseconds: the first who waits for it waits in vain.
+const SILENT_MS: u64 = 30_000;
 
 /// Questions, and how many peers have yet to answer each.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    open: BTreeMap<u64, usize>,
+    open: BTreeMap<u64, Open>,
+    /// When each ends.
+    ends: BTreeSet<(Moment, u64)>,
+}
+
+#[derive(Debug)]
+struct Open {
+    unanswered: usize,
+    until: Moment,
+}
+
+impl Paths {
+    /// When the first question ends.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.ends.first().map(|(until, _)| *until)
+    }
+
+    fn close(&mut self, id: u64) {
+        if let Some(open) = self.open.remove(&id) {
+            self.ends.remove(&(open.until, id));
+        }
+    }
 }
 
 impl Exchange {
-    pub(super) fn want(&mut self, id: u64, hash_part: HashPart) {
+    pub(super) fn want(&mut self, id: u64, hash_part: HashPart, lasting_ms: u64) {
         let now = self.now;
-        let able = self.peers.iter().filter(|(_, peer)| !peer.spoken.counted.is_empty() && peer.shunned_until <= now);
+        let able = self.peers.iter().filter(|(_, peer)| {
+            !peer.spoken.counted.is_empty() && peer.shunned_until <= now && peer.silent_until <= now
+        });
         let (builders, others): (Vec<_>, Vec<_>) = able.partition(|(_, peer)| peer.spoken.is_builder);
         let [builders, others] = [builders, others].map(|peers| peers.into_iter().map(|(peer, _)| *peer).collect());
         let mut chosen = self.choose(builders, ASKED_PEERS_MAX);
@@ -31,7 +56,9 @@ impl Exchange {
         if chosen.is_empty() || self.paths.open.len() >= PATHS_MAX {
             return self.outputs.push_back(Output::Answered { id, last: true });
         }
-        self.paths.open.insert(id, chosen.len());
+        let until = now.after(lasting_ms);
+        self.paths.open.insert(id, Open { unanswered: chosen.len(), until });
+        self.paths.ends.insert((until, id));
         for peer in chosen {
             if let Some(known) = self.peers.get_mut(&peer) {
                 known.queue.push_back((id, hash_part));
@@ -56,6 +83,7 @@ impl Exchange {
     pub(super) fn asked(&mut self, from: PeerId, mut asked: Vec<(u64, HashPart)>, reply: Option<QuorumReply>) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         known.asking = false;
+        known.silent_until = if reply.is_some() { Moment::default() } else { self.now.after(SILENT_MS) };
         let (answered, encoded) = match reply {
             Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
             Some(QuorumReply::Compared(_)) => {
@@ -94,14 +122,29 @@ impl Exchange {
         self.ask(from);
     }
 
+    /// Who asked for these waits no longer: nobody is asked for them any more.
+    pub(super) fn expire(&mut self) {
+        let mut expired = false;
+        while let Some((_, id)) = self.paths.ends.first().copied().filter(|(until, _)| *until <= self.now) {
+            self.paths.close(id);
+            self.outputs.push_back(Output::Answered { id, last: true });
+            expired = true;
+        }
+        if expired {
+            for peer in self.peers.values_mut() {
+                peer.queue.retain(|(id, _)| self.paths.open.contains_key(id));
+            }
+        }
+    }
+
     /// One peer is done with these.
     pub(super) fn answered(&mut self, ids: impl IntoIterator<Item = u64>) {
         for id in ids {
-            let Some(left) = self.paths.open.get_mut(&id) else { continue };
-            *left = left.saturating_sub(1);
-            let last = *left == 0;
+            let Some(open) = self.paths.open.get_mut(&id) else { continue };
+            open.unanswered = open.unanswered.saturating_sub(1);
+            let last = open.unanswered == 0;
             if last {
-                self.paths.open.remove(&id);
+                self.paths.close(id);
             }
             self.outputs.push_back(Output::Answered { id, last });
         }

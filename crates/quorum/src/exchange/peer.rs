@@ -45,6 +45,8 @@ pub(super) struct Peer {
     again_at: Moment,
     /// It did wrong: it is not even asked for paths before this.
     pub(super) shunned_until: Moment,
+    /// It left a question for paths unanswered: others are asked before this.
+    pub(super) silent_until: Moment,
     failures: u32,
     undelivered: u32,
     vain: Tokens,
@@ -96,6 +98,7 @@ impl Peer {
             rest_until: now,
             again_at: now,
             shunned_until: now,
+            silent_until: Moment::default(),
             failures: 0,
             undelivered: 0,
             vain: Tokens::default(),

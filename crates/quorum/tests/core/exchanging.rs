@@ -66,7 +66,7 @@ fn nobody_hears_of_a_builder_that_may_not_be_spoken_of_with_it() {
     crowd.connect(1, 2, spoken(&["b"]), spoken(&["a", "b"]));
     crowd.keeps(0, vec![attestation("a", &path(1), '1'), attestation("b", &path(2), '1')]);
     assert!(crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(2, "b", &path(2))));
-    crowd.input(2, Input::Wanted { id: 1, hash_part: path(1).hash_part() });
+    crowd.input(2, Input::Wanted { id: 1, hash_part: path(1).hash_part(), lasting_ms: 1_000 });
     crowd.run(200_000, |_| false);
     assert!(crowd.knows(1, "a", &path(1)) && !crowd.knows(2, "a", &path(1)));
     assert_eq!(crowd.nodes[2].answered, [(1, true)]);
@@ -177,7 +177,7 @@ fn a_verdict_that_is_waited_for_is_asked_of_peers_at_once() {
     let peer = crowd.nodes[3].peer;
     crowd.input(0, Input::Peer { peer, spoken: builder });
     for (id, number) in [(1, 7), (2, 8), (3, 9)] {
-        crowd.input(0, Input::Wanted { id, hash_part: path(number).hash_part() });
+        crowd.input(0, Input::Wanted { id, hash_part: path(number).hash_part(), lasting_ms: 1_000 });
     }
     // One round trip for the first, another for those that gathered meanwhile: sooner than the news would come.
     assert!(crowd.run(25, |crowd| crowd.knows(0, "a", &path(7)) && crowd.knows(0, "a", &path(8))));
@@ -185,9 +185,37 @@ fn a_verdict_that_is_waited_for_is_asked_of_peers_at_once() {
 }
 
 #[test]
+fn questions_end_with_who_asked_them_and_who_is_silent_is_left_out() {
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    crowd.connect_all(&["a"]);
+    crowd.run(2_000, |_| false);
+    // Nobody takes its requests out: a peer that is silent. 25 questions a second, each for a second.
+    let node = &mut crowd.nodes[0];
+    let mut asked = 0;
+    let mut open = std::collections::BTreeMap::new();
+    for id in 0..7_500_u64 {
+        let now = Moment(10_000 + id * 40);
+        let wanted = Input::Wanted { id, hash_part: path(1).hash_part(), lasting_ms: 1_000 };
+        open.insert(id, now.0);
+        node.exchange.handle(now, &node.ledger, wanted);
+        while let Some(output) = node.exchange.poll() {
+            match output {
+                Output::Answered { id, last: true } => assert!(now.0 - open.remove(&id).unwrap() <= 1_040),
+                Output::Request { bytes, .. } => {
+                    asked += usize::from(matches!(QuorumRequest::decode(&bytes), Ok(QuorumRequest::Ask { .. })));
+                }
+                _ => {}
+            }
+        }
+        assert!(open.len() <= 26, "{} wait", open.len());
+    }
+    assert!((2..=16).contains(&asked), "{asked} questions in five minutes to who answers none");
+}
+
+#[test]
 fn an_ask_that_nobody_can_answer_ends_at_once() {
     let mut crowd = Crowd::new(1, LedgerLimits::default());
-    crowd.input(0, Input::Wanted { id: 5, hash_part: HashPart([0; 20]) });
+    crowd.input(0, Input::Wanted { id: 5, hash_part: HashPart([0; 20]), lasting_ms: 1_000 });
     assert_eq!(crowd.nodes[0].answered, [(5, true)]);
 }
 
@@ -385,7 +413,7 @@ fn who_connects_again_has_used_up_what_it_had_used_up() {
     // It stays set aside: it is asked for nothing.
     crowd.input(0, Input::SetAside { peer, lasting_ms: 300_000 });
     again(&mut crowd);
-    crowd.input(0, Input::Wanted { id: 1, hash_part: path(1).hash_part() });
+    crowd.input(0, Input::Wanted { id: 1, hash_part: path(1).hash_part(), lasting_ms: 1_000 });
     assert_eq!(crowd.nodes[0].answered, [(1, true)]);
     // Off the allowlist and on it again, it is somebody new.
     crowd.input(0, Input::Gone(peer));
