@@ -29,7 +29,7 @@ const BUSY: Bucket = Bucket { burst: 256, per_s: 16 };
 /// A flood is one fault in so many milliseconds.
 const BLAMED_MS: u64 = 1_000;
 
-/// A peer, connected or not: what it used up, and for what it rests, it does not get back by connecting again.
+/// A peer, connected or not: what it used up, and that it is set aside, does not end by connecting again.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) is_connected: bool,
@@ -119,6 +119,8 @@ impl Peer {
         (self.due, self.running) = (None, None);
         // The line failed, perhaps, and is a new one next time.
         (self.failures, self.again_at) = (0, Moment::default());
+        // A network that heals is compared over at once; who did wrong stays set aside.
+        self.rest_until = self.shunned_until;
         std::mem::take(&mut self.queue)
     }
 
