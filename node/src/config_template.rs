@@ -315,6 +315,7 @@ mod tests {
             grace = ["b"]
             veto = true
             count_own_rebuild = true
+            keep = ["kp"]
             [[quorum.override]]
             name = "n*"
             k = 3
