@@ -181,7 +181,8 @@ fn a_goodbye_drops_the_column_and_lets_bodies_finish() {
 /// and after a restart the first of them would replace the whole that they know.
 #[test]
 fn the_first_summary_is_of_the_whole_store() {
-    const PATHS: usize = 20_000;
+    // More than the daemon looks at in one go, and few enough for a busy machine to look at in time.
+    const PATHS: usize = 4_000;
     let mesh = TestMesh::new();
     let (mut a, b) = pair(&mesh);
     let before = b.status().summary_version("a");
