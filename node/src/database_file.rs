@@ -18,6 +18,9 @@ pub(crate) enum OpenError {
     /// What is in it is damaged or not ours.
     #[error("{0}")]
     Content(String),
+    /// Nothing is wrong with it.
+    #[error("written by a later narmesh (schema version {0})")]
+    Later(i64),
 }
 
 /// Whether a database may hold nothing yet.
@@ -45,7 +48,7 @@ pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str], empty: E
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
     let Some(missing) = usize::try_from(taken).ok().and_then(|taken| migrations.get(taken..)) else {
-        return Err(OpenError::Content(format!("written by a later narmesh (schema version {taken})")));
+        return Err(OpenError::Later(taken));
     };
     if taken == 0 && empty == Empty::Damaged {
         return Err(OpenError::Content("it holds no state".to_owned()));

@@ -361,7 +361,8 @@ impl From<OpenError> for Unusable {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Sqlite(error) => error.into(),
-            OpenError::Content(cause) => Self::Damaged { cause },
+            // All that is in it can be learned again.
+            OpenError::Content(_) | OpenError::Later(_) => Self::Damaged { cause: error.to_string() },
         }
     }
 }

@@ -127,7 +127,15 @@ pub enum LedgerDbError {
         /// Ours.
         wanted: String,
     },
-    /// Written by a later version, or damaged.
+    /// By a later version: left as it is.
+    #[error("{path} was {cause}; run that one, or move the file away", path = path.display())]
+    Later {
+        /// Which.
+        path: PathBuf,
+        /// In words, with its version.
+        cause: String,
+    },
+    /// Damaged.
     #[error("{path} cannot be used: {cause}", path = path.display())]
     Unusable {
         /// Which.
@@ -199,6 +207,7 @@ impl LedgerDb {
         prepare(&mut connection, MIGRATIONS, Empty::Allowed).map_err(|error| match error {
             OpenError::Sqlite(source) => failed(source),
             OpenError::Content(cause) => LedgerDbError::Unusable { path: path.to_owned(), cause },
+            later @ OpenError::Later(_) => LedgerDbError::Later { path: path.to_owned(), cause: later.to_string() },
         })?;
         connection
             .execute("INSERT OR IGNORE INTO meta (id, store_dir) VALUES (1, ?1)", [store_dir.as_str()])

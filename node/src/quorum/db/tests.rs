@@ -306,6 +306,8 @@ fn a_damaged_file_is_moved_aside_and_a_later_version_is_not_touched() {
     drop(db);
     let later = LedgerDb::open_existing(dir.path(), &store_dir()).unwrap_err();
     assert!(later.to_string().contains("later narmesh (schema version 99)"), "{later}");
+    let repairing = LedgerDb::open(dir.path(), &store_dir(), true).unwrap_err();
+    assert!(matches!(repairing, LedgerDbError::Later { .. }), "{repairing}");
 }
 
 #[test]
