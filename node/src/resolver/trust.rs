@@ -98,8 +98,16 @@ pub(crate) fn judge_info(
     info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
     let is_addressed = info.content_address.is_some();
     let proof = match (info.signatures.is_empty(), named) {
-        // A signature is not enough where a verdict is asked for; a content address that is right is.
-        (false, _) if by_verdict && is_addressed => content_proof(&info, store_dir).unwrap_or(Proof::Signed),
+        (false, _) if is_addressed => match content_proof(&info, store_dir) {
+            // A signature is not enough where a verdict is asked for; a content address that is right is.
+            Ok(proof) if by_verdict => proof,
+            Ok(_) => Proof::Signed,
+            // No signature covers it, and Nix would refuse the path for it.
+            Err(_) => {
+                info.content_address = None;
+                Proof::Signed
+            }
+        },
         (false, _) => Proof::Signed,
         (true, Some(key_name)) if !is_addressed => return Err(Distrust::Forged { key_name }),
         (true, None) if !is_addressed && by_verdict => Proof::Verdict,
@@ -120,5 +128,35 @@ fn content_proof(info: &NarInfo, store_dir: &StoreDir) -> Result<Proof, Distrust
         Some(nar_hash) if nar_hash == info.nar_hash => Ok(Proof::ContentAddress),
         Some(_) => Err(Distrust::FalseContentAddress),
         None => Ok(Proof::Contents(address.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::{NarHash, NixSecretKey};
+
+    #[test]
+    fn a_content_address_that_no_signature_covers_is_left_out_when_it_is_false() {
+        let store_dir = StoreDir::parse("/nix/store").unwrap();
+        let key = NixSecretKey::from_seed("b-1", &[1; 32]).unwrap();
+        let trusted = TrustedKeys::new([key.public()]).unwrap();
+        let path = format!("/nix/store/{}-x", "1".repeat(32));
+        let text = format!(
+            "StorePath: {path}\nURL: nar/x.nar\nCompression: none\nNarHash: {}\nNarSize: 8\nReferences: \n\
+             CA: fixed:r:sha256:{}\n",
+            NarHash([1; 32]),
+            "0".repeat(52)
+        );
+        let part = store_dir.parse_path(&path).unwrap().hash_part();
+        let mut info = parse(text.as_bytes(), &part, &store_dir).unwrap();
+        assert!(info.content_address.is_some());
+        info.signatures.push(key.sign(&info.fingerprint(&store_dir)));
+        for by_verdict in [false, true] {
+            let judged = judge_info(info.clone(), &store_dir, &trusted, by_verdict).unwrap();
+            assert_eq!((judged.info.content_address, judged.proof), (None, Proof::Signed));
+        }
+        info.signatures.clear();
+        assert_eq!(judge_info(info, &store_dir, &trusted, true).unwrap_err(), Distrust::FalseContentAddress);
     }
 }
