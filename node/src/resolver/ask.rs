@@ -238,14 +238,15 @@ impl Resolver {
             }
             proof = Proof::ContentAddress;
         }
-        self.mesh.board().update(&peer, |stats| stats.hits += 1);
-        self.mesh.probed(peer, ProbeOutcome::Held).await;
-        self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
-        self.ask_ahead(&info);
         let pass = match self.admitted(&info, &proof) {
             Ok(pass) => pass,
             Err(refusal) => return Said::Refused(refusal),
         };
+        // Before this anybody could have made it up.
+        self.mesh.board().update(&peer, |stats| stats.hits += 1);
+        self.mesh.probed(peer, ProbeOutcome::Held).await;
+        self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
+        self.ask_ahead(&info);
         let (resolver, passed) = (Arc::clone(self), Passed { info, proof, pass });
         let remember = move || resolver.answers.remember(&resolver.store_dir, &resolver.gate, generation, passed, peer);
         // Signatures are on disk.
