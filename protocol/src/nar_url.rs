@@ -3,7 +3,7 @@
 use crate::{HashPart, NarHash, nix32};
 use std::fmt;
 
-/// `nar/<hash part>-<NarHash nix32>-<NarSize>.nar`, relative to the cache root.
+/// `nar/<hash part>-<NarHash nix32>-<NarSize>.nar`, relative to the cache root; or with `-<fingerprint nix32>` before the dot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NarUrl {
     /// Whose NAR.
@@ -12,25 +12,44 @@ pub struct NarUrl {
     pub nar_hash: NarHash,
     /// Its bytes, over 0.
     pub nar_size: u64,
+    /// SHA-256 of the fingerprint of the narinfo that names this URL, where it is decided on again before the NAR is given:
+    /// two narinfos with other References may have one NAR.
+    pub fingerprint: Option<[u8; 32]>,
 }
 
 /// The text is not of that form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("NAR URL: expected nar/<32 nix32>-<52 nix32>-<decimal bytes>.nar")]
+#[error("NAR URL: expected nar/<32 nix32>-<52 nix32>-<decimal bytes>[-<52 nix32>].nar")]
 pub struct NarUrlError;
 
 impl NarUrl {
+    /// Without a fingerprint.
+    #[must_use]
+    pub const fn new(hash_part: HashPart, nar_hash: NarHash, nar_size: u64) -> Self {
+        Self { hash_part, nar_hash, nar_size, fingerprint: None }
+    }
+
+    /// The NAR alone, whichever narinfo led to it.
+    #[must_use]
+    pub const fn nar(self) -> Self {
+        Self { fingerprint: None, ..self }
+    }
+
     /// Parses the file name after `nar/`; the one spelling that [`Display`](fmt::Display) writes.
     pub fn parse_file_name(text: &str) -> Result<Self, NarUrlError> {
         Self::parse_parts(text).ok_or(NarUrlError)
     }
 
     fn parse_parts(text: &str) -> Option<Self> {
-        let mut parts = text.strip_suffix(".nar")?.splitn(3, '-');
+        let mut parts = text.strip_suffix(".nar")?.split('-');
         let hash_part = HashPart::parse(parts.next()?).ok()?;
         let nar_hash = NarHash(nix32::decode(parts.next()?)?);
         let nar_size = parse_decimal(parts.next()?)?;
-        (nar_size > 0).then_some(Self { hash_part, nar_hash, nar_size })
+        let fingerprint = match parts.next() {
+            Some(text) => Some(nix32::decode(text)?),
+            None => None,
+        };
+        (nar_size > 0 && parts.next().is_none()).then_some(Self { hash_part, nar_hash, nar_size, fingerprint })
     }
 }
 
@@ -46,7 +65,11 @@ pub(crate) fn parse_decimal(text: &str) -> Option<u64> {
 
 impl fmt::Display for NarUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "nar/{}-{}-{}.nar", self.hash_part, self.nar_hash.nix32(), self.nar_size)
+        write!(f, "nar/{}-{}-{}", self.hash_part, self.nar_hash.nix32(), self.nar_size)?;
+        if let Some(fingerprint) = &self.fingerprint {
+            write!(f, "-{}", nix32::encode(fingerprint))?;
+        }
+        f.write_str(".nar")
     }
 }
 
@@ -56,10 +79,12 @@ mod tests {
 
     #[test]
     fn parses_its_own_spelling_only() {
-        let url = NarUrl { hash_part: HashPart([1; 20]), nar_hash: NarHash([2; 32]), nar_size: u64::MAX };
+        let url = NarUrl::new(HashPart([1; 20]), NarHash([2; 32]), u64::MAX);
         let text = url.to_string();
-        let name = text.strip_prefix("nar/").unwrap();
-        assert_eq!(NarUrl::parse_file_name(name), Ok(url));
+        for url in [url, NarUrl { fingerprint: Some([3; 32]), ..url }] {
+            let text = url.to_string();
+            assert_eq!(NarUrl::parse_file_name(text.strip_prefix("nar/").unwrap()), Ok(url));
+        }
         let (h, n) = (url.hash_part, url.nar_hash.nix32());
         for bad in [
             format!("{h}-{n}-0.nar"),
@@ -72,6 +97,9 @@ mod tests {
             format!("{h}-{n}-18446744073709551616.nar"),
             format!("{n}-{h}-1.nar"),
             format!("{h}-{n}.nar"),
+            format!("{h}-{n}-1-.nar"),
+            format!("{h}-{n}-1-{h}.nar"),
+            format!("{h}-{n}-1-{n}-{n}.nar"),
             text.clone(),
             String::new(),
         ] {

@@ -25,6 +25,8 @@ const HOLDERS_MAX: usize = 16;
 pub(crate) struct Answer {
     /// What verified, with trusted signatures only.
     pub(crate) info: NarInfo,
+    /// Of its NAR.
+    pub(crate) url: NarUrl,
     /// As Nix gets it.
     pub(crate) rendered: Bytes,
     /// Peers that answered with this NarHash, newest first.
@@ -42,10 +44,10 @@ impl Answer {
     /// Renders it as `gate` wants it; reads the disk where a policy wants signatures.
     pub(crate) fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<PeerId>) -> Self {
         let Passed { info, proof, pass } = passed;
-        let url = NarUrl { hash_part: info.path.hash_part(), nar_hash: info.nar_hash, nar_size: info.nar_size };
+        let url = Gate::nar_url(store_dir, &info, &pass);
         let rendered = gate.signed(store_dir, &info, &pass).render(store_dir, &url.to_string());
         let stamp = AtomicU64::new(pass.stamp);
-        Self { info, rendered: Bytes::from(rendered), holders, since: Instant::now(), proof, pass, stamp }
+        Self { info, url, rendered: Bytes::from(rendered), holders, since: Instant::now(), proof, pass, stamp }
     }
 
     /// Something else is agreed on, but policy and signatures allow it.

@@ -9,7 +9,7 @@ use super::decisions::Decision as Happened;
 use super::trust::Proof;
 use crate::quorum::{LiveLedger, now, signatures_unheard};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir};
-use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Preference, Refusal, Served, State};
+use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Served, State};
 use narmesh_store::Store as _;
 use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -53,6 +53,8 @@ pub(crate) struct Pass {
     pub(crate) voters: Vec<BuilderKey>,
     /// Something else is agreed on: others are asked first.
     pub(crate) is_second_choice: bool,
+    /// It is let through because it is agreed on or proves itself, and goes out with the gateway's signature.
+    pub(crate) is_demanded: bool,
 }
 
 /// A narinfo that was judged, and that the policy lets through.
@@ -69,7 +71,8 @@ pub(crate) struct Passed {
 impl Pass {
     /// Whether an answer that was rendered for `other` can be given for this.
     pub(crate) fn gives_as(&self, other: &Self) -> bool {
-        self.voters == other.voters && self.is_second_choice == other.is_second_choice
+        (&self.voters, self.is_second_choice, self.is_demanded)
+            == (&other.voters, other.is_second_choice, other.is_demanded)
     }
 }
 
@@ -110,38 +113,56 @@ impl Gate {
 
     /// Asks the policy about what a narinfo says. From memory.
     pub(crate) fn decide(&self, store_dir: &StoreDir, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
-        let stamp = self.stamp();
-        let policy = self.ledger.policy();
-        let pass = |voters, is_second_choice| Ok(Pass { stamp, voters, is_second_choice });
-        let decision = match policy.mode() {
-            Mode::Off | Mode::Observe => Decision::NotAsked,
-            Mode::Prefer | Mode::Require => {
-                let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
-                let is_addressed = *proof == Proof::ContentAddress;
-                self.ledger.read(|ledger| policy.decide(ledger, &info.path, fingerprint, is_addressed))
-            }
+        let (stamp, policy) = (self.stamp(), self.ledger.policy());
+        let (decision, voters) = self.decision(&policy, store_dir, info, proof);
+        let pass = |is_second_choice| {
+            let is_demanded = policy.mode() == Mode::Require;
+            Ok(Pass { stamp, voters, is_second_choice, is_demanded })
         };
         match decision {
             // The policy was another one when it was judged.
             Decision::NotAsked | Decision::Prefer(_) if *proof == Proof::Verdict => {
                 Err(Refusal::NotAgreed(State::None))
             }
-            Decision::NotAsked => pass(Vec::new(), false),
-            Decision::Prefer(preference) => pass(Vec::new(), preference == Preference::Other),
-            Decision::Serve(Grounds::ContentAddressed) => pass(Vec::new(), false),
-            Decision::Serve(Grounds::Agreed | Grounds::Grace) => {
-                let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
-                pass(self.ledger.read(|ledger| policy.vouching(ledger, &info.path, fingerprint)), false)
-            }
+            Decision::NotAsked | Decision::Serve(_) => pass(false),
+            Decision::Prefer(preference) => pass(preference == Preference::Other),
             Decision::Refuse(refusal) => Err(refusal),
         }
+    }
+
+    /// What the policy says, and on whose word: of one state of the ledger.
+    fn decision(
+        &self,
+        policy: &Policy,
+        store_dir: &StoreDir,
+        info: &NarInfo,
+        proof: &Proof,
+    ) -> (Decision, Vec<BuilderKey>) {
+        if matches!(policy.mode(), Mode::Off | Mode::Observe) {
+            return (Decision::NotAsked, Vec::new());
+        }
+        let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
+        let is_addressed = *proof == Proof::ContentAddress;
+        self.ledger.read(|ledger| {
+            let decision = policy.decide(ledger, &info.path, fingerprint, is_addressed);
+            let by_word = matches!(decision, Decision::Serve(Grounds::Agreed | Grounds::Grace));
+            let voters = if by_word { policy.vouching(ledger, &info.path, fingerprint) } else { Vec::new() };
+            (decision, voters)
+        })
+    }
+
+    /// Where Nix is to ask for its NAR: with the fingerprint where that is decided on again then.
+    pub(crate) fn nar_url(store_dir: &StoreDir, info: &NarInfo, pass: &Pass) -> NarUrl {
+        let fingerprint = || FingerprintDigest::of(store_dir, &Statement::of(info)).0;
+        let plain = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
+        NarUrl { fingerprint: pass.is_demanded.then(fingerprint), ..plain }
     }
 
     /// The narinfo as Nix gets it. Where agreement is demanded: signed with the gateway key, beside the signatures of the
     /// builders whose word counted, so that the copy in the store proves something to the next one. Reads the disk then.
     pub(crate) fn signed(&self, store_dir: &StoreDir, info: &NarInfo, pass: &Pass) -> NarInfo {
         let mut info = info.clone();
-        let Some(key) = self.key.read().clone().filter(|_| self.demands()) else { return info };
+        let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
         let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(&info));
         match self.ledger.on_disk(|db| db.signatures(fingerprint)) {
             Ok(known) => {
@@ -189,11 +210,17 @@ impl Resolver {
         })
     }
 
-    /// Asks peers what builders say of it, if too few are heard of to decide; until shortly before the deadline at most.
+    /// Asks peers what builders say of it, if more of them could decide otherwise; until shortly before the deadline at most.
     pub(super) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
         let lacks = || {
-            let decided = self.gate.decide(&self.store_dir, info, proof);
-            matches!(decided, Err(Refusal::NotAgreed(State::None | State::Short)))
+            let policy = self.gate.ledger.policy();
+            let (decision, _) = self.gate.decision(&policy, &self.store_dir, info, proof);
+            match decision {
+                Decision::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
+                // It stands only while no other builder says anything.
+                Decision::Serve(grounds) => grounds == Grounds::Grace,
+                _ => false,
+            }
         };
         if self.gate.demands() && lacks() {
             let deadline = deadline.checked_sub(AFTER_HEARING).unwrap_or(deadline);
@@ -221,14 +248,15 @@ impl Resolver {
 
     /// Whether Nix may have this NAR now, whatever it was told when it asked for the narinfo. Notes that it gets it.
     ///
-    /// A URL does not name the References: they are those of the answer that is given for this path now. Where Nix remembers
-    /// others, its narinfo's signature is over those, and Nix would have refused it.
+    /// A URL without a fingerprint was given when no verdict was demanded: that narinfo has no signature of the gateway.
     pub(super) async fn nar_admitted(self: Arc<Self>, url: NarUrl) -> bool {
         if !self.gate.demands() {
             return true;
         }
         let part = url.hash_part;
-        if self.store.contains(&part) && Arc::clone(&self).own_answer(part).await.is_ok_and(|own| own.url == url) {
+        if self.store.contains(&part)
+            && Arc::clone(&self).own_answer(part).await.is_ok_and(|own| leads_to(&own.url, &url))
+        {
             return true;
         }
         let answer = match Arc::clone(&self).remembered(part).await {
@@ -239,7 +267,7 @@ impl Resolver {
             self.decisions.note(part, Happened::NarRefused);
             return false;
         };
-        if answer.info.nar_hash != url.nar_hash || answer.info.nar_size != url.nar_size {
+        if !leads_to(&answer.url, &url) {
             self.gate.not_given(Refusal::OtherFingerprint);
             self.decisions.note(part, Happened::NarRefused);
             return false;
@@ -250,4 +278,9 @@ impl Resolver {
         }
         true
     }
+}
+
+/// Whether what is given now leads to the NAR that is asked for by an earlier URL.
+pub(super) fn leads_to(now: &NarUrl, asked: &NarUrl) -> bool {
+    now.nar() == asked.nar() && (asked.fingerprint.is_none() || now.fingerprint == asked.fingerprint)
 }

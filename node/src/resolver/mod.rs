@@ -223,12 +223,21 @@ impl Substituter for MeshSubstituter {
     }
 
     async fn has_nar(&self, url: NarUrl) -> bool {
-        self.narinfo(url.hash_part).await.is_some()
+        let part = url.hash_part;
+        if self.narinfo(part).await.is_none() {
+            return false;
+        }
+        if self.0.store.contains(&part)
+            && let Ok(own) = Arc::clone(&self.0).own_answer(part).await
+        {
+            return gate::leads_to(&own.url, &url);
+        }
+        Arc::clone(&self.0).remembered(part).await.is_some_and(|answer| gate::leads_to(&answer.url, &url))
     }
 
     async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
         let body = match Arc::clone(&self.0).nar_admitted(url).await {
-            true => Arc::clone(&self.0).nar(url, first_byte, resumed).await,
+            true => Arc::clone(&self.0).nar(url.nar(), first_byte, resumed).await,
             false => None,
         };
         if body.is_none() {

@@ -2,6 +2,7 @@
 
 use super::Resolver;
 use super::decisions::Decision;
+use super::gate::Gate;
 use super::trust::{self, Proof};
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -99,7 +100,7 @@ impl Resolver {
         };
         let info = judged.info;
         let pass = self.admitted(&info, &proof)?;
-        let url = NarUrl { hash_part: *part, nar_hash: info.nar_hash, nar_size: info.nar_size };
+        let url = Gate::nar_url(&self.store_dir, &info, &pass);
         let rendered = self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string());
         Ok(OwnAnswer { stamp, url, rendered: Bytes::from(rendered) })
     }

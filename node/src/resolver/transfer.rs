@@ -161,7 +161,7 @@ impl Resolver {
             return false;
         }
         let hash_part: HashPart = info.path.hash_part();
-        let url = NarUrl { hash_part, nar_hash: info.nar_hash, nar_size: info.nar_size };
+        let url = NarUrl::new(hash_part, info.nar_hash, info.nar_size);
         let self_reference = info.references.contains(&info.path).then_some(&hash_part);
         let mut contents = address.verifier(self_reference);
         let mut transfer = Transfer::new(Arc::clone(self), url, VecDeque::from([peer]));
@@ -439,7 +439,7 @@ async fn open(resolver: &Resolver, url: NarUrl, offset: u64, peer: PeerId) -> Re
             rate.is_some_and(|rate| rate < COMPRESS_BELOW_BYTES_S)
         }
     };
-    let NarUrl { hash_part, nar_hash, nar_size } = url;
+    let NarUrl { hash_part, nar_hash, nar_size, .. } = url;
     let request = NarRequest { hash_part, nar_hash, nar_size, offset, accept_zstd };
     mesh.nar().open(peer, request, FIRST_BYTE_TIMEOUT).await
 }

@@ -107,7 +107,7 @@ proptest! {
 
     #[test]
     fn nar_urls_come_back(part: [u8; 20], hash: [u8; 32], nar_size in 1..=u64::MAX, text in "[0-9a-z.-]{0,100}") {
-        let url = NarUrl { hash_part: HashPart(part), nar_hash: NarHash(hash), nar_size };
+        let url = NarUrl::new(HashPart(part), NarHash(hash), nar_size);
         prop_assert_eq!(NarUrl::parse_file_name(url.to_string().strip_prefix("nar/").unwrap()), Ok(url));
         prop_assert!(NarUrl::parse_file_name(&text).is_err());
     }

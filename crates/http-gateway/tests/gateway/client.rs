@@ -169,7 +169,7 @@ pub(crate) fn part(byte: u8) -> HashPart {
 
 /// The URL of a NAR of `size` bytes for [`part`].
 pub(crate) fn nar_url(byte: u8, size: usize) -> NarUrl {
-    NarUrl { hash_part: part(byte), nar_hash: NarHash([byte; 32]), nar_size: size as u64 }
+    NarUrl::new(part(byte), NarHash([byte; 32]), size as u64)
 }
 
 /// Bytes that differ everywhere.

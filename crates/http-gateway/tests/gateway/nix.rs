@@ -83,7 +83,7 @@ fn tree_nar(client: &Client) -> Vec<u8> {
 fn serving(path: &StorePath, bytes: &[u8], fault: Option<(u64, Fault)>, gone_when_resumed: bool) -> MemorySubstituter {
     let store_dir = StoreDir::parse("/nix/store").unwrap();
     let nar_hash = NarHash(hash(bytes));
-    let url = NarUrl { hash_part: path.hash_part(), nar_hash, nar_size: bytes.len() as u64 };
+    let url = NarUrl::new(path.hash_part(), nar_hash, bytes.len() as u64);
     let mut info = NarInfo {
         path: path.clone(),
         nar_hash,

@@ -378,7 +378,7 @@ impl Shared {
             return Ok(None);
         }
         let Some(signatures) = rules.vouchers(&info) else { return Ok(None) };
-        let url = NarUrl { hash_part: info.path.hash_part(), nar_hash: info.nar_hash, nar_size: info.nar_size };
+        let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
         let text = info.narinfo(signatures).render(self.store.store_dir(), &url.to_string());
         Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
     }

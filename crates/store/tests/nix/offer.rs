@@ -56,7 +56,7 @@ fn narinfo(nix: &TestNix, offer: &Offer, path: &StorePath) -> NarInfo {
     let offered = offer.offered(&path.hash_part()).unwrap_or_else(|| panic!("{path} is not offered"));
     let parsed = NarInfo::parse(&nix.location.store_dir, &offered.narinfo_text).unwrap();
     let text = String::from_utf8(offered.narinfo_text.to_vec()).unwrap();
-    let url = NarUrl { hash_part: path.hash_part(), nar_hash: parsed.nar_hash, nar_size: parsed.nar_size };
+    let url = NarUrl::new(path.hash_part(), parsed.nar_hash, parsed.nar_size);
     assert!(text.contains(&format!("\nURL: {url}\n")), "{text}");
     assert_eq!(parsed.nar_hash, offered.info.nar_hash);
     parsed

@@ -29,11 +29,7 @@ pub(super) fn copy_order<'a>(infos: impl IntoIterator<Item = &'a NarInfo>) -> Ve
                     }
                 }
                 None => {
-                    order.push_back(NarUrl {
-                        hash_part: info.path.hash_part(),
-                        nar_hash: info.nar_hash,
-                        nar_size: info.nar_size,
-                    });
+                    order.push_back(NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size));
                     branch.pop();
                 }
             }

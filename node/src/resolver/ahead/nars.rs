@@ -183,7 +183,7 @@ mod tests {
     use narmesh_protocol::NarHash;
 
     fn url(number: u8) -> NarUrl {
-        NarUrl { hash_part: HashPart([number; 20]), nar_hash: NarHash([number; 32]), nar_size: 1_000 }
+        NarUrl::new(HashPart([number; 20]), NarHash([number; 32]), 1_000)
     }
 
     fn sorted(expected: &HashSet<HashPart>) -> VecDeque<NarUrl> {
