@@ -3,7 +3,7 @@
 use crate::digests::Digests;
 use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Bound, RangeInclusive};
 
 /// Most builders that a ledger tells apart.
@@ -120,7 +120,7 @@ pub struct Ledger {
     bare: usize,
     asked: VecDeque<HashPart>,
     served: BTreeMap<HashPart, Served>,
-    served_order: VecDeque<HashPart>,
+    served_order: BTreeSet<(WallMs, HashPart)>,
     pub(crate) digests: Digests,
 }
 
@@ -279,19 +279,22 @@ impl Ledger {
         }
     }
 
-    /// Notes that our Nix got this fingerprint.
-    pub fn note_served(&mut self, served: Served) {
-        let hash_part = served.path.hash_part();
+    /// Notes that our Nix got this fingerprint. Gives what is forgotten for it: what was given longest ago, beyond
+    /// [`SERVED_MAX`] paths.
+    pub fn note_served(&mut self, served: Served) -> Option<HashPart> {
+        let (hash_part, at) = (served.path.hash_part(), served.at);
         self.pin(hash_part, Pin::Served);
-        if self.served.insert(hash_part, served).is_none() {
-            self.served_order.push_back(hash_part);
+        if let Some(before) = self.served.insert(hash_part, served) {
+            self.served_order.remove(&(before.at, hash_part));
         }
-        if self.served_order.len() > SERVED_MAX
-            && let Some(oldest) = self.served_order.pop_front()
-        {
-            self.served.remove(&oldest);
-            self.unpin(oldest, Pin::Served);
+        self.served_order.insert((at, hash_part));
+        if self.served_order.len() <= SERVED_MAX {
+            return None;
         }
+        let (_, oldest) = self.served_order.pop_first()?;
+        self.served.remove(&oldest);
+        self.unpin(oldest, Pin::Served);
+        Some(oldest)
     }
 
     /// What was served, in the order of the hash parts, from the one after this on.

@@ -335,6 +335,17 @@ impl LedgerDb {
         })
     }
 
+    /// Forgets that our Nix got these.
+    pub fn forget_served(&self, parts: &[HashPart]) -> Result<(), LedgerDbError> {
+        self.run(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            for part in parts {
+                transaction.prepare_cached("DELETE FROM served WHERE hash_part = ?1")?.execute([part.0])?;
+            }
+            transaction.commit()
+        })
+    }
+
     /// Another number after each change by another connection.
     pub fn data_version(&self) -> Result<i64, LedgerDbError> {
         self.run(|connection| connection.query_row("PRAGMA data_version", (), |row| row.get(0)))

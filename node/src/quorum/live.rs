@@ -295,17 +295,24 @@ impl LiveLedger {
             return Ok(());
         }
         let served: Vec<Served> = served.into_values().collect();
-        let written = self.opened(&mut disk).and_then(|db| db.note_served(&served));
-        match written {
-            Ok(()) => self.in_portions(served, |ledger, served| ledger.note_served(served)),
-            Err(_) => {
-                let mut notes = self.notes.lock();
-                for served in served {
-                    notes.served.entry(served.path.hash_part()).or_insert(served);
-                }
+        let written = self.opened(&mut disk).and_then(|db| {
+            db.note_served(&served)?;
+            self.remember_served(db, served.clone())
+        });
+        if written.is_err() {
+            let mut notes = self.notes.lock();
+            for served in served {
+                notes.served.entry(served.path.hash_part()).or_insert(served);
             }
         }
         written
+    }
+
+    /// What was noted in the file, in memory too; what that forgets for it goes from the file.
+    fn remember_served(&self, db: &LedgerDb, served: Vec<Served>) -> Result<(), LedgerDbError> {
+        let mut forgotten = Vec::new();
+        self.in_portions(served, |ledger, served| forgotten.extend(ledger.note_served(served)));
+        if forgotten.is_empty() { Ok(()) } else { db.forget_served(&forgotten) }
     }
 
     /// The open file, with memory as far as it is.
@@ -321,7 +328,7 @@ impl LiveLedger {
         let version = db.data_version()?;
         if is_first || version != disk.version {
             if is_first {
-                self.in_portions(db.served()?, |ledger, served| ledger.note_served(served));
+                self.remember_served(&db, db.served()?)?;
             }
             self.read_rows(&db, &mut disk.last_row)?;
             disk.version = version;

@@ -2,7 +2,9 @@
 
 use crate::stage::{hear, key, ledger, path, result, says, signs};
 use narmesh_protocol::BuilderKey;
-use narmesh_quorum::{ASKED_MAX, BUILDERS_MAX, Evidence, Insertion, Ledger, LedgerLimits, Pin, Served, WallMs};
+use narmesh_quorum::{
+    ASKED_MAX, BUILDERS_MAX, Evidence, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, Served, WallMs,
+};
 use proptest::prelude::*;
 
 fn small(per_builder: usize) -> Ledger {
@@ -80,6 +82,20 @@ fn a_path_kept_for_two_reasons_stays_until_both_are_gone() {
     ledger.insert(&says("a", &path(2), result('1')), None);
     ledger.insert(&says("a", &path(3), result('1')), None);
     assert_eq!(ledger.votes(&path(1).hash_part()).count(), 1);
+}
+
+#[test]
+fn what_was_given_to_nix_longest_ago_is_forgotten_beyond_the_bound() {
+    let mut ledger = small(1);
+    let note = |ledger: &mut Ledger, number: u32, at: u64| {
+        ledger.note_served(Served { path: path(number), fingerprint: result('1').fingerprint, at: WallMs(at) })
+    };
+    let most = u32::try_from(SERVED_MAX).unwrap();
+    assert!((0..most).all(|number| note(&mut ledger, number, 1 + u64::from(number)).is_none()));
+    assert_eq!(note(&mut ledger, 0, 1 << 32), None, "given again");
+    assert_eq!(note(&mut ledger, most, 1 << 32), Some(path(1).hash_part()));
+    assert_eq!(ledger.served_after(None).count(), SERVED_MAX);
+    assert!(ledger.served_of(&path(0).hash_part()).is_some());
 }
 
 #[test]
