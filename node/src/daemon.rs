@@ -131,7 +131,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
     ));
-    let attester = Attester::start(&store, &ledger, secrets.builder_key.clone(), settings.quorum.signers())?;
+    let attester = Attester::start(&store, &offer, &ledger, secrets.builder_key.clone(), settings.quorum.signers())?;
     let observer = Observer::start(Arc::clone(&ledger))?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
     let registry =
@@ -273,6 +273,7 @@ impl Daemon {
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
         self.attester.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);
+        self.attester.judge_anew();
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
         tracing::info!("configuration reloaded");
         Ok(())
@@ -337,14 +338,7 @@ fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKey
 }
 
 fn offer_policy(settings: &Settings, secrets: &Secrets, gateway: Option<&NixSecretKey>) -> OfferPolicy {
-    OfferPolicy {
-        trusted: shown_keys(settings, gateway),
-        builder_key: secrets.builder_key.clone(),
-        include: settings.advertise.include.clone(),
-        exclude: settings.advertise.exclude.clone(),
-        withhold_defaults: settings.advertise.withhold_defaults,
-        paths_max: settings.limits.advertised_paths_max,
-    }
+    settings.offer_policy(shown_keys(settings, gateway), secrets.builder_key.clone())
 }
 
 fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {

@@ -6,7 +6,8 @@ use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig};
 use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
-use narmesh_protocol::{NixPublicKey, StoreDir, TrustedKeys};
+use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
+use narmesh_store::OfferPolicy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -196,6 +197,18 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// What may leave this machine; of the signatures, those of `trusted`, and of `builder_key` on what was built here.
+    pub fn offer_policy(&self, trusted: TrustedKeys, builder_key: Option<NixSecretKey>) -> OfferPolicy {
+        OfferPolicy {
+            trusted,
+            builder_key,
+            include: self.advertise.include.clone(),
+            exclude: self.advertise.exclude.clone(),
+            withhold_defaults: self.advertise.withhold_defaults,
+            paths_max: self.limits.advertised_paths_max,
+        }
+    }
+
     /// Reads and checks the file.
     pub fn load(file: &Path) -> Result<Self, SettingsError> {
         Self::check(Config::read(file)?, file)

@@ -208,3 +208,79 @@ fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody
     a.start();
     wait_verdict(&c, &app, "agreed", &["a"]);
 }
+
+/// Lines of a node's export that name this path.
+fn lines_about(node: &TestNode, path: &str) -> usize {
+    node.narmesh(&["quorum", "export"]).stdout.lines().filter(|line| line.contains(path)).count()
+}
+
+#[test]
+fn what_is_withheld_is_attested_to_nobody() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
+    let builders = keys(&[&a]);
+    for node in [&mut a, &mut b, &mut c] {
+        counting(node, &builders, 1);
+    }
+    a.config.exclude = vec!["mesh-fresh-secret*".to_owned()];
+    let [of_a, of_b, of_c] = [&a, &b, &c].map(|node| node.card());
+    a.allow(&of_b);
+    a.allow(&of_c);
+    b.allow(&of_a);
+    c.allow(&of_a);
+    a.start();
+    b.learn_address("a", &a.p2p_address());
+    b.start();
+    b.wait_connected("a", true, MEETING);
+    // Excluded by name, not to be substituted, and what refers to that; then what may leave.
+    let secret = a.store.build_fresh("secret-plan");
+    let refers = a.store.build_one("usesprivate");
+    let private = a.store.build_one("private");
+    let app = a.store.build_one("app");
+    let [gone, old] = ["to-be-excluded", "old"].map(|tag| a.store.build_fresh(tag));
+    for path in [&app, &gone, &old] {
+        wait_verdict(&b, path, "agreed", &["a"]);
+    }
+    for withheld in [&secret, &private, &refers] {
+        assert_eq!((lines_about(&a, withheld), lines_about(&b, withheld)), (0, 0), "{withheld}");
+        let attest = a.narmesh(&["quorum", "attest", withheld]);
+        assert!(!attest.status.success() && attest.stderr.contains("withheld"), "{}{}", attest.stdout, attest.stderr);
+    }
+
+    // Excluded later: taken back, also of what is gone from the store.
+    a.store.delete(&[gone.clone(), old.clone()]);
+    a.config.exclude.extend(["mesh-lib*".to_owned(), "mesh-fresh-to-be*".to_owned()]);
+    a.reload();
+    for path in [&app, &gone] {
+        wait_for(&format!("{path} is taken back"), HEARD, || (lines_about(&a, path) == 0).then_some(()));
+    }
+    // Who heard it before knows it; a does not take it from there, nor tell it on.
+    a.kill();
+    a.start();
+    b.learn_address("a", &a.p2p_address());
+    b.reload();
+    wait_for("b told a what a took back", HEARD, || {
+        let metrics = get(a.gateway(), "/metrics").unwrap().text();
+        metrics.contains("narmesh_quorum_refused_total{reason=\"withheld\"} ").then_some(())
+    });
+    assert_eq!((lines_about(&a, &app), lines_about(&b, &app)), (0, 1));
+    c.learn_address("a", &a.p2p_address());
+    c.start();
+    let last = a.store.build_fresh("last");
+    // What is gone and was never withheld is still told.
+    for path in [&old, &last] {
+        wait_verdict(&c, path, "agreed", &["a"]);
+    }
+    for withheld in [&secret, &private, &refers, &app, &gone] {
+        assert_eq!(lines_about(&c, withheld), 0, "{withheld}");
+    }
+
+    // Let out again, it is attested again.
+    a.config.exclude.clear();
+    a.reload();
+    wait_verdict(&c, &app, "agreed", &["a"]);
+    wait_verdict(&c, &secret, "agreed", &["a"]);
+    assert_eq!((lines_about(&c, &private), lines_about(&c, &refers)), (0, 0));
+    assert_eq!(a.status().peer("b").unwrap()["misdeeds"].as_u64(), Some(0));
+    assert_eq!(c.status().peer("a").unwrap()["misdeeds"].as_u64(), Some(0));
+}

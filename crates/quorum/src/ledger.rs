@@ -225,6 +225,27 @@ impl Ledger {
         Insertion::New { evicted: self.evict(builder) }
     }
 
+    /// Takes a statement back, pinned or not: as if it had never been made.
+    pub fn withdraw(&mut self, gone: &Evicted) {
+        let (Some(builder), Some(entry)) = (self.number_of(&gone.builder), self.paths.get_mut(&gone.hash_part)) else {
+            return;
+        };
+        let fact = entry.facts.iter().position(|facts| facts.fingerprint == gone.fingerprint);
+        let is_it = |it: &Record| it.builder == builder && Some(usize::from(it.fact)) == fact;
+        let Some(at) = entry.records.iter().position(is_it) else { return };
+        let queued_bytes = entry.records.get(at).filter(|record| record.queued).map_or(0, |record| record.bytes);
+        entry.remove(at);
+        if entry.records.is_empty() && entry.pins == 0 {
+            self.paths.remove(&gone.hash_part);
+        }
+        // Its place in the queue counts until popped.
+        if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
+            shelf.bytes = shelf.bytes.saturating_sub(u64::from(queued_bytes));
+        }
+        self.votes -= 1;
+        self.forget_digest(builder, &gone.hash_part);
+    }
+
     /// Whether inserting it would change nothing: it is held, with a date if it has one.
     pub fn knows(&self, evidence: &Evidence) -> bool {
         self.votes(&evidence.hash_part).any(|vote| {
@@ -326,6 +347,13 @@ impl Ledger {
     /// Paths of which something was said, in their order.
     pub fn hash_parts(&self) -> impl Iterator<Item = HashPart> {
         self.paths.iter().filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
+    }
+
+    /// Paths of which this builder said something, in their order.
+    pub fn hash_parts_of(&self, builder: &BuilderKey) -> Vec<HashPart> {
+        let Some(number) = self.number_of(builder) else { return Vec::new() };
+        let said = |(_, entry): &(&HashPart, &Entry)| entry.records.iter().any(|record| record.builder == number);
+        self.paths.iter().filter(said).map(|(hash_part, _)| *hash_part).collect()
     }
 
     /// Whether anything is known of any path in `range`.

@@ -4,15 +4,19 @@
 use crate::quorum::{LiveLedger, OwnBuilds, StoreSignatures};
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
-use narmesh_store::{NixStore, Watcher};
+use narmesh_store::{NixStore, Offer, Watcher};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// After a failure (a full disk, a locked database) it is tried again so much later.
 const RETRY: Duration = Duration::from_secs(10);
+/// So long the offer is waited for before it is asked again, doubled until [`RETRY`]: it looks at a new path within milliseconds.
+const LOOK: Duration = Duration::from_millis(20);
+/// What was attested and is withheld since (a derivation came that says so) is taken back so often, and when the policy changes.
+const WITHDRAW_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Ends its thread when dropped.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ struct Work {
     pending: BTreeSet<HashPart>,
     key: Option<NixSecretKey>,
     signers: Vec<NixPublicKey>,
+    /// What may leave changed: all is judged anew.
+    anew: bool,
     stopping: bool,
 }
 
@@ -41,6 +47,7 @@ impl Attester {
     /// Begins with all that is in the store. Without a key and signers it waits for them.
     pub(super) fn start(
         store: &Arc<NixStore>,
+        offer: &Arc<Offer>,
         ledger: &Arc<LiveLedger>,
         key: Option<NixSecretKey>,
         signers: Vec<NixPublicKey>,
@@ -51,10 +58,11 @@ impl Attester {
             told.work.lock().pending.extend(change.added);
             told.changed.notify_one();
         }))?;
-        let (store, ledger, working) = (Arc::clone(store), Arc::clone(ledger), Arc::clone(&shared));
+        let (store, offer) = (Arc::clone(store), Arc::clone(offer));
+        let (ledger, working) = (Arc::clone(ledger), Arc::clone(&shared));
         let thread = thread::Builder::new()
             .name("attester".to_owned())
-            .spawn(move || working.run(&store, &ledger))
+            .spawn(move || working.run(&store, &offer, &ledger))
             .context("the attester's thread")?;
         let attester = Self { shared, _watcher: watcher, thread: Some(thread) };
         attester.set_keys(key, signers);
@@ -74,6 +82,12 @@ impl Attester {
         work.signers = signers;
         self.shared.changed.notify_one();
     }
+
+    /// What may leave this machine changed, and the offer knows.
+    pub(super) fn judge_anew(&self) {
+        self.shared.work.lock().anew = true;
+        self.shared.changed.notify_one();
+    }
 }
 
 impl Drop for Attester {
@@ -87,9 +101,11 @@ impl Drop for Attester {
 }
 
 impl Shared {
-    fn run(&self, store: &NixStore, ledger: &LiveLedger) {
+    fn run(&self, store: &NixStore, offer: &Offer, ledger: &LiveLedger) {
         let mut looked_with = (None, Vec::new());
-        loop {
+        let mut withdrawn_at: Option<Instant> = None;
+        let mut wait = LOOK;
+        while self.wait_for_look(offer) {
             let mut work = self.work.lock();
             let (key, signers, pending) = loop {
                 if work.stopping {
@@ -97,49 +113,88 @@ impl Shared {
                 }
                 let pending = std::mem::take(&mut work.pending);
                 let (key, signers) = (work.key.clone(), work.signers.clone());
+                if std::mem::take(&mut work.anew) {
+                    withdrawn_at = None;
+                    break (key, signers, store.hash_parts());
+                }
                 if looked_with != (key.as_ref().map(NixSecretKey::public), signers.clone()) {
                     break (key, signers, store.hash_parts());
                 }
                 let is_idle = key.is_none() && signers.is_empty();
-                if !is_idle && !pending.is_empty() {
+                if !is_idle && (!pending.is_empty() || is_due(withdrawn_at)) {
                     break (key, signers, pending);
                 }
-                self.changed.wait(&mut work);
+                self.changed.wait_for(&mut work, WITHDRAW_INTERVAL);
             };
             drop(work);
-            match look(store, ledger, key.as_ref(), &signers, &pending) {
-                Ok(()) => looked_with = (key.map(|key| key.public()), signers),
+            let own = key.as_ref().map(|key| OwnBuilds { store, offer, ledger, key });
+            let withdraws = is_due(withdrawn_at);
+            match look(own.as_ref(), withdraws, StoreSignatures { store, ledger, signers: &signers }, &pending) {
+                Ok(unchecked) => {
+                    if withdraws {
+                        withdrawn_at = Some(Instant::now());
+                    }
+                    looked_with = (key.map(|key| key.public()), signers);
+                    wait = if unchecked.is_empty() { LOOK } else { self.retry(unchecked, wait) };
+                }
                 Err(error) => {
                     tracing::warn!(%error, "what came into the store cannot be attested, or taken from, now");
-                    let mut work = self.work.lock();
-                    work.pending.extend(pending);
-                    if !work.stopping {
-                        self.changed.wait_for(&mut work, RETRY);
-                    }
+                    // Whether all or some of it was left over, all is looked at again.
+                    withdrawn_at = None;
+                    self.retry(pending, RETRY);
                 }
             }
         }
     }
+
+    /// Until the offer knows what is private; false when stopping.
+    fn wait_for_look(&self, offer: &Offer) -> bool {
+        let mut work = self.work.lock();
+        while !work.stopping && !offer.has_looked() {
+            self.changed.wait_for(&mut work, LOOK);
+        }
+        !work.stopping
+    }
+
+    /// Puts them back and waits; gives how long to wait the next time in a row.
+    fn retry(&self, parts: impl IntoIterator<Item = HashPart>, wait: Duration) -> Duration {
+        let mut work = self.work.lock();
+        work.pending.extend(parts);
+        if !work.stopping {
+            self.changed.wait_for(&mut work, wait);
+        }
+        (wait * 2).min(RETRY)
+    }
 }
 
+fn is_due(withdrawn_at: Option<Instant>) -> bool {
+    withdrawn_at.is_none_or(|at| at.elapsed() >= WITHDRAW_INTERVAL)
+}
+
+/// Gives those of which the offer cannot say yet whether peers may hear of them.
 fn look(
-    store: &NixStore,
-    ledger: &LiveLedger,
-    key: Option<&NixSecretKey>,
-    signers: &[NixPublicKey],
+    own: Option<&OwnBuilds<'_>>,
+    withdraws: bool,
+    signatures: StoreSignatures<'_>,
     pending: &BTreeSet<HashPart>,
-) -> anyhow::Result<()> {
-    if let Some(key) = key {
-        let attested = OwnBuilds { store, ledger, key }.attest(pending.iter().copied())?;
-        if attested > 0 {
-            tracing::info!(attested, "attested what was built here");
+) -> anyhow::Result<Vec<HashPart>> {
+    let mut unchecked = Vec::new();
+    if let Some(own) = own {
+        let withdrawn = if withdraws { own.withdraw()? } else { 0 };
+        if withdrawn > 0 {
+            tracing::info!(withdrawn, "attestations of what is withheld now were taken back");
         }
+        let attested = own.attest(pending.iter().copied())?;
+        if attested.new > 0 {
+            tracing::info!(attested = attested.new, "attested what was built here");
+        }
+        unchecked = attested.unchecked;
     }
-    if !signers.is_empty() {
-        let taken = StoreSignatures { store, ledger, signers }.take(pending.iter().copied())?;
+    if !signatures.signers.is_empty() {
+        let taken = signatures.take(pending.iter().copied())?;
         if taken > 0 {
             tracing::info!(taken, "signatures of builders that sign only their own builds, found in the store");
         }
     }
-    Ok(())
+    Ok(unchecked)
 }

@@ -9,6 +9,7 @@ use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
 use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output, Taken};
+use narmesh_store::Offer;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -54,8 +55,8 @@ pub(super) enum Heard {
     /// A peer's request. The permit is given back when the thread has taken it, whatever became of the asker meanwhile: what waits
     /// here is bounded by it.
     Request { from: PeerId, id: u64, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
-    /// The builders that count from now on.
-    Builders(Vec<CountedBuilder>),
+    /// The builders that count from now on, and our own key.
+    Builders(Vec<CountedBuilder>, Option<BuilderKey>),
     /// The ledger, or the policy, changed.
     Changed,
     /// A verdict on this path is waited for, so long; each answer is told, and the end of all by closing.
@@ -101,6 +102,7 @@ impl ExchangeLink {
 /// Starts the thread. It ends when the driver is gone.
 pub(super) fn start(
     ledger: &Arc<LiveLedger>,
+    offer: &Arc<Offer>,
     rng_seed: [u8; 32],
     counters: ExchangeCounters,
 ) -> anyhow::Result<(ExchangeLink, mpsc::Receiver<Order>)> {
@@ -109,11 +111,13 @@ pub(super) fn start(
     let mut changes = ledger.changes();
     let told = sender.clone();
     tokio::spawn(async move { while changes.changed().await.is_ok() && told.send(Heard::Changed).is_ok() {} });
-    let ledger = Arc::clone(ledger);
+    let (ledger, offer) = (Arc::clone(ledger), Arc::clone(offer));
     let worker = Worker {
         exchange: Exchange::new(moment(), rng_seed),
         ledger,
+        offer,
         keys: BTreeMap::new(),
+        own: None,
         waiting: HashMap::new(),
         next_wanted: 0,
         orders,
@@ -130,7 +134,10 @@ fn moment() -> Moment {
 struct Worker {
     exchange: Exchange,
     ledger: Arc<LiveLedger>,
+    /// What may be told of our own builds.
+    offer: Arc<Offer>,
     keys: BTreeMap<BuilderKey, NixPublicKey>,
+    own: Option<BuilderKey>,
     waiting: HashMap<u64, mpsc::Sender<()>>,
     next_wanted: u64,
     orders: mpsc::Sender<Order>,
@@ -152,7 +159,8 @@ impl Worker {
                     Input::Request { from, id, bytes }
                 }
                 Ok(Heard::Changed) => Input::Grew,
-                Ok(Heard::Builders(builders)) => {
+                Ok(Heard::Builders(builders, own)) => {
+                    self.own = own;
                     self.keys = builders.into_iter().map(|it| (BuilderKey(it.key.bytes()), it.key)).collect();
                     continue;
                 }
@@ -221,12 +229,19 @@ impl Worker {
         let mut handed_over = 0;
         let bytes = hand_over.reply(|key, path| {
             let found = self.attestations(path);
-            let said: Vec<_> = found.into_iter().map(|it| it.attestation).filter(|it| it.builder == *key).collect();
+            let said = found.into_iter().map(|it| it.attestation);
+            let said: Vec<_> = said.filter(|it| it.builder == *key && self.may_be_told(it)).collect();
             handed_over += said.len();
             said
         });
         self.counters.handed_over.inc_by(u64::try_from(handed_over).unwrap_or(0));
         bytes
+    }
+
+    /// What our own builder attests is told of what may leave now, whatever was so when it was attested.
+    fn may_be_told(&self, attestation: &Attestation) -> bool {
+        let statement = &attestation.statement;
+        self.own != Some(attestation.builder) || self.offer.withheld(&statement.path, &statement.references).is_none()
     }
 
     fn attestations(&self, path: &HashPart) -> Vec<Stored> {
@@ -241,7 +256,7 @@ impl Worker {
         let keyed = attestations.into_iter().filter_map(|it| Some((self.keys.get(&it.builder)?.clone(), it)));
         let keyed: Vec<_> = keyed.collect();
         let known = keyed.len();
-        let verified = verify(self.ledger.store_dir(), keyed);
+        let mut verified = verify(self.ledger.store_dir(), keyed);
         let refused = known - verified.len();
         self.count_refused("unknown_builder", came - known);
         self.count_refused("bad_signature", refused);
@@ -249,6 +264,10 @@ impl Worker {
             tracing::warn!(peer = %from, refused, "attestations that do not verify");
         }
         let mut taken = Taken { verified: verified.len(), new: 0, refused, full: BTreeSet::new() };
+        // Taken back here, and known to others still.
+        verified.retain(|(stored, _)| self.may_be_told(&stored.attestation));
+        let withheld = taken.verified - verified.len();
+        self.count_refused("withheld", withheld);
         match self.ledger.take(&verified, crate::quorum::now()) {
             Ok(result) => {
                 taken.new = result.new + result.upgraded;
@@ -256,6 +275,10 @@ impl Worker {
                 self.count_refused("enough_statements", result.enough_statements);
                 self.count_refused("too_many_builders", result.too_many_builders);
                 taken.full = result.full;
+                if withheld > 0 {
+                    // So that the same is not pulled every minute.
+                    taken.full.extend(self.own);
+                }
             }
             Err(error) => tracing::warn!(%error, "attestations of peers cannot be kept now"),
         }

@@ -108,6 +108,8 @@ pub struct Mesh {
     orders: mpsc::Receiver<Order>,
     /// Of builders' nodes, as they stand in the state database.
     audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
+    /// What of our own builds is private is known, so that peers are told of the rest.
+    tells_own: bool,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
@@ -152,7 +154,7 @@ impl Mesh {
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
         let nar = NarPool::new(control);
-        let (exchange, orders) = exchange::start(&ledger, rng.random(), exchange_counters)?;
+        let (exchange, orders) = exchange::start(&ledger, &offer, rng.random(), exchange_counters)?;
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),
@@ -181,6 +183,7 @@ impl Mesh {
             exchange,
             orders,
             audiences_kept: HashMap::new(),
+            tells_own: false,
             quorum_sent: HashMap::new(),
             quorum_received: HashMap::new(),
             gossip_sent: HashMap::new(),
@@ -271,7 +274,10 @@ impl Mesh {
         match command {
             Command::Ask { peer, ask, reply } => self.ask(peer, ask, reply),
             Command::Connect { peer, reply } => self.connect(peer, reply),
-            Command::Paths(change) => self.gossip.handle(now(), Input::Paths(change)),
+            Command::Paths(change) => {
+                self.offer_looked();
+                self.gossip.handle(now(), Input::Paths(change));
+            }
             Command::Probe(peer, outcome) => self.gossip.handle(now(), Input::Probe { peer, outcome }),
             Command::Misbehaved(peer, misdeed) => self.gossip.handle(now(), Input::Misbehaved { peer, misdeed }),
             Command::Reconfigure(config) => self.reconfigure(config),

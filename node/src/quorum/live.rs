@@ -228,6 +228,18 @@ impl LiveLedger {
         Ok(taken)
     }
 
+    /// Takes statements back, first from the file, then from memory.
+    pub fn withdraw(&self, gone: &[Evicted]) -> Result<(), LedgerDbError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut disk = self.disk.lock();
+        self.opened(&mut disk)?.remove(gone)?;
+        self.in_portions(gone, Ledger::withdraw);
+        self.tell();
+        Ok(())
+    }
+
     /// All attestations of a path that are stored, whole.
     pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<Stored>, LedgerDbError> {
         self.on_disk(|db| db.attestations(hash_part))

@@ -12,7 +12,7 @@ fn check(text: &str) -> Result<Settings, SettingsError> {
 }
 
 fn public_key(name: &str, seed: u8) -> String {
-    narmesh_protocol::NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
+    NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public().to_string()
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_builder_key_is_read_and_a_missing_one_is_named() {
     let (settings, _) = with_key(dir.path(), "[trust]\nbuilder_key_file = 'builder.key'");
     let message = settings.secrets().unwrap_err().to_string();
     assert!(message.starts_with("trust.builder_key_file") && message.contains("narmesh init"), "{message}");
-    let key = narmesh_protocol::NixSecretKey::from_seed("host-1", &[7; 32]).unwrap();
+    let key = NixSecretKey::from_seed("host-1", &[7; 32]).unwrap();
     create_builder_key(settings.builder_key_file.as_deref().unwrap(), &key).unwrap();
     assert_eq!(settings.secrets().unwrap().builder_key.unwrap().public(), key.public());
 }

@@ -3,7 +3,7 @@
 use crate::stage::{hear, key, ledger, path, result, says, signs};
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::{
-    ASKED_MAX, BUILDERS_MAX, Evidence, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, Served, WallMs,
+    ASKED_MAX, BUILDERS_MAX, Evicted, Evidence, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, Served, WallMs,
 };
 use proptest::prelude::*;
 
@@ -166,4 +166,32 @@ proptest! {
         let total: usize = (0..40).map(|number| ledger.votes(&path(number).hash_part()).count()).sum();
         prop_assert_eq!(ledger.len(), total);
     }
+}
+
+#[test]
+fn what_is_taken_back_was_never_said() {
+    let mut ledger = small(2);
+    let [one, two] = [says("a", &path(1), result('1')), says("a", &path(1), result('2'))];
+    hear(&mut ledger, &path(1), "b1");
+    let before = ledger.clone();
+    let compared = narmesh_quorum::reconcile::Shared::new([key("a"), key("b")]);
+    let root = |ledger: &Ledger| narmesh_quorum::reconcile::Session::start(ledger, compared.clone()).1;
+    assert_eq!(root(&before), root(&ledger));
+    for evidence in [&one, &two] {
+        ledger.insert(evidence, None);
+    }
+    assert_ne!(root(&before), root(&ledger));
+    assert_eq!(ledger.hash_parts_of(&key("a")), [path(1).hash_part()]);
+    ledger.pin(path(1).hash_part(), Pin::Held);
+    for evidence in [&one, &two, &one] {
+        let fingerprint = evidence.facts().fingerprint;
+        ledger.withdraw(&Evicted { builder: key("a"), hash_part: evidence.hash_part(), fingerprint });
+    }
+    assert_eq!((ledger.len(), root(&ledger)), (before.len(), root(&before)));
+    assert!(ledger.hash_parts_of(&key("a")).is_empty() && ledger.is_pinned(&path(1).hash_part(), Pin::Held));
+    // Its place in the queue is free for others.
+    for number in 2..20 {
+        ledger.insert(&says("a", &path(number), result('1')), None);
+    }
+    assert_eq!(ledger.len(), before.len() + 2);
 }

@@ -67,6 +67,11 @@ impl Ledger {
         self.lines.get(part).is_some_and(|line| line.privacy.is_some() || line.closure == Closure::Private)
     }
 
+    /// Why peers may not even hear of a path, if it is known here.
+    pub(super) fn withheld(&self, rules: &Rules, part: &HashPart) -> Option<Option<Withheld>> {
+        self.lines.get(part).map(|line| line.privacy(rules))
+    }
+
     /// Adds a path or takes what changed about it.
     pub(super) fn put(&mut self, rules: &Rules, entry: Entry) {
         let part = entry.path.hash_part();
@@ -241,8 +246,8 @@ impl Ledger {
 }
 
 impl Line {
-    /// Why it is not offered, the limit aside.
-    fn verdict(&self, rules: &Rules) -> Option<Withheld> {
+    /// Why peers may not even hear of it.
+    fn privacy(&self, rules: &Rules) -> Option<Withheld> {
         if self.entry.is_source {
             Some(Withheld::Source)
         } else if let Some(reason) = self.privacy {
@@ -251,14 +256,18 @@ impl Line {
             Some(if self.closure == Closure::Private { Withheld::ClosureWithheld } else { Withheld::Unchecked })
         } else if !rules.includes(self.entry.path.name()) {
             Some(Withheld::NotIncluded)
-        } else if self.entry.has_failed {
-            Some(Withheld::CopyFailed)
         } else {
-            match self.is_vouched_for {
-                Some(true) => None,
-                Some(false) => Some(Withheld::NotVouchedFor),
-                None => Some(Withheld::Unchecked),
-            }
+            None
         }
+    }
+
+    /// Why it is not offered, the limit aside.
+    fn verdict(&self, rules: &Rules) -> Option<Withheld> {
+        self.privacy(rules).or(match self.is_vouched_for {
+            _ if self.entry.has_failed => Some(Withheld::CopyFailed),
+            Some(true) => None,
+            Some(false) => Some(Withheld::NotVouchedFor),
+            None => Some(Withheld::Unchecked),
+        })
     }
 }

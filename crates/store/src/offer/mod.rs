@@ -15,11 +15,12 @@ use crate::{NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
 use ledger::{Entry, Ledger};
 use narmesh_protocol::{HashPart, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{Rules, builders_word, is_source};
+use policy::{BuildersWord, Rules, builders_word, is_source, word_on};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ struct Shared {
     pending: Mutex<Pending>,
     woken: Condvar,
     warned: Mutex<Option<Instant>>,
+    /// All that was there at the start was looked at: what is private is known.
+    has_looked: AtomicBool,
 }
 
 /// A locked database fails every request of every peer: told at most so often.
@@ -128,6 +131,7 @@ impl Offer {
             pending: Mutex::default(),
             woken: Condvar::new(),
             warned: Mutex::default(),
+            has_looked: AtomicBool::new(false),
         });
         let watched = Arc::clone(&shared);
         let watcher = store.watch(Box::new(move |change| watched.touch(&change)))?;
@@ -182,6 +186,20 @@ impl Offer {
             self.shared.warn(part, &error);
             None
         })
+    }
+
+    /// Why nobody elsewhere may hear of a path that has these references, be it here or gone; `None` if peers may. What else keeps
+    /// a path from being offered (nobody vouches for it, a damaged copy, the limit) is nothing private.
+    ///
+    /// Of a path that is gone the names are judged, its own and those of its references, what its derivation says if that is still
+    /// here, and what is known of references that are. [`Withheld::Unchecked`] for what was not looked at yet. May read a file.
+    pub fn withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
+        self.shared.withheld(path, references)
+    }
+
+    /// Whether all that was in the store at the start was looked at, so that [`Self::withheld`] knows what is private.
+    pub fn has_looked(&self) -> bool {
+        self.shared.has_looked.load(Ordering::Acquire)
     }
 
     /// Whether paths remain to be looked at, so that what is offered and [`Self::list`] are incomplete.
@@ -244,6 +262,7 @@ impl Shared {
                 }
             }
             let has_vouched = self.vouch();
+            self.has_looked.store(true, Ordering::Release);
             if has_looked || has_vouched || is_unpublished {
                 let change = {
                     let mut ledger = self.ledger.write();
@@ -307,6 +326,31 @@ impl Shared {
             references: references(info).collect(),
             has_failed: self.store.has_failed(row, info),
         })
+    }
+
+    fn withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
+        if !self.has_looked.load(Ordering::Acquire) {
+            return Some(Withheld::Unchecked);
+        }
+        let (rules, part) = (self.rules(), path.hash_part());
+        if let Some(known) = self.ledger.read().withheld(&rules, &part) {
+            return known;
+        }
+        if self.store.contains(&part) {
+            return Some(Withheld::Unchecked);
+        }
+        let word = word_on(&self.store, path, None).unwrap_or(BuildersWord::Unreadable);
+        let of_closure = || {
+            let ledger = self.ledger.read();
+            let is_private = |reference: &StorePath| {
+                ledger.is_private(&reference.hash_part())
+                    || rules.privacy(reference.name(), BuildersWord::Silent).is_some()
+            };
+            let mut others = references.iter().filter(|reference| *reference != path);
+            others.any(is_private).then_some(Withheld::ClosureWithheld)
+        };
+        let of_include = || (!rules.includes(path.name())).then_some(Withheld::NotIncluded);
+        rules.privacy(path.name(), word).or_else(of_closure).or_else(of_include)
     }
 
     /// Asks for some of those paths that could be offered who vouches for them; whether there were any.

@@ -178,8 +178,17 @@ pub(super) fn is_source(info: &PathInfo) -> bool {
 
 /// Asks all derivations of the path that are here: the one that made it, and the valid ones that would.
 pub(super) fn builders_word(store: &NixStore, info: &PathInfo) -> Result<BuildersWord, StoreError> {
-    let mut derivers = store.derivers(&info.path)?;
-    derivers.extend(info.deriver.clone());
+    word_on(store, &info.path, info.deriver.as_ref())
+}
+
+/// The same of a path that need not be here.
+pub(super) fn word_on(
+    store: &NixStore,
+    path: &StorePath,
+    deriver: Option<&StorePath>,
+) -> Result<BuildersWord, StoreError> {
+    let mut derivers = store.derivers(path)?;
+    derivers.extend(deriver.cloned());
     derivers.sort();
     derivers.dedup();
     let mut word = BuildersWord::Silent;

@@ -258,3 +258,34 @@ fn a_copied_path_is_not_ours_to_vouch_for() {
     assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
     assert_eq!(offer.offered(&lib.hash_part()), None);
 }
+
+#[test]
+fn who_may_hear_of_a_path_here_or_gone() {
+    let nix = TestNix::new(Kind::Relocated);
+    let [app, local, over, file] = ["app", "local", "overlocal", "file"].map(|name| nix.build(name));
+    let store = nix.open();
+    let references = |path: &StorePath| store.path_info(&path.hash_part()).unwrap().unwrap().references;
+    let known: Vec<_> = [&app, &local, &over, &file].map(|path| (path.clone(), references(path))).into();
+    let (offer, believed) = start(&nix, OfferPolicy { builder_key: None, ..policy() });
+    let withheld = || known.iter().map(|(path, references)| offer.withheld(path, references)).collect::<Vec<_>>();
+    let forbidden = [None, Some(Withheld::SubstitutesForbidden), Some(Withheld::ClosureWithheld), None];
+    assert!(offer.has_looked());
+    assert_eq!(withheld(), forbidden, "that nobody vouches for them is nothing private");
+
+    // Gone: their derivations and references are here still.
+    let full: Vec<String> = [&app, &over, &file].map(|path| nix.full(path)).into();
+    let mut delete = vec!["--delete", "--ignore-liveness"];
+    delete.extend(full.iter().map(String::as_str));
+    nix.run("nix-store", &delete);
+    eventually("they are gone", || offer.list().iter().all(|line| line.0 != app && line.0 != over && line.0 != file));
+    settled(&offer, &believed);
+    assert_eq!(withheld(), forbidden);
+    nix.run("nix-store", &["--delete", "--ignore-liveness", &nix.full(&local)]);
+    eventually("so is the other", || offer.list().iter().all(|line| line.0 != local));
+    assert_eq!(withheld()[1], Some(Withheld::SubstitutesForbidden), "its derivation is read");
+    // The names are all that is left to judge by.
+    offer.set_policy(OfferPolicy { exclude: vec!["lib-*".to_owned(), "file-*".to_owned()], ..policy() });
+    assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::ClosureWithheld), Some(Withheld::Excluded)));
+    offer.set_policy(OfferPolicy { include: vec!["file-*".to_owned()], ..policy() });
+    assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::NotIncluded), None));
+}

@@ -5,14 +5,17 @@ use super::{emit, printable};
 use crate::quorum::OwnBuilds;
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
-use narmesh_protocol::StorePath;
-use narmesh_store::{PathInfo, Store as _};
+use narmesh_protocol::{StorePath, TrustedKeys};
+use narmesh_store::{Offer, PathInfo, Store as _};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 /// Differences that are named.
 const DIFFERENCES_SHOWN_MAX: usize = 20;
@@ -40,6 +43,15 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
         emit(&format!("{path} is its own content address: nobody's word is needed\n"))?;
         return Ok(true);
     }
+    // What others may hear of is known only after a look at the whole store.
+    let policy = files.settings.offer_policy(TrustedKeys::default(), Some(key.clone()));
+    let offer = Offer::start(Arc::clone(&files.store), policy, Box::new(|_| {}))?;
+    while !offer.has_looked() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    if let Some(why) = offer.withheld(&path, &info.references) {
+        bail!("{path} is withheld, so it is not attested: {}", why.sentence());
+    }
     if !rebuild(&files.settings, deriver, &arguments.nix_build)? {
         let ours = files.settings.store.real_dir.join(path.to_string());
         emit(&format!("{path} came out differently, and is not attested: not reproducible on this machine\n"))?;
@@ -54,8 +66,8 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
     if !registered(&files, &path)?.ultimate {
         bail!("Nix does not say that {path} was built here, even after building it again");
     }
-    let own = OwnBuilds { store: &files.store, ledger: &files.ledger, key: &key };
-    let new = own.attest([path.hash_part()])?;
+    let own = OwnBuilds { store: &files.store, offer: &offer, ledger: &files.ledger, key: &key };
+    let new = own.attest([path.hash_part()])?.new;
     let text = if new > 0 { "built again with the same result, and attested" } else { "attested already" };
     emit(&format!("{path}: {text} by {}\n", printable(key.name())))?;
     Ok(true)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 impl Mesh {
     /// The builders changed, or who is trusted.
     pub(super) fn tell_builders(&mut self) {
-        self.exchange.tell(Heard::Builders(self.config.builders.clone()));
+        self.exchange.tell(Heard::Builders(self.config.builders.clone(), self.config.own_builder));
         let owners = self.builder_nodes();
         self.audiences_kept.retain(|owner, _| owners.contains(owner));
         if let Err(error) = self.state.lock().keep_audiences(&owners) {
@@ -66,6 +66,14 @@ impl Mesh {
         }
     }
 
+    /// The offer may know by now what of our own builds is private: nobody is told of any before.
+    pub(super) fn offer_looked(&mut self) {
+        if !self.tells_own && self.offer.has_looked() {
+            self.tells_own = true;
+            self.speak_with_all();
+        }
+    }
+
     fn speak_with_all(&mut self) {
         let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         connected.into_iter().for_each(|peer| self.speak_with(peer));
@@ -77,7 +85,7 @@ impl Mesh {
         let owners = self.builder_nodes();
         let admitting: BTreeSet<PeerId> =
             owners.iter().filter(|owner| self.gossip.admits(owner, &peer)).copied().collect();
-        let own = self.config.own_builder;
+        let own = self.config.own_builder.filter(|_| self.tells_own);
         let counted = self.config.builders.iter().filter(|builder| {
             let is_own = own == Some(BuilderKey(builder.key.bytes()));
             is_own || builder.peer.is_some_and(|owner| admitting.contains(&owner))
