@@ -106,6 +106,12 @@ impl Desk<'_> {
         self.ledger.catch_up()?;
         self.ledger.flush()?;
         let policy = self.ledger.policy();
+        if policy.k_default().is_none() {
+            let groups = policy.groups();
+            bail!(
+                "quorum.k is not set: it says how many groups of builders must agree, of {groups} that are configured"
+            );
+        }
         let report = self.judge(&policy, scope, tell)?;
         let mut say = |part| tell(Part::Report(part));
         say(ReportPart::Head(Box::new(report.head().clone())))?;
