@@ -54,7 +54,6 @@ documentation() {
 # large pages make it a tenth faster.
 simulation() {
   local target=${CARGO_TARGET_DIR:-target} sim mutants fleet
-  cargo build --quiet --release -p narmesh-simulation
   sim=$target/release/narmesh-sim mutants=$target/mutants/release/narmesh-sim
   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 "$sim" run fleet-1000 --seed 1 >"$target/fleet-1000.txt" 2>&1 &
   fleet=$!
@@ -89,7 +88,11 @@ stage "documentation" documentation
 stage "licences, duplicates, sources" deny
 if $full; then stage "advisories" cargo deny check advisories; fi
 # Package by package: built together, they would share features and be built again apart.
-stage "release build" cargo build --quiet --release -p narmesh
+release() {
+  cargo build --quiet --release -p narmesh
+  cargo build --quiet --release -p narmesh-simulation
+}
+stage "release build" release
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 stage "benchmarks" benchmarks
