@@ -28,6 +28,8 @@ const RETURNS_MS: u64 = 4_000;
 /// A connection that lasted no longer than this counts as one that failed, but for the first: two machines with the same node key
 /// push each other out without end.
 const SHORT_MS: u64 = 5_000;
+/// After the first such one it is dialled again within this.
+const AGAIN_MS: u64 = 60;
 /// One peer that comes and goes does not make us dial all others more often than this.
 const RETURNS_PAUSE_MS: u64 = 60_000;
 /// Addresses kept per peer, configured and learned each.
@@ -142,7 +144,11 @@ impl Dialer {
             target.connected = false;
             target.short = if now.since(target.since) < SHORT_MS { target.short.saturating_add(1) } else { 0 };
             let growth = target.short.saturating_sub(1).min(16);
-            let pause = (PAUSE_MIN_MS << growth).min(PAUSE_MAX_MS);
+            let pause = match target.short {
+                // Refused because the other side believed in an earlier connection: it takes the next one.
+                1 => AGAIN_MS,
+                _ => (PAUSE_MIN_MS << growth).min(PAUSE_MAX_MS),
+            };
             target.next = Moment(now.0 + rng.random_range(pause / 12..pause));
         }
     }
