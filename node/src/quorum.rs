@@ -14,7 +14,7 @@ mod import;
 mod live;
 mod members;
 
-pub use attest::OwnBuilds;
+pub use attest::{OwnBuilds, OwnWord};
 pub use bare::{StoreSignatures, signatures_unheard};
 pub use db::{BareSignature, FirstStored, LedgerDb, LedgerDbError, NewVote, Stored};
 pub use desk::{Desk, Part, Question, Scope};

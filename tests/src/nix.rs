@@ -199,6 +199,31 @@ impl NixStoreFixture {
         lines(&finish(&mut command).expect_success(&format!("nix-build -A {attribute}")))
     }
 
+    /// Writes the derivation of `attribute` into the store, builds nothing, and returns its path.
+    ///
+    /// # Panics
+    /// When Nix refuses.
+    #[track_caller]
+    pub fn instantiate(&self, attribute: &str) -> String {
+        let mut command = self.nix("nix-instantiate");
+        command.arg(packages()).args(["-A", attribute]);
+        let said = finish(&mut command).expect_success(&format!("nix-instantiate -A {attribute}"));
+        said.split('!').next().unwrap_or_default().to_owned()
+    }
+
+    /// Copies `path` with all that it refers to from another chroot store, as if it had been substituted.
+    ///
+    /// # Panics
+    /// When Nix refuses.
+    #[track_caller]
+    pub fn take_from(&self, other: &Self, path: &str) {
+        let StorePlace::Root(root) = &other.place else { panic!("a chroot store") };
+        let from = format!("local?root={}", root.display());
+        let mut copy = self.nix("nix");
+        copy.args(["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--from", &from, path]);
+        finish(&mut copy).expect_success("nix copy");
+    }
+
     /// Registers `count` paths as built here, in the database alone: enough for a daemon to advertise them, and quick.
     ///
     /// # Panics

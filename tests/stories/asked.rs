@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// The user nobody.
 const NOBODY: &str = "65534";
+/// What one attests another knows.
+const HEARD: Duration = Duration::from_secs(3);
 /// A build is attested, a reload done.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -24,8 +26,12 @@ struct Machine {
 impl Machine {
     fn start(mesh: &TestMesh, rules: &Rules) -> Self {
         let mut client = mesh.node("client");
-        client.config.control_socket = Some(mesh.path().join("client.sock"));
         client.follow(rules);
+        Self::of(mesh, client)
+    }
+
+    fn of(mesh: &TestMesh, mut client: TestNode) -> Self {
+        client.config.control_socket = Some(mesh.path().join("client.sock"));
         client.write_config();
         let group = finish(Command::new("getent").args(["group", "daemon"])).expect_success("getent");
         let group = group.split(':').nth(2).unwrap().to_owned();
@@ -45,6 +51,13 @@ impl Machine {
         self.client.write_config();
         let text = fs::read_to_string(self.client.config_file()).unwrap();
         fs::write(self.client.config_file(), text.replace("[node]\n", "[node]\ncontrol_group = \"daemon\"\n")).unwrap();
+    }
+
+    /// `narmesh quorum attest` by root, with the store's own Nix.
+    fn attest(&self, path: &str) -> Finished {
+        let mut command = Command::new(narmesh_binary());
+        self.client.store.lend_environment(&mut command);
+        finish(command.arg("--config").arg(self.client.config_file()).args(["quorum", "attest", path]))
     }
 
     /// `narmesh …` by nobody, as a member of the socket's group or of his own.
@@ -166,4 +179,42 @@ fn a_report_is_what_the_daemon_decides_and_without_one_what_the_files_say() {
     let export = machine.client.narmesh(&["quorum", "export"]).expect_success("export without a daemon");
     assert_eq!(export.lines().count(), 1 + 6);
     machine.nobody(true, &["quorum", "report"]).expect_failure("the files are not nobody's to read");
+}
+
+#[test]
+fn what_is_built_again_is_attested_by_the_daemon_and_heard_elsewhere() {
+    let mesh = TestMesh::new();
+    let [origin, mut builder, mut ear] = ["origin", "builder", "ear"].map(|name| mesh.node(name));
+    ear.follow(&Rules::new("observe", 1, &[&builder]).told_by_their_machines("ear"));
+    TestMesh::introduce(&mut [&mut builder, &mut ear]);
+    let (app, nondet) = (origin.store.build_one("app"), builder.store.build_one("nondet"));
+    // What came from elsewhere is not this builder's to attest, before it builds it again.
+    let derivation = builder.store.instantiate("app");
+    assert_eq!(origin.store.query(&["--query", "--deriver", &app]).trim(), derivation);
+    builder.store.take_from(&origin.store, &app);
+    let machine = Machine::of(&mesh, builder);
+    ear.learn_address("builder", &machine.client.p2p_address());
+    ear.start();
+    let verdict = |path: &str| {
+        report(&ear.narmesh(&["quorum", "report", "--json", "--path", path]))["paths"][0]["verdict"].clone()
+    };
+    wait_until("what was built here is heard of", promised(HEARD), || verdict(&nondet) == "agreed");
+    assert_eq!(verdict(&app), "none");
+
+    // Refused before anything is built.
+    let refused = machine.nobody(true, &["quorum", "attest", &app]).expect_failure("attest by nobody");
+    assert!(refused.contains("nobody may not attest; root and root, who runs the daemon, may"), "{refused}");
+    assert!(!machine.client.store.row(&app).unwrap().ultimate);
+
+    let attested = machine.attest(&app);
+    assert!(attested.status.success() && attested.stderr.is_empty(), "{}{}", attested.stdout, attested.stderr);
+    assert!(attested.stdout.contains("built again with the same result, and attested by"), "{}", attested.stdout);
+    assert!(machine.client.store.row(&app).unwrap().ultimate);
+    wait_until("what was built again is heard of", promised(HEARD), || verdict(&app) == "agreed");
+    assert!(machine.attest(&app).expect_success("again").contains("the same result, attested already by"));
+
+    let differs = machine.attest(&nondet).expect_failure("attest of what is not reproducible");
+    assert!(differs.contains("not reproducible on this machine; what was built first stays attested"), "{differs}");
+    let unknown = machine.attest(&format!("{app}-not")).expect_failure("attest of what is not here");
+    assert!(unknown.contains("is not in the store here"), "{unknown}");
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use narmesh_tests::{Rules, StorePlace, TestMesh, TestNode, finish, get, promised, wait_until};
+use narmesh_tests::{Rules, TestMesh, TestNode, finish, get, promised, wait_until};
 use serde_json::Value;
 
 /// What comes into a store, or into the configuration, counts within this.
@@ -106,22 +106,15 @@ fn a_signature_that_came_with_a_substitution_counts_and_a_forged_one_does_not() 
     client.follow(&Rules::new("observe", 1, &[&two]).signs_only_own_builds(&two));
     client.start();
     // From that builder's cache, past narmesh, with its signature.
-    let StorePlace::Root(root) = two.store.place() else { panic!("a chroot store") };
-    let from = format!("local?root={}", root.display());
-    let copy = |path: &str| {
-        let mut copy = client.store.nix("nix");
-        copy.args(["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--from", &from, path]);
-        finish(&mut copy).expect_success("nix copy");
-    };
-    copy(&lib);
+    client.store.take_from(&two.store, &lib);
     wait_until("the signature is found", promised(COUNTED), || report(&client, &lib)["verdict"] == "agreed");
     assert_eq!(report(&client, &lib)["fingerprints"][0]["by_signature"], serde_json::json!(["two"]));
     assert_eq!(report(&client, &lib)["held"], "agreed");
 
     // The builder's name and its signature, under contents that it did not sign.
     two.store.tamper(&multi, "docref");
-    copy(&multi);
-    copy(&files);
+    client.store.take_from(&two.store, &multi);
+    client.store.take_from(&two.store, &files);
     wait_until("what came after it counts", promised(COUNTED), || report(&client, &files)["verdict"] == "agreed");
     assert_eq!(report(&client, &multi)["verdict"], "none");
     assert_eq!(client.status().number("/quorum/bare_signatures"), 2);

@@ -70,8 +70,13 @@ impl Attester {
     }
 
     /// What it signs with now.
+    pub(super) fn key(&self) -> Option<NixSecretKey> {
+        self.shared.work.lock().key.clone()
+    }
+
+    /// Its public half.
     pub(super) fn public_key(&self) -> Option<NixPublicKey> {
-        self.shared.work.lock().key.as_ref().map(NixSecretKey::public)
+        self.key().as_ref().map(NixSecretKey::public)
     }
 
     /// Another key of ours, or none, and other builders whose signatures are taken, from now on; all that is in the store is

@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, probe};
-use crate::quorum::{Desk, Part, Question};
+use crate::quorum::{Desk, OwnBuilds, Part, Question};
 use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
 use crate::status::{
@@ -39,24 +39,29 @@ impl ControlHandler for Daemon {
     }
 
     fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()> {
-        if *question == Question::Import {
-            may_import(asker.uid())?;
+        match question {
+            Question::Import => may_change(asker.uid(), "import attestations")?,
+            Question::Attest { .. } => may_change(asker.uid(), "attest")?,
+            Question::Report(_) | Question::Export { .. } => {}
         }
         let (input, output) = asker.both();
         if let (Question::Report(_) | Question::Import, Some(note)) = (question, self.not_in_force()) {
             output.tell(&Part::Note(note))?;
         }
-        let desk = Desk { store: &self.store, ledger: &self.ledger };
+        let (store, ledger) = (&self.store, &self.ledger);
+        let key = self.attester.key();
+        let own = key.as_ref().map(|key| OwnBuilds { store, offer: &self.offer, ledger, key });
+        let desk = Desk { store, ledger, own };
         desk.answer(question, input, |part| output.tell(&part))
     }
 }
 
-/// Whose attestations are in the ledger decides what Nix gets: that is not for everybody who may look.
-fn may_import(uid: u32) -> anyhow::Result<()> {
+/// What is in the ledger decides what Nix gets, here and where we count: that is not for everybody who may look.
+fn may_change(uid: u32, what: &str) -> anyhow::Result<()> {
     let own = rustix::process::geteuid().as_raw();
     anyhow::ensure!(
         uid == own || uid == 0,
-        "{} may not import attestations; root and {}, who runs the daemon, may",
+        "{} may not {what}; root and {}, who runs the daemon, may",
         user_name(uid),
         user_name(own)
     );

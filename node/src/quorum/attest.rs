@@ -1,19 +1,28 @@
 //! Attesting what this machine built itself, of what others may hear of.
 
 use super::db::{LedgerDbError, Stored, on_disk_bytes};
+use super::desk::parse;
 use super::live::LiveLedger;
 use super::members::statement_of;
 use super::now;
+use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
 use narmesh_quorum::{Evicted, Evidence, FingerprintDigest};
 use narmesh_store::{NixStore, Offer, PathInfo, Store as _, StoreError, Withheld};
+use serde::{Deserialize, Serialize};
+use std::thread;
+use std::time::Duration;
 
 /// Attestations signed before they are written.
 const BATCH: usize = 1_000;
+/// Building a path again changes its row, and the offer looks at it once more: within milliseconds, waited for so often.
+const LOOKS_MAX: usize = 200;
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Signs for the paths that Nix marks `ultimate`. What peers may not hear of is not attested: an attestation tells its name,
 /// its references and its hash to all who count this builder, whoever relays it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct OwnBuilds<'a> {
     /// The store.
     pub store: &'a NixStore,
@@ -45,7 +54,56 @@ pub struct Attested {
     pub unchecked: Vec<HashPart>,
 }
 
+/// What is said of a path that its owner wants attested by name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OwnWord {
+    /// The store path.
+    pub path: String,
+    /// Its derivation, by which it is built again; `None` for what is its own content address and needs nobody's word.
+    pub deriver: Option<String>,
+    /// The name of the key that signs.
+    pub by: String,
+    /// Whether what is here is attested.
+    pub attested: bool,
+}
+
 impl OwnBuilds<'_> {
+    /// What can be said of one path; once it was `rebuilt` with the same result it is attested, unless it is. Refuses what could
+    /// not be: what is not here, cannot be built again, or is withheld.
+    pub fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnWord> {
+        let path = parse(self.store.store_dir(), path)?;
+        self.store.refresh()?;
+        let info = self.store.path_info(&path.hash_part())?.filter(|info| info.path == path);
+        let info = info.with_context(|| format!("{path} is not in the store here"))?;
+        let word = |deriver, attested| OwnWord {
+            path: path.to_string(),
+            deriver,
+            by: self.key.public().name().to_owned(),
+            attested,
+        };
+        if info.content_address.is_some() {
+            return Ok(word(None, false));
+        }
+        let Some(deriver) = &info.deriver else {
+            bail!("{path} has no known derivation here, so it cannot be built again");
+        };
+        if let Some(why) =
+            soon(|| self.offer.withheld(&path, &info.references), |why| *why != Some(Withheld::Unchecked))
+        {
+            bail!("{path} is withheld, so it is not attested: {}", why.sentence());
+        }
+        if rebuilt {
+            ensure!(info.ultimate, "Nix does not say that {path} was built here, even after building it again");
+            soon(
+                || self.attest([path.hash_part()]),
+                |done| done.as_ref().map_or(true, |done| done.unchecked.is_empty()),
+            )?;
+        }
+        let attested = self.is_attested(&info);
+        ensure!(attested || !rebuilt, "{path} was built here, and is nothing that is attested");
+        Ok(word(Some(deriver.to_string()), attested))
+    }
+
     /// Attests those of `hash_parts` that were built here, may be heard of, and are not yet attested as they are.
     pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Attested, AttestError> {
         let (mut attested, mut batch) = (Attested::default(), Vec::new());
@@ -93,17 +151,34 @@ impl OwnBuilds<'_> {
         if !info.ultimate || info.nar_size == 0 || info.path.is_derivation() || info.content_address.is_some() {
             return None;
         }
-        let public = self.key.public();
-        let statement = statement_of(info);
-        let fingerprint = FingerprintDigest::of(store_dir, &statement);
-        let own = BuilderKey(public.bytes());
-        let said = |vote: narmesh_quorum::Vote| vote.builder == own && vote.facts.fingerprint == fingerprint;
-        if self.ledger.read(|ledger| ledger.votes(&info.path.hash_part()).any(said)) {
+        if self.is_attested(info) {
             return None;
         }
+        let (public, statement) = (self.key.public(), statement_of(info));
         let references_bytes = info.references.iter().map(|path| 34 + path.name().len()).sum();
         let attestation = Attestation::sign(self.key, store_dir, statement, now().0);
         let evidence = Evidence::attestation(store_dir, &attestation, &public, on_disk_bytes(references_bytes))?;
         Some((Stored { key: public, attestation }, evidence))
     }
+
+    /// Whether our key says so already, of what is here now.
+    fn is_attested(&self, info: &PathInfo) -> bool {
+        let own = BuilderKey(self.key.public().bytes());
+        let fingerprint = FingerprintDigest::of(self.store.store_dir(), &statement_of(info));
+        let said = |vote: narmesh_quorum::Vote| vote.builder == own && vote.facts.fingerprint == fingerprint;
+        self.ledger.read(|ledger| ledger.votes(&info.path.hash_part()).any(said))
+    }
+}
+
+/// What `look` gives once it is `settled`, or in the end.
+fn soon<T>(mut look: impl FnMut() -> T, settled: impl Fn(&T) -> bool) -> T {
+    let mut found = look();
+    for _ in 0..LOOKS_MAX {
+        if settled(&found) {
+            break;
+        }
+        thread::sleep(LOOK);
+        found = look();
+    }
+    found
 }

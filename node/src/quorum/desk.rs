@@ -4,6 +4,7 @@
 //! Nothing is held whole: a report is put into words path by path, attestations are read path by path, a file is taken in batch
 //! by batch; between two parts no lock is held and no transaction is open, so that a slow reader holds up nobody.
 
+use super::attest::{OwnBuilds, OwnWord};
 use super::import::{Imported, import};
 use super::live::LiveLedger;
 use super::members::{closure_members, member_of};
@@ -15,11 +16,15 @@ use narmesh_quorum::{PathReport, Policy, Report, ReportPart, ReportScope, no_lon
 use narmesh_store::NixStore;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead};
+use std::thread;
+use std::time::Duration;
 
 /// Text of an export that is sent at a time, bytes; a path whose attestations are more goes whole.
 const TEXT_BYTES: usize = 64 << 10;
 /// Paths that our Nix got, judged while the ledger cannot be written: some 300 us.
 const SERVED_AT_ONCE: usize = 128;
+/// So long the first look of the offer is waited for, before the asker is told that it lasts.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a report is about: store paths or their base names.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -46,6 +51,13 @@ pub enum Question {
     },
     /// Take attestations: the text follows.
     Import,
+    /// Attest a path of our own, or say whether that could be.
+    Attest {
+        /// The store path or its base name.
+        path: String,
+        /// It was built again, with the same result.
+        rebuilt: bool,
+    },
 }
 
 /// A part of an answer.
@@ -62,6 +74,8 @@ pub enum Part {
     Text(String),
     /// What became of an import.
     Imported(Imported),
+    /// What our own builder says of the path.
+    Word(OwnWord),
     /// That was all.
     Done,
     /// There is no answer, or no more of it.
@@ -78,6 +92,8 @@ pub struct Desk<'a> {
     pub store: &'a NixStore,
     /// The ledger that is asked.
     pub ledger: &'a LiveLedger,
+    /// Attests what was built here; `None` without a builder key, or where that is not asked.
+    pub own: Option<OwnBuilds<'a>>,
 }
 
 impl Desk<'_> {
@@ -98,6 +114,16 @@ impl Desk<'_> {
                 }
                 let imported = import(input, self.ledger, |lines| tell(Part::Progress(lines)))?;
                 Ok(tell(Part::Imported(imported))?)
+            }
+            Question::Attest { path, rebuilt } => {
+                let own = self.own.context("trust.builder_key_file is not set: nothing to sign with")?;
+                self.ledger.catch_up()?;
+                // What others may hear of is known only after a look at the whole store.
+                while !own.offer.has_looked() {
+                    tell(Part::Progress(0))?;
+                    thread::sleep(LOOK);
+                }
+                Ok(tell(Part::Word(own.word_on(path, *rebuilt)?))?)
             }
         }
     }
@@ -189,7 +215,7 @@ impl Desk<'_> {
     }
 }
 
-fn parse(store_dir: &StoreDir, text: &str) -> anyhow::Result<StorePath> {
+pub(super) fn parse(store_dir: &StoreDir, text: &str) -> anyhow::Result<StorePath> {
     let parsed = if text.starts_with('/') { store_dir.parse_path(text) } else { StorePath::parse(text) };
     parsed.with_context(|| format!("{text:?} is no path of {}", store_dir.as_str()))
 }

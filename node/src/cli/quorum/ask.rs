@@ -2,11 +2,10 @@
 
 use super::{eprint_line, progress};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
-use crate::control::{ControlError, ask_in_parts};
+use crate::control::{Answer, ControlError, ask_in_parts};
 use crate::quorum::{Desk, LedgerDb, LiveLedger, Part, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
-use narmesh_protocol::StorePath;
 use narmesh_store::{NixStore, Store as _, StoreLocation};
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -30,7 +29,12 @@ pub(super) fn ask(
             bar.suspend(|| eprint_line(&note));
             Ok(())
         }
-        part @ (Part::Report(_) | Part::Text(_) | Part::Imported(_) | Part::Done | Part::Refused { .. }) => {
+        part @ (Part::Report(_)
+        | Part::Text(_)
+        | Part::Imported(_)
+        | Part::Word(_)
+        | Part::Done
+        | Part::Refused { .. }) => {
             bar.finish_and_clear();
             each(part)
         }
@@ -38,25 +42,15 @@ pub(super) fn ask(
     match ask_in_parts(&control_socket(config), question.clone(), REPLY_TIMEOUT) {
         Ok(mut answer) => {
             let fed = input.map(|file| answer.feed(file)).transpose()?;
-            loop {
-                match answer.next_part()? {
-                    Part::Done => break,
-                    Part::Refused { why } => bail!("the daemon refused: {why}"),
-                    part => shown(part)?,
-                }
-            }
+            read(&mut answer, shown)?;
             // It took everything, so this has come to the end of the file, or to what is wrong with it.
             fed.map_or(Ok(Ok(())), |fed| fed.join().map_err(|_| anyhow::anyhow!("reading the file panicked")))??;
             Ok(())
         }
         Err(ControlError::NotRunning { .. }) => {
             let files = Files::open(config, question == Question::Import)?;
-            eprint_line(&format!(
-                "no daemon runs: this is what is in {}, by the rules of {}",
-                files.settings.node.state_dir.display(),
-                config.display()
-            ));
-            let desk = Desk { store: &files.store, ledger: &files.ledger };
+            files.say_that_no_daemon_runs(config);
+            let desk = Desk { store: &files.store, ledger: &files.ledger, own: None };
             let mut failed = None;
             let answered = match input {
                 Some(file) => desk.answer(&question, BufReader::new(file), |part| keep(shown(part), &mut failed)),
@@ -65,6 +59,17 @@ pub(super) fn ask(
             failed.map_or(answered, Err)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// All parts of the daemon's answer.
+pub(super) fn read(answer: &mut Answer, mut each: impl FnMut(Part) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    loop {
+        match answer.next_part()? {
+            Part::Done => return Ok(()),
+            Part::Refused { why } => bail!("the daemon refused: {why}"),
+            part => each(part)?,
+        }
     }
 }
 
@@ -111,9 +116,11 @@ impl Files {
         Ok(Self { settings, store, ledger })
     }
 
-    pub(super) fn path(&self, text: &str) -> anyhow::Result<StorePath> {
-        let (store_dir, text) = (&self.settings.store.store_dir, named(text));
-        let parsed = if text.starts_with('/') { store_dir.parse_path(&text) } else { StorePath::parse(&text) };
-        parsed.with_context(|| format!("{text:?} is no path of {}", store_dir.as_str()))
+    pub(super) fn say_that_no_daemon_runs(&self, config: &Path) {
+        eprint_line(&format!(
+            "no daemon runs: this is what is in {}, by the rules of {}",
+            self.settings.node.state_dir.display(),
+            config.display()
+        ));
     }
 }

@@ -1,12 +1,14 @@
 //! `narmesh quorum attest PATH`: build it again, and say so only if it came out the same.
 
-use super::ask::Files;
-use super::{emit, printable};
-use crate::quorum::OwnBuilds;
+use super::ask::{Files, named, read};
+use super::{emit, printable, progress};
+use crate::cli::client::{REPLY_TIMEOUT, control_socket};
+use crate::control::{ControlError, ask_in_parts};
+use crate::quorum::{Desk, OwnBuilds, OwnWord, Part, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
-use narmesh_protocol::{StorePath, TrustedKeys};
-use narmesh_store::{Offer, PathInfo, Store as _};
+use narmesh_protocol::{NixSecretKey, TrustedKeys};
+use narmesh_store::Offer;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -14,8 +16,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 /// Differences that are named.
 const DIFFERENCES_SHOWN_MAX: usize = 20;
@@ -29,32 +29,33 @@ pub(in crate::cli) struct Arguments {
     nix_build: Vec<String>,
 }
 
+/// Who signs: the running daemon, which tells its peers at once, or, when none runs, this process.
+enum Signer {
+    Daemon(PathBuf),
+    Here(Box<Here>),
+}
+
+/// What a daemon would have open.
+struct Here {
+    files: Files,
+    offer: Offer,
+    key: NixSecretKey,
+}
+
 /// Whether it was attested.
 pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
-    let files = Files::open(config, true)?;
-    let key =
-        files.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
-    let path = files.path(&arguments.path)?;
-    let info = registered(&files, &path)?;
-    let Some(deriver) = &info.deriver else {
-        bail!("{path} has no known derivation here, so it cannot be built again");
-    };
-    if info.content_address.is_some() {
-        emit(&format!("{path} is its own content address: nobody's word is needed\n"))?;
+    let path = named(&arguments.path);
+    // Asked first: a rebuild may take hours.
+    let (signer, before) = Signer::find(config, &path)?;
+    let Some(deriver) = &before.deriver else {
+        emit(&format!("{} is its own content address: nobody's word is needed\n", before.path))?;
         return Ok(true);
-    }
-    // What others may hear of is known only after a look at the whole store.
-    let policy = files.settings.offer_policy(TrustedKeys::default(), Some(key.clone()));
-    let offer = Offer::start(Arc::clone(&files.store), policy, Box::new(|_| {}))?;
-    while !offer.has_looked() {
-        thread::sleep(Duration::from_millis(5));
-    }
-    if let Some(why) = offer.withheld(&path, &info.references) {
-        bail!("{path} is withheld, so it is not attested: {}", why.sentence());
-    }
-    if !rebuild(&files.settings, deriver, &arguments.nix_build)? {
-        let ours = files.settings.store.real_dir.join(path.to_string());
-        emit(&format!("{path} came out differently, and is not attested: not reproducible on this machine\n"))?;
+    };
+    let settings = Settings::load(config)?;
+    if !rebuild(&settings, deriver, &arguments.nix_build)? {
+        let ours = settings.store.real_dir.join(&before.path);
+        let attested = if before.attested { "what was built first stays attested" } else { "it is not attested" };
+        emit(&format!("{} came out differently: not reproducible on this machine; {attested}\n", before.path))?;
         let other = with_suffix(&ours, ".check");
         match differences(&ours, &other) {
             Ok(differences) => emit(&differences)?,
@@ -62,26 +63,78 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
         }
         return Ok(false);
     }
-    files.store.refresh()?;
-    if !registered(&files, &path)?.ultimate {
-        bail!("Nix does not say that {path} was built here, even after building it again");
-    }
-    let own = OwnBuilds { store: &files.store, offer: &offer, ledger: &files.ledger, key: &key };
-    let new = own.attest([path.hash_part()])?.new;
-    let text = if new > 0 { "built again with the same result, and attested" } else { "attested already" };
-    emit(&format!("{path}: {text} by {}\n", printable(key.name())))?;
+    let word = signer.word_on(&path, true)?;
+    let attested = if before.attested { "attested already" } else { "and attested" };
+    emit(&format!("{}: built again with the same result, {attested} by {}\n", word.path, printable(&word.by)))?;
     Ok(true)
 }
 
-fn registered(files: &Files, path: &StorePath) -> anyhow::Result<PathInfo> {
-    let info = files.store.path_info(&path.hash_part())?.filter(|info| info.path == *path);
-    info.with_context(|| format!("{path} is not in the store here"))
+impl Signer {
+    /// The daemon, or this process; and what it says of `path` before anything is built.
+    fn find(config: &Path, path: &str) -> anyhow::Result<(Self, OwnWord)> {
+        let daemon = Self::Daemon(control_socket(config));
+        match daemon.word_on(path, false) {
+            Ok(word) => Ok((daemon, word)),
+            Err(error) if matches!(error.downcast_ref(), Some(ControlError::NotRunning { .. })) => {
+                let here = Self::Here(Box::new(Here::open(config)?));
+                let word = here.word_on(path, false)?;
+                Ok((here, word))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnWord> {
+        let question = Question::Attest { path: path.to_owned(), rebuilt };
+        let mut word = None;
+        let mut keep = |part| {
+            if let Part::Word(said) = part {
+                word = Some(said);
+            }
+        };
+        match self {
+            Self::Daemon(socket) => {
+                let bar = progress("paths");
+                read(&mut ask_in_parts(socket, question, REPLY_TIMEOUT)?, |part| {
+                    keep(part);
+                    Ok(())
+                })?;
+                bar.finish_and_clear();
+            }
+            Self::Here(here) => {
+                let Here { files, offer, key } = &**here;
+                let (store, ledger) = (&files.store, &files.ledger);
+                let desk = Desk { store, ledger, own: Some(OwnBuilds { store, offer, ledger, key }) };
+                desk.answer(&question, io::empty(), |part| {
+                    keep(part);
+                    Ok(())
+                })?;
+            }
+        }
+        word.context("the answer does not say whether it is attested; is the daemon another version?")
+    }
+}
+
+impl Here {
+    fn open(config: &Path) -> anyhow::Result<Self> {
+        let files = Files::open(config, true)?;
+        let key =
+            files.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
+        files.say_that_no_daemon_runs(config);
+        let policy = files.settings.offer_policy(TrustedKeys::default(), Some(key.clone()));
+        let offer = Offer::start(Arc::clone(&files.store), policy, Box::new(|_| {}))?;
+        Ok(Self { files, offer, key })
+    }
 }
 
 /// Whether all outputs came out the same.
-fn rebuild(settings: &Settings, deriver: &StorePath, further: &[String]) -> anyhow::Result<bool> {
+fn rebuild(settings: &Settings, deriver: &str, further: &[String]) -> anyhow::Result<bool> {
     let mut command = Command::new("nix-build");
-    command.arg(settings.store.store_dir.display(deriver)).args(["--check", "--keep-failed", "--no-out-link"]);
+    command.arg(format!("{}/{deriver}", settings.store.store_dir.as_str())).args([
+        "--check",
+        "--keep-failed",
+        "--no-out-link",
+    ]);
     let root = settings.store.real_dir.to_str().and_then(|real| real.strip_suffix("/nix/store"));
     if let Some(root) = root.filter(|root| !root.is_empty() && settings.store.store_dir.as_str() == "/nix/store") {
         command.args(["--store", &format!("local?root={root}")]);
