@@ -282,6 +282,9 @@ pub struct OwnStoreView {
     pub advertised: bool,
     /// If held and not advertised: why, in words.
     pub reason: Option<String>,
+    /// If held and not given to Nix, here as in other stores on this machine: why, in words.
+    #[serde(default)]
+    pub not_given: Option<String>,
 }
 
 /// A remembered answer.

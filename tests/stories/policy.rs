@@ -50,6 +50,13 @@ fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
     }
     client.nix_build("nondet").expect_success("what nobody agrees on is built here");
     assert!(client.store.row(nondet).unwrap().ultimate);
+    let why = wait_for("the daemon sees what was built", promised(SPREAD), || {
+        let why = client.narmesh(&["why", nondet]).stdout;
+        why.contains("own store: holds it").then_some(why)
+    });
+    assert!(why.contains("its copy is not given: builders got different results"), "{why}");
+    assert!(why.contains("answer: the candidates are asked"), "not from the own store: {why}");
+    assert_eq!(client.get_narinfo(nondet).status, 404);
     client.realise(std::slice::from_ref(fod)).expect_success("what is its own address needs nobody's word");
 
     assert!(refused(client, "conflict") > 2 && refused(client, "none") == 0, "by reason");

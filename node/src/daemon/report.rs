@@ -209,10 +209,15 @@ impl Daemon {
         let part = parse_path(&asked, &settings.store.store_dir)?;
         let names: BTreeMap<PeerId, String> =
             settings.peers.iter().map(|peer| (peer.peer_id, peer.name.clone())).collect();
-        let mut report = self.resolver.why(asked, part, &names);
-        let (offer, store) = (Arc::clone(&self.offer), Arc::clone(&self.store));
-        report.own_store = tokio::task::spawn_blocking(move || own_view(&offer, &store, &part)).await?;
-        Ok(report)
+        let (resolver, offer) = (Arc::clone(&self.resolver), Arc::clone(&self.offer));
+        let why = move || {
+            let mut report = resolver.why(asked, part, &names);
+            if report.own_store.held {
+                tell_of_offer(&mut report.own_store, &offer, &part);
+            }
+            report
+        };
+        Ok(tokio::task::spawn_blocking(why).await?)
     }
 
     async fn probe(&self, only: Option<String>) -> anyhow::Result<Vec<PeerProbe>> {
@@ -279,15 +284,14 @@ fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
     info.map_or_else(|_| Vec::new(), |info| info.signatures.into_iter().map(|signature| signature.key_name).collect())
 }
 
-fn own_view(offer: &Offer, store: &NixStore, part: &HashPart) -> OwnStoreView {
-    let held = store.contains(part);
-    let advertised = offer.offered(part).is_some();
-    let standing = (held && !advertised).then(|| offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part));
-    let reason = standing.flatten().and_then(|(_, _, standing)| match standing {
+/// Whether peers may see a path that we hold, and why not.
+fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
+    view.advertised = offer.offered(part).is_some();
+    let standing = (!view.advertised).then(|| offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part));
+    view.reason = standing.flatten().and_then(|(_, _, standing)| match standing {
         Standing::Offered => None,
         Standing::Withheld(why) => Some(why.sentence().to_owned()),
     });
-    OwnStoreView { held, advertised, reason }
 }
 
 /// A full store path, a base name, or a bare hash part.

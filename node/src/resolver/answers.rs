@@ -60,6 +60,11 @@ impl Answer {
         &self.pass.voters
     }
 
+    /// Whether the policy lets it through now, perhaps rendered anew. From memory.
+    pub(crate) fn would_stand(&self, store_dir: &StoreDir, gate: &Gate) -> bool {
+        gate.decide(store_dir, &self.info, &self.proof).is_ok_and(|pass| !pass.is_second_choice)
+    }
+
     /// Whether nothing changed since it was rendered, as far as the policy is concerned. From memory.
     pub(crate) fn stands(&self, store_dir: &StoreDir, gate: &Gate) -> bool {
         let now = gate.stamp();

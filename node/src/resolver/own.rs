@@ -3,7 +3,7 @@
 use super::Resolver;
 use super::decisions::Decision;
 use super::gate::Gate;
-use super::trust::{self, Proof};
+use super::trust::{self, Proof, TrustedNarInfo};
 use bytes::Bytes;
 use moka::sync::Cache;
 use narmesh_http_gateway::{BodyAborted, NarBody};
@@ -81,9 +81,10 @@ impl Resolver {
         }
     }
 
-    fn render_own(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
+    /// Our own copy, if it is whole and somebody trusted (or our builder key) vouches for it. Reads the disk.
+    fn own_judged(&self, part: &HashPart) -> Option<TrustedNarInfo> {
         // A copy that failed its hash before cannot be opened.
-        let info = self.own_info(part).filter(|info| self.store.open_nar(info).is_ok()).ok_or(None)?;
+        let info = self.own_info(part).filter(|info| self.store.open_nar(info).is_ok())?;
         let settings = self.settings();
         let mut signatures = info.signatures.clone();
         if info.ultimate
@@ -92,13 +93,25 @@ impl Resolver {
             signatures.push(key.sign(&info.fingerprint(&self.store_dir)));
         }
         let (narinfo, by_verdict) = (info.narinfo(signatures), self.gate.demands());
-        let judged = trust::judge_info(narinfo, &self.store_dir, &settings.trusted, by_verdict).map_err(|_| None)?;
+        let judged = trust::judge_info(narinfo, &self.store_dir, &settings.trusted, by_verdict).ok()?;
         let proof = match judged.proof {
             // Our own NarHash of a content-addressed path was computed here.
             Proof::ContentAddress | Proof::Contents(_) => Proof::ContentAddress,
             Proof::Signed | Proof::Verdict => judged.proof,
         };
-        let info = judged.info;
+        Some(TrustedNarInfo { info: judged.info, proof })
+    }
+
+    /// Why a path of our own store is not given to Nix, in words. Reads the disk.
+    pub(super) fn own_not_given(&self, part: &HashPart) -> Option<String> {
+        let Some(TrustedNarInfo { info, proof }) = self.own_judged(part) else {
+            return Some("no trusted key has signed it, or it cannot be read".to_owned());
+        };
+        self.gate.decide(&self.store_dir, &info, &proof).err().map(|refusal| refusal.to_string())
+    }
+
+    fn render_own(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
+        let TrustedNarInfo { info, proof } = self.own_judged(part).ok_or(None)?;
         let pass = self.admitted(&info, &proof)?;
         let url = Gate::nar_url(&self.store_dir, &info, &pass);
         let rendered = self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string());

@@ -2,14 +2,15 @@
 
 use super::Resolver;
 use crate::mesh::PeerStats;
-use crate::status::{CandidateView, Decision, RememberedView, WhyReport, WouldAnswer};
+use crate::status::{CandidateView, Decision, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
 use libp2p::PeerId;
 use narmesh_protocol::HashPart;
 use narmesh_store::Store;
 use std::collections::{BTreeMap, HashSet};
 
 impl Resolver {
-    /// Everything but the part about our own offer, which the caller fills in. `names` are the configured names of peers.
+    /// Everything but the part about our own offer, which the caller fills in. `names` are the configured names of peers. Reads
+    /// the disk.
     pub(crate) fn why(&self, asked: String, part: HashPart, names: &BTreeMap<PeerId, String>) -> WhyReport {
         let held = self.store.contains(&part);
         let candidates: HashSet<PeerId> =
@@ -28,25 +29,28 @@ impl Resolver {
                 reason: reason(candidates.contains(peer), board.get(peer)),
             })
             .collect();
-        let remembered = self.answers.in_memory(&part).map(|answer| RememberedView {
+        let answer = self.answers.in_memory(&part);
+        let stands = answer.as_ref().is_some_and(|answer| answer.would_stand(&self.store_dir, &self.gate));
+        let remembered = answer.map(|answer| RememberedView {
             age_s: answer.since.elapsed().as_secs(),
             holders: answer.holders.iter().map(name).collect(),
             nar_hash: Some(answer.info.nar_hash.to_string()),
             nar_size: Some(answer.info.nar_size),
         });
-        let answer = match (held, candidates.is_empty(), &remembered) {
+        let not_given = held.then(|| self.own_not_given(&part)).flatten();
+        let answer = match (held && not_given.is_none(), candidates.is_empty(), stands) {
             (true, _, _) => WouldAnswer::OwnStore,
             (false, true, _) => WouldAnswer::Absent,
-            (false, false, Some(_)) => WouldAnswer::Remembered,
-            (false, false, None) if ranked.is_empty() => WouldAnswer::Absent,
-            (false, false, None) => WouldAnswer::AskCandidates,
+            (false, false, true) => WouldAnswer::Remembered,
+            (false, false, false) if ranked.is_empty() => WouldAnswer::Absent,
+            (false, false, false) => WouldAnswer::AskCandidates,
         };
         let decisions = self.decisions.of(&part);
         let decisions = decisions.into_iter().map(|(at_unix_ms, sentence)| Decision { at_unix_ms, sentence }).collect();
         WhyReport {
             asked,
             hash_part: part.to_string(),
-            own_store: Default::default(),
+            own_store: OwnStoreView { held, not_given, ..OwnStoreView::default() },
             remembered,
             peers,
             answer,

@@ -303,6 +303,9 @@ impl WhyReport {
             }
         };
         text += &format!("  {own}\n");
+        if let Some(not_given) = &self.own_store.not_given {
+            text += &format!("  its copy is not given: {not_given}\n");
+        }
         match &self.remembered {
             None => text.push_str("  remembered: nothing\n"),
             Some(remembered) => {

@@ -217,7 +217,12 @@ fn why_says_what_would_happen_and_what_happened() {
     let report = WhyReport {
         asked: "/nix/store/x-hello".to_owned(),
         hash_part: "x".to_owned(),
-        own_store: OwnStoreView { held: true, advertised: false, reason: Some("unsigned".to_owned()) },
+        own_store: OwnStoreView {
+            held: true,
+            advertised: false,
+            reason: Some("unsigned".to_owned()),
+            not_given: Some("no quorum".to_owned()),
+        },
         remembered: Some(RememberedView {
             age_s: 65,
             holders: vec!["b".to_owned()],
@@ -236,6 +241,7 @@ fn why_says_what_would_happen_and_what_happened() {
     let text = report.text();
     for expected in [
         "own store: holds it; peers may not see it: unsigned",
+        "its copy is not given: no quorum",
         "remembered: answered 1 min ago, held by b, 2.0 KiB",
         "b  could be asked:  its filter says maybe",
         "answer: 200 from memory",
