@@ -75,7 +75,8 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
     )
 }
 
-fn builder_lines(builder: &BuilderConfig) -> String {
+/// The `[[builder]]` lines of one builder.
+pub(crate) fn builder_lines(builder: &BuilderConfig) -> String {
     let group = builder.group.as_ref().map(|group| format!("group = {}\n", quoted(group))).unwrap_or_default();
     let peer = builder.peer.as_ref().map(|peer| format!("peer = {}\n", quoted(peer))).unwrap_or_default();
     format!(

@@ -75,10 +75,12 @@ impl TestNode {
             network: None,
             nix_keys: None,
         };
-        let id = node.narmesh(&["id"]).expect_success("narmesh id");
-        let words = id.split(|letter: char| !letter.is_ascii_alphanumeric());
-        node.card.peer_id = words.into_iter().find(|word| word.starts_with("12D3KooW")).expect("a peer id").to_owned();
-        node.card.builder_key = Some(public_key_of(&dir.join("builder.key")));
+        let id = node.narmesh(&["id", "--json"]).expect_success("narmesh id --json");
+        let id: serde_json::Value = serde_json::from_str(&id).expect("JSON");
+        node.card.peer_id = id.pointer("/peer_id").and_then(serde_json::Value::as_str).expect("a peer id").to_owned();
+        let builder_key = public_key_of(&dir.join("builder.key"));
+        assert_eq!(id.pointer("/builder_key"), Some(&(*builder_key).into()), "Nix and narmesh read the same key");
+        node.card.builder_key = Some(builder_key);
         // As `init` wrote it: what was built here may come back from others, and our own gateway offers it.
         node.config.trusted_public_keys.extend(node.card.builder_key.clone());
         node

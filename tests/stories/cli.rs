@@ -78,7 +78,11 @@ fn init_recommends_fallback_only_where_nix_can_bear_it() {
 
 /// The block of TOML that `init` printed for the other machines.
 fn peer_block(said: &str) -> String {
-    let block = said.lines().skip_while(|line| line.trim() != "[[peer]]").map(str::trim);
+    block(said, "[[peer]]")
+}
+
+fn block(said: &str, header: &str) -> String {
+    let block = said.lines().skip_while(|line| line.trim() != header).map(str::trim);
     block.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
 }
 
@@ -240,6 +244,32 @@ fn advertised_lists_what_leaves_and_why_says_what_would_happen() {
     let structured = b.narmesh(&["why", &lib, "--json"]).expect_success("why --json");
     assert!(serde_json::from_str::<Value>(&structured).unwrap().is_object());
     b.narmesh(&["why", "no store path"]).expect_failure("why of something else");
+}
+
+#[test]
+fn what_id_prints_is_what_the_other_machine_takes() {
+    let scratch = scratch_dir("id");
+    let [one, two] = ["one", "two"].map(|name| {
+        let dir = scratch.path().join(name);
+        init(&dir, &["--name", name], &system_path()).expect_success("init");
+        dir.join("narmesh.toml")
+    });
+    let run = |file: &Path, words: &[&str]| {
+        finish(Command::new(narmesh_binary()).arg("--config").arg(file).args(words)).expect_success(&words.join(" "))
+    };
+    let said = run(&one, &["id", "--name", "one"]);
+    let structured: Value = serde_json::from_str(&run(&one, &["id", "--name", "one", "--json"])).unwrap();
+    for field in ["name", "peer_id", "builder_key"] {
+        assert!(said.contains(&format!("\"{}\"", structured[field].as_str().unwrap())), "{field}: {said}");
+    }
+    assert_eq!((&structured["gateway"], &structured["gateway_key"]), (&"http://127.0.0.1:7281".into(), &Value::Null));
+
+    let written =
+        fs::read_to_string(&two).unwrap().replace("# k = 2", "k = 1").replace("mode = \"off\"", "mode = \"observe\"");
+    fs::write(&two, written + &peer_block(&said) + &block(&said, "[[builder]]")).unwrap();
+    run(&two, &["check-config"]);
+    let policy = run(&two, &["quorum", "policy", "check", two.to_str().unwrap()]);
+    assert!(policy.contains("1 builders in 1 groups"), "{policy}");
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! `narmesh id`: what other machines need to know of this one.
 
-use super::emit;
-use crate::config::PeerConfig;
-use crate::config_template::{peer_lines, quoted};
+use super::emit_report;
+use crate::config::{BuilderConfig, PeerConfig};
+use crate::config_template::{builder_lines, peer_lines, quoted};
 use crate::settings::{Secrets, Settings, read_gateway_key};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use narmesh_protocol::NixPublicKey;
 use narmesh_quorum::Mode;
+use serde::Serialize;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
@@ -15,15 +17,61 @@ pub(super) struct Arguments {
     /// Name of this machine in the [[peer]] lines; the host name if absent
     #[arg(long)]
     name: Option<String>,
+    /// As one JSON object: name, peer_id, addresses, builder_key, gateway, gateway_key; for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+/// `narmesh id --json`.
+#[derive(Serialize)]
+struct Identity {
+    name: String,
+    peer_id: String,
+    /// A guess, as in the text.
+    addresses: Vec<String>,
+    builder_key: Option<String>,
+    /// Where Nix on this machine asks.
+    gateway: String,
+    /// What it has to trust where agreement is demanded; absent until the daemon made it.
+    gateway_key: Option<String>,
 }
 
 pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(config)?;
     let secrets = settings.secrets()?;
     let name = arguments.name.clone().unwrap_or_else(host_name);
-    let introduction = introduction(&name, &settings, &secrets);
     let only_way_in = only_way_in(&settings)?;
-    Ok(emit(&format!("peer id: {}\n\n{introduction}{only_way_in}", secrets.peer_id()))?)
+    let peer = introduced(&name, &settings, &secrets);
+    let identity = Identity {
+        name: peer.name,
+        peer_id: peer.peer_id,
+        addresses: peer.addresses,
+        builder_key: secrets.builder_key.as_ref().map(|key| key.public().to_string()),
+        gateway: format!("http://{}", settings.gateway.listen),
+        gateway_key: gateway_key(&settings)?.map(|key| key.to_string()),
+    };
+    emit_report(&identity, arguments.json, |identity| {
+        let introduction = introduction(&name, &settings, &secrets) + &as_builder(identity);
+        format!("peer id: {}\n\n{introduction}{only_way_in}", identity.peer_id)
+    })
+}
+
+/// What a machine needs that counts what this one builds.
+fn as_builder(identity: &Identity) -> String {
+    let Some(public_key) = identity.builder_key.clone() else { return String::new() };
+    let (name, peer) = (identity.name.clone(), Some(identity.name.clone()));
+    let builder = BuilderConfig { name, public_key, group: None, peer, signs_only_own_builds: false };
+    format!(
+        "\nand, where agreement of builders is asked for (docs/quorum.md), with a group if its owner has several:\n\n{}",
+        builder_lines(&builder)
+    )
+}
+
+fn gateway_key(settings: &Settings) -> anyhow::Result<Option<NixPublicKey>> {
+    if settings.quorum.mode() != Mode::Require {
+        return Ok(None);
+    }
+    Ok(read_gateway_key(&settings.node.state_dir)?.map(|key| key.public()))
 }
 
 /// What makes a policy that requires agreement the only way into the store; empty without one.
@@ -31,7 +79,7 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
     if settings.quorum.mode() != Mode::Require {
         return Ok(String::new());
     }
-    let Some(key) = read_gateway_key(&settings.node.state_dir)? else {
+    let Some(key) = gateway_key(settings)? else {
         return Ok("\nquorum.mode = \"require\": the daemon makes the gateway key at its first start; `narmesh id` then prints \
                    what nix.conf needs.\n"
             .to_owned());
@@ -39,8 +87,7 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
     Ok(format!(
         "\nIn nix.conf of this machine, instead of all other substituters and keys (each of them goes past the policy):\n\n\
          substituters = http://{}\ntrusted-public-keys = {}\n",
-        settings.gateway.listen,
-        key.public()
+        settings.gateway.listen, key
     ))
 }
 
@@ -51,14 +98,18 @@ pub(super) fn host_name() -> String {
     if name.is_empty() { "node".to_owned() } else { name.to_owned() }
 }
 
-/// What goes into the configuration of the other machines.
-pub(super) fn introduction(name: &str, settings: &Settings, secrets: &Secrets) -> String {
+fn introduced(name: &str, settings: &Settings, secrets: &Secrets) -> PeerConfig {
     let addresses = dialable_addresses(&settings.node.listen, &settings.node.external_addresses);
-    let peer = PeerConfig {
+    PeerConfig {
         name: name.to_owned(),
         peer_id: secrets.peer_id().to_string(),
         addresses: addresses.iter().map(Multiaddr::to_string).collect(),
-    };
+    }
+}
+
+/// What goes into the configuration of the other machines.
+pub(super) fn introduction(name: &str, settings: &Settings, secrets: &Secrets) -> String {
+    let peer = introduced(name, settings, secrets);
     let mut text = "In narmesh.toml of every other machine (the addresses are a guess, correct them):\n\n".to_owned();
     text += &peer_lines(&peer);
     match &secrets.builder_key {
