@@ -9,7 +9,9 @@
 //!
 //! An item does not say what was attested. [`Ledger::find`] names what is to be handed over for it.
 
+mod node;
 mod session;
+mod shared;
 
 use crate::evidence::FingerprintDigest;
 use crate::ledger::Ledger;
@@ -19,7 +21,10 @@ use sha2::{Digest as _, Sha256};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
+pub use self::node::Node;
+pub(crate) use self::node::first_byte;
 pub use self::session::{Difference, Next, Session};
+pub use self::shared::{BuilderDigest, Shared};
 
 /// First 16 bytes of a SHA-256 over what stands under a node; zero for nothing.
 pub type NodeDigest = [u8; 16];
@@ -39,25 +44,10 @@ pub const ITEMS_MAX: usize = 1 << 18;
 pub const QUERIES_MAX: usize = 4_096;
 /// Children of a node.
 const CHILDREN: usize = 16;
-/// Levels of the tree: four bits each of 20 bytes.
-const DEPTH_MAX: u8 = 40;
 
 /// What one builder says of one path, or that its vote is void: 16 bytes of a SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
 pub struct Item(pub [u8; 16]);
-
-/// First 8 bytes of SHA-256 over the key: a builder that both know is meant, no key is told to who does not know it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
-pub struct BuilderDigest(pub [u8; 8]);
-
-/// A node: the hash parts that begin with its `depth` times four bits, in the order of their texts.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
-pub struct Node {
-    /// 0 for the root, at most 40.
-    pub depth: u8,
-    /// The bits, the rest zero; last byte first, as hash parts are ordered.
-    pub prefix: [u8; 20],
-}
 
 /// "This is what I have under these nodes."
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
@@ -122,129 +112,6 @@ impl Answer {
     }
 }
 
-impl BuilderDigest {
-    /// Of a key.
-    pub fn of(key: &BuilderKey) -> Self {
-        let digest: [u8; 32] = Sha256::digest(key.0).into();
-        Self(digest.first_chunk().copied().expect("32 bytes hold 8"))
-    }
-}
-
-impl Node {
-    /// All hash parts.
-    pub const ROOT: Self = Self { depth: 0, prefix: [0; 20] };
-
-    fn child(self, number: usize) -> Option<Self> {
-        let at = usize::from(self.depth / 2);
-        let bits = u8::try_from(number).ok().filter(|bits| *bits < 16)?;
-        let mut prefix = self.prefix;
-        *prefix.get_mut(at)? |= if self.depth.is_multiple_of(2) { bits << 4 } else { bits };
-        Some(Self { depth: self.depth + 1, prefix })
-    }
-
-    /// Whether this hash part is under it.
-    pub(crate) fn contains(self, hash_part: &HashPart) -> bool {
-        let (first, last) = self.bounds();
-        (first..=last).contains(hash_part)
-    }
-
-    /// First and last hash part under it.
-    fn bounds(self) -> (HashPart, HashPart) {
-        let (whole, half) = (usize::from(self.depth / 2), self.depth % 2 == 1);
-        let mut last = self.prefix;
-        for (at, byte) in last.iter_mut().enumerate().skip(whole) {
-            *byte |= if at == whole && half { 0x0f } else { 0xff };
-        }
-        let text_order = |mut bytes: [u8; 20]| {
-            bytes.reverse();
-            HashPart(bytes)
-        };
-        (text_order(self.prefix), text_order(last))
-    }
-
-    fn is_canonical(self) -> bool {
-        let (first, last) = self.bounds();
-        self.depth <= DEPTH_MAX && first <= last && {
-            let mut rest = self.prefix.iter().enumerate().skip(usize::from(self.depth / 2));
-            rest.all(|(at, byte)| match at == usize::from(self.depth / 2) && self.depth % 2 == 1 {
-                true => byte & 0x0f == 0,
-                false => *byte == 0,
-            })
-        }
-    }
-}
-
-/// The most significant byte of a hash part's text.
-pub(crate) fn first_byte(hash_part: &HashPart) -> u8 {
-    hash_part.0.last().copied().unwrap_or(0)
-}
-
-/// The builders of a session, and their numbers in the ledger.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Shared {
-    /// Ascending by digest.
-    builders: Vec<(BuilderDigest, BuilderKey)>,
-}
-
-impl Shared {
-    /// These, each once. A session compares [`BUILDERS_PER_SESSION_MAX`] of them.
-    pub fn new(keys: impl IntoIterator<Item = BuilderKey>) -> Self {
-        let mut builders: Vec<_> = keys.into_iter().map(|key| (BuilderDigest::of(&key), key)).collect();
-        builders.sort_unstable();
-        builders.dedup();
-        Self { builders }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.builders.is_empty()
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.builders.len()
-    }
-
-    /// Whether this key is among them.
-    pub fn contains(&self, key: &BuilderKey) -> bool {
-        self.builders.binary_search(&(BuilderDigest::of(key), *key)).is_ok()
-    }
-
-    /// As many as one session compares, from the one with number `from` on and round again.
-    pub(crate) fn window(&self, from: usize) -> Self {
-        let (before, after) = self.builders.split_at(from.checked_rem(self.len()).unwrap_or(0));
-        let mut builders: Vec<_> = after.iter().chain(before).take(BUILDERS_PER_SESSION_MAX).copied().collect();
-        builders.sort_unstable();
-        Self { builders }
-    }
-
-    /// Those for which `keep` says so.
-    pub(crate) fn filtered(&self, keep: impl Fn(&BuilderKey) -> bool) -> Self {
-        Self { builders: self.builders.iter().filter(|(_, key)| keep(key)).copied().collect() }
-    }
-
-    /// Those that are also in `digests`, as many as one session compares.
-    pub(crate) fn restricted_to(&self, digests: &[BuilderDigest]) -> Self {
-        let mut wanted = digests.to_vec();
-        wanted.sort_unstable();
-        let both = self.builders.iter().filter(|(digest, _)| wanted.binary_search(digest).is_ok());
-        Self { builders: both.take(BUILDERS_PER_SESSION_MAX).copied().collect() }
-    }
-
-    /// Whether it has a builder that `before` has not.
-    pub(crate) fn adds_to(&self, before: &Self) -> bool {
-        self.keys().any(|key| !before.contains(&key))
-    }
-
-    pub(crate) fn digests(&self) -> Vec<BuilderDigest> {
-        self.builders.iter().map(|(digest, _)| *digest).collect()
-    }
-
-    pub(crate) fn keys(&self) -> impl Iterator<Item = BuilderKey> {
-        self.builders.iter().map(|(_, key)| *key)
-    }
-}
-
 /// The builders of a session that a ledger knows; of the others it holds nothing.
 struct Compared {
     /// Ascending.
@@ -256,11 +123,18 @@ struct Compared {
 impl Ledger {
     /// Answers a query about builders that this peer may hear of.
     pub fn answer(&self, admitted: &Shared, query: &Query) -> Answer {
-        self.answer_counted(admitted, query, &Cell::new(0))
+        self.answer_counted(admitted, query, usize::MAX, &Cell::new(0))
     }
 
-    /// The same; adds to `looked` how many paths were looked at.
-    pub(crate) fn answer_counted(&self, admitted: &Shared, query: &Query, looked: &Cell<usize>) -> Answer {
+    /// The same; adds to `looked` how many paths were looked at, and leaves off the nodes after the one at which they are more
+    /// than `looked_max`.
+    pub(crate) fn answer_counted(
+        &self,
+        admitted: &Shared,
+        query: &Query,
+        looked_max: usize,
+        looked: &Cell<usize>,
+    ) -> Answer {
         let shared = admitted.restricted_to(&query.builders);
         let digests = shared.digests();
         if digests != query.builders {
@@ -273,7 +147,10 @@ impl Ledger {
         let compared = self.compared(&shared);
         let (mut answered, mut differing, mut bytes) = (0u32, Vec::new(), 64usize);
         for (node, theirs) in query.nodes.iter().take(NODES_MAX) {
-            if node.is_canonical() && self.node_digest(&compared, *node) != *theirs {
+            if answered > 0 && looked.get() > looked_max {
+                break;
+            }
+            if node.is_canonical() && self.node_digest(&compared, *node, looked) != *theirs {
                 let content = self.content(&compared, *node, looked);
                 let size = content.bytes();
                 if bytes + size > Answer::BYTES_MAX {
@@ -355,7 +232,7 @@ impl Ledger {
             Some(children) => {
                 let mut digests = [[0; 16]; CHILDREN];
                 for (digest, child) in digests.iter_mut().zip(children) {
-                    *digest = self.node_digest(compared, child);
+                    *digest = self.node_digest(compared, child, looked);
                 }
                 Content::Children(Box::new(digests))
             }
@@ -381,7 +258,7 @@ impl Ledger {
         node: Node,
         looked: &Cell<usize>,
     ) -> impl Iterator<Item = (Item, u16, HashPart)> {
-        let nodes = self.where_said(numbers, node).into_iter();
+        let nodes = self.where_said(numbers, node, looked).into_iter();
         let attested = nodes.flat_map(move |node| {
             let (first, last) = node.bounds();
             self.attested_in(first..=last, numbers)
@@ -397,7 +274,7 @@ impl Ledger {
 
     /// The node, or, of an upper one, the nodes of a byte under it where one of these builders said anything: their digests are
     /// remembered, so that one who said little is found without a walk through what the others said.
-    fn where_said(&self, numbers: &[u16], node: Node) -> Vec<Node> {
+    fn where_said(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<Node> {
         if node.depth >= 2 {
             return vec![node];
         }
@@ -409,18 +286,21 @@ impl Ledger {
             }
             Node { depth: 2, prefix }
         };
-        let is_said = |node: &Node| self.digests_of_each(numbers, *node).iter().any(|it| *it != NodeDigest::default());
+        let is_said = |node: &Node| {
+            let digests = self.digests_of_each(numbers, *node, looked);
+            digests.iter().any(|digest| *digest != NodeDigest::default())
+        };
         (first_byte(&first)..=first_byte(&last)).map(of_byte).filter(is_said).collect()
     }
 
-    fn node_digest(&self, compared: &Compared, node: Node) -> NodeDigest {
+    fn node_digest(&self, compared: &Compared, node: Node, looked: &Cell<usize>) -> NodeDigest {
         let (first, last) = node.bounds();
         if !self.has_paths_in(first..=last) {
             return NodeDigest::default();
         }
         let mut hasher = Sha256::new();
         let mut empty = true;
-        let digests = self.digests_of_each(&compared.numbers, node);
+        let digests = self.digests_of_each(&compared.numbers, node, looked);
         for (builder, place) in &compared.order {
             let under = digests.get(*place).copied().unwrap_or_default();
             if under != NodeDigest::default() {
@@ -434,14 +314,14 @@ impl Ledger {
 
     /// Per builder. Those of the upper nodes are remembered, so that only builders with news are computed again: most
     /// comparisons are of two roots, and between two of them little was said.
-    fn digests_of_each(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
+    fn digests_of_each(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let mut digests = self.digests.known(numbers, node);
         let unknown = numbers.iter().zip(&digests).filter(|(_, known)| known.is_none());
         let unknown: Vec<u16> = unknown.map(|(number, _)| *number).collect();
         if !unknown.is_empty() {
             let computed = match node.depth {
-                0..2 => self.digests_above(&unknown, node),
-                _ => self.digests_below(&unknown, node),
+                0..2 => self.digests_above(&unknown, node, looked),
+                _ => self.digests_below(&unknown, node, looked),
             };
             self.digests.remember(&unknown, node, computed.iter().copied());
             for (digest, computed) in digests.iter_mut().filter(|known| known.is_none()).zip(computed) {
@@ -452,7 +332,7 @@ impl Ledger {
     }
 
     /// Per builder, for the root and its children: over the digests of the first bytes under it.
-    fn digests_above(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
+    fn digests_above(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let (first, last) = node.bounds();
         let mut hashers = Hashers::new(numbers.len());
         for byte in first_byte(&first)..=first_byte(&last) {
@@ -460,7 +340,8 @@ impl Ledger {
             if let Some(top) = prefix.first_mut() {
                 *top = byte;
             }
-            for (place, digest) in self.digests_of_each(numbers, Node { depth: 2, prefix }).into_iter().enumerate() {
+            let digests = self.digests_of_each(numbers, Node { depth: 2, prefix }, looked);
+            for (place, digest) in digests.into_iter().enumerate() {
                 if digest != NodeDigest::default() {
                     hashers.update(place, &[byte]);
                     hashers.update(place, &digest);
@@ -471,9 +352,9 @@ impl Ledger {
     }
 
     /// Per builder, for nodes of at least a byte: over the items under it.
-    fn digests_below(&self, numbers: &[u16], node: Node) -> Vec<NodeDigest> {
+    fn digests_below(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let mut hashers = Hashers::new(numbers.len());
-        for (item, number, _) in self.numbered_items(numbers, node, &Cell::new(0)) {
+        for (item, number, _) in self.numbered_items(numbers, node, looked) {
             if let Ok(place) = numbers.binary_search(&number) {
                 hashers.update(place, &item.0);
             }

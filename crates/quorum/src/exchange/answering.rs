@@ -17,7 +17,7 @@ const NODES_PER_UNIT: usize = 8;
 const HAND_OVER_UNITS: u64 = 4;
 /// And so many paths that were looked at for it, whosever attestations they were: some 0.2 ms.
 const LOOKED_PER_UNIT: usize = 4_096;
-/// Paths looked at for one pull, but for the last node of it: what is left is asked for again.
+/// Paths looked at for one comparison or pull, but for the last node of it: what is left is asked for again.
 const LOOKED_MAX: usize = 1 << 16;
 
 /// Attestations to be handed to a peer.
@@ -102,7 +102,7 @@ impl Exchange {
 
     fn compare_for(&mut self, ledger: &Ledger, from: PeerId, id: u64, told: &Shared, query: &Query, news: bool) {
         let looked = Cell::new(0);
-        let answer = ledger.answer_counted(told, query, &looked);
+        let answer = ledger.answer_counted(told, query, LOOKED_MAX, &looked);
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.charge(units(looked.get()));
         }

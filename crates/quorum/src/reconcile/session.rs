@@ -46,7 +46,7 @@ impl Session {
     /// Begins with the first [`super::BUILDERS_PER_SESSION_MAX`] of `shared`; send the query.
     pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
         let shared = shared.window(0);
-        let root = (Node::ROOT, ledger.node_digest(&ledger.compared(&shared), Node::ROOT));
+        let root = (Node::ROOT, root(ledger, &shared));
         let mut session = Self {
             shared,
             open: vec![root],
@@ -115,7 +115,7 @@ impl Session {
             return false;
         }
         self.shared = fewer;
-        self.open = vec![(Node::ROOT, ledger.node_digest(&ledger.compared(&self.shared), Node::ROOT))];
+        self.open = vec![(Node::ROOT, root(ledger, &self.shared))];
         true
     }
 
@@ -134,7 +134,7 @@ impl Session {
                 Content::Children(digests) => {
                     for (number, theirs) in digests.iter().enumerate() {
                         let Some(child) = node.child(number) else { return false };
-                        let ours = ledger.node_digest(&compared, child);
+                        let ours = ledger.node_digest(&compared, child, &Cell::new(0));
                         if ours != *theirs {
                             self.open.push((child, ours));
                         }
@@ -157,4 +157,9 @@ impl Session {
         }
         self.found.theirs.extend(theirs.difference(&both).map(|item| (node, *item)));
     }
+}
+
+/// What all that is known of these builders comes to.
+fn root(ledger: &Ledger, shared: &Shared) -> NodeDigest {
+    ledger.node_digest(&ledger.compared(shared), Node::ROOT, &Cell::new(0))
 }

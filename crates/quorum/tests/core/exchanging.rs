@@ -95,9 +95,8 @@ fn a_pull_is_answered_of_builders_alone_that_the_asker_may_be_told_of() {
     }
 }
 
-#[test]
-fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
-    // What b attests stands between the few of a, of which each first byte has one or two.
+/// What b attests stands between the few of a, of which each first byte has one or two.
+fn few_of_a_between_many_of_b() -> Ledger {
     let mut ledger = Ledger::new(LedgerLimits::default());
     let part = |top: u8, number: u32| {
         let mut bytes = [0; 20];
@@ -111,24 +110,50 @@ fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
         insert("a", part(top, 0));
         (1..400).for_each(|number| drop(insert("b", part(top, number))));
     }
+    ledger
+}
+
+/// Brings requests of one peer, each once the one before is answered; gives the answers.
+fn ask(
+    ledger: &Ledger,
+    told: &[&str],
+    times: u64,
+    mut request: impl FnMut() -> Option<QuorumRequest>,
+    mut answer: impl FnMut(Output),
+) {
+    let mut exchange = Exchange::new(Moment(0), [1; 32]);
+    let from = Crowd::new(1, LedgerLimits::default()).nodes[0].peer;
+    exchange.handle(Moment(0), ledger, Input::Peer { peer: from, spoken: spoken(told) });
+    while exchange.poll().is_some() {}
+    for id in 0..times {
+        let Some(bytes) = request().map(|request| request.encode().unwrap()) else { break };
+        exchange.handle(Moment(0), ledger, Input::Request { from, id, bytes });
+        while let Some(output) = exchange.poll() {
+            answer(output);
+        }
+    }
+}
+
+#[test]
+fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
+    let ledger = few_of_a_between_many_of_b();
     let mut wanted = vec![(Node::ROOT, Item([7; 16]))];
     wanted.extend((0..16).map(|top| (Node { depth: 1, prefix: prefix(top << 4) }, Item([7; 16]))));
     wanted.extend((0..=255).map(|top| (Node { depth: 2, prefix: prefix(top) }, Item([7; 16]))));
     let served = |told: &[&str], named: &str| {
-        let mut exchange = Exchange::new(Moment(0), [1; 32]);
-        let from = Crowd::new(1, LedgerLimits::default()).nodes[0].peer;
-        exchange.handle(Moment(0), &ledger, Input::Peer { peer: from, spoken: spoken(told) });
         let pull = QuorumRequest::Pull { builders: vec![BuilderDigest::of(&key(named))], wanted: wanted.clone() };
-        let bytes = pull.encode().unwrap();
         let mut parts = Vec::new();
-        for id in 0..300 {
-            exchange.handle(Moment(0), &ledger, Input::Request { from, id, bytes: bytes.clone() });
-            while let Some(output) = exchange.poll() {
+        ask(
+            &ledger,
+            told,
+            300,
+            || Some(pull.clone()),
+            |output| {
                 if let Output::HandOver(hand_over) = output {
                     parts.push(hand_over.wanted.len());
                 }
-            }
-        }
+            },
+        );
         parts
     };
     let costly = served(&["a"], "a");
@@ -136,6 +161,58 @@ fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
     // Of nobody that may be told of, nothing is looked for.
     let cheap = served(&["a"], "b");
     assert!(cheap.len() > 150 && cheap.iter().all(|part| *part == wanted.len()), "{cheap:?}");
+}
+
+#[test]
+fn a_comparison_that_looks_at_much_is_answered_in_part_and_costs_more() {
+    let ledger = few_of_a_between_many_of_b();
+    // Under each of them stand 400 paths, and whoever asks says that all differ.
+    let nodes_of = |depth| (0..=255).map(move |top| (Node { depth, prefix: prefix(top) }, [7; 16]));
+    let nodes: Vec<_> = nodes_of(2).chain(nodes_of(4)).collect();
+    let mut open = nodes.clone();
+    let mut parts = Vec::new();
+    let left = std::cell::RefCell::new(&mut open);
+    ask(
+        &ledger,
+        &["a", "b"],
+        300,
+        || {
+            let nodes = left.borrow().clone();
+            let mut builders = ["a", "b"].map(|name| BuilderDigest::of(&key(name))).to_vec();
+            builders.sort_unstable();
+            (!nodes.is_empty()).then_some(QuorumRequest::Compare { query: Query { builders, nodes }, news: false })
+        },
+        |output| {
+            let Output::Respond { bytes, .. } = output else { return };
+            if let QuorumReply::Compared(Answer::Nodes { answered, differing }) = QuorumReply::decode(&bytes).unwrap() {
+                assert_eq!(answered as usize, differing.len());
+                parts.push(differing.len());
+                left.borrow_mut().drain(..differing.len());
+            }
+        },
+    );
+    // Each part is at most a third of them, and all of them come in the end.
+    assert!(parts.len() >= 4 && parts.iter().all(|part| (1..=nodes.len() / 3).contains(part)), "{parts:?}");
+    assert_eq!(parts.iter().sum::<usize>(), nodes.len());
+
+    // Who asks for all of them again and again is told "busy" soon.
+    let (mut answers, mut busy) = (0, 0);
+    let query = QuorumRequest::Compare {
+        query: Query { builders: vec![BuilderDigest::of(&key("b"))], nodes: nodes.clone() },
+        news: false,
+    };
+    ask(
+        &ledger,
+        &["b"],
+        100,
+        || Some(query.clone()),
+        |output| match output {
+            Output::Respond { bytes, .. } if QuorumReply::decode(&bytes).unwrap() == QuorumReply::Busy => busy += 1,
+            Output::Respond { .. } => answers += 1,
+            _ => {}
+        },
+    );
+    assert!((2..20).contains(&answers) && busy > 80, "{answers} answers, {busy} told busy");
 }
 
 fn prefix(top: u8) -> [u8; 20] {
