@@ -14,7 +14,7 @@ use self::attester::Attester;
 use self::observer::Observer;
 use crate::control::ControlSocket;
 use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerBoard, UploadLimits, Uploads};
-use crate::quorum::{Keeper, LiveLedger};
+use crate::quorum::{Keeper, KeyNames, LiveLedger};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
 use crate::settings::{Secrets, Settings, make_gateway_key};
 use crate::state_db::{StateDb, StateDbError};
@@ -93,7 +93,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let store = NixStore::open(location).context("the Nix store")?;
     let gateway_key = gateway_key(&settings, &policy)?;
     let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
-    let (ledger, keeper) = open_ledger(&settings, &store, policy)?;
+    let (ledger, keeper) = open_ledger(&settings, &secrets, &store, policy)?;
     let board = Arc::new(PeerBoard::default());
     let upload_limits = UploadLimits {
         per_peer: settings.limits.uploads_per_peer as usize,
@@ -206,13 +206,14 @@ fn open_state(state_dir: &Path) -> Result<StateDb, StateDbError> {
 /// what would be agreed stays in Nix's cache for an hour.
 fn open_ledger(
     settings: &Settings,
+    secrets: &Secrets,
     store: &Arc<NixStore>,
     policy: Policy,
 ) -> anyhow::Result<(Arc<LiveLedger>, Keeper)> {
     let (held, decides) = (Arc::clone(store), matches!(policy.mode(), Mode::Prefer | Mode::Require));
     let is_held = Box::new(move |part: &HashPart| held.contains(part));
-    let ledger = LiveLedger::new(&settings.node.state_dir, &settings.store.store_dir, policy, is_held).repairing();
-    let ledger = Arc::new(ledger);
+    let ledger = LiveLedger::new(&settings.node.state_dir, &settings.store.store_dir, policy, is_held);
+    let ledger = Arc::new(ledger.named(key_names(settings, secrets)).repairing());
     ledger.keep(settings.quorum.keep.iter().copied());
     if decides && let Err(error) = ledger.catch_up() {
         tracing::error!(%error, "nothing is agreed on until the attestations can be read");
@@ -265,7 +266,7 @@ impl Daemon {
         // The policy first: what the resolver judges by it is dropped once more when it is told of its own settings.
         let policy = quorum_policy(&settings, &secrets)?;
         let gateway_key = gateway_key(&settings, &policy)?;
-        self.ledger.set_policy(policy, settings.quorum.keep.iter().copied());
+        self.ledger.set_policy(policy, key_names(&settings, &secrets), settings.quorum.keep.iter().copied());
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(settings.transfer.compress);
@@ -309,6 +310,10 @@ fn quorum_policy(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Polic
     let (policy, warnings) = settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(policy)
+}
+
+fn key_names(settings: &Settings, secrets: &Secrets) -> KeyNames {
+    settings.quorum.key_names(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())
 }
 
 /// The key under what a policy lets through: made when the first one that demands agreement comes into force.

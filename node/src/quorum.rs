@@ -13,6 +13,7 @@ mod html;
 mod import;
 mod live;
 mod members;
+mod names;
 
 pub use attest::{OwnBuilds, OwnWord};
 pub use bare::{StoreSignatures, signatures_unheard};
@@ -21,6 +22,7 @@ pub use desk::{Desk, Part, Question, Scope};
 pub use html::Page;
 pub use import::{ImportError, Imported, import, read_file, verify};
 pub use live::{IsHeld, Keeper, LiveLedger, Taken};
+pub use names::KeyNames;
 
 use narmesh_quorum::WallMs;
 use std::time::{SystemTime, UNIX_EPOCH};

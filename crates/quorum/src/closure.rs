@@ -44,9 +44,9 @@ pub struct ClosureVerdict {
 }
 
 impl ClosureVerdict {
-    /// Whether every path is agreed (or its own address), and what is here of it is what was agreed on.
+    /// Whether every path is agreed (or its own address), and what is here of it is what was agreed on. Of no path nothing is.
     pub fn is_agreed(&self) -> bool {
-        self.paths.iter().all(Judged::is_agreed)
+        !self.paths.is_empty() && self.paths.iter().all(Judged::is_agreed)
     }
 
     /// The path that breaks it; the weakest if there are several.

@@ -110,6 +110,16 @@ impl Evidence {
         Self { builder, hash_part, facts, attested_at, bytes }
     }
 
+    /// Whether it is an attestation, and no bare signature.
+    pub fn is_dated(&self) -> bool {
+        self.attested_at.is_some()
+    }
+
+    /// The bare signature that is part of an attestation.
+    pub fn undated(&self) -> Self {
+        Self { attested_at: None, ..self.clone() }
+    }
+
     /// Whose it is.
     pub fn builder(&self) -> BuilderKey {
         self.builder

@@ -1,5 +1,8 @@
 //! All statements known here, by path and by builder, within bounds.
 
+mod entry;
+
+use self::entry::{Entry, NO_TIME, Record, push, time};
 use crate::digests::Digests;
 use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
@@ -40,7 +43,7 @@ pub enum Pin {
     Served,
     /// Our Nix asked for it.
     Asked,
-    /// Named in the configuration, or by `quorum import --keep`.
+    /// Named in the configuration.
     Configured,
 }
 
@@ -63,7 +66,7 @@ pub enum Insertion {
         /// Oldest first; to be forgotten on disk too.
         evicted: Vec<Evicted>,
     },
-    /// A bare signature was known, now there is an attestation. The time of first storing stays.
+    /// A bare signature was known, now there is an attestation. When each of them came is kept.
     Upgraded,
     /// Known; nothing changed, not even a date.
     Known,
@@ -93,8 +96,11 @@ pub struct Vote {
     pub facts: Facts,
     /// When the builder says it said so; `None` for a bare Nix signature.
     pub attested_at: Option<WallMs>,
-    /// When this node first stored it; `None` when that is not on record.
+    /// When this node first stored it, with a date or without; `None` when that is not on record.
     pub stored_at: Option<WallMs>,
+    /// When this node first stored it with its date, in case it came as a bare signature first: to the second, rounded up, which
+    /// is the safe side. `None` for a bare signature, and when that is not on record.
+    pub dated_stored_at: Option<WallMs>,
 }
 
 /// What our Nix got on the strength of a verdict.
@@ -142,34 +148,6 @@ pub struct Tally {
     pub last_stored_at: Option<WallMs>,
 }
 
-/// One path. Slices, not vectors: half of the memory of a ledger with a million attestations.
-#[derive(Clone, Debug, Default)]
-struct Entry {
-    facts: Box<[Facts]>,
-    records: Box<[Record]>,
-    pins: u8,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    /// `u64::MAX` for none.
-    attested_at: u64,
-    /// `u64::MAX` for none.
-    stored_at: u64,
-    bytes: u32,
-    builder: u16,
-    /// Which of the entry's facts.
-    fact: u16,
-    /// In its builder's queue.
-    queued: bool,
-}
-
-const NO_TIME: u64 = u64::MAX;
-
-fn time(ms: u64) -> Option<WallMs> {
-    (ms != NO_TIME).then_some(WallMs(ms))
-}
-
 impl Ledger {
     /// An empty one.
     pub fn new(limits: LedgerLimits) -> Self {
@@ -189,7 +167,7 @@ impl Ledger {
             if known.attested_at != NO_TIME || attested_at == NO_TIME {
                 return Insertion::Known;
             }
-            known.attested_at = attested_at;
+            known.upgrade(attested_at, stored_at);
             self.bare -= 1;
             self.forget_digest(builder, &evidence.hash_part);
             if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
@@ -207,7 +185,8 @@ impl Ledger {
             push(&mut entry.facts, evidence.facts);
         }
         let queued = entry.pins == 0;
-        let record = Record { attested_at, stored_at, bytes: evidence.bytes, builder, fact: fact_number, queued };
+        let (bytes, fact) = (evidence.bytes, fact_number);
+        let record = Record { attested_at, stored_at, dated_after_s: 0, bytes, builder, fact, queued };
         push(&mut entry.records, record);
         self.votes += 1;
         self.bare += usize::from(attested_at == NO_TIME);
@@ -233,16 +212,18 @@ impl Ledger {
         let fact = entry.facts.iter().position(|facts| facts.fingerprint == gone.fingerprint);
         let is_it = |it: &Record| it.builder == builder && Some(usize::from(it.fact)) == fact;
         let Some(at) = entry.records.iter().position(is_it) else { return };
-        let queued_bytes = entry.records.get(at).filter(|record| record.queued).map_or(0, |record| record.bytes);
+        let Some(Record { queued, bytes, attested_at, .. }) = entry.records.get(at).copied() else { return };
         entry.remove(at);
         if entry.records.is_empty() && entry.pins == 0 {
             self.paths.remove(&gone.hash_part);
         }
         // Its place in the queue counts until popped.
         if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
-            shelf.bytes = shelf.bytes.saturating_sub(u64::from(queued_bytes));
+            shelf.bytes = shelf.bytes.saturating_sub(if queued { u64::from(bytes) } else { 0 });
+            shelf.tally.attestations -= usize::from(attested_at != NO_TIME);
         }
         self.votes -= 1;
+        self.bare -= usize::from(attested_at == NO_TIME);
         self.forget_digest(builder, &gone.hash_part);
     }
 
@@ -265,19 +246,24 @@ impl Ledger {
         self.paths.get(hash_part).is_some_and(|entry| entry.pins & pin.bit() != 0)
     }
 
-    /// Keeps the attestations of a path.
-    pub fn pin(&mut self, hash_part: HashPart, pin: Pin) {
+    /// Keeps the attestations of a path. Gives the path of which it is forgotten for it that it was asked for: the one asked for
+    /// longest ago, beyond [`ASKED_MAX`].
+    pub fn pin(&mut self, hash_part: HashPart, pin: Pin) -> Option<HashPart> {
         let entry = self.paths.entry(hash_part).or_default();
         let before = entry.pins;
         entry.pins |= pin.bit();
-        if pin == Pin::Asked && before & pin.bit() == 0 {
-            self.asked.push_back(hash_part);
-            if self.asked.len() > ASKED_MAX
-                && let Some(oldest) = self.asked.pop_front()
-            {
-                self.unpin(oldest, Pin::Asked);
-            }
+        if pin != Pin::Asked || before & pin.bit() != 0 {
+            return None;
         }
+        self.asked.push_back(hash_part);
+        let oldest = if self.asked.len() > ASKED_MAX { self.asked.pop_front() } else { None }?;
+        self.unpin(oldest, Pin::Asked);
+        Some(oldest)
+    }
+
+    /// What our Nix asked for, oldest first.
+    pub fn asked(&self) -> impl Iterator<Item = HashPart> {
+        self.asked.iter().copied()
     }
 
     /// The reason is gone; without another one the path's attestations may be evicted, as the newest.
@@ -339,6 +325,7 @@ impl Ledger {
                     facts: *entry.facts.get(usize::from(record.fact))?,
                     attested_at: time(record.attested_at),
                     stored_at: time(record.stored_at),
+                    dated_stored_at: record.dated_stored_at(),
                 })
             })
         })
@@ -449,29 +436,4 @@ impl Ledger {
         }
         evicted
     }
-}
-
-impl Entry {
-    /// Removes a record, and its facts if nobody else states them.
-    fn remove(&mut self, at: usize) {
-        let mut records = std::mem::take(&mut self.records).into_vec();
-        let gone = records.remove(at);
-        if !records.iter().any(|record| record.fact == gone.fact) {
-            let mut facts = std::mem::take(&mut self.facts).into_vec();
-            facts.remove(usize::from(gone.fact));
-            self.facts = facts.into_boxed_slice();
-            for record in records.iter_mut().filter(|record| record.fact > gone.fact) {
-                record.fact -= 1;
-            }
-        }
-        self.records = records.into_boxed_slice();
-    }
-}
-
-/// Appends to an exact slice: paths have a handful of records, and most of them get one more rarely.
-fn push<T>(slice: &mut Box<[T]>, value: T) {
-    let mut vector = std::mem::take(slice).into_vec();
-    vector.reserve_exact(1);
-    vector.push(value);
-    *slice = vector.into_boxed_slice();
 }

@@ -50,7 +50,7 @@ pub struct ReportHead {
     pub k: Option<usize>,
     /// Groups of builders.
     pub of: usize,
-    /// Whether everything asked for is agreed, and what is held here is what was agreed on.
+    /// Whether everything asked for is agreed, and what is held here is what was agreed on; not when that is no path at all.
     pub agreed: bool,
     /// By verdict.
     pub totals: Totals,
@@ -269,8 +269,8 @@ impl PathReport {
         let name = |number: usize| policy.builders.get(number).map_or_else(String::new, |member| member.name.clone());
         let by_signature = |fingerprint: FingerprintDigest, number: usize| {
             let key = policy.builders.get(number).map(|member| member.key);
-            let bare = |vote: Vote| vote.attested_at.is_none() && Some(vote.builder) == key;
-            ledger.votes(&judged.path.hash_part()).any(|vote| vote.facts.fingerprint == fingerprint && bare(vote))
+            let bare = |vote: &Vote| Some(vote.builder) == key && policy.is_by_signature(vote);
+            ledger.votes(&judged.path.hash_part()).any(|vote| vote.facts.fingerprint == fingerprint && bare(&vote))
         };
         let mut report = Self {
             path: judged.path.to_string(),
@@ -439,7 +439,7 @@ fn turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option<TurnedRep
     let mut revoked_builders: Vec<String> = ledger
         .votes(&served.path.hash_part())
         .filter(|vote| vote.facts.fingerprint == served.fingerprint)
-        .filter(|vote| policy.is_revoked(&vote.builder, vote.stored_at))
+        .filter(|vote| policy.is_void(vote))
         .filter_map(|vote| policy.name_of(&vote.builder).map(str::to_owned))
         .collect();
     revoked_builders.sort_unstable();

@@ -1,7 +1,7 @@
 //! One path: what its builders say, counted.
 
 use crate::Facts;
-use crate::evidence::FingerprintDigest;
+use crate::evidence::{FingerprintDigest, WallMs};
 use crate::ledger::{Ledger, Vote};
 use crate::mutation::mutant;
 use crate::policy::{Member, Policy};
@@ -136,8 +136,7 @@ impl Policy {
 
     fn own_word(&self, ledger: &Ledger, hash_part: &HashPart) -> BTreeSet<FingerprintDigest> {
         let Some(own) = self.own.filter(|own| !self.knows(own)) else { return BTreeSet::new() };
-        let counts =
-            |vote: &Vote| vote.builder == own && vote.attested_at.is_some() && !self.is_revoked(&own, vote.stored_at);
+        let counts = |vote: &Vote| vote.builder == own && vote.attested_at.is_some() && !self.is_void(vote);
         ledger.votes(hash_part).filter(counts).map(|vote| vote.facts.fingerprint).collect()
     }
 
@@ -153,15 +152,33 @@ impl Policy {
     }
 
     fn why_not(&self, member: &Member, vote: &Vote) -> Option<Uncounted> {
-        let since = if mutant!(BackdatedAccepted) { vote.attested_at } else { vote.stored_at };
-        if self.is_revoked(&vote.builder, since) {
-            return Some(match vote.stored_at {
+        if self.is_void(vote) {
+            return Some(match self.since(vote) {
                 Some(_) => Uncounted::Revoked,
                 None => Uncounted::RevokedWithoutRecord,
             });
         }
         let bare = vote.attested_at.is_none() && !member.signs_only_own_builds && !mutant!(BareSignatureCounted);
         bare.then_some(Uncounted::BareSignature)
+    }
+
+    /// Whether it is void because its key is revoked.
+    pub(crate) fn is_void(&self, vote: &Vote) -> bool {
+        let since = if mutant!(BackdatedAccepted) { vote.attested_at } else { self.since(vote) };
+        self.is_revoked(&vote.builder, since)
+    }
+
+    /// From when it counts: with its date from when it was stored with it, or a thief could give a date to a signature that was
+    /// here before and counted for nothing; its signature alone, of a builder whose signatures count, from when that was stored.
+    fn since(&self, vote: &Vote) -> Option<WallMs> {
+        let member = self.numbers.get(&vote.builder).and_then(|number| self.builders.get(*number));
+        let by_signature = vote.attested_at.is_none() || member.is_some_and(|member| member.signs_only_own_builds);
+        if by_signature { vote.stored_at } else { vote.dated_stored_at }
+    }
+
+    /// Whether a vote that counts does so by its signature alone.
+    pub(crate) fn is_by_signature(&self, vote: &Vote) -> bool {
+        vote.attested_at.is_none() || self.is_revoked(&vote.builder, vote.dated_stored_at)
     }
 
     /// Groups count once, and for nothing when their builders disagree.

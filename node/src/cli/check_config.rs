@@ -132,6 +132,14 @@ fn quorum_findings(
             "quorum.mode = \"require\" is bypassed by the key {key} of trusted-public-keys in nix.conf: what it alone signed is accepted from anywhere"
         )));
     }
+    let trusted = trusted_users(nix);
+    if !trusted.is_empty() {
+        findings.push(Finding::Warning(format!(
+            "quorum.mode = \"require\" is bypassed by the trusted-users of nix.conf: {} may name substituters and keys of \
+             their own. Leave root alone there",
+            trusted.join(" ")
+        )));
+    }
     Ok(findings)
 }
 
@@ -230,7 +238,7 @@ fn builder_key_findings(nix: &NixSettings) -> Vec<Finding> {
             value.unwrap_or("?")
         )),
     }
-    let trusted: Vec<_> = nix.words("trusted-users").into_iter().filter(|user| *user != "root").collect();
+    let trusted = trusted_users(nix);
     if !trusted.is_empty() {
         warn(format!(
             "trusted-users of nix.conf holds {}: they can have a tainted input built into an honest derivation, and the \
@@ -239,6 +247,11 @@ fn builder_key_findings(nix: &NixSettings) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Those that are not root, who may do anything.
+fn trusted_users(nix: &NixSettings) -> Vec<&str> {
+    nix.words("trusted-users").into_iter().filter(|user| *user != "root").collect()
 }
 
 /// Whether a substituter URL is our gateway, with or without a slash and parameters.
@@ -351,6 +364,21 @@ mod tests {
         let texts = warnings(&lacking);
         assert!(texts.len() == 3 && texts[1].contains(&gateway) && texts[1].contains("30 days"), "{texts:?}");
         assert!(warnings(&found("observe", 1))[0].contains("quorum.k = 1 of 2"));
+        for (users, named) in
+            [("root", None), ("root @wheel ann", Some("nix.conf: @wheel ann may")), ("*", Some(": * may"))]
+        {
+            std::fs::write(
+                &file,
+                format!(
+                    "substituters = http://127.0.0.1:7281\ntrusted-public-keys = {gateway}\ntrusted-users = {users}\n"
+                ),
+            )
+            .unwrap();
+            assert_eq!(found("prefer", 2), []);
+            let bypasses = found("require", 2);
+            assert_eq!(warnings(&bypasses).len(), named.iter().len(), "{bypasses:?}");
+            assert!(named.is_none_or(|named| warnings(&bypasses)[0].contains(named)), "{bypasses:?}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
-    /// Which builders agree, path by path; exit code 0 only if everything asked for is agreed
+    /// Which builders agree, path by path; exit code 0 only if everything asked for is agreed, and that is something
     Report(report::ReportArguments),
     /// Which builders count for a path, which do not and why, and what would change the verdict
     Why(report::WhyArguments),

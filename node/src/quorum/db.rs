@@ -6,13 +6,18 @@
 //! that a process killed at any moment leaves the state before or after it.
 //! Methods block. The daemon and the commands open the same file; SQLite locks it for one transaction at a time.
 
+mod error;
+mod rows;
+
+pub use self::error::LedgerDbError;
+pub(super) use self::rows::on_disk_bytes;
+pub use self::rows::{BareSignature, NewVote, Stored};
+
+use self::rows::{bare_signature, delete, insert, statement, stored, wall};
 use crate::database_file::{Empty, OpenError, make_directory, prepare, remove_siblings, set_aside};
-use narmesh_protocol::{
-    Attestation, BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath,
-};
+use narmesh_protocol::{BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath};
 use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, Served, WallMs};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
-use std::io;
+use rusqlite::{Connection, OpenFlags, params};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +43,11 @@ const MIGRATIONS: &[&str] = &["
     );
     CREATE TABLE served (hash_part BLOB PRIMARY KEY, path TEXT NOT NULL, fingerprint BLOB NOT NULL, at_ms INTEGER NOT NULL)
         WITHOUT ROWID;
+", "
+    -- When a row that was a bare signature first got its date; NULL for one that came with it.
+    ALTER TABLE votes ADD COLUMN dated_stored_at_ms INTEGER;
+    -- Oldest first.
+    CREATE TABLE asked (id INTEGER PRIMARY KEY AUTOINCREMENT, hash_part BLOB NOT NULL UNIQUE);
 "];
 
 /// By the index: a peer asks for 512 paths at a time.
@@ -45,6 +55,11 @@ const ATTESTATIONS: &str = "
     SELECT b.public_key, s.path, s.nar_hash, s.nar_size, s.refs, v.attested_at_ms, v.nix_signature, v.dated_signature
     FROM statements s JOIN votes v ON v.statement = s.id JOIN builders b ON b.id = v.builder
     WHERE s.hash_part = ?1 AND v.dated_signature IS NOT NULL ORDER BY s.path, b.key, s.fingerprint";
+
+const BARE_SIGNATURES: &str = "
+    SELECT b.public_key, s.path, s.nar_hash, s.nar_size, s.refs, v.nix_signature
+    FROM statements s JOIN votes v ON v.statement = s.id JOIN builders b ON b.id = v.builder
+    WHERE s.hash_part = ?1 AND v.dated_signature IS NULL ORDER BY s.path, b.key, s.fingerprint";
 
 /// The open database.
 #[derive(Debug)]
@@ -54,104 +69,8 @@ pub struct LedgerDb {
     store_dir: StoreDir,
 }
 
-/// An attestation as stored.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stored {
-    /// The builder's key, with the name that it came under.
-    pub key: NixPublicKey,
-    /// The attestation.
-    pub attestation: Attestation,
-}
-
-/// A Nix signature of a builder that signs nothing but its own builds, as stored: no date, and no second signature.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BareSignature {
-    /// The builder's key, with the name that signed.
-    pub key: NixPublicKey,
-    /// What is signed.
-    pub statement: Statement,
-    /// Over its fingerprint.
-    pub signature: [u8; 64],
-}
-
-/// A row to be.
-#[derive(Clone, Copy, Debug)]
-pub struct NewVote<'a> {
-    key: &'a NixPublicKey,
-    statement: &'a Statement,
-    nix_signature: &'a [u8; 64],
-    /// When it was attested, milliseconds since 1970, and the signature over that. `None` for a bare signature.
-    dated: Option<(u64, &'a [u8; 64])>,
-}
-
-impl<'a> From<&'a Stored> for NewVote<'a> {
-    fn from(stored: &'a Stored) -> Self {
-        let Attestation { statement, nix_signature, dated_signature, attested_at_ms, .. } = &stored.attestation;
-        Self { key: &stored.key, statement, nix_signature, dated: Some((*attested_at_ms, dated_signature)) }
-    }
-}
-
-impl<'a> From<&'a BareSignature> for NewVote<'a> {
-    fn from(bare: &'a BareSignature) -> Self {
-        Self { key: &bare.key, statement: &bare.statement, nix_signature: &bare.signature, dated: None }
-    }
-}
-
 /// A statement, and when it was first stored here, if that is on record.
 pub type FirstStored = (Evidence, Option<WallMs>);
-
-/// Why the database cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerDbError {
-    /// The file or its directory.
-    #[error("{path}: {source}", path = path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Nothing was ever stored.
-    #[error("{path} is not there: the daemon makes it at its start, and `narmesh quorum import` does", path = path.display())]
-    Missing {
-        /// Which.
-        path: PathBuf,
-    },
-    /// Fingerprints hold the store directory.
-    #[error("{path} holds attestations of {found}, the configuration says store.store_dir = {wanted:?}; move it away", path = path.display())]
-    StoreDir {
-        /// Which.
-        path: PathBuf,
-        /// Its.
-        found: String,
-        /// Ours.
-        wanted: String,
-    },
-    /// By a later version: left as it is.
-    #[error("{path} was {cause}; run that one, or move the file away", path = path.display())]
-    Later {
-        /// Which.
-        path: PathBuf,
-        /// In words, with its version.
-        cause: String,
-    },
-    /// Damaged.
-    #[error("{path} cannot be used: {cause}", path = path.display())]
-    Unusable {
-        /// Which.
-        path: PathBuf,
-        /// In words.
-        cause: String,
-    },
-    /// SQLite failed.
-    #[error("{path}: {source}", path = path.display())]
-    Sqlite {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: rusqlite::Error,
-    },
-}
 
 impl LedgerDb {
     /// Opens the file in `state_dir` for reading and writing and checks it; makes it if it is missing. With `repair` a damaged
@@ -195,13 +114,15 @@ impl LedgerDb {
         }
     }
 
+    /// Opens a file that was moved aside, as it is, to read what can be read of it.
+    pub fn open_damaged(path: &Path, store_dir: &StoreDir) -> Result<Self, LedgerDbError> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let connection = connection.map_err(|source| LedgerDbError::of(path, source))?;
+        Ok(Self { connection, path: path.to_owned(), store_dir: store_dir.clone() })
+    }
+
     fn open_file(path: &Path, store_dir: &StoreDir, flags: OpenFlags) -> Result<Self, LedgerDbError> {
-        let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
-                LedgerDbError::Unusable { path: path.to_owned(), cause: source.to_string() }
-            }
-            _ => LedgerDbError::Sqlite { path: path.to_owned(), source },
-        };
+        let failed = |source| LedgerDbError::of(path, source);
         let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
         prepare(&mut connection, MIGRATIONS, Empty::Allowed).map_err(|error| match error {
@@ -220,13 +141,13 @@ impl LedgerDb {
         Ok(Self { connection, path: path.to_owned(), store_dir: store_dir.clone() })
     }
 
-    /// The attestations that were stored after the row of number `after`, in the order of first storing, at most `rows_max` of
-    /// them; and the number of the last. Rows of this and of other processes alike.
+    /// What was stored after the row of number `after`, in the order of storing, of at most `rows_max` rows; and the number of the
+    /// last. Rows of this and of other processes alike. An attestation that was a bare signature first is told as both.
     pub fn stored_after(&self, after: i64, rows_max: usize) -> Result<(Vec<FirstStored>, i64), LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
                 "SELECT v.id, b.key, s.hash_part, s.fingerprint, s.nar_hash, s.nar_size, v.attested_at_ms, v.stored_at_ms,
-                        length(s.refs) FROM votes v JOIN statements s ON s.id = v.statement
+                        length(s.refs), v.dated_stored_at_ms FROM votes v JOIN statements s ON s.id = v.statement
                  JOIN builders b ON b.id = v.builder WHERE v.id > ?1 ORDER BY v.id LIMIT ?2",
             )?;
             let mut rows = select.query(params![after, i64::try_from(rows_max).unwrap_or(i64::MAX)])?;
@@ -245,7 +166,12 @@ impl LedgerDb {
                     wall(row.get(6)?),
                     on_disk_bytes(row.get::<_, i64>(8)?.try_into().unwrap_or(0)),
                 );
-                found.push((evidence, wall(row.get(7)?)));
+                let (stored_at, dated_stored_at) = (wall(row.get(7)?), wall(row.get(9)?));
+                match dated_stored_at {
+                    None => found.push((evidence, stored_at)),
+                    // First it was a bare signature.
+                    Some(_) => found.extend([(evidence.undated(), stored_at), (evidence, dated_stored_at)]),
+                }
             }
             Ok((found, last))
         })
@@ -255,7 +181,30 @@ impl LedgerDb {
     pub fn store(&self, verified: &[(NewVote<'_>, &Evidence)], at: WallMs) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            verified.iter().try_for_each(|(vote, evidence)| insert(&transaction, *vote, evidence, at))?;
+            verified.iter().try_for_each(|(vote, evidence)| insert(&transaction, *vote, evidence, Some(at)))?;
+            transaction.commit()
+        })
+    }
+
+    /// Stores what was stored before in another file, with the time of first storing if that is on record, in one transaction.
+    pub fn restore(&self, known: &[(NewVote<'_>, &Evidence, Option<WallMs>)]) -> Result<(), LedgerDbError> {
+        self.run(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            known.iter().try_for_each(|(vote, evidence, at)| insert(&transaction, *vote, evidence, *at))?;
+            transaction.commit()
+        })
+    }
+
+    /// The names of these keys from now on, whatever name they came under.
+    pub fn name<'a>(&self, keys: impl IntoIterator<Item = &'a NixPublicKey>) -> Result<(), LedgerDbError> {
+        self.run(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            let mut rename = transaction
+                .prepare_cached("UPDATE builders SET public_key = ?2 WHERE key = ?1 AND public_key <> ?2")?;
+            for key in keys {
+                rename.execute(params![key.bytes(), key.to_string()])?;
+            }
+            drop(rename);
             transaction.commit()
         })
     }
@@ -275,6 +224,16 @@ impl LedgerDb {
             let mut select = connection.prepare_cached(ATTESTATIONS)?;
             // Rows are ours; one that does not parse was not written by this program.
             let rows = select.query_map([hash_part.0], |row| stored(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
+            rows.collect()
+        })
+    }
+
+    /// All bare signatures over results of a path.
+    pub fn bare_signatures(&self, hash_part: &HashPart) -> Result<Vec<BareSignature>, LedgerDbError> {
+        self.run(|connection| {
+            let mut select = connection.prepare_cached(BARE_SIGNATURES)?;
+            let rows =
+                select.query_map([hash_part.0], |row| bare_signature(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
             rows.collect()
         })
     }
@@ -335,6 +294,33 @@ impl LedgerDb {
         })
     }
 
+    /// Notes what our Nix asked for, after all that is noted, and forgets others, in one transaction.
+    pub fn note_asked(
+        &self,
+        asked: impl IntoIterator<Item = HashPart>,
+        forgotten: &[HashPart],
+    ) -> Result<(), LedgerDbError> {
+        self.run(|connection| {
+            let transaction = connection.unchecked_transaction()?;
+            for part in asked {
+                transaction.prepare_cached("INSERT OR IGNORE INTO asked (hash_part) VALUES (?1)")?.execute([part.0])?;
+            }
+            for part in forgotten {
+                transaction.prepare_cached("DELETE FROM asked WHERE hash_part = ?1")?.execute([part.0])?;
+            }
+            transaction.commit()
+        })
+    }
+
+    /// What our Nix asked for, oldest first.
+    pub fn asked(&self) -> Result<Vec<HashPart>, LedgerDbError> {
+        self.run(|connection| {
+            let mut select = connection.prepare("SELECT hash_part FROM asked ORDER BY id")?;
+            let rows = select.query_map((), |row| Ok(HashPart(row.get(0)?)))?;
+            rows.collect()
+        })
+    }
+
     /// Forgets that our Nix got these.
     pub fn forget_served(&self, parts: &[HashPart]) -> Result<(), LedgerDbError> {
         self.run(|connection| {
@@ -370,118 +356,8 @@ impl LedgerDb {
     }
 
     fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, LedgerDbError> {
-        work(&self.connection).map_err(|source| LedgerDbError::Sqlite { path: self.path.clone(), source })
+        work(&self.connection).map_err(|source| LedgerDbError::of(&self.path, source))
     }
-}
-
-/// What an attestation, or a bare signature, takes in the file, roughly: signatures, hashes, indices, and its references.
-pub(super) fn on_disk_bytes(references_bytes: usize) -> u32 {
-    u32::try_from(references_bytes + 450).unwrap_or(u32::MAX)
-}
-
-fn wall(ms: Option<i64>) -> Option<WallMs> {
-    ms.map(|ms| WallMs(ms.cast_unsigned()))
-}
-
-fn insert(connection: &Connection, vote: NewVote<'_>, evidence: &Evidence, at: WallMs) -> rusqlite::Result<()> {
-    let NewVote { key, statement, nix_signature, dated } = vote;
-    connection
-        .prepare_cached("INSERT OR IGNORE INTO builders (key, public_key) VALUES (?1, ?2)")?
-        .execute(params![key.bytes(), key.to_string()])?;
-    let references = statement.references.iter().map(StorePath::to_string).collect::<Vec<_>>().join(" ");
-    connection
-        .prepare_cached(
-            "INSERT OR IGNORE INTO statements (hash_part, fingerprint, path, nar_hash, nar_size, refs)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?
-        .execute(params![
-            statement.path.hash_part().0,
-            evidence.facts().fingerprint.0,
-            statement.path.to_string(),
-            statement.nar_hash.0,
-            statement.nar_size.cast_signed(),
-            references,
-        ])?;
-    // A bare signature that gets its date goes in as a new row, with the old time of first storing: other processes look for new
-    // rows.
-    let known: Option<(i64, Option<i64>)> = match dated {
-        // Whatever is known of this builder is no less than that.
-        None => None,
-        Some(_) => connection
-            .prepare_cached(
-                "SELECT id, stored_at_ms FROM votes WHERE builder = (SELECT id FROM builders WHERE key = ?1)
-                 AND statement = (SELECT id FROM statements WHERE fingerprint = ?2) AND dated_signature IS NULL",
-            )?
-            .query_row(params![key.bytes(), evidence.facts().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?,
-    };
-    if let Some((id, _)) = known {
-        connection.prepare_cached("DELETE FROM votes WHERE id = ?1")?.execute([id])?;
-    }
-    let stored_at = known.map_or(Some(at.0.cast_signed()), |(_, stored_at)| stored_at);
-    connection
-        .prepare_cached(
-            "INSERT OR IGNORE INTO votes (builder, statement, stored_at_ms, attested_at_ms, nix_signature, dated_signature)
-             VALUES ((SELECT id FROM builders WHERE key = ?1), (SELECT id FROM statements WHERE fingerprint = ?2),
-                     ?3, ?4, ?5, ?6)",
-        )?
-        .execute(params![
-            key.bytes(),
-            evidence.facts().fingerprint.0,
-            stored_at,
-            dated.map(|(at_ms, _)| at_ms.cast_signed()),
-            nix_signature,
-            dated.map(|(_, signature)| signature),
-        ])?;
-    Ok(())
-}
-
-fn delete(connection: &Connection, gone: &Evicted) -> rusqlite::Result<()> {
-    let statement: Option<i64> = connection
-        .prepare_cached("SELECT id FROM statements WHERE fingerprint = ?1")?
-        .query_row([gone.fingerprint.0], |row| row.get(0))
-        .optional()?;
-    let Some(statement) = statement else { return Ok(()) };
-    connection
-        .prepare_cached(
-            "DELETE FROM votes WHERE statement = ?1 AND builder = (SELECT id FROM builders WHERE key = ?2)",
-        )?
-        .execute(params![statement, gone.builder.0])?;
-    connection
-        .prepare_cached(
-            "DELETE FROM statements WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM votes WHERE statement = ?1)",
-        )?
-        .execute([statement])?;
-    Ok(())
-}
-
-/// `None` for what is no attestation of ours.
-fn stored(row: &Row<'_>) -> rusqlite::Result<Option<Stored>> {
-    let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
-    let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
-    let attestation = Attestation {
-        builder: BuilderKey(key.bytes()),
-        statement,
-        attested_at_ms: row.get::<_, i64>(5)?.cast_unsigned(),
-        nix_signature: row.get(6)?,
-        dated_signature: row.get(7)?,
-    };
-    Ok(Some(Stored { key, attestation }))
-}
-
-/// Path, NarHash, NarSize and references, from column `first` on.
-fn statement(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Statement>> {
-    let path = StorePath::parse(&row.get::<_, String>(first)?).ok();
-    let references: String = row.get(first + 3)?;
-    let references =
-        references.split(' ').filter(|text| !text.is_empty()).map(|text| StorePath::parse(text).ok()).collect();
-    let (Some(path), Some(references)) = (path, references) else { return Ok(None) };
-    Ok(Some(Statement {
-        path,
-        nar_hash: NarHash(row.get(first + 1)?),
-        nar_size: row.get::<_, i64>(first + 2)?.cast_unsigned(),
-        references,
-    }))
 }
 
 /// A file that root made belongs to whom the directory belongs to: the daemon, which has to write it.

@@ -1,38 +1,39 @@
 //! The one ledger of a process: in memory, shared, and behind it the file.
 //!
 //! Who reads never waits for the disk: memory is locked for changes of a few dozen statements at a time, after they were written.
-//! What another process writes (`narmesh quorum import` without the daemon's socket) is seen within [`LOOK`] once [`keep_up`]
+//! What another process writes (`narmesh quorum import` without the daemon's socket) is seen within a second once [`keep_up`]
 //! runs. Walk of an attestation: [`LiveLedger::take`] -> file -> memory -> [`LiveLedger::generation`] grows -> those who
 //! listen on [`LiveLedger::changes`] judge again.
 //!
 //! [`keep_up`]: LiveLedger::keep_up
 
+mod keeper;
+mod notes;
+mod repair;
+
+pub use self::keeper::Keeper;
+
+use self::notes::Notes;
 use super::db::{BareSignature, LedgerDb, LedgerDbError, NewVote, Stored};
-use anyhow::Context as _;
-use narmesh_protocol::{BuilderKey, HashPart, StoreDir, StorePath};
+use super::names::KeyNames;
+use narmesh_protocol::{BuilderKey, HashPart, NixSignature, StoreDir, StorePath};
 use narmesh_quorum::{
-    Decision, Evicted, Evidence, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Policy, SERVED_MAX, Served,
-    Verdict, WallMs,
+    Decision, Evicted, Evidence, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Policy, Verdict, WallMs,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
-/// How often the file is asked whether another process changed it.
-const LOOK: Duration = Duration::from_secs(1);
 /// Statements put into memory while readers wait: some 50 us (a guess, not measured).
 const AT_ONCE: usize = 32;
 /// Rows read at a time.
 const ROWS: usize = 4_096;
 /// Connections to the file that are kept for the next who reads.
 const READERS_IDLE_MAX: usize = 3;
-/// Questions that wait to be noted; more are not.
-const ASKED_WAITING_MAX: usize = 1 << 16;
 
 /// Whether our store holds a path: from memory, at once.
 pub type IsHeld = Box<dyn Fn(&HashPart) -> bool + Send + Sync>;
@@ -41,19 +42,40 @@ pub type IsHeld = Box<dyn Fn(&HashPart) -> bool + Send + Sync>;
 pub struct LiveLedger {
     state_dir: PathBuf,
     store_dir: StoreDir,
-    repair: bool,
+    access: Access,
     is_held: IsHeld,
     /// Who changes anything holds this first, then `memory`.
     disk: Mutex<Disk>,
     memory: RwLock<Ledger>,
     policy: RwLock<Arc<Policy>>,
+    names: RwLock<Arc<KeyNames>>,
     configured: Mutex<BTreeSet<HashPart>>,
     /// Counts changes of the ledger and of the policy.
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
     noted: Condvar,
-    /// For reports and signatures, one for each who reads now: readers of a file in write-ahead mode wait for nobody.
-    readers: Mutex<Vec<LedgerDb>>,
+    readers: Mutex<Readers>,
+    /// Counts repairs in which something that was known got lost.
+    losses: AtomicU64,
+}
+
+/// What this process may do with the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Access {
+    /// It adds nothing and removes nothing.
+    Look,
+    /// It adds, and removes what goes for it.
+    Write,
+    /// It moves a damaged one aside, too.
+    Repair,
+}
+
+/// Connections for reports and signatures, one for each who reads now: readers of a file in write-ahead mode wait for nobody.
+#[derive(Debug, Default)]
+struct Readers {
+    idle: Vec<LedgerDb>,
+    /// Counts the files: a connection to one that was moved aside is not kept.
+    file: u64,
 }
 
 /// The file, and how far it was read.
@@ -62,14 +84,10 @@ struct Disk {
     db: Option<LedgerDb>,
     version: i64,
     last_row: i64,
-}
-
-/// What the narinfo and NAR paths leave for the thread that keeps up.
-#[derive(Debug, Default)]
-struct Notes {
-    asked: BTreeSet<HashPart>,
-    served: BTreeMap<HashPart, Served>,
-    stopping: bool,
+    /// The names that it holds.
+    names: Option<Arc<KeyNames>>,
+    /// A file that was moved aside, of which not all that can be read is in the new one.
+    moved_to: Option<PathBuf>,
 }
 
 /// What became of what was handed in.
@@ -89,13 +107,6 @@ pub struct Taken {
     pub full: BTreeSet<BuilderKey>,
 }
 
-/// Keeps a ledger and its file together; ends its thread when dropped.
-#[derive(Debug)]
-pub struct Keeper {
-    ledger: Arc<LiveLedger>,
-    thread: Option<JoinHandle<()>>,
-}
-
 impl fmt::Debug for LiveLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LiveLedger").field("state_dir", &self.state_dir).finish_non_exhaustive()
@@ -109,22 +120,35 @@ impl LiveLedger {
         Self {
             state_dir: state_dir.to_owned(),
             store_dir: store_dir.clone(),
-            repair: false,
+            access: Access::Write,
             is_held,
             disk: Mutex::default(),
             memory: RwLock::new(Ledger::new(LedgerLimits::default())),
             policy: RwLock::new(Arc::new(policy)),
+            names: RwLock::default(),
             configured: Mutex::default(),
             changed: watch::Sender::new(0),
             notes: Mutex::default(),
             noted: Condvar::new(),
             readers: Mutex::default(),
+            losses: AtomicU64::default(),
         }
     }
 
     /// Moves a damaged file aside instead of refusing it.
     pub fn repairing(self) -> Self {
-        Self { repair: true, ..self }
+        Self { access: Access::Repair, ..self }
+    }
+
+    /// Only looks at a file that is there: what goes from it is for who writes to say, who knows what is kept.
+    pub fn looking(self) -> Self {
+        let limits = LedgerLimits { per_builder: usize::MAX, bytes_per_builder: u64::MAX };
+        Self { access: Access::Look, ..self.bounded(limits) }
+    }
+
+    /// The names of keys, whatever name they came under.
+    pub fn named(self, names: KeyNames) -> Self {
+        Self { names: RwLock::new(Arc::new(names)), ..self }
     }
 
     /// Other bounds. To be called before anything is in it.
@@ -134,15 +158,7 @@ impl LiveLedger {
 
     /// Opens the file if it is not open, and takes in what other processes stored.
     pub fn catch_up(&self) -> Result<(), LedgerDbError> {
-        self.opened(&mut self.disk.lock()).map(drop)
-    }
-
-    /// Catches up at once and then every second, on a thread of its own; a file that cannot be used is tried again.
-    pub fn keep_up(self: &Arc<Self>) -> anyhow::Result<Keeper> {
-        let ledger = Arc::clone(self);
-        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || ledger.run());
-        let thread = Some(thread.context("the ledger's thread")?);
-        Ok(Keeper { ledger: Arc::clone(self), thread })
+        self.on_file(|_| Ok(()))
     }
 
     /// The store directory of all that is in it.
@@ -166,13 +182,19 @@ impl LiveLedger {
         look(&self.memory.read_recursive())
     }
 
+    /// Grows when something that was known here got lost with the file: what can be said again is to be said again.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read_recursive())
     }
 
-    /// Another policy from now on; attestations of `configured` are kept.
-    pub fn set_policy(&self, policy: Policy, configured: impl IntoIterator<Item = HashPart>) {
+    /// Another policy from now on, and other names of keys; attestations of `configured` are kept.
+    pub fn set_policy(&self, policy: Policy, names: KeyNames, configured: impl IntoIterator<Item = HashPart>) {
+        *self.names.write() = Arc::new(names);
         *self.policy.write() = Arc::new(policy);
         self.keep(configured);
         self.tell();
@@ -183,7 +205,9 @@ impl LiveLedger {
         let configured: BTreeSet<_> = configured.into_iter().collect();
         let old = std::mem::replace(&mut *self.configured.lock(), configured.clone());
         self.in_portions(old.difference(&configured), |ledger, part| ledger.unpin(*part, Pin::Configured));
-        self.in_portions(configured.difference(&old), |ledger, part| ledger.pin(*part, Pin::Configured));
+        self.in_portions(configured.difference(&old), |ledger, part| {
+            ledger.pin(*part, Pin::Configured);
+        });
     }
 
     /// What the builders of the policy say of a path.
@@ -212,20 +236,21 @@ impl LiveLedger {
     where
         for<'a> NewVote<'a>: From<&'a T>,
     {
-        let mut disk = self.disk.lock();
-        let db = self.opened(&mut disk)?;
-        let is_new = |(_, evidence): &&(T, Evidence)| !self.read(|ledger| ledger.knows(evidence));
-        let new: Vec<_> =
-            verified.iter().filter(is_new).map(|(vote, evidence)| (NewVote::from(vote), evidence)).collect();
-        let mut taken = Taken { known: verified.len() - new.len(), ..Taken::default() };
-        if !new.is_empty() {
-            db.store(&new, now)?;
-            let gone = self.show(new.iter().map(|(_, evidence)| (*evidence, Some(now))), &mut taken);
-            if !gone.is_empty() {
-                db.remove(&gone)?;
+        let names = self.names();
+        self.on_file(|db| {
+            let is_new = |(_, evidence): &&(T, Evidence)| !self.read(|ledger| ledger.knows(evidence));
+            let new = verified.iter().filter(is_new);
+            let new: Vec<_> = new.map(|(vote, evidence)| (NewVote::from(vote).under(&names), evidence)).collect();
+            let mut taken = Taken { known: verified.len() - new.len(), ..Taken::default() };
+            if !new.is_empty() {
+                db.store(&new, now)?;
+                let gone = self.show(new.iter().map(|(_, evidence)| (*evidence, Some(now))), &mut taken);
+                if !gone.is_empty() {
+                    db.remove(&gone)?;
+                }
             }
-        }
-        Ok(taken)
+            Ok(taken)
+        })
     }
 
     /// Takes statements back, first from the file, then from memory.
@@ -233,51 +258,56 @@ impl LiveLedger {
         if gone.is_empty() {
             return Ok(());
         }
-        let mut disk = self.disk.lock();
-        self.opened(&mut disk)?.remove(gone)?;
-        self.in_portions(gone, Ledger::withdraw);
-        self.tell();
-        Ok(())
+        self.on_file(|db| {
+            db.remove(gone)?;
+            self.in_portions(gone, Ledger::withdraw);
+            self.tell();
+            Ok(())
+        })
     }
 
-    /// All attestations of a path that are stored, whole.
+    /// All attestations of a path that are stored, whole, each under the name that its key has.
     pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<Stored>, LedgerDbError> {
-        self.on_disk(|db| db.attestations(hash_part))
+        let mut found = self.on_disk(|db| db.attestations(hash_part))?;
+        let names = self.names();
+        found.iter_mut().for_each(|stored| stored.key = names.own(&stored.key).clone());
+        Ok(found)
+    }
+
+    /// The Nix signatures over this fingerprint, in the order of the keys, each under the name that its key has.
+    pub fn signatures(&self, of: FingerprintDigest) -> Result<Vec<(BuilderKey, NixSignature)>, LedgerDbError> {
+        let mut found = self.on_disk(|db| db.signatures(of))?;
+        let names = self.names();
+        for (key, signature) in &mut found {
+            if let Some(name) = names.of(key) {
+                name.clone_into(&mut signature.key_name);
+            }
+        }
+        Ok(found)
     }
 
     /// Reads the file beside those who write, and beside others who read.
     pub fn on_disk<T>(&self, look: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
-        let idle = self.readers.lock().pop();
-        let db = match idle {
-            Some(db) => db,
-            None => LedgerDb::open_existing(&self.state_dir, &self.store_dir)?,
+        let (idle, file) = {
+            let mut readers = self.readers.lock();
+            (readers.idle.pop(), readers.file)
         };
-        let found = look(&db);
-        let mut readers = self.readers.lock();
-        if found.is_ok() && readers.len() < READERS_IDLE_MAX {
-            readers.push(db);
+        let opened = idle.map_or_else(|| LedgerDb::open_existing(&self.state_dir, &self.store_dir), Ok);
+        let found = opened.and_then(|db| {
+            let found = look(&db)?;
+            let mut readers = self.readers.lock();
+            if readers.idle.len() < READERS_IDLE_MAX && readers.file == file {
+                readers.idle.push(db);
+            }
+            Ok(found)
+        });
+        // Who writes opens it again then, and finds out what is wrong with it; unless it is doing so now.
+        if found.as_ref().is_err_and(LedgerDbError::is_damage)
+            && let Some(mut disk) = self.disk.try_lock()
+        {
+            disk.db = None;
         }
         found
-    }
-
-    /// Our Nix asks for it: its attestations are kept from now on. Waits for nobody.
-    pub fn note_asked(&self, hash_part: HashPart) {
-        if self.read(|ledger| ledger.is_pinned(&hash_part, Pin::Asked)) {
-            return;
-        }
-        let mut notes = self.notes.lock();
-        if notes.asked.len() < ASKED_WAITING_MAX && notes.asked.insert(hash_part) {
-            self.noted.notify_one();
-        }
-    }
-
-    /// Our Nix gets it. Waits for nobody; in the file within moments.
-    pub fn note_served(&self, served: Served) {
-        let mut notes = self.notes.lock();
-        if notes.served.len() < SERVED_MAX {
-            notes.served.insert(served.path.hash_part(), served);
-            self.noted.notify_one();
-        }
     }
 
     /// Our store got these, and lost those.
@@ -295,36 +325,15 @@ impl LiveLedger {
         self.in_portions(removed, |ledger, part| ledger.unpin(*part, Pin::Held));
     }
 
-    /// Writes what was noted so far; after it a report knows it.
-    pub fn flush(&self) -> Result<(), LedgerDbError> {
+    /// Works with the open file, alone.
+    fn on_file<T>(&self, work: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
         let mut disk = self.disk.lock();
-        let (asked, served) = {
-            let mut notes = self.notes.lock();
-            (std::mem::take(&mut notes.asked), std::mem::take(&mut notes.served))
-        };
-        self.in_portions(&asked, |ledger, part| ledger.pin(*part, Pin::Asked));
-        if served.is_empty() {
-            return Ok(());
+        let done = self.opened(&mut disk).and_then(work);
+        if done.as_ref().is_err_and(LedgerDbError::is_damage) {
+            // The next who needs it opens it again, which repairs it.
+            disk.db = None;
         }
-        let served: Vec<Served> = served.into_values().collect();
-        let written = self.opened(&mut disk).and_then(|db| {
-            db.note_served(&served)?;
-            self.remember_served(db, served.clone())
-        });
-        if written.is_err() {
-            let mut notes = self.notes.lock();
-            for served in served {
-                notes.served.entry(served.path.hash_part()).or_insert(served);
-            }
-        }
-        written
-    }
-
-    /// What was noted in the file, in memory too; what that forgets for it goes from the file.
-    fn remember_served(&self, db: &LedgerDb, served: Vec<Served>) -> Result<(), LedgerDbError> {
-        let mut forgotten = Vec::new();
-        self.in_portions(served, |ledger, served| forgotten.extend(ledger.note_served(served)));
-        if forgotten.is_empty() { Ok(()) } else { db.forget_served(&forgotten) }
+        done
     }
 
     /// The open file, with memory as far as it is.
@@ -332,30 +341,40 @@ impl LiveLedger {
         let is_first = disk.db.is_none();
         let db = match disk.db.take() {
             Some(db) => db,
-            None => {
-                disk.last_row = 0;
-                self.open()?
-            }
+            None => self.open(disk)?,
         };
         let version = db.data_version()?;
         if is_first || version != disk.version {
             if is_first {
+                self.remember_asked(&db.asked()?);
                 self.remember_served(&db, db.served()?)?;
             }
             self.read_rows(&db, &mut disk.last_row)?;
             disk.version = version;
         }
+        let names = self.names();
+        if self.access != Access::Look && disk.names.as_ref().is_none_or(|held| !Arc::ptr_eq(held, &names)) {
+            db.name(names.keys())?;
+            disk.names = Some(names);
+        }
         // One that failed is opened again by the next who needs it.
         Ok(disk.db.insert(db))
     }
 
-    fn open(&self) -> Result<LedgerDb, LedgerDbError> {
-        let (db, moved_to) = LedgerDb::open(&self.state_dir, &self.store_dir, self.repair)?;
-        if let Some(moved_to) = moved_to {
-            tracing::warn!(
-                moved_to = %moved_to.display(),
-                "the attestations could not be read and were moved aside: those that come again count as first stored then"
-            );
+    fn open(&self, disk: &mut Disk) -> Result<LedgerDb, LedgerDbError> {
+        (disk.last_row, disk.names) = (0, None);
+        let db = match self.access {
+            Access::Look => LedgerDb::open_existing(&self.state_dir, &self.store_dir)?,
+            Access::Write => LedgerDb::open(&self.state_dir, &self.store_dir, false)?.0,
+            Access::Repair => {
+                let (db, moved_to) = LedgerDb::open(&self.state_dir, &self.store_dir, true)?;
+                disk.moved_to = moved_to.or(disk.moved_to.take());
+                db
+            }
+        };
+        if let Some(moved_to) = &disk.moved_to {
+            self.restore(&db, moved_to)?;
+            disk.moved_to = None;
         }
         Ok(db)
     }
@@ -364,7 +383,7 @@ impl LiveLedger {
         loop {
             let (rows, last) = db.stored_after(*last_row, ROWS)?;
             let gone = self.show(rows.iter().map(|(evidence, at)| (evidence, *at)), &mut Taken::default());
-            if !gone.is_empty() {
+            if !gone.is_empty() && self.access != Access::Look {
                 db.remove(&gone)?;
             }
             *last_row = last;
@@ -419,36 +438,12 @@ impl LiveLedger {
         }
     }
 
-    fn tell(&self) {
-        self.changed.send_modify(|generation| *generation += 1);
+    fn names(&self) -> Arc<KeyNames> {
+        Arc::clone(&self.names.read_recursive())
     }
 
-    fn run(&self) {
-        let mut is_well = true;
-        loop {
-            let kept = self.catch_up().and_then(|()| self.flush());
-            match kept {
-                Ok(()) => is_well = true,
-                // Said once, until it works again.
-                Err(error) => {
-                    if std::mem::take(&mut is_well) {
-                        tracing::warn!(%error, "attestations can be neither read nor kept now");
-                    }
-                }
-            }
-            let mut notes = self.notes.lock();
-            let idle = notes.asked.is_empty() && notes.served.is_empty();
-            if (idle || !is_well) && !notes.stopping {
-                self.noted.wait_for(&mut notes, LOOK);
-            }
-            if notes.stopping {
-                drop(notes);
-                if let Err(error) = self.flush() {
-                    tracing::warn!(%error, "what was served last is not on record");
-                }
-                return;
-            }
-        }
+    fn tell(&self) {
+        self.changed.send_modify(|generation| *generation += 1);
     }
 }
 
@@ -456,14 +451,4 @@ impl LiveLedger {
 fn itself(evidence: &Evidence) -> Evicted {
     let builder: BuilderKey = evidence.builder();
     Evicted { builder, hash_part: evidence.hash_part(), fingerprint: evidence.facts().fingerprint }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.ledger.notes.lock().stopping = true;
-        self.ledger.noted.notify_one();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the ledger's thread panicked");
-        }
-    }
 }

@@ -164,7 +164,7 @@ impl Gate {
         let mut info = info.clone();
         let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
         let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(&info));
-        match self.ledger.on_disk(|db| db.signatures(fingerprint)) {
+        match self.ledger.signatures(fingerprint) {
             Ok(known) => {
                 for (builder, signature) in known {
                     if pass.voters.contains(&builder) && !info.signatures.contains(&signature) {

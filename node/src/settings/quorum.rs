@@ -3,6 +3,7 @@
 use super::{PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, refused};
 use crate::config::{Config, QuorumConfig};
 use crate::mesh::CountedBuilder;
+use crate::quorum::KeyNames;
 use libp2p::PeerId;
 use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NixPublicKey, StorePath};
 use narmesh_quorum::{
@@ -66,6 +67,11 @@ impl QuorumSettings {
     /// The key of a builder, with the name that the configuration gives it.
     pub fn public_key(&self, key: &BuilderKey) -> Option<&NixPublicKey> {
         self.public_keys.iter().find(|known| known.bytes() == key.0)
+    }
+
+    /// What the keys are called: as here, our own as its file says unless it is here, too.
+    pub fn key_names(&self, own: Option<&NixPublicKey>) -> KeyNames {
+        KeyNames::new(self.public_keys.iter().chain(own).cloned())
     }
 }
 

@@ -122,7 +122,9 @@ fn builders_and_questions_are_bounded() {
     ledger.pin(path(1).hash_part(), Pin::Asked);
     ledger.insert(&says("a", &path(1), result('1')), None);
     let more = u32::try_from(ASKED_MAX).unwrap();
-    (2..more + 2).for_each(|number| ledger.pin(path(number).hash_part(), Pin::Asked));
+    let forgotten = (2..more + 2).filter_map(|number| ledger.pin(path(number).hash_part(), Pin::Asked));
+    assert_eq!(forgotten.collect::<Vec<_>>(), [path(1).hash_part()]);
+    assert_eq!((ledger.asked().count(), ledger.asked().next()), (ASKED_MAX, Some(path(2).hash_part())));
     ledger.insert(&says("a", &path(more + 5), result('1')), None);
     assert_eq!(ledger.votes(&path(1).hash_part()).count(), 0, "the oldest question is forgotten");
 }
@@ -189,6 +191,11 @@ fn what_is_taken_back_was_never_said() {
     }
     assert_eq!((ledger.len(), root(&ledger)), (before.len(), root(&before)));
     assert!(ledger.hash_parts_of(&key("a")).is_empty() && ledger.is_pinned(&path(1).hash_part(), Pin::Held));
+    assert_eq!(ledger.of_builder(&key("a")).attestations, 0);
+    let bare = signs("a", &path(1), result('1'));
+    ledger.insert(&bare, None);
+    ledger.withdraw(&Evicted { builder: key("a"), hash_part: bare.hash_part(), fingerprint: bare.facts().fingerprint });
+    assert_eq!((ledger.bare_signatures(), ledger.of_builder(&key("a")).attestations), (0, 0));
     // Its place in the queue is free for others.
     for number in 2..20 {
         ledger.insert(&says("a", &path(number), result('1')), None);

@@ -57,6 +57,12 @@ fn totals_conflicts_first_and_the_weakest_link() {
 }
 
 #[test]
+fn of_no_path_nothing_is_agreed() {
+    let report = Report::paths(&policy("a b", 2), ReportScope::All, Vec::new(), WallMs(7));
+    assert_eq!((report.head().agreed, report.head().totals.paths), (false, 0));
+}
+
+#[test]
 fn who_attests_what_who_is_missing_and_what_the_policy_asks() {
     let report = one(&policy("a b c d", 2), "a1 b1 c2");
     assert_eq!(report.fingerprints[0].builders, ["a", "b"]);
@@ -146,6 +152,11 @@ fn a_bare_signature_is_named_as_what_it_is() {
     ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2)));
     assert_eq!((ledger.bare_signatures(), ledger.len()), (0, 2));
     assert!(report(&policy("a b c", 2), &ledger, &[member(1, &[])]).paths[0].fingerprints[0].by_signature.is_empty());
+    // A revocation from a time between the two leaves the signature.
+    let mut revoked = PolicyRules { revoked: vec![revocation("b", 2)], ..rules("a b c", 2) };
+    revoked.builders[1].signs_only_own_builds = true;
+    let found = report(&checked(revoked), &ledger, &[member(1, &[])]);
+    assert_eq!((&found.paths[0].fingerprints[0].by_signature, found.head.agreed), (&vec!["b".to_owned()], true));
 }
 
 #[test]

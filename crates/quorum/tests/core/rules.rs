@@ -199,6 +199,43 @@ fn what_a_thief_says_after_the_revocation_does_not_void_what_was_said_before() {
     assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Agreed);
 }
 
+#[test]
+fn a_date_that_a_thief_gives_to_a_signature_counts_from_when_it_came() {
+    let policy = |flagged, from| {
+        let mut rules = PolicyRules { revoked: vec![revocation("b", from)], ..rules("a b", 2) };
+        rules.builders[1].signs_only_own_builds = flagged;
+        checked(rules)
+    };
+    let state = |ledger: &Ledger, flagged, from| policy(flagged, from).verdict(ledger, &path(1)).state;
+    // Signed at 5,000, perhaps of what b had substituted; dated at 7,000, perhaps by who stole its key.
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(5_000)));
+    assert_eq!(ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(7_000))), Insertion::Upgraded);
+    for (from, unflagged, flagged) in [
+        (4_000, State::Short, State::Short),
+        (6_000, State::Short, State::Agreed),
+        (7_000, State::Short, State::Agreed),
+        (7_001, State::Agreed, State::Agreed),
+    ] {
+        assert_eq!(state(&ledger, false, from), unflagged, "the attestation, revoked from {from}");
+        assert_eq!(state(&ledger, true, from), flagged, "the signature, which counts, revoked from {from}");
+    }
+    let verdict = policy(false, 6_000).verdict(&ledger, &path(1));
+    assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::Revoked, result('1')));
+    // Its date is what does not count: it is told as the signature that it was.
+    let vote = ledger.votes(&path(1).hash_part()).find(|vote| vote.builder == key("b")).unwrap();
+    assert_eq!((vote.stored_at, vote.dated_stored_at), (Some(WallMs(5_000)), Some(WallMs(7_000))));
+
+    // A signature that comes after the attestation it is part of changes nothing, and neither does it when no time is on record.
+    let mut ledger = heard(&path(1), "a1 b1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(9_000)));
+    assert_eq!([state(&ledger, false, 6_000), state(&ledger, true, 6_000)], [State::Agreed; 2]);
+    let mut ledger = heard(&path(1), "a1");
+    ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(5_000)));
+    ledger.insert(&says("b", &path(1), result('1')), None);
+    assert_eq!([state(&ledger, false, u64::MAX), state(&ledger, true, 6_000)], [State::Short, State::Agreed]);
+}
+
 fn with_grace(grace: Option<&[&str]>, own: Option<&str>) -> Policy {
     let mut rules = PolicyRules { own: own.map(key), ..rules("a b c", 2) };
     rules.require.as_mut().unwrap().grace = grace.map(|names| names.iter().map(|name| (*name).to_owned()).collect());

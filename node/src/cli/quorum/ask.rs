@@ -3,7 +3,7 @@
 use super::{eprint_line, progress};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{Answer, ControlError, ask_in_parts};
-use crate::quorum::{Desk, LedgerDb, LiveLedger, Part, Question};
+use crate::quorum::{Desk, LiveLedger, Part, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_store::{NixStore, Store as _, StoreLocation};
@@ -100,10 +100,6 @@ impl Files {
         let own = settings.builder_public_key()?;
         let (policy, _) = settings.quorum.policy(own.as_ref())?;
         let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);
-        if !writing {
-            // Not made by who only looks.
-            LedgerDb::open_existing(state_dir, store_dir)?;
-        }
         let location = StoreLocation {
             store_dir: store_dir.clone(),
             real_dir: settings.store.real_dir.clone(),
@@ -112,6 +108,10 @@ impl Files {
         let store = NixStore::open(location).context("the Nix store")?;
         let held = Arc::clone(&store);
         let ledger = LiveLedger::new(state_dir, store_dir, policy, Box::new(move |part| held.contains(part)));
+        let ledger = ledger.named(settings.quorum.key_names(own.as_ref()));
+        // The file is not made by who only looks.
+        let ledger = if writing { ledger } else { ledger.looking() };
+        ledger.keep(settings.quorum.keep.iter().copied());
         ledger.catch_up()?;
         Ok(Self { settings, store, ledger })
     }

@@ -188,6 +188,9 @@ impl Json {
 
 fn totals(head: &ReportHead) -> String {
     let totals = &head.totals;
+    if totals.paths == 0 {
+        return "0 paths: nothing is attested here, so nothing is agreed (exit code 1)".to_owned();
+    }
     format!(
         "{} paths: {} agreed ({} disputed), {} content-addressed, {} short, {} none, {} conflict; {} held here are not what was agreed on",
         totals.paths,

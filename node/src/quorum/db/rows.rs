@@ -1,0 +1,188 @@
+//! Rows of the ledger's file, and what they stand for.
+
+use crate::quorum::KeyNames;
+use narmesh_protocol::{Attestation, BuilderKey, NarHash, NixPublicKey, Statement, StorePath};
+use narmesh_quorum::{Evicted, Evidence, WallMs};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+/// A key has the name that it came under last: who stores uses the configured one.
+const NAME: &str = "
+    INSERT INTO builders (key, public_key) VALUES (?1, ?2)
+    ON CONFLICT (key) DO UPDATE SET public_key = excluded.public_key WHERE public_key <> excluded.public_key";
+
+/// An attestation as stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// The builder's key, with the name that it came under.
+    pub key: NixPublicKey,
+    /// The attestation.
+    pub attestation: Attestation,
+}
+
+/// A Nix signature of a builder that signs nothing but its own builds, as stored: no date, and no second signature.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BareSignature {
+    /// The builder's key, with the name that signed.
+    pub key: NixPublicKey,
+    /// What is signed.
+    pub statement: Statement,
+    /// Over its fingerprint.
+    pub signature: [u8; 64],
+}
+
+/// A row to be.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVote<'a> {
+    key: &'a NixPublicKey,
+    statement: &'a Statement,
+    nix_signature: &'a [u8; 64],
+    /// When it was attested, milliseconds since 1970, and the signature over that. `None` for a bare signature.
+    dated: Option<(u64, &'a [u8; 64])>,
+}
+
+impl<'a> NewVote<'a> {
+    /// The same under the name that its key has.
+    pub fn under(self, names: &'a KeyNames) -> Self {
+        Self { key: names.own(self.key), ..self }
+    }
+
+    /// Its bare signature.
+    pub fn undated(self) -> Self {
+        Self { dated: None, ..self }
+    }
+}
+
+impl<'a> From<&'a Stored> for NewVote<'a> {
+    fn from(stored: &'a Stored) -> Self {
+        let Attestation { statement, nix_signature, dated_signature, attested_at_ms, .. } = &stored.attestation;
+        Self { key: &stored.key, statement, nix_signature, dated: Some((*attested_at_ms, dated_signature)) }
+    }
+}
+
+impl<'a> From<&'a BareSignature> for NewVote<'a> {
+    fn from(bare: &'a BareSignature) -> Self {
+        Self { key: &bare.key, statement: &bare.statement, nix_signature: &bare.signature, dated: None }
+    }
+}
+
+/// What an attestation, or a bare signature, takes in the file, roughly: signatures, hashes, indices, and its references.
+pub(in crate::quorum) fn on_disk_bytes(references_bytes: usize) -> u32 {
+    u32::try_from(references_bytes + 450).unwrap_or(u32::MAX)
+}
+
+pub(super) fn wall(ms: Option<i64>) -> Option<WallMs> {
+    ms.map(|ms| WallMs(ms.cast_unsigned()))
+}
+
+pub(super) fn insert(
+    connection: &Connection,
+    vote: NewVote<'_>,
+    evidence: &Evidence,
+    at: Option<WallMs>,
+) -> rusqlite::Result<()> {
+    let NewVote { key, statement, nix_signature, dated } = vote;
+    connection.prepare_cached(NAME)?.execute(params![key.bytes(), key.to_string()])?;
+    let references = statement.references.iter().map(StorePath::to_string).collect::<Vec<_>>().join(" ");
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO statements (hash_part, fingerprint, path, nar_hash, nar_size, refs)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            statement.path.hash_part().0,
+            evidence.facts().fingerprint.0,
+            statement.path.to_string(),
+            statement.nar_hash.0,
+            statement.nar_size.cast_signed(),
+            references,
+        ])?;
+    // A bare signature that gets its date goes in as a new row, with both times: other processes look for new rows.
+    let known: Option<(i64, Option<i64>)> = match dated {
+        // Whatever is known of this builder is no less than that.
+        None => None,
+        Some(_) => connection
+            .prepare_cached(
+                "SELECT id, stored_at_ms FROM votes WHERE builder = (SELECT id FROM builders WHERE key = ?1)
+                 AND statement = (SELECT id FROM statements WHERE fingerprint = ?2) AND dated_signature IS NULL",
+            )?
+            .query_row(params![key.bytes(), evidence.facts().fingerprint.0], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?,
+    };
+    if let Some((id, _)) = known {
+        connection.prepare_cached("DELETE FROM votes WHERE id = ?1")?.execute([id])?;
+    }
+    let at = at.map(|at| at.0.cast_signed());
+    let stored_at = known.and_then(|(_, stored_at)| stored_at).into_iter().chain(at).min();
+    connection
+        .prepare_cached(
+            "INSERT OR IGNORE INTO votes
+                 (builder, statement, stored_at_ms, attested_at_ms, nix_signature, dated_signature, dated_stored_at_ms)
+             VALUES ((SELECT id FROM builders WHERE key = ?1), (SELECT id FROM statements WHERE fingerprint = ?2),
+                     ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![
+            key.bytes(),
+            evidence.facts().fingerprint.0,
+            stored_at,
+            dated.map(|(at_ms, _)| at_ms.cast_signed()),
+            nix_signature,
+            dated.map(|(_, signature)| signature),
+            known.and(at),
+        ])?;
+    Ok(())
+}
+
+pub(super) fn delete(connection: &Connection, gone: &Evicted) -> rusqlite::Result<()> {
+    let statement: Option<i64> = connection
+        .prepare_cached("SELECT id FROM statements WHERE fingerprint = ?1")?
+        .query_row([gone.fingerprint.0], |row| row.get(0))
+        .optional()?;
+    let Some(statement) = statement else { return Ok(()) };
+    connection
+        .prepare_cached(
+            "DELETE FROM votes WHERE statement = ?1 AND builder = (SELECT id FROM builders WHERE key = ?2)",
+        )?
+        .execute(params![statement, gone.builder.0])?;
+    connection
+        .prepare_cached(
+            "DELETE FROM statements WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM votes WHERE statement = ?1)",
+        )?
+        .execute([statement])?;
+    Ok(())
+}
+
+/// `None` for what is no attestation of ours.
+pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<Stored>> {
+    let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
+    let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
+    let attestation = Attestation {
+        builder: BuilderKey(key.bytes()),
+        statement,
+        attested_at_ms: row.get::<_, i64>(5)?.cast_unsigned(),
+        nix_signature: row.get(6)?,
+        dated_signature: row.get(7)?,
+    };
+    Ok(Some(Stored { key, attestation }))
+}
+
+/// `None` for what is no bare signature of ours.
+pub(super) fn bare_signature(row: &Row<'_>) -> rusqlite::Result<Option<BareSignature>> {
+    let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
+    let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
+    Ok(Some(BareSignature { key, statement, signature: row.get(5)? }))
+}
+
+/// Path, NarHash, NarSize and references, from column `first` on.
+pub(super) fn statement(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Statement>> {
+    let path = StorePath::parse(&row.get::<_, String>(first)?).ok();
+    let references: String = row.get(first + 3)?;
+    let references =
+        references.split(' ').filter(|text| !text.is_empty()).map(|text| StorePath::parse(text).ok()).collect();
+    let (Some(path), Some(references)) = (path, references) else { return Ok(None) };
+    Ok(Some(Statement {
+        path,
+        nar_hash: NarHash(row.get(first + 1)?),
+        nar_size: row.get::<_, i64>(first + 2)?.cast_unsigned(),
+        references,
+    }))
+}

@@ -1,0 +1,119 @@
+//! A file that turned out damaged while its ledger is in memory was moved aside, and a new one is there.
+//!
+//! Memory holds neither signatures nor references: what can still be read of the old file, and verifies, goes into the new one,
+//! with the times that memory knows. What cannot be read is forgotten in memory, too: it would be gone after a restart, and
+//! meanwhile be promised to peers and never be handed over. It is heard again from them, and said again by who attests here.
+
+use super::super::db::{BareSignature, LedgerDb, LedgerDbError, NewVote, Stored, on_disk_bytes};
+use super::super::import::verify;
+use super::{LiveLedger, itself};
+use narmesh_protocol::{BuilderKey, HashPart, NixSignature};
+use narmesh_quorum::{Evicted, Evidence, FingerprintDigest, Ledger, Vote, WallMs};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+/// Paths that are read, verified and written at a time.
+const PATHS_AT_ONCE: usize = 1_024;
+
+/// What was read of some paths and verifies.
+#[derive(Default)]
+struct Readable {
+    attestations: Vec<(Stored, Evidence)>,
+    bare: Vec<(BareSignature, Evidence)>,
+}
+
+impl LiveLedger {
+    /// See the module. At the start memory is empty, and nothing is restored: times in a damaged file are not believed.
+    pub(super) fn restore(&self, db: &LedgerDb, moved_to: &Path) -> Result<(), LedgerDbError> {
+        {
+            let mut readers = self.readers.lock();
+            readers.idle.clear();
+            readers.file += 1;
+        }
+        let (asked, served): (Vec<_>, Vec<_>) =
+            self.read(|ledger| (ledger.asked().collect(), ledger.served_after(None).cloned().collect()));
+        db.note_asked(asked, &[])?;
+        db.note_served(&served)?;
+        let old = LedgerDb::open_damaged(moved_to, &self.store_dir).ok();
+        let paths: Vec<HashPart> = self.read(|ledger| ledger.hash_parts().collect());
+        let (mut restored, mut lost) = (0, 0);
+        for paths in paths.chunks(PATHS_AT_ONCE) {
+            let found = old.as_ref().map(|old| self.readable(old, paths)).unwrap_or_default();
+            let kept = self.write_again(db, &found)?;
+            let gone = self.read(|ledger| not_among(ledger, paths, &kept));
+            self.in_portions(&gone, Ledger::withdraw);
+            restored += kept.len();
+            lost += gone.len();
+        }
+        tracing::warn!(
+            moved_to = %moved_to.display(), restored, lost,
+            "the attestations could not be read and were moved aside: those that come again count as first stored then"
+        );
+        if lost > 0 {
+            self.losses.fetch_add(1, Ordering::Release);
+            self.tell();
+        }
+        Ok(())
+    }
+
+    /// What is unreadable of one path hides nothing of another.
+    fn readable(&self, old: &LedgerDb, paths: &[HashPart]) -> Readable {
+        let stored: Vec<Stored> = paths.iter().flat_map(|path| old.attestations(path).unwrap_or_default()).collect();
+        let attestations = verify(&self.store_dir, stored.into_iter().map(|it| (it.key, it.attestation)).collect());
+        let bare = paths.iter().flat_map(|path| old.bare_signatures(path).unwrap_or_default());
+        let verified = |bare: BareSignature| {
+            let signature = NixSignature { key_name: bare.key.name().to_owned(), bytes: bare.signature };
+            let bytes = on_disk_bytes(bare.statement.references.iter().map(|path| 34 + path.name().len()).sum());
+            let evidence = Evidence::bare_signature(&self.store_dir, &bare.statement, &signature, &bare.key, bytes)?;
+            Some((bare, evidence))
+        };
+        Readable { attestations, bare: bare.filter_map(verified).collect() }
+    }
+
+    /// Writes what memory knows of it, with its times; gives what that is.
+    fn write_again(
+        &self,
+        db: &LedgerDb,
+        found: &Readable,
+    ) -> Result<BTreeSet<(BuilderKey, FingerprintDigest)>, LedgerDbError> {
+        let names = self.names();
+        let dated = found.attestations.iter().map(|(stored, evidence)| (NewVote::from(stored), evidence));
+        let bare = found.bare.iter().map(|(bare, evidence)| (NewVote::from(bare), evidence));
+        let undated: Vec<Evidence> = dated.clone().map(|(_, evidence)| evidence.undated()).collect();
+        let (mut rows, mut kept) = (Vec::new(), BTreeSet::new());
+        for (number, (vote, evidence)) in dated.chain(bare).enumerate() {
+            let Some(known) = self.read(|ledger| known(ledger, evidence)) else { continue };
+            let vote = vote.under(&names);
+            let stored_at: Option<WallMs> = match (known.dated_stored_at, undated.get(number)) {
+                // It was a bare signature first.
+                (Some(dated), Some(undated)) if known.stored_at != Some(dated) => {
+                    rows.push((vote.undated(), undated, known.stored_at));
+                    Some(dated)
+                }
+                (dated, Some(_)) => dated,
+                (_, None) => known.stored_at,
+            };
+            rows.push((vote, evidence, stored_at));
+            kept.insert((evidence.builder(), evidence.facts().fingerprint));
+        }
+        db.restore(&rows)?;
+        Ok(kept)
+    }
+}
+
+/// What memory knows of the same statement, in the same form.
+fn known(ledger: &Ledger, evidence: &Evidence) -> Option<Vote> {
+    let what = itself(evidence);
+    ledger.votes(&what.hash_part).find(|vote| {
+        (vote.builder, vote.facts.fingerprint) == (what.builder, what.fingerprint)
+            && vote.attested_at.is_some() == evidence.is_dated()
+    })
+}
+
+fn not_among(ledger: &Ledger, paths: &[HashPart], kept: &BTreeSet<(BuilderKey, FingerprintDigest)>) -> Vec<Evicted> {
+    let votes = paths.iter().flat_map(|path| ledger.votes(path).map(|vote| (*path, vote)));
+    let gone = votes.filter(|(_, vote)| !kept.contains(&(vote.builder, vote.facts.fingerprint)));
+    gone.map(|(hash_part, vote)| Evicted { builder: vote.builder, hash_part, fingerprint: vote.facts.fingerprint })
+        .collect()
+}
