@@ -154,7 +154,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         observer,
     });
     let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, &daemon.ledger)?;
-    tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone()));
+    let on_dropped = daemon.attester.on_dropped();
+    tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let (stop, stopped) = watch::channel(false);
     let host_names = daemon.settings().gateway.host_names.clone();

@@ -261,6 +261,17 @@ impl NixStoreFixture {
         finish(with_gateway(command.args(paths), gateway, trusted_public_keys))
     }
 
+    /// The derivations that valid paths were built from.
+    ///
+    /// # Panics
+    /// When they are not known.
+    #[track_caller]
+    #[must_use]
+    pub fn derivations(&self, paths: &[&String]) -> Vec<String> {
+        let mut command = self.nix("nix-store");
+        lines(&finish(command.args(["--query", "--deriver"]).args(paths)).expect_success("nix-store --query --deriver"))
+    }
+
     /// Deletes valid paths from database and disk, whoever refers to them.
     ///
     /// # Panics

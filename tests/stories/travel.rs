@@ -284,3 +284,48 @@ fn what_is_withheld_is_attested_to_nobody() {
     assert_eq!(a.status().peer("b").unwrap()["misdeeds"].as_u64(), Some(0));
     assert_eq!(c.status().peer("a").unwrap()["misdeeds"].as_u64(), Some(0));
 }
+
+/// Attestations of this path that are known.
+fn attestations(node: &TestNode, path: &str) -> usize {
+    node.narmesh(&["quorum", "export", path]).expect_success("export").lines().count() - 1
+}
+
+#[test]
+fn what_turns_out_to_be_private_is_taken_back_at_once() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
+    let builders = keys(&[&a]);
+    for node in [&mut a, &mut b, &mut c] {
+        counting(node, &builders, 1);
+    }
+    // Nothing says that it is private while its derivation is away.
+    let [private, gone] = ["private", "usesprivate"].map(|name| a.store.build_one(name));
+    let derivations = a.store.derivations(&[&private, &gone]);
+    a.store.delete(&derivations);
+    let [of_a, of_b, of_c] = [&a, &b, &c].map(|node| node.card());
+    a.allow(&of_b);
+    a.allow(&of_c);
+    b.allow(&of_a);
+    c.allow(&of_a);
+    TestMesh::start_introduced(&mut [&mut a, &mut b]);
+    for path in [&private, &gone] {
+        wait_verdict(&b, path, "agreed", &["a"]);
+    }
+    a.store.delete(std::slice::from_ref(&gone));
+    let app = a.store.build_one("app");
+    wait_verdict(&b, &app, "agreed", &["a"]);
+    assert_eq!(attestations(&a, &gone), 1, "that it is gone makes it nothing private");
+
+    // The derivation comes, for a build that has nothing to do.
+    a.store.build_one("private");
+    wait_for("it is taken back", HEARD, || (attestations(&a, &private) == 0).then_some(()));
+    c.learn_address("a", &a.p2p_address());
+    c.start();
+    wait_verdict(&c, &app, "agreed", &["a"]);
+    assert_eq!(attestations(&c, &private), 0);
+    // What refers to it and is gone goes when somebody asks for it, and nobody is blamed for what was promised before.
+    wait_for("that is taken back, too", HEARD, || (attestations(&a, &gone) == 0).then_some(()));
+    for node in [&b, &c] {
+        assert_eq!(node.status().peer("a").unwrap()["misdeeds"].as_u64(), Some(0), "{}", node.name);
+    }
+}

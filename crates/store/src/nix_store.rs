@@ -176,7 +176,8 @@ impl NixStore {
         self.index.read().outputs_and_sources().collect()
     }
 
-    pub(crate) fn is_derivation(&self, part: &HashPart) -> bool {
+    /// Whether it is that of a valid derivation. From memory.
+    pub fn is_derivation(&self, part: &HashPart) -> bool {
         self.index.read().is_derivation(part)
     }
 
@@ -192,7 +193,8 @@ impl NixStore {
         self.registry.derivers(path)
     }
 
-    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+    /// The outputs of a valid derivation, here or not; none of any other path. Blocks, on the database.
+    pub fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
         self.registry.outputs(derivation)
     }
 

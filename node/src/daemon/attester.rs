@@ -4,7 +4,7 @@
 use crate::quorum::{LiveLedger, OwnBuilds, StoreSignatures};
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
-use narmesh_store::{NixStore, Offer, Watcher};
+use narmesh_store::{NixStore, Offer, StoreError, Watcher};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,8 +15,11 @@ use std::time::{Duration, Instant};
 const RETRY: Duration = Duration::from_secs(10);
 /// So long the offer is waited for before it is asked again, doubled until [`RETRY`]: it looks at a new path within milliseconds.
 const LOOK: Duration = Duration::from_millis(20);
-/// What was attested and is withheld since (a derivation came that says so) is taken back so often, and when the policy changes.
+/// What was attested and is withheld since is taken back when the offer drops it, when its derivation comes, and when the policy
+/// changes; so often all is looked through for what neither of them tells: what refers to it and is gone from the store.
 const WITHDRAW_INTERVAL: Duration = Duration::from_secs(600);
+/// How often it is looked whether the ledger lost something.
+const WATCH: Duration = Duration::from_secs(10);
 
 /// Ends its thread when dropped.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Work {
     pending: BTreeSet<HashPart>,
+    /// Offered no longer: perhaps withheld.
+    dropped: BTreeSet<HashPart>,
     key: Option<NixSecretKey>,
     signers: Vec<NixPublicKey>,
     /// What may leave changed: all is judged anew.
@@ -88,6 +93,15 @@ impl Attester {
         self.shared.changed.notify_one();
     }
 
+    /// Hears what is offered no longer, so that what was attested of it and is withheld now is taken back at once.
+    pub(super) fn on_dropped(&self) -> impl Fn(&[HashPart]) + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move |dropped| {
+            shared.work.lock().dropped.extend(dropped);
+            shared.changed.notify_one();
+        }
+    }
+
     /// What may leave this machine changed, and the offer knows.
     pub(super) fn judge_anew(&self) {
         self.shared.work.lock().anew = true;
@@ -107,46 +121,48 @@ impl Drop for Attester {
 
 impl Shared {
     fn run(&self, store: &NixStore, offer: &Offer, ledger: &LiveLedger) {
-        let mut looked_with = (None, Vec::new());
+        let mut looked_with = (None, Vec::new(), 0);
         let mut withdrawn_at: Option<Instant> = None;
         let mut wait = LOOK;
         while self.wait_for_look(offer) {
             let mut work = self.work.lock();
-            let (key, signers, pending) = loop {
+            let (key, signers, losses, changes) = loop {
                 if work.stopping {
                     return;
                 }
-                let pending = std::mem::take(&mut work.pending);
-                let (key, signers) = (work.key.clone(), work.signers.clone());
+                let (pending, dropped) = (std::mem::take(&mut work.pending), std::mem::take(&mut work.dropped));
+                let (key, signers, losses) = (work.key.clone(), work.signers.clone(), ledger.losses());
+                let all = || Changes { pending: store.hash_parts(), dropped: BTreeSet::new() };
                 if std::mem::take(&mut work.anew) {
                     withdrawn_at = None;
-                    break (key, signers, store.hash_parts());
+                    break (key, signers, losses, all());
                 }
-                if looked_with != (key.as_ref().map(NixSecretKey::public), signers.clone()) {
-                    break (key, signers, store.hash_parts());
+                if looked_with != (key.as_ref().map(NixSecretKey::public), signers.clone(), losses) {
+                    withdrawn_at = None;
+                    break (key, signers, losses, all());
                 }
                 let is_idle = key.is_none() && signers.is_empty();
-                if !is_idle && (!pending.is_empty() || is_due(withdrawn_at)) {
-                    break (key, signers, pending);
+                if !is_idle && (!pending.is_empty() || !dropped.is_empty() || is_due(withdrawn_at)) {
+                    break (key, signers, losses, Changes { pending, dropped });
                 }
-                self.changed.wait_for(&mut work, WITHDRAW_INTERVAL);
+                self.changed.wait_for(&mut work, WATCH);
             };
             drop(work);
             let own = key.as_ref().map(|key| OwnBuilds { store, offer, ledger, key });
             let withdraws = is_due(withdrawn_at);
-            match look(own.as_ref(), withdraws, StoreSignatures { store, ledger, signers: &signers }, &pending) {
+            match look(own.as_ref(), withdraws, StoreSignatures { store, ledger, signers: &signers }, &changes) {
                 Ok(unchecked) => {
                     if withdraws {
                         withdrawn_at = Some(Instant::now());
                     }
-                    looked_with = (key.map(|key| key.public()), signers);
+                    looked_with = (key.map(|key| key.public()), signers, losses);
                     wait = if unchecked.is_empty() { LOOK } else { self.retry(unchecked, wait) };
                 }
                 Err(error) => {
                     tracing::warn!(%error, "what came into the store cannot be attested, or taken from, now");
                     // Whether all or some of it was left over, all is looked at again.
                     withdrawn_at = None;
-                    self.retry(pending, RETRY);
+                    self.retry(changes.pending, RETRY);
                 }
             }
         }
@@ -176,27 +192,47 @@ fn is_due(withdrawn_at: Option<Instant>) -> bool {
     withdrawn_at.is_none_or(|at| at.elapsed() >= WITHDRAW_INTERVAL)
 }
 
+/// What changed in the store.
+#[derive(Debug)]
+struct Changes {
+    /// Came.
+    pending: BTreeSet<HashPart>,
+    /// Is offered no longer.
+    dropped: BTreeSet<HashPart>,
+}
+
+impl Changes {
+    /// Of which something may be withheld that was not before: also the outputs of derivations that came.
+    fn doubtful(&self, store: &NixStore) -> Result<BTreeSet<HashPart>, StoreError> {
+        let mut doubtful = self.dropped.clone();
+        for derivation in self.pending.iter().filter(|part| store.is_derivation(part)) {
+            doubtful.extend(store.outputs(derivation)?);
+        }
+        Ok(doubtful)
+    }
+}
+
 /// Gives those of which the offer cannot say yet whether peers may hear of them.
 fn look(
     own: Option<&OwnBuilds<'_>>,
     withdraws: bool,
     signatures: StoreSignatures<'_>,
-    pending: &BTreeSet<HashPart>,
+    changes: &Changes,
 ) -> anyhow::Result<Vec<HashPart>> {
     let mut unchecked = Vec::new();
     if let Some(own) = own {
-        let withdrawn = if withdraws { own.withdraw()? } else { 0 };
+        let withdrawn = if withdraws { own.withdraw()? } else { own.withdraw_of(changes.doubtful(own.store)?)? };
         if withdrawn > 0 {
             tracing::info!(withdrawn, "attestations of what is withheld now were taken back");
         }
-        let attested = own.attest(pending.iter().copied())?;
+        let attested = own.attest(changes.pending.iter().copied())?;
         if attested.new > 0 {
             tracing::info!(attested = attested.new, "attested what was built here");
         }
         unchecked = attested.unchecked;
     }
     if !signatures.signers.is_empty() {
-        let taken = signatures.take(pending.iter().copied())?;
+        let taken = signatures.take(changes.pending.iter().copied())?;
         if taken > 0 {
             tracing::info!(taken, "signatures of builders that sign only their own builds, found in the store");
         }

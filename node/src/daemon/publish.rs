@@ -4,6 +4,7 @@ use crate::mesh::MeshHandle;
 use crate::quorum::LiveLedger;
 use crate::resolver::Resolver;
 use narmesh_gossip::PathChange;
+use narmesh_protocol::HashPart;
 use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,11 +35,17 @@ pub(super) fn offer(
     Ok((Arc::new(offer), receiver))
 }
 
-/// Tells the mesh what the offer says, until the offer ends: first all there is, then the changes.
-pub(super) async fn tell_mesh(offer: Arc<Offer>, mut changes: mpsc::Receiver<OfferChange>, mesh: MeshHandle) {
+/// Tells the mesh what the offer says, until the offer ends: first all there is, then the changes. `on_dropped` hears what is
+/// offered no longer.
+pub(super) async fn tell_mesh(
+    offer: Arc<Offer>,
+    mut changes: mpsc::Receiver<OfferChange>,
+    mesh: MeshHandle,
+    on_dropped: impl Fn(&[HashPart]),
+) {
     let mut part = FIRST_LOOK;
     loop {
-        let is_whole = first_look(&offer, &mut changes, part).await;
+        let is_whole = first_look(&offer, &mut changes, part, &on_dropped).await;
         mesh.paths_changed(PathChange::Replace(offer.hash_parts())).await;
         part *= 2;
         if is_whole || part > FIRST_LOOK_PART_MAX {
@@ -48,20 +55,28 @@ pub(super) async fn tell_mesh(offer: Arc<Offer>, mut changes: mpsc::Receiver<Off
     drop(offer);
     while let Some(OfferChange { added, removed }) = changes.recv().await {
         tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
+        on_dropped(&removed);
         mesh.paths_changed(PathChange::Update { added, removed }).await;
     }
 }
 
 /// Waits until the offer has looked at everything, at most `longest`; whether it has, or ended. What it says meanwhile is part of
 /// the whole that is told then.
-async fn first_look(offer: &Offer, changes: &mut mpsc::Receiver<OfferChange>, longest: Duration) -> bool {
+async fn first_look(
+    offer: &Offer,
+    changes: &mut mpsc::Receiver<OfferChange>,
+    longest: Duration,
+    on_dropped: &impl Fn(&[HashPart]),
+) -> bool {
     let started = Instant::now();
     while offer.is_busy() {
         if started.elapsed() >= longest {
             return false;
         }
-        if let Ok(None) = tokio::time::timeout(LOOK_POLL, changes.recv()).await {
-            break;
+        match tokio::time::timeout(LOOK_POLL, changes.recv()).await {
+            Ok(None) => break,
+            Ok(Some(change)) => on_dropped(&change.removed),
+            Err(_) => {}
         }
     }
     true

@@ -9,7 +9,8 @@ use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
 use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output, Taken};
-use narmesh_store::Offer;
+use narmesh_quorum::{Evicted, FingerprintDigest};
+use narmesh_store::{Offer, Withheld};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -224,31 +225,50 @@ impl Worker {
         self.orders.blocking_send(order).map_err(|_| Stopping)
     }
 
-    /// The reply's bytes. What cannot be read is not handed over: the peer asks others, and us again.
+    /// The reply's bytes. What cannot be read is not handed over: the peer asks others, and us again. What is withheld since it was
+    /// attested goes from the ledger at once, so that nothing is promised in a comparison that is not handed over.
     fn read(&self, hand_over: &HandOver) -> Vec<u8> {
-        let mut handed_over = 0;
+        let (mut handed_over, mut withheld) = (0, Vec::new());
         let bytes = hand_over.reply(|key, path| {
-            let found = self.attestations(path);
-            let said = found.into_iter().map(|it| it.attestation);
-            let said: Vec<_> = said.filter(|it| it.builder == *key && self.may_be_told(it)).collect();
-            handed_over += said.len();
-            said
+            let said = self.attestations(path)?.into_iter().map(|it| it.attestation);
+            let (told, kept): (Vec<_>, Vec<_>) =
+                said.filter(|it| it.builder == *key).partition(|it| self.withheld(it).is_none());
+            handed_over += told.len();
+            withheld.extend(kept);
+            (!told.is_empty()).then_some(told)
         });
         self.counters.handed_over.inc_by(u64::try_from(handed_over).unwrap_or(0));
+        if !withheld.is_empty() {
+            self.take_back(&withheld);
+        }
         bytes
     }
 
-    /// What our own builder attests is told of what may leave now, whatever was so when it was attested.
-    fn may_be_told(&self, attestation: &Attestation) -> bool {
-        let statement = &attestation.statement;
-        self.own != Some(attestation.builder) || self.offer.withheld(&statement.path, &statement.references).is_none()
+    fn take_back(&self, withheld: &[Attestation]) {
+        let known = withheld.iter().filter(|it| self.withheld(it) != Some(Withheld::Unchecked));
+        let gone = known.map(|it| Evicted {
+            builder: it.builder,
+            hash_part: it.statement.path.hash_part(),
+            fingerprint: FingerprintDigest::of(self.ledger.store_dir(), &it.statement),
+        });
+        match self.ledger.withdraw(&gone.collect::<Vec<_>>()) {
+            Ok(()) => {
+                tracing::info!(withdrawn = withheld.len(), "attestations of what is withheld now were taken back")
+            }
+            Err(error) => tracing::warn!(%error, "attestations of what is withheld now cannot be taken back yet"),
+        }
     }
 
-    fn attestations(&self, path: &HashPart) -> Vec<Stored> {
-        self.ledger.attestations(path).unwrap_or_else(|error| {
-            tracing::warn!(%error, "attestations cannot be read and are not handed over");
-            Vec::new()
-        })
+    /// Why an attestation of our own builder is told nobody: of what may leave now it is told, whatever was so when it was made.
+    fn withheld(&self, attestation: &Attestation) -> Option<Withheld> {
+        let statement = &attestation.statement;
+        let is_own = self.own == Some(attestation.builder);
+        is_own.then(|| self.offer.withheld(&statement.path, &statement.references)).flatten()
+    }
+
+    fn attestations(&self, path: &HashPart) -> Option<Vec<Stored>> {
+        let read = self.ledger.attestations(path);
+        read.inspect_err(|error| tracing::warn!(%error, "attestations cannot be read and are not handed over")).ok()
     }
 
     fn take(&self, from: PeerId, attestations: Vec<Attestation>) -> Taken {
@@ -265,7 +285,7 @@ impl Worker {
         }
         let mut taken = Taken { verified: verified.len(), new: 0, refused, full: BTreeSet::new() };
         // Taken back here, and known to others still.
-        verified.retain(|(stored, _)| self.may_be_told(&stored.attestation));
+        verified.retain(|(stored, _)| self.withheld(&stored.attestation).is_none());
         let withheld = taken.verified - verified.len();
         self.count_refused("withheld", withheld);
         match self.ledger.take(&verified, crate::quorum::now()) {

@@ -129,8 +129,15 @@ impl OwnBuilds<'_> {
     /// Takes back what was attested and is withheld now, here or gone from the store. Gives how many were.
     pub fn withdraw(&self) -> Result<usize, AttestError> {
         let own = BuilderKey(self.key.public().bytes());
+        self.withdraw_of(self.ledger.read(|ledger| ledger.hash_parts_of(&own)))
+    }
+
+    /// The same, of what was attested of these paths.
+    pub fn withdraw_of(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, AttestError> {
+        let own = BuilderKey(self.key.public().bytes());
+        let is_said = |part: &HashPart| self.ledger.read(|ledger| ledger.votes(part).any(|vote| vote.builder == own));
         let mut gone = Vec::new();
-        for hash_part in self.ledger.read(|ledger| ledger.hash_parts_of(&own)) {
+        for hash_part in hash_parts.into_iter().filter(is_said) {
             let said = self.ledger.attestations(&hash_part)?;
             for attestation in said.into_iter().map(|it| it.attestation).filter(|it| it.builder == own) {
                 let statement = &attestation.statement;

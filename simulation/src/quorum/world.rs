@@ -268,7 +268,7 @@ impl World {
             Output::Respond { id, bytes, .. } => self.reply(number, id, bytes),
             Output::HandOver(hand_over) => {
                 let kept = &self.machine(number).kept;
-                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned().unwrap_or_default());
+                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned());
                 self.reply(number, hand_over.id, bytes);
             }
             Output::Verify { id, attestations, .. } => {

@@ -32,11 +32,16 @@ pub struct HandOver {
 }
 
 impl HandOver {
-    /// The encoded reply, from all attestations of a builder about a path: as many as fit.
-    pub fn reply(&self, mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Vec<Attestation>) -> Vec<u8> {
+    /// The encoded reply, from all attestations of a builder about a path: as many as fit. `None` for what was there a moment ago
+    /// and is not to be handed over now, whatever the reason: where nothing else is, the reply is *busy*, so that the peer compares
+    /// again, and does not take what we said to have for a lie.
+    pub fn reply(&self, mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Option<Vec<Attestation>>) -> Vec<u8> {
         let (mut answered, mut handed, mut bytes) = (0u32, Vec::new(), 0);
+        let mut kept_back = false;
         for wanted in &self.wanted {
-            let said = wanted.iter().flat_map(|(key, path)| attestations(key, path));
+            let said: Vec<_> = wanted.iter().map(|(key, path)| attestations(key, path)).collect();
+            kept_back |= said.iter().any(Option::is_none);
+            let said = said.into_iter().flatten().flatten();
             let encoded: Vec<Vec<u8>> = said.filter_map(|attestation| attestation.encode().ok()).collect();
             let more: usize = encoded.iter().map(Vec::len).sum();
             if answered > 0 && bytes + more > ATTESTATIONS_BYTES_MAX {
@@ -50,6 +55,9 @@ impl HandOver {
                     handed.push(one);
                 }
             }
+        }
+        if kept_back && handed.is_empty() {
+            return encoded(&QuorumReply::Busy);
         }
         encoded(&QuorumReply::Attestations { answered, attestations: handed })
     }

@@ -20,7 +20,7 @@ pub(crate) struct Node {
     pub(crate) peer: PeerId,
     pub(crate) ledger: Ledger,
     pub(crate) exchange: Exchange,
-    kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
+    pub(crate) kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
     pub(crate) faults: Vec<(PeerId, Fault)>,
     pub(crate) answered: Vec<(u64, bool)>,
     pub(crate) requests: usize,
@@ -180,7 +180,7 @@ impl Crowd {
             Output::Respond { id, bytes, .. } => self.reply(node, id, bytes),
             Output::HandOver(hand_over) => {
                 let kept = &self.nodes[node].kept;
-                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned().unwrap_or_default());
+                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned());
                 self.reply(node, hand_over.id, bytes);
             }
             Output::Verify { id, attestations, .. } => {
