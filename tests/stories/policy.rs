@@ -85,8 +85,15 @@ fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
 #[test]
 fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
     let mesh = TestMesh::new();
-    let mut jury = Jury::new(&mesh, &["one", "two", "three"], &["app"], |all| Rules::require(2, all));
+    let mut jury = Jury::new(&mesh, &["one", "two", "three"], &["app", "files"], |all| Rules::require(2, all));
     let app = jury.paths[0].clone();
+    // Built here as by the others, and given to another store on this machine on their word.
+    let own = jury.client.store.build_one("files");
+    wait_until("the daemon sees what was built", promised(SPREAD), || {
+        jury.client.narmesh(&["why", &own]).stdout.contains("own store: holds it")
+    });
+    let narinfo = jury.client.wait_narinfo(&own);
+    assert_eq!(get(jury.client.gateway(), &narinfo.url).unwrap().status, 200);
     let narinfo = jury.client.wait_narinfo(&app);
     let mut look = jury.client.store.nix("nix");
     let from = format!("http://{}", jury.client.gateway());
@@ -114,7 +121,11 @@ fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
 
     // What went out before is named.
     let report = client.narmesh(&["quorum", "report"]).stdout;
-    assert!(report.contains("NO LONGER AGREED") && report.contains("one, three"), "{report}");
+    for path in [&app, &own] {
+        let turned = format!("NO LONGER AGREED {} was given", path.rsplit('/').next().unwrap());
+        let line = report.lines().find(|line| line.starts_with(&turned));
+        assert!(line.is_some_and(|line| line.contains("one, three")), "{path}: {report}");
+    }
     let why = client.narmesh(&["quorum", "why", &app]).stdout;
     assert!(
         why.contains("given to Nix on the strength of a verdict that does not stand: on the word of one, three"),

@@ -8,7 +8,9 @@ use super::Resolver;
 use super::decisions::Decision as Happened;
 use super::trust::Proof;
 use crate::quorum::{LiveLedger, now, signatures_unheard};
-use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir};
+use narmesh_protocol::{
+    BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir, StorePath,
+};
 use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Served, State};
 use narmesh_store::Store as _;
 use parking_lot::RwLock;
@@ -151,6 +153,23 @@ impl Gate {
         })
     }
 
+    /// What is given on the word of these builders, if there are any: what a report names when it does not stand any more.
+    pub(crate) fn on_word(
+        store_dir: &StoreDir,
+        info: &NarInfo,
+        voters: &[BuilderKey],
+    ) -> Option<(StorePath, FingerprintDigest)> {
+        let fingerprint = || FingerprintDigest::of(store_dir, &Statement::of(info));
+        (!voters.is_empty()).then(|| (info.path.clone(), fingerprint()))
+    }
+
+    /// Nix gets it.
+    fn note_given(&self, on_word: Option<(StorePath, FingerprintDigest)>) {
+        if let Some((path, fingerprint)) = on_word {
+            self.ledger.note_served(Served { path, fingerprint, at: now() });
+        }
+    }
+
     /// Where Nix is to ask for its NAR: with the fingerprint where that is decided on again then.
     pub(crate) fn nar_url(store_dir: &StoreDir, info: &NarInfo, pass: &Pass) -> NarUrl {
         let fingerprint = || FingerprintDigest::of(store_dir, &Statement::of(info)).0;
@@ -255,8 +274,10 @@ impl Resolver {
         }
         let part = url.hash_part;
         if self.store.contains(&part)
-            && Arc::clone(&self).own_answer(part).await.is_ok_and(|own| leads_to(&own.url, &url))
+            && let Ok(own) = Arc::clone(&self).own_answer(part).await
+            && leads_to(&own.url, &url)
         {
+            self.gate.note_given(own.on_word);
             return true;
         }
         let answer = match Arc::clone(&self).remembered(part).await {
@@ -272,10 +293,7 @@ impl Resolver {
             self.decisions.note(part, Happened::NarRefused);
             return false;
         }
-        if !answer.voters().is_empty() {
-            let fingerprint = FingerprintDigest::of(&self.store_dir, &Statement::of(&answer.info));
-            self.gate.ledger.note_served(Served { path: answer.info.path.clone(), fingerprint, at: now() });
-        }
+        self.gate.note_given(Gate::on_word(&self.store_dir, &answer.info, answer.voters()));
         true
     }
 }

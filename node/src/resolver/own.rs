@@ -7,8 +7,8 @@ use super::trust::{self, Proof, TrustedNarInfo};
 use bytes::Bytes;
 use moka::sync::Cache;
 use narmesh_http_gateway::{BodyAborted, NarBody};
-use narmesh_protocol::{HashPart, NarUrl};
-use narmesh_quorum::Refusal;
+use narmesh_protocol::{HashPart, NarUrl, StorePath};
+use narmesh_quorum::{FingerprintDigest, Refusal};
 use narmesh_store::{NarProgress, NarStream, PathInfo, Store};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -32,6 +32,8 @@ pub(crate) struct OwnAnswer {
     stamp: u64,
     /// Of its NAR.
     pub(super) url: NarUrl,
+    /// What is given on the word of builders, if that is why.
+    pub(super) on_word: Option<(StorePath, FingerprintDigest)>,
     /// As Nix gets it.
     pub(super) rendered: Bytes,
 }
@@ -115,7 +117,8 @@ impl Resolver {
         let pass = self.admitted(&info, &proof)?;
         let url = Gate::nar_url(&self.store_dir, &info, &pass);
         let rendered = self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string());
-        Ok(OwnAnswer { stamp, url, rendered: Bytes::from(rendered) })
+        let on_word = Gate::on_word(&self.store_dir, &info, &pass.voters);
+        Ok(OwnAnswer { stamp, url, on_word, rendered: Bytes::from(rendered) })
     }
 
     /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.
