@@ -1,13 +1,14 @@
 //! `narmesh quorum report` and `why`: each part is written as it comes.
 
 use super::ask::{ask, named};
-use super::{emit, printable};
+use super::{emit, printable, progress};
 use crate::quorum::{Page, Part, Question, Scope};
 use crate::status::text::utc;
 use anyhow::Context as _;
+use indicatif::ProgressBar;
 use narmesh_quorum::{ReportHead, ReportPart};
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
@@ -42,11 +43,12 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
         (None, Some(text)) => Scope::Closure(named(text)),
         (None, None) => Scope::All,
     };
+    let seen = std::io::stdout().is_terminal();
     match &arguments.html {
         Some(name) => {
             let mut page = Page::default();
             let mut file = None;
-            let head = each_part(config, scope, |part| {
+            let head = each_part(config, scope, false, |part| {
                 // Not before there is something to write: a refusal leaves what was there.
                 let file = match &mut file {
                     Some(file) => file,
@@ -63,13 +65,13 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
         }
         None if arguments.json => {
             let mut json = Json::default();
-            let head = each_part(config, scope, |part| Ok(emit(&json.part(&part)?)?))?;
+            let head = each_part(config, scope, seen, |part| Ok(emit(&json.part(&part)?)?))?;
             emit(&json.end())?;
             Ok(head.agreed)
         }
         None => {
             let mut text = Text::default();
-            let head = each_part(config, scope, |part| Ok(emit(&text.part(&part))?))?;
+            let head = each_part(config, scope, seen, |part| Ok(emit(&text.part(&part))?))?;
             emit(&text.end(&head))?;
             Ok(head.agreed)
         }
@@ -78,7 +80,7 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
 
 /// Whether it is agreed.
 pub(super) fn why(config: &Path, arguments: &WhyArguments) -> anyhow::Result<bool> {
-    let head = each_part(config, Scope::Path(named(&arguments.path)), |part| {
+    let head = each_part(config, Scope::Path(named(&arguments.path)), true, |part| {
         let ReportPart::Path(path) = part else { return Ok(()) };
         let sentences = path.sentences.iter().map(|sentence| printable(sentence) + "\n");
         Ok(emit(&sentences.collect::<String>())?)
@@ -86,21 +88,49 @@ pub(super) fn why(config: &Path, arguments: &WhyArguments) -> anyhow::Result<boo
     Ok(head.agreed)
 }
 
-/// Gives the head, when all parts were there.
+/// Gives the head, when all parts were there. `seen` says whether somebody sees each as it is written; else they are counted on
+/// standard error, as paths are while they are judged.
 fn each_part(
     config: &Path,
     scope: Scope,
+    seen: bool,
     mut each: impl FnMut(ReportPart) -> anyhow::Result<()>,
 ) -> anyhow::Result<ReportHead> {
-    let mut head = None;
+    let (mut head, mut written) = (None, Written::default());
     ask(config, Question::Report(scope), None, |part| {
         let Part::Report(part) = part else { return Ok(()) };
         if let ReportPart::Head(found) = &part {
             head = Some((**found).clone());
         }
+        if !seen {
+            written.part(&part);
+        }
         each(part)
     })?;
     head.context("the answer has no beginning")
+}
+
+/// Counts paths that are written.
+#[derive(Default)]
+struct Written {
+    bar: Option<ProgressBar>,
+}
+
+impl Written {
+    fn part(&mut self, part: &ReportPart) {
+        match part {
+            // What was judged was counted until now.
+            ReportPart::Head(_) => self.bar = Some(progress("paths written")),
+            ReportPart::Path(_) => self.bar.iter().for_each(|bar| bar.inc(1)),
+            ReportPart::Conflict(_) | ReportPart::NoLongerAgreed(_) => {}
+        }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
 }
 
 /// For people.
@@ -248,5 +278,24 @@ mod tests {
     fn hostile_names_do_not_play_with_the_terminal() {
         let text = Text::default().part(&conflict("a\u{1b}[2Jb\u{7}"));
         assert_eq!(text, "CONFLICT a\u{fffd}[2Jb\u{fffd}\n");
+    }
+
+    #[test]
+    fn what_nobody_sees_being_written_is_counted() {
+        let path = r#"{"path":"p","verdict":"short","k":2,"of":2,"fingerprints":[],"disputed_by":[],"vetoed":false,"void":[],
+            "not_counted":[],"missing":[],"held":null,"needed_by":null,"needs_unknown":false,"served_at_ms":null,"turned":null,
+            "policy":"","sentences":[]}"#;
+        let path = ReportPart::Path(serde_json::from_str(path).unwrap());
+        let mut written = Written::default();
+        [&head(), &conflict("a"), &path, &path].into_iter().for_each(|part| written.part(part));
+        assert_eq!(written.bar.as_ref().unwrap().position(), 2);
+    }
+
+    #[test]
+    fn a_report_of_nothing_says_why_it_is_not_agreed() {
+        let ReportPart::Head(mut head) = head() else { panic!("a head") };
+        assert!(totals(&head).starts_with("1 paths: 0 agreed"));
+        head.totals.paths = 0;
+        assert_eq!(totals(&head), "0 paths: nothing is attested here, so nothing is agreed (exit code 1)");
     }
 }
