@@ -269,7 +269,7 @@ fn what_id_prints_is_what_the_other_machine_takes() {
     fs::write(&two, written + &peer_block(&said) + &block(&said, "[[builder]]")).unwrap();
     run(&two, &["check-config"]);
     let policy = run(&two, &["quorum", "policy", "check", two.to_str().unwrap()]);
-    assert!(policy.contains("1 builders in 1 groups"), "{policy}");
+    assert!(policy.contains("1 builders in 1 groups; observe"), "{policy}");
 }
 
 #[test]

@@ -141,14 +141,14 @@ fn policy_check(file: &Path) -> anyhow::Result<bool> {
         _ => None,
     };
     let (policy, warnings) = settings.quorum.policy(own.as_ref())?;
-    let asks = match policy.mode() {
-        Mode::Off => "nothing: as Nix alone",
-        Mode::Observe => "nothing, but reports",
-        Mode::Prefer => "that holders of what is agreed are asked first",
-        Mode::Require => "that nothing is substituted that is not agreed",
+    let means = match policy.mode() {
+        Mode::Off => "off: as Nix alone",
+        Mode::Observe => "observe: reports and metrics alone",
+        Mode::Prefer => "prefer: holders of what is agreed are asked first",
+        Mode::Require => "require: nothing is substituted that is not agreed",
     };
     let (builders, groups) = (policy.keys().count(), policy.groups());
-    emit(&format!("{}: {builders} builders in {groups} groups; the policy asks for {asks}\n", file.display()))?;
+    emit(&format!("{}: {builders} builders in {groups} groups; {means}\n", file.display()))?;
     if let Some(k) = policy.k_default() {
         emit(&format!("{k} of {groups} groups must have got the same\n"))?;
     }

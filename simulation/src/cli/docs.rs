@@ -91,7 +91,7 @@ fn compare_form(file: &Path) -> Result<(), DocsError> {
             return Err(DocsError::Stale { file: name, line, found, wanted });
         }
     }
-    println!("{name} has today's form");
+    say!("{name} has today's form");
     Ok(())
 }
 

@@ -1,5 +1,10 @@
 //! The commands.
 
+/// Prints a line, as `println!` does, but for a reader that has gone (`| head`): the exit code is still that of the checkers.
+macro_rules! say {
+    ($($told:tt)*) => { $crate::cli::say_line(format_args!($($told)*)) };
+}
+
 pub(crate) mod compare;
 pub(crate) mod docs;
 pub(crate) mod hostile;
@@ -9,13 +14,22 @@ pub(crate) mod run;
 pub(crate) mod swarm;
 
 use narmesh_simulation::ScenarioError;
+use std::io::Write as _;
 use std::process::ExitCode;
+
+fn say_line(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("narmesh-sim: {error}");
+    }
+}
 
 /// Prints a table of runs. Success only when every checker of every run was content.
 fn shown(table: Result<(String, bool), ScenarioError>) -> ExitCode {
     match table {
         Ok((table, content)) => {
-            print!("{table}");
+            say!("{}", table.trim_end());
             if content { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {

@@ -11,16 +11,16 @@ pub(crate) fn mutants() -> ExitCode {
     for verdict in verdicts() {
         let name = verdict.mutation.map_or("none".to_owned(), |mutation| format!("{mutation:?}"));
         match &verdict.red {
-            Some((seed, scenario, seen)) => println!("{name:18} red with seed {seed} of {scenario}: {seen}"),
-            None => println!("{name:18} not noticed in any seed"),
+            Some((seed, scenario, seen)) => say!("{name:18} red with seed {seed} of {scenario}: {seen}"),
+            None => say!("{name:18} not noticed in any seed"),
         }
         right &= verdict.is_right();
     }
     for verdict in narmesh_simulation::quorum::mutants::verdicts() {
         let name = verdict.mutation.map_or("none, quorum".to_owned(), |mutation| format!("{mutation:?}"));
         match &verdict.red {
-            Some((seed, seen)) => println!("{name:18} red with seed {seed} of quorum-100: {seen}"),
-            None => println!("{name:18} not noticed in any seed"),
+            Some((seed, seen)) => say!("{name:18} red with seed {seed} of quorum-100: {seen}"),
+            None => say!("{name:18} not noticed in any seed"),
         }
         right &= verdict.is_right();
     }

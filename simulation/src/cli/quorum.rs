@@ -16,28 +16,32 @@ pub(crate) fn quorum(name: &str, seed: u64, small: bool, json: bool) -> ExitCode
     let since = Instant::now();
     let report = run_quorum(&scenario, seed);
     if json {
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+        say!("{}", serde_json::to_string(&report).unwrap_or_default());
     } else {
         let [agreed, short, conflict, none] = report.states;
-        println!("{name}: {}", report.about);
-        println!("{} machines, seed {seed}; {:.1} s", report.builders, since.elapsed().as_secs_f64());
-        println!("paths: {agreed} agreed, {short} short, {conflict} in conflict, {none} without attestations");
-        println!(
+        say!("{name}: {}", report.about);
+        say!("{} machines, seed {seed}; {:.1} s", report.builders, since.elapsed().as_secs_f64());
+        say!("paths: {agreed} agreed, {short} short, {conflict} in conflict, {none} without attestations");
+        say!(
             "{} attestations, taken in {} times; {} comparisons; {} bytes of one machine; {} verdicts counted anew",
-            report.attestations, report.taken, report.comparisons, report.bytes, report.judged
+            report.attestations,
+            report.taken,
+            report.comparisons,
+            report.bytes,
+            report.judged
         );
         match report.equal_after_ms {
-            Some(ms) => println!(
+            Some(ms) => say!(
                 "the same verdicts on all honest machines {ms} ms after the heal; target {} ms",
                 scenario.bound_s * 1_000
             ),
-            None => println!("not the same verdicts on all honest machines within {} s", scenario.bound_s),
+            None => say!("not the same verdicts on all honest machines within {} s", scenario.bound_s),
         }
-        report.violations.iter().for_each(|violation| println!("violation: {violation}"));
+        report.violations.iter().for_each(|violation| say!("violation: {violation}"));
         if !report.is_content() {
-            println!("replay: narmesh-sim quorum {name}{} --seed {seed}", if small { " --small" } else { "" });
+            say!("replay: narmesh-sim quorum {name}{} --seed {seed}", if small { " --small" } else { "" });
         }
     }
-    println!("digest: {}", report.digest);
+    say!("digest: {}", report.digest);
     if report.is_content() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

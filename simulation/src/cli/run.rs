@@ -24,30 +24,46 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Optio
             return ExitCode::from(2);
         }
     };
+    if let Subject::Node(number) = trace
+        && number >= scenario.nodes
+    {
+        eprintln!("narmesh-sim: --trace {number} is no machine of {name}; accepted: 0 to {}", scenario.nodes - 1);
+        return ExitCode::from(2);
+    }
+    // Before a run that may take minutes.
+    if let Some(directory) = svg
+        && let Err(error) = std::fs::create_dir_all(directory)
+    {
+        return no_plots(directory, &error);
+    }
     let since = Instant::now();
     let report = run(scenario, seed, trace);
     let wall_s = since.elapsed().as_secs_f64();
     if let Some(directory) = svg
         && let Err(error) = write_plots(directory, &report)
     {
-        eprintln!("narmesh-sim: {}: {error}", directory.display());
-        return ExitCode::from(2);
+        return no_plots(directory, &error);
     }
     if json {
         let told = Told { report: &report, wall_s, memory_mib: memory_mib() };
-        println!("{}", serde_json::to_string(&told).unwrap_or_default());
-        println!("digest: {}", report.digest);
+        say!("{}", serde_json::to_string(&told).unwrap_or_default());
+        say!("digest: {}", report.digest);
     } else {
         print_text(&report, name, small, wall_s);
     }
     if report.is_content() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn no_plots(directory: &Path, error: &std::io::Error) -> ExitCode {
+    eprintln!("narmesh-sim: --svg {}: {error}", directory.display());
+    ExitCode::from(2)
+}
+
 pub(crate) fn list() -> ExitCode {
     for name in built_in() {
         match Scenario::load(name) {
-            Ok(scenario) => println!("{name:20} {}", scenario.about),
-            Err(error) => println!("{name:20} {error}"),
+            Ok(scenario) => say!("{name:20} {}", scenario.about),
+            Err(error) => say!("{name:20} {error}"),
         }
     }
     ExitCode::SUCCESS
@@ -62,18 +78,18 @@ pub(crate) fn write_plots(directory: &Path, report: &Report) -> std::io::Result<
 }
 
 fn print_text(report: &Report, name: &str, small: bool, wall_s: f64) {
-    report.story.iter().for_each(|line| println!("{line}"));
-    println!("{name}: {}", report.about);
-    println!("{} machines, seed {}; {wall_s:.1} s, {} MiB", report.nodes, report.seed, memory_mib());
-    println!("{}", report.table());
+    report.story.iter().for_each(|line| say!("{line}"));
+    say!("{name}: {}", report.about);
+    say!("{} machines, seed {}; {wall_s:.1} s, {} MiB", report.nodes, report.seed, memory_mib());
+    say!("{}", report.table());
     if !report.events.is_empty() {
-        println!("{}", report.event_table());
+        say!("{}", report.event_table());
     }
     for (kind, rate) in &report.bytes_per_s {
-        println!("{rate:>12.0} B/s  {kind}");
+        say!("{rate:>12.0} B/s  {kind}");
     }
     let totals = report.totals;
-    println!(
+    say!(
         "{} inputs, {} faults; {} announcements in {} copies; {} bodies, {} of them deltas; {} comparisons",
         totals.inputs,
         totals.faults,
@@ -83,17 +99,17 @@ fn print_text(report: &Report, name: &str, small: bool, wall_s: f64) {
         totals.deltas,
         totals.syncs
     );
-    println!("{} summaries compared with the truth", report.checked);
+    say!("{} summaries compared with the truth", report.checked);
     for (misdeed, times) in &report.blamed {
-        println!("blamed on liars: {misdeed}, {times} times");
+        say!("blamed on liars: {misdeed}, {times} times");
     }
     for violation in &report.violations {
-        println!("violation: {violation}");
+        say!("violation: {violation}");
     }
     if !report.is_content() {
-        println!("replay: narmesh-sim run {name}{} --seed {}", if small { " --small" } else { "" }, report.seed);
+        say!("replay: narmesh-sim run {name}{} --seed {}", if small { " --small" } else { "" }, report.seed);
     }
-    println!("digest: {}", report.digest);
+    say!("digest: {}", report.digest);
 }
 
 /// Most memory that this process had, MiB; 0 where the kernel does not say.

@@ -15,7 +15,7 @@ pub(crate) fn all(seed: u64) -> ExitCode {
     for name in built_in() {
         let since = Instant::now();
         content &= small(name, seed).is_some_and(|report| {
-            println!("{name:20} {} in {:.1} s", report.digest, since.elapsed().as_secs_f64());
+            say!("{name:20} {} in {:.1} s", report.digest, since.elapsed().as_secs_f64());
             report.is_content()
         });
     }
@@ -33,8 +33,8 @@ fn small(name: &str, seed: u64) -> Option<Report> {
     };
     let report = run(scenario, seed, Subject::None);
     if !report.is_content() {
-        report.violations.iter().for_each(|violation| println!("violation: {violation}"));
-        println!("replay: narmesh-sim run {name} --small --seed {seed}");
+        report.violations.iter().for_each(|violation| say!("violation: {violation}"));
+        say!("replay: narmesh-sim run {name} --small --seed {seed}");
     }
     Some(report)
 }
@@ -64,6 +64,6 @@ pub(crate) fn swarm(minutes: u64, first: Option<u64>, seeds: Option<u64>) -> Exi
         }
     });
     let run = next.load(Relaxed).min(seeds.unwrap_or(u64::MAX));
-    println!("{run} seeds from {first}: {}", if failed.load(Relaxed) { "one failed" } else { "all content" });
+    say!("{run} seeds from {first}: {}", if failed.load(Relaxed) { "one failed" } else { "all content" });
     if failed.load(Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
