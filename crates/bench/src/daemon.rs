@@ -201,6 +201,11 @@ impl Daemon<'_> {
         finish("narmesh quorum import", self.node.command().args(["quorum", "import"]).arg(file)).map(drop)
     }
 
+    /// `narmesh quorum report --all --json`; an error unless everything is agreed.
+    pub(crate) fn report_all(&self) -> anyhow::Result<()> {
+        finish("narmesh quorum report", self.node.command().args(["quorum", "report", "--all", "--json"])).map(drop)
+    }
+
     /// Waits until it holds a summary of at least `paths_min` paths of each of `peers` by name.
     pub(crate) fn wait_for_summaries(
         &mut self,

@@ -277,13 +277,16 @@ fn verify_all(attestations: &[(NixSecretKey, Attestation)]) -> anyhow::Result<()
     Ok(())
 }
 
+/// What all builders say of a closure of 10,000 paths, as the text of a file: every path needs two more.
+pub(super) fn closure_text() -> anyhow::Result<String> {
+    text_of(&all_signed(CLOSURE, |number| if number * 2 + 2 < CLOSURE { 2 } else { 0 })?)
+}
+
 fn closure_report(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let narmesh = bench.binaries.narmesh()?;
     crate::progress("quorum: signing a closure of 10,000 paths");
     let dir = bench.scratch.subdir("closure")?;
-    // Every path needs two more, up to 10,000 in all.
-    let attestations = all_signed(CLOSURE, |number| if number * 2 + 2 < CLOSURE { 2 } else { 0 })?;
-    fs::write(dir.join("attestations"), text_of(&attestations)?)?;
+    fs::write(dir.join("attestations"), closure_text()?)?;
     run_init(narmesh, dir.path())?;
     write_config(dir.path())?;
     run(narmesh, dir.path(), &["import", &dir.join("attestations").to_string_lossy()])?;

@@ -1,8 +1,8 @@
-//! A narinfo under a policy that demands agreement, beside the same without one.
+//! A narinfo under a policy that demands agreement, beside the same without one, and while the daemon is at a long report.
 
 use super::pair::Pair;
-use super::quorum::{BUILDERS, K, key};
-use crate::daemon::Node;
+use super::quorum::{BUILDERS, K, closure_text, key};
+use crate::daemon::{Daemon, Node};
 use crate::fetch;
 use crate::load::{End, Load};
 use crate::row::{Beside, Planned, Target};
@@ -13,6 +13,8 @@ use narmesh_protocol::{Attestation, NarInfo, Statement, attestation_file};
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 /// Short loads in turn, so that what else the machine does meets both sides alike.
@@ -20,6 +22,7 @@ const SLICES_PER_ROUND: usize = 3;
 const CONNECTIONS: [(usize, &str); 2] = [(1, "1-connection"), (64, "64-connections")];
 /// How long two daemons may take to meet.
 const MEETING_MAX: Duration = Duration::from_secs(30);
+const BESIDE_REPORT: &str = "quorum/narinfo-beside-report/p99";
 
 /// Two gateways with one holder behind them: one demands that three of five builders agree, one demands nothing.
 #[derive(Debug)]
@@ -33,7 +36,8 @@ impl Subject for Required {
             );
             Planned::new(format!("quorum/narinfo-warm/{name}"), "us", about).target(Target::RatioAtMost(1.1))
         };
-        CONNECTIONS.into_iter().map(row).collect()
+        let about = "the same, one at a time, while the daemon reports on 50,000 attestations without a pause, beside no report";
+        CONNECTIONS.into_iter().map(row).chain([Planned::new(BESIDE_REPORT, "us", about)]).collect()
     }
 
     fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
@@ -64,8 +68,44 @@ impl Subject for Required {
                 report.figure(&row, &ours, Some(Beside::new("mode = \"off\"", theirs)));
             }
         }
+        if report.wants(BESIDE_REPORT) {
+            crate::progress(BESIDE_REPORT);
+            fs::write(&file, closure_text()?)?;
+            strict_daemon.import(&file)?;
+            let load = Load { targets, status: 200, connections: 1, end: End::After(bench.load_duration) };
+            let [ours, alone] = beside_reports(bench, &load, &strict_daemon, strict.gateway)?;
+            report.figure(BESIDE_REPORT, &ours, Some(Beside::new("no report", alone)));
+        }
         Ok(())
     }
+}
+
+/// p99 of each load, microseconds: while reports are made one after the other, and while none is.
+fn beside_reports(
+    bench: &Bench,
+    load: &Load,
+    daemon: &Daemon<'_>,
+    gateway: SocketAddr,
+) -> anyhow::Result<[Vec<f64>; 2]> {
+    let (mut beside, mut alone) = (Vec::new(), Vec::new());
+    for _ in 0..bench.rounds * SLICES_PER_ROUND {
+        alone.push(load.run(gateway)?.percentile_us(99));
+        let enough = AtomicBool::new(false);
+        let seen = thread::scope(|scope| {
+            let reports = scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    daemon.report_all()?;
+                }
+                anyhow::Ok(())
+            });
+            let seen = load.run(gateway);
+            enough.store(true, Ordering::Relaxed);
+            reports.join().map_err(|_| anyhow::anyhow!("the thread that asks for reports panicked"))??;
+            seen
+        })?;
+        beside.push(seen.percentile_us(99));
+    }
+    Ok([beside, alone])
 }
 
 /// Microseconds a request of each, one sample a slice.
