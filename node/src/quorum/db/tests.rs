@@ -243,6 +243,12 @@ fn who_only_looks_removes_nothing_whatever_the_bounds() {
     // Who writes does, for what it knows of what is kept.
     over().catch_up().unwrap();
     assert_eq!(rows(&open(dir.path()), "votes"), 1);
+    // Nor what is more than is kept of one path.
+    let more: Vec<_> = (1..=6).map(|result| said(2, 1, result)).collect();
+    let rows_of: Vec<_> = more.iter().map(|(stored, evidence)| (NewVote::from(stored), evidence)).collect();
+    open(dir.path()).store(&rows_of, WallMs(1)).unwrap();
+    looking.catch_up().unwrap();
+    assert_eq!((votes(&looking, 1).len(), rows(&open(dir.path()), "votes")), (5, 7));
     let nothing = tempfile::tempdir().unwrap();
     let looking = LiveLedger::new(nothing.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).looking();
     assert!(matches!(looking.catch_up(), Err(LedgerDbError::Missing { .. })), "nor does it make a file");
@@ -393,9 +399,15 @@ fn a_damaged_file_is_moved_aside_and_a_later_version_is_not_touched() {
     assert!(matches!(repairing, LedgerDbError::Later { .. }), "{repairing}");
 }
 
+/// All is in the file, and who has it open believes its cache no longer.
+fn settle(dir: &Path) {
+    let db = open(dir);
+    db.connection.execute("UPDATE meta SET store_dir = store_dir", ()).unwrap();
+    db.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
+}
+
 /// Damages the page that holds these bytes, or all of the file.
 fn damage(dir: &Path, bytes: Option<&[u8]>) {
-    open(dir).connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
     let mut content = std::fs::read(dir.join(FILE_NAME)).unwrap();
     match bytes {
         Some(bytes) => {
@@ -411,7 +423,7 @@ fn damage(dir: &Path, bytes: Option<&[u8]>) {
 
 #[test]
 fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read() {
-    for is_whole in [false, true] {
+    for (is_whole, is_writer) in [(false, false), (false, true), (true, false), (true, true)] {
         let dir = tempfile::tempdir().unwrap();
         let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).repairing();
         ledger.take(&(1..=99).map(|number| said(1, number, 1)).collect::<Vec<_>>(), WallMs(5)).unwrap();
@@ -427,11 +439,20 @@ fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read(
         };
         let known = [1, 2, 99].map(|number| times(&ledger, number));
         let generation = ledger.generation();
+        // Two that read it are kept open.
+        ledger.on_disk(|_| ledger.on_disk(|db| db.paths())).unwrap();
+        settle(dir.path());
         damage(dir.path(), (!is_whole).then_some(&lost.0.attestation.nix_signature[..]));
 
         // Who reads or writes next sees it, and the next look repairs it.
-        let read = ledger.on_disk(|db| db.paths()).and_then(|_| ledger.take(&[said(2, 3, 1)], WallMs(8)).map(drop));
-        assert!(read.unwrap_err().is_damage());
+        let (builder, hash_part) = (lost.1.builder(), lost.1.hash_part());
+        let gone = Evicted { builder, hash_part, fingerprint: lost.1.facts().fingerprint };
+        let seen = match (is_whole, is_writer) {
+            (_, false) => ledger.attestations(&hash_part).map(drop),
+            (true, true) => ledger.take(&[said(2, 3, 1)], WallMs(8)).map(drop),
+            (false, true) => ledger.withdraw(&[gone]),
+        };
+        assert!(seen.unwrap_err().is_damage());
         ledger.catch_up().unwrap();
         let now = ledger.read(narmesh_quorum::Ledger::len);
         assert!((ledger.losses(), ledger.generation() > generation) == (1, true) && now < before, "{now} of {before}");
