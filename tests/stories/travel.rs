@@ -299,8 +299,8 @@ fn what_turns_out_to_be_private_is_taken_back_at_once() {
         counting(node, &builders, 1);
     }
     // Nothing says that it is private while its derivation is away.
-    let [private, gone] = ["private", "usesprivate"].map(|name| a.store.build_one(name));
-    let derivations = a.store.derivations(&[&private, &gone]);
+    let [private, refers, gone] = ["private", "callsprivate", "usesprivate"].map(|name| a.store.build_one(name));
+    let derivations = a.store.derivations(&[&private, &refers, &gone]);
     a.store.delete(&derivations);
     let [of_a, of_b, of_c] = [&a, &b, &c].map(|node| node.card());
     a.allow(&of_b);
@@ -308,7 +308,7 @@ fn what_turns_out_to_be_private_is_taken_back_at_once() {
     b.allow(&of_a);
     c.allow(&of_a);
     TestMesh::start_introduced(&mut [&mut a, &mut b]);
-    for path in [&private, &gone] {
+    for path in [&private, &refers, &gone] {
         wait_verdict(&b, path, "agreed", &["a"]);
     }
     a.store.delete(std::slice::from_ref(&gone));
@@ -318,11 +318,13 @@ fn what_turns_out_to_be_private_is_taken_back_at_once() {
 
     // The derivation comes, for a build that has nothing to do.
     a.store.build_one("private");
-    wait_for("it is taken back", HEARD, || (attestations(&a, &private) == 0).then_some(()));
+    for path in [&private, &refers] {
+        wait_for(&format!("{path} is taken back"), HEARD, || (attestations(&a, path) == 0).then_some(()));
+    }
     c.learn_address("a", &a.p2p_address());
     c.start();
     wait_verdict(&c, &app, "agreed", &["a"]);
-    assert_eq!(attestations(&c, &private), 0);
+    assert_eq!((attestations(&c, &private), attestations(&c, &refers)), (0, 0));
     // What refers to it and is gone goes when somebody asks for it, and nobody is blamed for what was promised before.
     wait_for("that is taken back, too", HEARD, || (attestations(&a, &gone) == 0).then_some(()));
     for node in [&b, &c] {

@@ -176,8 +176,7 @@ impl NixStore {
         self.index.read().outputs_and_sources().collect()
     }
 
-    /// Whether it is that of a valid derivation. From memory.
-    pub fn is_derivation(&self, part: &HashPart) -> bool {
+    pub(crate) fn is_derivation(&self, part: &HashPart) -> bool {
         self.index.read().is_derivation(part)
     }
 
@@ -193,8 +192,7 @@ impl NixStore {
         self.registry.derivers(path)
     }
 
-    /// The outputs of a valid derivation, here or not; none of any other path. Blocks, on the database.
-    pub fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
         self.registry.outputs(derivation)
     }
 

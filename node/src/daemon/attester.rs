@@ -4,7 +4,7 @@
 use crate::quorum::{LiveLedger, OwnBuilds, StoreSignatures};
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
-use narmesh_store::{NixStore, Offer, StoreError, Watcher};
+use narmesh_store::{NixStore, Offer, Watcher};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 const RETRY: Duration = Duration::from_secs(10);
 /// So long the offer is waited for before it is asked again, doubled until [`RETRY`]: it looks at a new path within milliseconds.
 const LOOK: Duration = Duration::from_millis(20);
-/// What was attested and is withheld since is taken back when the offer drops it, when its derivation comes, and when the policy
-/// changes; so often all is looked through for what neither of them tells: what refers to it and is gone from the store.
+/// What was attested and is withheld since is taken back when the offer drops it, when the policy changes, and when a peer asks for
+/// it. So often all is looked through for what is gone from the store, of which the offer tells nothing.
 const WITHDRAW_INTERVAL: Duration = Duration::from_secs(600);
 /// How often it is looked whether the ledger lost something.
 const WATCH: Duration = Duration::from_secs(10);
@@ -201,17 +201,6 @@ struct Changes {
     dropped: BTreeSet<HashPart>,
 }
 
-impl Changes {
-    /// Of which something may be withheld that was not before: also the outputs of derivations that came.
-    fn doubtful(&self, store: &NixStore) -> Result<BTreeSet<HashPart>, StoreError> {
-        let mut doubtful = self.dropped.clone();
-        for derivation in self.pending.iter().filter(|part| store.is_derivation(part)) {
-            doubtful.extend(store.outputs(derivation)?);
-        }
-        Ok(doubtful)
-    }
-}
-
 /// Gives those of which the offer cannot say yet whether peers may hear of them.
 fn look(
     own: Option<&OwnBuilds<'_>>,
@@ -221,7 +210,7 @@ fn look(
 ) -> anyhow::Result<Vec<HashPart>> {
     let mut unchecked = Vec::new();
     if let Some(own) = own {
-        let withdrawn = if withdraws { own.withdraw()? } else { own.withdraw_of(changes.doubtful(own.store)?)? };
+        let withdrawn = if withdraws { own.withdraw()? } else { own.withdraw_of(changes.dropped.iter().copied())? };
         if withdrawn > 0 {
             tracing::info!(withdrawn, "attestations of what is withheld now were taken back");
         }

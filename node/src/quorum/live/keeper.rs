@@ -39,7 +39,7 @@ impl LiveLedger {
                 }
             }
             let mut notes = self.notes.lock();
-            let idle = notes.asked.is_empty() && notes.served.is_empty();
+            let idle = notes.served.is_empty();
             if (idle || !is_well) && !notes.stopping {
                 self.noted.wait_for(&mut notes, LOOK);
             }

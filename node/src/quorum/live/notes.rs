@@ -24,8 +24,9 @@ impl LiveLedger {
             return;
         }
         let mut notes = self.notes.lock();
-        if notes.asked.len() < ASKED_WAITING_MAX && notes.asked.insert(hash_part) {
-            self.noted.notify_one();
+        if notes.asked.len() < ASKED_WAITING_MAX {
+            // Written with the next look, a second later at most: what is attested of it now would be the last to be evicted.
+            notes.asked.insert(hash_part);
         }
     }
 
