@@ -138,6 +138,13 @@ impl Dialer {
         }
     }
 
+    /// An address of ours is gone, and with it the connections from there: that says nothing of the peers, however short they were.
+    pub(super) fn moved(&mut self, now: Moment) {
+        for target in self.targets.values_mut() {
+            (target.short, target.since) = (0, Moment(now.0.saturating_sub(SHORT_MS)));
+        }
+    }
+
     /// The last connection closed: the first redial comes after a jittered moment, so that two sides do not collide for ever.
     pub(super) fn disconnected(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         if let Some(target) = self.targets.get_mut(peer) {
@@ -345,6 +352,30 @@ mod tests {
         let all: u64 = (0..40).map(|_| pause(&mut dialer, 10)).sum();
         assert!(all > 40 * PAUSE_MAX_MS / 3, "{all} ms");
         assert!(pause(&mut dialer, SHORT_MS) < PAUSE_MIN_MS, "it lasted: as before");
+    }
+
+    #[test]
+    fn who_moves_again_and_again_is_back_at_once_each_time() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
+        let mut now = Moment(SHORT_MS);
+        for _ in 0..10 {
+            // Connected, and the address changes soon; the first dial from the new one is refused.
+            for (has_moved, pause_max) in [(true, PAUSE_MIN_MS), (false, AGAIN_MS)] {
+                assert_eq!(dialer.due(now).len(), 1);
+                dialer.connected(now, &peer);
+                now = Moment(now.0 + 1_000);
+                if has_moved {
+                    dialer.moved(now);
+                }
+                dialer.disconnected(now, &peer, &mut rng);
+                let pause = dialer.deadline().unwrap().since(now);
+                assert!(pause < pause_max, "{pause} ms");
+                now = Moment(now.0 + pause);
+            }
+        }
     }
 
     #[test]

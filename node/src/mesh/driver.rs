@@ -399,7 +399,11 @@ impl Mesh {
                 tracing::info!(%address, "listening for peers");
                 self.tell_addresses();
             }
-            SwarmEvent::ExpiredListenAddr { .. } | SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
+            SwarmEvent::ExpiredListenAddr { .. } => {
+                self.dialer.moved(now().moment);
+                self.tell_addresses();
+            }
+            SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
             SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
                 self.on_connected(peer_id);
             }
