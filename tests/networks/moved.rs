@@ -63,6 +63,7 @@ fn a_machine_that_lost_power_is_heard_as_before() {
     // The other side is not told that it is gone, and does not notice either: it says nothing in between.
     fleet.network.emulator().set_cut(1, true);
     fleet.nodes[1].kill();
+    fleet.network.machine(1).forget_connections();
     fleet.nodes[1].start();
     fleet.network.emulator().set_cut(1, false);
     let healed = Instant::now();

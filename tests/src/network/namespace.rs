@@ -6,9 +6,12 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::AsFd as _;
+
+use crate::wait::wait_until;
 
 /// Where `ip netns` keeps them.
 pub(super) const NAMESPACES: &str = "/run/netns";
@@ -120,6 +123,22 @@ impl Namespace {
     pub fn move_this_thread(&self) {
         let place = File::open(Path::new(NAMESPACES).join(&self.name)).expect("made before");
         move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).expect("root");
+    }
+
+    /// A machine without power says nothing more, a kernel goes on to say goodbye for its dead processes. With the link cut
+    /// and the processes dead this returns when it has given up, as the daemon asks for: after ten seconds.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn forget_connections(&self) {
+        /// One of /proc/net/tcp.
+        const LISTENING: &str = "0A";
+        self.enter(|| {
+            wait_until("the kernel has given up its connections", Duration::from_secs(100), || {
+                let table = fs::read_to_string("/proc/thread-self/net/tcp").expect("connections");
+                table.lines().skip(1).all(|line| line.split_whitespace().nth(3) == Some(LISTENING))
+            });
+        });
     }
 
     /// The counters of its interface.
