@@ -69,9 +69,10 @@ pub fn read_file(
     mut progress: impl FnMut(usize) -> io::Result<()>,
     mut take: impl FnMut(&[(Stored, Evidence)]) -> Result<usize, LedgerDbError>,
 ) -> Result<Imported, ImportError> {
-    let mut line = String::new();
+    let mut line = Vec::new();
     read_line(&mut reader, &mut line)?;
-    let found = attestation_file::parse_header(line.trim_end_matches('\n'))?;
+    let header = str::from_utf8(&line).map_err(|_| attestation_file::LineError::Header)?;
+    let found = attestation_file::parse_header(header.trim_end_matches('\n'))?;
     if let Some(ours) = store_dir.filter(|ours| **ours != found) {
         return Err(ImportError::StoreDir { found: found.as_str().to_owned(), ours: ours.as_str().to_owned() });
     }
@@ -89,7 +90,7 @@ pub fn read_file(
             return Ok(result);
         }
         let judged = on_all_cores(&batch, |(number, line)| judge(&found, policy, *number, line));
-        let mut verified = Vec::with_capacity(judged.len());
+        let mut verified = Vec::with_capacity(judged.iter().filter(|it| matches!(it, Judged::Verified(_))).count());
         for judged in judged {
             match judged {
                 Judged::Nothing => continue,
@@ -155,7 +156,10 @@ fn evidence(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation)
     Evidence::attestation(store_dir, attestation, key, on_disk_bytes(references_bytes))
 }
 
-fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &str) -> Judged {
+fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u8]) -> Judged {
+    let Ok(line) = str::from_utf8(line) else {
+        return Judged::Bad(number, "expected text in UTF-8".to_owned());
+    };
     let (key, attestation) = match attestation_file::parse_line(store_dir, line.trim_end_matches('\n')) {
         Ok(None) => return Judged::Nothing,
         Ok(Some(parsed)) => parsed,
@@ -174,9 +178,9 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &st
 }
 
 /// Reads one line with its end, of bounded length; whether there was one.
-fn read_line(reader: &mut impl BufRead, line: &mut String) -> io::Result<bool> {
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
-    let bytes = reader.take(attestation_file::LINE_BYTES_MAX as u64 + 2).read_line(line)?;
+    let bytes = reader.take(attestation_file::LINE_BYTES_MAX as u64 + 2).read_until(b'\n', line)?;
     if bytes > attestation_file::LINE_BYTES_MAX + 1 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is longer than 2 MiB: no attestations"));
     }

@@ -10,6 +10,8 @@ mod gateway;
 mod mesh;
 mod nar;
 mod narinfo;
+#[cfg(feature = "config")]
+mod quorum_texts;
 mod texts;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -64,7 +66,7 @@ pub fn all() -> Vec<Target> {
     all.extend(exchange::TARGETS);
     all.extend([core::TARGET, gateway::TARGET]);
     #[cfg(feature = "config")]
-    all.push(config::TARGET);
+    all.extend([[config::TARGET].as_slice(), &quorum_texts::TARGETS].concat());
     all
 }
 
