@@ -1,9 +1,12 @@
 //! Attestations between daemons: what one builds, the others hear of, hop by hop, and nobody who is not meant to.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{TestMesh, TestNode, get, wait_for, wait_until};
+use narmesh_tests::{StorePlace, TestMesh, TestNode, finish, get, wait_for, wait_until};
 use serde_json::Value;
 
 /// From a build to a verdict elsewhere; ten times the few seconds that are promised.
@@ -69,10 +72,8 @@ fn what_one_daemon_builds_another_hears_of() {
     wait_verdict(&c, &nondet, "conflict", &["a", "b"]);
     // What nobody counts is not kept: a and b count nobody.
     assert_eq!(attested_by(&a, &b.builder_key()) + attested_by(&b, &a.builder_key()), 0);
+    assert_eq!(metric(&c, "narmesh_quorum_pulled_total"), 6, "app, lib and nondet of two builders");
     let metrics = get(c.gateway(), "/metrics").unwrap().text();
-    let pulled =
-        metrics.lines().find_map(|line| line.strip_prefix("narmesh_quorum_pulled_total ")?.parse::<u64>().ok());
-    assert_eq!(pulled, Some(6), "app, lib and nondet of two builders");
     assert!(!metrics.contains("narmesh_quorum_refused_total{"), "{metrics}");
 
     // What c knew is gone: it hears it again, as soon as it has met one of them.
@@ -209,6 +210,38 @@ fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody
     wait_verdict(&c, &app, "agreed", &["a"]);
 }
 
+/// A counter of `/metrics`, 0 while it is not there.
+fn metric(node: &TestNode, name: &str) -> u64 {
+    let metrics = get(node.gateway(), "/metrics").unwrap().text();
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    metrics.lines().find_map(value).unwrap_or(0)
+}
+
+/// Refused because it is withheld.
+const REFUSED: &str = "narmesh_quorum_refused_total{reason=\"withheld\"}";
+
+/// Another process that is in the middle of writing to a database; killed when it goes.
+struct Writer(Child);
+
+impl Writer {
+    fn begin(database: &Path) -> Self {
+        let mut command = Command::new("sqlite3");
+        let mut child = command.arg(database).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b".timeout 10000\nBEGIN IMMEDIATE;\n.print begun\n").unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "begun\n");
+        Self(child)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// Lines of a node's export that name this path.
 fn lines_about(node: &TestNode, path: &str) -> usize {
     node.narmesh(&["quorum", "export"]).stdout.lines().filter(|line| line.contains(path)).count()
@@ -238,7 +271,9 @@ fn what_is_withheld_is_attested_to_nobody() {
     let private = a.store.build_one("private");
     let app = a.store.build_one("app");
     let [gone, old] = ["to-be-excluded", "old"].map(|tag| a.store.build_fresh(tag));
-    for path in [&app, &gone, &old] {
+    // Refers to another one, and goes before that is excluded.
+    let left = a.store.build("multi").remove(0);
+    for path in [&app, &gone, &old, &left] {
         wait_verdict(&b, path, "agreed", &["a"]);
     }
     for withheld in [&secret, &private, &refers] {
@@ -248,10 +283,23 @@ fn what_is_withheld_is_attested_to_nobody() {
     }
 
     // Excluded later: taken back, also of what is gone from the store.
-    a.store.delete(&[gone.clone(), old.clone()]);
-    a.config.exclude.extend(["mesh-lib*".to_owned(), "mesh-fresh-to-be*".to_owned()]);
+    a.store.delete(&[gone.clone(), old.clone(), left.clone()]);
+    a.config.exclude.extend(["mesh-lib*", "mesh-fresh-to-be*", "mesh-multi-1.0-doc"].map(str::to_owned));
+    // From that moment on it is told to nobody, also while the ledger cannot be written.
+    let writer = Writer::begin(&a.dir().join("state/quorum.sqlite"));
     a.reload();
-    for path in [&app, &gone] {
+    a.wait_logged(&["configuration reloaded"]);
+    c.learn_address("a", &a.p2p_address());
+    c.start();
+    wait_until("c asked for it", 2 * HEARD, || {
+        a.log().contains("cannot be taken back yet") || lines_about(&c, &app) > 0
+    });
+    for path in [&app, &gone, &left] {
+        assert_eq!((lines_about(&a, path), lines_about(&c, path)), (1, 0), "{path}");
+    }
+    c.kill();
+    drop(writer);
+    for path in [&app, &gone, &left] {
         wait_for(&format!("{path} is taken back"), HEARD, || (lines_about(&a, path) == 0).then_some(()));
     }
     // Who heard it before knows it; a does not take it from there, nor tell it on.
@@ -259,19 +307,15 @@ fn what_is_withheld_is_attested_to_nobody() {
     a.start();
     b.learn_address("a", &a.p2p_address());
     b.reload();
-    wait_for("b told a what a took back", HEARD, || {
-        let metrics = get(a.gateway(), "/metrics").unwrap().text();
-        metrics.contains("narmesh_quorum_refused_total{reason=\"withheld\"} ").then_some(())
-    });
+    wait_until("b told a what a took back", HEARD, || metric(&a, REFUSED) > 0);
     assert_eq!((lines_about(&a, &app), lines_about(&b, &app)), (0, 1));
-    c.learn_address("a", &a.p2p_address());
     c.start();
     let last = a.store.build_fresh("last");
     // What is gone and was never withheld is still told.
     for path in [&old, &last] {
         wait_verdict(&c, path, "agreed", &["a"]);
     }
-    for withheld in [&secret, &private, &refers, &app, &gone] {
+    for withheld in [&secret, &private, &refers, &app, &gone, &left] {
         assert_eq!(lines_about(&c, withheld), 0, "{withheld}");
     }
 
@@ -330,4 +374,51 @@ fn what_turns_out_to_be_private_is_taken_back_at_once() {
     for node in [&b, &c] {
         assert_eq!(node.status().peer("a").unwrap()["misdeeds"].as_u64(), Some(0), "{}", node.name);
     }
+}
+
+/// Paths of a store that takes long to look at.
+const MANY: usize = 20_000;
+
+#[test]
+fn what_became_private_while_the_daemon_was_away_is_not_told_at_its_start() {
+    let mesh = TestMesh::new();
+    let [mut a, mut c] = ["a", "c"].map(|name| mesh.node(name));
+    let builders = keys(&[&a]);
+    counting(&mut a, &builders, 1);
+    counting(&mut c, &builders, 1);
+    TestMesh::introduce(&mut [&mut a, &mut c]);
+    let withhold = |a: &TestNode, defaults: bool| {
+        a.write_config();
+        let text = fs::read_to_string(a.config_file()).unwrap();
+        let set = format!("[advertise]\nwithhold_defaults = {defaults}\n");
+        fs::write(a.config_file(), text.replace("[advertise]\n", &set)).unwrap();
+    };
+    withhold(&a, false);
+    a.start_as_written(None);
+    // c knows from then on that a tells it, also before it hears of a again.
+    c.learn_address("a", &a.p2p_address());
+    c.start();
+    let known = a.store.build_one("rootfile");
+    wait_verdict(&c, &known, "agreed", &["a"]);
+    c.kill();
+    let [refers, plain] = [a.store.build_one("usesprivate"), a.store.build_one("lib")];
+    for path in [&refers, &plain] {
+        wait_for("it is attested", HEARD, || (lines_about(&a, path) == 1).then_some(()));
+    }
+    // What it refers to is still here, and only its derivation says that it is private.
+    a.store.delete(std::slice::from_ref(&refers));
+    a.kill();
+    a.store.register(MANY);
+    let StorePlace::Root(root) = a.store.place() else { panic!("a chroot store") };
+    let mut sql = Command::new("sqlite3");
+    sql.arg(root.join("nix/var/nix/db/db.sqlite"))
+        .arg("update ValidPaths set ultimate = 0 where path like '%-registered'");
+    finish(&mut sql).expect_success("came from elsewhere");
+    c.start();
+    a.learn_address("c", &c.p2p_address());
+    withhold(&a, true);
+    a.start_as_written(None);
+    wait_verdict(&c, &plain, "agreed", &["a"]);
+    wait_for("it is taken back", HEARD, || (lines_about(&a, &refers) == 0).then_some(()));
+    assert_eq!((lines_about(&a, &plain), lines_about(&c, &refers)), (1, 0));
 }
