@@ -104,12 +104,15 @@ impl Policy {
         }
     }
 
-    /// The builders whose word counts for this NAR, in the order of the configuration.
+    /// The builders whose word counts for this NAR, in the order of the configuration; our own key where its word has grace and it
+    /// is no builder.
     pub fn vouching(&self, ledger: &Ledger, path: &StorePath, fingerprint: FingerprintDigest) -> Vec<BuilderKey> {
         let verdict = self.verdict(ledger, path);
         let attested = verdict.attested.iter().find(|attested| attested.facts.fingerprint == fingerprint);
         let numbers = attested.into_iter().flat_map(|attested| &attested.builders);
-        numbers.filter_map(|number| Some(self.builders.get(*number)?.key)).collect()
+        let own =
+            self.own.filter(|_| verdict.own.contains(&fingerprint) && self.grace_of(&verdict) == Some(fingerprint));
+        numbers.filter_map(|number| Some(self.builders.get(*number)?.key)).chain(own).collect()
     }
 
     pub(crate) fn demanded(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Decision {

@@ -277,6 +277,10 @@ fn grace_is_for_our_own_key_also_where_it_is_no_builder() {
     let both = with_grace(Some(&["a"]), Some("x"));
     assert_eq!(decide(&both, "x1 a1", '1'), Decision::Serve(Grounds::Grace));
     assert!(matches!(decide(&both, "x1 a2", '2'), Decision::Refuse(_)), "they do not say the same");
+    // Its word is named as what it was given on; where others agree, it adds nothing.
+    let vouching = |policy: &Policy, votes| policy.vouching(&heard(&path(1), votes), &path(1), result('1').fingerprint);
+    assert_eq!((vouching(&own, "x1"), vouching(&both, "x1 a1")), (vec![key("x")], vec![key("a"), key("x")]));
+    assert_eq!(vouching(&own, "x1 a1 b1"), [key("a"), key("b")]);
     let without = with_grace(None, Some("x"));
     assert!(matches!(decide(&without, "x1", '1'), Decision::Refuse(_)), "there is no default");
     let rules = PolicyRules { own: Some(key("x")), revoked: vec![revocation("x", 0)], ..rules("a b c", 2) };
