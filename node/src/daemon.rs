@@ -29,10 +29,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Bodies under way get this long after SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Requests of peers for what is withheld since, that wait to be told to whom takes it back; others are told when they come again.
+const KEPT_BACK_MAX: usize = 64;
 
 /// 2020: no clock that was ever set is before it. A machine without a battery for its clock starts in 1970.
 const CLOCK_MIN_UNIX_S: u64 = 1_577_836_800;
@@ -108,6 +111,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         settings.transfer.compress,
     );
     let exchange_counters = ExchangeCounters::default();
+    let (withheld, kept_back) = mpsc::channel(KEPT_BACK_MAX);
     let (mut mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
@@ -119,6 +123,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             state: Arc::clone(&state),
             ledger: Arc::clone(&ledger),
             exchange_counters: exchange_counters.clone(),
+            withheld,
         },
     )?;
     mesh.listening().await;
@@ -156,6 +161,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, &daemon.ledger)?;
     let on_dropped = daemon.attester.on_dropped();
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
+    tokio::spawn(publish::take_back(kept_back, daemon.attester.on_dropped()));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let (stop, stopped) = watch::channel(false);
     let host_names = daemon.settings().gateway.host_names.clone();

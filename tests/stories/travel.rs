@@ -292,7 +292,7 @@ fn what_is_withheld_is_attested_to_nobody() {
     c.learn_address("a", &a.p2p_address());
     c.start();
     wait_until("c asked for it", 2 * HEARD, || {
-        a.log().contains("cannot be taken back yet") || lines_about(&c, &app) > 0
+        a.log().contains("kept back: withheld since it was attested") || lines_about(&c, &app) > 0
     });
     for path in [&app, &gone, &left] {
         assert_eq!((lines_about(&a, path), lines_about(&c, path)), (1, 0), "{path}");

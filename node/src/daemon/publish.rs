@@ -60,6 +60,13 @@ pub(super) async fn tell_mesh(
     }
 }
 
+/// Passes on what peers asked for of what is withheld now.
+pub(super) async fn take_back(mut kept_back: mpsc::Receiver<Vec<HashPart>>, on_dropped: impl Fn(&[HashPart])) {
+    while let Some(parts) = kept_back.recv().await {
+        on_dropped(&parts);
+    }
+}
+
 /// Waits until the offer has looked at everything, at most `longest`; whether it has, or ended. What it says meanwhile is part of
 /// the whole that is told then.
 async fn first_look(

@@ -9,8 +9,7 @@ use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
 use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output, Taken};
-use narmesh_quorum::{Evicted, FingerprintDigest};
-use narmesh_store::{Offer, Withheld};
+use narmesh_store::Offer;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -104,6 +103,7 @@ impl ExchangeLink {
 pub(super) fn start(
     ledger: &Arc<LiveLedger>,
     offer: &Arc<Offer>,
+    withheld: mpsc::Sender<Vec<HashPart>>,
     rng_seed: [u8; 32],
     counters: ExchangeCounters,
 ) -> anyhow::Result<(ExchangeLink, mpsc::Receiver<Order>)> {
@@ -122,6 +122,7 @@ pub(super) fn start(
         waiting: HashMap::new(),
         next_wanted: 0,
         orders,
+        withheld,
         counters,
     };
     thread::Builder::new().name("attestations".to_owned()).spawn(move || worker.run(&heard))?;
@@ -142,6 +143,8 @@ struct Worker {
     waiting: HashMap<u64, mpsc::Sender<()>>,
     next_wanted: u64,
     orders: mpsc::Sender<Order>,
+    /// Paths of which something was kept back.
+    withheld: mpsc::Sender<Vec<HashPart>>,
     counters: ExchangeCounters,
 }
 
@@ -226,44 +229,31 @@ impl Worker {
     }
 
     /// The reply's bytes. What cannot be read is not handed over: the peer asks others, and us again. What is withheld since it was
-    /// attested goes from the ledger at once, so that nothing is promised in a comparison that is not handed over.
+    /// attested is told to whom takes it back, so that a comparison does not go on promising it; a ledger that is locked holds up
+    /// nothing here.
     fn read(&self, hand_over: &HandOver) -> Vec<u8> {
         let (mut handed_over, mut withheld) = (0, Vec::new());
         let bytes = hand_over.reply(|key, path| {
             let said = self.attestations(path)?.into_iter().map(|it| it.attestation);
             let (told, kept): (Vec<_>, Vec<_>) =
-                said.filter(|it| it.builder == *key).partition(|it| self.withheld(it).is_none());
+                said.filter(|it| it.builder == *key).partition(|it| self.may_be_told(it));
             handed_over += told.len();
-            withheld.extend(kept);
+            withheld.extend(kept.first().map(|_| *path));
             (!told.is_empty()).then_some(told)
         });
         self.counters.handed_over.inc_by(u64::try_from(handed_over).unwrap_or(0));
         if !withheld.is_empty() {
-            self.take_back(&withheld);
+            tracing::debug!(peer = %hand_over.to, paths = withheld.len(), "kept back: withheld since it was attested");
+            // Full: the peer asks again. Closed: the daemon stops.
+            self.withheld.try_send(withheld).unwrap_or(());
         }
         bytes
     }
 
-    fn take_back(&self, withheld: &[Attestation]) {
-        let known = withheld.iter().filter(|it| self.withheld(it) != Some(Withheld::Unchecked));
-        let gone = known.map(|it| Evicted {
-            builder: it.builder,
-            hash_part: it.statement.path.hash_part(),
-            fingerprint: FingerprintDigest::of(self.ledger.store_dir(), &it.statement),
-        });
-        match self.ledger.withdraw(&gone.collect::<Vec<_>>()) {
-            Ok(()) => {
-                tracing::info!(withdrawn = withheld.len(), "attestations of what is withheld now were taken back")
-            }
-            Err(error) => tracing::warn!(%error, "attestations of what is withheld now cannot be taken back yet"),
-        }
-    }
-
-    /// Why an attestation of our own builder is told nobody: of what may leave now it is told, whatever was so when it was made.
-    fn withheld(&self, attestation: &Attestation) -> Option<Withheld> {
+    /// An attestation of our own builder is told of what may leave now, whatever was so when it was made.
+    fn may_be_told(&self, attestation: &Attestation) -> bool {
         let statement = &attestation.statement;
-        let is_own = self.own == Some(attestation.builder);
-        is_own.then(|| self.offer.withheld(&statement.path, &statement.references)).flatten()
+        self.own != Some(attestation.builder) || self.offer.withheld(&statement.path, &statement.references).is_none()
     }
 
     fn attestations(&self, path: &HashPart) -> Option<Vec<Stored>> {
@@ -285,7 +275,7 @@ impl Worker {
         }
         let mut taken = Taken { verified: verified.len(), new: 0, refused, full: BTreeSet::new() };
         // Taken back here, and known to others still.
-        verified.retain(|(stored, _)| self.withheld(&stored.attestation).is_none());
+        verified.retain(|(stored, _)| self.may_be_told(&stored.attestation));
         let withheld = taken.verified - verified.len();
         self.count_refused("withheld", withheld);
         match self.ledger.take(&verified, crate::quorum::now()) {

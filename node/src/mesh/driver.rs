@@ -24,7 +24,7 @@ use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::{NAR_PROTOCOL, NarInfoRequest};
-use narmesh_protocol::{AudienceDigest, BuilderKey, StoreDir};
+use narmesh_protocol::{AudienceDigest, BuilderKey, HashPart, StoreDir};
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -82,6 +82,8 @@ pub struct MeshParts {
     pub ledger: Arc<LiveLedger>,
     /// Counts what is exchanged of it.
     pub exchange_counters: ExchangeCounters,
+    /// Hears of paths that our builder attested and that are withheld now: a peer asked for them.
+    pub withheld: mpsc::Sender<Vec<HashPart>>,
 }
 
 /// A question under way: to whom, since when, and who waits.
@@ -135,7 +137,7 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> anyhow::Result<(Self, MeshHandle)> {
-        let MeshParts { offer, uploads, board, state, ledger, exchange_counters } = parts;
+        let MeshParts { offer, uploads, board, state, ledger, exchange_counters, withheld } = parts;
         let mut swarm = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         for address in &config.listen {
             swarm.listen_on(address.clone())?;
@@ -154,7 +156,7 @@ impl Mesh {
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
         let nar = NarPool::new(control);
-        let (exchange, orders) = exchange::start(&ledger, &offer, rng.random(), exchange_counters)?;
+        let (exchange, orders) = exchange::start(&ledger, &offer, withheld, rng.random(), exchange_counters)?;
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),

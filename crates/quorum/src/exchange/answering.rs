@@ -29,12 +29,15 @@ pub struct HandOver {
     pub id: u64,
     /// For each item or path of the request: of whom, about which path.
     pub wanted: Vec<Vec<(BuilderKey, HashPart)>>,
+    /// It was named in a comparison before. What a question without one asks for may be a guess, and is answered as what is not
+    /// there.
+    pub promised: bool,
 }
 
 impl HandOver {
     /// The encoded reply, from all attestations of a builder about a path: as many as fit. `None` for what was there a moment ago
-    /// and is not to be handed over now, whatever the reason: where nothing else is, the reply is *busy*, so that the peer compares
-    /// again, and does not take what we said to have for a lie.
+    /// and is not to be handed over now, whatever the reason: where it was promised and nothing else is, the reply is *busy*, so
+    /// that the peer compares again, and does not take what we said to have for a lie.
     pub fn reply(&self, mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Option<Vec<Attestation>>) -> Vec<u8> {
         let (mut answered, mut handed, mut bytes) = (0u32, Vec::new(), 0);
         let mut kept_back = false;
@@ -56,7 +59,7 @@ impl HandOver {
                 }
             }
         }
-        if kept_back && handed.is_empty() {
+        if self.promised && kept_back && handed.is_empty() {
             return encoded(&QuorumReply::Busy);
         }
         encoded(&QuorumReply::Attestations { answered, attestations: handed })
@@ -98,12 +101,12 @@ impl Exchange {
                 let found = ledger.find_counted(&told.restricted_to(&builders), &wanted, LOOKED_MAX, &looked);
                 peer.charge(units(looked.get()));
                 let wanted = found.into_iter().map(|found| found.into_iter().collect()).collect();
-                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted }));
+                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: true }));
             }
             QuorumRequest::Ask { builders, paths } => {
                 let shared = told.restricted_to(&builders);
                 let wanted = paths.iter().map(|path| said_of(ledger, &shared, path)).collect();
-                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted }));
+                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: false }));
             }
         }
     }

@@ -138,12 +138,12 @@ impl Peer {
         self.due = None;
     }
 
-    /// No answer, or *busy*: tried again later.
+    /// No answer, or *busy*: tried again later, and later each time, but for news of it.
     pub(super) fn failed(&mut self, now: Moment) {
         self.running = None;
-        self.again_at = now.after(AGAIN_MS << self.failures.min(6));
+        self.again_at = now.after(AGAIN_MS);
+        self.wish(now.after(AGAIN_MS << self.failures.min(6)));
         self.failures = self.failures.saturating_add(1);
-        self.wish(now);
     }
 
     /// A comparison is over. True when it was the last of several that promised and did not deliver.

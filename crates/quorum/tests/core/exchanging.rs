@@ -6,7 +6,7 @@ use narmesh_protocol::{HashPart, NarHash};
 use narmesh_quorum::exchange::{Exchange, Fault, Input, Moment, Output, Spoken};
 use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Session, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
-use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, WallMs};
+use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, WallMs};
 use std::collections::BTreeSet;
 
 /// So long after it was attested everybody has it, milliseconds.
@@ -414,31 +414,6 @@ fn items_that_are_never_handed_over() {
         other => promises(other),
     };
     nothing_but(lying(never), Fault::FalseComparison);
-}
-
-#[test]
-fn what_is_kept_back_since_a_moment_is_no_lie() {
-    let mut crowd = Crowd::new(2, LedgerLimits::default());
-    crowd.keeps(0, (1..=3).map(|number| attestation("a", &path(number), '1')).collect());
-    // Withheld since, each of them, before the ledger lost it.
-    let kept = std::mem::take(&mut crowd.nodes[0].kept);
-    crowd.connect_all(&["a"]);
-    crowd.run(600_000, |_| false);
-    assert!(crowd.nodes[1].faults.is_empty() && !crowd.knows(1, "a", &path(1)), "{:?}", crowd.nodes[1].faults);
-    assert!((5..60).contains(&crowd.nodes[1].requests), "{} requests", crowd.nodes[1].requests);
-    // The others are handed over as soon as one of them may be; then nothing is promised that is not there.
-    crowd.nodes[0].kept = kept.into_iter().filter(|((_, part), _)| *part == path(1).hash_part()).collect();
-    for number in 2..=3 {
-        let gone = attestation("a", &path(number), '1');
-        let (builder, hash_part) = (gone.builder, path(number).hash_part());
-        let node = &mut crowd.nodes[0];
-        let fingerprint = node.ledger.votes(&hash_part).next().unwrap().facts.fingerprint;
-        node.ledger.withdraw(&Evicted { builder, hash_part, fingerprint });
-    }
-    assert!(crowd.run(120_000, |crowd| crowd.knows(1, "a", &path(1))));
-    let before = crowd.nodes[1].requests;
-    crowd.run(600_000, |_| false);
-    assert!(crowd.nodes[1].faults.is_empty() && crowd.nodes[1].requests - before < 30);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod bounds;
 mod closures;
 mod crowd;
 mod exchanging;
+mod kept_back;
 mod properties;
 mod reconciliation;
 mod reports;

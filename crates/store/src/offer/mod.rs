@@ -339,7 +339,8 @@ impl Shared {
         if self.store.contains(&part) {
             return Some(Withheld::Unchecked);
         }
-        let word = word_on(&self.store, path, None).unwrap_or(BuildersWord::Unreadable);
+        // Its derivation may be readable again in a moment; what was attested of it is not taken back for that, only not told.
+        let word = word_on(&self.store, path, None).ok().filter(|word| *word != BuildersWord::Unreadable);
         let of_closure = || {
             let ledger = self.ledger.read();
             let is_private = |reference: &StorePath| {
@@ -350,7 +351,9 @@ impl Shared {
             others.any(is_private).then_some(Withheld::ClosureWithheld)
         };
         let of_include = || (!rules.includes(path.name())).then_some(Withheld::NotIncluded);
-        rules.privacy(path.name(), word).or_else(of_closure).or_else(of_include)
+        let known = rules.privacy(path.name(), word.unwrap_or(BuildersWord::Silent));
+        let unread = || word.is_none().then_some(Withheld::Unchecked);
+        known.or_else(of_closure).or_else(of_include).or_else(unread)
     }
 
     /// Asks for some of those paths that could be offered who vouches for them; whether there were any.

@@ -1,6 +1,6 @@
 //! What leaves this machine and what does not.
 
-use crate::harness::{Kind, TestNix, eventually, open_policy};
+use crate::harness::{Kind, TestNix, eventually, make_writable, open_policy};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
 use narmesh_store::{Offer, OfferPolicy, Standing, Store, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
@@ -288,4 +288,15 @@ fn who_may_hear_of_a_path_here_or_gone() {
     assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::ClosureWithheld), Some(Withheld::Excluded)));
     offer.set_policy(OfferPolicy { include: vec!["file-*".to_owned()], ..policy() });
     assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::NotIncluded), None));
+
+    // A derivation that cannot be read now may be readable in a moment: not told, and nothing to be taken back for.
+    offer.set_policy(policy());
+    let root = store.location().real_dir.clone();
+    let named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with("-local-1.0.drv");
+    let derivation = fs::read_dir(root).unwrap().map(Result::unwrap).find(named).unwrap().path();
+    make_writable(derivation.parent().unwrap());
+    fs::remove_file(&derivation).unwrap();
+    fs::create_dir(&derivation).unwrap();
+    assert_eq!(withheld()[1], Some(Withheld::Unchecked));
+    fs::remove_dir(&derivation).unwrap();
 }
