@@ -69,7 +69,8 @@ pub(crate) fn make_directory(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)
 }
 
-/// Moves a database and its log to `<name>.corrupt-<unix time>`, and deletes the oldest such files beyond three.
+/// Moves a database and its log to `<name>.corrupt-<unix time>`, and deletes the oldest such files beyond three, with all that
+/// belongs to them.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut names = set_aside_files(path)?;
@@ -83,8 +84,10 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     names.push((stamp, moved_to.clone()));
     names.sort();
     for (_, old) in names.iter().rev().skip(SET_ASIDE_MAX) {
-        remove_if_there(old)?;
-        remove_if_there(&with_suffix(old, "-wal"))?;
+        // Who read what can be read of it left an index of its log beside it.
+        for suffix in ["", "-wal", "-shm"] {
+            remove_if_there(&with_suffix(old, suffix))?;
+        }
     }
     Ok(moved_to)
 }

@@ -294,19 +294,20 @@ impl LedgerDb {
         })
     }
 
-    /// Notes what our Nix asked for, after all that is noted, and forgets others, in one transaction.
-    pub fn note_asked(
+    /// Forgets some that our Nix asked for, and notes others after all that is noted, in one transaction. What is among both is
+    /// noted.
+    pub fn note_asked<'a>(
         &self,
-        asked: impl IntoIterator<Item = HashPart>,
-        forgotten: &[HashPart],
+        asked: impl IntoIterator<Item = &'a HashPart>,
+        forgotten: impl IntoIterator<Item = &'a HashPart>,
     ) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
-            for part in asked {
-                transaction.prepare_cached("INSERT OR IGNORE INTO asked (hash_part) VALUES (?1)")?.execute([part.0])?;
-            }
             for part in forgotten {
                 transaction.prepare_cached("DELETE FROM asked WHERE hash_part = ?1")?.execute([part.0])?;
+            }
+            for part in asked {
+                transaction.prepare_cached("INSERT OR IGNORE INTO asked (hash_part) VALUES (?1)")?.execute([part.0])?;
             }
             transaction.commit()
         })
@@ -322,7 +323,7 @@ impl LedgerDb {
     }
 
     /// Forgets that our Nix got these.
-    pub fn forget_served(&self, parts: &[HashPart]) -> Result<(), LedgerDbError> {
+    pub fn forget_served<'a>(&self, parts: impl IntoIterator<Item = &'a HashPart>) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
             for part in parts {

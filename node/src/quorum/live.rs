@@ -13,7 +13,7 @@ mod repair;
 
 pub use self::keeper::Keeper;
 
-use self::notes::Notes;
+use self::notes::{Notes, Unwritten};
 use super::db::{BareSignature, LedgerDb, LedgerDbError, NewVote, Stored};
 use super::names::KeyNames;
 use narmesh_protocol::{BuilderKey, HashPart, NixSignature, StoreDir, StorePath};
@@ -53,6 +53,7 @@ pub struct LiveLedger {
     /// Counts changes of the ledger and of the policy.
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
+    unwritten: Mutex<Unwritten>,
     noted: Condvar,
     readers: Mutex<Readers>,
     /// Counts repairs in which something that was known got lost.
@@ -129,6 +130,7 @@ impl LiveLedger {
             configured: Mutex::default(),
             changed: watch::Sender::new(0),
             notes: Mutex::default(),
+            unwritten: Mutex::default(),
             noted: Condvar::new(),
             readers: Mutex::default(),
             losses: AtomicU64::default(),
@@ -346,8 +348,7 @@ impl LiveLedger {
         let version = db.data_version()?;
         if is_first || version != disk.version {
             if is_first {
-                self.remember_asked(&db.asked()?);
-                self.remember_served(&db, db.served()?)?;
+                self.remember_noted(&db)?;
             }
             self.read_rows(&db, &mut disk.last_row)?;
             disk.version = version;

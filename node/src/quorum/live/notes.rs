@@ -4,7 +4,7 @@ use super::super::db::{LedgerDb, LedgerDbError};
 use super::{Access, LiveLedger};
 use narmesh_protocol::HashPart;
 use narmesh_quorum::{Pin, SERVED_MAX, Served};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Questions that wait to be noted; more are not.
 const ASKED_WAITING_MAX: usize = 1 << 16;
@@ -15,6 +15,64 @@ pub(super) struct Notes {
     pub(super) asked: BTreeSet<HashPart>,
     pub(super) served: BTreeMap<HashPart, Served>,
     pub(super) stopping: bool,
+}
+
+/// What memory remembers and forgot that the file does not know yet, for as long as it cannot be written. Locked by who has the
+/// file.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    /// Asked for, oldest first; no more than memory remembers.
+    asked: VecDeque<HashPart>,
+    /// Rows of what was asked for that are to go; no more than the file holds.
+    asked_forgotten: BTreeSet<HashPart>,
+    /// The same of what was served; goes before more is written.
+    served_forgotten: BTreeSet<HashPart>,
+}
+
+impl Notes {
+    /// What could not be written comes back, under what was noted meanwhile; the newest of both.
+    fn put_back(&mut self, served: BTreeMap<HashPart, Served>, served_max: usize) {
+        for (part, served) in served {
+            self.served.entry(part).or_insert(served);
+        }
+        let excess = self.served.len().saturating_sub(served_max);
+        if excess > 0 {
+            let mut oldest: Vec<_> = self.served.iter().map(|(part, served)| (served.at, *part)).collect();
+            oldest.sort_unstable();
+            for (_, part) in oldest.iter().take(excess) {
+                self.served.remove(part);
+            }
+        }
+    }
+}
+
+impl Unwritten {
+    /// Memory has forgotten that it was asked for.
+    fn forget_asked(&mut self, part: HashPart) {
+        // Memory forgets in the same order.
+        if self.asked.front() == Some(&part) {
+            self.asked.pop_front();
+        } else {
+            self.asked_forgotten.insert(part);
+        }
+    }
+
+    fn write_asked(&mut self, db: &LedgerDb) -> Result<(), LedgerDbError> {
+        if !self.asked.is_empty() || !self.asked_forgotten.is_empty() {
+            db.note_asked(&self.asked, &self.asked_forgotten)?;
+            self.asked.clear();
+            self.asked_forgotten.clear();
+        }
+        Ok(())
+    }
+
+    fn write_forgotten(&mut self, db: &LedgerDb) -> Result<(), LedgerDbError> {
+        if !self.served_forgotten.is_empty() {
+            db.forget_served(&self.served_forgotten)?;
+            self.served_forgotten.clear();
+        }
+        Ok(())
+    }
 }
 
 impl LiveLedger {
@@ -46,46 +104,71 @@ impl LiveLedger {
                 let mut notes = self.notes.lock();
                 (std::mem::take(&mut notes.asked), std::mem::take(&mut notes.served))
             };
-            let written = self.write_asked(db, &asked).and_then(|()| self.write_served(db, &served));
+            let mut unwritten = self.unwritten.lock();
+            self.remember_asked(asked, &mut unwritten);
+            let written = unwritten.write_asked(db).and_then(|()| self.write_served(db, &served, &mut unwritten));
             if written.is_err() {
-                let mut notes = self.notes.lock();
-                notes.asked.extend(asked);
-                for (part, served) in served {
-                    notes.served.entry(part).or_insert(served);
-                }
+                self.notes.lock().put_back(served, SERVED_MAX);
             }
             written
         })
     }
 
-    fn write_asked(&self, db: &LedgerDb, asked: &BTreeSet<HashPart>) -> Result<(), LedgerDbError> {
-        if asked.is_empty() {
-            return Ok(());
+    /// Takes into memory what the file holds. What is too much of it goes with the next [`LiveLedger::flush`].
+    pub(super) fn remember_noted(&self, db: &LedgerDb) -> Result<(), LedgerDbError> {
+        let (asked, served) = (db.asked()?, db.served()?);
+        let mut unwritten = self.unwritten.lock();
+        // Those that it holds only because they could not be deleted.
+        let asked: Vec<_> = asked.into_iter().filter(|part| !unwritten.asked_forgotten.contains(part)).collect();
+        self.in_portions(asked, |ledger, part| {
+            if let Some(forgotten) = ledger.pin(part, Pin::Asked) {
+                unwritten.forget_asked(forgotten);
+            }
+        });
+        self.remember_served(served, &mut unwritten);
+        if self.access == Access::Look {
+            *unwritten = Unwritten::default();
         }
-        let forgotten = self.remember_asked(asked);
-        db.note_asked(asked.iter().copied(), &forgotten)
+        Ok(())
     }
 
-    fn write_served(&self, db: &LedgerDb, served: &BTreeMap<HashPart, Served>) -> Result<(), LedgerDbError> {
+    fn remember_asked(&self, asked: BTreeSet<HashPart>, unwritten: &mut Unwritten) {
+        self.in_portions(asked, |ledger, part| {
+            // Noted again just before it was remembered.
+            if ledger.is_pinned(&part, Pin::Asked) {
+                return;
+            }
+            unwritten.asked.push_back(part);
+            if let Some(forgotten) = ledger.pin(part, Pin::Asked) {
+                unwritten.forget_asked(forgotten);
+            }
+        });
+    }
+
+    /// What was noted in the file, in memory too.
+    fn remember_served(&self, served: Vec<Served>, unwritten: &mut Unwritten) {
+        self.in_portions(served, |ledger, served| {
+            unwritten.served_forgotten.remove(&served.path.hash_part());
+            unwritten.served_forgotten.extend(ledger.note_served(served));
+        });
+    }
+
+    fn write_served(
+        &self,
+        db: &LedgerDb,
+        served: &BTreeMap<HashPart, Served>,
+        unwritten: &mut Unwritten,
+    ) -> Result<(), LedgerDbError> {
+        unwritten.write_forgotten(db)?;
         if served.is_empty() {
             return Ok(());
         }
         let served: Vec<Served> = served.values().cloned().collect();
         db.note_served(&served)?;
-        self.remember_served(db, served)
-    }
-
-    /// What was asked for, in memory; gives what is forgotten for it.
-    pub(super) fn remember_asked<'a>(&self, asked: impl IntoIterator<Item = &'a HashPart>) -> Vec<HashPart> {
-        let mut forgotten = Vec::new();
-        self.in_portions(asked, |ledger, part| forgotten.extend(ledger.pin(*part, Pin::Asked)));
-        forgotten
-    }
-
-    /// What was noted in the file, in memory too; what that forgets for it goes from the file.
-    pub(super) fn remember_served(&self, db: &LedgerDb, served: Vec<Served>) -> Result<(), LedgerDbError> {
-        let mut forgotten = Vec::new();
-        self.in_portions(served, |ledger, served| forgotten.extend(ledger.note_served(served)));
-        if forgotten.is_empty() || self.access == Access::Look { Ok(()) } else { db.forget_served(&forgotten) }
+        self.remember_served(served, unwritten);
+        unwritten.write_forgotten(db)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,9 +31,9 @@ impl LiveLedger {
             readers.idle.clear();
             readers.file += 1;
         }
-        let (asked, served): (Vec<_>, Vec<_>) =
+        let (asked, served): (Vec<HashPart>, Vec<_>) =
             self.read(|ledger| (ledger.asked().collect(), ledger.served_after(None).cloned().collect()));
-        db.note_asked(asked, &[])?;
+        db.note_asked(&asked, &[])?;
         db.note_served(&served)?;
         let old = LedgerDb::open_damaged(moved_to, &self.store_dir).ok();
         let paths: Vec<HashPart> = self.read(|ledger| ledger.hash_parts().collect());

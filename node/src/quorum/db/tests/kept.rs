@@ -1,6 +1,7 @@
 //! What stays as it was, whatever a file says, who looks, or what breaks.
 
 use super::*;
+use crate::database_file::SET_ASIDE_MAX;
 use std::collections::BTreeSet;
 
 #[test]
@@ -166,4 +167,28 @@ fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read(
         assert_eq!(ledger.take(&[lost], WallMs(9)).unwrap().new, 1, "heard again");
         assert_eq!(votes(&live(dir.path()), 50)[0].stored_at, Some(WallMs(9)));
     }
+}
+
+#[test]
+fn repairs_leave_three_files_behind_with_what_belongs_to_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).repairing();
+    let mut were_read = 0;
+    for _ in 0..SET_ASIDE_MAX + 2 {
+        ledger.take(&(1..=99).map(|number| said(1, number, 1)).collect::<Vec<_>>(), WallMs(5)).unwrap();
+        settle(dir.path());
+        let (lost, _) = said(1, 50, 1);
+        damage(dir.path(), Some(&lost.attestation.nix_signature));
+        assert!(ledger.attestations(&path(50).hash_part()).unwrap_err().is_damage());
+        ledger.catch_up().unwrap();
+        let names =
+            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let aside: Vec<_> = names.filter(|name| name.contains(".corrupt-")).collect();
+        were_read = aside.iter().filter(|name| name.ends_with("-shm")).count();
+        let kept: BTreeSet<_> =
+            aside.iter().map(|name| name.trim_end_matches("-shm").trim_end_matches("-wal")).collect();
+        assert!(kept.len() <= SET_ASIDE_MAX, "{aside:?}");
+        assert!(kept.iter().all(|name| dir.path().join(name).exists()), "belongs to nothing: {aside:?}");
+    }
+    assert_eq!(were_read, SET_ASIDE_MAX, "each was read");
 }

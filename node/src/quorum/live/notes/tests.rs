@@ -1,0 +1,155 @@
+//! What is noted stays bounded while the file cannot be written, and then the file holds what memory holds.
+
+use super::*;
+use narmesh_protocol::{StoreDir, StorePath};
+use narmesh_quorum::{ASKED_MAX, FingerprintDigest, Policy, PolicyRules, WallMs};
+use std::path::Path;
+
+fn store_dir() -> StoreDir {
+    StoreDir::parse("/nix/store").unwrap()
+}
+
+fn new(dir: &Path) -> LiveLedger {
+    LiveLedger::new(dir, &store_dir(), Policy::new(PolicyRules::default()).unwrap().0, Box::new(|_| false))
+}
+
+fn part(number: usize) -> HashPart {
+    let mut bytes = [0; 20];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    HashPart(bytes)
+}
+
+fn served(number: usize, at: usize) -> Served {
+    let path = StorePath::new(part(number), "x").unwrap();
+    Served { path, fingerprint: FingerprintDigest([1; 32]), at: WallMs(at as u64) }
+}
+
+fn sql(dir: &Path, statement: &str) {
+    rusqlite::Connection::open(dir.join("quorum.sqlite")).unwrap().execute_batch(statement).unwrap();
+}
+
+/// As long as it is there, no row of the table can be changed so.
+fn refuse(dir: &Path, change: &str) {
+    sql(dir, &format!("CREATE TRIGGER refused BEFORE {change} BEGIN SELECT RAISE(ABORT, 'disk full'); END"));
+}
+
+/// Comes after all parts that have a number.
+fn filler(number: usize) -> HashPart {
+    let mut filler = part(number);
+    filler.0.rotate_right(8);
+    filler.0[..8].fill(0xff);
+    filler
+}
+
+/// As many are asked for before all that is yet to be asked for.
+fn fill(ledger: &LiveLedger, count: usize) {
+    let mut memory = ledger.memory.write();
+    for number in 0..count {
+        assert_eq!(memory.pin(filler(number), Pin::Asked), None);
+    }
+}
+
+fn remembered(ledger: &LiveLedger) -> Vec<HashPart> {
+    ledger.read(|ledger| ledger.asked().collect())
+}
+
+#[test]
+fn while_the_file_cannot_be_written_what_is_noted_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = new(dir.path());
+    let ask = |numbers: std::ops::Range<usize>| numbers.for_each(|number| ledger.note_asked(part(number)));
+    ask(0..10);
+    ledger.flush().unwrap();
+    refuse(dir.path(), "INSERT ON asked");
+    ask(10..20);
+    ledger.flush().unwrap_err();
+    // Many seconds later.
+    ledger.remember_asked((0..ASKED_MAX - 10).map(filler).collect(), &mut ledger.unwritten.lock());
+    ask(20..30);
+    ledger.flush().unwrap_err();
+    let (notes, unwritten) = (ledger.notes.lock(), ledger.unwritten.lock());
+    assert!(notes.asked.is_empty() && ledger.read(|ledger| ledger.asked().eq(unwritten.asked.iter().copied())));
+    assert_eq!(unwritten.asked.len(), ASKED_MAX);
+    assert!(unwritten.asked_forgotten == (0..10).map(part).collect(), "those that have rows");
+}
+
+#[test]
+fn once_the_file_can_be_written_again_it_holds_what_memory_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = new(dir.path());
+    let ask = |numbers: std::ops::Range<usize>| numbers.for_each(|number| ledger.note_asked(part(number)));
+    ask(0..10);
+    ledger.flush().unwrap();
+    // As if the file held these, too: that takes long.
+    fill(&ledger, ASKED_MAX - 10);
+    refuse(dir.path(), "INSERT ON asked");
+    for number in 0..5 {
+        ask(100 + number..101 + number);
+        ledger.note_served(served(number, number));
+        ledger.flush().unwrap_err();
+    }
+    // One that was forgotten meanwhile, and whose row is still there, is asked for again.
+    ask(3..4);
+    ledger.flush().unwrap_err();
+    // Opened again, as after damage: what memory has forgotten does not come back.
+    let before = remembered(&ledger);
+    ledger.disk.lock().db = None;
+    ledger.catch_up().unwrap();
+    assert!(before.len() == ASKED_MAX && before == remembered(&ledger));
+
+    sql(dir.path(), "DROP TRIGGER refused");
+    ledger.flush().unwrap();
+    let again = new(dir.path());
+    again.catch_up().unwrap();
+    let kept: Vec<_> = [6, 7, 8, 9, 100, 101, 102, 103, 104, 3].map(part).to_vec();
+    assert_eq!(remembered(&again), kept, "in the order of asking");
+    let in_memory: Vec<_> = before.into_iter().filter(|part| *part < filler(0)).collect();
+    assert_eq!(in_memory, kept);
+    assert_eq!(again.read(|ledger| ledger.served_after(None).count()), 5, "what was served waited, too");
+    let unwritten = ledger.unwritten.lock();
+    assert!(unwritten.asked.is_empty() && unwritten.asked_forgotten.is_empty());
+}
+
+#[test]
+fn a_table_that_outgrew_its_bound_is_trimmed_by_who_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    new(dir.path()).catch_up().unwrap();
+    let db = LedgerDb::open_existing(dir.path(), &store_dir()).unwrap();
+    let all: Vec<_> = (0..ASKED_MAX + 5).map(part).collect();
+    db.note_asked(&all, &[]).unwrap();
+    let looking = new(dir.path()).looking();
+    looking.catch_up().unwrap();
+    looking.flush().unwrap();
+    assert_eq!((remembered(&looking).len(), db.asked().unwrap().len()), (ASKED_MAX, all.len()));
+    let writing = new(dir.path());
+    writing.flush().unwrap();
+    assert!(db.asked().unwrap() == all[5..] && remembered(&writing) == all[5..], "the newest stay");
+}
+
+#[test]
+fn what_could_not_be_written_comes_back_within_the_bound_and_the_newest_of_it() {
+    let mut notes = Notes::default();
+    notes.served.extend([(1, 11), (10, 10)].map(|(number, at)| (part(number), served(number, at))));
+    notes.put_back((0..10).map(|number| (part(number), served(number, number))).collect(), 10);
+    let left: Vec<_> = notes.served.values().map(|served| served.at.0).collect();
+    assert_eq!(left, [11, 2, 3, 4, 5, 6, 7, 8, 9, 10], "0 is the oldest, and 1 came again meanwhile");
+}
+
+#[test]
+fn what_was_served_and_is_forgotten_goes_from_the_file_when_that_can_be_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = new(dir.path());
+    (0..5).for_each(|number| ledger.note_served(served(number, number)));
+    ledger.flush().unwrap();
+    refuse(dir.path(), "DELETE ON served");
+    // As if memory had forgotten them for others.
+    ledger.unwritten.lock().served_forgotten.extend([part(0), part(1)]);
+    ledger.note_served(served(1, 9));
+    for _ in 0..2 {
+        ledger.flush().unwrap_err();
+    }
+    sql(dir.path(), "DROP TRIGGER refused");
+    ledger.flush().unwrap();
+    let db = LedgerDb::open_existing(dir.path(), &store_dir()).unwrap();
+    assert_eq!(db.served().unwrap().iter().map(|served| served.at.0).collect::<Vec<_>>(), [2, 3, 4, 9]);
+}
