@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use narmesh_tests::{Finished, TestMesh, TestNode, finish, get, narmesh_binary, promised, wait_for};
@@ -99,8 +99,18 @@ fn killed_in_the_middle_of_a_pull_until_all_is_there() {
 const SIGNED: usize = 10_000;
 /// Lines of a file that are written in one transaction.
 const BATCH_LINES: usize = 8_192;
-/// Imports that are killed.
-const IMPORTS: usize = 12;
+/// So many bare signatures are taken from a store in one transaction.
+const TAKEN_AT_ONCE: u64 = 1_000;
+/// So many lives of each kind are to end in the middle.
+const BROKEN_OFF: usize = 4;
+/// Within so many; a slow watcher kills too late again and again.
+const LIVES_MAX: usize = 100;
+/// The signer attests all of them within this, which nobody is promised.
+const ALL_ATTESTED: Duration = Duration::from_secs(10);
+/// Between two looks at a file that grows: a batch is written in milliseconds.
+const WATCH_INTERVAL: Duration = Duration::from_micros(200);
+/// An import of them takes no longer.
+const IMPORTED: Duration = Duration::from_secs(5);
 
 /// A node with `SIGNED` paths that it built, signed by Nix with its key, and what it attests of them, as text.
 fn signer(mesh: &TestMesh) -> (TestNode, String) {
@@ -111,7 +121,8 @@ fn signer(mesh: &TestMesh) -> (TestNode, String) {
     sign.args(["--extra-experimental-features", "nix-command", "store", "sign", "--all", "-k"]).arg(key);
     finish(&mut sign).expect_success("nix store sign");
     signer.start();
-    signer.wait_logged(&["attested what was built here", &format!("attested={SIGNED}")]);
+    let attested = format!("attested={SIGNED}");
+    wait_for("all is attested", promised(ALL_ATTESTED), || signer.log().contains(&attested).then_some(()));
     let attestations = signer.narmesh(&["quorum", "export"]).expect_success("export") + "\n";
     signer.kill();
     (signer, attestations)
@@ -140,80 +151,145 @@ fn import(node: &TestNode, file: &Path) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
+/// Somebody else on the signer's store, who believes its signatures, and is killed again and again.
+struct Victim {
+    node: TestNode,
+    scratch: PathBuf,
+    dice: Dice,
+    seed: u64,
+    lives: usize,
+    kept: Dead,
+}
+
+/// How far the log of a ledger's file is written: changes with each write to it.
+fn log_written(node: &TestNode) -> Option<(u64, SystemTime)> {
+    let log = fs::metadata(&ledger_files(node)[1]).ok().filter(|log| log.len() > 0)?;
+    Some((log.len(), log.modified().unwrap()))
+}
+
+impl Victim {
+    fn new(mesh: &TestMesh, signer: &TestNode) -> Self {
+        let (seed, scratch) = (seed(), mesh.path().join("copy"));
+        fs::create_dir(&scratch).unwrap();
+        let mut node = mesh.node_with_store("c", signer.store.clone());
+        node.config.builder_key = false;
+        let key = signer.builder_key();
+        let builder = format!("[[builder]]\nname = 'signer'\npublic_key = '{key}'\nsigns_only_own_builds = true\n");
+        node.config.more = format!("\n[quorum]\nmode = 'observe'\nk = 1\n{builder}");
+        Self { node, scratch, dice: Dice(seed), seed, lives: 0, kept: Dead { votes: 0, bare: 0 } }
+    }
+
+    /// Another life, which ends another way as often as there is luck: how many more there may be is bounded.
+    fn count_life(&mut self) -> String {
+        self.lives += 1;
+        let why = format!("life {}, NARMESH_FAULTS_SEED={}", self.lives, self.seed);
+        assert!(self.lives <= LIVES_MAX, "hardly ever killed in the middle: {why}");
+        why
+    }
+
+    /// Killed when it has told of more signatures; what it told of is kept. Begins anew when it was too quick.
+    fn killed_while_signatures_come_in(&mut self) {
+        let mut broken_off = 0;
+        while broken_off < BROKEN_OFF || self.kept.bare < SIGNED {
+            let why = self.count_life();
+            if self.kept.bare == SIGNED {
+                ledger_files(&self.node).iter().for_each(|file| drop(fs::remove_file(file)));
+                self.kept = Dead { votes: 0, bare: 0 };
+            }
+            let before = self.kept.bare as u64;
+            let least = (before + 1 + self.dice.below(TAKEN_AT_ONCE)).min(SIGNED as u64);
+            self.node.start();
+            let heard = self.node.wait_status("a life brings something", HEARD, |status| {
+                status.number("/quorum/bare_signatures") >= least
+            });
+            self.node.kill();
+            self.kept = dead_ledger(&self.node, &self.scratch);
+            let told = heard.number("/quorum/bare_signatures");
+            assert!(self.kept.bare as u64 >= told, "{why}: {:?} of {told}", self.kept);
+            broken_off += usize::from(self.kept.bare < SIGNED);
+        }
+        assert_eq!(self.kept, Dead { votes: SIGNED, bare: SIGNED });
+    }
+
+    /// The same builder's attestations, by the running daemon and by the command alone: killed when so much is written, which
+    /// is drawn from all that an import writes.
+    fn killed_while_they_become_attestations(&mut self, file: &Path) -> [usize; 2] {
+        let files = ledger_files(&self.node);
+        finish(Command::new("sqlite3").arg(&files[0]).arg("PRAGMA wal_checkpoint(TRUNCATE)"))
+            .expect_success("checkpoint");
+        let before = fs::read(&files[0]).unwrap();
+        self.node.start();
+        assert!(import(&self.node, file).wait().unwrap().success());
+        self.node.kill();
+        let (all_bytes, _) = log_written(&self.node).expect("an import writes");
+        assert_eq!(dead_ledger(&self.node, &self.scratch), Dead { votes: SIGNED, bare: 0 });
+        self.kept.bare = 0;
+        let mut broken_off = [0; 2];
+        while broken_off.iter().any(|count| *count < BROKEN_OFF) {
+            let why = self.count_life();
+            if self.kept.bare == 0 {
+                drop(fs::remove_file(&files[1]));
+                drop(fs::remove_file(files[0].with_extension("sqlite-shm")));
+                fs::write(&files[0], &before).unwrap();
+                self.kept.bare = SIGNED;
+            }
+            let by_the_daemon = broken_off[0] <= broken_off[1];
+            let acknowledged = self.killed_import(file, by_the_daemon, all_bytes);
+            let now = dead_ledger(&self.node, &self.scratch);
+            assert!(now.votes == SIGNED && now.bare <= self.kept.bare, "{why}: {now:?} after {:?}", self.kept);
+            assert!([SIGNED, SIGNED - BATCH_LINES, 0].contains(&now.bare), "{why}: half a batch: {now:?}");
+            assert!(!acknowledged || now.bare == 0, "{why}: all was said to be there: {now:?}");
+            broken_off[usize::from(!by_the_daemon)] += usize::from(!acknowledged);
+            self.kept = now;
+        }
+        broken_off
+    }
+
+    /// Whether it said that all is there, before it was killed.
+    fn killed_import(&mut self, file: &Path, by_the_daemon: bool, all_bytes: u64) -> bool {
+        if by_the_daemon {
+            self.node.start();
+        }
+        let (least, before) = (self.dice.below(all_bytes), log_written(&self.node));
+        let mut command = import(&self.node, file);
+        let (began, mut is_over) = (Instant::now(), false);
+        let is_far = || {
+            let now = log_written(&self.node);
+            now != before && now.is_some_and(|(bytes, _)| bytes > least)
+        };
+        while !is_over && !is_far() {
+            assert!(began.elapsed() < promised(IMPORTED), "an import of {SIGNED} lines goes on and on");
+            is_over = command.try_wait().unwrap().is_some();
+            thread::park_timeout(WATCH_INTERVAL);
+        }
+        if by_the_daemon {
+            self.node.kill();
+        } else {
+            command.kill().unwrap();
+        }
+        command.wait().unwrap().success()
+    }
+}
+
 #[test]
 fn killed_while_bare_signatures_come_in_and_while_they_become_attestations() {
     let mesh = TestMesh::new();
-    let (seed, scratch) = (seed(), mesh.path().join("copy"));
-    let why = |life: usize| format!("life {life}, NARMESH_FAULTS_SEED={seed}");
-    fs::create_dir(&scratch).unwrap();
     let (signer, attestations) = signer(&mesh);
     let file = mesh.path().join("attestations");
     fs::write(&file, attestations).unwrap();
-    // Somebody else on the same store, who believes signatures of that builder.
-    let mut c = mesh.node_with_store("c", signer.store.clone());
-    c.config.builder_key = false;
-    let key = signer.builder_key();
-    let builder = format!("[[builder]]\nname = 'signer'\npublic_key = '{key}'\nsigns_only_own_builds = true\n");
-    c.config.more = format!("\n[quorum]\nmode = 'observe'\nk = 1\n{builder}");
-    let (mut dice, mut lives, mut kept) = (Dice(seed), 0, Dead { votes: 0, bare: 0 });
-    while kept.bare < SIGNED {
-        c.start();
-        let heard = c.wait_status("a life brings something", HEARD, |status| {
-            status.number("/quorum/bare_signatures") > kept.bare as u64
-        });
-        thread::sleep(Duration::from_millis(dice.below(MORE_MS)));
-        c.kill();
-        kept = dead_ledger(&c, &scratch);
-        assert!(kept.bare as u64 >= heard.number("/quorum/bare_signatures"), "{}: {kept:?} {:?}", why(lives), heard.0);
-        lives += 1;
-    }
-    assert!(lives > 2, "killed in the middle");
-    assert_eq!(kept, Dead { votes: SIGNED, bare: SIGNED });
-
-    // The same builder's attestations: by the running daemon, and by the command alone.
-    let before = ledger_files(&c).map(|file| fs::read(file).unwrap_or_default());
-    let restore = |c: &TestNode| {
-        ledger_files(c).iter().zip(&before).for_each(|(file, bytes)| fs::write(file, bytes).unwrap());
-        drop(fs::remove_file(c.dir().join("state/quorum.sqlite-shm")));
-    };
-    let began = Instant::now();
-    assert!(import(&c, &file).wait().unwrap().success());
-    let undisturbed_ms = began.elapsed().as_millis().try_into().unwrap();
-    assert_eq!(dead_ledger(&c, &scratch), Dead { votes: SIGNED, bare: 0 });
-    restore(&c);
-    let mut broken_off = 0;
-    for life in 0..IMPORTS {
-        let by_the_daemon = life % 2 == 0;
-        if by_the_daemon {
-            c.start();
-        }
-        let mut command = import(&c, &file);
-        thread::sleep(Duration::from_millis(dice.below(undisturbed_ms)));
-        if by_the_daemon {
-            c.kill()
-        } else {
-            command.kill().unwrap()
-        };
-        let acknowledged = command.wait().unwrap().success();
-        let now = dead_ledger(&c, &scratch);
-        assert!(now.votes == SIGNED && now.bare <= kept.bare, "{}: {now:?} after {kept:?}", why(life));
-        assert!([SIGNED, SIGNED - BATCH_LINES, 0].contains(&now.bare), "{}: half a batch: {now:?}", why(life));
-        assert!(!acknowledged || now.bare == 0, "{}: all was said to be there: {now:?}", why(life));
-        broken_off += usize::from(!acknowledged);
-        kept = now;
-        if kept.bare == 0 {
-            restore(&c);
-            kept.bare = SIGNED;
-        }
-    }
+    let mut victim = Victim::new(&mesh, &signer);
+    victim.killed_while_signatures_come_in();
+    let first = std::mem::take(&mut victim.lives);
+    let [by_the_daemon, alone] = victim.killed_while_they_become_attestations(&file);
     println!(
-        "seed {seed}: {lives} lives for {SIGNED} signatures; {broken_off} of {IMPORTS} imports broken off, of {undisturbed_ms} ms"
+        "seed {}: {first} lives for {SIGNED} signatures; of {} imports {by_the_daemon} by the daemon and {alone} without it broken off",
+        victim.seed, victim.lives
     );
-    assert!(broken_off > IMPORTS / 3);
-    assert!(import(&c, &file).wait().unwrap().success());
-    let [kept, signed] = signatures(&c);
+    let mut node = victim.node;
+    assert!(import(&node, &file).wait().unwrap().success());
+    let [kept, signed] = signatures(&node);
     assert_eq!((kept.len(), kept == signed), (SIGNED, true), "what is believed is what was signed");
-    c.start();
-    assert_eq!(c.narmesh(&["quorum", "export"]).stdout.lines().count(), SIGNED + 1);
-    assert!(!c.log().contains("moved aside"), "no ledger was ever set aside");
+    node.start();
+    assert_eq!(node.narmesh(&["quorum", "export"]).stdout.lines().count(), SIGNED + 1);
+    assert!(!node.log().contains("moved aside"), "no ledger was ever set aside");
 }
