@@ -4,6 +4,7 @@
 
 mod quorum;
 
+pub(crate) use quorum::DATE_FORM;
 pub use quorum::{BuilderConfig, QuorumConfig, QuorumOverrideConfig, RevokedBuilderConfig};
 
 use serde::{Deserialize, Serialize};

@@ -13,6 +13,7 @@ mod report;
 use self::attester::Attester;
 use self::observer::Observer;
 use crate::control::ControlSocket;
+use crate::describe::describe;
 use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerBoard, UploadLimits, Uploads};
 use crate::quorum::{Keeper, KeyNames, LiveLedger};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
@@ -246,7 +247,7 @@ impl Daemon {
                 _ = interrupt.recv() => return Ok(()),
                 _ = hangup.recv() => {
                     if let Err(error) = self.reload().await {
-                        tracing::error!(error = format!("{error:#}"), "configuration not reloaded: the running settings stay");
+                        tracing::error!(error = describe(&error), "configuration not reloaded: the running settings stay");
                     }
                 }
             }
@@ -263,7 +264,7 @@ impl Daemon {
         let settings = match loaded {
             Ok(settings) => Arc::new(settings),
             Err(error) => {
-                self.in_force.write().error = Some(format!("{error:#}"));
+                self.in_force.write().error = Some(describe(&error));
                 return Err(error);
             }
         };

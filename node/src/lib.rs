@@ -11,6 +11,7 @@ mod config_template;
 pub mod control;
 pub mod daemon;
 mod database_file;
+mod describe;
 pub mod mesh;
 pub mod quorum;
 pub mod resolver;

@@ -16,6 +16,7 @@ mod status;
 mod why;
 
 use crate::config::DEFAULT_FILE;
+use crate::describe::describe;
 use clap::{Parser, Subcommand};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -87,17 +88,6 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The error and its causes, each said once: many messages hold their cause already.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(cause.trim()) {
-            text = format!("{}: {cause}", text.trim_end());
-        }
-    }
-    text
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is no error.

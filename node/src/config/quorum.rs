@@ -1,6 +1,12 @@
 //! What the file says of builders and of how many must agree.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt::Display;
+
+/// What is accepted as `revoked_builders.from`.
+pub(crate) const DATE_FORM: &str =
+    "a date, or a date and time with a zone, from 1970 on, such as 2026-11-01 or 2026-11-01T12:00:00Z";
 
 /// One `[[builder]]`: somebody whose attestations count.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -30,9 +36,20 @@ pub struct RevokedBuilderConfig {
     /// Its Nix public key, `name:base64`.
     pub public_key: String,
     /// From when on its attestations are void, by when this node first stored them.
+    #[serde(deserialize_with = "date")]
     pub from: toml::value::Datetime,
     /// For people.
     pub why: String,
+}
+
+/// As TOML writes dates, or the same in quotes.
+fn date<'de, D: Deserializer<'de>>(value: D) -> Result<toml::value::Datetime, D::Error> {
+    let refused = |value: &dyn Display| D::Error::custom(format!("from = {value} is refused; accepted: {DATE_FORM}"));
+    match toml::Value::deserialize(value)? {
+        toml::Value::Datetime(date) => Ok(date),
+        toml::Value::String(text) => text.parse().map_err(|_| refused(&toml::Value::String(text))),
+        other => Err(refused(&other)),
+    }
 }
 
 /// `[quorum]`: how many builders must agree, and what follows.

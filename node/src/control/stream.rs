@@ -5,6 +5,7 @@
 //! for; a part is one line, one path's or one export's piece.
 
 use super::{ControlError, ControlHandler, ControlRequest, IDLE_MAX, REPLY_BYTES_MAX, connect};
+use crate::describe::describe;
 use crate::quorum::{Part, Question};
 use parking_lot::{Condvar, Mutex};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -151,7 +152,7 @@ pub(super) async fn serve<H: ControlHandler>(
         };
         let last = match done {
             Ok(()) => Part::Done,
-            Err(error) => Part::Refused { why: format!("{error:#}") },
+            Err(error) => Part::Refused { why: describe(&error) },
         };
         asker.output.tell(&last)?;
         asker.output.stream.flush()

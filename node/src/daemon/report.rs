@@ -3,6 +3,7 @@
 use super::Daemon;
 use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
+use crate::describe::describe;
 use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, probe};
 use crate::quorum::{Desk, OwnBuilds, Part, Question};
 use crate::settings::{PeerSettings, Settings};
@@ -35,7 +36,7 @@ impl ControlHandler for Daemon {
             ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
             ControlRequest::Quorum(_) => Err(anyhow::anyhow!("answered part by part")),
         };
-        reply.unwrap_or_else(|error| ControlReply::Refused { why: format!("{error:#}") })
+        reply.unwrap_or_else(|error| ControlReply::Refused { why: describe(&error) })
     }
 
     fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()> {

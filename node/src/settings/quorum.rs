@@ -1,7 +1,7 @@
 //! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
 
 use super::{PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, refused};
-use crate::config::{Config, QuorumConfig};
+use crate::config::{Config, DATE_FORM, QuorumConfig};
 use crate::mesh::CountedBuilder;
 use crate::quorum::KeyNames;
 use libp2p::PeerId;
@@ -15,8 +15,6 @@ use toml::value::{Datetime, Offset};
 const KEY_FORM: &str = "a Nix public key, name:base64 of 32 bytes, as `narmesh id` prints it on that machine";
 /// Most paths of `quorum.keep`.
 const KEEP_MAX: usize = 10_000;
-const DATE_FORM: &str =
-    "a date, or a date and time with a zone, from 1970 on, such as 2026-11-01 or 2026-11-01T12:00:00Z";
 
 /// The builders and the rules, and the names of their keys.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -261,10 +259,17 @@ mod tests {
             let message = with(3, rest);
             assert!(message.contains(key), "{rest}: {message}");
         }
-        for from in ["2026-11-01T12:00:00", "1969-12-31"] {
-            let revoked = format!("[[revoked_builders]]\npublic_key = '{}'\nwhy = 'x'\nfrom = {from}", key(1));
-            assert!(with(3, &revoked).contains("revoked_builders[0].from"), "{from}");
+        let revoked = |from: &str| format!("[[revoked_builders]]\npublic_key = '{}'\nwhy = 'x'\nfrom = {from}", key(1));
+        for from in ["2026-11-01T12:00:00", "1969-12-31", "'1969-12-31'"] {
+            assert!(with(3, &revoked(from)).contains("revoked_builders[0].from"), "{from}");
         }
+        for from in ["'yesterday'", "5", "true"] {
+            let error = Config::parse(&revoked(from), Path::new("x.toml")).unwrap_err().to_string();
+            assert!(error.contains("accepted: a date, or") && error.contains(from.trim_matches('\'')), "{error}");
+        }
+        let [quoted, bare] =
+            ["'2026-11-01'", "2026-11-01"].map(|from| Config::parse(&revoked(from), Path::new("x.toml")));
+        assert_eq!(quoted.unwrap(), bare.unwrap());
     }
 
     #[test]
