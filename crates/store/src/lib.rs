@@ -6,7 +6,7 @@
 //! Walk: [`NixStore`] keeps the hash part of every valid path in memory and hears of changes through [`Watcher`];
 //! [`Offer`] decides which of them leave this machine and renders their narinfos; [`NarStream`] gives the bytes.
 //! Invariants: nothing in the database or the store is ever written; no read transaction is held between two calls;
-//! a NAR's last byte is handed out only after NarHash and NarSize were right; a path that may not leave is, to the
+//! a whole NAR's last byte is handed out only after NarHash and NarSize were right, now or since its files last changed; a path that may not leave is, to the
 //! caller of [`Offer::offered`], the same as one that is not there.
 
 mod daemon;
@@ -14,9 +14,13 @@ mod database;
 mod derivation;
 mod error;
 mod failed_copies;
+mod known_copies;
+mod layout;
+mod layout_reader;
 mod listing;
 mod location;
 mod nar_stream;
+mod nar_walk;
 mod nix_store;
 mod offer;
 mod path_index;

@@ -1,30 +1,27 @@
 //! A NAR straight from the file system, in bounded memory, hashed on the way.
 //!
 //! The last chunk leaves only after size and hash of all were right, and no byte beyond NarSize leaves ever; so a
-//! receiver that counts to NarSize never completes a wrong body.
+//! receiver that counts to NarSize never completes a wrong body. A copy that was hashed right once, and of which nothing changed
+//! since, is not hashed again, and what begins in the middle is read from there: see `layout`.
 //!
 //! Nix's collector takes open files that it finds in `/proc` for roots, so a path whose NAR is being read outlives a
 //! collection that starts meanwhile; one that is collected all the same gives an error.
 
 use crate::failed_copies::{FailedCopies, Registration, RootIdentity};
-use crate::listing::{Listing, ListingError, NodeKind};
+use crate::known_copies::KnownCopies;
+use crate::layout_reader::LayoutReader;
+use crate::nar_walk::{Stop, Walk};
 use crate::{PathInfo, StoreError, StoreLocation};
-use narmesh_protocol::nar::{DEPTH_MAX, NAME_BYTES_MAX, NarWriter, TARGET_BYTES_MAX};
 use narmesh_protocol::{HashPart, NarHash};
-use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, FileType, Mode, OFlags, fadvise, fstat, open, openat, readlinkat};
-use rustix::io::{Errno, read};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Files at least this long are announced to the kernel as read in order.
-const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
 
 /// Whether more is to come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,7 +63,7 @@ pub enum NarStreamError {
     },
 }
 
-/// One NAR being read. Holds at most 64 directories and one file open, and the names of those directories in memory.
+/// One NAR being read.
 pub struct NarStream {
     part: HashPart,
     nar_hash: NarHash,
@@ -77,52 +74,28 @@ pub struct NarStream {
     identity: Option<RootIdentity>,
     registration: Registration,
     failed: Arc<FailedCopies>,
-    writer: NarWriter,
-    hasher: Sha256,
-    given_bytes: u64,
-    stage: Stage,
-    directories: Vec<Listing>,
+    known: Arc<KnownCopies>,
+    /// `None` where the hash is known, or cannot be: of a range.
+    hasher: Option<Sha256>,
+    /// The first byte of the NAR that is given out.
+    first_byte: u64,
+    /// Bytes of the NAR that were read or passed over.
+    offset: u64,
+    reader: Reader,
 }
 
-enum Stage {
-    Start,
-    /// Between two entries of the innermost directory.
-    Walk,
-    File {
-        file: OwnedFd,
-        size_bytes: u64,
-        left: NonZeroU64,
-    },
-    End,
+enum Reader {
+    /// The tree is walked.
+    Walk(Box<Walk>),
+    /// The tree is known.
+    Layout(LayoutReader),
+    /// It failed before.
     Spent,
-}
-
-/// What stopped the walk, before it is told to the caller.
-enum Stop {
-    System(Errno),
-    /// A file shrank or grew while it was read.
-    Changed,
-    NotArchivable,
-}
-
-impl From<Errno> for Stop {
-    fn from(errno: Errno) -> Self {
-        Self::System(errno)
-    }
-}
-
-impl From<ListingError> for Stop {
-    fn from(error: ListingError) -> Self {
-        match error {
-            ListingError::System(errno) => Self::System(errno),
-            ListingError::TooManyEntries => Self::NotArchivable,
-        }
-    }
 }
 
 impl fmt::Debug for NarStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NarStream({}, {} of {} bytes)", self.part, self.given_bytes, self.nar_size)
+        write!(f, "NarStream({}, {} of {} bytes)", self.part, self.offset, self.nar_size)
     }
 }
 
@@ -131,28 +104,48 @@ impl NarStream {
         location: &StoreLocation,
         info: &PathInfo,
         row: i64,
-        failed: Arc<FailedCopies>,
+        copies: (Arc<FailedCopies>, Arc<KnownCopies>),
+        first_byte: u64,
     ) -> Result<Self, StoreError> {
         let root = location.real_path(&info.path);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let store = open(&location.real_dir, flags, Mode::empty())
-            .map_err(|errno| StoreError::Io { path: location.real_dir.clone(), source: errno.into() })?;
+        let open_store = || {
+            open(&location.real_dir, flags, Mode::empty())
+                .map_err(|errno| StoreError::Io { path: location.real_dir.clone(), source: errno.into() })
+        };
+        // A store path's characters hold no NUL.
+        let root_name = CString::new(info.path.to_string()).unwrap_or_default();
+        let (failed, known) = copies;
+        let registration = Registration::of(row, info);
+        let layout = known.get(&info.path.hash_part(), &registration);
+        let layout = layout.filter(|copy| copy.is_verified || first_byte > 0).map(|copy| copy.layout);
+        let by_layout = match layout {
+            Some(layout) => LayoutReader::open(layout, open_store()?, &root_name, first_byte).ok(),
+            None => None,
+        };
+        let (reader, hasher) = match by_layout {
+            Some(reader) => (Reader::Layout(reader), None),
+            None => {
+                let hasher = (first_byte == 0).then(Sha256::new);
+                (Reader::Walk(Box::new(Walk::new(open_store()?, root_name.clone(), first_byte))), hasher)
+            }
+        };
+        let offset = if matches!(reader, Reader::Layout(_)) { first_byte } else { 0 };
         Ok(Self {
             part: info.path.hash_part(),
             nar_hash: info.nar_hash,
             nar_size: info.nar_size,
             identity: RootIdentity::of(&root),
             root,
-            // A store path's characters hold no NUL.
-            root_name: CString::new(info.path.to_string()).unwrap_or_default(),
-            store,
-            registration: Registration::of(row, info),
+            root_name,
+            store: open_store()?,
+            registration,
             failed,
-            writer: NarWriter::default(),
-            hasher: Sha256::new(),
-            given_bytes: 0,
-            stage: Stage::Start,
-            directories: Vec::new(),
+            known,
+            hasher,
+            first_byte,
+            offset,
+            reader,
         })
     }
 
@@ -163,7 +156,13 @@ impl NarStream {
 
     /// Bytes given out so far.
     pub fn given_bytes(&self) -> u64 {
-        self.given_bytes
+        self.offset.saturating_sub(self.first_byte)
+    }
+
+    /// Whether what is given out is hashed on the way, and the last of it is held back until the hash is right. It is not where
+    /// the hash is known from before, nor for a range.
+    pub fn is_hashing(&self) -> bool {
+        self.hasher.is_some()
     }
 
     /// Appends the next bytes to `out`: at least one, and about `bytes_max` or the spare capacity of `out`, whichever
@@ -171,12 +170,10 @@ impl NarStream {
     /// directly. After `Complete` nothing is appended; after an error nothing was.
     pub fn fill(&mut self, out: &mut Vec<u8>, bytes_max: usize) -> Result<NarProgress, NarStreamError> {
         let start = out.len();
-        let outcome = self.walk(out, start.saturating_add(bytes_max.max(1)));
-        let outcome = outcome.map_err(Error::from_stop).and_then(|()| self.account(out.get(start..).unwrap_or(&[])));
+        let outcome = self.read(out, start, start.saturating_add(bytes_max.max(1)));
         outcome.map_err(|error| {
             out.truncate(start);
-            self.stage = Stage::Spent;
-            self.directories.clear();
+            self.reader = Reader::Spent;
             if error.is_our_copys_fault() {
                 self.failed.remember(self.part, &self.root, self.registration, self.identity);
             }
@@ -184,151 +181,82 @@ impl NarStream {
         })
     }
 
-    /// Hashes what was appended, and decides whether it may leave.
-    fn account(&mut self, appended: &[u8]) -> Result<NarProgress, Error> {
-        self.hasher.update(appended);
-        let total = self.given_bytes + u64::try_from(appended.len()).unwrap_or(u64::MAX);
-        match self.stage {
-            Stage::Spent => return Err(Error::Spent),
-            Stage::End if total == self.nar_size => {
-                if !appended.is_empty() && self.hasher.finalize_reset().as_slice() != self.nar_hash.0 {
-                    return Err(Error::Mismatch);
+    fn read(&mut self, out: &mut Vec<u8>, start: usize, target: usize) -> Result<NarProgress, Error> {
+        loop {
+            let (offset, is_at_end) = match &mut self.reader {
+                Reader::Spent => return Err(Error::Spent),
+                Reader::Walk(walk) => {
+                    walk.read(out, target).map_err(Error::from_stop)?;
+                    (walk.offset(), walk.is_at_end())
                 }
-                self.given_bytes = total;
-                return Ok(NarProgress::Complete);
+                Reader::Layout(reader) => match reader.read(out, target) {
+                    Ok(()) => {
+                        let offset = self.offset + bytes(out.len() - start);
+                        (offset, offset == self.nar_size)
+                    }
+                    Err(_) => {
+                        out.truncate(start);
+                        self.walk_instead()?;
+                        continue;
+                    }
+                },
+            };
+            let progress = self.account(out.get(start..).unwrap_or_default(), offset, is_at_end)?;
+            // What is before the first byte wanted: the text of the NAR, or all of it where a layout turned out to be wrong.
+            let surplus = self.first_byte.saturating_sub(offset - bytes(out.len() - start));
+            let surplus = usize::try_from(surplus).unwrap_or(usize::MAX).min(out.len() - start);
+            out.drain(start..start + surplus);
+            if out.len() > start || progress == NarProgress::Complete {
+                return Ok(progress);
             }
-            // Whoever gets NarSize bytes takes them for the whole.
-            Stage::Start | Stage::Walk | Stage::File { .. } if total < self.nar_size => {}
-            Stage::Start | Stage::Walk | Stage::File { .. } | Stage::End => return Err(Error::Mismatch),
         }
-        self.given_bytes = total;
-        Ok(NarProgress::More)
     }
 
-    fn walk(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), Stop> {
-        while out.len() < target {
-            match &self.stage {
-                Stage::End | Stage::Spent => return Ok(()),
-                Stage::Start => {
-                    self.writer = NarWriter::start(out);
-                    let kind = NodeKind::ask(&self.store, &self.root_name)?;
-                    self.begin_node(out, kind)?;
-                }
-                Stage::Walk => self.next_entry(out)?,
-                Stage::File { .. } => self.read_file(out, target)?,
-            }
-        }
+    /// The tree is not as it was when its layout was made: it is walked and hashed from the beginning, and given out from here on.
+    fn walk_instead(&mut self) -> Result<(), Error> {
+        self.known.forget(&self.part);
+        let store =
+            self.store.try_clone().map_err(|error| Error::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        self.first_byte = self.offset;
+        self.offset = 0;
+        self.hasher = Some(Sha256::new());
+        self.reader = Reader::Walk(Box::new(Walk::new(store, self.root_name.clone(), 0)));
         Ok(())
     }
 
-    fn next_entry(&mut self, out: &mut Vec<u8>) -> Result<(), Stop> {
-        let depth = self.directories.len();
-        let Some(innermost) = self.directories.last_mut() else {
-            self.stage = Stage::End;
-            return Ok(());
-        };
-        let Some(kind) = innermost.advance() else {
-            self.directories.pop();
-            self.writer.end_directory(out);
-            self.end_node(out);
-            return Ok(());
-        };
-        let name = innermost.name().to_bytes();
-        if depth >= DEPTH_MAX || name.len() > NAME_BYTES_MAX {
-            return Err(Stop::NotArchivable);
+    /// Hashes what was appended, and decides whether it may leave. `offset` is that of its end.
+    fn account(&mut self, appended: &[u8], offset: u64, is_at_end: bool) -> Result<NarProgress, Error> {
+        let was_at_end = self.offset == self.nar_size;
+        self.offset = offset;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(appended);
+            self.known.hashed(appended.len());
         }
-        self.writer.begin_entry(out, name);
-        self.begin_node(out, kind)
+        if !is_at_end {
+            // Whoever gets NarSize bytes takes them for the whole.
+            return if offset < self.nar_size { Ok(NarProgress::More) } else { Err(Error::Mismatch) };
+        }
+        if offset != self.nar_size {
+            return Err(Error::Mismatch);
+        }
+        if !was_at_end {
+            let digest = self.hasher.as_mut().map(Sha256::finalize_reset);
+            if digest.is_some_and(|digest| digest.as_slice() != self.nar_hash.0) {
+                return Err(Error::Mismatch);
+            }
+            let is_verified = digest.is_some();
+            if let Reader::Walk(walk) = &mut self.reader
+                && let Some((layout, is_settled)) = walk.take_layout().and_then(|layout| layout.finish(offset))
+            {
+                self.known.keep(self.part, self.registration, layout, is_verified && is_settled);
+            }
+        }
+        Ok(NarProgress::Complete)
     }
+}
 
-    /// Writes a symlink, or opens a directory or file; the node is the root or the innermost directory's current entry.
-    fn begin_node(&mut self, out: &mut Vec<u8>, kind: NodeKind) -> Result<(), Stop> {
-        let (parent, name): (_, &CStr) = match self.directories.last() {
-            Some(listing) => (listing.directory(), listing.name()),
-            None => (std::os::fd::AsFd::as_fd(&self.store), &self.root_name),
-        };
-        match kind {
-            NodeKind::Special => Err(Stop::NotArchivable),
-            NodeKind::Symlink => {
-                let target = readlinkat(parent, name, Vec::new())?;
-                if target.is_empty() || target.to_bytes().len() > TARGET_BYTES_MAX {
-                    return Err(Stop::NotArchivable);
-                }
-                self.writer.symlink(out, target.to_bytes());
-                self.end_node(out);
-                Ok(())
-            }
-            NodeKind::Directory => {
-                let listing = Listing::open(parent, name)?;
-                self.writer.begin_directory(out);
-                self.directories.push(listing);
-                self.stage = Stage::Walk;
-                Ok(())
-            }
-            NodeKind::Regular => {
-                // NONBLOCK: were it swapped for a pipe, opening would wait for a writer.
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = openat(parent, name, flags, Mode::empty())?;
-                let stat = fstat(&file)?;
-                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                    return Err(Stop::Changed);
-                }
-                let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-                let executable = Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR);
-                self.writer.begin_file(out, size_bytes, executable);
-                match NonZeroU64::new(size_bytes) {
-                    None => self.end_file(out, 0),
-                    Some(left) => {
-                        if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
-                            tracing::trace!(store_path = %self.part, "no read-ahead for this file system");
-                        }
-                        self.stage = Stage::File { file, size_bytes, left };
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn read_file(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), Stop> {
-        let Stage::File { file, size_bytes, left } = &mut self.stage else { return Ok(()) };
-        let wanted = usize::try_from(left.get()).unwrap_or(usize::MAX).min(target - out.len());
-        out.reserve_exact(wanted);
-        let got = match read(&*file, spare_capacity(out)) {
-            Ok(got) => u64::try_from(got).unwrap_or(u64::MAX),
-            Err(Errno::INTR) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        if got == 0 {
-            return Err(Stop::Changed);
-        }
-        match left.get().checked_sub(got).map(NonZeroU64::new) {
-            None => Err(Stop::Changed),
-            Some(Some(rest)) => {
-                *left = rest;
-                Ok(())
-            }
-            Some(None) => {
-                let size_bytes = *size_bytes;
-                self.end_file(out, size_bytes);
-                Ok(())
-            }
-        }
-    }
-
-    fn end_file(&mut self, out: &mut Vec<u8>, size_bytes: u64) {
-        self.writer.end_file(out, size_bytes);
-        self.end_node(out);
-    }
-
-    fn end_node(&mut self, out: &mut Vec<u8>) {
-        if self.directories.is_empty() {
-            self.stage = Stage::End;
-        } else {
-            self.writer.end_entry(out);
-            self.stage = Stage::Walk;
-        }
-    }
+fn bytes(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 /// What [`NarStream::fill`] failed with, before it names the path.

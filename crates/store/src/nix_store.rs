@@ -2,6 +2,7 @@
 
 use crate::database::Stamp;
 use crate::failed_copies::{FailedCopies, Registration};
+use crate::known_copies::KnownCopies;
 use crate::path_index::PathIndex;
 use crate::registry::Registry;
 use crate::{NarStream, PathInfo, StoreChange, StoreError, StoreLocation};
@@ -26,8 +27,13 @@ pub trait Store: Send + Sync + 'static {
     fn contains(&self, part: &HashPart) -> bool;
     /// Everything known of the path with this hash part; `None` if it is not valid. Blocks.
     fn path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError>;
-    /// Starts to read the NAR of a valid path; an error if it is no longer registered as `info` says, or failed before.
-    fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError>;
+    /// Starts to read the NAR of a valid path from `first_byte` on, which is below its NarSize; an error if it is no longer
+    /// registered as `info` says, or failed before. A range costs what it gives: it is not hashed.
+    fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError>;
+    /// The same for all of it, hashed unless it is known to be right.
+    fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
+        self.open_nar_at(info, 0)
+    }
 }
 
 /// A Nix store, read only.
@@ -37,6 +43,7 @@ pub struct NixStore {
     index: RwLock<PathIndex>,
     refresh: Mutex<Refresh>,
     pub(crate) failed: Arc<FailedCopies>,
+    known: Arc<KnownCopies>,
     subscribers: Mutex<Vec<(u64, Subscriber)>>,
     subscriber_ids: AtomicU64,
 }
@@ -66,6 +73,7 @@ impl NixStore {
             index: RwLock::default(),
             refresh: Mutex::default(),
             failed: Arc::default(),
+            known: Arc::default(),
             subscribers: Mutex::default(),
             subscriber_ids: AtomicU64::new(0),
         };
@@ -81,6 +89,16 @@ impl NixStore {
     /// How many paths are valid.
     pub fn valid_paths(&self) -> usize {
         self.index.read().len()
+    }
+
+    /// Bytes of NARs hashed since the start: what is known to be right is not hashed again.
+    pub fn hashed_bytes(&self) -> u64 {
+        self.known.hashed_bytes()
+    }
+
+    /// Memory of what is known about copies, bytes.
+    pub fn known_copies_bytes(&self) -> usize {
+        self.known.bytes()
     }
 
     /// The hash parts of all valid paths.
@@ -214,7 +232,7 @@ impl Store for NixStore {
         Ok(self.registry.path_info(part)?.map(|(_, info)| info))
     }
 
-    fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
+    fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
         let registered = self.registry.path_info(&info.path.hash_part())?;
         let row = match registered {
             Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => row,
@@ -223,6 +241,6 @@ impl Store for NixStore {
         if self.has_failed(row, info) {
             return Err(StoreError::CopyFailed { path: info.path.clone() });
         }
-        NarStream::open(&self.location, info, row, Arc::clone(&self.failed))
+        NarStream::open(&self.location, info, row, (Arc::clone(&self.failed), Arc::clone(&self.known)), first_byte)
     }
 }

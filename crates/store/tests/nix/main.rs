@@ -11,6 +11,7 @@
 
 mod access;
 mod harness;
+mod known_copies;
 mod nar;
 mod offer;
 mod path_info;

@@ -1,0 +1,178 @@
+//! Where everything lies in a NAR: so that a range costs what it sends, and a copy that was hashed right once is not hashed again.
+//!
+//! A layout is true as long as each file, directory and link is the one that was seen: device, inode, size, mtime and ctime are
+//! compared while it is read. What changes on the disk under unchanged metadata, only whoever receives the NAR can find; every
+//! receiver hashes.
+
+use std::ffi::CStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::Stat;
+
+/// A layout that takes more memory is not kept: such a path is walked each time.
+const LAYOUT_BYTES_MAX: usize = 8 << 20;
+/// A file that was changed shortly before it was hashed may change again under the same ctime: file systems count it in steps of
+/// up to two seconds (FAT; ext4 and btrfs in a few milliseconds).
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// What tells whether a file, directory or link is the one that was seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    size_bytes: i64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        let nanos = |nanos| i64::try_from(nanos).unwrap_or(i64::MAX);
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size_bytes: stat.st_size,
+            modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
+            changed: (stat.st_ctime, nanos(stat.st_ctime_nsec)),
+        }
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        u64::try_from(self.size_bytes).unwrap_or(0)
+    }
+}
+
+/// One stretch of a NAR, up to where the next one begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stretch {
+    /// What a NAR says of its files: bytes of [`Layout::text`] from here on.
+    Text(usize),
+    /// The contents of a file.
+    File {
+        /// In [`Layout::name`].
+        name: usize,
+        stamp: Stamp,
+    },
+    /// No bytes: a directory or link that must be the one that was seen.
+    Seen {
+        /// In [`Layout::name`].
+        name: usize,
+        stamp: Stamp,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    text: Vec<u8>,
+    /// Paths below the store directory, each ended by a NUL.
+    names: Vec<u8>,
+    /// Each with the offset in the NAR at which it begins.
+    stretches: Vec<(u64, Stretch)>,
+    nar_size: u64,
+}
+
+impl Layout {
+    /// The stretch of this number: where it begins, where it ends, and what it is.
+    pub(crate) fn stretch(&self, at: usize) -> Option<(u64, u64, Stretch)> {
+        let (begin, stretch) = *self.stretches.get(at)?;
+        let end = self.stretches.get(at + 1).map_or(self.nar_size, |(next, _)| *next);
+        Some((begin, end, stretch))
+    }
+
+    /// The number of the stretch in which this byte of the NAR lies.
+    pub(crate) fn find(&self, offset: u64) -> usize {
+        // The last of those that begin there: the others are empty.
+        self.stretches.partition_point(|(begin, _)| *begin <= offset).saturating_sub(1)
+    }
+
+    pub(crate) fn text(&self, from: usize, bytes: usize) -> &[u8] {
+        self.text.get(from..from.saturating_add(bytes)).unwrap_or_default()
+    }
+
+    /// A path below the store directory.
+    pub(crate) fn name(&self, at: usize) -> &CStr {
+        self.names.get(at..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()).unwrap_or_default()
+    }
+
+    /// Memory that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.text.len() + self.names.len() + self.stretches.len() * size_of::<(u64, Stretch)>()
+    }
+}
+
+/// A layout in the making, while the tree is walked.
+#[derive(Debug)]
+pub(crate) struct LayoutBuilder {
+    layout: Layout,
+    began: SystemTime,
+    newest: (i64, i64),
+    is_too_large: bool,
+}
+
+impl LayoutBuilder {
+    pub(crate) fn new() -> Self {
+        let layout = Layout { text: Vec::new(), names: Vec::new(), stretches: Vec::new(), nar_size: 0 };
+        Self { layout, began: SystemTime::now(), newest: (0, 0), is_too_large: false }
+    }
+
+    /// What a NAR says of its files, at this offset.
+    pub(crate) fn text(&mut self, offset: u64, text: &[u8]) {
+        if text.is_empty() || self.is_full() {
+            return;
+        }
+        if !matches!(self.layout.stretches.last(), Some((_, Stretch::Text(_)))) {
+            self.layout.stretches.push((offset, Stretch::Text(self.layout.text.len())));
+        }
+        self.layout.text.extend_from_slice(text);
+    }
+
+    /// The contents of a file begin at this offset.
+    pub(crate) fn file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, stamp: Stamp) {
+        if let Some(name) = self.node(path, stamp) {
+            self.layout.stretches.push((offset, Stretch::File { name, stamp }));
+        }
+    }
+
+    /// A directory or link was looked at.
+    pub(crate) fn seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, stamp: Stamp) {
+        if let Some(name) = self.node(path, stamp) {
+            self.layout.stretches.push((offset, Stretch::Seen { name, stamp }));
+        }
+    }
+
+    fn node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, stamp: Stamp) -> Option<usize> {
+        self.newest = self.newest.max(stamp.changed);
+        if self.is_full() {
+            return None;
+        }
+        let names = &mut self.layout.names;
+        let at = names.len();
+        for part in path {
+            if names.len() > at {
+                names.push(b'/');
+            }
+            names.extend_from_slice(part.to_bytes());
+        }
+        names.push(0);
+        Some(at)
+    }
+
+    fn is_full(&mut self) -> bool {
+        self.is_too_large = self.is_too_large || self.layout.bytes() > LAYOUT_BYTES_MAX;
+        self.is_too_large
+    }
+
+    /// The layout of a NAR of this size, and whether all in it was settled before it was looked at; `None` when it is too large.
+    pub(crate) fn finish(mut self, nar_size: u64) -> Option<(Layout, bool)> {
+        if self.is_full() {
+            return None;
+        }
+        self.layout.nar_size = nar_size;
+        let began = self.began.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let changed = Duration::from_secs(u64::try_from(self.newest.0).unwrap_or(0));
+        // A whole second more: the nanoseconds are left out.
+        let is_settled = changed + SETTLED + Duration::from_secs(1) <= began;
+        Some((self.layout, is_settled))
+    }
+}

@@ -1,0 +1,126 @@
+//! Reads a NAR by its layout, from any byte on, as long as everything in it is what was seen before.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Advice, AtFlags, Mode, OFlags, ResolveFlags, fadvise, fstat, openat, openat2, statat};
+use rustix::io::{Errno, pread};
+
+use crate::layout::{Layout, Stamp, Stretch};
+
+/// Files at least this long are announced to the kernel as read in order.
+const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
+
+/// Something is not as it was, or cannot be read: nothing was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotAsSeen;
+
+impl From<Errno> for NotAsSeen {
+    fn from(_: Errno) -> Self {
+        Self
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct LayoutReader {
+    layout: Arc<Layout>,
+    store: OwnedFd,
+    /// Open as long as this is: Nix's collector takes it for a root.
+    _root: OwnedFd,
+    at: usize,
+    offset: u64,
+    file: Option<OwnedFd>,
+}
+
+impl LayoutReader {
+    /// From this byte of the NAR on.
+    pub(crate) fn open(
+        layout: Arc<Layout>,
+        store: OwnedFd,
+        root: &std::ffi::CStr,
+        offset: u64,
+    ) -> Result<Self, NotAsSeen> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = openat(&store, root, flags, Mode::empty())?;
+        let at = layout.find(offset);
+        Ok(Self { layout, store, _root: root, at, offset, file: None })
+    }
+
+    /// Appends the next bytes until `out` has `target`, or the NAR is over.
+    pub(crate) fn read(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), NotAsSeen> {
+        while out.len() < target {
+            let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
+            match stretch {
+                Stretch::Seen { name, stamp } => {
+                    let stat = statat(&self.store, self.layout.name(name), AtFlags::SYMLINK_NOFOLLOW)?;
+                    if Stamp::of(&stat) != stamp {
+                        return Err(NotAsSeen);
+                    }
+                }
+                Stretch::Text(from) => {
+                    let skipped = usize::try_from(self.offset - begin).map_err(|_| NotAsSeen)?;
+                    let bytes = usize::try_from(end - self.offset).map_err(|_| NotAsSeen)?;
+                    out.extend_from_slice(self.layout.text(from + skipped, bytes));
+                    self.offset = end;
+                }
+                Stretch::File { name, stamp } => self.read_file(out, target, name, stamp, (begin, end))?,
+            }
+            if self.offset == end {
+                self.at += 1;
+                self.file = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(
+        &mut self,
+        out: &mut Vec<u8>,
+        target: usize,
+        name: usize,
+        stamp: Stamp,
+        (begin, end): (u64, u64),
+    ) -> Result<(), NotAsSeen> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => self.open_file(name, stamp, end - begin)?,
+        };
+        let wanted = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(target - out.len());
+        out.reserve_exact(wanted);
+        let before = out.len();
+        let got = loop {
+            match pread(&file, spare_capacity(out), self.offset - begin) {
+                Err(Errno::INTR) => {}
+                got => break got?,
+            }
+        };
+        // The buffer may have more room than the file has bytes left.
+        let got = got.min(usize::try_from(end - self.offset).unwrap_or(usize::MAX));
+        out.truncate(before + got);
+        self.offset += u64::try_from(got).unwrap_or(0);
+        // Written to since it was opened: what was just read may be anything.
+        if got == 0 || (self.offset == end && Stamp::of(&fstat(&file)?) != stamp) {
+            out.truncate(before);
+            self.offset -= u64::try_from(got).unwrap_or(0);
+            return Err(NotAsSeen);
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn open_file(&self, name: usize, stamp: Stamp, size_bytes: u64) -> Result<OwnedFd, NotAsSeen> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        // A kernel without it (before 5.6) has its trees walked each time.
+        let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
+        if Stamp::of(&fstat(&file)?) != stamp || stamp.size_bytes() != size_bytes {
+            return Err(NotAsSeen);
+        }
+        if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
+            tracing::trace!("no read-ahead for this file system");
+        }
+        Ok(file)
+    }
+}
