@@ -151,7 +151,7 @@ impl NarInfoField {
 
 impl NarInfo {
     /// Largest text parsed, bytes.
-    pub const BYTES_MAX: usize = 1 << 20;
+    pub const BYTES_MAX: usize = 8 << 20;
     /// Most `Sig` lines.
     pub const SIGNATURES_MAX: usize = 64;
 

@@ -16,6 +16,8 @@ pub(super) struct Entry {
     /// Without itself.
     pub(super) references: Box<[HashPart]>,
     pub(super) has_failed: bool,
+    /// Its narinfo would be longer than any peer takes.
+    pub(super) is_too_long: bool,
 }
 
 #[derive(Debug)]
@@ -265,6 +267,7 @@ impl Line {
     fn verdict(&self, rules: &Rules) -> Option<Withheld> {
         self.privacy(rules).or(match self.is_vouched_for {
             _ if self.entry.has_failed => Some(Withheld::CopyFailed),
+            _ if self.entry.is_too_long => Some(Withheld::NarInfoTooLong),
             Some(true) => None,
             Some(false) => Some(Withheld::NotVouchedFor),
             None => Some(Withheld::Unchecked),

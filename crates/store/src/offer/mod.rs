@@ -13,7 +13,7 @@ pub use policy::{OfferPolicy, Withheld};
 
 use crate::{NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
 use ledger::{Entry, Ledger};
-use narmesh_protocol::{HashPart, NarUrl, StorePath};
+use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
 use policy::{BuildersWord, Rules, builders_word, is_source, word_on};
 use rendered::{Rendered, RenderedCache};
@@ -325,6 +325,7 @@ impl Shared {
             word: builders_word(&self.store, info)?,
             references: references(info).collect(),
             has_failed: self.store.has_failed(row, info),
+            is_too_long: narinfo_bytes(info) > NarInfo::BYTES_MAX,
         })
     }
 
@@ -421,7 +422,13 @@ impl Shared {
             let ledger = self.ledger.read();
             rules.privacy(name, entry.word).is_some() || entry.references.iter().any(|part| ledger.is_private(part))
         };
-        if info.path.is_derivation() || entry.is_source || entry.has_failed || is_private || !rules.includes(name) {
+        if info.path.is_derivation()
+            || entry.is_source
+            || entry.has_failed
+            || entry.is_too_long
+            || is_private
+            || !rules.includes(name)
+        {
             return Ok(None);
         }
         let Some(signatures) = rules.vouchers(&info) else { return Ok(None) };
@@ -429,6 +436,13 @@ impl Shared {
         let text = info.narinfo(signatures).render(self.store.store_dir(), &url.to_string());
         Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
     }
+}
+
+/// How long its narinfo is at most, bytes: base names of references, each with a hash part, a dash and a blank, and the lines that
+/// every narinfo has, with 64 signatures.
+fn narinfo_bytes(info: &PathInfo) -> usize {
+    const OTHER_LINES_BYTES_MAX: usize = 16 << 10;
+    OTHER_LINES_BYTES_MAX + info.references.iter().map(|path| path.name().len() + 34).sum::<usize>()
 }
 
 /// Hash parts of all references but the path itself.

@@ -53,6 +53,8 @@ pub enum Withheld {
     NotVouchedFor,
     /// Our copy failed its hash, and was not changed since.
     CopyFailed,
+    /// Its narinfo would be longer than 8 MiB: it has too many references.
+    NarInfoTooLong,
     /// More paths than may be offered; this is one of the newest.
     TooMany,
     /// Not looked at yet.
@@ -72,6 +74,7 @@ impl Withheld {
             Self::NotIncluded => "no pattern of advertise.include matches its name",
             Self::NotVouchedFor => "no trusted key signed it, and our builder key does not vouch for it",
             Self::CopyFailed => "our copy of it failed its hash",
+            Self::NarInfoTooLong => "its narinfo would have more than 8 MiB: it has too many references",
             Self::TooMany => "more paths than limits.advertised_paths_max; the newest are withheld",
             Self::Unchecked => "it was not looked at yet",
         }
