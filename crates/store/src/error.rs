@@ -8,6 +8,16 @@ use std::path::PathBuf;
 /// Why the store could not answer. A path that is not there is no error.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// There is no such byte.
+    #[error("offset {offset} of {path}, whose nar has {nar_size} bytes")]
+    BeyondNar {
+        /// The path.
+        path: StorePath,
+        /// Where the NAR was to begin.
+        offset: u64,
+        /// How many bytes it has.
+        nar_size: u64,
+    },
     /// SQLite refused.
     #[error("nix database {path}: {source}")]
     Sqlite {

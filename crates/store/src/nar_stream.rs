@@ -81,6 +81,9 @@ pub struct NarStream {
     first_byte: u64,
     /// Bytes of the NAR that were read or passed over.
     offset: u64,
+    given: u64,
+    /// It turned out not to be as it was, and is walked and hashed from its beginning.
+    has_begun_anew: bool,
     reader: Reader,
 }
 
@@ -145,6 +148,8 @@ impl NarStream {
             hasher,
             first_byte,
             offset,
+            given: 0,
+            has_begun_anew: false,
             reader,
         })
     }
@@ -156,7 +161,7 @@ impl NarStream {
 
     /// Bytes given out so far.
     pub fn given_bytes(&self) -> u64 {
-        self.offset.saturating_sub(self.first_byte)
+        self.given
     }
 
     /// Whether what is given out is hashed on the way, and the last of it is held back until the hash is right. It is not where
@@ -185,10 +190,16 @@ impl NarStream {
         loop {
             let (offset, is_at_end) = match &mut self.reader {
                 Reader::Spent => return Err(Error::Spent),
-                Reader::Walk(walk) => {
-                    walk.read(out, target).map_err(Error::from_stop)?;
-                    (walk.offset(), walk.is_at_end())
-                }
+                Reader::Walk(walk) => match walk.read(out, target) {
+                    Ok(()) => (walk.offset(), walk.is_at_end()),
+                    // Once: whoever changes it all the time has it refused.
+                    Err(Stop::Moved) if !self.has_begun_anew => {
+                        out.truncate(start);
+                        self.walk_instead()?;
+                        continue;
+                    }
+                    Err(stop) => return Err(Error::from_stop(stop)),
+                },
                 Reader::Layout(reader) => match reader.read(out, target) {
                     Ok(()) => {
                         let offset = self.offset + bytes(out.len() - start);
@@ -207,17 +218,19 @@ impl NarStream {
             let surplus = usize::try_from(surplus).unwrap_or(usize::MAX).min(out.len() - start);
             out.drain(start..start + surplus);
             if out.len() > start || progress == NarProgress::Complete {
+                self.given += bytes(out.len() - start);
                 return Ok(progress);
             }
         }
     }
 
-    /// The tree is not as it was when its layout was made: it is walked and hashed from the beginning, and given out from here on.
+    /// The tree is not as it was when its layout was made, or when its walk began: it is walked and hashed from the beginning, and given out from here on.
     fn walk_instead(&mut self) -> Result<(), Error> {
         self.known.forget(&self.part);
         let store =
             self.store.try_clone().map_err(|error| Error::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        self.first_byte = self.offset;
+        self.has_begun_anew = true;
+        self.first_byte = self.first_byte.max(self.offset);
         self.offset = 0;
         self.hasher = Some(Sha256::new());
         self.reader = Reader::Walk(Box::new(Walk::new(store, self.root_name.clone(), 0)));
@@ -271,7 +284,7 @@ impl Error {
     fn from_stop(stop: Stop) -> Self {
         match stop {
             Stop::System(errno) => Self::System(errno),
-            Stop::Changed => Self::Mismatch,
+            Stop::Changed | Stop::Moved => Self::Mismatch,
             Stop::NotArchivable => Self::NotArchivable,
         }
     }

@@ -48,6 +48,8 @@ pub(crate) enum Stop {
     System(Errno),
     /// A file shrank or grew while it was read.
     Changed,
+    /// A file was written to, or its metadata changed, while it was read.
+    Moved,
     NotArchivable,
 }
 
@@ -257,9 +259,8 @@ impl Walk {
             None => return Err(Stop::Changed),
             Some(Some(rest)) => *left = rest,
             Some(None) => {
-                // Written to while it was read: hash and size decide, but nobody is to rely on this look.
                 if Stamp::of(&fstat(&*file)?) != *stamp {
-                    self.layout = None;
+                    return Err(Stop::Moved);
                 }
                 self.offset += got;
                 let (size_bytes, before) = (*size_bytes, out.len());

@@ -233,6 +233,9 @@ impl Store for NixStore {
     }
 
     fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
+        if first_byte > 0 && first_byte >= info.nar_size {
+            return Err(StoreError::BeyondNar { path: info.path.clone(), offset: first_byte, nar_size: info.nar_size });
+        }
         let registered = self.registry.path_info(&info.path.hash_part())?;
         let row = match registered {
             Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => row,

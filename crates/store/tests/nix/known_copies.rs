@@ -25,30 +25,6 @@ fn whole(store: &NixStore, info: &PathInfo) -> Vec<u8> {
 }
 
 #[test]
-fn every_range_is_the_tail_of_the_whole() {
-    let nix = TestNix::new(Kind::Relocated);
-    for attribute in ["lib", "app", "many", "empty", "file", "symlink", "big"] {
-        let path = nix.build(attribute);
-        let expected = nix.dump(&path);
-        for is_known in [false, true] {
-            let store = nix.open();
-            let info = info(&store, &path.hash_part());
-            if is_known {
-                assert!(whole(&store, &info) == expected);
-            }
-            let step = (expected.len() / 40).max(1);
-            for offset in (0..expected.len()).step_by(step).chain([expected.len() - 1, 1, 55, 96]) {
-                let Some(tail) = expected.get(offset..).filter(|tail| !tail.is_empty()) else { continue };
-                let store = if is_known { &store } else { &nix.open() };
-                let stream = store.open_nar_at(&info, offset as u64).unwrap();
-                let nar = read_all(stream, 1000).unwrap();
-                assert!(nar == tail, "{attribute} from {offset} of {}, known: {is_known}", expected.len());
-            }
-        }
-    }
-}
-
-#[test]
 fn settled_copy_is_hashed_once() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("many");
@@ -131,22 +107,4 @@ fn copy_that_nix_links_to_another_is_still_right() {
     nix.run("nix-store", &["--optimise"]);
     assert!(whole(&store, &info) == expected);
     assert!(read_all(store.open_nar_at(&info, 1_000).unwrap(), 4096).unwrap() == expected[1_000..]);
-}
-
-#[test]
-fn range_reads_none_of_what_stands_before_it() {
-    let nix = TestNix::new(Kind::Relocated);
-    let path = nix.build("big");
-    let store = nix.open();
-    let info = info(&store, &path.hash_part());
-    let offset = info.nar_size - 1_000;
-    let read_bytes = || {
-        let io = fs::read_to_string("/proc/thread-self/io").unwrap();
-        io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse::<u64>().ok()).unwrap()
-    };
-    for _ in 0..2 {
-        let before = read_bytes();
-        assert_eq!(read_all(store.open_nar_at(&info, offset).unwrap(), 4096).unwrap().len(), 1_000);
-        assert!(read_bytes() - before < 200_000, "{} bytes read for 1,000", read_bytes() - before);
-    }
 }

@@ -15,5 +15,6 @@ mod known_copies;
 mod nar;
 mod offer;
 mod path_info;
+mod ranges;
 mod repair;
 mod watch;
