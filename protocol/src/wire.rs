@@ -9,8 +9,10 @@ pub const ANNOUNCE_TOPIC: &str = "/narmesh/1/announce";
 pub const GOSSIP_PROTOCOL: &str = "/narmesh/1/gossip";
 /// Request-response protocol of [`NarInfoRequest`].
 pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
-/// Persistent streams of [`NarRequest`].
-pub const NAR_PROTOCOL: &str = "/narmesh/1/nar";
+/// Multiplexer of a bulk connection, whose streams carry [`NarRequest`]s without a negotiation of their own.
+pub const BULK_PROTOCOL: &str = "/narmesh/2/bulk";
+/// Request-response protocol of [`DialRequest`].
+pub const DIAL_PROTOCOL: &str = "/narmesh/2/dial";
 
 /// Declares a message's size limit and its two codec methods.
 macro_rules! message {
@@ -129,7 +131,26 @@ pub enum NarInfoReply {
 }
 message!(NarInfoReply, NarInfo::BYTES_MAX + 64);
 
-/// Request frame of `/narmesh/1/nar`.
+/// Request of `/narmesh/2/dial`, to the side that dialled the connection that it comes over: only that side is sure to reach the
+/// other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum DialRequest {
+    /// Dial a bulk connection to me.
+    Bulk,
+}
+message!(DialRequest, 16);
+
+/// Answers of `/narmesh/2/dial`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
+pub enum DialReply {
+    /// The dial is under way.
+    Dialling,
+    /// Too many requests, or the answerer did not dial the connection either.
+    NotNow,
+}
+message!(DialReply, 16);
+
+/// Request frame on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct NarRequest {
     /// The path.
@@ -145,7 +166,7 @@ pub struct NarRequest {
 }
 message!(NarRequest, 128);
 
-/// Head frame of an answer on `/narmesh/1/nar`.
+/// Head frame of an answer on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum NarReply {
     /// Body frames follow.
@@ -155,8 +176,14 @@ pub enum NarReply {
     },
     /// No such NAR here (any more).
     Absent,
-    /// Upload limits are reached; ask another holder.
-    Busy,
+    /// It is here, and is not sent yet.
+    NotNow {
+        /// Where the request stands in the holder's queue, from 1: another head follows on this stream. 0: it stands in none, and
+        /// is to be asked again.
+        place: u32,
+        /// The next head comes within this time, or (place 0) the next request should come after it; milliseconds.
+        ask_again_ms: u32,
+    },
 }
 message!(NarReply, 16);
 
@@ -171,7 +198,7 @@ pub struct NarFrame;
 impl NarFrame {
     /// Largest chunk, bytes.
     pub const CHUNK_BYTES_MAX: usize = 256 << 10;
-    /// The holder hashed what it sent, and it was the NAR asked for.
+    /// These were the bytes of the holder's copy to its end. Of a whole NAR it may have compared the hash, of a range it has not.
     pub const END_COMPLETE: u8 = 0;
     /// The holder could not finish: the path was collected, or its copy is not what its database says.
     pub const END_FAILED: u8 = 1;

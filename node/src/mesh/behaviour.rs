@@ -1,5 +1,6 @@
 //! The protocols of a node, composed.
 
+use super::bulk::{Bulk, ControlWatch};
 use super::door::Door;
 use super::lines::Lines;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -8,7 +9,8 @@ use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, connection_limits, gossipsub, ping};
 use narmesh_protocol::wire::{
-    ANNOUNCE_TOPIC, GOSSIP_PROTOCOL, GossipReply, GossipRequest, NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest,
+    ANNOUNCE_TOPIC, DIAL_PROTOCOL, DialReply, DialRequest, GOSSIP_PROTOCOL, GossipReply, GossipRequest,
+    NARINFO_PROTOCOL, NarInfoReply, NarInfoRequest,
 };
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
@@ -32,7 +34,8 @@ pub(super) struct MeshBehaviour {
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
-    pub(super) nar: libp2p_stream::Behaviour,
+    pub(super) dial: request_response::Behaviour<BytesCodec>,
+    pub(super) control_watch: ControlWatch,
     pub(super) ping: ping::Behaviour,
 }
 
@@ -49,6 +52,7 @@ impl MeshBehaviour {
         keypair: &libp2p::identity::Keypair,
         allowed: impl IntoIterator<Item = PeerId>,
         connections_max: u32,
+        bulk: Bulk,
     ) -> anyhow::Result<Self> {
         let mut allowlist = allow_block_list::Behaviour::<AllowedPeers>::default();
         for peer in allowed {
@@ -76,7 +80,12 @@ impl MeshBehaviour {
                 QUORUM_PROTOCOL,
                 32,
             ),
-            nar: libp2p_stream::Behaviour::new(),
+            dial: request_response(
+                BytesCodec { request_bytes_max: DialRequest::BYTES_MAX, reply_bytes_max: DialReply::BYTES_MAX },
+                DIAL_PROTOCOL,
+                4,
+            ),
+            control_watch: ControlWatch::new(bulk),
             // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.
             ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(120))),
         })

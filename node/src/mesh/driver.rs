@@ -2,28 +2,32 @@
 
 use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
 mod attestations;
+mod bulk_dials;
 mod core_outputs;
 mod protocols;
 
 use super::addresses::{describe_dial_error, may_be_told, socket_address};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
+use super::bulk::{Bulk, Surroundings};
 use super::clock::now;
 use super::dialer::{Demand, Dialer};
+use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
 use super::nar_client::NarPool;
-use super::nar_server::Uploads;
 use super::peers::PeerBoard;
-use super::rates::NarInfoRates;
+use super::rates::{DialRates, NarInfoRates};
 use super::swarm;
+use super::transport::is_handed_over;
+use super::uploads::Uploads;
 use crate::quorum::LiveLedger;
 use crate::state_db::SharedStateDb;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, gossipsub, ping, request_response};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
-use narmesh_protocol::wire::{NAR_PROTOCOL, NarInfoRequest};
+use narmesh_protocol::wire::NarInfoRequest;
 use narmesh_protocol::{AudienceDigest, BuilderKey, HashPart, StoreDir};
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
@@ -96,6 +100,8 @@ pub struct Mesh {
     dialer: Dialer,
     board: Arc<PeerBoard>,
     nar: NarPool,
+    bulk: Bulk,
+    dial_rates: DialRates,
     offer: Arc<Offer>,
     state: SharedStateDb,
     config: MeshConfig,
@@ -130,7 +136,7 @@ impl std::fmt::Debug for Mesh {
 }
 
 impl Mesh {
-    /// Builds swarm and core, starts listening, and spawns the NAR server; the caller spawns [`Mesh::run`].
+    /// Builds swarm and core, starts listening, and takes bulk connections; the caller spawns [`Mesh::run`].
     pub fn start(
         keypair: &Keypair,
         store_dir: StoreDir,
@@ -138,12 +144,10 @@ impl Mesh {
         parts: MeshParts,
     ) -> anyhow::Result<(Self, MeshHandle)> {
         let MeshParts { offer, uploads, board, state, ledger, exchange_counters, withheld } = parts;
-        let mut swarm = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
+        let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         for address in &config.listen {
             swarm.listen_on(address.clone())?;
         }
-        let mut control = swarm.behaviour().nar.new_control();
-        let incoming = control.accept(StreamProtocol::new(NAR_PROTOCOL))?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
         let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
@@ -155,7 +159,7 @@ impl Mesh {
         let gossip = Gossip::new(now(), gossip_config, persisted);
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
-        let nar = NarPool::new(control);
+        let nar = NarPool::new(bulk.clone());
         let (exchange, orders) = exchange::start(&ledger, &offer, withheld, rng.random(), exchange_counters)?;
         let handle = MeshHandle {
             commands: commands_sender,
@@ -165,13 +169,21 @@ impl Mesh {
             exchange: exchange.clone(),
             asks: Arc::default(),
         };
-        tokio::spawn(uploads.accept(incoming, handle.clone()));
+        let blame = Blame(handle.commands.clone());
+        let surroundings = Surroundings {
+            board: Arc::clone(&board),
+            commands: handle.commands.clone(),
+            incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
+        };
+        tokio::spawn(bulk.clone().run(surroundings, arrivals));
         let mut mesh = Self {
             dialer: Dialer::new(config.connections_gossip),
             swarm,
             gossip,
             board,
             nar,
+            bulk,
+            dial_rates: DialRates::default(),
             offer,
             state,
             config: config.clone(),
@@ -293,6 +305,7 @@ impl Mesh {
                 drop(reply.send(view));
             }
             Command::Goodbye(reply) => reply.send(()).unwrap_or(()),
+            Command::AskToDial(peer) => self.ask_to_dial(peer),
         }
     }
 
@@ -328,6 +341,7 @@ impl Mesh {
             // Closes its connections, too.
             self.swarm.behaviour_mut().allowlist.disallow_peer(*peer);
             self.nar.forget(peer);
+            self.dial_rates.forget(peer);
             self.narinfo_rates.forget(peer);
             for waiter in self.connecting.remove(peer).unwrap_or_default() {
                 drop(waiter.send(Err(AskError::NotConnected("no longer on the allowlist".to_owned()))));
@@ -392,6 +406,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.on_gossip(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.on_narinfo(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.on_quorum(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.on_dial(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
                 self.board.update(&peer, |stats| {
                     stats.latency.get_or_insert(round_trip);
@@ -414,7 +429,7 @@ impl Mesh {
                 self.on_disconnected(peer_id, why);
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.dial_failed(peer, &error),
-            SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } => {
+            SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {
                 tracing::debug!(%error, from = %send_back_addr, "refused an incoming connection");
             }
             // Nothing else asks for a decision of ours.
@@ -435,7 +450,7 @@ impl Mesh {
 
     fn on_disconnected(&mut self, peer: PeerId, why: String) {
         tracing::info!(%peer, why, "disconnected");
-        self.nar.forget(&peer);
+        self.nar.disconnected(&peer);
         self.dialer.disconnected(now().moment, &peer, &mut self.rng);
         self.board.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
         self.gossip.handle(now(), Input::Disconnected(peer));

@@ -42,15 +42,38 @@ pub enum AskError {
 }
 
 /// What the driver is asked to do.
+#[derive(Debug)]
 pub(super) enum Command {
-    Ask { peer: PeerId, ask: Ask, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
-    Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
+    Ask {
+        peer: PeerId,
+        ask: Ask,
+        reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
+    },
+    Connect {
+        peer: PeerId,
+        reply: oneshot::Sender<Result<(), AskError>>,
+    },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
     Misbehaved(PeerId, Misdeed),
     Reconfigure(MeshConfig),
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
+    /// This peer dialled our connection with it, and is to dial a bulk connection as well.
+    AskToDial(PeerId),
+}
+
+/// Tells the core, which counts, of what peers did.
+#[derive(Clone, Debug)]
+pub(super) struct Blame(pub(super) mpsc::Sender<Command>);
+
+impl Blame {
+    /// This peer was caught lying, or broke the protocol; does not wait.
+    pub(super) fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
+        if self.0.try_send(Command::Misbehaved(peer, misdeed)).is_err() {
+            tracing::warn!(%peer, %misdeed, "peer misbehaved, and was not counted: the mesh is too busy");
+        }
+    }
 }
 
 /// What `status` shows of the mesh.
@@ -105,7 +128,7 @@ impl MeshHandle {
         &self.board
     }
 
-    /// The pool of NAR streams.
+    /// Asks peers for NARs.
     pub fn nar(&self) -> &NarPool {
         &self.nar
     }
@@ -164,9 +187,7 @@ impl MeshHandle {
 
     /// Tells the core, which counts, that this peer was caught lying; does not wait.
     pub fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
-        if self.commands.try_send(Command::Misbehaved(peer, misdeed)).is_err() {
-            tracing::warn!(%peer, %misdeed, "peer misbehaved, and was not counted: the mesh is too busy");
-        }
+        Blame(self.commands.clone()).misbehaved(peer, misdeed);
     }
 
     /// Applies a new allowlist and limits.

@@ -1,13 +1,14 @@
 //! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for things.
 //!
 //! Walk: `transport` is how bytes travel, `swarm::build` puts our protocols on it; `driver` owns swarm and core and turns events of one into
-//! inputs of the other; `dialer` decides whom to dial and when, `lines` which connections are dead; `nar_server` answers NAR requests, `nar_client` keeps the
-//! pool of persistent streams; `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
+//! inputs of the other; `dialer` decides whom to dial and when, `lines` which connections are dead; `bulk` keeps the
+//! connections on which NARs travel, `nar_client` asks for them, `uploads` sends ours; `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
 mod addresses;
 mod attestations;
 mod behaviour;
+mod bulk;
 mod clock;
 mod dialer;
 mod door;
@@ -16,19 +17,18 @@ mod framing;
 mod handle;
 mod lines;
 mod nar_client;
-mod nar_server;
 mod peers;
 mod probe;
 mod rates;
 mod swarm;
 pub mod transport;
+mod uploads;
 
 pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
 pub use driver::{Mesh, MeshConfig, MeshParts};
 pub use handle::{Ask, AskError, AudienceView, MeshHandle, MeshView};
-pub use nar_client::{NarOpenError, NarPiece, NarPool, NarSource};
-pub use nar_server::{SMALL_NAR_BYTES_MAX, UploadLimits, Uploads};
+pub use nar_client::{LineView, NarPiece, NarPool, NarRequestError, NarSource};
 pub use peers::{PeerBoard, PeerStats};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};
-pub use rates::UPLOAD_BYTES_PER_S_MIN;
+pub use uploads::{SMALL_NAR_BYTES_MAX, UPLOAD_BYTES_PER_S_MIN, UploadLimits, Uploads};

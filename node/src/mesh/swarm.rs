@@ -1,29 +1,36 @@
-//! The one constructor of a swarm: our transport under our protocols.
+//! The one constructor of a swarm: our transport under our protocols, and the bulk connections beside it.
 
 use super::behaviour::MeshBehaviour;
-use super::transport;
+use super::bulk::Bulk;
+use super::transport::{self, Arrival, Tls};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, Swarm, SwarmBuilder};
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// A handshake that takes longer is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection that nothing uses is closed after this; mesh members and pooled NAR streams keep theirs.
+/// A connection that nothing uses is closed after this; mesh members, and bulk connections that are in use, keep theirs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Streams of one peer that have not said yet what they are for: twice what an honest one opens at once.
 const NEGOTIATING_MAX: usize = 64;
 
-/// A swarm for `keypair` that admits `allowed` only. Nothing listens or dials yet.
+/// A swarm for `keypair` that admits `allowed` only, its bulk connections, and those of them that came in. Nothing listens or dials
+/// yet.
 pub(super) fn build(
     keypair: &Keypair,
     allowed: impl IntoIterator<Item = PeerId>,
     connections_max: u32,
-) -> anyhow::Result<Swarm<MeshBehaviour>> {
-    let behaviour = MeshBehaviour::new(keypair, allowed, connections_max)?;
+) -> anyhow::Result<(Swarm<MeshBehaviour>, Bulk, mpsc::Receiver<Arrival>)> {
+    let tls = Tls::new(keypair)?;
+    let (arrivals_sender, arrivals) = transport::arrivals();
+    let bulk = Bulk::new(transport::bulk(tls.clone()));
+    let behaviour = MeshBehaviour::new(keypair, allowed, connections_max, bulk.clone())?;
     let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
-        .with_other_transport(|keypair| transport::build(keypair).map_err(Box::from))?
+        .with_other_transport(|_| transport::control(tls, arrivals_sender))
+        .map_err(|never| match never {})?
         .with_behaviour(|_| behaviour)
         .map_err(|never| match never {})?
         .with_swarm_config(|config| {
@@ -34,5 +41,5 @@ pub(super) fn build(
         })
         .with_connection_timeout(HANDSHAKE_TIMEOUT)
         .build();
-    Ok(swarm)
+    Ok((swarm, bulk, arrivals))
 }

@@ -7,7 +7,7 @@
 
 use super::Resolver;
 use super::decisions::Decision;
-use crate::mesh::{NarOpenError, NarPiece, NarSource, SMALL_NAR_BYTES_MAX};
+use crate::mesh::{NarPiece, NarSource, SMALL_NAR_BYTES_MAX};
 use crate::settings::Compress;
 use bytes::Bytes;
 use libp2p::PeerId;
@@ -275,12 +275,15 @@ impl Transfer {
             let left = self.url.nar_size - self.offset;
             let stall = self.resolver.settings().stall_timeout;
             let asked = Instant::now();
-            let read = tokio::time::timeout(stall, source.read(out, left)).await;
+            let read = tokio::time::timeout(stall, source.next(out, left)).await;
             // Only this is the holder's time; how long Nix takes to read is not its doing.
             self.waited += asked.elapsed();
             match read {
                 Ok(Ok(NarPiece::Data)) => {
                     let new = out.get(before..).unwrap_or_default();
+                    if !new.is_empty() && !self.contributors.contains(&peer) {
+                        self.contributors.push(peer);
+                    }
                     if self.verifier.feed(new).is_err() {
                         out.truncate(before);
                         return self.lie();
@@ -294,6 +297,12 @@ impl Transfer {
                         return Step::Data;
                     }
                 }
+                Ok(Ok(NarPiece::NotNow { .. })) if self.holders.is_empty() => {}
+                Ok(Ok(NarPiece::NotNow { .. })) => {
+                    self.busy.push(peer);
+                    self.source = None;
+                }
+                Ok(Ok(NarPiece::Absent)) => self.leave(peer, "absent".to_owned()),
                 Ok(Ok(NarPiece::Complete)) => {
                     self.resolver.mesh.misbehaved(peer, Misdeed::FalseNar);
                     self.leave(peer, "said complete before the end".to_owned());
@@ -302,7 +311,8 @@ impl Transfer {
                 Ok(Err(error)) => {
                     out.truncate(before);
                     if error.kind() == io::ErrorKind::InvalidData {
-                        self.resolver.mesh.misbehaved(peer, Misdeed::FalseNar);
+                        let misdeed = if source.has_begun() { Misdeed::FalseNar } else { Misdeed::MalformedReply };
+                        self.resolver.mesh.misbehaved(peer, misdeed);
                     }
                     self.leave(peer, error.to_string());
                 }
@@ -330,7 +340,7 @@ impl Transfer {
         // it, and without it the stream is closed, that is all. What comes instead of it is none of the NAR.
         let mesh = self.resolver.mesh.clone();
         let mut end = Box::pin(async move {
-            let end = source.read(&mut Vec::new(), 0).await;
+            let end = source.next(&mut Vec::new(), 0).await;
             if end.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
                 mesh.misbehaved(peer, Misdeed::FalseNar);
             }
@@ -396,18 +406,13 @@ impl Transfer {
                             self.resolver.counters.continued.inc();
                         }
                         self.resolver.decisions.note(self.url.hash_part, Decision::NarFrom(peer, self.offset));
-                        self.contributors.push(peer);
                         (self.source, self.waited) = (Some(source), Duration::ZERO);
                         self.pace = (Duration::ZERO, self.offset);
                         return true;
                     }
-                    Err(NarOpenError::Busy) => self.busy.push(peer),
                     Err(error) => {
-                        if matches!(error, NarOpenError::Timeout(_)) {
+                        if error.kind() == io::ErrorKind::TimedOut {
                             self.resolver.mesh.board().timed_out(&peer);
-                        }
-                        if matches!(error, NarOpenError::Malformed) {
-                            self.resolver.mesh.misbehaved(peer, Misdeed::MalformedReply);
                         }
                         let broken = Decision::NarBroken(peer, self.offset, error.to_string());
                         self.resolver.decisions.note(self.url.hash_part, broken);
@@ -423,14 +428,11 @@ impl Transfer {
     }
 }
 
-async fn open(resolver: &Resolver, url: NarUrl, offset: u64, peer: PeerId) -> Result<NarSource, NarOpenError> {
+async fn open(resolver: &Resolver, url: NarUrl, offset: u64, peer: PeerId) -> io::Result<NarSource> {
     let mesh = &resolver.mesh;
-    let connected = tokio::time::timeout(FIRST_BYTE_TIMEOUT, mesh.connect(peer)).await;
-    match connected {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(NarOpenError::Io(io::Error::other(error))),
-        Err(_) => return Err(NarOpenError::Timeout(FIRST_BYTE_TIMEOUT)),
-    }
+    mesh.nar().prepare(peer);
+    let connected = tokio::time::timeout(FIRST_BYTE_TIMEOUT, mesh.connect(peer)).await?;
+    connected.map_err(io::Error::other)?;
     let accept_zstd = match resolver.settings().compress {
         Compress::Always => true,
         Compress::Never => false,
@@ -441,5 +443,5 @@ async fn open(resolver: &Resolver, url: NarUrl, offset: u64, peer: PeerId) -> Re
     };
     let NarUrl { hash_part, nar_hash, nar_size, .. } = url;
     let request = NarRequest { hash_part, nar_hash, nar_size, offset, accept_zstd };
-    mesh.nar().open(peer, request, FIRST_BYTE_TIMEOUT).await
+    Ok(tokio::time::timeout(FIRST_BYTE_TIMEOUT, mesh.nar().request(peer, request)).await??)
 }

@@ -2,7 +2,7 @@
 
 use libp2p_identity::Keypair;
 use narmesh_protocol::wire::{
-    GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
 };
 use narmesh_protocol::{
     Announcement, Attestation, AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, HashPart, NarHash,
@@ -113,6 +113,24 @@ macro_rules! assert_one_spelling {
     }};
 }
 
+/// The worked examples of `docs/protocol.md`.
+#[test]
+fn messages_about_nars_have_the_bytes_that_are_written_down() {
+    let examples = [
+        (NarReply::Body { zstd: false }.encode(), "0000000000"),
+        (NarReply::Body { zstd: true }.encode(), "0000000001"),
+        (NarReply::Absent.encode(), "01000000"),
+        (NarReply::NotNow { place: 3, ask_again_ms: 2_000 }.encode(), "0200000003000000d0070000"),
+        (DialRequest::Bulk.encode(), "00000000"),
+        (DialReply::Dialling.encode(), "00000000"),
+        (DialReply::NotNow.encode(), "01000000"),
+    ];
+    for (encoded, digits) in examples {
+        let written: String = encoded.unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(written, digits);
+    }
+}
+
 proptest! {
     #[test]
     fn messages_come_back(
@@ -121,6 +139,7 @@ proptest! {
         part: [u8; 20],
         hash: [u8; 32],
         numbers: (u64, u64),
+        places: (u32, u32),
         flag: bool,
         text in vec(any::<u8>(), 0..100),
     ) {
@@ -133,8 +152,13 @@ proptest! {
         for reply in [NarInfoReply::Absent, NarInfoReply::Found(text), NarInfoReply::Busy] {
             assert_comes_back!(NarInfoReply, reply);
         }
-        for reply in [NarReply::Body { zstd: flag }, NarReply::Absent, NarReply::Busy] {
+        let not_now = NarReply::NotNow { place: places.0, ask_again_ms: places.1 };
+        for reply in [NarReply::Body { zstd: flag }, NarReply::Absent, not_now] {
             assert_comes_back!(NarReply, reply);
+        }
+        assert_comes_back!(DialRequest, DialRequest::Bulk);
+        for reply in [DialReply::Dialling, DialReply::NotNow] {
+            assert_comes_back!(DialReply, reply);
         }
     }
 
@@ -181,6 +205,8 @@ proptest! {
         assert_one_spelling!(NarInfoReply, &bytes);
         assert_one_spelling!(NarRequest, &bytes);
         assert_one_spelling!(NarReply, &bytes);
+        assert_one_spelling!(DialRequest, &bytes);
+        assert_one_spelling!(DialReply, &bytes);
         assert_one_spelling!(Summary, &bytes);
         assert_one_spelling!(SummaryDelta, &bytes);
         prop_assert!(Envelope::open(&bytes).is_err());

@@ -5,7 +5,7 @@ use crate::memory::MemoryBound;
 use libp2p_identity::Keypair;
 use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{
-    GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
+    DialReply, DialRequest, GossipReply, GossipRequest, Have, NarInfoReply, NarInfoRequest, NarReply, NarRequest, Sync,
 };
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, NarHash, Summary, SummaryDelta,
@@ -52,7 +52,7 @@ macro_rules! message {
     }};
 }
 
-pub(super) const TARGETS: [Target; 10] = [
+pub(super) const TARGETS: [Target; 12] = [
     Target { name: "envelope", run: envelope, seeds: envelope_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "announcement", run: announcement, seeds: announcement_seeds, words: WORDS, input_bytes_max: 1_100 },
     Target { name: "summary", run: summary, seeds: summary_seeds, words: WORDS, input_bytes_max: 8 << 10 },
@@ -72,9 +72,13 @@ pub(super) const TARGETS: [Target; 10] = [
         vec![NarRequest { hash_part, nar_hash, nar_size: 112, offset: 8, accept_zstd: true }.encode().expect("fits")]
     }),
     message!("nar-reply", NarReply, || {
-        [NarReply::Body { zstd: true }, NarReply::Absent, NarReply::Busy]
+        [NarReply::Body { zstd: true }, NarReply::Absent, NarReply::NotNow { place: 3, ask_again_ms: 2_000 }]
             .map(|reply| reply.encode().expect("fits"))
             .to_vec()
+    }),
+    message!("dial-request", DialRequest, || vec![DialRequest::Bulk.encode().expect("fits")]),
+    message!("dial-reply", DialReply, || {
+        [DialReply::Dialling, DialReply::NotNow].map(|reply| reply.encode().expect("fits")).to_vec()
     }),
 ];
 

@@ -4,38 +4,75 @@
 //! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more than
 //! [`Yamux::RECEIVE_WINDOWS_BYTES_MAX`] of what a peer sent and we did not read.
 
+mod kinds;
 mod multiplexer;
 mod tls;
 
+use kinds::Multiplexing;
+pub use kinds::{Arrival, arrivals, is_handed_over};
+use libp2p::PeerId;
+use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, Transport};
 use libp2p::core::upgrade::Version;
-use libp2p::identity::Keypair;
-use libp2p::{PeerId, tcp::tokio::TcpStream};
+use libp2p::tcp::tokio::TcpStream;
 pub use multiplexer::{Muxer, MuxerError, MuxerStream, Yamux};
 use rustix::net::sockopt;
+use std::io;
 use std::time::Duration;
 pub use tls::{Tls, TlsError};
+use tokio::sync::mpsc;
 
 /// What was sent and not acknowledged for so long ends the connection: the network was cut, or the peer is gone. Without it the
 /// kernel tries for a quarter of an hour, and ever more rarely, so that a healed network would not be noticed for a minute.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 /// An idle connection asks so often whether the other side is there, so that one without a word is found dead, too. 54 bytes each.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Bytes that the kernel takes beyond what it may send at once: what stands there cannot be overtaken, and on a slow line it
+/// stands for long (without this bound up to 1.6 MB, more than a second at 10 Mbit/s).
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
-/// The whole transport of a node.
-pub fn build(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, TlsError> {
+/// A transport that gives connections with peers.
+pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// The transport of a swarm: it dials control connections; of what comes in, bulk connections go to `bulk`.
+pub fn control(tls: Tls, bulk: mpsc::Sender<Arrival>) -> PeerTransport {
+    build(
+        tls,
+        move |peer, came_in| {
+            if came_in { Multiplexing::Either { peer, bulk: bulk.clone() } } else { Multiplexing::Control }
+        },
+    )
+}
+
+/// The transport that dials bulk connections.
+pub fn bulk(tls: Tls) -> PeerTransport {
+    build(tls, |_, _| Multiplexing::Bulk)
+}
+
+fn build(
+    tls: Tls,
+    multiplexing: impl Fn(PeerId, bool) -> Multiplexing + Clone + Send + Unpin + 'static,
+) -> PeerTransport {
     let transport = libp2p::tcp::tokio::Transport::new(tcp())
         .map(|stream, _| {
             if let Err(error) = notice_death(&stream) {
                 tracing::warn!(%error, "a dead connection will be noticed late");
             }
+            if let Err(error) = bound_unsent(&stream) {
+                tracing::debug!(%error, "the kernel may hold megabytes before a slow line");
+            }
             stream
         })
         .upgrade(Version::V1Lazy)
-        .authenticate(Tls::new(keypair)?)
-        .multiplex(Yamux);
-    Ok(transport.boxed())
+        .authenticate(tls)
+        .multiplex_ext(move |peer, endpoint| multiplexing(*peer, endpoint.to_endpoint() == Endpoint::Listener));
+    transport.boxed()
+}
+
+/// Both kinds have it: what a connection is for is known only after its handshake.
+fn bound_unsent(stream: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(&stream.0).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
 }
 
 fn notice_death(stream: &TcpStream) -> rustix::io::Result<()> {

@@ -28,8 +28,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 pub struct Yamux;
 
 impl Yamux {
-    /// Streams of one connection, both directions together; one more ends it. Both sides keep below: 32 narinfo questions, 40
-    /// streams of NARs and at most 32 of gossip each way.
+    /// The name of the protocol.
+    pub const PROTOCOL: &str = "/yamux/1.0.0";
+    /// Streams of one connection, both directions together; one more ends it. Both sides keep below: on a control connection 32
+    /// narinfo questions and at most 32 of gossip each way, on a bulk connection 64 NARs each way.
     pub const STREAMS_MAX: usize = 256;
     /// By how much all windows of a connection together may grow above the 256 KiB that each stream begins with: 16 MiB carry
     /// 1.6 Gbit/s at 80 ms round trip.
@@ -38,6 +40,14 @@ impl Yamux {
     /// bounded by far lower numbers where streams are accepted.
     pub const RECEIVE_WINDOWS_BYTES_MAX: usize =
         Self::STREAMS_MAX * DEFAULT_CREDIT as usize + Self::WINDOW_GROWTH_BYTES_MAX;
+
+    pub(super) fn listener<C: AsyncRead + AsyncWrite + Unpin>(socket: C) -> Muxer<C> {
+        Self::start(socket, Mode::Server)
+    }
+
+    pub(super) fn dialler<C: AsyncRead + AsyncWrite + Unpin>(socket: C) -> Muxer<C> {
+        Self::start(socket, Mode::Client)
+    }
 
     fn start<C: AsyncRead + AsyncWrite + Unpin>(socket: C, mode: Mode) -> Muxer<C> {
         let mut config = Config::default();
@@ -58,7 +68,7 @@ impl UpgradeInfo for Yamux {
     type InfoIter = std::iter::Once<&'static str>;
 
     fn protocol_info(&self) -> Self::InfoIter {
-        std::iter::once("/yamux/1.0.0")
+        std::iter::once(Self::PROTOCOL)
     }
 }
 
@@ -68,7 +78,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     type Future = future::Ready<Result<Muxer<C>, io::Error>>;
 
     fn upgrade_inbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Self::start(socket, Mode::Server)))
+        future::ready(Ok(Self::listener(socket)))
     }
 }
 
@@ -78,7 +88,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
     type Future = future::Ready<Result<Muxer<C>, io::Error>>;
 
     fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Self::start(socket, Mode::Client)))
+        future::ready(Ok(Self::dialler(socket)))
     }
 }
 

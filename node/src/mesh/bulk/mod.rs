@@ -1,0 +1,360 @@
+//! Bulk connections: NARs travel on a TCP connection of their own, outside of the swarm, so that narinfos and gossip never stand
+//! behind them in one of the queues that a connection has (yamux, TLS, the kernel).
+//!
+//! Walk: [`ControlWatch`] tells [`Bulk`] which control connections there are; [`Bulk::connection`] gives the bulk connection with a
+//! peer, and has it dialled first if need be, by us or by the peer; `connection` is the task of one.
+//! Invariants: no bulk connection is kept with a peer that is not on the allowlist, or with which no control connection is open;
+//! at most [`INBOUND_MAX`] that one peer dialled; one dial at a time per peer.
+
+mod connection;
+mod control;
+mod pause;
+
+pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
+pub(super) use control::ControlWatch;
+
+use super::handle::Command;
+use super::peers::PeerBoard;
+use super::transport::{Arrival, PeerTransport};
+use libp2p::core::Endpoint;
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::{DialOpts, PortUse, Transport};
+use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, PeerId};
+use parking_lot::Mutex;
+use pause::Failures;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Bulk connections that one peer may have dialled to us; for a further one the oldest is closed. Two, so that a peer that lost one
+/// need not wait until we notice.
+const INBOUND_MAX: usize = 2;
+/// A dial takes at most this long: three round trips, on a line whose queue takes a second (1 Mbit/s and 100 packets).
+const DIAL_MAX: Duration = Duration::from_secs(5);
+/// The dialler sees its control connection a moment before the listener does: a bulk connection waits so long for it.
+const EARLY_MAX: Duration = Duration::from_secs(1);
+/// A hint that NARs will be wanted counts for so long, if the control connection is not there yet.
+const HINT_MAX: Duration = Duration::from_secs(5);
+
+/// All bulk connections; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Bulk(Arc<Shared>);
+
+struct Shared {
+    transport: Mutex<PeerTransport>,
+    table: Mutex<Table>,
+    surroundings: OnceLock<Surroundings>,
+}
+
+/// What bulk connections need of the rest of the node.
+pub(super) struct Surroundings {
+    /// Who is on the allowlist.
+    pub(super) board: Arc<PeerBoard>,
+    /// The driver, which asks peers to dial.
+    pub(super) commands: mpsc::Sender<Command>,
+    /// Takes the streams that peers open.
+    pub(super) incoming: Box<dyn Fn(Incoming) + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Table {
+    peers: HashMap<PeerId, PeerBulk>,
+    newest_id: u64,
+}
+
+/// What there is with one peer.
+#[derive(Default)]
+struct PeerBulk {
+    /// Its control connections; with the address, if we dialled it.
+    control: BTreeMap<ConnectionId, Option<Multiaddr>>,
+    /// Oldest first.
+    connections: Vec<Connection>,
+    in_use: Arc<AtomicUsize>,
+    /// Came in before its control connection.
+    early: Option<StreamMuxerBox>,
+    /// When somebody last said that a connection will be wanted.
+    hinted: Option<Instant>,
+    /// The number of the dial under way.
+    dial: Option<u64>,
+    failures: Failures,
+    waiting: Vec<oneshot::Sender<Result<Connection, String>>>,
+}
+
+impl std::fmt::Debug for Bulk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bulk").field("peers", &self.0.table.lock().peers.len()).finish_non_exhaustive()
+    }
+}
+
+impl Bulk {
+    /// Nothing is dialled or taken before [`Self::run`] was called.
+    pub(super) fn new(transport: PeerTransport) -> Self {
+        Self(Arc::new(Shared {
+            transport: Mutex::new(transport),
+            table: Mutex::default(),
+            surroundings: OnceLock::new(),
+        }))
+    }
+
+    /// Takes what comes in, until the swarm ends.
+    pub(super) async fn run(self, surroundings: Surroundings, mut arrivals: mpsc::Receiver<Arrival>) {
+        drop(self.0.surroundings.set(surroundings));
+        while let Some((peer, muxer)) = arrivals.recv().await {
+            self.arrived(peer, muxer);
+        }
+    }
+
+    /// The connection to ask `peer` over: the newest, dialled first if there is none. Takes a bounded time.
+    pub(super) async fn connection(&self, peer: PeerId) -> Result<Connection, String> {
+        let waiting = {
+            let mut table = self.0.table.lock();
+            let known = table.peers.get_mut(&peer).filter(|known| !known.control.is_empty());
+            let known = known.ok_or_else(|| "there is no connection with it".to_owned())?;
+            if let Some(open) = known.newest() {
+                return Ok(open.clone());
+            }
+            let (sender, waiting) = oneshot::channel();
+            known.waiting.retain(|waiting| !waiting.is_closed());
+            known.waiting.push(sender);
+            self.dial_unless_under_way(&mut table, peer);
+            waiting
+        };
+        waiting.await.unwrap_or_else(|_| Err("the bulk connection is not wanted any more".to_owned()))
+    }
+
+    /// Has the connection dialled, if there is none: it will be wanted soon.
+    pub(super) fn prepare(&self, peer: PeerId) {
+        let mut table = self.0.table.lock();
+        let is_ready = |known: &PeerBulk| known.dial.is_some() || known.newest().is_some();
+        if table.peers.get(&peer).is_some_and(is_ready) || !self.is_allowed(&peer) {
+            return;
+        }
+        let known = table.peers.entry(peer).or_default();
+        known.hinted = Some(Instant::now());
+        if !known.control.is_empty() {
+            self.dial_unless_under_way(&mut table, peer);
+        }
+    }
+
+    /// Whether a connection is open now.
+    pub(super) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.0.table.lock().peers.get(peer).is_some_and(|known| known.newest().is_some())
+    }
+
+    /// A peer wants to have it dialled; says whether that can be done.
+    pub(super) fn dial_for(&self, peer: PeerId) -> bool {
+        let mut table = self.0.table.lock();
+        let Some(known) = table.peers.get(&peer) else { return false };
+        if known.address().is_none() {
+            return false;
+        }
+        // Not "unless there is one": whoever asks has none, and may know better.
+        self.dial_unless_under_way(&mut table, peer);
+        true
+    }
+
+    /// The peer was asked to dial, and will not.
+    pub(super) fn dial_refused(&self, peer: PeerId, why: &str) {
+        let mut table = self.0.table.lock();
+        let under_way = table.peers.get(&peer).and_then(|known| known.dial);
+        if let Some(number) = under_way {
+            table.dial_failed(peer, number, why);
+        }
+    }
+
+    /// Closes everything with a peer that left the allowlist.
+    pub(super) fn forget(&self, peer: &PeerId) {
+        if let Some(known) = self.0.table.lock().peers.get_mut(peer) {
+            known.end("it left the allowlist");
+        }
+    }
+
+    fn in_use(&self, peer: PeerId) -> Arc<AtomicUsize> {
+        Arc::clone(&self.0.table.lock().peers.entry(peer).or_default().in_use)
+    }
+
+    fn is_allowed(&self, peer: &PeerId) -> bool {
+        self.0.surroundings.get().is_some_and(|around| around.board.stats(peer).is_some())
+    }
+
+    /// A control connection is open; `dialled` is the address, if we dialled it.
+    fn control_opened(&self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
+        let mut table = self.0.table.lock();
+        let known = table.peers.entry(peer).or_default();
+        known.control.insert(id, dialled);
+        known.failures = Failures::default();
+        let early = known.early.take();
+        let is_hinted = known.hinted.take().is_some_and(|since| since.elapsed() < HINT_MAX);
+        if let Some(muxer) = early {
+            self.adopt(&mut table, peer, muxer, true);
+        } else if is_hinted {
+            self.dial_unless_under_way(&mut table, peer);
+        }
+    }
+
+    fn control_closed(&self, peer: &PeerId, id: ConnectionId) {
+        let mut table = self.0.table.lock();
+        let Some(known) = table.peers.get_mut(peer) else { return };
+        known.control.remove(&id);
+        if known.control.is_empty() {
+            known.end("its control connection was closed");
+        }
+        table.tidy(peer);
+    }
+
+    /// A peer dialled a bulk connection.
+    fn arrived(&self, peer: PeerId, muxer: StreamMuxerBox) {
+        if !self.is_allowed(&peer) {
+            tracing::debug!(%peer, "refused a bulk connection: not on the allowlist");
+            return;
+        }
+        let mut table = self.0.table.lock();
+        let known = table.peers.entry(peer).or_default();
+        if !known.control.is_empty() {
+            return self.adopt(&mut table, peer, muxer, true);
+        }
+        known.early = Some(muxer);
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(EARLY_MAX).await;
+            let mut table = this.0.table.lock();
+            // A later one has its time cut short: nobody honest has two without a control connection.
+            if table.peers.get_mut(&peer).is_some_and(|known| known.early.take().is_some()) {
+                tracing::debug!(%peer, "refused a bulk connection: there is no control connection");
+            }
+            table.tidy(&peer);
+        });
+    }
+
+    /// Makes use of a connection that is there, in both directions.
+    fn adopt(&self, table: &mut Table, peer: PeerId, muxer: StreamMuxerBox, came_in: bool) {
+        table.newest_id += 1;
+        let id = table.newest_id;
+        let known = table.peers.entry(peer).or_default();
+        let (incoming, ending) = (self.clone(), self.clone());
+        let connection = Connection::start(
+            (id, peer, came_in),
+            muxer,
+            Arc::clone(&known.in_use),
+            move |stream| {
+                if let Some(around) = incoming.0.surroundings.get() {
+                    (around.incoming)(stream);
+                }
+            },
+            move || ending.ended(&peer, id),
+        );
+        tracing::debug!(%peer, came_in, "bulk connection");
+        if came_in && known.connections.iter().filter(|other| other.came_in).count() >= INBOUND_MAX {
+            if let Some(oldest) = known.connections.iter().find(|other| other.came_in) {
+                oldest.close();
+            }
+        }
+        known.connections.retain(Connection::is_open);
+        known.connections.push(connection.clone());
+        (known.dial, known.failures, known.hinted) = (None, Failures::default(), None);
+        for waiting in known.waiting.drain(..) {
+            // Whoever waited may have left.
+            drop(waiting.send(Ok(connection.clone())));
+        }
+    }
+
+    fn ended(&self, peer: &PeerId, id: u64) {
+        let mut table = self.0.table.lock();
+        if let Some(known) = table.peers.get_mut(peer) {
+            known.connections.retain(|connection| connection.id != id);
+        }
+        table.tidy(peer);
+    }
+
+    fn dial_unless_under_way(&self, table: &mut Table, peer: PeerId) {
+        let Some(known) = table.peers.get_mut(&peer).filter(|known| known.dial.is_none()) else { return };
+        table.newest_id += 1;
+        let number = table.newest_id;
+        known.dial = Some(number);
+        let pause = known.failures.pause();
+        tokio::spawn(self.clone().dial(peer, number, pause));
+    }
+
+    /// Dials after a pause, or has the peer dial, and tells whoever waits.
+    async fn dial(self, peer: PeerId, number: u64, pause: Duration) {
+        tokio::time::sleep(pause).await;
+        let address = self.0.table.lock().peers.get(&peer).and_then(PeerBulk::address);
+        let Some(address) = address else { return self.ask_to_dial(peer, number).await };
+        let dialled = tokio::time::timeout(DIAL_MAX, self.dial_address(peer, address)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(format!("no bulk connection within {DIAL_MAX:?}")));
+        let mut table = self.0.table.lock();
+        // What belongs to a control connection that is gone meanwhile is closed with it.
+        if table.peers.get(&peer).is_none_or(|known| known.control.is_empty()) {
+            return;
+        }
+        match dialled {
+            Ok(muxer) => self.adopt(&mut table, peer, muxer, false),
+            Err(why) => table.dial_failed(peer, number, &why),
+        }
+    }
+
+    async fn dial_address(&self, peer: PeerId, address: Multiaddr) -> Result<StreamMuxerBox, String> {
+        let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+        let dial = self.0.transport.lock().dial(address, options).map_err(|error| error.to_string())?;
+        let (found, muxer) = dial.await.map_err(|error| error.to_string())?;
+        if found == peer { Ok(muxer) } else { Err(format!("there is {found}, another peer")) }
+    }
+
+    /// Only the side that dialled the control connection knows an address that surely leads to the other.
+    async fn ask_to_dial(&self, peer: PeerId, number: u64) {
+        if let Some(around) = self.0.surroundings.get() {
+            drop(around.commands.send(Command::AskToDial(peer)).await);
+        }
+        tokio::time::sleep(DIAL_MAX).await;
+        self.0.table.lock().dial_failed(peer, number, &format!("it did not dial within {DIAL_MAX:?}"));
+    }
+}
+
+impl Table {
+    fn dial_failed(&mut self, peer: PeerId, number: u64, why: &str) {
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.dial == Some(number)) else { return };
+        tracing::debug!(%peer, why, "no bulk connection");
+        known.dial = None;
+        known.failures.count();
+        known.refuse(why);
+    }
+
+    /// Forgets a peer with which there is nothing.
+    fn tidy(&mut self, peer: &PeerId) {
+        let is_nothing = |known: &PeerBulk| {
+            // Who else has the counter is a control connection that is about to be told of.
+            let is_counted = Arc::strong_count(&known.in_use) > 1;
+            let is_quiet = known.early.is_none() && known.waiting.is_empty();
+            known.control.is_empty() && known.connections.is_empty() && is_quiet && !is_counted
+        };
+        if self.peers.get(peer).is_some_and(is_nothing) {
+            self.peers.remove(peer);
+        }
+    }
+}
+
+impl PeerBulk {
+    fn newest(&self) -> Option<&Connection> {
+        self.connections.iter().rev().find(|connection| connection.is_open())
+    }
+
+    /// Where we dialled it: known to lead there.
+    fn address(&self) -> Option<Multiaddr> {
+        self.control.values().rev().find_map(Clone::clone)
+    }
+
+    fn end(&mut self, why: &str) {
+        self.connections.drain(..).for_each(|connection| connection.close());
+        (self.early, self.hinted, self.dial) = (None, None, None);
+        self.refuse(why);
+    }
+
+    fn refuse(&mut self, why: &str) {
+        for waiting in self.waiting.drain(..) {
+            drop(waiting.send(Err(why.to_owned())));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Bulk connections that the other side has to dial: asking for them, and being asked.
+
+use super::Mesh;
+use libp2p::PeerId;
+use libp2p::request_response;
+use narmesh_gossip::Misdeed;
+use narmesh_protocol::wire::{DialReply, DialRequest};
+
+impl Mesh {
+    /// This peer dialled our connection with it.
+    pub(super) fn ask_to_dial(&mut self, peer: PeerId) {
+        match DialRequest::Bulk.encode() {
+            Ok(bytes) if self.swarm.is_connected(&peer) => {
+                self.swarm.behaviour_mut().dial.send_request(&peer, bytes);
+            }
+            Ok(_) => self.bulk.dial_refused(peer, "the connection with it was closed"),
+            Err(error) => self.bulk.dial_refused(peer, &error.to_string()),
+        }
+    }
+
+    pub(super) fn on_dial(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+        match event {
+            request_response::Event::Message { peer, message, .. } => match message {
+                request_response::Message::Request { request, channel, .. } => {
+                    if DialRequest::decode(&request).is_err() {
+                        return self.misbehaved(peer, Misdeed::MalformedRequest);
+                    }
+                    let dials = self.dial_rates.admit(peer) && self.bulk.dial_for(peer);
+                    let reply = if dials { DialReply::Dialling } else { DialReply::NotNow };
+                    if let Ok(bytes) = reply.encode() {
+                        // Closed when the asker left.
+                        drop(self.swarm.behaviour_mut().dial.send_response(channel, bytes));
+                    }
+                }
+                request_response::Message::Response { response, .. } => match DialReply::decode(&response) {
+                    // The connection itself is what is waited for.
+                    Ok(DialReply::Dialling) => self.board.responsive(&peer),
+                    Ok(DialReply::NotNow) => self.bulk.dial_refused(peer, "it was asked to dial, and will not now"),
+                    Err(error) => {
+                        if !error.is_truncated() {
+                            self.misbehaved(peer, Misdeed::MalformedReply);
+                        }
+                        self.bulk.dial_refused(peer, &error.to_string());
+                    }
+                },
+            },
+            request_response::Event::OutboundFailure { peer, error, .. } => {
+                self.bulk.dial_refused(peer, &error.to_string());
+            }
+            request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
+        }
+    }
+}

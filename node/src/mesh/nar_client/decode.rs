@@ -1,0 +1,83 @@
+//! A body as it comes: plain, or one zstd frame that is unpacked in bounded pieces.
+
+use std::io;
+use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer};
+
+/// Decompressed bytes per step.
+const UNPACKED_BYTES_MAX: usize = 256 << 10;
+/// 8 MiB windows: what level 3 and below ever use. A frame that asks for more is refused before memory is taken.
+const WINDOW_LOG_MAX: u32 = 23;
+
+/// Decompresses a body.
+pub(super) struct Unpacker {
+    decoder: zstd::stream::raw::Decoder<'static>,
+    /// What was decompressed last filled its piece: more may come without further input.
+    pub(super) has_more: bool,
+}
+
+impl Unpacker {
+    pub(super) fn new() -> io::Result<Self> {
+        let mut decoder = zstd::stream::raw::Decoder::new()?;
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
+        Ok(Self { decoder, has_more: false })
+    }
+
+    /// Decompresses `packed` onto the end of `out`, at most [`UNPACKED_BYTES_MAX`] at a time, however much the frame holds. Says
+    /// how much of `packed` was used.
+    pub(super) fn unpack(&mut self, packed: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
+        let before = out.len();
+        out.resize(before + UNPACKED_BYTES_MAX, 0);
+        let (mut used, mut produced) = (0, 0);
+        let unpacked = loop {
+            let mut input = InBuffer::around(packed.get(used..).unwrap_or_default());
+            let mut output = OutBuffer::around(out.get_mut(before + produced..).unwrap_or_default());
+            let run = self.decoder.run(&mut input, &mut output);
+            let (consumed, written) = (input.pos(), output.pos());
+            used += consumed;
+            produced += written;
+            if let Err(error) = run {
+                break Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+            self.has_more = produced == UNPACKED_BYTES_MAX;
+            if self.has_more || used == packed.len() {
+                break Ok(used);
+            }
+            if consumed == 0 && written == 0 {
+                break Err(io::Error::new(io::ErrorKind::InvalidData, "zstd frame ended before the body"));
+            }
+        };
+        out.truncate(before + produced);
+        unpacked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bomb_is_unpacked_in_bounded_pieces() {
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+        assert!(bomb.len() < 64 << 10);
+        let mut unpacker = Unpacker::new().unwrap();
+        let (mut left, mut total) = (&bomb[..], 0);
+        loop {
+            let mut out = Vec::new();
+            let used = unpacker.unpack(left, &mut out).unwrap();
+            left = &left[used..];
+            assert!(out.len() <= UNPACKED_BYTES_MAX);
+            total += out.len();
+            if !unpacker.has_more {
+                break;
+            }
+        }
+        assert_eq!(total, 64 << 20);
+    }
+
+    #[test]
+    fn bytes_after_the_frame_are_refused() {
+        let mut packed = zstd::bulk::compress(b"nar", 1).unwrap();
+        packed.extend_from_slice(b"not zstd");
+        assert!(Unpacker::new().unwrap().unpack(&packed, &mut Vec::new()).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! The two kinds of connection, told apart by the name under which their multiplexer is negotiated: control connections, which
+//! the swarm has, and bulk connections, which carry NARs and which it never sees.
+
+use super::{Muxer, Yamux};
+use futures::future::Ready;
+use futures::{AsyncRead, AsyncWrite, future};
+use libp2p::PeerId;
+use libp2p::core::UpgradeInfo;
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
+use narmesh_protocol::wire::BULK_PROTOCOL;
+use std::error::Error;
+use std::io;
+use tokio::sync::mpsc;
+
+/// Bulk connections that came in and that nobody has looked at yet; a further one is closed.
+const ARRIVALS_MAX: usize = 64;
+
+/// A bulk connection that came in, with the peer that proved to be at its other end.
+pub type Arrival = (PeerId, StreamMuxerBox);
+
+/// Where bulk connections that come in are handed over.
+pub fn arrivals() -> (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>) {
+    mpsc::channel(ARRIVALS_MAX)
+}
+
+/// What the swarm is told instead of a bulk connection.
+#[derive(Debug, thiserror::Error)]
+#[error("a bulk connection, which is not the swarm's")]
+struct HandedOver;
+
+/// Whether this error only says that a bulk connection came in.
+pub fn is_handed_over(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<HandedOver>() {
+            return true;
+        }
+        // The source of an I/O error is the source of what it wraps, which would be skipped.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// The multiplexing upgrade of one connection.
+#[derive(Clone, Debug)]
+pub(super) enum Multiplexing {
+    /// We dialled a control connection.
+    Control,
+    /// We dialled a bulk connection.
+    Bulk,
+    /// It came in, and the peer chooses.
+    Either { peer: PeerId, bulk: mpsc::Sender<Arrival> },
+}
+
+impl UpgradeInfo for Multiplexing {
+    type Info = &'static str;
+    type InfoIter = Vec<&'static str>;
+
+    fn protocol_info(&self) -> Vec<&'static str> {
+        match self {
+            Self::Control => vec![Yamux::PROTOCOL],
+            Self::Bulk => vec![BULK_PROTOCOL],
+            Self::Either { .. } => vec![Yamux::PROTOCOL, BULK_PROTOCOL],
+        }
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrade<C> for Multiplexing {
+    type Output = Muxer<C>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Muxer<C>>>;
+
+    fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
+        let muxer = Yamux::listener(socket);
+        future::ready(match self {
+            Self::Either { peer, bulk } if name == BULK_PROTOCOL => {
+                // Nobody takes it, or too many wait: it is closed.
+                drop(bulk.try_send((peer, StreamMuxerBox::new(muxer))));
+                Err(io::Error::other(HandedOver))
+            }
+            Self::Either { .. } | Self::Control | Self::Bulk => Ok(muxer),
+        })
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgrade<C> for Multiplexing {
+    type Output = Muxer<C>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Muxer<C>>>;
+
+    fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
+        future::ready(Ok(Yamux::dialler(socket)))
+    }
+}

@@ -1,0 +1,126 @@
+//! Writing one body: in slices of its share, in pieces as large as the stream takes quickly, given up when nothing moves.
+
+use super::PeerUploads;
+use super::pace::Paced;
+use crate::mesh::framing::{write_all_of, write_frame};
+use futures::{AsyncWrite, AsyncWriteExt};
+use narmesh_protocol::wire::NarFrame;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Read from the file system at a time for a stream that takes it quickly; a NAR up to this size is one write.
+pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
+/// The first piece of a larger one, before anything is known of its stream.
+const PIECE_BYTES_FIRST: usize = 64 << 10;
+/// For a stream that is slow.
+const PIECE_BYTES_SLOW: usize = 16 << 10;
+/// A write of one piece that takes longer is slow: at this pace 256 KiB are 8 Mbit/s.
+const SLOW_WRITE: Duration = Duration::from_millis(250);
+/// A body of which no byte can be written for so long is given up, if other streams of its peer move: its asker forgot it.
+const STALL_BESIDE_OTHERS: Duration = Duration::from_secs(30);
+/// And after this in any case.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const STALL_CHECK: Duration = Duration::from_secs(5);
+
+/// One body under way on its stream.
+pub(super) struct BodyWriter<'a, S> {
+    stream: &'a mut S,
+    peer: &'a PeerUploads,
+    paced: &'a Paced,
+    piece_bytes: usize,
+    /// When the stream last took a byte.
+    moved: Instant,
+    /// Bytes of the body that it took.
+    pub(super) sent: u64,
+}
+
+impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
+    pub(super) fn new(stream: &'a mut S, peer: &'a PeerUploads, paced: &'a Paced) -> Self {
+        Self { stream, peer, paced, piece_bytes: PIECE_BYTES_FIRST, moved: Instant::now(), sent: 0 }
+    }
+
+    /// How much to read for the next piece.
+    pub(super) fn piece_bytes(&self) -> usize {
+        self.piece_bytes
+    }
+
+    /// What to read first of a body of `left` bytes.
+    pub(super) fn first_piece_bytes(peer: &PeerUploads, left: u64) -> usize {
+        if peer.is_slow.load(Ordering::Relaxed) {
+            PIECE_BYTES_SLOW
+        } else if left <= PIECE_BYTES_MAX as u64 {
+            PIECE_BYTES_MAX
+        } else {
+            PIECE_BYTES_FIRST
+        }
+    }
+
+    /// Writes bytes that are no part of the body.
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (peer, moved) = (self.peer, &mut self.moved);
+        let has_stalled = |last: Instant| {
+            let stood = last.elapsed();
+            stood >= STALL_MAX || (stood >= STALL_BESIDE_OTHERS && *peer.moved.lock() > last)
+        };
+        write_all_of(self.stream, bytes, STALL_CHECK, |written| {
+            if written == 0 {
+                return !has_stalled(*moved);
+            }
+            *moved = Instant::now();
+            *peer.moved.lock() = *moved;
+            true
+        })
+        .await
+    }
+
+    /// Writes one piece of the body, as chunks.
+    pub(super) async fn write_piece(&mut self, piece: &[u8]) -> io::Result<()> {
+        let mut left = piece;
+        let mut took = Duration::ZERO;
+        // While it waits for its share nothing can move, and that is not the stream's doing.
+        while !left.is_empty() {
+            let granted = self.paced.pay(left.len().min(NarFrame::CHUNK_BYTES_MAX)).await;
+            let (chunk, rest) = left.split_at(granted.min(left.len()));
+            left = rest;
+            let since = Instant::now();
+            self.moved = since;
+            let length = u32::try_from(chunk.len()).map_err(io::Error::other)?;
+            self.write(&length.to_le_bytes()).await?;
+            self.write(chunk).await?;
+            took += since.elapsed();
+            self.sent += chunk.len() as u64;
+        }
+        self.choose_piece(took);
+        Ok(())
+    }
+
+    fn choose_piece(&mut self, took: Duration) {
+        let is_slow = took > SLOW_WRITE;
+        self.piece_bytes = if is_slow { PIECE_BYTES_SLOW } else { (2 * self.piece_bytes).min(PIECE_BYTES_MAX) };
+        self.peer.is_slow.store(is_slow, Ordering::Relaxed);
+    }
+
+    /// A NAR that is one piece is one write: head, body and end, so that the asker wakes once.
+    pub(super) async fn write_at_once(&mut self, head: &[u8], nar: &[u8]) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(head.len() + nar.len() + 16);
+        write_frame(&mut bytes, head).await?;
+        for chunk in nar.chunks(NarFrame::CHUNK_BYTES_MAX) {
+            write_frame(&mut bytes, chunk).await?;
+        }
+        bytes.extend_from_slice(&0_u32.to_le_bytes());
+        bytes.push(NarFrame::END_COMPLETE);
+        self.write(&bytes).await?;
+        self.stream.flush().await?;
+        self.sent += nar.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the body.
+    pub(super) async fn end(&mut self, status: u8) -> io::Result<()> {
+        let [a, b, c, d] = 0_u32.to_le_bytes();
+        self.write(&[a, b, c, d, status]).await?;
+        self.stream.flush().await
+    }
+}

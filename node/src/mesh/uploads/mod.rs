@@ -1,0 +1,402 @@
+//! Answering peers' NAR requests from our own store alone: each when its turn has come, at its share of the rate.
+//!
+//! Walk: [`Uploads::accept`] takes a stream; each request on it is let into the `queue` and waits for its turn, its asker being told
+//! its place; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when `pace` grants it.
+//!
+//! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has 256 KiB where
+//! the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to twelve frames of 16 KiB per stream
+//! before its socket. A peer that reads nothing costs 16 small NARs of up to 256 KiB and 16 large ones of two times 64 KiB, 6 MiB, until
+//! these are given up; from then on, 32 times two times 16 KiB, 1 MiB; and 6 MiB in yamux for the ten seconds until TCP ends a
+//! connection from which nothing is taken. There is no bound over all peers but on the readers at work (`uploads_total`).
+//! Invariants: no request is refused because of what another peer does; nothing waits without the asker being told.
+
+mod body;
+mod pace;
+mod queue;
+mod reader;
+mod shares;
+
+use super::bulk::{BulkStream, Incoming};
+use super::framing::{read_frame, write_frame};
+use super::handle::Blame;
+use super::peers::PeerBoard;
+use crate::settings::Compress;
+use body::BodyWriter;
+use futures::{AsyncReadExt, AsyncWriteExt};
+use libp2p::PeerId;
+use narmesh_gossip::Misdeed;
+use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
+use narmesh_store::{NixStore, Offer};
+use pace::{Pace, Paced};
+use parking_lot::Mutex;
+use queue::{Kind, Queue, Ticket};
+use reader::{ReadFailure, Reader};
+pub use shares::UPLOAD_BYTES_PER_S_MIN;
+use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore};
+
+/// A NAR up to this size is sent, and verified, as a whole before anybody waits for anybody.
+pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
+/// Streams that one peer may hold open; a further one is told *not now* and closed.
+const STREAMS_PER_PEER_MAX: usize = 64;
+/// A wait that is over sooner is not told: the asker would wake for nothing.
+const FIRST_WORD: Duration = Duration::from_millis(50);
+/// Who waits is told a new place at most this often,
+const NEW_PLACE: Duration = Duration::from_secs(1);
+/// and that it still waits at least this often.
+const STILL_WAITS: Duration = Duration::from_millis(1_800);
+/// The promise that goes with it.
+const NEXT_WORD_MS: u32 = 2_000;
+/// Whoever cannot be queued should ask again after this.
+const ASK_AGAIN_MS: u32 = 1_000;
+/// A head that cannot be written for so long ends its stream, as a body does.
+const HEAD_STALL: Duration = Duration::from_secs(30);
+
+/// How much may be under way at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadLimits {
+    /// Bodies to one peer, of NARs up to [`SMALL_NAR_BYTES_MAX`] and above it each.
+    pub per_peer: usize,
+    /// Threads that read from the disk for all peers.
+    pub total: usize,
+    /// Bytes per second to all peers together; `None` for no limit.
+    pub bytes_per_s: Option<NonZeroU32>,
+}
+
+/// The uploads of this node; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Uploads(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<NixStore>,
+    offer: Arc<Offer>,
+    board: Arc<PeerBoard>,
+    may_compress: AtomicBool,
+    readers: Arc<Semaphore>,
+    queue: Mutex<Queue>,
+    pace: Pace,
+    peers: Mutex<HashMap<PeerId, Arc<PeerUploads>>>,
+    ended: Notify,
+}
+
+/// What the streams of one peer have in common.
+#[derive(Debug)]
+struct PeerUploads {
+    streams: Arc<Semaphore>,
+    /// When one of its streams last took a byte.
+    moved: Mutex<Instant>,
+    /// Its last piece was taken slowly.
+    is_slow: AtomicBool,
+    /// One of its requests ended: others may have moved up.
+    advanced: Notify,
+}
+
+/// A request that was let in, until it is done with.
+struct Turn {
+    uploads: Uploads,
+    peer: PeerId,
+    kind: Kind,
+    ticket: Ticket,
+    of_peer: Arc<PeerUploads>,
+}
+
+impl Turn {
+    fn place(&self) -> Option<u32> {
+        self.uploads.0.queue.lock().place(self.peer, self.kind, self.ticket)
+    }
+
+    /// Until it is under way.
+    async fn wait(&self) {
+        loop {
+            let mut advanced = std::pin::pin!(self.of_peer.advanced.notified());
+            // Before the look, so that no change after it is missed.
+            advanced.as_mut().enable();
+            if self.place().is_none() {
+                return;
+            }
+            advanced.await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.uploads.0.queue.lock().leave(self.peer, self.kind, self.ticket);
+        self.of_peer.advanced.notify_waiters();
+        self.uploads.0.ended.notify_waiters();
+    }
+}
+
+impl Uploads {
+    /// Serves what `offer` says, and counts on `board`.
+    pub fn new(
+        store: Arc<NixStore>,
+        offer: Arc<Offer>,
+        board: Arc<PeerBoard>,
+        limits: UploadLimits,
+        compress: Compress,
+    ) -> Self {
+        let pace = Pace::default();
+        pace.set_rate(limits.bytes_per_s);
+        Self(Arc::new(Shared {
+            store,
+            offer,
+            board,
+            may_compress: AtomicBool::new(compress != Compress::Never),
+            readers: Arc::new(Semaphore::new(limits.total)),
+            queue: Mutex::new(Queue::new(limits.per_peer)),
+            pace,
+            peers: Mutex::default(),
+            ended: Notify::new(),
+        }))
+    }
+
+    /// Applies another `limits.upload_bytes_per_s`, also to what is under way.
+    pub fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
+        self.0.pace.set_rate(bytes_per_s);
+    }
+
+    /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
+    pub fn set_compress(&self, compress: Compress) {
+        self.0.may_compress.store(compress != Compress::Never, Ordering::Relaxed);
+    }
+
+    /// Waits until no body is under way; none is begun after this was called.
+    pub async fn finish(&self) {
+        self.0.queue.lock().close();
+        loop {
+            let mut ended = std::pin::pin!(self.0.ended.notified());
+            ended.as_mut().enable();
+            if self.0.queue.lock().under_way() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Serves a stream that a peer opened, or tells it why not.
+    pub(super) fn accept(&self, incoming: Incoming, blame: Blame) {
+        let of_peer = self.of_peer(incoming.peer);
+        match Arc::clone(&of_peer.streams).try_acquire_owned() {
+            Ok(permit) => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    this.serve_stream(incoming, &of_peer, &blame).await;
+                    drop(permit);
+                });
+            }
+            Err(_) => {
+                tracing::debug!(peer = %incoming.peer, "a NAR stream over the limit");
+                // Bounded by the streams of a connection, and by time.
+                tokio::spawn(tokio::time::timeout(HEAD_STALL, turn_away(incoming.stream)));
+            }
+        }
+    }
+
+    fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
+        let mut peers = self.0.peers.lock();
+        peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
+        let fresh = || PeerUploads {
+            streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
+            moved: Mutex::new(Instant::now()),
+            is_slow: AtomicBool::new(false),
+            advanced: Notify::new(),
+        };
+        Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(fresh())))
+    }
+
+    async fn serve_stream(&self, incoming: Incoming, of_peer: &Arc<PeerUploads>, blame: &Blame) {
+        let Incoming { peer, mut stream, connection } = incoming;
+        loop {
+            let request = match read_frame(&mut stream, NarRequest::BYTES_MAX).await {
+                Ok(Some(frame)) => NarRequest::decode(&frame).ok(),
+                // Longer than any request.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+                Ok(None) | Err(_) => return,
+            };
+            let Some(request) = request else { return blame.misbehaved(peer, Misdeed::MalformedRequest) };
+            let in_use = connection.in_use();
+            let answered = self.answer(peer, &mut stream, of_peer, request).await;
+            drop(in_use);
+            if let Err(error) = answered {
+                tracing::debug!(%peer, hash_part = %request.hash_part, %error, "NAR upload ended early");
+                return;
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        peer: PeerId,
+        stream: &mut BulkStream,
+        of_peer: &Arc<PeerUploads>,
+        request: NarRequest,
+    ) -> io::Result<()> {
+        if !self.0.offer.is_offered(&request.hash_part) {
+            return reply(stream, NarReply::Absent).await;
+        }
+        let Some(turn) = self.enter(peer, of_peer, request.nar_size) else {
+            return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
+        };
+        while_waiting(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
+        let paced = self.0.pace.join(peer, turn.ticket);
+        let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
+        let opened = while_waiting(stream, || 1, self.open(request, zstd, of_peer, &paced)).await?;
+        let Some((reader, first)) = opened? else { return reply(stream, NarReply::Absent).await };
+        let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
+        let mut body = BodyWriter::new(stream, of_peer, &paced);
+        let sent = match first {
+            Ok(Some(whole)) if reader.is_complete() && paced.is_free() => body.write_at_once(&head, &whole).await,
+            first => self.send(&mut body, &head, reader, first, request).await,
+        };
+        let bytes = body.sent;
+        self.0.board.update(&peer, |stats| stats.bytes_out += bytes);
+        sent
+    }
+
+    fn enter(&self, peer: PeerId, of_peer: &Arc<PeerUploads>, nar_size: u64) -> Option<Turn> {
+        let kind = Kind::of(nar_size);
+        let ticket = self.0.queue.lock().enter(peer, kind)?;
+        Some(Turn { uploads: self.clone(), peer, kind, ticket, of_peer: Arc::clone(of_peer) })
+    }
+
+    /// Opens the NAR and reads the first piece of what was asked for; `None` if it is not here.
+    async fn open(
+        &self,
+        request: NarRequest,
+        zstd: bool,
+        of_peer: &PeerUploads,
+        paced: &Paced,
+    ) -> io::Result<Option<(Reader, Piece)>> {
+        let (store, offer) = (Arc::clone(&self.0.store), Arc::clone(&self.0.offer));
+        let left = request.nar_size.saturating_sub(request.offset);
+        let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
+        let opened = self.blocking(move || {
+            let mut reader = Reader::open(&store, &offer, &request, zstd)?;
+            // Mostly there is nothing to skip: one visit to a blocking thread is enough.
+            let first = if reader.has_to_skip() { Ok(None) } else { reader.next(bytes_max) };
+            Some((reader, first))
+        });
+        let Some((mut reader, mut first)) = opened.await? else { return Ok(None) };
+        while reader.has_to_skip() {
+            let skipped;
+            (reader, skipped) = self
+                .blocking(move || {
+                    let skipped = reader.skip_some();
+                    (reader, skipped)
+                })
+                .await?;
+            match skipped {
+                // Read from the disk is as good as sent: else a limited node could be made to read all day.
+                Ok(bytes) => paced.pay_all(bytes).await,
+                Err(error) => return Ok(Some((reader, Err(error)))),
+            }
+            if !reader.has_to_skip() {
+                (reader, first) = self.read(reader, bytes_max).await?;
+            }
+        }
+        Ok(Some((reader, first)))
+    }
+
+    /// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.
+    async fn send(
+        &self,
+        body: &mut BodyWriter<'_, BulkStream>,
+        head: &[u8],
+        mut reader: Reader,
+        first: Piece,
+        request: NarRequest,
+    ) -> io::Result<()> {
+        let mut framed = Vec::with_capacity(4 + head.len());
+        write_frame(&mut framed, head).await?;
+        body.write(&framed).await?;
+        let mut piece = first;
+        let status = loop {
+            match piece {
+                Ok(None) => break NarFrame::END_COMPLETE,
+                Ok(Some(bytes)) => {
+                    let bytes_max = body.piece_bytes();
+                    let (written, read) = tokio::join!(body.write_piece(&bytes), self.read(reader, bytes_max));
+                    written?;
+                    (reader, piece) = read?;
+                }
+                Err(error) => {
+                    tracing::warn!(hash_part = %request.hash_part, %error, "our own copy could not be sent whole");
+                    break NarFrame::END_FAILED;
+                }
+            }
+        };
+        body.end(status).await
+    }
+
+    async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
+        self.blocking(move || {
+            let piece = reader.next(bytes_max);
+            (reader, piece)
+        })
+        .await
+    }
+
+    /// Runs on a blocking thread, when one of `uploads_total` is free.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let permit = Arc::clone(&self.0.readers).acquire_owned().await.map_err(io::Error::other)?;
+        let run = move || {
+            let done = work();
+            drop(permit);
+            done
+        };
+        tokio::task::spawn_blocking(run).await.map_err(io::Error::other)
+    }
+}
+
+/// The next piece of a body, or its end.
+type Piece = Result<Option<Vec<u8>>, ReadFailure>;
+
+async fn reply(stream: &mut BulkStream, reply: NarReply) -> io::Result<()> {
+    let bytes = reply.encode().map_err(io::Error::other)?;
+    let written = async {
+        write_frame(stream, &bytes).await?;
+        stream.flush().await
+    };
+    tokio::time::timeout(HEAD_STALL, written).await?
+}
+
+async fn turn_away(mut stream: BulkStream) -> io::Result<()> {
+    reply(&mut stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await?;
+    stream.close().await
+}
+
+/// Waits for `work` as long as the asker does, and tells it meanwhile that it waits, and where it stands.
+async fn while_waiting<T>(
+    stream: &mut BulkStream,
+    place: impl Fn() -> u32,
+    work: impl Future<Output = T>,
+) -> io::Result<T> {
+    let mut work = std::pin::pin!(work);
+    let mut told: Option<u32> = None;
+    let mut next_look = FIRST_WORD;
+    loop {
+        let mut byte = [0];
+        tokio::select! {
+            biased;
+            done = &mut work => return Ok(done),
+            // It sends nothing before it is answered: this is its leaving.
+            _ = stream.read(&mut byte) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            () = tokio::time::sleep(next_look) => {}
+        }
+        let now = place();
+        // Looked at after a second, and if nothing has changed once more.
+        if told == Some(now) {
+            (told, next_look) = (None, STILL_WAITS - NEW_PLACE);
+        } else {
+            reply(stream, NarReply::NotNow { place: now, ask_again_ms: NEXT_WORD_MS }).await?;
+            (told, next_look) = (Some(now), NEW_PLACE);
+        }
+    }
+}

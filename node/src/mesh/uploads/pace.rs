@@ -1,0 +1,137 @@
+//! Waiting for one's share of `limits.upload_bytes_per_s`: [`Shares`] with the clock and the wakers that it has not.
+
+use super::queue::Ticket;
+use super::shares::{Next, Shares};
+use libp2p::PeerId;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// The rate of all uploads together; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Pace(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    began: Instant,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    shares: Shares,
+    waiting: HashMap<Ticket, oneshot::Sender<u64>>,
+    /// A task grants.
+    is_running: bool,
+}
+
+/// A body under way, with its share of the rate.
+#[derive(Debug)]
+pub(super) struct Paced {
+    pace: Pace,
+    peer: PeerId,
+    ticket: Ticket,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(Arc::new(Inner { began: Instant::now(), state: Mutex::default(), changed: Notify::new() }))
+    }
+}
+
+impl Pace {
+    /// At most so many bytes per second from now on; `None` for no limit. Whoever waits goes by the new rate at once.
+    pub(super) fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
+        self.0.state.lock().shares.set_rate(self.now(), bytes_per_s);
+        self.0.changed.notify_one();
+    }
+
+    pub(super) fn join(&self, peer: PeerId, ticket: Ticket) -> Paced {
+        self.0.state.lock().shares.join(peer, ticket);
+        Paced { pace: self.clone(), peer, ticket }
+    }
+
+    fn now(&self) -> Duration {
+        self.0.began.elapsed()
+    }
+
+    /// Hands out what is due, and says when the next is; `None` when nobody waits any more.
+    fn grant(&self) -> Option<Duration> {
+        let now = self.now();
+        let state = &mut *self.0.state.lock();
+        loop {
+            match state.shares.next(now) {
+                Next::Grant(_, ticket, bytes) => {
+                    let is_taken = state.waiting.remove(&ticket).is_some_and(|waiting| waiting.send(bytes).is_ok());
+                    if !is_taken {
+                        state.shares.give_back(bytes);
+                    }
+                }
+                Next::At(then) => return Some(then.saturating_sub(now)),
+                Next::Nobody => {
+                    state.is_running = false;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Grants until nobody waits.
+    async fn run(self) {
+        while let Some(wait) = self.grant() {
+            // Either the time comes, or there is another rate.
+            drop(tokio::time::timeout(wait, self.0.changed.notified()).await);
+        }
+    }
+}
+
+impl Paced {
+    /// Whether there is no limit.
+    pub(super) fn is_free(&self) -> bool {
+        self.pace.0.state.lock().shares.bytes_per_s().is_none()
+    }
+
+    /// Waits for the right to send some of `wanted` bytes, and says how many.
+    pub(super) async fn pay(&self, wanted: usize) -> usize {
+        if wanted == 0 {
+            return 0;
+        }
+        let granted = {
+            let mut state = self.pace.0.state.lock();
+            if state.shares.bytes_per_s().is_none() {
+                return wanted;
+            }
+            let (sender, granted) = oneshot::channel();
+            state.shares.want(self.peer, self.ticket, wanted as u64);
+            state.waiting.insert(self.ticket, sender);
+            if !std::mem::replace(&mut state.is_running, true) {
+                tokio::spawn(self.pace.clone().run());
+            }
+            granted
+        };
+        // An error cannot be: the sender is kept until it is used, and a body waits for one grant at a time.
+        let granted = granted.await.unwrap_or(wanted as u64);
+        usize::try_from(granted).unwrap_or(wanted)
+    }
+
+    /// Waits for the right to have read that many bytes from the disk that are not sent.
+    pub(super) async fn pay_all(&self, bytes: u64) {
+        let mut left = bytes;
+        while left > 0 {
+            let step = usize::try_from(left).unwrap_or(usize::MAX);
+            left -= self.pay(step).await as u64;
+        }
+    }
+}
+
+impl Drop for Paced {
+    fn drop(&mut self) {
+        let mut state = self.pace.0.state.lock();
+        state.shares.leave(self.peer, self.ticket);
+        state.waiting.remove(&self.ticket);
+    }
+}

@@ -1,0 +1,213 @@
+//! Who may send the next bytes under `limits.upload_bytes_per_s`: deficit round robin over peers (Shreedhar and Varghese, 1995), and
+//! within a peer every other turn for its oldest request. No clock, no task: time comes from outside.
+//!
+//! A body asks for bytes only when it has them in hand and its stream has taken those before, so what one that nobody reads holds
+//! back from the others is one slice, once.
+
+use super::queue::Ticket;
+use libp2p::PeerId;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// The lowest limit, bytes per second: with 16 bodies under way each still moves by 1 KiB a second.
+pub const UPLOAD_BYTES_PER_S_MIN: u32 = 16 << 10;
+/// The least that is granted at a time: below it heads and frames cost more than what they carry.
+const SLICE_BYTES_MIN: u64 = 1 << 10;
+/// The most that is granted at a time: a chunk.
+const SLICE_BYTES_MAX: u64 = 256 << 10;
+/// Slices per second of one body alone: so many are smooth, and cheap.
+const SLICES_PER_S: u64 = 16;
+
+/// What [`Shares::next`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// This body may send so many bytes now.
+    Grant(PeerId, Ticket, u64),
+    /// Nobody before this time.
+    At(Duration),
+    /// Nobody waits.
+    Nobody,
+}
+
+/// The rate, and who waits for a share of it.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    bytes_per_s: Option<NonZeroU32>,
+    /// What may be sent now; at most one second's bytes.
+    tokens: u64,
+    /// What `tokens` leaves out, in parts of a byte: bytes times nanoseconds per second.
+    rest: u128,
+    filled: Duration,
+    peers: HashMap<PeerId, Share>,
+    /// Peers of which a body waits, in the order of their turns.
+    ring: VecDeque<PeerId>,
+    bodies: u64,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    /// Its bodies in the order of asking, and the bytes that each waits for.
+    bodies: BTreeMap<Ticket, u64>,
+    deficit: u64,
+    /// It is at its turn, and was given its quantum for it.
+    is_at_turn: bool,
+    /// The next turn is not the oldest body's.
+    others_turn: bool,
+    last_other: Option<Ticket>,
+}
+
+impl Shares {
+    pub(super) fn bytes_per_s(&self) -> Option<NonZeroU32> {
+        self.bytes_per_s
+    }
+
+    /// Another rate from now on, with a burst of one second.
+    pub(super) fn set_rate(&mut self, now: Duration, bytes_per_s: Option<NonZeroU32>) {
+        self.fill(now);
+        self.tokens = match self.bytes_per_s {
+            Some(_) => self.tokens.min(capacity(bytes_per_s)),
+            None => capacity(bytes_per_s),
+        };
+        (self.bytes_per_s, self.rest) = (bytes_per_s, 0);
+    }
+
+    /// A body is under way from now on.
+    pub(super) fn join(&mut self, peer: PeerId, ticket: Ticket) {
+        self.peers.entry(peer).or_default().bodies.insert(ticket, 0);
+        self.bodies += 1;
+    }
+
+    /// It has ended.
+    pub(super) fn leave(&mut self, peer: PeerId, ticket: Ticket) {
+        let Some(share) = self.peers.get_mut(&peer) else { return };
+        if share.bodies.remove(&ticket).is_some() {
+            self.bodies -= 1;
+        }
+        if share.bodies.is_empty() {
+            self.peers.remove(&peer);
+        }
+        self.drop_from_ring_unless_waiting(peer);
+    }
+
+    /// The body has so many bytes in hand that its stream would take.
+    pub(super) fn want(&mut self, peer: PeerId, ticket: Ticket, bytes: u64) {
+        let Some(wanted) = self.peers.get_mut(&peer).and_then(|share| share.bodies.get_mut(&ticket)) else { return };
+        *wanted = bytes;
+        if !self.ring.contains(&peer) {
+            self.ring.push_back(peer);
+        }
+    }
+
+    /// Granted bytes that nobody takes any more.
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        self.tokens = self.tokens.saturating_add(bytes).min(capacity(self.bytes_per_s));
+    }
+
+    /// The next grant. Call it until it is no grant.
+    pub(super) fn next(&mut self, now: Duration) -> Next {
+        self.fill(now);
+        let slice = self.slice_bytes();
+        while let Some(peer) = self.ring.front().copied() {
+            let Some((share, (ticket, wanted))) = self.peers.get_mut(&peer).and_then(|share| {
+                let chosen = share.chosen()?;
+                Some((share, chosen))
+            }) else {
+                self.ring.pop_front();
+                continue;
+            };
+            if !share.is_at_turn {
+                (share.is_at_turn, share.deficit) = (true, (share.deficit + slice).min(2 * slice));
+            }
+            let bytes = if self.bytes_per_s.is_some() { wanted.min(slice) } else { wanted };
+            if self.bytes_per_s.is_some() && share.deficit < bytes {
+                share.is_at_turn = false;
+                self.ring.rotate_left(1);
+                continue;
+            }
+            if let Some(missing) = bytes.checked_sub(self.tokens).filter(|missing| *missing > 0) {
+                if let Some(rate) = self.bytes_per_s {
+                    return Next::At(now + time_for(missing, rate));
+                }
+            }
+            share.deficit = share.deficit.saturating_sub(bytes);
+            share.served(ticket);
+            self.tokens = self.tokens.saturating_sub(bytes);
+            self.drop_from_ring_unless_waiting(peer);
+            return Next::Grant(peer, ticket, bytes);
+        }
+        Next::Nobody
+    }
+
+    /// With every other turn for the oldest, all of a peer's bodies have had a turn after twice their number: a second's bytes for
+    /// all of them once is something for each about every two seconds.
+    fn slice_bytes(&self) -> u64 {
+        let Some(rate) = self.bytes_per_s else { return SLICE_BYTES_MAX };
+        let rate = u64::from(rate.get());
+        let slice = (rate / self.bodies.max(1)).min(rate / SLICES_PER_S);
+        slice.clamp(SLICE_BYTES_MIN, SLICE_BYTES_MAX)
+    }
+
+    fn fill(&mut self, now: Duration) {
+        let Some(rate) = self.bytes_per_s else {
+            self.filled = now;
+            return;
+        };
+        let nanos = now.saturating_sub(self.filled).as_nanos();
+        self.filled = now.max(self.filled);
+        let parts = self.rest + nanos * u128::from(rate.get());
+        let whole = parts / NANOS_PER_S;
+        self.rest = parts % NANOS_PER_S;
+        let tokens = u128::from(self.tokens) + whole;
+        self.tokens = u64::try_from(tokens).unwrap_or(u64::MAX).min(capacity(self.bytes_per_s));
+    }
+
+    fn drop_from_ring_unless_waiting(&mut self, peer: PeerId) {
+        if self.peers.get(&peer).is_some_and(|share| share.bodies.values().any(|wanted| *wanted > 0)) {
+            return;
+        }
+        if let Some(share) = self.peers.get_mut(&peer) {
+            share.is_at_turn = false;
+        }
+        self.ring.retain(|other| *other != peer);
+    }
+}
+
+const NANOS_PER_S: u128 = 1_000_000_000;
+
+fn capacity(bytes_per_s: Option<NonZeroU32>) -> u64 {
+    bytes_per_s.map_or(0, |rate| u64::from(rate.get()))
+}
+
+fn time_for(bytes: u64, rate: NonZeroU32) -> Duration {
+    let nanos = (u128::from(bytes) * NANOS_PER_S).div_ceil(u128::from(rate.get()));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+impl Share {
+    /// The body whose turn it is, and what it waits for.
+    fn chosen(&self) -> Option<(Ticket, u64)> {
+        let mut waiting =
+            self.bodies.iter().filter(|(_, wanted)| **wanted > 0).map(|(ticket, wanted)| (*ticket, *wanted));
+        let oldest = waiting.next()?;
+        if !self.others_turn {
+            return Some(oldest);
+        }
+        let others: Vec<_> = waiting.collect();
+        let next = others.iter().find(|(ticket, _)| Some(*ticket) > self.last_other).or(others.first());
+        Some(next.copied().unwrap_or(oldest))
+    }
+
+    fn served(&mut self, ticket: Ticket) {
+        if self.others_turn {
+            self.last_other = Some(ticket);
+        }
+        self.others_turn = !self.others_turn;
+        if let Some(wanted) = self.bodies.get_mut(&ticket) {
+            *wanted = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
