@@ -9,6 +9,7 @@
 #![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
 
 mod attestations;
+mod bulk;
 mod filter;
 mod formats;
 mod gossipsub;

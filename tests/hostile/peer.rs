@@ -1,17 +1,17 @@
 //! A peer of our own on raw libp2p: it does what its script says, and writes down what it was asked.
 
+use crate::bulk::Bulk;
 use crate::filter::filter;
 use crate::formats::NarInfo;
 use crate::quorum_wire::QuorumRequest;
 use crate::swarm::{self, Command};
 use crate::wire::{
-    ABSENT, Address, Announcement, GOSSIP, GossipReply, GossipRequest, NAR_END, NarRequest, Summary, audience_digest,
-    found, nar_absent, nar_chunks, nar_head, sha256,
+    ABSENT, Address, Announcement, GOSSIP, GossipReply, GossipRequest, NAR, NAR_END, NarRequest, Summary,
+    audience_digest, found, nar_absent, nar_chunks, nar_head, sha256,
 };
-use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::identity::Keypair;
-use libp2p::{PeerId, Stream, StreamProtocol};
-use libp2p_stream::Control;
+use libp2p::{PeerId, StreamProtocol};
 use narmesh_tests::{PeerCard, TestNode};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -159,6 +159,20 @@ pub fn honest_nar(nar: &[u8], request: NarRequest) -> Play {
     vec![Move::Send([nar_head(false), nar_chunks(rest), NAR_END.to_vec()].concat())]
 }
 
+/// How streams are opened: on the connection of the swarm, or on a bulk connection.
+#[derive(Clone)]
+pub struct Control {
+    streams: libp2p_stream::Control,
+    bulk: Bulk,
+}
+
+/// A stream of either.
+pub type Stream = Box<dyn Duplex>;
+
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
 /// One of our peers; it ends with its value.
 pub struct Peer {
     pub name: String,
@@ -193,12 +207,15 @@ impl Peer {
     fn on(runtime: &Arc<Runtime>, name: &str, keys: Keypair, script: Script) -> Self {
         let entered = runtime.enter();
         let swarm = swarm::build(&keys);
-        let control = swarm.behaviour().streams.new_control();
+        let streams = swarm.behaviour().streams.new_control();
         let desk = Arc::new(Mutex::new(Desk { software: "second/1".to_owned(), ..Desk::default() }));
-        let stage = swarm::Stage { desk: Arc::clone(&desk), script, me: keys.public().to_peer_id() };
+        let me = keys.public().to_peer_id();
+        let stage = Arc::new(swarm::Stage { desk: Arc::clone(&desk), script, me });
+        let bulk = Bulk::new(keys.clone(), Arc::clone(&stage));
+        let control = Control { streams, bulk: bulk.clone() };
         let (commands, receiver) = mpsc::unbounded_channel();
         let id = keys.public().to_peer_id();
-        tokio::spawn(swarm::run(swarm, receiver, stage));
+        tokio::spawn(swarm::run(swarm, receiver, stage, bulk));
         drop(entered);
         Self { name: name.to_owned(), id, keys, control, runtime: Arc::clone(runtime), commands, desk }
     }
@@ -317,7 +334,11 @@ pub fn peer_id(node: &TestNode) -> PeerId {
 }
 
 pub async fn open(mut control: Control, peer: PeerId, protocol: &'static str) -> io::Result<Stream> {
-    control.open_stream(peer, StreamProtocol::new(protocol)).await.map_err(io::Error::other)
+    if protocol == NAR {
+        return Ok(Box::new(control.bulk.open(peer).await?));
+    }
+    let stream = control.streams.open_stream(peer, StreamProtocol::new(protocol)).await.map_err(io::Error::other)?;
+    Ok(Box::new(stream))
 }
 
 pub async fn ask(control: Control, peer: PeerId, protocol: &'static str, request: Vec<u8>) -> io::Result<Vec<u8>> {

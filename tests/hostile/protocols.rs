@@ -2,12 +2,11 @@
 
 use crate::filter::filter;
 use crate::formats::hash_part_bytes;
-use crate::peer::{Peer, ask, open, peer_id, sync_request};
+use crate::peer::{Peer, Stream, ask, open, peer_id, sync_request};
 use crate::report;
 use crate::stage::Stage;
 use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, QUORUM};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
-use libp2p::Stream;
 use narmesh_tests::{get, hash_part};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

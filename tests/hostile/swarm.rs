@@ -1,10 +1,11 @@
 //! What a peer of ours is made of: its connections, and who answers what comes over them.
 
+use crate::bulk::Bulk;
 use crate::peer::{Desk, Move, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::wire::{
-    ABSENT, GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, QUORUM, TOPIC, audience_digest, found,
-    nar_absent,
+    ABSENT, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM, TOPIC, audience_digest,
+    found, nar_absent,
 };
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::upgrade::Version;
@@ -30,7 +31,7 @@ pub struct Protocols {
     pub streams: libp2p_stream::Behaviour,
     gossip: request_response::Behaviour<Actor>,
     narinfo: request_response::Behaviour<Actor>,
-    nar: request_response::Behaviour<Actor>,
+    dial: request_response::Behaviour<Actor>,
     quorum: request_response::Behaviour<Actor>,
 }
 
@@ -43,19 +44,12 @@ impl request_response::Codec for Actor {
     type Request = Vec<u8>;
     type Response = Play;
 
-    async fn read_request<T>(&mut self, protocol: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
     where
         T: AsyncRead + Unpin + Send,
     {
         let mut request = Vec::new();
-        if protocol.as_ref() == NAR {
-            let mut length = [0; 4];
-            io.read_exact(&mut length).await?;
-            request.resize(u32::from_le_bytes(length) as usize, 0);
-            io.read_exact(&mut request).await?;
-        } else {
-            io.read_to_end(&mut request).await?;
-        }
+        io.read_to_end(&mut request).await?;
         Ok(request)
     }
 
@@ -107,7 +101,7 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
             streams: libp2p_stream::Behaviour::new(),
             gossip: answers(GOSSIP),
             narinfo: answers(NARINFO),
-            nar: answers(NAR),
+            dial: answers(DIAL),
             quorum: answers(QUORUM),
         })
         .unwrap()
@@ -120,13 +114,19 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
 }
 
 /// Until nobody can tell it anything any more.
-pub async fn run(mut swarm: Swarm<Protocols>, mut commands: mpsc::UnboundedReceiver<Command>, stage: Stage) {
+pub async fn run(
+    mut swarm: Swarm<Protocols>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    stage: Arc<Stage>,
+    bulk: Bulk,
+) {
     let locked = || stage.locked();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
                 None => return,
                 Some(Command::Dial(peer, address)) => {
+                    bulk.learn_address(peer, address.clone());
                     let options = libp2p::swarm::dial_opts::DialOpts::peer_id(peer).addresses(vec![address]).build();
                     if let Err(error) = swarm.dial(options) {
                         locked().ended.push(format!("dial: {error:?}"));
@@ -165,9 +165,15 @@ pub async fn run(mut swarm: Swarm<Protocols>, mut commands: mpsc::UnboundedRecei
                         swarm.behaviour_mut().narinfo.send_response(channel, stage.narinfo(&request)).ok();
                     }
                 }
-                SwarmEvent::Behaviour(ProtocolsEvent::Nar(event)) => {
-                    if let Some((request, channel)) = asked(event) {
-                        swarm.behaviour_mut().nar.send_response(channel, stage.nar(&request)).ok();
+                SwarmEvent::Behaviour(ProtocolsEvent::Dial(event)) => {
+                    let from = match &event {
+                        request_response::Event::Message { peer, .. } => Some(*peer),
+                        _ => None,
+                    };
+                    if let (Some(peer), Some((_, channel))) = (from, asked(event)) {
+                        swarm.behaviour_mut().dial.send_response(channel, vec![Move::Send(DIALLING.to_vec())]).ok();
+                        let bulk = bulk.clone();
+                        tokio::spawn(async move { bulk.dial(peer).await.ok() });
                     }
                 }
                 SwarmEvent::Behaviour(ProtocolsEvent::Quorum(event)) => {
@@ -199,7 +205,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    fn nar(&self, request: &[u8]) -> Play {
+    pub fn nar(&self, request: &[u8]) -> Play {
         let request = NarRequest::decode(request).expect("a NAR request as docs/protocol.md has it");
         let mut desk = self.locked();
         desk.asked.nars.push((Instant::now(), request.hash_part));
@@ -265,7 +271,7 @@ impl Stage {
     }
 }
 
-async fn perform<T: AsyncWrite + Unpin>(play: Play, stream: &mut T) -> io::Result<()> {
+pub async fn perform<T: AsyncWrite + Unpin>(play: Play, stream: &mut T) -> io::Result<()> {
     for step in play {
         match step {
             Move::Send(bytes) => {

@@ -6,7 +6,9 @@ use sha2::{Digest as _, Sha256};
 
 pub const GOSSIP: &str = "/narmesh/1/gossip";
 pub const NARINFO: &str = "/narmesh/1/narinfo";
-pub const NAR: &str = "/narmesh/1/nar";
+/// No protocol of a stream: the multiplexer of a bulk connection.
+pub const NAR: &str = "/narmesh/2/bulk";
+pub const DIAL: &str = "/narmesh/2/dial";
 pub const QUORUM: &str = "/narmesh/1/quorum";
 pub const TOPIC: &str = "/narmesh/1/announce";
 
@@ -300,6 +302,11 @@ pub fn found(text: &[u8]) -> Vec<u8> {
     Writer::default().u32(1).bytes(text).0
 }
 
+/// A request to dial a bulk connection, and the two answers.
+pub const DIAL_BULK: [u8; 4] = [0; 4];
+pub const DIALLING: [u8; 4] = [0; 4];
+pub const DIALS_NOT: [u8; 4] = [1, 0, 0, 0];
+
 /// A request for a NAR, without its length.
 #[derive(Debug, Clone, Copy)]
 pub struct NarRequest {
@@ -331,6 +338,10 @@ impl NarRequest {
 /// The head `Body`, with its length.
 pub fn nar_head(zstd: bool) -> Vec<u8> {
     Writer::default().u32(5).u32(0).u8(zstd.into()).0
+}
+
+pub fn nar_not_now(place: u32, ask_again_ms: u32) -> Vec<u8> {
+    Writer::default().u32(12).u32(2).u32(place).u32(ask_again_ms).0
 }
 
 pub fn nar_absent() -> Vec<u8> {

@@ -127,5 +127,11 @@ fn narinfo_and_nar_messages() {
     assert_eq!(hex(&nar_head(false)), squeezed("05000000 00000000 00"));
     assert_eq!(hex(&nar_head(true)), squeezed("05000000 00000000 01"));
     assert_eq!(hex(&crate::wire::nar_absent()), squeezed("04000000 01000000"));
+    assert_eq!(hex(&crate::wire::nar_not_now(3, 2_000)), squeezed("0c000000 02000000 03000000 d0070000"));
+    assert_eq!(
+        (hex(&crate::wire::DIAL_BULK), hex(&crate::wire::DIALLING)),
+        (squeezed("00000000"), squeezed("00000000"))
+    );
+    assert_eq!(hex(&crate::wire::DIALS_NOT), squeezed("01000000"));
     assert_eq!(hex(&nar_chunks(&[0xaa, 0xbb, 0xcc])), squeezed("03000000 aabbcc"));
 }
