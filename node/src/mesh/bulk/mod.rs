@@ -358,3 +358,6 @@ impl PeerBulk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,8 +131,11 @@ mod tests {
             let ticket = queue.enter(peer, kind).unwrap();
             assert_eq!(queue.place(peer, kind, ticket), None);
         }
-        let (mut queue, first) = (Queue::new(1), queue.enter(other, Kind::Small).unwrap());
-        drop(first);
+    }
+
+    #[test]
+    fn small_nars_are_not_behind_large_ones() {
+        let (mut queue, greedy) = (Queue::new(1), PeerId::random());
         let large = queue.enter(greedy, Kind::Large).unwrap();
         let small = queue.enter(greedy, Kind::Small).unwrap();
         assert_eq!(queue.place(greedy, Kind::Large, large), None);
