@@ -171,9 +171,9 @@ pub struct LimitsConfig {
     pub connections_gossip: u32,
     /// Memory for NARs in flight, bytes.
     pub nar_buffer_bytes: u64,
-    /// NARs sent to one peer at a time; those up to 8 MiB are counted apart, and have as many.
+    /// NARs sent to one peer at a time; those up to 8 MiB are counted apart, and have as many. Further ones wait for their turn.
     pub uploads_per_peer: u32,
-    /// NARs sent to all peers at a time.
+    /// Threads that read NARs from the disk for all peers.
     pub uploads_total: u32,
     /// Bytes per second of NARs to all peers together; 0 for no limit.
     pub upload_bytes_per_s: u32,

@@ -193,10 +193,11 @@ stall_timeout_ms = @transfer.stall_timeout_ms@
 connections_gossip = @limits.connections_gossip@
 # Memory for NARs in flight (16 MiB to 64 GiB).
 nar_buffer_bytes = @limits.nar_buffer_bytes@
-# NARs sent at a time, to one peer and to all; those up to 8 MiB are counted apart and have as many.
+# NARs sent to one peer at a time, those up to 8 MiB and larger ones each; further ones wait, and are told their place.
 uploads_per_peer = @limits.uploads_per_peer@
+# Threads that read NARs from the disk for peers.
 uploads_total = @limits.uploads_total@
-# Bytes per second of NARs to all peers together, 131072 or more; 0 for no limit. At the limit further ones are told "busy".
+# Bytes per second of NARs to all peers together, 16384 or more; 0 for no limit. Peers have equal shares of it.
 upload_bytes_per_s = @limits.upload_bytes_per_s@
 # Paths in this node's summary (1 to 400000); beyond it the newest are withheld, with a warning in the log.
 advertised_paths_max = @limits.advertised_paths_max@

@@ -423,7 +423,7 @@ fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, S
             "limits.upload_bytes_per_s",
             rate,
             (UPLOAD_BYTES_PER_S_MIN, u32::MAX),
-            "0 for no limit, or 131072 to 4294967295",
+            "0 for no limit, or 16384 to 4294967295",
         )?,
     };
     Ok(LimitSettings {

@@ -27,5 +27,6 @@ mod strangers;
 mod summaries;
 mod swarm;
 mod table;
+mod uploads;
 mod wire;
 mod wire_examples;

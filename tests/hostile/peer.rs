@@ -166,6 +166,13 @@ pub struct Control {
     bulk: Bulk,
 }
 
+impl Control {
+    /// Dials a bulk connection, which is used from now on.
+    pub async fn dial_bulk(&self, peer: PeerId) -> io::Result<()> {
+        self.bulk.dial(peer).await.map(drop)
+    }
+}
+
 /// A stream of either.
 pub type Stream = Box<dyn Duplex>;
 
