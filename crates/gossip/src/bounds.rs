@@ -2,6 +2,7 @@
 
 use crate::gossip::{Gossip, GossipConfig, Persisted};
 use crate::input::{Input, PathChange, ProbeOutcome};
+use crate::kept::KeptSummary;
 use crate::misdeed::Misdeed;
 use crate::output::Output;
 use crate::time::{Moment, Now};
@@ -247,6 +248,16 @@ fn run(seed: [u8; 32], inputs: u32) -> BTreeSet<String> {
         Chaos { rng, keys, asked: vec![], seen: vec![], step: 0, newest: BTreeMap::new(), bodies: BTreeMap::new() };
     gossip.handle(now, Input::Allowlist(everyone));
     for _ in 0..inputs {
+        if chaos.below(200) == 0 {
+            let envelope = chaos.bytes(Chaos::envelope);
+            let digest = Envelope::open(&envelope).map_or([0; 32], |envelope| envelope.announcement().body_digest);
+            let body = chaos.bodies.get(&digest).cloned().unwrap_or_default();
+            let owner = Envelope::open(&envelope).map_or(chaos.peer(), |envelope| envelope.peer());
+            match gossip.restore(now, owner, &KeptSummary { envelope, accepted_ms: now.wall_ms, body }) {
+                Ok(()) => drop(reached.insert("restored".to_owned())),
+                Err(unfit) => drop(reached.insert(format!("{unfit:?}"))),
+            }
+        }
         let input = chaos.input();
         gossip.handle(now, input);
         let mut outputs = 0;
@@ -301,6 +312,10 @@ fn a_hundred_thousand_inputs_leave_no_more_than_a_few() {
         "invalid_body",
         "path_count_differs",
         "dense_filter",
+        "restored",
+        "Heard",
+        "NotTrusted",
+        "Departed",
     ] {
         assert!(reached.contains(name), "{name} was never reached: {reached:?}");
     }

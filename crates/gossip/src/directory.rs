@@ -44,8 +44,17 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct Newest {
     pub(crate) envelope: Arc<Envelope>,
-    /// When it was first accepted; `None` when it was only read back after a restart and so is no more than a floor.
-    pub(crate) accepted: Option<Moment>,
+    /// `None` when it was only read back after a restart, without its body, and so is no more than a floor.
+    pub(crate) accepted: Option<Acceptance>,
+}
+
+/// When an announcement was first accepted, in this run or before the last restart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acceptance {
+    /// The wall clock then, milliseconds since 1970: what remains of the lifetime after a restart follows from it.
+    pub(crate) wall_ms: u64,
+    /// When the lifetime that began then is over.
+    pub(crate) expires: Moment,
 }
 
 /// A body that is in the table.
@@ -57,8 +66,9 @@ pub(crate) struct Held {
     /// Bits set.
     pub(crate) ones: u64,
     pub(crate) audience: Arc<[AudienceDigest]>,
-    /// When its lifetime, counted from the first acceptance of its announcement, is over.
-    pub(crate) expires: Moment,
+    pub(crate) accepted: Acceptance,
+    /// It was kept over a restart, and nobody has said since that it is still the newest.
+    pub(crate) remembered: bool,
 }
 
 impl Held {
@@ -82,9 +92,9 @@ impl Newest {
         self.envelope.announcement()
     }
 
-    /// When its lifetime is over, as far as it was accepted in this run.
+    /// When its lifetime is over, if it is more than a floor.
     pub(crate) fn expires(&self) -> Option<Moment> {
-        Some(self.accepted? + lifetime_ms(self.announcement()))
+        self.accepted.map(|accepted| accepted.expires)
     }
 }
 
@@ -133,6 +143,12 @@ impl Entry {
         }
     }
 
+    /// Whether the body held is of before a restart and known to be older than what its owner announced last.
+    pub(crate) fn is_outdated_memory(&self) -> bool {
+        let newest = self.newest.as_ref().map(|newest| newest.announcement().generation);
+        self.held.as_ref().is_some_and(|held| held.remembered && newest > Some(held.generation()))
+    }
+
     /// Whether the last body held was for this peer, too.
     pub(crate) fn admits(&self, peer: &PeerId) -> bool {
         self.audience.binary_search(&AudienceDigest::of(peer)).is_ok()
@@ -152,6 +168,9 @@ impl Entry {
             } else if announcement != known {
                 return Worth::Bad(Misdeed::Equivocation);
             } else if newest.accepted.is_some() {
+                if let Some(held) = self.held.as_mut().filter(|held| held.generation() == announcement.generation) {
+                    held.remembered = false;
+                }
                 return Worth::Known;
             }
         }
@@ -167,7 +186,8 @@ impl Entry {
         if announcement.body_bytes as usize > Summary::BYTES_MAX || announcement.path_count > PATH_COUNT_MAX {
             return Worth::Bad(Misdeed::OversizedAnnouncement);
         }
-        self.newest = Some(Newest { envelope: Arc::clone(envelope), accepted: Some(now.moment) });
+        let accepted = Acceptance { wall_ms: now.wall_ms, expires: now.moment + lifetime_ms(announcement) };
+        self.newest = Some(Newest { envelope: Arc::clone(envelope), accepted: Some(accepted) });
         Worth::News
     }
 
@@ -175,7 +195,7 @@ impl Entry {
     pub(crate) fn adopt(&mut self, now: Moment, lookups: u64) -> bool {
         let (Some(newest), Some(held)) = (&self.newest, &mut self.held) else { return false };
         let (new, old) = (newest.announcement(), held.envelope.announcement());
-        let Some(expires) = newest.expires() else { return false };
+        let Some(accepted) = newest.accepted else { return false };
         if new.body_digest != old.body_digest || new.path_count != old.path_count || new.is_goodbye() {
             return false;
         }
@@ -183,7 +203,8 @@ impl Entry {
             self.standing.new_epoch(now, lookups);
         }
         held.envelope = Arc::clone(&newest.envelope);
-        held.expires = expires;
+        held.accepted = accepted;
+        held.remembered = false;
         true
     }
 

@@ -27,6 +27,9 @@
 //! - *Lifetime.* A body is used for the announced lifetime from the first sight of its `(epoch, seq)`. An unchanged one is
 //!   announced again well before that, under the next `seq`; then nothing needs to be pulled, as the digest is the same.
 //!   A goodbye ends it at once.
+//! - *Restarts.* A body may be kept outside ([`Gossip::kept`]) and given back to the next core ([`Gossip::restore`]), which
+//!   checks all of it again. It is used for what is left of its lifetime. When its owner is known to have announced something
+//!   newer, it is still our best guess, and told to nobody.
 //! - *Lies.* What bytes prove against a peer is a [`Misdeed`]; three of them set it aside for 5 minutes. A filter that
 //!   claims what is not there loses its rank by measured false hits, and is left out when they are far beyond its density.
 //!
@@ -44,6 +47,7 @@ mod directory;
 mod gossip;
 mod history;
 mod input;
+mod kept;
 mod latest;
 mod matrix;
 mod misdeed;
@@ -63,6 +67,7 @@ mod view;
 
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, OpenEnvelope, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
+pub use kept::{Flaw, KeptSummary, Unfit};
 pub use misdeed::Misdeed;
 #[cfg(feature = "mutants")]
 pub use mutation::{MUTATIONS, Mutation, mutate};

@@ -1,14 +1,15 @@
 //! Fetching announced bodies: from the owner, from whoever told us, from anyone; again and again, but not for ever.
 
-use crate::directory::{Held, Newest};
+use crate::directory::{Acceptance, Held, Newest};
 use crate::gossip::Gossip;
+use crate::kept::Flaw;
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::output::{Event, Output};
 use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
-use narmesh_protocol::{Filter, Generation, HASH_ID_V1, Summary, SummaryDelta, SummaryError};
+use narmesh_protocol::{Announcement, Filter, Generation, HASH_ID_V1, Summary, SummaryDelta, SummaryError};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -377,9 +378,7 @@ impl Gossip {
     ) {
         self.drop_pull(&owner);
         let generation = target.announcement().generation;
-        let refusal = match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
-            Ok((_, summary)) if summary.items != target.announcement().path_count => Some(Misdeed::PathCountDiffers),
-            Ok((_, summary)) if !summary.admits(&self.me) && !mutant!(ForeignAudience) => None,
+        let refusal = match self.usable(target.announcement(), body) {
             Ok((filter, summary)) => {
                 self.install(owner, target, &filter, summary, positions);
                 let delta = positions.is_some();
@@ -387,20 +386,14 @@ impl Gossip {
                 self.want(owner, None);
                 return self.start_pulls();
             }
-            Err(SummaryError::UnknownHashId { hash_id }) => {
+            Err(Flaw::ForeignAudience) => None,
+            Err(Flaw::UnknownHashId { hash_id }) => {
                 self.event(Event::UnknownHashId { peer: owner, hash_id });
                 None
             }
-            Err(SummaryError::Filter(narmesh_protocol::FilterError::TooDense { .. })) => Some(Misdeed::DenseFilter),
-            Err(
-                SummaryError::Codec(_)
-                | SummaryError::TooMany { .. }
-                | SummaryError::Order { .. }
-                | SummaryError::Filter(_)
-                | SummaryError::Base { .. }
-                | SummaryError::Gap
-                | SummaryError::Position { .. },
-            ) => Some(Misdeed::InvalidBody),
+            Err(Flaw::PathCount) => Some(Misdeed::PathCountDiffers),
+            Err(Flaw::Dense) => Some(Misdeed::DenseFilter),
+            Err(Flaw::Bounds) => Some(Misdeed::InvalidBody),
         };
         if let Some(entry) = self.directory.get_mut(&owner) {
             entry.refused = Some(generation);
@@ -412,7 +405,27 @@ impl Gossip {
         self.start_pulls();
     }
 
-    fn install(
+    /// What a body holds, if this node may use it. That its digest is the announced one is the caller's business.
+    pub(crate) fn usable(&self, announcement: &Announcement, body: &[u8]) -> Result<(Filter, Summary), Flaw> {
+        match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
+            Ok((_, summary)) if summary.items != announcement.path_count => Err(Flaw::PathCount),
+            Ok((_, summary)) if !summary.admits(&self.me) && !mutant!(ForeignAudience) => Err(Flaw::ForeignAudience),
+            Ok(usable) => Ok(usable),
+            Err(SummaryError::UnknownHashId { hash_id }) => Err(Flaw::UnknownHashId { hash_id }),
+            Err(SummaryError::Filter(narmesh_protocol::FilterError::TooDense { .. })) => Err(Flaw::Dense),
+            Err(
+                SummaryError::Codec(_)
+                | SummaryError::TooMany { .. }
+                | SummaryError::Order { .. }
+                | SummaryError::Filter(_)
+                | SummaryError::Base { .. }
+                | SummaryError::Gap
+                | SummaryError::Position { .. },
+            ) => Err(Flaw::Bounds),
+        }
+    }
+
+    pub(crate) fn install(
         &mut self,
         owner: PeerId,
         target: &Newest,
@@ -433,7 +446,8 @@ impl Gossip {
             Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
             Some(_) | None => self.table.install(owner, filter, entry.standing.is_excluded()),
         }
-        let expires = target.expires().unwrap_or(moment);
+        let expired = Acceptance { wall_ms: self.now.wall_ms, expires: moment };
+        let accepted = target.accepted.unwrap_or(expired);
         entry.undelivered = None;
         entry.audience = Arc::clone(&audience);
         entry.held = Some(Held {
@@ -441,13 +455,14 @@ impl Gossip {
             class: filter.class(),
             ones: filter.as_bytes().iter().map(|byte| u64::from(byte.count_ones())).sum(),
             audience,
-            expires,
+            accepted,
+            remembered: false,
         });
         let learned = entry.addresses != summary.addresses;
         if learned {
             entry.addresses.clone_from(&summary.addresses);
         }
-        self.timers.set(Timer::Expire(owner), Some(expires));
+        self.timers.set(Timer::Expire(owner), Some(accepted.expires));
         if learned {
             self.event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
         }
@@ -458,7 +473,7 @@ impl Gossip {
     pub(crate) fn adopted(&mut self, peer: PeerId) {
         self.drop_pull(&peer);
         let Some(held) = self.directory.get(&peer).and_then(|entry| entry.held.as_ref()) else { return };
-        let (generation, expires) = (held.generation(), held.expires);
+        let (generation, expires) = (held.generation(), held.accepted.expires);
         self.timers.set(Timer::Expire(peer), Some(expires));
         self.event(Event::BodyPulled { owner: peer, from: peer, generation, bytes: 0, delta: false });
         self.rank(peer);

@@ -255,7 +255,9 @@ impl Gossip {
                 let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
                 have.of(&entry.digest).and(Some(&newest.envelope))
             };
-            let envelope = entry.held.as_ref().map(|held| &held.envelope).or_else(goodbye)?;
+            // What is known to be outdated is our best guess, and no news for anyone.
+            let held = entry.held.as_ref().filter(|_| !entry.is_outdated_memory());
+            let envelope = held.map(|held| &held.envelope).or_else(goodbye)?;
             let admitted = entry.audience.binary_search(&digest).is_ok() || mutant!(NewsForAnyone);
             (admitted && newer(&entry.digest, envelope)).then_some(envelope.as_ref())
         });
@@ -274,7 +276,8 @@ impl Gossip {
             return self.publication.serve(asker, generation, have_seq).unwrap_or(GossipReply::Absent);
         }
         let held = self.directory.owner(owner).and_then(|peer| {
-            let held: &Held = self.directory.get(&peer)?.held.as_ref()?;
+            let entry = self.directory.get(&peer).filter(|entry| !entry.is_outdated_memory())?;
+            let held: &Held = entry.held.as_ref()?;
             let meant = held.admits(asker) || mutant!(BodyForAnyone);
             (held.generation() == generation && meant).then_some((peer, *held.envelope.announcement()))
         });

@@ -51,6 +51,10 @@ pub struct SummaryView {
     pub issued_at_ms: u64,
     /// When its lifetime ends.
     pub expires: Moment,
+    /// When its announcement was first accepted, milliseconds since 1970; its lifetime runs from there.
+    pub accepted_ms: u64,
+    /// It was kept over a restart, and nobody has said since that it is still the newest.
+    pub remembered: bool,
 }
 
 impl Gossip {
@@ -66,7 +70,9 @@ impl Gossip {
                 paths: held.envelope.announcement().path_count,
                 filter_bits: held.class.bits(),
                 issued_at_ms: held.envelope.announcement().issued_at_ms,
-                expires: held.expires,
+                expires: held.accepted.expires,
+                accepted_ms: held.accepted.wall_ms,
+                remembered: held.remembered,
             }),
             announced: entry.newest.as_ref().map(|newest| newest.announcement().generation),
             addresses: entry.addresses.clone(),

@@ -8,6 +8,7 @@
 )]
 
 mod hostile;
+mod kept;
 mod lifetimes;
 mod lone;
 mod net;
