@@ -18,7 +18,7 @@ use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, Pee
 use crate::quorum::{Keeper, KeyNames, LiveLedger};
 use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
 use crate::settings::{Secrets, Settings, make_gateway_key};
-use crate::state_db::{StateDb, StateDbError};
+use crate::state_db::{StateDb, StateDbError, SummaryFiles};
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
@@ -88,6 +88,11 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let gateway_listener = listener::gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
     let state = Arc::new(Mutex::new(open_state(&settings.node.state_dir)?));
+    let summaries = SummaryFiles::open(&settings.node.state_dir)
+        .inspect_err(
+            |error| tracing::error!(%error, "summaries of peers cannot be kept; after a restart they are pulled again"),
+        )
+        .ok();
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let location = StoreLocation {
         store_dir: settings.store.store_dir.clone(),
@@ -122,6 +127,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             uploads: uploads.clone(),
             board,
             state: Arc::clone(&state),
+            summaries,
             ledger: Arc::clone(&ledger),
             exchange_counters: exchange_counters.clone(),
             withheld,

@@ -1,11 +1,15 @@
 //! What must survive a restart, in SQLite: our epoch, the newest announcement of each peer, the audiences of builders' nodes,
-//! remembered answers.
+//! remembered answers. Beside it are the peers' summaries ([`SummaryFiles`]).
 //!
 //! All of it can be lost without harm (peers tell us our epoch, announcements come again, without an audience nobody is told,
 //! answers are asked again), so a file that
 //! cannot be used is moved aside and a new one made. A write that returned survives the death of the process; a power failure may
 //! take the last ones (WAL with `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
 //! Methods block; call them from a blocking thread. One process per directory: the file is locked.
+
+mod summaries;
+
+pub use self::summaries::SummaryFiles;
 
 use crate::database_file::{Empty, OpenError, make_directory, migrate, prepare, remove_siblings, set_aside};
 use libp2p::PeerId;

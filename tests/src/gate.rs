@@ -25,6 +25,7 @@ struct Gate {
     left_bytes: Option<u64>,
     holding: bool,
     closed: bool,
+    hides_ends: bool,
     sockets: Vec<TcpStream>,
 }
 
@@ -69,6 +70,11 @@ impl GatedProxy {
     #[must_use]
     pub fn is_holding(&self) -> bool {
         self.shared.lock().holding
+    }
+
+    /// From now on the end of a dialler is not told upstream: there its connections look alive, as after a power cut.
+    pub fn hide_ends(&self) {
+        self.shared.lock().hides_ends = true;
     }
 
     /// Opens the gate for good.
@@ -117,6 +123,9 @@ impl Shared {
             if self.forward(&mut to, buffer.get(..count).unwrap_or_default(), gated).is_err() {
                 break;
             }
+        }
+        if !gated && self.lock().hides_ends {
+            return;
         }
         // Either end is gone: both ends shall know. One that is closed already is as good.
         from.shutdown(Shutdown::Both).ok();

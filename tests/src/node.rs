@@ -208,6 +208,13 @@ impl TestNode {
         ["state.sqlite", "state.sqlite-wal", "state.sqlite-shm"].map(|name| self.dir.join("state").join(name)).into()
     }
 
+    /// How many summaries of peers lie in its state directory.
+    #[must_use]
+    pub fn summaries_kept(&self) -> usize {
+        fs::read_dir(self.dir.join("state/summaries"))
+            .map_or(0, |dir| dir.flatten().filter(|file| !file.file_name().to_string_lossy().ends_with(".new")).count())
+    }
+
     fn log_file(&self) -> PathBuf {
         self.dir.join("log.txt")
     }

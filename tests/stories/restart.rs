@@ -2,9 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
+use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{TestMesh, TestNode, get, head, promised, request, sha256_hex, wait_for};
+use narmesh_tests::{GatedProxy, TestMesh, TestNode, get, head, promised, request, sha256_hex, wait_for, wait_until};
 use rustix::process::Signal;
 
 /// A node without state is promised to be heard by its peers within this.
@@ -194,4 +195,68 @@ fn the_first_summary_is_of_the_whole_store() {
         status.summary_paths("a").filter(|_| status.summary_version("a") > before)
     });
     assert_eq!(heard, PATHS as u64);
+}
+
+/// How the holder takes the asker back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// At once.
+    Quick,
+    /// Its side of the handshake comes only when the asker's Nix already waits.
+    Slow,
+    /// It has not heard that the old connection is gone, and refuses the first dial of the new one.
+    Unaware,
+}
+
+/// `b` is killed and started again `times` times; each time its first question is of a path that it has never asked for.
+fn assert_first_answers(holder: Holder, times: usize) {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    let paths: Vec<_> = (0..times).map(|turn| a.store.build_fresh(&format!("{holder:?}-{turn}"))).collect();
+    // The proxy stays the only way, and the answer is awaited for as long as a busy machine needs.
+    for node in [&mut a, &mut b] {
+        node.config.advertise_loopback = false;
+        node.config.narinfo_deadline_ms = 20_000;
+    }
+    TestMesh::introduce(&mut [&mut a, &mut b]);
+    a.start();
+    let gate = GatedProxy::to(a.p2p_socket());
+    if holder == Holder::Unaware {
+        gate.hide_ends();
+    }
+    b.learn_address("a", &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
+    b.start();
+    a.wait_all_advertised(&[&b]);
+    wait_until("b has a's summary on disk", promised(HEARD), || b.summaries_kept() == 1);
+    for path in &paths {
+        b.kill();
+        if holder == Holder::Slow {
+            gate.hold_after(0);
+        }
+        b.start();
+        let answer = thread::scope(|scope| {
+            let asking = scope.spawn(|| b.get_narinfo(path));
+            if holder == Holder::Slow {
+                b.wait_status("asks a", HEARD, |status| status.peer("a").is_some_and(|a| a["asked"] == 1));
+                gate.release();
+            }
+            asking.join().unwrap()
+        });
+        assert_eq!(answer.status, 200, "{holder:?}: the first answer after the start, of {path}");
+    }
+}
+
+#[test]
+fn the_first_question_after_a_start_is_answered_by_who_was_known_before() {
+    assert_first_answers(Holder::Quick, 20);
+}
+
+#[test]
+fn the_first_question_after_a_start_waits_for_a_slow_holder() {
+    assert_first_answers(Holder::Slow, 20);
+}
+
+#[test]
+fn the_first_question_after_a_start_survives_a_refused_dial() {
+    assert_first_answers(Holder::Unaware, 20);
 }

@@ -1,8 +1,10 @@
 //! Whom to dial, when, and at which addresses: no sockets here, the driver performs it.
 //!
 //! Configured addresses are redialled for ever with a growing, jittered pause. Addresses learned from summaries are foreign words:
-//! each is dialled at most once a minute, and for gossip only while there are fewer connections than wanted.
+//! each is dialled at most once a minute, unless the peer was just reached there, and for gossip only while there are fewer connections
+//! than wanted.
 
+use super::addresses::socket_address;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::Moment;
 use rand::{Rng, RngExt};
@@ -30,6 +32,14 @@ const RETURNS_MS: u64 = 4_000;
 const SHORT_MS: u64 = 5_000;
 /// After the first such one it is dialled again within this.
 const AGAIN_MS: u64 = 60;
+/// A peer whose connection had lasted is dialled again within this, and then at this pace: a daemon that is restarted is back in a
+/// fraction of a second.
+const BACK_MS: u64 = 100;
+/// For so long.
+const BACK_SOON_MS: u64 = 3_000;
+/// A lookup waits for a dial that comes within this, the usual deadline of a narinfo. Who has failed so often that the next one is
+/// further away, some three times, is gone for long.
+const EXPECTED_MS: u64 = 1_000;
 /// One peer that comes and goes does not make us dial all others more often than this.
 const RETURNS_PAUSE_MS: u64 = 60_000;
 /// Addresses kept per peer, configured and learned each.
@@ -48,6 +58,10 @@ struct Target {
     since: Moment,
     /// Short connections in a row.
     short: u32,
+    /// When a connection ended that had lasted.
+    lost: Option<Moment>,
+    /// A lookup waits for it.
+    is_demanded: bool,
 }
 
 /// Why a peer cannot be dialled on demand now.
@@ -57,8 +71,8 @@ pub(super) enum NotNow {
     Unknown,
     /// No address is known, or each was tried a moment ago.
     NoAddress,
-    /// It failed a moment ago; the next try comes by itself.
-    Pausing,
+    /// It failed again and again; the next try comes by itself, but not soon.
+    Gone,
 }
 
 /// What to do for a demand.
@@ -66,8 +80,8 @@ pub(super) enum NotNow {
 pub(super) enum Demand {
     /// There is a connection.
     Connected,
-    /// A dial is under way.
-    Dialing,
+    /// A dial is under way, or comes within [`EXPECTED_MS`].
+    Wait,
     /// Dial these.
     Dial(Vec<Multiaddr>),
 }
@@ -126,10 +140,17 @@ impl Dialer {
             .collect();
     }
 
-    pub(super) fn connected(&mut self, now: Moment, peer: &PeerId) {
+    /// There is a connection; `via` is the address at which the peer was dialled and proved who it is.
+    pub(super) fn connected(&mut self, now: Moment, peer: &PeerId, via: Option<&Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
         let was_cut_off = target.failures >= FAILURES_CUT_MIN;
         (target.connected, target.dialing, target.failures, target.since) = (true, false, 0, now);
+        (target.lost, target.is_demanded) = (None, false);
+        if let Some(via) = via.and_then(socket_address) {
+            // No foreign word any more: it may be dialled again when this connection is refused.
+            let proven = target.learned.iter_mut().filter(|(address, _)| socket_address(address) == Some(via));
+            proven.for_each(|(_, tried)| *tried = None);
+        }
         if was_cut_off && self.returned.is_none_or(|before| now.since(before) >= RETURNS_PAUSE_MS) {
             self.returned = Some(now);
             for target in self.targets.values_mut().filter(|target| target.failures > 0) {
@@ -151,7 +172,9 @@ impl Dialer {
             target.connected = false;
             target.short = if now.since(target.since) < SHORT_MS { target.short.saturating_add(1) } else { 0 };
             let growth = target.short.saturating_sub(1).min(16);
+            target.lost = (target.short == 0).then_some(now);
             let pause = match target.short {
+                0 => BACK_MS,
                 // Refused because the other side believed in an earlier connection: it takes the next one.
                 1 => AGAIN_MS,
                 _ => (PAUSE_MIN_MS << growth).min(PAUSE_MAX_MS),
@@ -166,8 +189,13 @@ impl Dialer {
             target.dialing = false;
             let longest = if target.failures < FAILURES_SOON_MAX { PAUSE_MAX_MS } else { PAUSE_GONE_MS };
             let growth = if are_returning { 0 } else { target.failures.min(16) };
-            let pause = (PAUSE_MIN_MS << growth).min(longest);
-            target.failures = target.failures.saturating_add(1);
+            let mut pause = (PAUSE_MIN_MS << growth).min(longest);
+            if target.lost.is_some_and(|lost| now.since(lost) < BACK_SOON_MS) {
+                // These refusals are those of a daemon that is restarted, not of a peer that is cut off.
+                (target.failures, pause) = (1, BACK_MS);
+            } else {
+                target.failures = target.failures.saturating_add(1);
+            }
             target.next = Moment(now.0 + pause * 3 / 4 + rng.random_range(0..=pause / 2));
         }
     }
@@ -183,19 +211,20 @@ impl Dialer {
         })
     }
 
-    /// Everything to dial now for gossip; marks it as dialled.
+    /// Everything to dial now for gossip, and for lookups that wait; marks it as dialled.
     pub(super) fn due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
-        let mut connections = self.targets.values().filter(|target| target.connected || target.dialing).count();
+        let mut connections = self.connections();
         let is_due = |target: &Target| !target.connected && !target.dialing && target.next <= now;
+        let is_wanted = |target: &Target, connections| target.is_demanded || connections < self.connections_wanted;
         let mut dials = Vec::new();
         // Mostly nothing is: no order is needed then.
-        if connections >= self.connections_wanted || !self.targets.values().any(is_due) {
+        if !self.targets.values().any(|target| is_due(target) && is_wanted(target, connections)) {
             return dials;
         }
         let mut in_order: Vec<_> = self.targets.iter_mut().collect();
-        in_order.sort_unstable_by_key(|(_, target)| target.rank);
+        in_order.sort_unstable_by_key(|(_, target)| (!target.is_demanded, target.rank));
         for (peer, target) in in_order {
-            if connections >= self.connections_wanted {
+            if !is_wanted(target, connections) {
                 break;
             }
             if !is_due(target) {
@@ -205,6 +234,7 @@ impl Dialer {
             if addresses.is_empty() {
                 // Nothing to dial until an address is learned or becomes due again.
                 target.next = Moment(now.0 + PAUSE_GONE_MS);
+                target.is_demanded = false;
                 continue;
             }
             target.start(now);
@@ -214,21 +244,22 @@ impl Dialer {
         dials
     }
 
-    /// A lookup wants `peer` now.
+    /// A lookup wants `peer` now. After [`Demand::Wait`] it is dialled when its pause is over, however many connections there are.
     pub(super) fn demand(&mut self, now: Moment, peer: &PeerId) -> Result<Demand, NotNow> {
         let target = self.targets.get_mut(peer).ok_or(NotNow::Unknown)?;
         if target.connected {
             return Ok(Demand::Connected);
         }
         if target.dialing {
-            return Ok(Demand::Dialing);
-        }
-        if target.failures > 0 && target.next > now {
-            return Err(NotNow::Pausing);
+            return Ok(Demand::Wait);
         }
         let addresses = target.dialable(now);
         if addresses.is_empty() {
             return Err(NotNow::NoAddress);
+        }
+        if target.failures > 0 && target.next > now {
+            target.is_demanded = target.next.since(now) <= EXPECTED_MS;
+            return if target.is_demanded { Ok(Demand::Wait) } else { Err(NotNow::Gone) };
         }
         target.start(now);
         Ok(Demand::Dial(addresses))
@@ -236,11 +267,13 @@ impl Dialer {
 
     /// When [`Self::due`] may have something.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        let connections = self.targets.values().filter(|target| target.connected || target.dialing).count();
-        if connections >= self.connections_wanted {
-            return None;
-        }
-        self.targets.values().filter(|target| !target.connected && !target.dialing).map(|target| target.next).min()
+        let is_full = self.connections() >= self.connections_wanted;
+        let waiting = self.targets.values().filter(|target| !target.connected && !target.dialing);
+        waiting.filter(|target| target.is_demanded || !is_full).map(|target| target.next).min()
+    }
+
+    fn connections(&self) -> usize {
+        self.targets.values().filter(|target| target.connected || target.dialing).count()
     }
 }
 
@@ -258,6 +291,7 @@ impl Target {
 
     fn start(&mut self, now: Moment) {
         self.dialing = true;
+        self.is_demanded = false;
         for (_, tried) in &mut self.learned {
             if tried.is_none_or(|at| now.0.saturating_sub(at.0) >= LEARNED_PAUSE_MS) {
                 *tried = Some(now);
@@ -287,8 +321,9 @@ mod tests {
             assert_eq!(dialer.due(now), [(peer, vec![address(1)])]);
             assert!(dialer.due(now).is_empty(), "one dial at a time");
             dialer.failed(now, &peer, &mut rng);
-            assert_eq!(dialer.demand(now, &peer), Err(NotNow::Pausing));
             let next = dialer.deadline().unwrap();
+            let is_soon = next.since(now) <= EXPECTED_MS;
+            assert_eq!(dialer.demand(now, &peer), if is_soon { Ok(Demand::Wait) } else { Err(NotNow::Gone) });
             pauses.push(next.0 - now.0);
             now = next;
         }
@@ -317,7 +352,7 @@ mod tests {
         };
         cut_off(&mut dialer, &mut now, &mut rng);
         assert!(dialer.due(now).is_empty(), "both pause");
-        dialer.connected(now, &one);
+        dialer.connected(now, &one, None);
         assert_eq!(dialer.due(now), [(other, vec![address(2)])]);
         dialer.failed(now, &other, &mut rng);
         assert!(
@@ -328,7 +363,7 @@ mod tests {
         dialer.disconnected(now, &one, &mut rng);
         now = Moment(now.0 + RETURNS_MS);
         cut_off(&mut dialer, &mut now, &mut rng);
-        dialer.connected(now, &one);
+        dialer.connected(now, &one, None);
         assert!(dialer.due(now).is_empty(), "within a minute");
     }
 
@@ -341,7 +376,7 @@ mod tests {
         let mut now = Moment(0);
         let mut pause = |dialer: &mut Dialer, lasted_ms: u64| {
             assert_eq!(dialer.due(now).len(), 1);
-            dialer.connected(now, &peer);
+            dialer.connected(now, &peer, None);
             now = Moment(now.0 + lasted_ms);
             dialer.disconnected(now, &peer, &mut rng);
             let pause = dialer.deadline().unwrap().since(now);
@@ -365,7 +400,7 @@ mod tests {
             // Connected, and the address changes soon; the first dial from the new one is refused.
             for (has_moved, pause_max) in [(true, PAUSE_MIN_MS), (false, AGAIN_MS)] {
                 assert_eq!(dialer.due(now).len(), 1);
-                dialer.connected(now, &peer);
+                dialer.connected(now, &peer, None);
                 now = Moment(now.0 + 1_000);
                 if has_moved {
                     dialer.moved(now);
@@ -415,10 +450,65 @@ mod tests {
         let [configured, learned] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(1);
         dialer.set_peers(Moment(0), &BTreeMap::from([(configured, vec![address(1)]), (learned, Vec::new())]), 1);
-        dialer.connected(Moment(0), &configured);
+        dialer.connected(Moment(0), &configured, None);
         dialer.learned(Moment(0), &learned, vec![address(2)]);
         assert!(dialer.due(Moment(100_000)).is_empty());
         assert_eq!(dialer.deadline(), None);
         assert_eq!(dialer.demand(Moment(100_000), &learned), Ok(Demand::Dial(vec![address(2)])));
+    }
+
+    #[test]
+    fn who_waits_is_dialled_for_when_the_pause_is_over_though_there_are_connections_enough() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let [there, wanted] = [(); 2].map(|()| PeerId::random());
+        let mut dialer = Dialer::new(1);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(there, vec![address(1)]), (wanted, vec![address(2)])]), 1);
+        dialer.connected(Moment(0), &there, None);
+        assert_eq!(dialer.demand(Moment(0), &wanted), Ok(Demand::Dial(vec![address(2)])));
+        assert_eq!(dialer.demand(Moment(1), &wanted), Ok(Demand::Wait), "another one waits for the same dial");
+        dialer.failed(Moment(5), &wanted, &mut rng);
+        assert_eq!(dialer.deadline(), None, "for gossip it is not needed");
+        assert_eq!(dialer.demand(Moment(5), &wanted), Ok(Demand::Wait));
+        let again = dialer.deadline().unwrap();
+        assert!(again > Moment(5) && dialer.due(Moment(again.0 - 1)).is_empty());
+        assert_eq!(dialer.due(again), [(wanted, vec![address(2)])]);
+    }
+
+    #[test]
+    fn a_peer_that_is_restarted_is_dialled_every_moment_and_then_ever_more_rarely() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
+        dialer.due(Moment(0));
+        dialer.connected(Moment(0), &peer, None);
+        let lost = Moment(2 * SHORT_MS);
+        dialer.disconnected(lost, &peer, &mut rng);
+        let mut dials = Vec::new();
+        let mut now = dialer.deadline().unwrap();
+        while now.since(lost) < 60_000 {
+            assert_eq!(dialer.due(now).len(), 1);
+            dials.push(now.since(lost));
+            dialer.failed(now, &peer, &mut rng);
+            now = dialer.deadline().unwrap();
+        }
+        assert!(dials[0] <= BACK_MS);
+        let soon: Vec<_> = dials.iter().take_while(|at| **at < BACK_SOON_MS).collect();
+        assert!(soon.windows(2).all(|pair| pair[1] - pair[0] <= BACK_MS * 5 / 4), "{soon:?}");
+        assert!((20..=45).contains(&soon.len()) && dials.len() - soon.len() < 25, "{dials:?}");
+    }
+
+    #[test]
+    fn a_learned_address_where_the_peer_was_reached_is_dialled_again_at_once() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
+        dialer.learned(Moment(0), &peer, vec![address(2), address(3)]);
+        assert_eq!(dialer.demand(Moment(0), &peer), Ok(Demand::Dial(vec![address(2), address(3)])));
+        let via = format!("{}/p2p/{peer}", address(3)).parse().unwrap();
+        dialer.connected(Moment(5), &peer, Some(&via));
+        dialer.disconnected(Moment(6), &peer, &mut rng);
+        assert_eq!(dialer.demand(Moment(7), &peer), Ok(Demand::Dial(vec![address(3)])), "refused once");
     }
 }

@@ -4,13 +4,15 @@ use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
 mod attestations;
 mod bulk_dials;
 mod core_outputs;
+mod kept;
 mod protocols;
 
+use self::kept::SummaryKeeper;
 use super::addresses::{describe_dial_error, may_be_told, socket_address};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{Bulk, Surroundings};
 use super::clock::now;
-use super::dialer::{Demand, Dialer};
+use super::dialer::{Demand, Dialer, NotNow};
 use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
 use super::nar_client::NarPool;
@@ -20,7 +22,7 @@ use super::swarm;
 use super::transport::is_handed_over;
 use super::uploads::Uploads;
 use crate::quorum::LiveLedger;
-use crate::state_db::SharedStateDb;
+use crate::state_db::{SharedStateDb, SummaryFiles};
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -47,6 +49,8 @@ const ANSWERS_AT_ONCE_MAX: usize = 64;
 const TICK_MAX: Duration = Duration::from_secs(10);
 /// A start waits no longer than this for its listeners.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Lookups that wait for a connection with one peer: as many as the resolver has paths under way.
+const WAITERS_MAX: usize = 256;
 /// Connections in all, kept and on demand.
 const CONNECTIONS_MAX: u32 = 1_024;
 
@@ -82,6 +86,8 @@ pub struct MeshParts {
     pub board: Arc<PeerBoard>,
     /// What survives a restart.
     pub state: SharedStateDb,
+    /// The same of peers' summaries, if it can be kept.
+    pub summaries: Option<SummaryFiles>,
     /// What is attested.
     pub ledger: Arc<LiveLedger>,
     /// Counts what is exchanged of it.
@@ -116,6 +122,7 @@ pub struct Mesh {
     orders: mpsc::Receiver<Order>,
     /// Of builders' nodes, as they stand in the state database.
     audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
+    keeper: Option<SummaryKeeper>,
     /// What of our own builds is private is known, so that peers are told of the rest.
     tells_own: bool,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
@@ -143,7 +150,7 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> anyhow::Result<(Self, MeshHandle)> {
-        let MeshParts { offer, uploads, board, state, ledger, exchange_counters, withheld } = parts;
+        let MeshParts { offer, uploads, board, state, summaries, ledger, exchange_counters, withheld } = parts;
         let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         for address in &config.listen {
             swarm.listen_on(address.clone())?;
@@ -197,6 +204,7 @@ impl Mesh {
             exchange,
             orders,
             audiences_kept: HashMap::new(),
+            keeper: None,
             tells_own: false,
             quorum_sent: HashMap::new(),
             quorum_received: HashMap::new(),
@@ -208,6 +216,10 @@ impl Mesh {
             rng,
         };
         mesh.reconfigure(config);
+        // Before anybody can ask: the table answers from the first question on.
+        if let Some(files) = summaries {
+            mesh.remember_summaries(files)?;
+        }
         Ok((mesh, handle))
     }
 
@@ -231,6 +243,9 @@ impl Mesh {
             self.perform();
             self.dial_due();
             self.unmute_due();
+            if let Some(keeper) = &mut self.keeper {
+                keeper.write_due(&self.gossip);
+            }
             let sleep = tokio::time::sleep(self.until_deadline());
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -254,7 +269,8 @@ impl Mesh {
         let wait = |deadline: Option<Moment>| {
             deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
         };
-        wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(TICK_MAX)
+        let keeper = self.keeper.as_ref().and_then(SummaryKeeper::deadline);
+        wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(wait(keeper)).min(TICK_MAX)
     }
 
     fn dial_due(&mut self) {
@@ -272,15 +288,16 @@ impl Mesh {
 
     fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
         if self.swarm.is_connected(&peer) {
-            self.dialer.connected(now().moment, &peer);
+            self.dialer.connected(now().moment, &peer, None);
             return;
         }
         let why = describe_dial_error(error);
         tracing::debug!(%peer, why, "dial failed");
         self.dialer.failed(now().moment, &peer, &mut self.rng);
         self.board.update(&peer, |stats| stats.why = Some(why.clone()));
+        // Whoever still waits goes on waiting for the next dial, if it comes soon.
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
-            drop(waiter.send(Err(AskError::NotConnected(why.clone()))));
+            self.connect(peer, waiter);
         }
     }
 
@@ -324,14 +341,30 @@ impl Mesh {
     }
 
     fn connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), AskError>>) {
+        if reply.is_closed() {
+            return;
+        }
+        let refuse =
+            |reply: oneshot::Sender<_>, why: &str| drop(reply.send(Err(AskError::NotConnected(why.to_owned()))));
         match self.dialer.demand(now().moment, &peer) {
             Ok(Demand::Connected) => drop(reply.send(Ok(()))),
-            Ok(Demand::Dialing) => self.connecting.entry(peer).or_default().push(reply),
-            Ok(Demand::Dial(addresses)) => {
-                self.connecting.entry(peer).or_default().push(reply);
-                self.dial(peer, addresses);
+            Ok(demand) => {
+                let waiting = self.connecting.entry(peer).or_default();
+                waiting.retain(|waiter| !waiter.is_closed());
+                if waiting.len() >= WAITERS_MAX {
+                    return refuse(reply, "too many wait for a connection");
+                }
+                waiting.push(reply);
+                if let Demand::Dial(addresses) = demand {
+                    self.dial(peer, addresses);
+                }
             }
-            Err(reason) => drop(reply.send(Err(AskError::NotConnected(format!("{reason:?}"))))),
+            Err(NotNow::Unknown) => refuse(reply, "not on the allowlist"),
+            Err(NotNow::NoAddress) => refuse(reply, "no address that was not just tried"),
+            Err(NotNow::Gone) => {
+                let why = self.board.stats(&peer).and_then(|stats| stats.why);
+                refuse(reply, &why.unwrap_or_else(|| "gone".to_owned()));
+            }
         }
     }
 
@@ -396,6 +429,9 @@ impl Mesh {
             }
         };
         drop(tokio::time::timeout(Duration::from_millis(200), drained).await);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.finish(&self.gossip).await;
+        }
         // An error means that nobody waits for it any more.
         reply.send(()).unwrap_or(());
     }
@@ -421,8 +457,10 @@ impl Mesh {
                 self.tell_addresses();
             }
             SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
-            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } if num_established.get() == 1 => {
-                self.on_connected(peer_id);
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, endpoint, .. }
+                if num_established.get() == 1 =>
+            {
+                self.on_connected(peer_id, endpoint.is_dialer().then(|| endpoint.get_remote_address()));
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
@@ -437,9 +475,9 @@ impl Mesh {
         }
     }
 
-    fn on_connected(&mut self, peer: PeerId) {
-        tracing::info!(%peer, "connected");
-        self.dialer.connected(now().moment, &peer);
+    fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
+        tracing::info!(%peer, dialled = dialled.is_some(), "connected");
+        self.dialer.connected(now().moment, &peer, dialled);
         self.board.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             drop(waiter.send(Ok(())));

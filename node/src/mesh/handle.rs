@@ -17,6 +17,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 /// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a time.
 const ASKS_MAX: usize = 32;
 
+/// A question is asked again so often when its connection ends before the answer.
+const LOST_MAX: u32 = 3;
+
 /// A question for one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -133,12 +136,13 @@ impl MeshHandle {
         &self.nar
     }
 
-    /// Asks a peer, dialling it if need be; the caller sets the deadline.
+    /// Asks a peer, dialling it if need be; the caller sets the deadline. A question that is lost with its connection is asked again
+    /// on the next one.
     pub async fn ask(&self, peer: PeerId, ask: Ask) -> Result<NarInfoReply, AskError> {
         self.connect(peer).await?;
         let slots = self.ask_slots(peer);
         let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
-        let bytes = self.call(|reply| Command::Ask { peer, ask, reply }).await??;
+        let bytes = self.ask_connected(peer, ask).await?;
         let reply = NarInfoReply::decode(&bytes).map_err(|error| {
             // One that was cut short may be the line's doing.
             if !error.is_truncated() {
@@ -160,6 +164,20 @@ impl MeshHandle {
         drop(tokio::time::timeout_at(deadline.into(), satisfied).await);
     }
 
+    async fn ask_connected(&self, peer: PeerId, ask: Ask) -> Result<Vec<u8>, AskError> {
+        let mut lost = 0;
+        loop {
+            match self.call(|reply| Command::Ask { peer, ask, reply }).await? {
+                // After a restart of ours a peer refuses the first dial: it still believes in the old connection.
+                Err(AskError::NotConnected(_)) if lost < LOST_MAX => {
+                    lost += 1;
+                    self.call(|reply| Command::Connect { peer, reply }).await??;
+                }
+                reply => return reply,
+            }
+        }
+    }
+
     fn ask_slots(&self, peer: PeerId) -> Arc<Semaphore> {
         let mut asks = self.asks.lock();
         // Peers that are not asked at present need no entry.
@@ -167,7 +185,7 @@ impl MeshHandle {
         Arc::clone(asks.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(ASKS_MAX))))
     }
 
-    /// Makes sure that there is a connection.
+    /// Makes sure that there is a connection; waits for one that is expected soon, and the caller sets the deadline.
     pub async fn connect(&self, peer: PeerId) -> Result<(), AskError> {
         if self.board.stats(&peer).is_some_and(|stats| stats.connected) {
             return Ok(());

@@ -1,7 +1,9 @@
 //! What was written comes back; what was damaged is moved aside.
 
+use super::summaries::DIR_NAME;
 use super::*;
 use crate::database_file::{SET_ASIDE_MAX, set_aside_files};
+use narmesh_gossip::KeptSummary;
 use std::fs;
 
 fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {
@@ -171,4 +173,72 @@ fn answers_are_bounded_and_the_oldest_go() {
     assert!(db.answer(&HashPart([255; 20])).unwrap().is_some());
     db.clear_answers().unwrap();
     assert!(db.answered().unwrap().is_empty());
+}
+
+fn summary(fill: u8, body_bytes: usize) -> KeptSummary {
+    KeptSummary { envelope: vec![fill; 169], accepted_ms: u64::from(fill), body: vec![fill; body_bytes] }
+}
+
+#[test]
+fn summaries_come_back_as_they_were_written_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two, three] = [(); 3].map(|()| PeerId::random());
+    let mut files = SummaryFiles::open(dir.path()).unwrap();
+    assert!(files.write(&one, &summary(1, 5_000)).unwrap());
+    assert!(files.write(&one, &summary(2, 3_000)).unwrap());
+    assert!(files.write(&two, &summary(3, 0)).unwrap());
+    assert!(files.write(&three, &summary(4, 10)).unwrap());
+    files.renew(&one, &[7; 1_000], u64::MAX).unwrap();
+    files.renew(&PeerId::random(), &[7; 100], 1).unwrap();
+    files.remove(&three).unwrap();
+    // As a daemon that died in the middle of a write leaves it.
+    fs::write(dir.path().join(DIR_NAME).join(format!("{three}.new")), b"half").unwrap();
+    let files = SummaryFiles::open(dir.path()).unwrap();
+    assert_eq!(files.owners().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([one, two]));
+    let renewed = KeptSummary { envelope: vec![7; 1_000], accepted_ms: u64::MAX, body: vec![2; 3_000] };
+    assert_eq!(files.read(&one).unwrap(), renewed);
+    assert_eq!(files.read(&two).unwrap(), summary(3, 0));
+    assert_eq!(fs::read_dir(dir.path().join(DIR_NAME)).unwrap().count(), 2);
+}
+
+#[test]
+fn files_that_are_no_summaries_are_told_apart_before_memory_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = PeerId::random();
+    let mut files = SummaryFiles::open(dir.path()).unwrap();
+    files.write(&owner, &summary(1, 5_000)).unwrap();
+    let path = dir.path().join(DIR_NAME).join(owner.to_string());
+    let whole = fs::read(&path).unwrap();
+    let mut other_magic = whole.clone();
+    other_magic[0] ^= 1;
+    let mut long_envelope = whole.clone();
+    long_envelope[16..18].fill(0xff);
+    for (what, bytes) in
+        [("empty", vec![]), ("a torn head", whole[..700].to_vec()), ("magic", other_magic), ("envelope", long_envelope)]
+    {
+        fs::write(&path, bytes).unwrap();
+        let kind = files.read(&owner).unwrap_err().kind();
+        assert_eq!(kind, io::ErrorKind::InvalidData, "{what}");
+    }
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(files.read(&owner).unwrap_err().kind(), io::ErrorKind::InvalidData, "a terabyte");
+    files.remove(&owner).unwrap();
+    assert!(files.owners().is_empty() && !path.exists());
+    assert_eq!(
+        files.write(&owner, &KeptSummary { envelope: vec![0; 1_007], ..summary(1, 0) }).unwrap_err().kind(),
+        io::ErrorKind::InvalidData
+    );
+}
+
+#[test]
+fn summaries_never_take_more_than_their_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let owners: Vec<_> = (0..5).map(|_| PeerId::random()).collect();
+    let mut files = SummaryFiles::open_bounded(dir.path(), 3 * (1_024 + 5_000)).unwrap();
+    let written: Vec<_> = owners.iter().map(|owner| files.write(owner, &summary(1, 5_000)).unwrap()).collect();
+    assert_eq!(written, [true, true, true, false, false]);
+    assert!(files.write(&owners[0], &summary(2, 5_000)).unwrap(), "in place of its own");
+    assert!(!files.write(&owners[0], &summary(3, 5_001)).unwrap());
+    assert_eq!(files.owners().len(), 2, "what does not fit is not kept in an older form either");
+    assert!(files.write(&owners[3], &summary(1, 5_000)).unwrap());
 }

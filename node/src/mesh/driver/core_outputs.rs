@@ -60,7 +60,10 @@ impl Mesh {
         }
     }
 
-    fn persist(&self, record: &Record) {
+    fn persist(&mut self, record: &Record) {
+        if let Record::Forget(peer) = record {
+            self.summary_changed(*peer);
+        }
         let mut state = self.state.lock();
         let done = match record {
             Record::OwnEpoch(epoch) => state.set_own_epoch(*epoch),
@@ -102,6 +105,7 @@ impl Mesh {
             Event::StoreDirDiffers { peer, store_dir } => {
                 tracing::warn!(%peer, store_dir, "peer has another store directory: nothing can be shared with it");
                 self.board.update(&peer, |stats| stats.store_dir_differs = Some(store_dir));
+                self.summary_changed(peer);
             }
             Event::Published { generation, paths, body_bytes } => {
                 tracing::info!(epoch = generation.epoch, seq = generation.seq, paths, body_bytes, "summary announced");
@@ -117,6 +121,7 @@ impl Mesh {
                 let (epoch, seq) = (generation.epoch, generation.seq);
                 tracing::info!(peer = %owner, %from, epoch, seq, bytes, delta, "summary pulled");
                 self.board.update(&owner, |stats| stats.summary_since = Some(Instant::now()));
+                self.summary_changed(owner);
                 self.audience_changed(&owner);
             }
             Event::PullGivenUp { owner, generation } => {
@@ -155,8 +160,9 @@ impl Mesh {
         self.tell_door();
     }
 
-    fn on_summary_dropped(&self, peer: PeerId, why: &str) {
+    fn on_summary_dropped(&mut self, peer: PeerId, why: &str) {
         tracing::info!(%peer, why, "summary dropped");
         self.board.update(&peer, |stats| stats.summary_since = None);
+        self.summary_changed(peer);
     }
 }

@@ -4,7 +4,7 @@ use super::Mesh;
 use crate::mesh::clock::now;
 use crate::mesh::handle::AskError;
 use crate::mesh::rates::Admission;
-use libp2p::request_response::{self, ResponseChannel};
+use libp2p::request_response::{self, OutboundFailure, ResponseChannel};
 use libp2p::{PeerId, gossipsub};
 use narmesh_gossip::{Input, Misdeed};
 use narmesh_protocol::wire::{NarInfoReply, NarInfoRequest};
@@ -65,7 +65,7 @@ impl Mesh {
             },
             request_response::Event::OutboundFailure { request_id, error, .. } => {
                 if let Some((_, _, waiting)) = self.asked.remove(&request_id) {
-                    drop(waiting.send(Err(AskError::Failed(error.to_string()))));
+                    drop(waiting.send(Err(ask_error(&error))));
                 }
             }
             request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
@@ -112,6 +112,16 @@ impl Mesh {
         if let Ok(bytes) = reply.encode() {
             // Closed when the asker left.
             drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
+        }
+    }
+}
+
+/// A question that was lost with its connection may be asked again on the next one.
+fn ask_error(error: &OutboundFailure) -> AskError {
+    match error {
+        OutboundFailure::ConnectionClosed | OutboundFailure::DialFailure => AskError::NotConnected(error.to_string()),
+        OutboundFailure::Timeout | OutboundFailure::UnsupportedProtocols | OutboundFailure::Io(_) => {
+            AskError::Failed(error.to_string())
         }
     }
 }

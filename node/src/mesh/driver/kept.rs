@@ -1,0 +1,305 @@
+//! Peers' summaries over a restart: read before anything is asked, written down when they change, but not at every change.
+
+use super::Mesh;
+use crate::mesh::clock::now;
+use crate::state_db::SummaryFiles;
+use libp2p::PeerId;
+use narmesh_gossip::{Gossip, KeptSummary, Moment, Unfit};
+use std::collections::BTreeMap;
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// One owner's summary is written again after this at the earliest, milliseconds: removals alone ask for a new epoch every 5 s.
+/// A daemon that is killed has forgotten what it heard in that time.
+const REST_MS: u64 = 5_000;
+/// And no more of one owner than this, bytes per second: a hostile one gets 1.4 GB a day written, whatever it announces.
+const OWNER_BYTES_PER_S: u64 = 16 << 10;
+/// All owners together, bytes per second: a thousand summaries of 200 KB, all new, are written in three minutes.
+const BYTES_PER_S: u64 = 1 << 20;
+/// Tried again after this when the disk has not taken the last ones yet, milliseconds.
+const BUSY_MS: u64 = 200;
+/// Bodies on their way to the disk: 2 MB each at most.
+const ORDERS_MAX: usize = 2;
+/// A stop waits so long for what is not written yet.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// When whose summary is written.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Those that changed, and from when on they may be written.
+    waiting: BTreeMap<PeerId, Moment>,
+    /// Those written lately.
+    resting: BTreeMap<PeerId, Moment>,
+    /// From then on anyone's may.
+    next: Moment,
+}
+
+impl Pace {
+    fn changed(&mut self, now: Moment, owner: PeerId) {
+        let rested = self.resting.get(&owner).copied().unwrap_or(now);
+        self.waiting.entry(owner).or_insert(rested.max(now));
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.waiting.values().min().map(|due| (*due).max(self.next))
+    }
+
+    /// Takes the one that has been due for longest.
+    fn take(&mut self, now: Moment) -> Option<PeerId> {
+        let (owner, due) = self.waiting.iter().min_by_key(|(_, due)| **due).map(|(owner, due)| (*owner, *due))?;
+        if due.max(self.next) > now {
+            return None;
+        }
+        self.waiting.remove(&owner);
+        Some(owner)
+    }
+
+    /// This much was written of it.
+    fn wrote(&mut self, now: Moment, owner: PeerId, bytes: u64) {
+        self.next = now + bytes * 1_000 / BYTES_PER_S;
+        self.resting.retain(|_, until| *until > now);
+        self.resting.insert(owner, now + REST_MS.max(bytes * 1_000 / OWNER_BYTES_PER_S));
+    }
+}
+
+/// What the writing thread is to do.
+enum Order {
+    Write(PeerId, KeptSummary),
+    Renew(PeerId, Vec<u8>, u64),
+    Remove(PeerId),
+    Finish(oneshot::Sender<()>),
+}
+
+/// What is known to be on disk of an owner.
+#[derive(Debug, PartialEq, Eq)]
+struct Written {
+    body_digest: [u8; 32],
+    envelope: Vec<u8>,
+}
+
+/// Keeps summaries as they change; a thread of its own writes them.
+#[derive(Debug)]
+pub(super) struct SummaryKeeper {
+    pace: Pace,
+    written: BTreeMap<PeerId, Written>,
+    orders: mpsc::Sender<Order>,
+}
+
+impl SummaryKeeper {
+    fn start(files: SummaryFiles) -> io::Result<Self> {
+        let (orders, received) = mpsc::channel(ORDERS_MAX);
+        thread::Builder::new().name("summaries".to_owned()).spawn(move || write_all(files, received))?;
+        Ok(Self { pace: Pace::default(), written: BTreeMap::new(), orders })
+    }
+
+    /// What is held of this owner may be another summary than before, or none.
+    pub(super) fn changed(&mut self, owner: PeerId) {
+        self.pace.changed(now().moment, owner);
+    }
+
+    /// When [`SummaryKeeper::write_due`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.pace.deadline()
+    }
+
+    /// Hands over what is due, as far as the disk takes it.
+    pub(super) fn write_due(&mut self, gossip: &Gossip) {
+        let at = now().moment;
+        while let Some(owner) = self.pace.take(at) {
+            // Room first: a body is put together only when it can go.
+            let orders = self.orders.clone();
+            let Ok(room) = orders.try_reserve() else {
+                self.pace.waiting.insert(owner, at + BUSY_MS);
+                return;
+            };
+            if let Some(order) = self.order(at, owner, gossip) {
+                room.send(order);
+            }
+        }
+    }
+
+    /// What brings the disk up to date with what is held of this owner, if anything.
+    fn order(&mut self, at: Moment, owner: PeerId, gossip: &Gossip) -> Option<Order> {
+        let Some((proof, accepted_ms)) = gossip.held_proof(&owner) else {
+            return self.written.remove(&owner).map(|_| Order::Remove(owner));
+        };
+        let envelope = proof.as_bytes().to_vec();
+        let written = Written { body_digest: proof.announcement().body_digest, envelope: envelope.clone() };
+        let before = self.written.get(&owner);
+        if before == Some(&written) {
+            return None;
+        }
+        let is_renewal = before.is_some_and(|before| before.body_digest == written.body_digest);
+        let order = if is_renewal {
+            Order::Renew(owner, envelope, accepted_ms)
+        } else {
+            let kept = gossip.kept(&owner)?;
+            self.pace.wrote(at, owner, kept.body.len() as u64);
+            Order::Write(owner, kept)
+        };
+        self.written.insert(owner, written);
+        Some(order)
+    }
+
+    /// Writes what waits, whatever the pace, and returns when it is written or took too long.
+    pub(super) async fn finish(&mut self, gossip: &Gossip) {
+        let at = now().moment;
+        let all = async {
+            while let Some((owner, _)) = self.pace.waiting.pop_first() {
+                if let Some(order) = self.order(at, owner, gossip)
+                    && self.orders.send(order).await.is_err()
+                {
+                    return;
+                }
+            }
+            let (finished, wait) = oneshot::channel();
+            if self.orders.send(Order::Finish(finished)).await.is_ok() {
+                // An error means that the thread is gone, and with it the wait.
+                drop(wait.await);
+            }
+        };
+        if tokio::time::timeout(LAST_WRITES, all).await.is_err() {
+            tracing::warn!(after = ?LAST_WRITES, "not all summaries of peers were written; those are pulled again after the start");
+        }
+    }
+}
+
+fn write_all(mut files: SummaryFiles, mut orders: mpsc::Receiver<Order>) {
+    let (mut is_failing, mut is_full) = (false, false);
+    while let Some(order) = orders.blocking_recv() {
+        let done = match order {
+            Order::Write(owner, kept) => files.write(&owner, &kept).map(|has_room| {
+                if !has_room && !is_full {
+                    tracing::warn!(peer = %owner, "no room for its summary: it is not remembered over a restart");
+                }
+                is_full = !has_room;
+            }),
+            Order::Renew(owner, envelope, accepted_ms) => files.renew(&owner, &envelope, accepted_ms),
+            Order::Remove(owner) => files.remove(&owner),
+            Order::Finish(reply) => {
+                // An error means that nobody waits any more.
+                reply.send(()).unwrap_or(());
+                Ok(())
+            }
+        };
+        match done {
+            Err(error) if !is_failing => {
+                is_failing = true;
+                tracing::error!(%error, "summaries of peers cannot be written; after a restart they are pulled again");
+            }
+            Err(_) => {}
+            Ok(()) => is_failing = false,
+        }
+    }
+}
+
+impl Mesh {
+    /// Fills the table with what the last run held, and keeps it from now on. Whatever is damaged, over, or of nobody on the
+    /// allowlist goes, with one line in the log.
+    pub(super) fn remember_summaries(&mut self, mut files: SummaryFiles) -> io::Result<()> {
+        let (started, mut written, mut dropped) = (Instant::now(), BTreeMap::new(), 0);
+        for owner in files.owners() {
+            match self.remember_summary(&files, owner) {
+                Ok(proof) => drop(written.insert(owner, proof)),
+                Err(why) => {
+                    dropped += 1;
+                    tracing::warn!(peer = %owner, %why, "a summary that was kept is not used");
+                    if let Err(error) = files.remove(&owner) {
+                        tracing::error!(peer = %owner, %error, "a summary that was kept cannot be removed");
+                    }
+                }
+            }
+        }
+        self.perform();
+        tracing::info!(summaries = written.len(), dropped, took = ?started.elapsed(), "summaries of peers remembered");
+        let mut keeper = SummaryKeeper::start(files)?;
+        // One that was announced again is renewed on disk, too.
+        written.keys().for_each(|owner| keeper.changed(*owner));
+        keeper.written = written;
+        self.keeper = Some(keeper);
+        Ok(())
+    }
+
+    fn remember_summary(&mut self, files: &SummaryFiles, owner: PeerId) -> Result<Written, Forgotten> {
+        if !self.config.peers.contains_key(&owner) {
+            return Err(Unfit::NotTrusted.into());
+        }
+        let kept = files.read(&owner)?;
+        let at = now();
+        self.gossip.restore(at, owner, &kept)?;
+        let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
+        // A machine that has run for a shorter time than that shows the time since its start.
+        let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        self.board.update(&owner, |stats| stats.summary_since = Some(since));
+        self.audience_changed(&owner);
+        let body_digest = self.gossip.held_proof(&owner).map(|(proof, _)| proof.announcement().body_digest);
+        Ok(Written { body_digest: body_digest.unwrap_or_default(), envelope: kept.envelope })
+    }
+
+    /// What is held of this peer changed.
+    pub(super) fn summary_changed(&mut self, owner: PeerId) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.changed(owner);
+        }
+    }
+}
+
+/// Why a kept summary is not used.
+#[derive(Debug, thiserror::Error)]
+enum Forgotten {
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_changes_without_end_is_written_at_its_pace() {
+        let (mut pace, owner) = (Pace::default(), PeerId::random());
+        let (mut bytes, mut writes) = (0, Vec::new());
+        for now in (0..3_600_000).step_by(100).map(Moment) {
+            pace.changed(now, owner);
+            if pace.take(now).is_some() {
+                pace.wrote(now, owner, 2 << 20);
+                bytes += 2 << 20;
+                writes.push(now);
+            }
+        }
+        assert_eq!(writes.first(), Some(&Moment(0)), "the first at once");
+        assert!(bytes <= OWNER_BYTES_PER_S * 3_600 + (2 << 20), "{bytes}");
+        assert!(writes.len() > 25, "{}", writes.len());
+        // A small one rests as long as removals do.
+        let mut pace = Pace::default();
+        pace.wrote(Moment(0), owner, 1_100);
+        pace.changed(Moment(10), owner);
+        assert_eq!(pace.deadline(), Some(Moment(REST_MS)));
+        assert_eq!((pace.take(Moment(REST_MS - 1)), pace.take(Moment(REST_MS))), (None, Some(owner)));
+        assert_eq!(pace.deadline(), None);
+    }
+
+    #[test]
+    fn many_at_once_are_written_one_after_the_other_first_come_first_served() {
+        let mut pace = Pace::default();
+        let owners: Vec<_> = (0..100).map(|_| PeerId::random()).collect();
+        for (at, owner) in (0..).zip(&owners) {
+            pace.changed(Moment(at), *owner);
+        }
+        let mut now = Moment(1_000);
+        let mut order = Vec::new();
+        while let Some(deadline) = pace.deadline() {
+            now = now.max(deadline);
+            let owner = pace.take(now).unwrap();
+            pace.wrote(now, owner, 200 << 10);
+            assert_eq!(pace.take(now), None);
+            order.push(owner);
+        }
+        assert_eq!(order, owners);
+        assert!(now.since(Moment(1_000)) >= 99 * ((200 << 10) * 1_000 / BYTES_PER_S));
+    }
+}

@@ -1,0 +1,153 @@
+//! The summaries of peers, kept beside the database: one file for each owner in `summaries/`, named after its PeerId.
+//!
+//! A file proves itself: it holds the signed announcement and the body whose digest that names, so nothing is checked here but
+//! sizes, and a torn or changed one is worth no more than none. That is why they are not in `state.sqlite`, of which every page
+//! is read and checked at a start, and whose log would have each body written twice. Nothing is synced: what a power failure
+//! takes is pulled again.
+
+use crate::database_file::make_directory;
+use libp2p::PeerId;
+use narmesh_gossip::KeptSummary;
+use narmesh_protocol::Summary;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// Name of the directory in the state directory.
+pub(super) const DIR_NAME: &str = "summaries";
+/// All files together, bytes: a thousand summaries of 100,000 paths. What is more is not kept.
+const TOTAL_BYTES_MAX: u64 = 256 << 20;
+/// First bytes of each file; another layout gets another number.
+const MAGIC: &[u8; 8] = b"narmsum1";
+/// Magic, time of acceptance, length of the envelope, and the envelope of at most 1,000 bytes: the body follows at a fixed place.
+const HEAD_BYTES: usize = 1_024;
+/// Bytes before the envelope.
+const ENVELOPE_AT: usize = 18;
+/// End of the name of a file that is being written.
+const UNFINISHED: &str = ".new";
+
+/// The directory of one daemon, which holds the lock of the state directory. Methods block.
+#[derive(Debug)]
+pub struct SummaryFiles {
+    dir: PathBuf,
+    sizes: BTreeMap<PeerId, u64>,
+    total_bytes_max: u64,
+}
+
+impl SummaryFiles {
+    /// Opens `summaries/` in the state directory, made if missing; removes what was being written when a daemon died.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        Self::open_bounded(state_dir, TOTAL_BYTES_MAX)
+    }
+
+    pub(super) fn open_bounded(state_dir: &Path, total_bytes_max: u64) -> io::Result<Self> {
+        let dir = state_dir.join(DIR_NAME);
+        make_directory(&dir)?;
+        let mut sizes = BTreeMap::new();
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            if name.ends_with(UNFINISHED) {
+                fs::remove_file(entry.path())?;
+            } else if let Ok(owner) = name.parse() {
+                sizes.insert(owner, entry.metadata()?.len());
+            }
+        }
+        Ok(Self { dir, sizes, total_bytes_max })
+    }
+
+    /// Whose summaries are there.
+    pub fn owners(&self) -> Vec<PeerId> {
+        self.sizes.keys().copied().collect()
+    }
+
+    /// What is kept of this owner. An error of kind `InvalidData` says that the file is none of ours.
+    pub fn read(&self, owner: &PeerId) -> io::Result<KeptSummary> {
+        let mut file = File::open(self.file(owner))?;
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        let body_bytes = length.checked_sub(HEAD_BYTES).filter(|bytes| *bytes <= Summary::BYTES_MAX);
+        let body_bytes = body_bytes.ok_or_else(|| invalid("its size"))?;
+        let mut head = [0; HEAD_BYTES];
+        file.read_exact(&mut head)?;
+        let (accepted_ms, envelope) = parse_head(&head).ok_or_else(|| invalid("its head"))?;
+        let mut body = vec![0; body_bytes];
+        file.read_exact(&mut body)?;
+        Ok(KeptSummary { envelope, accepted_ms, body })
+    }
+
+    /// Keeps this summary instead of the one before, whole or not at all. False when there is no room for it: then none is kept.
+    pub fn write(&mut self, owner: &PeerId, kept: &KeptSummary) -> io::Result<bool> {
+        let size = (HEAD_BYTES + kept.body.len()) as u64;
+        let others: u64 = self.sizes.iter().filter(|(other, _)| *other != owner).map(|(_, size)| size).sum();
+        if others + size > self.total_bytes_max {
+            self.remove(owner)?;
+            return Ok(false);
+        }
+        let (file, unfinished) = (self.file(owner), self.dir.join(format!("{owner}{UNFINISHED}")));
+        let mut bytes = head(&kept.envelope, kept.accepted_ms)?.to_vec();
+        bytes.extend_from_slice(&kept.body);
+        // Somebody may have deleted it under the running daemon.
+        make_directory(&self.dir)?;
+        fs::write(&unfinished, &bytes)?;
+        fs::rename(&unfinished, &file)?;
+        self.sizes.insert(*owner, size);
+        Ok(true)
+    }
+
+    /// The kept body was announced again: another announcement proves it from now on. Writes 1 KiB.
+    pub fn renew(&mut self, owner: &PeerId, envelope: &[u8], accepted_ms: u64) -> io::Result<()> {
+        if !self.sizes.contains_key(owner) {
+            return Ok(());
+        }
+        match OpenOptions::new().write(true).open(self.file(owner)) {
+            Ok(file) => file.write_all_at(&head(envelope, accepted_ms)?, 0),
+            // Somebody deleted it, which is allowed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps nothing of this owner.
+    pub fn remove(&mut self, owner: &PeerId) -> io::Result<()> {
+        if self.sizes.remove(owner).is_none() {
+            return Ok(());
+        }
+        match fs::remove_file(self.file(owner)) {
+            // Somebody deleted it, which is allowed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn file(&self, owner: &PeerId) -> PathBuf {
+        self.dir.join(owner.to_string())
+    }
+}
+
+fn head(envelope: &[u8], accepted_ms: u64) -> io::Result<[u8; HEAD_BYTES]> {
+    let length = u16::try_from(envelope.len()).map_err(|_| invalid("its envelope"))?;
+    let parts: [&[u8]; 4] = [MAGIC, &accepted_ms.to_le_bytes(), &length.to_le_bytes(), envelope];
+    let mut head = [0; HEAD_BYTES];
+    let mut free = head.as_mut_slice();
+    for part in parts {
+        let (place, rest) = free.split_at_mut_checked(part.len()).ok_or_else(|| invalid("its envelope"))?;
+        place.copy_from_slice(part);
+        free = rest;
+    }
+    Ok(head)
+}
+
+fn parse_head(head: &[u8; HEAD_BYTES]) -> Option<(u64, Vec<u8>)> {
+    let (magic, rest) = head.split_first_chunk::<8>()?;
+    let (accepted_ms, rest) = rest.split_first_chunk::<8>()?;
+    let (length, _) = rest.split_first_chunk::<2>()?;
+    let envelope = head.get(ENVELOPE_AT..ENVELOPE_AT + usize::from(u16::from_le_bytes(*length)))?;
+    (magic == MAGIC).then(|| (u64::from_le_bytes(*accepted_ms), envelope.to_vec()))
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is not that of a kept summary"))
+}
