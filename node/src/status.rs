@@ -112,6 +112,20 @@ pub struct SummaryStatus {
     pub paths: u64,
     /// Size of its filter, bits.
     pub filter_bits: u64,
+    /// Where it comes from.
+    #[serde(default)]
+    pub source: SummarySource,
+}
+
+/// Where a summary comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SummarySource {
+    /// It, or that it is still the newest, was heard since the start.
+    #[default]
+    Heard,
+    /// It was kept over the last restart, and its owner was not heard of since.
+    Remembered,
 }
 
 /// Requests of our own Nix.

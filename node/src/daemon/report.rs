@@ -4,14 +4,14 @@ use super::Daemon;
 use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::describe;
-use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, probe};
+use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
 use crate::quorum::{Desk, OwnBuilds, Part, Question};
 use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
 use crate::status::{
     AdvertisedPath, AdvertisedReport, BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, OwnStatus,
     OwnStoreView, PeerProbe, PeerStatus, QuorumStatus, RequestStatus, RevokedStatus, Status, StoreStatus,
-    SummaryStatus, WhyReport, WithheldPath,
+    SummarySource, SummaryStatus, WhyReport, WithheldPath,
 };
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
@@ -313,9 +313,14 @@ fn peer_status(peer: &PeerSettings, board: &BTreeMap<PeerId, PeerStats>, view: &
     let summary = seen.and_then(|seen| seen.summary.as_ref()).map(|summary| SummaryStatus {
         epoch: summary.generation.epoch,
         seq: summary.generation.seq,
-        age_s: stats.summary_since.map_or(0, |since| since.elapsed().as_secs()),
+        age_s: match summary.remembered {
+            // Perhaps longer than this machine has run.
+            true => (now().wall_ms / 1_000).saturating_sub(summary.accepted_ms / 1_000),
+            false => stats.summary_since.map_or(0, |since| since.elapsed().as_secs()),
+        },
         paths: summary.paths,
         filter_bits: u64::from(summary.filter_bits),
+        source: if summary.remembered { SummarySource::Remembered } else { SummarySource::Heard },
     });
     PeerStatus {
         name: peer.name.clone(),

@@ -3,8 +3,8 @@
 mod builders;
 
 use super::{
-    AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, QuorumStatus, Status, SummaryStatus, WhyReport,
-    WouldAnswer,
+    AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
+    SummaryStatus, WhyReport, WouldAnswer,
 };
 use crate::mesh::ProbeResult;
 use std::collections::BTreeMap;
@@ -236,8 +236,12 @@ fn peer_row(peer: &PeerStatus) -> Vec<String> {
 }
 
 fn summary(summary: &SummaryStatus) -> String {
+    let source = match summary.source {
+        SummarySource::Heard => "",
+        SummarySource::Remembered => ", remembered",
+    };
     format!(
-        "{} paths, filter {}, {}.{}, {} old",
+        "{} paths, filter {}, {}.{}, {} old{source}",
         summary.paths,
         bytes(summary.filter_bits / 8),
         summary.epoch,

@@ -31,7 +31,14 @@ fn status() -> Status {
                     rate_bytes_s: Some(150 << 20),
                     ..PeerStats::default()
                 },
-                summary: Some(SummaryStatus { epoch: 9, seq: 0, age_s: 200, paths: 5, filter_bits: 16_384 }),
+                summary: Some(SummaryStatus {
+                    epoch: 9,
+                    seq: 0,
+                    age_s: 200,
+                    paths: 5,
+                    filter_bits: 16_384,
+                    source: SummarySource::Remembered,
+                }),
                 rtt_ms: Some(0.31),
                 ..PeerStatus::default()
             },
@@ -145,9 +152,9 @@ NARs      1 asked, 1 delivered, 0 absent, 0 closed short
 bytes     5.0 MiB from peers, 0 B to peers, 999 B to Nix
 
 peers: 2, connected: 1
-  name      state          summary                                 asked/found/false  in       out  rate       rtt
-  b         connected      5 paths, filter 2.0 KiB, 9.0, 3 min old  2/1/1              5.0 MiB  0 B  150 MiB/s  0.3 ms
-  buildbox  not connected  -                                       0/0/0              0 B      0 B  -          -
+  name      state          summary                                             asked/found/false  in       out  rate       rtt
+  b         connected      5 paths, filter 2.0 KiB, 9.0, 3 min old, remembered  2/1/1              5.0 MiB  0 B  150 MiB/s  0.3 ms
+  buildbox  not connected  -                                                   0/0/0              0 B      0 B  -          -
   buildbox: connection refused\\u{1b}[2J
   buildbox: this node is not in its allowlist
   buildbox: misbehaved 2 times, last: bad signature
@@ -182,6 +189,7 @@ fn the_json_has_the_documented_names() {
     assert_eq!(json["bytes"]["in"], 5 << 20);
     assert_eq!(json["peers"][1]["summary"], serde_json::Value::Null);
     assert_eq!(json["peers"][0]["summary"]["filter_bits"], 16_384);
+    assert_eq!(json["peers"][0]["summary"]["source"], "remembered");
     let mut names: Vec<_> = json["peers"][1].as_object().unwrap().keys().map(String::as_str).collect();
     let mut documented = [
         "name",
