@@ -171,6 +171,7 @@ impl Gossip {
     /// Takes one input. Call [`Gossip::poll`] until it returns `None`, then look at [`Gossip::deadline`].
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = Now { moment: now.moment.max(self.now.moment), wall_ms: now.wall_ms };
+        self.table.shape();
         match input {
             Input::Allowlist(peers) => self.set_allowlist(peers),
             Input::Addresses(addresses) => self.set_addresses(addresses),

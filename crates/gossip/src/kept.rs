@@ -100,6 +100,7 @@ impl Gossip {
         if envelope.peer() != owner || envelope.announcement().is_goodbye() {
             return Err(Unfit::Forged);
         }
+        let is_excluded = entry.standing.is_excluded();
         let newest = entry.newest.as_ref();
         // Announced again since, with nothing changed: then this is the newest body.
         let renewed = newest.map(|newest| &newest.envelope).filter(|newest| is_renewal(&envelope, newest));
@@ -121,7 +122,9 @@ impl Gossip {
         }
         let (filter, summary) = self.usable(&announcement, &kept.body)?;
         let target = Newest { envelope, accepted: Some(accepted) };
-        self.install(owner, &target, &filter, summary, None);
+        let audience = self.directory.shared_audience(summary.audience.clone());
+        self.table.install_plain(owner, &filter, is_excluded);
+        self.hold(owner, &target, &filter, summary, audience);
         if let Some(entry) = self.directory.get_mut(&owner) {
             if let Some(held) = &mut entry.held {
                 held.remembered = true;

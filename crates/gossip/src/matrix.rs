@@ -28,6 +28,17 @@ impl std::fmt::Debug for Block {
     }
 }
 
+/// Bit j of byte i becomes bit i of byte j (Warren, Hacker's Delight, 7-3).
+fn transposed(square: [u8; 8]) -> [u8; 8] {
+    let swap = |bits: u64, by: u32, mask: u64| {
+        let differing = (bits ^ (bits >> by)) & mask;
+        bits ^ differing ^ (differing << by)
+    };
+    let bits = swap(u64::from_le_bytes(square), 7, 0x00aa_00aa_00aa_00aa);
+    let bits = swap(bits, 14, 0x0000_cccc_0000_cccc);
+    swap(bits, 28, 0x0000_0000_f0f0_f0f0).to_le_bytes()
+}
+
 impl Block {
     /// An empty block of `width` words a row, at most 8.
     pub(crate) fn new(class: FilterClass, width: usize) -> Self {
@@ -84,13 +95,13 @@ impl Block {
         for (word, filters) in filters.chunks(WORD_COLUMNS).enumerate() {
             for (at, rows) in self.rows(8).enumerate() {
                 let mut words = [0u64; 8];
-                for (column, filter) in filters.iter().enumerate() {
-                    let mut byte = filter.get(at).copied().unwrap_or_default();
-                    while byte != 0 {
-                        if let Some(row) = words.get_mut(byte.trailing_zeros() as usize) {
-                            *row |= 1 << column;
-                        }
-                        byte &= byte - 1;
+                for (shift, filters) in (0..).step_by(8).zip(filters.chunks(8)) {
+                    let mut square = [0; 8];
+                    for (to, filter) in square.iter_mut().zip(filters) {
+                        *to = filter.get(at).copied().unwrap_or_default();
+                    }
+                    for (row, columns) in words.iter_mut().zip(transposed(square)) {
+                        *row |= u64::from(columns) << shift;
                     }
                 }
                 for (row, bits) in rows.chunks_exact(self.width).zip(words) {

@@ -9,7 +9,9 @@ use crate::output::{Event, Output};
 use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
-use narmesh_protocol::{Announcement, Filter, Generation, HASH_ID_V1, Summary, SummaryDelta, SummaryError};
+use narmesh_protocol::{
+    Announcement, AudienceDigest, Filter, Generation, HASH_ID_V1, Summary, SummaryDelta, SummaryError,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -100,6 +102,13 @@ impl Pulls {
             self.ready.push_back(owner);
         }
     }
+}
+
+/// How many bits are set. Of whole words: a byte at a time takes five times as long.
+fn ones(filter_bytes: &[u8]) -> u64 {
+    let (words, rest) = filter_bytes.as_chunks::<8>();
+    debug_assert!(rest.is_empty(), "a filter is a power of two of at least 1,024 bytes");
+    words.iter().map(|word| u64::from(u64::from_ne_bytes(*word).count_ones())).sum()
 }
 
 #[cfg(test)]
@@ -425,7 +434,7 @@ impl Gossip {
         }
     }
 
-    pub(crate) fn install(
+    fn install(
         &mut self,
         owner: PeerId,
         target: &Newest,
@@ -435,7 +444,7 @@ impl Gossip {
     ) {
         let moment = self.now.moment;
         let lookups = self.table.shared().lookups();
-        let audience = self.directory.shared_audience(summary.audience);
+        let audience = self.directory.shared_audience(summary.audience.clone());
         let Some(entry) = self.directory.get_mut(&owner) else { return };
         let generation = target.announcement().generation;
         let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
@@ -446,6 +455,20 @@ impl Gossip {
             Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
             Some(_) | None => self.table.install(owner, filter, entry.standing.is_excluded()),
         }
+        self.hold(owner, target, filter, summary, audience);
+    }
+
+    /// Notes a body whose filter is in the table.
+    pub(crate) fn hold(
+        &mut self,
+        owner: PeerId,
+        target: &Newest,
+        filter: &Filter,
+        summary: Summary,
+        audience: Arc<[AudienceDigest]>,
+    ) {
+        let moment = self.now.moment;
+        let Some(entry) = self.directory.get_mut(&owner) else { return };
         let expired = Acceptance { wall_ms: self.now.wall_ms, expires: moment };
         let accepted = target.accepted.unwrap_or(expired);
         entry.undelivered = None;
@@ -453,7 +476,7 @@ impl Gossip {
         entry.held = Some(Held {
             envelope: Arc::clone(&target.envelope),
             class: filter.class(),
-            ones: filter.as_bytes().iter().map(|byte| u64::from(byte.count_ones())).sum(),
+            ones: ones(filter.as_bytes()),
             audience,
             accepted,
             remembered: false,
