@@ -28,6 +28,7 @@ use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -72,11 +73,20 @@ struct InForce {
 /// # Errors
 /// When it cannot start; once it runs, what goes wrong is logged and shown in `status`.
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
+    gather_entropy();
     let settings = Settings::load(config_file)?;
     let secrets = settings.secrets()?;
     let policy = quorum_policy(&settings, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
     runtime.block_on(serve(config_file, settings, secrets, policy))
+}
+
+/// AWS-LC times the processor before it gives its first random number, 45 to 80 ms by measurement. The first handshake with a
+/// peer, for which the first lookup waits, would begin with that; so it is done while everything else starts.
+fn gather_entropy() {
+    let gather = || rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+    // Without the thread, or a number, the handshake waits or says what is wrong.
+    drop(thread::Builder::new().name("entropy".to_owned()).spawn(gather));
 }
 
 async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {

@@ -206,6 +206,8 @@ enum Holder {
     Slow,
     /// It has not heard that the old connection is gone, and refuses the first dial of the new one.
     Unaware,
+    /// Nobody has told the asker where it is: it has to dial.
+    Dialling,
 }
 
 /// `b` is killed and started again `times` times; each time its first question is of a path that it has never asked for.
@@ -219,13 +221,19 @@ fn assert_first_answers(holder: Holder, times: usize) {
         node.config.narinfo_deadline_ms = 20_000;
     }
     TestMesh::introduce(&mut [&mut a, &mut b]);
+    if holder == Holder::Dialling {
+        b.start();
+        a.learn_address("b", &b.p2p_address());
+    }
     a.start();
     let gate = GatedProxy::to(a.p2p_socket());
     if holder == Holder::Unaware {
         gate.hide_ends();
     }
-    b.learn_address("a", &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
-    b.start();
+    if holder != Holder::Dialling {
+        b.learn_address("a", &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
+        b.start();
+    }
     a.wait_all_advertised(&[&b]);
     wait_until("b has a's summary on disk", promised(HEARD), || b.summaries_kept() == 1);
     for path in &paths {
@@ -259,4 +267,9 @@ fn the_first_question_after_a_start_waits_for_a_slow_holder() {
 #[test]
 fn the_first_question_after_a_start_survives_a_refused_dial() {
     assert_first_answers(Holder::Unaware, 20);
+}
+
+#[test]
+fn the_first_question_after_a_start_waits_for_a_holder_that_has_to_dial() {
+    assert_first_answers(Holder::Dialling, 20);
 }

@@ -58,7 +58,7 @@ struct Target {
     since: Moment,
     /// Short connections in a row.
     short: u32,
-    /// When a connection ended that had lasted.
+    /// When a connection ended that had lasted, be it with our own last run.
     lost: Option<Moment>,
     /// A lookup waits for it.
     is_demanded: bool,
@@ -80,7 +80,7 @@ pub(super) enum NotNow {
 pub(super) enum Demand {
     /// There is a connection.
     Connected,
-    /// A dial is under way, or comes within [`EXPECTED_MS`].
+    /// A dial is under way, or comes within [`EXPECTED_MS`]; or the peer was there a moment ago, and may dial us.
     Wait,
     /// Dial these.
     Dial(Vec<Multiaddr>),
@@ -138,6 +138,13 @@ impl Dialer {
                 (address, tried)
             })
             .collect();
+    }
+
+    /// We have just started, and knew this peer before.
+    pub(super) fn remembered(&mut self, now: Moment, peer: &PeerId) {
+        if let Some(target) = self.targets.get_mut(peer) {
+            target.lost = Some(now);
+        }
     }
 
     /// There is a connection; `via` is the address at which the peer was dialled and proved who it is.
@@ -255,7 +262,9 @@ impl Dialer {
         }
         let addresses = target.dialable(now);
         if addresses.is_empty() {
-            return Err(NotNow::NoAddress);
+            // It may know where we are, and is as quick to dial us.
+            let is_awaited = target.lost.is_some_and(|lost| now.since(lost) < BACK_SOON_MS);
+            return if is_awaited { Ok(Demand::Wait) } else { Err(NotNow::NoAddress) };
         }
         if target.failures > 0 && target.next > now {
             target.is_demanded = target.next.since(now) <= EXPECTED_MS;
@@ -496,6 +505,17 @@ mod tests {
         let soon: Vec<_> = dials.iter().take_while(|at| **at < BACK_SOON_MS).collect();
         assert!(soon.windows(2).all(|pair| pair[1] - pair[0] <= BACK_MS * 5 / 4), "{soon:?}");
         assert!((20..=45).contains(&soon.len()) && dials.len() - soon.len() < 25, "{dials:?}");
+    }
+
+    #[test]
+    fn a_peer_without_an_address_is_awaited_for_a_moment_after_a_start() {
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
+        assert_eq!(dialer.demand(Moment(0), &peer), Err(NotNow::NoAddress), "never heard of");
+        dialer.remembered(Moment(0), &peer);
+        assert_eq!(dialer.demand(Moment(BACK_SOON_MS - 1), &peer), Ok(Demand::Wait));
+        assert_eq!(dialer.demand(Moment(BACK_SOON_MS), &peer), Err(NotNow::NoAddress));
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl Mesh {
         let kept = files.read(&owner)?;
         let at = now();
         self.gossip.restore(at, owner, &kept)?;
+        self.dialer.remembered(at.moment, &owner);
         let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
         // A machine that has run for a shorter time than that shows the time since its start.
         let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
