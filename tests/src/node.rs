@@ -215,6 +215,17 @@ impl TestNode {
             .map_or(0, |dir| dir.flatten().filter(|file| !file.file_name().to_string_lossy().ends_with(".new")).count())
     }
 
+    /// Where the summary of this peer is kept.
+    ///
+    /// # Panics
+    /// When nobody of that name is on the allowlist.
+    #[track_caller]
+    #[must_use]
+    pub fn summary_file(&self, peer: &str) -> PathBuf {
+        let peer = self.config.peers.iter().find(|known| known.name == peer).expect("on the allowlist");
+        self.dir.join("state/summaries").join(&peer.peer_id)
+    }
+
     fn log_file(&self) -> PathBuf {
         self.dir.join("log.txt")
     }

@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{GatedProxy, TestMesh, TestNode, get, head, promised, request, sha256_hex, wait_for, wait_until};
+use narmesh_tests::{
+    GatedProxy, Status, TestMesh, TestNode, get, head, promised, request, sha256_hex, wait_for, wait_until,
+};
 use rustix::process::Signal;
 
 /// A node without state is promised to be heard by its peers within this.
@@ -272,4 +274,36 @@ fn the_first_question_after_a_start_survives_a_refused_dial() {
 #[test]
 fn the_first_question_after_a_start_waits_for_a_holder_that_has_to_dial() {
     assert_first_answers(Holder::Dialling, 20);
+}
+
+#[test]
+fn a_clean_stop_keeps_what_was_heard_last_and_a_damaged_summary_is_dropped() {
+    let mesh = TestMesh::new();
+    let (mut a, mut b) = pair(&mesh);
+    for turn in 0..3 {
+        // Sooner after the last one than a running daemon writes.
+        let _ = a.store.build_fresh(&format!("turn-{turn}"));
+        a.wait_all_advertised(&[&b]);
+    }
+    b.terminate();
+    a.kill();
+    b.start();
+    let status = b.status();
+    assert_eq!(status.summary_paths("a"), Some(3));
+    let source = |status: &Status| status.peer("a").map(|a| a["summary"]["source"].clone());
+    assert_eq!(source(&status), Some("remembered".into()));
+
+    b.kill();
+    let file = b.summary_file("a");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    b.clear_log();
+    b.start();
+    b.wait_logged(&["warn", "summary", "not used"]);
+    assert_eq!(b.status().summary_paths("a"), None);
+    assert!(!file.exists());
+    a.start();
+    a.wait_all_advertised(&[&b]);
+    assert_eq!(source(&b.status()), Some("heard".into()));
 }
