@@ -91,11 +91,19 @@ pub struct GatewayConfig {
     pub priority: u32,
     /// Longest time for one narinfo, milliseconds; after it the answer is 404.
     pub narinfo_deadline_ms: u64,
+    /// The same while a candidate that has not answered is known to be on a full line, milliseconds.
+    pub narinfo_deadline_max_ms: u64,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:7281".to_owned(), host_names: Vec::new(), priority: 30, narinfo_deadline_ms: 1_000 }
+        Self {
+            listen: "127.0.0.1:7281".to_owned(),
+            host_names: Vec::new(),
+            priority: 30,
+            narinfo_deadline_ms: 1_000,
+            narinfo_deadline_max_ms: 10_000,
+        }
     }
 }
 
@@ -171,9 +179,9 @@ pub struct LimitsConfig {
     pub connections_gossip: u32,
     /// Memory for NARs in flight, bytes.
     pub nar_buffer_bytes: u64,
-    /// NARs sent to one peer at a time; those up to 8 MiB are counted apart, and have as many. Further ones wait for their turn.
+    /// NARs sent to one peer at a time; those up to 8 MiB are counted apart, and have as many. Its further ones wait.
     pub uploads_per_peer: u32,
-    /// Threads that read NARs from the disk for all peers.
+    /// NARs read from the disk for peers at the same moment.
     pub uploads_total: u32,
     /// Bytes per second of NARs to all peers together; 0 for no limit.
     pub upload_bytes_per_s: u32,

@@ -25,6 +25,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("gateway.host_names", list(&gateway.host_names)),
         ("gateway.priority", gateway.priority.to_string()),
         ("gateway.narinfo_deadline_ms", gateway.narinfo_deadline_ms.to_string()),
+        ("gateway.narinfo_deadline_max_ms", gateway.narinfo_deadline_max_ms.to_string()),
         ("store.store_dir", quoted(&store.store_dir)),
         ("store.real_dir", optional("real_dir", store.real_dir.as_deref(), "/nix/store")),
         ("store.state_dir", optional("state_dir", store.state_dir.as_deref(), "/nix/var/nix")),
@@ -153,6 +154,9 @@ host_names = @gateway.host_names@
 priority = @gateway.priority@
 # Longest time in which a narinfo is answered; after it the answer is "not here" (50 to 60000).
 narinfo_deadline_ms = @gateway.narinfo_deadline_ms@
+# The same while a peer that may hold the path is known to be on a full line: it sends us NARs at that moment, or usually takes
+# long to answer. "Not here" would cost a rebuild (50 to 60000; never less than narinfo_deadline_ms).
+narinfo_deadline_max_ms = @gateway.narinfo_deadline_max_ms@
 
 [store]
 # The store directory as it stands in store paths. Peers with another one can share nothing with us.
@@ -193,11 +197,11 @@ stall_timeout_ms = @transfer.stall_timeout_ms@
 connections_gossip = @limits.connections_gossip@
 # Memory for NARs in flight (16 MiB to 64 GiB).
 nar_buffer_bytes = @limits.nar_buffer_bytes@
-# NARs sent to one peer at a time, those up to 8 MiB and larger ones each; further ones wait, and are told their place.
+# NARs sent at a time to one peer (those up to 8 MiB are counted apart and have as many; further ones wait), and read from the
+# disk at the same moment for all.
 uploads_per_peer = @limits.uploads_per_peer@
-# Threads that read NARs from the disk for peers.
 uploads_total = @limits.uploads_total@
-# Bytes per second of NARs to all peers together, 16384 or more; 0 for no limit. Peers have equal shares of it.
+# Bytes per second of NARs to all peers together, 16384 or more, shared fairly between them; 0 for no limit.
 upload_bytes_per_s = @limits.upload_bytes_per_s@
 # Paths in this node's summary (1 to 400000); beyond it the newest are withheld, with a warning in the log.
 advertised_paths_max = @limits.advertised_paths_max@
@@ -282,6 +286,7 @@ mod tests {
             host_names = ["h"]
             priority = 1
             narinfo_deadline_ms = 2
+            narinfo_deadline_max_ms = 3
             [store]
             store_dir = "sd"
             real_dir = "r"

@@ -12,17 +12,20 @@ mod report;
 
 use self::attester::Attester;
 use self::observer::Observer;
+use crate::builders::LedgerAndPeers;
 use crate::control::ControlSocket;
 use crate::describe::describe;
 use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerBoard, UploadLimits, Uploads};
 use crate::quorum::{Keeper, KeyNames, LiveLedger};
-use crate::resolver::{MeshSubstituter, Resolver, ResolverSettings};
 use crate::settings::{Secrets, Settings, make_gateway_key};
-use crate::state_db::{StateDb, StateDbError, SummaryFiles};
+use crate::sources::MeshSources;
+use crate::state_db::{StateDb, StateDbError, StoredAnswers, SummaryFiles};
+use crate::substituter::MeshSubstituter;
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
+use narmesh_resolver::{Resolver, ResolverSettings};
 use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _, StoreLocation};
 use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
@@ -147,9 +150,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let mesh_task = tokio::spawn(mesh.run());
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
-        handle.clone(),
-        state,
-        Arc::clone(&ledger),
+        Arc::new(MeshSources::new(handle.clone())),
+        Arc::new(StoredAnswers(state)),
+        Arc::new(LedgerAndPeers { ledger: Arc::clone(&ledger), mesh: handle.clone() }),
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
     ));
@@ -392,6 +395,7 @@ fn resolver_settings(settings: &Settings, secrets: &Secrets, gateway_key: Option
         signers: settings.quorum.signers(),
         priority: settings.gateway.priority,
         narinfo_deadline: settings.gateway.narinfo_deadline,
+        narinfo_deadline_max: settings.gateway.narinfo_deadline_max,
         stall_timeout: settings.transfer.stall_timeout,
         compress: settings.transfer.compress,
     }

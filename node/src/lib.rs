@@ -1,10 +1,11 @@
 //! The `narmesh` daemon and its command line: what the rooms do apart, wired together here.
 //!
 //! Walk: [`daemon::run`] loads [`settings`], opens the [`state_db`] and the Nix store, starts the [`mesh`] (libp2p swarm around the
-//! gossip core) and puts the [`resolver`] behind the HTTP gateway; [`quorum`] keeps what builders attest; [`control`] answers `narmesh status` and its siblings.
+//! gossip core) and puts the resolver behind the HTTP gateway; [`quorum`] keeps what builders attest; [`control`] answers `narmesh status` and its siblings.
 //! Invariants: one place assembles the status; every wait has a deadline; every queue a bound; nothing of Nix's is written.
 
 mod account;
+mod builders;
 pub mod cli;
 pub mod config;
 mod config_template;
@@ -14,7 +15,9 @@ mod database_file;
 mod describe;
 pub mod mesh;
 pub mod quorum;
-pub mod resolver;
 pub mod settings;
+mod sources;
 pub mod state_db;
 pub mod status;
+mod substituter;
+mod why;

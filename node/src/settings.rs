@@ -105,6 +105,8 @@ pub struct AdvertiseSettings {
     pub withhold_defaults: bool,
 }
 
+pub use narmesh_resolver::Compress;
+
 /// Checked `[transfer]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TransferSettings {
@@ -112,17 +114,6 @@ pub struct TransferSettings {
     pub compress: Compress,
     /// 100 ms to 10 min.
     pub stall_timeout: Duration,
-}
-
-/// When a NAR is compressed between peers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Compress {
-    /// Where the link is slower than compression.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// Checked `[limits]`.

@@ -14,6 +14,7 @@ pub use self::summaries::SummaryFiles;
 use crate::database_file::{Empty, OpenError, make_directory, migrate, prepare, remove_siblings, set_aside};
 use libp2p::PeerId;
 use narmesh_protocol::{AudienceDigest, HashPart};
+use narmesh_resolver::{AnswerChange, AnswerStore, Candidate, RememberedAnswer};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::collections::BTreeSet;
@@ -57,17 +58,6 @@ pub struct StateDb {
     path: PathBuf,
     answers: usize,
     answers_max: usize,
-}
-
-/// A narinfo that a peer gave and that was verified then.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RememberedAnswer {
-    /// Its text, as it was rendered for Nix.
-    pub narinfo: Vec<u8>,
-    /// Who confirmed to hold it, best first.
-    pub holders: Vec<PeerId>,
-    /// When, seconds since 1970.
-    pub at_unix_s: u64,
 }
 
 /// The database starts empty; its `Display` is the warning to log.
@@ -322,7 +312,8 @@ impl StateDb {
 }
 
 fn insert_answer(connection: &Connection, part: &HashPart, answer: &RememberedAnswer) -> rusqlite::Result<usize> {
-    let holders = answer.holders.iter().map(PeerId::to_string).collect::<Vec<_>>().join(",");
+    let holders = answer.holders.iter().map(|holder| format!("{}@{}", holder.source, holder.generation));
+    let holders = holders.collect::<Vec<_>>().join(",");
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO answers (hash_part, narinfo, holders, at_unix_s) VALUES (?1, ?2, ?3, ?4)",
@@ -381,9 +372,27 @@ fn open_checked(path: &Path, empty: Empty) -> Result<Connection, Unusable> {
     Ok(connection)
 }
 
-/// Peer ids that do not parse are left out: the answer is then only worth less.
-fn parse_holders(text: &str) -> Vec<PeerId> {
-    text.split(',').filter_map(|id| id.parse().ok()).collect()
+/// `peer@generation`, between commas. What does not parse is left out: the answer is then only worth less.
+fn parse_holders(text: &str) -> Vec<Candidate> {
+    let parse = |holder: &str| {
+        let (source, generation) = holder.split_once('@')?;
+        Some(Candidate { source: source.parse().ok()?, generation: generation.parse().ok()? })
+    };
+    text.split(',').filter_map(parse).collect()
+}
+
+/// The remembered answers, as the resolver uses them.
+#[derive(Clone, Debug)]
+pub struct StoredAnswers(pub SharedStateDb);
+
+impl AnswerStore for StoredAnswers {
+    fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
+        self.0.lock().answer(part).map_err(|error| error.to_string())
+    }
+
+    fn update(&self, changes: &[AnswerChange]) -> Result<(), String> {
+        self.0.lock().update_answers(changes).map_err(|error| error.to_string())
+    }
 }
 
 #[cfg(test)]

@@ -101,6 +101,8 @@ impl Gossip {
             return Err(Unfit::Forged);
         }
         let is_excluded = entry.standing.is_excluded();
+        // Of a later body than this one, if a later one is known.
+        let audience_since = entry.audience.clone();
         let newest = entry.newest.as_ref();
         // Announced again since, with nothing changed: then this is the newest body.
         let renewed = newest.map(|newest| &newest.envelope).filter(|newest| is_renewal(&envelope, newest));
@@ -128,6 +130,9 @@ impl Gossip {
         if let Some(entry) = self.directory.get_mut(&owner) {
             if let Some(held) = &mut entry.held {
                 held.remembered = true;
+            }
+            if !is_newest && !audience_since.is_empty() {
+                entry.audience = audience_since;
             }
             if is_newest {
                 // More than a floor: to hear it again renews nothing.

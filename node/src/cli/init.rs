@@ -191,7 +191,7 @@ pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option
         text += "# This node has none.\n";
     }
     text += &format!("extra-trusted-public-keys = {}\n", keys.join(" "));
-    text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 2\n";
+    text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
     text += "# Ask again at once for what was not there a moment ago (Nix remembers a miss for an hour otherwise).\n";
     text += "narinfo-cache-negative-ttl = 0\n";
     match nix {
@@ -319,7 +319,7 @@ mod tests {
             "extra-trusted-public-keys = my-host-narmesh-1:",
             "connect-timeout = 5",
             "stalled-download-timeout = 30",
-            "download-attempts = 2",
+            "download-attempts = 5",
             "narinfo-cache-negative-ttl = 0",
         ] {
             assert!(text.lines().any(|given| given.starts_with(line)), "{line}\n{text}");

@@ -3,10 +3,10 @@
 
 use super::observer::Verdicts;
 use crate::mesh::{ExchangeCounters, PeerBoard, PeerStats};
-use crate::resolver::Resolver;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
 use narmesh_quorum::State;
+use narmesh_resolver::Resolver;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;

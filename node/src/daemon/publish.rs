@@ -2,9 +2,9 @@
 
 use crate::mesh::MeshHandle;
 use crate::quorum::LiveLedger;
-use crate::resolver::Resolver;
 use narmesh_gossip::PathChange;
 use narmesh_protocol::HashPart;
+use narmesh_resolver::Resolver;
 use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

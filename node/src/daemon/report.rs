@@ -13,6 +13,7 @@ use crate::status::{
     OwnStoreView, PeerProbe, PeerStatus, QuorumStatus, RequestStatus, RevokedStatus, Status, StoreStatus,
     SummarySource, SummaryStatus, WhyReport, WithheldPath,
 };
+use crate::why::why;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
@@ -210,9 +211,9 @@ impl Daemon {
         let part = parse_path(&asked, &settings.store.store_dir)?;
         let names: BTreeMap<PeerId, String> =
             settings.peers.iter().map(|peer| (peer.peer_id, peer.name.clone())).collect();
-        let (resolver, offer) = (Arc::clone(&self.resolver), Arc::clone(&self.offer));
+        let (resolver, mesh, offer) = (Arc::clone(&self.resolver), self.mesh.clone(), Arc::clone(&self.offer));
         let why = move || {
-            let mut report = resolver.why(asked, part, &names);
+            let mut report = why(&resolver, &mesh, asked, part, &names);
             if report.own_store.held {
                 tell_of_offer(&mut report.own_store, &offer, &part);
             }

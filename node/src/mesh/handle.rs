@@ -187,7 +187,7 @@ impl MeshHandle {
 
     /// Makes sure that there is a connection; waits for one that is expected soon, and the caller sets the deadline.
     pub async fn connect(&self, peer: PeerId) -> Result<(), AskError> {
-        if self.board.stats(&peer).is_some_and(|stats| stats.connected) {
+        if self.board.is_connected(&peer) {
             return Ok(());
         }
         self.call(|reply| Command::Connect { peer, reply }).await?
@@ -198,9 +198,9 @@ impl MeshHandle {
         self.send(Command::Paths(change)).await;
     }
 
-    /// Tells the core whether a candidate held what its filter promised.
-    pub async fn probed(&self, peer: PeerId, outcome: ProbeOutcome) {
-        self.send(Command::Probe(peer, outcome)).await;
+    /// Tells the core whether a candidate held what its filter promised; does not wait, and is not told when the mesh is too busy.
+    pub fn probed(&self, peer: PeerId, outcome: ProbeOutcome) {
+        drop(self.commands.try_send(Command::Probe(peer, outcome)));
     }
 
     /// Tells the core, which counts, that this peer was caught lying; does not wait.

@@ -16,6 +16,22 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The newest sample counts for one part in so many in the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
 
+/// The rate of a line is measured over so many bytes at least …
+const RATE_BYTES_MIN: u64 = 256 << 10;
+/// … or so much time: a line on which next to nothing came is a slow one.
+const RATE_TIME_MIN: Duration = Duration::from_secs(1);
+
+/// How quick a peer is, as far as that was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes per second of all its NAR bodies together.
+    pub rate_bytes_s: Option<u64>,
+    /// Time to a narinfo answer.
+    pub latency: Option<Duration>,
+    /// A connection is open.
+    pub is_connected: bool,
+}
+
 /// What is known of one peer since the daemon started. Its visible fields stand in `narmesh status --json` by these names,
 /// which are therefore never changed.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -42,7 +58,7 @@ pub struct PeerStats {
     pub bytes_in: u64,
     /// NAR bytes sent to it.
     pub bytes_out: u64,
-    /// Moving average over NARs of at least 256 KiB, bytes per second.
+    /// Moving average of what all NAR bodies from it bring together, bytes per second.
     pub rate_bytes_s: Option<u64>,
     /// Proven lies and broken rules.
     pub misdeeds: u64,
@@ -57,6 +73,9 @@ pub struct PeerStats {
     /// When its newest summary came into the table.
     #[serde(skip)]
     pub summary_since: Option<Instant>,
+    /// The epoch of that summary: within one, paths are only added.
+    #[serde(skip)]
+    pub summary_epoch: Option<u64>,
     #[serde(skip)]
     pub(crate) set_aside_until: Option<Instant>,
     #[serde(skip)]
@@ -154,12 +173,32 @@ impl PeerBoard {
         });
     }
 
-    /// A NAR body of `bytes` arrived in `elapsed`.
-    pub fn received(&self, peer: &PeerId, bytes: u64, elapsed: Duration) {
+    /// Whether a connection is open.
+    pub fn is_connected(&self, peer: &PeerId) -> bool {
+        self.peers.lock().get(peer).is_some_and(|stats| stats.connected)
+    }
+
+    /// The epoch of the summary of this peer that is in the table.
+    pub fn summary_epoch(&self, peer: &PeerId) -> Option<u64> {
+        self.peers.lock().get(peer)?.summary_epoch
+    }
+
+    /// The pace of this peer.
+    pub fn pace(&self, peer: &PeerId) -> Pace {
+        let board = self.peers.lock();
+        board.get(peer).map_or_else(Pace::default, |stats| Pace {
+            rate_bytes_s: stats.rate_bytes_s,
+            latency: stats.latency,
+            is_connected: stats.connected,
+        })
+    }
+
+    /// Of a NAR body `bytes` arrived in `elapsed`, and `line_bytes` of all bodies of that time.
+    pub fn received(&self, peer: &PeerId, bytes: u64, line_bytes: u64, elapsed: Duration) {
         self.update(peer, |stats| {
             stats.bytes_in += bytes;
-            if bytes >= 256 << 10 {
-                let rate = u128::from(bytes) * 1_000_000 / elapsed.as_micros().max(1);
+            if line_bytes >= RATE_BYTES_MIN || elapsed >= RATE_TIME_MIN {
+                let rate = u128::from(line_bytes) * 1_000_000 / elapsed.as_micros().max(1);
                 stats.rate_bytes_s = Some(average(stats.rate_bytes_s.map(u128::from), rate));
             }
         });

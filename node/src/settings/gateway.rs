@@ -19,20 +19,26 @@ pub struct GatewaySettings {
     pub priority: u32,
     /// 50 ms to 60 s.
     pub narinfo_deadline: Duration,
+    /// The same while a candidate is known to be on a full line.
+    pub narinfo_deadline_max: Duration,
 }
 
 /// Checks `[gateway]`.
 pub(super) fn check(config: &GatewayConfig) -> Result<GatewaySettings, SettingsError> {
+    let narinfo_deadline_ms =
+        within("gateway.narinfo_deadline_ms", config.narinfo_deadline_ms, (50, 60_000), "50 to 60000 (milliseconds)")?;
+    let narinfo_deadline_max_ms = within(
+        "gateway.narinfo_deadline_max_ms",
+        config.narinfo_deadline_max_ms,
+        (50, 60_000),
+        "50 to 60000 (milliseconds)",
+    )?;
     Ok(GatewaySettings {
         listen: check_listen(&config.listen)?,
         host_names: check_host_names(&config.host_names)?,
         priority: config.priority,
-        narinfo_deadline: Duration::from_millis(within(
-            "gateway.narinfo_deadline_ms",
-            config.narinfo_deadline_ms,
-            (50, 60_000),
-            "50 to 60000 (milliseconds)",
-        )?),
+        narinfo_deadline: Duration::from_millis(narinfo_deadline_ms),
+        narinfo_deadline_max: Duration::from_millis(narinfo_deadline_max_ms.max(narinfo_deadline_ms)),
     })
 }
 

@@ -71,6 +71,7 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         ("[trust]\ntrusted_public_keys = ['oops']".into(), "trust.trusted_public_keys[0]", "oops", "name:base64"),
         ("[advertise]\nexclude = ['ok', 'a b']".into(), "advertise.exclude[1]", "a b", "characters"),
         ("[transfer]\ncompress = 'zstd'".into(), "transfer.compress", "zstd", "\"auto\", \"always\" or \"never\""),
+        ("[gateway]\nnarinfo_deadline_max_ms = 1".into(), "gateway.narinfo_deadline_max_ms", "\"1\"", "50 to 60000"),
         ("[transfer]\nstall_timeout_ms = 0".into(), "transfer.stall_timeout_ms", "\"0\"", "100 to 600000"),
         ("[limits]\nuploads_total = 0".into(), "limits.uploads_total", "\"0\"", "1 to 65536"),
         ("[limits]\nadvertised_paths_max = 400001".into(), "limits.advertised_paths_max", "400001", "1 to 400000"),

@@ -7,7 +7,8 @@ use narmesh_gossip::KeptSummary;
 use std::fs;
 
 fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {
-    RememberedAnswer { narinfo: text.as_bytes().to_vec(), holders: vec![PeerId::random(), PeerId::random()], at_unix_s }
+    let holder = |generation| Candidate { source: PeerId::random(), generation };
+    RememberedAnswer { narinfo: text.as_bytes().to_vec(), holders: vec![holder(1), holder(u64::MAX)], at_unix_s }
 }
 
 const AUDIENCE: [AudienceDigest; 2] = [AudienceDigest([1; 8]), AudienceDigest([2; 8])];

@@ -247,10 +247,11 @@ impl Bulk {
             move || ending.ended(&peer, id),
         );
         tracing::debug!(%peer, came_in, "bulk connection");
-        if came_in && known.connections.iter().filter(|other| other.came_in).count() >= INBOUND_MAX {
-            if let Some(oldest) = known.connections.iter().find(|other| other.came_in) {
-                oldest.close();
-            }
+        if came_in
+            && known.connections.iter().filter(|other| other.came_in).count() >= INBOUND_MAX
+            && let Some(oldest) = known.connections.iter().find(|other| other.came_in)
+        {
+            oldest.close();
         }
         known.connections.retain(Connection::is_open);
         known.connections.push(connection.clone());

@@ -5,6 +5,7 @@ use crate::mesh::attestations::{Heard, Order};
 use crate::mesh::handle::AudienceView;
 use libp2p::PeerId;
 use libp2p::request_response;
+use narmesh_gossip::PeerView;
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::exchange::{Input, Spoken};
 use narmesh_quorum::reconcile::Shared;
@@ -47,8 +48,9 @@ impl Mesh {
 
     /// Who of our allowlist may hear of the builders of each node.
     pub(super) fn audiences(&self) -> BTreeMap<PeerId, AudienceView> {
-        let held: BTreeSet<PeerId> =
-            self.gossip.peers().filter(|seen| seen.summary.is_some()).map(|seen| seen.peer).collect();
+        // One that was kept over a restart says nothing of whether its owner is there.
+        let is_heard = |seen: &PeerView| seen.summary.as_ref().is_some_and(|summary| !summary.remembered);
+        let held: BTreeSet<PeerId> = self.gossip.peers().filter(is_heard).map(|seen| seen.peer).collect();
         let view = |owner: PeerId| {
             let is_known = self.gossip.audience(&owner).is_some();
             let peers = self.config.peers.keys().filter(|peer| **peer != owner);

@@ -120,7 +120,9 @@ impl Mesh {
             Event::BodyPulled { owner, from, generation, bytes, delta } => {
                 let (epoch, seq) = (generation.epoch, generation.seq);
                 tracing::info!(peer = %owner, %from, epoch, seq, bytes, delta, "summary pulled");
-                self.board.update(&owner, |stats| stats.summary_since = Some(Instant::now()));
+                self.board.update(&owner, |stats| {
+                    (stats.summary_since, stats.summary_epoch) = (Some(Instant::now()), Some(epoch));
+                });
                 self.summary_changed(owner);
                 self.audience_changed(&owner);
             }
@@ -162,7 +164,7 @@ impl Mesh {
 
     fn on_summary_dropped(&mut self, peer: PeerId, why: &str) {
         tracing::info!(%peer, why, "summary dropped");
-        self.board.update(&peer, |stats| stats.summary_since = None);
+        self.board.update(&peer, |stats| (stats.summary_since, stats.summary_epoch) = (None, None));
         self.summary_changed(peer);
     }
 }

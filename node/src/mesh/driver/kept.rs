@@ -233,9 +233,12 @@ impl Mesh {
         let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
         // A machine that has run for a shorter time than that shows the time since its start.
         let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-        self.board.update(&owner, |stats| stats.summary_since = Some(since));
+        let held = self.gossip.held_proof(&owner).map(|(proof, _)| *proof.announcement());
+        self.board.update(&owner, |stats| {
+            (stats.summary_since, stats.summary_epoch) = (Some(since), held.map(|held| held.generation.epoch));
+        });
         self.audience_changed(&owner);
-        let body_digest = self.gossip.held_proof(&owner).map(|(proof, _)| proof.announcement().body_digest);
+        let body_digest = held.map(|held| held.body_digest);
         Ok(Written { body_digest: body_digest.unwrap_or_default(), envelope: kept.envelope })
     }
 

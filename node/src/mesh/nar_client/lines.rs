@@ -13,7 +13,7 @@ pub(super) struct Line {
     in_flight: AtomicUsize,
 }
 
-/// A look at a [`Line`].
+/// A look at what moves between us and a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LineView {
     /// Bytes of all NAR streams of this peer, heads and heartbeats included.

@@ -100,7 +100,7 @@ impl NarPool {
     }
 
     /// Sends a request on a pooled or fresh stream of the bulk connection, dialling it if need be; returns when it is written. What
-    /// the holder says comes from [`NarSource::next`]. With [`IN_FLIGHT_MAX`] under way it waits for one of them to end.
+    /// the holder says comes from [`NarSource::next`]. With as many as there may be under way it waits for one of them to end.
     pub async fn request(&self, peer: PeerId, request: NarRequest) -> Result<NarSource, NarRequestError> {
         let bytes = request.encode().map_err(io::Error::other)?;
         let mut frame = Vec::with_capacity(4 + bytes.len());

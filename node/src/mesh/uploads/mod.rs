@@ -27,7 +27,7 @@ use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
 use narmesh_store::{NixStore, Offer};
-use pace::{Pace, Paced};
+use pace::Pace;
 use parking_lot::Mutex;
 use queue::{Kind, Queue, Ticket};
 use reader::{ReadFailure, Reader};
@@ -247,7 +247,7 @@ impl Uploads {
         while_waiting(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
         let paced = self.0.pace.join(peer, turn.ticket);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
-        let opened = while_waiting(stream, || 1, self.open(request, zstd, of_peer, &paced)).await?;
+        let opened = while_waiting(stream, || 1, self.open(request, zstd, of_peer)).await?;
         let Some((reader, first)) = opened? else { return reply(stream, NarReply::Absent).await };
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         let mut body = BodyWriter::new(stream, of_peer, &paced);
@@ -272,36 +272,16 @@ impl Uploads {
         request: NarRequest,
         zstd: bool,
         of_peer: &PeerUploads,
-        paced: &Paced,
     ) -> io::Result<Option<(Reader, Piece)>> {
         let (store, offer) = (Arc::clone(&self.0.store), Arc::clone(&self.0.offer));
         let left = request.nar_size.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
-        let opened = self.blocking(move || {
+        self.blocking(move || {
             let mut reader = Reader::open(&store, &offer, &request, zstd)?;
-            // Mostly there is nothing to skip: one visit to a blocking thread is enough.
-            let first = if reader.has_to_skip() { Ok(None) } else { reader.next(bytes_max) };
+            let first = reader.next(bytes_max);
             Some((reader, first))
-        });
-        let Some((mut reader, mut first)) = opened.await? else { return Ok(None) };
-        while reader.has_to_skip() {
-            let skipped;
-            (reader, skipped) = self
-                .blocking(move || {
-                    let skipped = reader.skip_some();
-                    (reader, skipped)
-                })
-                .await?;
-            match skipped {
-                // Read from the disk is as good as sent: else a limited node could be made to read all day.
-                Ok(bytes) => paced.pay_all(bytes).await,
-                Err(error) => return Ok(Some((reader, Err(error)))),
-            }
-            if !reader.has_to_skip() {
-                (reader, first) = self.read(reader, bytes_max).await?;
-            }
-        }
-        Ok(Some((reader, first)))
+        })
+        .await
     }
 
     /// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.

@@ -117,15 +117,6 @@ impl Paced {
         let granted = granted.await.unwrap_or(wanted as u64);
         usize::try_from(granted).unwrap_or(wanted)
     }
-
-    /// Waits for the right to have read that many bytes from the disk that are not sent.
-    pub(super) async fn pay_all(&self, bytes: u64) {
-        let mut left = bytes;
-        while left > 0 {
-            let step = usize::try_from(left).unwrap_or(usize::MAX);
-            left -= self.pay(step).await as u64;
-        }
-    }
 }
 
 impl Drop for Paced {

@@ -6,19 +6,14 @@ use std::io;
 
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
 const ZSTD_LEVEL: i32 = 1;
-/// Read and thrown away at a time, where a range begins later.
-const SKIP_BYTES: u64 = 8 << 20;
-/// Buffer for what is thrown away.
-const SKIP_BUFFER_BYTES: usize = 256 << 10;
 
 /// One NAR being read.
 pub(super) struct Reader {
     nar: NarStream,
     progress: NarProgress,
     encoder: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
-    skip: u64,
-    /// What was read beyond the last byte that is not sent.
-    pending: Vec<u8>,
+    /// The first byte that is sent.
+    offset: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -48,63 +43,35 @@ impl Reader {
         }
     }
 
-    /// The one place that knows how a range is come by: what stands before it is read and thrown away.
     fn begin(store: &NixStore, info: &narmesh_store::PathInfo, offset: u64, zstd: bool) -> Result<Self, ReadFailure> {
-        let nar = store.open_nar(info)?;
+        let nar = store.open_nar_at(info, offset)?;
         let encoder = if zstd { Some(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?) } else { None };
-        Ok(Self { nar, progress: NarProgress::More, encoder, skip: offset, pending: Vec::new() })
-    }
-
-    /// Whether [`Self::skip_some`] has something to do before the first byte.
-    pub(super) fn has_to_skip(&self) -> bool {
-        self.skip > 0
-    }
-
-    /// Reads a bounded part of what is not sent; says how much that was.
-    pub(super) fn skip_some(&mut self) -> Result<u64, ReadFailure> {
-        let mut skipped = 0;
-        let mut buffer = Vec::with_capacity(SKIP_BUFFER_BYTES);
-        while self.skip > 0 && skipped < SKIP_BYTES && self.progress == NarProgress::More {
-            buffer.clear();
-            self.progress = self.nar.fill(&mut buffer, SKIP_BUFFER_BYTES)?;
-            let read = buffer.len() as u64;
-            if let Some(wanted) = usize::try_from(self.skip).ok().and_then(|skip| buffer.get(skip..)) {
-                self.pending = wanted.to_vec();
-            }
-            skipped += read.min(self.skip);
-            self.skip = self.skip.saturating_sub(read);
-        }
-        Ok(skipped)
+        Ok(Self { nar, progress: NarProgress::More, encoder, offset })
     }
 
     /// Bytes of the NAR that are still to be read.
-    pub(super) fn left_bytes(&self) -> u64 {
-        self.nar.nar_size().saturating_sub(self.nar.given_bytes()) + self.pending.len() as u64
+    fn left_bytes(&self) -> u64 {
+        (self.nar.nar_size() - self.offset).saturating_sub(self.nar.given_bytes())
     }
 
     /// Whether the last byte was read, and nothing of it is still in the compressor.
     pub(super) fn is_complete(&self) -> bool {
-        self.progress == NarProgress::Complete && self.pending.is_empty() && self.encoder.is_none()
+        self.progress == NarProgress::Complete && self.encoder.is_none()
     }
 
     /// The next piece of the body, from about `bytes_max` bytes of the NAR; `None` at the end.
     pub(super) fn next(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, ReadFailure> {
         loop {
-            let buffer = if self.pending.is_empty() {
-                match self.progress {
-                    NarProgress::Complete => {
-                        let tail = self.encoder.take().map(zstd::stream::write::Encoder::finish).transpose()?;
-                        return Ok(tail.filter(|tail| !tail.is_empty()));
-                    }
-                    NarProgress::More => {}
+            match self.progress {
+                NarProgress::Complete => {
+                    let tail = self.encoder.take().map(zstd::stream::write::Encoder::finish).transpose()?;
+                    return Ok(tail.filter(|tail| !tail.is_empty()));
                 }
-                let capacity = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX).min(bytes_max);
-                let mut buffer = Vec::with_capacity(capacity);
-                self.progress = self.nar.fill(&mut buffer, bytes_max)?;
-                buffer
-            } else {
-                std::mem::take(&mut self.pending)
-            };
+                NarProgress::More => {}
+            }
+            let capacity = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX).min(bytes_max);
+            let mut buffer = Vec::with_capacity(capacity);
+            self.progress = self.nar.fill(&mut buffer, bytes_max)?;
             let piece = match &mut self.encoder {
                 None => buffer,
                 Some(encoder) => {

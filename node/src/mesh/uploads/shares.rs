@@ -125,10 +125,10 @@ impl Shares {
                 self.ring.rotate_left(1);
                 continue;
             }
-            if let Some(missing) = bytes.checked_sub(self.tokens).filter(|missing| *missing > 0) {
-                if let Some(rate) = self.bytes_per_s {
-                    return Next::At(now + time_for(missing, rate));
-                }
+            if let Some(rate) = self.bytes_per_s
+                && let Some(missing) = bytes.checked_sub(self.tokens).filter(|missing| *missing > 0)
+            {
+                return Next::At(now + time_for(missing, rate));
             }
             share.deficit = share.deficit.saturating_sub(bytes);
             share.served(ticket);

@@ -3,8 +3,9 @@
 //! A closure of thousands of paths is thousands of answers within seconds; a transaction and a task for each cost more than the
 //! questions themselves.
 
-use crate::state_db::{RememberedAnswer, SharedStateDb};
+use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 use narmesh_protocol::HashPart;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,20 +17,18 @@ const BATCH_MAX: usize = 512;
 /// The first change waits so long for others.
 const GATHER: Duration = Duration::from_millis(20);
 
-type Change = (HashPart, Option<RememberedAnswer>);
-
 /// The thread and the way to it; dropping it writes what waits.
 #[derive(Debug)]
 pub(super) struct AnswerWriter {
-    changes: Option<SyncSender<Change>>,
+    changes: Option<SyncSender<AnswerChange>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl AnswerWriter {
-    pub(super) fn start(state: SharedStateDb) -> Self {
+    pub(super) fn start(store: Arc<dyn AnswerStore>) -> Self {
         let (sender, receiver) = sync_channel(WAITING_MAX);
         let thread =
-            std::thread::Builder::new().name("narmesh-answers".to_owned()).spawn(move || write_all(&state, &receiver));
+            std::thread::Builder::new().name("narmesh-answers".to_owned()).spawn(move || write_all(&*store, &receiver));
         match thread {
             Ok(thread) => Self { changes: Some(sender), thread: Some(thread) },
             Err(error) => {
@@ -60,13 +59,13 @@ impl Drop for AnswerWriter {
     }
 }
 
-fn write_all(state: &SharedStateDb, changes: &Receiver<Change>) {
+fn write_all(store: &dyn AnswerStore, changes: &Receiver<AnswerChange>) {
     while let Ok(first) = changes.recv() {
         std::thread::sleep(GATHER);
         let mut batch = vec![first];
         batch.extend(changes.try_iter().take(BATCH_MAX - 1));
-        if let Err(error) = state.lock().update_answers(&batch) {
-            tracing::warn!(%error, answers = batch.len(), "state database: answers could not be remembered");
+        if let Err(error) = store.update(&batch) {
+            tracing::warn!(%error, answers = batch.len(), "answers could not be remembered");
         }
     }
 }
@@ -74,14 +73,32 @@ fn write_all(state: &SharedStateDb, changes: &Receiver<Change>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state_db::StateDb;
     use parking_lot::Mutex;
-    use std::sync::Arc;
+    use std::collections::HashMap;
+
+    #[derive(Default)]
+    struct InMemory(Mutex<HashMap<HashPart, RememberedAnswer>>);
+
+    impl AnswerStore for InMemory {
+        fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
+            Ok(self.0.lock().get(part).cloned())
+        }
+
+        fn update(&self, changes: &[AnswerChange]) -> Result<(), String> {
+            let mut answers = self.0.lock();
+            for (part, answer) in changes.iter().cloned() {
+                match answer {
+                    Some(answer) => drop(answers.insert(part, answer)),
+                    None => drop(answers.remove(&part)),
+                }
+            }
+            Ok(())
+        }
+    }
 
     #[test]
     fn what_waits_is_written_before_the_end_and_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = Arc::new(Mutex::new(StateDb::open(dir.path()).unwrap().0));
+        let store = Arc::new(InMemory::default());
         let answer = |at_unix_s| RememberedAnswer { narinfo: b"text".to_vec(), holders: Vec::new(), at_unix_s };
         let part = |number: u16| {
             let mut part = [0; 20];
@@ -89,16 +106,15 @@ mod tests {
             HashPart(part)
         };
         let parts: Vec<_> = (0..2_000).map(part).collect();
-        let writer = AnswerWriter::start(Arc::clone(&state));
+        let writer = AnswerWriter::start(Arc::<InMemory>::clone(&store));
         for part in &parts {
             writer.write(*part, Some(answer(1)));
         }
         writer.write(parts[0], None);
         writer.write(parts[1], Some(answer(2)));
         drop(writer);
-        let state = state.lock();
-        assert_eq!(state.answer(&parts[0]).unwrap(), None);
-        assert_eq!(state.answer(&parts[1]).unwrap(), Some(answer(2)));
-        assert_eq!(state.answered().unwrap().len(), 1_999);
+        assert_eq!(store.answer(&parts[0]).unwrap(), None);
+        assert_eq!(store.answer(&parts[1]).unwrap(), Some(answer(2)));
+        assert_eq!(store.0.lock().len(), 1_999);
     }
 }

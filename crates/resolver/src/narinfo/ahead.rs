@@ -5,7 +5,7 @@
 //! and what Nix asks next is answered from memory.
 //! Only verified narinfos lead to questions, so no peer chooses what we ask; nothing is asked that memory can answer.
 
-use crate::resolver::Resolver;
+use crate::Resolver;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarInfo};
 use narmesh_store::Store;
@@ -24,7 +24,7 @@ const RECENT_MAX: u64 = 65_536;
 
 /// The questions that wait.
 #[derive(Debug)]
-pub(in crate::resolver) struct NarInfosAhead {
+pub(crate) struct NarInfosAhead {
     waiting: OnceLock<mpsc::Sender<HashPart>>,
     recent: Cache<HashPart, ()>,
 }
@@ -40,7 +40,7 @@ impl Default for NarInfosAhead {
 
 impl Resolver {
     /// Will ask soon for what this path refers to, unless that is known.
-    pub(in crate::resolver) fn ask_ahead(self: &Arc<Self>, info: &NarInfo) {
+    pub(crate) fn ask_ahead(self: &Arc<Self>, info: &NarInfo) {
         let waiting = self.narinfos_ahead.waiting.get_or_init(|| {
             let (sender, receiver) = mpsc::channel(WAITING_MAX);
             tokio::spawn(ask_all(Arc::downgrade(self), receiver));
@@ -48,7 +48,8 @@ impl Resolver {
         });
         for reference in info.references.iter().filter(|reference| **reference != info.path) {
             let part = reference.hash_part();
-            if self.store.contains(&part) || self.answers.in_memory(&part).is_some() || !self.is_claimed(&part) {
+            if self.store.contains(&part) || self.answers.in_memory(&part).is_some() || !self.sources.is_claimed(&part)
+            {
                 continue;
             }
             let is_first = self.narinfos_ahead.recent.entry(part).or_insert(()).is_fresh();
@@ -65,7 +66,7 @@ async fn ask_all(resolver: Weak<Resolver>, mut waiting: mpsc::Receiver<HashPart>
         let Ok(slot) = Arc::clone(&at_once).acquire_owned().await else { return };
         let Some(resolver) = resolver.upgrade() else { return };
         tokio::spawn(async move {
-            if Arc::clone(&resolver).remembered(part).await.is_none() {
+            if !Arc::clone(&resolver).remembered(part).await.is_some_and(|answer| answer.is_fresh(&*resolver.sources)) {
                 resolver.asked_ahead(part).await;
             }
             drop(slot);

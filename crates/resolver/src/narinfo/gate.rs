@@ -4,14 +4,14 @@
 //! It stands behind `trust`, never instead of it. A verdict comes from memory, in microseconds; the disk is read for the
 //! signatures of builders, once, when an answer is rendered.
 
-use super::Resolver;
-use super::decisions::Decision as Happened;
 use super::trust::Proof;
-use crate::quorum::{LiveLedger, now, signatures_unheard};
+use crate::Resolver;
+use crate::builders::Builders;
+use crate::decisions::Decision as Happened;
 use narmesh_protocol::{
     BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir, StorePath,
 };
-use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Served, State};
+use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Served, State, WallMs};
 use narmesh_store::Store as _;
 use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -19,7 +19,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
 
 /// Signatures in one answer at most. Nix stores them all.
 const SIGNATURES_MAX: usize = 16;
@@ -29,19 +30,19 @@ const SIGNATURES_MAX: usize = 16;
 const AFTER_HEARING: Duration = Duration::from_millis(50);
 
 /// Refusals by reason.
-pub(crate) type Refused = Family<Reason, Counter>;
+pub type Refused = Family<Reason, Counter>;
 
 /// Why something was not given.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-pub(crate) struct Reason {
+pub struct Reason {
     /// [`Refusal::name`].
-    pub(crate) reason: &'static str,
+    pub reason: &'static str,
 }
 
 /// The policy at the gateway.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    ledger: Arc<LiveLedger>,
+    builders: Arc<dyn Builders>,
     key: RwLock<Option<NixSecretKey>>,
     refused: Refused,
 }
@@ -79,8 +80,8 @@ impl Pass {
 }
 
 impl Gate {
-    pub(crate) fn new(ledger: Arc<LiveLedger>) -> Self {
-        Self { ledger, key: RwLock::default(), refused: Refused::default() }
+    pub(crate) fn new(builders: Arc<dyn Builders>) -> Self {
+        Self { builders, key: RwLock::default(), refused: Refused::default() }
     }
 
     /// With which narinfos are signed that a policy which demands agreement lets through.
@@ -90,32 +91,32 @@ impl Gate {
 
     /// Another number when what was let through has to be asked about again; always 0 where nothing is asked.
     pub(crate) fn stamp(&self) -> u64 {
-        match self.ledger.policy().mode() {
+        match self.builders.policy().mode() {
             Mode::Off | Mode::Observe => 0,
-            Mode::Prefer | Mode::Require => self.ledger.generation() + 1,
+            Mode::Prefer | Mode::Require => self.builders.generation() + 1,
         }
     }
 
     /// Counts what Nix asked for and does not get: once, however many hold it.
-    pub(super) fn not_given(&self, refusal: Refusal) {
+    pub(crate) fn not_given(&self, refusal: Refusal) {
         self.refused.get_or_create(&Reason { reason: refusal.name() }).inc();
     }
 
     /// Whether a verdict is needed, and enough.
     pub(crate) fn demands(&self) -> bool {
-        self.ledger.policy().mode() == Mode::Require
+        self.builders.policy().mode() == Mode::Require
     }
 
     /// Our Nix asks for this path: what is attested of it is kept.
     pub(crate) fn asked(&self, part: HashPart) {
-        if self.ledger.policy().mode() != Mode::Off {
-            self.ledger.note_asked(part);
+        if self.builders.policy().mode() != Mode::Off {
+            self.builders.note_asked(part);
         }
     }
 
     /// Asks the policy about what a narinfo says. From memory.
     pub(crate) fn decide(&self, store_dir: &StoreDir, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
-        let (stamp, policy) = (self.stamp(), self.ledger.policy());
+        let (stamp, policy) = (self.stamp(), self.builders.policy());
         let (decision, voters) = self.decision(&policy, store_dir, info, proof);
         let pass = |is_second_choice| {
             let is_demanded = policy.mode() == Mode::Require;
@@ -145,12 +146,14 @@ impl Gate {
         }
         let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
         let is_addressed = *proof == Proof::ContentAddress;
-        self.ledger.read(|ledger| {
+        let mut decided = (Decision::NotAsked, Vec::new());
+        self.builders.read(&mut |ledger| {
             let decision = policy.decide(ledger, &info.path, fingerprint, is_addressed);
             let by_word = matches!(decision, Decision::Serve(Grounds::Agreed | Grounds::Grace));
             let voters = if by_word { policy.vouching(ledger, &info.path, fingerprint) } else { Vec::new() };
-            (decision, voters)
-        })
+            decided = (decision, voters);
+        });
+        decided
     }
 
     /// What is given on the word of these builders, if there are any: what a report names when it does not stand any more.
@@ -166,7 +169,7 @@ impl Gate {
     /// Nix gets it.
     fn note_given(&self, on_word: Option<(StorePath, FingerprintDigest)>) {
         if let Some((path, fingerprint)) = on_word {
-            self.ledger.note_served(Served { path, fingerprint, at: now() });
+            self.builders.note_served(Served { path, fingerprint, at: wall_now() });
         }
     }
 
@@ -183,7 +186,7 @@ impl Gate {
         let mut info = info.clone();
         let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
         let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(&info));
-        match self.ledger.signatures(fingerprint) {
+        match self.builders.signatures(fingerprint) {
             Ok(known) => {
                 for (builder, signature) in known {
                     if pass.voters.contains(&builder) && !info.signatures.contains(&signature) {
@@ -202,12 +205,12 @@ impl Gate {
 
 impl Resolver {
     /// Narinfos and NARs that the policy did not give since the start, by reason, for `/metrics`.
-    pub(crate) fn refusals(&self) -> &Refused {
+    pub fn refusals(&self) -> &Refused {
         &self.gate.refused
     }
 
     /// The same, for `status`: only reasons that occurred.
-    pub(crate) fn refused(&self) -> BTreeMap<String, u64> {
+    pub fn refused(&self) -> BTreeMap<String, u64> {
         let count = |reason: &'static str| {
             let counter = self.gate.refused.get(&Reason { reason })?;
             Some((reason.to_owned(), counter.get()))
@@ -216,13 +219,13 @@ impl Resolver {
     }
 
     /// What Nix has to trust, if the policy demands agreement.
-    pub(crate) fn gateway_public_key(&self) -> Option<NixPublicKey> {
+    pub fn gateway_public_key(&self) -> Option<NixPublicKey> {
         self.gate.key.read().as_ref().map(NixSecretKey::public)
     }
 
     /// Asks the gate about one of perhaps several that hold a path; a refusal is told by `why`, and counted by
     /// [`Gate::not_given`] if nobody holds what is let through.
-    pub(super) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
+    pub(crate) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         self.gate.decide(&self.store_dir, info, proof).inspect_err(|refusal| {
             tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
             self.decisions.note(info.path.hash_part(), Happened::Refused(*refusal, info.nar_hash));
@@ -230,9 +233,9 @@ impl Resolver {
     }
 
     /// Asks peers what builders say of it, if more of them could decide otherwise; until shortly before the deadline at most.
-    pub(super) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
+    pub(crate) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
         let lacks = || {
-            let policy = self.gate.ledger.policy();
+            let policy = self.gate.builders.policy();
             let (decision, _) = self.gate.decision(&policy, &self.store_dir, info, proof);
             match decision {
                 Decision::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
@@ -243,32 +246,24 @@ impl Resolver {
         };
         if self.gate.demands() && lacks() {
             let deadline = deadline.checked_sub(AFTER_HEARING).unwrap_or(deadline);
-            self.mesh.ask_for(info.path.hash_part(), deadline, || !lacks()).await;
+            self.gate.builders.ask(info.path.hash_part(), deadline, Box::new(|| !lacks())).await;
         }
     }
 
     /// Takes what builders say by signatures in a narinfo, whoever sent it. What is new is written first; the disk is waited for
     /// until the deadline at most.
-    pub(super) async fn hear_signatures(&self, info: &NarInfo, deadline: Instant) {
+    pub(crate) async fn hear_signatures(&self, info: &NarInfo, deadline: Instant) {
         let settings = self.settings();
         if settings.signers.is_empty() || info.content_address.is_some() {
             return;
         }
-        let ledger = Arc::clone(&self.gate.ledger);
-        let unheard = signatures_unheard(&ledger, &settings.signers, &Statement::of(info), &info.signatures);
-        if unheard.is_empty() {
-            return;
-        }
-        let taken = tokio::task::spawn_blocking(move || ledger.take_bare(&unheard, now()));
-        if let Ok(Ok(Err(error))) = tokio::time::timeout_at(deadline.into(), taken).await {
-            tracing::warn!(%error, store_path = %info.path, "a signature of a builder cannot be kept");
-        }
+        self.gate.builders.hear_signatures(&settings.signers, info, deadline).await;
     }
 
     /// Whether Nix may have this NAR now, whatever it was told when it asked for the narinfo. Notes that it gets it.
     ///
     /// A URL without a fingerprint was given when no verdict was demanded: that narinfo has no signature of the gateway.
-    pub(super) async fn nar_admitted(self: Arc<Self>, url: NarUrl) -> bool {
+    pub(crate) async fn nar_admitted(self: Arc<Self>, url: NarUrl) -> bool {
         if !self.gate.demands() {
             return true;
         }
@@ -298,7 +293,13 @@ impl Resolver {
     }
 }
 
+/// Now, by the wall clock.
+fn wall_now() -> WallMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// Whether what is given now leads to the NAR that is asked for by an earlier URL.
-pub(super) fn leads_to(now: &NarUrl, asked: &NarUrl) -> bool {
+pub(crate) fn leads_to(now: &NarUrl, asked: &NarUrl) -> bool {
     now.nar() == asked.nar() && (asked.fingerprint.is_none() || now.fingerprint == asked.fingerprint)
 }

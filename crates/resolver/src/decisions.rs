@@ -1,13 +1,12 @@
 //! What the resolver did last about a path, kept for `why`, in sentences.
 
+use crate::source::SourceId;
 use narmesh_protocol::{HashPart, NarHash};
 use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use libp2p::PeerId;
 
 /// Paths remembered; the one touched longest ago goes first.
 const PATHS_MAX: usize = 1_024;
@@ -16,21 +15,21 @@ const DECISIONS_MAX: usize = 32;
 
 /// One thing that the resolver decided or found.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Decision {
+pub enum Decision {
     /// Answered from our own store.
     OwnStore,
     /// Answered with what was learned earlier.
     Remembered,
     /// A candidate was asked.
-    Asked(PeerId),
+    Asked(SourceId),
     /// It does not hold the path: its filter was wrong or is late.
-    Absent(PeerId),
+    Absent(SourceId),
     /// Its answer is not handed on.
-    Distrusted(PeerId, String),
+    Distrusted(SourceId, String),
     /// It gave no answer.
-    NoAnswer(PeerId, String),
+    NoAnswer(SourceId, String),
     /// It answered, and its narinfo verified.
-    Holder(PeerId, Duration),
+    Holder(SourceId, Duration),
     /// The policy does not let Nix have what this narinfo says.
     Refused(Refusal, NarHash),
     /// The NAR that Nix asked for is not the one that it may have, or nobody says any more which that is.
@@ -38,13 +37,15 @@ pub(crate) enum Decision {
     /// Nobody answered in time.
     Deadline(Duration),
     /// A NAR is read from it, from this offset on.
-    NarFrom(PeerId, u64),
+    NarFrom(SourceId, u64),
     /// The NAR cannot be continued from it.
-    NarBroken(PeerId, u64, String),
+    NarBroken(SourceId, u64, String),
     /// The NAR arrived whole, its hash verified.
-    NarVerified(PeerId, u64, Duration),
+    NarVerified(SourceId, u64, Duration),
     /// What was sent is not the NAR that was promised.
-    NarLie(PeerId),
+    NarLie(SourceId),
+    /// What several sources together sent is not the NAR that was promised, and nobody knows whose bytes are wrong.
+    NarMixedLie(usize),
     /// Nix was told that the NAR is gone.
     NarGone,
     /// The body was closed short, so that Nix asks again and builds.
@@ -77,6 +78,12 @@ impl fmt::Display for Decision {
                 write!(f, "NAR of {bytes} bytes from {peer}, {rate:.0} MB/s, hash verified")
             }
             Self::NarLie(peer) => write!(f, "{peer} sent another NAR than promised: the hash differs"),
+            Self::NarMixedLie(sources) => {
+                write!(
+                    f,
+                    "{sources} sources together sent another NAR than promised: nobody is blamed, each is read alone"
+                )
+            }
             Self::NarGone => write!(f, "told Nix that the NAR is gone (404): it builds or goes on"),
             Self::NarCutShort(at) => write!(f, "closed the body short at byte {at}: Nix builds or goes on"),
         }
@@ -85,7 +92,7 @@ impl fmt::Display for Decision {
 
 /// The last decisions by path.
 #[derive(Debug, Default)]
-pub(crate) struct Decisions {
+pub struct Decisions {
     log: Mutex<Log>,
 }
 
@@ -119,7 +126,7 @@ impl Decisions {
     }
 
     /// What happened to a path last: milliseconds since 1970, and a sentence.
-    pub(crate) fn of(&self, hash_part: &HashPart) -> Vec<(u64, String)> {
+    pub fn of(&self, hash_part: &HashPart) -> Vec<(u64, String)> {
         let log = self.log.lock();
         let decisions = log.by_path.get(hash_part);
         decisions.map_or_else(Vec::new, |all| all.iter().map(|(at, decision)| (*at, decision.to_string())).collect())

@@ -1,11 +1,12 @@
 //! Who said lately that it does not hold a path which its filter claims: one false hit, however often one asks.
 
-use super::spoilt::insert;
-use libp2p::PeerId;
+use crate::nar::insert;
+use crate::source::SourceId;
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// So long the same answer is not counted again; a collected path is out of its holder's filter well before.
 const COUNTED_FOR: Duration = Duration::from_secs(60);
@@ -13,12 +14,12 @@ const COUNTED_FOR: Duration = Duration::from_secs(60);
 /// The answers counted lately.
 #[derive(Debug, Default)]
 pub(crate) struct Misses {
-    counted: Mutex<HashMap<(PeerId, HashPart), Instant>>,
+    counted: Mutex<HashMap<(SourceId, HashPart), Instant>>,
 }
 
 impl Misses {
     /// Whether this answer is one to count; from then on it is not.
-    pub(crate) fn is_new(&self, peer: PeerId, part: HashPart) -> bool {
+    pub(crate) fn is_new(&self, peer: SourceId, part: HashPart) -> bool {
         let mut counted = self.counted.lock();
         if counted.get(&(peer, part)).is_some_and(|at| at.elapsed() < COUNTED_FOR) {
             return false;
@@ -35,7 +36,7 @@ mod tests {
     #[test]
     fn one_path_of_one_peer_counts_once() {
         let misses = Misses::default();
-        let peers = [PeerId::random(), PeerId::random()];
+        let peers = [SourceId::random(), SourceId::random()];
         let parts = [HashPart([1; 20]), HashPart([2; 20])];
         for peer in peers {
             for part in parts {

@@ -1,22 +1,28 @@
 //! Narinfos that verified once, in memory and, behind it, in the state database.
 
-use super::Resolver;
 use super::answer_writer::AnswerWriter;
 use super::gate::{Gate, Pass, Passed};
 use super::trust::{self, Proof};
-use crate::state_db::{RememberedAnswer, SharedStateDb};
+use crate::Resolver;
+use crate::answer_store::{AnswerStore, RememberedAnswer};
+use crate::source::{Candidate, SourceId, Sources};
 use bytes::Bytes;
-use libp2p::PeerId;
 use moka::sync::Cache;
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, StoreDir};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Bytes of answers in memory.
 const MEMORY_BYTES_MAX: u64 = 8 << 20;
 /// What an entry costs beside its text, bytes (a guess, not measured).
 const ENTRY_BYTES: usize = 512;
+/// A longer narinfo is not kept on disk: some 400 references are usual at most, 17,500 were seen once.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+/// What was forgotten is not read from the disk again for so long: it is written there within a moment.
+const FORGOTTEN_FOR: Duration = Duration::from_secs(60);
+/// Paths of which that is known.
+const FORGOTTEN_MAX: u64 = 4_096;
 /// Holders remembered per path.
 const HOLDERS_MAX: usize = 16;
 
@@ -29,8 +35,8 @@ pub(crate) struct Answer {
     pub(crate) url: NarUrl,
     /// As Nix gets it.
     pub(crate) rendered: Bytes,
-    /// Peers that answered with this NarHash, newest first.
-    pub(crate) holders: Vec<PeerId>,
+    /// Sources that answered with this NarHash, newest first, and under which generation of their summaries.
+    holders: Vec<Candidate>,
     /// When it was put into memory.
     pub(crate) since: Instant,
     /// What vouches for it without the policy.
@@ -42,12 +48,23 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Renders it as `gate` wants it; reads the disk where a policy wants signatures.
-    pub(crate) fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<PeerId>) -> Self {
+    pub(crate) fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<Candidate>) -> Self {
         let Passed { info, proof, pass } = passed;
         let url = Gate::nar_url(store_dir, &info, &pass);
         let rendered = gate.signed(store_dir, &info, &pass).render(store_dir, &url.to_string());
         let stamp = AtomicU64::new(pass.stamp);
         Self { info, url, rendered: Bytes::from(rendered), holders, since: Instant::now(), proof, pass, stamp }
+    }
+
+    /// The sources that answered with this NarHash, newest first.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = SourceId> {
+        self.holders.iter().map(|holder| holder.source)
+    }
+
+    /// Whether one of them still has the summary under which it answered: a later one may have dropped the path, or hold another
+    /// of that name. From memory.
+    pub(crate) fn is_fresh(&self, sources: &dyn Sources) -> bool {
+        self.holders.iter().any(|holder| sources.generation(&holder.source) == Some(holder.generation))
     }
 
     /// Something else is agreed on, but policy and signatures allow it.
@@ -82,21 +99,30 @@ impl Answer {
 /// The remembered answers.
 pub(crate) struct Answers {
     memory: Cache<HashPart, Arc<Answer>>,
-    state: SharedStateDb,
+    /// Forgotten lately: perhaps not yet where they are stored.
+    forgotten: Cache<HashPart, ()>,
+    store: Arc<dyn AnswerStore>,
     writer: AnswerWriter,
     /// Grows with each change of trust, so that an answer judged before it is not put in after it.
     generation: AtomicU64,
 }
 
 impl Answers {
-    pub(crate) fn new(state: SharedStateDb) -> Self {
+    pub(crate) fn new(store: Arc<dyn AnswerStore>) -> Self {
         let memory = Cache::builder()
             .max_capacity(MEMORY_BYTES_MAX)
             .weigher(|_, answer: &Arc<Answer>| {
                 u32::try_from(2 * answer.rendered.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
             })
             .build();
-        Self { memory, writer: AnswerWriter::start(Arc::clone(&state)), state, generation: AtomicU64::new(0) }
+        let forgotten = Cache::builder().max_capacity(FORGOTTEN_MAX).time_to_live(FORGOTTEN_FOR).build();
+        Self {
+            memory,
+            forgotten,
+            writer: AnswerWriter::start(Arc::clone(&store)),
+            store,
+            generation: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn in_memory(&self, part: &HashPart) -> Option<Arc<Answer>> {
@@ -120,25 +146,31 @@ impl Answers {
         gate: &Gate,
         generation: u64,
         passed: Passed,
-        holder: PeerId,
+        holder: Candidate,
     ) -> Arc<Answer> {
         let part = passed.info.path.hash_part();
         let mut holders = vec![holder];
         if let Some(known) = self.memory.get(&part)
             && known.info.nar_hash == passed.info.nar_hash
         {
-            holders.extend(known.holders.iter().copied().filter(|peer| *peer != holder).take(HOLDERS_MAX - 1));
+            holders.extend(
+                known.holders.iter().copied().filter(|known| known.source != holder.source).take(HOLDERS_MAX - 1),
+            );
         }
         let answer = Arc::new(Answer::new(store_dir, gate, passed, holders));
         if generation == self.generation() {
+            self.forgotten.invalidate(&part);
             self.memory.insert(part, Arc::clone(&answer));
             self.persist(part, &answer);
         }
         answer
     }
 
-    /// Persisted later than given: a lost row costs one more question.
+    /// Persisted later than given: a lost row costs one more question, and so does one too long to be kept.
     fn persist(&self, part: HashPart, answer: &Answer) {
+        if answer.rendered.len() > KEPT_BYTES_MAX {
+            return;
+        }
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let row = RememberedAnswer { narinfo: answer.rendered.to_vec(), holders: answer.holders.clone(), at_unix_s };
         self.writer.write(part, Some(row));
@@ -146,9 +178,11 @@ impl Answers {
 
     /// Reads what the database holds.
     fn stored(&self, part: &HashPart) -> Option<RememberedAnswer> {
-        let row = self.state.lock().answer(part);
-        row.unwrap_or_else(|error| {
-            tracing::warn!(%error, "state database: an answer could not be read");
+        if self.forgotten.contains_key(part) {
+            return None;
+        }
+        self.store.answer(part).unwrap_or_else(|error| {
+            tracing::warn!(%error, "an answer could not be read");
             None
         })
     }
@@ -156,14 +190,15 @@ impl Answers {
 
 impl Resolver {
     /// Drops what is remembered of a path whose NAR nobody could send: the next lookup asks again.
-    pub(super) fn forget(&self, part: HashPart) {
+    pub(crate) fn forget(&self, part: HashPart) {
+        self.answers.forgotten.insert(part, ());
         self.answers.memory.invalidate(&part);
         self.answers.writer.write(part, None);
     }
 
     /// What is remembered of a path that somebody still claims to hold.
-    pub(super) async fn remembered(self: Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
-        if !self.is_claimed(&part) {
+    pub(crate) async fn remembered(self: Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+        if !self.sources.is_claimed(&part) {
             return None;
         }
         let known = self.answers.in_memory(&part);

@@ -5,18 +5,20 @@
 //! counts only after it came true: each NAR that was the next one of the plan doubles how many are read ahead, one that was not
 //! ends it. So a build, which fetches in another order, has nothing read in vain.
 
-use super::copy_order::copy_order;
-use crate::mesh::SMALL_NAR_BYTES_MAX;
-use crate::resolver::Resolver;
+mod copy_order;
+
+use crate::Resolver;
+use crate::nar::SMALL_NAR_BYTES_MAX;
 use bytes::Bytes;
-use narmesh_http_gateway::NarBody;
+use copy_order::copy_order;
 use narmesh_protocol::{HashPart, NarUrl};
 use narmesh_store::Store;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Narinfos given to Nix whose NARs it may ask for; when there are more, all are forgotten.
 const EXPECTED_MAX: usize = 16_384;
@@ -32,7 +34,7 @@ const PLAN_SHARE: usize = 8;
 
 /// What Nix is expected to ask for, and what was read of it.
 #[derive(Debug, Default)]
-pub(in crate::resolver) struct NarsAhead {
+pub(crate) struct NarsAhead {
     guesses: Mutex<Guesses>,
 }
 
@@ -63,7 +65,7 @@ impl Drop for Reading {
 
 impl NarsAhead {
     /// Nix was given this path's narinfo.
-    pub(in crate::resolver) fn expect(&self, part: HashPart) {
+    pub(crate) fn expect(&self, part: HashPart) {
         let mut guesses = self.guesses.lock();
         if guesses.expected.len() >= EXPECTED_MAX {
             guesses.expected.clear();
@@ -123,10 +125,11 @@ impl Guesses {
 }
 
 impl Resolver {
-    /// The NAR that Nix asks for, if it was read ahead; the next ones are begun with.
-    pub(in crate::resolver) async fn read_ahead(self: &Arc<Self>, url: NarUrl) -> Option<NarBody> {
+    /// The NAR that Nix asks for, if it is being read ahead; the next ones are begun with. `None` from the future: it could not
+    /// be read.
+    pub(super) fn take_ahead(self: &Arc<Self>, url: NarUrl) -> Option<impl Future<Output = Option<Bytes>> + use<>> {
         let reading = {
-            let mut guesses = self.nars_ahead.guesses.lock();
+            let mut guesses = self.nars.ahead.guesses.lock();
             let plan = |expected: &HashSet<HashPart>| {
                 let answers: Vec<_> = expected.iter().filter_map(|part| self.answers.in_memory(part)).collect();
                 copy_order(answers.iter().map(|answer| &answer.info))
@@ -136,10 +139,8 @@ impl Resolver {
             self.begin(&mut guesses);
             reading
         };
-        let nar = (&mut reading?.task).await.ok()??;
-        self.counters.ahead_used.inc();
-        self.counters.nars_complete.inc();
-        Some(Box::pin(futures::stream::iter([Ok(nar)])))
+        let mut reading = reading?;
+        Some(async move { (&mut reading.task).await.ok().flatten() })
     }
 
     fn begin(self: &Arc<Self>, guesses: &mut Guesses) {
@@ -162,7 +163,7 @@ async fn throw_away(resolver: Weak<Resolver>) {
     loop {
         tokio::time::sleep(UNUSED_MAX / 10).await;
         let Some(resolver) = resolver.upgrade() else { return };
-        let mut guesses = resolver.nars_ahead.guesses.lock();
+        let mut guesses = resolver.nars.ahead.guesses.lock();
         let before = guesses.reading.len();
         guesses.reading.retain(|_, reading| reading.since.elapsed() < UNUSED_MAX);
         let wasted = before - guesses.reading.len();

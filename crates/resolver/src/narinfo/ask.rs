@@ -1,23 +1,25 @@
 //! Asking candidates for a narinfo: best first, hedged, under one deadline; one question for all who wait for the same path.
+//!
+//! The deadline is put off, up to a limit, while a candidate that has not answered is known to be on a full line: it sends us NARs
+//! at that moment, or it usually takes long. A 404 would cost a rebuild.
 
-use super::Resolver;
 use super::answers::Answer;
-use super::decisions::Decision;
 use super::gate::Passed;
 use super::trust::{self, Proof, TrustedNarInfo};
-use crate::mesh::{Ask, AskError};
+use crate::Resolver;
+use crate::decisions::Decision;
+use crate::source::{Candidate, Candidates, Line, NoAnswer, Observation, SourceId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use libp2p::PeerId;
-use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoReply;
 use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 /// Paths asked about at the same time; further ones wait, within their own deadline.
 const PATHS_AT_ONCE_MAX: usize = 256;
@@ -30,8 +32,13 @@ const HEDGE_MAX: Duration = Duration::from_millis(250);
 /// So long others are asked for what is agreed on when one has something else.
 const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 
-/// Pause before a peer that said *busy* is asked again.
+/// Pause before a source that said *busy* is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// While the deadline is put off, lines are looked at this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// A line on which something came within this time is in use.
+const IN_USE: Duration = Duration::from_secs(2);
 
 /// An answer, or what the policy refused instead, if it refused anything. `None` until it is known.
 type Outcome = Option<Result<Arc<Answer>, Option<Refusal>>>;
@@ -65,15 +72,18 @@ enum Said {
     Nothing,
 }
 
+/// What one candidate said, and which one it was.
+type Reply = (SourceId, Said);
+
 impl Resolver {
     /// Asks the candidates, or joins those who already ask about this path. A refusal that is returned was counted: once for
     /// all who waited, however many candidates hold what is refused.
-    pub(super) async fn asked(self: Arc<Self>, part: HashPart) -> Result<Arc<Answer>, Option<Refusal>> {
+    pub(crate) async fn asked(self: Arc<Self>, part: HashPart) -> Result<Arc<Answer>, Option<Refusal>> {
         self.outcome(part, true).await
     }
 
     /// The same for what Nix has not asked for yet, and may never ask for: a refusal is not counted.
-    pub(super) async fn asked_ahead(self: Arc<Self>, part: HashPart) {
+    pub(crate) async fn asked_ahead(self: Arc<Self>, part: HashPart) {
         drop(self.outcome(part, false).await);
     }
 
@@ -94,9 +104,10 @@ impl Resolver {
         let resolver = Arc::clone(self);
         // A task of its own: the first asker may hang up, the others still want to know.
         tokio::spawn(async move {
-            let deadline = Instant::now() + resolver.settings().narinfo_deadline;
-            let answer = match tokio::time::timeout_at(deadline.into(), resolver.asking.slots.acquire()).await {
-                Ok(Ok(_slot)) => resolver.ask_candidates(part, deadline).await,
+            let settings = resolver.settings();
+            let patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
+            let answer = match tokio::time::timeout_at(patience.until, resolver.asking.slots.acquire()).await {
+                Ok(Ok(_slot)) => resolver.ask_candidates(part, patience).await,
                 Ok(Err(_)) | Err(_) => Err(None),
             };
             let question = resolver.asking.paths.lock().remove(&part);
@@ -113,96 +124,116 @@ impl Resolver {
     async fn ask_candidates(
         self: &Arc<Self>,
         part: HashPart,
-        deadline: Instant,
+        mut patience: Patience,
     ) -> Result<Arc<Answer>, Option<Refusal>> {
-        let mut candidates = self.ranked(&part).into_iter();
+        let Candidates { ranked, .. } = self.sources.candidates(&part);
+        // What has to be found out beside the answer itself is on no full line.
+        let usual = patience.until;
+        let mut candidates = ranked.into_iter();
         let mut asked = FuturesUnordered::new();
+        let mut silent: Vec<SourceId> = Vec::new();
         let mut hedge = Duration::ZERO;
         let (mut second, mut refused) = (None, None);
-        let mut patience = Box::pin(tokio::time::sleep_until(deadline.into()));
         loop {
             // Nobody asked yet, or the last one took too long or said no: ask the next.
-            if let Some(peer) = candidates.next() {
-                hedge = self.hedge_delay(&peer);
-                asked.push(self.ask_one(part, peer, deadline));
+            if let Some(candidate) = candidates.next() {
+                hedge = self.hedge_delay(&candidate.source);
+                silent.push(candidate.source);
+                asked.push(self.ask_one(part, candidate, usual));
             } else if asked.is_empty() {
                 return second.ok_or(refused);
             }
             let more = candidates.len() > 0;
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
             tokio::select! {
-                said = asked.next() => match said {
-                    // Something else is agreed on: whoever has that is preferred, if it is told soon.
-                    Some(Said::Holds(answer)) if answer.is_second_choice() => {
-                        let soon = (Instant::now() + SECOND_CHOICE_WAIT).min(deadline);
-                        if second.replace(answer).is_none() {
-                            patience.as_mut().reset(soon.into());
+                reply = asked.next() => if let Some((source, said)) = reply {
+                    silent.retain(|asked| *asked != source);
+                    match said {
+                        // Something else is agreed on: whoever has that is preferred, if it is told soon.
+                        Said::Holds(answer) if answer.is_second_choice() => {
+                            if second.replace(answer).is_none() {
+                                patience.ends_within(SECOND_CHOICE_WAIT);
+                            }
                         }
+                        Said::Holds(answer) => return Ok(answer),
+                        // The last word: more may be known than when the first one was judged.
+                        Said::Refused(refusal) => refused = Some(refusal),
+                        Said::Absent | Said::Nothing => {}
                     }
-                    Some(Said::Holds(answer)) => return Ok(answer),
-                    // The last word: more may be known than when the first one was judged.
-                    Some(Said::Refused(refusal)) => refused = Some(refusal),
-                    Some(Said::Absent | Said::Nothing) | None => {}
                 },
                 () = hedged => {}
-                () = &mut patience => return second.ok_or(refused),
+                () = tokio::time::sleep_until(patience.until) => {
+                    if second.is_none() && silent.iter().any(|source| self.is_on_a_full_line(source)) && patience.put_off() {
+                        continue;
+                    }
+                    for source in silent {
+                        self.sources.observe(source, Observation::TimedOut);
+                        self.decisions.note(part, Decision::NoAnswer(source, "silent until the deadline".to_owned()));
+                    }
+                    if second.is_none() && refused.is_none() {
+                        self.counters.deadlines.inc();
+                        self.decisions.note(part, Decision::Deadline(patience.since.elapsed()));
+                    }
+                    return second.ok_or(refused);
+                }
             }
         }
     }
 
-    fn hedge_delay(&self, peer: &PeerId) -> Duration {
-        let usual = self.mesh.board().stats(peer).and_then(|stats| stats.latency);
+    /// Whether an answer of this source may stand in a queue behind NARs, takes long even on an idle line, or waits for a connection
+    /// that is only being made.
+    fn is_on_a_full_line(&self, source: &SourceId) -> bool {
+        let Line { last_received, in_flight, latency, is_awaited, .. } = self.sources.line(source);
+        let sends = in_flight > 0 && last_received.is_some_and(|at| at.elapsed() < IN_USE);
+        sends || is_awaited || latency.is_some_and(|usual| usual * HEDGE_FACTOR > self.settings().narinfo_deadline)
+    }
+
+    fn hedge_delay(&self, source: &SourceId) -> Duration {
+        let usual = self.sources.line(source).latency;
         usual.map_or(HEDGE_MAX, |usual| (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
     }
 
-    async fn ask_one(self: &Arc<Self>, part: HashPart, peer: PeerId, deadline: Instant) -> Said {
-        let (board, since) = (self.mesh.board(), Instant::now());
-        board.update(&peer, |stats| stats.asked += 1);
-        self.decisions.note(part, Decision::Asked(peer));
+    async fn ask_one(self: &Arc<Self>, part: HashPart, candidate: Candidate, deadline: Instant) -> Reply {
+        let (source, since) = (candidate.source, Instant::now());
+        self.sources.observe(source, Observation::Asked);
+        self.sources.prepare(source);
+        self.decisions.note(part, Decision::Asked(source));
         let until_not_busy = async {
             loop {
-                match self.mesh.ask(peer, Ask::NarInfo(part)).await {
-                    Ok(NarInfoReply::Busy) | Err(AskError::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
+                match self.sources.ask(source, part).await {
+                    Ok(NarInfoReply::Busy) | Err(NoAnswer::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
                     reply => return reply,
                 }
             }
         };
-        let reply = tokio::time::timeout_at(deadline.into(), until_not_busy).await;
-        match reply {
-            Ok(Ok(NarInfoReply::Found(text))) => self.judge_answer(part, peer, &text, since, deadline).await,
-            Ok(Ok(NarInfoReply::Absent)) => {
-                self.decisions.note(part, Decision::Absent(peer));
-                if self.misses.is_new(peer, part) {
+        let said = match until_not_busy.await {
+            Ok(NarInfoReply::Found(text)) => self.judge_answer(part, candidate, &text, since, deadline).await,
+            Ok(NarInfoReply::Absent) => {
+                self.decisions.note(part, Decision::Absent(source));
+                if self.misses.is_new(source, part) {
                     self.counters.false_hits.inc();
-                    board.update(&peer, |stats| stats.false_hits += 1);
-                    self.mesh.probed(peer, ProbeOutcome::FalseHit).await;
+                    self.sources.observe(source, Observation::FalseHit);
                 }
                 Said::Absent
             }
-            Ok(Ok(NarInfoReply::Busy) | Err(AskError::Busy)) => {
-                self.decisions.note(part, Decision::NoAnswer(peer, "busy".to_owned()));
+            Ok(NarInfoReply::Busy) | Err(NoAnswer::Busy) => Said::Nothing,
+            Err(NoAnswer::Failed(why)) => {
+                self.decisions.note(part, Decision::NoAnswer(source, why));
                 Said::Nothing
             }
-            Ok(Err(error)) => {
-                self.decisions.note(part, Decision::NoAnswer(peer, error.to_string()));
-                Said::Nothing
-            }
-            Err(_) => {
-                board.timed_out(&peer);
-                self.decisions.note(part, Decision::NoAnswer(peer, "silent until the deadline".to_owned()));
-                Said::Nothing
-            }
-        }
+        };
+        (source, said)
     }
 
     async fn judge_answer(
         self: &Arc<Self>,
         part: HashPart,
-        peer: PeerId,
+        candidate: Candidate,
         text: &[u8],
         since: Instant,
         deadline: Instant,
     ) -> Said {
+        let source = candidate.source;
         let generation = self.answers.generation();
         let (trusted, by_verdict) = (&self.settings().trusted, self.gate.demands());
         let parsed = trust::parse(text, &part, &self.store_dir);
@@ -214,9 +245,9 @@ impl Resolver {
             Ok(judged) => judged,
             Err(distrust) => {
                 if distrust.is_misdeed() {
-                    self.mesh.misbehaved(peer, Misdeed::FalseNarInfo);
+                    self.sources.observe(source, Observation::FalseNarInfo);
                 }
-                self.decisions.note(part, Decision::Distrusted(peer, distrust.to_string()));
+                self.decisions.note(part, Decision::Distrusted(source, distrust.to_string()));
                 return Said::Nothing;
             }
         };
@@ -229,11 +260,11 @@ impl Resolver {
         if let Proof::Contents(address) = &proof
             && !is_agreed
         {
-            let proven = self.contents_match(peer, &info, address);
-            let proven = tokio::time::timeout_at(deadline.into(), proven).await;
+            let proven = self.contents_match(source, &info, address);
+            let proven = tokio::time::timeout_at(deadline, proven).await;
             if !matches!(proven, Ok(true)) {
                 let why = "its contents could not be checked against the content address".to_owned();
-                self.decisions.note(part, Decision::Distrusted(peer, why));
+                self.decisions.note(part, Decision::Distrusted(source, why));
                 return Said::Nothing;
             }
             proof = Proof::ContentAddress;
@@ -243,17 +274,44 @@ impl Resolver {
             Err(refusal) => return Said::Refused(refusal),
         };
         // Before this anybody could have made it up.
-        self.mesh.board().update(&peer, |stats| stats.hits += 1);
-        self.mesh.probed(peer, ProbeOutcome::Held).await;
-        self.decisions.note(part, Decision::Holder(peer, since.elapsed()));
+        self.sources.observe(source, Observation::Held);
+        self.decisions.note(part, Decision::Holder(source, since.elapsed()));
         self.ask_ahead(&info);
         let (resolver, passed) = (Arc::clone(self), Passed { info, proof, pass });
-        let remember = move || resolver.answers.remember(&resolver.store_dir, &resolver.gate, generation, passed, peer);
+        let remember =
+            move || resolver.answers.remember(&resolver.store_dir, &resolver.gate, generation, passed, candidate);
         // Signatures are on disk.
         let answer = match by_verdict {
             true => tokio::task::spawn_blocking(remember).await.ok(),
             false => Some(remember()),
         };
         answer.map_or(Said::Nothing, Said::Holds)
+    }
+}
+
+/// How long the candidates of one question are waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    since: Instant,
+    until: Instant,
+    until_max: Instant,
+}
+
+impl Patience {
+    fn new(usual: Duration, max: Duration) -> Self {
+        let since = Instant::now();
+        Self { since, until: since + usual, until_max: since + max.max(usual) }
+    }
+
+    /// Waits a little longer, if the limit is not reached.
+    fn put_off(&mut self) -> bool {
+        let is_possible = self.until < self.until_max;
+        self.until = (self.until + LOOK_AGAIN).min(self.until_max);
+        is_possible
+    }
+
+    /// Waits for so long at most.
+    fn ends_within(&mut self, wait: Duration) {
+        self.until = self.until.min(Instant::now() + wait);
     }
 }

@@ -1,0 +1,183 @@
+//! One NAR on its way to Nix: held back until it is verified where memory allows, streamed otherwise.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use narmesh_protocol::NarUrl;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::checkpoints::Trail;
+use super::keeper::{HungUp, Keeper};
+use super::transfer::{Step, Transfer};
+use super::{HoldLimits, NarContext};
+use crate::decisions::Decision;
+
+/// A NAR waits so long for memory while nothing comes from those that could send it.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nix has all of it.
+    Complete,
+    /// Nobody can send the rest: what was remembered of the path is not true any more.
+    Gone,
+    /// Nix hung up.
+    HungUp,
+}
+
+/// A whole NAR and its share of the memory, which goes with its bytes: hyper lets go of a body as soon as it has taken the
+/// last of it, and may hold that for as long as the client does not read.
+struct WholeNar {
+    nar: Vec<u8>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for WholeNar {
+    fn as_ref(&self) -> &[u8] {
+        &self.nar
+    }
+}
+
+/// Reads a NAR of which nobody has seen anything, whole and verified; `permit` covers its size.
+pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, permit: OwnedSemaphorePermit) -> Option<Bytes> {
+    let mut nar = Vec::with_capacity(usize::try_from(url.nar_size).ok()?);
+    loop {
+        match transfer.step(&mut nar).await {
+            Step::Data | Step::BegunAnew => {}
+            Step::Verified => return Some(Bytes::from_owner(WholeNar { nar, _permit: permit })),
+            Step::Gone => return None,
+        }
+    }
+}
+
+/// A NAR and the client that wants it.
+pub(super) struct Delivery {
+    pub(super) context: Arc<NarContext>,
+    pub(super) url: NarUrl,
+    pub(super) transfer: Transfer,
+    pub(super) keeper: Keeper,
+}
+
+impl Delivery {
+    /// Brings the NAR to the client, however long a live source takes.
+    pub(super) async fn run(mut self) -> Ended {
+        let ended = match self.memory().await {
+            Ok(Some((permit, true))) => self.hold(permit).await,
+            Ok(Some((permit, false))) => self.stream(permit, Vec::new(), self.transfer.offset()).await,
+            Ok(None) => Ended::Gone,
+            Err(HungUp) => Ended::HungUp,
+        };
+        match ended {
+            Ended::Complete => {
+                self.context.counters.nars_complete.inc();
+            }
+            Ended::HungUp => self.transfer.abandon(),
+            Ended::Gone => {
+                let at = self.transfer.offset();
+                drop(self.transfer);
+                if self.keeper.has_told_something() {
+                    self.context.spoilt.spoil(self.url.nar_hash);
+                    self.context.counters.nars_aborted.inc();
+                    self.context.decisions.note(self.url.hash_part, Decision::NarCutShort(at));
+                }
+                self.keeper.abort().await;
+            }
+        }
+        ended
+    }
+
+    /// Memory for the NAR, and whether it is for all of it; a larger one, which another source could save when one lies, is held back
+    /// only if memory is free. `None` when others hold it all and nothing moves: their clients do not read.
+    async fn memory(&mut self) -> Result<Option<(OwnedSemaphorePermit, bool)>, HungUp> {
+        let (context, size) = (Arc::clone(&self.context), self.url.nar_size);
+        let HoldLimits { small, saved, streamed } = context.limits;
+        let can_be_saved = self.transfer.sources() > 1 && size <= saved;
+        let is_whole = self.transfer.may_begin_anew && (size <= small || can_be_saved);
+        if is_whole && let Some(permit) = context.buffers.try_take(size) {
+            return Ok(Some((permit, true)));
+        }
+        let url = self.url;
+        let wait = async move {
+            let mut permit = pin!(context.buffers.take(size.min(streamed)));
+            loop {
+                match tokio::time::timeout(MEMORY_PATIENCE, &mut permit).await {
+                    Ok(permit) => return Some(permit),
+                    Err(_) if context.moves(&url, MEMORY_PATIENCE) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        // What little there is is enough for all of it.
+        Ok(self.keeper.keep(wait).await?.map(|permit| (permit, is_whole && size <= streamed)))
+    }
+
+    /// Reads all of it before Nix sees any of it, for as long as Nix can be kept waiting; then what is there goes out.
+    async fn hold(&mut self, permit: OwnedSemaphorePermit) -> Ended {
+        let mut nar = Vec::with_capacity(usize::try_from(self.url.nar_size).unwrap_or_default());
+        loop {
+            let step = match self.keeper.keep(self.transfer.step(&mut nar)).await {
+                Ok(step) => step,
+                Err(HungUp) => return Ended::HungUp,
+            };
+            match step {
+                Step::Data | Step::BegunAnew => {}
+                Step::Gone => return Ended::Gone,
+                Step::Verified => {
+                    let nar = Bytes::from_owner(WholeNar { nar, _permit: permit });
+                    return ended(self.keeper.send(0, nar).await);
+                }
+            }
+            if self.keeper.is_at_its_end() {
+                return self.stream(permit, nar, 0).await;
+            }
+        }
+    }
+
+    /// Sends what comes, but for the last bytes before the hash of all is right. `held` begins at byte `from` of the NAR.
+    async fn stream(&mut self, permit: OwnedSemaphorePermit, mut held: Vec<u8>, mut from: u64) -> Ended {
+        let mut trail = Trail::default();
+        loop {
+            let at_end = self.transfer.offset() == self.url.nar_size;
+            if !held.is_empty() && !at_end {
+                self.transfer.may_begin_anew = false;
+                let bytes = Bytes::from(std::mem::take(&mut held));
+                let end = from + bytes.len() as u64;
+                if self.keeper.send(from, bytes).await.is_err() {
+                    return self.hung_up(trail);
+                }
+                from = end;
+                if let Some(verifier) = self.transfer.verifier() {
+                    trail.pass(verifier);
+                }
+            }
+            let step = match self.keeper.keep(self.transfer.step(&mut held)).await {
+                Ok(step) => step,
+                Err(HungUp) => return self.hung_up(trail),
+            };
+            match step {
+                Step::Data => {}
+                Step::BegunAnew => from = 0,
+                Step::Gone => return Ended::Gone,
+                Step::Verified => {
+                    let last = std::mem::take(&mut held);
+                    let sent = self.keeper.send(from, Bytes::from(last)).await;
+                    drop(permit);
+                    return ended(sent);
+                }
+            }
+        }
+    }
+
+    /// Nix may come back for the rest.
+    fn hung_up(&self, trail: Trail) -> Ended {
+        self.context.checkpoints.keep(self.url.nar_hash, trail);
+        Ended::HungUp
+    }
+}
+
+fn ended(sent: Result<(), HungUp>) -> Ended {
+    sent.map_or(Ended::HungUp, |()| Ended::Complete)
+}

@@ -1,0 +1,83 @@
+//! NARs of our own store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use narmesh_protocol::NarUrl;
+use narmesh_store::{NarProgress, NarStream, Store as _};
+use tokio::sync::mpsc;
+
+use super::{BodyAborted, NarBody};
+use crate::Resolver;
+
+/// Bytes read at a time; a NAR no longer than this is one buffer, one write.
+const READ_BYTES: usize = 256 << 10;
+/// Chunks that may wait for Nix.
+const CHUNKS_AHEAD: usize = 2;
+
+impl Resolver {
+    /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.
+    pub(super) async fn own_nar(self: &Arc<Self>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let resolver = Arc::clone(self);
+        let open = move || {
+            let info = resolver.own_info(&url.hash_part)?;
+            if info.nar_hash != url.nar_hash || info.nar_size != url.nar_size {
+                return None;
+            }
+            // A small one is hashed whatever is asked of it.
+            let is_small = info.nar_size <= READ_BYTES as u64;
+            let read_from = if is_small { 0 } else { first_byte };
+            let mut nar = resolver.store.open_nar_at(&info, read_from).ok()?;
+            let left = info.nar_size - read_from;
+            let mut first = Vec::with_capacity(READ_BYTES.min(usize::try_from(left).unwrap_or(READ_BYTES)));
+            let progress = nar.fill(&mut first, READ_BYTES).ok()?;
+            Some((nar, first, progress, read_from))
+        };
+        let (nar, first, progress, read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
+        if progress == NarProgress::Complete {
+            self.counters.nars_complete.inc();
+            let body = Bytes::from(first).slice(usize::try_from(first_byte - read_from).ok()?..);
+            return Some(Box::pin(futures::stream::once(async { Ok(body) })));
+        }
+        let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let resolver = Arc::clone(self);
+        tokio::task::spawn_blocking(move || resolver.read_own(url, nar, first, read_from, &sender));
+        Some(Box::pin(futures::stream::poll_fn(move |context| receiver.poll_recv(context))))
+    }
+
+    fn read_own(
+        &self,
+        url: NarUrl,
+        mut nar: NarStream,
+        first: Vec<u8>,
+        first_byte: u64,
+        chunks: &mpsc::Sender<Result<Bytes, BodyAborted>>,
+    ) {
+        let mut sent = first_byte;
+        let mut buffer = first;
+        let mut progress = NarProgress::More;
+        loop {
+            sent += buffer.len() as u64;
+            if !buffer.is_empty() && chunks.blocking_send(Ok(Bytes::from(buffer))).is_err() {
+                // Nix hung up.
+                return;
+            }
+            if progress == NarProgress::Complete {
+                self.counters.nars_complete.inc();
+                return;
+            }
+            buffer = Vec::with_capacity(READ_BYTES);
+            match nar.fill(&mut buffer, READ_BYTES) {
+                Ok(next) => progress = next,
+                Err(error) => {
+                    tracing::warn!(hash_part = %url.hash_part, %error, "own copy cannot be read whole");
+                    self.own.invalidate(&[url.hash_part]);
+                    let aborted = self.cut_short(url, sent);
+                    // Fails only when Nix hung up first.
+                    drop(chunks.blocking_send(Err(aborted)));
+                    return;
+                }
+            }
+        }
+    }
+}

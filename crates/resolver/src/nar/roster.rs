@@ -1,0 +1,204 @@
+//! Who was asked for one NAR, what came of it, and who is asked next.
+//!
+//! A NAR is gone only when everybody on the roster has said no, was proven wrong, or is dead. Somebody with whom the
+//! connection broke in the middle of a body is tried again for a while: a daemon that restarts is *not now*, not *no*.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::source::{Line, SourceId};
+
+/// Whoever sent bytes of this NAR before its connection broke is tried again for so long. A daemon restarts within a second
+/// or two; every path that it alone holds waits that long when it is really gone.
+const RETURN_MAX: Duration = Duration::from_secs(3);
+/// The first pause before such a source is asked again; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// What a line that nobody measured is taken to carry, bytes per second (a guess: an ordinary home line, so that a measured
+/// quick one is preferred, and a measured crawling one is not).
+const UNKNOWN_RATE_BYTES_S: u64 = 1_000_000;
+
+/// What is known of one source in this transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It was not asked yet.
+    Fresh,
+    /// It is being asked, or sends.
+    UnderWay,
+    /// It broke off after it had sent something: again at `next`, until `until`.
+    Returning { next: Instant, until: Instant, pause: Duration },
+    /// It said no, was proven wrong, or is dead.
+    Out,
+}
+
+/// Who is asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// This one, now.
+    Ask(SourceId),
+    /// Nobody before then.
+    Wait(Instant),
+    /// Nobody any more.
+    Nobody,
+}
+
+/// The sources of one transfer.
+#[derive(Debug)]
+pub(super) struct Roster {
+    /// In the order of preference.
+    entries: Vec<(SourceId, State)>,
+}
+
+impl Roster {
+    pub(super) fn new(sources: impl IntoIterator<Item = SourceId>) -> Self {
+        let mut roster = Self { entries: Vec::new() };
+        roster.add(sources);
+        roster
+    }
+
+    /// Adds those that are not on it yet.
+    pub(super) fn add(&mut self, sources: impl IntoIterator<Item = SourceId>) {
+        for source in sources {
+            if self.entries.iter().all(|(known, _)| *known != source) {
+                self.entries.push((source, State::Fresh));
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The next one to ask for `bytes_left`: of those not asked yet the one that would be done first by what is known of its line,
+    /// then whoever may have come back.
+    pub(super) fn next(&self, now: Instant, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Next {
+        if let Some(source) = self.quickest_fresh(bytes_left, line) {
+            return Next::Ask(source);
+        }
+        let returning = |entry: &(SourceId, State)| match entry.1 {
+            State::Returning { next, .. } => Some((next, entry.0)),
+            State::Fresh | State::UnderWay | State::Out => None,
+        };
+        match self.entries.iter().filter_map(returning).min_by_key(|(next, _)| *next) {
+            Some((next, source)) if next <= now => Next::Ask(source),
+            Some((next, _)) => Next::Wait(next),
+            None => Next::Nobody,
+        }
+    }
+
+    /// Somebody not asked yet who could take over.
+    pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
+        let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
+        // The first of equals: the order of the roster counts.
+        fresh.map(|(source, _)| *source).min_by_key(|source| expected(&line(source), bytes_left))
+    }
+
+    pub(super) fn under_way(&mut self, source: SourceId) {
+        let keeps_until = |state: &mut State| {
+            if !matches!(state, State::Returning { .. }) {
+                *state = State::UnderWay;
+            }
+        };
+        self.change(source, keeps_until);
+    }
+
+    /// It was stopped for a quicker one, and may be asked again.
+    pub(super) fn stopped(&mut self, source: SourceId) {
+        self.change(source, |state| *state = State::Fresh);
+    }
+
+    /// It said no, or was proven wrong.
+    pub(super) fn out(&mut self, source: SourceId) {
+        self.change(source, |state| *state = State::Out);
+    }
+
+    /// Its connection broke, or nothing moves on it. Says whether it is asked again.
+    pub(super) fn broke(&mut self, source: SourceId, has_sent: bool, now: Instant) -> bool {
+        let mut returns = false;
+        self.change(source, |state| {
+            let (until, pause) = match *state {
+                State::Returning { until, pause, .. } if !has_sent => (until, pause * 2),
+                State::Fresh | State::UnderWay | State::Out if !has_sent => (now, PAUSE_MIN),
+                State::Fresh | State::UnderWay | State::Out | State::Returning { .. } => (now + RETURN_MAX, PAUSE_MIN),
+            };
+            returns = now + pause <= until;
+            *state = if returns { State::Returning { next: now + pause, until, pause } } else { State::Out };
+        });
+        returns
+    }
+
+    /// The NAR is begun anew: this one first, everybody who is not out again.
+    pub(super) fn begin_anew(&mut self, first: Option<SourceId>) {
+        for (_, state) in &mut self.entries {
+            if *state != State::Out {
+                *state = State::Fresh;
+            }
+        }
+        if let Some(at) = self.entries.iter().position(|(source, _)| Some(*source) == first) {
+            let entry = self.entries.remove(at);
+            self.entries.insert(0, entry);
+        }
+    }
+
+    fn change(&mut self, source: SourceId, change: impl FnOnce(&mut State)) {
+        if let Some((_, state)) = self.entries.iter_mut().find(|(known, _)| *known == source) {
+            change(state);
+        }
+    }
+}
+
+/// In how long a line would deliver `bytes`, shared with what is under way on it; without a measurement, a guess.
+pub(super) fn expected(line: &Line, bytes: u64) -> Duration {
+    let rate = line.rate_bytes_s.unwrap_or(UNKNOWN_RATE_BYTES_S).max(1);
+    let sharers = u64::try_from(line.in_flight).unwrap_or(u64::MAX).saturating_add(1);
+    let millis = u128::from(bytes) * u128::from(sharers) * 1_000 / u128::from(rate);
+    line.latency.unwrap_or_default() + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX >> 12))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(rate_bytes_s: Option<u64>, in_flight: usize) -> Line {
+        Line { rate_bytes_s, in_flight, ..Line::default() }
+    }
+
+    #[test]
+    fn measured_quick_line_is_asked_first_and_measured_crawling_one_last() {
+        let [quick, unknown, slow] = [(); 3].map(|()| SourceId::random());
+        let lines = |source: &SourceId| match source {
+            source if *source == quick => line(Some(100_000_000), 3),
+            source if *source == slow => line(Some(2_000), 0),
+            _ => line(None, 0),
+        };
+        let mut roster = Roster::new([slow, unknown, quick]);
+        for expected in [quick, unknown, slow] {
+            assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
+            roster.out(expected);
+        }
+        assert_eq!(roster.next(Instant::now(), 1, lines), Next::Nobody);
+    }
+
+    #[test]
+    fn source_that_broke_off_is_asked_again_for_a_while_and_one_that_never_sent_is_not() {
+        let [sent, silent] = [(); 2].map(|()| SourceId::random());
+        let mut now = Instant::now();
+        let mut roster = Roster::new([sent, silent]);
+        assert!(!roster.broke(silent, false, now));
+        let mut asked = 0;
+        assert!(roster.broke(sent, true, now));
+        loop {
+            match roster.next(now, 1, |_| Line::default()) {
+                Next::Ask(source) => {
+                    assert_eq!(source, sent);
+                    asked += 1;
+                    roster.under_way(source);
+                    roster.broke(source, false, now);
+                }
+                Next::Wait(until) => now = until,
+                Next::Nobody => break,
+            }
+        }
+        assert!((3..8).contains(&asked), "{asked}");
+    }
+}

@@ -1,0 +1,67 @@
+//! The ledger of this process, and the peers behind it, as what the resolver knows of builders.
+
+use crate::mesh::MeshHandle;
+use crate::quorum::{LiveLedger, now, signatures_unheard};
+use futures::future::BoxFuture;
+use narmesh_protocol::{HashPart, NarInfo, NixPublicKey, Statement};
+use narmesh_quorum::{FingerprintDigest, Ledger, Policy, Served};
+use narmesh_resolver::{Builders, KnownSignatures};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct LedgerAndPeers {
+    pub(crate) ledger: Arc<LiveLedger>,
+    pub(crate) mesh: MeshHandle,
+}
+
+impl Builders for LedgerAndPeers {
+    fn policy(&self) -> Arc<Policy> {
+        self.ledger.policy()
+    }
+
+    fn generation(&self) -> u64 {
+        self.ledger.generation()
+    }
+
+    fn read(&self, look: &mut dyn FnMut(&Ledger)) {
+        self.ledger.read(look);
+    }
+
+    fn signatures(&self, of: FingerprintDigest) -> KnownSignatures {
+        self.ledger.signatures(of).map_err(|error| error.to_string())
+    }
+
+    fn note_asked(&self, part: HashPart) {
+        self.ledger.note_asked(part);
+    }
+
+    fn note_served(&self, served: Served) {
+        self.ledger.note_served(served);
+    }
+
+    fn hear_signatures(&self, signers: &[NixPublicKey], info: &NarInfo, deadline: Instant) -> BoxFuture<'static, ()> {
+        let ledger = Arc::clone(&self.ledger);
+        let unheard = signatures_unheard(&ledger, signers, &Statement::of(info), &info.signatures);
+        if unheard.is_empty() {
+            return Box::pin(std::future::ready(()));
+        }
+        let path = info.path.clone();
+        Box::pin(async move {
+            let taken = tokio::task::spawn_blocking(move || ledger.take_bare(&unheard, now()));
+            if let Ok(Ok(Err(error))) = tokio::time::timeout_at(deadline, taken).await {
+                tracing::warn!(%error, store_path = %path, "a signature of a builder cannot be kept");
+            }
+        })
+    }
+
+    fn ask<'a>(
+        &'a self,
+        part: HashPart,
+        deadline: Instant,
+        enough: Box<dyn Fn() -> bool + Send + Sync + 'a>,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(self.mesh.ask_for(part, deadline.into_std(), enough))
+    }
+}

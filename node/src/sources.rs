@@ -1,0 +1,140 @@
+//! The mesh as the resolver's sources: peers whose filters say maybe.
+
+use crate::mesh::{Ask, AskError, MeshHandle, NarPiece, NarSource};
+use futures::future::BoxFuture;
+use narmesh_gossip::{Misdeed, ProbeOutcome};
+use narmesh_protocol::HashPart;
+use narmesh_protocol::wire::{NarInfoReply, NarRequest};
+use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// After a start, peers are on their way for so long: their connections are dialled anew on one side or the other.
+const AWAITED: Duration = Duration::from_secs(10);
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct MeshSources {
+    mesh: MeshHandle,
+    since: Instant,
+}
+
+impl MeshSources {
+    pub(crate) fn new(mesh: MeshHandle) -> Self {
+        Self { mesh, since: Instant::now() }
+    }
+}
+
+impl Sources for MeshSources {
+    fn candidates(&self, part: &HashPart) -> Candidates {
+        let claiming = self.mesh.table().candidates(part);
+        let is_claimed = !claiming.is_empty();
+        let board = self.mesh.board();
+        let ranked = board.rank(claiming.into_iter().map(|candidate| candidate.peer)).into_iter();
+        let ranked = ranked.map(|source| Candidate { source, generation: board.summary_epoch(&source).unwrap_or(0) });
+        Candidates { is_claimed, ranked: ranked.collect() }
+    }
+
+    fn is_claimed(&self, part: &HashPart) -> bool {
+        !self.mesh.table().candidates(part).is_empty()
+    }
+
+    fn generation(&self, source: &SourceId) -> Option<u64> {
+        self.mesh.board().summary_epoch(source)
+    }
+
+    fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
+        let mesh = self.mesh.clone();
+        Box::pin(async move {
+            mesh.ask(source, Ask::NarInfo(part)).await.map_err(|error| match error {
+                AskError::Busy => NoAnswer::Busy,
+                AskError::NotConnected(_) | AskError::Failed(_) | AskError::Stopping => {
+                    NoAnswer::Failed(error.to_string())
+                }
+            })
+        })
+    }
+
+    fn prepare(&self, source: SourceId) {
+        self.mesh.nar().prepare(source);
+    }
+
+    fn request(&self, source: SourceId, request: NarRequest) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
+        let mesh = self.mesh.clone();
+        Box::pin(async move {
+            mesh.connect(source).await.map_err(io::Error::other)?;
+            let source = mesh.nar().request(source, request).await.map_err(io::Error::other)?;
+            Ok(Box::new(PeerFeed { source, mesh }) as Box<dyn NarFeed>)
+        })
+    }
+
+    fn line(&self, source: &SourceId) -> Line {
+        let (view, stats) = (self.mesh.nar().line(source), self.mesh.board().pace(source));
+        Line {
+            received_bytes: view.received_bytes,
+            last_received: view.last_received.map(Into::into),
+            in_flight: view.in_flight,
+            rate_bytes_s: stats.rate_bytes_s,
+            latency: stats.latency,
+            is_awaited: !stats.is_connected && self.since.elapsed() < AWAITED,
+        }
+    }
+
+    fn observe(&self, source: SourceId, observation: Observation) {
+        let (mesh, board) = (&self.mesh, self.mesh.board());
+        match observation {
+            Observation::Asked => board.update(&source, |stats| stats.asked += 1),
+            Observation::Held => {
+                board.update(&source, |stats| stats.hits += 1);
+                mesh.probed(source, ProbeOutcome::Held);
+            }
+            Observation::FalseHit => {
+                board.update(&source, |stats| stats.false_hits += 1);
+                mesh.probed(source, ProbeOutcome::FalseHit);
+            }
+            Observation::TimedOut => board.timed_out(&source),
+            Observation::Received { bytes, line_bytes, elapsed } => {
+                board.received(&source, bytes, line_bytes, elapsed);
+            }
+            Observation::FalseNarInfo => mesh.misbehaved(source, Misdeed::FalseNarInfo),
+            Observation::FalseNar => mesh.misbehaved(source, Misdeed::FalseNar),
+        }
+    }
+}
+
+/// A NAR from a peer.
+#[derive(Debug)]
+struct PeerFeed {
+    source: NarSource,
+    mesh: MeshHandle,
+}
+
+impl PeerFeed {
+    /// What is malformed before a body began says nothing of a NAR.
+    fn told(&self, error: io::Error) -> io::Error {
+        if self.source.has_begun() || error.kind() != io::ErrorKind::InvalidData {
+            return error;
+        }
+        self.mesh.misbehaved(self.source.peer(), Misdeed::MalformedReply);
+        io::Error::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+impl NarFeed for PeerFeed {
+    fn next<'a>(&'a mut self, out: &'a mut Vec<u8>, bytes_max: u64) -> BoxFuture<'a, io::Result<Piece>> {
+        Box::pin(async move {
+            let piece = self.source.next(out, bytes_max).await;
+            Ok(match piece.map_err(|error| self.told(error))? {
+                NarPiece::NotNow { place, .. } => Piece::NotNow { place },
+                NarPiece::Data => Piece::Data,
+                NarPiece::Absent => Piece::Absent,
+                NarPiece::Complete => Piece::Complete,
+                NarPiece::Failed => Piece::Failed,
+            })
+        })
+    }
+
+    fn wire_bytes(&self) -> u64 {
+        self.source.wire_bytes()
+    }
+}

@@ -1,0 +1,40 @@
+//! The resolver as the gateway knows it.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use narmesh_http_gateway::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
+use narmesh_protocol::{HashPart, NarUrl};
+use narmesh_resolver::Resolver;
+use narmesh_store::Store;
+use std::sync::Arc;
+
+/// The daemon's substituter: the resolver, and what the configuration tells Nix.
+#[derive(Clone, Debug)]
+pub(crate) struct MeshSubstituter(pub(crate) Arc<Resolver>);
+
+impl Substituter for MeshSubstituter {
+    fn cache_info(&self) -> CacheInfo {
+        CacheInfo { store_dir: self.0.store().store_dir().clone(), priority: self.0.settings().priority }
+    }
+
+    fn lookup(&self, part: HashPart) -> Lookup {
+        match self.0.lookup(part) {
+            narmesh_resolver::Lookup::Absent => Lookup::Absent,
+            narmesh_resolver::Lookup::Found(text) => Lookup::Found(text),
+            narmesh_resolver::Lookup::Ask => Lookup::Ask,
+        }
+    }
+
+    async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+        Arc::clone(&self.0).narinfo(part).await
+    }
+
+    async fn has_nar(&self, url: NarUrl) -> bool {
+        Arc::clone(&self.0).has_nar(url).await
+    }
+
+    async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+        let body = Arc::clone(&self.0).nar(url, first_byte, resumed).await?;
+        Some(Box::pin(body.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
+    }
+}

@@ -1,0 +1,77 @@
+//! `why PATH`: what the resolver would do now, and did last.
+
+use crate::mesh::{MeshHandle, PeerStats};
+use crate::status::{CandidateView, Decision, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
+use libp2p::PeerId;
+use narmesh_protocol::HashPart;
+use narmesh_resolver::Resolver;
+use narmesh_store::Store;
+use std::collections::{BTreeMap, HashSet};
+
+/// Everything but the part about our own offer, which the caller fills in. `names` are the configured names of peers. Reads
+/// the disk.
+pub(crate) fn why(
+    resolver: &Resolver,
+    mesh: &MeshHandle,
+    asked: String,
+    part: HashPart,
+    names: &BTreeMap<PeerId, String>,
+) -> WhyReport {
+    let held = resolver.store().contains(&part);
+    let candidates: HashSet<PeerId> =
+        mesh.table().candidates(&part).into_iter().map(|candidate| candidate.peer).collect();
+    let ranked = mesh.board().rank(candidates.iter().copied());
+    let board = mesh.board().all();
+    let mut order: Vec<PeerId> = ranked.clone();
+    order.extend(names.keys().copied().filter(|peer| !ranked.contains(peer)));
+    let name = |peer: &PeerId| names.get(peer).cloned().unwrap_or_else(|| peer.to_string());
+    let peers = order
+        .iter()
+        .map(|peer| CandidateView {
+            name: name(peer),
+            peer_id: peer.to_string(),
+            would_ask: ranked.contains(peer),
+            reason: reason(candidates.contains(peer), board.get(peer)),
+        })
+        .collect();
+    let answer = resolver.in_memory(&part);
+    let stands = answer.as_ref().is_some_and(|answer| answer.would_stand);
+    let remembered = answer.map(|answer| RememberedView {
+        age_s: answer.age.as_secs(),
+        holders: answer.holders.iter().map(name).collect(),
+        nar_hash: Some(answer.url.nar_hash.to_string()),
+        nar_size: Some(answer.url.nar_size),
+    });
+    let not_given = held.then(|| resolver.own_not_given(&part)).flatten();
+    let answer = match (held && not_given.is_none(), candidates.is_empty(), stands) {
+        (true, _, _) => WouldAnswer::OwnStore,
+        (false, true, _) => WouldAnswer::Absent,
+        (false, false, true) => WouldAnswer::Remembered,
+        (false, false, false) if ranked.is_empty() => WouldAnswer::Absent,
+        (false, false, false) => WouldAnswer::AskCandidates,
+    };
+    let decisions = resolver.decisions().of(&part);
+    let decisions = decisions.into_iter().map(|(at_unix_ms, sentence)| Decision { at_unix_ms, sentence }).collect();
+    WhyReport {
+        asked,
+        hash_part: part.to_string(),
+        own_store: OwnStoreView { held, not_given, ..OwnStoreView::default() },
+        remembered,
+        peers,
+        answer,
+        decisions,
+    }
+}
+
+fn reason(candidate: bool, stats: Option<&PeerStats>) -> String {
+    let Some(stats) = stats else { return "not on the allowlist".to_owned() };
+    if let Some(left) = stats.set_aside() {
+        return format!("set aside for {} s because it misbehaved", left.as_secs());
+    }
+    match (stats.summary_since.is_some(), candidate) {
+        (false, _) => "no summary of it yet".to_owned(),
+        (true, false) => "its filter says no".to_owned(),
+        (true, true) if stats.is_paused() => "its filter says maybe, but it did not answer lately".to_owned(),
+        (true, true) => "its filter says maybe".to_owned(),
+    }
+}
