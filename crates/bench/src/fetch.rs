@@ -41,9 +41,32 @@ pub(crate) fn verify(address: SocketAddr, target: &str, nar_hash: NarHash) -> an
     Ok(())
 }
 
+/// Milliseconds from a request for the rest of `target` from byte `at` on to the first byte of it.
+pub(crate) fn first_byte_ms(address: SocketAddr, target: &str, at: u64) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    let mut stream = open(address, target, &format!("Range: bytes={at}-\r\n"))?;
+    let mut buffer = vec![0; 4_096];
+    let mut filled = 0;
+    loop {
+        let got = stream.read(buffer.get_mut(filled..).unwrap_or_default())?;
+        if got == 0 {
+            bail!("{target}: closed before the range began");
+        }
+        filled += got;
+        if let Some(head) = Head::parse(buffer.get(..filled).unwrap_or_default())? {
+            if head.status != 206 {
+                bail!("{target}: answered {}", head.status);
+            }
+            if filled > head.head_bytes {
+                return Ok(started.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+}
+
 /// Gets a small text whole; `None` for 404.
 pub(crate) fn text(address: SocketAddr, target: &str) -> anyhow::Result<Option<String>> {
-    let mut stream = open(address, target)?;
+    let mut stream = open(address, target, "")?;
     let mut buffer = Vec::new();
     loop {
         let before = buffer.len();
@@ -65,12 +88,12 @@ pub(crate) fn text(address: SocketAddr, target: &str) -> anyhow::Result<Option<S
     }
 }
 
-fn open(address: SocketAddr, target: &str) -> anyhow::Result<TcpStream> {
+fn open(address: SocketAddr, target: &str, more: &str) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let request =
-        format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: narmesh-bench\r\nAccept: */*\r\n\r\n");
+        format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: narmesh-bench\r\nAccept: */*\r\n{more}\r\n");
     stream.write_all(request.as_bytes())?;
     Ok(stream)
 }
@@ -80,7 +103,7 @@ fn body(
     target: &str,
     mut take: impl FnMut(&[u8]) -> Result<(), nar::NarError>,
 ) -> anyhow::Result<u64> {
-    let mut stream = open(address, target)?;
+    let mut stream = open(address, target, "")?;
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut filled = 0;
     let head = loop {

@@ -9,6 +9,9 @@ use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
 use sha2::{Digest as _, Sha256};
 
+/// Where a range begins.
+const RANGE_AT: u64 = 900_000_000;
+
 /// Of so many bytes.
 #[derive(Debug)]
 pub(super) struct LargeNar {
@@ -47,7 +50,13 @@ impl Subject for LargeNar {
         if self.megabytes < 1_000 {
             return all;
         }
-        all.into_iter().map(|planned| planned.heavy("about 1 minute and 3 GB of memory")).collect()
+        let range = Planned::new(
+            "range/900MB/first-byte",
+            "ms",
+            "from the request for a range at 900 MB to its first byte, own store",
+        );
+        let all = all.into_iter().chain([range.target(Target::RatioAtMost(2.0))]);
+        all.map(|planned| planned.heavy("about 1 minute and 3 GB of memory")).collect()
     }
 
     fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
@@ -78,6 +87,11 @@ impl Subject for LargeNar {
             seen.own_store_cpu.extend(cpu.first());
             // The client is in the own store's, too.
             seen.parts_cpu.push(raw_stream_cpu + cpu.iter().sum::<f64>() + sha256_cpu_s(size) / gb);
+            if self.megabytes >= 1_000 {
+                let first_byte = |address, target: &str| fetch::first_byte_ms(address, target, RANGE_AT);
+                seen.range.push(first_byte(pair.holder.gateway, &target)?);
+                seen.nginx_range.push(first_byte(pair.nginx.address, &large.nar_target())?);
+            }
             let servers = [&holder.process, &gateway.process];
             let (rate, cpu) = timed(&servers, || fetch::fetch(pair.gateway.gateway, &target, size), gb)?;
             seen.mesh.push(rate);
@@ -136,6 +150,8 @@ struct Seen {
     client_cpu: Vec<f64>,
     mesh_cpu: Vec<f64>,
     parts_cpu: Vec<f64>,
+    range: Vec<f64>,
+    nginx_range: Vec<f64>,
 }
 
 impl Seen {
@@ -144,6 +160,9 @@ impl Seen {
         let raw_stream = Beside::new("raw stream", self.raw_stream);
         let nginx = Beside::new("nginx", self.nginx);
         let nginx_cpu = Beside::new("nginx", self.nginx_cpu);
+        if !self.range.is_empty() {
+            report.figure("range/900MB/first-byte", &self.range, Some(Beside::new("nginx", self.nginx_range)));
+        }
         for (last, samples, beside) in [
             ("mesh/beside-raw-stream", &self.mesh, Some(raw_stream)),
             ("mesh/beside-plain-tcp", &self.mesh, Some(plain_tcp)),

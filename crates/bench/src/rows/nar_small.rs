@@ -2,7 +2,7 @@
 
 use super::pair::{Pair, nar_target};
 use crate::load::{End, Load};
-use crate::row::{Beside, Planned};
+use crate::row::{Beside, Planned, Target};
 use crate::sample_cache::{SampleCache, SamplePath};
 use crate::subject::{Bench, Report, Subject};
 use std::net::SocketAddr;
@@ -21,6 +21,12 @@ impl Subject for SmallNars {
                 "ms",
                 "their narinfos, each asked of the holder for the first time",
             ),
+            Planned::new(
+                "burst/16-at-once",
+                "ms",
+                "the NARs through the mesh, 16 at a time as Nix asks since 2.16, each",
+            )
+            .target(Target::RatioAtMost(3.0)),
         ]
     }
 
@@ -32,6 +38,7 @@ impl Subject for SmallNars {
         let nars_of_nginx = targets(&pair.cache, |sample| Ok(sample.nar_target()))?;
         let (mut mesh, mut own_store, mut asked) = (Vec::new(), Vec::new(), Vec::new());
         let (mut nginx, mut nginx_narinfo) = (Vec::new(), Vec::new());
+        let (mut burst, mut nginx_burst) = (Vec::new(), Vec::new());
         for round in 1..=bench.rounds {
             crate::progress(&format!("nar/small: round {round} of {}", bench.rounds));
             let _gateway = pair.start_gateway()?;
@@ -40,9 +47,12 @@ impl Subject for SmallNars {
             mesh.push(each_ms(&nars, pair.gateway.gateway)?);
             nginx.push(each_ms(&nars_of_nginx, pair.nginx.address)?);
             own_store.push(each_ms(&nars, pair.holder.gateway)?);
+            burst.push(each_ms(&at_once(&nars), pair.gateway.gateway)?);
+            nginx_burst.push(each_ms(&at_once(&nars_of_nginx), pair.nginx.address)?);
         }
         report.figure("nar/small/mesh", &mesh, Some(Beside::new("nginx", nginx.clone())));
         report.figure("nar/small/own-store", &own_store, Some(Beside::new("nginx", nginx)));
+        report.figure("burst/16-at-once", &burst, Some(Beside::new("nginx", nginx_burst)));
         report.figure("nar/small/narinfo-asked", &asked, Some(Beside::new("nginx", nginx_narinfo)));
         Ok(())
     }
@@ -51,6 +61,11 @@ impl Subject for SmallNars {
 fn targets(cache: &SampleCache, target: impl Fn(&SamplePath) -> anyhow::Result<String>) -> anyhow::Result<Load> {
     let targets = cache.paths().iter().map(target).collect::<anyhow::Result<_>>()?;
     Ok(Load { targets, status: 200, connections: 1, end: End::OncePerTarget })
+}
+
+/// The same, 16 at a time.
+fn at_once(load: &Load) -> Load {
+    Load { targets: load.targets.clone(), status: load.status, connections: 16, end: End::OncePerTarget }
 }
 
 fn each_ms(load: &Load, address: SocketAddr) -> anyhow::Result<f64> {
