@@ -28,7 +28,7 @@ stage() { # stage NAME COMMAND...: runs it, remembers how long it took
 # Debian packages that the tests use: the real Nix, a static shell for its sandbox, nginx as the figures' neighbour,
 # a browser for the pages that must not reach the gateway.
 packages() {
-  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 faketime systemd python3 gcc libc6-dev chromium) missing=()
+  local wanted=(nix-bin busybox-static sqlite3 nginx-light curl iproute2 faketime systemd python3 gcc libc6-dev chromium debootstrap) missing=()
   for package in "${wanted[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done
@@ -37,6 +37,15 @@ packages() {
   [ "$(id -u)" = 0 ] || as_root=(sudo)
   "${as_root[@]}" apt-get update -q
   DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Newer versions of Nix, each in a Debian root of its own: half a minute each, and kept. They need root, as entering them does.
+nix_roots() {
+  local roots=${CARGO_TARGET_DIR:-target}/nix-roots as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo)
+  mkdir -p "$roots"
+  "${as_root[@]}" tests/nix-root.sh make trixie "$roots/trixie"
+  "${as_root[@]}" tests/nix-root.sh make sid "$roots/sid"
 }
 
 deny_version=0.20.2
@@ -82,6 +91,7 @@ benchmarks() {
 }
 
 stage "packages" packages
+stage "other versions of Nix" nix_roots
 stage "format" cargo fmt --all --check
 stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 stage "documentation" documentation
@@ -96,8 +106,23 @@ stage "release build" release
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
 stage "benchmarks" benchmarks
+# The transfers of the resolver: any sequence of sources, in virtual time.
+export NARMESH_TRANSFER_CASES=100000
 stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
-stage "stories with real Nix" cargo test --package narmesh-tests
+stage "stories with real Nix" cargo test --package narmesh-tests --lib --test stories --test hostile --test networks --test faults
+newer_nix() {
+  # What a client does; the others ask nothing of Nix, or the same again.
+  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test stories -- \
+    substitute failover interrupted corrupt collected busy restart systemd nondeterministic
+  NARMESH_TEST_NIX=2.34 cargo test --package narmesh-tests --test faults
+}
+stage "stories and faults with Nix 2.34" newer_nix
+# Most of these wait for slow lines, so there may be more of them than processors.
+arrival() {
+  if $full; then export NARMESH_TEST_FULL=1; fi
+  cargo test --package narmesh-tests --test arrival -- --test-threads 8
+}
+stage "what somebody holds arrives" arrival
 # Optimised: a million announcements have to be signed, and 10,000 requests a second made.
 floods() {
   cargo test --release --package narmesh-tests --test hostile -- --nocapture --ignored
@@ -111,6 +136,9 @@ for table in sites crowd; do
   # Without root there are none; the stories said so.
   if [ -e "${CARGO_TARGET_DIR:-target}/tmp/$table.md" ]; then cat "${CARGO_TARGET_DIR:-target}/tmp/$table.md"; fi
 done
+
+printf '\n=== what arrives\n'
+cat "${CARGO_TARGET_DIR:-target}/tmp/arrival.md"
 
 printf '\n=== minutes\n'
 printf '%s\n' "${summary[@]}"

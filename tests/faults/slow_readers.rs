@@ -17,7 +17,7 @@ const CONNECTION_BYTES: u64 = 50 << 20;
 /// How long a NAR waits for memory before it is answered 404.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Starts `count` downloads and reads the first megabyte of each; those that were answered 200.
+/// Starts `count` downloads and reads the first megabyte of each; those that have as much.
 fn stuck(node: &TestNode, url: &str, count: usize) -> Vec<HttpBody> {
     let gateway = node.gateway();
     let asked: Vec<_> = (0..count)
@@ -26,10 +26,10 @@ fn stuck(node: &TestNode, url: &str, count: usize) -> Vec<HttpBody> {
             std::thread::spawn(move || {
                 let mut body = request(gateway, "GET", &url, &[]).expect("an answer");
                 assert!(matches!(body.status, 200 | 404), "{}", body.status);
-                (body.status == 200).then(|| {
-                    assert_eq!(body.read_some(1 << 20).len(), 1 << 20, "it begins");
-                    body
-                })
+                // A client that waits for memory is kept waiting with the first bytes; there may be none for it in the end.
+                let begun = if body.status == 200 { body.read_some(1 << 20).len() } else { 0 };
+                assert!(begun == 1 << 20 || begun <= 56, "{begun} bytes: it begins, or is told as gone");
+                (begun == 1 << 20).then_some(body)
             })
         })
         .collect();

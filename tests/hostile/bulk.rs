@@ -10,7 +10,7 @@ use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade,
 use libp2p::core::{Endpoint, Transport as _};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId, tcp, tls, yamux};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -63,33 +63,41 @@ type Wanted = mpsc::UnboundedSender<oneshot::Sender<io::Result<SubstreamBox>>>;
 pub struct Bulk {
     keys: Keypair,
     stage: Arc<Stage>,
-    /// Where each daemon was dialled, and how streams to it are opened.
-    known: Arc<Mutex<HashMap<PeerId, (Multiaddr, Option<Wanted>)>>>,
+    known: Arc<Mutex<BTreeMap<PeerId, Known>>>,
+    /// One dial at a time: a daemon keeps two.
+    dialling: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Where a daemon was dialled, and how streams to it are opened.
+struct Known {
+    address: Multiaddr,
+    wanted: Option<Wanted>,
 }
 
 impl Bulk {
     pub fn new(keys: Keypair, stage: Arc<Stage>) -> Self {
-        Self { keys, stage, known: Arc::default() }
+        Self { keys, stage, known: Arc::default(), dialling: Arc::default() }
     }
 
     pub fn learn_address(&self, peer: PeerId, address: Multiaddr) {
-        self.known().insert(peer, (address, None));
+        self.known().insert(peer, Known { address, wanted: None });
     }
 
     /// Opens a stream, on a connection that is dialled if need be.
     pub async fn open(&self, peer: PeerId) -> io::Result<SubstreamBox> {
-        let open = self.known().get(&peer).and_then(|(_, wanted)| wanted.clone());
-        if let Some(open) = open {
-            if let Ok(stream) = open_on(&open).await {
-                return Ok(stream);
-            }
+        let _dialling = self.dialling.lock().await;
+        let wanted = self.known().get(&peer).and_then(|known| known.wanted.clone());
+        if let Some(wanted) = wanted
+            && let Ok(stream) = open_on(&wanted).await
+        {
+            return Ok(stream);
         }
         open_on(&self.dial(peer).await?).await
     }
 
     /// Dials, and answers what is asked over the connection.
     pub async fn dial(&self, peer: PeerId) -> io::Result<Wanted> {
-        let address = self.known().get(&peer).map(|(address, _)| address.clone()).ok_or(io::ErrorKind::NotFound)?;
+        let address = self.known().get(&peer).map(|known| known.address.clone()).ok_or(io::ErrorKind::NotFound)?;
         let tls = tls::Config::new(&self.keys).map_err(io::Error::other)?;
         let mut transport = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true))
             .upgrade(Version::V1Lazy)
@@ -99,12 +107,12 @@ impl Bulk {
         let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
         let (_, muxer) = transport.dial(address.clone(), options).map_err(io::Error::other)?.await?;
         let (wanted, wishes) = mpsc::unbounded_channel();
-        self.known().insert(peer, (address, Some(wanted.clone())));
+        self.known().insert(peer, Known { address, wanted: Some(wanted.clone()) });
         tokio::spawn(run(muxer, wishes, Arc::clone(&self.stage)));
         Ok(wanted)
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<PeerId, (Multiaddr, Option<Wanted>)>> {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<PeerId, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

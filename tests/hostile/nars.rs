@@ -182,8 +182,8 @@ fn a_byte_a_second() {
 #[test]
 fn a_stall_after_the_first_megabyte() {
     slow("stall-after-1-mib", 9 * 1_024, |item, request| {
-        let offset = usize::try_from(request.offset).unwrap();
-        let first = &item.nar[offset..(offset + (1 << 20)).min(item.nar.len())];
+        // Asked again for the rest, it has nothing to say.
+        let first = if request.offset == 0 { &item.nar[..1 << 20] } else { &[] };
         vec![Move::Send([nar_head(false), nar_chunks(first)].concat()), Move::Hold]
     });
 }

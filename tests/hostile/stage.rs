@@ -133,7 +133,7 @@ impl Stage {
             ("trusted-public-keys", &keys),
             ("connect-timeout", "5"),
             ("stalled-download-timeout", "30"),
-            ("download-attempts", "2"),
+            ("download-attempts", "5"),
             ("narinfo-cache-negative-ttl", "0"),
         ] {
             command.args(["--option", name, value]);

@@ -162,3 +162,30 @@ fn machines_on_a_bridge_reach_each_other_and_nothing_else() {
     let routes = String::from_utf8(routes.stdout).unwrap();
     assert_eq!(routes.lines().count(), 1, "only its own network: {routes}");
 }
+
+/// Ordinary lines: the rate holds for contents, their packets are real ones, and the queue is as long as it was asked to be.
+#[test]
+fn a_shaped_line_carries_what_was_asked_for() {
+    const BYTES: usize = 1_000_000;
+    let Some(_turn) = crate::turn() else { return };
+    let network = Network::on_a_bridge(3);
+    network.send_real_packets();
+    network.set_uplink(0, 10_000);
+    network.set_downlink(1, 10_000);
+    let [up, down, free] = [0, 1, 2].map(|number| network.machine(number));
+    for (from, to) in [(up, free), (free, down)] {
+        let before = from.traffic();
+        // What else the machine does can only make it slower: one undisturbed time is enough.
+        wait_until("10 Mbit/s less the headers, 4 %", LONG, || {
+            let rate = megabits_per_s(from, to, BYTES);
+            println!("10 Mbit/s: {rate:.1} Mbit/s of contents");
+            assert!(rate < 10.0, "{rate:.1} Mbit/s");
+            rate > 8.5
+        });
+        let sent = from.traffic();
+        let packet = (sent.sent_bytes - before.sent_bytes) / (sent.sent_packets - before.sent_packets);
+        assert!((1_000..=1_514).contains(&packet), "{packet} bytes a packet");
+    }
+    // The other direction is not shaped.
+    wait_until("faster the other way", LONG, || megabits_per_s(free, up, BYTES) > 50.0);
+}

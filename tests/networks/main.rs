@@ -4,6 +4,9 @@
 #![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
 #![allow(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
 
+#[path = "../hostile/bulk.rs"]
+#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+mod bulk;
 mod clock;
 mod crowd;
 #[path = "../hostile/filter.rs"]

@@ -41,8 +41,11 @@ pub use fleet::{Fleet, assert_unblamed, build_and_tell, others, wait_tables};
 pub use gate::GatedProxy;
 pub use http::{HttpAnswer, HttpBody, get, head, request};
 pub use mesh::{TestMesh, scratch_dir};
-pub use network::{Namespace, Network, Traffic};
-pub use nix::{CHROOT_NIX_CONF, NarInfoText, NixStoreFixture, PathRow, hash_part, nix_client_environment, nix_homes};
+pub use network::{Namespace, Network, QUEUE_PACKETS, Traffic};
+pub use nix::{
+    CHROOT_NIX_CONF, NIX_VARIABLE, NarInfoText, NixStoreFixture, NixVersion, PathRow, hash_part,
+    nix_client_environment, nix_homes,
+};
 pub use node::{PeerCard, TestNode};
 pub use prober::{ProbeReport, Prober};
 pub use process::{Finished, MemoryPeak, finish, sha256_hex};

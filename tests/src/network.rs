@@ -6,6 +6,7 @@
 //! what a killed one left; everything goes with the [`Network`].
 
 mod namespace;
+mod shaped;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,6 +20,7 @@ use crate::emulator::{Emulator, Link, Site};
 use crate::process::finish;
 
 pub use namespace::{Namespace, Traffic};
+pub use shaped::QUEUE_PACKETS;
 
 use namespace::{NAMESPACES, ip_batch};
 
@@ -46,7 +48,9 @@ impl Network {
         if !rustix::process::geteuid().is_root() {
             return Some("network namespaces need root".to_owned());
         }
-        let probe = format!("{PREFIX}-{}-probe", std::process::id());
+        // Stories that run beside each other ask at the same moment.
+        static PROBES: AtomicUsize = AtomicUsize::new(0);
+        let probe = format!("{PREFIX}-{}-probe{}", std::process::id(), PROBES.fetch_add(1, Ordering::Relaxed));
         let made = finish(Command::new("ip").args(["netns", "add", &probe]));
         finish(Command::new("ip").args(["netns", "delete", &probe]));
         if !made.status.success() {
@@ -63,7 +67,7 @@ impl Network {
     #[must_use]
     pub fn on_a_bridge(machines: usize) -> Self {
         let prefix = Self::prepare();
-        let hub = format!("{prefix}-hub");
+        let hub = hub_name(&prefix);
         let mut outside = vec![format!("netns add {hub}")];
         let mut inside = vec![
             "link set lo up".to_owned(),
@@ -123,6 +127,11 @@ impl Network {
         network
     }
 
+    /// Where the bridge is.
+    fn hub_name(&self) -> String {
+        hub_name(&self.prefix)
+    }
+
     /// The machine of this number.
     ///
     /// # Panics
@@ -179,6 +188,10 @@ impl Drop for Network {
         let ours = format!("{}-", self.prefix);
         namespaces().iter().filter(|name| name.starts_with(&ours)).for_each(|name| delete(name));
     }
+}
+
+fn hub_name(prefix: &str) -> String {
+    format!("{prefix}-hub")
 }
 
 /// 10.77.site.machine, both from one.

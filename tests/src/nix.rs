@@ -1,4 +1,7 @@
-//! Real Nix stores, driven by the real client of the distribution.
+//! Real Nix stores, driven by real clients.
+
+mod held;
+mod version;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,6 +12,8 @@ use std::process::Command;
 use crate::binary::repository_root;
 use crate::config::StorePlace;
 use crate::process::{Finished, finish};
+
+pub use version::{NIX_VARIABLE, NixVersion};
 
 /// The `nix.conf` of a client of chroot stores. Such a store can only build inside the sandbox, where a static shell is the
 /// whole system.
@@ -35,7 +40,7 @@ require-sigs = true
 const CLIENT_OPTIONS: [(&str, &str); 4] = [
     ("connect-timeout", "5"),
     ("stalled-download-timeout", "30"),
-    ("download-attempts", "2"),
+    ("download-attempts", "5"),
     ("narinfo-cache-negative-ttl", "0"),
 ];
 
@@ -47,6 +52,7 @@ pub struct NixStoreFixture {
     /// What `--store` is given; `None` where the environment says it all.
     store_url: Option<String>,
     environment: Vec<(String, PathBuf)>,
+    version: NixVersion,
     run_under: Vec<String>,
 }
 
@@ -144,7 +150,8 @@ impl NixStoreFixture {
         let mut environment = Vec::from(nix_homes(dir));
         environment.push(("NIX_LOG_DIR".to_owned(), dir.join("log")));
         environment.extend(places.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        let fixture = Self { dir: dir.to_owned(), place, store_url, environment, run_under: Vec::new() };
+        let version = NixVersion::from_environment();
+        let fixture = Self { dir: dir.to_owned(), place, store_url, environment, version, run_under: Vec::new() };
         // Opens the store, which makes its database.
         fixture.query(&["--dump-db"]);
         fixture
@@ -153,6 +160,17 @@ impl NixStoreFixture {
     /// Starts every Nix of this store by this command, which is given Nix's own as further arguments.
     pub fn run_nix_under(&mut self, command: &[&str]) {
         self.run_under = command.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// From now on this version of Nix is what drives the store.
+    pub fn use_nix(&mut self, version: NixVersion) {
+        self.version = version;
+    }
+
+    /// The version that drives it.
+    #[must_use]
+    pub fn nix_version(&self) -> NixVersion {
+        self.version
     }
 
     /// Where the daemon of this store finds it.
@@ -242,9 +260,16 @@ impl NixStoreFixture {
 
     /// `nix-build` of the derivation with the gateway as the only substituter and no `fallback`: what a user does.
     pub fn nix_build(&self, attribute: &str, gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
+        finish(&mut self.nix_build_command(attribute, gateway, trusted_public_keys))
+    }
+
+    /// The same, not yet started.
+    #[must_use]
+    pub fn nix_build_command(&self, attribute: &str, gateway: SocketAddr, trusted_public_keys: &[String]) -> Command {
         let mut command = self.nix("nix-build");
         command.arg(packages()).args(["-A", attribute, "--no-out-link"]);
-        finish(with_gateway(&mut command, gateway, trusted_public_keys))
+        with_gateway(&mut command, gateway, trusted_public_keys);
+        command
     }
 
     /// `nix-store --realise` of a bare path with the gateway as the only substituter; nothing can be built.
@@ -355,15 +380,15 @@ impl NixStoreFixture {
     /// # Panics
     /// When the file cannot be rewritten.
     pub fn corrupt_file(&self, path: &str, file: &str) {
-        use std::os::unix::fs::PermissionsExt as _;
-        let target = self.real_path(path).join(file);
-        let mut bytes = fs::read(&target).expect("the file is there");
-        let middle = bytes.len() / 2;
-        let byte = bytes.get_mut(middle).expect("the file is not empty");
-        *byte = !*byte;
-        fs::set_permissions(&target, fs::Permissions::from_mode(0o644)).expect("our own file");
-        fs::write(&target, bytes).expect("our own file");
-        fs::set_permissions(&target, fs::Permissions::from_mode(0o444)).expect("our own file");
+        lie_in(&self.real_path(path).join(file));
+    }
+
+    /// As [`NixStoreFixture::corrupt_file`], of a path that is itself a file.
+    ///
+    /// # Panics
+    /// When the file cannot be rewritten.
+    pub fn corrupt(&self, path: &str) {
+        lie_in(&self.real_path(path));
     }
 
     /// As [`NixStoreFixture::corrupt_file`], and registers what came of it as what was built: a builder that lies.
@@ -396,10 +421,10 @@ impl NixStoreFixture {
     /// A command of Nix in this store's environment, and in nothing else of ours.
     #[must_use]
     pub fn nix(&self, program: &str) -> Command {
-        let mut words = self.run_under.iter().map(String::as_str).chain([program]);
+        let mut words = self.run_under.iter().cloned().chain(self.version.command_prefix()).chain([program.to_owned()]);
         let mut command = Command::new(words.next().expect("at least the program"));
         command.args(words);
-        nix_client_environment(&mut command);
+        nix_client_environment(&mut command).env("SHARE", NixVersion::shared_directories());
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).current_dir(&self.dir);
         if let Some(url) = &self.store_url {
             command.args(["--store", url]);
@@ -443,6 +468,18 @@ impl NarInfoText {
             signatures: text.lines().filter_map(|line| line.strip_prefix("Sig: ")).map(str::to_owned).collect(),
         }
     }
+}
+
+/// Changes a byte of a file that the store has made read-only.
+fn lie_in(target: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut bytes = fs::read(target).expect("the file is there");
+    let middle = bytes.len() / 2;
+    let byte = bytes.get_mut(middle).expect("the file is not empty");
+    *byte = !*byte;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o644)).expect("our own file");
+    fs::write(target, bytes).expect("our own file");
+    fs::set_permissions(target, fs::Permissions::from_mode(0o444)).expect("our own file");
 }
 
 /// The 32 characters of `/nix/store/<hash part>-name`.

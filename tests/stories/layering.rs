@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-quorum", &["narmesh-protocol"]),
     ("narmesh-store", &["narmesh-protocol"]),
     ("narmesh-upstream", &["narmesh-protocol"]),
+    ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol"]),
     (
@@ -22,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "narmesh-quorum",
             "narmesh-store",
             "narmesh-upstream",
+            "narmesh-resolver",
             "narmesh-http-gateway",
         ],
     ),
@@ -50,6 +52,8 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("narmesh-gossip", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-quorum", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-store", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper"]),
+    // It knows sources, whatever they speak; SQLite is the store's.
+    ("narmesh-resolver", &["libp2p", "libp2p-swarm", "narmesh-http-gateway", "axum", "hyper"]),
     ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
     ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-tests", &["libp2p", "axum", "rusqlite"]),

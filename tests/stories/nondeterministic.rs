@@ -52,10 +52,12 @@ fn the_other_holder_is_no_replacement() {
     let [promise, other] = two.promises();
     two.first.kill();
     let gone = get(two.client.gateway(), &promise.url).unwrap();
-    assert_eq!(gone.status, 404, "the other holder has other bytes");
+    // A holder that has just died may come back: that is waited for, and ends short.
+    assert!(gone.status == 404 || !gone.complete, "the other holder has other bytes");
     // Nor in the middle, for a client that resumes.
     let resumed = request(two.client.gateway(), "GET", &promise.url, &[("Range", "bytes=5000000-")]).unwrap();
-    assert_eq!(resumed.finish().status, 404);
+    let resumed = resumed.finish();
+    assert!(resumed.status == 404 || !resumed.complete);
     let body = get(two.client.gateway(), &other.url).unwrap();
     assert_eq!(format!("sha256:{}", sha256_hex(&body.body)), other.nar_hash);
     two.client.nix_build("nondetbig").expect_success("nix-build");

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use narmesh_tests::{NixStoreFixture, TestMesh, TestNode, get, head, promised, request, scratch_dir, sha256_hex};
+use narmesh_tests::{
+    NixStoreFixture, NixVersion, TestMesh, TestNode, get, head, promised, request, scratch_dir, sha256_hex,
+};
 
 /// A path is promised to be substitutable elsewhere this soon after its build.
 const SPREAD: Duration = Duration::from_secs(2);
@@ -137,6 +139,8 @@ fn what_a_path_refers_to_is_asked_for_before_nix_asks() {
 fn a_copy_finds_its_small_nars_read_ahead() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    // Later ones ask for sixteen at once, and overtake whoever reads ahead.
+    b.store.use_nix(NixVersion::V2_8);
     let paths = a.store.build("everything");
     let closure: Vec<_> = a.store.outputs().into_iter().collect();
     TestMesh::start_all(&mut [&mut a, &mut b]);

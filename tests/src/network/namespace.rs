@@ -16,7 +16,7 @@ use crate::wait::wait_until;
 /// Where `ip netns` keeps them.
 pub(super) const NAMESPACES: &str = "/run/netns";
 /// The interface of every machine.
-const INTERFACE: &str = "eth0";
+pub(super) const INTERFACE: &str = "eth0";
 
 /// A network namespace with one interface.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub struct Traffic {
     pub received_bytes: u64,
     /// In bytes.
     pub sent_bytes: u64,
+    /// Frames.
+    pub sent_packets: u64,
 }
 
 impl Traffic {
@@ -39,6 +41,14 @@ impl Traffic {
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.received_bytes + self.sent_bytes
+    }
+
+    /// What was sent since `earlier`, without the headers of Ethernet, IP and TCP with its time stamps: contents, also those
+    /// that were sent again.
+    #[must_use]
+    pub fn contents_sent_since(self, earlier: Self) -> u64 {
+        const HEADER_BYTES: u64 = 14 + 20 + 32;
+        (self.sent_bytes - earlier.sent_bytes).saturating_sub(HEADER_BYTES * (self.sent_packets - earlier.sent_packets))
     }
 }
 
@@ -151,9 +161,11 @@ impl Namespace {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(INTERFACE)?.strip_prefix(':'));
         let numbers: Vec<u64> =
             line.expect("an interface").split_whitespace().map(|word| word.parse().expect("a number")).collect();
-        // Eight columns each, bytes first: proc_pid_net(5).
+        // Eight columns each, bytes first, then packets: proc_pid_net(5).
         match numbers.as_slice() {
-            [received, _, _, _, _, _, _, _, sent, ..] => Traffic { received_bytes: *received, sent_bytes: *sent },
+            [received, _, _, _, _, _, _, _, sent, packets, ..] => {
+                Traffic { received_bytes: *received, sent_bytes: *sent, sent_packets: *packets }
+            }
             other => panic!("unknown counters: {other:?}"),
         }
     }

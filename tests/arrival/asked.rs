@@ -1,0 +1,47 @@
+//! A client of our own, which asks for as many things at once as a story wants and keeps what it was answered.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use narmesh_tests::TestNode;
+
+use crate::stage::{get_from, nar_url, narinfo_url};
+
+/// What became of one path.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// When it was asked for, and when its answer was there.
+    pub(crate) asked: Instant,
+    pub(crate) ended: Instant,
+    /// Whether narinfo and NAR came, the NAR with its whole length.
+    pub(crate) arrived: bool,
+}
+
+/// Asks `node` for narinfo and NAR of `paths`, with so many at once; the results are in the order of the paths.
+pub(crate) fn fetch_all(node: &TestNode, paths: &[String], at_once: usize) -> Vec<Fetched> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut mine = Vec::new();
+        while let Some((place, path)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, paths.get(at)?)))
+        {
+            let asked = Instant::now();
+            let body = nar_url(&get_from(node, &narinfo_url(path))).map(|url| get_from(node, &url));
+            let arrived = body.is_some_and(|body| body.status == 200 && body.complete);
+            mine.push((place, Fetched { asked, ended: Instant::now(), arrived }));
+        }
+        mine
+    };
+    let mut all: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    all.sort_by_key(|(place, _)| *place);
+    all.into_iter().map(|(_, fetched)| fetched).collect()
+}
+
+/// How many did not arrive.
+pub(crate) fn missing(all: &[Fetched]) -> usize {
+    all.iter().filter(|one| !one.arrived).count()
+}

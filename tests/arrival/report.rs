@@ -1,0 +1,35 @@
+//! The table of what was before, what is now, and what must be.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// One line of it. Lines are sorted by what was done and by whom, since stories run beside each other.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// Where it stands, and what was done.
+    pub(crate) what: &'static str,
+    /// The version of Nix, or what else asked.
+    pub(crate) client: &'static str,
+    /// What the daemon of version 0.1.0 did, measured by this very story.
+    pub(crate) before: &'static str,
+    /// What is promised.
+    pub(crate) must_be: &'static str,
+}
+
+impl Row {
+    /// Notes what was seen, and writes the table as far as it is known.
+    pub(crate) fn now(&self, now: &str) {
+        static ROWS: Mutex<BTreeMap<(&str, &str), String>> = Mutex::new(BTreeMap::new());
+        let line = format!("| {} | {} | {} | {now} | {} |", self.what, self.client, self.before, self.must_be);
+        println!("{line}");
+        let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.insert((self.what, self.client), line);
+        let mut text = "| what | client | before | now | must be |\n| --- | --- | --- | --- | --- |\n".to_owned();
+        rows.values().for_each(|row| writeln!(text, "{row}").unwrap());
+        // A report, not a result: no test fails for want of a place to write it.
+        fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("arrival.md"), text).ok();
+    }
+}

@@ -1,0 +1,234 @@
+//! Large NARs over lines that take long for them, beside plain HTTP on a line of the same rate.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use narmesh_tests::{Network, NixVersion, TestMesh, TestNode, promised};
+
+use crate::plain::{PlainCache, second_store};
+use crate::report::Row;
+use crate::stage::Pair;
+
+/// So many NARs of so many bytes over a line of so many kilobits a second.
+#[derive(Clone, Copy)]
+struct Shape {
+    nars: usize,
+    nar_bytes: u64,
+    kilobits_per_s: u32,
+}
+
+impl Shape {
+    fn all_bytes(self) -> u64 {
+        self.nars as u64 * self.nar_bytes
+    }
+
+    fn paths(self, pair: &Pair) -> Vec<String> {
+        pair.holder.store.hold_noise(self.nars, self.nar_bytes, 1)
+    }
+}
+
+/// Contents sent beside those of the NARs, of the NARs' in a hundred: narinfos, framing, encryption, what was lost and sent again.
+const OVERHEAD_PERCENT_MAX: u64 = 5;
+
+/// How many came, how many bytes of contents left the holder, and how long it took.
+struct Seen {
+    arrived: usize,
+    bytes: u64,
+    took: Duration,
+}
+
+fn by_mesh(shape: Shape, version: NixVersion) -> Seen {
+    let mut pair = Pair::over_a_line(shape.kilobits_per_s);
+    let paths = shape.paths(&pair);
+    pair.use_nix(version);
+    pair.start();
+    let (before, since) = (pair.holder.network().unwrap().traffic(), Instant::now());
+    pair.client.realise(&paths);
+    let took = since.elapsed();
+    let bytes = pair.holder.network().unwrap().traffic().contents_sent_since(before);
+    Seen { arrived: pair.arrived(&paths), bytes, took }
+}
+
+fn by_plain_http(shape: Shape, version: NixVersion) -> Seen {
+    let mut pair = Pair::over_a_line(shape.kilobits_per_s);
+    let paths = shape.paths(&pair);
+    pair.use_nix(version);
+    let cache = PlainCache::beside(&pair.holder, &paths);
+    let store = second_store(&pair.client, pair.mesh.path());
+    let (before, since) = (pair.holder.network().unwrap().traffic(), Instant::now());
+    let said = store.realise(&paths, cache.address, &[pair.holder.builder_key()]);
+    let took = since.elapsed();
+    said.expect_success("plain HTTP on the same line");
+    let bytes = pair.holder.network().unwrap().traffic().contents_sent_since(before);
+    Seen { arrived: shape.nars, bytes, took }
+}
+
+/// Both at the same time, each on a line of its own.
+fn compare(shape: Shape, version: NixVersion, row: &Row) {
+    let _turn = crate::beside_others();
+    if !crate::has_networks() {
+        return;
+    }
+    let (mesh, plain) = thread::scope(|scope| {
+        let plain = scope.spawn(|| by_plain_http(shape, version));
+        (by_mesh(shape, version), plain.join().unwrap())
+    });
+    let of_nars = |bytes: u64| bytes as f64 / shape.all_bytes() as f64;
+    row.now(&format!(
+        "{} of {} arrive, {:.2} of the NARs' bytes, {:.0} s (plain HTTP {:.2}, {:.0} s; ratio {:.2})",
+        mesh.arrived,
+        shape.nars,
+        of_nars(mesh.bytes),
+        mesh.took.as_secs_f64(),
+        of_nars(plain.bytes),
+        plain.took.as_secs_f64(),
+        mesh.took.as_secs_f64() / plain.took.as_secs_f64()
+    ));
+    assert_eq!(mesh.arrived, shape.nars, "what plain HTTP carries over this line, the mesh carries");
+    let allowed = shape.all_bytes() * (100 + OVERHEAD_PERCENT_MAX) / 100;
+    assert!(mesh.bytes <= allowed, "{} bytes on the line for {} of NARs", mesh.bytes, shape.all_bytes());
+}
+
+/// Beside an honest quick holder, a slow one is promised to cost no more.
+const MORE_WITH_A_SLOW_HOLDER: Duration = Duration::from_secs(5);
+const ALL_ARRIVE: &str = "all arrive, bytes <= 1.05, time <= 1.05 of plain HTTP";
+
+#[test]
+fn sixteen_nars_of_1_5_mb_over_5_mbit_arrive_with_nix_2_34() {
+    let shape = Shape { nars: 16, nar_bytes: 1_500_000, kilobits_per_s: 5_000 };
+    let row = Row {
+        what: "03 16 x 1.5 MB over 5 Mbit/s",
+        client: "Nix 2.34",
+        before: "12 of 16, 1.27 of the bytes, 52 s",
+        must_be: ALL_ARRIVE,
+    };
+    compare(shape, NixVersion::V2_34, &row);
+}
+
+#[test]
+fn sixteen_nars_of_1_5_mb_over_5_mbit_arrive_with_nix_2_26() {
+    let shape = Shape { nars: 16, nar_bytes: 1_500_000, kilobits_per_s: 5_000 };
+    let row = Row {
+        what: "03 16 x 1.5 MB over 5 Mbit/s",
+        client: "Nix 2.26",
+        before: "6 of 16, given up after 17 s",
+        must_be: ALL_ARRIVE,
+    };
+    compare(shape, NixVersion::V2_26, &row);
+}
+
+#[test]
+fn a_nar_of_4_mb_over_1_mbit_arrives_with_nix_2_8() {
+    let shape = Shape { nars: 1, nar_bytes: 4_000_000, kilobits_per_s: 1_000 };
+    let row = Row {
+        what: "04 1 x 4 MB over 1 Mbit/s",
+        client: "Nix 2.8",
+        before: "0 of 1, given up after 34 s",
+        must_be: ALL_ARRIVE,
+    };
+    compare(shape, NixVersion::V2_8, &row);
+}
+
+#[test]
+fn a_nar_of_4_mb_over_1_mbit_arrives_with_nix_2_34() {
+    let shape = Shape { nars: 1, nar_bytes: 4_000_000, kilobits_per_s: 1_000 };
+    let row = Row {
+        what: "04 1 x 4 MB over 1 Mbit/s",
+        client: "Nix 2.34",
+        before: "0 of 1, given up after 34 s",
+        must_be: ALL_ARRIVE,
+    };
+    compare(shape, NixVersion::V2_34, &row);
+}
+
+#[test]
+fn sixteen_nars_of_8_mb_over_30_mbit_arrive() {
+    let shape = Shape { nars: 16, nar_bytes: 8_000_000, kilobits_per_s: 30_000 };
+    let row = Row {
+        what: "05 16 x 8 MB over 30 Mbit/s",
+        client: "Nix 2.34",
+        before: "0 of 16, 1.70 of the bytes, 61 s",
+        must_be: ALL_ARRIVE,
+    };
+    compare(shape, NixVersion::V2_34, &row);
+}
+
+#[test]
+fn sixteen_nars_of_half_a_mb_over_10_mbit_arrive() {
+    let shape = Shape { nars: 16, nar_bytes: 500_000, kilobits_per_s: 10_000 };
+    let row =
+        Row { what: "06 16 x 0.5 MB over 10 Mbit/s", client: "Nix 2.34", before: "10 of 16", must_be: ALL_ARRIVE };
+    compare(shape, NixVersion::V2_34, &row);
+}
+
+/// One holder behind a megabit, one behind thirty, and whichever is asked first: the quick one is what the client is measured by.
+#[test]
+fn a_slow_holder_beside_a_quick_one_costs_a_client_little() {
+    const NARS: usize = 4;
+    const NAR_BYTES: u64 = 4_000_000;
+    let _turn = crate::beside_others();
+    if !crate::has_networks() {
+        return;
+    }
+    let network = Network::on_a_bridge(4);
+    network.send_real_packets();
+    network.set_uplink(0, 1_000);
+    network.set_uplink(1, 30_000);
+    let mesh = TestMesh::new();
+    let [mut slow, mut quick, mut client, mut lucky] = ["slow", "quick", "client", "lucky"].map(|name| mesh.node(name));
+    // Other paths for who knows the quick one alone, so that nobody has read them before.
+    let paths = quick.store.hold_noise(2 * NARS, NAR_BYTES, 1);
+    assert_eq!(slow.store.hold_noise(2 * NARS, NAR_BYTES, 1), paths);
+    for (node, machine) in [&mut slow, &mut quick, &mut client, &mut lucky].into_iter().zip(network.machines()) {
+        node.live_on(machine);
+        node.store.use_nix(NixVersion::V2_34);
+    }
+    TestMesh::introduce(&mut [&mut quick, &mut lucky]);
+    TestMesh::introduce(&mut [&mut slow, &mut quick, &mut client]);
+    TestMesh::start_introduced(&mut [&mut slow, &mut quick, &mut client]);
+    lucky.learn_address("quick", &quick.p2p_address());
+    lucky.start();
+    quick.wait_all_advertised(&[&client, &lucky]);
+    slow.wait_all_advertised(&[&client]);
+    let (alone, both) = paths.split_at(NARS);
+    let time = |node: &TestNode, paths: &[String]| {
+        let since = Instant::now();
+        node.realise(paths);
+        let has = node.store.outputs();
+        (paths.iter().filter(|path| has.contains(*path)).count(), since.elapsed())
+    };
+    let (_, undisturbed) = time(&lucky, alone);
+    let (arrived, took) = time(&client, both);
+    Row {
+        what: "22 4 x 4 MB, one holder behind 1 Mbit/s, one behind 30",
+        client: "Nix 2.34",
+        before: "4 of 4, 5 s (5 s)",
+        must_be: "all arrive, at most 5 s more than from the quick one alone",
+    }
+    .now(&format!(
+        "{arrived} of {NARS} arrive, {:.0} s ({:.0} s from the quick one alone)",
+        took.as_secs_f64(),
+        undisturbed.as_secs_f64()
+    ));
+    assert_eq!(arrived, NARS, "both had them all the time");
+    assert!(took <= undisturbed + promised(MORE_WITH_A_SLOW_HOLDER), "{took:?} instead of {undisturbed:?}");
+}
+
+#[test]
+fn the_shapes_of_minutes_arrive() {
+    if !crate::is_full() {
+        return;
+    }
+    let shape = |nars, nar_bytes, kilobits_per_s| Shape { nars, nar_bytes, kilobits_per_s };
+    let rows = [
+        ("07 16 x 6 MB over 10 Mbit/s", "0 of 16, 0.75 of the bytes, 61 s", shape(16, 6_000_000, 10_000)),
+        ("08 1 x 6 MB over 1 Mbit/s", "0 of 1, given up after 35 s", shape(1, 6_000_000, 1_000)),
+        ("09 16 x 9 MB over 10 Mbit/s", "14 of 16", shape(16, 9_000_000, 10_000)),
+    ];
+    thread::scope(|scope| {
+        for (what, before, shape) in rows {
+            let row = Row { what, client: "Nix 2.34", before, must_be: ALL_ARRIVE };
+            scope.spawn(move || compare(shape, NixVersion::V2_34, &row));
+        }
+    });
+}

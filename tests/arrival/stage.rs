@@ -1,0 +1,104 @@
+//! A holder and a client, on loopback or with a line between them.
+
+use std::time::Duration;
+
+use narmesh_tests::{HttpAnswer, Link, Network, NixVersion, TestMesh, TestNode, get, hash_part, promised, wait_until};
+
+/// Two running nodes are promised to connect and to know each other's summaries within this.
+const MEETING: Duration = Duration::from_secs(5);
+
+/// One who has all and one who asks.
+pub(crate) struct Pair {
+    pub(crate) holder: TestNode,
+    pub(crate) client: TestNode,
+    pub(crate) network: Option<Network>,
+    /// Goes last.
+    pub(crate) mesh: TestMesh,
+}
+
+impl Pair {
+    /// Both on loopback, not yet running.
+    pub(crate) fn on_loopback() -> Self {
+        let mesh = TestMesh::new();
+        let [holder, client] = ["holder", "client"].map(|name| mesh.node(name));
+        let mut pair = Self { holder, client, network: None, mesh };
+        TestMesh::introduce(&mut [&mut pair.holder, &mut pair.client]);
+        pair
+    }
+
+    /// The holder's uplink has this rate.
+    pub(crate) fn over_a_line(kilobits_per_s: u32) -> Self {
+        let network = Network::on_a_bridge(2);
+        network.send_real_packets();
+        network.set_uplink(0, kilobits_per_s);
+        Self::on(network)
+    }
+
+    /// In two sites so far from each other.
+    pub(crate) fn apart(one_way: Duration) -> Self {
+        Self::on(Network::in_sites(&[1, 1], Link::PERFECT, Link { delay: one_way, ..Link::PERFECT }, 1))
+    }
+
+    fn on(network: Network) -> Self {
+        let mut pair = Self::on_loopback();
+        pair.holder.live_on(network.machine(0));
+        pair.client.live_on(network.machine(1));
+        pair.network = Some(network);
+        pair
+    }
+
+    /// What the client asks with.
+    pub(crate) fn use_nix(&mut self, version: NixVersion) {
+        self.client.store.use_nix(version);
+    }
+
+    /// Starts both; returns when the client knows what the holder has.
+    pub(crate) fn start(&mut self) {
+        self.holder.start();
+        self.client.learn_address("holder", &self.holder.p2p_address());
+        self.client.start();
+        self.wait_met();
+    }
+
+    /// The client's daemon is another one: its connection with the holder is new.
+    pub(crate) fn restart_client(&mut self) {
+        self.client.kill();
+        self.client.start();
+        self.wait_met();
+    }
+
+    fn wait_met(&self) {
+        let paths = self.holder.store.outputs().len() as u64;
+        wait_until("the client has met the holder", promised(MEETING), || {
+            let status = self.client.status();
+            status.connected("holder") && status.summary_paths("holder") == Some(paths)
+        });
+    }
+
+    /// Of these paths, how many the client's store has.
+    pub(crate) fn arrived(&self, paths: &[String]) -> usize {
+        let has = self.client.store.outputs();
+        paths.iter().filter(|path| has.contains(*path)).count()
+    }
+}
+
+/// `GET` from a gateway, wherever it is.
+pub(crate) fn get_from(node: &TestNode, url: &str) -> HttpAnswer {
+    let ask = || get(node.gateway(), url).expect("the gateway answers");
+    match node.network() {
+        Some(machine) => machine.enter(ask),
+        None => ask(),
+    }
+}
+
+/// Where the narinfo of a path is.
+pub(crate) fn narinfo_url(path: &str) -> String {
+    format!("/{}.narinfo", hash_part(path))
+}
+
+/// Where the NAR is, as a narinfo says.
+pub(crate) fn nar_url(narinfo: &HttpAnswer) -> Option<String> {
+    let text = narinfo.text();
+    let url = text.lines().find_map(|line| line.strip_prefix("URL: "))?;
+    (narinfo.status == 200).then(|| format!("/{url}"))
+}
