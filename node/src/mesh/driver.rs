@@ -280,7 +280,10 @@ impl Mesh {
     }
 
     fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses).build();
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses);
+        // From the port that we listen on, the new connection would have the four numbers of one that has just died: the kernel of
+        // the other side may still know that, and then answers only when the request is repeated, a second later.
+        let options = options.allocate_new_port().build();
         if let Err(error) = self.swarm.dial(options) {
             self.dial_failed(peer, &error);
         }
