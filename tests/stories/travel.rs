@@ -200,10 +200,8 @@ fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody
     c.kill();
     relay.kill();
     forget(&relay, "state.sqlite");
-    // Nor may a summary that either of them kept name its audience.
-    for node in [&relay, &c] {
-        fs::remove_dir_all(node.dir().join("state").join("summaries")).unwrap();
-    }
+    // Nor may a summary of it come from either of them.
+    [&relay, &c].iter().for_each(|node| fs::remove_file(node.summary_file("a")).unwrap());
     forget(&c, "quorum.sqlite");
     relay.start();
     assert_eq!(audience(&relay, "a"), ("unknown".to_owned(), serde_json::json!([]), serde_json::json!(["c", "d"])));

@@ -126,8 +126,13 @@ impl Gossip {
         let target = Newest { envelope, accepted: Some(accepted) };
         let audience = self.directory.shared_audience(summary.audience.clone());
         self.table.install_plain(owner, &filter, is_excluded);
+        let before = self.directory.get(&owner).map(|entry| Arc::clone(&entry.audience));
         self.hold(owner, &target, &filter, summary, audience);
         if let Some(entry) = self.directory.get_mut(&owner) {
+            if let Some(before) = before.filter(|_| !is_newest) {
+                // The owner may have thrown somebody out since: nobody is told more of it for what it said earlier.
+                entry.audience = before;
+            }
             if let Some(held) = &mut entry.held {
                 held.remembered = true;
             }

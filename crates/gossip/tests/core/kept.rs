@@ -2,6 +2,7 @@
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, STRANGER, sync_reply};
 use crate::net::{WALL_MS, config, part, parts, peer};
+use libp2p_identity::PeerId;
 use narmesh_gossip::{Event, Flaw, Gossip, Input, KeptSummary, Moment, Now, Persisted, Unfit};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope};
@@ -12,9 +13,14 @@ const LIFETIME_MS: u64 = 14_400_000;
 
 /// A core that has just started over what the last run persisted; nobody is connected.
 fn started(newest: &[&Forged], wall_ms: u64) -> Lone {
+    started_admitting(newest, wall_ms, vec![])
+}
+
+/// The same, with audiences of the last run.
+fn started_admitting(newest: &[&Forged], wall_ms: u64, audiences: Vec<(PeerId, Vec<AudienceDigest>)>) -> Lone {
     let now = Now { moment: Moment(50), wall_ms };
     let newest = newest.iter().map(|forged| forged.envelope.as_bytes().to_vec()).collect();
-    let core = Gossip::new(now, config(1), Persisted { newest, ..Persisted::default() });
+    let core = Gossip::new(now, config(1), Persisted { newest, audiences, ..Persisted::default() });
     let mut lone = Lone { core, now, outputs: vec![] };
     lone.feed(Input::Allowlist(BTreeSet::from([peer(OWNER), peer(OTHER)])));
     lone
@@ -200,6 +206,21 @@ fn one_older_than_the_newest_serves_us_until_that_is_pulled_and_nobody_else() {
     lone.reply(OTHER, id, &GossipReply::Body(newest.body.clone()));
     assert!(lone.is_candidate(OWNER, &part(25)));
     assert_eq!(news_for(&mut lone, OTHER), [newest.envelope.as_bytes()]);
+}
+
+#[test]
+fn an_older_audience_admits_nobody_again() {
+    let (older, newest) = (Forged::new(OWNER, 3, &parts(0..20)), Forged::new(OWNER, 4, &parts(0..30)));
+    let alone = vec![AudienceDigest::of(&peer(1))];
+    for (of_last_run, told) in [(&older, true), (&newest, false)] {
+        let mut lone = started_admitting(&[of_last_run], WALL_MS + 60_000, vec![(peer(OWNER), alone.clone())]);
+        restore(&mut lone, &kept(&older)).unwrap();
+        assert_eq!(lone.core.admits(&peer(OWNER), &peer(OTHER)), told);
+    }
+    // Nor where nothing is known of the newest one.
+    let mut lone = started(&[&newest], WALL_MS + 60_000);
+    restore(&mut lone, &kept(&older)).unwrap();
+    assert!(lone.core.audience(&peer(OWNER)).is_none());
 }
 
 #[test]
