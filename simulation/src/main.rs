@@ -1,6 +1,9 @@
 //! `narmesh-sim`: one scenario, one seed, one verdict.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
-#![allow(clippy::disallowed_methods, reason = "how long a run took is told beside its figures, and is no part of them")]
+#![expect(clippy::print_stderr, reason = "a command line prints")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a run took is told beside its figures, and is no part of them"
+)]
 
 mod cli;
 

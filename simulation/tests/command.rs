@@ -1,5 +1,5 @@
 //! The command line of `narmesh-sim`, from outside.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output, Stdio};
 

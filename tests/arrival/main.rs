@@ -2,8 +2,8 @@
 //!
 //! Every story adds a row to a table that `./test.sh` prints: what was before, what is now, what must be.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
-#![allow(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
+#![expect(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
 
 mod asked;
 mod burst;

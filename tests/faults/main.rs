@@ -3,8 +3,8 @@
 //! In each of them users are promised the same: no request is answered with an error or later than its deadline, builds
 //! succeed with the gateway as the only substituter, it is said in the log, and it ends by itself when the fault does.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
 
 mod addresses;
 mod clock;

@@ -5,8 +5,8 @@
 //! is in the store; the gateway answers 200 or 404; the daemon holds at most 64 MB more than idle; an honest peer beside
 //! the liar is unharmed; and whoever lied is named with the reason in `status`, in the log and in `/metrics`.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "an attack fails by panicking")]
-#![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an attack fails by panicking")]
+#![expect(unreachable_pub, reason = "nobody links a test")]
 
 mod attestations;
 mod bulk;

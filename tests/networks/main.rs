@@ -1,36 +1,33 @@
 //! Real daemons on networks that break, in namespaces of their own.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
-#![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "nobody links a test")]
-#![allow(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(unreachable_pub, reason = "nobody links a test")]
+#![expect(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
 
 #[path = "../hostile/bulk.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod bulk;
 mod clock;
 mod crowd;
 #[path = "../hostile/filter.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod filter;
 #[path = "../hostile/formats.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+#[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod formats;
 mod links;
 mod moved;
 #[path = "../hostile/peer.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+#[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod peer;
 #[path = "../hostile/quorum_wire.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+#[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod quorum_wire;
 mod report;
 mod simulated;
 mod sites;
 #[path = "../hostile/swarm.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
 mod swarm;
 #[path = "../hostile/wire.rs"]
-#[allow(dead_code, reason = "the second implementation, of which little is needed here")]
+#[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod wire;
 
 use std::io::Write as _;

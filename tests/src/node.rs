@@ -243,7 +243,7 @@ impl Drop for TestNode {
             let tail: Vec<_> = log.lines().rev().take(60).collect();
             let tail: Vec<_> = tail.into_iter().rev().collect();
             // `print!` is what the test runner captures and shows with a failure.
-            #[allow(clippy::print_stdout, reason = "shown with the failed story")]
+            #[expect(clippy::print_stdout, reason = "shown with the failed story")]
             {
                 println!("--- the last lines of {}'s log\n{}", self.name, tail.join("\n"));
             }

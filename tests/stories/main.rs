@@ -1,6 +1,6 @@
 //! The acceptance stories: what a user is promised, seen from outside with the real Nix client.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
 
 mod asked;
 mod bare;

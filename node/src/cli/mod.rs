@@ -1,5 +1,5 @@
 //! The command line: raw arguments to one call each. The only place that prints.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user by printing")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user by printing")]
 
 mod advertised;
 mod check_config;

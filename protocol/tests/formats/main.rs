@@ -1,6 +1,6 @@
 //! The formats of this crate, from outside: against files that real Nix made, and against arbitrary values and bytes.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,

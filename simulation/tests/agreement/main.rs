@@ -1,12 +1,12 @@
 //! The model of gossipsub against gossipsub: fifty real libp2p nodes in one process, on lines as slow as the simulated ones,
 //! and as many simulated machines. How long an announcement takes and how many copies of it a node gets must agree.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "a test that tells what it measured"
 )]
-#![allow(clippy::disallowed_methods, reason = "real nodes live in real time")]
+#![expect(clippy::disallowed_methods, reason = "real nodes live in real time")]
 
 mod real;
 
