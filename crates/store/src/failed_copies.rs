@@ -4,11 +4,10 @@
 //! --repair-path` here would fetch our own bad copy back through our own gateway.
 
 use crate::PathInfo;
+use crate::file_identity::FileIdentity;
 use narmesh_protocol::{HashPart, NarHash};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
@@ -29,22 +28,12 @@ impl Registration {
     }
 }
 
-/// Metadata of a path's root; a repair replaces the root and so changes it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct RootIdentity {
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
 #[derive(Debug)]
 struct FailedCopy {
     root: PathBuf,
     registration: Registration,
-    /// `None` when the root was not there at all.
-    identity: Option<RootIdentity>,
+    /// Of the root, which a repair replaces; `None` when it was not there at all.
+    identity: Option<FileIdentity>,
     /// Not yet told by [`FailedCopies::news`].
     is_new: bool,
 }
@@ -63,20 +52,6 @@ pub(crate) struct FailedNews {
     pub(crate) mended: Vec<HashPart>,
 }
 
-impl RootIdentity {
-    /// Of the root itself, not of what a symlink names.
-    pub(crate) fn of(root: &Path) -> Option<Self> {
-        let metadata = fs::symlink_metadata(root).ok()?;
-        Some(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-}
-
 impl FailedCopies {
     /// Remembers that the copy with this identity failed.
     pub(crate) fn remember(
@@ -84,7 +59,7 @@ impl FailedCopies {
         part: HashPart,
         root: &Path,
         registration: Registration,
-        identity: Option<RootIdentity>,
+        identity: Option<FileIdentity>,
     ) {
         {
             let mut copies = self.copies.lock();
@@ -100,7 +75,7 @@ impl FailedCopies {
     pub(crate) fn is_failed(&self, part: &HashPart, registration: &Registration) -> bool {
         let copies = self.copies.lock();
         let Some(copy) = copies.get(part) else { return false };
-        copy.registration == *registration && RootIdentity::of(&copy.root) == copy.identity
+        copy.registration == *registration && FileIdentity::at(&copy.root) == copy.identity
     }
 
     /// Forgets copies whose root changed or whose path was registered anew, and tells what is new.
@@ -112,7 +87,7 @@ impl FailedCopies {
             copies.iter().map(|(part, copy)| (*part, copy.registration, copy.root.clone(), copy.identity)).collect()
         };
         for (part, registration, root, identity) in known {
-            let mended = RootIdentity::of(&root) != identity || is_registered_anew(&part, &registration);
+            let mended = FileIdentity::at(&root) != identity || is_registered_anew(&part, &registration);
             let mut copies = self.copies.lock();
             let Some(copy) = copies.get_mut(&part).filter(|copy| copy.identity == identity) else { continue };
             let was_new = std::mem::replace(&mut copy.is_new, false);

@@ -7,40 +7,13 @@
 use std::ffi::CStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::Stat;
+use crate::file_identity::FileIdentity;
 
 /// A layout that takes more memory is not kept: such a path is walked each time.
 const LAYOUT_BYTES_MAX: usize = 8 << 20;
 /// A file that was changed shortly before it was hashed may change again under the same ctime: file systems count it in steps of
 /// up to two seconds (FAT; ext4 and btrfs in a few milliseconds).
 const SETTLED: Duration = Duration::from_secs(2);
-
-/// What tells whether a file, directory or link is the one that was seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Stamp {
-    device: u64,
-    inode: u64,
-    size_bytes: i64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    pub(crate) fn of(stat: &Stat) -> Self {
-        let nanos = |nanos| i64::try_from(nanos).unwrap_or(i64::MAX);
-        Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size_bytes: stat.st_size,
-            modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
-            changed: (stat.st_ctime, nanos(stat.st_ctime_nsec)),
-        }
-    }
-
-    pub(crate) fn size_bytes(&self) -> u64 {
-        u64::try_from(self.size_bytes).unwrap_or(0)
-    }
-}
 
 /// One stretch of a NAR, up to where the next one begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,13 +24,13 @@ pub(crate) enum Stretch {
     File {
         /// In [`Layout::name`].
         name: usize,
-        stamp: Stamp,
+        identity: FileIdentity,
     },
     /// No bytes: a directory or link that must be the one that was seen.
     Seen {
         /// In [`Layout::name`].
         name: usize,
-        stamp: Stamp,
+        identity: FileIdentity,
     },
 }
 
@@ -128,21 +101,21 @@ impl LayoutBuilder {
     }
 
     /// The contents of a file begin at this offset.
-    pub(crate) fn file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, stamp: Stamp) {
-        if let Some(name) = self.node(path, stamp) {
-            self.layout.stretches.push((offset, Stretch::File { name, stamp }));
+    pub(crate) fn file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
+        if let Some(name) = self.node(path, identity) {
+            self.layout.stretches.push((offset, Stretch::File { name, identity }));
         }
     }
 
     /// A directory or link was looked at.
-    pub(crate) fn seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, stamp: Stamp) {
-        if let Some(name) = self.node(path, stamp) {
-            self.layout.stretches.push((offset, Stretch::Seen { name, stamp }));
+    pub(crate) fn seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
+        if let Some(name) = self.node(path, identity) {
+            self.layout.stretches.push((offset, Stretch::Seen { name, identity }));
         }
     }
 
-    fn node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, stamp: Stamp) -> Option<usize> {
-        self.newest = self.newest.max(stamp.changed);
+    fn node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) -> Option<usize> {
+        self.newest = self.newest.max(identity.changed());
         if self.is_full() {
             return None;
         }

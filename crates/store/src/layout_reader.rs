@@ -7,7 +7,8 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, AtFlags, Mode, OFlags, ResolveFlags, fadvise, fstat, openat, openat2, statat};
 use rustix::io::{Errno, pread};
 
-use crate::layout::{Layout, Stamp, Stretch};
+use crate::file_identity::FileIdentity;
+use crate::layout::{Layout, Stretch};
 
 /// Files at least this long are announced to the kernel as read in order.
 const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
@@ -53,9 +54,9 @@ impl LayoutReader {
         while out.len() < target {
             let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
             match stretch {
-                Stretch::Seen { name, stamp } => {
+                Stretch::Seen { name, identity } => {
                     let stat = statat(&self.store, self.layout.name(name), AtFlags::SYMLINK_NOFOLLOW)?;
-                    if Stamp::of(&stat) != stamp {
+                    if FileIdentity::of(&stat) != identity {
                         return Err(NotAsSeen);
                     }
                 }
@@ -65,7 +66,7 @@ impl LayoutReader {
                     out.extend_from_slice(self.layout.text(from + skipped, bytes));
                     self.offset = end;
                 }
-                Stretch::File { name, stamp } => self.read_file(out, target, name, stamp, (begin, end))?,
+                Stretch::File { name, identity } => self.read_file(out, target, name, identity, (begin, end))?,
             }
             if self.offset == end {
                 self.at += 1;
@@ -80,12 +81,12 @@ impl LayoutReader {
         out: &mut Vec<u8>,
         target: usize,
         name: usize,
-        stamp: Stamp,
+        identity: FileIdentity,
         (begin, end): (u64, u64),
     ) -> Result<(), NotAsSeen> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => self.open_file(name, stamp, end - begin)?,
+            None => self.open_file(name, identity, end - begin)?,
         };
         let wanted = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(target - out.len());
         out.reserve_exact(wanted);
@@ -101,7 +102,7 @@ impl LayoutReader {
         out.truncate(before + got);
         self.offset += u64::try_from(got).unwrap_or(0);
         // Written to since it was opened: what was just read may be anything.
-        if got == 0 || (self.offset == end && Stamp::of(&fstat(&file)?) != stamp) {
+        if got == 0 || (self.offset == end && FileIdentity::of(&fstat(&file)?) != identity) {
             out.truncate(before);
             self.offset -= u64::try_from(got).unwrap_or(0);
             return Err(NotAsSeen);
@@ -110,12 +111,12 @@ impl LayoutReader {
         Ok(())
     }
 
-    fn open_file(&self, name: usize, stamp: Stamp, size_bytes: u64) -> Result<OwnedFd, NotAsSeen> {
+    fn open_file(&self, name: usize, identity: FileIdentity, size_bytes: u64) -> Result<OwnedFd, NotAsSeen> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         // A kernel without it (before 5.6) has its trees walked each time.
         let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
-        if Stamp::of(&fstat(&file)?) != stamp || stamp.size_bytes() != size_bytes {
+        if FileIdentity::of(&fstat(&file)?) != identity || identity.size_bytes() != size_bytes {
             return Err(NotAsSeen);
         }
         if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {

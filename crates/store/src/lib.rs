@@ -14,6 +14,7 @@ mod database;
 mod derivation;
 mod error;
 mod failed_copies;
+mod file_identity;
 mod known_copies;
 mod layout;
 mod layout_reader;

@@ -1,6 +1,6 @@
 //! One directory's names in NAR order, without following anything.
 
-use crate::layout::Stamp;
+use crate::file_identity::FileIdentity;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, fstat, openat, statat};
 use rustix::io::Errno;
 use std::ffi::CStr;
@@ -39,7 +39,7 @@ impl From<Errno> for ListingError {
 pub(crate) struct Listing {
     directory: OwnedFd,
     /// Before its entries were read.
-    stamp: Stamp,
+    identity: FileIdentity,
     /// NUL-terminated names, one after the other.
     names: Vec<u8>,
     /// Where each name starts, and what it is; in NAR order.
@@ -73,7 +73,7 @@ impl Listing {
     pub(crate) fn open(parent: impl AsFd, name: &CStr) -> Result<Self, ListingError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(parent, name, flags, rustix::fs::Mode::empty())?;
-        let stamp = Stamp::of(&fstat(&directory)?);
+        let identity = FileIdentity::of(&fstat(&directory)?);
         let mut names = Vec::new();
         let mut entries = Vec::new();
         let mut buffer = Vec::with_capacity(DIRECTORY_BUFFER_BYTES);
@@ -96,7 +96,7 @@ impl Listing {
             names.extend_from_slice(name.to_bytes_with_nul());
         }
         entries.sort_unstable_by(|left, right| name_at(&names, left.0).cmp(name_at(&names, right.0)));
-        Ok(Self { directory, stamp, names, entries, taken: 0 })
+        Ok(Self { directory, identity, names, entries, taken: 0 })
     }
 
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
@@ -104,8 +104,8 @@ impl Listing {
     }
 
     /// Of the directory, before its entries were read.
-    pub(crate) fn stamp(&self) -> Stamp {
-        self.stamp
+    pub(crate) fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// Moves to the next entry; `None` after the last.

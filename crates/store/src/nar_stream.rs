@@ -7,7 +7,8 @@
 //! Nix's collector takes open files that it finds in `/proc` for roots, so a path whose NAR is being read outlives a
 //! collection that starts meanwhile; one that is collected all the same gives an error.
 
-use crate::failed_copies::{FailedCopies, Registration, RootIdentity};
+use crate::failed_copies::{FailedCopies, Registration};
+use crate::file_identity::FileIdentity;
 use crate::known_copies::KnownCopies;
 use crate::layout_reader::LayoutReader;
 use crate::nar_walk::{Stop, Walk};
@@ -71,7 +72,7 @@ pub struct NarStream {
     root: PathBuf,
     root_name: CString,
     store: OwnedFd,
-    identity: Option<RootIdentity>,
+    identity: Option<FileIdentity>,
     registration: Registration,
     failed: Arc<FailedCopies>,
     known: Arc<KnownCopies>,
@@ -138,7 +139,7 @@ impl NarStream {
             part: info.path.hash_part(),
             nar_hash: info.nar_hash,
             nar_size: info.nar_size,
-            identity: RootIdentity::of(&root),
+            identity: FileIdentity::at(&root),
             root,
             root_name,
             store: open_store()?,

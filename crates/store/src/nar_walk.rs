@@ -9,7 +9,8 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, SeekFrom, fadvise, fstat, openat, readlinkat, seek, statat};
 use rustix::io::{Errno, read};
 
-use crate::layout::{LayoutBuilder, Stamp};
+use crate::file_identity::FileIdentity;
+use crate::layout::LayoutBuilder;
 use crate::listing::{Listing, ListingError, NodeKind};
 
 /// Files at least this long are announced to the kernel as read in order.
@@ -37,7 +38,7 @@ enum Stage {
         file: OwnedFd,
         size_bytes: u64,
         left: NonZeroU64,
-        stamp: Stamp,
+        identity: FileIdentity,
     },
     End,
 }
@@ -127,13 +128,13 @@ impl Walk {
     }
 
     /// Notes a node: the root, or the innermost directory's current entry.
-    fn note(&mut self, stamp: Stamp, is_file: bool) {
+    fn note(&mut self, identity: FileIdentity, is_file: bool) {
         let Some(layout) = &mut self.layout else { return };
         let path = std::iter::once(self.root_name.as_c_str()).chain(self.directories.iter().map(Listing::name));
         if is_file {
-            layout.file(self.offset, path, stamp);
+            layout.file(self.offset, path, identity);
         } else {
-            layout.seen(self.offset, path, stamp);
+            layout.seen(self.offset, path, identity);
         }
     }
 
@@ -167,22 +168,22 @@ impl Walk {
         match kind {
             NodeKind::Special => Err(Stop::NotArchivable),
             NodeKind::Symlink => {
-                let stamp = Stamp::of(&statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?);
+                let identity = FileIdentity::of(&statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?);
                 let target = readlinkat(parent, name, Vec::new())?;
                 if target.is_empty() || target.to_bytes().len() > TARGET_BYTES_MAX {
                     return Err(Stop::NotArchivable);
                 }
                 self.writer.symlink(out, target.to_bytes());
                 self.end_node(out);
-                self.note(stamp, false);
+                self.note(identity, false);
                 self.pass_text(out, before);
                 Ok(())
             }
             NodeKind::Directory => {
                 let listing = Listing::open(parent, name)?;
-                let stamp = listing.stamp();
+                let identity = listing.identity();
                 self.writer.begin_directory(out);
-                self.note(stamp, false);
+                self.note(identity, false);
                 self.directories.push(listing);
                 self.stage = Stage::Walk;
                 self.pass_text(out, before);
@@ -198,21 +199,21 @@ impl Walk {
                 }
                 let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
                 let executable = Mode::from_raw_mode(stat.st_mode).contains(Mode::XUSR);
-                let stamp = Stamp::of(&stat);
+                let identity = FileIdentity::of(&stat);
                 self.writer.begin_file(out, size_bytes, executable);
                 match NonZeroU64::new(size_bytes) {
                     None => {
-                        self.note(stamp, false);
+                        self.note(identity, false);
                         self.end_file(out, 0);
                         self.pass_text(out, before);
                     }
                     Some(left) => {
                         self.pass_text(out, before);
-                        self.note(stamp, true);
+                        self.note(identity, true);
                         if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
                             tracing::trace!("no read-ahead for this file system");
                         }
-                        self.stage = Stage::File { file, size_bytes, left, stamp };
+                        self.stage = Stage::File { file, size_bytes, left, identity };
                         return self.pass_over(out);
                     }
                 }
@@ -244,7 +245,7 @@ impl Walk {
     }
 
     fn read_file(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), Stop> {
-        let Stage::File { file, size_bytes, left, stamp } = &mut self.stage else { return Ok(()) };
+        let Stage::File { file, size_bytes, left, identity } = &mut self.stage else { return Ok(()) };
         let wanted = usize::try_from(left.get()).unwrap_or(usize::MAX).min(target - out.len());
         out.reserve_exact(wanted);
         let got = match read(&*file, spare_capacity(out)) {
@@ -259,7 +260,7 @@ impl Walk {
             None => return Err(Stop::Changed),
             Some(Some(rest)) => *left = rest,
             Some(None) => {
-                if Stamp::of(&fstat(&*file)?) != *stamp {
+                if FileIdentity::of(&fstat(&*file)?) != *identity {
                     return Err(Stop::Moved);
                 }
                 self.offset += got;

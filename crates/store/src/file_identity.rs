@@ -1,0 +1,44 @@
+//! What tells whether a file, directory or link is the one that was seen.
+
+use std::path::Path;
+
+use rustix::fs::{Stat, lstat};
+
+/// Device, inode, size and times of one: whoever changes or replaces it changes one of these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size_bytes: i64,
+    /// Seconds, nanoseconds.
+    modified: (i64, i64),
+    /// The same of the metadata.
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        let nanos = |nanos| i64::try_from(nanos).unwrap_or(i64::MAX);
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size_bytes: stat.st_size,
+            modified: (stat.st_mtime, nanos(stat.st_mtime_nsec)),
+            changed: (stat.st_ctime, nanos(stat.st_ctime_nsec)),
+        }
+    }
+
+    /// Of what is at this path, not of what a symlink there names; `None` when nothing is.
+    pub(crate) fn at(path: &Path) -> Option<Self> {
+        lstat(path).ok().map(|stat| Self::of(&stat))
+    }
+
+    /// When its metadata changed last: seconds, nanoseconds.
+    pub(crate) fn changed(&self) -> (i64, i64) {
+        self.changed
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        u64::try_from(self.size_bytes).unwrap_or(0)
+    }
+}
