@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use narmesh_tests::NixVersion;
+
 /// One line of it. Lines are sorted by what was done and by whom, since stories run beside each other.
 #[derive(Debug)]
 pub(crate) struct Row {
@@ -17,6 +19,15 @@ pub(crate) struct Row {
     pub(crate) before: &'static str,
     /// What is promised.
     pub(crate) must_be: &'static str,
+}
+
+/// How a row names this client.
+pub(crate) fn nix(version: NixVersion) -> &'static str {
+    match version {
+        NixVersion::V2_8 => "Nix 2.8",
+        NixVersion::V2_26 => "Nix 2.26",
+        NixVersion::V2_34 => "Nix 2.34",
+    }
 }
 
 impl Row {

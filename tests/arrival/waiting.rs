@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use narmesh_tests::{NixStoreFixture, NixVersion, PathRow, finish, hash_part, scratch_dir};
 
-use crate::report::Row;
+use crate::report::{Row, nix};
 
 /// `nix-archive-1`, `(` and `type`, each with its length before it: what every NAR begins with.
 const CONSTANT_BYTES: usize = 56;
@@ -169,12 +169,8 @@ fn bursts_of_eight_bytes_keep_every_nix_waiting_and_a_failure_afterwards_lets_it
                 ),
                 Then::ClosedShort => ("21 the same, then closed short, the rest 404", "asks once for the rest, built"),
             };
-            let client = match version {
-                NixVersion::V2_8 => "Nix 2.8",
-                NixVersion::V2_26 => "Nix 2.26",
-                NixVersion::V2_34 => "Nix 2.34",
-            };
-            Row { what, client, before: must_be, must_be }.now(&format!("{} requests, {came}", asked.len()));
+            Row { what, client: nix(version), before: must_be, must_be }
+                .now(&format!("{} requests, {came}", asked.len()));
             let expected = match then {
                 Then::Whole => ("substituted", vec![None]),
                 // Three bursts until then.

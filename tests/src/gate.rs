@@ -55,8 +55,8 @@ impl GatedProxy {
 
     /// Where to dial.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn multiaddr(&self) -> String {
+        format!("/ip4/127.0.0.1/tcp/{}", self.address.port())
     }
 
     /// From now on lets `bytes` pass towards the dialler, and holds what comes after them.

@@ -34,7 +34,7 @@ impl Gated {
             holder.start();
             let gate = GatedProxy::to(holder.p2p_socket());
             client.allow(&holder.card());
-            client.learn_address(&holder.name, &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
+            client.learn_address(&holder.name, &gate.multiaddr());
             holders.push((holder, gate));
         }
         client.config.compress = "never";

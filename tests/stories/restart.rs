@@ -233,7 +233,7 @@ fn assert_first_answers(holder: Holder, times: usize) {
         gate.hide_ends();
     }
     if holder != Holder::Dialling {
-        b.learn_address("a", &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
+        b.learn_address("a", &gate.multiaddr());
         b.start();
     }
     a.wait_all_advertised(&[&b]);

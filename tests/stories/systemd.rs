@@ -1,14 +1,12 @@
 //! The units of `contrib/systemd`, and the socket that outlives the daemon.
 
 use std::fs;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{GatedProxy, TestMesh, finish, get, promised, repository_root, scratch_dir, wait_until};
+use narmesh_tests::{HandedSocket, TestMesh, finish, get, promised, repository_root, scratch_dir, wait_until};
 
 /// Of a NAR of 24 MiB, which Nix has begun to unpack by then.
 const HELD_AFTER_BYTES: u64 = 10 << 20;
@@ -63,14 +61,13 @@ fn a_socket_handed_over_outlives_the_daemon() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = listener.local_addr().unwrap();
-    let hand_over = || OwnedFd::from(listener.try_clone().unwrap());
+    let socket = HandedSocket::bind();
+    let gateway = socket.address();
     TestMesh::introduce(&mut [&mut a, &mut b]);
     a.start();
     b.learn_address("a", &a.p2p_address());
     // The file says another address: the descriptor wins, as it must under systemd.
-    b.start_with(Some(hand_over()));
+    socket.start(&mut b);
     assert_eq!(b.gateway(), gateway);
     a.wait_all_advertised(&[&b]);
     b.realise(std::slice::from_ref(&lib)).expect_success("through the socket handed over");
@@ -81,8 +78,8 @@ fn a_socket_handed_over_outlives_the_daemon() {
     let waiting = thread::spawn(move || get(gateway, "/nix-cache-info"));
     let (store, keys) = (b.store.clone(), b.config.trusted_public_keys.clone());
     let build = thread::spawn(move || store.nix_build("lib", gateway, &keys));
-    wait_until("both wait at the socket", promised(START), || waiting_at(gateway.port()) >= 2);
-    b.start_with(Some(hand_over()));
+    wait_until("both wait at the socket", promised(START), || socket.waiting() >= 2);
+    socket.start(&mut b);
     assert_eq!(waiting.join().unwrap().unwrap().status, 200);
     build.join().unwrap().expect_success("a build that began while no daemon ran");
 }
@@ -91,39 +88,9 @@ fn a_socket_handed_over_outlives_the_daemon() {
 fn a_daemon_replaced_in_the_middle_of_a_nar_fails_no_build() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
-    let middle = a.store.build_one("middle");
-    for node in [&mut a, &mut b] {
-        // The gate stays the only way, and counts what is not compressed.
-        node.config.advertise_loopback = false;
-        node.config.compress = "never";
-    }
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let hand_over = || OwnedFd::from(listener.try_clone().unwrap());
-    TestMesh::introduce(&mut [&mut a, &mut b]);
-    a.start();
-    let gate = GatedProxy::to(a.p2p_socket());
-    b.learn_address("a", &format!("/ip4/127.0.0.1/tcp/{}", gate.address().port()));
-    b.start_with(Some(hand_over()));
-    a.wait_all_advertised(&[&b]);
-    assert!(b.wait_narinfo(&middle).nar_size > HELD_AFTER_BYTES);
-
-    gate.hold_after(HELD_AFTER_BYTES);
-    let (store, keys, gateway) = (b.store.clone(), b.config.trusted_public_keys.clone(), b.gateway());
-    let build = thread::spawn(move || store.nix_build("middle", gateway, &keys));
-    wait_until("the gate holds the NAR back", promised(START), || gate.is_holding());
-    b.kill();
-    gate.release();
-    b.start_with(Some(hand_over()));
-    build.join().unwrap().expect_success("nix-build with the gateway as the only substituter");
+    let built = HandedSocket::bind().build_over_a_kill("middle", HELD_AFTER_BYTES, (&mut a, &mut b));
+    built.expect_success("nix-build with the gateway as the only substituter");
     b.store.verify_contents();
-}
-
-/// How many connections wait to be accepted at a loopback port, as `ss` says.
-fn waiting_at(port: u16) -> u32 {
-    let mut command = Command::new("ss");
-    command.args(["-Hltn", &format!("sport = :{port}")]);
-    let listed = finish(&mut command).expect_success("ss");
-    listed.split_whitespace().nth(1).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 #[test]
