@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use narmesh_tests::NixVersion;
 
 use crate::asked::{fetch_all, missing};
-use crate::report::Row;
+use crate::report::{Row, nix};
 use crate::stage::Pair;
 
 /// What Nix opens a cache with.
@@ -41,20 +41,32 @@ fn rounds(pair: &mut Pair, rounds: usize, ask: impl Fn(&Pair, &[String]) -> usiz
     )
 }
 
-fn with_nix(mut pair: Pair, version: NixVersion, row: &Row) {
+/// Two machines with nothing between them, or ten milliseconds of round trip; `None` where there can be no networks.
+fn pair(place: &str) -> Option<Pair> {
+    match place {
+        LOOPBACK => Some(Pair::on_loopback()),
+        _ => crate::has_networks().then(|| Pair::apart(ONE_WAY)),
+    }
+}
+
+fn with_nix(place: &'static str, version: NixVersion, before: &'static str) {
+    let _turn = crate::alone();
+    let Some(mut pair) = pair(place) else { return };
     pair.use_nix(version);
     let seen = rounds(&mut pair, ROUNDS, |pair, paths| {
         // How it ends is told by what is there.
         pair.client.realise(paths);
         PATHS - pair.arrived(paths)
     });
-    row.now(&seen);
+    Row { what: place, client: nix(version), before, must_be: NONE_LOST }.now(&seen);
     assert!(seen.starts_with("0 of "), "Nix {}: {seen}", version.name());
 }
 
-fn with_http(mut pair: Pair, row: &Row) {
+fn with_http(place: &'static str, before: &'static str) {
+    let _turn = crate::alone();
+    let Some(mut pair) = pair(place) else { return };
     let seen = rounds(&mut pair, 2 * ROUNDS, |pair, paths| missing(&fetch_all(&pair.client, paths, AT_ONCE)));
-    row.now(&seen);
+    Row { what: place, client: "16 requests", before, must_be: NONE_LOST }.now(&seen);
     assert!(seen.starts_with("0 of "), "{seen}");
 }
 
@@ -64,62 +76,30 @@ const NONE_LOST: &str = "0 missing";
 
 #[test]
 fn a_burst_of_small_nars_on_loopback_arrives_with_nix_2_26() {
-    let _turn = crate::alone();
-    let row =
-        Row { what: LOOPBACK, client: "Nix 2.26", before: "15 of 360 missing, 2 of 6 runs fail", must_be: NONE_LOST };
-    with_nix(Pair::on_loopback(), NixVersion::V2_26, &row);
+    with_nix(LOOPBACK, NixVersion::V2_26, "15 of 360 missing, 2 of 6 runs fail");
 }
 
 #[test]
 fn a_burst_of_small_nars_on_loopback_arrives_with_nix_2_34() {
-    let _turn = crate::alone();
-    let row =
-        Row { what: LOOPBACK, client: "Nix 2.34", before: "30 of 360 missing, 5 of 6 runs fail", must_be: NONE_LOST };
-    with_nix(Pair::on_loopback(), NixVersion::V2_34, &row);
+    with_nix(LOOPBACK, NixVersion::V2_34, "30 of 360 missing, 5 of 6 runs fail");
 }
 
 #[test]
 fn a_burst_of_small_nars_on_loopback_arrives_at_sixteen_requests() {
-    let _turn = crate::alone();
-    let row = Row {
-        what: LOOPBACK,
-        client: "16 requests",
-        before: "35 of 720 missing, 9 of 12 runs fail",
-        must_be: NONE_LOST,
-    };
-    with_http(Pair::on_loopback(), &row);
+    with_http(LOOPBACK, "35 of 720 missing, 9 of 12 runs fail");
 }
 
 #[test]
 fn a_burst_of_small_nars_from_afar_arrives_with_nix_2_26() {
-    let _turn = crate::alone();
-    if crate::has_networks() {
-        let row =
-            Row { what: APART, client: "Nix 2.26", before: "10 of 360 missing, 3 of 6 runs fail", must_be: NONE_LOST };
-        with_nix(Pair::apart(ONE_WAY), NixVersion::V2_26, &row);
-    }
+    with_nix(APART, NixVersion::V2_26, "10 of 360 missing, 3 of 6 runs fail");
 }
 
 #[test]
 fn a_burst_of_small_nars_from_afar_arrives_with_nix_2_34() {
-    let _turn = crate::alone();
-    if crate::has_networks() {
-        let row =
-            Row { what: APART, client: "Nix 2.34", before: "6 of 360 missing, 2 of 6 runs fail", must_be: NONE_LOST };
-        with_nix(Pair::apart(ONE_WAY), NixVersion::V2_34, &row);
-    }
+    with_nix(APART, NixVersion::V2_34, "6 of 360 missing, 2 of 6 runs fail");
 }
 
 #[test]
 fn a_burst_of_small_nars_from_afar_arrives_at_sixteen_requests() {
-    let _turn = crate::alone();
-    if crate::has_networks() {
-        let row = Row {
-            what: APART,
-            client: "16 requests",
-            before: "2 of 720 missing, 1 of 12 runs fail",
-            must_be: NONE_LOST,
-        };
-        with_http(Pair::apart(ONE_WAY), &row);
-    }
+    with_http(APART, "2 of 720 missing, 1 of 12 runs fail");
 }

@@ -16,7 +16,6 @@ mod slow_lines;
 mod stage;
 mod waiting;
 
-use std::env;
 use std::io::Write as _;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -40,9 +39,4 @@ fn has_networks() -> bool {
     let Some(why) = Network::not_permitted() else { return true };
     writeln!(std::io::stderr(), "SKIPPED, a story on real networks: {why}").ok();
     false
-}
-
-/// Whether the shapes that take minutes are asked for: `./test.sh --full` does.
-fn is_full() -> bool {
-    env::var_os("NARMESH_TEST_FULL").is_some()
 }

@@ -47,7 +47,7 @@ fn nars_that_wait_for_an_upload_limit_arrive_in_the_order_of_asking() {
 }
 
 /// Looks five paths up again and again, while sixteen NARs fill the line.
-fn lookups_beside_bulk(kilobits_per_s: u32, bulk_bytes: u64, row: &Row) {
+fn lookups_beside_bulk(kilobits_per_s: u32, bulk_bytes: u64, what: &'static str, before: &'static str) {
     const BULK: usize = 16;
     const AT_ONCE: usize = 5;
     let _turn = crate::beside_others();
@@ -61,13 +61,13 @@ fn lookups_beside_bulk(kilobits_per_s: u32, bulk_bytes: u64, row: &Row) {
     pair.start();
     let urls: Vec<_> = bulk.iter().map(|path| nar_url(&get_from(&pair.client, &narinfo_url(path))).unwrap()).collect();
     let machine = pair.holder.network().unwrap();
-    let before = machine.traffic();
+    let idle = machine.traffic();
     let ended = AtomicBool::new(false);
     let (mut times, refused) = thread::scope(|scope| {
         let bulk: Vec<_> = urls.iter().map(|url| scope.spawn(|| get_from(&pair.client, url))).collect();
         let probers = scope.spawn(|| {
             wait_until("the line is in use", promised(Duration::from_secs(2)), || {
-                machine.traffic().sent_bytes - before.sent_bytes > bulk_bytes / 10
+                machine.traffic().sent_bytes - idle.sent_bytes > bulk_bytes / 10
             });
             let some: Vec<_> = small.chunks(small.len() / AT_ONCE).collect();
             let ask = |paths: &[String]| {
@@ -94,7 +94,8 @@ fn lookups_beside_bulk(kilobits_per_s: u32, bulk_bytes: u64, row: &Row) {
     });
     times.sort_unstable();
     let p99 = times[(times.len() * 99 / 100).min(times.len() - 1)];
-    row.now(&format!(
+    let must_be = "0 answered 404, p99 <= queue + 2 round trips + 50 ms";
+    Row { what, client: "HTTP", before, must_be }.now(&format!(
         "{refused} of {} answered 404, p99 {} ms (the line's own queue {} ms)",
         times.len(),
         p99.as_millis(),
@@ -103,28 +104,16 @@ fn lookups_beside_bulk(kilobits_per_s: u32, bulk_bytes: u64, row: &Row) {
     assert_eq!(refused, 0, "a narinfo never waits behind NARs until it is told as absent");
 }
 
-const BESIDE_BULK: &str = "0 answered 404, p99 <= queue + 2 round trips + 50 ms";
-
 #[test]
 fn lookups_beside_bulk_on_10_mbit_are_all_answered() {
-    let row = Row {
-        what: "11 five lookups at once beside 16 NARs on 10 Mbit/s",
-        client: "HTTP",
-        before: "122 of 171 answered 404, p99 1,028 ms",
-        must_be: BESIDE_BULK,
-    };
-    lookups_beside_bulk(10_000, 1_500_000, &row);
+    let what = "11 five lookups at once beside 16 NARs on 10 Mbit/s";
+    lookups_beside_bulk(10_000, 1_500_000, what, "122 of 171 answered 404, p99 1,028 ms");
 }
 
 #[test]
 fn lookups_beside_bulk_on_1_mbit_are_all_answered() {
-    let row = Row {
-        what: "12 five lookups at once beside 16 NARs on 1 Mbit/s",
-        client: "HTTP",
-        before: "1,000 of 1,000 answered 404",
-        must_be: BESIDE_BULK,
-    };
-    lookups_beside_bulk(1_000, 150_000, &row);
+    let what = "12 five lookups at once beside 16 NARs on 1 Mbit/s";
+    lookups_beside_bulk(1_000, 150_000, what, "1,000 of 1,000 answered 404");
 }
 
 /// So often is each path asked for, so that the large NAR is asked for several times meanwhile.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use narmesh_tests::{Network, NixVersion, TestMesh, TestNode, promised};
 
 use crate::plain::{PlainCache, second_store};
-use crate::report::Row;
+use crate::report::{Row, nix};
 use crate::stage::Pair;
 
 /// So many NARs of so many bytes over a line of so many kilobits a second.
@@ -29,6 +29,8 @@ impl Shape {
 
 /// Contents sent beside those of the NARs, of the NARs' in a hundred: narinfos, framing, encryption, what was lost and sent again.
 const OVERHEAD_PERCENT_MAX: u64 = 5;
+
+const ALL_ARRIVE: &str = "all arrive, bytes <= 1.05, time <= 1.05 of plain HTTP";
 
 /// How many came, how many bytes of contents left the holder, and how long it took.
 struct Seen {
@@ -64,11 +66,18 @@ fn by_plain_http(shape: Shape, version: NixVersion) -> Seen {
 }
 
 /// Both at the same time, each on a line of its own.
-fn compare(shape: Shape, version: NixVersion, row: &Row) {
+fn compare(
+    what: &'static str,
+    version: NixVersion,
+    (nars, nar_bytes, kilobits_per_s): (usize, u64, u32),
+    before: &'static str,
+) {
     let _turn = crate::beside_others();
     if !crate::has_networks() {
         return;
     }
+    let shape = Shape { nars, nar_bytes, kilobits_per_s };
+    let row = Row { what, client: nix(version), before, must_be: ALL_ARRIVE };
     let (mesh, plain) = thread::scope(|scope| {
         let plain = scope.spawn(|| by_plain_http(shape, version));
         (by_mesh(shape, version), plain.join().unwrap())
@@ -89,77 +98,48 @@ fn compare(shape: Shape, version: NixVersion, row: &Row) {
     assert!(mesh.bytes <= allowed, "{} bytes on the line for {} of NARs", mesh.bytes, shape.all_bytes());
 }
 
-/// Beside an honest quick holder, a slow one is promised to cost no more.
-const MORE_WITH_A_SLOW_HOLDER: Duration = Duration::from_secs(5);
-const ALL_ARRIVE: &str = "all arrive, bytes <= 1.05, time <= 1.05 of plain HTTP";
-
 #[test]
 fn sixteen_nars_of_1_5_mb_over_5_mbit_arrive_with_nix_2_34() {
-    let shape = Shape { nars: 16, nar_bytes: 1_500_000, kilobits_per_s: 5_000 };
-    let row = Row {
-        what: "03 16 x 1.5 MB over 5 Mbit/s",
-        client: "Nix 2.34",
-        before: "12 of 16, 1.27 of the bytes, 52 s",
-        must_be: ALL_ARRIVE,
-    };
-    compare(shape, NixVersion::V2_34, &row);
+    compare(
+        "03 16 x 1.5 MB over 5 Mbit/s",
+        NixVersion::V2_34,
+        (16, 1_500_000, 5_000),
+        "12 of 16, 1.27 of the bytes, 52 s",
+    );
 }
 
 #[test]
 fn sixteen_nars_of_1_5_mb_over_5_mbit_arrive_with_nix_2_26() {
-    let shape = Shape { nars: 16, nar_bytes: 1_500_000, kilobits_per_s: 5_000 };
-    let row = Row {
-        what: "03 16 x 1.5 MB over 5 Mbit/s",
-        client: "Nix 2.26",
-        before: "6 of 16, given up after 17 s",
-        must_be: ALL_ARRIVE,
-    };
-    compare(shape, NixVersion::V2_26, &row);
+    compare("03 16 x 1.5 MB over 5 Mbit/s", NixVersion::V2_26, (16, 1_500_000, 5_000), "6 of 16, given up after 17 s");
 }
 
 #[test]
 fn a_nar_of_4_mb_over_1_mbit_arrives_with_nix_2_8() {
-    let shape = Shape { nars: 1, nar_bytes: 4_000_000, kilobits_per_s: 1_000 };
-    let row = Row {
-        what: "04 1 x 4 MB over 1 Mbit/s",
-        client: "Nix 2.8",
-        before: "0 of 1, given up after 34 s",
-        must_be: ALL_ARRIVE,
-    };
-    compare(shape, NixVersion::V2_8, &row);
+    compare("04 1 x 4 MB over 1 Mbit/s", NixVersion::V2_8, (1, 4_000_000, 1_000), "0 of 1, given up after 34 s");
 }
 
 #[test]
 fn a_nar_of_4_mb_over_1_mbit_arrives_with_nix_2_34() {
-    let shape = Shape { nars: 1, nar_bytes: 4_000_000, kilobits_per_s: 1_000 };
-    let row = Row {
-        what: "04 1 x 4 MB over 1 Mbit/s",
-        client: "Nix 2.34",
-        before: "0 of 1, given up after 34 s",
-        must_be: ALL_ARRIVE,
-    };
-    compare(shape, NixVersion::V2_34, &row);
+    compare("04 1 x 4 MB over 1 Mbit/s", NixVersion::V2_34, (1, 4_000_000, 1_000), "0 of 1, given up after 34 s");
 }
 
 #[test]
 fn sixteen_nars_of_8_mb_over_30_mbit_arrive() {
-    let shape = Shape { nars: 16, nar_bytes: 8_000_000, kilobits_per_s: 30_000 };
-    let row = Row {
-        what: "05 16 x 8 MB over 30 Mbit/s",
-        client: "Nix 2.34",
-        before: "0 of 16, 1.70 of the bytes, 61 s",
-        must_be: ALL_ARRIVE,
-    };
-    compare(shape, NixVersion::V2_34, &row);
+    compare(
+        "05 16 x 8 MB over 30 Mbit/s",
+        NixVersion::V2_34,
+        (16, 8_000_000, 30_000),
+        "0 of 16, 1.70 of the bytes, 61 s",
+    );
 }
 
 #[test]
 fn sixteen_nars_of_half_a_mb_over_10_mbit_arrive() {
-    let shape = Shape { nars: 16, nar_bytes: 500_000, kilobits_per_s: 10_000 };
-    let row =
-        Row { what: "06 16 x 0.5 MB over 10 Mbit/s", client: "Nix 2.34", before: "10 of 16", must_be: ALL_ARRIVE };
-    compare(shape, NixVersion::V2_34, &row);
+    compare("06 16 x 0.5 MB over 10 Mbit/s", NixVersion::V2_34, (16, 500_000, 10_000), "10 of 16");
 }
+
+/// Beside an honest quick holder, a slow one is promised to cost no more.
+const MORE_WITH_A_SLOW_HOLDER: Duration = Duration::from_secs(5);
 
 /// One holder behind a megabit, one behind thirty, and whichever is asked first: the quick one is what the client is measured by.
 #[test]
@@ -215,20 +195,15 @@ fn a_slow_holder_beside_a_quick_one_costs_a_client_little() {
 }
 
 #[test]
+#[ignore = "takes minutes: in `test.sh --full`"]
 fn the_shapes_of_minutes_arrive() {
-    if !crate::is_full() {
-        return;
-    }
-    let shape = |nars, nar_bytes, kilobits_per_s| Shape { nars, nar_bytes, kilobits_per_s };
-    let rows = [
-        ("07 16 x 6 MB over 10 Mbit/s", "0 of 16, 0.75 of the bytes, 61 s", shape(16, 6_000_000, 10_000)),
-        ("08 1 x 6 MB over 1 Mbit/s", "0 of 1, given up after 35 s", shape(1, 6_000_000, 1_000)),
-        ("09 16 x 9 MB over 10 Mbit/s", "14 of 16", shape(16, 9_000_000, 10_000)),
-    ];
     thread::scope(|scope| {
-        for (what, before, shape) in rows {
-            let row = Row { what, client: "Nix 2.34", before, must_be: ALL_ARRIVE };
-            scope.spawn(move || compare(shape, NixVersion::V2_34, &row));
+        for (what, before, shape) in [
+            ("07 16 x 6 MB over 10 Mbit/s", "0 of 16, 0.75 of the bytes, 61 s", (16, 6_000_000, 10_000)),
+            ("08 1 x 6 MB over 1 Mbit/s", "0 of 1, given up after 35 s", (1, 6_000_000, 1_000)),
+            ("09 16 x 9 MB over 10 Mbit/s", "14 of 16", (16, 9_000_000, 10_000)),
+        ] {
+            scope.spawn(move || compare(what, NixVersion::V2_34, shape, before));
         }
     });
 }

@@ -46,16 +46,16 @@ async fn head(stream: &mut Stream) -> io::Result<Head> {
     })
 }
 
-/// The NAR of something large that `holder` offers, from its first byte.
-fn large(stage: &Stage) -> Vec<u8> {
-    let huge = stage.client.store.build_one("huge");
-    let row = stage.client.store.row(&huge).unwrap();
+/// The request frame for the NAR of `attribute`, which the daemon under attack offers, from its first byte.
+fn request_of(stage: &Stage, attribute: &str) -> Arc<[u8]> {
+    let path = stage.client.store.build_one(attribute);
+    let row = stage.client.store.row(&path).unwrap();
     stage.client.wait_all_advertised(&[&stage.good]);
     let digits = row.nar_hash.trim_start_matches("sha256:").to_owned();
     let nar_hash = std::array::from_fn(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap());
-    let hash_part = hash_part_bytes(&huge);
+    let hash_part = hash_part_bytes(&path);
     let request = NarRequest { hash_part, nar_hash, nar_size: row.nar_size, offset: 0, accept_zstd: false };
-    [&69_u32.to_le_bytes()[..], &request.encode()].concat()
+    [&69_u32.to_le_bytes()[..], &request.encode()].concat().into()
 }
 
 async fn request(peer: &Peer, holder: libp2p::PeerId, frame: &[u8]) -> io::Result<Stream> {
@@ -69,7 +69,7 @@ async fn request(peer: &Peer, holder: libp2p::PeerId, frame: &[u8]) -> io::Resul
 fn who_waits_is_told_its_place_and_moves_up() {
     let peer = Peer::honest("queued");
     let stage = Stage::new(&["queued"], 64, &[&peer]);
-    let frame = large(&stage);
+    let frame = request_of(&stage, "huge");
     peer.connect(&stage.client);
     peer.runtime.block_on(timed(queue_up(&peer, &stage.client, &frame))).unwrap();
     stage.finish();
@@ -128,7 +128,7 @@ fn crawlers(limited: bool) {
     let stage = Stage::with(&[tag], 64, &[&slow[0], &slow[1], &honest], |client| {
         client.config.upload_bytes_per_s = limited.then_some(LIMIT_BYTES_S);
     });
-    let frame = large(&stage);
+    let frame = request_of(&stage, "huge");
     let holder = peer_id(&stage.client);
     let crawled = Arc::new(AtomicU64::new(0));
     for peer in &slow {
@@ -191,14 +191,7 @@ fn sixteen_at_a_time_as_the_first_thing_on_a_new_connection() {
     const ROUNDS: usize = 20;
     let peer = Peer::honest("burst");
     let stage = Stage::new(&["burst"], 64, &[&peer]);
-    let lib = stage.client.store.build_one("lib");
-    let row = stage.client.store.row(&lib).unwrap();
-    stage.client.wait_all_advertised(&[&stage.good]);
-    let digits = row.nar_hash.trim_start_matches("sha256:").to_owned();
-    let nar_hash = std::array::from_fn(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap());
-    let hash_part = hash_part_bytes(&lib);
-    let request_of_lib = NarRequest { hash_part, nar_hash, nar_size: row.nar_size, offset: 0, accept_zstd: false };
-    let frame: Arc<[u8]> = [&69_u32.to_le_bytes()[..], &request_of_lib.encode()].concat().into();
+    let frame = request_of(&stage, "lib");
     peer.connect(&stage.client);
     let holder = peer_id(&stage.client);
     let peer = Arc::new(peer);
