@@ -221,21 +221,21 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {path}: {source}; make one with `narmesh init`, or name another with --config", path = path.display())]
     Read {
-        /// Which.
+        /// The path of the configuration file.
         path: PathBuf,
-        /// Why.
+        /// The error of finding or reading the file, or of text that is not UTF-8.
         source: io::Error,
     },
     /// The file is larger than anything sensible.
     #[error("{path} is larger than {FILE_BYTES_MAX} bytes, so it is not a narmesh configuration", path = path.display())]
     TooLarge {
-        /// Which.
+        /// The path of the configuration file, which is larger than 1 MiB.
         path: PathBuf,
     },
     /// Not TOML, an unknown key, or a value of the wrong type; the source points at the line.
     #[error("{path}: {source}", path = path.display())]
     Toml {
-        /// Which.
+        /// The path of the configuration file.
         path: PathBuf,
         /// Where and why.
         source: Box<toml::de::Error>,

@@ -73,7 +73,7 @@ pub enum ControlReply {
     Probe(Vec<PeerProbe>),
     /// The request was refused, in words.
     Refused {
-        /// Why.
+        /// The reason for the refusal, for people.
         why: String,
     },
 }
@@ -127,7 +127,7 @@ pub enum ControlError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the operation on the socket.
         source: io::Error,
     },
     /// The daemon answered something else: another version, perhaps.

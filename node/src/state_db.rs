@@ -85,9 +85,9 @@ pub enum StateDbError {
     /// The directory cannot be made, read or written.
     #[error("state directory {path}: {source}", path = path.display())]
     Directory {
-        /// Which.
+        /// The state directory, or `:memory:` for the database that has none.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system, or what is wrong with a database that was just made.
         source: io::Error,
     },
     /// Another process holds the lock.
@@ -101,7 +101,7 @@ pub enum StateDbError {
     Sqlite {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
 }

@@ -32,9 +32,9 @@ pub struct Statement {
 /// on paths that they did not build. Both are made only for what the builder built itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attestation {
-    /// Whose.
+    /// The key of the builder, under which both signatures must verify.
     pub builder: BuilderKey,
-    /// What.
+    /// What the builder says of the path.
     pub statement: Statement,
     /// When, by the builder's own clock: milliseconds since 1970. Nothing is decided by it.
     pub attested_at_ms: u64,

@@ -74,19 +74,19 @@ pub enum NarInfoError {
     /// A required field is absent.
     #[error("narinfo: {} missing", field.name())]
     Missing {
-        /// Which.
+        /// The absent field: StorePath, URL, NarHash or NarSize.
         field: NarInfoField,
     },
     /// A field that may be there once is there twice.
     #[error("narinfo: {} given twice", field.name())]
     Duplicate {
-        /// Which.
+        /// The repeated field: never Sig, and References only where neither of the two lists is empty.
         field: NarInfoField,
     },
     /// A field that may not be empty is.
     #[error("narinfo: {} is empty", field.name())]
     Empty {
-        /// Which.
+        /// The empty field: StorePath, URL, NarHash or NarSize.
         field: NarInfoField,
     },
     /// A path of another directory, or none.
@@ -94,7 +94,7 @@ pub enum NarInfoError {
     Path {
         /// StorePath, References or Deriver.
         field: NarInfoField,
-        /// Why.
+        /// What is wrong with the path.
         #[source]
         source: StorePathError,
     },

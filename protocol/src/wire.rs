@@ -66,9 +66,9 @@ pub enum GossipRequest {
     Sync(Sync),
     /// The body of an announced summary.
     Pull {
-        /// Whose.
+        /// The owner of the summary, named only to those who know it.
         owner: AudienceDigest,
-        /// Which.
+        /// The announced generation that the sender wants.
         generation: Generation,
         /// The `seq` of the same epoch that the sender holds, if any: a delta from it will do.
         have_seq: Option<u64>,

@@ -233,7 +233,7 @@ pub struct Hostile {
 pub struct Event {
     /// When, seconds from the end of `settle_s`.
     pub at_s: u64,
-    /// What.
+    /// The kind of event.
     pub what: What,
     /// On this machine; negative ones count from the end.
     #[serde(default)]

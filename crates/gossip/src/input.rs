@@ -31,7 +31,7 @@ pub enum Input {
     },
     /// A peer asks. Answered by [`crate::Output::Respond`] with the same `id`.
     Request {
-        /// Who.
+        /// The peer that asks.
         from: PeerId,
         /// The caller's name for the request.
         id: u64,
@@ -40,7 +40,7 @@ pub enum Input {
     },
     /// A peer answers one of our requests.
     Response {
-        /// Who.
+        /// The peer that answers.
         from: PeerId,
         /// The id of our [`crate::Output::Request`].
         id: u64,
@@ -58,16 +58,16 @@ pub enum Input {
     Paths(PathChange),
     /// A candidate was asked for a path that its filter claims.
     Probe {
-        /// Who.
+        /// The candidate that was asked.
         peer: PeerId,
         /// What it said.
         outcome: ProbeOutcome,
     },
     /// The caller caught this peer lying, in a narinfo or in a NAR.
     Misbehaved {
-        /// Who.
+        /// The peer that was caught.
         peer: PeerId,
-        /// How.
+        /// What the peer did wrong.
         misdeed: Misdeed,
     },
     /// The moment of `deadline()` has come.

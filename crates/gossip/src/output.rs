@@ -22,7 +22,7 @@ pub enum Output {
     },
     /// Ask a connected peer; `Response` or `RequestFailed` comes back. After 10 s the core takes it for failed by itself.
     Request {
-        /// Whom.
+        /// The connected peer that is to be asked.
         to: PeerId,
         /// The core's name for the request.
         id: u64,
@@ -31,7 +31,7 @@ pub enum Output {
     },
     /// Answer a request.
     Respond {
-        /// Whom.
+        /// The peer that asked.
         to: PeerId,
         /// The id of the [`crate::Input::Request`].
         id: u64,
@@ -40,9 +40,9 @@ pub enum Output {
     },
     /// A peer did wrong; it is already counted here. For the log and the metrics.
     Penalize {
-        /// Who.
+        /// The peer that is blamed.
         peer: PeerId,
-        /// What.
+        /// What the peer did wrong.
         misdeed: Misdeed,
     },
     /// For the log, the status and the dialer.
@@ -93,20 +93,20 @@ pub enum Event {
     },
     /// A peer's announcement was accepted.
     Announced {
-        /// Whose.
+        /// The peer that signed the announcement.
         peer: PeerId,
-        /// Which.
+        /// The generation announced.
         generation: Generation,
         /// Paths in it.
         path_count: u64,
     },
     /// A body is in the table: its owner is a candidate for what it claims.
     BodyPulled {
-        /// Whose.
+        /// The peer whose body it is, and which signed the body's digest.
         owner: PeerId,
         /// Who handed it over; the owner, a relay, or the owner again when the body held had not changed.
         from: PeerId,
-        /// Which.
+        /// The generation of the body.
         generation: Generation,
         /// Bytes received for it; 0 when the body held had not changed.
         bytes: usize,
@@ -115,66 +115,66 @@ pub enum Event {
     },
     /// Nobody who was asked had the announced body; the next announcement or sync tries again.
     PullGivenUp {
-        /// Whose.
+        /// The peer whose body was announced.
         owner: PeerId,
-        /// Which.
+        /// The announced generation, whose body was not obtained.
         generation: Generation,
     },
     /// A peer's signed body names other addresses than before. As the peer wrote them: the caller filters.
     AddressesLearned {
-        /// Whose.
+        /// The peer that signed the body.
         peer: PeerId,
         /// At most 8.
         addresses: Vec<SocketAddr>,
     },
     /// A peer's summary outlived its lifetime.
     Expired {
-        /// Whose.
+        /// The peer whose summary it was.
         peer: PeerId,
     },
     /// A peer said goodbye.
     Departed {
-        /// Who.
+        /// The peer that signed the goodbye.
         peer: PeerId,
     },
     /// A peer serves another store directory; nothing can be shared with it.
     StoreDirDiffers {
-        /// Who.
+        /// The peer that serves the other store directory.
         peer: PeerId,
         /// Its store directory, at most 255 bytes.
         store_dir: String,
     },
     /// A peer answered us for the first time on this connection: we are allowed there.
     Greeted {
-        /// Who.
+        /// The peer that answered.
         peer: PeerId,
         /// Its software, at most 64 bytes.
         software: String,
     },
     /// A peer speaks an envelope version of tomorrow.
     UnknownVersion {
-        /// Who.
+        /// The author of the gossipsub message, or the peer that handed the envelope on in a sync.
         peer: PeerId,
         /// The version.
         version: u8,
     },
     /// A peer's filter has an index function of tomorrow.
     UnknownHashId {
-        /// Who.
+        /// The peer whose filter it is.
         peer: PeerId,
         /// The hash id.
         hash_id: u32,
     },
     /// A peer's announcement was refused because its date, or its date and epoch, are more than a day off our clock.
     ClockDiffers {
-        /// Who.
+        /// The peer that signed the announcement.
         peer: PeerId,
         /// Its date, milliseconds since 1970.
         issued_at_ms: u64,
     },
     /// A peer is not asked and no candidate until then.
     SetAside {
-        /// Who.
+        /// The peer that is set aside.
         peer: PeerId,
         /// Until when.
         until: Moment,
@@ -183,7 +183,7 @@ pub enum Event {
     },
     /// A peer whose filter misled us too often is no candidate until then, or until its next epoch.
     Demoted {
-        /// Who.
+        /// The peer that is demoted.
         peer: PeerId,
         /// Until when.
         until: Moment,

@@ -17,7 +17,7 @@ const BLOCKS_USUAL: usize = 6;
 /// A peer whose filter says maybe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
-    /// Who.
+    /// The peer to ask for the path.
     pub peer: PeerId,
 }
 

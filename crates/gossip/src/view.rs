@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 /// One peer of the allowlist.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerView {
-    /// Who.
+    /// The id of the peer.
     pub peer: PeerId,
     /// Whether there is a connection.
     pub connected: bool,
@@ -41,7 +41,7 @@ pub struct PeerView {
 /// A body that is in the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SummaryView {
-    /// Which.
+    /// The generation of the body.
     pub generation: Generation,
     /// Paths in it.
     pub paths: u64,

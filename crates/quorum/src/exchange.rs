@@ -84,9 +84,9 @@ pub struct Spoken {
 pub enum Input {
     /// This peer is connected, and this may be said with it; replaces what was said of it before.
     Peer {
-        /// Who.
+        /// The peer that is connected.
         peer: PeerId,
-        /// What.
+        /// What the peer may be told of and asked about.
         spoken: Spoken,
     },
     /// The last connection to this peer is gone. What it used up and did wrong is remembered.
@@ -95,7 +95,7 @@ pub enum Input {
     Allowlist(BTreeSet<PeerId>),
     /// This peer is to be asked nothing for so long.
     SetAside {
-        /// Who.
+        /// The peer that is to be asked nothing.
         peer: PeerId,
         /// Milliseconds.
         lasting_ms: u64,
@@ -104,7 +104,7 @@ pub enum Input {
     Grew,
     /// A peer asks. Answered by [`Output::Respond`] or [`Output::HandOver`] with the same `id`.
     Request {
-        /// Who.
+        /// The peer that asks.
         from: PeerId,
         /// The caller's name for it.
         id: u64,
@@ -113,7 +113,7 @@ pub enum Input {
     },
     /// A peer answers.
     Response {
-        /// Who.
+        /// The peer that answers.
         from: PeerId,
         /// The id of our [`Output::Request`].
         id: u64,
@@ -131,7 +131,7 @@ pub enum Input {
     Taken {
         /// Its id.
         id: u64,
-        /// What.
+        /// How many attestations verify, are new or were refused, and which builders had to lose some for them.
         taken: Taken,
     },
     /// A verdict on this path is waited for. Answered by [`Output::Answered`].
@@ -165,7 +165,7 @@ pub struct Taken {
 pub enum Output {
     /// Ask a connected peer; `Response` or `RequestFailed` comes back.
     Request {
-        /// Whom.
+        /// The connected peer that is to be asked.
         to: PeerId,
         /// The core's name for it.
         id: u64,
@@ -174,7 +174,7 @@ pub enum Output {
     },
     /// Answer a request.
     Respond {
-        /// Whom.
+        /// The peer that asked.
         to: PeerId,
         /// The id of the [`Input::Request`].
         id: u64,
@@ -201,9 +201,9 @@ pub enum Output {
     },
     /// A peer did wrong.
     Penalize {
-        /// Who.
+        /// The peer that did wrong.
         peer: PeerId,
-        /// What.
+        /// What the peer did wrong.
         fault: Fault,
     },
     /// A comparison came to its end. For the metrics.

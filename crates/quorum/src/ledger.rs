@@ -79,7 +79,7 @@ pub enum Insertion {
 /// An attestation that had to go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Evicted {
-    /// Whose.
+    /// The builder that made the attestation.
     pub builder: BuilderKey,
     /// Of which path.
     pub hash_part: HashPart,
@@ -90,7 +90,7 @@ pub struct Evicted {
 /// One statement of one builder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vote {
-    /// Whose.
+    /// The builder that made the statement.
     pub builder: BuilderKey,
     /// What it says.
     pub facts: Facts,

@@ -36,7 +36,7 @@ pub struct Builder {
 /// A key that is not to be believed from some time on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Revocation {
-    /// Which.
+    /// The key that is not to be believed.
     pub key: BuilderKey,
     /// What this node stored from then on is void.
     pub from: WallMs,
@@ -170,7 +170,7 @@ pub enum PolicyWarning {
     },
     /// A revoked key that is no builder's; perhaps a typing error.
     RevokedStranger {
-        /// Which.
+        /// The revoked key.
         key: BuilderKey,
     },
 }

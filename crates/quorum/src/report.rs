@@ -178,7 +178,7 @@ pub struct FingerprintReport {
 /// A builder that says two things of one path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VoidVote {
-    /// Who.
+    /// The builder's name in the policy.
     pub builder: String,
     /// The NarHashes it named.
     pub nar_hashes: Vec<String>,
@@ -189,7 +189,7 @@ pub struct VoidVote {
 /// A builder whose statement is not counted.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NotCounted {
-    /// Who.
+    /// The builder's name in the policy.
     pub builder: String,
     /// What it said.
     pub nar_hash: String,

@@ -40,7 +40,7 @@ impl State {
 /// One fingerprint and who says so.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attested {
-    /// What.
+    /// The fingerprint's digest, and the NarHash and NarSize that belong to it.
     pub facts: Facts,
     /// Numbers of builders in the policy, ascending.
     pub builders: Vec<usize>,

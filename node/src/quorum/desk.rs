@@ -80,7 +80,7 @@ pub enum Part {
     Done,
     /// There is no answer, or no more of it.
     Refused {
-        /// Why.
+        /// The reason why there is no answer, or why it broke off, for people.
         why: String,
     },
 }

@@ -39,7 +39,7 @@ pub enum SecretError {
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of opening or reading the file.
         source: io::Error,
     },
     /// Others can read it.
@@ -67,7 +67,7 @@ pub enum SecretError {
     Make {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of making the key or of writing its file.
         source: io::Error,
     },
     /// We stand in our own allowlist.

@@ -12,7 +12,7 @@ pub enum Violation {
     GenerationRepeated {
         /// Who published.
         owner: Number,
-        /// What.
+        /// The generation that two different envelopes have.
         generation: Generation,
     },
     /// An owner published below what it had published, although its disk was not lost.
@@ -20,7 +20,7 @@ pub enum Violation {
     EpochBack {
         /// Who published.
         owner: Number,
-        /// What.
+        /// The generation published, which is below the one before.
         generation: Generation,
     },
     /// What an honest machine published is no envelope, or too long.
@@ -34,9 +34,9 @@ pub enum Violation {
     NeverPublished {
         /// Who accepted.
         holder: Number,
-        /// Whose.
+        /// The machine whose body it is said to be.
         owner: Number,
-        /// What.
+        /// The generation of the body, which the owner never published.
         generation: Generation,
     },
     /// A body was accepted by someone outside its audience, or of someone not trusted.
@@ -44,9 +44,9 @@ pub enum Violation {
     Audience {
         /// Who accepted.
         holder: Number,
-        /// Whose.
+        /// The machine whose body it is.
         owner: Number,
-        /// What.
+        /// The generation of the body accepted.
         generation: Generation,
     },
     /// A body or an announcement of a body was given to someone outside its audience.
@@ -54,11 +54,11 @@ pub enum Violation {
     HandedOut {
         /// Who told.
         machine: Number,
-        /// Whom.
+        /// The machine that was told, outside the audience.
         asker: Number,
-        /// Whose.
+        /// The machine whose body or announcement it is.
         owner: Number,
-        /// What.
+        /// The generation of the body or announcement that was told.
         generation: Generation,
     },
     /// An epoch far in the future was accepted.
@@ -66,9 +66,9 @@ pub enum Violation {
     Tomorrow {
         /// Who accepted.
         holder: Number,
-        /// Whose.
+        /// The machine that signed the announcement.
         owner: Number,
-        /// What.
+        /// The generation accepted, whose epoch is more than a day ahead of the holder's clock.
         generation: Generation,
     },
     /// An older generation was accepted after a newer one.
@@ -76,9 +76,9 @@ pub enum Violation {
     WentBack {
         /// Who accepted.
         holder: Number,
-        /// Whose.
+        /// The machine whose announcement or body it is.
         owner: Number,
-        /// What.
+        /// The generation accepted, which is below the one before.
         generation: Generation,
     },
     /// A path of the accepted summary is not found.
@@ -98,7 +98,7 @@ pub enum Violation {
         holder: Number,
         /// Whose filter.
         owner: Number,
-        /// Which.
+        /// The generation of the body that the filter is from.
         generation: Generation,
     },
     /// A path that its owner removed is still claimed.
@@ -118,23 +118,23 @@ pub enum Violation {
     Immortal {
         /// Who uses it.
         holder: Number,
-        /// Whose.
+        /// The machine whose summary it is.
         owner: Number,
-        /// Which.
+        /// The generation whose lifetime is over.
         generation: Generation,
     },
     /// A peer that is not trusted is still in a table.
     #[error("machine {holder} still knows a peer that left its allowlist")]
     NotForgotten {
-        /// Who.
+        /// The machine whose allowlist changed.
         holder: Number,
     },
     /// Something grew beyond its bound.
     #[error("machine {machine}: {what} {value}")]
     Bound {
-        /// Whose.
+        /// The machine that went over the bound.
         machine: Number,
-        /// What.
+        /// What was over its bound, such as "bytes of a reply".
         what: &'static str,
         /// How much.
         value: usize,
@@ -142,9 +142,9 @@ pub enum Violation {
     /// An honest peer was blamed.
     #[error("machine {accuser} blames {accused:?}, who is honest: {misdeed}")]
     Blamed {
-        /// Who.
+        /// The machine that blames.
         accuser: Number,
-        /// Whom.
+        /// The honest machine that is blamed.
         accused: Option<Number>,
         /// For what.
         misdeed: Misdeed,
@@ -152,9 +152,9 @@ pub enum Violation {
     /// Long after the faults ended, a table is not what its owner is.
     #[error("machine {holder} holds {held:?} of {owner}, who is at {published:?}")]
     NotConverged {
-        /// Who.
+        /// The machine whose table was compared.
         holder: Number,
-        /// Whose.
+        /// The machine whose published generation the table does not hold.
         owner: Number,
         /// What is held.
         held: Option<Generation>,
@@ -164,15 +164,15 @@ pub enum Violation {
     /// Long after the faults ended, a table has other addresses of its owner than it has.
     #[error("machine {holder} would look for {owner} where it is not")]
     OldAddresses {
-        /// Who.
+        /// The machine whose table was compared.
         holder: Number,
-        /// Whose.
+        /// The machine that has other addresses than the table says.
         owner: Number,
     },
     /// Long after the faults ended, an owner has not announced what it holds.
     #[error("machine {owner} holds {paths} paths and announced {announced}")]
     NotAnnounced {
-        /// Who.
+        /// The machine that holds the paths.
         owner: Number,
         /// What it holds.
         paths: usize,

@@ -23,7 +23,7 @@ const LOOKED_MAX: usize = 1 << 16;
 /// Attestations to be handed to a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HandOver {
-    /// Whom.
+    /// The peer that asked for the attestations.
     pub to: PeerId,
     /// The id of the [`super::Input::Request`].
     pub id: u64,

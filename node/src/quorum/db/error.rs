@@ -9,21 +9,21 @@ pub enum LedgerDbError {
     /// The file or its directory.
     #[error("{path}: {source}", path = path.display())]
     File {
-        /// Which.
+        /// The ledger's file, also where its directory is what failed.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// Nothing was ever stored.
     #[error("{path} is not there: the daemon makes it at its start, and `narmesh quorum import` does", path = path.display())]
     Missing {
-        /// Which.
+        /// The path at which the ledger's file was expected.
         path: PathBuf,
     },
     /// Fingerprints hold the store directory.
     #[error("{path} holds attestations of {found}, the configuration says store.store_dir = {wanted:?}; move it away", path = path.display())]
     StoreDir {
-        /// Which.
+        /// The ledger's file.
         path: PathBuf,
         /// Its.
         found: String,
@@ -33,7 +33,7 @@ pub enum LedgerDbError {
     /// By a later version: left as it is.
     #[error("{path} was {cause}; run that one, or move the file away", path = path.display())]
     Later {
-        /// Which.
+        /// The ledger's file, written by a later version.
         path: PathBuf,
         /// In words, with its version.
         cause: String,
@@ -41,7 +41,7 @@ pub enum LedgerDbError {
     /// Damaged.
     #[error("{path} cannot be used: {cause}", path = path.display())]
     Unusable {
-        /// Which.
+        /// The damaged file: the ledger's own, or one that was moved aside.
         path: PathBuf,
         /// In words.
         cause: String,
@@ -49,9 +49,9 @@ pub enum LedgerDbError {
     /// SQLite failed.
     #[error("{path}: {source}", path = path.display())]
     Sqlite {
-        /// Which.
+        /// The file that SQLite worked on: the ledger's own, or one that was moved aside.
         path: PathBuf,
-        /// Why.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
 }
