@@ -6,6 +6,7 @@ use crate::report;
 use crate::stage::{Expect, Stage};
 use crate::table::{Attack, play};
 use crate::wire::{NAR_END, NarRequest, nar_chunks, nar_head, sha256};
+use narmesh_tests::request;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -186,6 +187,21 @@ fn a_stall_after_the_first_megabyte() {
         let first = if request.offset == 0 { &item.nar[..1 << 20] } else { &[] };
         vec![Move::Send([nar_head(false), nar_chunks(first)].concat()), Move::Hold]
     });
+}
+
+/// A holder that made Nix wait until it broke off within what every NAR begins with: nothing that comes then is unverified.
+#[test]
+fn a_client_that_resumes_at_the_beginning() {
+    const NAME: &str = "resumed-early";
+    let peer = Peer::liar(NAME, wrong_byte(5_000));
+    let stage = Stage::new(&[NAME], 9 * 1_024, &[&peer]);
+    stage.enter(&peer, NAME, &["a"]);
+    let narinfo = stage.client.wait_narinfo(&stage.path(NAME, "a"));
+    let resumed = request(stage.client.gateway(), "GET", &narinfo.url, &[("Range", "bytes=56-")]).unwrap().finish();
+    assert!(resumed.status != 206 || !resumed.complete, "a wrong NAR from byte 56 on");
+    stage.assert_blamed(&peer, "sent a false NAR", "false_nar", 1);
+    report::note(NAME, |row| row.outcome = "the rest ends short".to_owned());
+    stage.finish();
 }
 
 /// The five minutes, in real time: nothing is asked meanwhile, then everything again, by itself.

@@ -9,8 +9,10 @@ use narmesh_protocol::nar::NarVerifier;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::source::SourceId;
+
 /// A verifier is kept each time so many bytes have passed: what is read twice after a break at most, bytes.
-const EVERY_BYTES: u64 = 1 << 20;
+pub(super) const EVERY_BYTES: u64 = 1 << 20;
 /// Verifiers kept for one body: Nix may have lost what lay in sockets and buffers, which is far below 16 MiB.
 const KEPT_PER_BODY: usize = 16;
 /// Bodies remembered; a verifier takes some 300 bytes (a guess, not measured), so all of them some 300 KiB.
@@ -18,21 +20,24 @@ const BODIES_MAX: usize = 64;
 /// Nix resumes within seconds, or not at all (five attempts, a few seconds apart).
 const KEPT_FOR: Duration = Duration::from_secs(120);
 
-/// The verifiers of one body.
+/// A verifier, and who sent what it has seen.
+pub(super) type Checkpoint = (NarVerifier, Vec<SourceId>);
+
+/// The checkpoints of one body.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Trail(VecDeque<NarVerifier>);
+pub(crate) struct Trail(VecDeque<Checkpoint>);
 
 impl Trail {
-    /// Keeps this verifier, if the last one is far enough behind.
-    pub(crate) fn pass(&mut self, verifier: &NarVerifier) {
-        let last = self.0.back().map_or(0, NarVerifier::fed_bytes);
+    /// Keeps this verifier, if the last one is far enough behind, and the sources of its bytes.
+    pub(super) fn pass(&mut self, verifier: &NarVerifier, contributors: &[SourceId]) {
+        let last = self.0.back().map_or(0, |(verifier, _)| verifier.fed_bytes());
         if verifier.fed_bytes() < last + EVERY_BYTES {
             return;
         }
         if self.0.len() == KEPT_PER_BODY {
             self.0.pop_front();
         }
-        self.0.push_back(verifier.clone());
+        self.0.push_back((verifier.clone(), contributors.to_vec()));
     }
 }
 
@@ -58,11 +63,11 @@ impl Checkpoints {
         bodies.insert(nar_hash, (Instant::now(), trail));
     }
 
-    /// The verifier that has seen the most bytes, but none after `offset`.
-    pub(crate) fn before(&self, nar_hash: &NarHash, offset: u64) -> Option<NarVerifier> {
+    /// The checkpoint that has seen the most bytes, but none after `offset`.
+    pub(super) fn before(&self, nar_hash: &NarHash, offset: u64) -> Option<Checkpoint> {
         let bodies = self.bodies.lock();
         let (_, trail) = bodies.get(nar_hash).filter(|(at, _)| at.elapsed() < KEPT_FOR)?;
-        trail.0.iter().rev().find(|verifier| verifier.fed_bytes() <= offset).cloned()
+        trail.0.iter().rev().find(|(verifier, _)| verifier.fed_bytes() <= offset).cloned()
     }
 }
 
@@ -78,15 +83,17 @@ mod tests {
                 .to_vec();
         nar.extend_from_slice(b"\x07\0\0\0\0\0\0\0regular\0\x08\0\0\0\0\0\0\0contents");
         nar.extend_from_slice(&(64_u64 << 20).to_le_bytes());
-        let (mut verifier, mut trail) = (NarVerifier::new(), Trail::default());
+        let (mut verifier, mut trail, source) = (NarVerifier::new(), Trail::default(), SourceId::random());
         verifier.feed(&nar).unwrap();
         for _ in 0..40 {
             verifier.feed(&vec![7; 1 << 20]).unwrap();
-            trail.pass(&verifier);
+            trail.pass(&verifier, &[source]);
         }
         let nar_hash = NarHash([1; 32]);
         checkpoints.keep(nar_hash, trail);
-        let at = checkpoints.before(&nar_hash, 39 << 20).unwrap().fed_bytes();
+        let (verifier, contributors) = checkpoints.before(&nar_hash, 39 << 20).unwrap();
+        let at = verifier.fed_bytes();
+        assert_eq!(contributors, [source]);
         assert!((38 << 20..=39 << 20).contains(&at), "{at}");
         assert!(checkpoints.before(&nar_hash, 1 << 20).is_none(), "too far back");
     }

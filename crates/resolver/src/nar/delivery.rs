@@ -14,7 +14,8 @@ use super::transfer::{Step, Transfer};
 use super::{HoldLimits, NarContext};
 use crate::decisions::Decision;
 
-/// A NAR waits so long for memory while nothing comes from those that could send it.
+/// A NAR waits for memory as long as its client can be kept waiting, but at least so long; after that while something comes from
+/// those that could send it.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How it ends.
@@ -99,13 +100,13 @@ impl Delivery {
         if is_whole && let Some(permit) = context.buffers.try_take(size) {
             return Ok(Some((permit, true)));
         }
-        let url = self.url;
+        let (url, mut patience) = (self.url, self.keeper.lasts().max(MEMORY_PATIENCE));
         let wait = async move {
             let mut permit = pin!(context.buffers.take(size.min(streamed)));
             loop {
-                match tokio::time::timeout(MEMORY_PATIENCE, &mut permit).await {
+                match tokio::time::timeout(patience, &mut permit).await {
                     Ok(permit) => return Some(permit),
-                    Err(_) if context.moves(&url, MEMORY_PATIENCE) => {}
+                    Err(_) if context.moves(&url, MEMORY_PATIENCE) => patience = MEMORY_PATIENCE,
                     Err(_) => return None,
                 }
             }
@@ -150,7 +151,7 @@ impl Delivery {
                 }
                 from = end;
                 if let Some(verifier) = self.transfer.verifier() {
-                    trail.pass(verifier);
+                    trail.pass(verifier, self.transfer.contributors());
                 }
             }
             let step = match self.keeper.keep(self.transfer.step(&mut held)).await {

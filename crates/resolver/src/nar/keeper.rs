@@ -63,6 +63,13 @@ impl Keeper {
         !self.has_bursts() && Instant::now() >= self.burst_at
     }
 
+    /// For how long the client can be kept waiting.
+    pub(super) fn lasts(&self) -> Duration {
+        let bytes_left = (NAR_PREFIX.len() as u64).saturating_sub(self.next_byte);
+        let bursts_left = u32::try_from(bytes_left.div_ceil(BURST_BYTES as u64)).unwrap_or(0);
+        self.burst_at.saturating_duration_since(Instant::now()) + BURST_PAUSE * bursts_left
+    }
+
     /// Keeps the client waiting until `done` is.
     pub(super) async fn keep<T>(&mut self, done: impl Future<Output = T>) -> Result<T, HungUp> {
         let mut done = pin!(done);
@@ -123,8 +130,10 @@ mod tests {
             got
         });
         let mut keeper = Keeper::new(sender, 0);
+        assert_eq!(keeper.lasts(), Duration::from_secs(1 + 7 * 15));
         keeper.keep(tokio::time::sleep(Duration::from_secs(300))).await.unwrap();
         assert!(keeper.has_told_something() && !keeper.has_bursts());
+        assert_eq!(keeper.lasts(), Duration::ZERO);
         let mut nar = NAR_PREFIX.to_vec();
         nar.extend_from_slice(b"the rest");
         keeper.send(0, Bytes::from(nar.clone())).await.unwrap();

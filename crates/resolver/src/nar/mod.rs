@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use narmesh_protocol::nar::NarVerifier;
 use narmesh_protocol::{ContentAddress, HashPart, NarInfo, NarUrl};
 use narmesh_store::Store as _;
 use tokio::sync::mpsc;
@@ -44,6 +43,8 @@ pub(crate) use self::spoilt::insert;
 
 /// A NAR up to this size is verified as a whole before its first byte, so that another holder is invisible to Nix.
 pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
+/// What is resumed before this byte is read from the first one, and verified: no checkpoint is nearer.
+const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;
 /// A content-addressed path without signature is hashed before its narinfo is given: only up to this size.
 const CONTENTS_CHECK_BYTES_MAX: u64 = 256 << 20;
 
@@ -189,7 +190,7 @@ impl Resolver {
             }
         }
         let Ok(holders) = keeper.keep(self.holders(&url)).await else { return };
-        let transfer = if first_byte == 0 || url.nar_size <= SMALL_NAR_BYTES_MAX {
+        let transfer = if first_byte < CHECKED_FROM_BYTES || url.nar_size <= SMALL_NAR_BYTES_MAX {
             Transfer::new(self.nar_context(), self.transfer_settings(), url, holders)
         } else {
             self.resumed_transfer(url, first_byte, holders)
@@ -204,7 +205,7 @@ impl Resolver {
     /// verifier, if this process sent it. If the process is another, Nix alone verifies the whole, as it always does.
     fn resumed_transfer(&self, url: NarUrl, first_byte: u64, holders: Vec<SourceId>) -> Transfer {
         let known = self.nars.context.checkpoints.before(&url.nar_hash, first_byte);
-        let offset = known.as_ref().map_or(first_byte, NarVerifier::fed_bytes);
+        let offset = known.as_ref().map_or(first_byte, |(verifier, _)| verifier.fed_bytes());
         Transfer::resumed(self.nar_context(), self.transfer_settings(), url, holders, offset, known)
     }
 

@@ -264,6 +264,16 @@ struct Outcome {
 
 /// Delivers a NAR from these sources, asked in this order.
 async fn deliver(nar: &[u8], scripts: Vec<Script>, first_byte: u64) -> (Vec<SourceId>, Outcome) {
+    deliver_after(nar, nar, scripts, first_byte).await
+}
+
+/// The same; of a NAR that is resumed, somebody who is not asked again sent `beginning`.
+async fn deliver_after(
+    beginning: &[u8],
+    nar: &[u8],
+    scripts: Vec<Script>,
+    first_byte: u64,
+) -> (Vec<SourceId>, Outcome) {
     let order: Vec<_> = scripts.iter().map(|_| SourceId::random()).collect();
     let scripts = order.iter().copied().zip(scripts).collect();
     let nar = Arc::new(nar.to_vec());
@@ -285,8 +295,9 @@ async fn deliver(nar: &[u8], scripts: Vec<Script>, first_byte: u64) -> (Vec<Sour
     } else {
         let mut verifier = NarVerifier::new();
         let offset = first_byte / 2;
-        verifier.feed(&nar[..usize::try_from(offset).unwrap()]).unwrap();
-        Transfer::resumed(Arc::clone(&context), settings, url, order.clone(), offset, Some(verifier))
+        verifier.feed(&beginning[..usize::try_from(offset).unwrap()]).unwrap();
+        let known = Some((verifier, vec![SourceId::random()]));
+        Transfer::resumed(Arc::clone(&context), settings, url, order.clone(), offset, known)
     };
     let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
     let since = Instant::now();
@@ -380,6 +391,16 @@ async fn source_that_alone_sent_a_wrong_nar_is_blamed_and_the_next_one_saves_it(
         assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
         assert!(blamed(&outcome, order[0]) && !blamed(&outcome, order[1]));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn source_that_finishes_what_another_began_wrong_is_not_blamed() {
+    let nar = nar_of(60_000, 1);
+    let mut beginning = nar.clone();
+    beginning[20_000] ^= 1;
+    let (order, outcome) = deliver_after(&beginning, &nar, vec![Script::honest(1, 512)], 50_000).await;
+    assert_eq!((outcome.ended, outcome.aborted), (Ended::Gone, true));
+    assert!(!blamed(&outcome, order[0]));
 }
 
 #[tokio::test(start_paused = true)]

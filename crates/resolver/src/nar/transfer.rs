@@ -17,6 +17,7 @@ use narmesh_protocol::nar::NarVerifier;
 use narmesh_protocol::wire::{NarFrame, NarRequest};
 use tokio::time::Instant;
 
+use super::checkpoints::Checkpoint;
 use super::roster::{Next, Roster, expected};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
@@ -84,7 +85,7 @@ pub(crate) struct Transfer {
     offset: u64,
     /// `None` when the beginning went to Nix before this process knew of it, so that nobody here can tell the hash.
     verifier: Option<NarVerifier>,
-    /// Who sent what was taken over.
+    /// Who sent what was taken over, and what is known of the bytes before it.
     contributors: Vec<SourceId>,
     /// Nix has seen nothing that another source could not have sent.
     pub(crate) may_begin_anew: bool,
@@ -118,18 +119,19 @@ impl Transfer {
         url: NarUrl,
         sources: impl IntoIterator<Item = SourceId>,
     ) -> Self {
-        Self::resumed(context, settings, url, sources, 0, Some(NarVerifier::new()))
+        Self::resumed(context, settings, url, sources, 0, Some((NarVerifier::new(), Vec::new())))
     }
 
-    /// The NAR from `offset` on, with what is known of the bytes before it.
+    /// The NAR from `offset` on, with what is known of the bytes before it and who sent them.
     pub(crate) fn resumed(
         context: Arc<NarContext>,
         settings: TransferSettings,
         url: NarUrl,
         sources: impl IntoIterator<Item = SourceId>,
         offset: u64,
-        verifier: Option<NarVerifier>,
+        known: Option<Checkpoint>,
     ) -> Self {
+        let (verifier, contributors) = known.unzip();
         let is_strict = context.spoilt.is_doubtful(&url.nar_hash);
         Self {
             context,
@@ -139,7 +141,7 @@ impl Transfer {
             runners: Vec::new(),
             offset,
             verifier,
-            contributors: Vec::new(),
+            contributors: contributors.unwrap_or_default(),
             may_begin_anew: offset == 0,
             is_strict,
             is_closed: false,
@@ -168,6 +170,11 @@ impl Transfer {
     /// What is known of the bytes up to [`Self::offset`].
     pub(crate) fn verifier(&self) -> Option<&NarVerifier> {
         self.verifier.as_ref()
+    }
+
+    /// Who sent the bytes up to [`Self::offset`], as far as is known.
+    pub(crate) fn contributors(&self) -> &[SourceId] {
+        &self.contributors
     }
 
     /// Nobody waits any more: whoever let Nix wait in vain is asked after others next time.
