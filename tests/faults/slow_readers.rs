@@ -14,8 +14,8 @@ const CLIENTS: usize = 25;
 const SMALL_CLIENTS: usize = 120;
 /// What the connection with the holder may keep in its windows (threat model, "Memory of a connection").
 const CONNECTION_BYTES: u64 = 50 << 20;
-/// How long a NAR waits for memory before it is answered 404.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What clients that hung up held is free again within this.
+const FREED: Duration = Duration::from_secs(20);
 
 /// Starts `count` downloads and reads the first megabyte of each; those that have as much.
 fn stuck(node: &TestNode, url: &str, count: usize) -> Vec<HttpBody> {
@@ -75,7 +75,7 @@ fn twenty_five_gigabytes_for_clients_that_stop_reading() {
             assert!(piece.iter().skip(4 << 10).rev().skip(4 << 10).all(|byte| *byte == 0), "all zeros but the ends");
             left -= piece.len() as u64;
         }
-        let again = promised(PATIENCE);
+        let again = promised(FREED);
         narmesh_tests::wait_until("the memory is free again", again, || stuck(node, &narinfo.url, 4).len() == 4);
     }
 }
