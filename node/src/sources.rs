@@ -1,6 +1,6 @@
 //! The mesh as the resolver's sources: peers whose filters say maybe.
 
-use crate::mesh::{Ask, AskError, MeshHandle, NarPiece, NarSource};
+use crate::mesh::{Ask, AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use futures::future::BoxFuture;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_protocol::HashPart;
@@ -28,11 +28,13 @@ impl MeshSources {
 impl Sources for MeshSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
         let claiming = self.mesh.table().candidates(part);
-        let is_claimed = !claiming.is_empty();
         let board = self.mesh.board();
-        let ranked = board.rank(claiming.into_iter().map(|candidate| candidate.peer)).into_iter();
-        let ranked = ranked.map(|source| Candidate { source, generation: board.summary_epoch(&source).unwrap_or(0) });
-        Candidates { is_claimed, ranked: ranked.collect() }
+        let Ranked { now, paused } = board.rank(claiming.into_iter().map(|candidate| candidate.peer));
+        let candidate = |source| Candidate { source, generation: board.summary_epoch(&source).unwrap_or(0) };
+        Candidates {
+            ranked: now.into_iter().map(candidate).collect(),
+            paused: paused.into_iter().map(candidate).collect(),
+        }
     }
 
     fn is_claimed(&self, part: &HashPart) -> bool {
@@ -76,6 +78,7 @@ impl Sources for MeshSources {
             in_flight: view.in_flight,
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
+            is_paused: stats.is_paused,
             is_awaited: !stats.is_connected && self.since.elapsed() < AWAITED,
         }
     }

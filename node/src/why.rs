@@ -20,7 +20,7 @@ pub(crate) fn why(
     let held = resolver.store().contains(&part);
     let candidates: HashSet<PeerId> =
         mesh.table().candidates(&part).into_iter().map(|candidate| candidate.peer).collect();
-    let ranked = mesh.board().rank(candidates.iter().copied());
+    let ranked = mesh.board().rank(candidates.iter().copied()).now;
     let board = mesh.board().all();
     let mut order: Vec<PeerId> = ranked.clone();
     order.extend(names.keys().copied().filter(|peer| !ranked.contains(peer)));
@@ -35,7 +35,8 @@ pub(crate) fn why(
         })
         .collect();
     let answer = resolver.in_memory(&part);
-    let stands = answer.as_ref().is_some_and(|answer| answer.would_stand);
+    // Nobody who could say anything newer is asked.
+    let stands = answer.as_ref().is_some_and(|answer| answer.would_stand && (answer.is_fresh || ranked.is_empty()));
     let remembered = answer.map(|answer| RememberedView {
         age_s: answer.age.as_secs(),
         holders: answer.holders.iter().map(name).collect(),

@@ -19,7 +19,7 @@ mod source;
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
 pub use decisions::{Decision, Decisions};
-pub use nar::{BodyAborted, Compress, NarBody, SMALL_NAR_BYTES_MAX};
+pub use nar::{BodyAborted, Compress, NarBody};
 pub use narinfo::{Reason, Refused};
 pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
 
@@ -33,7 +33,10 @@ use parking_lot::RwLock;
 use prometheus_client::metrics::counter::Counter;
 
 use nar::Nars;
-use narinfo::{Answers, Asking, Gate, Misses, NarInfosAhead, OwnAnswers, leads_to};
+use narinfo::{Answers, Asking, Gate, Misses, NarInfosAhead, NoNarInfo, OwnAnswers, leads_to};
+
+/// Candidates are waited for up to their deadlines; a disk that hangs ends a narinfo this much later.
+const DISK_HANGS: Duration = Duration::from_secs(1);
 
 /// What may change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -46,7 +49,7 @@ pub struct ResolverSettings {
     pub priority: u32,
     /// For each narinfo, all candidates together.
     pub narinfo_deadline: Duration,
-    /// The same while a candidate that has not answered is known to be on a full line.
+    /// The same while a candidate that has not answered is known to be on a full line; not below [`Self::narinfo_deadline`].
     pub narinfo_deadline_max: Duration,
     /// A source on whose line nothing moves for this long is left.
     pub stall_timeout: Duration,
@@ -103,8 +106,10 @@ pub struct Remembered {
     pub holders: Vec<SourceId>,
     /// Of its NAR.
     pub url: NarUrl,
-    /// Whether it would be given now.
+    /// Whether policy and signatures let it through now.
     pub would_stand: bool,
+    /// Whether it is given without asking anybody again.
+    pub is_fresh: bool,
 }
 
 /// See the crate.
@@ -202,6 +207,7 @@ impl Resolver {
             holders: answer.holders().collect(),
             url: answer.url,
             would_stand: answer.would_stand(&self.store_dir, &self.gate),
+            is_fresh: answer.is_fresh(&*self.sources),
         })
     }
 
@@ -227,7 +233,7 @@ impl Resolver {
     pub async fn narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
         let settings = self.settings();
         // The candidates' own deadline ends it; a disk that hangs ends it later.
-        let longest = settings.narinfo_deadline.max(settings.narinfo_deadline_max);
+        let longest = settings.narinfo_deadline_max + DISK_HANGS;
         let answer = tokio::time::timeout(longest, Arc::clone(&self).look_up(part)).await;
         answer.unwrap_or_else(|_| {
             self.counters.deadlines.inc();
@@ -251,18 +257,24 @@ impl Resolver {
             return Some(answer.rendered.clone());
         }
         self.counters.asked.inc();
-        match Arc::clone(&self).asked(part).await {
-            Ok(answer) => {
-                self.nars.expect(part);
-                Some(answer.rendered.clone())
+        let answer = match (Arc::clone(&self).asked(part).await, remembered) {
+            (Ok(answer), _) => answer,
+            // It was true when it was said, and whoever said it still claims the path.
+            (Err(NoNarInfo::NotNow), Some(remembered)) => {
+                self.decisions.note(part, Decision::Remembered);
+                remembered
             }
-            Err(counted) => {
-                if let (None, Some(refusal)) = (counted, refused) {
+            (Err(NoNarInfo::NotNow | NoNarInfo::Absent), _) => {
+                if let Some(refusal) = refused {
                     self.gate.not_given(refusal);
                 }
-                None
+                return None;
             }
-        }
+            // Counted already.
+            (Err(NoNarInfo::Refused(_)), _) => return None,
+        };
+        self.nars.expect(part);
+        Some(answer.rendered.clone())
     }
 
     /// Whether [`Self::nar`] would find a body now.

@@ -19,10 +19,10 @@ pub type SourceId = libp2p_identity::PeerId;
 /// Who may hold a path, looked up once for each request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidates {
-    /// Some source claims the path, though perhaps none that may be asked now.
-    pub is_claimed: bool,
     /// Those that may be asked now, best first.
     pub ranked: Vec<Candidate>,
+    /// Those that let us wait lately and are passed over for a while, if there is anybody else.
+    pub paused: Vec<Candidate>,
 }
 
 /// A source that claims a path.
@@ -35,9 +35,9 @@ pub struct Candidate {
 }
 
 impl Candidates {
-    /// The sources, best first.
+    /// The sources, best first, those that are passed over last.
     pub fn sources(&self) -> impl Iterator<Item = SourceId> {
-        self.ranked.iter().map(|candidate| candidate.source)
+        self.ranked.iter().chain(&self.paused).map(|candidate| candidate.source)
     }
 }
 
@@ -56,6 +56,8 @@ pub struct Line {
     pub latency: Option<Duration>,
     /// We started a moment ago, and it is not connected yet.
     pub is_awaited: bool,
+    /// It let us wait lately: anybody else is asked first.
+    pub is_paused: bool,
 }
 
 /// Why a source gave no answer to a question.

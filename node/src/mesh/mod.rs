@@ -29,6 +29,6 @@ pub use clock::now;
 pub use driver::{Mesh, MeshConfig, MeshParts};
 pub use handle::{Ask, AskError, AudienceView, MeshHandle, MeshView};
 pub use nar_client::{LineView, NarPiece, NarPool, NarRequestError, NarSource};
-pub use peers::{PeerBoard, PeerStats};
+pub use peers::{PeerBoard, PeerStats, Ranked};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};
-pub use uploads::{SMALL_NAR_BYTES_MAX, UPLOAD_BYTES_PER_S_MIN, UploadLimits, Uploads};
+pub use uploads::{UPLOAD_BYTES_PER_S_MIN, UploadLimits, Uploads};

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Timeouts in a row after which a peer is passed over for a while.
 const TIMEOUTS_MAX: u32 = 2;
+/// Timeouts closer together than this are one.
+const SAME_TIMEOUT: Duration = Duration::from_millis(250);
 /// First pause of a peer that does not answer; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Longest pause of a peer that does not answer.
@@ -30,6 +32,8 @@ pub struct Pace {
     pub latency: Option<Duration>,
     /// A connection is open.
     pub is_connected: bool,
+    /// It is passed over for a while.
+    pub is_paused: bool,
 }
 
 /// What is known of one peer since the daemon started. Its visible fields stand in `narmesh status --json` by these names,
@@ -81,6 +85,8 @@ pub struct PeerStats {
     #[serde(skip)]
     pub(crate) timeouts_in_a_row: u32,
     #[serde(skip)]
+    pub(crate) timed_out_at: Option<Instant>,
+    #[serde(skip)]
     pub(crate) paused_until: Option<Instant>,
 }
 
@@ -96,6 +102,15 @@ impl PeerStats {
     pub fn is_paused(&self) -> bool {
         self.paused_until.is_some_and(|until| until > Instant::now())
     }
+}
+
+/// Candidates in the order in which they are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ranked {
+    /// Those that may be asked now.
+    pub now: Vec<PeerId>,
+    /// Those that did not answer lately, and are passed over for a while.
+    pub paused: Vec<PeerId>,
 }
 
 /// The counters of all allowlisted peers; an unknown peer leaves no trace.
@@ -129,21 +144,23 @@ impl PeerBoard {
         }
     }
 
-    /// Who may be asked now, best first: connected before not, then the fewest timeouts, then the quickest.
-    /// Peers set aside or paused are left out.
-    pub fn rank(&self, candidates: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
+    /// Who may be asked now, best first: connected before not, then the fewest timeouts, then the quickest; and those of them that
+    /// are paused, in the same order. Peers set aside are left out.
+    pub fn rank(&self, candidates: impl IntoIterator<Item = PeerId>) -> Ranked {
         let board = self.peers.lock();
         let mut ranked: Vec<_> = candidates
             .into_iter()
             .filter_map(|peer| board.get(&peer).map(|stats| (peer, stats)))
-            .filter(|(_, stats)| stats.set_aside().is_none() && !stats.is_paused())
+            .filter(|(_, stats)| stats.set_aside().is_none())
             .map(|(peer, stats)| {
                 let latency = stats.latency.unwrap_or(Duration::MAX);
-                ((!stats.connected, stats.timeouts_in_a_row, latency), peer)
+                (stats.is_paused(), (!stats.connected, stats.timeouts_in_a_row, latency), peer)
             })
             .collect();
-        ranked.sort_by_key(|(key, _)| *key);
-        ranked.into_iter().map(|(_, peer)| peer).collect()
+        ranked.sort_by_key(|(_, key, _)| *key);
+        let (paused, now): (Vec<_>, Vec<_>) = ranked.into_iter().partition(|(is_paused, ..)| *is_paused);
+        let peers = |ranked: Vec<(bool, _, PeerId)>| ranked.into_iter().map(|(.., peer)| peer).collect();
+        Ranked { now: peers(now), paused: peers(paused) }
     }
 
     /// A narinfo answer (or a NAR's first byte) arrived after `elapsed`.
@@ -162,9 +179,14 @@ impl PeerBoard {
         self.update(peer, |stats| (stats.timeouts_in_a_row, stats.paused_until) = (0, None));
     }
 
-    /// No answer within the deadline, or the connection failed.
+    /// No answer within the deadline, or the connection failed. Many at the same moment are one: whoever stops a build gives up all
+    /// that waits for it.
     pub fn timed_out(&self, peer: &PeerId) {
         self.update(peer, |stats| {
+            if stats.timed_out_at.is_some_and(|at| at.elapsed() < SAME_TIMEOUT) {
+                return;
+            }
+            stats.timed_out_at = Some(Instant::now());
             stats.timeouts_in_a_row = stats.timeouts_in_a_row.saturating_add(1);
             if let Some(over) = stats.timeouts_in_a_row.checked_sub(TIMEOUTS_MAX) {
                 let pause = (PAUSE_MIN * 2_u32.pow(over.min(4))).min(PAUSE_MAX);
@@ -190,6 +212,7 @@ impl PeerBoard {
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
             is_connected: stats.connected,
+            is_paused: stats.is_paused(),
         })
     }
 
@@ -239,7 +262,7 @@ mod tests {
             board.answered(&peer, Duration::from_millis(ms));
         }
         board.set_aside(&liar, Duration::from_secs(300));
-        assert_eq!(board.rank([liar, away, far, near]), [near, far, away]);
+        assert_eq!(board.rank([liar, away, far, near]).now, [near, far, away]);
         assert!(board.stats(&liar).unwrap().set_aside().is_some());
     }
 
@@ -248,11 +271,15 @@ mod tests {
         let peer = PeerId::random();
         let board = PeerBoard::default();
         board.retain_only([peer]);
+        let now = Ranked { now: vec![peer], paused: vec![] };
+        for _ in 0..8 {
+            board.timed_out(&peer);
+        }
+        assert_eq!(board.rank([peer]), now, "eight at once are one");
+        board.update(&peer, |stats| stats.timed_out_at = None);
         board.timed_out(&peer);
-        assert_eq!(board.rank([peer]), [peer]);
-        board.timed_out(&peer);
-        assert!(board.rank([peer]).is_empty());
+        assert_eq!(board.rank([peer]), Ranked { now: vec![], paused: vec![peer] });
         board.answered(&peer, Duration::from_millis(1));
-        assert_eq!(board.rank([peer]), [peer]);
+        assert_eq!(board.rank([peer]), now);
     }
 }

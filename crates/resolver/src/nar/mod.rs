@@ -39,10 +39,10 @@ use crate::decisions::{Decision, Decisions};
 use crate::source::{Observation, SourceId, Sources};
 use crate::{Resolver, ResolverCounters};
 
-pub(crate) use self::spoilt::insert;
+pub(crate) use self::spoilt::{Since, insert};
 
 /// A NAR up to this size is verified as a whole before its first byte, so that another holder is invisible to Nix.
-pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
+const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// What is resumed before this byte is read from the first one, and verified: no checkpoint is nearer.
 const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;
 /// A content-addressed path without signature is hashed before its narinfo is given: only up to this size.
@@ -233,8 +233,7 @@ impl Resolver {
             Some(answer) if answer.info.nar_hash == url.nar_hash => answer.holders().collect(),
             Some(_) | None => HashSet::new(),
         };
-        let least_suspect = self.nars.context.spoilt.least_suspect(&url.nar_hash);
-        sources.sort_by_key(|source| (Some(*source) != least_suspect, !confirmed.contains(source)));
+        sources.sort_by_key(|source| !confirmed.contains(source));
         sources
     }
 

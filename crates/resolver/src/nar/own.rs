@@ -7,13 +7,12 @@ use narmesh_protocol::NarUrl;
 use narmesh_store::{NarProgress, NarStream, Store as _};
 use tokio::sync::mpsc;
 
+use super::keeper::CHUNKS_AHEAD;
 use super::{BodyAborted, NarBody};
 use crate::Resolver;
 
 /// Bytes read at a time; a NAR no longer than this is one buffer, one write.
 const READ_BYTES: usize = 256 << 10;
-/// Chunks that may wait for Nix.
-const CHUNKS_AHEAD: usize = 2;
 
 impl Resolver {
     /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::source::{Line, SourceId};
 
-/// Whoever sent bytes of this NAR before its connection broke is tried again for so long. A daemon restarts within a second
+/// Whoever sent bytes of this NAR, or had it in its queue, before its connection broke is tried again for so long. A daemon restarts within a second
 /// or two; every path that it alone holds waits that long when it is really gone.
 const RETURN_MAX: Duration = Duration::from_secs(3);
 /// The first pause before such a source is asked again; it doubles.
@@ -25,7 +25,7 @@ enum State {
     Fresh,
     /// It is being asked, or sends.
     UnderWay,
-    /// It broke off after it had sent something: again at `next`, until `until`.
+    /// It broke off after it had answered: again at `next`, until `until`.
     Returning { next: Instant, until: Instant, pause: Duration },
     /// It said no, was proven wrong, or is dead.
     Out,
@@ -45,13 +45,15 @@ pub(super) enum Next {
 /// The sources of one transfer.
 #[derive(Debug)]
 pub(super) struct Roster {
-    /// In the order of preference.
     entries: Vec<(SourceId, State)>,
+    /// Asked before anybody else.
+    preferred: Option<SourceId>,
 }
 
 impl Roster {
-    pub(super) fn new(sources: impl IntoIterator<Item = SourceId>) -> Self {
-        let mut roster = Self { entries: Vec::new() };
+    /// `preferred` is asked first, the others by their lines; of equals the first one.
+    pub(super) fn new(sources: impl IntoIterator<Item = SourceId>, preferred: Option<SourceId>) -> Self {
+        let mut roster = Self { entries: Vec::new(), preferred };
         roster.add(sources);
         roster
     }
@@ -90,7 +92,10 @@ impl Roster {
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
         // The first of equals: the order of the roster counts.
-        fresh.map(|(source, _)| *source).min_by_key(|source| expected(&line(source), bytes_left))
+        fresh.map(|(source, _)| *source).min_by_key(|source| {
+            let line = line(source);
+            (self.preferred != Some(*source), line.is_paused, expected(&line, bytes_left))
+        })
     }
 
     pub(super) fn under_way(&mut self, source: SourceId) {
@@ -112,13 +117,13 @@ impl Roster {
         self.change(source, |state| *state = State::Out);
     }
 
-    /// Its connection broke, or nothing moves on it. Says whether it is asked again.
-    pub(super) fn broke(&mut self, source: SourceId, has_sent: bool, now: Instant) -> bool {
+    /// Its connection broke, or nothing moves on it, after it `has_answered` or before. Says whether it is asked again.
+    pub(super) fn broke(&mut self, source: SourceId, has_answered: bool, now: Instant) -> bool {
         let mut returns = false;
         self.change(source, |state| {
             let (until, pause) = match *state {
-                State::Returning { until, pause, .. } if !has_sent => (until, pause * 2),
-                State::Fresh | State::UnderWay | State::Out if !has_sent => (now, PAUSE_MIN),
+                State::Returning { until, pause, .. } if !has_answered => (until, pause * 2),
+                State::Fresh | State::UnderWay | State::Out if !has_answered => (now, PAUSE_MIN),
                 State::Fresh | State::UnderWay | State::Out | State::Returning { .. } => (now + RETURN_MAX, PAUSE_MIN),
             };
             returns = now + pause <= until;
@@ -134,10 +139,7 @@ impl Roster {
                 *state = State::Fresh;
             }
         }
-        if let Some(at) = self.entries.iter().position(|(source, _)| Some(*source) == first) {
-            let entry = self.entries.remove(at);
-            self.entries.insert(0, entry);
-        }
+        self.preferred = first;
     }
 
     fn change(&mut self, source: SourceId, change: impl FnOnce(&mut State)) {
@@ -171,7 +173,7 @@ mod tests {
             source if *source == slow => line(Some(2_000), 0),
             _ => line(None, 0),
         };
-        let mut roster = Roster::new([slow, unknown, quick]);
+        let mut roster = Roster::new([slow, unknown, quick], None);
         for expected in [quick, unknown, slow] {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
             roster.out(expected);
@@ -180,10 +182,25 @@ mod tests {
     }
 
     #[test]
+    fn preferred_one_is_asked_before_a_quicker_one_and_a_paused_one_after_a_slower_one() {
+        let [quick, slow, paused] = [(); 3].map(|()| SourceId::random());
+        let lines = |source: &SourceId| match source {
+            source if *source == slow => line(Some(2_000), 0),
+            source if *source == quick => line(Some(100_000_000), 0),
+            _ => Line { is_paused: true, ..line(Some(100_000_000), 0) },
+        };
+        let mut roster = Roster::new([paused, quick, slow], Some(slow));
+        for expected in [slow, quick, paused] {
+            assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
+            roster.out(expected);
+        }
+    }
+
+    #[test]
     fn source_that_broke_off_is_asked_again_for_a_while_and_one_that_never_sent_is_not() {
         let [sent, silent] = [(); 2].map(|()| SourceId::random());
         let mut now = Instant::now();
-        let mut roster = Roster::new([sent, silent]);
+        let mut roster = Roster::new([sent, silent], None);
         assert!(!roster.broke(silent, false, now));
         let mut asked = 0;
         assert!(roster.broke(sent, true, now));

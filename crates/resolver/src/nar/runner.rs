@@ -204,6 +204,11 @@ impl Runner {
         line.received_bytes.saturating_sub(self.progress.line_bytes)
     }
 
+    /// Whether its request is not on its way yet: a connection is being made, or others of ours go first.
+    pub(super) fn is_opening(&self) -> bool {
+        matches!(self.turn, Turn::Opening(_))
+    }
+
     /// Whether its request stands in a queue.
     pub(super) fn is_queued(&self) -> bool {
         self.progress.place.is_some()

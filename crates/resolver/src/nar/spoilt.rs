@@ -23,65 +23,61 @@ const ENTRIES_MAX: usize = 4_096;
 /// What went wrong lately.
 #[derive(Debug, Default)]
 pub(crate) struct Spoilt {
-    nars: Mutex<HashMap<NarHash, Instant>>,
-    liars: Mutex<HashMap<(NarHash, SourceId), Instant>>,
-    doubtful: Mutex<HashMap<NarHash, Instant>>,
-    finished: Mutex<HashMap<NarHash, (Instant, SourceId)>>,
+    nars: Mutex<HashMap<NarHash, Since<()>>>,
+    liars: Mutex<HashMap<(NarHash, SourceId), Since<()>>>,
+    /// With the source that sent the end.
+    doubtful: Mutex<HashMap<NarHash, Since<Option<SourceId>>>>,
 }
 
 impl Spoilt {
     /// A body of this NAR was closed short.
     pub(crate) fn spoil(&self, nar_hash: NarHash) {
-        insert(&mut self.nars.lock(), nar_hash, SPOILT_FOR);
+        insert(&mut self.nars.lock(), nar_hash, (), SPOILT_FOR);
     }
 
     /// Whether a `Range` on it is to be answered 404.
     pub(crate) fn is_spoilt(&self, nar_hash: &NarHash) -> bool {
-        self.nars.lock().get(nar_hash).is_some_and(|at| at.elapsed() < SPOILT_FOR)
+        self.nars.lock().get(nar_hash).is_some_and(|(at, ())| at.elapsed() < SPOILT_FOR)
     }
 
     /// `source` alone sent something else under this NarHash.
     pub(crate) fn lied(&self, nar_hash: NarHash, source: SourceId) {
-        insert(&mut self.liars.lock(), (nar_hash, source), LIAR_FOR);
+        insert(&mut self.liars.lock(), (nar_hash, source), (), LIAR_FOR);
     }
 
     /// Who is not to be asked for it.
     pub(crate) fn liars(&self, nar_hash: &NarHash) -> HashSet<SourceId> {
         let liars = self.liars.lock();
-        let fresh = liars.iter().filter(|((nar, _), at)| nar == nar_hash && at.elapsed() < LIAR_FOR);
+        let fresh = liars.iter().filter(|((nar, _), (at, ()))| nar == nar_hash && at.elapsed() < LIAR_FOR);
         fresh.map(|((_, source), _)| *source).collect()
     }
 
     /// Several sources together sent something else under this NarHash; `last` sent the end of it.
     pub(crate) fn doubt(&self, nar_hash: NarHash, last: Option<SourceId>) {
-        insert(&mut self.doubtful.lock(), nar_hash, LIAR_FOR);
-        let mut finished = self.finished.lock();
-        finished.retain(|_, (at, _)| at.elapsed() < LIAR_FOR);
-        if let Some(last) = last
-            && finished.len() < ENTRIES_MAX
-        {
-            finished.insert(nar_hash, (Instant::now(), last));
-        }
+        insert(&mut self.doubtful.lock(), nar_hash, last, LIAR_FOR);
     }
 
     /// Whether each source of it is to be read alone.
     pub(crate) fn is_doubtful(&self, nar_hash: &NarHash) -> bool {
-        self.doubtful.lock().get(nar_hash).is_some_and(|at| at.elapsed() < LIAR_FOR)
+        self.doubtful.lock().get(nar_hash).is_some_and(|(at, _)| at.elapsed() < LIAR_FOR)
     }
 
     /// Of several that sent it wrong together, the one that sent its end: the least suspect.
     pub(crate) fn least_suspect(&self, nar_hash: &NarHash) -> Option<SourceId> {
-        self.finished.lock().get(nar_hash).filter(|(at, _)| at.elapsed() < LIAR_FOR).map(|(_, source)| *source)
+        self.doubtful.lock().get(nar_hash).filter(|(at, _)| at.elapsed() < LIAR_FOR).and_then(|(_, source)| *source)
     }
 }
 
+/// Since when something is so, and what it is.
+pub(crate) type Since<V> = (Instant, V);
+
 /// Inserts with the time of now, drops what is older than `lifetime`, and the oldest of too many.
-pub(crate) fn insert<K: Hash + Eq + Copy>(map: &mut HashMap<K, Instant>, key: K, lifetime: Duration) {
-    map.retain(|_, at| at.elapsed() < lifetime);
+pub(crate) fn insert<K: Hash + Eq + Copy, V>(map: &mut HashMap<K, Since<V>>, key: K, value: V, lifetime: Duration) {
+    map.retain(|_, (at, _)| at.elapsed() < lifetime);
     if map.len() >= ENTRIES_MAX
-        && let Some(oldest) = map.iter().min_by_key(|(_, at)| **at).map(|(key, _)| *key)
+        && let Some(oldest) = map.iter().min_by_key(|(_, (at, _))| *at).map(|(key, _)| *key)
     {
         map.remove(&oldest);
     }
-    map.insert(key, Instant::now());
+    map.insert(key, (Instant::now(), value));
 }

@@ -105,7 +105,7 @@ struct State {
 impl Sources for World {
     fn candidates(&self, _: &HashPart) -> Candidates {
         let ranked = self.order.iter().map(|source| Candidate { source: *source, generation: 1 }).collect();
-        Candidates { is_claimed: true, ranked }
+        Candidates { ranked, paused: Vec::new() }
     }
 
     fn is_claimed(&self, _: &HashPart) -> bool {
@@ -425,6 +425,30 @@ async fn source_that_comes_back_after_a_break_goes_on_at_the_same_byte() {
     let (order, outcome) = deliver(&nar, vec![Script::acting(acts)], 0).await;
     assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
     assert_eq!(outcome.requests[&order[0]], [0, 20_480, 20_480, 20_480]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn source_that_restarts_with_a_request_in_its_queue_is_asked_again() {
+    let nar = nar_of(6_000, 1);
+    let pause = Duration::from_millis(1);
+    let acts = vec![
+        Act::Break { chunk: 1, pause, after: 0, flips: None, how: Break::Closed },
+        Act::Refuse,
+        Act::Send { chunk: 512, pause, flips: None },
+    ];
+    let script = Script { queue: vec![(pause, 3)], ..Script::acting(acts) };
+    let (order, outcome) = deliver(&nar, vec![script], 0).await;
+    assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
+    assert_eq!(outcome.requests[&order[0]].len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_source_that_breaks_off_after_each_byte_is_not_waited_for_without_end() {
+    let nar = nar_of(60_000, 1);
+    let drip = Act::Break { chunk: 1, pause: Duration::from_secs(1), after: 1, flips: None, how: Break::Closed };
+    let (_, outcome) = deliver(&nar, vec![Script::acting(vec![drip])], 0).await;
+    assert_eq!(outcome.ended, Ended::Gone);
+    assert!(outcome.elapsed < Duration::from_secs(60), "{:?}", outcome.elapsed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,6 +40,9 @@ const RACE_BYTES_MAX: usize = 1 << 20;
 const RACE_PAUSE_MIN: Duration = Duration::from_secs(4);
 /// A source that let everything else on its line pass, so many chunks for each request under way, serves us less than our share.
 const PASSED_OVER_CHUNKS: u64 = 8;
+/// A request that is not on its way yet is left when nothing moves for so many times the stall timeout: a dial that fails takes one,
+/// and another one is worth it.
+const OPENING_STALLS: u32 = 3;
 /// A request that stands in a queue in which nothing moves is left after so many times the stall timeout.
 const QUEUE_STALLS: u32 = 6;
 /// A source that nobody can replace is waited for however slow it is, but not when the rest would take longer than this at its pace:
@@ -97,6 +100,19 @@ pub(crate) struct Transfer {
     started: Instant,
     /// Time spent waiting for sources, without what Nix took.
     waited: Duration,
+    /// Who was asked last, when it was first asked, and the offset then: its pace over all its connections.
+    steady: Option<(SourceId, Duration, u64)>,
+}
+
+/// Why a source is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// It said no, or broke a rule.
+    SaidNo,
+    /// Its connection broke.
+    Broke,
+    /// Nothing moves.
+    Stalled,
 }
 
 /// When sources are compared.
@@ -133,11 +149,12 @@ impl Transfer {
     ) -> Self {
         let (verifier, contributors) = known.unzip();
         let is_strict = context.spoilt.is_doubtful(&url.nar_hash);
+        let least_suspect = context.spoilt.least_suspect(&url.nar_hash);
         Self {
             context,
             settings,
             url,
-            roster: Roster::new(sources),
+            roster: Roster::new(sources, least_suspect),
             runners: Vec::new(),
             offset,
             verifier,
@@ -148,6 +165,7 @@ impl Transfer {
             race: Race { since: Duration::ZERO, second_sends_since: None, next: RACE_AFTER, pause: RACE_PAUSE_MIN },
             started: Instant::now(),
             waited: Duration::ZERO,
+            steady: None,
         }
     }
 
@@ -270,6 +288,9 @@ impl Transfer {
         };
         let request = NarRequest { hash_part, nar_hash, nar_size, offset: self.offset, accept_zstd };
         self.roster.under_way(source);
+        if self.steady.is_none_or(|(before, ..)| before != source) {
+            self.steady = Some((source, self.waited, self.offset));
+        }
         let request = self.context.sources.request(source, request);
         self.runners.push(Runner::start(source, request, self.waited, &line));
     }
@@ -302,24 +323,21 @@ impl Transfer {
                 return self.judge_race(out);
             }
             Said::Other(Piece::Absent) => {
-                self.leave(at, None, "does not have this NAR (any more)".to_owned());
+                self.leave(at, Left::SaidNo, "does not have this NAR (any more)".to_owned());
             }
-            Said::Other(Piece::Failed) => self.leave(at, None, "cannot finish it".to_owned()),
+            Said::Other(Piece::Failed) => self.leave(at, Left::SaidNo, "cannot finish it".to_owned()),
             Said::Other(Piece::Complete | Piece::Data) => {
                 self.context.sources.observe(source, Observation::FalseNar);
-                self.leave(at, None, "said complete before the end".to_owned());
+                self.leave(at, Left::SaidNo, "said complete before the end".to_owned());
             }
             Said::Broke(error) if error.kind() == io::ErrorKind::InvalidData => {
                 self.context.sources.observe(source, Observation::FalseNar);
-                self.leave(at, None, error.to_string());
+                self.leave(at, Left::SaidNo, error.to_string());
             }
             Said::Broke(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                self.leave(at, None, error.to_string())
+                self.leave(at, Left::SaidNo, error.to_string())
             }
-            Said::Broke(error) => {
-                let has_sent = runner.bytes() > 0;
-                self.leave(at, Some(has_sent), error.to_string());
-            }
+            Said::Broke(error) => self.leave(at, Left::Broke, error.to_string()),
         }
         self.take_tail(out)
     }
@@ -327,11 +345,8 @@ impl Transfer {
     /// Looks at the pace of those under way.
     fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         for at in (0..self.runners.len()).rev() {
-            let Some(why) = self.stalls(at) else { continue };
-            if let Some(runner) = self.runners.get(at) {
-                self.context.sources.observe(runner.source, Observation::TimedOut);
-                let has_sent = runner.bytes() > 0;
-                self.leave(at, Some(has_sent), why);
+            if let Some(why) = self.stalls(at) {
+                self.leave(at, Left::Stalled, why);
             }
         }
         if self.runners.len() > 1 {
@@ -347,15 +362,15 @@ impl Transfer {
 
     /// Leaves the one source there is when the rest would take too long at its pace.
     fn give_up_hopeless(&mut self) {
-        let [runner] = self.runners.as_slice() else { return };
-        let age = runner.age(self.waited);
-        if age < HOPELESS_AFTER || runner.is_queued() || runner.bytes() == 0 {
+        let ([runner], Some((source, since, from))) = (self.runners.as_slice(), self.steady) else { return };
+        let (age, bytes) = (self.waited.saturating_sub(since), self.offset - from);
+        if age < HOPELESS_AFTER || runner.source != source || runner.is_queued() || bytes == 0 {
             return;
         }
-        let left = u128::from(self.bytes_left()) * age.as_millis() / u128::from(runner.bytes());
+        let left = u128::from(self.bytes_left()) * age.as_millis() / u128::from(bytes);
         if left > HOPELESS.as_millis() {
-            self.context.sources.observe(runner.source, Observation::TimedOut);
-            self.leave(0, None, format!("at its pace the rest would take {} h", left / 3_600_000));
+            self.context.sources.observe(source, Observation::TimedOut);
+            self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", left / 3_600_000));
         }
     }
 
@@ -372,6 +387,10 @@ impl Transfer {
             return (idle >= stall * QUEUE_STALLS).then(|| format!("nothing moves in its queue for {idle:.0?}"));
         }
         let is_silent = line.last_received.is_none_or(|at| at.elapsed() >= stall);
+        if runner.is_opening() {
+            let is_dead = is_silent && idle >= stall * OPENING_STALLS;
+            return is_dead.then(|| format!("cannot be asked for {idle:.0?}"));
+        }
         if is_silent {
             return Some(format!("nothing for {idle:.0?}"));
         }
@@ -525,6 +544,7 @@ impl Transfer {
         out.clear();
         self.verifier = Some(NarVerifier::new());
         self.offset = 0;
+        self.steady = None;
         if self.contributors.len() > 1 || first.is_some() {
             self.roster.begin_anew(first);
         }
@@ -532,18 +552,24 @@ impl Transfer {
         Step::BegunAnew
     }
 
-    /// Goes on without this source: it said no or broke a rule (`None`), or its connection did, after it `has_sent` something or
-    /// before.
-    fn leave(&mut self, at: usize, has_sent: Option<bool>, why: String) {
+    /// Goes on without this source.
+    fn leave(&mut self, at: usize, left: Left, why: String) {
         let runner = self.runners.remove(at);
         self.account(&runner);
-        match has_sent {
-            None => self.roster.out(runner.source),
-            Some(has_sent) => {
-                if !self.roster.broke(runner.source, has_sent, Instant::now()) {
-                    self.context.sources.observe(runner.source, Observation::TimedOut);
-                }
+        let is_waited_for_in_vain = match left {
+            Left::SaidNo => {
+                self.roster.out(runner.source);
+                false
             }
+            // Its queue goes with its connection; a daemon that restarts has the NAR still.
+            Left::Broke => !self.roster.broke(runner.source, runner.bytes() > 0 || runner.is_queued(), Instant::now()),
+            Left::Stalled => {
+                self.roster.broke(runner.source, runner.bytes() > 0, Instant::now());
+                true
+            }
+        };
+        if is_waited_for_in_vain {
+            self.context.sources.observe(runner.source, Observation::TimedOut);
         }
         self.context.decisions.note(self.url.hash_part, Decision::NarBroken(runner.source, self.offset, why));
     }

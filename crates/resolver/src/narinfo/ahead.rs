@@ -48,8 +48,8 @@ impl Resolver {
         });
         for reference in info.references.iter().filter(|reference| **reference != info.path) {
             let part = reference.hash_part();
-            if self.store.contains(&part) || self.answers.in_memory(&part).is_some() || !self.sources.is_claimed(&part)
-            {
+            let is_known = self.answers.in_memory(&part).is_some_and(|answer| answer.is_fresh(&*self.sources));
+            if self.store.contains(&part) || is_known || !self.sources.is_claimed(&part) {
                 continue;
             }
             let is_first = self.narinfos_ahead.recent.entry(part).or_insert(()).is_fresh();

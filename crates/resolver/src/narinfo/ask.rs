@@ -40,8 +40,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A line on which something came within this time is in use.
 const IN_USE: Duration = Duration::from_secs(2);
 
-/// An answer, or what the policy refused instead, if it refused anything. `None` until it is known.
-type Outcome = Option<Result<Arc<Answer>, Option<Refusal>>>;
+/// An answer, or why there is none. `None` until it is known.
+type Outcome = Option<Result<Arc<Answer>, NoNarInfo>>;
+
+/// Why no candidate's narinfo is given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NoNarInfo {
+    /// The policy does not let through what they hold.
+    Refused(Refusal),
+    /// All that claim the path said that they do not hold it, or something false.
+    Absent,
+    /// Somebody who claims it said nothing in time, or is passed over for a while.
+    NotNow,
+}
 
 /// Questions under way.
 #[derive(Debug)]
@@ -68,6 +79,7 @@ enum Said {
     Holds(Arc<Answer>),
     /// It holds what the policy does not let through.
     Refused(Refusal),
+    /// It holds nothing that counts.
     Absent,
     Nothing,
 }
@@ -78,7 +90,7 @@ type Reply = (SourceId, Said);
 impl Resolver {
     /// Asks the candidates, or joins those who already ask about this path. A refusal that is returned was counted: once for
     /// all who waited, however many candidates hold what is refused.
-    pub(crate) async fn asked(self: Arc<Self>, part: HashPart) -> Result<Arc<Answer>, Option<Refusal>> {
+    pub(crate) async fn asked(self: Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
         self.outcome(part, true).await
     }
 
@@ -87,10 +99,10 @@ impl Resolver {
         drop(self.outcome(part, false).await);
     }
 
-    async fn outcome(self: Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, Option<Refusal>> {
+    async fn outcome(self: Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, NoNarInfo> {
         let mut outcome = self.join_or_start(part, for_nix);
-        let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| None)?;
-        outcome.clone().unwrap_or(Err(None))
+        let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| NoNarInfo::NotNow)?;
+        outcome.clone().unwrap_or(Err(NoNarInfo::NotNow))
     }
 
     fn join_or_start(self: &Arc<Self>, part: HashPart, for_nix: bool) -> watch::Receiver<Outcome> {
@@ -108,10 +120,10 @@ impl Resolver {
             let patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
             let answer = match tokio::time::timeout_at(patience.until, resolver.asking.slots.acquire()).await {
                 Ok(Ok(_slot)) => resolver.ask_candidates(part, patience).await,
-                Ok(Err(_)) | Err(_) => Err(None),
+                Ok(Err(_)) | Err(_) => Err(NoNarInfo::NotNow),
             };
             let question = resolver.asking.paths.lock().remove(&part);
-            if let Err(Some(refusal)) = &answer
+            if let Err(NoNarInfo::Refused(refusal)) = &answer
                 && question.is_some_and(|question| question.for_nix)
             {
                 resolver.gate.not_given(*refusal);
@@ -125,8 +137,9 @@ impl Resolver {
         self: &Arc<Self>,
         part: HashPart,
         mut patience: Patience,
-    ) -> Result<Arc<Answer>, Option<Refusal>> {
-        let Candidates { ranked, .. } = self.sources.candidates(&part);
+    ) -> Result<Arc<Answer>, NoNarInfo> {
+        let Candidates { ranked, paused } = self.sources.candidates(&part);
+        let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
         // What has to be found out beside the answer itself is on no full line.
         let usual = patience.until;
         let mut candidates = ranked.into_iter();
@@ -141,7 +154,7 @@ impl Resolver {
                 silent.push(candidate.source);
                 asked.push(self.ask_one(part, candidate, usual));
             } else if asked.is_empty() {
-                return second.ok_or(refused);
+                return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
             let more = candidates.len() > 0;
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
@@ -158,7 +171,8 @@ impl Resolver {
                         Said::Holds(answer) => return Ok(answer),
                         // The last word: more may be known than when the first one was judged.
                         Said::Refused(refusal) => refused = Some(refusal),
-                        Said::Absent | Said::Nothing => {}
+                        Said::Absent => {}
+                        Said::Nothing => none = NoNarInfo::NotNow,
                     }
                 },
                 () = hedged => {}
@@ -174,7 +188,7 @@ impl Resolver {
                         self.counters.deadlines.inc();
                         self.decisions.note(part, Decision::Deadline(patience.since.elapsed()));
                     }
-                    return second.ok_or(refused);
+                    return second.ok_or(refused.map_or(NoNarInfo::NotNow, NoNarInfo::Refused));
                 }
             }
         }
@@ -248,7 +262,7 @@ impl Resolver {
                     self.sources.observe(source, Observation::FalseNarInfo);
                 }
                 self.decisions.note(part, Decision::Distrusted(source, distrust.to_string()));
-                return Said::Nothing;
+                return Said::Absent;
             }
         };
         // Nobody attests what is its own address.

@@ -1,12 +1,11 @@
 //! Who said lately that it does not hold a path which its filter claims: one false hit, however often one asks.
 
-use crate::nar::insert;
+use crate::nar::{Since, insert};
 use crate::source::SourceId;
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// So long the same answer is not counted again; a collected path is out of its holder's filter well before.
 const COUNTED_FOR: Duration = Duration::from_secs(60);
@@ -14,17 +13,17 @@ const COUNTED_FOR: Duration = Duration::from_secs(60);
 /// The answers counted lately.
 #[derive(Debug, Default)]
 pub(crate) struct Misses {
-    counted: Mutex<HashMap<(SourceId, HashPart), Instant>>,
+    counted: Mutex<HashMap<(SourceId, HashPart), Since<()>>>,
 }
 
 impl Misses {
     /// Whether this answer is one to count; from then on it is not.
     pub(crate) fn is_new(&self, peer: SourceId, part: HashPart) -> bool {
         let mut counted = self.counted.lock();
-        if counted.get(&(peer, part)).is_some_and(|at| at.elapsed() < COUNTED_FOR) {
+        if counted.get(&(peer, part)).is_some_and(|(at, ())| at.elapsed() < COUNTED_FOR) {
             return false;
         }
-        insert(&mut counted, (peer, part), COUNTED_FOR);
+        insert(&mut counted, (peer, part), (), COUNTED_FOR);
         true
     }
 }

@@ -14,7 +14,7 @@ mod trust;
 
 pub(crate) use ahead::NarInfosAhead;
 pub(crate) use answers::{Answer, Answers};
-pub(crate) use ask::Asking;
+pub(crate) use ask::{Asking, NoNarInfo};
 pub(crate) use gate::{Gate, leads_to};
 pub use gate::{Reason, Refused};
 pub(crate) use misses::Misses;

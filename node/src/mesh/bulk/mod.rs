@@ -140,6 +140,7 @@ impl Bulk {
     }
 
     /// Whether a connection is open now.
+    #[cfg(test)]
     pub(super) fn is_connected(&self, peer: &PeerId) -> bool {
         self.0.table.lock().peers.get(peer).is_some_and(|known| known.newest().is_some())
     }

@@ -157,7 +157,7 @@ async fn who_was_dialled_has_the_other_side_dial_and_uses_that_connection() {
     assert_eq!(asked.await.unwrap().1, NAR);
     // The other direction needs no second one.
     let back = NarPool::new(here.bulk.clone());
-    assert!(back.line(&there.id).is_connected);
+    assert!(back.is_connected(&there.id));
     assert_eq!(ask(&back, there.id).await.1, NAR);
     assert_eq!(here.bulk.0.table.lock().peers[&there.id].connections.len(), 1);
     assert_eq!(pool.line(&here.id).in_flight, 0);
@@ -258,7 +258,7 @@ async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_had_with
     ask(&pool, there.id).await;
     let id = *here.bulk.0.table.lock().peers[&there.id].control.keys().next().unwrap();
     here.bulk.control_closed(&there.id, id);
-    assert!(!pool.line(&there.id).is_connected);
+    assert!(!pool.is_connected(&there.id));
     assert!(matches!(pool.request(there.id, request()).await, Err(NarRequestError::NotConnected(_))));
 }
 

@@ -22,8 +22,6 @@ pub struct LineView {
     pub last_received: Option<Instant>,
     /// Requests that have not ended.
     pub in_flight: usize,
-    /// There is a bulk connection.
-    pub is_connected: bool,
 }
 
 /// One request that has not ended.
@@ -41,12 +39,11 @@ impl Line {
         InFlight(Arc::clone(self))
     }
 
-    pub(super) fn view(&self, is_connected: bool) -> LineView {
+    pub(super) fn view(&self) -> LineView {
         LineView {
             received_bytes: self.received_bytes.load(Ordering::Relaxed),
             last_received: *self.last_received.lock(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
-            is_connected,
         }
     }
 }

@@ -115,12 +115,13 @@ impl NarPool {
 
     /// What moves between us and this peer, for pace and choice of holders. From memory.
     pub fn line(&self, peer: &PeerId) -> LineView {
-        let is_connected = self.0.bulk.is_connected(peer);
-        self.0
-            .peers
-            .lock()
-            .get(peer)
-            .map_or_else(|| LineView { is_connected, ..LineView::default() }, |of_peer| of_peer.line.view(is_connected))
+        self.0.peers.lock().get(peer).map(|of_peer| of_peer.line.view()).unwrap_or_default()
+    }
+
+    /// Whether a bulk connection is open.
+    #[cfg(test)]
+    pub(super) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.0.bulk.is_connected(peer)
     }
 
     /// Drops what is kept for a peer that left the allowlist.

@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 
 /// A NAR up to this size is sent, and verified, as a whole before anybody waits for anybody.
-pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
+const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Streams that one peer may hold open; a further one is told *not now* and closed.
 const STREAMS_PER_PEER_MAX: usize = 64;
 /// A wait that is over sooner is not told: the asker would wake for nothing.
