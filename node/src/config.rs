@@ -91,7 +91,8 @@ pub struct GatewayConfig {
     pub priority: u32,
     /// Longest time for one narinfo, milliseconds; after it the answer is 404.
     pub narinfo_deadline_ms: u64,
-    /// The same while a candidate that has not answered is known to be on a full line, milliseconds.
+    /// The same while a candidate that has not answered is known to be on a full line, usually takes long, or is awaited after a
+    /// start, milliseconds.
     pub narinfo_deadline_max_ms: u64,
 }
 
@@ -161,7 +162,7 @@ impl Default for AdvertiseConfig {
 pub struct TransferConfig {
     /// `auto`, `always` or `never`.
     pub compress: String,
-    /// A holder that sends nothing for so long is left for another, milliseconds.
+    /// A holder from which nothing comes at all for so long, over the whole line, is left, milliseconds.
     pub stall_timeout_ms: u64,
 }
 

@@ -154,8 +154,8 @@ host_names = @gateway.host_names@
 priority = @gateway.priority@
 # Longest time in which a narinfo is answered; after it the answer is "not here" (50 to 60000).
 narinfo_deadline_ms = @gateway.narinfo_deadline_ms@
-# The same while a peer that may hold the path is known to be on a full line: it sends us NARs at that moment, or usually takes
-# long to answer. "Not here" would cost a rebuild (50 to 60000; never less than narinfo_deadline_ms).
+# The same while a peer that may hold the path is worth waiting for: it sends us NARs at that moment, usually takes long to
+# answer, or is awaited after a start. "Not here" would cost a rebuild (50 to 60000; never less than narinfo_deadline_ms).
 narinfo_deadline_max_ms = @gateway.narinfo_deadline_max_ms@
 
 [store]
@@ -189,7 +189,7 @@ withhold_defaults = @advertise.withhold_defaults@
 [transfer]
 # zstd between peers: "auto" (where the link is slower than the compression), "always" or "never".
 compress = @transfer.compress@
-# A holder that sends nothing for so long is left for another one (100 to 600000).
+# A holder from which nothing comes at all for so long is left (100 to 600000). One that is slow is waited for, or raced.
 stall_timeout_ms = @transfer.stall_timeout_ms@
 
 [limits]

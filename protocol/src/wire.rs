@@ -126,7 +126,7 @@ pub enum NarInfoReply {
     Absent,
     /// The narinfo's text; the asker parses and re-serialises it.
     Found(Vec<u8>),
-    /// Too many requests; ask another holder.
+    /// Too many requests; ask another holder, or again.
     Busy,
 }
 message!(NarInfoReply, NarInfo::BYTES_MAX + 64);
