@@ -32,6 +32,9 @@ const OVERHEAD_PERCENT_MAX: u64 = 5;
 
 const ALL_ARRIVE: &str = "all arrive, bytes <= 1.05, time <= 1.05 of plain HTTP";
 
+/// Of the time of plain HTTP on a line of its own at the same time; what is promised is 1.05, which a busy machine may miss.
+const TIME_MAX: f64 = 2.0;
+
 /// How many came, how many bytes of contents left the holder, and how long it took.
 struct Seen {
     arrived: usize,
@@ -82,6 +85,7 @@ fn compare(
         let plain = scope.spawn(|| by_plain_http(shape, version));
         (by_mesh(shape, version), plain.join().unwrap())
     });
+    let ratio = mesh.took.as_secs_f64() / plain.took.as_secs_f64();
     let of_nars = |bytes: u64| bytes as f64 / shape.all_bytes() as f64;
     row.now(&format!(
         "{} of {} arrive, {:.2} of the NARs' bytes, {:.0} s (plain HTTP {:.2}, {:.0} s; ratio {:.2})",
@@ -91,9 +95,10 @@ fn compare(
         mesh.took.as_secs_f64(),
         of_nars(plain.bytes),
         plain.took.as_secs_f64(),
-        mesh.took.as_secs_f64() / plain.took.as_secs_f64()
+        ratio
     ));
     assert_eq!(mesh.arrived, shape.nars, "what plain HTTP carries over this line, the mesh carries");
+    assert!(ratio <= TIME_MAX, "{ratio:.2} of the time of plain HTTP");
     let allowed = shape.all_bytes() * (100 + OVERHEAD_PERCENT_MAX) / 100;
     assert!(mesh.bytes <= allowed, "{} bytes on the line for {} of NARs", mesh.bytes, shape.all_bytes());
 }

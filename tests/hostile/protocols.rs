@@ -5,7 +5,7 @@ use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, Stream, ask, open, peer_id, sync_request};
 use crate::report;
 use crate::stage::Stage;
-use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, NarRequest, QUORUM};
+use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use narmesh_tests::{get, hash_part};
 use std::sync::Arc;
@@ -123,18 +123,7 @@ async fn open_many(peer: &Peer, to: libp2p::PeerId) -> u64 {
 fn answers_that_are_not_read() {
     let peers: Vec<_> = (0..4).map(|number| Peer::honest(&format!("unread{number}"))).collect();
     let stage = Stage::new(&["unread"], 64, &peers.iter().collect::<Vec<_>>());
-    let huge = stage.client.store.build_one("huge");
-    let row = stage.client.store.row(&huge).unwrap();
-    stage.client.wait_all_advertised(&[&stage.good]);
-    let nar_hash = from_hex(row.nar_hash.trim_start_matches("sha256:"));
-    let request = NarRequest {
-        hash_part: hash_part_bytes(&huge),
-        nar_hash,
-        nar_size: row.nar_size,
-        offset: 0,
-        accept_zstd: false,
-    };
-    let frame = [&69_u32.to_le_bytes()[..], &request.encode()].concat();
+    let frame = stage.nar_frame("huge");
     let memory = stage.client.watch_memory();
     let mut held = Vec::new();
     for peer in &peers {
@@ -163,11 +152,6 @@ async fn ask_only(peer: &Peer, to: libp2p::PeerId, frame: &[u8]) -> Option<Strea
     let mut byte = [0];
     tokio::time::timeout(Duration::from_secs(2), stream.read_exact(&mut byte)).await.ok()?.ok()?;
     Some(stream)
-}
-
-fn from_hex(digits: &str) -> [u8; 32] {
-    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
-    std::array::from_fn(|index| byte(index * 2))
 }
 
 /// Requests of eight peers together, a second; a slow machine sends as many as it can.

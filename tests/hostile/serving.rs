@@ -84,8 +84,7 @@ fn assert_no_nar(stage: &Stage, peer: &Peer, paths: &[&str]) {
         let nar_size = row.map_or(120, |row| row.nar_size);
         let request =
             NarRequest { hash_part: hash_part_bytes(path), nar_hash: [7; 32], nar_size, offset: 0, accept_zstd: false };
-        let frame = [&69_u32.to_le_bytes()[..], &request.encode()].concat();
-        let answer = peer.ask(&stage.client, crate::wire::NAR, &frame).unwrap();
+        let answer = peer.ask(&stage.client, crate::wire::NAR, &request.frame()).unwrap();
         assert_eq!(answer, crate::wire::nar_absent(), "{path}");
     }
     assert_ne!(peer_id(&stage.client), peer.id);

@@ -1,9 +1,11 @@
 //! What an attack needs around it: a daemon with a real Nix, an honest one beside it, and paths that only the liar claims.
 
-use crate::formats::{Nar, NarInfo, NixKey};
+use crate::formats::{Nar, NarInfo, NixKey, hash_part_bytes};
 use crate::peer::{Item, Peer, peer_id};
-use crate::wire::sha256;
-use narmesh_tests::{Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for};
+use crate::wire::{NarRequest, from_hex, sha256};
+use narmesh_tests::{
+    Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for, with_gateway,
+};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -100,6 +102,16 @@ impl Stage {
         Item { narinfo: narinfo.signed(&self.key), nar }
     }
 
+    /// A request for the NAR of `attribute`, which the client builds and offers, from its first byte.
+    pub fn nar_frame(&self, attribute: &str) -> Vec<u8> {
+        let path = self.client.store.build_one(attribute);
+        let row = self.client.store.row(&path).unwrap();
+        self.client.wait_all_advertised(&[&self.good]);
+        let nar_hash = from_hex(row.nar_hash.trim_start_matches("sha256:"));
+        let (hash_part, nar_size) = (hash_part_bytes(&path), row.nar_size);
+        NarRequest { hash_part, nar_hash, nar_size, offset: 0, accept_zstd: false }.frame()
+    }
+
     /// Lets `peer` claim `leaves` of `tag`, and connects it.
     #[track_caller]
     pub fn enter(&self, peer: &Peer, tag: &str, leaves: &[&str]) {
@@ -126,19 +138,7 @@ impl Stage {
     pub fn nix_build(&self, tag: &str, attribute: &str) -> Finished {
         let mut command = nix(&self.client, "nix-build", &self.tags, self.kib);
         command.args(["-A", &format!("of.{tag}.{attribute}"), "--no-out-link"]);
-        let keys = self.client.config.trusted_public_keys.join(" ");
-        let gateway = format!("http://{}", self.client.gateway());
-        for (name, value) in [
-            ("substituters", gateway.as_str()),
-            ("trusted-public-keys", &keys),
-            ("connect-timeout", "5"),
-            ("stalled-download-timeout", "30"),
-            ("download-attempts", "5"),
-            ("narinfo-cache-negative-ttl", "0"),
-        ] {
-            command.args(["--option", name, value]);
-        }
-        finish(&mut command)
+        finish(with_gateway(&mut command, self.client.gateway(), &self.client.config.trusted_public_keys))
     }
 
     /// Builds `attribute` of `tag` under attack: it must succeed with the right contents, whoever made them, with only

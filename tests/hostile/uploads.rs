@@ -1,10 +1,9 @@
 //! The queue of a holder, as its askers see it.
 
-use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, Stream, open, peer_id, timed};
 use crate::report;
 use crate::stage::Stage;
-use crate::wire::{NAR, NarRequest, Reader};
+use crate::wire::{NAR, Reader};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use narmesh_tests::TestNode;
 use std::collections::BTreeSet;
@@ -46,18 +45,6 @@ async fn head(stream: &mut Stream) -> io::Result<Head> {
     })
 }
 
-/// The request frame for the NAR of `attribute`, which the daemon under attack offers, from its first byte.
-fn request_of(stage: &Stage, attribute: &str) -> Arc<[u8]> {
-    let path = stage.client.store.build_one(attribute);
-    let row = stage.client.store.row(&path).unwrap();
-    stage.client.wait_all_advertised(&[&stage.good]);
-    let digits = row.nar_hash.trim_start_matches("sha256:").to_owned();
-    let nar_hash = std::array::from_fn(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap());
-    let hash_part = hash_part_bytes(&path);
-    let request = NarRequest { hash_part, nar_hash, nar_size: row.nar_size, offset: 0, accept_zstd: false };
-    [&69_u32.to_le_bytes()[..], &request.encode()].concat().into()
-}
-
 async fn request(peer: &Peer, holder: libp2p::PeerId, frame: &[u8]) -> io::Result<Stream> {
     let mut stream = open(peer.control.clone(), holder, NAR).await?;
     stream.write_all(frame).await?;
@@ -69,7 +56,7 @@ async fn request(peer: &Peer, holder: libp2p::PeerId, frame: &[u8]) -> io::Resul
 fn who_waits_is_told_its_place_and_moves_up() {
     let peer = Peer::honest("queued");
     let stage = Stage::new(&["queued"], 64, &[&peer]);
-    let frame = request_of(&stage, "huge");
+    let frame = stage.nar_frame("huge");
     peer.connect(&stage.client);
     peer.runtime.block_on(timed(queue_up(&peer, &stage.client, &frame))).unwrap();
     stage.finish();
@@ -128,7 +115,7 @@ fn crawlers(limited: bool) {
     let stage = Stage::with(&[tag], 64, &[&slow[0], &slow[1], &honest], |client| {
         client.config.upload_bytes_per_s = limited.then_some(LIMIT_BYTES_S);
     });
-    let frame = request_of(&stage, "huge");
+    let frame = stage.nar_frame("huge");
     let holder = peer_id(&stage.client);
     let crawled = Arc::new(AtomicU64::new(0));
     for peer in &slow {
@@ -148,7 +135,9 @@ fn crawlers(limited: bool) {
         let mut body = vec![0; 1 << 16];
         let mut got = 0;
         while got < wanted {
-            got += stream.read(&mut body).await.unwrap();
+            let bytes = timed(stream.read(&mut body)).await.unwrap();
+            assert!(bytes > 0, "the body ends after {got} bytes");
+            got += bytes;
         }
     });
     let (took, crawled) = (since.elapsed().as_secs_f64(), crawled.load(Ordering::Relaxed) - before);
@@ -191,7 +180,7 @@ fn sixteen_at_a_time_as_the_first_thing_on_a_new_connection() {
     const ROUNDS: usize = 20;
     let peer = Peer::honest("burst");
     let stage = Stage::new(&["burst"], 64, &[&peer]);
-    let frame = request_of(&stage, "lib");
+    let frame: Arc<[u8]> = stage.nar_frame("lib").into();
     peer.connect(&stage.client);
     let holder = peer_id(&stage.client);
     let peer = Arc::new(peer);

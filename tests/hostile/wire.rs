@@ -318,6 +318,12 @@ pub struct NarRequest {
 }
 
 impl NarRequest {
+    /// As it is sent: behind its length.
+    pub fn frame(&self) -> Vec<u8> {
+        let bytes = self.encode();
+        [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], &bytes].concat()
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let front = Writer::default().raw(&self.hash_part).raw(&self.nar_hash);
         front.u64(self.nar_size).u64(self.offset).u8(self.accept_zstd.into()).0
@@ -356,3 +362,9 @@ pub fn nar_chunks(bytes: &[u8]) -> Vec<u8> {
 
 /// *complete*
 pub const NAR_END: [u8; 5] = [0, 0, 0, 0, 0];
+
+/// 32 bytes in base 16.
+pub fn from_hex(digits: &str) -> [u8; 32] {
+    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+    std::array::from_fn(|index| byte(index * 2))
+}

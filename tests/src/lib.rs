@@ -43,10 +43,10 @@ pub use gate::GatedProxy;
 pub use handed_socket::HandedSocket;
 pub use http::{HttpAnswer, HttpBody, get, head, request};
 pub use mesh::{TestMesh, scratch_dir};
-pub use network::{Namespace, Network, QUEUE_PACKETS, Traffic};
+pub use network::{Namespace, Network, Traffic};
 pub use nix::{
-    CHROOT_NIX_CONF, NIX_VARIABLE, NarInfoText, NixStoreFixture, NixVersion, PathRow, hash_part,
-    nix_client_environment, nix_homes,
+    CHROOT_NIX_CONF, NarInfoText, NixStoreFixture, NixVersion, PathRow, hash_part, nix_client_environment, nix_homes,
+    with_gateway,
 };
 pub use node::{PeerCard, TestNode};
 pub use prober::{ProbeReport, Prober};

@@ -20,7 +20,6 @@ use crate::emulator::{Emulator, Link, Site};
 use crate::process::finish;
 
 pub use namespace::{Namespace, Traffic};
-pub use shaped::QUEUE_PACKETS;
 
 use namespace::{NAMESPACES, ip_batch};
 

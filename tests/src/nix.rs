@@ -13,7 +13,7 @@ use crate::binary::repository_root;
 use crate::config::StorePlace;
 use crate::process::{Finished, finish};
 
-pub use version::{NIX_VARIABLE, NixVersion};
+pub use version::NixVersion;
 
 /// The `nix.conf` of a client of chroot stores. Such a store can only build inside the sandbox, where a static shell is the
 /// whole system.
@@ -511,7 +511,8 @@ fn packages() -> PathBuf {
     repository_root().join("tests/fixtures/pkgs.nix")
 }
 
-fn with_gateway<'c>(command: &'c mut Command, gateway: SocketAddr, keys: &[String]) -> &'c mut Command {
+/// Makes `command` substitute from this gateway alone, with the options of a client that `narmesh init` describes.
+pub fn with_gateway<'c>(command: &'c mut Command, gateway: SocketAddr, keys: &[String]) -> &'c mut Command {
     command.args(["--option", "substituters", &format!("http://{gateway}")]);
     command.args(["--option", "trusted-public-keys", &keys.join(" ")]);
     for (name, value) in CLIENT_OPTIONS {

@@ -7,7 +7,7 @@ use super::namespace::{INTERFACE, Namespace, ip_batch};
 use crate::process::finish;
 
 /// The queue of a line: what the kernel and home routers have had by default, packets.
-pub const QUEUE_PACKETS: u32 = 100;
+const QUEUE_PACKETS: u32 = 100;
 /// Of the largest packet, with its Ethernet header.
 const PACKET_BYTES: u32 = 1_514;
 

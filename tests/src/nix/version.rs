@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::binary::repository_root;
 
 /// Chooses the Nix of every store that a story does not give another one: `2.8`, `2.26` or `2.34`.
-pub const NIX_VARIABLE: &str = "NARMESH_TEST_NIX";
+const NIX_VARIABLE: &str = "NARMESH_TEST_NIX";
 
 /// A version of Nix that Debian packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +23,7 @@ impl NixVersion {
     /// All of them, oldest first.
     pub const ALL: [Self; 3] = [Self::V2_8, Self::V2_26, Self::V2_34];
 
-    /// What [`NIX_VARIABLE`] asks for; without it, this machine's own.
+    /// What the environment variable `NARMESH_TEST_NIX` asks for; without it, this machine's own.
     ///
     /// # Panics
     /// When it asks for a version that is not one of these.
