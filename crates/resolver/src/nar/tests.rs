@@ -347,6 +347,14 @@ async fn dripping_source_is_left_for_a_quick_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn slow_source_that_never_rests_is_left_for_a_quick_one() {
+    let nar = nar_of(60_000, 1);
+    let (_, outcome) = deliver(&nar, vec![Script::honest(50, 64), Script::honest(1, 512)], 0).await;
+    assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
+    assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_source_is_waited_for_however_slow_it_is() {
     let nar = nar_of(1_500, 1);
     let (_, outcome) = deliver(&nar, vec![Script::honest(4_000, 8)], 0).await;

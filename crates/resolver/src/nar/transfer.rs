@@ -100,6 +100,8 @@ pub(crate) struct Transfer {
     started: Instant,
     /// Time spent waiting for sources, without what Nix took.
     waited: Duration,
+    /// Of it, when the sources were looked at last.
+    looked: Duration,
     /// Who was asked last, when it was first asked, and the offset then: its pace over all its connections.
     steady: Option<(SourceId, Duration, u64)>,
 }
@@ -165,6 +167,7 @@ impl Transfer {
             race: Race { since: Duration::ZERO, second_sends_since: None, next: RACE_AFTER, pause: RACE_PAUSE_MIN },
             started: Instant::now(),
             waited: Duration::ZERO,
+            looked: Duration::ZERO,
             steady: None,
         }
     }
@@ -228,11 +231,14 @@ impl Transfer {
             });
             let said = tokio::time::timeout(LOOK, said).await;
             self.waited = before + entered.elapsed();
-            let step = match said {
+            let heard = match said {
                 Ok((at, said)) => self.hear(at, said, out),
-                Err(_) => self.look(out),
+                Err(_) => None,
             };
-            if let Some(step) = step {
+            // A source that never rests is looked at as well.
+            let is_due = self.waited.saturating_sub(self.looked) >= LOOK;
+            let looked = if is_due && matches!(heard, None | Some(Step::Data)) { self.look(out) } else { None };
+            if let Some(step) = looked.or(heard) {
                 return step;
             }
         }
@@ -344,6 +350,7 @@ impl Transfer {
 
     /// Looks at the pace of those under way.
     fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
+        self.looked = self.waited;
         for at in (0..self.runners.len()).rev() {
             if let Some(why) = self.stalls(at) {
                 self.leave(at, Left::Stalled, why);
