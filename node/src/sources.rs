@@ -65,7 +65,7 @@ impl Sources for MeshSources {
         let mesh = self.mesh.clone();
         Box::pin(async move {
             mesh.connect(source).await.map_err(io::Error::other)?;
-            let source = mesh.nar().request(source, request).await.map_err(io::Error::other)?;
+            let source = mesh.nar().request(source, request).await?;
             Ok(Box::new(PeerFeed { source, mesh }) as Box<dyn NarFeed>)
         })
     }
@@ -128,7 +128,7 @@ impl NarFeed for PeerFeed {
         Box::pin(async move {
             let piece = self.source.next(out, bytes_max).await;
             Ok(match piece.map_err(|error| self.told(error))? {
-                NarPiece::NotNow { place, .. } => Piece::NotNow { place },
+                NarPiece::NotNow { place } => Piece::NotNow { place },
                 NarPiece::Data => Piece::Data,
                 NarPiece::Absent => Piece::Absent,
                 NarPiece::Complete => Piece::Complete,

@@ -128,6 +128,10 @@ pub struct Mesh {
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
+    /// Peers that were asked to dial a bulk connection: the number of the dial.
+    dials_asked: HashMap<OutboundRequestId, u64>,
+    /// An address of a peer changed since the door was told.
+    is_door_stale: bool,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
     /// Who flooded us with announcements, and until when gossipsub takes nothing of it.
@@ -209,6 +213,8 @@ impl Mesh {
             quorum_sent: HashMap::new(),
             quorum_received: HashMap::new(),
             gossip_sent: HashMap::new(),
+            dials_asked: HashMap::new(),
+            is_door_stale: false,
             gossip_received: HashMap::new(),
             judged: HashMap::new(),
             muted: HashMap::new(),
@@ -325,7 +331,7 @@ impl Mesh {
                 drop(reply.send(view));
             }
             Command::Goodbye(reply) => reply.send(()).unwrap_or(()),
-            Command::AskToDial(peer) => self.ask_to_dial(peer),
+            Command::AskToDial(peer, number) => self.ask_to_dial(peer, number),
         }
     }
 

@@ -63,7 +63,7 @@ pub(super) enum Command {
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
     /// This peer dialled our connection with it, and is to dial a bulk connection as well.
-    AskToDial(PeerId),
+    AskToDial(PeerId, u64),
 }
 
 /// Tells the core, which counts, of what peers did.

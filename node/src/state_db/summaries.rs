@@ -89,10 +89,17 @@ impl SummaryFiles {
         let (file, unfinished) = (self.file(owner), self.dir.join(format!("{owner}{UNFINISHED}")));
         let mut bytes = head(&kept.envelope, kept.accepted_ms)?.to_vec();
         bytes.extend_from_slice(&kept.body);
-        // Somebody may have deleted it under the running daemon.
-        make_directory(&self.dir)?;
-        fs::write(&unfinished, &bytes)?;
-        fs::rename(&unfinished, &file)?;
+        let replace = || {
+            // Somebody may have deleted it under the running daemon.
+            make_directory(&self.dir)?;
+            fs::write(&unfinished, &bytes)?;
+            fs::rename(&unfinished, &file)
+        };
+        if let Err(error) = replace() {
+            // What is there is not what was announced last, and must not be renewed as if it were.
+            self.remove(owner)?;
+            return Err(error);
+        }
         self.sizes.insert(*owner, size);
         Ok(true)
     }

@@ -4,7 +4,6 @@ use futures::future::poll_fn;
 use libp2p::PeerId;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, SubstreamBox};
 use parking_lot::Mutex;
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 const IDLE_MAX: Duration = Duration::from_secs(600);
 /// How often it is looked at whether a connection is idle.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
-/// Streams that wait to be opened: all that one peer may have under way.
+/// Streams that wait to be opened: more than our requests at one peer under way.
 const OPENING_MAX: usize = 64;
 
 /// A stream of a bulk connection.
@@ -92,10 +91,9 @@ impl Connection {
         let (openings, wanted) = mpsc::channel(OPENING_MAX);
         let usage = Usage { here: AtomicUsize::new(0), peer: in_use_by_peer, last: Mutex::new(Instant::now()) };
         let connection = Self { id, came_in, openings, closing: CancellationToken::new(), usage: Arc::new(usage) };
-        // The task must not keep its own channel open: without any other handle nobody could use the connection.
         let handle = connection.clone();
         tokio::spawn(async move {
-            let mut running = Running { muxer, wanted, opening: VecDeque::new() };
+            let mut running = Running { muxer, wanted, opening: None };
             let take = |stream| incoming(Incoming { peer, stream, connection: handle.clone() });
             let why = running.run(&handle, take).await;
             tracing::debug!(%peer, why, "bulk connection ended");
@@ -135,7 +133,8 @@ fn closed() -> io::Error {
 struct Running {
     muxer: StreamMuxerBox,
     wanted: mpsc::Receiver<Opening>,
-    opening: VecDeque<Opening>,
+    /// The one that waits for the muxer; the others are in the channel.
+    opening: Option<Opening>,
 }
 
 impl Running {
@@ -162,13 +161,14 @@ impl Running {
 
     /// Opens what is wanted and moves everything on; ready with a stream that the peer opened.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<BulkStream>> {
-        while self.opening.len() < OPENING_MAX {
-            match self.wanted.poll_recv(context) {
-                Poll::Ready(Some(opening)) => self.opening.push_back(opening),
-                Poll::Ready(None) | Poll::Pending => break,
-            }
-        }
-        while let Some(opening) = self.opening.pop_front() {
+        loop {
+            let opening = match self.opening.take() {
+                Some(opening) => opening,
+                None => match self.wanted.poll_recv(context) {
+                    Poll::Ready(Some(opening)) => opening,
+                    Poll::Ready(None) | Poll::Pending => break,
+                },
+            };
             if opening.is_closed() {
                 continue;
             }
@@ -176,7 +176,7 @@ impl Running {
                 // Fails only when nobody waits any more; the stream is then reset.
                 Poll::Ready(stream) => drop(opening.send(stream)),
                 Poll::Pending => {
-                    self.opening.push_front(opening);
+                    self.opening = Some(opening);
                     break;
                 }
             }

@@ -4,7 +4,7 @@
 //! Walk: [`ControlWatch`] tells [`Bulk`] which control connections there are; [`Bulk::connection`] gives the bulk connection with a
 //! peer, and has it dialled first if need be, by us or by the peer; `connection` is the task of one.
 //! Invariants: no bulk connection is kept with a peer that is not on the allowlist, or with which no control connection is open;
-//! at most [`INBOUND_MAX`] that one peer dialled; one dial at a time per peer.
+//! at most [`PER_SIDE_MAX`] that each side dialled; one dial at a time per peer.
 
 mod connection;
 mod control;
@@ -29,9 +29,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Bulk connections that one peer may have dialled to us; for a further one the oldest is closed. Two, so that a peer that lost one
-/// need not wait until we notice.
-const INBOUND_MAX: usize = 2;
+/// Bulk connections that one peer may have dialled to us, or may have had us dial; for a further one the oldest is closed. Two, so
+/// that a side that lost one need not wait until the other notices.
+const PER_SIDE_MAX: usize = 2;
 /// A dial takes at most this long: three round trips, on a line whose queue takes a second (1 Mbit/s and 100 packets).
 const DIAL_MAX: Duration = Duration::from_secs(5);
 /// The dialler sees its control connection a moment before the listener does: a bulk connection waits so long for it.
@@ -157,13 +157,9 @@ impl Bulk {
         true
     }
 
-    /// The peer was asked to dial, and will not.
-    pub(super) fn dial_refused(&self, peer: PeerId, why: &str) {
-        let mut table = self.0.table.lock();
-        let under_way = table.peers.get(&peer).and_then(|known| known.dial);
-        if let Some(number) = under_way {
-            table.dial_failed(peer, number, why);
-        }
+    /// The peer was asked to dial, for the dial of this number, and will not.
+    pub(super) fn dial_refused(&self, peer: PeerId, number: u64, why: &str) {
+        self.0.table.lock().dial_failed(peer, number, why);
     }
 
     /// Closes everything with a peer that left the allowlist.
@@ -248,9 +244,9 @@ impl Bulk {
             move || ending.ended(&peer, id),
         );
         tracing::debug!(%peer, came_in, "bulk connection");
-        if came_in
-            && known.connections.iter().filter(|other| other.came_in).count() >= INBOUND_MAX
-            && let Some(oldest) = known.connections.iter().find(|other| other.came_in)
+        let mut of_that_side = known.connections.iter().filter(|other| other.came_in == came_in && other.is_open());
+        if of_that_side.clone().count() >= PER_SIDE_MAX
+            && let Some(oldest) = of_that_side.next()
         {
             oldest.close();
         }
@@ -308,7 +304,7 @@ impl Bulk {
     /// Only the side that dialled the control connection knows an address that surely leads to the other.
     async fn ask_to_dial(&self, peer: PeerId, number: u64) {
         if let Some(around) = self.0.surroundings.get() {
-            drop(around.commands.send(Command::AskToDial(peer)).await);
+            drop(around.commands.send(Command::AskToDial(peer, number)).await);
         }
         tokio::time::sleep(DIAL_MAX).await;
         self.0.table.lock().dial_failed(peer, number, &format!("it did not dial within {DIAL_MAX:?}"));

@@ -151,7 +151,7 @@ async fn who_was_dialled_has_the_other_side_dial_and_uses_that_connection() {
         let (pool, peer) = (pool.clone(), here.id);
         async move { ask(&pool, peer).await }
     });
-    let Some(Command::AskToDial(peer)) = there.commands.recv().await else { panic!("the dialler is asked") };
+    let Some(Command::AskToDial(peer, _)) = there.commands.recv().await else { panic!("the dialler is asked") };
     assert_eq!(peer, here.id);
     assert!(here.bulk.dial_for(there.id));
     assert_eq!(asked.await.unwrap().1, NAR);
@@ -174,8 +174,10 @@ async fn a_dial_that_is_refused_fails_at_once_and_the_next_request_tries_again()
             let (pool, peer) = (pool.clone(), here.id);
             async move { pool.request(peer, request()).await }
         });
-        assert!(matches!(there.commands.recv().await, Some(Command::AskToDial(_))));
-        there.bulk.dial_refused(here.id, "no");
+        let Some(Command::AskToDial(_, number)) = there.commands.recv().await else { panic!("the dialler is asked") };
+        there.bulk.dial_refused(here.id, number - 1, "of another dial");
+        assert!(!asked.is_finished());
+        there.bulk.dial_refused(here.id, number, "no");
         assert!(matches!(asked.await.unwrap(), Err(NarRequestError::NotConnected(_))));
     }
 }
@@ -280,7 +282,7 @@ async fn a_bulk_connection_without_a_control_connection_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_third_inbound_connection_closes_the_oldest() {
+async fn a_third_connection_that_one_side_dialled_closes_the_oldest() {
     let (here, there) = pair(|_| vec![whole()]).await;
     there.until_connected(here.id).await;
     let open = || {
@@ -298,8 +300,10 @@ async fn a_third_inbound_connection_closes_the_oldest() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         seen.push(open());
+        let dialled = here.bulk.0.table.lock().peers[&there.id].connections.iter().filter(|one| one.is_open()).count();
+        assert!(dialled <= PER_SIDE_MAX, "{dialled} are open at the side that dials them");
     }
-    assert!(seen.iter().all(|open| open.len() <= INBOUND_MAX), "{seen:?}");
+    assert!(seen.iter().all(|open| open.len() <= PER_SIDE_MAX), "{seen:?}");
     assert_eq!(seen[3].len(), 2);
     assert!(seen[3][0] > seen[1][0], "the oldest went: {seen:?}");
 }

@@ -8,13 +8,21 @@ use narmesh_protocol::wire::{DialReply, DialRequest};
 
 impl Mesh {
     /// This peer dialled our connection with it.
-    pub(super) fn ask_to_dial(&mut self, peer: PeerId) {
+    pub(super) fn ask_to_dial(&mut self, peer: PeerId, number: u64) {
         match DialRequest::Bulk.encode() {
             Ok(bytes) if self.swarm.is_connected(&peer) => {
-                self.swarm.behaviour_mut().dial.send_request(&peer, bytes);
+                let sent = self.swarm.behaviour_mut().dial.send_request(&peer, bytes);
+                self.dials_asked.insert(sent, number);
             }
-            Ok(_) => self.bulk.dial_refused(peer, "the connection with it was closed"),
-            Err(error) => self.bulk.dial_refused(peer, &error.to_string()),
+            Ok(_) => self.bulk.dial_refused(peer, number, "the connection with it was closed"),
+            Err(error) => self.bulk.dial_refused(peer, number, &error.to_string()),
+        }
+    }
+
+    /// An answer that comes late says nothing of a later dial.
+    fn dial_refused(&mut self, peer: PeerId, asked: request_response::OutboundRequestId, why: &str) {
+        if let Some(number) = self.dials_asked.remove(&asked) {
+            self.bulk.dial_refused(peer, number, why);
         }
     }
 
@@ -32,20 +40,25 @@ impl Mesh {
                         drop(self.swarm.behaviour_mut().dial.send_response(channel, bytes));
                     }
                 }
-                request_response::Message::Response { response, .. } => match DialReply::decode(&response) {
+                request_response::Message::Response { request_id, response } => match DialReply::decode(&response) {
                     // The connection itself is what is waited for.
-                    Ok(DialReply::Dialling) => self.board.responsive(&peer),
-                    Ok(DialReply::NotNow) => self.bulk.dial_refused(peer, "it was asked to dial, and will not now"),
+                    Ok(DialReply::Dialling) => {
+                        self.dials_asked.remove(&request_id);
+                        self.board.responsive(&peer);
+                    }
+                    Ok(DialReply::NotNow) => {
+                        self.dial_refused(peer, request_id, "it was asked to dial, and will not now");
+                    }
                     Err(error) => {
                         if !error.is_truncated() {
                             self.misbehaved(peer, Misdeed::MalformedReply);
                         }
-                        self.bulk.dial_refused(peer, &error.to_string());
+                        self.dial_refused(peer, request_id, &error.to_string());
                     }
                 },
             },
-            request_response::Event::OutboundFailure { peer, error, .. } => {
-                self.bulk.dial_refused(peer, &error.to_string());
+            request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
+                self.dial_refused(peer, request_id, &error.to_string());
             }
             request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
         }

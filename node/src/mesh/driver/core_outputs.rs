@@ -44,6 +44,9 @@ impl Mesh {
                 Output::Event(event) => self.on_core_event(event),
             }
         }
+        if std::mem::take(&mut self.is_door_stale) {
+            self.tell_door();
+        }
     }
 
     /// gossipsub remembers every message for a minute, judged or not: a flood would fill our memory. What this peer relays meanwhile
@@ -159,7 +162,7 @@ impl Mesh {
         self.dialer.learned(now().moment, &peer, usable.collect());
         let all = self.dialer.addresses(&peer).iter().map(Multiaddr::to_string).collect();
         self.board.update(&peer, |stats| stats.addresses = all);
-        self.tell_door();
+        self.is_door_stale = true;
     }
 
     fn on_summary_dropped(&mut self, peer: PeerId, why: &str) {

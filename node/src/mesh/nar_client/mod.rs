@@ -205,21 +205,21 @@ impl Asking {
 
     async fn ask_on(&self, mut stream: BulkStream, connection: Connection, is_fresh: bool) -> io::Result<Asked> {
         let in_use = connection.in_use();
-        stream.write_all(&self.frame).await?;
-        stream.flush().await?;
+        self.write_request(&mut stream).await?;
         let inbox = Inbox::new(stream, Arc::clone(&self.of_peer.line));
         Ok(Asked { inbox, connection, is_fresh, _in_use: in_use })
     }
 
     /// Writes the request once more, on its own stream if that is still there.
     async fn ask_again(self, mut asked: Asked) -> Result<Asked, NarRequestError> {
-        let written = async {
-            asked.inbox.stream.write_all(&self.frame).await?;
-            asked.inbox.stream.flush().await
-        };
-        match written.await {
+        match self.write_request(&mut asked.inbox.stream).await {
             Ok(()) => Ok(asked),
             Err(_) => self.ask().await,
         }
+    }
+
+    async fn write_request(&self, stream: &mut BulkStream) -> io::Result<()> {
+        stream.write_all(&self.frame).await?;
+        stream.flush().await
     }
 }

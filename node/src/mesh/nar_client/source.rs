@@ -22,13 +22,11 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(10);
 /// What the holder says next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NarPiece {
-    /// It has the NAR, and sends it later: the request stands at this place in its queue, and more is said within the time. Place 0:
-    /// it stands in none, and is asked again by itself after that time.
+    /// It has the NAR, and sends it later: the request stands at this place in its queue. Place 0: it stands in none, and is asked
+    /// again by itself.
     NotNow {
         /// From 1; 0 for none.
         place: u32,
-        /// When to expect more.
-        ask_again: Duration,
     },
     /// Bytes of the body; perhaps none were appended.
     Data,
@@ -187,7 +185,7 @@ impl NarSource {
                     0 => State::Pausing(asked, Box::pin(sleep(ask_again))),
                     _ => State::Waiting(asked),
                 };
-                Some(NarPiece::NotNow { place, ask_again })
+                Some(NarPiece::NotNow { place })
             }
         })
     }

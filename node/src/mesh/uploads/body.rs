@@ -38,7 +38,8 @@ pub(super) struct BodyWriter<'a, S> {
 
 impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
     pub(super) fn new(stream: &'a mut S, peer: &'a PeerUploads, paced: &'a Paced) -> Self {
-        Self { stream, peer, paced, piece_bytes: PIECE_BYTES_FIRST, moved: Instant::now(), sent: 0 }
+        let piece_bytes = if peer.is_slow.load(Ordering::Relaxed) { PIECE_BYTES_SLOW } else { PIECE_BYTES_FIRST };
+        Self { stream, peer, paced, piece_bytes, moved: Instant::now(), sent: 0 }
     }
 
     /// How much to read for the next piece.
@@ -112,7 +113,7 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
         bytes.extend_from_slice(&0_u32.to_le_bytes());
         bytes.push(NarFrame::END_COMPLETE);
         self.write(&bytes).await?;
-        self.stream.flush().await?;
+        self.flush().await?;
         self.sent += nar.len() as u64;
         Ok(())
     }
@@ -121,6 +122,10 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
     pub(super) async fn end(&mut self, status: u8) -> io::Result<()> {
         let [a, b, c, d] = 0_u32.to_le_bytes();
         self.write(&[a, b, c, d, status]).await?;
-        self.stream.flush().await
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        tokio::time::timeout(STALL_MAX, self.stream.flush()).await?
     }
 }
