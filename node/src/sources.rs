@@ -9,8 +9,9 @@ use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observati
 use std::io;
 use std::time::{Duration, Instant};
 
-/// After a start, peers are on their way for so long: their connections are dialled anew on one side or the other.
-const AWAITED: Duration = Duration::from_secs(10);
+/// After a start, peers are on their way for so long: their connections are dialled anew on one side or the other. One that never
+/// comes costs each question of that time as much.
+const AWAITED: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -17,8 +17,9 @@ use std::task::{Context, Poll};
 
 use super::addresses::socket_address;
 
-/// Handshakes under way from one source: an IPv4 address, or an IPv6 network of 64 bits.
-const PENDING_PER_SOURCE_MAX: usize = 4;
+/// Handshakes under way from one source: an IPv4 address, or an IPv6 network of 64 bits. Four machines behind one address, each with
+/// a control and a bulk connection.
+const PENDING_PER_SOURCE_MAX: usize = 8;
 /// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
 /// them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
@@ -129,11 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn four_handshakes_from_one_source_and_no_more() {
+    fn eight_handshakes_from_one_source_and_no_more() {
         let (mut door, mut ids) = (Door::default(), ids());
         for host in 1..=2 {
             let ip = IpAddr::from([192, 0, 2, host]);
-            for _ in 0..4 {
+            for _ in 0..PENDING_PER_SOURCE_MAX {
                 door.admit(ids.next().unwrap(), ip).unwrap();
             }
             assert_eq!(door.admit(ids.next().unwrap(), ip), Err(Refused::Source));
@@ -147,14 +148,14 @@ mod tests {
     #[test]
     fn a_network_of_ipv6_is_one_source() {
         let (mut door, mut ids) = (Door::default(), ids());
-        for host in 0..4_u16 {
+        for host in 0..8_u16 {
             door.admit(ids.next().unwrap(), IpAddr::from([0x2001, 0xdb8, 1, 1, 0, 0, 0, host])).unwrap();
         }
         let (same, other) = ([0x2001, 0xdb8, 1, 1, 9, 0, 0, 9], [0x2001, 0xdb8, 1, 2, 0, 0, 0, 1]);
         assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from(same)), Err(Refused::Source));
         door.admit(ids.next().unwrap(), IpAddr::from(other)).unwrap();
         // Mapped addresses are IPv4 ones.
-        for _ in 0..4 {
+        for _ in 0..PENDING_PER_SOURCE_MAX {
             door.admit(ids.next().unwrap(), "::ffff:192.0.2.1".parse().unwrap()).unwrap();
         }
         assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
@@ -170,7 +171,7 @@ mod tests {
             door.admit(ids.next().unwrap(), from(host)).unwrap();
         }
         assert_eq!(door.admit(ids.next().unwrap(), from(99)), Err(Refused::Unknown));
-        for _ in 0..4 {
+        for _ in 0..PENDING_PER_SOURCE_MAX {
             door.admit(ids.next().unwrap(), known).unwrap();
         }
         assert_eq!(door.admit(ids.next().unwrap(), known), Err(Refused::Source));
