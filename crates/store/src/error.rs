@@ -83,3 +83,19 @@ pub enum StoreError {
         source: io::Error,
     },
 }
+
+impl StoreError {
+    /// Whether it says nothing of a path or its copy, and the same may succeed later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Sqlite { .. } | Self::Daemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
+            Self::Io { source, .. } => !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+            Self::Unreadable { .. }
+            | Self::BeyondNar { .. }
+            | Self::Row { .. }
+            | Self::NotRegistered { .. }
+            | Self::CopyFailed { .. } => false,
+        }
+    }
+}

@@ -265,7 +265,7 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
         let full = store_dir.display(&path);
         match standing {
             Standing::Offered => {
-                let offered = offer.offered(&path.hash_part());
+                let offered = offer.offered(&path.hash_part()).ok().flatten();
                 let signed_by = offered.map_or_else(Vec::new, |offered| signers(&offered.narinfo_text, store_dir));
                 report.paths.push(AdvertisedPath { path: full, nar_size, signed_by });
             }
@@ -288,7 +288,7 @@ fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
 
 /// Whether peers may see a path that we hold, and why not.
 fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
-    view.advertised = offer.offered(part).is_some();
+    view.advertised = offer.offered(part).is_ok_and(|offered| offered.is_some());
     let standing = (!view.advertised).then(|| offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part));
     view.reason = standing.flatten().and_then(|(_, _, standing)| match standing {
         Standing::Offered => None,

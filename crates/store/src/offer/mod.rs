@@ -179,13 +179,14 @@ impl Offer {
 
     /// The path with this hash part, if a peer may have it now. "No" is answered from memory, whatever the reason; "yes"
     /// only after the row and our copy were looked at again. Blocks for some microseconds, or longer while Nix commits.
-    pub fn offered(&self, part: &HashPart) -> Option<Arc<OfferedPath>> {
-        self.is_offered(part).then_some(())?;
-        let outcome = self.shared.look(part);
-        outcome.unwrap_or_else(|error| {
-            self.shared.warn(part, &error);
-            None
-        })
+    ///
+    /// # Errors
+    /// When that cannot be told now, which is in the log, from time to time.
+    pub fn offered(&self, part: &HashPart) -> Result<Option<Arc<OfferedPath>>, StoreError> {
+        if !self.is_offered(part) {
+            return Ok(None);
+        }
+        self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))
     }
 
     /// Why nobody elsewhere may hear of a path that has these references, be it here or gone; `None` if peers may. What else keeps

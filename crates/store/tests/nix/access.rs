@@ -199,7 +199,7 @@ fn a_wal_without_its_index_is_not_read_as_if_it_were_not_there() {
         let withheld = Standing::Withheld(Withheld::SubstitutesForbidden);
         !offer.is_busy() && offer.list().iter().any(|(path, _, standing)| *path == local && *standing == withheld)
     });
-    assert_eq!(offer.offered(&fod.hash_part()).unwrap().info, rows[1]);
+    assert_eq!(offer.offered(&fod.hash_part()).unwrap().unwrap().info, rows[1]);
 }
 
 /// A real `nix-daemon`; it and the process that serves us end with this.

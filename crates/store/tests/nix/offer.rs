@@ -53,7 +53,7 @@ fn standings(offer: &Offer) -> BTreeMap<String, Standing> {
 }
 
 fn narinfo(nix: &TestNix, offer: &Offer, path: &StorePath) -> NarInfo {
-    let offered = offer.offered(&path.hash_part()).unwrap_or_else(|| panic!("{path} is not offered"));
+    let offered = offer.offered(&path.hash_part()).unwrap().unwrap_or_else(|| panic!("{path} is not offered"));
     let parsed = NarInfo::parse(&nix.location.store_dir, &offered.narinfo_text).unwrap();
     let text = String::from_utf8(offered.narinfo_text.to_vec()).unwrap();
     let url = NarUrl::new(path.hash_part(), parsed.nar_hash, parsed.nar_size);
@@ -92,11 +92,11 @@ fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
     let expected: BTreeMap<_, _> = expected.into_iter().map(|(name, standing)| (name.to_owned(), standing)).collect();
     assert_eq!(standings(&offer), expected);
     for (path, _, standing) in offer.list() {
-        assert_eq!(offer.offered(&path.hash_part()).is_some(), standing == Standing::Offered, "{path}");
+        assert_eq!(offer.offered(&path.hash_part()).unwrap().is_some(), standing == Standing::Offered, "{path}");
     }
     // No derivation is offered, though all of them are valid.
     assert!(nix.open().valid_paths() > offer.list().len());
-    assert_eq!(offer.offered(&HashPart([3; 20])), None);
+    assert_eq!(offer.offered(&HashPart([3; 20])).unwrap(), None);
 
     let everything = OfferPolicy { withhold_defaults: false, ..policy() };
     offer.set_policy(everything);
@@ -118,7 +118,7 @@ fn patterns_by_name() {
     assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotIncluded));
     // An excluded path takes with it what refers to it.
     offer.set_policy(OfferPolicy { exclude: vec!["lib*".to_owned()], withhold_defaults: false, ..policy() });
-    assert_eq!(offer.offered(&app.hash_part()), None, "at once");
+    assert_eq!(offer.offered(&app.hash_part()).unwrap(), None, "at once");
     settled(&offer, &believed);
     assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
     assert_eq!(standings(&offer)["file-1.0"], Standing::Offered);
@@ -169,7 +169,7 @@ fn signatures_that_peers_see() {
     ));
     let trusted = TrustedKeys::new([impostor.unwrap()]).unwrap();
     offer.set_policy(OfferPolicy { trusted, builder_key: None, ..policy() });
-    assert_eq!(offer.offered(&app.hash_part()), None, "at once");
+    assert_eq!(offer.offered(&app.hash_part()).unwrap(), None, "at once");
     settled(&offer, &believed);
 }
 
@@ -178,24 +178,24 @@ fn the_row_is_asked_again_at_each_request() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let (offer, believed) = start(&nix, policy());
-    let first = offer.offered(&path.hash_part()).unwrap();
-    let second = offer.offered(&path.hash_part()).unwrap();
+    let first = offer.offered(&path.hash_part()).unwrap().unwrap();
+    let second = offer.offered(&path.hash_part()).unwrap().unwrap();
     assert!(Arc::ptr_eq(&first, &second), "rendered and signed twice");
     // Another path changes nothing about this one.
     nix.build("empty");
-    assert!(Arc::ptr_eq(&first, &offer.offered(&path.hash_part()).unwrap()), "rendered anew for another path");
+    assert!(Arc::ptr_eq(&first, &offer.offered(&path.hash_part()).unwrap().unwrap()), "rendered anew for another path");
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
-    assert_eq!(offer.offered(&path.hash_part()), None, "offered though the row is gone");
+    assert_eq!(offer.offered(&path.hash_part()).unwrap(), None, "offered though the row is gone");
     settled(&offer, &believed);
     // The same path with another hash, as a repair from elsewhere would leave it.
     nix.build("file");
-    eventually("it is back", || offer.offered(&path.hash_part()).is_some());
+    eventually("it is back", || offer.offered(&path.hash_part()).unwrap().is_some());
     let connection = rusqlite::Connection::open(nix.database()).unwrap();
     let other = format!("sha256:{}", "1".repeat(64));
     connection.execute("UPDATE ValidPaths SET hash = ?1 WHERE path = ?2", [&other, &nix.full(&path)]).unwrap();
-    let now = offer.offered(&path.hash_part()).unwrap();
+    let now = offer.offered(&path.hash_part()).unwrap().unwrap();
     assert_ne!(now.info.nar_hash, first.info.nar_hash);
-    assert!(offer.offered(&path.hash_part()).unwrap().narinfo_text != first.narinfo_text);
+    assert!(offer.offered(&path.hash_part()).unwrap().unwrap().narinfo_text != first.narinfo_text);
 }
 
 #[test]
@@ -237,9 +237,9 @@ fn the_newest_are_withheld_when_there_are_too_many() {
     let (offer, believed) = start(&nix, OfferPolicy { paths_max: 2, ..policy() });
     eventually("two are offered", || offer.offered_count() == 2);
     assert_eq!(offer.hash_parts(), BTreeSet::from([first, second]));
-    assert_eq!(offer.offered(&third), None);
+    assert_eq!(offer.offered(&third).unwrap(), None);
     assert_eq!(standings(&offer)["symlink-1.0"], Standing::Withheld(Withheld::TooMany));
-    let path = offer.offered(&first).unwrap().info.path.clone();
+    let path = offer.offered(&first).unwrap().unwrap().info.path.clone();
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
     eventually("the third moves up", || offer.hash_parts() == BTreeSet::from([second, third]));
     settled(&offer, &believed);
@@ -256,7 +256,7 @@ fn a_copied_path_is_not_ours_to_vouch_for() {
     assert!(store.contains(&lib.hash_part()));
     let (offer, _) = start(&client, policy());
     assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
-    assert_eq!(offer.offered(&lib.hash_part()), None);
+    assert_eq!(offer.offered(&lib.hash_part()).unwrap(), None);
 }
 
 #[test]

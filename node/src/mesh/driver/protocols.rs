@@ -97,8 +97,9 @@ impl Mesh {
         let (offer, answers) = (Arc::clone(&self.offer), self.answers_sender.clone());
         tokio::task::spawn_blocking(move || {
             let reply = match offer.offered(&request.hash_part) {
-                Some(offered) => NarInfoReply::Found(offered.narinfo_text.to_vec()),
-                None => NarInfoReply::Absent,
+                Ok(Some(offered)) => NarInfoReply::Found(offered.narinfo_text.to_vec()),
+                Err(error) if error.may_pass() => NarInfoReply::Busy,
+                Ok(None) | Err(_) => NarInfoReply::Absent,
             };
             if let Ok(bytes) = reply.encode() {
                 // Fails only when the driver is gone.

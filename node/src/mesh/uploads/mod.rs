@@ -248,7 +248,15 @@ impl Uploads {
         let paced = self.0.pace.join(peer, turn.ticket);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
         let opened = while_waiting(stream, || 1, self.open(request, zstd, of_peer)).await?;
-        let Some((reader, first)) = opened? else { return reply(stream, NarReply::Absent).await };
+        let (reader, first) = match opened? {
+            Ok(Some(begun)) => begun,
+            Ok(None) => return reply(stream, NarReply::Absent).await,
+            Err(error) => {
+                tracing::debug!(hash_part = %request.hash_part, %error, "a NAR of ours cannot be opened");
+                let not_now = NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS };
+                return reply(stream, if error.may_pass() { not_now } else { NarReply::Absent }).await;
+            }
+        };
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         let mut body = BodyWriter::new(stream, of_peer, &paced);
         let sent = match first {
@@ -272,14 +280,14 @@ impl Uploads {
         request: NarRequest,
         zstd: bool,
         of_peer: &PeerUploads,
-    ) -> io::Result<Option<(Reader, Piece)>> {
+    ) -> io::Result<Result<Option<(Reader, Piece)>, ReadFailure>> {
         let (store, offer) = (Arc::clone(&self.0.store), Arc::clone(&self.0.offer));
         let left = request.nar_size.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
         self.blocking(move || {
-            let mut reader = Reader::open(&store, &offer, &request, zstd)?;
+            let Some(mut reader) = Reader::open(&store, &offer, &request, zstd)? else { return Ok(None) };
             let first = reader.next(bytes_max);
-            Some((reader, first))
+            Ok(Some((reader, first)))
         })
         .await
     }

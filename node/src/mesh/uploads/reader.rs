@@ -26,21 +26,31 @@ pub(super) enum ReadFailure {
     Compress(#[from] io::Error),
 }
 
+impl ReadFailure {
+    /// Whether it says nothing of our copy.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(error) => error.may_pass(),
+            Self::Compress(_) => true,
+            Self::Nar(_) => false,
+        }
+    }
+}
+
 impl Reader {
     /// The predicate asked again, and the NAR opened if it is still the one asked for.
-    pub(super) fn open(store: &NixStore, offer: &Offer, request: &NarRequest, zstd: bool) -> Option<Self> {
-        let offered = offer.offered(&request.hash_part)?;
+    pub(super) fn open(
+        store: &NixStore,
+        offer: &Offer,
+        request: &NarRequest,
+        zstd: bool,
+    ) -> Result<Option<Self>, ReadFailure> {
+        let Some(offered) = offer.offered(&request.hash_part)? else { return Ok(None) };
         let same = offered.info.nar_hash == request.nar_hash && offered.info.nar_size == request.nar_size;
         if !same || request.offset >= request.nar_size {
-            return None;
+            return Ok(None);
         }
-        match Self::begin(store, &offered.info, request.offset, zstd) {
-            Ok(reader) => Some(reader),
-            Err(error) => {
-                tracing::warn!(store_path = %offered.info.path, %error, "our own copy cannot be sent");
-                None
-            }
-        }
+        Self::begin(store, &offered.info, request.offset, zstd).map(Some)
     }
 
     fn begin(store: &NixStore, info: &narmesh_store::PathInfo, offset: u64, zstd: bool) -> Result<Self, ReadFailure> {
