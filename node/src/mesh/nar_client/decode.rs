@@ -3,8 +3,8 @@
 use std::io;
 use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer};
 
-/// Decompressed bytes per step.
-const UNPACKED_BYTES_MAX: usize = 256 << 10;
+/// Decompressed bytes per step: some times what an inbox holds, since room for so much is made, and zeroed, each time.
+const UNPACKED_BYTES_MAX: usize = 64 << 10;
 /// 8 MiB windows: what level 3 and below ever use. A frame that asks for more is refused before memory is taken.
 const WINDOW_LOG_MAX: u32 = 23;
 
