@@ -111,7 +111,7 @@ fn announcements() -> Vec<Row> {
             |stage, peer| {
                 let (one, epoch) = (truth(stage, peer).encode(), now_ms());
                 peer.announce_as(announcement(&one, epoch), one.clone());
-                peer.publish(Announcement { path_count: 2, ..announcement(&one, epoch) }.seal(&peer.keys));
+                wait_published(peer, Announcement { path_count: 2, ..announcement(&one, epoch) }.seal(&peer.keys));
             },
         ),
         row(
