@@ -9,7 +9,7 @@
 
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::file_identity::FileIdentity;
-use crate::known_copies::KnownCopies;
+use crate::known_copies::{KnownCopies, KnownCopy};
 use crate::layout_reader::LayoutReader;
 use crate::nar_walk::{Stop, Walk};
 use crate::{PathInfo, StoreError, StoreLocation};
@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub enum NarProgress {
     /// The NAR goes on: call [`NarStream::fill`] again.
     More,
-    /// All bytes were given out, and their hash was right.
+    /// All bytes were given out; of a whole NAR, the hash was right. A range is not hashed.
     Complete,
 }
 
@@ -47,6 +47,12 @@ pub enum NarStreamError {
     /// The files do not give the registered hash or size.
     #[error("the files of {part} do not give the NarHash and NarSize registered for it")]
     HashMismatch {
+        /// Whose NAR.
+        part: HashPart,
+    },
+    /// The files changed while they were read, and what was given out before cannot be completed. Reading them again may do.
+    #[error("the files of {part} changed while they were read")]
+    Changed {
         /// Whose NAR.
         part: HashPart,
     },
@@ -83,8 +89,10 @@ pub struct NarStream {
     /// Bytes of the NAR that were read or passed over.
     offset: u64,
     given: u64,
-    /// It turned out not to be as it was, and is walked and hashed from its beginning.
+    /// It turned out not to be as it was, and is walked again.
     has_begun_anew: bool,
+    /// Of a first reading that was hashed: how many bytes it was, and their digest. The second reading must begin with the same.
+    first_reading: Option<(u64, [u8; 32])>,
     reader: Reader,
 }
 
@@ -92,7 +100,11 @@ enum Reader {
     /// The tree is walked.
     Walk(Box<Walk>),
     /// The tree is known.
-    Layout(LayoutReader),
+    Layout {
+        reader: LayoutReader,
+        /// It was hashed right.
+        is_verified: bool,
+    },
     /// It failed before.
     Spent,
 }
@@ -122,19 +134,21 @@ impl NarStream {
         let (failed, known) = copies;
         let registration = Registration::of(row, info);
         let layout = known.get(&info.path.hash_part(), &registration);
-        let layout = layout.filter(|copy| copy.is_verified || first_byte > 0).map(|copy| copy.layout);
-        let by_layout = match layout {
-            Some(layout) => LayoutReader::open(layout, open_store()?, &root_name, first_byte).ok(),
+        let by_layout = match layout.filter(|copy| copy.is_verified || first_byte > 0) {
+            Some(KnownCopy { layout, is_verified }) => {
+                let reader = LayoutReader::open(layout, open_store()?, &root_name, first_byte).ok();
+                reader.map(|reader| Reader::Layout { reader, is_verified })
+            }
             None => None,
         };
         let (reader, hasher) = match by_layout {
-            Some(reader) => (Reader::Layout(reader), None),
+            Some(reader) => (reader, None),
             None => {
                 let hasher = (first_byte == 0).then(Sha256::new);
                 (Reader::Walk(Box::new(Walk::new(open_store()?, root_name.clone(), first_byte))), hasher)
             }
         };
-        let offset = if matches!(reader, Reader::Layout(_)) { first_byte } else { 0 };
+        let offset = if matches!(reader, Reader::Layout { .. }) { first_byte } else { 0 };
         Ok(Self {
             part: info.path.hash_part(),
             nar_hash: info.nar_hash,
@@ -151,6 +165,7 @@ impl NarStream {
             offset,
             given: 0,
             has_begun_anew: false,
+            first_reading: None,
             reader,
         })
     }
@@ -196,26 +211,27 @@ impl NarStream {
                     // Once: whoever changes it all the time has it refused.
                     Err(Stop::Moved) if !self.has_begun_anew => {
                         out.truncate(start);
-                        self.walk_instead()?;
+                        self.begin_anew()?;
                         continue;
                     }
                     Err(stop) => return Err(Error::from_stop(stop)),
                 },
-                Reader::Layout(reader) => match reader.read(out, target) {
+                Reader::Layout { reader, .. } => match reader.read(out, target) {
                     Ok(()) => {
                         let offset = self.offset + bytes(out.len() - start);
                         (offset, offset == self.nar_size)
                     }
                     Err(_) => {
                         out.truncate(start);
-                        self.walk_instead()?;
+                        self.begin_anew()?;
                         continue;
                     }
                 },
             };
             let progress = self.account(out.get(start..).unwrap_or_default(), offset, is_at_end)?;
-            // What is before the first byte wanted: the text of the NAR, or all of it where a layout turned out to be wrong.
-            let surplus = self.first_byte.saturating_sub(offset - bytes(out.len() - start));
+            // What is before the next byte wanted: the text of the NAR before a range, or what a first reading gave out already.
+            let next_byte = self.first_byte + self.given;
+            let surplus = next_byte.saturating_sub(offset - bytes(out.len() - start));
             let surplus = usize::try_from(surplus).unwrap_or(usize::MAX).min(out.len() - start);
             out.drain(start..start + surplus);
             if out.len() > start || progress == NarProgress::Complete {
@@ -225,27 +241,53 @@ impl NarStream {
         }
     }
 
-    /// The tree is not as it was when its layout was made, or when its walk began: it is walked and hashed from the beginning, and given out from here on.
-    fn walk_instead(&mut self) -> Result<(), Error> {
+    /// The tree is not as it was when its layout was made, or when its walk began: it is walked again, and given out from where it
+    /// was. A whole is hashed from its beginning on; a range never is.
+    fn begin_anew(&mut self) -> Result<(), Error> {
         self.known.forget(&self.part);
+        self.has_begun_anew = true;
+        // What a verified layout gave out is right: the files were as they were when they were hashed.
+        let is_given_right = matches!(self.reader, Reader::Layout { is_verified: true, .. });
+        let is_range = self.first_byte > 0;
+        if is_range && self.given > 0 && !is_given_right {
+            return Err(Error::Changed);
+        }
+        if let Some(hasher) = self.hasher.take().filter(|_| self.offset > 0) {
+            self.first_reading = Some((self.offset, hasher.finalize().into()));
+        }
+        self.hasher = (!is_range).then(Sha256::new);
+        let unread_until = if is_range { self.first_byte + self.given } else { 0 };
+        self.offset = 0;
         let store =
             self.store.try_clone().map_err(|error| Error::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        self.has_begun_anew = true;
-        self.first_byte = self.first_byte.max(self.offset);
-        self.offset = 0;
-        self.hasher = Some(Sha256::new());
-        self.reader = Reader::Walk(Box::new(Walk::new(store, self.root_name.clone(), 0)));
+        self.reader = Reader::Walk(Box::new(Walk::new(store, self.root_name.clone(), unread_until)));
+        Ok(())
+    }
+
+    /// Hashes what was appended, and compares the first reading where it ended.
+    fn hash(&mut self, mut appended: &[u8]) -> Result<(), Error> {
+        let Some(hasher) = &mut self.hasher else { return Ok(()) };
+        self.known.hashed(appended.len());
+        if let Some((first_bytes, digest)) = self.first_reading
+            && let Ok(left) = usize::try_from(first_bytes - self.offset)
+            && let Some((known, rest)) = appended.split_at_checked(left)
+        {
+            hasher.update(known);
+            if hasher.clone().finalize().as_slice() != digest {
+                return Err(Error::Changed);
+            }
+            self.first_reading = None;
+            appended = rest;
+        }
+        hasher.update(appended);
         Ok(())
     }
 
     /// Hashes what was appended, and decides whether it may leave. `offset` is that of its end.
     fn account(&mut self, appended: &[u8], offset: u64, is_at_end: bool) -> Result<NarProgress, Error> {
         let was_at_end = self.offset == self.nar_size;
+        self.hash(appended)?;
         self.offset = offset;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(appended);
-            self.known.hashed(appended.len());
-        }
         if !is_at_end {
             // Whoever gets NarSize bytes takes them for the whole.
             return if offset < self.nar_size { Ok(NarProgress::More) } else { Err(Error::Mismatch) };
@@ -277,6 +319,7 @@ fn bytes(count: usize) -> u64 {
 enum Error {
     System(Errno),
     Mismatch,
+    Changed,
     NotArchivable,
     Spent,
 }
@@ -285,17 +328,18 @@ impl Error {
     fn from_stop(stop: Stop) -> Self {
         match stop {
             Stop::System(errno) => Self::System(errno),
-            Stop::Changed | Stop::Moved => Self::Mismatch,
+            Stop::Changed => Self::Mismatch,
+            Stop::Moved => Self::Changed,
             Stop::NotArchivable => Self::NotArchivable,
         }
     }
 
-    /// Whether reading the same files again would fail again; being short of descriptors or memory passes.
+    /// Whether reading the same files again would fail again; being short of descriptors or memory passes, and so does a change.
     fn is_our_copys_fault(&self) -> bool {
         match self {
             Self::Mismatch | Self::NotArchivable => true,
             Self::System(errno) => matches!(*errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::IO),
-            Self::Spent => false,
+            Self::Changed | Self::Spent => false,
         }
     }
 
@@ -303,6 +347,7 @@ impl Error {
         match self {
             Self::System(errno) => NarStreamError::Io { part, source: errno.into() },
             Self::Mismatch => NarStreamError::HashMismatch { part },
+            Self::Changed => NarStreamError::Changed { part },
             Self::NotArchivable => NarStreamError::NotArchivable { part },
             Self::Spent => NarStreamError::Spent { part },
         }

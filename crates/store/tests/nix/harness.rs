@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 /// Ten times the second that users are promised.
@@ -206,6 +206,19 @@ pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     while !check() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::yield_now();
+    }
+}
+
+/// So that what was just built counts as settled.
+pub(crate) fn wait_until_settled(path: &Path) {
+    let changed = || {
+        let newest = Command::new("find").arg(path).args(["-printf", "%C@\n"]).output().unwrap();
+        let newest = String::from_utf8(newest.stdout).unwrap();
+        newest.lines().map(|line| line.parse::<f64>().unwrap()).fold(0.0, f64::max)
+    };
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    while now() < changed() + 3.1 {
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -1,24 +1,9 @@
 //! What is known of a copy: ranges cost what they give, and what was hashed right is not hashed again.
 
-use crate::harness::{Kind, TestNix, info, make_writable, read_all};
-use narmesh_store::{NarProgress, NarStreamError, NixStore, PathInfo, Store};
+use crate::harness::{Kind, TestNix, info, make_writable, read_all, wait_until_settled};
+use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, PathInfo, Store};
 use std::fs;
-use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
-
-/// So that what was just built counts as settled.
-fn wait_until_settled(path: &Path) {
-    let changed = || {
-        let newest = Command::new("find").arg(path).args(["-printf", "%C@\n"]).output().unwrap();
-        let newest = String::from_utf8(newest.stdout).unwrap();
-        newest.lines().map(|line| line.parse::<f64>().unwrap()).fold(0.0, f64::max)
-    };
-    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
-    while now() < changed() + 3.1 {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 fn whole(store: &NixStore, info: &PathInfo) -> Vec<u8> {
     read_all(store.open_nar(info).unwrap(), 4096).unwrap()
@@ -95,6 +80,53 @@ fn changed_copy_is_hashed_again_and_never_completes_wrong() {
     assert!((out.len() as u64) < info.nar_size);
 }
 
+/// Reads on until `out` has at least `bytes`.
+fn read_to(stream: &mut NarStream, out: &mut Vec<u8>, bytes: usize) {
+    while out.len() < bytes {
+        // Its own: what a larger one has room for is read at once.
+        let mut piece = Vec::with_capacity(4096);
+        assert_eq!(stream.fill(&mut piece, 4096).unwrap(), NarProgress::More);
+        out.extend(piece);
+    }
+}
+
+/// Where the contents of a file begin in a NAR that holds them once.
+fn find(nar: &[u8], contents: &[u8]) -> usize {
+    let head = &contents[..100];
+    nar.windows(head.len()).position(|window| window == head).unwrap()
+}
+
+fn read_to_its_end(mut stream: NarStream, out: &mut Vec<u8>) -> Result<(), NarStreamError> {
+    while stream.fill(out, 100_000)? == NarProgress::More {}
+    Ok(())
+}
+
+#[test]
+fn tree_repaired_while_it_is_read_does_not_complete_what_was_wrong() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("big");
+    let real = nix.location.real_path(&path);
+    let good = nix.dump(&path);
+    let (first, second) = (real.join("blob0"), fs::read(real.join("blob1")).unwrap());
+    let mut contents = fs::read(&first).unwrap();
+    contents[1000] ^= 1;
+    make_writable(&first);
+    fs::write(&first, &contents).unwrap();
+    fs::set_permissions(&first, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    let mut stream = store.open_nar(&info).unwrap();
+    let mut out = Vec::new();
+    read_to(&mut stream, &mut out, find(&good, &second) + 10_000);
+    nix.run("nix-store", &["--repair-path", &nix.full(&path)]);
+    assert!(nix.dump(&path) == good, "nix did not repair it");
+    let given_bytes = out.len();
+    let error = read_to_its_end(stream, &mut out).expect_err("a wrong body is complete");
+    assert!(matches!(error, NarStreamError::Changed { .. }), "{error}");
+    assert!(out.len() < given_bytes + second.len(), "more than the rest of the file that was open");
+    assert!(whole(&store, &info) == good, "what lies there now is right");
+}
+
 #[test]
 fn copy_that_nix_links_to_another_is_still_right() {
     let nix = TestNix::new(Kind::Relocated);
@@ -105,6 +137,8 @@ fn copy_that_nix_links_to_another_is_still_right() {
     let info = info(&store, &path.hash_part());
     let expected = whole(&store, &info);
     nix.run("nix-store", &["--optimise"]);
-    assert!(whole(&store, &info) == expected);
     assert!(read_all(store.open_nar_at(&info, 1_000).unwrap(), 4096).unwrap() == expected[1_000..]);
+    assert_eq!(store.hashed_bytes(), info.nar_size, "a range was hashed");
+    assert!(whole(&store, &info) == expected);
+    assert_eq!(store.hashed_bytes(), 2 * info.nar_size);
 }
