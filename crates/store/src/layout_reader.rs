@@ -13,7 +13,7 @@ use crate::layout::{Layout, Stretch};
 /// Files at least this long are announced to the kernel as read in order.
 const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
 
-/// Something is not as it was, or cannot be read: nothing was appended.
+/// Something is not as it was, or cannot be read: what was appended may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotAsSeen;
 
@@ -100,13 +100,12 @@ impl LayoutReader {
         // The buffer may have more room than the file has bytes left.
         let got = got.min(usize::try_from(end - self.offset).unwrap_or(usize::MAX));
         out.truncate(before + got);
-        self.offset += u64::try_from(got).unwrap_or(0);
-        // Written to since it was opened: what was just read may be anything.
-        if got == 0 || (self.offset == end && FileIdentity::of(&fstat(&file)?) != identity) {
-            out.truncate(before);
-            self.offset -= u64::try_from(got).unwrap_or(0);
+        // Written to since it was opened: what was just read may be anything. Asked each time, not at the end of the file: it may
+        // be put right again until then.
+        if got == 0 || FileIdentity::of(&fstat(&file)?) != identity {
             return Err(NotAsSeen);
         }
+        self.offset += u64::try_from(got).unwrap_or(0);
         self.file = Some(file);
         Ok(())
     }

@@ -128,6 +128,30 @@ fn tree_repaired_while_it_is_read_does_not_complete_what_was_wrong() {
 }
 
 #[test]
+fn file_changed_and_changed_back_while_it_is_read_is_not_given_out_wrong() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("big");
+    let real = nix.location.real_path(&path);
+    let file = real.join("blob1");
+    make_writable(&file);
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    wait_until_settled(&real);
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    let expected = whole(&store, &info);
+    let contents = fs::read(&file).unwrap();
+    let mut stream = store.open_nar(&info).unwrap();
+    let mut out = Vec::new();
+    read_to(&mut stream, &mut out, find(&expected, &contents) + 10_000);
+    fs::write(&file, contents.iter().map(|byte| byte ^ 1).collect::<Vec<_>>()).unwrap();
+    read_to(&mut stream, &mut out, find(&expected, &contents) + 20_000);
+    fs::write(&file, &contents).unwrap();
+    if read_to_its_end(stream, &mut out).is_ok() {
+        assert!(out == expected, "a wrong body is complete");
+    }
+}
+
+#[test]
 fn copy_that_nix_links_to_another_is_still_right() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("many");
