@@ -27,7 +27,7 @@ impl From<Errno> for NotAsSeen {
 #[derive(Debug)]
 pub(crate) struct LayoutReader {
     layout: Arc<Layout>,
-    store: OwnedFd,
+    store: Arc<OwnedFd>,
     /// Open as long as this is: Nix's collector takes it for a root.
     _root: OwnedFd,
     at: usize,
@@ -39,7 +39,7 @@ impl LayoutReader {
     /// From this byte of the NAR on.
     pub(crate) fn open(
         layout: Arc<Layout>,
-        store: OwnedFd,
+        store: Arc<OwnedFd>,
         root: &std::ffi::CStr,
         offset: u64,
     ) -> Result<Self, NotAsSeen> {

@@ -77,7 +77,7 @@ pub struct NarStream {
     nar_size: u64,
     root: PathBuf,
     root_name: CString,
-    store: OwnedFd,
+    store: Arc<OwnedFd>,
     identity: Option<FileIdentity>,
     registration: Registration,
     failed: Arc<FailedCopies>,
@@ -125,10 +125,9 @@ impl NarStream {
     ) -> Result<Self, StoreError> {
         let root = location.real_path(&info.path);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open_store = || {
-            open(&location.real_dir, flags, Mode::empty())
-                .map_err(|errno| StoreError::Io { path: location.real_dir.clone(), source: errno.into() })
-        };
+        let store = open(&location.real_dir, flags, Mode::empty())
+            .map_err(|errno| StoreError::Io { path: location.real_dir.clone(), source: errno.into() })?;
+        let store = Arc::new(store);
         // A store path's characters hold no NUL.
         let root_name = CString::new(info.path.to_string()).unwrap_or_default();
         let (failed, known) = copies;
@@ -136,7 +135,7 @@ impl NarStream {
         let layout = known.get(&info.path.hash_part(), &registration);
         let by_layout = match layout.filter(|copy| copy.is_verified || first_byte > 0) {
             Some(KnownCopy { layout, is_verified }) => {
-                let reader = LayoutReader::open(layout, open_store()?, &root_name, first_byte).ok();
+                let reader = LayoutReader::open(layout, Arc::clone(&store), &root_name, first_byte).ok();
                 reader.map(|reader| Reader::Layout { reader, is_verified })
             }
             None => None,
@@ -145,7 +144,7 @@ impl NarStream {
             Some(reader) => (reader, None),
             None => {
                 let hasher = (first_byte == 0).then(Sha256::new);
-                (Reader::Walk(Box::new(Walk::new(open_store()?, root_name.clone(), first_byte))), hasher)
+                (Reader::Walk(Box::new(Walk::new(Arc::clone(&store), root_name.clone(), first_byte))), hasher)
             }
         };
         let offset = if matches!(reader, Reader::Layout { .. }) { first_byte } else { 0 };
@@ -156,7 +155,7 @@ impl NarStream {
             identity: FileIdentity::at(&root),
             root,
             root_name,
-            store: open_store()?,
+            store,
             registration,
             failed,
             known,
@@ -258,8 +257,7 @@ impl NarStream {
         self.hasher = (!is_range).then(Sha256::new);
         let unread_until = if is_range { self.first_byte + self.given } else { 0 };
         self.offset = 0;
-        let store =
-            self.store.try_clone().map_err(|error| Error::System(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let store = Arc::clone(&self.store);
         self.reader = Reader::Walk(Box::new(Walk::new(store, self.root_name.clone(), unread_until)));
         Ok(())
     }

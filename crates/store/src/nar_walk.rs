@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use narmesh_protocol::nar::{DEPTH_MAX, NAME_BYTES_MAX, NarWriter, TARGET_BYTES_MAX};
 use rustix::buffer::spare_capacity;
@@ -19,7 +20,7 @@ const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
 /// A tree being walked. Holds at most 64 directories and one file open, and the names of those directories in memory.
 pub(crate) struct Walk {
     root_name: CString,
-    store: OwnedFd,
+    store: Arc<OwnedFd>,
     writer: NarWriter,
     stage: Stage,
     directories: Vec<Listing>,
@@ -72,7 +73,7 @@ impl From<ListingError> for Stop {
 impl Walk {
     /// A walk over the tree of this name. Contents before byte `unread_until` of the NAR are passed over: they do not appear in
     /// what is appended.
-    pub(crate) fn new(store: OwnedFd, root_name: CString, unread_until: u64) -> Self {
+    pub(crate) fn new(store: Arc<OwnedFd>, root_name: CString, unread_until: u64) -> Self {
         Self {
             root_name,
             store,
