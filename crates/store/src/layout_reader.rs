@@ -13,13 +13,21 @@ use crate::layout::{Layout, Stretch};
 /// Files at least this long are announced to the kernel as read in order.
 const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
 
-/// Something is not as it was, or cannot be read: what was appended may be wrong.
+/// Why nothing more is read by a layout; what was appended may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NotAsSeen;
+pub(crate) enum Unread {
+    /// Something is not as it was.
+    NotAsSeen,
+    /// Something cannot be read this way, or not now; it may be as it was.
+    Refused(Errno),
+}
 
-impl From<Errno> for NotAsSeen {
-    fn from(_: Errno) -> Self {
-        Self
+impl From<Errno> for Unread {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => Self::NotAsSeen,
+            other => Self::Refused(other),
+        }
     }
 }
 
@@ -42,7 +50,7 @@ impl LayoutReader {
         store: Arc<OwnedFd>,
         root: &std::ffi::CStr,
         offset: u64,
-    ) -> Result<Self, NotAsSeen> {
+    ) -> Result<Self, Unread> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = openat(&store, root, flags, Mode::empty())?;
         let at = layout.find(offset);
@@ -50,19 +58,19 @@ impl LayoutReader {
     }
 
     /// Appends the next bytes until `out` has `target`, or the NAR is over.
-    pub(crate) fn read(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), NotAsSeen> {
+    pub(crate) fn read(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), Unread> {
         while out.len() < target {
             let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
             match stretch {
                 Stretch::Seen { name, identity } => {
                     let stat = statat(&self.store, self.layout.name(name), AtFlags::SYMLINK_NOFOLLOW)?;
                     if FileIdentity::of(&stat) != identity {
-                        return Err(NotAsSeen);
+                        return Err(Unread::NotAsSeen);
                     }
                 }
                 Stretch::Text(from) => {
-                    let skipped = usize::try_from(self.offset - begin).map_err(|_| NotAsSeen)?;
-                    let bytes = usize::try_from(end - self.offset).map_err(|_| NotAsSeen)?;
+                    let skipped = usize::try_from(self.offset - begin).map_err(|_| Unread::NotAsSeen)?;
+                    let bytes = usize::try_from(end - self.offset).map_err(|_| Unread::NotAsSeen)?;
                     out.extend_from_slice(self.layout.text(from + skipped, bytes));
                     self.offset = end;
                 }
@@ -83,7 +91,7 @@ impl LayoutReader {
         name: usize,
         identity: FileIdentity,
         (begin, end): (u64, u64),
-    ) -> Result<(), NotAsSeen> {
+    ) -> Result<(), Unread> {
         let file = match self.file.take() {
             Some(file) => file,
             None => self.open_file(name, identity, end - begin)?,
@@ -103,20 +111,20 @@ impl LayoutReader {
         // Written to since it was opened: what was just read may be anything. Asked each time, not at the end of the file: it may
         // be put right again until then.
         if got == 0 || FileIdentity::of(&fstat(&file)?) != identity {
-            return Err(NotAsSeen);
+            return Err(Unread::NotAsSeen);
         }
         self.offset += u64::try_from(got).unwrap_or(0);
         self.file = Some(file);
         Ok(())
     }
 
-    fn open_file(&self, name: usize, identity: FileIdentity, size_bytes: u64) -> Result<OwnedFd, NotAsSeen> {
+    fn open_file(&self, name: usize, identity: FileIdentity, size_bytes: u64) -> Result<OwnedFd, Unread> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        // A kernel without it (before 5.6) has its trees walked each time.
+        // A kernel without it (before 5.6) refuses: its trees are walked, and wholes hashed, each time.
         let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
         if FileIdentity::of(&fstat(&file)?) != identity || identity.size_bytes() != size_bytes {
-            return Err(NotAsSeen);
+            return Err(Unread::NotAsSeen);
         }
         if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
             tracing::trace!("no read-ahead for this file system");

@@ -10,7 +10,7 @@
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::file_identity::FileIdentity;
 use crate::known_copies::{KnownCopies, KnownCopy};
-use crate::layout_reader::LayoutReader;
+use crate::layout_reader::{LayoutReader, Unread};
 use crate::nar_walk::{Stop, Walk};
 use crate::{PathInfo, StoreError, StoreLocation};
 use narmesh_protocol::{HashPart, NarHash};
@@ -135,8 +135,11 @@ impl NarStream {
         let layout = known.get(&info.path.hash_part(), &registration);
         let by_layout = match layout.filter(|copy| copy.is_verified || first_byte > 0) {
             Some(KnownCopy { layout, is_verified }) => {
-                let reader = LayoutReader::open(layout, Arc::clone(&store), &root_name, first_byte).ok();
-                reader.map(|reader| Reader::Layout { reader, is_verified })
+                match LayoutReader::open(layout, Arc::clone(&store), &root_name, first_byte) {
+                    Ok(reader) => Some(Reader::Layout { reader, is_verified }),
+                    // The walk says what it is.
+                    Err(Unread::NotAsSeen | Unread::Refused(_)) => None,
+                }
             }
             None => None,
         };
@@ -210,7 +213,7 @@ impl NarStream {
                     // Once: whoever changes it all the time has it refused.
                     Err(Stop::Moved) if !self.has_begun_anew => {
                         out.truncate(start);
-                        self.begin_anew()?;
+                        self.begin_anew(true)?;
                         continue;
                     }
                     Err(stop) => return Err(Error::from_stop(stop)),
@@ -220,9 +223,12 @@ impl NarStream {
                         let offset = self.offset + bytes(out.len() - start);
                         (offset, offset == self.nar_size)
                     }
-                    Err(_) => {
+                    Err(unread) => {
                         out.truncate(start);
-                        self.begin_anew()?;
+                        if let Unread::Refused(errno) = unread {
+                            tracing::debug!(store_path = %self.part, %errno, "walked: cannot be read by its layout");
+                        }
+                        self.begin_anew(unread == Unread::NotAsSeen)?;
                         continue;
                     }
                 },
@@ -240,15 +246,17 @@ impl NarStream {
         }
     }
 
-    /// The tree is not as it was when its layout was made, or when its walk began: it is walked again, and given out from where it
-    /// was. A whole is hashed from its beginning on; a range never is.
-    fn begin_anew(&mut self) -> Result<(), Error> {
-        self.known.forget(&self.part);
+    /// The tree `has_changed` since its layout was made or its walk began, or cannot be read by its layout: it is walked again, and
+    /// given out from where it was. A whole is hashed from its beginning on; a range never is.
+    fn begin_anew(&mut self, has_changed: bool) -> Result<(), Error> {
+        if has_changed {
+            self.known.forget(&self.part);
+        }
         self.has_begun_anew = true;
         // What a verified layout gave out is right: the files were as they were when they were hashed.
         let is_given_right = matches!(self.reader, Reader::Layout { is_verified: true, .. });
         let is_range = self.first_byte > 0;
-        if is_range && self.given > 0 && !is_given_right {
+        if has_changed && is_range && self.given > 0 && !is_given_right {
             return Err(Error::Changed);
         }
         if let Some(hasher) = self.hasher.take().filter(|_| self.offset > 0) {
@@ -348,6 +356,77 @@ impl Error {
             Self::Changed => NarStreamError::Changed { part },
             Self::NotArchivable => NarStreamError::NotArchivable { part },
             Self::Spent => NarStreamError::Spent { part },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::{StoreDir, StorePath};
+    use rustix::fs::{mkdirat, openat};
+
+    /// As deep as its path is longer than the kernel takes (4096 bytes), and so read by a walk alone.
+    fn make_deep(root: &std::path::Path) {
+        std::fs::create_dir(root).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let mut inner = open(root, flags, Mode::empty()).unwrap();
+        let name = "d".repeat(250);
+        for _ in 0..17 {
+            mkdirat(&inner, &name, Mode::RWXU).unwrap();
+            inner = openat(&inner, &name, flags, Mode::empty()).unwrap();
+        }
+        let file = openat(&inner, "file", OFlags::WRONLY | OFlags::CREATE, Mode::RUSR).unwrap();
+        rustix::io::write(&file, b"contents").unwrap();
+    }
+
+    fn read(mut stream: NarStream) -> Vec<u8> {
+        let mut out = Vec::new();
+        // In small pieces: something was given out when the file is come to.
+        while stream.fill(&mut out, 1).unwrap() == NarProgress::More {}
+        out
+    }
+
+    #[test]
+    fn tree_that_cannot_be_read_by_its_layout_is_walked_and_stays_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = StorePath::parse(&format!("{}-deep", "0".repeat(32))).unwrap();
+        make_deep(&dir.path().join(path.to_string()));
+        let store = Arc::new(open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap());
+        let walked = || {
+            let mut walk = Walk::new(Arc::clone(&store), CString::new(path.to_string()).unwrap(), 0);
+            let mut nar = Vec::new();
+            walk.read(&mut nar, usize::MAX).unwrap();
+            (walk.take_layout().unwrap().finish(bytes(nar.len())).unwrap().0, nar)
+        };
+        let (_, nar) = walked();
+        let info = PathInfo {
+            path: path.clone(),
+            nar_hash: NarHash(Sha256::digest(&nar).into()),
+            nar_size: bytes(nar.len()),
+            references: Vec::new(),
+            deriver: None,
+            signatures: Vec::new(),
+            content_address: None,
+            ultimate: true,
+            registration_time_s: 1,
+        };
+        let location = StoreLocation {
+            store_dir: StoreDir::parse("/nix/store").unwrap(),
+            real_dir: dir.path().to_path_buf(),
+            state_dir: dir.path().to_path_buf(),
+        };
+        let (part, registration) = (info.path.hash_part(), Registration::of(1, &info));
+        let known = Arc::<KnownCopies>::default();
+        let open = |first_byte| {
+            NarStream::open(&location, &info, 1, (Arc::default(), Arc::clone(&known)), first_byte).unwrap()
+        };
+        for is_verified in [false, true] {
+            known.keep(part, registration, walked().0, is_verified);
+            for first_byte in [0, 100] {
+                assert!(read(open(bytes(first_byte))) == nar[first_byte..]);
+                assert!(known.get(&part, &registration).is_some_and(|copy| copy.is_verified == is_verified));
+            }
         }
     }
 }
