@@ -53,10 +53,12 @@ impl Layout {
         Some((begin, end, stretch))
     }
 
-    /// The number of the stretch in which this byte of the NAR lies.
+    /// The number of the first stretch to read for this byte of the NAR: the first that begins there, which has no bytes when it is
+    /// a directory or link to look at, or the one in which the byte lies.
     pub(crate) fn find(&self, offset: u64) -> usize {
-        // The last of those that begin there: the others are empty.
-        self.stretches.partition_point(|(begin, _)| *begin <= offset).saturating_sub(1)
+        let at = self.stretches.partition_point(|(begin, _)| *begin < offset);
+        let begins_there = self.stretches.get(at).is_some_and(|(begin, _)| *begin == offset);
+        if begins_there { at } else { at.saturating_sub(1) }
     }
 
     pub(crate) fn text(&self, from: usize, bytes: usize) -> &[u8] {

@@ -152,6 +152,21 @@ fn file_changed_and_changed_back_while_it_is_read_is_not_given_out_wrong() {
 }
 
 #[test]
+fn link_that_leads_elsewhere_now_is_not_given_out_as_it_was() {
+    let nix = TestNix::new(Kind::Relocated);
+    let path = nix.build("symlink");
+    let real = nix.location.real_path(&path);
+    wait_until_settled(&real);
+    let store = nix.open();
+    let info = info(&store, &path.hash_part());
+    whole(&store, &info);
+    fs::remove_file(&real).unwrap();
+    std::os::unix::fs::symlink("somewhere/ELSE", &real).unwrap();
+    let refused = read_all(store.open_nar(&info).unwrap(), 4096);
+    assert!(matches!(refused, Err(NarStreamError::HashMismatch { .. })), "{refused:?}");
+}
+
+#[test]
 fn copy_that_nix_links_to_another_is_still_right() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("many");
