@@ -28,6 +28,12 @@ impl FileIdentity {
         }
     }
 
+    /// Of something whose metadata changed last at this second.
+    #[cfg(test)]
+    pub(crate) fn changed_at(seconds: i64) -> Self {
+        Self { device: 0, inode: 0, size_bytes: 0, modified: (0, 0), changed: (seconds, 999_999_999) }
+    }
+
     /// Of what is at this path, not of what a symlink there names; `None` when nothing is.
     pub(crate) fn at(path: &Path) -> Option<Self> {
         lstat(path).ok().map(|stat| Self::of(&stat))

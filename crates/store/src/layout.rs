@@ -86,9 +86,10 @@ pub(crate) struct LayoutBuilder {
 }
 
 impl LayoutBuilder {
-    pub(crate) fn new() -> Self {
+    /// Of a tree whose walk begins at this time.
+    pub(crate) fn new(began: SystemTime) -> Self {
         let layout = Layout { text: Vec::new(), names: Vec::new(), stretches: Vec::new(), nar_size: 0 };
-        Self { layout, began: SystemTime::now(), newest: (0, 0), is_too_large: false }
+        Self { layout, began, newest: (0, 0), is_too_large: false }
     }
 
     /// What a NAR says of its files, at this offset.
@@ -149,5 +150,24 @@ impl LayoutBuilder {
         // A whole second more: the nanoseconds are left out.
         let is_settled = changed + SETTLED + Duration::from_secs(1) <= began;
         Some((self.layout, is_settled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tree_is_settled_when_its_newest_change_is_three_seconds_old() {
+        let seconds = |count| UNIX_EPOCH + Duration::from_secs(count);
+        let began = [(seconds(1002), false), (seconds(1003) - Duration::from_nanos(1), false), (seconds(1003), true)];
+        for (began, expected) in began {
+            let mut builder = LayoutBuilder::new(began);
+            for changed in [1, 1000, 500] {
+                builder.seen(0, [c"name"].into_iter(), FileIdentity::changed_at(changed));
+            }
+            let (_, is_settled) = builder.finish(0).unwrap();
+            assert_eq!(is_settled, expected, "{began:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use narmesh_protocol::nar::{DEPTH_MAX, NAME_BYTES_MAX, NarWriter, TARGET_BYTES_MAX};
 use rustix::buffer::spare_capacity;
@@ -82,7 +83,7 @@ impl Walk {
             directories: Vec::new(),
             offset: 0,
             unread_until,
-            layout: Some(LayoutBuilder::new()),
+            layout: Some(LayoutBuilder::new(SystemTime::now())),
         }
     }
 
