@@ -1,11 +1,12 @@
 //! What tells whether a file, directory or link is the one that was seen.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use rustix::fs::{Stat, lstat};
 
 /// Device, inode, size and times of one: whoever changes or replaces it changes one of these.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct FileIdentity {
     device: u64,
     inode: u64,
@@ -37,6 +38,13 @@ impl FileIdentity {
     /// Of what is at this path, not of what a symlink there names; `None` when nothing is.
     pub(crate) fn at(path: &Path) -> Option<Self> {
         lstat(path).ok().map(|stat| Self::of(&stat))
+    }
+
+    /// A hash of it, for where many are kept. Who could look for another with the same hash can write to the store anyway.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// When its metadata changed last: seconds, nanoseconds.

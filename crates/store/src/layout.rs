@@ -19,23 +19,25 @@ const SETTLED: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stretch {
     /// What a NAR says of its files: bytes of [`Layout::text`] from here on.
-    Text(usize),
+    Text(u32),
     /// The contents of a file.
     File {
         /// In [`Layout::name`].
-        name: usize,
-        identity: FileIdentity,
+        name: u32,
+        /// Of its [`FileIdentity`], which would take seven times as much.
+        fingerprint: u64,
     },
     /// No bytes: a directory or link that must be the one that was seen.
     Seen {
         /// In [`Layout::name`].
-        name: usize,
-        identity: FileIdentity,
+        name: u32,
+        /// Of its [`FileIdentity`].
+        fingerprint: u64,
     },
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Layout {
     text: Vec<u8>,
     /// Paths below the store directory, each ended by a NUL.
@@ -61,19 +63,31 @@ impl Layout {
         if begins_there { at } else { at.saturating_sub(1) }
     }
 
-    pub(crate) fn text(&self, from: usize, bytes: usize) -> &[u8] {
+    /// So many bytes of text, `skipped` bytes behind the beginning of a stretch of it.
+    pub(crate) fn text(&self, from: u32, skipped: usize, bytes: usize) -> &[u8] {
+        let from = index(from).saturating_add(skipped);
         self.text.get(from..from.saturating_add(bytes)).unwrap_or_default()
     }
 
     /// A path below the store directory.
-    pub(crate) fn name(&self, at: usize) -> &CStr {
-        self.names.get(at..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()).unwrap_or_default()
+    pub(crate) fn name(&self, at: u32) -> &CStr {
+        self.names.get(index(at)..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()).unwrap_or_default()
     }
 
     /// Memory that it takes.
     pub(crate) fn bytes(&self) -> usize {
+        self.text.capacity() + self.names.capacity() + self.stretches.capacity() * size_of::<(u64, Stretch)>()
+    }
+
+    /// What of that is in use; while it is made, its vectors may have room for as much again.
+    fn used_bytes(&self) -> usize {
         self.text.len() + self.names.len() + self.stretches.len() * size_of::<(u64, Stretch)>()
     }
+}
+
+/// `usize::MAX` where it cannot be one: nothing is there.
+fn index(at: u32) -> usize {
+    usize::try_from(at).unwrap_or(usize::MAX)
 }
 
 /// A layout in the making, while the tree is walked.
@@ -88,8 +102,7 @@ pub(crate) struct LayoutBuilder {
 impl LayoutBuilder {
     /// Of a tree whose walk begins at this time.
     pub(crate) fn new(began: SystemTime) -> Self {
-        let layout = Layout { text: Vec::new(), names: Vec::new(), stretches: Vec::new(), nar_size: 0 };
-        Self { layout, began, newest: (0, 0), is_too_large: false }
+        Self { layout: Layout::default(), began, newest: (0, 0), is_too_large: false }
     }
 
     /// What a NAR says of its files, at this offset.
@@ -97,8 +110,10 @@ impl LayoutBuilder {
         if text.is_empty() || self.is_full() {
             return;
         }
+        // Far from `u32::MAX`, as long as it is not full.
+        let Ok(from) = u32::try_from(self.layout.text.len()) else { return };
         if !matches!(self.layout.stretches.last(), Some((_, Stretch::Text(_)))) {
-            self.layout.stretches.push((offset, Stretch::Text(self.layout.text.len())));
+            self.layout.stretches.push((offset, Stretch::Text(from)));
         }
         self.layout.text.extend_from_slice(text);
     }
@@ -106,26 +121,27 @@ impl LayoutBuilder {
     /// The contents of a file begin at this offset.
     pub(crate) fn file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
         if let Some(name) = self.node(path, identity) {
-            self.layout.stretches.push((offset, Stretch::File { name, identity }));
+            self.layout.stretches.push((offset, Stretch::File { name, fingerprint: identity.fingerprint() }));
         }
     }
 
     /// A directory or link was looked at.
     pub(crate) fn seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
         if let Some(name) = self.node(path, identity) {
-            self.layout.stretches.push((offset, Stretch::Seen { name, identity }));
+            self.layout.stretches.push((offset, Stretch::Seen { name, fingerprint: identity.fingerprint() }));
         }
     }
 
-    fn node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) -> Option<usize> {
+    fn node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) -> Option<u32> {
         self.newest = self.newest.max(identity.changed());
         if self.is_full() {
             return None;
         }
         let names = &mut self.layout.names;
-        let at = names.len();
+        let begin = names.len();
+        let at = u32::try_from(begin).ok()?;
         for part in path {
-            if names.len() > at {
+            if names.len() > begin {
                 names.push(b'/');
             }
             names.extend_from_slice(part.to_bytes());
@@ -135,7 +151,11 @@ impl LayoutBuilder {
     }
 
     fn is_full(&mut self) -> bool {
-        self.is_too_large = self.is_too_large || self.layout.bytes() > LAYOUT_BYTES_MAX;
+        if self.layout.used_bytes() > LAYOUT_BYTES_MAX {
+            self.is_too_large = true;
+            // Its memory is of no use to what is left of the walk.
+            self.layout = Layout::default();
+        }
         self.is_too_large
     }
 
@@ -145,6 +165,9 @@ impl LayoutBuilder {
             return None;
         }
         self.layout.nar_size = nar_size;
+        self.layout.text.shrink_to_fit();
+        self.layout.names.shrink_to_fit();
+        self.layout.stretches.shrink_to_fit();
         let began = self.began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let changed = Duration::from_secs(u64::try_from(self.newest.0).unwrap_or(0));
         // A whole second more: the nanoseconds are left out.
@@ -169,5 +192,28 @@ mod tests {
             let (_, is_settled) = builder.finish(0).unwrap();
             assert_eq!(is_settled, expected, "{began:?}");
         }
+    }
+    /// So many files, each with its text.
+    fn files(builder: &mut LayoutBuilder, count: u64) {
+        for number in 0..count {
+            builder.text(number * 100, &[b't'; 50]);
+            builder.file(number * 100 + 50, [c"root", c"file"].into_iter(), FileIdentity::changed_at(1));
+        }
+    }
+
+    #[test]
+    fn finished_layout_takes_what_it_says_it_takes() {
+        let mut builder = LayoutBuilder::new(UNIX_EPOCH);
+        files(&mut builder, 1000);
+        let (layout, _) = builder.finish(100_000).unwrap();
+        assert_eq!(layout.bytes(), 1000 * (50 + 10 + 2 * 24));
+    }
+
+    #[test]
+    fn layout_that_is_too_large_takes_nothing() {
+        let mut builder = LayoutBuilder::new(UNIX_EPOCH);
+        files(&mut builder, 100_000);
+        assert_eq!(builder.layout.bytes(), 0);
+        assert!(builder.finish(10_000_000).is_none());
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct LayoutReader {
     _root: OwnedFd,
     at: usize,
     offset: u64,
-    file: Option<OwnedFd>,
+    file: Option<(OwnedFd, FileIdentity)>,
 }
 
 impl LayoutReader {
@@ -62,19 +62,21 @@ impl LayoutReader {
         while out.len() < target {
             let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
             match stretch {
-                Stretch::Seen { name, identity } => {
+                Stretch::Seen { name, fingerprint } => {
                     let stat = statat(&self.store, self.layout.name(name), AtFlags::SYMLINK_NOFOLLOW)?;
-                    if FileIdentity::of(&stat) != identity {
+                    if FileIdentity::of(&stat).fingerprint() != fingerprint {
                         return Err(Unread::NotAsSeen);
                     }
                 }
                 Stretch::Text(from) => {
                     let skipped = usize::try_from(self.offset - begin).map_err(|_| Unread::NotAsSeen)?;
                     let bytes = usize::try_from(end - self.offset).map_err(|_| Unread::NotAsSeen)?;
-                    out.extend_from_slice(self.layout.text(from + skipped, bytes));
+                    out.extend_from_slice(self.layout.text(from, skipped, bytes));
                     self.offset = end;
                 }
-                Stretch::File { name, identity } => self.read_file(out, target, name, identity, (begin, end))?,
+                Stretch::File { name, fingerprint } => {
+                    self.read_file(out, target, (name, fingerprint), (begin, end))?;
+                }
             }
             if self.offset == end {
                 self.at += 1;
@@ -88,13 +90,12 @@ impl LayoutReader {
         &mut self,
         out: &mut Vec<u8>,
         target: usize,
-        name: usize,
-        identity: FileIdentity,
+        (name, fingerprint): (u32, u64),
         (begin, end): (u64, u64),
     ) -> Result<(), Unread> {
-        let file = match self.file.take() {
+        let (file, identity) = match self.file.take() {
             Some(file) => file,
-            None => self.open_file(name, identity, end - begin)?,
+            None => self.open_file(name, fingerprint, end - begin)?,
         };
         let wanted = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(target - out.len());
         out.reserve_exact(wanted);
@@ -114,21 +115,22 @@ impl LayoutReader {
             return Err(Unread::NotAsSeen);
         }
         self.offset += u64::try_from(got).unwrap_or(0);
-        self.file = Some(file);
+        self.file = Some((file, identity));
         Ok(())
     }
 
-    fn open_file(&self, name: usize, identity: FileIdentity, size_bytes: u64) -> Result<OwnedFd, Unread> {
+    fn open_file(&self, name: u32, fingerprint: u64, size_bytes: u64) -> Result<(OwnedFd, FileIdentity), Unread> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         // A kernel without it (before 5.6) refuses: its trees are walked, and wholes hashed, each time.
         let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
-        if FileIdentity::of(&fstat(&file)?) != identity || identity.size_bytes() != size_bytes {
+        let identity = FileIdentity::of(&fstat(&file)?);
+        if identity.fingerprint() != fingerprint || identity.size_bytes() != size_bytes {
             return Err(Unread::NotAsSeen);
         }
         if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
             tracing::trace!("no read-ahead for this file system");
         }
-        Ok(file)
+        Ok((file, identity))
     }
 }
