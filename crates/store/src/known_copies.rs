@@ -1,12 +1,12 @@
 //! The layouts of copies that were walked, and which of them were hashed right; bounded, the least recently used go first.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
 
+use crate::by_use::ByUse;
 use crate::failed_copies::Registration;
 use crate::layout::Layout;
 
@@ -23,57 +23,39 @@ pub(crate) struct KnownCopy {
     pub(crate) is_verified: bool,
 }
 
-#[derive(Debug, Default)]
-struct Copies {
-    by_part: HashMap<HashPart, (u64, Registration, KnownCopy)>,
-    by_use: BTreeMap<u64, HashPart>,
-    uses: u64,
-    bytes: usize,
+/// All of them, shared by the store and its open streams.
+#[derive(Debug)]
+pub(crate) struct KnownCopies {
+    copies: Mutex<ByUse<(Registration, KnownCopy)>>,
+    hashed_bytes: AtomicU64,
 }
 
-/// All of them, shared by the store and its open streams.
-#[derive(Debug, Default)]
-pub(crate) struct KnownCopies {
-    copies: Mutex<Copies>,
-    hashed_bytes: AtomicU64,
+impl Default for KnownCopies {
+    fn default() -> Self {
+        Self { copies: Mutex::new(ByUse::new(BYTES_MAX)), hashed_bytes: AtomicU64::new(0) }
+    }
 }
 
 impl KnownCopies {
     /// What is known of the copy under this registration.
     pub(crate) fn get(&self, part: &HashPart, registration: &Registration) -> Option<KnownCopy> {
         let mut copies = self.copies.lock();
-        let Copies { by_part, by_use, uses, .. } = &mut *copies;
-        let (last_use, registered, copy) = by_part.get_mut(part)?;
+        let (registered, copy) = copies.get(part)?;
         if registered != registration {
             copies.remove(part);
             return None;
         }
-        by_use.remove(last_use);
-        *uses += 1;
-        *last_use = *uses;
-        by_use.insert(*uses, *part);
         Some(copy.clone())
     }
 
     /// Keeps what was found; one that was verified is not replaced by one that was not.
     pub(crate) fn keep(&self, part: HashPart, registration: Registration, layout: Layout, is_verified: bool) {
         let mut copies = self.copies.lock();
-        if !is_verified
-            && copies.by_part.get(&part).is_some_and(|(_, known, copy)| *known == registration && copy.is_verified)
-        {
+        if !is_verified && copies.get(&part).is_some_and(|(known, copy)| *known == registration && copy.is_verified) {
             return;
         }
-        copies.remove(&part);
-        copies.bytes += layout.bytes() + ENTRY_BYTES;
-        copies.uses += 1;
-        let uses = copies.uses;
-        copies.by_use.insert(uses, part);
-        copies.by_part.insert(part, (uses, registration, KnownCopy { layout: Arc::new(layout), is_verified }));
-        while copies.bytes > BYTES_MAX {
-            let Some((_, oldest)) = copies.by_use.first_key_value() else { break };
-            let oldest = *oldest;
-            copies.remove(&oldest);
-        }
+        let bytes = layout.bytes() + ENTRY_BYTES;
+        copies.put(part, bytes, (registration, KnownCopy { layout: Arc::new(layout), is_verified }));
     }
 
     /// Something of this copy is not as it was.
@@ -93,14 +75,6 @@ impl KnownCopies {
 
     /// Memory of the layouts.
     pub(crate) fn bytes(&self) -> usize {
-        self.copies.lock().bytes
-    }
-}
-
-impl Copies {
-    fn remove(&mut self, part: &HashPart) {
-        let Some((last_use, _, copy)) = self.by_part.remove(part) else { return };
-        self.by_use.remove(&last_use);
-        self.bytes -= copy.layout.bytes() + ENTRY_BYTES;
+        self.copies.lock().bytes()
     }
 }

@@ -9,6 +9,7 @@
 //! a whole NAR's last byte is handed out only after NarHash and NarSize were right, now or since its files last changed; a path that may not leave is, to the
 //! caller of [`Offer::offered`], the same as one that is not there.
 
+mod by_use;
 mod daemon;
 mod database;
 mod derivation;

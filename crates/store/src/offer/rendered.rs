@@ -1,9 +1,9 @@
 //! Rendered narinfos, so that nothing is signed twice.
 
 use super::OfferedPath;
+use crate::by_use::ByUse;
 use crate::database::Stamp;
 use narmesh_protocol::HashPart;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Bytes of all rendered answers: about 14,000 paths, more than an ordinary store offers.
@@ -21,45 +21,30 @@ pub(super) struct Rendered {
 }
 
 /// Least recently used answers go first.
-#[derive(Debug, Default)]
-pub(super) struct RenderedCache {
-    entries: HashMap<HashPart, (u64, Rendered)>,
-    by_use: BTreeMap<u64, HashPart>,
-    uses: u64,
-    bytes: usize,
+#[derive(Debug)]
+pub(super) struct RenderedCache(ByUse<Rendered>);
+
+impl Default for RenderedCache {
+    fn default() -> Self {
+        Self(ByUse::new(BYTES_MAX))
+    }
 }
 
 impl RenderedCache {
     pub(super) fn get(&mut self, part: &HashPart) -> Option<Rendered> {
-        let (last_use, rendered) = self.entries.get_mut(part)?;
-        self.by_use.remove(last_use);
-        self.uses += 1;
-        *last_use = self.uses;
-        self.by_use.insert(self.uses, *part);
-        Some(rendered.clone())
+        self.0.get(part).cloned()
     }
 
     pub(super) fn put(&mut self, part: HashPart, rendered: Rendered) {
-        self.remove(&part);
-        self.bytes += bytes(&rendered);
-        self.uses += 1;
-        self.by_use.insert(self.uses, part);
-        self.entries.insert(part, (self.uses, rendered));
-        while self.bytes > BYTES_MAX {
-            let Some((_, oldest)) = self.by_use.first_key_value() else { break };
-            let oldest = *oldest;
-            self.remove(&oldest);
-        }
+        self.0.put(part, bytes(&rendered), rendered);
     }
 
     pub(super) fn remove(&mut self, part: &HashPart) {
-        let Some((last_use, rendered)) = self.entries.remove(part) else { return };
-        self.by_use.remove(&last_use);
-        self.bytes -= bytes(&rendered);
+        self.0.remove(part);
     }
 
     pub(super) fn clear(&mut self) {
-        *self = Self { uses: self.uses, ..Self::default() };
+        self.0.clear();
     }
 }
 
