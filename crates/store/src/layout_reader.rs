@@ -4,14 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, AtFlags, Mode, OFlags, ResolveFlags, fadvise, fstat, openat, openat2, statat};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat};
 use rustix::io::{Errno, pread};
 
 use crate::file_identity::FileIdentity;
 use crate::layout::{Layout, Stretch};
-
-/// Files at least this long are announced to the kernel as read in order.
-const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
+use crate::read_ahead::read_ahead;
 
 /// Why nothing more is read by a layout; what was appended may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,9 +126,7 @@ impl LayoutReader {
         if identity.fingerprint() != fingerprint || identity.size_bytes() != size_bytes {
             return Err(Unread::NotAsSeen);
         }
-        if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
-            tracing::trace!("no read-ahead for this file system");
-        }
+        read_ahead(&file, size_bytes);
         Ok((file, identity))
     }
 }

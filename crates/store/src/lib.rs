@@ -27,6 +27,7 @@ mod nix_store;
 mod offer;
 mod path_index;
 mod path_info;
+mod read_ahead;
 mod recent_rows;
 mod registry;
 mod watch;

@@ -8,15 +8,13 @@ use std::time::SystemTime;
 
 use narmesh_protocol::nar::{DEPTH_MAX, NAME_BYTES_MAX, NarWriter, TARGET_BYTES_MAX};
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, SeekFrom, fadvise, fstat, openat, readlinkat, seek, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, fstat, openat, readlinkat, seek, statat};
 use rustix::io::{Errno, read};
 
 use crate::file_identity::FileIdentity;
 use crate::layout::LayoutBuilder;
 use crate::listing::{Listing, ListingError, NodeKind};
-
-/// Files at least this long are announced to the kernel as read in order.
-const READ_AHEAD_BYTES_MIN: u64 = 1 << 20;
+use crate::read_ahead::read_ahead;
 
 /// A tree being walked. Holds at most 64 directories and one file open, and the names of those directories in memory.
 pub(crate) struct Walk {
@@ -212,9 +210,7 @@ impl Walk {
                     Some(left) => {
                         self.pass_text(out, before);
                         self.note(identity, true);
-                        if size_bytes >= READ_AHEAD_BYTES_MIN && fadvise(&file, 0, None, Advice::Sequential).is_err() {
-                            tracing::trace!("no read-ahead for this file system");
-                        }
+                        read_ahead(&file, size_bytes);
                         self.stage = Stage::File { file, size_bytes, left, identity };
                         return self.pass_over(out);
                     }
