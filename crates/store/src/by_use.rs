@@ -10,6 +10,7 @@ pub(crate) struct ByUse<V> {
     /// The hash part of each use that is still an entry's last.
     uses: BTreeMap<u64, HashPart>,
     last_use: u64,
+    /// Memory of all, as it was said when they were put.
     bytes: usize,
     bytes_max: usize,
 }
@@ -62,11 +63,6 @@ impl<V> ByUse<V> {
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.bytes_max);
     }
-
-    /// Memory of all, as it was said when they were put.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
 #[cfg(test)]
@@ -91,19 +87,19 @@ mod tests {
         for number in 1..=3 {
             values.put(part(number), 10, number);
         }
-        assert_eq!((held(&values), values.bytes()), (vec![1, 2, 3], 30));
+        assert_eq!((held(&values), values.bytes), (vec![1, 2, 3], 30));
         assert_eq!(values.get(&part(1)), Some(&1));
         values.put(part(4), 10, 4);
-        assert_eq!((held(&values), values.bytes()), (vec![1, 3, 4], 30));
+        assert_eq!((held(&values), values.bytes), (vec![1, 3, 4], 30));
         values.put(part(5), 15, 5);
-        assert_eq!((held(&values), values.bytes()), (vec![4, 5], 25));
+        assert_eq!((held(&values), values.bytes), (vec![4, 5], 25));
         values.put(part(5), 1, 6);
-        assert_eq!((held(&values), values.bytes()), (vec![4, 6], 11));
+        assert_eq!((held(&values), values.bytes), (vec![4, 6], 11));
         values.remove(&part(4));
         assert_eq!(values.get(&part(4)), None);
-        assert_eq!((held(&values), values.bytes()), (vec![6], 1));
+        assert_eq!((held(&values), values.bytes), (vec![6], 1));
         values.clear();
-        assert_eq!((held(&values), values.bytes()), (vec![], 0));
+        assert_eq!((held(&values), values.bytes), (vec![], 0));
     }
 
     #[test]
@@ -112,6 +108,6 @@ mod tests {
         values.put(part(1), 10, 1);
         values.put(part(2), 10, 2);
         values.put(part(1), 31, 3);
-        assert_eq!((held(&values), values.bytes()), (vec![2], 10));
+        assert_eq!((held(&values), values.bytes), (vec![2], 10));
     }
 }

@@ -72,9 +72,4 @@ impl KnownCopies {
     pub(crate) fn hashed_bytes(&self) -> u64 {
         self.hashed_bytes.load(Relaxed)
     }
-
-    /// Memory of the layouts.
-    pub(crate) fn bytes(&self) -> usize {
-        self.copies.lock().bytes()
-    }
 }

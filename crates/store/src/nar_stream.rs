@@ -182,12 +182,6 @@ impl NarStream {
         self.given
     }
 
-    /// Whether what is given out is hashed on the way, and the last of it is held back until the hash is right. It is not where
-    /// the hash is known from before, nor for a range.
-    pub fn is_hashing(&self) -> bool {
-        self.hasher.is_some()
-    }
-
     /// Appends the next bytes to `out`: at least one, and about `bytes_max` or the spare capacity of `out`, whichever
     /// is more (a name or target may exceed it by 8 KiB). Blocks on the file system. Reuse `out`: it is read into
     /// directly. After `Complete` nothing is appended; after an error nothing was.

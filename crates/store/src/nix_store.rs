@@ -91,14 +91,9 @@ impl NixStore {
         self.index.read().len()
     }
 
-    /// Bytes of NARs hashed since the start: what is known to be right is not hashed again.
+    /// Bytes of NARs hashed since the start: what is known to be right is not hashed again. Nobody but the tests asks.
     pub fn hashed_bytes(&self) -> u64 {
         self.known.hashed_bytes()
-    }
-
-    /// Memory of what is known about copies, bytes.
-    pub fn known_copies_bytes(&self) -> usize {
-        self.known.bytes()
     }
 
     /// The hash parts of all valid paths.
