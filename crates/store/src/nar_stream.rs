@@ -2,7 +2,8 @@
 //!
 //! The last chunk leaves only after size and hash of all were right, and no byte beyond NarSize leaves ever; so a
 //! receiver that counts to NarSize never completes a wrong body. A copy that was hashed right once, and of which nothing changed
-//! since, is not hashed again, and what begins in the middle is read from there: see `layout`.
+//! since, is not hashed again, and what begins in the middle is read from there: see `layout`. A tree that changes meanwhile is
+//! walked once more; what has left before is compared with it, or is known to be right, or the body ends.
 //!
 //! Nix's collector takes open files that it finds in `/proc` for roots, so a path whose NAR is being read outlives a
 //! collection that starts meanwhile; one that is collected all the same gives an error.
