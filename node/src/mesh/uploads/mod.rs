@@ -60,7 +60,7 @@ const HEAD_STALL: Duration = Duration::from_secs(30);
 /// How much may be under way at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UploadLimits {
-    /// Bodies to one peer, of NARs up to [`SMALL_NAR_BYTES_MAX`] and above it each.
+    /// Bodies to one peer, of NARs up to 8 MiB and of larger ones each.
     pub per_peer: usize,
     /// Threads that read from the disk for all peers.
     pub total: usize,
