@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use narmesh_tests::NixVersion;
+use narmesh_tests::{NixVersion, Pair, fetch_all, missing};
 
-use crate::asked::{fetch_all, missing};
 use crate::report::{Row, nix};
-use crate::stage::Pair;
 
 /// What Nix opens a cache with.
 const PATHS: usize = 60;

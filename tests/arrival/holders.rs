@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{NarInfoText, TestMesh, hash_part, promised, wait_for};
+use narmesh_tests::{NarInfoText, Pair, TestMesh, get_from, hash_part, narinfo_url, promised, wait_for};
 use rustix::process::Signal;
 
 use crate::report::Row;
-use crate::stage::{Pair, get_from, narinfo_url};
 
 /// A change of a store is promised to be noticed by its own machine within this.
 const NOTICED: Duration = Duration::from_secs(1);

@@ -2,18 +2,15 @@
 //!
 //! Every story adds a row to a table that `./test.sh` prints: what was before, what is now, what must be.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
 
-mod asked;
 mod burst;
 mod holders;
-mod plain;
 mod queues;
 mod report;
 mod restarts;
 mod slow_lines;
-mod stage;
 mod waiting;
 
 use std::io::Write as _;

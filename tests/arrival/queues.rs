@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{Namespace, TestMesh, TestNode, get, hash_part, promised, request, wait_until};
+use narmesh_tests::{
+    LookupsBesideBulk, Namespace, Pair, TestMesh, TestNode, fetch_all, get, get_from, hash_part, missing, nar_url,
+    narinfo_url, promised, request, wait_until,
+};
 
-use crate::asked::{fetch_all, missing};
 use crate::report::Row;
-use crate::stage::{Pair, get_from, nar_url, narinfo_url};
 
 /// What a limited holder sends, bytes per second.
 const LIMIT_BYTES_S: u32 = 256 << 10;
@@ -51,62 +52,20 @@ fn nars_that_wait_for_an_upload_limit_arrive_in_the_order_of_asking() {
 
 /// Looks five paths up again and again, while sixteen NARs fill the line.
 fn lookups_beside_bulk(kilobits_per_s: u32, bulk_bytes: u64, what: &'static str, before: &'static str) {
-    const BULK: usize = 16;
-    const AT_ONCE: usize = 5;
     let _turn = crate::beside_others();
     if !crate::has_networks() {
         return;
     }
-    let mut pair = Pair::over_a_line(kilobits_per_s);
-    let bulk = pair.holder.store.hold_noise(BULK, bulk_bytes, 1);
-    // More than can be asked for while the bulk lasts.
-    let small = pair.holder.store.hold_noise(1_000, 128, 2);
-    pair.start();
-    let urls: Vec<_> = bulk.iter().map(|path| nar_url(&get_from(&pair.client, &narinfo_url(path))).unwrap()).collect();
-    let machine = pair.holder.network().unwrap();
-    let idle = machine.traffic();
-    let ended = AtomicBool::new(false);
-    let (mut times, refused) = thread::scope(|scope| {
-        let bulk: Vec<_> = urls.iter().map(|url| scope.spawn(|| get_from(&pair.client, url))).collect();
-        let probers = scope.spawn(|| {
-            wait_until("the line is in use", promised(Duration::from_secs(2)), || {
-                machine.traffic().sent_bytes - idle.sent_bytes > bulk_bytes / 10
-            });
-            let some: Vec<_> = small.chunks(small.len() / AT_ONCE).collect();
-            let ask = |paths: &[String]| {
-                let mut seen = Vec::new();
-                for path in paths {
-                    if ended.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let since = Instant::now();
-                    seen.push((get_from(&pair.client, &narinfo_url(path)).status, since.elapsed()));
-                }
-                seen
-            };
-            thread::scope(|scope| {
-                let threads: Vec<_> = some.into_iter().map(|paths| scope.spawn(move || ask(paths))).collect();
-                threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-            })
-        });
-        let arrived =
-            bulk.into_iter().map(|thread| thread.join().unwrap()).filter(|nar| nar.status == 200 && nar.complete);
-        assert_eq!(arrived.count(), BULK, "what fills the line arrives");
-        ended.store(true, Ordering::Relaxed);
-        let seen = probers.join().unwrap();
-        let refused = seen.iter().filter(|(status, _)| *status != 200).count();
-        (seen.into_iter().map(|(_, took)| took).collect::<Vec<_>>(), refused)
-    });
-    times.sort_unstable();
-    let p99 = times[(times.len() * 99 / 100).min(times.len() - 1)];
+    let seen = LookupsBesideBulk::run(kilobits_per_s, bulk_bytes);
     let must_be = "0 answered 404, p99 <= queue + 2 round trips + 50 ms";
     Row { what, client: "HTTP", before, must_be }.now(&format!(
-        "{refused} of {} answered 404, p99 {} ms (the line's own queue {} ms)",
-        times.len(),
-        p99.as_millis(),
+        "{} of {} answered 404, p99 {} ms (the line's own queue {} ms)",
+        seen.refused,
+        seen.times.len(),
+        seen.p99().as_millis(),
         Namespace::full_queue(kilobits_per_s).as_millis()
     ));
-    assert_eq!(refused, 0, "a narinfo never waits behind NARs until it is told as absent");
+    assert_eq!(seen.refused, 0, "a narinfo never waits behind NARs until it is told as absent");
 }
 
 #[test]

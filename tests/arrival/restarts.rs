@@ -1,9 +1,9 @@
 //! The daemon is replaced while somebody waits for it, behind a socket that outlives it.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use narmesh_tests::{HandedSocket, NixVersion, TestMesh, promised, wait_until};
+use narmesh_tests::{HandedSocket, NixVersion, TestMesh, build_over_a_kill, promised, wait_until};
 
 use crate::report::{Row, nix};
 
@@ -59,34 +59,61 @@ fn what_waited_at_the_socket_is_answered_with_nix_2_34() {
     waited_at_the_socket(NixVersion::V2_34);
 }
 
-fn killed_in_the_middle(version: NixVersion) {
-    let _turn = crate::alone();
+fn killed_in_the_middle(socket: Option<&HandedSocket>, version: NixVersion) -> bool {
     let mesh = TestMesh::new();
     let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
     client.store.use_nix(version);
-    HandedSocket::bind()
-        .build_over_a_kill("huge", HELD_AFTER_BYTES, (&mut holder, &mut client))
+    build_over_a_kill(socket, "huge", HELD_AFTER_BYTES, (&mut holder, &mut client))
         .expect_success("nix-build with the gateway as the only substituter");
+    client.store.verify_contents();
     // The same path as the holder's.
     let huge = holder.store.build_one("huge");
-    let built = client.store.row(&huge).unwrap().ultimate;
-    Row { what: IN_THE_MIDDLE, client: nix(version), before: "built", must_be: "resumed at the byte" }.now(if built {
-        "built"
-    } else {
-        "resumed at the byte"
-    });
-    assert!(!built, "the holder was alive all the time");
-    client.store.verify_contents();
+    client.store.row(&huge).unwrap().ultimate
 }
 
-const IN_THE_MIDDLE: &str = "15 the gateway is killed in a NAR of 335 MB, and back behind its socket";
+fn killed_behind_the_socket(version: NixVersion) {
+    let _turn = crate::alone();
+    let built = killed_in_the_middle(Some(&HandedSocket::bind()), version);
+    Row { what: BEHIND_THE_SOCKET, client: nix(version), before: "built", must_be: "resumed at the byte" }
+        .now(if built { "built" } else { "resumed at the byte" });
+    assert!(!built, "the holder was alive all the time");
+}
+
+const BEHIND_THE_SOCKET: &str = "15 the gateway is killed in a NAR of 335 MB, and back behind its socket";
 
 #[test]
 fn a_nar_goes_on_behind_the_socket_with_nix_2_8() {
-    killed_in_the_middle(NixVersion::V2_8);
+    killed_behind_the_socket(NixVersion::V2_8);
 }
 
 #[test]
 fn a_nar_goes_on_behind_the_socket_with_nix_2_34() {
-    killed_in_the_middle(NixVersion::V2_34);
+    killed_behind_the_socket(NixVersion::V2_34);
+}
+
+/// With the settings that `init` prints, and connections refused for a second.
+fn killed_without_a_socket(version: NixVersion) {
+    let _turn = crate::alone();
+    let since = Instant::now();
+    let built = killed_in_the_middle(None, version);
+    let before = "exit 1 with what `init` printed";
+    Row { what: WITHOUT_A_SOCKET, client: nix(version), before, must_be: "exit 0 with what `init` prints" }
+        .now(&format!("exit 0, {}, {:.0} s", if built { "built" } else { "resumed" }, since.elapsed().as_secs_f64()));
+}
+
+const WITHOUT_A_SOCKET: &str = "15b the same without a socket, back after a second";
+
+#[test]
+fn a_build_survives_a_restart_without_a_socket_with_nix_2_8() {
+    killed_without_a_socket(NixVersion::V2_8);
+}
+
+#[test]
+fn a_build_survives_a_restart_without_a_socket_with_nix_2_26() {
+    killed_without_a_socket(NixVersion::V2_26);
+}
+
+#[test]
+fn a_build_survives_a_restart_without_a_socket_with_nix_2_34() {
+    killed_without_a_socket(NixVersion::V2_34);
 }

@@ -3,29 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use narmesh_tests::{Network, NixVersion, TestMesh, TestNode, promised};
+use narmesh_tests::{Network, NixVersion, Shipment, TestMesh, TestNode, promised};
 
-use crate::plain::{PlainCache, second_store};
 use crate::report::{Row, nix};
-use crate::stage::Pair;
-
-/// So many NARs of so many bytes over a line of so many kilobits a second.
-#[derive(Clone, Copy)]
-struct Shape {
-    nars: usize,
-    nar_bytes: u64,
-    kilobits_per_s: u32,
-}
-
-impl Shape {
-    fn all_bytes(self) -> u64 {
-        self.nars as u64 * self.nar_bytes
-    }
-
-    fn paths(self, pair: &Pair) -> Vec<String> {
-        pair.holder.store.hold_noise(self.nars, self.nar_bytes, 1)
-    }
-}
 
 /// Contents sent beside those of the NARs, of the NARs' in a hundred: narinfos, framing, encryption, what was lost and sent again.
 const OVERHEAD_PERCENT_MAX: u64 = 5;
@@ -34,39 +14,6 @@ const ALL_ARRIVE: &str = "all arrive, bytes <= 1.05, time <= 1.05 of plain HTTP"
 
 /// Of the time of plain HTTP on a line of its own at the same time; what is promised is 1.05, which a busy machine may miss.
 const TIME_MAX: f64 = 2.0;
-
-/// How many came, how many bytes of contents left the holder, and how long it took.
-struct Seen {
-    arrived: usize,
-    bytes: u64,
-    took: Duration,
-}
-
-fn by_mesh(shape: Shape, version: NixVersion) -> Seen {
-    let mut pair = Pair::over_a_line(shape.kilobits_per_s);
-    let paths = shape.paths(&pair);
-    pair.use_nix(version);
-    pair.start();
-    let (before, since) = (pair.holder.network().unwrap().traffic(), Instant::now());
-    pair.client.realise(&paths);
-    let took = since.elapsed();
-    let bytes = pair.holder.network().unwrap().traffic().contents_sent_since(before);
-    Seen { arrived: pair.arrived(&paths), bytes, took }
-}
-
-fn by_plain_http(shape: Shape, version: NixVersion) -> Seen {
-    let mut pair = Pair::over_a_line(shape.kilobits_per_s);
-    let paths = shape.paths(&pair);
-    pair.use_nix(version);
-    let cache = PlainCache::beside(&pair.holder, &paths);
-    let store = second_store(&pair.client, pair.mesh.path());
-    let (before, since) = (pair.holder.network().unwrap().traffic(), Instant::now());
-    let said = store.realise(&paths, cache.address, &[pair.holder.builder_key()]);
-    let took = since.elapsed();
-    said.expect_success("plain HTTP on the same line");
-    let bytes = pair.holder.network().unwrap().traffic().contents_sent_since(before);
-    Seen { arrived: shape.nars, bytes, took }
-}
 
 /// Both at the same time, each on a line of its own.
 fn compare(
@@ -79,28 +26,28 @@ fn compare(
     if !crate::has_networks() {
         return;
     }
-    let shape = Shape { nars, nar_bytes, kilobits_per_s };
+    let shipment = Shipment { nars, nar_bytes, kilobits_per_s };
     let row = Row { what, client: nix(version), before, must_be: ALL_ARRIVE };
     let (mesh, plain) = thread::scope(|scope| {
-        let plain = scope.spawn(|| by_plain_http(shape, version));
-        (by_mesh(shape, version), plain.join().unwrap())
+        let plain = scope.spawn(|| shipment.by_plain_http(version));
+        (shipment.by_mesh(version), plain.join().unwrap())
     });
     let ratio = mesh.took.as_secs_f64() / plain.took.as_secs_f64();
-    let of_nars = |bytes: u64| bytes as f64 / shape.all_bytes() as f64;
+    let of_nars = |bytes: u64| bytes as f64 / shipment.all_bytes() as f64;
     row.now(&format!(
         "{} of {} arrive, {:.2} of the NARs' bytes, {:.0} s (plain HTTP {:.2}, {:.0} s; ratio {:.2})",
         mesh.arrived,
-        shape.nars,
+        shipment.nars,
         of_nars(mesh.bytes),
         mesh.took.as_secs_f64(),
         of_nars(plain.bytes),
         plain.took.as_secs_f64(),
         ratio
     ));
-    assert_eq!(mesh.arrived, shape.nars, "what plain HTTP carries over this line, the mesh carries");
+    assert_eq!(mesh.arrived, shipment.nars, "what plain HTTP carries over this line, the mesh carries");
     assert!(ratio <= TIME_MAX, "{ratio:.2} of the time of plain HTTP");
-    let allowed = shape.all_bytes() * (100 + OVERHEAD_PERCENT_MAX) / 100;
-    assert!(mesh.bytes <= allowed, "{} bytes on the line for {} of NARs", mesh.bytes, shape.all_bytes());
+    let allowed = shipment.all_bytes() * (100 + OVERHEAD_PERCENT_MAX) / 100;
+    assert!(mesh.bytes <= allowed, "{} bytes on the line for {} of NARs", mesh.bytes, shipment.all_bytes());
 }
 
 #[test]
@@ -197,6 +144,63 @@ fn a_slow_holder_beside_a_quick_one_costs_a_client_little() {
     ));
     assert_eq!(arrived, NARS, "both had them all the time");
     assert!(took <= undisturbed + promised(MORE_WITH_A_SLOW_HOLDER), "{took:?} instead of {undisturbed:?}");
+}
+
+/// At home, 100 Mbit/s come in and 10 go out: what is fetched there at the same time waits for acknowledgements behind what is sent.
+#[test]
+fn both_directions_of_a_home_line_are_used_at_once() {
+    const UP_KILOBITS: u32 = 10_000;
+    const DOWN_KILOBITS: u32 = 100_000;
+    const OUT: (usize, u64) = (8, 1_500_000);
+    const IN: (usize, u64) = (16, 6_000_000);
+    let _turn = crate::beside_others();
+    if !crate::has_networks() {
+        return;
+    }
+    let network = Network::on_a_bridge(3);
+    network.send_real_packets();
+    network.set_uplink(0, UP_KILOBITS);
+    network.set_downlink(0, DOWN_KILOBITS);
+    let mesh = TestMesh::new();
+    let [mut home, mut office, mut laptop] = ["home", "office", "laptop"].map(|name| mesh.node(name));
+    let outgoing = home.store.hold_noise(OUT.0, OUT.1, 1);
+    let incoming = office.store.hold_noise(IN.0, IN.1, 2);
+    for (node, machine) in [&mut home, &mut office, &mut laptop].into_iter().zip(network.machines()) {
+        node.live_on(machine);
+        node.store.use_nix(NixVersion::V2_34);
+    }
+    TestMesh::introduce(&mut [&mut home, &mut office, &mut laptop]);
+    TestMesh::start_introduced(&mut [&mut home, &mut office, &mut laptop]);
+    home.wait_all_advertised(&[&laptop]);
+    office.wait_all_advertised(&[&home]);
+    let line_time =
+        |(nars, bytes): (usize, u64), kilobits: u32| nars as f64 * bytes as f64 * 8e-3 / f64::from(kilobits);
+    let ship = |node: &TestNode, paths: &[String]| {
+        let since = Instant::now();
+        node.realise(paths);
+        let has = node.store.outputs();
+        (paths.iter().filter(|path| has.contains(*path)).count(), since.elapsed().as_secs_f64())
+    };
+    let (received, sent) = thread::scope(|scope| {
+        let sent = scope.spawn(|| ship(&laptop, &outgoing));
+        (ship(&home, &incoming), sent.join().unwrap())
+    });
+    Row {
+        what: "23 home line, 10 Mbit/s up and 100 down, both in use: 8 x 1.5 MB out, 16 x 6 MB in",
+        client: "Nix 2.34",
+        before: "not measured",
+        must_be: "all arrive, each at half of its direction's rate at least",
+    }
+    .now(&format!(
+        "{} of {} out at {:.2} of the rate, {} of {} in at {:.2}",
+        sent.0,
+        OUT.0,
+        line_time(OUT, UP_KILOBITS) / sent.1,
+        received.0,
+        IN.0,
+        line_time(IN, DOWN_KILOBITS) / received.1,
+    ));
+    assert_eq!((sent.0, received.0), (OUT.0, IN.0), "both holders were there all the time");
 }
 
 #[test]

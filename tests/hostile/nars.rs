@@ -6,7 +6,7 @@ use crate::report;
 use crate::stage::{Expect, Stage};
 use crate::table::{Attack, play};
 use crate::wire::{NAR_END, NarRequest, nar_chunks, nar_head, sha256};
-use narmesh_tests::request;
+use narmesh_tests::{promised, request};
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -187,6 +187,61 @@ fn a_stall_after_the_first_megabyte() {
         let first = if request.offset == 0 { &item.nar[..1 << 20] } else { &[] };
         vec![Move::Send([nar_head(false), nar_chunks(first)].concat()), Move::Hold]
     });
+}
+
+/// Bytes a second of a holder that once was waited for: over 16 KiB in ten seconds.
+const DRIP: usize = 1_690;
+/// What such a holder may add, beside an honest one that is quick.
+const MORE_WITH_A_DRIP: Duration = Duration::from_secs(5);
+
+/// Both hold the same paths, and the slow one sends nothing but true bytes: which of the two is asked first is not ours to say.
+fn drip(name: &'static str, kib: u32) {
+    const PATHS: usize = 4;
+    let peer = Peer::liar(
+        name,
+        Script::default().nar(|item, request| {
+            let rest = &item.nar[usize::try_from(request.offset).unwrap()..];
+            let drops =
+                rest.chunks(DRIP).flat_map(|drop| [Move::Send(nar_chunks(drop)), Move::Wait(Duration::from_secs(1))]);
+            [Move::Send(nar_head(false))].into_iter().chain(drops).chain([Move::Send(NAR_END.to_vec())]).collect()
+        }),
+    );
+    let tags: Vec<_> = (0..2 * PATHS).map(|number| format!("{name}-{number}")).collect();
+    let stage = Stage::new(&tags.iter().map(String::as_str).collect::<Vec<_>>(), kib, &[&peer]);
+    let (of_both, of_good) = tags.split_at(PATHS);
+    let slowest = |tags: &[String]| {
+        let took = |tag: &String| {
+            let since = std::time::Instant::now();
+            stage.client.realise(&[stage.path(tag, "both")]).expect_success("an honest holder has it");
+            assert!(!stage.assert_right(tag, "both"), "taken from a holder");
+            since.elapsed()
+        };
+        tags.iter().map(took).max().unwrap()
+    };
+    let undisturbed = slowest(of_good);
+    let items: Vec<_> = of_both.iter().map(|tag| stage.item(tag, "both")).collect();
+    stage.enter_with(&peer, &items);
+    let disturbed = slowest(of_both);
+    assert!(!peer.asked().nars.is_empty(), "the attack took place");
+    stage.assert_unblamed(&peer);
+    stage.assert_good_unharmed();
+    report::note(name, |row| {
+        row.outcome = format!("takes it from another ({PATHS} paths, the slowest)");
+        row.added = Some(disturbed.as_secs_f64() - undisturbed.as_secs_f64());
+        row.set_aside = Some("no".to_owned());
+    });
+    assert!(disturbed <= undisturbed + promised(MORE_WITH_A_DRIP), "{disturbed:?} instead of {undisturbed:?}");
+    stage.finish();
+}
+
+#[test]
+fn a_drip_beside_an_honest_holder_of_4_mib() {
+    drip("drip-4-mib", 4 << 10);
+}
+
+#[test]
+fn a_drip_beside_an_honest_holder_of_20_mib() {
+    drip("drip-20-mib", 20 << 10);
 }
 
 /// A holder that made Nix wait until it broke off within what every NAR begins with: nothing that comes then is unverified.

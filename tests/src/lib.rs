@@ -18,6 +18,7 @@
 //! - A bound is ten times what users are promised ([`PROMISE_FACTOR`]); no story asserts an absolute speed.
 //! - The harness panics with what it saw; it never reports a failure as a missing value.
 
+mod asked;
 mod binary;
 mod config;
 mod emulator;
@@ -29,12 +30,17 @@ mod mesh;
 mod network;
 mod nix;
 mod node;
+mod over_a_kill;
+mod pair;
+mod plain_cache;
 mod prober;
 mod process;
 mod rules;
+mod shipment;
 mod status;
 mod wait;
 
+pub use asked::{Fetched, fetch_all, missing};
 pub use binary::{narmesh_binary, repository_root};
 pub use config::{NodeConfig, PeerEntry, StorePlace};
 pub use emulator::{Emulator, LineCounts, Link, Site};
@@ -49,8 +55,12 @@ pub use nix::{
     with_gateway,
 };
 pub use node::{PeerCard, TestNode};
+pub use over_a_kill::build_over_a_kill;
+pub use pair::{Pair, get_from, nar_url, narinfo_url};
+pub use plain_cache::{PlainCache, second_store};
 pub use prober::{ProbeReport, Prober};
 pub use process::{Finished, MemoryPeak, finish, sha256_hex};
 pub use rules::{Jury, Rules};
+pub use shipment::{LookupsBesideBulk, Shipment, Shipped};
 pub use status::Status;
 pub use wait::{PROMISE_FACTOR, poll, promised, wait_for, wait_until};

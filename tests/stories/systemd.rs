@@ -6,7 +6,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use narmesh_tests::{HandedSocket, TestMesh, finish, get, promised, repository_root, scratch_dir, wait_until};
+use narmesh_tests::{
+    HandedSocket, TestMesh, build_over_a_kill, finish, get, promised, repository_root, scratch_dir, wait_until,
+};
 
 /// Of a NAR of 24 MiB, which Nix has begun to unpack by then.
 const HELD_AFTER_BYTES: u64 = 10 << 20;
@@ -88,7 +90,8 @@ fn a_socket_handed_over_outlives_the_daemon() {
 fn a_daemon_replaced_in_the_middle_of_a_nar_fails_no_build() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
-    let built = HandedSocket::bind().build_over_a_kill("middle", HELD_AFTER_BYTES, (&mut a, &mut b));
+    let socket = HandedSocket::bind();
+    let built = build_over_a_kill(Some(&socket), "middle", HELD_AFTER_BYTES, (&mut a, &mut b));
     built.expect_success("nix-build with the gateway as the only substituter");
     b.store.verify_contents();
 }

@@ -247,6 +247,19 @@ impl Daemon<'_> {
         bail!("{} does not answer {target}: {}", self.node.name(), self.log())
     }
 
+    /// Milliseconds until the gateway first answers for `target` at all; an error unless that is 200.
+    pub(crate) fn time_to_first_answer_ms(&mut self, started: Instant, target: &str) -> anyhow::Result<f64> {
+        while started.elapsed() < START_MAX {
+            match fetch::text(self.node.gateway, target) {
+                Ok(Some(_)) => return Ok(started.elapsed().as_secs_f64() * 1e3),
+                Ok(None) => bail!("{} answers 404 for {target}, which its peer holds", self.node.name()),
+                // Nobody listens there yet.
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+        bail!("{} does not answer {target}: {}", self.node.name(), self.log())
+    }
+
     /// An error with the end of its log when it has ended.
     fn must_run(&mut self) -> anyhow::Result<()> {
         match self.process.ended()? {

@@ -4,7 +4,9 @@
 //! with it: CPU per request is the figure that does not depend on how much the client leaves over.
 
 use anyhow::{Context as _, bail};
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,6 +35,8 @@ pub(crate) enum End {
     After(Duration),
     /// When each connection has asked for each target once.
     OncePerTarget,
+    /// When each target was asked for once, by whichever connection was free.
+    Shared,
 }
 
 /// What a load saw.
@@ -79,11 +83,16 @@ impl Load {
         }
         let started = Instant::now();
         let local = tokio::task::LocalSet::new();
+        let shared = Rc::new(Cell::new(0));
         let mut tasks = Vec::new();
         for (number, stream) in streams.into_iter().enumerate() {
             // Each connection starts elsewhere in the list, or all would ask for the same at the same time.
             let first = number * requests.len() / self.connections;
-            tasks.push(local.spawn_local(connection(stream, Arc::clone(requests), first, self.status, self.end)));
+            let list = match self.end {
+                End::Shared => List::Shared(Rc::clone(&shared)),
+                End::After(_) | End::OncePerTarget => List::Own(first),
+            };
+            tasks.push(local.spawn_local(connection(stream, Arc::clone(requests), list, self.status, self.end)));
         }
         let mut latencies_ns = Vec::new();
         local
@@ -100,21 +109,48 @@ impl Load {
     }
 }
 
+/// Where a connection finds its next target.
+enum List {
+    /// In turn, from here on.
+    Own(usize),
+    /// The next that no connection has taken.
+    Shared(Rc<Cell<usize>>),
+}
+
+impl List {
+    fn next(&mut self, length: usize) -> Option<usize> {
+        match self {
+            Self::Own(next) => {
+                let at = *next % length;
+                *next += 1;
+                Some(at)
+            }
+            Self::Shared(next) => {
+                let at = next.get();
+                next.set(at + 1);
+                (at < length).then_some(at)
+            }
+        }
+    }
+}
+
 async fn connection(
     mut stream: TcpStream,
     requests: Arc<[Vec<u8>]>,
-    first: usize,
+    mut list: List,
     status: u16,
     end: End,
 ) -> anyhow::Result<Vec<u32>> {
     let started = Instant::now();
     let mut latencies_ns = Vec::new();
     let mut buffer = Vec::with_capacity(64 << 10);
-    let in_turn = requests.iter().cycle().skip(first).take(match end {
+    let requests_max = match end {
         End::After(_) => usize::MAX,
-        End::OncePerTarget => requests.len(),
-    });
-    for request in in_turn {
+        End::OncePerTarget | End::Shared => requests.len(),
+    };
+    while latencies_ns.len() < requests_max
+        && let Some(request) = list.next(requests.len()).and_then(|at| requests.get(at))
+    {
         let sent = Instant::now();
         stream.write_all(request).await?;
         answer(&mut stream, &mut buffer, status).await?;
@@ -235,6 +271,13 @@ mod tests {
         assert_eq!(seen.requests(), 6);
         assert!(seen.percentile_us(50) <= seen.percentile_us(99));
         assert!(seen.rate() > 0.0);
+    }
+
+    #[test]
+    fn a_shared_list_is_asked_once() {
+        let address = server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let seen = Load { end: End::Shared, ..load(200) }.run(address).unwrap();
+        assert_eq!(seen.requests(), 2);
     }
 
     #[test]

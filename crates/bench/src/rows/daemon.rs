@@ -89,3 +89,57 @@ impl Subject for Start {
         Ok(())
     }
 }
+
+/// A restart of a daemon that knew what a peer holds: from `exec` to the first right answer about a path of the peer's.
+#[derive(Debug)]
+pub(super) struct Restart;
+
+impl Restart {
+    const TARGET_MS: f64 = 50.0;
+}
+
+impl Subject for Restart {
+    fn planned(&self) -> Vec<Planned> {
+        let row = |last: &str, who: &str| {
+            let about =
+                format!("from starting the daemon again to its first narinfo of a path that a peer holds; {who} dials");
+            Planned::new(format!("restart/first-answer/{last}"), "ms", about).target(Target::AtMost(Self::TARGET_MS))
+        };
+        vec![row("dialling", "the daemon"), row("dialled", "the peer")]
+    }
+
+    fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+        let dir = bench.scratch.subdir("restart-")?;
+        let nix = Nix::new(&dir.join("client"))?;
+        let (held_in, empty) = (dir.join("store"), dir.join("empty-store"));
+        let mut cache = SampleCache::new(&dir.join("cache"))?;
+        let root = cache.add_small()?;
+        let key = cache.public_key().to_string();
+        nix.copy(&cache.url(), &held_in, &root.full(), &key)?;
+        nix.make_store(&empty)?;
+        for dialling in [true, false] {
+            let group = if dialling { "dialling" } else { "dialled" };
+            let binary = bench.binaries.narmesh()?;
+            let mut holder = Node::init(binary, &dir.join(&format!("holder-{group}")), "holder", &held_in)?;
+            let mut asker = Node::init(binary, &dir.join(&format!("asker-{group}")), "asker", &empty)?;
+            let (first, second) = if dialling { (&mut holder, &mut asker) } else { (&mut asker, &mut holder) };
+            Node::introduce(first, second)?;
+            holder.trust(&key);
+            asker.trust(&key);
+            let _holder = holder.start()?;
+            asker.start()?.wait_for_summaries(&["holder"], cache.paths().len(), MEETING_MAX)?;
+            let mut samples = Vec::new();
+            // Another path each time: what was answered once is remembered.
+            for sample in cache.paths().iter().take(bench.rounds * STARTS_PER_ROUND) {
+                let started = Instant::now();
+                let mut daemon = asker.spawn()?;
+                let waited = daemon.time_to_first_answer_ms(started, &sample.narinfo_target())?;
+                samples.push(waited);
+                // What it knows of others is on disk by then.
+                daemon.wait_for_summaries(&["holder"], cache.paths().len(), MEETING_MAX)?;
+            }
+            report.figure(&format!("restart/first-answer/{group}"), &samples, None);
+        }
+        Ok(())
+    }
+}

@@ -3,6 +3,7 @@
 mod build;
 mod copy;
 mod daemon;
+mod line;
 mod nar_large;
 mod nar_small;
 mod narinfo;
@@ -35,6 +36,12 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(daemon::Memory { peers: 1 }),
         Box::new(daemon::Memory { peers: 50 }),
         Box::new(daemon::Start),
+        Box::new(daemon::Restart),
+        Box::new(line::Line { megabits_per_s: 1, heavy: "a quarter of an hour and root" }),
+        Box::new(line::Line { megabits_per_s: 10, heavy: "two minutes and root" }),
+        Box::new(line::Line { megabits_per_s: 100, heavy: "a minute and root" }),
+        Box::new(line::Lookups),
+        Box::new(line::FromAfar),
         Box::new(quorum::Quorum),
         Box::new(required::Required),
         Box::new(told::Told),

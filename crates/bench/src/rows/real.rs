@@ -199,7 +199,7 @@ impl Subject for Heal {
 }
 
 /// What the harness saw when it panics becomes the reason.
-fn run_harness(run: impl FnOnce()) -> anyhow::Result<()> {
+pub(super) fn run_harness(run: impl FnOnce()) -> anyhow::Result<()> {
     if let Some(why) = Network::not_permitted() {
         bail!("{why}");
     }

@@ -2,42 +2,61 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use narmesh_tests::{NixStoreFixture, TestNode, finish, get, promised, wait_until};
+use crate::{NixStoreFixture, TestNode, finish, get, hash_part, promised, wait_until};
 
 const PORT: u16 = 8_080;
 /// Of a web server.
 const START: Duration = Duration::from_secs(1);
 
-/// An nginx beside the holder's daemon, with a binary cache of all that the holder has. It ends with this.
-pub(crate) struct PlainCache {
+/// An nginx beside the holder's daemon, with a binary cache of what the holder has. It ends with this.
+#[derive(Debug)]
+pub struct PlainCache {
     nginx: Child,
-    pub(crate) address: SocketAddr,
+    cache: PathBuf,
+    /// Where it listens, on the holder's machine.
+    pub address: SocketAddr,
 }
 
 impl PlainCache {
-    /// On the holder's machine of a network.
-    pub(crate) fn beside(holder: &TestNode, paths: &[String]) -> Self {
+    /// Of `paths`, on the holder's machine of a network.
+    ///
+    /// # Panics
+    /// When the holder is in no network, or Nix or nginx fails.
+    #[must_use]
+    pub fn beside(holder: &TestNode, paths: &[String]) -> Self {
         let machine = holder.network().expect("a line");
         let dir = holder.dir().join("plain");
         let cache = dir.join("cache");
-        fs::create_dir_all(&cache).unwrap();
+        fs::create_dir_all(&cache).expect("our own directory");
         let key = holder.dir().join("builder.key");
         let to = format!("file://{}?compression=none&secret-key={}", cache.display(), key.display());
         let mut copy = holder.store.nix("nix");
         copy.args(["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to", &to]).args(paths);
         finish(&mut copy).expect_success("nix copy --to file://");
         let configuration = dir.join("nginx.conf");
-        fs::write(&configuration, nginx_configuration(&dir, &cache)).unwrap();
+        fs::write(&configuration, nginx_configuration(&dir, &cache)).expect("our own directory");
         let mut nginx = machine.command("setpriv");
         nginx.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(&dir).arg("-c").arg(&configuration);
         let nginx = nginx.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's package nginx-light");
         let address = SocketAddr::from((machine.address(), PORT));
         wait_until("nginx answers", promised(START), || machine.enter(|| get(address, "/nix-cache-info")).is_ok());
-        Self { nginx, address }
+        Self { nginx, cache, address }
+    }
+
+    /// The path of the URL of a NAR, as the cache's narinfo says.
+    ///
+    /// # Panics
+    /// When the cache does not have it.
+    #[must_use]
+    pub fn target(&self, path: &str) -> String {
+        let narinfo = self.cache.join(format!("{}.narinfo", hash_part(path)));
+        let text = fs::read_to_string(narinfo).expect("a narinfo of the cache");
+        let url = text.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+        format!("/{url}")
     }
 }
 
@@ -62,8 +81,12 @@ fn nginx_configuration(dir: &Path, cache: &Path) -> String {
     )
 }
 
-/// A store of its own on the client's machine, whose Nix is the client's.
-pub(crate) fn second_store(client: &TestNode, dir: &Path) -> NixStoreFixture {
+/// A store of its own in `dir` for the client's machine, whose Nix is the client's.
+///
+/// # Panics
+/// When the client is in no network.
+#[must_use]
+pub fn second_store(client: &TestNode, dir: &Path) -> NixStoreFixture {
     let mut store = NixStoreFixture::chroot(&dir.join("plain-client"));
     store.run_nix_under(&client.network().expect("a line").command_prefix());
     store.use_nix(client.store.nix_version());

@@ -4,22 +4,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use narmesh_tests::TestNode;
-
-use crate::stage::{get_from, nar_url, narinfo_url};
+use crate::TestNode;
+use crate::pair::{get_from, nar_url, narinfo_url};
 
 /// What became of one path.
 #[derive(Debug)]
-pub(crate) struct Fetched {
-    /// When it was asked for, and when its answer was there.
-    pub(crate) asked: Instant,
-    pub(crate) ended: Instant,
+pub struct Fetched {
+    /// When it was asked for.
+    pub asked: Instant,
+    /// When its answer was there.
+    pub ended: Instant,
     /// Whether narinfo and NAR came, the NAR with its whole length.
-    pub(crate) arrived: bool,
+    pub arrived: bool,
 }
 
 /// Asks `node` for narinfo and NAR of `paths`, with so many at once; the results are in the order of the paths.
-pub(crate) fn fetch_all(node: &TestNode, paths: &[String], at_once: usize) -> Vec<Fetched> {
+///
+/// # Panics
+/// When the gateway does not answer.
+#[must_use]
+pub fn fetch_all(node: &TestNode, paths: &[String], at_once: usize) -> Vec<Fetched> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut mine = Vec::new();
@@ -35,13 +39,14 @@ pub(crate) fn fetch_all(node: &TestNode, paths: &[String], at_once: usize) -> Ve
     };
     let mut all: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        threads.into_iter().flat_map(|thread| thread.join().expect("a thread that asks")).collect()
     });
     all.sort_by_key(|(place, _)| *place);
     all.into_iter().map(|(_, fetched)| fetched).collect()
 }
 
 /// How many did not arrive.
-pub(crate) fn missing(all: &[Fetched]) -> usize {
+#[must_use]
+pub fn missing(all: &[Fetched]) -> usize {
     all.iter().filter(|one| !one.arrived).count()
 }

@@ -2,23 +2,28 @@
 
 use std::time::Duration;
 
-use narmesh_tests::{HttpAnswer, Link, Network, NixVersion, TestMesh, TestNode, get, hash_part, promised, wait_until};
+use crate::{HttpAnswer, Link, Network, NixVersion, TestMesh, TestNode, Traffic, get, hash_part, promised, wait_until};
 
 /// Two running nodes are promised to connect and to know each other's summaries within this.
 const MEETING: Duration = Duration::from_secs(5);
 
 /// One who has all and one who asks.
-pub(crate) struct Pair {
-    pub(crate) holder: TestNode,
-    pub(crate) client: TestNode,
-    pub(crate) network: Option<Network>,
+#[derive(Debug)]
+pub struct Pair {
+    /// Has what stories put into its store.
+    pub holder: TestNode,
+    /// Has nothing at first.
+    pub client: TestNode,
+    /// What is between them, where that is not loopback.
+    pub network: Option<Network>,
     /// Goes last.
-    pub(crate) mesh: TestMesh,
+    pub mesh: TestMesh,
 }
 
 impl Pair {
     /// Both on loopback, not yet running.
-    pub(crate) fn on_loopback() -> Self {
+    #[must_use]
+    pub fn on_loopback() -> Self {
         let mesh = TestMesh::new();
         let [holder, client] = ["holder", "client"].map(|name| mesh.node(name));
         let mut pair = Self { holder, client, network: None, mesh };
@@ -27,7 +32,11 @@ impl Pair {
     }
 
     /// The holder's uplink has this rate.
-    pub(crate) fn over_a_line(kilobits_per_s: u32) -> Self {
+    ///
+    /// # Panics
+    /// Where there can be no networks, as [`Network::not_permitted`] tells.
+    #[must_use]
+    pub fn over_a_line(kilobits_per_s: u32) -> Self {
         let network = Network::on_a_bridge(2);
         network.send_real_packets();
         network.set_uplink(0, kilobits_per_s);
@@ -35,7 +44,11 @@ impl Pair {
     }
 
     /// In two sites so far from each other.
-    pub(crate) fn apart(one_way: Duration) -> Self {
+    ///
+    /// # Panics
+    /// As [`Pair::over_a_line`].
+    #[must_use]
+    pub fn apart(one_way: Duration) -> Self {
         Self::on(Network::in_sites(&[1, 1], Link::PERFECT, Link { delay: one_way, ..Link::PERFECT }, 1))
     }
 
@@ -48,12 +61,15 @@ impl Pair {
     }
 
     /// What the client asks with.
-    pub(crate) fn use_nix(&mut self, version: NixVersion) {
+    pub fn use_nix(&mut self, version: NixVersion) {
         self.client.store.use_nix(version);
     }
 
     /// Starts both; returns when the client knows what the holder has.
-    pub(crate) fn start(&mut self) {
+    ///
+    /// # Panics
+    /// When that takes much longer than promised.
+    pub fn start(&mut self) {
         self.holder.start();
         self.client.learn_address("holder", &self.holder.p2p_address());
         self.client.start();
@@ -61,7 +77,10 @@ impl Pair {
     }
 
     /// The client's daemon is another one: its connection with the holder is new.
-    pub(crate) fn restart_client(&mut self) {
+    ///
+    /// # Panics
+    /// As [`Pair::start`].
+    pub fn restart_client(&mut self) {
         self.client.kill();
         self.client.start();
         self.wait_met();
@@ -75,15 +94,29 @@ impl Pair {
         });
     }
 
+    /// What the kernel counted on the holder's interface.
+    ///
+    /// # Panics
+    /// On loopback.
+    #[must_use]
+    pub fn holder_traffic(&self) -> Traffic {
+        self.holder.network().expect("a line").traffic()
+    }
+
     /// Of these paths, how many the client's store has.
-    pub(crate) fn arrived(&self, paths: &[String]) -> usize {
+    #[must_use]
+    pub fn arrived(&self, paths: &[String]) -> usize {
         let has = self.client.store.outputs();
         paths.iter().filter(|path| has.contains(*path)).count()
     }
 }
 
 /// `GET` from a gateway, wherever it is.
-pub(crate) fn get_from(node: &TestNode, url: &str) -> HttpAnswer {
+///
+/// # Panics
+/// When nothing listens there.
+#[must_use]
+pub fn get_from(node: &TestNode, url: &str) -> HttpAnswer {
     let ask = || get(node.gateway(), url).expect("the gateway answers");
     match node.network() {
         Some(machine) => machine.enter(ask),
@@ -92,12 +125,14 @@ pub(crate) fn get_from(node: &TestNode, url: &str) -> HttpAnswer {
 }
 
 /// Where the narinfo of a path is.
-pub(crate) fn narinfo_url(path: &str) -> String {
+#[must_use]
+pub fn narinfo_url(path: &str) -> String {
     format!("/{}.narinfo", hash_part(path))
 }
 
 /// Where the NAR is, as a narinfo says.
-pub(crate) fn nar_url(narinfo: &HttpAnswer) -> Option<String> {
+#[must_use]
+pub fn nar_url(narinfo: &HttpAnswer) -> Option<String> {
     let text = narinfo.text();
     let url = text.lines().find_map(|line| line.strip_prefix("URL: "))?;
     (narinfo.status == 200).then(|| format!("/{url}"))
