@@ -14,6 +14,7 @@ mod builders;
 mod decisions;
 mod nar;
 mod narinfo;
+mod shared;
 mod source;
 
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
@@ -23,20 +24,18 @@ pub use nar::{BodyAborted, Compress, NarBody};
 pub use narinfo::{Reason, Refused};
 pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use narmesh_protocol::{HashPart, NarUrl, NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
-use narmesh_store::{NixStore, Store};
-use parking_lot::RwLock;
+use narmesh_protocol::{HashPart, NarUrl, NixPublicKey, NixSecretKey, TrustedKeys};
+use narmesh_store::NixStore;
 use prometheus_client::metrics::counter::Counter;
 
-use nar::Nars;
-use narinfo::{Answers, Asking, Gate, Misses, NarInfosAhead, NoNarInfo, OwnAnswers, leads_to};
-
-/// Candidates are waited for up to their deadlines; a disk that hangs ends a narinfo this much later.
-const DISK_HANGS: Duration = Duration::from_secs(1);
+use nar::{ContentsCheck, NarContext, Nars};
+use narinfo::{Given, InMemory, NarInfos};
+use shared::Shared;
 
 /// What may change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -113,26 +112,11 @@ pub struct Remembered {
 }
 
 /// See the crate.
+#[derive(Debug)]
 pub struct Resolver {
-    store: Arc<NixStore>,
-    store_dir: StoreDir,
-    sources: Arc<dyn Sources>,
-    settings: RwLock<Arc<ResolverSettings>>,
-    misses: Misses,
-    own: OwnAnswers,
-    gate: Gate,
-    answers: Answers,
-    asking: Asking,
-    narinfos_ahead: NarInfosAhead,
-    nars: Nars,
-    decisions: Arc<Decisions>,
-    counters: ResolverCounters,
-}
-
-impl std::fmt::Debug for Resolver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resolver").field("store_dir", &self.store_dir).finish_non_exhaustive()
-    }
+    shared: Arc<Shared>,
+    narinfos: Arc<NarInfos>,
+    nars: Arc<Nars>,
 }
 
 impl Resolver {
@@ -145,153 +129,100 @@ impl Resolver {
         settings: ResolverSettings,
         nar_buffer_bytes: u64,
     ) -> Self {
-        let gate = Gate::new(builders);
-        gate.set_key(settings.gateway_key.clone());
-        let (decisions, counters) = (Arc::<Decisions>::default(), ResolverCounters::default());
-        let nars = Nars::new(Arc::clone(&sources), Arc::clone(&decisions), counters.clone(), nar_buffer_bytes);
-        Self {
-            store_dir: store.store_dir().clone(),
-            store,
-            sources,
-            settings: RwLock::new(Arc::new(settings)),
-            own: OwnAnswers::new(),
-            gate,
-            answers: Answers::new(answers),
-            asking: Asking::default(),
-            narinfos_ahead: NarInfosAhead::default(),
-            nars,
-            decisions,
-            misses: Misses::default(),
-            counters,
-        }
+        let shared = Arc::new(Shared::new(store, sources, settings));
+        let context = Arc::new(NarContext::new(&shared, nar_buffer_bytes));
+        let contents = ContentsCheck::new(Arc::clone(&shared), Arc::clone(&context));
+        let narinfos = Arc::new(NarInfos::new(Arc::clone(&shared), builders, answers, contents));
+        let nars = Arc::new(Nars::new(Arc::clone(&shared), Arc::clone(&narinfos), context));
+        Self { shared, narinfos, nars }
     }
 
     /// The counters.
     pub fn counters(&self) -> &ResolverCounters {
-        &self.counters
+        &self.shared.counters
     }
 
     /// What was decided last.
     pub fn decisions(&self) -> &Decisions {
-        &self.decisions
+        &self.shared.decisions
     }
 
     /// Applies new settings: every remembered answer is judged again before it is given.
     pub fn reconfigure(&self, settings: ResolverSettings) {
-        self.gate.set_key(settings.gateway_key.clone());
-        *self.settings.write() = Arc::new(settings);
-        self.own.clear();
-        self.answers.distrust();
+        self.shared.set_settings(settings);
+        self.narinfos.distrust();
     }
 
     /// The store changed: rendered answers about these paths are stale.
     pub fn store_changed(&self, parts: &[HashPart]) {
-        self.own.invalidate(parts);
+        self.narinfos.own_changed(parts);
     }
 
     /// The settings in force.
     pub fn settings(&self) -> Arc<ResolverSettings> {
-        Arc::clone(&self.settings.read())
+        self.shared.settings()
     }
 
     /// The own store.
     pub fn store(&self) -> &Arc<NixStore> {
-        &self.store
+        &self.shared.store
     }
 
     /// What is remembered of a path.
     pub fn in_memory(&self, part: &HashPart) -> Option<Remembered> {
-        let answer = self.answers.in_memory(part)?;
-        Some(Remembered {
-            age: answer.since.elapsed(),
-            holders: answer.holders().collect(),
-            url: answer.url,
-            would_stand: answer.would_stand(&self.store_dir, &self.gate),
-            is_fresh: answer.is_fresh(&*self.sources),
-        })
+        self.narinfos.in_memory(part)
+    }
+
+    /// Why a path of our own store is not given to Nix, in words. Reads the disk.
+    pub fn own_not_given(&self, part: &HashPart) -> Option<String> {
+        self.narinfos.own_not_given(part)
+    }
+
+    /// Narinfos and NARs that the policy did not give since the start, by reason, for `/metrics`.
+    pub fn refusals(&self) -> &Refused {
+        self.narinfos.gate().refusals()
+    }
+
+    /// The same, for `status`: only reasons that occurred.
+    pub fn refused(&self) -> BTreeMap<String, u64> {
+        self.narinfos.gate().refused()
+    }
+
+    /// What Nix has to trust, if the policy demands agreement.
+    pub fn gateway_public_key(&self) -> Option<NixPublicKey> {
+        self.narinfos.gate().public_key()
     }
 
     /// Answers from memory alone, without waiting and without touching a disk.
     pub fn lookup(&self, part: HashPart) -> Lookup {
-        self.gate.asked(part);
-        if self.store.contains(&part) {
-            let own = self.own.get(&part, self.gate.stamp());
-            return own.map_or(Lookup::Ask, |answer| Lookup::Found(answer.rendered));
+        match self.narinfos.look_up(part) {
+            InMemory::Absent => Lookup::Absent,
+            InMemory::Known(given) => Lookup::Found(self.give(part, given)),
+            InMemory::Unknown => Lookup::Ask,
         }
-        if !self.sources.is_claimed(&part) {
-            return Lookup::Absent;
-        }
-        let stands = |answer: &Arc<narinfo::Answer>| {
-            answer.is_fresh(&*self.sources) && answer.stands(&self.store_dir, &self.gate)
-        };
-        let Some(answer) = self.answers.in_memory(&part).filter(stands) else { return Lookup::Ask };
-        self.nars.expect(part);
-        Lookup::Found(answer.rendered.clone())
     }
 
     /// The narinfo of a path for which [`Self::lookup`] said [`Lookup::Ask`], within the deadline of the settings.
-    pub async fn narinfo(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
-        let settings = self.settings();
-        // The candidates' own deadline ends it; a disk that hangs ends it later.
-        let longest = settings.narinfo_deadline_max + DISK_HANGS;
-        let answer = tokio::time::timeout(longest, Arc::clone(&self).look_up(part)).await;
-        answer.unwrap_or_else(|_| {
-            self.counters.deadlines.inc();
-            self.decisions.note(part, Decision::Deadline(longest));
-            None
-        })
+    pub async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+        self.narinfos.find(part).await.map(|given| self.give(part, given))
     }
 
-    async fn look_up(self: Arc<Self>, part: HashPart) -> Option<Bytes> {
-        let mut refused = None;
-        if self.store.contains(&part) {
-            match Arc::clone(&self).own_answer(part).await {
-                Ok(answer) => return Some(answer.rendered),
-                Err(refusal) => refused = refusal,
-            }
-        }
-        let remembered = Arc::clone(&self).remembered(part).await;
-        if let Some(answer) = remembered.as_ref().filter(|answer| answer.is_fresh(&*self.sources)) {
-            self.decisions.note(part, Decision::Remembered);
+    fn give(&self, part: HashPart, given: Given) -> Bytes {
+        if !given.is_own {
             self.nars.expect(part);
-            return Some(answer.rendered.clone());
         }
-        self.counters.asked.inc();
-        let answer = match (Arc::clone(&self).asked(part).await, remembered) {
-            (Ok(answer), _) => answer,
-            // It was true when it was said, and whoever said it still claims the path.
-            (Err(NoNarInfo::NotNow), Some(remembered)) => {
-                self.decisions.note(part, Decision::Remembered);
-                remembered
-            }
-            (Err(NoNarInfo::NotNow | NoNarInfo::Absent), _) => {
-                if let Some(refusal) = refused {
-                    self.gate.not_given(refusal);
-                }
-                return None;
-            }
-            // Counted already.
-            (Err(NoNarInfo::Refused(_)), _) => return None,
-        };
-        self.nars.expect(part);
-        Some(answer.rendered.clone())
+        given.rendered
     }
 
     /// Whether [`Self::nar`] would find a body now.
-    pub async fn has_nar(self: Arc<Self>, url: NarUrl) -> bool {
-        let part = url.hash_part;
-        if Arc::clone(&self).narinfo(part).await.is_none() {
-            return false;
-        }
-        // Whoever made another promise keeps it: the NAR may come from a holder that is not asked for narinfos any more.
-        if !self.gate.demands() {
-            return true;
-        }
-        if self.store.contains(&part)
-            && let Ok(own) = Arc::clone(&self).own_answer(part).await
-        {
-            return leads_to(&own.url, &url);
-        }
-        self.remembered(part).await.is_some_and(|answer| leads_to(&answer.url, &url))
+    pub async fn has_nar(&self, url: NarUrl) -> bool {
+        self.narinfo(url.hash_part).await.is_some() && self.narinfos.leads_to(&url).await
+    }
+
+    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a range.
+    ///
+    /// Waits as long as a live source may still send it; a client that must be kept waiting gets the first bytes before that.
+    pub async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+        self.nars.bring(url, first_byte, resumed).await
     }
 }

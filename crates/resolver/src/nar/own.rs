@@ -8,25 +8,39 @@ use narmesh_store::{NarProgress, NarStream, Store as _};
 use tokio::sync::mpsc;
 
 use super::keeper::CHUNKS_AHEAD;
-use super::{BodyAborted, NarBody};
-use crate::Resolver;
+use super::{BodyAborted, NarBody, NarContext};
+use crate::decisions::Decision;
+use crate::narinfo::NarInfos;
+use crate::shared::Shared;
 
 /// Bytes read at a time; a NAR no longer than this is one buffer, one write.
 const READ_BYTES: usize = 256 << 10;
 
-impl Resolver {
+/// Reads them.
+#[derive(Clone, Debug)]
+pub(super) struct OwnNars {
+    shared: Arc<Shared>,
+    narinfos: Arc<NarInfos>,
+    context: Arc<NarContext>,
+}
+
+impl OwnNars {
+    pub(super) fn new(shared: Arc<Shared>, narinfos: Arc<NarInfos>, context: Arc<NarContext>) -> Self {
+        Self { shared, narinfos, context }
+    }
+
     /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.
-    pub(super) async fn own_nar(self: &Arc<Self>, url: NarUrl, first_byte: u64) -> Option<NarBody> {
-        let resolver = Arc::clone(self);
+    pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
+        let shared = Arc::clone(&self.shared);
         let open = move || {
-            let info = resolver.own_info(&url.hash_part)?;
+            let info = shared.own_info(&url.hash_part)?;
             if info.nar_hash != url.nar_hash || info.nar_size != url.nar_size {
                 return None;
             }
             // A small one is hashed whatever is asked of it.
             let is_small = info.nar_size <= READ_BYTES as u64;
             let read_from = if is_small { 0 } else { first_byte };
-            let mut nar = resolver.store.open_nar_at(&info, read_from).ok()?;
+            let mut nar = shared.store.open_nar_at(&info, read_from).ok()?;
             let left = info.nar_size - read_from;
             let mut first = Vec::with_capacity(READ_BYTES.min(usize::try_from(left).unwrap_or(READ_BYTES)));
             let progress = nar.fill(&mut first, READ_BYTES).ok()?;
@@ -34,17 +48,17 @@ impl Resolver {
         };
         let (nar, first, progress, read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
         if progress == NarProgress::Complete {
-            self.counters.nars_complete.inc();
+            self.shared.counters.nars_complete.inc();
             let body = Bytes::from(first).slice(usize::try_from(first_byte - read_from).ok()?..);
             return Some(Box::pin(futures::stream::once(async { Ok(body) })));
         }
         let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let resolver = Arc::clone(self);
-        tokio::task::spawn_blocking(move || resolver.read_own(url, nar, first, read_from, &sender));
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.send_rest(url, nar, first, read_from, &sender));
         Some(Box::pin(futures::stream::poll_fn(move |context| receiver.poll_recv(context))))
     }
 
-    fn read_own(
+    fn send_rest(
         &self,
         url: NarUrl,
         mut nar: NarStream,
@@ -62,7 +76,7 @@ impl Resolver {
                 return;
             }
             if progress == NarProgress::Complete {
-                self.counters.nars_complete.inc();
+                self.shared.counters.nars_complete.inc();
                 return;
             }
             buffer = Vec::with_capacity(READ_BYTES);
@@ -70,7 +84,7 @@ impl Resolver {
                 Ok(next) => progress = next,
                 Err(error) => {
                     tracing::warn!(hash_part = %url.hash_part, %error, "own copy cannot be read whole");
-                    self.own.invalidate(&[url.hash_part]);
+                    self.narinfos.own_changed(&[url.hash_part]);
                     let aborted = self.cut_short(url, sent);
                     // Fails only when Nix hung up first.
                     drop(chunks.blocking_send(Err(aborted)));
@@ -78,5 +92,13 @@ impl Resolver {
                 }
             }
         }
+    }
+
+    /// Notes that a body of our own store ends so that Nix builds or goes on: short, and 404 for what it asks next.
+    fn cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
+        self.context.spoilt.spoil(url.nar_hash);
+        self.shared.counters.nars_aborted.inc();
+        self.shared.decisions.note(url.hash_part, Decision::NarCutShort(at));
+        BodyAborted
     }
 }

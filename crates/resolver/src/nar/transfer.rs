@@ -21,6 +21,7 @@ use super::checkpoints::Checkpoint;
 use super::roster::{Next, Roster, expected};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
+use crate::ResolverSettings;
 use crate::decisions::Decision;
 use crate::source::{Line, Observation, Piece, SourceId};
 
@@ -75,6 +76,12 @@ pub(crate) struct TransferSettings {
     pub(crate) stall_timeout: Duration,
     /// Whether bodies may come compressed.
     pub(crate) compress: Compress,
+}
+
+impl TransferSettings {
+    pub(crate) fn of(settings: &ResolverSettings) -> Self {
+        Self { stall_timeout: settings.stall_timeout, compress: settings.compress }
+    }
 }
 
 /// One NAR being read.

@@ -5,10 +5,10 @@
 //! and what Nix asks next is answered from memory.
 //! Only verified narinfos lead to questions, so no peer chooses what we ask; nothing is asked that memory can answer.
 
-use crate::Resolver;
+use super::answers::Answers;
+use super::ask::Asking;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarInfo};
-use narmesh_store::Store;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -25,34 +25,30 @@ const RECENT_MAX: u64 = 65_536;
 /// The questions that wait.
 #[derive(Debug)]
 pub(crate) struct NarInfosAhead {
+    answers: Arc<Answers>,
     waiting: OnceLock<mpsc::Sender<HashPart>>,
     recent: Cache<HashPart, ()>,
 }
 
-impl Default for NarInfosAhead {
-    fn default() -> Self {
-        Self {
-            waiting: OnceLock::new(),
-            recent: Cache::builder().max_capacity(RECENT_MAX).time_to_live(ONCE_IN).build(),
-        }
+impl NarInfosAhead {
+    pub(super) fn new(answers: Arc<Answers>) -> Self {
+        let recent = Cache::builder().max_capacity(RECENT_MAX).time_to_live(ONCE_IN).build();
+        Self { answers, waiting: OnceLock::new(), recent }
     }
-}
 
-impl Resolver {
     /// Will ask soon for what this path refers to, unless that is known.
-    pub(crate) fn ask_ahead(self: &Arc<Self>, info: &NarInfo) {
-        let waiting = self.narinfos_ahead.waiting.get_or_init(|| {
+    pub(super) fn ask(&self, asking: &Arc<Asking>, info: &NarInfo) {
+        let waiting = self.waiting.get_or_init(|| {
             let (sender, receiver) = mpsc::channel(WAITING_MAX);
-            tokio::spawn(ask_all(Arc::downgrade(self), receiver));
+            tokio::spawn(ask_all(Arc::downgrade(asking), Arc::clone(&self.answers), receiver));
             sender
         });
         for reference in info.references.iter().filter(|reference| **reference != info.path) {
             let part = reference.hash_part();
-            let is_known = self.answers.in_memory(&part).is_some_and(|answer| answer.is_fresh(&*self.sources));
-            if self.store.contains(&part) || is_known || !self.sources.is_claimed(&part) {
+            if !self.answers.is_open(&part) {
                 continue;
             }
-            let is_first = self.narinfos_ahead.recent.entry(part).or_insert(()).is_fresh();
+            let is_first = self.recent.entry(part).or_insert(()).is_fresh();
             if is_first && waiting.try_send(part).is_err() {
                 return;
             }
@@ -60,14 +56,15 @@ impl Resolver {
     }
 }
 
-async fn ask_all(resolver: Weak<Resolver>, mut waiting: mpsc::Receiver<HashPart>) {
+async fn ask_all(asking: Weak<Asking>, answers: Arc<Answers>, mut waiting: mpsc::Receiver<HashPart>) {
     let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
     while let Some(part) = waiting.recv().await {
         let Ok(slot) = Arc::clone(&at_once).acquire_owned().await else { return };
-        let Some(resolver) = resolver.upgrade() else { return };
+        let Some(asking) = asking.upgrade() else { return };
+        let answers = Arc::clone(&answers);
         tokio::spawn(async move {
-            if !Arc::clone(&resolver).remembered(part).await.is_some_and(|answer| answer.is_fresh(&*resolver.sources)) {
-                resolver.asked_ahead(part).await;
+            if answers.fresh(part).await.is_none() {
+                asking.asked_ahead(part).await;
             }
             drop(slot);
         });

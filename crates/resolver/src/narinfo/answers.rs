@@ -3,8 +3,8 @@
 use super::answer_writer::AnswerWriter;
 use super::gate::{Gate, Pass, Passed};
 use super::trust::{self, Proof};
-use crate::Resolver;
 use crate::answer_store::{AnswerStore, RememberedAnswer};
+use crate::shared::Shared;
 use crate::source::{Candidate, SourceId, Sources};
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -48,10 +48,10 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Renders it as `gate` wants it; reads the disk where a policy wants signatures.
-    pub(crate) fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<Candidate>) -> Self {
+    fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<Candidate>) -> Self {
         let Passed { info, proof, pass } = passed;
-        let url = Gate::nar_url(store_dir, &info, &pass);
-        let rendered = gate.signed(store_dir, &info, &pass).render(store_dir, &url.to_string());
+        let url = gate.nar_url(&info, &pass);
+        let rendered = gate.signed(&info, &pass).render(store_dir, &url.to_string());
         let stamp = AtomicU64::new(pass.stamp);
         Self { info, url, rendered: Bytes::from(rendered), holders, since: Instant::now(), proof, pass, stamp }
     }
@@ -78,17 +78,17 @@ impl Answer {
     }
 
     /// Whether the policy lets it through now, perhaps rendered anew. From memory.
-    pub(crate) fn would_stand(&self, store_dir: &StoreDir, gate: &Gate) -> bool {
-        gate.decide(store_dir, &self.info, &self.proof).is_ok_and(|pass| !pass.is_second_choice)
+    pub(crate) fn would_stand(&self, gate: &Gate) -> bool {
+        gate.decide(&self.info, &self.proof).is_ok_and(|pass| !pass.is_second_choice)
     }
 
     /// Whether nothing changed since it was rendered, as far as the policy is concerned. From memory.
-    pub(crate) fn stands(&self, store_dir: &StoreDir, gate: &Gate) -> bool {
+    pub(crate) fn stands(&self, gate: &Gate) -> bool {
         let now = gate.stamp();
         if self.stamp.load(Ordering::Relaxed) == now {
             return true;
         }
-        let same = gate.decide(store_dir, &self.info, &self.proof).is_ok_and(|pass| pass.gives_as(&self.pass));
+        let same = gate.decide(&self.info, &self.proof).is_ok_and(|pass| pass.gives_as(&self.pass));
         if same {
             self.stamp.store(now, Ordering::Relaxed);
         }
@@ -97,7 +97,10 @@ impl Answer {
 }
 
 /// The remembered answers.
+#[derive(Debug)]
 pub(crate) struct Answers {
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
     memory: Cache<HashPart, Arc<Answer>>,
     /// Forgotten lately: perhaps not yet where they are stored.
     forgotten: Cache<HashPart, ()>,
@@ -108,7 +111,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    pub(crate) fn new(store: Arc<dyn AnswerStore>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, gate: Arc<Gate>, store: Arc<dyn AnswerStore>) -> Self {
         let memory = Cache::builder()
             .max_capacity(MEMORY_BYTES_MAX)
             .weigher(|_, answer: &Arc<Answer>| {
@@ -117,6 +120,8 @@ impl Answers {
             .build();
         let forgotten = Cache::builder().max_capacity(FORGOTTEN_MAX).time_to_live(FORGOTTEN_FOR).build();
         Self {
+            shared,
+            gate,
             memory,
             forgotten,
             writer: AnswerWriter::start(Arc::clone(&store)),
@@ -140,14 +145,7 @@ impl Answers {
     }
 
     /// Remembers a verified answer; a different NarHash replaces what was known, the same one gains a holder.
-    pub(crate) fn remember(
-        &self,
-        store_dir: &StoreDir,
-        gate: &Gate,
-        generation: u64,
-        passed: Passed,
-        holder: Candidate,
-    ) -> Arc<Answer> {
+    pub(crate) fn remember(&self, generation: u64, passed: Passed, holder: Candidate) -> Arc<Answer> {
         let part = passed.info.path.hash_part();
         let mut holders = vec![holder];
         if let Some(known) = self.memory.get(&part)
@@ -157,7 +155,7 @@ impl Answers {
                 known.holders.iter().copied().filter(|known| known.source != holder.source).take(HOLDERS_MAX - 1),
             );
         }
-        let answer = Arc::new(Answer::new(store_dir, gate, passed, holders));
+        let answer = self.render(passed, holders);
         if generation == self.generation() {
             self.forgotten.invalidate(&part);
             self.memory.insert(part, Arc::clone(&answer));
@@ -186,38 +184,48 @@ impl Answers {
             None
         })
     }
-}
 
-impl Resolver {
     /// Drops what is remembered of a path whose NAR nobody could send: the next lookup asks again.
     pub(crate) fn forget(&self, part: HashPart) {
-        self.answers.forgotten.insert(part, ());
-        self.answers.memory.invalidate(&part);
-        self.answers.writer.write(part, None);
+        self.forgotten.insert(part, ());
+        self.memory.invalidate(&part);
+        self.writer.write(part, None);
+    }
+
+    /// Whether a source claims this path, and neither our own store nor memory has an answer that is not to be asked again.
+    pub(super) fn is_open(&self, part: &HashPart) -> bool {
+        let sources = &self.shared.sources;
+        let is_known = || self.in_memory(part).is_some_and(|answer| answer.is_fresh(&**sources));
+        !self.shared.has(part) && !is_known() && sources.is_claimed(part)
+    }
+
+    /// What is remembered of a path and is given without asking anybody again.
+    pub(super) async fn fresh(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+        self.remembered(part).await.filter(|answer| answer.is_fresh(&*self.shared.sources))
     }
 
     /// What is remembered of a path that somebody still claims to hold.
-    pub(crate) async fn remembered(self: Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
-        if !self.sources.is_claimed(&part) {
+    pub(crate) async fn remembered(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+        if !self.shared.sources.is_claimed(&part) {
             return None;
         }
-        let known = self.answers.in_memory(&part);
-        if let Some(answer) = known.as_ref().filter(|answer| answer.stands(&self.store_dir, &self.gate)) {
+        let known = self.in_memory(&part);
+        if let Some(answer) = known.as_ref().filter(|answer| answer.stands(&self.gate)) {
             return Some(Arc::clone(answer));
         }
-        let resolver = Arc::clone(&self);
-        tokio::task::spawn_blocking(move || resolver.judge_again(&part, known)).await.ok().flatten()
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || this.judge_again(&part, known)).await.ok().flatten()
     }
 
     /// Judges what was answered before, be it in memory or in the database, and renders it anew.
     fn judge_again(&self, part: &HashPart, known: Option<Arc<Answer>>) -> Option<Arc<Answer>> {
-        let generation = self.answers.generation();
+        let generation = self.generation();
         let (info, proof, holders) = match known {
             Some(known) => (known.info.clone(), known.proof.clone(), known.holders.clone()),
             None => {
-                let RememberedAnswer { narinfo, holders, .. } = self.answers.stored(part)?;
-                let (trusted, by_verdict) = (&self.settings().trusted, self.gate.demands());
-                let judged = trust::judge(&narinfo, part, &self.store_dir, trusted, by_verdict).ok()?;
+                let RememberedAnswer { narinfo, holders, .. } = self.stored(part)?;
+                let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
+                let judged = trust::judge(&narinfo, part, &self.shared.store_dir, trusted, by_verdict).ok()?;
                 // Contents were hashed before it was remembered, but for those keys: ask again instead of reasoning about it.
                 if matches!(judged.proof, Proof::Contents(_)) {
                     return None;
@@ -225,16 +233,20 @@ impl Resolver {
                 (judged.info, judged.proof, holders)
             }
         };
-        let pass = self.admitted(&info, &proof).ok().filter(|pass| !pass.is_second_choice);
+        let pass = self.gate.admitted(&info, &proof).ok().filter(|pass| !pass.is_second_choice);
         let Some(pass) = pass else {
             // Another candidate may have what is agreed on.
-            self.answers.memory.invalidate(part);
+            self.memory.invalidate(part);
             return None;
         };
-        let answer = Arc::new(Answer::new(&self.store_dir, &self.gate, Passed { info, proof, pass }, holders));
-        if generation == self.answers.generation() {
-            self.answers.memory.insert(*part, Arc::clone(&answer));
+        let answer = self.render(Passed { info, proof, pass }, holders);
+        if generation == self.generation() {
+            self.memory.insert(*part, Arc::clone(&answer));
         }
         Some(answer)
+    }
+
+    fn render(&self, passed: Passed, holders: Vec<Candidate>) -> Arc<Answer> {
+        Arc::new(Answer::new(&self.shared.store_dir, &self.gate, passed, holders))
     }
 }

@@ -3,11 +3,13 @@
 //! The deadline is put off, up to a limit, while a candidate that has not answered is known to be on a full line: it sends us NARs
 //! at that moment, or it usually takes long. A 404 would cost a rebuild.
 
-use super::answers::Answer;
-use super::gate::Passed;
-use super::trust::{self, Proof, TrustedNarInfo};
-use crate::Resolver;
+use super::NarInfosAhead;
+use super::answers::{Answer, Answers};
+use super::gate::Gate;
+use super::judge::{Judge, Said};
+use super::misses::Misses;
 use crate::decisions::Decision;
+use crate::shared::Shared;
 use crate::source::{Candidate, Candidates, Line, NoAnswer, Observation, SourceId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -54,9 +56,14 @@ pub(crate) enum NoNarInfo {
     NotNow,
 }
 
-/// Questions under way.
+/// Asks, one question per path at a time.
 #[derive(Debug)]
 pub(crate) struct Asking {
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
+    judge: Judge,
+    misses: Misses,
+    ahead: NarInfosAhead,
     paths: Mutex<HashMap<HashPart, UnderWay>>,
     slots: Arc<Semaphore>,
 }
@@ -68,65 +75,61 @@ struct UnderWay {
     for_nix: bool,
 }
 
-impl Default for Asking {
-    fn default() -> Self {
-        Self { paths: Mutex::default(), slots: Arc::new(Semaphore::new(PATHS_AT_ONCE_MAX)) }
-    }
-}
-
-/// What one candidate said.
-enum Said {
-    Holds(Arc<Answer>),
-    /// It holds what the policy does not let through.
-    Refused(Refusal),
-    /// It holds nothing that counts.
-    Absent,
-    Nothing,
-}
-
 /// What one candidate said, and which one it was.
 type Reply = (SourceId, Said);
 
-impl Resolver {
+impl Asking {
+    pub(super) fn new(shared: Arc<Shared>, gate: Arc<Gate>, answers: Arc<Answers>, judge: Judge) -> Self {
+        Self {
+            shared,
+            gate,
+            judge,
+            misses: Misses::default(),
+            ahead: NarInfosAhead::new(answers),
+            paths: Mutex::default(),
+            slots: Arc::new(Semaphore::new(PATHS_AT_ONCE_MAX)),
+        }
+    }
+
     /// Asks the candidates, or joins those who already ask about this path. A refusal that is returned was counted: once for
     /// all who waited, however many candidates hold what is refused.
-    pub(crate) async fn asked(self: Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
+    pub(crate) async fn asked(self: &Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
         self.outcome(part, true).await
     }
 
     /// The same for what Nix has not asked for yet, and may never ask for: a refusal is not counted.
-    pub(crate) async fn asked_ahead(self: Arc<Self>, part: HashPart) {
+    pub(crate) async fn asked_ahead(self: &Arc<Self>, part: HashPart) {
         drop(self.outcome(part, false).await);
     }
 
-    async fn outcome(self: Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, NoNarInfo> {
+    async fn outcome(self: &Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, NoNarInfo> {
         let mut outcome = self.join_or_start(part, for_nix);
         let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| NoNarInfo::NotNow)?;
         outcome.clone().unwrap_or(Err(NoNarInfo::NotNow))
     }
 
     fn join_or_start(self: &Arc<Self>, part: HashPart, for_nix: bool) -> watch::Receiver<Outcome> {
-        let mut paths = self.asking.paths.lock();
+        let mut paths = self.paths.lock();
         if let Some(under_way) = paths.get_mut(&part) {
             under_way.for_nix |= for_nix;
             return under_way.outcome.clone();
         }
         let (sender, receiver) = watch::channel(None);
         paths.insert(part, UnderWay { outcome: receiver.clone(), for_nix });
-        let resolver = Arc::clone(self);
+        let this = Arc::clone(self);
         // A task of its own: the first asker may hang up, the others still want to know.
         tokio::spawn(async move {
-            let settings = resolver.settings();
+            let settings = this.shared.settings();
             let patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
-            let answer = match tokio::time::timeout_at(patience.until, resolver.asking.slots.acquire()).await {
-                Ok(Ok(_slot)) => resolver.ask_candidates(part, patience).await,
+            let answer = match tokio::time::timeout_at(patience.until, this.slots.acquire()).await {
+                Ok(Ok(_slot)) => this.ask_candidates(part, patience).await,
                 Ok(Err(_)) | Err(_) => Err(NoNarInfo::NotNow),
             };
-            let question = resolver.asking.paths.lock().remove(&part);
+            let question = this.paths.lock().remove(&part);
             if let Err(NoNarInfo::Refused(refusal)) = &answer
                 && question.is_some_and(|question| question.for_nix)
             {
-                resolver.gate.not_given(*refusal);
+                this.gate.not_given(*refusal);
             }
             sender.send_replace(Some(answer));
         });
@@ -138,7 +141,7 @@ impl Resolver {
         part: HashPart,
         mut patience: Patience,
     ) -> Result<Arc<Answer>, NoNarInfo> {
-        let Candidates { ranked, paused } = self.sources.candidates(&part);
+        let Candidates { ranked, paused } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
         // What has to be found out beside the answer itself is on no full line.
         let usual = patience.until;
@@ -181,12 +184,12 @@ impl Resolver {
                         continue;
                     }
                     for source in silent {
-                        self.sources.observe(source, Observation::TimedOut);
-                        self.decisions.note(part, Decision::NoAnswer(source, "silent until the deadline".to_owned()));
+                        self.shared.sources.observe(source, Observation::TimedOut);
+                        self.shared.decisions.note(part, Decision::NoAnswer(source, "silent until the deadline".to_owned()));
                     }
                     if second.is_none() && refused.is_none() {
-                        self.counters.deadlines.inc();
-                        self.decisions.note(part, Decision::Deadline(patience.since.elapsed()));
+                        self.shared.counters.deadlines.inc();
+                        self.shared.decisions.note(part, Decision::Deadline(patience.since.elapsed()));
                     }
                     return second.ok_or(refused.map_or(NoNarInfo::NotNow, NoNarInfo::Refused));
                 }
@@ -197,109 +200,51 @@ impl Resolver {
     /// Whether an answer of this source may stand in a queue behind NARs, takes long even on an idle line, or waits for a connection
     /// that is only being made.
     fn is_on_a_full_line(&self, source: &SourceId) -> bool {
-        let Line { last_received, in_flight, latency, is_awaited, .. } = self.sources.line(source);
+        let Line { last_received, in_flight, latency, is_awaited, .. } = self.shared.sources.line(source);
         let sends = in_flight > 0 && last_received.is_some_and(|at| at.elapsed() < IN_USE);
-        sends || is_awaited || latency.is_some_and(|usual| usual * HEDGE_FACTOR > self.settings().narinfo_deadline)
+        sends
+            || is_awaited
+            || latency.is_some_and(|usual| usual * HEDGE_FACTOR > self.shared.settings().narinfo_deadline)
     }
 
     fn hedge_delay(&self, source: &SourceId) -> Duration {
-        let usual = self.sources.line(source).latency;
+        let usual = self.shared.sources.line(source).latency;
         usual.map_or(HEDGE_MAX, |usual| (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
     }
 
     async fn ask_one(self: &Arc<Self>, part: HashPart, candidate: Candidate, deadline: Instant) -> Reply {
         let (source, since) = (candidate.source, Instant::now());
-        self.sources.observe(source, Observation::Asked);
-        self.sources.prepare(source);
-        self.decisions.note(part, Decision::Asked(source));
+        self.shared.sources.observe(source, Observation::Asked);
+        self.shared.sources.prepare(source);
+        self.shared.decisions.note(part, Decision::Asked(source));
         let until_not_busy = async {
             loop {
-                match self.sources.ask(source, part).await {
+                match self.shared.sources.ask(source, part).await {
                     Ok(NarInfoReply::Busy) | Err(NoAnswer::Busy) => tokio::time::sleep(BUSY_PAUSE).await,
                     reply => return reply,
                 }
             }
         };
         let said = match until_not_busy.await {
-            Ok(NarInfoReply::Found(text)) => self.judge_answer(part, candidate, &text, since, deadline).await,
+            Ok(NarInfoReply::Found(text)) => self.judge.judge(part, candidate, &text, since, deadline).await,
             Ok(NarInfoReply::Absent) => {
-                self.decisions.note(part, Decision::Absent(source));
+                self.shared.decisions.note(part, Decision::Absent(source));
                 if self.misses.is_new(source, part) {
-                    self.counters.false_hits.inc();
-                    self.sources.observe(source, Observation::FalseHit);
+                    self.shared.counters.false_hits.inc();
+                    self.shared.sources.observe(source, Observation::FalseHit);
                 }
                 Said::Absent
             }
             Ok(NarInfoReply::Busy) | Err(NoAnswer::Busy) => Said::Nothing,
             Err(NoAnswer::Failed(why)) => {
-                self.decisions.note(part, Decision::NoAnswer(source, why));
+                self.shared.decisions.note(part, Decision::NoAnswer(source, why));
                 Said::Nothing
             }
         };
+        if let Said::Holds(answer) = &said {
+            self.ahead.ask(self, &answer.info);
+        }
         (source, said)
-    }
-
-    async fn judge_answer(
-        self: &Arc<Self>,
-        part: HashPart,
-        candidate: Candidate,
-        text: &[u8],
-        since: Instant,
-        deadline: Instant,
-    ) -> Said {
-        let source = candidate.source;
-        let generation = self.answers.generation();
-        let (trusted, by_verdict) = (&self.settings().trusted, self.gate.demands());
-        let parsed = trust::parse(text, &part, &self.store_dir);
-        if let Ok(info) = &parsed {
-            self.hear_signatures(info, deadline).await;
-        }
-        let judged = parsed.and_then(|info| trust::judge_info(info, &self.store_dir, trusted, by_verdict));
-        let TrustedNarInfo { info, mut proof } = match judged {
-            Ok(judged) => judged,
-            Err(distrust) => {
-                if distrust.is_misdeed() {
-                    self.sources.observe(source, Observation::FalseNarInfo);
-                }
-                self.decisions.note(part, Decision::Distrusted(source, distrust.to_string()));
-                return Said::Absent;
-            }
-        };
-        // Nobody attests what is its own address.
-        if !matches!(proof, Proof::Contents(_)) {
-            self.hear_builders(&info, &proof, deadline).await;
-        }
-        // What is agreed on need not be read before its narinfo is given.
-        let is_agreed = by_verdict && self.gate.decide(&self.store_dir, &info, &proof).is_ok();
-        if let Proof::Contents(address) = &proof
-            && !is_agreed
-        {
-            let proven = self.contents_match(source, &info, address);
-            let proven = tokio::time::timeout_at(deadline, proven).await;
-            if !matches!(proven, Ok(true)) {
-                let why = "its contents could not be checked against the content address".to_owned();
-                self.decisions.note(part, Decision::Distrusted(source, why));
-                return Said::Nothing;
-            }
-            proof = Proof::ContentAddress;
-        }
-        let pass = match self.admitted(&info, &proof) {
-            Ok(pass) => pass,
-            Err(refusal) => return Said::Refused(refusal),
-        };
-        // Before this anybody could have made it up.
-        self.sources.observe(source, Observation::Held);
-        self.decisions.note(part, Decision::Holder(source, since.elapsed()));
-        self.ask_ahead(&info);
-        let (resolver, passed) = (Arc::clone(self), Passed { info, proof, pass });
-        let remember =
-            move || resolver.answers.remember(&resolver.store_dir, &resolver.gate, generation, passed, candidate);
-        // Signatures are on disk.
-        let answer = match by_verdict {
-            true => tokio::task::spawn_blocking(remember).await.ok(),
-            false => Some(remember()),
-        };
-        answer.map_or(Said::Nothing, Said::Holds)
     }
 }
 

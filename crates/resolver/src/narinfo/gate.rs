@@ -5,14 +5,11 @@
 //! signatures of builders, once, when an answer is rendered.
 
 use super::trust::Proof;
-use crate::Resolver;
 use crate::builders::Builders;
 use crate::decisions::Decision as Happened;
-use narmesh_protocol::{
-    BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StoreDir, StorePath,
-};
+use crate::shared::Shared;
+use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StorePath};
 use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Served, State, WallMs};
-use narmesh_store::Store as _;
 use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -42,6 +39,7 @@ pub struct Reason {
 /// The policy at the gateway.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    shared: Arc<Shared>,
     builders: Arc<dyn Builders>,
     key: RwLock<Option<NixSecretKey>>,
     refused: Refused,
@@ -80,13 +78,19 @@ impl Pass {
 }
 
 impl Gate {
-    pub(crate) fn new(builders: Arc<dyn Builders>) -> Self {
-        Self { builders, key: RwLock::default(), refused: Refused::default() }
+    pub(crate) fn new(shared: Arc<Shared>, builders: Arc<dyn Builders>) -> Self {
+        let key = RwLock::new(shared.settings().gateway_key.clone());
+        Self { shared, builders, key, refused: Refused::default() }
     }
 
     /// With which narinfos are signed that a policy which demands agreement lets through.
     pub(crate) fn set_key(&self, key: Option<NixSecretKey>) {
         *self.key.write() = key;
+    }
+
+    /// What Nix has to trust, if the policy demands agreement.
+    pub(crate) fn public_key(&self) -> Option<NixPublicKey> {
+        self.key.read().as_ref().map(NixSecretKey::public)
     }
 
     /// Another number when what was let through has to be asked about again; always 0 where nothing is asked.
@@ -115,9 +119,9 @@ impl Gate {
     }
 
     /// Asks the policy about what a narinfo says. From memory.
-    pub(crate) fn decide(&self, store_dir: &StoreDir, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
+    pub(crate) fn decide(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         let (stamp, policy) = (self.stamp(), self.builders.policy());
-        let (decision, voters) = self.decision(&policy, store_dir, info, proof);
+        let (decision, voters) = self.decision(&policy, info, proof);
         let pass = |is_second_choice| {
             let is_demanded = policy.mode() == Mode::Require;
             Ok(Pass { stamp, voters, is_second_choice, is_demanded })
@@ -134,17 +138,11 @@ impl Gate {
     }
 
     /// What the policy says, and on whose word: of one state of the ledger.
-    fn decision(
-        &self,
-        policy: &Policy,
-        store_dir: &StoreDir,
-        info: &NarInfo,
-        proof: &Proof,
-    ) -> (Decision, Vec<BuilderKey>) {
+    fn decision(&self, policy: &Policy, info: &NarInfo, proof: &Proof) -> (Decision, Vec<BuilderKey>) {
         if matches!(policy.mode(), Mode::Off | Mode::Observe) {
             return (Decision::NotAsked, Vec::new());
         }
-        let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(info));
+        let fingerprint = self.fingerprint(info);
         let is_addressed = *proof == Proof::ContentAddress;
         let mut decided = (Decision::NotAsked, Vec::new());
         self.builders.read(&mut |ledger| {
@@ -157,35 +155,34 @@ impl Gate {
     }
 
     /// What is given on the word of these builders, if there are any: what a report names when it does not stand any more.
-    pub(crate) fn on_word(
-        store_dir: &StoreDir,
-        info: &NarInfo,
-        voters: &[BuilderKey],
-    ) -> Option<(StorePath, FingerprintDigest)> {
-        let fingerprint = || FingerprintDigest::of(store_dir, &Statement::of(info));
-        (!voters.is_empty()).then(|| (info.path.clone(), fingerprint()))
+    pub(crate) fn on_word(&self, info: &NarInfo, voters: &[BuilderKey]) -> Option<(StorePath, FingerprintDigest)> {
+        (!voters.is_empty()).then(|| (info.path.clone(), self.fingerprint(info)))
+    }
+
+    fn fingerprint(&self, info: &NarInfo) -> FingerprintDigest {
+        FingerprintDigest::of(&self.shared.store_dir, &Statement::of(info))
     }
 
     /// Nix gets it.
-    fn note_given(&self, on_word: Option<(StorePath, FingerprintDigest)>) {
+    pub(super) fn note_given(&self, on_word: Option<(StorePath, FingerprintDigest)>) {
         if let Some((path, fingerprint)) = on_word {
             self.builders.note_served(Served { path, fingerprint, at: wall_now() });
         }
     }
 
     /// Where Nix is to ask for its NAR: with the fingerprint where that is decided on again then.
-    pub(crate) fn nar_url(store_dir: &StoreDir, info: &NarInfo, pass: &Pass) -> NarUrl {
-        let fingerprint = || FingerprintDigest::of(store_dir, &Statement::of(info)).0;
+    pub(crate) fn nar_url(&self, info: &NarInfo, pass: &Pass) -> NarUrl {
+        let fingerprint = || self.fingerprint(info).0;
         let plain = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
         NarUrl { fingerprint: pass.is_demanded.then(fingerprint), ..plain }
     }
 
     /// The narinfo as Nix gets it. Where agreement is demanded: signed with the gateway key, beside the signatures of the
     /// builders whose word counted, so that the copy in the store proves something to the next one. Reads the disk then.
-    pub(crate) fn signed(&self, store_dir: &StoreDir, info: &NarInfo, pass: &Pass) -> NarInfo {
+    pub(crate) fn signed(&self, info: &NarInfo, pass: &Pass) -> NarInfo {
         let mut info = info.clone();
         let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
-        let fingerprint = FingerprintDigest::of(store_dir, &Statement::of(&info));
+        let fingerprint = self.fingerprint(&info);
         match self.builders.signatures(fingerprint) {
             Ok(known) => {
                 for (builder, signature) in known {
@@ -198,45 +195,38 @@ impl Gate {
             Err(error) => tracing::warn!(%error, path = %info.path, "signatures of builders cannot be read"),
         }
         info.signatures.truncate(SIGNATURES_MAX - 1);
-        info.signatures.push(key.sign(&info.fingerprint(store_dir)));
+        info.signatures.push(key.sign(&info.fingerprint(&self.shared.store_dir)));
         info
     }
-}
 
-impl Resolver {
     /// Narinfos and NARs that the policy did not give since the start, by reason, for `/metrics`.
-    pub fn refusals(&self) -> &Refused {
-        &self.gate.refused
+    pub(crate) fn refusals(&self) -> &Refused {
+        &self.refused
     }
 
     /// The same, for `status`: only reasons that occurred.
-    pub fn refused(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn refused(&self) -> BTreeMap<String, u64> {
         let count = |reason: &'static str| {
-            let counter = self.gate.refused.get(&Reason { reason })?;
+            let counter = self.refused.get(&Reason { reason })?;
             Some((reason.to_owned(), counter.get()))
         };
         Refusal::NAMES.into_iter().filter_map(count).collect()
     }
 
-    /// What Nix has to trust, if the policy demands agreement.
-    pub fn gateway_public_key(&self) -> Option<NixPublicKey> {
-        self.gate.key.read().as_ref().map(NixSecretKey::public)
-    }
-
-    /// Asks the gate about one of perhaps several that hold a path; a refusal is told by `why`, and counted by
+    /// Asks the policy about one of perhaps several that hold a path; a refusal is told by `why`, and counted by
     /// [`Gate::not_given`] if nobody holds what is let through.
     pub(crate) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
-        self.gate.decide(&self.store_dir, info, proof).inspect_err(|refusal| {
+        self.decide(info, proof).inspect_err(|refusal| {
             tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
-            self.decisions.note(info.path.hash_part(), Happened::Refused(*refusal, info.nar_hash));
+            self.shared.decisions.note(info.path.hash_part(), Happened::Refused(*refusal, info.nar_hash));
         })
     }
 
     /// Asks peers what builders say of it, if more of them could decide otherwise; until shortly before the deadline at most.
     pub(crate) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
         let lacks = || {
-            let policy = self.gate.builders.policy();
-            let (decision, _) = self.gate.decision(&policy, &self.store_dir, info, proof);
+            let policy = self.builders.policy();
+            let (decision, _) = self.decision(&policy, info, proof);
             match decision {
                 Decision::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
                 // It stands only while no other builder says anything.
@@ -244,52 +234,20 @@ impl Resolver {
                 _ => false,
             }
         };
-        if self.gate.demands() && lacks() {
+        if self.demands() && lacks() {
             let deadline = deadline.checked_sub(AFTER_HEARING).unwrap_or(deadline);
-            self.gate.builders.ask(info.path.hash_part(), deadline, Box::new(|| !lacks())).await;
+            self.builders.ask(info.path.hash_part(), deadline, Box::new(|| !lacks())).await;
         }
     }
 
     /// Takes what builders say by signatures in a narinfo, whoever sent it. What is new is written first; the disk is waited for
     /// until the deadline at most.
     pub(crate) async fn hear_signatures(&self, info: &NarInfo, deadline: Instant) {
-        let settings = self.settings();
+        let settings = self.shared.settings();
         if settings.signers.is_empty() || info.content_address.is_some() {
             return;
         }
-        self.gate.builders.hear_signatures(&settings.signers, info, deadline).await;
-    }
-
-    /// Whether Nix may have this NAR now, whatever it was told when it asked for the narinfo. Notes that it gets it.
-    ///
-    /// A URL without a fingerprint was given when no verdict was demanded: that narinfo has no signature of the gateway.
-    pub(crate) async fn nar_admitted(self: Arc<Self>, url: NarUrl) -> bool {
-        if !self.gate.demands() {
-            return true;
-        }
-        let part = url.hash_part;
-        if self.store.contains(&part)
-            && let Ok(own) = Arc::clone(&self).own_answer(part).await
-            && leads_to(&own.url, &url)
-        {
-            self.gate.note_given(own.on_word);
-            return true;
-        }
-        let answer = match Arc::clone(&self).remembered(part).await {
-            Some(answer) => Ok(answer),
-            None => Arc::clone(&self).asked(part).await,
-        };
-        let Ok(answer) = answer else {
-            self.decisions.note(part, Happened::NarRefused);
-            return false;
-        };
-        if !leads_to(&answer.url, &url) {
-            self.gate.not_given(Refusal::OtherFingerprint);
-            self.decisions.note(part, Happened::NarRefused);
-            return false;
-        }
-        self.gate.note_given(Gate::on_word(&self.store_dir, &answer.info, answer.voters()));
-        true
+        self.builders.hear_signatures(&settings.signers, info, deadline).await;
     }
 }
 

@@ -2,20 +2,23 @@
 
 use super::gate::Gate;
 use super::trust::{self, Proof, TrustedNarInfo};
-use crate::Resolver;
 use crate::decisions::Decision;
+use crate::shared::Shared;
 use bytes::Bytes;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarUrl, StorePath};
 use narmesh_quorum::{FingerprintDigest, Refusal};
-use narmesh_store::{PathInfo, Store};
+use narmesh_store::Store;
 use std::sync::Arc;
 
 /// Bytes of rendered narinfos of own paths kept.
 const RENDERED_BYTES_MAX: u64 = 8 << 20;
 
 /// Narinfos of own paths, rendered and signed once.
+#[derive(Debug)]
 pub(crate) struct OwnAnswers {
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
     rendered: Cache<HashPart, OwnAnswer>,
 }
 
@@ -33,12 +36,15 @@ pub(crate) struct OwnAnswer {
 }
 
 impl OwnAnswers {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, gate: Arc<Gate>) -> Self {
         let weigh = |_: &HashPart, it: &OwnAnswer| u32::try_from(it.rendered.len() + 320).unwrap_or(u32::MAX);
-        Self { rendered: Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build() }
+        let rendered = Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build();
+        Self { shared, gate, rendered }
     }
 
-    pub(crate) fn get(&self, part: &HashPart, stamp: u64) -> Option<OwnAnswer> {
+    /// The narinfo of an own path, if it was rendered before and the policy is still the same. From memory.
+    pub(crate) fn in_memory(&self, part: &HashPart) -> Option<OwnAnswer> {
+        let stamp = self.gate.stamp();
         self.rendered.get(part).filter(|answer| answer.stamp == stamp)
     }
 
@@ -49,47 +55,35 @@ impl OwnAnswers {
     pub(crate) fn clear(&self) {
         self.rendered.invalidate_all();
     }
-}
 
-impl Resolver {
     /// Our own narinfo, if somebody trusted (or our builder key) vouches for the path, and the policy lets it through: with the
     /// gateway key under it another store on this machine takes it, however it came into ours. Gives the refusal of the
     /// policy, if that is why there is none; it was not counted.
-    pub(crate) async fn own_answer(self: Arc<Self>, part: HashPart) -> Result<OwnAnswer, Option<Refusal>> {
-        let (resolver, stamp) = (Arc::clone(&self), self.gate.stamp());
-        if let Some(answer) = self.own.get(&part, stamp) {
+    pub(crate) async fn answer(self: &Arc<Self>, part: HashPart) -> Result<OwnAnswer, Option<Refusal>> {
+        if let Some(answer) = self.in_memory(&part) {
             return Ok(answer);
         }
-        let render = move || resolver.render_own(&part, stamp);
+        let (this, stamp) = (Arc::clone(self), self.gate.stamp());
+        let render = move || this.render(&part, stamp);
         let answer = tokio::task::spawn_blocking(render).await.unwrap_or(Err(None))?;
-        self.own.rendered.insert(part, answer.clone());
-        self.decisions.note(part, Decision::OwnStore);
+        self.rendered.insert(part, answer.clone());
+        self.shared.decisions.note(part, Decision::OwnStore);
         Ok(answer)
     }
 
-    pub(crate) fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
-        match self.store.path_info(part) {
-            Ok(info) => info,
-            Err(error) => {
-                tracing::warn!(%part, %error, "own store cannot be read");
-                None
-            }
-        }
-    }
-
     /// Our own copy, if it is whole and somebody trusted (or our builder key) vouches for it. Reads the disk.
-    fn own_judged(&self, part: &HashPart) -> Option<TrustedNarInfo> {
+    fn judged(&self, part: &HashPart) -> Option<TrustedNarInfo> {
         // A copy that failed its hash before cannot be opened.
-        let info = self.own_info(part).filter(|info| self.store.open_nar(info).is_ok())?;
-        let settings = self.settings();
+        let info = self.shared.own_info(part).filter(|info| self.shared.store.open_nar(info).is_ok())?;
+        let (settings, store_dir) = (self.shared.settings(), &self.shared.store_dir);
         let mut signatures = info.signatures.clone();
         if info.ultimate
             && let Some(key) = &settings.builder_key
         {
-            signatures.push(key.sign(&info.fingerprint(&self.store_dir)));
+            signatures.push(key.sign(&info.fingerprint(store_dir)));
         }
         let (narinfo, by_verdict) = (info.narinfo(signatures), self.gate.demands());
-        let judged = trust::judge_info(narinfo, &self.store_dir, &settings.trusted, by_verdict).ok()?;
+        let judged = trust::judge_info(narinfo, store_dir, &settings.trusted, by_verdict).ok()?;
         let proof = match judged.proof {
             // Our own NarHash of a content-addressed path was computed here.
             Proof::ContentAddress | Proof::Contents(_) => Proof::ContentAddress,
@@ -99,19 +93,19 @@ impl Resolver {
     }
 
     /// Why a path of our own store is not given to Nix, in words. Reads the disk.
-    pub fn own_not_given(&self, part: &HashPart) -> Option<String> {
-        let Some(TrustedNarInfo { info, proof }) = self.own_judged(part) else {
+    pub(crate) fn not_given(&self, part: &HashPart) -> Option<String> {
+        let Some(TrustedNarInfo { info, proof }) = self.judged(part) else {
             return Some("no trusted key has signed it, or it cannot be read".to_owned());
         };
-        self.gate.decide(&self.store_dir, &info, &proof).err().map(|refusal| refusal.to_string())
+        self.gate.decide(&info, &proof).err().map(|refusal| refusal.to_string())
     }
 
-    fn render_own(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
-        let TrustedNarInfo { info, proof } = self.own_judged(part).ok_or(None)?;
-        let pass = self.admitted(&info, &proof)?;
-        let url = Gate::nar_url(&self.store_dir, &info, &pass);
-        let rendered = self.gate.signed(&self.store_dir, &info, &pass).render(&self.store_dir, &url.to_string());
-        let on_word = Gate::on_word(&self.store_dir, &info, &pass.voters);
+    fn render(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
+        let TrustedNarInfo { info, proof } = self.judged(part).ok_or(None)?;
+        let pass = self.gate.admitted(&info, &proof)?;
+        let url = self.gate.nar_url(&info, &pass);
+        let rendered = self.gate.signed(&info, &pass).render(&self.shared.store_dir, &url.to_string());
+        let on_word = self.gate.on_word(&info, &pass.voters);
         Ok(OwnAnswer { stamp, url, on_word, rendered: Bytes::from(rendered) })
     }
 }

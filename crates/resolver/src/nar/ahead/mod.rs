@@ -7,12 +7,13 @@
 
 mod copy_order;
 
-use crate::Resolver;
 use crate::nar::SMALL_NAR_BYTES_MAX;
+use crate::nar::transfers::Transfers;
+use crate::narinfo::NarInfos;
+use crate::shared::Shared;
 use bytes::Bytes;
 use copy_order::copy_order;
 use narmesh_protocol::{HashPart, NarUrl};
-use narmesh_store::Store;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
@@ -33,8 +34,11 @@ const UNUSED_MAX: Duration = Duration::from_secs(10);
 const PLAN_SHARE: usize = 8;
 
 /// What Nix is expected to ask for, and what was read of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct NarsAhead {
+    shared: Arc<Shared>,
+    narinfos: Arc<NarInfos>,
+    transfers: Arc<Transfers>,
     guesses: Mutex<Guesses>,
 }
 
@@ -64,6 +68,10 @@ impl Drop for Reading {
 }
 
 impl NarsAhead {
+    pub(super) fn new(shared: Arc<Shared>, narinfos: Arc<NarInfos>, transfers: Arc<Transfers>) -> Self {
+        Self { shared, narinfos, transfers, guesses: Mutex::default() }
+    }
+
     /// Nix was given this path's narinfo.
     pub(crate) fn expect(&self, part: HashPart) {
         let mut guesses = self.guesses.lock();
@@ -72,6 +80,38 @@ impl NarsAhead {
         }
         if guesses.expected.insert(part) {
             guesses.given += 1;
+        }
+    }
+
+    /// The NAR that Nix asks for, if it is being read ahead; the next ones are begun with. `None` from the future: it could not
+    /// be read.
+    pub(super) fn take(self: &Arc<Self>, url: NarUrl) -> Option<impl Future<Output = Option<Bytes>> + use<>> {
+        let reading = {
+            let mut guesses = self.guesses.lock();
+            let plan = |expected: &HashSet<HashPart>| {
+                let answers = self.narinfos.given(expected);
+                copy_order(answers.iter().map(|answer| &answer.info))
+            };
+            self.shared.counters.ahead_wasted.inc_by(guesses.asked(&url, plan));
+            let reading = guesses.reading.remove(&url);
+            self.begin(&mut guesses);
+            reading
+        };
+        let mut reading = reading?;
+        Some(async move { (&mut reading.task).await.ok().flatten() })
+    }
+
+    fn begin(self: &Arc<Self>, guesses: &mut Guesses) {
+        for next in guesses.next() {
+            if self.shared.has(&next.hash_part) {
+                continue;
+            }
+            let task = tokio::spawn(Arc::clone(&self.transfers).read_in_advance(next));
+            guesses.reading.insert(next, Reading { since: Instant::now(), task });
+        }
+        if !guesses.is_tidied && !guesses.reading.is_empty() {
+            guesses.is_tidied = true;
+            tokio::spawn(throw_away(Arc::downgrade(self)));
         }
     }
 }
@@ -124,51 +164,17 @@ impl Guesses {
     }
 }
 
-impl Resolver {
-    /// The NAR that Nix asks for, if it is being read ahead; the next ones are begun with. `None` from the future: it could not
-    /// be read.
-    pub(super) fn take_ahead(self: &Arc<Self>, url: NarUrl) -> Option<impl Future<Output = Option<Bytes>> + use<>> {
-        let reading = {
-            let mut guesses = self.nars.ahead.guesses.lock();
-            let plan = |expected: &HashSet<HashPart>| {
-                let answers: Vec<_> = expected.iter().filter_map(|part| self.answers.in_memory(part)).collect();
-                copy_order(answers.iter().map(|answer| &answer.info))
-            };
-            self.counters.ahead_wasted.inc_by(guesses.asked(&url, plan));
-            let reading = guesses.reading.remove(&url);
-            self.begin(&mut guesses);
-            reading
-        };
-        let mut reading = reading?;
-        Some(async move { (&mut reading.task).await.ok().flatten() })
-    }
-
-    fn begin(self: &Arc<Self>, guesses: &mut Guesses) {
-        for next in guesses.next() {
-            if self.store.contains(&next.hash_part) {
-                continue;
-            }
-            let task = tokio::spawn(Arc::clone(self).nar_in_advance(next));
-            guesses.reading.insert(next, Reading { since: Instant::now(), task });
-        }
-        if !guesses.is_tidied && !guesses.reading.is_empty() {
-            guesses.is_tidied = true;
-            tokio::spawn(throw_away(Arc::downgrade(self)));
-        }
-    }
-}
-
 /// Throws away what nobody asked for, until nothing is left.
-async fn throw_away(resolver: Weak<Resolver>) {
+async fn throw_away(ahead: Weak<NarsAhead>) {
     loop {
         tokio::time::sleep(UNUSED_MAX / 10).await;
-        let Some(resolver) = resolver.upgrade() else { return };
-        let mut guesses = resolver.nars.ahead.guesses.lock();
+        let Some(ahead) = ahead.upgrade() else { return };
+        let mut guesses = ahead.guesses.lock();
         let before = guesses.reading.len();
         guesses.reading.retain(|_, reading| reading.since.elapsed() < UNUSED_MAX);
         let wasted = before - guesses.reading.len();
         if wasted > 0 {
-            resolver.counters.ahead_wasted.inc_by(wasted as u64);
+            ahead.shared.counters.ahead_wasted.inc_by(wasted as u64);
             guesses.window = 0;
         }
         if guesses.reading.is_empty() {

@@ -1,0 +1,56 @@
+//! Whether the contents that a source sends are what their address says.
+
+use std::sync::Arc;
+
+use narmesh_protocol::{ContentAddress, NarInfo, NarUrl};
+
+use super::NarContext;
+use super::transfer::{Step, Transfer, TransferSettings};
+use crate::shared::Shared;
+use crate::source::{Observation, SourceId};
+
+/// A content-addressed path without signature is hashed before its narinfo is given: only up to this size.
+const BYTES_MAX: u64 = 256 << 20;
+
+/// Reads a NAR for nothing but its hash.
+#[derive(Debug)]
+pub(crate) struct ContentsCheck {
+    shared: Arc<Shared>,
+    context: Arc<NarContext>,
+}
+
+impl ContentsCheck {
+    pub(crate) fn new(shared: Arc<Shared>, context: Arc<NarContext>) -> Self {
+        Self { shared, context }
+    }
+
+    /// Whether the NAR that `source` sends is what `info` says and hashes to the content address.
+    pub(crate) async fn matches(&self, source: SourceId, info: &NarInfo, address: &ContentAddress) -> bool {
+        if info.nar_size > BYTES_MAX {
+            return false;
+        }
+        let hash_part = info.path.hash_part();
+        let url = NarUrl::new(hash_part, info.nar_hash, info.nar_size);
+        let self_reference = info.references.contains(&info.path).then_some(&hash_part);
+        let mut contents = address.verifier(self_reference);
+        let settings = TransferSettings::of(&self.shared.settings());
+        let mut transfer = Transfer::new(Arc::clone(&self.context), settings, url, [source]);
+        transfer.is_of_one_source();
+        loop {
+            let mut chunk = Vec::new();
+            let step = transfer.step(&mut chunk).await;
+            contents.feed(&chunk);
+            match step {
+                Step::Data => {}
+                Step::Verified => {
+                    let matches = contents.matches();
+                    if !matches {
+                        self.shared.sources.observe(source, Observation::FalseNarInfo);
+                    }
+                    return matches;
+                }
+                Step::BegunAnew | Step::Gone => return false,
+            }
+        }
+    }
+}

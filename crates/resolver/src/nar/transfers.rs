@@ -1,0 +1,59 @@
+//! Transfers of NARs, each with the sources that may send it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use narmesh_protocol::NarUrl;
+
+use super::delivery::read_whole;
+use super::transfer::{Transfer, TransferSettings};
+use super::{CHECKED_FROM_BYTES, NarContext, SMALL_NAR_BYTES_MAX};
+use crate::narinfo::NarInfos;
+use crate::shared::Shared;
+use crate::source::SourceId;
+
+/// Begins them.
+#[derive(Debug)]
+pub(super) struct Transfers {
+    shared: Arc<Shared>,
+    narinfos: Arc<NarInfos>,
+    context: Arc<NarContext>,
+}
+
+impl Transfers {
+    pub(super) fn new(shared: Arc<Shared>, narinfos: Arc<NarInfos>, context: Arc<NarContext>) -> Self {
+        Self { shared, narinfos, context }
+    }
+
+    /// Who to ask for this NAR: those that confirmed its NarHash, then other candidates; without those that lied about it.
+    pub(super) async fn holders(&self, url: &NarUrl) -> Vec<SourceId> {
+        let mut sources = self.context.candidates(url);
+        let confirmed: HashSet<SourceId> = match self.narinfos.remembered(url.hash_part).await {
+            Some(answer) if answer.info.nar_hash == url.nar_hash => answer.holders().collect(),
+            Some(_) | None => HashSet::new(),
+        };
+        sources.sort_by_key(|source| !confirmed.contains(source));
+        sources
+    }
+
+    /// The NAR from a byte at or before `first_byte` on.
+    pub(super) fn begin(&self, url: NarUrl, first_byte: u64, holders: Vec<SourceId>) -> Transfer {
+        let (context, settings) = (Arc::clone(&self.context), TransferSettings::of(&self.shared.settings()));
+        if first_byte < CHECKED_FROM_BYTES || url.nar_size <= SMALL_NAR_BYTES_MAX {
+            return Transfer::new(context, settings, url, holders);
+        }
+        // It costs the rest, not the whole: what is known of the beginning is a verifier, if this process sent it. If the process
+        // is another, Nix alone verifies the whole, as it always does.
+        let known = context.checkpoints.before(&url.nar_hash, first_byte);
+        let offset = known.as_ref().map_or(first_byte, |(verifier, _)| verifier.fed_bytes());
+        Transfer::resumed(context, settings, url, holders, offset, known)
+    }
+
+    /// A small NAR that Nix has not asked for yet: only if memory for it is free at once. `None` when it was not read.
+    pub(super) async fn read_in_advance(self: Arc<Self>, url: NarUrl) -> Option<Bytes> {
+        let permit = self.context.buffers.try_take(url.nar_size)?;
+        let holders = self.holders(&url).await;
+        read_whole(self.begin(url, 0, holders), url, permit).await
+    }
+}

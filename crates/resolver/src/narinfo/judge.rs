@@ -1,0 +1,104 @@
+//! What a candidate's narinfo is worth: whether somebody trusted vouches for it, whether its contents are what its address says, and
+//! whether the policy lets it through.
+
+use std::sync::Arc;
+
+use narmesh_protocol::HashPart;
+use narmesh_quorum::Refusal;
+use tokio::time::Instant;
+
+use super::answers::{Answer, Answers};
+use super::gate::{Gate, Passed};
+use super::trust::{self, Proof, TrustedNarInfo};
+use crate::decisions::Decision;
+use crate::nar::ContentsCheck;
+use crate::shared::Shared;
+use crate::source::{Candidate, Observation};
+
+/// What one candidate said.
+pub(super) enum Said {
+    Holds(Arc<Answer>),
+    /// It holds what the policy does not let through.
+    Refused(Refusal),
+    /// It holds nothing that counts.
+    Absent,
+    Nothing,
+}
+
+/// Judges what candidates answer, and remembers what stands.
+#[derive(Debug)]
+pub(super) struct Judge {
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
+    answers: Arc<Answers>,
+    contents: ContentsCheck,
+}
+
+impl Judge {
+    pub(super) fn new(shared: Arc<Shared>, gate: Arc<Gate>, answers: Arc<Answers>, contents: ContentsCheck) -> Self {
+        Self { shared, gate, answers, contents }
+    }
+
+    /// Judges the narinfo `text` that `candidate` gave for `part`, asked `since`; what has to be found out beside it is waited for
+    /// until the deadline.
+    pub(super) async fn judge(
+        &self,
+        part: HashPart,
+        candidate: Candidate,
+        text: &[u8],
+        since: Instant,
+        deadline: Instant,
+    ) -> Said {
+        let source = candidate.source;
+        let generation = self.answers.generation();
+        let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
+        let parsed = trust::parse(text, &part, &self.shared.store_dir);
+        if let Ok(info) = &parsed {
+            self.gate.hear_signatures(info, deadline).await;
+        }
+        let judged = parsed.and_then(|info| trust::judge_info(info, &self.shared.store_dir, trusted, by_verdict));
+        let TrustedNarInfo { info, mut proof } = match judged {
+            Ok(judged) => judged,
+            Err(distrust) => {
+                if distrust.is_misdeed() {
+                    self.shared.sources.observe(source, Observation::FalseNarInfo);
+                }
+                self.shared.decisions.note(part, Decision::Distrusted(source, distrust.to_string()));
+                return Said::Absent;
+            }
+        };
+        // Nobody attests what is its own address.
+        if !matches!(proof, Proof::Contents(_)) {
+            self.gate.hear_builders(&info, &proof, deadline).await;
+        }
+        // What is agreed on need not be read before its narinfo is given.
+        let is_agreed = by_verdict && self.gate.decide(&info, &proof).is_ok();
+        if let Proof::Contents(address) = &proof
+            && !is_agreed
+        {
+            let proven = self.contents.matches(source, &info, address);
+            let proven = tokio::time::timeout_at(deadline, proven).await;
+            if !matches!(proven, Ok(true)) {
+                let why = "its contents could not be checked against the content address".to_owned();
+                self.shared.decisions.note(part, Decision::Distrusted(source, why));
+                return Said::Nothing;
+            }
+            proof = Proof::ContentAddress;
+        }
+        let pass = match self.gate.admitted(&info, &proof) {
+            Ok(pass) => pass,
+            Err(refusal) => return Said::Refused(refusal),
+        };
+        // Before this anybody could have made it up.
+        self.shared.sources.observe(source, Observation::Held);
+        self.shared.decisions.note(part, Decision::Holder(source, since.elapsed()));
+        let (answers, passed) = (Arc::clone(&self.answers), Passed { info, proof, pass });
+        let remember = move || answers.remember(generation, passed, candidate);
+        // Signatures are on disk.
+        let answer = match by_verdict {
+            true => tokio::task::spawn_blocking(remember).await.ok(),
+            false => Some(remember()),
+        };
+        answer.map_or(Said::Nothing, Said::Holds)
+    }
+}

@@ -1,0 +1,65 @@
+//! What both walks use: the own store, the sources, the settings in force, and where it is noted what happened.
+
+use std::sync::Arc;
+
+use narmesh_protocol::{HashPart, StoreDir};
+use narmesh_store::{NixStore, PathInfo, Store};
+use parking_lot::RwLock;
+
+use crate::decisions::Decisions;
+use crate::source::Sources;
+use crate::{ResolverCounters, ResolverSettings};
+
+/// One of it, for as long as the resolver lives.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Our own.
+    pub(crate) store: Arc<NixStore>,
+    /// As it is named in narinfos.
+    pub(crate) store_dir: StoreDir,
+    /// Who may have what we lack.
+    pub(crate) sources: Arc<dyn Sources>,
+    /// For `why`.
+    pub(crate) decisions: Arc<Decisions>,
+    /// For `status` and `/metrics`.
+    pub(crate) counters: ResolverCounters,
+    settings: RwLock<Arc<ResolverSettings>>,
+}
+
+impl Shared {
+    pub(crate) fn new(store: Arc<NixStore>, sources: Arc<dyn Sources>, settings: ResolverSettings) -> Self {
+        Self {
+            store_dir: store.store_dir().clone(),
+            store,
+            sources,
+            decisions: Arc::default(),
+            counters: ResolverCounters::default(),
+            settings: RwLock::new(Arc::new(settings)),
+        }
+    }
+
+    /// Those in force.
+    pub(crate) fn settings(&self) -> Arc<ResolverSettings> {
+        Arc::clone(&self.settings.read())
+    }
+
+    pub(crate) fn set_settings(&self, settings: ResolverSettings) {
+        *self.settings.write() = Arc::new(settings);
+    }
+
+    /// Whether our own store has this path. From memory.
+    pub(crate) fn has(&self, part: &HashPart) -> bool {
+        self.store.contains(part)
+    }
+
+    /// What our own store says of this path. Reads the disk.
+    pub(crate) fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
+        match self.store.path_info(part) {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::warn!(%part, %error, "own store cannot be read");
+                None
+            }
+        }
+    }
+}
