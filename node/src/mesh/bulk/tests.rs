@@ -293,7 +293,8 @@ async fn a_third_connection_that_one_side_dialled_closes_the_oldest() {
     for _ in 0..4 {
         let before = open();
         assert!(here.bulk.dial_for(there.id));
-        while open() == before {
+        // The dialler closes its oldest by itself: that one may be gone before the new one is there.
+        while open().last() <= before.last() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         while here.bulk.0.table.lock().peers[&there.id].dial.is_some() {
