@@ -153,7 +153,10 @@ async fn connection(
     {
         let sent = Instant::now();
         stream.write_all(request).await?;
-        answer(&mut stream, &mut buffer, status).await?;
+        let answered = answer(&mut stream, &mut buffer, status).await;
+        answered.with_context(|| {
+            format!("answer {} of a connection with {}", latencies_ns.len() + 1, first_line(request))
+        })?;
         latencies_ns.push(u32::try_from(sent.elapsed().as_nanos()).unwrap_or(u32::MAX));
         if matches!(end, End::After(duration) if started.elapsed() >= duration) {
             break;
@@ -186,6 +189,11 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>, status: u16) -> an
         bail!("the server sent more than its answer");
     }
     Ok(())
+}
+
+fn first_line(request: &[u8]) -> String {
+    let text = String::from_utf8_lossy(request);
+    text.lines().take(2).collect::<Vec<_>>().join(", ")
 }
 
 fn request(address: SocketAddr, target: &str) -> Vec<u8> {

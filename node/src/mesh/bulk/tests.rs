@@ -31,6 +31,8 @@ struct Node {
     addresses: mpsc::Receiver<Multiaddr>,
     dials: mpsc::Sender<(PeerId, Multiaddr)>,
     answered: Arc<AtomicUsize>,
+    /// Streams that others opened and that have not ended.
+    serving: Arc<AtomicUsize>,
 }
 
 impl Node {
@@ -41,9 +43,15 @@ impl Node {
         board.retain_only(allowed.iter().copied());
         let (commands_sender, commands) = mpsc::channel(16);
         let answered = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&answered);
+        let serving = Arc::new(AtomicUsize::new(0));
+        let (count, open) = (Arc::clone(&answered), Arc::clone(&serving));
         let incoming = Box::new(move |incoming: Incoming| {
-            tokio::spawn(serve(incoming, answer, Arc::clone(&count)));
+            let (count, open) = (Arc::clone(&count), Arc::clone(&open));
+            open.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                serve(incoming, answer, count).await;
+                open.fetch_sub(1, Ordering::Relaxed);
+            });
         });
         let surroundings = Surroundings { board, commands: commands_sender, incoming };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
@@ -65,7 +73,7 @@ impl Node {
                 }
             }
         });
-        Self { id: keys.public().to_peer_id(), bulk, commands, addresses, dials, answered }
+        Self { id: keys.public().to_peer_id(), bulk, commands, addresses, dials, answered, serving }
     }
 
     async fn until_connected(&self, peer: PeerId) {
@@ -262,6 +270,21 @@ async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_had_with
     here.bulk.control_closed(&there.id, id);
     assert!(!pool.is_connected(&there.id));
     assert!(matches!(pool.request(there.id, request()).await, Err(NarRequestError::NotConnected(_))));
+}
+
+/// What waits on a stream would otherwise wait for ever, and count as one of its peer's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_a_bulk_connection_that_we_close_end() {
+    let (here, there) = pair(|_| vec![whole()]).await;
+    there.until_connected(here.id).await;
+    let pool = NarPool::new(here.bulk.clone());
+    ask(&pool, there.id).await;
+    assert_eq!(there.serving.load(Ordering::Relaxed), 1, "the stream is kept for the next request");
+    let id = *there.bulk.0.table.lock().peers[&here.id].control.keys().next().unwrap();
+    there.bulk.control_closed(&here.id, id);
+    while there.serving.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,8 +2,9 @@
 //!
 //! libp2p-yamux writes a frame's header and its body apart, and below it TLS makes a record and TCP a packet of each: here small
 //! frames are put together until they are flushed, which yamux does before it waits. And it lets a peer fill 1 GiB of receive
-//! windows per connection and has no setter for it (only for the number of streams, which turns its auto-tuning off). The muxer
-//! is otherwise the same: inbound streams are buffered while the swarm is not ready.
+//! windows per connection and has no setter for it (only for the number of streams, which turns its auto-tuning off). And yamux
+//! wakes the streams of a connection that broke, but not of one that was closed on this side
+//! (<https://github.com/libp2p/rust-yamux/issues/216>): here they end with it, whoever has them. The muxer is otherwise the same: inbound streams are buffered while the swarm is not ready.
 
 use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite, future, ready};
@@ -16,6 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, ConnectionError, DEFAULT_CREDIT, Mode};
 
 /// Frames below this leave together. The 16 KiB of a NAR's frame go straight through.
@@ -59,6 +61,7 @@ impl Yamux {
             inbound: VecDeque::new(),
             waiting: None,
             given_up: None,
+            closing: CancellationToken::new(),
         }
     }
 }
@@ -103,6 +106,8 @@ pub struct Muxer<C> {
     waiting: Option<Waker>,
     /// When to wait for its end no longer.
     given_up: Option<Pin<Box<Sleep>>>,
+    /// Its streams end.
+    closing: CancellationToken,
 }
 
 /// The connection under the streams failed.
@@ -123,7 +128,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Moves everything on; ready with a stream that the peer opened.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
         let next = ready!(self.connection.poll_next_inbound(context));
-        Poll::Ready(next.ok_or(ConnectionError::Closed)?.map(MuxerStream).map_err(MuxerError))
+        let stream = next.ok_or(ConnectionError::Closed)?.map_err(MuxerError)?;
+        Poll::Ready(Ok(self.stream(stream)))
+    }
+
+    fn stream(&self, stream: yamux::Stream) -> MuxerStream {
+        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()) }
     }
 }
 
@@ -143,11 +153,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
-        let stream = ready!(self.connection.poll_new_outbound(context));
-        Poll::Ready(stream.map(MuxerStream).map_err(MuxerError))
+        let stream = ready!(self.connection.poll_new_outbound(context)).map_err(MuxerError)?;
+        Poll::Ready(Ok(self.stream(stream)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), MuxerError>> {
+        self.closing.cancel();
         if let Poll::Ready(closed) = self.connection.poll_close(context) {
             return Poll::Ready(closed.map_err(MuxerError));
         }
@@ -172,24 +183,79 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 
 /// One stream of a connection.
 #[derive(Debug)]
-pub struct MuxerStream(yamux::Stream);
+pub struct MuxerStream {
+    stream: yamux::Stream,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl MuxerStream {
+    /// What yamux says; where it has nothing to say, whether its connection is closed meanwhile.
+    fn poll<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut yamux::Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let polled = poll(Pin::new(&mut self.stream), context);
+        if polled.is_pending() && self.closing.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was closed")));
+        }
+        polled
+    }
+}
 
 impl AsyncRead for MuxerStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        self.poll(context, |stream, context| stream.poll_read(context, buffer))
     }
 }
 
 impl AsyncWrite for MuxerStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, buffer)
+        self.poll(context, |stream, context| stream.poll_write(context, buffer))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        self.poll(context, |stream, context| stream.poll_flush(context))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_close(context)
+        self.poll(context, |stream, context| stream.poll_close(context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::poll_fn};
+    use tokio_util::compat::TokioAsyncReadCompatExt as _;
+
+    /// yamux ends the streams of a connection that broke, but not of one that was closed here: whoever reads one would wait for ever.
+    #[tokio::test]
+    async fn streams_of_a_connection_that_is_closed_end() {
+        let (here, there) = tokio::io::duplex(1 << 20);
+        let (mut here, mut there) = (Yamux::dialler(here.compat()), Yamux::listener(there.compat()));
+        let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
+        stream.write_all(b"question").await.unwrap();
+        let moving = tokio::spawn(async move {
+            let mut here = here;
+            poll_fn(|context| Pin::new(&mut here).poll_inbound(context)).await.map(drop)
+        });
+        let mut inbound = poll_fn(|context| Pin::new(&mut there).poll_inbound(context)).await.unwrap();
+        let mut question = [0; 8];
+        let reading = tokio::spawn(async move {
+            inbound.read_exact(&mut question).await.unwrap();
+            inbound.read(&mut question).await
+        });
+        // Until it waits for more than came.
+        let moved = tokio::time::timeout(
+            Duration::from_millis(100),
+            poll_fn(|context| Pin::new(&mut there).poll_inbound(context)),
+        );
+        assert!(moved.await.is_err());
+        assert!(!reading.is_finished());
+        poll_fn(|context| Pin::new(&mut there).poll_close(context)).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(10), reading).await.expect("it ends").unwrap();
+        assert!(read.is_err(), "it was closed, not ended by the other side");
+        drop(moving);
     }
 }
