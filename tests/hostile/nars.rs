@@ -218,10 +218,11 @@ fn drip(name: &'static str, kib: u32) {
         };
         tags.iter().map(took).max().unwrap()
     };
-    let undisturbed = slowest(of_good);
     let items: Vec<_> = of_both.iter().map(|tag| stage.item(tag, "both")).collect();
     stage.enter_with(&peer, &items);
+    // First, as long as nobody knows how quick either of them is.
     let disturbed = slowest(of_both);
+    let undisturbed = slowest(of_good);
     assert!(!peer.asked().nars.is_empty(), "the attack took place");
     stage.assert_unblamed(&peer);
     stage.assert_good_unharmed();

@@ -371,6 +371,15 @@ async fn place_in_a_queue_is_kept_while_the_queue_moves() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn time_in_a_queue_is_no_pace() {
+    let queue = (1..=20).rev().map(|place| (Duration::from_secs(2), place)).collect();
+    let nar = nar_of(60_000, 1);
+    // At the pace since it was asked, the first bytes foretell weeks.
+    let (_, outcome) = deliver(&nar, vec![Script { queue, ..Script::honest(2, 1) }], 0).await;
+    assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn queue_in_which_nothing_moves_is_left() {
     let nar = nar_of(1_500, 1);
     let queue = (1..1_000).map(|_| (Duration::from_secs(1), 3)).collect();

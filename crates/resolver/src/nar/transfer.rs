@@ -109,8 +109,20 @@ pub(crate) struct Transfer {
     waited: Duration,
     /// Of it, when the sources were looked at last.
     looked: Duration,
-    /// Who was asked last, when it was first asked, and the offset then: its pace over all its connections.
-    steady: Option<(SourceId, Duration, u64)>,
+    /// Of whom was asked last.
+    steady: Option<Steady>,
+}
+
+/// The pace of one source over all its connections.
+#[derive(Clone, Copy, Debug)]
+struct Steady {
+    source: SourceId,
+    /// The first byte asked of it.
+    from: u64,
+    /// How long it was waited for: without what its requests waited in its queue, which is no pace, and the first one in ours.
+    sending: Duration,
+    /// It broke off, and was asked again.
+    is_again: bool,
 }
 
 /// Why a source is left.
@@ -237,7 +249,9 @@ impl Transfer {
                 Poll::Pending
             });
             let said = tokio::time::timeout(LOOK, said).await;
-            self.waited = before + entered.elapsed();
+            let waited = before + entered.elapsed();
+            self.note_sending(waited.saturating_sub(self.waited));
+            self.waited = waited;
             let heard = match said {
                 Ok((at, said)) => self.hear(at, said, out),
                 Err(_) => None,
@@ -248,6 +262,17 @@ impl Transfer {
             if let Some(step) = looked.or(heard) {
                 return step;
             }
+        }
+    }
+
+    /// So long was waited for the one source that is under way.
+    fn note_sending(&mut self, wait: Duration) {
+        if let ([runner], Some(steady)) = (self.runners.as_slice(), &mut self.steady)
+            && runner.source == steady.source
+            && !runner.is_queued()
+            && (!runner.is_opening() || steady.is_again)
+        {
+            steady.sending += wait;
         }
     }
 
@@ -301,8 +326,11 @@ impl Transfer {
         };
         let request = NarRequest { hash_part, nar_hash, nar_size, offset: self.offset, accept_zstd };
         self.roster.under_way(source);
-        if self.steady.is_none_or(|(before, ..)| before != source) {
-            self.steady = Some((source, self.waited, self.offset));
+        match &mut self.steady {
+            Some(steady) if steady.source == source => steady.is_again = true,
+            steady => {
+                *steady = Some(Steady { source, from: self.offset, sending: Duration::ZERO, is_again: false });
+            }
         }
         let request = self.context.sources.request(source, request);
         self.runners.push(Runner::start(source, request, self.waited, &line));
@@ -376,14 +404,14 @@ impl Transfer {
 
     /// Leaves the one source there is when the rest would take too long at its pace.
     fn give_up_hopeless(&mut self) {
-        let ([runner], Some((source, since, from))) = (self.runners.as_slice(), self.steady) else { return };
-        let (age, bytes) = (self.waited.saturating_sub(since), self.offset - from);
-        if age < HOPELESS_AFTER || runner.source != source || runner.is_queued() || bytes == 0 {
+        let ([runner], Some(steady)) = (self.runners.as_slice(), self.steady) else { return };
+        let bytes = self.offset.saturating_sub(steady.from);
+        if steady.sending < HOPELESS_AFTER || runner.source != steady.source || runner.is_queued() || bytes == 0 {
             return;
         }
-        let left = u128::from(self.bytes_left()) * age.as_millis() / u128::from(bytes);
+        let left = u128::from(self.bytes_left()) * steady.sending.as_millis() / u128::from(bytes);
         if left > HOPELESS.as_millis() {
-            self.context.sources.observe(source, Observation::TimedOut);
+            self.context.sources.observe(steady.source, Observation::TimedOut);
             self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", left / 3_600_000));
         }
     }
