@@ -122,13 +122,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         total: settings.limits.uploads_total as usize,
         bytes_per_s: settings.limits.upload_bytes_per_s,
     };
-    let uploads = Uploads::new(
-        Arc::clone(&store),
-        Arc::clone(&offer),
-        Arc::clone(&board),
-        upload_limits,
-        settings.transfer.compress,
-    );
+    let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&board), upload_limits, settings.transfer.compress);
     let exchange_counters = ExchangeCounters::default();
     let (withheld, kept_back) = mpsc::channel(KEPT_BACK_MAX);
     let (mut mesh, handle) = Mesh::start(

@@ -54,12 +54,9 @@ impl Shared {
 
     /// What our own store says of this path. Reads the disk.
     pub(crate) fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
-        match self.store.path_info(part) {
-            Ok(info) => info,
-            Err(error) => {
-                tracing::warn!(%part, %error, "own store cannot be read");
-                None
-            }
-        }
+        self.store.path_info(part).unwrap_or_else(|error| {
+            tracing::warn!(%part, %error, "own store cannot be read");
+            None
+        })
     }
 }

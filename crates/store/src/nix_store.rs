@@ -212,6 +212,28 @@ impl NixStore {
     pub(crate) fn has_failed(&self, row: i64, info: &PathInfo) -> bool {
         self.failed.is_failed(&info.path.hash_part(), &Registration::of(row, info))
     }
+
+    /// [`Store::path_info`] and [`Store::open_nar_at`] with one look at the row: `from` says where to begin with what is registered,
+    /// or `None` if that is not wanted. `None` also when the path is not valid. Blocks.
+    pub fn find_nar(
+        &self,
+        part: &HashPart,
+        from: impl FnOnce(&PathInfo) -> Option<u64>,
+    ) -> Result<Option<NarStream>, StoreError> {
+        let Some((row, info)) = self.registry.path_info(part)? else { return Ok(None) };
+        from(&info).map(|first_byte| self.open_row(row, &info, first_byte)).transpose()
+    }
+
+    /// Opens what was registered a moment ago.
+    pub(crate) fn open_row(&self, row: i64, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
+        if first_byte > 0 && first_byte >= info.nar_size {
+            return Err(StoreError::BeyondNar { path: info.path.clone(), offset: first_byte, nar_size: info.nar_size });
+        }
+        if self.has_failed(row, info) {
+            return Err(StoreError::CopyFailed { path: info.path.clone() });
+        }
+        NarStream::open(&self.location, info, row, (Arc::clone(&self.failed), Arc::clone(&self.known)), first_byte)
+    }
 }
 
 impl Store for NixStore {
@@ -228,17 +250,12 @@ impl Store for NixStore {
     }
 
     fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
-        if first_byte > 0 && first_byte >= info.nar_size {
-            return Err(StoreError::BeyondNar { path: info.path.clone(), offset: first_byte, nar_size: info.nar_size });
-        }
         let registered = self.registry.path_info(&info.path.hash_part())?;
-        let row = match registered {
-            Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => row,
-            Some(_) | None => return Err(StoreError::NotRegistered { path: info.path.clone() }),
-        };
-        if self.has_failed(row, info) {
-            return Err(StoreError::CopyFailed { path: info.path.clone() });
+        match registered {
+            Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => {
+                self.open_row(row, info, first_byte)
+            }
+            Some(_) | None => Err(StoreError::NotRegistered { path: info.path.clone() }),
         }
-        NarStream::open(&self.location, info, row, (Arc::clone(&self.failed), Arc::clone(&self.known)), first_byte)
     }
 }

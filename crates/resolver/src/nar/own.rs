@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
-use narmesh_store::{NarProgress, NarStream, Store as _};
+use narmesh_store::{NarProgress, NarStream, PathInfo};
 use tokio::sync::mpsc;
 
 use super::keeper::CHUNKS_AHEAD;
@@ -15,6 +15,8 @@ use crate::shared::Shared;
 
 /// Bytes read at a time; a NAR no longer than this is one buffer, one write.
 const READ_BYTES: usize = 256 << 10;
+/// The first of a larger one: whoever asks for a range waits for it.
+const FIRST_BYTES: usize = 32 << 10;
 
 /// Reads them.
 #[derive(Clone, Debug)]
@@ -33,17 +35,14 @@ impl OwnNars {
     pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
         let shared = Arc::clone(&self.shared);
         let open = move || {
-            let info = shared.own_info(&url.hash_part)?;
-            if info.nar_hash != url.nar_hash || info.nar_size != url.nar_size {
-                return None;
-            }
             // A small one is hashed whatever is asked of it.
-            let is_small = info.nar_size <= READ_BYTES as u64;
-            let read_from = if is_small { 0 } else { first_byte };
-            let mut nar = shared.store.open_nar_at(&info, read_from).ok()?;
-            let left = info.nar_size - read_from;
-            let mut first = Vec::with_capacity(READ_BYTES.min(usize::try_from(left).unwrap_or(READ_BYTES)));
-            let progress = nar.fill(&mut first, READ_BYTES).ok()?;
+            let is_small = url.nar_size <= READ_BYTES as u64;
+            let (read_from, first_bytes) = if is_small { (0, READ_BYTES) } else { (first_byte, FIRST_BYTES) };
+            let is_wanted = |info: &PathInfo| info.nar_hash == url.nar_hash && info.nar_size == url.nar_size;
+            let mut nar = shared.store.find_nar(&url.hash_part, |info| is_wanted(info).then_some(read_from)).ok()??;
+            let left = usize::try_from(url.nar_size - read_from).unwrap_or(first_bytes);
+            let mut first = Vec::with_capacity(first_bytes.min(left));
+            let progress = nar.fill(&mut first, first_bytes).ok()?;
             Some((nar, first, progress, read_from))
         };
         let (nar, first, progress, read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;

@@ -11,7 +11,7 @@ mod rendered;
 
 pub use policy::{OfferPolicy, Withheld};
 
-use crate::{NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
+use crate::{NarStream, NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
 use ledger::{Entry, Ledger};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -186,7 +186,26 @@ impl Offer {
         if !self.is_offered(part) {
             return Ok(None);
         }
-        self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))
+        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
+        Ok(looked.map(|looked| looked.path))
+    }
+
+    /// The NAR of the path with this hash part, if a peer may have it now: [`Self::offered`], and opened as it was looked at. `from`
+    /// says where to begin, or `None` if what is offered is not wanted.
+    ///
+    /// # Errors
+    /// As [`Self::offered`], and when it cannot be opened.
+    pub fn find_nar(
+        &self,
+        part: &HashPart,
+        from: impl FnOnce(&PathInfo) -> Option<u64>,
+    ) -> Result<Option<NarStream>, StoreError> {
+        if !self.is_offered(part) {
+            return Ok(None);
+        }
+        let looked = self.shared.look(part).inspect_err(|error| self.shared.warn(part, error))?;
+        let Some(Rendered { row, path, .. }) = looked else { return Ok(None) };
+        from(&path.info).map(|first_byte| self.shared.store.open_row(row, &path.info, first_byte)).transpose()
     }
 
     /// Why nobody elsewhere may hear of a path that has these references, be it here or gone; `None` if peers may. What else keeps
@@ -384,14 +403,14 @@ impl Shared {
     }
 
     /// What [`Offer::offered`] does once memory said "perhaps".
-    fn look(&self, part: &HashPart) -> Result<Option<Arc<OfferedPath>>, StoreError> {
+    fn look(&self, part: &HashPart) -> Result<Option<Rendered>, StoreError> {
         let rules = self.rules();
         // Taken before the row is read: whatever happens in between is seen next time.
         let stamp = self.store.stamp()?;
         let cached = self.rendered.lock().get(part).filter(|cached| cached.generation == rules.generation);
         if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
             let has_failed = self.store.has_failed(cached.row, &cached.path.info);
-            return Ok((!has_failed).then(|| Arc::clone(&cached.path)));
+            return Ok((!has_failed).then(|| cached.clone()));
         }
         let offered = match self.store.registered(part)? {
             Some((row, info)) if !self.store.has_failed(row, &info) => {
@@ -410,9 +429,8 @@ impl Shared {
             self.woken.notify_all();
             return Ok(None);
         };
-        let path = Arc::clone(&rendered.path);
-        self.rendered.lock().put(*part, rendered);
-        Ok(Some(path))
+        self.rendered.lock().put(*part, rendered.clone());
+        Ok(Some(rendered))
     }
 
     /// The whole predicate, applied to this row, except for the limit on their number.

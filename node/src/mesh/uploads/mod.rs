@@ -26,7 +26,7 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
-use narmesh_store::{NixStore, Offer};
+use narmesh_store::Offer;
 use pace::Pace;
 use parking_lot::Mutex;
 use queue::{Kind, Queue, Ticket};
@@ -74,7 +74,6 @@ pub struct Uploads(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    store: Arc<NixStore>,
     offer: Arc<Offer>,
     board: Arc<PeerBoard>,
     may_compress: AtomicBool,
@@ -135,17 +134,10 @@ impl Drop for Turn {
 
 impl Uploads {
     /// Serves what `offer` says, and counts on `board`.
-    pub fn new(
-        store: Arc<NixStore>,
-        offer: Arc<Offer>,
-        board: Arc<PeerBoard>,
-        limits: UploadLimits,
-        compress: Compress,
-    ) -> Self {
+    pub fn new(offer: Arc<Offer>, board: Arc<PeerBoard>, limits: UploadLimits, compress: Compress) -> Self {
         let pace = Pace::default();
         pace.set_rate(limits.bytes_per_s);
         Self(Arc::new(Shared {
-            store,
             offer,
             board,
             may_compress: AtomicBool::new(compress != Compress::Never),
@@ -281,11 +273,11 @@ impl Uploads {
         zstd: bool,
         of_peer: &PeerUploads,
     ) -> io::Result<Result<Option<(Reader, Piece)>, ReadFailure>> {
-        let (store, offer) = (Arc::clone(&self.0.store), Arc::clone(&self.0.offer));
+        let offer = Arc::clone(&self.0.offer);
         let left = request.nar_size.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
         self.blocking(move || {
-            let Some(mut reader) = Reader::open(&store, &offer, &request, zstd)? else { return Ok(None) };
+            let Some(mut reader) = Reader::open(&offer, &request, zstd)? else { return Ok(None) };
             let first = reader.next(bytes_max);
             Ok(Some((reader, first)))
         })

@@ -1,7 +1,7 @@
 //! A NAR of ours, read and perhaps compressed piece by piece on blocking threads.
 
 use narmesh_protocol::wire::NarRequest;
-use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, Offer, Store, StoreError};
+use narmesh_store::{NarProgress, NarStream, NarStreamError, Offer, PathInfo, StoreError};
 use std::io;
 
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
@@ -39,24 +39,12 @@ impl ReadFailure {
 
 impl Reader {
     /// The predicate asked again, and the NAR opened if it is still the one asked for.
-    pub(super) fn open(
-        store: &NixStore,
-        offer: &Offer,
-        request: &NarRequest,
-        zstd: bool,
-    ) -> Result<Option<Self>, ReadFailure> {
-        let Some(offered) = offer.offered(&request.hash_part)? else { return Ok(None) };
-        let same = offered.info.nar_hash == request.nar_hash && offered.info.nar_size == request.nar_size;
-        if !same || request.offset >= request.nar_size {
-            return Ok(None);
-        }
-        Self::begin(store, &offered.info, request.offset, zstd).map(Some)
-    }
-
-    fn begin(store: &NixStore, info: &narmesh_store::PathInfo, offset: u64, zstd: bool) -> Result<Self, ReadFailure> {
-        let nar = store.open_nar_at(info, offset)?;
+    pub(super) fn open(offer: &Offer, request: &NarRequest, zstd: bool) -> Result<Option<Self>, ReadFailure> {
+        let NarRequest { hash_part, nar_hash, nar_size, offset, .. } = *request;
+        let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < nar_size;
+        let Some(nar) = offer.find_nar(&hash_part, |info| is_wanted(info).then_some(offset))? else { return Ok(None) };
         let encoder = if zstd { Some(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?) } else { None };
-        Ok(Self { nar, progress: NarProgress::More, encoder, offset })
+        Ok(Some(Self { nar, progress: NarProgress::More, encoder, offset }))
     }
 
     /// Bytes of the NAR that are still to be read.
