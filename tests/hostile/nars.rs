@@ -7,6 +7,7 @@ use crate::stage::{Expect, Stage};
 use crate::table::{Attack, play};
 use crate::wire::{NAR_END, NarRequest, nar_chunks, nar_head, sha256};
 use narmesh_tests::{promised, request};
+use rustix::process::Signal;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -191,6 +192,8 @@ fn a_stall_after_the_first_megabyte() {
 
 /// Bytes a second of a holder that once was waited for: over 16 KiB in ten seconds.
 const DRIP: usize = 1_690;
+/// It is asked for its NAR within this.
+const HEARD: Duration = Duration::from_secs(4);
 /// What such a holder may add, beside an honest one that is quick.
 const MORE_WITH_A_DRIP: Duration = Duration::from_secs(5);
 
@@ -220,10 +223,15 @@ fn drip(name: &'static str, kib: u32) {
     };
     let items: Vec<_> = of_both.iter().map(|tag| stage.item(tag, "both")).collect();
     stage.enter_with(&peer, &items);
-    // First, as long as nobody knows how quick either of them is.
-    let disturbed = slowest(of_both);
+    // The honest one rests until the other is asked: whoever is known to be quick is asked first later on.
+    stage.good.signal(Signal::STOP);
+    let disturbed = std::thread::scope(|scope| {
+        let realised = scope.spawn(|| slowest(of_both));
+        narmesh_tests::wait_until("the attack takes place", promised(HEARD), || !peer.asked().nars.is_empty());
+        stage.good.signal(Signal::CONT);
+        realised.join().unwrap()
+    });
     let undisturbed = slowest(of_good);
-    assert!(!peer.asked().nars.is_empty(), "the attack took place");
     stage.assert_unblamed(&peer);
     stage.assert_good_unharmed();
     report::note(name, |row| {

@@ -250,6 +250,7 @@ impl Daemon<'_> {
     /// Milliseconds until the gateway first answers for `target` at all; an error unless that is 200.
     pub(crate) fn time_to_first_answer_ms(&mut self, started: Instant, target: &str) -> anyhow::Result<f64> {
         while started.elapsed() < START_MAX {
+            self.must_run()?;
             match fetch::text(self.node.gateway, target) {
                 Ok(Some(_)) => return Ok(started.elapsed().as_secs_f64() * 1e3),
                 Ok(None) => bail!("{} answers 404 for {target}, which its peer holds", self.node.name()),

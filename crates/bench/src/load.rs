@@ -154,9 +154,8 @@ async fn connection(
         let sent = Instant::now();
         stream.write_all(request).await?;
         let answered = answer(&mut stream, &mut buffer, status).await;
-        answered.with_context(|| {
-            format!("answer {} of a connection with {}", latencies_ns.len() + 1, first_line(request))
-        })?;
+        answered
+            .with_context(|| format!("answer {} of a connection with {}", latencies_ns.len() + 1, told(request)))?;
         latencies_ns.push(u32::try_from(sent.elapsed().as_nanos()).unwrap_or(u32::MAX));
         if matches!(end, End::After(duration) if started.elapsed() >= duration) {
             break;
@@ -191,7 +190,8 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>, status: u16) -> an
     Ok(())
 }
 
-fn first_line(request: &[u8]) -> String {
+/// What is asked, and of whom.
+fn told(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request);
     text.lines().take(2).collect::<Vec<_>>().join(", ")
 }
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn refuses_wrong_answers() {
         let address = server(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n");
-        assert!(load(200).run(address).unwrap_err().to_string().contains("answered 404"));
+        assert!(format!("{:#}", load(200).run(address).unwrap_err()).contains("answered 404"));
         let address = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhello");
         assert!(load(200).run(address).is_err());
     }

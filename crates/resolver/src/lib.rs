@@ -112,11 +112,16 @@ pub struct Remembered {
 }
 
 /// See the crate.
-#[derive(Debug)]
 pub struct Resolver {
     shared: Arc<Shared>,
     narinfos: Arc<NarInfos>,
     nars: Arc<Nars>,
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").field("store_dir", &self.shared.store_dir).finish_non_exhaustive()
+    }
 }
 
 impl Resolver {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use narmesh_protocol::{HashPart, StoreDir};
-use narmesh_store::{NixStore, PathInfo, Store};
+use narmesh_store::{NixStore, PathInfo, Store, StoreError};
 use parking_lot::RwLock;
 
 use crate::decisions::Decisions;
@@ -54,9 +54,14 @@ impl Shared {
 
     /// What our own store says of this path. Reads the disk.
     pub(crate) fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
-        self.store.path_info(part).unwrap_or_else(|error| {
+        let read = self.store.path_info(part);
+        read.inspect_err(|error| self.warn_if_unreadable(part, error)).ok().flatten()
+    }
+
+    /// Says so when the store cannot be read; a copy that failed its hash is known by then.
+    pub(crate) fn warn_if_unreadable(&self, part: &HashPart, error: &StoreError) {
+        if !matches!(error, StoreError::CopyFailed { .. }) {
             tracing::warn!(%part, %error, "own store cannot be read");
-            None
-        })
+        }
     }
 }

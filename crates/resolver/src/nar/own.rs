@@ -15,7 +15,7 @@ use crate::shared::Shared;
 
 /// Bytes read at a time; a NAR no longer than this is one buffer, one write.
 const READ_BYTES: usize = 256 << 10;
-/// The first of a larger one: whoever asks for a range waits for it.
+/// The first of a long range: whoever asks for it waits for them.
 const FIRST_BYTES: usize = 32 << 10;
 
 /// Reads them.
@@ -37,9 +37,13 @@ impl OwnNars {
         let open = move || {
             // A small one is hashed whatever is asked of it.
             let is_small = url.nar_size <= READ_BYTES as u64;
-            let (read_from, first_bytes) = if is_small { (0, READ_BYTES) } else { (first_byte, FIRST_BYTES) };
+            let read_from = if is_small { 0 } else { first_byte };
+            // Of a whole, the more is read before Nix sees any, the more damage is answered by another holder.
+            let is_long_range = first_byte > 0 && url.nar_size - first_byte > READ_BYTES as u64;
+            let first_bytes = if is_long_range { FIRST_BYTES } else { READ_BYTES };
             let is_wanted = |info: &PathInfo| info.nar_hash == url.nar_hash && info.nar_size == url.nar_size;
-            let mut nar = shared.store.find_nar(&url.hash_part, |info| is_wanted(info).then_some(read_from)).ok()??;
+            let found = shared.store.find_nar(&url.hash_part, |info| is_wanted(info).then_some(read_from));
+            let mut nar = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error)).ok()??;
             let left = usize::try_from(url.nar_size - read_from).unwrap_or(first_bytes);
             let mut first = Vec::with_capacity(first_bytes.min(left));
             let progress = nar.fill(&mut first, first_bytes).ok()?;

@@ -51,6 +51,10 @@ const QUEUE_STALLS: u32 = 6;
 const HOPELESS: Duration = Duration::from_secs(6 * 3_600);
 /// Its pace is judged after this, so that a line that recovers is given time.
 const HOPELESS_AFTER: Duration = Duration::from_secs(20);
+/// A source that breaks off so often in a row, having sent less than this each time, is not asked again: it makes Nix wait for nothing.
+const FRUITLESS_MAX: u32 = 8;
+/// See [`FRUITLESS_MAX`].
+const FRUIT_BYTES: u64 = 1 << 20;
 /// The end mark of a body that arrived whole is waited for so long; without it the stream is closed, that is all.
 const END_MARK_MAX: Duration = Duration::from_secs(3);
 /// Below this rate compression at level 1 is quicker than the line: 200 Mbit/s.
@@ -109,20 +113,20 @@ pub(crate) struct Transfer {
     waited: Duration,
     /// Of it, when the sources were looked at last.
     looked: Duration,
-    /// Of whom was asked last.
+    /// Of the one who sends.
     steady: Option<Steady>,
+    /// How often each source broke off in a row without having sent much.
+    fruitless: Vec<(SourceId, u32)>,
 }
 
 /// The pace of one source over all its connections.
 #[derive(Clone, Copy, Debug)]
 struct Steady {
     source: SourceId,
-    /// The first byte asked of it.
+    /// The first byte of it.
     from: u64,
-    /// How long it was waited for: without what its requests waited in its queue, which is no pace, and the first one in ours.
+    /// For how long it was waited for, connected and not in a queue: what a request waits for its turn is no pace.
     sending: Duration,
-    /// It broke off, and was asked again.
-    is_again: bool,
 }
 
 /// Why a source is left.
@@ -188,6 +192,7 @@ impl Transfer {
             waited: Duration::ZERO,
             looked: Duration::ZERO,
             steady: None,
+            fruitless: Vec::new(),
         }
     }
 
@@ -267,13 +272,28 @@ impl Transfer {
 
     /// So long was waited for the one source that is under way.
     fn note_sending(&mut self, wait: Duration) {
-        if let ([runner], Some(steady)) = (self.runners.as_slice(), &mut self.steady)
-            && runner.source == steady.source
-            && !runner.is_queued()
-            && (!runner.is_opening() || steady.is_again)
-        {
-            steady.sending += wait;
+        let [runner] = self.runners.as_slice() else { return };
+        if runner.is_queued() || runner.is_opening() {
+            return;
         }
+        let fresh = Steady { source: runner.source, from: self.offset, sending: Duration::ZERO };
+        let steady = self.steady.get_or_insert(fresh);
+        if steady.source != runner.source {
+            *steady = fresh;
+        }
+        steady.sending += wait;
+    }
+
+    /// A source broke off after so many bytes; whether it did so too often in a row with little to show for it.
+    fn broke_off(&mut self, source: SourceId, bytes: u64) -> bool {
+        let at = self.fruitless.iter().position(|(known, _)| *known == source);
+        let at = at.unwrap_or_else(|| {
+            self.fruitless.push((source, 0));
+            self.fruitless.len() - 1
+        });
+        let Some((_, times)) = self.fruitless.get_mut(at) else { return false };
+        *times = if bytes < FRUIT_BYTES { *times + 1 } else { 0 };
+        *times > FRUITLESS_MAX
     }
 
     /// Finishes what is whole, and asks the next source when nobody is under way.
@@ -326,12 +346,6 @@ impl Transfer {
         };
         let request = NarRequest { hash_part, nar_hash, nar_size, offset: self.offset, accept_zstd };
         self.roster.under_way(source);
-        match &mut self.steady {
-            Some(steady) if steady.source == source => steady.is_again = true,
-            steady => {
-                *steady = Some(Steady { source, from: self.offset, sending: Duration::ZERO, is_again: false });
-            }
-        }
         let request = self.context.sources.request(source, request);
         self.runners.push(Runner::start(source, request, self.waited, &line));
     }
@@ -598,7 +612,12 @@ impl Transfer {
     fn leave(&mut self, at: usize, left: Left, why: String) {
         let runner = self.runners.remove(at);
         self.account(&runner);
+        let is_fruitless = left != Left::SaidNo && self.broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
+            Left::Broke | Left::Stalled if is_fruitless => {
+                self.roster.out(runner.source);
+                true
+            }
             Left::SaidNo => {
                 self.roster.out(runner.source);
                 false

@@ -282,9 +282,12 @@ async fn streams_of_a_bulk_connection_that_we_close_end() {
     assert_eq!(there.serving.load(Ordering::Relaxed), 1, "the stream is kept for the next request");
     let id = *there.bulk.0.table.lock().peers[&here.id].control.keys().next().unwrap();
     there.bulk.control_closed(&here.id, id);
-    while there.serving.load(Ordering::Relaxed) > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let all_ended = async {
+        while there.serving.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all_ended).await.expect("its streams end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
