@@ -9,6 +9,7 @@ mod buffers;
 mod checkpoints;
 mod contents;
 mod delivery;
+mod endurance;
 mod keeper;
 mod own;
 mod roster;

@@ -18,6 +18,7 @@ use narmesh_protocol::wire::{NarFrame, NarRequest};
 use tokio::time::Instant;
 
 use super::checkpoints::Checkpoint;
+use super::endurance::Endurance;
 use super::roster::{Next, Roster, expected};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
@@ -46,15 +47,6 @@ const PASSED_OVER_CHUNKS: u64 = 8;
 const OPENING_STALLS: u32 = 3;
 /// A request that stands in a queue in which nothing moves is left after so many times the stall timeout.
 const QUEUE_STALLS: u32 = 6;
-/// A source that nobody can replace is waited for however slow it is, but not when the rest would take longer than this at its pace:
-/// whoever builds the path, or gives up, is done sooner.
-const HOPELESS: Duration = Duration::from_secs(6 * 3_600);
-/// Its pace is judged after this, so that a line that recovers is given time.
-const HOPELESS_AFTER: Duration = Duration::from_secs(20);
-/// A source that breaks off so often in a row, having sent less than this each time, is not asked again: it makes Nix wait for nothing.
-const FRUITLESS_MAX: u32 = 8;
-/// See [`FRUITLESS_MAX`].
-const FRUIT_BYTES: u64 = 1 << 20;
 /// The end mark of a body that arrived whole is waited for so long; without it the stream is closed, that is all.
 const END_MARK_MAX: Duration = Duration::from_secs(3);
 /// Below this rate compression at level 1 is quicker than the line: 200 Mbit/s.
@@ -113,20 +105,7 @@ pub(crate) struct Transfer {
     waited: Duration,
     /// Of it, when the sources were looked at last.
     looked: Duration,
-    /// Of the one who sends.
-    steady: Option<Steady>,
-    /// How often each source broke off in a row without having sent much.
-    fruitless: Vec<(SourceId, u32)>,
-}
-
-/// The pace of one source over all its connections.
-#[derive(Clone, Copy, Debug)]
-struct Steady {
-    source: SourceId,
-    /// The first byte of it.
-    from: u64,
-    /// For how long it was waited for, connected and not in a queue: what a request waits for its turn is no pace.
-    sending: Duration,
+    endurance: Endurance,
 }
 
 /// Why a source is left.
@@ -191,8 +170,7 @@ impl Transfer {
             started: Instant::now(),
             waited: Duration::ZERO,
             looked: Duration::ZERO,
-            steady: None,
-            fruitless: Vec::new(),
+            endurance: Endurance::default(),
         }
     }
 
@@ -272,28 +250,12 @@ impl Transfer {
 
     /// So long was waited for the one source that is under way.
     fn note_sending(&mut self, wait: Duration) {
-        let [runner] = self.runners.as_slice() else { return };
-        if runner.is_queued() || runner.is_opening() {
-            return;
+        if let [runner] = self.runners.as_slice()
+            && !runner.is_queued()
+            && !runner.is_opening()
+        {
+            self.endurance.waited(runner.source, self.offset, wait);
         }
-        let fresh = Steady { source: runner.source, from: self.offset, sending: Duration::ZERO };
-        let steady = self.steady.get_or_insert(fresh);
-        if steady.source != runner.source {
-            *steady = fresh;
-        }
-        steady.sending += wait;
-    }
-
-    /// A source broke off after so many bytes; whether it did so too often in a row with little to show for it.
-    fn broke_off(&mut self, source: SourceId, bytes: u64) -> bool {
-        let at = self.fruitless.iter().position(|(known, _)| *known == source);
-        let at = at.unwrap_or_else(|| {
-            self.fruitless.push((source, 0));
-            self.fruitless.len() - 1
-        });
-        let Some((_, times)) = self.fruitless.get_mut(at) else { return false };
-        *times = if bytes < FRUIT_BYTES { *times + 1 } else { 0 };
-        *times > FRUITLESS_MAX
     }
 
     /// Finishes what is whole, and asks the next source when nobody is under way.
@@ -418,15 +380,12 @@ impl Transfer {
 
     /// Leaves the one source there is when the rest would take too long at its pace.
     fn give_up_hopeless(&mut self) {
-        let ([runner], Some(steady)) = (self.runners.as_slice(), self.steady) else { return };
-        let bytes = self.offset.saturating_sub(steady.from);
-        if steady.sending < HOPELESS_AFTER || runner.source != steady.source || runner.is_queued() || bytes == 0 {
-            return;
-        }
-        let left = u128::from(self.bytes_left()) * steady.sending.as_millis() / u128::from(bytes);
-        if left > HOPELESS.as_millis() {
-            self.context.sources.observe(steady.source, Observation::TimedOut);
-            self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", left / 3_600_000));
+        let [runner] = self.runners.as_slice() else { return };
+        let source = runner.source;
+        let rest = self.endurance.hopeless(source, self.offset, self.bytes_left());
+        if let Some(rest) = rest.filter(|_| !runner.is_queued()) {
+            self.context.sources.observe(source, Observation::TimedOut);
+            self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", rest.as_secs() / 3_600));
         }
     }
 
@@ -600,7 +559,7 @@ impl Transfer {
         out.clear();
         self.verifier = Some(NarVerifier::new());
         self.offset = 0;
-        self.steady = None;
+        self.endurance.begin_anew();
         if self.contributors.len() > 1 || first.is_some() {
             self.roster.begin_anew(first);
         }
@@ -612,7 +571,7 @@ impl Transfer {
     fn leave(&mut self, at: usize, left: Left, why: String) {
         let runner = self.runners.remove(at);
         self.account(&runner);
-        let is_fruitless = left != Left::SaidNo && self.broke_off(runner.source, runner.bytes());
+        let is_fruitless = left != Left::SaidNo && self.endurance.broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
             Left::Broke | Left::Stalled if is_fruitless => {
                 self.roster.out(runner.source);

@@ -25,7 +25,7 @@ use answers::{Answer, Answers};
 use ask::{Asking, NoNarInfo};
 use gate::{Gate, leads_to};
 use judge::Judge;
-use own::OwnAnswers;
+use own::{OwnAnswer, OwnAnswers};
 
 use crate::Remembered;
 use crate::answer_store::AnswerStore;
@@ -195,6 +195,13 @@ impl NarInfos {
         }
     }
 
+    async fn own_answer(&self, part: HashPart) -> Option<OwnAnswer> {
+        if !self.shared.has(&part) {
+            return None;
+        }
+        self.own.answer(part).await.ok()
+    }
+
     /// Whether what Nix would be given now leads to this NAR.
     pub(crate) async fn leads_to(&self, url: &NarUrl) -> bool {
         // Whoever made another promise keeps it: the NAR may come from a holder that is not asked for narinfos any more.
@@ -202,9 +209,7 @@ impl NarInfos {
             return true;
         }
         let part = url.hash_part;
-        if self.shared.has(&part)
-            && let Ok(own) = self.own.answer(part).await
-        {
+        if let Some(own) = self.own_answer(part).await {
             return leads_to(&own.url, url);
         }
         self.remembered(part).await.is_some_and(|answer| leads_to(&answer.url, url))
@@ -218,8 +223,7 @@ impl NarInfos {
             return true;
         }
         let part = url.hash_part;
-        if self.shared.has(&part)
-            && let Ok(own) = self.own.answer(part).await
+        if let Some(own) = self.own_answer(part).await
             && leads_to(&own.url, url)
         {
             self.gate.note_given(own.on_word);
