@@ -12,6 +12,7 @@ mod delivery;
 mod endurance;
 mod keeper;
 mod own;
+mod race;
 mod roster;
 mod runner;
 mod spoilt;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::checkpoints::Checkpoint;
 use super::endurance::Endurance;
+use super::race::{RACE_AFTER, RACE_BYTES_MAX, Race};
 use super::roster::{Next, Roster, expected};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
@@ -28,18 +29,8 @@ use crate::source::{Line, Observation, Piece, SourceId};
 
 /// The transfer looks at the pace of its sources this often.
 const LOOK: Duration = Duration::from_millis(100);
-/// A source is not compared with others before it has been under way for so long.
-const RACE_AFTER: Duration = Duration::from_secs(1);
 /// With a source whose pace nobody knows only a transfer races that would last longer than this.
 const RACE_UNKNOWN_MIN: Duration = Duration::from_secs(2);
-/// The one who was asked later has sent for so long when the two are compared.
-const RACE_LASTS: Duration = Duration::from_millis(500);
-/// A race ends after this, whoever has sent what.
-const RACE_LASTS_MAX: Duration = Duration::from_secs(3);
-/// What one racer may be ahead of what was taken over, bytes: the memory of a race.
-const RACE_BYTES_MAX: usize = 1 << 20;
-/// The first pause after a race in which the one before won; it doubles.
-const RACE_PAUSE_MIN: Duration = Duration::from_secs(4);
 /// A source that let everything else on its line pass, so many chunks for each request under way, serves us less than our share.
 const PASSED_OVER_CHUNKS: u64 = 8;
 /// A request that is not on its way yet is left when nothing moves for so many times the stall timeout: a dial that fails takes one,
@@ -119,18 +110,6 @@ enum Left {
     Stalled,
 }
 
-/// When sources are compared.
-#[derive(Clone, Copy, Debug)]
-struct Race {
-    /// When the second one was asked.
-    since: Duration,
-    /// When it sent its first byte.
-    second_sends_since: Option<Duration>,
-    /// Not before then again.
-    next: Duration,
-    pause: Duration,
-}
-
 impl Transfer {
     /// The NAR from its first byte.
     pub(crate) fn new(
@@ -166,7 +145,7 @@ impl Transfer {
             may_begin_anew: offset == 0,
             is_strict,
             is_closed: false,
-            race: Race { since: Duration::ZERO, second_sends_since: None, next: RACE_AFTER, pause: RACE_PAUSE_MIN },
+            race: Race::new(),
             started: Instant::now(),
             waited: Duration::ZERO,
             looked: Duration::ZERO,
@@ -335,7 +314,7 @@ impl Transfer {
                 }
                 runner.tail.extend_from_slice(&bytes);
                 if at > 0 {
-                    self.race.second_sends_since.get_or_insert(waited);
+                    self.race.second_sends(waited);
                 }
                 return self.judge_race(out);
             }
@@ -417,7 +396,7 @@ impl Transfer {
     /// Asks another source for the same bytes when that one would be done in half the time.
     fn begin_race(&mut self) {
         let (left, waited) = (self.bytes_left(), self.waited);
-        if waited < self.race.next {
+        if !self.race.may_begin(waited) {
             return;
         }
         let Some(runner) = self.runners.first_mut() else { return };
@@ -436,29 +415,14 @@ impl Transfer {
         if !is_worth_it || (self.is_strict && self.offset > 0) {
             return;
         }
-        self.race.since = waited;
-        self.race.second_sends_since = None;
+        self.race.begin(waited);
         self.ask(other);
     }
 
     /// Ends the race when it is decided; the quicker one goes on.
     fn judge_race(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         let [first, second] = self.runners.as_slice() else { return None };
-        let (has_first, has_second) = (first.tail.len(), second.tail.len());
-        let left = self.bytes_left();
-        let is_done = |bytes: usize| bytes as u64 == left;
-        let long_enough = self.race.second_sends_since.is_some_and(|since| self.waited - since >= RACE_LASTS);
-        let too_long = self.waited.saturating_sub(self.race.since) >= RACE_LASTS_MAX;
-        let is_full = has_first >= RACE_BYTES_MAX || has_second >= RACE_BYTES_MAX;
-        if !(is_done(has_first) || is_done(has_second) || long_enough || too_long || is_full) {
-            return None;
-        }
-        // What the first one sent since the second sends: the head start of the question counts for nobody.
-        let loser = if has_second > has_first || is_done(has_second) { 0 } else { 1 };
-        if loser == 1 {
-            self.race.pause *= 2;
-        }
-        self.race.next = self.waited + self.race.pause;
+        let loser = self.race.loser([first.tail.len(), second.tail.len()], self.bytes_left(), self.waited)?;
         let runner = self.runners.remove(loser);
         self.account(&runner);
         self.roster.stopped(runner.source);
