@@ -60,6 +60,8 @@ impl World {
         if self.machine(number).state != State::Down {
             return;
         }
+        // Its clock may have been set since the disk was lost: its epochs, ahead of the right time or behind it, would be used twice.
+        let keep_disk = keep_disk || self.machine(number).ever_skewed;
         if !keep_disk {
             self.checker.disk_lost(number);
         }

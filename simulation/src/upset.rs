@@ -204,8 +204,6 @@ impl World {
                 self.collect(number, permille);
             }
             Fault::Crash { keep_disk } => {
-                // Its epochs may be ahead of the right time: without a disk they would be used twice.
-                let keep_disk = keep_disk || self.machine(number).ever_skewed;
                 self.machine_mut(number).doomed = true;
                 if self.draw.chance(500) {
                     self.stop(number);
