@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt, future};
 use narmesh_protocol::NarUrl;
 use narmesh_store::{NarProgress, NarStream, PathInfo};
 use tokio::sync::mpsc;
@@ -50,39 +51,32 @@ impl OwnNars {
             Some((nar, first, progress, read_from))
         };
         let (nar, first, progress, read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
+        let first_end = read_from + first.len() as u64;
+        // Only a small one, which is read whole, is read from before the byte asked for.
+        let first = Bytes::from(first).slice(usize::try_from(first_byte - read_from).ok()?..);
+        let first = futures::stream::once(future::ready(Ok(first)));
         if progress == NarProgress::Complete {
             self.shared.counters.nars_complete.inc();
-            let body = Bytes::from(first).slice(usize::try_from(first_byte - read_from).ok()?..);
-            return Some(Box::pin(futures::stream::once(async { Ok(body) })));
+            return Some(Box::pin(first));
         }
-        let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
+        // The rest is read once the first bytes are on their way: to start a thread for it takes as long as to send them.
         let this = self.clone();
-        tokio::task::spawn_blocking(move || this.send_rest(url, nar, first, read_from, &sender));
-        Some(Box::pin(futures::stream::poll_fn(move |context| receiver.poll_recv(context))))
+        let rest = futures::stream::once(future::lazy(move |_| this.start_rest(url, nar, first_end))).flatten();
+        Some(Box::pin(first.chain(rest)))
     }
 
-    fn send_rest(
-        &self,
-        url: NarUrl,
-        mut nar: NarStream,
-        first: Vec<u8>,
-        first_byte: u64,
-        chunks: &mpsc::Sender<Result<Bytes, BodyAborted>>,
-    ) {
-        let mut sent = first_byte;
-        let mut buffer = first;
+    /// Begins to read what follows `at`, a few buffers ahead of whoever takes them.
+    fn start_rest(self, url: NarUrl, nar: NarStream, at: u64) -> impl Stream<Item = Result<Bytes, BodyAborted>> {
+        let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::task::spawn_blocking(move || self.send_rest(url, nar, at, &sender));
+        futures::stream::poll_fn(move |context| receiver.poll_recv(context))
+    }
+
+    fn send_rest(&self, url: NarUrl, mut nar: NarStream, at: u64, chunks: &mpsc::Sender<Result<Bytes, BodyAborted>>) {
+        let mut sent = at;
         let mut progress = NarProgress::More;
-        loop {
-            sent += buffer.len() as u64;
-            if !buffer.is_empty() && chunks.blocking_send(Ok(Bytes::from(buffer))).is_err() {
-                // Nix hung up.
-                return;
-            }
-            if progress == NarProgress::Complete {
-                self.shared.counters.nars_complete.inc();
-                return;
-            }
-            buffer = Vec::with_capacity(READ_BYTES);
+        while progress == NarProgress::More {
+            let mut buffer = Vec::with_capacity(READ_BYTES);
             match nar.fill(&mut buffer, READ_BYTES) {
                 Ok(next) => progress = next,
                 Err(error) => {
@@ -94,7 +88,13 @@ impl OwnNars {
                     return;
                 }
             }
+            sent += buffer.len() as u64;
+            if !buffer.is_empty() && chunks.blocking_send(Ok(Bytes::from(buffer))).is_err() {
+                // Nix hung up.
+                return;
+            }
         }
+        self.shared.counters.nars_complete.inc();
     }
 
     /// Notes that a body of our own store ends so that Nix builds or goes on: short, and 404 for what it asks next.
