@@ -32,9 +32,13 @@ const RETURNS_MS: u64 = 4_000;
 const SHORT_MS: u64 = 5_000;
 /// After the first such one it is dialled again within this.
 const AGAIN_MS: u64 = 60;
-/// A peer whose connection had lasted is dialled again within this, and then at this pace: a daemon that is restarted is back in a
-/// fraction of a second.
-const BACK_MS: u64 = 100;
+/// A peer whose connection had lasted is dialled again within this: a daemon that is restarted is back in a fraction of a second.
+const BACK_FIRST_MS: u64 = 40;
+/// Refused then, it is dialled after pauses of the [`BACK_SHARE`]th part of the time for which it has been gone, within these
+/// bounds: a lookup just after a restart waits little for us, and one that stays away is dialled ten times a second at most.
+const BACK_MIN_MS: u64 = 8;
+const BACK_MAX_MS: u64 = 100;
+const BACK_SHARE: u64 = 8;
 /// For so long.
 const BACK_SOON_MS: u64 = 3_000;
 /// A lookup waits for a dial that comes within this, the usual deadline of a narinfo. Who has failed so often that the next one is
@@ -181,7 +185,7 @@ impl Dialer {
             let growth = target.short.saturating_sub(1).min(16);
             target.lost = (target.short == 0).then_some(now);
             let pause = match target.short {
-                0 => BACK_MS,
+                0 => BACK_FIRST_MS,
                 // Refused because the other side believed in an earlier connection: it takes the next one.
                 1 => AGAIN_MS,
                 _ => (PAUSE_MIN_MS << growth).min(PAUSE_MAX_MS),
@@ -197,9 +201,9 @@ impl Dialer {
             let longest = if target.failures < FAILURES_SOON_MAX { PAUSE_MAX_MS } else { PAUSE_GONE_MS };
             let growth = if are_returning { 0 } else { target.failures.min(16) };
             let mut pause = (PAUSE_MIN_MS << growth).min(longest);
-            if target.lost.is_some_and(|lost| now.since(lost) < BACK_SOON_MS) {
+            if let Some(gone) = target.lost.map(|lost| now.since(lost)).filter(|gone| *gone < BACK_SOON_MS) {
                 // These refusals are those of a daemon that is restarted, not of a peer that is cut off.
-                (target.failures, pause) = (1, BACK_MS);
+                (target.failures, pause) = (1, (gone / BACK_SHARE).clamp(BACK_MIN_MS, BACK_MAX_MS));
             } else {
                 target.failures = target.failures.saturating_add(1);
             }
@@ -501,10 +505,12 @@ mod tests {
             dialer.failed(now, &peer, &mut rng);
             now = dialer.deadline().unwrap();
         }
-        assert!(dials[0] <= BACK_MS);
+        assert!(dials[0] <= BACK_FIRST_MS);
         let soon: Vec<_> = dials.iter().take_while(|at| **at < BACK_SOON_MS).collect();
-        assert!(soon.windows(2).all(|pair| pair[1] - pair[0] <= BACK_MS * 5 / 4), "{soon:?}");
-        assert!((20..=45).contains(&soon.len()) && dials.len() - soon.len() < 25, "{dials:?}");
+        let waits =
+            soon.windows(2).all(|pair| pair[1] - pair[0] <= (pair[0] / 6).clamp(BACK_MIN_MS * 2, BACK_MAX_MS * 5 / 4));
+        assert!(waits, "a fraction of the time that has passed: {soon:?}");
+        assert!((30..=65).contains(&soon.len()) && dials.len() - soon.len() < 25, "{dials:?}");
     }
 
     #[test]
