@@ -13,7 +13,7 @@ pub enum ContentAddress {
         /// SHA-256 of the contents.
         sha256: [u8; 32],
     },
-    /// `fixed:<algo>:<h>` (flat) or `fixed:r:<algo>:<h>` (recursive, over the NAR). `git:` is refused.
+    /// `fixed:<algo>:<h>` (flat) or `fixed:r:<algo>:<h>` (recursive, over the NAR).
     Fixed {
         /// Over the NAR instead of the flat file.
         recursive: bool,
@@ -22,9 +22,15 @@ pub enum ContentAddress {
         /// The digest; of the algorithm's length.
         digest: Vec<u8>,
     },
+    /// Of a method or an algorithm that this version does not know, such as `fixed:git:sha1:<h>`. Nothing follows from it, neither a
+    /// store path nor that it is well-formed; a path that has one needs a signature, and it is not handed on.
+    Other(
+        /// As it was written.
+        Box<str>,
+    ),
 }
 
-/// Hash algorithms that every Nix knows in content addresses. (BLAKE3 is experimental and refused as unsupported.)
+/// Hash algorithms that every Nix knows in content addresses. (BLAKE3 is experimental: [`ContentAddress::Other`].)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum HashAlgorithm {
@@ -37,9 +43,6 @@ pub enum HashAlgorithm {
 /// Why a text is no content address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ContentAddressError {
-    /// A method or an algorithm that this node does not know (such as `fixed:git:…`): not wrong, but of no use here.
-    #[error("content address: method or algorithm not supported")]
-    Unsupported,
     /// No `:` where the grammar has one.
     #[error("content address: expected `text:sha256:<digest>` or `fixed:[r:]<algorithm>:<digest>`")]
     Malformed,
@@ -87,24 +90,26 @@ impl HashAlgorithm {
 }
 
 impl ContentAddress {
-    /// Parses the `CA` field.
+    /// Parses the `CA` field. What a newer Nix may mean by it is [`Self::Other`]; only what an older one would have to understand,
+    /// and cannot, is an error.
     pub fn parse(text: &str) -> Result<Self, ContentAddressError> {
         let (method, rest) = text.split_once(':').ok_or(ContentAddressError::Malformed)?;
+        let other = || Ok(Self::Other(text.into()));
         match method {
             "text" => {
-                let digest = rest.strip_prefix("sha256:").ok_or(ContentAddressError::Unsupported)?;
+                let Some(digest) = rest.strip_prefix("sha256:") else { return other() };
                 let sha256 = digest_text::parse(digest).ok_or(ContentAddressError::Digest { bytes: 32 })?;
                 Ok(Self::Text { sha256 })
             }
             "fixed" => {
                 let (recursive, rest) = rest.strip_prefix("r:").map_or((false, rest), |rest| (true, rest));
                 let (algorithm, digest) = rest.split_once(':').ok_or(ContentAddressError::Malformed)?;
-                let algorithm = HashAlgorithm::parse(algorithm).ok_or(ContentAddressError::Unsupported)?;
+                let Some(algorithm) = HashAlgorithm::parse(algorithm) else { return other() };
                 let bytes = algorithm.digest_bytes();
                 let digest = algorithm.parse_digest(digest).ok_or(ContentAddressError::Digest { bytes })?;
                 Ok(Self::Fixed { recursive, algorithm, digest })
             }
-            _ => Err(ContentAddressError::Unsupported),
+            _ => other(),
         }
     }
 
@@ -136,6 +141,7 @@ impl ContentAddress {
                 let inner = format!("fixed:out:{method}{}:{}:", algorithm.name(), HEXLOWER.encode(digest));
                 make_hash_part("output:out", &Sha256::digest(inner), store_dir, name)
             }
+            Self::Other(_) => return None,
         };
         StorePath::new(hash_part, name).ok()
     }
@@ -146,7 +152,7 @@ impl ContentAddress {
             Self::Fixed { recursive: true, algorithm: HashAlgorithm::Sha256, digest } if !self_reference => {
                 digest.as_slice().try_into().ok().map(NarHash)
             }
-            Self::Fixed { .. } | Self::Text { .. } => None,
+            Self::Fixed { .. } | Self::Text { .. } | Self::Other(_) => None,
         }
     }
 }
@@ -159,6 +165,7 @@ impl fmt::Display for ContentAddress {
                 let method = if *recursive { "r:" } else { "" };
                 write!(f, "fixed:{method}{}:{}", algorithm.name(), nix32::encode(digest))
             }
+            Self::Other(text) => f.write_str(text),
         }
     }
 }
@@ -200,17 +207,32 @@ mod tests {
             ("", ContentAddressError::Malformed),
             ("fixed", ContentAddressError::Malformed),
             ("fixed:r:", ContentAddressError::Malformed),
-            (&format!("fixed:git:sha1:{}", nix32::encode(&[1; 20])), ContentAddressError::Unsupported),
-            (&format!("fixed:blake3:{digest}"), ContentAddressError::Unsupported),
-            (&format!("text:sha512:{}", nix32::encode(&[1; 64])), ContentAddressError::Unsupported),
-            (&format!("text:r:sha256:{digest}"), ContentAddressError::Unsupported),
-            (&format!("source:sha256:{digest}"), ContentAddressError::Unsupported),
             (&format!("fixed:sha1:{digest}"), ContentAddressError::Digest { bytes: 20 }),
             (&format!("fixed:r:sha512:{digest}"), ContentAddressError::Digest { bytes: 64 }),
             ("text:sha256:", ContentAddressError::Digest { bytes: 32 }),
             (&format!("text:sha256:{digest} "), ContentAddressError::Digest { bytes: 32 }),
         ] {
             assert_eq!(ContentAddress::parse(bad), Err(error), "{bad}");
+        }
+    }
+
+    #[test]
+    fn from_what_a_newer_nix_writes_nothing_follows() {
+        let (dir, digest) = (StoreDir::parse("/nix/store").unwrap(), nix32::encode(&[1; 32]));
+        for text in [
+            &format!("fixed:git:sha1:{}", nix32::encode(&[1; 20])),
+            &format!("fixed:blake3:{digest}"),
+            &format!("fixed:r:blake3:{digest}"),
+            &format!("text:sha512:{}", nix32::encode(&[1; 64])),
+            &format!("text:r:sha256:{digest}"),
+            &format!("source:sha256:{digest}"),
+        ] {
+            let address = ContentAddress::parse(text).unwrap();
+            assert_eq!(address, ContentAddress::Other(text.as_str().into()));
+            assert_eq!((address.store_path(&dir, "n", &[], false), address.implied_nar_hash(false)), (None, None));
+            let mut verifier = address.verifier(None);
+            verifier.feed(b"anything");
+            assert!(!verifier.matches() && address.to_string() == *text);
         }
     }
 

@@ -36,6 +36,8 @@ enum Contents {
     Recursive(Hasher),
     RecursiveModulo(Box<Modulo>),
     Flat(Flat),
+    /// Whatever they are, they are not known to match.
+    Unknown,
 }
 
 impl ContentAddress {
@@ -57,6 +59,7 @@ impl ContentAddress {
                 };
                 ContentVerifier { digest: digest.clone(), contents }
             }
+            Self::Other(_) => ContentVerifier { digest: Vec::new(), contents: Contents::Unknown },
         }
     }
 }
@@ -68,6 +71,7 @@ impl ContentVerifier {
             Contents::Recursive(hasher) => hasher.update(nar),
             Contents::RecursiveModulo(modulo) => modulo.feed(nar),
             Contents::Flat(flat) => flat.feed(nar),
+            Contents::Unknown => {}
         }
     }
 
@@ -77,6 +81,7 @@ impl ContentVerifier {
             Contents::Recursive(hasher) => hasher.digest() == self.digest,
             Contents::RecursiveModulo(modulo) => modulo.digests().any(|digest| digest == self.digest),
             Contents::Flat(flat) => flat.digest().is_some_and(|digest| digest == self.digest),
+            Contents::Unknown => false,
         }
     }
 }

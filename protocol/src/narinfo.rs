@@ -1,13 +1,10 @@
 //! The narinfo text: parsed strictly, printed canonically.
 //!
 //! What Nix's own parser (`libstore/nar-info.cc`) would misread is refused. What Nix's parser refuses but we need not pass
-//! on (a malformed signature, a content address of a method of tomorrow) is dropped, since a narinfo is always printed anew.
+//! on (a malformed signature, deriver or content address) is dropped, since a narinfo is always printed anew.
 
 use crate::nar_url::parse_decimal;
-use crate::{
-    ContentAddress, ContentAddressError, Fingerprint, NarHash, NarHashError, NixSignature, StoreDir, StorePath,
-    StorePathError,
-};
+use crate::{ContentAddress, Fingerprint, NarHash, NarHashError, NixSignature, StoreDir, StorePath, StorePathError};
 use std::fmt::Write as _;
 
 /// One path's metadata. Transport fields (URL, Compression, FileHash, FileSize) are not kept: we make our own.
@@ -21,12 +18,11 @@ pub struct NarInfo {
     pub nar_size: u64,
     /// Sorted and unique.
     pub references: Vec<StorePath>,
-    /// The derivation, if known.
+    /// The derivation, if known. No signature covers it: a foreign one is anybody's word, see [`Self::without_hearsay`].
     pub deriver: Option<StorePath>,
     /// Signatures, unverified.
     pub signatures: Vec<NixSignature>,
-    /// Content address, unverified. `None` also when the text's one is of a method or algorithm we do not support: such a
-    /// path then needs a signature.
+    /// Content address, unverified. Not printed when it is [`ContentAddress::Other`]: an older Nix could not read it.
     pub content_address: Option<ContentAddress>,
 }
 
@@ -92,7 +88,7 @@ pub enum NarInfoError {
     /// A path of another directory, or none.
     #[error("narinfo: {} is no such path", field.name())]
     Path {
-        /// StorePath, References or Deriver.
+        /// StorePath or References.
         field: NarInfoField,
         /// What is wrong with the path.
         #[source]
@@ -104,9 +100,6 @@ pub enum NarInfoError {
     /// NarSize.
     #[error("narinfo: NarSize: expected a decimal from 1 to 2^64-1")]
     NarSize,
-    /// CA.
-    #[error("narinfo: CA")]
-    ContentAddress(#[source] ContentAddressError),
     /// More signatures than [`NarInfo::SIGNATURES_MAX`], malformed ones counted.
     #[error("narinfo: more than {} signatures", NarInfo::SIGNATURES_MAX)]
     TooManySignatures,
@@ -161,7 +154,7 @@ impl NarInfo {
     /// is not `Name: value`, a repeated field (but for `Sig`, and for `References` when only one is not empty), a missing
     /// `StorePath`, `URL`, `NarHash` or `NarSize`, a `StorePath` of another directory, more than [`Self::SIGNATURES_MAX`]
     /// signatures. Ignored: unknown fields. Dropped: signatures that are no `name:base64(64 bytes)` (Nix would fail the build
-    /// at one), and a `CA` of an unsupported method or algorithm (it is not signed; without it the path needs a signature).
+    /// at one), and a `Deriver` or `CA` that is none (no signature covers them; without a `CA` the path needs one).
     pub fn parse(store_dir: &StoreDir, text: &[u8]) -> Result<Self, NarInfoError> {
         if text.len() > Self::BYTES_MAX {
             return Err(NarInfoError::TooLong { bytes: text.len() });
@@ -204,10 +197,19 @@ impl NarInfo {
         for signature in &self.signatures {
             line(NarInfoField::Sig, signature);
         }
-        if let Some(content_address) = &self.content_address {
-            line(NarInfoField::Ca, content_address);
+        match &self.content_address {
+            Some(address @ (ContentAddress::Text { .. } | ContentAddress::Fixed { .. })) => {
+                line(NarInfoField::Ca, address)
+            }
+            Some(ContentAddress::Other(_)) | None => {}
         }
         text
+    }
+
+    /// Without what is anybody's word, now that its signatures and its content address were judged: the deriver.
+    #[must_use]
+    pub fn without_hearsay(self) -> Self {
+        Self { deriver: None, ..self }
     }
 
     /// What its signatures must cover.
@@ -306,18 +308,9 @@ impl<'a> Fields<'a> {
         references.dedup();
         let deriver = match self.deriver {
             None | Some("unknown-deriver") => None,
-            Some(deriver) => Some(StorePath::parse(deriver).map_err(bad_path(NarInfoField::Deriver))?),
+            Some(deriver) => StorePath::parse(deriver).ok(),
         };
-        let content_address = match self.content_address {
-            None | Some("") => None,
-            Some(text) => match ContentAddress::parse(text) {
-                Ok(content_address) => Some(content_address),
-                Err(ContentAddressError::Unsupported) => None,
-                Err(error @ (ContentAddressError::Malformed | ContentAddressError::Digest { .. })) => {
-                    return Err(NarInfoError::ContentAddress(error));
-                }
-            },
-        };
+        let content_address = self.content_address.and_then(|text| ContentAddress::parse(text).ok());
         Ok(NarInfo { path, nar_hash, nar_size, references, deriver, signatures: self.signatures, content_address })
     }
 }

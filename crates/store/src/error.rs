@@ -57,10 +57,12 @@ pub enum StoreError {
         attempts: u32,
     },
     /// A row holds what Nix would not write.
-    #[error("nix database: column {column} of row {row} is not what nix writes")]
+    #[error("nix database: column {column} of row {row} ({path}) is not what nix writes")]
     Row {
         /// The row's id in ValidPaths.
         row: i64,
+        /// Its path, in full, as it is written there.
+        path: String,
         /// The column that could not be read.
         column: &'static str,
     },

@@ -201,8 +201,19 @@ impl NixStore {
         self.registry.path_info(part)
     }
 
-    pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+    /// The derivations that are here and have this path as an output.
+    pub(crate) fn valid_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
         self.registry.derivers(path)
+    }
+
+    /// The derivations that made a path: those here that have it as an output, which follows from their own contents. The `Deriver`
+    /// of its row counts only where this store built it: anybody may have handed on a narinfo with a false one. Blocks.
+    pub fn derivers(&self, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
+        let mut derivers = self.valid_derivers(&info.path)?;
+        derivers.extend(info.deriver.iter().filter(|_| info.ultimate).cloned());
+        derivers.sort();
+        derivers.dedup();
+        Ok(derivers)
     }
 
     pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {

@@ -81,7 +81,7 @@ impl Registry {
     }
 
     fn parse(&self, row: &DaemonRow) -> Result<PathInfo, StoreError> {
-        let wrong = |column| StoreError::Row { row: NO_ROW, column };
+        let wrong = |column| StoreError::Row { row: NO_ROW, path: row.path.clone(), column };
         let full = |text: &String, column| self.store_dir.parse_path(text).map_err(|_| wrong(column));
         let references = row.references.iter().map(|text| full(text, "references"));
         let mut references = references.collect::<Result<Vec<_>, _>>()?;

@@ -1,10 +1,10 @@
 //! Attests what this machine builds, as it builds it, and takes signatures of builders that sign only their own builds from what
 //! comes into the store, on a thread of its own.
 
-use crate::quorum::{LiveLedger, OwnBuilds, StoreSignatures};
+use crate::quorum::{LedgerDbError, LiveLedger, OwnBuilds, StoreSignatures};
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
-use narmesh_store::{NixStore, Offer, Watcher};
+use narmesh_store::{NixStore, Offer, StoreError, Watcher};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -122,6 +122,7 @@ impl Drop for Attester {
 impl Shared {
     fn run(&self, store: &NixStore, offer: &Offer, ledger: &LiveLedger) {
         let mut looked_with = (None, Vec::new(), 0);
+        let mut named = BTreeSet::new();
         let mut withdrawn_at: Option<Instant> = None;
         let mut wait = LOOK;
         while self.wait_for_look(offer) {
@@ -151,7 +152,8 @@ impl Shared {
             let own = key.as_ref().map(|key| OwnBuilds { store, offer, ledger, key });
             let withdraws = is_due(withdrawn_at);
             match look(own.as_ref(), withdraws, StoreSignatures { store, ledger, signers: &signers }, &changes) {
-                Ok(unchecked) => {
+                Ok(Looked { unchecked, unread }) => {
+                    tell_unread(&mut named, unread);
                     if withdraws {
                         withdrawn_at = Some(Instant::now());
                     }
@@ -201,14 +203,35 @@ struct Changes {
     dropped: BTreeSet<HashPart>,
 }
 
-/// Gives those of which the offer cannot say yet whether peers may hear of them.
+/// What a look could not finish.
+#[derive(Debug, Default)]
+struct Looked {
+    /// To be looked at again: the offer cannot say yet whether peers may hear of them, or the database was busy.
+    unchecked: BTreeSet<HashPart>,
+    /// Whose rows could not be read, and why.
+    unread: Vec<(HashPart, StoreError)>,
+}
+
+/// Of paths whose rows cannot be read, each is named once, and at most so many at a time.
+const NAMED_MAX: usize = 3;
+
+fn tell_unread(named: &mut BTreeSet<HashPart>, unread: Vec<(HashPart, StoreError)>) {
+    let new: Vec<_> = unread.into_iter().filter(|(part, _)| named.insert(*part)).collect();
+    for (part, error) in new.iter().take(NAMED_MAX) {
+        tracing::warn!(store_path = %part, %error, "its row cannot be read: it is not attested");
+    }
+    if let Some(more) = new.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        tracing::warn!(more, "paths more are not attested, since their rows cannot be read");
+    }
+}
+
 fn look(
     own: Option<&OwnBuilds<'_>>,
     withdraws: bool,
     signatures: StoreSignatures<'_>,
     changes: &Changes,
-) -> anyhow::Result<Vec<HashPart>> {
-    let mut unchecked = Vec::new();
+) -> Result<Looked, LedgerDbError> {
+    let mut looked = Looked::default();
     if let Some(own) = own {
         let withdrawn = if withdraws { own.withdraw()? } else { own.withdraw_of(changes.dropped.iter().copied())? };
         if withdrawn > 0 {
@@ -218,13 +241,20 @@ fn look(
         if attested.new > 0 {
             tracing::info!(attested = attested.new, "attested what was built here");
         }
-        unchecked = attested.unchecked;
+        looked.unchecked.extend(attested.unchecked);
+        looked.unread = attested.unread;
     }
     if !signatures.signers.is_empty() {
         let taken = signatures.take(changes.pending.iter().copied())?;
-        if taken > 0 {
-            tracing::info!(taken, "signatures of builders that sign only their own builds, found in the store");
+        if taken.new > 0 {
+            tracing::info!(
+                taken = taken.new,
+                "signatures of builders that sign only their own builds, found in the store"
+            );
         }
+        looked.unread.extend(taken.unread);
     }
-    Ok(unchecked)
+    let may_pass = looked.unread.iter().filter(|(_, error)| error.may_pass());
+    looked.unchecked.extend(may_pass.map(|(part, _)| *part));
+    Ok(looked)
 }

@@ -34,17 +34,6 @@ pub struct OwnBuilds<'a> {
     pub key: &'a NixSecretKey,
 }
 
-/// Why paths were not attested.
-#[derive(Debug, thiserror::Error)]
-pub enum AttestError {
-    /// The Nix store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The ledger.
-    #[error(transparent)]
-    Db(#[from] LedgerDbError),
-}
-
 /// What became of paths that were to be attested.
 #[derive(Debug, Default)]
 pub struct Attested {
@@ -52,6 +41,8 @@ pub struct Attested {
     pub new: usize,
     /// Of which the offer cannot say yet whether peers may hear of them.
     pub unchecked: Vec<HashPart>,
+    /// Whose rows cannot be read, and why: they stop no other.
+    pub unread: Vec<(HashPart, StoreError)>,
 }
 
 /// What is said of a path that its owner wants attested by name.
@@ -81,14 +72,14 @@ impl OwnBuilds<'_> {
             by: self.key.public().name().to_owned(),
             attested,
         };
-        if info.content_address.is_some() {
+        if info.is_certified_by_content(self.store.store_dir()) {
             return Ok(word(None, false));
         }
-        let Some(deriver) = &info.deriver else {
+        let Some(deriver) = self.store.derivers(&info)?.pop() else {
             bail!("{path} has no known derivation here, so it cannot be built again");
         };
         if let Some(why) =
-            soon(|| self.offer.withheld(&path, &info.references), |why| *why != Some(Withheld::Unchecked))
+            soon(|| self.offer.withheld(&path, &info.references), |why| !why.is_some_and(Withheld::may_pass))
         {
             bail!("{path} is withheld, so it is not attested: {}", why.sentence());
         }
@@ -105,15 +96,22 @@ impl OwnBuilds<'_> {
     }
 
     /// Attests those of `hash_parts` that were built here, may be heard of, and are not yet attested as they are.
-    pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Attested, AttestError> {
+    pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Attested, LedgerDbError> {
         let (mut attested, mut batch) = (Attested::default(), Vec::new());
         for hash_part in hash_parts {
-            let Some(info) = self.store.path_info(&hash_part)? else { continue };
+            let info = match self.store.path_info(&hash_part) {
+                Ok(Some(info)) => info,
+                Ok(None) => continue,
+                Err(error) => {
+                    attested.unread.push((hash_part, error));
+                    continue;
+                }
+            };
             if let Some(made) = self.attestation(&info) {
                 let statement = &made.0.attestation.statement;
                 match self.offer.withheld(&statement.path, &statement.references) {
                     None => batch.push(made),
-                    Some(Withheld::Unchecked) => attested.unchecked.push(hash_part),
+                    Some(why) if why.may_pass() => attested.unchecked.push(hash_part),
                     Some(_) => {}
                 }
             }
@@ -127,13 +125,13 @@ impl OwnBuilds<'_> {
     }
 
     /// Takes back what was attested and is withheld now, here or gone from the store. Gives how many were.
-    pub fn withdraw(&self) -> Result<usize, AttestError> {
+    pub fn withdraw(&self) -> Result<usize, LedgerDbError> {
         let own = BuilderKey(self.key.public().bytes());
         self.withdraw_of(self.ledger.read(|ledger| ledger.hash_parts_of(&own)))
     }
 
     /// The same, of what was attested of these paths.
-    pub fn withdraw_of(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, AttestError> {
+    pub fn withdraw_of(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, LedgerDbError> {
         let own = BuilderKey(self.key.public().bytes());
         let is_said = |part: &HashPart| self.ledger.read(|ledger| ledger.votes(part).any(|vote| vote.builder == own));
         let mut gone = Vec::new();
@@ -142,7 +140,7 @@ impl OwnBuilds<'_> {
             for attestation in said.into_iter().map(|it| it.attestation).filter(|it| it.builder == own) {
                 let statement = &attestation.statement;
                 let why = self.offer.withheld(&statement.path, &statement.references);
-                if why.is_some_and(|why| why != Withheld::Unchecked) {
+                if why.is_some_and(|why| !why.may_pass()) {
                     let fingerprint = FingerprintDigest::of(self.store.store_dir(), statement);
                     gone.push(Evicted { builder: own, hash_part, fingerprint });
                 }
@@ -155,7 +153,9 @@ impl OwnBuilds<'_> {
     /// Neither derivations nor sources nor what is its own content address, and nothing that was not built here.
     fn attestation(&self, info: &PathInfo) -> Option<(Stored, Evidence)> {
         let store_dir = self.store.store_dir();
-        if !info.ultimate || info.nar_size == 0 || info.path.is_derivation() || info.content_address.is_some() {
+        // A content address that is not true, or not understood, proves nothing.
+        let needs_no_word = info.is_certified_by_content(store_dir);
+        if !info.ultimate || info.nar_size == 0 || info.path.is_derivation() || needs_no_word {
             return None;
         }
         if self.is_attested(info) {

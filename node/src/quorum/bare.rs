@@ -27,32 +27,38 @@ pub struct StoreSignatures<'a> {
     pub signers: &'a [NixPublicKey],
 }
 
-/// Why they were not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum TakeError {
-    /// The Nix store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The ledger.
-    #[error(transparent)]
-    Db(#[from] LedgerDbError),
+/// What became of them.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// How many are in the ledger now and were not.
+    pub new: usize,
+    /// Paths whose rows cannot be read, and why: they stop no other.
+    pub unread: Vec<(HashPart, StoreError)>,
 }
 
 impl StoreSignatures<'_> {
-    /// Takes the signatures of `hash_parts` that are not in the ledger. Gives how many were new. Blocks, on the disk.
-    pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, TakeError> {
-        let (mut new, mut batch) = (0, Vec::new());
+    /// Takes the signatures of `hash_parts` that are not in the ledger. Blocks, on the disk.
+    pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Taken, LedgerDbError> {
+        let (mut taken, mut batch) = (Taken::default(), Vec::new());
         for hash_part in hash_parts {
-            let Some(info) = self.store.path_info(&hash_part)? else { continue };
-            if info.content_address.is_none() && info.nar_size > 0 {
+            let info = match self.store.path_info(&hash_part) {
+                Ok(Some(info)) => info,
+                Ok(None) => continue,
+                Err(error) => {
+                    taken.unread.push((hash_part, error));
+                    continue;
+                }
+            };
+            if !info.is_certified_by_content(self.store.store_dir()) && info.nar_size > 0 {
                 batch.extend(signatures_unheard(self.ledger, self.signers, &statement_of(&info), &info.signatures));
             }
             if batch.len() >= BATCH {
-                new += self.ledger.take_bare(&batch, now())?.new;
+                taken.new += self.ledger.take_bare(&batch, now())?.new;
                 batch.clear();
             }
         }
-        Ok(new + self.ledger.take_bare(&batch, now())?.new)
+        taken.new += self.ledger.take_bare(&batch, now())?.new;
+        Ok(taken)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Target, golden, magnitude};
 use crate::memory::MemoryBound;
-use narmesh_protocol::{NarInfo, StoreDir};
+use narmesh_protocol::{ContentAddress, NarInfo, StoreDir};
 
 pub(super) const TARGET: Target = Target {
     name: "narinfo",
@@ -74,11 +74,12 @@ fn check(store_dir: &StoreDir, info: &NarInfo) {
     let text = info.render(store_dir, url);
     assert!(!text.contains('\r') && text.ends_with('\n'));
     // No value can end its line and begin another field.
-    let fields =
-        8 + usize::from(info.deriver.is_some()) + info.signatures.len() + usize::from(info.content_address.is_some());
+    let prints_address = !matches!(info.content_address, None | Some(ContentAddress::Other(_)));
+    let fields = 8 + usize::from(info.deriver.is_some()) + info.signatures.len() + usize::from(prints_address);
     assert_eq!(text.lines().count(), fields, "{text}");
     let again = NarInfo::parse(store_dir, text.as_bytes()).expect("what we print parses");
-    assert_eq!(again, *info, "what we print means the same");
+    let printed = if prints_address { info.clone() } else { NarInfo { content_address: None, ..info.clone() } };
+    assert_eq!(again, printed, "what we print means the same");
     assert_eq!(again.fingerprint(store_dir), info.fingerprint(store_dir));
     assert_eq!(again.render(store_dir, url), text);
     if let Some(address) = info.proven_content_address(store_dir) {

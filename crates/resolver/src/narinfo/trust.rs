@@ -73,13 +73,14 @@ pub(crate) fn judge(
     judge_info(parse(text, asked, store_dir)?, store_dir, trusted, by_verdict)
 }
 
-/// A foreign narinfo, if it is one of the path that was asked for.
+/// A foreign narinfo, if it is one of the path that was asked for. Its `Deriver` is left out: no signature covers it, and Nix would
+/// keep it and believe it.
 pub(crate) fn parse(text: &[u8], asked: &HashPart, store_dir: &StoreDir) -> Result<NarInfo, Distrust> {
     let info = NarInfo::parse(store_dir, text)?;
     if info.path.hash_part() != *asked {
         return Err(Distrust::OtherPath);
     }
-    Ok(info)
+    Ok(info.without_hearsay())
 }
 
 /// Judges metadata whose text is not in question: our own database's.
@@ -96,6 +97,8 @@ pub(crate) fn judge_info(
         return Err(Distrust::Bare);
     }
     info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
+    // Nothing follows from what a newer Nix may mean, and an older one could not read it: a signature or a verdict decides.
+    info.content_address = info.content_address.filter(|address| !matches!(address, ContentAddress::Other(_)));
     let is_addressed = info.content_address.is_some();
     let proof = match (info.signatures.is_empty(), named) {
         (false, _) if is_addressed => match content_proof(&info, store_dir) {
@@ -158,5 +161,36 @@ mod tests {
         }
         info.signatures.clear();
         assert_eq!(judge_info(info, &store_dir, &trusted, true).unwrap_err(), Distrust::FalseContentAddress);
+    }
+
+    #[test]
+    fn what_no_signature_covers_decides_nothing() {
+        let store_dir = StoreDir::parse("/nix/store").unwrap();
+        let key = NixSecretKey::from_seed("b-1", &[1; 32]).unwrap();
+        let trusted = TrustedKeys::new([key.public()]).unwrap();
+        let path = format!("/nix/store/{}-x", "1".repeat(32));
+        let part = store_dir.parse_path(&path).unwrap().hash_part();
+        let bare =
+            format!("StorePath: {path}\nURL: nar/x.nar\nNarHash: {}\nNarSize: 8\nReferences: \n", NarHash([1; 32]));
+        let signature = key.sign(&parse(bare.as_bytes(), &part, &store_dir).unwrap().fingerprint(&store_dir));
+        let plain = judge(format!("{bare}Sig: {signature}\n").as_bytes(), &part, &store_dir, &trusted, false).unwrap();
+        for unsigned in [
+            format!("Deriver: {}-x.drv\n", "2".repeat(32)),
+            "Deriver: x\n".to_owned(),
+            "CA: fixed:git:sha1:0\n".to_owned(),
+            "CA: fixed:sha1:0\n".to_owned(),
+            format!("CA: text:sha256:{}\n", "0".repeat(52)),
+            "FileHash: sha256:0\nFileSize: 7\nCompression: xz\nSystem: hurd\n".to_owned(),
+        ] {
+            let text = format!("{bare}{unsigned}Sig: {signature}\n");
+            for by_verdict in [false, true] {
+                let judged = judge(text.as_bytes(), &part, &store_dir, &trusted, by_verdict);
+                assert_eq!(judged.as_ref(), Ok(&plain), "{unsigned}");
+            }
+        }
+        // Nobody whom we trust signed it: that breaks no rule.
+        let newer = judge(format!("{bare}CA: fixed:git:sha1:0\n").as_bytes(), &part, &store_dir, &trusted, false);
+        assert_eq!(newer, Err(Distrust::Unsigned));
+        assert!(!Distrust::Unsigned.is_misdeed());
     }
 }

@@ -125,7 +125,7 @@ impl Database {
     }
 
     fn parse(&self, raw: RawRow, references: &[String]) -> Result<PathInfo, StoreError> {
-        let wrong = |column| StoreError::Row { row: raw.id, column };
+        let wrong = |column| StoreError::Row { row: raw.id, path: raw.path.clone(), column };
         let full = |text: &str, column| self.store_dir.parse_path(text).map_err(|_| wrong(column));
         let mut references =
             references.iter().map(|text| full(text, "Refs.reference")).collect::<Result<Vec<_>, _>>()?;

@@ -1,9 +1,9 @@
 //! Every output and source, what it refers to, and whether it is offered.
 
-use super::policy::{BuildersWord, Rules, Withheld};
+use super::policy::{BuildersWord, Origin, Rules, Voucher, Withheld};
 use super::{OfferChange, Standing};
 use narmesh_protocol::{HashPart, StorePath};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// One valid path that is not a derivation.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(super) struct Entry {
     pub(super) row: i64,
     pub(super) path: StorePath,
     pub(super) nar_size: u64,
-    pub(super) is_source: bool,
+    pub(super) origin: Origin,
     pub(super) word: BuildersWord,
     /// Without itself.
     pub(super) references: Box<[HashPart]>,
@@ -23,10 +23,15 @@ pub(super) struct Entry {
 #[derive(Debug)]
 struct Line {
     entry: Entry,
+    /// Why it and all that refers to it stays here.
     privacy: Option<Withheld>,
     closure: Closure,
+    /// Whether there is anything added in its closure, without the path itself.
+    refers_to_added: bool,
     /// `None` until asked for the first time.
-    is_vouched_for: Option<bool>,
+    voucher: Option<Voucher>,
+    /// Something that is offered refers to it: a source goes with that.
+    is_carried: bool,
     is_offered: bool,
     /// What was last told to the listener.
     was_offered: bool,
@@ -39,7 +44,21 @@ enum Closure {
     /// Being looked at; only a cycle sees this, and Nix has none.
     Open,
     Clear,
+    /// A row of it cannot be read.
+    Unreadable,
     Private,
+}
+
+impl Closure {
+    /// Why a path with such a closure stays here, if it does.
+    fn why_withheld(self) -> Option<Withheld> {
+        match self {
+            Self::Clear => None,
+            Self::Private => Some(Withheld::ClosureWithheld),
+            Self::Unreadable => Some(Withheld::ClosureUnreadable),
+            Self::Unknown | Self::Open => Some(Withheld::Unchecked),
+        }
+    }
 }
 
 /// All of them. About 300 bytes each.
@@ -49,6 +68,10 @@ pub(super) struct Ledger {
     /// Oldest row first, so that what is offered grows upwards and a limit cuts off the newest.
     unvouched: BTreeSet<(i64, HashPart)>,
     gone: Vec<HashPart>,
+    /// Valid paths of which nothing can be read, or only where they lie.
+    unreadable: HashMap<HashPart, Option<StorePath>>,
+    /// What lines refer to and was not here when their closures were looked into.
+    awaited: HashSet<HashPart>,
     /// The closures of all lines may have changed, not only of those in `unknown`.
     all_unknown: bool,
     unknown: Vec<HashPart>,
@@ -64,41 +87,97 @@ impl Ledger {
         self.lines.keys().copied().collect()
     }
 
-    /// Whether this path or something below it is private.
+    /// Whether this path or something below it is private, or may be.
     pub(super) fn is_private(&self, part: &HashPart) -> bool {
-        self.lines.get(part).is_some_and(|line| line.privacy.is_some() || line.closure == Closure::Private)
+        self.why_referrers_stay(part).is_some()
+    }
+
+    /// Why what refers to this path does not leave, if it does not.
+    pub(super) fn why_referrers_stay(&self, part: &HashPart) -> Option<Withheld> {
+        self.closure_with(part).why_withheld()
+    }
+
+    /// How a path's closure stands, the path itself included.
+    fn closure_with(&self, part: &HashPart) -> Closure {
+        match self.lines.get(part) {
+            Some(line) if line.privacy.is_some() => Closure::Private,
+            Some(line) => line.closure,
+            None if self.unreadable.contains_key(part) => Closure::Unreadable,
+            None => Closure::Clear,
+        }
+    }
+
+    /// Whether it is a source that goes with something that is offered.
+    pub(super) fn is_carried(&self, part: &HashPart) -> bool {
+        self.lines.get(part).is_some_and(|line| line.is_carried)
     }
 
     /// Why peers may not even hear of a path, if it is known here.
     pub(super) fn withheld(&self, rules: &Rules, part: &HashPart) -> Option<Option<Withheld>> {
-        self.lines.get(part).map(|line| line.privacy(rules))
+        match self.lines.get(part) {
+            Some(line) => Some(line.why_unheard(rules)),
+            None => self.unreadable.contains_key(part).then_some(Some(Withheld::RowUnreadable)),
+        }
+    }
+
+    /// What could not be read.
+    pub(super) fn unreadable(&self) -> Vec<HashPart> {
+        self.unreadable.keys().copied().collect()
+    }
+
+    /// The row of a valid path cannot be read; whether it could be before.
+    pub(super) fn set_unreadable(&mut self, part: HashPart, path: Option<StorePath>) -> bool {
+        let known = self.lines.get(&part).map(|line| line.entry.path.clone());
+        self.remove_line(&part);
+        let is_new = !self.unreadable.contains_key(&part);
+        if is_new {
+            self.unreadable.insert(part, known.or(path));
+            self.all_unknown = true;
+        }
+        is_new
     }
 
     /// Adds a path or takes what changed about it.
     pub(super) fn put(&mut self, rules: &Rules, entry: Entry) {
         let part = entry.path.hash_part();
-        let privacy = rules.privacy(entry.path.name(), entry.word);
+        let privacy = entry.privacy(rules, None);
         self.unknown.push(part);
+        // Paths that refer to it may be known already.
+        self.all_unknown |= self.unreadable.remove(&part).is_some() || self.awaited.remove(&part);
         let was_offered = match self.lines.get(&part) {
-            // Paths that refer to it may be known already.
             None => {
                 self.all_unknown |= privacy.is_some();
                 false
             }
             Some(old) => {
-                self.all_unknown |= privacy != old.privacy || entry.references != old.entry.references;
+                let is_other = privacy != old.privacy || entry.origin != old.entry.origin;
+                self.all_unknown |= is_other || entry.references != old.entry.references;
                 if old.entry.row != entry.row {
                     self.unvouched.remove(&(old.entry.row, part));
                 }
                 old.was_offered
             }
         };
-        let is_vouched_for = None;
-        let line = Line { entry, privacy, closure: Closure::Unknown, is_vouched_for, is_offered: false, was_offered };
+        let line = Line {
+            entry,
+            privacy,
+            closure: Closure::Unknown,
+            refers_to_added: false,
+            voucher: None,
+            is_carried: false,
+            is_offered: false,
+            was_offered,
+        };
         self.lines.insert(part, line);
     }
 
+    /// Forgets a path that is valid no longer.
     pub(super) fn remove(&mut self, part: &HashPart) {
+        self.all_unknown |= self.unreadable.remove(part).is_some();
+        self.remove_line(part);
+    }
+
+    fn remove_line(&mut self, part: &HashPart) {
         let Some(line) = self.lines.remove(part) else { return };
         self.unvouched.remove(&(line.entry.row, *part));
         self.all_unknown |= line.privacy.is_some();
@@ -107,10 +186,10 @@ impl Ledger {
         }
     }
 
-    /// Applies other rules. What nobody vouches for any more stays until [`Self::set_vouched_for`] says so.
+    /// Applies other rules. What nobody vouches for any more stays until [`Self::set_voucher`] says so.
     pub(super) fn apply(&mut self, rules: &Rules) {
         for (part, line) in &mut self.lines {
-            line.privacy = rules.privacy(line.entry.path.name(), line.entry.word);
+            line.privacy = line.entry.privacy(rules, line.voucher);
             self.unvouched.insert((line.entry.row, *part));
         }
         self.all_unknown = true;
@@ -127,16 +206,19 @@ impl Ledger {
         parts
     }
 
-    pub(super) fn set_vouched_for(&mut self, part: &HashPart, is_vouched_for: bool) {
-        if let Some(line) = self.lines.get_mut(part) {
-            line.is_vouched_for = Some(is_vouched_for);
-        }
+    pub(super) fn set_voucher(&mut self, rules: &Rules, part: &HashPart, voucher: Voucher) {
+        let Some(line) = self.lines.get_mut(part) else { return };
+        line.voucher = Some(voucher);
+        let privacy = line.entry.privacy(rules, line.voucher);
+        self.all_unknown |= privacy != std::mem::replace(&mut line.privacy, privacy);
     }
 
     /// Whether it is worth asking who vouches for the path.
     pub(super) fn could_be_offered(&self, rules: &Rules, part: &HashPart) -> bool {
         self.lines.get(part).is_some_and(|line| match line.verdict(rules) {
-            None | Some(Withheld::Unchecked | Withheld::NotVouchedFor) => true,
+            None | Some(Withheld::Unchecked | Withheld::NotVouchedFor | Withheld::NotUnderstood | Withheld::Source) => {
+                true
+            }
             Some(_) => false,
         })
     }
@@ -144,17 +226,8 @@ impl Ledger {
     /// Decides anew what is offered.
     pub(super) fn settle(&mut self, rules: &Rules) {
         self.look_into_closures();
-        let mut rows = Vec::new();
-        for (part, line) in &mut self.lines {
-            let verdict = line.verdict(rules);
-            line.is_offered = verdict.is_none();
-            if line.is_offered {
-                rows.push(line.entry.row);
-            }
-            if verdict == Some(Withheld::Unchecked) {
-                self.unvouched.insert((line.entry.row, *part));
-            }
-        }
+        self.offer_all(rules);
+        let mut rows: Vec<_> = self.lines.values().filter(|line| line.is_offered).map(|line| line.entry.row).collect();
         let Some(surplus) = rows.len().checked_sub(rules.paths_max()).filter(|surplus| *surplus > 0) else {
             self.has_warned = false;
             return;
@@ -165,8 +238,45 @@ impl Ledger {
         for line in self.lines.values_mut().filter(|line| line.entry.row >= limit) {
             line.is_offered = false;
         }
+        self.carry_sources(rules);
         if !std::mem::replace(&mut self.has_warned, true) {
             tracing::warn!(surplus, limit = rules.paths_max(), "more paths than may be advertised: the newest are not");
+        }
+    }
+
+    /// The limit aside.
+    fn offer_all(&mut self, rules: &Rules) {
+        for (part, line) in &mut self.lines {
+            line.is_carried = false;
+            let verdict = line.verdict(rules);
+            line.is_offered = verdict.is_none();
+            let is_unasked = line.voucher.is_none();
+            if is_unasked && matches!(verdict, Some(Withheld::Unchecked | Withheld::NotUnderstood)) {
+                self.unvouched.insert((line.entry.row, *part));
+            }
+        }
+        self.carry_sources(rules);
+    }
+
+    /// Offers the sources in the closure of what is offered, and no others: a path without one of its references is of no use, and
+    /// no cache has the sources of this machine.
+    fn carry_sources(&mut self, rules: &Rules) {
+        for line in self.lines.values_mut().filter(|line| line.is_carried) {
+            (line.is_carried, line.is_offered) = (false, false);
+        }
+        let carries = |line: &&Line| line.is_offered && line.refers_to_added;
+        let mut stack: Vec<HashPart> =
+            self.lines.values().filter(carries).flat_map(|line| line.entry.references.iter().copied()).collect();
+        let mut seen = HashSet::new();
+        while let Some(part) = stack.pop() {
+            let Some(line) = self.lines.get_mut(&part).filter(|_| seen.insert(part)) else { continue };
+            if line.entry.origin == Origin::Added && !line.is_offered {
+                line.is_carried = true;
+                line.is_offered = line.verdict(rules).is_none();
+            }
+            if line.refers_to_added {
+                stack.extend(&line.entry.references);
+            }
         }
     }
 
@@ -206,6 +316,8 @@ impl Ledger {
                 (line.entry.path.clone(), line.entry.nar_size, standing)
             })
             .collect();
+        let unreadable = self.unreadable.values().flatten();
+        list.extend(unreadable.map(|path| (path.clone(), 0, Standing::Withheld(Withheld::RowUnreadable))));
         list.sort();
         list
     }
@@ -226,7 +338,7 @@ impl Ledger {
             while let Some((part, next)) = stack.pop() {
                 let Some(line) = self.lines.get_mut(&part) else { continue };
                 match (line.closure, next) {
-                    (Closure::Clear | Closure::Private, _) | (Closure::Open, 0) => continue,
+                    (Closure::Clear | Closure::Unreadable | Closure::Private, _) | (Closure::Open, 0) => continue,
                     (Closure::Unknown | Closure::Open, _) => line.closure = Closure::Open,
                 }
                 match line.entry.references.get(next).copied() {
@@ -236,40 +348,73 @@ impl Ledger {
                     }
                     None => {
                         let references = line.entry.references.clone();
-                        let is_private = references.iter().any(|reference| self.is_private(reference));
+                        let (closure, refers_to_added) = self.sum_up(&references);
                         if let Some(line) = self.lines.get_mut(&part) {
-                            line.closure = if is_private { Closure::Private } else { Closure::Clear };
+                            (line.closure, line.refers_to_added) = (closure, refers_to_added);
                         }
                     }
                 }
             }
         }
     }
+
+    /// How a closure stands, and whether anything in it was added, by what its first members say of theirs.
+    fn sum_up(&mut self, references: &[HashPart]) -> (Closure, bool) {
+        let (mut is_private, mut is_unreadable, mut refers_to_added) = (false, false, false);
+        for reference in references {
+            let closure = self.closure_with(reference);
+            is_private |= closure == Closure::Private;
+            is_unreadable |= closure == Closure::Unreadable;
+            match self.lines.get(reference) {
+                Some(line) => refers_to_added |= line.refers_to_added || line.entry.origin == Origin::Added,
+                None => drop(self.awaited.insert(*reference)),
+            }
+        }
+        let closure = match (is_private, is_unreadable) {
+            (true, _) => Closure::Private,
+            (false, true) => Closure::Unreadable,
+            (false, false) => Closure::Clear,
+        };
+        (closure, refers_to_added)
+    }
+}
+
+impl Entry {
+    /// Why it and all that refers to it stays here, with what is known of who vouches for it.
+    fn privacy(&self, rules: &Rules, voucher: Option<Voucher>) -> Option<Withheld> {
+        let is_signed = voucher == Some(Voucher::Signature);
+        rules.privacy(self.path.name(), self.word).or(match self.origin {
+            _ if is_signed => None,
+            Origin::Output => None,
+            Origin::Unknown => Some(Withheld::NotUnderstood),
+            // Who refers to it cannot be had without it, and nobody else has it.
+            Origin::Added if self.has_failed => Some(Withheld::CopyFailed),
+            Origin::Added if self.is_too_long => Some(Withheld::NarInfoTooLong),
+            Origin::Added => None,
+        })
+    }
 }
 
 impl Line {
     /// Why peers may not even hear of it.
-    fn privacy(&self, rules: &Rules) -> Option<Withheld> {
-        if self.entry.is_source {
-            Some(Withheld::Source)
-        } else if let Some(reason) = self.privacy {
-            Some(reason)
-        } else if self.closure != Closure::Clear {
-            Some(if self.closure == Closure::Private { Withheld::ClosureWithheld } else { Withheld::Unchecked })
-        } else if !rules.includes(self.entry.path.name()) {
-            Some(Withheld::NotIncluded)
-        } else {
-            None
-        }
+    fn why_unheard(&self, rules: &Rules) -> Option<Withheld> {
+        let of_source = || match (self.entry.origin, self.voucher) {
+            (Origin::Output | Origin::Unknown, _) | (Origin::Added, Some(Voucher::Signature)) => None,
+            (Origin::Added, None) => Some(Withheld::Unchecked),
+            (Origin::Added, Some(_)) => (!self.is_carried).then_some(Withheld::Source),
+        };
+        let of_include =
+            || (!self.is_carried && !rules.includes(self.entry.path.name())).then_some(Withheld::NotIncluded);
+        self.privacy.or(self.closure.why_withheld()).or_else(of_source).or_else(of_include)
     }
 
     /// Why it is not offered, the limit aside.
     fn verdict(&self, rules: &Rules) -> Option<Withheld> {
-        self.privacy(rules).or(match self.is_vouched_for {
+        self.why_unheard(rules).or(match self.voucher {
             _ if self.entry.has_failed => Some(Withheld::CopyFailed),
             _ if self.entry.is_too_long => Some(Withheld::NarInfoTooLong),
-            Some(true) => None,
-            Some(false) => Some(Withheld::NotVouchedFor),
+            Some(Voucher::Contents | Voucher::Signature) => None,
+            Some(Voucher::Nobody) => Some(Withheld::NotVouchedFor),
             None => Some(Withheld::Unchecked),
         })
     }

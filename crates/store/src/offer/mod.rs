@@ -15,7 +15,7 @@ use crate::{NarStream, NixStore, PathInfo, Store as _, StoreChange, StoreError, 
 use ledger::{Entry, Ledger};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{BuildersWord, Rules, builders_word, is_source, word_on};
+use policy::{BuildersWord, Origin, Rules, Voucher, builders_word, origin};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -77,6 +77,10 @@ struct Shared {
 
 /// A locked database fails every request of every peer: told at most so often.
 const WARNED_EVERY: Duration = Duration::from_secs(1);
+
+/// What cannot be read is looked at again after this, doubled up to the other.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 struct Pending {
@@ -262,6 +266,7 @@ impl Shared {
     }
 
     fn run(&self, on_change: &dyn Fn(OfferChange)) {
+        let mut pause = RETRY_MIN;
         loop {
             let (mut touched, derivations, is_unpublished) = {
                 let mut pending = self.pending.lock();
@@ -301,10 +306,17 @@ impl Shared {
                 }
                 continue;
             }
+            let unreadable = self.ledger.read().unreadable();
             let mut pending = self.pending.lock();
             while pending.is_idle() {
                 pending.is_waiting = true;
-                self.woken.wait(&mut pending);
+                if unreadable.is_empty() {
+                    pause = RETRY_MIN;
+                    self.woken.wait(&mut pending);
+                } else if self.woken.wait_for(&mut pending, pause).timed_out() {
+                    pause = (pause * 2).min(RETRY_MAX);
+                    pending.touched.extend(&unreadable);
+                }
             }
             pending.is_waiting = false;
         }
@@ -330,19 +342,31 @@ impl Shared {
             Ok(Some(entry)) => ledger.put(&self.rules(), entry),
             Ok(None) => ledger.remove(part),
             Err(error) => {
-                tracing::warn!(store_path = %part, %error, "cannot read its row: it is not offered");
-                ledger.remove(part);
+                drop(ledger);
+                self.set_unreadable(part, &error);
             }
         }
     }
 
+    /// What cannot be read may be private, and so may be what refers to it, until it can be read: it is looked at again.
+    fn set_unreadable(&self, part: &HashPart, error: &StoreError) {
+        let path = match error {
+            StoreError::Row { path, .. } => self.store.store_dir().parse_path(path).ok(),
+            _ => None,
+        };
+        if self.ledger.write().set_unreadable(*part, path) {
+            tracing::warn!(store_path = %part, %error, "cannot read its row: neither it nor what refers to it is offered");
+        }
+    }
+
     fn entry(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
+        let derivers = self.store.derivers(info)?;
         Ok(Entry {
             row,
             path: info.path.clone(),
             nar_size: info.nar_size,
-            is_source: is_source(info),
-            word: builders_word(&self.store, info)?,
+            origin: origin(&self.store, info, &derivers),
+            word: builders_word(&self.store, &derivers),
             references: references(info).collect(),
             has_failed: self.store.has_failed(row, info),
             is_too_long: narinfo_bytes(info) > NarInfo::BYTES_MAX,
@@ -361,15 +385,17 @@ impl Shared {
             return Some(Withheld::Unchecked);
         }
         // Its derivation may be readable again in a moment; what was attested of it is not taken back for that, only not told.
-        let word = word_on(&self.store, path, None).ok().filter(|word| *word != BuildersWord::Unreadable);
+        let word = self.store.valid_derivers(path).ok().map(|derivers| builders_word(&self.store, &derivers));
+        let word = word.filter(|word| *word != BuildersWord::Unreadable);
         let of_closure = || {
             let ledger = self.ledger.read();
-            let is_private = |reference: &StorePath| {
-                ledger.is_private(&reference.hash_part())
-                    || rules.privacy(reference.name(), BuildersWord::Silent).is_some()
+            let why = |reference: &StorePath| {
+                let of_name = || rules.privacy(reference.name(), BuildersWord::Silent);
+                let known = ledger.why_referrers_stay(&reference.hash_part());
+                known.or_else(|| of_name().map(|_| Withheld::ClosureWithheld))
             };
-            let mut others = references.iter().filter(|reference| *reference != path);
-            others.any(is_private).then_some(Withheld::ClosureWithheld)
+            // What is known to be withheld goes before what cannot be read.
+            references.iter().filter(|reference| *reference != path).filter_map(why).min()
         };
         let of_include = || (!rules.includes(path.name())).then_some(Withheld::NotIncluded);
         let known = rules.privacy(path.name(), word.unwrap_or(BuildersWord::Silent));
@@ -390,14 +416,14 @@ impl Shared {
             if !self.ledger.read().could_be_offered(&rules, part) {
                 continue;
             }
-            let is_vouched_for = match self.store.registered(part) {
-                Ok(registered) => registered.is_some_and(|(_, info)| rules.vouchers(&info).is_some()),
+            let voucher = match self.store.registered(part) {
+                Ok(registered) => registered.map_or(Voucher::Nobody, |(_, info)| rules.vouchers(&info).0),
                 Err(error) => {
-                    tracing::warn!(store_path = %part, %error, "cannot read its row: it is not offered");
-                    false
+                    self.set_unreadable(part, &error);
+                    continue;
                 }
             };
-            self.ledger.write().set_vouched_for(part, is_vouched_for);
+            self.ledger.write().set_voucher(&rules, part, voucher);
         }
         !parts.is_empty()
     }
@@ -437,22 +463,24 @@ impl Shared {
     fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
         let entry = self.entry(row, &info)?;
         let name = info.path.name();
-        let is_private = {
+        let (is_private, is_carried) = {
             let ledger = self.ledger.read();
-            rules.privacy(name, entry.word).is_some() || entry.references.iter().any(|part| ledger.is_private(part))
+            let is_private = |part: &HashPart| ledger.is_private(part);
+            let is_private = rules.privacy(name, entry.word).is_some() || entry.references.iter().any(is_private);
+            (is_private, ledger.is_carried(&info.path.hash_part()))
         };
-        if info.path.is_derivation()
-            || entry.is_source
-            || entry.has_failed
-            || entry.is_too_long
-            || is_private
-            || !rules.includes(name)
-        {
+        let (voucher, signatures) = rules.vouchers(&info);
+        let may_leave = match (entry.origin, voucher) {
+            (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
+            (Origin::Added, Voucher::Contents) => is_carried,
+            (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || rules.includes(name),
+        };
+        if info.path.is_derivation() || entry.has_failed || entry.is_too_long || is_private || !may_leave {
             return Ok(None);
         }
-        let Some(signatures) = rules.vouchers(&info) else { return Ok(None) };
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
-        let text = info.narinfo(signatures).render(self.store.store_dir(), &url.to_string());
+        // Nobody who gets it may believe the deriver.
+        let text = info.narinfo(signatures).without_hearsay().render(self.store.store_dir(), &url.to_string());
         Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
     }
 }

@@ -1,7 +1,7 @@
 //! What may leave this machine: the rules, applied to one path.
 
 use crate::derivation::{NotADerivation, forbids_substitutes};
-use crate::{NixStore, PathInfo, Store as _, StoreError};
+use crate::{NixStore, PathInfo, Store as _};
 use narmesh_protocol::{
     ContentAddress, NamePattern, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys,
 };
@@ -35,7 +35,7 @@ pub struct OfferPolicy {
 /// Why a path does not leave this machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Withheld {
-    /// It was added, not built.
+    /// It was added, not built, no trusted key signed it, and nothing that is offered refers to it.
     Source,
     /// A pattern of `exclude` matches its name.
     Excluded,
@@ -45,8 +45,14 @@ pub enum Withheld {
     SubstitutesForbidden,
     /// Its derivation is here, but cannot be read, so nobody knows whether it may be substituted.
     DerivationUnreadable,
-    /// Its closure holds a path that is withheld for one of the four reasons before.
+    /// Its content address is of a method that this version does not know, so that it may be a source, and no trusted key signed it.
+    NotUnderstood,
+    /// Its row in the Nix database cannot be read, so that nothing is known of it.
+    RowUnreadable,
+    /// Its closure holds a path that is withheld for one of the five reasons before, or a source that cannot travel with it.
     ClosureWithheld,
+    /// Its closure holds a path whose row cannot be read.
+    ClosureUnreadable,
     /// No pattern of `include` matches its name.
     NotIncluded,
     /// No trusted key signed it, and it was not built here, or there is no builder key.
@@ -62,15 +68,25 @@ pub enum Withheld {
 }
 
 impl Withheld {
+    /// Whether nobody knows yet what may become of it, so that it is not told, and what was told is not taken back.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Unchecked | Self::RowUnreadable | Self::ClosureUnreadable)
+    }
+
     /// A sentence for the operator.
     pub fn sentence(self) -> &'static str {
         match self {
-            Self::Source => "it is a source, not an output",
+            Self::Source => "it is a source, and nothing that is offered needs it",
             Self::Excluded => "a pattern of advertise.exclude matches its name",
             Self::ByDefault => "its name is withheld by default (advertise.withhold_defaults)",
             Self::SubstitutesForbidden => "its derivation says allowSubstitutes = false",
             Self::DerivationUnreadable => "its derivation cannot be read",
+            Self::NotUnderstood => {
+                "this version does not know the method of its content address, and no trusted key signed it"
+            }
+            Self::RowUnreadable => "its row in the Nix database cannot be read",
             Self::ClosureWithheld => "its closure contains a withheld path",
+            Self::ClosureUnreadable => "its closure contains a path whose row in the Nix database cannot be read",
             Self::NotIncluded => "no pattern of advertise.include matches its name",
             Self::NotVouchedFor => "no trusted key signed it, and our builder key does not vouch for it",
             Self::CopyFailed => "our copy of it failed its hash",
@@ -79,6 +95,28 @@ impl Withheld {
             Self::Unchecked => "it was not looked at yet",
         }
     }
+}
+
+/// How a path came to be, as far as this store can tell without anybody's word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Origin {
+    /// Built: by this store, as an output of a derivation that is here, or by somebody, since it is no address of its contents.
+    Output,
+    /// The address of its contents, and nothing here makes it: added (`builtins.path`, `toFile`, `nix-store --add`), or a fixed
+    /// output from elsewhere. A source, unless a trusted key signed it.
+    Added,
+    /// The same with a content address that this version does not understand.
+    Unknown,
+}
+
+/// Who vouches for a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Voucher {
+    Nobody,
+    /// Its contents, of which it is the address; perhaps our own key beside them.
+    Contents,
+    /// A trusted key, or ours for what was built here.
+    Signature,
 }
 
 /// What a path's derivations say.
@@ -143,66 +181,65 @@ impl Rules {
         self.include.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// The signatures that peers may see, or `None` if nothing vouches for the path. An empty list means that its
-    /// contents do, and that it was built here.
-    pub(super) fn vouchers(&self, info: &PathInfo) -> Option<Vec<NixSignature>> {
+    /// Who vouches for a path, with the signatures that peers may see: none where its contents do.
+    pub(super) fn vouchers(&self, info: &PathInfo) -> (Voucher, Vec<NixSignature>) {
         if info.nar_size == 0 {
-            return None;
+            return (Voucher::Nobody, Vec::new());
         }
         let fingerprint = info.fingerprint(&self.store_dir);
         let mut signatures = Vec::new();
+        let mut is_signed = false;
         if let (Some(key), true) = (&self.policy.builder_key, info.ultimate) {
             signatures.push(key.sign(&fingerprint));
+            is_signed = true;
         }
         for signature in &info.signatures {
+            if signatures.len() >= SIGNATURES_MAX || signatures.contains(signature) {
+                continue;
+            }
             // Ed25519 verification is dear: only a signature that names a known key is tried.
             let is_ours = self.builder_public.as_ref().is_some_and(|key| key.verify(&fingerprint, signature));
-            if signatures.len() < SIGNATURES_MAX
-                && !signatures.contains(signature)
-                && (is_ours || self.policy.trusted.verifies(&fingerprint, signature))
-            {
+            if is_ours || self.policy.trusted.verifies(&fingerprint, signature) {
                 signatures.push(signature.clone());
+                // `nix store sign --all` signs sources, too: that our own key signed one does not say that it may leave.
+                is_signed |= !is_ours || info.content_address.is_none();
             }
         }
-        let built_here = info.ultimate && info.is_certified_by_content(&self.store_dir);
-        (!signatures.is_empty() || built_here).then_some(signatures)
+        let voucher = match is_signed {
+            true => Voucher::Signature,
+            false if info.is_certified_by_content(&self.store_dir) => Voucher::Contents,
+            false => Voucher::Nobody,
+        };
+        (voucher, signatures)
     }
 }
 
-/// Whether it was added (`builtins.path`, `toFile`, `nix-store --add`) rather than built: content-addressed, and nothing
-/// is known that made it. A fixed output has a deriver, or was built here.
-pub(super) fn is_source(info: &PathInfo) -> bool {
-    match info.content_address {
-        None => false,
-        Some(ContentAddress::Text { .. }) => true,
-        Some(ContentAddress::Fixed { .. }) => info.deriver.is_none() && !info.ultimate,
+/// How the path came to be. Its `Deriver` says nothing about that: whoever handed it on may have made it up.
+pub(super) fn origin(store: &NixStore, info: &PathInfo, derivers: &[StorePath]) -> Origin {
+    if info.ultimate || !derivers.is_empty() {
+        return Origin::Output;
+    }
+    match &info.content_address {
+        None => Origin::Output,
+        Some(ContentAddress::Other(_)) => Origin::Unknown,
+        // Nor does a content address that is not true.
+        Some(ContentAddress::Text { .. } | ContentAddress::Fixed { .. }) => {
+            if info.is_certified_by_content(store.store_dir()) { Origin::Added } else { Origin::Output }
+        }
     }
 }
 
-/// Asks all derivations of the path that are here: the one that made it, and the valid ones that would.
-pub(super) fn builders_word(store: &NixStore, info: &PathInfo) -> Result<BuildersWord, StoreError> {
-    word_on(store, &info.path, info.deriver.as_ref())
-}
-
-/// The same of a path that need not be here.
-pub(super) fn word_on(
-    store: &NixStore,
-    path: &StorePath,
-    deriver: Option<&StorePath>,
-) -> Result<BuildersWord, StoreError> {
-    let mut derivers = store.derivers(path)?;
-    derivers.extend(deriver.cloned());
-    derivers.sort();
-    derivers.dedup();
+/// Asks all these derivations.
+pub(super) fn builders_word(store: &NixStore, derivers: &[StorePath]) -> BuildersWord {
     let mut word = BuildersWord::Silent;
-    for deriver in &derivers {
+    for deriver in derivers {
         match read_derivation(store, deriver) {
             Ok(None) | Ok(Some(Ok(false))) => {}
-            Ok(Some(Ok(true))) => return Ok(BuildersWord::SubstitutesForbidden),
+            Ok(Some(Ok(true))) => return BuildersWord::SubstitutesForbidden,
             Ok(Some(Err(NotADerivation))) | Err(_) => word = BuildersWord::Unreadable,
         }
     }
-    Ok(word)
+    word
 }
 
 /// `None` if the file is not here.

@@ -80,7 +80,8 @@ fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
         ("etcd-1.0", Standing::Offered),
         ("fod-1.0", Standing::Offered),
         ("withsource-1.0", Standing::Offered),
-        ("a-source", Standing::Withheld(Withheld::Source)),
+        // It goes with what refers to it.
+        ("a-source", Standing::Offered),
         ("local-1.0", forbidden),
         ("structured-1.0", forbidden),
         ("overlocal-1.0", closure),
@@ -100,9 +101,179 @@ fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
 
     let everything = OfferPolicy { withhold_defaults: false, ..policy() };
     offer.set_policy(everything);
-    eventually("the defaults are lifted", || {
-        standings(&offer).values().filter(|standing| **standing == Standing::Offered).count() == expected.len() - 1
+    eventually("the defaults are lifted", || standings(&offer).values().all(|standing| *standing == Standing::Offered));
+}
+
+#[test]
+fn a_source_goes_with_what_refers_to_it_and_stays_alone() {
+    let nix = TestNix::new(Kind::Relocated);
+    let output = nix.build("withsource");
+    let alone = nix.dir.path().join("alone");
+    fs::write(&alone, "of nobody's business").unwrap();
+    nix.run("nix-store", &["--add", alone.to_str().unwrap()]);
+    let (offer, believed) = start(&nix, policy());
+    let of_source = |offer: &Offer| standings(offer)["a-source"];
+    let source = offer.list().into_iter().find(|line| line.0.name() == "a-source").unwrap().0;
+    assert_eq!(of_source(&offer), Standing::Offered);
+    assert_eq!(standings(&offer)["alone"], Standing::Withheld(Withheld::Source));
+    let told = narinfo(&nix, &offer, &source);
+    assert!(told.signatures.is_empty() && told.proven_content_address(&nix.location.store_dir).is_some());
+    assert!(offer.find_nar(&source.hash_part(), |_| Some(0)).unwrap().is_some());
+
+    // Its own name need not be included, and it does not go with what is not offered itself.
+    offer.set_policy(OfferPolicy { include: vec!["withsource*".to_owned()], ..policy() });
+    settled(&offer, &believed);
+    assert_eq!(of_source(&offer), Standing::Offered);
+    narinfo(&nix, &offer, &source);
+    for withheld in [
+        OfferPolicy { include: vec!["a-source".to_owned(), "alone".to_owned()], ..policy() },
+        OfferPolicy { exclude: vec!["withsource*".to_owned()], ..policy() },
+        OfferPolicy { builder_key: None, ..policy() },
+        OfferPolicy { paths_max: 1, ..policy() },
+    ] {
+        offer.set_policy(withheld);
+        settled(&offer, &believed);
+        assert_eq!(of_source(&offer), Standing::Withheld(Withheld::Source));
+        assert_eq!(offer.offered(&source.hash_part()).unwrap(), None);
+    }
+    offer.set_policy(OfferPolicy { exclude: vec!["a-source".to_owned()], ..policy() });
+    settled(&offer, &believed);
+    assert_eq!(standings(&offer)["withsource-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
+
+    // A source that cannot be had keeps back what needs it.
+    offer.set_policy(policy());
+    settled(&offer, &believed);
+    let file = nix.location.real_path(&source);
+    make_writable(file.parent().unwrap());
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, "other contents").unwrap();
+    let mut nar = offer.find_nar(&source.hash_part(), |_| Some(0)).unwrap().unwrap();
+    assert!(nar.fill(&mut Vec::new(), 1 << 20).is_err());
+    eventually("both are withheld", || {
+        of_source(&offer) == Standing::Withheld(Withheld::CopyFailed)
+            && standings(&offer)["withsource-1.0"] == Standing::Withheld(Withheld::ClosureWithheld)
     });
+    assert_eq!(offer.offered(&output.hash_part()).unwrap(), None);
+}
+
+/// Changes a row as only Nix would.
+fn update(nix: &TestNix, path: &StorePath, columns: &str) {
+    let connection = rusqlite::Connection::open(nix.database()).unwrap();
+    let changed =
+        connection.execute(&format!("UPDATE ValidPaths SET {columns} WHERE path = ?1"), [&nix.full(path)]).unwrap();
+    assert_eq!(changed, 1);
+}
+
+/// Has the path signed with a new key, and gives that.
+fn sign(nix: &TestNix, paths: &[&StorePath]) -> TrustedKeys {
+    let file = nix.dir.path().join("cache-1").to_str().unwrap().to_owned();
+    nix.run("nix-store", &["--generate-binary-cache-key", "cache-1", &file, &format!("{file}.pub")]);
+    for path in paths {
+        nix.run("nix", &["store", "sign", "-k", &file, &nix.full(path)]);
+    }
+    let key = NixPublicKey::parse(fs::read_to_string(format!("{file}.pub")).unwrap().trim()).unwrap();
+    TrustedKeys::new([key]).unwrap()
+}
+
+#[test]
+fn a_deriver_that_somebody_made_up_withholds_nothing() {
+    let nix = TestNix::new(Kind::Relocated);
+    let [app, lib, fod, local] = ["app", "lib", "fod", "local"].map(|name| nix.build(name));
+    let trusted = sign(&nix, &[&app, &lib, &fod]);
+    let forbidding = nix.run("nix-store", &["-q", "--deriver", &nix.full(&local)]);
+    // As substituted from a liar.
+    for path in [&app, &lib] {
+        update(&nix, path, &format!("ultimate = NULL, deriver = '{forbidding}'"));
+    }
+    update(&nix, &fod, "ultimate = NULL, deriver = NULL");
+    let (offer, _) = start(&nix, OfferPolicy { trusted, ..policy() });
+    let standings = standings(&offer);
+    for name in ["app-1.0", "lib-1.0", "fod-1.0"] {
+        assert_eq!(standings[name], Standing::Offered, "{name}");
+    }
+    assert_eq!(standings["local-1.0"], Standing::Withheld(Withheld::SubstitutesForbidden));
+    assert_eq!(narinfo(&nix, &offer, &app).deriver, None, "nor is it handed on");
+}
+
+#[test]
+fn a_fixed_output_from_elsewhere_is_one_by_a_signature_or_a_derivation() {
+    let builder = TestNix::new(Kind::Chroot);
+    let fod = builder.build("fod");
+    let trusted = sign(&builder, &[&fod]);
+    let client = TestNix::new(Kind::Chroot);
+    let full = builder.full(&fod);
+    builder.run("nix", &["copy", "--no-check-sigs", "--to", &client.url(), &full]);
+    update(&client, &fod, "deriver = NULL");
+    let (offer, believed) = start(&client, OfferPolicy { trusted, ..policy() });
+    assert_eq!(standings(&offer)["fod-1.0"], Standing::Offered, "a trusted key signed it");
+    offer.set_policy(policy());
+    eventually("without that it may be a source", || {
+        standings(&offer)["fod-1.0"] == Standing::Withheld(Withheld::Source)
+    });
+    let file = client.dir.path().join("derivations.nix");
+    client.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "fod"]);
+    eventually("a derivation here makes it", || standings(&offer)["fod-1.0"] == Standing::Offered);
+    settled(&offer, &believed);
+}
+
+#[test]
+fn a_content_address_of_a_newer_nix_is_private_until_somebody_signs() {
+    let nix = TestNix::new(Kind::Relocated);
+    let [app, lib, file] = ["app", "lib", "file"].map(|name| nix.build(name));
+    let trusted = sign(&nix, &[&app, &lib]);
+    let unknown = format!("fixed:git:sha1:{}", "0".repeat(32));
+    update(&nix, &lib, &format!("ultimate = NULL, deriver = NULL, ca = '{unknown}'"));
+    let connection = rusqlite::Connection::open(nix.database()).unwrap();
+    // Nothing here made it.
+    connection.execute("DELETE FROM DerivationOutputs WHERE path = ?1", [nix.full(&lib)]).unwrap();
+    for _ in 0..2 {
+        let (offer, believed) = start(&nix, policy());
+        let now = standings(&offer);
+        assert_eq!(now["lib-1.0"], Standing::Withheld(Withheld::NotUnderstood));
+        assert_eq!(now["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
+        assert_eq!(now["file-1.0"], Standing::Offered);
+        offer.set_policy(OfferPolicy { trusted: trusted.clone(), ..policy() });
+        eventually("its signature lets it go", || standings(&offer)["lib-1.0"] == Standing::Offered);
+        settled(&offer, &believed);
+        assert_eq!(standings(&offer)["app-1.0"], Standing::Offered);
+        let told = offer.offered(&lib.hash_part()).unwrap().unwrap();
+        assert!(!String::from_utf8_lossy(&told.narinfo_text).contains("CA:"), "an older Nix could not read it");
+        // The name still decides about all that refers to it.
+        offer.set_policy(OfferPolicy { trusted: trusted.clone(), exclude: vec!["lib*".to_owned()], ..policy() });
+        settled(&offer, &believed);
+        assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
+    }
+    assert!(nix.open().contains(&file.hash_part()));
+}
+
+#[test]
+fn a_row_that_cannot_be_read_keeps_back_what_refers_to_it_and_nothing_else() {
+    let nix = TestNix::new(Kind::Relocated);
+    let [app, lib, _] = ["app", "lib", "file"].map(|name| nix.build(name));
+    let hash = || {
+        let connection = rusqlite::Connection::open(nix.database()).unwrap();
+        let select = "SELECT hash FROM ValidPaths WHERE path = ?1";
+        connection.query_row(select, [nix.full(&lib)], |row| row.get::<_, String>(0)).unwrap()
+    };
+    let right = hash();
+    let (running, _) = start(&nix, OfferPolicy { exclude: vec!["lib*".to_owned()], ..policy() });
+    update(&nix, &lib, "hash = 'nonsense'");
+    let (started, _) = start(&nix, OfferPolicy { exclude: vec!["lib*".to_owned()], ..policy() });
+    for offer in [&running, &started] {
+        eventually("nothing is known of it", || {
+            standings(offer)["lib-1.0"] == Standing::Withheld(Withheld::RowUnreadable)
+        });
+        eventually("nor of what refers to it", || {
+            standings(offer)["app-1.0"] == Standing::Withheld(Withheld::ClosureUnreadable)
+        });
+        assert_eq!(standings(offer)["file-1.0"], Standing::Offered);
+        assert_eq!(offer.offered(&app.hash_part()).unwrap(), None);
+        offer.set_policy(policy());
+    }
+    update(&nix, &lib, &format!("hash = '{right}'"));
+    for offer in [&running, &started] {
+        eventually("it can be read again", || standings(offer).values().all(|it| *it == Standing::Offered));
+    }
 }
 
 #[test]
