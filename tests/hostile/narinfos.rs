@@ -8,6 +8,7 @@ use crate::table::{Attack, play};
 use crate::wire::{found, sha256};
 use narmesh_tests::{NarInfoText, TestNode, sha256_hex};
 use std::net::TcpListener;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 const FALSE_NARINFO: Expect = Expect::Blamed("sent a false narinfo", "false_narinfo");
@@ -146,6 +147,47 @@ fn narinfos() {
         }
         assert!(listener.accept().is_err(), "{tag}: nobody follows a URL of a peer");
     });
+}
+
+/// A rightly signed narinfo says that a derivation which is here, and wants its output built locally, made the path; and has a
+/// content address of a method of tomorrow. No signature covers either.
+#[test]
+fn unsigned_fields_decide_about_nothing() {
+    let derivation = Arc::new(OnceLock::<String>::new());
+    let named = Arc::clone(&derivation);
+    let lie = raw(move |text| {
+        let deriver = named.get().map_or("", String::as_str);
+        let lies = format!("Deriver: {deriver}\nSystem: hurd\nCA: fixed:git:sha1:{}\n", "0".repeat(32));
+        format!("{text}{lies}").into_bytes()
+    });
+    let peer = Peer::liar("false-deriver", lie);
+    let stage = Stage::new(&["deriver"], 64, &[&peer]);
+    let store = &stage.client.store;
+    let private = store.build_one("private");
+    let full = store.query(&["--query", "--deriver", &private]);
+    let base = full.trim().trim_start_matches("/nix/store/").to_owned();
+    assert!(base.ends_with(".drv"), "{base}");
+    derivation.set(base).unwrap();
+    let own = || stage.client.status().number("/own/paths");
+    let before = own();
+    stage.enter(&peer, "deriver", &["a", "later"]);
+    let shown = shown(&stage, &stage.client, "deriver");
+    assert!(!shown.contains("Deriver") && !shown.contains("CA:"), "{shown}");
+    let outcome = stage.build_under_attack("deriver", "single", &["a"]);
+    assert_eq!(outcome.substituted, ["a"]);
+    let path = stage.path("deriver", "a");
+    let known = store.query(&["--query", "--deriver", &path]);
+    assert!(known.contains("unknown-deriver") || known.contains("hostile-deriver-a"), "Nix believes {known}");
+    // The path, `both`, `held` and what refers to them: nothing of it is kept at home.
+    stage.client.wait_status("all of it is advertised", Duration::from_secs(5), |status| {
+        status.number("/own/paths") >= before + 4
+    });
+    stage.assert_unblamed(&peer);
+    report::note("unsigned fields of a signed narinfo", |row| {
+        row.outcome = "takes it without them; all of it is advertised".to_owned();
+        row.rise_bytes = Some(outcome.rise_bytes);
+    });
+    stage.finish();
 }
 
 fn shown(stage: &Stage, client: &TestNode, tag: &str) -> String {

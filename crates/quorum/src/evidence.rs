@@ -12,6 +12,11 @@ pub struct WallMs(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FingerprintDigest(pub [u8; 32]);
 
+/// Which name a path has: the first 8 bytes of its SHA-256, little-endian. A name is part of the fingerprint; two under one hash part
+/// are told apart by this.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NameDigest(pub u64);
+
 /// What of a statement is kept in memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Facts {
@@ -21,6 +26,8 @@ pub struct Facts {
     pub nar_hash: NarHash,
     /// Shown to people.
     pub nar_size: u64,
+    /// Of the path: what is said of another name under the same hash part is said of another path.
+    pub name: NameDigest,
 }
 
 /// A statement whose signatures were verified.
@@ -38,6 +45,14 @@ impl FingerprintDigest {
     /// Of what a statement's fingerprint is in this store directory.
     pub fn of(store_dir: &StoreDir, statement: &Statement) -> Self {
         Self(Sha256::digest(statement.fingerprint(store_dir).as_bytes()).into())
+    }
+}
+
+impl NameDigest {
+    /// Of a name, without the hash part.
+    pub fn of(name: &str) -> Self {
+        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(name.as_bytes()).into();
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
     }
 }
 
@@ -60,6 +75,7 @@ impl Facts {
             fingerprint: FingerprintDigest::of(store_dir, statement),
             nar_hash: statement.nar_hash,
             nar_size: statement.nar_size,
+            name: NameDigest::of(statement.path.name()),
         }
     }
 }

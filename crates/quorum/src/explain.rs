@@ -78,7 +78,9 @@ impl PathReport {
     }
 
     fn fingerprint_sentence(&self, it: &FingerprintReport) -> String {
-        let differs = if it.same_nar_as_another {
+        let differs = if it.other_name {
+            ", of another name under the same hash part: no override lowers how many must agree"
+        } else if it.same_nar_as_another {
             ", with other References or another NarSize than the one of the same NarHash"
         } else {
             ""

@@ -30,7 +30,7 @@ mod verdict;
 pub mod wire;
 
 pub use decision::{Decision, Grounds, Preference, Refusal};
-pub use evidence::{Evidence, Facts, FingerprintDigest, WallMs};
+pub use evidence::{Evidence, Facts, FingerprintDigest, NameDigest, WallMs};
 pub use ledger::{
     ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
     Served, Tally, Vote,

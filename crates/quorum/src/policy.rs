@@ -279,6 +279,13 @@ impl Policy {
         special.map_or(self.require.k, |special| special.k)
     }
 
+    /// The same where builders tell of two names under its hash part: an override that asks for fewer counts for none of them, or who
+    /// makes up a name would choose how many must agree.
+    pub(crate) fn k_of_disputed_name(&self) -> usize {
+        let all = self.require.overrides.iter().map(|special| special.k);
+        all.fold(self.require.k, usize::max)
+    }
+
     /// Whether this builder's word alone is enough for a path that no other builder has.
     pub(crate) fn has_grace(&self, number: usize) -> bool {
         let own = || self.builders.get(number).is_some_and(|member| Some(member.key) == self.own);

@@ -5,7 +5,7 @@
 
 use crate::closure::{ClosureVerdict, Judged, Member, closure};
 use crate::decision::Decision;
-use crate::evidence::{FingerprintDigest, WallMs};
+use crate::evidence::{FingerprintDigest, NameDigest, WallMs};
 use crate::ledger::{Ledger, Vote};
 use crate::policy::{Mode, Policy};
 use crate::verdict::{Attested, Standing, State, Uncounted, Verdict};
@@ -173,6 +173,9 @@ pub struct FingerprintReport {
     pub by_signature: Vec<String>,
     /// Another one has this NarHash too: they differ in References or NarSize.
     pub same_nar_as_another: bool,
+    /// It is said of another name than the path's, under the same hash part.
+    #[serde(default)]
+    pub other_name: bool,
 }
 
 /// A builder that says two things of one path.
@@ -267,6 +270,7 @@ impl PathReport {
         let verdict = &judged.verdict;
         let served = ledger.served_of(&judged.path.hash_part());
         let name = |number: usize| policy.builders.get(number).map_or_else(String::new, |member| member.name.clone());
+        let path_name = NameDigest::of(judged.path.name());
         let by_signature = |fingerprint: FingerprintDigest, number: usize| {
             let key = policy.builders.get(number).map(|member| member.key);
             let bare = |vote: &Vote| Some(vote.builder) == key && policy.is_by_signature(vote);
@@ -280,7 +284,7 @@ impl PathReport {
             fingerprints: verdict
                 .attested
                 .iter()
-                .map(|it| FingerprintReport::of(it, verdict, &name, &by_signature))
+                .map(|it| FingerprintReport::of(it, verdict, path_name, &name, &by_signature))
                 .collect(),
             disputed_by: verdict.disputed_by().iter().flat_map(|it| it.builders.iter().map(|it| name(*it))).collect(),
             vetoed: verdict.vetoed,
@@ -320,10 +324,11 @@ impl FingerprintReport {
     fn of(
         attested: &Attested,
         verdict: &Verdict,
+        path_name: NameDigest,
         name: &impl Fn(usize) -> String,
         by_signature: &impl Fn(FingerprintDigest, usize) -> bool,
     ) -> Self {
-        let Facts { fingerprint, nar_hash, nar_size } = attested.facts;
+        let Facts { fingerprint, nar_hash, nar_size, name: _ } = attested.facts;
         let same_nar = verdict.attested.iter().filter(|other| other.facts.nar_hash == nar_hash).count();
         Self {
             fingerprint: fingerprint.to_string(),
@@ -338,6 +343,7 @@ impl FingerprintReport {
                 .map(|it| name(*it))
                 .collect(),
             same_nar_as_another: same_nar > 1,
+            other_name: attested.facts.name != path_name,
         }
     }
 }

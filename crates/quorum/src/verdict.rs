@@ -1,7 +1,7 @@
 //! One path: what its builders say, counted.
 
 use crate::Facts;
-use crate::evidence::{FingerprintDigest, WallMs};
+use crate::evidence::{FingerprintDigest, NameDigest, WallMs};
 use crate::ledger::{Ledger, Vote};
 use crate::mutation::mutant;
 use crate::policy::{Member, Policy};
@@ -113,16 +113,20 @@ impl Policy {
     /// [`Policy::verdict_content_addressed`] for it.
     pub fn verdict(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
         let standings = self.standings(ledger, &path.hash_part());
-        let k = self.k(path.name());
         let (standings, attested) = self.count(standings);
+        let name = NameDigest::of(path.name());
+        let is_name_disputed = attested.iter().any(|attested| attested.facts.name != name);
+        let k = if is_name_disputed { self.k_of_disputed_name() } else { self.k(path.name()) };
         let heard: usize = attested.iter().map(|attested| attested.groups).sum();
         let k = if mutant!(PercentageOfHeard) { (k * heard).div_ceil(self.groups().max(1)).max(1) } else { k };
         let reached = attested.iter().filter(|attested| attested.groups >= k).count();
         let vetoed = self.require.veto && !mutant!(VetoIgnored) && reached == 1 && attested.len() > 1;
+        // Most groups first: the one that reached it.
+        let is_ours = attested.first().is_some_and(|first| first.facts.name == name);
         let state = match (reached, attested.len()) {
-            (1, _) if !vetoed => State::Agreed,
+            (1, _) if !vetoed && is_ours => State::Agreed,
             (0, 0) => State::None,
-            (0, 1) => State::Short,
+            (0, 1) if !is_name_disputed => State::Short,
             _ => State::Conflict,
         };
         let own = self.own_word(ledger, &path.hash_part());

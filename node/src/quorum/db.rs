@@ -16,7 +16,7 @@ pub use self::rows::{BareSignature, NewVote, Stored};
 use self::rows::{bare_signature, delete, insert, statement, stored, wall};
 use crate::database_file::{Empty, OpenError, make_directory, prepare, remove_siblings, set_aside};
 use narmesh_protocol::{BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath};
-use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, Served, WallMs};
+use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, NameDigest, Served, WallMs};
 use rusqlite::{Connection, OpenFlags, params};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -147,7 +147,7 @@ impl LedgerDb {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
                 "SELECT v.id, b.key, s.hash_part, s.fingerprint, s.nar_hash, s.nar_size, v.attested_at_ms, v.stored_at_ms,
-                        length(s.refs), v.dated_stored_at_ms FROM votes v JOIN statements s ON s.id = v.statement
+                        length(s.refs), v.dated_stored_at_ms, s.path FROM votes v JOIN statements s ON s.id = v.statement
                  JOIN builders b ON b.id = v.builder WHERE v.id > ?1 ORDER BY v.id LIMIT ?2",
             )?;
             let mut rows = select.query(params![after, i64::try_from(rows_max).unwrap_or(i64::MAX)])?;
@@ -158,6 +158,7 @@ impl LedgerDb {
                     fingerprint: FingerprintDigest(row.get(3)?),
                     nar_hash: NarHash(row.get(4)?),
                     nar_size: row.get::<_, i64>(5)?.cast_unsigned(),
+                    name: NameDigest::of(row.get_ref(10)?.as_str()?.get(33..).unwrap_or_default()),
                 };
                 let evidence = Evidence::recorded(
                     BuilderKey(row.get(1)?),

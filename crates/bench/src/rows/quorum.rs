@@ -10,8 +10,8 @@ use narmesh_protocol::{
 };
 use narmesh_quorum::reconcile::{Next, Session, Shared};
 use narmesh_quorum::{
-    Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, State,
-    WallMs,
+    Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, NameDigest, Policy, PolicyRules, Require,
+    State, WallMs,
 };
 use std::fs;
 use std::hint::black_box;
@@ -115,7 +115,12 @@ fn path(number: u32) -> anyhow::Result<StorePath> {
 fn facts(number: u32) -> Facts {
     let mut digest = [7; 32];
     digest[..4].copy_from_slice(&number.to_le_bytes());
-    Facts { fingerprint: FingerprintDigest(digest), nar_hash: NarHash(digest), nar_size: 4_096 }
+    Facts {
+        fingerprint: FingerprintDigest(digest),
+        nar_hash: NarHash(digest),
+        nar_size: 4_096,
+        name: NameDigest::of("x"),
+    }
 }
 
 fn policy() -> anyhow::Result<Policy> {

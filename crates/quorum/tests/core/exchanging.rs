@@ -6,7 +6,7 @@ use narmesh_protocol::{HashPart, NarHash};
 use narmesh_quorum::exchange::{Exchange, Fault, Input, Moment, Output, Spoken};
 use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Session, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
-use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, WallMs};
+use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, NameDigest, WallMs};
 use std::collections::BTreeSet;
 
 /// So long after it was attested everybody has it, milliseconds.
@@ -104,7 +104,12 @@ fn few_of_a_between_many_of_b() -> Ledger {
         bytes[19] = top;
         HashPart(bytes)
     };
-    let facts = Facts { fingerprint: FingerprintDigest([1; 32]), nar_hash: NarHash([1; 32]), nar_size: 1 };
+    let facts = Facts {
+        fingerprint: FingerprintDigest([1; 32]),
+        nar_hash: NarHash([1; 32]),
+        nar_size: 1,
+        name: NameDigest::of("x"),
+    };
     let mut insert = |name, part| ledger.insert(&Evidence::recorded(key(name), part, facts, Some(WallMs(1)), 1), None);
     for top in 0..=255 {
         insert("a", part(top, 0));

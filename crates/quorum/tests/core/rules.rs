@@ -4,9 +4,10 @@ use crate::stage::{
     checked, hear, heard, key, ledger, named, path, policy, result, revocation, rules, says, signs, special, state,
     verdict,
 };
+use narmesh_protocol::StorePath;
 use narmesh_quorum::{
-    Builder, Decision, Grounds, Insertion, Ledger, Mode, Policy, PolicyError, PolicyRules, PolicyWarning, Preference,
-    Refusal, Require, Standing, State, Uncounted, WallMs,
+    Builder, Decision, Facts, Grounds, Insertion, Ledger, Mode, NameDigest, Policy, PolicyError, PolicyRules,
+    PolicyWarning, Preference, Refusal, Require, Standing, State, Uncounted, WallMs,
 };
 
 #[test]
@@ -68,10 +69,47 @@ fn k_is_absolute_and_the_missing_are_missing() {
 #[test]
 fn agreement_is_on_the_whole_fingerprint() {
     // One NarHash, other References.
-    let other = narmesh_quorum::Facts { fingerprint: result('2').fingerprint, ..result('1') };
+    let other = Facts { fingerprint: result('2').fingerprint, ..result('1') };
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&says("c", &path(1), other), Some(WallMs(1)));
     assert_eq!(policy("a b c", 3).verdict(&ledger, &path(1)).state, State::Conflict);
+}
+
+#[test]
+fn who_makes_up_a_name_does_not_choose_how_many_must_agree() {
+    let part = path(1).hash_part();
+    let doc = StorePath::new(part, "evil-doc").unwrap();
+    let of_doc = Facts { name: NameDigest::of("evil-doc"), ..result('9') };
+    let mut rules = rules("a b c d", 3);
+    let require = rules.require.as_mut().unwrap();
+    (require.overrides, require.grace) = (vec![special("*-doc", 1)], Some(vec!["d".to_owned()]));
+    let policy = checked(rules);
+    let told = |said: &str, liar: bool| {
+        let mut ledger = heard(&path(1), said);
+        if liar {
+            ledger.insert(&says("d", &doc, of_doc), Some(WallMs(1)));
+        }
+        ledger
+    };
+    let state = |ledger: &Ledger, path: &StorePath| policy.verdict(ledger, path).state;
+    // Alone it is what the override is for.
+    assert_eq!(state(&told("", true), &doc), State::Agreed);
+    // Of the name that was not asked about nothing is said, and that is no agreement, nor anybody's grace.
+    let asked = told("", true);
+    assert_eq!(state(&asked, &path(1)), State::Conflict);
+    let decided = policy.decide(&asked, &path(1), result('1').fingerprint, false);
+    assert_eq!(decided, Decision::Refuse(Refusal::NotAgreed(State::Conflict)));
+    // One honest word is enough to take the override from the name made up.
+    for said in ["a1", "a1 b1", "a1 b1 c1"] {
+        let ledger = told(said, true);
+        let verdict = policy.verdict(&ledger, &doc);
+        assert_eq!((verdict.state, verdict.k), (State::Conflict, 3), "{said}");
+        assert!(matches!(policy.decide(&ledger, &doc, of_doc.fingerprint, false), Decision::Refuse(_)), "{said}");
+    }
+    // And the liar alone blocks nothing that enough others agree on.
+    assert_eq!(state(&told("a1 b1", true), &path(1)), State::Conflict);
+    let agreed = policy.verdict(&told("a1 b1 c1", true), &path(1));
+    assert_eq!((agreed.state, agreed.disputed_by().len()), (State::Agreed, 1));
 }
 
 #[test]

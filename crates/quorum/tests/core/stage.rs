@@ -2,8 +2,8 @@
 
 use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NarHash, StorePath};
 use narmesh_quorum::{
-    Builder, Evidence, Facts, FingerprintDigest, Insertion, Ledger, LedgerLimits, Mode, Override, Policy, PolicyRules,
-    Require, Revocation, State, Verdict, WallMs,
+    Builder, Evidence, Facts, FingerprintDigest, Insertion, Ledger, LedgerLimits, Mode, NameDigest, Override, Policy,
+    PolicyRules, Require, Revocation, State, Verdict, WallMs,
 };
 
 /// A path; two numbers give two paths.
@@ -30,7 +30,12 @@ pub(crate) fn clustered(number: u32) -> StorePath {
 /// What a build may result in; two letters give two fingerprints with two NarHashes.
 pub(crate) fn result(letter: char) -> Facts {
     let number = letter as u8;
-    Facts { fingerprint: FingerprintDigest([number; 32]), nar_hash: NarHash([number; 32]), nar_size: 112 }
+    Facts {
+        fingerprint: FingerprintDigest([number; 32]),
+        nar_hash: NarHash([number; 32]),
+        nar_size: 112,
+        name: NameDigest::of("x"),
+    }
 }
 
 /// The key of a builder: the same for one name.
@@ -66,7 +71,7 @@ pub(crate) fn heard(path: &StorePath, votes: &str) -> Ledger {
 pub(crate) fn hear(ledger: &mut Ledger, path: &StorePath, votes: &str) {
     for vote in votes.split_whitespace() {
         let (builder, letter) = vote.split_at(vote.len() - 1);
-        let facts = result(letter.chars().next().unwrap());
+        let facts = Facts { name: NameDigest::of(path.name()), ..result(letter.chars().next().unwrap()) };
         assert!(matches!(ledger.insert(&says(builder, path, facts), Some(WallMs(5_000))), Insertion::New { .. }));
     }
 }
