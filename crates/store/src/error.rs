@@ -1,6 +1,6 @@
 //! Why a store could not answer.
 
-use crate::DaemonError;
+use crate::{CopyFault, DaemonError};
 use narmesh_protocol::StorePath;
 use std::io;
 use std::path::PathBuf;
@@ -72,11 +72,13 @@ pub enum StoreError {
         /// The path.
         path: StorePath,
     },
-    /// Our copy of this path gave a wrong hash before and was not changed since.
-    #[error("our copy of {path} failed its hash before")]
+    /// Our copy of this path could not be read as it is registered, and was not changed since.
+    #[error("our copy of {path} {fault}")]
     CopyFailed {
         /// The path.
         path: StorePath,
+        /// What was wrong with it.
+        fault: CopyFault,
     },
     /// The operating system gave no thread.
     #[error("no thread for watching the store: {source}")]

@@ -8,6 +8,7 @@ use crate::file_identity::FileIdentity;
 use narmesh_protocol::{HashPart, NarHash};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
@@ -28,8 +29,27 @@ impl Registration {
     }
 }
 
+/// What is wrong with a copy of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyFault {
+    /// It does not give the hash and size that are registered, or cannot be read.
+    Corrupt,
+    /// It holds what a NAR cannot: directories too deep or too large, a special file, a name or target too long.
+    NotArchivable,
+}
+
+impl fmt::Display for CopyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Corrupt => "failed its hash before",
+            Self::NotArchivable => "holds what a NAR cannot hold",
+        })
+    }
+}
+
 #[derive(Debug)]
 struct FailedCopy {
+    fault: CopyFault,
     root: PathBuf,
     registration: Registration,
     /// Of the root, which a repair replaces; `None` when it was not there at all.
@@ -57,6 +77,7 @@ impl FailedCopies {
     pub(crate) fn remember(
         &self,
         part: HashPart,
+        fault: CopyFault,
         root: &Path,
         registration: Registration,
         identity: Option<FileIdentity>,
@@ -66,16 +87,16 @@ impl FailedCopies {
             if copies.len() >= FAILED_MAX && !copies.contains_key(&part) {
                 copies.pop_first();
             }
-            copies.insert(part, FailedCopy { root: root.to_path_buf(), registration, identity, is_new: true });
+            copies.insert(part, FailedCopy { fault, root: root.to_path_buf(), registration, identity, is_new: true });
         }
         self.wake();
     }
 
-    /// Whether the copy of this registration failed and its root is still the one that did.
-    pub(crate) fn is_failed(&self, part: &HashPart, registration: &Registration) -> bool {
+    /// What was wrong with the copy of this registration, if its root is still the one that failed.
+    pub(crate) fn fault(&self, part: &HashPart, registration: &Registration) -> Option<CopyFault> {
         let copies = self.copies.lock();
-        let Some(copy) = copies.get(part) else { return false };
-        copy.registration == *registration && FileIdentity::at(&copy.root) == copy.identity
+        let copy = copies.get(part).filter(|copy| copy.registration == *registration)?;
+        (FileIdentity::at(&copy.root) == copy.identity).then_some(copy.fault)
     }
 
     /// Forgets copies whose root changed or whose path was registered anew, and tells what is new.

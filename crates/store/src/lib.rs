@@ -34,6 +34,7 @@ mod watch;
 
 pub use daemon::DaemonError;
 pub use error::StoreError;
+pub use failed_copies::CopyFault;
 pub use location::StoreLocation;
 pub use nar_stream::{NarProgress, NarStream, NarStreamError};
 pub use nix_store::{NixStore, Store};

@@ -13,7 +13,7 @@ use crate::file_identity::FileIdentity;
 use crate::known_copies::{KnownCopies, KnownCopy};
 use crate::layout_reader::{LayoutReader, Unread};
 use crate::nar_walk::{Stop, Walk};
-use crate::{PathInfo, StoreError, StoreLocation};
+use crate::{CopyFault, PathInfo, StoreError, StoreLocation};
 use narmesh_protocol::{HashPart, NarHash};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -192,8 +192,8 @@ impl NarStream {
         outcome.map_err(|error| {
             out.truncate(start);
             self.reader = Reader::Spent;
-            if error.is_our_copys_fault() {
-                self.failed.remember(self.part, &self.root, self.registration, self.identity);
+            if let Some(fault) = error.our_copys_fault() {
+                self.failed.remember(self.part, fault, &self.root, self.registration, self.identity);
             }
             error.told(self.part)
         })
@@ -335,12 +335,15 @@ impl Error {
         }
     }
 
-    /// Whether reading the same files again would fail again; being short of descriptors or memory passes, and so does a change.
-    fn is_our_copys_fault(&self) -> bool {
+    /// What is wrong with our copy, if reading the same files again would fail again; being short of descriptors or memory passes, and
+    /// so does a change.
+    fn our_copys_fault(&self) -> Option<CopyFault> {
         match self {
-            Self::Mismatch | Self::NotArchivable => true,
-            Self::System(errno) => matches!(*errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::IO),
-            Self::Changed | Self::Spent => false,
+            Self::NotArchivable => Some(CopyFault::NotArchivable),
+            Self::Mismatch | Self::System(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::IO) => {
+                Some(CopyFault::Corrupt)
+            }
+            Self::System(_) | Self::Changed | Self::Spent => None,
         }
     }
 

@@ -5,7 +5,7 @@ use crate::failed_copies::{FailedCopies, Registration};
 use crate::known_copies::KnownCopies;
 use crate::path_index::PathIndex;
 use crate::registry::Registry;
-use crate::{NarStream, PathInfo, StoreChange, StoreError, StoreLocation};
+use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreLocation};
 use narmesh_protocol::{HashPart, StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
@@ -220,8 +220,8 @@ impl NixStore {
         self.registry.outputs(derivation)
     }
 
-    pub(crate) fn has_failed(&self, row: i64, info: &PathInfo) -> bool {
-        self.failed.is_failed(&info.path.hash_part(), &Registration::of(row, info))
+    pub(crate) fn fault(&self, row: i64, info: &PathInfo) -> Option<CopyFault> {
+        self.failed.fault(&info.path.hash_part(), &Registration::of(row, info))
     }
 
     /// [`Store::path_info`] and [`Store::open_nar_at`] with one look at the row: `from` says where to begin with what is registered,
@@ -240,8 +240,8 @@ impl NixStore {
         if first_byte > 0 && first_byte >= info.nar_size {
             return Err(StoreError::BeyondNar { path: info.path.clone(), offset: first_byte, nar_size: info.nar_size });
         }
-        if self.has_failed(row, info) {
-            return Err(StoreError::CopyFailed { path: info.path.clone() });
+        if let Some(fault) = self.fault(row, info) {
+            return Err(StoreError::CopyFailed { path: info.path.clone(), fault });
         }
         NarStream::open(&self.location, info, row, (Arc::clone(&self.failed), Arc::clone(&self.known)), first_byte)
     }

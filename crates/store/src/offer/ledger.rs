@@ -2,6 +2,7 @@
 
 use super::policy::{BuildersWord, Origin, Rules, Voucher, Withheld};
 use super::{OfferChange, Standing};
+use crate::CopyFault;
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -15,7 +16,8 @@ pub(super) struct Entry {
     pub(super) word: BuildersWord,
     /// Without itself.
     pub(super) references: Box<[HashPart]>,
-    pub(super) has_failed: bool,
+    /// What is wrong with our copy.
+    pub(super) fault: Option<CopyFault>,
     /// Its narinfo would be longer than any peer takes.
     pub(super) is_too_long: bool,
 }
@@ -380,6 +382,11 @@ impl Ledger {
 }
 
 impl Entry {
+    /// Why it cannot be sent, if it may be.
+    fn why_not_sent(&self) -> Option<Withheld> {
+        self.fault.map(Withheld::from).or(self.is_too_long.then_some(Withheld::NarInfoTooLong))
+    }
+
     /// Why it and all that refers to it stays here, with what is known of who vouches for it.
     fn privacy(&self, rules: &Rules, voucher: Option<Voucher>) -> Option<Withheld> {
         let is_signed = voucher == Some(Voucher::Signature);
@@ -388,9 +395,7 @@ impl Entry {
             Origin::Output => None,
             Origin::Unknown => Some(Withheld::NotUnderstood),
             // Who refers to it cannot be had without it, and nobody else has it.
-            Origin::Added if self.has_failed => Some(Withheld::CopyFailed),
-            Origin::Added if self.is_too_long => Some(Withheld::NarInfoTooLong),
-            Origin::Added => None,
+            Origin::Added => self.why_not_sent(),
         })
     }
 }
@@ -410,9 +415,7 @@ impl Line {
 
     /// Why it is not offered, the limit aside.
     fn verdict(&self, rules: &Rules) -> Option<Withheld> {
-        self.why_unheard(rules).or(match self.voucher {
-            _ if self.entry.has_failed => Some(Withheld::CopyFailed),
-            _ if self.entry.is_too_long => Some(Withheld::NarInfoTooLong),
+        self.why_unheard(rules).or_else(|| self.entry.why_not_sent()).or(match self.voucher {
             Some(Voucher::Contents | Voucher::Signature) => None,
             Some(Voucher::Nobody) => Some(Withheld::NotVouchedFor),
             None => Some(Withheld::Unchecked),

@@ -368,7 +368,7 @@ impl Shared {
             origin: origin(&self.store, info, &derivers),
             word: builders_word(&self.store, &derivers),
             references: references(info).collect(),
-            has_failed: self.store.has_failed(row, info),
+            fault: self.store.fault(row, info),
             is_too_long: narinfo_bytes(info) > NarInfo::BYTES_MAX,
         })
     }
@@ -435,11 +435,11 @@ impl Shared {
         let stamp = self.store.stamp()?;
         let cached = self.rendered.lock().get(part).filter(|cached| cached.generation == rules.generation);
         if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
-            let has_failed = self.store.has_failed(cached.row, &cached.path.info);
-            return Ok((!has_failed).then(|| cached.clone()));
+            let is_whole = self.store.fault(cached.row, &cached.path.info).is_none();
+            return Ok(is_whole.then(|| cached.clone()));
         }
         let offered = match self.store.registered(part)? {
-            Some((row, info)) if !self.store.has_failed(row, &info) => {
+            Some((row, info)) if self.store.fault(row, &info).is_none() => {
                 let path = match cached {
                     // Another path changed.
                     Some(cached) if cached.row == row && cached.path.info == info => Some(cached.path),
@@ -475,7 +475,7 @@ impl Shared {
             (Origin::Added, Voucher::Contents) => is_carried,
             (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || rules.includes(name),
         };
-        if info.path.is_derivation() || entry.has_failed || entry.is_too_long || is_private || !may_leave {
+        if info.path.is_derivation() || entry.fault.is_some() || entry.is_too_long || is_private || !may_leave {
             return Ok(None);
         }
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);

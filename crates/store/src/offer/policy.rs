@@ -1,7 +1,7 @@
 //! What may leave this machine: the rules, applied to one path.
 
 use crate::derivation::{NotADerivation, forbids_substitutes};
-use crate::{NixStore, PathInfo, Store as _};
+use crate::{CopyFault, NixStore, PathInfo, Store as _};
 use narmesh_protocol::{
     ContentAddress, NamePattern, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys,
 };
@@ -59,6 +59,8 @@ pub enum Withheld {
     NotVouchedFor,
     /// Our copy failed its hash, and was not changed since.
     CopyFailed,
+    /// It holds what a NAR cannot hold.
+    NotArchivable,
     /// Its narinfo would be longer than 8 MiB: it has too many references.
     NarInfoTooLong,
     /// More paths than may be offered; this is one of the newest.
@@ -90,6 +92,9 @@ impl Withheld {
             Self::NotIncluded => "no pattern of advertise.include matches its name",
             Self::NotVouchedFor => "no trusted key signed it, and our builder key does not vouch for it",
             Self::CopyFailed => "our copy of it failed its hash",
+            Self::NotArchivable => {
+                "it holds what a NAR cannot: over 64 directories deep, a special file, or too long a name or link target"
+            }
             Self::NarInfoTooLong => "its narinfo would have more than 8 MiB: it has too many references",
             Self::TooMany => "more paths than limits.advertised_paths_max; the newest are withheld",
             Self::Unchecked => "it was not looked at yet",
@@ -117,6 +122,15 @@ pub(super) enum Voucher {
     Contents,
     /// A trusted key, or ours for what was built here.
     Signature,
+}
+
+impl From<CopyFault> for Withheld {
+    fn from(fault: CopyFault) -> Self {
+        match fault {
+            CopyFault::Corrupt => Self::CopyFailed,
+            CopyFault::NotArchivable => Self::NotArchivable,
+        }
+    }
 }
 
 /// What a path's derivations say.

@@ -50,5 +50,7 @@ in rec {
   system = mk "nixos-system-host-1" "ln -s $etc $out" { inherit etc; };
   etcd = mk "etcd-1.0" "echo not etc > $out" {};
   # Refers to a source that was added, not built.
+  # Deeper than any NAR reader goes.
+  deep = mk "deep-1.0" "mkdir -p $out/$(yes d | head -n 70 | tr '\\n' /)" {};
   withsource = mk "withsource-1.0" "echo $src > $out" { src = builtins.toFile "a-source" "text of a source"; };
 }

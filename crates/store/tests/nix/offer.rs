@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, make_writable, open_policy};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
-use narmesh_store::{Offer, OfferPolicy, Standing, Store, Withheld};
+use narmesh_store::{NarStreamError, Offer, OfferPolicy, Standing, Store, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -154,6 +154,23 @@ fn a_source_goes_with_what_refers_to_it_and_stays_alone() {
             && standings(&offer)["withsource-1.0"] == Standing::Withheld(Withheld::ClosureWithheld)
     });
     assert_eq!(offer.offered(&output.hash_part()).unwrap(), None);
+}
+
+#[test]
+fn what_no_nar_holds_is_told_as_that() {
+    let nix = TestNix::new(Kind::Relocated);
+    let deep = nix.build("deep");
+    let (offer, _) = start(&nix, policy());
+    let mut nar = offer.find_nar(&deep.hash_part(), |_| Some(0)).unwrap().unwrap();
+    assert!(matches!(nar.fill(&mut Vec::new(), 1 << 20), Err(NarStreamError::NotArchivable { .. })));
+    eventually("it is withheld, and not for damage", || {
+        standings(&offer)["deep-1.0"] == Standing::Withheld(Withheld::NotArchivable)
+    });
+    let store = nix.open();
+    let info = store.path_info(&deep.hash_part()).unwrap().unwrap();
+    let mut again = store.open_nar(&info).unwrap();
+    assert!(again.fill(&mut Vec::new(), 1 << 20).is_err());
+    assert!(store.open_nar(&info).unwrap_err().to_string().ends_with("holds what a NAR cannot hold"));
 }
 
 /// Changes a row as only Nix would.
