@@ -26,7 +26,7 @@ use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole}
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_resolver::{Resolver, ResolverSettings};
-use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _, StoreLocation};
+use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _};
 use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -107,11 +107,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         )
         .ok();
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
-    let location = StoreLocation {
-        store_dir: settings.store.store_dir.clone(),
-        real_dir: settings.store.real_dir.clone(),
-        state_dir: settings.store.state_dir.clone(),
-    };
+    let location = settings.store.location();
     let store = NixStore::open(location).context("the Nix store")?;
     let gateway_key = gateway_key(&settings, &policy)?;
     let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;

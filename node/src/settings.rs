@@ -7,7 +7,7 @@ use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
-use narmesh_store::OfferPolicy;
+use narmesh_store::{OfferPolicy, StoreLocation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -92,6 +92,17 @@ pub struct StoreSettings {
     pub real_dir: PathBuf,
     /// Holds `db/db.sqlite`.
     pub state_dir: PathBuf,
+}
+
+impl StoreSettings {
+    /// The store that they mean.
+    pub fn location(&self) -> StoreLocation {
+        StoreLocation {
+            store_dir: self.store_dir.clone(),
+            real_dir: self.real_dir.clone(),
+            state_dir: self.state_dir.clone(),
+        }
+    }
 }
 
 /// Checked `[advertise]`.

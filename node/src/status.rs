@@ -66,6 +66,9 @@ pub struct StoreStatus {
     pub valid_paths: u64,
     /// Those that peers may see.
     pub advertised_paths: u64,
+    /// What its place lacks, if that is why nothing is found.
+    #[serde(default)]
+    pub missing: Option<String>,
 }
 
 /// Our own summary.

@@ -40,6 +40,12 @@ pub enum StoreError {
         /// The database file.
         path: PathBuf,
     },
+    /// It is no database of Nix.
+    #[error("{path} is no Nix database: it has no table ValidPaths")]
+    NoTable {
+        /// The database file.
+        path: PathBuf,
+    },
     /// So the Nix daemon was asked, and gave no answer.
     #[error("nix daemon at {socket}: {source}")]
     Daemon {
@@ -96,6 +102,7 @@ impl StoreError {
             Self::Sqlite { .. } | Self::Daemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
             Self::Io { source, .. } => !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
             Self::Unreadable { .. }
+            | Self::NoTable { .. }
             | Self::BeyondNar { .. }
             | Self::Row { .. }
             | Self::NotRegistered { .. }

@@ -35,7 +35,7 @@ mod watch;
 pub use daemon::DaemonError;
 pub use error::StoreError;
 pub use failed_copies::CopyFault;
-pub use location::StoreLocation;
+pub use location::{StoreGap, StoreLocation};
 pub use nar_stream::{NarProgress, NarStream, NarStreamError};
 pub use nix_store::{NixStore, Store};
 pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Standing, Withheld};

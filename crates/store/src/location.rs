@@ -1,10 +1,13 @@
 //! Where a Nix store lies: its logical directory, its real directory and its state.
 
 use narmesh_protocol::{StoreDir, StorePath, StorePathError};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The logical directory of Nix's own store.
 const DEFAULT_STORE_DIR: &str = "/nix/store";
+/// The database in its directory.
+pub(crate) const DATABASE_FILE: &str = "db.sqlite";
 
 /// The three directories of one Nix store. They differ in chroot stores and in relocated ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,7 +20,40 @@ pub struct StoreLocation {
     pub state_dir: PathBuf,
 }
 
+/// What a store's place lacks, so that it reads as an empty store. Nix may still make it, or a disk may still be mounted there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreGap {
+    /// The directory in which the files would lie is not there.
+    NoDirectory(PathBuf),
+    /// There is no database.
+    NoDatabase(PathBuf),
+    /// There is a database, but it is none of Nix: it has no table of valid paths.
+    NoTable(PathBuf),
+}
+
+impl fmt::Display for StoreGap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDirectory(path) => write!(f, "there is no directory {}", path.display()),
+            Self::NoDatabase(path) => write!(f, "there is no Nix database {}", path.display()),
+            Self::NoTable(path) => write!(f, "{} is no Nix database: it has no table ValidPaths", path.display()),
+        }
+    }
+}
+
 impl StoreLocation {
+    /// What is not there, as far as the file system tells.
+    pub(crate) fn gap(&self) -> Option<StoreGap> {
+        let database = self.database_dir().join(DATABASE_FILE);
+        if !self.real_dir.is_dir() {
+            Some(StoreGap::NoDirectory(self.real_dir.clone()))
+        } else if !database.exists() {
+            Some(StoreGap::NoDatabase(database))
+        } else {
+            None
+        }
+    }
+
     /// The store of this machine: `/nix/store` and `/nix/var/nix`.
     pub fn system() -> Result<Self, StorePathError> {
         Self::chroot(Path::new("/"))

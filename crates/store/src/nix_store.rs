@@ -5,7 +5,7 @@ use crate::failed_copies::{FailedCopies, Registration};
 use crate::known_copies::KnownCopies;
 use crate::path_index::PathIndex;
 use crate::registry::Registry;
-use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreLocation};
+use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreGap, StoreLocation};
 use narmesh_protocol::{HashPart, StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
@@ -46,6 +46,7 @@ pub struct NixStore {
     known: Arc<KnownCopies>,
     subscribers: Mutex<Vec<(u64, Subscriber)>>,
     subscriber_ids: AtomicU64,
+    gap: RwLock<Option<StoreGap>>,
 }
 
 type Subscriber = Arc<dyn Fn(&StoreChange) + Send + Sync>;
@@ -76,6 +77,7 @@ impl NixStore {
             known: Arc::default(),
             subscribers: Mutex::default(),
             subscriber_ids: AtomicU64::new(0),
+            gap: RwLock::default(),
         };
         store.refresh_now(true)?;
         Ok(Arc::new(store))
@@ -84,6 +86,23 @@ impl NixStore {
     /// Where it lies.
     pub fn location(&self) -> &StoreLocation {
         &self.location
+    }
+
+    /// What its place lacks, if that is why nothing is found. Seen at the last look: each second while somebody watches.
+    pub fn gap(&self) -> Option<StoreGap> {
+        self.gap.read().clone()
+    }
+
+    /// Tells the operator once, and once more when it is there.
+    fn note_gap(&self, gap: Option<StoreGap>) {
+        let before = std::mem::replace(&mut *self.gap.write(), gap.clone());
+        match (before, gap) {
+            (before, Some(gap)) if before.as_ref() != Some(&gap) => {
+                tracing::warn!(%gap, "the store is not there: nothing is found in it, or offered; looked for again each second");
+            }
+            (Some(gap), None) => tracing::info!(before = %gap, "the store is there now"),
+            (_, Some(_)) | (None, None) => {}
+        }
     }
 
     /// How many paths are valid.
@@ -111,6 +130,11 @@ impl NixStore {
         let mut refresh = self.refresh.lock();
         let mut change = StoreChange::default();
         let outcome = self.read_rows(&mut refresh, complete, &mut change);
+        let (gap, outcome) = match outcome {
+            Err(StoreError::NoTable { path }) => (Some(StoreGap::NoTable(path)), Ok(None)),
+            outcome => (self.location.gap(), outcome),
+        };
+        self.note_gap(gap);
         let news = self.failed.news(|part, registration| self.is_registered_anew(part, registration));
         change.failed = news.failed;
         change.mended = news.mended;

@@ -8,6 +8,7 @@ use crate::settings::{Secrets, Settings, read_gateway_key};
 use crate::status::PeerProbe;
 use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
+use narmesh_store::NixStore;
 use std::path::{Path, PathBuf};
 
 /// A miss that Nix remembers longer than this, seconds, is worth a remark.
@@ -45,6 +46,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
     emit(&format!("compared with Nix as configured by {}\n", nix.source))?;
     let mut findings = own_findings(&settings, &secrets);
+    findings.extend(store_finding(&settings));
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
     let gateway = read_gateway_key(&settings.node.state_dir)?.map(|key| key.public());
     findings.extend(quorum_findings(&settings, own.as_ref(), gateway.as_ref(), &nix)?);
@@ -63,6 +65,15 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
         emit(&format!("{}\n", probe.text()))?;
     }
     Ok(probes.iter().all(PeerProbe::is_good))
+}
+
+/// Whether the store can be read, and is one.
+fn store_finding(settings: &Settings) -> Option<Finding> {
+    let gap = match NixStore::open(settings.store.location()) {
+        Ok(store) => store.gap()?.to_string(),
+        Err(error) => error.to_string(),
+    };
+    Some(Finding::Warning(format!("[store]: {gap}: nothing is found in it, or offered, until there is")))
 }
 
 fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {

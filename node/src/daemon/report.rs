@@ -112,6 +112,7 @@ impl Daemon {
             store: StoreStatus {
                 dir: settings.store.store_dir.as_str().to_owned(),
                 valid_paths: self.store.valid_paths() as u64,
+                missing: self.store.gap().map(|gap| gap.to_string()),
                 advertised_paths: view.publication.paths as u64,
             },
             own: OwnStatus {

@@ -121,6 +121,9 @@ impl Status {
                 self.store.dir, self.store.valid_paths, self.store.advertised_paths
             ),
         ));
+        if let Some(missing) = &self.store.missing {
+            rows.push(row("", format!("NOT THERE: {}", escaped(missing))));
+        }
         rows.push(row(
             "summary",
             format!(

@@ -9,6 +9,7 @@ mod rows;
 pub(crate) use rows::RowHead;
 
 use crate::StoreError;
+use crate::location::DATABASE_FILE;
 use narmesh_protocol::StoreDir;
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
@@ -111,7 +112,7 @@ impl Stamp {
 impl Database {
     /// The database in `dir`; it may be absent, which reads as an empty store.
     pub(crate) fn new(dir: &Path, store_dir: StoreDir) -> Self {
-        Self { file: dir.join("db.sqlite"), store_dir, session: Mutex::default() }
+        Self { file: dir.join(DATABASE_FILE), store_dir, session: Mutex::default() }
     }
 
     /// The state of the database now.
@@ -264,6 +265,10 @@ impl Database {
     fn sqlite(&self, source: rusqlite::Error) -> StoreError {
         match source.sqlite_error_code() {
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => StoreError::Unreadable { path: self.file.clone() },
+            // SQLite has no code for it.
+            Some(ErrorCode::Unknown) if source.to_string().contains("no such table: ValidPaths") => {
+                StoreError::NoTable { path: self.file.clone() }
+            }
             _ => StoreError::Sqlite { path: self.file.clone(), source },
         }
     }

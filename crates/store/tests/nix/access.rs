@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, info, open_policy, read_all};
 use narmesh_protocol::{HashPart, StoreDir, StorePath, TrustedKeys};
-use narmesh_store::{NixStore, Offer, OfferPolicy, Standing, Store, StoreError, StoreLocation, Withheld};
+use narmesh_store::{NixStore, Offer, OfferPolicy, Standing, Store, StoreError, StoreGap, StoreLocation, Withheld};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -243,4 +243,35 @@ impl Drop for Daemon {
             assert!(process.kill().is_ok() && process.wait().is_ok());
         }
     }
+}
+
+#[test]
+fn a_place_without_a_store_is_named_and_looked_at_again() {
+    let nix = TestNix::new(Kind::Relocated);
+    let file = nix.build("file");
+    let (real, aside) = (nix.location.real_dir.clone(), nix.dir.path().join("aside"));
+    let (database, kept) = (nix.location.database_dir(), nix.dir.path().join("kept"));
+    fs::rename(&real, &aside).unwrap();
+    let store = nix.open();
+    assert_eq!(store.gap(), Some(StoreGap::NoDirectory(real.clone())));
+    fs::rename(&aside, &real).unwrap();
+    fs::rename(&database, &kept).unwrap();
+    store.refresh().unwrap();
+    assert_eq!(store.gap(), Some(StoreGap::NoDatabase(nix.database())));
+    assert_eq!(store.valid_paths(), 0);
+
+    fs::create_dir(&database).unwrap();
+    let other = rusqlite::Connection::open(nix.database()).unwrap();
+    other.execute_batch("CREATE TABLE other (id INTEGER)").unwrap();
+    drop(other);
+    for store in [&store, &nix.open()] {
+        store.refresh().unwrap();
+        assert_eq!(store.gap(), Some(StoreGap::NoTable(nix.database())));
+        assert_eq!(store.gap().unwrap().to_string().matches("ValidPaths").count(), 1);
+    }
+    fs::remove_dir_all(&database).unwrap();
+    fs::rename(&kept, &database).unwrap();
+    store.refresh().unwrap();
+    assert_eq!(store.gap(), None);
+    assert!(store.contains(&file.hash_part()));
 }

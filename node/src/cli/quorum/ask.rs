@@ -6,7 +6,7 @@ use crate::control::{Answer, ControlError, ask_in_parts};
 use crate::quorum::{Desk, LiveLedger, Part, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
-use narmesh_store::{NixStore, Store as _, StoreLocation};
+use narmesh_store::{NixStore, Store as _};
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
@@ -100,11 +100,7 @@ impl Files {
         let own = settings.builder_public_key()?;
         let (policy, _) = settings.quorum.policy(own.as_ref())?;
         let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);
-        let location = StoreLocation {
-            store_dir: store_dir.clone(),
-            real_dir: settings.store.real_dir.clone(),
-            state_dir: settings.store.state_dir.clone(),
-        };
+        let location = settings.store.location();
         let store = NixStore::open(location).context("the Nix store")?;
         let held = Arc::clone(&store);
         let ledger = LiveLedger::new(state_dir, store_dir, policy, Box::new(move |part| held.contains(part)));
