@@ -179,7 +179,8 @@ trusted_public_keys = [
 
 [advertise]
 # What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may. A pattern is about
-# the whole name; * stands for any text, also none, and ? for any one character, as in "secret-*" or "release-?.?".
+# the whole name; * stands for any text, also none, and ? for any one character, as in "secret-*" or "release-?.?". Sources
+# (./src, builtins.toFile) go with an output that refers to them, whatever `include` says; to keep one, exclude its name.
 include = @advertise.include@
 exclude = @advertise.exclude@
 # Keep back system configurations (nixos-system-*, etc, unit-*), outputs of derivations with allowSubstitutes = false,

@@ -21,6 +21,7 @@ mod policy;
 mod quorum;
 mod reload;
 mod restart;
+mod shared;
 mod substitute;
 mod systemd;
 mod travel;
