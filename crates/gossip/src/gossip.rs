@@ -337,37 +337,44 @@ impl Gossip {
 
     fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Verdict {
         let moment = self.now.moment;
+        let is_hearsay = from != author;
+        let relay = self.directory.get_mut(&from).filter(|_| is_hearsay);
+        if relay.is_some_and(|relay| relay.standing.charge_relayed(moment)) {
+            self.penalize(from, Misdeed::AnnouncementFlood);
+        }
         let Some(entry) = self.directory.get_mut(&author) else {
             if mutant!(ForwarderBlamed) {
                 self.penalize(from, Misdeed::ForeignAnnouncement);
             }
             return Verdict::Ignore;
         };
-        if entry.standing.announcements_spent(moment) {
+        if entry.standing.announcements_spent(moment, is_hearsay) {
             return Verdict::Ignore;
         }
         let envelope = match entry.opened(bytes, self.open_envelope) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::UnknownVersion { version }) => {
-                entry.standing.charge_announcement(moment);
+                entry.standing.charge_announcement(moment, is_hearsay);
                 self.event(Event::UnknownVersion { peer: author, version });
                 return Verdict::Ignore;
             }
             Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                entry.standing.charge_announcement(moment);
+                entry.standing.charge_announcement(moment, is_hearsay);
                 self.penalize(author, Misdeed::MalformedAnnouncement);
                 return Verdict::Ignore;
             }
         };
         if envelope.peer() != author {
-            entry.standing.charge_announcement(moment);
+            entry.standing.charge_announcement(moment, is_hearsay);
             self.penalize(author, Misdeed::ForeignAnnouncement);
             return Verdict::Ignore;
         }
         let worth = self.accept(&envelope, from);
         if !matches!(worth, Worth::Known | Worth::Old) {
-            let flood = self.directory.get_mut(&author).is_some_and(|entry| entry.standing.charge_announcement(moment));
-            if flood {
+            let entry = self.directory.get_mut(&author);
+            let flood = entry.is_some_and(|entry| entry.standing.charge_announcement(moment, is_hearsay));
+            // Others may hand on at once what it said in a week.
+            if flood && !is_hearsay {
                 self.penalize(author, Misdeed::AnnouncementFlood);
             }
         }
@@ -387,6 +394,8 @@ impl Gossip {
         match worth {
             Worth::Old => {}
             Worth::Known => self.want(peer, Some(teller)),
+            // Another one's news of it may be old without anybody's clock being wrong.
+            Worth::ClockDiffers if teller != peer => {}
             Worth::ClockDiffers => self.event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
             Worth::Bad(misdeed) => self.penalize(peer, misdeed),
             Worth::News => {

@@ -20,6 +20,9 @@ const DEMOTED_MS: u64 = 300_000;
 const FRESH_MS: u64 = 300_000;
 /// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 a second.
 const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
+/// What a peer hands on of all others together. A thousand machines that start at once announce themselves twice in some seconds;
+/// gossipsub keeps each message for a minute, so 8,000 of these are some 12 MB.
+const RELAYED: Bucket = Bucket { burst: 2_000, per_s: 100 };
 /// Units of requests that we answer a peer at once, and per second. One unit, and one more for each 64 KiB of body.
 const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
 
@@ -42,6 +45,10 @@ pub(crate) struct Standing {
     /// When its false hits were last counted from the start.
     fresh: Option<Moment>,
     announcements: Tokens,
+    /// Of it, handed on by others: they may be of any age, and it need not be there.
+    hearsay: Tokens,
+    /// Of others, whoever they are, handed on by it.
+    relayed: Tokens,
     requests: Tokens,
 }
 
@@ -152,15 +159,30 @@ impl Standing {
         self.demoted = None;
     }
 
-    /// Whether the peer published so much that the next message is not even opened.
-    pub(crate) fn announcements_spent(&mut self, now: Moment) -> bool {
-        self.announcements.full(ANNOUNCEMENTS, now)
+    /// Whether so much came of this peer, by itself or handed on by others, that the next message is not even opened. What others hand
+    /// on keeps nothing out that it says itself.
+    pub(crate) fn announcements_spent(&mut self, now: Moment, is_hearsay: bool) -> bool {
+        self.announcements_of(is_hearsay).full(ANNOUNCEMENTS, now)
     }
 
     /// Charges an announcement that was not a mere repeat; true when it was the last one in the bucket.
-    pub(crate) fn charge_announcement(&mut self, now: Moment) -> bool {
-        self.announcements.take(1);
-        self.announcements.full(ANNOUNCEMENTS, now)
+    pub(crate) fn charge_announcement(&mut self, now: Moment, is_hearsay: bool) -> bool {
+        let tokens = self.announcements_of(is_hearsay);
+        tokens.take(1);
+        tokens.full(ANNOUNCEMENTS, now)
+    }
+
+    fn announcements_of(&mut self, is_hearsay: bool) -> &mut Tokens {
+        if is_hearsay { &mut self.hearsay } else { &mut self.announcements }
+    }
+
+    /// Charges what the peer hands on of others; true when it is more than any honest one hands on.
+    pub(crate) fn charge_relayed(&mut self, now: Moment) -> bool {
+        let was_full = self.relayed.full(RELAYED, now);
+        if !was_full {
+            self.relayed.take(1);
+        }
+        !was_full && self.relayed.full(RELAYED, now)
     }
 
     /// Whether the peer asked so much that it is told to come back later.
@@ -217,10 +239,10 @@ mod tests {
     #[test]
     fn a_bucket_drains_at_its_rate() {
         let mut standing = Standing::default();
-        let taken = (0..100).take_while(|_| !standing.charge_announcement(Moment(0))).count();
+        let taken = (0..100).take_while(|_| !standing.charge_announcement(Moment(0), false)).count();
         assert_eq!(taken, 39);
-        assert!(standing.announcements_spent(Moment(0)));
-        assert!(standing.announcements_spent(Moment(0)));
-        assert!(!standing.announcements_spent(Moment(250)));
+        assert!(standing.announcements_spent(Moment(0), false));
+        assert!(standing.announcements_spent(Moment(0), false));
+        assert!(!standing.announcements_spent(Moment(250), false));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, STRANGER, sync_reply};
 use crate::net::{WALL_MS, keypair, part, parts, peer};
-use narmesh_gossip::{Event, Input, Misdeed, ProbeOutcome, Verdict};
+use narmesh_gossip::{Event, Input, Misdeed, Output, ProbeOutcome, Verdict};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{Announcement, AudienceDigest, Envelope, Generation, SummaryDelta};
 use std::collections::BTreeSet;
@@ -254,7 +254,7 @@ fn a_flood_of_announcements_is_not_even_opened() {
     let mut accepted = 0;
     for seq in 0..2_000 {
         let forged = Forged::new(OWNER, seq, &parts(0..1));
-        accepted += u32::from(lone.announce(OWNER, forged.envelope.as_bytes()) == Verdict::Accept);
+        accepted += u32::from(lone.tell(OWNER, OWNER, forged.envelope.as_bytes()) == Verdict::Accept);
     }
     assert_eq!(accepted, 40);
     assert!(lone.misdeeds().iter().all(|misdeed| *misdeed == (peer(OWNER), Misdeed::AnnouncementFlood)));
@@ -263,6 +263,45 @@ fn a_flood_of_announcements_is_not_even_opened() {
     lone.pass(1_000);
     let later = Forged::new(OWNER, 5_000, &parts(0..1));
     assert_eq!(lone.announce(OWNER, later.envelope.as_bytes()), Verdict::Accept);
+}
+
+#[test]
+fn what_another_replays_is_not_its_authors_doing() {
+    let mut lone = Lone::new();
+    let dated = |epoch: u64, issued_at_ms: u64| {
+        let change = |announcement: &mut Announcement| {
+            (announcement.generation.epoch, announcement.issued_at_ms) = (epoch, issued_at_ms);
+        };
+        Forged::with(OWNER, 0, &parts(0..1), |_| {}, change)
+    };
+    // All that an owner said in a week, rightly signed, to one that knows nothing of it and cannot reach it.
+    for hour in 0..200 {
+        let at = WALL_MS - (200 - hour) * 3_600_000;
+        lone.tell(OWNER, OTHER, dated(at, at).envelope.as_bytes());
+    }
+    assert_eq!(lone.misdeeds(), []);
+    let told_of_clock = |output: &Output| matches!(output, Output::Event(Event::ClockDiffers { .. }));
+    assert!(!lone.outputs.iter().any(told_of_clock));
+    // It is back: what it says itself is heard at once.
+    assert_eq!(lone.tell(OWNER, OWNER, dated(WALL_MS, WALL_MS).envelope.as_bytes()), Verdict::Accept);
+    // Said by itself, a date more than a day off is its clock.
+    let mut other = Lone::new();
+    other.tell(OWNER, OWNER, dated(5, WALL_MS - 2 * DAY_MS).envelope.as_bytes());
+    assert!(other.outputs.iter().any(told_of_clock));
+}
+
+#[test]
+fn who_pushes_messages_of_strangers_is_charged_for_them() {
+    let mut lone = Lone::new();
+    let bytes = Forged::new(STRANGER, 1, &parts(0..1)).envelope.as_bytes().to_vec();
+    for _ in 0..1_900 {
+        lone.tell(STRANGER, OTHER, &bytes);
+    }
+    assert_eq!(lone.misdeeds(), [], "as much as a fleet that starts at once");
+    for _ in 0..20_000 {
+        lone.tell(STRANGER, OTHER, &bytes);
+    }
+    assert_eq!(lone.misdeeds(), [(peer(OTHER), Misdeed::AnnouncementFlood)]);
 }
 
 #[test]
