@@ -136,6 +136,8 @@ pub struct TrustConfig {
     pub trusted_public_keys: Vec<String>,
     /// A Nix secret key that signs what was built here; without it nothing built here is advertised.
     pub builder_key_file: Option<PathBuf>,
+    /// Sign as well what nobody signed and a derivation here makes: what remote builders built for this machine.
+    pub sign_remote_builds: bool,
 }
 
 /// `[advertise]`: what peers may see.

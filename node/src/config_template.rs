@@ -32,6 +32,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("store.root", optional("root", store.root.as_deref(), "/chroot")),
         ("trust.trusted_public_keys", lines(&trust.trusted_public_keys)),
         ("trust.builder_key_file", optional("builder_key_file", trust.builder_key_file.as_deref(), "builder.key")),
+        ("trust.sign_remote_builds", trust.sign_remote_builds.to_string()),
         ("advertise.include", list(&advertise.include)),
         ("advertise.exclude", list(&advertise.exclude)),
         ("advertise.withhold_defaults", advertise.withhold_defaults.to_string()),
@@ -176,6 +177,10 @@ trusted_public_keys = [
 @trust.trusted_public_keys@]
 # Signs what was built on this machine. Without it nothing built here is advertised, only what a trusted key has signed.
 @trust.builder_key_file@
+# Sign as well what remote builders (`builders` in nix.conf) built for this machine: what has no signature, and is an output of a
+# derivation that is here. Nix does not note where it came from, so one of `trusted-users` who imports such a path without a
+# signature has it signed, too.
+sign_remote_builds = @trust.sign_remote_builds@
 
 [advertise]
 # What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may. A pattern is about
@@ -296,6 +301,7 @@ mod tests {
             [trust]
             trusted_public_keys = ["one:AA==", "two:BB=="]
             builder_key_file = "b"
+            sign_remote_builds = true
             [advertise]
             include = ["i"]
             exclude = ["x", "y"]

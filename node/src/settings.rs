@@ -2,7 +2,7 @@
 //!
 //! Every refusal names the key, the value and what would be accepted. Secrets are read apart, by [`Settings::secrets`].
 
-use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig};
+use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig};
 use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
@@ -52,6 +52,8 @@ pub struct Settings {
     pub trusted: TrustedKeys,
     /// `trust.builder_key_file`
     pub builder_key_file: Option<PathBuf>,
+    /// `trust.sign_remote_builds`
+    pub sign_remote_builds: bool,
     /// `[advertise]`
     pub advertise: AdvertiseSettings,
     /// `[transfer]`
@@ -204,6 +206,7 @@ impl Settings {
         OfferPolicy {
             trusted,
             builder_key,
+            sign_remote_builds: self.sign_remote_builds,
             include: self.advertise.include.clone(),
             exclude: self.advertise.exclude.clone(),
             withhold_defaults: self.advertise.withhold_defaults,
@@ -227,6 +230,7 @@ impl Settings {
             gateway: gateway::check(&config.gateway)?,
             store: check_store(&config.store, &base)?,
             trusted: check_trusted(&config.trust.trusted_public_keys)?,
+            sign_remote_builds: check_sign_remote_builds(&config.trust)?,
             builder_key_file: config.trust.builder_key_file.map(|path| base.join(path)),
             advertise: AdvertiseSettings {
                 include: check_patterns("advertise.include", config.advertise.include)?,
@@ -344,6 +348,13 @@ fn check_address(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static st
         AddressUse::Dial if port == 0 || ip.is_unspecified() => Err(DIALLED),
         AddressUse::Dial | AddressUse::Listen => Ok(address),
     }
+}
+
+fn check_sign_remote_builds(trust: &TrustConfig) -> Result<bool, SettingsError> {
+    if trust.sign_remote_builds && trust.builder_key_file.is_none() {
+        return Err(refused("trust.sign_remote_builds", "true", "false, or trust.builder_key_file to sign with"));
+    }
+    Ok(trust.sign_remote_builds)
 }
 
 fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreSettings, SettingsError> {

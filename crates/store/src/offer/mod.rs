@@ -416,8 +416,8 @@ impl Shared {
             if !self.ledger.read().could_be_offered(&rules, part) {
                 continue;
             }
-            let voucher = match self.store.registered(part) {
-                Ok(registered) => registered.map_or(Voucher::Nobody, |(_, info)| rules.vouchers(&info).0),
+            let voucher = match self.voucher(&rules, part) {
+                Ok(voucher) => voucher,
                 Err(error) => {
                     self.set_unreadable(part, &error);
                     continue;
@@ -426,6 +426,15 @@ impl Shared {
             self.ledger.write().set_voucher(&rules, part, voucher);
         }
         !parts.is_empty()
+    }
+
+    fn voucher(&self, rules: &Rules, part: &HashPart) -> Result<Voucher, StoreError> {
+        let Some((_, info)) = self.store.registered(part)? else { return Ok(Voucher::Nobody) };
+        Ok(rules.vouchers(&info, &self.derivers_asked_for(rules, &info)?).0)
+    }
+
+    fn derivers_asked_for(&self, rules: &Rules, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
+        if rules.asks_for_derivers() { self.store.derivers(info) } else { Ok(Vec::new()) }
     }
 
     /// What [`Offer::offered`] does once memory said "perhaps".
@@ -469,7 +478,7 @@ impl Shared {
             let is_private = rules.privacy(name, entry.word).is_some() || entry.references.iter().any(is_private);
             (is_private, ledger.is_carried(&info.path.hash_part()))
         };
-        let (voucher, signatures) = rules.vouchers(&info);
+        let (voucher, signatures) = rules.vouchers(&info, &self.derivers_asked_for(rules, &info)?);
         let may_leave = match (entry.origin, voucher) {
             (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
             (Origin::Added, Voucher::Contents) => is_carried,

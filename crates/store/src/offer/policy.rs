@@ -22,6 +22,9 @@ pub struct OfferPolicy {
     pub trusted: TrustedKeys,
     /// Signs what was built here; without one only paths that trusted keys or their contents vouch for are offered.
     pub builder_key: Option<NixSecretKey>,
+    /// Sign as well what nobody signed and a derivation that is here makes: what a remote builder built and Nix copied back. Nix does
+    /// not note where such a path came from, so whoever may import a path without a signature gets it signed.
+    pub sign_remote_builds: bool,
     /// Patterns (`*`, `?`) over names of paths, of which one must match. References of a path need not match.
     pub include: Vec<String>,
     /// Patterns of which none may match, neither here nor in the closure.
@@ -195,15 +198,26 @@ impl Rules {
         self.include.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Who vouches for a path, with the signatures that peers may see: none where its contents do.
-    pub(super) fn vouchers(&self, info: &PathInfo) -> (Voucher, Vec<NixSignature>) {
+    /// Whether it matters who signs that a derivation here makes the path.
+    pub(super) fn asks_for_derivers(&self) -> bool {
+        self.policy.sign_remote_builds
+    }
+
+    /// Whether our key signs it: what was built here, and what is taken for a build elsewhere on our behalf.
+    fn signs(&self, info: &PathInfo, derivers: &[StorePath]) -> bool {
+        let is_remote_build = || info.signatures.is_empty() && info.content_address.is_none() && !derivers.is_empty();
+        info.ultimate || (self.policy.sign_remote_builds && is_remote_build())
+    }
+
+    /// Who vouches for a path that these derivations make, with the signatures that peers may see: none where its contents do.
+    pub(super) fn vouchers(&self, info: &PathInfo, derivers: &[StorePath]) -> (Voucher, Vec<NixSignature>) {
         if info.nar_size == 0 {
             return (Voucher::Nobody, Vec::new());
         }
         let fingerprint = info.fingerprint(&self.store_dir);
         let mut signatures = Vec::new();
         let mut is_signed = false;
-        if let (Some(key), true) = (&self.policy.builder_key, info.ultimate) {
+        if let (Some(key), true) = (&self.policy.builder_key, self.signs(info, derivers)) {
             signatures.push(key.sign(&fingerprint));
             is_signed = true;
         }

@@ -173,6 +173,7 @@ pub(crate) fn open_policy() -> OfferPolicy {
     OfferPolicy {
         trusted: narmesh_protocol::TrustedKeys::default(),
         builder_key: None,
+        sign_remote_builds: false,
         include: vec!["*".to_owned()],
         exclude: Vec::new(),
         withhold_defaults: true,

@@ -1,7 +1,7 @@
 //! What leaves this machine and what does not.
 
 use crate::harness::{Kind, TestNix, eventually, make_writable, open_policy};
-use narmesh_protocol::{HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
+use narmesh_protocol::{Fingerprint, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
 use narmesh_store::{NarStreamError, Offer, OfferPolicy, Standing, Store, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -445,6 +445,50 @@ fn a_copied_path_is_not_ours_to_vouch_for() {
     let (offer, _) = start(&client, policy());
     assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
     assert_eq!(offer.offered(&lib.hash_part()).unwrap(), None);
+}
+
+/// As Nix does it: the derivation is here, the build is elsewhere, and the output is copied back without a signature.
+#[test]
+fn what_a_remote_builder_built_is_signed_where_the_operator_wants_it() {
+    let client = TestNix::new(Kind::Chroot);
+    let builder = TestNix::new(Kind::Chroot);
+    let derivations = client.dir.path().join("derivations.nix");
+    let builders = format!("{} x86_64-linux,aarch64-linux - 1", builder.url());
+    let arguments =
+        [derivations.to_str().unwrap(), "-A", "app", "--no-out-link", "--max-jobs", "0", "--builders", &builders];
+    let built = client.run("nix-build", &arguments);
+    let app = client.location.store_dir.parse_path(&built).unwrap();
+    let store = client.open();
+    let info = store.path_info(&app.hash_part()).unwrap().unwrap();
+    assert!(!info.ultimate && info.signatures.is_empty(), "{info:?}");
+    assert!(builder.open().path_info(&app.hash_part()).unwrap().unwrap().ultimate, "it was built there");
+
+    let (offer, believed) = start(&client, policy());
+    assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
+    offer.set_policy(OfferPolicy { sign_remote_builds: true, ..policy() });
+    eventually("the operator wants it", || standings(&offer)["app-1.0"] == Standing::Offered);
+    settled(&offer, &believed);
+    let signed = narinfo(&client, &offer, &app);
+    let fingerprint = signed.fingerprint(&client.location.store_dir);
+    assert!(builder_key_signed(&signed, &fingerprint));
+    // What no derivation here makes, and what a stranger signed, is nothing that was built for us.
+    let other = TestNix::new(Kind::Chroot);
+    let [unmade, substituted] = ["file", "symlink"].map(|name| other.build(name));
+    sign(&other, &[&substituted]);
+    client.run("nix-instantiate", &[derivations.to_str().unwrap(), "-A", "symlink"]);
+    for path in [&unmade, &substituted] {
+        other.run("nix", &["copy", "--no-check-sigs", "--to", &client.url(), &other.full(path)]);
+    }
+    for name in ["file-1.0", "symlink-1.0"] {
+        eventually("they are known", || {
+            standings(&offer).get(name) == Some(&Standing::Withheld(Withheld::NotVouchedFor))
+        });
+    }
+    settled(&offer, &believed);
+}
+
+fn builder_key_signed(info: &NarInfo, fingerprint: &Fingerprint) -> bool {
+    info.signatures.iter().any(|signature| builder().public().verify(fingerprint, signature))
 }
 
 #[test]
