@@ -8,6 +8,7 @@ mod kept;
 mod protocols;
 
 use self::kept::SummaryKeeper;
+use self::protocols::NarInfoAnswer;
 use super::addresses::{describe_dial_error, may_be_told, socket_address};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{Bulk, Surroundings};
@@ -20,6 +21,7 @@ use super::peers::PeerBoard;
 use super::rates::{DialRates, NarInfoRates};
 use super::swarm;
 use super::transport::is_handed_over;
+use super::unread::UnreadReplies;
 use super::uploads::Uploads;
 use crate::quorum::LiveLedger;
 use crate::state_db::{SharedStateDb, SummaryFiles};
@@ -112,10 +114,11 @@ pub struct Mesh {
     state: SharedStateDb,
     config: MeshConfig,
     commands: mpsc::Receiver<Command>,
-    answers: mpsc::Receiver<(ResponseChannel<Vec<u8>>, Vec<u8>)>,
-    answers_sender: mpsc::Sender<(ResponseChannel<Vec<u8>>, Vec<u8>)>,
+    answers: mpsc::Receiver<NarInfoAnswer>,
+    answers_sender: mpsc::Sender<NarInfoAnswer>,
     answering: Arc<Semaphore>,
     narinfo_rates: NarInfoRates,
+    unread: UnreadReplies,
     asked: HashMap<OutboundRequestId, Asked>,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     exchange: ExchangeLink,
@@ -126,7 +129,7 @@ pub struct Mesh {
     /// What of our own builds is private is known, so that peers are told of the rest.
     tells_own: bool,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
-    quorum_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
+    quorum_received: HashMap<u64, (PeerId, InboundRequestId, ResponseChannel<Vec<u8>>)>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     /// Peers that were asked to dial a bulk connection: the number of the dial.
     dials_asked: HashMap<OutboundRequestId, u64>,
@@ -202,6 +205,7 @@ impl Mesh {
             answers,
             answers_sender,
             narinfo_rates: NarInfoRates::default(),
+            unread: UnreadReplies::default(),
             answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
             asked: HashMap::new(),
             connecting: HashMap::new(),
@@ -260,10 +264,7 @@ impl Mesh {
                     Some(command) => self.on_command(command),
                     None => return,
                 },
-                Some((channel, bytes)) = self.answers.recv() => {
-                    // The channel is closed when the asker left: nothing to tell anyone.
-                    drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
-                }
+                Some(answer) = self.answers.recv() => self.give_narinfo(answer),
                 Some(order) = self.orders.recv() => self.on_order(order),
                 () = sleep => self.gossip.handle(now(), Input::Tick),
             }

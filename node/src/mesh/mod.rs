@@ -22,6 +22,7 @@ mod probe;
 mod rates;
 mod swarm;
 pub mod transport;
+mod unread;
 mod uploads;
 
 pub use attestations::{CountedBuilder, ExchangeCounters};

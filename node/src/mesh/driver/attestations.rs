@@ -3,8 +3,9 @@
 use super::Mesh;
 use crate::mesh::attestations::{Heard, Order};
 use crate::mesh::handle::AudienceView;
+use crate::mesh::unread::Protocol;
 use libp2p::PeerId;
-use libp2p::request_response;
+use libp2p::request_response::{self, InboundRequestId, ResponseChannel};
 use narmesh_gossip::PeerView;
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::exchange::{Input, Spoken};
@@ -110,12 +111,28 @@ impl Mesh {
                 }
             }
             Order::Respond { id, bytes } => {
-                if let Some((_, channel)) = self.quorum_received.remove(&id) {
-                    // Closed when the asker left.
-                    drop(self.swarm.behaviour_mut().quorum.send_response(channel, bytes));
+                if let Some((peer, asked, channel)) = self.quorum_received.remove(&id) {
+                    self.give_attestations((peer, asked), channel, bytes);
                 }
             }
             Order::Penalize(peer, misdeed) => self.misbehaved(peer, misdeed),
+        }
+    }
+
+    /// Gives a reply of the exchange, or *busy* while too much that was given before is not read.
+    fn give_attestations(
+        &mut self,
+        (peer, asked): (PeerId, InboundRequestId),
+        channel: ResponseChannel<Vec<u8>>,
+        bytes: Vec<u8>,
+    ) {
+        let request = (Protocol::Quorum, asked);
+        let busy = || QuorumReply::Busy.encode().ok();
+        let reply = if self.unread.admit(request, peer, bytes.len()) { Some(bytes) } else { busy() };
+        let Some(reply) = reply else { return };
+        // Closed when the asker left.
+        if self.swarm.behaviour_mut().quorum.send_response(channel, reply).is_err() {
+            self.unread.end(&request);
         }
     }
 
@@ -130,7 +147,7 @@ impl Mesh {
                         }
                         return;
                     }
-                    self.quorum_received.insert(id, (request_id, channel));
+                    self.quorum_received.insert(id, (peer, request_id, channel));
                 }
                 request_response::Message::Response { request_id, response } => {
                     self.board.responsive(&peer);
@@ -146,9 +163,12 @@ impl Mesh {
                 }
             }
             request_response::Event::InboundFailure { request_id, .. } => {
-                self.quorum_received.retain(|_, (received, _)| *received != request_id);
+                self.quorum_received.retain(|_, (_, received, _)| *received != request_id);
+                self.unread.end(&(Protocol::Quorum, request_id));
             }
-            request_response::Event::ResponseSent { .. } => {}
+            request_response::Event::ResponseSent { request_id, .. } => {
+                self.unread.end(&(Protocol::Quorum, request_id));
+            }
         }
     }
 }

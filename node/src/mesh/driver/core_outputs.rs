@@ -28,10 +28,9 @@ impl Mesh {
                         self.gossip.handle(now(), Input::RequestFailed { to, id });
                     }
                 }
-                Output::Respond { to: _, id, bytes } => {
-                    if let Some((_, channel)) = self.gossip_received.remove(&id) {
-                        // Closed when the asker left.
-                        drop(self.swarm.behaviour_mut().gossip.send_response(channel, bytes));
+                Output::Respond { to, id, bytes } => {
+                    if let Some((asked, channel)) = self.gossip_received.remove(&id) {
+                        self.give_gossip((to, asked), channel, bytes);
                     }
                 }
                 Output::Penalize { peer, misdeed } => {

@@ -4,11 +4,21 @@ use super::Mesh;
 use crate::mesh::clock::now;
 use crate::mesh::handle::AskError;
 use crate::mesh::rates::Admission;
-use libp2p::request_response::{self, OutboundFailure, ResponseChannel};
+use crate::mesh::unread::Protocol;
+use libp2p::request_response::{self, InboundRequestId, OutboundFailure, ResponseChannel};
 use libp2p::{PeerId, gossipsub};
 use narmesh_gossip::{Input, Misdeed};
-use narmesh_protocol::wire::{NarInfoReply, NarInfoRequest};
+use narmesh_protocol::wire::{GossipReply, NarInfoReply, NarInfoRequest};
 use std::sync::Arc;
+
+/// A narinfo that a blocking thread looked up.
+#[derive(Debug)]
+pub(super) struct NarInfoAnswer {
+    peer: PeerId,
+    asked: InboundRequestId,
+    channel: ResponseChannel<Vec<u8>>,
+    bytes: Vec<u8>,
+}
 
 impl Mesh {
     pub(super) fn on_announcement(&mut self, event: gossipsub::Event) {
@@ -45,16 +55,19 @@ impl Mesh {
             }
             request_response::Event::InboundFailure { request_id, .. } => {
                 self.gossip_received.retain(|_, (received, _)| *received != request_id);
+                self.unread.end(&(Protocol::Gossip, request_id));
             }
-            request_response::Event::ResponseSent { .. } => {}
+            request_response::Event::ResponseSent { request_id, .. } => {
+                self.unread.end(&(Protocol::Gossip, request_id));
+            }
         }
     }
 
     pub(super) fn on_narinfo(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
         match event {
             request_response::Event::Message { peer, message, .. } => match message {
-                request_response::Message::Request { request, channel, .. } => {
-                    self.answer_narinfo(peer, &request, channel);
+                request_response::Message::Request { request_id, request, channel } => {
+                    self.answer_narinfo((peer, request_id), &request, channel);
                 }
                 request_response::Message::Response { request_id, response } => {
                     if let Some((peer, since, waiting)) = self.asked.remove(&request_id) {
@@ -68,12 +81,20 @@ impl Mesh {
                     drop(waiting.send(Err(ask_error(&error))));
                 }
             }
-            request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
+            request_response::Event::InboundFailure { request_id, .. }
+            | request_response::Event::ResponseSent { request_id, .. } => {
+                self.unread.end(&(Protocol::NarInfo, request_id));
+            }
         }
     }
 
     /// "No" comes from memory; "yes" asks the predicate again on a blocking thread.
-    fn answer_narinfo(&mut self, peer: PeerId, request: &[u8], channel: ResponseChannel<Vec<u8>>) {
+    fn answer_narinfo(
+        &mut self,
+        (peer, asked): (PeerId, InboundRequestId),
+        request: &[u8],
+        channel: ResponseChannel<Vec<u8>>,
+    ) {
         let Ok(request) = NarInfoRequest::decode(request) else {
             self.gossip.handle(now(), Input::Misbehaved { peer, misdeed: Misdeed::MalformedRequest });
             return;
@@ -103,10 +124,39 @@ impl Mesh {
             };
             if let Ok(bytes) = reply.encode() {
                 // Fails only when the driver is gone.
-                drop(answers.blocking_send((channel, bytes)));
+                drop(answers.blocking_send(NarInfoAnswer { peer, asked, channel, bytes }));
             }
             drop(permit);
         });
+    }
+
+    /// Gives a narinfo that was looked up, unless too much that was given before is not read.
+    pub(super) fn give_narinfo(&mut self, answer: NarInfoAnswer) {
+        let NarInfoAnswer { peer, asked, channel, bytes } = answer;
+        let request = (Protocol::NarInfo, asked);
+        if !self.unread.admit(request, peer, bytes.len()) {
+            return self.respond(channel, &NarInfoReply::Busy);
+        }
+        // Closed when the asker left.
+        if self.swarm.behaviour_mut().narinfo.send_response(channel, bytes).is_err() {
+            self.unread.end(&request);
+        }
+    }
+
+    /// Gives a reply of gossip, or *busy*, likewise.
+    pub(super) fn give_gossip(
+        &mut self,
+        (to, asked): (PeerId, InboundRequestId),
+        channel: ResponseChannel<Vec<u8>>,
+        bytes: Vec<u8>,
+    ) {
+        let request = (Protocol::Gossip, asked);
+        let busy = || GossipReply::Busy.encode().ok();
+        let reply = if self.unread.admit(request, to, bytes.len()) { Some(bytes) } else { busy() };
+        let Some(reply) = reply else { return };
+        if self.swarm.behaviour_mut().gossip.send_response(channel, reply).is_err() {
+            self.unread.end(&request);
+        }
     }
 
     fn respond(&mut self, channel: ResponseChannel<Vec<u8>>, reply: &NarInfoReply) {

@@ -1,0 +1,90 @@
+//! Replies that were given and are not read: what a peer that asks and does not listen makes us hold.
+
+use libp2p::PeerId;
+use libp2p::request_response::InboundRequestId;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// Replies up to this are not counted. There are at most as many as streams: of 320 on a connection, 5 MiB.
+const SMALL_BYTES: usize = 16 << 10;
+/// Of larger ones, bytes that one peer may leave unread, on all its connections. Two summaries of the largest size; one reply alone is
+/// always given.
+const UNREAD_BYTES_MAX: usize = 4 << 20;
+
+/// Of which protocol a request is: each counts its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Protocol {
+    Gossip,
+    NarInfo,
+    Quorum,
+}
+
+/// Which request.
+pub(super) type Request = (Protocol, InboundRequestId);
+
+/// All of them that count, by `R`, which tells requests apart. At most one a stream.
+#[derive(Debug)]
+pub(super) struct UnreadReplies<R = Request> {
+    replies: HashMap<R, (PeerId, usize)>,
+    bytes: HashMap<PeerId, usize>,
+}
+
+impl<R> Default for UnreadReplies<R> {
+    fn default() -> Self {
+        Self { replies: HashMap::new(), bytes: HashMap::new() }
+    }
+}
+
+impl<R: Eq + Hash> UnreadReplies<R> {
+    /// Whether `peer` may be given so many bytes now; then they count until [`Self::end`].
+    pub(super) fn admit(&mut self, request: R, peer: PeerId, bytes: usize) -> bool {
+        if bytes <= SMALL_BYTES {
+            return true;
+        }
+        let unread = self.bytes.get(&peer).copied().unwrap_or(0);
+        if unread > 0 && unread + bytes > UNREAD_BYTES_MAX {
+            return false;
+        }
+        self.bytes.insert(peer, unread + bytes);
+        self.replies.insert(request, (peer, bytes));
+        true
+    }
+
+    /// The reply was written, or never will be.
+    pub(super) fn end(&mut self, request: &R) {
+        let Some((peer, bytes)) = self.replies.remove(request) else { return };
+        let Some(unread) = self.bytes.get_mut(&peer) else { return };
+        *unread = unread.saturating_sub(bytes);
+        if *unread == 0 {
+            self.bytes.remove(&peer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_does_not_read_is_given_so_much_and_no_more() {
+        let (mut unread, mean, fair) = (UnreadReplies::<u64>::default(), PeerId::random(), PeerId::random());
+        let mib = 1 << 20;
+        // However large, one alone is given.
+        assert!(unread.admit(0, mean, 8 * mib));
+        assert!(!unread.admit(1, mean, mib) && unread.admit(2, mean, SMALL_BYTES));
+        assert!(unread.admit(3, fair, mib), "another one has its own");
+        unread.end(&0);
+        unread.end(&0);
+        for request in 4..8 {
+            assert!(unread.admit(request, mean, mib));
+        }
+        assert!(!unread.admit(8, mean, SMALL_BYTES + 1));
+        unread.end(&5);
+        assert!(unread.admit(9, mean, mib));
+        // What was refused, or was too small to be counted, ends without a trace.
+        for request in 0..20 {
+            unread.end(&request);
+        }
+        assert!(unread.replies.is_empty() && unread.bytes.is_empty());
+    }
+}
