@@ -1,28 +1,35 @@
 //! Who may try to come in: bounds on handshakes under way.
 //!
 //! A stranger is known as such only after the handshake, so what he can cost is bounded before it: so many at a time from one
-//! address, so many in all from addresses that no peer of ours is known to have.
+//! address, so many in all from addresses that no peer of ours is known to have. A peer dials from the port where it listens, so
+//! address and port together tell it from strangers behind the same address; what they do is not counted against it.
 
-use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
+use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     dummy,
 };
 use libp2p::{Multiaddr, PeerId};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
 use super::addresses::socket_address;
 
-/// Handshakes under way from one source: an IPv4 address, or an IPv6 network of 64 bits. Four machines behind one address, each with
-/// a control and a bulk connection.
+/// Handshakes under way from one source where no peer is known to be: an IPv4 address, or an IPv6 network of 64 bits. Four machines
+/// behind one address, each with a control and a bulk connection.
 const PENDING_PER_SOURCE_MAX: usize = 8;
+/// The same from one address where a peer is known to be: strangers behind it take longer to use it up.
+const PENDING_PER_KNOWN_MAX: usize = 24;
+/// From one address and port where a peer is known to be. It dials once at a time; the other may be dying.
+const PENDING_PER_SOCKET_MAX: usize = 2;
 /// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
 /// them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
+/// Addresses and ports from which peers came in that are remembered: those of a peer behind a router, which it does not know itself.
+const SEEN_MAX: usize = 1_024;
 
 /// Why somebody is not let in before his handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,33 +43,69 @@ pub(super) enum Refused {
 /// The behaviour; it speaks no protocol.
 #[derive(Debug, Default)]
 pub(super) struct Door {
-    known: HashSet<IpAddr>,
-    pending: HashMap<ConnectionId, IpAddr>,
+    known: HashSet<SocketAddr>,
+    known_ips: HashSet<IpAddr>,
+    seen: VecDeque<SocketAddr>,
+    pending: HashMap<ConnectionId, SocketAddr>,
 }
 
 impl Door {
     /// Where peers are known to be, configured or learned.
-    pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.known = addresses.into_iter().map(source).collect();
+    pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
+        self.known = addresses.into_iter().map(canonical).collect();
+        self.known_ips = self.known.iter().chain(&self.seen).map(SocketAddr::ip).collect();
     }
 
-    fn admit(&mut self, id: ConnectionId, ip: IpAddr) -> Result<(), Refused> {
-        let source = source(ip);
-        if self.pending.values().filter(|pending| **pending == source).count() >= PENDING_PER_SOURCE_MAX {
-            return Err(Refused::Source);
+    fn admit(&mut self, id: ConnectionId, from: SocketAddr) -> Result<(), Refused> {
+        let from = canonical(from);
+        let is_known_socket = |address: &SocketAddr| self.known.contains(address) || self.seen.contains(address);
+        let others = || self.pending.values().filter(|pending| !is_known_socket(pending));
+        if is_known_socket(&from) {
+            if self.pending.values().filter(|pending| **pending == from).count() >= PENDING_PER_SOCKET_MAX {
+                return Err(Refused::Source);
+            }
+        } else if self.known_ips.contains(&from.ip()) {
+            if others().filter(|pending| pending.ip() == from.ip()).count() >= PENDING_PER_KNOWN_MAX {
+                return Err(Refused::Source);
+            }
+        } else {
+            let unknown = || others().filter(|pending| !self.known_ips.contains(&pending.ip()));
+            if unknown().filter(|pending| source(pending.ip()) == source(from.ip())).count() >= PENDING_PER_SOURCE_MAX {
+                return Err(Refused::Source);
+            }
+            if unknown().count() >= PENDING_UNKNOWN_MAX {
+                return Err(Refused::Unknown);
+            }
         }
-        let unknown = || self.pending.values().filter(|pending| !self.known.contains(*pending)).count();
-        if !self.known.contains(&source) && unknown() >= PENDING_UNKNOWN_MAX {
-            return Err(Refused::Unknown);
-        }
-        self.pending.insert(id, source);
+        self.pending.insert(id, from);
         Ok(())
     }
+
+    /// A peer came in from there: the allowlist let it pass.
+    fn see(&mut self, from: SocketAddr) {
+        let from = canonical(from);
+        if self.known.contains(&from) || self.seen.contains(&from) {
+            return;
+        }
+        if self.seen.len() >= SEEN_MAX
+            && let Some(oldest) = self.seen.pop_front()
+            && !self.known.iter().chain(&self.seen).any(|address| address.ip() == oldest.ip())
+        {
+            self.known_ips.remove(&oldest.ip());
+        }
+        self.seen.push_back(from);
+        self.known_ips.insert(from.ip());
+    }
+}
+
+/// One spelling of each: an IPv4 address mapped into IPv6 is that one.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// What counts as one source: whoever has an IPv6 address usually has 2^64 of them.
 fn source(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
+    match ip {
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
         ip @ IpAddr::V4(_) => ip,
     }
@@ -79,7 +122,7 @@ impl NetworkBehaviour for Door {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         let Some(address) = socket_address(remote) else { return Ok(()) };
-        self.admit(id, address.ip()).map_err(ConnectionDenied::new)
+        self.admit(id, address).map_err(ConnectionDenied::new)
     }
 
     fn handle_established_inbound_connection(
@@ -105,7 +148,14 @@ impl NetworkBehaviour for Door {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionEstablished(event) => drop(self.pending.remove(&event.connection_id)),
+            FromSwarm::ConnectionEstablished(event) => {
+                self.pending.remove(&event.connection_id);
+                if let ConnectedPoint::Listener { send_back_addr, .. } = event.endpoint
+                    && let Some(from) = socket_address(send_back_addr)
+                {
+                    self.see(from);
+                }
+            }
             FromSwarm::ListenFailure(event) => drop(self.pending.remove(&event.connection_id)),
             // Nothing else ends a handshake.
             _ => {}
@@ -129,51 +179,92 @@ mod tests {
         (0..).map(ConnectionId::new_unchecked)
     }
 
+    fn at(ip: impl Into<IpAddr>, port: u16) -> SocketAddr {
+        SocketAddr::new(ip.into(), port)
+    }
+
     #[test]
     fn eight_handshakes_from_one_source_and_no_more() {
         let (mut door, mut ids) = (Door::default(), ids());
         for host in 1..=2 {
-            let ip = IpAddr::from([192, 0, 2, host]);
-            for _ in 0..PENDING_PER_SOURCE_MAX {
-                door.admit(ids.next().unwrap(), ip).unwrap();
+            for port in 0..8 {
+                door.admit(ids.next().unwrap(), at([192, 0, 2, host], port)).unwrap();
             }
-            assert_eq!(door.admit(ids.next().unwrap(), ip), Err(Refused::Source));
+            assert_eq!(door.admit(ids.next().unwrap(), at([192, 0, 2, host], 9)), Err(Refused::Source));
         }
         // One that ended, either way, makes room for one.
         door.pending.remove(&ConnectionId::new_unchecked(0));
-        door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])).unwrap();
-        assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
+        door.admit(ids.next().unwrap(), at([192, 0, 2, 1], 9)).unwrap();
+        assert_eq!(door.admit(ids.next().unwrap(), at([192, 0, 2, 1], 9)), Err(Refused::Source));
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_source() {
         let (mut door, mut ids) = (Door::default(), ids());
         for host in 0..8_u16 {
-            door.admit(ids.next().unwrap(), IpAddr::from([0x2001, 0xdb8, 1, 1, 0, 0, 0, host])).unwrap();
+            door.admit(ids.next().unwrap(), at([0x2001, 0xdb8, 1, 1, 0, 0, 0, host], 1)).unwrap();
         }
         let (same, other) = ([0x2001, 0xdb8, 1, 1, 9, 0, 0, 9], [0x2001, 0xdb8, 1, 2, 0, 0, 0, 1]);
-        assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from(same)), Err(Refused::Source));
-        door.admit(ids.next().unwrap(), IpAddr::from(other)).unwrap();
+        assert_eq!(door.admit(ids.next().unwrap(), at(same, 1)), Err(Refused::Source));
+        door.admit(ids.next().unwrap(), at(other, 1)).unwrap();
         // Mapped addresses are IPv4 ones.
         for _ in 0..PENDING_PER_SOURCE_MAX {
-            door.admit(ids.next().unwrap(), "::ffff:192.0.2.1".parse().unwrap()).unwrap();
+            door.admit(ids.next().unwrap(), "[::ffff:192.0.2.1]:1".parse().unwrap()).unwrap();
         }
-        assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
+        assert_eq!(door.admit(ids.next().unwrap(), at([192, 0, 2, 1], 1)), Err(Refused::Source));
     }
 
     #[test]
     fn a_flood_of_strangers_leaves_the_door_open_for_known_addresses() {
         let (mut door, mut ids) = (Door::default(), ids());
-        let known = IpAddr::from([192, 0, 2, 1]);
-        door.set_known([known]);
-        let from = |host: u8| IpAddr::from([198, 51, 100, host]);
+        let known = [192, 0, 2, 1];
+        door.set_known([at(known, 7280)]);
         for host in 0..64 {
-            door.admit(ids.next().unwrap(), from(host)).unwrap();
+            door.admit(ids.next().unwrap(), at([198, 51, 100, host], 1)).unwrap();
         }
-        assert_eq!(door.admit(ids.next().unwrap(), from(99)), Err(Refused::Unknown));
-        for _ in 0..PENDING_PER_SOURCE_MAX {
-            door.admit(ids.next().unwrap(), known).unwrap();
+        assert_eq!(door.admit(ids.next().unwrap(), at([198, 51, 100, 99], 1)), Err(Refused::Unknown));
+        for _ in 0..PENDING_PER_KNOWN_MAX {
+            door.admit(ids.next().unwrap(), at(known, 1)).unwrap();
         }
-        assert_eq!(door.admit(ids.next().unwrap(), known), Err(Refused::Source));
+        assert_eq!(door.admit(ids.next().unwrap(), at(known, 1)), Err(Refused::Source));
+    }
+
+    #[test]
+    fn strangers_beside_a_peer_do_not_keep_it_out() {
+        // Behind one IPv4 address, and in one IPv6 network; one whose address is known, and one that came in from there before.
+        for ip in [IpAddr::from([192, 0, 2, 1]), IpAddr::from([0x2001, 0xdb8, 1, 1, 0, 0, 0, 1])] {
+            for was_seen in [false, true] {
+                let (mut door, mut ids) = (Door::default(), ids());
+                let peer = at(ip, 7280);
+                if was_seen {
+                    door.see(peer);
+                } else {
+                    door.set_known([peer]);
+                }
+                let strangers = (1..200).filter(|port| door.admit(ids.next().unwrap(), at(ip, *port)).is_ok()).count();
+                assert_eq!(strangers, PENDING_PER_KNOWN_MAX);
+                for _ in 0..PENDING_PER_SOCKET_MAX {
+                    door.admit(ids.next().unwrap(), peer).unwrap();
+                }
+                assert_eq!(door.admit(ids.next().unwrap(), peer), Err(Refused::Source));
+            }
+        }
+        // In the same network of IPv6, at another address: nothing of it counts against the peer.
+        let (mut door, mut ids) = (Door::default(), ids());
+        let peer = at([0x2001, 0xdb8, 1, 1, 0, 0, 0, 1], 7280);
+        door.set_known([peer]);
+        while door.admit(ids.next().unwrap(), at([0x2001, 0xdb8, 1, 1, 0, 0, 0, 2], 1)).is_ok() {}
+        for port in 1..=8 {
+            door.admit(ids.next().unwrap(), at(peer.ip(), port)).unwrap();
+        }
+    }
+
+    #[test]
+    fn where_peers_came_from_is_remembered_within_bounds() {
+        let mut door = Door::default();
+        for number in 0..3 * SEEN_MAX as u32 {
+            door.see(at(std::net::Ipv4Addr::from(number), 1));
+        }
+        assert_eq!((door.seen.len(), door.known_ips.len()), (SEEN_MAX, SEEN_MAX));
     }
 }

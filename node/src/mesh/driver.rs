@@ -409,7 +409,7 @@ impl Mesh {
     /// Strangers cannot keep those out who come from where a peer is known to be.
     pub(super) fn tell_door(&mut self) {
         let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
-        let known: Vec<_> = known.filter_map(|address| socket_address(&address)).map(|address| address.ip()).collect();
+        let known: Vec<_> = known.filter_map(|address| socket_address(&address)).collect();
         self.swarm.behaviour_mut().door.set_known(known);
     }
 
