@@ -143,6 +143,13 @@ impl Entry {
         }
     }
 
+    /// Whether the bytes say that they are older than what is known of this peer: nothing would come of opening them.
+    pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
+        let claimed = Envelope::claimed_generation(bytes);
+        let known = self.newest.as_ref().map(|newest| newest.announcement().generation);
+        claimed.is_some() && claimed < known && !mutant!(StaleGeneration)
+    }
+
     /// Whether the body held is of before a restart and known to be older than what its owner announced last.
     pub(crate) fn is_outdated_memory(&self) -> bool {
         let newest = self.newest.as_ref().map(|newest| newest.announcement().generation);
@@ -257,6 +264,12 @@ impl Directory {
             Some(entry) => entry.opened(bytes, open),
             None => open(bytes),
         }
+    }
+
+    /// Whether an envelope is of a peer here, as it says, and older than what is known of that one.
+    pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
+        let entry = claimed_signer(bytes).and_then(|signer| self.entries.get(&signer));
+        entry.is_some_and(|entry| entry.is_older(bytes))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Entry)> {

@@ -351,6 +351,9 @@ impl Gossip {
         if entry.standing.announcements_spent(moment, is_hearsay) {
             return Verdict::Ignore;
         }
+        if entry.is_older(bytes) {
+            return Verdict::Ignore;
+        }
         let envelope = match entry.opened(bytes, self.open_envelope) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::UnknownVersion { version }) => {

@@ -381,7 +381,11 @@ impl Gossip {
             return self.penalize(from, Misdeed::MalformedReply);
         }
         let mut fresh = false;
+        // What is old is skipped unopened, or a thousand of them at each greeting would be a way to keep us busy.
         for bytes in news {
+            if self.directory.is_older(bytes) {
+                continue;
+            }
             match self.directory.opened(bytes, self.open_envelope) {
                 // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
                 Ok(envelope) => fresh |= self.accept(&envelope, from) == Worth::News,

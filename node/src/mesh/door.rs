@@ -4,6 +4,7 @@
 //! address, so many in all from addresses that no peer of ours is known to have. A peer dials from the port where it listens, so
 //! address and port together tell it from strangers behind the same address; what they do is not counted against it.
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
 use libp2p::swarm::{
@@ -14,6 +15,7 @@ use libp2p::{Multiaddr, PeerId};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::task::{Context, Poll};
 
 use super::addresses::socket_address;
@@ -28,6 +30,13 @@ const PENDING_PER_SOCKET_MAX: usize = 2;
 /// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
 /// them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
+/// Handshakes begun from one source per second in the long run, whoever it is: each takes some 0.7 ms of a core. A machine that
+/// restarts has two connections with each peer; a hundred behind one address start at once.
+const BEGUN_PER_S: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+/// See [`BEGUN_PER_S`].
+const BEGUN_BURST: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
+/// Sources of which that is counted.
+const SOURCES_MAX: usize = 4_096;
 /// Addresses and ports from which peers came in that are remembered: those of a peer behind a router, which it does not know itself.
 const SEEN_MAX: usize = 1_024;
 
@@ -38,6 +47,8 @@ pub(super) enum Refused {
     Source,
     #[error("{PENDING_UNKNOWN_MAX} handshakes from unknown addresses are under way")]
     Unknown,
+    #[error("more than {BEGUN_PER_S} handshakes a second from that address")]
+    TooOften,
 }
 
 /// The behaviour; it speaks no protocol.
@@ -47,6 +58,7 @@ pub(super) struct Door {
     known_ips: HashSet<IpAddr>,
     seen: VecDeque<SocketAddr>,
     pending: HashMap<ConnectionId, SocketAddr>,
+    begun: HashMap<IpAddr, DefaultDirectRateLimiter>,
 }
 
 impl Door {
@@ -77,8 +89,24 @@ impl Door {
                 return Err(Refused::Unknown);
             }
         }
+        if !self.may_begin(source(from.ip())) {
+            return Err(Refused::TooOften);
+        }
         self.pending.insert(id, from);
         Ok(())
+    }
+
+    /// Counts a handshake. Who is refused here costs no more than the connection that the system accepted.
+    fn may_begin(&mut self, source: IpAddr) -> bool {
+        if self.begun.len() >= SOURCES_MAX && !self.begun.contains_key(&source) {
+            // Those that have their whole burst again are as good as forgotten.
+            self.begun.retain(|_, begun| begun.check_n(BEGUN_BURST).is_ok_and(|fits| fits.is_err()));
+            if self.begun.len() >= SOURCES_MAX {
+                return false;
+            }
+        }
+        let quota = Quota::per_second(BEGUN_PER_S).allow_burst(BEGUN_BURST);
+        self.begun.entry(source).or_insert_with(|| RateLimiter::direct(quota)).check().is_ok()
     }
 
     /// A peer came in from there: the allowlist let it pass.
@@ -257,6 +285,28 @@ mod tests {
         for port in 1..=8 {
             door.admit(ids.next().unwrap(), at(peer.ip(), port)).unwrap();
         }
+    }
+
+    #[test]
+    fn one_that_redials_without_end_costs_few_handshakes() {
+        let (mut door, mut ids, peer) = (Door::default(), ids(), at([192, 0, 2, 1], 7280));
+        door.set_known([peer]);
+        let redial = |door: &mut Door, id| {
+            let is_admitted = door.admit(id, peer).is_ok();
+            door.pending.clear();
+            is_admitted
+        };
+        let begun = (0..10_000).filter(|_| redial(&mut door, ids.next().unwrap())).count();
+        assert!((256..300).contains(&begun), "{begun}");
+        assert_eq!(door.admit(ids.next().unwrap(), peer), Err(Refused::TooOften));
+        door.admit(ids.next().unwrap(), at([192, 0, 2, 2], 7280)).unwrap();
+        // As many sources as there are make no more memory.
+        for number in 0..2 * SOURCES_MAX as u32 {
+            if door.admit(ids.next().unwrap(), at(std::net::Ipv4Addr::from(number), 1)).is_ok() {
+                door.pending.clear();
+            }
+        }
+        assert!(door.begun.len() <= SOURCES_MAX);
     }
 
     #[test]
