@@ -10,6 +10,7 @@ use crate::wire::{
     Address, Announcement, GossipReply, GossipRequest, Summary, TOPIC, audience_digest, open_envelope, sha256,
 };
 use futures::AsyncWriteExt as _;
+use libp2p::identity::Keypair;
 use narmesh_tests::{get, promised, wait_until};
 use std::net::TcpListener;
 use std::panic::{self, AssertUnwindSafe};
@@ -274,20 +275,36 @@ fn a_liar_about_summaries_is_set_aside() {
 /// As many announcements as can be sent in a while, and on a slow machine for as long as a flood takes.
 #[test]
 fn a_flood_of_announcements() {
-    flood("flood of announcements", |since, sent| {
+    flood("flood of announcements", By::Itself, |since, sent| {
         since.elapsed() < FLOOD || (sent < FLOOD_MIN && since.elapsed() < promised(FLOOD))
+    });
+}
+
+/// The same in the name of somebody whom we do not know: it is charged to who pushes it.
+#[test]
+fn a_flood_in_the_name_of_a_stranger() {
+    flood("flood in the name of a stranger", By::Stranger, |since, sent| {
+        since.elapsed() < FLOOD || (sent < PUSHED_MIN && since.elapsed() < promised(FLOOD))
     });
 }
 
 #[test]
 #[ignore = "takes two minutes of both cores: in `test.sh --full`"]
 fn a_million_announcements() {
-    flood("a million announcements", |_, sent| sent < 1_000_000);
+    flood("a million announcements", By::Itself, |_, sent| sent < 1_000_000);
+}
+
+/// Whose announcements a flood is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Itself,
+    Stranger,
 }
 
 /// Announcements, each signed and new, for as long as `goes_on` says.
-fn flood(tag: &str, goes_on: impl Fn(Instant, u64) -> bool) {
+fn flood(tag: &str, by: By, goes_on: impl Fn(Instant, u64) -> bool) {
     let peer = Peer::honest("flood");
+    let author = if by == By::Itself { peer.keys.clone() } else { Keypair::generate_ed25519() };
     let stage = Stage::new(&["flood"], 64, &[&peer]);
     stage.enter(&peer, "flood", &["a"]);
     let (body, epoch) = (truth(&stage, &peer).encode(), now_ms());
@@ -298,8 +315,8 @@ fn flood(tag: &str, goes_on: impl Fn(Instant, u64) -> bool) {
     while goes_on(started, sent) {
         messages.clear();
         while messages.len() < FRAME_BYTES - MESSAGE_BYTES {
-            let envelope = Announcement { seq: 10 + sent, ..announcement(&body, epoch) }.seal(&peer.keys);
-            messages.extend(message(&peer.keys, TOPIC, sent, &envelope));
+            let envelope = Announcement { seq: 10 + sent, ..announcement(&body, epoch) }.seal(&author);
+            messages.extend(message(&author, TOPIC, sent, &envelope));
             sent += 1;
         }
         peer.runtime.block_on(timed(stream.write_all(&frame(&messages)))).expect("it is read");
@@ -321,6 +338,8 @@ const FLOOD: Duration = Duration::from_secs(5);
 const MESSAGE_BYTES: usize = 500;
 /// A peer may publish 40 at once and 4 a second.
 const FLOOD_MIN: u64 = 1_000;
+/// And hand on 2,000 of others at once and 100 a second.
+const PUSHED_MIN: u64 = 6_000;
 
 /// An old announcement of an honest node, replayed by somebody else, changes nothing.
 #[test]
