@@ -135,7 +135,7 @@ state_dir = @node.state_dir@
 # The group whose members may use that socket (mode 0660), besides the daemon's user and root; the daemon has to be in it.
 # Default: the daemon's own group. Read at start only.
 @node.control_group@
-# Where peers connect: IP addresses and TCP ports. Read at start only.
+# Where peers connect: IP addresses and TCP ports. Of IPv4 and IPv6, what this machine lacks is left out. Read at start only.
 listen = @node.listen@
 # Told to peers besides the addresses of this machine: for a forwarded port, at most 8, such as
 # "/ip4/203.0.113.7/tcp/7280".

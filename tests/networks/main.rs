@@ -8,6 +8,7 @@
 mod bulk;
 mod clock;
 mod crowd;
+mod families;
 #[path = "../hostile/filter.rs"]
 mod filter;
 #[path = "../hostile/formats.rs"]

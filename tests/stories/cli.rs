@@ -110,7 +110,7 @@ fn the_quick_start_with_two_machines_works_as_written() {
         let root = node.dir().join("root").display().to_string();
         // Both machines are this one here: ports and stores of their own, and loopback instead of a network.
         let mut edited = text
-            .replace("/ip4/0.0.0.0/tcp/7280", "/ip4/127.0.0.1/tcp/0")
+            .replace(r#""/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280""#, r#""/ip4/127.0.0.1/tcp/0""#)
             .replace("127.0.0.1:7281", "127.0.0.1:0")
             .replace("# root = \"/chroot\"", &format!("root = \"{root}\""))
             .replace("trusted_public_keys = [", &format!("trusted_public_keys = [\n    \"{key}\","));
@@ -270,6 +270,20 @@ fn what_id_prints_is_what_the_other_machine_takes() {
     run(&two, &["check-config"]);
     let policy = run(&two, &["quorum", "policy", "check", two.to_str().unwrap()]);
     assert!(policy.contains("1 builders in 1 groups; observe"), "{policy}");
+}
+
+#[test]
+fn a_port_that_another_program_has_is_named_and_no_start() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("a");
+    let taken = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let address = format!("/ip6/::1/tcp/{}", taken.local_addr().unwrap().port());
+    node.config.listen.push(address.clone());
+    node.write_config();
+    let said = node.narmesh(&["run"]).expect_failure("a start on a port that is taken");
+    for words in ["node.listen", &address, "in use", "accepted"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
 }
 
 #[test]

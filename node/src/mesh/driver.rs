@@ -8,13 +8,14 @@ mod kept;
 mod protocols;
 
 use self::kept::SummaryKeeper;
-use super::addresses::{describe_dial_error, may_be_told, socket_address};
+use super::addresses::{describe_dial_error, socket_address, told};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{Bulk, Surroundings};
 use super::clock::now;
 use super::dialer::{Demand, Dialer, NotNow};
 use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
+use super::listeners::Listeners;
 use super::nar_client::NarPool;
 use super::peers::PeerBoard;
 use super::rates::{DialRates, NarInfoRates};
@@ -36,7 +37,6 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -102,6 +102,7 @@ type Asked = (PeerId, Instant, oneshot::Sender<Result<Vec<u8>, AskError>>);
 /// The driver itself: `Mesh::start` makes it, `run` is its life.
 pub struct Mesh {
     swarm: Swarm<MeshBehaviour>,
+    listeners: Listeners,
     gossip: Gossip,
     dialer: Dialer,
     board: Arc<PeerBoard>,
@@ -156,9 +157,7 @@ impl Mesh {
     ) -> anyhow::Result<(Self, MeshHandle)> {
         let MeshParts { offer, uploads, board, state, summaries, ledger, exchange_counters, withheld } = parts;
         let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
-        for address in &config.listen {
-            swarm.listen_on(address.clone())?;
-        }
+        let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
         let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
@@ -190,6 +189,7 @@ impl Mesh {
         let mut mesh = Self {
             dialer: Dialer::new(config.connections_gossip),
             swarm,
+            listeners,
             gossip,
             board,
             nar,
@@ -229,11 +229,10 @@ impl Mesh {
         Ok((mesh, handle))
     }
 
-    /// Waits until every configured address is listened on, at most 2 s.
+    /// Waits until of every configured address that can be listened on it is known what it is, at most 2 s.
     pub async fn listening(&mut self) {
-        let wanted = self.config.listen.len();
         let all = async {
-            while self.swarm.listeners().count() < wanted {
+            while !self.listeners.are_known() {
                 let event = self.swarm.select_next_some().await;
                 self.on_swarm_event(event);
             }
@@ -322,8 +321,10 @@ impl Mesh {
             Command::Misbehaved(peer, misdeed) => self.gossip.handle(now(), Input::Misbehaved { peer, misdeed }),
             Command::Reconfigure(config) => self.reconfigure(config),
             Command::View(reply) => {
+                let mut listen: Vec<_> = self.swarm.listeners().cloned().collect();
+                listen.sort_unstable();
                 let view = MeshView {
-                    listen: self.swarm.listeners().cloned().collect(),
+                    listen,
                     peers: self.gossip.peers().collect(),
                     publication: self.gossip.publication(),
                     audiences: self.audiences(),
@@ -413,17 +414,8 @@ impl Mesh {
     }
 
     fn tell_addresses(&mut self) {
-        let mut addresses: Vec<SocketAddr> = self
-            .config
-            .external_addresses
-            .iter()
-            .chain(self.swarm.listeners())
-            .filter_map(socket_address)
-            .filter(|address| may_be_told(address.ip(), self.config.advertise_loopback))
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.truncate(narmesh_protocol::Summary::ADDRESSES_MAX);
+        let external = &self.config.external_addresses;
+        let addresses = told(external, self.swarm.listeners(), self.config.advertise_loopback);
         self.gossip.handle(now(), Input::Addresses(addresses));
     }
 
@@ -457,7 +449,8 @@ impl Mesh {
                     stats.latency.get_or_insert(round_trip);
                 });
             }
-            SwarmEvent::NewListenAddr { address, .. } => {
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                self.listeners.has_address(listener_id);
                 tracing::info!(%address, "listening for peers");
                 self.tell_addresses();
             }
