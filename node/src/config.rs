@@ -211,7 +211,7 @@ pub struct PeerConfig {
     pub name: String,
     /// Its peer id, as `narmesh id` prints it there.
     pub peer_id: String,
-    /// Where to dial it; may be empty, addresses are learned from other peers.
+    /// Where to dial it, by IP address or host name; may be empty, addresses are learned from other peers.
     #[serde(default)]
     pub addresses: Vec<String>,
 }

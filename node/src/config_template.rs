@@ -207,7 +207,8 @@ upload_bytes_per_s = @limits.upload_bytes_per_s@
 advertised_paths_max = @limits.advertised_paths_max@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
-# Addresses may be left out: they are learned from other peers.
+# Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or /dns4/,
+# /dns6/), is resolved anew for each dial.
 # [[peer]]
 # name = "buildbox"
 # peer_id = "12D3KooW..."

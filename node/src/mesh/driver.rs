@@ -4,15 +4,17 @@ use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
 mod attestations;
 mod bulk_dials;
 mod core_outputs;
+mod dials;
 mod kept;
 mod protocols;
 
+use self::dials::Lookups;
 use self::kept::SummaryKeeper;
-use super::addresses::{describe_dial_error, socket_address, told};
+use super::addresses::told;
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{Bulk, Surroundings};
 use super::clock::now;
-use super::dialer::{Demand, Dialer, NotNow};
+use super::dialer::Dialer;
 use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
 use super::listeners::Listeners;
@@ -26,8 +28,7 @@ use crate::quorum::LiveLedger;
 use crate::state_db::{SharedStateDb, SummaryFiles};
 use futures::StreamExt;
 use libp2p::identity::Keypair;
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::NarInfoRequest;
@@ -49,8 +50,6 @@ const ANSWERS_AT_ONCE_MAX: usize = 64;
 const TICK_MAX: Duration = Duration::from_secs(10);
 /// A start waits no longer than this for its listeners.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Lookups that wait for a connection with one peer: as many as the resolver has paths under way.
-const WAITERS_MAX: usize = 256;
 /// Connections in all, kept and on demand.
 const CONNECTIONS_MAX: u32 = 1_024;
 
@@ -118,6 +117,7 @@ pub struct Mesh {
     answering: Arc<Semaphore>,
     narinfo_rates: NarInfoRates,
     asked: HashMap<OutboundRequestId, Asked>,
+    lookups: Lookups,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     exchange: ExchangeLink,
     orders: mpsc::Receiver<Order>,
@@ -204,6 +204,7 @@ impl Mesh {
             narinfo_rates: NarInfoRates::default(),
             answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
             asked: HashMap::new(),
+            lookups: Lookups::default(),
             connecting: HashMap::new(),
             exchange,
             orders,
@@ -264,6 +265,7 @@ impl Mesh {
                     drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
                 }
                 Some(order) = self.orders.recv() => self.on_order(order),
+                Some((peer, resolved)) = self.lookups.next() => self.on_resolved(peer, resolved),
                 () = sleep => self.gossip.handle(now(), Input::Tick),
             }
         }
@@ -276,37 +278,6 @@ impl Mesh {
         };
         let keeper = self.keeper.as_ref().and_then(SummaryKeeper::deadline);
         wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(wait(keeper)).min(TICK_MAX)
-    }
-
-    fn dial_due(&mut self) {
-        for (peer, addresses) in self.dialer.due(now().moment) {
-            self.dial(peer, addresses);
-        }
-    }
-
-    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses);
-        // From the port that we listen on, the new connection would have the four numbers of one that has just died: the kernel of
-        // the other side may still know that, and then answers only when the request is repeated, a second later.
-        let options = options.allocate_new_port().build();
-        if let Err(error) = self.swarm.dial(options) {
-            self.dial_failed(peer, &error);
-        }
-    }
-
-    fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
-        if self.swarm.is_connected(&peer) {
-            self.dialer.connected(now().moment, &peer, None);
-            return;
-        }
-        let why = describe_dial_error(error);
-        tracing::debug!(%peer, why, "dial failed");
-        self.dialer.failed(now().moment, &peer, &mut self.rng);
-        self.board.update(&peer, |stats| stats.why = Some(why.clone()));
-        // Whoever still waits goes on waiting for the next dial, if it comes soon.
-        for waiter in self.connecting.remove(&peer).unwrap_or_default() {
-            self.connect(peer, waiter);
-        }
     }
 
     fn on_command(&mut self, command: Command) {
@@ -350,40 +321,13 @@ impl Mesh {
         self.asked.insert(id, (peer, Instant::now(), reply));
     }
 
-    fn connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), AskError>>) {
-        if reply.is_closed() {
-            return;
-        }
-        let refuse =
-            |reply: oneshot::Sender<_>, why: &str| drop(reply.send(Err(AskError::NotConnected(why.to_owned()))));
-        match self.dialer.demand(now().moment, &peer) {
-            Ok(Demand::Connected) => drop(reply.send(Ok(()))),
-            Ok(demand) => {
-                let waiting = self.connecting.entry(peer).or_default();
-                waiting.retain(|waiter| !waiter.is_closed());
-                if waiting.len() >= WAITERS_MAX {
-                    return refuse(reply, "too many wait for a connection");
-                }
-                waiting.push(reply);
-                if let Demand::Dial(addresses) = demand {
-                    self.dial(peer, addresses);
-                }
-            }
-            Err(NotNow::Unknown) => refuse(reply, "not on the allowlist"),
-            Err(NotNow::NoAddress) => refuse(reply, "no address that was not just tried"),
-            Err(NotNow::Gone) => {
-                let why = self.board.stats(&peer).and_then(|stats| stats.why);
-                refuse(reply, &why.unwrap_or_else(|| "gone".to_owned()));
-            }
-        }
-    }
-
     fn reconfigure(&mut self, config: MeshConfig) {
         let at = now();
         for peer in self.config.peers.keys().filter(|peer| !config.peers.contains_key(*peer)) {
             // Closes its connections, too.
             self.swarm.behaviour_mut().allowlist.disallow_peer(*peer);
             self.nar.forget(peer);
+            self.lookups.forget(peer);
             self.dial_rates.forget(peer);
             self.narinfo_rates.forget(peer);
             for waiter in self.connecting.remove(peer).unwrap_or_default() {
@@ -404,13 +348,6 @@ impl Mesh {
         }
         self.tell_door();
         self.tell_builders();
-    }
-
-    /// Strangers cannot keep those out who come from where a peer is known to be.
-    pub(super) fn tell_door(&mut self) {
-        let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
-        let known: Vec<_> = known.filter_map(|address| socket_address(&address)).map(|address| address.ip()).collect();
-        self.swarm.behaviour_mut().door.set_known(known);
     }
 
     fn tell_addresses(&mut self) {
@@ -480,6 +417,7 @@ impl Mesh {
     fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
         tracing::info!(%peer, dialled = dialled.is_some(), "connected");
         self.dialer.connected(now().moment, &peer, dialled);
+        self.lookups.connected(&peer);
         self.board.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             drop(waiter.send(Ok(())));
