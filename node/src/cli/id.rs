@@ -147,7 +147,10 @@ fn dialable_addresses(listen: &[Multiaddr], external: &[Multiaddr]) -> Vec<Multi
 fn own_address(near: &str, far: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind(near).ok()?;
     socket.connect(far).ok()?;
-    Some(socket.local_addr().ok()?.ip())
+    let ip = socket.local_addr().ok()?.ip();
+    // One that means nothing elsewhere, where a router is all that was heard of.
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    (!is_link_local).then_some(ip)
 }
 
 #[cfg(test)]
