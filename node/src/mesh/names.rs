@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::addresses::multiaddr;
 
-/// Names that the system is asked for at the same time. The C library gives up after half a minute where no server answers, and
+/// Names that the system is asked for at the same time. The C library takes half a minute or more to give up where no server answers, and
 /// cannot be told to stop before.
 const LOOKUPS_MAX: usize = 64;
 /// Addresses taken of one name, in the order that the system prefers: as many as a peer may have.
