@@ -170,8 +170,8 @@ store_dir = @store.store_dir@
 [trust]
 # Whose builds are taken: public keys in Nix's form, one per name. Nix must trust the same keys (trusted-public-keys in
 # nix.conf); a key that only narmesh trusts lets Nix remember unusable answers for 30 days.
-# Add here what `narmesh id` prints as builder key on the other machines; and, to share what came from the public cache,
-# "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
+# Add here what `narmesh id` prints as builder key on the other machines. `narmesh init` puts in the keys that Nix trusts, so that
+# what came from the public cache is shared, too: "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
 trusted_public_keys = [
 @trust.trusted_public_keys@]
 # Signs what was built on this machine. Without it nothing built here is advertised, only what a trusted key has signed.

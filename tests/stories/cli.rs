@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use narmesh_tests::{Finished, TestMesh, TestNode, finish, narmesh_binary, scratch_dir};
+use narmesh_tests::{Finished, TestMesh, TestNode, finish, narmesh_binary, nix_client_environment, scratch_dir};
 use serde_json::Value;
 
 fn init(dir: &Path, arguments: &[&str], path: &str) -> Finished {
@@ -74,6 +74,58 @@ fn init_recommends_fallback_only_where_nix_can_bear_it() {
         let recommended = said.lines().any(|line| line.trim() == "fallback = true");
         assert_eq!(recommended, wanted, "Nix {version}:\n{said}");
     }
+}
+
+#[test]
+fn init_trusts_whom_nix_trusts_unless_told_not_to() {
+    let scratch = scratch_dir("nix-keys");
+    let [key_of_cache, key_of_office] = ["cache.example-1", "office-1"].map(|name| {
+        let arguments = ["--extra-experimental-features", "nix-command", "key", "generate-secret", "--key-name", name];
+        let mut nix = Command::new("nix");
+        let secret = finish(nix_client_environment(&mut nix).args(arguments)).expect_success("a key");
+        let file = scratch.path().join(name);
+        fs::write(&file, secret).unwrap();
+        let mut nix = Command::new("sh");
+        let script = "nix --extra-experimental-features nix-command key convert-secret-to-public < \"$0\"";
+        let public = finish(nix_client_environment(&mut nix).args(["-c", script]).arg(&file));
+        public.expect_success("its public half").trim().to_owned()
+    });
+    let nix_conf = scratch.path().join("nix.conf");
+    let trusted = format!("{key_of_cache} {key_of_office}");
+    fs::write(&nix_conf, format!("trusted-public-keys = {trusted}\n")).unwrap();
+    let run = |dir: &str, words: &[&str], path: &str, conf_dir: &Path| {
+        let dir = scratch.path().join(dir);
+        let mut command = Command::new(narmesh_binary());
+        command.args(["init", "--name", "one", "--dir"]).arg(&dir).args(words);
+        command.env("PATH", path).env("NIX_CONF_DIR", conf_dir);
+        let said = finish(&mut command).expect_success("init");
+        (said, fs::read_to_string(dir.join("narmesh.toml")).unwrap(), dir.join("narmesh.toml"))
+    };
+    let has_both = |text: &str| text.contains(&key_of_cache) && text.contains(&key_of_office);
+
+    // The real Nix of this machine, with that configuration; and none, with the same file.
+    for (dir, path) in [("asked", system_path().as_str()), ("read", "/nonexistent")] {
+        let (said, written, file) = run(dir, &[], path, scratch.path());
+        assert!(has_both(&written) && written.contains("one-narmesh-1:"), "{written}");
+        assert!(said.contains("cache.example-1, office-1") && said.contains("--no-nix-keys"), "{said}");
+        let check = |nix_conf: &Path| {
+            let mut command = Command::new(narmesh_binary());
+            command.arg("--config").arg(&file).args(["check-config", "--nix-conf"]).arg(nix_conf);
+            finish(&mut command).expect_success("check-config")
+        };
+        assert!(!check(&nix_conf).contains("office-1"), "both trust it");
+        // It goes on comparing: Nix may change its mind.
+        let without = scratch.path().join("without.conf");
+        fs::write(&without, format!("trusted-public-keys = {key_of_cache}\n")).unwrap();
+        assert!(check(&without).contains(&format!("narmesh trusts {key_of_office}, Nix does not")));
+    }
+    let (said, written, _) = run("unwanted", &["--no-nix-keys"], &system_path(), scratch.path());
+    assert!(!written.contains(&key_of_cache) && !written.contains(&key_of_office), "{written}");
+    assert!(said.contains("--no-nix-keys"), "{said}");
+    let (said, written, _) = run("no-nix", &[], "/nonexistent", Path::new("/nonexistent"));
+    assert!(said.contains("no Nix was found here") && written.contains("one-narmesh-1:"), "{said}");
+    let help = finish(Command::new(narmesh_binary()).args(["init", "--help"])).expect_success("--help");
+    assert!(help.contains("--no-nix-keys"), "{help}");
 }
 
 /// The block of TOML that `init` printed for the other machines.
