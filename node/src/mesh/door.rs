@@ -17,7 +17,8 @@ use std::task::{Context, Poll};
 
 use super::addresses::socket_address;
 
-/// Handshakes under way from one source: an IPv4 address, or an IPv6 network of 64 bits. Four machines behind one address, each with
+/// Handshakes under way from one source: an IPv4 address, an IPv6 network of 64 bits, or in it an address that a peer is known to
+/// have, since all machines of one place share a network. Four machines behind one address, each with
 /// a control and a bulk connection.
 const PENDING_PER_SOURCE_MAX: usize = 8;
 /// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
@@ -36,6 +37,7 @@ pub(super) enum Refused {
 /// The behaviour; it speaks no protocol.
 #[derive(Debug, Default)]
 pub(super) struct Door {
+    /// Addresses, and the networks that they are in.
     known: HashSet<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
 }
@@ -43,11 +45,11 @@ pub(super) struct Door {
 impl Door {
     /// Where peers are known to be, configured or learned.
     pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.known = addresses.into_iter().map(source).collect();
+        self.known = addresses.into_iter().flat_map(|ip| [ip.to_canonical(), network(ip)]).collect();
     }
 
     fn admit(&mut self, id: ConnectionId, ip: IpAddr) -> Result<(), Refused> {
-        let source = source(ip);
+        let source = self.source(ip);
         if self.pending.values().filter(|pending| **pending == source).count() >= PENDING_PER_SOURCE_MAX {
             return Err(Refused::Source);
         }
@@ -58,10 +60,16 @@ impl Door {
         self.pending.insert(id, source);
         Ok(())
     }
+
+    /// What counts as one.
+    fn source(&self, ip: IpAddr) -> IpAddr {
+        let ip = ip.to_canonical();
+        if self.known.contains(&ip) { ip } else { network(ip) }
+    }
 }
 
-/// What counts as one source: whoever has an IPv6 address usually has 2^64 of them.
-fn source(ip: IpAddr) -> IpAddr {
+/// Whoever has an IPv6 address usually has 2^64 of them.
+fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
         ip @ IpAddr::V4(_) => ip,
@@ -159,6 +167,24 @@ mod tests {
             door.admit(ids.next().unwrap(), "::ffff:192.0.2.1".parse().unwrap()).unwrap();
         }
         assert_eq!(door.admit(ids.next().unwrap(), IpAddr::from([192, 0, 2, 1])), Err(Refused::Source));
+    }
+
+    #[test]
+    fn peers_in_one_network_of_ipv6_are_let_in_beside_each_other() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        let host = |host: u16| IpAddr::from([0xfd00, 1, 1, 1, 0, 0, 0, host]);
+        door.set_known((1..=20).map(host));
+        for peer in 1..=20 {
+            for _ in 0..2 {
+                door.admit(ids.next().unwrap(), host(peer)).unwrap();
+            }
+        }
+        // Neither do others of that network keep a peer out.
+        for stranger in 100..108 {
+            door.admit(ids.next().unwrap(), host(stranger)).unwrap();
+        }
+        assert_eq!(door.admit(ids.next().unwrap(), host(108)), Err(Refused::Source));
+        door.admit(ids.next().unwrap(), host(1)).unwrap();
     }
 
     #[test]
