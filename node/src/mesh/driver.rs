@@ -10,7 +10,7 @@ mod protocols;
 
 use self::dials::Lookups;
 use self::kept::SummaryKeeper;
-use super::addresses::told;
+use super::addresses::{outward_v4, outward_v6, told};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{Bulk, Surroundings};
 use super::clock::now;
@@ -352,7 +352,9 @@ impl Mesh {
 
     fn tell_addresses(&mut self) {
         let external = &self.config.external_addresses;
-        let addresses = told(external, self.swarm.listeners(), self.config.advertise_loopback);
+        // Bridges of containers come and go, and are nobody's way to us.
+        let outward: Vec<_> = outward_v4().into_iter().chain(outward_v6()).collect();
+        let addresses = told(external, self.swarm.listeners(), &outward, self.config.advertise_loopback);
         self.gossip.handle(now(), Input::Addresses(addresses));
     }
 

@@ -26,6 +26,7 @@ mod swarm;
 pub mod transport;
 mod uploads;
 
+pub(crate) use addresses::{outward_v4, outward_v6};
 pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
 pub use driver::{Mesh, MeshConfig, MeshParts};
