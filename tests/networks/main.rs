@@ -27,6 +27,7 @@ mod simulated;
 mod sites;
 #[path = "../hostile/swarm.rs"]
 mod swarm;
+mod unresolved;
 #[path = "../hostile/wire.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod wire;
