@@ -57,7 +57,7 @@ pub struct NodeConfig {
     pub control_socket: Option<PathBuf>,
     /// The group whose members may use it; the daemon's own group if absent.
     pub control_group: Option<String>,
-    /// Where the mesh listens, as multiaddrs; port 0 lets the kernel choose.
+    /// Where the mesh listens, as multiaddrs; port 0 lets the kernel choose. A family that the machine lacks is left out.
     pub listen: Vec<String>,
     /// Told to peers besides the listen addresses.
     pub external_addresses: Vec<String>,
@@ -72,7 +72,7 @@ impl Default for NodeConfig {
             state_dir: "state".into(),
             control_socket: None,
             control_group: None,
-            listen: vec!["/ip4/0.0.0.0/tcp/7280".to_owned()],
+            listen: ["/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280"].map(str::to_owned).into(),
             external_addresses: Vec::new(),
             advertise_loopback: false,
         }
@@ -213,7 +213,7 @@ pub struct PeerConfig {
     pub name: String,
     /// Its peer id, as `narmesh id` prints it there.
     pub peer_id: String,
-    /// Where to dial it; may be empty, addresses are learned from other peers.
+    /// Where to dial it, by IP address or host name; may be empty, addresses are learned from other peers.
     #[serde(default)]
     pub addresses: Vec<String>,
 }

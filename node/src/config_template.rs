@@ -136,7 +136,7 @@ state_dir = @node.state_dir@
 # The group whose members may use that socket (mode 0660), besides the daemon's user and root; the daemon has to be in it.
 # Default: the daemon's own group. Read at start only.
 @node.control_group@
-# Where peers connect: IP addresses and TCP ports. Read at start only.
+# Where peers connect: IP addresses and TCP ports. Of IPv4 and IPv6, what this machine lacks is left out. Read at start only.
 listen = @node.listen@
 # Told to peers besides the addresses of this machine: for a forwarded port, at most 8, such as
 # "/ip4/203.0.113.7/tcp/7280".
@@ -171,8 +171,8 @@ store_dir = @store.store_dir@
 [trust]
 # Whose builds are taken: public keys in Nix's form, one per name. Nix must trust the same keys (trusted-public-keys in
 # nix.conf); a key that only narmesh trusts lets Nix remember unusable answers for 30 days.
-# Add here what `narmesh id` prints as builder key on the other machines; and, to share what came from the public cache,
-# "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
+# Add here what `narmesh id` prints as builder key on the other machines. `narmesh init` puts in the keys that Nix trusts, so that
+# what came from the public cache is shared, too: "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
 trusted_public_keys = [
 @trust.trusted_public_keys@]
 # Signs what was built on this machine. Without it nothing built here is advertised, only what a trusted key has signed.
@@ -213,7 +213,8 @@ upload_bytes_per_s = @limits.upload_bytes_per_s@
 advertised_paths_max = @limits.advertised_paths_max@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
-# Addresses may be left out: they are learned from other peers.
+# Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or /dns4/,
+# /dns6/), is resolved anew for each dial.
 # [[peer]]
 # name = "buildbox"
 # peer_id = "12D3KooW..."

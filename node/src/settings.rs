@@ -4,20 +4,20 @@
 
 use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig};
 use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
-use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{OfferPolicy, StoreLocation};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod addresses;
 mod gateway;
 mod quorum;
 mod secrets;
 
+use addresses::AddressUse;
 pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
@@ -153,7 +153,7 @@ pub struct PeerSettings {
     pub name: String,
     /// Its identity.
     pub peer_id: PeerId,
-    /// At most [`ADDRESSES_MAX`].
+    /// At most [`ADDRESSES_MAX`]: `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
     pub addresses: Vec<Multiaddr>,
 }
 
@@ -305,8 +305,8 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
         state_dir,
         control_socket,
         control_group: node.control_group.clone(),
-        listen: check_addresses("node.listen", &node.listen, AddressUse::Listen)?,
-        external_addresses: check_addresses("node.external_addresses", &node.external_addresses, AddressUse::Dial)?,
+        listen: addresses::check("node.listen", &node.listen, AddressUse::Listen)?,
+        external_addresses: addresses::check("node.external_addresses", &node.external_addresses, AddressUse::Tell)?,
         advertise_loopback: node.advertise_loopback,
     })
 }
@@ -315,39 +315,6 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
 fn is_account_name(text: &str) -> bool {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=32).contains(&text.len()) && !text.starts_with('-') && text.bytes().all(permitted)
-}
-
-/// What an address is for: one may listen on every interface and on any port, but nobody can dial that.
-#[derive(Clone, Copy)]
-enum AddressUse {
-    Listen,
-    Dial,
-}
-
-fn check_addresses(key: &str, texts: &[String], usage: AddressUse) -> Result<Vec<Multiaddr>, SettingsError> {
-    let check = |(index, text): (usize, &String)| {
-        check_address(text, usage).map_err(|accepted| refused(format!("{key}[{index}]"), text, accepted))
-    };
-    texts.iter().enumerate().map(check).collect()
-}
-
-fn check_address(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {
-    const FORM: &str =
-        "a multiaddr of an IP address and a TCP port, such as /ip4/192.0.2.1/tcp/7280 or /ip6/2001:db8::1/tcp/7280";
-    const DIALLED: &str =
-        "an address that can be dialled: not 0.0.0.0 or ::, and not port 0, such as /ip4/192.0.2.1/tcp/7280";
-    let address: Multiaddr = text.parse().map_err(|_| FORM)?;
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next() {
-        Some(Protocol::Ip4(ip)) => ip.into(),
-        Some(Protocol::Ip6(ip)) => ip.into(),
-        _ => return Err(FORM),
-    };
-    let (Some(Protocol::Tcp(port)), None) = (parts.next(), parts.next()) else { return Err(FORM) };
-    match usage {
-        AddressUse::Dial if port == 0 || ip.is_unspecified() => Err(DIALLED),
-        AddressUse::Dial | AddressUse::Listen => Ok(address),
-    }
 }
 
 fn check_sign_remote_builds(trust: &TrustConfig) -> Result<bool, SettingsError> {
@@ -495,7 +462,7 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     if config.addresses.len() > ADDRESSES_MAX {
         return Err(refused(key("addresses"), format!("{} addresses", config.addresses.len()), "at most 8 addresses"));
     }
-    let addresses = check_addresses(&key("addresses"), &config.addresses, AddressUse::Dial)?;
+    let addresses = addresses::check(&key("addresses"), &config.addresses, AddressUse::Dial)?;
     Ok(PeerSettings { name: config.name.clone(), peer_id, addresses })
 }
 

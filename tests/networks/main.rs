@@ -8,6 +8,7 @@
 mod bulk;
 mod clock;
 mod crowd;
+mod families;
 #[path = "../hostile/filter.rs"]
 mod filter;
 #[path = "../hostile/formats.rs"]
@@ -26,6 +27,7 @@ mod simulated;
 mod sites;
 #[path = "../hostile/swarm.rs"]
 mod swarm;
+mod unresolved;
 #[path = "../hostile/wire.rs"]
 #[expect(dead_code, reason = "the second implementation, of which little is needed here")]
 mod wire;

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// `node.listen`.
-    pub listen: String,
+    pub listen: Vec<String>,
     /// `node.advertise_loopback`: everything here runs on loopback.
     pub advertise_loopback: bool,
     /// `node.control_socket`, when the state directory is no place for it.
@@ -69,7 +69,7 @@ impl NodeConfig {
     #[must_use]
     pub fn new(store: StorePlace) -> Self {
         Self {
-            listen: "/ip4/127.0.0.1/tcp/0".to_owned(),
+            listen: vec!["/ip4/127.0.0.1/tcp/0".to_owned()],
             advertise_loopback: true,
             control_socket: None,
             gateway_listen: "127.0.0.1:0".to_owned(),
@@ -95,7 +95,7 @@ impl NodeConfig {
         let mut node = Table::new();
         node.insert("key_file".into(), text("node.key"));
         node.insert("state_dir".into(), text("state"));
-        node.insert("listen".into(), texts(std::slice::from_ref(&self.listen)));
+        node.insert("listen".into(), texts(&self.listen));
         node.insert("advertise_loopback".into(), Value::Boolean(self.advertise_loopback));
         if let Some(socket) = &self.control_socket {
             node.insert("control_socket".into(), path(socket));

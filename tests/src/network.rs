@@ -9,7 +9,7 @@ mod namespace;
 mod shaped;
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +27,8 @@ use namespace::{NAMESPACES, ip_batch};
 const PREFIX: &str = "narmesh";
 /// One of 10.77.0.0/16 for each machine.
 const NETWORK_BITS: u8 = 16;
+/// One of fd00:77::/64 for each machine of a network without IPv4.
+const NETWORK_BITS_V6: u8 = 64;
 
 /// Machines in namespaces.
 #[derive(Debug)]
@@ -59,12 +61,29 @@ impl Network {
         (!tun.exists()).then(|| format!("{} is missing", tun.display()))
     }
 
-    /// `machines` machines on one bridge of the kernel.
+    /// `machines` machines on one bridge of the kernel, without IPv6.
     ///
     /// # Panics
     /// When the system refuses.
     #[must_use]
     pub fn on_a_bridge(machines: usize) -> Self {
+        Self::bridged(machines, |number| address_of(0, number), NETWORK_BITS)
+    }
+
+    /// The same with IPv6 alone: IPv4 is there on loopback only, for the gateway.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    pub fn on_a_bridge_of_ipv6(machines: usize) -> Self {
+        let address = |number: usize| {
+            let host = u16::try_from(number + 1).expect("at most 254 machines");
+            IpAddr::from(Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, host))
+        };
+        Self::bridged(machines, address, NETWORK_BITS_V6)
+    }
+
+    fn bridged(machines: usize, address_of: impl Fn(usize) -> IpAddr, network_bits: u8) -> Self {
         let prefix = Self::prepare();
         let hub = hub_name(&prefix);
         let mut outside = vec![format!("netns add {hub}")];
@@ -87,11 +106,11 @@ impl Network {
         ip_batch(None, &outside);
         ip_batch(Some(&hub), &inside);
         for number in 0..machines {
-            let machine = Namespace::up(&format!("{prefix}-{number}"), address_of(0, number), NETWORK_BITS);
+            let machine = Namespace::up(&format!("{prefix}-{number}"), address_of(number), network_bits);
             // One kernel keeps 1,024 neighbours in all its namespaces together, and drops what is for more; these do not count.
             let others = (0..machines).filter(|other| *other != number);
             let neighbours = others
-                .map(|other| (address_of(0, other), ethernet_of(other)))
+                .map(|other| (address_of(other), ethernet_of(other)))
                 .map(|(address, ethernet)| format!("neighbour add {address} lladdr {ethernet} dev eth0 nud permanent"));
             ip_batch(Some(machine.name()), &neighbours.collect::<Vec<_>>());
             network.machines.push(machine);
@@ -194,9 +213,9 @@ fn hub_name(prefix: &str) -> String {
 }
 
 /// 10.77.site.machine, both from one.
-fn address_of(site: Site, number: usize) -> Ipv4Addr {
+fn address_of(site: Site, number: usize) -> IpAddr {
     let byte = |number: usize| u8::try_from(number + 1).expect("at most 254 of a kind");
-    Ipv4Addr::new(10, 77, byte(site), byte(number))
+    Ipv4Addr::new(10, 77, byte(site), byte(number)).into()
 }
 
 /// An Ethernet address that nobody else may have been given.

@@ -148,9 +148,9 @@ impl TestNode {
     }
 
     /// From the next start on the daemon and its Nix are on this machine of a network, and listen as a user's do: on all
-    /// addresses, and the gateway on loopback.
+    /// addresses of IPv4 and IPv6, though most of these machines have only one of the two, and the gateway on loopback.
     pub fn live_on(&mut self, machine: &Namespace) {
-        format!("/ip4/0.0.0.0/tcp/{LISTEN_PORT}").clone_into(&mut self.config.listen);
+        self.config.listen = ["/ip4/0.0.0.0", "/ip6/::"].map(|any| format!("{any}/tcp/{LISTEN_PORT}")).into();
         self.config.advertise_loopback = false;
         "127.0.0.1:7281".clone_into(&mut self.config.gateway_listen);
         self.store.run_nix_under(&machine.command_prefix());

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use narmesh_tests::{Finished, TestMesh, TestNode, finish, narmesh_binary, scratch_dir};
+use narmesh_tests::{Finished, TestMesh, TestNode, finish, narmesh_binary, nix_client_environment, scratch_dir};
 use serde_json::Value;
 
 fn init(dir: &Path, arguments: &[&str], path: &str) -> Finished {
@@ -76,6 +76,58 @@ fn init_recommends_fallback_only_where_nix_can_bear_it() {
     }
 }
 
+#[test]
+fn init_trusts_whom_nix_trusts_unless_told_not_to() {
+    let scratch = scratch_dir("nix-keys");
+    let [key_of_cache, key_of_office] = ["cache.example-1", "office-1"].map(|name| {
+        let arguments = ["--extra-experimental-features", "nix-command", "key", "generate-secret", "--key-name", name];
+        let mut nix = Command::new("nix");
+        let secret = finish(nix_client_environment(&mut nix).args(arguments)).expect_success("a key");
+        let file = scratch.path().join(name);
+        fs::write(&file, secret).unwrap();
+        let mut nix = Command::new("sh");
+        let script = "nix --extra-experimental-features nix-command key convert-secret-to-public < \"$0\"";
+        let public = finish(nix_client_environment(&mut nix).args(["-c", script]).arg(&file));
+        public.expect_success("its public half").trim().to_owned()
+    });
+    let nix_conf = scratch.path().join("nix.conf");
+    let trusted = format!("{key_of_cache} {key_of_office}");
+    fs::write(&nix_conf, format!("trusted-public-keys = {trusted}\n")).unwrap();
+    let run = |dir: &str, words: &[&str], path: &str, conf_dir: &Path| {
+        let dir = scratch.path().join(dir);
+        let mut command = Command::new(narmesh_binary());
+        command.args(["init", "--name", "one", "--dir"]).arg(&dir).args(words);
+        command.env("PATH", path).env("NIX_CONF_DIR", conf_dir);
+        let said = finish(&mut command).expect_success("init");
+        (said, fs::read_to_string(dir.join("narmesh.toml")).unwrap(), dir.join("narmesh.toml"))
+    };
+    let has_both = |text: &str| text.contains(&key_of_cache) && text.contains(&key_of_office);
+
+    // The real Nix of this machine, with that configuration; and none, with the same file.
+    for (dir, path) in [("asked", system_path().as_str()), ("read", "/nonexistent")] {
+        let (said, written, file) = run(dir, &[], path, scratch.path());
+        assert!(has_both(&written) && written.contains("one-narmesh-1:"), "{written}");
+        assert!(said.contains("cache.example-1, office-1") && said.contains("--no-nix-keys"), "{said}");
+        let check = |nix_conf: &Path| {
+            let mut command = Command::new(narmesh_binary());
+            command.arg("--config").arg(&file).args(["check-config", "--nix-conf"]).arg(nix_conf);
+            finish(&mut command).expect_success("check-config")
+        };
+        assert!(!check(&nix_conf).contains("office-1"), "both trust it");
+        // It goes on comparing: Nix may change its mind.
+        let without = scratch.path().join("without.conf");
+        fs::write(&without, format!("trusted-public-keys = {key_of_cache}\n")).unwrap();
+        assert!(check(&without).contains(&format!("narmesh trusts {key_of_office}, Nix does not")));
+    }
+    let (said, written, _) = run("unwanted", &["--no-nix-keys"], &system_path(), scratch.path());
+    assert!(!written.contains(&key_of_cache) && !written.contains(&key_of_office), "{written}");
+    assert!(said.contains("--no-nix-keys"), "{said}");
+    let (said, written, _) = run("no-nix", &[], "/nonexistent", Path::new("/nonexistent"));
+    assert!(said.contains("no Nix was found here") && written.contains("one-narmesh-1:"), "{said}");
+    let help = finish(Command::new(narmesh_binary()).args(["init", "--help"])).expect_success("--help");
+    assert!(help.contains("--no-nix-keys"), "{help}");
+}
+
 /// The block of TOML that `init` printed for the other machines.
 fn peer_block(said: &str) -> String {
     block(said, "[[peer]]")
@@ -110,7 +162,7 @@ fn the_quick_start_with_two_machines_works_as_written() {
         let root = node.dir().join("root").display().to_string();
         // Both machines are this one here: ports and stores of their own, and loopback instead of a network.
         let mut edited = text
-            .replace("/ip4/0.0.0.0/tcp/7280", "/ip4/127.0.0.1/tcp/0")
+            .replace(r#""/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280""#, r#""/ip4/127.0.0.1/tcp/0""#)
             .replace("127.0.0.1:7281", "127.0.0.1:0")
             .replace("# root = \"/chroot\"", &format!("root = \"{root}\""))
             .replace("trusted_public_keys = [", &format!("trusted_public_keys = [\n    \"{key}\","));
@@ -270,6 +322,20 @@ fn what_id_prints_is_what_the_other_machine_takes() {
     run(&two, &["check-config"]);
     let policy = run(&two, &["quorum", "policy", "check", two.to_str().unwrap()]);
     assert!(policy.contains("1 builders in 1 groups; observe"), "{policy}");
+}
+
+#[test]
+fn a_port_that_another_program_has_is_named_and_no_start() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("a");
+    let taken = std::net::TcpListener::bind("[::1]:0").unwrap();
+    let address = format!("/ip6/::1/tcp/{}", taken.local_addr().unwrap().port());
+    node.config.listen.push(address.clone());
+    node.write_config();
+    let said = node.narmesh(&["run"]).expect_failure("a start on a port that is taken");
+    for words in ["node.listen", &address, "in use", "accepted"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ else
   systemd-sysusers "$UNITS/narmesh.sysusers"
   "$NARMESH" init --name one --force
 fi
-sed -i 's|/ip4/0.0.0.0/tcp/7280|/ip4/127.0.0.1/tcp/0|; s|127.0.0.1:7281|127.0.0.1:0|' /etc/narmesh/narmesh.toml
+sed -i 's|"/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280"|"/ip4/127.0.0.1/tcp/0"|; s|127.0.0.1:7281|127.0.0.1:0|' /etc/narmesh/narmesh.toml
 mount --bind /var/lib/narmesh /var/lib/narmesh
 for dir in / /etc /var/lib; do mount -o remount,bind,ro "$dir"; done
 umask 0077

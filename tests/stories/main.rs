@@ -16,6 +16,7 @@ mod installed;
 mod interrupted;
 mod layering;
 mod local_users;
+mod names;
 mod nondeterministic;
 mod policy;
 mod quorum;

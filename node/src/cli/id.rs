@@ -3,13 +3,14 @@
 use super::emit_report;
 use crate::config::{BuilderConfig, PeerConfig};
 use crate::config_template::{builder_lines, peer_lines, quoted};
+use crate::mesh::{outward_v4, outward_v6};
 use crate::settings::{Secrets, Settings, read_gateway_key};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use narmesh_protocol::NixPublicKey;
 use narmesh_quorum::Mode;
 use serde::Serialize;
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 use std::path::Path;
 
 #[derive(clap::Args, Debug)]
@@ -129,8 +130,8 @@ fn dialable_addresses(listen: &[Multiaddr], external: &[Multiaddr]) -> Vec<Multi
         let mut parts = address.iter();
         let (Some(ip), Some(Protocol::Tcp(port))) = (parts.next(), parts.next()) else { continue };
         let ip: Option<IpAddr> = match ip {
-            Protocol::Ip4(ip) if ip.is_unspecified() => own_address("0.0.0.0:0", "192.0.2.1:9"),
-            Protocol::Ip6(ip) if ip.is_unspecified() => own_address("[::]:0", "[2001:db8::1]:9"),
+            Protocol::Ip4(ip) if ip.is_unspecified() => outward_v4(),
+            Protocol::Ip6(ip) if ip.is_unspecified() => outward_v6(),
             Protocol::Ip4(ip) => Some(ip.into()),
             Protocol::Ip6(ip) => Some(ip.into()),
             _ => None,
@@ -141,13 +142,6 @@ fn dialable_addresses(listen: &[Multiaddr], external: &[Multiaddr]) -> Vec<Multi
     }
     addresses.dedup();
     addresses
-}
-
-/// Our address towards `far`. Connecting a UDP socket sends nothing: the kernel only looks up the route.
-fn own_address(near: &str, far: &str) -> Option<IpAddr> {
-    let socket = UdpSocket::bind(near).ok()?;
-    socket.connect(far).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }
 
 #[cfg(test)]

@@ -2,14 +2,16 @@
 
 use super::emit;
 use super::id::{host_name, introduction};
+use super::nix_conf::NixSettings;
+use super::nix_keys::NixKeys;
 use super::nix_version::NixVersion;
 use crate::account::{SERVICE_USER, User};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::config_template::render;
-use crate::settings::{NodeKeyFile, Secrets, Settings, create_builder_key};
+use crate::settings::{NodeKeyFile, Secrets, Settings, create_builder_key, read_gateway_key};
 use anyhow::Context;
 use libp2p::identity::Keypair;
-use narmesh_protocol::NixSecretKey;
+use narmesh_protocol::{NixPublicKey, NixSecretKey};
 use rand::TryRng;
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
@@ -32,6 +34,10 @@ pub(super) struct Arguments {
     /// No key for what is built here: nothing built here can then be substituted elsewhere
     #[arg(long)]
     no_builder_key: bool,
+    /// Leave the keys that Nix trusts already out of trusted_public_keys: what only they have signed (what came from
+    /// cache.nixos.org, say) is then neither passed on to peers nor taken from them
+    #[arg(long)]
+    no_nix_keys: bool,
     /// The user that the daemon will run as, who gets the keys; by default `narmesh`, if root writes into /etc/narmesh and
     /// there is such a user
     #[arg(long)]
@@ -42,6 +48,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    init_beside(config, arguments, NixSettings::of_this_machine)
+}
+
+/// `nix` says how the Nix of this machine is configured, if there is one.
+fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Option<NixSettings>) -> anyhow::Result<()> {
     let file = arguments.dir.as_ref().map_or_else(|| config.to_owned(), |dir| dir.join("narmesh.toml"));
     let name = arguments.name.clone().unwrap_or_else(host_name);
     let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
@@ -52,6 +63,18 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         values.node.state_dir = SYSTEM_STATE_DIR.into();
     }
     let owner = service_user(arguments.user.as_deref(), is_system)?;
+    let of_nix = if arguments.no_nix_keys {
+        "trusted_public_keys has none of the keys that Nix trusts, as asked for (--no-nix-keys)\n".to_owned()
+    } else if let Some(nix) = nix() {
+        let own = keys.builder_key.as_ref().map(NixSecretKey::public);
+        // One of an earlier configuration, which --force replaces.
+        let gateway = read_gateway_key(&directory_of(&file).join(&values.node.state_dir))?.map(|key| key.public());
+        let of_nix = NixKeys::choose(&nix, own.as_ref(), gateway.as_ref());
+        values.trust.trusted_public_keys.extend(of_nix.taken.iter().map(NixPublicKey::to_string));
+        of_nix.text()
+    } else {
+        "no Nix was found here, whose keys could stand in trusted_public_keys\n".to_owned()
+    };
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
     let secrets = settings.secrets()?;
@@ -65,6 +88,7 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     for key in &keys.kept {
         text += &format!("kept  {}\n", key.display());
     }
+    text += &of_nix;
     match &owner {
         Some(owner) => text += &format!("the keys belong to the user {}, who runs the daemon\n", owner.name),
         None if is_system => {
@@ -180,7 +204,8 @@ pub(super) fn write_config(file: &Path, values: &Config, force: bool) -> anyhow:
 
 /// What goes into `nix.conf` on this machine. Measured reasons: docs/operations.md.
 pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option<NixVersion>) -> String {
-    let keys: Vec<_> = settings.trusted.iter().map(ToString::to_string).collect();
+    // Of the trusted keys the one that Nix does not know yet.
+    let own = secrets.builder_key.as_ref().map(|key| key.public().to_string()).unwrap_or_default();
     let mut text =
         "In nix.conf of this machine (usually /etc/nix/nix.conf; then restart nix-daemon, if there is one):\n\n"
             .to_owned();
@@ -190,7 +215,7 @@ pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option
     if secrets.builder_key.is_none() {
         text += "# This node has none.\n";
     }
-    text += &format!("extra-trusted-public-keys = {}\n", keys.join(" "));
+    text += &format!("extra-trusted-public-keys = {own}\n");
     text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
     text += "# Ask again at once for what was not there a moment ago (Nix remembers a miss for an hour otherwise).\n";
     text += "narinfo-cache-negative-ttl = 0\n";
@@ -237,9 +262,14 @@ mod tests {
             dir: Some(dir.to_owned()),
             name: Some("my host".to_owned()),
             no_builder_key: false,
+            no_nix_keys: false,
             user: None,
             force: false,
         }
+    }
+
+    fn init_without_nix(arguments: &Arguments) -> anyhow::Result<()> {
+        init_beside(Path::new("unused"), arguments, || None)
     }
 
     fn load(dir: &Path) -> (Settings, Secrets) {
@@ -251,7 +281,7 @@ mod tests {
     #[test]
     fn what_init_writes_is_accepted_and_private() {
         let dir = tempfile::tempdir().unwrap();
-        init(Path::new("unused"), &arguments(dir.path())).unwrap();
+        init_without_nix(&arguments(dir.path())).unwrap();
         let (settings, secrets) = load(dir.path());
         let key = secrets.builder_key.unwrap();
         assert_eq!(key.name(), "my-host-narmesh-1");
@@ -262,18 +292,36 @@ mod tests {
     }
 
     #[test]
+    fn the_keys_of_nix_are_trusted_unless_unwanted() {
+        let dir = tempfile::tempdir().unwrap();
+        // Nix's own defaults.
+        let nix = || Some(NixSettings::from_file(Path::new("/nonexistent/nix.conf")));
+        let mut arguments = Arguments { force: true, ..arguments(dir.path()) };
+        let mut names = |no_nix_keys| {
+            arguments.no_nix_keys = no_nix_keys;
+            init_beside(Path::new("unused"), &arguments, nix).unwrap();
+            load(dir.path()).0.trusted.iter().map(|key| key.name().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(false).len(), 2);
+        assert!(names(false).contains(&"cache.nixos.org-1".to_owned()));
+        assert_eq!(names(true), ["my-host-narmesh-1"]);
+        let (settings, secrets) = load(dir.path());
+        assert!(!nix_conf_lines(&settings, &secrets, None).contains("cache.nixos.org-1"), "Nix has it already");
+    }
+
+    #[test]
     fn nothing_is_overwritten_unasked_and_keys_never() {
         let dir = tempfile::tempdir().unwrap();
         let mut arguments = arguments(dir.path());
-        init(Path::new("unused"), &arguments).unwrap();
+        init_without_nix(&arguments).unwrap();
         let (_, before) = load(dir.path());
         let file = dir.path().join("narmesh.toml");
         std::fs::write(&file, "# mine\n").unwrap();
-        let message = init(Path::new("unused"), &arguments).unwrap_err().to_string();
+        let message = init_without_nix(&arguments).unwrap_err().to_string();
         assert!(message.contains("narmesh.toml exists") && message.contains("--force"), "{message}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "# mine\n");
         arguments.force = true;
-        init(Path::new("unused"), &arguments).unwrap();
+        init_without_nix(&arguments).unwrap();
         let (_, after) = load(dir.path());
         assert_eq!(after.peer_id(), before.peer_id());
         assert_eq!(after.builder_key.unwrap().public(), before.builder_key.unwrap().public());
@@ -283,7 +331,7 @@ mod tests {
     fn a_user_who_does_not_exist_gets_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let unknown = Arguments { user: Some("no-such-user".to_owned()), ..arguments(dir.path()) };
-        let message = init(Path::new("unused"), &unknown).unwrap_err().to_string();
+        let message = init_without_nix(&unknown).unwrap_err().to_string();
         assert!(message.contains("no user \"no-such-user\""), "{message}");
         assert!(!dir.path().join("narmesh.toml").exists());
     }
@@ -298,7 +346,7 @@ mod tests {
     #[test]
     fn without_a_builder_key_the_reader_is_told_what_that_means() {
         let dir = tempfile::tempdir().unwrap();
-        init(Path::new("unused"), &Arguments { no_builder_key: true, ..arguments(dir.path()) }).unwrap();
+        init_without_nix(&Arguments { no_builder_key: true, ..arguments(dir.path()) }).unwrap();
         let (settings, secrets) = load(dir.path());
         assert!(secrets.builder_key.is_none() && settings.builder_key_file.is_none());
         assert!(introduction("x", &settings, &secrets).contains("nothing built here can be substituted"));
@@ -307,7 +355,7 @@ mod tests {
     #[test]
     fn nix_gets_fallback_only_where_it_works() {
         let dir = tempfile::tempdir().unwrap();
-        init(Path::new("unused"), &arguments(dir.path())).unwrap();
+        init_without_nix(&arguments(dir.path())).unwrap();
         let (settings, secrets) = load(dir.path());
         let lines = |version| nix_conf_lines(&settings, &secrets, version);
         let has_fallback = |text: &str| text.lines().any(|line| line == "fallback = true");

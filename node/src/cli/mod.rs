@@ -9,6 +9,7 @@ mod id;
 mod init;
 mod log;
 mod nix_conf;
+mod nix_keys;
 mod nix_version;
 mod quorum;
 mod run;

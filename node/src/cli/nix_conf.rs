@@ -22,9 +22,20 @@ pub(super) struct NixSettings {
 impl NixSettings {
     /// As Nix says itself, if it is installed; else from `nix.conf`.
     pub(super) fn effective() -> Self {
+        Self::from_programs().unwrap_or_else(|| Self::from_file(&Self::default_file()))
+    }
+
+    /// The same, if there is a Nix on this machine: it answers, or has a `nix.conf`.
+    pub(super) fn of_this_machine() -> Option<Self> {
+        Self::from_programs().or_else(|| {
+            let file = Self::default_file();
+            file.exists().then(|| Self::from_file(&file))
+        })
+    }
+
+    fn from_programs() -> Option<Self> {
         Self::from_nix("nix config show", &["config", "show"])
             .or_else(|| Self::from_nix("nix show-config", &["show-config"]))
-            .unwrap_or_else(|| Self::from_file(&Self::default_file()))
     }
 
     /// The file that Nix reads on this machine.

@@ -3,7 +3,9 @@
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::DialError;
-use std::net::{IpAddr, SocketAddr};
+use narmesh_protocol::Summary;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 /// The first IP and TCP port of a multiaddr.
 pub(super) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
@@ -36,6 +38,48 @@ pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     !(link_local || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// What peers are told: what the operator names comes first, then the listen addresses of both families in turn, `outward` ones
+/// before others. A machine with many of one (bridges of containers, temporary ones of IPv6) would otherwise never be found by those who have only the other.
+pub(super) fn told<'a>(
+    external: &[Multiaddr],
+    listened: impl Iterator<Item = &'a Multiaddr>,
+    outward: &[IpAddr],
+    loopback: bool,
+) -> Vec<SocketAddr> {
+    let usable = |address: &Multiaddr| socket_address(address).filter(|address| may_be_told(address.ip(), loopback));
+    let mut addresses: Vec<_> = external.iter().filter_map(usable).collect();
+    // In an order of their own, not that in which the system lists them: another order would be another summary.
+    let ranked = |address: SocketAddr| (!outward.contains(&address.ip()), address);
+    let listened: BTreeSet<_> = listened.filter_map(usable).map(ranked).collect();
+    let (v4, v6): (Vec<_>, Vec<_>) = listened.into_iter().map(|(_, address)| address).partition(SocketAddr::is_ipv4);
+    let most = v4.len().max(v6.len());
+    addresses.extend((0..most).flat_map(|rank| v4.get(rank).into_iter().chain(v6.get(rank))));
+    let mut seen = BTreeSet::new();
+    addresses.retain(|address| seen.insert(*address));
+    addresses.truncate(Summary::ADDRESSES_MAX);
+    addresses
+}
+
+/// Our IPv4 address towards the internet, if there is a way.
+pub(crate) fn outward_v4() -> Option<IpAddr> {
+    own_address("0.0.0.0:0", "192.0.2.1:9")
+}
+
+/// The same of IPv6.
+pub(crate) fn outward_v6() -> Option<IpAddr> {
+    own_address("[::]:0", "[2001:db8::1]:9")
+}
+
+/// Our address towards `far`. Connecting a UDP socket sends nothing: the kernel only looks up the route.
+fn own_address(near: &str, far: &str) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(near).ok()?;
+    socket.connect(far).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    // One that means nothing elsewhere, where a router is all that was heard of.
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    (!is_link_local).then_some(ip)
 }
 
 /// Of each address tried, why not.
@@ -81,5 +125,25 @@ mod tests {
             assert_eq!(may_be_told(ip.parse().unwrap(), false), told, "{ip}");
         }
         assert!(may_be_told("127.0.0.1".parse().unwrap(), true));
+    }
+
+    #[test]
+    fn both_families_and_what_the_operator_names_are_told_however_many_there_are() {
+        let parse = |texts: Vec<String>| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Multiaddr>>();
+        let external = parse(vec!["/ip4/203.0.113.7/tcp/1".to_owned(), "/dns4/a.example/tcp/1".to_owned()]);
+        let mut listened = parse((1..20).map(|host| format!("/ip4/192.0.2.{host}/tcp/7280")).collect());
+        listened.extend(parse((1..20).map(|host| format!("/ip6/2001:db8::{host}/tcp/7280")).collect()));
+        listened.extend(parse(vec!["/ip6/fe80::1/tcp/7280".to_owned(), "/ip6/::1/tcp/7280".to_owned()]));
+        let outward = ["192.0.2.19", "2001:db8::19"].map(|ip| ip.parse().unwrap());
+        let told_of = |listened: &[Multiaddr]| told(&external, listened.iter(), &outward, false);
+        let addresses = told_of(&listened);
+        assert_eq!(addresses.len(), Summary::ADDRESSES_MAX);
+        let first = ["203.0.113.7:1", "192.0.2.19:7280", "[2001:db8::19]:7280"].map(|text| text.parse().unwrap());
+        assert_eq!(addresses[..3], first, "what was named, and what leads out");
+        assert_eq!(addresses.iter().filter(|address| address.is_ipv6()).count(), 3, "{addresses:?}");
+        listened.reverse();
+        assert_eq!(told_of(&listened), addresses, "the order of the system is none of it");
+        assert_eq!(told_of(&parse(vec!["/ip4/203.0.113.7/tcp/1".to_owned()])).len(), 1, "each once");
+        assert_eq!(told_of(&parse(vec!["/ip6/2001:db8::1/tcp/7280".to_owned()])).len(), 2);
     }
 }

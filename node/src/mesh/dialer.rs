@@ -211,6 +211,11 @@ impl Dialer {
         }
     }
 
+    /// Whether the last dial led nowhere.
+    pub(super) fn has_failed(&self, peer: &PeerId) -> bool {
+        self.targets.get(peer).is_some_and(|target| target.failures > 0)
+    }
+
     /// Where `peer` may be reached, configured first.
     pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
         self.targets.get(peer).map_or_else(Vec::new, |target| {

@@ -243,6 +243,24 @@ mod tests {
     }
 
     #[test]
+    fn peers_in_one_network_of_ipv6_are_let_in_beside_each_other() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        let host = |host: u16| at([0xfd00, 1, 1, 1, 0, 0, 0, host], 7280);
+        door.set_known((1..=20).map(host));
+        for peer in 1..=20 {
+            for _ in 0..2 {
+                door.admit(ids.next().unwrap(), host(peer)).unwrap();
+            }
+        }
+        // Neither do others of that network keep a peer out.
+        for stranger in 100..108 {
+            door.admit(ids.next().unwrap(), host(stranger)).unwrap();
+        }
+        assert_eq!(door.admit(ids.next().unwrap(), host(108)), Err(Refused::Source));
+        door.admit(ids.next().unwrap(), at(host(1).ip(), 1)).unwrap();
+    }
+
+    #[test]
     fn a_flood_of_strangers_leaves_the_door_open_for_known_addresses() {
         let (mut door, mut ids) = (Door::default(), ids());
         let known = [192, 0, 2, 1];

@@ -4,18 +4,21 @@ use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
 mod attestations;
 mod bulk_dials;
 mod core_outputs;
+mod dials;
 mod kept;
 mod protocols;
 
+use self::dials::Lookups;
 use self::kept::SummaryKeeper;
 use self::protocols::NarInfoAnswer;
-use super::addresses::{describe_dial_error, may_be_told, socket_address};
+use super::addresses::{outward_v4, outward_v6, told};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{Bulk, Surroundings};
 use super::clock::now;
-use super::dialer::{Demand, Dialer, NotNow};
+use super::dialer::Dialer;
 use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
+use super::listeners::Listeners;
 use super::nar_client::NarPool;
 use super::peers::PeerBoard;
 use super::rates::{DialRates, NarInfoRates};
@@ -27,8 +30,7 @@ use crate::quorum::LiveLedger;
 use crate::state_db::{SharedStateDb, SummaryFiles};
 use futures::StreamExt;
 use libp2p::identity::Keypair;
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::NarInfoRequest;
@@ -38,7 +40,6 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -51,8 +52,6 @@ const ANSWERS_AT_ONCE_MAX: usize = 64;
 const TICK_MAX: Duration = Duration::from_secs(10);
 /// A start waits no longer than this for its listeners.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Lookups that wait for a connection with one peer: as many as the resolver has paths under way.
-const WAITERS_MAX: usize = 256;
 /// Connections in all, kept and on demand.
 const CONNECTIONS_MAX: u32 = 1_024;
 
@@ -104,6 +103,7 @@ type Asked = (PeerId, Instant, oneshot::Sender<Result<Vec<u8>, AskError>>);
 /// The driver itself: `Mesh::start` makes it, `run` is its life.
 pub struct Mesh {
     swarm: Swarm<MeshBehaviour>,
+    listeners: Listeners,
     gossip: Gossip,
     dialer: Dialer,
     board: Arc<PeerBoard>,
@@ -120,6 +120,7 @@ pub struct Mesh {
     narinfo_rates: NarInfoRates,
     unread: UnreadReplies,
     asked: HashMap<OutboundRequestId, Asked>,
+    lookups: Lookups,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     exchange: ExchangeLink,
     orders: mpsc::Receiver<Order>,
@@ -159,9 +160,7 @@ impl Mesh {
     ) -> anyhow::Result<(Self, MeshHandle)> {
         let MeshParts { offer, uploads, board, state, summaries, ledger, exchange_counters, withheld } = parts;
         let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
-        for address in &config.listen {
-            swarm.listen_on(address.clone())?;
-        }
+        let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
         let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
@@ -193,6 +192,7 @@ impl Mesh {
         let mut mesh = Self {
             dialer: Dialer::new(config.connections_gossip),
             swarm,
+            listeners,
             gossip,
             board,
             nar,
@@ -208,6 +208,7 @@ impl Mesh {
             unread: UnreadReplies::default(),
             answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
             asked: HashMap::new(),
+            lookups: Lookups::default(),
             connecting: HashMap::new(),
             exchange,
             orders,
@@ -233,11 +234,10 @@ impl Mesh {
         Ok((mesh, handle))
     }
 
-    /// Waits until every configured address is listened on, at most 2 s.
+    /// Waits until of every configured address that can be listened on it is known what it is, at most 2 s.
     pub async fn listening(&mut self) {
-        let wanted = self.config.listen.len();
         let all = async {
-            while self.swarm.listeners().count() < wanted {
+            while !self.listeners.are_known() {
                 let event = self.swarm.select_next_some().await;
                 self.on_swarm_event(event);
             }
@@ -266,6 +266,7 @@ impl Mesh {
                 },
                 Some(answer) = self.answers.recv() => self.give_narinfo(answer),
                 Some(order) = self.orders.recv() => self.on_order(order),
+                Some((peer, resolved)) = self.lookups.next() => self.on_resolved(peer, resolved),
                 () = sleep => self.gossip.handle(now(), Input::Tick),
             }
         }
@@ -280,37 +281,6 @@ impl Mesh {
         wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(wait(keeper)).min(TICK_MAX)
     }
 
-    fn dial_due(&mut self) {
-        for (peer, addresses) in self.dialer.due(now().moment) {
-            self.dial(peer, addresses);
-        }
-    }
-
-    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses);
-        // From the port that we listen on, the new connection would have the four numbers of one that has just died: the kernel of
-        // the other side may still know that, and then answers only when the request is repeated, a second later.
-        let options = options.allocate_new_port().build();
-        if let Err(error) = self.swarm.dial(options) {
-            self.dial_failed(peer, &error);
-        }
-    }
-
-    fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
-        if self.swarm.is_connected(&peer) {
-            self.dialer.connected(now().moment, &peer, None);
-            return;
-        }
-        let why = describe_dial_error(error);
-        tracing::debug!(%peer, why, "dial failed");
-        self.dialer.failed(now().moment, &peer, &mut self.rng);
-        self.board.update(&peer, |stats| stats.why = Some(why.clone()));
-        // Whoever still waits goes on waiting for the next dial, if it comes soon.
-        for waiter in self.connecting.remove(&peer).unwrap_or_default() {
-            self.connect(peer, waiter);
-        }
-    }
-
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Ask { peer, ask, reply } => self.ask(peer, ask, reply),
@@ -323,8 +293,10 @@ impl Mesh {
             Command::Misbehaved(peer, misdeed) => self.gossip.handle(now(), Input::Misbehaved { peer, misdeed }),
             Command::Reconfigure(config) => self.reconfigure(config),
             Command::View(reply) => {
+                let mut listen: Vec<_> = self.swarm.listeners().cloned().collect();
+                listen.sort_unstable();
                 let view = MeshView {
-                    listen: self.swarm.listeners().cloned().collect(),
+                    listen,
                     peers: self.gossip.peers().collect(),
                     publication: self.gossip.publication(),
                     audiences: self.audiences(),
@@ -350,40 +322,13 @@ impl Mesh {
         self.asked.insert(id, (peer, Instant::now(), reply));
     }
 
-    fn connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), AskError>>) {
-        if reply.is_closed() {
-            return;
-        }
-        let refuse =
-            |reply: oneshot::Sender<_>, why: &str| drop(reply.send(Err(AskError::NotConnected(why.to_owned()))));
-        match self.dialer.demand(now().moment, &peer) {
-            Ok(Demand::Connected) => drop(reply.send(Ok(()))),
-            Ok(demand) => {
-                let waiting = self.connecting.entry(peer).or_default();
-                waiting.retain(|waiter| !waiter.is_closed());
-                if waiting.len() >= WAITERS_MAX {
-                    return refuse(reply, "too many wait for a connection");
-                }
-                waiting.push(reply);
-                if let Demand::Dial(addresses) = demand {
-                    self.dial(peer, addresses);
-                }
-            }
-            Err(NotNow::Unknown) => refuse(reply, "not on the allowlist"),
-            Err(NotNow::NoAddress) => refuse(reply, "no address that was not just tried"),
-            Err(NotNow::Gone) => {
-                let why = self.board.stats(&peer).and_then(|stats| stats.why);
-                refuse(reply, &why.unwrap_or_else(|| "gone".to_owned()));
-            }
-        }
-    }
-
     fn reconfigure(&mut self, config: MeshConfig) {
         let at = now();
         for peer in self.config.peers.keys().filter(|peer| !config.peers.contains_key(*peer)) {
             // Closes its connections, too.
             self.swarm.behaviour_mut().allowlist.disallow_peer(*peer);
             self.nar.forget(peer);
+            self.lookups.forget(peer);
             self.dial_rates.forget(peer);
             self.narinfo_rates.forget(peer);
             for waiter in self.connecting.remove(peer).unwrap_or_default() {
@@ -406,25 +351,11 @@ impl Mesh {
         self.tell_builders();
     }
 
-    /// Strangers cannot keep those out who come from where a peer is known to be.
-    pub(super) fn tell_door(&mut self) {
-        let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
-        let known: Vec<_> = known.filter_map(|address| socket_address(&address)).collect();
-        self.swarm.behaviour_mut().door.set_known(known);
-    }
-
     fn tell_addresses(&mut self) {
-        let mut addresses: Vec<SocketAddr> = self
-            .config
-            .external_addresses
-            .iter()
-            .chain(self.swarm.listeners())
-            .filter_map(socket_address)
-            .filter(|address| may_be_told(address.ip(), self.config.advertise_loopback))
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.truncate(narmesh_protocol::Summary::ADDRESSES_MAX);
+        let external = &self.config.external_addresses;
+        // Bridges of containers come and go, and are nobody's way to us.
+        let outward: Vec<_> = outward_v4().into_iter().chain(outward_v6()).collect();
+        let addresses = told(external, self.swarm.listeners(), &outward, self.config.advertise_loopback);
         self.gossip.handle(now(), Input::Addresses(addresses));
     }
 
@@ -458,7 +389,8 @@ impl Mesh {
                     stats.latency.get_or_insert(round_trip);
                 });
             }
-            SwarmEvent::NewListenAddr { address, .. } => {
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                self.listeners.has_address(listener_id);
                 tracing::info!(%address, "listening for peers");
                 self.tell_addresses();
             }
@@ -488,6 +420,7 @@ impl Mesh {
     fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
         tracing::info!(%peer, dialled = dialled.is_some(), "connected");
         self.dialer.connected(now().moment, &peer, dialled);
+        self.lookups.connected(&peer);
         self.board.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             drop(waiter.send(Ok(())));

@@ -1,7 +1,7 @@
 //! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for things.
 //!
 //! Walk: `transport` is how bytes travel, `swarm::build` puts our protocols on it; `driver` owns swarm and core and turns events of one into
-//! inputs of the other; `dialer` decides whom to dial and when, `lines` which connections are dead; `bulk` keeps the
+//! inputs of the other; `listeners` is where we listen, `dialer` decides whom to dial and when, `names` resolves host names for it, `lines` which connections are dead; `bulk` keeps the
 //! connections on which NARs travel, `nar_client` asks for them, `uploads` sends ours; `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
@@ -16,6 +16,8 @@ mod driver;
 mod framing;
 mod handle;
 mod lines;
+mod listeners;
+mod names;
 mod nar_client;
 mod peers;
 mod probe;
@@ -25,6 +27,7 @@ pub mod transport;
 mod unread;
 mod uploads;
 
+pub(crate) use addresses::{outward_v4, outward_v6};
 pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
 pub use driver::{Mesh, MeshConfig, MeshParts};

@@ -1,8 +1,9 @@
 //! `check-config --probe`: dials each configured peer once and asks it one harmless question.
 
 use super::behaviour::MeshBehaviourEvent;
+use super::names::{Names, Resolved};
 use super::swarm;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -10,9 +11,10 @@ use libp2p::{Multiaddr, PeerId, request_response};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::NarInfoRequest;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::time::Duration;
 
-/// The whole probe takes at most this long.
+/// The dials of a probe take at most this long in all.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What was found about one peer.
@@ -35,7 +37,34 @@ pub enum ProbeResult {
 /// A narinfo that nobody has: the harmless question.
 pub const PROBE_QUESTION: HashPart = HashPart([0; 20]);
 
-/// Dials each of `peers` at its addresses, as the node itself, at most 8 s in all. A peer with which this node has a connection
+/// Names are resolved for so many peers at a time, and in at most this time each.
+const RESOLVED_AT_ONCE: usize = 8;
+const NAMES_MAX: Duration = Duration::from_secs(3);
+
+/// Puts IP addresses in place of names.
+async fn resolve(peers: &BTreeMap<PeerId, Vec<Multiaddr>>) -> BTreeMap<PeerId, Resolved> {
+    let names = Names::of_the_system();
+    let each = peers.clone().into_iter().map(|(peer, addresses)| {
+        let names = names.clone();
+        async move { (peer, names.resolve(&addresses, NAMES_MAX).await) }
+    });
+    let mut each = pin!(stream::iter(each).buffer_unordered(RESOLVED_AT_ONCE));
+    let not_in_time = |peer: &PeerId| {
+        let failures = vec![format!("its names were not resolved within {PROBE_TIMEOUT:?}")];
+        (*peer, Resolved { addresses: Vec::new(), failures })
+    };
+    let mut resolved: BTreeMap<_, _> = peers.keys().map(not_in_time).collect();
+    let all = async {
+        while let Some((peer, found)) = each.next().await {
+            resolved.insert(peer, found);
+        }
+    };
+    // Those that were not reached keep what stands there.
+    drop(tokio::time::timeout(PROBE_TIMEOUT, all).await);
+    resolved
+}
+
+/// Dials each of `peers` at its addresses, as the node itself, at most 8 s in all, and as long again for host names. A peer with which this node has a connection
 /// would take that one for dead: it is asked on that one.
 pub async fn probe(
     peers: &BTreeMap<PeerId, Vec<Multiaddr>>,
@@ -46,13 +75,18 @@ pub async fn probe(
     let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();
     // Whoever believes in an earlier connection of ours refuses the first that comes after it.
     let mut tried_again = BTreeSet::new();
+    let resolved = resolve(peers).await;
+    let unresolved = |peer: &PeerId| resolved.get(peer).map_or_else(Vec::new, |found| found.failures.clone());
     let dial = |peer: PeerId| {
-        let addresses = peers.get(&peer).cloned().unwrap_or_default();
+        let addresses = resolved.get(&peer).map_or_else(Vec::new, |found| found.addresses.clone());
         DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses).build()
     };
     for (peer, addresses) in peers {
         if addresses.is_empty() {
             results.insert(*peer, ProbeResult::NoAddress);
+        } else if resolved.get(peer).is_none_or(|found| found.addresses.is_empty()) {
+            let why = unresolved(peer).join("; ");
+            results.insert(*peer, ProbeResult::Unreachable { why });
         } else if let Err(error) = swarm.dial(dial(*peer)) {
             results.insert(*peer, ProbeResult::Unreachable { why: error.to_string() });
         }
@@ -76,7 +110,8 @@ pub async fn probe(
                     }
                 }
                 SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
-                    let why = super::addresses::describe_dial_error(&error);
+                    let dialled = super::addresses::describe_dial_error(&error);
+                    let why = unresolved(&peer).into_iter().chain([dialled]).collect::<Vec<_>>().join("; ");
                     results.entry(peer).or_insert(ProbeResult::Unreachable { why });
                 }
                 // Everything else tells nothing about reachability.

@@ -85,6 +85,22 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "/ip4/1.2.3.4/tcp/0",
             "not port 0",
         ),
+        (peer("addresses = ['/dns4/a.example/tcp/0']"), "peer[0].addresses[0]", "/dns4/a.example/tcp/0", "not port 0"),
+        (peer("addresses = ['/dns/a b/tcp/1']"), "peer[0].addresses[0]", "/dns/a b/tcp/1", "a host name of letters"),
+        (peer("addresses = ['/dns4/192.0.2.1/tcp/1']"), "peer[0].addresses[0]", "/dns4/192.0.2.1/tcp/1", "after /ip4/"),
+        (
+            peer("addresses = ['/dnsaddr/a.example']"),
+            "peer[0].addresses[0]",
+            "/dnsaddr/a.example",
+            "/dns/buildbox.example/",
+        ),
+        (peer("addresses = ['a.example:7280']"), "peer[0].addresses[0]", "a.example:7280", "/dns/buildbox.example/"),
+        (
+            "[node]\nexternal_addresses = ['/dns4/a.example/tcp/1']".into(),
+            "node.external_addresses[0]",
+            "/dns4/a.example/tcp/1",
+            "a multiaddr of an IP address and a TCP port",
+        ),
         (
             peer(&format!("[[peer]]\nname = 'b'\npeer_id = '{PEER}'")),
             "peer[1].peer_id",
@@ -105,6 +121,14 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         let (_, after) = message.split_once("accepted: ").unwrap_or_else(|| panic!("{message}"));
         assert!(after.contains(accepted), "{text}: {message}");
     }
+}
+
+#[test]
+fn peers_may_be_named_by_ip_address_and_by_host_name() {
+    let addresses =
+        ["/ip4/192.0.2.1/tcp/1", "/ip6/2001:db8::1/tcp/1", "/dns/a/tcp/1", "/dns4/a.b/tcp/1", "/dns6/a/tcp/1"];
+    let settings = check(&format!("[[peer]]\nname = 'a'\npeer_id = '{PEER}'\naddresses = {addresses:?}")).unwrap();
+    assert_eq!(settings.peers[0].addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), addresses);
 }
 
 #[test]

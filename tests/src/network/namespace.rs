@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -22,7 +22,7 @@ pub(super) const INTERFACE: &str = "eth0";
 #[derive(Debug, Clone)]
 pub struct Namespace {
     name: String,
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 /// What the kernel counted on the interface of a machine since it was made, Ethernet headers included.
@@ -54,15 +54,16 @@ impl Traffic {
 
 impl Namespace {
     pub(super) fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), address: Ipv4Addr::UNSPECIFIED }
+        Self { name: name.to_owned(), address: Ipv4Addr::UNSPECIFIED.into() }
     }
 
     /// Gives its interface an address, and switches it on.
-    pub(super) fn up(name: &str, address: Ipv4Addr, network_bits: u8) -> Self {
+    pub(super) fn up(name: &str, address: IpAddr, network_bits: u8) -> Self {
         let machine = Self { name: name.to_owned(), address };
         machine.enter(|| {
             // The kernel's own neighbour and router questions would count as traffic of the daemon.
-            for scope in ["all", "default", INTERFACE] {
+            let scopes: &[_] = if address.is_ipv4() { &["all", "default", INTERFACE] } else { &[] };
+            for scope in scopes {
                 let switch = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
                 if Path::new(&switch).exists() {
                     fs::write(switch, "1").expect("root");
@@ -72,13 +73,17 @@ impl Namespace {
         let lines = [
             "link set lo up".to_owned(),
             format!("link set {INTERFACE} up txqueuelen 20000"),
-            format!("address add {address}/{network_bits} dev {INTERFACE}"),
+            // Nobody else has an IPv6 address of ours, so the kernel need not ask for a second before it may be used.
+            format!(
+                "address add {address}/{network_bits} dev {INTERFACE}{}",
+                if address.is_ipv6() { " nodad" } else { "" }
+            ),
         ];
         ip_batch(Some(name), &lines);
         machine
     }
 
-    pub(super) fn change_address(&mut self, address: Ipv4Addr, network_bits: u8) {
+    pub(super) fn change_address(&mut self, address: IpAddr, network_bits: u8) {
         let lines = [
             format!("address delete {}/{network_bits} dev {INTERFACE}", self.address),
             format!("address add {address}/{network_bits} dev {INTERFACE}"),
@@ -95,7 +100,7 @@ impl Namespace {
 
     /// Where the others reach it.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
+    pub fn address(&self) -> IpAddr {
         self.address
     }
 

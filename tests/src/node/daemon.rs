@@ -1,7 +1,7 @@
 //! The running daemon of a machine: started, signalled, ended.
 
 use std::fs::{self, OpenOptions};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl TestNode {
         if let Some(Ports { listen, gateway }) = &self.ports
             && self.network.is_none()
         {
-            self.config.listen.clone_from(listen);
+            self.config.listen = vec![listen.clone()];
             self.config.gateway_listen = gateway.to_string();
         }
         self.write_config();
@@ -167,7 +167,8 @@ impl TestNode {
     #[must_use]
     pub fn p2p_address(&self) -> String {
         if let Some(machine) = &self.network {
-            return format!("/ip4/{}/tcp/{}", machine.address(), super::LISTEN_PORT);
+            let family = if machine.address().is_ipv4() { "ip4" } else { "ip6" };
+            return format!("/{family}/{}/tcp/{}", machine.address(), super::LISTEN_PORT);
         }
         self.ports().listen.clone()
     }
@@ -182,7 +183,8 @@ impl TestNode {
         let address = self.p2p_address();
         let mut parts = address.split('/').skip(2).step_by(2);
         let mut part = || parts.next().expect("/ip4/…/tcp/…");
-        format!("{}:{}", part(), part()).parse().expect("an address and a port")
+        let ip: IpAddr = part().parse().expect("an address");
+        SocketAddr::new(ip, part().parse().expect("a port"))
     }
 
     /// Sends a signal to the daemon that this node started.
@@ -207,9 +209,10 @@ impl TestNode {
 
     /// Forgets the port of the mesh: the next start listens on another one.
     pub fn move_away(&mut self) {
-        "/ip4/127.0.0.1/tcp/0".clone_into(&mut self.config.listen);
+        const ANY_PORT: &str = "/ip4/127.0.0.1/tcp/0";
+        self.config.listen = vec![ANY_PORT.to_owned()];
         if let Some(ports) = &mut self.ports {
-            self.config.listen.clone_into(&mut ports.listen);
+            ANY_PORT.clone_into(&mut ports.listen);
         }
     }
 

@@ -125,7 +125,7 @@ uploads_per_peer = 4
 [[peer]]
 name = "buildbox"
 peer_id = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
-addresses = ["/ip4/192.0.2.1/tcp/7280"]
+addresses = ["/ip4/192.0.2.1/tcp/7280", "/dns6/buildbox.example/tcp/7280"]
 "#;
     ["", "[store]\nreal_dir = \"/a\"\nstate_dir = \"b\"\n", whole].map(|text| text.as_bytes().to_vec()).to_vec()
 }

@@ -31,19 +31,20 @@ struct HandedOver;
 
 /// Whether this error only says that a bulk connection came in.
 pub fn is_handed_over(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<HandedOver>() {
-            return true;
-        }
+    causes(error).any(|cause| cause.is::<HandedOver>())
+}
+
+/// The error, and what is under it.
+pub fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        let error: &'e (dyn Error + 'static) = *error;
         // The source of an I/O error is the source of what it wraps, which would be skipped.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match wrapped {
+        match wrapped {
             Some(wrapped) => Some(wrapped),
             None => error.source(),
-        };
-    }
-    false
+        }
+    })
 }
 
 /// The multiplexing upgrade of one connection.

@@ -9,7 +9,7 @@ mod multiplexer;
 mod tls;
 
 use kinds::Multiplexing;
-pub use kinds::{Arrival, arrivals, is_handed_over};
+pub use kinds::{Arrival, arrivals, causes, is_handed_over};
 use libp2p::PeerId;
 use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;
@@ -64,11 +64,17 @@ fn build(
             }
             stream
         })
+        .map_err(TcpError)
         .upgrade(Version::V1Lazy)
         .authenticate(tls)
         .multiplex_ext(move |peer, endpoint| multiplexing(*peer, endpoint.to_endpoint() == Endpoint::Listener));
     transport.boxed()
 }
+
+/// What the kernel said. libp2p's layers hand on what is under an error and not the error itself, so it has to be under one.
+#[derive(Debug, thiserror::Error)]
+#[error("TCP: {0}")]
+struct TcpError(#[source] io::Error);
 
 /// Both kinds have it: what a connection is for is known only after its handshake.
 fn bound_unsent(stream: &TcpStream) -> io::Result<()> {

@@ -1,0 +1,101 @@
+//! The keys that Nix trusts already, for a new configuration.
+
+use super::nix_conf::NixSettings;
+use narmesh_protocol::NixPublicKey;
+
+/// Which of them are taken, and why others are not.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub(super) struct NixKeys {
+    /// At most one of each name.
+    pub(super) taken: Vec<NixPublicKey>,
+    /// In words.
+    left: Vec<String>,
+    source: String,
+}
+
+impl NixKeys {
+    /// Those of `nix` that can stand beside the builder key of this node in one configuration. Its gateway key is none of them: what
+    /// it signed was signed by others first.
+    pub(super) fn choose(nix: &NixSettings, own: Option<&NixPublicKey>, gateway: Option<&NixPublicKey>) -> Self {
+        let mut keys = Self { source: nix.source.clone(), ..Self::default() };
+        keys.left.extend(nix.unreadable.iter().map(|path| format!("{} cannot be read", path.display())));
+        for text in nix.words("trusted-public-keys") {
+            let Ok(key) = NixPublicKey::parse(text) else {
+                keys.left.push(format!("{text:?} is no public key of the form name:base64"));
+                continue;
+            };
+            // Nix looks a key up by its name, and takes the first.
+            let of_that_name = own.into_iter().chain(&keys.taken).find(|known| known.name() == key.name());
+            match of_that_name {
+                Some(known) if *known == key => {}
+                Some(known) => {
+                    keys.left.push(format!("{key} has the name of {known}, and one key per name is accepted"))
+                }
+                None if gateway == Some(&key) => keys.left.push(format!("{key} is the gateway key of this node")),
+                None => keys.taken.push(key),
+            }
+        }
+        keys
+    }
+
+    /// What the user is told.
+    pub(super) fn text(&self) -> String {
+        let names: Vec<_> = self.taken.iter().map(NixPublicKey::name).collect();
+        let mut text = if names.is_empty() {
+            format!("Nix ({}) trusts no key that trusted_public_keys lacks\n", self.source)
+        } else {
+            format!(
+                "trusted_public_keys has the keys that Nix ({}) trusts: {}. What they signed is taken from\n\
+                 peers and passed on to them; --no-nix-keys leaves them out\n",
+                self.source,
+                names.join(", ")
+            )
+        };
+        for left in &self.left {
+            text += &format!("left out of trusted_public_keys: {left}\n");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use narmesh_protocol::NixSecretKey;
+
+    fn key(name: &str, seed: u8) -> NixPublicKey {
+        NixSecretKey::from_seed(name, &[seed; 32]).unwrap().public()
+    }
+
+    fn nix(keys: &str) -> NixSettings {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nix.conf");
+        std::fs::write(&file, format!("trusted-public-keys = {keys}\n")).unwrap();
+        NixSettings::from_file(&file)
+    }
+
+    #[test]
+    fn what_cannot_stand_beside_the_others_is_left_out_and_said() {
+        let (own, gateway) = (key("own-1", 1), key("narmesh-gateway-x", 2));
+        let (a, b, other_a, old_own) = (key("a-1", 3), key("b-1", 4), key("a-1", 5), key("own-1", 6));
+        let chosen = NixKeys::choose(
+            &nix(&format!("{a} {own} {b} {a} {other_a} {old_own} {gateway} oops")),
+            Some(&own),
+            Some(&gateway),
+        );
+        assert_eq!(chosen.taken, [a.clone(), b]);
+        let text = chosen.text();
+        assert!(text.contains("a-1, b-1") && text.contains("--no-nix-keys"), "{text}");
+        for left in [other_a.to_string(), old_own.to_string(), gateway.to_string(), "\"oops\"".to_owned()] {
+            assert!(text.lines().any(|line| line.starts_with("left out") && line.contains(&left)), "{left}: {text}");
+        }
+        assert_eq!(text.lines().filter(|line| line.starts_with("left out")).count(), 4, "{text}");
+        assert_eq!(NixKeys::choose(&nix(&a.to_string()), None, None).taken, [a]);
+    }
+
+    #[test]
+    fn a_nix_that_trusts_nobody_gives_nothing() {
+        let chosen = NixKeys::choose(&nix(""), None, None);
+        assert!(chosen.taken.is_empty() && chosen.text().contains("trusts no key"), "{chosen:?}");
+    }
+}

@@ -1,0 +1,188 @@
+//! Dials: names resolved first, beside the driver's loop, and whoever waits for a connection.
+
+use super::Mesh;
+use crate::mesh::addresses::{describe_dial_error, socket_address};
+use crate::mesh::clock::now;
+use crate::mesh::dialer::{Demand, NotNow};
+use crate::mesh::handle::AskError;
+use crate::mesh::names::{Names, Resolved, is_named};
+use libp2p::swarm::DialError;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::{Multiaddr, PeerId};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+/// Lookups that wait for a connection with one peer: as many as the resolver has paths under way.
+const WAITERS_MAX: usize = 256;
+/// A dial waits no longer for its names: as long as for a handshake.
+const NAMES_MAX: Duration = Duration::from_secs(3);
+/// A dial that has other addresses, of a peer that was reached the last time, waits no longer: half of the usual deadline of a
+/// narinfo. A guess.
+const NAMES_BESIDE_MAX: Duration = Duration::from_millis(500);
+
+/// Names on their way to a dial: one entry for each peer of the allowlist at most.
+#[derive(Debug)]
+pub(super) struct Lookups {
+    names: Names,
+    under_way: JoinSet<(PeerId, Resolved)>,
+    /// Of the dial under way, why names led nowhere.
+    unresolved: HashMap<PeerId, String>,
+    /// Where the last dial with names went.
+    led_to: HashMap<PeerId, Vec<SocketAddr>>,
+}
+
+impl Default for Lookups {
+    fn default() -> Self {
+        Self {
+            names: Names::of_the_system(),
+            under_way: JoinSet::new(),
+            unresolved: HashMap::new(),
+            led_to: HashMap::new(),
+        }
+    }
+}
+
+impl Lookups {
+    fn start(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, has_failed: bool) {
+        // A peer that its other addresses did not lead to is worth waiting for.
+        let can_go_on = !has_failed && !addresses.iter().all(is_named);
+        let patience = if can_go_on { NAMES_BESIDE_MAX } else { NAMES_MAX };
+        let names = self.names.clone();
+        self.under_way.spawn(async move { (peer, names.resolve(&addresses, patience).await) });
+    }
+
+    /// The next dial that can be made; none while there is nothing to wait for. Loses nothing when dropped.
+    pub(super) async fn next(&mut self) -> Option<(PeerId, Resolved)> {
+        // No task panics or is stopped while the driver runs.
+        self.under_way.join_next().await?.ok()
+    }
+
+    /// Notes what came of it; whether it leads elsewhere than before.
+    fn resolved(&mut self, peer: PeerId, resolved: &Resolved) -> bool {
+        if !resolved.failures.is_empty() {
+            self.unresolved.insert(peer, resolved.failures.join("; "));
+        }
+        let to: Vec<_> = resolved.addresses.iter().filter_map(socket_address).collect();
+        // A resolver that is away for a moment says nothing new of where the peer is.
+        !to.is_empty() && self.led_to.insert(peer, to.clone()) != Some(to)
+    }
+
+    fn take_unresolved(&mut self, peer: &PeerId) -> Option<String> {
+        self.unresolved.remove(peer)
+    }
+
+    fn led_to(&self) -> impl Iterator<Item = SocketAddr> {
+        self.led_to.values().flatten().copied()
+    }
+
+    pub(super) fn connected(&mut self, peer: &PeerId) {
+        self.unresolved.remove(peer);
+    }
+
+    /// It left the allowlist.
+    pub(super) fn forget(&mut self, peer: &PeerId) {
+        self.unresolved.remove(peer);
+        self.led_to.remove(peer);
+    }
+}
+
+impl Mesh {
+    pub(super) fn dial_due(&mut self) {
+        for (peer, addresses) in self.dialer.due(now().moment) {
+            self.dial(peer, addresses);
+        }
+    }
+
+    /// At once if all addresses are known, else when their names are resolved.
+    fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if addresses.iter().any(is_named) {
+            let has_failed = self.dialer.has_failed(&peer);
+            self.lookups.start(peer, addresses, has_failed);
+        } else {
+            self.dial_at(peer, addresses);
+        }
+    }
+
+    /// The names of a dial are resolved, or were not in time.
+    pub(super) fn on_resolved(&mut self, peer: PeerId, resolved: Resolved) {
+        if !self.config.peers.contains_key(&peer) {
+            return;
+        }
+        self.is_door_stale |= self.lookups.resolved(peer, &resolved);
+        if resolved.addresses.is_empty() {
+            self.dial_failed_because(peer, None);
+        } else {
+            self.dial_at(peer, resolved.addresses);
+        }
+    }
+
+    fn dial_at(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses);
+        // From the port that we listen on, the new connection would have the four numbers of one that has just died: the kernel of
+        // the other side may still know that, and then answers only when the request is repeated, a second later.
+        let options = options.allocate_new_port().build();
+        if let Err(error) = self.swarm.dial(options) {
+            self.dial_failed(peer, &error);
+        }
+    }
+
+    pub(super) fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
+        self.dial_failed_because(peer, Some(describe_dial_error(error)));
+    }
+
+    /// `why` is of the addresses that were dialled, if any were.
+    fn dial_failed_because(&mut self, peer: PeerId, why: Option<String>) {
+        let unresolved = self.lookups.take_unresolved(&peer);
+        if self.swarm.is_connected(&peer) {
+            self.dialer.connected(now().moment, &peer, None);
+            return;
+        }
+        let why = unresolved.into_iter().chain(why).collect::<Vec<_>>().join("; ");
+        tracing::debug!(%peer, why, "dial failed");
+        self.dialer.failed(now().moment, &peer, &mut self.rng);
+        self.board.update(&peer, |stats| stats.why = Some(why.clone()));
+        // Whoever still waits goes on waiting for the next dial, if it comes soon.
+        for waiter in self.connecting.remove(&peer).unwrap_or_default() {
+            self.connect(peer, waiter);
+        }
+    }
+
+    pub(super) fn connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), AskError>>) {
+        if reply.is_closed() {
+            return;
+        }
+        let refuse =
+            |reply: oneshot::Sender<_>, why: &str| drop(reply.send(Err(AskError::NotConnected(why.to_owned()))));
+        match self.dialer.demand(now().moment, &peer) {
+            Ok(Demand::Connected) => drop(reply.send(Ok(()))),
+            Ok(demand) => {
+                let waiting = self.connecting.entry(peer).or_default();
+                waiting.retain(|waiter| !waiter.is_closed());
+                if waiting.len() >= WAITERS_MAX {
+                    return refuse(reply, "too many wait for a connection");
+                }
+                waiting.push(reply);
+                if let Demand::Dial(addresses) = demand {
+                    self.dial(peer, addresses);
+                }
+            }
+            Err(NotNow::Unknown) => refuse(reply, "not on the allowlist"),
+            Err(NotNow::NoAddress) => refuse(reply, "no address that was not just tried"),
+            Err(NotNow::Gone) => {
+                let why = self.board.stats(&peer).and_then(|stats| stats.why);
+                refuse(reply, &why.unwrap_or_else(|| "gone".to_owned()));
+            }
+        }
+    }
+
+    /// Strangers cannot keep those out who come from where a peer is known to be.
+    pub(super) fn tell_door(&mut self) {
+        let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
+        let known = known.filter_map(|address| socket_address(&address));
+        let known: Vec<_> = known.chain(self.lookups.led_to()).collect();
+        self.swarm.behaviour_mut().door.set_known(known);
+    }
+}

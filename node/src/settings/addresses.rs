@@ -1,0 +1,98 @@
+//! Addresses of the mesh: where we listen, what peers are told, where peers are dialled.
+
+use super::{SettingsError, refused};
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use std::net::IpAddr;
+
+/// Longest host name, bytes, and longest of its labels (RFC 1035, section 2.3.4).
+const HOST_BYTES_MAX: usize = 253;
+const LABEL_BYTES_MAX: usize = 63;
+
+/// What an address is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum AddressUse {
+    /// Every interface and any port are fine, though nobody can dial that.
+    Listen,
+    /// Peers are told IP addresses alone: what a name means, a machine decides for itself.
+    Tell,
+    /// A name may stand for the IP address.
+    Dial,
+}
+
+pub(super) fn check(key: &str, texts: &[String], usage: AddressUse) -> Result<Vec<Multiaddr>, SettingsError> {
+    let check = |(index, text): (usize, &String)| {
+        check_one(text, usage).map_err(|accepted| refused(format!("{key}[{index}]"), text, accepted))
+    };
+    texts.iter().enumerate().map(check).collect()
+}
+
+fn check_one(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {
+    const DIALLED: &str =
+        "an address that can be dialled: not 0.0.0.0 or ::, and not port 0, such as /ip4/192.0.2.1/tcp/7280";
+    const HOST: &str = "a host name of letters, digits, hyphens and dots, at most 253 bytes, such as \
+                        /dns/buildbox.example/tcp/7280; an IP address stands after /ip4/ or /ip6/";
+    let form = match usage {
+        AddressUse::Listen | AddressUse::Tell => {
+            "a multiaddr of an IP address and a TCP port, such as /ip4/192.0.2.1/tcp/7280 or /ip6/2001:db8::1/tcp/7280"
+        }
+        AddressUse::Dial => {
+            "a multiaddr of an IP address or a host name and a TCP port, such as /ip4/192.0.2.1/tcp/7280, \
+             /ip6/2001:db8::1/tcp/7280 or /dns/buildbox.example/tcp/7280 (/dns4/ and /dns6/ for one family)"
+        }
+    };
+    let address: Multiaddr = text.parse().map_err(|_| form)?;
+    let mut parts = address.iter();
+    let may_be_dialled = match parts.next() {
+        Some(Protocol::Ip4(ip)) => !ip.is_unspecified(),
+        Some(Protocol::Ip6(ip)) => !ip.is_unspecified(),
+        Some(Protocol::Dns(host) | Protocol::Dns4(host) | Protocol::Dns6(host)) if usage == AddressUse::Dial => {
+            if !is_host_name(&host) {
+                return Err(HOST);
+            }
+            true
+        }
+        _ => return Err(form),
+    };
+    let (Some(Protocol::Tcp(port)), None) = (parts.next(), parts.next()) else { return Err(form) };
+    match usage {
+        AddressUse::Tell | AddressUse::Dial if port == 0 || !may_be_dialled => Err(DIALLED),
+        AddressUse::Tell | AddressUse::Dial | AddressUse::Listen => Ok(address),
+    }
+}
+
+/// As it may stand in a hosts file or in DNS; a dot at the end says that it is whole. The C library would take digits for an IP
+/// address, also `1` and `127.1`.
+fn is_host_name(text: &str) -> bool {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let is_label = |label: &str| {
+        (1..=LABEL_BYTES_MAX).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(permitted)
+    };
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit()) || label.starts_with("0x");
+    text.len() <= HOST_BYTES_MAX
+        && text.parse::<IpAddr>().is_err()
+        && text.split('.').all(is_label)
+        && !text.rsplit('.').next().is_some_and(is_number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_those_that_the_system_resolves() {
+        let long = format!("{}.example", "a.".repeat(122));
+        for name in ["buildbox", "build-box.example", "x_1.lan.", "1.example", "localhost", "3com"] {
+            assert!(is_host_name(name), "{name}");
+        }
+        for name in ["", ".", "a..b", "-a", "a-", "a b", "büro.example", "127.0.0.1", "127.1", "1", "0x7f.0x1", &long]
+        {
+            assert!(!is_host_name(name), "{name}");
+        }
+        assert!(!is_host_name(&"a".repeat(64)));
+    }
+}
