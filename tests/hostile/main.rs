@@ -15,6 +15,7 @@ mod formats;
 mod gossipsub;
 mod honest;
 mod impostors;
+mod log_floods;
 mod narinfos;
 mod nars;
 mod peer;
