@@ -10,6 +10,7 @@
 
 mod attestations;
 mod bulk;
+mod disk_floods;
 mod filter;
 mod formats;
 mod gossipsub;
