@@ -1,7 +1,11 @@
-//! The disk as a weapon: a local user who asks the gateway, as fast as he can, for what makes the daemon write.
+//! The disk as a weapon: a local user who asks the gateway, as fast as he can, for what makes the daemon write, and a peer that
+//! announces as often as it may.
 
+use crate::filter::filter;
 use crate::formats::NixKey;
+use crate::peer::{Peer, peer_id};
 use crate::report;
+use crate::stage::Stage;
 use narmesh_tests::{TestMesh, get};
 use rand::Rng as _;
 use std::fs;
@@ -76,4 +80,32 @@ fn questions_without_end_are_noted_at_a_pace() {
     node.terminate();
     let noted = fs::metadata(node.dir().join("state/quorum.sqlite")).unwrap().len();
     assert!(noted > 1 << 20, "{noted} bytes");
+}
+
+/// New summaries, as many as are taken without blame: 4 a second.
+const ANNOUNCED_EVERY: Duration = Duration::from_millis(260);
+const ANNOUNCEMENTS: u64 = 60;
+/// 60 MB an hour are 17 kB a second; what a quiet daemon writes by itself is in it.
+const ANNOUNCED_BYTES_MAX: u64 = 2 << 20;
+
+#[test]
+fn announcements_without_end_are_written_at_a_pace() {
+    let peer = Peer::honest("announcer");
+    let stage = Stage::with(&["announcer"], 64, &[&peer], |client| client.run_under(&["env", "NARMESH_LOG=info"]));
+    stage.enter(&peer, "announcer", &["a"]);
+    let (before, started) = (written_bytes(stage.client.pid()), Instant::now());
+    for number in 1..=ANNOUNCEMENTS {
+        let parts: Vec<[u8; 20]> = (0..number).map(|part| [u8::try_from(part).unwrap(); 20]).collect();
+        peer.announce(&peer.summary(&filter(&parts, 13), number, &[peer_id(&stage.client)]));
+        std::thread::sleep(ANNOUNCED_EVERY);
+    }
+    let seconds = started.elapsed().as_secs();
+    stage.wait_heard(&peer, ANNOUNCEMENTS);
+    let written = written_bytes(stage.client.pid()) - before;
+    report::note("disk: announcements", |row| {
+        row.outcome = format!("{ANNOUNCEMENTS} in {seconds} s, {written} bytes written");
+    });
+    stage.assert_unblamed(&peer);
+    assert!(written <= ANNOUNCED_BYTES_MAX, "{written} bytes written in {seconds} s");
+    stage.finish();
 }
