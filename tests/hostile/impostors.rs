@@ -66,10 +66,18 @@ impl ServerCertVerifier for Anyone {
 }
 
 /// A certificate and the key it is shown with.
-type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
+pub type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
 /// Shows a certificate with a key to the daemon, and says what came of it: what it first says inside TLS.
-fn enter(node: &TestNode, (certificate, key): Identity) -> io::Result<Vec<u8>> {
+fn enter(node: &TestNode, identity: Identity) -> io::Result<Vec<u8>> {
+    let mut stream = open(node, identity)?;
+    let mut said = vec![0; 20];
+    stream.read_exact(&mut said)?;
+    Ok(said)
+}
+
+/// Shows a certificate with a key to the daemon, and asks for yamux.
+pub fn open(node: &TestNode, (certificate, key): Identity) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let mut socket = TcpStream::connect(node.p2p_socket())?;
     socket.set_read_timeout(Some(promised(MEETING)))?;
     socket.write_all(b"\x13/multistream/1.0.0\n\x0b/tls/1.0.0\n")?;
@@ -87,12 +95,10 @@ fn enter(node: &TestNode, (certificate, key): Identity) -> io::Result<Vec<u8>> {
     let name = ServerName::IpAddress("127.0.0.1".try_into().unwrap());
     let mut stream = StreamOwned::new(ClientConnection::new(config.into(), name).unwrap(), socket);
     stream.write_all(b"\x13/multistream/1.0.0\n\x0d/yamux/1.0.0\n")?;
-    let mut said = vec![0; 20];
-    stream.read_exact(&mut said)?;
-    Ok(said)
+    Ok(stream)
 }
 
-fn certificate_of(keys: &Keypair) -> Identity {
+pub fn certificate_of(keys: &Keypair) -> Identity {
     libp2p::tls::certificate::generate(keys).unwrap()
 }
 

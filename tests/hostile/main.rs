@@ -10,11 +10,13 @@
 
 mod attestations;
 mod bulk;
+mod disk_floods;
 mod filter;
 mod formats;
 mod gossipsub;
 mod honest;
 mod impostors;
+mod log_floods;
 mod narinfos;
 mod nars;
 mod peer;

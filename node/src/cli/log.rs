@@ -1,47 +1,206 @@
-//! The log: one event is one line, whatever a peer, a file name or a header put into it.
+//! The log: one event is one line of a bounded length, whatever a peer, a file name or a header put into it, and no event fills
+//! the disk by being repeated.
+//!
+//! From INFO up to ERROR, which the daemon logs by itself, `limits` decides what is logged, for libraries too. DEBUG and TRACE
+//! are logged whole: nobody sees them who has not asked for them, and who has asked looks for the one line that a limit would
+//! leave out.
 
-use std::io::{self, Write};
+mod limits;
+mod origin;
+
+use self::limits::{LeftOut, Limits, Origin, Verdict};
+use self::origin::{Origins, described};
+use parking_lot::{Mutex, MutexGuard};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, Thread};
+use std::time::Instant;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 /// Environment variable of the log filter, such as `info` or `narmesh=debug`.
 const LOG_VARIABLE: &str = "NARMESH_LOG";
 
-/// Sends the log of this process to standard error.
-pub(super) fn start() -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().with_env_var(LOG_VARIABLE);
-    let filter = filter.with_default_directive(tracing::level_filters::LevelFilter::INFO.into()).from_env()?;
-    // Without colours: the formatter's own escape sequences could not be told from those that come in a field.
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| OneLine(io::stderr())).with_ansi(false).init();
-    Ok(())
+/// One line of a limited event. libp2p writes what a peer sent into some of its lines, up to 64 KiB of it.
+const LINE_BYTES_MAX: usize = 2 << 10;
+
+/// Where the lines come from that say what was left out.
+const OWN_TARGET: &str = "narmesh::log";
+
+/// Says what is left out until the end; by dropping it the rest is said.
+#[derive(Debug)]
+pub(super) struct Log(Arc<Limiter>);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let left_out = self.0.limits.lock().take_left_out(Instant::now(), true);
+        tell(left_out);
+    }
 }
 
-/// Writes each event as one line: control characters inside of it, above all line breaks, are escaped.
-struct OneLine<W>(W);
+/// Sends the log of this process to standard error.
+pub(super) fn start() -> anyhow::Result<Log> {
+    let filter = EnvFilter::builder().with_env_var(LOG_VARIABLE);
+    let filter = filter.with_default_directive(tracing::level_filters::LevelFilter::INFO.into()).from_env()?;
+    let limiter = Arc::new(Limiter::new());
+    let counted = Arc::clone(&limiter);
+    let teller = thread::Builder::new().name("log".to_owned()).spawn(move || counted.tell_in_time())?;
+    *limiter.teller.lock() = Some(teller.thread().clone());
+    let lines = Lines { limiter: Arc::clone(&limiter), format: Format::default() };
+    // Without colours: the formatter's own escape sequences could not be told from those that come in a field.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr);
+    log.event_format(lines).init();
+    Ok(Log(limiter))
+}
 
-impl<W: Write> Write for OneLine<W> {
-    /// Takes one whole event, as the formatter gives it.
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
-        let body = text.strip_suffix('\n').unwrap_or(&text);
-        if body.contains(is_harmful) {
-            let mut line = String::with_capacity(body.len() + 32);
-            for letter in body.chars() {
-                if is_harmful(letter) {
-                    line.extend(letter.escape_default());
-                } else {
-                    line.push(letter);
-                }
-            }
-            line.push('\n');
-            self.0.write_all(line.as_bytes())?;
-        } else {
-            self.0.write_all(event)?;
-        }
-        Ok(event.len())
+/// What is shared by all that log.
+#[derive(Debug)]
+struct Limiter {
+    limits: Mutex<Limits>,
+    origins: Origins,
+    /// Waits until something is left out.
+    teller: Mutex<Option<Thread>>,
+}
+
+impl Limiter {
+    fn new() -> Self {
+        Self { limits: Mutex::new(Limits::new(Instant::now())), origins: Origins::default(), teller: Mutex::default() }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+    fn judge(&self, from: Origin, event: &Event<'_>) -> Verdict {
+        let mut limits = self.limits.lock();
+        // Without the lock: what is formatted may log by itself.
+        let description = (!limits.knows(from)).then(|| MutexGuard::unlocked(&mut limits, || described(event)));
+        limits.admit(Instant::now(), from, description)
+    }
+
+    /// Says, a minute after something was left out, how much it was: the next line like it may never come.
+    fn tell_in_time(&self) {
+        loop {
+            // The lock is not held while waiting.
+            let due = self.limits.lock().next_due();
+            let now = Instant::now();
+            match due {
+                None => thread::park(),
+                Some(due) if due > now => thread::sleep(due - now),
+                Some(_) => {
+                    let left_out = self.limits.lock().take_left_out(now, false);
+                    tell(left_out);
+                }
+            }
+        }
+    }
+}
+
+fn tell(left_out: Vec<LeftOut>) {
+    for LeftOut { count, level, like, peer } in left_out {
+        let peer = peer.as_deref();
+        if level == Level::ERROR {
+            tracing::error!(target: OWN_TARGET, peer, like, "{count} more lines were left out, most of them like this");
+        } else if level == Level::WARN {
+            tracing::warn!(target: OWN_TARGET, peer, like, "{count} more lines were left out, most of them like this");
+        } else {
+            tracing::info!(target: OWN_TARGET, peer, like, "{count} more lines were left out, most of them like this");
+        }
+    }
+}
+
+/// Writes each event that the limits let pass as one line.
+#[derive(Debug)]
+struct Lines {
+    limiter: Arc<Limiter>,
+    format: Format,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        // The more verbose level is the greater one.
+        if *event.metadata().level() > Level::INFO {
+            let mut line = Line::new(usize::MAX);
+            self.format.format_event(context, Writer::new(&mut line), event)?;
+            return line.escape_into(&mut writer).map(drop);
+        }
+        let mut origin = None;
+        let mut left_out = 0;
+        if event.metadata().target() != OWN_TARGET {
+            let from = self.limiter.origins.of(event);
+            match self.limiter.judge(from, event) {
+                Verdict::Log { left_out: count } => left_out = count,
+                Verdict::LeaveOut { is_first } => {
+                    if is_first && let Some(teller) = &*self.limiter.teller.lock() {
+                        teller.unpark();
+                    }
+                    // Nothing is written, for nothing is in the writer.
+                    return Ok(());
+                }
+            }
+            origin = Some(from);
+        }
+        let mut line = Line::new(LINE_BYTES_MAX);
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        if left_out > 0 {
+            line.remark = format!(" ({left_out} more like this were left out)");
+        }
+        let bytes = line.escape_into(&mut writer)?;
+        self.limiter.limits.lock().charge(origin.and_then(|from| from.peer), bytes);
+        Ok(())
+    }
+}
+
+/// One line in the making. What is beyond its limit is thrown away as it comes: a field may print megabytes.
+#[derive(Debug)]
+struct Line {
+    text: String,
+    bytes_max: usize,
+    is_cut: bool,
+    /// Comes last, and whole.
+    remark: String,
+}
+
+impl Line {
+    fn new(bytes_max: usize) -> Self {
+        Self { text: String::new(), bytes_max, is_cut: false, remark: String::new() }
+    }
+
+    /// Writes the line with its end, control characters inside of it, above all line breaks, escaped; and says how long it is.
+    fn escape_into(&self, writer: &mut impl fmt::Write) -> Result<usize, fmt::Error> {
+        let body = self.text.strip_suffix('\n').unwrap_or(&self.text);
+        let (mut bytes, mut is_cut) = (0, self.is_cut);
+        for letter in body.chars() {
+            let is_harmful = is_harmful(letter);
+            let len = if is_harmful { letter.escape_default().len() } else { letter.len_utf8() };
+            if len > self.bytes_max - bytes {
+                is_cut = true;
+                break;
+            }
+            if is_harmful {
+                write!(writer, "{}", letter.escape_default())?;
+            } else {
+                writer.write_char(letter)?;
+            }
+            bytes += len;
+        }
+        let cut = if is_cut { " (cut)" } else { "" };
+        writeln!(writer, "{cut}{}", self.remark)?;
+        Ok(bytes + cut.len() + self.remark.len() + 1)
+    }
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes_max - self.text.len();
+        // The formatter's own line break at the end is no loss.
+        self.is_cut |= text.len() > room && text != "\n";
+        self.text.push_str(text.get(..text.floor_char_boundary(room)).unwrap_or_default());
+        Ok(())
     }
 }
 
@@ -52,46 +211,4 @@ fn is_harmful(letter: char) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// What the log of `events` looks like.
-    fn logged(events: impl FnOnce()) -> String {
-        let out = Shared::default();
-        let writer = out.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || OneLine(writer.clone())).finish();
-        tracing::subscriber::with_default(subscriber, events);
-        let bytes = out.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
-    }
-
-    #[test]
-    fn an_event_is_one_line_whatever_is_in_it() {
-        const FORGED: &str = "x\r\n2026-01-01T00:00:00Z ERROR narmesh: forged\u{85}\u{2028}\u{202e}\u{1b}[2Jy";
-        let log = logged(|| {
-            tracing::warn!(name = FORGED, "a field");
-            tracing::warn!(name = %FORGED, "a field shown");
-            tracing::warn!("{FORGED}");
-            tracing::info!("ünharmed");
-        });
-        assert_eq!(log.lines().count(), 4, "{log:?}");
-        assert!(log.ends_with("ünharmed\n"), "{log:?}");
-        assert!(!log.contains(|letter| letter != '\n' && is_harmful(letter)), "{log:?}");
-        assert_eq!(log.matches("forged").count(), 3, "nothing is lost: {log:?}");
-    }
-}
+mod tests;

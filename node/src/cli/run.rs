@@ -12,7 +12,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
-    super::log::start()?;
+    let _log = super::log::start()?;
     raise_descriptors();
     if arguments.until_stdin_ends {
         std::thread::Builder::new().name("stdin".to_owned()).spawn(stop_at_end_of_stdin)?;

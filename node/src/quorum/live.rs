@@ -54,7 +54,7 @@ pub struct LiveLedger {
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
     unwritten: Mutex<Unwritten>,
-    noted: Condvar,
+    stopped: Condvar,
     readers: Mutex<Readers>,
     /// Counts repairs in which something that was known got lost.
     losses: AtomicU64,
@@ -131,7 +131,7 @@ impl LiveLedger {
             changed: watch::Sender::new(0),
             notes: Mutex::default(),
             unwritten: Mutex::default(),
-            noted: Condvar::new(),
+            stopped: Condvar::new(),
             readers: Mutex::default(),
             losses: AtomicU64::default(),
         }

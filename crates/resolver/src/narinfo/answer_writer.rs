@@ -5,10 +5,11 @@
 
 use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 use narmesh_protocol::HashPart;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Changes that may wait; a further one is not written, which costs one more question after a restart.
 const WAITING_MAX: usize = 4_096;
@@ -17,9 +18,44 @@ const BATCH_MAX: usize = 512;
 /// The first change waits so long for others.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// Bytes of answers written at once: 27,000 answers of a kilobyte, more than the closure of a large system.
+const BURST_BYTES: u64 = 256 << 20;
+/// And in the long run, bytes per second: 230 MB an hour. A holder that announces itself anew several times a second has each of
+/// its answers asked for, and written, as often as Nix, or who plays Nix, wants it. What is over is not written.
+const BYTES_PER_S: u64 = 64 << 10;
+/// What an answer writes beside its text: a page of the table and one of its index, each into the log and into the file, of which
+/// some are shared with other answers.
+const ROW_BYTES: u64 = 8 << 10;
+
+/// What may be written yet.
+#[derive(Debug)]
+struct Budget {
+    bytes: u64,
+    at: Instant,
+}
+
+impl Budget {
+    fn full(now: Instant) -> Self {
+        Self { bytes: BURST_BYTES, at: now }
+    }
+
+    /// Whether an answer with a text of `length` bytes may be written; then it counts as written.
+    fn take(&mut self, now: Instant, length: usize) -> bool {
+        // Whole seconds only, so that nothing is lost in rounding.
+        let seconds = now.saturating_duration_since(self.at).as_secs();
+        self.at += Duration::from_secs(seconds);
+        self.bytes = self.bytes.saturating_add(seconds.saturating_mul(BYTES_PER_S)).min(BURST_BYTES);
+        let cost = ROW_BYTES + length as u64;
+        let rest = self.bytes.checked_sub(cost);
+        self.bytes = rest.unwrap_or(self.bytes);
+        rest.is_some()
+    }
+}
+
 /// The thread and the way to it; dropping it writes what waits.
 #[derive(Debug)]
 pub(super) struct AnswerWriter {
+    budget: Mutex<Budget>,
     changes: Option<SyncSender<AnswerChange>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -29,17 +65,25 @@ impl AnswerWriter {
         let (sender, receiver) = sync_channel(WAITING_MAX);
         let thread =
             std::thread::Builder::new().name("narmesh-answers".to_owned()).spawn(move || write_all(&*store, &receiver));
+        let budget = Mutex::new(Budget::full(Instant::now()));
         match thread {
-            Ok(thread) => Self { changes: Some(sender), thread: Some(thread) },
+            Ok(thread) => Self { budget, changes: Some(sender), thread: Some(thread) },
             Err(error) => {
                 tracing::error!(%error, "no thread to write answers with: they last as long as this daemon");
-                Self { changes: None, thread: None }
+                Self { budget, changes: None, thread: None }
             }
         }
     }
 
     /// Remembers (or, with `None`, forgets) an answer soon; never waits.
     pub(super) fn write(&self, part: HashPart, answer: Option<RememberedAnswer>) {
+        // Nothing can be forgotten more often than it was remembered.
+        if let Some(answer) = &answer
+            && !self.budget.lock().take(Instant::now(), answer.narinfo.len())
+        {
+            tracing::debug!(%part, "answers are written faster than they may be: not this one");
+            return;
+        }
         if let Some(changes) = &self.changes
             && changes.try_send((part, answer)).is_err()
         {
@@ -73,7 +117,6 @@ fn write_all(store: &dyn AnswerStore, changes: &Receiver<AnswerChange>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use parking_lot::Mutex;
     use std::collections::HashMap;
 
     #[derive(Default)]
@@ -94,6 +137,20 @@ mod tests {
             }
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_large_closure_is_written_whole_and_what_never_ends_is_not() {
+        let now = Instant::now();
+        let mut budget = Budget::full(now);
+        assert!((0..27_000).all(|_| budget.take(now, 1_000)));
+        let mut written = 0;
+        for second in 0..3_600 {
+            written += (0..1_000).filter(|_| budget.take(now + Duration::from_secs(second), 64 << 10)).count();
+        }
+        assert!((3_000..=3_600).contains(&written), "{written} of 64 KiB in an hour");
+        let later = now + Duration::from_secs(86_400);
+        assert!((0..27_000).all(|_| budget.take(later, 1_000)), "after a rest all is as before");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What our Nix asked for, and what it got: noted without waiting, in memory and in the file within moments.
+//! What our Nix asked for, and what it got: noted without waiting, in memory within a second, in the file at a pace.
 
 use super::super::db::{LedgerDb, LedgerDbError};
 use super::{Access, LiveLedger};
@@ -57,6 +57,10 @@ impl Unwritten {
         }
     }
 
+    fn rows(&self) -> usize {
+        self.asked.len() + self.asked_forgotten.len() + self.served_forgotten.len()
+    }
+
     fn write_asked(&mut self, db: &LedgerDb) -> Result<(), LedgerDbError> {
         if !self.asked.is_empty() || !self.asked_forgotten.is_empty() {
             db.note_asked(&self.asked, &self.asked_forgotten)?;
@@ -83,22 +87,21 @@ impl LiveLedger {
         }
         let mut notes = self.notes.lock();
         if notes.asked.len() < ASKED_WAITING_MAX {
-            // Written with the next look, a second later at most: what is attested of it now would be the last to be evicted.
+            // Pinned with the next look, a second later at most: what is attested of it now would be the last to be evicted.
             notes.asked.insert(hash_part);
         }
     }
 
-    /// Our Nix gets it. Waits for nobody; in the file within moments.
+    /// Our Nix gets it. Waits for nobody.
     pub fn note_served(&self, served: Served) {
         let mut notes = self.notes.lock();
         if notes.served.len() < SERVED_MAX {
             notes.served.insert(served.path.hash_part(), served);
-            self.noted.notify_one();
         }
     }
 
-    /// Writes what was noted so far; after it a report knows it.
-    pub fn flush(&self) -> Result<(), LedgerDbError> {
+    /// Writes what was noted so far; after it a report knows it. Gives how many rows that were.
+    pub fn flush(&self) -> Result<usize, LedgerDbError> {
         self.on_file(|db| {
             let (asked, served) = {
                 let mut notes = self.notes.lock();
@@ -106,11 +109,21 @@ impl LiveLedger {
             };
             let mut unwritten = self.unwritten.lock();
             self.remember_asked(asked, &mut unwritten);
+            let rows = unwritten.rows() + served.len();
             let written = unwritten.write_asked(db).and_then(|()| self.write_served(db, &served, &mut unwritten));
             if written.is_err() {
                 self.notes.lock().put_back(served, SERVED_MAX);
             }
-            written
+            written.map(|()| rows)
+        })
+    }
+
+    /// Keeps the attestations of what was asked for; the file learns of it with the next [`LiveLedger::flush`].
+    pub(super) fn pin_asked(&self) -> Result<(), LedgerDbError> {
+        self.on_file(|_| {
+            let asked = std::mem::take(&mut self.notes.lock().asked);
+            self.remember_asked(asked, &mut self.unwritten.lock());
+            Ok(())
         })
     }
 

@@ -1,0 +1,111 @@
+//! The disk as a weapon: a local user who asks the gateway, as fast as he can, for what makes the daemon write, and a peer that
+//! announces as often as it may.
+
+use crate::filter::filter;
+use crate::formats::NixKey;
+use crate::peer::{Peer, peer_id};
+use crate::report;
+use crate::stage::Stage;
+use narmesh_tests::{TestMesh, get};
+use rand::Rng as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+const FLOOD: Duration = Duration::from_secs(15);
+const CLIENTS: usize = 8;
+/// Requests that are sent before their answers are read.
+const AT_ONCE: usize = 64;
+/// Pages of a database that grew within a second, once into its log and once into itself, and what a daemon writes by itself.
+const WRITTEN_BYTES_MAX: u64 = 16 << 20;
+
+/// What a process had written to disk so far, in bytes.
+fn written_bytes(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.unwrap().parse().unwrap()
+}
+
+fn any_hash_part() -> String {
+    const LETTERS: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
+    let mut random = [0; 32];
+    rand::rng().fill_bytes(&mut random);
+    random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()
+}
+
+/// Asks for paths that nobody has, each once; how many.
+fn ask_without_end(gateway: SocketAddr) -> usize {
+    let mut socket = TcpStream::connect(gateway).unwrap();
+    let (until, mut asked, mut buffer) = (Instant::now() + FLOOD, 0, vec![0; 1 << 16]);
+    while Instant::now() < until {
+        let requests: String = (0..AT_ONCE)
+            .map(|_| format!("GET /{}.narinfo HTTP/1.1\r\nHost: {gateway}\r\n\r\n", any_hash_part()))
+            .collect();
+        socket.write_all(requests.as_bytes()).unwrap();
+        let mut answers = String::new();
+        while answers.matches("\r\n\r\n").count() < AT_ONCE {
+            let length = socket.read(&mut buffer).unwrap();
+            assert!(length > 0, "the gateway closed the connection");
+            answers += std::str::from_utf8(&buffer[..length]).unwrap();
+        }
+        assert_eq!(answers.matches("404").count(), AT_ONCE, "{answers}");
+        asked += AT_ONCE;
+    }
+    asked
+}
+
+/// Where builders are counted, what Nix asks for is noted in the database of attestations.
+#[test]
+fn questions_without_end_are_noted_at_a_pace() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    let builder = NixKey::new("elsewhere-1").public();
+    node.config.more =
+        format!("\n[quorum]\nmode = 'observe'\nk = 1\n\n[[builder]]\nname = 'elsewhere'\npublic_key = '{builder}'\n");
+    node.run_under(&["env", "NARMESH_LOG=info"]);
+    node.start();
+    let gateway = node.gateway();
+    assert_eq!(get(gateway, &format!("/{}.narinfo", any_hash_part())).unwrap().status, 404);
+    let before = written_bytes(node.pid());
+    let clients: Vec<_> = (0..CLIENTS).map(|_| std::thread::spawn(move || ask_without_end(gateway))).collect();
+    let asked: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let written = written_bytes(node.pid()) - before;
+    report::note("disk: paths that nobody has, asked for", |row| {
+        row.outcome = format!("{asked} questions in {} s, {written} bytes written", FLOOD.as_secs());
+    });
+    assert!(asked > 10_000, "only {asked} questions: no flood");
+    assert!(written <= WRITTEN_BYTES_MAX, "{written} bytes written for {asked} questions");
+    // At the end all of it is written: nothing is lost by waiting.
+    node.terminate();
+    let noted = fs::metadata(node.dir().join("state/quorum.sqlite")).unwrap().len();
+    assert!(noted > 1 << 20, "{noted} bytes");
+}
+
+/// New summaries, as many as are taken without blame: 4 a second.
+const ANNOUNCED_EVERY: Duration = Duration::from_millis(260);
+const ANNOUNCEMENTS: u64 = 60;
+/// 60 MB an hour are 17 kB a second; what a quiet daemon writes by itself is in it.
+const ANNOUNCED_BYTES_MAX: u64 = 2 << 20;
+
+#[test]
+fn announcements_without_end_are_written_at_a_pace() {
+    let peer = Peer::honest("announcer");
+    let stage = Stage::with(&["announcer"], 64, &[&peer], |client| client.run_under(&["env", "NARMESH_LOG=info"]));
+    stage.enter(&peer, "announcer", &["a"]);
+    let (before, started) = (written_bytes(stage.client.pid()), Instant::now());
+    for number in 1..=ANNOUNCEMENTS {
+        let parts: Vec<[u8; 20]> = (0..number).map(|part| [u8::try_from(part).unwrap(); 20]).collect();
+        peer.announce(&peer.summary(&filter(&parts, 13), number, &[peer_id(&stage.client)]));
+        std::thread::sleep(ANNOUNCED_EVERY);
+    }
+    let seconds = started.elapsed().as_secs();
+    stage.wait_heard(&peer, ANNOUNCEMENTS);
+    let written = written_bytes(stage.client.pid()) - before;
+    report::note("disk: announcements", |row| {
+        row.outcome = format!("{ANNOUNCEMENTS} in {seconds} s, {written} bytes written");
+    });
+    stage.assert_unblamed(&peer);
+    assert!(written <= ANNOUNCED_BYTES_MAX, "{written} bytes written in {seconds} s");
+    stage.finish();
+}
