@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(door.admit(ids.next().unwrap(), peer), Err(Refused::TooOften));
         door.admit(ids.next().unwrap(), at([192, 0, 2, 2], 7280)).unwrap();
         // As many sources as there are make no more memory.
-        for number in 0..2 * SOURCES_MAX as u32 {
+        for number in 0..u32::try_from(2 * SOURCES_MAX).unwrap() {
             if door.admit(ids.next().unwrap(), at(std::net::Ipv4Addr::from(number), 1)).is_ok() {
                 door.pending.clear();
             }
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn where_peers_came_from_is_remembered_within_bounds() {
         let mut door = Door::default();
-        for number in 0..3 * SEEN_MAX as u32 {
+        for number in 0..u32::try_from(3 * SEEN_MAX).unwrap() {
             door.see(at(std::net::Ipv4Addr::from(number), 1));
         }
         assert_eq!((door.seen.len(), door.known_ips.len()), (SEEN_MAX, SEEN_MAX));
