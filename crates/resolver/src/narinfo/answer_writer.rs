@@ -7,12 +7,15 @@ use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 use narmesh_protocol::HashPart;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Changes that may wait; a further one is not written, which costs one more question after a restart.
 const WAITING_MAX: usize = 4_096;
+/// And bytes of their texts: a disk that hangs must not fill memory with answers of 64 KiB.
+const WAITING_BYTES_MAX: usize = 16 << 20;
 /// Changes of one transaction.
 const BATCH_MAX: usize = 512;
 /// The first change waits so long for others.
@@ -56,6 +59,7 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct AnswerWriter {
     budget: Mutex<Budget>,
+    waiting_bytes: Arc<AtomicUsize>,
     changes: Option<SyncSender<AnswerChange>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -63,14 +67,17 @@ pub(super) struct AnswerWriter {
 impl AnswerWriter {
     pub(super) fn start(store: Arc<dyn AnswerStore>) -> Self {
         let (sender, receiver) = sync_channel(WAITING_MAX);
-        let thread =
-            std::thread::Builder::new().name("narmesh-answers".to_owned()).spawn(move || write_all(&*store, &receiver));
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::clone(&waiting_bytes);
+        let thread = std::thread::Builder::new()
+            .name("narmesh-answers".to_owned())
+            .spawn(move || write_all(&*store, &receiver, &waiting));
         let budget = Mutex::new(Budget::full(Instant::now()));
         match thread {
-            Ok(thread) => Self { budget, changes: Some(sender), thread: Some(thread) },
+            Ok(thread) => Self { budget, waiting_bytes, changes: Some(sender), thread: Some(thread) },
             Err(error) => {
                 tracing::error!(%error, "no thread to write answers with: they last as long as this daemon");
-                Self { budget, changes: None, thread: None }
+                Self { budget, waiting_bytes, changes: None, thread: None }
             }
         }
     }
@@ -84,9 +91,11 @@ impl AnswerWriter {
             tracing::debug!(%part, "answers are written faster than they may be: not this one");
             return;
         }
-        if let Some(changes) = &self.changes
-            && changes.try_send((part, answer)).is_err()
-        {
+        let Some(changes) = &self.changes else { return };
+        let bytes = text_bytes(&answer);
+        let has_room = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
+        if !has_room || changes.try_send((part, answer)).is_err() {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             tracing::debug!(%part, "too many answers wait to be written: not this one");
         }
     }
@@ -103,7 +112,11 @@ impl Drop for AnswerWriter {
     }
 }
 
-fn write_all(store: &dyn AnswerStore, changes: &Receiver<AnswerChange>) {
+fn text_bytes(answer: &Option<RememberedAnswer>) -> usize {
+    answer.as_ref().map_or(0, |answer| answer.narinfo.len())
+}
+
+fn write_all(store: &dyn AnswerStore, changes: &Receiver<AnswerChange>, waiting_bytes: &AtomicUsize) {
     while let Ok(first) = changes.recv() {
         std::thread::sleep(GATHER);
         let mut batch = vec![first];
@@ -111,6 +124,8 @@ fn write_all(store: &dyn AnswerStore, changes: &Receiver<AnswerChange>) {
         if let Err(error) = store.update(&batch) {
             tracing::warn!(%error, answers = batch.len(), "answers could not be remembered");
         }
+        let written = batch.iter().map(|(_, answer)| text_bytes(answer)).sum();
+        waiting_bytes.fetch_sub(written, Ordering::Relaxed);
     }
 }
 
@@ -151,6 +166,38 @@ mod tests {
         assert!((3_000..=3_600).contains(&written), "{written} of 64 KiB in an hour");
         let later = now + Duration::from_secs(86_400);
         assert!((0..27_000).all(|_| budget.take(later, 1_000)), "after a rest all is as before");
+    }
+
+    /// A disk that takes nothing until it is told to.
+    struct Hanging(Mutex<InMemory>);
+
+    impl AnswerStore for Hanging {
+        fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
+            self.0.lock().answer(part)
+        }
+
+        fn update(&self, changes: &[AnswerChange]) -> Result<(), String> {
+            self.0.lock().update(changes)
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_disk_that_hangs_is_bounded_in_bytes() {
+        let store = Arc::new(Hanging(Mutex::default()));
+        let hanging = store.0.lock();
+        let writer = AnswerWriter::start(Arc::<Hanging>::clone(&store));
+        for number in 0..1_000_u16 {
+            let mut part = [0; 20];
+            part[..2].copy_from_slice(&number.to_le_bytes());
+            let answer = RememberedAnswer { narinfo: vec![0; 64 << 10], holders: Vec::new(), at_unix_s: 1 };
+            writer.write(HashPart(part), Some(answer));
+        }
+        assert_eq!(writer.waiting_bytes.load(Ordering::Relaxed), WAITING_BYTES_MAX);
+        drop(hanging);
+        let waiting = Arc::clone(&writer.waiting_bytes);
+        drop(writer);
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(store.0.lock().0.lock().len(), 256);
     }
 
     #[test]
