@@ -1,8 +1,7 @@
 //! Who may try to come in: bounds on handshakes under way.
 //!
 //! A stranger is known as such only after the handshake, so what he can cost is bounded before it: so many at a time from one
-//! address, so many in all from addresses that no peer of ours is known to have. A peer dials from the port where it listens, so
-//! address and port together tell it from strangers behind the same address; what they do is not counted against it.
+//! address, so many in all from addresses that no peer of ours is known to have.
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::core::transport::PortUse;
@@ -14,7 +13,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::task::{Context, Poll};
 
@@ -23,10 +22,9 @@ use super::addresses::socket_address;
 /// Handshakes under way from one source where no peer is known to be: an IPv4 address, or an IPv6 network of 64 bits. Four machines
 /// behind one address, each with a control and a bulk connection.
 const PENDING_PER_SOURCE_MAX: usize = 8;
-/// The same from one address where a peer is known to be: strangers behind it take longer to use it up.
+/// The same from one address where a peer is known to be, or came in from: strangers behind it take longer to use it up. Nothing
+/// tells them from the peer before the handshake, since each dial is from a port of its own.
 const PENDING_PER_KNOWN_MAX: usize = 24;
-/// From one address and port where a peer is known to be. It dials once at a time; the other may be dying.
-const PENDING_PER_SOCKET_MAX: usize = 2;
 /// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
 /// them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
@@ -37,7 +35,7 @@ const BEGUN_PER_S: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 const BEGUN_BURST: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
 /// Sources of which that is counted.
 const SOURCES_MAX: usize = 4_096;
-/// Addresses and ports from which peers came in that are remembered: those of a peer behind a router, which it does not know itself.
+/// Addresses from which peers came in that are remembered: that of a peer behind a router, which it does not know itself.
 const SEEN_MAX: usize = 1_024;
 
 /// Why somebody is not let in before his handshake.
@@ -54,45 +52,58 @@ pub(super) enum Refused {
 /// The behaviour; it speaks no protocol.
 #[derive(Debug, Default)]
 pub(super) struct Door {
-    known: HashSet<SocketAddr>,
-    known_ips: HashSet<IpAddr>,
-    seen: VecDeque<SocketAddr>,
-    pending: HashMap<ConnectionId, SocketAddr>,
+    told: Vec<IpAddr>,
+    /// The oldest first.
+    seen: VecDeque<IpAddr>,
+    /// Both.
+    known: HashSet<IpAddr>,
+    pending: HashMap<ConnectionId, IpAddr>,
     begun: HashMap<IpAddr, DefaultDirectRateLimiter>,
 }
 
 impl Door {
     /// Where peers are known to be, configured or learned.
-    pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
-        self.known = addresses.into_iter().map(canonical).collect();
-        self.known_ips = self.known.iter().chain(&self.seen).map(SocketAddr::ip).collect();
+    pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.told = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
+        self.index();
     }
 
-    fn admit(&mut self, id: ConnectionId, from: SocketAddr) -> Result<(), Refused> {
-        let from = canonical(from);
-        let is_known_socket = |address: &SocketAddr| self.known.contains(address) || self.seen.contains(address);
-        let others = || self.pending.values().filter(|pending| !is_known_socket(pending));
-        if is_known_socket(&from) {
-            if self.pending.values().filter(|pending| **pending == from).count() >= PENDING_PER_SOCKET_MAX {
-                return Err(Refused::Source);
-            }
-        } else if self.known_ips.contains(&from.ip()) {
-            if others().filter(|pending| pending.ip() == from.ip()).count() >= PENDING_PER_KNOWN_MAX {
+    /// A peer came in from there: the allowlist let it pass.
+    fn see(&mut self, ip: IpAddr) {
+        let ip = ip.to_canonical();
+        if self.known.contains(&ip) {
+            return;
+        }
+        self.seen.push_back(ip);
+        if self.seen.len() > SEEN_MAX {
+            self.seen.pop_front();
+        }
+        self.index();
+    }
+
+    fn index(&mut self) {
+        self.known = self.told.iter().chain(&self.seen).copied().collect();
+    }
+
+    fn admit(&mut self, id: ConnectionId, ip: IpAddr) -> Result<(), Refused> {
+        let ip = ip.to_canonical();
+        if self.known.contains(&ip) {
+            if self.pending.values().filter(|pending| **pending == ip).count() >= PENDING_PER_KNOWN_MAX {
                 return Err(Refused::Source);
             }
         } else {
-            let unknown = || others().filter(|pending| !self.known_ips.contains(&pending.ip()));
-            if unknown().filter(|pending| source(pending.ip()) == source(from.ip())).count() >= PENDING_PER_SOURCE_MAX {
+            let unknown = || self.pending.values().filter(|pending| !self.known.contains(pending));
+            if unknown().filter(|pending| source(**pending) == source(ip)).count() >= PENDING_PER_SOURCE_MAX {
                 return Err(Refused::Source);
             }
             if unknown().count() >= PENDING_UNKNOWN_MAX {
                 return Err(Refused::Unknown);
             }
         }
-        if !self.may_begin(source(from.ip())) {
+        if !self.may_begin(source(ip)) {
             return Err(Refused::TooOften);
         }
-        self.pending.insert(id, from);
+        self.pending.insert(id, ip);
         Ok(())
     }
 
@@ -108,27 +119,6 @@ impl Door {
         let quota = Quota::per_second(BEGUN_PER_S).allow_burst(BEGUN_BURST);
         self.begun.entry(source).or_insert_with(|| RateLimiter::direct(quota)).check().is_ok()
     }
-
-    /// A peer came in from there: the allowlist let it pass.
-    fn see(&mut self, from: SocketAddr) {
-        let from = canonical(from);
-        if self.known.contains(&from) || self.seen.contains(&from) {
-            return;
-        }
-        if self.seen.len() >= SEEN_MAX
-            && let Some(oldest) = self.seen.pop_front()
-            && !self.known.iter().chain(&self.seen).any(|address| address.ip() == oldest.ip())
-        {
-            self.known_ips.remove(&oldest.ip());
-        }
-        self.seen.push_back(from);
-        self.known_ips.insert(from.ip());
-    }
-}
-
-/// One spelling of each: an IPv4 address mapped into IPv6 is that one.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// What counts as one source: whoever has an IPv6 address usually has 2^64 of them.
@@ -150,7 +140,7 @@ impl NetworkBehaviour for Door {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         let Some(address) = socket_address(remote) else { return Ok(()) };
-        self.admit(id, address).map_err(ConnectionDenied::new)
+        self.admit(id, address.ip()).map_err(ConnectionDenied::new)
     }
 
     fn handle_established_inbound_connection(
@@ -181,7 +171,7 @@ impl NetworkBehaviour for Door {
                 if let ConnectedPoint::Listener { send_back_addr, .. } = event.endpoint
                     && let Some(from) = socket_address(send_back_addr)
                 {
-                    self.see(from);
+                    self.see(from.ip());
                 }
             }
             FromSwarm::ListenFailure(event) => drop(self.pending.remove(&event.connection_id)),
@@ -207,107 +197,85 @@ mod tests {
         (0..).map(ConnectionId::new_unchecked)
     }
 
-    fn at(ip: impl Into<IpAddr>, port: u16) -> SocketAddr {
-        SocketAddr::new(ip.into(), port)
+    fn refused(door: &mut Door, id: ConnectionId, ip: impl Into<IpAddr>) -> Option<Refused> {
+        door.admit(id, ip.into()).err()
     }
 
     #[test]
     fn eight_handshakes_from_one_source_and_no_more() {
         let (mut door, mut ids) = (Door::default(), ids());
         for host in 1..=2 {
-            for port in 0..8 {
-                door.admit(ids.next().unwrap(), at([192, 0, 2, host], port)).unwrap();
+            for _ in 0..PENDING_PER_SOURCE_MAX {
+                assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, host]), None);
             }
-            assert_eq!(door.admit(ids.next().unwrap(), at([192, 0, 2, host], 9)), Err(Refused::Source));
+            assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, host]), Some(Refused::Source));
         }
         // One that ended, either way, makes room for one.
         door.pending.remove(&ConnectionId::new_unchecked(0));
-        door.admit(ids.next().unwrap(), at([192, 0, 2, 1], 9)).unwrap();
-        assert_eq!(door.admit(ids.next().unwrap(), at([192, 0, 2, 1], 9)), Err(Refused::Source));
+        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 1]), None);
+        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_source() {
         let (mut door, mut ids) = (Door::default(), ids());
         for host in 0..8_u16 {
-            door.admit(ids.next().unwrap(), at([0x2001, 0xdb8, 1, 1, 0, 0, 0, host], 1)).unwrap();
+            assert_eq!(refused(&mut door, ids.next().unwrap(), [0x2001, 0xdb8, 1, 1, 0, 0, 0, host]), None);
         }
         let (same, other) = ([0x2001, 0xdb8, 1, 1, 9, 0, 0, 9], [0x2001, 0xdb8, 1, 2, 0, 0, 0, 1]);
-        assert_eq!(door.admit(ids.next().unwrap(), at(same, 1)), Err(Refused::Source));
-        door.admit(ids.next().unwrap(), at(other, 1)).unwrap();
+        assert_eq!(refused(&mut door, ids.next().unwrap(), same), Some(Refused::Source));
+        assert_eq!(refused(&mut door, ids.next().unwrap(), other), None);
         // Mapped addresses are IPv4 ones.
         for _ in 0..PENDING_PER_SOURCE_MAX {
-            door.admit(ids.next().unwrap(), "[::ffff:192.0.2.1]:1".parse().unwrap()).unwrap();
+            let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+            assert_eq!(refused(&mut door, ids.next().unwrap(), mapped), None);
         }
-        assert_eq!(door.admit(ids.next().unwrap(), at([192, 0, 2, 1], 1)), Err(Refused::Source));
-    }
-
-    #[test]
-    fn peers_in_one_network_of_ipv6_are_let_in_beside_each_other() {
-        let (mut door, mut ids) = (Door::default(), ids());
-        let host = |host: u16| at([0xfd00, 1, 1, 1, 0, 0, 0, host], 7280);
-        door.set_known((1..=20).map(host));
-        for peer in 1..=20 {
-            for _ in 0..2 {
-                door.admit(ids.next().unwrap(), host(peer)).unwrap();
-            }
-        }
-        // Neither do others of that network keep a peer out.
-        for stranger in 100..108 {
-            door.admit(ids.next().unwrap(), host(stranger)).unwrap();
-        }
-        assert_eq!(door.admit(ids.next().unwrap(), host(108)), Err(Refused::Source));
-        door.admit(ids.next().unwrap(), at(host(1).ip(), 1)).unwrap();
+        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
     }
 
     #[test]
     fn a_flood_of_strangers_leaves_the_door_open_for_known_addresses() {
-        let (mut door, mut ids) = (Door::default(), ids());
-        let known = [192, 0, 2, 1];
-        door.set_known([at(known, 7280)]);
-        for host in 0..64 {
-            door.admit(ids.next().unwrap(), at([198, 51, 100, host], 1)).unwrap();
+        // Told where it is, or seen to come in from there.
+        for is_told in [false, true] {
+            let (mut door, mut ids) = (Door::default(), ids());
+            let known = IpAddr::from([192, 0, 2, 1]);
+            if is_told {
+                door.set_known([known])
+            } else {
+                door.see(known)
+            }
+            for host in 0..64 {
+                assert_eq!(refused(&mut door, ids.next().unwrap(), [198, 51, 100, host]), None);
+            }
+            assert_eq!(refused(&mut door, ids.next().unwrap(), [198, 51, 100, 99]), Some(Refused::Unknown));
+            for _ in 0..PENDING_PER_KNOWN_MAX {
+                assert_eq!(refused(&mut door, ids.next().unwrap(), known), None);
+            }
+            assert_eq!(refused(&mut door, ids.next().unwrap(), known), Some(Refused::Source));
         }
-        assert_eq!(door.admit(ids.next().unwrap(), at([198, 51, 100, 99], 1)), Err(Refused::Unknown));
-        for _ in 0..PENDING_PER_KNOWN_MAX {
-            door.admit(ids.next().unwrap(), at(known, 1)).unwrap();
-        }
-        assert_eq!(door.admit(ids.next().unwrap(), at(known, 1)), Err(Refused::Source));
     }
 
     #[test]
-    fn strangers_beside_a_peer_do_not_keep_it_out() {
-        // Behind one IPv4 address, and in one IPv6 network; one whose address is known, and one that came in from there before.
-        for ip in [IpAddr::from([192, 0, 2, 1]), IpAddr::from([0x2001, 0xdb8, 1, 1, 0, 0, 0, 1])] {
-            for was_seen in [false, true] {
-                let (mut door, mut ids) = (Door::default(), ids());
-                let peer = at(ip, 7280);
-                if was_seen {
-                    door.see(peer);
-                } else {
-                    door.set_known([peer]);
-                }
-                let strangers = (1..200).filter(|port| door.admit(ids.next().unwrap(), at(ip, *port)).is_ok()).count();
-                assert_eq!(strangers, PENDING_PER_KNOWN_MAX);
-                for _ in 0..PENDING_PER_SOCKET_MAX {
-                    door.admit(ids.next().unwrap(), peer).unwrap();
-                }
-                assert_eq!(door.admit(ids.next().unwrap(), peer), Err(Refused::Source));
+    fn peers_in_one_network_of_ipv6_are_let_in_beside_each_other_and_beside_strangers() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        let host = |host: u16| IpAddr::from([0xfd00, 1, 1, 1, 0, 0, 0, host]);
+        door.set_known((1..=20).map(host));
+        for peer in 1..=20 {
+            for _ in 0..2 {
+                assert_eq!(refused(&mut door, ids.next().unwrap(), host(peer)), None);
             }
         }
-        // In the same network of IPv6, at another address: nothing of it counts against the peer.
-        let (mut door, mut ids) = (Door::default(), ids());
-        let peer = at([0x2001, 0xdb8, 1, 1, 0, 0, 0, 1], 7280);
-        door.set_known([peer]);
-        while door.admit(ids.next().unwrap(), at([0x2001, 0xdb8, 1, 1, 0, 0, 0, 2], 1)).is_ok() {}
-        for port in 1..=8 {
-            door.admit(ids.next().unwrap(), at(peer.ip(), port)).unwrap();
+        // Neither do others of that network keep a peer out.
+        for stranger in 100..108 {
+            assert_eq!(refused(&mut door, ids.next().unwrap(), host(stranger)), None);
         }
+        assert_eq!(refused(&mut door, ids.next().unwrap(), host(108)), Some(Refused::Source));
+        assert_eq!(refused(&mut door, ids.next().unwrap(), host(1)), None);
     }
 
     #[test]
     fn one_that_redials_without_end_costs_few_handshakes() {
-        let (mut door, mut ids, peer) = (Door::default(), ids(), at([192, 0, 2, 1], 7280));
+        let (mut door, mut ids, peer) = (Door::default(), ids(), IpAddr::from([192, 0, 2, 1]));
         door.set_known([peer]);
         let redial = |door: &mut Door, id| {
             let is_admitted = door.admit(id, peer).is_ok();
@@ -316,11 +284,11 @@ mod tests {
         };
         let begun = (0..10_000).filter(|_| redial(&mut door, ids.next().unwrap())).count();
         assert!((256..300).contains(&begun), "{begun}");
-        assert_eq!(door.admit(ids.next().unwrap(), peer), Err(Refused::TooOften));
-        door.admit(ids.next().unwrap(), at([192, 0, 2, 2], 7280)).unwrap();
+        assert_eq!(refused(&mut door, ids.next().unwrap(), peer), Some(Refused::TooOften));
+        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 2]), None);
         // As many sources as there are make no more memory.
         for number in 0..u32::try_from(2 * SOURCES_MAX).unwrap() {
-            if door.admit(ids.next().unwrap(), at(std::net::Ipv4Addr::from(number), 1)).is_ok() {
+            if door.admit(ids.next().unwrap(), std::net::Ipv4Addr::from(number).into()).is_ok() {
                 door.pending.clear();
             }
         }
@@ -331,8 +299,8 @@ mod tests {
     fn where_peers_came_from_is_remembered_within_bounds() {
         let mut door = Door::default();
         for number in 0..u32::try_from(3 * SEEN_MAX).unwrap() {
-            door.see(at(std::net::Ipv4Addr::from(number), 1));
+            door.see(std::net::Ipv4Addr::from(number).into());
         }
-        assert_eq!((door.seen.len(), door.known_ips.len()), (SEEN_MAX, SEEN_MAX));
+        assert_eq!((door.seen.len(), door.known.len()), (SEEN_MAX, SEEN_MAX));
     }
 }

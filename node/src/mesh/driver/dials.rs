@@ -10,7 +10,7 @@ use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -31,7 +31,7 @@ pub(super) struct Lookups {
     /// Of the dial under way, why names led nowhere.
     unresolved: HashMap<PeerId, String>,
     /// Where the last dial with names went.
-    led_to: HashMap<PeerId, Vec<SocketAddr>>,
+    led_to: HashMap<PeerId, Vec<IpAddr>>,
 }
 
 impl Default for Lookups {
@@ -65,16 +65,16 @@ impl Lookups {
         if !resolved.failures.is_empty() {
             self.unresolved.insert(peer, resolved.failures.join("; "));
         }
-        let to: Vec<_> = resolved.addresses.iter().filter_map(socket_address).collect();
+        let ips: Vec<_> = resolved.addresses.iter().filter_map(socket_address).map(|address| address.ip()).collect();
         // A resolver that is away for a moment says nothing new of where the peer is.
-        !to.is_empty() && self.led_to.insert(peer, to.clone()) != Some(to)
+        !ips.is_empty() && self.led_to.insert(peer, ips.clone()) != Some(ips)
     }
 
     fn take_unresolved(&mut self, peer: &PeerId) -> Option<String> {
         self.unresolved.remove(peer)
     }
 
-    fn led_to(&self) -> impl Iterator<Item = SocketAddr> {
+    fn led_to(&self) -> impl Iterator<Item = IpAddr> {
         self.led_to.values().flatten().copied()
     }
 
@@ -181,7 +181,7 @@ impl Mesh {
     /// Strangers cannot keep those out who come from where a peer is known to be.
     pub(super) fn tell_door(&mut self) {
         let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
-        let known = known.filter_map(|address| socket_address(&address));
+        let known = known.filter_map(|address| socket_address(&address)).map(|address| address.ip());
         let known: Vec<_> = known.chain(self.lookups.led_to()).collect();
         self.swarm.behaviour_mut().door.set_known(known);
     }
