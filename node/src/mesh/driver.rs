@@ -24,7 +24,7 @@ use super::peers::PeerBoard;
 use super::rates::{DialRates, NarInfoRates};
 use super::swarm;
 use super::transport::is_handed_over;
-use super::unread::UnreadReplies;
+use super::unread::{Protocol, UnreadReplies};
 use super::uploads::Uploads;
 use crate::quorum::LiveLedger;
 use crate::state_db::{SharedStateDb, SummaryFiles};
@@ -264,7 +264,9 @@ impl Mesh {
                     Some(command) => self.on_command(command),
                     None => return,
                 },
-                Some(answer) = self.answers.recv() => self.give_narinfo(answer),
+                Some(NarInfoAnswer { peer, asked, channel, bytes }) = self.answers.recv() => {
+                    self.give((Protocol::NarInfo, asked), peer, channel, bytes);
+                }
                 Some(order) = self.orders.recv() => self.on_order(order),
                 Some((peer, resolved)) = self.lookups.next() => self.on_resolved(peer, resolved),
                 () = sleep => self.gossip.handle(now(), Input::Tick),

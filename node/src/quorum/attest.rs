@@ -3,7 +3,7 @@
 use super::db::{LedgerDbError, Stored, on_disk_bytes};
 use super::desk::parse;
 use super::live::LiveLedger;
-use super::members::statement_of;
+use super::members::{readable, statement_of};
 use super::now;
 use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
@@ -97,21 +97,13 @@ impl OwnBuilds<'_> {
 
     /// Attests those of `hash_parts` that were built here, may be heard of, and are not yet attested as they are.
     pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Attested, LedgerDbError> {
-        let (mut attested, mut batch) = (Attested::default(), Vec::new());
-        for hash_part in hash_parts {
-            let info = match self.store.path_info(&hash_part) {
-                Ok(Some(info)) => info,
-                Ok(None) => continue,
-                Err(error) => {
-                    attested.unread.push((hash_part, error));
-                    continue;
-                }
-            };
+        let (mut attested, mut batch, mut unread) = (Attested::default(), Vec::new(), Vec::new());
+        for info in readable(self.store, hash_parts, &mut unread) {
             if let Some(made) = self.attestation(&info) {
                 let statement = &made.0.attestation.statement;
                 match self.offer.withheld(&statement.path, &statement.references) {
                     None => batch.push(made),
-                    Some(why) if why.may_pass() => attested.unchecked.push(hash_part),
+                    Some(why) if why.may_pass() => attested.unchecked.push(info.path.hash_part()),
                     Some(_) => {}
                 }
             }
@@ -121,6 +113,7 @@ impl OwnBuilds<'_> {
             }
         }
         attested.new += self.ledger.take(&batch, now())?.new;
+        attested.unread = unread;
         Ok(attested)
     }
 

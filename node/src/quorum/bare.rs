@@ -7,7 +7,7 @@
 
 use super::db::{BareSignature, LedgerDbError, on_disk_bytes};
 use super::live::LiveLedger;
-use super::members::statement_of;
+use super::members::{readable, statement_of};
 use super::now;
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Statement};
 use narmesh_quorum::{Evidence, FingerprintDigest};
@@ -39,16 +39,8 @@ pub struct Taken {
 impl StoreSignatures<'_> {
     /// Takes the signatures of `hash_parts` that are not in the ledger. Blocks, on the disk.
     pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Taken, LedgerDbError> {
-        let (mut taken, mut batch) = (Taken::default(), Vec::new());
-        for hash_part in hash_parts {
-            let info = match self.store.path_info(&hash_part) {
-                Ok(Some(info)) => info,
-                Ok(None) => continue,
-                Err(error) => {
-                    taken.unread.push((hash_part, error));
-                    continue;
-                }
-            };
+        let (mut taken, mut batch, mut unread) = (Taken::default(), Vec::new(), Vec::new());
+        for info in readable(self.store, hash_parts, &mut unread) {
             if !info.is_certified_by_content(self.store.store_dir()) && info.nar_size > 0 {
                 batch.extend(signatures_unheard(self.ledger, self.signers, &statement_of(&info), &info.signatures));
             }
@@ -58,6 +50,7 @@ impl StoreSignatures<'_> {
             }
         }
         taken.new += self.ledger.take_bare(&batch, now())?.new;
+        taken.unread = unread;
         Ok(taken)
     }
 }

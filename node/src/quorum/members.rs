@@ -2,10 +2,10 @@
 
 use super::db::LedgerDb;
 use anyhow::Context as _;
-use narmesh_protocol::{Statement, StorePath};
+use narmesh_protocol::{HashPart, Statement, StorePath};
 use narmesh_quorum::FingerprintDigest;
 use narmesh_quorum::closure::Member;
-use narmesh_store::{NixStore, PathInfo, Store as _};
+use narmesh_store::{NixStore, PathInfo, Store as _, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
@@ -69,6 +69,21 @@ fn held_member(store: &NixStore, info: &PathInfo) -> Member {
         content_addressed: info.is_certified_by_content(store.store_dir()),
         held: Some(FingerprintDigest::of(store.store_dir(), &statement)),
     }
+}
+
+/// The rows of these paths. What cannot be read goes to `unread`, and stops no other.
+pub(super) fn readable<'a>(
+    store: &'a NixStore,
+    hash_parts: impl IntoIterator<Item = HashPart> + 'a,
+    unread: &'a mut Vec<(HashPart, StoreError)>,
+) -> impl Iterator<Item = PathInfo> + 'a {
+    hash_parts.into_iter().filter_map(|hash_part| match store.path_info(&hash_part) {
+        Ok(info) => info,
+        Err(error) => {
+            unread.push((hash_part, error));
+            None
+        }
+    })
 }
 
 /// What an attestation of a held path says.

@@ -120,18 +120,14 @@ pub(crate) fn judge_info(
 }
 
 fn content_proof(info: &NarInfo, store_dir: &StoreDir) -> Result<Proof, Distrust> {
-    let address = info.content_address.as_ref().ok_or(Distrust::Unsigned)?;
-    let self_reference = info.references.contains(&info.path);
-    let others: Vec<_> = info.references.iter().filter(|reference| **reference != info.path).cloned().collect();
-    let follows = address.store_path(store_dir, info.path.name(), &others, self_reference);
-    if follows.as_ref() != Some(&info.path) {
-        return Err(Distrust::FalseContentAddress);
+    if info.content_address.is_none() {
+        return Err(Distrust::Unsigned);
     }
-    match address.implied_nar_hash(self_reference) {
-        Some(nar_hash) if nar_hash == info.nar_hash => Ok(Proof::ContentAddress),
-        Some(_) => Err(Distrust::FalseContentAddress),
-        None => Ok(Proof::Contents(address.clone())),
-    }
+    let address = info.proven_content_address(store_dir).ok_or(Distrust::FalseContentAddress)?;
+    Ok(match address.implied_nar_hash(info.has_self_reference()) {
+        Some(_) => Proof::ContentAddress,
+        None => Proof::Contents(address.clone()),
+    })
 }
 
 #[cfg(test)]

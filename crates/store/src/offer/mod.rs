@@ -336,7 +336,7 @@ impl Shared {
         let entry = self
             .store
             .registered(part)
-            .and_then(|registered| registered.map(|(row, info)| self.entry(row, &info)).transpose());
+            .and_then(|registered| registered.map(|(row, info)| self.line_of(row, &info)).transpose());
         let mut ledger = self.ledger.write();
         match entry {
             Ok(Some(entry)) => ledger.put(&self.rules(), entry),
@@ -359,18 +359,21 @@ impl Shared {
         }
     }
 
-    fn entry(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
-        let derivers = self.store.derivers(info)?;
-        Ok(Entry {
+    fn line_of(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
+        Ok(self.entry(row, info, &self.store.derivers(info)?))
+    }
+
+    fn entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
+        Entry {
             row,
             path: info.path.clone(),
             nar_size: info.nar_size,
-            origin: origin(&self.store, info, &derivers),
-            word: builders_word(&self.store, &derivers),
+            origin: origin(&self.store, info, derivers),
+            word: builders_word(&self.store, derivers),
             references: references(info).collect(),
             fault: self.store.fault(row, info),
             is_too_long: narinfo_bytes(info) > NarInfo::BYTES_MAX,
-        })
+        }
     }
 
     fn withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
@@ -430,11 +433,8 @@ impl Shared {
 
     fn voucher(&self, rules: &Rules, part: &HashPart) -> Result<Voucher, StoreError> {
         let Some((_, info)) = self.store.registered(part)? else { return Ok(Voucher::Nobody) };
-        Ok(rules.vouchers(&info, &self.derivers_asked_for(rules, &info)?).0)
-    }
-
-    fn derivers_asked_for(&self, rules: &Rules, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
-        if rules.asks_for_derivers() { self.store.derivers(info) } else { Ok(Vec::new()) }
+        let derivers = if rules.asks_for_derivers() { self.store.derivers(&info)? } else { Vec::new() };
+        Ok(rules.vouchers(&info, &derivers).0)
     }
 
     /// What [`Offer::offered`] does once memory said "perhaps".
@@ -470,7 +470,8 @@ impl Shared {
 
     /// The whole predicate, applied to this row, except for the limit on their number.
     fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
-        let entry = self.entry(row, &info)?;
+        let derivers = self.store.derivers(&info)?;
+        let entry = self.entry(row, &info, &derivers);
         let name = info.path.name();
         let (is_private, is_carried) = {
             let ledger = self.ledger.read();
@@ -478,7 +479,7 @@ impl Shared {
             let is_private = rules.privacy(name, entry.word).is_some() || entry.references.iter().any(is_private);
             (is_private, ledger.is_carried(&info.path.hash_part()))
         };
-        let (voucher, signatures) = rules.vouchers(&info, &self.derivers_asked_for(rules, &info)?);
+        let (voucher, signatures) = rules.vouchers(&info, &derivers);
         let may_leave = match (entry.origin, voucher) {
             (_, Voucher::Nobody) | (Origin::Unknown, Voucher::Contents) => false,
             (Origin::Added, Voucher::Contents) => is_carried,

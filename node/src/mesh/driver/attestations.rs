@@ -5,7 +5,7 @@ use crate::mesh::attestations::{Heard, Order};
 use crate::mesh::handle::AudienceView;
 use crate::mesh::unread::Protocol;
 use libp2p::PeerId;
-use libp2p::request_response::{self, InboundRequestId, ResponseChannel};
+use libp2p::request_response;
 use narmesh_gossip::PeerView;
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::exchange::{Input, Spoken};
@@ -112,27 +112,10 @@ impl Mesh {
             }
             Order::Respond { id, bytes } => {
                 if let Some((peer, asked, channel)) = self.quorum_received.remove(&id) {
-                    self.give_attestations((peer, asked), channel, bytes);
+                    self.give((Protocol::Quorum, asked), peer, channel, bytes);
                 }
             }
             Order::Penalize(peer, misdeed) => self.misbehaved(peer, misdeed),
-        }
-    }
-
-    /// Gives a reply of the exchange, or *busy* while too much that was given before is not read.
-    fn give_attestations(
-        &mut self,
-        (peer, asked): (PeerId, InboundRequestId),
-        channel: ResponseChannel<Vec<u8>>,
-        bytes: Vec<u8>,
-    ) {
-        let request = (Protocol::Quorum, asked);
-        let busy = || QuorumReply::Busy.encode().ok();
-        let reply = if self.unread.admit(request, peer, bytes.len()) { Some(bytes) } else { busy() };
-        let Some(reply) = reply else { return };
-        // Closed when the asker left.
-        if self.swarm.behaviour_mut().quorum.send_response(channel, reply).is_err() {
-            self.unread.end(&request);
         }
     }
 

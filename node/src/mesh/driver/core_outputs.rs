@@ -4,6 +4,7 @@ use super::Mesh;
 use crate::mesh::addresses::{may_be_told, multiaddr};
 use crate::mesh::behaviour::announce_topic;
 use crate::mesh::clock::now;
+use crate::mesh::unread::Protocol;
 use libp2p::{Multiaddr, PeerId, gossipsub};
 use narmesh_gossip::{Event, Input, Misdeed, Output, Record, Verdict};
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ impl Mesh {
                 }
                 Output::Respond { to, id, bytes } => {
                     if let Some((asked, channel)) = self.gossip_received.remove(&id) {
-                        self.give_gossip((to, asked), channel, bytes);
+                        self.give((Protocol::Gossip, asked), to, channel, bytes);
                     }
                 }
                 Output::Penalize { peer, misdeed } => {

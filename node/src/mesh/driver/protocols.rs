@@ -4,20 +4,22 @@ use super::Mesh;
 use crate::mesh::clock::now;
 use crate::mesh::handle::AskError;
 use crate::mesh::rates::Admission;
-use crate::mesh::unread::Protocol;
+use crate::mesh::unread::{Protocol, Request};
 use libp2p::request_response::{self, InboundRequestId, OutboundFailure, ResponseChannel};
 use libp2p::{PeerId, gossipsub};
 use narmesh_gossip::{Input, Misdeed};
+use narmesh_protocol::codec::CodecError;
 use narmesh_protocol::wire::{GossipReply, NarInfoReply, NarInfoRequest};
+use narmesh_quorum::wire::QuorumReply;
 use std::sync::Arc;
 
 /// A narinfo that a blocking thread looked up.
 #[derive(Debug)]
 pub(super) struct NarInfoAnswer {
-    peer: PeerId,
-    asked: InboundRequestId,
-    channel: ResponseChannel<Vec<u8>>,
-    bytes: Vec<u8>,
+    pub(super) peer: PeerId,
+    pub(super) asked: InboundRequestId,
+    pub(super) channel: ResponseChannel<Vec<u8>>,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Mesh {
@@ -130,32 +132,18 @@ impl Mesh {
         });
     }
 
-    /// Gives a narinfo that was looked up, unless too much that was given before is not read.
-    pub(super) fn give_narinfo(&mut self, answer: NarInfoAnswer) {
-        let NarInfoAnswer { peer, asked, channel, bytes } = answer;
-        let request = (Protocol::NarInfo, asked);
-        if !self.unread.admit(request, peer, bytes.len()) {
-            return self.respond(channel, &NarInfoReply::Busy);
-        }
-        // Closed when the asker left.
-        if self.swarm.behaviour_mut().narinfo.send_response(channel, bytes).is_err() {
-            self.unread.end(&request);
-        }
-    }
-
-    /// Gives a reply of gossip, or *busy*, likewise.
-    pub(super) fn give_gossip(
-        &mut self,
-        (to, asked): (PeerId, InboundRequestId),
-        channel: ResponseChannel<Vec<u8>>,
-        bytes: Vec<u8>,
-    ) {
-        let request = (Protocol::Gossip, asked);
-        let busy = || GossipReply::Busy.encode().ok();
-        let reply = if self.unread.admit(request, to, bytes.len()) { Some(bytes) } else { busy() };
-        let Some(reply) = reply else { return };
-        if self.swarm.behaviour_mut().gossip.send_response(channel, reply).is_err() {
-            self.unread.end(&request);
+    /// Gives `reply`, or *busy* while too much that was given to `to` before is not read.
+    pub(super) fn give(&mut self, asked: Request, to: PeerId, channel: ResponseChannel<Vec<u8>>, reply: Vec<u8>) {
+        let reply = if self.unread.admit(asked, to, reply.len()) { Ok(reply) } else { busy(asked.0) };
+        let behaviour = self.swarm.behaviour_mut();
+        let protocol = match asked.0 {
+            Protocol::Gossip => &mut behaviour.gossip,
+            Protocol::NarInfo => &mut behaviour.narinfo,
+            Protocol::Quorum => &mut behaviour.quorum,
+        };
+        // The channel is closed when the asker left.
+        if !reply.is_ok_and(|reply| protocol.send_response(channel, reply).is_ok()) {
+            self.unread.end(&asked);
         }
     }
 
@@ -164,6 +152,14 @@ impl Mesh {
             // Closed when the asker left.
             drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
         }
+    }
+}
+
+fn busy(protocol: Protocol) -> Result<Vec<u8>, CodecError> {
+    match protocol {
+        Protocol::Gossip => GossipReply::Busy.encode(),
+        Protocol::NarInfo => NarInfoReply::Busy.encode(),
+        Protocol::Quorum => QuorumReply::Busy.encode(),
     }
 }
 
