@@ -41,10 +41,12 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// It is no database of Nix.
-    #[error("{path} is no Nix database: it has no table ValidPaths")]
-    NoTable {
+    #[error("{path} is no Nix database: {why}")]
+    NotNix {
         /// The database file.
         path: PathBuf,
+        /// What it lacks.
+        why: String,
     },
     /// So the Nix daemon was asked, and gave no answer.
     #[error("nix daemon at {socket}: {source}")]
@@ -102,7 +104,7 @@ impl StoreError {
             Self::Sqlite { .. } | Self::Daemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
             Self::Io { source, .. } => !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
             Self::Unreadable { .. }
-            | Self::NoTable { .. }
+            | Self::NotNix { .. }
             | Self::BeyondNar { .. }
             | Self::Row { .. }
             | Self::NotRegistered { .. }

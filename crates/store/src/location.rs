@@ -25,10 +25,10 @@ pub struct StoreLocation {
 pub enum StoreGap {
     /// The directory in which the files would lie is not there.
     NoDirectory(PathBuf),
-    /// There is no database.
+    /// There is no database, or what lies there is no file.
     NoDatabase(PathBuf),
-    /// There is a database, but it is none of Nix: it has no table of valid paths.
-    NoTable(PathBuf),
+    /// There is a file, but no database of Nix, and why not.
+    NotNix(PathBuf, String),
 }
 
 impl fmt::Display for StoreGap {
@@ -36,7 +36,7 @@ impl fmt::Display for StoreGap {
         match self {
             Self::NoDirectory(path) => write!(f, "there is no directory {}", path.display()),
             Self::NoDatabase(path) => write!(f, "there is no Nix database {}", path.display()),
-            Self::NoTable(path) => write!(f, "{} is no Nix database: it has no table ValidPaths", path.display()),
+            Self::NotNix(path, why) => write!(f, "{} is no Nix database: {why}", path.display()),
         }
     }
 }
@@ -47,7 +47,7 @@ impl StoreLocation {
         let database = self.database_dir().join(DATABASE_FILE);
         if !self.real_dir.is_dir() {
             Some(StoreGap::NoDirectory(self.real_dir.clone()))
-        } else if !database.exists() {
+        } else if !database.is_file() {
             Some(StoreGap::NoDatabase(database))
         } else {
             None

@@ -131,7 +131,7 @@ impl NixStore {
         let mut change = StoreChange::default();
         let outcome = self.read_rows(&mut refresh, complete, &mut change);
         let (gap, outcome) = match outcome {
-            Err(StoreError::NoTable { path }) => (Some(StoreGap::NoTable(path)), Ok(None)),
+            Err(StoreError::NotNix { path, why }) => (Some(StoreGap::NotNix(path, why)), Ok(None)),
             outcome => (self.location.gap(), outcome),
         };
         self.note_gap(gap);

@@ -74,7 +74,8 @@ impl OwnAnswers {
     /// Our own copy, if it is whole and somebody trusted (or our builder key) vouches for it. Reads the disk.
     fn judged(&self, part: &HashPart) -> Option<TrustedNarInfo> {
         // A copy that failed its hash before cannot be opened.
-        let info = self.shared.own_info(part).filter(|info| self.shared.store.open_nar(info).is_ok())?;
+        let info = self.shared.own_info(part).filter(|info| info.nar_size > 0)?;
+        self.shared.store.open_nar(&info).ok()?;
         let (settings, store_dir) = (self.shared.settings(), &self.shared.store_dir);
         let mut signatures = info.signatures.clone();
         if info.ultimate

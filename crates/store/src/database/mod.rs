@@ -238,6 +238,7 @@ impl Database {
         File::open(&self.file).and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET)).map_err(
             |source| match source.kind() {
                 io::ErrorKind::PermissionDenied => StoreError::Unreadable { path: self.file.clone() },
+                io::ErrorKind::UnexpectedEof => self.not_nix("it is too short for a database"),
                 _ => StoreError::Io { path: self.file.clone(), source },
             },
         )?;
@@ -265,12 +266,20 @@ impl Database {
     fn sqlite(&self, source: rusqlite::Error) -> StoreError {
         match source.sqlite_error_code() {
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => StoreError::Unreadable { path: self.file.clone() },
-            // SQLite has no code for it.
-            Some(ErrorCode::Unknown) if source.to_string().contains("no such table: ValidPaths") => {
-                StoreError::NoTable { path: self.file.clone() }
+            Some(ErrorCode::NotADatabase) => self.not_nix("it is no database of SQLite"),
+            // SQLite has no code for them.
+            Some(ErrorCode::Unknown) | None if source.to_string().contains("no such table") => {
+                self.not_nix("it lacks a table of Nix")
+            }
+            Some(ErrorCode::Unknown) | None if source.to_string().contains("no such column") => {
+                self.not_nix("its tables lack a column of Nix")
             }
             _ => StoreError::Sqlite { path: self.file.clone(), source },
         }
+    }
+
+    fn not_nix(&self, why: &str) -> StoreError {
+        StoreError::NotNix { path: self.file.clone(), why: why.to_owned() }
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -281,7 +290,8 @@ impl Database {
 
     fn identities(&self) -> Identities {
         ["", "-wal", "-shm"].map(|suffix| {
-            let metadata = fs::symlink_metadata(self.beside(suffix)).ok()?;
+            // To open a FIFO is to wait for whoever writes into it.
+            let metadata = fs::metadata(self.beside(suffix)).ok().filter(fs::Metadata::is_file)?;
             Some((metadata.dev(), metadata.ino()))
         })
     }
@@ -290,9 +300,10 @@ impl Database {
         self.state_of(&self.file)
     }
 
-    /// `None` if there is no such file.
+    /// `None` if there is no such file, or something else than a file.
     fn state_of(&self, file: &Path) -> Result<Option<FileState>, StoreError> {
         match fs::metadata(file) {
+            Ok(metadata) if !metadata.is_file() => Ok(None),
             Ok(metadata) => Ok(Some(FileState {
                 device: metadata.dev(),
                 inode: metadata.ino(),

@@ -260,16 +260,28 @@ fn a_place_without_a_store_is_named_and_looked_at_again() {
     assert_eq!(store.gap(), Some(StoreGap::NoDatabase(nix.database())));
     assert_eq!(store.valid_paths(), 0);
 
-    fs::create_dir(&database).unwrap();
-    let other = rusqlite::Connection::open(nix.database()).unwrap();
-    other.execute_batch("CREATE TABLE other (id INTEGER)").unwrap();
-    drop(other);
-    for store in [&store, &nix.open()] {
-        store.refresh().unwrap();
-        assert_eq!(store.gap(), Some(StoreGap::NoTable(nix.database())));
-        assert_eq!(store.gap().unwrap().to_string().matches("ValidPaths").count(), 1);
+    let other = |tables: &str| {
+        let other = rusqlite::Connection::open(nix.database()).unwrap();
+        other.execute_batch(tables).unwrap();
+    };
+    let kinds: [(&str, &dyn Fn()); 6] = [
+        ("no table", &|| other("CREATE TABLE other (id INTEGER)")),
+        ("no column", &|| other("CREATE TABLE ValidPaths (id INTEGER, path TEXT)")),
+        ("an empty file", &|| fs::write(nix.database(), "").unwrap()),
+        ("a text", &|| fs::write(nix.database(), "hello\n".repeat(1_000)).unwrap()),
+        ("a directory", &|| fs::create_dir(nix.database()).unwrap()),
+        ("a FIFO", &|| assert!(Command::new("mkfifo").arg(nix.database()).status().unwrap().success())),
+    ];
+    for (kind, make) in kinds {
+        fs::create_dir(&database).unwrap();
+        make();
+        for store in [&store, &nix.open()] {
+            store.refresh().unwrap();
+            let gap = store.gap().unwrap_or_else(|| panic!("{kind} is not told")).to_string();
+            assert!(gap.contains("o Nix database") && gap.contains("db.sqlite"), "{kind}: {gap}");
+        }
+        fs::remove_dir_all(&database).unwrap();
     }
-    fs::remove_dir_all(&database).unwrap();
     fs::rename(&kept, &database).unwrap();
     store.refresh().unwrap();
     assert_eq!(store.gap(), None);
