@@ -138,7 +138,10 @@ impl StateDb {
         let cause = match open_checked(&path, empty) {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
-                return Ok((db, missing.then_some(Recovered::Missing { path })));
+                match db.odd_value() {
+                    None => return Ok((db, missing.then_some(Recovered::Missing { path }))),
+                    Some(cause) => cause,
+                }
             }
             Err(Unusable::InUse) => return Err(StateDbError::InUse { path }),
             Err(Unusable::Damaged { cause }) => cause,
@@ -158,6 +161,19 @@ impl StateDb {
             db.run(|connection| connection.query_row("SELECT count(*) FROM answers", (), |row| row.get(0)))?;
         db.answers = usize::try_from(count).unwrap_or(0);
         Ok(db)
+    }
+
+    /// What is of another type than we write: SQLite takes a text for a number, and no start would get past it.
+    fn odd_value(&self) -> Option<String> {
+        let read = || self.own_epoch().and(self.newest().map(drop)).and(self.audiences().map(drop));
+        match read() {
+            Err(StateDbError::Sqlite {
+                source:
+                    source @ (rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..)),
+                ..
+            }) => Some(source.to_string()),
+            Ok(()) | Err(_) => None,
+        }
     }
 
     /// Our epoch as last set.

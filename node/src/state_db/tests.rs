@@ -115,6 +115,24 @@ fn damaged_files_are_moved_aside_with_a_warning() {
 }
 
 #[test]
+fn values_of_another_type_are_moved_aside() {
+    for odd in [
+        "UPDATE own SET epoch = 'abc'",
+        "INSERT OR REPLACE INTO newest VALUES (x'05', 7)",
+        "INSERT OR REPLACE INTO audiences VALUES ('x', 3.5)",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+        connection.execute(odd, ()).unwrap();
+        drop(connection);
+        let (db, recovered) = StateDb::open(dir.path()).unwrap();
+        assert!(matches!(recovered, Some(Recovered::SetAside { .. })), "{odd}: {recovered:?}");
+        assert_empty(&db);
+    }
+}
+
+#[test]
 fn a_directory_in_place_of_the_file_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join(FILE_NAME)).unwrap();
