@@ -1,9 +1,9 @@
 //! The protocols of a node, composed.
 
 use super::bulk::{Bulk, ControlWatch};
+use super::codec::BytesCodec;
 use super::door::Door;
 use super::lines::Lines;
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
@@ -15,7 +15,6 @@ use narmesh_protocol::wire::{
 use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
-use std::io;
 use std::time::Duration;
 
 /// Announcements: only our topic can be subscribed to, by anyone.
@@ -39,13 +38,6 @@ pub(super) struct MeshBehaviour {
     pub(super) ping: ping::Behaviour,
 }
 
-/// Whole messages as bytes, each bounded; one request a stream, so the end of the stream is the end of the message.
-#[derive(Clone, Debug)]
-pub(super) struct BytesCodec {
-    request_bytes_max: usize,
-    reply_bytes_max: usize,
-}
-
 impl MeshBehaviour {
     /// All protocols for `keypair`, admitting `allowed` only.
     pub(super) fn new(
@@ -66,25 +58,21 @@ impl MeshBehaviour {
             lines: Lines::default(),
             announcements: announcements(keypair)?,
             gossip: request_response(
-                BytesCodec { request_bytes_max: GossipRequest::BYTES_MAX, reply_bytes_max: GossipReply::BYTES_MAX },
+                BytesCodec::new(GossipRequest::BYTES_MAX, GossipReply::BYTES_MAX),
                 GOSSIP_PROTOCOL,
                 32,
             ),
             narinfo: request_response(
-                BytesCodec { request_bytes_max: NarInfoRequest::BYTES_MAX, reply_bytes_max: NarInfoReply::BYTES_MAX },
+                BytesCodec::new(NarInfoRequest::BYTES_MAX, NarInfoReply::BYTES_MAX),
                 NARINFO_PROTOCOL,
                 256,
             ),
             quorum: request_response(
-                BytesCodec { request_bytes_max: QuorumRequest::BYTES_MAX, reply_bytes_max: QuorumReply::BYTES_MAX },
+                BytesCodec::new(QuorumRequest::BYTES_MAX, QuorumReply::BYTES_MAX),
                 QUORUM_PROTOCOL,
                 32,
             ),
-            dial: request_response(
-                BytesCodec { request_bytes_max: DialRequest::BYTES_MAX, reply_bytes_max: DialReply::BYTES_MAX },
-                DIAL_PROTOCOL,
-                4,
-            ),
+            dial: request_response(BytesCodec::new(DialRequest::BYTES_MAX, DialReply::BYTES_MAX), DIAL_PROTOCOL, 4),
             control_watch: ControlWatch::new(bulk),
             // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.
             ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(120))),
@@ -140,48 +128,4 @@ fn request_response(
         .with_max_concurrent_streams(streams_max)
         .with_request_timeout(Duration::from_secs(10));
     request_response::Behaviour::with_codec(codec, [(StreamProtocol::new(protocol), ProtocolSupport::Full)], config)
-}
-
-impl request_response::Codec for BytesCodec {
-    type Protocol = StreamProtocol;
-    type Request = Vec<u8>;
-    type Response = Vec<u8>;
-
-    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
-    where
-        T: AsyncRead + Unpin + Send,
-    {
-        read_bounded(io, self.request_bytes_max).await
-    }
-
-    async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
-    where
-        T: AsyncRead + Unpin + Send,
-    {
-        let reply = read_bounded(io, self.reply_bytes_max).await?;
-        // No reply is empty: the other side dropped the stream, as libp2p does with one too many.
-        if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
-    }
-
-    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, request: Vec<u8>) -> io::Result<()>
-    where
-        T: AsyncWrite + Unpin + Send,
-    {
-        io.write_all(&request).await
-    }
-
-    async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, reply: Vec<u8>) -> io::Result<()>
-    where
-        T: AsyncWrite + Unpin + Send,
-    {
-        io.write_all(&reply).await
-    }
-}
-
-/// At most one byte over the limit, so that the decoder refuses it: an error here would say neither what was wrong nor, of a
-/// request, whose doing it was.
-async fn read_bounded<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    io.take(bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
-    Ok(bytes)
 }

@@ -10,6 +10,7 @@ mod attestations;
 mod behaviour;
 mod bulk;
 mod clock;
+mod codec;
 mod dialer;
 mod door;
 mod driver;

@@ -1,0 +1,126 @@
+//! The codec of every request-and-reply protocol.
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::StreamProtocol;
+use libp2p::request_response;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Of a reply, bytes that are read at any time. Nearly every narinfo is shorter.
+const SMALL_BYTES: usize = 64 << 10;
+/// Room for longer replies of one protocol that are being read, each as if it were of the largest size: four of 8 MiB, or sixteen
+/// summaries.
+const LARGE_BYTES_MAX: usize = 34 << 20;
+
+/// Whole messages as bytes, each bounded; one request a stream, so the end of the stream is the end of the message. However many
+/// peers answer at length at once, what is read of it is bounded: the others wait for their turn, and for their deadline.
+#[derive(Clone, Debug)]
+pub(super) struct BytesCodec {
+    request_bytes_max: usize,
+    reply_bytes_max: usize,
+    room: Arc<Semaphore>,
+}
+
+impl BytesCodec {
+    pub(super) fn new(request_bytes_max: usize, reply_bytes_max: usize) -> Self {
+        let at_once = (LARGE_BYTES_MAX / reply_bytes_max.max(1)).max(1);
+        Self { request_bytes_max, reply_bytes_max, room: Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS))) }
+    }
+
+    /// At most one byte over the limit, as [`read_bounded`].
+    async fn read_reply<T: AsyncRead + Unpin + Send>(&self, io: &mut T) -> io::Result<Vec<u8>> {
+        let small = SMALL_BYTES.min(self.reply_bytes_max + 1);
+        let mut bytes = Vec::new();
+        (&mut *io).take(small as u64).read_to_end(&mut bytes).await?;
+        let rest = self.reply_bytes_max + 1 - small;
+        if bytes.len() == small && rest > 0 {
+            let _room = self.room.acquire().await.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?;
+            io.take(rest as u64).read_to_end(&mut bytes).await?;
+        }
+        Ok(bytes)
+    }
+}
+
+impl request_response::Codec for BytesCodec {
+    type Protocol = StreamProtocol;
+    type Request = Vec<u8>;
+    type Response = Vec<u8>;
+
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        read_bounded(io, self.request_bytes_max).await
+    }
+
+    async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        let reply = self.read_reply(io).await?;
+        // No reply is empty: the other side dropped the stream, as libp2p does with one too many.
+        if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
+    }
+
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, request: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&request).await
+    }
+
+    async fn write_response<T>(&mut self, _: &StreamProtocol, io: &mut T, reply: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&reply).await
+    }
+}
+
+/// At most one byte over the limit, so that the decoder refuses it: an error here would say neither what was wrong nor, of a
+/// request, whose doing it was.
+async fn read_bounded<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io.take(bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use libp2p::request_response::Codec as _;
+
+    const PROTOCOL: StreamProtocol = StreamProtocol::new("/test/1");
+
+    #[tokio::test]
+    async fn a_reply_is_read_whole_and_one_too_long_to_a_byte_over() {
+        let mut codec = BytesCodec::new(8, 1 << 20);
+        for length in [1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 1 << 20] {
+            let sent = vec![7; length];
+            assert_eq!(codec.read_response(&PROTOCOL, &mut sent.as_slice()).await.unwrap(), sent, "{length}");
+        }
+        let long = vec![7; 2 << 20];
+        assert_eq!(codec.read_response(&PROTOCOL, &mut long.as_slice()).await.unwrap().len(), (1 << 20) + 1);
+        assert!(codec.read_response(&PROTOCOL, &mut [].as_slice()).await.is_err());
+        assert_eq!(codec.room.available_permits(), 34, "all is given back");
+        let mut tiny = BytesCodec::new(8, 10);
+        assert_eq!(tiny.read_response(&PROTOCOL, &mut [1; 50].as_slice()).await.unwrap().len(), 11);
+    }
+
+    #[tokio::test]
+    async fn long_replies_wait_for_each_other_and_short_ones_for_nobody() {
+        let (mut codec, mut other) = (BytesCodec::new(8, 8 << 20), BytesCodec::new(8, 8 << 20));
+        other.room = Arc::clone(&codec.room);
+        assert_eq!(codec.room.available_permits(), 4);
+        let room = Arc::clone(&codec.room).acquire_many_owned(4).await.unwrap();
+        let (long, short) = (vec![7; 1 << 20], vec![7; SMALL_BYTES - 1]);
+        let (mut io, protocol) = (long.as_slice(), PROTOCOL);
+        let mut waits = std::pin::pin!(codec.read_response(&protocol, &mut io));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert_eq!(other.read_response(&protocol, &mut short.as_slice()).await.unwrap(), short);
+        drop(room);
+        assert_eq!(waits.await.unwrap(), long);
+    }
+}
