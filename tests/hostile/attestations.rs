@@ -5,7 +5,6 @@ use crate::peer::{Move, Peer, Play, Script, peer_id};
 use crate::quorum_wire::{
     BUSY, QuorumRequest, ROOT, attestation, attestations, builder_digest, children, handed_over, items, only_builders,
 };
-use crate::report;
 use crate::stage::Stage;
 use crate::wire::{QUORUM, sha256};
 use narmesh_tests::{get, poll, promised, wait_for};
@@ -50,7 +49,7 @@ fn until_set_aside(stage: &Stage, liar: &Peer, builder: &NixKey, words: &str, la
     let rise = memory.rise_bytes();
     assert!(rise <= MEMORY_RISE_MAX, "{rise} bytes above idle");
     stage.assert_good_unharmed();
-    report::note(&format!("attestations: {}", liar.name), |row| {
+    stage.note(&format!("attestations: {}", liar.name), |row| {
         row.rise_bytes = Some(rise);
         row.outcome = "keeps nothing of it".to_owned();
         row.set_aside = Some(format!("after the third: {label}"));

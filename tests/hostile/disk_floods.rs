@@ -102,7 +102,7 @@ fn announcements_without_end_are_written_at_a_pace() {
     let seconds = started.elapsed().as_secs();
     stage.wait_heard(&peer, ANNOUNCEMENTS);
     let written = written_bytes(stage.client.pid()) - before;
-    report::note("disk: announcements", |row| {
+    stage.note("disk: announcements", |row| {
         row.outcome = format!("{ANNOUNCEMENTS} in {seconds} s, {written} bytes written");
     });
     stage.assert_unblamed(&peer);

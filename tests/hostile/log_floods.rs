@@ -2,7 +2,6 @@
 
 use crate::impostors::{certificate_of, open};
 use crate::peer::{Peer, ask, peer_id};
-use crate::report;
 use crate::stage::Stage;
 use crate::wire::NARINFO;
 use std::io::{self, Read as _, Write as _};
@@ -25,7 +24,7 @@ fn stage(tag: &str, peer: &Peer) -> Stage {
 #[track_caller]
 fn assert_log_is_readable(stage: &Stage, attack: &str, times: u64) {
     let log = stage.client.log();
-    report::note(attack, |row| row.outcome = format!("{times} times, {} bytes of log", log.len()));
+    stage.note(attack, |row| row.outcome = format!("{times} times, {} bytes of log", log.len()));
     assert!(log.len() <= LOG_BYTES_MAX, "{} bytes of log for {times} times:\n{:.4000}", log.len(), log);
     stage.client.wait_logged(&["left out"]);
     stage.client.reload();

@@ -2,7 +2,6 @@
 
 use crate::formats::{Nar, NarInfo, NixKey, nix32};
 use crate::peer::{Item, Move, Peer, Script};
-use crate::report;
 use crate::stage::{Expect, Stage};
 use crate::table::{Attack, play};
 use crate::wire::{found, sha256};
@@ -183,7 +182,7 @@ fn unsigned_fields_decide_about_nothing() {
         status.number("/own/paths") >= before + 4
     });
     stage.assert_unblamed(&peer);
-    report::note("unsigned fields of a signed narinfo", |row| {
+    stage.note("unsigned fields of a signed narinfo", |row| {
         row.outcome = "takes it without them; all of it is advertised".to_owned();
         row.rise_bytes = Some(outcome.rise_bytes);
     });
@@ -215,7 +214,7 @@ fn true_content_addresses_with_false_nar_hashes() {
     }
     stage.assert_blamed(&peer, "sent a false narinfo", "false_narinfo", 3);
     stage.assert_set_aside(&peer, "ca");
-    report::note("false-narhash-under-true-ca", |row| {
+    stage.note("false-narhash-under-true-ca", |row| {
         row.outcome = "builds it".to_owned();
         (row.rise_bytes, row.set_aside) = (Some(outcome.rise_bytes), Some("after the third: false_narinfo".to_owned()));
     });

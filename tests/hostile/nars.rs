@@ -2,7 +2,6 @@
 
 use crate::formats::Nar;
 use crate::peer::{Item, Move, Peer, Play, Script, honest_nar};
-use crate::report;
 use crate::stage::{Expect, Stage};
 use crate::table::{Attack, play};
 use crate::wire::{NAR_END, NarRequest, nar_chunks, nar_head, sha256};
@@ -164,7 +163,7 @@ fn slow(name: &str, kib: u32, play: impl Fn(&Item, NarRequest) -> Play + Send + 
     assert!(!stage.assert_right(name, "both"), "there is an honest holder of that one");
     assert!(!peer.asked().nars.is_empty(), "the attack took place");
     stage.assert_unblamed(&peer);
-    report::note(name, |row| {
+    stage.note(name, |row| {
         row.outcome = "builds it, or takes it from another".to_owned();
         row.rise_bytes = Some(outcome.rise_bytes);
         row.added = Some(outcome.took.as_secs_f64() - alone.as_secs_f64());
@@ -234,7 +233,7 @@ fn drip(name: &'static str, kib: u32) {
     let undisturbed = slowest(of_good);
     stage.assert_unblamed(&peer);
     stage.assert_good_unharmed();
-    report::note(name, |row| {
+    stage.note(name, |row| {
         row.outcome = format!("takes it from another ({PATHS} paths, the slowest)");
         row.added = Some(disturbed.as_secs_f64() - undisturbed.as_secs_f64());
         row.set_aside = Some("no".to_owned());
@@ -264,7 +263,7 @@ fn a_client_that_resumes_at_the_beginning() {
     let resumed = request(stage.client.gateway(), "GET", &narinfo.url, &[("Range", "bytes=56-")]).unwrap().finish();
     assert!(resumed.status != 206 || !resumed.complete, "a wrong NAR from byte 56 on");
     stage.assert_blamed(&peer, "sent a false NAR", "false_nar", 1);
-    report::note(NAME, |row| row.outcome = "the rest ends short".to_owned());
+    stage.note(NAME, |row| row.outcome = "the rest ends short".to_owned());
     stage.finish();
 }
 
@@ -293,6 +292,6 @@ fn a_liar_comes_back_by_itself() {
     assert!(back > SET_ASIDE - Duration::from_secs(10), "already after {back:?}");
     assert!(peer.asked().count() > before);
     assert!(stage.client.status().peer("back").unwrap()["set_aside_s"].is_null());
-    report::note("liar comes back", |row| row.outcome = format!("asked again after {:.0} s", back.as_secs_f64()));
+    stage.note("liar comes back", |row| row.outcome = format!("asked again after {:.0} s", back.as_secs_f64()));
     stage.finish();
 }

@@ -3,7 +3,6 @@
 use crate::filter::filter;
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, Stream, ask, open, peer_id, sync_request};
-use crate::report;
 use crate::stage::Stage;
 use crate::wire::{GOSSIP, GossipReply, GossipRequest, NAR, NARINFO, QUORUM};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,7 +61,7 @@ fn garbage_is_blamed_on_who_sent_it() {
     let rise = memory.rise_bytes();
     assert!(rise <= MEMORY_RISE_MAX, "{rise} bytes above idle");
     let outcome = stage.build_under_attack("garbage", "single", &["a"]);
-    report::note("garbage on every protocol", |row| {
+    stage.note("garbage on every protocol", |row| {
         row.rise_bytes = Some(rise.max(outcome.rise_bytes));
         row.outcome = "builds it".to_owned();
         row.set_aside = Some("after the third: malformed_request".to_owned());
@@ -85,7 +84,7 @@ fn a_flood_of_streams() {
     let rise = memory.rise_bytes();
     assert!(rise <= MEMORY_RISE_MAX, "{rise} bytes above idle after {opened} streams");
     assert!(opened > 1_000, "only {opened} streams: no flood");
-    report::note("flood of streams", |row| {
+    stage.note("flood of streams", |row| {
         row.rise_bytes = Some(rise.max(outcome.rise_bytes));
         row.outcome = format!("unharmed by {opened} streams in {seconds:.0} s");
     });
@@ -136,7 +135,7 @@ fn answers_that_are_not_read() {
     let outcome = stage.build_under_attack("unread", "single", &["a"]);
     let rise = memory.rise_bytes();
     assert!(rise <= MEMORY_RISE_MAX, "{rise} bytes above idle with {} answers unread", held.len());
-    report::note("answers that are not read", |row| {
+    stage.note("answers that are not read", |row| {
         row.rise_bytes = Some(rise.max(outcome.rise_bytes));
         row.outcome = format!("unharmed by {} NARs unread", held.len());
     });
@@ -199,7 +198,7 @@ fn a_flood_of_requests() {
     // The two cores of the smallest machine are shared with those who flood: 20 ms are given for that.
     let bound = (before * 2).max(before + Duration::from_millis(20));
     assert!(during <= bound, "{before:?} alone, {during:?} under {rate:.0} requests a second");
-    report::note("flood of requests", |row| {
+    stage.note("flood of requests", |row| {
         row.outcome = format!("lookups {before:.1?} alone, {during:.1?} under {rate:.0} requests a second");
         row.rise_bytes = Some(rise);
     });

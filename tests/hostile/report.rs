@@ -1,5 +1,6 @@
 //! The table of attacks: each test adds its rows, and they are printed as they are known.
 
+use narmesh_tests::Costs;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
@@ -12,6 +13,8 @@ pub struct Row {
     pub added: Option<f64>,
     pub rise_bytes: Option<u64>,
     pub set_aside: Option<String>,
+    /// What the client used up meanwhile.
+    pub costs: Option<Costs>,
 }
 
 static ROWS: Mutex<BTreeMap<String, Row>> = Mutex::new(BTreeMap::new());
@@ -29,14 +32,21 @@ pub fn note(attack: &str, change: impl FnOnce(&mut Row)) {
 
 fn table(rows: &BTreeMap<String, Row>) -> String {
     let mut text =
-        "| attack | client | s added | peak RSS above idle, MiB | set aside |\n|---|---|---|---|---|\n".to_owned();
+        "| attack | client | s added | peak RSS above idle, MiB | CPU, s | log, kB | disk, kB | set aside |\n|---|---|---|---|---|---|---|---|\n".to_owned();
     for (attack, row) in rows {
         let added = row.added.map_or_else(String::new, |seconds| {
             if seconds.abs() < 0.05 { "0.0".to_owned() } else { format!("{seconds:.1}") }
         });
         let rise = row.rise_bytes.map_or_else(String::new, |bytes| format!("{:.1}", bytes as f64 / f64::from(1 << 20)));
         let set_aside = row.set_aside.clone().unwrap_or_default();
-        text += &format!("| {attack} | {} | {added} | {rise} | {set_aside} |\n", row.outcome);
+        let costs = row.costs.map_or_else(
+            || " |  |".to_owned(),
+            |costs| {
+                let kb = |bytes: u64| bytes.div_ceil(1_000);
+                format!("{:.2} | {} | {}", costs.cpu_s, kb(costs.log_bytes), kb(costs.disk_bytes))
+            },
+        );
+        text += &format!("| {attack} | {} | {added} | {rise} | {costs} | {set_aside} |\n", row.outcome);
     }
     text
 }

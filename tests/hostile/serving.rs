@@ -2,7 +2,6 @@
 
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, peer_id};
-use crate::report;
 use crate::stage::Stage;
 use crate::wire::{ABSENT, NARINFO, NarRequest};
 use narmesh_tests::{finish, wait_until};
@@ -70,7 +69,7 @@ fn what_is_not_offered_is_all_the_same() {
     // No disk is touched: a database or a derivation is read with `pread`, several times a question.
     assert!(reads < (kinds.len() * ROUNDS) as u64 / 2, "{reads} reads for {} questions", kinds.len() * ROUNDS);
     let (fastest, slowest) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
-    report::note("asks for what is not offered", |row| {
+    stage.note("asks for what is not offered", |row| {
         row.outcome = format!("the same bytes within {:.2?} to {:.2?}, medians", fastest, slowest);
     });
     assert_no_nar(&stage, &peer, &[&withheld, &private, &source, never]);

@@ -2,12 +2,14 @@
 
 use crate::formats::{Nar, NarInfo, NixKey, hash_part_bytes};
 use crate::peer::{Item, Peer, peer_id};
+use crate::report;
 use crate::wire::{NarRequest, from_hex, sha256};
 use narmesh_tests::{
-    Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for, with_gateway,
+    Costs, Finished, MemoryPeak, TestMesh, TestNode, finish, get, poll, promised, sha256_hex, wait_for, with_gateway,
 };
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the daemon may hold above idle under any attack.
@@ -24,6 +26,8 @@ pub struct Stage {
     pub key: NixKey,
     /// What the client held before anything happened.
     idle: MemoryPeak,
+    /// What the client had used up when the last attack was noted.
+    noted: Mutex<Costs>,
     paths: BTreeMap<String, BTreeMap<String, String>>,
     kib: u32,
     tags: String,
@@ -73,7 +77,19 @@ impl Stage {
         TestMesh::start_all(&mut [&mut client, &mut good]);
         good.wait_all_advertised(&[&client]);
         let idle = client.watch_memory();
-        Self { mesh, client, good, key, idle, paths, kib, tags }
+        let noted = Mutex::new(client.costs());
+        Self { mesh, client, good, key, idle, noted, paths, kib, tags }
+    }
+
+    /// Adds to the row of `attack` in the table, with what the client used up since the last one was noted.
+    pub fn note(&self, attack: &str, change: impl FnOnce(&mut report::Row)) {
+        let now = self.client.costs();
+        let before = std::mem::replace(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let costs = now.since(before);
+        report::note(attack, |row| {
+            row.costs = Some(costs);
+            change(row);
+        });
     }
 
     pub fn path(&self, tag: &str, leaf: &str) -> String {

@@ -41,7 +41,7 @@ fn a_stranger_learns_nothing() {
     let asked = stranger.asked();
     assert_eq!(asked.count(), 0, "it is asked nothing");
     assert!(asked.announced.is_empty(), "no announcement reaches it");
-    report::note("stranger connects and asks", |row| row.outcome = "put out before any protocol".to_owned());
+    stage.note("stranger connects and asks", |row| row.outcome = "put out before any protocol".to_owned());
     stage.finish();
 }
 

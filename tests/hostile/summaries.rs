@@ -4,7 +4,6 @@ use crate::filter::{filter, positions, set};
 use crate::formats::hash_part_bytes;
 use crate::gossipsub::{FRAME_BYTES, MESHSUB, frame, message};
 use crate::peer::{Move, Peer, Script, now_ms, peer_id, timed};
-use crate::report;
 use crate::stage::{Expect, Stage};
 use crate::wire::{
     Address, Announcement, GossipReply, GossipRequest, Summary, TOPIC, audience_digest, open_envelope, sha256,
@@ -232,7 +231,7 @@ fn play_one(stage: &Stage, row: &Row, alone: Duration) {
     if *expect == Expect::Unblamed {
         stage.assert_unblamed(peer);
     }
-    report::note(tag, |row| {
+    stage.note(tag, |row| {
         row.outcome = "builds it; the summary is not used".to_owned();
         row.rise_bytes = Some(outcome.rise_bytes);
         row.added = Some(outcome.took.as_secs_f64() - alone.as_secs_f64());
@@ -326,7 +325,7 @@ fn flood(tag: &str, by: By, goes_on: impl Fn(Instant, u64) -> bool) {
     stage.assert_blamed(&peer, "published announcements too fast", "announcement_flood", 1);
     let rise = memory.rise_bytes();
     assert!(rise <= 64 << 20, "{rise} bytes above idle after {sent} announcements");
-    report::note(tag, |row| {
+    stage.note(tag, |row| {
         row.outcome = format!("unharmed by {sent} in {} s", sending.as_secs());
         row.rise_bytes = Some(rise.max(outcome.rise_bytes));
     });
@@ -433,7 +432,7 @@ fn a_filter_that_claims_what_it_has_not() {
         assert_eq!(get(stage.client.gateway(), &path).unwrap().status, 404);
     }
     assert_eq!(peer.asked().narinfos.len(), asked, "a demoted filter is not believed");
-    report::note("filter claims what it has not", |row| {
+    stage.note("filter claims what it has not", |row| {
         row.outcome = "404, and builds it".to_owned();
         row.set_aside = Some("no candidate after 21 false hits".to_owned());
     });

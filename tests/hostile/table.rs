@@ -1,7 +1,6 @@
 //! Attacks as rows of a table: one liar each, one daemon for all of them.
 
 use crate::peer::{Item, Peer, Script};
-use crate::report;
 use crate::stage::{Expect, Stage};
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
@@ -104,7 +103,7 @@ fn play_one(stage: &Stage, row: &Row, alone: Duration) {
         }
         Expect::Unblamed => stage.assert_unblamed(peer),
     }
-    report::note(tag, |row| {
+    stage.note(tag, |row| {
         row.outcome = if *gets == Gets::Builds { "builds it" } else { "takes it, unharmed" }.to_owned();
         row.rise_bytes = Some(outcome.rise_bytes);
         row.added = Some(outcome.took.as_secs_f64() - alone.as_secs_f64());

@@ -1,7 +1,6 @@
 //! The queue of a holder, as its askers see it.
 
 use crate::peer::{Peer, Stream, open, peer_id, timed};
-use crate::report;
 use crate::stage::Stage;
 use crate::wire::{NAR, Reader};
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -149,7 +148,7 @@ fn crawlers(limited: bool) {
     if limited {
         assert!(rate >= f64::from(LIMIT_BYTES_S) / 6.0, "{rate:.0} of {LIMIT_BYTES_S} bytes a second");
     }
-    report::note(tag, |row| row.outcome = format!("{:.1} MB/s beside 32 bodies that crawl", rate / 1e6));
+    stage.note(tag, |row| row.outcome = format!("{:.1} MB/s beside 32 bodies that crawl", rate / 1e6));
     stage.finish();
 }
 

@@ -59,7 +59,7 @@ pub use over_a_kill::build_over_a_kill;
 pub use pair::{Pair, get_from, nar_url, narinfo_url};
 pub use plain_cache::{PlainCache, second_store};
 pub use prober::{ProbeReport, Prober};
-pub use process::{Finished, MemoryPeak, finish, sha256_hex};
+pub use process::{Costs, Finished, MemoryPeak, finish, sha256_hex};
 pub use rules::{Jury, Rules};
 pub use shipment::{LookupsBesideBulk, Shipment, Shipped};
 pub use status::Status;

@@ -59,6 +59,45 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What a process has used up since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Costs {
+    /// Seconds of a processor, in user mode and in the kernel.
+    pub cpu_s: f64,
+    /// Bytes in its log.
+    pub log_bytes: u64,
+    /// Bytes that it had the kernel write to disks.
+    pub disk_bytes: u64,
+}
+
+impl Costs {
+    /// Of process `pid`, whose log has so many bytes.
+    ///
+    /// # Panics
+    /// When the process is gone or belongs to someone else.
+    #[track_caller]
+    #[must_use]
+    pub fn of(pid: u32, log_bytes: u64) -> Self {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).expect("the process runs");
+        let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        Self {
+            cpu_s: processor_time(pid).as_secs_f64(),
+            log_bytes,
+            disk_bytes: written.and_then(|bytes| bytes.parse().ok()).unwrap_or(0),
+        }
+    }
+
+    /// What was used up since.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            cpu_s: self.cpu_s - before.cpu_s,
+            log_bytes: self.log_bytes.saturating_sub(before.log_bytes),
+            disk_bytes: self.disk_bytes.saturating_sub(before.disk_bytes),
+        }
+    }
+}
+
 /// Watches the largest resident set of one process from a moment on, by the kernel's own high-water mark.
 #[derive(Debug)]
 pub struct MemoryPeak {

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::TestNode;
 use crate::binary::narmesh_binary;
-use crate::process::{MemoryPeak, processor_time, resident_bytes};
+use crate::process::{Costs, MemoryPeak, processor_time, resident_bytes};
 use crate::wait::{promised, wait_for};
 
 /// A daemon is promised to answer this soon after its start.
@@ -276,5 +276,15 @@ impl TestNode {
     #[must_use]
     pub fn watch_memory(&self) -> MemoryPeak {
         MemoryPeak::start(self.pid())
+    }
+
+    /// What its daemon has used up since its start.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[track_caller]
+    #[must_use]
+    pub fn costs(&self) -> Costs {
+        Costs::of(self.pid(), fs::metadata(self.log_file()).map_or(0, |log| log.len()))
     }
 }
