@@ -2,6 +2,7 @@
 
 use crate::impostors::{certificate_of, open};
 use crate::peer::{Peer, ask, peer_id};
+use crate::report;
 use crate::stage::Stage;
 use crate::wire::NARINFO;
 use std::io::{self, Read as _, Write as _};
@@ -20,11 +21,18 @@ fn stage(tag: &str, peer: &Peer) -> Stage {
     Stage::with(&[tag], 64, &[peer], |client| client.run_under(&["env", "NARMESH_LOG=info"]))
 }
 
+/// Ends the daemon, so that all it has left out is said, and starts it again; what the flood cost the first one goes into the table.
+fn restart(stage: &mut Stage, attack: &str) {
+    stage.note(attack, |_| {});
+    stage.client.terminate();
+    stage.client.start();
+}
+
 /// The log is bounded, says how much was left out, and is still there for what concerns the operator.
 #[track_caller]
 fn assert_log_is_readable(stage: &Stage, attack: &str, times: u64) {
     let log = stage.client.log();
-    stage.note(attack, |row| row.outcome = format!("{times} times, {} bytes of log", log.len()));
+    report::note(attack, |row| row.outcome = format!("{times} times, {} bytes of log", log.len()));
     assert!(log.len() <= LOG_BYTES_MAX, "{} bytes of log for {times} times:\n{:.4000}", log.len(), log);
     stage.client.wait_logged(&["left out"]);
     stage.client.reload();
@@ -53,8 +61,7 @@ fn malformed_requests_without_end_leave_the_log_readable() {
     lanes.into_iter().for_each(|lane| peer.runtime.block_on(lane).unwrap());
     let sent = sent.load(Ordering::Relaxed);
     assert!(sent > 1_000, "only {sent} requests: no flood");
-    stage.client.terminate();
-    stage.client.start();
+    restart(&mut stage, "log: malformed requests");
     assert_log_is_readable(&stage, "log: malformed requests", sent);
     stage.client.wait_logged(&[&peer.id.to_string().to_lowercase(), "sent a malformed request"]);
     stage.finish();
@@ -102,8 +109,7 @@ fn windows_that_overflow_without_end_leave_the_log_readable() {
     let mut stage = stage("overflower", &peer);
     let sent = overflow(&stage, &peer).unwrap();
     assert!(sent > 10_000, "only {sent} frames: no flood");
-    stage.client.terminate();
-    stage.client.start();
+    restart(&mut stage, "log: windows that overflow");
     assert_log_is_readable(&stage, "log: windows that overflow", sent);
     stage.client.wait_logged(&["could not increase the send window"]);
     stage.finish();
