@@ -58,6 +58,11 @@ fn malformed_requests_without_end_leave_the_log_readable() {
             })
         })
         .collect();
+    // It is disconnected, and comes back.
+    while Instant::now() < until {
+        peer.dial(&stage.client);
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
     lanes.into_iter().for_each(|lane| peer.runtime.block_on(lane).unwrap());
     let sent = sent.load(Ordering::Relaxed);
     assert!(sent > 1_000, "only {sent} requests: no flood");

@@ -4,6 +4,7 @@ use super::bulk::{Bulk, ControlWatch};
 use super::codec::BytesCodec;
 use super::door::Door;
 use super::lines::Lines;
+use super::shut_out::ShutOut;
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
@@ -21,13 +22,14 @@ use std::time::Duration;
 pub(super) type Announcements =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
 
-/// Field order is poll and admission order: the door before the handshake, then the allowlist, then what we know of the peer's
-/// other connections, before any protocol hears of this one.
+/// Field order is poll and admission order: the door before the handshake, then the allowlist, then who is shut out, then what we
+/// know of the peer's other connections, before any protocol hears of this one.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
     pub(super) door: Door,
     pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
+    pub(super) shut_out: ShutOut,
     pub(super) lines: Lines,
     pub(super) announcements: Announcements,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
@@ -55,6 +57,7 @@ impl MeshBehaviour {
             door: Door::default(),
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
+            shut_out: ShutOut::default(),
             lines: Lines::default(),
             announcements: announcements(keypair)?,
             gossip: request_response(

@@ -10,6 +10,7 @@ use narmesh_gossip::Moment;
 use rand::{Rng, RngExt};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 /// First pause after a failure; doubles up to [`PAUSE_MAX_MS`]. Small, so that a restarted neighbour is back at once.
 const PAUSE_MIN_MS: u64 = 250;
@@ -66,6 +67,8 @@ struct Target {
     lost: Option<Moment>,
     /// A lookup waits for it.
     is_demanded: bool,
+    /// It is shut out, and not dialled before this.
+    left_until: Moment,
 }
 
 /// Why a peer cannot be dialled on demand now.
@@ -75,7 +78,7 @@ pub(super) enum NotNow {
     Unknown,
     /// No address is known, or each was tried a moment ago.
     NoAddress,
-    /// It failed again and again; the next try comes by itself, but not soon.
+    /// It failed again and again, or is shut out; the next try comes by itself, but not soon.
     Gone,
 }
 
@@ -211,6 +214,15 @@ impl Dialer {
         }
     }
 
+    /// `peer` is not dialled for so long, whoever wants it.
+    pub(super) fn leave(&mut self, now: Moment, peer: &PeerId, lasting: Duration) {
+        if let Some(target) = self.targets.get_mut(peer) {
+            let lasting_ms = u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX);
+            target.left_until = Moment(now.0.saturating_add(lasting_ms));
+            target.is_demanded = false;
+        }
+    }
+
     /// Whether the last dial led nowhere.
     pub(super) fn has_failed(&self, peer: &PeerId) -> bool {
         self.targets.get(peer).is_some_and(|target| target.failures > 0)
@@ -230,7 +242,7 @@ impl Dialer {
     /// Everything to dial now for gossip, and for lookups that wait; marks it as dialled.
     pub(super) fn due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
         let mut connections = self.connections();
-        let is_due = |target: &Target| !target.connected && !target.dialing && target.next <= now;
+        let is_due = |target: &Target| !target.connected && !target.dialing && target.due_at() <= now;
         let is_wanted = |target: &Target, connections| target.is_demanded || connections < self.connections_wanted;
         let mut dials = Vec::new();
         // Mostly nothing is: no order is needed then.
@@ -269,6 +281,9 @@ impl Dialer {
         if target.dialing {
             return Ok(Demand::Wait);
         }
+        if target.left_until > now {
+            return Err(NotNow::Gone);
+        }
         let addresses = target.dialable(now);
         if addresses.is_empty() {
             // It may know where we are, and is as quick to dial us.
@@ -287,7 +302,7 @@ impl Dialer {
     pub(super) fn deadline(&self) -> Option<Moment> {
         let is_full = self.connections() >= self.connections_wanted;
         let waiting = self.targets.values().filter(|target| !target.connected && !target.dialing);
-        waiting.filter(|target| target.is_demanded || !is_full).map(|target| target.next).min()
+        waiting.filter(|target| target.is_demanded || !is_full).map(Target::due_at).min()
     }
 
     fn connections(&self) -> usize {
@@ -296,6 +311,10 @@ impl Dialer {
 }
 
 impl Target {
+    fn due_at(&self) -> Moment {
+        self.next.max(self.left_until)
+    }
+
     fn dialable(&self, now: Moment) -> Vec<Multiaddr> {
         let mut addresses = self.configured.clone();
         let fresh = |tried: &Option<Moment>| tried.is_none_or(|at| now.0.saturating_sub(at.0) >= LEARNED_PAUSE_MS);

@@ -138,8 +138,6 @@ pub struct Mesh {
     is_door_stale: bool,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
-    /// Who flooded us with announcements, and until when gossipsub takes nothing of it.
-    muted: HashMap<PeerId, Instant>,
     next_id: u64,
     rng: StdRng,
 }
@@ -222,7 +220,6 @@ impl Mesh {
             is_door_stale: false,
             gossip_received: HashMap::new(),
             judged: HashMap::new(),
-            muted: HashMap::new(),
             next_id: 0,
             rng,
         };
@@ -252,7 +249,6 @@ impl Mesh {
         loop {
             self.perform();
             self.dial_due();
-            self.unmute_due();
             if let Some(keeper) = &mut self.keeper {
                 keeper.write_due(&self.gossip);
             }
@@ -333,6 +329,7 @@ impl Mesh {
             self.lookups.forget(peer);
             self.dial_rates.forget(peer);
             self.narinfo_rates.forget(peer);
+            self.swarm.behaviour_mut().shut_out.forget(peer);
             for waiter in self.connecting.remove(peer).unwrap_or_default() {
                 drop(waiter.send(Err(AskError::NotConnected("no longer on the allowlist".to_owned()))));
             }

@@ -23,6 +23,7 @@ mod nar_client;
 mod peers;
 mod probe;
 mod rates;
+mod shut_out;
 mod swarm;
 pub mod transport;
 mod unread;

@@ -4,14 +4,12 @@ use super::Mesh;
 use crate::mesh::addresses::{may_be_told, multiaddr};
 use crate::mesh::behaviour::announce_topic;
 use crate::mesh::clock::now;
+use crate::mesh::shut_out::SHUT_OUT;
 use crate::mesh::unread::Protocol;
 use libp2p::{Multiaddr, PeerId, gossipsub};
 use narmesh_gossip::{Event, Input, Misdeed, Output, Record, Verdict};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// So long nothing is taken from who announces too fast.
-const MUTED: Duration = Duration::from_secs(60);
 
 impl Mesh {
     /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
@@ -34,13 +32,7 @@ impl Mesh {
                         self.give((Protocol::Gossip, asked), to, channel, bytes);
                     }
                 }
-                Output::Penalize { peer, misdeed } => {
-                    tracing::warn!(%peer, %misdeed, "peer misbehaved");
-                    self.board.misdeed(&peer, misdeed);
-                    if misdeed == Misdeed::AnnouncementFlood {
-                        self.mute(peer);
-                    }
-                }
+                Output::Penalize { peer, misdeed } => self.penalize(peer, misdeed),
                 Output::Event(event) => self.on_core_event(event),
             }
         }
@@ -49,17 +41,13 @@ impl Mesh {
         }
     }
 
-    /// gossipsub remembers every message for a minute, judged or not: a flood would fill our memory. What this peer relays meanwhile
-    /// comes from others too.
-    fn mute(&mut self, peer: PeerId) {
-        self.swarm.behaviour_mut().announcements.blacklist_peer(&peer);
-        self.muted.insert(peer, Instant::now() + MUTED);
-    }
-
-    pub(super) fn unmute_due(&mut self) {
-        let (muted, now) = (&mut self.muted, Instant::now());
-        for (peer, _) in muted.extract_if(|_, until| *until <= now) {
-            self.swarm.behaviour_mut().announcements.remove_blacklisted_peer(&peer);
+    /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected for a while, and not dialled.
+    fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
+        tracing::warn!(%peer, %misdeed, "peer misbehaved");
+        self.board.misdeed(&peer, misdeed);
+        if self.swarm.behaviour_mut().shut_out.count(Instant::now(), peer, misdeed) {
+            tracing::warn!(%peer, %misdeed, lasting = ?SHUT_OUT, "peer is disconnected: it does this too often");
+            self.dialer.leave(now().moment, &peer, SHUT_OUT);
         }
     }
 
