@@ -14,6 +14,8 @@ const CLIENTS: usize = 25;
 const SMALL_CLIENTS: usize = 120;
 /// What the connection with the holder may keep in its windows (threat model, "Memory of a connection").
 const CONNECTION_BYTES: u64 = 50 << 20;
+/// As many as the gateway lets one local user have.
+const OWN_CLIENTS: usize = 250;
 /// What clients that hung up held is free again within this.
 const FREED: Duration = Duration::from_secs(20);
 
@@ -104,4 +106,34 @@ fn many_small_nars_for_clients_that_stop_reading() {
     }
     b.realise(&[lib, small]).expect_success("once there is memory");
     prober.finish().assert_fit_for_nix(b.narinfo_slowest_max());
+}
+
+/// NARs of the own store, for as many clients as one user may have: each holds two buffers at most, fewer bytes while others hold all the
+/// memory, and no thread.
+#[test]
+fn clients_that_stop_reading_the_own_store_hold_no_thread_and_little_memory() {
+    let mesh = TestMesh::new();
+    let mut a = mesh.node("a");
+    let giant = a.store.build_one("giant");
+    let small = a.store.build_one("small");
+    TestMesh::start_all(&mut [&mut a]);
+    let narinfo = a.wait_narinfo(&giant);
+    let peak = a.watch_memory();
+    let threads = a.threads();
+    let bodies = stuck(&a, &narinfo.url, OWN_CLIENTS);
+    assert_eq!(bodies.len(), OWN_CLIENTS, "whoever else reads, each begins");
+    let other = get(a.gateway(), &a.wait_narinfo(&small).url).unwrap();
+    assert!(other.status == 200 && other.complete, "a NAR beside clients that do not read: {}", other.status);
+    let rise = peak.rise_bytes() >> 20;
+    println!("{OWN_CLIENTS} clients: {rise} MiB, {} threads more", a.threads().saturating_sub(threads));
+    // Those that read for a moment end 10 s after they were last used.
+    narmesh_tests::wait_until("no thread waits for a client", promised(FREED), || a.threads() <= threads + 8);
+    assert!(peak.rise_bytes() <= BUDGET_BYTES / 8 + IDLE_BYTES, "{rise} MiB");
+    let mut patient = bodies.into_iter().next_back().unwrap();
+    let mut left = narinfo.nar_size - (1 << 20);
+    while left > 0 {
+        let piece = patient.read_some(16 << 20);
+        assert!(!piece.is_empty(), "cut {left} bytes before the end");
+        left -= piece.len() as u64;
+    }
 }

@@ -248,6 +248,13 @@ impl TestNode {
         self.signal(Signal::HUP);
     }
 
+    /// Threads of the daemon at the moment.
+    #[track_caller]
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the daemon runs").count()
+    }
+
     /// Resident memory of the daemon now, in bytes.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A bound on what all bodies together hold, in KiB.
@@ -29,5 +30,30 @@ impl Buffers {
 
     fn kib(&self, bytes: u64) -> u32 {
         u32::try_from(bytes.div_ceil(1_024)).unwrap_or(u32::MAX).min(self.kib_max)
+    }
+}
+
+/// Bytes and their share of the memory, which goes with them: hyper lets go of a body as soon as it has taken the last of it, and
+/// may hold that for as long as the client does not read.
+pub(crate) struct Held {
+    bytes: Vec<u8>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Held {
+    /// `permit` covers `bytes`; without one they are too few to count.
+    pub(crate) fn new(bytes: Vec<u8>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { bytes, _permit: permit }
+    }
+
+    /// The permit is given back when the last clone of the bytes is dropped.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use narmesh_protocol::NarUrl;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::buffers::Held;
 use super::checkpoints::Trail;
 use super::keeper::{HungUp, Keeper};
 use super::transfer::{Step, Transfer};
@@ -29,26 +30,13 @@ pub(super) enum Ended {
     HungUp,
 }
 
-/// A whole NAR and its share of the memory, which goes with its bytes: hyper lets go of a body as soon as it has taken the
-/// last of it, and may hold that for as long as the client does not read.
-struct WholeNar {
-    nar: Vec<u8>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for WholeNar {
-    fn as_ref(&self) -> &[u8] {
-        &self.nar
-    }
-}
-
 /// Reads a NAR of which nobody has seen anything, whole and verified; `permit` covers its size.
 pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, permit: OwnedSemaphorePermit) -> Option<Bytes> {
     let mut nar = Vec::with_capacity(usize::try_from(url.nar_size).ok()?);
     loop {
         match transfer.step(&mut nar).await {
             Step::Data | Step::BegunAnew => {}
-            Step::Verified => return Some(Bytes::from_owner(WholeNar { nar, _permit: permit })),
+            Step::Verified => return Some(Held::new(nar, Some(permit)).into_bytes()),
             Step::Gone => return None,
         }
     }
@@ -127,7 +115,7 @@ impl Delivery {
                 Step::Data | Step::BegunAnew => {}
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
-                    let nar = Bytes::from_owner(WholeNar { nar, _permit: permit });
+                    let nar = Held::new(nar, Some(permit)).into_bytes();
                     return ended(self.keeper.send(0, nar).await);
                 }
             }
@@ -163,10 +151,8 @@ impl Delivery {
                 Step::BegunAnew => from = 0,
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
-                    let last = std::mem::take(&mut held);
-                    let sent = self.keeper.send(from, Bytes::from(last)).await;
-                    drop(permit);
-                    return ended(sent);
+                    let last = Held::new(std::mem::take(&mut held), Some(permit)).into_bytes();
+                    return ended(self.keeper.send(from, last).await);
                 }
             }
         }

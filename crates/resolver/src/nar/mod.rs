@@ -80,6 +80,8 @@ pub(crate) struct NarContext {
     spoilt: Spoilt,
     checkpoints: Checkpoints,
     buffers: Buffers,
+    /// Those of NARs of our own store are apart, so that clients that do not read them keep no peer's NAR waiting.
+    own_buffers: Buffers,
     limits: HoldLimits,
 }
 
@@ -101,15 +103,18 @@ impl Default for HoldLimits {
 }
 
 impl NarContext {
-    /// Bodies hold at most `buffer_bytes_max` in memory.
+    /// Bodies hold at most `buffer_bytes_max` in memory, and few bytes more each of those of our own store.
     pub(crate) fn new(shared: &Shared, buffer_bytes_max: u64) -> Self {
+        // 16 MiB of 128: as many clients as one Nix has (25) have two buffers each, and some more.
+        let own_bytes_max = buffer_bytes_max / 8;
         Self {
             sources: Arc::clone(&shared.sources),
             decisions: Arc::clone(&shared.decisions),
             counters: shared.counters.clone(),
             spoilt: Spoilt::default(),
             checkpoints: Checkpoints::default(),
-            buffers: Buffers::new(buffer_bytes_max),
+            buffers: Buffers::new(buffer_bytes_max - own_bytes_max),
+            own_buffers: Buffers::new(own_bytes_max),
             limits: HoldLimits::default(),
         }
     }

@@ -1,14 +1,18 @@
 //! NARs of our own store.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future};
 use narmesh_protocol::NarUrl;
-use narmesh_store::{NarProgress, NarStream, PathInfo};
-use tokio::sync::mpsc;
+use narmesh_store::{NarProgress, NarStream, NarStreamError, PathInfo};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinHandle;
 
-use super::keeper::CHUNKS_AHEAD;
+use super::buffers::Held;
 use super::{BodyAborted, NarBody, NarContext};
 use crate::decisions::Decision;
 use crate::narinfo::NarInfos;
@@ -16,8 +20,9 @@ use crate::shared::Shared;
 
 /// Bytes read at a time; a NAR no longer than this is one buffer, one write.
 const READ_BYTES: usize = 256 << 10;
-/// The first of a long range: whoever asks for it waits for them.
-const FIRST_BYTES: usize = 32 << 10;
+/// The first bytes of a long range, because the client waits for them; and each buffer while other bodies hold all the memory for
+/// larger ones. The gateway's 512 connections then hold some 64 MiB together: one buffer here, and up to 96 KiB in hyper.
+const FEW_BYTES: usize = 32 << 10;
 
 /// Reads them.
 #[derive(Clone, Debug)]
@@ -35,73 +40,109 @@ impl OwnNars {
     /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.
     pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
         let shared = Arc::clone(&self.shared);
+        let memory = self.context.own_buffers.try_take(READ_BYTES as u64);
         let open = move || {
-            // A small one is hashed whatever is asked of it.
-            let is_small = url.nar_size <= READ_BYTES as u64;
-            let read_from = if is_small { 0 } else { first_byte };
-            // Of a whole, the more is read before Nix sees any, the more damage is answered by another holder.
+            // A small NAR is read whole and hashed whatever part of it the client wants, if there is memory for that.
+            let is_whole = url.nar_size <= READ_BYTES as u64 && memory.is_some();
+            let read_from = if is_whole { 0 } else { first_byte };
+            // The more of a whole NAR is read before Nix sees any of it, the more damage another holder can repair.
             let is_long_range = first_byte > 0 && url.nar_size - first_byte > READ_BYTES as u64;
-            let first_bytes = if is_long_range { FIRST_BYTES } else { READ_BYTES };
+            let few = is_long_range || memory.is_none();
+            let first_bytes = if few { FEW_BYTES } else { READ_BYTES };
             let is_wanted = |info: &PathInfo| info.nar_hash == url.nar_hash && info.nar_size == url.nar_size;
             let found = shared.store.find_nar(&url.hash_part, |info| is_wanted(info).then_some(read_from));
-            let mut nar = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error)).ok()??;
+            let nar = found.inspect_err(|error| shared.warn_if_unreadable(&url.hash_part, error)).ok()??;
             let left = usize::try_from(url.nar_size - read_from).unwrap_or(first_bytes);
-            let mut first = Vec::with_capacity(first_bytes.min(left));
-            let progress = nar.fill(&mut first, first_bytes).ok()?;
-            Some((nar, first, progress, read_from))
+            let read = read(nar, first_bytes, left, memory);
+            Some((read.nar, read.outcome.ok()?, read_from))
         };
-        let (nar, first, progress, read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
+        let (nar, (first, progress), read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
         let first_end = read_from + first.len() as u64;
-        // Only a small one, which is read whole, is read from before the byte asked for.
-        let first = Bytes::from(first).slice(usize::try_from(first_byte - read_from).ok()?..);
+        // Only a NAR that is read whole is read from before the first byte that the client wants.
+        let first = first.slice(usize::try_from(first_byte - read_from).ok()?..);
         let first = futures::stream::once(future::ready(Ok(first)));
         if progress == NarProgress::Complete {
             self.shared.counters.nars_complete.inc();
             return Some(Box::pin(first));
         }
-        // The rest is read once the first bytes are on their way: to start a thread for it takes as long as to send them.
-        let this = self.clone();
-        let rest = futures::stream::once(future::lazy(move |_| this.start_rest(url, nar, first_end))).flatten();
-        Some(Box::pin(first.chain(rest)))
+        // Reading goes on once the first bytes are on their way: to wake a thread for it takes as long as to send them.
+        let own = self.clone();
+        let rest = future::lazy(move |_| Rest { reading: Some(own.read_on(nar)), own, url, at: first_end });
+        Some(Box::pin(first.chain(futures::stream::once(rest).flatten())))
     }
 
-    /// Begins to read what follows `at`, a few buffers ahead of whoever takes them.
-    fn start_rest(self, url: NarUrl, nar: NarStream, at: u64) -> impl Stream<Item = Result<Bytes, BodyAborted>> {
-        let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::task::spawn_blocking(move || self.send_rest(url, nar, at, &sender));
-        futures::stream::poll_fn(move |context| receiver.poll_recv(context))
+    /// Begins to read the next buffer of `nar`, smaller while others hold all the memory.
+    fn read_on(&self, nar: NarStream) -> JoinHandle<Read> {
+        let memory = self.context.own_buffers.try_take(READ_BYTES as u64);
+        let bytes_max = if memory.is_some() { READ_BYTES } else { FEW_BYTES };
+        tokio::task::spawn_blocking(move || read(nar, bytes_max, bytes_max, memory))
     }
 
-    fn send_rest(&self, url: NarUrl, mut nar: NarStream, at: u64, chunks: &mpsc::Sender<Result<Bytes, BodyAborted>>) {
-        let mut sent = at;
-        let mut progress = NarProgress::More;
-        while progress == NarProgress::More {
-            let mut buffer = Vec::with_capacity(READ_BYTES);
-            match nar.fill(&mut buffer, READ_BYTES) {
-                Ok(next) => progress = next,
-                Err(error) => {
-                    tracing::warn!(hash_part = %url.hash_part, %error, "own copy cannot be read whole");
-                    self.narinfos.own_changed(&[url.hash_part]);
-                    let aborted = self.cut_short(url, sent);
-                    // Fails only when Nix hung up first.
-                    drop(chunks.blocking_send(Err(aborted)));
-                    return;
-                }
-            }
-            sent += buffer.len() as u64;
-            if !buffer.is_empty() && chunks.blocking_send(Ok(Bytes::from(buffer))).is_err() {
-                // Nix hung up.
-                return;
-            }
-        }
-        self.shared.counters.nars_complete.inc();
-    }
-
-    /// Notes that a body of our own store ends so that Nix builds or goes on: short, and 404 for what it asks next.
+    /// Notes that a body of our own store ends short, so that Nix builds or goes on elsewhere, and is told 404 for what it asks next.
     fn cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
         self.context.spoilt.spoil(url.nar_hash);
         self.shared.counters.nars_aborted.inc();
         self.shared.decisions.note(url.hash_part, Decision::NarCutShort(at));
         BodyAborted
+    }
+}
+
+/// What a thread has read of a NAR.
+struct Read {
+    nar: NarStream,
+    outcome: Result<(Bytes, NarProgress), NarStreamError>,
+}
+
+/// Reads the next bytes of `nar`, which take their share of the memory with them. `capacity` is what may come at most.
+fn read(mut nar: NarStream, bytes_max: usize, capacity: usize, memory: Option<OwnedSemaphorePermit>) -> Read {
+    let mut buffer = Vec::with_capacity(bytes_max.min(capacity));
+    let outcome = nar.fill(&mut buffer, bytes_max);
+    let outcome = outcome.map(|progress| (Held::new(buffer, memory).into_bytes(), progress));
+    Read { nar, outcome }
+}
+
+/// What follows the first buffer. The next one is read while the client takes this one, and no more than that: a client that does
+/// not read holds two buffers and no thread.
+struct Rest {
+    own: OwnNars,
+    url: NarUrl,
+    /// The offset in the NAR of the next byte that the client gets.
+    at: u64,
+    /// `None` at the end.
+    reading: Option<JoinHandle<Read>>,
+}
+
+impl Stream for Rest {
+    type Item = Result<Bytes, BodyAborted>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        while let Some(reading) = &mut this.reading {
+            let read = ready!(Pin::new(reading).poll(context));
+            this.reading = None;
+            let Ok(Read { nar, outcome }) = read else {
+                // The runtime ends, or the thread panicked.
+                return Poll::Ready(Some(Err(this.own.cut_short(this.url, this.at))));
+            };
+            let (bytes, progress) = match outcome {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!(hash_part = %this.url.hash_part, %error, "own copy cannot be read whole");
+                    this.own.narinfos.own_changed(&[this.url.hash_part]);
+                    return Poll::Ready(Some(Err(this.own.cut_short(this.url, this.at))));
+                }
+            };
+            match progress {
+                NarProgress::More => this.reading = Some(this.own.read_on(nar)),
+                NarProgress::Complete => {
+                    this.own.shared.counters.nars_complete.inc();
+                }
+            }
+            this.at += bytes.len() as u64;
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+        }
+        Poll::Ready(None)
     }
 }

@@ -286,6 +286,7 @@ async fn deliver_after(
         spoilt: Spoilt::default(),
         checkpoints: Checkpoints::default(),
         buffers: Buffers::new(1 << 20),
+        own_buffers: Buffers::new(1 << 20),
         limits: LIMITS,
     });
     let url = NarUrl::new(HashPart([1; 20]), NarHash(Sha256::digest(&*nar).into()), nar.len() as u64);
