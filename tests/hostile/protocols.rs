@@ -205,8 +205,76 @@ fn a_flood_of_requests() {
     stage.finish();
 }
 
+/// What the daemon may hold above idle with three hostile peers.
+const THREE_PEERS_RISE_MAX: u64 = 128 << 20;
+/// Lookups, of which the second slowest is compared.
+const LOOKUPS: usize = 60;
+
+/// Three peers at once leave NARs unread, hold streams open, and ask as fast as a peer may.
+#[test]
+fn three_hostile_peers_at_once_leave_lookups_quick_and_memory_bounded() {
+    let peers = Peer::crowd((0..3).map(|number| format!("three{number}")));
+    let tags: Vec<_> = (0..LOOKUPS).map(|number| format!("beside{number}")).collect();
+    let tags: Vec<_> = tags.iter().map(String::as_str).collect();
+    let stage = Stage::new(&tags, 4, &peers.iter().collect::<Vec<_>>());
+    let frame = stage.nar_frame("huge");
+    peers.iter().for_each(|peer| peer.connect(&stage.client));
+    let before = lookups(&stage, &tags, "held");
+    let memory = stage.client.watch_memory();
+    let (to, part) = (peer_id(&stage.client), hash_part_bytes(&stage.path(tags[0], "later")));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut unread = Vec::new();
+    for peer in &peers {
+        for _ in 0..40 {
+            unread.extend(peer.runtime.block_on(ask_only(peer, to, &frame)));
+        }
+        for lane in 0..16 {
+            let (control, stop, sync) = (peer.control.clone(), Arc::clone(&stop), sync_request(None).encode());
+            peer.runtime.spawn(async move {
+                let mut held = std::collections::VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    // Below what is a flood, so that the peer is not disconnected.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let (protocol, request) =
+                        if lane % 4 == 0 { (GOSSIP, sync.clone()) } else { (NARINFO, part.to_vec()) };
+                    ask(control.clone(), to, protocol, request.clone()).await.ok();
+                    let Ok(mut half) = open(control.clone(), to, protocol).await else { continue };
+                    half.write_all(&request[..request.len() / 2]).await.ok();
+                    held.push_back(half);
+                    if held.len() > 20 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+    }
+    assert!(unread.len() >= 90, "{} NARs unread", unread.len());
+    std::thread::park_timeout(Duration::from_secs(1));
+    let during = lookups(&stage, &tags, "both");
+    stop.store(true, Ordering::Relaxed);
+    stage.assert_good_unharmed();
+    let rise = memory.rise_bytes();
+    assert!(rise <= THREE_PEERS_RISE_MAX, "{rise} bytes above idle");
+    let [before, during] = [before, during].map(|times| times[LOOKUPS - 2]);
+    // As in `a_flood_of_requests`.
+    let bound = (before * 2).max(before + Duration::from_millis(20));
+    assert!(during <= bound, "{before:?} alone, {during:?} beside three hostile peers");
+    stage.note("three hostile peers at once", |row| {
+        row.outcome = format!("lookups p98 {before:.1?} alone, {during:.1?} beside them");
+        row.rise_bytes = Some(rise);
+    });
+    drop(unread);
+    stage.finish();
+}
+
 /// The median time of lookups that have to be asked of the honest node.
 fn median_lookup(stage: &Stage, tags: &[&str], leaf: &str) -> Duration {
+    let times = lookups(stage, tags, leaf);
+    times[times.len() / 2]
+}
+
+/// The times of lookups that have to be asked of the honest node, the quickest first.
+fn lookups(stage: &Stage, tags: &[&str], leaf: &str) -> Vec<Duration> {
     let mut times: Vec<_> = tags
         .iter()
         .map(|tag| {
@@ -218,7 +286,7 @@ fn median_lookup(stage: &Stage, tags: &[&str], leaf: &str) -> Duration {
         })
         .collect();
     times.sort_unstable();
-    times[times.len() / 2]
+    times
 }
 
 /// More questions than are answered: the rest is told *busy*, and pulls of bodies are no way around it.
