@@ -1,6 +1,7 @@
 //! The two kinds of connection, told apart by the name under which their multiplexer is negotiated: control connections, which
 //! the swarm has, and bulk connections, which carry NARs and which it never sees.
 
+use super::multiplexer::Bounds;
 use super::{Muxer, Yamux};
 use futures::future::Ready;
 use futures::{AsyncRead, AsyncWrite, future};
@@ -77,14 +78,14 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     type Future = Ready<io::Result<Muxer<C>>>;
 
     fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
-        let muxer = Yamux::listener(socket);
         future::ready(match self {
             Self::Either { peer, bulk } if name == BULK_PROTOCOL => {
+                let muxer = Yamux::listener(socket, Bounds::BULK);
                 // Nobody takes it, or too many wait: it is closed.
                 drop(bulk.try_send((peer, StreamMuxerBox::new(muxer))));
                 Err(io::Error::other(HandedOver))
             }
-            Self::Either { .. } | Self::Control | Self::Bulk => Ok(muxer),
+            Self::Either { .. } | Self::Control | Self::Bulk => Ok(Yamux::listener(socket, Bounds::CONTROL)),
         })
     }
 }
@@ -94,7 +95,8 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
     type Error = io::Error;
     type Future = Ready<io::Result<Muxer<C>>>;
 
-    fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Yamux::dialler(socket)))
+    fn upgrade_outbound(self, socket: C, name: &'static str) -> Self::Future {
+        let bounds = if name == BULK_PROTOCOL { Bounds::BULK } else { Bounds::CONTROL };
+        future::ready(Ok(Yamux::dialler(socket, bounds)))
     }
 }

@@ -1,8 +1,8 @@
 //! How bytes travel between two nodes: TCP, TLS 1.3 with libp2p's certificates, yamux. The one place where either is set up.
 //!
 //! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Yamux`] makes streams of one connection.
-//! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more than
-//! [`Yamux::RECEIVE_WINDOWS_BYTES_MAX`] of what a peer sent and we did not read.
+//! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what we do
+//! not read than its [`Bounds`] allow.
 
 mod kinds;
 mod multiplexer;
@@ -16,7 +16,7 @@ use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, Transport};
 use libp2p::core::upgrade::Version;
 use libp2p::tcp::tokio::TcpStream;
-pub use multiplexer::{Muxer, MuxerError, MuxerStream, Yamux};
+pub use multiplexer::{Bounds, Muxer, MuxerError, MuxerStream, Yamux};
 use rustix::net::sockopt;
 use std::io;
 use std::time::Duration;

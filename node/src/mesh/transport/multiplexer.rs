@@ -14,6 +14,7 @@ use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade}
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::{Sleep, sleep};
@@ -26,44 +27,63 @@ const SMALL_FRAMES_BYTES: usize = 1_400;
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// The multiplexing upgrade.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Yamux;
+#[derive(Clone, Copy, Debug)]
+pub struct Yamux(Bounds);
 
 impl Yamux {
     /// The name of the protocol.
     pub const PROTOCOL: &str = "/yamux/1.0.0";
-    /// Streams of one connection, both directions together; one more ends it. Both sides keep below: on a control connection 32
-    /// narinfo questions and at most 32 of gossip each way, on a bulk connection 64 NARs each way.
-    pub const STREAMS_MAX: usize = 256;
-    /// By how much all windows of a connection together may grow above the 256 KiB that each stream begins with: 16 MiB carry
-    /// 1.6 Gbit/s at 80 ms round trip.
-    pub const WINDOW_GROWTH_BYTES_MAX: usize = 16 << 20;
-    /// What a peer may make one connection hold at most. It takes [`Self::STREAMS_MAX`] streams that nobody reads, and those are
-    /// bounded by far lower numbers where streams are accepted.
-    pub const RECEIVE_WINDOWS_BYTES_MAX: usize =
-        Self::STREAMS_MAX * DEFAULT_CREDIT as usize + Self::WINDOW_GROWTH_BYTES_MAX;
 
-    pub(super) fn listener<C: AsyncRead + AsyncWrite + Unpin>(socket: C) -> Muxer<C> {
-        Self::start(socket, Mode::Server)
+    /// Connections of one kind.
+    pub fn new(bounds: Bounds) -> Self {
+        Self(bounds)
     }
 
-    pub(super) fn dialler<C: AsyncRead + AsyncWrite + Unpin>(socket: C) -> Muxer<C> {
-        Self::start(socket, Mode::Client)
+    pub(super) fn listener<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds) -> Muxer<C> {
+        Self::start(socket, bounds, Mode::Server)
     }
 
-    fn start<C: AsyncRead + AsyncWrite + Unpin>(socket: C, mode: Mode) -> Muxer<C> {
+    pub(super) fn dialler<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds) -> Muxer<C> {
+        Self::start(socket, bounds, Mode::Client)
+    }
+
+    fn start<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds, mode: Mode) -> Muxer<C> {
         let mut config = Config::default();
-        config.set_max_num_streams(Self::STREAMS_MAX);
-        config.set_max_connection_receive_window(Some(Self::RECEIVE_WINDOWS_BYTES_MAX));
+        config.set_max_num_streams(Bounds::STREAMS_MAX);
+        // yamux wants the windows of all streams to fit, and then so much more for those that grow.
+        let windows = Bounds::STREAMS_MAX * DEFAULT_CREDIT as usize + bounds.window_growth_bytes_max;
+        config.set_max_connection_receive_window(Some(windows));
         let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, socket);
         Muxer {
             connection: Connection::new(socket, config, mode),
+            bounds,
             inbound: VecDeque::new(),
+            inbound_alive: Arc::default(),
             waiting: None,
             given_up: None,
             closing: CancellationToken::new(),
         }
     }
+}
+
+/// What a peer may make one connection hold: 256 KiB in each stream that we do not read, and what windows have grown by.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Streams that the peer has opened and that have not ended. One more is reset, which costs nothing.
+    inbound_max: usize,
+    /// By how much all windows of the connection together may grow above the 256 KiB that each stream begins with.
+    window_growth_bytes_max: usize,
+}
+
+impl Bounds {
+    /// Streams of one connection, both directions together; one more ends it. Both sides keep below.
+    const STREAMS_MAX: usize = 256;
+    /// Of a control connection: at most 26 MiB. A node has 32 narinfo questions and at most 32 of gossip open at a time, and its
+    /// longest reply is 2 MiB.
+    pub const CONTROL: Self = Self { inbound_max: 96, window_growth_bytes_max: 2 << 20 };
+    /// Of a bulk connection: at most 34 MiB. A node asks for 64 NARs at a time; 16 MiB of window carry 1.6 Gbit/s at a round trip of
+    /// 80 ms.
+    pub const BULK: Self = Self { inbound_max: 72, window_growth_bytes_max: 16 << 20 };
 }
 
 impl UpgradeInfo for Yamux {
@@ -81,7 +101,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     type Future = future::Ready<Result<Muxer<C>, io::Error>>;
 
     fn upgrade_inbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Self::listener(socket)))
+        future::ready(Ok(Self::listener(socket, self.0)))
     }
 }
 
@@ -91,7 +111,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
     type Future = future::Ready<Result<Muxer<C>, io::Error>>;
 
     fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Self::dialler(socket)))
+        future::ready(Ok(Self::dialler(socket, self.0)))
     }
 }
 
@@ -102,7 +122,11 @@ const INBOUND_MAX: usize = 32;
 #[derive(Debug)]
 pub struct Muxer<C> {
     connection: Connection<BufWriter<C>>,
+    bounds: Bounds,
+    /// Streams that wait for the swarm.
     inbound: VecDeque<MuxerStream>,
+    /// One reference for each stream that the peer opened and that has not ended, beside our own.
+    inbound_alive: Arc<()>,
     waiting: Option<Waker>,
     /// When to wait for its end no longer.
     given_up: Option<Pin<Box<Sleep>>>,
@@ -127,13 +151,19 @@ impl From<MuxerError> for io::Error {
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Moves everything on; ready with a stream that the peer opened.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
-        let next = ready!(self.connection.poll_next_inbound(context));
-        let stream = next.ok_or(ConnectionError::Closed)?.map_err(MuxerError)?;
-        Poll::Ready(Ok(self.stream(stream)))
+        loop {
+            let next = ready!(self.connection.poll_next_inbound(context));
+            let stream = next.ok_or(ConnectionError::Closed)?.map_err(MuxerError)?;
+            if Arc::strong_count(&self.inbound_alive) <= self.bounds.inbound_max {
+                let alive = Some(Arc::clone(&self.inbound_alive));
+                return Poll::Ready(Ok(self.stream(stream, alive)));
+            }
+            tracing::debug!("a peer opens more streams than it may: reset one");
+        }
     }
 
-    fn stream(&self, stream: yamux::Stream) -> MuxerStream {
-        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()) }
+    fn stream(&self, stream: yamux::Stream, alive: Option<Arc<()>>) -> MuxerStream {
+        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()), _alive: alive }
     }
 }
 
@@ -154,7 +184,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 
     fn poll_outbound(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
         let stream = ready!(self.connection.poll_new_outbound(context)).map_err(MuxerError)?;
-        Poll::Ready(Ok(self.stream(stream)))
+        Poll::Ready(Ok(self.stream(stream, None)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), MuxerError>> {
@@ -186,6 +216,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 pub struct MuxerStream {
     stream: yamux::Stream,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Counts it among those that the peer opened.
+    _alive: Option<Arc<()>>,
 }
 
 impl MuxerStream {
@@ -233,7 +265,8 @@ mod tests {
     #[tokio::test]
     async fn streams_of_a_connection_that_is_closed_end() {
         let (here, there) = tokio::io::duplex(1 << 20);
-        let (mut here, mut there) = (Yamux::dialler(here.compat()), Yamux::listener(there.compat()));
+        let (mut here, mut there) =
+            (Yamux::dialler(here.compat(), Bounds::CONTROL), Yamux::listener(there.compat(), Bounds::CONTROL));
         let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
         stream.write_all(b"question").await.unwrap();
         let moving = tokio::spawn(async move {
@@ -257,5 +290,40 @@ mod tests {
         let read = tokio::time::timeout(Duration::from_secs(10), reading).await.expect("it ends").unwrap();
         assert!(read.is_err(), "it was closed, not ended by the other side");
         drop(moving);
+    }
+
+    /// What a peer writes into streams that nobody reads is held for it: so many streams, and a window in each.
+    #[tokio::test]
+    async fn streams_beyond_the_bound_are_reset_until_others_end() {
+        let (here, there) = tokio::io::duplex(1 << 20);
+        let here = Yamux::dialler(here.compat(), Bounds::BULK);
+        let mut there = Yamux::listener(there.compat(), Bounds::BULK);
+        let (opened, mut streams) = tokio::sync::mpsc::channel(200);
+        tokio::spawn(async move {
+            let mut here = here;
+            for _ in 0..Bounds::BULK.inbound_max + 10 {
+                let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
+                // Written when the connection moves on, below.
+                stream.write_all(b"?").await.unwrap();
+                opened.send(stream).await.unwrap();
+            }
+            poll_fn(|context| Pin::new(&mut here).poll_inbound(context)).await.map(drop)
+        });
+        let mut held = Vec::new();
+        let mut next = async || {
+            let inbound = poll_fn(|context| Pin::new(&mut there).poll_inbound(context));
+            tokio::time::timeout(Duration::from_millis(300), inbound).await.ok().map(Result::unwrap)
+        };
+        while let Some(stream) = next().await {
+            held.push(stream);
+        }
+        assert_eq!(held.len(), Bounds::BULK.inbound_max);
+        let mut reset = 0;
+        while let Ok(mut stream) = streams.try_recv() {
+            let mut byte = [0];
+            let read = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut byte)).await;
+            reset += usize::from(read.is_ok());
+        }
+        assert_eq!(reset, 10, "the last ones");
     }
 }

@@ -44,6 +44,8 @@ use tokio::sync::{Notify, Semaphore};
 const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Streams that one peer may hold open; a further one is told *not now* and closed.
 const STREAMS_PER_PEER_MAX: usize = 64;
+/// Of these, so many at a time; the others are reset.
+const TURNED_AWAY_MAX: usize = 8;
 /// A wait that is over sooner is not told: the asker would wake for nothing.
 const FIRST_WORD: Duration = Duration::from_millis(50);
 /// Who waits is told a new place at most this often,
@@ -88,6 +90,8 @@ struct Shared {
 #[derive(Debug)]
 struct PeerUploads {
     streams: Arc<Semaphore>,
+    /// Streams over the limit that are being told so.
+    turned_away: Arc<Semaphore>,
     /// When one of its streams last took a byte.
     moved: Mutex<Instant>,
     /// Its last piece was taken slowly.
@@ -185,8 +189,14 @@ impl Uploads {
             }
             Err(_) => {
                 tracing::debug!(peer = %incoming.peer, "a NAR stream over the limit");
-                // Bounded by the streams of a connection, and by time.
-                tokio::spawn(tokio::time::timeout(HEAD_STALL, turn_away(incoming.stream)));
+                // While it reads no answers, its further streams are reset: each may hold 256 KiB of what it sent.
+                if let Ok(permit) = Arc::clone(&of_peer.turned_away).try_acquire_owned() {
+                    tokio::spawn(async move {
+                        // It is told so, or it does not read.
+                        tokio::time::timeout(HEAD_STALL, turn_away(incoming.stream)).await.ok();
+                        drop(permit);
+                    });
+                }
             }
         }
     }
@@ -196,6 +206,7 @@ impl Uploads {
         peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
         let fresh = || PeerUploads {
             streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
             moved: Mutex::new(Instant::now()),
             is_slow: AtomicBool::new(false),
             advanced: Notify::new(),
