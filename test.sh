@@ -90,8 +90,16 @@ benchmarks() {
   return 0
 }
 
+# A subject that is longer is cut where commits are listed.
+subjects() {
+  local long
+  long=$(git log --format=%s -100 | awk 'length > 72')
+  [ -z "$long" ] || { printf 'subjects over 72 characters:\n%s\n' "$long" >&2; return 1; }
+}
+
 stage "packages" packages
 stage "other versions of Nix" nix_roots
+stage "subjects of commits" subjects
 stage "format" cargo fmt --all --check
 stage "clippy" cargo clippy --quiet --workspace --all-targets -- -D warnings
 stage "documentation" documentation

@@ -21,6 +21,8 @@
 mod asked;
 mod binary;
 mod config;
+#[cfg(test)]
+mod documents;
 mod emulator;
 mod fleet;
 mod gate;

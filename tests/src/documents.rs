@@ -1,0 +1,139 @@
+//! What the documents name is there: tests by `path/of/file::name`, and files and headings by links.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::binary::repository_root;
+
+/// The text of every document, by its path from the root.
+fn documents() -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(repository_root().join(&directory)).expect("a directory of the repository") {
+            let name = entry.expect("an entry").file_name();
+            let path = directory.join(&name);
+            let whole = repository_root().join(&path);
+            // The command line's texts beside the sources are pieces of documents.
+            let is_ours = !name.to_string_lossy().starts_with('.') && name != "target" && name != "src";
+            if whole.is_dir() && is_ours {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.insert(path, fs::read_to_string(whole).expect("a document"));
+            }
+        }
+    }
+    found
+}
+
+/// Every source file, by the parts of its path that a document may name.
+fn sources() -> Vec<(Vec<String>, String)> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> =
+        ["crates", "node", "protocol", "simulation", "tests"].iter().map(|room| repository_root().join(room)).collect();
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).expect("a directory of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let relative = path.strip_prefix(repository_root()).expect("below the root").with_extension("");
+                let parts =
+                    relative.iter().map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod");
+                found.push((parts.collect(), fs::read_to_string(path).expect("a source file")));
+            }
+        }
+    }
+    found
+}
+
+/// Whether `named`, such as `gateway/tests/gateway/hostile`, means the file of these parts: its last part is the file, and the
+/// others stand before it in their order. A crate may be named without its prefix.
+fn means(named: &[&str], parts: &[String]) -> bool {
+    let (Some((file, before)), Some((last, mut rest))) = (named.split_last(), parts.split_last()) else { return false };
+    file == last
+        && before.iter().all(|name| {
+            let at =
+                rest.iter().position(|part| part == name || part.strip_suffix(name).is_some_and(|p| p.ends_with('-')));
+            rest = rest.get(at.map_or(rest.len(), |at| at + 1)..).unwrap_or_default();
+            at.is_some()
+        })
+}
+
+/// The parts between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let sources = sources();
+    let mut missing = Vec::new();
+    for (document, text) in documents() {
+        let mut path = Vec::new();
+        for (before, name) in quoted(&text).filter_map(|quoted| quoted.split_once("::")) {
+            let is_function =
+                !name.is_empty() && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+            // `…::name` is in the file of the test before it.
+            let is_file = before == "…" || before.contains('/');
+            if !is_function || !is_file || before.contains(char::is_whitespace) {
+                continue;
+            }
+            if before != "…" {
+                path = before.strip_suffix(".rs").unwrap_or(before).split('/').collect();
+            }
+            let function = format!("fn {name}(");
+            if !sources.iter().any(|(parts, source)| means(&path, parts) && source.contains(&function)) {
+                missing.push(format!("{}: {}::{name}", document.display(), path.join("/")));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "documents name tests that do not exist:\n{}", missing.join("\n"));
+}
+
+/// The anchor of a heading, as the forges make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_'));
+    kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    text.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#'))).collect()
+}
+
+#[test]
+fn every_link_of_a_document_leads_somewhere() {
+    let documents = documents();
+    let mut dead = Vec::new();
+    for (document, text) in &documents {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target) {
+            if target.contains("://") || target.contains(char::is_whitespace) {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let beside = document.parent().unwrap_or(Path::new(""));
+            let path = if file.is_empty() { document.clone() } else { normal(&beside.join(file)) };
+            let is_there = repository_root().join(&path).exists();
+            let has_heading = heading.is_empty()
+                || documents.get(&path).is_some_and(|text| anchors(text).iter().any(|known| known == heading));
+            if !is_there || !has_heading {
+                dead.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "links that lead nowhere:\n{}", dead.join("\n"));
+}
+
+/// Without `..`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path {
+        if part == ".." {
+            normal.pop();
+        } else {
+            normal.push(part);
+        }
+    }
+    normal
+}
