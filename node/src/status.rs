@@ -288,6 +288,9 @@ pub struct WhyReport {
     pub answer: WouldAnswer,
     /// The last decisions about this path, oldest first; bounded.
     pub decisions: Vec<Decision>,
+    /// Whether decisions about some paths are forgotten, so that none does not say that nobody asked.
+    #[serde(default)]
+    pub decisions_forgotten: bool,
 }
 
 /// The path in our own store.

@@ -61,6 +61,7 @@ pub(crate) fn why(
         peers,
         answer,
         decisions,
+        decisions_forgotten: resolver.decisions().has_forgotten(),
     }
 }
 

@@ -293,6 +293,15 @@ fn advertised_lists_what_leaves_and_why_says_what_would_happen() {
     );
     let unknown = b.narmesh(&["why", &private]);
     assert_ne!(unknown.stdout.replace(&private, ""), known.replace(&lib, ""));
+    assert!(unknown.stdout.contains("not asked for since the daemon started"), "{}", unknown.stdout);
+    // A miss out of memory asks nobody, and still somebody asked; a hit out of memory alike.
+    for (path, status, sentence) in
+        [(&private, 404, "ago: answered 404 at once, and nobody was asked"), (&lib, 200, "ago: answered from ")]
+    {
+        assert_eq!(b.get_narinfo(path).status, status, "{path}");
+        let asked = b.narmesh(&["why", path]).expect_success("why of what was asked for");
+        assert!(asked.contains(sentence), "{sentence}\n{asked}");
+    }
     let structured = b.narmesh(&["why", &lib, "--json"]).expect_success("why --json");
     assert!(serde_json::from_str::<Value>(&structured).unwrap().is_object());
     b.narmesh(&["why", "no store path"]).expect_failure("why of something else");

@@ -12,6 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const PATHS_MAX: usize = 1_024;
 /// Decisions kept per path.
 const DECISIONS_MAX: usize = 32;
+/// Paths answered from memory that are remembered, apart from the others: Nix asks for thousands of paths that nobody has, and
+/// those must not push out what was decided about one that somebody has. Some 80 bytes each.
+const AT_ONCE_MAX: usize = 16_384;
 
 /// One thing that the resolver decided or found.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +39,8 @@ pub enum Decision {
     NarRefused,
     /// Nobody answered in time.
     Deadline(Duration),
+    /// Nix was told that the path is not here.
+    NotFound(NotFound),
     /// A NAR is read from it, from this offset on.
     NarFrom(SourceId, u64),
     /// The NAR cannot be continued from it.
@@ -50,6 +55,48 @@ pub enum Decision {
     NarGone,
     /// The body was closed short, so that Nix asks again and builds.
     NarCutShort(u64),
+}
+
+/// Why Nix was told that a path is not here, although a filter claimed it or the own store holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotFound {
+    /// Nobody who claims it holds it, or has an answer that may be handed on.
+    Nobody,
+    /// Somebody who claims it said nothing in time, or is passed over for a while.
+    NotNow,
+    /// The policy keeps the own copy back, and nobody else has one.
+    OwnRefused(Refusal),
+}
+
+/// An answer that memory gave at once, without asking anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtOnce {
+    /// 200 from the own store.
+    OwnStore,
+    /// 200 with what a peer told before.
+    Remembered,
+    /// 404: the path is not here, and no filter says maybe.
+    NotClaimed,
+}
+
+impl fmt::Display for AtOnce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OwnStore => "answered from the own store, out of memory",
+            Self::Remembered => "answered from memory; a candidate still claims the path",
+            Self::NotClaimed => "answered 404 at once, and nobody was asked: no peer's filter said maybe",
+        })
+    }
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nobody => write!(f, "nobody who claims it has an answer that may be handed on"),
+            Self::NotNow => write!(f, "who claims it gave no answer, or is not asked for a while"),
+            Self::OwnRefused(refusal) => write!(f, "the own copy is not given ({refusal}), and nobody else has one"),
+        }
+    }
 }
 
 impl fmt::Display for Decision {
@@ -71,6 +118,7 @@ impl fmt::Display for Decision {
                 write!(f, "the NAR was refused by the policy (404): it is not agreed on, or not any more")
             }
             Self::Deadline(after) => write!(f, "nobody answered within {after:?}"),
+            Self::NotFound(why) => write!(f, "answered 404: {why}"),
             Self::NarFrom(peer, offset) => write!(f, "NAR from {peer}, starting at byte {offset}"),
             Self::NarBroken(peer, offset, why) => write!(f, "NAR from {peer} broke off at byte {offset}: {why}"),
             Self::NarVerified(peer, bytes, elapsed) => {
@@ -94,22 +142,39 @@ impl fmt::Display for Decision {
 #[derive(Debug, Default)]
 pub struct Decisions {
     log: Mutex<Log>,
+    at_once: Mutex<AnswersAtOnce>,
 }
 
 #[derive(Debug, Default)]
 struct Log {
     by_path: HashMap<HashPart, VecDeque<(u64, Decision)>>,
     order: VecDeque<HashPart>,
+    has_forgotten: bool,
+}
+
+/// The last answer that memory gave about each path.
+#[derive(Debug, Default)]
+struct AnswersAtOnce {
+    by_path: HashMap<HashPart, GivenAtOnce>,
+    order: VecDeque<HashPart>,
+    has_forgotten: bool,
+}
+
+#[derive(Debug)]
+struct GivenAtOnce {
+    what: AtOnce,
+    last_unix_ms: u64,
+    /// In a row.
+    times: u64,
 }
 
 impl Decisions {
     /// Notes a decision about a path.
     pub(crate) fn note(&self, hash_part: HashPart, decision: Decision) {
         tracing::debug!(%hash_part, %decision, "resolver");
-        let at_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let at_unix_ms = u64::try_from(at_unix_ms).unwrap_or(u64::MAX);
+        let at_unix_ms = unix_ms();
         let mut log = self.log.lock();
-        let Log { by_path, order } = &mut *log;
+        let Log { by_path, order, has_forgotten } = &mut *log;
         let decisions = by_path.entry(hash_part).or_insert_with(|| {
             order.push_back(hash_part);
             VecDeque::new()
@@ -122,13 +187,99 @@ impl Decisions {
             && let Some(oldest) = order.pop_front()
         {
             by_path.remove(&oldest);
+            *has_forgotten = true;
         }
     }
 
-    /// What happened to a path last: milliseconds since 1970, and a sentence.
+    /// Notes that memory answered for a path. Costs no more than such an answer may.
+    pub(crate) fn note_at_once(&self, hash_part: HashPart, what: AtOnce) {
+        let last_unix_ms = unix_ms();
+        let mut answers = self.at_once.lock();
+        let AnswersAtOnce { by_path, order, has_forgotten } = &mut *answers;
+        if let Some(given) = by_path.get_mut(&hash_part) {
+            let times = if given.what == what { given.times + 1 } else { 1 };
+            *given = GivenAtOnce { what, last_unix_ms, times };
+            return;
+        }
+        if order.len() == AT_ONCE_MAX
+            && let Some(oldest) = order.pop_front()
+        {
+            by_path.remove(&oldest);
+            *has_forgotten = true;
+        }
+        order.push_back(hash_part);
+        by_path.insert(hash_part, GivenAtOnce { what, last_unix_ms, times: 1 });
+    }
+
+    /// What happened to a path last: milliseconds since 1970, and a sentence. Oldest first.
     pub fn of(&self, hash_part: &HashPart) -> Vec<(u64, String)> {
-        let log = self.log.lock();
-        let decisions = log.by_path.get(hash_part);
-        decisions.map_or_else(Vec::new, |all| all.iter().map(|(at, decision)| (*at, decision.to_string())).collect())
+        let mut told: Vec<_> = {
+            let log = self.log.lock();
+            let decisions = log.by_path.get(hash_part).into_iter().flatten();
+            decisions.map(|(at, decision)| (*at, decision.to_string())).collect()
+        };
+        if let Some(given) = self.at_once.lock().by_path.get(hash_part) {
+            let before = match given.times {
+                1 => String::new(),
+                2 => "; the same as once before".to_owned(),
+                times => format!("; the same as {} times before", times - 1),
+            };
+            told.push((given.last_unix_ms, format!("{}{before}", given.what)));
+            told.sort_by_key(|(at, _)| *at);
+        }
+        told
+    }
+
+    /// Whether anything was noted that is forgotten: nothing on record of a path then does not say that nobody asked for it.
+    pub fn has_forgotten(&self) -> bool {
+        self.log.lock().has_forgotten || self.at_once.lock().has_forgotten
+    }
+}
+
+fn unix_ms() -> u64 {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    u64::try_from(at).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(number: u32) -> HashPart {
+        let mut bytes = [0; 20];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        HashPart(bytes)
+    }
+
+    fn sentences(decisions: &Decisions, number: u32) -> Vec<String> {
+        decisions.of(&part(number)).into_iter().map(|(_, sentence)| sentence).collect()
+    }
+
+    #[test]
+    fn a_miss_out_of_memory_is_told_with_its_number() {
+        let decisions = Decisions::default();
+        assert!(sentences(&decisions, 1).is_empty());
+        decisions.note_at_once(part(1), AtOnce::NotClaimed);
+        let miss = "answered 404 at once, and nobody was asked: no peer's filter said maybe";
+        assert_eq!(sentences(&decisions, 1), [miss]);
+        decisions.note_at_once(part(1), AtOnce::NotClaimed);
+        decisions.note_at_once(part(1), AtOnce::NotClaimed);
+        assert_eq!(sentences(&decisions, 1), [format!("{miss}; the same as 2 times before")]);
+        decisions.note_at_once(part(1), AtOnce::OwnStore);
+        assert_eq!(sentences(&decisions, 1), ["answered from the own store, out of memory"]);
+        assert!(decisions.of(&part(1))[0].0 > 1_500_000_000_000, "it says when");
+    }
+
+    #[test]
+    fn misses_push_out_no_decision_and_are_bounded() {
+        let decisions = Decisions::default();
+        decisions.note(part(0), Decision::NotFound(NotFound::Nobody));
+        assert!(!decisions.has_forgotten());
+        for number in (0..).take(AT_ONCE_MAX + 1) {
+            decisions.note_at_once(part(number), AtOnce::NotClaimed);
+        }
+        assert_eq!(decisions.at_once.lock().by_path.len(), AT_ONCE_MAX);
+        assert_eq!(sentences(&decisions, 0).len(), 1, "the decision, and no miss any more");
+        assert!(decisions.has_forgotten());
     }
 }

@@ -19,7 +19,7 @@ mod source;
 
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
-pub use decisions::{Decision, Decisions};
+pub use decisions::{Decision, Decisions, NotFound};
 pub use nar::{BodyAborted, Compress, NarBody};
 pub use narinfo::{Reason, Refused};
 pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};

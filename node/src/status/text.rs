@@ -346,7 +346,13 @@ impl WhyReport {
         };
         text += &format!("  answer: {answer}\n");
         if self.decisions.is_empty() {
-            text.push_str("\nnot asked for since the daemon started\n");
+            text.push_str(match self.decisions_forgotten {
+                false => "\nnot asked for since the daemon started\n",
+                true => {
+                    "\nnothing on record: not asked for since the daemon started, or before so many other paths that it is \
+                     forgotten\n"
+                }
+            });
         } else {
             text.push_str("\nlast decisions:\n");
             for decision in &self.decisions {

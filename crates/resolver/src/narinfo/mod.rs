@@ -30,7 +30,7 @@ use own::{OwnAnswer, OwnAnswers};
 use crate::Remembered;
 use crate::answer_store::AnswerStore;
 use crate::builders::Builders;
-use crate::decisions::Decision;
+use crate::decisions::{AtOnce, Decision, NotFound};
 use crate::nar::ContentsCheck;
 use crate::shared::Shared;
 
@@ -138,15 +138,17 @@ impl NarInfos {
     pub(crate) fn look_up(&self, part: HashPart) -> InMemory {
         self.gate.asked(part);
         if self.shared.has(&part) {
-            let own = self.own.in_memory(&part);
-            return own
-                .map_or(InMemory::Unknown, |own| InMemory::Known(Given { rendered: own.rendered, is_own: true }));
+            let Some(own) = self.own.in_memory(&part) else { return InMemory::Unknown };
+            self.shared.decisions.note_at_once(part, AtOnce::OwnStore);
+            return InMemory::Known(Given { rendered: own.rendered, is_own: true });
         }
         if !self.shared.sources.is_claimed(&part) {
+            self.shared.decisions.note_at_once(part, AtOnce::NotClaimed);
             return InMemory::Absent;
         }
         let stands = |answer: &Arc<Answer>| answer.is_fresh(&*self.shared.sources) && answer.stands(&self.gate);
         let Some(answer) = self.answers.in_memory(&part).filter(stands) else { return InMemory::Unknown };
+        self.shared.decisions.note_at_once(part, AtOnce::Remembered);
         InMemory::Known(Given { rendered: answer.rendered.clone(), is_own: false })
     }
 
@@ -184,10 +186,16 @@ impl NarInfos {
                 self.shared.decisions.note(part, Decision::Remembered);
                 given(&remembered)
             }
-            (Err(NoNarInfo::NotNow | NoNarInfo::Absent), _) => {
+            (Err(none @ (NoNarInfo::NotNow | NoNarInfo::Absent)), _) => {
+                let why = match (refused, none) {
+                    (Some(refusal), _) => NotFound::OwnRefused(refusal),
+                    (None, NoNarInfo::NotNow) => NotFound::NotNow,
+                    (None, NoNarInfo::Absent | NoNarInfo::Refused(_)) => NotFound::Nobody,
+                };
                 if let Some(refusal) = refused {
                     self.gate.not_given(refusal);
                 }
+                self.shared.decisions.note(part, Decision::NotFound(why));
                 None
             }
             // Counted already.

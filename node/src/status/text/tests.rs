@@ -222,7 +222,7 @@ fn the_json_has_the_documented_names() {
 
 #[test]
 fn why_says_what_would_happen_and_what_happened() {
-    let report = WhyReport {
+    let mut report = WhyReport {
         asked: "/nix/store/x-hello".to_owned(),
         hash_part: "x".to_owned(),
         own_store: OwnStoreView {
@@ -245,6 +245,7 @@ fn why_says_what_would_happen_and_what_happened() {
         }],
         answer: WouldAnswer::Remembered,
         decisions: vec![Decision { at_unix_ms: u64::MAX, sentence: "12D3 holds it".to_owned() }],
+        decisions_forgotten: true,
     };
     let text = report.text();
     for expected in [
@@ -257,6 +258,10 @@ fn why_says_what_would_happen_and_what_happened() {
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
+    report.decisions.clear();
+    assert!(report.text().ends_with("or before so many other paths that it is forgotten\n"), "{}", report.text());
+    report.decisions_forgotten = false;
+    assert!(report.text().ends_with("\nnot asked for since the daemon started\n"), "{}", report.text());
 }
 
 #[test]
