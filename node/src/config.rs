@@ -7,6 +7,7 @@ mod quorum;
 pub(crate) use quorum::DATE_FORM;
 pub use quorum::{BuilderConfig, QuorumConfig, QuorumOverrideConfig, RevokedBuilderConfig};
 
+use crate::regular_file::read_text;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_FILE: &str = "/etc/narmesh/narmesh.toml";
 
 /// Largest file that is read, bytes: a thousand peers with eight addresses each take about half of it.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The whole file.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -249,11 +250,8 @@ impl Config {
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let read_error = |source| ConfigError::Read { path: path.to_owned(), source };
-        let bytes = std::fs::metadata(path).map_err(read_error)?.len();
-        if bytes > FILE_BYTES_MAX {
-            return Err(ConfigError::TooLarge { path: path.to_owned() });
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(read_error)?, path)
+        let text = read_text(path, FILE_BYTES_MAX).map_err(read_error)?;
+        Self::parse(&text.ok_or_else(|| ConfigError::TooLarge { path: path.to_owned() })?, path)
     }
 
     /// Parses the text of the file; `path` is for the error.
@@ -293,6 +291,19 @@ mod tests {
         let message = error("[gateway]\npriority = 'high'");
         assert!(message.contains("priority = 'high'") && message.contains("expected u32"), "{message}");
         assert!(error("[[peer]]\nname = 'a'").contains("missing field `peer_id`"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_named_and_nothing_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, what) in crate::regular_file::oddities(dir.path()) {
+            let message = Config::read(&path).unwrap_err().to_string();
+            let expected = format!("cannot read {}: it is {what}, not a file", path.display());
+            assert!(message.starts_with(&expected), "{message}");
+        }
+        let large = dir.path().join("large");
+        std::fs::File::create(&large).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert!(Config::read(&large).unwrap_err().to_string().contains("is larger than 1048576 bytes"));
     }
 
     #[test]

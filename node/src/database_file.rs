@@ -1,10 +1,10 @@
 //! The SQLite databases in the state directory: their files made, checked, brought to today's schema, moved aside when they
 //! cannot be used.
 
+use crate::regular_file::{Lies, clear, move_aside, moved_aside, tell_moved, with_suffix};
 use rusqlite::{Connection, TransactionBehavior};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Most files kept that could not be used.
 pub(crate) const SET_ASIDE_MAX: usize = 3;
@@ -30,6 +30,36 @@ pub(crate) enum Empty {
     Allowed,
     /// It was made before. SQLite takes a file that is empty, or shorter than a page, for a new database.
     Damaged,
+}
+
+/// What SQLite keeps beside a database.
+const SIBLINGS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// Why SQLite is not to be let near a database: it, or what belongs to it, is something else than a file, and would hang it
+/// or break it.
+pub(crate) fn why_no_file(path: &Path) -> io::Result<Option<String>> {
+    if let Some(why) = Lies::at(path)?.why_no_file() {
+        return Ok(Some(why));
+    }
+    for sibling in SIBLINGS.map(|suffix| with_suffix(path, suffix)) {
+        if let Some(why) = Lies::at(&sibling)?.why_no_file() {
+            return Ok(Some(format!("{}: {why}", sibling.display())));
+        }
+    }
+    Ok(None)
+}
+
+/// Moves aside what lies where SQLite keeps the log of this database, if that is no file. With the database itself
+/// nothing is wrong then.
+pub(crate) fn clear_siblings(path: &Path) -> io::Result<()> {
+    for sibling in SIBLINGS.map(|suffix| with_suffix(path, suffix)) {
+        match Lies::at(&sibling)? {
+            Lies::Nothing | Lies::File => {}
+            Lies::Directory => tell_moved(&sibling, "a directory")?,
+            Lies::Other(what) => tell_moved(&sibling, what)?,
+        }
+    }
+    Ok(())
 }
 
 /// Sets WAL, checks the pages and takes the migrations that lack.
@@ -72,59 +102,35 @@ pub(crate) fn make_directory(dir: &Path) -> io::Result<()> {
 /// Moves a database and its log to `<name>.corrupt-<unix time>`, and deletes the oldest such files beyond three, with all that
 /// belongs to them.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut names = set_aside_files(path)?;
-    // Later than all others, so that the clock may stand still or go back and still the oldest goes first.
-    let stamp = names.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
-    let moved_to = with_suffix(path, &format!(".corrupt-{stamp}"));
-    std::fs::rename(path, &moved_to)?;
+    let moved_to = move_aside(path)?;
     // The log belongs to the old file; SQLite finds it under the new name.
     move_if_there(&with_suffix(path, "-wal"), &with_suffix(&moved_to, "-wal"))?;
     remove_siblings(path);
-    names.push((stamp, moved_to.clone()));
-    names.sort();
-    for (_, old) in names.iter().rev().skip(SET_ASIDE_MAX) {
+    let mut kept = moved_aside(path)?;
+    kept.sort();
+    for (_, old) in kept.iter().rev().skip(SET_ASIDE_MAX) {
+        // Of a directory nobody knows what is in it.
+        if old.is_dir() {
+            continue;
+        }
         // Who read what can be read of it left an index of its log beside it.
         for suffix in ["", "-wal", "-shm"] {
-            remove_if_there(&with_suffix(old, suffix))?;
+            ignore_missing(std::fs::remove_file(with_suffix(old, suffix)))?;
         }
     }
     Ok(moved_to)
 }
 
-/// The files moved aside, with their numbers.
-pub(crate) fn set_aside_files(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let prefix = format!("{name}.corrupt-");
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path.parent().unwrap_or(Path::new(".")))? {
-        let entry = entry?;
-        let stamp = entry.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
-        found.extend(stamp.map(|stamp: u64| (stamp, entry.path())));
-    }
-    Ok(found)
-}
-
 /// Deletes the logs of a database that is not there.
 pub(crate) fn remove_siblings(path: &Path) {
-    for suffix in ["-wal", "-shm", "-journal"] {
+    for suffix in SIBLINGS {
         // What cannot be removed makes the new file fail to open, and that is reported.
-        drop(std::fs::remove_file(with_suffix(path, suffix)));
+        drop(clear(&with_suffix(path, suffix)));
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 fn move_if_there(from: &Path, to: &Path) -> io::Result<()> {
     ignore_missing(std::fs::rename(from, to))
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    ignore_missing(std::fs::remove_file(path))
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

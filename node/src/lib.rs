@@ -15,6 +15,7 @@ mod database_file;
 mod describe;
 pub mod mesh;
 pub mod quorum;
+mod regular_file;
 pub mod settings;
 mod sources;
 pub mod state_db;

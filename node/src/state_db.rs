@@ -11,7 +11,10 @@ mod summaries;
 
 pub use self::summaries::SummaryFiles;
 
-use crate::database_file::{Empty, OpenError, make_directory, migrate, prepare, remove_siblings, set_aside};
+use crate::database_file::{
+    Empty, OpenError, clear_siblings, make_directory, migrate, prepare, remove_siblings, set_aside,
+};
+use crate::regular_file::Lies;
 use libp2p::PeerId;
 use narmesh_protocol::{AudienceDigest, HashPart};
 use narmesh_resolver::{AnswerChange, AnswerStore, Candidate, RememberedAnswer};
@@ -129,13 +132,21 @@ impl StateDb {
         let directory_error = |source| StateDbError::Directory { path: dir.to_owned(), source };
         make_directory(dir).map_err(directory_error)?;
         let path = dir.join(FILE_NAME);
-        let missing = !path.try_exists().map_err(directory_error)?;
+        let lies = Lies::at(&path).map_err(directory_error)?;
+        let missing = lies == Lies::Nothing;
         if missing {
             // A log without its database is a leftover of a deletion: SQLite would discard it, or worse, not.
             remove_siblings(&path);
         }
         let empty = if missing { Empty::Allowed } else { Empty::Damaged };
-        let cause = match open_checked(&path, empty) {
+        let opened = match lies.why_no_file() {
+            Some(cause) => Err(Unusable::Damaged { cause }),
+            None => {
+                clear_siblings(&path).map_err(directory_error)?;
+                open_checked(&path, empty)
+            }
+        };
+        let cause = match opened {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
                 match db.odd_value() {

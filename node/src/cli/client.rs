@@ -1,6 +1,8 @@
 //! Asking the running daemon.
 
+use crate::config::FILE_BYTES_MAX;
 use crate::control::{self, ControlReply, ControlRequest};
+use crate::regular_file::read_text;
 use crate::settings::Settings;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +33,7 @@ pub(super) fn mismatched() -> anyhow::Error {
 pub(super) fn control_socket(config: &Path) -> PathBuf {
     match Settings::load(config) {
         Ok(settings) => settings.node.control_socket,
-        Err(_) => scan(config, &std::fs::read_to_string(config).unwrap_or_default()),
+        Err(_) => scan(config, &read_text(config, FILE_BYTES_MAX).ok().flatten().unwrap_or_default()),
     }
 }
 

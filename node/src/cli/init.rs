@@ -8,6 +8,7 @@ use super::nix_version::NixVersion;
 use crate::account::{SERVICE_USER, User};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::config_template::render;
+use crate::regular_file;
 use crate::settings::{NodeKeyFile, Secrets, Settings, create_builder_key, read_gateway_key};
 use anyhow::Context;
 use libp2p::identity::Keypair;
@@ -193,7 +194,7 @@ impl Keys {
 pub(super) fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).create_new(!force);
-    let mut target = match options.open(file) {
+    let mut target = match regular_file::open(file, &mut options) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             anyhow::bail!("{} exists; it is only overwritten with --force (keys are always kept)", file.display())
         }
@@ -325,6 +326,18 @@ mod tests {
         let (_, after) = load(dir.path());
         assert_eq!(after.peer_id(), before.peer_id());
         assert_eq!(after.builder_key.unwrap().public(), before.builder_key.unwrap().public());
+    }
+
+    #[test]
+    fn what_is_no_file_is_never_written_into() {
+        let odd = tempfile::tempdir().unwrap();
+        for (path, what) in regular_file::oddities(odd.path()) {
+            let dir = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink(&path, dir.path().join("narmesh.toml")).unwrap();
+            let error = init_without_nix(&Arguments { force: true, ..arguments(dir.path()) }).unwrap_err();
+            let message = crate::describe::describe(&error);
+            assert!(message.contains("narmesh.toml: it is ") && message.contains(what), "{message}");
+        }
     }
 
     #[test]

@@ -14,7 +14,10 @@ pub(super) use self::rows::on_disk_bytes;
 pub use self::rows::{BareSignature, NewVote, Stored};
 
 use self::rows::{bare_signature, delete, insert, statement, stored, wall};
-use crate::database_file::{Empty, OpenError, make_directory, prepare, remove_siblings, set_aside};
+use crate::database_file::{
+    Empty, OpenError, clear_siblings, make_directory, prepare, remove_siblings, set_aside, why_no_file,
+};
+use crate::regular_file::Lies;
 use narmesh_protocol::{BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath};
 use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, NameDigest, Served, WallMs};
 use rusqlite::{Connection, OpenFlags, params};
@@ -83,9 +86,11 @@ impl LedgerDb {
         let path = state_dir.join(FILE_NAME);
         let file_error = |source| LedgerDbError::File { path: path.clone(), source };
         make_directory(state_dir).map_err(file_error)?;
-        let missing = !path.try_exists().map_err(file_error)?;
+        let missing = Lies::at(&path).map_err(file_error)? == Lies::Nothing;
         if missing {
             remove_siblings(&path);
+        } else if repair {
+            clear_siblings(&path).map_err(file_error)?;
         }
         match Self::open_file(&path, store_dir, OpenFlags::default()) {
             Ok(db) => {
@@ -107,21 +112,25 @@ impl LedgerDb {
     /// Opens what is there, for reports.
     pub fn open_existing(state_dir: &Path, store_dir: &StoreDir) -> Result<Self, LedgerDbError> {
         let path = state_dir.join(FILE_NAME);
-        match path.try_exists() {
-            Ok(true) => Self::open_file(&path, store_dir, OpenFlags::default() & !OpenFlags::SQLITE_OPEN_CREATE),
-            Ok(false) => Err(LedgerDbError::Missing { path }),
+        match Lies::at(&path) {
+            Ok(Lies::Nothing) => Err(LedgerDbError::Missing { path }),
+            Ok(Lies::File | Lies::Directory | Lies::Other(_)) => {
+                Self::open_file(&path, store_dir, OpenFlags::default() & !OpenFlags::SQLITE_OPEN_CREATE)
+            }
             Err(source) => Err(LedgerDbError::File { path, source }),
         }
     }
 
     /// Opens a file that was moved aside, as it is, to read what can be read of it.
     pub fn open_damaged(path: &Path, store_dir: &StoreDir) -> Result<Self, LedgerDbError> {
+        refuse_others(path)?;
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         let connection = connection.map_err(|source| LedgerDbError::of(path, source))?;
         Ok(Self { connection, path: path.to_owned(), store_dir: store_dir.clone() })
     }
 
     fn open_file(path: &Path, store_dir: &StoreDir, flags: OpenFlags) -> Result<Self, LedgerDbError> {
+        refuse_others(path)?;
         let failed = |source| LedgerDbError::of(path, source);
         let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
@@ -359,6 +368,15 @@ impl LedgerDb {
 
     fn run<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, LedgerDbError> {
         work(&self.connection).map_err(|source| LedgerDbError::of(&self.path, source))
+    }
+}
+
+/// What is no file is not SQLite's to open: it would wait for ever.
+fn refuse_others(path: &Path) -> Result<(), LedgerDbError> {
+    match why_no_file(path) {
+        Ok(None) => Ok(()),
+        Ok(Some(cause)) => Err(LedgerDbError::Unusable { path: path.to_owned(), cause }),
+        Err(source) => Err(LedgerDbError::File { path: path.to_owned(), source }),
     }
 }
 

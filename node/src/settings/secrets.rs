@@ -2,6 +2,7 @@
 
 use super::{PeerSettings, Settings};
 use crate::database_file::make_directory;
+use crate::regular_file::{clear, open_to_read};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libp2p::PeerId;
@@ -33,7 +34,7 @@ pub struct Secrets {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file cannot be read.
-    #[error("{key} = {path:?} cannot be read: {source}; accepted: a key file made by `narmesh init`")]
+    #[error("{key} = {path:?} cannot be read: {source}; accepted: {accepted}")]
     Read {
         /// The configuration key.
         key: &'static str,
@@ -41,6 +42,8 @@ pub enum SecretError {
         path: PathBuf,
         /// The error of opening or reading the file.
         source: io::Error,
+        /// The form.
+        accepted: &'static str,
     },
     /// Others can read it.
     #[error("{key} = {path:?} has mode {mode:04o}; accepted: no access for group and others (chmod 600)")]
@@ -85,7 +88,7 @@ pub enum SecretError {
 impl NodeKeyFile {
     /// First part of the line.
     pub const HEADER: &'static str = "narmesh-node-key-1:";
-    const ACCEPTED: &'static str = "one line, narmesh-node-key-1:<base64>, as `narmesh init` writes it";
+    const ACCEPTED: &'static str = "a file of one line, narmesh-node-key-1:<base64>, as `narmesh init` writes it";
 
     /// Writes a new file, readable to its owner only; an existing one is never overwritten.
     pub fn create(path: &Path, keypair: &Keypair) -> io::Result<()> {
@@ -96,7 +99,7 @@ impl NodeKeyFile {
     /// Reads it.
     pub fn read(path: &Path) -> Result<Keypair, SecretError> {
         const KEY: &str = "node.key_file";
-        let text = read_secret(KEY, path)?;
+        let text = read_secret(KEY, path, Self::ACCEPTED)?;
         let decoded = text.trim().strip_prefix(Self::HEADER).and_then(|encoded| STANDARD.decode(encoded).ok());
         decoded.and_then(|bytes| Keypair::from_protobuf_encoding(&bytes).ok()).ok_or_else(|| SecretError::Form {
             key: KEY,
@@ -109,10 +112,12 @@ impl NodeKeyFile {
 /// Reads a builder key.
 pub(crate) fn read_builder_key(path: &Path) -> Result<NixSecretKey, SecretError> {
     const KEY: &str = "trust.builder_key_file";
-    NixSecretKey::parse(read_secret(KEY, path)?.trim()).map_err(|_| SecretError::Form {
+    const ACCEPTED: &str = "a file with a Nix secret key, name:base64 of 64 bytes, as `narmesh init` or \
+                            `nix-store --generate-binary-cache-key` writes it";
+    NixSecretKey::parse(read_secret(KEY, path, ACCEPTED)?.trim()).map_err(|_| SecretError::Form {
         key: KEY,
         path: path.to_owned(),
-        accepted: "a Nix secret key, name:base64 of 64 bytes, as `narmesh init` or `nix-store --generate-binary-cache-key` writes it",
+        accepted: ACCEPTED,
     })
 }
 
@@ -127,14 +132,17 @@ const GATEWAY_KEY_FILE: &str = "gateway.key";
 /// The gateway key, if it was made: see [`make_gateway_key`].
 pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>, SecretError> {
     const KEY: &str = "gateway key";
+    // Never moved aside by itself: Nix trusts it alone, and whoever has a copy of it can put it back.
+    const ACCEPTED: &str = "the file with the Nix secret key that the daemon made, or none: then the daemon makes another key, \
+                            which nix.conf has to trust (`narmesh id`)";
     let path = state_dir.join(GATEWAY_KEY_FILE);
-    let text = match read_secret(KEY, &path) {
+    let text = match read_secret(KEY, &path, ACCEPTED) {
         Ok(text) => text,
         Err(SecretError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let key = NixSecretKey::parse(text.trim());
-    key.map(Some).map_err(|_| SecretError::Form { key: KEY, path, accepted: "a Nix secret key, as the daemon made it" })
+    key.map(Some).map_err(|_| SecretError::Form { key: KEY, path, accepted: ACCEPTED })
 }
 
 /// The gateway key; makes it if it is missing, whole or not at all: Nix is told of it, so it must not change.
@@ -151,11 +159,7 @@ pub(crate) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretE
     make_directory(state_dir).map_err(failed)?;
     let unfinished = state_dir.join(format!("{GATEWAY_KEY_FILE}.new"));
     // What a process left that was killed here.
-    if let Err(error) = std::fs::remove_file(&unfinished)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(failed(error));
-    }
+    clear(&unfinished).map_err(failed)?;
     write_secret(&unfinished, &format!("{}\n", key.expose_secret())).map_err(failed)?;
     std::fs::rename(&unfinished, &path).map_err(failed)?;
     File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(failed)?;
@@ -176,9 +180,9 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-fn read_secret(key: &'static str, path: &Path) -> Result<String, SecretError> {
-    let read_error = |source| SecretError::Read { key, path: path.to_owned(), source };
-    let file = File::open(path).map_err(read_error)?;
+fn read_secret(key: &'static str, path: &Path, accepted: &'static str) -> Result<String, SecretError> {
+    let read_error = |source| SecretError::Read { key, path: path.to_owned(), source, accepted };
+    let file = open_to_read(path).map_err(read_error)?;
     let mode = file.metadata().map_err(read_error)?.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(SecretError::Mode { key, path: path.to_owned(), mode });

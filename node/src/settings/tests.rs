@@ -182,7 +182,7 @@ fn a_damaged_key_is_refused_without_showing_it() {
     let (settings, _) = with_key(dir.path(), "");
     std::fs::write(&settings.node.key_file, "narmesh-node-key-1:c2VjcmV0").unwrap();
     let message = settings.secrets().unwrap_err().to_string();
-    assert!(message.contains("accepted: one line, narmesh-node-key-1:<base64>"), "{message}");
+    assert!(message.contains("accepted: a file of one line, narmesh-node-key-1:<base64>"), "{message}");
     assert!(!message.contains("c2VjcmV0"), "{message}");
 }
 
@@ -195,6 +195,35 @@ fn a_builder_key_is_read_and_a_missing_one_is_named() {
     let key = NixSecretKey::from_seed("host-1", &[7; 32]).unwrap();
     create_builder_key(settings.builder_key_file.as_deref().unwrap(), &key).unwrap();
     assert_eq!(settings.secrets().unwrap().builder_key.unwrap().public(), key.public());
+}
+
+#[test]
+fn a_key_file_that_is_no_file_is_named_and_nothing_waits_for_it() {
+    let odd = tempfile::tempdir().unwrap();
+    for (path, what) in crate::regular_file::oddities(odd.path()) {
+        let dir = tempfile::tempdir().unwrap();
+        let (settings, _) = with_key(dir.path(), "[trust]\nbuilder_key_file = 'builder.key'\n[node]\nstate_dir = '.'");
+        let named = |error: SecretError, key: &str, file: &str| {
+            let message = error.to_string();
+            assert!(message.starts_with(key) && message.contains(file), "{message}");
+            assert!(message.contains(&format!("it is {what}, not a file; accepted: ")), "{message}");
+        };
+        std::os::unix::fs::symlink(&path, dir.path().join("gateway.key")).unwrap();
+        named(make_gateway_key(dir.path()).unwrap_err(), "gateway key = ", "gateway.key");
+        std::os::unix::fs::symlink(&path, dir.path().join("builder.key")).unwrap();
+        named(settings.secrets().unwrap_err(), "trust.builder_key_file = ", "builder.key");
+        std::fs::remove_file(dir.path().join("node.key")).unwrap();
+        std::os::unix::fs::symlink(&path, dir.path().join("node.key")).unwrap();
+        named(settings.secrets().unwrap_err(), "node.key_file = ", "node.key");
+    }
+}
+
+#[test]
+fn what_was_left_of_a_gateway_key_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("gateway.key.new")).unwrap();
+    let key = make_gateway_key(dir.path()).unwrap();
+    assert_eq!(read_gateway_key(dir.path()).unwrap().unwrap().public(), key.public());
 }
 
 #[test]

@@ -6,12 +6,13 @@
 //! takes is pulled again.
 
 use crate::database_file::make_directory;
+use crate::regular_file::{Lies, clear, open, open_to_read, tell_moved};
 use libp2p::PeerId;
 use narmesh_gossip::KeptSummary;
 use narmesh_protocol::Summary;
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,11 @@ impl SummaryFiles {
 
     pub(super) fn open_bounded(state_dir: &Path, total_bytes_max: u64) -> io::Result<Self> {
         let dir = state_dir.join(DIR_NAME);
+        match Lies::at(&dir)? {
+            Lies::Nothing | Lies::Directory => {}
+            Lies::File => tell_moved(&dir, "a file")?,
+            Lies::Other(what) => tell_moved(&dir, what)?,
+        }
         make_directory(&dir)?;
         let mut sizes = BTreeMap::new();
         for entry in fs::read_dir(&dir)? {
@@ -51,7 +57,7 @@ impl SummaryFiles {
             let name = entry.file_name();
             let name = name.to_str().unwrap_or_default();
             if name.ends_with(UNFINISHED) {
-                fs::remove_file(entry.path())?;
+                clear(&entry.path())?;
             } else if let Ok(owner) = name.parse() {
                 sizes.insert(owner, entry.metadata()?.len());
             }
@@ -64,9 +70,9 @@ impl SummaryFiles {
         self.sizes.keys().copied().collect()
     }
 
-    /// What is kept of this owner. An error of kind `InvalidData` says that the file is none of ours.
+    /// What is kept of this owner. An error of kind `InvalidData` or `InvalidInput` says that the file is none of ours.
     pub fn read(&self, owner: &PeerId) -> io::Result<KeptSummary> {
-        let mut file = File::open(self.file(owner))?;
+        let mut file = open_to_read(&self.file(owner))?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
         let body_bytes = length.checked_sub(HEAD_BYTES).filter(|bytes| *bytes <= Summary::BYTES_MAX);
         let body_bytes = body_bytes.ok_or_else(|| invalid("its size"))?;
@@ -92,7 +98,8 @@ impl SummaryFiles {
         let replace = || {
             // Somebody may have deleted it under the running daemon.
             make_directory(&self.dir)?;
-            fs::write(&unfinished, &bytes)?;
+            let mut new = open(&unfinished, OpenOptions::new().write(true).create(true).truncate(true))?;
+            new.write_all(&bytes)?;
             fs::rename(&unfinished, &file)
         };
         if let Err(error) = replace() {
@@ -109,7 +116,7 @@ impl SummaryFiles {
         if !self.sizes.contains_key(owner) {
             return Ok(());
         }
-        match OpenOptions::new().write(true).open(self.file(owner)) {
+        match open(&self.file(owner), OpenOptions::new().write(true)) {
             Ok(file) => file.write_all_at(&head(envelope, accepted_ms)?, 0),
             // Somebody deleted it, which is allowed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -122,11 +129,8 @@ impl SummaryFiles {
         if self.sizes.remove(owner).is_none() {
             return Ok(());
         }
-        match fs::remove_file(self.file(owner)) {
-            // Somebody deleted it, which is allowed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
+        // Perhaps somebody deleted it, which is allowed.
+        clear(&self.file(owner))
     }
 
     fn file(&self, owner: &PeerId) -> PathBuf {

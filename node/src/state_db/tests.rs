@@ -2,7 +2,8 @@
 
 use super::summaries::DIR_NAME;
 use super::*;
-use crate::database_file::{SET_ASIDE_MAX, set_aside_files};
+use crate::database_file::SET_ASIDE_MAX;
+use crate::regular_file::{moved_aside, oddities};
 use narmesh_gossip::KeptSummary;
 use std::fs;
 
@@ -133,12 +134,46 @@ fn values_of_another_type_are_moved_aside() {
 }
 
 #[test]
-fn a_directory_in_place_of_the_file_is_moved_aside() {
+fn what_is_no_file_is_moved_aside_and_nothing_waits_for_it() {
+    let odd = tempfile::tempdir().unwrap();
+    for (path, what) in oddities(odd.path()) {
+        let dir = tempfile::tempdir().unwrap();
+        // More often than is kept: a directory that was moved aside is never deleted, and in nobody's way.
+        for _ in 0..SET_ASIDE_MAX + 2 {
+            std::os::unix::fs::symlink(&path, dir.path().join(FILE_NAME)).unwrap();
+            let (db, recovered) = StateDb::open(dir.path()).unwrap();
+            let told = recovered.unwrap().to_string();
+            assert!(told.contains(&format!("could not be used (it is {what}, not a file): moved to ")), "{told}");
+            assert_empty(&db);
+            drop(db);
+            fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+        }
+        // In place of its log: the database itself is as it was.
+        let (peer, _) = filled(dir.path());
+        for suffix in ["-wal", "-shm", "-journal"] {
+            let sibling = dir.path().join(format!("{FILE_NAME}{suffix}"));
+            std::os::unix::fs::symlink(&path, &sibling).unwrap();
+            let (mut db, recovered) = StateDb::open(dir.path()).unwrap();
+            assert_eq!(recovered, None, "{what} as {suffix}");
+            assert_eq!(db.newest().unwrap(), [b"newer"]);
+            db.set_newest(&peer, b"newer").unwrap();
+            assert_eq!(moved_aside(&sibling).unwrap().len(), 1, "{what} as {suffix}");
+        }
+    }
+}
+
+#[test]
+fn a_directory_in_place_of_a_file_is_kept_with_what_is_in_it() {
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join(FILE_NAME)).unwrap();
-    let (db, recovered) = StateDb::open(dir.path()).unwrap();
-    assert!(matches!(recovered, Some(Recovered::SetAside { .. })));
-    assert_empty(&db);
+    for number in 0..SET_ASIDE_MAX + 2 {
+        fs::create_dir(dir.path().join(FILE_NAME)).unwrap();
+        fs::write(dir.path().join(FILE_NAME).join("precious"), "x").unwrap();
+        drop(StateDb::open(dir.path()).unwrap());
+        fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+        let kept = moved_aside(&dir.path().join(FILE_NAME)).unwrap();
+        assert_eq!(kept.len(), number + 1);
+        assert!(kept.iter().all(|(_, kept)| kept.join("precious").exists()));
+    }
 }
 
 #[test]
@@ -172,7 +207,7 @@ fn three_damaged_files_are_kept() {
         let Some(Recovered::SetAside { moved_to, .. }) = recovered else { panic!("{recovered:?}") };
         last = Some(moved_to);
     }
-    let kept = set_aside_files(&dir.path().join(FILE_NAME)).unwrap();
+    let kept = moved_aside(&dir.path().join(FILE_NAME)).unwrap();
     assert_eq!(kept.len(), SET_ASIDE_MAX);
     assert_eq!(kept.iter().max().map(|(_, path)| path), last.as_ref());
 }
@@ -247,6 +282,38 @@ fn files_that_are_no_summaries_are_told_apart_before_memory_is_taken() {
         files.write(&owner, &KeptSummary { envelope: vec![0; 1_007], ..summary(1, 0) }).unwrap_err().kind(),
         io::ErrorKind::InvalidData
     );
+}
+
+#[test]
+fn what_is_no_file_is_no_summary_and_makes_room_for_one() {
+    let odd = tempfile::tempdir().unwrap();
+    for (path, what) in oddities(odd.path()) {
+        let dir = tempfile::tempdir().unwrap();
+        // In place of the whole directory.
+        if what != "a directory" {
+            std::os::unix::fs::symlink(&path, dir.path().join(DIR_NAME)).unwrap();
+        }
+        let owner = PeerId::random();
+        let mut files = SummaryFiles::open(dir.path()).unwrap();
+        files.write(&owner, &summary(1, 10)).unwrap();
+        let file = dir.path().join(DIR_NAME).join(owner.to_string());
+        let unfinished = dir.path().join(DIR_NAME).join(format!("{owner}.new"));
+        fs::remove_file(&file).unwrap();
+        // The thing itself, not a link to it, where there is one.
+        for at in [&file, &unfinished] {
+            match what {
+                "a directory" => fs::create_dir(at).unwrap(),
+                _ => std::os::unix::fs::symlink(&path, at).unwrap(),
+            }
+        }
+        let mut files = SummaryFiles::open(dir.path()).unwrap();
+        assert_eq!(files.owners(), [owner], "{what}");
+        assert_eq!(files.read(&owner).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{what}");
+        assert_eq!(files.renew(&owner, &[1], 1).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{what}");
+        files.remove(&owner).unwrap();
+        assert!(files.write(&owner, &summary(2, 10)).unwrap());
+        assert_eq!(files.read(&owner).unwrap(), summary(2, 10), "{what}");
+    }
 }
 
 #[test]

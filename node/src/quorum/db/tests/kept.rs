@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::database_file::SET_ASIDE_MAX;
+use crate::regular_file::oddities;
 use std::collections::BTreeSet;
 
 #[test]
@@ -191,4 +192,31 @@ fn repairs_leave_three_files_behind_with_what_belongs_to_them() {
         assert!(kept.iter().all(|name| dir.path().join(name).exists()), "belongs to nothing: {aside:?}");
     }
     assert_eq!(were_read, SET_ASIDE_MAX, "each was read");
+}
+
+#[test]
+fn what_is_no_file_is_moved_aside_by_the_daemon_and_refused_by_everybody_else() {
+    let odd = tempfile::tempdir().unwrap();
+    for (odd, what) in oddities(odd.path()) {
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let dir = tempfile::tempdir().unwrap();
+            live(dir.path()).take(&[said(1, 1, 1)], WallMs(1)).unwrap();
+            let at = dir.path().join(format!("{FILE_NAME}{suffix}"));
+            drop(std::fs::remove_file(&at));
+            std::os::unix::fs::symlink(&odd, &at).unwrap();
+            let refused = [
+                LedgerDb::open_existing(dir.path(), &store_dir()).unwrap_err(),
+                LedgerDb::open(dir.path(), &store_dir(), false).unwrap_err(),
+                LedgerDb::open_damaged(&dir.path().join(FILE_NAME), &store_dir()).unwrap_err(),
+            ];
+            for error in refused.map(|error| error.to_string()) {
+                assert!(error.contains("quorum.sqlite cannot be used: "), "{error}");
+                assert!(error.contains(&format!("it is {what}, not a file")), "{error}");
+            }
+            let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).repairing();
+            ledger.catch_up().unwrap();
+            assert_eq!(votes(&ledger, 1).len(), usize::from(!suffix.is_empty()), "{what} as {suffix}");
+            ledger.take(&[said(1, 2, 1)], WallMs(2)).unwrap();
+        }
+    }
 }

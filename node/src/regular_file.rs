@@ -1,0 +1,186 @@
+//! Files by name, opened only if they are files: to open a FIFO is to wait for whoever writes into it, for ever if need be.
+
+use std::fs::{self, File, FileType, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What lies at a path, links followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lies {
+    /// Nothing, or a link to what is not there: a file may be made.
+    Nothing,
+    /// A file.
+    File,
+    /// A directory.
+    Directory,
+    /// Something else, in words.
+    Other(&'static str),
+}
+
+impl Lies {
+    /// Looks, and opens nothing.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Ok(metadata) => Ok(Self::of(metadata.file_type())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
+            // A circle of links, or one that leads through a file.
+            Err(_) if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) => {
+                Ok(Self::Other("a link that leads nowhere"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn of(kind: FileType) -> Self {
+        match () {
+            () if kind.is_file() => Self::File,
+            () if kind.is_dir() => Self::Directory,
+            () if kind.is_fifo() => Self::Other("a FIFO"),
+            () if kind.is_socket() => Self::Other("a socket"),
+            () if kind.is_block_device() || kind.is_char_device() => Self::Other("a device"),
+            () => Self::Other("something unknown"),
+        }
+    }
+
+    /// Why no file can be read from it or written into it, if that is so.
+    pub(crate) fn why_no_file(self) -> Option<String> {
+        match self {
+            Self::Nothing | Self::File => None,
+            Self::Directory => Some("it is a directory, not a file".to_owned()),
+            Self::Other(what) => Some(format!("it is {what}, not a file")),
+        }
+    }
+}
+
+/// Opens a file, never anything else, and never waits for anybody. What is no file is an error of kind `InvalidInput`.
+pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    refuse_others(Lies::at(path)?)?;
+    // What lay there a moment ago may be something else now: nothing waits, and what was opened is looked at once more.
+    let file = options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    refuse_others(Lies::of(file.metadata()?.file_type()))?;
+    Ok(file)
+}
+
+fn refuse_others(lies: Lies) -> io::Result<()> {
+    lies.why_no_file().map_or(Ok(()), |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why)))
+}
+
+/// Opens a file for reading.
+pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
+    open(path, OpenOptions::new().read(true))
+}
+
+/// The text of a file, of which at most `bytes_max` bytes are read. `None` if it has more.
+pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<Option<String>> {
+    let mut text = String::new();
+    let file = open_to_read(path)?;
+    if file.metadata()?.len() > bytes_max {
+        return Ok(None);
+    }
+    file.take(bytes_max + 1).read_to_string(&mut text)?;
+    Ok((text.len() as u64 <= bytes_max).then_some(text))
+}
+
+/// Moves whatever lies there to `<name>.corrupt-<unix time>`.
+pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // Later than all others, so that the clock may stand still or go back and still the oldest goes first.
+    let stamp = moved_aside(path)?.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
+    let moved_to = with_suffix(path, &format!(".corrupt-{stamp}"));
+    fs::rename(path, &moved_to)?;
+    Ok(moved_to)
+}
+
+/// What was moved aside from there, with its numbers.
+pub(crate) fn moved_aside(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let prefix = format!("{name}.corrupt-");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path.parent().unwrap_or(Path::new(".")))? {
+        let entry = entry?;
+        let stamp = entry.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
+        found.extend(stamp.map(|stamp: u64| (stamp, entry.path())));
+    }
+    Ok(found)
+}
+
+/// Makes room for a file: removes one that is there, and moves a directory aside, of which nobody knows what is in it.
+pub(crate) fn clear(path: &Path) -> io::Result<()> {
+    let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    if is_directory {
+        return tell_moved(path, "a directory");
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Moves aside what cannot be what it should be, with one line in the log.
+pub(crate) fn tell_moved(path: &Path, what: &str) -> io::Result<()> {
+    let moved_to = move_aside(path)?;
+    tracing::warn!(moved_to = %moved_to.display(), "{} is {what}, which does not belong there: moved aside", path.display());
+    Ok(())
+}
+
+/// The path with something behind its last name.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// What is no file, made in `dir` for tests, each with what it is called.
+#[cfg(test)]
+pub(crate) fn oddities(dir: &Path) -> Vec<(PathBuf, &'static str)> {
+    let [fifo, directory, socket, circle] = ["fifo", "directory", "socket", "circle"].map(|name| dir.join(name));
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("precious"), "x").unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    std::os::unix::fs::symlink(&circle, &circle).unwrap();
+    vec![
+        (fifo, "a FIFO"),
+        (directory, "a directory"),
+        (socket, "a socket"),
+        (circle, "a link that leads nowhere"),
+        (PathBuf::from("/dev/null"), "a device"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_are_opened_and_nothing_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, what) in oddities(dir.path()) {
+            let mut write = OpenOptions::new();
+            write.write(true).create(true).truncate(true);
+            for error in [open_to_read(&path).unwrap_err(), open(&path, &mut write).unwrap_err()] {
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{what}");
+                assert_eq!(error.to_string(), format!("it is {what}, not a file"));
+            }
+        }
+        let file = dir.path().join("file");
+        fs::write(&file, "text").unwrap();
+        assert_eq!(read_text(&file, 4).unwrap().as_deref(), Some("text"));
+        assert_eq!(read_text(&file, 3).unwrap(), None);
+        assert_eq!(open_to_read(&dir.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_in_a_directory_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, _) in oddities(dir.path()).into_iter().filter(|(path, _)| path.starts_with(dir.path())) {
+            clear(&path).unwrap();
+            assert_eq!(fs::symlink_metadata(&path).unwrap_err().kind(), io::ErrorKind::NotFound, "{path:?}");
+        }
+        let moved = moved_aside(&dir.path().join("directory")).unwrap();
+        assert_eq!(fs::read_to_string(moved[0].1.join("precious")).unwrap(), "x");
+        clear(&dir.path().join("directory")).unwrap();
+    }
+}
