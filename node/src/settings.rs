@@ -4,10 +4,12 @@
 
 use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig};
 use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
+use libp2p::identity::PublicKey;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{OfferPolicy, StoreLocation};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,12 +18,15 @@ mod addresses;
 mod gateway;
 mod quorum;
 mod secrets;
+mod written;
 
 use addresses::AddressUse;
+pub(crate) use addresses::socket_address;
 pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, make_gateway_key, read_builder_key, read_gateway_key};
+use written::{Count, Written};
 
 /// Most `[[peer]]` entries: with eight addresses each they still fit in the file; an audience could name twice as many.
 pub const PEERS_MAX: usize = 1_024;
@@ -164,11 +169,11 @@ pub enum SettingsError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A value out of its domain.
-    #[error("{key} = {value:?} is refused; accepted: {accepted}")]
+    #[error("{key} = {value} is refused; accepted: {accepted}")]
     Value {
         /// Full key, such as `peer[2].addresses[0]`, counted from 0.
         key: String,
-        /// As written.
+        /// As written, text in quotes.
         value: String,
         /// What would be.
         accepted: &'static str,
@@ -187,7 +192,32 @@ pub enum SettingsError {
     },
     /// Builders and rules that do not go together.
     #[error(transparent)]
-    Policy(#[from] narmesh_quorum::PolicyError),
+    Policy(narmesh_quorum::PolicyError),
+    /// A rule about builders, and no builder.
+    #[error("{key} needs builders, and the configuration names none; accepted: at least one [[builder]]")]
+    NoBuilders {
+        /// `quorum.mode = …`, or `quorum.k = …`, also of an override.
+        key: String,
+    },
+    /// The gateway and the mesh cannot both listen there.
+    #[error(
+        "gateway.listen = \"{gateway}\" is also in node.listen[{index}] = \"{address}\"; accepted: ports that differ, such as \
+         7281 and 7280"
+    )]
+    OnePort {
+        /// Of the gateway.
+        gateway: SocketAddr,
+        /// Which address of the mesh, counted from 0.
+        index: usize,
+        /// That one.
+        address: Multiaddr,
+    },
+    /// A rule that means nothing without `quorum.k`.
+    #[error("{key} needs quorum.k; accepted: both of them, or neither")]
+    Alone {
+        /// The rule.
+        key: &'static str,
+    },
     /// Two keys that exclude each other.
     #[error("{key} = {value:?} excludes {other}; accepted: one of the two")]
     Excludes {
@@ -224,14 +254,19 @@ impl Settings {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(Path::new("/")).to_owned();
         let peers = check_peers(&config.peer)?;
+        let (node, gateway) = (check_node(&config.node, &base)?, gateway::check(&config.gateway)?);
+        gateway::check_ports(gateway.listen, &node.listen)?;
+        let builder_key_file = config.trust.builder_key_file.as_ref();
+        let builder_key_file =
+            builder_key_file.map(|path| path_from(&base, "trust.builder_key_file", path)).transpose()?;
         Ok(Self {
             quorum: quorum::check(&config, &peers)?,
-            node: check_node(&config.node, &base)?,
-            gateway: gateway::check(&config.gateway)?,
+            node,
+            gateway,
             store: check_store(&config.store, &base)?,
             trusted: check_trusted(&config.trust.trusted_public_keys)?,
             sign_remote_builds: check_sign_remote_builds(&config.trust)?,
-            builder_key_file: config.trust.builder_key_file.map(|path| base.join(path)),
+            builder_key_file,
             advertise: AdvertiseSettings {
                 include: check_patterns("advertise.include", config.advertise.include)?,
                 exclude: check_patterns("advertise.exclude", config.advertise.exclude)?,
@@ -263,11 +298,21 @@ impl Settings {
     }
 }
 
-fn refused(key: impl Into<String>, value: impl ToString, accepted: &'static str) -> SettingsError {
-    SettingsError::Value { key: key.into(), value: value.to_string(), accepted }
+fn refused(key: impl Into<String>, value: impl Written, accepted: &'static str) -> SettingsError {
+    SettingsError::Value { key: key.into(), value: value.written(), accepted }
 }
 
-fn within<N: PartialOrd + ToString>(
+/// The path that is written, from the directory of the file on. An empty one would be that directory itself, and one with a zero
+/// byte cannot be.
+fn path_from(base: &Path, key: &str, path: &Path) -> Result<PathBuf, SettingsError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.is_empty() || bytes.contains(&0) {
+        return Err(refused(key, path, "a path; a relative one begins at the directory of the configuration"));
+    }
+    Ok(base.join(path))
+}
+
+fn within<N: PartialOrd + Written>(
     key: &str,
     value: N,
     (min, max): (N, N),
@@ -277,13 +322,15 @@ fn within<N: PartialOrd + ToString>(
 }
 
 fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsError> {
-    let state_dir = base.join(&node.state_dir);
-    let control_socket =
-        node.control_socket.as_ref().map_or_else(|| state_dir.join("control.sock"), |path| base.join(path));
+    let state_dir = path_from(base, "node.state_dir", &node.state_dir)?;
+    let control_socket = match &node.control_socket {
+        Some(path) => path_from(base, "node.control_socket", path)?,
+        None => state_dir.join("control.sock"),
+    };
     if control_socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(refused(
             "node.control_socket",
-            control_socket.display(),
+            &control_socket,
             "a path of at most 107 bytes, for instance in /run/narmesh",
         ));
     }
@@ -291,17 +338,13 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
         return Err(refused("node.control_group", group, "the name of a group"));
     }
     if node.listen.is_empty() || node.listen.len() > ADDRESSES_MAX {
-        return Err(refused("node.listen", format!("{:?}", node.listen), "1 to 8 addresses"));
+        return Err(refused("node.listen", &node.listen, "1 to 8 addresses"));
     }
     if node.external_addresses.len() > ADDRESSES_MAX {
-        return Err(refused(
-            "node.external_addresses",
-            format!("{:?}", node.external_addresses),
-            "at most 8 addresses",
-        ));
+        return Err(refused("node.external_addresses", &node.external_addresses, "at most 8 addresses"));
     }
     Ok(NodeSettings {
-        key_file: base.join(&node.key_file),
+        key_file: path_from(base, "node.key_file", &node.key_file)?,
         state_dir,
         control_socket,
         control_group: node.control_group.clone(),
@@ -319,7 +362,7 @@ fn is_account_name(text: &str) -> bool {
 
 fn check_sign_remote_builds(trust: &TrustConfig) -> Result<bool, SettingsError> {
     if trust.sign_remote_builds && trust.builder_key_file.is_none() {
-        return Err(refused("trust.sign_remote_builds", "true", "false, or trust.builder_key_file to sign with"));
+        return Err(refused("trust.sign_remote_builds", true, "false, or trust.builder_key_file to sign with"));
     }
     Ok(trust.sign_remote_builds)
 }
@@ -333,12 +376,18 @@ fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreSettings, Settin
                 return Err(SettingsError::Excludes { key: "store.root", value: root.display().to_string(), other });
             }
         }
-        let root = base.join(root);
+        let root = path_from(base, "store.root", root)?;
         return Ok(StoreSettings { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") });
     }
     Ok(StoreSettings {
-        real_dir: store.real_dir.as_ref().map_or_else(|| PathBuf::from(store_dir.as_str()), |path| base.join(path)),
-        state_dir: store.state_dir.as_ref().map_or_else(|| PathBuf::from("/nix/var/nix"), |path| base.join(path)),
+        real_dir: match &store.real_dir {
+            Some(path) => path_from(base, "store.real_dir", path)?,
+            None => PathBuf::from(store_dir.as_str()),
+        },
+        state_dir: match &store.state_dir {
+            Some(path) => path_from(base, "store.state_dir", path)?,
+            None => PathBuf::from("/nix/var/nix"),
+        },
         store_dir,
     })
 }
@@ -423,7 +472,7 @@ fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, S
 
 fn check_peers(configs: &[PeerConfig]) -> Result<Vec<PeerSettings>, SettingsError> {
     if configs.len() > PEERS_MAX {
-        return Err(refused("[[peer]]", format!("{} entries", configs.len()), "at most 1024 entries"));
+        return Err(refused("peer", Count(configs.len(), "entries"), "at most 1024 [[peer]]"));
     }
     let mut peers: Vec<PeerSettings> = Vec::with_capacity(configs.len());
     let mut names = BTreeSet::new();
@@ -452,18 +501,25 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     if config.name.is_empty() || config.name.len() > PEER_NAME_BYTES_MAX || config.name.chars().any(char::is_control) {
         return Err(refused(key("name"), &config.name, "1 to 64 bytes without control characters"));
     }
-    let peer_id = config.peer_id.parse().map_err(|_| {
+    let peer_id = config.peer_id.parse().ok().filter(is_ed25519).ok_or_else(|| {
         refused(
             key("peer_id"),
             &config.peer_id,
-            "a peer id such as 12D3KooW…, as `narmesh id` prints it on that machine",
+            "the peer id of an Ed25519 key, 12D3KooW…, as `narmesh id` prints it on that machine",
         )
     })?;
     if config.addresses.len() > ADDRESSES_MAX {
-        return Err(refused(key("addresses"), format!("{} addresses", config.addresses.len()), "at most 8 addresses"));
+        return Err(refused(key("addresses"), Count(config.addresses.len(), "addresses"), "at most 8 addresses"));
     }
     let addresses = addresses::check(&key("addresses"), &config.addresses, AddressUse::Dial)?;
     Ok(PeerSettings { name: config.name.clone(), peer_id, addresses })
+}
+
+/// Whether a node key can have this id: it holds the key itself, of the only kind that announcements are signed with.
+fn is_ed25519(peer_id: &PeerId) -> bool {
+    // Of a multihash: the code of "identity", and the length.
+    let [0, _, key @ ..] = &*peer_id.to_bytes() else { return false };
+    PublicKey::try_decode_protobuf(key).is_ok_and(|key| key.try_into_ed25519().is_ok())
 }
 
 #[cfg(test)]

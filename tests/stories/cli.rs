@@ -341,10 +341,49 @@ fn a_port_that_another_program_has_is_named_and_no_start() {
     let address = format!("/ip6/::1/tcp/{}", taken.local_addr().unwrap().port());
     node.config.listen.push(address.clone());
     node.write_config();
-    let said = node.narmesh(&["run"]).expect_failure("a start on a port that is taken");
-    for words in ["node.listen", &address, "in use", "accepted"] {
-        assert!(said.contains(words), "{words} is not in {said}");
+    for command in ["run", "check-config"] {
+        let said = node.narmesh(&[command]).expect_failure("a start on a port that is taken");
+        for words in ["node.listen", &address, "in use", "accepted"] {
+            assert!(said.contains(words), "{words} is not in what {command} says: {said}");
+        }
     }
+}
+
+#[test]
+fn check_config_refuses_what_run_refuses_and_not_the_daemon_that_runs() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("a");
+    node.write_config();
+    let good = fs::read_to_string(node.config_file()).unwrap();
+    fs::write(node.dir().join("file"), "precious").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let in_node = |line: &str| good.replace("[node]\n", &format!("[node]\n{line}\n"));
+    let with_state_dir = |dir: &str| good.replace("state_dir = \"state\"", &format!("state_dir = \"{dir}\""));
+    let peer = "[[peer]]\nname = \"rsa\"\npeer_id = \"QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N\"\n";
+    for (bad, key) in [
+        (in_node("control_group = \"no-such-group\""), "node.control_group"),
+        (in_node("control_socket = \"none/control.sock\""), "none/control.sock"),
+        (with_state_dir("file/state"), "file/state"),
+        (with_state_dir("/proc/narmesh"), "/proc/narmesh"),
+        (good.replace("127.0.0.1:0", &taken), "gateway.listen"),
+        (good.replace("peer = []\n", "") + peer, "peer_id"),
+    ] {
+        assert_ne!(bad, good);
+        fs::write(node.config_file(), bad).unwrap();
+        for command in ["run", "check-config"] {
+            let said = node.narmesh(&[command]).expect_failure(command);
+            assert!(said.contains(key), "{command} does not name {key}:\n{said}");
+        }
+    }
+    node.start();
+    let fixed = fs::read_to_string(node.config_file()).unwrap().replace("127.0.0.1:0", &node.gateway().to_string());
+    let fixed = fixed.replace("/ip4/127.0.0.1/tcp/0", &node.p2p_address());
+    fs::write(node.config_file(), fixed).unwrap();
+    let said = node.narmesh(&["check-config"]).expect_success("check-config beside the daemon");
+    assert!(said.contains(&format!("(pid {}) holds gateway.listen = {}", node.pid(), node.gateway())), "{said}");
+    node.terminate();
+    node.narmesh(&["check-config"]).expect_success("check-config after it");
 }
 
 #[test]

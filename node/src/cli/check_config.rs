@@ -2,6 +2,7 @@
 
 use super::nix_conf::NixSettings;
 use super::nix_version::NixVersion;
+use super::startable::{Startable, startable};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::settings::{Secrets, Settings, read_gateway_key};
@@ -33,19 +34,25 @@ enum Finding {
     Note(String),
 }
 
-/// Returns whether all is well: a probe that failed is not, a warning is.
+/// Returns whether all is well: a probe that failed is not, nor what keeps the daemon from starting; a warning is.
 pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
     let settings = Settings::load(config)?;
     let secrets = settings.secrets()?;
+    settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
+    let Startable { problems, notes } = startable(&settings);
+    let can_start = problems.is_empty();
     emit(&format!(
-        "{} is accepted: {} peers, peer id {}\n",
+        "{} {}: {} peers, peer id {}\n",
         config.display(),
+        if can_start { "is accepted" } else { "can be read, but no daemon can start with it" },
         settings.peers.len(),
         secrets.peer_id()
     ))?;
+    problems.iter().try_for_each(|problem| emit(&format!("error: {problem}\n")))?;
     let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
     emit(&format!("compared with Nix as configured by {}\n", nix.source))?;
-    let mut findings = own_findings(&settings, &secrets);
+    let mut findings: Vec<_> = notes.into_iter().map(Finding::Note).collect();
+    findings.extend(own_findings(&settings, &secrets));
     findings.extend(store_finding(&settings));
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
     let gateway = read_gateway_key(&settings.node.state_dir)?.map(|key| key.public());
@@ -58,21 +65,19 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
         }
     }
     if !arguments.probe {
-        return Ok(true);
+        return Ok(can_start);
     }
     let probes = probe(config, &settings, &secrets)?;
     for probe in &probes {
         emit(&format!("{}\n", probe.text()))?;
     }
-    Ok(probes.iter().all(PeerProbe::is_good))
+    Ok(can_start && probes.iter().all(PeerProbe::is_good))
 }
 
 /// Whether the store can be read, and is one.
 fn store_finding(settings: &Settings) -> Option<Finding> {
-    let gap = match NixStore::open(settings.store.location()) {
-        Ok(store) => store.gap()?.to_string(),
-        Err(error) => error.to_string(),
-    };
+    // What cannot be opened at all is told already.
+    let gap = NixStore::open(settings.store.location()).ok()?.gap()?.to_string();
     Some(Finding::Warning(format!("[store]: {gap}: nothing is found in it, or offered, until there is")))
 }
 
@@ -344,7 +349,7 @@ mod tests {
         write(&format!("{gateway} {key}"));
         let peer = |seed| PeerConfig {
             name: format!("p{seed}"),
-            peer_id: libp2p::PeerId::random().to_string(),
+            peer_id: libp2p::identity::Keypair::generate_ed25519().public().to_peer_id().to_string(),
             addresses: Vec::new(),
         };
         let found_with = |mode: &str, k, with_peer: bool| {

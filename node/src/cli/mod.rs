@@ -13,6 +13,7 @@ mod nix_keys;
 mod nix_version;
 mod quorum;
 mod run;
+mod startable;
 mod status;
 mod why;
 
@@ -42,7 +43,7 @@ enum Command {
     Run(run::Arguments),
     /// Print this node's peer id, its [[peer]] lines and its builder key
     Id(id::Arguments),
-    /// Check the configuration, compare it with Nix's, and dial the peers if asked to
+    /// Check the configuration and whether a daemon could start with it, compare it with Nix's, and dial the peers if asked to
     CheckConfig(check_config::Arguments),
     /// How the running daemon is: peers, summaries, requests, bytes
     Status(OutputArguments),

@@ -3,7 +3,7 @@
 use super::{SettingsError, refused};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Longest host name, bytes, and longest of its labels (RFC 1035, section 2.3.4).
 const HOST_BYTES_MAX: usize = 253;
@@ -25,6 +25,18 @@ pub(super) fn check(key: &str, texts: &[String], usage: AddressUse) -> Result<Ve
         check_one(text, usage).map_err(|accepted| refused(format!("{key}[{index}]"), text, accepted))
     };
     texts.iter().enumerate().map(check).collect()
+}
+
+/// Of an IP address and a TCP port.
+pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let Protocol::Tcp(port) = parts.next()? else { return None };
+    Some(SocketAddr::new(ip, port))
 }
 
 fn check_one(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {

@@ -1,7 +1,9 @@
 //! `[gateway]`: where Nix asks, and by which names.
 
-use super::{SettingsError, refused, within};
+use super::addresses::socket_address;
+use super::{Count, SettingsError, refused, within};
 use crate::config::GatewayConfig;
+use libp2p::Multiaddr;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -42,6 +44,17 @@ pub(super) fn check(config: &GatewayConfig) -> Result<GatewaySettings, SettingsE
     })
 }
 
+/// Refuses a port of both the gateway and the mesh: on one address, or on one that stands for all of the same family.
+pub(super) fn check_ports(gateway: SocketAddr, listen: &[Multiaddr]) -> Result<(), SettingsError> {
+    let overlaps = |address: &SocketAddr| {
+        let is_same_ip =
+            address.ip() == gateway.ip() || (address.ip().is_unspecified() && address.is_ipv4() == gateway.is_ipv4());
+        is_same_ip && address.port() == gateway.port() && gateway.port() != 0
+    };
+    let both = listen.iter().enumerate().find(|(_, address)| socket_address(address).as_ref().is_some_and(overlaps));
+    both.map_or(Ok(()), |(index, address)| Err(SettingsError::OnePort { gateway, index, address: address.clone() }))
+}
+
 fn check_listen(text: &str) -> Result<SocketAddr, SettingsError> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_loopback() => Ok(address),
@@ -56,7 +69,7 @@ fn check_listen(text: &str) -> Result<SocketAddr, SettingsError> {
 /// What a `Host` header may hold before the port: a DNS name, an IPv4 address, or an IPv6 address in brackets.
 fn check_host_names(texts: &[String]) -> Result<Vec<String>, SettingsError> {
     if texts.len() > HOST_NAMES_MAX {
-        return Err(refused("gateway.host_names", format!("{} names", texts.len()), "at most 16 names"));
+        return Err(refused("gateway.host_names", Count(texts.len(), "names"), "at most 16 names"));
     }
     let is_host = |text: &str| match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),

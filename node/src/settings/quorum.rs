@@ -1,6 +1,6 @@
 //! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
 
-use super::{PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, refused};
+use super::{Count, PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, refused};
 use crate::config::{Config, DATE_FORM, QuorumConfig};
 use crate::mesh::CountedBuilder;
 use crate::quorum::KeyNames;
@@ -118,8 +118,18 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
     let stand_in = config.quorum.count_own_rebuild && config.trust.builder_key_file.is_some();
     let rules = PolicyRules { own: stand_in.then_some(BuilderKey([0; 32])), ..settings.rules.clone() };
     settings.rules.count_own_rebuild = config.quorum.count_own_rebuild;
-    Policy::new(PolicyRules { count_own_rebuild: config.quorum.count_own_rebuild, ..rules })?;
+    Policy::new(PolicyRules { count_own_rebuild: config.quorum.count_own_rebuild, ..rules })
+        .map_err(|error| told(error, &config.quorum.mode))?;
     Ok(settings)
+}
+
+/// Where there is no builder at all, the bounds of `k` would read "1 to 0".
+fn told(error: PolicyError, mode: &str) -> SettingsError {
+    match error {
+        PolicyError::NoK { of: 0 } => SettingsError::NoBuilders { key: format!("quorum.mode = {mode:?}") },
+        PolicyError::K { key, k, of: 0 } => SettingsError::NoBuilders { key: format!("{key} = {k}") },
+        other => SettingsError::Policy(other),
+    }
 }
 
 fn check_key(key: String, text: &str) -> Result<NixPublicKey, SettingsError> {
@@ -135,7 +145,7 @@ fn check_name(key: String, name: &str) -> Result<(), SettingsError> {
 
 fn check_keep(paths: &[String]) -> Result<BTreeSet<HashPart>, SettingsError> {
     if paths.len() > KEEP_MAX {
-        return Err(refused("quorum.keep", format!("{} paths", paths.len()), "at most 10000"));
+        return Err(refused("quorum.keep", Count(paths.len(), "paths"), "at most 10000"));
     }
     let parse = |(index, text): (usize, &String)| {
         let base_name = text.rsplit('/').next().unwrap_or_default();
@@ -160,11 +170,11 @@ fn check_require(quorum: &QuorumConfig) -> Result<Option<Require>, SettingsError
     let Some(k) = quorum.k else {
         let alone = [
             ("quorum.grace", quorum.grace.is_some()),
-            ("quorum.veto", quorum.veto),
-            ("quorum.override", !quorum.overrides.is_empty()),
+            ("quorum.veto = true", quorum.veto),
+            ("[[quorum.override]]", !quorum.overrides.is_empty()),
         ];
         return match alone.iter().find(|(_, given)| *given) {
-            Some((key, _)) => Err(refused(*key, "given", "only beside quorum.k")),
+            Some((key, _)) => Err(SettingsError::Alone { key }),
             None => Ok(None),
         };
     };

@@ -101,7 +101,8 @@ impl NodeKeyFile {
         const KEY: &str = "node.key_file";
         let text = read_secret(KEY, path, Self::ACCEPTED)?;
         let decoded = text.trim().strip_prefix(Self::HEADER).and_then(|encoded| STANDARD.decode(encoded).ok());
-        decoded.and_then(|bytes| Keypair::from_protobuf_encoding(&bytes).ok()).ok_or_else(|| SecretError::Form {
+        let keypair = decoded.and_then(|bytes| Keypair::from_protobuf_encoding(&bytes).ok());
+        keypair.filter(|keypair| keypair.clone().try_into_ed25519().is_ok()).ok_or_else(|| SecretError::Form {
             key: KEY,
             path: path.to_owned(),
             accepted: Self::ACCEPTED,

@@ -5,6 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 
 const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
 const OTHER: &str = "12D3KooWHdiAxVd8uMQR1hGWXccidmfCwLqcMpGwR6QcTP6QRMuD";
+/// Ids of keys of other kinds: a hash of the key, and the key itself (examples of libp2p's specification of peer ids).
+const RSA: &str = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N";
+const SECP256K1: &str = "16Uiu2HAmLhLvBoYaoZfaMUKuibM6ac163GwKY74c5kiSLg5KvLpY";
 
 fn check(text: &str) -> Result<Settings, SettingsError> {
     let file = Path::new("/etc/narmesh/narmesh.toml");
@@ -55,7 +58,7 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         ),
         ("[gateway]\nhost_names = ['*.lan']".into(), "gateway.host_names[0]", "*.lan", "without a port"),
         ("[gateway]\nhost_names = ['']".into(), "gateway.host_names[0]", "\"\"", "without a port"),
-        ("[gateway]\nnarinfo_deadline_ms = 1".into(), "gateway.narinfo_deadline_ms", "\"1\"", "50 to 60000"),
+        ("[gateway]\nnarinfo_deadline_ms = 1".into(), "gateway.narinfo_deadline_ms", " = 1 is", "50 to 60000"),
         ("[node]\nlisten = []".into(), "node.listen", "[]", "1 to 8"),
         ("[node]\nlisten = ['/dns4/a/tcp/1']".into(), "node.listen[0]", "/dns4/a/tcp/1", "/ip4/192.0.2.1/tcp/7280"),
         ("[node]\nlisten = ['/ip4/1.2.3.4/udp/1']".into(), "node.listen[0]", "/ip4/1.2.3.4/udp/1", "/ip4/"),
@@ -67,17 +70,33 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
             "can be dialled",
         ),
         ("[node]\ncontrol_group = '-x'".into(), "node.control_group", "-x", "name of a group"),
+        ("[node]\nstate_dir = ''".into(), "node.state_dir", "\"\"", "a path"),
+        ("[node]\nkey_file = ''".into(), "node.key_file", "\"\"", "a path"),
+        ("[node]\ncontrol_socket = ''".into(), "node.control_socket", "\"\"", "a path"),
+        ("[node]\nstate_dir = \"a\\u0000b\"".into(), "node.state_dir", "\"a\\0b\"", "a path"),
+        ("[store]\nroot = ''".into(), "store.root", "\"\"", "a path"),
+        ("[store]\nreal_dir = ''".into(), "store.real_dir", "\"\"", "a path"),
+        ("[store]\nstate_dir = ''".into(), "store.state_dir", "\"\"", "a path"),
+        ("[trust]\nbuilder_key_file = ''".into(), "trust.builder_key_file", "\"\"", "a path"),
+        ("[trust]\nsign_remote_builds = true".into(), "trust.sign_remote_builds", " = true is", "false, or"),
+        ("[gateway]\nlisten = '127.0.0.1:7280'".into(), "gateway.listen", "node.listen[0]", "ports that differ"),
+        ("[gateway]\nlisten = '[::1]:7280'".into(), "gateway.listen", "node.listen[1]", "ports that differ"),
+        ("[quorum]\nk = 1".into(), "quorum.k = 1", "names none", "at least one [[builder]]"),
+        ("[quorum]\nmode = 'require'".into(), "quorum.mode", "\"require\"", "at least one [[builder]]"),
+        ("[quorum]\nveto = true".into(), "quorum.veto = true", "needs quorum.k", "or neither"),
         ("[store]\nstore_dir = 'nix/store'".into(), "store.store_dir", "nix/store", "absolute"),
         ("[trust]\ntrusted_public_keys = ['oops']".into(), "trust.trusted_public_keys[0]", "oops", "name:base64"),
         ("[advertise]\nexclude = ['ok', 'a b']".into(), "advertise.exclude[1]", "a b", "characters"),
         ("[transfer]\ncompress = 'zstd'".into(), "transfer.compress", "zstd", "\"auto\", \"always\" or \"never\""),
-        ("[gateway]\nnarinfo_deadline_max_ms = 1".into(), "gateway.narinfo_deadline_max_ms", "\"1\"", "50 to 60000"),
-        ("[transfer]\nstall_timeout_ms = 0".into(), "transfer.stall_timeout_ms", "\"0\"", "100 to 600000"),
-        ("[limits]\nuploads_total = 0".into(), "limits.uploads_total", "\"0\"", "1 to 65536"),
+        ("[gateway]\nnarinfo_deadline_max_ms = 1".into(), "gateway.narinfo_deadline_max_ms", " = 1 is", "50 to 60000"),
+        ("[transfer]\nstall_timeout_ms = 0".into(), "transfer.stall_timeout_ms", " = 0 is", "100 to 600000"),
+        ("[limits]\nuploads_total = 0".into(), "limits.uploads_total", " = 0 is", "1 to 65536"),
         ("[limits]\nadvertised_paths_max = 400001".into(), "limits.advertised_paths_max", "400001", "1 to 400000"),
-        ("[limits]\nadvertised_paths_max = 0".into(), "limits.advertised_paths_max", "\"0\"", "1 to 400000"),
-        ("[limits]\nnar_buffer_bytes = 5".into(), "limits.nar_buffer_bytes", "\"5\"", "16 MiB"),
+        ("[limits]\nadvertised_paths_max = 0".into(), "limits.advertised_paths_max", " = 0 is", "1 to 400000"),
+        ("[limits]\nnar_buffer_bytes = 5".into(), "limits.nar_buffer_bytes", " = 5 is", "16 MiB"),
         ("[[peer]]\nname = 'a'\npeer_id = 'Qm'".into(), "peer[0].peer_id", "\"Qm\"", "12D3KooW"),
+        (format!("[[peer]]\nname = 'a'\npeer_id = '{RSA}'"), "peer[0].peer_id", RSA, "of an Ed25519 key"),
+        (format!("[[peer]]\nname = 'a'\npeer_id = '{SECP256K1}'"), "peer[0].peer_id", SECP256K1, "of an Ed25519 key"),
         ("[[peer]]\nname = ''\npeer_id = 'Qm'".into(), "peer[0].name", "\"\"", "1 to 64"),
         (
             peer("addresses = ['/ip4/1.2.3.4/tcp/1', '/ip4/1.2.3.4/tcp/0']"),
@@ -120,6 +139,19 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
         assert!(message.contains(value), "{text}: {message}");
         let (_, after) = message.split_once("accepted: ").unwrap_or_else(|| panic!("{message}"));
         assert!(after.contains(accepted), "{text}: {message}");
+    }
+}
+
+#[test]
+fn ports_that_do_not_meet_are_no_business_of_ours() {
+    for (gateway, listen) in [
+        ("127.0.0.1:0", "/ip4/127.0.0.1/tcp/0"),
+        ("127.0.0.1:7280", "/ip4/127.0.0.2/tcp/7280"),
+        ("127.0.0.1:7280", "/ip6/::/tcp/7280"),
+        ("[::1]:7280", "/ip4/0.0.0.0/tcp/7280"),
+    ] {
+        let text = format!("[gateway]\nlisten = '{gateway}'\n[node]\nlisten = ['{listen}']");
+        assert!(check(&text).is_ok(), "{text}");
     }
 }
 

@@ -1,0 +1,362 @@
+//! What `narmesh run` would refuse although the values are good: for what this machine is, and what runs on it.
+
+use crate::account::group_id;
+use crate::control::{self, ControlError, ControlReply, ControlRequest};
+use crate::settings::{Settings, socket_address};
+use libp2p::Multiaddr;
+use narmesh_store::NixStore;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
+use std::fs::DirBuilder;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A daemon that does not answer within this is told as one that does not.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// What stands in the way of a start, and what only looks as if it did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Startable {
+    /// Each of these keeps the daemon from starting.
+    pub(super) problems: Vec<String>,
+    /// Good to know.
+    pub(super) notes: Vec<String>,
+}
+
+/// The daemon that runs with this state directory.
+#[derive(Clone, Debug)]
+struct Running {
+    pid: u32,
+    gateway: String,
+    /// Multiaddrs.
+    listen: Vec<String>,
+}
+
+/// Who has the ports, perhaps rightly.
+#[derive(Debug, Default)]
+struct Holders {
+    daemon: Option<Running>,
+    /// Where systemd listens for services.
+    systemd: Vec<String>,
+}
+
+/// Looks, and leaves everything as it is: a state directory that was made to see whether it can be is removed again.
+pub(super) fn startable(settings: &Settings) -> Startable {
+    let mut found = Startable::default();
+    let daemon = match running(settings) {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            // Something answers there, so it holds the ports as well, as far as anybody can tell.
+            found.notes.push(format!("a daemon runs, and does not say how it is ({error}): ports are not looked at"));
+            return with_places(settings, found, true);
+        }
+    };
+    let is_running = daemon.is_some();
+    let holders = Holders { daemon, systemd: systemd_listens_at() };
+    ports(settings, &holders, bind, &mut found);
+    with_places(settings, found, is_running)
+}
+
+fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> Startable {
+    found.problems.extend(NixStore::open(settings.store.location()).err().map(|error| format!("[store]: {error}")));
+    if let Some(group) = &settings.node.control_group
+        && group_id(group).is_none()
+    {
+        found.problems.push(format!(
+            "node.control_group = {group:?}: there is no such group here; accepted: a group that the daemon's user is a member of"
+        ));
+    }
+    // One that runs has its directory and its socket.
+    if !is_running {
+        let (state_dir, socket) = (&settings.node.state_dir, &settings.node.control_socket);
+        let places = state_dir_problem(state_dir).into_iter().chain(socket_problem(socket, state_dir));
+        found.problems.extend(places);
+    }
+    found
+}
+
+/// The daemon that runs with this state directory, if one does.
+fn running(settings: &Settings) -> Result<Option<Running>, ControlError> {
+    let beside_state = settings.node.state_dir.join("control.sock");
+    // One that was started before node.control_socket was set, too.
+    for socket in [&settings.node.control_socket, &beside_state] {
+        match control::ask(socket, &ControlRequest::Status, ANSWER_MAX) {
+            Ok(ControlReply::Status(status)) => {
+                let (pid, gateway, listen) = (status.pid, status.gateway, status.listen);
+                return Ok(Some(Running { pid, gateway, listen }));
+            }
+            // Nobody, or no socket: what lies there is looked at later.
+            Ok(_) | Err(ControlError::NotRunning { .. }) => {}
+            Err(ControlError::Io { source, .. }) if source.kind() != io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// As `systemctl list-sockets` says: a unit's socket is handed to the daemon at its start, and busy until then.
+fn systemd_listens_at() -> Vec<String> {
+    let listed = Command::new("systemctl").args(["list-sockets", "--no-legend", "--plain", "--no-pager"]).output();
+    let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// Looks at each port of the configuration; `bind` says what is in the way of listening there.
+fn ports(
+    settings: &Settings,
+    holders: &Holders,
+    bind: impl Fn(SocketAddr) -> Result<(), Errno>,
+    found: &mut Startable,
+) {
+    let mut held = Vec::new();
+    let gateway = settings.gateway.listen;
+    if let Err(error) = bind(gateway) {
+        let is_ours = |daemon: &Running| daemon.gateway == gateway.to_string();
+        if holders.daemon.as_ref().is_some_and(is_ours) {
+            held.push(format!("gateway.listen = {gateway}"));
+        } else if error == Errno::ADDRINUSE && holders.systemd.contains(&gateway.to_string()) {
+            found.notes.push(format!("gateway.listen = {gateway} is held by systemd, which hands it to the daemon"));
+        } else {
+            found.problems.push(refused(&format!("gateway.listen = \"{gateway}\""), error));
+        }
+    }
+    let (mut missing, mut others) = (0, 0);
+    for address in &settings.node.listen {
+        let Some(socket) = socket_address(address) else { continue };
+        let Err(error) = bind(socket) else {
+            others += 1;
+            continue;
+        };
+        let lacks_family = match error {
+            Errno::AFNOSUPPORT => true,
+            Errno::ADDRNOTAVAIL => !has_family(socket, &bind),
+            _ => false,
+        };
+        if lacks_family {
+            missing += 1;
+        } else if holders.daemon.as_ref().is_some_and(|daemon| listens_at(daemon, socket)) {
+            others += 1;
+            held.push(format!("node.listen: {address}"));
+        } else {
+            others += 1;
+            found.problems.push(refused(&format!("node.listen = \"{address}\""), error));
+        }
+    }
+    if missing > 0 && others == 0 {
+        found.problems.push(
+            "node.listen: this machine has none of these families; accepted: at least one address of a family that it has"
+                .to_owned(),
+        );
+    }
+    if let Some(daemon) = &holders.daemon
+        && !held.is_empty()
+    {
+        found.notes.push(format!("the daemon that runs (pid {}) holds {}", daemon.pid, held.join(", ")));
+    }
+}
+
+fn refused(what: &str, error: Errno) -> String {
+    let error = io::Error::from(error);
+    format!(
+        "{what} cannot be opened: {error}; accepted: an address of this machine, with a TCP port that is free (it is not \
+         that of a daemon which runs with this state directory)"
+    )
+}
+
+/// Whether this daemon listens there; for all addresses of a family it tells each that there is.
+fn listens_at(daemon: &Running, socket: SocketAddr) -> bool {
+    let addresses = daemon.listen.iter().filter_map(|text| text.parse::<Multiaddr>().ok());
+    addresses.filter_map(|address| socket_address(&address)).any(|known| {
+        let is_same_ip =
+            known.ip() == socket.ip() || (socket.ip().is_unspecified() && known.is_ipv4() == socket.is_ipv4());
+        is_same_ip && known.port() == socket.port()
+    })
+}
+
+/// Whether this machine has addresses of that family: loopback is there wherever any is.
+fn has_family(socket: SocketAddr, bind: impl Fn(SocketAddr) -> Result<(), Errno>) -> bool {
+    let loopback = if socket.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { Ipv6Addr::LOCALHOST.into() };
+    bind(SocketAddr::new(loopback, 0)).is_ok()
+}
+
+/// Binds as the daemon does, and does not listen: who listens already is found, and nobody who begins to is hindered.
+fn bind(address: SocketAddr) -> Result<(), Errno> {
+    let bound = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    bound().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// Why there can be no state in this directory. Without it there is no control socket in it either.
+fn state_dir_problem(dir: &Path) -> Option<String> {
+    let told = |error: io::Error| {
+        let dir = dir.display();
+        format!(
+            "node.state_dir = \"{dir}\": {error}; accepted: a directory that the daemon may write to, or one that it can make"
+        )
+    };
+    let mut missing: Vec<PathBuf> = Vec::new();
+    for ancestor in dir.ancestors() {
+        match std::fs::metadata(ancestor) {
+            Ok(metadata) if !metadata.is_dir() => return Some(told(io::ErrorKind::NotADirectory.into())),
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor.to_owned()),
+            Err(error) => return Some(told(error)),
+        }
+    }
+    if missing.is_empty() {
+        return not_writable(dir).map(told);
+    }
+    // Only making it shows whether it can be made.
+    let mut made = Vec::new();
+    let result = missing.iter().rev().try_for_each(|dir| {
+        DirBuilder::new().mode(0o750).create(dir)?;
+        made.push(dir);
+        Ok(())
+    });
+    // Left where it is if somebody has begun to use it.
+    made.into_iter().rev().for_each(|dir| drop(std::fs::remove_dir(dir)));
+    result.err().map(told)
+}
+
+fn not_writable(dir: &Path) -> Option<io::Error> {
+    let access = accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+    access.err().map(io::Error::from)
+}
+
+/// Why there can be no control socket at this path.
+fn socket_problem(socket: &Path, state_dir: &Path) -> Option<String> {
+    let told = |what: String| {
+        format!(
+            "node.control_socket = \"{}\": {what}; accepted: a path in a directory that the daemon may write to",
+            socket.display()
+        )
+    };
+    match std::fs::symlink_metadata(socket) {
+        Ok(metadata) if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
+            return Some(told("something else is there, which is no socket".to_owned()));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    let dir = socket.parent().filter(|dir| *dir != state_dir)?;
+    let error = match std::fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => not_writable(dir)?,
+        Ok(_) => io::ErrorKind::NotADirectory.into(),
+        Err(error) => error,
+    };
+    Some(told(format!("{}: {error}", dir.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::net::TcpListener;
+
+    fn settings(dir: &Path, text: &str) -> Settings {
+        let ports = "[gateway]\nlisten = '127.0.0.1:0'\n[node]\nlisten = ['/ip4/127.0.0.1/tcp/0']\n";
+        let text = if text.contains("listen") { text.to_owned() } else { format!("{ports}{text}") };
+        let file = dir.join("narmesh.toml");
+        Settings::check(Config::parse(&text, &file).unwrap(), &file).unwrap()
+    }
+
+    fn one(problems: &[String], words: &[&str]) {
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        for word in words.iter().chain(&["; accepted: "]) {
+            assert!(problems[0].contains(word), "{word} is not in {problems:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_start_has_no_problems_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), "state_dir = 'a/b/c'\n");
+        assert_eq!(startable(&settings), Startable::default());
+        assert!(!dir.path().join("a").exists());
+    }
+
+    #[test]
+    fn places_that_are_none_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "precious").unwrap();
+        for (text, words) in [
+            ("state_dir = '/proc/narmesh/state'", ["node.state_dir", "/proc/narmesh/state"]),
+            ("state_dir = 'file'", ["node.state_dir", "not a directory"]),
+            ("state_dir = 'file/state'", ["node.state_dir", "ot a directory"]),
+            ("control_socket = 'file'", ["node.control_socket", "no socket"]),
+            ("control_socket = 'none/control.sock'", ["node.control_socket", "none"]),
+            ("control_group = 'no-such-group'", ["node.control_group", "no-such-group"]),
+        ] {
+            one(&startable(&settings(dir.path(), text)).problems, &words);
+        }
+        assert_eq!(std::fs::read_to_string(dir.path().join("file")).unwrap(), "precious");
+        assert!(startable(&settings(dir.path(), "control_group = 'root'")).problems.is_empty());
+    }
+
+    #[test]
+    fn a_port_of_another_program_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let gateway = format!("[gateway]\nlisten = '127.0.0.1:{port}'\n[node]\nlisten = ['/ip4/127.0.0.1/tcp/0']");
+        one(&startable(&settings(dir.path(), &gateway)).problems, &["gateway.listen", &port.to_string(), "in use"]);
+        for ip in ["127.0.0.1", "0.0.0.0"] {
+            let node = format!("[gateway]\nlisten = '127.0.0.1:0'\n[node]\nlisten = ['/ip4/{ip}/tcp/{port}']");
+            one(&startable(&settings(dir.path(), &node)).problems, &["node.listen", &port.to_string(), "in use"]);
+        }
+        let foreign = "[gateway]\nlisten = '127.0.0.1:0'\n[node]\nlisten = ['/ip4/192.0.2.1/tcp/7280']";
+        one(&startable(&settings(dir.path(), foreign)).problems, &["node.listen", "192.0.2.1"]);
+    }
+
+    fn looked_at(holders: &Holders, busy: impl Fn(SocketAddr) -> Result<(), Errno>) -> Startable {
+        let dir = tempfile::tempdir().unwrap();
+        let text =
+            "[gateway]\nlisten = '127.0.0.1:7281'\n[node]\nlisten = ['/ip4/0.0.0.0/tcp/7280', '/ip6/::/tcp/7280']";
+        let mut found = Startable::default();
+        ports(&settings(dir.path(), text), holders, busy, &mut found);
+        found
+    }
+
+    #[test]
+    fn a_daemon_that_runs_may_have_its_own_ports_and_no_others() {
+        let listen = vec!["/ip4/192.0.2.7/tcp/7280".to_owned(), "/ip6/::1/tcp/7280".to_owned()];
+        let mut daemon = Running { pid: 42, gateway: "127.0.0.1:7281".to_owned(), listen };
+        let all_busy = |_| Err(Errno::ADDRINUSE);
+        let holders = |daemon: &Running| Holders { daemon: Some(daemon.clone()), systemd: Vec::new() };
+        let found = looked_at(&holders(&daemon), all_busy);
+        assert!(found.problems.is_empty() && found.notes.len() == 1, "{found:?}");
+        assert!(found.notes[0].contains("(pid 42) holds gateway.listen = 127.0.0.1:7281"), "{found:?}");
+        // Another configuration than that of the daemon: its ports are no excuse for others.
+        daemon.gateway = "127.0.0.1:7000".to_owned();
+        daemon.listen.pop();
+        let found = looked_at(&holders(&daemon), all_busy);
+        assert_eq!(found.problems.len(), 2, "{found:?}");
+        assert_eq!(looked_at(&Holders::default(), all_busy).problems.len(), 3);
+    }
+
+    #[test]
+    fn systemd_may_hold_the_port_of_the_gateway() {
+        let holders = Holders { daemon: None, systemd: vec!["127.0.0.1:7281".to_owned()] };
+        let busy = |address: SocketAddr| if address.port() == 7_281 { Err(Errno::ADDRINUSE) } else { Ok(()) };
+        let found = looked_at(&holders, busy);
+        assert!(found.problems.is_empty() && found.notes[0].contains("held by systemd"), "{found:?}");
+    }
+
+    #[test]
+    fn a_family_that_is_missing_is_one_too_few_only_when_it_is_the_last() {
+        let no_v6 = |address: SocketAddr| if address.is_ipv6() { Err(Errno::ADDRNOTAVAIL) } else { Ok(()) };
+        assert_eq!(looked_at(&Holders::default(), no_v6), Startable::default());
+        let none = |address: SocketAddr| if address.port() == 7_281 { Ok(()) } else { Err(Errno::AFNOSUPPORT) };
+        one(&looked_at(&Holders::default(), none).problems, &["node.listen", "families"]);
+    }
+}
