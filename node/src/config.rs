@@ -50,6 +50,8 @@ pub struct Config {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
+    /// What this machine is called in the lines that `narmesh id` prints for others.
+    pub name: Option<String>,
     /// The node key, see [`crate::settings::NodeKeyFile`].
     pub key_file: PathBuf,
     /// Directory of the state database and the control socket.
@@ -69,6 +71,7 @@ pub struct NodeConfig {
 impl Default for NodeConfig {
     fn default() -> Self {
         Self {
+            name: None,
             key_file: "node.key".into(),
             state_dir: "state".into(),
             control_socket: None,

@@ -8,6 +8,7 @@ pub(crate) fn render(config: &Config) -> String {
     let Config { node, gateway, store, trust, advertise, transfer, limits, peer, builder, revoked_builders, quorum } =
         config;
     let values = [
+        ("node.name", optional("name", node.name.as_deref().map(std::path::Path::new), "buildbox")),
         ("node.key_file", path(&node.key_file)),
         ("node.state_dir", path(&node.state_dir)),
         (
@@ -127,6 +128,8 @@ const TEMPLATE: &str = r#"# narmesh configuration. Relative paths are relative t
 # After a change: `narmesh check-config`, then SIGHUP (or `systemctl reload narmesh`). A bad file keeps the running settings.
 
 [node]
+# What this machine is called in the lines that `narmesh id` prints for the others. Default: as its builder key, or the host name.
+@node.name@
 # This node's identity on the mesh. Made by `narmesh init`, never shared; mode 0600.
 key_file = @node.key_file@
 # Holds state.sqlite (may be deleted at any time) and the control socket.
@@ -281,6 +284,7 @@ mod tests {
     fn every_value_arrives() {
         let everything = r#"
             [node]
+            name = "nm"
             key_file = "a\"b\\c@node.state_dir@.key"
             state_dir = "s"
             control_socket = "c"
@@ -365,7 +369,7 @@ mod tests {
     #[test]
     fn every_key_is_in_the_template() {
         let text = render(&Config::default());
-        let optional = "node = { control_socket = 'x', control_group = 'x' }
+        let optional = "node = { name = 'x', control_socket = 'x', control_group = 'x' }
             store = { real_dir = 'x', state_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
             peer = [{ name = 'x', peer_id = 'x' }]

@@ -74,6 +74,8 @@ pub struct Settings {
 /// Checked `[node]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NodeSettings {
+    /// What it is called, if the file says so.
+    pub name: Option<String>,
     /// See [`NodeKeyFile`].
     pub key_file: PathBuf,
     /// Directory of `state.sqlite`.
@@ -343,7 +345,11 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
     if node.external_addresses.len() > ADDRESSES_MAX {
         return Err(refused("node.external_addresses", &node.external_addresses, "at most 8 addresses"));
     }
+    if let Some(name) = node.name.as_ref().filter(|name| !is_name(name)) {
+        return Err(refused("node.name", name, NAME_FORM));
+    }
     Ok(NodeSettings {
+        name: node.name.clone(),
         key_file: path_from(base, "node.key_file", &node.key_file)?,
         state_dir,
         control_socket,
@@ -352,6 +358,14 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
         external_addresses: addresses::check("node.external_addresses", &node.external_addresses, AddressUse::Tell)?,
         advertise_loopback: node.advertise_loopback,
     })
+}
+
+/// What [`is_name`] wants.
+pub(crate) const NAME_FORM: &str = "1 to 64 bytes without control characters";
+
+/// Whether a machine may be called that, here and in the configurations of others.
+pub(crate) fn is_name(text: &str) -> bool {
+    (1..=PEER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 /// 1 to 32 bytes of letters, digits and `._-`, as useradd(8) accepts them; not beginning with a hyphen.
@@ -498,8 +512,8 @@ fn check_peers(configs: &[PeerConfig]) -> Result<Vec<PeerSettings>, SettingsErro
 
 fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, SettingsError> {
     let key = |field: &str| format!("peer[{index}].{field}");
-    if config.name.is_empty() || config.name.len() > PEER_NAME_BYTES_MAX || config.name.chars().any(char::is_control) {
-        return Err(refused(key("name"), &config.name, "1 to 64 bytes without control characters"));
+    if !is_name(&config.name) {
+        return Err(refused(key("name"), &config.name, NAME_FORM));
     }
     let peer_id = config.peer_id.parse().ok().filter(is_ed25519).ok_or_else(|| {
         refused(

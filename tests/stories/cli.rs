@@ -318,8 +318,9 @@ fn what_id_prints_is_what_the_other_machine_takes() {
     let run = |file: &Path, words: &[&str]| {
         finish(Command::new(narmesh_binary()).arg("--config").arg(file).args(words)).expect_success(&words.join(" "))
     };
-    let said = run(&one, &["id", "--name", "one"]);
-    let structured: Value = serde_json::from_str(&run(&one, &["id", "--name", "one", "--json"])).unwrap();
+    let said = run(&one, &["id"]);
+    let structured: Value = serde_json::from_str(&run(&one, &["id", "--json"])).unwrap();
+    assert_eq!(structured["name"], "one", "as it was called at init, not as the host");
     for field in ["name", "peer_id", "builder_key"] {
         assert!(said.contains(&format!("\"{}\"", structured[field].as_str().unwrap())), "{field}: {said}");
     }

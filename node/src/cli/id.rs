@@ -4,7 +4,7 @@ use super::emit_report;
 use crate::config::{BuilderConfig, PeerConfig};
 use crate::config_template::{builder_lines, peer_lines, quoted};
 use crate::mesh::{outward_v4, outward_v6};
-use crate::settings::{Secrets, Settings, read_gateway_key};
+use crate::settings::{NAME_FORM, Secrets, Settings, is_name, read_gateway_key};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use narmesh_protocol::NixPublicKey;
@@ -13,9 +13,13 @@ use serde::Serialize;
 use std::net::IpAddr;
 use std::path::Path;
 
+/// What the builder key of a machine is called after the machine's name.
+pub(super) const KEY_NAME_END: &str = "-narmesh-1";
+
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Name of this machine in the [[peer]] lines; the host name if absent
+    /// Name of this machine in the [[peer]] lines; if absent, node.name of the configuration, else as the builder key is called,
+    /// else the host name
     #[arg(long)]
     name: Option<String>,
     /// As one JSON object: name, peer_id, addresses, builder_key, gateway, gateway_key; for scripts
@@ -40,7 +44,10 @@ struct Identity {
 pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(config)?;
     let secrets = settings.secrets()?;
-    let name = arguments.name.clone().unwrap_or_else(host_name);
+    let name = match &arguments.name {
+        Some(name) => checked_name(name)?.to_owned(),
+        None => own_name(&settings, &secrets),
+    };
     let only_way_in = only_way_in(&settings)?;
     let peer = introduced(&name, &settings, &secrets);
     let identity = Identity {
@@ -90,6 +97,19 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
          substituters = http://{}\ntrusted-public-keys = {}\n",
         settings.gateway.listen, key
     ))
+}
+
+/// A name that is given on the command line, if other machines take it.
+pub(super) fn checked_name(name: &str) -> anyhow::Result<&str> {
+    anyhow::ensure!(is_name(name), "--name {name:?} is refused; accepted: {NAME_FORM}");
+    Ok(name)
+}
+
+/// What this machine is called: as the configuration says; as its builder key is called, which `narmesh init --name` made
+/// before there was `node.name`; else as the host.
+fn own_name(settings: &Settings, secrets: &Secrets) -> String {
+    let of_key = || Some(secrets.builder_key.as_ref()?.name().strip_suffix(KEY_NAME_END)?.to_owned());
+    settings.node.name.clone().or_else(of_key).filter(|name| is_name(name)).unwrap_or_else(host_name)
 }
 
 /// The host name, as the kernel says.
@@ -147,6 +167,40 @@ fn dialable_addresses(listen: &[Multiaddr], external: &[Multiaddr]) -> Vec<Multi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, NodeConfig};
+    use libp2p::identity::Keypair;
+    use narmesh_protocol::NixSecretKey;
+
+    #[test]
+    fn it_is_called_what_the_configuration_says_then_what_its_key_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |text: &str, key: Option<&str>| {
+            let file = dir.path().join("narmesh.toml");
+            let settings = Settings::check(Config::parse(text, &file).unwrap(), &file).unwrap();
+            let builder_key = key.map(|name| NixSecretKey::from_seed(name, &[1; 32]).unwrap());
+            own_name(&settings, &Secrets { keypair: Keypair::generate_ed25519(), builder_key })
+        };
+        assert_eq!(name("[node]\nname = 'one'", Some("two-narmesh-1")), "one");
+        assert_eq!(name("", Some("two-narmesh-1")), "two");
+        for other in [None, Some("cache.example-1"), Some("-narmesh-1")] {
+            assert_eq!(name("", other), host_name());
+        }
+    }
+
+    #[test]
+    fn a_name_that_others_refuse_is_refused_here() {
+        let file = Path::new("/nonexistent/narmesh.toml");
+        let long = "n".repeat(65);
+        for name in ["", "a\nb", &long] {
+            let message = checked_name(name).unwrap_err().to_string();
+            assert!(message.contains("--name") && message.contains("accepted: 1 to 64 bytes"), "{message}");
+            let config = Config {
+                node: NodeConfig { name: Some(name.to_owned()), ..NodeConfig::default() },
+                ..Config::default()
+            };
+            assert!(Settings::check(config, file).is_err(), "{name:?}");
+        }
+    }
 
     #[test]
     fn only_addresses_that_can_be_dialled_are_told() {

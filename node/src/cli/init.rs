@@ -1,7 +1,7 @@
 //! `narmesh init`: a configuration, two keys, and what to write where else.
 
 use super::emit;
-use super::id::{host_name, introduction};
+use super::id::{KEY_NAME_END, checked_name, host_name, introduction};
 use super::nix_conf::NixSettings;
 use super::nix_keys::NixKeys;
 use super::nix_version::NixVersion;
@@ -29,7 +29,8 @@ pub(super) struct Arguments {
     /// Where to write, as DIR/narmesh.toml; the directory of --config if absent
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Name of this machine, in the builder key's name and for the other machines; the host name if absent
+    /// Name of this machine (node.name), in the builder key's name and for the other machines, 1 to 64 bytes; the host name if
+    /// absent
     #[arg(long)]
     name: Option<String>,
     /// No key for what is built here: nothing built here can then be substituted elsewhere
@@ -55,14 +56,20 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
 /// `nix` says how the Nix of this machine is configured, if there is one.
 fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Option<NixSettings>) -> anyhow::Result<()> {
     let file = arguments.dir.as_ref().map_or_else(|| config.to_owned(), |dir| dir.join("narmesh.toml"));
-    let name = arguments.name.clone().unwrap_or_else(host_name);
-    let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
+    let name = match &arguments.name {
+        Some(name) => checked_name(name)?.to_owned(),
+        None => host_name(),
+    };
     let mut values = Config::default();
-    keys.put_into(&mut values);
+    values.node.name = Some(name.clone());
     let is_system = is_of_the_system(&file);
     if is_system {
         values.node.state_dir = SYSTEM_STATE_DIR.into();
     }
+    // Nothing is written for a place where no daemon could run, such as one whose path is too long for a socket.
+    Settings::check(values.clone(), &file)?;
+    let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
+    keys.put_into(&mut values);
     let owner = service_user(arguments.user.as_deref(), is_system)?;
     let of_nix = if arguments.no_nix_keys {
         "trusted_public_keys has none of the keys that Nix trusts, as asked for (--no-nix-keys)\n".to_owned()
@@ -76,6 +83,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     } else {
         "no Nix was found here, whose keys could stand in trusted_public_keys\n".to_owned()
     };
+    Settings::check(values.clone(), &file)?;
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
     let secrets = settings.secrets()?;
@@ -250,7 +258,7 @@ fn new_builder_key(name: &str) -> anyhow::Result<NixSecretKey> {
     let name: String = name.chars().map(|character| if permitted(character) { character } else { '-' }).collect();
     let mut seed = [0; 32];
     rand::rngs::SysRng.try_fill_bytes(&mut seed).context("the operating system gives no randomness")?;
-    Ok(NixSecretKey::from_seed(&format!("{name}-narmesh-1"), &seed)?)
+    Ok(NixSecretKey::from_seed(&format!("{name}{KEY_NAME_END}"), &seed)?)
 }
 
 #[cfg(test)]
@@ -285,7 +293,7 @@ mod tests {
         init_without_nix(&arguments(dir.path())).unwrap();
         let (settings, secrets) = load(dir.path());
         let key = secrets.builder_key.unwrap();
-        assert_eq!(key.name(), "my-host-narmesh-1");
+        assert_eq!((key.name(), settings.node.name.as_deref()), ("my-host-narmesh-1", Some("my host")));
         assert_eq!(settings.trusted.by_name(key.name()), Some(&key.public()));
         for file in [NODE_KEY, BUILDER_KEY] {
             assert_eq!(std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777, 0o600);
@@ -338,6 +346,25 @@ mod tests {
             let message = crate::describe::describe(&error);
             assert!(message.contains("narmesh.toml: it is ") && message.contains(what), "{message}");
         }
+    }
+
+    #[test]
+    fn nothing_is_written_that_run_would_refuse() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "n".repeat(65);
+        for name in ["", "a\nb", &long] {
+            let named = Arguments { name: Some(name.to_owned()), ..arguments(dir.path()) };
+            let message = init_without_nix(&named).unwrap_err().to_string();
+            assert!(message.contains("--name") && message.contains("1 to 64 bytes"), "{message}");
+        }
+        // No socket can have so long a path.
+        let deep = dir.path().join("d".repeat(100));
+        let message = init_without_nix(&arguments(&deep)).unwrap_err().to_string();
+        assert!(message.starts_with("node.control_socket"), "{message}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let most = Arguments { name: Some("n".repeat(64)), ..arguments(dir.path()) };
+        init_without_nix(&most).unwrap();
+        assert_eq!(load(dir.path()).0.node.name, most.name);
     }
 
     #[test]

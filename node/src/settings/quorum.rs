@@ -1,6 +1,6 @@
 //! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
 
-use super::{Count, PEER_NAME_BYTES_MAX, PeerSettings, SettingsError, check_patterns, refused};
+use super::{Count, NAME_FORM, PeerSettings, SettingsError, check_patterns, is_name, refused};
 use crate::config::{Config, DATE_FORM, QuorumConfig};
 use crate::mesh::CountedBuilder;
 use crate::quorum::KeyNames;
@@ -137,10 +137,7 @@ fn check_key(key: String, text: &str) -> Result<NixPublicKey, SettingsError> {
 }
 
 fn check_name(key: String, name: &str) -> Result<(), SettingsError> {
-    if name.is_empty() || name.len() > PEER_NAME_BYTES_MAX || name.chars().any(char::is_control) {
-        return Err(refused(key, name, "1 to 64 bytes without control characters"));
-    }
-    Ok(())
+    if is_name(name) { Ok(()) } else { Err(refused(key, name, NAME_FORM)) }
 }
 
 fn check_keep(paths: &[String]) -> Result<BTreeSet<HashPart>, SettingsError> {
