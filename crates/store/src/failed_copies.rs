@@ -32,8 +32,12 @@ impl Registration {
 /// What is wrong with a copy of ours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CopyFault {
-    /// It does not give the hash and size that are registered, or cannot be read.
+    /// It does not give the hash and size that are registered.
     Corrupt,
+    /// It is not on the disk, or a part of it is not.
+    Gone,
+    /// The disk does not give it.
+    Unreadable,
     /// It holds what a NAR cannot: directories too deep or too large, a special file, a name or target too long.
     NotArchivable,
 }
@@ -42,6 +46,8 @@ impl fmt::Display for CopyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Corrupt => "failed its hash before",
+            Self::Gone => "is gone from the disk, or a part of it",
+            Self::Unreadable => "cannot be read from the disk",
             Self::NotArchivable => "holds what a NAR cannot hold",
         })
     }

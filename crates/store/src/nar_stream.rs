@@ -340,9 +340,9 @@ impl Error {
     fn our_copys_fault(&self) -> Option<CopyFault> {
         match self {
             Self::NotArchivable => Some(CopyFault::NotArchivable),
-            Self::Mismatch | Self::System(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::IO) => {
-                Some(CopyFault::Corrupt)
-            }
+            Self::Mismatch => Some(CopyFault::Corrupt),
+            Self::System(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Some(CopyFault::Gone),
+            Self::System(Errno::IO) => Some(CopyFault::Unreadable),
             Self::System(_) | Self::Changed | Self::Spent => None,
         }
     }

@@ -17,7 +17,7 @@ use crate::why::why;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
-use narmesh_store::{NixStore, Offer, Standing, Store, Withheld};
+use narmesh_store::{NixStore, Offer, Standing, Store, StoreError, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -266,9 +266,12 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
         let full = store_dir.display(&path);
         match standing {
             Standing::Offered => {
-                let offered = offer.offered(&path.hash_part()).ok().flatten();
-                let signed_by = offered.map_or_else(Vec::new, |offered| signers(&offered.narinfo_text, store_dir));
-                report.paths.push(AdvertisedPath { path: full, nar_size, signed_by });
+                let offered = offer.offered(&path.hash_part());
+                let signed_by = offered.map(|it| it.map(|offered| signers(&offered.narinfo_text, store_dir)));
+                match why_kept(signed_by) {
+                    Ok(signed_by) => report.paths.push(AdvertisedPath { path: full, nar_size, signed_by }),
+                    Err(reason) => report.withheld.push(WithheldPath { path: full, reason }),
+                }
             }
             Standing::Withheld(Withheld::Source) => report.never += 1,
             Standing::Withheld(why) => {
@@ -281,6 +284,15 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
     report
 }
 
+/// What is in the summary, and is not sent when it is looked at again, does not leave: why not, in words.
+fn why_kept<T>(looked: Result<Option<T>, StoreError>) -> Result<T, String> {
+    match looked {
+        Ok(Some(offered)) => Ok(offered),
+        Ok(None) => Err("it was offered until a moment ago, and no peer gets it any more".to_owned()),
+        Err(error) => Err(format!("it is offered, and no peer gets it as long as this lasts: {error}")),
+    }
+}
+
 /// The key names that a path leaves with: read from the very text that peers get.
 fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
     let info = NarInfo::parse(store_dir, narinfo_text);
@@ -289,11 +301,16 @@ fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
 
 /// Whether peers may see a path that we hold, and why not.
 fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
-    view.advertised = offer.offered(part).is_ok_and(|offered| offered.is_some());
-    let standing = (!view.advertised).then(|| offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part));
-    view.reason = standing.flatten().and_then(|(_, _, standing)| match standing {
-        Standing::Offered => None,
-        Standing::Withheld(why) => Some(why.sentence().to_owned()),
+    let Err(kept) = why_kept(offer.offered(part)) else {
+        view.advertised = true;
+        return;
+    };
+    let standing =
+        offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part).map(|(_, _, standing)| standing);
+    view.reason = Some(match standing {
+        Some(Standing::Offered) => kept,
+        Some(Standing::Withheld(why)) => why.sentence().to_owned(),
+        None => "it was not looked at yet, or is a derivation".to_owned(),
     });
 }
 
@@ -339,4 +356,18 @@ fn rss_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_told_as_offered() {
+        assert_eq!(why_kept(Ok(Some(["one-1"]))), Ok(["one-1"]));
+        assert!(why_kept::<()>(Ok(None)).unwrap_err().contains("no peer gets it"));
+        let unreadable = StoreError::Row { row: 7, path: "/nix/store/x".to_owned(), column: "narSize" };
+        let told = why_kept::<()>(Err(unreadable)).unwrap_err();
+        assert!(told.contains("no peer gets it") && told.contains("narSize of row 7"), "{told}");
+    }
 }

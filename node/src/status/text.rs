@@ -284,7 +284,11 @@ impl AdvertisedReport {
             .paths
             .iter()
             .map(|path| {
-                vec![path.path.clone(), bytes(path.nar_size), format!("signed by {}", path.signed_by.join(", "))]
+                let vouched = match path.signed_by.as_slice() {
+                    [] => "not signed: its name is the address of its contents".to_owned(),
+                    keys => format!("signed by {}", keys.join(", ")),
+                };
+                vec![path.path.clone(), bytes(path.nar_size), vouched]
             })
             .collect();
         text.push_str(&table(&rows, 2));

@@ -1,14 +1,14 @@
 //! Answers from the own store.
 
 use super::gate::Gate;
-use super::trust::{self, Proof, TrustedNarInfo};
+use super::trust::{self, Distrust, Proof, TrustedNarInfo};
 use crate::decisions::Decision;
 use crate::shared::Shared;
 use bytes::Bytes;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarUrl, StorePath};
 use narmesh_quorum::{FingerprintDigest, Refusal};
-use narmesh_store::Store;
+use narmesh_store::{Store, StoreError};
 use std::sync::Arc;
 
 /// Bytes of rendered narinfos of own paths kept.
@@ -33,6 +33,20 @@ pub(crate) struct OwnAnswer {
     pub(super) on_word: Option<(StorePath, FingerprintDigest)>,
     /// As Nix gets it.
     pub(crate) rendered: Bytes,
+}
+
+/// Why a path of our own store is not ours to give, before any policy.
+#[derive(Debug, thiserror::Error)]
+enum NotOurs {
+    /// Its row.
+    #[error("its row in the Nix database cannot be read, or it is not valid any more")]
+    Row,
+    /// Its copy.
+    #[error(transparent)]
+    Copy(#[from] StoreError),
+    /// Nobody vouches for it.
+    #[error("no trusted key has signed it: {0}")]
+    Distrusted(#[from] Distrust),
 }
 
 impl OwnAnswers {
@@ -71,11 +85,11 @@ impl OwnAnswers {
         Ok(answer)
     }
 
-    /// Our own copy, if it is whole and somebody trusted (or our builder key) vouches for it. Reads the disk.
-    fn judged(&self, part: &HashPart) -> Option<TrustedNarInfo> {
+    /// Our own copy, if it is whole and somebody trusted (or our builder key) vouches for it; else why not. Reads the disk.
+    fn judged(&self, part: &HashPart) -> Result<TrustedNarInfo, NotOurs> {
         // A copy that failed its hash before cannot be opened.
-        let info = self.shared.own_info(part).filter(|info| info.nar_size > 0)?;
-        self.shared.store.open_nar(&info).ok()?;
+        let info = self.shared.own_info(part).filter(|info| info.nar_size > 0).ok_or(NotOurs::Row)?;
+        self.shared.store.open_nar(&info)?;
         let (settings, store_dir) = (self.shared.settings(), &self.shared.store_dir);
         let mut signatures = info.signatures.clone();
         if info.ultimate
@@ -84,25 +98,27 @@ impl OwnAnswers {
             signatures.push(key.sign(&info.fingerprint(store_dir)));
         }
         let (narinfo, by_verdict) = (info.narinfo(signatures), self.gate.demands());
-        let judged = trust::judge_info(narinfo, store_dir, &settings.trusted, by_verdict).ok()?;
+        let judged = trust::judge_info(narinfo, store_dir, &settings.trusted, by_verdict)?;
         let proof = match judged.proof {
             // Our own NarHash of a content-addressed path was computed here.
             Proof::ContentAddress | Proof::Contents(_) => Proof::ContentAddress,
             Proof::Signed | Proof::Verdict => judged.proof,
         };
-        Some(TrustedNarInfo { info: judged.info, proof })
+        Ok(TrustedNarInfo { info: judged.info, proof })
     }
 
     /// Why a path of our own store is not given to Nix, in words. Reads the disk.
     pub(crate) fn not_given(&self, part: &HashPart) -> Option<String> {
-        let Some(TrustedNarInfo { info, proof }) = self.judged(part) else {
-            return Some("no trusted key has signed it, or it cannot be read".to_owned());
-        };
-        self.gate.decide(&info, &proof).err().map(|refusal| refusal.to_string())
+        match self.judged(part) {
+            Ok(TrustedNarInfo { info, proof }) => {
+                self.gate.decide(&info, &proof).err().map(|refusal| refusal.to_string())
+            }
+            Err(why) => Some(why.to_string()),
+        }
     }
 
     fn render(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
-        let TrustedNarInfo { info, proof } = self.judged(part).ok_or(None)?;
+        let TrustedNarInfo { info, proof } = self.judged(part).map_err(|_| None)?;
         let pass = self.gate.admitted(&info, &proof)?;
         let url = self.gate.nar_url(&info, &pass);
         let rendered = self.gate.signed(&info, &pass).render(&self.shared.store_dir, &url.to_string());

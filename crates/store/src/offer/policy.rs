@@ -62,6 +62,10 @@ pub enum Withheld {
     NotVouchedFor,
     /// Our copy failed its hash, and was not changed since.
     CopyFailed,
+    /// Our copy is not on the disk, or a part of it is not.
+    CopyGone,
+    /// The disk does not give our copy.
+    CopyUnreadable,
     /// It holds what a NAR cannot hold.
     NotArchivable,
     /// Its narinfo would be longer than 8 MiB: it has too many references.
@@ -95,6 +99,10 @@ impl Withheld {
             Self::NotIncluded => "no pattern of advertise.include matches its name",
             Self::NotVouchedFor => "no trusted key signed it, and our builder key does not vouch for it",
             Self::CopyFailed => "our copy of it failed its hash",
+            Self::CopyGone => {
+                "our copy of it is gone from the disk, or a part of it (`nix-store --verify` finds what Nix takes for valid)"
+            }
+            Self::CopyUnreadable => "our copy of it cannot be read from the disk",
             Self::NotArchivable => {
                 "it holds what a NAR cannot: over 64 directories deep, a special file, or too long a name or link target"
             }
@@ -131,6 +139,8 @@ impl From<CopyFault> for Withheld {
     fn from(fault: CopyFault) -> Self {
         match fault {
             CopyFault::Corrupt => Self::CopyFailed,
+            CopyFault::Gone => Self::CopyGone,
+            CopyFault::Unreadable => Self::CopyUnreadable,
             CopyFault::NotArchivable => Self::NotArchivable,
         }
     }

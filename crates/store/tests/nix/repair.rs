@@ -71,7 +71,7 @@ fn a_copy_replaced_by_hand_is_mended_too() {
     let part = path.hash_part();
     let store = nix.open();
     let (sender, changes) = channel();
-    let _offer = Offer::start(store.clone(), policy(), Box::new(move |change| drop(sender.send(change)))).unwrap();
+    let offer = Offer::start(store.clone(), policy(), Box::new(move |change| drop(sender.send(change)))).unwrap();
     wait_for(&changes, "the offer", |change| change.added.contains(&part));
     let real = nix.location.real_path(&path);
     let aside = nix.dir.path().join("aside");
@@ -79,6 +79,9 @@ fn a_copy_replaced_by_hand_is_mended_too() {
     let refused = read_all(store.open_nar(&info(&store, &part)).unwrap(), 4096);
     assert!(matches!(refused, Err(NarStreamError::Io { .. })), "{refused:?}");
     wait_for(&changes, "the withdrawal", |change| change.removed.contains(&part));
+    assert_eq!(standing(&offer, &part), Standing::Withheld(Withheld::CopyGone), "it is no matter of its hash");
+    let again = store.open_nar(&info(&store, &part)).map(drop).unwrap_err().to_string();
+    assert!(again.contains("is gone from the disk"), "{again}");
     fs::rename(&aside, &real).unwrap();
     wait_for(&changes, "its return", |change| change.added.contains(&part));
 }

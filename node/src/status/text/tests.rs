@@ -3,8 +3,8 @@
 use super::*;
 use crate::mesh::PeerStats;
 use crate::status::{
-    BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView, RememberedView,
-    RequestStatus, RevokedStatus, StoreStatus,
+    AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
+    RememberedView, RequestStatus, RevokedStatus, StoreStatus,
 };
 
 fn status() -> Status {
@@ -262,6 +262,25 @@ fn why_says_what_would_happen_and_what_happened() {
     assert!(report.text().ends_with("or before so many other paths that it is forgotten\n"), "{}", report.text());
     report.decisions_forgotten = false;
     assert!(report.text().ends_with("\nnot asked for since the daemon started\n"), "{}", report.text());
+}
+
+#[test]
+fn what_is_advertised_says_who_vouches_for_it() {
+    let path = |path: &str, signed_by: &[&str]| AdvertisedPath {
+        path: path.to_owned(),
+        nar_size: 1_024,
+        signed_by: signed_by.iter().map(ToString::to_string).collect(),
+    };
+    let report = AdvertisedReport {
+        paths: vec![path("/a", &["one-1", "two-1"]), path("/b", &[])],
+        ..AdvertisedReport::default()
+    };
+    let text = report.text();
+    for line in
+        ["  /a  1.0 KiB  signed by one-1, two-1", "  /b  1.0 KiB  not signed: its name is the address of its contents"]
+    {
+        assert!(text.lines().any(|given| given == line), "{line}\n{text}");
+    }
 }
 
 #[test]
