@@ -2,8 +2,10 @@
 //!
 //! [`Config`] becomes [`crate::settings::Settings`] by one check; nothing else reads it.
 
+mod place;
 mod quorum;
 
+pub(crate) use place::bounds_of;
 pub(crate) use quorum::DATE_FORM;
 pub use quorum::{BuilderConfig, QuorumConfig, QuorumOverrideConfig, RevokedBuilderConfig};
 
@@ -225,6 +227,12 @@ pub struct PeerConfig {
 /// Why there is no [`Config`].
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// There is no such file.
+    #[error("there is no configuration {path}; make one with `narmesh --config {path} init`, or name another with --config", path = path.display())]
+    Missing {
+        /// The path at which it was expected.
+        path: PathBuf,
+    },
     /// The file cannot be read.
     #[error("cannot read {path}: {source}; make one with `narmesh init`, or name another with --config", path = path.display())]
     Read {
@@ -240,26 +248,35 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// Not TOML, an unknown key, or a value of the wrong type; the source points at the line.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {text}{remark}", path = path.display(), text = source.to_string().trim_end())]
     Toml {
         /// The path of the configuration file.
         path: PathBuf,
         /// Where and why.
         source: Box<toml::de::Error>,
+        /// The full name of the key and what is accepted, in a line of its own; may be empty.
+        remark: String,
     },
 }
 
 impl Config {
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let read_error = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read_error = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
+            _ => ConfigError::Read { path: path.to_owned(), source },
+        };
         let text = read_text(path, FILE_BYTES_MAX).map_err(read_error)?;
         Self::parse(&text.ok_or_else(|| ConfigError::TooLarge { path: path.to_owned() })?, path)
     }
 
     /// Parses the text of the file; `path` is for the error.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        toml::from_str(text).map_err(|source| ConfigError::Toml { path: path.to_owned(), source: Box::new(source) })
+        toml::from_str(text).map_err(|source: toml::de::Error| ConfigError::Toml {
+            path: path.to_owned(),
+            remark: place::remark(text, &source),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -312,6 +329,7 @@ mod tests {
     #[test]
     fn a_missing_file_says_how_to_make_one() {
         let message = Config::read(Path::new("/nonexistent/narmesh.toml")).unwrap_err().to_string();
-        assert!(message.contains("/nonexistent/narmesh.toml") && message.contains("narmesh init"), "{message}");
+        assert!(message.starts_with("there is no configuration /nonexistent/narmesh.toml; make one with"), "{message}");
+        assert!(message.contains("`narmesh --config /nonexistent/narmesh.toml init`"), "{message}");
     }
 }

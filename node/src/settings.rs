@@ -2,7 +2,7 @@
 //!
 //! Every refusal names the key, the value and what would be accepted. Secrets are read apart, by [`Settings::secrets`].
 
-use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig};
+use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of};
 use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
 use libp2p::identity::PublicKey;
 use libp2p::{Multiaddr, PeerId};
@@ -39,7 +39,7 @@ pub const PEER_NAME_BYTES_MAX: usize = 64;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Longest include or exclude pattern, bytes: no name is longer than 211.
 const PATTERN_BYTES_MAX: usize = 256;
-// The refusal of `limits.advertised_paths_max` says it in words.
+// `bounds_of` says it in words.
 const _: () = assert!(narmesh_gossip::PATHS_MAX == 400_000);
 
 /// The checked configuration; all paths are absolute.
@@ -280,7 +280,6 @@ impl Settings {
                     "transfer.stall_timeout_ms",
                     config.transfer.stall_timeout_ms,
                     (100, 600_000),
-                    "100 to 600000 (milliseconds)",
                 )?),
             },
             limits: check_limits(&config.limits)?,
@@ -314,13 +313,10 @@ fn path_from(base: &Path, key: &str, path: &Path) -> Result<PathBuf, SettingsErr
     Ok(base.join(path))
 }
 
-fn within<N: PartialOrd + Written>(
-    key: &str,
-    value: N,
-    (min, max): (N, N),
-    accepted: &'static str,
-) -> Result<N, SettingsError> {
-    if value < min || value > max { Err(refused(key, value, accepted)) } else { Ok(value) }
+fn within<N: PartialOrd + Written>(key: &str, value: N, (min, max): (N, N)) -> Result<N, SettingsError> {
+    // A test names every number of the configuration there.
+    let accepted = || bounds_of(key).unwrap_or("another number");
+    if value < min || value > max { Err(refused(key, value, accepted())) } else { Ok(value) }
 }
 
 fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsError> {
@@ -454,31 +450,17 @@ fn check_compress(text: &str) -> Result<Compress, SettingsError> {
 }
 
 fn check_limits(limits: &crate::config::LimitsConfig) -> Result<LimitSettings, SettingsError> {
-    let paths = within(
-        "limits.advertised_paths_max",
-        limits.advertised_paths_max,
-        (1, narmesh_gossip::PATHS_MAX as u64),
-        "1 to 400000 (what the largest filter can tell apart)",
-    )?;
+    let paths =
+        within("limits.advertised_paths_max", limits.advertised_paths_max, (1, narmesh_gossip::PATHS_MAX as u64))?;
     let upload_rate = match limits.upload_bytes_per_s {
         0 => 0,
-        rate => within(
-            "limits.upload_bytes_per_s",
-            rate,
-            (UPLOAD_BYTES_PER_S_MIN, u32::MAX),
-            "0 for no limit, or 16384 to 4294967295",
-        )?,
+        rate => within("limits.upload_bytes_per_s", rate, (UPLOAD_BYTES_PER_S_MIN, u32::MAX))?,
     };
     Ok(LimitSettings {
-        connections_gossip: within("limits.connections_gossip", limits.connections_gossip, (1, 1_024), "1 to 1024")?,
-        nar_buffer_bytes: within(
-            "limits.nar_buffer_bytes",
-            limits.nar_buffer_bytes,
-            (16 << 20, 64 << 30),
-            "16777216 to 68719476736 (16 MiB to 64 GiB)",
-        )?,
-        uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024), "1 to 1024")?,
-        uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536), "1 to 65536")?,
+        connections_gossip: within("limits.connections_gossip", limits.connections_gossip, (1, 1_024))?,
+        nar_buffer_bytes: within("limits.nar_buffer_bytes", limits.nar_buffer_bytes, (16 << 20, 64 << 30))?,
+        uploads_per_peer: within("limits.uploads_per_peer", limits.uploads_per_peer, (1, 1_024))?,
+        uploads_total: within("limits.uploads_total", limits.uploads_total, (1, 65_536))?,
         upload_bytes_per_s: NonZeroU32::new(upload_rate),
         advertised_paths_max: usize::try_from(paths).unwrap_or(usize::MAX),
     })

@@ -1,7 +1,7 @@
 //! Asking the running daemon.
 
-use crate::config::FILE_BYTES_MAX;
-use crate::control::{self, ControlReply, ControlRequest};
+use crate::config::{Config, ConfigError, FILE_BYTES_MAX};
+use crate::control::{self, ControlError, ControlReply, ControlRequest};
 use crate::regular_file::read_text;
 use crate::settings::Settings;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks the daemon that runs on `config`.
 pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<ControlReply> {
-    let reply = control::ask(&control_socket(config), request, REPLY_TIMEOUT)?;
+    let reply = control::ask(&control_socket(config), request, REPLY_TIMEOUT).map_err(|error| told(error, config))?;
     match reply {
         ControlReply::Refused { why } => anyhow::bail!("the daemon refused: {why}"),
         ControlReply::Status(_)
@@ -20,6 +20,14 @@ pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<Con
         | ControlReply::Why(_)
         | ControlReply::Reloaded
         | ControlReply::Probe(_) => Ok(reply),
+    }
+}
+
+/// Without a configuration nobody knows where its daemon would answer: that is what has to be said.
+fn told(error: ControlError, config: &Path) -> anyhow::Error {
+    match (&error, Config::read(config)) {
+        (ControlError::NotRunning { .. }, Err(missing @ ConfigError::Missing { .. })) => missing.into(),
+        (_, _) => error.into(),
     }
 }
 
@@ -59,6 +67,16 @@ fn scan(config: &Path, text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configuration_that_is_not_there_is_told_as_that_and_not_as_a_daemon_that_does_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("narmesh.toml");
+        let asked = || ask(&file, &ControlRequest::Status).unwrap_err().to_string();
+        assert!(asked().starts_with("there is no configuration ") && asked().contains(" init`"), "{}", asked());
+        std::fs::write(&file, "").unwrap();
+        assert!(asked().contains("no narmesh daemon answers"), "{}", asked());
+    }
 
     #[test]
     fn the_socket_is_found_in_a_broken_file() {

@@ -27,14 +27,9 @@ pub struct GatewaySettings {
 
 /// Checks `[gateway]`.
 pub(super) fn check(config: &GatewayConfig) -> Result<GatewaySettings, SettingsError> {
-    let narinfo_deadline_ms =
-        within("gateway.narinfo_deadline_ms", config.narinfo_deadline_ms, (50, 60_000), "50 to 60000 (milliseconds)")?;
-    let narinfo_deadline_max_ms = within(
-        "gateway.narinfo_deadline_max_ms",
-        config.narinfo_deadline_max_ms,
-        (50, 60_000),
-        "50 to 60000 (milliseconds)",
-    )?;
+    let narinfo_deadline_ms = within("gateway.narinfo_deadline_ms", config.narinfo_deadline_ms, (50, 60_000))?;
+    let narinfo_deadline_max_ms =
+        within("gateway.narinfo_deadline_max_ms", config.narinfo_deadline_max_ms, (50, 60_000))?;
     Ok(GatewaySettings {
         listen: check_listen(&config.listen)?,
         host_names: check_host_names(&config.host_names)?,

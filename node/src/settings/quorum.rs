@@ -128,6 +128,9 @@ fn told(error: PolicyError, mode: &str) -> SettingsError {
     match error {
         PolicyError::NoK { of: 0 } => SettingsError::NoBuilders { key: format!("quorum.mode = {mode:?}") },
         PolicyError::K { key, k, of: 0 } => SettingsError::NoBuilders { key: format!("{key} = {k}") },
+        PolicyError::NoOwnKey => {
+            refused("quorum.count_own_rebuild", true, "false, or trust.builder_key_file to sign with")
+        }
         other => SettingsError::Policy(other),
     }
 }
