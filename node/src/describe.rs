@@ -1,5 +1,7 @@
 //! Errors, as people read them.
 
+use std::borrow::Cow;
+
 /// The error and its causes, each said once: many messages hold their cause already.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
@@ -9,6 +11,30 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// What rustls says, with the address of a manual, when a connection ends without TLS' own goodbye. Every process that is killed
+/// and every line that breaks ends so, and nobody is cut short by it: each of our messages says how long it is.
+const NO_CLOSE_NOTIFY: &str = "peer closed connection without sending TLS close_notify";
+const ADDRESS: &str = ": https://";
+
+/// The same in words that alarm nobody.
+pub(crate) fn plainly(text: &str) -> Cow<'_, str> {
+    let mut parts = text.split(NO_CLOSE_NOTIFY);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    if plain.len() == text.len() {
+        return Cow::Borrowed(text);
+    }
+    let ends_address = |letter: char| !letter.is_ascii_graphic() || "\"')]},;".contains(letter);
+    for part in parts {
+        let after = match part.strip_prefix(ADDRESS) {
+            Some(address) => address.find(ends_address).and_then(|end| address.get(end..)).unwrap_or_default(),
+            None => part,
+        };
+        plain.push_str("the other side hung up without a goodbye");
+        plain.push_str(after);
+    }
+    Cow::Owned(plain)
 }
 
 #[cfg(test)]
@@ -22,5 +48,17 @@ mod tests {
         let error = anyhow::Error::from(Config::parse("[nodes]", Path::new("x.toml")).unwrap_err());
         assert_eq!(describe(&error).matches("unknown field").count(), 1);
         assert_eq!(describe(&error.context("not reloaded")).matches("unknown field").count(), 1);
+    }
+
+    #[test]
+    fn a_connection_that_ends_without_a_goodbye_alarms_nobody() {
+        let manual = "https://docs.rs/rustls/latest/rustls/manual/_03_howto/index.html#unexpected-eof";
+        let told = |after: &str| format!("why=\"i/o error: {NO_CLOSE_NOTIFY}: {manual}\"{after}");
+        let plain = |after: &str| format!("why=\"i/o error: the other side hung up without a goodbye\"{after}");
+        assert_eq!(plainly(&told(" peer=a")), plain(" peer=a"));
+        assert_eq!(plainly(&told(&told(""))), plain(&plain("")));
+        assert_eq!(plainly(&format!("{NO_CLOSE_NOTIFY}: {manual}")), "the other side hung up without a goodbye");
+        assert_eq!(plainly(&format!("{NO_CLOSE_NOTIFY}; x")), "the other side hung up without a goodbye; x");
+        assert!(matches!(plainly("see https://example.org"), Cow::Borrowed("see https://example.org")));
     }
 }

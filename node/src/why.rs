@@ -1,5 +1,6 @@
 //! `why PATH`: what the resolver would do now, and did last.
 
+use crate::describe::plainly;
 use crate::mesh::{MeshHandle, PeerStats};
 use crate::status::{CandidateView, Decision, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
 use libp2p::PeerId;
@@ -52,7 +53,10 @@ pub(crate) fn why(
         (false, false, false) => WouldAnswer::AskCandidates,
     };
     let decisions = resolver.decisions().of(&part);
-    let decisions = decisions.into_iter().map(|(at_unix_ms, sentence)| Decision { at_unix_ms, sentence }).collect();
+    let decisions = decisions
+        .into_iter()
+        .map(|(at_unix_ms, sentence)| Decision { at_unix_ms, sentence: plainly(&sentence).into_owned() })
+        .collect();
     WhyReport {
         asked,
         hash_part: part.to_string(),

@@ -388,6 +388,17 @@ fn check_config_refuses_what_run_refuses_and_not_the_daemon_that_runs() {
 }
 
 #[test]
+fn a_peer_that_is_killed_hung_up_and_that_is_all() {
+    let mesh = TestMesh::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
+    TestMesh::start_all(&mut [&mut a, &mut b]);
+    b.kill();
+    a.wait_connected("b", false, std::time::Duration::from_secs(2));
+    a.wait_logged(&["disconnected", "hung up without a goodbye"]);
+    assert!(!a.log().contains("close_notify"), "{}", a.log());
+}
+
+#[test]
 fn help_names_every_command() {
     let said = finish(Command::new(narmesh_binary()).arg("--help")).expect_success("--help");
     for command in ["init", "run", "id", "check-config", "status", "advertised", "why", "demo"] {

@@ -10,6 +10,7 @@ mod origin;
 
 use self::limits::{LeftOut, Limits, Origin, Verdict};
 use self::origin::{Origins, described};
+use crate::describe::plainly;
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
 use std::io;
@@ -172,7 +173,7 @@ impl Line {
 
     /// Writes the line with its end, control characters inside of it, above all line breaks, escaped; and says how long it is.
     fn escape_into(&self, writer: &mut impl fmt::Write) -> Result<usize, fmt::Error> {
-        let body = self.text.strip_suffix('\n').unwrap_or(&self.text);
+        let body = plainly(self.text.strip_suffix('\n').unwrap_or(&self.text));
         let (mut bytes, mut is_cut) = (0, self.is_cut);
         for letter in body.chars() {
             let is_harmful = is_harmful(letter);

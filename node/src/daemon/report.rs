@@ -3,7 +3,7 @@
 use super::Daemon;
 use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
-use crate::describe::describe;
+use crate::describe::{describe, plainly};
 use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
 use crate::quorum::{Desk, OwnBuilds, Part, Question};
 use crate::settings::{PeerSettings, Settings};
@@ -327,7 +327,8 @@ fn parse_path(asked: &str, store_dir: &StoreDir) -> anyhow::Result<HashPart> {
 }
 
 fn peer_status(peer: &PeerSettings, board: &BTreeMap<PeerId, PeerStats>, view: &MeshView) -> PeerStatus {
-    let stats = board.get(&peer.peer_id).cloned().unwrap_or_default();
+    let mut stats = board.get(&peer.peer_id).cloned().unwrap_or_default();
+    stats.why = stats.why.map(|why| plainly(&why).into_owned());
     let seen = view.peers.iter().find(|seen| seen.peer == peer.peer_id);
     let summary = seen.and_then(|seen| seen.summary.as_ref()).map(|summary| SummaryStatus {
         epoch: summary.generation.epoch,

@@ -6,6 +6,7 @@ use super::{
     AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
     SummaryStatus, WhyReport, WouldAnswer,
 };
+use crate::describe::plainly;
 use crate::mesh::ProbeResult;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -398,7 +399,7 @@ impl PeerProbe {
                 "reachable, but this node is NOT in its allowlist: add our [[peer]] lines there (`narmesh id`)"
                     .to_owned()
             }
-            ProbeResult::Unreachable { why } => format!("NOT reachable: {}", escaped(why)),
+            ProbeResult::Unreachable { why } => format!("NOT reachable: {}", escaped(&plainly(why))),
             ProbeResult::NoAddress => {
                 "no address configured, not probed; a running daemon learns it from other peers".to_owned()
             }
