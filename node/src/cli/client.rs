@@ -23,10 +23,12 @@ pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<Con
     }
 }
 
-/// Without a configuration nobody knows where its daemon would answer: that is what has to be said.
+/// Without a configuration that can be read nobody knows where its daemon would answer: that is what has to be said.
 fn told(error: ControlError, config: &Path) -> anyhow::Error {
     match (&error, Config::read(config)) {
-        (ControlError::NotRunning { .. }, Err(missing @ ConfigError::Missing { .. })) => missing.into(),
+        (ControlError::NotRunning { .. }, Err(why @ (ConfigError::Missing { .. } | ConfigError::Read { .. }))) => {
+            why.into()
+        }
         (_, _) => error.into(),
     }
 }
@@ -74,6 +76,9 @@ mod tests {
         let file = dir.path().join("narmesh.toml");
         let asked = || ask(&file, &ControlRequest::Status).unwrap_err().to_string();
         assert!(asked().starts_with("there is no configuration ") && asked().contains(" init`"), "{}", asked());
+        std::fs::create_dir(&file).unwrap();
+        assert!(asked().contains("it is a directory, not a file"), "{}", asked());
+        std::fs::remove_dir(&file).unwrap();
         std::fs::write(&file, "").unwrap();
         assert!(asked().contains("no narmesh daemon answers"), "{}", asked());
     }
