@@ -1,4 +1,4 @@
-//! What must hold, judged from outside: from what owners truly published and truly hold, never from a core's own word.
+//! What must hold, judged from outside: by what owners truly published and truly hold, never by a core's own word.
 
 pub(crate) mod liveness;
 mod violation;
@@ -15,34 +15,37 @@ use std::sync::Arc;
 
 /// Paths looked up when one summary is checked.
 const SAMPLES: usize = 12;
-/// Of the paths that an owner has removed, so many are remembered, to see them forgotten.
+/// Removed paths that are remembered for each owner, at most, to see that other tables forget them.
 const REMOVED_KEPT: usize = 64;
-/// Pulls that a core may have under way: 16 by its own word, and as many that it has given up, whose answers still come.
+/// Pulls that a core may have under way: its own limit of 16, and as many that it has given up but whose answers may still
+/// come.
 const PULLS_MAX: usize = 32;
-/// Outputs for one input: a few, and a few for each peer.
+/// Outputs that one input may cause, besides four for each machine.
 const OUTPUTS_MAX: usize = 64;
-/// An honest machine publishes at most so often: twice a second, and a new epoch at any time.
+/// How often an honest machine may publish within `PUBLICATIONS_WINDOW_US`: twice a second, and a new epoch at any time.
 const PUBLICATIONS_MAX: usize = 40;
 const PUBLICATIONS_WINDOW_US: u64 = 10_000_000;
-/// No summary lives longer than a week, whatever it says; nor shorter than a minute.
+/// The bounds of a summary's lifetime, seconds: from a minute to a week, whatever its announcement says.
 const LIFETIME_S: (u64, u64) = (60, 604_800);
-/// What a request is waited for at most: by then the core counts it as failed.
+/// How long a core waits for an answer at most, microseconds; after that it counts the request as failed.
 const REQUEST_TIMEOUT_US: u64 = 10_000_000;
 /// The first bytes of encoded requests and replies: the numbers of their variants.
 const SYNC: u8 = 0;
 const PULL: u8 = 1;
 const BODY: u8 = 2;
 const DELTA: u8 = 3;
-/// Paths from here on are nobody's.
+/// Paths from this number on belong to nobody.
 pub(crate) const ABSENT_FROM: Path = 0xE000_0000;
-/// So many of them are looked for by everybody, one lookup in ten: what is new in a package set. A liar knows them.
+/// How many of these absent paths everybody looks for, in one lookup of ten, like what is new in a package set. Liars know
+/// them.
 pub(crate) const WANTED: Path = 2_000;
-/// An epoch may be so far ahead of the receiver's wall clock, milliseconds.
+/// How far an epoch may be ahead of the receiver's wall clock, milliseconds.
 const DAY_MS: u64 = 86_400_000;
-/// A liar may mislead a machine so often in 5 min: 20 times for nothing, as often again with another epoch, and its share.
+/// How often a liar may mislead a machine within `LIES_WINDOW_US`: 20 times for free, 20 times more with its next epoch,
+/// and as often as the density of its filter predicts.
 const LIES_MAX: usize = 100;
 const LIES_WINDOW_US: u64 = 300_000_000;
-/// After its lifetime a summary may be used so much longer: a tick comes within a millisecond.
+/// How much longer than its lifetime a summary may be used, microseconds: a tick comes within a millisecond.
 const GRACE_US: u64 = 2_000;
 
 /// What an owner published under one generation.
@@ -50,9 +53,9 @@ const GRACE_US: u64 = 2_000;
 pub(crate) struct Publication {
     pub(crate) generation: Generation,
     envelope: Vec<u8>,
-    /// Of its store: all paths of this version are in the filter.
+    /// The version of the owner's store whose paths are all in the filter.
     pub(crate) version: u32,
-    /// The version at the epoch's beginning: paths removed before it are not in the filter.
+    /// The version of the store when the epoch began: paths removed before it are not in the filter.
     pub(crate) epoch_version: u32,
     pub(crate) audience: Arc<BTreeSet<Number>>,
     pub(crate) announced: u64,
@@ -60,12 +63,12 @@ pub(crate) struct Publication {
     goodbye: bool,
 }
 
-/// What one machine has of another, by the ledger of accepted announcements and bodies.
+/// What one machine has of another, according to the announcements and bodies that it accepted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    /// The newest announcement accepted, as long as the disk remembers, and when.
+    /// The newest announcement accepted, and when, microseconds; forgotten with the machine's disk.
     accepted: Option<(Generation, u64)>,
-    /// The body in the table, and when its lifetime ends.
+    /// The body in the table, and when its lifetime ends, microseconds.
     held: Option<(Generation, u64)>,
 }
 
@@ -84,12 +87,12 @@ pub(crate) struct Checker {
     by_digest: BTreeMap<AudienceDigest, Number>,
     owners: Vec<Owner>,
     slots: Vec<Vec<Slot>>,
-    /// When liars misled whom.
+    /// When each machine was misled by each liar, microseconds: by holder and owner.
     lies: BTreeMap<(Number, Number), Vec<u64>>,
-    /// Pulls under way, by asker: at whom, since when.
+    /// Pulls under way, by asker and request id: the machine asked, and since when, microseconds.
     pulls: Vec<BTreeMap<u64, (Number, u64)>>,
     pub(crate) violations: Vec<Violation>,
-    /// Summaries whose contents were looked up.
+    /// Bodies that were checked when they entered a table.
     pub(crate) checked: u64,
     turn: usize,
 }
@@ -115,7 +118,7 @@ impl Checker {
     }
 
     fn broken(&mut self, violation: Violation) {
-        // One bug breaks a promise again and again.
+        // One bug can break the same promise again and again.
         if self.violations.len() < 100 {
             self.violations.push(violation);
         }
@@ -125,7 +128,7 @@ impl Checker {
         self.slots.get_mut(holder)?.get_mut(owner)
     }
 
-    /// An honest machine published. Returns what is now in the ledger; nothing for a goodbye.
+    /// Records what an honest machine published. Returns the new entry of the ledger, but nothing for a goodbye.
     pub(crate) fn published(
         &mut self,
         owner: Number,
@@ -143,7 +146,7 @@ impl Checker {
         ledger.recent_us.retain(|at_us| at_us + PUBLICATIONS_WINDOW_US > now_us);
         ledger.recent_us.push(now_us);
         let often = ledger.recent_us.len() > PUBLICATIONS_MAX;
-        // Allowed only to a machine that lost its disk; it will be overtaken. See `disk_lost`.
+        // Only a machine that lost its disk may go back (see `disk_lost`): it is overtaken by its own newer announcements.
         let back = ledger.newest.is_some_and(|newest| newest > generation);
         ledger.newest = Some(generation);
         let first = Generation { seq: 0, ..generation };
@@ -175,7 +178,7 @@ impl Checker {
         (!announcement.is_goodbye()).then_some(publication)
     }
 
-    /// A machine's disk is gone: nothing that it accepted or published binds it any more.
+    /// Forgets what a machine accepted and published: without its disk it is no longer bound by it.
     pub(crate) fn disk_lost(&mut self, number: Number) {
         if let Some(owner) = self.owners.get_mut(number) {
             owner.newest = None;
@@ -230,7 +233,7 @@ impl Checker {
         }
     }
 
-    /// A machine has a body in its table.
+    /// Checks a body that a machine took into its table.
     pub(crate) fn body(
         &mut self,
         holder: Number,
@@ -266,7 +269,7 @@ impl Checker {
             return self.broken(Violation::Audience { holder, owner, generation });
         }
         self.turn = self.turn.wrapping_add(7);
-        // Of a large fleet's bodies, one in a few: each costs as much as its installation.
+        // In a large fleet only some bodies are looked into: the check takes as long as taking the body in.
         if !self.checked.is_multiple_of(1 + self.owners.len() as u64 / 200) {
             return;
         }
@@ -305,7 +308,7 @@ impl Checker {
         }
     }
 
-    /// A core has an answer, whatever it says.
+    /// A core got an answer to a request, whatever it says.
     pub(crate) fn answered(&mut self, machine: Number, id: u64) {
         self.pulls.get_mut(machine).and_then(|pulls| pulls.remove(&id));
     }
@@ -315,7 +318,7 @@ impl Checker {
         self.pulls.get_mut(machine).into_iter().for_each(|pulls| pulls.retain(|_, (to, _)| *to != other));
     }
 
-    /// An honest machine answers: nothing may go to somebody outside its audience.
+    /// Checks what an honest machine answers: nothing may go to anyone outside its audience.
     pub(crate) fn responded(&mut self, machine: Number, asker: Number, question: &[u8], reply: &[u8]) {
         if reply.len() > GossipReply::BYTES_MAX {
             self.broken(Violation::Bound { machine, what: "bytes of a reply", value: reply.len() });
@@ -325,7 +328,7 @@ impl Checker {
                 self.by_digest.get(&owner).map(|owner| (*owner, generation)).into_iter().collect()
             }
             (Ok(GossipRequest::Sync(_)), Some(&SYNC)) => match GossipReply::decode(reply) {
-                // Its own announcement is for anyone whom it answers; its body is not.
+                // A machine may tell its own announcement to anyone whom it answers, but not its body.
                 Ok(GossipReply::Sync { news, .. }) => {
                     news.iter().filter_map(|news| self.named(news)).filter(|(owner, _)| *owner != machine).collect()
                 }
@@ -335,7 +338,7 @@ impl Checker {
         };
         for (owner, generation) in told {
             let publication = self.owners.get(owner).and_then(|owner| owner.published.get(&generation));
-            // A goodbye is told to those who have the body, whoever was meant since.
+            // A goodbye may go to everyone who has the body, even if the audience has changed since.
             let publication = publication.filter(|publication| owner != asker && !publication.goodbye);
             if publication.is_some_and(|publication| !publication.audience.contains(&asker)) {
                 self.broken(Violation::HandedOut { machine, asker, owner, generation });
@@ -343,8 +346,9 @@ impl Checker {
         }
     }
 
-    /// Whose an envelope is and which, without looking at its signature.
+    /// The owner and the generation that an envelope names. Its signature is not checked.
     fn named(&self, envelope: &[u8]) -> Option<(Number, Generation)> {
+        // The PeerId of an Ed25519 key: an identity multihash of 36 bytes, which holds the key as protobuf.
         let mut id = vec![0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
         id.extend_from_slice(envelope.get(1..33)?);
         let word = |at: usize| Some(u64::from_le_bytes(envelope.get(at..at + 8)?.try_into().ok()?));
@@ -352,7 +356,7 @@ impl Checker {
         Some((self.number(&PeerId::from_bytes(&id).ok()?)?, generation))
     }
 
-    /// Nothing outlives its lifetime.
+    /// Checks that no running machine uses a summary beyond its lifetime.
     pub(crate) fn sample(&mut self, machines: &[Machine], now_us: u64) {
         let mut found = Vec::new();
         for (holder, (slots, machine)) in self.slots.iter().zip(machines).enumerate() {
@@ -365,7 +369,7 @@ impl Checker {
         found.into_iter().for_each(|violation| self.broken(violation));
     }
 
-    /// After an allowlist change.
+    /// Checks that a machine forgot all peers that left its allowlist, in its table and on its disk.
     pub(crate) fn allowlist(&mut self, holder: Number, machine: &Machine) {
         let known = machine.core.peers().filter_map(|view| self.number(&view.peer)).collect::<BTreeSet<_>>();
         let disk = machine.disk_envelopes();
@@ -394,7 +398,7 @@ impl Checker {
         }
     }
 
-    /// A core said so much to one input.
+    /// Checks how many outputs a core gave for one input.
     pub(crate) fn outputs(&mut self, machine: Number, count: usize, machines: usize) {
         if count > OUTPUTS_MAX + 4 * machines {
             self.broken(Violation::Bound { machine, what: "outputs for one input", value: count });
@@ -402,7 +406,7 @@ impl Checker {
     }
 }
 
-/// A path of this version of the owner's store that is not found at the holder: a sample, and the newest.
+/// A path of this version of the owner's store that the holder's filter misses, among a sample and the newest paths.
 fn missing(holder: &Machine, owned: &Machine, version: u32, turn: usize) -> Option<Path> {
     let table = holder.core.table();
     let held = &owned.store.held;
@@ -412,7 +416,7 @@ fn missing(holder: &Machine, owned: &Machine, version: u32, turn: usize) -> Opti
     covered.find(|path| !table.claims(&owned.peer, &part(*path)))
 }
 
-/// Whether a filter claims so much of what nobody ever had that it cannot be its owner's.
+/// Whether a filter claims so many paths that nobody ever had that it cannot be its owner's: more than 3 of 24.
 fn claims_too_much(holder: &Machine, owner: &PeerId, turn: usize) -> bool {
     let table = holder.core.table();
     let first = ABSENT_FROM + WANTED + u32::try_from(turn % 1_000_000).unwrap_or(0);

@@ -17,12 +17,12 @@ impl Draw {
         self.0.next_u64().checked_rem(below).unwrap_or(0)
     }
 
-    /// From `from` up to and without `to`.
+    /// At least `from` and less than `to`; `from` when the range is empty.
     pub(crate) fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to.saturating_sub(from))
     }
 
-    /// True in so many of a thousand cases.
+    /// True in `permille` of a thousand cases.
     pub(crate) fn chance(&mut self, permille: u64) -> bool {
         permille > 0 && self.below(1_000) < permille
     }
@@ -36,7 +36,7 @@ impl Draw {
         from.get(index).copied()
     }
 
-    /// So many of them, in random order.
+    /// `count` random elements in random order; all of them when there are fewer.
     pub(crate) fn some<T>(&mut self, mut from: Vec<T>, count: usize) -> Vec<T> {
         let count = count.min(from.len());
         for at in 0..count {
@@ -53,8 +53,8 @@ impl Draw {
         seed
     }
 
-    /// The size of one build, paths. Half are 1 to 3, a tenth hundreds, one in two hundred thousands: guesses after what
-    /// rebuilds of packages, systems and whole package sets bring.
+    /// The size of one build, paths. Half are 1 to 3, a tenth hundreds, and one in two hundred has thousands. Guesses, from
+    /// what rebuilds of packages, systems and whole package sets bring.
     pub(crate) fn build_paths(&mut self) -> u32 {
         let (least, most) = match self.below(200) {
             0..=99 => (1, 4),

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// Points of each curve.
 const BUCKETS: u64 = 60;
-/// Pairs of machines looked at for the age of tables.
+/// Random pairs of machines that are looked at for the age of tables, at each point.
 const PAIRS: usize = 300;
 
 /// One point of the curves.
@@ -22,9 +22,9 @@ pub struct Point {
     pub at_s: i64,
     /// Bytes a second that a machine sent and received, by kind, mean over the machines.
     pub bytes_per_s: [u64; 5],
-    /// How old what a table lacks is, seconds, mean over pairs of machines.
+    /// Age of the oldest change that a table lacks, seconds, mean over pairs of machines.
     pub age_mean_s: f64,
-    /// The same, the worst pair.
+    /// The same of the worst pair.
     pub age_max_s: f64,
     /// Wasted probes for a thousand absent paths.
     pub wasted_permille: f64,
@@ -40,14 +40,17 @@ struct Change {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Spread {
-    /// The version of the store that it tells of.
+    /// The version of the store that the publication tells of.
     version: u32,
-    /// The oldest build that it tells of, and the oldest collection.
+    /// When the oldest build that it tells of was made, microseconds.
     build_us: Option<u64>,
+    /// When the oldest collection that it tells of was made, microseconds.
     removal_us: Option<u64>,
-    /// Bytes that holders pulled for it, how many holders, and what the changed bits are worth.
+    /// Bytes that holders pulled for it.
     bytes: u64,
+    /// How many holders pulled it.
     holders: u64,
+    /// The entropy of the filter bits that it changed, bytes; 0 if it was no delta.
     entropy_bytes: f64,
 }
 
@@ -58,7 +61,7 @@ struct Owner {
     numbers: BTreeMap<Generation, usize>,
 }
 
-/// Someone who joins while the others run.
+/// A machine that joins while the others run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Joiner {
     pub(crate) number: Number,
@@ -72,45 +75,46 @@ pub(crate) struct Joiner {
 pub struct Probes {
     /// Lookups of paths that nobody has.
     pub absent: u64,
-    /// Honest machines asked for them.
+    /// Probes sent to honest machines for such paths, all in vain.
     pub absent_wasted: u64,
-    /// Liars asked for them.
+    /// Probes sent to liars for such paths, all in vain.
     pub absent_lied: u64,
     /// Lookups of paths that another machine has.
     pub present: u64,
-    /// Found.
+    /// Lookups of such paths that found one.
     pub found: u64,
-    /// Asked in vain before.
+    /// Probes for such paths sent to machines that did not have them.
     pub present_wasted: u64,
 }
 
 /// What the bodies that were pulled would have taken in other encodings, bytes on the wire of the receiver.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Encodings {
-    /// Bloom filters and deltas, as they are.
+    /// Bloom filters and deltas, as the protocol has them.
     pub filters: u64,
     /// Sorted prefixes of 8 bytes and deltas of them.
     pub prefixes: u64,
-    /// A rateless IBLT between what was held and what is.
+    /// A rateless IBLT between what the holder had and what the owner has.
     pub reconciled: u64,
-    /// Times that something was pulled.
+    /// How often something was pulled.
     pub pulls: u64,
 }
 
 impl Encodings {
-    /// Around a body: generation, count, and request.
+    /// Bytes around a body: generation, count, and request.
     const AROUND: u64 = 60;
     const PREFIX_BYTES: u64 = 8;
     /// A coded symbol: the sum of prefixes, a checksum of 8 bytes, a count.
     const SYMBOL_BYTES: u64 = 8 + 8 + 1;
 
-    /// A pull of so many bytes that told of so many differences; from nothing when `cold`.
+    /// Counts a pull of `bytes` bytes that told of this many changed paths; `cold` when the holder had nothing before.
     pub(crate) fn pulled(&mut self, bytes: usize, differences: u64, cold: bool) {
         let wire = |payload: u64| traffic::wire_bytes(usize::try_from(payload).unwrap_or(0) + STREAM_OVERHEAD) as u64;
         self.pulls += 1;
         self.filters += wire(bytes as u64);
         self.prefixes += wire(Self::PREFIX_BYTES * differences + Self::AROUND);
-        // 1.35 symbols for each difference (arXiv 2402.02668), somewhat more for few; a newcomer takes the list.
+        // 1.35 symbols for each difference (arXiv 2402.02668), somewhat more when there are few. A newcomer takes the whole
+        // list.
         let symbols = (differences * 135).div_ceil(100) + 3;
         let payload = if cold { Self::PREFIX_BYTES * differences } else { Self::SYMBOL_BYTES * symbols };
         self.reconciled += wire(payload + Self::AROUND);
@@ -123,12 +127,12 @@ pub(crate) struct Figures {
     pub(crate) bucket_us: u64,
     pub(crate) begun_us: Option<u64>,
     owners: Vec<Owner>,
-    /// How many publications of each owner a holder has seen.
+    /// How many publications each holder has seen of each owner.
     seen: Vec<Vec<u32>>,
     up_since_us: Vec<u64>,
     pub(crate) known_us: Vec<u64>,
     pub(crate) forgotten_us: Vec<u64>,
-    /// From an announcement's publication until each machine had its first copy.
+    /// Times from an announcement's publication until each machine had its first copy.
     pub(crate) heard_us: Vec<u64>,
     /// Announcements published in the measured time, and copies of them that arrived.
     pub(crate) announced: u64,
@@ -141,7 +145,7 @@ pub(crate) struct Figures {
     /// When the first honest machine demoted each liar, microseconds from the beginning.
     pub(crate) demoted: BTreeMap<Number, u64>,
     pub(crate) joiner: Option<Joiner>,
-    /// Bytes of all machines when nothing had happened yet, and when that was.
+    /// When the first event came, microseconds, and the bytes of all machines until then.
     pub(crate) idle: Option<(u64, u64)>,
     pub(crate) encodings: Encodings,
     draw: Draw,
@@ -170,17 +174,17 @@ impl Figures {
             joiner: None,
             idle: None,
             encodings: Encodings::default(),
-            // Apart from the run's own: what is looked at must not change what happens.
+            // Not the draws of the run: measuring must not change what happens.
             draw: Draw::new(0x00f1_60e5),
         }
     }
 
-    /// A build.
+    /// A machine built this many paths.
     pub(crate) fn changed(&mut self, now_us: u64, number: Number, paths: u32) {
         self.pend(number, Change { at_us: now_us, removal: false, paths });
     }
 
-    /// A garbage collection.
+    /// A machine collected garbage.
     pub(crate) fn collected(&mut self, now_us: u64, number: Number) {
         self.pend(number, Change { at_us: now_us, removal: true, paths: 0 });
     }
@@ -191,11 +195,11 @@ impl Figures {
         }
     }
 
-    /// A machine published; its filter has so many bits and `items` in it.
+    /// A machine published a summary whose filter has this many bits.
     pub(crate) fn published(&mut self, number: Number, publication: &Publication, filter_bits: u32) {
         let Some(owner) = self.owners.get_mut(number) else { return };
         let generation = publication.generation;
-        // Within an epoch nothing is removed: collections wait for the next.
+        // Nothing is removed within an epoch: collections wait for the next one.
         let told: Vec<_> =
             owner.pending.iter().copied().filter(|change| !change.removal || generation.seq == 0).collect();
         owner.pending.retain(|change| change.removal && generation.seq > 0);
@@ -214,7 +218,8 @@ impl Figures {
         });
     }
 
-    /// A holder has a body of this generation. Returns the version of the store that it had before, if any, and that of now.
+    /// A holder has a body of this generation. Returns the version of the store that it knew before, if any, and the one
+    /// that it knows now.
     pub(crate) fn known(
         &mut self,
         now_us: u64,
@@ -238,7 +243,7 @@ impl Figures {
         let now = spreads.last()?.version;
         self.begun_us?;
         for spread in spreads {
-            // What came while a machine was not there is not its delay.
+            // What came while a machine was down is not its delay.
             self.known_us.extend(spread.build_us.filter(|at| *at >= up_since_us).map(|at_us| now_us - at_us));
             self.forgotten_us.extend(spread.removal_us.filter(|at| *at >= up_since_us).map(|at_us| now_us - at_us));
         }
@@ -250,7 +255,7 @@ impl Figures {
         self.announced += u64::from(self.begun_us.is_some_and(|begun_us| begun_us <= now_us));
     }
 
-    /// A copy of an announcement of then arrived.
+    /// A copy of an announcement that was published at `at_us` arrived.
     pub(crate) fn copy(&mut self, at_us: u64, now_us: u64, first: bool) {
         if self.begun_us.is_some_and(|begun_us| begun_us <= at_us) {
             self.copies += 1;
@@ -258,7 +263,7 @@ impl Figures {
         }
     }
 
-    /// A machine's core begins.
+    /// A machine's core started.
     pub(crate) fn restarted(&mut self, now_us: u64, number: Number) {
         if let Some(since) = self.up_since_us.get_mut(number) {
             *since = now_us;
@@ -279,7 +284,7 @@ impl Figures {
         self.joiner = Some(Joiner { number, since_us: now_us, full_us: None, received: 0 });
     }
 
-    /// What is measured begins.
+    /// The measured time begins.
     pub(crate) fn begin<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         self.begun_us = Some(now_us);
         self.before = sums(traffic);
@@ -287,14 +292,14 @@ impl Figures {
         self.points.clear();
     }
 
-    /// The first event: until now nothing happened.
+    /// Notes the traffic before the first event: until then nothing happened.
     pub(crate) fn first_event<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         if self.idle.is_none() {
             self.idle = Some((now_us, traffic.map(Traffic::total).sum()));
         }
     }
 
-    /// A point of each curve.
+    /// Adds a point to each curve.
     pub(crate) fn sample<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         let sums = sums(traffic);
         let per = self.bucket_us / 1_000_000 * self.nodes as u64;
@@ -334,8 +339,8 @@ impl Figures {
         (sum_us as f64 / 1e6 / PAIRS as f64, max_us as f64 / 1e6)
     }
 
-    /// Bytes pulled by a holder for the builds measured, in percent of the entropy of the changed bits; only deltas count
-    /// towards what is needed, whole bodies count as what was pulled.
+    /// Bytes that holders pulled for the builds measured, in percent of the entropy of the changed bits. Only publications
+    /// that could be pulled as a delta count; a holder that pulled the whole body counts with all of its bytes.
     pub(crate) fn entropy_percent(&self) -> Option<f64> {
         let spreads =
             self.owners.iter().flat_map(|owner| &owner.published).filter(|spread| spread.entropy_bytes > 100.0);
@@ -359,8 +364,8 @@ fn sums<'a>(traffic: impl Iterator<Item = &'a Traffic>) -> [u64; 5] {
     sums
 }
 
-/// What the bits are worth that `added` items set in a filter of `bits` with `before` items: the logarithm of the number of
-/// ways to choose them among the zeros.
+/// The entropy, in bytes, of the bits that `added` items set in a filter of `bits` with `before` items: the logarithm of
+/// the number of ways to choose these bits among the zeros.
 fn entropy_bytes(bits: u32, before: u64, added: u64) -> f64 {
     let (bits, k) = (f64::from(bits), HASHES_PER_ITEM as f64);
     let zeros = |items: f64| bits * libm::exp(-k * items / bits);
@@ -374,7 +379,7 @@ fn entropy_bytes(bits: u32, before: u64, added: u64) -> f64 {
     zeros_before * entropy / 8.0
 }
 
-/// The value below which so many of a thousand are; the samples are sorted.
+/// The quantile of sorted samples, by nearest rank; `None` without samples.
 pub(crate) fn quantile(sorted: &[u64], permille: usize) -> Option<u64> {
     let at = (sorted.len() * permille).div_ceil(1_000).saturating_sub(1);
     sorted.get(at).copied()
@@ -385,8 +390,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entropy_is_that_of_choosing_bits() {
-        // 1,000 paths more in 2^19 bits with 20,000: some 7,150 of 344,000 zeros.
+    fn entropy_matches_the_ways_to_choose_bits() {
+        // 1,000 more paths in 2^19 bits that hold 20,000: some 7,150 of 344,000 zeros are set.
         let bytes = entropy_bytes(1 << 19, 20_000, 1_000);
         assert!((6_000.0..6_700.0).contains(&bytes), "{bytes}");
         assert_eq!(entropy_bytes(1 << 13, 10, 0), 0.0);

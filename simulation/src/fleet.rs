@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl World {
-    /// All that do not join later start within two seconds.
+    /// Starts all machines that do not join later, within two seconds.
     pub(crate) fn first_boot(&mut self) {
         self.after_us(self.figures.bucket_us, Happening::Sample);
         let joins = self.joiners();
@@ -23,14 +23,14 @@ impl World {
         }
     }
 
-    /// Whether all that do not join later run.
+    /// Whether all machines run, except those that join later.
     pub(crate) fn everyone_runs(&self) -> bool {
         let joiners = self.joiners();
         let running = self.machines.iter().filter(|machine| machine.is_running()).count();
         running + joiners.len() >= self.machines.len()
     }
 
-    /// Bytes of all filters that a machine needs.
+    /// Bytes of the filters of all peers that a machine trusts.
     pub(crate) fn filters_bytes(&self, number: Number) -> u64 {
         let others = self.machine(number).trusted.iter();
         others.map(|other| u64::from(self.machine(*other).core.publication().filter_bits) / 8).sum()
@@ -60,7 +60,8 @@ impl World {
         if self.machine(number).state != State::Down {
             return;
         }
-        // Its clock may have been set since the disk was lost: its epochs, ahead of the right time or behind it, would be used twice.
+        // The clock may have been set wrong after the disk was lost. Then the machine could use epochs, ahead of the right
+        // time or behind it, a second time.
         let keep_disk = keep_disk || self.machine(number).ever_skewed;
         if !keep_disk {
             self.checker.disk_lost(number);
@@ -90,7 +91,7 @@ impl World {
         self.after_us(wait_us, Happening::Read { number, reading });
     }
 
-    /// It has read its store; one that sleeps goes on when it wakes.
+    /// A machine has read its store. One that sleeps tells its core when it wakes.
     pub(crate) fn store_read(&mut self, number: Number, reading: u64) {
         let machine = self.machine_mut(number);
         if machine.is_running() && machine.reading == Some(reading) {
@@ -111,7 +112,7 @@ impl World {
     }
 }
 
-/// Who has an address of whom: each machine wants so many connections, with machines chosen at random.
+/// Who has an address of whom: each machine wants a number of connections, to machines chosen at random.
 pub(crate) fn topology(
     draw: &mut Draw,
     scenario: &Scenario,
@@ -124,7 +125,7 @@ pub(crate) fn topology(
     for a in 0..nodes {
         let others: Vec<_> = (0..nodes).filter(|b| *b != a && !pairs.contains(&(a.min(*b), a.max(*b)))).collect();
         let mut others = draw.some(others, nodes);
-        // Those that have room first.
+        // Machines that have room come first.
         others.sort_by_key(|b| degrees.get(*b).copied().unwrap_or(0) >= wanted);
         for b in others {
             if degrees.get(a).copied().unwrap_or(0) >= wanted {

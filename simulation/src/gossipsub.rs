@@ -1,8 +1,8 @@
-//! gossipsub, modelled after rust-libp2p's 0.50 with the daemon's parameters (`node/src/mesh/behaviour.rs`: the defaults, but
-//! for the first heartbeat). No scores: the daemon uses none.
+//! gossipsub, modelled after rust-libp2p 0.50 with the daemon's parameters (`node/src/mesh/behaviour.rs`: the defaults,
+//! except for the first heartbeat). There are no scores, because the daemon uses none.
 //!
-//! A publisher sends to all its connections (flood publish). Who takes a message hands it to its mesh of 5 to 12 neighbours,
-//! and names it for three heartbeats to others, who ask for it if they lack it.
+//! A publisher sends to all its connections (flood publish). A node that accepts a message hands it to its mesh of 5 to 12
+//! neighbours. For three heartbeats it also names the message to others, who ask for it if they lack it.
 
 use crate::machine::Number;
 use crate::network::{Message, Rpc};
@@ -17,7 +17,7 @@ const MESH_N: usize = 6;
 const MESH_N_LOW: usize = 5;
 const MESH_N_HIGH: usize = 12;
 const GOSSIP_LAZY: usize = 6;
-/// `gossip_factor` 0.25.
+/// `gossip_factor` 0.25: one in four peers outside the mesh is told which messages there are.
 const GOSSIP_SHARE: usize = 4;
 const HISTORY_GOSSIP: usize = 3;
 const HISTORY_LENGTH: usize = 5;
@@ -26,13 +26,14 @@ pub(crate) const HEARTBEAT_US: u64 = 1_000_000;
 pub(crate) const FIRST_HEARTBEAT_US: u64 = 500_000;
 const DUPLICATE_CACHE_US: u64 = 60_000_000;
 const PRUNE_BACKOFF_US: u64 = 60_000_000;
-/// Around an announcement: author, sequence number, topic, signature and their tags.
+/// Bytes around an announcement: author, sequence number, topic, signature and their tags.
 const MESSAGE_OVERHEAD: usize = 145;
-/// One message id in an IHAVE or IWANT; the topic and tags around them.
+/// Bytes of one message id in an IHAVE or IWANT.
 const ID_BYTES: usize = 34;
+/// Bytes of the topic and tags around the ids.
 const CONTROL_OVERHEAD: usize = 30;
 
-/// A message of gossipsub.
+/// A message that was published.
 #[derive(Clone, Debug)]
 pub(crate) struct Published {
     pub(crate) author: Number,
@@ -85,7 +86,7 @@ fn message_bytes(published: &Published) -> usize {
 }
 
 impl World {
-    /// A machine publishes; returns gossipsub's name for the message.
+    /// Publishes a message to all connections. Returns its id.
     pub(crate) fn gossip_publish(&mut self, number: Number, bytes: Arc<[u8]>) -> u64 {
         self.counter += 1;
         let id = self.counter;
@@ -111,7 +112,7 @@ impl World {
         self.transmit(from, to, Kind::Control, CONTROL_OVERHEAD + ID_BYTES * ids, Message::Rpc(rpc));
     }
 
-    /// The core judged a message.
+    /// The core accepted a message: it is handed to the mesh.
     pub(crate) fn gossip_accepted(&mut self, number: Number, from: Number, id: u64) {
         let Some(author) = self.published.get(&id).map(|published| published.author) else { return };
         let machine = self.machine_mut(number);
@@ -127,7 +128,7 @@ impl World {
     }
 
     pub(crate) fn gossip_connected(&mut self, number: Number, other: Number) {
-        // Its subscription comes: below the low mark it is taken up at once.
+        // The other's subscription arrives: a mesh below the low mark takes it in at once.
         if self.machine_mut(number).subscriber.mesh.len() < MESH_N_LOW {
             self.graft(number, other);
         }
@@ -213,7 +214,7 @@ impl World {
         self.input(to, Input::Announcement { id, author, from, bytes: bytes.to_vec() });
     }
 
-    /// Once a second.
+    /// The heartbeat, once a second.
     pub(crate) fn heartbeat(&mut self, number: Number, run: u64) {
         if !self.machine(number).is_running() || self.machine(number).run != run {
             return;

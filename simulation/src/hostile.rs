@@ -1,4 +1,4 @@
-//! Machines that lie: an honest core to know what the mesh says, and a malice that speaks instead of it.
+//! Machines that lie: each has an honest core that follows the mesh, and a malice that speaks in its place.
 
 use crate::checker::{ABSENT_FROM, WANTED};
 use crate::draw::Draw;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 const DAY_MS: u64 = 86_400_000;
-/// What a flood is: far above what a peer is granted at once.
+/// Messages or requests in a flood: far more than a peer is granted at once.
 const FLOOD: usize = 200;
 /// Envelopes of others that a liar keeps to replay them.
 const STOLEN_MAX: usize = 64;
@@ -26,25 +26,25 @@ const STOLEN_MAX: usize = 64;
 pub enum Trick {
     /// Its filter has all bits set.
     AllOnes,
-    /// Its filter has as many bits set as are let through, at random.
+    /// Its filter has random bits set, as many as receivers let through.
     DenseAsAllowed,
     /// Its filter claims the paths of everyone else.
     ClaimEverything,
-    /// It says that it has nothing.
+    /// Its filter is empty, as if it had nothing.
     ClaimNothing,
-    /// It announces epochs of next week.
+    /// It announces epochs that are a week ahead.
     FutureEpoch,
     /// It announces its own older states again.
     StaleEpoch,
-    /// It publishes and tells envelopes of others from long ago, as from a stolen disk.
+    /// It publishes and passes on old envelopes of others, as from a stolen disk.
     ReplayStolen,
     /// It signs two summaries for one generation and publishes both.
     Equivocate,
     /// It announces bodies that it does not have.
     NoBody,
-    /// It answers questions for the bodies of others with bodies of its own making.
+    /// It answers pulls of others' bodies with bodies of its own making.
     WrongBody,
-    /// It hands the bodies of others to whoever asks, whoever is meant.
+    /// It hands the bodies of others to whoever asks, whatever their audience.
     Leak,
     /// It publishes two hundred announcements at once.
     FloodAnnouncements,
@@ -56,7 +56,7 @@ pub enum Trick {
     Garbage,
 }
 
-/// All of them.
+/// All tricks.
 pub const TRICKS: [Trick; 15] = [
     Trick::AllOnes,
     Trick::DenseAsAllowed,
@@ -81,22 +81,23 @@ pub(crate) struct Malice {
     trick: Trick,
     every_us: u64,
     signed: BTreeSet<Generation>,
-    /// Its false bodies.
+    /// Bodies that it made up, by the generation that it announced them under.
     bodies: BTreeMap<Generation, Vec<u8>>,
     /// Its newest envelope, true or false.
     newest: Option<Vec<u8>>,
-    /// Its older ones.
+    /// Its older envelopes.
     old: Vec<Vec<u8>>,
-    /// Envelopes of others, the first that it heard.
+    /// Envelopes of others: the first that it heard, at most `STOLEN_MAX`.
     stolen: Vec<Vec<u8>>,
-    /// Bodies of others by their digest, and the digests by what was announced: to leak them.
+    /// Bodies of others by their digest, to leak them.
     leaked: BTreeMap<[u8; 32], Vec<u8>>,
+    /// The digest of each body that others announced, to find the body in `leaked`.
     heard: BTreeMap<(AudienceDigest, Generation), [u8; 32]>,
     me: Option<AudienceDigest>,
 }
 
 impl Malice {
-    /// The liar of this turn, from 0.
+    /// The liar number `turn`, from 0. The scenario's tricks are dealt out in turn.
     pub(crate) fn new(hostile: &Hostile, turn: usize, stranger: bool) -> Self {
         let tricks = if hostile.tricks.is_empty() { TRICKS.as_slice() } else { hostile.tricks.as_slice() };
         let trick = tricks.get(turn % tricks.len().max(1)).copied().unwrap_or(Trick::Garbage);
@@ -130,7 +131,7 @@ impl Malice {
         envelope
     }
 
-    /// An envelope of its honest core becomes what is really published.
+    /// Turns an envelope of the honest core into what is published instead.
     fn lie(
         &mut self,
         keypair: &Keypair,
@@ -177,7 +178,7 @@ impl Malice {
         self.seal(keypair, announcement)
     }
 
-    /// What it answers instead of the honest reply.
+    /// The answer that it sends instead of the honest reply.
     pub(crate) fn answer(&mut self, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
         let reply = match GossipRequest::decode(question) {
             Ok(GossipRequest::Pull { owner, generation, .. }) => self.answer_pull(owner, generation, &honest),
@@ -255,7 +256,7 @@ impl Malice {
         }
     }
 
-    /// Is answered.
+    /// Takes an answer to a request of its honest core.
     pub(crate) fn receive(&mut self, reply: &[u8]) {
         if self.trick != Trick::Leak {
             return;
@@ -284,7 +285,7 @@ impl Malice {
         }
     }
 
-    /// What it publishes by itself now.
+    /// The envelopes that it publishes now on its own.
     fn publishes(&mut self, keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<Vec<u8>> {
         let announcement = self.announcement(now_ms, draw);
         match self.trick {
@@ -325,7 +326,7 @@ impl Malice {
         }
     }
 
-    /// What it asks by itself now.
+    /// The requests that it sends now on its own.
     fn asks(&self, draw: &mut Draw) -> Vec<Vec<u8>> {
         match self.trick {
             Trick::Garbage => vec![draw.seed().to_vec()],
@@ -355,13 +356,13 @@ impl Malice {
     }
 }
 
-/// A comparison without what it is for.
+/// An answer to a comparison that tells nothing.
 fn nothing_told(store_dir: String, software: String) -> GossipReply {
     GossipReply::Sync { store_dir, software, yours: None, news: Vec::new() }
 }
 
-/// What an otherwise honest machine answers that withholds all but its own: its newest announcement and its body. Were it to
-/// withhold those as well, it would be a liar that is rightly blamed.
+/// The answer of an otherwise honest machine that withholds everything but its own newest announcement and body. If it
+/// withheld those as well, it would be a liar and rightly blamed.
 pub(crate) fn withheld(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
     let reply = match (GossipRequest::decode(question), GossipReply::decode(&honest)) {
         (Ok(GossipRequest::Sync(_)), Ok(GossipReply::Sync { store_dir, software, mut news, .. })) => {
@@ -374,7 +375,7 @@ pub(crate) fn withheld(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8>
     reply.and_then(|reply| reply.encode().ok()).unwrap_or(honest)
 }
 
-/// The same with the lower half of its filter empty, or with a bit less.
+/// A false copy of a reply: a body with the first half of its filter empty, or a delta without positions.
 fn wrong(reply: GossipReply) -> Option<GossipReply> {
     match reply {
         GossipReply::Body(body) => {
@@ -398,7 +399,7 @@ fn byte_with_ones(draw: &mut Draw, permille: u64) -> u8 {
     (0..8).fold(0, |byte, bit| byte | u8::from(draw.chance(permille)) << bit)
 }
 
-/// A filter that claims every path there is, and those that everybody looks for although nobody has them.
+/// A filter that claims every path there is, and the absent paths that everybody looks for.
 fn everything(paths: Path) -> Vec<u8> {
     let class = FilterClass::for_items(u64::from(paths.min(ABSENT_FROM) + WANTED), 0.001);
     let class = class.unwrap_or_else(|| FilterClass::of_bytes(2 << 20).expect("the largest class"));
@@ -432,7 +433,7 @@ impl World {
         self.gossip_publish(number, lie.into());
     }
 
-    /// A liar does what it does; a stranger tries everything at somebody.
+    /// Lets a liar play its trick. A stranger plays a random one, against a random honest machine.
     pub(crate) fn trick(&mut self, number: Number) {
         self.schedule_trick(number);
         let now_ms = self.now_ms();
@@ -453,7 +454,8 @@ impl World {
         let honest: Vec<_> = victims.into_iter().filter(|victim| self.machine(*victim).is_honest()).collect();
         let Some(victim) = self.draw.pick(&honest) else { return };
         if stranger {
-            // Past the door that is shut before it in the daemon: the core must stand by itself.
+            // The daemon would refuse a stranger's handshake. Here its messages get through, because the core must
+            // withstand them by itself.
             let announcement = malice_envelope(&keypair, now_ms, &mut self.draw);
             let from = self.machine(victim).trusted.first().map_or(me, |other| self.machine(*other).peer);
             self.counter += 1;

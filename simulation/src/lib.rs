@@ -1,26 +1,29 @@
-//! The gossip, proven in a world where everything goes wrong and nothing is left to chance.
+//! Runs the gossip in a simulated world where everything goes wrong and nothing is left to chance.
 //!
-//! **Purpose.** N unmodified [`narmesh_gossip::Gossip`] cores run under a virtual clock and a virtual network, all of it drawn
-//! from one seed, so that a failure can be replayed, and so that a user can see what a fleet will cost before it exists.
-//! **Contract.** [`run`] takes a [`Scenario`] and a seed and returns a [`Report`]; the same two give the same
-//! [`Report::digest`] on any machine.
+//! **Purpose.** N unmodified [`narmesh_gossip::Gossip`] cores run under a virtual clock and a virtual network. Everything
+//! is drawn from one seed, so that a failure can be replayed, and so that users can see what a fleet will cost before it
+//! exists. **Contract.** [`run`] takes a [`Scenario`] and a seed and returns a [`Report`]. The same scenario and seed give
+//! the same [`Report::digest`] on any machine.
 //!
-//! **Walk.** The fleet starts ([`Scenario::settle_s`]). Then it is measured ([`Scenario::run_s`]) under builds, collections,
-//! lookups, random faults, scripted events and liars; at each step the checkers ask whether anyone accepted what its owner
-//! never published, went back, holds or hands out what it may not, misses a path that its summary covers, uses a summary
-//! beyond its life, grew beyond a bound, or blamed an honest peer. Then all faults end, and within [`Scenario::bound_s`] every
-//! table must equal the present state of every owner that can be reached through honest machines.
+//! **Walk.** The fleet starts ([`Scenario::settle_s`]). Then it is measured ([`Scenario::run_s`]) under builds,
+//! collections, lookups, random faults, scripted events and liars. At each step the checkers ask whether any machine
+//! accepted what its owner never published, went back to an older generation, holds or hands out what it may not, misses a
+//! path that its summary covers, uses a summary beyond its lifetime, grew beyond a bound, or blamed an honest peer. Then
+//! all faults end, and within [`Scenario::bound_s`] every table must equal the present state of every owner that can be
+//! reached through honest machines.
 //!
 //! **What is modelled.** gossipsub, because it cannot run in virtual time (`gossipsub.rs`, with the daemon's parameters).
 //! TCP: order, repair of lost packets, a sender's retries while nothing gets through, dead connections found by ping, the
-//! daemon's redialling (`network.rs`). Lines with a rate. Bytes are counted as they would be on the wire (`traffic.rs`).
+//! daemon's redialling (`network.rs`). Links with a bandwidth. Bytes are counted as they would be on the wire
+//! (`traffic.rs`).
 //!
-//! **What is not.** A machine whose clock was ahead and that then loses its disk twice before anyone has heard it: it may use
-//! an epoch twice, is blamed for equivocation once and then goes on above; so a machine whose clock was ever wrong keeps its
-//! disk here, and one that lost its disk keeps its clock until it has published. The time that a core takes.
+//! **What is not.** The time that a core takes. A machine whose clock was ahead and that then loses its disk twice before
+//! any peer has heard it: it may use an epoch twice, is blamed for equivocation once, and then goes on above that epoch. So
+//! a machine whose clock was ever wrong keeps its disk here, and one that lost its disk keeps its clock until it has
+//! published.
 //!
-//! **Invariants.** The checkers know what owners truly hold and published, and never ask a core whether it was right. No
-//! unordered map, no system clock, no floating point of the system's library in anything that happens.
+//! **Invariants.** The checkers know what owners truly hold and published, and never ask a core whether it was right.
+//! Nothing that happens depends on an unordered map, the system clock or the floating point of the system's library.
 
 mod checker;
 mod draw;
@@ -60,7 +63,7 @@ pub use world::Totals;
 use world::World;
 
 const SECOND_US: u64 = 1_000_000;
-/// How often liveness is looked at, microseconds.
+/// How often the tables are compared after the faults, microseconds.
 const LOOK_US: u64 = 250_000;
 
 /// Runs one world from its beginning to its verdict.
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_is_the_same_world() {
+    fn same_seed_gives_the_same_digest() {
         let (one, two) = (small("flapping", 7), small("flapping", 7));
         assert_eq!(one.digest, two.digest);
         assert_eq!(one.rows, two.rows);
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_story_does_not_change_what_happens() {
+    fn tracing_a_subject_does_not_change_the_run() {
         let scenario = || Scenario::load("lan-5").unwrap().small();
         let told = run(scenario(), 3, Subject::Node(0));
         assert!(told.story.iter().any(|line| line.contains("publishes")), "{:?}", told.story.first());
@@ -140,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn impatience_is_reported() {
-        // Nobody can be equal at the moment at which a partition ends: the liveness checker does look.
+    fn tables_that_differ_after_the_bound_are_reported() {
+        // No table can be equal at the very moment when a partition ends, so this shows that the liveness checker looks.
         let mut scenario = Scenario::load("partition").unwrap().small();
         scenario.bound_s = 0;
         scenario.event.retain(|event| event.at_s < 300);

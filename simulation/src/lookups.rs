@@ -1,4 +1,4 @@
-//! What users look for, and what is looked at now and then.
+//! The lookups of users, and the samples that are taken now and then.
 
 use crate::checker::{ABSENT_FROM, WANTED};
 use crate::machine::{Number, Path, part};
@@ -6,7 +6,7 @@ use crate::upset::has;
 use crate::world::{Happening, World};
 use narmesh_gossip::{Input, ProbeOutcome};
 
-/// Lookups come in turns of 6 s.
+/// Lookups come in turns of 6 s, ten turns a minute.
 const TURN_US: u64 = 6_000_000;
 const TURNS_PER_MINUTE: u64 = 10;
 
@@ -29,7 +29,7 @@ impl World {
         }
     }
 
-    /// A tenth of what falls on a minute, by chance one more.
+    /// The lookups of one turn: a tenth of those of a minute. Chance decides on the remainder.
     fn turns(&mut self, per_minute: u64) -> u64 {
         per_minute / TURNS_PER_MINUTE + u64::from(self.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
     }
@@ -79,7 +79,7 @@ impl World {
         }
     }
 
-    /// A point of the curves, and what must be tidied up now and then.
+    /// Adds a point to the curves, and does what must be tidied up now and then.
     pub(crate) fn sample(&mut self) {
         self.after_us(self.figures.bucket_us, Happening::Sample);
         let now_us = self.now_us;

@@ -30,7 +30,7 @@ pub(crate) enum State {
     Down,
 }
 
-/// A path and the versions of its store that have it: from `since` up to and without `until`.
+/// A path and the versions of its store that have it: from `since` up to but not including `until`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
     pub(crate) path: Path,
@@ -44,13 +44,13 @@ impl Held {
     }
 }
 
-/// What a store truly holds, and held at each of its versions.
+/// What a store truly holds, now and at each earlier version.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) version: u32,
     pub(crate) held: Vec<Held>,
     pub(crate) live: BTreeSet<Path>,
-    /// Of each version, from 1: paths that came and went.
+    /// How many paths each version added and removed; the first entry is version 1.
     changes: Vec<(u32, u32)>,
 }
 
@@ -66,7 +66,7 @@ impl Store {
         self.changes.push((u32::try_from(self.live.len() - before).unwrap_or(0), 0));
     }
 
-    /// How many paths came and went after one version and up to another.
+    /// How many paths were added and removed after version `from`, up to and with version `to`.
     pub(crate) fn changed(&self, from: u32, to: u32) -> (u64, u64) {
         let versions = self.changes.iter().take(to as usize).skip(from as usize);
         versions.fold((0, 0), |(came, went), (c, w)| (came + u64::from(*c), went + u64::from(*w)))
@@ -99,14 +99,14 @@ pub(crate) struct Machine {
     pub(crate) state: State,
     /// Grows with each start and each waking: what was planned before is void.
     pub(crate) run: u64,
-    /// The next output list is performed in part only, and then the machine is down.
+    /// It performs only a part of its next outputs, and then it is down.
     pub(crate) doomed: bool,
     pub(crate) store: Store,
-    /// It still reads its store: its core knows of no paths yet. Which reading it is.
+    /// The number of the reading, while it still reads its store and its core knows of no paths.
     pub(crate) reading: Option<u64>,
-    /// What its operator wants.
+    /// The peers that its operator trusts.
     pub(crate) trusted: Arc<BTreeSet<Number>>,
-    /// What its core was told of that last: a machine that sleeps hears of it when it wakes.
+    /// The peers that its core was last told to trust: a machine that sleeps hears of changes when it wakes.
     pub(crate) told: Arc<BTreeSet<Number>>,
     pub(crate) site: usize,
     pub(crate) skew_ms: i64,
@@ -117,10 +117,10 @@ pub(crate) struct Machine {
     disk_epoch: Option<u64>,
     disk_newest: BTreeMap<PeerId, Vec<u8>>,
     pub(crate) subscriber: Subscriber,
-    /// When a tick is on its way, milliseconds.
+    /// When the planned tick is due, milliseconds.
     pub(crate) tick: Option<u64>,
     pub(crate) malice: Option<Malice>,
-    /// When a peer returned that had been cut off, microseconds.
+    /// When a peer that had been cut off returned, microseconds.
     pub(crate) returned_us: Option<u64>,
     /// For a while it passes nothing on, though it is honest otherwise.
     pub(crate) withholding: bool,
@@ -128,15 +128,16 @@ pub(crate) struct Machine {
     pub(crate) moves: u8,
     /// On nobody's allowlist.
     pub(crate) stranger: bool,
-    /// When its line is free again, microseconds.
+    /// When its line is free again to send, microseconds.
     pub(crate) up_free_us: u64,
+    /// When its line is free again to receive, microseconds.
     pub(crate) down_free_us: u64,
     pub(crate) traffic: Traffic,
     /// Peers whose connection ended while it slept.
     pub(crate) lost_asleep: BTreeSet<Number>,
 }
 
-/// The hash part of a path's number.
+/// The hash part of the path with this number.
 pub(crate) fn part(path: Path) -> HashPart {
     let mut bytes = [0; 20];
     let words = [path, path.wrapping_mul(2_654_435_761), !path, path.rotate_left(16), path ^ 0x5bd1_e995];
@@ -216,7 +217,7 @@ impl Machine {
         self.disk_newest.len()
     }
 
-    /// All its paths, as the store tells them at start.
+    /// All its paths, as its store tells them at the start.
     pub(crate) fn all_paths(&self) -> Input {
         Input::Paths(PathChange::Replace(self.store.live.iter().copied().map(part).collect()))
     }
@@ -227,7 +228,7 @@ impl Machine {
         vec![SocketAddr::from(([10, high, low, self.moves + 1], 7280))]
     }
 
-    /// Whether it keeps from others what it knows.
+    /// Whether it keeps what it knows from others.
     pub(crate) fn withholds(&self) -> bool {
         self.withholding || self.malice.as_ref().is_some_and(Malice::withholds)
     }
@@ -248,14 +249,15 @@ fn core(now: Now, keypair: &Keypair, rng_seed: [u8; 32], persisted: Persisted) -
     Gossip::new(now, config, persisted)
 }
 
-/// Envelopes that are remembered: those of a large fleet, twice.
+/// Opened envelopes that are remembered: two for each machine of the largest fleet.
 const OPENED_MAX: usize = 4_096;
 
 thread_local! {
     static OPENED: RefCell<BTreeMap<Box<[u8]>, Arc<Envelope>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// [`Envelope::open`]. What it lets pass is remembered by all of its bytes: a thousand machines are shown the same ones.
+/// [`Envelope::open`], but valid envelopes are remembered by all of their bytes, because a thousand machines are shown the
+/// same ones.
 fn open_once(bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
     if let Some(envelope) = OPENED.with_borrow(|opened| opened.get(bytes).map(Arc::clone)) {
         return Ok(envelope);

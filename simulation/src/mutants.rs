@@ -1,10 +1,10 @@
-//! The checkers, checked: cores with one check left out must be noticed.
+//! Checks the checkers: cores with one check left out must be noticed.
 
 use crate::{Report, Scenario, Subject, run};
 use narmesh_gossip::{MUTATIONS, Mutation, mutate};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Each mutant must go red within so many seeds.
+/// How many seeds are tried; each mutant must go red with one of them.
 pub const SEEDS_MAX: u64 = 20;
 
 const SCENARIOS: [(&str, &str); 4] = [
@@ -19,7 +19,7 @@ const SCENARIOS: [(&str, &str); 4] = [
 pub struct Verdict {
     /// What its cores lacked; `None` for the cores as they are.
     pub mutation: Option<Mutation>,
-    /// Where it went red and what was seen first; `None` when nobody noticed.
+    /// The seed, the scenario and the first violation that made it red; `None` when nobody noticed.
     pub red: Option<(u64, &'static str, String)>,
 }
 
@@ -30,14 +30,14 @@ impl Verdict {
     }
 }
 
-/// All mutants, and first the cores as they are.
+/// All mutants, after the cores as they are.
 pub fn verdicts() -> impl Iterator<Item = Verdict> {
     std::iter::once(None).chain(MUTATIONS.map(Some)).map(|mutation| Verdict { mutation, red: first_red(mutation) })
 }
 
 fn first_red(mutation: Option<Mutation>) -> Option<(u64, &'static str, String)> {
     for seed in 1..=SEEDS_MAX {
-        // Those that always show the same are run once.
+        // Scenarios that show the same with every seed are run once.
         for (name, text) in SCENARIOS.iter().take(if seed == 1 { SCENARIOS.len() } else { 1 }) {
             let scenario = Scenario::parse(name, text).expect("tested below");
             mutate(mutation);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn their_scenarios_are_right() {
+    fn scenarios_of_the_mutants_are_valid() {
         for (name, text) in SCENARIOS {
             Scenario::parse(name, text).unwrap();
         }

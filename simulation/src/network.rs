@@ -1,8 +1,8 @@
 //! Links, connections, and how long a message takes.
 //!
-//! A connection is TCP: in order, what is lost comes later, what is sent while nothing gets through comes when the sender
-//! tries again. It ends when a process ends, or when TCP gives it up, as the daemon asks it to (`node/src/mesh/transport`).
-//! Redialling follows the daemon's plan (`node/src/mesh/dialer.rs`).
+//! A connection is TCP: messages arrive in order, lost packets arrive later, and what is sent while nothing gets through
+//! arrives when the sender tries again. It ends when a process ends, or when TCP gives it up after the time that the daemon
+//! asks for (`node/src/mesh/transport`). Redialling follows the daemon's plan (`node/src/mesh/dialer.rs`).
 
 use crate::machine::{Number, State};
 use crate::scenario::Line;
@@ -10,26 +10,27 @@ use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
 use crate::world::{Happening, World};
 use narmesh_gossip::Input;
 
-/// TCP gives a connection up when something sent was not acknowledged for so long.
+/// TCP gives a connection up when sent data stays unacknowledged for this long, microseconds.
 const UNACKNOWLEDGED_US: u64 = 10_000_000;
-/// TCP asks a silent connection for a sign of life after so long.
+/// TCP sends a keep-alive over a connection that was silent for this long, microseconds.
 const KEEP_ALIVE_US: u64 = 60_000_000;
-/// TCP's least retransmission timeout; doubled each time.
+/// TCP's shortest retransmission timeout, microseconds; it doubles with each try.
 const RETRANSMIT_US: u64 = 200_000;
-/// TCP sends at least so often while nothing gets through.
+/// TCP's longest pause between two tries while nothing gets through, microseconds.
 const RETRANSMIT_US_MAX: u64 = 120_000_000;
-/// The daemon's pauses between two dials of a configured peer: the first, the longest, and that after so many failures.
+/// The daemon's pauses between two dials of a configured peer, microseconds: the first and the longest (`REDIAL_US`), and
+/// the pause after `GONE_FAILURES` failures (`REDIAL_GONE_US`).
 const REDIAL_US: (u64, u64) = (250_000, 4_000_000);
 const GONE_FAILURES: u32 = 150;
 const REDIAL_GONE_US: u64 = 30_000_000;
-/// A peer that returns after so many failures was cut off: all others are tried at once, and for so long soon again, but not
-/// oftener than every minute.
+/// A peer that returns after this many failed dials was cut off. All other peers that could not be reached are then dialled
+/// at once, and for `RETURNS_US` with the shortest pause; at most once in `RETURNS_PAUSE_US`.
 const FAILURES_CUT_MIN: u32 = 4;
 const RETURNS_US: u64 = 4_000_000;
 const RETURNS_PAUSE_US: u64 = 60_000_000;
-/// A dial to nowhere is given up after this: the handshake's deadline.
+/// A dial that nobody answers is given up after this, microseconds: the handshake's deadline.
 const DIAL_TIMEOUT_US: u64 = 3_000_000;
-/// Messages that wait for a stalled connection; more would fill the socket's buffer.
+/// Messages that may wait for a stalled connection; more would fill the socket's buffer.
 const STALLED_MAX: usize = 256;
 
 /// What travels over a connection.
@@ -40,7 +41,7 @@ pub(crate) enum Message {
     Response { id: u64, bytes: Vec<u8> },
 }
 
-/// gossipsub's messages. Ids stand for what they name.
+/// gossipsub's messages. An id stands for the message that it names.
 #[derive(Clone, Debug)]
 pub(crate) enum Rpc {
     Publish { id: u64 },
@@ -54,19 +55,19 @@ pub(crate) enum Rpc {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Link {
     pub(crate) ends: (Number, Number),
-    /// The connection's number, when there is one.
+    /// The connection's number, if there is a connection.
     pub(crate) connection: Option<u64>,
-    /// Who dialled it.
+    /// The end that dialled the connection.
     dialler: Number,
     pub(crate) cut: bool,
     failures: u32,
-    /// A dial is planned; older plans are void.
+    /// The number of the planned dial; dials with older numbers are void.
     plan: u64,
-    /// Since when nothing gets through an existing connection.
+    /// Since when nothing gets through the existing connection, microseconds.
     blocked_us: Option<u64>,
-    /// Sent since then, waiting for TCP to try again.
+    /// Messages sent since then, which wait for TCP to try again.
     stalled: Vec<(Number, Kind, usize, Message)>,
-    /// When the last message of each direction arrives.
+    /// When the last message of each direction arrives, microseconds.
     last_us: [u64; 2],
 }
 
@@ -77,7 +78,7 @@ impl Link {
 }
 
 impl World {
-    /// The line between two machines.
+    /// The network between two machines: `wan` between sites, and without message faults once the world is healed.
     fn line(&self, a: Number, b: Number) -> Line {
         match self.scenario.wan {
             Some(wan) if self.machine(a).site != self.machine(b).site && !self.healed => wan,
@@ -93,7 +94,7 @@ impl World {
         neighbours.get(at).map(|(_, link)| *link)
     }
 
-    /// Those that a machine has a connection with.
+    /// The machines that this one is connected with.
     pub(crate) fn connected(&self, number: Number) -> Vec<Number> {
         let neighbours = self.neighbours.get(number).map(Vec::as_slice).unwrap_or_default();
         let open = |link: &usize| self.links.get(*link).is_some_and(|link| link.connection.is_some());
@@ -134,7 +135,7 @@ impl World {
         self.fly(at, from, kind, payload, message);
     }
 
-    /// What cannot be sent now waits; the first of it is the last that TCP waits for.
+    /// Keeps a message that cannot be sent now. The first one starts TCP's timeout, because it stays unacknowledged.
     fn stall(&mut self, at: usize, from: Number, kind: Kind, payload: usize, message: Message) {
         let Some(link) = self.links.get_mut(at) else { return };
         let first = link.stalled.is_empty();
@@ -158,12 +159,14 @@ impl World {
         sender.traffic.receive(kind, acks);
         sender.up_free_us = sender.up_free_us.max(now_us) + bytes as u64 * 8 / line.up_mbit;
         let left_us = sender.up_free_us;
+        // A dropped message is gone, as if its stream had been reset.
         if self.draw.chance(line.drop_permille) {
             return;
         }
         let mut at_us = left_us + line.one_way_ms(from > to) * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
         at_us += self.repair_us(line, payload);
         let direction = usize::from(self.links.get(at).is_some_and(|link| link.ends.0 == from));
+        // A message arrives after all earlier ones of its connection, except when it is drawn to be overtaken.
         let overtaken = self.draw.chance(line.reorder_permille);
         let last_us = self.links.get_mut(at).and_then(|link| link.last_us.get_mut(direction));
         if let Some(last_us) = last_us.filter(|_| !overtaken) {
@@ -177,7 +180,8 @@ impl World {
         self.at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
     }
 
-    /// What the loss of packets costs, microseconds: a round trip when later packets betray it, else TCP's timeout.
+    /// The delay that lost packets cause, microseconds: one round trip when later packets reveal the loss, otherwise TCP's
+    /// timeout.
     fn repair_us(&mut self, line: Line, payload: usize) -> u64 {
         if line.loss_permille == 0 {
             return 0;
@@ -201,7 +205,7 @@ impl World {
         cost_us
     }
 
-    /// A message is at the receiver's end of the line.
+    /// A message reaches the receiver's end of the link.
     pub(crate) fn arrive(
         &mut self,
         from: Number,
@@ -217,7 +221,7 @@ impl World {
             return;
         }
         if !self.passes(link) {
-            // On its way when the way was cut: TCP sends it again.
+            // The link was cut while the message was on its way: TCP sends it again.
             self.stall(at, from, kind, size, message);
             return;
         }
@@ -235,7 +239,7 @@ impl World {
         }
     }
 
-    /// A message is in the receiver's hands.
+    /// Hands a message to the receiver.
     pub(crate) fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
         let open = self.link_of(from, to).and_then(|link| self.links.get(link));
         if open.is_none_or(|link| link.connection != Some(connection)) || !self.machine(to).is_running() {
@@ -255,7 +259,7 @@ impl World {
         }
     }
 
-    /// Something changed on the way between two machines.
+    /// Reacts when packets stop or start to get through a link.
     pub(crate) fn look_at_link(&mut self, at: usize) {
         let Some(link) = self.links.get(at) else { return };
         let (passes, connection, blocked) = (self.passes(link), link.connection, link.blocked_us);
@@ -335,7 +339,7 @@ impl World {
         self.plan_dial(at, 20_000, REDIAL_US.0);
     }
 
-    /// Plans the next dial, after at least and at most so long.
+    /// Plans the next dial after a random wait between the two bounds, microseconds.
     pub(crate) fn plan_dial(&mut self, at: usize, least_us: u64, most_us: u64) {
         let wait_us = self.draw.between(least_us, most_us);
         self.counter += 1;
@@ -346,7 +350,7 @@ impl World {
         }
     }
 
-    /// A machine starts, or its allowlist changed: it dials all that it misses.
+    /// Dials every peer that a machine is not connected with, after its start or a change of its allowlist.
     pub(crate) fn dial_all_of(&mut self, number: Number) {
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
         for at in links {
@@ -373,6 +377,7 @@ impl World {
             self.after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
             return;
         }
+        // Nobody answers over a cut link, so the handshake's deadline has to pass first. A refusal comes at once.
         let silent = !self.passes(link);
         let timeout_us = if silent { DIAL_TIMEOUT_US } else { 0 };
         let since_us = [a, b].into_iter().filter_map(|end| self.machine(end).returned_us).max();
@@ -413,7 +418,7 @@ impl World {
 }
 
 impl World {
-    /// A peer that was cut off from this machine is back, so others may be.
+    /// A peer that was cut off from this machine is back, so others may be back, too: dials them at once.
     fn one_returned(&mut self, number: Number) {
         let now_us = self.now_us;
         let machine = self.machine_mut(number);
@@ -431,7 +436,7 @@ impl World {
     }
 }
 
-/// The line when nothing is wrong any more.
+/// The same line without message faults: nothing is dropped, duplicated or reordered. Packets still get lost.
 fn calm(line: Line) -> Line {
     Line { drop_permille: 0, duplicate_permille: 0, reorder_permille: 0, ..line }
 }

@@ -81,7 +81,7 @@ fn chart(title: &str, curves: &[Curve]) -> String {
     svg + "</svg>\n"
 }
 
-/// The next 1, 2 or 5 with zeros.
+/// Rounds up to 1, 2 or 5 times a power of ten.
 fn nice(value: f64) -> f64 {
     let mut scale = 1e-3;
     while scale * 10.0 < value {

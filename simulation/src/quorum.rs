@@ -1,10 +1,12 @@
-//! Builders that attest, nodes that exchange it and count: unmodified [`Ledger`]s, [`Exchange`]s and [`Policy`]s in virtual time.
+//! Builders that attest, and nodes that exchange the attestations and count them: unmodified [`Ledger`]s, [`Exchange`]s and
+//! [`Policy`]s in virtual time.
 //!
-//! **Walk.** A [`QuorumScenario`] and a seed give a world (`world.rs`): each machine is a builder with a key of its own. Honest
-//! ones build; some get two results. Hostile ones attest one lie for each path, hand on nothing of others and have stolen a key
-//! that is revoked. The network is cut in two and healed. After each change a judge (`judge.rs`) counts anew, by the rules of
-//! docs/quorum.md and from what the machine took in, and compares; and nothing is ever agreed, nor let through, that no honest
-//! machine attested. After the heal all honest machines come to the same verdicts within `bound_s`.
+//! **Walk.** A [`QuorumScenario`] and a seed give a world (`world.rs`). Each machine is a builder with a key of its own.
+//! Honest machines build, and some get two results. Hostile machines attest one lie for each path, hand on nothing of
+//! others, and have stolen a key that is revoked. The network is cut in two and healed. After each change a judge
+//! (`judge.rs`) counts anew, by the rules of docs/quorum.md and from what the machine took in, and compares. Nothing may
+//! ever be agreed or let through that no honest machine attested. After the heal all honest machines must come to the same
+//! verdicts within `bound_s`.
 //!
 //! [`Ledger`]: narmesh_quorum::Ledger
 //! [`Exchange`]: narmesh_quorum::exchange::Exchange
@@ -29,33 +31,34 @@ const LOOK_MS: u64 = 250;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuorumScenario {
-    /// One sentence.
+    /// What the scenario shows, in one sentence.
     pub about: String,
     /// Machines, each with a builder key; 4 to 250.
     pub builders: usize,
-    /// So many of them are hostile, and agree on one lie.
+    /// How many of them are hostile and agree on one lie.
     pub hostile: usize,
-    /// Their owners: fewer than `k`.
+    /// Groups, that is owners, of the hostile builders; fewer than `k`.
     pub hostile_groups: usize,
     /// Groups that must agree.
     pub k: usize,
-    /// Store paths.
+    /// Store paths that are built; 1 to 10,000.
     pub paths: u32,
-    /// So many of them are neighbours in the tree that ledgers are compared by: somebody ground them, to make comparisons long.
+    /// How many of them are neighbours in the tree that ledgers are compared by. Somebody ground their hash parts to make
+    /// comparisons long.
     pub clustered: u32,
-    /// Honest builders of each, at most.
+    /// Honest builders of each path, at most.
     pub builds_per_path: usize,
-    /// Connections of each machine.
+    /// Connections of each machine, on average; at least 2.
     pub connections: usize,
-    /// One way, milliseconds.
+    /// Delay of a message one way, milliseconds.
     pub delay_ms: u64,
-    /// Up to so much more, milliseconds.
+    /// Random delay on top of it, at most, milliseconds.
     pub jitter_ms: u64,
     /// Virtual seconds until the network is healed.
     pub run_s: u64,
-    /// The last of them it is cut in two.
+    /// How many of these seconds, the last ones, the network is cut in two.
     pub cut_s: u64,
-    /// Within so many after that all must agree.
+    /// Seconds after the heal within which all honest machines must have the same verdicts.
     pub bound_s: u64,
 }
 
@@ -72,24 +75,24 @@ pub struct QuorumReport {
     pub attestations: u64,
     /// Attestations taken in, over all machines.
     pub taken: u64,
-    /// Comparisons that came to their end.
+    /// Comparisons of two ledgers that came to their end.
     pub comparisons: u64,
-    /// Questions and answers, bytes of one machine.
+    /// Bytes of requests and replies, per machine.
     pub bytes: u64,
     /// Paths by their state at the end, at an honest machine: agreed, short, in conflict, nothing attested.
     pub states: [usize; 4],
-    /// Verdicts counted anew.
+    /// Verdicts that the judge counted anew.
     pub judged: u64,
-    /// After the heal, the same verdicts on all honest machines, milliseconds; `None` beyond the bound.
+    /// How long after the heal all honest machines had the same verdicts, milliseconds; `None` beyond the bound.
     pub equal_after_ms: Option<u64>,
     /// Promises that were broken.
     pub violations: Vec<String>,
-    /// Of all that happened.
+    /// The digest over all that happened, hexadecimal.
     pub digest: String,
 }
 
 impl QuorumScenario {
-    /// The built-in one, or one from a file.
+    /// Loads the built-in scenario, or one from a file.
     pub fn load(name_or_file: &str) -> Result<Self, ScenarioError> {
         if name_or_file == BUILT_IN.0 {
             return Self::parse(BUILT_IN.0, BUILT_IN.1);
@@ -165,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_crowd_is_content_and_the_same_twice() {
+    fn small_scenario_passes_and_repeats_exactly() {
         let scenario = QuorumScenario::load("quorum-100").unwrap().small();
         let report = run(&scenario, 1);
         assert_eq!(report.violations, [""; 0]);

@@ -1,4 +1,4 @@
-//! What came of a run.
+//! The results of a run.
 
 use crate::checker::Violation;
 use crate::figures::{Encodings, Point, Probes, quantile};
@@ -22,12 +22,12 @@ pub struct Row {
     pub value: Option<f64>,
     /// Its unit.
     pub unit: &'static str,
-    /// The most that was promised.
+    /// The most that was promised, if anything was.
     pub target: Option<f64>,
 }
 
 impl Row {
-    /// Whether the promise is kept; so too when nothing was promised.
+    /// Whether the promise is kept. It is also kept when nothing was promised.
     pub fn is_met(&self) -> bool {
         match (self.value, self.target) {
             (Some(value), Some(target)) => value <= target,
@@ -37,45 +37,45 @@ impl Row {
     }
 }
 
-/// What came of a run.
+/// The results of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The scenario's name.
     pub scenario: String,
-    /// Its sentence.
+    /// The scenario's sentence.
     pub about: String,
     /// Machines, strangers not counted.
     pub nodes: usize,
-    /// Everything followed from it.
+    /// The seed that everything followed from.
     pub seed: u64,
-    /// Over all inputs and outputs, hexadecimal.
+    /// The digest over all inputs and outputs, hexadecimal.
     pub digest: String,
     /// The figures.
     pub rows: Vec<Row>,
     /// Bytes a second and machine, sent and received, by kind, over the measured time.
     pub bytes_per_s: BTreeMap<String, f64>,
-    /// Wrongs of which liars and strangers were blamed, and how often.
+    /// What liars and strangers were blamed for, and how often.
     pub blamed: BTreeMap<&'static str, u64>,
     /// Lookups and their probes.
     pub probes: Probes,
-    /// The bodies in other encodings.
+    /// What the bodies would have cost in other encodings.
     pub encodings: Encodings,
     /// Memory of the tables of filters, bytes, mean over the machines.
     pub table_bytes: u64,
     /// Summaries that were compared with the truth.
     pub checked: u64,
-    /// Counts.
+    /// Counts over the whole run.
     pub totals: Totals,
     /// The curves.
     pub points: Vec<Point>,
-    /// After how many milliseconds which share of machines knew a new path.
+    /// Milliseconds, and the share of machines that knew a new path after them.
     pub curve: Vec<(f64, f64)>,
-    /// The story that was asked for.
+    /// The lines of the story that was asked for.
     #[serde(skip)]
     pub story: Vec<String>,
-    /// The events, when the scenario says `watch`.
+    /// The figures of the events, when the scenario says `watch`.
     pub events: Vec<EventFigure>,
-    /// All that was broken, in words; empty when the checkers are content.
+    /// All violations, in words; empty when the checkers are content.
     pub violations: Vec<String>,
 }
 
@@ -136,7 +136,7 @@ impl Report {
         self.violations.is_empty()
     }
 
-    /// The table of events, in Markdown; of a scenario that says `watch`.
+    /// The table of events, in Markdown, for a scenario that says `watch`.
     pub fn event_table(&self) -> String {
         let mut text = String::from("| event | at | tables equal after its end |\n|---|---|---|\n");
         for event in &self.events {
@@ -164,12 +164,12 @@ impl Report {
     }
 }
 
-/// `partition` of a [`crate::scenario::What`], as scenarios write it.
+/// The word of scenarios for a [`crate::scenario::What`], such as `partition`.
 fn word(what: What) -> String {
     serde_json::to_value(what).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
 }
 
-/// A figure with its unit, three digits of it.
+/// A figure with its unit, rounded to about three digits.
 fn number(value: f64, unit: &str) -> String {
     let digits = if value >= 100.0 || value == value.trunc() {
         0
@@ -181,7 +181,7 @@ fn number(value: f64, unit: &str) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// As in the tables.
+/// What the tables call a kind of traffic.
 pub(crate) fn name_of(kind: Kind) -> &'static str {
     match kind {
         Kind::Announcements => "announcements",

@@ -3,7 +3,8 @@
 use crate::hostile::Trick;
 use serde::{Deserialize, Serialize};
 
-/// A clock that is a day off is not listened to; to be right about all others, no event sets one so far off.
+/// How far an event may set a clock wrong, seconds. Peers do not listen to a clock that is a day off, and the checkers
+/// expect every honest machine to be heard.
 const SKEW_S_MAX: u64 = 72_000;
 
 /// The scenarios that come with the program: name and text.
@@ -29,30 +30,30 @@ pub struct Scenario {
     /// The file's name without its ending; not read from the file.
     #[serde(skip)]
     pub name: String,
-    /// One sentence.
+    /// What the scenario shows, in one sentence.
     pub about: String,
     /// Machines, 2 to 2,000.
     pub nodes: usize,
-    /// Store paths that each offers at the beginning, at most 200,000.
+    /// Store paths that each machine offers at the beginning, at most 200,000.
     pub paths: u32,
     /// How many of a thousand of them are the same on all machines.
     #[serde(default)]
     pub shared_permille: u64,
-    /// Connections that each keeps for gossip: `limits.connections_gossip`.
+    /// Connections that each machine keeps for gossip: `limits.connections_gossip`.
     #[serde(default = "connections")]
     pub connections: usize,
     /// Virtual seconds in which the fleet starts; they are not measured.
     pub settle_s: u64,
     /// Virtual seconds measured, with churn, faults and events.
     pub run_s: u64,
-    /// Virtual seconds from the end of all faults in which every table must be right.
+    /// Virtual seconds after the end of all faults within which every table must be right.
     pub bound_s: u64,
     /// The network between any two machines of one site.
     pub network: Line,
-    /// Sites; without any, all machines are in one.
+    /// Sites; without any, all machines are at one site.
     #[serde(default)]
     pub site: Vec<Site>,
-    /// The network between sites; without it, as within them.
+    /// The network between sites; by default the same as within them.
     #[serde(default)]
     pub wan: Option<Line>,
     /// What builds and garbage collections do to the stores.
@@ -73,21 +74,22 @@ pub struct Scenario {
     /// Tells for each event how long all tables took to be equal again after it; costs time in large fleets.
     #[serde(default)]
     pub watch: bool,
-    /// What is promised.
+    /// The figures that are promised.
     #[serde(default)]
     pub targets: Targets,
 }
 
-/// A network. TCP repairs the loss of packets, which costs time; a dropped message is gone, as if its stream was reset.
+/// A network. TCP repairs the loss of packets, which costs time. A dropped message is gone, as if its stream had been
+/// reset.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
-    /// One way, milliseconds.
+    /// Delay one way, milliseconds.
     pub delay_ms: u64,
-    /// The other way, from the machine with the higher number, milliseconds; without it as `delay_ms`.
+    /// Delay the other way, from the machine with the higher number, milliseconds; by default as `delay_ms`.
     #[serde(default)]
     pub delay_back_ms: Option<u64>,
-    /// Up to so much more, milliseconds.
+    /// Random delay on top of it, at most, milliseconds.
     #[serde(default)]
     pub jitter_ms: u64,
     /// Packets lost, of a thousand.
@@ -111,7 +113,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// Milliseconds from the lower to the higher number, or back.
+    /// The delay from the lower to the higher number, or `back`, milliseconds.
     pub(crate) fn one_way_ms(&self, back: bool) -> u64 {
         self.delay_back_ms.filter(|_| back).unwrap_or(self.delay_ms)
     }
@@ -125,9 +127,9 @@ impl Line {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Site {
-    /// What events call it.
+    /// The name that events use for it.
     pub name: String,
-    /// How many machines; those of all sites together are `nodes`.
+    /// How many machines it has; all sites together have `nodes`.
     pub nodes: usize,
 }
 
@@ -135,13 +137,13 @@ pub struct Site {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Churn {
-    /// Builds a day; their sizes are drawn from a table: half of them 1 to 3 paths, one in two hundred thousands.
+    /// Builds a day. Their sizes are drawn from a table: half have 1 to 3 paths, and one in two hundred has thousands.
     #[serde(default)]
     pub builds_per_day: u64,
     /// Garbage collections a day.
     #[serde(default)]
     pub collections_per_day: u64,
-    /// What one of them removes, of a thousand paths.
+    /// What a garbage collection removes, of a thousand paths.
     #[serde(default)]
     pub collect_permille: u64,
 }
@@ -150,40 +152,40 @@ pub struct Churn {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lookups {
-    /// For paths that nobody has, a minute.
+    /// Lookups a minute of paths that nobody has.
     #[serde(default)]
     pub absent_per_minute: u64,
-    /// For paths that another machine has, a minute.
+    /// Lookups a minute of paths that another machine has.
     #[serde(default)]
     pub present_per_minute: u64,
 }
 
-/// Random faults. The shares are weights against each other.
+/// Random faults. A field without a unit is the fault's weight against the others.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Faults {
-    /// Mean time between two anywhere, milliseconds; 0 for none.
+    /// Mean time between two faults anywhere, milliseconds; 0 for no faults.
     #[serde(default)]
     pub every_ms: u64,
-    /// Longest duration of one, milliseconds.
+    /// Longest duration of a fault, milliseconds; a sleep may take four times as long.
     #[serde(default)]
     pub longest_ms: u64,
     /// The process is killed, perhaps between two of its outputs, and started again later.
     #[serde(default)]
     pub crash: u64,
-    /// The same, and its state directory is gone.
+    /// The same, and its state directory is lost.
     #[serde(default)]
     pub crash_without_state: u64,
-    /// It says goodbye, stops and starts again.
+    /// The process says goodbye, stops and starts again.
     #[serde(default)]
     pub restart: u64,
     /// The machine is suspended.
     #[serde(default)]
     pub sleep: u64,
-    /// One link carries nothing.
+    /// One link carries nothing for a while.
     #[serde(default)]
     pub cut: u64,
-    /// The network falls into two random halves.
+    /// The network falls into two random halves for a while.
     #[serde(default)]
     pub partition: u64,
     /// A machine is nowhere for a while, then at another address.
@@ -201,7 +203,7 @@ pub struct Faults {
     /// A build of 1 to 1,500 paths.
     #[serde(default)]
     pub build: u64,
-    /// A machine that starts again needs up to so long to read its store, milliseconds; it talks with others meanwhile.
+    /// How long a machine that starts again may need to read its store, milliseconds; it talks with others meanwhile.
     #[serde(default)]
     pub read_ms: u64,
     /// A garbage collection of up to half of a store.
@@ -213,16 +215,16 @@ pub struct Faults {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hostile {
-    /// Of a thousand machines.
+    /// How many lie, of a thousand machines.
     #[serde(default)]
     pub permille: u64,
-    /// What they do, one after the other; empty for everything.
+    /// The tricks that they are dealt in turn; empty for all tricks.
     #[serde(default)]
     pub tricks: Vec<Trick>,
-    /// Strangers, each of whom tries everything.
+    /// Strangers, each of whom tries all tricks.
     #[serde(default)]
     pub strangers: usize,
-    /// How often each does it, milliseconds.
+    /// How often each plays its trick, milliseconds.
     #[serde(default)]
     pub every_ms: u64,
 }
@@ -235,16 +237,16 @@ pub struct Event {
     pub at_s: u64,
     /// The kind of event.
     pub what: What,
-    /// On this machine; negative ones count from the end.
+    /// The machine that it happens to; negative numbers count from the end.
     #[serde(default)]
     pub node: Option<i64>,
-    /// Or on all of this site.
+    /// Or the site, to all machines of which it happens.
     #[serde(default)]
     pub site: Option<String>,
-    /// A partition cuts the machine off from all but this one.
+    /// For a partition: the only machine that `node` is not cut off from.
     #[serde(default)]
     pub but: Option<i64>,
-    /// Paths of a build.
+    /// Paths that a build adds.
     #[serde(default)]
     pub paths: u32,
     /// What a garbage collection removes, of a thousand paths.
@@ -253,35 +255,35 @@ pub struct Event {
     /// How long a sleep, a partition or the time between stop and start takes, seconds.
     #[serde(default)]
     pub for_s: u64,
-    /// How often it happens in all.
+    /// How many times it happens in all.
     #[serde(default = "once")]
     pub times: u64,
-    /// Time between two, seconds.
+    /// Time between two of these times, seconds.
     #[serde(default)]
     pub every_s: u64,
-    /// How far a clock is set ahead of the right time, seconds; negative: behind. 3 h without it.
+    /// How far a clock is set ahead of the right time, seconds; behind it when negative; 3 h by default.
     #[serde(default = "three_hours")]
     pub by_s: i64,
-    /// On several machines: this much later on each next one, milliseconds.
+    /// When it happens to several machines: how much later on each next one, milliseconds.
     #[serde(default)]
     pub stagger_ms: u64,
 }
 
-/// What an event is.
+/// The kinds of events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// `paths` new paths.
+    /// `paths` new paths are built.
     Build,
     /// `permille` of the paths are removed.
     Collect,
-    /// Killed; started again with its state after `for_s`.
+    /// The process is killed, and started again with its state after `for_s`.
     Crash,
-    /// Killed; started again without its state after `for_s`.
+    /// The process is killed, and started again without its state after `for_s`.
     CrashWithoutState,
-    /// Stopped with a goodbye; started again after `for_s`.
+    /// The process stops with a goodbye, and is started again after `for_s`.
     Restart,
-    /// Suspended for `for_s`.
+    /// The machine is suspended for `for_s`.
     Sleep,
     /// The site (or machine) is cut off from all others for `for_s`.
     Partition,
@@ -295,14 +297,14 @@ pub enum What {
     Withhold,
 }
 
-/// What a run must show; none of them when absent.
+/// The most that the figures of a run may be; what is absent is not promised.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Targets {
-    /// A new path is known to every machine, 99th percentile, milliseconds.
+    /// Until a new path is known to every machine, 99th percentile, milliseconds.
     #[serde(default)]
     pub known_p99_ms: Option<u64>,
-    /// Tables are equal again after the last fault, milliseconds.
+    /// Until tables are equal again after the last fault, milliseconds.
     #[serde(default)]
     pub converged_ms: Option<u64>,
     /// Sent and received on the line of one machine, bytes a second, mean.
@@ -347,21 +349,21 @@ pub enum ScenarioError {
     /// Not TOML, or with a field that does not exist.
     #[error("scenario '{name}': {error}")]
     Syntax {
-        /// Which file.
+        /// The scenario's name or file.
         name: String,
-        /// Names the line, the field and what would be accepted.
+        /// The parser's error, which names the line, the field and what would be accepted.
         error: Box<toml::de::Error>,
     },
     /// A value out of its bounds.
     #[error("scenario '{name}': {field} = {value} is not {accepted}")]
     Value {
-        /// Which file.
+        /// The scenario's name or file.
         name: String,
-        /// Which field.
+        /// The field that is out of bounds.
         field: &'static str,
-        /// What it says.
+        /// The value that the scenario has.
         value: String,
-        /// What it could say.
+        /// What the value could be.
         accepted: &'static str,
     },
 }
@@ -384,7 +386,7 @@ impl Scenario {
         }
     }
 
-    /// From the text of a file.
+    /// Reads and checks the text of a file.
     pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
         let mut scenario: Self = toml::from_str(text)
             .map_err(|error| ScenarioError::Syntax { name: name.to_owned(), error: Box::new(error) })?;
@@ -393,7 +395,7 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// The same story with fewer machines and paths, for builds that are not optimised.
+    /// The same scenario with fewer machines and paths, for builds that are not optimised.
     #[must_use]
     pub fn small(mut self) -> Self {
         let before = self.nodes;
@@ -471,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_come_with_it_are_right_also_when_small() {
+    fn built_in_scenarios_are_valid_also_when_small() {
         for name in built_in() {
             let scenario = Scenario::load(name).unwrap();
             scenario.clone().small().check().unwrap();

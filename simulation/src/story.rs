@@ -8,17 +8,17 @@ use narmesh_protocol::Generation;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 use std::collections::BTreeMap;
 
-/// Longest story, lines.
+/// Lines of a story, at most.
 const LINES_MAX: usize = 200_000;
 
-/// Whose story is told.
+/// What the story is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Subject {
-    /// Of nobody.
+    /// Nothing: no story is told.
     None,
-    /// Of a machine.
+    /// A machine, by its number.
     Node(usize),
-    /// Of a path: who builds and removes it, and who knows it when.
+    /// A path, by its number: who builds and removes it, and who knows of it when.
     Path(u32),
 }
 
@@ -36,7 +36,7 @@ impl std::str::FromStr for Subject {
 pub(crate) struct Story {
     subject: Subject,
     pub(crate) lines: Vec<String>,
-    /// The path's story: the first generation of each owner that has it.
+    /// For a path's story: the owners of the path, and the first generation under which each published it.
     owners: BTreeMap<Number, Option<Generation>>,
 }
 

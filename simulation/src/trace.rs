@@ -6,7 +6,7 @@ use narmesh_gossip::{Event, Input, Output};
 use sha2::{Digest, Sha256};
 use std::fmt;
 
-/// Of long messages, so many first and last bytes count: they hold what differs, and their length counts as well.
+/// Of a long message only this many first and last bytes enter the digest, and its length. That is where messages differ.
 const EDGE_BYTES: usize = 64;
 
 /// The running digest.

@@ -8,15 +8,16 @@ pub(crate) const SEGMENT_BYTES: usize = 1_448;
 const SEGMENT_OVERHEAD: usize = 66;
 /// A TLS 1.3 record, and a yamux frame within it.
 const RECORD_OVERHEAD: usize = 22 + 12;
-/// A bare acknowledgement; one for two segments.
+/// A bare acknowledgement, which is sent for every two segments.
 const ACK_BYTES: usize = 66;
-/// What a request or its answer needs beside itself, in its own direction: a stream's opening, its two multistream texts and
-/// its end, in small records. From the specifications, not measured.
+/// What a request or its answer needs on top of itself, in its own direction: a stream's opening, its two multistream texts
+/// and its end, in small records. From the specifications, not measured.
 pub(crate) const STREAM_OVERHEAD: usize = 180;
 /// TCP, TLS with two certificates, multistream, gossipsub's subscription: one direction of a new connection. A guess.
 pub(crate) const HANDSHAKE_BYTES: usize = 2_800;
-/// Both sides' pings of libp2p, the round trips that yamux measures with them, their acknowledgements and TCP's keep-alive between
-/// two of them: one direction of a connection, every 120 s. Measured on the interface of one of a hundred idle daemons.
+/// libp2p's pings of both sides, the round trips that yamux measures with them, their acknowledgements, and TCP's
+/// keep-alive between two of them: one direction of a connection, every 120 s. Measured on the interface of one of a
+/// hundred idle daemons.
 const PING_BYTES: u64 = 740;
 const PING_INTERVAL_S: u64 = 120;
 
@@ -26,7 +27,7 @@ const PING_INTERVAL_S: u64 = 120;
 pub enum Kind {
     /// gossipsub messages with announcements.
     Announcements,
-    /// gossipsub's own: who has what, who is in whose mesh.
+    /// gossipsub's control messages: who has which messages, who is in whose mesh.
     Control,
     /// Comparisons: `Sync` and its answers.
     Sync,
@@ -36,7 +37,7 @@ pub enum Kind {
     Connections,
 }
 
-/// All kinds, as in the tables.
+/// All kinds, in the order of the tables.
 pub const KINDS: [Kind; 5] = [Kind::Announcements, Kind::Control, Kind::Sync, Kind::Bodies, Kind::Connections];
 
 /// What one machine sent and received.
@@ -44,28 +45,28 @@ pub const KINDS: [Kind; 5] = [Kind::Announcements, Kind::Control, Kind::Sync, Ki
 pub(crate) struct Traffic {
     pub(crate) sent: [u64; 5],
     pub(crate) received: [u64; 5],
-    /// Seconds of connections, to be turned into pings.
+    /// Seconds of connections that have not been turned into pings yet.
     ping_s: u64,
 }
 
-/// Bytes on the wire, its own direction, of a message of so many bytes.
+/// Bytes on the wire of a message with this many bytes of payload, in its own direction.
 pub(crate) fn wire_bytes(payload: usize) -> usize {
     payload
         + RECORD_OVERHEAD * payload.div_ceil(16_384).max(1)
         + SEGMENT_OVERHEAD * payload.div_ceil(SEGMENT_BYTES).max(1)
 }
 
-/// Bytes of the acknowledgements that go the other way.
+/// Bytes of the acknowledgements of such a message, in the other direction.
 pub(crate) fn ack_bytes(payload: usize) -> usize {
     ACK_BYTES * payload.div_ceil(2 * SEGMENT_BYTES).max(1)
 }
 
-/// Bytes on the wire, acknowledgements included, of a question for so many paths at once, 20 bytes each.
+/// Bytes on the wire, acknowledgements included, of a question for this many paths at once, 20 bytes each.
 pub fn question_bytes(paths: usize) -> usize {
     wire_bytes(20 * paths + STREAM_OVERHEAD) + ack_bytes(20 * paths + STREAM_OVERHEAD)
 }
 
-/// The same of its answer: a bit for each path.
+/// Bytes on the wire, acknowledgements included, of the answer to such a question: one bit for each path.
 pub fn answer_bytes(paths: usize) -> usize {
     wire_bytes(paths.div_ceil(8) + STREAM_OVERHEAD) + ack_bytes(paths.div_ceil(8) + STREAM_OVERHEAD)
 }
@@ -83,7 +84,7 @@ impl Traffic {
         }
     }
 
-    /// One second with so many connections.
+    /// Counts the pings of one second on this many connections.
     pub(crate) fn pings(&mut self, connections: usize) {
         self.ping_s += connections as u64;
         let pings = self.ping_s / PING_INTERVAL_S;
@@ -93,7 +94,7 @@ impl Traffic {
         self.receive(Kind::Connections, bytes);
     }
 
-    /// Sent and received, of all kinds.
+    /// Bytes sent and received, of all kinds.
     pub(crate) fn total(&self) -> u64 {
         self.sent.iter().chain(&self.received).sum()
     }

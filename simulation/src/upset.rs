@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 const SECOND_US: u64 = 1_000_000;
 const DAY_US: u64 = 86_400 * SECOND_US;
-/// Between a goodbye and the end of the process.
+/// Time between a goodbye and the end of the process, microseconds.
 const LAST_WORDS_US: u64 = 300_000;
-/// A wall clock is set wrong by up to so much, milliseconds.
+/// How far a wall clock is set wrong at most, milliseconds, ahead or behind.
 const SKEW_MS: u64 = 3 * 3_600_000;
 
-/// One random fault, or one change of the machines' own.
+/// One random fault, or one change of a machine's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
     Crash { keep_disk: bool },
@@ -49,7 +49,7 @@ impl Fault {
 }
 
 impl World {
-    /// The end of the start: from now on there are churn, faults, events and tricks.
+    /// Ends the settling time: from now on there are churn, faults, events and tricks.
     pub(crate) fn begin(&mut self) {
         self.before_begin = self.machines.iter().map(|machine| machine.traffic.clone()).collect();
         self.figures.begin(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
@@ -79,7 +79,7 @@ impl World {
                     (0..self.scenario.nodes).filter(|number| Some(self.machine(*number).site) == site).collect()
                 }
                 (_, Some(node)) => vec![self.node(node)],
-                // The whole site at once, or anyone honest.
+                // A partition meets its whole site at once. Without a node and a site, any honest machine is met.
                 (Some(_), None) => vec![0],
                 (None, None) => {
                     let honest = (0..self.scenario.nodes).filter(|number| self.machine(*number).is_honest());
@@ -94,7 +94,7 @@ impl World {
         }
     }
 
-    /// Machines that are not there at the beginning.
+    /// Machines that join later, and are not there at the beginning.
     pub(crate) fn joiners(&self) -> Vec<Number> {
         let joins = self.scenario.event.iter().filter(|event| event.what == What::Join);
         joins.filter_map(|event| event.node).map(|node| self.node(node)).collect()
@@ -139,7 +139,7 @@ impl World {
         self.watch_event(at, number, for_us + last_words_us);
     }
 
-    /// A site, or a machine, is cut off from all others.
+    /// Cuts a site, or a machine, off from all others.
     fn part(&mut self, number: Number, site: Option<&str>, for_us: u64) {
         self.counter += 1;
         let side = self.counter;
@@ -154,7 +154,7 @@ impl World {
         self.after_us(for_us, Happening::Reunite(side));
     }
 
-    /// A machine is cut off from all others but one.
+    /// Cuts a machine off from all others but one.
     fn isolate(&mut self, number: Number, but: Number, for_us: u64) {
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
         for (_, at) in links.into_iter().filter(|(other, _)| *other != but) {
@@ -176,7 +176,8 @@ impl World {
 
     pub(crate) fn random_fault(&mut self) {
         self.schedule_fault();
-        // One that is about to crash has its fault: a clock set wrong now would be wrong when it comes up without its disk.
+        // A machine that is about to crash gets no other fault: a clock set wrong now would still be wrong when it starts
+        // without its disk.
         let spared = |number: &Number| self.machine(*number).is_running() && !self.machine(*number).doomed;
         let spared: Vec<_> = (0..self.scenario.nodes).filter(spared).collect();
         let Some(number) = self.draw.pick(&spared) else { return };
@@ -204,6 +205,7 @@ impl World {
                 self.collect(number, permille);
             }
             Fault::Crash { keep_disk } => {
+                // Half of the crashes come at once, the others in the middle of the next outputs.
                 self.machine_mut(number).doomed = true;
                 if self.draw.chance(500) {
                     self.stop(number);
@@ -235,6 +237,7 @@ impl World {
             Fault::Move => self.leave(number, for_us),
             Fault::Withhold => self.withhold(number, for_us),
             Fault::Distrust => self.distrust(number, for_us),
+            // A machine that lost its disk has only its clock to stay above the epochs that it used before.
             Fault::Skew if self.machine(number).blank => {}
             Fault::Skew => {
                 let skew_ms = i64::try_from(self.draw.below(2 * SKEW_MS)).unwrap_or(0);
@@ -289,7 +292,7 @@ impl World {
         self.after_us(for_us, Happening::Frank(number));
     }
 
-    /// Connections from its old address are dead; it dials from the new one, and tells it.
+    /// Connections from the old address are dead. The machine tells its core the new address and dials from there.
     pub(crate) fn moved(&mut self, number: Number) {
         let machine = self.machine_mut(number);
         machine.moves = machine.moves.wrapping_add(1) % 200;
@@ -338,7 +341,7 @@ impl World {
         }
         self.after_us(1_000, Happening::Heartbeat(number, run));
         self.look_at_links_of(number);
-        // Whatever changed meanwhile: where it is, and whom its operator trusts.
+        // Tells the core what may have changed meanwhile: where the machine is, and whom its operator trusts.
         let addresses = self.machine(number).addresses(number);
         self.input(number, Input::Addresses(addresses));
         self.allow(number);

@@ -13,22 +13,22 @@ const LOOK_US: u64 = 20_000;
 /// One event, and when every table was right again.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct EventFigure {
-    /// When it began, seconds from the beginning of what is measured.
+    /// When it began, seconds after the start of the measured time.
     pub at_s: f64,
-    /// What it was.
+    /// The kind of event.
     pub what: What,
-    /// Whom it met; of a partition of a site anyone in it.
+    /// The machine that it happened to; 0 when a whole site was partitioned.
     pub node: usize,
-    /// The site, if it met one.
+    /// The site, if the event names one.
     pub site: Option<String>,
-    /// How long it took, seconds.
+    /// How long it lasted, seconds.
     pub for_s: u64,
-    /// From its end until each table was the present state of every owner within reach, milliseconds; `None` when that did
-    /// not come about before the run ended.
+    /// From the event's end until each table equalled the present state of every owner within reach, milliseconds; `None`
+    /// when the run ended before.
     pub equal_after_ms: Option<f64>,
 }
 
-/// What is waited for.
+/// The figures of events, and the events whose tables are not equal yet.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     pub(crate) figures: Vec<EventFigure>,
@@ -37,12 +37,12 @@ pub(crate) struct Watch {
 }
 
 impl World {
-    /// Who must hear of each owner now.
+    /// The machines that must hear of each owner now.
     pub(crate) fn reach(&self) -> Vec<BTreeSet<Number>> {
         reachable(&self.machines, &self.neighbours, &self.links, &self.sides)
     }
 
-    /// An event began that ends after `for_us`.
+    /// Notes an event that begins now and ends after `for_us`.
     pub(crate) fn watch_event(&mut self, event: usize, number: Number, for_us: u64) {
         let Some(event) = self.scenario.event.get(event).filter(|_| self.scenario.watch) else { return };
         let since_us = self.now_us - self.figures.begun_us.unwrap_or(0);
@@ -58,7 +58,7 @@ impl World {
         self.after_us(for_us, Happening::Watched(figure));
     }
 
-    /// It ended.
+    /// An event ended: from now on the tables are compared until all are equal.
     pub(crate) fn watched(&mut self, figure: usize) {
         if self.watch.open.is_empty() {
             self.after_us(LOOK_US, Happening::Look);
@@ -66,7 +66,7 @@ impl World {
         self.watch.open.push((figure, self.now_us));
     }
 
-    /// Looks whether all agree.
+    /// Checks whether all tables are equal, and looks again later if not.
     pub(crate) fn look(&mut self) {
         let reach = self.reach();
         let seems = self.checker.seems_converged(&self.machines, &reach);

@@ -1,4 +1,4 @@
-//! Machines, links and a virtual clock: what is due next happens next, and nothing else.
+//! Machines, links and a virtual clock: what is due next happens next, and nothing else happens.
 
 use crate::checker::Checker;
 use crate::draw::Draw;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub(crate) enum Happening {
     Tick(Number),
     Heartbeat(Number, u64),
-    /// At the receiver's end of the line.
+    /// A message reaches the receiver's end of the link.
     Arrive {
         from: Number,
         to: Number,
@@ -32,7 +32,7 @@ pub(crate) enum Happening {
         payload: usize,
         message: Message,
     },
-    /// Through its line.
+    /// A message is received in full, at the bandwidth of the receiver's line.
     Deliver {
         from: Number,
         to: Number,
@@ -86,13 +86,13 @@ pub(crate) enum Happening {
     Moved(Number),
     /// A machine no longer withholds anything.
     Frank(Number),
-    /// A figure of an event begins.
+    /// An event ended: from now on the time until all tables are equal counts for this figure.
     Watched(usize),
     Look,
     Trust(Number, Number),
 }
 
-/// What is due, in the order in which it is: by time, then as it was planned.
+/// What is due, in its order: by time, then by when it was planned.
 #[derive(Debug)]
 struct Due {
     order: Reverse<(u64, u64)>,
@@ -120,7 +120,7 @@ impl Ord for Due {
     }
 }
 
-/// Counted over a whole run.
+/// Counts over a whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Totals {
     /// Inputs that the cores have handled.
@@ -135,7 +135,7 @@ pub struct Totals {
     pub bodies: u64,
     /// Of them, those that came as a delta.
     pub deltas: u64,
-    /// Comparisons asked for.
+    /// Comparisons that were asked for.
     pub syncs: u64,
 }
 
@@ -145,7 +145,7 @@ pub(crate) struct World {
     pub(crate) now_us: u64,
     pub(crate) scenario: Scenario,
     pub(crate) machines: Vec<Machine>,
-    /// Of each machine: whom it may be linked with, and the link.
+    /// The neighbours of each machine, and the links to them.
     pub(crate) neighbours: Vec<Vec<(Number, usize)>>,
     pub(crate) links: Vec<Link>,
     /// Which part of a partitioned network a machine is in.
@@ -166,7 +166,7 @@ pub(crate) struct World {
     pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
     pub(crate) next_path: u32,
     pub(crate) watch: Watch,
-    /// Each machine's traffic before what is measured.
+    /// Each machine's traffic before the measured time.
     pub(crate) before_begin: Vec<Traffic>,
 }
 
@@ -190,7 +190,7 @@ impl World {
             machine.trusted = Arc::new(trusted);
             machine.site = site_ends.iter().position(|end| number < *end).unwrap_or(0);
             machine.stranger = number >= nodes;
-            // The last machines lie: the first are those that events name.
+            // The last machines lie, because events name the first ones.
             if number >= nodes - liars {
                 machine.malice =
                     Some(hostile::Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
@@ -256,7 +256,7 @@ impl World {
         self.at_us(self.now_us + us, happening);
     }
 
-    /// Runs until then.
+    /// Handles all that is due until `end_us`.
     pub(crate) fn run_until(&mut self, end_us: u64) {
         while self.due.peek().is_some_and(|due| due.order.0.0 <= end_us) {
             if let Some(Due { order: Reverse((at_us, _)), happening }) = self.due.pop() {
@@ -271,6 +271,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.healed = true;
         let (mut ends, mut rest) = (Vec::new(), Vec::new());
+        // Faults that would end later end now, and no new ones come. All else goes on as planned.
         for due in std::mem::take(&mut self.due).into_sorted_vec().into_iter().rev() {
             match *due.happening {
                 Happening::Start { .. }
@@ -348,7 +349,7 @@ impl World {
         }
     }
 
-    /// Feeds one input and performs what comes of it; a doomed machine stops in the middle.
+    /// Feeds one input to a core and performs its outputs. A doomed machine stops after a random number of them.
     pub(crate) fn input(&mut self, number: Number, input: Input) {
         let now_ms = self.now_ms();
         if !self.machine(number).is_running() {
@@ -439,7 +440,7 @@ impl World {
         }
     }
 
-    /// An envelope of this machine's own; a liar's first goes through its malice.
+    /// Publishes an envelope of a machine's core; a liar publishes what its malice makes of it.
     fn publish(&mut self, number: Number, bytes: Vec<u8>) {
         self.totals.announcements += 1;
         if self.machine(number).malice.is_some() {
@@ -519,7 +520,7 @@ impl World {
         }
     }
 
-    /// Whether the one that joined has everything now.
+    /// Notes when the machine that joined has a body of every other.
     fn watch_joiner(&mut self, number: Number) {
         let others = self.machine(number).trusted.len();
         let now_us = self.now_us;

@@ -18,7 +18,7 @@ fn refused(arguments: &[&str], because: &str) {
 }
 
 #[test]
-fn what_cannot_be_run_is_refused_before_it_is_tried() {
+fn bad_arguments_are_refused_before_a_run() {
     refused(&["run", "nowhere"], "'nowhere'");
     refused(&["run", "lan-5", "--trace", "5"], "accepted: 0 to 4");
     refused(&["run", "lan-5", "--trace", "somebody"], "'somebody'");
@@ -31,7 +31,7 @@ fn what_cannot_be_run_is_refused_before_it_is_tried() {
 }
 
 #[test]
-fn a_reader_that_has_gone_changes_no_exit_code() {
+fn closed_stdout_does_not_change_the_exit_code() {
     let mut run = sim(&["run", "lan-5", "--small", "--trace", "0"]).spawn().unwrap();
     drop(run.stdout.take());
     let ended = run.wait_with_output().unwrap();

@@ -9,14 +9,14 @@ use std::net::SocketAddr;
 
 /// A hundred honest peers may waste 0.05 probes for each absent path, all together.
 const WASTED_PERMILLE_MAX: u64 = 50;
-/// Fewer lookups say nothing.
+/// With fewer lookups the wasted probes are not judged.
 const LOOKUPS_MIN: u64 = 2_000;
 
 /// What a table has of an owner: its generation, and where it is to be found.
 type Known = (Option<Generation>, Vec<SocketAddr>);
 
 impl Checker {
-    /// Whether, by the ledger alone, every table seems to be what every owner is. Cheap.
+    /// Whether every table seems to hold each owner's present generation, by the ledger alone. Cheap.
     pub(crate) fn seems_converged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> bool {
         reach.iter().enumerate().all(|(owner, holders)| {
             let Some(published) = machines.get(owner).map(|machine| machine.core.publication().generation) else {
@@ -29,12 +29,12 @@ impl Checker {
         })
     }
 
-    /// Whether a machine holds a body of so many others.
+    /// How many other machines' bodies a machine holds.
     pub(crate) fn bodies_held(&self, holder: Number) -> usize {
         self.slots.get(holder).into_iter().flatten().filter(|slot| slot.held.is_some()).count()
     }
 
-    /// Each table is what each reachable owner is. Returns what is not so yet.
+    /// Compares each table with the present state of each reachable owner. Returns what differs.
     pub(crate) fn unconverged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> Vec<Violation> {
         let held: Vec<BTreeMap<Number, Known>> = machines
             .iter()
@@ -58,7 +58,7 @@ impl Checker {
             }
             owners.push((owner, machine, published));
         }
-        // One table after the other: all of a large fleet's are far more than a processor's cache.
+        // Holder by holder, because all tables of a large fleet together are far larger than a processor's cache.
         for (holder, asker) in machines.iter().enumerate() {
             let told = |owner: &Number| reach.get(*owner).is_some_and(|holders| holders.contains(&holder));
             for (owner, machine, published) in owners.iter().filter(|(owner, ..)| told(owner)).copied() {
@@ -90,7 +90,7 @@ impl Checker {
         (claimed > 2).then_some(Violation::NotRemoved { holder, owner, claimed, removed })
     }
 
-    /// Lookups of paths that nobody has.
+    /// Checks how many probes the lookups of absent paths wasted.
     pub(crate) fn wasted(&mut self, wasted: u64, lookups: u64) {
         if lookups >= LOOKUPS_MIN && wasted * 1_000 > lookups * WASTED_PERMILLE_MAX {
             self.broken(Violation::Wasted { wasted, lookups });

@@ -1,4 +1,4 @@
-//! The promises, by what breaks them.
+//! The promises that are checked, each as the violation that breaks it.
 
 use crate::machine::{Number, Path};
 use narmesh_gossip::Misdeed;
@@ -10,39 +10,39 @@ pub enum Violation {
     /// An owner used one generation for two announcements.
     #[error("machine {owner} published generation {generation:?} twice")]
     GenerationRepeated {
-        /// Who published.
+        /// The machine that published.
         owner: Number,
         /// The generation that two different envelopes have.
         generation: Generation,
     },
-    /// An owner published below what it had published, although its disk was not lost.
+    /// An owner published a generation below an earlier one, although its disk was not lost.
     #[error("machine {owner} published below its last generation: {generation:?}")]
     EpochBack {
-        /// Who published.
+        /// The machine that published.
         owner: Number,
-        /// The generation published, which is below the one before.
+        /// The generation published, which is below the one before it.
         generation: Generation,
     },
     /// What an honest machine published is no envelope, or too long.
     #[error("machine {owner} published bytes that are no envelope")]
     Malformed {
-        /// Who published.
+        /// The machine that published.
         owner: Number,
     },
     /// A body was accepted that its owner never published.
     #[error("machine {holder} accepted {generation:?} of {owner}, who never published it")]
     NeverPublished {
-        /// Who accepted.
+        /// The machine that accepted the body.
         holder: Number,
         /// The machine whose body it is said to be.
         owner: Number,
         /// The generation of the body, which the owner never published.
         generation: Generation,
     },
-    /// A body was accepted by someone outside its audience, or of someone not trusted.
+    /// A body was accepted by a machine outside its audience, or from an owner that the machine does not trust.
     #[error("machine {holder} holds {generation:?} of {owner} outside its audience or its own allowlist")]
     Audience {
-        /// Who accepted.
+        /// The machine that accepted the body.
         holder: Number,
         /// The machine whose body it is.
         owner: Number,
@@ -52,7 +52,7 @@ pub enum Violation {
     /// A body or an announcement of a body was given to someone outside its audience.
     #[error("machine {machine} told {asker} of {generation:?} of {owner}, whose audience it is not in")]
     HandedOut {
-        /// Who told.
+        /// The machine that told.
         machine: Number,
         /// The machine that was told, outside the audience.
         asker: Number,
@@ -64,7 +64,7 @@ pub enum Violation {
     /// An epoch far in the future was accepted.
     #[error("machine {holder} accepted {generation:?} of {owner}, more than a day ahead of its clock")]
     Tomorrow {
-        /// Who accepted.
+        /// The machine that accepted the announcement.
         holder: Number,
         /// The machine that signed the announcement.
         owner: Number,
@@ -74,29 +74,29 @@ pub enum Violation {
     /// An older generation was accepted after a newer one.
     #[error("machine {holder} went back to {generation:?} of {owner}")]
     WentBack {
-        /// Who accepted.
+        /// The machine that accepted the announcement or body.
         holder: Number,
         /// The machine whose announcement or body it is.
         owner: Number,
-        /// The generation accepted, which is below the one before.
+        /// The generation accepted, which is below the one before it.
         generation: Generation,
     },
-    /// A path of the accepted summary is not found.
+    /// A path of an accepted summary is not found.
     #[error("machine {holder} does not find path {path} of {owner}, which its summary covers")]
     FalseNegative {
-        /// Who looked.
+        /// The machine that looked for the path.
         holder: Number,
-        /// Who has it.
+        /// The machine that has the path.
         owner: Number,
-        /// The path.
+        /// The path's number.
         path: Path,
     },
     /// A filter claims what nobody ever had.
     #[error("machine {holder} has a filter of {owner} at {generation:?} that claims paths that nobody has")]
     Overfull {
-        /// Who looked.
+        /// The machine that holds the filter.
         holder: Number,
-        /// Whose filter.
+        /// The machine whose filter it is said to be.
         owner: Number,
         /// The generation of the body that the filter is from.
         generation: Generation,
@@ -104,19 +104,19 @@ pub enum Violation {
     /// A path that its owner removed is still claimed.
     #[error("machine {holder} still finds {claimed} of {removed} paths that {owner} removed")]
     NotRemoved {
-        /// Who looked.
+        /// The machine whose table was looked at.
         holder: Number,
-        /// Who had them.
+        /// The machine that removed the paths.
         owner: Number,
-        /// How many are claimed.
+        /// How many of the removed paths the table still claims.
         claimed: usize,
-        /// Of how many.
+        /// How many removed paths were looked up.
         removed: usize,
     },
     /// A summary is used after its lifetime.
     #[error("machine {holder} still uses {generation:?} of {owner}, whose lifetime is over")]
     Immortal {
-        /// Who uses it.
+        /// The machine that uses the summary.
         holder: Number,
         /// The machine whose summary it is.
         owner: Number,
@@ -136,7 +136,7 @@ pub enum Violation {
         machine: Number,
         /// What was over its bound, such as "bytes of a reply".
         what: &'static str,
-        /// How much.
+        /// Its value.
         value: usize,
     },
     /// An honest peer was blamed.
@@ -146,22 +146,22 @@ pub enum Violation {
         accuser: Number,
         /// The honest machine that is blamed.
         accused: Option<Number>,
-        /// For what.
+        /// What it is blamed for.
         misdeed: Misdeed,
     },
-    /// Long after the faults ended, a table is not what its owner is.
+    /// Long after the faults ended, a table does not hold its owner's present generation.
     #[error("machine {holder} holds {held:?} of {owner}, who is at {published:?}")]
     NotConverged {
         /// The machine whose table was compared.
         holder: Number,
         /// The machine whose published generation the table does not hold.
         owner: Number,
-        /// What is held.
+        /// The generation in the table; `None` for no body.
         held: Option<Generation>,
-        /// What it should be.
+        /// The generation that the owner published last.
         published: Option<Generation>,
     },
-    /// Long after the faults ended, a table has other addresses of its owner than it has.
+    /// Long after the faults ended, a table has addresses of an owner that are not its present ones.
     #[error("machine {holder} would look for {owner} where it is not")]
     OldAddresses {
         /// The machine whose table was compared.
@@ -174,27 +174,27 @@ pub enum Violation {
     NotAnnounced {
         /// The machine that holds the paths.
         owner: Number,
-        /// What it holds.
+        /// How many paths it holds.
         paths: usize,
-        /// What it announced.
+        /// How many paths it announced.
         announced: u64,
     },
     /// Absent paths cost too many probes.
     #[error("{wasted} wasted probes for {lookups} absent paths")]
     Wasted {
-        /// Probes of honest machines.
+        /// Probes of honest machines that did not have the path.
         wasted: u64,
-        /// Lookups.
+        /// Lookups of absent paths.
         lookups: u64,
     },
     /// A filter that lies was believed too long.
     #[error("machine {holder} was misled {false_hits} times by {owner} within 5 min")]
     NotDemoted {
-        /// Who was misled.
+        /// The machine that was misled.
         holder: Number,
-        /// By whom.
+        /// The machine that misled it.
         owner: Number,
-        /// How often.
+        /// How often it was misled.
         false_hits: usize,
     },
 }

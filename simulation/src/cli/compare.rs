@@ -3,14 +3,14 @@
 use narmesh_simulation::{Report, Scenario, ScenarioError, Subject, answer_bytes, question_bytes, run};
 use std::process::ExitCode;
 
-/// Virtual hours that are run; days are computed from them.
+/// Virtual hours that are run; a day's figures are computed from them.
 const HOURS: u64 = 4;
-/// Paths of the census, and of them new and gone in a day: 5 %.
+/// Paths of the census. In a day 5 % of them are new, and 5 % are gone.
 const PATHS: u64 = 12_396;
-/// What a machine looks for in a day: closures, and paths in each that it does not have.
+/// Closures that a machine looks for in a day, and paths in each that it does not have.
 const CLOSURES: u64 = 20;
 const CLOSURE_PATHS: u64 = 62;
-/// One way, and packets lost of a thousand: those of `community-200`.
+/// The delay one way, and packets lost of a thousand, as in `community-200`.
 const DELAY_MS: u64 = 40;
 const LOSS_PERMILLE: u64 = 10;
 
@@ -37,8 +37,8 @@ fn scenario(peers: usize) -> Result<Scenario, ScenarioError> {
     Scenario::parse("census", &text)
 }
 
-/// For 10 and for 100 peers: what a day costs a machine, how long an answer takes, what it takes to remember.
-/// `form_only`: nothing is run, the figures are missing.
+/// For 10 and for 100 peers: what a day costs a machine, how long an answer takes, and how much memory is needed. With
+/// `form_only` nothing is run, and the figures are left out.
 pub(crate) fn table(form_only: bool) -> Result<(String, bool), ScenarioError> {
     let mut text = String::from(
         "| way | peers | kB a day, of it bodies | a newcomer reads, kB | a miss takes | a hit is found in | memory, kB | wasted \
@@ -62,7 +62,7 @@ fn rows(peers: u64, report: &Report) -> String {
     let days = HOURS as f64 / 24.0;
     let machines = report.nodes as f64;
     let day_kb = |bytes: f64| bytes / machines / days / 1_000.0;
-    // What a machine receives it also sends, seen over all machines.
+    // Whatever one machine receives another one sends, so the sum over all machines is twice what was received.
     let of = |received: u64| 2.0 * day_kb(received as f64);
     let bodies = report.bytes_per_s.get("bodies and deltas").copied().unwrap_or(0.0) * 86.4;
     let all: f64 = report.bytes_per_s.values().sum::<f64>() * 86.4;
@@ -113,7 +113,7 @@ fn rows(peers: u64, report: &Report) -> String {
     .concat()
 }
 
-/// How long the slowest of so many peers takes at the median: a miss is certain only when all have answered.
+/// How long the slowest of `peers` peers takes at the median: a miss is certain only when all have answered.
 fn slowest_ms(peers: u64) -> u64 {
     // A lost packet, of the question or of the answer, costs TCP's timeout of 200 ms and a round trip.
     let all_arrive = (0..2 * peers).fold(1.0, |chance, _| chance * (1.0 - LOSS_PERMILLE as f64 / 1_000.0));

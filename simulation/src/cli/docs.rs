@@ -1,4 +1,4 @@
-//! docs/simulation.md: written by the runs themselves.
+//! docs/simulation.md, which the runs themselves write.
 
 use crate::cli::{compare, hostile, run};
 use narmesh_simulation::{Report, Scenario, ScenarioError, Subject, built_in};
@@ -70,7 +70,7 @@ fn write(file: &Path) -> Result<(), DocsError> {
     if content && also { Ok(()) } else { Err(DocsError::Red) }
 }
 
-/// The same from small runs, and without the tables that take minutes: only the form counts.
+/// Compares the file with what small runs would write, without the tables that take minutes: only the form counts.
 fn compare_form(file: &Path) -> Result<(), DocsError> {
     let name = file.display().to_string();
     let found = std::fs::read_to_string(file).map_err(|error| DocsError::File { file: name.clone(), error })?;
@@ -95,7 +95,7 @@ fn compare_form(file: &Path) -> Result<(), DocsError> {
     Ok(())
 }
 
-/// Of scenarios that say `watch`.
+/// The table of events, for scenarios that say `watch`.
 fn events(report: &Report) -> String {
     if report.events.is_empty() { String::new() } else { format!("\n{}", report.event_table()) }
 }
@@ -107,7 +107,7 @@ fn links(name: &str) -> String {
     )
 }
 
-/// A line without its figures: of a table the first cell and the number of cells, of all else the words.
+/// A line without its figures: the first cell and the number of cells of a table's row, the words of any other line.
 fn form(line: &str) -> String {
     if line.starts_with('|') {
         let first = line.split('|').nth(1).unwrap_or_default().trim();

@@ -3,15 +3,15 @@
 use narmesh_simulation::{Report, Row, Scenario, ScenarioError, Subject, TRICKS, Trick, run};
 use std::process::ExitCode;
 
-/// Honest machines beside one liar in ten.
+/// The scenario of honest machines beside one liar in ten.
 const BASE: &str = "hostile-10-percent";
 
 pub(crate) fn hostile() -> ExitCode {
     super::shown(table(false))
 }
 
-/// One row for each trick, four liars of forty doing it, and first the same fleet without liars.
-/// `form_only`: nothing is run, the figures are missing.
+/// One row for each trick, which four liars of forty machines play; before them the same fleet without liars. With
+/// `form_only` nothing is run, and the figures are left out.
 pub(crate) fn table(form_only: bool) -> Result<(String, bool), ScenarioError> {
     let mut text = String::from(
         "| what one in ten does | a new path is known, p99 | bytes/s of a machine | of 1,000 absent paths asked in vain \

@@ -1,6 +1,7 @@
 //! The commands.
 
-/// Prints a line, as `println!` does, but for a reader that has gone (`| head`): the exit code is still that of the checkers.
+/// Prints a line as `println!` does, but tolerates a reader that has gone (`| head`): the exit code is still that of the
+/// checkers.
 macro_rules! say {
     ($($told:tt)*) => { $crate::cli::say_line(format_args!($($told)*)) };
 }

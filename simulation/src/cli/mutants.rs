@@ -1,11 +1,11 @@
-//! The checkers, checked.
+//! Checks the checkers.
 
 use std::process::ExitCode;
 
 #[cfg(feature = "mutants")]
 pub(crate) fn mutants() -> ExitCode {
     use narmesh_simulation::mutants::verdicts;
-    // A mutant may panic: that is noticed as well, and its story is not wanted.
+    // A mutant may panic. That counts as noticed, and its backtrace is not wanted.
     std::panic::set_hook(Box::new(|_| {}));
     let mut right = true;
     for verdict in verdicts() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// What `--json` tells: the report, and what differs from machine to machine.
+/// What `--json` prints: the report, and what differs from machine to machine.
 #[derive(Serialize)]
 struct Told<'a> {
     #[serde(flatten)]
@@ -30,7 +30,7 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Optio
         eprintln!("narmesh-sim: --trace {number} is no machine of {name}; accepted: 0 to {}", scenario.nodes - 1);
         return ExitCode::from(2);
     }
-    // Before a run that may take minutes.
+    // Before a run that may take minutes, make sure that the plots can be written.
     if let Some(directory) = svg
         && let Err(error) = std::fs::create_dir_all(directory)
     {
@@ -112,7 +112,7 @@ fn print_text(report: &Report, name: &str, small: bool, wall_s: f64) {
     say!("digest: {}", report.digest);
 }
 
-/// Most memory that this process had, MiB; 0 where the kernel does not say.
+/// The most memory that this process had, MiB; 0 where the kernel does not say.
 pub(crate) fn memory_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

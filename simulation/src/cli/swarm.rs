@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What a swarm runs most: everything goes wrong there.
+/// What a swarm runs most often, because everything goes wrong there.
 const STORMS: [&str; 3] = ["flapping", "hostile-10-percent", "partition"];
 
-/// Every scenario, small.
+/// Runs every scenario, small.
 pub(crate) fn all(seed: u64) -> ExitCode {
     let mut content = true;
     for name in built_in() {
@@ -22,7 +22,7 @@ pub(crate) fn all(seed: u64) -> ExitCode {
     if content { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One small run; tells how to replay it when it fails.
+/// Makes one small run, and tells how to replay it when it fails.
 fn small(name: &str, seed: u64) -> Option<Report> {
     let scenario = match Scenario::load(name) {
         Ok(scenario) => scenario.small(),
@@ -39,7 +39,7 @@ fn small(name: &str, seed: u64) -> Option<Report> {
     Some(report)
 }
 
-/// Fresh seeds on all processors.
+/// Runs fresh seeds on all processors until one fails, the time is over or enough were run.
 pub(crate) fn swarm(minutes: u64, first: Option<u64>, seeds: Option<u64>) -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let first = first.unwrap_or(now);

@@ -1,17 +1,17 @@
-//! Counts again, from what a machine took in and by the words of docs/quorum.md, and compares with what its core says.
+//! Counts anew what a machine took in, by the words of docs/quorum.md, and compares the result with what its core says.
 
 use narmesh_protocol::StorePath;
 use narmesh_quorum::{Decision, FingerprintDigest, Ledger, Policy, State, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Stories of broken promises that are kept.
+/// Violations that are kept, in words.
 const VIOLATIONS_MAX: usize = 50;
 
 /// One builder, as everybody's configuration has it.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) group: String,
-    /// What was stored from then on is void.
+    /// From when on what is stored of this builder is void.
     pub(super) revoked: Option<WallMs>,
     pub(super) grace: bool,
 }
@@ -21,7 +21,7 @@ pub(super) struct Known {
 pub(super) struct Stored {
     pub(super) builder: usize,
     pub(super) fingerprint: FingerprintDigest,
-    /// Not a bare signature.
+    /// Whether it came as a dated attestation, and not as a bare signature.
     pub(super) dated: bool,
     pub(super) at: WallMs,
 }
@@ -38,7 +38,7 @@ struct Count {
 pub(super) struct Judge {
     pub(super) builders: Vec<Known>,
     pub(super) k: usize,
-    /// The rules of all, and the same with a veto.
+    /// The rules of all machines, without and with a veto.
     pub(super) policies: [Policy; 2],
     /// What honest machines attested, by path.
     pub(super) honest: BTreeMap<StorePath, BTreeSet<FingerprintDigest>>,
@@ -47,7 +47,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// A machine's statements about a path changed.
+    /// Checks a machine's verdict on a path, after its statements about the path changed.
     pub(super) fn judge(&mut self, machine: usize, ledger: &Ledger, path: &StorePath, stored: &[Stored]) {
         let mut broken = Vec::new();
         let none = BTreeSet::new();
@@ -90,7 +90,7 @@ impl Judge {
                 counted.entry(one.builder).or_default().insert(one.fingerprint);
             }
         }
-        // Two things of one builder: void.
+        // A builder that said two different things has no vote.
         let votes: BTreeMap<usize, FingerprintDigest> = counted
             .iter()
             .filter(|(_, said)| said.len() == 1)
@@ -102,6 +102,7 @@ impl Judge {
             by_group.entry(group).or_default().insert(*fingerprint);
         }
         let mut groups: BTreeMap<FingerprintDigest, usize> = votes.values().map(|attested| (*attested, 0)).collect();
+        // A group whose builders disagree counts for nothing.
         for agreeing in by_group.values().filter(|said| said.len() == 1).flatten() {
             *groups.entry(*agreeing).or_default() += 1;
         }
@@ -118,6 +119,7 @@ impl Judge {
         let graced = |builder: &usize| {
             votes.contains_key(builder) && self.builders.get(*builder).is_some_and(|builder| builder.grace)
         };
+        // Grace needs that all who said anything about the path have grace and a valid vote.
         let grace = groups.keys().next().copied().filter(|_| state == State::Short && said.keys().all(graced));
         Count { state, agreed, grace }
     }

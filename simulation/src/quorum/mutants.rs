@@ -1,4 +1,4 @@
-//! The judge, judged: cores with one rule left out must be noticed.
+//! Checks the judge: cores with one rule left out must be noticed.
 
 use super::{QuorumScenario, run};
 use crate::mutants::SEEDS_MAX;
@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub struct Verdict {
     /// What its cores lacked; `None` for the cores as they are.
     pub mutation: Option<Mutation>,
-    /// With which seed it went red and what was seen first; `None` when nobody noticed.
+    /// The seed with which it went red and the first violation; `None` when nobody noticed.
     pub red: Option<(u64, String)>,
 }
 
@@ -21,7 +21,7 @@ impl Verdict {
     }
 }
 
-/// All mutants, and first the cores as they are.
+/// All mutants, after the cores as they are.
 pub fn verdicts() -> impl Iterator<Item = Verdict> {
     let scenario = QuorumScenario::load("quorum-100").expect("tested").small();
     std::iter::once(None).chain(MUTATIONS.map(Some)).map(move |mutation| {

@@ -1,4 +1,4 @@
-//! Who is in the world, who attests what and when, and the rules that all have.
+//! Who is in the world, who attests what and when, and the rules that all machines have.
 
 use super::QuorumScenario;
 use super::judge::{Judge, Known};
@@ -11,15 +11,15 @@ use narmesh_quorum::exchange::{Exchange, Moment};
 use narmesh_quorum::{Builder, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, Revocation, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Of a thousand honest builds so many result in what nobody else gets.
+/// Honest builds, of a thousand, that have a result of their own.
 const ODD_PERMILLE: u64 = 100;
-/// And so many are made twice, with another result.
+/// Honest builds, of a thousand, that are repeated later with another result.
 const UNREPRODUCIBLE_PERMILLE: u64 = 80;
-/// Builders whose word alone is enough for what nobody else has: the last ones, who are honest.
+/// Builders with grace: their word alone is enough for what nobody else has. They are the last ones, who are honest.
 const GRACED: usize = 2;
 
 impl World {
-    /// A ring, so that all are linked, and others at random.
+    /// Links all machines in a ring, so that all are connected, and adds random links.
     pub(super) fn connect(&mut self) {
         let count = self.machines.len();
         let mut pairs = BTreeSet::new();
@@ -39,13 +39,13 @@ impl World {
         }
     }
 
-    /// Who attests what of a path, and when.
+    /// Plans who attests what of a path, and when.
     pub(super) fn plan(&mut self, number: u32) {
         let (hostile, run_ms) = (self.scenario.hostile, self.scenario.run_s * 1_000);
         let clustered = self.scenario.clustered;
         let statement = |number, result, reference: Option<u32>| statement(number, result, reference, clustered);
         let (truth, other) = (statement(number, 0, None), number.wrapping_add(1));
-        // Another NAR, or the same with another reference.
+        // The lie is another NAR, or the same NAR with another reference.
         let lie = if number.is_multiple_of(2) { statement(number, 1, None) } else { statement(number, 0, Some(other)) };
         let builders = self.draw.index(self.scenario.builds_per_path + 1);
         let honest: Vec<_> = (hostile + 1..self.machines.len()).collect();
@@ -64,7 +64,7 @@ impl World {
             let at_ms = self.draw.below(run_ms);
             self.attest(at_ms, machine, machine, lie.clone());
         }
-        // The stolen key, revoked before: what a thief signs with it is dated back.
+        // A thief signs with the stolen key, which is already revoked, and dates the attestation back by a day.
         let thief = self.draw.index(hostile);
         let at_ms = self.draw.below(run_ms);
         self.at(
@@ -78,13 +78,13 @@ impl World {
     }
 
     fn attest(&mut self, at_ms: u64, machine: Number, signer: Number, statement: Statement) {
-        // Dates decide nothing: some are of next year.
+        // Dates decide nothing, so some are a year ahead.
         let ahead_ms = if self.draw.chance(50) { 365 * 86_400_000 } else { 0 };
         self.at(at_ms, Event::Attest { machine, signer, statement, at_ms: WALL_MS + at_ms + ahead_ms });
     }
 }
 
-/// What a build of a path results in: the truth is 0.
+/// The statement that a build of a path results in; `result` 0 is the truth.
 fn statement(number: u32, result: u8, reference: Option<u32>, clustered: u32) -> Statement {
     let mut nar_hash = [result; 32];
     nar_hash.iter_mut().zip(number.to_le_bytes()).for_each(|(to, from)| *to = from);

@@ -1,4 +1,4 @@
-//! Machines that attest, and lines between them.
+//! Machines that attest, and the links between them.
 
 use super::judge::{Judge, Stored};
 use super::plan::{judge, machine};
@@ -15,10 +15,11 @@ use narmesh_quorum::{Evidence, Insertion, Ledger, State, WallMs};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// A connection over which nothing gets through is given up after this, and dialled again within this after the heal.
+/// A connection over which nothing gets through is given up after `GIVEN_UP_MS`. After the heal it is dialled again within
+/// `REDIAL_MS`.
 const GIVEN_UP_MS: u64 = 10_000;
 const REDIAL_MS: u64 = 4_000;
-/// What an attestation takes on disk, bytes.
+/// Size of an attestation on disk, bytes.
 const BYTES: u32 = 400;
 
 pub(super) type Number = usize;
@@ -31,7 +32,7 @@ pub(super) struct Machine {
     pub(super) exchange: Exchange,
     pub(super) kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
     pub(super) taken_in: BTreeMap<StorePath, Vec<Stored>>,
-    /// In which half of a cut network.
+    /// Which half of a cut network it is in.
     pub(super) far: bool,
     pub(super) tick_ms: Option<u64>,
 }
@@ -50,14 +51,14 @@ pub(super) enum Event {
         bytes: Vec<u8>,
     },
     Tick(Number),
-    /// Attests, with its own key or a stolen one, under this date.
+    /// A machine attests under this date, with its own key or a stolen one.
     Attest {
         machine: Number,
         signer: Number,
         statement: Statement,
         at_ms: u64,
     },
-    /// A narinfo with a bare signature of a builder on what it substituted.
+    /// A machine takes in a narinfo with a bare signature of a builder, on what the builder substituted.
     Bare {
         machine: Number,
         signer: Number,
@@ -77,19 +78,20 @@ pub(super) struct World {
     pub(super) judge: Judge,
     pub(super) scenario: QuorumScenario,
     pub(super) machines: Vec<Machine>,
-    /// The first are hostile, and the one after them has its key stolen.
+    /// Builders by their keys. The first `hostile` machines are hostile, and the key of the machine after them is stolen.
     numbers: BTreeMap<BuilderKey, Number>,
     peers: BTreeMap<PeerId, Number>,
     pub(super) links: Vec<(Number, Number, bool)>,
     due: BTreeMap<(u64, u64), Event>,
     counter: u64,
     cut: bool,
-    /// Questions under way: who asked, and its id.
+    /// Requests that wait for their answers, by the machine asked and its id: who asked, and the asker's id.
     asked: BTreeMap<(Number, u64), (Number, u64)>,
-    /// What verifies, by all bytes of it: a hundred machines are shown the same.
+    /// Verified attestations by all of their bytes, because a hundred machines are shown the same ones.
     verified: BTreeMap<Vec<u8>, Option<Evidence>>,
     pub(super) draw: Draw,
     trace: Sha256,
+    /// Attestations made, attestations taken in, comparisons that ended, and bytes sent.
     counts: [u64; 4],
 }
 
@@ -97,12 +99,13 @@ fn store_dir() -> StoreDir {
     StoreDir::parse("/nix/store").expect("a store directory")
 }
 
-/// Anywhere in the tree that ledgers are compared by, as real ones are; the first `clustered` have five letters in common.
+/// The store path with this number. Its place in the tree that ledgers are compared by is random, as for real paths, but
+/// the first `clustered` paths have hash parts that begin with the same 32 bits.
 pub(super) fn path(number: u32, clustered: u32) -> StorePath {
     let digest: [u8; 32] = Sha256::digest(number.to_le_bytes()).into();
     let mut hash_part = *digest.first_chunk::<20>().expect("32 bytes hold 20");
     if number < clustered {
-        // Their text begins with the last byte.
+        // The text of a hash part begins with the last byte.
         hash_part.iter_mut().rev().take(4).for_each(|byte| *byte = 0);
     }
     StorePath::new(HashPart(hash_part), "built").expect("a name")
@@ -169,7 +172,7 @@ impl World {
         self.now_ms = end_ms;
     }
 
-    /// The cut is over; connections that were given up are dialled again.
+    /// Ends the cut. Connections that were given up are dialled again.
     pub(super) fn heal(&mut self) {
         self.cut = false;
         for link in 0..self.links.len() {
@@ -228,6 +231,7 @@ impl World {
 
     fn set_link(&mut self, link: usize, open: bool) {
         let Some((a, b, is_open)) = self.links.get(link).copied() else { return };
+        // A link opens only if packets get through, and is given up only if they do not.
         if is_open == open || open != self.passes(a, b) {
             return;
         }
@@ -316,7 +320,7 @@ impl World {
         self.verified.entry(attestation.encode().ok()?).or_insert_with(verify).clone()
     }
 
-    /// Into the ledger and the store of attestations. Whether it is new.
+    /// Puts an attestation into the ledger and among the kept attestations. Returns whether it is new.
     fn take(&mut self, number: Number, attestation: Attestation) -> bool {
         let Some(evidence) = self.evidence(&attestation) else { return false };
         let key = (evidence.builder(), evidence.hash_part());
@@ -354,7 +358,7 @@ impl World {
         new
     }
 
-    /// Where two honest machines come to different verdicts.
+    /// The first path on which two honest machines have different verdicts, in words.
     pub(super) fn first_difference(&self) -> Option<String> {
         let policy = self.judge.policies.first()?;
         let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);

@@ -1,5 +1,6 @@
-//! The model of gossipsub against gossipsub: fifty real libp2p nodes in one process, on lines as slow as the simulated ones,
-//! and as many simulated machines. How long an announcement takes and how many copies of it a node gets must agree.
+//! Compares the model of gossipsub with the real one: fifty real libp2p nodes in one process, over connections as slow as
+//! the simulated ones, and as many simulated machines. How long an announcement takes and how many copies of it a node gets
+//! must agree.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -13,17 +14,17 @@ mod real;
 use narmesh_simulation::{Report, Row, Scenario, Subject, run};
 
 const NODES: usize = 50;
-/// One way: much longer than what two busy cores need for fifty nodes.
+/// One way: much longer than two busy cores need for fifty nodes.
 const DELAY_MS: u64 = 800;
 const JITTER_MS: u64 = 80;
 /// Announcements measured.
 const MESSAGES: u32 = 30;
-/// In each direction.
+/// The most that a figure may differ by, in either direction.
 const FACTOR_MAX: f64 = 1.5;
-/// What else a machine does can only make the real nodes slower, so what disagrees is measured again.
+/// Other load on this computer can only make the real nodes slower, so what disagrees is measured again.
 const RUNS_MAX: u32 = 3;
 
-/// What both are measured by.
+/// The figures that are compared.
 #[derive(Clone, Copy, Debug)]
 struct Spread {
     p50_ms: f64,
@@ -68,8 +69,8 @@ fn compare(connections: usize) {
     assert!(agree, "no run with {connections} connections agrees within {FACTOR_MAX}");
 }
 
-/// First as the daemon has it: most hear it from the publisher itself. Then over several hops: what is forwarded counts. One
-/// after the other, so that they do not slow each other.
+/// First with as many connections as in the daemon: most nodes hear an announcement from its publisher. Then over several
+/// hops, where forwarding counts. One after the other, so that they do not slow each other.
 #[test]
 fn fifty_real_nodes_agree_with_the_model() {
     compare(32);

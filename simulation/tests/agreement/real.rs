@@ -1,4 +1,5 @@
-//! Real nodes: libp2p's gossipsub with the daemon's parameters over TCP, TLS and yamux on loopback, each line delayed.
+//! Real nodes: libp2p's gossipsub with the daemon's parameters over TCP, TLS and yamux on loopback, with delayed
+//! connections.
 
 use crate::Spread;
 use futures::{AsyncRead, AsyncWrite, StreamExt as _};
@@ -22,20 +23,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 const TOPIC: &str = "agreement";
-/// As long as a real announcement.
+/// The size of a real announcement.
 const MESSAGE_BYTES: usize = 180;
-/// Meshes have formed by then; ten heartbeats.
+/// The time in which meshes form: ten heartbeats.
 const SETTLED: Duration = Duration::from_secs(10);
-/// Fifty nodes that meet on two busy cores.
+/// Time for fifty nodes to meet on two busy cores.
 const MEETING_MAX: Duration = Duration::from_secs(120);
-/// Ten times what the slowest needs.
+/// Time for all announcements to arrive: ten times what the slowest needs.
 const ARRIVAL_MAX: Duration = Duration::from_secs(20);
 
 /// What all nodes saw.
 #[derive(Debug, Default)]
 struct Seen {
     published: BTreeMap<u32, Instant>,
-    /// First arrivals, microseconds after the publication.
+    /// Times of first arrivals after the publication, microseconds, by message.
     heard_us: BTreeMap<u32, Vec<u64>>,
     copies: u64,
     connections: usize,
@@ -66,7 +67,7 @@ enum Command {
     Publish(u32),
 }
 
-/// How announcements spread among so many real nodes with so many connections each.
+/// Measures how announcements spread among `nodes` real nodes with `connections` connections each.
 pub(crate) fn measure(nodes: usize, connections: usize, messages: u32, delay_ms: u64, jitter_ms: u64) -> Spread {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -107,7 +108,7 @@ pub(crate) fn measure(nodes: usize, connections: usize, messages: u32, delay_ms:
     })
 }
 
-/// Random pairs until each has about so many.
+/// Random pairs, until each node has about `connections` of them.
 fn links(nodes: usize, connections: usize) -> BTreeSet<(usize, usize)> {
     let mut rng = ChaCha8Rng::seed_from_u64(50);
     let mut degrees = vec![0; nodes];
@@ -154,7 +155,7 @@ fn transport(key: &Keypair, delay: Delay) -> Boxed<(PeerId, StreamMuxerBox)> {
         .boxed()
 }
 
-/// As `announcements` of `node/src/mesh/behaviour.rs`; `the_parameters_are_those_of_the_daemon` compares what is set.
+/// Follows `announcements` of `node/src/mesh/behaviour.rs`; `the_parameters_are_those_of_the_daemon` compares what is set.
 fn announcements(key: &Keypair, seen: &Shared) -> Announcements {
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(gossipsub::ValidationMode::Strict)
@@ -177,7 +178,7 @@ fn announcements(key: &Keypair, seen: &Shared) -> Announcements {
     behaviour
 }
 
-/// One node's life.
+/// Runs one node.
 async fn live(
     mut swarm: Swarm<Announcements>,
     number: usize,
@@ -224,14 +225,14 @@ async fn live(
     }
 }
 
-/// Of one direction of a line.
+/// The delay of one direction of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Delay {
     delay: Duration,
     jitter_us: u64,
 }
 
-/// A socket whose bytes are read that much later than they come.
+/// A socket whose bytes are read later than they arrive.
 struct Delayed<S> {
     socket: S,
     delay: Delay,
@@ -247,7 +248,7 @@ impl<S> Delayed<S> {
         Self { socket, delay, rng, waiting: VecDeque::new(), alarm: None, ended: false }
     }
 
-    /// In order, so never before what came before.
+    /// When bytes that arrive now may be read: never before those that arrived earlier.
     fn due(&mut self) -> Instant {
         let jitter = Duration::from_micros(self.rng.next_u64() % (self.delay.jitter_us + 1));
         let due = Instant::now() + self.delay.delay + jitter;
