@@ -1,8 +1,8 @@
-//! A crowd of peers for one daemon: many node keys, each with a signed announcement and a summary of 100,000 paths of its
-//! own, handed over by one libp2p peer that relays for all, as any peer may.
+//! A crowd of peers for one daemon. Each has a node key, a signed announcement and a summary of 100,000 paths of its own.
+//! One libp2p peer hands all of them over; it relays for all, as any peer may.
 //!
-//! The daemon is the real one. It hears of the announcements in its first `Sync` with the relay, checks each signature, pulls
-//! each body, checks its digest, its bounds and its audience, and writes it into its table: what a mesh of that size brings.
+//! The daemon is real. It hears of the announcements in its first `Sync` with the relay, checks each signature, pulls each
+//! body, checks the body's digest, bounds and audience, and writes it into its table, as in a mesh of that size.
 
 use crate::process::Running;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
@@ -23,17 +23,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Paths in each summary.
 const PATHS_PER_PEER: u64 = 100_000;
-/// Wasted probes that a mesh may cost in all, spread over its peers: what a daemon sizes its own filter by.
+/// Wasted probes for each lookup that a whole mesh may cost; a daemon sizes its own filter by its share of them.
 const WASTED_PROBES_MAX: f64 = 0.025;
-/// How long the summaries are good for.
+/// Lifetime of the summaries, seconds.
 const LIFETIME_S: u32 = 14_400;
 
 /// The relay's process.
 #[derive(Debug)]
 pub(crate) struct Crowd {
-    /// It holds every body; it does nothing once they are handed over.
+    /// The process that holds all bodies; it is idle once they are handed over.
     _process: Running,
-    /// Where the relay, which is peer 0, listens.
+    /// Where the relay listens. It is peer 0.
     pub(crate) address: String,
 }
 
@@ -56,14 +56,14 @@ fn keypair(number: usize) -> Keypair {
     Keypair::ed25519_from_bytes(seed).expect("any 32 bytes are an Ed25519 seed")
 }
 
-/// Independent streams of randomness for keys and for paths.
+/// A random generator for a peer; `stream` separates the randomness for keys (1) from that for paths (2).
 fn rng(number: usize, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(number as u64);
     rng.set_stream(stream);
     rng
 }
 
-/// One peer as the relay knows it.
+/// One peer of the crowd, as the relay knows it.
 struct Peer {
     envelope: Envelope,
     body: Vec<u8>,
@@ -101,7 +101,7 @@ impl Peer {
     }
 }
 
-/// Makes all peers, on every core.
+/// Makes all peers, on all cores.
 fn make_all(peers: usize, audience: PeerId) -> anyhow::Result<BTreeMap<AudienceDigest, Peer>> {
     let threads = std::thread::available_parallelism()?.get();
     let share = |thread: usize| -> anyhow::Result<Vec<Peer>> {
@@ -133,7 +133,7 @@ pub(crate) fn serve(peers: usize, audience: &str) -> anyhow::Result<()> {
                     ..
                 }) => {
                     let reply = answer(&crowd, &GossipRequest::decode(&request)?).encode()?;
-                    // The asker may be gone; it asks again on its next connection.
+                    // The asker may have gone; it asks again on its next connection.
                     drop(swarm.behaviour_mut().send_response(channel, reply));
                 }
                 _ => {}
@@ -178,7 +178,7 @@ fn swarm() -> anyhow::Result<Swarm<request_response::Behaviour<Bytes>>> {
         .build())
 }
 
-/// Whole messages as bytes, ended by the end of the stream.
+/// Whole messages as bytes. The end of the stream ends a message.
 #[derive(Clone, Copy, Debug)]
 struct Bytes;
 
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_peer_is_signed_and_differs() {
+    fn peers_are_signed_and_have_different_bodies() {
         let audience = peer_id(1_000_000);
         let crowd = make_all(3, audience).unwrap();
         assert_eq!(crowd.len(), 3);

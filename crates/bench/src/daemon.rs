@@ -15,19 +15,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// No daemon here needs longer to answer, or to meet its peers.
+/// The longest time that a daemon here may take to answer.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// A node that may run.
+/// A node, whose daemon may run or not.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// Its directory.
+    /// The directory with its keys, state, configuration and log.
     dir: PathBuf,
     binary: PathBuf,
     name: String,
-    /// Its peer id in text.
+    /// Its PeerId as text.
     pub(crate) peer_id: String,
-    /// Where its gateway listens, running or not.
+    /// Where its gateway listens when it runs.
     pub(crate) gateway: SocketAddr,
     mesh: SocketAddr,
     store_root: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct Node {
     tells_address: bool,
 }
 
-/// A daemon that runs.
+/// A running daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon<'n> {
     node: &'n Node,
@@ -47,7 +47,8 @@ pub(crate) struct Daemon<'n> {
 }
 
 impl Node {
-    /// Makes the node's keys in `dir` with `narmesh init`; it serves the chroot store at `store_root`, and knows nobody.
+    /// Makes the node's keys in `dir` with `narmesh init`. It serves the chroot store at `store_root`, and has no peers
+    /// yet.
     pub(crate) fn init(binary: &Path, dir: &Path, name: &str, store_root: &Path) -> anyhow::Result<Self> {
         finish("narmesh init", Command::new(binary).args(["init", "--name", name, "--dir"]).arg(dir))?;
         let mut node = Self {
@@ -72,13 +73,13 @@ impl Node {
         Ok(node)
     }
 
-    /// The public half of the key that signs what is built here.
+    /// The public key that verifies what this node builds.
     pub(crate) fn builder_key(&self) -> anyhow::Result<String> {
         let text = fs::read_to_string(self.dir.join("builder.key"))?;
         Ok(NixSecretKey::parse(text.trim())?.public().to_string())
     }
 
-    /// Trusts a public key in Nix's form.
+    /// Adds a trusted public key in Nix's form.
     pub(crate) fn trust(&mut self, key: &str) {
         self.trusted_keys.push(key.to_owned());
     }
@@ -90,7 +91,7 @@ impl Node {
         self.peers.push_str(&entry);
     }
 
-    /// Both allow each other and trust each other's builds; the second dials the first.
+    /// Makes two nodes allow each other and trust each other's builds. The second dials the first.
     pub(crate) fn introduce(first: &mut Self, second: &mut Self) -> anyhow::Result<()> {
         first.allow(&second.name, &second.peer_id, None);
         second.allow(&first.name, &first.peer_id, Some(&first.multiaddr()));
@@ -100,12 +101,12 @@ impl Node {
         Ok(())
     }
 
-    /// Nobody is told where it listens.
+    /// Makes the node tell no peer where it listens.
     pub(crate) fn keep_address(&mut self) {
         self.tells_address = false;
     }
 
-    /// Counts what this node attests; one builder is enough.
+    /// Counts the attestations of `builder`; one builder is enough for agreement.
     pub(crate) fn count(&mut self, builder: &Self) -> anyhow::Result<()> {
         let (name, key) = (&builder.name, builder.builder_key()?);
         let entry = format!("[[builder]]\nname = {name:?}\npublic_key = {key:?}\npeer = {name:?}\n");
@@ -119,12 +120,12 @@ impl Node {
         self.config_extra.push('\n');
     }
 
-    /// Whose word counts for what: `[quorum]`, `[[builder]]`.
+    /// Sets the rules of the quorum: `[quorum]` and `[[builder]]`.
     pub(crate) fn follow(&mut self, rules: &str) {
         rules.clone_into(&mut self.rules);
     }
 
-    /// Deletes its state database: at the next start it knows what its configuration says.
+    /// Deletes its state database: the next start knows only what the configuration says.
     pub(crate) fn forget_everything(&self) {
         scratch::remove(&self.dir.join("state"));
     }
@@ -139,7 +140,7 @@ impl Node {
         format!("/ip4/127.0.0.1/tcp/{}", self.mesh.port())
     }
 
-    /// Writes the configuration and starts the daemon; does not wait.
+    /// Writes the configuration and starts the daemon, without waiting for it.
     pub(crate) fn spawn(&self) -> anyhow::Result<Daemon<'_>> {
         fs::write(self.config_file(), self.config()?)?;
         let log = File::create(self.dir.join("log"))?;
@@ -153,7 +154,7 @@ impl Node {
         Ok(Daemon { node: self, process: Running::spawn("narmesh", &mut command)? })
     }
 
-    /// Starts the daemon and returns when it answers.
+    /// Starts the daemon, and returns when it answers.
     pub(crate) fn start(&self) -> anyhow::Result<Daemon<'_>> {
         let mut daemon = self.spawn()?;
         wait_for("the daemon answers", START_MAX, || {
@@ -185,7 +186,7 @@ impl Node {
 }
 
 impl Daemon<'_> {
-    /// Tells it to end; dropping it waits.
+    /// Sends it SIGTERM; dropping it waits for its end.
     pub(crate) fn tell_to_end(&self) {
         self.process.tell_to_end();
     }
@@ -196,17 +197,17 @@ impl Daemon<'_> {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// `narmesh quorum import`; it counts within a second.
+    /// Runs `narmesh quorum import`; the attestations count within a second.
     pub(crate) fn import(&self, file: &Path) -> anyhow::Result<()> {
         finish("narmesh quorum import", self.node.command().args(["quorum", "import"]).arg(file)).map(drop)
     }
 
-    /// `narmesh quorum report --all --json`; an error unless everything is agreed.
+    /// Runs `narmesh quorum report --all --json`; an error unless everything is agreed.
     pub(crate) fn report_all(&self) -> anyhow::Result<()> {
         finish("narmesh quorum report", self.node.command().args(["quorum", "report", "--all", "--json"])).map(drop)
     }
 
-    /// Waits until it holds a summary of at least `paths_min` paths of each of `peers` by name.
+    /// Waits until it holds a summary of at least `paths_min` paths of each of `peers`, which are names.
     pub(crate) fn wait_for_summaries(
         &mut self,
         peers: &[&str],
@@ -236,7 +237,7 @@ impl Daemon<'_> {
         })
     }
 
-    /// Milliseconds until the gateway answers for `target` with 200, asked over and over.
+    /// Asks the gateway for `target` again and again, and returns the milliseconds until it answers 200.
     pub(crate) fn time_to_answer_ms(&mut self, started: Instant, target: &str) -> anyhow::Result<f64> {
         while started.elapsed() < START_MAX {
             if matches!(fetch::text(self.node.gateway, target), Ok(Some(_))) {
@@ -247,21 +248,21 @@ impl Daemon<'_> {
         bail!("{} does not answer {target}: {}", self.node.name(), self.log())
     }
 
-    /// Milliseconds until the gateway first answers for `target` at all; an error unless that is 200.
+    /// Milliseconds until the gateway answers for `target` at all. An error unless the answer is 200.
     pub(crate) fn time_to_first_answer_ms(&mut self, started: Instant, target: &str) -> anyhow::Result<f64> {
         while started.elapsed() < START_MAX {
             self.must_run()?;
             match fetch::text(self.node.gateway, target) {
                 Ok(Some(_)) => return Ok(started.elapsed().as_secs_f64() * 1e3),
                 Ok(None) => bail!("{} answers 404 for {target}, which its peer holds", self.node.name()),
-                // Nobody listens there yet.
+                // The gateway does not listen yet.
                 Err(_) => std::thread::sleep(Duration::from_micros(200)),
             }
         }
         bail!("{} does not answer {target}: {}", self.node.name(), self.log())
     }
 
-    /// An error with the end of its log when it has ended.
+    /// An error with the end of its log if the daemon has ended.
     fn must_run(&mut self) -> anyhow::Result<()> {
         match self.process.ended()? {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! One large body over HTTP, thrown away as it comes.
+//! Fetches over HTTP. Large bodies are thrown away as they arrive.
 
 use crate::load::Head;
 use crate::process::thread_cpu_s;
@@ -9,19 +9,19 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// What is read at once.
+/// The most that is read at once, bytes.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What a fetch took.
+/// The cost of a fetch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fetched {
-    /// From the request to the last byte.
+    /// Seconds from the request to the last byte.
     pub(crate) seconds: f64,
     /// CPU seconds of this client.
     pub(crate) cpu_s: f64,
 }
 
-/// Gets `target` and throws it away.
+/// Gets `target`, which must have `bytes` bytes, and throws it away.
 pub(crate) fn fetch(address: SocketAddr, target: &str, bytes: u64) -> anyhow::Result<Fetched> {
     let (started, cpu) = (Instant::now(), thread_cpu_s());
     let got = body(address, target, |_| Ok(()))?;
@@ -31,7 +31,7 @@ pub(crate) fn fetch(address: SocketAddr, target: &str, bytes: u64) -> anyhow::Re
     Ok(Fetched { seconds: started.elapsed().as_secs_f64(), cpu_s: thread_cpu_s() - cpu })
 }
 
-/// Gets a NAR and checks it; to be done once, before its fetches are timed.
+/// Gets a NAR and checks its NarHash. Do this once, before fetches are timed.
 pub(crate) fn verify(address: SocketAddr, target: &str, nar_hash: NarHash) -> anyhow::Result<()> {
     let mut verifier = NarVerifier::new();
     body(address, target, |bytes| verifier.feed(bytes))?;
@@ -41,7 +41,7 @@ pub(crate) fn verify(address: SocketAddr, target: &str, nar_hash: NarHash) -> an
     Ok(())
 }
 
-/// Milliseconds from a request for the rest of `target` from byte `at` on to the first byte of it.
+/// Asks for `target` from byte `at` on, and returns the milliseconds until the first byte of the range arrives.
 pub(crate) fn first_byte_ms(address: SocketAddr, target: &str, at: u64) -> anyhow::Result<f64> {
     let started = Instant::now();
     let mut stream = open(address, target, &format!("Range: bytes={at}-\r\n"))?;
@@ -64,7 +64,7 @@ pub(crate) fn first_byte_ms(address: SocketAddr, target: &str, at: u64) -> anyho
     }
 }
 
-/// Gets a small text whole; `None` for 404.
+/// Gets a small text; `None` for 404.
 pub(crate) fn text(address: SocketAddr, target: &str) -> anyhow::Result<Option<String>> {
     let mut stream = open(address, target, "")?;
     let mut buffer = Vec::new();

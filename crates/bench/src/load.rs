@@ -1,7 +1,7 @@
 //! The load on an HTTP server: keep-alive connections that each send the next request when the last answer is complete.
 //!
-//! One thread drives all connections, the same for every server, so that what differs is the server. It shares the machine
-//! with it: CPU per request is the figure that does not depend on how much the client leaves over.
+//! One thread drives all connections, for every server alike, so that only the servers differ. It shares the machine with
+//! the server. CPU time per request is the figure that does not depend on how much of the machine the client takes.
 
 use anyhow::{Context as _, bail};
 use std::cell::Cell;
@@ -12,44 +12,44 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Largest response that a load may ask for: narinfos and small NARs.
+/// The largest body that a load may ask for, bytes: narinfos and small NARs.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
-/// What to send, and how.
+/// What to ask for, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// Paths of the URLs, asked in turn.
+    /// Targets of the requests, asked for in turn.
     pub(crate) targets: Arc<[String]>,
     /// The status that every answer must have.
     pub(crate) status: u16,
-    /// At the same time.
+    /// How many connections ask at the same time.
     pub(crate) connections: usize,
     /// When to stop.
     pub(crate) end: End,
 }
 
-/// When a load is over.
+/// When a load ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// After so long.
+    /// After this time.
     After(Duration),
     /// When each connection has asked for each target once.
     OncePerTarget,
-    /// When each target was asked for once, by whichever connection was free.
+    /// When each target was asked for once, by any connection that was free.
     Shared,
 }
 
-/// What a load saw.
+/// What a load measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// From the first request to the last answer.
+    /// Seconds from the first request to the last answer.
     pub(crate) seconds: f64,
-    /// Nanoseconds from a request's first byte to its answer's last, sorted.
+    /// Times from a request's first byte to its answer's last byte, nanoseconds, sorted.
     latencies_ns: Vec<u32>,
 }
 
 impl Seen {
-    /// Answers.
+    /// How many answers came.
     pub(crate) fn requests(&self) -> usize {
         self.latencies_ns.len()
     }
@@ -86,7 +86,7 @@ impl Load {
         let shared = Rc::new(Cell::new(0));
         let mut tasks = Vec::new();
         for (number, stream) in streams.into_iter().enumerate() {
-            // Each connection starts elsewhere in the list, or all would ask for the same at the same time.
+            // Each connection starts at another place in the list, or all would ask for the same target at the same time.
             let first = number * requests.len() / self.connections;
             let list = match self.end {
                 End::Shared => List::Shared(Rc::clone(&shared)),
@@ -111,9 +111,9 @@ impl Load {
 
 /// Where a connection finds its next target.
 enum List {
-    /// In turn, from here on.
+    /// In turn, from this place on.
     Own(usize),
-    /// The next that no connection has taken.
+    /// The next place that no connection has taken.
     Shared(Rc<Cell<usize>>),
 }
 
@@ -190,14 +190,14 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>, status: u16) -> an
     Ok(())
 }
 
-/// What is asked, and of whom.
+/// The request line and the host, for an error.
 fn told(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request);
     text.lines().take(2).collect::<Vec<_>>().join(", ")
 }
 
 fn request(address: SocketAddr, target: &str) -> Vec<u8> {
-    // What Nix sends, but for its versions.
+    // The same as Nix sends, except for the versions in `User-Agent`.
     format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: narmesh-bench\r\nAccept: */*\r\n\r\n").into_bytes()
 }
 
@@ -206,14 +206,14 @@ fn request(address: SocketAddr, target: &str) -> Vec<u8> {
 pub(crate) struct Head {
     /// The status code.
     pub(crate) status: u16,
-    /// Up to and with the empty line.
+    /// Bytes of the head, with the empty line that ends it.
     pub(crate) head_bytes: usize,
     /// `Content-Length`.
     pub(crate) body_bytes: usize,
 }
 
 impl Head {
-    /// Reads a head at the start of `bytes`; `None` while its end is not there.
+    /// Parses a head at the start of `bytes`; `None` while its end is missing.
     pub(crate) fn parse(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
             return Ok(None);
@@ -238,7 +238,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn heads() {
+    fn heads_are_parsed_once_complete() {
         let text = b"HTTP/1.1 404 Not Found\r\nX: y\r\ncontent-LENGTH: 3\r\n\r\nabc";
         assert_eq!(Head::parse(text).unwrap(), Some(Head { status: 404, head_bytes: text.len() - 3, body_bytes: 3 }));
         assert_eq!(Head::parse(&text[..40]).unwrap(), None);

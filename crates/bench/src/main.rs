@@ -1,8 +1,8 @@
-//! The one home of every figure of this project: `cargo run --release -p narmesh-bench -- [NAME…] [--full] [--list] [--json]`.
+//! Measures every figure of this project: `cargo run --release -p narmesh-bench -- [NAME…] [--full] [--list] [--json]`.
 //!
-//! Walk: [`rows::all`] lists the subjects; a [`subject::Subject`] makes its set-up, measures real processes in interleaved
+//! Walk: [`rows::all`] lists the subjects. A [`subject::Subject`] makes its set-up, measures real processes in interleaved
 //! rounds and records [`row::Row`]s. `docs/benchmarks.md` explains each row and shows the last table.
-//! Invariants: nothing is contacted but loopback; every process started here ends with this one; a row that cannot be
+//! Invariants: nothing but loopback is contacted; every process started here ends with this one; a row that cannot be
 //! measured says why instead of vanishing.
 
 mod binaries;
@@ -90,7 +90,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rows of one subject that were asked for.
+/// Measures the rows of one subject that were asked for.
 fn measure(subject: &dyn Subject, bench: &Bench, arguments: &Arguments) -> Vec<Row> {
     let asked_for = subject.planned().into_iter().filter(|planned| is_asked_for(planned, &arguments.names));
     let (now, not_now): (Vec<_>, Vec<_>) =
@@ -135,7 +135,7 @@ fn list(subjects: &[Box<dyn Subject>], arguments: &Arguments) -> anyhow::Result<
     Ok(())
 }
 
-/// The servers that this program starts itself as, in processes of their own.
+/// Runs one of the servers that this program starts as processes of their own.
 fn serve(server: &str, arguments: &[String]) -> anyhow::Result<()> {
     match (server, arguments) {
         ("plain-tcp", []) => plain_tcp::serve(),
@@ -145,7 +145,8 @@ fn serve(server: &str, arguments: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// Gigabytes of memory must not stay behind when someone presses Ctrl-C; the processes started here end by themselves.
+/// Deletes the files when someone presses Ctrl-C, because gigabytes of memory must not stay behind. The processes started
+/// here end by themselves.
 fn clean_up_on_signals(dir: std::path::PathBuf) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -164,7 +165,7 @@ fn clean_up_on_signals(dir: std::path::PathBuf) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Figures of a machine that does something else too are good for ratios at most.
+/// Warns when the machine does something else too, because then its figures are good for ratios at most.
 fn warn_of_load() -> anyhow::Result<()> {
     let text = std::fs::read_to_string("/proc/loadavg")?;
     let load: f64 = text.split(' ').next().unwrap_or_default().parse()?;
@@ -174,12 +175,12 @@ fn warn_of_load() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What goes on, for whoever waits: on standard error, which may be closed.
+/// Tells whoever waits what goes on. Standard error may be closed.
 pub(crate) fn progress(line: &str) {
     writeln!(io::stderr(), "bench: {line}").ok();
 }
 
-/// A line of the result.
+/// Prints a line of the result.
 pub(crate) fn print_line(line: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;

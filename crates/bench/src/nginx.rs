@@ -1,4 +1,4 @@
-//! nginx with the configuration of this directory: what the gateway is measured beside.
+//! nginx with the configuration of this package, to compare the gateway with.
 
 use crate::process::{Running, need_program, tethered, wait_for};
 use crate::scratch::Subdir;
@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-/// Below the default `net.ipv4.ip_local_port_range`.
+/// Below the default `net.ipv4.ip_local_port_range`, from which clients get their ports.
 const PORTS: Range<u16> = 20_000..32_000;
 const CONFIG: &str = include_str!("../nginx.conf");
 
@@ -31,11 +31,11 @@ impl Nginx {
         need_program("nginx", "nginx-light")
     }
 
-    /// Serves `root` on a free loopback port; its own files go into `dir`.
+    /// Serves `root` on a free loopback port. Its own files go into `dir`.
     pub(crate) fn start(dir: Subdir, root: &Path) -> anyhow::Result<Self> {
         Self::need()?;
         let address = free_address()?;
-        // Started by root the workers would become nobody, who may not look into everything.
+        // Workers of an nginx that root starts become `nobody`, who may not read every directory.
         let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
         let config = CONFIG
             .replace("@USER@", user)
@@ -54,8 +54,8 @@ impl Nginx {
     }
 }
 
-/// A loopback address that nobody listens on now, below the ports that the kernel gives to clients: one of those could be
-/// anybody's by the time that the server starts.
+/// A loopback address that nobody listens on now. Its port is below those that the kernel gives to clients, because one of
+/// those could be taken by the time that the server starts.
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % u32::from(PORTS.end - PORTS.start))?;
@@ -69,7 +69,7 @@ pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     bail!("no port from {} to {} is free", PORTS.start, PORTS.end);
 }
 
-/// `PATH` with the directory where Debian puts servers, which a user's lacks.
+/// `PATH` with `/usr/sbin`, where Debian puts servers, and which a user's `PATH` lacks.
 fn system_path() -> std::ffi::OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin");

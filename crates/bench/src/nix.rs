@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-/// What the figures are measured with beside the client of the stories: what `narmesh init` tells users, but one attempt.
+/// Options for downloads, on top of those of the stories: what `narmesh init` recommends to users, but with one attempt.
 const DOWNLOADS: &str = "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 1\n";
 
-/// A path that needs nothing but a shell; another `tag` is another path.
+/// A path that needs nothing but a shell to build; each `tag` gives another path.
 const FRESH: &str = r#"{ tag }: derivation {
   name = "bench-fresh"; system = builtins.currentSystem; builder = "/bin/sh";
   args = [ "-c" "echo a fresh path ${tag} > $out" ];
 }"#;
 
-/// A Nix client with a configuration and a cache of narinfos of its own.
+/// A Nix client with its own configuration and its own narinfo cache.
 #[derive(Debug)]
 pub(crate) struct Nix {
     dir: PathBuf,
@@ -42,7 +42,7 @@ impl Nix {
         Ok(())
     }
 
-    /// A client whose files are in `dir`, which is made.
+    /// A client with its files in `dir`, which is created.
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         Self::need()?;
         fs::create_dir_all(dir.join("etc"))?;
@@ -50,13 +50,14 @@ impl Nix {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// Makes an empty store with its database.
+    /// Makes an empty store with a database.
     pub(crate) fn make_store(&self, root: &Path) -> anyhow::Result<()> {
         finish("nix-store --dump-db", self.command("nix-store").arg("--store").arg(local(root)).arg("--dump-db"))?;
         Ok(())
     }
 
-    /// Seconds of `nix copy` of the closure of `path` from a store URL into the store at `root`.
+    /// Copies the closure of `path` from a store URL into the store at `root` with `nix copy`. Returns the seconds that it
+    /// took.
     pub(crate) fn copy(&self, from: &str, root: &Path, path: &str, trusted_key: &str) -> anyhow::Result<f64> {
         let mut command = self.command("nix");
         command.args(["copy", "--from", from, "--to"]).arg(local(root)).arg(path);
@@ -66,13 +67,13 @@ impl Nix {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    /// Seconds of [`Self::copy`] into a store that was not there before, checked to hold `paths` paths and then deleted.
+    /// [`Self::copy`] into a new store, which must then hold `paths` paths and is deleted. Returns the seconds of the copy.
     pub(crate) fn copy_fresh(&self, from: &str, path: &str, trusted_key: &str, paths: usize) -> anyhow::Result<f64> {
         let root = self.dir.join("fresh");
         let seconds = self.copy(from, &root, path, trusted_key);
         let got = fs::read_dir(root.join("nix/store")).map(|entries| entries.flatten().filter(is_store_path).count());
         scratch::remove(&root);
-        // The cache of narinfos is a store's too: the next copy has to ask again.
+        // The narinfo cache goes too, so that the next copy has to ask again.
         scratch::remove(&self.dir.join("cache"));
         let seconds = seconds?;
         match got.context("the store was made")? {
@@ -81,7 +82,7 @@ impl Nix {
         }
     }
 
-    /// The derivation of a path that nobody has, made in the store at `root`.
+    /// Instantiates the derivation of a path that nobody has, in the store at `root`.
     pub(crate) fn instantiate_fresh(&self, root: &Path, tag: &str) -> anyhow::Result<String> {
         let mut command = self.command("nix-instantiate");
         command.arg("--store").arg(local(root)).args(["-E", FRESH, "--argstr", "tag", tag]);

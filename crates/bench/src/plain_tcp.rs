@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Instant;
 
-/// Written at once: the largest chunk of a NAR stream.
+/// Bytes of one write: the largest chunk of a NAR stream.
 pub(crate) const CHUNK_BYTES: usize = narmesh_protocol::wire::NarFrame::CHUNK_BYTES_MAX;
 
 /// The server's process and where it listens.
@@ -23,7 +23,7 @@ impl PlainTcp {
         Ok(Self { process, address: line.parse()? })
     }
 
-    /// Seconds that `bytes` take over a new connection.
+    /// Pulls `bytes` bytes over a new connection, and returns the seconds that it took.
     pub(crate) fn pull(&self, bytes: u64) -> anyhow::Result<f64> {
         let mut stream = TcpStream::connect(self.address)?;
         let started = Instant::now();
@@ -46,7 +46,7 @@ impl PlainTcp {
     }
 }
 
-/// The server: for each connection, a count of bytes comes in and so many go out.
+/// The server: it reads a count from each connection and sends that many bytes back.
 pub(crate) fn serve() -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     crate::print_line(&listener.local_addr()?.to_string())?;

@@ -1,4 +1,4 @@
-//! Processes that are measured: started here, ended by their id, and looked at through `/proc`.
+//! Processes that are measured: they are started here, ended by their id, and looked at through `/proc`.
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
@@ -7,18 +7,18 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a process that was told to end may take.
+/// The longest time that a process may take to end when it is told to.
 const END_MAX: Duration = Duration::from_secs(15);
 
-/// A child that ends with its owner.
+/// A child process that ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
     label: &'static str,
 }
 
-/// `program` in a form that ends when this process does, however that happens. To be spawned from the main thread, because
-/// the kernel ends it with the thread that started it.
+/// A command for `program` that ends when this process ends, however that happens. Spawn it from the main thread, because
+/// the kernel ends it together with the thread that started it.
 pub(crate) fn tethered(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--"]).arg(program).stdin(Stdio::null());
@@ -32,7 +32,7 @@ impl Running {
         Ok(Self { child, label })
     }
 
-    /// Starts this program again as the server `name`, and returns the first line that it prints.
+    /// Starts this program again as the server `name`. Returns the first line that it prints.
     pub(crate) fn spawn_server(name: &'static str, arguments: &[String]) -> anyhow::Result<(Self, String)> {
         let mut command = tethered(std::env::current_exe()?);
         command.arg("--server").arg(name).args(arguments).stdout(Stdio::piped());
@@ -51,12 +51,12 @@ impl Running {
         self.child.id()
     }
 
-    /// The exit status if it has ended.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// CPU seconds that it and its children have used, user and system.
+    /// CPU seconds that the process and its children have used, user and system.
     pub(crate) fn cpu_s(&self) -> anyhow::Result<f64> {
         let mut ticks = cpu_ticks(self.pid())?;
         for child in children(self.pid())? {
@@ -73,7 +73,7 @@ impl Running {
         Ok(kib * 1_024.0 / 1e6)
     }
 
-    /// Tells it to end; dropping it waits.
+    /// Sends SIGTERM; dropping the value waits for the end.
     pub(crate) fn tell_to_end(&self) {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
         if pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_err()) {
@@ -114,12 +114,12 @@ pub(crate) fn own_cpu_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// CPU seconds of the children of this process that ended.
+/// CPU seconds of those children of this process that have ended.
 pub(crate) fn ended_children_cpu_s() -> anyhow::Result<f64> {
     Ok(ticks("self", 13)? as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Runs `command` to its end; an error with what it wrote when it fails.
+/// Runs `command` to its end and returns its output. When it fails, the error has what it wrote to standard error.
 pub(crate) fn finish(what: &str, command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {what}"))?;
     if !output.status.success() {
@@ -128,7 +128,7 @@ pub(crate) fn finish(what: &str, command: &mut Command) -> anyhow::Result<String
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// An error that says how to get `program` when it is not there.
+/// An error that names the Debian package when `program` is not installed.
 pub(crate) fn need_program(program: &str, debian_package: &str) -> anyhow::Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
@@ -138,7 +138,7 @@ pub(crate) fn need_program(program: &str, debian_package: &str) -> anyhow::Resul
     bail!("{program} is not installed: apt-get install {debian_package}");
 }
 
-/// Polls `probe` until it has a value; an error naming `what` after `deadline`.
+/// Polls `probe` until it has a value. After `deadline` returns an error that names `what`.
 pub(crate) fn wait_for<T>(
     what: &str,
     deadline: Duration,
@@ -160,7 +160,8 @@ fn cpu_ticks(pid: u32) -> anyhow::Result<u64> {
     ticks(&pid.to_string(), 11)
 }
 
-/// The sum of two times of a process: 11 for its own (utime and stime, fields 14 and 15), 13 for its ended children.
+/// The sum of two times of a process in ticks, from the fields of `stat` after its name: at 11 its own (utime and stime,
+/// fields 14 and 15), at 13 those of its ended children.
 fn ticks(pid: &str, after_name: usize) -> anyhow::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, field 2, is in parentheses and may hold anything.
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_time_is_that_of_the_process_and_its_children() {
+    fn cpu_time_includes_running_children() {
         // A shell whose child burns CPU time; the shell itself only waits.
         let script = "sh -c 'i=0; while [ $i -lt 100000000 ]; do i=$((i+1)); done' & wait";
         let running = Running::spawn("burner", tethered("sh").args(["-c", script])).unwrap();

@@ -1,5 +1,5 @@
-//! Bytes over one libp2p stream of the daemon's transport (TCP, TLS 1.3, yamux), and nothing else: what a NAR could reach
-//! if hashing, the file system and HTTP cost nothing. Also over the same with another security in its place.
+//! Bytes over one libp2p stream of the daemon's transport (TCP, TLS 1.3, yamux), and nothing else. This is what a NAR could
+//! reach if hashing, the file system and HTTP cost nothing. Other security protocols can take the place of TLS.
 
 use crate::plain_tcp::CHUNK_BYTES;
 use crate::process::Running;
@@ -14,12 +14,12 @@ use tokio::runtime::Runtime;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/narmesh-bench/raw");
 
-/// What stands between TCP and yamux.
+/// The security protocol between TCP and yamux.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Security {
-    /// The daemon's.
+    /// TLS as the daemon has it.
     Daemon,
-    /// libp2p-tls as shipped: ChaCha20 first.
+    /// libp2p-tls as shipped, which prefers ChaCha20.
     StockTls,
     /// libp2p-noise.
     Noise,
@@ -44,11 +44,11 @@ impl RawStream {
         Ok(Self { process, runtime, control, server })
     }
 
-    /// Seconds that `bytes` take over a new stream.
+    /// Pulls `bytes` bytes over a new stream, and returns the seconds that it took.
     pub(crate) fn pull(&self, bytes: u64) -> anyhow::Result<f64> {
         let mut control = self.control.clone();
         let server = self.server;
-        // On a worker, because the thread that blocks on a runtime is a poor place for a hot task.
+        // On a worker, because the thread that blocks on a runtime is a poor place for a busy task.
         let pulled = self.runtime.spawn(async move {
             let mut stream = control.open_stream(server, PROTOCOL).await?;
             let started = Instant::now();
@@ -74,7 +74,7 @@ impl RawStream {
     }
 }
 
-/// The server: on each stream, a count of bytes comes in and so many go out.
+/// The server: it reads a count from each stream and sends that many bytes back.
 pub(crate) fn serve(security: &str) -> anyhow::Result<()> {
     let security = Security::from_str(security, false).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -131,7 +131,7 @@ async fn connect(security: Security, address: Multiaddr) -> anyhow::Result<(Peer
     Ok((server, control))
 }
 
-/// The daemon's transport, or it with another security, with nothing on it but streams.
+/// A swarm with the daemon's transport, or with another security protocol in it, and with no behaviour but streams.
 fn swarm(security: Security) -> anyhow::Result<Swarm<libp2p_stream::Behaviour>> {
     let idle = |config: libp2p::swarm::Config| config.with_idle_connection_timeout(Duration::from_secs(3_600));
     let streams = |_: &_| libp2p_stream::Behaviour::new();

@@ -2,17 +2,17 @@
 
 use serde::Serialize;
 
-/// A reason is a cell of a table.
+/// The longest reason, characters: a reason is a cell of a table.
 const WHY_NOT_CHARS_MAX: usize = 240;
 
 /// What a figure has to reach.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Target {
-    /// The ratio to what it was measured beside is at least this.
+    /// The ratio to what it was measured beside must be at least this.
     RatioAtLeast(f64),
-    /// The ratio is at most this.
+    /// The ratio must be at most this.
     RatioAtMost(f64),
-    /// The value itself is at most this.
+    /// The value itself must be at most this.
     AtMost(f64),
 }
 
@@ -37,37 +37,37 @@ impl Target {
 /// A row before it is measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
-    /// Segments by slashes; any leading ones select it.
+    /// Segments with slashes between them; the row can be selected by any number of leading segments.
     pub(crate) name: String,
-    /// Of value, min and max.
+    /// The unit of the value, its minimum and its maximum.
     pub(crate) unit: &'static str,
     /// One sentence for `--list`.
     pub(crate) about: String,
-    /// If there is one.
+    /// What the value or the ratio has to reach, if anything.
     pub(crate) target: Option<Target>,
-    /// Why it is not measured unless it is named or `--full` is given.
+    /// What it costs, if it is only measured when it is named or `--full` is given.
     pub(crate) heavy: Option<&'static str>,
 }
 
 impl Planned {
-    /// A row without target, cheap enough for every run.
+    /// A row that has no target and is cheap enough for every run.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, about: impl Into<String>) -> Self {
         Self { name: name.into(), unit, about: about.into(), target: None, heavy: None }
     }
 
-    /// With a target.
+    /// The same row with a target.
     pub(crate) fn target(mut self, target: Target) -> Self {
         self.target = Some(target);
         self
     }
 
-    /// Only when asked for.
+    /// The same row, but only measured when it is asked for, because of what it costs.
     pub(crate) fn heavy(mut self, why: &'static str) -> Self {
         self.heavy = Some(why);
         self
     }
 
-    /// Whether `selector` names this row or a group that it is in.
+    /// Whether `selector` names this row or a group that it belongs to.
     pub(crate) fn is_named_by(&self, selector: &str) -> bool {
         let selector = selector.trim_end_matches('/');
         self.name.strip_prefix(selector).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -78,7 +78,7 @@ impl Planned {
         self.target.map(|target| target.sentence(self.unit))
     }
 
-    /// The row with one sample a round, and what was measured beside it in the same rounds.
+    /// The measured row, from one sample a round and what was measured beside it in the same rounds.
     pub(crate) fn measured(&self, samples: &[f64], beside: Option<&Beside>) -> Row {
         let value = median(samples);
         let ratio = beside.and_then(|beside| median(&beside.ratios(samples)?));
@@ -100,7 +100,7 @@ impl Planned {
         }
     }
 
-    /// The row that says why it has no value; of a long reason the beginning, on one line.
+    /// The row without a value that says why. Only the beginning of a long reason is kept, on one line.
     pub(crate) fn unmeasured(&self, why_not: &str) -> Row {
         let words = why_not.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "/");
         let why_not = words.chars().take(WHY_NOT_CHARS_MAX).collect();
@@ -119,22 +119,23 @@ impl Planned {
     }
 }
 
-/// What stood beside a figure in the same rounds.
+/// What was measured beside a figure in the same rounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Beside {
-    /// Its name.
+    /// What the table calls it.
     pub(crate) what: &'static str,
     /// One sample a round, in the unit of the row.
     pub(crate) samples: Vec<f64>,
 }
 
 impl Beside {
-    /// `what` with its samples.
+    /// Something measured beside a row, with its samples.
     pub(crate) fn new(what: &'static str, samples: Vec<f64>) -> Self {
         Self { what, samples }
     }
 
-    /// Round by round, so that a disturbance of a whole round counts on both sides; `None` without a sample.
+    /// The ratios of each round, so that a disturbance of a whole round affects both sides. Ratio of the medians if the
+    /// counts differ; `None` without a sample.
     fn ratios(&self, samples: &[f64]) -> Option<Vec<f64>> {
         if self.samples.len() == samples.len() {
             return Some(samples.iter().zip(&self.samples).map(|(value, other)| value / other).collect());
@@ -143,7 +144,7 @@ impl Beside {
     }
 }
 
-/// A figure as it is printed. Without a value, `why_not` says why.
+/// A figure as it is printed. When it has no value, `why_not` says why.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) name: String,
@@ -152,9 +153,9 @@ pub(crate) struct Row {
     pub(crate) unit: &'static str,
     pub(crate) min: Option<f64>,
     pub(crate) max: Option<f64>,
-    /// What it was measured beside in the same rounds, and that one's median.
+    /// What was measured beside it in the same rounds, with the median of that.
     pub(crate) against: Option<String>,
-    /// Median over the rounds of value / the other's value.
+    /// Median over the rounds of this value divided by the other one.
     pub(crate) ratio: Option<f64>,
     pub(crate) target: Option<String>,
     pub(crate) met: Option<bool>,
@@ -191,7 +192,7 @@ pub(crate) const TABLE_HEAD: &str = "\
 | row | value | min to max | measured beside | ratio | target |
 |---|---|---|---|---|---|";
 
-/// Three significant digits, and all digits before the point.
+/// Formats three significant digits, and all digits before the point.
 fn digits(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
@@ -201,7 +202,7 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// The middle sample; of an even count the mean of the two in the middle.
+/// The middle sample, or the mean of the two in the middle when their count is even.
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -217,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians() {
+    fn median_of_no_odd_and_even_counts() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn ratios_are_paired_by_round() {
-        // Each round has its own ratio, 0.5, 0.6 and 1: their median is not the ratio of the medians, 60 to 90.
+        // The rounds have the ratios 0.5, 0.6 and 1. Their median is not the ratio of the medians, 60 to 90.
         let beside = Beside::new("nginx", vec![120.0, 50.0, 90.0]);
         let planned = Planned::new("a/b", "requests/s", "").target(Target::RatioAtLeast(0.6));
         let row = planned.measured(&[60.0, 30.0, 90.0], Some(&beside));
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_in_both_directions() {
+    fn targets_bound_ratios_and_values() {
         let met = |target: Target, value: f64, ratio: f64| target.is_met(value, Some(ratio));
         assert_eq!(met(Target::RatioAtLeast(0.6), 1.0, 0.59), Some(false));
         assert_eq!(met(Target::RatioAtMost(1.5), 1.0, 1.51), Some(false));
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_cannot_run_says_why() {
+    fn unmeasured_row_says_why() {
         let row = Planned::new("copy/file", "s", "").unmeasured("nginx is\n not |installed|");
         let json = serde_json::to_value(&row).unwrap();
         assert_eq!(json["why_not"], "nginx is not /installed/");

@@ -14,9 +14,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 const SEED: u64 = 42;
-/// Contents change between text and noise at least this often, bytes.
+/// Contents may change between text and noise after this many bytes.
 const ALTERNATION_BYTES: usize = 64 << 10;
-/// A NAR is written out whenever so much of it is in memory.
+/// A NAR is written out whenever this much of it is in memory, bytes.
 const FLUSH_BYTES: usize = 1 << 20;
 const WORDS: &str = "static const struct nix store path lib bin share include return void int char function module import export \
     from configuration default system package version build input output hash the of and to in is that for with on as are";
@@ -26,7 +26,7 @@ const WORDS: &str = "static const struct nix store path lib bin share include re
 pub(crate) struct SamplePath {
     /// Base name in `/nix/store`.
     pub(crate) path: StorePath,
-    /// Of its contents.
+    /// The NarHash of its contents.
     pub(crate) nar_hash: NarHash,
     /// Bytes of its NAR.
     pub(crate) nar_size: u64,
@@ -38,18 +38,18 @@ impl SamplePath {
         store_dir().display(&self.path)
     }
 
-    /// Where its narinfo is, on every HTTP binary cache.
+    /// The target of its narinfo on any HTTP binary cache.
     pub(crate) fn narinfo_target(&self) -> String {
         format!("/{}.narinfo", self.path.hash_part())
     }
 
-    /// Where its NAR is in this cache; elsewhere the narinfo says.
+    /// The target of its NAR in this cache; elsewhere the narinfo says where the NAR is.
     pub(crate) fn nar_target(&self) -> String {
         format!("/nar/{}.nar", self.nar_hash.nix32())
     }
 }
 
-/// The cache while it grows.
+/// A cache that paths are added to.
 #[derive(Debug)]
 pub(crate) struct SampleCache {
     dir: PathBuf,
@@ -59,7 +59,7 @@ pub(crate) struct SampleCache {
     paths: Vec<SamplePath>,
 }
 
-/// What a path looks like inside.
+/// The layout of a path's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
     /// Up to 400 files of about 24 KB in up to four directories, with a symlink.
@@ -68,13 +68,13 @@ enum Shape {
     OneFile,
 }
 
-/// `/nix/store`.
+/// The store directory `/nix/store`.
 pub(crate) fn store_dir() -> StoreDir {
     StoreDir::parse("/nix/store").expect("Nix's own store directory")
 }
 
 impl SampleCache {
-    /// An empty cache in `dir`, which is made.
+    /// An empty cache in `dir`, which is created.
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(dir.join("nar"))?;
         fs::write(dir.join("nix-cache-info"), "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n")?;
@@ -94,12 +94,12 @@ impl SampleCache {
         &self.dir
     }
 
-    /// Its signatures verify with this one.
+    /// The public key that verifies its signatures.
     pub(crate) fn public_key(&self) -> NixPublicKey {
         self.key.public()
     }
 
-    /// Every path so far.
+    /// All paths added so far.
     pub(crate) fn paths(&self) -> &[SamplePath] {
         &self.paths
     }
@@ -115,7 +115,7 @@ impl SampleCache {
         self.add("smallroot", 3_000, small, Shape::Tree)
     }
 
-    /// Adds a closure of 2,000 paths, 2.9 GB, with the 200 of [`Self::add_small`] in it, and returns its root.
+    /// Adds a closure of 2,000 paths and 2.9 GB, which includes the 200 of [`Self::add_small`], and returns its root.
     pub(crate) fn add_whole(&mut self) -> anyhow::Result<SamplePath> {
         self.add_small()?;
         let mut pool: Vec<_> = self.paths.iter().map(|sample| sample.path.clone()).collect();
@@ -209,7 +209,8 @@ impl SampleCache {
         Ok(())
     }
 
-    /// What is where in a tree, in the order of a NAR; the symlink has no files, and `refs.txt` one that nobody reads.
+    /// The directories of a tree and the numbers and sizes of their files, in the order of a NAR. `link`, which has no
+    /// files, becomes a symlink, and `refs.txt` becomes a file whose entry here is not read.
     fn layout(&mut self, bytes: usize) -> BTreeMap<&'static str, Vec<(usize, usize)>> {
         let count = (bytes / 24_000).clamp(1, 400);
         let weights: Vec<f64> = (0..count).map(|_| (1.3 * self.normal()).exp()).collect();
@@ -245,7 +246,7 @@ impl SampleCache {
         Ok(())
     }
 
-    /// At most `most` of `pool`, none twice.
+    /// Up to `most` different paths of `pool`.
     fn some_of(&mut self, pool: &[StorePath], most: usize) -> Vec<StorePath> {
         let count = self.rng.random_range(0..=most).min(pool.len());
         let mut chosen: Vec<StorePath> = Vec::new();
@@ -263,7 +264,7 @@ impl SampleCache {
     }
 }
 
-/// A NAR on its way to a file, hashed as it is written.
+/// A NAR that is hashed as it is written to a file.
 struct NarFile {
     file: File,
     buffer: Vec<u8>,
@@ -303,7 +304,7 @@ impl NarFile {
     }
 }
 
-/// About 1.3 MB of words and numbers.
+/// About 1.3 MB of random words and numbers.
 fn prose(rng: &mut ChaCha8Rng) -> Vec<u8> {
     let words: Vec<_> = WORDS.split_whitespace().collect();
     let mut prose = String::new();
@@ -317,7 +318,7 @@ fn prose(rng: &mut ChaCha8Rng) -> Vec<u8> {
     prose.into_bytes()
 }
 
-/// The nearest size below; sizes here are far from either end of the range.
+/// The number of whole bytes, rounded down. Sizes here are far from either end of the range.
 #[expect(clippy::cast_possible_truncation, reason = "sizes are between 1 and 10^9")]
 fn whole_bytes(bytes: f64) -> usize {
     bytes as usize
@@ -329,7 +330,7 @@ mod tests {
     use narmesh_protocol::TrustedKeys;
 
     #[test]
-    fn makes_the_same_signed_closure_twice() {
+    fn same_signed_closure_is_made_twice() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let caches = dirs.each_ref().map(|dir| {
             let mut cache = SampleCache::new(dir.path()).unwrap();

@@ -1,13 +1,13 @@
-//! Where the bench puts its files: a directory in memory that goes with the process.
+//! Where the bench puts its files: a directory in memory that is deleted when the process ends.
 
 use anyhow::{Context as _, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A disk's write-back drowns everything else, so files live in memory.
+/// Files are in memory, because the write-back of a disk drowns everything else.
 const PARENT: &str = "/dev/shm";
-/// Directories are named after the process that made them, so that a later run finds what a killed one left.
+/// The directory's name ends with the id of the process that made it, so that a later run finds what a killed one left.
 const PREFIX: &str = "narmesh-bench-";
 
 /// The directory of this run. Subjects make and delete their own directories in it.
@@ -17,7 +17,7 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory, and deletes those of runs that were killed.
+    /// Makes the directory, and deletes the directories of runs that were killed.
     pub(crate) fn new() -> anyhow::Result<Self> {
         remove_leftovers()?;
         let dir = Path::new(PARENT).join(format!("{PREFIX}{}", std::process::id()));
@@ -30,15 +30,15 @@ impl Scratch {
         &self.dir
     }
 
-    /// A directory of a subject's own, deleted when dropped.
+    /// Makes a directory for a subject, which is deleted when it is dropped.
     pub(crate) fn subdir(&self, name: &str) -> anyhow::Result<Subdir> {
         let dir = tempfile::Builder::new().prefix(name).tempdir_in(&self.dir)?.keep();
-        // Servers that give up root look into it.
+        // Servers that give up root must be able to read it.
         fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         Ok(Subdir { dir })
     }
 
-    /// An error that says what is missing when less than `bytes` are free.
+    /// An error that says what is missing when fewer than `bytes` bytes are free.
     pub(crate) fn need(&self, bytes: u64) -> anyhow::Result<()> {
         let disk = rustix::fs::statvfs(&self.dir)?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -55,19 +55,19 @@ impl Drop for Scratch {
     }
 }
 
-/// A directory that goes when it is dropped.
+/// A directory that is deleted when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Subdir {
     dir: PathBuf,
 }
 
 impl Subdir {
-    /// Where it is.
+    /// The directory.
     pub(crate) fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// A path in it.
+    /// The path of `name` in it.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -79,12 +79,12 @@ impl Drop for Subdir {
     }
 }
 
-/// Deletes `dir` with all that is in it, Nix stores (whose directories nobody may write) included.
+/// Deletes `dir` with everything in it, even Nix stores, whose directories are read-only.
 pub(crate) fn remove(dir: &Path) {
     if fs::remove_dir_all(dir).is_ok() || !dir.exists() {
         return;
     }
-    // Only without root: a store's directories are read-only for their owner too.
+    // Only needed without root: the directories of a store are read-only for their owner, too.
     let opened = Command::new("chmod").args(["-R", "u+w"]).arg(dir).status();
     if opened.is_err() || fs::remove_dir_all(dir).is_err() {
         crate::progress(&format!("could not delete {}", dir.display()));

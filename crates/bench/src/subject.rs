@@ -1,16 +1,17 @@
-//! What the rows of one subject have in common: one set-up, measured in interleaved rounds.
+//! What the rows of one subject share: one set-up, measured in interleaved rounds.
 
 use crate::binaries::Binaries;
 use crate::row::{Beside, Planned, Row};
 use crate::scratch::Scratch;
 use std::time::Duration;
 
-/// Rows that are measured together. A new figure is a row of an existing subject, or a subject in `rows::all`.
+/// Rows that are measured together. To add a figure, add a row to a subject, or a subject to `rows::all`.
 pub(crate) trait Subject {
-    /// Every row, in the order of the table.
+    /// All rows, in the order of the table.
     fn planned(&self) -> Vec<Planned>;
 
-    /// Measures what `report` wants and records it. After an error the rows not yet recorded give it as their reason.
+    /// Measures what `report` wants and records it. After an error, the rows that are not yet recorded give it as their
+    /// reason.
     fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()>;
 }
 
@@ -19,15 +20,15 @@ pub(crate) trait Subject {
 pub(crate) struct Bench {
     /// Interleaved rounds of each measurement.
     pub(crate) rounds: usize,
-    /// How long one load on a server lasts.
+    /// How long each load on a server lasts.
     pub(crate) load_duration: Duration,
-    /// Where files go.
+    /// The directory for files.
     pub(crate) scratch: Scratch,
-    /// What is measured.
+    /// The binaries that are measured.
     pub(crate) binaries: Binaries,
 }
 
-/// The rows of one subject as they come in.
+/// The rows of one subject, as they are measured.
 #[derive(Debug)]
 pub(crate) struct Report {
     wanted: Vec<Planned>,
@@ -35,24 +36,24 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// A report of `wanted`, all of them still open.
+    /// A report that waits for the rows in `wanted`.
     pub(crate) fn new(wanted: Vec<Planned>) -> Self {
         Self { wanted, rows: Vec::new() }
     }
 
-    /// Whether a row of this name or group is wanted.
+    /// Whether a row with this name, or in this group, is wanted.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.wanted.iter().any(|planned| planned.is_named_by(name))
     }
 
-    /// Records a figure, one sample a round; does nothing when nobody asked for it.
+    /// Records a figure with one sample a round. Does nothing when the row is not wanted.
     pub(crate) fn figure(&mut self, name: &str, samples: &[f64], beside: Option<Beside>) {
         if let Some(planned) = self.wanted.iter().find(|planned| planned.name == name) {
             self.rows.push(planned.measured(samples, beside.as_ref()));
         }
     }
 
-    /// All rows in the order planned; what is still open gives `why` as its reason.
+    /// All wanted rows in the order of the plan. Rows without a figure give `why` as their reason.
     pub(crate) fn into_rows(self, why: &str) -> Vec<Row> {
         let Self { wanted, mut rows } = self;
         let close = |planned: Planned| {
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_row_vanishes() {
+    fn unmeasured_rows_are_kept_with_a_reason() {
         let wanted = ["a/1", "a/2", "b"].map(|name| Planned::new(name, "ms", ""));
         let mut report = Report::new(wanted.to_vec());
         report.figure("b", &[1.0], None);

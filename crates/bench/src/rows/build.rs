@@ -1,4 +1,4 @@
-//! What it costs to get the binary, and how large it is.
+//! How long the binary takes to build, and how large it is.
 
 use crate::binaries;
 use crate::row::Planned;
@@ -6,7 +6,7 @@ use crate::subject::{Bench, Report, Subject};
 use std::fs;
 use std::time::Instant;
 
-/// Everything compiled once, as on a fresh clone with the crates already downloaded.
+/// Compiles everything once, as on a fresh clone whose crates are already downloaded.
 #[derive(Debug)]
 pub(super) struct ColdBuild;
 
@@ -26,7 +26,7 @@ impl Subject for ColdBuild {
     }
 }
 
-/// Of the release binary, as cargo leaves it.
+/// The size of the release binary, as cargo leaves it.
 #[derive(Debug)]
 pub(super) struct BinarySize;
 

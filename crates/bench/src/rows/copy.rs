@@ -1,4 +1,4 @@
-//! `nix copy` of a closure into an empty store: through the mesh, and from everything that it could come from instead.
+//! `nix copy` of a closure into an empty store: through the mesh, and from everything else that it could come from.
 
 use super::pair::Pair;
 use crate::process::ended_children_cpu_s;
@@ -6,7 +6,7 @@ use crate::row::{Beside, Planned, Target};
 use crate::sample_cache::SampleCache;
 use crate::subject::{Bench, Report, Subject};
 
-/// Of so many paths: 200 small ones, or the 2,000 of 2.9 GB.
+/// A closure of this many paths: 200 small ones, or 2,000 with 2.9 GB.
 #[derive(Debug)]
 pub(super) struct Copy {
     pub(super) paths: usize,

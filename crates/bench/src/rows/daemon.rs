@@ -1,4 +1,4 @@
-//! What a daemon costs when nothing happens, and how soon it answers.
+//! What a daemon costs when nothing happens, and how soon it answers after a start.
 
 use crate::daemon::{Daemon, Node};
 use crate::nix::Nix;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 /// How long many daemons may take to start and meet on few cores.
 const MEETING_MAX: Duration = Duration::from_secs(120);
-/// Idle for so long before memory counts.
+/// How long the daemon is idle before its memory counts.
 const SETTLING: Duration = Duration::from_secs(3);
-/// Starts of one round; they take milliseconds.
+/// Starts in one round; each takes milliseconds.
 const STARTS_PER_ROUND: usize = 3;
 
-/// Resident memory of a daemon that is connected to so many others.
+/// Resident memory of a daemon that is connected to `peers` others.
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) peers: usize,
@@ -33,7 +33,7 @@ impl Subject for Memory {
         nix.make_store(&store)?;
         let binary = bench.binaries.narmesh()?;
         let mut hub = Node::init(binary, &dir.join("hub"), "hub", &store)?;
-        // All of them are to be connected, also above what a daemon keeps by itself.
+        // All peers are to be connected, even when a daemon would keep fewer connections by default.
         hub.limit(&format!("connections_gossip = {}", self.peers.max(32)));
         let mut others = Vec::new();
         for number in 0..self.peers {
@@ -60,7 +60,7 @@ impl Subject for Memory {
     }
 }
 
-/// From `exec` to the first narinfo.
+/// The time from `exec` to the first narinfo.
 #[derive(Debug)]
 pub(super) struct Start;
 
@@ -90,11 +90,12 @@ impl Subject for Start {
     }
 }
 
-/// A restart of a daemon that knew what a peer holds: from `exec` to the first right answer about a path of the peer's.
+/// A restart of a daemon that knew what a peer holds: the time from `exec` to the first right answer about one of the
+/// peer's paths.
 #[derive(Debug)]
 pub(super) struct Restart;
 
-/// A peer whose connections last less is dialled after ever longer pauses.
+/// How long each connection lasts: a peer whose connections are shorter is dialled after ever longer pauses.
 const CONNECTED: Duration = Duration::from_secs(6);
 
 impl Restart {
@@ -130,19 +131,19 @@ impl Subject for Restart {
             holder.trust(&key);
             asker.trust(&key);
             if !dialling {
-                // Or the asker would know it by hearsay, and dial.
+                // Otherwise the asker would learn the address from others, and dial.
                 holder.keep_address();
             }
             let _holder = holder.start()?;
             asker.start()?.wait_for_summaries(&["holder"], cache.paths().len(), MEETING_MAX)?;
             let mut samples = Vec::new();
-            // Another path each time: what was answered once is remembered.
+            // Each round asks for another path, because answers are remembered.
             for sample in cache.paths().iter().take(bench.rounds) {
                 let started = Instant::now();
                 let mut daemon = asker.spawn()?;
                 let waited = daemon.time_to_first_answer_ms(started, &sample.narinfo_target())?;
                 samples.push(waited);
-                // What it knows of others is on disk by then.
+                // By then the asker has written the holder's summary to disk.
                 daemon.wait_for_summaries(&["holder"], cache.paths().len(), MEETING_MAX)?;
                 std::thread::sleep(CONNECTED);
             }

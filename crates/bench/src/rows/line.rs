@@ -1,6 +1,6 @@
-//! Lines of namespaces: what arrives over them, at what cost, and what is answered meanwhile.
+//! Slow links between namespaces: what arrives over them, at what cost, and what is answered meanwhile.
 //!
-//! The lines and the machines on them are those of the stories in `tests/`.
+//! The links and the machines on them are those of the stories in `tests/`.
 
 use super::real::run_harness;
 use crate::load::{End, Load};
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const MB: f64 = 1e6;
 
-/// 16 NARs of 6 MB over an uplink of so many megabits a second, beside plain HTTP.
+/// 16 NARs of 6 MB over an uplink of `megabits_per_s`, beside plain HTTP.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) megabits_per_s: u32,
@@ -45,14 +45,14 @@ impl Subject for Line {
     fn measure(&self, bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let (nars, nar_bytes) = Self::SHIPPED;
         let shipment = Shipment { nars, nar_bytes, kilobits_per_s: 1_000 * self.megabits_per_s };
-        // A line does not vary as a processor does; a slow one is measured once.
+        // A link does not vary as a processor does, so a slow one is measured once.
         let rounds = if self.megabits_per_s < 100 { 1 } else { bench.rounds };
         run_harness(|| {
             let (mut bytes, mut time) = (Vec::new(), Vec::new());
             let (mut plain_bytes, mut plain_time) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
                 let (mesh, plain) = if self.megabits_per_s < 100 {
-                    // Each on a line of its own, which takes far longer than the processors.
+                    // Both at the same time, each on a link of its own: the links are far slower than the processors.
                     std::thread::scope(|scope| {
                         let plain = scope.spawn(|| shipment.by_plain_http(NixVersion::V2_34));
                         (shipment.by_mesh(NixVersion::V2_34), plain.join().expect("plain HTTP on the same line"))
@@ -73,14 +73,14 @@ impl Subject for Line {
     }
 }
 
-/// Narinfos that are looked up while NARs fill the line.
+/// Narinfo lookups while NARs fill the link.
 #[derive(Debug)]
 pub(super) struct Lookups;
 
 impl Lookups {
     const KILOBITS_PER_S: u32 = 10_000;
     const BULK_BYTES: u64 = 1_500_000;
-    /// The line's own queue of 121 ms, two round trips of next to nothing, and what is allowed.
+    /// The link's own queue of 121 ms, two round trips that take next to nothing, and an allowance.
     const P99_MS_MAX: f64 = 171.0;
 }
 
@@ -102,7 +102,7 @@ impl Subject for Lookups {
     }
 }
 
-/// Many small NARs from afar, 16 in flight.
+/// Many small NARs from far away, 16 in flight.
 #[derive(Debug)]
 pub(super) struct FromAfar;
 
@@ -113,7 +113,7 @@ impl FromAfar {
     const IN_FLIGHT: usize = 16;
     const TARGET_S: f64 = 10.0;
 
-    /// Where the client's gateway has the NARs, asked of it before the time counts.
+    /// The targets of the NARs at the client's gateway. It is asked for them before the time counts.
     fn targets(pair: &Pair, paths: &[String]) -> Vec<String> {
         let ask = |path: &String| nar_url(&get_from(&pair.client, &narinfo_url(path))).expect("a narinfo");
         std::thread::scope(|scope| {
@@ -124,7 +124,7 @@ impl FromAfar {
         })
     }
 
-    /// Seconds for all `targets` of the server at `address`, asked on the client's machine.
+    /// Seconds to fetch all `targets` from the server at `address`, from the client's machine.
     fn fetch(client: &Namespace, address: std::net::SocketAddr, targets: &[String]) -> f64 {
         let end = End::Shared;
         let load = Load { targets: Arc::from(targets), status: 200, connections: Self::IN_FLIGHT, end };
@@ -150,7 +150,7 @@ impl Subject for FromAfar {
             let mesh_targets = Self::targets(&pair, &paths);
             let (mut mesh, mut plain) = (Vec::new(), Vec::new());
             for round in 0..bench.rounds {
-                // Each of them begins as often as the other.
+                // The two take turns at being first.
                 for is_mesh in [round % 2 == 0, round % 2 != 0] {
                     if is_mesh {
                         mesh.push(Self::fetch(client, pair.client.gateway(), &mesh_targets));

@@ -1,4 +1,4 @@
-//! The rows, in files by subject. A new subject is a file here and an entry in [`all`].
+//! The rows, in files by subject. To add a subject, add a file here and an entry in [`all`].
 
 mod build;
 mod copy;
@@ -68,7 +68,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn names_are_unique_and_no_name_is_a_group() {
+    fn row_names_are_unique_and_not_groups() {
         let names: Vec<_> = all().iter().flat_map(|subject| subject.planned()).map(|planned| planned.name).collect();
         let unique: BTreeSet<_> = names.iter().collect();
         assert_eq!(unique.len(), names.len());

@@ -9,11 +9,12 @@ use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
 use sha2::{Digest as _, Sha256};
 
-/// Where a range begins.
+/// Ranges that are asked for in one round.
 const RANGES_A_ROUND: usize = 15;
+/// Where the ranges begin, bytes.
 const RANGE_AT: u64 = 900_000_000;
 
-/// Of so many bytes.
+/// A NAR of this size.
 #[derive(Debug)]
 pub(super) struct LargeNar {
     pub(super) megabytes: usize,
@@ -86,11 +87,11 @@ impl Subject for LargeNar {
             let (rate, cpu) = timed(&[&holder.process], || fetch::fetch(pair.holder.gateway, &target, size), gb)?;
             seen.own_store.push(rate);
             seen.own_store_cpu.extend(cpu.first());
-            // The client is in the own store's, too.
+            // The own store's times include the client.
             seen.parts_cpu.push(raw_stream_cpu + cpu.iter().sum::<f64>() + sha256_cpu_s(size) / gb);
             if self.megabytes >= 1_000 {
                 let first_byte = |address, target: &str| fetch::first_byte_ms(address, target, RANGE_AT);
-                // A single one tells how long threads sleep on this machine, more than what a range costs.
+                // One range alone would tell how long threads sleep on this machine, which is more than what a range costs.
                 for _ in 0..RANGES_A_ROUND {
                     seen.range.push(first_byte(pair.holder.gateway, &target)?);
                     seen.nginx_range.push(first_byte(pair.nginx.address, &large.nar_target())?);
@@ -127,7 +128,7 @@ fn timed(
     Ok((gb * 1e3 / fetched.seconds, cpu))
 }
 
-/// CPU seconds of hashing so many bytes.
+/// CPU seconds that SHA-256 takes for this many bytes.
 fn sha256_cpu_s(bytes: u64) -> f64 {
     let chunk = vec![0x5a; CHUNK_BYTES];
     let before = own_cpu_s();
@@ -139,7 +140,7 @@ fn sha256_cpu_s(bytes: u64) -> f64 {
     own_cpu_s() - before
 }
 
-/// Samples of one round after the other: MB/s, and CPU seconds per GB.
+/// Samples, one a round (of ranges, several): MB/s, and CPU seconds per GB.
 #[derive(Debug, Default)]
 struct Seen {
     plain_tcp: Vec<f64>,

@@ -1,4 +1,4 @@
-//! Small NARs through the mesh, one after the other: how long each takes when nothing is asked for at the same time.
+//! Small NARs through the mesh, one after the other: how long each takes when nothing else is asked for.
 
 use super::pair::{Pair, nar_target};
 use crate::load::{End, Load};
@@ -7,7 +7,7 @@ use crate::sample_cache::{SampleCache, SamplePath};
 use crate::subject::{Bench, Report, Subject};
 use std::net::SocketAddr;
 
-/// 200 of 2 to 60 KB.
+/// 200 NARs of 2 to 60 KB.
 #[derive(Debug)]
 pub(super) struct SmallNars;
 
@@ -63,7 +63,7 @@ fn targets(cache: &SampleCache, target: impl Fn(&SamplePath) -> anyhow::Result<S
     Ok(Load { targets, status: 200, connections: 1, end: End::OncePerTarget })
 }
 
-/// The same, 16 at a time.
+/// The same load over 16 connections.
 fn at_once(load: &Load) -> Load {
     Load { targets: load.targets.clone(), status: load.status, connections: 16, end: End::OncePerTarget }
 }

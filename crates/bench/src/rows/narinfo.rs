@@ -19,15 +19,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Different absent paths, so that no cache of the last answer helps anyone.
+/// Different absent paths, so that remembering the last answer helps neither server.
 const ABSENT_PATHS: usize = 20_000;
 /// How long a daemon may take to pull a thousand summaries.
 const LOADING_MAX: Duration = Duration::from_secs(300);
 
-/// Short loads in turn, so that what else the machine does meets both sides alike.
+/// Short loads in turn, so that whatever else the machine does affects both sides alike.
 const SLICES_PER_ROUND: usize = 3;
 
-/// With so many peers loaded.
+/// A daemon with the summaries of `peers` peers in its table.
 #[derive(Debug)]
 pub(super) struct Narinfo {
     pub(super) peers: usize,
@@ -57,7 +57,7 @@ impl Kind {
         }
     }
 
-    /// The share of nginx' rate to reach at 64 connections.
+    /// The share of nginx's rate that is to be reached at 64 connections.
     fn target(self) -> Target {
         match self {
             Self::Miss => Target::RatioAtLeast(0.6),
@@ -112,7 +112,7 @@ impl Subject for Narinfo {
         let crowd = Crowd::start(self.peers, &node.peer_id)?;
         let names: Vec<_> = (0..self.peers).map(|number| format!("peer-{number}")).collect();
         for (number, name) in names.iter().enumerate() {
-            // Only the relay can be reached; it speaks for all.
+            // Only the relay can be reached, and it speaks for all.
             let address = (number == 0).then_some(crowd.address.as_str());
             node.allow(name, &peer_id(number).to_base58(), address);
         }
@@ -160,7 +160,7 @@ impl Narinfo {
         (gateway, nginx): (SocketAddr, &Nginx),
     ) -> anyhow::Result<()> {
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-        // Connections, caches and branch predictors of both sides get warm before anything counts.
+        // Warms up connections, caches and branch predictors of both sides before anything counts.
         let warm_up = Load { end: End::After(bench.load_duration / 2), ..load.clone() };
         warm_up.run(gateway)?;
         warm_up.run(nginx.address)?;
@@ -180,7 +180,7 @@ impl Narinfo {
     }
 }
 
-/// One sample a round of each figure of one server.
+/// The figures of one server, one sample of each a round.
 #[derive(Debug, Default)]
 struct Samples {
     rate: Vec<f64>,

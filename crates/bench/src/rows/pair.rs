@@ -1,4 +1,4 @@
-//! Two daemons and nginx around one sample cache: a holder that has the paths in its store, and a gateway that has none.
+//! Two daemons and nginx around one sample cache: a holder with the paths in its store, and a gateway whose store is empty.
 
 use crate::daemon::{Daemon, Node};
 use crate::fetch;
@@ -15,20 +15,20 @@ use std::time::Duration;
 /// How long two daemons may take to meet.
 const MEETING_MAX: Duration = Duration::from_secs(30);
 
-/// The files and keys of both; nothing runs but nginx.
+/// The files and keys of both daemons. Only nginx runs.
 #[derive(Debug)]
 pub(super) struct Pair {
-    /// The client.
+    /// The client that fills stores.
     pub(super) nix: Nix,
-    /// What the holder was filled from, and what nginx serves.
+    /// The cache that the holder was filled from, and that nginx serves.
     pub(super) cache: SampleCache,
-    /// The closure that was put into the holder's store.
+    /// The root of the closure in the holder's store.
     pub(super) root: SamplePath,
-    /// Has every path.
+    /// The node whose store has every path.
     pub(super) holder: Node,
-    /// Has an empty store.
+    /// The node whose store is empty.
     pub(super) gateway: Node,
-    /// Serves the cache's files.
+    /// nginx, which serves the files of the cache.
     pub(super) nginx: Nginx,
     _dir: Subdir,
 }
@@ -67,7 +67,7 @@ impl Pair {
         Ok(daemon)
     }
 
-    /// Starts the gateway without any memory of earlier runs, and returns when it has the holder's summary.
+    /// Starts the gateway without anything from earlier runs, and returns when it has the holder's summary.
     pub(super) fn start_gateway(&self) -> anyhow::Result<Daemon<'_>> {
         self.gateway.forget_everything();
         let mut daemon = self.gateway.start()?;
@@ -76,7 +76,7 @@ impl Pair {
     }
 }
 
-/// Where `address` has the NAR of this path, as its narinfo says.
+/// The target of this path's NAR at `address`, according to its narinfo.
 pub(super) fn nar_target(address: SocketAddr, sample: &SamplePath) -> anyhow::Result<String> {
     let text = fetch::text(address, &sample.narinfo_target())?;
     let text = text.with_context(|| format!("{address} has no {}", sample.full()))?;

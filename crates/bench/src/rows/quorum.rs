@@ -1,4 +1,4 @@
-//! What it costs to know who built the same thing.
+//! What it costs to know which builders agree on a path.
 
 use crate::process::{Running, finish, tethered, wait_for};
 use crate::row::{Beside, Planned, Target};
@@ -20,20 +20,20 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Who attests everything.
+/// Builders, each of which attests everything.
 pub(super) const BUILDERS: u8 = 5;
-/// How many of them have to agree.
+/// How many of the builders have to agree.
 pub(super) const K: usize = 3;
-/// Paths that all builders attest: a million attestations.
+/// Paths that all builders attest, which makes a million attestations.
 const PATHS: u32 = 200_000;
 const LOOKUPS: u32 = 200_000;
-/// Compared between two peers.
+/// Paths in the ledgers that two peers compare.
 const SHARED_PATHS: u32 = 20_000;
 const CLOSURE: u32 = 10_000;
 const IMPORTED_PATHS: u32 = 20_000;
 const DAEMON_START_MAX: Duration = Duration::from_secs(30);
 
-/// Verdicts, reports, imports, comparisons.
+/// Verdicts, reports, imports and comparisons.
 #[derive(Debug)]
 pub(super) struct Quorum;
 
@@ -94,12 +94,12 @@ impl Subject for Quorum {
     }
 }
 
-/// The key of one of them.
+/// The key of one of the builders.
 pub(super) fn key(number: u8) -> anyhow::Result<NixSecretKey> {
     Ok(NixSecretKey::from_seed(&format!("builder-{number}"), &[number + 1; 32])?)
 }
 
-/// Spread like hashes, in an order of no meaning.
+/// A store path whose hash part is spread like real ones; the paths are in no meaningful order.
 fn path(number: u32) -> anyhow::Result<StorePath> {
     let mut bytes = [0; 20];
     let mut state = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -137,7 +137,7 @@ fn policy() -> anyhow::Result<Policy> {
     Ok(Policy::new(rules)?.0)
 }
 
-/// As read back from the database: nothing is signed for it.
+/// A ledger of recorded attestations, as if read back from the database: nothing is signed for it.
 fn filled(paths: u32, missing: impl Fn(u32) -> bool) -> anyhow::Result<Ledger> {
     let mut ledger = Ledger::new(LedgerLimits { per_builder: usize::MAX, bytes_per_builder: u64::MAX });
     let keys: Vec<BuilderKey> = policy()?.keys().collect();
@@ -179,7 +179,7 @@ fn verdicts(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of all messages of a comparison, and of the attestations that one side lacks.
+/// Bytes of all messages of a comparison, and bytes of the attestations that one side lacks.
 fn reconcile(missing_every: Option<u32>) -> anyhow::Result<(f64, f64)> {
     let lacks = |number: u32| missing_every.is_some_and(|every| number.is_multiple_of(every));
     let (ours, theirs) = (filled(SHARED_PATHS, lacks)?, filled(SHARED_PATHS, |_| false)?);
@@ -204,7 +204,8 @@ fn store_dir() -> anyhow::Result<StoreDir> {
     Ok(StoreDir::parse("/nix/store")?)
 }
 
-/// Signed, with as many references: to paths of the numbers after its own doubled, so that path 0 needs all of them.
+/// An attestation of path `number` with as many references as asked for. They are the numbers after `number * references`,
+/// so that path 0 needs all others.
 fn signed(number: u32, key: &NixSecretKey, references: u32) -> anyhow::Result<Attestation> {
     let needed = (1..=references).map(|at| path(number * references + at)).collect::<Result<_, _>>()?;
     let facts = facts(number);
@@ -261,7 +262,7 @@ fn imports(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Both signatures of each, on all cores, nothing else.
+/// Verifies both signatures of each attestation on all cores, and does nothing else.
 fn verify_all(attestations: &[(NixSecretKey, Attestation)]) -> anyhow::Result<()> {
     let cores = thread::available_parallelism()?.get();
     let store_dir = store_dir()?;
@@ -282,7 +283,7 @@ fn verify_all(attestations: &[(NixSecretKey, Attestation)]) -> anyhow::Result<()
     Ok(())
 }
 
-/// What all builders say of a closure of 10,000 paths, as the text of a file: every path needs two more.
+/// The attestations of all builders for a closure of 10,000 paths, as the text of a file. Each path needs two more.
 pub(super) fn closure_text() -> anyhow::Result<String> {
     text_of(&all_signed(CLOSURE, |number| if number * 2 + 2 < CLOSURE { 2 } else { 0 })?)
 }
@@ -301,7 +302,7 @@ fn closure_report(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let daemon = Running::spawn("narmesh", &mut command)?;
     let root = path(0)?.to_string();
     wait_for("the daemon answers", DAEMON_START_MAX, || {
-        // Without a daemon it would be the files that answer, which is said.
+        // While no daemon answers, the command reads the files instead, and says so on standard error.
         let output = quorum(narmesh, dir.path(), &["why", &root]).output()?;
         Ok((output.status.success() && output.stderr.is_empty()).then_some(()))
     })?;
@@ -313,7 +314,7 @@ fn closure_report(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Of the whole command, as often as asked.
+/// Milliseconds of the whole command, once for each round.
 fn report_times_ms(narmesh: &Path, dir: &Path, rounds: usize) -> anyhow::Result<Vec<f64>> {
     let root = path(0)?.to_string();
     let mut times_ms = Vec::new();
@@ -331,7 +332,7 @@ fn report_times_ms(narmesh: &Path, dir: &Path, rounds: usize) -> anyhow::Result<
     Ok(times_ms)
 }
 
-/// The keys that a daemon needs.
+/// Makes the keys that a daemon needs.
 fn run_init(narmesh: &Path, dir: &Path) -> anyhow::Result<()> {
     finish("narmesh init", Command::new(narmesh).args(["init", "--name", "reporter", "--dir"]).arg(dir)).map(drop)
 }
@@ -359,7 +360,7 @@ fn run(narmesh: &Path, dir: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>
     Ok(output.stdout)
 }
 
-/// Resident memory of this process.
+/// Resident memory of this process, bytes.
 fn own_memory_bytes() -> anyhow::Result<u64> {
     let statm = fs::read_to_string("/proc/self/statm")?;
     let pages: u64 = statm.split(' ').nth(1).context("the second field of statm")?.parse()?;

@@ -1,7 +1,7 @@
-//! Real daemons in network namespaces: what many of them cost on the interface and in memory.
+//! Real daemons in network namespaces: what many of them cost in traffic and memory.
 //!
-//! The fleets are those of the stories in `tests/`, whose harness says what it saw by panicking; here that is the reason why
-//! a row has no value.
+//! The fleets are those of the stories in `tests/`. Their harness reports by panicking, and the text of the panic becomes
+//! the reason why a row has no value.
 
 use crate::row::{Planned, Target};
 use crate::subject::{Bench, Report, Subject};
@@ -10,25 +10,25 @@ use narmesh_tests::{Fleet, Link, Network, wait_tables};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// All tables full after a start at the same moment; the harness waits ten times as long.
+/// Time until all tables are full after a start at the same moment; the harness waits ten times as long.
 const STARTED_MAX: Duration = Duration::from_secs(30);
-/// A new path is known to all; as above.
+/// Time until a new path is known to all; the harness waits ten times as long.
 const KNOWN_MAX: Duration = Duration::from_secs(5);
-/// What follows a start has ended after this; as above.
+/// Time in which the traffic of a start ends; the harness waits ten times as long.
 const SETTLING: Duration = Duration::from_secs(60);
-/// Until an idle connection is known to be dead; as above.
+/// Time until an idle connection is known to be dead; the harness waits ten times as long.
 const DEAD_MAX: Duration = Duration::from_secs(15);
-/// Builds whose spread is measured.
+/// Builds whose spread to all daemons is measured.
 const BUILDS: usize = 5;
 const MB: f64 = 1e6;
 
-/// So many daemons on one bridge.
+/// Many daemons on one bridge.
 #[derive(Debug)]
 pub(super) struct Crowd {
     pub(super) daemons: usize,
-    /// In each store.
+    /// Paths in each store.
     pub(super) paths: usize,
-    /// How long idle traffic is counted.
+    /// How long idle traffic is counted for.
     pub(super) window: Duration,
     pub(super) heavy: &'static str,
 }
@@ -38,17 +38,17 @@ impl Crowd {
         format!("real/{}/{row}", self.daemons)
     }
 
-    /// A target that is meant for the large fleet: with small filters the handshakes are most of the bytes.
+    /// Sets a target that is meant for the large fleet only: with small filters most bytes are handshakes.
     fn aimed(&self, row: Planned, target: Target) -> Planned {
         if self.daemons >= 100 { row.target(target) } else { row }
     }
 
-    /// A target that is meant for the small one.
+    /// Sets a target that is meant for the small fleet only.
     fn small(&self, row: Planned, target: Target) -> Planned {
         if self.daemons >= 100 { row } else { row.target(target) }
     }
 
-    /// Sorted, in `unit` bytes.
+    /// Growth from `before` to `after`, in units of `unit` bytes, sorted.
     fn differences(before: &[u64], after: &[u64], unit: f64) -> Vec<f64> {
         let mut all: Vec<_> = before.iter().zip(after).map(|(then, now)| (now - then) as f64 / unit).collect();
         all.sort_by(f64::total_cmp);
@@ -89,7 +89,8 @@ impl Crowd {
         report.figure(&self.name("rss-storm"), &peaks, None);
     }
 
-    /// The last daemon comes to the others: how long, and how many bytes, the others' filters beside them.
+    /// Measures how the last daemon joins the others: how long it takes, and how many bytes, beside those of the others'
+    /// filters.
     fn join(&self, fleet: &mut Fleet, report: &mut Report) {
         let joiner = self.daemons - 1;
         let before = fleet.traffic(joiner);
@@ -148,7 +149,7 @@ impl Subject for Crowd {
     }
 }
 
-/// Twelve daemons in three sites, of which one is cut off until all connections with it are known to be dead.
+/// Twelve daemons at three sites. One site is cut off until all connections with it are known to be dead.
 #[derive(Debug)]
 pub(super) struct Heal;
 
@@ -162,7 +163,7 @@ impl Heal {
         emulator.set_cut(Self::SITE, true);
         let inside = |number: usize| number / Self::MACHINES == Self::SITE;
         for (place, node) in fleet.nodes.iter().enumerate() {
-            // One on each side builds meanwhile.
+            // One machine of the first site and one of the cut-off site build meanwhile.
             if place % Self::MACHINES == 0 && place / Self::MACHINES <= Self::SITE {
                 node.store.build_fresh(&format!("cut-{number}"));
             }
@@ -198,7 +199,7 @@ impl Subject for Heal {
     }
 }
 
-/// What the harness saw when it panics becomes the reason.
+/// Runs a part of the harness. What it says when it panics becomes the reason of the rows.
 pub(super) fn run_harness(run: impl FnOnce()) -> anyhow::Result<()> {
     if let Some(why) = Network::not_permitted() {
         bail!("{why}");

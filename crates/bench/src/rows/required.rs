@@ -1,4 +1,5 @@
-//! A narinfo under a policy that demands agreement, beside the same without one, and while the daemon is at a long report.
+//! The time of a narinfo under a policy that demands agreement, beside that without a policy, and while the daemon makes a
+//! long report.
 
 use super::pair::Pair;
 use super::quorum::{BUILDERS, K, closure_text, key};
@@ -17,14 +18,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Short loads in turn, so that what else the machine does meets both sides alike.
+/// Short loads in turn, so that whatever else the machine does affects both sides alike.
 const SLICES_PER_ROUND: usize = 3;
 const CONNECTIONS: [(usize, &str); 2] = [(1, "1-connection"), (64, "64-connections")];
 /// How long two daemons may take to meet.
 const MEETING_MAX: Duration = Duration::from_secs(30);
 const BESIDE_REPORT: &str = "quorum/narinfo-beside-report/p99";
 
-/// Two gateways with one holder behind them: one demands that three of five builders agree, one demands nothing.
+/// Two gateways with the same holder behind them. One demands that three of five builders agree, the other demands nothing.
 #[derive(Debug)]
 pub(super) struct Required;
 
@@ -80,7 +81,7 @@ impl Subject for Required {
     }
 }
 
-/// p99 of each load, microseconds: while reports are made one after the other, and while none is.
+/// p99 of each load in microseconds: first while reports are made one after the other, then without a report.
 fn beside_reports(
     bench: &Bench,
     load: &Load,
@@ -108,7 +109,7 @@ fn beside_reports(
     Ok([beside, alone])
 }
 
-/// Microseconds a request of each, one sample a slice.
+/// Microseconds for each request at each of the two gateways, one sample a slice.
 fn rounds(bench: &Bench, load: &Load, gateways: [SocketAddr; 2]) -> anyhow::Result<[Vec<f64>; 2]> {
     let mut samples = [Vec::new(), Vec::new()];
     let warm_up = Load { end: End::After(bench.load_duration / 2), ..load.clone() };
@@ -131,7 +132,7 @@ fn rules() -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What all builders say of all paths of the holder, as the text of a file.
+/// The attestations of all builders for all paths of the holder, as the text of a file.
 fn attestations(pair: &Pair) -> anyhow::Result<String> {
     let store_dir = store_dir();
     let mut text = attestation_file::header(&store_dir);

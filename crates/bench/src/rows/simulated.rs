@@ -1,4 +1,5 @@
-//! What the simulation says of meshes that this machine could not hold: figures of its scenarios, another seed in each round.
+//! What the simulation says of meshes that are too large for this machine: figures of its scenarios, with another seed in
+//! each round.
 
 use crate::row::{Planned, Target};
 use crate::subject::{Bench, Report, Subject};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SCENARIOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../simulation/scenarios");
-/// What makes a LAN of the internet of `community-200`.
+/// Replacements that turn the internet of `community-200` into a LAN.
 const LAN: [(&str, &str); 3] =
     [("delay_ms = 40\n", "delay_ms = 1\n"), ("jitter_ms = 10\n", "jitter_ms = 1\n"), ("loss_permille = 10\n", "")];
 
@@ -17,9 +18,11 @@ pub(super) struct Figure {
     name: &'static str,
     about: &'static str,
     unit: &'static str,
-    /// What the simulation calls it, and by what its figure is multiplied.
+    /// The name of the figure in the simulation.
     row: &'static str,
+    /// What the simulation's figure is multiplied by, to be in `unit`.
     factor: f64,
+    /// The target: the figure must be at most this.
     most: f64,
 }
 
@@ -184,12 +187,12 @@ impl Simulated {
     }
 }
 
-/// The rows of one run; an error when a checker was not content.
+/// The rows of one run. An error when a checker was not content.
 fn run(program: &Path, scenario: &Path, seed: usize) -> anyhow::Result<Vec<serde_json::Value>> {
     let output =
         Command::new(program).arg("run").arg(scenario).args(["--json", "--seed", &seed.to_string()]).output()?;
     let text = String::from_utf8(output.stdout)?;
-    // Its last line is the digest.
+    // The last line is the digest.
     let report: serde_json::Value = serde_json::from_str(text.lines().next().unwrap_or_default())?;
     anyhow::ensure!(output.status.success(), "seed {seed}: {:?}", report.get("violations"));
     Ok(report.get("rows").and_then(serde_json::Value::as_array).cloned().unwrap_or_default())

@@ -1,4 +1,4 @@
-//! How long a path that was built on one machine takes to be substitutable on another.
+//! How long it takes until a path that one machine built can be substituted on another.
 
 use crate::daemon::Node;
 use crate::nix::Nix;
@@ -6,7 +6,7 @@ use crate::row::Planned;
 use crate::subject::{Bench, Report, Subject};
 use std::time::{Duration, Instant};
 
-/// Builds of one round.
+/// Builds in one round.
 const BUILDS_PER_ROUND: usize = 3;
 const MEETING_MAX: Duration = Duration::from_secs(30);
 

@@ -1,4 +1,5 @@
-//! The table of filters by itself: lookups over a thousand peers, its memory, and what an installation costs those who look.
+//! The table of filters alone: lookups over a thousand peers, its memory, and what the installation of a filter costs those
+//! who look paths up.
 
 use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
@@ -20,13 +21,13 @@ use std::time::{Duration, Instant};
 
 const PEERS: u32 = 1_000;
 const PATHS: u64 = 100_000;
-/// Lookups of one round, for paths that nobody has; the naive loop does a hundredth of them.
+/// Lookups in one round, for paths that nobody has. The naive loop does a hundredth of them.
 const LOOKUPS: usize = 20_000;
-/// New filters installed in one round.
+/// Filters installed in one round.
 const INSTALLATIONS: u32 = 20;
 const NOW: Now = Now { moment: Moment(1), wall_ms: 1_795_219_200_000 };
 
-/// A thousand peers with 100,000 paths each, in the core of one process.
+/// A thousand peers with 100,000 paths each, in one gossip core.
 #[derive(Debug)]
 pub(super) struct Table;
 
@@ -110,7 +111,7 @@ impl Loaded {
         }
         let mut loaded = Self { gossip, me, keys, class, filters: Vec::new(), rng };
         for number in 0..PEERS as usize {
-            // As dense as the first, and nothing like it.
+            // As dense as the first one, but with other bits set.
             bytes.rotate_left(101);
             loaded.filters.push(Filter::from_bytes(bytes.clone())?);
             loaded.install(number, 0)?;
@@ -119,9 +120,10 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// Announces and hands over a filter of this peer; returns how long the core took to install it.
+    /// Announces a filter of this peer and hands it over. Returns how long the core took to install it.
     fn install(&mut self, number: usize, later: u64) -> anyhow::Result<Duration> {
-        // Later another peer's: the same one again would be known by its digest, and not pulled.
+        // In later rounds the peer gets another peer's filter: the core would know the same one by its digest, and not pull
+        // it.
         let filter = (number + 37 * usize::try_from(later)?) % PEERS as usize;
         let (Some(key), Some(filter)) = (self.keys.get(number), self.filters.get(filter)) else {
             bail!("there are {PEERS} peers, not {number}")
@@ -164,7 +166,8 @@ impl Loaded {
         Ok(took)
     }
 
-    /// The longest lookup of another thread while a filter is installed, and in as long a time without: medians, us.
+    /// The longest lookup of another thread while a filter is installed, and in an equally long time without an
+    /// installation: medians over the installations, microseconds.
     fn pauses(&mut self, table: &Arc<FilterTable>, later: u64) -> anyhow::Result<(f64, f64)> {
         let (longest_ns, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let reader = std::thread::spawn({

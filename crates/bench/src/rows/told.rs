@@ -1,5 +1,5 @@
-//! How long it takes until a machine knows what another one built, over a third one between them: that it has the path, and
-//! that its builder attests it.
+//! How long it takes until a machine knows what another one built, with a third machine between them: that it has the path,
+//! and that its builder attests it.
 
 use crate::daemon::{Daemon, Node};
 use crate::nix::Nix;
@@ -8,13 +8,13 @@ use crate::subject::{Bench, Report, Subject};
 use anyhow::{Context as _, bail, ensure};
 use std::time::{Duration, Instant};
 
-/// Builds of one round.
+/// Builds in one round.
 const BUILDS_PER_ROUND: usize = 5;
 const MEETING_MAX: Duration = Duration::from_secs(30);
 const TOLD_MAX: Duration = Duration::from_secs(30);
 const NAME: &str = "quorum/attestation-over-relay";
 
-/// A builder, a relay that knows both, and a machine that has no connection to the builder.
+/// A builder, a relay that both others know, and a machine without a connection to the builder.
 #[derive(Debug)]
 pub(super) struct Told;
 
@@ -37,7 +37,7 @@ impl Subject for Told {
         };
         let (mut builder, mut relay, mut judge) = (node("builder")?, node("relay")?, node("judge")?);
         for far in [&mut builder, &mut judge] {
-            // Only the relay can be found.
+            // Only the relay's address is known.
             far.keep_address();
             Node::introduce(&mut relay, far)?;
         }
@@ -65,7 +65,7 @@ impl Subject for Told {
     }
 }
 
-/// What the judge says it knows.
+/// What the judge's status says about the builder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Known {
     paths: u64,
@@ -85,7 +85,7 @@ impl Known {
     }
 }
 
-/// Milliseconds from now until the path and until its attestation are known; both are looked for in one status.
+/// Milliseconds from now until the path is known, and until its attestation is. One status is asked for both.
 fn until_told(daemon: &Daemon<'_>, before: Known) -> anyhow::Result<(f64, f64)> {
     let started = Instant::now();
     let (mut announced_ms, mut attested_ms) = (None, None);

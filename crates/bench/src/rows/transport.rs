@@ -52,7 +52,7 @@ impl Subject for Transport {
     }
 }
 
-/// MB/s, and CPU seconds per GB of both ends.
+/// Samples of one transport: MB/s, and CPU seconds per GB of both ends.
 #[derive(Debug, Default)]
 struct Samples {
     rate: Vec<f64>,
