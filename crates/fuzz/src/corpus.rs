@@ -1,14 +1,14 @@
-//! The committed inputs: one directory a target, one file an input.
+//! The committed inputs: one directory for each target, one file for each input.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// Where the inputs of a target lie.
+/// The directory of a target's inputs.
 pub fn directory(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target)
 }
 
-/// Reads them in the order of their names; a target without a directory has none.
+/// Reads the inputs in the order of their file names. A target without a directory has none.
 pub fn read(target: &str) -> io::Result<Vec<Vec<u8>>> {
     let entries = match fs::read_dir(directory(target)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,4 +1,4 @@
-//! The loop: take an input that was new once, change it, run it, and keep it if its outcome is new.
+//! The loop: take an input whose outcome was new, change it, run it, and keep it if its outcome is new.
 
 use crate::{Outcome, Target, corpus, mutate};
 use rand::{RngExt, SeedableRng};
@@ -8,10 +8,10 @@ use std::collections::HashSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Inputs kept at most; a target with more outcomes than that replaces old ones.
+/// Inputs that are kept at most. When a target has more outcomes, new inputs replace old ones.
 const KEPT_MAX: usize = 20_000;
 
-/// Runs one target on inputs made of its seeds, its corpus, and what turned out to be new.
+/// Runs one target on inputs that are made from its seeds, its corpus, and inputs whose outcome was new.
 #[derive(Debug)]
 pub struct Engine {
     target: Target,
@@ -25,7 +25,7 @@ pub struct Engine {
 /// An input that breaks an invariant.
 #[derive(Debug)]
 pub struct Failure {
-    /// The input.
+    /// The bytes of the input.
     pub input: Vec<u8>,
     /// What the panic said.
     pub message: String,
@@ -65,7 +65,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Outcomes told apart so far.
+    /// How many different outcomes were seen so far.
     pub fn outcomes(&self) -> usize {
         self.seen.len()
     }
@@ -75,7 +75,7 @@ impl Engine {
         self.kept.get(at).cloned().unwrap_or_default()
     }
 
-    /// Whether the outcome was new.
+    /// Runs one input. Returns whether its outcome was new.
     fn run(&mut self, input: &[u8]) -> Result<bool, Failure> {
         self.inputs_run += 1;
         match catch_unwind(AssertUnwindSafe(|| (self.target.run)(input))) {

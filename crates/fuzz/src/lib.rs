@@ -1,10 +1,12 @@
-//! What strangers and peers can send us, thrown at every decoder that takes it.
+//! Throws at every decoder what strangers and peers can send to it.
 //!
-//! Purpose: find the bytes for which a decoder panics, accepts what it should not, or takes memory that they did not pay for.
+//! Purpose: find bytes for which a decoder panics, accepts what it should not, or takes more memory than their number
+//! justifies.
 //! Contract: a [`Target`] is a pure function of its input that panics when an invariant is broken. The same targets are
 //! replayed in CI (`tests/replay.rs`), run for long by the binary of this package, and driven by libFuzzer with coverage
 //! from `libfuzzer/`. `docs/fuzzing.md` has the commands.
-//! Walk: [`targets::all`] lists them, [`Engine`] makes inputs of seeds and judges which are new, [`memory`] counts.
+//! Walk: [`targets::all`] lists the targets, [`Engine`] makes inputs from seeds and judges which are new, [`memory`]
+//! measures the memory that they take.
 
 pub mod corpus;
 mod engine;

@@ -59,7 +59,7 @@ fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    // The engine reports the panic with its input; the hook would print it without.
+    // The engine reports the panic together with its input. The hook would print the panic alone.
     std::panic::set_hook(Box::new(|_| {}));
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let mut failures = 0;
@@ -72,13 +72,13 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the target held.
+/// Runs a target. Returns whether all its invariants held.
 fn run(out: &mut impl io::Write, target: Target, seed: u64, time: Duration) -> anyhow::Result<bool> {
     let mut engine = Engine::new(target, seed);
     let started = Instant::now();
     let mut outcome = engine.replay()?;
     while outcome.is_ok() && started.elapsed() < time {
-        // The clock is asked once for many inputs.
+        // The clock is read once for many inputs.
         outcome = (0..256).try_for_each(|_| engine.step());
     }
     let seconds = started.elapsed().as_secs_f64();

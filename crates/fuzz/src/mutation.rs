@@ -1,8 +1,8 @@
-//! Changes to inputs, from a bit to a splice.
+//! Changes to inputs, from flipping a bit to splicing two inputs.
 
 use rand::{Rng, RngExt};
 
-/// Values at the borders of types and limits; written in the width that fits.
+/// Values at the borders of types and limits, written as decimal text or in 1, 4 or 8 bytes.
 const BORDERS: [u64; 18] = [
     0,
     1,
@@ -24,8 +24,8 @@ const BORDERS: [u64; 18] = [
     u64::MAX,
 ];
 
-/// Changes `input` in one to eight places; `words` are tokens of its grammar, `other` a second input to take pieces of.
-/// The result has at most `bytes_max` bytes.
+/// Changes `input` in one to eight places. `words` are tokens of its grammar, and `other` is a second input to take pieces
+/// from. The result has at most `bytes_max` bytes.
 pub fn mutate(rng: &mut impl Rng, input: &mut Vec<u8>, words: &[&[u8]], other: &[u8], bytes_max: usize) {
     let rounds = 1 << rng.random_range(0..4);
     for _ in 0..rng.random_range(1..=rounds) {
@@ -58,7 +58,7 @@ fn change(rng: &mut impl Rng, input: &mut Vec<u8>, words: &[&[u8]], other: &[u8]
             if rng.random() { insert(input, at, span) } else { overwrite(input, at, span) }
         }
         9 => {
-            // The head of this one and the tail of the other.
+            // The head of this input and the tail of the other.
             input.truncate(at);
             input.extend_from_slice(other.get(place(rng, other.len())..).unwrap_or_default());
         }
@@ -78,7 +78,7 @@ fn place_of(rng: &mut impl Rng, input: &[u8]) -> usize {
     place(rng, input.len())
 }
 
-/// Mostly short spans, sometimes to the end.
+/// Most spans are short; some reach to the end.
 fn span_end(rng: &mut impl Rng, from: usize, len: usize) -> usize {
     let longest = [1, 4, 16, 64, usize::MAX].get(rng.random_range(0..5)).copied().unwrap_or(1).min(len - from);
     from + rng.random_range(0..=longest)
@@ -100,7 +100,7 @@ fn flip(rng: &mut impl Rng, input: &mut [u8], at: usize) {
     }
 }
 
-/// One up or down: the next digit, the next length.
+/// Steps a byte up or down by one, to the next digit or the next length.
 fn step(rng: &mut impl Rng, input: &mut [u8], at: usize) {
     if let Some(byte) = input.get_mut(at) {
         *byte = if rng.random() { byte.wrapping_add(1) } else { byte.wrapping_sub(1) };

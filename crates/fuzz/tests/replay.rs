@@ -1,18 +1,18 @@
-//! In CI: every seed, every committed input, and a fixed number of inputs made of them, for each target.
+//! For CI: runs every seed, every committed input, and a fixed number of inputs made from them, for each target.
 
 use narmesh_fuzz::{Engine, corpus, targets};
 use std::collections::BTreeSet;
 use std::fs;
 
-/// For each target; the same ones each time.
+/// Inputs made for each target; they are the same in each run.
 const INPUTS: usize = if cfg!(debug_assertions) { 3_000 } else { 30_000 };
 
-/// Targets that are there only with the feature `config`.
+/// Targets that exist only with the feature `config`.
 const BUILD_THE_DAEMON: [&str; 3] = ["config", "attestation-file", "quorum-page"];
 
-/// One test, since memory is counted for the whole process.
+/// All in one test, because memory is counted for the whole process.
 #[test]
-fn seeds_corpus_and_their_mutations_hold() {
+fn invariants_hold_for_seeds_corpus_and_mutations() {
     for target in targets::all() {
         let mut engine = Engine::new(target, 1);
         let name = target.name;

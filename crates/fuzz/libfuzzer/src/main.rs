@@ -1,4 +1,4 @@
-//! The target named by `NARMESH_FUZZ_TARGET` under libFuzzer; `run.sh` builds it with coverage on stable Rust.
+//! Runs the target named by `NARMESH_FUZZ_TARGET` under libFuzzer. `run.sh` builds it with coverage on stable Rust.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What builders say, and how two ledgers compare what they know of it.
+//! Attestations of builders, and the messages in which two ledgers compare them.
 
 use super::{Outcome, Target, magnitude};
 use crate::memory::MemoryBound;
@@ -8,7 +8,7 @@ use narmesh_protocol::{
 use narmesh_quorum::reconcile::{Answer, Content, Item, Next, Query, Session, Shared};
 use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, NameDigest, WallMs};
 
-/// A reference of 34 characters becomes a path of 48 bytes and its name, in a list that doubles.
+/// A reference of 34 characters becomes a path of 48 bytes and its name, in a list that doubles when it grows.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 56, constant: 4 << 10 };
 const WORDS: &[&[u8]] = &[
     &[0; 8],

@@ -1,4 +1,4 @@
-//! The configuration file: from text to checked settings.
+//! The configuration file, from its text to checked settings.
 
 use super::{Outcome, Target};
 use crate::memory::MemoryBound;
@@ -58,7 +58,7 @@ pub(super) const TARGET: Target = Target {
     input_bytes_max: 8 << 10,
 };
 
-/// A parser of TOML keeps a span and an event for each token; every token may be one byte.
+/// The TOML parser keeps a span and an event for each token, and a token may be a single byte.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 1_024, constant: 64 << 10 };
 
 fn run(input: &[u8]) -> Outcome {

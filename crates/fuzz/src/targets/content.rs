@@ -1,4 +1,4 @@
-//! Contents of a NAR against a content address, in pieces.
+//! The contents of a NAR, checked against a content address in pieces.
 
 use super::{Outcome, Target, golden};
 use crate::memory::MemoryBound;
@@ -15,10 +15,10 @@ pub(super) const TARGET: Target = Target {
     input_bytes_max: 8 << 10,
 };
 
-/// A window of 64 KiB that is searched, doubled while it grows; an offset of 8 bytes for each 32 found.
+/// The search needs a window of 64 KiB, which doubles as it grows, and an offset of 8 bytes for each 32 bytes found.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 8, constant: 16 << 10 };
 
-/// The first byte chooses the address, the second the length of the pieces.
+/// The first byte chooses the address, the second the length of the pieces, and the rest is the NAR.
 fn run(input: &[u8]) -> Outcome {
     let (Some((choice, rest)), own) = (input.split_first(), HashPart([5; 20])) else { return Outcome::of(()) };
     let Some((piece, nar)) = rest.split_first() else { return Outcome::of(()) };

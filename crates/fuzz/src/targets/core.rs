@@ -1,4 +1,5 @@
-//! The gossip core under a script: two peers of the allowlist and a stranger say what the input says, signed where it helps.
+//! The gossip core under a script. Two peers of the allowlist and a stranger send what the input says, signed where a
+//! signature is needed to get further.
 
 use super::mesh::{
     announcement_of, announcement_seeds, gossip_reply_seeds, gossip_request_seeds, keypair, sealed, summary_seeds,
@@ -21,12 +22,12 @@ pub(super) const TARGET: Target = Target {
     input_bytes_max: 16 << 10,
 };
 
-/// Filters and bodies of two peers, each kept a few times over while it is decoded and taken in.
+/// The filters and bodies of two peers, each of which exists a few times while it is decoded and taken in.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 64, constant: 4 << 20 };
 const ME: u8 = 9;
 const STRANGER: u8 = 3;
 const WALL_MS: u64 = 1_700_000_000_000;
-/// Steps of a script; more would only repeat.
+/// Steps of a script that are run; more would only repeat.
 const STEPS_MAX: usize = 64;
 
 fn run(input: &[u8]) -> Outcome {
@@ -44,7 +45,7 @@ fn run(input: &[u8]) -> Outcome {
     })
 }
 
-/// Who is who, their ids made once: a key costs more than a step.
+/// The PeerIds of the two peers and of the stranger, made once, because a key costs more than a step.
 struct Peers([PeerId; 3]);
 
 impl Peers {
@@ -65,10 +66,11 @@ struct World {
     next_id: u64,
     epoch: u64,
     own_epoch: u64,
-    /// The last request of the core to each of the two peers.
+    /// The id of the core's last request to each peer, until it is answered.
     asked: [Option<u64>; 3],
     body: Vec<u8>,
-    /// What happened, without its numbers; a set, so that repetition is nothing new.
+    /// The kinds of outputs, misdeeds and events seen, without their numbers. It is a set, so that repetition is nothing
+    /// new.
     trace: std::collections::BTreeSet<String>,
 }
 
@@ -225,7 +227,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let bodies = summary_seeds();
     let [first, .., last] = bodies.as_slice() else { return Vec::new() };
     let mut seeds = vec![
-        // Connected, greeted, announced, pulled, a second epoch, a tick.
+        // Connect, announce, pull, announce a second epoch, pull again, tick, disconnect.
         script(&[(0, b""), (5, first), (7, b""), (5, last), (7, b""), (15, b"\x10\x27\0\0"), (1, b"")]),
         script(&[(0, b""), (16, b""), (21, first), (7, b""), (23, b""), (11, b""), (14, b"")]),
         script(&[(13, &[5; 40]), (15, b"\xff\xff\0\0"), (12, b""), (12, b""), (12, b""), (15, b"\xff\xff\x7f\0")]),

@@ -1,4 +1,4 @@
-//! What peers ask about attestations and answer, given to the core that exchanges them.
+//! What peers ask and answer about attestations, given to the core that exchanges them.
 
 use super::attestations::{ledger, shared, signed};
 use super::{Outcome, Target, magnitude};
@@ -11,7 +11,7 @@ use narmesh_quorum::reconcile::{Answer, Content, Item, Node};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
 use std::sync::OnceLock;
 
-/// Byte strings of a list have 24 bytes of their own for 8 of a length.
+/// Each byte string of a list takes 24 bytes itself, for 8 bytes of length in the input.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 56, constant: 4 << 10 };
 const WORDS: &[&[u8]] = &[&[0; 8], &[1, 0, 0, 0, 0, 0, 0, 0], &[1, 0, 0, 0], &[2, 0, 0, 0], &[0xff; 8], &[0; 21]];
 
@@ -24,13 +24,13 @@ fn peer() -> PeerId {
     Keypair::ed25519_from_bytes([5; 32]).expect("32 bytes").public().to_peer_id()
 }
 
-/// One for all inputs: nothing here changes it.
+/// One ledger for all inputs, because nothing here changes it.
 fn known() -> &'static Ledger {
     static KNOWN: OnceLock<Ledger> = OnceLock::new();
     KNOWN.get_or_init(ledger)
 }
 
-/// An exchange that has just begun to compare with its only peer, and its question.
+/// An exchange that has just begun to compare with its only peer, with the id of its request and the request.
 fn comparing() -> (Exchange, u64, QuorumRequest) {
     let ledger = known();
     let mut exchange = Exchange::new(Moment(0), [1; 32]);
@@ -109,7 +109,7 @@ fn reply_seeds() -> Vec<Vec<u8>> {
     replies.iter().map(|reply| reply.encode().expect("fits")).collect()
 }
 
-/// First as an answer to a comparison, then to whatever is asked next.
+/// The input is first the answer to a comparison, and then to whatever is asked next.
 fn reply(input: &[u8]) -> Outcome {
     let decoded = MEMORY.hold(input.len(), || QuorumReply::decode(input));
     if let Ok(reply) = &decoded {

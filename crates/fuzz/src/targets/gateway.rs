@@ -1,4 +1,4 @@
-//! Requests of local programs: method, target and headers, given to the gateway's router.
+//! Requests of local programs: a method, a target and headers are given to the gateway's router.
 
 use super::{Outcome, Target};
 use axum::body::Body;
@@ -59,7 +59,7 @@ pub(super) const TARGET: Target = Target {
     input_bytes_max: 2 << 10,
 };
 
-/// Bytes of every NAR here; small, since each is sent whole.
+/// NarSize of every NAR here. It is small, because each NAR is sent whole.
 const NAR_BYTES: u64 = 112;
 
 struct Everything;
@@ -110,7 +110,7 @@ fn run(input: &[u8]) -> Outcome {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let is_page = request.headers().contains_key("origin");
     let router = ROUTER.with_borrow(Clone::clone);
-    // Nothing behind this router waits, so one poll is the whole of it.
+    // Nothing behind this router waits, so a single poll must complete the answer.
     let response = router.oneshot(request).now_or_never().expect("answered at once").expect("infallible");
     let status = response.status();
     assert!(!status.is_server_error(), "{status}");
@@ -128,7 +128,7 @@ fn run(input: &[u8]) -> Outcome {
     Outcome::of((status.as_u16(), method.as_str().len().min(9), body.len().min(256)))
 }
 
-/// Lines: method, target, headers. `None` for what hyper does not let through either.
+/// Parses an input whose lines are method, target and headers. `None` for what hyper would not let through either.
 fn request(input: &[u8]) -> Option<Request<Body>> {
     let mut lines = input.split(|byte| *byte == b'\n');
     let method = Method::from_bytes(lines.next()?).ok()?;

@@ -13,7 +13,8 @@ use narmesh_protocol::{
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Claimed lengths take at most 32 times what is there, or 2 KiB (`codec`); kept values and their growth the rest.
+/// Claimed lengths may take 32 times the bytes that are there, or 2 KiB (`codec`). Decoded values and their growth take the
+/// rest.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 56, constant: 4 << 10 };
 /// Variants, options, counts, and the beginning of an address of each kind.
 const WORDS: &[&[u8]] = &[
@@ -31,7 +32,7 @@ const WORDS: &[&[u8]] = &[
     &[0, 0, 0, 0, 127, 0, 0, 1, 0x70, 0x1c],
 ];
 
-/// A message of `wire`: decodes within memory, and is spelled in one way.
+/// A target for a message of `wire`: it must decode within its memory, and have only one encoding.
 macro_rules! message {
     ($name:literal, $type:ty, $seeds:expr) => {{
         fn run(input: &[u8]) -> Outcome {
@@ -82,7 +83,8 @@ pub(super) const TARGETS: [Target; 12] = [
     }),
 ];
 
-/// The same key each time: a signature over changed bytes is made here, so that mutation gets behind it.
+/// The same key each time. The signature over changed bytes is made here, so that mutations get past the check of
+/// signatures.
 pub(super) fn keypair(number: u8) -> Keypair {
     Keypair::ed25519_from_bytes([number; 32]).expect("32 bytes are a seed")
 }
@@ -137,7 +139,7 @@ fn summary_refusal(error: &SummaryError) -> String {
     format!("{error:?}").split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().to_owned()
 }
 
-/// The first byte chooses the size of the base's filter.
+/// The first byte chooses the size of the filter that the delta is applied to.
 fn delta(input: &[u8]) -> Outcome {
     let (size, input) = input.split_first().map_or((0, input), |(size, rest)| (*size, rest));
     let decoded = MEMORY.hold(input.len(), || SummaryDelta::decode(input));

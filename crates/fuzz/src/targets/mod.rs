@@ -1,4 +1,4 @@
-//! Every decoder of foreign bytes, with what must hold of it.
+//! Every decoder of foreign bytes, with the invariants that it must keep.
 
 mod attestations;
 #[cfg(feature = "config")]
@@ -19,31 +19,32 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// One decoder under test.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// As on the command line, and the directory of its corpus.
+    /// The name on the command line, and of the directory of its corpus.
     pub name: &'static str,
-    /// Decodes and panics when an invariant is broken.
+    /// Decodes an input, and panics when an invariant is broken.
     pub run: fn(&[u8]) -> Outcome,
-    /// Valid inputs.
+    /// Valid inputs to start from.
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// Tokens of the grammar.
+    /// Tokens of the input's grammar.
     pub words: &'static [&'static [u8]],
-    /// Longest input made, bytes.
+    /// The longest input that is made, bytes.
     pub input_bytes_max: usize,
 }
 
-/// What happened, as a number: two inputs with the same one taught us the same. Stands in for coverage where there is none.
+/// What happened, as a number. Two inputs with the same outcome taught us the same. It stands in for coverage where
+/// coverage is not measured.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Outcome(u64);
 
 impl Outcome {
-    /// Of anything that tells outcomes apart; numbers should be bucketed by [`magnitude`] first.
+    /// The outcome of any facts that tell inputs apart. Numbers should go through [`magnitude`] first.
     pub fn of(facts: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
         facts.hash(&mut hasher);
         Self(hasher.finish())
     }
 
-    /// Of a result whose error says why.
+    /// The outcome of a result: of the value's facts, or of the kind of error.
     pub fn of_result<T, E>(result: &Result<T, E>, facts_of_value: impl FnOnce(&T) -> u64) -> Self {
         match result {
             Ok(value) => Self::of((0, facts_of_value(value))),
@@ -52,7 +53,7 @@ impl Outcome {
     }
 }
 
-/// The number of bits: values of one magnitude count as one outcome.
+/// The number of bits of a value: all values with the same number of bits count as one outcome.
 pub fn magnitude(value: usize) -> u64 {
     u64::from(usize::BITS - value.leading_zeros())
 }
@@ -70,12 +71,12 @@ pub fn all() -> Vec<Target> {
     all
 }
 
-/// The target of that name.
+/// The target with this name.
 pub fn by_name(name: &str) -> Option<Target> {
     all().into_iter().find(|target| target.name == name)
 }
 
-/// The NARs and narinfos that real Nix made, at most `bytes_max` each.
+/// The NARs or narinfos of real Nix, without those that are longer than `bytes_max`.
 fn golden(folder: &str, suffix: &str, bytes_max: usize) -> Vec<Vec<u8>> {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protocol/tests/golden").join(folder);
     let entries = std::fs::read_dir(&folder).expect("the golden vectors lie beside this package");

@@ -1,4 +1,4 @@
-//! NARs, fed in pieces to the verifier, beside a second parser that sees them whole.
+//! NARs, fed in pieces to the verifier and whole to a second parser.
 
 use super::{Outcome, Target, golden, magnitude};
 use crate::memory::MemoryBound;
@@ -32,7 +32,8 @@ pub(super) const TARGET: Target = Target {
     input_bytes_max: 32 << 10,
 };
 
-/// Names of all open directories, one target, and the verifier's own few words, twice while a `Vec` grows.
+/// The names of all open directories, one symlink target, and some bytes of the verifier's own; twice, because a `Vec`
+/// exists twice while it grows.
 const MEMORY: MemoryBound =
     MemoryBound { per_byte: 0, constant: 2 * (DEPTH_MAX * (NAME_BYTES_MAX + 25) + TARGET_BYTES_MAX) + (4 << 10) };
 
@@ -90,8 +91,8 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Parses by recursion over the whole, in the lax way of Nix, and writes what it understood by our writer. Refuses what the
-/// writer may not be given.
+/// Parses the whole input by recursion, as leniently as Nix does, and writes what it understood with our writer. Refuses
+/// what may not be given to the writer.
 fn rewritten(input: &[u8]) -> (Result<(), Refused>, Vec<u8>) {
     let mut out = Vec::new();
     let mut writer = NarWriter::start(&mut out);

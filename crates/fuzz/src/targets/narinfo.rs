@@ -1,4 +1,4 @@
-//! Narinfo texts of peers.
+//! Narinfo texts from peers.
 
 use super::{Outcome, Target, golden, magnitude};
 use crate::memory::MemoryBound;
@@ -45,7 +45,7 @@ pub(super) const TARGET: Target = Target {
     input_bytes_max: 16 << 10,
 };
 
-/// The text is borrowed while it is parsed; a reference of 34 bytes becomes a `StorePath` of 48 and a name.
+/// The text is borrowed while it is parsed. A reference of 34 bytes becomes a `StorePath` of 48 bytes and a name.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 12, constant: 4 << 10 };
 
 fn run(input: &[u8]) -> Outcome {

@@ -1,4 +1,4 @@
-//! What `narmesh quorum` reads from files and writes for people.
+//! What `narmesh quorum` reads from files, and the pages that it writes for people.
 
 use super::attestations::signed;
 use super::{Outcome, Target, magnitude};
@@ -58,9 +58,9 @@ pub(super) const TARGETS: [Target; 2] = [
     },
 ];
 
-/// A batch of lines is held with what becomes of each: a line of one byte is refused in a sentence.
+/// A batch of lines is held together with the result of each line, and even a line of one byte is refused with a sentence.
 const FILE_MEMORY: MemoryBound = MemoryBound { per_byte: 512, constant: 64 << 10 };
-/// Lines that are verified at a time, and two more: the header, and one of the next batch.
+/// The lines that are verified at a time, and two more: the header and one line of the next batch.
 const MORE_THAN_A_BATCH: usize = 8_194;
 
 fn store_dir() -> StoreDir {
@@ -71,7 +71,7 @@ fn key(seed: u8) -> NixSecretKey {
     NixSecretKey::from_seed(&format!("builder-{seed}"), &[seed; 32]).expect("a name")
 }
 
-/// One builder counts: the one that signed what `signed` gives.
+/// A policy with one builder that counts: the one that signed what `signed` returns.
 fn policy() -> Policy {
     let key = BuilderKey(key(3).public().bytes());
     let builder = Builder { name: "b".to_owned(), key, group: None, signs_only_own_builds: false };
@@ -98,7 +98,8 @@ fn file_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-/// `read_file` as `narmesh quorum verify` and `import` use it; what it hands on was signed.
+/// Calls `read_file` as `narmesh quorum verify` and `import` do, and checks that all attestations handed on were really
+/// signed.
 fn read(
     input: impl std::io::BufRead,
     ours: Option<&StoreDir>,
@@ -127,7 +128,8 @@ fn read(
     result
 }
 
-/// Line by line, on one thread: so many verify, are of strangers, and are bad; and which line is the first bad one.
+/// The expected result, line by line on one thread: how many lines verify, are of strangers, and are bad, and the number of
+/// the first bad line.
 fn expected(input: &[u8], policy: Option<&Policy>) -> Option<(usize, usize, usize, Option<usize>)> {
     let mut lines = input.split(|byte| *byte == b'\n');
     let header = str::from_utf8(lines.next()?).ok()?;
@@ -180,7 +182,7 @@ fn file(input: &[u8]) -> Outcome {
     }
 }
 
-/// Names of a configuration, which may have been copied from anywhere, and a reason.
+/// The names in a configuration, which may have been copied from anywhere, and the reason of a revocation.
 struct Names<'a> {
     builders: [&'a str; 3],
     group: &'a str,
@@ -193,7 +195,8 @@ fn page_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// Three builders: two agree on one path, and on another they do not; the third is revoked, and contradicts itself.
+/// A ledger of three builders. Two of them agree on one path and disagree on another; one contradicts itself on a third
+/// path. The third builder is revoked.
 fn ledger() -> Ledger {
     let mut ledger = Ledger::new(LedgerLimits::default());
     for (builder, path, result) in
@@ -213,10 +216,10 @@ fn ledger() -> Ledger {
     ledger
 }
 
-/// The whole report, part by part.
+/// All parts of the report.
 fn parts(names: &Names<'_>) -> Vec<ReportPart> {
     let key = |number| BuilderKey([number; 32]);
-    // Numbered, so that no two are the same and their order is the same.
+    // The names are numbered, so that no two are equal and their order is always the same.
     let builder = |(number, name): (u8, &&str)| Builder {
         name: format!("{number}{name}"),
         key: key(number),
@@ -251,7 +254,7 @@ fn html(parts: &[ReportPart]) -> String {
     text
 }
 
-/// Its tags without what stands between them, but for the style and the script, which are the same on every page.
+/// The tags of a page without the text between them. The style and the script are the same on every page.
 fn skeleton(html: &str) -> Vec<&str> {
     html.split('<').skip(1).map(|piece| piece.split('>').next().unwrap_or_default()).collect()
 }
@@ -273,7 +276,7 @@ fn page(input: &[u8]) -> Outcome {
     let quotes = |text: &str| text.matches(['"', '\'', '>']).count();
     assert_eq!(quotes(&html), quotes(plain), "nor ends one");
     let is_hidden = |character: char| {
-        // Of these is the Unicode property Bidi_Control.
+        // The characters of the Unicode property Bidi_Control.
         let turns = matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         turns || character.is_control() && character != '\n'
     };

@@ -1,4 +1,4 @@
-//! The small texts: names, URLs, hashes, addresses, keys.
+//! Short texts: names, URLs, NarHashes, content addresses, keys.
 
 use super::{Outcome, Target};
 use crate::memory::MemoryBound;
@@ -37,7 +37,7 @@ const WORDS: &[&[u8]] = &[
     b"\0",
 ];
 
-/// A target over text; what is no UTF-8 is made so, as every caller does before these parsers.
+/// A target whose input is text. Input that is not UTF-8 is made so, as every caller of these parsers does.
 macro_rules! text {
     ($name:literal, $check:path, $seeds:expr) => {{
         fn run(input: &[u8]) -> Outcome {
