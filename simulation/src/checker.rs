@@ -150,6 +150,7 @@ impl Checker {
         let back = ledger.newest.is_some_and(|newest| newest > generation);
         ledger.newest = Some(generation);
         let first = Generation { seq: 0, ..generation };
+        // Filters only grow within an epoch, so all of its summaries leave out what was removed before its first one.
         let epoch_version = match ledger.published.get(&first) {
             Some(first) if generation.seq > 0 => first.epoch_version,
             Some(_) | None => machine.store.version,
@@ -250,6 +251,7 @@ impl Checker {
         if back {
             self.broken(Violation::WentBack { holder, owner, generation });
         }
+        // A liar may publish anything, so all that can be checked is that it signed it.
         if let Some(liar) = &owned.malice {
             if !liar.signed(generation) {
                 self.broken(Violation::NeverPublished { holder, owner, generation });
@@ -262,6 +264,7 @@ impl Checker {
         let (admitted, version) = (publication.audience.contains(&holder), publication.version);
         let lifetime_us = publication.lifetime_us;
         if let Some(slot) = self.slot(holder, owner) {
+            // The lifetime counts from the announcement, not from the body, which may come much later.
             let since_us = slot.accepted.filter(|(accepted, _)| *accepted == generation).map(|(_, at_us)| at_us);
             slot.held = Some((generation, since_us.unwrap_or(0) + lifetime_us));
         }

@@ -235,6 +235,7 @@ impl Figures {
         let first = *seen as usize;
         *seen = u32::try_from(at + 1).unwrap_or(u32::MAX).max(*seen);
         let before = first.checked_sub(1).and_then(|at| owned.published.get(at)).map(|spread| spread.version);
+        // With this publication the holder also knows what the ones before it told.
         let spreads = owned.published.get_mut(first..=at)?;
         if let Some(last) = spreads.last_mut() {
             last.bytes += bytes as u64;

@@ -17,7 +17,7 @@ const MESH_N: usize = 6;
 const MESH_N_LOW: usize = 5;
 const MESH_N_HIGH: usize = 12;
 const GOSSIP_LAZY: usize = 6;
-/// `gossip_factor` 0.25: one in four peers outside the mesh is told which messages there are.
+/// `gossip_factor` 0.25: a quarter of the peers outside the mesh, but at least `GOSSIP_LAZY`, is told of new messages.
 const GOSSIP_SHARE: usize = 4;
 const HISTORY_GOSSIP: usize = 3;
 const HISTORY_LENGTH: usize = 5;
@@ -190,6 +190,7 @@ impl World {
                     return;
                 }
                 let backing_off = subscriber.backoff.get(&from).is_some_and(|until| *until > now_us);
+                // A full mesh still takes a peer that this machine dialled, so that others cannot shut it out.
                 if backing_off || (subscriber.mesh.len() >= MESH_N_HIGH && !self.dialled(to, from)) {
                     self.prune(to, from);
                 } else {
@@ -226,6 +227,7 @@ impl World {
         machine.traffic.pings(connected.len());
         let subscriber = &mut machine.subscriber;
         subscriber.asked.clear();
+        // Kept for a heartbeat longer (libp2p's `backoff_slack`), so that no graft comes too early.
         subscriber.backoff.retain(|_, until| *until + HEARTBEAT_US > now_us);
         while subscriber.seen_order.front().is_some_and(|(at, _)| at + DUPLICATE_CACHE_US < now_us) {
             if let Some((_, id)) = subscriber.seen_order.pop_front() {

@@ -48,7 +48,7 @@ pub enum Trick {
     Leak,
     /// It publishes two hundred announcements at once.
     FloodAnnouncements,
-    /// It asks two hundred questions at once.
+    /// It sends two hundred requests at once.
     FloodRequests,
     /// It passes nothing on: no message, no news, no body.
     Withhold,

@@ -2,8 +2,9 @@
 //!
 //! **Purpose.** N unmodified [`narmesh_gossip::Gossip`] cores run under a virtual clock and a virtual network. Everything
 //! is drawn from one seed, so that a failure can be replayed, and so that users can see what a fleet will cost before it
-//! exists. **Contract.** [`run`] takes a [`Scenario`] and a seed and returns a [`Report`]. The same scenario and seed give
-//! the same [`Report::digest`] on any machine.
+//! exists.
+//! **Contract.** [`run`] takes a [`Scenario`] and a seed and returns a [`Report`]. The same scenario and seed give the same
+//! [`Report::digest`] on any machine.
 //!
 //! **Walk.** The fleet starts ([`Scenario::settle_s`]). Then it is measured ([`Scenario::run_s`]) under builds,
 //! collections, lookups, random faults, scripted events and liars. At each step the checkers ask whether any machine

@@ -65,7 +65,7 @@ pub struct Scenario {
     /// What goes wrong at random.
     #[serde(default)]
     pub faults: Faults,
-    /// Who is not honest.
+    /// Machines that are not honest.
     #[serde(default)]
     pub hostile: Hostile,
     /// What happens at fixed times, counted from the end of `settle_s`.
@@ -240,7 +240,7 @@ pub struct Event {
     /// The machine that it happens to; negative numbers count from the end.
     #[serde(default)]
     pub node: Option<i64>,
-    /// Or the site, to all machines of which it happens.
+    /// Or the site; it happens to all of its machines.
     #[serde(default)]
     pub site: Option<String>,
     /// For a partition: the only machine that `node` is not cut off from.

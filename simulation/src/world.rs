@@ -133,7 +133,7 @@ pub struct Totals {
     pub gossip_copies: u64,
     /// Bodies that went into a table after a pull.
     pub bodies: u64,
-    /// Of them, those that came as a delta.
+    /// How many of these bodies came as a delta.
     pub deltas: u64,
     /// Comparisons that were asked for.
     pub syncs: u64,
@@ -362,6 +362,7 @@ impl World {
         let machine = self.machine_mut(number);
         machine.core.handle(machine.now(now_ms), input);
         let mut outputs: Vec<_> = std::iter::from_fn(|| machine.core.poll()).collect();
+        // A crash in the middle: the rest of the outputs is neither sent nor written to disk.
         let stops = machine.doomed;
         if stops {
             let performed = self.draw.index(outputs.len() + 1);

@@ -330,7 +330,7 @@ mod tests {
     use narmesh_protocol::TrustedKeys;
 
     #[test]
-    fn same_signed_closure_is_made_twice() {
+    fn two_caches_hold_the_same_signed_closure() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let caches = dirs.each_ref().map(|dir| {
             let mut cache = SampleCache::new(dir.path()).unwrap();

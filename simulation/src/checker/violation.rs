@@ -136,7 +136,7 @@ pub enum Violation {
         machine: Number,
         /// What was over its bound, such as "bytes of a reply".
         what: &'static str,
-        /// Its value.
+        /// The value that is over the bound.
         value: usize,
     },
     /// An honest peer was blamed.

@@ -11,7 +11,7 @@ const VIOLATIONS_MAX: usize = 50;
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) group: String,
-    /// From when on what is stored of this builder is void.
+    /// What is stored of this builder from this time on is void; `None` if its key is not revoked.
     pub(super) revoked: Option<WallMs>,
     pub(super) grace: bool,
 }

@@ -32,7 +32,7 @@ pub(super) struct Machine {
     pub(super) exchange: Exchange,
     pub(super) kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
     pub(super) taken_in: BTreeMap<StorePath, Vec<Stored>>,
-    /// Which half of a cut network it is in.
+    /// Whether it is in the far half of a cut network.
     pub(super) far: bool,
     pub(super) tick_ms: Option<u64>,
 }
