@@ -1,4 +1,4 @@
-//! Whatever comes in, in whatever order: nothing panics and nothing grows.
+//! Arbitrary inputs in any order: nothing panics, and nothing grows beyond its bound.
 
 use crate::gossip::{Gossip, GossipConfig, Persisted};
 use crate::input::{Input, PathChange, ProbeOutcome};
@@ -20,11 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 const WALL_MS: u64 = 1_795_219_200_000;
 const PEERS: u64 = 6;
 
-/// Draws inputs that are near enough to valid ones to reach everything.
+/// Draws inputs that are close enough to valid ones to reach all code.
 struct Chaos {
     rng: ChaCha8Rng,
     keys: Vec<Keypair>,
-    /// Requests that the core has sent, and bytes that it has: to be answered, replayed and changed.
+    /// Requests that the core has sent and bytes that it was given, to be answered, replayed and changed.
     asked: Vec<(PeerId, u64, Option<AudienceDigest>)>,
     seen: Vec<Vec<u8>>,
     step: u64,
@@ -90,7 +90,7 @@ impl Chaos {
         Envelope::seal(&self.keys[key], announcement).unwrap().as_bytes().to_vec()
     }
 
-    /// An envelope with the core's own signature, sometimes above all that it has published.
+    /// An envelope with the core's own signature, sometimes newer than everything that it has published.
     fn yours(&mut self) -> Vec<u8> {
         let mut announcement = *Envelope::open(&self.envelope()).unwrap().announcement();
         announcement.generation.epoch += self.below(4) * (self.step + 1_000);
@@ -118,7 +118,7 @@ impl Chaos {
         bytes
     }
 
-    /// Growing slowly, so that most are news.
+    /// A generation. They grow slowly, so that most are news.
     fn generation(&mut self) -> Generation {
         self.step += 1;
         Generation { epoch: WALL_MS + self.step / 200 + self.below(3), seq: self.step % 200 / 20 }
@@ -198,7 +198,7 @@ impl Chaos {
                     return Input::Tick;
                 }
                 let (from, id, fitting) = self.asked.swap_remove(index);
-                // Mostly what was asked for: a sync for a sync, any body for a pull.
+                // Usually an answer of the right kind: a sync for a sync, any body for a pull.
                 let bytes = match self.below(4) {
                     0 => self.bytes(Self::reply),
                     _ => self.bytes(|chaos| chaos.fitting(fitting)),
@@ -223,7 +223,7 @@ fn check_bounds(gossip: &Gossip, peers: usize) {
     assert!(gossip.table.shared().peers() <= trusted);
     gossip.relayed.check(trusted);
     gossip.pulls.check(trusted, gossip.requests.values());
-    // Publish, Sync; Greet, Pull, Expire and Standing of each peer; one for each request.
+    // Publish and Sync; Greet, Pull, Expire and Standing of each peer; one for each request.
     assert!(gossip.timers.len() <= 2 + 4 * trusted + gossip.requests.len());
     for (peer, entry) in gossip.directory.iter() {
         assert_eq!(entry.held.is_some(), gossip.table.holds(peer), "held and in the table are one thing");
@@ -233,7 +233,7 @@ fn check_bounds(gossip: &Gossip, peers: usize) {
     assert!(publication.paths <= 100);
 }
 
-/// Names of the outputs, events and misdeeds that were reached.
+/// Runs random inputs; returns the names of the outputs, events and misdeeds that occurred.
 fn run(seed: [u8; 32], inputs: u32) -> BTreeSet<String> {
     let mut reached = BTreeSet::new();
     let keys: Vec<_> =
@@ -290,9 +290,9 @@ fn run(seed: [u8; 32], inputs: u32) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_hundred_thousand_inputs_leave_no_more_than_a_few() {
+fn random_inputs_never_exceed_the_bounds() {
     let reached: BTreeSet<String> = (0..4).flat_map(|seed| run([seed; 32], 25_000)).collect();
-    // The chaos is worth something only when it gets everywhere.
+    // The test is worth something only when it reaches everything.
     for name in [
         "BodyPulled",
         "Expired",
@@ -322,7 +322,7 @@ fn a_hundred_thousand_inputs_leave_no_more_than_a_few() {
 }
 
 #[test]
-fn many_who_tell_of_one_announcement_are_not_all_remembered() {
+fn tellers_of_one_announcement_are_bounded() {
     let keys: Vec<_> = (1..=9).map(|n| Keypair::ed25519_from_bytes([n; 32]).unwrap()).collect();
     let peers: Vec<_> = keys.iter().map(|key| key.public().to_peer_id()).collect();
     let now = Now { moment: Moment(5), wall_ms: WALL_MS };

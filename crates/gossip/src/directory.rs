@@ -1,4 +1,4 @@
-//! What we know of each peer: its newest announcement, the body we hold, how it has behaved.
+//! What we know of each peer: its newest announcement, the body that we hold, and how it has behaved.
 
 use crate::gossip::OpenEnvelope;
 use crate::misdeed::Misdeed;
@@ -14,25 +14,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Shortest and longest lifetime that is believed, seconds: a minute and a week. 0 is a goodbye.
+/// The shortest and the longest lifetime that is believed, seconds: a minute and a week. A lifetime of 0 is a goodbye.
 const LIFETIME_S: std::ops::RangeInclusive<u32> = 60..=604_800;
-/// Most paths that an announcement may claim: what the largest filter holds at 16 bits a path.
+/// The most paths that an announcement may claim: what the largest filter holds at 16 bits per path.
 const PATH_COUNT_MAX: u64 = 1 << 20;
 
-/// What is kept of one peer. Its filter's bits are in the table, nowhere else.
+/// What is kept of one peer. The bits of its filter are in the table only.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) digest: AudienceDigest,
     pub(crate) newest: Option<Newest>,
     pub(crate) held: Option<Held>,
-    /// A generation whose body was seen and will not do: not pulled again.
+    /// A generation whose body was received but is not usable, so it is not pulled again.
     pub(crate) refused: Option<Generation>,
-    /// What it itself, on the present connection, last said was its newest: after a restart an owner does not yet have what
-    /// it announced before, and does not say that it has.
+    /// The generation that the peer itself last called its newest on the present connection. After a restart, an owner does
+    /// not yet have what it announced before, and does not claim to.
     pub(crate) claimed: Option<Generation>,
-    /// Since when and how often it did not have what it announced, without any body in between.
+    /// Since when, and how often, the owner did not have what it announced, without delivering any body in between.
     pub(crate) undelivered: Option<(Moment, u32)>,
-    /// The audience of the last body held: a goodbye is told on to those who had the body.
+    /// The audience of the last body held. A goodbye is passed on to these peers, because they had the body.
     pub(crate) audience: Arc<[AudienceDigest]>,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) software: Option<String>,
@@ -44,16 +44,17 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct Newest {
     pub(crate) envelope: Arc<Envelope>,
-    /// `None` when it was only read back after a restart, without its body, and so is no more than a floor.
+    /// `None` when it was only read back after a restart, without its body. Then it is only a floor: older announcements
+    /// are refused.
     pub(crate) accepted: Option<Acceptance>,
 }
 
 /// When an announcement was first accepted, in this run or before the last restart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acceptance {
-    /// The wall clock then, milliseconds since 1970: what remains of the lifetime after a restart follows from it.
+    /// The wall clock at that time, milliseconds since 1970. After a restart, the rest of the lifetime is computed from it.
     pub(crate) wall_ms: u64,
-    /// When the lifetime that began then is over.
+    /// When the lifetime that began at that time ends.
     pub(crate) expires: Moment,
 }
 
@@ -63,11 +64,11 @@ pub(crate) struct Held {
     /// The announcement that proves it.
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) class: FilterClass,
-    /// Bits set.
+    /// How many bits of the filter are set.
     pub(crate) ones: u64,
     pub(crate) audience: Arc<[AudienceDigest]>,
     pub(crate) accepted: Acceptance,
-    /// It was kept over a restart, and nobody has said since that it is still the newest.
+    /// Whether it was kept over a restart and nobody has said since that it is still the newest.
     pub(crate) remembered: bool,
 }
 
@@ -76,7 +77,7 @@ impl Held {
         self.envelope.announcement().generation
     }
 
-    /// Its filter's rate of false positives: (share of ones)^k.
+    /// The filter's rate of false positives: (share of set bits)^k.
     pub(crate) fn false_positive_rate(&self) -> f64 {
         let share = self.ones as f64 / f64::from(self.class.bits());
         (0..HASHES_PER_ITEM).fold(1.0, |rate, _| rate * share)
@@ -92,7 +93,7 @@ impl Newest {
         self.envelope.announcement()
     }
 
-    /// When its lifetime is over, if it is more than a floor.
+    /// When its lifetime ends; `None` when it is only a floor.
     pub(crate) fn expires(&self) -> Option<Moment> {
         self.accepted.map(|accepted| accepted.expires)
     }
@@ -103,18 +104,18 @@ pub(crate) fn lifetime_ms(announcement: &Announcement) -> u64 {
     u64::from(announcement.lifetime_s.clamp(*LIFETIME_S.start(), *LIFETIME_S.end())) * 1_000
 }
 
-/// What an envelope is worth.
+/// What an envelope is worth to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Worth {
-    /// News: it is now the newest.
+    /// It is newer than what we knew, and has been noted as the newest.
     News,
-    /// Known already, exactly this one.
+    /// It is exactly the newest one that we know.
     Known,
-    /// Older than what is known: nothing happens.
+    /// It is older than what we know, and is ignored.
     Old,
-    /// A first sight with a date too far off, or an epoch and a date a day ahead of our clock.
+    /// Its date is a day off at first sight, or its epoch and its date are both a day ahead of our clock.
     ClockDiffers,
-    /// The signer did wrong.
+    /// Its signer did wrong.
     Bad(Misdeed),
 }
 
@@ -135,7 +136,8 @@ impl Entry {
         }
     }
 
-    /// Opens an envelope that is probably of this peer; its newest one, which is told again and again, was verified before.
+    /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again, needs no second
+    /// verification.
     pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
             Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),
@@ -143,25 +145,25 @@ impl Entry {
         }
     }
 
-    /// Whether the bytes say that they are older than what is known of this peer: nothing would come of opening them.
+    /// Whether the bytes claim to be older than what we know of this peer. Then they need not be opened.
     pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
         let claimed = Envelope::claimed_generation(bytes);
         let known = self.newest.as_ref().map(|newest| newest.announcement().generation);
         claimed.is_some() && claimed < known && !mutant!(StaleGeneration)
     }
 
-    /// Whether the body held is of before a restart and known to be older than what its owner announced last.
+    /// Whether the body held dates from before a restart and its owner is known to have announced a newer one since.
     pub(crate) fn is_outdated_memory(&self) -> bool {
         let newest = self.newest.as_ref().map(|newest| newest.announcement().generation);
         self.held.as_ref().is_some_and(|held| held.remembered && newest > Some(held.generation()))
     }
 
-    /// Whether the last body held was for this peer, too.
+    /// Whether this peer was in the audience of the last body held.
     pub(crate) fn admits(&self, peer: &PeerId) -> bool {
         self.audience.binary_search(&AudienceDigest::of(peer)).is_ok()
     }
 
-    /// Weighs an envelope of this peer; [`Worth::News`] has been noted.
+    /// Weighs an envelope of this peer, and notes it when it is [`Worth::News`].
     pub(crate) fn weigh(&mut self, now: Now, envelope: &Arc<Envelope>) -> Worth {
         let announcement = envelope.announcement();
         let mut first_sight = true;
@@ -183,7 +185,7 @@ impl Entry {
         }
         let tomorrow = now.wall_ms.saturating_add(DAY_MS);
         if announcement.generation.epoch > tomorrow && !mutant!(FutureEpoch) {
-            // Dated ahead as well: then one of the two clocks is wrong, perhaps ours, and nobody is to blame.
+            // When the date is ahead as well, one of the two clocks is wrong, perhaps ours, and nobody is to blame.
             let ours_is_right = now.wall_ms >= PLAUSIBLE_WALL_MS && announcement.issued_at_ms <= tomorrow;
             return if ours_is_right { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };
         }
@@ -198,7 +200,7 @@ impl Entry {
         Worth::News
     }
 
-    /// Takes the announced body as held without a pull when it is the one held: then only its lifetime is new.
+    /// When the announced body is the one held, takes it over without a pull: only its lifetime is new.
     pub(crate) fn adopt(&mut self, now: Moment, lookups: u64) -> bool {
         let (Some(newest), Some(held)) = (&self.newest, &mut self.held) else { return false };
         let (new, old) = (newest.announcement(), held.envelope.announcement());
@@ -215,7 +217,7 @@ impl Entry {
         true
     }
 
-    /// The announcement whose body is wanted now, if any.
+    /// The announcement whose body should be pulled now, if any.
     pub(crate) fn wanted(&self, now: Moment) -> Option<&Newest> {
         let newest = self.newest.as_ref()?;
         let generation = newest.announcement().generation;
@@ -226,18 +228,18 @@ impl Entry {
     }
 }
 
-/// Whose key an envelope names; its signature is not looked at. A PeerId is 6 fixed bytes and the Ed25519 key.
+/// The signer that an envelope names; its signature is not verified. A PeerId is 6 fixed bytes and the Ed25519 key.
 fn claimed_signer(envelope: &[u8]) -> Option<PeerId> {
     let key = envelope.get(1..33)?;
     PeerId::from_bytes(&[&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20], key].concat()).ok()
 }
 
-/// All peers of the allowlist, and nobody else; so bounded by it.
+/// The entries of all peers of the allowlist, and of nobody else, which bounds their number.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     entries: BTreeMap<PeerId, Entry>,
     by_digest: BTreeMap<AudienceDigest, PeerId>,
-    /// Audiences in use: fleets have one for all, which is then kept once.
+    /// The audiences in use. The peers of a fleet usually share one, which is then stored once.
     audiences: BTreeSet<Arc<[AudienceDigest]>>,
 }
 
@@ -258,7 +260,7 @@ impl Directory {
         self.by_digest.get(digest).copied()
     }
 
-    /// Opens an envelope of whomever.
+    /// Opens an envelope of any signer.
     pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match claimed_signer(bytes).and_then(|signer| self.entries.get(&signer)) {
             Some(entry) => entry.opened(bytes, open),
@@ -266,7 +268,7 @@ impl Directory {
         }
     }
 
-    /// Whether an envelope is of a peer here, as it says, and older than what is known of that one.
+    /// Whether an envelope names a signer that is in this directory and claims to be older than what we know of it.
     pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
         let entry = claimed_signer(bytes).and_then(|signer| self.entries.get(&signer));
         entry.is_some_and(|entry| entry.is_older(bytes))
@@ -289,7 +291,7 @@ impl Directory {
         }
     }
 
-    /// One copy of equal audiences.
+    /// Stores equal audiences only once.
     pub(crate) fn shared_audience(&mut self, audience: Vec<AudienceDigest>) -> Arc<[AudienceDigest]> {
         if let Some(shared) = self.audiences.get(audience.as_slice()) {
             return Arc::clone(shared);

@@ -21,15 +21,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Most peers that are trusted: an audience's limit, less ourselves.
+/// The most peers that can be trusted: the limit of an audience, less ourselves.
 pub const ALLOWLIST_MAX: usize = Summary::AUDIENCE_MAX - 1;
-/// Most envelopes read back after a restart.
+/// The most envelopes read back after a restart.
 const PERSISTED_MAX: usize = 4_096;
 
 /// Opens an envelope and verifies its signature.
 pub type OpenEnvelope = fn(&[u8]) -> Result<Arc<Envelope>, EnvelopeError>;
 
-/// What a core is made with; nothing of it changes later.
+/// The configuration of a core, fixed for its whole life.
 #[derive(Clone, Debug)]
 pub struct GossipConfig {
     /// The node key. Must be Ed25519: [`Gossip::new`] panics otherwise.
@@ -38,7 +38,7 @@ pub struct GossipConfig {
     pub store_dir: StoreDir,
     /// Name and version, shown to peers; the first 64 bytes count.
     pub software: String,
-    /// Every random choice follows from this.
+    /// The seed of every random choice.
     pub rng_seed: [u8; 32],
     /// How long others may use our summary after they first heard of it, seconds. At least twice `reannounce_ms`.
     pub lifetime_s: u32,
@@ -50,13 +50,13 @@ pub struct GossipConfig {
     pub sync_interval_ms: u64,
     /// Most paths advertised; those that come later are withheld.
     pub path_count_max: usize,
-    /// [`Envelope::open`]. A simulation, where a thousand cores are shown the same bytes, may remember what it said of them.
+    /// [`Envelope::open`]. A simulation that shows the same bytes to a thousand cores may cache the result instead.
     pub open_envelope: OpenEnvelope,
 }
 
 impl GossipConfig {
-    /// The defaults: lifetime 4 h and announced again every 30 min (gossipsub's idle cost, `libp2p.md`), 100 ms and 60 s
-    /// (guesses, not measured), 200,000 paths (twice an ordinary store's most).
+    /// The defaults: a lifetime of 4 h, announced again every 30 min (gossipsub's idle cost, `libp2p.md`); 100 ms to
+    /// debounce and 60 s between syncs (guesses, not measured); 200,000 paths (twice the most that an ordinary store has).
     pub fn new(keypair: Keypair, store_dir: StoreDir, software: &str, rng_seed: [u8; 32]) -> Self {
         Self {
             keypair,
@@ -73,18 +73,18 @@ impl GossipConfig {
     }
 }
 
-/// What survived the last run: the last of each [`Record`].
+/// What the last run persisted: the last [`Record`] of each kind.
 #[derive(Clone, Debug, Default)]
 pub struct Persisted {
     /// The last [`Record::OwnEpoch`].
     pub own_epoch: Option<u64>,
     /// The last [`Record::Newest`] of each peer; those that do not verify are skipped.
     pub newest: Vec<Vec<u8>>,
-    /// [`Gossip::audience`] of those peers for whom the caller keeps it; an audience that is none is skipped.
+    /// [`Gossip::audience`] of the peers for which the caller keeps it; an invalid audience is skipped.
     pub audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
 }
 
-/// Strictly ascending, not empty, and no longer than a summary's.
+/// Whether this is a valid audience: strictly ascending, not empty, and no longer than a summary allows.
 fn is_audience(audience: &[AudienceDigest]) -> bool {
     !audience.is_empty() && audience.len() <= Summary::AUDIENCE_MAX && audience.is_sorted_by(|one, next| one < next)
 }
@@ -107,16 +107,16 @@ pub struct Gossip {
     pub(crate) open_envelope: OpenEnvelope,
     reannounce_ms: u64,
     rng: ChaCha8Rng,
-    /// Read back after a restart, until the first allowlist says which of them count.
+    /// Newest announcements read back after a restart, until the first allowlist says which of them count.
     floors: BTreeMap<PeerId, Arc<Envelope>>,
-    /// The same of audiences.
+    /// Audiences read back after a restart, until the first allowlist.
     audiences: BTreeMap<PeerId, Vec<AudienceDigest>>,
     pub(crate) directory: Directory,
     /// Connected peers of the allowlist.
     pub(crate) links: BTreeMap<PeerId, Link>,
     pub(crate) pulls: Pulls,
     pub(crate) relayed: Relayed,
-    /// Our requests without an answer: at most one sync for each link, and 16 pulls.
+    /// Our unanswered requests: at most one sync for each link, and 16 pulls.
     pub(crate) requests: BTreeMap<u64, (PeerId, Sent)>,
     next_request: u64,
     pub(crate) publication: Publication,
@@ -198,13 +198,14 @@ impl Gossip {
         self.ring();
     }
 
-    /// The next thing to do. At most a handful for each input, but one for each peer when the allowlist changes; none is
-    /// ever dropped, so the queue is bounded only for a caller that empties it after each input.
+    /// The next thing to do. One input causes at most a handful of outputs, but a new allowlist causes one for each peer.
+    /// No output is ever dropped, so the queue is bounded only if the caller empties it after each input.
     pub fn poll(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Gossip::handle`] with [`Input::Tick`] at the latest: exactly the next moment at which it does something.
+    /// When to call [`Gossip::handle`] with [`Input::Tick`] at the latest: exactly the next moment at which that does
+    /// something.
     pub fn deadline(&self) -> Option<Moment> {
         self.timers.next()
     }
@@ -219,12 +220,13 @@ impl Gossip {
         self.table.shared().candidates(part)
     }
 
-    /// Whom `owner` meant the last summary of its for that we held, in this run or, as [`Persisted::audiences`] has it, before.
+    /// The audience of the last summary that we held of `owner`, in this run or (from [`Persisted::audiences`]) in an
+    /// earlier one.
     pub fn audience(&self, owner: &PeerId) -> Option<&Arc<[AudienceDigest]>> {
         self.directory.get(owner).map(|entry| &entry.audience).filter(|audience| !audience.is_empty())
     }
 
-    /// Whether `peer` may be told what `owner` has: it is the owner, or stands in its [`Gossip::audience`].
+    /// Whether `peer` may be told what `owner` has: it is the owner, or is in the owner's [`Gossip::audience`].
     pub fn admits(&self, owner: &PeerId, peer: &PeerId) -> bool {
         owner == peer || self.directory.get(owner).is_some_and(|entry| entry.admits(peer))
     }
@@ -242,7 +244,7 @@ impl Gossip {
         self.output(Output::Event(event));
     }
 
-    /// A number from 0 to `below` - 1, or 0.
+    /// A random number from 0 to `below` - 1; 0 when `below` is 0.
     pub(crate) fn random(&mut self, below: u64) -> u64 {
         self.rng.next_u64().checked_rem(below).unwrap_or(0)
     }
@@ -252,6 +254,7 @@ impl Gossip {
         self.next_request
     }
 
+    /// Does all that is due, including what becomes due meanwhile.
     fn ring(&mut self) {
         self.timers.set(Timer::Publish, self.publication.due());
         while let Some(timer) = self.timers.pop(self.now.moment) {
@@ -271,6 +274,8 @@ impl Gossip {
     fn publish(&mut self) {
         let jitter_ms = self.random(self.reannounce_ms / 10);
         let published = self.publication.publish(self.now, &self.keypair, jitter_ms);
+        // Persisted before it is published: a node that forgot the epoch in a crash could sign two announcements under one
+        // generation.
         if let Some(epoch) = published.new_epoch.filter(|_| !mutant!(EpochNotPersisted)) {
             self.output(Output::Persist(Record::OwnEpoch(epoch)));
         }
@@ -310,19 +315,19 @@ impl Gossip {
                 entry.newest.get_or_insert(crate::directory::Newest { envelope, accepted: None });
             }
         }
-        // Those that the first allowlist does not name.
+        // The first allowlist does not name the peers that are left over.
         self.audiences.clear();
         for (peer, _) in std::mem::take(&mut self.floors) {
             self.output(Output::Persist(Record::Forget(peer)));
         }
     }
 
-    /// Peers known that are not among these.
+    /// The known peers that are not in `peers`.
     fn gone(&self, peers: &BTreeSet<PeerId>) -> Vec<PeerId> {
         self.directory.iter().map(|(peer, _)| *peer).filter(|peer| !peers.contains(peer)).collect()
     }
 
-    /// Nothing of a peer that lost our trust stays.
+    /// Drops all state of a peer that lost our trust.
     fn forget(&mut self, peer: PeerId) {
         self.disconnected(peer);
         self.drop_pull(&peer);
@@ -351,6 +356,7 @@ impl Gossip {
         if entry.standing.announcements_spent(moment, is_hearsay) {
             return Verdict::Ignore;
         }
+        // Before the signature is verified, which costs far more than this look at the claimed generation.
         if entry.is_older(bytes) {
             return Verdict::Ignore;
         }
@@ -376,7 +382,8 @@ impl Gossip {
         if !matches!(worth, Worth::Known | Worth::Old) {
             let entry = self.directory.get_mut(&author);
             let flood = entry.is_some_and(|entry| entry.standing.charge_announcement(moment, is_hearsay));
-            // Others may hand on at once what it said in a week.
+            // Other peers may hand on at once what the author said in a week, so only the author itself is blamed for a
+            // flood.
             if flood && !is_hearsay {
                 self.penalize(author, Misdeed::AnnouncementFlood);
             }
@@ -384,7 +391,8 @@ impl Gossip {
         if worth == Worth::News { Verdict::Accept } else { Verdict::Ignore }
     }
 
-    /// The one door for foreign envelopes, from gossipsub or from anti-entropy. The signer is on the allowlist.
+    /// Takes a foreign envelope. All of them pass through here, whether from gossipsub or from anti-entropy. `teller` is
+    /// the peer that showed it to us.
     pub(crate) fn accept(&mut self, envelope: &Arc<Envelope>, teller: PeerId) -> Worth {
         let peer = envelope.peer();
         let announcement = *envelope.announcement();
@@ -397,7 +405,7 @@ impl Gossip {
         match worth {
             Worth::Old => {}
             Worth::Known => self.want(peer, Some(teller)),
-            // Another one's news of it may be old without anybody's clock being wrong.
+            // What another peer tells of it may be old although nobody's clock is wrong.
             Worth::ClockDiffers if teller != peer => {}
             Worth::ClockDiffers => self.event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
             Worth::Bad(misdeed) => self.penalize(peer, misdeed),
@@ -445,7 +453,7 @@ impl Gossip {
         }
     }
 
-    /// Counts a misdeed and draws the consequence.
+    /// Counts a misdeed, and sets the peer aside when it was one too many.
     pub(crate) fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
         self.output(Output::Penalize { peer, misdeed });
         let moment = self.now.moment;
@@ -457,7 +465,7 @@ impl Gossip {
         self.rank(peer);
     }
 
-    /// Tells the table's readers how the peer stands, and rings when that ends.
+    /// Tells the readers of the table how the peer stands, and sets the timer for the end of its exclusion.
     pub(crate) fn rank(&mut self, peer: PeerId) {
         if let Some(entry) = self.directory.get(&peer) {
             self.table.rank(&peer, entry.standing.false_share(), entry.standing.is_excluded());
@@ -479,7 +487,7 @@ impl Gossip {
         }
     }
 
-    /// The body of a peer is no longer to be used; what it announced last stays as the floor.
+    /// Drops the body of a peer. Its newest announcement stays, so that older ones are still refused.
     pub(crate) fn drop_body(&mut self, peer: &PeerId) {
         self.drop_pull(peer);
         self.relayed.forget(peer);

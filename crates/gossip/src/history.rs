@@ -1,13 +1,13 @@
-//! The deltas of our present epoch, so that a peer that is a few behind gets one delta instead of a whole body.
+//! The deltas of our present epoch: a peer that is only a few behind gets one delta instead of a whole body.
 
 use std::collections::{BTreeSet, VecDeque};
 
-/// Steps kept; an older base gets the whole body.
+/// The most steps kept; a puller with an older base gets the whole body.
 const STEPS_MAX: usize = 64;
-/// Positions kept in all: 16,000 are 64 KB, which a body of 20,000 paths also takes.
+/// The most bit positions kept in all steps together: 16,000 are 64 KB, as large as the body of 20,000 paths.
 const POSITIONS_MAX: usize = 16_000;
 
-/// What changed from one `seq` to the next. The filter's bits, and which lists.
+/// What changed from one `seq` to the next: bits of the filter, and which of the two lists.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     /// Bits set that were not set before; ascending.
@@ -16,7 +16,7 @@ pub(crate) struct Step {
     pub(crate) addresses: bool,
 }
 
-/// The last steps, each one `seq`, ending at the present one.
+/// The last steps, one for each `seq`, up to the present one.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     steps: VecDeque<Step>,
@@ -24,7 +24,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Adds the step to the present `seq`.
+    /// Adds the step that led to the present `seq`.
     pub(crate) fn push(&mut self, step: Step) {
         self.positions += step.positions.len();
         self.steps.push_back(step);
@@ -34,7 +34,7 @@ impl History {
         }
     }
 
-    /// The last `count` steps as one; `None` when they are not all kept.
+    /// The last `count` steps merged into one; `None` when some of them are no longer kept.
     pub(crate) fn merged(&self, count: u64) -> Option<Step> {
         let skipped = self.steps.len().checked_sub(usize::try_from(count).ok()?)?;
         let mut positions = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! What can happen to a core.
+//! What can happen to a core: its inputs.
 
 use crate::misdeed::Misdeed;
 use libp2p_identity::PeerId;
@@ -6,13 +6,13 @@ use narmesh_protocol::HashPart;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-/// Everything that the outside tells the core. Foreign bytes are checked here, by the core, whatever the caller checked.
+/// Everything that the caller tells the core. The core checks foreign bytes itself, whatever the caller checked before.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// The peers that we trust from now on; replaces the last list. Ours may be among them. Beyond
-    /// [`crate::ALLOWLIST_MAX`] the greatest ids are left out.
+    /// The peers that we trust from now on; replaces the last list. Our own id may be in it. Beyond
+    /// [`crate::ALLOWLIST_MAX`] peers, the greatest ids are left out.
     Allowlist(BTreeSet<PeerId>),
-    /// Where we listen; replaces the last list. The first 8 are told to the peers.
+    /// Where we listen; replaces the last list. The first 8 addresses are told to the peers.
     Addresses(Vec<SocketAddr>),
     /// The first connection to this peer is up. Ignored for peers that are not on the allowlist.
     Connected(PeerId),
@@ -49,7 +49,7 @@ pub enum Input {
     },
     /// One of our requests got no answer.
     RequestFailed {
-        /// Who did not answer.
+        /// The peer that did not answer.
         to: PeerId,
         /// The id of our [`crate::Output::Request`].
         id: u64,
@@ -79,9 +79,9 @@ pub enum Input {
 /// A change of the advertised paths.
 #[derive(Clone, Debug)]
 pub enum PathChange {
-    /// Exactly these; the first of them makes the node speak.
+    /// The node advertises exactly these paths. The first `Replace` makes the node begin to publish.
     Replace(BTreeSet<HashPart>),
-    /// These came and went. One that is in both lists went.
+    /// Some paths were added or removed. A path in both lists is removed.
     Update {
         /// Newly advertised.
         added: Vec<HashPart>,

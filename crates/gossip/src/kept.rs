@@ -1,7 +1,7 @@
-//! Summaries over a restart: what is written down of one, and what must be true of it to be used again.
+//! Summaries over a restart: what is kept of a summary, and which checks it must pass to be used again.
 //!
-//! Nothing here goes through [`crate::Output::Persist`]: a body has up to 2 MB and nothing depends on it, so the caller decides
-//! how often it writes one.
+//! Nothing here goes through [`crate::Output::Persist`]: a body has up to 2 MB and nothing depends on it, so the caller
+//! decides how often it writes one.
 
 use crate::directory::{Acceptance, Newest, lifetime_ms};
 use crate::gossip::Gossip;
@@ -17,36 +17,36 @@ use std::sync::Arc;
 pub struct KeptSummary {
     /// The signed announcement that proves the body.
     pub envelope: Vec<u8>,
-    /// When it was first accepted, by our wall clock, milliseconds since 1970: its lifetime runs from there.
+    /// When that was first accepted by our wall clock, milliseconds since 1970; the lifetime is counted from there.
     pub accepted_ms: u64,
     /// The encoded [`Summary`].
     pub body: Vec<u8>,
 }
 
-/// Why a signed body is not used.
+/// Why a body is not used although its owner signed it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Flaw {
-    /// It breaks a bound or an order.
+    /// It breaks a bound, or a list in it is not in order.
     #[error("it breaks its bounds")]
     Bounds,
-    /// Its filter claims nearly everything.
+    /// Its filter claims nearly every path.
     #[error("its filter is too dense")]
     Dense,
-    /// It holds another number of paths than announced.
+    /// It holds another number of paths than its announcement says.
     #[error("it has another path count than announced")]
     PathCount,
     /// This node is not in its audience.
     #[error("it is not meant for this node")]
     ForeignAudience,
-    /// Its filter has an index function of tomorrow.
+    /// Its filter uses an index function that we do not know yet.
     #[error("its hash id {hash_id} is unknown")]
     UnknownHashId {
-        /// The hash id.
+        /// The unknown hash id.
         hash_id: u32,
     },
 }
 
-/// Why a kept summary is not used; it is worth nothing any more.
+/// Why a kept summary is not used. The caller may delete it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unfit {
     /// Its owner is not on the allowlist.
@@ -58,41 +58,42 @@ pub enum Unfit {
     /// Its body is not the one that was announced.
     #[error("its body is not the announced one")]
     OtherBody,
-    /// Its owner said goodbye since.
+    /// Its owner has said goodbye since.
     #[error("its owner said goodbye")]
     Departed,
-    /// Something of this owner was heard in this run already.
+    /// This core has already heard of this owner in this run.
     #[error("its owner was heard since")]
     Heard,
-    /// Its lifetime is over.
+    /// Its lifetime has ended.
     #[error("its lifetime is over")]
     Expired,
-    /// It was accepted, or begins an epoch, more than a day ahead of our clock: nobody knows how old it is.
+    /// It was accepted, or begins an epoch, more than a day ahead of our clock, so its age is unknown.
     #[error("it is dated more than a day ahead of our clock")]
     Ahead,
-    /// Its body is not to be used.
+    /// Its body is not usable.
     #[error("{0}")]
     Flawed(#[from] Flaw),
 }
 
 impl Gossip {
-    /// What proves the summary that we hold of this peer, and when that was first accepted (wall clock, milliseconds since 1970).
-    /// `None` when there is none to keep.
+    /// The announcement that proves the summary that we hold of this peer, and when it was first accepted (wall clock,
+    /// milliseconds since 1970). `None` when we hold none.
     pub fn held_proof(&self, owner: &PeerId) -> Option<(&Arc<Envelope>, u64)> {
         let held = self.directory.get(owner)?.held.as_ref()?;
         Some((&held.envelope, held.accepted.wall_ms))
     }
 
-    /// The summary that we hold of this peer, to be kept over a restart. Puts up to 2 MB together; of a peer that shares a matrix
-    /// with many others that takes a few milliseconds.
+    /// The summary that we hold of this peer, to be kept over a restart. This assembles up to 2 MB; for a peer that shares
+    /// a matrix with many others it takes a few milliseconds.
     pub fn kept(&self, owner: &PeerId) -> Option<KeptSummary> {
         let (envelope, accepted_ms) = self.held_proof(owner)?;
         let body = self.held_body(owner)?.1.encode().ok()?;
         Some(KeptSummary { envelope: envelope.as_bytes().to_vec(), accepted_ms, body })
     }
 
-    /// Takes back what [`Gossip::kept`] gave an earlier run, checked as if it had just been pulled; its owner is then a candidate
-    /// for what is left of the lifetime. To be called after the first [`crate::Input::Allowlist`]. Outputs may follow.
+    /// Takes back what [`Gossip::kept`] gave in an earlier run, with all checks of a body that was just pulled. Its owner
+    /// is then a candidate for the rest of the lifetime. Call this after the first [`crate::Input::Allowlist`], and poll
+    /// for outputs after it.
     pub fn restore(&mut self, now: Now, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
         self.now = Now { moment: now.moment.max(self.now.moment), wall_ms: now.wall_ms };
         let entry = self.directory.get(&owner).ok_or(Unfit::NotTrusted)?;
@@ -101,10 +102,10 @@ impl Gossip {
             return Err(Unfit::Forged);
         }
         let is_excluded = entry.standing.is_excluded();
-        // Of a later body than this one, if a later one is known.
+        // The audience of a body later than this one, if one is known.
         let audience_since = entry.audience.clone();
         let newest = entry.newest.as_ref();
-        // Announced again since, with nothing changed: then this is the newest body.
+        // The same body was announced again since. Then this is still the newest body.
         let renewed = newest.map(|newest| &newest.envelope).filter(|newest| is_renewal(&envelope, newest));
         let envelope = renewed.map_or(envelope, Arc::clone);
         let announcement = *envelope.announcement();
@@ -130,7 +131,8 @@ impl Gossip {
         self.hold(owner, &target, &filter, summary, audience);
         if let Some(entry) = self.directory.get_mut(&owner) {
             if let Some(before) = before.filter(|_| !is_newest) {
-                // The owner may have thrown somebody out since: nobody is told more of it for what it said earlier.
+                // The owner may have removed a peer from its audience since: do not tell that peer more because of this
+                // older body.
                 entry.audience = before;
             }
             if let Some(held) = &mut entry.held {
@@ -140,14 +142,15 @@ impl Gossip {
                 entry.audience = audience_since;
             }
             if is_newest {
-                // More than a floor: to hear it again renews nothing.
+                // This is accepted now, so hearing it again does not start its lifetime anew.
                 entry.newest = Some(target);
             }
         }
         Ok(())
     }
 
-    /// What is left of the lifetime that began then. A clock that went back gives no more than the whole of it.
+    /// When the rest of the lifetime that began at `accepted_ms` ends. A clock that was set back grants at most one whole
+    /// lifetime.
     fn acceptance(&self, accepted_ms: u64, announcement: &Announcement) -> Result<Acceptance, Unfit> {
         let tomorrow = self.now.wall_ms.saturating_add(DAY_MS);
         if accepted_ms > tomorrow || announcement.generation.epoch > tomorrow {
@@ -162,7 +165,7 @@ impl Gossip {
     }
 }
 
-/// A later announcement of the same body.
+/// Whether `after` is a later announcement of the same body as `before`.
 fn is_renewal(before: &Envelope, after: &Envelope) -> bool {
     let (before, after) = (before.announcement(), after.announcement());
     before.generation < after.generation
@@ -170,7 +173,7 @@ fn is_renewal(before: &Envelope, after: &Envelope) -> bool {
         && before.path_count == after.path_count
 }
 
-/// Two announcements under one generation.
+/// Whether these are two different announcements under one generation.
 fn is_equivocation(one: &Announcement, other: &Announcement) -> bool {
     one.generation == other.generation && one != other
 }

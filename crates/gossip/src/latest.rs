@@ -1,18 +1,19 @@
-//! The filters that came last, as bytes: who pulls a body just after us gets it without a walk through a matrix, which reads a
-//! cache line for each of its bits.
+//! The filters installed last, as bytes. A peer that pulls a body just after us gets it from here, without a walk through a
+//! matrix that reads one cache line for each bit of the filter.
 
 use libp2p_identity::PeerId;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Memory of all of them, bytes: a few large filters, or all of a thousand small ones. In a simulated fleet of a thousand, which
-/// hands on each filter a thousand times, half of it was a tenth of the run in walks through matrices.
+/// The most memory of all filters here, bytes: a few large filters, or all of a thousand small ones. In a simulated fleet
+/// of a thousand nodes, where each filter is handed on a thousand times, half as much memory cost a tenth of the run in
+/// walks through matrices.
 const BYTES_MAX: usize = 1 << 20;
 
-/// What was installed last, and not changed since.
+/// The filters that were installed last and have not changed since.
 #[derive(Debug, Default)]
 pub(crate) struct Latest {
     filters: BTreeMap<PeerId, Box<[u8]>>,
-    /// Oldest first; those of `filters`, each once.
+    /// The peers in `filters`, each once, oldest first.
     order: VecDeque<PeerId>,
     bytes: usize,
 }

@@ -1,45 +1,49 @@
-//! Who holds what, what to say to whom, and when: the core of the mesh, without a clock, a socket or a thread.
+//! The core of the mesh: it tracks who holds what and decides what to say to whom, and when. It has no clock, no socket and
+//! no thread of its own.
 //!
 //! **Purpose.** Every node tells the peers it trusts which store paths it has, as a Bloom filter, and keeps the filters of
 //! those peers in one table that answers "who may have this path?" in under a microsecond.
 //!
-//! **Contract.** [`Gossip::handle`] takes one [`Input`] with the time at which it happened; it never fails and never blocks.
-//! Then [`Gossip::poll`] is called until it is empty and each [`Output`] performed in order, and [`Gossip::deadline`] says
-//! when to come back with [`Input::Tick`] at the latest. Bytes come in and go out, so a simulation can forge, drop,
-//! duplicate and reorder them. All randomness follows from [`GossipConfig::rng_seed`]; the same inputs give the same outputs.
+//! **Contract.** [`Gossip::handle`] takes one [`Input`] with the time at which it happened; it never fails and never
+//! blocks. After it, call [`Gossip::poll`] until it returns `None` and perform each [`Output`] in order.
+//! [`Gossip::deadline`] says when [`Input::Tick`] is due at the latest. Messages are plain bytes in both directions, so a
+//! simulation can forge, drop, duplicate and reorder them. All randomness follows from [`GossipConfig::rng_seed`]; the same
+//! inputs give the same outputs.
 //!
 //! **The protocol in plain words.**
-//! - *Announce.* When its paths change, a node waits 100 ms for more of it, then signs an announcement: its name, an epoch
-//!   and a sequence number, how many paths, the digest and size of the body, how long it may be used. That is less than
-//!   1,000 bytes and floods through gossipsub. It holds nothing that a stranger could use.
-//! - *Pull.* Who trusts the author and sees a newer `(epoch, seq)` asks for the body: first the author, then whoever
-//!   forwarded the announcement, then others. The digest proves it, so it does not matter who hands it over. A body names
-//!   its *audience*; nobody hands it to anyone else. A puller that holds the same epoch gets the added bits alone, from
-//!   the owner or from whoever applied them.
-//! - *Epochs.* Bits are only ever set within an epoch. A removal waits a second for others and then starts a new epoch with
-//!   a filter made anew; so does a peer that lost our trust, and a filter that has become too small. The epoch is
-//!   written down before it is used.
-//! - *Never heard twice, always heard again.* An older `(epoch, seq)` is refused, also after a restart. On each new
-//!   connection both sides show the other the newest announcement with the other's signature: who sees one of its own that
-//!   it does not know of has lost its state, and goes on one epoch above.
-//! - *Anti-entropy.* The same exchange carries what each side holds, and brings announcements that gossip lost. It is
-//!   repeated 3 s later and then with one peer after the other on a timer, so nothing relies on gossip for order or delivery.
-//! - *Lifetime.* A body is used for the announced lifetime from the first sight of its `(epoch, seq)`. An unchanged one is
-//!   announced again well before that, under the next `seq`; then nothing needs to be pulled, as the digest is the same.
-//!   A goodbye ends it at once.
-//! - *Restarts.* A body may be kept outside ([`Gossip::kept`]) and given back to the next core ([`Gossip::restore`]), which
-//!   checks all of it again. It is used for what is left of its lifetime. When its owner is known to have announced something
-//!   newer, it is still our best guess, and told to nobody.
-//! - *Lies.* What bytes prove against a peer is a [`Misdeed`]; three of them set it aside for 5 minutes. A filter that
-//!   claims what is not there loses its rank by measured false hits, and is left out when they are far beyond its density.
+//! - *Announce.* When its paths change, a node waits 100 ms for further changes and then signs an announcement: its name,
+//!   an epoch and a sequence number, the number of paths, the digest and size of the body, and how long the body may be
+//!   used. The announcement has less than 1,000 bytes and floods through gossipsub. It holds nothing that a stranger could
+//!   use.
+//! - *Pull.* A node that trusts the author and sees a newer `(epoch, seq)` asks for the body: first the author, then
+//!   whoever forwarded the announcement, then others. The digest proves the body, so it does not matter who hands it over.
+//!   A body names its *audience*; nobody hands it to anyone else. A puller that holds the same epoch gets only the added
+//!   bits, from the owner or from any peer that applied them.
+//! - *Epochs.* Within an epoch, bits are only ever set. A removed path waits a second for others and then starts a new
+//!   epoch with a new filter. So does a peer that lost our trust, or a filter that has become too small. The epoch is
+//!   persisted before it is used.
+//! - *No replay, no amnesia.* An older `(epoch, seq)` is refused, even after a restart. On each new connection both sides
+//!   show each other the newest announcement that carries the other's signature. A node that is shown an announcement of
+//!   its own that it does not know has lost its state, and continues one epoch above it.
+//! - *Anti-entropy.* The same exchange says what each side holds and brings announcements that gossip lost. It is repeated
+//!   3 s later, and then with one peer after the other on a timer, so nothing relies on gossip for order or delivery.
+//! - *Lifetime.* A body is used for the announced lifetime, counted from the first sight of its `(epoch, seq)`. An
+//!   unchanged body is announced again well before that, under the next `seq`; nothing needs to be pulled then, as the
+//!   digest is the same. A goodbye ends the lifetime at once.
+//! - *Restarts.* The caller may keep a body ([`Gossip::kept`]) and give it to the next core ([`Gossip::restore`]), which
+//!   checks all of it again. It is used for the rest of its lifetime. When its owner is known to have announced something
+//!   newer, the body is still our best guess, but it is told to nobody.
+//! - *Lies.* An offence that the bytes prove is a [`Misdeed`]; three of them set a peer aside for 5 minutes. A filter that
+//!   claims absent paths ranks lower with each measured false hit, and is left out when they go far beyond what its density
+//!   predicts.
 //!
 //! **Walk.** [`Gossip`] (the state machine) drives the publication (our paths -> delta or epoch -> envelope), the directory
 //! (what we hold of each peer), the pulls, the sync, the standing (misdeeds, false hits) and the [`FilterTable`].
 //!
-//! **Invariants: what is never there.** No state of a peer that is not on the allowlist. No body given to someone outside its
-//! audience. No filter in the table that its owner did not sign, or that is half written. No map or queue that foreign bytes
-//! can grow beyond the allowlist: at most 2,047 peers, one pull each, 16 pulls under way, one sync per connection, 4 tellers
-//! per pull, 64 deltas of our own history and 4 MiB of others' deltas, and a rate limit on announcements and requests of each peer.
+//! **Invariants.** No state exists of a peer that is not on the allowlist. No body goes to a peer outside its audience. No
+//! filter in the table is unsigned or half written. Foreign bytes cannot grow any map or queue beyond the allowlist: there
+//! are at most 2,047 peers, one pull for each, 16 pulls under way, one sync per connection, 4 tellers per pull, 64 deltas
+//! of our own history, 4 MiB of others' deltas, and a rate limit on the announcements and requests of each peer.
 
 #[cfg(test)]
 mod bounds;

@@ -1,5 +1,6 @@
-//! Cores with one check left out, for the simulation to see that its checkers notice. Only with the feature `mutants`, which
-//! nothing but `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names below do not exist.
+//! Cores with one check left out, so that the simulation can prove that its checkers notice. This needs the feature
+//! `mutants`, which only `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names below do not
+//! exist.
 
 /// Whether this check is left out.
 #[cfg(feature = "mutants")]
@@ -30,18 +31,18 @@ mod with_the_feature {
         static PRESENT: Cell<Option<Mutation>> = const { Cell::new(None) };
     }
 
-    /// What is left out.
+    /// Which check is left out.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub enum Mutation {
         /// A lower generation is accepted after a higher one.
         StaleGeneration,
-        /// What was on disk is not read back.
+        /// The announcements on disk are not read back.
         FloorsForgotten,
         /// An epoch of next week is accepted.
         FutureEpoch,
-        /// A body with another digest than the signed one is installed.
+        /// A body is installed although its digest is not the signed one.
         UnsignedBody,
-        /// A delta that leads to another digest than the signed one is applied.
+        /// A delta is applied although the digest of its result is not the signed one.
         UnsignedDelta,
         /// A body whose audience leaves us out is installed.
         ForeignAudience,
@@ -51,9 +52,9 @@ mod with_the_feature {
         NewsForAnyone,
         /// A removed path stays in the filter.
         RemovalForgotten,
-        /// An epoch is published that is not on disk.
+        /// A new epoch is published without being persisted.
         EpochNotPersisted,
-        /// A delta is published under the `seq` of what it builds on.
+        /// A delta is published under the `seq` of its base.
         SeqRepeated,
         /// Only half of a new filter is written.
         HalfColumn,
@@ -63,19 +64,19 @@ mod with_the_feature {
         LifetimeIgnored,
         /// A peer that left the allowlist stays.
         DistrustIgnored,
-        /// Who forwards what a stranger wrote is blamed.
+        /// A peer that forwards a stranger's announcement is blamed for it.
         ForwarderBlamed,
         /// False hits have no consequence.
         FalseHitsIgnored,
-        /// Nothing is compared with anybody.
+        /// No sync is ever started.
         NoComparison,
         /// Any number of bodies is pulled at once.
         PullsUnbounded,
-        /// Who has restarted is blamed for what it announced before.
+        /// A peer that has restarted is blamed for what it announced before.
         UnclaimedBlamed,
     }
 
-    /// All of them.
+    /// All mutations.
     pub const MUTATIONS: [Mutation; 20] = [
         Mutation::StaleGeneration,
         Mutation::FloorsForgotten,
@@ -99,7 +100,7 @@ mod with_the_feature {
         Mutation::UnclaimedBlamed,
     ];
 
-    /// Leaves this out of all cores of this thread.
+    /// Leaves this check out of all cores of this thread.
     pub fn mutate(mutation: Option<Mutation>) {
         PRESENT.set(mutation);
     }

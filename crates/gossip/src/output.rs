@@ -1,4 +1,4 @@
-//! What a core wants done, and what it tells.
+//! What a core wants done, and what it reports.
 
 use crate::misdeed::Misdeed;
 use crate::time::Moment;
@@ -6,21 +6,22 @@ use libp2p_identity::PeerId;
 use narmesh_protocol::Generation;
 use std::net::SocketAddr;
 
-/// One thing to do. Perform them in order; a [`Output::Persist`] is durable before the next one is performed.
+/// One thing to do. Perform them in order; an [`Output::Persist`] must be durable before the next one is performed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
     /// Write this down.
     Persist(Record),
-    /// Publish this envelope through gossipsub. That it reaches nobody is no failure.
+    /// Publish this envelope through gossipsub. It is no failure when nobody receives it.
     Publish(Vec<u8>),
-    /// What to do with a gossipsub message.
+    /// Decide what happens to a gossipsub message.
     Judge {
         /// The id of the [`crate::Input::Announcement`].
         id: u64,
-        /// Hand it on or not.
+        /// Whether it is handed on.
         verdict: Verdict,
     },
-    /// Ask a connected peer; `Response` or `RequestFailed` comes back. After 10 s the core takes it for failed by itself.
+    /// Ask a connected peer; `Response` or `RequestFailed` comes back. After 10 s without either, the core counts the
+    /// request as failed.
     Request {
         /// The connected peer that is to be asked.
         to: PeerId,
@@ -38,18 +39,18 @@ pub enum Output {
         /// An encoded `GossipReply`.
         bytes: Vec<u8>,
     },
-    /// A peer did wrong; it is already counted here. For the log and the metrics.
+    /// A peer did wrong. The core has already counted it; this is for the log and the metrics.
     Penalize {
         /// The peer that is blamed.
         peer: PeerId,
         /// What the peer did wrong.
         misdeed: Misdeed,
     },
-    /// For the log, the status and the dialer.
+    /// Something happened: for the log, the status and the dialer.
     Event(Event),
 }
 
-/// What to do with a gossipsub message. There is no *Reject*: it would blame the forwarder for what the author wrote.
+/// What happens to a gossipsub message. There is no *Reject*: it would blame the forwarder for what the author wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Hand it on.
@@ -70,25 +71,25 @@ pub enum Record {
         /// The envelope's bytes.
         envelope: Vec<u8>,
     },
-    /// Nothing of this peer is to be kept.
+    /// Delete what is kept of this peer.
     Forget(PeerId),
 }
 
-/// What happened.
+/// What happened, as the log and the status show it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// We published a summary.
     Published {
-        /// Under this generation.
+        /// The generation that it was published under.
         generation: Generation,
-        /// Paths in it.
+        /// The number of paths in it.
         paths: u64,
-        /// Bytes of its body.
+        /// The size of its body, bytes.
         body_bytes: u32,
     },
-    /// Peers hold a newer announcement of ours than we do: our state was lost, and we go on above it.
+    /// A peer holds a newer announcement of ours than we do. So our state was lost, and we continue above it.
     Overtaken {
-        /// What they hold.
+        /// The generation that the peer holds.
         generation: Generation,
     },
     /// A peer's announcement was accepted.
@@ -97,20 +98,20 @@ pub enum Event {
         peer: PeerId,
         /// The generation announced.
         generation: Generation,
-        /// Paths in it.
+        /// The number of paths in it.
         path_count: u64,
     },
-    /// A body is in the table: its owner is a candidate for what it claims.
+    /// A body is in the table: its owner is now a candidate for the paths that it claims.
     BodyPulled {
-        /// The peer whose body it is, and which signed the body's digest.
+        /// The peer whose body it is; it signed the body's digest.
         owner: PeerId,
-        /// Who handed it over; the owner, a relay, or the owner again when the body held had not changed.
+        /// The peer that handed it over: the owner or a relay. The owner also when the body that we held had not changed.
         from: PeerId,
-        /// The generation of the body.
+        /// The body's generation.
         generation: Generation,
-        /// Bytes received for it; 0 when the body held had not changed.
+        /// Bytes received for it; 0 when the body that we held had not changed.
         bytes: usize,
-        /// Whether they were a delta.
+        /// Whether those bytes were a delta.
         delta: bool,
     },
     /// Nobody who was asked had the announced body; the next announcement or sync tries again.
@@ -120,14 +121,15 @@ pub enum Event {
         /// The announced generation, whose body was not obtained.
         generation: Generation,
     },
-    /// A peer's signed body names other addresses than before. As the peer wrote them: the caller filters.
+    /// A peer's signed body names other addresses than before. They are as the peer wrote them: the caller has to filter
+    /// them.
     AddressesLearned {
         /// The peer that signed the body.
         peer: PeerId,
-        /// At most 8.
+        /// The peer's addresses, at most 8.
         addresses: Vec<SocketAddr>,
     },
-    /// A peer's summary outlived its lifetime.
+    /// A peer's summary has reached the end of its lifetime.
     Expired {
         /// The peer whose summary it was.
         peer: PeerId,
@@ -141,51 +143,51 @@ pub enum Event {
     StoreDirDiffers {
         /// The peer that serves the other store directory.
         peer: PeerId,
-        /// Its store directory, at most 255 bytes.
+        /// The peer's store directory, at most 255 bytes.
         store_dir: String,
     },
-    /// A peer answered us for the first time on this connection: we are allowed there.
+    /// A peer answered us for the first time on this connection, so we are on its allowlist.
     Greeted {
         /// The peer that answered.
         peer: PeerId,
-        /// Its software, at most 64 bytes.
+        /// The name and version of its software, at most 64 bytes.
         software: String,
     },
-    /// A peer speaks an envelope version of tomorrow.
+    /// A peer sent an envelope of a version that we do not know yet.
     UnknownVersion {
         /// The author of the gossipsub message, or the peer that handed the envelope on in a sync.
         peer: PeerId,
-        /// The version.
+        /// The unknown version.
         version: u8,
     },
-    /// A peer's filter has an index function of tomorrow.
+    /// A peer's filter uses an index function that we do not know yet.
     UnknownHashId {
         /// The peer whose filter it is.
         peer: PeerId,
-        /// The hash id.
+        /// The unknown hash id.
         hash_id: u32,
     },
     /// A peer's announcement was refused because its date, or its date and epoch, are more than a day off our clock.
     ClockDiffers {
         /// The peer that signed the announcement.
         peer: PeerId,
-        /// Its date, milliseconds since 1970.
+        /// The announcement's date, milliseconds since 1970.
         issued_at_ms: u64,
     },
-    /// A peer is not asked and no candidate until then.
+    /// A peer is set aside after too many misdeeds: until then it is asked nothing and is no candidate.
     SetAside {
         /// The peer that is set aside.
         peer: PeerId,
-        /// Until when.
+        /// When that ends.
         until: Moment,
         /// Its last misdeed.
         misdeed: Misdeed,
     },
-    /// A peer whose filter misled us too often is no candidate until then, or until its next epoch.
+    /// A peer is demoted because its filter misled us too often: it is no candidate until then, or until its next epoch.
     Demoted {
         /// The peer that is demoted.
         peer: PeerId,
-        /// Until when.
+        /// When that ends at the latest.
         until: Moment,
     },
 }

@@ -1,7 +1,8 @@
-//! What this node says of itself: its paths become a filter, a delta or a new epoch, signed with the node key.
+//! What this node says of itself: its paths become a filter, sent as a delta or as a new epoch, and signed with the node
+//! key.
 //!
-//! Additions, new audience members and addresses ride in a delta (`seq` + 1). Removals, a peer that lost our trust and a
-//! filter that has become too small take a new epoch, because bits are never cleared within one.
+//! Additions, new audience members and addresses go into a delta (`seq` + 1). A removal, a peer that lost our trust, or a
+//! filter that has become too small starts a new epoch, because bits are never cleared within one.
 
 use crate::history::{History, Step};
 use crate::input::PathChange;
@@ -17,23 +18,24 @@ use narmesh_protocol::{
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-/// Additions go out at most twice a second, milliseconds. A guess: half of the 1 s in which users may notice.
+/// The least time between two announcements of additions, milliseconds. A guess: half of the 1 s in which users may notice.
 pub(crate) const PUBLISH_GAP_MS: u64 = 500;
-/// A removal waits this long for others, milliseconds, so that a garbage collection is one epoch and not thousands.
+/// A removal waits this long for others, milliseconds, so that a garbage collection starts one epoch and not thousands.
 pub(crate) const REMOVAL_DELAY_MS: u64 = 1_000;
-/// Removals start a new epoch, so a whole body for every peer, at most this often, milliseconds. A guess.
+/// Removals start a new epoch at most this often, milliseconds, because it costs every peer a whole body. A guess.
 pub(crate) const EPOCH_GAP_MS: u64 = 5_000;
-/// After this, being overtaken counts as the first time again, milliseconds.
+/// Being overtaken again within this time counts as a repetition, milliseconds.
 const OVERTAKEN_MEMORY_MS: u64 = 60_000;
-/// Most paths whatever the configuration says: they fit the largest filter at the rate for 2,048 peers.
+/// The most paths whatever the configuration says: they fit the largest filter at the rate for 2,048 peers.
 pub const PATHS_MAX: usize = 400_000;
 /// Expected wasted probes per absent path, over all peers together (half of the 0.05 promised).
 const WASTED_PROBES: f64 = 0.025;
-/// The filter is sized for this many peers more at once, so that one joiner does not start a new epoch everywhere.
+/// The filter is sized for the next multiple of this many peers, so that one new peer does not start a new epoch
+/// everywhere.
 const PEERS_STEP: usize = 4;
-/// A wall clock that jumped this far against the monotonic one makes us date our announcement anew, milliseconds.
+/// When the wall clock jumps this far against the monotonic one, we date our announcement anew, milliseconds.
 const WALL_JUMP_MS: u64 = 3_600_000;
-/// Before this (2026-01-01), a wall clock is a dead battery and judges nobody, milliseconds since 1970.
+/// A wall clock before this (2026-01-01) has a dead battery, so nobody is judged by it. Milliseconds since 1970.
 pub(crate) const PLAUSIBLE_WALL_MS: u64 = 1_767_225_600_000;
 /// An epoch may be this far ahead of our wall clock, and a first sight this far off, milliseconds.
 pub(crate) const DAY_MS: u64 = 86_400_000;
@@ -41,19 +43,19 @@ pub(crate) const DAY_MS: u64 = 86_400_000;
 /// Our own summary as others may see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PublicationView {
-    /// What was announced last; `None` before the first time.
+    /// The generation that was announced last; `None` before the first announcement.
     pub generation: Option<Generation>,
-    /// Paths advertised now, announced or about to be.
+    /// The number of paths advertised now, announced or about to be.
     pub paths: usize,
-    /// Bits of the filter announced.
+    /// The size of the announced filter, bits.
     pub filter_bits: u32,
-    /// Bytes of the body announced.
+    /// The size of the announced body, bytes.
     pub body_bytes: usize,
-    /// Paths left out because of the limit.
+    /// The number of paths left out because of the limit.
     pub withheld: usize,
 }
 
-/// What a publication timer says about it.
+/// The delays of a publication.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PublicationTimes {
     pub(crate) lifetime_s: u32,
@@ -61,7 +63,7 @@ pub(crate) struct PublicationTimes {
     pub(crate) debounce_ms: u64,
 }
 
-/// Our paths, our last summary, and what is still to be said.
+/// Our paths, our last summary, and the changes that are not announced yet.
 #[derive(Debug)]
 pub(crate) struct Publication {
     times: PublicationTimes,
@@ -69,26 +71,28 @@ pub(crate) struct Publication {
     ready: bool,
     departed: bool,
     paths: BTreeSet<HashPart>,
-    /// In `paths`, not in the filter.
+    /// Paths that are in `paths` but not in the filter.
     added: BTreeSet<HashPart>,
-    /// In the filter, not in `paths`.
+    /// Paths that are in the filter but not in `paths`.
     stale: BTreeSet<HashPart>,
     withheld: usize,
-    /// Whom we trust, and ourselves: so that all members of a fleet with one allowlist have one audience.
+    /// Digests of the peers that we trust and of ourselves. Ours is included so that all members of a fleet with one
+    /// allowlist have the same audience.
     audience: Vec<AudienceDigest>,
     addresses: Vec<SocketAddr>,
     peers: usize,
-    /// Since when something waits that a delta can say.
+    /// Since when a change waits that fits into a delta.
     changed: Option<Moment>,
     /// Since when a removal waits.
     removed: Option<Moment>,
-    /// When something is due that must not wait for other removals.
+    /// When a new epoch is due that must not wait for further removals.
     urgent: Option<Moment>,
-    /// When a peer last showed us something of ours that we do not know of.
+    /// When a peer last showed us an announcement of ours that we did not know.
     overtaken: Option<Moment>,
     /// The greatest epoch that may have been used.
     epoch_floor: u64,
-    /// The next epoch is not below the wall clock: the first one, and one after lost state, which may have been lost twice.
+    /// Whether the next epoch must not be below the wall clock. True for the first epoch, and after state was lost, because
+    /// it may have been lost more than once.
     epoch_by_clock: bool,
     epoch_begun: Option<Moment>,
     current: Option<Current>,
@@ -105,7 +109,7 @@ struct Current {
     epoch: Epoch,
 }
 
-/// What grows from delta to delta.
+/// The part of a summary that grows from delta to delta.
 #[derive(Debug)]
 struct Epoch {
     generation: Generation,
@@ -115,16 +119,16 @@ struct Epoch {
     history: History,
 }
 
-/// What publishing once led to.
+/// The result of publishing once.
 #[derive(Debug)]
 pub(crate) struct Published {
-    /// To be persisted before anything else.
+    /// The number of the epoch that began, if one did. To be persisted before anything else is done.
     pub(crate) new_epoch: Option<u64>,
     pub(crate) envelope: Vec<u8>,
     pub(crate) announcement: Announcement,
 }
 
-/// Whether peers refuse this epoch as one of the far future, as far as our own clock can tell.
+/// Whether peers refuse this epoch as too far in the future, as far as our own clock can tell.
 fn is_beyond_tomorrow(epoch: u64, now: Now) -> bool {
     now.wall_ms >= PLAUSIBLE_WALL_MS && epoch > now.wall_ms.saturating_add(DAY_MS)
 }
@@ -194,7 +198,7 @@ impl Publication {
 
     fn remove(&mut self, now: Moment, part: HashPart) {
         if !self.paths.remove(&part) {
-            // Perhaps one of those withheld: which they were is not kept.
+            // It may be one of the withheld paths, but which they are is not kept.
             self.withheld = self.withheld.saturating_sub(1);
         } else if !self.added.remove(&part) && !mutant!(RemovalForgotten) {
             self.stale.insert(part);
@@ -202,7 +206,7 @@ impl Publication {
         }
     }
 
-    /// Notes whom we trust; `audience` ascends and holds ourselves.
+    /// Notes whom we trust; `audience` is ascending and includes ourselves.
     pub(crate) fn set_audience(&mut self, now: Moment, audience: Vec<AudienceDigest>, peers: usize) {
         if self.audience.iter().any(|member| audience.binary_search(member).is_err()) {
             self.hurry(now);
@@ -214,7 +218,7 @@ impl Publication {
         self.peers = peers;
     }
 
-    /// A new epoch is due then, or earlier.
+    /// Makes a new epoch due at that moment or earlier.
     fn hurry(&mut self, due: Moment) {
         self.urgent = Some(self.urgent.map_or(due, |before| before.min(due)));
     }
@@ -230,8 +234,9 @@ impl Publication {
         }
     }
 
-    /// A peer showed us an envelope with our signature. When it is newer than all we know of, we lost our state and go on
-    /// above it. One more than a day ahead is a stolen key's, unless our own clock is dead. Says whether we were overtaken.
+    /// A peer showed us an envelope with our signature. When it is newer than everything we know of, we lost our state and
+    /// continue above it. An epoch more than a day ahead comes from a stolen key and is ignored, unless our own clock is
+    /// dead. Returns whether we were overtaken.
     pub(crate) fn heard_own(&mut self, now: Now, envelope: &Envelope) -> bool {
         let heard = envelope.announcement();
         let (ours, same) = match &self.current {
@@ -247,7 +252,8 @@ impl Publication {
         self.epoch_floor = self.epoch_floor.max(heard.generation.epoch);
         self.epoch_by_clock = true;
         if self.current.is_some() {
-            // Again and again: then another machine has our key (a copied disk), and each would overtake the other at once.
+            // When this repeats, another machine has our key (a copied disk), and without a pause each would overtake the
+            // other at once.
             let again = self.overtaken.is_some_and(|before| now.moment.since(before) < OVERTAKEN_MEMORY_MS);
             let gap_ms = if again { EPOCH_GAP_MS } else { 0 };
             let due = self.epoch_begun.map_or(now.moment, |begun| now.moment.max(begun + gap_ms));
@@ -257,7 +263,7 @@ impl Publication {
         true
     }
 
-    /// Notes a wall clock that was set: our last announcement may carry a date that others refuse.
+    /// Notices when the wall clock was set: our last announcement may carry a date that others refuse.
     pub(crate) fn watch_clock(&mut self, now: Now) {
         if let Some(current) = &self.current {
             let expected = current.published.wall_ms.saturating_add(now.moment.since(current.published.moment));
@@ -286,11 +292,12 @@ impl Publication {
         Some(self.epoch_begun.map_or(due, |begun| due.max(begun + EPOCH_GAP_MS)))
     }
 
-    /// Seals what is due. `jitter_ms` is taken off the time to the next re-announcement.
+    /// Signs what is due. `jitter_ms` is taken off the time to the next re-announcement.
     pub(crate) fn publish(&mut self, now: Now, keypair: &Keypair, jitter_ms: u64) -> Published {
         let in_filter = self.current.as_ref().map_or(0, |current| current.epoch.items);
         let wanted = self.class_for(in_filter + self.added.len() as u64);
         let removal = self.removal_due().is_some_and(|due| due <= now.moment);
+        // A delta can only set bits of the same filter. Everything else needs a new epoch.
         let (epoch, new_epoch) = match self.current.take() {
             Some(current) if self.urgent.is_none() && !removal && wanted <= current.epoch.class => {
                 (self.delta(current), None)
@@ -302,6 +309,8 @@ impl Publication {
             }
         };
         self.changed = None;
+        // A delta, too, is announced by the digest of the whole body: the digest proves its result, and peers that lack the
+        // base pull the body.
         let body = Summary {
             hash_id: HASH_ID_V1,
             items: epoch.items,
@@ -332,7 +341,7 @@ impl Publication {
         Published { new_epoch, envelope: bytes, announcement }
     }
 
-    /// The same epoch with the additions.
+    /// Continues the same epoch with the additions.
     fn delta(&mut self, current: Current) -> Epoch {
         let mut epoch = current.epoch;
         let mut positions = BTreeSet::new();
@@ -352,10 +361,11 @@ impl Publication {
         epoch
     }
 
-    /// A filter made anew, of the paths there are.
+    /// Starts a new epoch, with a new filter of the present paths.
     fn new_epoch(&mut self, now: Now) -> Epoch {
         if is_beyond_tomorrow(self.epoch_floor, now) {
-            // Our clock was days ahead. No peer whose clock is right took that number, nor would take one above it.
+            // Our clock was days ahead when this number was used. No peer with a correct clock accepted it, nor would
+            // accept a greater one.
             (self.epoch_floor, self.epoch_by_clock) = (0, true);
         }
         let after = self.epoch_floor.saturating_add(1);
@@ -388,7 +398,8 @@ impl Publication {
         self.current.as_ref().map(|current| &current.envelope)
     }
 
-    /// What `asker` gets for a pull of our summary: a delta when it is smaller, the body, or nothing.
+    /// The answer to `asker`'s pull of our summary: a delta if that is smaller, else the body; `None` when the asker may
+    /// not have it, or the generation is another.
     pub(crate) fn serve(&self, asker: &PeerId, generation: Generation, have_seq: Option<u64>) -> Option<GossipReply> {
         let current = self.current.as_ref().filter(|current| current.epoch.generation == generation)?;
         current.audience.binary_search(&AudienceDigest::of(asker)).ok()?;
@@ -397,7 +408,7 @@ impl Publication {
         Some(delta.map_or_else(|| GossipReply::Body(current.body.clone()), GossipReply::Delta))
     }
 
-    /// The signed goodbye; nothing is published after it.
+    /// The signed goodbye; nothing is published after it. `None` when nothing was published before.
     pub(crate) fn goodbye(&mut self, now: Now, keypair: &Keypair) -> Option<Vec<u8>> {
         self.departed = true;
         let generation = self.current.take()?.epoch.generation;
@@ -425,7 +436,8 @@ impl Publication {
     }
 }
 
-/// The bits alone: the crate puts its version (1 byte), length (8), count of hash functions (4) and seed (32) before them.
+/// The bits alone: the `bloomfilter` crate puts its version (1 byte), length (8), number of hash functions (4) and seed
+/// (32) before them.
 fn filter_bytes(bloom: &Bloom<HashPart>) -> &[u8] {
     bloom.as_slice().get(1 + 8 + 4 + 32..).unwrap_or_default()
 }

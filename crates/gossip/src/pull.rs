@@ -1,4 +1,5 @@
-//! Fetching announced bodies: from the owner, from whoever told us, from anyone; again and again, but not for ever.
+//! Pulls: fetching an announced body from the owner, from the peers that told us of it, or from any other peer, a limited
+//! number of times.
 
 use crate::directory::{Acceptance, Held, Newest};
 use crate::gossip::Gossip;
@@ -15,20 +16,22 @@ use narmesh_protocol::{
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Bodies under way at once: 16 of 2 MiB are the most memory that pulls take.
+/// The most bodies under way at once: 16 of 2 MiB each are the most memory that pulls take.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
-/// Attempts for one announcement, 16 s of waiting in all; then the next announcement or sync tries again.
+/// The most attempts for one announcement, with 16 s of waiting in all. After them, the next announcement or sync tries
+/// again.
 const ATTEMPTS_MAX: u32 = 10;
-/// Wait after the first failed attempt, milliseconds; doubled each time, plus up to half for chance.
+/// Wait after the first failed attempt, milliseconds; doubled each time, plus up to half of it at random.
 const BACKOFF_MS: u64 = 50;
 /// Longest wait between two attempts, milliseconds.
 const BACKOFF_MS_MAX: u64 = 5_000;
-/// Peers remembered as having told of one announcement.
+/// The most peers remembered as having told us of one announcement.
 const TELLERS_MAX: usize = 4;
-/// The owner itself had nothing this often of what it says that it has: it announces what it does not deliver.
+/// When the owner itself lacks a body this often while it claims to have it, it is blamed for announcing what it does not
+/// deliver.
 const OWNER_ABSENT_MAX: u32 = 4;
-/// The same over several announcements: so often, and for so long without any body, milliseconds. Of an honest owner who
-/// publishes twice a second one pull in five succeeds even at a round trip of 400 ms.
+/// The same over several announcements: this many times, and for this long without any body, milliseconds. Of the pulls
+/// from an honest owner that publishes twice a second, one in five succeeds even at a round trip of 400 ms.
 const UNDELIVERED_MAX: u32 = 12;
 const UNDELIVERED_MS: u64 = 60_000;
 /// A request without an answer counts as failed after this, milliseconds.
@@ -40,16 +43,16 @@ pub(crate) enum Sent {
     Sync,
     Pull {
         owner: PeerId,
-        /// The `seq` that a delta may build on.
+        /// The `seq` that a delta may build on, if we hold a body of the same epoch.
         have_seq: Option<u64>,
     },
 }
 
-/// At most one pull for each owner.
+/// All pulls, at most one for each owner.
 #[derive(Debug, Default)]
 pub(crate) struct Pulls {
     by_owner: BTreeMap<PeerId, Pull>,
-    /// Those in [`Phase::Ready`], first come first served.
+    /// Pulls in [`Phase::Ready`], first come first served.
     ready: VecDeque<PeerId>,
     in_flight: usize,
 }
@@ -59,22 +62,22 @@ struct Pull {
     target: Newest,
     tellers: Vec<PeerId>,
     attempts: u32,
-    /// The owner was asked and did not have it.
+    /// Whether the owner was asked and did not have the body.
     owner_had_nothing: bool,
-    /// So often although it says that it has.
+    /// How often it did not have the body although it claimed to.
     owner_absent: u32,
-    /// A delta did not do: the next answer must be whole.
+    /// A delta was received and did not help: the next answer must be a whole body.
     whole: bool,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// In the queue.
+    /// In the queue for a free slot.
     Ready,
-    /// Until its timer rings.
+    /// Until its timer fires.
     Waiting,
-    /// Until somebody connects.
+    /// Until a peer connects that can be asked.
     Idle,
     /// Until this request is answered.
     Asking(u64),
@@ -104,7 +107,7 @@ impl Pulls {
     }
 }
 
-/// How many bits are set. Of whole words: a byte at a time takes five times as long.
+/// How many bits are set. It counts whole words, because counting bytes takes five times as long.
 fn ones(filter_bytes: &[u8]) -> u64 {
     let (words, rest) = filter_bytes.as_chunks::<8>();
     debug_assert!(rest.is_empty(), "a filter is a power of two of at least 1,024 bytes");
@@ -123,12 +126,14 @@ impl Pulls {
 }
 
 impl Gossip {
-    /// Pulls what is wanted of this owner, if anything. `teller` has announced it and so probably has the body.
+    /// Pulls the body that is wanted of this owner, if any. `teller` told us of the announcement, so it probably has the
+    /// body.
     pub(crate) fn want(&mut self, owner: PeerId, teller: Option<PeerId>) {
         let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment)).cloned();
         let Some(wanted) = wanted else { return };
         let pull = self.pulls.by_owner.entry(owner).or_insert_with(|| Pull::new(wanted.clone()));
         let asking = matches!(pull.phase, Phase::Asking(_));
+        // A request under way is still for the older announcement. `ask` turns to the newer one when that request fails.
         let newer = pull.generation() != wanted.announcement().generation;
         if newer && !asking {
             *pull = Pull { phase: pull.phase, ..Pull::new(wanted) };
@@ -145,7 +150,7 @@ impl Gossip {
         self.start_pulls();
     }
 
-    /// A peer connected: pulls without a source may go on, and so may that of its own body.
+    /// A peer connected: pulls without a source may go on, and so may the pull of this peer's own body.
     pub(crate) fn pull_with(&mut self, peer: PeerId) {
         let idle = |(owner, pull): (&PeerId, &Pull)| {
             (pull.phase == Phase::Idle || (owner == &peer && pull.phase == Phase::Waiting)).then_some(*owner)
@@ -158,13 +163,13 @@ impl Gossip {
         self.want(peer, None);
     }
 
-    /// A wait is over.
+    /// The wait after a failed attempt is over.
     pub(crate) fn pull_again(&mut self, owner: PeerId) {
         self.pulls.make_ready(owner);
         self.start_pulls();
     }
 
-    /// Gives up the pull of this owner's body; an answer that still comes is dropped.
+    /// Drops the pull of this owner's body; an answer that still comes is ignored.
     pub(crate) fn drop_pull(&mut self, owner: &PeerId) {
         self.timers.set(Timer::Pull(*owner), None);
         let Some(pull) = self.pulls.by_owner.remove(owner) else { return };
@@ -185,7 +190,7 @@ impl Gossip {
         }
     }
 
-    /// One attempt, for a pull that just left the queue.
+    /// Makes one attempt of a pull that just left the queue.
     fn ask(&mut self, owner: PeerId) {
         let Some(entry) = self.directory.get(&owner) else { return };
         let Some(wanted) = entry.wanted(self.now.moment).cloned() else {
@@ -209,7 +214,8 @@ impl Gossip {
         }
     }
 
-    /// Whom to ask: the owner, those who told us, and every third time anyone else, because they may be eclipsing us.
+    /// Whom to ask: the owner or those who told us of the announcement. Every third attempt asks another peer, because
+    /// those may be eclipsing us.
     fn source(&mut self, owner: &PeerId, attempts: u32) -> Option<PeerId> {
         let tellers = self.pulls.by_owner.get(owner).map(|pull| pull.tellers.as_slice()).unwrap_or_default();
         let preferred = std::iter::once(owner).chain(tellers.iter().filter(|teller| *teller != owner)).copied();
@@ -246,7 +252,7 @@ impl Gossip {
         id
     }
 
-    /// Takes a request off the list; whatever comes for it later is dropped.
+    /// Takes a request off the list; an answer that comes later is ignored.
     pub(crate) fn take_request(&mut self, id: u64) -> Option<(PeerId, Sent)> {
         let (to, sent) = self.requests.remove(&id)?;
         self.timers.set(Timer::Request(id), None);
@@ -262,7 +268,7 @@ impl Gossip {
         }
     }
 
-    /// An answer, or `None` when there was none.
+    /// An answer to one of our requests, or `None` when there was none.
     pub(crate) fn response(&mut self, from: PeerId, id: u64, bytes: Option<Vec<u8>>) {
         if self.requests.get(&id).is_none_or(|(to, _)| *to != from) {
             return;
@@ -308,9 +314,10 @@ impl Gossip {
         }
     }
 
-    /// The owner itself does not have what was announced. That is no wrong of one that has published again, nor of one that
-    /// has restarted and still reads its store: it is asked for its newest, and blamed only for what it says on this
-    /// connection that it has. But who always announces something else before ten attempts are over would never be blamed.
+    /// The owner itself does not have what was announced. That is no offence when it has published again, nor when it has
+    /// restarted and still reads its store. So it is asked for its newest announcement, and blamed only for a body that it
+    /// claimed on this connection. An owner that announces something else before ten attempts are over would escape that
+    /// blame; `undelivered` counts over all its announcements.
     fn owner_had_nothing(&mut self, owner: PeerId) {
         let moment = self.now.moment;
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
@@ -328,7 +335,7 @@ impl Gossip {
             entry.undelivered = None;
         }
         if first {
-            // Probably it has published since, and gossip has lost that.
+            // It has probably published again, and gossip lost the message.
             self.greet(owner, 0);
         }
         if undelivered {
@@ -339,6 +346,7 @@ impl Gossip {
     fn delta_received(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, bytes: &[u8]) {
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
         let target = pull.target.clone();
+        // If this delta leads nowhere, the next attempt asks for the whole body.
         pull.whole = true;
         let base = self.held_body(&owner);
         let next = SummaryDelta::decode(bytes).and_then(|delta| {
@@ -361,7 +369,7 @@ impl Gossip {
         }
     }
 
-    /// The body that we hold of an owner, put together again, and its `seq`.
+    /// The body that we hold of an owner, reassembled, and its `seq`.
     pub(crate) fn held_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
         let entry = self.directory.get(owner)?;
         let held = entry.held.as_ref()?;
@@ -375,7 +383,7 @@ impl Gossip {
         Some((held.generation().seq, summary))
     }
 
-    /// A body with the digest that its owner signed: what is wrong with it now is the owner's doing.
+    /// Takes a body whose digest the owner signed. Whatever is wrong with it from here on is the owner's doing.
     fn body_proven(
         &mut self,
         owner: PeerId,
@@ -414,7 +422,7 @@ impl Gossip {
         self.start_pulls();
     }
 
-    /// What a body holds, if this node may use it. That its digest is the announced one is the caller's business.
+    /// What a body holds, if this node may use it. The caller has to check that its digest is the announced one.
     pub(crate) fn usable(&self, announcement: &Announcement, body: &[u8]) -> Result<(Filter, Summary), Flaw> {
         match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
             Ok((_, summary)) if summary.items != announcement.path_count => Err(Flaw::PathCount),
@@ -458,7 +466,7 @@ impl Gossip {
         self.hold(owner, target, filter, summary, audience);
     }
 
-    /// Notes a body whose filter is in the table.
+    /// Notes a body whose filter is already in the table.
     pub(crate) fn hold(
         &mut self,
         owner: PeerId,
@@ -492,7 +500,7 @@ impl Gossip {
         self.rank(owner);
     }
 
-    /// The held body is the announced one already: only its lifetime is new.
+    /// The body held is the announced one already: only its lifetime is new.
     pub(crate) fn adopted(&mut self, peer: PeerId) {
         self.drop_pull(&peer);
         let Some(held) = self.directory.get(&peer).and_then(|entry| entry.held.as_ref()) else { return };
@@ -502,7 +510,7 @@ impl Gossip {
         self.rank(peer);
     }
 
-    /// One attempt led to nothing.
+    /// Counts a failed attempt, and schedules the next one.
     fn pull_failed(&mut self, owner: PeerId) {
         let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment));
         let wanted = wanted.map(|newest| newest.announcement().generation);

@@ -1,19 +1,20 @@
-//! Deltas of others that we applied, to be handed on: who is not connected with an owner need not pull its whole body.
+//! Deltas of other owners that we applied and can hand on: a peer that is not connected with an owner need not pull its
+//! whole body.
 
 use libp2p_identity::PeerId;
 use narmesh_protocol::{AudienceDigest, Generation, SummaryDelta};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-/// Deltas kept of one owner.
+/// The most deltas kept of one owner.
 const STEPS_MAX: usize = 16;
-/// Memory of all of them, bytes: as much as two of the largest filters. A guess.
+/// The most memory of all of them, bytes: as much as two of the largest filters. A guess.
 const BYTES_MAX: usize = 4 << 20;
 
-/// What led from one `seq` of an epoch to a later one.
+/// A delta that led from one `seq` of an epoch to a later one.
 #[derive(Debug)]
 struct Applied {
-    /// In the order in which they came, over all owners.
+    /// Counts up over all owners, so that the oldest can be found.
     number: u64,
     from_seq: u64,
     to: Generation,
@@ -31,7 +32,7 @@ impl Applied {
     }
 }
 
-/// The deltas applied last, each proven by the digest of what it led to.
+/// The deltas applied last. Each was proven by the digest of the body that it led to.
 #[derive(Debug, Default)]
 pub(crate) struct Relayed {
     chains: BTreeMap<PeerId, VecDeque<Applied>>,
@@ -44,6 +45,7 @@ impl Relayed {
     pub(crate) fn push(&mut self, owner: PeerId, to: Generation, delta: SummaryDelta) {
         let chain = self.chains.entry(owner).or_default();
         let base = Generation { seq: delta.base_seq, ..to };
+        // A gap: the older deltas no longer lead to the body that we hold.
         if chain.back().is_some_and(|last| last.to != base) {
             self.bytes -= chain.drain(..).map(|applied| applied.bytes()).sum::<usize>();
         }
@@ -64,14 +66,14 @@ impl Relayed {
         self.chains.retain(|_, chain| !chain.is_empty());
     }
 
-    /// Nothing of this owner leads anywhere any more.
+    /// Drops all deltas of this owner, because they no longer lead to the body that we hold.
     pub(crate) fn forget(&mut self, owner: &PeerId) {
         if let Some(chain) = self.chains.remove(owner) {
             self.bytes -= chain.iter().map(Applied::bytes).sum::<usize>();
         }
     }
 
-    /// What leads from `base_seq` to the generation held, as one delta; `None` when it is not all kept.
+    /// The deltas from `base_seq` to the generation held, merged into one; `None` when some of them are no longer kept.
     pub(crate) fn delta(&self, owner: &PeerId, held: Generation, base_seq: u64, items: u64) -> Option<SummaryDelta> {
         let chain = self.chains.get(owner)?;
         let first = chain.iter().position(|applied| applied.from_seq == base_seq)?;
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_one_delta_and_a_gap_ends_it() {
+    fn consecutive_deltas_merge_and_a_gap_drops_the_older_ones() {
         let mut relayed = Relayed::default();
         let (owner, held) = (peer(1), |seq| Generation { epoch: 7, seq });
         relayed.push(owner, held(2), delta(0, &[5, 9]));

@@ -1,35 +1,37 @@
-//! How a peer has behaved: false hits, misdeeds, and what follows from them.
+//! How a peer has behaved: its false hits and misdeeds, and their consequences.
 
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::time::Moment;
 
-/// This many misdeeds set a peer aside.
+/// So many misdeeds set a peer aside.
 const STRIKES: u32 = 3;
-/// For so long, milliseconds: nothing is asked of it, and it is no candidate.
+/// How long a peer stays set aside, milliseconds: it is asked nothing, and is no candidate.
 pub(crate) const SET_ASIDE_MS: u64 = 300_000;
-/// A misdeed is forgiven when the next one comes this much later, milliseconds.
+/// Earlier misdeeds are forgiven when the next one comes more than this later, milliseconds.
 const STRIKE_MEMORY_MS: u64 = 3_600_000;
-/// A filter may mislead us this often whatever its density: collected paths do that to honest peers.
+/// False hits that a filter may cause whatever its density: paths that were garbage-collected since give honest peers some.
 const FALSE_HITS_FREE: u64 = 20;
-/// Above that, it is demoted when it misled us so many times oftener than its density predicts.
+/// Beyond those, a peer is demoted when its false hits exceed what its density predicts by this factor.
 const FALSE_HITS_FACTOR: f64 = 10.0;
 /// A demotion ends with the peer's next epoch that counts, or after this, milliseconds.
 const DEMOTED_MS: u64 = 300_000;
-/// An epoch counts as a new filter when the last one that did is so long ago, milliseconds.
+/// A new epoch resets the counts only this long after the last reset, milliseconds.
 const FRESH_MS: u64 = 300_000;
-/// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 a second.
+/// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 per second.
 const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
-/// What a peer hands on of all others together. A thousand machines that start at once announce themselves twice in some seconds;
-/// gossipsub keeps each message for a minute, so 8,000 of these are some 12 MB.
+/// Announcements of all other peers that a peer may hand on. A thousand machines that start at once announce themselves
+/// twice within seconds. Gossipsub keeps each message for a minute, so the 8,000 messages that this allows in a minute take
+/// some 12 MB.
 const RELAYED: Bucket = Bucket { burst: 2_000, per_s: 100 };
-/// Units of requests that we answer a peer at once, and per second. One unit, and one more for each 64 KiB of body.
+/// Units of requests that we answer a peer at once, and per second. A request costs one unit, and one more for each 64 KiB
+/// of body.
 const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
 
-/// Requests beyond the first unit, bytes a unit.
+/// The bytes of body that cost one further unit.
 pub(crate) const REQUEST_UNIT_BYTES: usize = 64 << 10;
 
-/// One peer's record.
+/// The record of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
     pub(crate) misdeeds: u32,
@@ -39,15 +41,15 @@ pub(crate) struct Standing {
     pub(crate) set_aside: Option<Moment>,
     pub(crate) held_hits: u64,
     pub(crate) false_hits: u64,
-    /// Lookups of the table when the present epoch's counting began.
+    /// How many lookups the table had counted when the present counts began.
     lookups_before: u64,
     pub(crate) demoted: Option<Moment>,
-    /// When its false hits were last counted from the start.
+    /// When the counts of false and true hits were last reset.
     fresh: Option<Moment>,
     announcements: Tokens,
-    /// Of it, handed on by others: they may be of any age, and it need not be there.
+    /// Its own announcements, handed on by others: they may be of any age, and it need not be connected.
     hearsay: Tokens,
-    /// Of others, whoever they are, handed on by it.
+    /// Announcements of any other peer, handed on by this one.
     relayed: Tokens,
     requests: Tokens,
 }
@@ -58,7 +60,7 @@ struct Bucket {
     per_s: u32,
 }
 
-/// How much of a bucket is used up, in thousandths; it drains with time.
+/// How much of a bucket is used up, in thousandths of a token; it drains with time.
 #[derive(Debug, Default)]
 struct Tokens {
     used: u64,
@@ -87,17 +89,17 @@ impl Standing {
         self.set_aside.is_some()
     }
 
-    /// Whether the peer is no candidate at present.
+    /// Whether the peer is no candidate at present, for either reason.
     pub(crate) fn is_excluded(&self) -> bool {
         self.set_aside.is_some() || self.demoted.is_some()
     }
 
-    /// When something of it ends.
+    /// When the next exclusion ends.
     pub(crate) fn due(&self) -> Option<Moment> {
         [self.set_aside, self.demoted].into_iter().flatten().min()
     }
 
-    /// Ends what is over.
+    /// Ends the exclusions that are over.
     pub(crate) fn settle(&mut self, now: Moment) {
         self.set_aside = self.set_aside.filter(|until| *until > now);
         self.demoted = self.demoted.filter(|until| *until > now);
@@ -120,8 +122,8 @@ impl Standing {
         self.set_aside
     }
 
-    /// Counts a false hit. Above the free ones, above ten times what `ones` of `bits` predict for the lookups since, and
-    /// when it misled us oftener than not, the peer is demoted until the moment returned.
+    /// Counts a false hit. The peer is demoted, until the moment returned, when it has more false hits than the free ones,
+    /// than ten times what `rate` predicts for the lookups since the last reset, and than true hits.
     pub(crate) fn false_hit(&mut self, now: Moment, rate: f64, lookups: u64) -> Option<Moment> {
         self.false_hits = self.false_hits.saturating_add(1);
         let expected = rate * lookups.saturating_sub(self.lookups_before) as f64;
@@ -135,19 +137,19 @@ impl Standing {
         self.demoted
     }
 
-    /// Counts a hit that was one.
+    /// Counts a probe that found the path.
     pub(crate) fn held_hit(&mut self) {
         self.held_hits = self.held_hits.saturating_add(1);
     }
 
-    /// False hits per 1,024 probes, for the order of candidates.
+    /// False hits per 1,024 probes, which order the candidates.
     pub(crate) fn false_share(&self) -> u32 {
         let probes = self.false_hits.saturating_add(self.held_hits).saturating_add(1);
         u32::try_from(self.false_hits.saturating_mul(1_024) / probes).unwrap_or(1_024)
     }
 
-    /// A new epoch is a new filter: counted from the start. But not oftener than every 5 min: a liar would begin an epoch
-    /// whenever it is about to be demoted.
+    /// A new epoch is a new filter, so its hits are counted anew. But not more often than every 5 min, or a liar would
+    /// begin an epoch whenever it is about to be demoted.
     pub(crate) fn new_epoch(&mut self, now: Moment, lookups: u64) {
         if self.fresh.is_some_and(|fresh| now.since(fresh) < FRESH_MS) {
             return;
@@ -159,13 +161,13 @@ impl Standing {
         self.demoted = None;
     }
 
-    /// Whether so much came of this peer, by itself or handed on by others, that the next message is not even opened. What others hand
-    /// on keeps nothing out that it says itself.
+    /// Whether so many announcements of this peer came that the next one is not even opened. Those that it publishes itself
+    /// and those that others hand on are counted apart, so that others cannot silence it.
     pub(crate) fn announcements_spent(&mut self, now: Moment, is_hearsay: bool) -> bool {
         self.announcements_of(is_hearsay).full(ANNOUNCEMENTS, now)
     }
 
-    /// Charges an announcement that was not a mere repeat; true when it was the last one in the bucket.
+    /// Charges an announcement that was not a mere repeat; true when that used up the bucket.
     pub(crate) fn charge_announcement(&mut self, now: Moment, is_hearsay: bool) -> bool {
         let tokens = self.announcements_of(is_hearsay);
         tokens.take(1);
@@ -176,7 +178,8 @@ impl Standing {
         if is_hearsay { &mut self.hearsay } else { &mut self.announcements }
     }
 
-    /// Charges what the peer hands on of others; true when it is more than any honest one hands on.
+    /// Charges an announcement of another peer that this one handed on; true when that used up the bucket. No honest peer
+    /// hands on so many.
     pub(crate) fn charge_relayed(&mut self, now: Moment) -> bool {
         let was_full = self.relayed.full(RELAYED, now);
         if !was_full {
@@ -185,12 +188,12 @@ impl Standing {
         !was_full && self.relayed.full(RELAYED, now)
     }
 
-    /// Whether the peer asked so much that it is told to come back later.
+    /// Whether the peer has asked so much that it is told to come back later.
     pub(crate) fn requests_spent(&mut self, now: Moment) -> bool {
         self.requests.full(REQUESTS, now)
     }
 
-    /// Charges a request whose answer has that many bytes.
+    /// Charges a request whose answer has `answer_bytes` bytes.
     pub(crate) fn charge_request(&mut self, answer_bytes: usize) {
         self.requests.take(1 + (answer_bytes / REQUEST_UNIT_BYTES) as u64);
     }
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn false_hits_beyond_the_density_demote() {
+    fn more_false_hits_than_the_density_predicts_demote_a_peer() {
         let mut liar = Standing::default();
         let demoted = (0..30).position(|_| liar.false_hit(Moment(0), 0.0005, 1_000).is_some());
         assert_eq!(demoted, Some(20));

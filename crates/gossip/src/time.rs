@@ -1,4 +1,4 @@
-//! Time as the core sees it: handed in, never read.
+//! Time as the core sees it: passed in by the caller, never read from a clock.
 
 use std::ops::{Add, Sub};
 

@@ -1,29 +1,29 @@
-//! The core's alarm clock: at most one alarm per purpose, all of them in order.
+//! The timers of the core: at most one per purpose, ordered by time.
 
 use crate::time::Moment;
 use libp2p_identity::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What an alarm is for. One each, so their number is bounded by the peers and the requests.
+/// What a timer is for. There is one timer for each value, so the peers and the requests bound their number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Timer {
-    /// The publication has something to say.
+    /// Our publication has something to say.
     Publish,
     /// Anti-entropy with the next peer.
     Sync,
-    /// The greeting, its retry, or the look after it.
+    /// The greeting of a new connection, its retry, or the second look after it.
     Greet(PeerId),
-    /// A pull's next attempt.
+    /// The next attempt of a pull.
     Pull(PeerId),
-    /// One of our requests was never answered.
+    /// One of our requests has waited too long for its answer.
     Request(u64),
-    /// A peer's summary ends.
+    /// The lifetime of a peer's summary ends.
     Expire(PeerId),
-    /// A peer's setting aside or demotion ends.
+    /// A peer is no longer set aside, or no longer demoted.
     Standing(PeerId),
 }
 
-/// All alarms.
+/// All timers that are set.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     by_time: BTreeSet<(Moment, Timer)>,
@@ -31,17 +31,17 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    /// The first alarm.
+    /// When the first timer is due.
     pub(crate) fn next(&self) -> Option<Moment> {
         self.by_time.first().map(|(moment, _)| *moment)
     }
 
-    /// When an alarm rings, if it is set.
+    /// When a timer is due, if it is set.
     pub(crate) fn get(&self, timer: Timer) -> Option<Moment> {
         self.by_timer.get(&timer).copied()
     }
 
-    /// Sets or moves an alarm; `None` takes it away.
+    /// Sets or moves a timer; `None` removes it.
     pub(crate) fn set(&mut self, timer: Timer, moment: Option<Moment>) {
         let before = match moment {
             Some(moment) => self.by_timer.insert(timer, moment),
@@ -55,7 +55,7 @@ impl Timers {
         }
     }
 
-    /// Takes the first alarm that is due.
+    /// Takes the first timer that is due.
     pub(crate) fn pop(&mut self, now: Moment) -> Option<Timer> {
         let (moment, timer) = *self.by_time.first()?;
         if moment > now {
@@ -65,7 +65,7 @@ impl Timers {
         Some(timer)
     }
 
-    /// How many are set.
+    /// How many timers are set.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_timer.len()

@@ -7,12 +7,12 @@ use libp2p_identity::PeerId;
 use narmesh_protocol::Generation;
 use std::net::SocketAddr;
 
-/// One peer of the allowlist.
+/// One peer of the allowlist, as `status` shows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerView {
-    /// The id of the peer.
+    /// The peer's id.
     pub peer: PeerId,
-    /// Whether there is a connection.
+    /// Whether it is connected.
     pub connected: bool,
     /// What it calls itself, once it has answered us; at most 64 printable bytes.
     pub software: Option<String>,
@@ -20,45 +20,45 @@ pub struct PeerView {
     pub store_dir_differs: Option<String>,
     /// The body that we hold.
     pub summary: Option<SummaryView>,
-    /// What it announced last, held or not.
+    /// The generation that it announced last, whether or not we hold its body.
     pub announced: Option<Generation>,
-    /// Where it says that it listens.
+    /// The addresses at which it says that it listens.
     pub addresses: Vec<SocketAddr>,
-    /// Probes that found what its filter claims, since its present epoch.
+    /// Probes since its present epoch that found the path that its filter claims.
     pub held_hits: u64,
-    /// Probes that did not.
+    /// Probes since its present epoch that did not.
     pub false_hits: u64,
     /// Until when it is no candidate because of false hits.
     pub demoted_until: Option<Moment>,
     /// Until when it is asked nothing because of misdeeds.
     pub set_aside_until: Option<Moment>,
-    /// Misdeeds in this run.
+    /// Misdeeds counted in this run.
     pub misdeeds: u32,
-    /// The last of them.
+    /// The last misdeed.
     pub last_misdeed: Option<Misdeed>,
 }
 
 /// A body that is in the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SummaryView {
-    /// The generation of the body.
+    /// The body's generation.
     pub generation: Generation,
-    /// Paths in it.
+    /// The number of paths in it.
     pub paths: u64,
-    /// Bits of its filter.
+    /// The size of its filter, bits.
     pub filter_bits: u32,
-    /// The owner's date of it, milliseconds since 1970.
+    /// The date that its owner gave it, milliseconds since 1970.
     pub issued_at_ms: u64,
     /// When its lifetime ends.
     pub expires: Moment,
-    /// When its announcement was first accepted, milliseconds since 1970; its lifetime runs from there.
+    /// When its announcement was first accepted, milliseconds since 1970; its lifetime is counted from there.
     pub accepted_ms: u64,
-    /// It was kept over a restart, and nobody has said since that it is still the newest.
+    /// Whether it was kept over a restart and nobody has said since that it is still the newest.
     pub remembered: bool,
 }
 
 impl Gossip {
-    /// The peers of the allowlist, in the order of their ids.
+    /// The peers of the allowlist, ordered by id.
     pub fn peers(&self) -> impl Iterator<Item = PeerView> {
         self.directory.iter().map(|(peer, entry)| PeerView {
             peer: *peer,
