@@ -1,5 +1,5 @@
-//! Nanoseconds per lookup with 1, 100 and 1,000 peers of 100,000 paths each, through the core's own door:
-//! `cargo run --release -p narmesh-gossip --example lookup [PATHS]`. Seeded: the same filters each time.
+//! Nanoseconds per lookup with 1, 100 and 1,000 peers of 100,000 paths each, through the core's public API: `cargo run
+//! --release -p narmesh-gossip --example lookup [PATHS]`. Seeded, so the filters are the same each time.
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example measures real time and prints it")]
 
 use libp2p_identity::{Keypair, PeerId};
@@ -58,7 +58,7 @@ fn summary(
     (Envelope::seal(keypair, announcement).expect("an Ed25519 key"), body)
 }
 
-/// A core that holds the summaries of so many peers, and the longest installation of one, milliseconds.
+/// A core that holds the summaries of `peers` peers, and the longest time that one installation took, milliseconds.
 fn loaded(peers: u32, paths: u64, class: FilterClass) -> (Gossip, f64) {
     let me = keypair(0).public().to_peer_id();
     let store_dir = StoreDir::parse("/nix/store").expect("a store directory");

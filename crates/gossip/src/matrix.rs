@@ -1,23 +1,23 @@
-//! Filters of one size, turned on their side: one row per bit position, one column per peer.
+//! Filters of one size, transposed: one row per bit position, one column per peer.
 //!
-//! The AND of the k rows of a path has a one in the column of each peer whose filter says maybe. Columns come in words
-//! of 64 and blocks of 512: a full block's row is one 64-byte cache line, and the k lines of a lookup do not depend on
+//! The AND of a path's k rows has a one in the column of each peer whose filter says maybe. Columns are grouped into words
+//! of 64 and blocks of 512. A row of a full block is one 64-byte cache line. The k cache lines of a lookup do not depend on
 //! each other, so the processor fetches them all at once. There is one writer (the core) and any number of readers.
 
 use narmesh_protocol::{FilterClass, HASHES_PER_ITEM};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Columns in a word.
+/// Columns in one word.
 pub(crate) const WORD_COLUMNS: usize = 64;
-/// Words in the row of a full block: one cache line.
+/// Words in a row of a full block: one cache line.
 const BLOCK_WORDS: usize = 8;
 /// Columns in a full block.
 pub(crate) const BLOCK_COLUMNS: usize = BLOCK_WORDS * WORD_COLUMNS;
 
-/// Up to 512 columns.
+/// A matrix of up to 512 columns.
 pub(crate) struct Block {
     width: usize,
-    /// Words before the first row, so that rows of full blocks begin on a cache line.
+    /// Words before the first row, so that the rows of a full block begin on a cache line.
     skip: usize,
     words: Box<[AtomicU64]>,
 }
@@ -40,7 +40,7 @@ fn transposed(square: [u8; 8]) -> [u8; 8] {
 }
 
 impl Block {
-    /// An empty block of `width` words a row, at most 8.
+    /// An empty block with `width` words per row, at most 8.
     pub(crate) fn new(class: FilterClass, width: usize) -> Self {
         debug_assert!((1..=BLOCK_WORDS).contains(&width));
         let rows = class.bytes() * 8;
@@ -50,7 +50,7 @@ impl Block {
         Self { width, skip, words }
     }
 
-    /// The same columns with room for 64 more; `None` when the block is full.
+    /// A copy with room for 64 more columns; `None` when the block is full.
     pub(crate) fn wider(&self, class: FilterClass) -> Option<Self> {
         if self.width == BLOCK_WORDS {
             return None;
@@ -64,18 +64,18 @@ impl Block {
         Some(wider)
     }
 
-    /// How many columns.
+    /// How many columns there is room for.
     #[cfg(test)]
     pub(crate) fn columns(&self) -> usize {
         self.width * WORD_COLUMNS
     }
 
-    /// Bytes of memory.
+    /// The memory of this block, bytes.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.words.len() * size_of::<AtomicU64>()
     }
 
-    /// Replaces a column by a filter of the block's class. Only the writer calls this, so plain loads and stores do.
+    /// Overwrites a column with a filter of the block's class. Only the writer calls this, so plain loads and stores do.
     pub(crate) fn write(&self, column: usize, filter_bytes: &[u8]) {
         let (word, mask) = place(column);
         for (byte, rows) in filter_bytes.iter().zip(self.rows(8)) {
@@ -90,11 +90,13 @@ impl Block {
         }
     }
 
-    /// Writes filters to the free first columns of a new block in one pass; as many as are given, at most one per column.
+    /// Writes filters to the first columns of a new block in one pass; at most one filter per column.
     pub(crate) fn fill(&self, filters: &[Vec<u8>]) {
         for (word, filters) in filters.chunks(WORD_COLUMNS).enumerate() {
             for (at, rows) in self.rows(8).enumerate() {
                 let mut words = [0u64; 8];
+                // One byte each of eight filters is a square of bits; transposed, it holds the next eight columns of eight
+                // rows.
                 for (shift, filters) in (0..).step_by(8).zip(filters.chunks(8)) {
                     let mut square = [0; 8];
                     for (to, filter) in square.iter_mut().zip(filters) {
@@ -113,8 +115,10 @@ impl Block {
         }
     }
 
-    /// Copies columns of a block of one word over columns of this one in one pass: `moves` are from where and to where.
+    /// Copies columns of a block of one word to columns of this block in one pass. Each of `moves` is the column to copy
+    /// from and the column to copy to.
     pub(crate) fn take(&self, recent: &Self, moves: &[(usize, usize)]) {
+        // For each word of this block: a mask of the columns to overwrite, and the moves within the word.
         let mut words: [(u64, Vec<(usize, usize)>); BLOCK_WORDS] = Default::default();
         for (from, to) in moves {
             let (word, mask) = place(*to);
@@ -123,6 +127,7 @@ impl Block {
                 moves.push((from % WORD_COLUMNS, to % WORD_COLUMNS));
             }
         }
+        // Where every filter keeps its place in the word, a row needs one store with a mask instead of one step per filter.
         let (mut straight, mut crossed) = (Vec::new(), Vec::new());
         for (word, (mask, moves)) in words.into_iter().enumerate().filter(|(_, (mask, _))| *mask != 0) {
             match moves.iter().all(|(from, to)| from == to) {
@@ -144,7 +149,7 @@ impl Block {
         }
     }
 
-    /// Sets bits of a column; readers see each at once. Only the writer calls this, so plain loads and stores do.
+    /// Sets bits of a column; readers see each bit at once. Only the writer calls this, so plain loads and stores do.
     pub(crate) fn set(&self, column: usize, positions: &[u32]) {
         let (word, mask) = place(column);
         for &position in positions {
@@ -154,7 +159,7 @@ impl Block {
         }
     }
 
-    /// A column as the bytes of its filter.
+    /// The bytes of the filter in a column.
     pub(crate) fn read(&self, column: usize) -> Vec<u8> {
         let (word, mask) = place(column);
         let byte = |rows: &[AtomicU64]| {
@@ -166,14 +171,14 @@ impl Block {
         self.rows(8).map(byte).collect()
     }
 
-    /// The AND of these rows in the first 64 columns: k loads that wait for nothing, one from each cache line. Called for
-    /// all blocks before [`Self::find`] is for any, so that memory answers all at once.
+    /// The AND of these rows in the first 64 columns: k independent loads, one from each cache line. It is called for all
+    /// blocks before [`Self::find`] is called for any, so that memory serves all loads at once.
     pub(crate) fn first_word(&self, positions: &[u32; HASHES_PER_ITEM]) -> u64 {
         let first = |position: &u32| Some(self.row(*position).first()?.load(Relaxed));
         positions.iter().filter_map(first).fold(u64::MAX, |all, word| all & word)
     }
 
-    /// The AND of these rows, column by column, within `live`; `first_word` is known.
+    /// The AND of these rows in all columns, within `live`. `first_word` is the result of [`Self::first_word`].
     pub(crate) fn find(
         &self,
         positions: &[u32; HASHES_PER_ITEM],
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn filling_is_writing_each() {
+    fn fill_writes_the_same_as_write() {
         let filter =
             |seed: usize| (0..1024).map(|i| u8::try_from((i * 31 + seed * 97) % 251).unwrap()).collect::<Vec<_>>();
         let filters: Vec<_> = (0..100).map(filter).collect();
@@ -257,7 +262,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
-        fn taken_columns_are_those_that_were_given(
+        fn take_copies_exactly_the_given_columns(
             width in 1usize..=8,
             seeds in prop::collection::vec(any::<u8>(), 64),
             to in prop::sample::subsequence((0..512usize).collect::<Vec<_>>(), 1..=64).prop_shuffle(),
@@ -268,7 +273,7 @@ mod tests {
             recent.fill(&seeds.iter().map(|seed| filter(*seed)).collect::<Vec<_>>());
             let old: Vec<Vec<u8>> = (0..250u8).cycle().take(block.columns()).map(filter).collect();
             block.fill(&old);
-            // Straight from column to column of one word, or crosswise.
+            // The columns keep their place within one word, or they are shuffled.
             let to = if ordered { (0..64).map(|at| (width - 1) * 64 + at).collect() } else { to };
             let moves: Vec<_> = to.into_iter().filter(|to| *to < block.columns()).enumerate().collect();
             block.take(&recent, &moves);

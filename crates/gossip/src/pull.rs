@@ -199,9 +199,11 @@ impl Gossip {
         };
         let held = entry.held.as_ref().map(Held::generation);
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
+        // A newer announcement came while this pull waited. Start over for it, but keep the peers that told us.
         if pull.generation() != wanted.announcement().generation {
             *pull = Pull { tellers: std::mem::take(&mut pull.tellers), ..Pull::new(wanted) };
         }
+        // Without a source, the pull stays idle until a peer connects.
         pull.phase = Phase::Idle;
         let (generation, attempts, whole) = (pull.generation(), pull.attempts, pull.whole);
         let Some(source) = self.source(&owner, attempts) else { return };
@@ -229,6 +231,7 @@ impl Gossip {
             }
         }
         let count = u64::try_from(preferred.len()).unwrap_or(u64::MAX);
+        // Counts only the attempts that went to preferred peers, so that these take turns.
         let at = u64::from(attempts - attempts / 3).checked_rem(count)?;
         preferred.get(usize::try_from(at).ok()?).copied()
     }

@@ -1,7 +1,7 @@
 //! A class of many peers: a matrix, and beside it a block of one word for the filters that came last.
 //!
-//! A filter that is written to a block of 512 columns touches a cache line for each of its bits. In a block of 64 columns eight
-//! bits share a line, so new filters go there, and when its columns are used up they move to the matrix in one pass.
+//! Writing a filter to a block of 512 columns touches one cache line for each of its bits. In a block of 64 columns, eight
+//! bits share a line. So new filters go there, and when its columns are used up they move to the matrix in one pass.
 
 use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use crate::table::{ClassView, Member, PlainFilter, Word};
@@ -10,44 +10,44 @@ use narmesh_protocol::FilterClass;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Filters one by one.
+/// Filters that are kept one by one, outside of a matrix.
 pub(crate) type PlainFilters = BTreeMap<PeerId, (Arc<Member>, Arc<PlainFilter>)>;
 
 /// The writing side of [`ClassView::Sliced`].
 #[derive(Debug)]
 pub(crate) struct Sliced {
     class: FilterClass,
-    /// The recent block, of one word; then those of the matrix, all full but the last.
+    /// The recent block, one word wide; then the blocks of the matrix, all full but the last.
     blocks: Vec<Arc<Block>>,
-    /// Members by column, 64 together; those of the recent block first.
+    /// The members of 64 columns each; those of the recent block first.
     words: Vec<Arc<Word>>,
-    /// Up to [`WORD_COLUMNS`] in the recent block, then those of the matrix.
+    /// The column of each peer: below [`WORD_COLUMNS`] it is in the recent block, from there on in the matrix.
     columns: BTreeMap<PeerId, usize>,
-    /// Columns of the matrix that no view shows, whatever is in them.
+    /// Columns of the matrix that no view shows, whatever bits are in them.
     free: Vec<usize>,
     recent: Recent,
-    /// Columns given up, with the number of the last view that shows them.
+    /// Columns that were given up, each with the number of the last view that shows it.
     retired: VecDeque<(u64, usize)>,
 }
 
-/// Columns of the recent block that no view shows.
+/// The columns of the recent block that no view shows.
 #[derive(Debug)]
 struct Recent {
-    /// With what a former peer left in them.
+    /// Columns that still hold the bits of a former peer.
     free: Vec<usize>,
-    /// Empty. The lowest is the last.
+    /// Columns that are empty. The lowest is the last.
     unused: Vec<usize>,
 }
 
 impl Recent {
-    /// Those from this one on.
+    /// A recent block whose columns from `first` on are unused.
     fn from(first: usize) -> Self {
         Self { free: Vec::new(), unused: (first..WORD_COLUMNS).rev().collect() }
     }
 }
 
 impl Sliced {
-    /// All these filters in a new matrix; those above a multiple of 64 are the recent ones.
+    /// Puts all these filters into a new matrix; those beyond the last multiple of 64 go to the recent block.
     pub(crate) fn of(class: FilterClass, filters: &PlainFilters) -> Self {
         let settled = if filters.len() <= WORD_COLUMNS { 0 } else { filters.len() / WORD_COLUMNS * WORD_COLUMNS };
         let mut sliced = Self {
@@ -75,22 +75,22 @@ impl Sliced {
         sliced
     }
 
-    /// Filters that are here.
+    /// How many filters are here.
     pub(crate) fn members(&self) -> usize {
         self.columns.len()
     }
 
-    /// Columns that there is room for.
+    /// How many columns there is room for.
     pub(crate) fn columns(&self) -> usize {
         self.words.len() * WORD_COLUMNS
     }
 
-    /// What readers are to see.
+    /// The view for readers.
     pub(crate) fn view(&self) -> ClassView {
         ClassView::sliced(self.blocks.clone(), self.words.clone())
     }
 
-    /// Writes a filter to a column that nobody sees.
+    /// Writes a filter to a column that no reader sees.
     pub(crate) fn write(&mut self, member: Arc<Member>, filter_bytes: &[u8]) {
         if self.recent.free.is_empty() && self.recent.unused.is_empty() {
             self.settle();
@@ -111,7 +111,7 @@ impl Sliced {
         self.set_member(column, Some(member));
     }
 
-    /// Takes a peer out. Its column is used again when no view shows it: those up to this one do.
+    /// Takes a peer out. Its column can be used again once all views up to `view` are gone, because they show it.
     pub(crate) fn retire(&mut self, peer: &PeerId, view: u64) {
         if let Some(column) = self.columns.remove(peer) {
             self.set_member(column, None);
@@ -119,7 +119,7 @@ impl Sliced {
         }
     }
 
-    /// Views before this one are gone.
+    /// Frees the columns that only views before `oldest_view` showed; those views are gone.
     pub(crate) fn reclaim(&mut self, oldest_view: u64) {
         while let Some((_, column)) = self.retired.pop_front_if(|(last, _)| *last < oldest_view) {
             let free = if column < WORD_COLUMNS { &mut self.recent.free } else { &mut self.free };
@@ -127,12 +127,12 @@ impl Sliced {
         }
     }
 
-    /// Where a peer's filter is.
+    /// The block and the column of a peer's filter.
     pub(crate) fn place(&self, peer: &PeerId) -> Option<(&Block, usize)> {
         self.block(*self.columns.get(peer)?)
     }
 
-    /// Its filters, one by one.
+    /// All its filters, as plain ones.
     pub(crate) fn plain(&self) -> PlainFilters {
         let plain = |(peer, column): (&PeerId, &usize)| {
             let member = Arc::clone(self.words.get(column / WORD_COLUMNS)?.get(*column)?);
@@ -142,8 +142,8 @@ impl Sliced {
         self.columns.iter().filter_map(plain).collect()
     }
 
-    /// Moves the recent filters to the matrix, at least half of them; those that stay move to a new block, because views still
-    /// show the old one.
+    /// Moves the recent filters, at least half of them, to the matrix. The others move to a new recent block, because views
+    /// still show the old one.
     fn settle(&mut self) {
         let word = self.words.first().expect("the recent word is always there");
         let members = (0..WORD_COLUMNS).filter_map(|at| Some((at, Arc::clone(word.get(at)?))));
@@ -161,8 +161,10 @@ impl Sliced {
             *word = Arc::default();
         }
         self.recent = Recent::from(members.len() - moving);
+        // The old recent block goes as a whole when its last view goes, so its retired columns never become free.
         self.retired.retain(|(_, column)| *column >= WORD_COLUMNS);
         let mut moves: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
+        // Filters for which the matrix has no free column go to the first columns of the new recent block.
         for ((from, member), to) in members.into_iter().zip(to.into_iter().chain(0..)) {
             let (block, at) = place(to);
             moves.entry(block).or_default().push((from, at));
@@ -176,7 +178,7 @@ impl Sliced {
         }
     }
 
-    /// Room for 64 more in the matrix.
+    /// Makes room for 64 more columns in the matrix.
     fn grow(&mut self) {
         let columns = self.columns();
         let matrix = self.blocks.len() > 1;
@@ -191,7 +193,7 @@ impl Sliced {
         self.free.extend(columns..columns + WORD_COLUMNS);
     }
 
-    /// Views that show the word keep it as it was.
+    /// Sets the member of a column. Views that show the word keep their own copy of it.
     fn set_member(&mut self, column: usize, member: Option<Arc<Member>>) {
         if let Some(word) = self.words.get_mut(column / WORD_COLUMNS) {
             Arc::make_mut(word).set(column, member);
@@ -204,7 +206,7 @@ impl Sliced {
     }
 }
 
-/// The block of a column, and the column there.
+/// The block of a column, and the column within the block.
 fn place(column: usize) -> (usize, usize) {
     match column.checked_sub(WORD_COLUMNS) {
         None => (0, column),

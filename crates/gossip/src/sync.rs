@@ -1,7 +1,8 @@
-//! Anti-entropy and the greeting: on every new connection, once more soon after, and with one peer after the other on a timer.
+//! Anti-entropy: syncs on every new connection (the greeting), once more soon after, and with one peer after the other on a
+//! timer.
 //!
-//! Both sides ask. Each question names what the asker holds; the answer brings envelopes that are newer, of owners whose
-//! body admits the asker, and the newest envelope that the asker itself has signed.
+//! Both sides ask. A question names what the asker holds. The answer brings newer envelopes, of owners whose audience
+//! includes the asker, and the newest envelope that the asker itself has signed.
 
 use crate::directory::{Entry, Held, Worth};
 use crate::gossip::Gossip;
@@ -15,41 +16,42 @@ use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
 
-/// Longest software name kept, bytes.
+/// The longest software name kept, bytes.
 pub(crate) const SOFTWARE_BYTES_MAX: usize = 64;
-/// Longest foreign store directory kept, bytes.
+/// The longest foreign store directory kept, bytes.
 const STORE_DIR_BYTES_MAX: usize = 255;
-/// A second look after the greeting, milliseconds: gossipsub needs up to two heartbeats of a second to take up a new
-/// connection, and what is published meanwhile reaches nobody over it.
+/// Wait between the greeting and the second sync, milliseconds. Gossipsub needs up to two heartbeats of one second to take
+/// up a new connection; until then it delivers nothing over it.
 const SECOND_LOOK_MS: u64 = 3_000;
-/// A peer that shows us something newer than what we hold is asked back, but not oftener than this, milliseconds.
+/// The least time between two syncs with a peer that shows us newer summaries than we have heard of, milliseconds.
 const ASK_BACK_MS: u64 = 5_000;
-/// What a comparison brought, gossip has not: after this and up to as much again we compare with the others too, so that
-/// news crosses a healed network hop by hop in seconds; long enough to have pulled the bodies. Milliseconds, a guess.
+/// News from a sync did not come by gossip. So after this time, and up to as much again, we sync with the other peers too,
+/// and news crosses a healed network hop by hop in seconds. It is long enough to have pulled the bodies. Milliseconds, a
+/// guess.
 const SPREAD_MS: u64 = 1_000;
-/// Greetings that may be under way or just answered: each brings the same news to one that starts.
+/// The most greetings under way or just answered: when a node starts, each of them brings the same news.
 const GREETINGS_AT_ONCE: usize = 2;
-/// The others come after this and up to as much again, milliseconds: by then most is known. A guess.
+/// Further greetings wait this long and up to as much again, milliseconds: by then most news is known. A guess.
 const GREETING_WAIT_MS: u64 = 200;
-/// Wait after a greeting without an answer, milliseconds; doubled each time up to 64 times.
+/// Wait after an unanswered greeting, milliseconds; doubled each time, up to 64 times this.
 const GREET_AGAIN_MS: u64 = 1_000;
 
 /// A connected peer.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// Answers to our syncs on this connection.
+    /// How many of our syncs were answered on this connection.
     answers: u64,
-    /// Syncs in a row without an answer.
+    /// How many syncs in a row were not answered.
     failures: u32,
-    /// Our sync that has no answer yet.
+    /// Whether a sync of ours waits for its answer.
     asking: bool,
-    /// When we asked last.
+    /// When we last sent a sync.
     asked: Moment,
-    /// When one of us asked the other last.
+    /// When either side last sent a sync.
     compared: Moment,
 }
 
-/// What a peer says that it holds, in the order of owners: it names hundreds, and each of ours is looked for among them.
+/// What a peer says that it holds, sorted by owner: it names hundreds, and each of ours is looked up among them.
 struct Haves(Vec<Have>);
 
 impl Haves {
@@ -58,14 +60,14 @@ impl Haves {
         Self(have)
     }
 
-    /// The generation that it holds of this owner; the last one when it names several.
+    /// The generation that the peer holds of this owner; the last one when it names several.
     fn of(&self, owner: &AudienceDigest) -> Option<Generation> {
         let after = self.0.partition_point(|have| have.owner <= *owner);
         self.0.get(after.checked_sub(1)?).filter(|have| have.owner == *owner).map(|have| have.generation)
     }
 }
 
-/// The printable beginning of a foreign text, at most `bytes_max` bytes.
+/// The beginning of a foreign text, without control characters, at most `bytes_max` bytes.
 pub(crate) fn printable(text: &str, bytes_max: usize) -> String {
     let mut kept = String::new();
     for character in text.chars().filter(|character| !character.is_control()) {
@@ -104,7 +106,7 @@ impl Gossip {
         }
     }
 
-    /// How long the next greeting waits, so that not all answers bring the same.
+    /// How long the next greeting waits, so that not every answer brings the same news.
     fn greeting_wait_ms(&mut self) -> u64 {
         let moment = self.now.moment;
         let just_asked =
@@ -115,14 +117,14 @@ impl Gossip {
         GREETING_WAIT_MS + self.random(GREETING_WAIT_MS)
     }
 
-    /// Sets the next sync with a connected peer.
+    /// Schedules the next sync with a connected peer.
     pub(crate) fn greet(&mut self, peer: PeerId, in_ms: u64) {
         if self.links.contains_key(&peer) {
             self.timers.set(Timer::Greet(peer), Some(self.now.moment + in_ms));
         }
     }
 
-    /// Compares with all others soon: they see what we hold, and ask back for what they lack.
+    /// Schedules a sync with all other peers: they see what we hold, and ask back for what they lack.
     fn spread(&mut self, told_by: PeerId) {
         let moment = self.now.moment;
         let others: Vec<_> =
@@ -142,11 +144,12 @@ impl Gossip {
         self.timers.set(Timer::Sync, Some(self.now.moment + (interval_ms - interval_ms / 10 + jitter_ms).max(1)));
     }
 
-    /// The timer's turn.
+    /// The sync timer fired.
     pub(crate) fn sync_with_anyone(&mut self) {
         self.schedule_sync();
         let idle = self.links.iter().filter(|(peer, link)| !link.asking && self.may_ask(peer));
-        // Whoever was compared with longest ago: so that each is, within as many intervals as there are connections.
+        // The one whose last sync is longest ago, so that each gets its turn within as many intervals as there are
+        // connections.
         if let Some(peer) = idle.min_by_key(|(_, link)| link.compared).map(|(peer, _)| *peer) {
             self.sync_with(peer);
         }
@@ -176,13 +179,13 @@ impl Gossip {
         self.directory.iter().filter_map(have).take(Sync::HAVE_MAX).collect()
     }
 
-    /// The newest envelope that this peer signed, to be shown to it.
+    /// The newest envelope that this peer signed, to be shown back to it.
     fn newest_of(&self, peer: &PeerId) -> Option<Vec<u8>> {
         let newest = self.directory.get(peer)?.newest.as_ref()?;
         Some(newest.envelope.as_bytes().to_vec())
     }
 
-    /// A peer asks.
+    /// Answers a peer's request.
     pub(crate) fn request(&mut self, from: PeerId, id: u64, bytes: &[u8]) {
         let moment = self.now.moment;
         let reply = match self.directory.get_mut(&from).map(|entry| entry.standing.requests_spent(moment)) {
@@ -226,7 +229,7 @@ impl Gossip {
         }
     }
 
-    /// Asks a peer that holds newer summaries than we have heard of.
+    /// Syncs with a peer that claims newer summaries than we have heard of.
     fn ask_back(&mut self, from: PeerId, have: &Haves) {
         let moment = self.now.moment;
         let newer = self.directory.iter().any(|(_, entry)| {
@@ -236,14 +239,15 @@ impl Gossip {
         let Some(link) = self.links.get_mut(&from) else { return };
         link.compared = moment;
         let recently = moment.since(link.asked) < ASK_BACK_MS;
-        // The greeting of a new connection comes soon enough, and then brings less.
+        // The greeting of a new connection comes soon enough, and brings less when it comes later.
         let greeting = link.answers == 0 && self.timers.get(Timer::Greet(from)).is_some();
         if newer && !recently && !greeting {
             self.greet(from, 0);
         }
     }
 
-    /// Our own newest envelope, and those of bodies that we hold and may hand on; goodbyes only to those who have the body.
+    /// Our own newest envelope, and the envelopes of the bodies that we hold and may hand on. A goodbye goes only to peers
+    /// that have the body.
     fn news_for(&self, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
         let digest = AudienceDigest::of(asker);
         let newer = |owner: &AudienceDigest, envelope: &Envelope| {
@@ -255,7 +259,7 @@ impl Gossip {
                 let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
                 have.of(&entry.digest).and(Some(&newest.envelope))
             };
-            // What is known to be outdated is our best guess, and no news for anyone.
+            // A body known to be outdated is our best guess, but no news for anyone.
             let held = entry.held.as_ref().filter(|_| !entry.is_outdated_memory());
             let envelope = held.map(|held| &held.envelope).or_else(goodbye)?;
             let admitted = entry.audience.binary_search(&digest).is_ok() || mutant!(NewsForAnyone);
@@ -264,7 +268,7 @@ impl Gossip {
         own.into_iter().chain(of_others).take(GossipReply::NEWS_MAX).map(|news| news.as_bytes().to_vec()).collect()
     }
 
-    /// Only to those in the body's own audience; that the asker is on our allowlist is known here.
+    /// Hands a body only to peers in its audience. The asker is known to be on our allowlist.
     fn answer_pull(
         &self,
         asker: &PeerId,
@@ -291,7 +295,7 @@ impl Gossip {
         body.map_or(GossipReply::Absent, GossipReply::Body)
     }
 
-    /// Our sync was answered, or not.
+    /// Handles the reply to our sync; `None` when there was none.
     pub(crate) fn sync_answered(&mut self, from: PeerId, reply: Option<GossipReply>) {
         let Some(link) = self.links.get_mut(&from) else { return };
         link.asking = false;
@@ -335,7 +339,7 @@ impl Gossip {
         self.greet(peer, wait_ms);
     }
 
-    /// Notes a peer's store directory; true when it is another one than ours, so that nothing can be shared.
+    /// Notes a peer's store directory; true when it differs from ours, so that nothing can be shared.
     fn other_store(&mut self, peer: PeerId, store_dir: &str) -> bool {
         let differs = (store_dir != self.store_dir).then(|| printable(store_dir, STORE_DIR_BYTES_MAX));
         let Some(entry) = self.directory.get_mut(&peer) else { return true };
@@ -357,7 +361,7 @@ impl Gossip {
         }
     }
 
-    /// A peer shows us the newest envelope with our signature that it knows.
+    /// Handles the newest envelope with our signature that a peer knows.
     fn hear_own(&mut self, from: PeerId, yours: Option<Vec<u8>>) {
         let Some(bytes) = yours else { return };
         if self.publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
@@ -381,13 +385,13 @@ impl Gossip {
             return self.penalize(from, Misdeed::MalformedReply);
         }
         let mut fresh = false;
-        // What is old is skipped unopened, or a thousand of them at each greeting would be a way to keep us busy.
+        // Old envelopes are skipped unopened. Otherwise a thousand of them at each greeting would keep us busy.
         for bytes in news {
             if self.directory.is_older(bytes) {
                 continue;
             }
             match self.directory.opened(bytes, self.open_envelope) {
-                // Ours comes in `yours`; one of a peer that we do not trust is told by one who does.
+                // Our own envelopes come in `yours`. A peer's envelope may come from any peer that trusts both it and us.
                 Ok(envelope) => fresh |= self.accept(&envelope, from) == Worth::News,
                 Err(EnvelopeError::UnknownVersion { version }) => {
                     self.event(Event::UnknownVersion { peer: from, version });

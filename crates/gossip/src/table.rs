@@ -1,9 +1,9 @@
-//! Which peers may hold a path: the filters of all of them, read from any thread while the core writes.
+//! Which peers may hold a path: the filters of all peers, read from any thread while the core writes.
 //!
 //! Filters of one class share a matrix once there are [`SLICED_MIN`] of them; fewer are kept one by one. A reader takes a
-//! view and works on that; the writer fills a column that no view shows and then puts a new view in place, so nobody ever
-//! sees half a filter. A column that was given up is used again only when every view that showed it is gone.
-//! A delta only sets bits, in place: a reader sees each of its bits, or not yet.
+//! view and works on that. The writer fills a column that no view shows and then publishes a new view, so nobody ever sees
+//! half a filter. A column that was given up is used again only when every view that showed it is gone. A delta sets bits
+//! in place, so a reader may see some of its bits before the others.
 
 use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use libp2p_identity::PeerId;
@@ -11,7 +11,7 @@ use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM, HashPart};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Blocks that are fetched together: those of 2,048 peers and of columns about to be used again.
+/// How many blocks are fetched together: enough for 2,048 peers and for columns that wait to be used again.
 const BLOCKS_USUAL: usize = 6;
 
 /// A peer whose filter says maybe.
@@ -26,7 +26,7 @@ pub struct Candidate {
 pub struct FilterTable {
     view: RwLock<Arc<View>>,
     lookups: AtomicU64,
-    /// Decides among equally good candidates, differently for each path and each process.
+    /// Orders equally good candidates, differently for each path and each process.
     salt: u64,
 }
 
@@ -35,8 +35,9 @@ impl FilterTable {
         Self { view: RwLock::default(), lookups: AtomicU64::new(0), salt }
     }
 
-    /// Peers whose filter claims this path, best first: the lowest share of false hits, then an order that differs from
-    /// path to path. Peers that are set aside or demoted are left out. An empty answer is certain, as far as is announced.
+    /// Peers whose filter claims this path, best first: ordered by their share of false hits, and then differently for each
+    /// path. Peers that are set aside or demoted are left out. An empty answer is certain, as far as summaries are
+    /// announced.
     pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
         self.lookups.fetch_add(1, Relaxed);
         let view = self.view();
@@ -60,19 +61,19 @@ impl FilterTable {
         found.into_iter().map(|member| Candidate { peer: member.peer }).collect()
     }
 
-    /// Whether the filter of this peer says maybe, whatever its standing. Not counted as a lookup.
+    /// Whether this peer's filter says maybe, whatever its standing. Not counted as a lookup.
     pub fn claims(&self, peer: &PeerId, part: &HashPart) -> bool {
         let positions = BitPositions::of(part);
         let salt = Member::salt_of(peer);
         let mut found = false;
         for (class, members) in &self.view().classes {
-            // Of a thousand that say maybe, the salt tells all but one.
+            // The salts are compared first, because that is cheap and rules out all but one of a thousand members.
             members.find(*class, &positions, |member| found |= member.salt == salt && member.peer == *peer);
         }
         found
     }
 
-    /// How many lookups there were.
+    /// How many lookups there were since the start.
     pub fn lookups(&self) -> u64 {
         self.lookups.load(Relaxed)
     }
@@ -82,7 +83,7 @@ impl FilterTable {
         self.view().classes.iter().map(|(_, members)| members.len()).sum()
     }
 
-    /// Memory of the filters, bytes.
+    /// The memory of the filters, bytes.
     pub fn memory_bytes(&self) -> usize {
         self.view().classes.iter().map(|(_, members)| members.memory_bytes()).sum()
     }
@@ -91,7 +92,7 @@ impl FilterTable {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts a new view in place and hands back the one before.
+    /// Publishes a new view and returns the one before.
     pub(crate) fn replace(&self, view: Arc<View>) -> Arc<View> {
         std::mem::replace(&mut self.view.write().unwrap_or_else(PoisonError::into_inner), view)
     }
@@ -104,7 +105,7 @@ fn mix(seed: u64) -> u64 {
     seed ^ (seed >> 31)
 }
 
-/// What readers need to know of a peer; shared by all views, changed in place.
+/// What readers need to know of a peer. All views share it, and it changes in place.
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) peer: PeerId,
@@ -134,7 +135,7 @@ pub(crate) struct View {
 
 #[cfg(test)]
 impl View {
-    /// All whose filter says maybe.
+    /// All peers whose filter says maybe.
     pub(crate) fn find(&self, positions: &BitPositions) -> Vec<PeerId> {
         let mut found = Vec::new();
         self.classes
@@ -149,16 +150,16 @@ impl View {
 pub(crate) enum ClassView {
     Plain(Vec<(Arc<Member>, Arc<PlainFilter>)>),
     Sliced {
-        /// The first is that of the recent filters, of one word; the others are full, but for the last.
+        /// The first block holds the recent filters and is one word wide; of the others, all but the last are full.
         blocks: Vec<Arc<Block>>,
-        /// By column, 64 together.
+        /// The members of 64 columns each, in the order of the columns.
         words: Vec<Arc<Word>>,
-        /// A one for each column with a member, by block.
+        /// For each block, a one for each column that has a member.
         live: Vec<[u64; 8]>,
     },
 }
 
-/// The members of 64 columns. Views share those in which nothing changed.
+/// The members of 64 columns. Views share the words in which nothing changed.
 #[derive(Clone, Debug)]
 pub(crate) struct Word {
     live: u64,
@@ -204,6 +205,8 @@ impl ClassView {
                 filters.iter().filter(|(_, filter)| filter.may_contain(&rows)).for_each(|(member, _)| tell(member));
             }
             Self::Sliced { blocks, words, live } => {
+                // The first words of all blocks are loaded before any block is searched: the loads do not depend on each
+                // other, so memory serves them all at once.
                 let mut first_words = [0; BLOCKS_USUAL];
                 first_words.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.first_word(&rows));
                 for (((at, block), live), words) in blocks.iter().enumerate().zip(live).zip(by_block(words)) {
@@ -232,13 +235,13 @@ impl ClassView {
     }
 }
 
-/// The words of each block: one of the recent filters, then eight and eight.
+/// The words of each block: one word of the recent block, then eight for each block of the matrix.
 fn by_block(words: &[Arc<Word>]) -> impl Iterator<Item = &[Arc<Word>]> {
     let (recent, settled) = words.split_at(words.len().min(1));
     std::iter::once(recent).chain(settled.chunks(BLOCK_COLUMNS / WORD_COLUMNS))
 }
 
-/// Positions of the ones of a word, from the lowest.
+/// The positions of the ones in a word, lowest first.
 fn ones(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let bit = (word != 0).then(|| word.trailing_zeros() as usize)?;
@@ -247,7 +250,7 @@ fn ones(mut word: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// One filter by itself; deltas set its bits in place.
+/// A single filter outside of a matrix; deltas set its bits in place.
 #[derive(Debug)]
 pub(crate) struct PlainFilter {
     words: Box<[AtomicU64]>,

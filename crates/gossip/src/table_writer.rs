@@ -1,4 +1,4 @@
-//! The writing side of the table: which column is whose, which are free, when a class changes its form.
+//! The writing side of the table: which column belongs to which peer, which are free, and when a class changes its form.
 
 use crate::latest::Latest;
 use crate::mutation::mutant;
@@ -13,21 +13,21 @@ use std::sync::{Arc, Weak};
 
 /// A class with this many peers becomes a matrix.
 pub(crate) const SLICED_MIN: usize = 32;
-/// A matrix with fewer peers falls apart into plain filters; lower than [`SLICED_MIN`], so that one peer that comes and
-/// goes does not make it change its form each time.
+/// A matrix with fewer peers turns back into plain filters. This is lower than [`SLICED_MIN`], so that one peer that comes
+/// and goes does not change the form each time.
 pub(crate) const PLAIN_BELOW: usize = 24;
 
-/// The only writer of a [`FilterTable`]. It holds as many filters as it was given peers, each once; a matrix has room for
-/// its peers, rounded up to 64 columns, plus the columns that a reader still looks at.
+/// The only writer of a [`FilterTable`]. It holds one filter for each peer. A matrix has room for its peers, rounded up to
+/// 64 columns, and for the columns that a reader may still look at.
 #[derive(Debug)]
 pub(crate) struct TableWriter {
     shared: Arc<FilterTable>,
     classes: BTreeMap<FilterClass, Class>,
     places: BTreeMap<PeerId, (FilterClass, Arc<Member>)>,
     latest: Latest,
-    /// Views that readers may still hold, oldest first.
+    /// The views that readers may still hold, by number, oldest first.
     views: VecDeque<(u64, Weak<View>)>,
-    /// Classes that may be due for another form.
+    /// Classes that may need another form.
     unshaped: BTreeSet<FilterClass>,
     /// The number of the present view.
     view: u64,
@@ -53,22 +53,23 @@ impl TableWriter {
         &self.shared
     }
 
-    /// Gives a peer this filter instead of the one it had.
+    /// Gives a peer this filter in place of the one that it had.
     pub(crate) fn install(&mut self, peer: PeerId, filter: &Filter, excluded: bool) {
         self.add(peer, filter, excluded);
         self.reshape(filter.class());
         self.show();
     }
 
-    /// The same for one of many that come at once, before there is any matrix: it can be found, but it moves to one only with the
-    /// next call of [`TableWriter::shape`], in one pass with all others, which takes less than half of the time.
+    /// Like [`TableWriter::install`], for one of many filters that come at once before there is a matrix. It can be found
+    /// at once, but moves to a matrix only with the next [`TableWriter::shape`], in one pass with all others. That takes
+    /// less than half of the time.
     pub(crate) fn install_plain(&mut self, peer: PeerId, filter: &Filter, excluded: bool) {
         self.add(peer, filter, excluded);
         self.unshaped.insert(filter.class());
         self.show();
     }
 
-    /// Gives the classes of filters that were installed plain the form that their number asks for.
+    /// Gives the classes of filters that were installed plain the form that fits their number.
     pub(crate) fn shape(&mut self) {
         let classes = std::mem::take(&mut self.unshaped);
         if !classes.is_empty() {
@@ -79,6 +80,7 @@ impl TableWriter {
 
     fn add(&mut self, peer: PeerId, filter: &Filter, excluded: bool) {
         let class = filter.class();
+        // Readers may have dropped the views that showed the retired columns, so that these can be used again.
         self.reclaim();
         let member = match self.take(&peer) {
             Some(member) => member,
@@ -116,7 +118,7 @@ impl TableWriter {
         }
     }
 
-    /// A peer's filter, as its bytes.
+    /// The bytes of a peer's filter.
     pub(crate) fn read(&self, peer: &PeerId) -> Option<Vec<u8>> {
         self.latest.get(peer).map(<[u8]>::to_vec).or_else(|| self.read_bits(peer))
     }
@@ -145,7 +147,7 @@ impl TableWriter {
         }
     }
 
-    /// How readers rank a peer: false hits per 1,024 probes, and whether it is left out altogether.
+    /// Sets how readers rank a peer: its false hits per 1,024 probes, and whether it is left out altogether.
     pub(crate) fn rank(&self, peer: &PeerId, false_share: u32, excluded: bool) {
         if let Some((_, member)) = self.places.get(peer) {
             member.false_share.store(false_share, Relaxed);
@@ -153,7 +155,7 @@ impl TableWriter {
         }
     }
 
-    /// Takes a peer out of its class; the place is left for the caller to overwrite.
+    /// Takes a peer out of its class. The caller has to update its entry in `places`.
     fn take(&mut self, peer: &PeerId) -> Option<Arc<Member>> {
         let (class, member) = self.places.get(peer)?;
         let (class, member) = (*class, Arc::clone(member));
@@ -167,7 +169,7 @@ impl TableWriter {
         Some(member)
     }
 
-    /// Changes the form of a class when its number of peers asks for it.
+    /// Changes the form of a class if its number of peers calls for it.
     fn reshape(&mut self, class: FilterClass) {
         let Some(members) = self.classes.get_mut(&class) else { return };
         match members {
@@ -178,7 +180,7 @@ impl TableWriter {
                 *members = Class::Sliced(Sliced::of(class, filters))
             }
             Class::Sliced(sliced) if sliced.members() < PLAIN_BELOW => *members = Class::Plain(sliced.plain()),
-            // Half empty and a word more: everything moves to a matrix of its size.
+            // More than half of the columns are empty, not counting one word: everything moves to a matrix that fits.
             Class::Sliced(sliced) if sliced.columns() > 2 * sliced.members() + 64 => {
                 *members = Class::Sliced(Sliced::of(class, &sliced.plain()));
             }
@@ -186,7 +188,7 @@ impl TableWriter {
         }
     }
 
-    /// Puts what was written before the readers' eyes.
+    /// Shows readers what was written.
     fn show(&mut self) {
         let view = |class: &Class| match class {
             Class::Plain(filters) => ClassView::Plain(filters.values().cloned().collect()),
@@ -201,7 +203,7 @@ impl TableWriter {
     /// Frees the columns that no reader can see any more.
     fn reclaim(&mut self) {
         self.views.retain(|(_, view)| view.strong_count() > 0);
-        // Pairs with the release of a reader that dropped its view: its loads come before our stores.
+        // Pairs with the release of a reader that dropped its view: the reader's loads come before our stores.
         fence(Acquire);
         let oldest = self.views.front().map_or(self.view, |(number, _)| *number);
         for class in self.classes.values_mut() {
@@ -256,7 +258,7 @@ mod tests {
         Remove {
             peer: usize,
         },
-        /// Everyone from here on leaves: a class falls below its thresholds.
+        /// All peers from this one on leave, so that a class falls below its thresholds.
         RemoveFrom {
             peer: usize,
         },
@@ -278,9 +280,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
-        /// The table against one plain filter per peer, through matrices that come, grow, shrink and go.
+        /// Compares the table with one plain filter per peer, while matrices come, grow, shrink and go.
         #[test]
-        fn says_what_the_filters_say(steps in prop::collection::vec(step(90), 1..400)) {
+        fn table_finds_what_plain_filters_find(steps in prop::collection::vec(step(90), 1..400)) {
             let peers: Vec<PeerId> = (0..90).map(peer).collect();
             let mut writer = TableWriter::new(1);
             let mut oracle: BTreeMap<PeerId, Filter> = BTreeMap::new();
@@ -319,7 +321,7 @@ mod tests {
                 found.sort();
                 let expected: Vec<_> = oracle.iter().filter(|(_, filter)| filter.may_contain(&positions)).map(|(peer, _)| *peer).collect();
                 prop_assert_eq!(found, expected);
-                // An old view still shows all that it showed; deltas may have added to it.
+                // An old view still shows all that it showed at first; deltas may have added to it.
                 for (view, then) in &views {
                     let found = view.find(&positions);
                     prop_assert!(then.iter().all(|(peer, filter)| !filter.may_contain(&positions) || found.contains(peer)));
@@ -348,7 +350,7 @@ mod tests {
             (256 * 1_024) + 2 * 64,
             "200 columns rounded up to 256, in two blocks"
         );
-        // Each gets another filter again and again: given-up columns are used again.
+        // Every peer gets new filters again and again: columns that were given up are used again.
         for round in 0..20 {
             for number in 0..200 {
                 writer.install(peer(number), &filter(class(10), [round]), false);
@@ -394,7 +396,7 @@ mod tests {
             move || {
                 let mut lookups = 0u64;
                 while !stop.load(Relaxed) {
-                    // In both filters that take turns: there must never be a moment without it.
+                    // The path is in both filters that take turns, so every lookup must find it.
                     assert_eq!(table.candidates(&part(50)).len(), 40);
                     lookups += 1;
                 }
