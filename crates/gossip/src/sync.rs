@@ -239,7 +239,7 @@ impl Gossip {
         let Some(link) = self.links.get_mut(&from) else { return };
         link.compared = moment;
         let recently = moment.since(link.asked) < ASK_BACK_MS;
-        // The greeting of a new connection comes soon enough, and brings less when it comes later.
+        // The greeting of a new connection comes soon enough, and its answer is smaller by then.
         let greeting = link.answers == 0 && self.timers.get(Timer::Greet(from)).is_some();
         if newer && !recently && !greeting {
             self.greet(from, 0);

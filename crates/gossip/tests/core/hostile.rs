@@ -1,4 +1,4 @@
-//! An allowlisted peer that turned hostile, and strangers.
+//! Hostile peers: some on the allowlist, some strangers.
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, STRANGER, sync_reply};
 use crate::net::{WALL_MS, keypair, part, parts, peer};
@@ -49,7 +49,7 @@ fn only_its_owner_publishes_an_announcement() {
 }
 
 #[test]
-fn a_version_of_tomorrow_is_shown_not_punished() {
+fn an_unknown_version_is_reported_and_not_punished() {
     let mut lone = Lone::new();
     assert_eq!(lone.announce(OWNER, &[2; 200]), Verdict::Ignore);
     assert!(lone.misdeeds().is_empty());
@@ -113,7 +113,7 @@ fn far_future_epochs_and_old_first_sights_are_refused() {
     }
     assert_eq!(lone.misdeeds().len(), 1);
     assert!(lone.pulls().is_empty());
-    // Known peers may have a wrong date; an epoch far ahead stays refused.
+    // Peers that we know may have a wrong date, but an epoch far ahead stays refused.
     lone.hold(OWNER, &at(WALL_MS, WALL_MS));
     let dated = at(WALL_MS + 1, WALL_MS - 3 * DAY_MS);
     assert_eq!(lone.announce(OWNER, dated.envelope.as_bytes()), Verdict::Accept);
@@ -121,7 +121,7 @@ fn far_future_epochs_and_old_first_sights_are_refused() {
 }
 
 #[test]
-fn sizes_are_refused_before_anything_is_pulled() {
+fn oversized_announcements_are_refused_before_any_pull() {
     let mut lone = Lone::new();
     let large = Forged::with(OWNER, 0, &parts(0..5), |_| {}, |announcement| announcement.body_bytes = u32::MAX);
     let many = Forged::with(OWNER, 1, &parts(0..5), |_| {}, |announcement| announcement.path_count = 1 << 40);
@@ -133,7 +133,7 @@ fn sizes_are_refused_before_anything_is_pulled() {
 }
 
 #[test]
-fn a_body_that_breaks_its_bounds_is_the_owners_doing_and_not_pulled_again() {
+fn the_owner_is_blamed_for_an_invalid_body_which_is_not_pulled_again() {
     let all_ones = Forged::with(OWNER, 0, &parts(0..5), |summary| summary.filter_bytes.fill(0xff), |_| {});
     let shape = Forged::with(OWNER, 0, &parts(0..5), |summary| summary.filter_bytes.truncate(1_000), |_| {});
     let order = Forged::with(OWNER, 0, &parts(0..5), |summary| summary.audience.reverse(), |_| {});
@@ -148,7 +148,7 @@ fn a_body_that_breaks_its_bounds_is_the_owners_doing_and_not_pulled_again() {
         (addresses, Misdeed::InvalidBody),
     ] {
         let mut lone = Lone::new();
-        // The body comes from another peer, who is not to blame.
+        // The body comes from another peer, which is not to blame.
         lone.announce(OWNER, forged.envelope.as_bytes());
         let (_, id, _) = lone.pulls()[0];
         lone.feed(Input::RequestFailed { to: peer(OWNER), id });
@@ -161,7 +161,7 @@ fn a_body_that_breaks_its_bounds_is_the_owners_doing_and_not_pulled_again() {
         lone.announce(OWNER, forged.envelope.as_bytes());
         assert!(lone.pulls().is_empty(), "{misdeed}: pulled again");
         assert!(!lone.is_candidate(OWNER, &part(3)));
-        // A good one is.
+        // A valid summary is pulled.
         lone.hold(OWNER, &Forged::new(OWNER, 1, &parts(0..5)));
         assert!(lone.is_candidate(OWNER, &part(3)));
     }
@@ -186,7 +186,7 @@ fn a_body_for_others_is_ignored() {
 }
 
 #[test]
-fn a_false_body_is_the_senders_doing_and_another_is_asked() {
+fn the_sender_is_blamed_for_a_false_body_and_another_peer_is_asked() {
     let mut lone = Lone::new();
     let forged = Forged::new(OWNER, 0, &parts(0..5));
     lone.announce(OWNER, forged.envelope.as_bytes());
@@ -207,7 +207,7 @@ fn a_false_body_is_the_senders_doing_and_another_is_asked() {
 }
 
 #[test]
-fn a_false_delta_is_the_senders_doing_and_the_whole_is_asked() {
+fn the_sender_is_blamed_for_a_false_delta_and_the_whole_body_is_pulled() {
     let base = Forged::new(OWNER, 0, &parts(0..5));
     let next = Forged::new(OWNER, 1, &parts(0..6));
     let delta = |base_seq: u64, items: u64, positions: Vec<u32>| {
@@ -266,7 +266,7 @@ fn a_flood_of_announcements_is_not_even_opened() {
 }
 
 #[test]
-fn what_another_replays_is_not_its_authors_doing() {
+fn the_author_is_not_blamed_for_what_another_peer_replays() {
     let mut lone = Lone::new();
     let dated = |epoch: u64, issued_at_ms: u64| {
         let change = |announcement: &mut Announcement| {
@@ -274,7 +274,8 @@ fn what_another_replays_is_not_its_authors_doing() {
         };
         Forged::with(OWNER, 0, &parts(0..1), |_| {}, change)
     };
-    // All that an owner said in a week, rightly signed, to one that knows nothing of it and cannot reach it.
+    // All that an owner said in a week, correctly signed, told to a node that knows nothing of the owner and cannot reach
+    // it.
     for hour in 0..200 {
         let at = WALL_MS - (200 - hour) * 3_600_000;
         lone.tell(OWNER, OTHER, dated(at, at).envelope.as_bytes());
@@ -282,16 +283,16 @@ fn what_another_replays_is_not_its_authors_doing() {
     assert_eq!(lone.misdeeds(), []);
     let told_of_clock = |output: &Output| matches!(output, Output::Event(Event::ClockDiffers { .. }));
     assert!(!lone.outputs.iter().any(told_of_clock));
-    // It is back: what it says itself is heard at once.
+    // The owner is back: what it says itself is accepted at once.
     assert_eq!(lone.tell(OWNER, OWNER, dated(WALL_MS, WALL_MS).envelope.as_bytes()), Verdict::Accept);
-    // Said by itself, a date more than a day off is its clock.
+    // When the owner itself gives a date that is more than a day off, its clock is wrong.
     let mut other = Lone::new();
     other.tell(OWNER, OWNER, dated(5, WALL_MS - 2 * DAY_MS).envelope.as_bytes());
     assert!(other.outputs.iter().any(told_of_clock));
 }
 
 #[test]
-fn who_pushes_messages_of_strangers_is_charged_for_them() {
+fn a_peer_that_floods_messages_of_strangers_is_blamed() {
     let mut lone = Lone::new();
     let bytes = Forged::new(STRANGER, 1, &parts(0..1)).envelope.as_bytes().to_vec();
     for _ in 0..1_900 {
@@ -305,7 +306,7 @@ fn who_pushes_messages_of_strangers_is_charged_for_them() {
 }
 
 #[test]
-fn a_flood_of_requests_is_busy() {
+fn a_flood_of_requests_is_answered_with_busy() {
     let mut lone = Lone::new();
     let sync = Sync { store_dir: "/nix/store".into(), software: "x".into(), yours: None, have: vec![] };
     let sync = GossipRequest::Sync(sync).encode().unwrap();
@@ -341,7 +342,7 @@ fn the_third_misdeed_sets_aside_for_five_minutes() {
 }
 
 #[test]
-fn what_the_caller_saw_counts_as_well() {
+fn misdeeds_told_by_the_caller_count() {
     let mut lone = Lone::new();
     lone.hold(OWNER, &Forged::new(OWNER, 0, &parts(0..20)));
     for misdeed in [Misdeed::FalseNarInfo, Misdeed::FalseNar, Misdeed::FalseNar] {
@@ -389,7 +390,7 @@ fn false_hits_order_the_candidates_and_demote_the_liar() {
 }
 
 #[test]
-fn hits_as_dense_as_the_filter_do_not_demote() {
+fn false_hits_that_the_density_explains_do_not_demote() {
     let mut lone = Lone::new();
     // 500 paths in 8,192 bits: 49 % ones, a rate of 0.04 %, so 8 false hits are to be expected.
     lone.hold(OWNER, &Forged::new(OWNER, 0, &parts(0..500)));
@@ -434,7 +435,7 @@ fn our_own_body_goes_to_the_audience_that_it_names() {
     let owner = AudienceDigest::of(&peer(1));
     let pull = |generation| GossipRequest::Pull { owner, generation, have_seq: None }.encode().unwrap();
     assert!(matches!(lone.ask(OTHER, pull(generation)), GossipReply::Body(_)));
-    // Trusted since a moment ago: the body that we published does not name it yet.
+    // This peer is trusted since a moment ago: the body that we published does not name it yet.
     lone.feed(Input::Allowlist(BTreeSet::from([peer(OTHER), peer(OWNER), peer(STRANGER)])));
     assert_eq!(lone.ask(STRANGER, pull(generation)), GossipReply::Absent);
     lone.pass(1_000);
@@ -443,7 +444,7 @@ fn our_own_body_goes_to_the_audience_that_it_names() {
 }
 
 #[test]
-fn garbage_is_blamed_on_who_sent_it() {
+fn garbage_is_blamed_on_its_sender() {
     let mut lone = Lone::new();
     assert_eq!(lone.ask(OTHER, vec![0xff; 10]), GossipReply::Absent);
     assert_eq!(lone.misdeeds(), [(peer(OTHER), Misdeed::MalformedRequest)]);
@@ -460,7 +461,7 @@ fn garbage_is_blamed_on_who_sent_it() {
     assert_eq!(lone.misdeeds().last(), Some(&(to, Misdeed::MalformedReply)));
 }
 
-/// The first sync that the core sends to `number` from now on.
+/// Reconnects `number`; returns the id of the first sync that the core then sends to it.
 fn next_sync(lone: &mut Lone, number: u8) -> u64 {
     lone.outputs.clear();
     lone.feed(Input::Disconnected(peer(number)));
@@ -469,7 +470,7 @@ fn next_sync(lone: &mut Lone, number: u8) -> u64 {
 }
 
 #[test]
-fn forged_news_are_the_tellers_doing() {
+fn forged_news_is_blamed_on_the_peer_that_told_it() {
     let mut lone = Lone::new();
     let id = next_sync(&mut lone, OTHER);
     let good = Forged::new(OWNER, 0, &parts(0..5));
@@ -484,7 +485,7 @@ fn forged_news_are_the_tellers_doing() {
 }
 
 #[test]
-fn nothing_is_pulled_of_another_store() {
+fn nothing_is_pulled_from_a_peer_with_another_store_directory() {
     let mut lone = Lone::new();
     let id = next_sync(&mut lone, OWNER);
     lone.reply(OWNER, id, &GossipReply::StoreDirDiffers { store_dir: "/gnu/store".into() });
@@ -492,7 +493,7 @@ fn nothing_is_pulled_of_another_store() {
     lone.pass(100_000);
     assert_eq!(lone.pulls(), [], "neither from it nor from others");
     assert!(lone.misdeeds().is_empty());
-    // Its operator has put that right.
+    // The peer's operator has corrected that.
     let id = next_sync(&mut lone, OWNER);
     lone.reply(OWNER, id, &sync_reply(vec![], None));
     assert_eq!(lone.pulls().first().map(|(to, ..)| *to), Some(peer(OWNER)));
@@ -509,7 +510,7 @@ fn news_of_strangers_leave_no_trace() {
 }
 
 #[test]
-fn a_stolen_key_cannot_burn_our_numbers() {
+fn a_stolen_key_cannot_push_our_epoch_far_ahead() {
     let mut lone = Lone::new();
     let before = lone.core.publication().generation.unwrap();
     let stolen = |epoch: u64| {
@@ -541,7 +542,7 @@ fn too_long_lists_are_refused() {
 }
 
 #[test]
-fn names_that_would_forge_a_log_are_cleaned() {
+fn control_characters_in_software_names_are_removed() {
     let mut lone = Lone::new();
     let id = next_sync(&mut lone, OTHER);
     let software = format!("evil\n\u{1b}[2J{}", "x".repeat(500));

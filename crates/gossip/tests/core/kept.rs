@@ -1,4 +1,4 @@
-//! Summaries kept over a restart: known at once, checked as on the first day, and never handed on as news when they are none.
+//! Summaries kept over a restart: used at once, checked like new ones, and never handed on when they are outdated.
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, STRANGER, sync_reply};
 use crate::net::{WALL_MS, config, part, parts, peer};
@@ -11,12 +11,12 @@ use std::collections::BTreeSet;
 const DAY_MS: u64 = 86_400_000;
 const LIFETIME_MS: u64 = 14_400_000;
 
-/// A core that has just started over what the last run persisted; nobody is connected.
+/// A core that has just started with what the last run persisted; nobody is connected.
 fn started(newest: &[&Forged], wall_ms: u64) -> Lone {
     started_admitting(newest, wall_ms, vec![])
 }
 
-/// The same, with audiences of the last run.
+/// The same, also with audiences of the last run.
 fn started_admitting(newest: &[&Forged], wall_ms: u64, audiences: Vec<(PeerId, Vec<AudienceDigest>)>) -> Lone {
     let now = Now { moment: Moment(50), wall_ms };
     let newest = newest.iter().map(|forged| forged.envelope.as_bytes().to_vec()).collect();
@@ -44,7 +44,7 @@ fn greet(lone: &mut Lone, number: u8, news: &[&Forged]) {
     lone.reply(number, id, &sync_reply(news, None));
 }
 
-/// Envelopes that a peer without any summary is told of.
+/// The envelopes that a peer without any summary is told.
 fn news_for(lone: &mut Lone, number: u8) -> Vec<Vec<u8>> {
     let sync = Sync { store_dir: "/nix/store".into(), software: "x".into(), yours: None, have: vec![] };
     match lone.ask(number, GossipRequest::Sync(sync).encode().unwrap()) {
@@ -60,9 +60,9 @@ fn pulled_by(lone: &mut Lone, number: u8, forged: &Forged) -> GossipReply {
 }
 
 #[test]
-fn what_was_kept_is_a_candidate_before_anyone_is_connected() {
+fn a_kept_summary_is_used_before_anyone_is_connected() {
     let forged = Forged::new(OWNER, 3, &parts(0..20));
-    // What one run gives is what the next one takes.
+    // The next run takes exactly what this one gives.
     let mut before = Lone::new();
     before.hold(OWNER, &forged);
     let given = before.core.kept(&peer(OWNER)).unwrap();
@@ -74,7 +74,7 @@ fn what_was_kept_is_a_candidate_before_anyone_is_connected() {
     assert!(matches!(lone.events()[..], [Event::AddressesLearned { .. }]), "where it listens is known as well");
     let summary = lone.core.peers().find(|view| view.peer == peer(OWNER)).unwrap().summary.unwrap();
     assert!(summary.remembered && summary.accepted_ms == given.accepted_ms);
-    // It goes to its audience, and to hear the same again pulls nothing.
+    // It goes to its audience, and hearing the same again pulls nothing.
     assert_eq!(news_for(&mut lone, OTHER), [forged.envelope.as_bytes()]);
     assert_eq!(pulled_by(&mut lone, OTHER, &forged), GossipReply::Body(forged.body.clone()));
     greet(&mut lone, OWNER, &[&forged]);
@@ -97,7 +97,7 @@ fn only_the_rest_of_the_lifetime_is_left_and_repeats_do_not_renew_it() {
     assert!(!lone.is_candidate(OWNER, &part(5)));
     assert!(lone.events().contains(&&Event::Expired { peer: peer(OWNER) }));
     assert!(lone.core.kept(&peer(OWNER)).is_none(), "nothing is left to keep");
-    // Announced again before the end, it lives on.
+    // A summary that is announced again before the end lives on.
     let again = Forged::new(OWNER, 1, &parts(0..20));
     let mut lone = started(&[&forged], WALL_MS + age_ms);
     restore(&mut lone, &kept(&forged)).unwrap();
@@ -107,7 +107,7 @@ fn only_the_rest_of_the_lifetime_is_left_and_repeats_do_not_renew_it() {
 }
 
 #[test]
-fn clocks_that_jump_give_no_second_life() {
+fn clock_jumps_do_not_extend_the_lifetime() {
     let forged = Forged::new(OWNER, 0, &parts(0..20));
     for (wall_ms, restored) in [
         (WALL_MS + LIFETIME_MS, Err(Unfit::Expired)),
@@ -117,7 +117,7 @@ fn clocks_that_jump_give_no_second_life() {
     ] {
         assert_eq!(restore(&mut started(&[&forged], wall_ms), &kept(&forged)), restored, "{wall_ms}");
     }
-    // The clock went back an hour: it lives no longer than one that was just accepted.
+    // The clock went back an hour: the summary lives no longer than one that was just accepted.
     let mut lone = started(&[&forged], WALL_MS - 3_600_000);
     restore(&mut lone, &kept(&forged)).unwrap();
     lone.pass(LIFETIME_MS - 1_000);
@@ -127,7 +127,7 @@ fn clocks_that_jump_give_no_second_life() {
 }
 
 #[test]
-fn what_was_changed_on_disk_is_dropped_and_nobody_is_blamed() {
+fn a_kept_summary_changed_on_disk_is_dropped_and_nobody_is_blamed() {
     let honest = Forged::new(OWNER, 0, &parts(0..20));
     let of_other = Forged::new(OTHER, 0, &parts(0..20));
     let dense = Forged::with(OWNER, 0, &parts(0..20), |summary| summary.filter_bytes.fill(0xff), |_| {});
@@ -174,12 +174,12 @@ fn what_was_changed_on_disk_is_dropped_and_nobody_is_blamed() {
 }
 
 #[test]
-fn who_said_goodbye_is_not_remembered() {
+fn a_peer_that_said_goodbye_is_not_restored() {
     let forged = Forged::new(OWNER, 3, &parts(0..20));
     let goodbye = Forged::with(OWNER, 4, &BTreeSet::new(), |_| {}, |announcement| announcement.lifetime_s = 0);
     let mut lone = started(&[&goodbye], WALL_MS);
     assert_eq!(restore(&mut lone, &kept(&forged)), Err(Unfit::Departed));
-    // A goodbye that comes after the start ends it as well.
+    // A goodbye that comes after the start ends the summary as well.
     let mut lone = started(&[&forged], WALL_MS);
     restore(&mut lone, &kept(&forged)).unwrap();
     lone.tell(OWNER, OTHER, goodbye.envelope.as_bytes());
@@ -187,14 +187,15 @@ fn who_said_goodbye_is_not_remembered() {
 }
 
 #[test]
-fn one_older_than_the_newest_serves_us_until_that_is_pulled_and_nobody_else() {
+fn an_outdated_kept_summary_serves_only_us_until_the_newest_is_pulled() {
     let (older, newest) = (Forged::new(OWNER, 3, &parts(0..20)), Forged::new(OWNER, 4, &parts(0..30)));
     let mut lone = started(&[&newest], WALL_MS + 60_000);
     restore(&mut lone, &kept(&older)).unwrap();
     assert!((0..20).all(|path| lone.is_candidate(OWNER, &part(path))) && !lone.is_candidate(OWNER, &part(25)));
     assert!(news_for(&mut lone, OTHER).is_empty(), "it is no news");
     assert_eq!(pulled_by(&mut lone, OTHER, &older), GossipReply::Absent);
-    // An old announcement of it stays refused, and the newest is pulled once it is heard again, as a delta if possible.
+    // An older announcement stays refused. The newest body is pulled once its announcement is heard again, as a delta if
+    // possible.
     lone.feed(Input::Connected(peer(OTHER)));
     lone.pass(500);
     lone.requests();
@@ -209,7 +210,7 @@ fn one_older_than_the_newest_serves_us_until_that_is_pulled_and_nobody_else() {
 }
 
 #[test]
-fn an_older_audience_admits_nobody_again() {
+fn restoring_an_older_body_admits_nobody_again() {
     let (older, newest) = (Forged::new(OWNER, 3, &parts(0..20)), Forged::new(OWNER, 4, &parts(0..30)));
     let alone = vec![AudienceDigest::of(&peer(1))];
     for (of_last_run, told) in [(&older, true), (&newest, false)] {
@@ -217,14 +218,14 @@ fn an_older_audience_admits_nobody_again() {
         restore(&mut lone, &kept(&older)).unwrap();
         assert_eq!(lone.core.admits(&peer(OWNER), &peer(OTHER)), told);
     }
-    // Nor where nothing is known of the newest one.
+    // The older audience does not count either when the newest one is unknown.
     let mut lone = started(&[&newest], WALL_MS + 60_000);
     restore(&mut lone, &kept(&older)).unwrap();
     assert!(lone.core.audience(&peer(OWNER)).is_none());
 }
 
 #[test]
-fn one_announced_again_unchanged_is_the_newest() {
+fn a_kept_body_announced_again_unchanged_is_the_newest() {
     let (first, again) = (Forged::new(OWNER, 3, &parts(0..20)), Forged::new(OWNER, 4, &parts(0..20)));
     let mut lone = started(&[&again], WALL_MS + 60_000);
     restore(&mut lone, &kept(&first)).unwrap();

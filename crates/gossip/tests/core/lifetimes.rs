@@ -1,4 +1,4 @@
-//! How long what was said holds: restarts, lost states, wrong clocks, goodbyes, and two machines with one key.
+//! How long an announcement holds: restarts, lost states, wrong clocks, goodbyes, and two machines with one key.
 
 use crate::net::{Net, WALL_MS, peer};
 use crate::stories::{SOON_MS, nobody_is_blamed};
@@ -6,11 +6,11 @@ use narmesh_gossip::{Event, Input};
 use narmesh_protocol::Envelope;
 
 #[test]
-fn one_that_lost_its_state_is_heard_again() {
+fn a_peer_that_lost_its_state_is_heard_again() {
     let mut net = Net::full(2);
     net.update(1, 0..10, 0..0);
     net.run(10_000);
-    // Its battery is dead too: its epochs begin at 1970, far below what 2 has seen.
+    // Its clock's battery is dead too: its epochs begin at 1970, far below what 2 has seen.
     net.wall_skew_ms.insert(1, -i64::try_from(WALL_MS).unwrap());
     net.restart(1, false);
     net.trust(1, &[(1, 2)]);
@@ -24,7 +24,7 @@ fn one_that_lost_its_state_is_heard_again() {
 }
 
 #[test]
-fn one_that_lost_its_state_and_was_not_yet_ready_goes_on_above() {
+fn lost_state_is_noticed_before_the_first_publication() {
     let mut net = Net::full(2);
     net.wall_skew_ms.insert(1, -10_000_000);
     net.restart(1, false);
@@ -50,7 +50,8 @@ fn a_restart_with_its_disk_begins_a_later_epoch_and_remembers_the_others() {
     net.restart(1, true);
     net.trust(1, &[(1, 2)]);
     net.paths(1, 0..10);
-    // What 2 said is a floor: an older one is refused, and nothing of it is a candidate before it is pulled again.
+    // What 2 announced is only a floor: older announcements are refused, and 2 is no candidate before its body is pulled
+    // again.
     let replay = |bytes: Vec<u8>| Input::Announcement { id: 1, author: peer(2), from: peer(2), bytes };
     net.input(1, replay(old));
     assert_eq!(net.view(1, 2).announced, Some(Envelope::open(&newest).unwrap().announcement().generation));
@@ -65,7 +66,7 @@ fn a_restart_with_its_disk_begins_a_later_epoch_and_remembers_the_others() {
 }
 
 #[test]
-fn a_summary_lives_from_its_first_sight_and_repeats_do_not_renew() {
+fn a_summary_lives_from_its_first_sight_and_repeats_do_not_renew_it() {
     let mut net = Net::full(2);
     net.update(1, 0..10, 0..0);
     net.run(1_000);
@@ -80,7 +81,7 @@ fn a_summary_lives_from_its_first_sight_and_repeats_do_not_renew() {
     net.run(2_000);
     assert!(!net.candidate(2, 1, 5));
     assert!(net.node(2).events.contains(&Event::Expired { peer: peer(1) }));
-    // Once over, it does not come back under the same generation.
+    // Once its lifetime is over, the body does not come back under the same generation.
     net.clear();
     net.nodes.insert(1, gone);
     net.input(2, Input::Announcement { id: 2, author: peer(1), from: peer(1), bytes: last });
@@ -102,14 +103,14 @@ fn an_unchanged_summary_is_announced_again_and_lives_on() {
 }
 
 #[test]
-fn a_goodbye_ends_it_at_once_and_is_told_on() {
+fn a_goodbye_ends_a_summary_at_once_and_is_passed_on() {
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
     net.connect(1, 2);
     net.connect(2, 3);
     net.update(1, 0..10, 0..0);
     net.run(10_000);
     assert!(net.candidate(2, 1, 5) && net.candidate(3, 1, 5));
-    // 3 sleeps through the goodbye.
+    // 3 misses the goodbye.
     net.disconnect(2, 3);
     net.input(1, Input::Goodbye);
     net.run(100);
@@ -122,7 +123,7 @@ fn a_goodbye_ends_it_at_once_and_is_told_on() {
     net.connect(2, 3);
     net.run(1_000);
     assert!(!net.candidate(3, 1, 5));
-    // It comes back later.
+    // 1 comes back later.
     net.restart(1, true);
     net.trust(1, &[(1, 2), (1, 3)]);
     net.paths(1, 0..10);
@@ -132,7 +133,7 @@ fn a_goodbye_ends_it_at_once_and_is_told_on() {
 }
 
 #[test]
-fn a_clock_set_right_dates_the_announcement_anew() {
+fn a_corrected_clock_dates_the_announcement_anew() {
     let mut net = Net::with_trust(2, &[(1, 2)]);
     net.wall_skew_ms.insert(1, -200_000_000);
     net.restart(1, false);
@@ -151,7 +152,7 @@ fn a_clock_set_right_dates_the_announcement_anew() {
 
 #[test]
 fn two_machines_with_one_key_do_not_chase_each_other() {
-    // A copied disk: 2 is connected with both, and shows each what the other has published.
+    // A copied disk: 2 is connected with both machines, and shows each what the other has published.
     let mut net = Net::with_trust(2, &[(1, 2)]);
     net.connect(1, 2);
     net.run(10_000);

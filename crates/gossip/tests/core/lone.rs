@@ -9,7 +9,7 @@ use narmesh_protocol::{
 };
 use std::collections::BTreeSet;
 
-/// The core is number 1; 8 and 9 are on its allowlist and connected, 7 is nobody.
+/// The core is number 1. Peers 8 and 9 are on its allowlist and connected; 7 is a stranger.
 pub struct Lone {
     pub core: Gossip,
     pub now: Now,
@@ -60,7 +60,7 @@ impl Lone {
         self.tell(author, OTHER, bytes)
     }
 
-    /// `from` hands on what the author announces.
+    /// `from` hands on what `author` announces; returns the core's verdict.
     pub fn tell(&mut self, author: u8, from: u8, bytes: &[u8]) -> Verdict {
         self.feed(Input::Announcement { id: 77, author: peer(author), from: peer(from), bytes: bytes.to_vec() });
         let judged = |output: &Output| match output {
@@ -70,7 +70,7 @@ impl Lone {
         self.outputs.iter().rev().find_map(judged).unwrap()
     }
 
-    /// All requests that the core has sent, and takes them away.
+    /// Takes all requests that the core has sent.
     pub fn requests(&mut self) -> Vec<(PeerId, u64, GossipRequest)> {
         let mut requests = vec![];
         self.outputs.retain(|output| match output {
@@ -83,7 +83,7 @@ impl Lone {
         requests
     }
 
-    /// The pulls among them.
+    /// Takes all requests that the core has sent, and returns the pulls.
     pub fn pulls(&mut self) -> Vec<(PeerId, u64, Option<u64>)> {
         let pull = |(to, id, request)| match request {
             GossipRequest::Pull { have_seq, .. } => Some((to, id, have_seq)),
@@ -96,7 +96,7 @@ impl Lone {
         self.feed(Input::Response { from: peer(from), id, bytes: reply.encode().unwrap() });
     }
 
-    /// What the core answers to a request of `from`.
+    /// The core's answer to a request of `from`.
     pub fn ask(&mut self, from: u8, bytes: Vec<u8>) -> GossipReply {
         self.feed(Input::Request { from: peer(from), id: 55, bytes });
         let answer = |output: &Output| match output {
@@ -106,7 +106,7 @@ impl Lone {
         self.outputs.iter().rev().find_map(answer).unwrap()
     }
 
-    /// Announces and delivers.
+    /// Announces a summary and delivers its body.
     pub fn hold(&mut self, author: u8, forged: &Forged) {
         assert_eq!(self.announce(author, forged.envelope.as_bytes()), Verdict::Accept);
         let (_, id, _) = self.pulls().into_iter().find(|(to, ..)| *to == peer(author)).expect("it pulls");
@@ -136,7 +136,7 @@ impl Lone {
     }
 }
 
-/// A body and the envelope that announces it, honest until changed.
+/// A body and the envelope that announces it. Both are honest until changed.
 pub struct Forged {
     pub body: Vec<u8>,
     pub announcement: Announcement,

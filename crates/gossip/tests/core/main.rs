@@ -1,4 +1,4 @@
-//! Two and three cores in virtual time: the stories that the protocol promises, and the attacks that it refuses.
+//! Two and three cores in virtual time: what the protocol promises, and the attacks that it refuses.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! A few cores, a virtual clock, and a network that delays, drops and cuts as it is told.
+//! A few cores, a virtual clock, and a network that delays, drops and cuts on command.
 
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{
@@ -7,9 +7,9 @@ use narmesh_gossip::{
 use narmesh_protocol::{Envelope, HashPart, StoreDir};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// 2026-11-21.
+/// Our wall clock at the start: 2026-11-21.
 pub const WALL_MS: u64 = 1_795_219_200_000;
-/// One way, milliseconds.
+/// The delay of a message in one direction, milliseconds.
 pub const DELAY_MS: u64 = 5;
 
 pub fn keypair(number: u8) -> Keypair {
@@ -44,20 +44,20 @@ pub struct Node {
     pub misdeeds: Vec<(PeerId, Misdeed)>,
     pub verdicts: Vec<Verdict>,
     pub published: Vec<Vec<u8>>,
-    /// What this machine's answers were, in bytes.
+    /// All answers that this machine sent, as bytes.
     pub responses: Vec<(PeerId, Vec<u8>)>,
 }
 
-/// Nodes are called by number, from 1; so are their keys.
+/// Nodes are numbered from 1; their keys follow from the number.
 pub struct Net {
     pub now_ms: u64,
     pub nodes: BTreeMap<u8, Node>,
     links: BTreeSet<(u8, u8)>,
     flying: BTreeMap<(u64, u64), (u8, Input)>,
     sent: u64,
-    /// Announcements reach nobody while this is set.
+    /// While this is set, announcements reach nobody.
     pub gossip_lost: bool,
-    /// Messages lost out of 256, by a fixed sequence.
+    /// How many of 256 messages are lost; which ones follows from a fixed sequence.
     pub loss: u8,
     pub wall_skew_ms: BTreeMap<u8, i64>,
 }
@@ -76,7 +76,7 @@ impl Net {
         }
     }
 
-    /// Nodes 1 to `count`; each trusts the next ones as `trust` says (both ways); all have no paths.
+    /// Nodes 1 to `count`. The pairs in `trust` trust each other; nobody has any paths.
     pub fn with_trust(count: u8, trust: &[(u8, u8)]) -> Self {
         let mut net = Self::new();
         for number in 1..=count {
@@ -87,7 +87,7 @@ impl Net {
         net
     }
 
-    /// All trust all, and all are connected.
+    /// Every node trusts and is connected to every other.
     pub fn full(count: u8) -> Self {
         let pairs: Vec<_> = (1..=count).flat_map(|a| (a + 1..=count).map(move |b| (a, b))).collect();
         let mut net = Self::with_trust(count, &pairs);
@@ -130,7 +130,7 @@ impl Net {
         self.nodes.insert(number, node);
     }
 
-    /// Restarts a node, with its disk or without, connected to nobody.
+    /// Restarts a node, with its disk or without; then it is connected to nobody.
     pub fn restart(&mut self, number: u8, keep_disk: bool) {
         let old = self.nodes.remove(&number).unwrap();
         for other in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -265,7 +265,7 @@ impl Net {
         }
     }
 
-    /// gossipsub, simplified: hop by hop to all who are connected, whatever anyone's verdict.
+    /// A simplified gossipsub: hop by hop to all connected nodes, whatever their verdicts.
     fn flood(&mut self, author: u8, bytes: &[u8]) {
         if self.gossip_lost {
             return;

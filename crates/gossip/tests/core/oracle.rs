@@ -1,16 +1,16 @@
-//! What a filter gives away, to whom, and for how long: the three questions of `docs/decisions/0013-filters-compared.md`.
+//! What a filter reveals, to whom, and for how long: the three questions of `docs/decisions/0013-filters-compared.md`.
 
 use crate::net::{Net, part, peer};
 use narmesh_protocol::wire::GossipReply;
 use narmesh_protocol::{BitPositions, Filter, Summary};
 
-/// Long enough for a publication, a hop of gossip and a pull.
+/// Long enough for a publication, one hop of gossip and a pull.
 const SOON_MS: u64 = 700;
 /// A removal waits a second for others, and for 5 s after the last epoch; then it is announced and pulled.
 const REMOVED_MS: u64 = 1_000 + 5_000 + SOON_MS;
 const LIFETIME_MS: u64 = 4 * 3_600_000;
 
-/// All filters that ever were handed to this machine, by anyone.
+/// All filters that this machine was ever given, by anyone.
 fn filters_given_to(net: &Net, number: u8) -> Vec<Filter> {
     let replies = net.nodes.values().flat_map(|node| &node.responses).filter(|(to, _)| *to == peer(number));
     let bodies = replies.filter_map(|(_, bytes)| match GossipReply::decode(bytes).unwrap() {
@@ -26,8 +26,8 @@ fn guesses(filters: &[Filter], paths: std::ops::Range<u32>) -> usize {
 }
 
 #[test]
-fn who_has_a_filter_can_test_every_guess_so_strangers_get_none() {
-    // 1 and 2 trust each other. 3 is trusted by 2 alone, and is connected to both as far as it can be.
+fn a_filter_answers_every_guess_so_strangers_get_none() {
+    // 1 and 2 trust each other. 3 is trusted by 2 alone, but is connected to both.
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3)]);
     net.connect(1, 2);
     net.connect(2, 3);
@@ -53,12 +53,12 @@ fn a_removed_path_stays_guessable_for_seconds_or_for_a_lifetime() {
     assert!((0..50).all(|path| net.candidate(3, 1, path)), "who does not, goes on asking");
     net.run(LIFETIME_MS);
     assert!((0..300).all(|path| !net.candidate(3, 1, path)), "but not beyond the lifetime");
-    // A peer that keeps what it was given is another matter.
+    // A peer that keeps the filter it was given is another matter.
     assert_eq!(guesses(&filters_given_to(&net, 3), 0..300), 300, "what was told is told for ever");
 }
 
 #[test]
-fn a_peer_that_is_thrown_out_knows_what_it_knew_and_nothing_more() {
+fn a_distrusted_peer_keeps_what_it_knew_and_learns_nothing_new() {
     let mut net = Net::full(3);
     net.update(1, 0..300, 0..0);
     net.run(10_000);

@@ -1,11 +1,11 @@
-//! Peers among friends: what is said arrives, what is taken back goes, and nothing is lost for long.
+//! Peers that trust each other: what is announced arrives, what is removed disappears, and nothing is lost for long.
 
 use crate::net::{Net, config, part, parts, peer};
 use narmesh_gossip::{Event, Input, PathChange, Persisted};
 use narmesh_protocol::{AudienceDigest, Envelope, StoreDir};
 use std::collections::BTreeSet;
 
-/// Long enough for a publication, a hop of gossip and a pull.
+/// Long enough for a publication, one hop of gossip and a pull.
 pub(crate) const SOON_MS: u64 = 700;
 
 pub(crate) fn nobody_is_blamed(net: &Net) {
@@ -27,7 +27,7 @@ fn a_path_built_here_is_a_candidate_there() {
 }
 
 #[test]
-fn the_first_of_a_quiet_time_is_out_after_the_debounce() {
+fn the_first_change_after_a_quiet_time_waits_only_for_the_debounce() {
     let mut net = Net::full(2);
     net.run(10_000);
     net.update(1, 0..1, 0..0);
@@ -54,7 +54,7 @@ fn additions_travel_as_deltas() {
 }
 
 #[test]
-fn who_missed_some_deltas_gets_one_for_all() {
+fn a_peer_that_missed_deltas_gets_one_merged_delta() {
     let mut net = Net::full(2);
     net.update(1, 0..500, 0..0);
     net.run(10_000);
@@ -110,7 +110,7 @@ fn a_removed_path_is_forgotten_within_its_bound() {
         assert!((0..40).chain(70..100).all(|path| net.candidate(asker, 1, path)));
     }
     assert_eq!(net.node(1).core.publication().paths, 70);
-    // The next one comes too soon after a new epoch: it waits five seconds from that.
+    // The next removal comes too soon after a new epoch: it waits until five seconds after that.
     net.update(1, 0..0, 0..1);
     net.run(3_000);
     assert!(net.candidate(2, 1, 0));
@@ -134,8 +134,8 @@ fn a_path_that_came_back_costs_no_epoch() {
 }
 
 #[test]
-fn a_relay_hands_bodies_to_those_who_are_meant() {
-    // 1 and 3 trust each other but only 2 is connected to both.
+fn a_relay_hands_bodies_to_their_audience() {
+    // 1 and 3 trust each other, but only 2 is connected to both.
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3), (1, 3)]);
     net.connect(1, 2);
     net.connect(2, 3);
@@ -152,7 +152,7 @@ fn a_relay_hands_bodies_to_those_who_are_meant() {
 
 #[test]
 fn a_relay_hands_on_deltas() {
-    // 1 - 2 - 3 - 4: who is not connected with the owner gets a few bytes too, through two relays.
+    // 1 - 2 - 3 - 4: peers that are not connected with the owner also get only a few bytes, through two relays.
     let mut net = Net::with_trust(4, &[(1, 2), (2, 3), (3, 4), (1, 3), (1, 4), (2, 4)]);
     (1..4).for_each(|number| net.connect(number, number + 1));
     net.run(2_000);
@@ -166,7 +166,7 @@ fn a_relay_hands_on_deltas() {
         assert!(pulled.iter().all(|(_, _, bytes, delta)| *delta && *bytes < 200), "{pulled:?}");
         assert!((0..2_003).all(|path| net.candidate(asker, 1, path)));
     }
-    // Several at once for one who was away, and a removal ends the chain.
+    // A peer that was away gets several deltas as one, and a removal ends the chain.
     net.disconnect(3, 4);
     for step in 0..3 {
         net.update(1, 2_010 + step..2_011 + step, 0..0);
@@ -183,7 +183,7 @@ fn a_relay_hands_on_deltas() {
 }
 
 #[test]
-fn a_relay_hands_nothing_to_those_who_are_not_meant() {
+fn a_relay_hands_nothing_to_peers_outside_the_audience() {
     let mut net = Net::with_trust(3, &[(1, 2), (2, 3)]);
     net.connect(1, 2);
     net.connect(2, 3);
@@ -196,7 +196,7 @@ fn a_relay_hands_nothing_to_those_who_are_not_meant() {
         let told = bytes.windows(newest.as_bytes().len()).any(|window| window == newest.as_bytes());
         assert!(!(told && *to == peer(3)), "2 told 3 of 1");
     }
-    // 3 now trusts 1, but 1 does not trust 3: still nothing.
+    // 3 now trusts 1, but 1 does not trust 3: 3 still gets nothing.
     net.trust(3, &[(3, 2), (3, 1)]);
     net.update(1, 10..20, 0..0);
     net.run(100_000);
@@ -205,7 +205,7 @@ fn a_relay_hands_nothing_to_those_who_are_not_meant() {
 }
 
 #[test]
-fn an_audience_that_was_kept_counts_after_a_restart_and_no_other_does() {
+fn only_a_valid_kept_audience_counts_after_a_restart() {
     let trust = [(1, 2), (2, 3), (2, 4), (1, 3)];
     let mut net = Net::with_trust(4, &trust);
     net.connect(1, 2);
@@ -227,7 +227,7 @@ fn an_audience_that_was_kept_counts_after_a_restart_and_no_other_does() {
     assert!(net.node(2).core.audience(&peer(1)).is_none(), "this is no audience");
     restart(&mut net, Vec::new());
     assert!(net.node(2).core.audience(&peer(1)).is_none());
-    // One that lost our trust meanwhile, in this run or before it, has none when it has it again.
+    // A peer that lost our trust meanwhile, in this run or before it, has no audience when it is trusted again.
     restart(&mut net, kept.clone());
     net.trust(2, &[(2, 3)]);
     net.trust(2, &trust);
@@ -245,7 +245,7 @@ fn an_audience_that_was_kept_counts_after_a_restart_and_no_other_does() {
 }
 
 #[test]
-fn what_gossip_lost_is_found_by_comparing() {
+fn a_sync_finds_what_gossip_lost() {
     let mut net = Net::full(2);
     net.run(10_000);
     net.gossip_lost = true;
@@ -255,7 +255,7 @@ fn what_gossip_lost_is_found_by_comparing() {
 }
 
 #[test]
-fn what_was_published_just_after_connecting_is_found_by_the_second_look() {
+fn the_second_sync_finds_what_was_published_just_after_connecting() {
     let mut net = Net::with_trust(2, &[(1, 2)]);
     net.run(1_000);
     net.connect(1, 2);
@@ -267,11 +267,11 @@ fn what_was_published_just_after_connecting_is_found_by_the_second_look() {
 }
 
 #[test]
-fn each_connection_has_its_turn() {
+fn each_connection_is_synced_in_turn() {
     let trust: Vec<_> = (2..=8).map(|other| (1, other)).collect();
     let mut net = Net::with_trust(8, &trust);
     for other in 2..=8 {
-        // Only 1 has a timer.
+        // Only 1 has a sync timer.
         net.start_with(
             other,
             Persisted::default(),
@@ -283,7 +283,7 @@ fn each_connection_has_its_turn() {
     }
     net.run(10_000);
     net.gossip_lost = true;
-    // Only one has news, so that news of one do not lead to the others.
+    // Only one peer has news, so that one peer's news does not cause syncs with the others.
     let last = (2..=8).max_by_key(|other| peer(*other)).unwrap();
     net.update(last, 0..1, 0..0);
     net.run(7 * 66_000 + 1_000);
@@ -291,7 +291,7 @@ fn each_connection_has_its_turn() {
 }
 
 #[test]
-fn who_is_shown_something_newer_asks_back() {
+fn a_peer_that_is_shown_newer_summaries_asks_back() {
     let trust = [(1, 2), (2, 3), (1, 3)];
     let mut net = Net::with_trust(3, &trust);
     net.start_with(
@@ -311,7 +311,7 @@ fn who_is_shown_something_newer_asks_back() {
 }
 
 #[test]
-fn what_a_comparison_brought_is_spread_hop_by_hop() {
+fn news_from_a_sync_spreads_hop_by_hop() {
     let trust = [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)];
     let mut net = Net::with_trust(4, &trust);
     for silent in [1, 3, 4] {
@@ -384,7 +384,7 @@ fn a_peer_taken_off_the_allowlist_is_forgotten_at_once() {
     assert!(net.candidate(3, 2, 75));
     assert!(!net.candidate(1, 2, 75), "and 1 gets nothing of 2 any more, neither from 2 nor from 3");
     assert!(net.node(2).core.peers().all(|view| view.peer != peer(1)), "nor is anything of 1 heard again");
-    // Trusted again, it is there again.
+    // Trusted again, it is a candidate again.
     net.trust(2, &[(2, 3), (2, 1)]);
     net.disconnect(1, 2);
     net.connect(1, 2);
@@ -469,7 +469,7 @@ fn more_paths_than_the_limit_are_withheld() {
 }
 
 #[test]
-fn nothing_is_said_before_the_paths_are_known() {
+fn nothing_is_published_before_the_paths_are_known() {
     let mut net = Net::new();
     net.start(1, Persisted::default());
     net.trust(1, &[(1, 2)]);

@@ -1,11 +1,11 @@
-//! Announced, and not there: by liars, and by those who published again or restarted.
+//! Bodies that were announced and are not there: from liars, and from owners that published again or restarted.
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, sync_reply};
 use crate::net::{part, parts, peer};
 use narmesh_gossip::{Event, Input, Misdeed};
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 
-/// Answers each pull with nothing, and each comparison with this news, for a minute; says how many pulls there were.
+/// For a minute, answers each pull with nothing and each sync with this news; returns how many pulls there were.
 fn deliver_nothing(lone: &mut Lone, news: &[Vec<u8>]) -> usize {
     let mut pulls = 0;
     for _ in 0..60 {
@@ -23,14 +23,14 @@ fn deliver_nothing(lone: &mut Lone, news: &[Vec<u8>]) -> usize {
 }
 
 #[test]
-fn announced_and_never_delivered_is_given_up_and_blamed() {
+fn an_undelivered_body_is_given_up_and_its_owner_blamed() {
     let mut lone = Lone::new();
     let announced = Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes().to_vec();
     lone.tell(OWNER, OWNER, &announced);
     assert_eq!(deliver_nothing(&mut lone, &[]), 10);
     assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::Undelivered)]);
     assert!(lone.events().iter().any(|event| matches!(event, Event::PullGivenUp { .. })));
-    // Heard of from another, and confirmed in its own words.
+    // Another peer told of it, and the owner confirmed it itself.
     let mut lone = Lone::new();
     lone.announce(OWNER, &announced);
     deliver_nothing(&mut lone, &[announced]);
@@ -38,14 +38,14 @@ fn announced_and_never_delivered_is_given_up_and_blamed() {
 }
 
 #[test]
-fn who_restarted_is_not_blamed_for_what_it_announced_before() {
+fn a_restarted_peer_is_not_blamed_for_its_earlier_announcements() {
     let announced = Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes().to_vec();
     for told_by_itself in [false, true] {
         let mut lone = Lone::new();
         lone.tell(OWNER, if told_by_itself { OWNER } else { OTHER }, &announced);
         lone.feed(Input::Disconnected(peer(OWNER)));
         lone.feed(Input::Connected(peer(OWNER)));
-        // It still reads its store: it says of itself nothing, and has nothing.
+        // It still reads its store: it announces nothing, and has nothing.
         assert_eq!(deliver_nothing(&mut lone, &[]), 10);
         for _ in 0..4 {
             lone.announce(OWNER, &announced);
@@ -58,7 +58,7 @@ fn who_restarted_is_not_blamed_for_what_it_announced_before() {
 }
 
 #[test]
-fn announcing_something_else_each_time_is_no_way_out() {
+fn announcing_something_else_each_time_does_not_avoid_blame() {
     let mut lone = Lone::new();
     for seq in 0..40 {
         lone.tell(OWNER, OWNER, Forged::new(OWNER, seq, &parts(0..5)).envelope.as_bytes());
@@ -72,7 +72,7 @@ fn announcing_something_else_each_time_is_no_way_out() {
 }
 
 #[test]
-fn silence_is_a_failure_too() {
+fn an_unanswered_pull_fails_after_ten_seconds() {
     let mut lone = Lone::new();
     lone.announce(OWNER, Forged::new(OWNER, 0, &parts(0..5)).envelope.as_bytes());
     let (_, late, _) = lone.pulls()[0];
