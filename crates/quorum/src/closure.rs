@@ -1,4 +1,4 @@
-//! A path with all that it needs at run time: agreed only if every one of them is.
+//! A path and all that it needs at run time. It is agreed only if every one of these paths is.
 
 use crate::evidence::FingerprintDigest;
 use crate::ledger::Ledger;
@@ -8,35 +8,35 @@ use narmesh_protocol::StorePath;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 
-/// One path, as the caller's store (or a narinfo) has it.
+/// One path as the caller's store, or a narinfo, describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     /// The path.
     pub path: StorePath,
-    /// What it refers to, itself or not.
+    /// The paths that it refers to; it may be among them itself.
     pub references: Vec<StorePath>,
-    /// Whether it is its own content address, proven.
+    /// Whether its content address was proven.
     pub content_addressed: bool,
-    /// What of it is in our store, if it is.
+    /// The fingerprint of what our store holds under this path, if it holds it.
     pub held: Option<FingerprintDigest>,
 }
 
-/// One path of a closure, judged.
+/// One path of a closure, with its verdict.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Judged {
     /// The path.
     pub path: StorePath,
     /// Its verdict.
     pub verdict: Verdict,
-    /// What of it is in our store, if it is.
+    /// The fingerprint of what our store holds under this path, if it holds it.
     pub held: Option<FingerprintDigest>,
-    /// What refers to it, on a shortest way from the root; `None` for the root.
+    /// The path that refers to it, on a shortest way from the root; `None` for the root.
     pub needed_by: Option<StorePath>,
-    /// The caller knows its references. If not, what it needs is unknown.
+    /// Whether the caller knows its references. If not, what it needs is unknown.
     pub known: bool,
 }
 
-/// The judgement, weakest path first; those of one strength in the order of their paths.
+/// The judgement on a closure: the weakest path first, and paths of the same strength ordered by name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClosureVerdict {
     /// The root and all that it needs.
@@ -44,17 +44,19 @@ pub struct ClosureVerdict {
 }
 
 impl ClosureVerdict {
-    /// Whether every path is agreed (or its own address), and what is here of it is what was agreed on. Of no path nothing is.
+    /// Whether every path is agreed (or is its own content address), and our store holds only agreed results of them. False
+    /// for a closure of no paths.
     pub fn is_agreed(&self) -> bool {
         !self.paths.is_empty() && self.paths.iter().all(Judged::is_agreed)
     }
 
-    /// The path that breaks it; the weakest if there are several.
+    /// The path that is not agreed; the weakest one if there are several.
     pub fn breaks_at(&self) -> Option<&Judged> {
         self.paths.iter().find(|judged| !judged.is_agreed())
     }
 
-    /// From the root to a path of the closure, both included: why it is needed. A shortest such way.
+    /// A shortest chain of references from the root to a path of the closure, both included. It tells why the path is
+    /// needed.
     pub fn chain(&self, path: &StorePath) -> Vec<StorePath> {
         let needed_by: BTreeMap<_, _> = self.paths.iter().map(|judged| (&judged.path, &judged.needed_by)).collect();
         let mut chain = vec![path.clone()];
@@ -67,7 +69,7 @@ impl ClosureVerdict {
 }
 
 impl Judged {
-    /// A path by itself: whatever it needs is not asked about.
+    /// Judges a path by itself, without what it needs.
     pub fn alone(policy: &Policy, ledger: &Ledger, member: &Member) -> Self {
         let path = member.path.clone();
         let verdict = match member.content_addressed {
@@ -77,23 +79,25 @@ impl Judged {
         Self { path, verdict, held: member.held, needed_by: None, known: true }
     }
 
-    /// The weakest first; those of one strength in the order of their paths.
+    /// Orders the weakest path first; paths of the same strength are ordered by name.
     pub(crate) fn weaker(&self, other: &Self) -> Ordering {
         self.strength().cmp(&other.strength()).then_with(|| self.path.cmp(&other.path))
     }
 
-    /// Whether it is agreed, or its own address, with all that it needs known, and what is here is what was agreed on.
+    /// Whether the path is agreed or is its own content address, its references are known, and our store holds no other
+    /// result.
     pub fn is_agreed(&self) -> bool {
         self.known && !self.held_differs() && matches!(self.verdict.state, State::Agreed | State::ContentAddressed)
     }
 
-    /// Whether one fingerprint is agreed on, and our store has another.
+    /// Whether one fingerprint is agreed on and our store holds another.
     pub fn held_differs(&self) -> bool {
         let agreed = self.verdict.agreed().map(|agreed| agreed.facts.fingerprint);
         matches!((agreed, self.held), (Some(agreed), Some(held)) if agreed != held)
     }
 
-    /// Orders the weakest first: conflicts, what is here but not what was agreed on, nothing, then by the groups that lack.
+    /// The rank of a path, weakest first: conflicts, a held result that is not the agreed one, unknown references, no
+    /// statements, and then by the number of groups that are missing.
     fn strength(&self) -> (u8, usize) {
         let lacking = self.verdict.k.saturating_sub(self.verdict.attested.first().map_or(0, |most| most.groups));
         let rank = match self.verdict.state {
@@ -109,8 +113,8 @@ impl Judged {
     }
 }
 
-/// Judges `root` and what it needs. `members` may hold more than that; a path that nobody describes is judged, and counts as one
-/// whose needs are unknown.
+/// Judges `root` and what it needs. `members` may hold more paths than that. A path that no member describes is judged too,
+/// and counts as one whose references are unknown.
 pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member]) -> ClosureVerdict {
     let by_path: BTreeMap<&StorePath, &Member> = members.iter().map(|member| (&member.path, member)).collect();
     let mut reached_from: BTreeMap<StorePath, Option<StorePath>> = BTreeMap::from([(root.clone(), None)]);

@@ -9,55 +9,55 @@ use narmesh_protocol::{BuilderKey, StorePath};
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// What the policy says of one NAR of one path.
+/// What the policy says about one NAR of one path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// Nothing: signatures decide, as in Nix.
+    /// The policy is not asked: signatures decide, as in Nix.
     NotAsked,
-    /// Signatures decide; this decides who is asked first.
+    /// Signatures decide; the preference decides which NAR is asked for first.
     Prefer(Preference),
-    /// It may be.
+    /// The NAR may be substituted.
     Serve(Grounds),
-    /// It may not be.
+    /// The NAR may not be substituted.
     Refuse(Refusal),
 }
 
-/// How a NAR stands to what is agreed on.
+/// How a NAR relates to the agreed fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Preference {
-    /// It is what is agreed on, or the path is the address of its contents.
+    /// It has the agreed fingerprint, or the path is the address of its own content.
     Agreed,
-    /// Something else is.
+    /// Another fingerprint is agreed on.
     Other,
-    /// Nothing is.
+    /// Nothing is agreed on.
     Open,
 }
 
-/// Why it may.
+/// Why a NAR may be substituted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Grounds {
-    /// Enough builders got exactly this.
+    /// Enough builders got exactly this result.
     Agreed,
-    /// Nobody but a builder of `grace` has the path.
+    /// Only builders of `grace` have the path.
     Grace,
-    /// The path is the address of its contents.
+    /// The path is the address of its own content.
     ContentAddressed,
 }
 
-/// Why it may not.
+/// Why a NAR may not be substituted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// The state of the path.
+    /// The builders have not agreed; the state of the path says why.
     NotAgreed(State),
-    /// Something else is agreed on.
+    /// Another fingerprint is agreed on.
     OtherFingerprint,
 }
 
 impl Refusal {
-    /// All that [`Refusal::name`] gives.
+    /// All names that [`Refusal::name`] returns.
     pub const NAMES: [&str; 4] = ["conflict", "short", "none", "other-fingerprint"];
 
-    /// One word for it: a label of metrics.
+    /// A one-word name, used as a label of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::NotAgreed(State::Conflict) => "conflict",
@@ -80,7 +80,7 @@ impl fmt::Display for Refusal {
 }
 
 impl Policy {
-    /// Decides on what a narinfo says; asked at the narinfo and again at the NAR.
+    /// Decides on the fingerprint of a narinfo. It is asked at the narinfo and again at the NAR.
     pub fn decide(
         &self,
         ledger: &Ledger,
@@ -104,8 +104,8 @@ impl Policy {
         }
     }
 
-    /// The builders whose word counts for this NAR, in the order of the configuration; our own key where its word has grace and it
-    /// is no builder.
+    /// The builders whose word counts for this NAR, in the order of the configuration. Our own key is added if its word has
+    /// grace and it is not among the builders.
     pub fn vouching(&self, ledger: &Ledger, path: &StorePath, fingerprint: FingerprintDigest) -> Vec<BuilderKey> {
         let verdict = self.verdict(ledger, path);
         let attested = verdict.attested.iter().find(|attested| attested.facts.fingerprint == fingerprint);
@@ -124,8 +124,9 @@ impl Policy {
         }
     }
 
-    /// The fingerprint that `grace` lets through: only builders of grace, or our own key, said anything of the path, what they
-    /// say counts, and all say the same. Else suppressing the others would win.
+    /// The fingerprint that `grace` lets through. Only builders of grace, or our own key, may have said anything about the
+    /// path; what they say must count, and they must all say the same. Otherwise an attacker could win by suppressing the
+    /// other builders.
     pub(crate) fn grace_of(&self, verdict: &Verdict) -> Option<FingerprintDigest> {
         let (Some(_), State::Short | State::None) = (&self.grace, verdict.state) else { return None };
         let attested = verdict.attested.iter().map(|attested| attested.facts.fingerprint);

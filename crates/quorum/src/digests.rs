@@ -1,17 +1,18 @@
-//! What [`crate::reconcile`] computed of a ledger and need not compute again.
+//! Digests that [`crate::reconcile`] has computed from a ledger and need not compute again.
 
 use crate::reconcile::{Node, NodeDigest};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The root, its 16 children and their 256.
+/// The root, its 16 children and their 256 children.
 const SLOTS: usize = 1 + 16 + 256;
 
-/// Per builder the digests of the nodes down to the first byte, made when asked for: by readers of the ledger, hence the lock,
-/// which nobody holds while computing. At most 5 kB for a builder. A copy of a ledger begins without.
+/// For each builder, the digests of the nodes down to the first byte. They are made on demand by readers of the ledger,
+/// hence the lock, which nobody holds while computing. They take at most 5 kB for a builder. A copy of a ledger begins
+/// without them.
 #[derive(Debug, Default)]
 pub(crate) struct Digests(Mutex<Vec<Slots>>);
 
-/// Of one builder; empty before the first is known.
+/// The digests of one builder; empty before the first is known.
 type Slots = Box<[Option<NodeDigest>]>;
 
 impl Clone for Digests {
@@ -21,7 +22,7 @@ impl Clone for Digests {
 }
 
 impl Digests {
-    /// This builder said something else of a path under this first byte.
+    /// Forgets the digests that no longer hold: what this builder says of a path under this first byte has changed.
     pub(crate) fn forget(&self, builder: u16, top: u8) {
         if let Some(slots) = self.all().get_mut(usize::from(builder)) {
             for slot in [0, 1, 2].map(|depth| slot(depth, top)).into_iter().flatten() {
@@ -30,7 +31,7 @@ impl Digests {
         }
     }
 
-    /// Of each builder, in the given order; nothing is known of deeper nodes.
+    /// The known digests of this node, for each builder in the given order. Deeper nodes are never known.
     pub(crate) fn known(&self, builders: &[u16], node: Node) -> Vec<Option<NodeDigest>> {
         let Some(slot) = slot_of(node) else { return vec![None; builders.len()] };
         let all = self.all();
@@ -38,7 +39,7 @@ impl Digests {
         builders.iter().map(known).collect()
     }
 
-    /// What was computed for these builders.
+    /// Remembers the digests that were computed for these builders.
     pub(crate) fn remember(&self, builders: &[u16], node: Node, digests: impl Iterator<Item = NodeDigest>) {
         let Some(slot) = slot_of(node) else { return };
         let mut all = self.all();
@@ -56,7 +57,7 @@ impl Digests {
     }
 
     fn all(&self) -> MutexGuard<'_, Vec<Slots>> {
-        // Each change is whole, so that a panic elsewhere spoils nothing.
+        // Each change is complete in itself, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -65,7 +66,7 @@ fn slot_of(node: Node) -> Option<usize> {
     slot(node.depth, node.prefix.first().copied().unwrap_or(0))
 }
 
-/// Where the node of this depth above hash parts with this first byte is kept.
+/// The slot of the node at this depth above the hash parts that begin with the byte `top`.
 fn slot(depth: u8, top: u8) -> Option<usize> {
     match depth {
         0 => Some(0),

@@ -4,52 +4,52 @@ use narmesh_protocol::{Attestation, BuilderKey, HashPart, NarHash, NixPublicKey,
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 
-/// A time of the wall clock of this machine: milliseconds since 1970.
+/// A time of this machine's wall clock: milliseconds since 1970.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct WallMs(pub u64);
 
-/// SHA-256 of a whole Nix fingerprint: path, NarHash, NarSize and References. What agreement is about.
+/// SHA-256 of a whole Nix fingerprint: path, NarHash, NarSize and References. Builders agree when these are equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FingerprintDigest(pub [u8; 32]);
 
-/// Which name a path has: the first 8 bytes of its SHA-256, little-endian. A name is part of the fingerprint; two under one hash part
-/// are told apart by this.
+/// The name of a path: the first 8 bytes of its SHA-256, little-endian. The name is part of the fingerprint, and two names
+/// under one hash part are told apart by this.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NameDigest(pub u64);
 
-/// What of a statement is kept in memory.
+/// The part of a statement that is kept in memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Facts {
-    /// Decides whether two statements are the same.
+    /// The digest of the fingerprint; two statements with the same one are the same.
     pub fingerprint: FingerprintDigest,
-    /// Shown to people.
+    /// The NarHash, which is only shown to people.
     pub nar_hash: NarHash,
-    /// Shown to people.
+    /// The NarSize, bytes, which is only shown to people.
     pub nar_size: u64,
-    /// Of the path: what is said of another name under the same hash part is said of another path.
+    /// The name of the path. A statement about another name under the same hash part is about another path.
     pub name: NameDigest,
 }
 
-/// A statement whose signatures were verified.
+/// A statement whose signatures have been verified.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Evidence {
     pub(crate) builder: BuilderKey,
     pub(crate) hash_part: HashPart,
     pub(crate) facts: Facts,
-    /// `None` for a bare Nix signature.
+    /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub(crate) attested_at: Option<WallMs>,
     pub(crate) bytes: u32,
 }
 
 impl FingerprintDigest {
-    /// Of what a statement's fingerprint is in this store directory.
+    /// The digest of the statement's fingerprint in this store directory.
     pub fn of(store_dir: &StoreDir, statement: &Statement) -> Self {
         Self(Sha256::digest(statement.fingerprint(store_dir).as_bytes()).into())
     }
 }
 
 impl NameDigest {
-    /// Of a name, without the hash part.
+    /// The digest of a name, without the hash part.
     pub fn of(name: &str) -> Self {
         let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(name.as_bytes()).into();
         Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
@@ -69,7 +69,7 @@ impl fmt::Debug for FingerprintDigest {
 }
 
 impl Facts {
-    /// Of a statement.
+    /// The facts of a statement.
     pub fn of(store_dir: &StoreDir, statement: &Statement) -> Self {
         Self {
             fingerprint: FingerprintDigest::of(store_dir, statement),
@@ -81,7 +81,7 @@ impl Facts {
 }
 
 impl Evidence {
-    /// An attestation, if `key` made both of its signatures. `bytes` is what it takes on disk.
+    /// An attestation, if `key` made both of its signatures. `bytes` is the space that it takes on disk.
     pub fn attestation(
         store_dir: &StoreDir,
         attestation: &Attestation,
@@ -97,8 +97,8 @@ impl Evidence {
         })
     }
 
-    /// A bare Nix signature, if `key` made it. It counts only for builders of which the operator says that they sign nothing
-    /// but their own builds.
+    /// A bare Nix signature, if `key` made it. It counts only for builders that sign nothing but their own builds, which
+    /// the operator has to declare.
     pub fn bare_signature(
         store_dir: &StoreDir,
         statement: &Statement,
@@ -115,7 +115,8 @@ impl Evidence {
         })
     }
 
-    /// What this node verified earlier and reads back from its own database. `attested_at` is `None` for a bare signature.
+    /// A statement that this node verified earlier and now reads back from its own database. `attested_at` is `None` for a
+    /// bare Nix signature.
     pub fn recorded(
         builder: BuilderKey,
         hash_part: HashPart,
@@ -126,27 +127,27 @@ impl Evidence {
         Self { builder, hash_part, facts, attested_at, bytes }
     }
 
-    /// Whether it is an attestation, and no bare signature.
+    /// Whether it is an attestation and not a bare Nix signature.
     pub fn is_dated(&self) -> bool {
         self.attested_at.is_some()
     }
 
-    /// The bare signature that is part of an attestation.
+    /// The bare Nix signature that is part of an attestation.
     pub fn undated(&self) -> Self {
         Self { attested_at: None, ..self.clone() }
     }
 
-    /// Whose it is.
+    /// The builder that made the statement.
     pub fn builder(&self) -> BuilderKey {
         self.builder
     }
 
-    /// Of which path.
+    /// The hash part of the path that it is about.
     pub fn hash_part(&self) -> HashPart {
         self.hash_part
     }
 
-    /// What it says.
+    /// What the statement says.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }

@@ -1,25 +1,27 @@
-//! When two nodes compare what they know, with whom, and what is pulled then: a core as that of the gossip, without a clock, a
-//! socket or a file.
+//! When two nodes compare their ledgers, with whom, and what they pull afterwards. Like the core of the gossip, this one
+//! has no clock, no socket and no file.
 //!
-//! **Contract.** [`Exchange::handle`] takes one [`Input`] with the time and the ledger as it is then; it never fails. Then
-//! [`Exchange::poll`] is called until it is empty and each [`Output`] performed, and [`Exchange::deadline`] says when to come
-//! back with [`Input::Tick`] at the latest. The same inputs give the same outputs.
+//! **Contract.** [`Exchange::handle`] takes one [`Input`] with the time and the present ledger; it never fails. After it,
+//! call [`Exchange::poll`] until it returns `None` and perform each [`Output`]. [`Exchange::deadline`] says when
+//! [`Input::Tick`] is due at the latest. The same inputs give the same outputs.
 //!
 //! **The protocol in plain words.**
-//! - *Compare.* A node compares with a peer when it may speak of a builder with it for the first time (the greeting), about once a
-//!   minute with one at random, and when a peer says that it has something new and the two differ. Only builders take part that
-//!   both sides count and of which each may tell the other: the caller says which ([`Spoken`]).
-//! - *Tell.* Who has something new, its own or pulled, asks up to 8 peers whether the top of their trees are the same, and says
-//!   that it has news; those that differ compare in turn. So news travels hop by hop at the price of one small request a peer.
-//! - *Pull.* What a comparison finds is asked for by node and item. Every attestation is verified before it is kept, and must be
-//!   of a builder that was compared and of a path under a node that was asked for.
-//! - *Ask.* A verdict that is waited for: the attestations of a path from up to 3 peers at once.
-//! - *Rest.* Comparisons that bring nothing again and again are followed by a rest for what they cost; so is a failure. A builder
-//!   whose attestations push each other out here (its bound) is left out for 10 min.
+//! - *Compare.* A node compares with a peer when the two may speak of a builder for the first time (the greeting), about
+//!   once a minute with a random peer, and when a peer says that it has news and the two differ. A builder takes part only
+//!   if both sides count it and each may tell the other about it; the caller says which builders these are ([`Spoken`]).
+//! - *Tell.* A node that has something new, its own or pulled, asks up to 8 peers whether the tops of their trees are
+//!   equal, and says that it has news. Those whose trees differ compare in turn. So news travels hop by hop, at the price
+//!   of one small request per peer.
+//! - *Pull.* A node asks for the differences that a comparison found, by node and item. It verifies every attestation
+//!   before it keeps it. The attestation must come from a builder that was compared, and its path must lie under a node
+//!   that was asked for.
+//! - *Ask.* For a verdict that somebody waits for, a node asks up to 3 peers at once for the attestations of a path.
+//! - *Rest.* When comparisons bring nothing again and again, a rest follows that matches their cost. A rest also follows a
+//!   failure. A builder whose attestations push each other out of our ledger (its bound) is left out for 10 min.
 //!
-//! **Invariants: what is never there.** Nothing sent of a builder that may not be spoken of with that peer. Nothing taken of a
-//! builder that is not counted. No more than 4 comparisons at a time, one per peer, 4,096 items wanted in each, one reply of 260
-//! KiB under verification and one of answers per peer, 4,096 paths asked for.
+//! **Invariants.** Nothing is sent about a builder that may not be spoken of with that peer. Nothing is taken of a builder
+//! that is not counted. There are at most 4 comparisons at a time and one per peer, 4,096 items wanted in each, 4,096 paths
+//! asked for, and for each peer one reply of 260 KiB to a pull and one to a question under verification.
 
 mod answering;
 mod asking;
@@ -40,22 +42,22 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use self::answering::HandOver;
 
-/// Comparisons under way at once; more would pull the same from several peers.
+/// The most comparisons under way at once; more would pull the same from several peers.
 const SESSIONS_MAX: usize = 4;
-/// Peers that are told of news: with 8, the last of 1,000 nodes is left out once in 3,000 times, and compares within a minute
-/// or so.
+/// The most peers that are told of news. With 8, a given node of 1,000 is told by nobody once in 3,000 times; it then
+/// compares within about a minute.
 const TOLD_MAX: usize = 8;
-/// News wait this long for more of it, milliseconds.
+/// News waits this long for further news, milliseconds.
 const TELL_DELAY_MS: u64 = 50;
-/// Time from one telling to the next, milliseconds.
+/// The least time between two rounds of telling, milliseconds.
 const TELL_INTERVAL_MS: u64 = 1_000;
-/// Time between two comparisons with a peer at random, plus or minus a tenth, milliseconds.
+/// Time between two comparisons with a random peer, plus or minus a tenth, milliseconds.
 const SWEEP_MS: u64 = 60_000;
-/// Greetings of many connections at once are spread over so many milliseconds.
+/// The greetings of many connections at once are spread over this time, milliseconds.
 const GREETING_SPREAD_MS: u64 = 200;
-/// A request without an answer has failed after this, milliseconds.
+/// A request without an answer counts as failed after this, milliseconds.
 const REQUEST_MS: u64 = 10_000;
-/// A builder at its bound is left out for so long, milliseconds.
+/// A builder at its bound is left out for this long, milliseconds.
 const FULL_MS: u64 = 600_000;
 
 /// Milliseconds of a monotonic clock.
@@ -68,45 +70,45 @@ impl Moment {
     }
 }
 
-/// What may be said with one peer.
+/// What we may say to one peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Spoken {
-    /// It may be told of these: their audience admits it, and we count them or are one of them.
+    /// The builders that the peer may be told of: the peer is in their audience, and we count them or are one of them.
     pub told: Shared,
-    /// Those of them that we count: what we ask it about.
+    /// Those of `told` that we count, so that we ask the peer about them.
     pub counted: Shared,
-    /// It is the node of a builder: asked first for what is waited for.
+    /// Whether it is the node of a builder. Such peers are asked first about a path that is waited for.
     pub is_builder: bool,
 }
 
-/// Everything that the outside tells the core. Foreign bytes are checked here.
+/// Everything that the caller tells the core. The core checks foreign bytes itself.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// This peer is connected, and this may be said with it; replaces what was said of it before.
+    /// This peer is connected, and this may be said to it; replaces what was set for the peer before.
     Peer {
         /// The peer that is connected.
         peer: PeerId,
         /// What the peer may be told of and asked about.
         spoken: Spoken,
     },
-    /// The last connection to this peer is gone. What it used up and did wrong is remembered.
+    /// The last connection to this peer is gone. The core still remembers what the peer used up and did wrong.
     Gone(PeerId),
-    /// Only these may connect from now on; what is remembered of others is forgotten.
+    /// Only these peers may connect from now on; what is remembered of others is forgotten.
     Allowlist(BTreeSet<PeerId>),
-    /// This peer is to be asked nothing for so long.
+    /// This peer is to be asked nothing for a while.
     SetAside {
         /// The peer that is to be asked nothing.
         peer: PeerId,
-        /// Milliseconds.
+        /// For how long, milliseconds.
         lasting_ms: u64,
     },
-    /// The ledger holds something that it did not hold before, wherever it came from.
+    /// The ledger holds something that it did not hold before, wherever that came from.
     Grew,
     /// A peer asks. Answered by [`Output::Respond`] or [`Output::HandOver`] with the same `id`.
     Request {
         /// The peer that asks.
         from: PeerId,
-        /// The caller's name for it.
+        /// The caller's name for the request.
         id: u64,
         /// An encoded [`QuorumRequest`].
         bytes: Vec<u8>,
@@ -122,41 +124,41 @@ pub enum Input {
     },
     /// A request of ours got no answer.
     RequestFailed {
-        /// Who did not answer.
+        /// The peer that did not answer.
         to: PeerId,
         /// The id of our [`Output::Request`].
         id: u64,
     },
-    /// What became of an [`Output::Verify`].
+    /// The result of an [`Output::Verify`].
     Taken {
-        /// Its id.
+        /// The id of the [`Output::Verify`].
         id: u64,
-        /// How many attestations verify, are new or were refused, and which builders had to lose some for them.
+        /// How many attestations verified, were new or were refused, and which builders lost some to make room for them.
         taken: Taken,
     },
-    /// A verdict on this path is waited for. Answered by [`Output::Answered`].
+    /// Somebody waits for a verdict on this path. Answered by [`Output::Answered`].
     Wanted {
-        /// The caller's name for it.
+        /// The caller's name for the question.
         id: u64,
         /// The path.
         hash_part: HashPart,
-        /// For so long, milliseconds; then the end of it is told, whoever has yet to answer.
+        /// For how long to wait, milliseconds; then the question ends, whoever has yet to answer.
         lasting_ms: u64,
     },
     /// The moment of `deadline()` has come.
     Tick,
 }
 
-/// What became of a reply's attestations.
+/// What became of the attestations in a reply.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Taken {
-    /// That verify.
+    /// How many of them verify.
     pub verified: usize,
-    /// Of them, new in the ledger.
+    /// How many of those are new in the ledger.
     pub new: usize,
-    /// That do not verify.
+    /// How many do not verify.
     pub refused: usize,
-    /// Builders of which something had to go for them.
+    /// Builders that lost attestations to make room for these, because they are at their bound.
     pub full: BTreeSet<BuilderKey>,
 }
 
@@ -167,7 +169,7 @@ pub enum Output {
     Request {
         /// The connected peer that is to be asked.
         to: PeerId,
-        /// The core's name for it.
+        /// The core's name for the request.
         id: u64,
         /// An encoded [`QuorumRequest`].
         bytes: Vec<u8>,
@@ -183,20 +185,20 @@ pub enum Output {
     },
     /// Answer a request with attestations, which only the caller has: [`HandOver::reply`] makes the bytes.
     HandOver(HandOver),
-    /// Verify these, each, take what verifies into the ledger, and say so by [`Input::Taken`].
+    /// Verify each of these, take those that verify into the ledger, and report it by [`Input::Taken`].
     Verify {
-        /// Who sent them.
+        /// The peer that sent them.
         from: PeerId,
-        /// The core's name for it.
+        /// The core's name for the reply.
         id: u64,
         /// At most 256 KiB encoded. All are of builders that we count.
         attestations: Vec<Attestation>,
     },
-    /// A peer answered on a path that is waited for; what it had is in the ledger.
+    /// A peer has answered on a path that is waited for; the attestations that it had are in the ledger.
     Answered {
         /// The id of the [`Input::Wanted`].
         id: u64,
-        /// No other answer will come.
+        /// Whether no other answer will come.
         last: bool,
     },
     /// A peer did wrong.
@@ -206,11 +208,11 @@ pub enum Output {
         /// What the peer did wrong.
         fault: Fault,
     },
-    /// A comparison came to its end. For the metrics.
+    /// A comparison has ended. For the metrics.
     Compared {
-        /// With whom.
+        /// The peer that was compared with.
         peer: PeerId,
-        /// New attestations that it brought.
+        /// How many new attestations it brought.
         new: usize,
     },
 }
@@ -218,19 +220,19 @@ pub enum Output {
 /// What a peer can do wrong here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Fault {
-    /// Bytes that are no request, or one over its limits.
+    /// It sent bytes that are not a request, or a request over a limit.
     MalformedRequest,
-    /// Bytes that are no reply, or one to another question.
+    /// It sent bytes that are not a reply, or a reply to another question.
     MalformedReply,
-    /// Items that were never handed over, three times in a row.
+    /// It named items that it never handed over, three times in a row.
     FalseComparison,
-    /// An attestation that does not verify, or that was not asked for.
+    /// It sent an attestation that does not verify, or that was not asked for.
     FalseAttestation,
-    /// Far more requests than it was granted.
+    /// It sent far more requests than it was granted.
     RequestFlood,
 }
 
-/// A request of ours without an answer.
+/// A request of ours without an answer yet.
 #[derive(Debug)]
 struct Sent {
     to: PeerId,
@@ -241,23 +243,24 @@ struct Sent {
 #[derive(Debug)]
 enum Question {
     Compare,
-    /// The session is there to ask again for the builders that both know.
+    /// The session is kept to ask again about the builders that both sides know.
     News(Box<Session>),
     Pull,
     Ask(Vec<(u64, HashPart)>),
 }
 
-/// One node's part in the exchange. See the module.
+/// One node's part in the exchange. See the module's documentation.
 #[derive(Debug)]
 pub struct Exchange {
     now: Moment,
     rng: ChaCha8Rng,
     peers: BTreeMap<PeerId, Peer>,
     requests: BTreeMap<u64, Sent>,
-    /// Replies under verification: of whom, and for which paths that are waited for.
+    /// Replies under verification: the peer that sent each, and the ids of the questions that wait for it (`None` for a
+    /// pull).
     verifying: BTreeMap<u64, (PeerId, Option<Vec<u64>>)>,
     next_id: u64,
-    /// Builders at their bound, until when.
+    /// Builders at their bound, and until when they are left out.
     full: BTreeMap<BuilderKey, Moment>,
     grew: bool,
     tell_at: Option<Moment>,
@@ -268,7 +271,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// One that knows nobody. Every random choice follows from `rng_seed`.
+    /// An exchange that knows nobody. Every random choice follows from `rng_seed`.
     pub fn new(now: Moment, rng_seed: [u8; 32]) -> Self {
         let mut exchange = Self {
             now,
@@ -325,7 +328,7 @@ impl Exchange {
         overdue.chain(due).chain(self.tell_at).chain(sweep).chain(self.paths.deadline()).min()
     }
 
-    /// Comparisons under way.
+    /// The number of comparisons under way.
     pub fn sessions(&self) -> usize {
         self.peers.values().filter(|peer| peer.running.is_some()).count()
     }
@@ -337,7 +340,7 @@ impl Exchange {
         if spoken.counted.adds_to(&known.spoken.counted) && !mutant!(NothingTold) {
             known.wish(self.now.after(spread_ms));
         }
-        // It may have compared before we knew that it may be told.
+        // The peer may have compared before we knew that it may be told of these builders.
         known.owed |= spoken.told.adds_to(&known.spoken.told);
         let owed = known.owed;
         known.spoken = spoken;
@@ -347,6 +350,7 @@ impl Exchange {
     }
 
     fn gone(&mut self, peer: &PeerId) {
+        // Whoever waits for this peer's answers must learn that none will come.
         let queued = self.peers.get_mut(peer).map(Peer::leaves).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
         for (_, sent) in self.requests.extract_if(.., |_, sent| sent.to == *peer) {
@@ -381,6 +385,7 @@ impl Exchange {
     }
 
     fn ring(&mut self, ledger: &Ledger) {
+        // Overdue requests first: each one that fails may end a comparison and so make room for another.
         let now = self.now;
         let late: Vec<(u64, PeerId)> =
             self.requests.iter().filter(|(_, sent)| sent.overdue <= now).map(|(id, sent)| (*id, sent.to)).collect();
@@ -388,6 +393,7 @@ impl Exchange {
             self.response(ledger, to, id, None);
         }
         self.expire();
+        // Finds the differences that nobody told us of.
         if self.sweep_at <= now {
             self.plan_sweep();
             let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();
@@ -399,6 +405,7 @@ impl Exchange {
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell(ledger);
         }
+        // As many of the comparisons that are due as there is room for, the longest due first.
         let mut due: Vec<(Moment, PeerId)> =
             self.peers.iter().filter_map(|(peer, known)| Some((known.starts()?, *peer))).collect();
         due.retain(|(at, _)| *at <= now);
@@ -408,7 +415,7 @@ impl Exchange {
         }
     }
 
-    /// Some of these, at random.
+    /// Chooses up to `count` of these at random.
     fn choose(&mut self, mut among: Vec<PeerId>, count: usize) -> Vec<PeerId> {
         let count = count.min(among.len());
         for place in 0..count {
@@ -420,7 +427,7 @@ impl Exchange {
         among
     }
 
-    /// A number from 0 to `below` - 1, or 0.
+    /// A random number from 0 to `below` - 1; 0 when `below` is 0.
     fn random(&mut self, below: u64) -> u64 {
         self.rng.next_u64().checked_rem(below).unwrap_or(0)
     }
@@ -431,7 +438,7 @@ impl Exchange {
     }
 
     fn send(&mut self, to: PeerId, what: Question, request: &QuorumRequest) {
-        // Each list was cut to its bound, so it fits.
+        // Each list was cut to its bound, so the encoding fits.
         let Ok(bytes) = request.encode() else { return };
         let id = self.new_id();
         self.requests.insert(id, Sent { to, what, overdue: self.now.after(REQUEST_MS) });
@@ -444,7 +451,7 @@ impl Exchange {
         }
         let Some(sent) = self.requests.remove(&id) else { return };
         let decoded = bytes.map(QuorumReply::decode);
-        // One that was cut short may be the line's doing.
+        // A truncated reply may be the fault of the connection.
         let malformed = matches!(&decoded, Some(Err(error)) if !error.is_truncated());
         let reply = decoded.and_then(Result::ok);
         match sent.what {

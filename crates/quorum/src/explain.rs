@@ -1,10 +1,10 @@
-//! A path's report as sentences, for `narmesh quorum why`.
+//! The report on a path as sentences, for `narmesh quorum why`.
 
 use crate::report::{FingerprintReport, Held, PathReport};
 use crate::verdict::State;
 
 impl PathReport {
-    /// What is, who counts and who does not and why, what the policy does with it, and what would change it.
+    /// The state, who counts and who does not and why, what the policy does with it, and what would change it.
     pub(crate) fn explain(&self) -> Vec<String> {
         let mut sentences = vec![self.state_sentence()];
         sentences.extend(self.fingerprints.iter().map(|it| self.fingerprint_sentence(it)));
@@ -125,7 +125,7 @@ impl PathReport {
     }
 }
 
-/// `a`, `a and b`, `a, b and c`.
+/// The names as `a`, `a and b`, or `a, b and c`.
 fn list(names: &[String]) -> String {
     match names {
         [] => "nobody".to_owned(),

@@ -9,21 +9,21 @@ use narmesh_protocol::{BuilderKey, HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Bound, RangeInclusive};
 
-/// Most builders that a ledger tells apart.
+/// The most builders that a ledger can tell apart.
 pub const BUILDERS_MAX: usize = 1_024;
-/// Most statements kept of one builder for one path: two void its vote, the others are evidence.
+/// The most statements kept of one builder for one path: two make its vote void, the others are evidence.
 pub const STATEMENTS_PER_PATH_MAX: usize = 4;
-/// Most paths remembered as asked for; the oldest question is forgotten.
+/// The most paths remembered as asked for; beyond it, the oldest question is forgotten.
 pub const ASKED_MAX: usize = 1 << 17;
-/// Most paths remembered as served; the oldest is forgotten.
+/// The most paths remembered as served; beyond it, the oldest is forgotten.
 pub const SERVED_MAX: usize = 1 << 18;
 
-/// Bounds on what one builder may make us keep of paths that nobody here has, serves or asked for.
+/// Bounds on what one builder can make us keep about paths that nobody here has, serves or asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LedgerLimits {
-    /// Attestations.
+    /// The most attestations.
     pub per_builder: usize,
-    /// Bytes of them on disk.
+    /// The most bytes that they take on disk.
     pub bytes_per_builder: u64,
 }
 
@@ -37,13 +37,13 @@ impl Default for LedgerLimits {
 /// Why a path's attestations are never evicted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pin {
-    /// In our store.
+    /// The path is in our store.
     Held,
-    /// Our Nix got it through us.
+    /// Our Nix got the path through us.
     Served,
-    /// Our Nix asked for it.
+    /// Our Nix asked for the path.
     Asked,
-    /// Named in the configuration.
+    /// The path is named in the configuration.
     Configured,
 }
 
@@ -61,29 +61,29 @@ impl Pin {
 /// What became of a piece of evidence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Insertion {
-    /// It is new; these had to go for it.
+    /// It is new, and the oldest ones had to make room for it.
     New {
-        /// Oldest first; to be forgotten on disk too.
+        /// What was evicted, oldest first; the caller has to delete it on disk too.
         evicted: Vec<Evicted>,
     },
-    /// A bare signature was known, now there is an attestation. When each of them came is kept.
+    /// A bare Nix signature was known, and now there is an attestation. The times at which both came are kept.
     Upgraded,
-    /// Known; nothing changed, not even a date.
+    /// It was known; nothing changed, not even a date.
     Known,
-    /// This builder said enough different things of this path: its vote is void already.
+    /// This builder has already made enough different statements about this path, so its vote is void anyway.
     EnoughStatements,
-    /// More builders than [`BUILDERS_MAX`].
+    /// There are more builders than [`BUILDERS_MAX`].
     TooManyBuilders,
 }
 
-/// An attestation that had to go.
+/// An attestation that was evicted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Evicted {
     /// The builder that made the attestation.
     pub builder: BuilderKey,
-    /// Of which path.
+    /// The path that it is about.
     pub hash_part: HashPart,
-    /// What it said.
+    /// The fingerprint that it states.
     pub fingerprint: FingerprintDigest,
 }
 
@@ -92,29 +92,29 @@ pub struct Evicted {
 pub struct Vote {
     /// The builder that made the statement.
     pub builder: BuilderKey,
-    /// What it says.
+    /// What the statement says.
     pub facts: Facts,
-    /// When the builder says it said so; `None` for a bare Nix signature.
+    /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub attested_at: Option<WallMs>,
-    /// When this node first stored it, with a date or without; `None` when that is not on record.
+    /// When this node first stored the statement, with a date or without; `None` when that is not on record.
     pub stored_at: Option<WallMs>,
-    /// When this node first stored it with its date, in case it came as a bare signature first: to the second, rounded up, which
-    /// is the safe side. `None` for a bare signature, and when that is not on record.
+    /// When this node first stored it with its date, in case it first came as a bare Nix signature. Rounded up to the
+    /// second, which is the safe side. `None` for a bare signature, and when the time is not on record.
     pub dated_stored_at: Option<WallMs>,
 }
 
-/// What our Nix got on the strength of a verdict.
+/// What our Nix got because of a verdict.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Served {
-    /// The path.
+    /// The path that was served.
     pub path: StorePath,
-    /// The fingerprint.
+    /// The fingerprint of what was served.
     pub fingerprint: FingerprintDigest,
-    /// When last.
+    /// When it was last served.
     pub at: WallMs,
 }
 
-/// See the module. Cheap to read, bounded, in the order of the paths.
+/// All statements known here. Cheap to read, bounded, and ordered by path.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     limits: LedgerLimits,
@@ -122,7 +122,7 @@ pub struct Ledger {
     numbers: BTreeMap<BuilderKey, u16>,
     paths: BTreeMap<HashPart, Entry>,
     votes: usize,
-    /// Of the votes, those without a date.
+    /// How many of the votes have no date.
     bare: usize,
     asked: VecDeque<HashPart>,
     served: BTreeMap<HashPart, Served>,
@@ -130,7 +130,8 @@ pub struct Ledger {
     pub(crate) digests: Digests,
 }
 
-/// One builder and what of it may be evicted, oldest first. An element whose vote was pinned or is gone counts until popped.
+/// One builder and the queue of its votes that may be evicted, oldest first. A queue element whose vote was pinned or is
+/// gone counts until it is popped.
 #[derive(Clone, Debug)]
 struct Shelf {
     key: BuilderKey,
@@ -139,23 +140,23 @@ struct Shelf {
     tally: Tally,
 }
 
-/// What is here of one builder.
+/// How much is kept of one builder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
-    /// Attestations; bare Nix signatures are none.
+    /// The number of its attestations, without bare Nix signatures.
     pub attestations: usize,
-    /// When this node first stored the last one that came, if that is on record.
+    /// When this node first stored the attestation that came last, if that is on record.
     pub last_stored_at: Option<WallMs>,
 }
 
 impl Ledger {
-    /// An empty one.
+    /// An empty ledger.
     pub fn new(limits: LedgerLimits) -> Self {
         Self { limits, ..Self::default() }
     }
 
-    /// Takes a statement that this node stores at `stored_at`, or stored then: `None` when nobody knows, in which case a
-    /// revocation of its key voids it whatever its date.
+    /// Takes a statement that this node first stored at `stored_at`. `None` means that nobody knows; then a revocation of
+    /// its key voids it whatever its date.
     pub fn insert(&mut self, evidence: &Evidence, stored_at: Option<WallMs>) -> Insertion {
         let Some(builder) = self.number(evidence.builder) else { return Insertion::TooManyBuilders };
         let entry = self.paths.entry(evidence.hash_part).or_default();
@@ -163,6 +164,7 @@ impl Ledger {
             (evidence.attested_at.map_or(NO_TIME, |at| at.0), stored_at.map_or(NO_TIME, |at| at.0));
         let fact = entry.facts.iter().position(|known| known.fingerprint == evidence.facts.fingerprint);
         let known = entry.records.iter_mut().find(|it| it.builder == builder && Some(usize::from(it.fact)) == fact);
+        // The same statement again: all that can be new is its date.
         if let Some(known) = known {
             if known.attested_at != NO_TIME || attested_at == NO_TIME {
                 return Insertion::Known;
@@ -184,6 +186,7 @@ impl Ledger {
         if fact == entry.facts.len() {
             push(&mut entry.facts, evidence.facts);
         }
+        // Only votes on paths without a pin use up the builder's bounds and can be evicted.
         let queued = entry.pins == 0;
         let (bytes, fact) = (evidence.bytes, fact_number);
         let record = Record { attested_at, stored_at, dated_after_s: 0, bytes, builder, fact, queued };
@@ -204,7 +207,7 @@ impl Ledger {
         Insertion::New { evicted: self.evict(builder) }
     }
 
-    /// Takes a statement back, pinned or not: as if it had never been made.
+    /// Takes a statement back, pinned or not, as if it had never been made.
     pub fn withdraw(&mut self, gone: &Evicted) {
         let (Some(builder), Some(entry)) = (self.number_of(&gone.builder), self.paths.get_mut(&gone.hash_part)) else {
             return;
@@ -217,7 +220,7 @@ impl Ledger {
         if entry.records.is_empty() && entry.pins == 0 {
             self.paths.remove(&gone.hash_part);
         }
-        // Its place in the queue counts until popped.
+        // Its queue element counts until it is popped.
         if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
             shelf.bytes = shelf.bytes.saturating_sub(if queued { u64::from(bytes) } else { 0 });
             shelf.tally.attestations -= usize::from(attested_at != NO_TIME);
@@ -227,7 +230,7 @@ impl Ledger {
         self.forget_digest(builder, &gone.hash_part);
     }
 
-    /// Whether inserting it would change nothing: it is held, with a date if it has one.
+    /// Whether inserting it would change nothing: the ledger holds it, with a date if it has one.
     pub fn knows(&self, evidence: &Evidence) -> bool {
         self.votes(&evidence.hash_part).any(|vote| {
             vote.builder == evidence.builder
@@ -236,18 +239,18 @@ impl Ledger {
         })
     }
 
-    /// Whether anything was said of a path.
+    /// Whether anything was said about a path.
     pub fn has_votes(&self, hash_part: &HashPart) -> bool {
         self.paths.get(hash_part).is_some_and(|entry| !entry.records.is_empty())
     }
 
-    /// Whether a path is kept for this reason.
+    /// Whether a path is pinned for this reason.
     pub fn is_pinned(&self, hash_part: &HashPart, pin: Pin) -> bool {
         self.paths.get(hash_part).is_some_and(|entry| entry.pins & pin.bit() != 0)
     }
 
-    /// Keeps the attestations of a path. Gives the path of which it is forgotten for it that it was asked for: the one asked for
-    /// longest ago, beyond [`ASKED_MAX`].
+    /// Pins a path, so that its attestations are kept. Beyond [`ASKED_MAX`] questions, the one asked longest ago loses that
+    /// pin; its path is returned.
     pub fn pin(&mut self, hash_part: HashPart, pin: Pin) -> Option<HashPart> {
         let entry = self.paths.entry(hash_part).or_default();
         let before = entry.pins;
@@ -261,12 +264,12 @@ impl Ledger {
         Some(oldest)
     }
 
-    /// What our Nix asked for, oldest first.
+    /// The paths that our Nix asked for, oldest first.
     pub fn asked(&self) -> impl Iterator<Item = HashPart> {
         self.asked.iter().copied()
     }
 
-    /// The reason is gone; without another one the path's attestations may be evicted, as the newest.
+    /// Removes a pin. If it was the last one, the path's attestations may be evicted, and count as the newest.
     pub fn unpin(&mut self, hash_part: HashPart, pin: Pin) {
         let Some(entry) = self.paths.get_mut(&hash_part) else { return };
         entry.pins &= !pin.bit();
@@ -286,8 +289,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that our Nix got this fingerprint. Gives what is forgotten for it: what was given longest ago, beyond
-    /// [`SERVED_MAX`] paths.
+    /// Notes that our Nix got this fingerprint. Beyond [`SERVED_MAX`] paths, the one served longest ago is forgotten; it is
+    /// returned.
     pub fn note_served(&mut self, served: Served) -> Option<HashPart> {
         let (hash_part, at) = (served.path.hash_part(), served.at);
         self.pin(hash_part, Pin::Served);
@@ -304,18 +307,18 @@ impl Ledger {
         Some(oldest)
     }
 
-    /// What was served, in the order of the hash parts, from the one after this on.
+    /// What was served, ordered by hash part, beginning after `after`.
     pub fn served_after(&self, after: Option<HashPart>) -> impl Iterator<Item = &Served> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.served.range((from, Bound::Unbounded)).map(|(_, served)| served)
     }
 
-    /// What was served of a path.
+    /// What was last served of a path.
     pub fn served_of(&self, hash_part: &HashPart) -> Option<&Served> {
         self.served.get(hash_part)
     }
 
-    /// All that was said of a path. An order that means nothing.
+    /// All statements about a path, in no particular order.
     pub fn votes(&self, hash_part: &HashPart) -> impl Iterator<Item = Vote> + use<'_> {
         let entry = self.paths.get(hash_part);
         entry.into_iter().flat_map(move |entry| {
@@ -331,24 +334,25 @@ impl Ledger {
         })
     }
 
-    /// Paths of which something was said, in their order.
+    /// The paths about which something was said, in ascending order.
     pub fn hash_parts(&self) -> impl Iterator<Item = HashPart> {
         self.paths.iter().filter(|(_, entry)| !entry.records.is_empty()).map(|(hash_part, _)| *hash_part)
     }
 
-    /// Paths of which this builder said something, in their order.
+    /// The paths about which this builder said something, in ascending order.
     pub fn hash_parts_of(&self, builder: &BuilderKey) -> Vec<HashPart> {
         let Some(number) = self.number_of(builder) else { return Vec::new() };
         let said = |(_, entry): &(&HashPart, &Entry)| entry.records.iter().any(|record| record.builder == number);
         self.paths.iter().filter(said).map(|(hash_part, _)| *hash_part).collect()
     }
 
-    /// Whether anything is known of any path in `range`.
+    /// Whether anything is known about any path in `range`.
     pub(crate) fn has_paths_in(&self, range: RangeInclusive<HashPart>) -> bool {
         self.paths.range(range).next().is_some()
     }
 
-    /// What these builders, ascending, attested of the paths in `range`: by path, then by builder.
+    /// What these builders, given in ascending order, attested about the paths in `range`, ordered by path and then by
+    /// builder.
     pub(crate) fn attested_in(
         &self,
         range: RangeInclusive<HashPart>,
@@ -363,23 +367,23 @@ impl Ledger {
         })
     }
 
-    /// Statements held.
+    /// The number of statements held.
     pub fn len(&self) -> usize {
         self.votes
     }
 
-    /// What is held of one builder.
+    /// How much is held of one builder.
     pub fn of_builder(&self, builder: &BuilderKey) -> Tally {
         let shelf = self.number_of(builder).and_then(|number| self.builders.get(usize::from(number)));
         shelf.map(|shelf| shelf.tally).unwrap_or_default()
     }
 
-    /// Of them, bare Nix signatures.
+    /// How many of the statements are bare Nix signatures.
     pub fn bare_signatures(&self) -> usize {
         self.bare
     }
 
-    /// Whether there is none.
+    /// Whether no statement is held.
     pub fn is_empty(&self) -> bool {
         self.votes == 0
     }
@@ -388,7 +392,7 @@ impl Ledger {
         self.numbers.get(builder).copied()
     }
 
-    /// Whose number it is.
+    /// The builder that has this number.
     pub(crate) fn key_of(&self, number: u16) -> Option<BuilderKey> {
         self.builders.get(usize::from(number)).map(|shelf| shelf.key)
     }
@@ -407,7 +411,7 @@ impl Ledger {
         self.digests.forget(builder, crate::reconcile::first_byte(hash_part));
     }
 
-    /// Evicts this builder's oldest until it is within its bounds; pinned paths are passed over.
+    /// Evicts this builder's oldest attestations until it is within its bounds; pinned paths are passed over.
     fn evict(&mut self, builder: u16) -> Vec<Evicted> {
         let mut evicted = Vec::new();
         while let Some(shelf) = self.builders.get_mut(usize::from(builder))
@@ -415,6 +419,7 @@ impl Ledger {
         {
             let Some(hash_part) = shelf.queue.pop_front() else { break };
             let Some(entry) = self.paths.get_mut(&hash_part) else { continue };
+            // The element may be outdated: its vote may be gone, or its path pinned since.
             let Some(at) = entry.records.iter().position(|it| it.builder == builder && it.queued) else { continue };
             let Some(record) = entry.records.get_mut(at) else { continue };
             record.queued = false;

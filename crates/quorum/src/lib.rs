@@ -1,19 +1,22 @@
-//! Which builders say the same of a store path, and what follows from it: a core without a clock, a socket or a file.
+//! Which builders say the same about a store path, and what follows from it: a core without a clock, a socket or a file.
 //!
-//! **Purpose.** A signature says who signed, not that the bytes are what the source gives. Here the statements of several
-//! builders are collected ([`Ledger`]), compared under the operator's rules ([`Policy`]) and explained ([`Report`]).
+//! **Purpose.** A signature says who signed, not that the bytes are what the source builds to. This crate collects the
+//! statements of several builders ([`Ledger`]), compares them under the operator's rules ([`Policy`]) and explains the
+//! result ([`Report`]).
 //!
-//! **Contract.** Everything that comes in was verified ([`Evidence`] has no other constructor but the one for our own
-//! database) and everything is a function of its arguments: time is handed in as [`WallMs`]. The rules, in words and each with
-//! its test, are in `docs/quorum.md`.
+//! **Contract.** All input has been verified ([`Evidence`] has no other constructor but the one for our own database), and
+//! every result is a function of its arguments: time is passed in as [`WallMs`]. `docs/quorum.md` has the rules in words,
+//! each with its test.
 //!
-//! **Walk.** [`Evidence`] -> [`Ledger::insert`] -> [`Policy::verdict`] -> [`Verdict`] (one path) or [`closure`] (all it needs)
-//! -> [`Policy::decide`] (may it be substituted?) and [`Report`]. Beside it [`reconcile`]: two ledgers find what they do not
-//! share at a cost of the difference; [`exchange`] says when and with whom, [`wire`] how.
+//! **Walk.** [`Evidence`] -> [`Ledger::insert`] -> [`Policy::verdict`] -> [`Verdict`] (one path) or [`closure`] (a path and
+//! all that it needs) -> [`Policy::decide`] (may it be substituted?) and [`Report`]. Beside it, [`reconcile`] finds what
+//! two ledgers do not share, at a cost that grows with the difference; [`exchange`] decides when and with whom, and
+//! [`wire`] how.
 //!
-//! **Invariants: what is never there.** No vote of a builder whose key the ledger's owner did not name. No verdict that depends
-//! on the order of arrival, on who handed a statement over, or on the date that a builder wrote. No unbounded growth: builders,
-//! statements per builder and path, attestations per builder in number and bytes, remembered questions, all have a limit.
+//! **Invariants.** No builder has a vote unless the ledger's owner named its key. No verdict depends on the order of
+//! arrival, on who handed a statement over, or on the date that a builder wrote. Nothing grows without bound: builders,
+//! statements per builder and path, attestations per builder in number and bytes, and remembered questions all have a
+//! limit.
 
 pub mod closure;
 mod decision;

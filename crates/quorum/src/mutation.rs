@@ -1,5 +1,6 @@
-//! Cores with one rule left out, for the simulation to see that its checkers notice. Only with the feature `mutants`, which
-//! nothing but `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names below do not exist.
+//! Cores with one rule left out, so that the simulation can prove that its checkers notice. This needs the feature
+//! `mutants`, which only `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names below do not
+//! exist.
 
 /// Whether this rule is left out.
 #[cfg(feature = "mutants")]
@@ -30,32 +31,32 @@ mod with_the_feature {
         static PRESENT: Cell<Option<Mutation>> = const { Cell::new(None) };
     }
 
-    /// What is left out.
+    /// Which rule is left out.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub enum Mutation {
-        /// `k` is a share of those that were heard, not of those that there are.
+        /// `k` is a share of the groups that were heard, not of all groups.
         PercentageOfHeard,
         /// Each builder of a group counts.
         GroupCountedTwice,
         /// A group whose builders disagree counts for one of the results.
         DisagreeingGroupCounted,
-        /// Of two statements of one builder one counts.
+        /// Of two statements of one builder, one counts.
         VoidCounted,
-        /// Agreement is on the NarHash alone.
+        /// Builders agree when their NarHashes are equal, whatever else differs.
         NarHashAlone,
         /// The date that a builder wrote is compared with its revocation.
         BackdatedAccepted,
         /// A bare Nix signature counts.
         BareSignatureCounted,
-        /// Anybody has grace.
+        /// Any builder has grace.
         GraceForAnyone,
         /// Dissent is no veto.
         VetoIgnored,
-        /// Nobody is told of news, and nobody compares with a new connection.
+        /// Nobody is told of news, and no comparison begins on a new connection.
         NothingTold,
     }
 
-    /// All of them.
+    /// All mutations.
     pub const MUTATIONS: [Mutation; 10] = [
         Mutation::PercentageOfHeard,
         Mutation::GroupCountedTwice,
@@ -69,7 +70,7 @@ mod with_the_feature {
         Mutation::NothingTold,
     ];
 
-    /// Leaves this out of all cores of this thread.
+    /// Leaves this rule out of all cores of this thread.
     pub fn mutate(mutation: Option<Mutation>) {
         PRESENT.set(mutation);
     }

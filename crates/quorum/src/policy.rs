@@ -5,100 +5,100 @@ use crate::ledger::BUILDERS_MAX;
 use narmesh_protocol::{BuilderKey, NamePattern};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a verdict is used for.
+/// What verdicts are used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Nothing: as Nix alone.
+    /// For nothing: signatures decide, as in Nix alone.
     #[default]
     Off,
-    /// Reports and metrics.
+    /// For reports and metrics.
     Observe,
     /// Holders of an agreed NAR are asked first.
     Prefer,
-    /// Nothing is substituted that is not agreed.
+    /// Only what is agreed is substituted.
     Require,
 }
 
 /// One builder of the configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Builder {
-    /// Unique; what people read.
+    /// The name that people read. It is unique.
     pub name: String,
-    /// Its key.
+    /// The key that it signs with.
     pub key: BuilderKey,
     /// Builders of one owner share a group, which counts once.
     pub group: Option<String>,
-    /// Its bare Nix signatures count too, since it puts them on nothing else.
+    /// Whether its bare Nix signatures count too, because it signs nothing but its own builds.
     pub signs_only_own_builds: bool,
 }
 
-/// A key that is not to be believed from some time on.
+/// A key that is not believed any more from some time on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Revocation {
     /// The key that is not to be believed.
     pub key: BuilderKey,
-    /// What this node stored from then on is void.
+    /// Statements that this node stored at this time or later are void.
     pub from: WallMs,
-    /// For people.
+    /// The reason, for people.
     pub why: String,
 }
 
-/// Another `k` for some names.
+/// Another `k` for paths with certain names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Override {
-    /// Over the name of a path, without its hash part. The first that matches counts.
+    /// The pattern for the name of a path, without its hash part. The first override that matches counts.
     pub name: NamePattern,
-    /// At least 1.
+    /// How many groups must agree; at least 1.
     pub k: usize,
 }
 
-/// How many must agree. `k` is absolute: it never shrinks because somebody is silent.
+/// How many groups must agree. `k` is absolute: it does not shrink when builders are silent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Require {
-    /// Groups that must attest one fingerprint.
+    /// How many groups must attest the same fingerprint.
     pub k: usize,
-    /// First match counts.
+    /// Exceptions from `k`; the first one that matches counts.
     pub overrides: Vec<Override>,
-    /// Names of builders whose word alone is enough for a path that no other builder has; our own builder key is always
-    /// among them. `None`: nobody's is.
+    /// Names of builders whose word alone is enough for a path that no other builder has. Our own builder key is always
+    /// among them. `None` when no builder has this grace.
     pub grace: Option<Vec<String>>,
-    /// Whether one dissenting builder is enough against agreement.
+    /// Whether one dissenting builder is enough to prevent agreement.
     pub veto: bool,
 }
 
-/// Rules as configured, not yet checked.
+/// Rules as configured, not checked yet.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicyRules {
-    /// At most [`BUILDERS_MAX`].
+    /// The builders, at most [`BUILDERS_MAX`].
     pub builders: Vec<Builder>,
-    /// Keys need not be those of builders.
+    /// Revoked keys. They need not belong to builders.
     pub revoked: Vec<Revocation>,
-    /// What for.
+    /// What verdicts are used for.
     pub mode: Mode,
-    /// `None` is allowed when the mode is [`Mode::Off`] and there is nothing to report.
+    /// How many must agree. `None` is allowed when the mode is [`Mode::Off`] and there is nothing to report.
     pub require: Option<Require>,
     /// This machine's own builder key.
     pub own: Option<BuilderKey>,
-    /// Whether what this machine rebuilt counts, though it is no `[[builder]]`.
+    /// Whether the rebuilds of this machine count although it is not a `[[builder]]`.
     pub count_own_rebuild: bool,
 }
 
-/// Rules that go together.
+/// Rules that have been checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Policy {
     pub(crate) mode: Mode,
     pub(crate) require: Require,
     pub(crate) builders: Vec<Member>,
     pub(crate) numbers: BTreeMap<BuilderKey, usize>,
-    /// `None` for a builder without a group, which is one by itself.
+    /// The groups by number. `None` for a builder without a group, which is a group by itself.
     pub(crate) groups: Vec<Option<String>>,
     pub(crate) revoked: BTreeMap<BuilderKey, Revocation>,
     pub(crate) own: Option<BuilderKey>,
     pub(crate) grace: Option<BTreeSet<usize>>,
 }
 
-/// A builder, and the number of its group.
+/// A builder and the number of its group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Member {
     pub(crate) name: String,
@@ -107,68 +107,68 @@ pub(crate) struct Member {
     pub(crate) signs_only_own_builds: bool,
 }
 
-/// Why rules do not go together. Names the key of the configuration, the value, and what would be accepted.
+/// Why rules are refused. The message names the key of the configuration, the value, and what would be accepted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// Too many.
+    /// There are more builders than [`BUILDERS_MAX`].
     #[error("[[builder]]: {count} builders; accepted: at most {BUILDERS_MAX}")]
     TooManyBuilders {
-        /// How many.
+        /// How many builders are configured.
         count: usize,
     },
-    /// Two builders of one name.
+    /// Two builders have the same name.
     #[error("builder.name = {name:?} stands twice; accepted: names that differ")]
     NameTwice {
-        /// The name.
+        /// The name that occurs twice.
         name: String,
     },
-    /// A mode that needs to know how many.
+    /// The mode needs a `k`, and none is configured.
     #[error("quorum.mode needs quorum.k; accepted: 1 to {of}, the number of groups of builders")]
     NoK {
-        /// Groups.
+        /// How many groups of builders there are.
         of: usize,
     },
-    /// `k` that cannot be, or that nobody can reach.
+    /// `k` is 0, or greater than the number of groups.
     #[error("{key} = {k} is refused; accepted: 1 to {of}, the number of groups of builders")]
     K {
-        /// `quorum.k`, or an override's.
+        /// The configuration key: `quorum.k`, or that of an override.
         key: String,
-        /// As written.
+        /// The value as written.
         k: usize,
-        /// Groups.
+        /// How many groups of builders there are.
         of: usize,
     },
-    /// A name in `grace` that is no builder's.
+    /// A name in `grace` belongs to no builder.
     #[error("quorum.grace: {name:?} is no builder; accepted: names of [[builder]]")]
     GraceName {
-        /// The name.
+        /// The unknown name.
         name: String,
     },
-    /// Counting our own rebuilds without a key to sign them with.
+    /// Our own rebuilds are to count, but there is no key to sign them with.
     #[error("quorum.count_own_rebuild = true needs trust.builder_key_file")]
     NoOwnKey,
 }
 
-/// What an operator should know of rules that are accepted.
+/// What an operator should know about rules that are accepted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PolicyWarning {
     /// Two disjoint sets of builders could both reach k.
     Minority {
-        /// `quorum.k`, or an override's.
+        /// The configuration key: `quorum.k`, or that of an override.
         key: String,
-        /// How many are asked for.
+        /// How many groups must agree.
         k: usize,
-        /// Of how many.
+        /// How many groups there are.
         of: usize,
     },
-    /// One key under two names: it counts once, under the first.
+    /// Two builders have one key. It counts once, under the first name.
     OneKeyTwoNames {
-        /// The one that counts.
+        /// The name that counts.
         first: String,
-        /// The other.
+        /// The name that does not count.
         second: String,
     },
-    /// A revoked key that is no builder's; perhaps a typing error.
+    /// A revoked key belongs to no builder; perhaps it is mistyped.
     RevokedStranger {
         /// The revoked key.
         key: BuilderKey,
@@ -192,7 +192,7 @@ impl std::fmt::Display for PolicyWarning {
 }
 
 impl Policy {
-    /// Checks rules.
+    /// Checks the rules; returns the policy and what the operator should know about it.
     pub fn new(rules: PolicyRules) -> Result<(Self, Vec<PolicyWarning>), PolicyError> {
         let mut warnings = Vec::new();
         let mut policy = Self {
@@ -217,7 +217,7 @@ impl Policy {
         }
         if rules.count_own_rebuild {
             let key = rules.own.ok_or(PolicyError::NoOwnKey)?;
-            // Listed as a builder it counts as that already.
+            // If this key is listed as a builder, it counts as that builder already.
             let own = Builder { name: "this machine".to_owned(), key, group: None, signs_only_own_builds: false };
             policy.admit_if_new(own);
         }
@@ -238,7 +238,7 @@ impl Policy {
         Ok((policy, warnings))
     }
 
-    /// What it is used for.
+    /// What verdicts are used for.
     pub fn mode(&self) -> Mode {
         self.mode
     }
@@ -248,27 +248,27 @@ impl Policy {
         self.numbers.contains_key(key)
     }
 
-    /// The keys that count, each once.
+    /// The keys of the builders that count, each once.
     pub fn keys(&self) -> impl Iterator<Item = BuilderKey> {
         self.builders.iter().map(|member| member.key)
     }
 
-    /// The name of a builder.
+    /// The name of the builder with this key.
     pub fn name_of(&self, key: &BuilderKey) -> Option<&str> {
         Some(self.builders.get(*self.numbers.get(key)?)?.name.as_str())
     }
 
-    /// Why, and from when on, this key is not believed any more.
+    /// The revocation of this key, if it is revoked.
     pub fn revocation(&self, key: &BuilderKey) -> Option<&Revocation> {
         self.revoked.get(key)
     }
 
-    /// Groups of builders: what `k` is counted over.
+    /// The number of groups of builders, over which `k` is counted.
     pub fn groups(&self) -> usize {
         self.groups.len()
     }
 
-    /// How many groups must agree where no override says otherwise; `None` when nobody said.
+    /// How many groups must agree where no override applies; `None` when that is not configured.
     pub fn k_default(&self) -> Option<usize> {
         Some(self.require.k).filter(|k| *k != usize::MAX)
     }
@@ -279,8 +279,8 @@ impl Policy {
         special.map_or(self.require.k, |special| special.k)
     }
 
-    /// The same where builders tell of two names under its hash part: an override that asks for fewer counts for none of them, or who
-    /// makes up a name would choose how many must agree.
+    /// How many groups must agree when builders name two paths under one hash part. An override that asks for fewer does
+    /// not apply to any of them; otherwise a builder that makes up a name could choose how many must agree.
     pub(crate) fn k_of_disputed_name(&self) -> usize {
         let all = self.require.overrides.iter().map(|special| special.k);
         all.fold(self.require.k, usize::max)
@@ -292,7 +292,7 @@ impl Policy {
         self.grace.as_ref().is_some_and(|named| named.contains(&number) || own())
     }
 
-    /// Whether a statement that was stored then is void because its key is revoked.
+    /// Whether a statement stored at that time is void because its key is revoked.
     pub(crate) fn is_revoked(&self, key: &BuilderKey, stored_at: Option<WallMs>) -> bool {
         self.revoked.get(key).is_some_and(|revocation| stored_at.is_none_or(|at| at >= revocation.from))
     }

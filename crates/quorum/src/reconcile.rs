@@ -1,13 +1,13 @@
-//! Two ledgers find out which attestations only one of them has.
+//! How two ledgers find out which attestations only one of them has.
 //!
-//! Hash parts are a tree: 16 children under each node, one for each value of the next four bits. A node's digest stands for all
-//! that a set of builders said of the paths under it. The asker sends digests of nodes ([`Query`]); the answerer, which keeps
-//! nothing between two questions, tells for those that differ either the digests of their children or, when there are few, the
-//! items themselves ([`Answer`]). So equal ledgers cost one digest, whatever their size, and different ones a cost of the
-//! difference. Only attestations take part, never bare signatures; a vote that is void is one item however many statements it
-//! is made of, so that two nodes that know of different ones are equal.
+//! Hash parts form a tree: each node has 16 children, one for each value of the next four bits. The digest of a node covers
+//! all that a set of builders said about the paths under it. The asker sends digests of nodes ([`Query`]). For each node
+//! that differs, the answerer returns the digests of its children or, when there are few items, the items themselves
+//! ([`Answer`]); it keeps no state between two questions. So equal ledgers cost one digest, whatever their size, and
+//! different ones cost as much as their difference. Only attestations take part, never bare Nix signatures. A void vote is
+//! one item, however many statements it is made of, so two nodes are equal even if they know different ones of these.
 //!
-//! An item does not say what was attested. [`Ledger::find`] names what is to be handed over for it.
+//! An item does not reveal what was attested. [`Ledger::find`] names what is to be handed over for it.
 
 mod node;
 mod session;
@@ -26,108 +26,109 @@ pub(crate) use self::node::first_byte;
 pub use self::session::{Difference, Next, Session};
 pub use self::shared::{BuilderDigest, Shared};
 
-/// First 16 bytes of a SHA-256 over what stands under a node; zero for nothing.
+/// The first 16 bytes of a SHA-256 over what is under a node; zero when nothing is.
 pub type NodeDigest = [u8; 16];
 
-/// Most builders compared at a time.
+/// The most builders compared in one session.
 pub const BUILDERS_PER_SESSION_MAX: usize = 256;
-/// Most nodes in one query.
+/// The most nodes in one query.
 pub const NODES_MAX: usize = 512;
-/// Items under a node up to which the items are told rather than digests of children. All items of one path are told too:
-/// digests would not tell them apart before the bottom of the tree.
+/// A node with up to this many items is answered with the items, not with digests of children. So is a node whose items are
+/// all of one path: digests would not tell them apart before the bottom of the tree.
 pub const ITEMS_TOLD_MAX: usize = 24;
-/// Items looked through under a node when one of them is asked for: those that were told, and what came since.
+/// The most items looked through under a node when one of them is asked for: those that were told, and those that came
+/// since.
 const ITEMS_FOUND_MAX: usize = 2 * BUILDERS_PER_SESSION_MAX;
-/// Most items of one session on either side; a session that meets more ends there, and the next one goes on.
+/// The most items that one session finds on either side. A session that meets more ends there, and the next one continues.
 pub const ITEMS_MAX: usize = 1 << 18;
-/// Most queries of one session.
+/// The most queries of one session.
 pub const QUERIES_MAX: usize = 4_096;
-/// Children of a node.
+/// The number of children of a node.
 const CHILDREN: usize = 16;
 
-/// What one builder says of one path, or that its vote is void: 16 bytes of a SHA-256.
+/// What one builder says about one path, or that its vote is void: 16 bytes of a SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
 pub struct Item(pub [u8; 16]);
 
-/// "This is what I have under these nodes."
+/// The asker's digests of some nodes.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct Query {
-    /// Of these builders; ascending.
+    /// The builders that the digests cover, ascending.
     pub builders: Vec<BuilderDigest>,
-    /// At most [`NODES_MAX`], strictly ascending.
+    /// The nodes and their digests: at most [`NODES_MAX`], strictly ascending.
     pub nodes: Vec<(Node, NodeDigest)>,
 }
 
-/// What the answerer has there.
+/// What the answerer has under these nodes.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum Answer {
     /// The answerer compares only these builders, which are not all of the query's: ask again for them.
     Builders(Vec<BuilderDigest>),
-    /// For each node of the query that differs, in the query's order, as many as fit; nodes left out are equal, but for
-    /// those after `answered`.
+    /// The nodes of the query that differ, in the query's order, as many as fit. Of the nodes before `answered`, those that
+    /// are left out are equal.
     Nodes {
         /// How many nodes of the query were looked at.
         answered: u32,
-        /// Which differ (numbers in the query), and how.
+        /// Which nodes differ (by their index in the query), and what is under each.
         differing: Vec<(u32, Content)>,
     },
 }
 
-/// What stands under a node.
+/// What is under a node.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum Content {
     /// Digests of its 16 children.
     Children(Box<[NodeDigest; CHILDREN]>),
-    /// All its items, in no order that means anything.
+    /// All its items, in no particular order.
     Items(Vec<Item>),
 }
 
 impl Query {
-    /// Largest encoding, bytes.
+    /// The largest encoding, bytes.
     pub const BYTES_MAX: usize = 64 << 10;
 
-    /// Encodes.
+    /// Encodes the query.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode::<{ Self::BYTES_MAX }>(self)
     }
 
-    /// Decodes exactly these bytes.
+    /// Decodes a query; it must fill these bytes exactly.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode::<Self, { Self::BYTES_MAX }>(bytes)
     }
 }
 
 impl Answer {
-    /// Largest encoding, bytes.
+    /// The largest encoding, bytes.
     pub const BYTES_MAX: usize = 256 << 10;
 
-    /// Encodes.
+    /// Encodes the answer.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode::<{ Self::BYTES_MAX }>(self)
     }
 
-    /// Decodes exactly these bytes.
+    /// Decodes an answer; it must fill these bytes exactly.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode::<Self, { Self::BYTES_MAX }>(bytes)
     }
 }
 
-/// The builders of a session that a ledger knows; of the others it holds nothing.
+/// Those builders of a session that a ledger knows; it holds nothing of the others.
 struct Compared {
-    /// Ascending.
+    /// Their numbers in the ledger, ascending.
     numbers: Vec<u16>,
-    /// Ascending by digest, with the place in `numbers`.
+    /// Their digests, ascending, each with its index in `numbers`.
     order: Vec<(BuilderDigest, usize)>,
 }
 
 impl Ledger {
-    /// Answers a query about builders that this peer may hear of.
+    /// Answers a query about builders that the peer may be told of.
     pub fn answer(&self, admitted: &Shared, query: &Query) -> Answer {
         self.answer_counted(admitted, query, usize::MAX, &Cell::new(0))
     }
 
-    /// The same; adds to `looked` how many paths were looked at, and leaves off the nodes after the one at which they are more
-    /// than `looked_max`.
+    /// Like [`Ledger::answer`], and adds to `looked` how many paths were looked at. Once that exceeds `looked_max`, the
+    /// remaining nodes are left out.
     pub(crate) fn answer_counted(
         &self,
         admitted: &Shared,
@@ -140,7 +141,7 @@ impl Ledger {
         if digests != query.builders {
             return Answer::Builders(digests);
         }
-        // Unordered, it could ask for the costliest node five hundred times.
+        // Without an order, a query could name the costliest node five hundred times.
         if !query.nodes.is_sorted_by(|first, second| first.0 < second.0) {
             return Answer::Nodes { answered: 0, differing: Vec::new() };
         }
@@ -164,15 +165,16 @@ impl Ledger {
         Answer::Nodes { answered, differing }
     }
 
-    /// What items under nodes stand for: the builder and the path, whose attestations (two of them if its vote is void) are to
-    /// be handed over. `None` for each that is not there, and for all if they do not strictly ascend: then one could ask for the
-    /// costliest node again and again.
+    /// The builder and the path that each item stands for. All attestations of that builder about that path are to be
+    /// handed over (two of them if its vote is void). `None` for an item that is not there, and for all items if they are
+    /// not strictly ascending: otherwise a peer could ask for the costliest node again and again.
     pub fn find(&self, shared: &Shared, wanted: &[(Node, Item)]) -> Vec<Option<(BuilderKey, HashPart)>> {
         self.find_counted(shared, wanted, usize::MAX, &Cell::new(0))
     }
 
-    /// The same; adds to `looked` how many paths were looked at, and leaves off the nodes after the one at which they are more
-    /// than `looked_max`: who asks chooses the nodes, and what is under them and of no builder that is meant costs as much.
+    /// Like [`Ledger::find`], and adds to `looked` how many paths were looked at. Once that exceeds `looked_max`, the
+    /// remaining nodes are left out. The asker chooses the nodes, and paths under them cost as much even if none of these
+    /// builders said anything about them.
     pub(crate) fn find_counted(
         &self,
         shared: &Shared,
@@ -221,7 +223,7 @@ impl Ledger {
         let mut few: Vec<_> = items.by_ref().take(ITEMS_TOLD_MAX + 1).collect();
         let one_path = |items: &[(Item, BuilderKey, HashPart)]| items.is_sorted_by(|one, next| one.2 == next.2);
         if few.len() > ITEMS_TOLD_MAX && one_path(&few) {
-            // One path has no more.
+            // A path has one item per builder, so there are no more than these.
             few.extend(items.take(BUILDERS_PER_SESSION_MAX));
         }
         let told = |items: Vec<(Item, _, _)>| Content::Items(items.into_iter().map(|(item, ..)| item).collect());
@@ -236,12 +238,12 @@ impl Ledger {
                 }
                 Content::Children(Box::new(digests))
             }
-            // Never: at the bottom there is one path.
+            // Cannot happen: at the bottom of the tree there is only one path.
             None => told(few),
         }
     }
 
-    /// The items of the compared builders under a node, in the order of the paths.
+    /// The items of the compared builders under a node, ordered by path.
     fn items(
         &self,
         compared: &Compared,
@@ -272,8 +274,9 @@ impl Ledger {
         })
     }
 
-    /// The node, or, of an upper one, the nodes of a byte under it where one of these builders said anything: their digests are
-    /// remembered, so that one who said little is found without a walk through what the others said.
+    /// The node itself if it has at least a byte of prefix. Of an upper node, the nodes with one byte under it where one of
+    /// these builders said anything. Their digests are remembered, so what a builder that said little said is found without
+    /// a walk through what the others said.
     fn where_said(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<Node> {
         if node.depth >= 2 {
             return vec![node];
@@ -312,8 +315,8 @@ impl Ledger {
         if empty { NodeDigest::default() } else { short(hasher) }
     }
 
-    /// Per builder. Those of the upper nodes are remembered, so that only builders with news are computed again: most
-    /// comparisons are of two roots, and between two of them little was said.
+    /// The digest of a node for each builder. Those of the upper nodes are remembered, so that only builders with news are
+    /// computed again: most comparisons are of two roots, and little is said between two comparisons.
     fn digests_of_each(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let mut digests = self.digests.known(numbers, node);
         let unknown = numbers.iter().zip(&digests).filter(|(_, known)| known.is_none());
@@ -331,7 +334,7 @@ impl Ledger {
         digests.into_iter().map(Option::unwrap_or_default).collect()
     }
 
-    /// Per builder, for the root and its children: over the digests of the first bytes under it.
+    /// For each builder, the digest of the root or of a child of it, over the digests of the first bytes under it.
     fn digests_above(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let (first, last) = node.bounds();
         let mut hashers = Hashers::new(numbers.len());
@@ -351,7 +354,7 @@ impl Ledger {
         hashers.finish()
     }
 
-    /// Per builder, for nodes of at least a byte: over the items under it.
+    /// For each builder, the digest of a node with at least a byte of prefix, over the items under it.
     fn digests_below(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let mut hashers = Hashers::new(numbers.len());
         for (item, number, _) in self.numbered_items(numbers, node, looked) {
@@ -363,7 +366,7 @@ impl Ledger {
     }
 }
 
-/// One digest for each builder; zero for those of which nothing was said.
+/// One hasher for each builder, so that a builder that said nothing gets a digest of zero.
 struct Hashers(Vec<Option<Sha256>>);
 
 impl Hashers {
@@ -382,7 +385,7 @@ impl Hashers {
     }
 }
 
-/// One statement is itself; two or more are "void", whichever they are.
+/// The item for one builder and path. A single statement is itself; two or more are "void", whichever they are.
 fn item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, FingerprintDigest)]) -> Item {
     let mut hasher = Sha256::new();
     hasher.update(builder.0);

@@ -1,7 +1,7 @@
-//! The report: everything as text and numbers, ready for people, JSON and HTML.
+//! The report: verdicts as text and numbers, ready for people, JSON and HTML.
 //!
-//! It is told part by part ([`ReportPart`]), because a path in words takes some kilobytes: judged are all paths, in words is one at
-//! a time. The parts, one after the other, are the report's fields.
+//! A report is produced part by part ([`ReportPart`]), because a path in words takes some kilobytes: all paths are judged
+//! at once, but only one at a time is put into words. The parts in sequence are the fields of the report.
 
 use crate::closure::{ClosureVerdict, Judged, Member, closure};
 use crate::decision::Decision;
@@ -14,176 +14,176 @@ use narmesh_protocol::{HashPart, StorePath};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// All paths asked for, judged: the weakest first.
+/// All paths that were asked about, with their verdicts, the weakest first.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
     head: ReportHead,
     judged: ClosureVerdict,
 }
 
-/// One part, in this order: the head, the conflicts, what turned, the paths.
+/// One part of a report. They come in this order: the head, the conflicts, what is no longer agreed, the paths.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReportPart {
-    /// Once.
+    /// The head, once.
     Head(Box<ReportHead>),
-    /// The base name of a path in conflict; before the others, because somebody should look.
+    /// The base name of a path in conflict. These come first because somebody should look at them.
     Conflict(String),
-    /// Something that was served on the strength of a verdict that no longer stands.
+    /// A path that was served because of a verdict that no longer stands.
     NoLongerAgreed(TurnedReport),
-    /// A path that was asked for, weakest first.
+    /// A path that was asked about, the weakest first.
     Path(Box<PathReport>),
 }
 
-/// What a report says of all its paths together.
+/// What a report says about all its paths together.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ReportHead {
-    /// Version of this form; new fields do not change it.
+    /// The version of this format; new fields do not change it.
     pub version: u32,
-    /// When it was made, milliseconds since 1970.
+    /// When the report was made, milliseconds since 1970.
     pub made_at_ms: u64,
-    /// What was asked for.
+    /// What the report covers.
     pub scope: ReportScope,
     /// What verdicts are used for.
     pub mode: Mode,
-    /// Groups asked for, where no override says otherwise.
+    /// How many groups must agree where no override applies; `None` when that is not configured.
     pub k: Option<usize>,
-    /// Groups of builders.
+    /// How many groups of builders there are.
     pub of: usize,
-    /// Whether everything asked for is agreed, and what is held here is what was agreed on; not when that is no path at all.
+    /// Whether every path is agreed, and our store holds only agreed results. False when there is no path at all.
     pub agreed: bool,
-    /// By verdict.
+    /// The number of paths by verdict.
     pub totals: Totals,
-    /// The weakest link of the closure, if that is what was asked for.
+    /// The weakest path of the closure, if the report covers a closure.
     pub weakest: Option<Link>,
 }
 
-/// What was asked for.
+/// What a report covers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReportScope {
-    /// One path.
+    /// One path, by its base name.
     Path(String),
-    /// A path with all that it needs.
+    /// A path and all that it needs, by the base name of the root.
     Closure(String),
-    /// All paths of which anything is known.
+    /// All paths about which anything is known.
     All,
 }
 
-/// Paths by verdict.
+/// The number of paths by verdict.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
-    /// All.
+    /// All paths.
     pub paths: usize,
-    /// See [`State`].
+    /// Paths that are [`State::Agreed`].
     pub agreed: usize,
-    /// See [`State`].
+    /// Paths that are in [`State::Conflict`].
     pub conflict: usize,
-    /// See [`State`].
+    /// Paths that are [`State::Short`].
     pub short: usize,
-    /// See [`State`].
+    /// Paths that are in [`State::None`].
     pub none: usize,
-    /// See [`State`].
+    /// Paths that are [`State::ContentAddressed`].
     pub content_addressed: usize,
-    /// Agreed, with somebody below `k` saying something else.
+    /// Agreed paths of which fewer than `k` groups attest something else.
     pub disputed: usize,
-    /// Held here, and not what was agreed on.
+    /// Paths of which our store holds another result than the agreed one.
     pub held_differs: usize,
 }
 
-/// Where a closure is weakest.
+/// The weakest path of a closure.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Link {
-    /// The path.
+    /// `<hash part>-<name>`.
     pub path: String,
     /// Its state.
     pub verdict: State,
-    /// From the root to it, both included.
+    /// The chain of references from the root to it, both included.
     pub chain: Vec<String>,
 }
 
-/// How what is in our store stands to what is agreed on.
+/// How the result in our store relates to the agreed one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Held {
-    /// It is the agreed one.
+    /// Our store holds the agreed result.
     Agreed,
-    /// Something else is agreed on.
+    /// Another result is agreed on.
     Differs,
-    /// One of those attested; nothing is agreed on.
+    /// Nothing is agreed on; our store holds one of the attested results.
     Attested,
-    /// Nobody attested this one.
+    /// Nobody whose word counts attested what our store holds.
     Unattested,
 }
 
-/// One path.
+/// The report on one path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PathReport {
     /// `<hash part>-<name>`.
     pub path: String,
     /// Its state.
     pub verdict: State,
-    /// Groups asked for.
+    /// How many groups must agree.
     pub k: usize,
-    /// Groups there are.
+    /// How many groups of builders there are.
     pub of: usize,
-    /// What is attested: most groups first.
+    /// The attested fingerprints, those with most groups first.
     pub fingerprints: Vec<FingerprintReport>,
-    /// Builders that say something else than what is agreed on.
+    /// Names of the builders that attest something else than what is agreed on.
     pub disputed_by: Vec<String>,
-    /// A dissenting builder has a veto, and used it.
+    /// Whether a dissenting builder prevented agreement by its veto.
     pub vetoed: bool,
-    /// Builders that say two things.
+    /// Builders that made two different statements.
     pub void: Vec<VoidVote>,
-    /// Builders whose statement is not counted.
+    /// Builders whose statements are not counted.
     pub not_counted: Vec<NotCounted>,
-    /// Builders that said nothing.
+    /// Names of the builders that said nothing.
     pub missing: Vec<String>,
-    /// What is in our store, if anything is.
+    /// How the result in our store relates to the agreed one, if our store holds the path.
     pub held: Option<Held>,
-    /// What refers to it in the closure asked for.
+    /// The path that refers to it in the closure that was asked about.
     pub needed_by: Option<String>,
-    /// Its references are not known here, so what else it needs is not in this report.
+    /// Whether its references are not known here, so that this report does not cover what else it needs.
     pub needs_unknown: bool,
-    /// When our Nix last got it on the strength of a verdict, milliseconds since 1970.
+    /// When our Nix last got it because of a verdict, milliseconds since 1970.
     pub served_at_ms: Option<u64>,
-    /// Why that verdict does not stand any more, if it does not.
+    /// Why that verdict no longer stands, if it does not.
     pub turned: Option<String>,
-    /// What the policy asks of it, in a sentence.
+    /// What the policy does with it, in one sentence.
     pub policy: String,
-    /// The same as all the fields, in sentences.
+    /// All the fields in sentences.
     pub sentences: Vec<String>,
 }
 
-/// One fingerprint.
+/// One attested fingerprint.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FingerprintReport {
-    /// SHA-256 of it, base-16.
+    /// The SHA-256 of the fingerprint, base-16.
     pub fingerprint: String,
-    /// As in a narinfo.
+    /// The NarHash, as in a narinfo.
     pub nar_hash: String,
-    /// Bytes.
+    /// The NarSize, bytes.
     pub nar_size: u64,
-    /// Groups that count for it.
+    /// How many groups count for it.
     pub groups: usize,
-    /// Who says so.
+    /// The builders that attest it.
     pub builders: Vec<String>,
-    /// Of them, those that say so by a bare Nix signature, which counts because of `signs_only_own_builds`.
+    /// Those of them that do so by a bare Nix signature, which counts because of `signs_only_own_builds`.
     #[serde(default)]
     pub by_signature: Vec<String>,
-    /// Another one has this NarHash too: they differ in References or NarSize.
+    /// Whether another fingerprint has the same NarHash: then they differ in References or NarSize.
     pub same_nar_as_another: bool,
     /// It is said of another name than the path's, under the same hash part.
     #[serde(default)]
     pub other_name: bool,
 }
 
-/// A builder that says two things of one path.
+/// A builder that made two different statements about one path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VoidVote {
     /// The builder's name in the policy.
     pub builder: String,
-    /// The NarHashes it named.
+    /// The NarHashes that it attested.
     pub nar_hashes: Vec<String>,
     /// Always "not reproducible on this builder".
     pub why: Cow<'static, str>,
@@ -194,27 +194,27 @@ pub struct VoidVote {
 pub struct NotCounted {
     /// The builder's name in the policy.
     pub builder: String,
-    /// What it said.
+    /// The NarHash that it attested.
     pub nar_hash: String,
-    /// Why not.
+    /// Why its statement is not counted, in words.
     pub why: String,
 }
 
-/// A path that our Nix got on the strength of a verdict that no longer stands.
+/// A path that our Nix got because of a verdict that no longer stands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TurnedReport {
     /// `<hash part>-<name>`.
     pub path: String,
-    /// When it was served last, milliseconds since 1970.
+    /// When it was last served, milliseconds since 1970.
     pub served_at_ms: u64,
-    /// Builders that said so and whose word is void now; empty when the verdict turned without a revocation.
+    /// Builders that attested it and whose word is void now; empty when the verdict changed without a revocation.
     pub revoked_builders: Vec<String>,
-    /// Why it does not stand, in words.
+    /// Why the verdict no longer stands, in words.
     pub why: String,
 }
 
 impl Report {
-    /// Of a closure.
+    /// The report on a closure.
     pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member], now: WallMs) -> Self {
         let judged = closure(policy, ledger, root, members);
         let weakest = judged.breaks_at().or(judged.paths.first()).map(|weakest| Link {
@@ -227,7 +227,7 @@ impl Report {
         report
     }
 
-    /// Of one path, or of many, each judged by itself.
+    /// The report on one or many paths, each judged by itself.
     pub fn paths(policy: &Policy, scope: ReportScope, mut paths: Vec<Judged>, now: WallMs) -> Self {
         paths.sort_by(Judged::weaker);
         Self::of(policy, scope, ClosureVerdict { paths }, now)
@@ -248,7 +248,7 @@ impl Report {
         Self { head, judged }
     }
 
-    /// What it says of all paths together.
+    /// What the report says about all paths together.
     pub fn head(&self) -> &ReportHead {
         &self.head
     }
@@ -421,7 +421,8 @@ fn unasked(mode: Mode) -> &'static str {
     }
 }
 
-/// What our Nix got and would not get now, of the next `most` paths after this one; and the last of them, if there are more.
+/// Looks at the next `most` served paths after `after`: returns those that our Nix would not get now, and the last path
+/// looked at if there may be more.
 pub fn no_longer_agreed(
     policy: &Policy,
     ledger: &Ledger,

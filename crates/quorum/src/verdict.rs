@@ -1,4 +1,4 @@
-//! One path: what its builders say, counted.
+//! The verdict on one path: the statements of its builders, counted.
 
 use crate::Facts;
 use crate::evidence::{FingerprintDigest, NameDigest, WallMs};
@@ -8,24 +8,24 @@ use crate::policy::{Member, Policy};
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The one state of a path.
+/// The state of a path.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Two fingerprints reach `k`, or none does and two are attested, or one does and a veto stands against it.
+    /// Two fingerprints reach `k`; or none does and two are attested; or one does and a veto stands against it.
     Conflict,
-    /// Nothing that counts is attested.
+    /// No statement that counts was made.
     None,
-    /// One fingerprint is attested, by fewer than `k`.
+    /// One fingerprint is attested, by fewer than `k` groups.
     Short,
-    /// Exactly one fingerprint has `k` groups or more.
+    /// Exactly one fingerprint is attested by `k` groups or more.
     Agreed,
-    /// Its contents are checked against its own address.
+    /// The content is checked against the path, which is its content address.
     ContentAddressed,
 }
 
 impl State {
-    /// As in reports and metrics.
+    /// The name used in reports and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
@@ -37,69 +37,70 @@ impl State {
     }
 }
 
-/// One fingerprint and who says so.
+/// One fingerprint and the builders that attest it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attested {
-    /// The fingerprint's digest, and the NarHash and NarSize that belong to it.
+    /// The digest of the fingerprint, and its NarHash and NarSize.
     pub facts: Facts,
-    /// Numbers of builders in the policy, ascending.
+    /// The builders' numbers in the policy, ascending.
     pub builders: Vec<usize>,
-    /// Groups that count for it.
+    /// How many groups count for it.
     pub groups: usize,
 }
 
 /// Why a builder's statement is not counted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Uncounted {
-    /// A Nix signature without a date: other tools put the same on what they substituted.
+    /// It is a Nix signature without a date, which other tools also put on what they substituted.
     BareSignature,
-    /// Stored here after its key was revoked.
+    /// It was stored here after its key was revoked.
     Revoked,
     /// Its key is revoked, and nobody knows when it was first stored here.
     RevokedWithoutRecord,
-    /// The other builders of its group say something else, so the group counts for neither.
+    /// The other builders of its group say something else, so the group counts for no result.
     GroupDisagrees,
 }
 
-/// How one builder stands to the path.
+/// Where one builder stands on the path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Standing {
     /// It said nothing.
     Missing,
-    /// It counts for this fingerprint (its group may count already).
+    /// It counts for this fingerprint (its group may already be counted).
     For(FingerprintDigest),
-    /// It said two things: not reproducible on this builder. Void for this path, kept as evidence.
+    /// It made two different statements, so the path is not reproducible on this builder. Its vote is void for this path,
+    /// and kept as evidence.
     Void(Vec<Facts>),
-    /// What it says is not counted.
+    /// Its statement is not counted.
     NotCounted(Uncounted, Facts),
 }
 
-/// The result.
+/// The verdict on a path, and all that it follows from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Verdict {
     /// The state.
     pub state: State,
-    /// Groups asked for.
+    /// How many groups must agree.
     pub k: usize,
-    /// Groups there are.
+    /// How many groups of builders there are.
     pub of: usize,
-    /// What is attested by builders that count: most groups first, then by fingerprint.
+    /// The fingerprints attested by builders that count: those with most groups first, then by fingerprint.
     pub attested: Vec<Attested>,
-    /// One for each builder of the policy, in its order.
+    /// One for each builder of the policy, in the policy's order.
     pub standings: Vec<Standing>,
-    /// Whether dissent below `k` made the conflict.
+    /// Whether the conflict comes from a veto by dissent below `k`.
     pub vetoed: bool,
-    /// What our own builder key attests where it is not among the builders: it counts for `grace` alone.
+    /// What our own builder key attests when it is not among the builders: this counts for `grace` only.
     pub own: BTreeSet<FingerprintDigest>,
 }
 
 impl Verdict {
-    /// The fingerprint that is agreed on.
+    /// The fingerprint that is agreed on, if one is.
     pub fn agreed(&self) -> Option<&Attested> {
         (self.state == State::Agreed).then(|| self.attested.first()).flatten()
     }
 
-    /// When agreed: what else is attested, below `k`.
+    /// The fingerprints attested by fewer than `k` groups beside the agreed one.
     pub fn disputed_by(&self) -> &[Attested] {
         match self.state {
             State::Agreed => self.attested.get(1..).unwrap_or_default(),
@@ -109,8 +110,8 @@ impl Verdict {
 }
 
 impl Policy {
-    /// Counts what the ledger holds of a path. A path that is its own content address needs nobody's word: use
-    /// [`Policy::verdict_content_addressed`] for it.
+    /// Counts the statements that the ledger holds about a path. A path that is its own content address needs nobody's
+    /// word; for it use [`Policy::verdict_content_addressed`].
     pub fn verdict(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
         let standings = self.standings(ledger, &path.hash_part());
         let (standings, attested) = self.count(standings);
@@ -121,7 +122,7 @@ impl Policy {
         let k = if mutant!(PercentageOfHeard) { (k * heard).div_ceil(self.groups().max(1)).max(1) } else { k };
         let reached = attested.iter().filter(|attested| attested.groups >= k).count();
         let vetoed = self.require.veto && !mutant!(VetoIgnored) && reached == 1 && attested.len() > 1;
-        // Most groups first: the one that reached it.
+        // The one with most groups comes first, so this is the fingerprint that reached `k`.
         let is_ours = attested.first().is_some_and(|first| first.facts.name == name);
         let state = match (reached, attested.len()) {
             (1, _) if !vetoed && is_ours => State::Agreed,
@@ -133,7 +134,7 @@ impl Policy {
         Verdict { state, k, of: self.groups(), attested, standings, vetoed, own }
     }
 
-    /// The same, for a path whose content address was proven.
+    /// Like [`Policy::verdict`], for a path whose content address was proven.
     pub fn verdict_content_addressed(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
         Verdict { state: State::ContentAddressed, ..self.verdict(ledger, path) }
     }
@@ -144,7 +145,7 @@ impl Policy {
         ledger.votes(hash_part).filter(counts).map(|vote| vote.facts.fingerprint).collect()
     }
 
-    /// Each builder by itself: void if it says two things, not counted if what it says may not count.
+    /// Each builder by itself: its vote is void if it said two things, and does not count if its statement must not.
     fn standings(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Standing, Option<Facts>)> {
         let mut said: Vec<Vec<(Option<Uncounted>, Facts)>> = vec![Vec::new(); self.builders.len()];
         for vote in ledger.votes(hash_part) {
@@ -166,26 +167,27 @@ impl Policy {
         bare.then_some(Uncounted::BareSignature)
     }
 
-    /// Whether it is void because its key is revoked.
+    /// Whether the vote is void because its key is revoked.
     pub(crate) fn is_void(&self, vote: &Vote) -> bool {
         let since = if mutant!(BackdatedAccepted) { vote.attested_at } else { self.since(vote) };
         self.is_revoked(&vote.builder, since)
     }
 
-    /// From when it counts: with its date from when it was stored with it, or a thief could give a date to a signature that was
-    /// here before and counted for nothing; its signature alone, of a builder whose signatures count, from when that was stored.
+    /// The time from which a vote counts, to be compared with a revocation. An attestation counts from when it was stored
+    /// with its date: otherwise a thief of the key could add a date to a signature that was here before and counted for
+    /// nothing. A signature by itself, from a builder whose signatures count, counts from when it was stored.
     fn since(&self, vote: &Vote) -> Option<WallMs> {
         let member = self.numbers.get(&vote.builder).and_then(|number| self.builders.get(*number));
         let by_signature = vote.attested_at.is_none() || member.is_some_and(|member| member.signs_only_own_builds);
         if by_signature { vote.stored_at } else { vote.dated_stored_at }
     }
 
-    /// Whether a vote that counts does so by its signature alone.
+    /// Whether a vote that counts does so only by its bare Nix signature.
     pub(crate) fn is_by_signature(&self, vote: &Vote) -> bool {
         vote.attested_at.is_none() || self.is_revoked(&vote.builder, vote.dated_stored_at)
     }
 
-    /// Groups count once, and for nothing when their builders disagree.
+    /// Counts each group once, and not at all when its builders disagree.
     fn count(&self, standings: Vec<(Standing, Option<Facts>)>) -> (Vec<Standing>, Vec<Attested>) {
         let mut by_fingerprint: BTreeMap<FingerprintDigest, Attested> = BTreeMap::new();
         let mut by_group: BTreeMap<usize, BTreeSet<FingerprintDigest>> = BTreeMap::new();
@@ -220,7 +222,7 @@ impl Policy {
     }
 }
 
-/// What one builder's statements come to, and the facts that it stands for if any.
+/// The standing that follows from one builder's statements, and the facts that it votes for, if any.
 fn standing(said: &[(Option<Uncounted>, Facts)]) -> (Standing, Option<Facts>) {
     let mut counted: Vec<Facts> =
         said.iter().filter(|(why_not, _)| why_not.is_none()).map(|(_, facts)| *facts).collect();

@@ -1,71 +1,71 @@
-//! What nodes ask each other about attestations. `docs/protocol.md` has the bytes.
+//! What nodes ask each other about attestations. `docs/protocol.md` describes the bytes.
 
 use crate::reconcile::{Answer, BUILDERS_PER_SESSION_MAX, BuilderDigest, Item, Node, Query};
 use narmesh_protocol::codec::{self, CodecError};
 use narmesh_protocol::{Attestation, HashPart};
 
-/// Request-response protocol of [`QuorumRequest`].
+/// The request-response protocol of [`QuorumRequest`].
 pub const QUORUM_PROTOCOL: &str = "/narmesh/1/quorum";
-/// Most items asked for at a time.
+/// The most items asked for in one request.
 pub const PULL_MAX: usize = 512;
-/// Most paths asked for at a time.
+/// The most paths asked for in one request.
 pub const ASK_MAX: usize = 64;
 
-/// Requests of `/narmesh/1/quorum`.
+/// The requests of `/narmesh/1/quorum`.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum QuorumRequest {
     /// Compare what both hold.
     Compare {
-        /// Where.
+        /// The builders and nodes to compare.
         query: Query,
-        /// The asker has something new: who finds that the two differ should compare in turn.
+        /// Whether the asker has something new. A peer that finds a difference should then compare in turn.
         news: bool,
     },
-    /// The attestations that items stand for.
+    /// Asks for the attestations that items stand for.
     Pull {
-        /// Of these builders, as they were compared.
+        /// The builders, as they were compared.
         builders: Vec<BuilderDigest>,
         /// At most [`PULL_MAX`], strictly ascending.
         wanted: Vec<(Node, Item)>,
     },
-    /// All attestations of some paths, for a verdict that is waited for.
+    /// Asks for all attestations of some paths, for a verdict that is waited for.
     Ask {
-        /// Of these builders.
+        /// The builders whose attestations are wanted.
         builders: Vec<BuilderDigest>,
-        /// At most [`ASK_MAX`].
+        /// The paths, at most [`ASK_MAX`].
         paths: Vec<HashPart>,
     },
 }
 
-/// Answers of `/narmesh/1/quorum`.
+/// The replies of `/narmesh/1/quorum`.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum QuorumReply {
-    /// To `Compare`.
+    /// The answer to `Compare`.
     Compared(Answer),
-    /// To `Pull` and `Ask`.
+    /// The answer to `Pull` and `Ask`.
     Attestations {
-        /// How many of the items or paths were looked at, at least one: the others did not fit.
+        /// How many of the items or paths were looked at, at least one. The others did not fit.
         answered: u32,
-        /// Encoded, [`ATTESTATIONS_BYTES_MAX`] together but for one that is larger alone.
+        /// Encoded attestations, at most [`ATTESTATIONS_BYTES_MAX`] together; a single one may be larger.
         attestations: Vec<Vec<u8>>,
     },
-    /// Too much was asked; later.
+    /// The asker has used up its share, or cannot be answered now; it should ask again later.
     Busy,
 }
 
-/// Bytes of attestations in one reply.
+/// The most bytes of attestations in one reply.
 pub const ATTESTATIONS_BYTES_MAX: usize = 240 << 10;
 
 impl QuorumRequest {
-    /// Largest encoding, bytes.
+    /// The largest encoding, bytes.
     pub const BYTES_MAX: usize = Query::BYTES_MAX + 64;
 
-    /// Encodes.
+    /// Encodes the request.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode::<{ Self::BYTES_MAX }>(self)
     }
 
-    /// Decodes exactly these bytes.
+    /// Decodes a request; it must fill these bytes exactly.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode::<Self, { Self::BYTES_MAX }>(bytes)
     }
@@ -82,15 +82,15 @@ impl QuorumRequest {
 }
 
 impl QuorumReply {
-    /// Largest encoding, bytes.
+    /// The largest encoding, bytes.
     pub const BYTES_MAX: usize = Answer::BYTES_MAX + (4 << 10);
 
-    /// Encodes.
+    /// Encodes the reply.
     pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
         codec::encode::<{ Self::BYTES_MAX }>(self)
     }
 
-    /// Decodes exactly these bytes.
+    /// Decodes a reply; it must fill these bytes exactly.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode::<Self, { Self::BYTES_MAX }>(bytes)
     }

@@ -1,4 +1,4 @@
-//! What peers ask us.
+//! How we answer the requests of peers.
 
 use super::peer::Admission;
 use super::{Exchange, Fault, Output};
@@ -10,14 +10,16 @@ use narmesh_protocol::{Attestation, BuilderKey, HashPart};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-/// Who is told of news waits up to so long, milliseconds, so that not all ask the same peer at once.
+/// A peer that is told of news waits up to this long before it compares, milliseconds, so that not all ask the same peer at
+/// once.
 const ASK_BACK_SPREAD_MS: u64 = 40;
-/// Units of a request beyond the first: so many nodes of a query are one, and what is handed over counts as if it were full.
+/// Units of a request beyond the first: this many nodes of a query cost one unit. A request for attestations costs as much
+/// as if its reply were full.
 const NODES_PER_UNIT: usize = 8;
 const HAND_OVER_UNITS: u64 = 4;
-/// And so many paths that were looked at for it, whosever attestations they were: some 0.2 ms.
+/// This many paths that were looked at for a request cost one more unit, whichever builders attested them: some 0.2 ms.
 const LOOKED_PER_UNIT: usize = 4_096;
-/// Paths looked at for one comparison or pull, but for the last node of it: what is left is asked for again.
+/// The most paths looked at for one comparison or pull, though the last node is finished; the peer asks again for the rest.
 const LOOKED_MAX: usize = 1 << 16;
 
 /// Attestations to be handed to a peer.
@@ -27,17 +29,18 @@ pub struct HandOver {
     pub to: PeerId,
     /// The id of the [`super::Input::Request`].
     pub id: u64,
-    /// For each item or path of the request: of whom, about which path.
+    /// For each item or path of the request: the builders, and the path, of which attestations are wanted.
     pub wanted: Vec<Vec<(BuilderKey, HashPart)>>,
-    /// It was named in a comparison before. What a question without one asks for may be a guess, and is answered as what is not
-    /// there.
+    /// Whether we named these items in a comparison before. A question without a comparison may be a guess, so it is
+    /// answered as if what must not be told did not exist.
     pub promised: bool,
 }
 
 impl HandOver {
-    /// The encoded reply, from all attestations of a builder about a path: as many as fit. `None` for what was there a moment ago
-    /// and is not to be handed over now, whatever the reason: where it was promised and nothing else is, the reply is *busy*, so
-    /// that the peer compares again, and does not take what we said to have for a lie.
+    /// The encoded reply, with as many attestations as fit. `attestations` returns all attestations of a builder about a
+    /// path, or `None` if they were there a moment ago and must not be handed over now, for whatever reason. When such
+    /// attestations were promised and nothing else is left, the reply is *busy*. Then the peer compares again, and does not
+    /// take what we named for a lie.
     pub fn reply(&self, mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Option<Vec<Attestation>>) -> Vec<u8> {
         let (mut answered, mut handed, mut bytes) = (0u32, Vec::new(), 0);
         let mut kept_back = false;
@@ -52,7 +55,8 @@ impl HandOver {
             }
             answered += 1;
             for one in encoded {
-                // Even the first has to fit; what is too large beside the others comes from who has it alone.
+                // Within one item, too, only what fits is sent. An attestation that is too large next to the others comes
+                // from a peer that has it alone.
                 if handed.is_empty() || bytes + one.len() <= ATTESTATIONS_BYTES_MAX {
                     bytes += one.len();
                     handed.push(one);
@@ -75,7 +79,7 @@ impl Exchange {
                 return self.respond(from, id, &QuorumReply::Busy);
             }
         };
-        // One that left meanwhile, or of whom the caller said nothing yet: the peer comes again.
+        // The peer has left, or the caller has not said yet what it may be told. It will ask again.
         let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.is_connected) else {
             return self.respond(from, id, &QuorumReply::Busy);
         };
@@ -137,7 +141,7 @@ fn units(looked: usize) -> u64 {
     u64::try_from(looked / LOOKED_PER_UNIT).unwrap_or(u64::MAX)
 }
 
-/// Who of these attested something of a path.
+/// The builders in `shared` that attested something about a path.
 fn said_of(ledger: &Ledger, shared: &Shared, path: &HashPart) -> Vec<(BuilderKey, HashPart)> {
     let attested = ledger.votes(path).filter(|vote| vote.attested_at.is_some() && shared.contains(&vote.builder));
     let builders: BTreeSet<BuilderKey> = attested.map(|vote| vote.builder).collect();
@@ -145,6 +149,6 @@ fn said_of(ledger: &Ledger, shared: &Shared, path: &HashPart) -> Vec<(BuilderKey
 }
 
 fn encoded(reply: &QuorumReply) -> Vec<u8> {
-    // An answer keeps to its limit by itself, and attestations were counted; an empty reply would be a broken stream.
+    // Answers keep to their limit by themselves, and attestations were counted. An empty reply counts as a broken stream.
     reply.encode().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Our side of a comparison, and what is pulled after it.
+//! Our side of a comparison, and the pull that follows it.
 
 use super::peer::{Peer, Pulling, Running};
 use super::{Exchange, FULL_MS, Fault, Output, Question, TOLD_MAX, Taken};
@@ -9,13 +9,14 @@ use crate::wire::{PULL_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart};
 
-/// Items wanted in one comparison; the rest is found by the next one.
+/// The most items wanted in one comparison; the next one finds the rest.
 const WANTED_MAX: usize = 4_096;
-/// Queries of a comparison, and one more for each [`FOUND_PER_QUERY`] differences. The deepest nodes are asked about first, so an
-/// honest peer leads to something long before; one that never does is at the bottom of the tree after 40.
+/// The most queries of a comparison, plus one for each [`FOUND_PER_QUERY`] differences. The deepest nodes are asked about
+/// first, so an honest peer leads to a difference long before this. A peer that never does is at the bottom of the tree
+/// after 40 queries.
 const QUERIES_MAX: usize = 64;
 const FOUND_PER_QUERY: usize = 16;
-/// Attestations for one item: those of a vote that is void.
+/// The most attestations for one item: a void vote has several.
 const STATEMENTS_MAX: usize = crate::ledger::STATEMENTS_PER_PATH_MAX;
 
 impl Exchange {
@@ -36,7 +37,7 @@ impl Exchange {
         self.send(peer, Question::Compare, &QuorumRequest::Compare { query, news: false });
     }
 
-    /// Our query was answered, or not.
+    /// Handles the reply to our query; `None` when there was none.
     pub(super) fn compared(&mut self, ledger: &Ledger, from: PeerId, reply: Option<QuorumReply>) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         let Some(Running::Comparing(mut session)) = known.running.take() else { return };
@@ -45,6 +46,7 @@ impl Exchange {
             Some(QuorumReply::Attestations { .. }) => return self.penalize(from, Fault::MalformedReply),
             Some(QuorumReply::Busy) | None => return known.failed(self.now),
         };
+        // The peer compares none of these builders with us.
         if answer == Answer::Builders(Vec::new()) {
             return self.end(from, session.queries(), None);
         }
@@ -60,7 +62,7 @@ impl Exchange {
                 self.pull(ledger, from, shared, session.stop(), queries);
             }
             Next::Done(found) if !found.complete && session.is_misfit() => match answer {
-                // What it may tell us changed under way.
+                // What the peer may tell us changed meanwhile, so it is not to blame.
                 Answer::Builders(_) => known.failed(self.now),
                 Answer::Nodes { .. } => self.penalize(from, Fault::MalformedReply),
             },
@@ -86,7 +88,7 @@ impl Exchange {
     fn pull_more(&mut self, ledger: &Ledger, from: PeerId, mut pulling: Pulling) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         let had = pulling.wanted.len();
-        // Another peer may have brought them meanwhile.
+        // Another peer may have brought some of them meanwhile.
         let here = ledger.find(&pulling.builders, &pulling.wanted);
         let mut here = here.into_iter();
         pulling.wanted.retain(|_| here.next().flatten().is_none());
@@ -130,7 +132,7 @@ impl Exchange {
         self.outputs.push_back(Output::Verify { from, id, attestations });
     }
 
-    /// What a reply brought is in the ledger.
+    /// The attestations of a reply have been verified, and the good ones are in the ledger.
     pub(super) fn taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
         let Some((from, waiting)) = self.verifying.remove(&id) else { return };
         let until = self.now.after(FULL_MS);
@@ -163,7 +165,7 @@ impl Exchange {
         }
     }
 
-    /// Tells some peers that there is something new.
+    /// Tells some random peers that there is something new, and the peers to which we owe it.
     pub(super) fn tell(&mut self, ledger: &Ledger) {
         self.tell_at = None;
         self.told_at = Some(self.now);
@@ -189,7 +191,7 @@ impl Exchange {
         self.send(peer, Question::News(Box::new(session)), &QuorumRequest::Compare { query, news: true });
     }
 
-    /// Who was told answered: asked again once, when it knows fewer builders than we named.
+    /// Handles the reply of a peer that was told. It is asked once more when it knows fewer builders than we named.
     pub(super) fn told(&mut self, ledger: &Ledger, from: PeerId, mut session: Session, reply: Option<QuorumReply>) {
         match reply {
             Some(QuorumReply::Compared(answer @ Answer::Builders(_))) if answer != Answer::Builders(Vec::new()) => {
@@ -203,7 +205,7 @@ impl Exchange {
     }
 }
 
-/// Decodes what was handed over; `None` when one is malformed or not what was asked for.
+/// Decodes what was handed over; `None` when an attestation is malformed or was not asked for.
 pub(super) fn decoded(
     encoded: &[Vec<u8>],
     is_asked: impl Fn(&BuilderKey, &HashPart) -> bool,

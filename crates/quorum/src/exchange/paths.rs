@@ -1,4 +1,4 @@
-//! Paths on which a verdict is waited for.
+//! Paths on which somebody waits for a verdict.
 
 use super::asking::decoded;
 use super::{Exchange, Fault, Moment, Output, Question};
@@ -7,20 +7,20 @@ use libp2p_identity::PeerId;
 use narmesh_protocol::HashPart;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Peers asked for one path.
+/// The most peers asked for one path.
 const ASKED_PEERS_MAX: usize = 3;
-/// Paths asked for at once; for what is more the answer is that there is none.
+/// The most questions at once; a question beyond that ends at once without an answer.
 const PATHS_MAX: usize = 4_096;
-/// Attestations in a reply.
+/// The most attestations in one reply.
 const ATTESTATIONS_MAX: usize = 4_096;
-/// A peer that did not answer is not asked for so long, milliseconds: the first who waits for it waits in vain.
+/// A peer that did not answer is not asked for this long, milliseconds: only the first question waits for it in vain.
 const SILENT_MS: u64 = 30_000;
 
-/// Questions, and how many peers have yet to answer each.
+/// The open questions, and how many peers have yet to answer each.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
     open: BTreeMap<u64, Open>,
-    /// When each ends.
+    /// When each question ends.
     ends: BTreeSet<(Moment, u64)>,
 }
 
@@ -67,7 +67,7 @@ impl Exchange {
         }
     }
 
-    /// Asks for what has gathered while the last question was under way.
+    /// Asks a peer for the paths that have gathered while its last question was under way.
     fn ask(&mut self, peer: PeerId) {
         let from = usize::try_from(self.random(u64::from(u16::MAX))).unwrap_or(0);
         let Some(known) = self.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
@@ -102,7 +102,7 @@ impl Exchange {
             self.penalize(from, if bounded { Fault::FalseAttestation } else { Fault::MalformedReply });
             return self.unanswered(from, asked);
         };
-        // What did not fit goes first in the next question.
+        // The paths that did not fit go first in the next question.
         for rest in asked.split_off(answered).into_iter().rev() {
             known.queue.push_front(rest);
         }
@@ -122,7 +122,7 @@ impl Exchange {
         self.ask(from);
     }
 
-    /// Who asked for these waits no longer: nobody is asked for them any more.
+    /// Ends the questions that have waited long enough, and asks no peer for their paths any more.
     pub(super) fn expire(&mut self) {
         let mut expired = false;
         while let Some((_, id)) = self.paths.ends.first().copied().filter(|(until, _)| *until <= self.now) {
@@ -137,7 +137,7 @@ impl Exchange {
         }
     }
 
-    /// One peer is done with these.
+    /// One peer is done with these questions.
     pub(super) fn answered(&mut self, ids: impl IntoIterator<Item = u64>) {
         for id in ids {
             let Some(open) = self.paths.open.get_mut(&id) else { continue };

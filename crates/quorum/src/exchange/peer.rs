@@ -1,57 +1,59 @@
-//! One connected peer.
+//! One peer, and what it has used up.
 
 use super::{Moment, Spoken};
 use crate::reconcile::{Item, Node, Session, Shared};
 use narmesh_protocol::HashPart;
 use std::collections::VecDeque;
 
-/// After a fault a peer is asked nothing for so long, milliseconds; that the third one sets it aside is the caller's doing.
+/// After a fault, a peer is asked nothing for this long, milliseconds. Setting it aside after the third fault is up to the
+/// caller.
 pub(super) const SHUNNED_MS: u64 = 5_000;
-/// Shortest time between two comparisons with one peer, milliseconds.
+/// The shortest time between two comparisons with one peer, milliseconds.
 const REST_MIN_MS: u64 = 500;
-/// Queries of a comparison that brought nothing, above which each counts.
+/// Queries of a fruitless comparison that cost nothing; each further one counts.
 const QUERIES_FREE: usize = 4;
-/// Halves of such queries with one peer, at once and per second; what is above is rested for. Two honest ledgers that differ in
-/// one of many paths with a long common prefix (somebody may have ground them) take up to 41, and each side finds what only it
-/// has before the other one asks: that may happen three times in a row. One who always differs costs a query in 2 s.
+/// Half queries of fruitless comparisons that one peer may cost at once, and per second; the peer rests for what exceeds
+/// them. Two honest ledgers that differ in one of many paths with a long common prefix (somebody may have ground them) take
+/// up to 41 queries. Each side finds what only it has before the other asks, and that may happen three times in a row. A
+/// peer that always differs costs one query in 2 s.
 const VAIN: Bucket = Bucket { burst: 256, per_s: 1 };
 /// The longest rest, milliseconds.
 const REST_MAX_MS: u64 = 600_000;
-/// After a failure, milliseconds; doubles six times.
+/// Wait after a failure, milliseconds; doubles up to six times.
 const AGAIN_MS: u64 = 1_000;
-/// Comparisons in a row that named items of which none was handed over.
+/// So many comparisons in a row that named items, none of which was handed over, are a fault.
 const UNDELIVERED_MAX: u32 = 3;
 
 /// Units of requests that we answer a peer at once, and per second.
 const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
-/// Requests told *busy* at once, and per second: above, it is a flood. An honest peer waits a second after a *busy*.
+/// Requests answered with *busy* at once, and per second; more is a flood. An honest peer waits a second after a *busy*.
 const BUSY: Bucket = Bucket { burst: 256, per_s: 16 };
-/// A flood is one fault in so many milliseconds.
+/// A flood counts as at most one fault in this time, milliseconds.
 const BLAMED_MS: u64 = 1_000;
 
-/// A peer, connected or not: what it used up, and that it is set aside, does not end by connecting again.
+/// A peer, connected or not. Connecting again does not reset what it used up, nor end its being set aside.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) is_connected: bool,
-    /// Nothing while it is not connected.
+    /// Empty while the peer is not connected.
     pub(super) spoken: Spoken,
-    /// It is to be told of news whether or not there are any.
+    /// Whether it is to be told of news even if there is none.
     pub(super) owed: bool,
     /// When to compare with it.
     due: Option<Moment>,
-    /// Not before this.
+    /// No comparison begins before this.
     pub(super) rest_until: Moment,
     /// Nor before this, after a failure.
     again_at: Moment,
-    /// It did wrong: it is not even asked for paths before this.
+    /// It did wrong: before this, it is not even asked for paths.
     pub(super) shunned_until: Moment,
-    /// It left a question for paths unanswered: others are asked before this.
+    /// It left a question for paths unanswered: before this, only others are asked.
     pub(super) silent_until: Moment,
     failures: u32,
     undelivered: u32,
     vain: Tokens,
     pub(super) running: Option<Running>,
-    /// Paths to ask it for when it has answered the last question.
+    /// Paths to ask it for once it has answered the last question.
     pub(super) queue: VecDeque<(u64, HashPart)>,
     pub(super) asking: bool,
     requests: Tokens,
@@ -59,7 +61,7 @@ pub(super) struct Peer {
     blamed: Option<Moment>,
 }
 
-/// A comparison of ours.
+/// What a comparison of ours is doing.
 #[derive(Debug)]
 pub(super) enum Running {
     Comparing(Box<Session>),
@@ -69,10 +71,10 @@ pub(super) enum Running {
 #[derive(Debug)]
 pub(super) struct Pulling {
     pub(super) builders: Shared,
-    /// Ascending; those after the ones asked for.
+    /// Items still wanted, ascending; they begin with those in `asked`.
     pub(super) wanted: Vec<(Node, Item)>,
     pub(super) asked: Vec<(Node, Item)>,
-    /// Of the items asked for, how many are answered by what is under verification.
+    /// How many of the items in `asked` are answered by the reply under verification.
     pub(super) answered: usize,
     pub(super) complete: bool,
     pub(super) queries: usize,
@@ -80,7 +82,7 @@ pub(super) struct Pulling {
     pub(super) new: usize,
 }
 
-/// Whether to answer.
+/// How to answer a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Admission {
     Answer,
@@ -111,20 +113,20 @@ impl Peer {
         }
     }
 
-    /// The last connection is gone; gives what it was to be asked for.
+    /// The last connection is gone; returns the questions that it was to be asked.
     pub(super) fn leaves(&mut self) -> VecDeque<(u64, HashPart)> {
         self.is_connected = false;
         self.spoken = nothing();
         (self.owed, self.asking) = (false, false);
         (self.due, self.running) = (None, None);
-        // The line failed, perhaps, and is a new one next time.
+        // The connection may have caused the failures, and the next one is new.
         (self.failures, self.again_at) = (0, Moment::default());
-        // A network that heals is compared over at once; who did wrong stays set aside.
+        // After a network has healed, peers compare at once. A peer that did wrong is still shunned.
         self.rest_until = self.shunned_until;
         std::mem::take(&mut self.queue)
     }
 
-    /// Compare with it then, or when its rest is over.
+    /// Plans a comparison with it for then, or for the end of its rest.
     pub(super) fn wish(&mut self, at: Moment) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
@@ -138,7 +140,8 @@ impl Peer {
         self.due = None;
     }
 
-    /// No answer, or *busy*: tried again later, and later each time, but for news of it.
+    /// There was no answer, or *busy*. The comparison is tried again later, with a longer wait each time, unless the peer
+    /// has news.
     pub(super) fn failed(&mut self, now: Moment) {
         self.running = None;
         self.again_at = now.after(AGAIN_MS);
@@ -146,7 +149,7 @@ impl Peer {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// A comparison is over. True when it was the last of several that promised and did not deliver.
+    /// A comparison is over. Returns true when it was the last of several in which the peer named items and delivered none.
     pub(super) fn ended(&mut self, now: Moment, queries: usize, pulled: Option<&Pulling>) -> bool {
         self.running = None;
         self.failures = 0;
@@ -155,6 +158,7 @@ impl Peer {
             let vain = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
             self.vain.take(vain.saturating_mul(2));
         }
+        // Only what exceeds the bucket is rested for, so a few fruitless comparisons cost no time.
         let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };
         self.rest_until = self.rest_until.max(now.after(REST_MIN_MS + rest_ms));
         if new > 0 && pulled.is_some_and(|pulled| !pulled.complete) {
@@ -168,12 +172,12 @@ impl Peer {
         liar
     }
 
-    /// Counts what an answer cost beyond what it was expected to.
+    /// Charges what an answer cost beyond the expected units.
     pub(super) fn charge(&mut self, units: u64) {
         self.requests.take(units);
     }
 
-    /// Counts a request, and `units` of it if it is to be answered.
+    /// Decides how to answer a request, and charges `units` if it is to be answered.
     pub(super) fn admit(&mut self, now: Moment, units: u64) -> Admission {
         if !self.requests.is_full(REQUESTS, now) {
             self.requests.take(units);
@@ -201,7 +205,7 @@ struct Bucket {
     per_s: u64,
 }
 
-/// How much of a bucket is used up, in thousandths; it drains with time.
+/// How much of a bucket is used up, in thousandths of a token; it drains with time.
 #[derive(Debug, Default)]
 struct Tokens {
     used: u64,

@@ -1,8 +1,8 @@
-//! What is kept of one path: as small as it gets.
+//! What is kept of one path, as compact as possible.
 
 use crate::evidence::{Facts, WallMs};
 
-/// One path. Slices, not vectors: half of the memory of a ledger with a million attestations.
+/// One path. Boxed slices instead of vectors halve the memory of a ledger with a million attestations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entry {
     pub(super) facts: Box<[Facts]>,
@@ -12,32 +12,32 @@ pub(super) struct Entry {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
-    /// `u64::MAX` for none.
+    /// When the builder claims to have made the statement, milliseconds since 1970; [`NO_TIME`] for a bare Nix signature.
     pub(super) attested_at: u64,
-    /// `u64::MAX` for none.
+    /// When this node first stored it, milliseconds since 1970; [`NO_TIME`] when that is not on record.
     pub(super) stored_at: u64,
-    /// So many seconds after `stored_at` it came with its date, rounded up; `u32::MAX` when that is not on record. 0 for most: they
-    /// came with it.
+    /// How long after `stored_at` the statement came with its date, seconds, rounded up. 0 for most, which came with it;
+    /// [`NO_SPAN`] when that is not on record.
     pub(super) dated_after_s: u32,
     pub(super) bytes: u32,
     pub(super) builder: u16,
-    /// Which of the entry's facts.
+    /// The index of its facts in the entry.
     pub(super) fact: u16,
-    /// In its builder's queue.
+    /// Whether it is in its builder's queue.
     pub(super) queued: bool,
 }
 
-/// For `attested_at` and `stored_at`: none.
+/// The value of `attested_at` and `stored_at` when there is none.
 pub(super) const NO_TIME: u64 = u64::MAX;
 const NO_SPAN: u32 = u32::MAX;
 
-/// Milliseconds as kept.
+/// A kept time as an option.
 pub(super) fn time(ms: u64) -> Option<WallMs> {
     (ms != NO_TIME).then_some(WallMs(ms))
 }
 
 impl Record {
-    /// A bare signature gets its date. Its signature has been here since the earlier of the two.
+    /// Adds the date to a bare signature. The signature has been here since the earlier of the two times.
     pub(super) fn upgrade(&mut self, attested_at: u64, stored_at: u64) {
         self.attested_at = attested_at;
         self.dated_after_s = match (self.stored_at, stored_at) {
@@ -56,7 +56,7 @@ impl Record {
 }
 
 impl Entry {
-    /// Removes a record, and its facts if nobody else states them.
+    /// Removes a record, and its facts if no other record states them.
     pub(super) fn remove(&mut self, at: usize) {
         let mut records = std::mem::take(&mut self.records).into_vec();
         let gone = records.remove(at);
@@ -72,7 +72,7 @@ impl Entry {
     }
 }
 
-/// Appends to an exact slice: paths have a handful of records, and most of them get one more rarely.
+/// Appends to a slice without spare room: a path has a handful of records, and most paths rarely get another.
 pub(super) fn push<T>(slice: &mut Box<[T]>, value: T) {
     let mut vector = std::mem::take(slice).into_vec();
     vector.reserve_exact(1);

@@ -1,25 +1,26 @@
-//! The tree of hash parts: four bits a level.
+//! The tree of hash parts, with four bits per level.
 
 use super::CHILDREN;
 use narmesh_protocol::HashPart;
 
-/// Levels of the tree: four bits each of 20 bytes.
+/// The number of levels: 20 bytes at four bits each.
 const DEPTH_MAX: u8 = 40;
 
-/// A node: the hash parts that begin with its `depth` times four bits, in the order of their texts.
+/// A node: the hash parts that begin with its `depth` times four bits. Nodes are ordered like the texts of their hash
+/// parts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
 pub struct Node {
     /// 0 for the root, at most 40.
     pub depth: u8,
-    /// The bits, the rest zero; last byte first, as hash parts are ordered.
+    /// The bits, followed by zeros. The last byte of a hash part comes first, because that is how hash parts are ordered.
     pub prefix: [u8; 20],
 }
 
 impl Node {
-    /// All hash parts.
+    /// The node above all hash parts.
     pub const ROOT: Self = Self { depth: 0, prefix: [0; 20] };
 
-    /// The one of its [`CHILDREN`] with this number; none under a whole hash part.
+    /// Its child with this number, one of [`CHILDREN`]; `None` below a whole hash part.
     pub(super) fn child(self, number: usize) -> Option<Self> {
         let at = usize::from(self.depth / 2);
         let bits = u8::try_from(number).ok().filter(|bits| usize::from(*bits) < CHILDREN)?;
@@ -28,13 +29,13 @@ impl Node {
         Some(Self { depth: self.depth + 1, prefix })
     }
 
-    /// Whether this hash part is under it.
+    /// Whether this hash part is under the node.
     pub(crate) fn contains(self, hash_part: &HashPart) -> bool {
         let (first, last) = self.bounds();
         (first..=last).contains(hash_part)
     }
 
-    /// First and last hash part under it.
+    /// The first and the last hash part under the node.
     pub(super) fn bounds(self) -> (HashPart, HashPart) {
         let (whole, half) = (usize::from(self.depth / 2), self.depth % 2 == 1);
         let mut last = self.prefix;
@@ -48,7 +49,7 @@ impl Node {
         (text_order(self.prefix), text_order(last))
     }
 
-    /// Whether nobody could write it otherwise.
+    /// Whether the bits beyond `depth` are zero and `depth` is within the tree, so that no other value means the same node.
     pub(super) fn is_canonical(self) -> bool {
         let (first, last) = self.bounds();
         self.depth <= DEPTH_MAX && first <= last && {
@@ -61,7 +62,7 @@ impl Node {
     }
 }
 
-/// The most significant byte of a hash part's text.
+/// The most significant byte of a hash part, in the order of the texts.
 pub(crate) fn first_byte(hash_part: &HashPart) -> u8 {
     hash_part.0.last().copied().unwrap_or(0)
 }

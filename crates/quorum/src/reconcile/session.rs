@@ -8,7 +8,7 @@ use narmesh_protocol::{BuilderKey, HashPart};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-/// The asker's side of one comparison.
+/// The asker's side of one comparison: the nodes still to be asked about, and what was found.
 #[derive(Clone, Debug)]
 pub struct Session {
     shared: Shared,
@@ -20,30 +20,30 @@ pub struct Session {
     found: Difference,
 }
 
-/// What only one side has.
+/// What only one of the two sides has.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Difference {
-    /// The other side has these: to be pulled, by node and item.
+    /// Items that only the other side has, with their nodes; they are to be pulled.
     pub theirs: Vec<(Node, Item)>,
-    /// We have these: of this builder, about this path.
+    /// What only we have: the builder and the path.
     pub ours: Vec<(BuilderKey, HashPart)>,
     /// The builders that were compared; both sides know them.
     pub builders: Vec<BuilderDigest>,
-    /// Whether all was compared: no bound ended it.
+    /// Whether everything was compared, so that no bound ended the session.
     pub complete: bool,
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Next {
-    /// Send this and bring the answer.
+    /// Send this query and pass the answer to [`Session::answer`].
     Ask(Query),
-    /// It is over.
+    /// The comparison is over.
     Done(Difference),
 }
 
 impl Session {
-    /// Begins with the first [`super::BUILDERS_PER_SESSION_MAX`] of `shared`; send the query.
+    /// Begins with the first [`super::BUILDERS_PER_SESSION_MAX`] builders of `shared`; the query is to be sent.
     pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
         let shared = shared.window(0);
         let root = (Node::ROOT, root(ledger, &shared));
@@ -60,7 +60,7 @@ impl Session {
         (session, query)
     }
 
-    /// Takes an answer. One that does not fit the query ends the session, incomplete.
+    /// Takes an answer. One that does not fit the query ends the session as incomplete.
     pub fn answer(&mut self, ledger: &Ledger, answer: &Answer) -> Next {
         let fits = match answer {
             Answer::Builders(builders) => self.restart(ledger, builders),
@@ -80,17 +80,17 @@ impl Session {
         self.misfit
     }
 
-    /// How many queries were made.
+    /// How many queries were made so far.
     pub(crate) fn queries(&self) -> usize {
         self.queries
     }
 
-    /// Items found on the other side only, and on ours only.
+    /// The number of items found only on the other side, and only on ours.
     pub(crate) fn found(&self) -> (usize, usize) {
         (self.found.theirs.len(), self.found.ours.len())
     }
 
-    /// Ends it where it stands.
+    /// Ends the session with what it has found.
     pub(crate) fn stop(self) -> Difference {
         Difference { builders: self.shared.digests(), ..self.found }
     }
@@ -100,7 +100,7 @@ impl Session {
         &self.shared
     }
 
-    /// Deep nodes first, so that few are open.
+    /// The next query. It takes the nodes opened last, which are the deepest, so that few nodes are open at a time.
     fn query(&mut self) -> Query {
         self.queries += 1;
         let from = self.open.len().saturating_sub(NODES_MAX);
@@ -109,6 +109,7 @@ impl Session {
         Query { builders: self.shared.digests(), nodes: self.asked.clone() }
     }
 
+    /// Starts again with the builders that the answerer compares, at most once. False when that is not possible.
     fn restart(&mut self, ledger: &Ledger, builders: &[BuilderDigest]) -> bool {
         let fewer = self.shared.restricted_to(builders);
         if std::mem::replace(&mut self.restarted, true) || fewer == self.shared {
@@ -119,11 +120,13 @@ impl Session {
         true
     }
 
+    /// Takes the differences of an answer. False when it does not fit the query.
     fn take(&mut self, ledger: &Ledger, answered: u32, differing: &[(u32, Content)]) -> bool {
         let asked = std::mem::take(&mut self.asked);
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let in_order = differing.is_sorted_by(|first, second| first.0 < second.0);
         let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
+        // Nodes that the answer had no room for stay open.
         self.open.extend_from_slice(rest);
         let compared = ledger.compared(&self.shared);
         for (number, content) in differing {
@@ -159,7 +162,7 @@ impl Session {
     }
 }
 
-/// What all that is known of these builders comes to.
+/// The digest of all that is known about these builders.
 fn root(ledger: &Ledger, shared: &Shared) -> NodeDigest {
     ledger.node_digest(&ledger.compared(shared), Node::ROOT, &Cell::new(0))
 }

@@ -1,22 +1,23 @@
-//! The builders that two nodes compare what they know of.
+//! The builders about which two nodes compare what they know.
 
 use super::BUILDERS_PER_SESSION_MAX;
 use narmesh_protocol::BuilderKey;
 use sha2::{Digest as _, Sha256};
 
-/// First 8 bytes of SHA-256 over the key: a builder that both know is meant, no key is told to who does not know it.
+/// The first 8 bytes of the SHA-256 over a builder's key. It names a builder that both sides know, without telling the key
+/// to a peer that does not know it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
 pub struct BuilderDigest(pub [u8; 8]);
 
 impl BuilderDigest {
-    /// Of a key.
+    /// The digest of this key.
     pub fn of(key: &BuilderKey) -> Self {
         let digest: [u8; 32] = Sha256::digest(key.0).into();
         Self(digest.first_chunk().copied().expect("32 bytes hold 8"))
     }
 }
 
-/// The builders of a session, and their numbers in the ledger.
+/// The builders of a session, with their digests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shared {
     /// Ascending by digest.
@@ -24,7 +25,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// These, each once. A session compares [`BUILDERS_PER_SESSION_MAX`] of them.
+    /// These builders, each once. One session compares [`BUILDERS_PER_SESSION_MAX`] of them.
     pub fn new(keys: impl IntoIterator<Item = BuilderKey>) -> Self {
         let mut builders: Vec<_> = keys.into_iter().map(|key| (BuilderDigest::of(&key), key)).collect();
         builders.sort_unstable();
@@ -32,22 +33,22 @@ impl Shared {
         Self { builders }
     }
 
-    /// Whether there is none.
+    /// Whether there are no builders.
     pub fn is_empty(&self) -> bool {
         self.builders.is_empty()
     }
 
-    /// How many.
+    /// The number of builders.
     pub fn len(&self) -> usize {
         self.builders.len()
     }
 
-    /// Whether this key is among them.
+    /// Whether the builder with this key is among them.
     pub fn contains(&self, key: &BuilderKey) -> bool {
         self.builders.binary_search(&(BuilderDigest::of(key), *key)).is_ok()
     }
 
-    /// As many as one session compares, from the one with number `from` on and round again.
+    /// As many of them as one session compares, beginning with the one at index `from` and wrapping around.
     pub(crate) fn window(&self, from: usize) -> Self {
         let (before, after) = self.builders.split_at(from.checked_rem(self.len()).unwrap_or(0));
         let mut builders: Vec<_> = after.iter().chain(before).take(BUILDERS_PER_SESSION_MAX).copied().collect();
@@ -55,12 +56,12 @@ impl Shared {
         Self { builders }
     }
 
-    /// Those for which `keep` says so.
+    /// Those for which `keep` returns true.
     pub(crate) fn filtered(&self, keep: impl Fn(&BuilderKey) -> bool) -> Self {
         Self { builders: self.builders.iter().filter(|(_, key)| keep(key)).copied().collect() }
     }
 
-    /// Those that are also in `digests`, as many as one session compares.
+    /// Those that are also in `digests`, but no more than one session compares.
     pub(crate) fn restricted_to(&self, digests: &[BuilderDigest]) -> Self {
         let mut wanted = digests.to_vec();
         wanted.sort_unstable();
@@ -68,7 +69,7 @@ impl Shared {
         Self { builders: both.take(BUILDERS_PER_SESSION_MAX).copied().collect() }
     }
 
-    /// Whether it has a builder that `before` has not.
+    /// Whether it has a builder that `before` does not have.
     pub(crate) fn adds_to(&self, before: &Self) -> bool {
         self.keys().any(|key| !before.contains(&key))
     }
