@@ -62,7 +62,7 @@ pub struct Query {
 /// What the answerer has under these nodes.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum Answer {
-    /// The answerer compares only these builders, which are not all of the query's: ask again for them.
+    /// The answerer compares only these builders, which are not all of the query's. The asker should ask again about them.
     Builders(Vec<BuilderDigest>),
     /// The nodes of the query that differ, in the query's order, as many as fit. Of the nodes before `answered`, those that
     /// are left out are equal.
@@ -77,7 +77,7 @@ pub enum Answer {
 /// What is under a node.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum Content {
-    /// Digests of its 16 children.
+    /// The digests of its 16 children.
     Children(Box<[NodeDigest; CHILDREN]>),
     /// All its items, in no particular order.
     Items(Vec<Item>),

@@ -173,7 +173,7 @@ pub struct FingerprintReport {
     pub by_signature: Vec<String>,
     /// Whether another fingerprint has the same NarHash: then they differ in References or NarSize.
     pub same_nar_as_another: bool,
-    /// It is said of another name than the path's, under the same hash part.
+    /// Whether it is about another name than the path's, under the same hash part.
     #[serde(default)]
     pub other_name: bool,
 }

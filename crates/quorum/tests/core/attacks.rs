@@ -1,4 +1,4 @@
-//! What a verdict is not fooled by, one test each, in the order of `docs/quorum.md`.
+//! Attacks that must not change a verdict, one test each, in the order of `docs/quorum.md`.
 
 use crate::stage::{checked, hear, heard, key, ledger, path, policy, result, revocation, rules, says, state, verdict};
 use narmesh_protocol::{Attestation, NarHash, NixSecretKey, NixSignature, Statement, StoreDir};
@@ -8,7 +8,7 @@ use narmesh_quorum::{
 
 #[test]
 fn percentages() {
-    // One hostile builder, the others cut off: it has all of the votes there are.
+    // One builder is hostile and the others are cut off: it has all the votes there are.
     assert_eq!(state(&policy("a b c d e", 3), "e2"), State::Short);
 }
 
@@ -22,7 +22,7 @@ fn order_of_arrival() {
 
 #[test]
 fn ten_relays() {
-    // The same attestation from ten peers, each of whom may have given it another time of arrival.
+    // Ten peers hand over the same attestation, perhaps with different times of arrival.
     let mut ledger = heard(&path(1), "a1");
     for relay in 0..10 {
         assert_eq!(ledger.insert(&says("a", &path(1), result('1')), Some(WallMs(relay))), Insertion::Known);
@@ -40,9 +40,9 @@ fn one_key_under_two_names() {
 
 #[test]
 fn replays() {
-    // An old attestation of a path that was rebuilt since with another result voids the builder's vote; it does not win.
+    // When a path was rebuilt with another result, an old attestation of it voids the builder's vote. It does not win.
     assert_eq!(state(&policy("a b", 2), "a1 b1 b2"), State::Short);
-    // And one that is said again after its key was revoked keeps the time of its first storing, whatever its date.
+    // An attestation repeated after its key was revoked keeps the time at which it was first stored, whatever its date.
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     let mut ledger = heard(&path(1), "a1 b1");
     let again = Evidence::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(9_000)), 300);
@@ -94,7 +94,7 @@ fn different_references_under_one_nar_hash() {
 
 #[test]
 fn a_million_attestations_for_paths_nobody_asked_about() {
-    // Fewer of them here, under a bound that is as much smaller.
+    // Fewer than a million here, under a bound that is smaller in proportion.
     let mut ledger = Ledger::new(LedgerLimits { per_builder: 1_000, bytes_per_builder: 1 << 20 });
     hear(&mut ledger, &path(1), "a1 b1 c1");
     ledger.pin(path(1).hash_part(), Pin::Held);
@@ -138,6 +138,6 @@ fn forged_signatures() {
 
 #[test]
 fn strangers() {
-    // Keys that nobody configured, however many: k is over the configured builders.
+    // Keys that nobody configured, however many: `k` counts only configured builders.
     assert_eq!(state(&policy("a b c", 2), "a1 x1 y1 z1"), State::Short);
 }

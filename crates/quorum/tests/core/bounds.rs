@@ -1,4 +1,4 @@
-//! Eviction: oldest first, per builder, never what is pinned.
+//! Eviction: the oldest first, for each builder by itself, and never anything pinned.
 
 use crate::stage::{hear, key, ledger, path, result, says, signs};
 use narmesh_protocol::BuilderKey;
@@ -18,7 +18,7 @@ fn evicted(insertion: Insertion) -> Vec<u32> {
 }
 
 #[test]
-fn the_oldest_of_the_builder_that_speaks_goes_first() {
+fn the_oldest_attestation_of_the_same_builder_is_evicted_first() {
     let mut ledger = small(3);
     hear(&mut ledger, &path(1), "b1");
     let mut insert = |number| evicted(ledger.insert(&says("a", &path(number), result('1')), None));
@@ -85,7 +85,7 @@ fn a_path_kept_for_two_reasons_stays_until_both_are_gone() {
 }
 
 #[test]
-fn what_was_given_to_nix_longest_ago_is_forgotten_beyond_the_bound() {
+fn the_path_served_longest_ago_is_forgotten_beyond_the_bound() {
     let mut ledger = small(1);
     let note = |ledger: &mut Ledger, number: u32, at: u64| {
         ledger.note_served(Served { path: path(number), fingerprint: result('1').fingerprint, at: WallMs(at) })
@@ -132,7 +132,7 @@ fn builders_and_questions_are_bounded() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Whatever comes: never more than the bound of what is not pinned, and all that is pinned.
+    /// Whatever is inserted, no more is kept than the bound and all that is pinned.
     #[test]
     fn within_bounds_and_nothing_pinned_is_lost(
         steps in prop::collection::vec((0..3usize, 0..40u32, 0..3u8, 0..4u8), 0..300),
@@ -161,7 +161,7 @@ proptest! {
                 let free: usize = free.map(|number| {
                     ledger.votes(&path(number).hash_part()).filter(|vote| vote.builder == key(builder)).count()
                 }).sum();
-                // Those unpinned since the last insertion wait for the next one.
+                // Paths unpinned since the last insertion are evicted by the next one.
                 prop_assert!(action == 1 || free <= 5 || ledger.len() > 5);
             }
         }
@@ -171,7 +171,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_taken_back_was_never_said() {
+fn a_withdrawn_statement_leaves_no_trace() {
     let mut ledger = small(2);
     let [one, two] = [says("a", &path(1), result('1')), says("a", &path(1), result('2'))];
     hear(&mut ledger, &path(1), "b1");

@@ -9,7 +9,7 @@ fn member(number: u32, references: &[u32]) -> Member {
     Member { path: path(number), references, content_addressed: false, held: None }
 }
 
-/// 1 -> 2 -> 3, 1 -> 4, each referring to itself as well.
+/// 1 -> 2 -> 3 and 1 -> 4, where 1 to 4 refer to themselves as well; nothing refers to 9.
 fn members() -> Vec<Member> {
     vec![member(1, &[1, 2, 4]), member(2, &[2, 3]), member(3, &[3]), member(4, &[4]), member(9, &[])]
 }
@@ -32,7 +32,7 @@ fn agreed_only_if_everything_needed_is() {
 }
 
 #[test]
-fn the_dependency_that_breaks_it_is_named_with_the_way_to_it() {
+fn the_dependency_that_breaks_a_closure_is_named_with_its_chain() {
     let mut ledger = all_agreed();
     hear(&mut ledger, &path(3), "a2");
     let verdict = judged(&ledger, &members());
@@ -62,7 +62,7 @@ fn a_content_address_breaks_nothing() {
 }
 
 #[test]
-fn what_is_here_must_be_what_was_agreed_on() {
+fn a_held_result_must_be_the_agreed_one() {
     let mut members = members();
     members[2].held = Some(result('1').fingerprint);
     assert!(judged(&all_agreed(), &members).is_agreed());
@@ -72,7 +72,7 @@ fn what_is_here_must_be_what_was_agreed_on() {
 }
 
 #[test]
-fn a_path_whose_needs_are_unknown_breaks_it() {
+fn a_path_with_unknown_references_breaks_the_closure() {
     let verdict = judged(&all_agreed(), &members()[..2]);
     assert_eq!((verdict.paths.len(), verdict.is_agreed()), (4, false));
     let unknown = verdict.paths.iter().filter(|judged| !judged.known).count();

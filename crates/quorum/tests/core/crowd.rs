@@ -1,4 +1,4 @@
-//! Nodes that exchange attestations over lines of 5 ms, in virtual time.
+//! Nodes that exchange attestations over connections with 5 ms of delay, in virtual time.
 
 use crate::stage::key;
 use libp2p_identity::{Keypair, PeerId};
@@ -10,10 +10,10 @@ use narmesh_quorum::{Evidence, Facts, Insertion, Ledger, LedgerLimits, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
 const LINE_MS: u64 = 5;
-/// What makes a signature a good one here.
+/// A signature with these bytes counts as good here.
 const GOOD: [u8; 64] = [1; 64];
 
-/// Says something else than an honest node would.
+/// Answers a request differently than an honest node would; `None` to answer honestly.
 pub(crate) type Lie = Box<dyn Fn(&QuorumRequest) -> Option<Vec<u8>>>;
 
 pub(crate) struct Node {
@@ -37,7 +37,7 @@ pub(crate) struct Crowd {
     pub(crate) now: u64,
     pub(crate) nodes: Vec<Node>,
     under_way: BTreeMap<(u64, u64), (usize, Event)>,
-    /// Requests under way, by the answerer and the id it has there: who asked, and its own id.
+    /// Requests under way: the node that answers and the id of the request there, with the node that asked and its own id.
     asked: BTreeMap<(usize, u64), (usize, u64)>,
     numbers: u64,
 }
@@ -60,7 +60,7 @@ fn evidence(attestation: &Attestation) -> Evidence {
     Evidence::recorded(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
 }
 
-/// What two sides may say: the same of all these builders.
+/// Both sides may tell each other of these builders, and count them.
 pub(crate) fn spoken(builders: &[&str]) -> Spoken {
     let shared = || Shared::new(builders.iter().map(|name| key(name)));
     Spoken { told: shared(), counted: shared(), is_builder: false }
@@ -88,14 +88,14 @@ impl Crowd {
         Self { now: 0, nodes, under_way: BTreeMap::new(), asked: BTreeMap::new(), numbers: 0 }
     }
 
-    /// Connects two; the first hears that it may say `one` to the second.
+    /// Connects two nodes; `one` is what the first may say to the second, `two` the reverse.
     pub(crate) fn connect(&mut self, first: usize, second: usize, one: Spoken, two: Spoken) {
         let (first_id, second_id) = (self.nodes[first].peer, self.nodes[second].peer);
         self.input(first, Input::Peer { peer: second_id, spoken: one });
         self.input(second, Input::Peer { peer: first_id, spoken: two });
     }
 
-    /// All with all, over these builders.
+    /// Connects every node with every other, for these builders.
     pub(crate) fn connect_all(&mut self, builders: &[&str]) {
         for first in 0..self.nodes.len() {
             for second in first + 1..self.nodes.len() {
@@ -104,7 +104,7 @@ impl Crowd {
         }
     }
 
-    /// A node takes what it verified itself.
+    /// Gives a node attestations that it has verified itself.
     pub(crate) fn keeps(&mut self, node: usize, attestations: Vec<Attestation>) {
         self.take(node, attestations);
         self.input(node, Input::Grew);
@@ -122,7 +122,7 @@ impl Crowd {
         }
     }
 
-    /// Goes on until `done`, at most so long; whether it was.
+    /// Lets time pass until `done`, at most `ms`; returns whether it was done.
     pub(crate) fn run(&mut self, ms: u64, done: impl Fn(&Self) -> bool) -> bool {
         let end = self.now + ms;
         loop {
@@ -194,7 +194,7 @@ impl Crowd {
             Output::Answered { id, last } => self.nodes[node].answered.push((id, last)),
             Output::Penalize { peer, fault } => {
                 self.nodes[node].faults.push((peer, fault));
-                // As the gossip core does.
+                // The gossip core does the same.
                 if self.nodes[node].faults.iter().filter(|(blamed, _)| *blamed == peer).count() % 3 == 0 {
                     self.input(node, Input::SetAside { peer, lasting_ms: 300_000 });
                 }

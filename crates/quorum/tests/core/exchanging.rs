@@ -1,4 +1,4 @@
-//! How attestations reach all who may have them, and what liars achieve.
+//! How attestations reach all peers that may have them, and what liars achieve.
 
 use crate::crowd::{Crowd, attestation, spoken};
 use crate::stage::{clustered, key, path};
@@ -9,7 +9,7 @@ use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
 use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, NameDigest, WallMs};
 use std::collections::BTreeSet;
 
-/// So long after it was attested everybody has it, milliseconds.
+/// An attestation has reached every node this long after it was made, milliseconds.
 const EVERYWHERE_MS: u64 = 2_000;
 
 fn all_know(crowd: &Crowd, builder: &str, number: u32) -> bool {
@@ -59,8 +59,8 @@ fn thousands_known_on_one_side_are_pulled_by_a_new_peer() {
 }
 
 #[test]
-fn nobody_hears_of_a_builder_that_may_not_be_spoken_of_with_it() {
-    // The middle one counts both, and may tell the last one of b alone; the last one would like both.
+fn a_peer_hears_nothing_of_a_builder_that_it_may_not_be_told_of() {
+    // Node 1 counts both builders and may tell node 2 of b alone. Node 2 would like both.
     let mut crowd = Crowd::new(3, LedgerLimits::default());
     crowd.connect(0, 1, spoken(&["a", "b"]), spoken(&["a", "b"]));
     crowd.connect(1, 2, spoken(&["b"]), spoken(&["a", "b"]));
@@ -73,12 +73,12 @@ fn nobody_hears_of_a_builder_that_may_not_be_spoken_of_with_it() {
 }
 
 #[test]
-fn a_pull_is_answered_of_builders_alone_that_the_asker_may_be_told_of() {
+fn a_pull_returns_only_builders_that_the_asker_may_be_told_of() {
     let mut crowd = Crowd::new(3, LedgerLimits::default());
     crowd.connect(0, 1, spoken(&["a"]), spoken(&["a"]));
     crowd.connect(1, 2, spoken(&["b"]), spoken(&["a", "b"]));
     crowd.keeps(1, vec![attestation("a", &path(1), '1')]);
-    // The names of items can be guessed by who knows key, path and result.
+    // Whoever knows the key, the path and the result can guess the name of an item.
     let builders = vec![BuilderDigest::of(&key("a"))];
     let query = Query { builders: builders.clone(), nodes: vec![(Node::ROOT, [1; 16])] };
     let answer = crowd.nodes[1].ledger.answer(&Shared::new([key("a")]), &query);
@@ -95,7 +95,7 @@ fn a_pull_is_answered_of_builders_alone_that_the_asker_may_be_told_of() {
     }
 }
 
-/// What b attests stands between the few of a, of which each first byte has one or two.
+/// A ledger in which b's many attestations stand between the few of a, of which each first byte has one.
 fn few_of_a_between_many_of_b() -> Ledger {
     let mut ledger = Ledger::new(LedgerLimits::default());
     let part = |top: u8, number: u32| {
@@ -118,7 +118,7 @@ fn few_of_a_between_many_of_b() -> Ledger {
     ledger
 }
 
-/// Brings requests of one peer, each once the one before is answered; gives the answers.
+/// Sends requests of one peer, each after the one before is answered, and passes the answers on.
 fn ask(
     ledger: &Ledger,
     told: &[&str],
@@ -140,7 +140,7 @@ fn ask(
 }
 
 #[test]
-fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
+fn a_costly_pull_is_answered_in_part_and_charged_more() {
     let ledger = few_of_a_between_many_of_b();
     let mut wanted = vec![(Node::ROOT, Item([7; 16]))];
     wanted.extend((0..16).map(|top| (Node { depth: 1, prefix: prefix(top << 4) }, Item([7; 16]))));
@@ -163,15 +163,15 @@ fn a_pull_that_looks_at_much_is_answered_in_part_and_costs_more() {
     };
     let costly = served(&["a"], "a");
     assert!(costly.len() < 60 && costly.iter().all(|part| (1..20).contains(part)), "{costly:?}");
-    // Of nobody that may be told of, nothing is looked for.
+    // Nothing is looked for when the named builder may not be told of.
     let cheap = served(&["a"], "b");
     assert!(cheap.len() > 150 && cheap.iter().all(|part| *part == wanted.len()), "{cheap:?}");
 }
 
 #[test]
-fn a_comparison_that_looks_at_much_is_answered_in_part_and_costs_more() {
+fn a_costly_comparison_is_answered_in_part_and_charged_more() {
     let ledger = few_of_a_between_many_of_b();
-    // Under each of them stand 400 paths, and whoever asks says that all differ.
+    // Under each of these nodes are 400 paths, and the asker claims that all nodes differ.
     let nodes_of = |depth| (0..=255).map(move |top| (Node { depth, prefix: prefix(top) }, [7; 16]));
     let nodes: Vec<_> = nodes_of(2).chain(nodes_of(4)).collect();
     let mut open = nodes.clone();
@@ -196,11 +196,11 @@ fn a_comparison_that_looks_at_much_is_answered_in_part_and_costs_more() {
             }
         },
     );
-    // Each part is at most a third of them, and all of them come in the end.
+    // Each part is at most a third of the nodes, and all nodes come in the end.
     assert!(parts.len() >= 4 && parts.iter().all(|part| (1..=nodes.len() / 3).contains(part)), "{parts:?}");
     assert_eq!(parts.iter().sum::<usize>(), nodes.len());
 
-    // Who asks for all of them again and again is told "busy" soon.
+    // A peer that asks for all of them again and again is soon told "busy".
     let (mut answers, mut busy) = (0, 0);
     let query = QuorumRequest::Compare {
         query: Query { builders: vec![BuilderDigest::of(&key("b"))], nodes: nodes.clone() },
@@ -227,7 +227,7 @@ fn prefix(top: u8) -> [u8; 20] {
 }
 
 #[test]
-fn what_nobody_counts_here_is_not_asked_for() {
+fn a_builder_that_we_do_not_count_is_not_asked_for() {
     let mut crowd = Crowd::new(2, LedgerLimits::default());
     let none = Spoken { counted: Shared::new([]), ..spoken(&["a"]) };
     crowd.connect(0, 1, spoken(&["a"]), none);
@@ -250,7 +250,7 @@ fn a_peer_that_may_be_told_later_hears_it_then() {
 }
 
 #[test]
-fn a_verdict_that_is_waited_for_is_asked_of_peers_at_once() {
+fn peers_are_asked_at_once_for_a_verdict_that_is_waited_for() {
     let mut crowd = Crowd::new(5, LedgerLimits::default());
     crowd.connect_all(&["a"]);
     crowd.run(2_000, |_| false);
@@ -261,17 +261,17 @@ fn a_verdict_that_is_waited_for_is_asked_of_peers_at_once() {
     for (id, number) in [(1, 7), (2, 8), (3, 9)] {
         crowd.input(0, Input::Wanted { id, hash_part: path(number).hash_part(), lasting_ms: 1_000 });
     }
-    // One round trip for the first, another for those that gathered meanwhile: sooner than the news would come.
+    // One round trip for the first question, another for those that gathered meanwhile: sooner than news would come.
     assert!(crowd.run(25, |crowd| crowd.knows(0, "a", &path(7)) && crowd.knows(0, "a", &path(8))));
     assert!(crowd.run(1_000, |crowd| (1..=3).all(|id| crowd.nodes[0].answered.contains(&(id, true)))));
 }
 
 #[test]
-fn questions_end_with_who_asked_them_and_who_is_silent_is_left_out() {
+fn questions_time_out_and_silent_peers_are_left_out() {
     let mut crowd = Crowd::new(2, LedgerLimits::default());
     crowd.connect_all(&["a"]);
     crowd.run(2_000, |_| false);
-    // Nobody takes its requests out: a peer that is silent. 25 questions a second, each for a second.
+    // Nobody delivers its requests, so its peer is silent. There are 25 questions a second, each open for a second.
     let node = &mut crowd.nodes[0];
     let mut asked = 0;
     let mut open = std::collections::BTreeMap::new();
@@ -302,10 +302,10 @@ fn an_ask_that_nobody_can_answer_ends_at_once() {
 }
 
 #[test]
-fn a_builder_at_its_bound_does_not_go_round_in_circles() {
+fn a_builder_at_its_bound_is_not_pulled_again_and_again() {
     let limits = LedgerLimits { per_builder: 100, ..LedgerLimits::default() };
     let mut crowd = Crowd::new(2, limits);
-    // It has room for all that the second has not.
+    // Node 0 has room for everything that node 1 lacks.
     crowd.nodes[0].ledger = Ledger::new(LedgerLimits::default());
     crowd.keeps(0, (0..300).map(|number| attestation("a", &path(number), '1')).collect());
     crowd.keeps(1, (1_000..1_100).map(|number| attestation("a", &path(number), '1')).collect());
@@ -326,7 +326,7 @@ fn paths_that_were_ground_to_be_neighbours_slow_nobody_down() {
         crowd.keeps(1, (0..200).map(said).collect());
         crowd.keeps(0, vec![said(round)]);
         crowd.connect_all(&["a"]);
-        // Thirty queries deep the first finds what only it has itself.
+        // The first finds what only it has thirty queries deep.
         assert!(crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(1, "a", &clustered(round))));
         crowd.run(2_000, |_| false);
         crowd.keeps(1, vec![said(round + 100)]);
@@ -337,7 +337,7 @@ fn paths_that_were_ground_to_be_neighbours_slow_nobody_down() {
 }
 
 #[test]
-fn who_says_again_and_again_that_it_differs_is_rested_from() {
+fn comparisons_with_a_peer_that_always_differs_are_rate_limited() {
     let deep = |request: &QuorumRequest| {
         let QuorumRequest::Compare { query, .. } = request else { return None };
         let mut digests = [[0; 16]; 16];
@@ -373,7 +373,7 @@ fn lying(lie: impl Fn(&QuorumRequest) -> Option<QuorumReply> + 'static) -> Crowd
     crowd
 }
 
-/// The honest two have what they had together, and the first blames the liar for this.
+/// Both honest nodes get what the other has, and node 0 blames the liar for this fault.
 fn nothing_but(mut crowd: Crowd, fault: Fault) {
     crowd.run(600_000, |_| false);
     assert!(crowd.knows(0, "b", &path(9_000)), "the honest ones go on");
@@ -391,7 +391,7 @@ fn answers(answered: usize, content: impl Fn(u32) -> Content) -> Option<QuorumRe
     Some(QuorumReply::Compared(Answer::Nodes { answered, differing }))
 }
 
-/// Names items that are none.
+/// Names items that do not exist.
 fn promises(request: &QuorumRequest) -> Option<QuorumReply> {
     let QuorumRequest::Compare { query, .. } = request else { return None };
     answers(query.nodes.len(), |number| Content::Items((0..24).map(|item| Item([item + number as u8; 16])).collect()))
@@ -404,7 +404,7 @@ fn digests_that_always_differ() {
             let QuorumRequest::Compare { query, .. } = request else { return None };
             answers(query.nodes.len(), |number| Content::Children(Box::new([[number as u8 | 1; 16]; 16])))
         }),
-        // Below the bottom of the tree.
+        // The liar leads below the bottom of the tree.
         Fault::MalformedReply,
     );
 }
@@ -451,7 +451,7 @@ fn answers_to_another_question() {
     nothing_but(lying(|_| answers(2, |_| Content::Items(Vec::new()))), Fault::MalformedReply);
 }
 
-/// How many of `count` requests of the second node the first answers now; what it blames it for is noted.
+/// How many of `count` requests of node 1 node 0 answers at once; the faults that it reports are noted.
 fn flood(crowd: &mut Crowd, count: u64) -> usize {
     let (flooder, ask) = (crowd.nodes[1].peer, QuorumRequest::Ask { builders: Vec::new(), paths: Vec::new() });
     let bytes = ask.encode().unwrap();
@@ -480,7 +480,7 @@ fn a_flood_of_requests_is_told_busy_and_then_blamed() {
 }
 
 #[test]
-fn who_connects_again_has_used_up_what_it_had_used_up() {
+fn a_reconnect_does_not_reset_what_a_peer_used_up() {
     let mut crowd = Crowd::new(2, LedgerLimits::default());
     crowd.connect_all(&["a"]);
     let peer = crowd.nodes[1].peer;
@@ -492,12 +492,12 @@ fn who_connects_again_has_used_up_what_it_had_used_up() {
     assert!(flood(&mut crowd, 5_000) > 100);
     again(&mut crowd);
     assert_eq!((flood(&mut crowd, 100), crowd.nodes[0].faults.len()), (0, 1), "neither answers nor a second blame");
-    // It stays set aside: it is asked for nothing.
+    // The peer stays set aside: it is asked for nothing.
     crowd.input(0, Input::SetAside { peer, lasting_ms: 300_000 });
     again(&mut crowd);
     crowd.input(0, Input::Wanted { id: 1, hash_part: path(1).hash_part(), lasting_ms: 1_000 });
     assert_eq!(crowd.nodes[0].answered, [(1, true)]);
-    // Off the allowlist and on it again, it is somebody new.
+    // A peer that was taken off the allowlist and put on it again is a new one.
     crowd.input(0, Input::Gone(peer));
     crowd.input(0, Input::Allowlist(BTreeSet::new()));
     crowd.input(0, Input::Peer { peer, spoken: spoken(&["a"]) });

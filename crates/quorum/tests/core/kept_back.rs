@@ -1,4 +1,4 @@
-//! What was there a moment ago, and is not to be handed over now.
+//! Attestations that were named in a comparison and are withheld by the time they are pulled.
 
 use crate::crowd::{Crowd, attestation};
 use crate::stage::{key, path};
@@ -8,20 +8,20 @@ use narmesh_quorum::wire::QuorumReply;
 use narmesh_quorum::{Evicted, LedgerLimits};
 
 #[test]
-fn what_is_kept_back_since_a_moment_is_no_lie() {
+fn withholding_attestations_after_a_comparison_is_not_a_fault() {
     let mut crowd = Crowd::new(2, LedgerLimits::default());
     crowd.keeps(0, (1..=3).map(|number| attestation("a", &path(number), '1')).collect());
-    // Withheld since, each of them, before the ledger lost it.
+    // Each of them was withheld since, before the ledger lost it.
     let kept = std::mem::take(&mut crowd.nodes[0].kept);
     crowd.connect_all(&["a"]);
     crowd.run(600_000, |_| false);
     assert!(crowd.nodes[1].faults.is_empty() && !crowd.knows(1, "a", &path(1)), "{:?}", crowd.nodes[1].faults);
     assert!((5..60).contains(&crowd.nodes[1].requests), "{} requests", crowd.nodes[1].requests);
-    // It holds up nothing else.
+    // That delays nothing else.
     crowd.keeps(0, vec![attestation("a", &path(4), '1')]);
     assert!(crowd.run(3_000, |crowd| crowd.knows(1, "a", &path(4))), "news come as always");
     crowd.run(60_000, |_| false);
-    // The others are handed over as soon as one of them may be; then nothing is promised that is not there.
+    // Once one of them may be handed over, and the ledger has lost the others, nothing is promised that is not there.
     crowd.nodes[0].kept = kept.into_iter().filter(|((_, part), _)| *part == path(1).hash_part()).collect();
     for number in 2..=3 {
         let gone = attestation("a", &path(number), '1');
@@ -37,7 +37,7 @@ fn what_is_kept_back_since_a_moment_is_no_lie() {
 }
 
 #[test]
-fn a_guess_at_what_is_kept_back_is_answered_as_what_is_not_there() {
+fn a_guess_at_a_withheld_attestation_is_answered_as_if_there_were_none() {
     let builder = key("a");
     let reply = |promised| {
         let wanted = vec![vec![(builder, path(1).hash_part())]];

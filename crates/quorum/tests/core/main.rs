@@ -1,4 +1,4 @@
-//! The rules of `docs/quorum.md`, one test or more for each.
+//! The rules of `docs/quorum.md`, each with one test or more.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

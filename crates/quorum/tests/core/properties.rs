@@ -1,4 +1,4 @@
-//! What holds of every set of statements.
+//! Properties that hold for every set of statements.
 
 use crate::stage::{checked, key, ledger, path, result, revocation, rules, says, signs};
 use narmesh_quorum::{Evidence, Insertion, Ledger, Policy, PolicyRules, Standing, State, WallMs};
@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 const BUILDERS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "x"];
 
-/// Seven builders in five groups, `x` unknown; `c` is trusted to sign only its own builds, `d` is revoked from 50 on.
+/// Seven builders in five groups; `x` is unknown, `c` is declared to sign only its own builds, and `d` is revoked from 50
+/// on.
 fn a_policy(k: usize, veto: bool) -> Policy {
     let mut rules = PolicyRules { revoked: vec![revocation("d", 50)], ..rules("a=one b=one c d e f=two g=two", k) };
     rules.builders[2].signs_only_own_builds = true;
@@ -15,7 +16,7 @@ fn a_policy(k: usize, veto: bool) -> Policy {
     checked(rules)
 }
 
-/// A statement about one path: by whom, what, bare or not, first stored when.
+/// A statement about one path: a builder, a result, with a date or bare, and when it was first stored.
 fn statement() -> impl Strategy<Value = (Evidence, Option<WallMs>)> {
     (0..BUILDERS.len(), 0..3u8, prop::bool::weighted(0.2), prop::option::weighted(0.9, 0..100u64)).prop_map(
         |(builder, letter, bare, stored)| {
@@ -25,7 +26,7 @@ fn statement() -> impl Strategy<Value = (Evidence, Option<WallMs>)> {
     )
 }
 
-/// First-stored times are what they are, so each builder's statement has one.
+/// A builder's statement is first stored once, so only the first of equal statements is taken.
 fn once_each(statements: Vec<(Evidence, Option<WallMs>)>) -> Vec<(Evidence, Option<WallMs>)> {
     let mut first = BTreeMap::new();
     for (evidence, stored) in statements {
@@ -42,7 +43,7 @@ fn filled(statements: &[(Evidence, Option<WallMs>)]) -> Ledger {
     ledger
 }
 
-/// The rules over again, from the words of `docs/quorum.md`, as slowly as it takes.
+/// The rules implemented again from the words of `docs/quorum.md`, simple and slow.
 fn by_the_book(k: usize, veto: bool, statements: &[(Evidence, Option<WallMs>)]) -> State {
     let group = |name: &str| match name {
         "a" | "b" => "one".to_owned(),
@@ -87,7 +88,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_verdict_is_that_of_the_book(
+    fn the_verdict_follows_the_documented_rules(
         statements in prop::collection::vec(statement(), 0..14), k in 1..=5usize, veto: bool,
     ) {
         let statements = once_each(statements);
@@ -107,19 +108,19 @@ proptest! {
     }
 
     #[test]
-    fn twice_is_once(statements in prop::collection::vec(statement(), 0..14), k in 1..=5usize) {
+    fn repeating_a_statement_changes_nothing(statements in prop::collection::vec(statement(), 0..14), k in 1..=5usize) {
         let statements = once_each(statements);
         let mut ledger = filled(&statements);
         let (len, policy) = (ledger.len(), a_policy(k, false));
         let verdict = policy.verdict(&ledger, &path(1));
         for (evidence, _) in &statements {
-            // Said again later, under whatever time.
+            // Repeated later, with another time.
             prop_assert_eq!(ledger.insert(evidence, Some(WallMs(99))), Insertion::Known);
         }
         prop_assert_eq!((ledger.len(), policy.verdict(&ledger, &path(1))), (len, verdict));
     }
 
-    /// An honest builder of a reproducible path says the one thing that is true, and an honest group says it with one voice.
+    /// An honest builder of a reproducible path says only what is true, and the builders of an honest group say the same.
     #[test]
     fn more_honest_evidence_never_turns_agreed_into_less(
         statements in prop::collection::vec(statement(), 0..14), honest in prop::collection::vec(0..7usize, 1..7),
@@ -181,7 +182,8 @@ proptest! {
     }
 }
 
-/// A group that is divided now, by an honest member beside another one: then it counts for neither, as it must.
+/// Whether a group is divided, because an honest member says something else than another one. Then it must count for
+/// neither.
 fn group_divided(policy: &Policy, ledger: &Ledger) -> bool {
     let divided =
         |standing: &Standing| matches!(standing, Standing::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));

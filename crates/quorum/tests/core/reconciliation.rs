@@ -1,4 +1,4 @@
-//! Two ledgers compared over messages that really cross, counted in bytes.
+//! Two ledgers compared over encoded messages, counted in bytes.
 
 use crate::stage::{key, ledger, path, result, says, signs};
 use narmesh_quorum::reconcile::{Answer, Content, Difference, Next, Node, Query, Session, Shared};
@@ -12,7 +12,7 @@ fn shared() -> Shared {
     Shared::new(BUILDERS.map(key))
 }
 
-/// What was found, bytes both ways, and round trips.
+/// Compares two ledgers; returns the difference, the bytes in both directions, and the round trips.
 fn compare(asker: &Ledger, ours: Shared, answerer: &Ledger, theirs: &Shared) -> (Difference, usize, usize) {
     let (mut session, mut query) = Session::start(asker, ours);
     let (mut bytes, mut rounds) = (0, 0);
@@ -29,7 +29,7 @@ fn compare(asker: &Ledger, ours: Shared, answerer: &Ledger, theirs: &Shared) -> 
     }
 }
 
-/// `count` attestations of five builders, without those for which `missing` says so.
+/// `count` attestations of five builders, without those for which `missing` returns true.
 fn filled(count: u32, missing: impl Fn(u32) -> bool) -> Ledger {
     let mut ledger = ledger();
     for number in (0..count).filter(|number| !missing(*number)) {
@@ -69,7 +69,7 @@ fn a_difference_costs_in_proportion() {
 }
 
 #[test]
-fn nothing_known_on_one_side_names_everything_once() {
+fn against_an_empty_ledger_every_item_is_found_once() {
     for (one, two) in [(ledger(), filled(20_000, |_| false)), (filled(20_000, |_| false), ledger())] {
         let (difference, bytes, _) = compare(&one, shared(), &two, &shared());
         assert!(difference.complete);
@@ -89,7 +89,7 @@ fn only_builders_that_both_know_and_admit_are_compared() {
 }
 
 #[test]
-fn void_votes_are_equal_whatever_they_are_made_of_and_bare_signatures_stay_at_home() {
+fn void_votes_compare_equal_and_bare_signatures_take_no_part() {
     let (mut one, mut two) = (ledger(), ledger());
     for (ledger, letters) in [(&mut one, ['1', '2']), (&mut two, ['2', '3'])] {
         for letter in letters {
@@ -105,7 +105,7 @@ fn void_votes_are_equal_whatever_they_are_made_of_and_bare_signatures_stay_at_ho
 }
 
 #[test]
-fn what_is_inserted_and_evicted_later_counts() {
+fn items_inserted_after_a_comparison_are_found_by_the_next() {
     let (mut one, mut two) = (filled(1_000, |_| false), filled(1_000, |_| false));
     for number in 0..50 {
         assert!(compare(&one, shared(), &two, &shared()).0.theirs.is_empty());
@@ -115,8 +115,8 @@ fn what_is_inserted_and_evicted_later_counts() {
     }
 }
 
-/// Told apart by digests, two paths with more builders than items are told would lead to the bottom of the tree: forty queries,
-/// and after a comparison that brings nothing as many rests.
+/// If digests told them apart, two paths with more builders than `ITEMS_TOLD_MAX` would lead to the bottom of the tree.
+/// That takes forty queries, and after a comparison that brings nothing a rest to match.
 #[test]
 fn a_path_that_many_builders_attest_costs_no_more_queries_than_another() {
     let names: Vec<String> = (0..60).map(|number| format!("builder-{number}")).collect();
@@ -162,7 +162,7 @@ fn shared_digests(count: usize) -> Vec<narmesh_quorum::reconcile::BuilderDigest>
 }
 
 #[test]
-fn a_liar_that_always_differs_is_left_in_the_end() {
+fn a_session_with_a_liar_that_always_differs_ends() {
     let one = filled(100_000, |_| false);
     let (mut session, mut query) = Session::start(&one, shared());
     let mut rounds = 0;
@@ -188,7 +188,7 @@ proptest! {
 
     /// A copy of a ledger remembers no digest, so it computes all of them.
     #[test]
-    fn what_is_remembered_is_what_would_be_computed(
+    fn remembered_digests_equal_computed_ones(
         said in prop::collection::vec((0..5usize, 0..300u32, prop::sample::select(vec!['1', '2'])), 1..20),
         compared in prop::collection::vec(prop::sample::subsequence(BUILDERS.to_vec(), 1..=5), 1..8),
     ) {
@@ -200,7 +200,7 @@ proptest! {
                 let query = Session::start(&limited, builders.clone()).1;
                 let afresh = Session::start(&limited.clone(), builders.clone()).1;
                 prop_assert_eq!(&query, &afresh);
-                // A digest that fits nothing: both tell what stands under the root.
+                // This digest matches nothing, so both tell what is under the root.
                 let nodes = if children_too { vec![(Node::ROOT, [7; 16])] } else { query.nodes.clone() };
                 let query = Query { nodes, ..query };
                 prop_assert_eq!(limited.answer(&builders, &query), limited.clone().answer(&builders, &query));

@@ -1,4 +1,4 @@
-//! What people read.
+//! Reports: what people read.
 
 use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocation, rules, says, signs};
 use narmesh_quorum::closure::{Judged, Member};
@@ -39,7 +39,7 @@ fn one(policy: &Policy, votes: &str) -> PathReport {
 }
 
 #[test]
-fn totals_conflicts_first_and_the_weakest_link() {
+fn a_closure_report_has_totals_conflicts_and_the_weakest_link() {
     let mut ledger = ledger();
     hear(&mut ledger, &path(1), "a1 b1 c2");
     hear(&mut ledger, &path(2), "a1 b2");
@@ -57,13 +57,13 @@ fn totals_conflicts_first_and_the_weakest_link() {
 }
 
 #[test]
-fn of_no_path_nothing_is_agreed() {
+fn a_report_on_no_path_is_not_agreed() {
     let report = Report::paths(&policy("a b", 2), ReportScope::All, Vec::new(), WallMs(7));
     assert_eq!((report.head().agreed, report.head().totals.paths), (false, 0));
 }
 
 #[test]
-fn who_attests_what_who_is_missing_and_what_the_policy_asks() {
+fn a_path_report_names_attesting_and_missing_builders_and_the_policy() {
     let report = one(&policy("a b c d", 2), "a1 b1 c2");
     assert_eq!(report.fingerprints[0].builders, ["a", "b"]);
     assert_eq!(
@@ -95,7 +95,7 @@ fn sentences_say_what_would_change_the_verdict() {
 }
 
 #[test]
-fn a_revocation_names_what_was_served_on_its_strength() {
+fn a_revocation_names_what_was_served_because_of_the_revoked_key() {
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.note_served(Served { path: path(1), fingerprint: result('1').fingerprint, at: WallMs(5_500) });
     let members = [member(1, &[])];
@@ -113,7 +113,7 @@ fn a_revocation_names_what_was_served_on_its_strength() {
 }
 
 #[test]
-fn a_verdict_that_turned_names_what_was_served_on_its_strength() {
+fn a_changed_verdict_names_what_was_served_because_of_it() {
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.note_served(Served { path: path(1), fingerprint: result('1').fingerprint, at: WallMs(5_500) });
     let members = [member(1, &[])];
@@ -134,7 +134,7 @@ fn a_verdict_that_turned_names_what_was_served_on_its_strength() {
 }
 
 #[test]
-fn a_bare_signature_is_named_as_what_it_is() {
+fn a_report_names_bare_signatures() {
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
     let mut flagged = rules("a b c", 2);
@@ -143,16 +143,16 @@ fn a_bare_signature_is_named_as_what_it_is() {
     assert_eq!((&found.paths[0].fingerprints[0].by_signature, found.head.agreed), (&vec!["b".to_owned()], true));
     let text = found.paths[0].sentences.join("\n");
     assert!(text.contains("a and b; counts for 2 groups. b by a bare Nix signature, without a date"), "{text}");
-    // Of who is not configured so: what it is, and that it does not count.
+    // For a builder without that setting, the report says what the signature is and that it does not count.
     let found = report(&policy("a b c", 2), &ledger, &[member(1, &[])]);
     assert!(found.paths[0].fingerprints[0].by_signature.is_empty() && !found.head.agreed);
     assert!(found.paths[0].not_counted[0].why.starts_with("a Nix signature without a date"));
-    // The attestation takes its place.
+    // An attestation takes the place of the signature.
     assert_eq!(ledger.bare_signatures(), 1);
     ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2)));
     assert_eq!((ledger.bare_signatures(), ledger.len()), (0, 2));
     assert!(report(&policy("a b c", 2), &ledger, &[member(1, &[])]).paths[0].fingerprints[0].by_signature.is_empty());
-    // A revocation from a time between the two leaves the signature.
+    // A revocation from a time between the two leaves the signature valid.
     let mut revoked = PolicyRules { revoked: vec![revocation("b", 2)], ..rules("a b c", 2) };
     revoked.builders[1].signs_only_own_builds = true;
     let found = report(&checked(revoked), &ledger, &[member(1, &[])]);
@@ -160,7 +160,7 @@ fn a_bare_signature_is_named_as_what_it_is() {
 }
 
 #[test]
-fn what_is_here_is_compared() {
+fn the_held_result_is_compared_with_the_agreed_one() {
     let with = |letter| {
         let members = [Member { held: Some(result(letter).fingerprint), ..member(1, &[]) }];
         report(&policy("a b", 2), &heard(&path(1), "a1 b1"), &members)
@@ -172,7 +172,7 @@ fn what_is_here_is_compared() {
 }
 
 #[test]
-fn what_turned_is_told_a_few_at_a_time_and_none_is_left_out() {
+fn paths_no_longer_agreed_are_listed_in_pages_without_gaps() {
     let mut ledger = ledger();
     for number in 1..=7 {
         ledger.note_served(Served { path: path(number), fingerprint: result('1').fingerprint, at: WallMs(1) });

@@ -1,4 +1,4 @@
-//! What a verdict is, rule by rule.
+//! The rules of a verdict, one by one.
 
 use crate::stage::{
     checked, hear, heard, key, ledger, named, path, policy, result, revocation, rules, says, signs, special, state,
@@ -68,7 +68,7 @@ fn k_is_absolute_and_the_missing_are_missing() {
 
 #[test]
 fn agreement_is_on_the_whole_fingerprint() {
-    // One NarHash, other References.
+    // The same NarHash, but other References.
     let other = Facts { fingerprint: result('2').fingerprint, ..result('1') };
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&says("c", &path(1), other), Some(WallMs(1)));
@@ -76,7 +76,7 @@ fn agreement_is_on_the_whole_fingerprint() {
 }
 
 #[test]
-fn who_makes_up_a_name_does_not_choose_how_many_must_agree() {
+fn a_made_up_name_does_not_lower_how_many_must_agree() {
     let part = path(1).hash_part();
     let doc = StorePath::new(part, "evil-doc").unwrap();
     let of_doc = Facts { name: NameDigest::of("evil-doc"), ..result('9') };
@@ -92,21 +92,21 @@ fn who_makes_up_a_name_does_not_choose_how_many_must_agree() {
         ledger
     };
     let state = |ledger: &Ledger, path: &StorePath| policy.verdict(ledger, path).state;
-    // Alone it is what the override is for.
+    // When nobody else speaks, this is what the override is for.
     assert_eq!(state(&told("", true), &doc), State::Agreed);
-    // Of the name that was not asked about nothing is said, and that is no agreement, nor anybody's grace.
+    // Nobody spoke about the name that is asked about here. That is no agreement, and no case for grace.
     let asked = told("", true);
     assert_eq!(state(&asked, &path(1)), State::Conflict);
     let decided = policy.decide(&asked, &path(1), result('1').fingerprint, false);
     assert_eq!(decided, Decision::Refuse(Refusal::NotAgreed(State::Conflict)));
-    // One honest word is enough to take the override from the name made up.
+    // One honest statement is enough to take the override from the made-up name.
     for said in ["a1", "a1 b1", "a1 b1 c1"] {
         let ledger = told(said, true);
         let verdict = policy.verdict(&ledger, &doc);
         assert_eq!((verdict.state, verdict.k), (State::Conflict, 3), "{said}");
         assert!(matches!(policy.decide(&ledger, &doc, of_doc.fingerprint, false), Decision::Refuse(_)), "{said}");
     }
-    // And the liar alone blocks nothing that enough others agree on.
+    // The liar alone blocks nothing on which enough others agree.
     assert_eq!(state(&told("a1 b1", true), &path(1)), State::Conflict);
     let agreed = policy.verdict(&told("a1 b1 c1", true), &path(1));
     assert_eq!((agreed.state, agreed.disputed_by().len()), (State::Agreed, 1));
@@ -127,19 +127,19 @@ fn a_group_whose_builders_disagree_counts_for_neither() {
     assert_eq!(verdict.state, State::Conflict);
     assert!(matches!(verdict.standings[0], Standing::NotCounted(Uncounted::GroupDisagrees, _)));
     assert_eq!(state(&policy, "a1 b2 c1 d1"), State::Agreed);
-    // Neither of the two gets it, however many builders the group has for one of them.
+    // The group counts for neither result, however many of its builders attest one of them.
     let more = checked(rules("a=acme b=acme c=acme d", 2));
     assert_eq!(state(&more, "a1 b1 d1"), State::Agreed);
     let split = more.verdict(&heard(&path(1), "a1 b1 c2 d1"), &path(1));
     assert_eq!((split.state, split.attested[0].groups, split.attested[1].groups), (State::Conflict, 1, 0));
     let split = more.verdict(&heard(&path(1), "a1 b1 c2 d2"), &path(1));
     assert_eq!((split.state, split.attested[0].facts, split.attested[0].groups), (State::Conflict, result('2'), 1));
-    // What they say is shown as dissent, and is one where dissent has a veto.
+    // What they attest is shown as dissent, and vetoes if dissent has a veto.
     assert_eq!(policy.verdict(&heard(&path(1), "a1 b2 c1 d1"), &path(1)).disputed_by().len(), 1);
     let mut veto = rules("a=acme b=acme c d", 2);
     veto.require.as_mut().unwrap().veto = true;
     assert_eq!(state(&checked(veto), "a1 b2 c1 d1"), State::Conflict);
-    // It is a name of a group, not a coincidence of names: a builder called "acme" is no member.
+    // `acme` is the name of a group here: a builder with the same name is no member of it.
     assert_eq!(state(&checked(rules("a=acme acme", 2)), "a1 acme1"), State::Agreed);
 }
 
@@ -156,7 +156,7 @@ fn a_bare_signature_is_no_vote() {
 }
 
 #[test]
-fn a_bare_signature_counts_for_who_signs_only_own_builds() {
+fn a_bare_signature_counts_for_a_builder_that_signs_only_own_builds() {
     let mut rules = rules("a b", 2);
     rules.builders[1].signs_only_own_builds = true;
     let mut ledger = heard(&path(1), "a1");
@@ -190,7 +190,7 @@ fn our_own_rebuild_counts_only_when_it_may() {
     };
     assert_eq!(state(&own(false), "a1 us1"), State::Short);
     assert_eq!(state(&own(true), "a1 us1"), State::Agreed);
-    // Listed as a builder, it is no second one.
+    // If its key is listed as a builder, it is not counted twice.
     let listed = PolicyRules { own: Some(key("a")), count_own_rebuild: true, ..rules("a b", 2) };
     assert_eq!(checked(listed).groups(), 2);
     let none = PolicyRules { count_own_rebuild: true, ..rules("a b", 2) };
@@ -200,7 +200,7 @@ fn our_own_rebuild_counts_only_when_it_may() {
 #[test]
 fn revocation_looks_at_when_we_first_stored_it() {
     let revoked = |from| checked(PolicyRules { revoked: vec![revocation("b", from)], ..rules("a b", 2) });
-    // Stored at 5,000; the date that the builder wrote is 1,000.
+    // Stored at 5,000; the builder dated it 1,000.
     let ledger = heard(&path(1), "a1 b1");
     assert_eq!(revoked(5_001).verdict(&ledger, &path(1)).state, State::Agreed);
     for from in [0, 1_001, 5_000] {
@@ -211,7 +211,7 @@ fn revocation_looks_at_when_we_first_stored_it() {
 }
 
 #[test]
-fn without_a_record_of_first_storing_all_of_a_revoked_key_is_void() {
+fn statements_of_a_revoked_key_without_a_storing_time_are_void() {
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&says("b", &path(1), result('1')), None);
     assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed);
@@ -230,7 +230,7 @@ fn of_two_revocations_of_one_key_the_earlier_counts() {
 }
 
 #[test]
-fn what_a_thief_says_after_the_revocation_does_not_void_what_was_said_before() {
+fn a_statement_after_the_revocation_does_not_void_an_earlier_one() {
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&says("b", &path(1), result('2')), Some(WallMs(7_000)));
@@ -238,14 +238,14 @@ fn what_a_thief_says_after_the_revocation_does_not_void_what_was_said_before() {
 }
 
 #[test]
-fn a_date_that_a_thief_gives_to_a_signature_counts_from_when_it_came() {
+fn a_date_added_to_a_bare_signature_counts_from_when_it_came() {
     let policy = |flagged, from| {
         let mut rules = PolicyRules { revoked: vec![revocation("b", from)], ..rules("a b", 2) };
         rules.builders[1].signs_only_own_builds = flagged;
         checked(rules)
     };
     let state = |ledger: &Ledger, flagged, from| policy(flagged, from).verdict(ledger, &path(1)).state;
-    // Signed at 5,000, perhaps of what b had substituted; dated at 7,000, perhaps by who stole its key.
+    // Signed at 5,000, perhaps for something that b had substituted; dated at 7,000, perhaps by a thief of its key.
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(5_000)));
     assert_eq!(ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(7_000))), Insertion::Upgraded);
@@ -260,11 +260,12 @@ fn a_date_that_a_thief_gives_to_a_signature_counts_from_when_it_came() {
     }
     let verdict = policy(false, 6_000).verdict(&ledger, &path(1));
     assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::Revoked, result('1')));
-    // Its date is what does not count: it is told as the signature that it was.
+    // Only its date does not count: it is reported as the bare signature that it was.
     let vote = ledger.votes(&path(1).hash_part()).find(|vote| vote.builder == key("b")).unwrap();
     assert_eq!((vote.stored_at, vote.dated_stored_at), (Some(WallMs(5_000)), Some(WallMs(7_000))));
 
-    // A signature that comes after the attestation it is part of changes nothing, and neither does it when no time is on record.
+    // A signature that comes after the attestation that contains it changes nothing, and neither does an attestation
+    // without a recorded time.
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(9_000)));
     assert_eq!([state(&ledger, false, 6_000), state(&ledger, true, 6_000)], [State::Agreed; 2]);
@@ -315,7 +316,7 @@ fn grace_is_for_our_own_key_also_where_it_is_no_builder() {
     let both = with_grace(Some(&["a"]), Some("x"));
     assert_eq!(decide(&both, "x1 a1", '1'), Decision::Serve(Grounds::Grace));
     assert!(matches!(decide(&both, "x1 a2", '2'), Decision::Refuse(_)), "they do not say the same");
-    // Its word is named as what it was given on; where others agree, it adds nothing.
+    // Its word is named as the reason why something was served. Where others agree, it adds nothing.
     let vouching = |policy: &Policy, votes| policy.vouching(&heard(&path(1), votes), &path(1), result('1').fingerprint);
     assert_eq!((vouching(&own, "x1"), vouching(&both, "x1 a1")), (vec![key("x")], vec![key("a"), key("x")]));
     assert_eq!(vouching(&own, "x1 a1 b1"), [key("a"), key("b")]);
@@ -349,15 +350,15 @@ fn grace_ends_as_soon_as_any_other_builder_says_anything_of_the_path() {
     for graced in ["a1", "d1", "a1 d1", "a1 stranger1"] {
         assert_eq!(decide(&heard(&path(1), graced)), Decision::Serve(Grounds::Grace), "{graced}");
     }
-    // The same, something else, two things, a word that is void because its key is revoked.
+    // The same result, another one, two different ones, and a statement that is void because its key is revoked.
     for ended in ["a1 b1", "a1 b2", "a1 b2 b3", "a1 c1", "a1 d1 b1"] {
         assert!(matches!(decide(&heard(&path(1), ended)), Decision::Refuse(Refusal::NotAgreed(_))), "{ended}");
     }
-    // Even a signature that is no vote: its builder has the path.
+    // Even a signature that does not count: its builder has the path.
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
     assert_eq!(decide(&ledger), Decision::Refuse(Refusal::NotAgreed(State::Short)));
-    // Of another path anybody may say anything.
+    // Statements about another path do not matter.
     let mut ledger = heard(&path(1), "a1");
     hear(&mut ledger, &path(2), "b1 c2");
     assert_eq!(decide(&ledger), Decision::Serve(Grounds::Grace));
@@ -405,7 +406,7 @@ fn rules_that_cannot_be_met_are_refused_by_name() {
 }
 
 #[test]
-fn what_is_accepted_and_doubtful_is_said() {
+fn doubtful_rules_are_accepted_with_warnings() {
     let warnings = |rules| Policy::new(rules).unwrap().1;
     assert_eq!(warnings(rules("a b c", 2)), []);
     let minority = PolicyWarning::Minority { key: "quorum.k".to_owned(), k: 2, of: 4 };

@@ -1,4 +1,4 @@
-//! A ledger, builders that speak, and rules, in few words.
+//! Short ways to write a ledger, statements of builders, and rules.
 
 use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NarHash, StorePath};
 use narmesh_quorum::{
@@ -6,28 +6,28 @@ use narmesh_quorum::{
     PolicyRules, Require, Revocation, State, Verdict, WallMs,
 };
 
-/// A path; two numbers give two paths.
+/// A path; different numbers give different paths.
 pub(crate) fn path(number: u32) -> StorePath {
     named(number, "x")
 }
 
-/// A path of that name.
+/// A path with this name.
 pub(crate) fn named(number: u32, name: &str) -> StorePath {
     let mut bytes = [0; 20];
-    // Spread, so that paths lie all over the tree of hash parts.
+    // Spread out, so that the paths lie all over the tree of hash parts.
     bytes[16..].copy_from_slice(&number.wrapping_mul(0x9e37_79b1).to_be_bytes());
     bytes[..4].copy_from_slice(&number.to_le_bytes());
     StorePath::new(HashPart(bytes), name).unwrap()
 }
 
-/// A path beside all others of its kind in the tree that ledgers are compared by: they begin with the same 32 of 40 digits.
+/// A path that is next to all others from this function in the tree of hash parts: they share the first 32 of 40 digits.
 pub(crate) fn clustered(number: u32) -> StorePath {
     let mut bytes = [7; 20];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
     StorePath::new(HashPart(bytes), "x").unwrap()
 }
 
-/// What a build may result in; two letters give two fingerprints with two NarHashes.
+/// A possible result of a build; different letters give different fingerprints and NarHashes.
 pub(crate) fn result(letter: char) -> Facts {
     let number = letter as u8;
     Facts {
@@ -38,7 +38,7 @@ pub(crate) fn result(letter: char) -> Facts {
     }
 }
 
-/// The key of a builder: the same for one name.
+/// The key of a builder; one name always gives the same key.
 pub(crate) fn key(name: &str) -> BuilderKey {
     let mut bytes = [0; 32];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
@@ -67,7 +67,7 @@ pub(crate) fn heard(path: &StorePath, votes: &str) -> Ledger {
     ledger
 }
 
-/// Adds such pairs.
+/// Adds such pairs to a ledger.
 pub(crate) fn hear(ledger: &mut Ledger, path: &StorePath, votes: &str) {
     for vote in votes.split_whitespace() {
         let (builder, letter) = vote.split_at(vote.len() - 1);
@@ -90,27 +90,27 @@ pub(crate) fn rules(builders: &str, k: usize) -> PolicyRules {
     }
 }
 
-/// The same, checked.
+/// The policy from these rules.
 pub(crate) fn policy(builders: &str, k: usize) -> Policy {
     checked(rules(builders, k))
 }
 
-/// Rules that are accepted.
+/// The policy from these rules, which must be valid.
 pub(crate) fn checked(rules: PolicyRules) -> Policy {
     Policy::new(rules).unwrap().0
 }
 
-/// The state of a path of which that is known.
+/// The state of a path about which these votes are known.
 pub(crate) fn state(policy: &Policy, votes: &str) -> State {
     verdict(policy, votes).state
 }
 
-/// The verdict on a path of which that is known.
+/// The verdict on a path about which these votes are known.
 pub(crate) fn verdict(policy: &Policy, votes: &str) -> Verdict {
     policy.verdict(&heard(&path(1), votes), &path(1))
 }
 
-/// Another k for a name.
+/// Another `k` for paths with a name.
 pub(crate) fn special(name: &str, k: usize) -> Override {
     Override { name: NamePattern::new(name), k }
 }
