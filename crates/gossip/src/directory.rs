@@ -136,8 +136,8 @@ impl Entry {
         }
     }
 
-    /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again, needs no second
-    /// verification.
+    /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again,
+    /// needs no second verification.
     pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
             Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),

@@ -170,7 +170,9 @@ impl Gossip {
 
     /// Takes one input. Call [`Gossip::poll`] until it returns `None`, then look at [`Gossip::deadline`].
     pub fn handle(&mut self, now: Now, input: Input) {
+        // Time does not go back, whatever the caller passes.
         self.now = Now { moment: now.moment.max(self.now.moment), wall_ms: now.wall_ms };
+        // Summaries that were restored since the last input move to their matrices in one pass.
         self.table.shape();
         match input {
             Input::Allowlist(peers) => self.set_allowlist(peers),
@@ -204,8 +206,8 @@ impl Gossip {
         self.outputs.pop_front()
     }
 
-    /// When to call [`Gossip::handle`] with [`Input::Tick`] at the latest: exactly the next moment at which that does
-    /// something.
+    /// When to call [`Gossip::handle`] with [`Input::Tick`] at the latest: exactly the next moment at
+    /// which that does something.
     pub fn deadline(&self) -> Option<Moment> {
         self.timers.next()
     }
@@ -274,8 +276,8 @@ impl Gossip {
     fn publish(&mut self) {
         let jitter_ms = self.random(self.reannounce_ms / 10);
         let published = self.publication.publish(self.now, &self.keypair, jitter_ms);
-        // Persisted before it is published: a node that forgot the epoch in a crash could sign two announcements under one
-        // generation.
+        // Persisted before it is published: a node that forgot the epoch in a crash could sign two
+        // announcements under one generation.
         if let Some(epoch) = published.new_epoch.filter(|_| !mutant!(EpochNotPersisted)) {
             self.output(Output::Persist(Record::OwnEpoch(epoch)));
         }
@@ -382,8 +384,8 @@ impl Gossip {
         if !matches!(worth, Worth::Known | Worth::Old) {
             let entry = self.directory.get_mut(&author);
             let flood = entry.is_some_and(|entry| entry.standing.charge_announcement(moment, is_hearsay));
-            // Other peers may hand on at once what the author said in a week, so only the author itself is blamed for a
-            // flood.
+            // Other peers may hand on at once what the author said in a week, so only the author itself is
+            // blamed for a flood.
             if flood && !is_hearsay {
                 self.penalize(author, Misdeed::AnnouncementFlood);
             }

@@ -149,8 +149,8 @@ impl Gossip {
         Ok(())
     }
 
-    /// When the rest of the lifetime that began at `accepted_ms` ends. A clock that was set back grants at most one whole
-    /// lifetime.
+    /// When the rest of the lifetime that began at `accepted_ms` ends. A clock that was set back grants at
+    /// most one whole lifetime.
     fn acceptance(&self, accepted_ms: u64, announcement: &Announcement) -> Result<Acceptance, Unfit> {
         let tomorrow = self.now.wall_ms.saturating_add(DAY_MS);
         if accepted_ms > tomorrow || announcement.generation.epoch > tomorrow {

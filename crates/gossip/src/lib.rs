@@ -33,9 +33,9 @@
 //! - *Restarts.* The caller may keep a body ([`Gossip::kept`]) and give it to the next core ([`Gossip::restore`]), which
 //!   checks all of it again. It is used for the rest of its lifetime. When its owner is known to have announced something
 //!   newer, the body is still our best guess, but it is told to nobody.
-//! - *Lies.* An offence that the bytes prove is a [`Misdeed`]; three of them set a peer aside for 5 minutes. A filter that
-//!   claims absent paths ranks lower with each measured false hit, and is left out when they go far beyond what its density
-//!   predicts.
+//! - *Lies.* An offence that the bytes prove is a [`Misdeed`]; three of them set a peer aside for 5 minutes. A
+//!   filter that claims absent paths ranks lower with each measured false hit, and is left out when they go far
+//!   beyond what its density predicts.
 //!
 //! **Walk.** [`Gossip`] (the state machine) drives the publication (our paths -> delta or epoch -> envelope), the directory
 //! (what we hold of each peer), the pulls, the sync, the standing (misdeeds, false hits) and the [`FilterTable`].

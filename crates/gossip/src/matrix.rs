@@ -95,8 +95,8 @@ impl Block {
         for (word, filters) in filters.chunks(WORD_COLUMNS).enumerate() {
             for (at, rows) in self.rows(8).enumerate() {
                 let mut words = [0u64; 8];
-                // One byte each of eight filters is a square of bits; transposed, it holds the next eight columns of eight
-                // rows.
+                // One byte each of eight filters is a square of bits; transposed, it holds the next eight
+                // columns of eight rows.
                 for (shift, filters) in (0..).step_by(8).zip(filters.chunks(8)) {
                     let mut square = [0; 8];
                     for (to, filter) in square.iter_mut().zip(filters) {

@@ -48,8 +48,8 @@ pub enum Misdeed {
     /// Its filter claims nearly everything.
     #[error("announced a filter that is too dense")]
     DenseFilter,
-    /// While connected it claimed to have the body that it had announced, was asked for it, and did not have it, again and
-    /// again.
+    /// While connected it claimed to have the body that it had announced, was asked for it, and did not have
+    /// it, again and again.
     #[error("announced a body and did not deliver it")]
     Undelivered,
     /// Its filter claimed absent paths far more often than its density explains.

@@ -121,8 +121,8 @@ pub enum Event {
         /// The announced generation, whose body was not obtained.
         generation: Generation,
     },
-    /// A peer's signed body names other addresses than before. They are as the peer wrote them: the caller has to filter
-    /// them.
+    /// A peer's signed body names other addresses than before. They are as the peer wrote them: the caller
+    /// has to filter them.
     AddressesLearned {
         /// The peer that signed the body.
         peer: PeerId,

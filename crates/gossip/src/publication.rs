@@ -1,5 +1,5 @@
-//! What this node says of itself: its paths become a filter, sent as a delta or as a new epoch, and signed with the node
-//! key.
+//! What this node says of itself: its paths become a filter, sent as a delta or as a new epoch, and signed
+//! with the node key.
 //!
 //! Additions, new audience members and addresses go into a delta (`seq` + 1). A removal, a peer that lost our trust, or a
 //! filter that has become too small starts a new epoch, because bits are never cleared within one.
@@ -30,8 +30,8 @@ const OVERTAKEN_MEMORY_MS: u64 = 60_000;
 pub const PATHS_MAX: usize = 400_000;
 /// Expected wasted probes per absent path, over all peers together (half of the 0.05 promised).
 const WASTED_PROBES: f64 = 0.025;
-/// The filter is sized for the next multiple of this many peers, so that one new peer does not start a new epoch
-/// everywhere.
+/// The filter is sized for the next multiple of this many peers, so that one new peer does not start
+/// a new epoch everywhere.
 const PEERS_STEP: usize = 4;
 /// When the wall clock jumps this far against the monotonic one, we date our announcement anew, milliseconds.
 const WALL_JUMP_MS: u64 = 3_600_000;

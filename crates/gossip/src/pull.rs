@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 /// The most bodies under way at once: 16 of 2 MiB each are the most memory that pulls take.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
-/// The most attempts for one announcement, with 16 s of waiting in all. After them, the next announcement or sync tries
-/// again.
+/// The most attempts for one announcement, with 16 s of waiting in all. After them, the next announcement
+/// or sync tries again.
 const ATTEMPTS_MAX: u32 = 10;
 /// Wait after the first failed attempt, milliseconds; doubled each time, plus up to half of it at random.
 const BACKOFF_MS: u64 = 50;
@@ -27,8 +27,8 @@ const BACKOFF_MS: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 5_000;
 /// The most peers remembered as having told us of one announcement.
 const TELLERS_MAX: usize = 4;
-/// When the owner itself lacks a body this often while it claims to have it, it is blamed for announcing what it does not
-/// deliver.
+/// When the owner itself lacks a body this often while it claims to have it, it is blamed for announcing what
+/// it does not deliver.
 const OWNER_ABSENT_MAX: u32 = 4;
 /// The same over several announcements: this many times, and for this long without any body, milliseconds. Of the pulls
 /// from an honest owner that publishes twice a second, one in five succeeds even at a round trip of 400 ms.
@@ -126,8 +126,8 @@ impl Pulls {
 }
 
 impl Gossip {
-    /// Pulls the body that is wanted of this owner, if any. `teller` told us of the announcement, so it probably has the
-    /// body.
+    /// Pulls the body that is wanted of this owner, if any. `teller` told us of the announcement, so it
+    /// probably has the body.
     pub(crate) fn want(&mut self, owner: PeerId, teller: Option<PeerId>) {
         let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment)).cloned();
         let Some(wanted) = wanted else { return };
@@ -293,8 +293,10 @@ impl Gossip {
         match reply {
             Some(GossipReply::Body(bytes)) => {
                 let target = pull.target.clone();
+                // The digest proves the body, so it does not matter who sent it.
                 if Summary::digest(&bytes) == target.announcement().body_digest || mutant!(UnsignedBody) {
                     let received = bytes.len();
+                    // The deltas kept for others do not lead to this body.
                     self.relayed.forget(&owner);
                     self.body_proven(owner, from, &target, &bytes, received, None);
                 } else {
@@ -416,6 +418,7 @@ impl Gossip {
             Err(Flaw::Bounds) => Some(Misdeed::InvalidBody),
         };
         if let Some(entry) = self.directory.get_mut(&owner) {
+            // Every other source has this same body, so it is not pulled again.
             entry.refused = Some(generation);
         }
         if let Some(misdeed) = refusal {
@@ -462,6 +465,8 @@ impl Gossip {
         if !same_epoch {
             entry.standing.new_epoch(moment, lookups);
         }
+        // Within an epoch bits are only added, so a delta can be set in place. Any other filter gets a new column, so that
+        // readers never see half of it.
         match positions {
             Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
             Some(_) | None => self.table.install(owner, filter, entry.standing.is_excluded()),
@@ -480,6 +485,7 @@ impl Gossip {
     ) {
         let moment = self.now.moment;
         let Some(entry) = self.directory.get_mut(&owner) else { return };
+        // Only a floor has no acceptance, and floors are never pulled.
         let expired = Acceptance { wall_ms: self.now.wall_ms, expires: moment };
         let accepted = target.accepted.unwrap_or(expired);
         entry.undelivered = None;
@@ -525,6 +531,7 @@ impl Gossip {
         if wanted.is_none() {
             self.drop_pull(&owner);
         } else if wanted != Some(generation) {
+            // Something newer was announced meanwhile, and is asked for without a wait.
             self.pulls.make_ready(owner);
         } else if attempts >= ATTEMPTS_MAX {
             self.drop_pull(&owner);

@@ -62,6 +62,7 @@ impl Sliced {
         while sliced.columns() < WORD_COLUMNS + settled {
             sliced.grow();
         }
+        // All of the new columns are filled below.
         sliced.free.clear();
         let bytes: Vec<_> = filters.values().map(|(_, filter)| filter.read()).collect();
         let (settled_bytes, recent_bytes) = bytes.split_at(settled);

@@ -1,5 +1,5 @@
-//! Anti-entropy: syncs on every new connection (the greeting), once more soon after, and with one peer after the other on a
-//! timer.
+//! Anti-entropy: syncs on every new connection (the greeting), once more soon after, and with one peer after the
+//! other on a timer.
 //!
 //! Both sides ask. A question names what the asker holds. The answer brings newer envelopes, of owners whose audience
 //! includes the asker, and the newest envelope that the asker itself has signed.
@@ -25,9 +25,9 @@ const STORE_DIR_BYTES_MAX: usize = 255;
 const SECOND_LOOK_MS: u64 = 3_000;
 /// The least time between two syncs with a peer that shows us newer summaries than we have heard of, milliseconds.
 const ASK_BACK_MS: u64 = 5_000;
-/// News from a sync did not come by gossip. So after this time, and up to as much again, we sync with the other peers too,
-/// and news crosses a healed network hop by hop in seconds. It is long enough to have pulled the bodies. Milliseconds, a
-/// guess.
+/// News from a sync did not come by gossip. So after this time, and up to as much again, we sync with the other
+/// peers too, and news crosses a healed network hop by hop in seconds. It is long enough to have pulled the
+/// bodies. Milliseconds, a guess.
 const SPREAD_MS: u64 = 1_000;
 /// The most greetings under way or just answered: when a node starts, each of them brings the same news.
 const GREETINGS_AT_ONCE: usize = 2;
@@ -148,8 +148,8 @@ impl Gossip {
     pub(crate) fn sync_with_anyone(&mut self) {
         self.schedule_sync();
         let idle = self.links.iter().filter(|(peer, link)| !link.asking && self.may_ask(peer));
-        // The one whose last sync is longest ago, so that each gets its turn within as many intervals as there are
-        // connections.
+        // The one whose last sync is longest ago, so that each gets its turn within as many intervals
+        // as there are connections.
         if let Some(peer) = idle.min_by_key(|(_, link)| link.compared).map(|(peer, _)| *peer) {
             self.sync_with(peer);
         }

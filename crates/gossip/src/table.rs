@@ -35,9 +35,9 @@ impl FilterTable {
         Self { view: RwLock::default(), lookups: AtomicU64::new(0), salt }
     }
 
-    /// Peers whose filter claims this path, best first: ordered by their share of false hits, and then differently for each
-    /// path. Peers that are set aside or demoted are left out. An empty answer is certain, as far as summaries are
-    /// announced.
+    /// Peers whose filter claims this path, best first: ordered by their share of false hits, and then
+    /// differently for each path. Peers that are set aside or demoted are left out. An empty answer is certain,
+    /// as far as summaries are announced.
     pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
         self.lookups.fetch_add(1, Relaxed);
         let view = self.view();

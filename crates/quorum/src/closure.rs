@@ -55,8 +55,8 @@ impl ClosureVerdict {
         self.paths.iter().find(|judged| !judged.is_agreed())
     }
 
-    /// A shortest chain of references from the root to a path of the closure, both included. It tells why the path is
-    /// needed.
+    /// A shortest chain of references from the root to a path of the closure, both included. It tells why
+    /// the path is needed.
     pub fn chain(&self, path: &StorePath) -> Vec<StorePath> {
         let needed_by: BTreeMap<_, _> = self.paths.iter().map(|judged| (&judged.path, &judged.needed_by)).collect();
         let mut chain = vec![path.clone()];
@@ -84,8 +84,8 @@ impl Judged {
         self.strength().cmp(&other.strength()).then_with(|| self.path.cmp(&other.path))
     }
 
-    /// Whether the path is agreed or is its own content address, its references are known, and our store holds no other
-    /// result.
+    /// Whether the path is agreed or is its own content address, its references are known, and our store
+    /// holds no other result.
     pub fn is_agreed(&self) -> bool {
         self.known && !self.held_differs() && matches!(self.verdict.state, State::Agreed | State::ContentAddressed)
     }
@@ -118,6 +118,7 @@ impl Judged {
 pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member]) -> ClosureVerdict {
     let by_path: BTreeMap<&StorePath, &Member> = members.iter().map(|member| (&member.path, member)).collect();
     let mut reached_from: BTreeMap<StorePath, Option<StorePath>> = BTreeMap::from([(root.clone(), None)]);
+    // Breadth first, so that `needed_by` leads back to the root on a shortest way.
     let mut open = VecDeque::from([root.clone()]);
     let mut order = Vec::new();
     while let Some(path) = open.pop_front() {

@@ -256,8 +256,8 @@ pub struct Exchange {
     rng: ChaCha8Rng,
     peers: BTreeMap<PeerId, Peer>,
     requests: BTreeMap<u64, Sent>,
-    /// Replies under verification: the peer that sent each, and the ids of the questions that wait for it (`None` for a
-    /// pull).
+    /// Replies under verification: the peer that sent each, and the ids of the questions that wait for it
+    /// (`None` for a pull).
     verifying: BTreeMap<u64, (PeerId, Option<Vec<u64>>)>,
     next_id: u64,
     /// Builders at their bound, and until when they are left out.

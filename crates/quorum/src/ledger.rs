@@ -289,8 +289,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that our Nix got this fingerprint. Beyond [`SERVED_MAX`] paths, the one served longest ago is forgotten; it is
-    /// returned.
+    /// Notes that our Nix got this fingerprint. Beyond [`SERVED_MAX`] paths, the one served longest ago is
+    /// forgotten; it is returned.
     pub fn note_served(&mut self, served: Served) -> Option<HashPart> {
         let (hash_part, at) = (served.path.hash_part(), served.at);
         self.pin(hash_part, Pin::Served);
@@ -351,8 +351,8 @@ impl Ledger {
         self.paths.range(range).next().is_some()
     }
 
-    /// What these builders, given in ascending order, attested about the paths in `range`, ordered by path and then by
-    /// builder.
+    /// What these builders, given in ascending order, attested about the paths in `range`, ordered by path
+    /// and then by builder.
     pub(crate) fn attested_in(
         &self,
         range: RangeInclusive<HashPart>,

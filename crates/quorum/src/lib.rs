@@ -14,9 +14,9 @@
 //! [`wire`] how.
 //!
 //! **Invariants.** No builder has a vote unless the ledger's owner named its key. No verdict depends on the order of
-//! arrival, on who handed a statement over, or on the date that a builder wrote. Nothing grows without bound: builders,
-//! statements per builder and path, attestations per builder in number and bytes, and remembered questions all have a
-//! limit.
+//! arrival, on who handed a statement over, or on the date that a builder wrote. Nothing grows without bound:
+//! builders, statements per builder and path, attestations per builder in number and bytes, and remembered questions
+//! all have a limit.
 
 pub mod closure;
 mod decision;

@@ -1,6 +1,6 @@
 //! Cores with one rule left out, so that the simulation can prove that its checkers notice. This needs the feature
-//! `mutants`, which only `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names below do not
-//! exist.
+//! `mutants`, which only `narmesh-sim mutants` is built with: without it, [`mutant!`] is `false` and the names
+//! below do not exist.
 
 /// Whether this rule is left out.
 #[cfg(feature = "mutants")]

@@ -36,8 +36,8 @@ pub const NODES_MAX: usize = 512;
 /// A node with up to this many items is answered with the items, not with digests of children. So is a node whose items are
 /// all of one path: digests would not tell them apart before the bottom of the tree.
 pub const ITEMS_TOLD_MAX: usize = 24;
-/// The most items looked through under a node when one of them is asked for: those that were told, and those that came
-/// since.
+/// The most items looked through under a node when one of them is asked for: those that were told, and
+/// those that came since.
 const ITEMS_FOUND_MAX: usize = 2 * BUILDERS_PER_SESSION_MAX;
 /// The most items that one session finds on either side. A session that meets more ends there, and the next one continues.
 pub const ITEMS_MAX: usize = 1 << 18;
@@ -190,6 +190,7 @@ impl Ledger {
             return vec![None; wanted.len()];
         }
         let mut found = Vec::with_capacity(wanted.len());
+        // The items of one node are looked up together, so that each node is walked through only once.
         for of_node in wanted.chunk_by(|first, second| first.0 == second.0) {
             if looked.get() > looked_max {
                 break;

@@ -199,6 +199,7 @@ impl Policy {
             by_fingerprint.entry(what).or_insert_with(new).builders.push(number);
             by_group.entry(member.group).or_default().insert(what);
         }
+        // A group with two fingerprints is divided, and counts for neither.
         for fingerprints in by_group.values() {
             if let Some(only) = fingerprints.first()
                 && (fingerprints.len() == 1 || mutant!(DisagreeingGroupCounted))

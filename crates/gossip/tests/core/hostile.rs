@@ -274,8 +274,8 @@ fn the_author_is_not_blamed_for_what_another_peer_replays() {
         };
         Forged::with(OWNER, 0, &parts(0..1), |_| {}, change)
     };
-    // All that an owner said in a week, correctly signed, told to a node that knows nothing of the owner and cannot reach
-    // it.
+    // All that an owner said in a week, correctly signed, told to a node that knows nothing of the owner
+    // and cannot reach it.
     for hour in 0..200 {
         let at = WALL_MS - (200 - hour) * 3_600_000;
         lone.tell(OWNER, OTHER, dated(at, at).envelope.as_bytes());

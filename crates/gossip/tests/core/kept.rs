@@ -194,8 +194,8 @@ fn an_outdated_kept_summary_serves_only_us_until_the_newest_is_pulled() {
     assert!((0..20).all(|path| lone.is_candidate(OWNER, &part(path))) && !lone.is_candidate(OWNER, &part(25)));
     assert!(news_for(&mut lone, OTHER).is_empty(), "it is no news");
     assert_eq!(pulled_by(&mut lone, OTHER, &older), GossipReply::Absent);
-    // An older announcement stays refused. The newest body is pulled once its announcement is heard again, as a delta if
-    // possible.
+    // An older announcement stays refused. The newest body is pulled once its announcement is heard again, as
+    // a delta if possible.
     lone.feed(Input::Connected(peer(OTHER)));
     lone.pass(500);
     lone.requests();

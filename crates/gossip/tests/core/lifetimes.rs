@@ -50,8 +50,8 @@ fn a_restart_with_its_disk_begins_a_later_epoch_and_remembers_the_others() {
     net.restart(1, true);
     net.trust(1, &[(1, 2)]);
     net.paths(1, 0..10);
-    // What 2 announced is only a floor: older announcements are refused, and 2 is no candidate before its body is pulled
-    // again.
+    // What 2 announced is only a floor: older announcements are refused, and 2 is no candidate before its
+    // body is pulled again.
     let replay = |bytes: Vec<u8>| Input::Announcement { id: 1, author: peer(2), from: peer(2), bytes };
     net.input(1, replay(old));
     assert_eq!(net.view(1, 2).announced, Some(Envelope::open(&newest).unwrap().announcement().generation));

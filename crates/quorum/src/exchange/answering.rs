@@ -10,8 +10,8 @@ use narmesh_protocol::{Attestation, BuilderKey, HashPart};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-/// A peer that is told of news waits up to this long before it compares, milliseconds, so that not all ask the same peer at
-/// once.
+/// A peer that is told of news waits up to this long before it compares, milliseconds, so that not all ask the
+/// same peer at once.
 const ASK_BACK_SPREAD_MS: u64 = 40;
 /// Units of a request beyond the first: this many nodes of a query cost one unit. A request for attestations costs as much
 /// as if its reply were full.

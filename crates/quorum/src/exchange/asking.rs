@@ -112,6 +112,7 @@ impl Exchange {
             Some(QuorumReply::Busy) | None => return known.failed(self.now),
         };
         pulling.answered = usize::try_from(answered).unwrap_or(usize::MAX);
+        // A reply must answer at least one item, or the pull would never end.
         let bounded = pulling.answered > 0
             && pulling.answered <= pulling.asked.len()
             && encoded.len() <= pulling.answered * STATEMENTS_MAX;

@@ -5,8 +5,8 @@ use crate::reconcile::{Item, Node, Session, Shared};
 use narmesh_protocol::HashPart;
 use std::collections::VecDeque;
 
-/// After a fault, a peer is asked nothing for this long, milliseconds. Setting it aside after the third fault is up to the
-/// caller.
+/// After a fault, a peer is asked nothing for this long, milliseconds. Setting it aside after the third fault is
+/// up to the caller.
 pub(super) const SHUNNED_MS: u64 = 5_000;
 /// The shortest time between two comparisons with one peer, milliseconds.
 const REST_MIN_MS: u64 = 500;

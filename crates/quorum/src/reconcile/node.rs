@@ -6,8 +6,8 @@ use narmesh_protocol::HashPart;
 /// The number of levels: 20 bytes at four bits each.
 const DEPTH_MAX: u8 = 40;
 
-/// A node: the hash parts that begin with its `depth` times four bits. Nodes are ordered like the texts of their hash
-/// parts.
+/// A node: the hash parts that begin with its `depth` times four bits. Nodes are ordered like the texts
+/// of their hash parts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]
 pub struct Node {
     /// 0 for the root, at most 40.

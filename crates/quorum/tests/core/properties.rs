@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 const BUILDERS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "x"];
 
-/// Seven builders in five groups; `x` is unknown, `c` is declared to sign only its own builds, and `d` is revoked from 50
-/// on.
+/// Seven builders in five groups; `x` is unknown, `c` is declared to sign only its own builds, and `d` is
+/// revoked from 50 on.
 fn a_policy(k: usize, veto: bool) -> Policy {
     let mut rules = PolicyRules { revoked: vec![revocation("d", 50)], ..rules("a=one b=one c d e f=two g=two", k) };
     rules.builders[2].signs_only_own_builds = true;
@@ -182,8 +182,8 @@ proptest! {
     }
 }
 
-/// Whether a group is divided, because an honest member says something else than another one. Then it must count for
-/// neither.
+/// Whether a group is divided, because an honest member says something else than another one. Then it
+/// must count for neither.
 fn group_divided(policy: &Policy, ledger: &Ledger) -> bool {
     let divided =
         |standing: &Standing| matches!(standing, Standing::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));
