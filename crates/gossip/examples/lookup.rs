@@ -1,5 +1,5 @@
-//! Nanoseconds per lookup with 1, 100 and 1,000 peers of 100,000 paths each, through the core's public API: `cargo run
-//! --release -p narmesh-gossip --example lookup [PATHS]`. Seeded, so the filters are the same each time.
+//! Nanoseconds per lookup with 1, 100 and 1,000 peers of 100,000 paths each, through the core's public API:
+//! `cargo run --release -p narmesh-gossip --example lookup [PATHS]`. Seeded, so the filters are the same each time.
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example measures real time and prints it")]
 
 use libp2p_identity::{Keypair, PeerId};

@@ -46,9 +46,9 @@ pub struct GossipConfig {
     pub reannounce_ms: u64,
     /// A change waits this long for others, milliseconds.
     pub debounce_ms: u64,
-    /// Time between two comparisons with a connected peer, one after the other, plus or minus a tenth, milliseconds.
+    /// Time between two syncs, each with another connected peer, plus or minus a tenth, milliseconds.
     pub sync_interval_ms: u64,
-    /// Most paths advertised; those that come later are withheld.
+    /// The most paths advertised; those that come later are withheld.
     pub path_count_max: usize,
     /// [`Envelope::open`]. A simulation that shows the same bytes to a thousand cores may cache the result instead.
     pub open_envelope: OpenEnvelope,
@@ -407,7 +407,7 @@ impl Gossip {
         match worth {
             Worth::Old => {}
             Worth::Known => self.want(peer, Some(teller)),
-            // What another peer tells of it may be old although nobody's clock is wrong.
+            // What another peer hands on may be old although nobody's clock is wrong.
             Worth::ClockDiffers if teller != peer => {}
             Worth::ClockDiffers => self.event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
             Worth::Bad(misdeed) => self.penalize(peer, misdeed),

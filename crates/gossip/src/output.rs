@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 /// One thing to do. Perform them in order; an [`Output::Persist`] must be durable before the next one is performed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
-    /// Write this down.
+    /// Write this record to disk.
     Persist(Record),
     /// Publish this envelope through gossipsub. It is no failure when nobody receives it.
     Publish(Vec<u8>),

@@ -35,7 +35,7 @@ const WASTED_PROBES: f64 = 0.025;
 const PEERS_STEP: usize = 4;
 /// When the wall clock jumps this far against the monotonic one, we date our announcement anew, milliseconds.
 const WALL_JUMP_MS: u64 = 3_600_000;
-/// A wall clock before this (2026-01-01) has a dead battery, so nobody is judged by it. Milliseconds since 1970.
+/// A wall clock before this (2026-01-01) must have a dead battery, so nobody is judged by it. Milliseconds since 1970.
 pub(crate) const PLAUSIBLE_WALL_MS: u64 = 1_767_225_600_000;
 /// An epoch may be this far ahead of our wall clock, and a first sight this far off, milliseconds.
 pub(crate) const DAY_MS: u64 = 86_400_000;

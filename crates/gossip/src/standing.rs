@@ -122,8 +122,8 @@ impl Standing {
         self.set_aside
     }
 
-    /// Counts a false hit. The peer is demoted, until the moment returned, when it has more false hits than the free ones,
-    /// than ten times what `rate` predicts for the lookups since the last reset, and than true hits.
+    /// Counts a false hit. The peer is demoted until the moment returned when its false hits exceed all of these: the free
+    /// ones, ten times what `rate` predicts for the lookups since the last reset, and its true hits.
     pub(crate) fn false_hit(&mut self, now: Moment, rate: f64, lookups: u64) -> Option<Moment> {
         self.false_hits = self.false_hits.saturating_add(1);
         let expected = rate * lookups.saturating_sub(self.lookups_before) as f64;

@@ -36,8 +36,8 @@ impl FilterTable {
     }
 
     /// Peers whose filter claims this path, best first: ordered by their share of false hits, and then
-    /// differently for each path. Peers that are set aside or demoted are left out. An empty answer is certain,
-    /// as far as summaries are announced.
+    /// differently for each path. Peers that are set aside or demoted are left out. An empty answer is
+    /// certain: none of the others has announced the path.
     pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
         self.lookups.fetch_add(1, Relaxed);
         let view = self.view();

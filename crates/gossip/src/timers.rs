@@ -11,7 +11,7 @@ pub(crate) enum Timer {
     Publish,
     /// Anti-entropy with the next peer.
     Sync,
-    /// The greeting of a new connection, its retry, or the second look after it.
+    /// The greeting of a new connection, its retry, or the second sync after it.
     Greet(PeerId),
     /// The next attempt of a pull.
     Pull(PeerId),

@@ -36,7 +36,7 @@ pub struct Judged {
     pub known: bool,
 }
 
-/// The judgement on a closure: the weakest path first, and paths of the same strength ordered by name.
+/// The judgement on a closure: the weakest path first, and those of the same strength ordered by path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClosureVerdict {
     /// The root and all that it needs.
@@ -79,7 +79,7 @@ impl Judged {
         Self { path, verdict, held: member.held, needed_by: None, known: true }
     }
 
-    /// Orders the weakest path first; paths of the same strength are ordered by name.
+    /// Orders the weakest path first; those of the same strength are ordered by path.
     pub(crate) fn weaker(&self, other: &Self) -> Ordering {
         self.strength().cmp(&other.strength()).then_with(|| self.path.cmp(&other.path))
     }

@@ -61,7 +61,7 @@ impl Pin {
 /// What became of a piece of evidence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Insertion {
-    /// It is new, and the oldest ones had to make room for it.
+    /// It is new. The builder's oldest attestations may have been evicted for it.
     New {
         /// What was evicted, oldest first; the caller has to delete it on disk too.
         evicted: Vec<Evicted>,

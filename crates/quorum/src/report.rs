@@ -85,7 +85,7 @@ pub struct Totals {
     pub none: usize,
     /// Paths that are [`State::ContentAddressed`].
     pub content_addressed: usize,
-    /// Agreed paths of which fewer than `k` groups attest something else.
+    /// Agreed paths about which some builders, in fewer than `k` groups, attest another result.
     pub disputed: usize,
     /// Paths of which our store holds another result than the agreed one.
     pub held_differs: usize,

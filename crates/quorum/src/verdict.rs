@@ -175,7 +175,7 @@ impl Policy {
 
     /// The time from which a vote counts, to be compared with a revocation. An attestation counts from when it was stored
     /// with its date: otherwise a thief of the key could add a date to a signature that was here before and counted for
-    /// nothing. A signature by itself, from a builder whose signatures count, counts from when it was stored.
+    /// nothing. Of a builder whose bare signatures count, the signature is enough, and counts from when it was first stored.
     fn since(&self, vote: &Vote) -> Option<WallMs> {
         let member = self.numbers.get(&vote.builder).and_then(|number| self.builders.get(*number));
         let by_signature = vote.attested_at.is_none() || member.is_some_and(|member| member.signs_only_own_builds);

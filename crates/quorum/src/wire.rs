@@ -25,7 +25,7 @@ pub enum QuorumRequest {
     Pull {
         /// The builders, as they were compared.
         builders: Vec<BuilderDigest>,
-        /// At most [`PULL_MAX`], strictly ascending.
+        /// The items and their nodes: at most [`PULL_MAX`], strictly ascending.
         wanted: Vec<(Node, Item)>,
     },
     /// Asks for all attestations of some paths, for a verdict that is waited for.

@@ -12,10 +12,10 @@ pub(super) const SHUNNED_MS: u64 = 5_000;
 const REST_MIN_MS: u64 = 500;
 /// Queries of a fruitless comparison that cost nothing; each further one counts.
 const QUERIES_FREE: usize = 4;
-/// Half queries of fruitless comparisons that one peer may cost at once, and per second; the peer rests for what exceeds
-/// them. Two honest ledgers that differ in one of many paths with a long common prefix (somebody may have ground them) take
-/// up to 41 queries. Each side finds what only it has before the other asks, and that may happen three times in a row. A
-/// peer that always differs costs one query in 2 s.
+/// What one peer may cost us in fruitless queries, at once and per second, counted in half queries; the peer rests for what
+/// exceeds this. Two honest ledgers that differ in one of many paths with a long common prefix (somebody may have ground
+/// them) take up to 41 queries. Each side finds what only it has before the other asks, and that may happen three times in
+/// a row. A peer that always differs costs one query in 2 s.
 const VAIN: Bucket = Bucket { burst: 256, per_s: 1 };
 /// The longest rest, milliseconds.
 const REST_MAX_MS: u64 = 600_000;
