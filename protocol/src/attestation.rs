@@ -1,73 +1,73 @@
-//! What a builder says of a path that it built itself.
+//! Attestations: what a builder signs about a path that it built itself.
 
 use crate::codec::{self, CodecError};
 use crate::{Fingerprint, NarHash, NarInfo, NixPublicKey, NixSecretKey, StoreDir, StorePath};
 use data_encoding::BASE64;
 use std::fmt;
 
-/// Prefix of the second signature: neither a Nix fingerprint (`1;…`) nor an announcement begins like it.
+/// Prefix of the bytes under the second signature. Neither a Nix fingerprint (`1;…`) nor an announcement begins with it.
 const SIGNING_DOMAIN: &str = "narmesh-attestation-1;";
 
-/// The 32 bytes of a builder's Ed25519 key. Builders are told apart by them, never by the name that somebody gave the key.
+/// The 32 bytes of a builder's public Ed25519 key. They identify a builder; the name that somebody gave the key never does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
 pub struct BuilderKey(pub [u8; 32]);
 
-/// What is said: the parts of one Nix fingerprint.
+/// What a builder signs: the parts of one Nix fingerprint.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Statement {
-    /// The path.
+    /// The store path that was built.
     pub path: StorePath,
     /// SHA-256 of its NAR.
     pub nar_hash: NarHash,
-    /// Bytes of its NAR, over 0.
+    /// Size of its NAR in bytes, at least 1.
     pub nar_size: u64,
-    /// Sorted and unique.
+    /// The path's References, sorted and unique.
     pub references: Vec<StorePath>,
 }
 
-/// A statement, when it was made, and the two signatures of its builder.
+/// A statement with its date and its builder's two signatures.
 ///
 /// The first signature covers Nix's own fingerprint, so that any Nix tool can check it. The second covers
-/// `narmesh-attestation-1;<fingerprint>;<milliseconds since 1970>`: a bare Nix signature has no date, and other tools put it
-/// on paths that they did not build. Both are made only for what the builder built itself.
+/// `narmesh-attestation-1;<fingerprint>;<milliseconds since 1970>`, because a bare Nix signature has no date, and other
+/// tools put one on paths that they did not build. A builder makes both only for paths that it built itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attestation {
-    /// The key of the builder, under which both signatures must verify.
+    /// The builder's public key, under which both signatures must verify.
     pub builder: BuilderKey,
-    /// What the builder says of the path.
+    /// What the builder says about the path.
     pub statement: Statement,
-    /// When, by the builder's own clock: milliseconds since 1970. Nothing is decided by it.
+    /// Date of the attestation by the builder's own clock, milliseconds since 1970. No decision depends on it.
     pub attested_at_ms: u64,
-    /// Over the fingerprint.
+    /// Signature over the fingerprint, as Nix makes it.
     pub nix_signature: [u8; 64],
-    /// Over the domain, the fingerprint and the time.
+    /// Signature over the domain prefix, the fingerprint and the date.
     pub dated_signature: [u8; 64],
 }
 
-/// Why bytes are no attestation.
+/// Why bytes are not a valid attestation.
 #[derive(Debug, thiserror::Error)]
 pub enum AttestationError {
-    /// The bytes, or their length.
+    /// The bytes do not decode, or there are too many.
     #[error("attestation")]
     Codec(#[from] CodecError),
-    /// No store path.
+    /// The path or a reference is not a valid store path.
     #[error("attestation: the path, or a reference, is no store path")]
     Path,
     /// The references are not in ascending order without repetition, or not separated by single spaces.
     #[error("attestation: references are not sorted and unique, separated by single spaces")]
     ReferenceOrder,
-    /// A date after the year 292 million, which nothing that stores dates can hold.
+    /// The date is after the year 292 million, which nothing that stores dates can hold.
     #[error("attestation: attested_at_ms is {attested_at_ms}; accepted: at most {max}", max = Attestation::ATTESTED_AT_MS_MAX)]
     Date {
-        /// As written.
+        /// The date found, milliseconds since 1970.
         attested_at_ms: u64,
     },
-    /// A NAR of no bytes.
+    /// The NarSize is 0.
     #[error("attestation: NarSize is 0")]
     NarSize,
 }
 
-/// The encoding: see `docs/protocol.md`.
+/// An attestation as it is encoded; see `docs/protocol.md`.
 #[derive(bincode::Encode, bincode::Decode)]
 struct Wire {
     builder: BuilderKey,
@@ -81,7 +81,7 @@ struct Wire {
 }
 
 impl Statement {
-    /// What a narinfo says.
+    /// The statement that a narinfo makes about its path.
     pub fn of(narinfo: &NarInfo) -> Self {
         Self {
             path: narinfo.path.clone(),
@@ -91,20 +91,21 @@ impl Statement {
         }
     }
 
-    /// The bytes that Nix signs.
+    /// The fingerprint of the statement: the bytes that Nix signs.
     pub fn fingerprint(&self, store_dir: &StoreDir) -> Fingerprint {
         Fingerprint::new(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references)
     }
 }
 
 impl Attestation {
-    /// Largest encoding, bytes: some 5,000 references. A path with more cannot be attested.
+    /// Largest encoding, bytes: room for some 5,000 references. A path with more cannot be attested.
     pub const BYTES_MAX: usize = 256 << 10;
 
-    /// Latest date, milliseconds since 1970.
+    /// Latest date accepted, milliseconds since 1970.
     pub const ATTESTED_AT_MS_MAX: u64 = i64::MAX.cast_unsigned();
 
-    /// Makes one; the caller knows that this key's owner built the path. References are sorted and made unique.
+    /// Signs a statement. The caller must know that the owner of `key` built the path. References are sorted and made
+    /// unique.
     pub fn sign(key: &NixSecretKey, store_dir: &StoreDir, mut statement: Statement, attested_at_ms: u64) -> Self {
         statement.references.sort_unstable();
         statement.references.dedup();
@@ -118,7 +119,7 @@ impl Attestation {
         }
     }
 
-    /// Whether `key` is the builder's and made both signatures (`verify_strict` each).
+    /// Whether `key` is the builder's key and both signatures verify under it (each with `verify_strict`).
     pub fn verify(&self, store_dir: &StoreDir, key: &NixPublicKey) -> bool {
         let fingerprint = self.statement.fingerprint(store_dir);
         self.builder.0 == key.bytes()
@@ -141,7 +142,7 @@ impl Attestation {
         })
     }
 
-    /// Decodes exactly these bytes. The signatures are yet to be verified.
+    /// Decodes exactly these bytes. It does not verify the signatures.
     pub fn decode(bytes: &[u8]) -> Result<Self, AttestationError> {
         let wire = codec::decode::<Wire, { Self::BYTES_MAX }>(bytes)?;
         let parse = |text: &str| StorePath::parse(text).map_err(|_| AttestationError::Path);
@@ -248,14 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_signature_is_one_of_nix() {
+    fn first_signature_verifies_as_a_nix_signature() {
         let (key, attestation) = attestation(&["a"]);
         let signature = NixSignature { key_name: "builder-1".to_owned(), bytes: attestation.nix_signature };
         assert!(key.public().verify(&attestation.statement.fingerprint(&store_dir()), &signature));
     }
 
     #[test]
-    fn comes_back_in_one_spelling_only() {
+    fn attestation_has_one_encoding() {
         for references in [&[][..], &["x"], &["b", "a", "b"]] {
             let (_, attestation) = attestation(references);
             let bytes = attestation.encode().unwrap();

@@ -1,29 +1,29 @@
-//! The one door to bincode: fixed-width little-endian integers, a size limit both ways, no trailing bytes.
+//! The only user of bincode: fixed-width little-endian integers, a size limit in both directions, no trailing bytes.
 //!
 //! Fixed-width integers have one form each, so decoding is injective: bytes that decode also encode back to themselves.
-//! The limit is checked against the length before decoding and before a result leaves the encoder, since bincode's own
-//! `with_limit` does neither for encoding nor for trailing bytes. Why bincode 2.0.1: `docs/decisions/0003-bincode.md`.
+//! The length is checked before decoding and after encoding, because bincode's own `with_limit` covers neither encoding nor
+//! trailing bytes. Why bincode 2.0.1: `docs/decisions/0003-bincode.md`.
 
 use bincode::config;
 
-/// Why bytes were refused, or a value cannot be sent.
+/// Why bytes are refused, or why a value cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// More bytes than this type may have.
     #[error("message of {bytes} bytes, limit {bytes_max}")]
     TooLong {
-        /// The length found.
+        /// Length of the message, bytes.
         bytes: usize,
-        /// The limit of this type.
+        /// Limit of this message type, bytes.
         bytes_max: usize,
     },
-    /// Bytes are left over after the value.
+    /// Bytes follow after the value.
     #[error("message has {bytes} bytes after its end")]
     Trailing {
-        /// How many.
+        /// Number of bytes after the value.
         bytes: usize,
     },
-    /// The bytes are not of this type.
+    /// The bytes are not a value of this type.
     #[error("message malformed")]
     Malformed(#[source] bincode::error::DecodeError),
     /// The value cannot be encoded.
@@ -32,7 +32,7 @@ pub enum CodecError {
 }
 
 impl CodecError {
-    /// Whether the bytes end before the value does, as those of a connection that broke.
+    /// Whether the bytes end before the value does, as they do when a connection broke.
     pub fn is_truncated(&self) -> bool {
         matches!(self, Self::Malformed(bincode::error::DecodeError::UnexpectedEnd { .. }))
     }
@@ -48,13 +48,14 @@ pub fn encode<const BYTES_MAX: usize>(value: &impl bincode::Encode) -> Result<Ve
     Ok(bytes)
 }
 
-/// Decodes exactly `bytes`. The memory that their claimed lengths take is at most 32 times what they are, or 2 KiB.
+/// Decodes exactly `bytes`. Lengths that they claim allocate at most 32 times their size, or 2 KiB if that is more.
 pub fn decode<T: bincode::Decode<()>, const BYTES_MAX: usize>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > BYTES_MAX {
         return Err(CodecError::TooLong { bytes: bytes.len(), bytes_max: BYTES_MAX });
     }
-    // bincode takes memory for a whole list or text before it looks whether that much is there, so a limit by type alone
-    // lets 33 bytes take 2 MiB. An honest message needs at most 4 times its bytes (a `Vec` of 24 for a length of 8).
+    // bincode allocates a whole list or text before it checks that so many bytes are there. With a limit by type alone, 33
+    // bytes could allocate 2 MiB. An honest message needs at most 4 times its own size (a `Vec` of 24 bytes for a length of
+    // 8).
     let (value, consumed) = match bytes.len() {
         0..=0x100 => claiming::<T, 0x800>(bytes),
         0x101..=0x400 => claiming::<T, 0x2000>(bytes),
@@ -90,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_length_takes_no_memory() {
+    fn claimed_length_beyond_the_bytes_is_refused() {
         let mut bytes = u64::MAX.to_le_bytes().to_vec();
         bytes.push(1);
         assert!(matches!(decode::<Vec<u8>, 64>(&bytes), Err(CodecError::Malformed(_))));
     }
 
     #[test]
-    fn few_bytes_take_little_memory_whatever_their_type_may_have() {
+    fn short_message_cannot_claim_much_memory() {
         let limit = |length: u64, bytes: usize| {
             let mut message = length.to_le_bytes().to_vec();
             message.resize(bytes, 1);

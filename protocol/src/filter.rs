@@ -1,24 +1,26 @@
 //! The Bloom filter of a summary: its shape, its constants, its index function.
 //!
-//! Enhanced double hashing as in the crate `bloomfilter` 3.0.2 (SipHash-1-3 under two keys, then `h0 + i * h1` modulo the
-//! largest 64-bit prime), so that the crate builds our filters and a property test holds [`BitPositions`] against it.
+//! It uses enhanced double hashing as in the crate `bloomfilter` 3.0.2: SipHash-1-3 under two keys, then `h0 + i * h1`
+//! modulo the largest 64-bit prime. So that crate can build our filters, and a property test compares [`BitPositions`] with
+//! it.
 
 use crate::HashPart;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
-/// The index function of this module.
+/// The number of the index function in this module: the value of `hash_id` in a summary.
 pub const HASH_ID_V1: u32 = 1;
-/// Hash functions per item, in every class: optimal at 15.9 bits an item, within 6 % of it from 11 to 23.
+/// Hash functions per item, in every class: optimal at 15.9 bits per item, within 6 % of the optimum from 11 to 23 bits.
 pub const HASHES_PER_ITEM: usize = 11;
 /// The crate's modulus: the largest prime below 2^64.
 const PRIME: u64 = 0xFFFF_FFFF_FFFF_FFC5;
-/// The two SipHash keys of hash id 1. They must differ: equal halves ruin the rate.
+/// The two SipHash keys of hash id 1. They must differ: equal halves ruin the false-positive rate.
 const SEED_V1: [u8; 32] = *b"narmesh filter 1narmesh filter B";
-/// A foreign filter is refused above 4 times its nominal rate 2^-11, so above this share of ones: (4 * 2^-11)^(1/11).
+/// A peer's filter is refused above 4 times the nominal false-positive rate of 2^-11, that is, above this share of set bits:
+/// (4 * 2^-11)^(1/11).
 const ONES_SHARE_MAX: f64 = 0.5672;
 
-/// The seed to build a filter with the crate `bloomfilter`.
+/// The seed with which the crate `bloomfilter` builds a filter of hash id 1.
 pub fn filter_seed() -> &'static [u8; 32] {
     &SEED_V1
 }
@@ -28,16 +30,16 @@ pub fn filter_seed() -> &'static [u8; 32] {
 pub struct FilterClass(u8);
 
 impl FilterClass {
-    /// Smallest class, log2 of bits.
+    /// Smallest class, as log2 of its bits.
     pub const LOG2_BITS_MIN: u8 = 13;
-    /// Largest class, log2 of bits.
+    /// Largest class, as log2 of its bits.
     pub const LOG2_BITS_MAX: u8 = 24;
 
-    /// The smallest class that holds `items` at a false-positive rate of at most `rate` and at most half of its bits set.
-    /// `None` when even the largest is too small.
+    /// The smallest class that holds `items` with a false-positive rate of at most `rate` and at most half of its bits set.
+    /// `None` when even the largest class is too small.
     ///
-    /// From Bloom's `rate = (1 - e^(-k n / m))^k`: bits an item = `-k / ln(1 - rate^(1/k))`. By the crate `libm`, not by the
-    /// system's library, whose last digit differs from machine to machine.
+    /// From Bloom's `rate = (1 - e^(-k n / m))^k` follows: bits per item = `-k / ln(1 - rate^(1/k))`. The crate `libm`
+    /// computes it, since the last digit of the system's library differs between machines.
     pub fn for_items(items: u64, rate: f64) -> Option<Self> {
         let k = HASHES_PER_ITEM as f64;
         let ones_share = libm::pow(rate, 1.0 / k).min(0.5);
@@ -45,7 +47,7 @@ impl FilterClass {
         (Self::LOG2_BITS_MIN..=Self::LOG2_BITS_MAX).find(|&log2| (1u64 << log2) as f64 >= bits).map(Self)
     }
 
-    /// The class of a filter of that many bytes.
+    /// The class of a filter with this many bytes.
     pub fn of_bytes(filter_bytes: usize) -> Result<Self, FilterError> {
         (Self::LOG2_BITS_MIN..=Self::LOG2_BITS_MAX)
             .find(|&log2| 1usize << (log2 - 3) == filter_bytes)
@@ -53,17 +55,17 @@ impl FilterClass {
             .ok_or(FilterError::Size { filter_bytes })
     }
 
-    /// How many bits.
+    /// Size of a filter of this class in bits.
     pub fn bits(self) -> u32 {
         1 << self.0
     }
 
-    /// How many bytes.
+    /// Size of a filter of this class in bytes.
     pub fn bytes(self) -> usize {
         1 << (self.0 - 3)
     }
 
-    /// The item count for which [`HASHES_PER_ITEM`] is the optimum: what the crate `bloomfilter` is to be told.
+    /// The item count for which [`HASHES_PER_ITEM`] is optimal. The crate `bloomfilter` needs it to choose that many.
     pub fn nominal_items(self) -> usize {
         // bits * ln 2 / 11, in integers: ln 2 / 11 = 0.063013380...
         usize::try_from(u64::from(self.bits()) * 63_013 / 1_000_000).expect("below 2^24")
@@ -73,23 +75,23 @@ impl FilterClass {
 /// Why a filter is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    /// Not a power of two within the classes.
+    /// The size is not that of any class.
     #[error("filter of {filter_bytes} bytes, expected a power of two from 1024 to 2097152")]
     Size {
-        /// The size found.
+        /// Size of the filter, bytes.
         filter_bytes: usize,
     },
-    /// So many ones that it claims nearly everything.
+    /// So many bits are set that the filter claims nearly every path.
     #[error("filter with {ones} of {bits} bits set, limit is a share of {ONES_SHARE_MAX}")]
     TooDense {
         /// Bits set.
         ones: u64,
-        /// Bits in all.
+        /// Size of the filter, bits.
         bits: u32,
     },
 }
 
-/// A filter of a known class and an honest density.
+/// A filter whose class is known and whose density is acceptable.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Filter {
     class: FilterClass,
@@ -97,7 +99,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Takes foreign bytes: refuses a wrong size and a density above 4 times the nominal rate.
+    /// Checks a peer's bytes: refuses a wrong size, and a density that means more than 4 times the nominal false-positive
+    /// rate.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FilterError> {
         let class = FilterClass::of_bytes(bytes.len())?;
         let ones = bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
@@ -107,17 +110,17 @@ impl Filter {
         Ok(Self { class, bytes })
     }
 
-    /// The class.
+    /// The filter's size class.
     pub fn class(&self) -> FilterClass {
         self.class
     }
 
-    /// The bits, least significant of a byte first.
+    /// The bits, the least significant bit of each byte first.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Whether the filter says maybe.
+    /// Whether the filter says maybe: all bits of the hash part are set.
     pub fn may_contain(&self, positions: &BitPositions) -> bool {
         positions
             .in_class(self.class)
@@ -125,7 +128,7 @@ impl Filter {
     }
 }
 
-/// The bits of one hash part, before reduction to a class: computed once for a lookup over all classes.
+/// The bit positions of one hash part before they are reduced to a class: one computation serves filters of all classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BitPositions([u64; HASHES_PER_ITEM]);
 
@@ -150,7 +153,7 @@ impl BitPositions {
         Self(all)
     }
 
-    /// The bit indices in a filter of `class`; may repeat.
+    /// The bit indices in a filter of `class`; an index can occur twice.
     pub fn in_class(&self, class: FilterClass) -> impl Iterator<Item = u32> + '_ {
         let mask = u64::from(class.bits() - 1);
         self.0.iter().map(move |hash| u32::try_from(hash & mask).expect("masked below 2^24"))
@@ -187,7 +190,7 @@ mod tests {
             let class = FilterClass(log2);
             let bloom = crate_filter(class, &items);
             prop_assert_eq!(bloom.number_of_hash_functions() as usize, HASHES_PER_ITEM);
-            // The crate's version, length, count of hash functions and seed come before its bits.
+            // The crate's format begins with version, length, number of hash functions and seed; the bits follow.
             let bits = &bloom.as_slice()[1 + 8 + 4 + 32..];
             let filter = Filter::from_bytes(bits.to_vec()).unwrap();
             for item in items.iter().chain(&others) {
@@ -198,7 +201,7 @@ mod tests {
 
     #[test]
     fn sizes_follow_the_rate() {
-        // 17.3 bits an item at 100 peers: 10,000 paths need 173,000 bits, so 2^18.
+        // 17.3 bits per item at 100 peers: 10,000 paths need 173,000 bits, so the class is 2^18.
         assert_eq!(FilterClass::for_items(10_000, 0.025 / 100.0).unwrap().bits(), 1 << 18);
         assert_eq!(FilterClass::for_items(0, 0.01).unwrap().bits(), 1 << 13);
         assert_eq!(FilterClass::for_items(10_000_000, 0.01), None);
@@ -206,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_size_is_the_same_on_every_machine() {
-        // Bits of the doubles themselves: a library that rounds otherwise would choose another class at a border.
+        // The exact bits of the doubles: a library that rounds differently would choose another class at a boundary.
         assert_eq!(libm::pow(0.025 / 100.0, 1.0 / 11.0).to_bits(), 0x3fde_1c52_d984_821c);
         assert_eq!(libm::log(1.0 - 0.25).to_bits(), 0xbfd2_6962_1134_db92);
         // The last item count of a class, and the first of the next.
@@ -216,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_shapes_and_densities() {
+    fn filters_of_wrong_size_or_density_are_refused() {
         assert!(matches!(Filter::from_bytes(vec![0; 1000]), Err(FilterError::Size { .. })));
         assert!(matches!(Filter::from_bytes(Vec::new()), Err(FilterError::Size { .. })));
         assert!(matches!(Filter::from_bytes(vec![0xff; 1024]), Err(FilterError::TooDense { .. })));

@@ -1,16 +1,17 @@
-//! What a Nix signature is made over.
+//! The bytes that a Nix signature covers.
 
 use crate::{NarHash, StoreDir, StorePath};
 
 /// `1;<path>;<NarHash>;<NarSize>;<references>`: the bytes that a Nix signature covers.
 ///
-/// Full paths; `sha256:<nix32>`; decimal bytes; references sorted bytewise by base name and joined by `,`
-/// (`libstore/path-info.cc`). Deriver, content address and all that concerns transport are not covered.
+/// Paths are full paths, the NarHash is `sha256:<nix32>`, the NarSize is in decimal bytes, and the references are sorted
+/// bytewise by base name and joined by `,` (`libstore/path-info.cc`). Deriver, content address and transport fields are not
+/// covered.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Fingerprint(String);
 
 impl Fingerprint {
-    /// Builds it; references are sorted and made unique.
+    /// Builds the fingerprint; references are sorted and made unique.
     pub fn new(
         store_dir: &StoreDir,
         path: &StorePath,
@@ -25,7 +26,7 @@ impl Fingerprint {
         Self(format!("1;{};{nar_hash};{nar_size};{references}", store_dir.display(path)))
     }
 
-    /// The bytes to sign.
+    /// The bytes to sign or to verify.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }

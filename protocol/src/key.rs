@@ -5,21 +5,21 @@ use data_encoding::BASE64;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use std::fmt;
 
-/// `name:base64(32-byte public key)`.
+/// A public key, as text `name:base64(32-byte public key)`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NixPublicKey {
     name: String,
     key: VerifyingKey,
 }
 
-/// `name:base64(64-byte secret key)`; `Debug` shows the name only. The secret bytes are wiped when dropped.
+/// A secret key, as text `name:base64(64-byte secret key)`. `Debug` shows the name only. The secret bytes are wiped on drop.
 #[derive(Clone)]
 pub struct NixSecretKey {
     name: String,
     key: SigningKey,
 }
 
-/// `name:base64(64 bytes)`.
+/// A signature of Nix, as text `name:base64(64 bytes)`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NixSignature {
     /// The key's name.
@@ -28,37 +28,38 @@ pub struct NixSignature {
     pub bytes: [u8; 64],
 }
 
-/// Public keys by name; two keys of one name are refused.
+/// Public keys by name; two different keys with the same name are refused.
 #[derive(Clone, Default, Debug)]
 pub struct TrustedKeys {
     keys: Vec<NixPublicKey>,
 }
 
-/// Longest key name, bytes: ours, Nix has no limit.
+/// Longest key name, bytes. The limit is ours; Nix has none.
 const KEY_NAME_BYTES_MAX: usize = 255;
 
-/// Why a text is no key, or keys do not go together.
+/// Why a text is not a valid key, or why keys do not go together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No `:` between name and key.
     #[error("key: expected `name:base64`")]
     NoName,
-    /// The name is empty, too long, or has white space, control characters or a `:` in it.
+    /// The name is empty, too long, or contains white space, control characters or a `:`.
     #[error("key name: expected 1 to {KEY_NAME_BYTES_MAX} bytes without white space, control characters or `:`")]
     Name,
-    /// What follows the name is not base-64 of as many bytes as such a key has.
+    /// The part after the name is not base-64 of the length that such a key has.
     #[error("key: expected base-64 of {bytes} bytes after the name")]
     Length {
         /// 32 for a public key, 64 for a secret one.
         bytes: usize,
     },
-    /// The bytes are no public key that can be trusted: no curve point, or one of small order, for which anybody can sign.
+    /// The bytes are not a public key that can be trusted: not a curve point, or a point of small order, for which anybody
+    /// can sign.
     #[error("public key: not a strong Ed25519 point")]
     Point,
     /// The two halves of a secret key do not belong together.
     #[error("secret key: its public half is not that of its seed")]
     Halves,
-    /// Two different keys of one name.
+    /// Two different keys have the same name.
     #[error("two different trusted keys are named {name:?}")]
     Ambiguous {
         /// The name.
@@ -66,29 +67,29 @@ pub enum KeyError {
     },
 }
 
-/// Why a text is no signature.
+/// Why a text is not a valid signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// No `:` between the key's name and the signature.
     #[error("signature: expected `name:base64`")]
     NoName,
-    /// The key's name is empty, too long, or has white space or control characters in it.
+    /// The key's name is empty, too long, or contains white space or control characters.
     #[error("signature: key name: expected 1 to {KEY_NAME_BYTES_MAX} bytes without white space or control characters")]
     Name,
-    /// What follows the name is not base-64 of 64 bytes. Nix fails the whole build at such a signature.
+    /// The part after the name is not base-64 of 64 bytes. Nix fails the whole build at such a signature.
     #[error("signature: expected base-64 of 64 bytes after the key name")]
     Length,
 }
 
 impl NixPublicKey {
-    /// Parses Nix's form; white space around it (the end of a key file's line) is ignored.
+    /// Parses Nix's form. White space around it is ignored, such as the newline at the end of a key file.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let (name, key) = split_key(text)?;
         let bytes = digest_text::parse_base64::<32>(key).ok_or(KeyError::Length { bytes: 32 })?;
         Self::new(name, &bytes)
     }
 
-    /// Joins a name and the 32 bytes of a key; checks both as [`Self::parse`] does.
+    /// Makes a key from its name and its 32 bytes; checks both as [`Self::parse`] does.
     pub fn new(name: &str, bytes: &[u8; 32]) -> Result<Self, KeyError> {
         check_name(name)?;
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Point)?;
@@ -132,7 +133,7 @@ impl NixSecretKey {
         Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(seed) })
     }
 
-    /// Parses Nix's key file form; white space around it is ignored.
+    /// Parses the text of one of Nix's key files; white space around it is ignored.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let (name, key) = split_key(text)?;
         let bytes = digest_text::parse_base64::<64>(key).ok_or(KeyError::Length { bytes: 64 })?;
@@ -140,7 +141,7 @@ impl NixSecretKey {
         Ok(Self { name: name.to_owned(), key })
     }
 
-    /// Nix's key file form: the secret itself, hence no `Display`.
+    /// The text of a key file of Nix. It contains the secret itself, so there is no `Display`.
     pub fn expose_secret(&self) -> String {
         format!("{}:{}", self.name, BASE64.encode(&self.key.to_keypair_bytes()))
     }
@@ -150,17 +151,17 @@ impl NixSecretKey {
         &self.name
     }
 
-    /// The public half.
+    /// The public key that belongs to this secret key, with the same name.
     pub fn public(&self) -> NixPublicKey {
         NixPublicKey { name: self.name.clone(), key: self.key.verifying_key() }
     }
 
-    /// Signs any bytes; callers put a domain in front that no Nix fingerprint begins with.
+    /// Signs any bytes. Callers prefix them with a domain with which no Nix fingerprint begins.
     pub(crate) fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
         self.key.sign(message).to_bytes()
     }
 
-    /// Signs.
+    /// Signs a fingerprint as Nix does.
     pub fn sign(&self, fingerprint: &Fingerprint) -> NixSignature {
         NixSignature { key_name: self.name.clone(), bytes: self.key.sign(fingerprint.as_bytes()).to_bytes() }
     }
@@ -189,7 +190,7 @@ impl fmt::Display for NixSignature {
 }
 
 impl TrustedKeys {
-    /// Collects; two different keys of one name are an error that names it (the same key twice is fine).
+    /// Collects keys. Two different keys with the same name are an error that says the name; the same key twice is fine.
     pub fn new(keys: impl IntoIterator<Item = NixPublicKey>) -> Result<Self, KeyError> {
         let mut collected = Self::default();
         for key in keys {
@@ -202,7 +203,7 @@ impl TrustedKeys {
         Ok(collected)
     }
 
-    /// The key of that name.
+    /// The key with this name, if it is trusted.
     pub fn by_name(&self, name: &str) -> Option<&NixPublicKey> {
         self.keys.iter().find(|key| key.name == name)
     }
@@ -212,7 +213,7 @@ impl TrustedKeys {
         self.keys.iter()
     }
 
-    /// Whether a key named in the signature verifies it.
+    /// Whether the signature verifies under the trusted key that it names.
     pub fn verifies(&self, fingerprint: &Fingerprint, signature: &NixSignature) -> bool {
         self.by_name(&signature.key_name).is_some_and(|key| key.verify(fingerprint, signature))
     }
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_by_its_key_over_its_fingerprint_only() {
+    fn signature_verifies_only_for_its_key_and_fingerprint() {
         let key = secret("a-1", 1);
         let signature = key.sign(&fingerprint(1));
         assert!(key.public().verify(&fingerprint(1), &signature));
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_come_back() {
+    fn keys_and_signatures_survive_print_and_parse() {
         let key = secret("a-1", 1);
         assert_eq!(NixPublicKey::parse(&key.public().to_string()).unwrap(), key.public());
         let file = format!("{}\n", key.expose_secret());
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_keys_are_refused_by_reason() {
+    fn bad_keys_are_refused_with_the_reason() {
         let public = secret("a-1", 1).public().to_string();
         let bare = public.strip_prefix("a-1:").unwrap();
         assert_eq!(NixPublicKey::parse(bare), Err(KeyError::NoName));
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(NixPublicKey::parse(&format!("a b:{bare}")), Err(KeyError::Name));
         assert_eq!(NixPublicKey::parse(&format!("{}:{bare}", "a".repeat(256))), Err(KeyError::Name));
         assert_eq!(NixPublicKey::parse(&format!("a-1:{bare}=")), Err(KeyError::Length { bytes: 32 }));
-        // The neutral element: every signature of the right form would verify under it without `verify_strict`.
+        // The neutral element: without `verify_strict`, every well-formed signature would verify under it.
         let mut neutral = [0; 32];
         neutral[0] = 1;
         assert_eq!(NixPublicKey::parse(&format!("a:{}", BASE64.encode(&neutral))), Err(KeyError::Point));
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_signatures_are_refused_by_reason() {
+    fn bad_signatures_are_refused_with_the_reason() {
         let text = secret("a-1", 1).sign(&fingerprint(1)).to_string();
         let bare = text.strip_prefix("a-1:").unwrap();
         assert_eq!(NixSignature::parse(bare), Err(SignatureError::NoName));
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_of_one_name_are_named() {
+    fn two_different_keys_with_one_name_are_refused() {
         let (first, second, other) = (secret("a", 1).public(), secret("a", 2).public(), secret("b", 1).public());
         let twice = TrustedKeys::new([first.clone(), other.clone(), first.clone()]).unwrap();
         assert_eq!(twice.iter().map(NixPublicKey::name).collect::<Vec<_>>(), ["a", "b"]);

@@ -1,10 +1,11 @@
 //! Nix's formats and the mesh's wire formats: bytes to types and back, nothing else.
 //!
-//! Purpose: everything that crosses a machine's border is parsed here once, into types that cannot hold a bad value.
-//! Contract: pure functions over bytes; no clock, no socket, no file. A decoder checks every length before it takes memory.
-//! Walk: Nix side [`StorePath`], [`NarInfo`], [`Fingerprint`], [`nar`]; mesh side [`Envelope`] around an [`Announcement`],
-//! the [`Summary`] it announces, a [`SummaryDelta`] between two of them, and the request types in [`wire`]; of builders an [`Attestation`].
-//! Invariant: what was decoded and is encoded again gives the same bytes, or was refused.
+//! Purpose: everything that enters from another machine is parsed here once, into types that cannot hold an invalid value.
+//! Contract: pure functions over bytes; no clock, no socket, no file. A decoder checks every length before it allocates.
+//! Contents: for Nix [`StorePath`], [`NarInfo`], [`Fingerprint`], [`nar`]; for the mesh an [`Envelope`] around an
+//! [`Announcement`], the [`Summary`] that it announces, a [`SummaryDelta`] between two summaries, and the requests in
+//! [`wire`]; for builders an [`Attestation`].
+//! Invariant: bytes that decode also encode back to the same bytes; all others are refused.
 
 mod attestation;
 pub mod attestation_file;

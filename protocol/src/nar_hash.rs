@@ -3,17 +3,17 @@
 use crate::{digest_text, nix32};
 use std::fmt;
 
-/// SHA-256 of a whole uncompressed NAR. Printed as `sha256:<nix32>`, the form that signatures cover.
+/// SHA-256 of a whole uncompressed NAR. It prints as `sha256:<nix32>`, the form that signatures cover.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct NarHash(pub [u8; 32]);
 
-/// Why a text is no NarHash.
+/// Why a text is not a valid NarHash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NarHashError {
-    /// Neither `sha256:` nor `sha256-` in front.
+    /// The text begins with neither `sha256:` nor `sha256-`.
     #[error("NarHash: expected `sha256:` or `sha256-` in front")]
     Algorithm,
-    /// What follows the prefix is not 32 bytes in an encoding that may follow it.
+    /// The part after the prefix is not 32 bytes in an encoding that the prefix allows.
     #[error("NarHash: expected 32 bytes as nix32 (52 characters), base-16 (64) or base-64 (44)")]
     Digest,
 }
@@ -31,7 +31,7 @@ impl NarHash {
         digest.map(Self).ok_or(NarHashError::Digest)
     }
 
-    /// The bare 52 nix32 characters.
+    /// The digest as 52 nix32 characters, without a prefix.
     pub fn nix32(&self) -> String {
         nix32::encode(&self.0)
     }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_the_wrong_algorithm_from_a_wrong_digest() {
+    fn wrong_algorithm_and_wrong_digest_give_different_errors() {
         let nix32 = NarHash([7; 32]).nix32();
         assert_eq!(NarHash::parse(&nix32), Err(NarHashError::Algorithm));
         assert_eq!(NarHash::parse(&format!("sha512:{nix32}")), Err(NarHashError::Algorithm));

@@ -1,41 +1,41 @@
-//! The URL of a NAR: it names hash part, NarHash and NarSize, so that it needs no state.
+//! The URL of a NAR. It contains hash part, NarHash and NarSize, so that serving it needs no state.
 
 use crate::{HashPart, NarHash, nix32};
 use std::fmt;
 
-/// `nar/<hash part>-<NarHash nix32>-<NarSize>.nar`, relative to the cache root; or with `-<fingerprint nix32>` before the dot.
+/// A URL `nar/<hash part>-<NarHash nix32>-<NarSize>[-<fingerprint nix32>].nar`, relative to the root of the binary cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NarUrl {
-    /// Whose NAR.
+    /// Hash part of the store path.
     pub hash_part: HashPart,
-    /// Which NAR (two holders may differ).
+    /// Which NAR of that path: two holders may have different ones.
     pub nar_hash: NarHash,
-    /// Its bytes, over 0.
+    /// Size of the NAR in bytes, at least 1.
     pub nar_size: u64,
-    /// SHA-256 of the fingerprint of the narinfo that names this URL, where it is decided on again before the NAR is given:
-    /// two narinfos with other References may have one NAR.
+    /// SHA-256 of the fingerprint of the narinfo that contains this URL. It is there when that narinfo must be judged again
+    /// before the NAR is served: two narinfos with different References can have the same NAR.
     pub fingerprint: Option<[u8; 32]>,
 }
 
-/// The text is not of that form.
+/// The text does not have the form of a [`NarUrl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("NAR URL: expected nar/<32 nix32>-<52 nix32>-<decimal bytes>[-<52 nix32>].nar")]
 pub struct NarUrlError;
 
 impl NarUrl {
-    /// Without a fingerprint.
+    /// A URL without a fingerprint.
     #[must_use]
     pub const fn new(hash_part: HashPart, nar_hash: NarHash, nar_size: u64) -> Self {
         Self { hash_part, nar_hash, nar_size, fingerprint: None }
     }
 
-    /// The NAR alone, whichever narinfo led to it.
+    /// The same URL without its fingerprint: it identifies the NAR, whichever narinfo led to it.
     #[must_use]
     pub const fn nar(self) -> Self {
         Self { fingerprint: None, ..self }
     }
 
-    /// Parses the file name after `nar/`; the one spelling that [`Display`](fmt::Display) writes.
+    /// Parses the file name after `nar/`. Only the spelling that [`Display`](fmt::Display) writes is accepted.
     pub fn parse_file_name(text: &str) -> Result<Self, NarUrlError> {
         Self::parse_parts(text).ok_or(NarUrlError)
     }
@@ -53,7 +53,7 @@ impl NarUrl {
     }
 }
 
-/// A decimal `u64` in its one spelling: digits only, no leading zero.
+/// Parses a decimal `u64` in its only accepted spelling: digits without a leading zero.
 pub(crate) fn parse_decimal(text: &str) -> Option<u64> {
     let digits_only = text.bytes().all(|byte| byte.is_ascii_digit());
     let leading_zero = text.len() > 1 && text.starts_with('0');

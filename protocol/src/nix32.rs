@@ -1,11 +1,11 @@
 //! Nix's base-32: its own alphabet (no `e`, `o`, `t`, `u`) over the bytes read as one little-endian number, highest digit first.
 //!
-//! Since the alphabet ascends in ASCII, texts of one length sort as those numbers do: by the *last* byte first.
+//! Since the alphabet ascends in ASCII, texts of the same length sort as those numbers do: by the *last* byte first.
 
 /// The digits 0 to 31 (`libutil/hash.cc`).
 const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
-/// Characters that `bytes` bytes take: ceil(8n/5).
+/// Characters in the text of `bytes` bytes: ceil(8n/5).
 pub const fn text_len(bytes: usize) -> usize {
     (bytes * 8).div_ceil(5)
 }
@@ -23,7 +23,8 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// Decodes into exactly `N` bytes, or `None`: wrong length, foreign character, or unused top bits set.
+/// Decodes into exactly `N` bytes. `None` for a wrong length, a character outside the alphabet, or set bits at the unused
+/// top.
 pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.len() != text_len(N) {
         return None;
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_lengths_are_those_of_nix() {
+    fn text_lengths_equal_those_of_nix() {
         assert_eq!([16, 20, 32, 64].map(text_len), [26, 32, 52, 103]);
     }
 

@@ -1,20 +1,22 @@
 //! Patterns over the names of store paths.
 
-/// A pattern over a whole name: `*` is any number of bytes, `?` is one; everything else is itself.
+/// A pattern over a whole name: `*` matches any number of bytes, `?` matches one, every other byte matches itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NamePattern(Box<[u8]>);
 
 impl NamePattern {
-    /// Every text is a pattern.
+    /// Makes a pattern; every text is a valid one.
     pub fn new(text: &str) -> Self {
         Self(text.as_bytes().into())
     }
 
-    /// Whether the whole name matches. Linear in memory-free backtracking: at worst name times pattern steps.
+    /// Whether the whole name matches. It backtracks without allocating; the cost is at most name length times pattern
+    /// length.
     pub fn matches(&self, name: &str) -> bool {
         let mut pattern: &[u8] = &self.0;
         let mut rest = name.as_bytes();
-        // Where to go on when the last star has to take one byte more.
+        // The pattern after the last star, and the name after the bytes that this star took: on a mismatch it takes one
+        // more.
         let mut star: Option<(&[u8], &[u8])> = None;
         loop {
             match (pattern.split_first(), rest.split_first()) {
@@ -62,7 +64,7 @@ mod tests {
         assert!(matches("[a]", "[a]"));
     }
 
-    /// The definition, in exponential time.
+    /// The definition of a match, written as directly as possible; it takes exponential time.
     fn slow(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern.first(), name.first()) {
             (None, None) => true,

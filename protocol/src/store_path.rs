@@ -8,20 +8,20 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct StoreDir(String);
 
-/// The 20 bytes that a store path's first 32 characters (nix32) stand for.
+/// The 20 bytes that the first 32 characters (nix32) of a store path's base name encode.
 ///
-/// Ordered as those characters are, so that store paths sort as Nix sorts them.
+/// Hash parts order as those characters do, so that store paths sort as Nix sorts them.
 #[derive(Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct HashPart(pub [u8; 20]);
 
-/// One `write` of the 20 bytes: the derived form would hash a length too, and the filter constants are defined without it.
+/// One `write` of the 20 bytes: the derived form would also hash a length, and the filter is defined without it.
 impl std::hash::Hash for HashPart {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         state.write(&self.0);
     }
 }
 
-/// The order of the nix32 texts: the last byte holds the first characters.
+/// Orders as the nix32 texts do, whose first characters come from the last byte.
 impl Ord for HashPart {
     fn cmp(&self, other: &Self) -> Ordering {
         self.0.iter().rev().cmp(other.0.iter().rev())
@@ -41,52 +41,52 @@ pub struct StorePath {
     name: String,
 }
 
-/// Why a text is no store directory, hash part or store path.
+/// Why a text is not a valid store directory, hash part or store path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StorePathError {
-    /// A store directory that does not begin with `/`.
+    /// The store directory does not begin with `/`.
     #[error("store directory: not absolute")]
     DirRelative,
-    /// A store directory too short or too long.
+    /// The store directory is too short or too long.
     #[error("store directory: {bytes} bytes, expected 2 to {}", StoreDir::BYTES_MAX)]
     DirLength {
         /// The length found.
         bytes: usize,
     },
-    /// A store directory with an empty, `.` or `..` component, or a trailing slash.
+    /// The store directory has an empty, `.` or `..` component, or a trailing slash.
     #[error("store directory: not canonical (empty, `.` or `..` component, or trailing slash)")]
     DirNotCanonical,
-    /// A store directory with a control character, which would break the lines of a narinfo.
+    /// The store directory contains a control character, which would break the lines of a narinfo.
     #[error("store directory: holds a control character")]
     DirControlCharacter,
-    /// A full path that is not directly below the store directory.
+    /// The full path is not directly below the store directory.
     #[error("store path: not directly in the store directory")]
     OutsideStoreDir,
-    /// No 32 characters, or one that is not of nix32's alphabet.
+    /// The hash part does not have 32 characters, or contains one outside nix32's alphabet.
     #[error("hash part: expected {} characters of nix32", HashPart::TEXT_LEN)]
     HashPart,
-    /// No `-` after the hash part.
+    /// There is no `-` after the hash part.
     #[error("store path: expected `-` after the hash part")]
     NoName,
-    /// An empty name, or one too long.
+    /// The name is empty or too long.
     #[error("store path name: {bytes} bytes, expected 1 to {}", StorePath::NAME_BYTES_MAX)]
     NameLength {
         /// The length found.
         bytes: usize,
     },
-    /// A byte that names do not have.
+    /// The name contains a byte that Nix does not allow.
     #[error("store path name: byte {byte:#04x}, expected one of 0-9 A-Z a-z + - . _ ? =")]
     NameByte {
-        /// The byte found.
+        /// The first such byte.
         byte: u8,
     },
-    /// `.` or `..`, alone or before a `-`.
+    /// The name is `.` or `..`, or begins with one of them and a `-`.
     #[error("store path name: is or begins like `.` or `..`")]
     NameDots,
 }
 
 impl StoreDir {
-    /// Longest directory, bytes: it is sent between peers.
+    /// Longest directory, bytes. It has a limit because peers send it to each other.
     pub const BYTES_MAX: usize = 255;
 
     /// Parses an absolute, canonical directory.
@@ -125,7 +125,7 @@ impl StoreDir {
 }
 
 impl HashPart {
-    /// Characters of its text.
+    /// Length of its text: 32 characters.
     pub const TEXT_LEN: usize = nix32::text_len(20);
 
     /// Parses 32 nix32 characters.
@@ -135,7 +135,7 @@ impl HashPart {
 }
 
 impl StorePath {
-    /// Longest name, bytes (`store-api`: so that the base name with `.lock` and the like stays below 255).
+    /// Longest name, bytes (from Nix's `store-api`: the base name with a suffix such as `.lock` stays below 255).
     pub const NAME_BYTES_MAX: usize = 211;
 
     /// Parses a base name `<32 nix32>-<name>`.
@@ -145,7 +145,7 @@ impl StorePath {
         Self::new(hash_part, rest.strip_prefix('-').ok_or(StorePathError::NoName)?)
     }
 
-    /// Joins checked parts; checks the name.
+    /// Makes a store path from a hash part and a name; checks the name.
     pub fn new(hash_part: HashPart, name: &str) -> Result<Self, StorePathError> {
         check_name(name)?;
         Ok(Self { hash_part, name: name.to_owned() })
@@ -161,13 +161,13 @@ impl StorePath {
         &self.name
     }
 
-    /// Whether it is a derivation (`.drv`).
+    /// Whether the path is a derivation (its name ends with `.drv`).
     pub fn is_derivation(&self) -> bool {
         self.name.ends_with(".drv")
     }
 }
 
-/// The grammar of names as in Nix since 2.21 (`libstore/path.cc`); older versions refuse every leading dot.
+/// Checks a name by the grammar of Nix since 2.21 (`libstore/path.cc`); older versions refuse every leading dot.
 fn check_name(name: &str) -> Result<(), StorePathError> {
     if name.is_empty() || name.len() > StorePath::NAME_BYTES_MAX {
         return Err(StorePathError::NameLength { bytes: name.len() });

@@ -1,4 +1,4 @@
-//! What a node says it holds: the announcement, the summary that it announces, and the delta between two of them.
+//! What a node says it holds: the announcement, the summary that it announces, and the delta between two summaries.
 
 use crate::codec::{self, CodecError};
 use crate::filter::{Filter, FilterClass, FilterError};
@@ -6,10 +6,10 @@ use libp2p_identity::PeerId;
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 
-/// Place of a summary in its owner's history: a later epoch beats an earlier one, within an epoch the higher `seq`.
+/// Place of a summary in its owner's history. A later epoch beats an earlier one; within an epoch the higher `seq` wins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, bincode::Encode, bincode::Decode)]
 pub struct Generation {
-    /// Starts at max(last + 1, milliseconds since 1970).
+    /// A new epoch is max(last epoch + 1, milliseconds since 1970).
     pub epoch: u64,
     /// Counts the deltas within the epoch, from 0.
     pub seq: u64,
@@ -20,26 +20,27 @@ pub struct Generation {
 pub struct Announcement {
     /// The summary's place in its owner's history.
     pub generation: Generation,
-    /// Store paths in the summary.
+    /// Number of store paths in the summary.
     pub path_count: u64,
     /// SHA-256 of the encoded [`Summary`].
     pub body_digest: [u8; 32],
-    /// Bytes of the encoded [`Summary`], at most [`Summary::BYTES_MAX`].
+    /// Size of the encoded [`Summary`], bytes, at most [`Summary::BYTES_MAX`].
     pub body_bytes: u32,
-    /// Seconds that a receiver may use it, counted from its first acceptance; 0 says goodbye.
+    /// Seconds for which a receiver may use the summary, counted from when it first accepts the announcement; 0 says
+    /// goodbye.
     pub lifetime_s: u32,
     /// The owner's wall clock, milliseconds since 1970.
     pub issued_at_ms: u64,
 }
 
 impl Announcement {
-    /// Whether the owner leaves: its column is dropped.
+    /// Whether the owner leaves the mesh, so that receivers drop its summary.
     pub fn is_goodbye(&self) -> bool {
         self.lifetime_s == 0
     }
 }
 
-/// The first 8 bytes of SHA-256 over `narmesh-audience-1;` and the PeerId: names a peer to those who know it, to nobody else.
+/// The first 8 bytes of SHA-256 over `narmesh-audience-1;` and the PeerId: it identifies a peer only to those who know it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, bincode::Encode, bincode::Decode)]
 pub struct AudienceDigest(pub [u8; 8]);
 
@@ -53,66 +54,66 @@ impl AudienceDigest {
     }
 }
 
-/// The body that an announcement proves by its digest.
+/// A node's advertisement of its paths: the body whose digest is in the signed announcement.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct Summary {
-    /// Which index function fills the filter: [`crate::HASH_ID_V1`] or an unknown one.
+    /// The index function that fills the filter: [`crate::HASH_ID_V1`] or an unknown one.
     pub hash_id: u32,
-    /// Store paths in the filter.
+    /// Number of store paths in the filter.
     pub items: u64,
-    /// Who may be given this body: ascending, unique, at most [`Summary::AUDIENCE_MAX`].
+    /// The peers that may be given this body: ascending, unique, at most [`Summary::AUDIENCE_MAX`].
     pub audience: Vec<AudienceDigest>,
-    /// Where the owner listens: IP and TCP only, at most [`Summary::ADDRESSES_MAX`].
+    /// Addresses on which the owner listens: IP and TCP only, at most [`Summary::ADDRESSES_MAX`].
     pub addresses: Vec<SocketAddr>,
-    /// The filter's bits, least significant bit of a byte first; a power of two of them.
+    /// The filter's bits, the least significant bit of each byte first. Their number is a power of two.
     pub filter_bytes: Vec<u8>,
 }
 
-/// Why a body is refused.
+/// Why a summary or a delta is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SummaryError {
-    /// Not a body at all.
+    /// The bytes do not decode.
     #[error("summary encoding")]
     Codec(#[from] CodecError),
-    /// A list over its limit.
+    /// A list has more entries than its limit.
     #[error("summary {field}: {count} entries, limit {count_max}")]
     TooMany {
-        /// Which list.
+        /// Name of the list.
         field: &'static str,
-        /// Its length.
+        /// Number of entries found.
         count: usize,
-        /// Its limit.
+        /// Most entries allowed.
         count_max: usize,
     },
-    /// A list that must ascend does not.
+    /// A list that must strictly ascend does not.
     #[error("summary {field}: not in ascending order")]
     Order {
-        /// Which list.
+        /// Name of the list.
         field: &'static str,
     },
-    /// The filter is of a forbidden shape.
+    /// The filter has a wrong size or is too dense.
     #[error("summary filter")]
     Filter(#[from] FilterError),
-    /// A delta for another base.
+    /// The delta builds on another summary than the receiver holds.
     #[error("delta from seq {base_seq}, held {held_seq}")]
     Base {
-        /// What the delta builds on.
+        /// The `seq` that the delta builds on.
         base_seq: u64,
-        /// What the receiver holds.
+        /// The `seq` that the receiver holds.
         held_seq: u64,
     },
-    /// A delta whose positions are no gaps in their shortest spelling.
+    /// The positions of a delta are not gaps in their shortest encoding.
     #[error("delta positions: a gap that is too long, too large or without end")]
     Gap,
-    /// A delta that names a bit outside the filter.
+    /// The delta sets a bit outside the filter.
     #[error("delta position {position}, filter of {bits} bits")]
     Position {
-        /// The bit.
+        /// Index of the bit.
         position: u32,
-        /// The filter's size.
+        /// Size of the filter, bits.
         bits: u64,
     },
-    /// Of an index function that this node does not know: to be ignored, not punished.
+    /// The filter uses an index function that this node does not know. The summary is ignored; its owner is not punished.
     #[error("summary hash id {hash_id} is unknown")]
     UnknownHashId {
         /// The id found.
@@ -128,12 +129,12 @@ impl Summary {
     /// Most addresses of one peer.
     pub const ADDRESSES_MAX: usize = 8;
 
-    /// Encodes; the digest of an announcement is over these bytes.
+    /// Encodes the body; the digest in an announcement is over these bytes.
     pub fn encode(&self) -> Result<Vec<u8>, SummaryError> {
         Ok(codec::encode::<{ Self::BYTES_MAX }>(self)?)
     }
 
-    /// SHA-256 over an encoded body.
+    /// SHA-256 of an encoded body.
     pub fn digest(encoded: &[u8]) -> [u8; 32] {
         Sha256::digest(encoded).into()
     }
@@ -169,24 +170,25 @@ impl Summary {
     }
 }
 
-/// What turns the summary `(epoch, base_seq)` into a later one of the same epoch: bits are only set, never cleared.
+/// The changes that turn the summary `(epoch, base_seq)` into a later one of the same epoch. Bits are only set, never
+/// cleared.
 ///
-/// It carries no signature: the digest in the later announcement proves the outcome, whoever sent the delta.
+/// A delta carries no signature: the digest in the later announcement proves the result, whoever sent the delta.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SummaryDelta {
-    /// The `seq` it builds on.
+    /// The `seq` of the summary on which the delta builds.
     pub base_seq: u64,
-    /// Store paths afterwards.
+    /// Number of store paths in the resulting summary.
     pub items: u64,
-    /// Bits to set: ascending, unique, at most [`SummaryDelta::POSITIONS_MAX`].
+    /// Indices of the bits to set: ascending, unique, at most [`SummaryDelta::POSITIONS_MAX`].
     pub positions: Vec<u32>,
-    /// The new audience, when it changed.
+    /// The new audience, if it changed.
     pub audience: Option<Vec<AudienceDigest>>,
-    /// The new addresses, when they changed.
+    /// The new addresses, if they changed.
     pub addresses: Option<Vec<SocketAddr>>,
 }
 
-/// A delta as it travels: the positions as gaps, most of which take one byte.
+/// A delta as it is encoded: its positions are written as gaps, most of which take one byte.
 #[derive(bincode::Encode, bincode::Decode)]
 struct DeltaOnTheWire {
     base_seq: u64,
@@ -202,7 +204,7 @@ impl SummaryDelta {
     /// Most bits in one delta.
     pub const POSITIONS_MAX: usize = 48_000;
 
-    /// Encodes; positions that do not ascend cannot be.
+    /// Encodes; an error when the positions do not ascend.
     pub fn encode(&self) -> Result<Vec<u8>, SummaryError> {
         let delta = DeltaOnTheWire {
             base_seq: self.base_seq,
@@ -214,7 +216,7 @@ impl SummaryDelta {
         Ok(codec::encode::<{ Self::BYTES_MAX }>(&delta)?)
     }
 
-    /// Decodes and checks bounds and order.
+    /// Decodes; checks all bounds and the order of the lists.
     pub fn decode(bytes: &[u8]) -> Result<Self, SummaryError> {
         let delta = codec::decode::<DeltaOnTheWire, { Self::BYTES_MAX }>(bytes)?;
         let positions = positions_of(&delta.gaps)?;
@@ -229,7 +231,8 @@ impl SummaryDelta {
         Ok(delta)
     }
 
-    /// The summary that follows from `base`, whose `seq` is `held_seq`; the caller compares its digest with the announcement.
+    /// Applies the delta to `base`, whose `seq` is `held_seq`. The caller compares the result's digest with the
+    /// announcement.
     pub fn apply(&self, base: &Summary, held_seq: u64) -> Result<Summary, SummaryError> {
         if self.base_seq != held_seq {
             return Err(SummaryError::Base { base_seq: self.base_seq, held_seq });
@@ -252,8 +255,8 @@ impl SummaryDelta {
     }
 }
 
-/// Each position less the one before and 1, the first as it is, in LEB128: seven bits a byte, the lowest first, the eighth
-/// set on all but the last.
+/// Encodes the first position as it is, and each other one as its difference to the previous one, less 1. Each number is in
+/// LEB128: seven bits per byte, lowest first, with the eighth bit set on all bytes but the last.
 fn gaps_of(positions: &[u32]) -> Result<Vec<u8>, SummaryError> {
     let mut gaps = Vec::with_capacity(positions.len() * 2);
     let mut next = 0u64;
@@ -269,7 +272,7 @@ fn gaps_of(positions: &[u32]) -> Result<Vec<u8>, SummaryError> {
     Ok(gaps)
 }
 
-/// Refuses longer spellings than necessary, a gap that does not end, and positions above 2^32.
+/// Decodes gaps. Refuses encodings longer than necessary, a gap without an end, and positions of 2^32 or more.
 fn positions_of(gaps: &[u8]) -> Result<Vec<u32>, SummaryError> {
     let count = gaps.iter().filter(|byte| **byte < 0x80).count();
     too_many("positions", count, SummaryDelta::POSITIONS_MAX)?;

@@ -1,15 +1,15 @@
-//! What peers ask each other, and the limits of each message. `docs/protocol.md` has the bytes.
+//! The messages that peers send each other, and the size limit of each. `docs/protocol.md` describes their bytes.
 
 use crate::codec::{self, CodecError};
 use crate::{AudienceDigest, Envelope, Generation, HashPart, NarHash, NarInfo, Summary, SummaryDelta};
 
-/// gossipsub topic of announcements.
+/// Gossipsub topic of the announcements.
 pub const ANNOUNCE_TOPIC: &str = "/narmesh/1/announce";
 /// Request-response protocol of [`GossipRequest`].
 pub const GOSSIP_PROTOCOL: &str = "/narmesh/1/gossip";
 /// Request-response protocol of [`NarInfoRequest`].
 pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
-/// Multiplexer of a bulk connection, whose streams carry [`NarRequest`]s without a negotiation of their own.
+/// Multiplexer of a bulk connection. Its streams carry [`NarRequest`]s without negotiating a protocol each.
 pub const BULK_PROTOCOL: &str = "/narmesh/2/bulk";
 /// Request-response protocol of [`DialRequest`].
 pub const DIAL_PROTOCOL: &str = "/narmesh/2/dial";
@@ -20,7 +20,7 @@ macro_rules! message {
         impl $type {
             /// Largest encoding, bytes.
             pub const BYTES_MAX: usize = $bytes_max;
-            /// Encodes, refusing what is over the limit.
+            /// Encodes; a message over the limit is an error.
             pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
                 codec::encode::<{ $bytes_max }>(self)
             }
@@ -32,25 +32,26 @@ macro_rules! message {
     };
 }
 
-/// A summary that the sender holds whole.
+/// Names a summary that the sender holds complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct Have {
-    /// Its owner, named only to those who know it.
+    /// Digest of the owner's PeerId: it identifies the owner only to those who know it.
     pub owner: AudienceDigest,
-    /// Which one.
+    /// Generation of the summary held.
     pub generation: Generation,
 }
 
-/// Anti-entropy, and the greeting on every new connection.
+/// Compares what two peers hold (anti-entropy). It is also the first request on every new connection.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct Sync {
-    /// The sender's logical store directory; a different one ends the exchange.
+    /// The sender's logical store directory. If the receiver's differs, the exchange ends.
     pub store_dir: String,
-    /// The sender's software and version, for `status`.
+    /// The sender's software and version, shown by `status`.
     pub software: String,
-    /// The newest envelope signed by the receiver that the sender holds: so a node that lost its state is heard again.
+    /// The newest envelope signed by the receiver that the sender holds. A node that lost its state learns its last
+    /// generation from it, so that others accept its announcements again.
     pub yours: Option<Vec<u8>>,
-    /// What the sender holds, at most [`Sync::HAVE_MAX`].
+    /// The summaries that the sender holds, at most [`Sync::HAVE_MAX`].
     pub have: Vec<Have>,
 }
 
@@ -62,15 +63,15 @@ impl Sync {
 /// Requests of `/narmesh/1/gossip`.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum GossipRequest {
-    /// Compare what both hold.
+    /// Compares the summaries that both peers hold.
     Sync(Sync),
-    /// The body of an announced summary.
+    /// Asks for the body of an announced summary.
     Pull {
-        /// The owner of the summary, named only to those who know it.
+        /// Digest of the owner's PeerId: it identifies the owner only to those who know it.
         owner: AudienceDigest,
         /// The announced generation that the sender wants.
         generation: Generation,
-        /// The `seq` of the same epoch that the sender holds, if any: a delta from it will do.
+        /// The `seq` of the same epoch that the sender holds, if any. A delta from it is then enough.
         have_seq: Option<u64>,
     },
 }
@@ -79,29 +80,30 @@ message!(GossipRequest, 64 << 10);
 /// Answers of `/narmesh/1/gossip`.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum GossipReply {
-    /// To `Sync`.
+    /// Answers `Sync`.
     Sync {
-        /// As in [`Sync`].
+        /// As in [`Sync`], with the answerer as the sender.
         store_dir: String,
-        /// As in [`Sync`].
+        /// As in [`Sync`], with the answerer as the sender.
         software: String,
-        /// As in [`Sync`].
+        /// As in [`Sync`], with the answerer as the sender.
         yours: Option<Vec<u8>>,
-        /// Envelopes newer than the asker's, of owners whose audience admits it; at most [`GossipReply::NEWS_MAX`].
+        /// Envelopes newer than those of the asker, from owners whose audience admits the asker; at most
+        /// [`GossipReply::NEWS_MAX`].
         news: Vec<Vec<u8>>,
     },
-    /// To `Sync`: the store directories differ, nothing can be shared.
+    /// Answers `Sync`: the store directories differ, so nothing can be shared.
     StoreDirDiffers {
-        /// The answerer's.
+        /// The answerer's logical store directory.
         store_dir: String,
     },
-    /// To `Pull`: the encoded [`Summary`].
+    /// Answers `Pull`: the encoded [`Summary`].
     Body(Vec<u8>),
-    /// To `Pull`: an encoded [`SummaryDelta`] from the `seq` asked for.
+    /// Answers `Pull`: an encoded [`SummaryDelta`] from the asker's `have_seq`.
     Delta(Vec<u8>),
-    /// To `Pull`: not held, or not for the asker; the two are not told apart.
+    /// Answers `Pull`: the answerer does not hold the summary, or may not give it to the asker. The two look the same.
     Absent,
-    /// Too many requests; ask again later.
+    /// The asker sent too many requests; it may ask again later.
     Busy,
 }
 message!(GossipReply, Summary::BYTES_MAX + (1 << 10));
@@ -114,7 +116,7 @@ impl GossipReply {
 /// Request of `/narmesh/1/narinfo`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct NarInfoRequest {
-    /// The path asked for.
+    /// Hash part of the store path asked for.
     pub hash_part: HashPart,
 }
 message!(NarInfoRequest, 64);
@@ -122,20 +124,20 @@ message!(NarInfoRequest, 64);
 /// Answers of `/narmesh/1/narinfo`.
 #[derive(Clone, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum NarInfoReply {
-    /// Not served: byte-equal for absent, withheld and unsigned paths.
+    /// The path is not served. The bytes are the same for absent, withheld and unsigned paths.
     Absent,
-    /// The narinfo's text; the asker parses and re-serialises it.
+    /// The text of the narinfo. The asker parses it and prints it anew.
     Found(Vec<u8>),
-    /// Too many requests; ask another holder, or again.
+    /// The asker sent too many requests; it may ask another holder, or ask again.
     Busy,
 }
 message!(NarInfoReply, NarInfo::BYTES_MAX + 64);
 
-/// Request of `/narmesh/2/dial`, to the side that dialled the connection that it comes over: only that side is sure to reach the
-/// other.
+/// Request of `/narmesh/2/dial`. It goes to the side that dialled the connection, because only that side is known to be able
+/// to reach the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum DialRequest {
-    /// Dial a bulk connection to me.
+    /// Asks the receiver to dial a bulk connection to the sender.
     Bulk,
 }
 message!(DialRequest, 16);
@@ -145,21 +147,21 @@ message!(DialRequest, 16);
 pub enum DialReply {
     /// The dial is under way.
     Dialling,
-    /// Too many requests, or the answerer did not dial the connection either.
+    /// The asker sent too many requests, or the answerer is not the side that dialled this connection.
     NotNow,
 }
 message!(DialReply, 16);
 
-/// Request frame on a stream of a bulk connection.
+/// Request frame for a NAR, on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub struct NarRequest {
-    /// The path.
+    /// Hash part of the store path.
     pub hash_part: HashPart,
-    /// The NAR expected.
+    /// NarHash that the asker expects.
     pub nar_hash: NarHash,
-    /// Its size, bytes.
+    /// NarSize that the asker expects, bytes.
     pub nar_size: u64,
-    /// First byte wanted, of the uncompressed NAR.
+    /// Offset in the uncompressed NAR of the first byte wanted.
     pub offset: u64,
     /// Whether the body may be one zstd frame.
     pub accept_zstd: bool,
@@ -169,38 +171,39 @@ message!(NarRequest, 128);
 /// Head frame of an answer on a stream of a bulk connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum NarReply {
-    /// Body frames follow.
+    /// The body follows in chunks.
     Body {
-        /// The body is one zstd frame.
+        /// Whether the body is one zstd frame.
         zstd: bool,
     },
-    /// No such NAR here (any more).
+    /// The holder does not have such a NAR, or no longer has it.
     Absent,
-    /// It is here, and is not sent yet.
+    /// The holder has the NAR, but does not send it yet.
     NotNow {
-        /// Where the request stands in the holder's queue, from 1: another head follows on this stream. 0: it stands in none, and
-        /// is to be asked again.
+        /// From 1: position of the request in the holder's queue; another head follows on this stream. 0: the request is not
+        /// queued, and the asker must ask again.
         place: u32,
-        /// The next head comes within this time, or (place 0) the next request should come after it; milliseconds.
+        /// Milliseconds within which the next head comes; with place 0, milliseconds to wait before the next request.
         ask_again_ms: u32,
     },
 }
 message!(NarReply, 16);
 
-/// Framing on a NAR stream.
+/// Framing on a stream that carries NARs.
 ///
 /// Request and head: `u32` little-endian length, then that many bytes. Body: chunks, each a `u32` little-endian length from 1 to
 /// [`NarFrame::CHUNK_BYTES_MAX`] and its bytes; then a length of 0 and one byte, [`NarFrame::END_COMPLETE`] or
-/// [`NarFrame::END_FAILED`]. After it the stream takes the next request.
+/// [`NarFrame::END_FAILED`]. After that byte the stream takes the next request.
 #[derive(Debug)]
 pub struct NarFrame;
 
 impl NarFrame {
     /// Largest chunk, bytes.
     pub const CHUNK_BYTES_MAX: usize = 256 << 10;
-    /// These were the bytes of the holder's copy to its end. Of a whole NAR it may have compared the hash, of a range it has not.
+    /// The holder sent its copy up to the end. It may have compared the NarHash if it sent the whole NAR; for a range it
+    /// has not.
     pub const END_COMPLETE: u8 = 0;
-    /// The holder could not finish: the path was collected, or its copy is not what its database says.
+    /// The holder could not finish: the path was garbage-collected, or its copy is not what its database says.
     pub const END_FAILED: u8 = 1;
 }
 

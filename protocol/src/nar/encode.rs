@@ -1,12 +1,12 @@
-//! Tokens of a NAR, written into a buffer that the caller drains.
+//! Writes the tokens of a NAR into a buffer that the caller drains.
 
 use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 
-/// Writes a NAR's tokens in order; file contents are the caller's to append between `begin_file` and `end_file`.
+/// Writes a NAR's tokens in order. The caller appends file contents between `begin_file` and `end_file`.
 ///
-/// Calls follow the grammar: one node (a file, a symlink or a directory), and in a directory any number of entries of
-/// ascending names, each around one node. A debug build asserts that; a release build would write an archive that nobody
-/// accepts, which the verifier on the way out finds.
+/// The calls must follow the grammar: one node (a file, a symlink or a directory), and in a directory any number of entries
+/// with ascending names, each around one node. A debug build asserts that. A release build would write an archive that
+/// nobody accepts, and the verifier that checks outgoing NARs finds it.
 ///
 /// ```
 /// # use narmesh_protocol::nar::{NarVerifier, NarWriter};
@@ -28,7 +28,7 @@ use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 /// ```
 #[derive(Debug, Default)]
 pub struct NarWriter {
-    /// The last name of each open directory; empty before the first.
+    /// The last name written in each open directory; empty before the first.
     last_names: Vec<Vec<u8>>,
     written: u64,
     expected: Expected,
@@ -55,14 +55,14 @@ impl NarWriter {
         writer
     }
 
-    /// Bytes of the archive so far, file contents included once their `end_file` was called.
+    /// Bytes of the archive so far. File contents count from their `end_file` on.
     ///
-    /// Right after [`Self::begin_file`] it is the offset at which the contents begin: `narOffset` of a listing.
+    /// Right after [`Self::begin_file`] it is the offset at which the contents begin: the `narOffset` in a listing.
     pub fn written(&self) -> u64 {
         self.written
     }
 
-    /// Whether the root node is closed: the archive is complete.
+    /// Whether the archive is complete: its root node is closed.
     pub fn is_complete(&self) -> bool {
         self.expected == Expected::Nothing
     }
@@ -74,7 +74,7 @@ impl NarWriter {
         self.expected = Expected::EntryOrEndDirectory;
     }
 
-    /// Opens an entry of the innermost directory; the caller gives names in ascending byte order.
+    /// Opens an entry of the innermost directory. The caller must give names in ascending byte order.
     pub fn begin_entry(&mut self, out: &mut Vec<u8>, name: &[u8]) {
         debug_assert_eq!(self.expected, Expected::EntryOrEndDirectory);
         debug_assert!(!name.is_empty() && name.len() <= NAME_BYTES_MAX, "name of {} bytes", name.len());
@@ -91,21 +91,21 @@ impl NarWriter {
         self.expected = Expected::Node;
     }
 
-    /// Closes the entry.
+    /// Closes the innermost open entry.
     pub fn end_entry(&mut self, out: &mut Vec<u8>) {
         debug_assert_eq!(self.expected, Expected::EndEntry);
         self.token(out, b")");
         self.expected = Expected::EntryOrEndDirectory;
     }
 
-    /// Closes the directory.
+    /// Closes the innermost open directory.
     pub fn end_directory(&mut self, out: &mut Vec<u8>) {
         debug_assert_eq!(self.expected, Expected::EntryOrEndDirectory);
         self.last_names.pop();
         self.end_node(out);
     }
 
-    /// A whole symlink node.
+    /// Writes a whole symlink node.
     pub fn symlink(&mut self, out: &mut Vec<u8>, target: &[u8]) {
         debug_assert!(!target.is_empty() && target.len() <= TARGET_BYTES_MAX, "target of {} bytes", target.len());
         debug_assert!(!target.contains(&0), "NUL in a symlink's target");
@@ -114,7 +114,7 @@ impl NarWriter {
         self.end_node(out);
     }
 
-    /// Opens a regular file up to and with its length; exactly `size_bytes` bytes of contents follow.
+    /// Writes a regular file node up to and including its length. The caller appends exactly `size_bytes` bytes of contents.
     pub fn begin_file(&mut self, out: &mut Vec<u8>, size_bytes: u64, executable: bool) {
         self.begin_node(out, b"regular");
         if executable {
@@ -126,7 +126,7 @@ impl NarWriter {
         self.expected = Expected::EndFile { size_bytes };
     }
 
-    /// Padding and end of the file whose contents of `size_bytes` were appended.
+    /// Writes the padding and the end of a file, after the caller appended its `size_bytes` bytes of contents.
     pub fn end_file(&mut self, out: &mut Vec<u8>, size_bytes: u64) {
         debug_assert_eq!(self.expected, Expected::EndFile { size_bytes });
         self.written += size_bytes;

@@ -1,59 +1,60 @@
-//! A push parser that accepts exactly the NARs Nix would write, and hashes them on the way.
+//! A push parser that accepts exactly the NARs that Nix would write, and hashes them as they pass.
 
 use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 use crate::NarHash;
 use sha2::{Digest, Sha256};
 
-/// Longest word of the grammar that is read before it is compared, bytes (as in Nix).
+/// Longest token accepted where the grammar expects a word, bytes (as in Nix).
 const WORD_BYTES_MAX: u64 = 32;
 
-/// Why the bytes are no NAR.
+/// Why the bytes are not a valid NAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NarError {
-    /// Something else than the grammar has at this place.
+    /// A word that the grammar does not allow at this place.
     #[error("NAR: unexpected word")]
     Word,
-    /// A word, name or target that is longer than any may be.
+    /// A word, name or target is longer than the limit.
     #[error("NAR: token of {length} bytes, limit {length_max}")]
     TokenLength {
-        /// The length claimed.
+        /// The length that the token claims, bytes.
         length: u64,
-        /// The limit at this place.
+        /// The limit at this place, bytes.
         length_max: u64,
     },
-    /// Padding that is not zero: the same tree would have two NARs.
+    /// Padding that is not zero. If it were accepted, one tree could have two NARs.
     #[error("NAR: padding is not zero")]
     Padding,
-    /// A name that is empty, `.` or `..`, or holds a slash or NUL: it could lead out of the store path.
+    /// A name that is empty, `.` or `..`, or contains a slash or NUL: it could lead out of the store path.
     #[error("NAR: name is empty, `.` or `..`, or holds a slash or NUL")]
     Name,
-    /// Names that do not strictly ascend: the same tree would have two NARs.
+    /// Names that do not strictly ascend. If they were accepted, one tree could have two NARs.
     #[error("NAR: names do not ascend")]
     Order,
-    /// A target that is empty or holds NUL.
+    /// A symlink target that is empty or contains NUL.
     #[error("NAR: symlink target is empty or holds NUL")]
     Target,
-    /// Deeper than Nix reads.
+    /// Nodes nested deeper than Nix reads.
     #[error("NAR: more than {DEPTH_MAX} nodes deep")]
     Depth,
-    /// Bytes after the end. (Nix ignores them; they would go uncovered by its hash.)
+    /// Bytes after the end. (Nix ignores them, so its NarHash would not cover them.)
     #[error("NAR: bytes after the end")]
     Trailing,
-    /// The bytes ended before the archive.
+    /// The bytes end before the archive does.
     #[error("NAR: cut short")]
     Incomplete,
 }
 
-/// What a complete, well-formed archive was.
+/// NarHash and NarSize of a complete, well-formed archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedNar {
-    /// SHA-256 of all bytes fed.
+    /// SHA-256 of all bytes that were fed.
     pub nar_hash: NarHash,
-    /// How many they were.
+    /// Number of bytes that were fed.
     pub nar_size: u64,
 }
 
-/// Feed it the bytes of a NAR in any pieces; memory is bounded by depth and name length, never by what the bytes claim.
+/// Takes the bytes of a NAR in pieces of any size. Its memory is bounded by depth and name length, never by what the bytes
+/// claim.
 #[derive(Clone, Debug, Default)]
 pub struct NarVerifier {
     hasher: Sha256,
@@ -63,7 +64,7 @@ pub struct NarVerifier {
 }
 
 impl NarVerifier {
-    /// A verifier at the first byte.
+    /// A verifier that was fed nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -83,7 +84,7 @@ impl NarVerifier {
         self.fed_bytes
     }
 
-    /// The bytes end here: an error unless the archive is complete.
+    /// Ends the input; an error unless the archive is complete.
     pub fn finish(self) -> Result<VerifiedNar, NarError> {
         match (self.failure, self.parser.expected) {
             (Some(failure), _) => Err(failure),
@@ -119,7 +120,7 @@ enum Expected {
     End,
 }
 
-/// How far the token is read.
+/// How far the current token is read.
 #[derive(Clone, Copy, Debug)]
 enum Reading {
     Length { read: usize },
@@ -132,9 +133,9 @@ struct Parser {
     expected: Expected,
     reading: Reading,
     length: [u8; 8],
-    /// The bytes of the token; file contents never get here. At most [`TARGET_BYTES_MAX`].
+    /// The bytes of the current token, at most [`TARGET_BYTES_MAX`]. File contents are never kept here.
     token: Vec<u8>,
-    /// The last name of each open directory; empty before the first.
+    /// The last name read in each open directory; empty before the first.
     last_names: Vec<Vec<u8>>,
 }
 
@@ -166,6 +167,7 @@ impl Parser {
     }
 
     fn read_length<'a>(&mut self, read: usize, bytes: &'a [u8]) -> Result<&'a [u8], NarError> {
+        // A length can arrive in pieces, so its bytes collect in `self.length` until all 8 are there.
         let free = self.length.get_mut(read..).unwrap_or_default();
         let (taken, rest) = bytes.split_at(free.len().min(bytes.len()));
         free.iter_mut().zip(taken).for_each(|(to, from)| *to = *from);
@@ -176,6 +178,7 @@ impl Parser {
         }
         let length = u64::from_le_bytes(self.length);
         let length_max = self.expected.length_max();
+        // Checked before the token is read: a claimed length alone must not make us collect bytes.
         if length > length_max {
             return Err(NarError::TokenLength { length, length_max });
         }
@@ -215,7 +218,7 @@ impl Parser {
         Ok(rest)
     }
 
-    /// The token is complete: checks it and says what comes next.
+    /// Checks the complete token and sets what comes next.
     fn end_token(&mut self) -> Result<(), NarError> {
         self.reading = Reading::Length { read: 0 };
         let token = self.token.as_slice();
@@ -284,7 +287,7 @@ impl Parser {
 }
 
 impl Expected {
-    /// Longest token at this place, bytes.
+    /// Longest token accepted at this place, bytes.
     fn length_max(self) -> u64 {
         match self {
             Self::Contents => u64::MAX,
