@@ -1,67 +1,67 @@
 //! Attestations as plain text, for `narmesh quorum export`, `import` and `verify`.
 //!
-//! The first line is `narmesh-attestations-1;<store directory>`. Then one attestation a line, five fields between single
-//! spaces: the builder's public key as Nix writes it (`name:base64`), the Nix signature (base64), the time (milliseconds since
-//! 1970), the second signature (base64), and the fingerprint, which is the rest of the line. Empty lines and lines that begin
-//! with `#` are skipped. So a file can be sorted, searched and joined with the usual tools, and any Nix tool can check a line:
-//! `name:<Nix signature>` is a `Sig` over the fingerprint.
+//! The first line is `narmesh-attestations-1;<store directory>`. Each further line is one attestation: five fields
+//! separated by single spaces, namely the builder's public key as Nix writes it (`name:base64`), the Nix signature
+//! (base64), the date (milliseconds since 1970), the second signature (base64), and the fingerprint, which is the rest of
+//! the line. Empty lines and lines that begin with `#` are skipped. So the usual tools can sort, search and join such
+//! files, and any Nix tool can check a line: `name:<Nix signature>` is a `Sig` over the fingerprint.
 
 use crate::nar_url::parse_decimal;
 use crate::{Attestation, BuilderKey, NarHash, NixPublicKey, Statement, StoreDir, StorePath, digest_text};
 use data_encoding::BASE64;
 use std::fmt::Write as _;
 
-/// What the first line begins with.
+/// Beginning of the first line.
 const HEADER: &str = "narmesh-attestations-1;";
 
-/// Longest line, bytes: that of the largest attestation in the longest store directory is shorter.
+/// Longest line, bytes. The largest attestation in the longest store directory takes less.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
 
 /// Why a line is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
-    /// The first line.
+    /// The first line is not a header.
     #[error("expected `{HEADER}` and the store directory on the first line")]
     Header,
-    /// Longer than [`LINE_BYTES_MAX`].
+    /// The line is longer than [`LINE_BYTES_MAX`].
     #[error("longer than {LINE_BYTES_MAX} bytes")]
     TooLong,
-    /// Fewer than five fields.
+    /// The line has fewer than five fields.
     #[error(
         "expected five fields between single spaces: public key, Nix signature, time, second signature, fingerprint"
     )]
     Fields,
-    /// The first field.
+    /// The first field is not a public key.
     #[error("field 1: expected a public key as Nix writes it, `name:base64`")]
     Key,
-    /// A signature.
+    /// A signature field is not base-64 of 64 bytes.
     #[error("field {field}: expected base-64 of 64 bytes")]
     Signature {
-        /// 2 or 4.
+        /// Number of the field: 2 or 4.
         field: u8,
     },
-    /// The third field.
+    /// The third field is not a date.
     #[error("field 3: expected milliseconds since 1970, decimal")]
     Time,
-    /// The fingerprint.
+    /// The fifth field is not a canonical fingerprint of this store directory.
     #[error(
         "field 5: expected `1;<path>;sha256:<nix32>;<NarSize>;<references>`, in the store directory of the first line, references sorted"
     )]
     Fingerprint,
 }
 
-/// The first line, with its end.
+/// The first line, including its newline.
 pub fn header(store_dir: &StoreDir) -> String {
     format!("{HEADER}{}\n", store_dir.as_str())
 }
 
-/// Reads the first line, without its end.
+/// Parses the first line, given without its newline.
 pub fn parse_header(line: &str) -> Result<StoreDir, LineError> {
     let directory = line.strip_prefix(HEADER).ok_or(LineError::Header)?;
     StoreDir::parse(directory).map_err(|_| LineError::Header)
 }
 
-/// One line, with its end; the key is the builder's, and gives the line the name.
+/// The line for one attestation, including its newline. `key` is the builder's key; the line contains its name.
 pub fn line(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation) -> String {
     let mut text = format!(
         "{key} {} {} {} ",
@@ -77,8 +77,8 @@ pub fn line(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation)
     text
 }
 
-/// Reads one line, without its end; `None` for an empty one or a comment. The signatures are yet to be verified, under the key
-/// that stands in front: whether that is a builder's is the reader's to decide.
+/// Parses one line, given without its newline; `None` for an empty line or a comment. It does not verify the signatures; the
+/// caller does that with the returned key, and decides whether that key is a builder's.
 pub fn parse_line(store_dir: &StoreDir, line: &str) -> Result<Option<(NixPublicKey, Attestation)>, LineError> {
     if line.len() > LINE_BYTES_MAX {
         return Err(LineError::TooLong);
@@ -103,7 +103,7 @@ pub fn parse_line(store_dir: &StoreDir, line: &str) -> Result<Option<(NixPublicK
     Ok(Some((key, attestation)))
 }
 
-/// Only the one spelling that [`Statement::fingerprint`] writes: names hold no `;` and no `,`, store directories may.
+/// Parses only the spelling that [`Statement::fingerprint`] writes. Names contain no `;` or `,`, but store directories can.
 fn parse_fingerprint(store_dir: &StoreDir, text: &str) -> Option<Statement> {
     let below = |text| str::strip_prefix(text, store_dir.as_str())?.strip_prefix('/');
     let (path, rest) = below(text.strip_prefix("1;")?)?.split_once(';')?;
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_back_whatever_the_store_directory() {
+    fn lines_parse_back_in_any_store_directory() {
         for directory in ["/nix/store", "/my stores/a;b,c", "/x"] {
             for references in [&[][..], &["a"], &["a", "b", "x"]] {
                 let (store_dir, key, attestation) = written(directory, references);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_lines_are_refused_by_field() {
+    fn bad_lines_are_refused_with_the_field() {
         let (store_dir, key, attestation) = written("/nix/store", &["a", "b"]);
         let text = line(&store_dir, &key.public(), &attestation);
         let text = text.trim_end();

@@ -13,24 +13,25 @@ pub enum ContentAddress {
         /// SHA-256 of the contents.
         sha256: [u8; 32],
     },
-    /// `fixed:<algo>:<h>` (flat) or `fixed:r:<algo>:<h>` (recursive, over the NAR).
+    /// `fixed:<algo>:<h>` (flat) or `fixed:r:<algo>:<h>` (recursive: over the NAR).
     Fixed {
-        /// Over the NAR instead of the flat file.
+        /// Whether the digest is over the NAR instead of the flat file.
         recursive: bool,
         /// md5, sha1, sha256 or sha512.
         algorithm: HashAlgorithm,
-        /// The digest; of the algorithm's length.
+        /// The digest, of the algorithm's length.
         digest: Vec<u8>,
     },
-    /// Of a method or an algorithm that this version does not know, such as `fixed:git:sha1:<h>`. Nothing follows from it, neither a
-    /// store path nor that it is well-formed; a path that has one needs a signature, and it is not handed on.
+    /// An address with a method or an algorithm that this version does not know, such as `fixed:git:sha1:<h>`. It gives no
+    /// store path and may not even be well-formed. A path that has one needs a signature, and the address is not handed on.
     Other(
-        /// As it was written.
+        /// The text as it was received.
         Box<str>,
     ),
 }
 
-/// Hash algorithms that every Nix knows in content addresses. (BLAKE3 is experimental: [`ContentAddress::Other`].)
+/// The hash algorithms that every Nix knows in content addresses. (BLAKE3 is experimental, so it is
+/// [`ContentAddress::Other`].)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum HashAlgorithm {
@@ -40,16 +41,16 @@ pub enum HashAlgorithm {
     Sha512,
 }
 
-/// Why a text is no content address.
+/// Why a text is not a valid content address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ContentAddressError {
-    /// No `:` where the grammar has one.
+    /// A `:` that the grammar demands is missing.
     #[error("content address: expected `text:sha256:<digest>` or `fixed:[r:]<algorithm>:<digest>`")]
     Malformed,
-    /// The digest is not one of that algorithm in any of Nix's encodings.
+    /// The digest is not one of the algorithm in any of Nix's encodings.
     #[error("content address: expected a digest of {bytes} bytes")]
     Digest {
-        /// Bytes of the algorithm's digests.
+        /// Size of the algorithm's digests, bytes.
         bytes: usize,
     },
 }
@@ -65,7 +66,7 @@ impl HashAlgorithm {
         }
     }
 
-    /// Bytes of its digests.
+    /// Size of its digests, bytes.
     pub fn digest_bytes(self) -> usize {
         match self {
             Self::Md5 => 16,
@@ -90,8 +91,8 @@ impl HashAlgorithm {
 }
 
 impl ContentAddress {
-    /// Parses the `CA` field. What a newer Nix may mean by it is [`Self::Other`]; only what an older one would have to understand,
-    /// and cannot, is an error.
+    /// Parses the `CA` field. A form that a newer Nix may have added becomes [`Self::Other`]. A malformed address of a
+    /// known form is an error.
     pub fn parse(text: &str) -> Result<Self, ContentAddressError> {
         let (method, rest) = text.split_once(':').ok_or(ContentAddressError::Malformed)?;
         let other = || Ok(Self::Other(text.into()));
@@ -113,10 +114,11 @@ impl ContentAddress {
         }
     }
 
-    /// The store path that this address, name and references give; `None` when Nix could not make one: references on
-    /// anything but a text or a recursive SHA-256, a text that refers to itself, a bad name.
+    /// The store path that follows from this address, the name and the references. `None` when Nix could not make one: when
+    /// an address other than a text or a recursive SHA-256 has references, a text refers to itself, or the name is invalid.
     ///
-    /// `references` are those to *other* paths, in any order. From `libstore/store-api.cc` (`makeFixedOutputPath`, `makeTextPath`).
+    /// `references` holds the references to *other* paths, in any order. Follows `libstore/store-api.cc`
+    /// (`makeFixedOutputPath`, `makeTextPath`).
     pub fn store_path(
         &self,
         store_dir: &StoreDir,
@@ -146,7 +148,7 @@ impl ContentAddress {
         StorePath::new(hash_part, name).ok()
     }
 
-    /// The NarHash that must follow, when it does: recursive SHA-256 without self-reference.
+    /// The NarHash that follows from the address, if one does: for a recursive SHA-256 without self-reference.
     pub fn implied_nar_hash(&self, self_reference: bool) -> Option<NarHash> {
         match self {
             Self::Fixed { recursive: true, algorithm: HashAlgorithm::Sha256, digest } if !self_reference => {
@@ -170,7 +172,7 @@ impl fmt::Display for ContentAddress {
     }
 }
 
-/// `makeType`: the kind of path with its references, sorted, and `:self` last.
+/// Nix's `makeType`: the kind of path, then its sorted references, then `:self` for a self-reference.
 fn typed(kind: &str, store_dir: &StoreDir, references: &[StorePath], self_reference: bool) -> String {
     let mut sorted = references.iter().collect::<Vec<_>>();
     sorted.sort_unstable();
@@ -186,7 +188,7 @@ fn typed(kind: &str, store_dir: &StoreDir, references: &[StorePath], self_refere
     text
 }
 
-/// `makeStorePath`: SHA-256 over type, digest, directory and name, folded to 20 bytes by `compressHash`.
+/// Nix's `makeStorePath`: SHA-256 over type, digest, store directory and name, folded to 20 bytes as `compressHash` does.
 fn make_hash_part(kind: &str, sha256: &[u8], store_dir: &StoreDir, name: &str) -> HashPart {
     let text = format!("{kind}:sha256:{}:{}:{name}", HEXLOWER.encode(sha256), store_dir.as_str());
     let mut folded = [0; 20];
@@ -201,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_are_told_apart() {
+    fn bad_addresses_are_refused_with_the_reason() {
         let digest = nix32::encode(&[1; 32]);
         for (bad, error) in [
             ("", ContentAddressError::Malformed),
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn from_what_a_newer_nix_writes_nothing_follows() {
+    fn unknown_address_proves_nothing() {
         let (dir, digest) = (StoreDir::parse("/nix/store").unwrap(), nix32::encode(&[1; 32]));
         for text in [
             &format!("fixed:git:sha1:{}", nix32::encode(&[1; 20])),
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nix_cannot_make_has_no_path() {
+    fn address_that_nix_cannot_make_gives_no_path() {
         let dir = StoreDir::parse("/nix/store").unwrap();
         let other = StorePath::parse("7h7qgvs4kgzsn8a6rb273saxyqh4jxlz-x").unwrap();
         let flat = ContentAddress::Fixed { recursive: false, algorithm: HashAlgorithm::Sha256, digest: vec![0; 32] };

@@ -1,4 +1,4 @@
-//! Whether the contents of a NAR are those that a content address names.
+//! Checks whether the contents of a NAR match a content address.
 
 use crate::nar::NarWriter;
 use crate::{ContentAddress, HashAlgorithm, HashPart};
@@ -7,28 +7,29 @@ use memchr::memmem::Finder;
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 
-/// Feed it a NAR in any pieces, then ask whether its contents match the content address.
+/// Takes a NAR in pieces of any size, then says whether its contents match the content address.
 ///
-/// Flat addresses and texts: the digest is over the contents of the one regular file that the NAR must be, not executable.
-/// Recursive ones: over the whole NAR. Recursive with a self-reference (`HashModuloSink` in Nix's `references.cc`): over the
-/// NAR with every occurrence of the path's own 32 characters replaced by NULs, followed by `|<offset>` for each of them.
-/// Nix 2.17 to 2.34 left the offsets out by mistake (NixOS/nix#15837), so both forms are accepted; a path is as well
-/// protected as the Nix that named it could protect it.
+/// - Flat and text addresses: the NAR must be one regular file that is not executable, and the digest is over its contents.
+/// - Recursive addresses: the digest is over the whole NAR.
+/// - Recursive addresses with a self-reference (`HashModuloSink` in Nix's `references.cc`): the digest is over the NAR with
+///   each occurrence of the path's own hash part (32 characters) replaced by NULs, followed by `|<offset>` for each of them.
+///   Nix 2.17 to 2.34 left the offsets out by mistake (NixOS/nix#15837), so both forms are accepted. The check is then as
+///   strong as the Nix version that computed the address.
 ///
-/// It checks no grammar beyond that: a [`NarVerifier`](crate::nar::NarVerifier) runs beside it.
+/// It does not check the NAR's grammar otherwise: a [`NarVerifier`](crate::nar::NarVerifier) runs beside it.
 #[derive(Clone, Debug)]
 pub struct ContentVerifier {
     digest: Vec<u8>,
     contents: Contents,
 }
 
-/// Self-references whose offsets are kept, 8 bytes each. A path with more of them matches by the form without offsets only.
+/// Most self-references whose offsets are kept, 8 bytes each. A path with more of them can match only without offsets.
 const OFFSETS_MAX: usize = 1 << 20;
-/// Bytes of the NAR that are searched at once.
+/// Bytes of the NAR that are searched in one step.
 const SEARCH_BYTES: usize = 64 << 10;
-/// Bytes before the contents of a NAR that is one plain file; the last 8 are their length.
+/// Bytes before the contents in the NAR of one plain file. The last 8 of them are the length of the contents.
 const FLAT_HEAD_BYTES: usize = 96;
-/// Bytes after them at most: padding and the closing word.
+/// Most bytes after the contents in such a NAR: padding and the closing word.
 const FLAT_TAIL_BYTES_MAX: usize = 7 + 16;
 
 #[derive(Clone, Debug)]
@@ -36,14 +37,16 @@ enum Contents {
     Recursive(Hasher),
     RecursiveModulo(Box<Modulo>),
     Flat(Flat),
-    /// Whatever they are, they are not known to match.
+    /// The address is of an unknown kind, so no contents match.
     Unknown,
 }
 
 impl ContentAddress {
-    /// Starts a check of contents against this address; `self_reference` is the path's own hash part if it refers to itself.
+    /// Starts a check of contents against this address. `self_reference` is the path's own hash part if the path refers to
+    /// itself.
     ///
-    /// A flat file or text cannot refer to itself ([`ContentAddress::store_path`] gives no path then), so it is ignored there.
+    /// It is ignored for a flat file or a text, which cannot refer to itself ([`ContentAddress::store_path`] gives no path
+    /// then).
     pub fn verifier(&self, self_reference: Option<&HashPart>) -> ContentVerifier {
         match self {
             Self::Text { sha256 } => ContentVerifier {
@@ -65,7 +68,8 @@ impl ContentAddress {
 }
 
 impl ContentVerifier {
-    /// Takes the next bytes of the NAR. Memory is bounded by about 8 MiB, and by 100 bytes without a self-reference.
+    /// Takes the next bytes of the NAR. The verifier uses at most about 8 MiB of memory, or 100 bytes without a
+    /// self-reference.
     pub fn feed(&mut self, nar: &[u8]) {
         match &mut self.contents {
             Contents::Recursive(hasher) => hasher.update(nar),
@@ -75,7 +79,7 @@ impl ContentVerifier {
         }
     }
 
-    /// Whether all that was fed is what the content address names.
+    /// Whether everything that was fed, taken as a complete NAR, matches the content address.
     pub fn matches(&self) -> bool {
         match &self.contents {
             Contents::Recursive(hasher) => hasher.digest() == self.digest,
@@ -86,7 +90,7 @@ impl ContentVerifier {
     }
 }
 
-/// A hash of any algorithm that content addresses know.
+/// A hasher of one of the algorithms that content addresses use.
 #[derive(Clone, Debug)]
 enum Hasher {
     Md5(Md5),
@@ -114,7 +118,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of what was taken so far.
+    /// The digest of the bytes taken so far.
     fn digest(&self) -> Vec<u8> {
         match self.clone() {
             Self::Md5(hasher) => hasher.finalize().to_vec(),
@@ -125,14 +129,15 @@ impl Hasher {
     }
 }
 
-/// A hash over bytes in which one text is blotted out.
+/// A hasher that replaces each occurrence of one text with NULs and keeps its offset.
 #[derive(Clone, Debug)]
 struct Modulo {
     hasher: Hasher,
     finder: Finder<'static>,
-    /// Bytes hashed so far: the offset of `pending`.
+    /// Bytes hashed so far, which is also the offset of `pending`.
     hashed_bytes: u64,
-    /// The end of what was fed, already searched: the text may begin in it. Less than the text's length between calls.
+    /// The last bytes fed, searched but not yet hashed, because the text can begin in them. Between calls shorter than the
+    /// text.
     pending: Vec<u8>,
     offsets: Vec<u64>,
     offsets_lost: bool,
@@ -154,6 +159,7 @@ impl Modulo {
         for bytes in bytes.chunks(SEARCH_BYTES) {
             self.pending.extend_from_slice(bytes);
             self.blot_out();
+            // The text can begin in the last 31 bytes and end in the next piece, so these are not hashed yet.
             let undecided = self.pending.len().min(HashPart::TEXT_LEN - 1);
             let decided = self.pending.len() - undecided;
             self.hasher.update(self.pending.get(..decided).unwrap_or_default());
@@ -177,7 +183,7 @@ impl Modulo {
         }
     }
 
-    /// With offsets (unless some were not kept) and without.
+    /// The digest with offsets (unless some were not kept) and the digest without.
     fn digests(&self) -> impl Iterator<Item = Vec<u8>> {
         let mut bare = self.hasher.clone();
         bare.update(&self.pending);
@@ -188,14 +194,14 @@ impl Modulo {
     }
 }
 
-/// A hash over the contents of the one plain file that a NAR must be.
+/// A hasher for the contents of a NAR that must be one plain file.
 #[derive(Clone, Debug)]
 struct Flat {
     hasher: Hasher,
     head: Vec<u8>,
-    /// Contents still to come, once the head was read.
+    /// Bytes of contents still to come, once the head was read.
     left: u64,
-    /// What follows the contents; of what is too much, one byte is kept.
+    /// The bytes after the contents; of bytes beyond the longest possible tail, only one is kept.
     tail: Vec<u8>,
 }
 
@@ -218,7 +224,7 @@ impl Flat {
         self.tail.extend(tail.iter().take(FLAT_TAIL_BYTES_MAX + 1 - self.tail.len()));
     }
 
-    /// The digest, if the NAR was one complete plain file.
+    /// The digest, if the NAR is one complete plain file.
     fn digest(&self) -> Option<Vec<u8>> {
         let length = self.claimed_length()?;
         if self.left > 0 {
@@ -289,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_length_is_only_counted() {
+    fn nar_shorter_than_its_claimed_length_does_not_match() {
         let address = ContentAddress::Text { sha256: Sha256::digest(b"").into() };
         let mut nar = flat_nar(b"", false);
         nar[88..96].fill(0xff);
@@ -313,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn self_references_are_blotted_out_and_their_offsets_hashed() {
+    fn self_references_are_zeroed_and_their_offsets_hashed() {
         let own = HashPart([5; 20]);
         let nar = flat_nar(format!("a {own} b {own}{own}").as_bytes(), false);
         let blotted = String::from_utf8(nar.clone()).unwrap().replace(&own.to_string(), &"\0".repeat(32));
@@ -329,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn more_offsets_than_are_kept_still_match_the_form_without() {
+    fn nar_with_too_many_offsets_matches_the_digest_without_them() {
         let own = HashPart([5; 20]);
         let nar = own.to_string().repeat(OFFSETS_MAX + 1);
         let digest = Sha256::digest(vec![0; nar.len()]).to_vec();

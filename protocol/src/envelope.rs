@@ -4,13 +4,13 @@ use crate::codec::CodecError;
 use crate::{Announcement, Generation, codec};
 use libp2p_identity::{Keypair, PeerId, PublicKey, ed25519};
 
-/// Prefix of the signed bytes: a signature made for an announcement can be taken for nothing else.
+/// Prefix of the signed bytes: the signature of an announcement is valid for nothing else.
 const SIGNING_DOMAIN: &[u8] = b"narmesh-announcement-1;";
-/// The only version there is; another one is ignored without penalty.
+/// The only version so far. Envelopes of other versions are ignored without penalty.
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 1 + 32 + 64;
 
-/// An announcement, who signed it, and the very bytes that were signed.
+/// An announcement with its signer and the exact bytes that were received.
 ///
 /// Layout: version (1 byte, `1`), Ed25519 public key (32), signature (64) over `narmesh-announcement-1;` + payload, payload
 /// (the rest). The signature is checked over the bytes received, never over a re-encoding.
@@ -30,13 +30,13 @@ pub enum EnvelopeError {
         /// The length found.
         bytes: usize,
     },
-    /// A version of tomorrow: to be ignored, not punished.
+    /// The version is newer than this node. The envelope is ignored; its sender is not punished.
     #[error("envelope version {version}, this node knows {VERSION}")]
     UnknownVersion {
         /// The version found.
         version: u8,
     },
-    /// No Ed25519 key, or not its signature.
+    /// The key is not an Ed25519 key, or the signature does not verify under it.
     #[error("envelope signature does not verify")]
     Signature,
     /// The payload does not decode.
@@ -45,10 +45,10 @@ pub enum EnvelopeError {
 }
 
 impl Envelope {
-    /// Largest envelope, bytes: what an announcement may cost on gossipsub.
+    /// Largest envelope, bytes. It bounds what one announcement costs on gossipsub.
     pub const BYTES_MAX: usize = 1_000;
 
-    /// Signs `announcement` with the node key, which must be Ed25519.
+    /// Signs `announcement` with the node's key, which must be Ed25519.
     pub fn seal(keypair: &Keypair, announcement: Announcement) -> Result<Self, EnvelopeError> {
         let payload = codec::encode::<{ Self::BYTES_MAX - HEADER_BYTES }>(&announcement)?;
         let public = keypair.public().try_into_ed25519().map_err(|_| EnvelopeError::Signature)?;
@@ -84,19 +84,19 @@ impl Envelope {
         Ok(Self { peer: key.to_peer_id(), announcement, bytes: bytes.to_vec() })
     }
 
-    /// Which generation the bytes say that they announce; nobody has looked whether that is signed. What is older than what is known
-    /// need not be opened, which takes some 50 us.
+    /// The generation that the bytes claim to announce; the signature is not checked. An envelope older than the known one
+    /// need not be opened, which would take some 50 us.
     pub fn claimed_generation(bytes: &[u8]) -> Option<Generation> {
         let payload = bytes.get(HEADER_BYTES..).filter(|_| bytes.first() == Some(&VERSION))?;
         Some(codec::decode::<Announcement, { Self::BYTES_MAX }>(payload).ok()?.generation)
     }
 
-    /// Who signed it.
+    /// The peer that signed the announcement.
     pub fn peer(&self) -> PeerId {
         self.peer
     }
 
-    /// What was signed.
+    /// The announcement that was signed.
     pub fn announcement(&self) -> &Announcement {
         &self.announcement
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_is_told_apart_from_a_forgery() {
+    fn unknown_version_has_its_own_error() {
         assert!(matches!(Envelope::open(&[2; 120]), Err(EnvelopeError::UnknownVersion { version: 2 })));
     }
 }

@@ -1,32 +1,34 @@
-//! The narinfo text: parsed strictly, printed canonically.
+//! The text of a narinfo: parsed strictly, printed canonically.
 //!
-//! What Nix's own parser (`libstore/nar-info.cc`) would misread is refused. What Nix's parser refuses but we need not pass
-//! on (a malformed signature, deriver or content address) is dropped, since a narinfo is always printed anew.
+//! Text that Nix's own parser (`libstore/nar-info.cc`) would misread is refused. Values that Nix's parser refuses but that
+//! we need not pass on (a malformed signature, deriver or content address) are dropped, since we always print a narinfo
+//! anew.
 
 use crate::nar_url::parse_decimal;
 use crate::{ContentAddress, Fingerprint, NarHash, NarHashError, NixSignature, StoreDir, StorePath, StorePathError};
 use std::fmt::Write as _;
 
-/// One path's metadata. Transport fields (URL, Compression, FileHash, FileSize) are not kept: we make our own.
+/// Metadata of one path. Transport fields (URL, Compression, FileHash, FileSize) are not kept: we write our own.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NarInfo {
-    /// The path.
+    /// The store path that the narinfo describes.
     pub path: StorePath,
     /// SHA-256 of the NAR.
     pub nar_hash: NarHash,
-    /// Bytes of the NAR, over 0.
+    /// Size of the NAR in bytes, at least 1.
     pub nar_size: u64,
-    /// Sorted and unique.
+    /// The path's References, sorted and unique.
     pub references: Vec<StorePath>,
-    /// The derivation, if known. No signature covers it: a foreign one is anybody's word, see [`Self::without_hearsay`].
+    /// The derivation that built the path, if known. No signature covers it, so a peer can claim any, see
+    /// [`Self::without_hearsay`].
     pub deriver: Option<StorePath>,
-    /// Signatures, unverified.
+    /// The values of the `Sig` lines, unverified.
     pub signatures: Vec<NixSignature>,
-    /// Content address, unverified. Not printed when it is [`ContentAddress::Other`]: an older Nix could not read it.
+    /// Content address, unverified. [`ContentAddress::Other`] is not printed: an older Nix could not read it.
     pub content_address: Option<ContentAddress>,
 }
 
-/// A field that is parsed or at least counted.
+/// A narinfo field that this parser knows; it parses the value or only refuses a repetition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the narinfo")]
 pub enum NarInfoField {
@@ -43,28 +45,28 @@ pub enum NarInfoField {
     Ca,
 }
 
-/// Why a narinfo is refused; names the field.
+/// Why a narinfo is refused, and because of which field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NarInfoError {
-    /// Longer than [`NarInfo::BYTES_MAX`].
+    /// The text is longer than [`NarInfo::BYTES_MAX`].
     #[error("narinfo of {bytes} bytes, limit {}", NarInfo::BYTES_MAX)]
     TooLong {
-        /// The length found.
+        /// Length of the text, bytes.
         bytes: usize,
     },
-    /// Not UTF-8.
+    /// The text is not UTF-8.
     #[error("narinfo is not UTF-8")]
     NotUtf8,
-    /// A carriage return anywhere: Nix would take it for a part of the value.
+    /// The text contains a carriage return, which Nix would take as part of the value.
     #[error("narinfo holds a carriage return")]
     CarriageReturn,
-    /// The last line does not end: perhaps cut off.
+    /// The last line has no newline: the text is perhaps cut off.
     #[error("narinfo: last line without newline")]
     Unterminated,
-    /// A line that is not `Name: value`. Nix skips one byte after the colon whatever it is.
+    /// A line is not `Name: value`. Nix skips the byte after the colon, whatever it is.
     #[error("narinfo line {line}: expected `Name: value`")]
     Line {
-        /// Counted from 1.
+        /// Number of the line, from 1.
         line: usize,
     },
     /// A required field is absent.
@@ -73,19 +75,19 @@ pub enum NarInfoError {
         /// The absent field: StorePath, URL, NarHash or NarSize.
         field: NarInfoField,
     },
-    /// A field that may be there once is there twice.
+    /// A field that may occur once occurs twice.
     #[error("narinfo: {} given twice", field.name())]
     Duplicate {
         /// The repeated field: never Sig, and References only where neither of the two lists is empty.
         field: NarInfoField,
     },
-    /// A field that may not be empty is.
+    /// A field that must not be empty is empty.
     #[error("narinfo: {} is empty", field.name())]
     Empty {
         /// The empty field: StorePath, URL, NarHash or NarSize.
         field: NarInfoField,
     },
-    /// A path of another directory, or none.
+    /// The value is not a store path, or one of another store directory.
     #[error("narinfo: {} is no such path", field.name())]
     Path {
         /// StorePath or References.
@@ -94,19 +96,19 @@ pub enum NarInfoError {
         #[source]
         source: StorePathError,
     },
-    /// NarHash.
+    /// The NarHash cannot be parsed.
     #[error("narinfo: NarHash")]
     NarHash(#[source] NarHashError),
-    /// NarSize.
+    /// The NarSize cannot be parsed, or is 0.
     #[error("narinfo: NarSize: expected a decimal from 1 to 2^64-1")]
     NarSize,
-    /// More signatures than [`NarInfo::SIGNATURES_MAX`], malformed ones counted.
+    /// There are more signatures than [`NarInfo::SIGNATURES_MAX`], including malformed ones.
     #[error("narinfo: more than {} signatures", NarInfo::SIGNATURES_MAX)]
     TooManySignatures,
 }
 
 impl NarInfoField {
-    /// The name in the text.
+    /// The field's name in the text.
     pub fn name(self) -> &'static str {
         match self {
             Self::StorePath => "StorePath",
@@ -143,18 +145,19 @@ impl NarInfoField {
 }
 
 impl NarInfo {
-    /// Largest text parsed, bytes.
+    /// Longest text that is parsed, bytes.
     pub const BYTES_MAX: usize = 8 << 20;
-    /// Most `Sig` lines.
+    /// Most `Sig` lines in one narinfo.
     pub const SIGNATURES_MAX: usize = 64;
 
-    /// Parses strictly.
+    /// Parses a narinfo strictly.
     ///
-    /// Refused: more than [`Self::BYTES_MAX`] bytes, no UTF-8, a carriage return, a last line without newline, a line that
-    /// is not `Name: value`, a repeated field (but for `Sig`, and for `References` when only one is not empty), a missing
-    /// `StorePath`, `URL`, `NarHash` or `NarSize`, a `StorePath` of another directory, more than [`Self::SIGNATURES_MAX`]
-    /// signatures. Ignored: unknown fields. Dropped: signatures that are no `name:base64(64 bytes)` (Nix would fail the build
-    /// at one), and a `Deriver` or `CA` that is none (no signature covers them; without a `CA` the path needs one).
+    /// Refused: more than [`Self::BYTES_MAX`] bytes, text that is not UTF-8, a carriage return, a last line without
+    /// newline, a line that is not `Name: value`, a repeated field (except `Sig`, and except `References` if at most one of
+    /// them is not empty), a missing `StorePath`, `URL`, `NarHash` or `NarSize`, a `StorePath` of another store directory,
+    /// more than [`Self::SIGNATURES_MAX`] signatures. Ignored: unknown fields. Dropped: signatures that are not
+    /// `name:base64(64 bytes)`, since Nix would fail the build at one; and a malformed `Deriver` or `CA`, since no
+    /// signature covers them, and a path without `CA` needs a signature.
     pub fn parse(store_dir: &StoreDir, text: &[u8]) -> Result<Self, NarInfoError> {
         if text.len() > Self::BYTES_MAX {
             return Err(NarInfoError::TooLong { bytes: text.len() });
@@ -167,7 +170,7 @@ impl NarInfo {
         let mut fields = Fields::default();
         for (line, text) in (1..).zip(lines.split('\n')) {
             let (name, value) = text.split_once(": ").ok_or(NarInfoError::Line { line })?;
-            // `a:b: c` is the field `a` to Nix.
+            // Nix would read `a:b: c` as the field `a`.
             if name.is_empty() || name.contains(':') {
                 return Err(NarInfoError::Line { line });
             }
@@ -178,7 +181,8 @@ impl NarInfo {
         fields.into_narinfo(store_dir)
     }
 
-    /// Prints with `URL: <url>`, Compression none, FileHash = NarHash and FileSize = NarSize, in Nix's canonical order.
+    /// Prints the narinfo in Nix's canonical order, with `URL: <url>`, Compression none, FileHash = NarHash, FileSize =
+    /// NarSize.
     pub fn render(&self, store_dir: &StoreDir, url: &str) -> String {
         let references = self.references.iter().map(StorePath::to_string).collect::<Vec<_>>().join(" ");
         let mut text = format!(
@@ -206,24 +210,24 @@ impl NarInfo {
         text
     }
 
-    /// Without what is anybody's word, now that its signatures and its content address were judged: the deriver.
+    /// The narinfo without its deriver: nothing proves a deriver, even where signatures or a content address prove the rest.
     #[must_use]
     pub fn without_hearsay(self) -> Self {
         Self { deriver: None, ..self }
     }
 
-    /// What its signatures must cover.
+    /// The fingerprint that its signatures must cover.
     pub fn fingerprint(&self, store_dir: &StoreDir) -> Fingerprint {
         Fingerprint::new(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references)
     }
 
-    /// Whether the path refers to itself.
+    /// Whether the path is among its own References.
     pub fn has_self_reference(&self) -> bool {
         self.references.contains(&self.path)
     }
 
-    /// The content address, if it is true of the path: recomputed from name and references it gives this very path, and
-    /// where it implies a NarHash, that is the one given. The contents are yet to be checked where it implies none
+    /// The content address, if it fits the path: computed again with name and references it gives this very path, and if it
+    /// implies a NarHash, that is the NarHash given. If it implies none, the contents must still be checked
     /// ([`ContentAddress::verifier`]).
     pub fn proven_content_address(&self, store_dir: &StoreDir) -> Option<&ContentAddress> {
         let content_address = self.content_address.as_ref()?;
@@ -235,7 +239,7 @@ impl NarInfo {
     }
 }
 
-/// The values of a text, before they are parsed.
+/// The field values of a text before they are parsed.
 #[derive(Default)]
 struct Fields<'a> {
     store_path: Option<&'a str>,
@@ -268,7 +272,7 @@ impl<'a> Fields<'a> {
             NarInfoField::Sig => return self.take_signature(value),
         };
         match slot {
-            // Nix overwrites an empty list of references and refuses a second one that is not empty.
+            // As Nix does: a second list replaces an empty one, and two lists that are not empty are refused.
             Some("") if field == NarInfoField::References => *slot = Some(value),
             Some(_) if field == NarInfoField::References && value.is_empty() => {}
             Some(_) => return Err(NarInfoError::Duplicate { field }),

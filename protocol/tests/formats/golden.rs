@@ -1,4 +1,4 @@
-//! Byte for byte what Nix 2.8.0 made (`../golden/make.sh`).
+//! Compares with files that Nix 2.8.0 made (`../golden/make.sh`), byte for byte.
 
 use crate::tree::Tree;
 use narmesh_protocol::nar::NarVerifier;
@@ -24,7 +24,7 @@ fn store_dir() -> StoreDir {
     StoreDir::parse("/nix/store").unwrap()
 }
 
-/// A narinfo of the cache, its text and the NAR it leads to.
+/// A narinfo of the golden binary cache, its text and the NAR at its URL.
 struct Cached {
     text: String,
     url: String,
@@ -52,7 +52,7 @@ fn cache() -> Vec<Cached> {
 }
 
 #[test]
-fn narinfos_come_out_as_nix_wrote_them() {
+fn narinfos_are_printed_as_nix_wrote_them() {
     for Cached { text, url, info, .. } in cache() {
         assert_eq!(info.render(&store_dir(), &url), text);
     }
@@ -69,7 +69,7 @@ fn nars_have_the_hash_and_size_that_nix_signed() {
 }
 
 #[test]
-fn signatures_are_those_of_nix() {
+fn signatures_equal_those_of_nix() {
     let secret = NixSecretKey::parse(&read_text("secret.key")).unwrap();
     let public = NixPublicKey::parse(&read_text("public.key")).unwrap();
     assert_eq!(secret.public(), public);
@@ -152,7 +152,7 @@ fn contents_match_the_addresses_that_nix_gave() {
 }
 
 #[test]
-fn digests_are_spelled_as_nix_spells_them() {
+fn digests_parse_and_print_as_in_nix() {
     let digests = read_text("digests");
     let mut lines = 0;
     for line in digests.lines() {

@@ -1,4 +1,4 @@
-//! The formats of this crate, from outside: against files that real Nix made, and against arbitrary values and bytes.
+//! Tests the public formats of this crate against files that real Nix made, and against arbitrary values and bytes.
 
 #![expect(
     clippy::unwrap_used,

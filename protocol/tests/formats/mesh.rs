@@ -1,4 +1,4 @@
-//! The mesh's messages: what is encoded decodes to the same value, what decodes encodes to the same bytes.
+//! Messages of the mesh: an encoded value decodes to the same value, and bytes that decode encode to the same bytes.
 
 use libp2p_identity::Keypair;
 use narmesh_protocol::wire::{
@@ -91,7 +91,7 @@ fn any_gossip_reply() -> impl Strategy<Value = GossipReply> {
     ]
 }
 
-/// Round trip, and one byte more or any bytes fewer refused.
+/// The value survives a round trip, and its encoding with one more byte or with fewer bytes is refused.
 macro_rules! assert_comes_back {
     ($type:ty, $value:expr) => {{
         let value = $value;
@@ -104,7 +104,7 @@ macro_rules! assert_comes_back {
     }};
 }
 
-/// Arbitrary or changed bytes: never a panic, and what is accepted is spelled in one way.
+/// Arbitrary or changed bytes never cause a panic, and bytes that are accepted are the only encoding of their value.
 macro_rules! assert_one_spelling {
     ($type:ty, $bytes:expr) => {{
         if let Ok(value) = <$type>::decode($bytes) {
@@ -113,9 +113,9 @@ macro_rules! assert_one_spelling {
     }};
 }
 
-/// The worked examples of `docs/protocol.md`.
+/// Checks the worked examples in `docs/protocol.md`.
 #[test]
-fn messages_about_nars_have_the_bytes_that_are_written_down() {
+fn nar_messages_have_the_bytes_in_the_documentation() {
     let examples = [
         (NarReply::Body { zstd: false }.encode(), "0000000000"),
         (NarReply::Body { zstd: true }.encode(), "0000000001"),
@@ -133,7 +133,7 @@ fn messages_about_nars_have_the_bytes_that_are_written_down() {
 
 proptest! {
     #[test]
-    fn messages_come_back(
+    fn messages_survive_a_round_trip(
         request in any_gossip_request(),
         reply in any_gossip_reply(),
         part: [u8; 20],
@@ -163,13 +163,13 @@ proptest! {
     }
 
     #[test]
-    fn summaries_and_deltas_come_back(summary in any_summary(), delta in any_delta()) {
+    fn summaries_and_deltas_survive_a_round_trip(summary in any_summary(), delta in any_delta()) {
         assert_comes_back!(Summary, summary);
         assert_comes_back!(SummaryDelta, delta);
     }
 
     #[test]
-    fn a_delta_gives_what_it_was_made_from(base in any_summary(), delta in any_delta()) {
+    fn delta_sets_exactly_its_bits_and_fields(base in any_summary(), delta in any_delta()) {
         let next = delta.apply(&base, delta.base_seq).unwrap();
         prop_assert_eq!(next.items, delta.items);
         prop_assert_eq!(&next.audience, delta.audience.as_ref().unwrap_or(&base.audience));
@@ -185,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn envelopes_come_back(announcement in any_announcement(), seed: [u8; 32], change in any::<prop::sample::Index>()) {
+    fn envelopes_survive_a_round_trip(announcement in any_announcement(), seed: [u8; 32], change in any::<prop::sample::Index>()) {
         let keypair = Keypair::ed25519_from_bytes(seed).unwrap();
         let sealed = Envelope::seal(&keypair, announcement).unwrap();
         let opened = Envelope::open(sealed.as_bytes()).unwrap();
@@ -222,7 +222,7 @@ proptest! {
     ) {
         let changed = |mut bytes: Vec<u8>| {
             for (at, byte) in &changes {
-                // Most of a summary is its filter; the interesting bytes come first.
+                // Most of a summary is its filter; the interesting bytes come before it.
                 let at = at.index(bytes.len().min(200));
                 bytes[at] = *byte;
             }
@@ -248,7 +248,7 @@ fn audience(count: u64) -> Vec<AudienceDigest> {
 }
 
 #[test]
-fn summaries_keep_their_bounds() {
+fn summaries_out_of_bounds_are_refused() {
     let decode = |summary: Summary| Summary::decode(&summary.encode().unwrap());
     assert!(decode(Summary { audience: audience(2_048), ..summary() }).is_ok());
     let too_many = decode(Summary { audience: audience(2_049), ..summary() });
@@ -269,7 +269,7 @@ fn summaries_keep_their_bounds() {
 }
 
 #[test]
-fn deltas_keep_their_bounds() {
+fn deltas_out_of_bounds_are_refused() {
     let decode = |delta: SummaryDelta| SummaryDelta::decode(&delta.encode().unwrap());
     assert!(decode(SummaryDelta { positions: (0..48_000).collect(), ..delta() }).is_ok());
     let too_many = decode(SummaryDelta { positions: (0..48_001).collect(), ..delta() });
@@ -282,7 +282,7 @@ fn deltas_keep_their_bounds() {
     for gaps in
         [&[0x80][..], &[0x80, 0], &[0xff; 6], &[0xff, 0xff, 0xff, 0xff, 0x1f], &[0xff, 0xff, 0xff, 0xff, 0x0f, 0]]
     {
-        // base_seq, items, length and bytes of the gaps, no audience, no addresses
+        // The fields are base_seq, items, length and bytes of the gaps, no audience, no addresses.
         let bytes = [&[0; 16], &(gaps.len() as u64).to_le_bytes()[..], gaps, &[0, 0]].concat();
         assert!(matches!(SummaryDelta::decode(&bytes), Err(SummaryError::Gap)), "{gaps:x?}");
     }
@@ -294,7 +294,7 @@ fn deltas_keep_their_bounds() {
 }
 
 #[test]
-fn an_audience_is_asked_by_peer() {
+fn summary_admits_only_its_audience() {
     let [inside, outside] = [1, 2].map(|seed| Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id());
     let summary = Summary { audience: vec![AudienceDigest::of(&inside)], ..summary() };
     assert!(summary.admits(&inside) && !summary.admits(&outside));
@@ -332,9 +332,9 @@ fn the_largest_messages_fit_their_limits() {
     assert!(GossipReply::decode(&reply.encode().unwrap()).is_ok());
 }
 
-/// The line of `docs/protocol.md`.
+/// Checks the example line in `docs/protocol.md`.
 #[test]
-fn the_attestation_of_the_documentation() {
+fn documentation_shows_the_real_attestation_line() {
     let seed: [u8; 32] = std::array::from_fn(|at| at as u8);
     let key = NixSecretKey::from_seed("builder-1", &seed).unwrap();
     let store_dir = StoreDir::parse("/nix/store").unwrap();

@@ -1,4 +1,4 @@
-//! The writer and the verifier on arbitrary trees and arbitrary bytes.
+//! Tests the NAR writer and the verifier on arbitrary trees and arbitrary bytes.
 
 use crate::tree::{Oracle, Tree, any_tree};
 use narmesh_protocol::NarHash;
@@ -22,7 +22,7 @@ fn verify_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Verif
     verifier.finish()
 }
 
-/// Words separated by spaces; `''` is the empty token, `=…` one with that length claimed and nothing after it.
+/// The tokens for words separated by spaces. `''` is the empty token; `=…` is only a claimed length with nothing after it.
 fn tokens(words: &str) -> Vec<u8> {
     let mut nar = Vec::new();
     for word in words.split(' ') {
@@ -40,7 +40,7 @@ fn tokens(words: &str) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn what_is_written_verifies(tree in any_tree()) {
+    fn written_nar_verifies(tree in any_tree()) {
         let nar = tree.written();
         prop_assert_eq!(&nar, &Oracle::of(&tree).bytes);
         let expected = VerifiedNar { nar_hash: NarHash(Sha256::digest(&nar).into()), nar_size: nar.len() as u64 };
@@ -48,7 +48,7 @@ proptest! {
     }
 
     #[test]
-    fn pieces_do_not_matter(tree in any_tree(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20)) {
+    fn size_of_the_pieces_does_not_matter(tree in any_tree(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20)) {
         let nar = tree.written();
         let mut cuts = cuts.iter().map(|cut| cut.index(nar.len() + 1)).collect::<Vec<_>>();
         cuts.extend([0, nar.len()]);
@@ -59,7 +59,7 @@ proptest! {
     }
 
     #[test]
-    fn no_fixed_byte_may_change(tree in any_tree(), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
+    fn changed_fixed_byte_is_refused(tree in any_tree(), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
         let Oracle { mut bytes, fixed } = Oracle::of(&tree);
         let places = (0..bytes.len()).filter(|at| fixed[*at]).collect::<Vec<_>>();
         bytes[*at.get(&places)] ^= flip;
@@ -67,7 +67,7 @@ proptest! {
     }
 
     #[test]
-    fn cut_short_or_longer_is_refused(tree in any_tree(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn nar_that_is_too_short_or_too_long_is_refused(tree in any_tree(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut nar = tree.written();
         prop_assert_eq!(verify(&nar[..at.index(nar.len())]), Err(NarError::Incomplete));
         nar.push(byte);
@@ -102,8 +102,8 @@ proptest! {
 }
 
 #[test]
-fn depth_is_bounded_where_nix_bounds_it() {
-    // The file is one node more than its directories.
+fn depth_limit_equals_that_of_nix() {
+    // The file is one more node below its directories.
     assert!(verify(&Tree::nested(DEPTH_MAX - 1).written()).is_ok());
     let too_deep = Oracle::of(&Tree::nested(DEPTH_MAX)).bytes;
     assert_eq!(verify(&too_deep), Err(NarError::Depth));
@@ -112,7 +112,7 @@ fn depth_is_bounded_where_nix_bounds_it() {
 }
 
 #[test]
-fn each_breach_has_its_reason() {
+fn malformed_nars_are_refused_with_the_reason() {
     let file = "( type regular contents x )";
     let entry = |name: &str| format!("entry ( name {name} node {file} )");
     let directory = |entries: &[String]| format!("nix-archive-1 ( type directory {} )", entries.join(" "));
@@ -158,7 +158,7 @@ fn each_breach_has_its_reason() {
 }
 
 #[test]
-fn names_of_sibling_directories_are_compared_apart() {
+fn order_of_names_is_checked_per_directory() {
     let inner = |name| Tree::directory([(name, Tree::file(""))]);
     let tree = Tree::directory([("a", inner("z")), ("b", inner("a"))]);
     assert!(verify(&tree.written()).is_ok());

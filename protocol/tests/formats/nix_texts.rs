@@ -1,4 +1,4 @@
-//! Nix's texts: what is printed parses to the same value, and no text makes a parser panic.
+//! Text formats of Nix: a printed value parses to the same value, and no text makes a parser panic.
 
 use narmesh_protocol::{
     ContentAddress, Fingerprint, HashAlgorithm, HashPart, NarHash, NarInfo, NarInfoError, NarInfoField, NarUrl,
@@ -55,7 +55,7 @@ fn any_narinfo() -> impl Strategy<Value = NarInfo> {
 
 proptest! {
     #[test]
-    fn nix32_comes_back(short: [u8; 20], long: [u8; 32], bytes in prop::collection::vec(any::<u8>(), 64)) {
+    fn nix32_survives_a_round_trip(short: [u8; 20], long: [u8; 32], bytes in prop::collection::vec(any::<u8>(), 64)) {
         prop_assert_eq!(nix32::decode(&nix32::encode(&short)), Some(short));
         prop_assert_eq!(nix32::decode(&nix32::encode(&long)), Some(long));
         let longest = <[u8; 64]>::try_from(bytes).unwrap();
@@ -72,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn store_paths_come_back_and_sort_as_texts(dir in any_store_dir(), a in any_store_path(), b in any_store_path()) {
+    fn store_paths_survive_a_round_trip_and_sort_as_texts(dir in any_store_dir(), a in any_store_path(), b in any_store_path()) {
         prop_assert_eq!(StorePath::parse(&a.to_string()), Ok(a.clone()));
         prop_assert_eq!(dir.parse_path(&dir.display(&a)), Ok(a.clone()));
         prop_assert_eq!(a.cmp(&b), a.to_string().cmp(&b.to_string()));
@@ -89,7 +89,7 @@ proptest! {
     }
 
     #[test]
-    fn nar_hashes_come_back_in_all_forms(bytes: [u8; 32]) {
+    fn nar_hashes_parse_in_all_forms(bytes: [u8; 32]) {
         let hash = NarHash(bytes);
         let base16 = data_encoding::HEXLOWER.encode(&bytes);
         let base64 = data_encoding::BASE64.encode(&bytes);
@@ -106,19 +106,19 @@ proptest! {
     }
 
     #[test]
-    fn nar_urls_come_back(part: [u8; 20], hash: [u8; 32], nar_size in 1..=u64::MAX, text in "[0-9a-z.-]{0,100}") {
+    fn nar_urls_survive_a_round_trip(part: [u8; 20], hash: [u8; 32], nar_size in 1..=u64::MAX, text in "[0-9a-z.-]{0,100}") {
         let url = NarUrl::new(HashPart(part), NarHash(hash), nar_size);
         prop_assert_eq!(NarUrl::parse_file_name(url.to_string().strip_prefix("nar/").unwrap()), Ok(url));
         prop_assert!(NarUrl::parse_file_name(&text).is_err());
     }
 
     #[test]
-    fn content_addresses_come_back(address in any_content_address()) {
+    fn content_addresses_survive_a_round_trip(address in any_content_address()) {
         prop_assert_eq!(ContentAddress::parse(&address.to_string()), Ok(address));
     }
 
     #[test]
-    fn references_may_come_in_any_order(info in any_narinfo(), dir in any_store_dir(), address in any_content_address()) {
+    fn order_of_references_does_not_matter(info in any_narinfo(), dir in any_store_dir(), address in any_content_address()) {
         let mut mixed = info.references.clone();
         mixed.reverse();
         mixed.extend(info.references.first().cloned());
@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn keys_and_signatures_come_back(seed: [u8; 32], name in "[a-z0-9.-]{1,20}", info in any_narinfo(), dir in any_store_dir()) {
+    fn keys_and_signatures_survive_a_round_trip(seed: [u8; 32], name in "[a-z0-9.-]{1,20}", info in any_narinfo(), dir in any_store_dir()) {
         let secret = NixSecretKey::from_seed(&name, &seed).unwrap();
         prop_assert_eq!(NixSecretKey::parse(&secret.expose_secret()).unwrap().expose_secret(), secret.expose_secret());
         let public = NixPublicKey::parse(&secret.public().to_string()).unwrap();
@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn narinfos_come_back(info in any_narinfo(), dir in any_store_dir()) {
+    fn narinfos_survive_a_round_trip(info in any_narinfo(), dir in any_store_dir()) {
         let text = info.render(&dir, "nar/x.nar");
         prop_assert_eq!(NarInfo::parse(&dir, text.as_bytes()), Ok(info));
     }
@@ -186,7 +186,7 @@ fn parse(text: &str) -> Result<NarInfo, NarInfoError> {
 }
 
 #[test]
-fn narinfos_are_as_lenient_as_they_must_be() {
+fn narinfos_accept_harmless_deviations() {
     let bare = parse(BASE).unwrap();
     assert!(bare.references.is_empty() && bare.deriver.is_none() && bare.content_address.is_none());
     for same in [
@@ -204,7 +204,7 @@ fn narinfos_are_as_lenient_as_they_must_be() {
 }
 
 #[test]
-fn narinfos_are_as_strict_as_they_must_be() {
+fn narinfos_with_errors_are_refused_with_the_reason() {
     use NarInfoField as Field;
     let without = |field: &str| {
         BASE.lines().filter(|line| !line.starts_with(field)).fold(String::new(), |text, line| text + line + "\n")
@@ -242,7 +242,7 @@ fn narinfos_are_as_strict_as_they_must_be() {
     assert!(matches!(foreign_dir, NarInfoError::Path { field: Field::StorePath, .. }));
     let full = parse(&format!("{BASE}References: /nix/store/{a}\n")).unwrap_err();
     assert!(matches!(full, NarInfoError::Path { field: Field::References, .. }), "base names only");
-    // No signature covers them: one that we cannot read is one that is not there.
+    // No signature covers these fields, so a value that we cannot read counts as absent.
     for unsigned in ["Deriver: \n", "Deriver: /nix/store/x.drv\n", "CA: fixed:sha1:xyz\n", "CA: fixed\n"] {
         assert_eq!(parse(&format!("{BASE}{unsigned}")), parse(BASE), "{unsigned}");
     }

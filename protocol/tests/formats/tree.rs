@@ -1,10 +1,10 @@
-//! Trees, and a NAR encoder of the tests' own that says which bytes the grammar fixes.
+//! File trees, and an independent NAR encoder for the tests that says which bytes the grammar fixes.
 
 use narmesh_protocol::nar::NarWriter;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-/// What a NAR holds.
+/// The file tree in a NAR.
 #[derive(Clone, Debug)]
 pub(crate) enum Tree {
     File { contents: Vec<u8>, executable: bool },
@@ -29,12 +29,12 @@ impl Tree {
         Self::Directory(entries.into_iter().map(|(name, tree)| (name.as_ref().to_vec(), tree)).collect())
     }
 
-    /// `depth` directories in each other, then a file.
+    /// A file inside `depth` nested directories.
     pub(crate) fn nested(depth: usize) -> Self {
         (0..depth).fold(Self::file("x"), |tree, _| Self::directory([("d", tree)]))
     }
 
-    /// The NAR, as the library's writer makes it.
+    /// The NAR of this tree as the library's writer makes it.
     pub(crate) fn written(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut writer = NarWriter::start(&mut out);
@@ -66,7 +66,8 @@ impl Tree {
     }
 }
 
-/// The oracle's NAR: each byte, and whether the grammar fixes it (words with their lengths, and all padding).
+/// A NAR by the independent encoder: its bytes, and for each whether the grammar fixes it (words with their lengths,
+/// padding).
 #[derive(Default)]
 pub(crate) struct Oracle {
     pub(crate) bytes: Vec<u8>,
@@ -128,7 +129,7 @@ impl Oracle {
     }
 }
 
-/// Trees of up to some dozens of nodes, with names and contents of awkward lengths.
+/// Trees of up to a few dozen nodes, with names and contents of awkward lengths.
 pub(crate) fn any_tree() -> impl Strategy<Value = Tree> {
     let contents = prop::collection::vec(any::<u8>(), 0..40);
     let leaf = prop_oneof![
