@@ -1,16 +1,16 @@
-//! Values by hash part, bounded by their memory: the least recently used go first.
+//! A map by hash part with a memory bound: it drops the least recently used values first.
 
 use narmesh_protocol::HashPart;
 use std::collections::{BTreeMap, HashMap};
 
-/// See the module.
+/// A map by hash part that drops the least recently used values when it takes more than `bytes_max`.
 #[derive(Debug)]
 pub(crate) struct ByUse<V> {
     entries: HashMap<HashPart, Entry<V>>,
-    /// The hash part of each use that is still an entry's last.
+    /// The hash part of each entry by the number of its last use, oldest first.
     uses: BTreeMap<u64, HashPart>,
     last_use: u64,
-    /// Memory of all, as it was said when they were put.
+    /// Memory of all values, as stated by the callers of `put`.
     bytes: usize,
     bytes_max: usize,
 }
@@ -27,7 +27,7 @@ impl<V> ByUse<V> {
         Self { entries: HashMap::new(), uses: BTreeMap::new(), last_use: 0, bytes: 0, bytes_max }
     }
 
-    /// The value, which is the most recently used now.
+    /// The value for `part`; it becomes the most recently used one.
     pub(crate) fn get(&mut self, part: &HashPart) -> Option<&V> {
         let entry = self.entries.get_mut(part)?;
         self.uses.remove(&entry.last_use);
@@ -37,7 +37,7 @@ impl<V> ByUse<V> {
         Some(&entry.value)
     }
 
-    /// Puts a value that takes so many bytes in place of what was there. One that takes more than all may is not kept.
+    /// Puts a value that takes `bytes` in place of the previous one. A value larger than the whole bound is not kept.
     pub(crate) fn put(&mut self, part: HashPart, bytes: usize, value: V) {
         self.remove(&part);
         if bytes > self.bytes_max {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn too_large_a_value_displaces_nothing_but_its_own_place() {
+    fn oversized_value_removes_only_its_predecessor() {
         let mut values = ByUse::new(30);
         values.put(part(1), 10, 1);
         values.put(part(2), 10, 2);

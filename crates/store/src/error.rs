@@ -5,55 +5,55 @@ use narmesh_protocol::StorePath;
 use std::io;
 use std::path::PathBuf;
 
-/// Why the store could not answer. A path that is not there is no error.
+/// Why the store could not answer. A path that does not exist is not an error.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is no such byte.
+    /// A read was to begin beyond the end of a NAR.
     #[error("offset {offset} of {path}, whose nar has {nar_size} bytes")]
     BeyondNar {
         /// The path.
         path: StorePath,
-        /// Where the NAR was to begin.
+        /// Byte of the NAR at which the read was to begin.
         offset: u64,
-        /// How many bytes it has.
+        /// Size of the NAR, bytes.
         nar_size: u64,
     },
-    /// SQLite refused.
+    /// SQLite returned an error.
     #[error("nix database {path}: {source}")]
     Sqlite {
         /// The database file.
         path: PathBuf,
-        /// What SQLite said.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
-    /// The file system refused.
+    /// The file system returned an error.
     #[error("{path}: {source}")]
     Io {
-        /// What was being read.
+        /// The file or directory that was being read.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The database may not be read, or not without recovery or a write beside it, which only its owner may do.
+    /// We may not read the database, or it needs recovery or a new file beside it, which only its owner may do.
     #[error("nix database {path}: cannot be read without writing beside it")]
     Unreadable {
         /// The database file.
         path: PathBuf,
     },
-    /// It is no database of Nix.
+    /// The file is not a Nix database.
     #[error("{path} is no Nix database: {why}")]
     NotNix {
         /// The database file.
         path: PathBuf,
-        /// What it lacks.
+        /// What makes it none.
         why: String,
     },
-    /// So the Nix daemon was asked, and gave no answer.
+    /// The database could not be read, and the Nix daemon, asked instead, gave no answer.
     #[error("nix daemon at {socket}: {source}")]
     Daemon {
-        /// Its socket.
+        /// The daemon's socket.
         socket: PathBuf,
-        /// What went wrong.
+        /// Why the daemon gave no answer.
         source: DaemonError,
     },
     /// The database changed during every attempt to read it without locks.
@@ -61,17 +61,17 @@ pub enum StoreError {
     Changing {
         /// The database file.
         path: PathBuf,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
     },
-    /// A row holds what Nix would not write.
+    /// A row contains a value that Nix would not write.
     #[error("nix database: column {column} of row {row} ({path}) is not what nix writes")]
     Row {
         /// The row's id in ValidPaths.
         row: i64,
-        /// Its path, in full, as it is written there.
+        /// The row's full path, as written in the database.
         path: String,
-        /// The column that could not be read.
+        /// The column that could not be parsed.
         column: &'static str,
     },
     /// The path is not valid, or valid with another NarHash.
@@ -80,24 +80,24 @@ pub enum StoreError {
         /// The path.
         path: StorePath,
     },
-    /// Our copy of this path could not be read as it is registered, and was not changed since.
+    /// Our copy of this path did not match its registration when it was read, and the registration has not changed since.
     #[error("our copy of {path} {fault}")]
     CopyFailed {
         /// The path.
         path: StorePath,
-        /// What was wrong with it.
+        /// What was wrong with the copy.
         fault: CopyFault,
     },
-    /// The operating system gave no thread.
+    /// The operating system could not start a thread.
     #[error("no thread for watching the store: {source}")]
     Thread {
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl StoreError {
-    /// Whether it says nothing of a path or its copy, and the same may succeed later.
+    /// Whether the error says nothing about a path or its copy, so that the same call may succeed later.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {

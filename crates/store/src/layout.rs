@@ -1,96 +1,97 @@
-//! Where everything lies in a NAR: so that a range costs what it sends, and a copy that was hashed right once is not hashed again.
+//! Records where each file lies in a NAR, so that serving a range costs only the bytes sent, and a copy whose NarHash was
+//! right once is not hashed again.
 //!
-//! A layout is true as long as each file, directory and link is the one that was seen: device, inode, size, mtime and ctime are
-//! compared while it is read. What changes on the disk under unchanged metadata, only whoever receives the NAR can find; every
-//! receiver hashes.
+//! A layout is valid as long as each file, directory and link is the recorded one: device, inode, size, mtime and ctime are
+//! compared while it is read. If data on the disk changes under unchanged metadata, only the receiver of the NAR can detect
+//! it; every receiver hashes.
 
 use std::ffi::CStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::file_identity::FileIdentity;
 
-/// A layout that takes more memory is not kept: such a path is walked each time.
+/// Most memory of a layout, bytes. A larger one is not kept; such a path is walked each time.
 const LAYOUT_BYTES_MAX: usize = 8 << 20;
-/// A file that was changed shortly before it was hashed may change again under the same ctime: file systems count it in steps of
-/// up to two seconds (FAT; ext4 and btrfs in a few milliseconds).
+/// A file changed less than this long before it was hashed can change again with the same ctime: file systems count it in
+/// steps of up to two seconds (FAT; ext4 and btrfs in steps of a few milliseconds).
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// One stretch of a NAR, up to where the next one begins.
+/// One stretch of a NAR. It ends where the next one begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stretch {
-    /// What a NAR says of its files: bytes of [`Layout::text`] from here on.
+    /// NAR structure around the files: bytes of [`Layout::text`] from this index on.
     Text(u32),
     /// The contents of a file.
     File {
-        /// In [`Layout::name`].
+        /// Index of its path, for [`Layout::name`].
         name: u32,
-        /// Of its [`FileIdentity`], which would take seven times as much.
+        /// Fingerprint of its [`FileIdentity`], which itself would take seven times as much memory.
         fingerprint: u64,
     },
-    /// No bytes: a directory or link that must be the one that was seen.
+    /// No bytes: a directory or link that must still be the one recorded.
     Seen {
-        /// In [`Layout::name`].
+        /// Index of its path, for [`Layout::name`].
         name: u32,
-        /// Of its [`FileIdentity`].
+        /// Fingerprint of its [`FileIdentity`].
         fingerprint: u64,
     },
 }
 
-/// See the module.
+/// Where each file of one NAR lies, and what its metadata was.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
     text: Vec<u8>,
-    /// Paths below the store directory, each ended by a NUL.
+    /// Paths below the store directory, each terminated by a NUL.
     names: Vec<u8>,
-    /// Each with the offset in the NAR at which it begins.
+    /// The stretches in order, each with the offset in the NAR at which it begins.
     stretches: Vec<(u64, Stretch)>,
     nar_size: u64,
 }
 
 impl Layout {
-    /// The stretch of this number: where it begins, where it ends, and what it is.
+    /// The stretch with this number, after the offsets at which it begins and ends.
     pub(crate) fn stretch(&self, at: usize) -> Option<(u64, u64, Stretch)> {
         let (begin, stretch) = *self.stretches.get(at)?;
         let end = self.stretches.get(at + 1).map_or(self.nar_size, |(next, _)| *next);
         Some((begin, end, stretch))
     }
 
-    /// The number of the first stretch to read for this byte of the NAR: the first that begins there, which has no bytes when it is
-    /// a directory or link to look at, or the one in which the byte lies.
+    /// The number of the first stretch to read for this byte of the NAR. If stretches begin there, it is the first of them,
+    /// which can be a directory or link to check without bytes; otherwise it is the one that contains the byte.
     pub(crate) fn find(&self, offset: u64) -> usize {
         let at = self.stretches.partition_point(|(begin, _)| *begin < offset);
         let begins_there = self.stretches.get(at).is_some_and(|(begin, _)| *begin == offset);
         if begins_there { at } else { at.saturating_sub(1) }
     }
 
-    /// So many bytes of text, `skipped` bytes behind the beginning of a stretch of it.
+    /// `bytes` bytes of text, `skipped` bytes after the beginning of a text stretch.
     pub(crate) fn text(&self, from: u32, skipped: usize, bytes: usize) -> &[u8] {
         let from = index(from).saturating_add(skipped);
         self.text.get(from..from.saturating_add(bytes)).unwrap_or_default()
     }
 
-    /// A path below the store directory.
+    /// The path below the store directory that begins at this index.
     pub(crate) fn name(&self, at: u32) -> &CStr {
         self.names.get(index(at)..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()).unwrap_or_default()
     }
 
-    /// Memory that it takes.
+    /// Memory that the layout takes, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.text.capacity() + self.names.capacity() + self.stretches.capacity() * size_of::<(u64, Stretch)>()
     }
 
-    /// What of that is in use; while it is made, its vectors may have room for as much again.
+    /// The part of that memory in use. While the layout is built, its vectors can have as much spare room again.
     fn used_bytes(&self) -> usize {
         self.text.len() + self.names.len() + self.stretches.len() * size_of::<(u64, Stretch)>()
     }
 }
 
-/// `usize::MAX` where it cannot be one: nothing is there.
+/// Converts an index. If it does not fit, `usize::MAX` stands for it, at which nothing lies.
 fn index(at: u32) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
 
-/// A layout in the making, while the tree is walked.
+/// Builds a layout while a tree is walked.
 #[derive(Debug)]
 pub(crate) struct LayoutBuilder {
     layout: Layout,
@@ -100,17 +101,17 @@ pub(crate) struct LayoutBuilder {
 }
 
 impl LayoutBuilder {
-    /// Of a tree whose walk begins at this time.
+    /// Starts the layout of a tree whose walk begins at time `began`.
     pub(crate) fn new(began: SystemTime) -> Self {
         Self { layout: Layout::default(), began, newest: (0, 0), is_too_large: false }
     }
 
-    /// What a NAR says of its files, at this offset.
+    /// Notes NAR structure at this offset.
     pub(crate) fn text(&mut self, offset: u64, text: &[u8]) {
         if text.is_empty() || self.is_full() {
             return;
         }
-        // Far from `u32::MAX`, as long as it is not full.
+        // Never fails: until the layout is full, its text is far shorter than `u32::MAX`.
         let Ok(from) = u32::try_from(self.layout.text.len()) else { return };
         if !matches!(self.layout.stretches.last(), Some((_, Stretch::Text(_)))) {
             self.layout.stretches.push((offset, Stretch::Text(from)));
@@ -118,14 +119,14 @@ impl LayoutBuilder {
         self.layout.text.extend_from_slice(text);
     }
 
-    /// The contents of a file begin at this offset.
+    /// Notes that the contents of a file begin at this offset.
     pub(crate) fn file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
         if let Some(name) = self.node(path, identity) {
             self.layout.stretches.push((offset, Stretch::File { name, fingerprint: identity.fingerprint() }));
         }
     }
 
-    /// A directory or link was looked at.
+    /// Notes a directory, a link or an empty file, whose metadata was read.
     pub(crate) fn seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
         if let Some(name) = self.node(path, identity) {
             self.layout.stretches.push((offset, Stretch::Seen { name, fingerprint: identity.fingerprint() }));
@@ -153,13 +154,14 @@ impl LayoutBuilder {
     fn is_full(&mut self) -> bool {
         if self.layout.used_bytes() > LAYOUT_BYTES_MAX {
             self.is_too_large = true;
-            // Its memory is of no use to what is left of the walk.
+            // The rest of the walk does not need its memory.
             self.layout = Layout::default();
         }
         self.is_too_large
     }
 
-    /// The layout of a NAR of this size, and whether all in it was settled before it was looked at; `None` when it is too large.
+    /// The layout of a NAR of this size, and whether everything in it was settled before the walk. `None` when it is too
+    /// large.
     pub(crate) fn finish(mut self, nar_size: u64) -> Option<(Layout, bool)> {
         if self.is_full() {
             return None;
@@ -170,7 +172,7 @@ impl LayoutBuilder {
         self.layout.stretches.shrink_to_fit();
         let began = self.began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let changed = Duration::from_secs(u64::try_from(self.newest.0).unwrap_or(0));
-        // A whole second more: the nanoseconds are left out.
+        // One second more, because the nanoseconds are ignored.
         let is_settled = changed + SETTLED + Duration::from_secs(1) <= began;
         Some((self.layout, is_settled))
     }
@@ -193,7 +195,7 @@ mod tests {
             assert_eq!(is_settled, expected, "{began:?}");
         }
     }
-    /// So many files, each with its text.
+    /// Adds `count` files, each with its text.
     fn files(builder: &mut LayoutBuilder, count: u64) {
         for number in 0..count {
             builder.text(number * 100, &[b't'; 50]);
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn finished_layout_takes_what_it_says_it_takes() {
+    fn finished_layout_reports_its_exact_memory() {
         let mut builder = LayoutBuilder::new(UNIX_EPOCH);
         files(&mut builder, 1000);
         let (layout, _) = builder.finish(100_000).unwrap();
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn layout_that_is_too_large_takes_nothing() {
+    fn oversized_layout_is_dropped() {
         let mut builder = LayoutBuilder::new(UNIX_EPOCH);
         files(&mut builder, 100_000);
         assert_eq!(builder.layout.bytes(), 0);

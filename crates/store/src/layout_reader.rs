@@ -1,4 +1,4 @@
-//! Reads a NAR by its layout, from any byte on, as long as everything in it is what was seen before.
+//! Reads a NAR by its layout from any byte on, as long as all its files are those that the layout recorded.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use crate::file_identity::FileIdentity;
 use crate::layout::{Layout, Stretch};
 use crate::read_ahead::read_ahead;
 
-/// Why nothing more is read by a layout; what was appended may be wrong.
+/// Why reading by a layout stopped. Bytes already appended may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
-    /// Something is not as it was.
+    /// A file, directory or link is not as it was recorded.
     NotAsSeen,
-    /// Something cannot be read this way, or not now; it may be as it was.
+    /// A system call failed, so something cannot be read this way or not now. It may be unchanged.
     Refused(Errno),
 }
 
@@ -29,12 +29,12 @@ impl From<Errno> for Unread {
     }
 }
 
-/// See the module.
+/// Reads the bytes of a NAR by its layout.
 #[derive(Debug)]
 pub(crate) struct LayoutReader {
     layout: Arc<Layout>,
     store: Arc<OwnedFd>,
-    /// Open as long as this is: Nix's collector takes it for a root.
+    /// Kept open as long as the reader lives: Nix's garbage collector treats it as a root.
     _root: OwnedFd,
     at: usize,
     offset: u64,
@@ -42,7 +42,7 @@ pub(crate) struct LayoutReader {
 }
 
 impl LayoutReader {
-    /// From this byte of the NAR on.
+    /// Starts reading at byte `offset` of the NAR.
     pub(crate) fn open(
         layout: Arc<Layout>,
         store: Arc<OwnedFd>,
@@ -55,7 +55,7 @@ impl LayoutReader {
         Ok(Self { layout, store, _root: root, at, offset, file: None })
     }
 
-    /// Appends the next bytes until `out` has `target`, or the NAR is over.
+    /// Appends the next bytes until `out` has `target` bytes or the NAR ends.
     pub(crate) fn read(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), Unread> {
         while out.len() < target {
             let Some((begin, end, stretch)) = self.layout.stretch(self.at) else { return Ok(()) };
@@ -107,8 +107,8 @@ impl LayoutReader {
         // The buffer may have more room than the file has bytes left.
         let got = got.min(usize::try_from(end - self.offset).unwrap_or(usize::MAX));
         out.truncate(before + got);
-        // Written to since it was opened: what was just read may be anything. Asked each time, not at the end of the file: it may
-        // be put right again until then.
+        // If the file was written to since it was opened, the bytes just read may be wrong. Checked after each read, not
+        // only at the end of the file: its metadata could have been restored by then.
         if got == 0 || FileIdentity::of(&fstat(&file)?) != identity {
             return Err(Unread::NotAsSeen);
         }
@@ -120,7 +120,8 @@ impl LayoutReader {
     fn open_file(&self, name: u32, fingerprint: u64, size_bytes: u64) -> Result<(OwnedFd, FileIdentity), Unread> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        // A kernel without it (before 5.6) refuses: its trees are walked, and wholes hashed, each time.
+        // Kernels before 5.6 do not have `openat2` and refuse: there each tree is walked, and each whole NAR hashed, every
+        // time.
         let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
         let identity = FileIdentity::of(&fstat(&file)?);
         if identity.fingerprint() != fingerprint || identity.size_bytes() != size_bytes {

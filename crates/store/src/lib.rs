@@ -1,13 +1,13 @@
-//! What this machine holds: the Nix database, read-only, and NARs streamed from the file system.
+//! Reads what this machine's Nix store holds: the Nix database, read-only, and NARs streamed from the file system.
 //!
-//! Purpose: answer "do we hold it, may a peer have it, give me its bytes" for one Nix store.
-//! Contract: blocking calls, no async runtime; threads of its own only behind [`NixStore::watch`] and [`Offer::start`],
-//! which end when their guard or handle is dropped.
-//! Walk: [`NixStore`] keeps the hash part of every valid path in memory and hears of changes through [`Watcher`];
-//! [`Offer`] decides which of them leave this machine and renders their narinfos; [`NarStream`] gives the bytes.
-//! Invariants: nothing in the database or the store is ever written; no read transaction is held between two calls;
-//! a whole NAR's last byte is handed out only after NarHash and NarSize were right, now or since its files last changed; a path that may not leave is, to the
-//! caller of [`Offer::offered`], the same as one that is not there.
+//! Purpose: for one Nix store, answer whether it holds a path and whether a peer may have it, and give the path's bytes.
+//! Contract: calls block, and there is no async runtime. Only [`NixStore::watch`] and [`Offer::start`] start threads, which
+//! end when their guard or handle is dropped.
+//! Contents: [`NixStore`] keeps the hash part of every valid path in memory and learns of changes through [`Watcher`];
+//! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes.
+//! Invariants: nothing in the database or the store is ever written. No read transaction is held between two calls. The
+//! last byte of a whole NAR is handed out only if NarHash and NarSize were right, now or since its files last changed. To
+//! the caller of [`Offer::offered`], a path that may not leave looks the same as one that does not exist.
 
 mod by_use;
 mod daemon;

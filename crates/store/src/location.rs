@@ -1,33 +1,34 @@
-//! Where a Nix store lies: its logical directory, its real directory and its state.
+//! Where a Nix store lies: its logical directory, its real directory and its state directory.
 
 use narmesh_protocol::{StoreDir, StorePath, StorePathError};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The logical directory of Nix's own store.
+/// The logical directory of Nix's default store.
 const DEFAULT_STORE_DIR: &str = "/nix/store";
-/// The database in its directory.
+/// File name of the database in its directory.
 pub(crate) const DATABASE_FILE: &str = "db.sqlite";
 
 /// The three directories of one Nix store. They differ in chroot stores and in relocated ones.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreLocation {
-    /// The directory that paths and fingerprints name.
+    /// The logical store directory, which appears in paths and fingerprints.
     pub store_dir: StoreDir,
-    /// The directory in which the files lie.
+    /// The directory in which the files actually lie.
     pub real_dir: PathBuf,
     /// Nix's state directory, which holds `db/db.sqlite` and `daemon-socket/socket`.
     pub state_dir: PathBuf,
 }
 
-/// What a store's place lacks, so that it reads as an empty store. Nix may still make it, or a disk may still be mounted there.
+/// What is missing at a store's location, so that it reads as an empty store. Nix may create it later, or a disk may be
+/// mounted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreGap {
-    /// The directory in which the files would lie is not there.
+    /// The directory for the files does not exist.
     NoDirectory(PathBuf),
-    /// There is no database, or what lies there is no file.
+    /// The database does not exist, or is not a regular file.
     NoDatabase(PathBuf),
-    /// There is a file, but no database of Nix, and why not.
+    /// The file is not a Nix database, for the reason given.
     NotNix(PathBuf, String),
 }
 
@@ -42,7 +43,7 @@ impl fmt::Display for StoreGap {
 }
 
 impl StoreLocation {
-    /// What is not there, as far as the file system tells.
+    /// What is missing, as far as the file system shows.
     pub(crate) fn gap(&self) -> Option<StoreGap> {
         let database = self.database_dir().join(DATABASE_FILE);
         if !self.real_dir.is_dir() {
@@ -70,12 +71,12 @@ impl StoreLocation {
         self.state_dir.join("db")
     }
 
-    /// Where the Nix daemon listens.
+    /// The socket on which the Nix daemon listens.
     pub fn daemon_socket(&self) -> PathBuf {
         self.state_dir.join("daemon-socket/socket")
     }
 
-    /// The file or directory that is this path's root on disk.
+    /// The file or directory on disk for this store path.
     pub fn real_path(&self, path: &StorePath) -> PathBuf {
         self.real_dir.join(path.to_string())
     }

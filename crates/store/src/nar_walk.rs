@@ -1,4 +1,4 @@
-//! Walks a tree in the order of a NAR, and writes the NAR on the way.
+//! Walks a tree in the order of a NAR and writes the NAR meanwhile.
 
 use std::ffi::{CStr, CString};
 use std::num::NonZeroU64;
@@ -16,16 +16,17 @@ use crate::layout::LayoutBuilder;
 use crate::listing::{Listing, ListingError, NodeKind};
 use crate::read_ahead::read_ahead;
 
-/// A tree being walked. Holds at most 64 directories and one file open, and the names of those directories in memory.
+/// A tree being walked. It holds at most 64 directories and one file open, and the entry names of those directories in
+/// memory.
 pub(crate) struct Walk {
     root_name: CString,
     store: Arc<OwnedFd>,
     writer: NarWriter,
     stage: Stage,
     directories: Vec<Listing>,
-    /// Bytes of the NAR so far, those passed over included.
+    /// Bytes of the NAR so far, including those that were skipped.
     offset: u64,
-    /// Contents of files before this byte of the NAR need not be read.
+    /// File contents before this byte of the NAR need not be read.
     unread_until: u64,
     layout: Option<LayoutBuilder>,
 }
@@ -43,13 +44,13 @@ enum Stage {
     End,
 }
 
-/// What stopped the walk, before it is told to the caller.
+/// Why the walk stopped.
 #[derive(Debug)]
 pub(crate) enum Stop {
     System(Errno),
     /// A file shrank or grew while it was read.
     Changed,
-    /// A file was written to, or its metadata changed, while it was read.
+    /// A file was written to, or its metadata changed, while it was read, but its size stayed.
     Moved,
     NotArchivable,
 }
@@ -70,8 +71,8 @@ impl From<ListingError> for Stop {
 }
 
 impl Walk {
-    /// A walk over the tree of this name. Contents before byte `unread_until` of the NAR are passed over: they do not appear in
-    /// what is appended.
+    /// Starts a walk over the tree with this name. File contents before byte `unread_until` of the NAR are skipped and do
+    /// not appear in the output.
     pub(crate) fn new(store: Arc<OwnedFd>, root_name: CString, unread_until: u64) -> Self {
         Self {
             root_name,
@@ -85,7 +86,7 @@ impl Walk {
         }
     }
 
-    /// Bytes of the NAR so far, those passed over included.
+    /// Bytes of the NAR so far, including those that were skipped.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
@@ -95,12 +96,12 @@ impl Walk {
         matches!(self.stage, Stage::End)
     }
 
-    /// What was learned about the tree, once it was walked to its end.
+    /// Takes the layout builder. Its layout is complete once the tree was walked to its end.
     pub(crate) fn take_layout(&mut self) -> Option<LayoutBuilder> {
         self.layout.take()
     }
 
-    /// Appends the next bytes until `out` has `target`, or the NAR is over.
+    /// Appends the next bytes until `out` has `target` bytes or the NAR ends.
     pub(crate) fn read(&mut self, out: &mut Vec<u8>, target: usize) -> Result<(), Stop> {
         while out.len() < target {
             let before = out.len();
@@ -118,7 +119,7 @@ impl Walk {
         Ok(())
     }
 
-    /// What stands in `out` from `from` on is text of the NAR.
+    /// Notes that the bytes in `out` from `from` on are NAR structure.
     fn pass_text(&mut self, out: &[u8], from: usize) {
         let text = out.get(from..).unwrap_or_default();
         if let Some(layout) = &mut self.layout {
@@ -127,7 +128,7 @@ impl Walk {
         self.offset += u64::try_from(text.len()).unwrap_or(u64::MAX);
     }
 
-    /// Notes a node: the root, or the innermost directory's current entry.
+    /// Notes a node in the layout: the root, or the innermost directory's current entry.
     fn note(&mut self, identity: FileIdentity, is_file: bool) {
         let Some(layout) = &mut self.layout else { return };
         let path = std::iter::once(self.root_name.as_c_str()).chain(self.directories.iter().map(Listing::name));
@@ -190,7 +191,7 @@ impl Walk {
                 Ok(())
             }
             NodeKind::Regular => {
-                // NONBLOCK: were it swapped for a pipe, opening would wait for a writer.
+                // NONBLOCK: if the file was swapped for a pipe, opening it would otherwise wait for a writer.
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = openat(parent, name, flags, Mode::empty())?;
                 let stat = fstat(&file)?;
@@ -220,7 +221,7 @@ impl Walk {
         }
     }
 
-    /// Passes over contents that nobody wants.
+    /// Skips file contents before `unread_until`.
     fn pass_over(&mut self, out: &mut Vec<u8>) -> Result<(), Stop> {
         let Stage::File { file, left, size_bytes, .. } = &mut self.stage else { return Ok(()) };
         let passed = self.unread_until.saturating_sub(self.offset).min(left.get());

@@ -1,4 +1,4 @@
-//! One Nix store: its valid paths in memory, everything else asked of database and file system.
+//! One Nix store: its valid paths are in memory; everything else comes from the database and the file system.
 
 use crate::database::Stamp;
 use crate::failed_copies::{FailedCopies, Registration};
@@ -14,29 +14,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A scan over all rows rests nine times as long as it took, so that scans take at most a tenth of one core …
+/// After a scan over all rows, the next one waits nine times as long as the scan took, so that scans use at most a tenth of
+/// one core …
 const SCAN_REST_FACTOR: u32 = 9;
-/// … but never longer than this, so that a deletion is noticed within a second.
+/// … but it never waits longer than this, so that a deletion is noticed within a second.
 const SCAN_REST_MAX: Duration = Duration::from_millis(400);
 
-/// What a machine holds. [`NixStore`] is the one kind there is; tests may bring another.
+/// A store from which paths are served. [`NixStore`] is the only real one; tests can bring their own.
 pub trait Store: Send + Sync + 'static {
     /// The logical store directory.
     fn store_dir(&self) -> &StoreDir;
-    /// Whether a valid path has this hash part. Answered from memory, without a system call.
+    /// Whether a valid path has this hash part. It is answered from memory, without a system call.
     fn contains(&self, part: &HashPart) -> bool;
-    /// Everything known of the path with this hash part; `None` if it is not valid. Blocks.
+    /// The registration of the path with this hash part; `None` if no such path is valid. Blocks.
     fn path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError>;
-    /// Starts to read the NAR of a valid path from `first_byte` on, which is below its NarSize; an error if it is no longer
-    /// registered as `info` says, or failed before. A range costs what it gives: it is not hashed.
+    /// Starts to read the NAR of a valid path at `first_byte`, which must be below its NarSize. It is an error if the path
+    /// is no longer registered as `info` says, or if its copy failed before. A range costs only the bytes it gives: it is
+    /// not hashed.
     fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError>;
-    /// The same for all of it, hashed unless it is known to be right.
+    /// Starts to read the whole NAR. It is hashed unless the copy is already known to be right.
     fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
         self.open_nar_at(info, 0)
     }
 }
 
-/// A Nix store, read only.
+/// A Nix store, opened read-only.
 pub struct NixStore {
     location: StoreLocation,
     registry: Registry,
@@ -53,7 +55,7 @@ type Subscriber = Arc<dyn Fn(&StoreChange) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Refresh {
-    /// The state that the last complete scan saw.
+    /// The state that the last complete scan read.
     scanned: Option<Stamp>,
     rest_until: Option<Instant>,
 }
@@ -65,8 +67,8 @@ impl fmt::Debug for NixStore {
 }
 
 impl NixStore {
-    /// Opens the store and reads the hash parts of all valid paths: about 2 us each. A store that Nix has not made yet
-    /// is an empty one.
+    /// Opens the store and reads the hash parts of all valid paths, about 2 us each. A store that Nix has not created yet
+    /// reads as empty.
     pub fn open(location: StoreLocation) -> Result<Arc<Self>, StoreError> {
         let store = Self {
             registry: Registry::new(&location),
@@ -83,17 +85,18 @@ impl NixStore {
         Ok(Arc::new(store))
     }
 
-    /// Where it lies.
+    /// The directories of this store.
     pub fn location(&self) -> &StoreLocation {
         &self.location
     }
 
-    /// What its place lacks, if that is why nothing is found. Seen at the last look: each second while somebody watches.
+    /// What is missing at the store's location, if that is why it reads as empty. It is as of the last refresh, which
+    /// happens each second while somebody watches.
     pub fn gap(&self) -> Option<StoreGap> {
         self.gap.read().clone()
     }
 
-    /// Tells the operator once, and once more when it is there.
+    /// Logs a new gap once, and logs once when the store is there again.
     fn note_gap(&self, gap: Option<StoreGap>) {
         let before = std::mem::replace(&mut *self.gap.write(), gap.clone());
         match (before, gap) {
@@ -105,12 +108,12 @@ impl NixStore {
         }
     }
 
-    /// How many paths are valid.
+    /// Number of valid paths.
     pub fn valid_paths(&self) -> usize {
         self.index.read().len()
     }
 
-    /// Bytes of NARs hashed since the start: what is known to be right is not hashed again. Nobody but the tests asks.
+    /// Bytes of NARs hashed since the start. Copies known to be right are not hashed again. Only tests use it.
     pub fn hashed_bytes(&self) -> u64 {
         self.known.hashed_bytes()
     }
@@ -120,12 +123,13 @@ impl NixStore {
         self.index.read().hash_parts().collect()
     }
 
-    /// Looks for changes now, whether or not somebody watches, and tells the watchers.
+    /// Looks for changes now, even if nobody watches, and tells the watchers.
     pub fn refresh(&self) -> Result<(), StoreError> {
         self.refresh_now(true).map(|_| ())
     }
 
-    /// Looks for changes; unless `complete`, a scan over all rows may be put off. Gives the time until then.
+    /// Looks for changes. Unless `complete`, a scan over all rows may be postponed; then the time until the scan is
+    /// returned.
     pub(crate) fn refresh_now(&self, complete: bool) -> Result<Option<Duration>, StoreError> {
         let mut refresh = self.refresh.lock();
         let mut change = StoreChange::default();
@@ -162,13 +166,14 @@ impl NixStore {
         let wait = refresh.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(started));
         if !complete && wait > Duration::ZERO {
             // New rows are cheap to find; deleted and changed ones wait for the next scan.
-            // Apart: a guard in the call would still be held when the pages are written to the index.
+            // A statement of its own: in the call, the read guard would still be held when the pages are written to the
+            // index.
             let id_max = self.index.read().id_max();
             self.read_pages(id_max, change)?;
             return Ok(Some(wait));
         }
         self.index.write().begin_scan();
-        // From below every id: the daemon's rows have id 0.
+        // Starts below every id: the daemon's rows have id 0.
         self.read_pages(-1, change)?;
         self.index.write().end_scan(change);
         refresh.scanned = Some(stamp);
@@ -197,7 +202,7 @@ impl NixStore {
         }
     }
 
-    /// Calls `subscriber` after each change, from whichever thread found it; it must not refresh the store itself.
+    /// Calls `subscriber` after each change, on the thread that found the change. It must not refresh the store itself.
     pub(crate) fn subscribe(&self, subscriber: Subscriber) -> u64 {
         let id = self.subscriber_ids.fetch_add(1, Ordering::Relaxed);
         self.subscribers.lock().push((id, subscriber));
@@ -208,7 +213,7 @@ impl NixStore {
         self.subscribers.lock().retain(|(known, _)| *known != id);
     }
 
-    /// Every valid path but derivations.
+    /// All valid paths except derivations.
     pub(crate) fn outputs_and_sources(&self) -> Vec<HashPart> {
         self.index.read().outputs_and_sources().collect()
     }
@@ -225,13 +230,14 @@ impl NixStore {
         self.registry.path_info(part)
     }
 
-    /// The derivations that are here and have this path as an output.
+    /// The valid derivations that have this path as an output.
     pub(crate) fn valid_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
         self.registry.derivers(path)
     }
 
-    /// The derivations that made a path: those here that have it as an output, which follows from their own contents. The `Deriver`
-    /// of its row counts only where this store built it: anybody may have handed on a narinfo with a false one. Blocks.
+    /// The derivations that build a path: the valid ones that have it as an output, which follows from their own contents.
+    /// The `Deriver` of the row counts only if this store built the path, because a substituted narinfo can name a false
+    /// one. Blocks.
     pub fn derivers(&self, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
         let mut derivers = self.valid_derivers(&info.path)?;
         derivers.extend(info.deriver.iter().filter(|_| info.ultimate).cloned());
@@ -248,8 +254,9 @@ impl NixStore {
         self.failed.fault(&info.path.hash_part(), &Registration::of(row, info))
     }
 
-    /// [`Store::path_info`] and [`Store::open_nar_at`] with one look at the row: `from` says where to begin with what is registered,
-    /// or `None` if that is not wanted. `None` also when the path is not valid. Blocks.
+    /// [`Store::path_info`] and [`Store::open_nar_at`] with a single read of the row. `from` gets the registration and
+    /// returns the first byte wanted, or `None` if the path is not wanted. The result is `None` then, and when the path is
+    /// not valid. Blocks.
     pub fn find_nar(
         &self,
         part: &HashPart,
@@ -259,7 +266,7 @@ impl NixStore {
         from(&info).map(|first_byte| self.open_row(row, &info, first_byte)).transpose()
     }
 
-    /// Opens what was registered a moment ago.
+    /// Opens the NAR of a row that was just read.
     pub(crate) fn open_row(&self, row: i64, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
         if first_byte > 0 && first_byte >= info.nar_size {
             return Err(StoreError::BeyondNar { path: info.path.clone(), offset: first_byte, nar_size: info.nar_size });

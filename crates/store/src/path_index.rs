@@ -1,11 +1,11 @@
-//! The hash part of every valid path, in memory.
+//! The in-memory index of the hash parts of all valid paths.
 
 use crate::StoreChange;
 use crate::database::RowHead;
 use narmesh_protocol::HashPart;
 use std::collections::HashMap;
 
-/// Every valid path by hash part: about 64 bytes each, 6 MB for a store of 86,000 paths.
+/// All valid paths by hash part: about 64 bytes each, or 6 MB for a store of 86,000 paths.
 #[derive(Debug, Default)]
 pub(crate) struct PathIndex {
     rows: HashMap<HashPart, Mark>,
@@ -17,7 +17,7 @@ pub(crate) struct PathIndex {
 struct Mark {
     id: i64,
     digest: u64,
-    /// The last scan that met this row.
+    /// Number of the last scan that met this row.
     scan: u32,
     is_derivation: bool,
 }
@@ -35,7 +35,7 @@ impl PathIndex {
         self.rows.keys().copied()
     }
 
-    /// Every path but derivations.
+    /// All paths except derivations.
     pub(crate) fn outputs_and_sources(&self) -> impl Iterator<Item = HashPart> {
         self.rows.iter().filter(|(_, mark)| !mark.is_derivation).map(|(part, _)| *part)
     }
@@ -44,19 +44,19 @@ impl PathIndex {
         self.rows.get(part).is_some_and(|mark| mark.is_derivation)
     }
 
-    /// The highest row id seen: rows that were added since have a higher one, because Nix's ids are never used twice.
+    /// The highest row id seen. Rows added later have a higher id, because Nix never reuses ids.
     pub(crate) fn id_max(&self) -> i64 {
         self.id_max
     }
 
-    /// Starts a scan over all rows, to be ended by [`Self::end_scan`].
+    /// Starts a scan over all rows; [`Self::end_scan`] ends it.
     pub(crate) fn begin_scan(&mut self) {
         self.scan = self.scan.wrapping_add(1);
-        // A store that was made anew counts from 1 again.
+        // In a store that was created anew, ids start from 1 again.
         self.id_max = 0;
     }
 
-    /// Takes rows of a scan or new ones; a row that differs from the one known is a removal and an addition.
+    /// Takes rows of a scan, or new rows. A row that differs from the known one counts as a removal and an addition.
     pub(crate) fn take(&mut self, rows: &[RowHead], change: &mut StoreChange) {
         for row in rows {
             self.id_max = self.id_max.max(row.id);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_tells_new_gone_and_registered_anew() {
+    fn scan_reports_new_deleted_and_reregistered_paths() {
         let mut index = PathIndex::default();
         let change = scan(&mut index, &[row(1, 1, 0), row(2, 2, 0), row(3, 3, 0)]);
         assert_eq!(change.added.len(), 3);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_the_daemon_change_nothing_that_is_known() {
+    fn rows_from_the_daemon_do_not_change_known_paths() {
         let mut index = PathIndex::default();
         scan(&mut index, &[row(1, 1, 5), row(2, 2, 5)]);
         let change = scan(&mut index, &[row(0, 1, 0), row(0, 3, 0)]);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_path_that_is_built_again_is_a_change() {
+    fn deleted_path_that_is_built_again_is_reported() {
         let mut index = PathIndex::default();
         scan(&mut index, &[row(1, 1, 0)]);
         let change = scan(&mut index, &[row(2, 1, 0)]);

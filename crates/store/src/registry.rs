@@ -1,4 +1,4 @@
-//! The rows, from wherever they can be had: the database, or the Nix daemon if the database may not be read.
+//! Gets the rows from the database, or from the Nix daemon if the database may not be read.
 
 use crate::daemon::{Daemon, DaemonRow};
 use crate::database::{Database, RowHead, Stamp};
@@ -7,10 +7,10 @@ use crate::{PathInfo, StoreError, StoreLocation};
 use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StoreDir, StorePath};
 use parking_lot::Mutex;
 
-/// The row id of everything that the daemon told, which names none.
+/// The row id of rows from the daemon, which does not send ids.
 const NO_ROW: i64 = 0;
 
-/// The rows of one store.
+/// The registered rows of one store.
 #[derive(Debug)]
 pub(crate) struct Registry {
     database: Database,
@@ -29,12 +29,12 @@ impl Registry {
         }
     }
 
-    /// The state of the rows now.
+    /// The current state of the rows.
     pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
         or_else_unreadable(self.database.stamp(), || self.database.stamp_of_files())
     }
 
-    /// The next page of rows with an id above `after_id`. From the daemon, everything is one page after id -1.
+    /// The next page of rows with an id above `after_id`. The daemon gives all rows in one page, after id -1.
     pub(crate) fn rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
         or_else_unreadable(self.database.rows_after(after_id), || {
             if after_id >= NO_ROW {
@@ -47,7 +47,7 @@ impl Registry {
 
     /// Everything about the valid path with this hash part, and its row id.
     pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
-        // Taken before the row is read: whatever happens in between is seen next time.
+        // Taken before the row is read, so that a change in between makes the next stamp differ.
         let stamp = self.stamp()?;
         if let Some(recent) = self.recent.lock().get(stamp, part) {
             return Ok(Some(recent));
@@ -88,7 +88,7 @@ impl Registry {
         references.sort();
         Ok(PathInfo {
             path: full(&row.path, "path")?,
-            // The protocol's form is bare base 16.
+            // The protocol sends the NarHash as base-16 without a prefix.
             nar_hash: NarHash::parse(&format!("sha256:{}", row.nar_hash)).map_err(|_| wrong("narHash"))?,
             nar_size: row.nar_size,
             references,

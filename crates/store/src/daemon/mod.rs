@@ -1,7 +1,7 @@
-//! The Nix daemon as the second way to the rows, for a user who may not read the database itself.
+//! Asks the Nix daemon for rows, for a user who may not read the database itself.
 //!
-//! A small client of the worker protocol (`libstore/worker-protocol.hh`), version 1.34 as in Nix 2.8; newer daemons speak
-//! it too. Nothing is asked for that would change the store.
+//! It is a small client of the worker protocol (`libstore/worker-protocol.hh`), version 1.34 as in Nix 2.8, which newer
+//! daemons speak too. It uses no operation that would change the store.
 
 mod wire;
 
@@ -16,23 +16,23 @@ use wire::Wire;
 
 const MAGIC_OF_CLIENT: u64 = 0x6e69_7863;
 const MAGIC_OF_DAEMON: u64 = 0x6478_696f;
-/// 1.34: major version in the second byte.
+/// Protocol version 1.34: the major version is in the second byte.
 const VERSION: u64 = 0x122;
-/// A daemon that is silent for so long is given up.
+/// Longest silence of the daemon before we give up on it.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Entries of the list of all valid paths.
+/// Most entries accepted in the list of all valid paths.
 const PATHS_MAX: u64 = 10_000_000;
-/// Entries of the lists in one row.
+/// Most entries accepted in a list within one row.
 const ROW_LIST_MAX: u64 = 100_000;
 
-// The operations that we ask for.
+// The operations of the worker protocol that we use.
 const QUERY_DERIVATION_OUTPUTS: u64 = 22;
 const QUERY_ALL_VALID_PATHS: u64 = 23;
 const QUERY_PATH_INFO: u64 = 26;
 const QUERY_PATH_FROM_HASH_PART: u64 = 29;
 const QUERY_VALID_DERIVERS: u64 = 33;
 
-/// A row as the daemon tells it, unparsed.
+/// A row as the daemon sends it, unparsed.
 #[derive(Debug)]
 pub(crate) struct DaemonRow {
     pub(crate) path: String,
@@ -46,7 +46,7 @@ pub(crate) struct DaemonRow {
     pub(crate) content_address: String,
 }
 
-/// The daemon of one store; connects when it is first asked.
+/// The daemon of one store. It connects at the first question.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     socket: PathBuf,
@@ -58,7 +58,7 @@ impl Daemon {
         Self { socket, connection: Mutex::default() }
     }
 
-    /// Every valid path, in full.
+    /// All valid paths, as full paths.
     pub(crate) fn all_valid_paths(&self) -> Result<Vec<String>, StoreError> {
         self.ask(|wire| {
             wire.call(QUERY_ALL_VALID_PATHS, &[])?;
@@ -75,7 +75,7 @@ impl Daemon {
                 return Ok(None);
             }
             wire.call(QUERY_PATH_INFO, &[&path])?;
-            // It may have gone between the two questions.
+            // The path can have been deleted between the two questions.
             if wire.number()? == 0 {
                 return Ok(None);
             }
@@ -109,7 +109,7 @@ impl Daemon {
         })
     }
 
-    /// Asks on the connection that is there; if that one has died, on a new one.
+    /// Asks on the existing connection; if that fails, on a new one.
     fn ask<T>(&self, question: impl Fn(&mut Wire<UnixStream>) -> Result<T, DaemonError>) -> Result<T, StoreError> {
         let mut slot = self.connection.lock();
         let told = |source| StoreError::Daemon { socket: self.socket.clone(), source };
@@ -134,11 +134,11 @@ impl Daemon {
         if wire.number()? != MAGIC_OF_DAEMON {
             return Err(DaemonError::Foreign);
         }
-        // Versions differ in their last byte; a daemon below ours would leave out what we wait for.
+        // A daemon with an older version would leave out fields for which we wait.
         if wire.number()? < VERSION {
             return Err(DaemonError::TooOld);
         }
-        // Then two settings of old: no CPU affinity, no reserved space.
+        // The version is followed by two obsolete settings: no CPU affinity, no reserved space.
         wire.send(&[VERSION.to_le_bytes(), [0; 8], [0; 8]].concat())?;
         let version = wire.string()?;
         wire.until_done()?;

@@ -1,13 +1,13 @@
-//! Numbers, strings and log messages of the worker protocol.
+//! Reads and writes numbers, strings and log messages of the worker protocol.
 
 use std::io::{self, BufReader, Read, Write};
 
-/// Bytes of one string: error messages and log lines are the longest.
+/// Longest string accepted, bytes. Error messages and log lines are the longest ones.
 const STRING_BYTES_MAX: u64 = 1 << 20;
-/// Log messages, fields and traces in one answer.
+/// Most log messages, fields or traces accepted in one answer.
 const MESSAGES_MAX: u32 = 100_000;
 
-// What may come before an answer.
+// The kinds of message that can come before an answer.
 const LOG_LINE: u64 = 0x6f6c_6d67;
 const LOG_DATA: u64 = 0x6461_7416;
 const DONE: u64 = 0x616c_7473;
@@ -22,21 +22,21 @@ pub enum DaemonError {
     /// The socket failed, or the daemon was silent for 5 s.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Whoever listens there is no Nix daemon.
+    /// The process that listens there is not a Nix daemon.
     #[error("no nix daemon listens there")]
     Foreign,
-    /// Its worker protocol is older than 1.34.
+    /// The daemon's worker protocol is older than 1.34.
     #[error("it is older than nix 2.8")]
     TooOld,
-    /// It sent what the protocol does not allow, or more than we take.
+    /// The daemon sent something that the protocol does not allow, or more than we accept.
     #[error("its answer is malformed")]
     Malformed,
-    /// It answered with an error, which is in the log.
+    /// The daemon answered with an error, which we logged.
     #[error("it refused the question")]
     Refused,
 }
 
-/// One side of a connection.
+/// Our side of a connection to the daemon.
 #[derive(Debug)]
 pub(super) struct Wire<S>(BufReader<S>);
 
@@ -49,7 +49,7 @@ impl<S: Read + Write> Wire<S> {
         Ok(self.0.get_mut().write_all(bytes)?)
     }
 
-    /// Sends an operation with its arguments, and waits until its answer begins.
+    /// Sends an operation with its arguments and waits until the answer begins.
     pub(super) fn call(&mut self, operation: u64, arguments: &[&str]) -> Result<(), DaemonError> {
         let mut request = operation.to_le_bytes().to_vec();
         for argument in arguments {
@@ -67,7 +67,7 @@ impl<S: Read + Write> Wire<S> {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// What is not UTF-8 is no path, hash or signature; it is replaced and refused later.
+    /// Reads a string. Invalid UTF-8 is replaced: it cannot be a path, hash or signature, so the caller's parser refuses it.
     pub(super) fn string(&mut self) -> Result<String, DaemonError> {
         let length = self.number()?;
         if length > STRING_BYTES_MAX {
@@ -91,7 +91,7 @@ impl<S: Read + Write> Wire<S> {
         (0..count).map(|_| self.string()).collect()
     }
 
-    /// Passes over log messages until the answer begins.
+    /// Skips log messages until the answer begins.
     pub(super) fn until_done(&mut self) -> Result<(), DaemonError> {
         for _ in 0..MESSAGES_MAX {
             match self.number()? {
@@ -115,7 +115,7 @@ impl<S: Read + Write> Wire<S> {
         Err(DaemonError::Malformed)
     }
 
-    /// The form since 1.26: kind, level, name, message, position (never there), traces.
+    /// Reads an error in its form since 1.26: kind, level, name, message, position (never present), traces.
     fn refusal(&mut self) -> Result<DaemonError, DaemonError> {
         self.string()?;
         self.numbers(1)?;
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn log_messages_before_an_answer_are_passed_over() {
+    fn log_messages_before_an_answer_are_skipped() {
         let stream = [
             numbers(&[LOG_LINE]),
             text("a line"),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_read_to_its_end() {
+    fn refusal_is_read_completely() {
         let mut stream =
             [numbers(&[REFUSED]), text("Error"), numbers(&[0]), text("Error"), text("no such path")].concat();
         stream.extend([numbers(&[0, 1, 0]), text("while asking"), numbers(&[5])].concat());
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_checked_before_memory_is_taken() {
+    fn length_is_checked_before_memory_is_allocated() {
         let mut wire = Wire::new(Cursor::new(numbers(&[u64::MAX])));
         assert!(matches!(wire.string(), Err(DaemonError::Malformed)));
         let mut wire = Wire::new(Cursor::new(numbers(&[u64::MAX])));
@@ -213,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..256), kind in 0_usize..8) {
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..256), kind in 0_usize..8) {
             let kinds = [LOG_LINE, LOG_DATA, DONE, REFUSED, START_ACTIVITY, STOP_ACTIVITY, ACTIVITY_RESULT, 1];
             let mut stream = kinds[kind].to_le_bytes().to_vec();
             stream.extend(bytes);

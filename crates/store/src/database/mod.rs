@@ -1,8 +1,8 @@
-//! The Nix database, opened so that nothing is written and no writer is disturbed.
+//! Reads the Nix database without writing anything and without disturbing a writer.
 //!
-//! Nix keeps it in WAL mode. While `-wal` and `-shm` lie beside it, a `mode=ro` connection sees every commit at once.
-//! Nix before 2.23 deletes both when its last connection closes; then such a connection would have to create them, so
-//! the file is read as `immutable`, and an answer counts only if the file was the same before and after.
+//! Nix keeps the database in WAL mode. While `-wal` and `-shm` lie beside it, a `mode=ro` connection sees every commit at
+//! once. Nix before 2.23 deletes both when its last connection closes. Such a connection would then have to create them, so
+//! the file is read as `immutable` instead, and an answer counts only if the file was the same before and after.
 
 mod rows;
 
@@ -23,13 +23,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Longest wait for a lock of a writer; WAL readers hardly ever wait at all. A guess, not measured.
+/// Longest wait for a writer's lock. WAL readers hardly ever wait. A guess, not measured.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(250);
-/// How often a lock-free read is tried while Nix comes and goes; with the pauses below about 0.4 s in all.
+/// Most attempts at a lock-free read while Nix processes come and go; with the pauses below about 0.4 s in all.
 const ATTEMPTS_MAX: u32 = 8;
-/// The first pause between two attempts; it doubles up to 100 ms.
+/// First pause between two attempts; it doubles up to 100 ms.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(4);
-/// Five ticks of a kernel that counts 250 of them a second.
+/// Age from which a modification time is distinct: five ticks of a kernel with 250 ticks a second.
 const TICK: Duration = Duration::from_millis(20);
 /// Offset of the read version in SQLite's header: 2 in WAL mode, 1 with a rollback journal.
 const HEADER_READ_VERSION_OFFSET: u64 = 19;
@@ -42,38 +42,38 @@ pub(crate) struct Database {
     session: Mutex<Session>,
 }
 
-/// What outlives one query.
+/// State that outlives one query.
 #[derive(Debug, Default)]
 struct Session {
     kept: Option<Kept>,
-    /// Never beside `kept`: closing a descriptor of the file would drop the locks of that one.
+    /// Never set together with `kept`: closing a descriptor of the file would drop the locks of the kept connection.
     unshared: Option<Unshared>,
-    /// Counts connections and, without one, states of the file.
+    /// Grows with each new kept connection and, without one, with each new state of the file.
     epoch: u64,
-    /// The file, or that there was none, under the current epoch.
+    /// The state of the file in the current epoch; the inner `None` means that there was no file.
     seen: Option<Option<FileState>>,
-    /// Database and `-wal`, when only their metadata could be read.
+    /// The states of the database and its `-wal`, used when only their metadata can be read.
     seen_files: Option<[Option<FileState>; 2]>,
 }
 
-/// A connection kept between queries, valid while the same three files lie there.
+/// A connection kept between queries; valid while its three files stay the same ones.
 #[derive(Debug)]
 struct Kept {
     connection: Connection,
     files: Identities,
 }
 
-/// A connection without locks, valid while the file is in this state, in which a further write would show.
+/// A connection without locks; valid while the file is in this settled state.
 #[derive(Debug)]
 struct Unshared {
     connection: Connection,
     state: FileState,
 }
 
-/// Device and inode of the database, its `-wal` and its `-shm`.
+/// Device and inode of the database, of its `-wal` and of its `-shm`.
 type Identities = [Option<(u64, u64)>; 3];
 
-/// Enough of a file's metadata to tell that nobody wrote to it.
+/// The part of a file's metadata that shows whether somebody wrote to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct FileState {
     device: u64,
@@ -84,8 +84,8 @@ struct FileState {
 }
 
 impl FileState {
-    /// Whether a further write would show. File systems count time in ticks of up to 4 ms: a write of just now may have
-    /// another in the same tick, so a stamp of then must equal no other.
+    /// Whether another write would change this state. File systems count time in ticks of up to 4 ms, so a second write can
+    /// fall into the tick of a very recent one and not show. A stamp taken then must differ from every other.
     fn is_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let modified = Duration::from_secs(u64::try_from(self.modified_s).unwrap_or(0))
@@ -94,7 +94,7 @@ impl FileState {
     }
 }
 
-/// Equal stamps mean that the database held the same rows both times.
+/// A state of the database: two equal stamps mean that it held the same rows both times.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stamp {
     epoch: u64,
@@ -103,19 +103,19 @@ pub(crate) struct Stamp {
 
 #[cfg(test)]
 impl Stamp {
-    /// A stamp of no database, for what only compares them.
+    /// A stamp without a database, for tests that only compare stamps.
     pub(crate) fn fixed(data_version: i64) -> Self {
         Self { epoch: 0, data_version }
     }
 }
 
 impl Database {
-    /// The database in `dir`; it may be absent, which reads as an empty store.
+    /// The database in `dir`. If it does not exist, it reads as an empty store.
     pub(crate) fn new(dir: &Path, store_dir: StoreDir) -> Self {
         Self { file: dir.join(DATABASE_FILE), store_dir, session: Mutex::default() }
     }
 
-    /// The state of the database now.
+    /// The current state of the database.
     pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
         let mut session = self.session.lock();
         let files = self.identities();
@@ -140,7 +140,7 @@ impl Database {
         Ok(Stamp { epoch: session.epoch, data_version: 0 })
     }
 
-    /// The state as far as metadata tells it, for when the rows may not be read.
+    /// The current state as far as file metadata shows it, for when the rows may not be read.
     pub(crate) fn stamp_of_files(&self) -> Result<Stamp, StoreError> {
         let files = [self.state_of(&self.file)?, self.state_of(&self.beside("-wal"))?];
         let is_settled = files.iter().flatten().all(FileState::is_settled);
@@ -152,7 +152,7 @@ impl Database {
         Ok(Stamp { epoch: session.epoch, data_version: 0 })
     }
 
-    /// Runs one short query; `None` when there is no database. It may run more than once.
+    /// Runs one short query; `None` when there is no database. `run` may be called more than once.
     fn query<T>(&self, run: impl Fn(&Connection) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
         let mut session = self.session.lock();
         let mut pause = ATTEMPT_PAUSE;
@@ -166,7 +166,7 @@ impl Database {
             if has_wal(&files) {
                 let connection = match self.kept(&mut session, files) {
                     Ok(connection) => connection,
-                    // The files went away between the look and the open: look again.
+                    // The files disappeared after we looked and before we opened them: look again.
                     Err(StoreError::Unreadable { .. }) if !has_wal(&self.identities()) => continue,
                     Err(error) => return Err(error),
                 };
@@ -174,7 +174,7 @@ impl Database {
                 return outcome.map(Some).map_err(|error| self.forget(&mut session, error));
             }
             if needs_recovery(&files) {
-                // Or Nix is just about to create or delete the other one: look again.
+                // Either recovery is needed, or Nix is about to create or delete the other file: look again.
                 is_whole = false;
                 continue;
             }
@@ -184,7 +184,7 @@ impl Database {
                 session.unshared = None;
                 return Ok(None);
             };
-            // Asked before anything is read: what is read now must not be older than what the state will stand for.
+            // Computed before the read: a write during the read must not be taken as part of a settled state.
             let is_settled = before.is_settled();
             let connection = match session.unshared.take().filter(|unshared| unshared.state == before) {
                 Some(unshared) => Ok(unshared.connection),
@@ -204,7 +204,7 @@ impl Database {
         Err(StoreError::Changing { path: self.file.clone(), attempts: ATTEMPTS_MAX })
     }
 
-    /// The kept connection, opened anew when the files are not those it was opened on.
+    /// The kept connection. It is opened anew if the files are no longer those it was opened on.
     fn kept<'a>(&self, session: &'a mut Session, files: Identities) -> Result<&'a Connection, StoreError> {
         if session.kept.as_ref().is_some_and(|kept| kept.files != files) {
             session.kept = None;
@@ -212,7 +212,7 @@ impl Database {
         if session.kept.is_none() {
             session.unshared = None;
             let connection = self.open("mode=ro")?;
-            // Whether it can be read at all shows at the first read, not when it is opened.
+            // Opening succeeds even if the file cannot be read; only the first read shows that.
             self.data_version(&connection)?;
             session.epoch += 1;
             session.seen = None;
@@ -224,7 +224,7 @@ impl Database {
         }
     }
 
-    /// Drops a connection that failed, so that the next call starts afresh.
+    /// Drops the kept connection after an error, so that the next call opens a new one.
     fn forget(&self, session: &mut Session, error: StoreError) -> StoreError {
         if let StoreError::Sqlite { .. } | StoreError::Unreadable { .. } = error {
             session.kept = None;
@@ -232,7 +232,8 @@ impl Database {
         error
     }
 
-    /// Without `-wal`: lock-free if the file is in WAL mode, with locks if it has a rollback journal.
+    /// Opens a database that has no `-wal`: without locks if the file is in WAL mode, with locks if it has a rollback
+    /// journal.
     fn open_unshared(&self) -> Result<Connection, StoreError> {
         let mut version = [0_u8; 1];
         File::open(&self.file).and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET)).map_err(
@@ -262,12 +263,12 @@ impl Database {
         read().map_err(|source| self.sqlite(source))
     }
 
-    /// Sorts SQLite's errors: those that only someone with write permission could get over are `Unreadable`.
+    /// Maps SQLite's errors. Those that only a process with write permission could resolve become `Unreadable`.
     fn sqlite(&self, source: rusqlite::Error) -> StoreError {
         match source.sqlite_error_code() {
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => StoreError::Unreadable { path: self.file.clone() },
             Some(ErrorCode::NotADatabase) => self.not_nix("it is no database of SQLite"),
-            // SQLite has no code for them.
+            // SQLite has no code of its own for these errors.
             Some(ErrorCode::Unknown) | None if source.to_string().contains("no such table") => {
                 self.not_nix("it lacks a table of Nix")
             }
@@ -290,7 +291,7 @@ impl Database {
 
     fn identities(&self) -> Identities {
         ["", "-wal", "-shm"].map(|suffix| {
-            // To open a FIFO is to wait for whoever writes into it.
+            // Only regular files count: opening a FIFO would wait for a writer.
             let metadata = fs::metadata(self.beside(suffix)).ok().filter(fs::Metadata::is_file)?;
             Some((metadata.dev(), metadata.ino()))
         })
@@ -300,7 +301,7 @@ impl Database {
         self.state_of(&self.file)
     }
 
-    /// `None` if there is no such file, or something else than a file.
+    /// `None` if there is no such file, or if it is not a regular file.
     fn state_of(&self, file: &Path) -> Result<Option<FileState>, StoreError> {
         match fs::metadata(file) {
             Ok(metadata) if !metadata.is_file() => Ok(None),
@@ -321,12 +322,13 @@ fn has_wal([_, wal, shm]: &Identities) -> bool {
     wal.is_some() && shm.is_some()
 }
 
-/// A `-wal` without its index, as a crash or a copy leaves it, may hold commits that only a writer can recover.
+/// Whether there is a `-wal` without its index, as a crash or a copy leaves it: it can hold commits that only a writer
+/// recovers.
 fn needs_recovery([_, wal, shm]: &Identities) -> bool {
     wal.is_some() && shm.is_none()
 }
 
-/// A `file:` URI; everything but plain characters of the path is percent-encoded.
+/// A `file:` URI; every character of the path that is not plain is percent-encoded.
 fn uri(file: &Path, parameters: &str) -> String {
     let mut uri = String::from("file:");
     for byte in file.as_os_str().as_bytes() {
@@ -344,7 +346,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn a_uri_escapes_what_sqlite_would_read_as_syntax() {
+    fn uri_escapes_characters_with_meaning_for_sqlite() {
         assert_eq!(uri(Path::new("/a b/c?d#e%f"), "mode=ro"), "file:/a%20b/c%3fd%23e%25f?mode=ro");
     }
 }

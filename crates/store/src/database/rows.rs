@@ -1,4 +1,4 @@
-//! The queries: pages of rows, and everything about one path.
+//! The queries on the Nix database: pages of rows, and everything about one path.
 
 use super::Database;
 use crate::{PathInfo, StoreError};
@@ -8,9 +8,9 @@ use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-/// Rows of one page of the scan: about 5 ms of read transaction, against the 100 ms that are allowed.
+/// Rows per page of a scan. A page takes a read transaction of about 5 ms; 100 ms are allowed.
 const PAGE_ROWS: i64 = 2_000;
-/// Characters of a hash part.
+/// Length of a hash part's text, characters.
 const HASH_PART_CHARS: usize = 32;
 
 const PAGE_SQL: &str = "SELECT id, path, hash, narSize, ultimate, sigs, ca FROM ValidPaths \
@@ -24,18 +24,18 @@ const DERIVERS_SQL: &str = "SELECT ValidPaths.path FROM DerivationOutputs \
 const OUTPUTS_SQL: &str = "SELECT DerivationOutputs.path FROM DerivationOutputs \
     JOIN ValidPaths ON DerivationOutputs.drv = ValidPaths.id WHERE ValidPaths.path >= ?1 AND ValidPaths.path < ?2";
 
-/// What the index keeps of a row.
+/// The part of a row that the in-memory index uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowHead {
     pub(crate) id: i64,
-    /// `None` if the path is not of our store directory.
+    /// `None` if the path is not in our store directory.
     pub(crate) hash_part: Option<HashPart>,
     pub(crate) is_derivation: bool,
-    /// Changes when hash, size, signatures, content address or `ultimate` do.
+    /// Digest of NarHash, NarSize, signatures, content address and `ultimate`: it changes when one of them does.
     pub(crate) digest: u64,
 }
 
-/// Columns of `INFO_SQL`, unparsed.
+/// The columns of `INFO_SQL`, unparsed.
 struct RawRow {
     id: i64,
     path: String,
@@ -49,7 +49,7 @@ struct RawRow {
 }
 
 impl Database {
-    /// The next page of rows with an id above `after_id`, in order; empty at the end or without a database.
+    /// The next page of rows with an id above `after_id`, in order of id; empty at the end or without a database.
     pub(crate) fn rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
         let page = self.query(|connection| {
             let read = || -> rusqlite::Result<Vec<RowHead>> {
@@ -66,7 +66,7 @@ impl Database {
     pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
         let prefix = format!("{}/{part}", self.store_dir.as_str());
         let row = self.query(|connection| {
-            // One transaction, so that the references belong to the row.
+            // One transaction for both queries, so that the references belong to this row.
             let transaction = connection.unchecked_transaction().map_err(|source| self.sqlite(source))?;
             let Some(raw) = raw_row(&transaction, &prefix).map_err(|source| self.sqlite(source))? else {
                 return Ok(None);
@@ -91,7 +91,7 @@ impl Database {
     /// The outputs of the valid derivation with this hash part, whether or not they are valid.
     pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
         let prefix = format!("{}/{derivation}-", self.store_dir.as_str());
-        // The byte after `-`: every path with this hash part lies between.
+        // `.` is the byte after `-`, so every path with this hash part sorts between the two.
         let end = format!("{}/{derivation}.", self.store_dir.as_str());
         let found = self
             .query(|connection| texts(connection, OUTPUTS_SQL, [&prefix, &end]).map_err(|source| self.sqlite(source)))?
@@ -113,12 +113,12 @@ impl Database {
         Ok(self.head_of(row.get(0)?, path, hasher.finish()))
     }
 
-    /// The head of the row of a full path.
+    /// The row head for a full path.
     pub(crate) fn head_of(&self, id: i64, path: &[u8], digest: u64) -> RowHead {
         RowHead { id, hash_part: self.hash_part(path), is_derivation: path.ends_with(b".drv"), digest }
     }
 
-    /// The hash part of a full path, without parsing the rest: a scan looks at every row.
+    /// The hash part of a full path. It does not parse the rest, because a scan calls it for every row.
     fn hash_part(&self, full: &[u8]) -> Option<HashPart> {
         let base = full.strip_prefix(self.store_dir.as_str().as_bytes())?.strip_prefix(b"/")?;
         HashPart::parse(std::str::from_utf8(base.get(..HASH_PART_CHARS)?).ok()?).ok()
@@ -135,7 +135,7 @@ impl Database {
             nar_hash: NarHash::parse(&raw.hash).map_err(|_| wrong("hash"))?,
             nar_size: u64::try_from(raw.nar_size.unwrap_or(0)).map_err(|_| wrong("narSize"))?,
             references,
-            // Derivers are unsigned and may be of any age: one that we cannot read is one that we do not know.
+            // Derivers are unsigned and can be very old, so one that we cannot parse counts as unknown.
             deriver: raw.deriver.as_deref().and_then(|text| self.store_dir.parse_path(text).ok()),
             signatures: raw
                 .signatures
