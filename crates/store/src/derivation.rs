@@ -1,18 +1,18 @@
-//! The one thing that we ask of a `.drv` file: may its outputs be substituted?
+//! Reads from a `.drv` file whether its outputs may be substituted.
 //!
 //! A derivation is an ATerm: `Derive(outputs,inputDrvs,inputSrcs,system,builder,args,env)`; with dynamic derivations
-//! `DrvWithVersion(version,outputs,…,env)`. Only the environment, the last argument, is looked at.
+//! `DrvWithVersion(version,outputs,…,env)`. Only the environment, the last argument, is read.
 
-/// Arguments of either form at most.
+/// Most arguments of either form.
 const ARGUMENTS_MAX: usize = 16;
-/// Nesting of lists and tuples; Nix writes 4 levels.
+/// Deepest nesting of lists and tuples that is accepted; Nix writes 4 levels.
 const NESTING_MAX: usize = 16;
 
 /// The file is not a derivation that we can read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NotADerivation;
 
-/// Whether the derivation says `allowSubstitutes = false`, plainly or in its structured attributes.
+/// Whether the derivation says `allowSubstitutes = false`, in its environment or in its structured attributes.
 pub(crate) fn forbids_substitutes(aterm: &[u8]) -> Result<bool, NotADerivation> {
     let mut environment = Environment::default();
     let mut rest = Rest(aterm);
@@ -20,7 +20,7 @@ pub(crate) fn forbids_substitutes(aterm: &[u8]) -> Result<bool, NotADerivation> 
     if !is_plain && !rest.eat(b"DrvWithVersion(") {
         return Err(NotADerivation);
     }
-    // The environment comes after six arguments; the other form has the version before them.
+    // The environment comes after six arguments. The other form has the version as one more argument before them.
     for _ in 0..if is_plain { 6 } else { 7 }.min(ARGUMENTS_MAX) {
         rest.skip_value(0)?;
         rest.expect(b",")?;
@@ -41,7 +41,7 @@ struct Environment {
 
 impl Environment {
     fn forbids_substitutes(&self) -> Result<bool, NotADerivation> {
-        // Nix writes `true` as "1" and `false` as "", and takes anything but "1" as false.
+        // Nix writes `true` as "1" and `false` as "", and reads anything except "1" as false.
         if self.allow_substitutes.as_ref().is_some_and(|value| value != b"1") {
             return Ok(true);
         }
@@ -65,7 +65,7 @@ impl Rest<'_> {
         if self.eat(token) { Ok(()) } else { Err(NotADerivation) }
     }
 
-    /// A string, with its escapes resolved.
+    /// Reads a string and resolves its escapes.
     fn string(&mut self) -> Result<Vec<u8>, NotADerivation> {
         self.expect(b"\"")?;
         let mut text = Vec::new();
@@ -101,7 +101,7 @@ impl Rest<'_> {
         }
     }
 
-    /// A string, list or tuple.
+    /// Skips a string, list or tuple.
     fn skip_value(&mut self, nesting: usize) -> Result<(), NotADerivation> {
         if nesting > NESTING_MAX {
             return Err(NotADerivation);
@@ -125,7 +125,7 @@ impl Rest<'_> {
         }
     }
 
-    /// `[("name","value"),…]`.
+    /// Reads `[("name","value"),…]` and keeps the two variables that we need.
     fn environment(&mut self, environment: &mut Environment) -> Result<(), NotADerivation> {
         self.expect(b"[")?;
         if self.eat(b"]") {
@@ -185,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn false_is_the_empty_string() {
+    fn empty_string_forbids_substitutes() {
         assert_eq!(forbids(&[]), Ok(false));
         assert_eq!(forbids(&[("allowSubstitutes", "1")]), Ok(false));
         assert_eq!(forbids(&[("a", "b"), ("allowSubstitutes", ""), ("z", "")]), Ok(true));
     }
 
     #[test]
-    fn structured_attributes_count_too() {
+    fn structured_attributes_can_forbid_substitutes() {
         assert_eq!(forbids(&[("__json", r#"{"name":"x"}"#)]), Ok(false));
         assert_eq!(forbids(&[("__json", r#"{"allowSubstitutes":true}"#)]), Ok(false));
         assert_eq!(forbids(&[("__json", r#"{"allowSubstitutes":false}"#)]), Ok(true));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dynamic_derivation_has_its_version_first() {
+    fn dynamic_derivation_with_version_is_read() {
         let plain = derivation(&[("allowSubstitutes".to_owned(), String::new())]);
         let dynamic = plain.replacen("Derive(", "DrvWithVersion(\"xp-dyn-drv\",", 1);
         assert_eq!(forbids_substitutes(dynamic.as_bytes()), Ok(true));
@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn finds_the_attribute_among_any_others(
+        fn attribute_is_found_among_others_and_truncation_is_refused(
             others in prop::collection::vec(("[a-z]{1,6}", any::<String>()), 0..6),
             value in any::<Option<bool>>(),
             at in any::<prop::sample::Index>(),
@@ -233,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(prop::sample::select(b"Derive([\"\\,)]x".to_vec()), 0..64)) {
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(prop::sample::select(b"Derive([\"\\,)]x".to_vec()), 0..64)) {
             let mut text = b"Derive(".to_vec();
             text.extend(bytes);
             prop_assert!(matches!(forbids_substitutes(&text), Ok(_) | Err(NotADerivation)));

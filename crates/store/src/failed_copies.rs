@@ -1,7 +1,7 @@
-//! Copies of ours that failed their hash, until file or row changes.
+//! Remembers our copies that failed their NarHash until their files or their row change.
 //!
-//! Without this memory a peer that repairs its copy from the mesh could be handed our corruption, and `nix-store
-//! --repair-path` here would fetch our own bad copy back through our own gateway.
+//! Otherwise a peer that repairs its copy from the mesh could get our damaged copy, and `nix-store --repair-path` here would
+//! fetch our own damaged copy back through our own gateway.
 
 use crate::PathInfo;
 use crate::file_identity::FileIdentity;
@@ -12,10 +12,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
-/// Failed copies remembered at most. One more makes the oldest hash part be checked anew, which costs one read of it.
+/// Most failed copies remembered. One more drops the smallest hash part; checking that copy again costs one read of it.
 const FAILED_MAX: usize = 10_000;
 
-/// Which registration of a path is meant. Nix keeps the row id when it repairs, and gives a new one after a deletion.
+/// Identifies one registration of a path. Nix keeps the row id on a repair, and gives a new one after a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Registration {
     pub(crate) row: i64,
@@ -29,7 +29,7 @@ impl Registration {
     }
 }
 
-/// What is wrong with a copy of ours.
+/// What is wrong with our copy of a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CopyFault {
     /// It does not give the hash and size that are registered.
@@ -58,20 +58,20 @@ struct FailedCopy {
     fault: CopyFault,
     root: PathBuf,
     registration: Registration,
-    /// Of the root, which a repair replaces; `None` when it was not there at all.
+    /// Identity of the root, which a repair replaces; `None` when there was no root at all.
     identity: Option<FileIdentity>,
-    /// Not yet told by [`FailedCopies::news`].
+    /// Whether [`FailedCopies::news`] has not reported it yet.
     is_new: bool,
 }
 
-/// All of them, shared by the store and its open streams.
+/// All failed copies, shared by the store and its open streams.
 #[derive(Debug, Default)]
 pub(crate) struct FailedCopies {
     copies: Mutex<BTreeMap<HashPart, FailedCopy>>,
     wakers: Mutex<Vec<(u64, SyncSender<()>)>>,
 }
 
-/// What changed among the failed copies since the last look.
+/// Changes among the failed copies since the last call of [`FailedCopies::news`].
 #[derive(Debug, Default)]
 pub(crate) struct FailedNews {
     pub(crate) failed: Vec<HashPart>,
@@ -79,7 +79,7 @@ pub(crate) struct FailedNews {
 }
 
 impl FailedCopies {
-    /// Remembers that the copy with this identity failed.
+    /// Remembers that the copy with this identity failed, and wakes the watchers.
     pub(crate) fn remember(
         &self,
         part: HashPart,
@@ -98,17 +98,17 @@ impl FailedCopies {
         self.wake();
     }
 
-    /// What was wrong with the copy of this registration, if its root is still the one that failed.
+    /// The fault of the copy with this registration, if its root is still the one that failed.
     pub(crate) fn fault(&self, part: &HashPart, registration: &Registration) -> Option<CopyFault> {
         let copies = self.copies.lock();
         let copy = copies.get(part).filter(|copy| copy.registration == *registration)?;
         (FileIdentity::at(&copy.root) == copy.identity).then_some(copy.fault)
     }
 
-    /// Forgets copies whose root changed or whose path was registered anew, and tells what is new.
+    /// Forgets copies whose root changed or whose path was registered anew. Returns these and the new failures.
     pub(crate) fn news(&self, mut is_registered_anew: impl FnMut(&HashPart, &Registration) -> bool) -> FailedNews {
         let mut news = FailedNews::default();
-        // The closure asks the database: ask it without the lock.
+        // The closure queries the database, so it must not be called under the lock.
         let known: Vec<_> = {
             let copies = self.copies.lock();
             copies.iter().map(|(part, copy)| (*part, copy.registration, copy.root.clone(), copy.identity)).collect()
@@ -130,7 +130,7 @@ impl FailedCopies {
         news
     }
 
-    /// Has `waker` told of each new failure until [`Self::remove_waker`].
+    /// Sends to `waker` at each new failure until [`Self::remove_waker`].
     pub(crate) fn add_waker(&self, id: u64, waker: SyncSender<()>) {
         self.wakers.lock().push((id, waker));
     }
@@ -139,7 +139,7 @@ impl FailedCopies {
         self.wakers.lock().retain(|(known, _)| *known != id);
     }
 
-    /// Tells every watcher to look. A full channel means that it will look anyway.
+    /// Wakes every watcher. A full channel means that the watcher will look anyway.
     pub(crate) fn wake(&self) {
         self.wakers.lock().retain(|(_, waker)| !matches!(waker.try_send(()), Err(TrySendError::Disconnected(()))));
     }

@@ -1,19 +1,19 @@
-//! What tells whether a file, directory or link is the one that was seen.
+//! Metadata that shows whether a file, directory or link is still the one that was seen.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use rustix::fs::{Stat, lstat};
 
-/// Device, inode, size and times of one: whoever changes or replaces it changes one of these.
+/// Device, inode, size and times of a file, directory or link. Changing or replacing it changes one of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct FileIdentity {
     device: u64,
     inode: u64,
     size_bytes: i64,
-    /// Seconds, nanoseconds.
+    /// Modification time of the contents: seconds since 1970, nanoseconds.
     modified: (i64, i64),
-    /// The same of the metadata.
+    /// Change time of the metadata: seconds since 1970, nanoseconds.
     changed: (i64, i64),
 }
 
@@ -29,25 +29,26 @@ impl FileIdentity {
         }
     }
 
-    /// Of something whose metadata changed last at this second.
+    /// An identity whose metadata last changed in this second, for tests.
     #[cfg(test)]
     pub(crate) fn changed_at(seconds: i64) -> Self {
         Self { device: 0, inode: 0, size_bytes: 0, modified: (0, 0), changed: (seconds, 999_999_999) }
     }
 
-    /// Of what is at this path, not of what a symlink there names; `None` when nothing is.
+    /// The identity of the file at this path, without following a symlink; `None` when nothing is there.
     pub(crate) fn at(path: &Path) -> Option<Self> {
         lstat(path).ok().map(|stat| Self::of(&stat))
     }
 
-    /// A hash of it, for where many are kept. Who could look for another with the same hash can write to the store anyway.
+    /// A 64-bit hash of the identity, used where many are kept. Whoever could search for a collision can write to the store
+    /// anyway.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
         hasher.finish()
     }
 
-    /// When its metadata changed last: seconds, nanoseconds.
+    /// Time of the last metadata change: seconds since 1970, nanoseconds.
     pub(crate) fn changed(&self) -> (i64, i64) {
         self.changed
     }

@@ -1,4 +1,5 @@
-//! The layouts of copies that were walked, and which of them were hashed right; bounded, the least recently used go first.
+//! The layouts of copies that were walked, and whether their NarHash was right. Memory is bounded; the least recently used
+//! go first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -10,20 +11,20 @@ use crate::by_use::ByUse;
 use crate::failed_copies::Registration;
 use crate::layout::Layout;
 
-/// Memory of all layouts together.
+/// Memory for all layouts together, bytes.
 const BYTES_MAX: usize = 32 << 20;
-/// What one takes beside its own bytes: entries of two maps (a guess, not measured).
+/// Memory of one entry beside its layout, bytes: its nodes in two maps. A guess, not measured.
 const ENTRY_BYTES: usize = 256;
 
-/// What is known of one copy.
+/// What we know about one copy.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownCopy {
     pub(crate) layout: Arc<Layout>,
-    /// Its NAR was hashed from the first to the last byte, and was right.
+    /// Whether its whole NAR was hashed and the NarHash was right.
     pub(crate) is_verified: bool,
 }
 
-/// All of them, shared by the store and its open streams.
+/// All known copies, shared by the store and its open streams.
 #[derive(Debug)]
 pub(crate) struct KnownCopies {
     copies: Mutex<ByUse<(Registration, KnownCopy)>>,
@@ -37,7 +38,7 @@ impl Default for KnownCopies {
 }
 
 impl KnownCopies {
-    /// What is known of the copy under this registration.
+    /// What we know about the copy with this registration.
     pub(crate) fn get(&self, part: &HashPart, registration: &Registration) -> Option<KnownCopy> {
         let mut copies = self.copies.lock();
         let (registered, copy) = copies.get(part)?;
@@ -48,7 +49,7 @@ impl KnownCopies {
         Some(copy.clone())
     }
 
-    /// Keeps what was found; one that was verified is not replaced by one that was not.
+    /// Keeps a layout. A verified copy is not replaced by one that is not verified.
     pub(crate) fn keep(&self, part: HashPart, registration: Registration, layout: Layout, is_verified: bool) {
         let mut copies = self.copies.lock();
         if !is_verified && copies.get(&part).is_some_and(|(known, copy)| *known == registration && copy.is_verified) {
@@ -58,12 +59,12 @@ impl KnownCopies {
         copies.put(part, bytes, (registration, KnownCopy { layout: Arc::new(layout), is_verified }));
     }
 
-    /// Something of this copy is not as it was.
+    /// Drops a copy that has changed.
     pub(crate) fn forget(&self, part: &HashPart) {
         self.copies.lock().remove(part);
     }
 
-    /// So many bytes were hashed.
+    /// Counts bytes that were hashed.
     pub(crate) fn hashed(&self, bytes: usize) {
         self.hashed_bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Relaxed);
     }

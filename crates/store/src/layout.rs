@@ -28,7 +28,7 @@ pub(crate) enum Stretch {
         /// Fingerprint of its [`FileIdentity`], which itself would take seven times as much memory.
         fingerprint: u64,
     },
-    /// No bytes: a directory or link that must still be the one recorded.
+    /// No bytes: a directory, link or empty file that must still be the one recorded.
     Seen {
         /// Index of its path, for [`Layout::name`].
         name: u32,

@@ -1,4 +1,4 @@
-//! One directory's names in NAR order, without following anything.
+//! Lists the entries of one directory in NAR order, without following symlinks.
 
 use crate::file_identity::FileIdentity;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, fstat, openat, statat};
@@ -6,18 +6,18 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Entries of one directory: a NAR has them sorted, so a whole directory is held at once, 270 MB at this worst.
+/// Most entries of one directory. A NAR has them sorted, so a whole directory is held in memory: 270 MB at worst.
 const ENTRIES_MAX: usize = 1 << 20;
-/// Bytes read from a directory by one system call.
+/// Size of the buffer for one system call that reads a directory, bytes.
 const DIRECTORY_BUFFER_BYTES: usize = 32 << 10;
 
-/// What a directory entry is, as far as a NAR can hold it.
+/// The type of a directory entry, as far as a NAR distinguishes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NodeKind {
     Regular,
     Symlink,
     Directory,
-    /// A device, socket or pipe.
+    /// A device, socket or pipe, which a NAR cannot hold.
     Special,
 }
 
@@ -34,15 +34,15 @@ impl From<Errno> for ListingError {
     }
 }
 
-/// An open directory, its entries sorted bytewise, and how many were taken.
+/// An open directory with its entries sorted bytewise, and how many of them were taken.
 #[derive(Debug)]
 pub(crate) struct Listing {
     directory: OwnedFd,
-    /// Before its entries were read.
+    /// Identity of the directory before its entries were read.
     identity: FileIdentity,
-    /// NUL-terminated names, one after the other.
+    /// The names, each terminated by a NUL.
     names: Vec<u8>,
-    /// Where each name starts, and what it is; in NAR order.
+    /// Index in `names` and type of each entry, in NAR order.
     entries: Vec<(usize, NodeKind)>,
     taken: usize,
 }
@@ -61,7 +61,7 @@ impl NodeKind {
         }
     }
 
-    /// What `name` in `parent` is, asked of the file itself.
+    /// The type of `name` in `parent`, read from the file itself.
     pub(crate) fn ask(parent: impl AsFd, name: &CStr) -> Result<Self, Errno> {
         let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(Self::of(FileType::from_raw_mode(stat.st_mode)))
@@ -87,7 +87,7 @@ impl Listing {
             if entries.len() == ENTRIES_MAX {
                 return Err(ListingError::TooManyEntries);
             }
-            // Some file systems do not say here what an entry is.
+            // Some file systems do not give the type when a directory is read.
             let kind = match entry.file_type() {
                 FileType::Unknown => NodeKind::ask(&directory, name)?,
                 known => NodeKind::of(known),
@@ -103,7 +103,7 @@ impl Listing {
         self.directory.as_fd()
     }
 
-    /// Of the directory, before its entries were read.
+    /// Identity of the directory before its entries were read.
     pub(crate) fn identity(&self) -> FileIdentity {
         self.identity
     }
@@ -122,7 +122,7 @@ impl Listing {
     }
 }
 
-/// The name that starts there; empty if none does.
+/// The name that starts at this index; empty if there is none.
 fn name_at(names: &[u8], start: usize) -> &CStr {
     names.get(start..).and_then(|rest| CStr::from_bytes_until_nul(rest).ok()).unwrap_or_default()
 }
@@ -134,7 +134,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     #[test]
-    fn names_are_bytes_in_byte_order() {
+    fn entries_are_sorted_bytewise() {
         let dir = tempfile::tempdir().unwrap();
         for name in [&b"b"[..], b"a.b", b"a", b"a-b", b"\xff", b"B", b"\xc3\xa4"] {
             std::fs::write(dir.path().join(OsStr::from_bytes(name)), b"").unwrap();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlink_to_a_directory_is_not_opened() {
+    fn symlink_to_a_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("link")).unwrap();
         let parent = std::fs::File::open(dir.path()).unwrap();

@@ -1,12 +1,13 @@
-//! A NAR straight from the file system, in bounded memory, hashed on the way.
+//! Streams a NAR straight from the file system, in bounded memory, and hashes it meanwhile.
 //!
-//! The last chunk leaves only after size and hash of all were right, and no byte beyond NarSize leaves ever; so a
-//! receiver that counts to NarSize never completes a wrong body. A copy that was hashed right once, and of which nothing changed
-//! since, is not hashed again, and what begins in the middle is read from there: see `layout`. A tree that changes meanwhile is
-//! walked once more; what has left before is compared with it, or is known to be right, or the body ends.
+//! The last chunk is given out only if NarSize and NarHash are right, and no byte beyond NarSize is ever given out. So a
+//! receiver that counts up to NarSize never completes a wrong body. A copy whose NarHash was right once and that has not
+//! changed since is not hashed again, and a range is read from its first byte on: see `layout`. If a tree changes during
+//! the read, it is walked once more: the bytes already given out are compared with the new ones or known to be right, or
+//! else the body ends.
 //!
-//! Nix's collector takes open files that it finds in `/proc` for roots, so a path whose NAR is being read outlives a
-//! collection that starts meanwhile; one that is collected all the same gives an error.
+//! Nix's garbage collector treats open files that it finds in `/proc` as roots, so a path whose NAR is being read survives a
+//! collection that starts meanwhile. A path that is collected nevertheless gives an error.
 
 use crate::failed_copies::{FailedCopies, Registration};
 use crate::file_identity::FileIdentity;
@@ -25,53 +26,54 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Whether more is to come.
+/// Whether a NAR has more bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NarProgress {
-    /// The NAR goes on: call [`NarStream::fill`] again.
+    /// More bytes follow: call [`NarStream::fill`] again.
     More,
-    /// All bytes were given out; of a whole NAR, the hash was right. A range is not hashed.
+    /// All bytes were given out. The NarHash of a whole NAR was right; a range is not hashed.
     Complete,
 }
 
-/// Why a NAR ended early. What was given out so far is useless.
+/// Why a NAR ended early. The bytes given out so far are useless.
 #[derive(Debug, thiserror::Error)]
 pub enum NarStreamError {
-    /// The file system refused, perhaps because the path is being collected.
+    /// The file system returned an error, perhaps because the path is being garbage-collected.
     #[error("reading {part}: {source}")]
     Io {
-        /// Whose NAR.
+        /// Hash part of the path whose NAR was read.
         part: HashPart,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The files do not give the registered hash or size.
+    /// The files do not give the registered NarHash or NarSize.
     #[error("the files of {part} do not give the NarHash and NarSize registered for it")]
     HashMismatch {
-        /// Whose NAR.
+        /// Hash part of the path whose NAR was read.
         part: HashPart,
     },
-    /// The files changed while they were read, and what was given out before cannot be completed. Reading them again may do.
+    /// The files changed while they were read, and the NAR begun cannot be completed. Reading the path again may succeed.
     #[error("the files of {part} changed while they were read")]
     Changed {
-        /// Whose NAR.
+        /// Hash part of the path whose NAR was read.
         part: HashPart,
     },
-    /// The tree holds what a NAR cannot: a special file, a directory too deep or too large, a name or target too long.
+    /// The tree contains something that a NAR cannot hold: a special file, a directory too deep or too large, or a name or
+    /// link target that is too long.
     #[error("{part} holds what a NAR cannot hold")]
     NotArchivable {
-        /// Whose NAR.
+        /// Hash part of the path whose NAR was read.
         part: HashPart,
     },
-    /// The stream was asked again after an error.
+    /// [`NarStream::fill`] was called again after an error.
     #[error("the stream of {part} has failed before")]
     Spent {
-        /// Whose NAR.
+        /// Hash part of the path whose NAR was read.
         part: HashPart,
     },
 }
 
-/// One NAR being read.
+/// A NAR being read.
 pub struct NarStream {
     part: HashPart,
     nar_hash: NarHash,
@@ -83,30 +85,30 @@ pub struct NarStream {
     registration: Registration,
     failed: Arc<FailedCopies>,
     known: Arc<KnownCopies>,
-    /// `None` where the hash is known, or cannot be: of a range.
+    /// `None` if the copy is known to be right, or if a range is read, which cannot be hashed.
     hasher: Option<Sha256>,
-    /// The first byte of the NAR that is given out.
+    /// Offset in the NAR of the first byte to give out.
     first_byte: u64,
-    /// Bytes of the NAR that were read or passed over.
+    /// Bytes of the NAR that were read or skipped.
     offset: u64,
     given: u64,
-    /// It turned out not to be as it was, and is walked again.
+    /// Whether reading was started again once, after the files changed or could not be read by the layout.
     has_begun_anew: bool,
-    /// Of a first reading that was hashed: how many bytes it was, and their digest. The second reading must begin with the same.
+    /// Length and digest of the first reading, if it was hashed. The second reading must begin with the same bytes.
     first_reading: Option<(u64, [u8; 32])>,
     reader: Reader,
 }
 
 enum Reader {
-    /// The tree is walked.
+    /// Walks the tree.
     Walk(Box<Walk>),
-    /// The tree is known.
+    /// Reads by a known layout.
     Layout {
         reader: LayoutReader,
-        /// It was hashed right.
+        /// Whether the NarHash of the copy with this layout was right.
         is_verified: bool,
     },
-    /// It failed before.
+    /// The stream failed before.
     Spent,
 }
 
@@ -129,7 +131,7 @@ impl NarStream {
         let store = open(&location.real_dir, flags, Mode::empty())
             .map_err(|errno| StoreError::Io { path: location.real_dir.clone(), source: errno.into() })?;
         let store = Arc::new(store);
-        // A store path's characters hold no NUL.
+        // Never fails: a store path contains no NUL.
         let root_name = CString::new(info.path.to_string()).unwrap_or_default();
         let (failed, known) = copies;
         let registration = Registration::of(row, info);
@@ -138,7 +140,7 @@ impl NarStream {
             Some(KnownCopy { layout, is_verified }) => {
                 match LayoutReader::open(layout, Arc::clone(&store), &root_name, first_byte) {
                     Ok(reader) => Some(Reader::Layout { reader, is_verified }),
-                    // The walk says what it is.
+                    // The walk will find out what is wrong.
                     Err(Unread::NotAsSeen | Unread::Refused(_)) => None,
                 }
             }
@@ -173,7 +175,7 @@ impl NarStream {
         })
     }
 
-    /// Bytes of the whole NAR, as registered.
+    /// Size of the whole NAR in bytes, as registered.
     pub fn nar_size(&self) -> u64 {
         self.nar_size
     }
@@ -183,9 +185,9 @@ impl NarStream {
         self.given
     }
 
-    /// Appends the next bytes to `out`: at least one, and about `bytes_max` or the spare capacity of `out`, whichever
-    /// is more (a name or target may exceed it by 8 KiB). Blocks on the file system. Reuse `out`: it is read into
-    /// directly. After `Complete` nothing is appended; after an error nothing was.
+    /// Appends the next bytes to `out`: at least one, and about `bytes_max` or the spare capacity of `out`, whichever is
+    /// more (a name or link target can exceed it by 8 KiB). Blocks on the file system. Reuse `out`, because files are read
+    /// into it directly. Nothing is appended after `Complete`, nor by a call that returns an error.
     pub fn fill(&mut self, out: &mut Vec<u8>, bytes_max: usize) -> Result<NarProgress, NarStreamError> {
         let start = out.len();
         let outcome = self.read(out, start, start.saturating_add(bytes_max.max(1)));
@@ -205,7 +207,7 @@ impl NarStream {
                 Reader::Spent => return Err(Error::Spent),
                 Reader::Walk(walk) => match walk.read(out, target) {
                     Ok(()) => (walk.offset(), walk.is_at_end()),
-                    // Once: whoever changes it all the time has it refused.
+                    // Only once: a tree that keeps changing is refused.
                     Err(Stop::Moved) if !self.has_begun_anew => {
                         out.truncate(start);
                         self.begin_anew(true)?;
@@ -229,7 +231,8 @@ impl NarStream {
                 },
             };
             let progress = self.account(out.get(start..).unwrap_or_default(), offset, is_at_end)?;
-            // What is before the next byte wanted: the text of the NAR before a range, or what a first reading gave out already.
+            // Drop the bytes before the next one wanted: NAR structure before a range, or bytes that the first reading gave
+            // out.
             let next_byte = self.first_byte + self.given;
             let surplus = next_byte.saturating_sub(offset - bytes(out.len() - start));
             let surplus = usize::try_from(surplus).unwrap_or(usize::MAX).min(out.len() - start);
@@ -241,14 +244,15 @@ impl NarStream {
         }
     }
 
-    /// The tree `has_changed` since its layout was made or its walk began, or cannot be read by its layout: it is walked again, and
-    /// given out from where it was. A whole is hashed from its beginning on; a range never is.
+    /// Walks the tree again, because it `has_changed` since its layout was made or its walk began, or because it cannot be
+    /// read by its layout. Output continues where it stopped. A whole NAR is hashed from its beginning; a range is never
+    /// hashed.
     fn begin_anew(&mut self, has_changed: bool) -> Result<(), Error> {
         if has_changed {
             self.known.forget(&self.part);
         }
         self.has_begun_anew = true;
-        // What a verified layout gave out is right: the files were as they were when they were hashed.
+        // Bytes given out by a verified layout are right: their files were unchanged since they were hashed.
         let is_given_right = matches!(self.reader, Reader::Layout { is_verified: true, .. });
         let is_range = self.first_byte > 0;
         if has_changed && is_range && self.given > 0 && !is_given_right {
@@ -265,7 +269,7 @@ impl NarStream {
         Ok(())
     }
 
-    /// Hashes what was appended, and compares the first reading where it ended.
+    /// Hashes the appended bytes. Where the first reading ended, it compares the digests of both readings.
     fn hash(&mut self, mut appended: &[u8]) -> Result<(), Error> {
         let Some(hasher) = &mut self.hasher else { return Ok(()) };
         self.known.hashed(appended.len());
@@ -284,13 +288,14 @@ impl NarStream {
         Ok(())
     }
 
-    /// Hashes what was appended, and decides whether it may leave. `offset` is that of its end.
+    /// Hashes the appended bytes and decides whether they may be given out. `offset` is the offset of their end in the NAR.
     fn account(&mut self, appended: &[u8], offset: u64, is_at_end: bool) -> Result<NarProgress, Error> {
         let was_at_end = self.offset == self.nar_size;
         self.hash(appended)?;
         self.offset = offset;
         if !is_at_end {
-            // Whoever gets NarSize bytes takes them for the whole.
+            // A receiver takes NarSize bytes for the whole NAR, so the NarHash must be checked before that many are given
+            // out.
             return if offset < self.nar_size { Ok(NarProgress::More) } else { Err(Error::Mismatch) };
         }
         if offset != self.nar_size {
@@ -316,7 +321,7 @@ fn bytes(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-/// What [`NarStream::fill`] failed with, before it names the path.
+/// Why [`NarStream::fill`] failed; [`NarStreamError`] adds the path.
 enum Error {
     System(Errno),
     Mismatch,
@@ -335,8 +340,8 @@ impl Error {
         }
     }
 
-    /// What is wrong with our copy, if reading the same files again would fail again; being short of descriptors or memory passes, and
-    /// so does a change.
+    /// The fault of our copy, if reading the same files again would fail again. A lack of descriptors or memory is
+    /// temporary, and so is a change.
     fn our_copys_fault(&self) -> Option<CopyFault> {
         match self {
             Self::NotArchivable => Some(CopyFault::NotArchivable),
@@ -364,7 +369,7 @@ mod tests {
     use narmesh_protocol::{StoreDir, StorePath};
     use rustix::fs::{mkdirat, openat};
 
-    /// As deep as its path is longer than the kernel takes (4096 bytes), and so read by a walk alone.
+    /// Makes a tree whose deepest path is longer than the kernel accepts (4096 bytes), so that only a walk can read it.
     fn make_deep(root: &std::path::Path) {
         std::fs::create_dir(root).unwrap();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -380,13 +385,13 @@ mod tests {
 
     fn read(mut stream: NarStream) -> Vec<u8> {
         let mut out = Vec::new();
-        // In small pieces: something was given out when the file is come to.
+        // In small pieces, so that some bytes were given out before the file is reached.
         while stream.fill(&mut out, 1).unwrap() == NarProgress::More {}
         out
     }
 
     #[test]
-    fn tree_that_cannot_be_read_by_its_layout_is_walked_and_stays_known() {
+    fn tree_unreadable_by_its_layout_is_walked_and_stays_known() {
         let dir = tempfile::tempdir().unwrap();
         let path = StorePath::parse(&format!("{}-deep", "0".repeat(32))).unwrap();
         make_deep(&dir.path().join(path.to_string()));

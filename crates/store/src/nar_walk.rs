@@ -50,7 +50,7 @@ pub(crate) enum Stop {
     System(Errno),
     /// A file shrank or grew while it was read.
     Changed,
-    /// A file was written to, or its metadata changed, while it was read, but its size stayed.
+    /// A file was written to, or its metadata changed, while it was read.
     Moved,
     NotArchivable,
 }

@@ -1,17 +1,18 @@
-//! Rows of the database, kept as long as the database is as it was when they were read.
+//! Keeps recently read rows as long as the database is in the state in which they were read.
 //!
-//! Without a write-ahead log (Nix before 2.23 deletes it) each question opens SQLite anew, about 0.8 ms: a path is asked about
-//! three times on its way to a peer, and nothing changed in between.
+//! Without a write-ahead log (Nix before 2.23 deletes it) each query opens SQLite anew, which takes about 0.8 ms. Sending
+//! one path to a peer needs its row three times, usually without a change in between.
 
 use crate::PathInfo;
 use crate::database::Stamp;
 use narmesh_protocol::HashPart;
 use std::collections::HashMap;
 
-/// Rows and references kept in all; beyond it everything is forgotten, and read again when asked for. About 4 MiB.
+/// Most rows, references and signatures kept in all, about 4 MiB. Beyond it everything is dropped and read again when
+/// needed.
 const WEIGHT_MAX: usize = 32_768;
 
-/// The rows read under one stamp.
+/// Rows that were read under the same stamp.
 #[derive(Debug, Default)]
 pub(crate) struct RecentRows {
     stamp: Option<Stamp>,
@@ -20,12 +21,12 @@ pub(crate) struct RecentRows {
 }
 
 impl RecentRows {
-    /// The row, if the database still has `stamp`.
+    /// The row, if it was read while the database had `stamp`.
     pub(crate) fn get(&self, stamp: Stamp, part: &HashPart) -> Option<(i64, PathInfo)> {
         if self.stamp == Some(stamp) { self.rows.get(part).cloned() } else { None }
     }
 
-    /// Keeps a row; `stamp` was taken before it was read.
+    /// Keeps a row. `stamp` must have been taken before the row was read.
     pub(crate) fn put(&mut self, stamp: Stamp, part: HashPart, row: i64, info: &PathInfo) {
         let weight = 1 + info.references.len() + info.signatures.len();
         if self.stamp != Some(stamp) || self.weight + weight > WEIGHT_MAX {
@@ -70,18 +71,18 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_known_as_long_as_the_database_is_as_it_was() {
+    fn row_is_kept_until_the_database_changes() {
         let mut rows = RecentRows::default();
         put(&mut rows, 1, 1, 2);
         assert_eq!(rows.get(Stamp::fixed(1), &path(1).hash_part()), Some((7, info(1, 2))));
         assert!(!has(&rows, 2, 1) && !has(&rows, 1, 2));
-        // What was read under another stamp may be wrong now, and then again.
+        // Rows read under another stamp may be outdated, even if that stamp comes back.
         put(&mut rows, 2, 2, 0);
         assert!(has(&rows, 2, 2) && !has(&rows, 2, 1) && !has(&rows, 1, 1));
     }
 
     #[test]
-    fn a_row_read_twice_is_kept_once_and_weighs_once() {
+    fn row_put_twice_is_counted_once() {
         let mut rows = RecentRows::default();
         put(&mut rows, 1, 1, 0);
         for _ in 0..2 * WEIGHT_MAX {
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_everything_is_read_again() {
+    fn exceeding_the_limit_drops_all_rows() {
         let mut rows = RecentRows::default();
         let each = 1_023;
         for number in 0..WEIGHT_MAX / (each + 1) {

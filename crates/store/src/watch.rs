@@ -1,4 +1,4 @@
-//! Hearing of new, deleted and failed paths.
+//! Reports new, deleted, failed and mended paths.
 
 use crate::{NixStore, StoreError};
 use narmesh_protocol::HashPart;
@@ -12,24 +12,24 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// How often the files are looked at even if the kernel reports nothing (network file systems, inotify limits).
+/// Interval of checks when the kernel reports nothing (network file systems, inotify limits).
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What happened to a store. A path that was registered anew is in `removed` and in `added`: apply removals first.
+/// Changes of a store. A path that was registered anew is in both `removed` and `added`: apply removals first.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct StoreChange {
-    /// Valid now.
+    /// Paths that became valid.
     pub added: Vec<HashPart>,
-    /// Valid no longer.
+    /// Paths that are no longer valid.
     pub removed: Vec<HashPart>,
-    /// Valid as ever, but our copy was read and its hash was wrong.
+    /// Paths that are still valid, but whose copy failed its NarHash or could not be read.
     pub failed: Vec<HashPart>,
-    /// Failed before; the files were replaced since.
+    /// Paths that failed before, and whose files were replaced or which were registered anew since.
     pub mended: Vec<HashPart>,
 }
 
 impl StoreChange {
-    /// Whether nothing happened.
+    /// Whether there is no change.
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty() && self.failed.is_empty() && self.mended.is_empty()
     }
@@ -66,8 +66,8 @@ impl Drop for Watcher {
 }
 
 impl NixStore {
-    /// Has `callback` called with each change from now on, from a thread of the returned guard. Changes of before that
-    /// nobody asked for are reported too. The callback must not block for long, nor call [`Self::refresh`].
+    /// Calls `callback` with each change from now on, on a thread that the returned guard owns. Earlier changes that nobody
+    /// has looked for yet are reported too. The callback must not block for long, and must not call [`Self::refresh`].
     pub fn watch(self: &Arc<Self>, callback: Box<dyn Fn(StoreChange) + Send + Sync>) -> Result<Watcher, StoreError> {
         let (wake, woken) = sync_channel(1);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -120,7 +120,7 @@ impl Watching {
                     POLL_INTERVAL
                 }
             };
-            // The store may go while we wait.
+            // Let the store be dropped while we wait.
             drop(store);
             match woken.recv_timeout(wait) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
@@ -129,7 +129,7 @@ impl Watching {
         }
     }
 
-    /// Asks for reports about the database directory once it is there; without them the poll remains.
+    /// Asks the kernel to report changes in the database directory, once it exists. If that fails, only polling remains.
     fn ask_kernel(&mut self, directory: &Path) {
         if self.kernel.is_some() || !directory.is_dir() {
             return;
@@ -155,12 +155,12 @@ impl Watching {
 
 fn wake(waker: &SyncSender<()>) {
     match waker.try_send(()) {
-        // Full: a look is due already. Disconnected: nobody looks any more.
+        // Full: a look is due already. Disconnected: the watcher has ended.
         Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
     }
 }
 
-/// Whether the event is one of Nix writing. Our own opening and closing of the files is reported as well.
+/// Whether the event shows that Nix wrote. The kernel also reports when we open and close the files.
 fn is_change(event: &notify::Event) -> bool {
     let is_write = match event.kind {
         EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,

@@ -184,7 +184,8 @@ impl Database {
                 session.unshared = None;
                 return Ok(None);
             };
-            // Computed before the read: a write during the read must not be taken as part of a settled state.
+            // Decided before the read: a state that settles only during the read could also stand for a write that this
+            // read missed.
             let is_settled = before.is_settled();
             let connection = match session.unshared.take().filter(|unshared| unshared.state == before) {
                 Some(unshared) => Ok(unshared.connection),

@@ -1,4 +1,4 @@
-//! Every output and source, what it refers to, and whether it is offered.
+//! The ledger of all outputs and sources: what each refers to, and whether it is offered.
 
 use super::policy::{BuildersWord, Origin, Rules, Voucher, Withheld};
 use super::{OfferChange, Standing};
@@ -14,45 +14,45 @@ pub(super) struct Entry {
     pub(super) nar_size: u64,
     pub(super) origin: Origin,
     pub(super) word: BuildersWord,
-    /// Without itself.
+    /// The path's references, without itself.
     pub(super) references: Box<[HashPart]>,
-    /// What is wrong with our copy.
+    /// The fault of our copy, if it has one.
     pub(super) fault: Option<CopyFault>,
-    /// Its narinfo would be longer than any peer takes.
+    /// Whether its narinfo would be longer than any peer accepts.
     pub(super) is_too_long: bool,
 }
 
 #[derive(Debug)]
 struct Line {
     entry: Entry,
-    /// Why it and all that refers to it stays here.
+    /// Why the path, and everything that refers to it, is withheld.
     privacy: Option<Withheld>,
     closure: Closure,
-    /// Whether there is anything added in its closure, without the path itself.
+    /// Whether its closure, without the path itself, contains a path that was added.
     refers_to_added: bool,
-    /// `None` until asked for the first time.
+    /// Who vouches for the path; `None` until it was checked for the first time.
     voucher: Option<Voucher>,
-    /// Something that is offered refers to it: a source goes with that.
+    /// Whether an offered path refers to it, so that this source is offered too.
     is_carried: bool,
     is_offered: bool,
-    /// What was last told to the listener.
+    /// Whether the listener was last told that it is offered.
     was_offered: bool,
 }
 
-/// Whether the closure, without the path itself, holds something private.
+/// Whether a closure, without the path itself, contains something private.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Closure {
     Unknown,
-    /// Being looked at; only a cycle sees this, and Nix has none.
+    /// Being computed. Only a cycle of references meets it, and Nix has none.
     Open,
     Clear,
-    /// A row of it cannot be read.
+    /// A row in the closure cannot be read.
     Unreadable,
     Private,
 }
 
 impl Closure {
-    /// Why a path with such a closure stays here, if it does.
+    /// Why a path with such a closure is withheld, if it is.
     fn why_withheld(self) -> Option<Withheld> {
         match self {
             Self::Clear => None,
@@ -63,18 +63,19 @@ impl Closure {
     }
 }
 
-/// All of them. About 300 bytes each.
+/// All outputs and sources, about 300 bytes each.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     lines: HashMap<HashPart, Line>,
-    /// Oldest row first, so that what is offered grows upwards and a limit cuts off the newest.
+    /// Paths to check for who vouches for them, oldest row first: the offer grows from old to new, and a limit cuts off the
+    /// newest.
     unvouched: BTreeSet<(i64, HashPart)>,
     gone: Vec<HashPart>,
-    /// Valid paths of which nothing can be read, or only where they lie.
+    /// Valid paths whose row cannot be read, with the store path if at least that is known.
     unreadable: HashMap<HashPart, Option<StorePath>>,
-    /// What lines refer to and was not here when their closures were looked into.
+    /// References that were not here when the closures of their referrers were computed.
     awaited: HashSet<HashPart>,
-    /// The closures of all lines may have changed, not only of those in `unknown`.
+    /// Whether the closures of all lines may have changed, not only of those in `unknown`.
     all_unknown: bool,
     unknown: Vec<HashPart>,
     has_warned: bool,
@@ -89,17 +90,17 @@ impl Ledger {
         self.lines.keys().copied().collect()
     }
 
-    /// Whether this path or something below it is private, or may be.
+    /// Whether this path or something in its closure is private, or may be.
     pub(super) fn is_private(&self, part: &HashPart) -> bool {
         self.why_referrers_stay(part).is_some()
     }
 
-    /// Why what refers to this path does not leave, if it does not.
+    /// Why paths that refer to this one are withheld, if they are.
     pub(super) fn why_referrers_stay(&self, part: &HashPart) -> Option<Withheld> {
         self.closure_with(part).why_withheld()
     }
 
-    /// How a path's closure stands, the path itself included.
+    /// The state of a path's closure, including the path itself.
     fn closure_with(&self, part: &HashPart) -> Closure {
         match self.lines.get(part) {
             Some(line) if line.privacy.is_some() => Closure::Private,
@@ -109,12 +110,12 @@ impl Ledger {
         }
     }
 
-    /// Whether it is a source that goes with something that is offered.
+    /// Whether it is a source that is offered because an offered path refers to it.
     pub(super) fn is_carried(&self, part: &HashPart) -> bool {
         self.lines.get(part).is_some_and(|line| line.is_carried)
     }
 
-    /// Why peers may not even hear of a path, if it is known here.
+    /// Why peers may not even hear of a path; `None` if the path is not known here.
     pub(super) fn withheld(&self, rules: &Rules, part: &HashPart) -> Option<Option<Withheld>> {
         match self.lines.get(part) {
             Some(line) => Some(line.why_unheard(rules)),
@@ -122,12 +123,12 @@ impl Ledger {
         }
     }
 
-    /// What could not be read.
+    /// The paths whose rows could not be read.
     pub(super) fn unreadable(&self) -> Vec<HashPart> {
         self.unreadable.keys().copied().collect()
     }
 
-    /// The row of a valid path cannot be read; whether it could be before.
+    /// Notes that the row of a valid path cannot be read. Returns whether that is new.
     pub(super) fn set_unreadable(&mut self, part: HashPart, path: Option<StorePath>) -> bool {
         let known = self.lines.get(&part).map(|line| line.entry.path.clone());
         self.remove_line(&part);
@@ -139,12 +140,12 @@ impl Ledger {
         is_new
     }
 
-    /// Adds a path or takes what changed about it.
+    /// Adds a path, or replaces its entry.
     pub(super) fn put(&mut self, rules: &Rules, entry: Entry) {
         let part = entry.path.hash_part();
         let privacy = entry.privacy(rules, None);
         self.unknown.push(part);
-        // Paths that refer to it may be known already.
+        // Paths that refer to it may be known already, and their closures change with it.
         self.all_unknown |= self.unreadable.remove(&part).is_some() || self.awaited.remove(&part);
         let was_offered = match self.lines.get(&part) {
             None => {
@@ -173,7 +174,7 @@ impl Ledger {
         self.lines.insert(part, line);
     }
 
-    /// Forgets a path that is valid no longer.
+    /// Forgets a path that is no longer valid.
     pub(super) fn remove(&mut self, part: &HashPart) {
         self.all_unknown |= self.unreadable.remove(part).is_some();
         self.remove_line(part);
@@ -188,7 +189,7 @@ impl Ledger {
         }
     }
 
-    /// Applies other rules. What nobody vouches for any more stays until [`Self::set_voucher`] says so.
+    /// Applies other rules. A path for which nobody vouches any longer stays offered until [`Self::set_voucher`] says so.
     pub(super) fn apply(&mut self, rules: &Rules) {
         for (part, line) in &mut self.lines {
             line.privacy = line.entry.privacy(rules, line.voucher);
@@ -198,7 +199,7 @@ impl Ledger {
         self.settle(rules);
     }
 
-    /// Takes up to `count_max` paths of which must be asked who vouches for them.
+    /// Takes up to `count_max` paths that must be checked for who vouches for them.
     pub(super) fn take_unvouched(&mut self, count_max: usize) -> Vec<HashPart> {
         let mut parts = Vec::new();
         while parts.len() < count_max {
@@ -215,7 +216,7 @@ impl Ledger {
         self.all_unknown |= privacy != std::mem::replace(&mut line.privacy, privacy);
     }
 
-    /// Whether it is worth asking who vouches for the path.
+    /// Whether it can matter who vouches for the path.
     pub(super) fn could_be_offered(&self, rules: &Rules, part: &HashPart) -> bool {
         self.lines.get(part).is_some_and(|line| match line.verdict(rules) {
             None | Some(Withheld::Unchecked | Withheld::NotVouchedFor | Withheld::NotUnderstood | Withheld::Source) => {
@@ -225,7 +226,7 @@ impl Ledger {
         })
     }
 
-    /// Decides anew what is offered.
+    /// Decides anew which paths are offered.
     pub(super) fn settle(&mut self, rules: &Rules) {
         self.look_into_closures();
         self.offer_all(rules);
@@ -235,7 +236,7 @@ impl Ledger {
             return;
         };
         rows.sort_unstable();
-        // The first row that is one too many.
+        // The first row beyond the limit.
         let Some(limit) = rows.get(rules.paths_max()).copied() else { return };
         for line in self.lines.values_mut().filter(|line| line.entry.row >= limit) {
             line.is_offered = false;
@@ -246,7 +247,7 @@ impl Ledger {
         }
     }
 
-    /// The limit aside.
+    /// Decides which paths are offered, ignoring the limit.
     fn offer_all(&mut self, rules: &Rules) {
         for (part, line) in &mut self.lines {
             line.is_carried = false;
@@ -260,8 +261,8 @@ impl Ledger {
         self.carry_sources(rules);
     }
 
-    /// Offers the sources in the closure of what is offered, and no others: a path without one of its references is of no use, and
-    /// no cache has the sources of this machine.
+    /// Offers the sources in the closures of offered paths, and no other sources. A path is useless without one of its
+    /// references, and no binary cache has the sources of this machine.
     fn carry_sources(&mut self, rules: &Rules) {
         for line in self.lines.values_mut().filter(|line| line.is_carried) {
             (line.is_carried, line.is_offered) = (false, false);
@@ -282,7 +283,7 @@ impl Ledger {
         }
     }
 
-    /// What changed since the last call.
+    /// The changes of the offer since the last call.
     pub(super) fn publish(&mut self) -> OfferChange {
         let mut change = OfferChange { added: Vec::new(), removed: Vec::new() };
         for part in std::mem::take(&mut self.gone) {
@@ -303,7 +304,7 @@ impl Ledger {
         change
     }
 
-    /// Everything with its standing, by path.
+    /// All paths with NarSize and standing, sorted by path.
     pub(super) fn list(&self, rules: &Rules) -> Vec<(StorePath, u64, Standing)> {
         let mut list: Vec<_> = self
             .lines
@@ -324,7 +325,7 @@ impl Ledger {
         list
     }
 
-    /// Finds out which closures hold something private, depth first and without recursion.
+    /// Finds out which closures contain something private, depth first and without recursion.
     fn look_into_closures(&mut self) {
         if std::mem::take(&mut self.all_unknown) {
             self.unknown = self.parts();
@@ -360,7 +361,7 @@ impl Ledger {
         }
     }
 
-    /// How a closure stands, and whether anything in it was added, by what its first members say of theirs.
+    /// The state of a closure, and whether anything in it was added, from the states of its direct references.
     fn sum_up(&mut self, references: &[HashPart]) -> (Closure, bool) {
         let (mut is_private, mut is_unreadable, mut refers_to_added) = (false, false, false);
         for reference in references {
@@ -382,26 +383,26 @@ impl Ledger {
 }
 
 impl Entry {
-    /// Why it cannot be sent, if it may be.
+    /// Why the path could not be sent even if it may leave.
     fn why_not_sent(&self) -> Option<Withheld> {
         self.fault.map(Withheld::from).or(self.is_too_long.then_some(Withheld::NarInfoTooLong))
     }
 
-    /// Why it and all that refers to it stays here, with what is known of who vouches for it.
+    /// Why the path, and everything that refers to it, is withheld, given what is known about who vouches for it.
     fn privacy(&self, rules: &Rules, voucher: Option<Voucher>) -> Option<Withheld> {
         let is_signed = voucher == Some(Voucher::Signature);
         rules.privacy(self.path.name(), self.word).or(match self.origin {
             _ if is_signed => None,
             Origin::Output => None,
             Origin::Unknown => Some(Withheld::NotUnderstood),
-            // Who refers to it cannot be had without it, and nobody else has it.
+            // A path that refers to this source is useless without it, and nobody else has it.
             Origin::Added => self.why_not_sent(),
         })
     }
 }
 
 impl Line {
-    /// Why peers may not even hear of it.
+    /// Why peers may not even hear of the path.
     fn why_unheard(&self, rules: &Rules) -> Option<Withheld> {
         let of_source = || match (self.entry.origin, self.voucher) {
             (Origin::Output | Origin::Unknown, _) | (Origin::Added, Some(Voucher::Signature)) => None,
@@ -413,7 +414,7 @@ impl Line {
         self.privacy.or(self.closure.why_withheld()).or_else(of_source).or_else(of_include)
     }
 
-    /// Why it is not offered, the limit aside.
+    /// Why the path is not offered, ignoring the limit.
     fn verdict(&self, rules: &Rules) -> Option<Withheld> {
         self.why_unheard(rules).or_else(|| self.entry.why_not_sent()).or(match self.voucher {
             Some(Voucher::Contents | Voucher::Signature) => None,

@@ -1,9 +1,9 @@
-//! What leaves this machine: one predicate for what is advertised and what is served.
+//! Decides which paths may leave this machine: one predicate for what is advertised and what is served.
 //!
-//! A thread of its own looks at every valid path once: first at what is private (names, derivations, closures), which
-//! must be known of all before anything is offered; then at who vouches for it, a few hundred paths at a time, so that
-//! offering begins while signatures are still being verified. From then on it follows the store's changes. What is
-//! *served* is decided again at each request, from the row as it is then.
+//! A thread of its own checks every valid path once. First it finds what is private (names, derivations, closures), which
+//! must be known for all paths before any is offered. Then it finds who vouches for each path, a few hundred paths at a
+//! time, so that offering begins while signatures are still being verified. From then on it follows the store's changes.
+//! Whether a path is *served* is decided again at each request, from its current row.
 
 mod ledger;
 mod policy;
@@ -24,37 +24,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Paths of which signatures are verified before the next look at changes: about 20 ms.
+/// Paths whose signatures are verified before the next look at changes: about 20 ms.
 const VOUCH_BATCH: usize = 256;
 
-/// A path that a peer may have.
+/// An offered path: a peer may have it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OfferedPath {
-    /// As registered.
+    /// The path's registration in the Nix database.
     pub info: PathInfo,
-    /// The narinfo with the signatures that peers may see, and the URL of [`NarUrl`].
+    /// Text of the narinfo, with the signatures that peers may see and a [`NarUrl`].
     pub narinfo_text: Arc<[u8]>,
 }
 
-/// What is offered now and was not before, and the reverse.
+/// Changes of the offer since the last report.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OfferChange {
-    /// Offered now.
+    /// Paths that are now offered.
     pub added: Vec<HashPart>,
-    /// Offered no longer.
+    /// Paths that are no longer offered.
     pub removed: Vec<HashPart>,
 }
 
-/// Whether a path leaves this machine.
+/// Whether a path may leave this machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Standing {
-    /// It does.
+    /// The path is offered.
     Offered,
-    /// It does not.
+    /// The path is not offered, for this reason.
     Withheld(Withheld),
 }
 
-/// The predicate over one store, kept up to date until it is dropped.
+/// The offer of one store: what may leave this machine. A thread keeps it up to date until it is dropped.
 pub struct Offer {
     shared: Arc<Shared>,
     watcher: Option<Watcher>,
@@ -65,32 +65,32 @@ struct Shared {
     store: Arc<NixStore>,
     rules: RwLock<Arc<Rules>>,
     ledger: RwLock<Ledger>,
-    /// What the listener was told, apart from the ledger so that a "no" never waits for it.
+    /// The paths that the listener was told are offered. Apart from the ledger, so that a "no" never waits for its lock.
     offered: RwLock<HashSet<HashPart>>,
     rendered: Mutex<RenderedCache>,
     pending: Mutex<Pending>,
     woken: Condvar,
     warned: Mutex<Option<Instant>>,
-    /// All that was there at the start was looked at: what is private is known.
+    /// Whether all paths that were there at the start were checked, so that it is known which are private.
     has_looked: AtomicBool,
 }
 
-/// A locked database fails every request of every peer: told at most so often.
+/// Shortest time between two warnings: a locked database fails every request of every peer.
 const WARNED_EVERY: Duration = Duration::from_secs(1);
 
-/// What cannot be read is looked at again after this, doubled up to the other.
+/// Pause before rows that could not be read are tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 struct Pending {
     touched: BTreeSet<HashPart>,
-    /// New ones: their outputs may have to be looked at again.
+    /// New derivations, whose outputs may have to be checked again.
     derivations: BTreeSet<HashPart>,
-    /// Somebody changed the ledger: tell the listener.
+    /// Whether the ledger changed and the listener must be told.
     is_unpublished: bool,
     is_stopping: bool,
-    /// The thread waits, having looked at everything.
+    /// Whether the thread waits because it has checked everything.
     is_waiting: bool,
 }
 
@@ -119,7 +119,8 @@ impl Drop for Offer {
 }
 
 impl Offer {
-    /// Watches the store and calls `on_change` with what is offered, beginning with everything, from a thread of its own.
+    /// Watches the store and calls `on_change` with changes of the offer, on a thread of its own. The first calls report
+    /// all paths.
     pub fn start(
         store: Arc<NixStore>,
         policy: OfferPolicy,
@@ -139,7 +140,7 @@ impl Offer {
         });
         let watched = Arc::clone(&shared);
         let watcher = store.watch(Box::new(move |change| watched.touch(&change)))?;
-        // After the watch began, so that no path is missed in between.
+        // Listed only after the watch began, so that no path is missed in between.
         shared.pending.lock().touched.extend(store.outputs_and_sources());
         let worker = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -149,7 +150,8 @@ impl Offer {
         Ok(Self { shared, watcher: Some(watcher), thread: Some(thread) })
     }
 
-    /// Applies another policy. What it withholds by name is withheld when this returns; the rest follows in a moment.
+    /// Applies another policy. Paths that it withholds by name are withheld when this returns; the rest follows shortly
+    /// after.
     pub fn set_policy(&self, policy: OfferPolicy) {
         let rules = {
             let mut current = self.shared.rules.write();
@@ -166,26 +168,26 @@ impl Offer {
         self.shared.woken.notify_all();
     }
 
-    /// The hash parts of everything that is offered.
+    /// The hash parts of all offered paths.
     pub fn hash_parts(&self) -> BTreeSet<HashPart> {
         self.shared.offered.read().iter().copied().collect()
     }
 
-    /// How many paths are offered.
+    /// Number of offered paths.
     pub fn offered_count(&self) -> usize {
         self.shared.offered.read().len()
     }
 
-    /// Whether the path is offered, from memory alone.
+    /// Whether the path is offered. Answered from memory alone.
     pub fn is_offered(&self, part: &HashPart) -> bool {
         self.shared.offered.read().contains(part)
     }
 
     /// The path with this hash part, if a peer may have it now. "No" is answered from memory, whatever the reason; "yes"
-    /// only after the row and our copy were looked at again. Blocks for some microseconds, or longer while Nix commits.
+    /// only after the row and our copy were checked again. Blocks for some microseconds, or longer while Nix commits.
     ///
     /// # Errors
-    /// When that cannot be told now, which is in the log, from time to time.
+    /// When this cannot be decided now. It is also logged, at most once a second.
     pub fn offered(&self, part: &HashPart) -> Result<Option<Arc<OfferedPath>>, StoreError> {
         if !self.is_offered(part) {
             return Ok(None);
@@ -194,11 +196,12 @@ impl Offer {
         Ok(looked.map(|looked| looked.path))
     }
 
-    /// The NAR of the path with this hash part, if a peer may have it now: [`Self::offered`], and opened as it was looked at. `from`
-    /// says where to begin, or `None` if what is offered is not wanted.
+    /// Opens the NAR of the path with this hash part, if a peer may have it now: it checks as [`Self::offered`] does, and
+    /// opens what it checked. `from` gets the registration and returns the first byte wanted, or `None` if the path is not
+    /// wanted.
     ///
     /// # Errors
-    /// As [`Self::offered`], and when it cannot be opened.
+    /// As for [`Self::offered`], and when the NAR cannot be opened.
     pub fn find_nar(
         &self,
         part: &HashPart,
@@ -212,28 +215,29 @@ impl Offer {
         from(&path.info).map(|first_byte| self.shared.store.open_row(row, &path.info, first_byte)).transpose()
     }
 
-    /// Why nobody elsewhere may hear of a path that has these references, be it here or gone; `None` if peers may. What else keeps
-    /// a path from being offered (nobody vouches for it, a damaged copy, the limit) is nothing private.
+    /// Why peers may not hear of a path with these references, whether it is still here or deleted; `None` if they may.
+    /// Other reasons not to offer a path (nobody vouches for it, a damaged copy, the limit) are not private.
     ///
-    /// Of a path that is gone the names are judged, its own and those of its references, what its derivation says if that is still
-    /// here, and what is known of references that are. [`Withheld::Unchecked`] for what was not looked at yet. May read a file.
+    /// A deleted path is judged by its own name and those of its references, by its derivation if that is still here, and
+    /// by what is known about references that are still here. The result is [`Withheld::Unchecked`] for a path that was not
+    /// checked yet. May read a file.
     pub fn withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
         self.shared.withheld(path, references)
     }
 
-    /// Whether all that was in the store at the start was looked at, so that [`Self::withheld`] knows what is private.
+    /// Whether all paths that were in the store at the start were checked, so that [`Self::withheld`] knows what is private.
     pub fn has_looked(&self) -> bool {
         self.shared.has_looked.load(Ordering::Acquire)
     }
 
-    /// Whether paths remain to be looked at, so that what is offered and [`Self::list`] are incomplete.
+    /// Whether paths remain to be checked, so that the offer and [`Self::list`] are incomplete.
     pub fn is_busy(&self) -> bool {
         let pending = self.shared.pending.lock();
         !(pending.is_waiting && pending.is_idle())
     }
 
-    /// Every output and source with its size in bytes and why it is offered or not, by path. Derivations never are, and
-    /// are left out.
+    /// Every output and source with its NarSize in bytes and whether it is offered, sorted by path. Derivations are never
+    /// offered and are left out.
     pub fn list(&self) -> Vec<(StorePath, u64, Standing)> {
         let rules = self.shared.rules();
         self.shared.ledger.read().list(&rules)
@@ -322,7 +326,7 @@ impl Shared {
         }
     }
 
-    /// The valid outputs of a derivation that came after them.
+    /// The valid outputs of a derivation that became valid after them.
     fn known_outputs(&self, derivation: &HashPart) -> Vec<HashPart> {
         let outputs = self.store.outputs(derivation).unwrap_or_else(|error| {
             tracing::warn!(store_path = %derivation, %error, "cannot read the outputs of a derivation");
@@ -331,7 +335,7 @@ impl Shared {
         outputs.into_iter().filter(|part| self.store.contains(part)).collect()
     }
 
-    /// Brings one line of the ledger up to date.
+    /// Updates the ledger's entry for one path.
     fn inspect(&self, part: &HashPart) {
         let entry = self
             .store
@@ -348,7 +352,8 @@ impl Shared {
         }
     }
 
-    /// What cannot be read may be private, and so may be what refers to it, until it can be read: it is looked at again.
+    /// Notes a path whose row cannot be read. It may be private, and so may be whatever refers to it, so these are
+    /// withheld; the row is tried again later.
     fn set_unreadable(&self, part: &HashPart, error: &StoreError) {
         let path = match error {
             StoreError::Row { path, .. } => self.store.store_dir().parse_path(path).ok(),
@@ -387,7 +392,8 @@ impl Shared {
         if self.store.contains(&part) {
             return Some(Withheld::Unchecked);
         }
-        // Its derivation may be readable again in a moment; what was attested of it is not taken back for that, only not told.
+        // The derivation may become readable again soon. So attestations of the path are not taken back, only not told
+        // meanwhile.
         let word = self.store.valid_derivers(path).ok().map(|derivers| builders_word(&self.store, &derivers));
         let word = word.filter(|word| *word != BuildersWord::Unreadable);
         let of_closure = || {
@@ -397,7 +403,7 @@ impl Shared {
                 let known = ledger.why_referrers_stay(&reference.hash_part());
                 known.or_else(|| of_name().map(|_| Withheld::ClosureWithheld))
             };
-            // What is known to be withheld goes before what cannot be read.
+            // A reason that is known goes before a row that cannot be read.
             references.iter().filter(|reference| *reference != path).filter_map(why).min()
         };
         let of_include = || (!rules.includes(path.name())).then_some(Withheld::NotIncluded);
@@ -406,12 +412,12 @@ impl Shared {
         known.or_else(of_closure).or_else(of_include).or_else(unread)
     }
 
-    /// Asks for some of those paths that could be offered who vouches for them; whether there were any.
+    /// Finds out for a batch of paths that could be offered who vouches for them. Returns whether there were any to check.
     fn vouch(&self) -> bool {
         let rules = self.rules();
         let parts = {
             let mut ledger = self.ledger.write();
-            // What is private must be known before.
+            // It must be known first which paths are private.
             ledger.settle(&rules);
             ledger.take_unvouched(VOUCH_BATCH)
         };
@@ -437,10 +443,10 @@ impl Shared {
         Ok(rules.vouchers(&info, &derivers).0)
     }
 
-    /// What [`Offer::offered`] does once memory said "perhaps".
+    /// The second step of [`Offer::offered`], for a path that is offered as far as memory knows.
     fn look(&self, part: &HashPart) -> Result<Option<Rendered>, StoreError> {
         let rules = self.rules();
-        // Taken before the row is read: whatever happens in between is seen next time.
+        // Taken before the row is read, so that a change in between makes the next stamp differ.
         let stamp = self.store.stamp()?;
         let cached = self.rendered.lock().get(part).filter(|cached| cached.generation == rules.generation);
         if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
@@ -450,7 +456,7 @@ impl Shared {
         let offered = match self.store.registered(part)? {
             Some((row, info)) if self.store.fault(row, &info).is_none() => {
                 let path = match cached {
-                    // Another path changed.
+                    // The database changed, but not this path.
                     Some(cached) if cached.row == row && cached.path.info == info => Some(cached.path),
                     Some(_) | None => self.render(&rules, row, info)?,
                 };
@@ -468,7 +474,7 @@ impl Shared {
         Ok(Some(rendered))
     }
 
-    /// The whole predicate, applied to this row, except for the limit on their number.
+    /// Applies the whole predicate to this row, except for the limit on the number of paths.
     fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
         let derivers = self.store.derivers(&info)?;
         let entry = self.entry(row, &info, &derivers);
@@ -489,20 +495,20 @@ impl Shared {
             return Ok(None);
         }
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
-        // Nobody who gets it may believe the deriver.
+        // The deriver is left out: no signature covers it, so a receiver could not trust it.
         let text = info.narinfo(signatures).without_hearsay().render(self.store.store_dir(), &url.to_string());
         Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
     }
 }
 
-/// How long its narinfo is at most, bytes: base names of references, each with a hash part, a dash and a blank, and the lines that
-/// every narinfo has, with 64 signatures.
+/// An upper bound for the length of the path's narinfo, bytes: the base names of its references, each with hash part, dash
+/// and blank, and the lines that every narinfo has, with 64 signatures.
 fn narinfo_bytes(info: &PathInfo) -> usize {
     const OTHER_LINES_BYTES_MAX: usize = 16 << 10;
     OTHER_LINES_BYTES_MAX + info.references.iter().map(|path| path.name().len() + 34).sum::<usize>()
 }
 
-/// Hash parts of all references but the path itself.
+/// Hash parts of all references except the path itself.
 fn references(info: &PathInfo) -> impl Iterator<Item = HashPart> {
     info.references.iter().filter(|path| **path != info.path).map(StorePath::hash_part)
 }

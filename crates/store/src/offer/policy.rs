@@ -1,4 +1,4 @@
-//! What may leave this machine: the rules, applied to one path.
+//! The rules about what may leave this machine, applied to one path.
 
 use crate::derivation::{NotADerivation, forbids_substitutes};
 use crate::{CopyFault, NixStore, PathInfo, Store as _};
@@ -8,37 +8,40 @@ use narmesh_protocol::{
 use std::fs::File;
 use std::io::{self, Read as _};
 
-/// Names that are withheld by default: they describe this machine rather than software.
+/// Names that are withheld by default, because such paths describe this machine rather than software.
 const WITHHELD_NAMES: [&str; 3] = ["nixos-system-*", "etc", "unit-*"];
-/// Bytes of a `.drv` file that are read at most; the largest in nixpkgs have under 1 MiB.
+/// Most bytes of a `.drv` file that are read; the largest in nixpkgs have under 1 MiB.
 const DERIVATION_BYTES_MAX: u64 = 8 << 20;
-/// Signatures in one narinfo at most; the rest is left out.
+/// Most signatures in one narinfo; the rest is left out.
 const SIGNATURES_MAX: usize = 16;
 
-/// What the operator wants to leave this machine.
+/// The operator's policy on what may leave this machine.
 #[derive(Clone, Debug)]
 pub struct OfferPolicy {
-    /// Keys whose signatures are worth handing on.
+    /// Trusted public keys. Their signatures are handed on and vouch for a path.
     pub trusted: TrustedKeys,
-    /// Signs what was built here; without one only paths that trusted keys or their contents vouch for are offered.
+    /// Signs paths that were built here. Without it, only paths for which trusted keys or their own contents vouch are
+    /// offered.
     pub builder_key: Option<NixSecretKey>,
-    /// Sign as well what nobody signed and a derivation that is here makes: what a remote builder built and Nix copied back. Nix does
-    /// not note where such a path came from, so whoever may import a path without a signature gets it signed.
+    /// Also sign paths without a signature that are an output of a derivation here: a remote builder built them and Nix
+    /// copied them back. Nix does not record where such a path came from, so anyone who may import a path without a
+    /// signature gets it signed.
     pub sign_remote_builds: bool,
-    /// Patterns (`*`, `?`) over names of paths, of which one must match. References of a path need not match.
+    /// Patterns (`*`, `?`) over path names, of which one must match. The references of a path need not match.
     pub include: Vec<String>,
-    /// Patterns of which none may match, neither here nor in the closure.
+    /// Patterns of which none may match the name of the path or of any path in its closure.
     pub exclude: Vec<String>,
-    /// Withhold what describes this machine, and what its derivation wants built locally, with all that refers to it.
+    /// Withhold paths that describe this machine, paths whose derivation forbids substitutes, and everything that refers to
+    /// them.
     pub withhold_defaults: bool,
-    /// Paths offered at most; the newest are withheld.
+    /// Most paths offered; beyond it the newest are withheld.
     pub paths_max: usize,
 }
 
-/// Why a path does not leave this machine.
+/// Why a path is withheld.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Withheld {
-    /// It was added, not built, no trusted key signed it, and nothing that is offered refers to it.
+    /// It was added and not built, no trusted key signed it, and no offered path refers to it.
     Source,
     /// A pattern of `exclude` matches its name.
     Excluded,
@@ -46,21 +49,23 @@ pub enum Withheld {
     ByDefault,
     /// Its derivation says `allowSubstitutes = false`.
     SubstitutesForbidden,
-    /// Its derivation is here, but cannot be read, so nobody knows whether it may be substituted.
+    /// Its derivation is here but cannot be read, so it is unknown whether the path may be substituted.
     DerivationUnreadable,
-    /// Its content address is of a method that this version does not know, so that it may be a source, and no trusted key signed it.
+    /// Its content address has a method that this version does not know, so it may be a source, and no trusted key signed
+    /// it.
     NotUnderstood,
-    /// Its row in the Nix database cannot be read, so that nothing is known of it.
+    /// Its row in the Nix database cannot be read, so nothing is known about it.
     RowUnreadable,
-    /// Its closure holds a path that is withheld for one of the five reasons before, or a source that cannot travel with it.
+    /// Its closure contains a path that is withheld for one of the five reasons from [`Self::Excluded`] to
+    /// [`Self::NotUnderstood`], or a source that cannot be sent.
     ClosureWithheld,
-    /// Its closure holds a path whose row cannot be read.
+    /// Its closure contains a path whose row cannot be read.
     ClosureUnreadable,
     /// No pattern of `include` matches its name.
     NotIncluded,
-    /// No trusted key signed it, and it was not built here, or there is no builder key.
+    /// No trusted key signed it, and it was not built here or there is no builder key.
     NotVouchedFor,
-    /// Our copy failed its hash, and was not changed since.
+    /// Our copy failed its NarHash and has not changed since.
     CopyFailed,
     /// Our copy is not on the disk, or a part of it is not.
     CopyGone,
@@ -70,19 +75,20 @@ pub enum Withheld {
     NotArchivable,
     /// Its narinfo would be longer than 8 MiB: it has too many references.
     NarInfoTooLong,
-    /// More paths than may be offered; this is one of the newest.
+    /// There are more paths than may be offered, and this is one of the newest.
     TooMany,
-    /// Not looked at yet.
+    /// It was not checked yet.
     Unchecked,
 }
 
 impl Withheld {
-    /// Whether nobody knows yet what may become of it, so that it is not told, and what was told is not taken back.
+    /// Whether the reason is temporary. Until it is settled, peers are told nothing new about the path, and nothing told
+    /// before is taken back.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Unchecked | Self::RowUnreadable | Self::ClosureUnreadable)
     }
 
-    /// A sentence for the operator.
+    /// The reason as a sentence for the operator.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::Source => "it is a source, and nothing that is offered needs it",
@@ -113,15 +119,16 @@ impl Withheld {
     }
 }
 
-/// How a path came to be, as far as this store can tell without anybody's word.
+/// How a path came to be, as far as this store can tell without trusting anyone's claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Origin {
-    /// Built: by this store, as an output of a derivation that is here, or by somebody, since it is no address of its contents.
+    /// It was built: by this store, as an output of a derivation here, or by somebody else, since it has no valid content
+    /// address.
     Output,
-    /// The address of its contents, and nothing here makes it: added (`builtins.path`, `toFile`, `nix-store --add`), or a fixed
-    /// output from elsewhere. A source, unless a trusted key signed it.
+    /// It has a valid content address, and no derivation here makes it: it was added (`builtins.path`, `toFile`,
+    /// `nix-store --add`), or is a fixed output from elsewhere. It counts as a source unless a trusted key signed it.
     Added,
-    /// The same with a content address that this version does not understand.
+    /// As `Added`, but with a content address that this version does not understand.
     Unknown,
 }
 
@@ -129,9 +136,9 @@ pub(super) enum Origin {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Voucher {
     Nobody,
-    /// Its contents, of which it is the address; perhaps our own key beside them.
+    /// Its contents, by a valid content address; our own key may have signed it as well.
     Contents,
-    /// A trusted key, or ours for what was built here.
+    /// A trusted key, or our own key for a path that was built here.
     Signature,
 }
 
@@ -146,7 +153,7 @@ impl From<CopyFault> for Withheld {
     }
 }
 
-/// What a path's derivations say.
+/// What a path's derivations say about substitutes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum BuildersWord {
     Silent,
@@ -154,7 +161,7 @@ pub(super) enum BuildersWord {
     Unreadable,
 }
 
-/// A policy made ready to be applied.
+/// A policy prepared for use: its patterns are parsed.
 #[derive(Debug)]
 pub(super) struct Rules {
     policy: OfferPolicy,
@@ -163,7 +170,7 @@ pub(super) struct Rules {
     exclude: Vec<NamePattern>,
     withheld: Vec<NamePattern>,
     store_dir: StoreDir,
-    /// Which policy this is, counted from 1.
+    /// Number of the policy, counted from 1.
     pub(super) generation: u64,
 }
 
@@ -186,7 +193,7 @@ impl Rules {
         self.policy.paths_max
     }
 
-    /// Why this path, and whatever refers to it, stays here.
+    /// Why a path with this name and these derivations, and everything that refers to it, is withheld.
     pub(super) fn privacy(&self, name: &str, word: BuildersWord) -> Option<Withheld> {
         if self.exclude.iter().any(|pattern| pattern.matches(name)) {
             return Some(Withheld::Excluded);
@@ -208,18 +215,18 @@ impl Rules {
         self.include.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// Whether it matters who signs that a derivation here makes the path.
+    /// Whether signing depends on which derivations here make a path.
     pub(super) fn asks_for_derivers(&self) -> bool {
         self.policy.sign_remote_builds
     }
 
-    /// Whether our key signs it: what was built here, and what is taken for a build elsewhere on our behalf.
+    /// Whether our key signs the path: if it was built here, or if it counts as a remote build for us.
     fn signs(&self, info: &PathInfo, derivers: &[StorePath]) -> bool {
         let is_remote_build = || info.signatures.is_empty() && info.content_address.is_none() && !derivers.is_empty();
         info.ultimate || (self.policy.sign_remote_builds && is_remote_build())
     }
 
-    /// Who vouches for a path that these derivations make, with the signatures that peers may see: none where its contents do.
+    /// Who vouches for a path that these derivations make, and the signatures that peers may see.
     pub(super) fn vouchers(&self, info: &PathInfo, derivers: &[StorePath]) -> (Voucher, Vec<NixSignature>) {
         if info.nar_size == 0 {
             return (Voucher::Nobody, Vec::new());
@@ -235,11 +242,12 @@ impl Rules {
             if signatures.len() >= SIGNATURES_MAX || signatures.contains(signature) {
                 continue;
             }
-            // Ed25519 verification is dear: only a signature that names a known key is tried.
+            // Ed25519 verification is expensive, so only signatures that name a known key are verified.
             let is_ours = self.builder_public.as_ref().is_some_and(|key| key.verify(&fingerprint, signature));
             if is_ours || self.policy.trusted.verifies(&fingerprint, signature) {
                 signatures.push(signature.clone());
-                // `nix store sign --all` signs sources, too: that our own key signed one does not say that it may leave.
+                // `nix store sign --all` signs sources too, so a signature by our own key does not mean that a source may
+                // leave.
                 is_signed |= !is_ours || info.content_address.is_none();
             }
         }
@@ -252,7 +260,7 @@ impl Rules {
     }
 }
 
-/// How the path came to be. Its `Deriver` says nothing about that: whoever handed it on may have made it up.
+/// How the path came to be. Its `Deriver` does not count, because whoever handed the path on may have invented it.
 pub(super) fn origin(store: &NixStore, info: &PathInfo, derivers: &[StorePath]) -> Origin {
     if info.ultimate || !derivers.is_empty() {
         return Origin::Output;
@@ -260,14 +268,14 @@ pub(super) fn origin(store: &NixStore, info: &PathInfo, derivers: &[StorePath]) 
     match &info.content_address {
         None => Origin::Output,
         Some(ContentAddress::Other(_)) => Origin::Unknown,
-        // Nor does a content address that is not true.
+        // A content address that does not fit the path does not count either.
         Some(ContentAddress::Text { .. } | ContentAddress::Fixed { .. }) => {
             if info.is_certified_by_content(store.store_dir()) { Origin::Added } else { Origin::Output }
         }
     }
 }
 
-/// Asks all these derivations.
+/// What all these derivations together say about substitutes.
 pub(super) fn builders_word(store: &NixStore, derivers: &[StorePath]) -> BuildersWord {
     let mut word = BuildersWord::Silent;
     for deriver in derivers {
@@ -280,7 +288,7 @@ pub(super) fn builders_word(store: &NixStore, derivers: &[StorePath]) -> Builder
     word
 }
 
-/// `None` if the file is not here.
+/// Whether the derivation forbids substitutes; `None` if its file is not here.
 fn read_derivation(store: &NixStore, path: &StorePath) -> io::Result<Option<Result<bool, NotADerivation>>> {
     if !path.is_derivation() || !store.contains(&path.hash_part()) {
         return Ok(None);

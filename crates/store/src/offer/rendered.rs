@@ -1,4 +1,4 @@
-//! Rendered narinfos, so that nothing is signed twice.
+//! Keeps rendered narinfos, so that nothing is signed twice.
 
 use super::OfferedPath;
 use crate::by_use::ByUse;
@@ -6,12 +6,13 @@ use crate::database::Stamp;
 use narmesh_protocol::HashPart;
 use std::sync::Arc;
 
-/// Bytes of all rendered answers: about 14,000 paths, more than an ordinary store offers.
+/// Memory for all rendered narinfos, bytes: about 14,000 paths, more than an ordinary store offers.
 const BYTES_MAX: usize = 32 << 20;
-/// What an entry takes besides its texts: two map nodes, the parsed fields and their allocations. A guess, not measured.
+/// Memory of an entry besides its texts, bytes: two map nodes, the parsed fields and their allocations. A guess, not
+/// measured.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
-/// An answer and the state of the world in which it was true.
+/// A rendered narinfo with the row, the database state and the policy for which it is valid.
 #[derive(Clone, Debug)]
 pub(super) struct Rendered {
     pub(super) path: Arc<OfferedPath>,
@@ -20,7 +21,7 @@ pub(super) struct Rendered {
     pub(super) generation: u64,
 }
 
-/// Least recently used answers go first.
+/// Rendered narinfos by hash part; the least recently used go first.
 #[derive(Debug)]
 pub(super) struct RenderedCache(ByUse<Rendered>);
 
@@ -48,7 +49,7 @@ impl RenderedCache {
     }
 }
 
-/// The text twice, because the parsed fields repeat it.
+/// Memory of an entry, bytes. The text counts twice, because the parsed fields repeat it.
 fn bytes(rendered: &Rendered) -> usize {
     2 * rendered.path.narinfo_text.len() + ENTRY_OVERHEAD_BYTES
 }
