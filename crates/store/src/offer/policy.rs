@@ -226,7 +226,8 @@ impl Rules {
         info.ultimate || (self.policy.sign_remote_builds && is_remote_build())
     }
 
-    /// Who vouches for a path that these derivations make, and the signatures that peers may see.
+    /// Who vouches for a path that these derivations make, and the signatures that peers may see. A path for which its
+    /// contents vouch needs none.
     pub(super) fn vouchers(&self, info: &PathInfo, derivers: &[StorePath]) -> (Voucher, Vec<NixSignature>) {
         if info.nar_size == 0 {
             return (Voucher::Nobody, Vec::new());

@@ -1,4 +1,4 @@
-//! Reading as a user who cannot write beside the database.
+//! Tests reading as a user who cannot write beside the database.
 
 use crate::harness::{Kind, TestNix, eventually, info, open_policy, read_all};
 use narmesh_protocol::{HashPart, StoreDir, StorePath, TrustedKeys};
@@ -16,7 +16,7 @@ const PART: &str = "NARMESH_TEST_PART";
 const EXPECT: &str = "NARMESH_TEST_EXPECT";
 const NOBODY: &str = "65534";
 
-/// The body of the tests below, run by them as another user in a process of its own.
+/// The body of the tests below. They run it as another user in a process of its own.
 #[test]
 #[ignore = "run by the tests of this module, as another user"]
 fn as_somebody_else() {
@@ -42,12 +42,13 @@ fn as_somebody_else() {
     }
 }
 
-/// Runs [`as_somebody_else`] as nobody; or, without root, as ourselves once we cannot write there.
+/// Runs [`as_somebody_else`] as the user nobody; without root, as ourselves after removing our own write permission.
 fn run_as_somebody_else(nix: &TestNix, part: &HashPart, expect: &str) {
     let own = std::env::current_exe().unwrap();
     let is_root = rustix::process::geteuid().is_root();
-    // The build directory need not be open to others. Copied by another process: a descriptor of ours, open for writing,
-    // would be inherited by whatever another test starts meanwhile, and nobody could execute the copy.
+    // The test binary is copied, because other users may not reach the build directory. Another process copies it: if we
+    // had the copy open for writing, a process started by another test could inherit the descriptor, and the copy could not
+    // be executed.
     let copy = nix.dir.path().join("test-binary");
     if !copy.exists() {
         assert!(Command::new("cp").arg(own).arg(&copy).status().unwrap().success());
@@ -82,7 +83,7 @@ fn beside(nix: &TestNix, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Names, sizes and times of everything in a directory.
+/// Paths, inodes and times of all entries of a directory.
 fn fingerprint(directory: &Path) -> Vec<(PathBuf, u64, i64, i64, i64)> {
     let mut all: Vec<_> = fs::read_dir(directory)
         .unwrap()
@@ -105,11 +106,11 @@ fn writer(nix: &TestNix) -> rusqlite::Connection {
 }
 
 #[test]
-fn without_a_wal() {
+fn other_user_reads_a_database_without_wal() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let paths = nix.open().valid_paths();
-    // Nix from 2.23 on leaves them there; with nobody connected they can go.
+    // Nix since 2.23 leaves these files there; they can be removed while nobody is connected.
     rusqlite::Connection::open(nix.database()).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     for suffix in ["-wal", "-shm"] {
         assert!(fs::remove_file(beside(&nix, suffix)).is_ok() || !beside(&nix, suffix).exists());
@@ -122,17 +123,17 @@ fn without_a_wal() {
 }
 
 #[test]
-fn with_a_wal() {
+fn other_user_sees_commits_in_the_wal() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let mut writer = writer(&nix);
     let before = nix.open().valid_paths();
-    // A commit that is in the WAL alone is seen.
+    // A commit that is only in the WAL is seen.
     let sql = "INSERT INTO ValidPaths (path, hash, registrationTime, narSize) VALUES (?1, ?2, 1, 120)";
     let full = format!("{}/00000000000000000000000000000000-late", nix.location.store_dir.as_str());
     writer.execute(sql, [full, format!("sha256:{}", "0".repeat(64))]).unwrap();
     run_as_somebody_else(&nix, &path.hash_part(), &(before + 1).to_string());
-    // One that is not yet committed is not.
+    // A change that is not committed yet is not seen.
     let transaction = writer.transaction().unwrap();
     transaction.execute("DELETE FROM ValidPaths WHERE path LIKE '%-late'", []).unwrap();
     run_as_somebody_else(&nix, &path.hash_part(), &(before + 1).to_string());
@@ -140,7 +141,7 @@ fn with_a_wal() {
     run_as_somebody_else(&nix, &path.hash_part(), &before.to_string());
 }
 
-/// Takes the database's companions away from everybody but their owner.
+/// Removes all permissions from the `-wal` and `-shm` files.
 fn close(nix: &TestNix) {
     for suffix in ["-wal", "-shm"] {
         fs::set_permissions(beside(nix, suffix), fs::Permissions::from_mode(0o000)).unwrap();
@@ -148,7 +149,7 @@ fn close(nix: &TestNix) {
 }
 
 #[test]
-fn files_that_only_the_owner_may_open_without_a_daemon() {
+fn unreadable_database_without_daemon_is_an_error() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let _writer = writer(&nix);
@@ -157,7 +158,7 @@ fn files_that_only_the_owner_may_open_without_a_daemon() {
 }
 
 #[test]
-fn files_that_only_the_owner_may_open_with_a_daemon() {
+fn unreadable_database_is_read_through_the_daemon() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let paths = nix.open().valid_paths();
@@ -167,9 +168,9 @@ fn files_that_only_the_owner_may_open_with_a_daemon() {
     run_as_somebody_else(&nix, &path.hash_part(), &paths.to_string());
 }
 
-/// Both ways to a row tell the same of it.
+/// The database and the daemon must give the same rows.
 #[test]
-fn a_wal_without_its_index_is_not_read_as_if_it_were_not_there() {
+fn wal_without_its_index_is_read_through_the_daemon() {
     let nix = TestNix::new(Kind::Relocated);
     let app = nix.build("app");
     let fod = nix.build("fod");
@@ -183,7 +184,7 @@ fn a_wal_without_its_index_is_not_read_as_if_it_were_not_there() {
     let wal = beside(&nix, "-wal");
     assert!(!wal.exists(), "nix 2.8 deletes it; with a newer one this test has to do so");
     let daemon = Daemon::start(&nix);
-    // Opens the daemon's own connection to the database first: it would recover what we leave there.
+    // Make the daemon open its own connection first: otherwise it would recover the file that we leave there.
     daemon.ask(&nix, &app);
     for suffix in ["-wal", "-shm"] {
         fs::rename(beside(&nix, suffix), nix.dir.path().join(format!("aside{suffix}"))).unwrap();
@@ -202,7 +203,7 @@ fn a_wal_without_its_index_is_not_read_as_if_it_were_not_there() {
     assert_eq!(offer.offered(&fod.hash_part()).unwrap().unwrap().info, rows[1]);
 }
 
-/// A real `nix-daemon`; it and the process that serves us end with this.
+/// A real `nix-daemon`. Dropping this ends it and its client.
 struct Daemon {
     process: Child,
     client: Mutex<Option<Child>>,
@@ -216,12 +217,12 @@ impl Daemon {
         daemon
     }
 
-    /// Has a client connected from now on, so that one process of the daemon keeps the database open.
+    /// Keeps a client connected from now on, so that a process of the daemon keeps the database open.
     fn ask(&self, nix: &TestNix, path: &StorePath) {
         let mut command = nix.command("nix-store", &["--serve"]);
         let mut client =
             command.env("NIX_REMOTE", "daemon").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        // Serve protocol 2.7: hello, then "which of these are valid".
+        // Serve protocol 2.7: a greeting, then the question which of these paths are valid.
         let full = nix.full(path);
         let mut hello = Vec::new();
         for number in [0x390c_9deb_u64, 0x207, 1, 0, 0, 1, full.len() as u64] {
@@ -246,7 +247,7 @@ impl Drop for Daemon {
 }
 
 #[test]
-fn a_place_without_a_store_is_named_and_looked_at_again() {
+fn missing_store_is_reported_and_found_later() {
     let nix = TestNix::new(Kind::Relocated);
     let file = nix.build("file");
     let (real, aside) = (nix.location.real_dir.clone(), nix.dir.path().join("aside"));

@@ -1,4 +1,4 @@
-//! A real Nix store of one's own, in a temporary directory.
+//! A real Nix store in a temporary directory, one for each test.
 
 use narmesh_protocol::{HashPart, NarHash, StoreDir, StorePath};
 use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, OfferPolicy, PathInfo, Store, StoreLocation};
@@ -10,19 +10,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
-/// Ten times the second that users are promised.
+/// Longest wait in tests: ten times the second that we promise to users.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Derivations that need nothing but `/bin/sh` and the basic tools.
+/// Derivations that need only `/bin/sh` and basic tools.
 const DERIVATIONS: &str = include_str!("derivations.nix");
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// Store and state directory of its own; logical and real directory are the same.
+    /// Its own store and state directory; logical and real directory are the same.
     Relocated,
     /// `local?root=…`, built in the sandbox.
     Chroot,
-    /// Logical and real directory differ, and neither is `/nix/store`; only copied to.
+    /// Logical and real directory differ, and neither is `/nix/store`. Paths are only copied to it.
     Real,
 }
 
@@ -36,7 +36,7 @@ impl TestNix {
     pub(crate) fn new(kind: Kind) -> Self {
         let dir = tempfile::Builder::new().prefix("narmesh-store-").tempdir().unwrap();
         let root = dir.path();
-        // Another user has to reach it.
+        // Other users must be able to reach it.
         fs::set_permissions(root, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         for sub in ["etc", "home", "cache"] {
             fs::create_dir(root.join(sub)).unwrap();
@@ -66,7 +66,7 @@ impl TestNix {
         nix
     }
 
-    /// Runs a Nix command on this store and gives what it printed; fails the test if it failed.
+    /// Runs a Nix command on this store and returns its output; the test fails if the command does.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.try_run(program, arguments);
         assert!(output.status.success(), "{program} {arguments:?} failed: {}", String::from_utf8_lossy(&output.stderr));
@@ -105,7 +105,7 @@ impl TestNix {
         command
     }
 
-    /// The store as Nix names it, for `nix copy`.
+    /// The URL of the store, for `nix copy`.
     pub(crate) fn url(&self) -> String {
         let root = self.dir.path().display();
         match self.kind {
@@ -115,7 +115,7 @@ impl TestNix {
         }
     }
 
-    /// Builds an attribute of `derivations.nix` and gives its (first) output.
+    /// Builds an attribute of `derivations.nix` and returns its first output.
     pub(crate) fn build(&self, attribute: &str) -> StorePath {
         let file = self.dir.path().join("derivations.nix");
         let out = self.run("nix-build", &[file.to_str().unwrap(), "-A", attribute, "--no-out-link"]);
@@ -138,7 +138,7 @@ impl TestNix {
         self.location.database_dir().join("db.sqlite")
     }
 
-    /// What Nix says the NAR is.
+    /// The NAR as Nix makes it.
     pub(crate) fn dump(&self, path: &StorePath) -> Vec<u8> {
         let real = self.location.real_path(path);
         let output = self.try_run_plain("nix-store", &["--dump".as_ref(), real.as_os_str()]);
@@ -146,7 +146,7 @@ impl TestNix {
         output.stdout
     }
 
-    /// Without `--store`, for commands that only look at files.
+    /// Runs a command without `--store`, for commands that only read files.
     fn try_run_plain(&self, program: &str, arguments: &[&OsStr]) -> Output {
         let root = self.dir.path();
         Command::new(program)
@@ -168,7 +168,7 @@ impl Drop for TestNix {
     }
 }
 
-/// A policy that offers what it can, without any key.
+/// A policy without any key that offers as much as possible.
 pub(crate) fn open_policy() -> OfferPolicy {
     OfferPolicy {
         trusted: narmesh_protocol::TrustedKeys::default(),
@@ -201,7 +201,7 @@ pub(crate) fn read_all(mut stream: NarStream, piece_bytes: usize) -> Result<Vec<
     }
 }
 
-/// Calls `check` until it is true; only where nothing reports the moment.
+/// Calls `check` until it is true; for conditions that nothing reports.
 pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let start = Instant::now();
     while !check() {
@@ -210,7 +210,7 @@ pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
-/// So that what was just built counts as settled.
+/// Waits until a path that was just built counts as settled.
 pub(crate) fn wait_until_settled(path: &Path) {
     let changed = || {
         let newest = Command::new("find").arg(path).args(["-printf", "%C@\n"]).output().unwrap();
@@ -229,7 +229,7 @@ pub(crate) fn nar_hash(nar: &[u8]) -> NarHash {
     NarHash(sha2::Sha256::digest(nar).into())
 }
 
-/// Makes a file or directory of the store writable, as nobody should.
+/// Makes a file or directory in the store writable, which nobody should do outside of tests.
 pub(crate) fn make_writable(path: &Path) {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(path, mode).unwrap();

@@ -1,4 +1,4 @@
-//! What is known of a copy: ranges cost what they give, and what was hashed right is not hashed again.
+//! Tests what the store remembers about copies: a copy whose NarHash was right is not hashed again until it changes.
 
 use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, read_all, wait_until_settled};
 use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, PathInfo, Store};
@@ -27,7 +27,7 @@ fn settled_copy_is_hashed_once() {
 }
 
 #[test]
-fn copy_that_was_changed_a_moment_ago_is_hashed_again() {
+fn recently_changed_copy_is_hashed_again() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let store = nix.open();
@@ -39,7 +39,7 @@ fn copy_that_was_changed_a_moment_ago_is_hashed_again() {
         let touch = Command::new("touch").args(["-h", "-d", "@1"]).arg(nix.location.real_path(&path)).status().unwrap();
         assert!(touch.success());
         whole(&store, &info);
-        // Only so quick a machine has seen the copy unsettled.
+        // Only a fast enough machine reads the copy while it is unsettled.
         let is_quick = changed.elapsed() < Duration::from_secs(2);
         whole(&store, &info);
         if is_quick {
@@ -59,7 +59,7 @@ fn changed_copy_is_hashed_again_and_never_completes_wrong() {
     let store = nix.open();
     let info = info(&store, &path.hash_part());
     let expected = whole(&store, &info);
-    // Only its metadata: right, and hashed again, although part of it was given out already.
+    // Only the metadata changes: the NAR is right, and is hashed again although part of it was given out already.
     let mut stream = store.open_nar(&info).unwrap();
     let mut out = Vec::new();
     assert_eq!(stream.fill(&mut out, 4096).unwrap(), NarProgress::More);
@@ -68,7 +68,7 @@ fn changed_copy_is_hashed_again_and_never_completes_wrong() {
     while stream.fill(&mut out, 100_000).unwrap() == NarProgress::More {}
     assert!(out == expected);
     assert_eq!(store.hashed_bytes(), 2 * info.nar_size);
-    // Its contents, under the same size.
+    // The contents change, and the size stays.
     wait_until_settled(&real);
     assert!(whole(&store, &info) == expected);
     let mut stream = store.open_nar(&info).unwrap();
@@ -93,17 +93,17 @@ fn changed_copy_is_hashed_again_and_never_completes_wrong() {
     assert!((out.len() as u64) < info.nar_size);
 }
 
-/// Reads on until `out` has at least `bytes`.
+/// Reads on until `out` has at least `bytes` bytes.
 fn read_to(stream: &mut NarStream, out: &mut Vec<u8>, bytes: usize) {
     while out.len() < bytes {
-        // Its own: what a larger one has room for is read at once.
+        // A small buffer of its own: the stream would fill all the spare room of a larger one at once.
         let mut piece = Vec::with_capacity(4096);
         assert_eq!(stream.fill(&mut piece, 4096).unwrap(), NarProgress::More);
         out.extend(piece);
     }
 }
 
-/// Where the contents of a file begin in a NAR that holds them once.
+/// Offset of a file's contents in a NAR that contains them once.
 fn find(nar: &[u8], contents: &[u8]) -> usize {
     let head = &contents[..100];
     nar.windows(head.len()).position(|window| window == head).unwrap()
@@ -115,7 +115,7 @@ fn read_to_its_end(mut stream: NarStream, out: &mut Vec<u8>) -> Result<(), NarSt
 }
 
 #[test]
-fn tree_repaired_while_it_is_read_does_not_complete_what_was_wrong() {
+fn tree_repaired_while_it_is_read_does_not_complete_a_wrong_nar() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("big");
     let real = nix.location.real_path(&path);
@@ -165,7 +165,7 @@ fn file_changed_and_changed_back_while_it_is_read_is_not_given_out_wrong() {
 }
 
 #[test]
-fn link_that_leads_elsewhere_now_is_not_given_out_as_it_was() {
+fn changed_link_target_is_a_hash_mismatch() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("symlink");
     let real = nix.location.real_path(&path);
@@ -180,7 +180,7 @@ fn link_that_leads_elsewhere_now_is_not_given_out_as_it_was() {
 }
 
 #[test]
-fn copy_that_nix_links_to_another_is_still_right() {
+fn copy_that_nix_optimises_is_hashed_again_and_right() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("many");
     let real = nix.location.real_path(&path);

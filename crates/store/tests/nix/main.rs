@@ -1,4 +1,4 @@
-//! The store against real Nix: every path here was built, copied, repaired or deleted by the real client.
+//! Tests the store against real Nix: the real client builds, copies, repairs and deletes every path here.
 //!
 //! Needs `nix` (2.8 or newer) and, for the chroot store, `/bin/busybox` and user namespaces or root.
 

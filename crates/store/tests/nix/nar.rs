@@ -1,11 +1,11 @@
-//! NARs, byte for byte what Nix makes of the same files.
+//! Compares NARs byte for byte with those that Nix makes of the same files.
 
 use crate::harness::{Kind, TestNix, info, make_writable, nar_hash, read_all};
 use narmesh_store::{NarProgress, NarStreamError, Store, StoreError};
 use std::fs;
 
 #[test]
-fn every_kind_of_file_gives_the_bytes_that_nix_gives() {
+fn nars_equal_those_of_nix_for_every_kind_of_file() {
     let nix = TestNix::new(Kind::Relocated);
     let attributes = ["lib", "app", "many", "big", "empty", "file", "symlink", "multi", "fod"];
     let paths: Vec<_> = attributes.iter().map(|attribute| nix.build(attribute)).collect();
@@ -14,7 +14,7 @@ fn every_kind_of_file_gives_the_bytes_that_nix_gives() {
         let info = info(&store, &path.hash_part());
         let expected = nix.dump(path);
         for piece_bytes in [1, 1000, 4096, 256 << 10, 64 << 20] {
-            // Byte by byte takes long in a debug build.
+            // Reading byte by byte is slow in a debug build.
             if piece_bytes == 1 && expected.len() > 100_000 {
                 continue;
             }
@@ -26,7 +26,7 @@ fn every_kind_of_file_gives_the_bytes_that_nix_gives() {
 }
 
 #[test]
-fn a_small_nar_comes_in_one_piece_and_is_over() {
+fn small_nar_is_complete_after_one_fill() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let store = nix.open();
@@ -41,7 +41,7 @@ fn a_small_nar_comes_in_one_piece_and_is_over() {
 }
 
 #[test]
-fn a_path_collected_midway_is_an_error() {
+fn path_deleted_while_it_is_read_is_an_error() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("many");
     let store = nix.open();
@@ -49,9 +49,9 @@ fn a_path_collected_midway_is_an_error() {
     let mut stream = store.open_nar(&info).unwrap();
     let mut out = Vec::new();
     assert_eq!(stream.fill(&mut out, 4096).unwrap(), NarProgress::More);
-    // A collector that starts now sees our open directory in /proc, and keeps the path.
+    // A garbage collector that starts now sees our open directory in /proc and keeps the path.
     assert!(!nix.try_run("nix-store", &["--delete", &nix.full(&path)]).status.success());
-    // One that had looked before would not.
+    // A garbage collector that looked earlier would delete it.
     nix.run("nix-store", &["--delete", "--ignore-liveness", &nix.full(&path)]);
     let given = out.len();
     let error = loop {
@@ -68,9 +68,9 @@ fn a_path_collected_midway_is_an_error() {
 }
 
 #[test]
-fn no_byte_of_nar_size_or_beyond_leaves_unhashed() {
+fn changed_copy_never_gives_out_its_last_byte() {
     let nix = TestNix::new(Kind::Relocated);
-    // One has other bytes, the others grow: by more than a piece, by less than one, and from nothing.
+    // One file changes its bytes; the others grow: by more than a piece, by less than a piece, and from nothing.
     let long = "long".repeat(100_000);
     let changes = [("file", "CONTENTS\n"), ("fod", &long), ("symlink", ""), ("empty", "more")];
     for (attribute, contents) in changes {
@@ -88,7 +88,7 @@ fn no_byte_of_nar_size_or_beyond_leaves_unhashed() {
         let store = nix.open();
         let info = info(&store, &path.hash_part());
         for piece_bytes in [1, 100, 1 << 20] {
-            // A store that does not remember.
+            // A new store, which does not remember the failed copy.
             let store = nix.open();
             let mut stream = store.open_nar(&info).unwrap();
             let mut out = Vec::new();
@@ -106,7 +106,7 @@ fn no_byte_of_nar_size_or_beyond_leaves_unhashed() {
 }
 
 #[test]
-fn what_a_nar_cannot_hold_is_refused() {
+fn special_file_and_deep_tree_are_refused() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let real = nix.location.real_path(&path);
@@ -123,13 +123,13 @@ fn what_a_nar_cannot_hold_is_refused() {
         deep.push("d");
     }
     fs::create_dir_all(&deep).unwrap();
-    // In one piece: so deep a tree has more bytes than were registered.
+    // In one piece, because the tree is deeper than a NAR allows but also has more bytes than were registered.
     let refused = read_all(nix.open().open_nar(&info).unwrap(), 1 << 20);
     assert!(matches!(refused, Err(NarStreamError::NotArchivable { .. })), "{refused:?}");
 }
 
 #[test]
-fn a_root_swapped_for_a_symlink_is_not_followed() {
+fn root_swapped_for_a_symlink_is_not_followed() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let real = nix.location.real_path(&path);

@@ -1,4 +1,4 @@
-//! What leaves this machine and what does not.
+//! Tests which paths are offered and which are withheld.
 
 use crate::harness::{Kind, TestNix, eventually, make_writable, open_policy};
 use narmesh_protocol::{Fingerprint, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
@@ -15,7 +15,8 @@ fn policy() -> OfferPolicy {
     OfferPolicy { builder_key: Some(builder()), ..open_policy() }
 }
 
-/// An offer with what its listener believes; returns when nothing is unchecked.
+/// Starts an offer. Also returns the set of paths that its listener believes to be offered. Waits until all paths are
+/// checked.
 fn start(nix: &TestNix, policy: OfferPolicy) -> (Offer, Arc<Mutex<BTreeSet<HashPart>>>) {
     let believed = Arc::new(Mutex::new(BTreeSet::new()));
     let listener = Arc::clone(&believed);
@@ -63,7 +64,7 @@ fn narinfo(nix: &TestNix, offer: &Offer, path: &StorePath) -> NarInfo {
 }
 
 #[test]
-fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
+fn machine_specific_paths_and_their_referrers_are_withheld() {
     let nix = TestNix::new(Kind::Relocated);
     for attribute in ["app", "top", "structured", "system", "etcd", "withsource", "fod", "multi"] {
         nix.build(attribute);
@@ -80,7 +81,7 @@ fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
         ("etcd-1.0", Standing::Offered),
         ("fod-1.0", Standing::Offered),
         ("withsource-1.0", Standing::Offered),
-        // It goes with what refers to it.
+        // A source is offered with the path that refers to it.
         ("a-source", Standing::Offered),
         ("local-1.0", forbidden),
         ("structured-1.0", forbidden),
@@ -95,7 +96,7 @@ fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
     for (path, _, standing) in offer.list() {
         assert_eq!(offer.offered(&path.hash_part()).unwrap().is_some(), standing == Standing::Offered, "{path}");
     }
-    // No derivation is offered, though all of them are valid.
+    // No derivation is offered, although all of them are valid.
     assert!(nix.open().valid_paths() > offer.list().len());
     assert_eq!(offer.offered(&HashPart([3; 20])).unwrap(), None);
 
@@ -105,7 +106,7 @@ fn what_describes_this_machine_stays_with_all_that_refers_to_it() {
 }
 
 #[test]
-fn a_source_goes_with_what_refers_to_it_and_stays_alone() {
+fn source_is_offered_only_with_an_offered_referrer() {
     let nix = TestNix::new(Kind::Relocated);
     let output = nix.build("withsource");
     let alone = nix.dir.path().join("alone");
@@ -120,7 +121,7 @@ fn a_source_goes_with_what_refers_to_it_and_stays_alone() {
     assert!(told.signatures.is_empty() && told.proven_content_address(&nix.location.store_dir).is_some());
     assert!(offer.find_nar(&source.hash_part(), |_| Some(0)).unwrap().is_some());
 
-    // Its own name need not be included, and it does not go with what is not offered itself.
+    // The source's own name need not be included. But it is not offered if the path that refers to it is not.
     offer.set_policy(OfferPolicy { include: vec!["withsource*".to_owned()], ..policy() });
     settled(&offer, &believed);
     assert_eq!(of_source(&offer), Standing::Offered);
@@ -140,7 +141,7 @@ fn a_source_goes_with_what_refers_to_it_and_stays_alone() {
     settled(&offer, &believed);
     assert_eq!(standings(&offer)["withsource-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
 
-    // A source that cannot be had keeps back what needs it.
+    // A path is withheld if its source cannot be sent.
     offer.set_policy(policy());
     settled(&offer, &believed);
     let file = nix.location.real_path(&source);
@@ -157,7 +158,7 @@ fn a_source_goes_with_what_refers_to_it_and_stays_alone() {
 }
 
 #[test]
-fn what_no_nar_holds_is_told_as_that() {
+fn path_that_no_nar_can_hold_is_withheld_as_not_archivable() {
     let nix = TestNix::new(Kind::Relocated);
     let deep = nix.build("deep");
     let (offer, _) = start(&nix, policy());
@@ -173,7 +174,7 @@ fn what_no_nar_holds_is_told_as_that() {
     assert!(store.open_nar(&info).unwrap_err().to_string().ends_with("holds what a NAR cannot hold"));
 }
 
-/// Changes a row as only Nix would.
+/// Changes a row of the Nix database, as otherwise only Nix does.
 fn update(nix: &TestNix, path: &StorePath, columns: &str) {
     let connection = rusqlite::Connection::open(nix.database()).unwrap();
     let changed =
@@ -181,7 +182,7 @@ fn update(nix: &TestNix, path: &StorePath, columns: &str) {
     assert_eq!(changed, 1);
 }
 
-/// Has the path signed with a new key, and gives that.
+/// Signs the paths with a new key and returns that key.
 fn sign(nix: &TestNix, paths: &[&StorePath]) -> TrustedKeys {
     let file = nix.dir.path().join("cache-1").to_str().unwrap().to_owned();
     nix.run("nix-store", &["--generate-binary-cache-key", "cache-1", &file, &format!("{file}.pub")]);
@@ -193,12 +194,12 @@ fn sign(nix: &TestNix, paths: &[&StorePath]) -> TrustedKeys {
 }
 
 #[test]
-fn a_deriver_that_somebody_made_up_withholds_nothing() {
+fn false_deriver_does_not_withhold_a_path() {
     let nix = TestNix::new(Kind::Relocated);
     let [app, lib, fod, local] = ["app", "lib", "fod", "local"].map(|name| nix.build(name));
     let trusted = sign(&nix, &[&app, &lib, &fod]);
     let forbidding = nix.run("nix-store", &["-q", "--deriver", &nix.full(&local)]);
-    // As substituted from a liar.
+    // As if substituted from a binary cache that lies.
     for path in [&app, &lib] {
         update(&nix, path, &format!("ultimate = NULL, deriver = '{forbidding}'"));
     }
@@ -213,7 +214,7 @@ fn a_deriver_that_somebody_made_up_withholds_nothing() {
 }
 
 #[test]
-fn a_fixed_output_from_elsewhere_is_one_by_a_signature_or_a_derivation() {
+fn fixed_output_from_elsewhere_needs_a_signature_or_a_derivation() {
     let builder = TestNix::new(Kind::Chroot);
     let fod = builder.build("fod");
     let trusted = sign(&builder, &[&fod]);
@@ -234,14 +235,14 @@ fn a_fixed_output_from_elsewhere_is_one_by_a_signature_or_a_derivation() {
 }
 
 #[test]
-fn a_content_address_of_a_newer_nix_is_private_until_somebody_signs() {
+fn unknown_content_address_is_withheld_until_a_trusted_key_signs() {
     let nix = TestNix::new(Kind::Relocated);
     let [app, lib, file] = ["app", "lib", "file"].map(|name| nix.build(name));
     let trusted = sign(&nix, &[&app, &lib]);
     let unknown = format!("fixed:git:sha1:{}", "0".repeat(32));
     update(&nix, &lib, &format!("ultimate = NULL, deriver = NULL, ca = '{unknown}'"));
     let connection = rusqlite::Connection::open(nix.database()).unwrap();
-    // Nothing here made it.
+    // No derivation here makes it.
     connection.execute("DELETE FROM DerivationOutputs WHERE path = ?1", [nix.full(&lib)]).unwrap();
     for _ in 0..2 {
         let (offer, believed) = start(&nix, policy());
@@ -255,7 +256,7 @@ fn a_content_address_of_a_newer_nix_is_private_until_somebody_signs() {
         assert_eq!(standings(&offer)["app-1.0"], Standing::Offered);
         let told = offer.offered(&lib.hash_part()).unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&told.narinfo_text).contains("CA:"), "an older Nix could not read it");
-        // The name still decides about all that refers to it.
+        // The name still withholds everything that refers to it.
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), exclude: vec!["lib*".to_owned()], ..policy() });
         settled(&offer, &believed);
         assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
@@ -264,7 +265,7 @@ fn a_content_address_of_a_newer_nix_is_private_until_somebody_signs() {
 }
 
 #[test]
-fn a_row_that_cannot_be_read_keeps_back_what_refers_to_it_and_nothing_else() {
+fn unreadable_row_withholds_only_itself_and_its_referrers() {
     let nix = TestNix::new(Kind::Relocated);
     let [app, lib, _] = ["app", "lib", "file"].map(|name| nix.build(name));
     let hash = || {
@@ -294,7 +295,7 @@ fn a_row_that_cannot_be_read_keeps_back_what_refers_to_it_and_nothing_else() {
 }
 
 #[test]
-fn patterns_by_name() {
+fn patterns_decide_by_name() {
     let nix = TestNix::new(Kind::Relocated);
     let app = nix.build("app");
     nix.build("file");
@@ -304,7 +305,7 @@ fn patterns_by_name() {
     assert_eq!(offer.hash_parts(), BTreeSet::from([app.hash_part()]), "at once");
     settled(&offer, &believed);
     assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotIncluded));
-    // An excluded path takes with it what refers to it.
+    // Whatever refers to an excluded path is withheld too.
     offer.set_policy(OfferPolicy { exclude: vec!["lib*".to_owned()], withhold_defaults: false, ..policy() });
     assert_eq!(offer.offered(&app.hash_part()).unwrap(), None, "at once");
     settled(&offer, &believed);
@@ -315,7 +316,7 @@ fn patterns_by_name() {
 }
 
 #[test]
-fn signatures_that_peers_see() {
+fn peers_see_only_our_and_trusted_signatures() {
     let nix = TestNix::new(Kind::Relocated);
     let app = nix.build("app");
     let fod = nix.build("fod");
@@ -331,7 +332,7 @@ fn signatures_that_peers_see() {
     let public = |file: &str| NixPublicKey::parse(fs::read_to_string(format!("{file}.pub")).unwrap().trim()).unwrap();
     let trusted = TrustedKeys::new([public(&key_files[0])]).unwrap();
 
-    // Built here: our key's, made by us, and that of the trusted key; the stranger's does not leave.
+    // Built here: peers see a new signature by our key and the one by the trusted key, but not the stranger's.
     let (offer, believed) = start(&nix, OfferPolicy { trusted: trusted.clone(), ..policy() });
     let signed = narinfo(&nix, &offer, &app);
     let names: Vec<_> = signed.signatures.iter().map(|signature| signature.key_name.as_str()).collect();
@@ -340,7 +341,7 @@ fn signatures_that_peers_see() {
     assert!(builder().public().verify(&fingerprint, &signed.signatures[0]));
     assert!(trusted.verifies(&fingerprint, &signed.signatures[1]));
 
-    // Without a builder key: what a trusted key signed, and what its contents certify.
+    // Without a builder key: only the path that a trusted key signed, and the one that its contents certify.
     offer.set_policy(OfferPolicy { trusted, builder_key: None, ..policy() });
     settled(&offer, &believed);
     eventually("what nobody vouches for is withdrawn", || offer.offered_count() == 2);
@@ -350,7 +351,7 @@ fn signatures_that_peers_see() {
     assert!(certified.signatures.is_empty() && certified.content_address.is_some());
     assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
 
-    // A signature that names a trusted key and is not its own counts for nothing.
+    // A signature that names a trusted key but was not made by it does not count.
     let impostor = NixPublicKey::parse(&format!(
         "trusted-1:{}",
         fs::read_to_string(format!("{}.pub", key_files[1])).unwrap().trim().split_once(':').unwrap().1
@@ -362,20 +363,20 @@ fn signatures_that_peers_see() {
 }
 
 #[test]
-fn the_row_is_asked_again_at_each_request() {
+fn each_request_checks_the_row_again() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let (offer, believed) = start(&nix, policy());
     let first = offer.offered(&path.hash_part()).unwrap().unwrap();
     let second = offer.offered(&path.hash_part()).unwrap().unwrap();
     assert!(Arc::ptr_eq(&first, &second), "rendered and signed twice");
-    // Another path changes nothing about this one.
+    // A change of another path does not make this one be rendered again.
     nix.build("empty");
     assert!(Arc::ptr_eq(&first, &offer.offered(&path.hash_part()).unwrap().unwrap()), "rendered anew for another path");
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
     assert_eq!(offer.offered(&path.hash_part()).unwrap(), None, "offered though the row is gone");
     settled(&offer, &believed);
-    // The same path with another hash, as a repair from elsewhere would leave it.
+    // The same path with another NarHash, as a repair from elsewhere would leave it.
     nix.build("file");
     eventually("it is back", || offer.offered(&path.hash_part()).unwrap().is_some());
     let connection = rusqlite::Connection::open(nix.database()).unwrap();
@@ -387,7 +388,7 @@ fn the_row_is_asked_again_at_each_request() {
 }
 
 #[test]
-fn a_derivation_that_comes_after_its_output_counts() {
+fn derivation_that_comes_after_its_output_withholds_it() {
     let nix = TestNix::new(Kind::Relocated);
     let local = nix.build("local");
     let full = nix.full(&local);
@@ -417,7 +418,7 @@ fn a_derivation_that_comes_after_its_output_counts() {
 }
 
 #[test]
-fn the_newest_are_withheld_when_there_are_too_many() {
+fn newest_paths_are_withheld_beyond_the_limit() {
     let nix = TestNix::new(Kind::Relocated);
     let first = nix.build("file").hash_part();
     let second = nix.build("empty").hash_part();
@@ -434,7 +435,7 @@ fn the_newest_are_withheld_when_there_are_too_many() {
 }
 
 #[test]
-fn a_copied_path_is_not_ours_to_vouch_for() {
+fn copied_path_without_signature_is_not_offered() {
     let builder = TestNix::new(Kind::Chroot);
     let lib = builder.build("lib");
     let client = TestNix::new(Kind::Chroot);
@@ -447,9 +448,10 @@ fn a_copied_path_is_not_ours_to_vouch_for() {
     assert_eq!(offer.offered(&lib.hash_part()).unwrap(), None);
 }
 
-/// As Nix does it: the derivation is here, the build is elsewhere, and the output is copied back without a signature.
+/// Builds as Nix does: the derivation is here, the build happens elsewhere, and the output is copied back without a
+/// signature.
 #[test]
-fn what_a_remote_builder_built_is_signed_where_the_operator_wants_it() {
+fn remote_build_is_signed_only_if_the_policy_says_so() {
     let client = TestNix::new(Kind::Chroot);
     let builder = TestNix::new(Kind::Chroot);
     let derivations = client.dir.path().join("derivations.nix");
@@ -471,7 +473,7 @@ fn what_a_remote_builder_built_is_signed_where_the_operator_wants_it() {
     let signed = narinfo(&client, &offer, &app);
     let fingerprint = signed.fingerprint(&client.location.store_dir);
     assert!(builder_key_signed(&signed, &fingerprint));
-    // What no derivation here makes, and what a stranger signed, is nothing that was built for us.
+    // A path that no derivation here makes, and a path that a stranger signed, do not count as remote builds for us.
     let other = TestNix::new(Kind::Chroot);
     let [unmade, substituted] = ["file", "symlink"].map(|name| other.build(name));
     sign(&other, &[&substituted]);
@@ -492,7 +494,7 @@ fn builder_key_signed(info: &NarInfo, fingerprint: &Fingerprint) -> bool {
 }
 
 #[test]
-fn who_may_hear_of_a_path_here_or_gone() {
+fn deleted_path_is_withheld_for_the_same_reasons_as_before() {
     let nix = TestNix::new(Kind::Relocated);
     let [app, local, over, file] = ["app", "local", "overlocal", "file"].map(|name| nix.build(name));
     let store = nix.open();
@@ -504,7 +506,7 @@ fn who_may_hear_of_a_path_here_or_gone() {
     assert!(offer.has_looked());
     assert_eq!(withheld(), forbidden, "that nobody vouches for them is nothing private");
 
-    // Gone: their derivations and references are here still.
+    // Delete the paths; their derivations and references are still here.
     let full: Vec<String> = [&app, &over, &file].map(|path| nix.full(path)).into();
     let mut delete = vec!["--delete", "--ignore-liveness"];
     delete.extend(full.iter().map(String::as_str));
@@ -515,13 +517,14 @@ fn who_may_hear_of_a_path_here_or_gone() {
     nix.run("nix-store", &["--delete", "--ignore-liveness", &nix.full(&local)]);
     eventually("so is the other", || offer.list().iter().all(|line| line.0 != local));
     assert_eq!(withheld()[1], Some(Withheld::SubstitutesForbidden), "its derivation is read");
-    // The names are all that is left to judge by.
+    // Now only the names are left to judge by.
     offer.set_policy(OfferPolicy { exclude: vec!["lib-*".to_owned(), "file-*".to_owned()], ..policy() });
     assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::ClosureWithheld), Some(Withheld::Excluded)));
     offer.set_policy(OfferPolicy { include: vec!["file-*".to_owned()], ..policy() });
     assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::NotIncluded), None));
 
-    // A derivation that cannot be read now may be readable in a moment: not told, and nothing to be taken back for.
+    // A derivation that cannot be read may become readable soon. Peers are not told about the path, but nothing is taken
+    // back.
     offer.set_policy(policy());
     let root = store.location().real_dir.clone();
     let named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with("-local-1.0.drv");

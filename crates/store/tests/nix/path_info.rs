@@ -1,4 +1,4 @@
-//! What the database says, beside what `nix path-info` says; on all three kinds of store.
+//! Compares registrations with the output of `nix path-info`, on all three kinds of store.
 
 use crate::harness::{Kind, TestNix, info, read_all};
 use narmesh_protocol::{HashPart, NarHash, StorePath};
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 fn assert_as_nix_says(nix: &TestNix, store: &NixStore, path: &StorePath) {
     let full = nix.full(path);
-    // Without it, a derivation stands for its outputs.
+    // Without `--derivation`, Nix would describe the outputs of a derivation instead.
     let itself = if path.is_derivation() { "--derivation" } else { "--json" };
     let answer = nix.run("nix", &["path-info", "--json", itself, &full]);
     let answer: Value = serde_json::from_str(&answer).unwrap();
@@ -39,7 +39,7 @@ fn valid_paths(nix: &TestNix) -> Vec<StorePath> {
 }
 
 #[test]
-fn a_relocated_store_reads_as_nix_reads_it() {
+fn relocated_store_is_read_as_by_nix() {
     let nix = TestNix::new(Kind::Relocated);
     let app = nix.build("app");
     for attribute in ["multi", "fod", "withsource", "empty"] {
@@ -68,7 +68,7 @@ fn a_relocated_store_reads_as_nix_reads_it() {
 }
 
 #[test]
-fn a_chroot_store_and_one_whose_real_directory_differs() {
+fn chroot_store_and_store_with_other_real_directory_are_read_as_by_nix() {
     let nix = TestNix::new(Kind::Chroot);
     let app = nix.build("app");
     let store = nix.open();
@@ -92,7 +92,7 @@ fn a_chroot_store_and_one_whose_real_directory_differs() {
 }
 
 #[test]
-fn a_store_that_nix_has_not_made_yet_is_empty() {
+fn store_that_nix_has_not_created_yet_is_empty() {
     let nix = TestNix::new(Kind::Relocated);
     let mut location = nix.location.clone();
     location.state_dir = nix.dir.path().join("not/yet");

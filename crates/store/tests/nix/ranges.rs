@@ -1,4 +1,4 @@
-//! A range of a NAR is its tail, and costs what it sends.
+//! Tests that a range equals the tail of the whole NAR, and that it costs only the bytes that it sends.
 
 use crate::harness::{Kind, TestNix, info, make_writable, read_all, wait_until_settled};
 use narmesh_protocol::StorePath;
@@ -34,7 +34,7 @@ impl Tree {
     }
 }
 
-/// Names of which one continues another, so that the order of paths is not that of names.
+/// Trees with names of which one is a prefix of another, so that the order of full paths differs from that of names.
 fn trees() -> impl Strategy<Value = Tree> {
     let name = prop_oneof!["[ab][-./0]?[ab]?", "[a-z]{1,12}", "é|Z|\\.x"].prop_map(|name| name.replace('/', "+"));
     let leaf = prop_oneof![
@@ -50,7 +50,7 @@ fn add(nix: &TestNix, path: &Path) -> StorePath {
     nix.parse(&nix.run("nix-store", &["--add", path.to_str().unwrap()]))
 }
 
-/// All of a small NAR, of a larger one some from everywhere, and the ends.
+/// Offsets to test: all of a small NAR; of a larger one evenly spaced ones and the last 20.
 fn offsets(nar_size: u64) -> Vec<u64> {
     let step = usize::try_from((nar_size / 300).max(1) | 1).unwrap();
     (0..nar_size).step_by(step).chain(nar_size.saturating_sub(20)..nar_size).collect()
@@ -71,7 +71,7 @@ fn range_of_any_tree_is_the_tail_of_its_nar() {
         let info = info(&fresh, &path.hash_part());
         prop_assert!(read_all(known.open_nar(&info).unwrap(), 1000).unwrap() == whole);
         for offset in offsets(info.nar_size) {
-            // One store has the layout from the walk for the first range, the other from a whole read.
+            // One store gets its layout from the walk for the first range, the other from a read of the whole NAR.
             for store in [&fresh, &known] {
                 let stream = store.open_nar_at(&info, offset).unwrap();
                 let tail = read_all(stream, 700).unwrap();
@@ -94,7 +94,7 @@ fn offset_at_the_end_is_refused() {
     }
 }
 
-/// Bytes that this thread read from files meanwhile.
+/// Bytes that this thread reads from files during `read`.
 fn cost(read: impl FnOnce()) -> u64 {
     let read_bytes = || {
         let io = fs::read_to_string("/proc/thread-self/io").unwrap();
@@ -105,7 +105,7 @@ fn cost(read: impl FnOnce()) -> u64 {
     read_bytes() - before
 }
 
-/// What else is read for a range: the database, and names of directories.
+/// Most bytes read beside the range itself: the database and directory names.
 const BESIDE_BYTES_MAX: u64 = 150_000;
 
 #[test]
@@ -127,7 +127,7 @@ fn range_reads_only_what_it_gives() {
         });
         assert!(read <= bytes + BESIDE_BYTES_MAX, "{read} bytes read for the last {bytes}");
     }
-    // The head of a range in the middle of small files.
+    // The beginning of a range that starts among the small files.
     let read = cost(|| {
         let mut stream = store.open_nar_at(&info, 500_000).unwrap();
         assert_eq!(stream.fill(&mut Vec::with_capacity(10_000), 10_000).unwrap(), NarProgress::More);
@@ -139,7 +139,7 @@ fn range_reads_only_what_it_gives() {
 }
 
 #[test]
-fn range_of_a_touched_file_goes_on_where_what_was_given_is_right() {
+fn range_over_a_touched_file_continues_only_if_earlier_bytes_are_right() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("big");
     let file = nix.location.real_path(&path).join("blob2");
@@ -147,12 +147,12 @@ fn range_of_a_touched_file_goes_on_where_what_was_given_is_right() {
     let (store, whole) = (nix.open(), nix.dump(&path));
     let info = info(&store, &path.hash_part());
     let tail = || read_all(store.open_nar_at(&info, 1000).unwrap(), 100_000);
-    // Hashed right, and touched before the range comes to it.
+    // The NarHash was right, and a file is touched before the range reaches it.
     assert!(read_all(store.open_nar(&info).unwrap(), 100_000).unwrap() == whole);
     make_writable(&file);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
     assert!(tail().unwrap() == whole[1000..]);
-    // Not hashed: what was given out before may be wrong.
+    // The new layout was not hashed, so the bytes already given out may be wrong.
     make_writable(&file);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
     let refused = tail();
@@ -162,7 +162,7 @@ fn range_of_a_touched_file_goes_on_where_what_was_given_is_right() {
 }
 
 #[test]
-fn touched_file_is_laid_out_anew_and_a_shrunk_one_ends_the_range() {
+fn range_survives_a_touched_file_and_fails_at_a_shrunk_one() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("big");
     let file = nix.location.real_path(&path).join("blob2");
@@ -183,13 +183,13 @@ fn touched_file_is_laid_out_anew_and_a_shrunk_one_ends_the_range() {
 }
 
 #[test]
-fn file_changed_while_a_range_is_read_ends_it() {
+fn file_changed_while_a_range_is_read_ends_the_range() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("big");
     let file = nix.location.real_path(&path).join("blob0");
     make_writable(&file);
     let store = nix.open();
-    // Its mode is part of the NAR: `blob0` is executable now.
+    // The mode is part of the NAR, and `blob0` was just made executable: restore it.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let info = info(&store, &path.hash_part());
     let mut stream = store.open_nar_at(&info, 2000).unwrap();
@@ -200,14 +200,14 @@ fn file_changed_while_a_range_is_read_ends_it() {
     let refused = read_all(stream, 4096);
     assert!(matches!(refused, Err(NarStreamError::Changed { .. })), "{refused:?}");
     assert_eq!(store.hashed_bytes(), 0, "a range was hashed");
-    // What lies there now is not what was registered.
+    // The files are no longer those that were registered.
     let refused = read_all(store.open_nar(&info).unwrap(), 4096);
     assert!(matches!(refused, Err(NarStreamError::HashMismatch { .. })), "{refused:?}");
     assert!(matches!(store.open_nar_at(&info, 2000), Err(StoreError::CopyFailed { .. })));
 }
 
 #[test]
-fn collected_path_and_replaced_directory_end_a_range() {
+fn replaced_directory_or_deleted_path_ends_a_range() {
     let nix = TestNix::new(Kind::Relocated);
     let store = nix.open();
     let path = nix.build("lib");
@@ -218,7 +218,7 @@ fn collected_path_and_replaced_directory_end_a_range() {
     let real = nix.location.real_path(&path);
     make_writable(&real);
     make_writable(&real.join("lib"));
-    // The same names lead elsewhere; nothing may follow the link.
+    // A link now leads the same names elsewhere; nothing may follow it.
     fs::rename(real.join("lib"), nix.dir.path().join("aside")).unwrap();
     symlink(nix.dir.path().join("aside"), real.join("lib")).unwrap();
     let refused = tail(500);
@@ -229,11 +229,11 @@ fn collected_path_and_replaced_directory_end_a_range() {
     let mut stream = store.open_nar_at(&many, 1000).unwrap();
     let mut out = Vec::new();
     assert_eq!(stream.fill(&mut out, 4096).unwrap(), NarProgress::More);
-    // A collector that starts now sees our open directory in /proc, and keeps the path.
+    // A garbage collector that starts now sees our open directory in /proc and keeps the path.
     assert!(!nix.try_run("nix-store", &["--delete", &nix.full(&path)]).status.success());
     nix.run("nix-store", &["--delete", "--ignore-liveness", &nix.full(&path)]);
     let refused = read_all(stream, 4096);
-    // The file that was open changed its link count before the next one was missed.
+    // Either the open file changed its link count, or the next file was missing.
     let is_short = matches!(refused, Err(NarStreamError::Io { .. } | NarStreamError::Changed { .. }));
     assert!(is_short, "{refused:?}");
 }

@@ -1,4 +1,4 @@
-//! A bad copy of ours is found out once, and not offered again before it is mended.
+//! Tests that a damaged copy is withdrawn once it was read, and not offered again before it is repaired.
 
 use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, open_policy, read_all};
 use narmesh_protocol::{HashPart, NixSecretKey};
@@ -27,7 +27,7 @@ fn standing(offer: &Offer, part: &HashPart) -> Standing {
 }
 
 #[test]
-fn a_bad_copy_is_withheld_until_nix_repairs_it() {
+fn damaged_copy_is_withheld_until_nix_repairs_it() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("lib");
     let part = path.hash_part();
@@ -65,7 +65,7 @@ fn a_bad_copy_is_withheld_until_nix_repairs_it() {
 }
 
 #[test]
-fn a_copy_replaced_by_hand_is_mended_too() {
+fn missing_copy_is_offered_again_when_it_is_put_back() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let part = path.hash_part();

@@ -1,4 +1,4 @@
-//! New and deleted paths are noticed while they happen.
+//! Tests that new and deleted paths are noticed as they appear and disappear.
 
 use crate::harness::{Kind, PATIENCE, TestNix, info};
 use narmesh_protocol::{HashPart, StorePath};
@@ -16,7 +16,7 @@ fn watch(store: &Arc<NixStore>) -> (Watcher, Receiver<StoreChange>) {
     (watcher, changes)
 }
 
-/// Waits for a change that `is_it`; everything else is passed over.
+/// Waits for a change for which `is_it` is true, and skips all others.
 fn wait_for(changes: &Receiver<StoreChange>, what: &str, is_it: impl Fn(&StoreChange) -> bool) -> StoreChange {
     let start = Instant::now();
     loop {
@@ -48,7 +48,7 @@ fn builds_and_deletions_are_noticed() {
 }
 
 #[test]
-fn a_store_made_while_it_is_watched() {
+fn store_created_while_it_is_watched_is_noticed() {
     let nix = TestNix::new(Kind::Relocated);
     let state = nix.location.state_dir.clone();
     std::fs::remove_dir_all(&state).unwrap();
@@ -56,7 +56,7 @@ fn a_store_made_while_it_is_watched() {
     let (_watcher, changes) = watch(&store);
     let part = nix.build("file").hash_part();
     wait_for(&changes, "the first path", |change| change.added.contains(&part));
-    // And thrown away and made again: ids start at 1 once more.
+    // The store is deleted and created again, so ids start at 1 again.
     std::fs::remove_dir_all(&state).unwrap();
     wait_for(&changes, "that it is gone", |change| change.removed.contains(&part));
     let other = nix.build("symlink").hash_part();
@@ -65,7 +65,7 @@ fn a_store_made_while_it_is_watched() {
 }
 
 #[test]
-fn a_new_signature_is_a_removal_and_an_addition() {
+fn new_signature_is_reported_as_removal_and_addition() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let store = nix.open();
@@ -79,9 +79,9 @@ fn a_new_signature_is_a_removal_and_an_addition() {
     assert_eq!(info(&store, &part).signatures.len(), 1);
 }
 
-/// Two readers ask without pause while Nix registers and deletes; no answer is an error, and none is half an answer.
+/// Two readers ask without pause while Nix registers and deletes paths. No answer is an error, and none is incomplete.
 #[test]
-fn reading_while_nix_writes() {
+fn readers_get_right_answers_while_nix_writes() {
     let nix = TestNix::new(Kind::Relocated);
     let app = nix.build("app");
     let store = nix.open();
