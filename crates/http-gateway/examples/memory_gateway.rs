@@ -1,7 +1,8 @@
-//! The gateway over narinfos held in memory, to be measured by itself.
+//! Serves the gateway with narinfos from memory, to measure it on its own.
 //!
-//! `memory_gateway PORT DIR`: every `DIR/<hash part>.narinfo` is a hit with the bytes of the file, every file below
-//! `DIR/nar` a NAR; the same directory can be given to another server for comparison. Ends with its standard input.
+//! `memory_gateway PORT DIR`: every `DIR/<hash part>.narinfo` is served with the bytes of the file, and every file below
+//! `DIR/nar` is a NAR. The same directory can be given to another server for comparison. The program ends when its standard
+//! input does.
 
 #![expect(clippy::unwrap_used, reason = "a tool for measuring, with no user but its author")]
 
@@ -35,7 +36,7 @@ async fn main() {
         drop(ended);
     });
     let shutdown = async { drop(input_ended.await) };
-    // On a worker thread like in the node: the thread of `main` would have to be woken for every accept.
+    // On a worker thread as in the node: the thread of `main` would have to be woken for every accept.
     tokio::spawn(serve(listener, gateway, GatewayLimits::default(), shutdown)).await.unwrap().unwrap();
 }
 

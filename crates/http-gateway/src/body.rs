@@ -12,11 +12,11 @@ use crate::connection::BusyGuard;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::substituter::{BodyAborted, NarBody};
 
-/// What hyper writes: bytes that were there at once, or whatever the router answered.
+/// The body that hyper writes: bytes that were ready at once, or the body of the router's response.
 pub(crate) enum ResponseBody {
-    /// `None` once they are handed over.
+    /// `None` after the bytes were handed over.
     Fixed(Option<Bytes>),
-    /// A body that may take its time, and fail.
+    /// A body that can take time, and can fail.
     Routed(RoutedBody),
 }
 
@@ -46,9 +46,9 @@ impl http_body::Body for ResponseBody {
     }
 }
 
-/// A body of the router. Its connection counts as busy until it ends, and if it fails, it does so after all bytes before
-/// the failure have left: hyper throws away what it has buffered, perhaps even the head, and Nix then starts again at
-/// the first byte instead of asking for a range.
+/// A body of the router. Its connection counts as busy until the body ends. A failure is passed on only after all bytes
+/// before it were sent: hyper would throw away what it has buffered, perhaps even the head, and Nix would then start again
+/// at the first byte instead of requesting a range.
 pub(crate) struct RoutedBody {
     body: Body,
     connection: BusyGuard,
@@ -71,18 +71,18 @@ impl RoutedBody {
             }
         }
         if !self.connection.is_flushed() {
-            // The connection wakes its task, which is this one, as soon as it has flushed.
+            // The connection wakes this task as soon as it has flushed.
             return Poll::Pending;
         }
         Poll::Ready(self.failure.take().map(Err))
     }
 }
 
-/// A NAR, or a part of one, under way to a client: exactly `remaining` bytes, or an error that makes hyper close the
-/// connection short of Content-Length.
+/// A NAR, or a part of one, on its way to a client: exactly `remaining` bytes, or an error that makes hyper close the
+/// connection before Content-Length is reached.
 pub(crate) struct NarResponseBody {
     stream: NarBody,
-    /// Taken off the stream before the head was written, so that both go out in one write.
+    /// The first chunk. It was taken from the stream before the head was written, so that one write sends both.
     first: Option<Bytes>,
     remaining: u64,
     outcome: Option<Outcome>,
@@ -116,7 +116,7 @@ impl http_body::Body for NarResponseBody {
         };
         match item {
             Some(Ok(mut chunk)) => {
-                // A range that ends before the NAR does.
+                // The range can end before the NAR does.
                 chunk.truncate(usize::try_from(this.remaining).unwrap_or(usize::MAX));
                 this.remaining = this.remaining.saturating_sub(chunk.len() as u64);
                 this.metrics.body_bytes(RequestKind::Nar, chunk.len() as u64);

@@ -1,4 +1,4 @@
-//! What is known about one open connection, so that none is held for ever.
+//! The state of one open connection, and when it is overdue, so that no client keeps one forever.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,13 +15,13 @@ use tokio::net::TcpStream;
 use crate::metrics::CloseReason;
 use crate::serve::GatewayLimits;
 
-/// How much longer than an idle connection one with a response under way may stand still before it counts as older, so
-/// that a client waiting for a NAR is not closed in favour of one that merely came later.
+/// How much longer a connection with a response under way may stand still than an idle one before it counts as older. So a
+/// client that waits for a NAR is not closed in favour of one that merely came later.
 const BUSY_GRACE_MS: u64 = 10_000;
 
-/// Between two responses.
+/// Idle between two responses.
 const PHASE_IDLE: u8 = 0;
-/// Some bytes of a request head may have come, but not all.
+/// A request head is being read; it is not complete yet, or has not even begun.
 const PHASE_HEAD: u8 = 1;
 /// A request is being answered.
 const PHASE_BUSY: u8 = 2;
@@ -30,26 +30,26 @@ const ORDER_NONE: u8 = 0;
 const ORDER_DRAIN: u8 = 1;
 const ORDER_CLOSE: u8 = 2;
 
-/// Where a connection stands; written by its own task, read by the sweeper.
+/// The state of a connection. Its own task writes it; the sweeper reads it.
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
     opened: Instant,
     clock: Instant,
     phase: AtomicU8,
-    /// When bytes last moved in either direction, in milliseconds of the table's clock.
+    /// When bytes last moved in either direction, in milliseconds since `clock`, which all connections of a table share.
     moved_ms: AtomicU64,
-    /// When the current head began, likewise.
+    /// When the current request head began, in milliseconds since `clock`.
     head_since_ms: AtomicU64,
     order: AtomicU8,
     waker: AtomicWaker,
-    /// A body has failed and waits for the bytes before its failure to leave.
+    /// Whether a body has failed and waits until the bytes before its failure were sent.
     is_flush_awaited: AtomicBool,
 }
 
-/// What a connection's task has been told to do.
+/// What a connection's task was told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Go on.
+    /// Go on serving.
     Serve,
     /// Finish the response under way, then close.
     Drain,
@@ -73,18 +73,18 @@ impl ConnectionState {
         }
     }
 
-    /// A request was answered at once: what is read next begins another head.
+    /// Notes that a request was answered at once: the next byte read begins another head.
     pub(crate) fn request_answered(&self) {
         self.phase.store(PHASE_IDLE, Ordering::Relaxed);
     }
 
-    /// A request is being answered until the guard is dropped.
+    /// Marks the connection as busy with a request until the guard is dropped.
     pub(crate) fn busy(this: &Arc<Self>) -> BusyGuard {
         this.phase.store(PHASE_BUSY, Ordering::Relaxed);
         BusyGuard(Arc::clone(this))
     }
 
-    /// The current order; the task of `cx` is woken when it changes.
+    /// The current order. The task of `cx` is woken when it changes.
     pub(crate) fn poll_order(&self, cx: &Context<'_>) -> Order {
         self.waker.register(cx.waker());
         match self.order.load(Ordering::Acquire) {
@@ -94,17 +94,17 @@ impl ConnectionState {
         }
     }
 
-    /// When it was accepted.
+    /// When the connection was accepted.
     pub(crate) fn opened(&self) -> Instant {
         self.opened
     }
 
-    /// Lets the response under way finish, then closes.
+    /// Tells the task to close the connection after the response under way.
     pub(crate) fn drain(&self) {
         self.give(ORDER_DRAIN);
     }
 
-    /// Closes now.
+    /// Tells the task to close the connection now.
     pub(crate) fn close(&self) {
         self.give(ORDER_CLOSE);
     }
@@ -127,7 +127,7 @@ impl ConnectionState {
         self.moved_ms.store(millis_between(self.clock, Instant::now()), Ordering::Relaxed);
     }
 
-    /// The time by which connections are compared when one has to go: the smallest goes.
+    /// The time by which connections are compared when one must be closed: the one with the smallest is closed.
     pub(crate) fn age_key(&self) -> u64 {
         let moved_ms = self.moved_ms.load(Ordering::Relaxed);
         match self.phase.load(Ordering::Relaxed) {
@@ -136,7 +136,7 @@ impl ConnectionState {
         }
     }
 
-    /// Why the connection is overdue, if it is.
+    /// Why the connection has exceeded a time limit, if it has.
     pub(crate) fn overdue(&self, now_ms: u64, limits: &GatewayLimits) -> Option<CloseReason> {
         let still_ms = now_ms.saturating_sub(self.moved_ms.load(Ordering::Relaxed));
         let head_ms = now_ms.saturating_sub(self.head_since_ms.load(Ordering::Relaxed));
@@ -149,12 +149,12 @@ impl ConnectionState {
     }
 }
 
-/// Marks a connection as busy while it lives.
+/// Marks a connection as busy until it is dropped.
 #[derive(Debug)]
 pub(crate) struct BusyGuard(Arc<ConnectionState>);
 
 impl BusyGuard {
-    /// From now on [`Self::is_flushed`] is false until everything buffered has been written.
+    /// Makes [`Self::is_flushed`] false until everything buffered was written.
     pub(crate) fn await_flush(&self) {
         self.0.is_flush_awaited.store(true, Ordering::Relaxed);
     }
@@ -170,7 +170,7 @@ impl Drop for BusyGuard {
     }
 }
 
-/// Milliseconds, 0 if `to` is earlier.
+/// Milliseconds from `from` to `to`; 0 if `to` is earlier.
 pub(crate) fn millis_between(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(u64::MAX)
 }
@@ -226,7 +226,7 @@ impl Write for WatchedStream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.io).poll_flush(cx);
-        // hyper flushes after it has written all it had.
+        // hyper flushes after it has written everything that it had buffered.
         if poll.is_ready() && self.state.is_flush_awaited.load(Ordering::Relaxed) {
             self.state.is_flush_awaited.store(false, Ordering::Relaxed);
             cx.waker().wake_by_ref();

@@ -1,4 +1,4 @@
-//! The open connections of a listener, and which of them goes when there are too many.
+//! The open connections of a listener, and which of them is closed when there are too many.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,14 +12,14 @@ use crate::metrics::{CloseReason, GatewayMetrics};
 use crate::serve::GatewayLimits;
 use crate::socket_owner::SocketOwners;
 
-/// The two ends of a connection.
+/// The addresses of both ends of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Route {
     pub(crate) client: SocketAddr,
     pub(crate) server: SocketAddr,
 }
 
-/// The open connections of one listener, never more than its limits.
+/// The open connections of one listener, never more than its limits allow.
 #[derive(Debug)]
 pub(crate) struct ConnectionTable {
     clock: Instant,
@@ -60,7 +60,7 @@ struct Connection {
     owner: Owner,
 }
 
-/// Whose a connection is. All of which the kernel says nothing are counted as one user's.
+/// The owner of a connection. All connections whose owner the kernel does not know count as those of one user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Owner {
     NotAsked,
@@ -69,7 +69,7 @@ enum Owner {
 }
 
 impl Open {
-    /// Finds out whose the connections are of which that was not asked yet.
+    /// Looks up the owners of all connections for which that was not done yet.
     fn ask(&mut self, owners: &Owners) {
         for connection in self.connections.values_mut().filter(|connection| connection.owner == Owner::NotAsked) {
             connection.owner = owners.of(connection.route).map_or(Owner::Nobody, Owner::User);
@@ -80,7 +80,7 @@ impl Open {
         self.connections.values().filter(|connection| connection.owner == owner).count()
     }
 
-    /// Who has the most connections.
+    /// The owner with the most connections.
     fn greediest(&self) -> Option<Owner> {
         let mut counts: BTreeMap<Owner, usize> = BTreeMap::new();
         for connection in self.connections.values() {
@@ -89,7 +89,7 @@ impl Open {
         counts.into_iter().max_by_key(|(_, count)| *count).map(|(owner, _)| owner)
     }
 
-    /// Takes out the connection of `owner` that stood still longest.
+    /// Removes the connection of `owner` that stood still longest.
     fn take_oldest_of(&mut self, owner: Owner) -> Option<Arc<ConnectionState>> {
         let theirs = self.connections.iter().filter(|(_, connection)| connection.owner == owner);
         let oldest = theirs.min_by_key(|(_, connection)| (connection.state.age_key(), connection.state.opened()));
@@ -109,18 +109,18 @@ impl ConnectionTable {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        // Nothing panics between the two halves of a change, so a poisoned map is whole.
+        // Nothing panics in the middle of a change, so a poisoned map is still consistent.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a new connection. At the limit of its user that user's longest idle one is closed for it; at the limit of all,
-    /// the longest idle one of the user who has the most.
+    /// Enters a new connection. If its user is at the limit, that user's longest idle connection is closed for it; if the
+    /// listener is at its limit, the longest idle one of the user with the most connections.
     pub(crate) fn enter(self: &Arc<Self>, route: Route) -> Entered {
         let state = Arc::new(ConnectionState::new(self.clock));
         let GatewayLimits { connections_max, connections_per_user_max, .. } = self.limits;
         let mut open = self.open();
         let mut owner = Owner::NotAsked;
-        // Below both limits it matters to nobody who this is.
+        // Below both limits the owner does not matter.
         if open.connections.len() >= connections_max.min(connections_per_user_max).max(1) {
             owner = self.owners.of(route).map_or(Owner::Nobody, Owner::User);
             open.ask(&self.owners);
@@ -140,7 +140,7 @@ impl ConnectionTable {
         Entered { id, state, table: Arc::clone(self) }
     }
 
-    /// Closes the longest idle connection of the user who has the most, to free its descriptor.
+    /// Closes the longest idle connection of the user with the most connections, to free its descriptor.
     pub(crate) fn close_oldest(&self) {
         let mut open = self.open();
         open.ask(&self.owners);
@@ -155,7 +155,7 @@ impl ConnectionTable {
         }
     }
 
-    /// Closes every connection that is overdue.
+    /// Closes every connection that has exceeded a time limit.
     pub(crate) fn sweep(&self) {
         let now_ms = millis_between(self.clock, Instant::now());
         for Connection { state, .. } in self.open().connections.values() {
@@ -174,7 +174,7 @@ impl ConnectionTable {
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
-    /// Lets responses under way finish for at most `grace`, then closes what is left.
+    /// Lets responses under way finish for at most `grace`, then closes the remaining connections.
     pub(crate) async fn drain(&self, grace: Duration) {
         self.tell_all(ConnectionState::drain);
         if tokio::time::timeout(grace, self.empty()).await.is_err() {
@@ -201,7 +201,7 @@ impl ConnectionTable {
     }
 }
 
-/// A connection's place in the table, left when dropped.
+/// A connection's place in the table. Dropping it removes the connection.
 #[derive(Debug)]
 pub(crate) struct Entered {
     id: u64,
@@ -214,7 +214,7 @@ impl Drop for Entered {
         let mut open = self.table.open();
         open.connections.remove(&self.id);
         if open.connections.is_empty() {
-            // `notify_one` keeps its permit for a waiter that has looked but does not wait yet.
+            // `notify_one` keeps its permit for a waiter that has checked the table but does not wait yet.
             self.table.emptied.notify_one();
         }
         drop(open);
@@ -226,7 +226,8 @@ impl Drop for Entered {
 mod tests {
     use super::*;
 
-    /// The port of a test's client says whose it is: 1,000 to 1,999 are user 1's.
+    /// The owner by the client's port, for tests: ports 1,000 to 1,999 belong to user 1, and so on; lower ones have no
+    /// owner.
     fn by_port(route: Route) -> Option<u32> {
         (route.client.port() >= 1_000).then(|| u32::from(route.client.port() / 1_000))
     }
@@ -241,24 +242,24 @@ mod tests {
         table.enter(Route { client, server })
     }
 
-    /// The ports of the connections that are open, in the order of their coming.
+    /// The client ports of the open connections, in the order in which they came.
     fn open(table: &ConnectionTable) -> Vec<u16> {
         table.open().connections.values().map(|connection| connection.route.client.port()).collect()
     }
 
     #[test]
-    fn one_user_has_no_more_than_his_share() {
+    fn one_user_cannot_exceed_the_user_limit() {
         let table = table(8, 4);
         let _held: Vec<_> = [2_000, 1_000, 1_001, 1_002, 1_003, 1_004, 1_005].map(|port| enter(&table, port)).into();
         assert_eq!(open(&table), [2_000, 1_002, 1_003, 1_004, 1_005]);
-        // Those who say nothing share one share.
+        // Connections without a known owner share one user's limit.
         let _unknown: Vec<_> = (1..=6).map(|port| enter(&table, port)).collect();
         assert_eq!(open(&table)[0], 2_000);
         assert_eq!(open(&table).iter().filter(|port| **port < 1_000).count(), 4);
     }
 
     #[test]
-    fn at_the_limit_of_all_it_is_the_greediest_who_makes_room() {
+    fn full_table_closes_a_connection_of_the_greediest_user() {
         let table = table(8, 4);
         let _nix = enter(&table, 9_000);
         let _held: Vec<_> = (0..40_u16).map(|count| enter(&table, 1_000 * (1 + count % 5) + count)).collect();
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn below_the_limit_nobody_is_asked_who_he_is() {
+    fn below_the_limits_no_owner_is_looked_up() {
         fn nobody_asks(_: Route) -> Option<u32> {
             panic!("asked")
         }

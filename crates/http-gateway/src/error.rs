@@ -1,4 +1,4 @@
-//! The answers that are not success, and what a client sees of them.
+//! Why a request is not served, and what a client sees then.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -11,35 +11,35 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, 
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Why a request was not served. There is no variant that becomes a 5xx: one of those makes Nix drop the cache for a
-/// minute or abort the build.
+/// Why a request was not served. No variant becomes a 5xx, because that makes Nix drop the substituter for a minute or
+/// abort the build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayError {
-    /// No such path, no such endpoint on this listener, or a name that does not parse.
+    /// There is no such path or no such endpoint on this listener, or the name does not parse.
     #[error("nothing is known under this path")]
     NotFound,
-    /// `Host` names someone else: a web page that had its name rebound to a loopback address.
+    /// `Host` is not one of our names: a web page may have rebound its name to a loopback address.
     #[error("the host named is not this gateway")]
     ForeignHost,
-    /// `Origin` or `Sec-Fetch-Site` says that a web page of another origin asks.
+    /// `Origin` or `Sec-Fetch-Site` shows that a web page of another origin makes the request.
     #[error("the request comes from a web page")]
     WebPage,
-    /// Not GET or HEAD.
+    /// The method is not GET or HEAD.
     #[error("only GET and HEAD are served")]
     MethodNotAllowed,
-    /// A GET or HEAD with a body, or with a framing that two readers could understand differently.
+    /// A GET or HEAD has a body, or a framing that two readers could understand differently.
     #[error("a request body or transfer encoding is not accepted")]
     UnexpectedBody,
-    /// No byte of the range exists.
+    /// No byte of the requested range exists.
     #[error("the range begins beyond the {size} bytes there are")]
     RangeNotSatisfiable {
-        /// Bytes of the whole NAR.
+        /// Size of the whole NAR, bytes.
         size: u64,
     },
 }
 
 impl GatewayError {
-    /// The status that Nix or a browser sees.
+    /// The HTTP status of the response.
     pub fn status(self) -> StatusCode {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -50,9 +50,9 @@ impl GatewayError {
         }
     }
 
-    /// The response: the status phrase and the request id, by which the log has the detail.
+    /// The response: the status phrase and the request id, under which the log has the details.
     ///
-    /// After a request `with_body` the connection is closed: what follows may be anything, and is not read as a request.
+    /// After a request `with_body` the connection is closed, because the bytes that follow must not be read as a request.
     pub(crate) fn into_response(self, id: RequestId, with_body: bool) -> Response {
         let status = self.status();
         let mut response = Response::new(Body::from(format!("{status}\nrequest {id}\n")));
@@ -80,7 +80,7 @@ impl GatewayError {
     }
 }
 
-/// Names one refused request in the answer and in the log.
+/// Identifies one refused request in the response and in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestId {
     process: u32,
@@ -93,7 +93,7 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// Makes request ids that do not repeat within a process and hardly between two.
+/// Makes request ids that never repeat within a process, and hardly ever between two processes.
 #[derive(Debug)]
 pub(crate) struct RequestIds {
     process: u32,

@@ -1,4 +1,4 @@
-//! The service behind a connection: narinfos straight from memory, everything else through the router.
+//! The service behind a connection: it answers narinfos straight from memory, and everything else through the router.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -25,22 +25,22 @@ use crate::routes::{self, Endpoint, NARINFO_TYPE};
 use crate::substituter::{Lookup, Substituter};
 use crate::target::plain_narinfo;
 
-/// The gateway of one listener, to be given to [`serve`](crate::serve). A clone answers for the same one.
+/// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
 pub struct Gateway<S> {
     endpoint: Arc<Endpoint<S>>,
     router: Router,
 }
 
 impl<S: Substituter> Gateway<S> {
-    /// A gateway that answers from `substituter` as far as `role` permits, counts into `metrics` and shows all of
-    /// `registry` (which `metrics` are registered in) at `/metrics`.
+    /// A gateway that answers from `substituter` as far as `role` permits, counts into `metrics`, and shows all of
+    /// `registry` (in which `metrics` are registered) at `/metrics`.
     pub fn new(substituter: Arc<S>, role: ListenerRole, metrics: Arc<GatewayMetrics>, registry: Arc<Registry>) -> Self {
         let endpoint = Arc::new(Endpoint { substituter, role, metrics, registry, request_ids: RequestIds::new() });
         let router = routes::router(Arc::clone(&endpoint));
         Self { endpoint, router }
     }
 
-    /// All endpoints as a router of axum, for whoever serves them in another way.
+    /// All endpoints as an axum router, to serve them in another way.
     pub fn router(&self) -> Router {
         self.router.clone()
     }
@@ -49,7 +49,7 @@ impl<S: Substituter> Gateway<S> {
         &self.endpoint.metrics
     }
 
-    /// The service of one connection.
+    /// Makes the service for one connection.
     pub(crate) fn connection(&self, state: Arc<ConnectionState>) -> ConnectionService<S> {
         ConnectionService { endpoint: Arc::clone(&self.endpoint), router: self.router.clone(), state }
     }
@@ -75,8 +75,8 @@ pub(crate) struct ConnectionService<S> {
 }
 
 impl<S: Substituter> ConnectionService<S> {
-    /// Answers a narinfo request that memory can answer: no router, no boxed future, and the response takes over the
-    /// header map of the request, so that nothing is allocated. `None` is for the router to answer.
+    /// Answers a narinfo request from memory if possible: without router or boxed future, and the response reuses the
+    /// header map of the request, so that nothing is allocated. `None` means that the router has to answer.
     fn answer_from_memory(&self, request: &mut Request<Incoming>) -> Option<Response<ResponseBody>> {
         let part = plain_narinfo(request.uri().path())?;
         let started = Instant::now();
@@ -105,7 +105,7 @@ impl<S: Substituter> ConnectionService<S> {
             }
             None => {
                 if *request.method() == Method::HEAD {
-                    // hyper says nothing of a length that is 0 here.
+                    // hyper adds no Content-Length here if it is 0.
                     headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
                 }
                 (StatusCode::NOT_FOUND, Outcome::Absent)

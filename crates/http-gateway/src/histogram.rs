@@ -1,4 +1,4 @@
-//! A latency histogram of atomics: `prometheus_client`'s own takes a mutex for every observation.
+//! A latency histogram made of atomics: the one in `prometheus_client` takes a mutex for every observation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,17 +7,18 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Upper bounds of the buckets in microseconds, in steps of about four: a memory answer takes a few, the deadline of a
-/// narinfo is a second, and a holder far away may take seconds to its first byte. A choice, not a measurement.
+/// Upper bounds of the buckets in microseconds, each about four times the previous one: an answer from memory takes a few
+/// microseconds, the deadline of a narinfo is a second, and a distant holder can take seconds to its first byte. A choice,
+/// not a measurement.
 const BOUNDS_US: [u64; 12] = [4, 16, 64, 256, 1_000, 4_000, 16_000, 64_000, 250_000, 1_000_000, 4_000_000, 16_000_000];
 
-/// Counts of latencies by bucket. A clone counts into the same buckets.
+/// Counts latencies by bucket. A clone counts into the same buckets.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LatencyHistogram(Arc<Buckets>);
 
 #[derive(Debug, Default)]
 struct Buckets {
-    /// One for each bound.
+    /// One count for each bound.
     counts: [AtomicU64; BOUNDS_US.len()],
     beyond: AtomicU64,
     sum_ns: AtomicU64,

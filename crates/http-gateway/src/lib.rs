@@ -1,16 +1,16 @@
-//! Nix's HTTP dialect, and nothing else.
+//! The HTTP interface that Nix expects of a substituter, and nothing else.
 //!
-//! Purpose: what a Nix client of this machine asks of a substituter becomes a question to a [`Substituter`], and the answer
-//! becomes a response whose every detail (status, length, ranges, how it fails) is the one that Nix handles best.
+//! Purpose: turn a request of a Nix client on this machine into a question to a [`Substituter`], and the answer into a
+//! response whose every detail (status, length, ranges, how it fails) is the one that Nix handles best.
 //! Contract: the endpoints are `/nix-cache-info`, `/{hash part}.narinfo`, `/nar/{file}`, `/healthz` and `/metrics`, for GET
-//! and HEAD. Where a path is, and whether it may be trusted, is the substituter's business alone.
-//! Walk: [`serve`] accepts and keeps the connections within their limits; each request goes through [`Gateway`], which
-//! answers narinfos from memory on the spot and gives the rest to its axum router, after the [`ListenerRole`] admitted it.
+//! and HEAD. Only the substituter decides where a path is and whether it may be trusted.
+//! Contents: [`serve`] accepts connections and keeps them within their limits. Each request goes through [`Gateway`], which
+//! answers narinfos from memory at once and gives the rest to its axum router, after the [`ListenerRole`] admitted it.
 //! Invariants:
 //! - a narinfo request is answered 200 or 404, and nothing is ever answered 5xx;
-//! - a body that cannot be finished is never ended cleanly: its connection is closed short of Content-Length;
-//! - a request of a web page, by a rebound name or by its origin, gets 403 and no CORS header;
-//! - no client holds a connection for ever, and none is refused one.
+//! - a body that cannot be finished never ends cleanly: its connection is closed before Content-Length is reached;
+//! - a request of a web page, recognised by a rebound name or by its origin, gets 403 and no CORS header;
+//! - no client keeps a connection forever, and none is refused one.
 
 mod body;
 mod connection;

@@ -1,4 +1,4 @@
-//! What the gateway counts about itself.
+//! The counters of the gateway.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use crate::histogram::LatencyHistogram;
 
-/// Counters of one gateway. Counting is a few atomic additions; nothing is labelled with a name from outside.
+/// Counters of one gateway. Counting takes a few atomic additions. No label contains a name from outside.
 #[derive(Debug)]
 pub struct GatewayMetrics {
     requests: Family<[(&'static str, &'static str); 2], Counter>,
@@ -29,7 +29,7 @@ pub struct GatewayMetrics {
     closed_stalled: Counter,
 }
 
-/// What was asked for.
+/// The endpoint that a request asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestKind {
     CacheInfo,
@@ -40,14 +40,14 @@ pub(crate) enum RequestKind {
     Unknown,
 }
 
-/// How it ended.
+/// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Answered in full.
+    /// It was answered in full.
     Served,
-    /// 404.
+    /// It was answered 404.
     Absent,
-    /// 400, 403, 405 or 416.
+    /// It was answered 400, 403, 405 or 416.
     Refused,
     /// The body could not be finished.
     Aborted,
@@ -55,20 +55,20 @@ pub(crate) enum Outcome {
     ClientGone,
 }
 
-/// Why the gateway closed a connection by itself.
+/// Why the gateway itself closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseReason {
-    /// It was idle longest when one too many came.
+    /// It was idle longest when one connection too many came.
     Limit,
     /// Its request head was not complete in time.
     SlowHead,
-    /// No request for a long time.
+    /// It had no request for a long time.
     Idle,
     /// It took no bytes of its response for a long time.
     Stalled,
 }
 
-/// Counts since the start, for `status`.
+/// Counts since the start, shown by `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestCounts {
     /// Narinfo requests answered 200.
@@ -79,11 +79,11 @@ pub struct RequestCounts {
     pub nar_served: u64,
     /// NAR requests answered 404.
     pub nar_absent: u64,
-    /// NAR bodies closed short because they could not be finished.
+    /// NAR bodies that were closed early because they could not be finished.
     pub nar_aborted: u64,
-    /// NAR bodies that the client did not wait for.
+    /// NAR bodies whose client left before their end.
     pub nar_client_gone: u64,
-    /// Bytes of bodies of every kind handed to clients.
+    /// Bytes in bodies of all kinds that were handed to clients.
     pub body_bytes: u64,
 }
 
@@ -138,7 +138,7 @@ impl Default for GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// Puts the counters into a registry, as `gateway_…` behind the registry's own prefix.
+    /// Registers the counters, as `gateway_…` after the registry's own prefix.
     pub fn register(&self, registry: &mut Registry) {
         let gateway = registry.sub_registry_with_prefix("gateway");
         gateway.register("requests", "Requests of clients by kind and outcome", self.requests.clone());
@@ -156,7 +156,7 @@ impl GatewayMetrics {
         );
     }
 
-    /// The sums that `status` shows.
+    /// The counts that `status` shows.
     pub fn counts(&self) -> RequestCounts {
         let kinds = [&self.cache_info, &self.narinfo, &self.nar, &self.health, &self.metrics, &self.unknown];
         RequestCounts {

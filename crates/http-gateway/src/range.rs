@@ -1,16 +1,17 @@
-//! The `Range` header, as far as Nix and curl use it: one range in bytes.
+//! Parses the `Range` header as far as Nix and curl use it: one range in bytes.
 
 use hyper::HeaderMap;
 use hyper::header::{IF_RANGE, RANGE};
 
-/// Which bytes of `size` a request is to get.
+/// Which bytes of a body of `size` bytes a request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
-    /// All of them, as 200: no range, several, one that is malformed, or one that depends on a validator we never gave.
+    /// All of them, as 200: there is no range, several ranges, a malformed one, or one that depends on a validator we never
+    /// gave.
     Whole,
-    /// These, as 206; `first <= last < size`.
+    /// These bytes, as 206; `first <= last < size`.
     Part { first: u64, last: u64 },
-    /// None exist: 416.
+    /// None of the bytes exist: 416.
     Unsatisfiable,
 }
 
@@ -24,7 +25,7 @@ pub(crate) fn span(headers: &HeaderMap, size: u64) -> Span {
     value.to_str().ok().and_then(|text| parse(text, size)).unwrap_or(Span::Whole)
 }
 
-/// `bytes=N-`, `bytes=N-M` or `bytes=-K`; `None` for anything else.
+/// Parses `bytes=N-`, `bytes=N-M` or `bytes=-K`; `None` for anything else.
 fn parse(text: &str, size: u64) -> Option<Span> {
     let (unit, set) = text.split_once('=')?;
     if !unit.trim().eq_ignore_ascii_case("bytes") || set.contains(',') {
@@ -47,7 +48,8 @@ fn parse(text: &str, size: u64) -> Option<Span> {
     Some(span)
 }
 
-/// `Some(None)` for an empty text, `None` for one that is no number; a number beyond `u64` is as good as its maximum.
+/// Parses a decimal number. `Some(None)` for an empty text, `None` for a text that is not a number; a number beyond `u64`
+/// becomes `u64::MAX`.
 fn decimal(text: &str) -> Option<Option<u64>> {
     if text.is_empty() {
         return Some(None);
@@ -81,14 +83,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_begins_beyond_the_end() {
+    fn range_beyond_the_end_is_unsatisfiable() {
         for text in ["bytes=1000-", "bytes=1000-1001", "bytes=-0", "bytes=99999999999999999999999-"] {
             assert_eq!(of(text), Span::Unsatisfiable, "{text}");
         }
     }
 
     #[test]
-    fn answers_everything_else_in_full() {
+    fn other_ranges_get_the_whole_body() {
         for text in [
             "bytes=0-1,5-6",
             "bytes=5-4",

@@ -1,4 +1,4 @@
-//! What a listener may do, as data: the handlers ask it and know nothing of listeners themselves.
+//! What a listener may do, as data: the handlers ask it and know nothing else about listeners.
 
 use hyper::header::{HOST, HeaderName, ORIGIN};
 use hyper::{HeaderMap, Uri};
@@ -8,28 +8,28 @@ use crate::target::Target;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Who is answered on a listener, and about what.
+/// Which clients a listener answers, and on which endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerRole {
-    /// Names besides `127.0.0.1`, `[::1]` and `localhost` by which clients may call this listener, lower case, without port.
+    /// Host names that clients may use besides `127.0.0.1`, `[::1]` and `localhost`: in lower case, without port.
     pub host_names: Vec<String>,
-    /// Which endpoints exist here.
+    /// The endpoints that exist on this listener.
     pub endpoints: Endpoints,
 }
 
-/// Endpoints of a listener; one that is off answers 404 like any unknown path.
+/// The endpoints of a listener. One that is switched off answers 404 like any unknown path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoints {
-    /// `/nix-cache-info`, narinfos and NARs.
+    /// Whether `/nix-cache-info`, narinfos and NARs are served.
     pub substituter: bool,
-    /// `/healthz`.
+    /// Whether `/healthz` is served.
     pub health: bool,
-    /// `/metrics`.
+    /// Whether `/metrics` is served.
     pub metrics: bool,
 }
 
 impl ListenerRole {
-    /// The listener of this machine's own Nix, on loopback: everything, for local programs.
+    /// The listener on loopback for this machine's own Nix: all endpoints, for local programs.
     pub fn local() -> Self {
         Self { host_names: Vec::new(), endpoints: Endpoints { substituter: true, health: true, metrics: true } }
     }
@@ -46,8 +46,9 @@ impl ListenerRole {
 
     /// Refuses requests that a web page makes, directly or through a rebound name.
     ///
-    /// `Host` must name us; a target in absolute form must do so too. Any `Origin` is refused, and so is every
-    /// `Sec-Fetch-Site` but `none` and `same-origin`: a page of another local port is as foreign as one of the internet.
+    /// `Host` must be one of our names, and so must the host of a target in absolute form. Any `Origin` is refused, and so
+    /// is every `Sec-Fetch-Site` except `none` and `same-origin`: a page from another local port is as foreign as one from
+    /// the internet.
     pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), GatewayError> {
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(GatewayError::ForeignHost) };
@@ -83,7 +84,7 @@ fn is_named(authority: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// Nothing, or a colon and up to five digits.
+/// Whether the text is empty, or a colon and up to five digits.
 fn is_port(text: &[u8]) -> bool {
     match text.split_first() {
         None => true,
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_pages_and_doubtful_heads() {
+    fn refuses_web_pages_and_ambiguous_heads() {
         let role = ListenerRole::local();
         let uri = Uri::from_static("/healthz");
         let ours = || {

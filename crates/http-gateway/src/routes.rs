@@ -34,7 +34,7 @@ const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf
 const METRICS_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-/// What every request of one listener needs.
+/// What the requests on one listener need.
 pub(crate) struct Endpoint<S> {
     pub(crate) substituter: Arc<S>,
     pub(crate) role: ListenerRole,
@@ -43,8 +43,8 @@ pub(crate) struct Endpoint<S> {
     pub(crate) request_ids: RequestIds,
 }
 
-/// The router of the endpoints. Paths are told apart by [`Target::parse`], because they may arrive percent-encoded and a
-/// name of bad grammar has to be an absent path.
+/// The router of the endpoints. [`Target::parse`] tells paths apart, because they can arrive percent-encoded, and because a
+/// malformed name must be an absent path.
 pub(crate) fn router<S: Substituter>(endpoint: Arc<Endpoint<S>>) -> Router {
     Router::new().fallback(answer::<S>).with_state(endpoint)
 }
@@ -54,13 +54,14 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     let target = Target::parse(request.uri().path());
     let kind = kind(target);
     let (head, body) = request.into_parts();
-    // Nothing here reads a body; dropped unread, hyper closes the connection after the answer if there was one.
+    // Nothing here reads a body. If there was one, hyper closes the connection after the answer because it was dropped
+    // unread.
     drop(body);
     let answer = endpoint.dispatch(target, &head).await;
     endpoint.metrics.answered(kind, started.elapsed());
     match answer {
         Ok(response) => {
-            // A NAR counts its bytes as they leave.
+            // The body of a NAR counts its own bytes as they are sent.
             if kind != RequestKind::Nar && head.method == Method::GET {
                 endpoint.metrics.body_bytes(kind, response.body().size_hint().lower());
             }
@@ -80,7 +81,7 @@ impl<S: Substituter> Endpoint<S> {
         self.role.admit(&head.uri, &head.headers)?;
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         if is_read && has_body(&head.headers) {
-            // What is used to smuggle one request inside another; no client we know does it.
+            // Such bodies are used to smuggle one request inside another; no client that we know sends one.
             return Err(GatewayError::UnexpectedBody);
         }
         if !self.role.offers(target) {
@@ -127,7 +128,7 @@ impl<S: Substituter> Endpoint<S> {
             Span::Whole => (0, url.nar_size),
             Span::Part { first, last } => (first, last.saturating_sub(first).saturating_add(1)),
             Span::Unsatisfiable => {
-                // The path being gone is told first: it is what makes Nix build it.
+                // If the path is gone, 404 takes precedence over 416, because it makes Nix build the path.
                 let there = self.substituter.has_nar(url).await;
                 return Err(if there {
                     GatewayError::RangeNotSatisfiable { size: url.nar_size }
@@ -157,7 +158,7 @@ impl<S: Substituter> Endpoint<S> {
         Ok(self.text(RequestKind::Metrics, METRICS_TYPE, text))
     }
 
-    /// A complete answer of a few hundred bytes; axum takes the body off again if it is for a HEAD, and keeps its length.
+    /// A complete, short response. For a HEAD, axum removes the body and keeps its length.
     fn text(&self, kind: RequestKind, content_type: HeaderValue, text: impl Into<Bytes>) -> Response {
         self.metrics.finished(kind, Outcome::Served);
         let mut response = Response::new(Body::from(text.into()));
@@ -166,12 +167,13 @@ impl<S: Substituter> Endpoint<S> {
     }
 }
 
-/// Whether the head announces a body; hyper has refused contradicting lengths, and dropped a length beside an encoding.
+/// Whether the head announces a body. hyper has already refused contradicting lengths, and dropped a length beside an
+/// encoding.
 pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
-/// The beginning of a path or method, escaped: it is a stranger's text, and may be as long as a head.
+/// The beginning of a path or method, escaped for the log: the text is a stranger's and can be as long as a head.
 fn shown(path: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 200;
     path.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_default).collect()
@@ -199,7 +201,7 @@ fn outcome(error: GatewayError) -> Outcome {
     }
 }
 
-/// The first bytes of a body. One that fails before them is an absent path: that is still possible to say.
+/// The first bytes of a body. If it fails before them, the path counts as absent, because 404 can still be sent.
 async fn first_chunk(stream: &mut NarBody) -> Result<Bytes, BodyAborted> {
     loop {
         match stream.next().await {

@@ -1,4 +1,4 @@
-//! The accept loop.
+//! The accept loop of a listener and its limits.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,35 +16,36 @@ use crate::connection_table::{ConnectionTable, Entered, Route};
 use crate::gateway::Gateway;
 use crate::substituter::Substituter;
 
-/// How long to wait before accepting again when the process or the machine is out of descriptors.
+/// Pause before accepting again when the process or the machine is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Between two warnings about it.
+/// Shortest time between two warnings about it.
 const WARN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Bounds of one listener.
+/// Limits of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayLimits {
-    /// Connections at a time, at least 1. One more closes the one that stood still longest, of the local user who has the
-    /// most; none is ever refused.
+    /// Most connections at a time, at least 1. One more closes the connection that stood still longest among those of the
+    /// local user with the most connections; none is ever refused.
     pub connections_max: usize,
-    /// Of these, at most so many of one local user, at least 1; one more closes that user's longest idle one. Below this
-    /// number in all, nobody is asked who they are.
+    /// Most connections of one local user, at least 1. One more closes that user's longest idle one. As long as there are
+    /// fewer connections in all, the gateway does not look up their owners.
     pub connections_per_user_max: usize,
-    /// From a connection's opening, or the first byte of a later request, to the end of the request's head.
+    /// Longest time from the opening of a connection, or the first byte of a later request, to the end of the request's
+    /// head.
     pub header_read_timeout: Duration,
-    /// Without a request.
+    /// Longest time without a request.
     pub idle_timeout: Duration,
-    /// In a response without the client taking a byte.
+    /// Longest time during a response in which the client takes no byte.
     pub stall_timeout: Duration,
-    /// For a request's head, and for what is buffered of a response; 8 KiB or more.
+    /// Largest request head and most buffered bytes of a response, each; 8 KiB or more.
     pub buffer_bytes_max: usize,
-    /// For responses under way at shutdown.
+    /// Time that responses under way at shutdown get to finish.
     pub shutdown_grace: Duration,
 }
 
 impl Default for GatewayLimits {
-    /// 512 connections leave half of the usual 1,024 descriptors to the rest of the process; one Nix opens at most 25.
-    /// 300 s without a byte is Nix's own `stalled-download-timeout`. The rest are guesses, not measurements.
+    /// 512 connections leave half of the usual 1,024 descriptors to the rest of the process; one Nix client opens at most
+    /// 25. 300 s without a byte is Nix's own `stalled-download-timeout`. The other values are guesses, not measurements.
     fn default() -> Self {
         Self {
             connections_max: 512,
@@ -58,11 +59,11 @@ impl Default for GatewayLimits {
     }
 }
 
-/// Serves HTTP/1 on `listener` until `shutdown` resolves; then accepts nothing more, gives responses under way
-/// [`GatewayLimits::shutdown_grace`] and returns.
+/// Serves HTTP/1 on `listener` until `shutdown` resolves. Then it accepts nothing more, gives responses under way
+/// [`GatewayLimits::shutdown_grace`] to finish, and returns.
 ///
 /// # Errors
-/// When `listener` has no address. An accept that fails is tried again, because a gateway that is gone aborts builds on Nix up to 2.31.
+/// When `listener` has no address. A failed accept is tried again, because without a gateway Nix up to 2.31 aborts builds.
 pub async fn serve<S: Substituter>(
     listener: TcpListener,
     gateway: Gateway<S>,
@@ -94,8 +95,8 @@ pub async fn serve<S: Substituter>(
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                // Most likely out of descriptors: one is made free, so that the client waiting gets in.
-                // Once a second is enough to be heard: this goes on for as long as descriptors are short.
+                // Most likely the process is out of descriptors: free one, so that the waiting client gets in. Warn at most
+                // once a second, because this repeats as long as descriptors are short.
                 if warned.is_none_or(|at: Instant| at.elapsed() >= WARN_PAUSE) {
                     warned = Some(Instant::now());
                     tracing::warn!(%error, "accepting clients fails");
@@ -112,14 +113,14 @@ pub async fn serve<S: Substituter>(
 
 fn http(limits: &GatewayLimits) -> http1::Builder {
     let mut http = http1::Builder::new();
-    // The sweeper bounds the time of a head: hyper's own timer costs an allocation for each request.
-    // Its `pipeline_flush` stays off: it would hold back a response for as long as a piece of a next request lies there.
+    // The sweeper limits the time of a head, because hyper's own timer costs an allocation for each request.
+    // `pipeline_flush` stays off: it would hold back a response while part of the next request is already there.
     http.header_read_timeout(None).half_close(true).max_buf_size(limits.buffer_bytes_max);
     http
 }
 
 async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway: Gateway<S>, http: http1::Builder) {
-    // Without it a head that left on its own would wait 40 ms for the acknowledgement of the client.
+    // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a client left at once");
         return;
@@ -145,7 +146,7 @@ async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway
     }
 }
 
-/// Whether the connection was lost between the client's side and ours, and the listener is well.
+/// Whether the error concerns only the connection that was being accepted, and not the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

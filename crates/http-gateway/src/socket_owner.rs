@@ -1,15 +1,16 @@
-//! Which local user a loopback connection comes from.
+//! Finds out from which local user a loopback connection comes.
 //!
-//! TCP has no `SO_PEERCRED`. The kernel tells the owner of a socket by its four addresses through `NETLINK_SOCK_DIAG`: 1.6 µs a
-//! question however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp` would say the same for some ms of CPU,
-//! because it walks the whole table of the kernel, and for more where somebody fills that table.
+//! TCP has no `SO_PEERCRED`. Through `NETLINK_SOCK_DIAG` the kernel gives the owner of a socket by its addresses and ports,
+//! in 1.6 µs per query however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp` has the same
+//! information, but reading it takes some ms of CPU because it walks the kernel's whole table, and more if somebody fills
+//! that table.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
-/// `SOCK_DIAG_BY_FAMILY`, the type of request and answer.
+/// `SOCK_DIAG_BY_FAMILY`, the message type of request and answer.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST`.
 const NLM_F_REQUEST: u16 = 1;
@@ -17,19 +18,19 @@ const NLM_F_REQUEST: u16 = 1;
 const HEADER_BYTES: usize = 16;
 /// `sizeof(struct inet_diag_req_v2)`.
 const REQUEST_BYTES: usize = 56;
-/// Of `idiag_state` and `idiag_uid` in `struct inet_diag_msg`.
+/// Offsets of `idiag_state` and `idiag_uid` in `struct inet_diag_msg`.
 const STATE_AT: usize = 1;
 const UID_AT: usize = 64;
-/// `TCP_ESTABLISHED`: of a socket that its owner has closed, the kernel says user 0.
+/// `TCP_ESTABLISHED`. Only this state is accepted, because for a socket that its owner has closed the kernel says user 0.
 const ESTABLISHED: u8 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 
-/// Asks the kernel for owners of sockets.
+/// Asks the kernel for the owners of sockets.
 #[derive(Debug)]
 pub(crate) struct SocketOwners {
-    /// `None` where the kernel has no such thing: then no owner is known.
+    /// The netlink socket. `None` if the kernel does not support it; then no owner is known.
     diag: Option<OwnedFd>,
 }
 
@@ -43,10 +44,11 @@ impl SocketOwners {
         Self { diag: diag.ok() }
     }
 
-    /// The user whose socket `client` is, connected to ours at `server`; `None` if it is open no more, or not on this machine.
+    /// The user id of the owner of the socket at `client` that is connected to ours at `server`. `None` if that socket is
+    /// no longer open, or not on this machine.
     pub(crate) fn owner(&self, client: SocketAddr, server: SocketAddr) -> Option<u32> {
         let diag = self.diag.as_ref()?;
-        // The kernel answers within the call; what came late of an earlier question is thrown away.
+        // The kernel answers within the `send` call. A late answer to an earlier question is thrown away.
         let mut answer = [0; 512];
         while recv(diag, &mut answer, RecvFlags::DONTWAIT).is_ok() {}
         send(diag, &request(client, server), SendFlags::DONTWAIT).ok()?;
@@ -61,7 +63,7 @@ fn request(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
     bytes.extend(length.to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend(NLM_F_REQUEST.to_ne_bytes());
-    // Sequence and port: there is one question at a time.
+    // Sequence number and port id are 0, because there is only one question at a time.
     bytes.extend([0; 8]);
     let family = if client.is_ipv4() { AF_INET } else { AF_INET6 };
     // Family, protocol, no extensions, padding, all states.
@@ -90,7 +92,7 @@ fn address(ip: IpAddr) -> [u8; 16] {
     }
 }
 
-/// The owner in an answer; an error, such as "no such socket", is of another type.
+/// The user id in an answer. An error such as "no such socket" has another message type and gives `None`.
 fn parse(answer: &[u8]) -> Option<u32> {
     let (header, message) = answer.split_at_checked(HEADER_BYTES)?;
     let kind = u16::from_ne_bytes(header.get(4..6)?.try_into().ok()?);
@@ -105,7 +107,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn the_owner_of_an_open_socket_is_known_and_of_no_other() {
+    fn owner_is_known_only_for_an_open_socket() {
         let owners = SocketOwners::new();
         let us = std::fs::metadata("/proc/self").unwrap().uid();
         for own in ["127.0.0.1:0", "[::1]:0"] {
@@ -114,19 +116,19 @@ mod tests {
             let client = TcpStream::connect(server).unwrap();
             let (accepted, peer) = listener.accept().unwrap();
             assert_eq!(owners.owner(peer, server), Some(us));
-            // Another port is nobody's.
+            // No socket has this other port.
             let other = SocketAddr::new(peer.ip(), 1);
             assert_eq!(owners.owner(other, server), None);
             drop(client);
             assert_eq!(owners.owner(peer, server), None, "closed, it would count as root's");
             drop(accepted);
-            // Answers do not pile up.
+            // A second query works too: answers do not pile up.
             assert_eq!(owners.owner(peer, server), None);
         }
     }
 
     #[test]
-    fn an_answer_cut_short_is_none() {
+    fn truncated_answer_gives_no_owner() {
         let whole = [&[0_u8; 4][..], &20_u16.to_ne_bytes(), &[0; 10], &[2, 1], &[0; 62], &7_u32.to_ne_bytes()].concat();
         assert_eq!(parse(&whole), Some(7));
         for length in 0..whole.len() {

@@ -1,4 +1,4 @@
-//! What the gateway asks of whoever knows where paths are.
+//! The interface to the component that knows where paths are.
 
 use std::fmt;
 use std::pin::Pin;
@@ -7,36 +7,37 @@ use bytes::Bytes;
 use futures::Stream;
 use narmesh_protocol::{HashPart, NarUrl, StoreDir};
 
-/// Answers the questions behind Nix's HTTP dialect. The node implements it over the mesh, tests over memory.
+/// Answers the questions behind Nix's HTTP requests. The node implements it over the mesh, tests over memory.
 ///
-/// Nothing here can fail: whatever goes wrong inside is an absent path, because any other answer makes Nix retry for
-/// seconds and then, up to 2.31, abort the whole build.
+/// Nothing here can fail: an internal failure must be answered as an absent path, because any other answer makes Nix retry
+/// for seconds and then, up to 2.31, abort the whole build.
 pub trait Substituter: Send + Sync + 'static {
-    /// What `/nix-cache-info` says.
+    /// The settings in `/nix-cache-info`.
     fn cache_info(&self) -> CacheInfo;
 
-    /// Answers from memory alone, without waiting and without touching a disk.
+    /// Looks a path up in memory alone, without waiting and without disk access.
     fn lookup(&self, part: HashPart) -> Lookup;
 
-    /// The narinfo of a path for which [`Self::lookup`] said [`Lookup::Ask`]; the implementation keeps its own deadline.
+    /// The narinfo of a path for which [`Self::lookup`] returned [`Lookup::Ask`]. The implementation must keep its own
+    /// deadline.
     fn narinfo(&self, part: HashPart) -> impl Future<Output = Option<Bytes>> + Send;
 
     /// Whether [`Self::nar`] would find a body now.
     fn has_nar(&self, url: NarUrl) -> impl Future<Output = bool> + Send;
 
-    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone.
+    /// The bytes of a NAR from `first_byte` on, or `None` if the path is gone.
     ///
-    /// `resumed` says that the request carried a `Range` header: `None` is then how Nix is told, after a body that was
-    /// closed short, to take the path as gone and build it.
+    /// `resumed` says that the request had a `Range` header. After a body that was closed early, `None` then tells Nix that
+    /// the path is gone and that it should build it.
     fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> impl Future<Output = Option<NarBody>> + Send;
 }
 
-/// The settings that `/nix-cache-info` tells; `WantMassQuery` is always 1, because a miss costs nothing here.
+/// The settings in `/nix-cache-info`. `WantMassQuery` is always 1, because a failed lookup costs nothing here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheInfo {
-    /// The logical store directory. Nix refuses a cache whose directory is not its own.
+    /// The logical store directory. Nix refuses a binary cache with another one than its own.
     pub store_dir: StoreDir,
-    /// Lower is asked first; cache.nixos.org has 40.
+    /// Priority of this substituter: Nix asks lower numbers first; cache.nixos.org has 40.
     pub priority: u32,
 }
 
@@ -46,22 +47,23 @@ impl fmt::Display for CacheInfo {
     }
 }
 
-/// What memory knows about a path.
+/// What is known about a path from memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Nobody can have it: 404 at once.
+    /// Nobody can have the path: the answer is 404 at once.
     Absent,
     /// The rendered narinfo.
     Found(Bytes),
-    /// Somebody may have it: ask [`Substituter::narinfo`].
+    /// Somebody may have the path: call [`Substituter::narinfo`].
     Ask,
 }
 
-/// A NAR on its way: yields exactly the bytes from the first one asked for to the end, or [`BodyAborted`] as its last item.
+/// A stream of a NAR. It yields exactly the bytes from the first one requested to the end, or [`BodyAborted`] as its last
+/// item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
 
-/// The body cannot be finished. The gateway then closes the connection short of Content-Length, which makes Nix resume
-/// with a `Range` request.
+/// The body cannot be finished. The gateway then closes the connection before Content-Length is reached, which makes Nix
+/// resume with a `Range` request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body of a NAR cannot be finished")]
 pub struct BodyAborted;

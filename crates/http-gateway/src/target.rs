@@ -1,14 +1,15 @@
-//! From the path of a request to what is asked for.
+//! Parses the path of a request into what it asks for.
 
 use std::borrow::Cow;
 
 use narmesh_protocol::{HashPart, NarUrl};
 
-/// Bytes of `/<32 nix32 characters>.narinfo`.
+/// Length of `/<32 nix32 characters>.narinfo`, bytes.
 const NARINFO_PATH_BYTES: usize = 1 + 32 + NARINFO_SUFFIX.len();
 const NARINFO_SUFFIX: &str = ".narinfo";
 
-/// What a path names. A name that does not parse is `None`: to Nix it is an absent path, never a bad request.
+/// What a request path names. A name that does not parse is `None`: it is answered as an absent path, never as a bad
+/// request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     CacheInfo,
@@ -20,7 +21,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Reads the path of a URI, without its query; percent-encoded or not.
+    /// Parses the path of a URI, without its query, percent-encoded or not.
     pub(crate) fn parse(path: &str) -> Self {
         let Some(path) = percent_decode(path) else { return Self::Unknown };
         let Some(name) = path.strip_prefix('/') else { return Self::Unknown };
@@ -41,7 +42,7 @@ impl Target {
     }
 }
 
-/// The hash part of a path that is exactly `/<hash part>.narinfo`, by far the most frequent one.
+/// The hash part, if the path is exactly `/<hash part>.narinfo`, which is by far the most frequent form.
 pub(crate) fn plain_narinfo(path: &str) -> Option<HashPart> {
     if path.len() != NARINFO_PATH_BYTES {
         return None;
@@ -50,8 +51,8 @@ pub(crate) fn plain_narinfo(path: &str) -> Option<HashPart> {
     HashPart::parse(part).ok()
 }
 
-/// Decodes `%xx`; `None` if an escape is malformed or hides a separator, a control byte or something that is not ASCII,
-/// none of which any name here contains.
+/// Decodes `%xx`. `None` if an escape is malformed or stands for a slash, a percent sign, a space, a control byte or a byte
+/// that is not ASCII, none of which occurs in any name here.
 fn percent_decode(path: &str) -> Option<Cow<'_, str>> {
     if !path.contains('%') {
         return Some(Cow::Borrowed(path));
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_escapes_that_hide_something() {
+    fn refuses_escapes_that_hide_separators_or_control_bytes() {
         for path in [
             "/nar%2fx.nar",
             "/%00healthz",
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_grammar_is_an_absent_path() {
+    fn malformed_name_is_an_absent_path() {
         for path in ["/.narinfo", "/x.narinfo", "/..narinfo", "/nar.narinfo", "/a/b.narinfo"] {
             assert_eq!(Target::parse(path), Target::NarInfo(None), "{path}");
             assert_eq!(plain_narinfo(path), None, "{path}");

@@ -1,4 +1,4 @@
-//! NARs: whole, in part, and the ways in which they end.
+//! Tests NAR bodies: whole, in part, and the ways in which they end.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,7 +21,7 @@ async fn gateway_with(nar: Nar) -> TestGateway {
 }
 
 #[tokio::test]
-async fn a_whole_nar() {
+async fn whole_nar_is_served() {
     let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
     let answer = gateway.get(&url()).await;
     assert_eq!(answer.status, 200);
@@ -34,7 +34,7 @@ async fn a_whole_nar() {
 }
 
 #[tokio::test]
-async fn parts_of_a_nar() {
+async fn single_ranges_are_served() {
     let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
     let whole = pattern(SIZE);
     let mut connection = gateway.connect().await;
@@ -61,7 +61,7 @@ async fn parts_of_a_nar() {
 }
 
 #[tokio::test]
-async fn ranges_that_are_not_single_get_everything() {
+async fn other_ranges_get_the_whole_nar() {
     let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
     for range in ["bytes=0-1,4-5", "bytes=7-3", "lines=1-2", "bytes=x"] {
         let answer = gateway.get_with(&url(), &[&format!("Range: {range}")]).await;
@@ -74,7 +74,7 @@ async fn ranges_that_are_not_single_get_everything() {
 }
 
 #[tokio::test]
-async fn a_range_beyond_the_end() {
+async fn range_beyond_the_end_is_refused() {
     let gateway = gateway_with(Nar::good(pattern(SIZE))).await;
     let range = [&*format!("Range: bytes={SIZE}-")];
     let answer = gateway.get_with(&url(), &range).await;
@@ -84,7 +84,7 @@ async fn a_range_beyond_the_end() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_gone_when_resumed() {
+async fn path_gone_when_resumed_is_404() {
     let fault = Some((1_000_000, Fault::Abort));
     let gateway = gateway_with(Nar { fault, gone_when_resumed: true, ..Nar::good(pattern(SIZE)) }).await;
     let answer = gateway.get(&url()).await;
@@ -96,7 +96,7 @@ async fn a_path_that_is_gone_when_resumed() {
 }
 
 #[tokio::test]
-async fn a_body_that_cannot_be_finished_is_closed_short() {
+async fn body_that_cannot_be_finished_is_closed_early() {
     for fault in [Fault::Abort, Fault::End] {
         for at in [1, 1_000_000, SIZE as u64 - 1] {
             let gateway = gateway_with(Nar { fault: Some((at, fault)), ..Nar::good(pattern(SIZE)) }).await;
@@ -114,7 +114,7 @@ async fn a_body_that_cannot_be_finished_is_closed_short() {
 }
 
 #[tokio::test]
-async fn a_body_that_fails_before_its_first_byte_is_absent() {
+async fn body_that_fails_before_its_first_byte_is_absent() {
     for fault in [Fault::Abort, Fault::End] {
         let gateway = gateway_with(Nar { fault: Some((0, fault)), ..Nar::good(pattern(SIZE)) }).await;
         let mut connection = gateway.connect().await;
@@ -145,7 +145,7 @@ async fn head_and_first_bytes_are_one_write() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_counted() {
+async fn client_that_leaves_is_counted() {
     let fault = Some((1_000, Fault::Pause(Duration::from_millis(100))));
     let gateway = gateway_with(Nar { fault, ..Nar::good(pattern(SIZE)) }).await;
     let mut connection = gateway.connect().await;

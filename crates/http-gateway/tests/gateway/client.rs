@@ -1,4 +1,4 @@
-//! A gateway on a port of its own, and a client that writes and reads bare HTTP/1.
+//! A gateway on its own port, and a client that writes and reads raw HTTP/1.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::memory::MemorySubstituter;
 
-/// Ten times what anything here may take on a busy machine.
+/// Longest wait in tests: ten times what anything here may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running gateway.
@@ -50,7 +50,7 @@ impl TestGateway {
         Connection { stream: TcpStream::connect(self.address).await.unwrap(), buffer: Vec::new() }
     }
 
-    /// One GET on a connection of its own.
+    /// Sends one GET on a new connection.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[]).await
     }
@@ -61,14 +61,14 @@ impl TestGateway {
         connection.answer().await
     }
 
-    /// Tells the gateway to stop; the handle resolves when it has.
+    /// Tells the gateway to stop; the handle resolves when it has stopped.
     pub(crate) fn stop(mut self) -> JoinHandle<std::io::Result<()>> {
         drop(self.shutdown.take());
         self.served
     }
 }
 
-/// The bytes of a request to our own name.
+/// The bytes of a request with our own host name.
 pub(crate) fn request(method: &str, path: &str, headers: &[&str]) -> String {
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n");
     for header in headers {
@@ -84,13 +84,13 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
 }
 
-/// A response as it came.
+/// A response as it was received.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HashMap<String, String>,
     pub(crate) body: Vec<u8>,
-    /// The connection ended before Content-Length was reached.
+    /// Whether the connection ended before Content-Length was reached.
     pub(crate) is_short: bool,
 }
 
@@ -141,19 +141,19 @@ impl Connection {
         answer
     }
 
-    /// The code of the first line that comes; empty if the connection ends without one.
+    /// The status code in the first line received; empty if the connection ends without one.
     pub(crate) async fn status_line(&mut self) -> String {
         while !self.buffer.contains(&b'\n') && self.more().await {}
         let line = String::from_utf8_lossy(&self.buffer).into_owned();
         line.split(' ').nth(1).unwrap_or_default().to_owned()
     }
 
-    /// Whether the gateway closes this connection, without another byte before.
+    /// Whether the gateway closes this connection without sending another byte.
     pub(crate) async fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && !self.more().await
     }
 
-    /// Reads what there is; false at the end, however the connection ended.
+    /// Reads more bytes; false when the connection has ended in any way.
     pub(crate) async fn more(&mut self) -> bool {
         let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer))
             .await
@@ -172,7 +172,7 @@ pub(crate) fn nar_url(byte: u8, size: usize) -> NarUrl {
     NarUrl::new(part(byte), NarHash([byte; 32]), size as u64)
 }
 
-/// Bytes that differ everywhere.
+/// `size` bytes of a pattern in which no two parts look alike.
 pub(crate) fn pattern(size: usize) -> Vec<u8> {
     (0..size).map(|at| u8::try_from((at.wrapping_mul(2_654_435_761) >> 7) & 0xff).unwrap()).collect()
 }

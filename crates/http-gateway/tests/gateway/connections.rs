@@ -1,4 +1,4 @@
-//! How connections are kept, and how they end.
+//! Tests how connections are kept, and how they end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn nar() -> String {
 }
 
 #[tokio::test]
-async fn a_connection_serves_many_requests() {
+async fn connection_serves_many_requests() {
     let gateway = gateway(paused_nar(Duration::ZERO), GatewayLimits::default()).await;
     let mut connection = gateway.connect().await;
     for _ in 0..50 {
@@ -48,7 +48,7 @@ async fn pipelined_requests_are_answered_in_order() {
     let gateway = gateway(paused_nar(Duration::ZERO), GatewayLimits::default()).await;
     let mut connection = gateway.connect().await;
     let miss = request("GET", &format!("/{}.narinfo", part(9)), &[]);
-    // The last one is not complete: the others must not wait for it.
+    // The last request is not complete; the answers to the others must not wait for it.
     connection.send([healthz(), miss, nar(), healthz(), "GET /hea".to_owned()].concat()).await;
     for expected in [200, 404, 200, 200] {
         assert_eq!(connection.answer().await.status, expected);
@@ -58,7 +58,7 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn a_client_may_close_its_sending_side() {
+async fn client_that_closes_its_sending_side_gets_its_answer() {
     let gateway = gateway(paused_nar(Duration::from_millis(50)), GatewayLimits::default()).await;
     let mut connection = gateway.connect().await;
     connection.send(nar()).await;
@@ -68,7 +68,7 @@ async fn a_client_may_close_its_sending_side() {
 }
 
 #[tokio::test]
-async fn a_slow_head_times_out() {
+async fn slow_head_times_out() {
     let limits = GatewayLimits { header_read_timeout: Duration::from_millis(500), ..GatewayLimits::default() };
     let gateway = gateway(MemorySubstituter::default(), limits).await;
 
@@ -94,7 +94,7 @@ async fn a_slow_head_times_out() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_outlives_the_time_for_a_head_but_not_its_own() {
+async fn idle_connection_is_closed_by_the_idle_limit_only() {
     let limits = GatewayLimits {
         header_read_timeout: Duration::from_millis(50),
         idle_timeout: Duration::from_millis(1500),
@@ -104,7 +104,7 @@ async fn an_idle_connection_outlives_the_time_for_a_head_but_not_its_own() {
     let mut connection = gateway.connect().await;
     connection.send(healthz()).await;
     assert_eq!(connection.answer().await.status, 200);
-    // The first was answered by the router, these from memory.
+    // The first request was answered by the router; these are answered from memory.
     for narinfo in [8, 9] {
         tokio::time::sleep(Duration::from_millis(300)).await;
         connection.send(request("GET", &format!("/{}.narinfo", part(narinfo)), &[])).await;
@@ -114,7 +114,7 @@ async fn an_idle_connection_outlives_the_time_for_a_head_but_not_its_own() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_closed() {
+async fn client_that_stops_reading_is_closed() {
     let nar = Nar::good(vec![0; 64 * SIZE]);
     let nars = HashMap::from([(nar_url(1, 64 * SIZE), nar)]);
     let limits = GatewayLimits { stall_timeout: Duration::from_millis(300), ..GatewayLimits::default() };
@@ -126,7 +126,7 @@ async fn a_client_that_stops_reading_is_closed() {
 }
 
 #[tokio::test]
-async fn at_the_limit_the_longest_idle_connection_goes() {
+async fn longest_idle_connection_is_closed_at_the_limit() {
     let limits = GatewayLimits { connections_max: 3, ..GatewayLimits::default() };
     let gateway = gateway(paused_nar(Duration::from_secs(3)), limits).await;
     let mut connections = Vec::new();
@@ -137,7 +137,8 @@ async fn at_the_limit_the_longest_idle_connection_goes() {
         connections.push(connection);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // One waits for the rest of a NAR; then the others are used again. So its bytes moved least recently, but it is busy.
+    // One connection waits for the rest of a NAR, then the others are used again. So its bytes moved least recently, but it
+    // is busy.
     connections[1].send(nar()).await;
     assert!(connections[1].more().await);
     for idle in [2, 0] {
@@ -155,9 +156,9 @@ async fn at_the_limit_the_longest_idle_connection_goes() {
     assert_eq!(connections[0].answer().await.status, 200);
 }
 
-/// All clients of a test are one user.
+/// All clients in a test belong to one user.
 #[tokio::test]
-async fn one_local_user_has_no_more_than_his_share() {
+async fn one_local_user_cannot_exceed_the_user_limit() {
     let limits = GatewayLimits { connections_max: 100, connections_per_user_max: 8, ..GatewayLimits::default() };
     let gateway = gateway(MemorySubstituter::default(), limits).await;
     let mut held = Vec::new();
@@ -174,7 +175,7 @@ async fn one_local_user_has_no_more_than_his_share() {
 }
 
 #[tokio::test]
-async fn no_connection_is_refused_however_many_come() {
+async fn new_connection_is_never_refused() {
     let limits = GatewayLimits { connections_max: 8, ..GatewayLimits::default() };
     let gateway = gateway(MemorySubstituter::default(), limits).await;
     let mut held = Vec::new();
@@ -190,12 +191,12 @@ async fn no_connection_is_refused_however_many_come() {
         "{}",
         metrics.text()
     );
-    // The task of the one closed last may still be on its way out.
+    // The task of the connection closed last may still be ending.
     until(|| format!("{:?}", gateway.metrics).contains("open_connections: Gauge { value: 8,")).await;
 }
 
 #[tokio::test]
-async fn shutdown_lets_a_body_finish_and_accepts_nothing_more() {
+async fn shutdown_finishes_a_body_and_accepts_no_connection() {
     let gateway = gateway(paused_nar(Duration::from_millis(300)), GatewayLimits::default()).await;
     let mut idle = gateway.connect().await;
     idle.send(healthz()).await;
@@ -216,7 +217,7 @@ async fn shutdown_lets_a_body_finish_and_accepts_nothing_more() {
 }
 
 #[tokio::test]
-async fn shutdown_does_not_wait_for_ever() {
+async fn shutdown_ends_after_the_grace_time() {
     let limits = GatewayLimits { shutdown_grace: Duration::from_millis(200), ..GatewayLimits::default() };
     let gateway = gateway(paused_nar(Duration::from_secs(3600)), limits).await;
     let mut busy = gateway.connect().await;

@@ -1,4 +1,4 @@
-//! What each endpoint answers.
+//! Tests what each endpoint answers.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ fn substituter() -> MemorySubstituter {
 }
 
 #[tokio::test]
-async fn cache_info() {
+async fn cache_info_has_the_settings_and_type() {
     let gateway = TestGateway::start(substituter()).await;
     let answer = gateway.get("/nix-cache-info").await;
     assert_eq!(answer.status, 200);
@@ -27,7 +27,7 @@ async fn cache_info() {
 }
 
 #[tokio::test]
-async fn narinfo_from_memory_and_asked_for() {
+async fn narinfo_is_served_from_memory_and_after_asking() {
     let gateway = TestGateway::start(substituter()).await;
     for (byte, text) in [(1, "in memory\n"), (2, "asked for\n")] {
         let answer = gateway.get(&format!("/{}.narinfo", part(byte))).await;
@@ -44,7 +44,7 @@ async fn narinfo_from_memory_and_asked_for() {
 }
 
 #[tokio::test]
-async fn narinfo_of_bad_grammar_is_absent() {
+async fn narinfo_with_malformed_name_is_absent() {
     let gateway = TestGateway::start(substituter()).await;
     let good = part(1).to_string();
     let upper = good.to_ascii_uppercase();
@@ -106,7 +106,7 @@ async fn head_has_the_length_and_no_body() {
 }
 
 #[tokio::test]
-async fn health_and_metrics() {
+async fn health_and_metrics_are_served() {
     let gateway = TestGateway::start(substituter()).await;
     assert_eq!(gateway.get("/healthz").await.text(), "ok\n");
     gateway.get(&format!("/{}.narinfo", part(1))).await;
@@ -128,7 +128,7 @@ async fn health_and_metrics() {
 }
 
 #[tokio::test]
-async fn unknown_paths_are_404_and_say_which_request() {
+async fn unknown_paths_are_404_with_a_request_id() {
     let gateway = TestGateway::start(substituter()).await;
     for path in [
         "/",
@@ -150,7 +150,7 @@ async fn unknown_paths_are_404_and_say_which_request() {
 }
 
 #[tokio::test]
-async fn only_get_and_head() {
+async fn other_methods_than_get_and_head_are_refused() {
     let gateway = TestGateway::start(substituter()).await;
     for path in ["/nix-cache-info", "/healthz", &format!("/{}.narinfo", part(1)), &format!("/{}", nar_url(1, 1000))] {
         for method in ["PUT", "POST", "DELETE", "OPTIONS", "TRACE", "PATCH", "BREW"] {
@@ -163,7 +163,7 @@ async fn only_get_and_head() {
 }
 
 #[tokio::test]
-async fn an_upload_is_refused_without_reading_it() {
+async fn upload_is_refused_without_reading_it() {
     let gateway = TestGateway::start(substituter()).await;
     let mut connection = gateway.connect().await;
     connection.send(request("PUT", "/nix-cache-info", &["Content-Length: 22", "Expect: 100-continue"])).await;
@@ -173,7 +173,7 @@ async fn an_upload_is_refused_without_reading_it() {
 }
 
 #[tokio::test]
-async fn a_listener_does_what_its_role_says() {
+async fn listener_serves_only_the_endpoints_of_its_role() {
     let endpoints = |substituter, health, metrics| Endpoints { substituter, health, metrics };
     for (role, expected) in [
         (endpoints(false, true, true), [404, 404, 404, 200, 200]),

@@ -1,4 +1,4 @@
-//! Web pages, smuggled requests and malformed heads.
+//! Tests web pages, smuggled requests and malformed heads.
 
 use std::collections::HashMap;
 
@@ -38,7 +38,7 @@ async fn status_of(gateway: &TestGateway, request: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn a_foreign_host_is_refused_everywhere() {
+async fn foreign_host_is_refused_everywhere() {
     let gateway = TestGateway::start(substituter()).await;
     for path in paths() {
         for host in [
@@ -61,7 +61,7 @@ async fn a_foreign_host_is_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn a_configured_name_is_ours() {
+async fn configured_host_name_is_accepted() {
     let role = ListenerRole { host_names: vec!["cache.lan".to_owned()], ..ListenerRole::local() };
     let gateway = TestGateway::start_with(substituter(), role, GatewayLimits::default()).await;
     for (host, status) in [("cache.lan", 200), ("cache.lan:7281", 200), ("x.cache.lan", 403)] {
@@ -71,7 +71,7 @@ async fn a_configured_name_is_ours() {
 }
 
 #[tokio::test]
-async fn a_web_page_is_refused_everywhere() {
+async fn web_page_is_refused_everywhere() {
     let gateway = TestGateway::start(substituter()).await;
     for path in paths() {
         for header in
@@ -88,7 +88,7 @@ async fn a_web_page_is_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn it_is_no_proxy() {
+async fn proxy_requests_and_upgrades_are_not_served() {
     let gateway = TestGateway::start(substituter()).await;
     assert_eq!(status_of(&gateway, "CONNECT evil.example:80 HTTP/1.1\r\nHost: localhost\r\n\r\n").await, 403);
     assert_eq!(status_of(&gateway, "CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n").await, 404);
@@ -97,7 +97,7 @@ async fn it_is_no_proxy() {
     assert_eq!(status_of(&gateway, upgrade).await, 200, "an upgrade is not taken up");
 }
 
-/// Each hides a second request, for a narinfo, where another reader of the first may not look for it.
+/// Each request hides a second one, for a narinfo, where another reader of the first may not look for it.
 #[tokio::test]
 async fn smuggled_requests_are_not_answered() {
     let gateway = TestGateway::start(substituter()).await;
@@ -148,7 +148,7 @@ async fn malformed_and_oversized_heads_are_bounded() {
         "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}".to_owned(),
     ] {
         let mut connection = gateway.connect().await;
-        // The gateway may close before it has taken all of it.
+        // The gateway can close before it has read all of it.
         drop(connection.stream.write_all(head.as_bytes()).await);
         while connection.more().await {}
     }
@@ -156,9 +156,9 @@ async fn malformed_and_oversized_heads_are_bounded() {
     assert_eq!((answer.status, answer.text()), (200, "secret\n"));
 }
 
-/// Every spelling of a way up or of a hidden end: absent like any unknown path, and never asked of the substituter.
+/// All spellings of a parent directory or of a hidden end are absent like any unknown path and never reach the substituter.
 #[tokio::test]
-async fn ways_up_and_hidden_ends_are_absent_paths() {
+async fn path_traversal_is_an_absent_path() {
     let gateway = TestGateway::start(substituter()).await;
     let (narinfo, nar) = (format!("{}.narinfo", part(1)), nar_url(1, 1000).to_string());
     let ways = [
@@ -204,14 +204,14 @@ async fn ways_up_and_hidden_ends_are_absent_paths() {
     assert_eq!(gateway.metrics.counts().narinfo_hits, 0);
 }
 
-/// Up to the bound of a head a path is only unknown; beyond it the connection ends. Neither is a server's error.
+/// Up to the limit of a head a long path is only unknown; beyond it the connection ends. Neither gives a server error.
 #[tokio::test]
 async fn paths_of_any_length_are_harmless() {
     let gateway = TestGateway::start(substituter()).await;
     for bytes in [1_000, 10_000, 60_000, 100_000, 1_000_000] {
         for path in [format!("/{}.narinfo", "0".repeat(bytes)), format!("/{}", "%2e%2e/".repeat(bytes / 7))] {
             let mut connection = gateway.connect().await;
-            // The gateway may close before it has taken all of it.
+            // The gateway can close before it has read all of it.
             drop(connection.stream.write_all(request("GET", &path, &[]).as_bytes()).await);
             let status = connection.status_line().await;
             let expected: &[&str] = if bytes <= 60_000 { &["404"] } else { &["414", "431", ""] };
@@ -221,10 +221,10 @@ async fn paths_of_any_length_are_harmless() {
     assert_eq!(gateway.get(&format!("/{}.narinfo", part(1))).await.status, 200);
 }
 
-/// Whatever stands in the head of a well-formed request for a narinfo, the answer is one that Nix can bear: Nix up to 2.31
-/// aborts a build on anything but 200, 403 and 404.
+/// Whatever the head of a well-formed narinfo request contains, the answer is one that Nix can handle: Nix up to 2.31
+/// aborts a build on anything except 200, 403 and 404.
 #[tokio::test]
-async fn a_narinfo_request_is_answered_200_403_or_404() {
+async fn narinfo_request_is_answered_200_403_or_404() {
     let gateway = TestGateway::start(substituter()).await;
     let long = "x".repeat(30_000);
     let headers = [
@@ -259,7 +259,7 @@ async fn a_narinfo_request_is_answered_200_403_or_404() {
             } else {
                 404
             };
-            // A control character in a header is no HTTP.
+            // A control character in a header is not valid HTTP.
             let is_http = !header.contains('\u{7f}');
             assert_eq!(answer.status, if is_http { expected } else { 400 }, "{header}");
         }

@@ -1,4 +1,4 @@
-//! The gateway from outside, over real sockets.
+//! Tests the gateway from outside, over real sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails shows it by panicking")]
 

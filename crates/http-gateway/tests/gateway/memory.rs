@@ -1,4 +1,4 @@
-//! A substituter in memory, with every way to misbehave that the gateway has to cope with.
+//! A substituter in memory that can fail in every way that the gateway must handle.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,15 +10,15 @@ use futures::stream;
 use narmesh_http_gateway::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
 use narmesh_protocol::{HashPart, NarUrl, StoreDir};
 
-/// Narinfos and NARs by hash part; what is not entered is absent.
+/// Narinfos by hash part and NARs by URL; everything else is absent.
 #[derive(Debug, Default)]
 pub(crate) struct MemorySubstituter {
-    /// Answered by `lookup`.
+    /// Narinfos that `lookup` finds.
     pub(crate) narinfos: HashMap<HashPart, Bytes>,
-    /// `lookup` says ask; this is what `narinfo` then says.
+    /// Paths for which `lookup` returns `Ask`, with the result of `narinfo`.
     pub(crate) asked: HashMap<HashPart, Option<Bytes>>,
     pub(crate) nars: HashMap<NarUrl, Nar>,
-    /// Every call of `nar`, in order: first byte, and whether a range was there.
+    /// All calls of `nar` in order: the first byte, and whether the request had a range.
     pub(crate) nar_calls: Mutex<Vec<(u64, bool)>>,
 }
 
@@ -27,19 +27,19 @@ pub(crate) struct MemorySubstituter {
 pub(crate) struct Nar {
     pub(crate) bytes: Bytes,
     pub(crate) chunk_bytes: usize,
-    /// What happens when this many bytes of the NAR have been delivered; a request with a range is spared.
+    /// The fault that happens after this many bytes of the NAR; it does not happen for a request with a range.
     pub(crate) fault: Option<(u64, Fault)>,
-    /// Answer a request with a range as gone.
+    /// Whether a request with a range is answered as if the path were gone.
     pub(crate) gone_when_resumed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// `BodyAborted`.
+    /// The stream yields `BodyAborted`.
     Abort,
-    /// The stream ends without a word.
+    /// The stream ends without an error.
     End,
-    /// Nothing more comes, for this long; then the rest.
+    /// The stream pauses for this long, then yields the rest.
     Pause(Duration),
 }
 

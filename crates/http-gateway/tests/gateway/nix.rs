@@ -1,4 +1,4 @@
-//! The gateway before the real client: `nix-store` and `nix-build` with a store of their own.
+//! Tests the gateway with the real client: `nix-store` and `nix-build` with a store of their own.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use crate::client::{TestGateway, pattern};
 use crate::memory::{Fault, MemorySubstituter, Nar};
 
-/// Nix itself takes part in no more than this: the rest is a file of this size.
+/// Size of the file in the test tree, bytes.
 const BLOB_BYTES: usize = 3_000_000;
 
-/// A client's store, with its configuration and its cache of lookups.
+/// A Nix client with its own store, configuration and lookup cache.
 struct Client {
     directory: TempDir,
 }
@@ -42,7 +42,7 @@ impl Client {
         command
     }
 
-    /// Runs with this client's store and the gateway as its only substituter.
+    /// Runs a Nix command with this client's store and the gateway as its only substituter.
     async fn run(&self, gateway: &TestGateway, program: &str, arguments: &[&str]) -> Output {
         let mut command = self.command(program);
         command.args(["--store", &format!("local?root={}", self.path("root").display())]);
@@ -51,7 +51,7 @@ impl Client {
         tokio::task::spawn_blocking(move || command.output().expect("nix is installed")).await.unwrap()
     }
 
-    /// Where a store path's files are.
+    /// The file or directory on disk for a store path.
     fn real(&self, path: &StorePath) -> PathBuf {
         self.path("root/nix/store").join(path.to_string())
     }
@@ -79,7 +79,7 @@ fn tree_nar(client: &Client) -> Vec<u8> {
     dump(&tree)
 }
 
-/// A substituter that has `nar` under `path`, signed.
+/// A substituter that has `path` with these NAR bytes and a signed narinfo.
 fn serving(path: &StorePath, bytes: &[u8], fault: Option<(u64, Fault)>, gone_when_resumed: bool) -> MemorySubstituter {
     let store_dir = StoreDir::parse("/nix/store").unwrap();
     let nar_hash = NarHash(hash(bytes));
@@ -123,7 +123,7 @@ async fn nix_substitutes_a_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nix_resumes_a_body_that_was_closed_short() {
+async fn nix_resumes_a_body_that_was_closed_early() {
     let client = Client::new();
     let (path, nar) = (some_path(), tree_nar(&client));
     let gateway = TestGateway::start(serving(&path, &nar, Some((1_000_000, Fault::Abort)), false)).await;
@@ -135,7 +135,7 @@ async fn nix_resumes_a_body_that_was_closed_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nix_builds_what_is_gone_when_it_resumes() {
+async fn nix_builds_a_path_that_is_gone_when_it_resumes() {
     let client = Client::new();
     let expression = "derivation { name = \"gateway-test\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
                       args = [ \"-c\" \"echo built > $out\" ]; }";
