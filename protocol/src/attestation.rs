@@ -104,8 +104,8 @@ impl Attestation {
     /// Latest date accepted, milliseconds since 1970.
     pub const ATTESTED_AT_MS_MAX: u64 = i64::MAX.cast_unsigned();
 
-    /// Signs a statement. The caller must know that the owner of `key` built the path. References are sorted and made
-    /// unique.
+    /// Signs a statement. The caller must know that the owner of `key` built the path.
+    /// References are sorted and made unique.
     pub fn sign(key: &NixSecretKey, store_dir: &StoreDir, mut statement: Statement, attested_at_ms: u64) -> Self {
         statement.references.sort_unstable();
         statement.references.dedup();
@@ -157,6 +157,7 @@ impl Attestation {
             list if list.split(' ').any(str::is_empty) => return Err(AttestationError::ReferenceOrder),
             list => list.split(' ').map(parse).collect::<Result<Vec<_>, _>>()?,
         };
+        // Only one order is accepted, so that an attestation has only one encoding.
         if !references.is_sorted_by(|first, second| first < second) {
             return Err(AttestationError::ReferenceOrder);
         }

@@ -53,9 +53,9 @@ pub fn decode<T: bincode::Decode<()>, const BYTES_MAX: usize>(bytes: &[u8]) -> R
     if bytes.len() > BYTES_MAX {
         return Err(CodecError::TooLong { bytes: bytes.len(), bytes_max: BYTES_MAX });
     }
-    // bincode allocates a whole list or text before it checks that so many bytes are there. With a limit by type alone, 33
-    // bytes could allocate 2 MiB. An honest message needs at most 4 times its own size (a `Vec` of 24 bytes for a length of
-    // 8).
+    // bincode allocates a whole list or text before it checks that so many bytes are there. With a limit by
+    // type alone, 33 bytes could allocate 2 MiB. An honest message needs at most 4 times its own size (a `Vec`
+    // of 24 bytes for a length of 8).
     let (value, consumed) = match bytes.len() {
         0..=0x100 => claiming::<T, 0x800>(bytes),
         0x101..=0x400 => claiming::<T, 0x2000>(bytes),

@@ -42,11 +42,11 @@ enum Contents {
 }
 
 impl ContentAddress {
-    /// Starts a check of contents against this address. `self_reference` is the path's own hash part if the path refers to
-    /// itself.
+    /// Starts a check of contents against this address. `self_reference` is the path's own hash part
+    /// if the path refers to itself.
     ///
-    /// It is ignored for a flat file or a text, which cannot refer to itself ([`ContentAddress::store_path`] gives no path
-    /// then).
+    /// It is ignored for a flat file or a text, which cannot refer to itself
+    /// ([`ContentAddress::store_path`] gives no path then).
     pub fn verifier(&self, self_reference: Option<&HashPart>) -> ContentVerifier {
         match self {
             Self::Text { sha256 } => ContentVerifier {
@@ -68,8 +68,8 @@ impl ContentAddress {
 }
 
 impl ContentVerifier {
-    /// Takes the next bytes of the NAR. The verifier uses at most about 8 MiB of memory, or 100 bytes without a
-    /// self-reference.
+    /// Takes the next bytes of the NAR. The verifier uses at most about 8 MiB of memory, or 100
+    /// bytes without a self-reference.
     pub fn feed(&mut self, nar: &[u8]) {
         match &mut self.contents {
             Contents::Recursive(hasher) => hasher.update(nar),
@@ -136,8 +136,8 @@ struct Modulo {
     finder: Finder<'static>,
     /// Bytes hashed so far, which is also the offset of `pending`.
     hashed_bytes: u64,
-    /// The last bytes fed, searched but not yet hashed, because the text can begin in them. Between calls shorter than the
-    /// text.
+    /// The last bytes fed, searched but not yet hashed, because the text can begin in them. Between
+    /// calls shorter than the text.
     pending: Vec<u8>,
     offsets: Vec<u64>,
     offsets_lost: bool,

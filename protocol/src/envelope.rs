@@ -68,6 +68,7 @@ impl Envelope {
             return Err(length);
         }
         let Some((&version, rest)) = bytes.split_first() else { return Err(length) };
+        // Checked before everything else, because another version may have another layout.
         if version != VERSION {
             return Err(EnvelopeError::UnknownVersion { version });
         }

@@ -1,8 +1,8 @@
 //! The Bloom filter of a summary: its shape, its constants, its index function.
 //!
-//! It uses enhanced double hashing as in the crate `bloomfilter` 3.0.2: SipHash-1-3 under two keys, then `h0 + i * h1`
-//! modulo the largest 64-bit prime. So that crate can build our filters, and a property test compares [`BitPositions`] with
-//! it.
+//! It uses enhanced double hashing as in the crate `bloomfilter` 3.0.2: SipHash-1-3 under two keys, then `h0
+//! + i * h1` modulo the largest 64-bit prime. So that crate can build our filters, and a property test
+//! compares [`BitPositions`] with it.
 
 use crate::HashPart;
 use siphasher::sip::SipHasher13;
@@ -16,8 +16,8 @@ pub const HASHES_PER_ITEM: usize = 11;
 const PRIME: u64 = 0xFFFF_FFFF_FFFF_FFC5;
 /// The two SipHash keys of hash id 1. They must differ: equal halves ruin the false-positive rate.
 const SEED_V1: [u8; 32] = *b"narmesh filter 1narmesh filter B";
-/// A peer's filter is refused above 4 times the nominal false-positive rate of 2^-11, that is, above this share of set bits:
-/// (4 * 2^-11)^(1/11).
+/// A peer's filter is refused above 4 times the nominal false-positive rate of 2^-11, that is, above this share of
+/// set bits: (4 * 2^-11)^(1/11).
 const ONES_SHARE_MAX: f64 = 0.5672;
 
 /// The seed with which the crate `bloomfilter` builds a filter of hash id 1.
@@ -99,8 +99,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Checks a peer's bytes: refuses a wrong size, and a density that means more than 4 times the nominal false-positive
-    /// rate.
+    /// Checks a peer's bytes: refuses a wrong size, and a density that means more than 4 times the
+    /// nominal false-positive rate.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FilterError> {
         let class = FilterClass::of_bytes(bytes.len())?;
         let ones = bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();

@@ -4,9 +4,9 @@ use crate::{NarHash, StoreDir, StorePath};
 
 /// `1;<path>;<NarHash>;<NarSize>;<references>`: the bytes that a Nix signature covers.
 ///
-/// Paths are full paths, the NarHash is `sha256:<nix32>`, the NarSize is in decimal bytes, and the references are sorted
-/// bytewise by base name and joined by `,` (`libstore/path-info.cc`). Deriver, content address and transport fields are not
-/// covered.
+/// Paths are full paths, the NarHash is `sha256:<nix32>`, the NarSize is in decimal bytes, and the references are
+/// sorted bytewise by base name and joined by `,` (`libstore/path-info.cc`). Deriver, content address and
+/// transport fields are not covered.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Fingerprint(String);
 

@@ -52,8 +52,8 @@ pub enum KeyError {
         /// 32 for a public key, 64 for a secret one.
         bytes: usize,
     },
-    /// The bytes are not a public key that can be trusted: not a curve point, or a point of small order, for which anybody
-    /// can sign.
+    /// The bytes are not a public key that can be trusted: not a curve point, or a point of small
+    /// order, for which anybody can sign.
     #[error("public key: not a strong Ed25519 point")]
     Point,
     /// The two halves of a secret key do not belong together.

@@ -1,8 +1,8 @@
 //! The text of a narinfo: parsed strictly, printed canonically.
 //!
-//! Text that Nix's own parser (`libstore/nar-info.cc`) would misread is refused. Values that Nix's parser refuses but that
-//! we need not pass on (a malformed signature, deriver or content address) are dropped, since we always print a narinfo
-//! anew.
+//! Text that Nix's own parser (`libstore/nar-info.cc`) would misread is refused. Values that Nix's parser
+//! refuses but that we need not pass on (a malformed signature, deriver or content address) are dropped, since
+//! we always print a narinfo anew.
 
 use crate::nar_url::parse_decimal;
 use crate::{ContentAddress, Fingerprint, NarHash, NarHashError, NixSignature, StoreDir, StorePath, StorePathError};
@@ -181,8 +181,8 @@ impl NarInfo {
         fields.into_narinfo(store_dir)
     }
 
-    /// Prints the narinfo in Nix's canonical order, with `URL: <url>`, Compression none, FileHash = NarHash, FileSize =
-    /// NarSize.
+    /// Prints the narinfo in Nix's canonical order, with `URL: <url>`, Compression none, FileHash =
+    /// NarHash, FileSize = NarSize.
     pub fn render(&self, store_dir: &StoreDir, url: &str) -> String {
         let references = self.references.iter().map(StorePath::to_string).collect::<Vec<_>>().join(" ");
         let mut text = format!(

@@ -23,8 +23,8 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// Decodes into exactly `N` bytes. `None` for a wrong length, a character outside the alphabet, or set bits at the unused
-/// top.
+/// Decodes into exactly `N` bytes. `None` for a wrong length, a character outside the alphabet,
+/// or set bits at the unused top.
 pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.len() != text_len(N) {
         return None;

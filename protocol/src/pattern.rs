@@ -10,13 +10,13 @@ impl NamePattern {
         Self(text.as_bytes().into())
     }
 
-    /// Whether the whole name matches. It backtracks without allocating; the cost is at most name length times pattern
-    /// length.
+    /// Whether the whole name matches. It backtracks without allocating; the cost is at most name
+    /// length times pattern length.
     pub fn matches(&self, name: &str) -> bool {
         let mut pattern: &[u8] = &self.0;
         let mut rest = name.as_bytes();
-        // The pattern after the last star, and the name after the bytes that this star took: on a mismatch it takes one
-        // more.
+        // The pattern after the last star, and the name after the bytes that this star took: on
+        // a mismatch it takes one more.
         let mut star: Option<(&[u8], &[u8])> = None;
         loop {
             match (pattern.split_first(), rest.split_first()) {

@@ -26,8 +26,8 @@ pub struct Announcement {
     pub body_digest: [u8; 32],
     /// Size of the encoded [`Summary`], bytes, at most [`Summary::BYTES_MAX`].
     pub body_bytes: u32,
-    /// Seconds for which a receiver may use the summary, counted from when it first accepts the announcement; 0 says
-    /// goodbye.
+    /// Seconds for which a receiver may use the summary, counted from when it first accepts the
+    /// announcement; 0 says goodbye.
     pub lifetime_s: u32,
     /// The owner's wall clock, milliseconds since 1970.
     pub issued_at_ms: u64,
@@ -170,8 +170,8 @@ impl Summary {
     }
 }
 
-/// The changes that turn the summary `(epoch, base_seq)` into a later one of the same epoch. Bits are only set, never
-/// cleared.
+/// The changes that turn the summary `(epoch, base_seq)` into a later one of the same epoch. Bits
+/// are only set, never cleared.
 ///
 /// A delta carries no signature: the digest in the later announcement proves the result, whoever sent the delta.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -231,8 +231,8 @@ impl SummaryDelta {
         Ok(delta)
     }
 
-    /// Applies the delta to `base`, whose `seq` is `held_seq`. The caller compares the result's digest with the
-    /// announcement.
+    /// Applies the delta to `base`, whose `seq` is `held_seq`. The caller compares the result's
+    /// digest with the announcement.
     pub fn apply(&self, base: &Summary, held_seq: u64) -> Result<Summary, SummaryError> {
         if self.base_seq != held_seq {
             return Err(SummaryError::Base { base_seq: self.base_seq, held_seq });
@@ -283,12 +283,14 @@ fn positions_of(gaps: &[u8]) -> Result<Vec<u32>, SummaryError> {
         shift += 7;
         if byte < 0x80 {
             let position = u32::try_from(next + gap).map_err(|_| SummaryError::Gap)?;
+            // A last byte of 0 adds nothing: the same gap has a shorter encoding.
             if byte == 0 && shift > 7 {
                 return Err(SummaryError::Gap);
             }
             positions.push(position);
             (next, gap, shift) = (u64::from(position) + 1, 0, 0);
         } else if shift > 28 {
+            // Five bytes hold every 32-bit number, so the fifth must be the last.
             return Err(SummaryError::Gap);
         }
     }

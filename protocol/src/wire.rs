@@ -133,8 +133,8 @@ pub enum NarInfoReply {
 }
 message!(NarInfoReply, NarInfo::BYTES_MAX + 64);
 
-/// Request of `/narmesh/2/dial`. It goes to the side that dialled the connection, because only that side is known to be able
-/// to reach the other.
+/// Request of `/narmesh/2/dial`. It goes to the side that dialled the connection, because only that side is known
+/// to be able to reach the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, bincode::Encode, bincode::Decode)]
 pub enum DialRequest {
     /// Asks the receiver to dial a bulk connection to the sender.
@@ -191,8 +191,8 @@ message!(NarReply, 16);
 
 /// Framing on a stream that carries NARs.
 ///
-/// Request and head: `u32` little-endian length, then that many bytes. Body: chunks, each a `u32` little-endian length from 1 to
-/// [`NarFrame::CHUNK_BYTES_MAX`] and its bytes; then a length of 0 and one byte, [`NarFrame::END_COMPLETE`] or
+/// Request and head: `u32` little-endian length, then that many bytes. Body: chunks, each a `u32` little-endian length from
+/// 1 to [`NarFrame::CHUNK_BYTES_MAX`] and its bytes; then a length of 0 and one byte, [`NarFrame::END_COMPLETE`] or
 /// [`NarFrame::END_FAILED`]. After that byte the stream takes the next request.
 #[derive(Debug)]
 pub struct NarFrame;
@@ -200,8 +200,8 @@ pub struct NarFrame;
 impl NarFrame {
     /// Largest chunk, bytes.
     pub const CHUNK_BYTES_MAX: usize = 256 << 10;
-    /// The holder sent its copy up to the end. It may have compared the NarHash if it sent the whole NAR; for a range it
-    /// has not.
+    /// The holder sent its copy up to the end. It may have compared the NarHash if it sent the whole
+    /// NAR; for a range it has not.
     pub const END_COMPLETE: u8 = 0;
     /// The holder could not finish: the path was garbage-collected, or its copy is not what its database says.
     pub const END_FAILED: u8 = 1;

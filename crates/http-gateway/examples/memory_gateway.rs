@@ -1,8 +1,8 @@
 //! Serves the gateway with narinfos from memory, to measure it on its own.
 //!
-//! `memory_gateway PORT DIR`: every `DIR/<hash part>.narinfo` is served with the bytes of the file, and every file below
-//! `DIR/nar` is a NAR. The same directory can be given to another server for comparison. The program ends when its standard
-//! input does.
+//! `memory_gateway PORT DIR`: every `DIR/<hash part>.narinfo` is served with the bytes of the file, and every file
+//! below `DIR/nar` is a NAR. The same directory can be given to another server for comparison. The program ends
+//! when its standard input does.
 
 #![expect(clippy::unwrap_used, reason = "a tool for measuring, with no user but its author")]
 

@@ -118,6 +118,7 @@ impl ConnectionTable {
     pub(crate) fn enter(self: &Arc<Self>, route: Route) -> Entered {
         let state = Arc::new(ConnectionState::new(self.clock));
         let GatewayLimits { connections_max, connections_per_user_max, .. } = self.limits;
+        // Held until the connection is entered, so that two new ones cannot take the same free place.
         let mut open = self.open();
         let mut owner = Owner::NotAsked;
         // Below both limits the owner does not matter.
@@ -226,8 +227,8 @@ impl Drop for Entered {
 mod tests {
     use super::*;
 
-    /// The owner by the client's port, for tests: ports 1,000 to 1,999 belong to user 1, and so on; lower ones have no
-    /// owner.
+    /// The owner by the client's port, for tests: ports 1,000 to 1,999 belong to user 1, and so
+    /// on; lower ones have no owner.
     fn by_port(route: Route) -> Option<u32> {
         (route.client.port() >= 1_000).then(|| u32::from(route.client.port() / 1_000))
     }

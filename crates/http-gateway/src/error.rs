@@ -11,8 +11,8 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, 
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Why a request was not served. No variant becomes a 5xx, because that makes Nix drop the substituter for a minute or
-/// abort the build.
+/// Why a request was not served. No variant becomes a 5xx, because that makes Nix drop the substituter for
+/// a minute or abort the build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayError {
     /// There is no such path or no such endpoint on this listener, or the name does not parse.

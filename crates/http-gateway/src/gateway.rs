@@ -81,6 +81,7 @@ impl<S: Substituter> ConnectionService<S> {
         let part = plain_narinfo(request.uri().path())?;
         let started = Instant::now();
         let Endpoint { role, metrics, substituter, .. } = &*self.endpoint;
+        // Requests to refuse are left to the router, which makes the error responses.
         let is_plain = matches!(*request.method(), Method::GET | Method::HEAD)
             && role.endpoints.substituter
             && role.admit(request.uri(), request.headers()).is_ok()

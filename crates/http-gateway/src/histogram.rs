@@ -7,9 +7,9 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// Upper bounds of the buckets in microseconds, each about four times the previous one: an answer from memory takes a few
-/// microseconds, the deadline of a narinfo is a second, and a distant holder can take seconds to its first byte. A choice,
-/// not a measurement.
+/// Upper bounds of the buckets in microseconds, each about four times the previous one: an answer from memory takes a
+/// few microseconds, the deadline of a narinfo is a second, and a distant holder can take seconds to its first byte.
+/// A choice, not a measurement.
 const BOUNDS_US: [u64; 12] = [4, 16, 64, 256, 1_000, 4_000, 16_000, 64_000, 250_000, 1_000_000, 4_000_000, 16_000_000];
 
 /// Counts latencies by bucket. A clone counts into the same buckets.

@@ -6,8 +6,8 @@ use hyper::header::{IF_RANGE, RANGE};
 /// Which bytes of a body of `size` bytes a request gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
-    /// All of them, as 200: there is no range, several ranges, a malformed one, or one that depends on a validator we never
-    /// gave.
+    /// All of them, as 200: there is no range, several ranges, a malformed one, or one that depends
+    /// on a validator we never gave.
     Whole,
     /// These bytes, as 206; `first <= last < size`.
     Part { first: u64, last: u64 },
@@ -48,8 +48,8 @@ fn parse(text: &str, size: u64) -> Option<Span> {
     Some(span)
 }
 
-/// Parses a decimal number. `Some(None)` for an empty text, `None` for a text that is not a number; a number beyond `u64`
-/// becomes `u64::MAX`.
+/// Parses a decimal number. `Some(None)` for an empty text, `None` for a text that is not a number; a number
+/// beyond `u64` becomes `u64::MAX`.
 fn decimal(text: &str) -> Option<Option<u64>> {
     if text.is_empty() {
         return Some(None);

@@ -46,9 +46,9 @@ impl ListenerRole {
 
     /// Refuses requests that a web page makes, directly or through a rebound name.
     ///
-    /// `Host` must be one of our names, and so must the host of a target in absolute form. Any `Origin` is refused, and so
-    /// is every `Sec-Fetch-Site` except `none` and `same-origin`: a page from another local port is as foreign as one from
-    /// the internet.
+    /// `Host` must be one of our names, and so must the host of a target in absolute form. Any `Origin` is refused,
+    /// and so is every `Sec-Fetch-Site` except `none` and `same-origin`: a page from another local port is as
+    /// foreign as one from the internet.
     pub(crate) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), GatewayError> {
         let mut hosts = headers.get_all(HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(GatewayError::ForeignHost) };

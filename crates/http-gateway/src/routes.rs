@@ -54,8 +54,8 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     let target = Target::parse(request.uri().path());
     let kind = kind(target);
     let (head, body) = request.into_parts();
-    // Nothing here reads a body. If there was one, hyper closes the connection after the answer because it was dropped
-    // unread.
+    // Nothing here reads a body. If there was one, hyper closes the connection after the answer
+    // because it was dropped unread.
     drop(body);
     let answer = endpoint.dispatch(target, &head).await;
     endpoint.metrics.answered(kind, started.elapsed());
@@ -167,8 +167,8 @@ impl<S: Substituter> Endpoint<S> {
     }
 }
 
-/// Whether the head announces a body. hyper has already refused contradicting lengths, and dropped a length beside an
-/// encoding.
+/// Whether the head announces a body. hyper has already refused contradicting lengths, and dropped
+/// a length beside an encoding.
 pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }

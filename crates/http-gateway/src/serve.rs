@@ -30,8 +30,8 @@ pub struct GatewayLimits {
     /// Most connections of one local user, at least 1. One more closes that user's longest idle one. As long as there are
     /// fewer connections in all, the gateway does not look up their owners.
     pub connections_per_user_max: usize,
-    /// Longest time from the opening of a connection, or the first byte of a later request, to the end of the request's
-    /// head.
+    /// Longest time from the opening of a connection, or the first byte of a later request, to
+    /// the end of the request's head.
     pub header_read_timeout: Duration,
     /// Longest time without a request.
     pub idle_timeout: Duration,
@@ -80,6 +80,7 @@ pub async fn serve<S: Substituter>(
     let mut warned = None;
     loop {
         let accepted = tokio::select! {
+            // In this order, so that a flood of clients delays neither the shutdown nor the sweep.
             biased;
             () = &mut shutdown => break,
             _ = sweep.tick() => {
@@ -129,6 +130,7 @@ async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway
     let io = WatchedStream::new(stream, Arc::clone(&state));
     let mut connection = pin!(http.serve_connection(io, gateway.connection(Arc::clone(&state))));
     let mut draining = false;
+    // The order is polled with the connection, so that it takes effect even while the client sends nothing.
     let ended = poll_fn(|cx| {
         match state.poll_order(cx) {
             Order::Serve => {}

@@ -1,9 +1,9 @@
 //! Finds out from which local user a loopback connection comes.
 //!
-//! TCP has no `SO_PEERCRED`. Through `NETLINK_SOCK_DIAG` the kernel gives the owner of a socket by its addresses and ports,
-//! in 1.6 µs per query however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp` has the same
-//! information, but reading it takes some ms of CPU because it walks the kernel's whole table, and more if somebody fills
-//! that table.
+//! TCP has no `SO_PEERCRED`. Through `NETLINK_SOCK_DIAG` the kernel gives the owner of a socket by its addresses
+//! and ports, in 1.6 µs per query however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp`
+//! has the same information, but reading it takes some ms of CPU because it walks the kernel's whole table, and
+//! more if somebody fills that table.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;

@@ -18,8 +18,8 @@ pub trait Substituter: Send + Sync + 'static {
     /// Looks a path up in memory alone, without waiting and without disk access.
     fn lookup(&self, part: HashPart) -> Lookup;
 
-    /// The narinfo of a path for which [`Self::lookup`] returned [`Lookup::Ask`]. The implementation must keep its own
-    /// deadline.
+    /// The narinfo of a path for which [`Self::lookup`] returned [`Lookup::Ask`]. The
+    /// implementation must keep its own deadline.
     fn narinfo(&self, part: HashPart) -> impl Future<Output = Option<Bytes>> + Send;
 
     /// Whether [`Self::nar`] would find a body now.
@@ -58,8 +58,8 @@ pub enum Lookup {
     Ask,
 }
 
-/// A stream of a NAR. It yields exactly the bytes from the first one requested to the end, or [`BodyAborted`] as its last
-/// item.
+/// A stream of a NAR. It yields exactly the bytes from the first one requested to the end, or
+/// [`BodyAborted`] as its last item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
 
 /// The body cannot be finished. The gateway then closes the connection before Content-Length is reached, which makes Nix

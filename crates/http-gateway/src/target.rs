@@ -8,8 +8,8 @@ use narmesh_protocol::{HashPart, NarUrl};
 const NARINFO_PATH_BYTES: usize = 1 + 32 + NARINFO_SUFFIX.len();
 const NARINFO_SUFFIX: &str = ".narinfo";
 
-/// What a request path names. A name that does not parse is `None`: it is answered as an absent path, never as a bad
-/// request.
+/// What a request path names. A name that does not parse is `None`: it is answered as an absent
+/// path, never as a bad request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     CacheInfo,

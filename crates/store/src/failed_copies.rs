@@ -116,6 +116,7 @@ impl FailedCopies {
         for (part, registration, root, identity) in known {
             let mended = FileIdentity::at(&root) != identity || is_registered_anew(&part, &registration);
             let mut copies = self.copies.lock();
+            // A newer failure may have replaced the entry while the lock was released.
             let Some(copy) = copies.get_mut(&part).filter(|copy| copy.identity == identity) else { continue };
             let was_new = std::mem::replace(&mut copy.is_new, false);
             if mended {

@@ -40,8 +40,8 @@ impl FileIdentity {
         lstat(path).ok().map(|stat| Self::of(&stat))
     }
 
-    /// A 64-bit hash of the identity, used where many are kept. Whoever could search for a collision can write to the store
-    /// anyway.
+    /// A 64-bit hash of the identity, used where many are kept. Whoever could search for a collision
+    /// can write to the store anyway.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);

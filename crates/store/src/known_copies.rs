@@ -1,5 +1,5 @@
-//! The layouts of copies that were walked, and whether their NarHash was right. Memory is bounded; the least recently used
-//! go first.
+//! The layouts of copies that were walked, and whether their NarHash was right. Memory is bounded; the
+//! least recently used go first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -160,8 +160,8 @@ impl LayoutBuilder {
         self.is_too_large
     }
 
-    /// The layout of a NAR of this size, and whether everything in it was settled before the walk. `None` when it is too
-    /// large.
+    /// The layout of a NAR of this size, and whether everything in it was settled before the walk.
+    /// `None` when it is too large.
     pub(crate) fn finish(mut self, nar_size: u64) -> Option<(Layout, bool)> {
         if self.is_full() {
             return None;

@@ -120,8 +120,8 @@ impl LayoutReader {
     fn open_file(&self, name: u32, fingerprint: u64, size_bytes: u64) -> Result<(OwnedFd, FileIdentity), Unread> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        // Kernels before 5.6 do not have `openat2` and refuse: there each tree is walked, and each whole NAR hashed, every
-        // time.
+        // Kernels before 5.6 do not have `openat2` and refuse: there each tree is walked, and each
+        // whole NAR hashed, every time.
         let file = openat2(self.store.as_fd(), self.layout.name(name), flags, Mode::empty(), resolve)?;
         let identity = FileIdentity::of(&fstat(&file)?);
         if identity.fingerprint() != fingerprint || identity.size_bytes() != size_bytes {

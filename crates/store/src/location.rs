@@ -20,8 +20,8 @@ pub struct StoreLocation {
     pub state_dir: PathBuf,
 }
 
-/// What is missing at a store's location, so that it reads as an empty store. Nix may create it later, or a disk may be
-/// mounted.
+/// What is missing at a store's location, so that it reads as an empty store. Nix may create it
+/// later, or a disk may be mounted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreGap {
     /// The directory for the files does not exist.

@@ -1,10 +1,10 @@
 //! Streams a NAR straight from the file system, in bounded memory, and hashes it meanwhile.
 //!
-//! The last chunk is given out only if NarSize and NarHash are right, and no byte beyond NarSize is ever given out. So a
-//! receiver that counts up to NarSize never completes a wrong body. A copy whose NarHash was right once and that has not
-//! changed since is not hashed again, and a range is read from its first byte on: see `layout`. If a tree changes during
-//! the read, it is walked once more: the bytes already given out are compared with the new ones or known to be right, or
-//! else the body ends.
+//! The last chunk is given out only if NarSize and NarHash are right, and no byte beyond NarSize is ever given out. So
+//! a receiver that counts up to NarSize never completes a wrong body. A copy whose NarHash was right once and that has
+//! not changed since is not hashed again, and a range is read from its first byte on: see `layout`. If a tree changes
+//! during the read, it is walked once more: the bytes already given out are compared with the new ones or known to be
+//! right, or else the body ends.
 //!
 //! Nix's garbage collector treats open files that it finds in `/proc` as roots, so a path whose NAR is being read survives a
 //! collection that starts meanwhile. A path that is collected nevertheless gives an error.
@@ -231,8 +231,8 @@ impl NarStream {
                 },
             };
             let progress = self.account(out.get(start..).unwrap_or_default(), offset, is_at_end)?;
-            // Drop the bytes before the next one wanted: NAR structure before a range, or bytes that the first reading gave
-            // out.
+            // Drop the bytes before the next one wanted: NAR structure before a range, or bytes
+            // that the first reading gave out.
             let next_byte = self.first_byte + self.given;
             let surplus = next_byte.saturating_sub(offset - bytes(out.len() - start));
             let surplus = usize::try_from(surplus).unwrap_or(usize::MAX).min(out.len() - start);
@@ -244,9 +244,9 @@ impl NarStream {
         }
     }
 
-    /// Walks the tree again, because it `has_changed` since its layout was made or its walk began, or because it cannot be
-    /// read by its layout. Output continues where it stopped. A whole NAR is hashed from its beginning; a range is never
-    /// hashed.
+    /// Walks the tree again, because it `has_changed` since its layout was made or its walk began, or because
+    /// it cannot be read by its layout. Output continues where it stopped. A whole NAR is hashed from its
+    /// beginning; a range is never hashed.
     fn begin_anew(&mut self, has_changed: bool) -> Result<(), Error> {
         if has_changed {
             self.known.forget(&self.part);
@@ -294,13 +294,14 @@ impl NarStream {
         self.hash(appended)?;
         self.offset = offset;
         if !is_at_end {
-            // A receiver takes NarSize bytes for the whole NAR, so the NarHash must be checked before that many are given
-            // out.
+            // A receiver takes NarSize bytes for the whole NAR, so the NarHash must be checked
+            // before that many are given out.
             return if offset < self.nar_size { Ok(NarProgress::More) } else { Err(Error::Mismatch) };
         }
         if offset != self.nar_size {
             return Err(Error::Mismatch);
         }
+        // Only once: a later call after `Complete` has neither hasher nor layout to finish.
         if !was_at_end {
             let digest = self.hasher.as_mut().map(Sha256::finalize_reset);
             if digest.is_some_and(|digest| digest.as_slice() != self.nar_hash.0) {

@@ -16,8 +16,8 @@ use crate::layout::LayoutBuilder;
 use crate::listing::{Listing, ListingError, NodeKind};
 use crate::read_ahead::read_ahead;
 
-/// A tree being walked. It holds at most 64 directories and one file open, and the entry names of those directories in
-/// memory.
+/// A tree being walked. It holds at most 64 directories and one file open, and the entry names of
+/// those directories in memory.
 pub(crate) struct Walk {
     root_name: CString,
     store: Arc<OwnedFd>,
@@ -185,6 +185,7 @@ impl Walk {
                 let identity = listing.identity();
                 self.writer.begin_directory(out);
                 self.note(identity, false);
+                // Pushed after the note, which needs the directory as its parent's current entry.
                 self.directories.push(listing);
                 self.stage = Stage::Walk;
                 self.pass_text(out, before);
@@ -195,6 +196,7 @@ impl Walk {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = openat(parent, name, flags, Mode::empty())?;
                 let stat = fstat(&file)?;
+                // The entry can have been replaced since its directory was listed.
                 if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                     return Err(Stop::Changed);
                 }
@@ -259,6 +261,7 @@ impl Walk {
             None => return Err(Stop::Changed),
             Some(Some(rest)) => *left = rest,
             Some(None) => {
+                // A write during the read can have mixed old and new contents.
                 if FileIdentity::of(&fstat(&*file)?) != *identity {
                     return Err(Stop::Moved);
                 }

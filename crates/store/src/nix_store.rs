@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// After a scan over all rows, the next one waits nine times as long as the scan took, so that scans use at most a tenth of
-/// one core …
+/// After a scan over all rows, the next one waits nine times as long as the scan took, so that scans use
+/// at most a tenth of one core …
 const SCAN_REST_FACTOR: u32 = 9;
 /// … but it never waits longer than this, so that a deletion is noticed within a second.
 const SCAN_REST_MAX: Duration = Duration::from_millis(400);
@@ -28,9 +28,9 @@ pub trait Store: Send + Sync + 'static {
     fn contains(&self, part: &HashPart) -> bool;
     /// The registration of the path with this hash part; `None` if no such path is valid. Blocks.
     fn path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError>;
-    /// Starts to read the NAR of a valid path at `first_byte`, which must be below its NarSize. It is an error if the path
-    /// is no longer registered as `info` says, or if its copy failed before. A range costs only the bytes it gives: it is
-    /// not hashed.
+    /// Starts to read the NAR of a valid path at `first_byte`, which must be below its NarSize. It is an error if
+    /// the path is no longer registered as `info` says, or if its copy failed before. A range costs only the
+    /// bytes it gives: it is not hashed.
     fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError>;
     /// Starts to read the whole NAR. It is hashed unless the copy is already known to be right.
     fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
@@ -67,8 +67,8 @@ impl fmt::Debug for NixStore {
 }
 
 impl NixStore {
-    /// Opens the store and reads the hash parts of all valid paths, about 2 us each. A store that Nix has not created yet
-    /// reads as empty.
+    /// Opens the store and reads the hash parts of all valid paths, about 2 us each. A store that Nix has
+    /// not created yet reads as empty.
     pub fn open(location: StoreLocation) -> Result<Arc<Self>, StoreError> {
         let store = Self {
             registry: Registry::new(&location),
@@ -128,8 +128,8 @@ impl NixStore {
         self.refresh_now(true).map(|_| ())
     }
 
-    /// Looks for changes. Unless `complete`, a scan over all rows may be postponed; then the time until the scan is
-    /// returned.
+    /// Looks for changes. Unless `complete`, a scan over all rows may be postponed; then the
+    /// time until the scan is returned.
     pub(crate) fn refresh_now(&self, complete: bool) -> Result<Option<Duration>, StoreError> {
         let mut refresh = self.refresh.lock();
         let mut change = StoreChange::default();
@@ -165,9 +165,8 @@ impl NixStore {
         let started = Instant::now();
         let wait = refresh.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(started));
         if !complete && wait > Duration::ZERO {
-            // New rows are cheap to find; deleted and changed ones wait for the next scan.
-            // A statement of its own: in the call, the read guard would still be held when the pages are written to the
-            // index.
+            // New rows are cheap to find; deleted and changed ones wait for the next scan. A statement of its own: in the
+            // call, the read guard would still be held when the pages are written to the index.
             let id_max = self.index.read().id_max();
             self.read_pages(id_max, change)?;
             return Ok(Some(wait));
@@ -235,9 +234,9 @@ impl NixStore {
         self.registry.derivers(path)
     }
 
-    /// The derivations that build a path: the valid ones that have it as an output, which follows from their own contents.
-    /// The `Deriver` of the row counts only if this store built the path, because a substituted narinfo can name a false
-    /// one. Blocks.
+    /// The derivations that build a path: the valid ones that have it as an output, which follows from their own
+    /// contents. The `Deriver` of the row counts only if this store built the path, because a substituted narinfo
+    /// can name a false one. Blocks.
     pub fn derivers(&self, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
         let mut derivers = self.valid_derivers(&info.path)?;
         derivers.extend(info.deriver.iter().filter(|_| info.ultimate).cloned());
@@ -254,9 +253,9 @@ impl NixStore {
         self.failed.fault(&info.path.hash_part(), &Registration::of(row, info))
     }
 
-    /// [`Store::path_info`] and [`Store::open_nar_at`] with a single read of the row. `from` gets the registration and
-    /// returns the first byte wanted, or `None` if the path is not wanted. The result is `None` then, and when the path is
-    /// not valid. Blocks.
+    /// [`Store::path_info`] and [`Store::open_nar_at`] with a single read of the row. `from` gets the registration
+    /// and returns the first byte wanted, or `None` if the path is not wanted. The result is `None` then, and when
+    /// the path is not valid. Blocks.
     pub fn find_nar(
         &self,
         part: &HashPart,

@@ -8,8 +8,8 @@ use crate::database::Stamp;
 use narmesh_protocol::HashPart;
 use std::collections::HashMap;
 
-/// Most rows, references and signatures kept in all, about 4 MiB. Beyond it everything is dropped and read again when
-/// needed.
+/// Most rows, references and signatures kept in all, about 4 MiB. Beyond it everything is
+/// dropped and read again when needed.
 const WEIGHT_MAX: usize = 32_768;
 
 /// Rows that were read under the same stamp.

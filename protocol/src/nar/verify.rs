@@ -53,8 +53,8 @@ pub struct VerifiedNar {
     pub nar_size: u64,
 }
 
-/// Takes the bytes of a NAR in pieces of any size. Its memory is bounded by depth and name length, never by what the bytes
-/// claim.
+/// Takes the bytes of a NAR in pieces of any size. Its memory is bounded by depth and name length,
+/// never by what the bytes claim.
 #[derive(Clone, Debug, Default)]
 pub struct NarVerifier {
     hasher: Sha256,

@@ -66,8 +66,8 @@ impl Tree {
     }
 }
 
-/// A NAR by the independent encoder: its bytes, and for each whether the grammar fixes it (words with their lengths,
-/// padding).
+/// A NAR by the independent encoder: its bytes, and for each whether the grammar fixes it (words
+/// with their lengths, padding).
 #[derive(Default)]
 pub(crate) struct Oracle {
     pub(crate) bytes: Vec<u8>,

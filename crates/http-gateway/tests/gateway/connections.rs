@@ -137,8 +137,8 @@ async fn longest_idle_connection_is_closed_at_the_limit() {
         connections.push(connection);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // One connection waits for the rest of a NAR, then the others are used again. So its bytes moved least recently, but it
-    // is busy.
+    // One connection waits for the rest of a NAR, then the others are used again. So its bytes moved
+    // least recently, but it is busy.
     connections[1].send(nar()).await;
     assert!(connections[1].more().await);
     for idle in [2, 0] {

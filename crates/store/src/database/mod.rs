@@ -184,8 +184,8 @@ impl Database {
                 session.unshared = None;
                 return Ok(None);
             };
-            // Decided before the read: a state that settles only during the read could also stand for a write that this
-            // read missed.
+            // Decided before the read: a state that settles only during the read could also stand for a
+            // write that this read missed.
             let is_settled = before.is_settled();
             let connection = match session.unshared.take().filter(|unshared| unshared.state == before) {
                 Some(unshared) => Ok(unshared.connection),
@@ -233,8 +233,8 @@ impl Database {
         error
     }
 
-    /// Opens a database that has no `-wal`: without locks if the file is in WAL mode, with locks if it has a rollback
-    /// journal.
+    /// Opens a database that has no `-wal`: without locks if the file is in WAL mode, with locks
+    /// if it has a rollback journal.
     fn open_unshared(&self) -> Result<Connection, StoreError> {
         let mut version = [0_u8; 1];
         File::open(&self.file).and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET)).map_err(
@@ -323,8 +323,8 @@ fn has_wal([_, wal, shm]: &Identities) -> bool {
     wal.is_some() && shm.is_some()
 }
 
-/// Whether there is a `-wal` without its index, as a crash or a copy leaves it: it can hold commits that only a writer
-/// recovers.
+/// Whether there is a `-wal` without its index, as a crash or a copy leaves it: it can hold commits
+/// that only a writer recovers.
 fn needs_recovery([_, wal, shm]: &Identities) -> bool {
     wal.is_some() && shm.is_none()
 }

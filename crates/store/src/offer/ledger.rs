@@ -67,8 +67,8 @@ impl Closure {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     lines: HashMap<HashPart, Line>,
-    /// Paths to check for who vouches for them, oldest row first: the offer grows from old to new, and a limit cuts off the
-    /// newest.
+    /// Paths to check for who vouches for them, oldest row first: the offer grows from old to new, and
+    /// a limit cuts off the newest.
     unvouched: BTreeSet<(i64, HashPart)>,
     gone: Vec<HashPart>,
     /// Valid paths whose row cannot be read, with the store path if at least that is known.
@@ -193,6 +193,7 @@ impl Ledger {
     pub(super) fn apply(&mut self, rules: &Rules) {
         for (part, line) in &mut self.lines {
             line.privacy = line.entry.privacy(rules, line.voucher);
+            // The keys may have changed, so it must be found out again who vouches for each path.
             self.unvouched.insert((line.entry.row, *part));
         }
         self.all_unknown = true;
@@ -241,6 +242,7 @@ impl Ledger {
         for line in self.lines.values_mut().filter(|line| line.entry.row >= limit) {
             line.is_offered = false;
         }
+        // A source must not stay offered when the limit cut off the path that refers to it.
         self.carry_sources(rules);
         if !std::mem::replace(&mut self.has_warned, true) {
             tracing::warn!(surplus, limit = rules.paths_max(), "more paths than may be advertised: the newest are not");
@@ -277,6 +279,7 @@ impl Ledger {
                 line.is_carried = true;
                 line.is_offered = line.verdict(rules).is_none();
             }
+            // Other closures contain no source, so they need no search.
             if line.refers_to_added {
                 stack.extend(&line.entry.references);
             }
@@ -346,6 +349,7 @@ impl Ledger {
                 }
                 match line.entry.references.get(next).copied() {
                     Some(reference) => {
+                        // Come back for the next reference when this one is done.
                         stack.push((part, next + 1));
                         stack.push((reference, 0));
                     }

@@ -119,8 +119,8 @@ impl Drop for Offer {
 }
 
 impl Offer {
-    /// Watches the store and calls `on_change` with changes of the offer, on a thread of its own. The first calls report
-    /// all paths.
+    /// Watches the store and calls `on_change` with changes of the offer, on a thread of its own. The
+    /// first calls report all paths.
     pub fn start(
         store: Arc<NixStore>,
         policy: OfferPolicy,
@@ -150,8 +150,8 @@ impl Offer {
         Ok(Self { shared, watcher: Some(watcher), thread: Some(thread) })
     }
 
-    /// Applies another policy. Paths that it withholds by name are withheld when this returns; the rest follows shortly
-    /// after.
+    /// Applies another policy. Paths that it withholds by name are withheld when this returns;
+    /// the rest follows shortly after.
     pub fn set_policy(&self, policy: OfferPolicy) {
         let rules = {
             let mut current = self.shared.rules.write();
@@ -196,9 +196,9 @@ impl Offer {
         Ok(looked.map(|looked| looked.path))
     }
 
-    /// Opens the NAR of the path with this hash part, if a peer may have it now: it checks as [`Self::offered`] does, and
-    /// opens what it checked. `from` gets the registration and returns the first byte wanted, or `None` if the path is not
-    /// wanted.
+    /// Opens the NAR of the path with this hash part, if a peer may have it now: it checks as [`Self::offered`]
+    /// does, and opens what it checked. `from` gets the registration and returns the first byte wanted, or
+    /// `None` if the path is not wanted.
     ///
     /// # Errors
     /// As for [`Self::offered`], and when the NAR cannot be opened.
@@ -290,7 +290,9 @@ impl Shared {
                     return;
                 }
             }
+            // One batch only, so that changes and the order to stop are seen between batches.
             let has_vouched = self.vouch();
+            // The first round has inspected all paths that were there at the start, so it is known which are private.
             self.has_looked.store(true, Ordering::Release);
             if has_looked || has_vouched || is_unpublished {
                 let change = {
@@ -299,6 +301,7 @@ impl Shared {
                     ledger.publish()
                 };
                 if !change.added.is_empty() || !change.removed.is_empty() {
+                    // Before the listener is told, so that a path is already served when peers hear of it.
                     {
                         let mut offered = self.offered.write();
                         for part in &change.removed {
@@ -392,8 +395,8 @@ impl Shared {
         if self.store.contains(&part) {
             return Some(Withheld::Unchecked);
         }
-        // The derivation may become readable again soon. So attestations of the path are not taken back, only not told
-        // meanwhile.
+        // The derivation may become readable again soon. So attestations of the path are not taken
+        // back, only not told meanwhile.
         let word = self.store.valid_derivers(path).ok().map(|derivers| builders_word(&self.store, &derivers));
         let word = word.filter(|word| *word != BuildersWord::Unreadable);
         let of_closure = || {

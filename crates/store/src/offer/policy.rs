@@ -20,8 +20,8 @@ const SIGNATURES_MAX: usize = 16;
 pub struct OfferPolicy {
     /// Trusted public keys. Their signatures are handed on and vouch for a path.
     pub trusted: TrustedKeys,
-    /// Signs paths that were built here. Without it, only paths for which trusted keys or their own contents vouch are
-    /// offered.
+    /// Signs paths that were built here. Without it, only paths for which trusted keys or their
+    /// own contents vouch are offered.
     pub builder_key: Option<NixSecretKey>,
     /// Also sign paths without a signature that are an output of a derivation here: a remote builder built them and Nix
     /// copied them back. Nix does not record where such a path came from, so anyone who may import a path without a
@@ -31,8 +31,8 @@ pub struct OfferPolicy {
     pub include: Vec<String>,
     /// Patterns of which none may match the name of the path or of any path in its closure.
     pub exclude: Vec<String>,
-    /// Withhold paths that describe this machine, paths whose derivation forbids substitutes, and everything that refers to
-    /// them.
+    /// Withhold paths that describe this machine, paths whose derivation forbids substitutes, and
+    /// everything that refers to them.
     pub withhold_defaults: bool,
     /// Most paths offered; beyond it the newest are withheld.
     pub paths_max: usize,
@@ -51,8 +51,8 @@ pub enum Withheld {
     SubstitutesForbidden,
     /// Its derivation is here but cannot be read, so it is unknown whether the path may be substituted.
     DerivationUnreadable,
-    /// Its content address has a method that this version does not know, so it may be a source, and no trusted key signed
-    /// it.
+    /// Its content address has a method that this version does not know, so it may be a source,
+    /// and no trusted key signed it.
     NotUnderstood,
     /// Its row in the Nix database cannot be read, so nothing is known about it.
     RowUnreadable,
@@ -82,8 +82,8 @@ pub enum Withheld {
 }
 
 impl Withheld {
-    /// Whether the reason is temporary. Until it is settled, peers are told nothing new about the path, and nothing told
-    /// before is taken back.
+    /// Whether the reason is temporary. Until it is settled, peers are told nothing new about the path, and
+    /// nothing told before is taken back.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Unchecked | Self::RowUnreadable | Self::ClosureUnreadable)
     }
@@ -122,8 +122,8 @@ impl Withheld {
 /// How a path came to be, as far as this store can tell without trusting anyone's claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Origin {
-    /// It was built: by this store, as an output of a derivation here, or by somebody else, since it has no valid content
-    /// address.
+    /// It was built: by this store, as an output of a derivation here, or by somebody else, since it
+    /// has no valid content address.
     Output,
     /// It has a valid content address, and no derivation here makes it: it was added (`builtins.path`, `toFile`,
     /// `nix-store --add`), or is a fixed output from elsewhere. It counts as a source unless a trusted key signed it.
@@ -247,8 +247,8 @@ impl Rules {
             let is_ours = self.builder_public.as_ref().is_some_and(|key| key.verify(&fingerprint, signature));
             if is_ours || self.policy.trusted.verifies(&fingerprint, signature) {
                 signatures.push(signature.clone());
-                // `nix store sign --all` signs sources too, so a signature by our own key does not mean that a source may
-                // leave.
+                // `nix store sign --all` signs sources too, so a signature by our own key does not
+                // mean that a source may leave.
                 is_signed |= !is_ours || info.content_address.is_none();
             }
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 /// Memory for all rendered narinfos, bytes: about 14,000 paths, more than an ordinary store offers.
 const BYTES_MAX: usize = 32 << 20;
-/// Memory of an entry besides its texts, bytes: two map nodes, the parsed fields and their allocations. A guess, not
-/// measured.
+/// Memory of an entry besides its texts, bytes: two map nodes, the parsed fields and their
+/// allocations. A guess, not measured.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
 /// A rendered narinfo with the row, the database state and the policy for which it is valid.

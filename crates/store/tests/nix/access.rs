@@ -46,9 +46,9 @@ fn as_somebody_else() {
 fn run_as_somebody_else(nix: &TestNix, part: &HashPart, expect: &str) {
     let own = std::env::current_exe().unwrap();
     let is_root = rustix::process::geteuid().is_root();
-    // The test binary is copied, because other users may not reach the build directory. Another process copies it: if we
-    // had the copy open for writing, a process started by another test could inherit the descriptor, and the copy could not
-    // be executed.
+    // The test binary is copied, because other users may not reach the build directory. Another process copies
+    // it: if we had the copy open for writing, a process started by another test could inherit the descriptor,
+    // and the copy could not be executed.
     let copy = nix.dir.path().join("test-binary");
     if !copy.exists() {
         assert!(Command::new("cp").arg(own).arg(&copy).status().unwrap().success());

@@ -15,8 +15,8 @@ fn policy() -> OfferPolicy {
     OfferPolicy { builder_key: Some(builder()), ..open_policy() }
 }
 
-/// Starts an offer. Also returns the set of paths that its listener believes to be offered. Waits until all paths are
-/// checked.
+/// Starts an offer. Also returns the set of paths that its listener believes to be offered. Waits
+/// until all paths are checked.
 fn start(nix: &TestNix, policy: OfferPolicy) -> (Offer, Arc<Mutex<BTreeSet<HashPart>>>) {
     let believed = Arc::new(Mutex::new(BTreeSet::new()));
     let listener = Arc::clone(&believed);
@@ -448,8 +448,8 @@ fn copied_path_without_signature_is_not_offered() {
     assert_eq!(offer.offered(&lib.hash_part()).unwrap(), None);
 }
 
-/// Builds as Nix does: the derivation is here, the build happens elsewhere, and the output is copied back without a
-/// signature.
+/// Builds as Nix does: the derivation is here, the build happens elsewhere, and the output is
+/// copied back without a signature.
 #[test]
 fn remote_build_is_signed_only_if_the_policy_says_so() {
     let client = TestNix::new(Kind::Chroot);
@@ -523,8 +523,8 @@ fn deleted_path_is_withheld_for_the_same_reasons_as_before() {
     offer.set_policy(OfferPolicy { include: vec!["file-*".to_owned()], ..policy() });
     assert_eq!((withheld()[0], withheld()[3]), (Some(Withheld::NotIncluded), None));
 
-    // A derivation that cannot be read may become readable soon. Peers are not told about the path, but nothing is taken
-    // back.
+    // A derivation that cannot be read may become readable soon. Peers are not told about the
+    // path, but nothing is taken back.
     offer.set_policy(policy());
     let root = store.location().real_dir.clone();
     let named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with("-local-1.0.drv");
