@@ -1,8 +1,8 @@
 //! The Bloom filter of a summary: its shape, its constants, its index function.
 //!
-//! It uses enhanced double hashing as in the crate `bloomfilter` 3.0.2: SipHash-1-3 under two keys, then `h0
-//! + i * h1` modulo the largest 64-bit prime. So that crate can build our filters, and a property test
-//! compares [`BitPositions`] with it.
+//! It uses enhanced double hashing as in the crate `bloomfilter` 3.0.2: SipHash-1-3 under two keys, then `h0 + i * h1`
+//! modulo the largest 64-bit prime. So that crate can build our filters, and a property test compares [`BitPositions`]
+//! with it.
 
 use crate::HashPart;
 use siphasher::sip::SipHasher13;
@@ -84,7 +84,7 @@ pub enum FilterError {
     /// So many bits are set that the filter claims nearly every path.
     #[error("filter with {ones} of {bits} bits set, limit is a share of {ONES_SHARE_MAX}")]
     TooDense {
-        /// Bits set.
+        /// Number of bits set.
         ones: u64,
         /// Size of the filter, bits.
         bits: u32,

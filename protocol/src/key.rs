@@ -22,9 +22,9 @@ pub struct NixSecretKey {
 /// A signature of Nix, as text `name:base64(64 bytes)`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NixSignature {
-    /// The key's name.
+    /// Name of the key that made the signature.
     pub key_name: String,
-    /// The signature.
+    /// The 64 bytes of the Ed25519 signature, not yet verified.
     pub bytes: [u8; 64],
 }
 
@@ -62,7 +62,7 @@ pub enum KeyError {
     /// Two different keys have the same name.
     #[error("two different trusted keys are named {name:?}")]
     Ambiguous {
-        /// The name.
+        /// The name that both keys have.
         name: String,
     },
 }
@@ -146,7 +146,7 @@ impl NixSecretKey {
         format!("{}:{}", self.name, BASE64.encode(&self.key.to_keypair_bytes()))
     }
 
-    /// The name.
+    /// The key's name.
     pub fn name(&self) -> &str {
         &self.name
     }

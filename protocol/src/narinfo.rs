@@ -90,7 +90,7 @@ pub enum NarInfoError {
     /// The value is not a store path, or one of another store directory.
     #[error("narinfo: {} is no such path", field.name())]
     Path {
-        /// StorePath or References.
+        /// The field with the invalid path: StorePath or References.
         field: NarInfoField,
         /// What is wrong with the path.
         #[source]

@@ -151,7 +151,7 @@ impl StorePath {
         Ok(Self { hash_part, name: name.to_owned() })
     }
 
-    /// The hash part.
+    /// The hash part: the first 32 characters of the base name, as 20 bytes.
     pub fn hash_part(&self) -> HashPart {
         self.hash_part
     }

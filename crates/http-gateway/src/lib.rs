@@ -4,9 +4,9 @@
 //! response whose every detail (status, length, ranges, how it fails) is the one that Nix handles best.
 //! Contract: the endpoints are `/nix-cache-info`, `/{hash part}.narinfo`, `/nar/{file}`, `/healthz` and `/metrics`, for GET
 //! and HEAD. Only the substituter decides where a path is and whether it may be trusted.
-//! Contents: [`serve`] accepts connections and keeps them within their limits. Each request goes through
-//! [`Gateway`], which answers narinfos from memory at once and gives the rest to its axum router, after the
-//! [`ListenerRole`] admitted it. Invariants:
+//! Contents: [`serve`] accepts connections and keeps them within their limits. Each request goes through [`Gateway`],
+//! which answers narinfos from memory at once and gives the rest to its axum router, after the [`ListenerRole`] admitted it.
+//! Invariants:
 //! - a narinfo request is answered 200 or 404, and nothing is ever answered 5xx;
 //! - a body that cannot be finished never ends cleanly: its connection is closed before Content-Length is reached;
 //! - a request of a web page, recognised by a rebound name or by its origin, gets 403 and no CORS header;

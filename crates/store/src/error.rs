@@ -11,7 +11,7 @@ pub enum StoreError {
     /// A read was to begin beyond the end of a NAR.
     #[error("offset {offset} of {path}, whose nar has {nar_size} bytes")]
     BeyondNar {
-        /// The path.
+        /// The store path that was to be read.
         path: StorePath,
         /// Byte of the NAR at which the read was to begin.
         offset: u64,
@@ -34,7 +34,8 @@ pub enum StoreError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// We may not read the database, or it needs recovery or a new file beside it, which only its owner may do.
+    /// We may not read the database, or reading it would need a recovery or a new file beside it, which only its owner may
+    /// make.
     #[error("nix database {path}: cannot be read without writing beside it")]
     Unreadable {
         /// The database file.
@@ -45,7 +46,7 @@ pub enum StoreError {
     NotNix {
         /// The database file.
         path: PathBuf,
-        /// What makes it none.
+        /// Why it is not one.
         why: String,
     },
     /// The database could not be read, and the Nix daemon, asked instead, gave no answer.
@@ -77,13 +78,13 @@ pub enum StoreError {
     /// The path is not valid, or valid with another NarHash.
     #[error("{path} is not registered here with this NarHash")]
     NotRegistered {
-        /// The path.
+        /// The store path that was to be read.
         path: StorePath,
     },
-    /// Our copy of this path did not match its registration when it was read, and the registration has not changed since.
+    /// Our copy of this path did not match its registration when it was read, and neither of them has changed since.
     #[error("our copy of {path} {fault}")]
     CopyFailed {
-        /// The path.
+        /// The store path that was to be read.
         path: StorePath,
         /// What was wrong with the copy.
         fault: CopyFault,

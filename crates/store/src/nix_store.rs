@@ -165,8 +165,8 @@ impl NixStore {
         let started = Instant::now();
         let wait = refresh.rest_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(started));
         if !complete && wait > Duration::ZERO {
-            // New rows are cheap to find; deleted and changed ones wait for the next scan. A statement of its own: in the
-            // call, the read guard would still be held when the pages are written to the index.
+            // New rows are cheap to find; deleted and changed ones wait for the next scan. `id_max` is read in a statement
+            // of its own: inside the call, the read guard would still be held when the pages are written to the index.
             let id_max = self.index.read().id_max();
             self.read_pages(id_max, change)?;
             return Ok(Some(wait));

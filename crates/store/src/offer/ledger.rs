@@ -115,7 +115,7 @@ impl Ledger {
         self.lines.get(part).is_some_and(|line| line.is_carried)
     }
 
-    /// Why peers may not even hear of a path; `None` if the path is not known here.
+    /// Why peers may not even hear of a path; `Some(None)` if they may, `None` if the path is not known here.
     pub(super) fn withheld(&self, rules: &Rules, part: &HashPart) -> Option<Option<Withheld>> {
         match self.lines.get(part) {
             Some(line) => Some(line.why_unheard(rules)),
