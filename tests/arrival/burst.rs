@@ -1,4 +1,4 @@
-//! Sixty small NARs as the first thing on a new connection, sixteen at once.
+//! Sixty small NARs are the first things asked for on a new connection, sixteen at a time.
 
 use std::time::{Duration, Instant};
 
@@ -6,18 +6,18 @@ use narmesh_tests::{NixVersion, Pair, fetch_all, missing};
 
 use crate::report::{Row, nix};
 
-/// What Nix opens a cache with.
+/// Paths asked for in a round, right after a new connection: Nix starts on a cache like this.
 const PATHS: usize = 60;
-/// The smallest NARs that hold anything worth it.
+/// Contents of each NAR, bytes: about the smallest that is worth fetching.
 const NAR_BYTES: u64 = 128;
 /// Nix's `max-substitution-jobs`.
 const AT_ONCE: usize = 16;
-/// Each begins with a new connection.
+/// Rounds of a run; each begins with a new connection.
 const ROUNDS: usize = 6;
 /// Half of a round trip of ten milliseconds.
 const ONE_WAY: Duration = Duration::from_millis(5);
 
-/// Asks in every round for other paths, so that nothing is remembered; returns how many did not come.
+/// Asks for other paths in every round, so that no answer is remembered. `ask` returns how many did not arrive.
 fn rounds(pair: &mut Pair, rounds: usize, ask: impl Fn(&Pair, &[String]) -> usize) -> String {
     let paths = pair.holder.store.hold_noise(rounds * PATHS, NAR_BYTES, 1);
     pair.start();
@@ -39,7 +39,7 @@ fn rounds(pair: &mut Pair, rounds: usize, ask: impl Fn(&Pair, &[String]) -> usiz
     )
 }
 
-/// Two machines with nothing between them, or ten milliseconds of round trip; `None` where there can be no networks.
+/// Two machines on loopback, or with a round trip of 10 ms between them; `None` where networks cannot be made.
 fn pair(place: &str) -> Option<Pair> {
     match place {
         LOOPBACK => Some(Pair::on_loopback()),
@@ -52,7 +52,7 @@ fn with_nix(place: &'static str, version: NixVersion, before: &'static str) {
     let Some(mut pair) = pair(place) else { return };
     pair.use_nix(version);
     let seen = rounds(&mut pair, ROUNDS, |pair, paths| {
-        // How it ends is told by what is there.
+        // Which paths arrived says enough; the exit status is not needed.
         pair.client.realise(paths);
         PATHS - pair.arrived(paths)
     });
@@ -83,7 +83,7 @@ fn a_burst_of_small_nars_on_loopback_arrives_with_nix_2_34() {
 }
 
 #[test]
-fn a_burst_of_small_nars_on_loopback_arrives_at_sixteen_requests() {
+fn a_burst_of_small_nars_on_loopback_arrives_with_sixteen_parallel_requests() {
     with_http(LOOPBACK, "35 of 720 missing, 9 of 12 runs fail");
 }
 
@@ -98,6 +98,6 @@ fn a_burst_of_small_nars_from_afar_arrives_with_nix_2_34() {
 }
 
 #[test]
-fn a_burst_of_small_nars_from_afar_arrives_at_sixteen_requests() {
+fn a_burst_of_small_nars_from_afar_arrives_with_sixteen_parallel_requests() {
     with_http(APART, "2 of 720 missing, 1 of 12 runs fail");
 }

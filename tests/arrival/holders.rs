@@ -1,4 +1,4 @@
-//! What a holder is, has, or has no more, and what others make of it.
+//! Holders that freeze, hold a corrupt copy, or hold other contents than before, and what their peers get.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use rustix::process::Signal;
 
 use crate::report::Row;
 
-/// A change of a store is promised to be noticed by its own machine within this.
+/// A machine is promised to notice a change of its own store within this.
 const NOTICED: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_frozen_holder_costs_two_lookups_their_deadline() {
+fn a_frozen_holder_makes_at_most_two_lookups_wait_for_the_deadline() {
     const LOOKUPS: usize = 14;
     const SLOW_MAX: usize = 2;
     const ROUNDS: usize = 3;
@@ -28,7 +28,7 @@ fn a_frozen_holder_costs_two_lookups_their_deadline() {
         let slow = |path: &&String| {
             let since = Instant::now();
             assert_eq!(get_from(&pair.client, &narinfo_url(path)).status, 404);
-            // A fifth less: what waited for the deadline waited for it whole.
+            // A fifth below the deadline: a lookup that reaches the deadline waits for all of it.
             since.elapsed() > deadline * 4 / 5
         };
         counts.push(paths.iter().filter(slow).count());
@@ -47,7 +47,7 @@ fn a_frozen_holder_costs_two_lookups_their_deadline() {
 }
 
 #[test]
-fn a_large_nar_of_which_one_copy_is_corrupt_comes_from_the_other() {
+fn a_large_nar_with_one_corrupt_copy_comes_from_the_other_holder() {
     const NARS: usize = 4;
     const NAR_BYTES: u64 = 12_000_000;
     let _turn = crate::beside_others();
@@ -55,7 +55,7 @@ fn a_large_nar_of_which_one_copy_is_corrupt_comes_from_the_other() {
     let [mut one, mut other, mut client] = ["one", "other", "client"].map(|name| mesh.node(name));
     let paths = one.store.hold_noise(NARS, NAR_BYTES, 1);
     assert_eq!(other.store.hold_noise(NARS, NAR_BYTES, 1), paths);
-    // By turns: whomever the client asks first has a corrupt copy of some.
+    // Each holder has every other path corrupt: whichever the client asks first has some corrupt copies.
     for (number, path) in paths.iter().enumerate() {
         if number % 2 == 0 { &one } else { &other }.store.corrupt(path);
     }
@@ -78,7 +78,7 @@ fn a_large_nar_of_which_one_copy_is_corrupt_comes_from_the_other() {
 }
 
 #[test]
-fn a_path_built_again_with_other_contents_is_told_as_it_is() {
+fn a_path_rebuilt_with_other_contents_is_answered_with_its_new_narinfo() {
     let _turn = crate::beside_others();
     let mut pair = Pair::on_loopback();
     let path = pair.holder.store.build_one("nondet");

@@ -1,6 +1,7 @@
-//! What somebody holds arrives: slow lines, parallel clients, restarts, queues, with the three versions of Nix that users have.
+//! What some peer holds arrives: over slow lines, for parallel clients, through restarts and queues, with the three
+//! versions of Nix that users have.
 //!
-//! Every story adds a row to a table that `./test.sh` prints: what was before, what is now, what must be.
+//! Every story adds a row to a table that `./test.sh` prints: the result before, the result now, and what must be.
 
 #![expect(clippy::unwrap_used, reason = "a story fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what was measured, shown with a failure or on demand")]
@@ -18,20 +19,20 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use narmesh_tests::Network;
 
-/// Held by a story that takes processors, for writing; by one that waits for slow lines, for reading.
+/// A story that needs the processors locks it for writing; one that waits for slow lines, for reading.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// The turn of a story that mostly waits: others of its kind run beside it.
+/// Waits for the turn of a story that mostly waits: others of its kind run beside it.
 fn beside_others() -> RwLockReadGuard<'static, ()> {
     MACHINE.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The turn of a story that compares how quick things are.
+/// Waits for the turn of a story that measures speed: nothing runs beside it.
 fn alone() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether networks can be made here; where not, that is said loudly, past the test runner that would hide it.
+/// Whether networks can be made here. If not, says so on stderr itself, because the test runner would hide it.
 fn has_networks() -> bool {
     let Some(why) = Network::not_permitted() else { return true };
     writeln!(std::io::stderr(), "SKIPPED, a story on real networks: {why}").ok();

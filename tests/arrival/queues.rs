@@ -1,4 +1,4 @@
-//! Much is asked of one holder at once: who waits, for how long, and in which order.
+//! One holder gets many requests at once: who waits, for how long, and in which order.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,15 +11,15 @@ use narmesh_tests::{
 
 use crate::report::Row;
 
-/// What a limited holder sends, bytes per second.
+/// Upload limit of the holder, bytes per second.
 const LIMIT_BYTES_S: u32 = 256 << 10;
-/// Of the limit: what may come at once after a rest counts as well.
+/// Highest rate, as a multiple of the limit: it includes the burst that a holder may send after a rest.
 const RATE_MAX: f64 = 1.2;
-/// Those that share a limit at the same time may finish in any order among themselves.
+/// How far from the order of requests a NAR may finish: sixteen share the limit at a time and finish in any order.
 const PLACES_APART_MAX: usize = 16;
 
 #[test]
-fn nars_that_wait_for_an_upload_limit_arrive_in_the_order_of_asking() {
+fn nars_that_wait_for_an_upload_limit_arrive_in_the_order_of_requests() {
     const NARS: usize = 48;
     const NAR_BYTES: u64 = 150_000;
     let _turn = crate::beside_others();
@@ -28,7 +28,7 @@ fn nars_that_wait_for_an_upload_limit_arrive_in_the_order_of_asking() {
     let paths = pair.holder.store.hold_noise(NARS, NAR_BYTES, 1);
     pair.start();
     let since = Instant::now();
-    // As many as Nix asks for.
+    // Sixteen at a time, like Nix.
     let all = fetch_all(&pair.client, &paths, 16);
     let took = since.elapsed();
     let lost = missing(&all);
@@ -80,10 +80,10 @@ fn lookups_beside_bulk_on_1_mbit_are_all_answered() {
     lookups_beside_bulk(1_000, 150_000, what, "1,000 of 1,000 answered 404");
 }
 
-/// So often is each path asked for, so that the large NAR is asked for several times meanwhile.
+/// How often each path is fetched: often enough that the large NAR is asked for several times meanwhile.
 const AGAIN: usize = 5;
 
-/// How many bytes a second of NARs `node` gets, one after the other.
+/// Fetches NARs through `node`, one after the other; returns bytes per second.
 fn rate(node: &TestNode, paths: &[String]) -> f64 {
     let since = Instant::now();
     let bytes: usize = paths
@@ -100,7 +100,7 @@ fn rate(node: &TestNode, paths: &[String]) -> f64 {
 }
 
 #[test]
-fn the_last_byte_of_a_large_nar_costs_others_little() {
+fn requests_for_the_last_byte_of_a_large_nar_cost_other_clients_little() {
     const LARGE_BYTES: u64 = 600 << 20;
     const AT_ONCE: usize = 16;
     let _turn = crate::alone();
@@ -139,7 +139,7 @@ fn the_last_byte_of_a_large_nar_costs_others_little() {
     let of_last_bytes = ((holder.processor_time() - idle).as_secs_f64() - of_whole_nars * (AGAIN * paths.len()) as f64)
         .max(0.0)
         / last_bytes.max(1) as f64;
-    // A kernel counts in steps of 10 ms: a NAR of 2 MB is not nothing.
+    // The kernel counts processor time in steps of 10 ms, so a NAR of 2 MB may seem to cost nothing.
     let cost = of_last_bytes / of_whole_nars.max(1e-4);
     Row {
         what: "13 16 at a time ask for the last byte of a 600 MiB NAR",

@@ -1,4 +1,4 @@
-//! The table of what was before, what is now, and what must be.
+//! The table of results: before, now, and what must be.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,12 +8,12 @@ use std::sync::{Mutex, PoisonError};
 
 use narmesh_tests::NixVersion;
 
-/// One line of it. Lines are sorted by what was done and by whom, since stories run beside each other.
+/// One row of the table. Rows are sorted by what was done and by client, since stories run beside each other.
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// Where it stands, and what was done.
+    /// The row's number, and what was done.
     pub(crate) what: &'static str,
-    /// The version of Nix, or what else asked.
+    /// The version of Nix, or another client that asked.
     pub(crate) client: &'static str,
     /// What the daemon of version 0.1.0 did, measured by this very story.
     pub(crate) before: &'static str,
@@ -31,7 +31,7 @@ pub(crate) fn nix(version: NixVersion) -> &'static str {
 }
 
 impl Row {
-    /// Notes what was seen, and writes the table as far as it is known.
+    /// Adds the row with the result `now`, and writes the table with all rows known so far.
     pub(crate) fn now(&self, now: &str) {
         static ROWS: Mutex<BTreeMap<(&str, &str), String>> = Mutex::new(BTreeMap::new());
         let line = format!("| {} | {} | {} | {now} | {} |", self.what, self.client, self.before, self.must_be);
@@ -40,7 +40,7 @@ impl Row {
         rows.insert((self.what, self.client), line);
         let mut text = "| what | client | before | now | must be |\n| --- | --- | --- | --- | --- |\n".to_owned();
         rows.values().for_each(|row| writeln!(text, "{row}").unwrap());
-        // A report, not a result: no test fails for want of a place to write it.
+        // Only a report: no test fails because it cannot be written.
         fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("arrival.md"), text).ok();
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon is replaced while somebody waits for it, behind a socket that outlives it.
+//! The daemon restarts while Nix waits for it, with and without a listening socket that outlives it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,11 +9,12 @@ use crate::report::{Row, nix};
 
 /// The first answer after a start is promised within this.
 const START: Duration = Duration::from_secs(2);
-/// A small closure.
+/// Paths of a round: a small closure.
 const PATHS: usize = 8;
-/// Restarts, each with paths that nobody has asked for.
+/// Restarts, each with paths that nobody has asked for before.
 const ROUNDS: usize = 6;
-/// Nix has begun to unpack by then, even if the gateway held 64 MiB back until they were verified.
+/// The daemon is killed after this many bytes of the NAR. Nix has begun to unpack by then, even if the gateway held 64 MiB
+/// back until they were verified.
 const HELD_AFTER_BYTES: u64 = 160 << 20;
 
 fn waited_at_the_socket(version: NixVersion) {
@@ -39,7 +40,7 @@ fn waited_at_the_socket(version: NixVersion) {
             realise.join().unwrap()
         });
         failed += usize::from(!realised.status.success());
-        // The next round begins with a table that is known.
+        // The next round begins when the restarted client knows the holder's summary again.
         holder.wait_all_advertised(&[&client]);
     }
     Row { what: AT_THE_SOCKET, client: nix(version), before: "6 of 6 runs fail", must_be: "0 of 6 runs fail" }
@@ -50,12 +51,12 @@ fn waited_at_the_socket(version: NixVersion) {
 const AT_THE_SOCKET: &str = "14 Nix waits at the socket while the daemon restarts";
 
 #[test]
-fn what_waited_at_the_socket_is_answered_with_nix_2_8() {
+fn requests_that_waited_at_the_socket_are_answered_with_nix_2_8() {
     waited_at_the_socket(NixVersion::V2_8);
 }
 
 #[test]
-fn what_waited_at_the_socket_is_answered_with_nix_2_34() {
+fn requests_that_waited_at_the_socket_are_answered_with_nix_2_34() {
     waited_at_the_socket(NixVersion::V2_34);
 }
 
@@ -66,7 +67,7 @@ fn killed_in_the_middle(socket: Option<&HandedSocket>, version: NixVersion) -> b
     build_over_a_kill(socket, "huge", HELD_AFTER_BYTES, (&mut holder, &mut client))
         .expect_success("nix-build with the gateway as the only substituter");
     client.store.verify_contents();
-    // The same path as the holder's.
+    // The holder's path is the one that the client would build.
     let huge = holder.store.build_one("huge");
     client.store.row(&huge).unwrap().ultimate
 }
@@ -82,12 +83,12 @@ fn killed_behind_the_socket(version: NixVersion) {
 const BEHIND_THE_SOCKET: &str = "15 the gateway is killed in a NAR of 335 MB, and back behind its socket";
 
 #[test]
-fn a_nar_goes_on_behind_the_socket_with_nix_2_8() {
+fn a_nar_resumes_after_a_restart_behind_a_socket_with_nix_2_8() {
     killed_behind_the_socket(NixVersion::V2_8);
 }
 
 #[test]
-fn a_nar_goes_on_behind_the_socket_with_nix_2_34() {
+fn a_nar_resumes_after_a_restart_behind_a_socket_with_nix_2_34() {
     killed_behind_the_socket(NixVersion::V2_34);
 }
 

@@ -1,4 +1,4 @@
-//! Large NARs over lines that take long for them, beside plain HTTP on a line of the same rate.
+//! Large NARs over slow lines, compared with plain HTTP on a line of the same rate.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,15 +7,16 @@ use narmesh_tests::{Network, NixVersion, Shipment, TestMesh, TestNode, promised}
 
 use crate::report::{Row, nix};
 
-/// Contents sent beside those of the NARs, of the NARs' in a hundred: narinfos, framing, encryption, what was lost and sent again.
+/// Most bytes sent beyond those of the NARs, in percent of them: narinfos, framing, encryption, retransmissions.
 const OVERHEAD_PERCENT_MAX: u64 = 5;
 
 const ALL_ARRIVE: &str = "all arrive, bytes <= 1.05, time <= 1.05 of plain HTTP";
 
-/// Of the time of plain HTTP on a line of its own at the same time; what is promised is 1.05, which a busy machine may miss.
+/// Longest time, as a multiple of what plain HTTP takes at the same time on a line of its own. Promised is 1.05, which a
+/// busy machine may miss.
 const TIME_MAX: f64 = 2.0;
 
-/// Both at the same time, each on a line of its own.
+/// Ships the same NARs by the mesh and by plain HTTP at the same time, each on a line of its own.
 fn compare(
     what: &'static str,
     version: NixVersion,
@@ -90,10 +91,11 @@ fn sixteen_nars_of_half_a_mb_over_10_mbit_arrive() {
     compare("06 16 x 0.5 MB over 10 Mbit/s", NixVersion::V2_34, (16, 500_000, 10_000), "10 of 16");
 }
 
-/// Beside an honest quick holder, a slow one is promised to cost no more.
+/// A slow holder beside an honest quick one is promised to cost no more than this.
 const MORE_WITH_A_SLOW_HOLDER: Duration = Duration::from_secs(5);
 
-/// One holder behind a megabit, one behind thirty, and whichever is asked first: the quick one is what the client is measured by.
+/// One holder sends at 1 Mbit/s and one at 30. Whichever is asked first, the client is compared with one that knows the
+/// quick holder alone.
 #[test]
 fn a_slow_holder_beside_a_quick_one_costs_a_client_little() {
     const NARS: usize = 4;
@@ -108,7 +110,7 @@ fn a_slow_holder_beside_a_quick_one_costs_a_client_little() {
     network.set_uplink(1, 30_000);
     let mesh = TestMesh::new();
     let [mut slow, mut quick, mut client, mut lucky] = ["slow", "quick", "client", "lucky"].map(|name| mesh.node(name));
-    // Other paths for who knows the quick one alone, so that nobody has read them before.
+    // `lucky`, which knows the quick holder alone, fetches other paths, so that nobody has read them before.
     let paths = quick.store.hold_noise(2 * NARS, NAR_BYTES, 1);
     assert_eq!(slow.store.hold_noise(2 * NARS, NAR_BYTES, 1), paths);
     for (node, machine) in [&mut slow, &mut quick, &mut client, &mut lucky].into_iter().zip(network.machines()) {
@@ -146,10 +148,10 @@ fn a_slow_holder_beside_a_quick_one_costs_a_client_little() {
     assert!(took <= undisturbed + promised(MORE_WITH_A_SLOW_HOLDER), "{took:?} instead of {undisturbed:?}");
 }
 
-/// Of a direction's rate; what is promised is half, which a busy machine may miss.
+/// Least share of a direction's rate. Promised is half, which a busy machine may miss.
 const RATE_MIN: f64 = 0.25;
 
-/// At home, 100 Mbit/s come in and 10 go out: what is fetched there at the same time waits for acknowledgements behind what is sent.
+/// A home line carries 100 Mbit/s in and 10 out: acknowledgements of what it fetches wait behind what it sends.
 #[test]
 fn both_directions_of_a_home_line_are_used_at_once() {
     const UP_KILOBITS: u32 = 10_000;
@@ -210,7 +212,7 @@ fn both_directions_of_a_home_line_are_used_at_once() {
 
 #[test]
 #[ignore = "takes minutes: in `test.sh --full`"]
-fn the_shapes_of_minutes_arrive() {
+fn shipments_that_take_minutes_arrive() {
     thread::scope(|scope| {
         for (what, before, shape) in [
             ("07 16 x 6 MB over 10 Mbit/s", "0 of 16, 0.75 of the bytes, 61 s", (16, 6_000_000, 10_000)),

@@ -1,6 +1,7 @@
 //! How long Nix waits for a NAR that comes slowly: measured with a server of our own, since the gateway relies on it.
 //!
-//! The head is there at once, then the 56 bytes with which every NAR begins come in small bursts, then the rest at once or nothing.
+//! The head is there at once, then the 56 bytes with which every NAR begins come in small bursts, then the rest at once or
+//! nothing.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -15,32 +16,32 @@ use crate::report::{Row, nix};
 
 /// `nix-archive-1`, `(` and `type`, each with its length before it: what every NAR begins with.
 const CONSTANT_BYTES: usize = 56;
-/// curl wants a byte per second over some five seconds; six at once were the least that it took for that.
+/// curl wants a byte per second over some five seconds; six bytes at once were the least that satisfied it.
 const BURST_BYTES: usize = 8;
-/// A fifth of what `narmesh init` prints, so that the story is short; the shape is the same.
+/// Nix's `stalled-download-timeout`: a fifth of what `narmesh init` prints, so that the story is short.
 const STALLED_S: u32 = 6;
-/// One burst within the time that Nix waits, and within what curl takes the mean of.
+/// Time between two bursts: shorter than Nix waits, and within the span over which curl averages.
 const PAUSE: Duration = Duration::from_secs(5);
-/// More than twice the time that Nix waits.
+/// The rest is sent after this: more than twice the time that Nix waits.
 const REST_AFTER: Duration = Duration::from_secs(14);
 
 /// What comes after the bursts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// The rest.
+    /// The rest of the NAR.
     Whole,
-    /// Nothing, and 404 for whoever asks for the rest.
+    /// Nothing: the connection is closed, and whoever asks for the rest gets 404.
     ClosedShort,
 }
 
-/// One path that comes slowly.
+/// A binary cache with one path, whose NAR comes slowly.
 #[derive(Debug)]
 struct SlowServer {
     narinfo: String,
     narinfo_url: String,
     nar: Vec<u8>,
     then: Then,
-    /// What was asked of the NAR: the value of `Range`, or nothing.
+    /// Requests for the NAR, each by the value of its `Range` header, if it has one.
     asked: Mutex<Vec<Option<String>>>,
 }
 
@@ -130,7 +131,8 @@ fn answer(mut stream: &TcpStream, status: &str, body: &[u8]) -> std::io::Result<
     stream.write_all(&[head.as_bytes(), body].concat())
 }
 
-/// Builds `lib` with such a server as the only substituter; returns how it came to be, and what was asked of its NAR.
+/// Builds `lib` with such a server as the only substituter; returns whether it was built or substituted, and the requests
+/// for its NAR.
 fn build_with(version: NixVersion, then: Then) -> (&'static str, Vec<Option<String>>) {
     let dir = scratch_dir("waiting");
     let builder = NixStoreFixture::chroot(&dir.path().join("builder"));
@@ -173,7 +175,7 @@ fn bursts_of_eight_bytes_keep_every_nix_waiting_and_a_failure_afterwards_lets_it
                 .now(&format!("{} requests, {came}", asked.len()));
             let expected = match then {
                 Then::Whole => ("substituted", vec![None]),
-                // Three bursts until then.
+                // Three bursts had arrived by then.
                 Then::ClosedShort => ("built", vec![None, Some("bytes=24-".to_owned())]),
             };
             assert_eq!((came, asked), expected, "Nix {}", version.name());

@@ -1,8 +1,9 @@
-//! A daemon's wall clock, by Debian's `faketime`.
+//! Sets a daemon's wall clock, with Debian's `faketime`.
 
 use std::path::{Path, PathBuf};
 
-/// A command that gives the daemon the wall clock in this file (syntax of `FAKETIME`), and leaves the monotonic ones alone.
+/// A command that gives the daemon the wall clock in this file (syntax of `FAKETIME`), and leaves the monotonic clocks
+/// alone.
 pub fn following(file: &Path) -> [String; 5] {
     [
         "env".to_owned(),

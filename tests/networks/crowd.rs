@@ -1,4 +1,4 @@
-//! Fifty daemons on one bridge: what they cost, and whether what one builds is there for all.
+//! Fifty daemons on one bridge: what they cost, and whether all can substitute what one builds.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,15 +8,15 @@ use narmesh_tests::{Fleet, MemoryPeak, PROMISE_FACTOR, assert_unblamed, wait_tab
 use crate::report::{Table, seconds};
 
 const DAEMONS: usize = 50;
-/// These build and substitute; the others share a store.
+/// This many daemons have a store of their own, build and substitute; the others share a store.
 const OWN_STORES: usize = 4;
-/// Paths in every store at first.
+/// Paths in every store at the beginning.
 const PATHS: usize = 500;
-/// All tables full after a start at the same moment, on few cores.
+/// All tables are full this long after all daemons start at the same moment, on few cores.
 const STARTED: Duration = Duration::from_secs(10);
 /// A new path is promised to be known everywhere within this.
 const KNOWN: Duration = Duration::from_secs(2);
-/// What follows a start (gossipsub's choice of neighbours, a second look at each) has ended after this.
+/// What follows a start (gossipsub chooses neighbours, each peer is compared with once more) has ended after this.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long idle traffic is counted here; `narmesh-bench real/100/idle-traffic` takes ten minutes.
 const WINDOW: Duration = Duration::from_secs(30);
@@ -24,14 +24,14 @@ const WINDOW: Duration = Duration::from_secs(30);
 const IDLE_BYTES_S_MAX: u64 = 1_000;
 const MB: u64 = 1_000_000;
 
-/// In megabytes: of the one in the middle, and the largest.
+/// The median and the largest.
 fn middle_and_largest(mut all: Vec<u64>) -> (u64, u64) {
     all.sort_unstable();
     (all[all.len() / 2], all[all.len() - 1])
 }
 
 #[test]
-fn fifty_daemons_on_one_bridge() {
+fn fifty_daemons_on_one_bridge_stay_within_their_targets() {
     let Some(_turn) = crate::turn() else { return };
     let mut table = Table::new("crowd", &["50 daemons on one bridge", "median", "largest", "target"]);
     let mut fleet = Fleet::on_a_bridge(DAEMONS, OWN_STORES, PATHS);

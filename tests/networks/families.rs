@@ -1,14 +1,14 @@
-//! Machines that have only one of IPv4 and IPv6, with the `listen` that `narmesh init` writes, which names both.
+//! Machines that have only one of IPv4 and IPv6, with the `listen` setting that `narmesh init` writes, which names both.
 
 use std::time::Duration;
 
 use narmesh_tests::{Network, TestMesh};
 
-/// A connection.
+/// A connection is made within this.
 const MEETING: Duration = Duration::from_secs(5);
 
 #[test]
-fn daemons_with_ipv6_alone_meet_and_fetch() {
+fn daemons_with_ipv6_alone_connect_and_substitute() {
     let Some(_turn) = crate::turn() else { return };
     let network = Network::on_a_bridge_of_ipv6(3);
     let mesh = TestMesh::new();
@@ -18,7 +18,7 @@ fn daemons_with_ipv6_alone_meet_and_fetch() {
         node.live_on(machine);
     }
     let app = a.store.build_one("app");
-    // Where the other two are, a and c hear from b: summaries carry addresses of IPv6 as well.
+    // a and c learn each other's addresses from b: summaries carry IPv6 addresses as well.
     let middle = b.p2p_address();
     a.learn_address("b", &middle);
     c.learn_address("b", &middle);
@@ -44,7 +44,7 @@ fn a_daemon_without_ipv6_starts_and_says_so_once() {
     for (node, machine) in [&mut a, &mut b].into_iter().zip(network.machines()) {
         node.live_on(machine);
     }
-    // With IPv6 switched off the kernel still binds `::`, but no address of the family.
+    // With IPv6 switched off, the kernel still binds `::`, but no other address of that family.
     b.config.listen.push("/ip6/::1/tcp/7282".to_owned());
     b.learn_address("a", &a.p2p_address());
     a.start();

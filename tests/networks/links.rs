@@ -1,4 +1,4 @@
-//! The emulator does what it was asked to do, as machines on both sides measure it.
+//! The emulator does what it is asked to do, measured from the machines on both sides.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -9,10 +9,10 @@ use crate::Turn;
 use narmesh_tests::{Link, Namespace, Network, wait_until};
 
 const MS: Duration = Duration::from_millis(1);
-/// Longer than anything takes here.
+/// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(10);
 
-/// Two machines with a link between them, and the turn of the test.
+/// Waits for the turn of the test; two machines with the link `far` between them.
 fn pair(far: Link) -> Option<(Turn, Network)> {
     crate::turn().map(|turn| (turn, Network::in_sites(&[1, 1], Link::PERFECT, far, 1)))
 }
@@ -34,7 +34,7 @@ fn echo(machine: &Namespace) -> SocketAddr {
 fn round_trips(from: &Namespace, to: SocketAddr, count: u32, every: Duration) -> Vec<Duration> {
     let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     socket.connect(to).unwrap();
-    // Neighbours are asked for first, once.
+    // The first datagram waits until the neighbour's link address is known, so it is not measured.
     socket.set_read_timeout(Some(200 * MS)).unwrap();
     let mut datagram = [0xff; 4];
     wait_until("the first echo", LONG, || {
@@ -62,7 +62,7 @@ fn round_trips(from: &Namespace, to: SocketAddr, count: u32, every: Duration) ->
 }
 
 #[test]
-fn delay_and_jitter_are_those_asked_for() {
+fn a_link_has_the_delay_and_jitter_asked_for() {
     let Some((_turn, network)) = pair(Link { delay: 40 * MS, jitter: 10 * MS, ..Link::PERFECT }) else { return };
     let [one, other] = [0, 1].map(|number| network.machine(number));
     let mut trips = round_trips(one, echo(other), 200, 5 * MS);
@@ -70,10 +70,10 @@ fn delay_and_jitter_are_those_asked_for() {
     assert_eq!(trips.len(), 200);
     let (shortest, median) = (trips[0], trips[100]);
     println!("40 ms and up to 10 each way: shortest {shortest:?}, median {median:?}, longest {:?}", trips[199]);
-    // What else the machine does can only make it later.
+    // A busy machine can only make it later.
     assert!((80 * MS..90 * MS).contains(&shortest), "{shortest:?}");
     assert!(median > 86 * MS, "{median:?}");
-    // Changed while it runs.
+    // A link can be changed while it runs.
     network.emulator().set(0, 1, |link| (link.delay, link.jitter) = (5 * MS, Duration::ZERO));
     let mut trips = round_trips(one, echo(other), 50, 5 * MS);
     trips.sort_unstable();
@@ -81,7 +81,7 @@ fn delay_and_jitter_are_those_asked_for() {
 }
 
 #[test]
-fn the_share_asked_for_is_lost() {
+fn a_link_loses_the_share_asked_for() {
     let Some((_turn, network)) = pair(Link { loss_permille: 100, ..Link::PERFECT }) else { return };
     let (one, other) = (network.machine(0), network.machine(1));
     let back = round_trips(one, echo(other), 2_000, MS).len();
@@ -92,11 +92,11 @@ fn the_share_asked_for_is_lost() {
 }
 
 #[test]
-fn the_rate_is_that_asked_for() {
+fn a_link_has_the_rate_asked_for() {
     const BYTES: usize = 2_000_000;
     let Some((_turn, network)) = pair(Link { rate_bits_s: Some(20_000_000), ..Link::PERFECT }) else { return };
     let (one, other) = (network.machine(0), network.machine(1));
-    // What else the machine does can only make it slower: one undisturbed time is enough.
+    // A busy machine can only make it slower, so one undisturbed run is enough.
     wait_until("20 Mbit/s less the headers, 6 %", LONG, || {
         let rate = megabits_per_s(one, other, BYTES);
         println!("20 Mbit/s: {rate:.1} Mbit/s of contents");
@@ -105,7 +105,7 @@ fn the_rate_is_that_asked_for() {
     });
 }
 
-/// Of contents over one TCP connection.
+/// Sends `bytes` over one TCP connection; returns the rate of the contents, in Mbit/s.
 fn megabits_per_s(from: &Namespace, to: &Namespace, bytes: usize) -> f64 {
     let listener = to.enter(|| TcpListener::bind("0.0.0.0:0").unwrap());
     let address = SocketAddr::from((to.address(), listener.local_addr().unwrap().port()));
@@ -125,7 +125,7 @@ fn megabits_per_s(from: &Namespace, to: &Namespace, bytes: usize) -> f64 {
 }
 
 #[test]
-fn a_cut_ends_all_and_its_end_brings_all_back() {
+fn a_cut_stops_all_traffic_until_it_ends() {
     let Some(_turn) = crate::turn() else { return };
     let mut network = Network::in_sites(&[2, 1], Link::PERFECT, Link::PERFECT, 1);
     let address = echo(network.machine(1));
@@ -142,7 +142,7 @@ fn a_cut_ends_all_and_its_end_brings_all_back() {
     assert!(network.emulator().counts(1, 0).cut > 0);
     network.emulator().set_cut(0, false);
     wait_until("an echo after the cut", LONG, || from(&network, 2));
-    // The machine that echoes is carried to the other site: it has another address there.
+    // The machine that echoes moves to the other site and gets another address there.
     network.move_machine(1, 1);
     assert!(!from(&network, 2), "nobody is at the old address");
     let moved = SocketAddr::from((network.machine(1).address(), address.port()));
@@ -156,16 +156,17 @@ fn machines_on_a_bridge_reach_each_other_and_nothing_else() {
     let before = network.machine(0).traffic();
     assert_eq!(round_trips(network.machine(0), echo(network.machine(2)), 100, MS).len(), 100);
     let used = network.machine(0).traffic().sent_bytes - before.sent_bytes;
-    // 4 bytes of contents, 8 of UDP, 20 of IP, 14 of Ethernet; neighbours are asked for besides.
+    // Each datagram has 4 bytes of contents, 8 of UDP, 20 of IP, 14 of Ethernet; looking up the neighbour takes a few more.
     assert!((4_600..6_500).contains(&used), "{used} bytes counted");
     let routes = network.machine(0).command("ip").args(["route", "show"]).output().unwrap();
     let routes = String::from_utf8(routes.stdout).unwrap();
     assert_eq!(routes.lines().count(), 1, "only its own network: {routes}");
 }
 
-/// Ordinary lines: the rate holds for contents, their packets are real ones, and the queue is as long as it was asked to be.
+/// A shaped line carries contents at nearly the rate asked for, in packets of ordinary size, and the other direction is not
+/// shaped.
 #[test]
-fn a_shaped_line_carries_what_was_asked_for() {
+fn a_shaped_line_has_the_rate_asked_for() {
     const BYTES: usize = 1_000_000;
     let Some(_turn) = crate::turn() else { return };
     let network = Network::on_a_bridge(3);
@@ -175,7 +176,7 @@ fn a_shaped_line_carries_what_was_asked_for() {
     let [up, down, free] = [0, 1, 2].map(|number| network.machine(number));
     for (from, to) in [(up, free), (free, down)] {
         let before = from.traffic();
-        // What else the machine does can only make it slower: one undisturbed time is enough.
+        // A busy machine can only make it slower, so one undisturbed run is enough.
         wait_until("10 Mbit/s less the headers, 4 %", LONG, || {
             let rate = megabits_per_s(from, to, BYTES);
             println!("10 Mbit/s: {rate:.1} Mbit/s of contents");

@@ -37,11 +37,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use narmesh_tests::Network;
 
-/// Held by the story that runs: two at a time would measure each other.
+/// Held by the story that runs: two at a time would disturb each other's measurements.
 type Turn = MutexGuard<'static, ()>;
 
-/// Waits for the turn of a story; `None` where networks cannot be made, which is said loudly, past the test runner that would
-/// hide it.
+/// Waits for the turn of a story; `None` where networks cannot be made. Says that on stderr itself, because the test runner
+/// would hide it.
 fn turn() -> Option<Turn> {
     static ONE: Mutex<()> = Mutex::new(());
     let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);

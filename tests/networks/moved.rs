@@ -1,4 +1,4 @@
-//! Connections that only one side knows to be dead: gossip must go on both ways on those that replace them.
+//! Connections that only one side knows to be dead: gossip must go on both ways on the connections that replace them.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use narmesh_tests::{Fleet, Link, Network, build_and_tell, wait_tables};
 const KNOWN: Duration = Duration::from_secs(2);
 /// After any fault, tables are promised to be equal again within this.
 const HEALED: Duration = Duration::from_secs(10);
-/// Two nodes that have missed an announcement compare what they know about once a minute: so many in a row are not all found
-/// that way.
+/// Nodes that missed an announcement find out when they compare what they know, about once a minute. This many builds in a
+/// row cannot all be found that way.
 const BUILDS: usize = 3;
 
-/// Machine 0 stays in site 0, machine 1 begins in site 1; a third site is there to be visited.
+/// Machine 0 stays in site 0, machine 1 begins in site 1; a third site is there to move to.
 fn pair() -> Fleet {
     let network =
         Network::in_sites(&[1, 1, 1], Link::PERFECT, Link { delay: Duration::from_millis(5), ..Link::PERFECT }, 3);
@@ -42,7 +42,7 @@ fn wait_equal(fleet: &Fleet, what: &str, since: Instant) {
 }
 
 #[test]
-fn a_machine_that_moved_is_heard_as_before() {
+fn a_machine_that_moved_hears_and_is_heard_as_before() {
     let Some(_turn) = crate::turn() else { return };
     let mut fleet = pair();
     for site in [2, 0, 1] {
@@ -57,10 +57,10 @@ fn a_machine_that_moved_is_heard_as_before() {
 }
 
 #[test]
-fn a_machine_that_lost_power_is_heard_as_before() {
+fn a_machine_that_lost_power_hears_and_is_heard_as_before() {
     let Some(_turn) = crate::turn() else { return };
     let mut fleet = pair();
-    // The other side is not told that it is gone, and does not notice either: it says nothing in between.
+    // The other side is not told that this machine is gone, and does not notice, as it sends nothing meanwhile.
     fleet.network.emulator().set_cut(1, true);
     fleet.nodes[1].kill();
     fleet.network.machine(1).forget_connections();

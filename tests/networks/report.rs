@@ -1,11 +1,11 @@
-//! What was measured, for those who read the output of `./test.sh`.
+//! Tables of measurements, for those who read the output of `./test.sh`.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// A table in the making.
+/// A table that grows row by row.
 #[derive(Debug)]
 pub struct Table {
     name: &'static str,
@@ -21,11 +21,11 @@ impl Table {
         table
     }
 
-    /// Adds a row, shows it, and writes the table as far as it is known.
+    /// Adds a row, prints it, and writes the table with all rows so far.
     pub fn row(&mut self, cells: &[&str]) {
         writeln!(self.text, "| {} |", cells.join(" | ")).unwrap();
         println!("| {} |", cells.join(" | "));
-        // A report, not a result: no test fails for want of a place to write it.
+        // Only a report: no test fails because it cannot be written.
         fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.md", self.name)), &self.text).ok();
     }
 }

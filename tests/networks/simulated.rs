@@ -1,4 +1,4 @@
-//! The same story in the simulation of the unmodified cores, step by step.
+//! Runs the steps of the story in the simulation of the unmodified cores too.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,23 +9,23 @@ use narmesh_tests::{finish, repository_root, scratch_dir};
 
 use crate::report::{Table, seconds};
 
-/// Where machines, sites and network are described.
+/// The scenario file with the machines, sites and network.
 const SCENARIO: &str = "simulation/scenarios/wan-3-sites.toml";
-/// Virtual runs of each step: one would be a matter of luck.
+/// Each step is simulated with these seeds: a single run would be a matter of luck.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=5;
 
-/// What happens in a step, in the words of a scenario, and which figure of the simulation answers the one measured.
+/// What happens in a step, in the words of a scenario, and which figure of the simulation corresponds to the measured one.
 #[derive(Debug, Clone, Copy)]
 pub struct Scene<'s> {
     /// The lines of each `[[event]]`.
     pub events: &'s [&'s str],
-    /// After so many virtual seconds all faults end, and the time until all tables are equal begins.
+    /// All faults end after this many virtual seconds, and the time until all tables are equal begins.
     pub run_s: u64,
-    /// The name of a row.
+    /// The name of the row in the simulation's report.
     pub figure: &'s str,
 }
 
-/// The table of both.
+/// The table of measured and simulated times.
 #[derive(Debug)]
 pub struct SideBySide {
     table: Table,
@@ -40,12 +40,12 @@ impl SideBySide {
         Self { table }
     }
 
-    /// Adds what the simulation has no figure for.
+    /// Adds a measured time that the simulation has no figure for.
     pub fn real_row(&mut self, step: &str, measured: &str, real: Duration, promise: Duration) {
         self.table.row(&[step, measured, &seconds(real), "", "", &seconds(promise)]);
     }
 
-    /// Adds what was measured, beside what the simulation says of it.
+    /// Adds a measured time beside the simulated ones, for which it runs the simulation.
     pub fn row(&mut self, step: &str, measured: &str, real: Duration, promise: Duration, scene: Scene<'_>) {
         let mut simulated: Vec<_> = SEEDS.map(|seed| run(scene, seed)).collect();
         simulated.sort_unstable();
@@ -54,7 +54,7 @@ impl SideBySide {
     }
 }
 
-/// The figure of one seed. The checkers of the simulation have to be content.
+/// The figure for one seed. Panics if the simulation's checkers find a violation.
 fn run(scene: Scene<'_>, seed: u64) -> Duration {
     let text = fs::read_to_string(repository_root().join(SCENARIO)).unwrap();
     let mut scenario: toml::Table = text.parse().unwrap();
@@ -82,7 +82,7 @@ fn run(scene: Scene<'_>, seed: u64) -> Duration {
     ]);
     command.arg(&file).args(["--json", "--seed", &seed.to_string()]).current_dir(repository_root());
     let run = finish(&mut command);
-    // Its last line is the digest.
+    // The digest follows the report on the last line.
     let json = run.stdout.split("\ndigest: ").next().unwrap();
     let report: serde_json::Value =
         serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {}\n{text}", run.stderr));

@@ -1,5 +1,5 @@
 //! Twelve daemons in three sites with 40 ms between them and 1 % loss, and what happens to such a fleet in a bad week. The
-//! same story is told in the simulation, with the same numbers from `simulation/scenarios/wan-3-sites.toml`.
+//! simulation runs the same story with the same numbers, from `simulation/scenarios/wan-3-sites.toml`.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,24 +11,24 @@ use crate::report::seconds;
 use crate::simulated::{Scene, SideBySide};
 
 const SEED: u64 = 5;
-/// Machines of a site.
+/// Machines in each site.
 const MACHINES: usize = 4;
 const SITES: [&str; 3] = ["a", "b", "c"];
 /// The site that is cut off.
 const B: usize = 1;
-/// A fourth place, of a peer that is not ours.
+/// A fourth site, with a peer that is not one of our daemons.
 const D: usize = 3;
 
 /// A new path is promised to be known everywhere within this.
 const KNOWN: Duration = Duration::from_secs(5);
 /// After any fault, tables are promised to be equal again within this.
 const HEALED: Duration = Duration::from_secs(10);
-/// What the simulation calls the time until all is well.
+/// The simulation's name for the time until all is well again.
 const EQUAL: &str = "after the last fault, tables equal";
 /// Builds whose spread is measured.
 const BUILDS: usize = 8;
 
-/// Machines by their site and number: `a1` to `c4`.
+/// Names of the machines, by site and number: `a1` to `c4`.
 fn names() -> Vec<String> {
     SITES.iter().flat_map(|site| (1..=MACHINES).map(move |number| format!("{site}{number}"))).collect()
 }
@@ -39,7 +39,7 @@ fn at(nodes: &[TestNode], name: &str) -> usize {
 
 struct Story {
     fleet: Fleet,
-    /// The clock of `c2`.
+    /// The file that sets the wall clock of `c2`.
     clock: std::path::PathBuf,
     table: SideBySide,
 }
@@ -72,7 +72,7 @@ impl Story {
         wait_tables(what, since, HEALED, &self.all(), &self.all())
     }
 
-    /// `name` builds, and everyone hears of it.
+    /// `name` builds a path, and everyone hears of it; returns the path and how long that took.
     fn tell(&self, name: &str, tag: &str) -> (String, Duration) {
         build_and_tell(self.node(name), tag, KNOWN, &others(&self.fleet.nodes, name))
     }
@@ -115,7 +115,7 @@ impl Story {
         let probers: Vec<_> = [inside[0], outside[0]].map(|node| node.probe(&[])).into();
         let (theirs, _) = build_and_tell(inside[1], "behind-the-cut", KNOWN, &inside);
         let (ours, _) = build_and_tell(outside[1], "before-the-cut", KNOWN, &outside);
-        // All that was in use is dead and known to be: the worst time to heal.
+        // All connections across the cut are now dead and known to be: the worst moment to heal.
         for node in &outside {
             for far in &inside {
                 node.wait_connected(&far.name, false, Duration::from_secs(15));
@@ -182,7 +182,7 @@ impl Story {
     }
 
     fn wrong_clock(&mut self) {
-        // It has been an hour ahead from the beginning.
+        // Its clock has been an hour ahead from the beginning.
         let (_, took) = self.tell("c2", "an-hour-ahead");
         let events = [
             "what = \"skew\"\nat_s = 5\nnode = 9\nby_s = 3600\n",
@@ -193,8 +193,8 @@ impl Story {
         assert_unblamed(&self.all());
     }
 
-    /// The machine whose epochs lie an hour ahead loses its state, and its clock is set right: by itself it begins below what
-    /// the others have heard. The first that it meets, and for a while the only one, tells it nothing.
+    /// The machine whose epochs lie an hour ahead loses its state, and its clock is set right: on its own it starts below
+    /// the epochs that the others have heard. The first peer that it meets, for a while the only one, tells it nothing.
     fn withheld(&mut self) {
         let withholder = self.fleet.network.machine(self.fleet.nodes.len()).enter(|| Peer::honest("withholder"));
         for node in &mut self.fleet.nodes {
@@ -239,7 +239,7 @@ impl Story {
 }
 
 #[test]
-fn twelve_machines_in_three_sites() {
+fn twelve_machines_in_three_sites_recover_from_every_fault() {
     let Some(_turn) = crate::turn() else { return };
     let mut story = Story::begin();
     story.start();

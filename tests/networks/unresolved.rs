@@ -1,4 +1,4 @@
-//! A name server that says nothing, and a peer that is known by its name alone.
+//! A name server that never answers, and a peer that is known by its name alone.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use narmesh_tests::{Network, TestMesh};
 
-/// A connection.
+/// A connection is made within this.
 const MEETING: Duration = Duration::from_secs(5);
-/// A dial with names takes three seconds for these at most.
+/// `status` says within this why a peer was not reached; a dial spends at most three seconds on names.
 const NOTICED: Duration = Duration::from_secs(6);
 
 #[test]
-fn a_silent_name_server_holds_up_neither_other_peers_nor_the_end() {
+fn a_silent_name_server_holds_up_neither_other_peers_nor_a_stop() {
     let Some(_turn) = crate::turn() else { return };
     let network = Network::on_a_bridge(2);
     let mesh = TestMesh::new();
@@ -20,7 +20,7 @@ fn a_silent_name_server_holds_up_neither_other_peers_nor_the_end() {
     TestMesh::introduce(&mut [&mut a, &mut b, &mut c]);
     b.live_on(network.machine(0));
     c.live_on(network.machine(1));
-    // The C library waits for it for two and a half minutes, longer than the daemon is given to end.
+    // The C library waits two and a half minutes for this server, longer than the daemon is given to stop.
     let server = network.machine(1);
     let silent = server.enter(|| UdpSocket::bind("0.0.0.0:53").unwrap());
     let [resolv, switch] = ["resolv.conf", "nsswitch.conf"].map(|name| b.dir().join(name));

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_asked_for_is_lost() {
+    fn a_line_loses_the_share_asked_for() {
         let (arrived, counts) = arrivals(Link { loss_permille: 100, ..Link::PERFECT }, MS, 10_000);
         assert_eq!(counts.delivered + counts.lost, 10_000);
         assert_eq!(arrived.len() as u64, counts.delivered);
