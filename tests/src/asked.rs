@@ -1,4 +1,4 @@
-//! A client of our own, which asks for as many things at once as a story wants and keeps what it was answered.
+//! An HTTP client that fetches many paths in parallel and records what became of each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -7,18 +7,18 @@ use std::time::Instant;
 use crate::TestNode;
 use crate::pair::{get_from, nar_url, narinfo_url};
 
-/// What became of one path.
+/// The result for one path.
 #[derive(Debug)]
 pub struct Fetched {
     /// When it was asked for.
     pub asked: Instant,
-    /// When its answer was there.
+    /// When the answer was complete.
     pub ended: Instant,
     /// Whether narinfo and NAR came, the NAR with its whole length.
     pub arrived: bool,
 }
 
-/// Asks `node` for narinfo and NAR of `paths`, with so many at once; the results are in the order of the paths.
+/// Asks `node` for the narinfo and NAR of each of `paths`, `at_once` at a time; the results are in the order of the paths.
 ///
 /// # Panics
 /// When the gateway does not answer.

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub fn repository_root() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
-        // As it is now: what was compiled in may name a directory that has been moved since.
+        // The variable as it is now: the directory may have been moved since the test was compiled.
         let package = env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
         Path::new(&package).parent().expect("the package lies in the workspace").to_owned()
     })
@@ -35,7 +35,7 @@ fn build() -> PathBuf {
         .current_dir(repository_root())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
-    // What `cargo test` tells this process about the package of the stories would make build scripts run again.
+    // The variables that `cargo test` sets for the package of the stories would make build scripts run again.
     for (name, _) in env::vars_os() {
         let name_text = name.to_string_lossy();
         if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") {

@@ -1,4 +1,4 @@
-//! The configuration file of a node, from values that a story sets.
+//! The configuration file of a node, made from values that a story sets.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ pub struct NodeConfig {
     pub listen: Vec<String>,
     /// `node.advertise_loopback`: everything here runs on loopback.
     pub advertise_loopback: bool,
-    /// `node.control_socket`, when the state directory is no place for it.
+    /// `node.control_socket`, when it cannot be in the state directory.
     pub control_socket: Option<PathBuf>,
     /// `gateway.listen`.
     pub gateway_listen: String,
@@ -25,15 +25,15 @@ pub struct NodeConfig {
     pub exclude: Vec<String>,
     /// `transfer.compress`.
     pub compress: &'static str,
-    /// `limits.connections_gossip`, when a story needs another than the default.
+    /// `limits.connections_gossip`, when a story needs another value than the default.
     pub connections_gossip: Option<u32>,
-    /// `limits.upload_bytes_per_s`, when a story limits it.
+    /// `limits.upload_bytes_per_s`, when a story limits uploads.
     pub upload_bytes_per_s: Option<u32>,
     /// `[[peer]]`: the allowlist.
     pub peers: Vec<PeerEntry>,
-    /// Whether `init` made a builder key.
+    /// Whether to write `trust.builder_key_file`, for the key that `init` made.
     pub builder_key: bool,
-    /// Further sections, as they are to stand at the end of the file.
+    /// Text of further sections, written at the end of the file.
     pub more: String,
 }
 
@@ -53,7 +53,7 @@ pub struct PeerEntry {
 pub enum StorePlace {
     /// A chroot store: `store.root`.
     Root(PathBuf),
-    /// A relocated one.
+    /// A relocated store.
     Relocated {
         /// `store.store_dir`.
         store_dir: PathBuf,
@@ -65,7 +65,7 @@ pub enum StorePlace {
 }
 
 impl NodeConfig {
-    /// Loopback, free ports, nobody allowed.
+    /// Listens on free loopback ports and allows no peer.
     #[must_use]
     pub fn new(store: StorePlace) -> Self {
         Self {

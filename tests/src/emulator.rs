@@ -1,8 +1,9 @@
-//! A network between tap devices, in user space: delay, jitter, loss, rate and cuts between *sites*, changed while it runs.
+//! A network between tap devices, in user space: delay, jitter, loss, rate and cuts between *sites* can be changed while it
+//! runs.
 //!
-//! A kernel without `sch_netem` can only limit rates. Here one thread is a switch: it reads the frames that machines send into
-//! their taps, puts each copy on the line from its sender's site to its receiver's, and writes to the receiver's tap what has
-//! arrived. docs/decisions/0014-own-link-emulator.md says why it is our own.
+//! A kernel without `sch_netem` can only limit rates. Here one thread is a switch: it reads the frames that machines send
+//! into their taps, puts each copy on the line from its sender's site to its receiver's, and writes to the receiver's tap
+//! what has arrived. docs/decisions/0014-own-link-emulator.md says why it is our own.
 //!
 //! Walk: [`Emulator::start`] is given taps with their sites, and lines; [`Emulator::set`] changes a line in both directions.
 //! Invariants: frames of one line keep their order; a line loses the same frames for the same seed and the same traffic;
@@ -26,12 +27,12 @@ use line::Line;
 
 /// Frames read from one tap before others have their turn.
 const FRAMES_AT_ONCE: usize = 64;
-/// Taps hand over segments of a large send in one piece only when asked to, which is not done here.
+/// Larger than any frame: a tap hands over several segments in one piece only when asked to, which this one is not.
 const FRAME_BYTES_MAX: usize = 2_048;
-/// Machines are known by their Ethernet address.
+/// Length of an Ethernet address, by which machines are known.
 const ADDRESS_BYTES: usize = 6;
 
-/// A place in the network; its number is the caller's.
+/// A place in the network, by a number that the caller chooses.
 pub type Site = usize;
 
 /// A running emulator.
@@ -42,14 +43,14 @@ pub struct Emulator {
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
-/// A copy of a frame on its way to the tap of this number.
+/// A copy of a frame, and the number of the tap that it is on its way to.
 type Copy = (usize, Arc<[u8]>);
 
 #[derive(Debug)]
 struct State {
     sites: Vec<Site>,
     lines: BTreeMap<(Site, Site), Line<Copy>>,
-    /// Which Ethernet address was last seen behind which tap.
+    /// The tap behind which each Ethernet address was last seen.
     learned: BTreeMap<[u8; ADDRESS_BYTES], usize>,
 }
 
@@ -75,7 +76,7 @@ impl Emulator {
         Ok(Self { state, stop, thread: Some(thread) })
     }
 
-    /// Changes what lies between two sites, in both directions.
+    /// Changes the lines between two sites, in both directions.
     pub fn set(&self, one: Site, other: Site, change: impl Fn(&mut Link)) {
         self.set_one_way(one, other, &change);
         if one != other {
@@ -83,7 +84,7 @@ impl Emulator {
         }
     }
 
-    /// Changes one direction.
+    /// Changes the line from one site to another, and not the way back.
     ///
     /// # Panics
     /// When there is no such site.
@@ -101,7 +102,7 @@ impl Emulator {
         sites.into_iter().for_each(|other| self.set(site, other, |link| link.cut = cut));
     }
 
-    /// Carries the tap of this number, in the order of [`Emulator::start`], to another site.
+    /// Moves the tap of this number, in the order of [`Emulator::start`], to another site.
     ///
     /// # Panics
     /// When there is no such tap.
@@ -132,7 +133,7 @@ impl Drop for Emulator {
     }
 }
 
-/// The switch itself.
+/// The switch itself: runs until `stop` is written to.
 fn carry(taps: &[Tap], state: &Mutex<State>, stop: &OwnedFd) -> io::Result<()> {
     let begin = Instant::now();
     let mut buffer = [0; FRAME_BYTES_MAX];
@@ -165,7 +166,7 @@ fn carry(taps: &[Tap], state: &Mutex<State>, stop: &OwnedFd) -> io::Result<()> {
 }
 
 impl State {
-    /// Puts a frame from a tap on the lines to whom it is for.
+    /// Puts a frame from a tap on the line to its receiver; on the lines to all others while the receiver's tap is unknown.
     fn offer(&mut self, now: Duration, from: usize, frame: &[u8]) {
         let Some((receiver, rest)) = frame.split_first_chunk::<ADDRESS_BYTES>() else { return };
         let Some(sender) = rest.first_chunk::<ADDRESS_BYTES>() else { return };
@@ -182,7 +183,7 @@ impl State {
         }
     }
 
-    /// Writes what has arrived; returns when the next frame does.
+    /// Writes the frames that have arrived to their taps; returns when the next one arrives.
     fn hand_over(&mut self, now: Duration, taps: &[Tap]) -> Option<Duration> {
         for line in self.lines.values_mut() {
             while let Some((to, frame)) = line.take(now) {

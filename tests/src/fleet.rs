@@ -1,4 +1,4 @@
-//! Many daemons: started all at once, and looked at all at once.
+//! Many daemons that are started and observed together.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::wait::{poll, promised, wait_until};
 pub struct Fleet {
     /// The daemons.
     pub nodes: Vec<TestNode>,
-    /// What they are on; it goes after them.
+    /// The network that they are on; it is dropped after them.
     pub network: Network,
     mesh: TestMesh,
 }
@@ -34,8 +34,8 @@ impl Fleet {
         Self::on(Network::on_a_bridge(count), &names, own_stores, paths)
     }
 
-    /// A machine of the network for each name, of which the first `own_stores` can build and substitute; every store has
-    /// `paths` paths. As users have it, each knows the addresses that all the others have now. Nothing runs yet.
+    /// A machine of the network for each name. The first `own_stores` of them can build and substitute; every store has
+    /// `paths` paths. As with users, each knows the present addresses of all the others. Nothing runs yet.
     ///
     /// # Panics
     /// When the system refuses.
@@ -68,7 +68,7 @@ impl Fleet {
         Self { nodes, network, mesh }
     }
 
-    /// A directory that goes with the fleet.
+    /// A directory that is removed with the fleet.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.mesh.path()
@@ -88,8 +88,8 @@ impl Fleet {
         wait_tables("all start at once", started, bound, &all, &all)
     }
 
-    /// Waits until the daemons of these numbers have nothing to do: all together take less than a tenth of a processor for five
-    /// seconds. What a start brings goes on for long where many share few processors.
+    /// Waits until the daemons of these numbers have nothing to do: all together use less than a tenth of a processor for
+    /// five seconds. The work of a start takes long where many daemons share few processors.
     ///
     /// # Panics
     /// When that takes ten times `bound`.
@@ -107,7 +107,7 @@ impl Fleet {
         });
     }
 
-    /// Starts one more, and returns how long it took until it had the summaries of all others.
+    /// Starts one more daemon, and returns how long it took until it had the summaries of all others.
     ///
     /// # Panics
     /// When that takes ten times `bound`.
@@ -123,7 +123,7 @@ impl Fleet {
         started.elapsed()
     }
 
-    /// The filters that the daemon of this number holds of others, in bytes.
+    /// Total size of the filters of other nodes that the daemon of this number holds, bytes.
     ///
     /// # Panics
     /// When it does not run.
@@ -133,13 +133,13 @@ impl Fleet {
         summaries(&status).filter_map(|summary| summary.get("filter_bits")?.as_u64()).sum::<u64>() / 8
     }
 
-    /// Of the machine of this number since the network was made.
+    /// Traffic of the machine of this number since the network was made.
     #[must_use]
     pub fn traffic(&self, number: usize) -> Traffic {
         self.network.machine(number).traffic()
     }
 
-    /// The same of all.
+    /// Bytes sent and received by each machine since the network was made.
     #[must_use]
     pub fn all_traffic_bytes(&self) -> Vec<u64> {
         (0..self.nodes.len()).map(|number| self.traffic(number).bytes()).collect()
@@ -164,27 +164,28 @@ impl Fleet {
     }
 }
 
-/// What a daemon holds of others.
+/// The summaries of other nodes that a daemon holds.
 fn summaries(status: &Status) -> impl Iterator<Item = &Value> {
     let peers = status.0.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     peers.iter().filter_map(|peer| peer.get("summary")).filter(|summary| !summary.is_null())
 }
 
-/// Epoch, seq and number of paths. The number is there too because a daemon counts a path a moment before it announces it.
+/// Epoch, seq and number of paths. The number is compared too because a daemon counts a path a moment before it announces
+/// it.
 type Version = (u64, u64, u64);
 
-/// What a daemon advertises now.
+/// The version of a daemon's own summary.
 fn own(status: &Status) -> Version {
     (status.number("/own/epoch"), status.number("/own/seq"), status.number("/own/paths"))
 }
 
-/// What a daemon holds of another.
+/// The version of another node's summary that a daemon holds.
 fn held(status: &Status, owner: &str) -> Option<Version> {
     let ((epoch, seq), paths) = status.summary_version(owner).zip(status.summary_paths(owner))?;
     Some((epoch, seq, paths))
 }
 
-/// Which of `listeners` do not hold the present summary of which of `owners`, by name.
+/// The pairs of an owner and a listener that does not hold the owner's present summary, by name.
 fn missing(owners: &[&TestNode], listeners: &[&TestNode]) -> Vec<String> {
     let statuses: BTreeMap<_, _> = owners.iter().chain(listeners).map(|node| (&node.name, node.status())).collect();
     let status = |node: &TestNode| statuses.get(&node.name).expect("asked above");
@@ -200,9 +201,9 @@ fn missing(owners: &[&TestNode], listeners: &[&TestNode]) -> Vec<String> {
     missing
 }
 
-/// Waits until all of `listeners` hold the present summaries of all of `owners`; how long that took from `since` on.
+/// Waits until all of `listeners` hold the present summaries of all of `owners`; returns how long that took from `since` on.
 ///
-/// It is seen up to a round of looking late: some ten milliseconds for each daemon.
+/// The time may be too long by one round of asking all daemons: some ten milliseconds for each.
 ///
 /// # Panics
 /// When it takes ten times `bound`.
@@ -222,8 +223,8 @@ pub fn wait_tables(
     found.unwrap_or_else(|| panic!("{what}: still missing after {:?}: {}", promised(bound), last.join(", ")))
 }
 
-/// Builds a path on `owner`, and waits until all of `listeners` have heard of it: the path, and how long that took from the
-/// end of the build on.
+/// Builds a path on `owner`, and waits until all of `listeners` have heard of it. Returns the path, and the time from the
+/// end of the build until then.
 ///
 /// # Panics
 /// As [`wait_tables`].
@@ -237,16 +238,16 @@ pub fn build_and_tell(owner: &TestNode, tag: &str, bound: Duration, listeners: &
     (path, took)
 }
 
-/// All but one.
+/// All nodes except the one with the name `but`.
 #[must_use]
 pub fn others<'n>(nodes: &'n [TestNode], but: &str) -> Vec<&'n TestNode> {
     nodes.iter().filter(|node| node.name != but).collect()
 }
 
-/// Nobody was accused of anything.
+/// Asserts that none of `nodes` charges another with a misdeed.
 ///
 /// # Panics
-/// When someone was.
+/// When one does.
 #[track_caller]
 pub fn assert_unblamed(nodes: &[&TestNode]) {
     for node in nodes {

@@ -1,5 +1,5 @@
-//! A TCP relay with a gate: it lets so many bytes pass towards the dialler and then holds the rest until told otherwise,
-//! which puts an event into the middle of a transfer without any luck.
+//! A TCP relay with a gate: it lets a given number of bytes pass towards the dialler and holds the rest until told
+//! otherwise. That puts an event reliably into the middle of a transfer.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Gate {
-    /// Bytes that may still pass; `None` is an open gate.
+    /// Bytes that may still pass towards the dialler; `None`: the gate is open.
     left_bytes: Option<u64>,
     holding: bool,
     closed: bool,
@@ -53,7 +53,7 @@ impl GatedProxy {
         Self { address, shared }
     }
 
-    /// Where to dial.
+    /// The address of the proxy, to dial instead of the one behind it.
     #[must_use]
     pub fn multiaddr(&self) -> String {
         format!("/ip4/127.0.0.1/tcp/{}", self.address.port())
@@ -72,7 +72,7 @@ impl GatedProxy {
         self.shared.lock().holding
     }
 
-    /// From now on the end of a dialler is not told upstream: there its connections look alive, as after a power cut.
+    /// From now on, upstream does not hear when a dialler closes: its connections look alive there, as after a power cut.
     pub fn hide_ends(&self) {
         self.shared.lock().hides_ends = true;
     }
@@ -93,7 +93,7 @@ impl Drop for GatedProxy {
             gate.closed = true;
             gate.left_bytes = None;
             for socket in gate.sockets.drain(..) {
-                // A socket that is closed already is as good.
+                // It may be closed already.
                 socket.shutdown(Shutdown::Both).ok();
             }
         }
@@ -127,7 +127,7 @@ impl Shared {
         if !gated && self.lock().hides_ends {
             return;
         }
-        // Either end is gone: both ends shall know. One that is closed already is as good.
+        // One end is gone, so both are closed; either may be closed already.
         from.shutdown(Shutdown::Both).ok();
         to.shutdown(Shutdown::Both).ok();
     }

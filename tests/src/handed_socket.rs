@@ -6,14 +6,14 @@ use std::process::Command;
 
 use crate::{TestNode, finish};
 
-/// Listens for whichever daemon runs.
+/// A listening socket that is handed to each daemon as it starts.
 #[derive(Debug)]
 pub struct HandedSocket {
     listener: TcpListener,
 }
 
 impl HandedSocket {
-    /// On a free loopback port.
+    /// Listens on a free loopback port.
     ///
     /// # Panics
     /// When no port can be had.
@@ -31,7 +31,7 @@ impl HandedSocket {
         self.listener.local_addr().expect("a bound socket has an address")
     }
 
-    /// Starts a daemon that gets the socket; the address that its file names does not count.
+    /// Starts a daemon that gets the socket; the gateway address in its configuration file is not used.
     ///
     /// # Panics
     /// When the daemon does not start.
@@ -39,7 +39,7 @@ impl HandedSocket {
         node.start_with(Some(OwnedFd::from(self.listener.try_clone().expect("a descriptor"))));
     }
 
-    /// How many connections wait to be accepted, as `ss` says.
+    /// How many connections wait to be accepted, according to `ss`.
     ///
     /// # Panics
     /// When `ss` does not run.

@@ -1,23 +1,23 @@
-//! A raw HTTP/1.1 client: it sees every status, every short body, and reads as slowly as a story wants.
+//! A raw HTTP/1.1 client: it shows every status and every short body, and reads as slowly as a story wants.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// No read or write of a story waits longer; ten times the longest deadline of the gateway for a body's next byte.
+/// No read or write of a story waits longer: ten times the gateway's longest deadline for the next byte of a body.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Clone)]
 pub struct HttpAnswer {
     /// The status code.
     pub status: u16,
-    /// Names in lower case, with their values, in order.
+    /// Header names in lower case, with their values, in order.
     pub headers: Vec<(String, String)>,
-    /// What came of the body.
+    /// The part of the body that came.
     pub body: Vec<u8>,
-    /// Whether the body has the length that was announced.
+    /// Whether the body has the announced length.
     pub complete: bool,
 }
 
@@ -28,7 +28,7 @@ impl HttpAnswer {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text, with replacement characters where it is none.
+    /// The body as text, with replacement characters where it is not UTF-8.
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
@@ -40,7 +40,7 @@ impl HttpAnswer {
 pub struct HttpBody {
     /// The status code.
     pub status: u16,
-    /// Names in lower case, with their values, in order.
+    /// Header names in lower case, with their values, in order.
     pub headers: Vec<(String, String)>,
     length_bytes: Option<u64>,
     read_bytes: u64,
@@ -48,10 +48,10 @@ pub struct HttpBody {
 }
 
 impl HttpBody {
-    /// Reads at most `bytes_max` more bytes of the body; fewer only at its end, or where it was cut.
+    /// Reads at most `bytes_max` more bytes of the body; fewer only at its end, or where it was cut short.
     ///
     /// # Errors
-    /// None for a connection closed short, which is what stories look for: it ends the body like its end.
+    /// None. Stories look for connections that are closed short, so that ends the body too.
     pub fn read_some(&mut self, bytes_max: u64) -> Vec<u8> {
         let left = self.length_bytes.map_or(u64::MAX, |length| length.saturating_sub(self.read_bytes));
         let mut out = Vec::new();
@@ -66,7 +66,7 @@ impl HttpBody {
         out
     }
 
-    /// Reads the rest.
+    /// Reads the rest of the body.
     #[must_use]
     pub fn finish(mut self) -> HttpAnswer {
         let body = self.read_some(u64::MAX);
@@ -75,7 +75,7 @@ impl HttpBody {
     }
 }
 
-/// `GET path`, to the end.
+/// `GET path`; returns the complete answer.
 ///
 /// # Errors
 /// When nothing listens, or no head of an answer comes.
@@ -92,7 +92,7 @@ pub fn head(address: SocketAddr, path: &str) -> io::Result<HttpAnswer> {
 }
 
 /// Sends one request on a connection of its own and returns when the head of the answer is there. A `Host` header in
-/// `headers` replaces the right one.
+/// `headers` replaces the correct one.
 ///
 /// # Errors
 /// As [`get`].

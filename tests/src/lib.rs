@@ -9,12 +9,12 @@
 //! builds paths with [`NixStoreFixture::build`], and asks for them elsewhere with [`NixStoreFixture::realise`] or
 //! [`NixStoreFixture::nix_build`].
 //!
-//! A daemon that is to have a network of its own is put on a machine of a [`Network`] with [`TestNode::live_on`]: on a bridge,
-//! or in sites with an [`Emulator`] between them.
+//! [`TestNode::live_on`] gives a daemon a network of its own, on a machine of a [`Network`]: on a bridge, or in sites with
+//! an [`Emulator`] between them.
 //!
 //! Invariants:
 //! - Only processes that the harness started are ever signalled, by their id, and all of them end with their node.
-//! - Nothing waits for a length of time: [`wait_for`] is the only place that waits, and it waits for a condition.
+//! - Nothing waits for a fixed time: [`wait_for`] is the only place that waits, and it waits for a condition.
 //! - A bound is ten times what users are promised ([`PROMISE_FACTOR`]); no story asserts an absolute speed.
 //! - The harness panics with what it saw; it never reports a failure as a missing value.
 

@@ -1,4 +1,4 @@
-//! A story's own corner: a temporary directory, and nodes in it.
+//! The surroundings of one story: a temporary directory, and nodes in it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::nix::NixStoreFixture;
 use crate::node::TestNode;
 use crate::wait::{promised, wait_until};
 
-/// Connecting two running nodes, and their first exchange of summaries, is promised within this.
+/// Two running nodes are promised to connect and exchange summaries within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// The nodes of one story, under one temporary directory that goes with it.
+/// The nodes of one story, under one temporary directory that is removed with it.
 #[derive(Debug)]
 pub struct TestMesh {
     dir: TempDir,
@@ -62,7 +62,7 @@ impl TestMesh {
         Self::start_introduced(nodes);
     }
 
-    /// The same of nodes that were introduced already.
+    /// As [`TestMesh::start_all`], for nodes that were introduced already.
     ///
     /// # Panics
     /// As [`TestMesh::start_all`].
@@ -80,7 +80,7 @@ impl TestMesh {
         Self::wait_met(nodes);
     }
 
-    /// Everyone allows and trusts everyone; nobody has an address.
+    /// Has every node allow and trust every other; no node has an address of another yet.
     pub fn introduce(nodes: &mut [&mut TestNode]) {
         let cards: Vec<_> = nodes.iter().map(|node| node.card()).collect();
         for node in nodes.iter_mut() {

@@ -1,9 +1,9 @@
-//! Networks of their own: namespaces joined by a bridge, or by the [`Emulator`].
+//! Private networks: namespaces joined by a bridge, or by the [`Emulator`].
 //!
-//! Walk: [`Network::on_a_bridge`] or [`Network::in_sites`] makes a namespace for each machine, with the interface `eth0` and an
-//! address; [`crate::TestNode::live_on`] puts a daemon and its Nix into one.
-//! Invariants: no namespace has a way out, so all traffic stays inside; names carry the process id, so that a later run removes
-//! what a killed one left; everything goes with the [`Network`].
+//! Walk: [`Network::on_a_bridge`] or [`Network::in_sites`] makes a namespace for each machine, with the interface `eth0`
+//! and an address; [`crate::TestNode::live_on`] puts a daemon and its Nix into one.
+//! Invariants: no namespace has a way out, so all traffic stays inside; names carry the process id, so that a later run can
+//! remove what a killed one left; everything is removed with the [`Network`].
 
 mod namespace;
 mod shaped;
@@ -23,17 +23,17 @@ pub use namespace::{Namespace, Traffic};
 
 use namespace::{NAMESPACES, ip_batch};
 
-/// All names begin with this, a process id and a number.
+/// Names of namespaces begin with this, followed by a process id and a number.
 const PREFIX: &str = "narmesh";
-/// One of 10.77.0.0/16 for each machine.
+/// Every machine has an address in 10.77.0.0/16.
 const NETWORK_BITS: u8 = 16;
-/// One of fd00:77::/64 for each machine of a network without IPv4.
+/// In a network without IPv4, every machine has an address in fd00:77::/64.
 const NETWORK_BITS_V6: u8 = 64;
 
 /// Machines in namespaces.
 #[derive(Debug)]
 pub struct Network {
-    /// Drops first: its taps are in the namespaces.
+    /// Dropped before the namespaces, which hold its taps.
     emulator: Option<Emulator>,
     machines: Vec<Namespace>,
     prefix: String,
@@ -43,13 +43,13 @@ impl Network {
     /// Why no network can be made here; `None` when it can.
     ///
     /// # Panics
-    /// When a tool is missing: that is to be installed, not passed over.
+    /// When a tool is missing: it has to be installed; that is no reason to skip a test.
     #[must_use]
     pub fn not_permitted() -> Option<String> {
         if !rustix::process::geteuid().is_root() {
             return Some("network namespaces need root".to_owned());
         }
-        // Stories that run beside each other ask at the same moment.
+        // Stories that run at the same time may ask at the same moment.
         static PROBES: AtomicUsize = AtomicUsize::new(0);
         let probe = format!("{PREFIX}-{}-probe{}", std::process::id(), PROBES.fetch_add(1, Ordering::Relaxed));
         let made = finish(Command::new("ip").args(["netns", "add", &probe]));
@@ -70,7 +70,7 @@ impl Network {
         Self::bridged(machines, |number| address_of(0, number), NETWORK_BITS)
     }
 
-    /// The same with IPv6 alone: IPv4 is there on loopback only, for the gateway.
+    /// As [`Network::on_a_bridge`], with IPv6 alone: IPv4 is there on loopback only, for the gateway.
     ///
     /// # Panics
     /// When the system refuses.
@@ -101,13 +101,14 @@ impl Network {
             ));
             inside.push(format!("link set v{number} master bridge up"));
         }
-        // Made first, so that what was begun is removed whatever fails.
+        // Made first, so that its drop removes what exists, whatever fails below.
         let mut network = Self { emulator: None, machines: Vec::new(), prefix: prefix.clone() };
         ip_batch(None, &outside);
         ip_batch(Some(&hub), &inside);
         for number in 0..machines {
             let machine = Namespace::up(&format!("{prefix}-{number}"), address_of(number), network_bits);
-            // One kernel keeps 1,024 neighbours in all its namespaces together, and drops what is for more; these do not count.
+            // A kernel keeps 1,024 neighbours over all its namespaces and drops packets for any more; permanent ones do not
+            // count.
             let others = (0..machines).filter(|other| *other != number);
             let neighbours = others
                 .map(|other| (address_of(other), ethernet_of(other)))
@@ -118,7 +119,8 @@ impl Network {
         network
     }
 
-    /// So many machines in each site, in the order of the sites, joined by the emulator.
+    /// Machines in sites that the emulator joins: `machines_per_site` counts them, and they are numbered in the order of
+    /// the sites.
     ///
     /// # Panics
     /// When the system refuses.
@@ -145,7 +147,7 @@ impl Network {
         network
     }
 
-    /// Where the bridge is.
+    /// The namespace of the bridge.
     fn hub_name(&self) -> String {
         hub_name(&self.prefix)
     }
@@ -165,7 +167,7 @@ impl Network {
         &self.machines
     }
 
-    /// What joins the sites.
+    /// The emulator that joins the sites.
     ///
     /// # Panics
     /// On a bridge, which has none.
@@ -174,13 +176,13 @@ impl Network {
         self.emulator.as_ref().expect("a network of sites")
     }
 
-    /// Carries a machine to another site, where it gets another address.
+    /// Moves a machine to another site, where it gets another address.
     ///
     /// # Panics
     /// When the system refuses, or on a bridge.
     pub fn move_machine(&mut self, number: usize, site: Site) -> &Namespace {
         self.emulator().move_tap(number, site);
-        // Beyond the machines that began there.
+        // Higher than the addresses of machines that began there.
         let address = address_of(site, 100 + number);
         let machine = self.machines.get_mut(number).expect("a machine of this network");
         machine.change_address(address, NETWORK_BITS);
@@ -212,26 +214,26 @@ fn hub_name(prefix: &str) -> String {
     format!("{prefix}-hub")
 }
 
-/// 10.77.site.machine, both from one.
+/// 10.77.site.machine, both counted from one.
 fn address_of(site: Site, number: usize) -> IpAddr {
     let byte = |number: usize| u8::try_from(number + 1).expect("at most 254 of a kind");
     Ipv4Addr::new(10, 77, byte(site), byte(number)).into()
 }
 
-/// An Ethernet address that nobody else may have been given.
+/// A locally administered Ethernet address for this machine, which no real device has.
 fn ethernet_of(number: usize) -> String {
     let [high, low] = u16::try_from(number).expect("at most 254 machines").to_be_bytes();
     format!("02:6e:61:72:{high:02x}:{low:02x}")
 }
 
-/// Namespaces that such a program made.
+/// The namespaces that runs of this harness made.
 fn namespaces() -> Vec<String> {
     let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('-'))).collect()
 }
 
-/// Another run may be removing the same leftovers.
+/// Removes a namespace; a failure is no error, since another run may be removing the same one.
 fn delete(name: &str) {
     finish(Command::new("ip").args(["netns", "delete", name]));
 }

@@ -27,7 +27,7 @@ build-users-group =
 require-sigs = true
 ";
 
-/// The same for a relocated store, whose builder needs neither root nor namespaces.
+/// The `nix.conf` for a relocated store, whose builder needs neither root nor namespaces.
 const NIX_CONF_RELOCATED: &str = "\
 experimental-features = nix-command
 substituters =
@@ -49,33 +49,33 @@ const CLIENT_OPTIONS: [(&str, &str); 4] = [
 pub struct NixStoreFixture {
     dir: PathBuf,
     place: StorePlace,
-    /// What `--store` is given; `None` where the environment says it all.
+    /// The value of `--store`; `None` where environment variables describe the store.
     store_url: Option<String>,
     environment: Vec<(String, PathBuf)>,
     version: NixVersion,
     run_under: Vec<String>,
 }
 
-/// One row of `ValidPaths`.
+/// One row of `ValidPaths` in Nix's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathRow {
     /// The full store path.
     pub path: String,
-    /// `sha256:` and hexadecimal digits.
+    /// NarHash: `sha256:` and hexadecimal digits.
     pub nar_hash: String,
-    /// In bytes.
+    /// NarSize, in bytes.
     pub nar_size: u64,
     /// Whether it was built here.
     pub ultimate: bool,
-    /// `name:base64`, in the order of the database.
+    /// Signatures as `name:base64`, in the order of the database.
     pub signatures: Vec<String>,
     /// The content address, empty without one.
     pub content_address: String,
-    /// Full store paths, itself included if it refers to itself.
+    /// The store paths that it refers to, itself included if it refers to itself.
     pub references: BTreeSet<String>,
 }
 
-/// The lines of a narinfo that stories look at.
+/// Those fields of a narinfo that stories look at.
 #[derive(Debug, Clone)]
 pub struct NarInfoText {
     /// `URL`, with a leading slash.
@@ -106,7 +106,7 @@ impl NixStoreFixture {
         )
     }
 
-    /// A store whose logical place is `store_dir`, which is also where it really is; it builds as anyone.
+    /// A store whose logical place is `store_dir`, which is also where it really is; any user can build in it.
     ///
     /// # Panics
     /// As [`NixStoreFixture::chroot`].
@@ -122,7 +122,7 @@ impl NixStoreFixture {
         Self::make(dir, NIX_CONF_RELOCATED, place, None, &places)
     }
 
-    /// A store with the same logical place, which really lies in `dir`; it substitutes and does not build.
+    /// A store whose logical place is `store_dir` and which really lies in `dir`; it substitutes and does not build.
     ///
     /// # Panics
     /// As [`NixStoreFixture::chroot`].
@@ -157,12 +157,12 @@ impl NixStoreFixture {
         fixture
     }
 
-    /// Starts every Nix of this store by this command, which is given Nix's own as further arguments.
+    /// From now on, this command starts every Nix of this store; it gets Nix's own command as further arguments.
     pub fn run_nix_under(&mut self, command: &[&str]) {
         self.run_under = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
-    /// From now on this version of Nix is what drives the store.
+    /// From now on, this version of Nix drives the store.
     pub fn use_nix(&mut self, version: NixVersion) {
         self.version = version;
     }
@@ -242,7 +242,8 @@ impl NixStoreFixture {
         finish(&mut copy).expect_success("nix copy");
     }
 
-    /// Registers `count` paths as built here, in the database alone: enough for a daemon to advertise them, and quick.
+    /// Registers `count` paths as built here, in the database alone. That is quick, and enough for a daemon to advertise
+    /// them.
     ///
     /// # Panics
     /// When the database cannot be written.
@@ -258,12 +259,12 @@ impl NixStoreFixture {
         ));
     }
 
-    /// `nix-build` of the derivation with the gateway as the only substituter and no `fallback`: what a user does.
+    /// `nix-build` of `attribute` with the gateway as the only substituter and no `fallback`: what a user does.
     pub fn nix_build(&self, attribute: &str, gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
         finish(&mut self.nix_build_command(attribute, gateway, trusted_public_keys))
     }
 
-    /// The same, not yet started.
+    /// The command of [`NixStoreFixture::nix_build`], not yet started.
     #[must_use]
     pub fn nix_build_command(&self, attribute: &str, gateway: SocketAddr, trusted_public_keys: &[String]) -> Command {
         let mut command = self.nix("nix-build");
@@ -279,7 +280,7 @@ impl NixStoreFixture {
         finish(with_gateway(&mut command, gateway, trusted_public_keys))
     }
 
-    /// `nix copy --from` the gateway, of the paths with all that they refer to.
+    /// `nix copy --from` the gateway, of `paths` with all that they refer to.
     pub fn copy(&self, paths: &[String], gateway: SocketAddr, trusted_public_keys: &[String]) -> Finished {
         let mut command = self.nix("nix");
         command.args(["--extra-experimental-features", "nix-command", "copy", "--from", &format!("http://{gateway}")]);
@@ -297,7 +298,7 @@ impl NixStoreFixture {
         lines(&finish(command.args(["--query", "--deriver"]).args(paths)).expect_success("nix-store --query --deriver"))
     }
 
-    /// Deletes valid paths from database and disk, whoever refers to them.
+    /// Deletes valid paths from database and disk, even if others refer to them.
     ///
     /// # Panics
     /// When Nix refuses.
@@ -354,7 +355,7 @@ impl NixStoreFixture {
         })
     }
 
-    /// Every valid path that is no derivation.
+    /// Every valid path that is not a derivation.
     ///
     /// # Panics
     /// When the database cannot be read.
@@ -383,7 +384,7 @@ impl NixStoreFixture {
         lie_in(&self.real_path(path).join(file));
     }
 
-    /// As [`NixStoreFixture::corrupt_file`], of a path that is itself a file.
+    /// As [`NixStoreFixture::corrupt_file`], for a store path that is itself a file.
     ///
     /// # Panics
     /// When the file cannot be rewritten.
@@ -391,7 +392,7 @@ impl NixStoreFixture {
         lie_in(&self.real_path(path));
     }
 
-    /// As [`NixStoreFixture::corrupt_file`], and registers what came of it as what was built: a builder that lies.
+    /// As [`NixStoreFixture::corrupt_file`], and registers the changed contents as what was built: a builder that lies.
     ///
     /// # Panics
     /// When Nix refuses.
@@ -412,13 +413,13 @@ impl NixStoreFixture {
         finish(self.nix("nix-store").args(arguments)).expect_success(&format!("nix-store {arguments:?}"))
     }
 
-    /// Gives a command that starts Nix itself this store's environment, and nothing else of ours.
+    /// Gives this store's environment, and no other variable of ours, to a command that starts Nix itself.
     pub fn lend_environment(&self, command: &mut Command) {
         nix_client_environment(command);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
     }
 
-    /// A command of Nix in this store's environment, and in nothing else of ours.
+    /// A command of Nix in this store's environment, without other variables of ours.
     #[must_use]
     pub fn nix(&self, program: &str) -> Command {
         let mut words = self.run_under.iter().cloned().chain(self.version.command_prefix()).chain([program.to_owned()]);
@@ -445,7 +446,7 @@ impl NixStoreFixture {
 }
 
 impl NarInfoText {
-    /// Reads what a gateway answered.
+    /// Parses the narinfo that a gateway answered.
     ///
     /// # Panics
     /// When a line that Nix demands is missing.
@@ -493,15 +494,15 @@ pub fn hash_part(path: &str) -> &str {
     base.get(..32).filter(|_| base.get(32..33) == Some("-")).unwrap_or_else(|| panic!("no store path: {path}"))
 }
 
-/// What a Nix of its own in `dir` needs in its environment: its configuration in `dir/etc`, and a narinfo disk cache of its
-/// own, or that of one client leaks into another.
+/// The environment of a separate Nix client in `dir`: its configuration is in `dir/etc`, and it has its own narinfo disk
+/// cache, since answers would leak from one client to another through a shared one.
 #[must_use]
 pub fn nix_homes(dir: &Path) -> [(String, PathBuf); 3] {
     [("HOME", "home"), ("NIX_CONF_DIR", "etc"), ("XDG_CACHE_HOME", "cache")]
         .map(|(name, place)| (name.to_owned(), dir.join(place)))
 }
 
-/// Takes every variable of ours from the environment of a Nix client, but `PATH`.
+/// Removes all our variables except `PATH` from the environment of a Nix client.
 pub fn nix_client_environment(command: &mut Command) -> &mut Command {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
     command.env_clear().env("PATH", path).env("LC_ALL", "C")

@@ -1,4 +1,4 @@
-//! One machine of a mesh: a store, a configuration file, and at times a running daemon.
+//! One machine of a mesh: a store, a configuration file, and a daemon that may be running.
 
 mod daemon;
 mod observed;
@@ -15,15 +15,15 @@ use crate::process::{Finished, finish};
 
 use self::daemon::Ports;
 
-/// What `narmesh init` writes; on a machine of its own nobody else has it.
+/// The port that `narmesh init` writes; on a machine of its own nobody else uses it.
 const LISTEN_PORT: u16 = 7280;
 
-/// What another machine has to know of this one: the lines that `narmesh init` prints for it.
+/// What another machine has to know about this one: the lines that `narmesh init` prints for it.
 #[derive(Debug, Clone)]
 pub struct PeerCard {
-    /// The name.
+    /// The name that other machines give it in their configurations.
     pub name: String,
-    /// The peer id.
+    /// The PeerId, in base58.
     pub peer_id: String,
     /// The public builder key in Nix's form, if there is one.
     pub builder_key: Option<String>,
@@ -46,7 +46,7 @@ pub struct TestNode {
     notify_socket: Option<PathBuf>,
     run_under: Vec<String>,
     network: Option<Namespace>,
-    /// Whom its Nix trusts, if not those that its daemon trusts.
+    /// The public keys that its Nix trusts; `None`: those that its daemon trusts.
     pub(crate) nix_keys: Option<Vec<String>>,
 }
 
@@ -81,12 +81,12 @@ impl TestNode {
         let builder_key = public_key_of(&dir.join("builder.key"));
         assert_eq!(id.pointer("/builder_key"), Some(&(*builder_key).into()), "Nix and narmesh read the same key");
         node.card.builder_key = Some(builder_key);
-        // As `init` wrote it: what was built here may come back from others, and our own gateway offers it.
+        // As in the file that `init` wrote: our own builds may come back from others, and our own gateway offers them.
         node.config.trusted_public_keys.extend(node.card.builder_key.clone());
         node
     }
 
-    /// What others have to know of this node.
+    /// What others have to know about this node.
     #[must_use]
     pub fn card(&self) -> PeerCard {
         self.card.clone()
@@ -131,24 +131,26 @@ impl TestNode {
         entry.addresses.push(address.to_owned());
     }
 
-    /// From the next start on the daemon runs as this user and group, who owns its directory, but not its store.
+    /// From the next start on, the daemon runs as this user and group, which own its directory but not its store.
     pub fn run_as(&mut self, user: u32) {
         self.run_as = Some(user);
     }
 
-    /// From the next start on the daemon is told to report its readiness there, as systemd does it (`NOTIFY_SOCKET`).
+    /// From the next start on, the daemon is told to report its readiness to this socket, as systemd tells it
+    /// (`NOTIFY_SOCKET`).
     pub fn notify_socket(&mut self, path: &Path) {
         self.notify_socket = Some(path.to_owned());
     }
 
-    /// From the next start on the daemon is started by this command, which is given the daemon's own as further arguments
-    /// and has to `exec` it: `env NAME=VALUE`, `prlimit --nofile=64`, `unshare --mount …`.
+    /// From the next start on, this command starts the daemon. It gets the daemon's own command as further arguments and
+    /// has to `exec` it: `env NAME=VALUE`, `prlimit --nofile=64`, `unshare --mount …`.
     pub fn run_under(&mut self, command: &[&str]) {
         self.run_under = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
-    /// From the next start on the daemon and its Nix are on this machine of a network, and listen as a user's do: on all
-    /// addresses of IPv4 and IPv6, though most of these machines have only one of the two, and the gateway on loopback.
+    /// From the next start on, the daemon and its Nix are on this machine of a network. The daemon listens as a user's
+    /// does: on all addresses of IPv4 and IPv6, though most of these machines have only one of the two, and on loopback for
+    /// the gateway.
     pub fn live_on(&mut self, machine: &Namespace) {
         self.config.listen = ["/ip4/0.0.0.0", "/ip6/::"].map(|any| format!("{any}/tcp/{LISTEN_PORT}")).into();
         self.config.advertise_loopback = false;
@@ -157,7 +159,7 @@ impl TestNode {
         self.network = Some(machine.clone());
     }
 
-    /// The machine of a network that it is on.
+    /// The machine of a network that this node is on, if any.
     #[must_use]
     pub fn network(&self) -> Option<&Namespace> {
         self.network.as_ref()
@@ -177,12 +179,12 @@ impl TestNode {
         self.dir.join("narmesh.toml")
     }
 
-    /// Whom its Nix trusts.
+    /// The public keys that its Nix trusts.
     fn nix_keys(&self) -> &[String] {
         self.nix_keys.as_deref().unwrap_or(&self.config.trusted_public_keys)
     }
 
-    /// The substituting client of this machine: its own store, its own gateway, its own trusted keys.
+    /// `nix-store --realise` on this machine: substitutes `paths` into its store through its gateway, with its trusted keys.
     pub fn realise(&self, paths: &[String]) -> Finished {
         self.store.realise(paths, self.gateway(), self.nix_keys())
     }
@@ -202,20 +204,20 @@ impl TestNode {
         finish(Command::new(narmesh_binary()).arg("--config").arg(self.config_file()).args(arguments))
     }
 
-    /// The files in which the daemon keeps what must survive, whether they exist or not.
+    /// The files of the daemon's state database, whether they exist or not.
     #[must_use]
     pub fn state_files(&self) -> Vec<PathBuf> {
         ["state.sqlite", "state.sqlite-wal", "state.sqlite-shm"].map(|name| self.dir.join("state").join(name)).into()
     }
 
-    /// How many summaries of peers lie in its state directory.
+    /// How many summaries of peers are kept in its state directory.
     #[must_use]
     pub fn summaries_kept(&self) -> usize {
         fs::read_dir(self.dir.join("state/summaries"))
             .map_or(0, |dir| dir.flatten().filter(|file| !file.file_name().to_string_lossy().ends_with(".new")).count())
     }
 
-    /// Where the summary of this peer is kept.
+    /// The file in which the summary of this peer is kept.
     ///
     /// # Panics
     /// When nobody of that name is on the allowlist.
@@ -234,7 +236,7 @@ impl TestNode {
 impl Drop for TestNode {
     fn drop(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
-            // One that has ended already is as good.
+            // It may have ended already.
             daemon.kill().ok();
             daemon.wait().ok();
         }
@@ -251,7 +253,7 @@ impl Drop for TestNode {
     }
 }
 
-/// The public half of a Nix signing key, said by Nix itself.
+/// The public key for a Nix signing key, as Nix itself prints it.
 #[track_caller]
 fn public_key_of(secret_key_file: &Path) -> String {
     let mut command = Command::new("nix");

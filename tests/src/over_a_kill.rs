@@ -1,18 +1,18 @@
-//! A build that lasts longer than the daemon it is fed by.
+//! A build whose daemon is killed and started again in the middle of a NAR.
 
 use std::thread;
 use std::time::Duration;
 
 use crate::{Finished, GatedProxy, HandedSocket, TestMesh, TestNode, promised, wait_until};
 
-/// Nix is back at the socket, and begins with a NAR, within this.
+/// Nix starts on a NAR, and comes back to the socket after the kill, within this.
 const SOON: Duration = Duration::from_secs(2);
-/// What a restart takes that nobody hurries.
+/// How long the daemon is away without a socket: an unhurried restart.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// Builds `attribute` on `client`, which gets it from `holder` alone; the client's daemon is killed after `bytes` of the NAR came,
-/// and started again. Behind a socket that waits until Nix is back there; without one, connections are refused for a second.
-/// Returns how the build ended.
+/// Builds `attribute` on `client`, which gets it from `holder` alone. The client's daemon is killed when `bytes` of the NAR
+/// have come, and started again: with a socket, once Nix waits there again; without one, after a second in which
+/// connections are refused. Returns how the build ended.
 ///
 /// # Panics
 /// When the NAR is not larger than `bytes`, or a step takes much longer than promised.
@@ -24,7 +24,7 @@ pub fn build_over_a_kill(
 ) -> Finished {
     let path = holder.store.build_one(attribute);
     for node in [&mut *holder, &mut *client] {
-        // The gate stays the only way, and counts what is not compressed.
+        // The gate stays the only way to the holder, and the bytes that it counts are those of the NAR.
         node.config.advertise_loopback = false;
         node.config.compress = "never";
     }
@@ -49,7 +49,7 @@ pub fn build_over_a_kill(
         client.kill();
         match socket {
             Some(socket) => wait_until("Nix is back at the socket", promised(SOON), || socket.waiting() > 0),
-            // Whoever is refused leaves no trace to wait for.
+            // A refused connection leaves no trace that could be waited for.
             None => thread::sleep(AWAY),
         }
         gate.release();

@@ -7,16 +7,16 @@ use crate::{HttpAnswer, Link, Network, NixVersion, TestMesh, TestNode, Traffic, 
 /// Two running nodes are promised to connect and to know each other's summaries within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// One who has all and one who asks.
+/// One node that has paths, and one that asks for them.
 #[derive(Debug)]
 pub struct Pair {
     /// Has what stories put into its store.
     pub holder: TestNode,
     /// Has nothing at first.
     pub client: TestNode,
-    /// What is between them, where that is not loopback.
+    /// The network between them; `None` on loopback.
     pub network: Option<Network>,
-    /// Goes last.
+    /// The directory of both; dropped last.
     pub mesh: TestMesh,
 }
 
@@ -31,10 +31,10 @@ impl Pair {
         pair
     }
 
-    /// The holder's uplink has this rate.
+    /// On a network in which the holder's uplink has this rate.
     ///
     /// # Panics
-    /// Where there can be no networks, as [`Network::not_permitted`] tells.
+    /// Where networks cannot be made; [`Network::not_permitted`] says why.
     #[must_use]
     pub fn over_a_line(kilobits_per_s: u32) -> Self {
         let network = Network::on_a_bridge(2);
@@ -43,7 +43,7 @@ impl Pair {
         Self::on(network)
     }
 
-    /// In two sites so far from each other.
+    /// In two sites with this delay between them.
     ///
     /// # Panics
     /// As [`Pair::over_a_line`].
@@ -60,7 +60,7 @@ impl Pair {
         pair
     }
 
-    /// What the client asks with.
+    /// Sets the version of Nix that the client asks with.
     pub fn use_nix(&mut self, version: NixVersion) {
         self.client.store.use_nix(version);
     }
@@ -76,7 +76,7 @@ impl Pair {
         self.wait_met();
     }
 
-    /// The client's daemon is another one: its connection with the holder is new.
+    /// Kills the client's daemon and starts it again, so that its connection with the holder is new.
     ///
     /// # Panics
     /// As [`Pair::start`].
@@ -103,7 +103,7 @@ impl Pair {
         self.holder.network().expect("a line").traffic()
     }
 
-    /// Of these paths, how many the client's store has.
+    /// How many of these paths are in the client's store.
     #[must_use]
     pub fn arrived(&self, paths: &[String]) -> usize {
         let has = self.client.store.outputs();
@@ -111,7 +111,7 @@ impl Pair {
     }
 }
 
-/// `GET` from a gateway, wherever it is.
+/// `GET` from a node's gateway, in the network of the node if it has one.
 ///
 /// # Panics
 /// When nothing listens there.
@@ -124,13 +124,13 @@ pub fn get_from(node: &TestNode, url: &str) -> HttpAnswer {
     }
 }
 
-/// Where the narinfo of a path is.
+/// The URL path of a store path's narinfo.
 #[must_use]
 pub fn narinfo_url(path: &str) -> String {
     format!("/{}.narinfo", hash_part(path))
 }
 
-/// Where the NAR is, as a narinfo says.
+/// The URL path of the NAR that a narinfo names; `None` when the answer is not 200.
 #[must_use]
 pub fn nar_url(narinfo: &HttpAnswer) -> Option<String> {
     let text = narinfo.text();

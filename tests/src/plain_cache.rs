@@ -1,4 +1,4 @@
-//! The same NARs by plain HTTP on the same line: what a mesh is measured by.
+//! The same NARs by plain HTTP on the same line, to compare a mesh with.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use crate::{NixStoreFixture, TestNode, finish, get, hash_part, promised, wait_until};
 
 const PORT: u16 = 8_080;
-/// Of a web server.
+/// The web server is expected to answer this soon after its start.
 const START: Duration = Duration::from_secs(1);
 
-/// An nginx beside the holder's daemon, with a binary cache of what the holder has. It ends with this.
+/// An nginx beside the holder's daemon, with a binary cache of what the holder has. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct PlainCache {
     nginx: Child,
@@ -22,7 +22,7 @@ pub struct PlainCache {
 }
 
 impl PlainCache {
-    /// Of `paths`, on the holder's machine of a network.
+    /// Starts one for `paths`, on the holder's machine of a network.
     ///
     /// # Panics
     /// When the holder is in no network, or Nix or nginx fails.
@@ -47,7 +47,7 @@ impl PlainCache {
         Self { nginx, cache, address }
     }
 
-    /// The path of the URL of a NAR, as the cache's narinfo says.
+    /// The URL path of a NAR, from the cache's narinfo.
     ///
     /// # Panics
     /// When the cache does not have it.
@@ -67,7 +67,7 @@ impl Drop for PlainCache {
     }
 }
 
-/// One process, as the user that runs the test, everything in its own directory.
+/// One process, run by the user that runs the test, with everything in its own directory.
 fn nginx_configuration(dir: &Path, cache: &Path) -> String {
     let dir = dir.display();
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -81,7 +81,7 @@ fn nginx_configuration(dir: &Path, cache: &Path) -> String {
     )
 }
 
-/// A store of its own in `dir` for the client's machine, whose Nix is the client's.
+/// A second store in `dir` for the client's machine, driven by the same version of Nix.
 ///
 /// # Panics
 /// When the client is in no network.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::http::get;
 use crate::network::Namespace;
 
-/// Pause between two rounds of questions.
+/// Pause between two rounds of requests.
 const ROUND_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Asks a gateway for `paths`, one after the other, again and again, until it is told to stop.
+/// Asks a gateway for URL paths, one after the other, again and again, until it is stopped.
 #[derive(Debug)]
 pub struct Prober {
     stop: Arc<AtomicBool>,
@@ -23,18 +23,18 @@ pub struct Prober {
 /// What a [`Prober`] saw.
 #[derive(Debug, Default, Clone)]
 pub struct ProbeReport {
-    /// How often each status came.
+    /// How often each HTTP status came.
     pub statuses: BTreeMap<u16, u64>,
     /// Requests that got no status at all: refused, reset, or never answered.
     pub errors: Vec<String>,
-    /// The longest wait for a whole answer.
+    /// The longest wait for a complete answer.
     pub slowest: Duration,
-    /// The path of that wait.
+    /// The URL path of that request.
     pub slowest_path: String,
 }
 
 impl Prober {
-    /// Starts to ask, in the network of a machine if it has one of its own.
+    /// Starts to ask for `paths`, in the network of the machine `place` if one is given.
     #[must_use]
     pub fn start(address: SocketAddr, paths: Vec<String>, place: Option<Namespace>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -55,7 +55,7 @@ impl Prober {
         Self { stop, thread: Some(thread) }
     }
 
-    /// Stops to ask, and returns what was seen.
+    /// Stops asking, and returns what was seen.
     ///
     /// # Panics
     /// When the asking thread did.
@@ -87,10 +87,10 @@ impl ProbeReport {
         }
     }
 
-    /// Only 200 and 404, nothing refused, nothing slower than `slowest_max`, and not nothing at all.
+    /// Asserts that every request was answered with 200 or 404 within `slowest_max`, and that there was at least one.
     ///
     /// # Panics
-    /// When any of it does not hold.
+    /// When that does not hold.
     #[track_caller]
     pub fn assert_fit_for_nix(&self, slowest_max: Duration) {
         assert!(self.errors.is_empty(), "requests without an answer: {:?}", self.errors);

@@ -1,4 +1,4 @@
-//! Child processes: run to the end, or measured while they run.
+//! Child processes: runs them to their end, or measures them while they run.
 
 use std::fs;
 use std::process::{Command, ExitStatus, Stdio};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-/// What a command left behind.
+/// Exit status and output of a command.
 #[derive(Debug)]
 pub struct Finished {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,
@@ -62,16 +62,16 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// What a process has used up since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Costs {
-    /// Seconds of a processor, in user mode and in the kernel.
+    /// Processor time in seconds, in user mode and in the kernel.
     pub cpu_s: f64,
-    /// Bytes in its log.
+    /// Size of its log, bytes.
     pub log_bytes: u64,
-    /// Bytes that it had the kernel write to disks.
+    /// Bytes that the kernel wrote to disks for it.
     pub disk_bytes: u64,
 }
 
 impl Costs {
-    /// Of process `pid`, whose log has so many bytes.
+    /// The costs of process `pid`, whose log has `log_bytes` bytes.
     ///
     /// # Panics
     /// When the process is gone or belongs to someone else.
@@ -87,7 +87,7 @@ impl Costs {
         }
     }
 
-    /// What was used up since.
+    /// What was used up since `before`.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Costs {
     }
 }
 
-/// Watches the largest resident set of one process from a moment on, by the kernel's own high-water mark.
+/// Watches the largest resident set of one process from its start on, by the kernel's own high-water mark.
 #[derive(Debug)]
 pub struct MemoryPeak {
     pid: u32,
@@ -106,7 +106,7 @@ pub struct MemoryPeak {
 }
 
 impl MemoryPeak {
-    /// Resets the kernel's mark of process `pid` to what it holds now.
+    /// Resets the kernel's high-water mark of process `pid` to its present resident set.
     ///
     /// # Panics
     /// When the process is gone or belongs to someone else.
@@ -118,7 +118,7 @@ impl MemoryPeak {
         Self { pid, start_bytes: memory_bytes(pid, "VmRSS:") }
     }
 
-    /// The largest resident set since, in bytes.
+    /// The largest resident set since the start, in bytes.
     ///
     /// # Panics
     /// When the process is gone.
@@ -128,7 +128,7 @@ impl MemoryPeak {
         memory_bytes(self.pid, "VmHWM:")
     }
 
-    /// How far the resident set rose above where it began, in bytes.
+    /// How far the resident set rose above its size at the start, in bytes.
     ///
     /// # Panics
     /// When the process is gone.
@@ -153,7 +153,7 @@ pub(crate) fn resident_bytes(pid: u32) -> u64 {
 #[track_caller]
 pub(crate) fn processor_time(pid: u32) -> Duration {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
-    // After the name, which may hold anything: field 3 is the first.
+    // The name may hold anything, so counting starts behind it, at field 3; fields 14 and 15 are the user and system time.
     let fields: Vec<u64> = text
         .rsplit(')')
         .next()

@@ -1,4 +1,4 @@
-//! Builders and a policy, as they stand in a configuration; attestations carried from node to node as files.
+//! The builders and the quorum policy of a configuration, and attestations carried from node to node as files.
 
 use std::fs;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use crate::mesh::TestMesh;
 use crate::node::TestNode;
 use crate::wait::{promised, wait_for};
 
-/// A build is attested this soon after Nix registered it.
+/// A build is promised to be attested this soon after Nix registered it.
 const ATTESTED: Duration = Duration::from_secs(1);
 
-/// What another process wrote is seen this soon.
+/// Imported attestations are promised to be known this soon.
 const LEARNT: Duration = Duration::from_secs(2);
 
-/// `[quorum]`, `[[builder]]` and `[[revoked_builders]]`.
+/// The sections `[quorum]`, `[[builder]]` and `[[revoked_builders]]` of a configuration.
 #[derive(Debug, Clone)]
 pub struct Rules {
     mode: &'static str,
@@ -24,7 +24,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// `k` of these must agree, each by itself.
+    /// At least `k` of these builders must agree; each counts by itself.
     #[must_use]
     pub fn new(mode: &'static str, k: usize, builders: &[&TestNode]) -> Self {
         let builder =
@@ -38,13 +38,13 @@ impl Rules {
         }
     }
 
-    /// `mode = "require"`.
+    /// As [`Rules::new`], with `mode = "require"`.
     #[must_use]
     pub fn require(k: usize, builders: &[&TestNode]) -> Self {
         Self::new("require", k, builders)
     }
 
-    /// The key of `node` is revoked, with all that it ever said.
+    /// Revokes the builder key of `node`, with everything that it ever signed.
     #[must_use]
     pub fn revoke(mut self, node: &TestNode) -> Self {
         let key = node.builder_key();
@@ -52,7 +52,8 @@ impl Rules {
         self
     }
 
-    /// Each builder's machine is of this name in the mesh, so that its attestations travel; `own` is whose rules these are.
+    /// Names the peer that is each builder's machine, so that its attestations travel. `own` is the node that follows these
+    /// rules; as a builder it gets no peer.
     #[must_use]
     pub fn told_by_their_machines(mut self, own: &str) -> Self {
         let named = |line: &str| match line.strip_prefix("name = ") {
@@ -63,7 +64,7 @@ impl Rules {
         self
     }
 
-    /// What `node` signs is its own build: its bare signatures count.
+    /// `node` signs only its own builds: its bare signatures count.
     #[must_use]
     pub fn signs_only_own_builds(mut self, node: &TestNode) -> Self {
         let named = format!("name = '{}'\n", node.name);
@@ -71,7 +72,7 @@ impl Rules {
         self
     }
 
-    /// Further lines of `[quorum]`.
+    /// Adds lines to `[quorum]`.
     #[must_use]
     pub fn with(mut self, lines: &str) -> Self {
         self.quorum += lines;
@@ -79,7 +80,7 @@ impl Rules {
         self
     }
 
-    /// The text.
+    /// The text for the end of the configuration file.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let Self { mode, k, builders, revoked, quorum } = self;
@@ -88,22 +89,22 @@ impl Rules {
 }
 
 impl TestNode {
-    /// The policy of this node, from the next start or reload on.
+    /// Gives this node a policy, from the next start or reload on.
     pub fn follow(&mut self, rules: &Rules) {
         self.config.more = rules.to_toml();
     }
 
-    /// The public key of the gateway, as `status` says it.
+    /// The public key of the gateway, as `status` shows it.
     ///
     /// # Panics
-    /// Without a running daemon that requires agreement.
+    /// When no daemon runs that requires agreement.
     #[track_caller]
     #[must_use]
     pub fn gateway_key(&self) -> String {
         self.status().text("/quorum/gateway_public_key").expect("a policy that requires agreement").to_owned()
     }
 
-    /// From now on its Nix trusts the gateway key and no other.
+    /// From now on, its Nix trusts the gateway key and no other.
     ///
     /// # Panics
     /// As [`TestNode::gateway_key`].
@@ -112,7 +113,7 @@ impl TestNode {
         self.nix_keys = Some(vec![self.gateway_key()]);
     }
 
-    /// All attestations of a running builder, once it attested `path`.
+    /// Waits until a running builder has attested `path`; returns all its attestations.
     ///
     /// # Panics
     /// When that takes ten times as long as promised.
@@ -125,7 +126,7 @@ impl TestNode {
         self.narmesh(&["quorum", "export"]).expect_success("export") + "\n"
     }
 
-    /// Takes attestations in, as an operator does who was sent a file.
+    /// Imports attestations from a file, as an operator does who was sent one.
     ///
     /// # Panics
     /// When they are refused.
@@ -137,20 +138,21 @@ impl TestNode {
     }
 }
 
-/// Builders that each built the same things and attested them, and a client that judges by them; all of them run, and know
-/// each other.
+/// Builders that each built the same things and attested them, and a client that judges by them. All of them run and are
+/// connected.
 #[derive(Debug)]
 pub struct Jury {
-    /// In the order of their names.
+    /// In the order of the names given.
     pub builders: Vec<TestNode>,
-    /// Trusts no key; its Nix trusts the gateway key alone, if there is one.
+    /// Its daemon trusts no public key; its Nix trusts the gateway key alone, if there is one.
     pub client: TestNode,
-    /// What each builder built, in the order asked for; two builders may have got different contents.
+    /// The paths that each builder built, in the order of the attributes; their contents may differ between builders.
     pub paths: Vec<String>,
 }
 
 impl Jury {
-    /// Builders of these `names` that build these `attributes`, and a client that follows `rules` and knows all attestations.
+    /// Builders of these `names` that build these `attributes`, and a client that follows `rules` and knows all
+    /// attestations.
     ///
     /// # Panics
     /// When any of that takes ten times as long as promised.
@@ -176,7 +178,7 @@ impl Jury {
         jury
     }
 
-    /// The same, but the client was told of no attestation.
+    /// As [`Jury::new`], but the client was told of no attestation.
     ///
     /// # Panics
     /// As [`Jury::new`].

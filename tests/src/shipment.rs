@@ -1,4 +1,4 @@
-//! NARs over a line that takes long for them, by the mesh and by plain HTTP, and what else gets through meanwhile.
+//! NARs over a slow line, by the mesh and by plain HTTP, and lookups over the same line meanwhile.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -6,30 +6,30 @@ use std::time::{Duration, Instant};
 
 use crate::{NixVersion, Pair, PlainCache, get_from, nar_url, narinfo_url, promised, second_store, wait_until};
 
-/// So many NARs of so many bytes over a line of so many kilobits a second.
+/// What is sent, and the rate of the line.
 #[derive(Debug, Clone, Copy)]
 pub struct Shipment {
-    /// How many.
+    /// Number of NARs.
     pub nars: usize,
-    /// Of each.
+    /// Size of each NAR, bytes.
     pub nar_bytes: u64,
-    /// Of the holder's uplink.
+    /// Rate of the holder's uplink.
     pub kilobits_per_s: u32,
 }
 
-/// What came of it.
+/// The result of a [`Shipment`].
 #[derive(Debug, Clone, Copy)]
 pub struct Shipped {
-    /// NARs that are in the client's store.
+    /// How many of the NARs are in the client's store.
     pub arrived: usize,
-    /// Contents that left the holder, what was sent again included.
+    /// Bytes of contents that left the holder, retransmissions included.
     pub bytes: u64,
-    /// From the start of Nix to its end.
+    /// Time from the start of Nix to its end.
     pub took: Duration,
 }
 
 impl Shipment {
-    /// Of the NARs.
+    /// Size of all NARs together.
     #[must_use]
     pub fn all_bytes(self) -> u64 {
         self.nars as u64 * self.nar_bytes
@@ -39,7 +39,7 @@ impl Shipment {
         pair.holder.store.hold_noise(self.nars, self.nar_bytes, 1)
     }
 
-    /// `nix-store --realise` through the client's gateway.
+    /// Ships the NARs by `nix-store --realise` through the client's gateway.
     ///
     /// # Panics
     /// As [`Pair::over_a_line`] and [`Pair::start`].
@@ -56,7 +56,7 @@ impl Shipment {
         Shipped { arrived: pair.arrived(&paths), bytes, took }
     }
 
-    /// The same from an nginx on the holder's machine, on a line of its own.
+    /// Ships the NARs from an nginx on the holder's machine, on a line of its own.
     ///
     /// # Panics
     /// When that fails.
@@ -76,17 +76,17 @@ impl Shipment {
     }
 }
 
-/// Five narinfos are looked up again and again, while sixteen NARs fill the holder's uplink.
+/// What five clients that look up narinfos see while sixteen NARs fill the holder's uplink.
 #[derive(Debug)]
 pub struct LookupsBesideBulk {
-    /// How long each took, sorted.
+    /// How long each lookup took, sorted.
     pub times: Vec<Duration>,
-    /// How many were not answered 200.
+    /// How many lookups were not answered 200.
     pub refused: usize,
 }
 
 impl LookupsBesideBulk {
-    /// NARs of `bulk_bytes` each.
+    /// Runs the lookups beside NARs of `bulk_bytes` each.
     ///
     /// # Panics
     /// When a NAR does not arrive, and as [`Pair::over_a_line`] and [`Pair::start`].
@@ -96,7 +96,7 @@ impl LookupsBesideBulk {
         const AT_ONCE: usize = 5;
         let mut pair = Pair::over_a_line(kilobits_per_s);
         let bulk = pair.holder.store.hold_noise(BULK, bulk_bytes, 1);
-        // More than can be asked for while the bulk lasts.
+        // More than can be looked up while the NARs are on their way.
         let small = pair.holder.store.hold_noise(1_000, 128, 2);
         pair.start();
         let narinfo = |path: &String| nar_url(&get_from(&pair.client, &narinfo_url(path))).expect("a narinfo");
@@ -139,10 +139,10 @@ impl LookupsBesideBulk {
         Self { times, refused }
     }
 
-    /// What 99 of 100 did not exceed.
+    /// The time that 99 of 100 lookups did not exceed.
     ///
     /// # Panics
-    /// When none was asked for.
+    /// When there were no lookups.
     #[must_use]
     pub fn p99(&self) -> Duration {
         let at = (self.times.len() * 99 / 100).min(self.times.len().saturating_sub(1));

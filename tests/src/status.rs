@@ -31,7 +31,7 @@ impl Status {
         }
     }
 
-    /// What is known of the peer that the configuration calls `name`; `None` when it is not on the allowlist.
+    /// What is known about the peer that the configuration calls `name`; `None` when it is not on the allowlist.
     #[must_use]
     pub fn peer(&self, name: &str) -> Option<&Value> {
         self.at("/peers").as_array()?.iter().find(|peer| peer.get("name").is_some_and(|known| known == name))

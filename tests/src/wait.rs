@@ -1,12 +1,12 @@
-//! The one place that waits.
+//! The only place in the harness that waits.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A story waits this many times as long as users are promised before it calls a promise broken.
+/// A promise counts as broken after this many times the time that users are promised.
 pub const PROMISE_FACTOR: u32 = 10;
 
-/// Pause between two looks at a condition; short beside every promise (the shortest is one second).
+/// Pause between two looks at a condition; short compared with every promise (the shortest is one second).
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The time a story gives to something that users are promised within `bound`.
@@ -15,7 +15,7 @@ pub fn promised(bound: Duration) -> Duration {
     bound * PROMISE_FACTOR
 }
 
-/// Looks until `look` answers; `None` after `timeout`.
+/// Calls `look` until it returns a value; `None` after `timeout`.
 pub fn poll<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
@@ -29,7 +29,7 @@ pub fn poll<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> Option
     }
 }
 
-/// Looks until `look` answers, and returns the answer.
+/// Calls `look` until it returns a value, and returns that.
 ///
 /// # Panics
 /// When nothing came within `timeout`; the message names `what`.
@@ -38,7 +38,7 @@ pub fn wait_for<T>(what: &str, timeout: Duration, look: impl FnMut() -> Option<T
     poll(timeout, look).unwrap_or_else(|| panic!("waited {timeout:?} in vain for: {what}"))
 }
 
-/// Looks until the condition holds.
+/// Waits until the condition holds.
 ///
 /// # Panics
 /// As [`wait_for`].

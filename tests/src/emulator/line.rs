@@ -6,23 +6,23 @@ use std::time::Duration;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-/// Preamble, check sum and gap of an Ethernet frame, which its line is busy with too, bytes.
+/// Preamble, checksum and gap of an Ethernet frame, bytes: they keep the line busy too.
 const FRAME_OVERHEAD_BYTES: usize = 24;
 
 /// What a line does to frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
-    /// From the last bit sent to its arrival.
+    /// Time from sending the last bit of a frame to its arrival.
     pub delay: Duration,
-    /// Added to it, drawn evenly from nothing to this; frames keep their order.
+    /// Most that is added to `delay`, drawn evenly from zero to this; frames keep their order.
     pub jitter: Duration,
-    /// Frames lost by chance, of each thousand.
+    /// Frames lost by chance, per thousand.
     pub loss_permille: u32,
-    /// Bits a second; `None` is without limit.
+    /// Bits a second; `None` means no limit.
     pub rate_bits_s: Option<u64>,
-    /// How long a frame may wait for the line to be free; what would wait longer is dropped.
+    /// How long a frame may wait until the line is free; a frame that would wait longer is dropped.
     pub queue_max: Duration,
-    /// Nothing gets through.
+    /// Whether the line is cut: nothing gets through.
     pub cut: bool,
 }
 
@@ -40,7 +40,7 @@ impl Link {
     /// Within a site, as in `simulation/scenarios/wan-3-sites.toml`.
     pub const SITE: Self = Self { delay: Duration::from_millis(1), jitter: Duration::from_millis(1), ..Self::PERFECT };
 
-    /// Between sites, as there: 40 ms one way, 1 % loss.
+    /// Between sites, as in the same scenario: 40 ms one way, 1 % loss.
     pub const WAN: Self = Self {
         delay: Duration::from_millis(40),
         jitter: Duration::from_millis(5),
@@ -53,17 +53,17 @@ impl Link {
 /// What became of the frames of a line.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct LineCounts {
-    /// Handed over.
+    /// Handed over to the receiver.
     pub delivered: u64,
     /// Lost by chance.
     pub lost: u64,
-    /// Dropped because too many waited.
+    /// Dropped because they would have waited longer than [`Link::queue_max`].
     pub overflown: u64,
-    /// Swallowed by a cut.
+    /// Lost because the line was cut.
     pub cut: u64,
 }
 
-/// One direction between two places. Times are durations since a beginning of the caller's choice.
+/// One direction between two places. Times are durations since a moment of the caller's choice.
 #[derive(Debug)]
 pub(super) struct Line<T> {
     link: Link,
@@ -91,7 +91,7 @@ impl<T> Line<T> {
         self.link
     }
 
-    /// What is on the way arrives as it would have, unless the line is cut.
+    /// Changes the line. Frames on the way arrive as they would have, unless the line is cut.
     pub(super) fn set(&mut self, link: Link) {
         self.link = link;
         if link.cut {
@@ -100,7 +100,7 @@ impl<T> Line<T> {
         }
     }
 
-    /// Takes a frame of so many bytes.
+    /// Takes a frame of `bytes` bytes, or drops it.
     pub(super) fn offer(&mut self, now: Duration, bytes: usize, frame: T) {
         if self.link.cut {
             self.counts.cut += 1;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn delay_and_jitter_keep_the_order() {
+    fn frames_keep_their_order_under_delay_and_jitter() {
         let (arrived, _) = arrivals(Link { delay: 40 * MS, jitter: 5 * MS, ..Link::PERFECT }, MS, 1_000);
         assert!(arrived.is_sorted(), "in order");
         assert!(arrived.iter().map(|(_, number)| *number).eq(0..1_000), "all of them");
@@ -179,21 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_a_megabit_carries_125_frames_of_a_kilobyte_a_second() {
+    fn a_line_of_one_megabit_carries_125_frames_of_a_kilobyte_in_a_second() {
         let link = Link { rate_bits_s: Some(1_000_000), queue_max: Duration::from_secs(10), ..Link::PERFECT };
         let (arrived, _) = arrivals(link, Duration::ZERO, 125);
         assert_eq!(arrived.last().unwrap().0, Duration::from_secs(1));
     }
 
     #[test]
-    fn what_would_wait_too_long_is_dropped() {
+    fn a_frame_that_would_wait_too_long_is_dropped() {
         let link = Link { rate_bits_s: Some(1_000_000), queue_max: 80 * MS, ..Link::PERFECT };
         let (arrived, counts) = arrivals(link, Duration::ZERO, 100);
         assert_eq!((arrived.len(), counts.overflown), (11, 89), "eleven of eight ms each begin within 80 ms");
     }
 
     #[test]
-    fn a_cut_swallows_what_is_on_the_way_and_what_comes() {
+    fn a_cut_loses_frames_on_the_way_and_later_ones() {
         let link = Link { delay: 40 * MS, ..Link::PERFECT };
         let mut line = Line::new(link, 7);
         line.offer(Duration::ZERO, 100, ());

@@ -1,4 +1,4 @@
-//! One machine's network.
+//! The network namespace of one machine.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use std::os::fd::AsFd as _;
 
 use crate::wait::wait_until;
 
-/// Where `ip netns` keeps them.
+/// Where `ip netns` keeps namespaces.
 pub(super) const NAMESPACES: &str = "/run/netns";
 /// The interface of every machine.
 pub(super) const INTERFACE: &str = "eth0";
@@ -28,23 +28,23 @@ pub struct Namespace {
 /// What the kernel counted on the interface of a machine since it was made, Ethernet headers included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
-    /// In bytes.
+    /// Bytes in frames received.
     pub received_bytes: u64,
-    /// In bytes.
+    /// Bytes in frames sent.
     pub sent_bytes: u64,
-    /// Frames.
+    /// Number of frames sent.
     pub sent_packets: u64,
 }
 
 impl Traffic {
-    /// Sent and received.
+    /// Bytes sent and received.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.received_bytes + self.sent_bytes
     }
 
-    /// What was sent since `earlier`, without the headers of Ethernet, IP and TCP with its time stamps: contents, also those
-    /// that were sent again.
+    /// Bytes of contents sent since `earlier`, retransmissions included: without the headers of Ethernet, IP and TCP with
+    /// its time stamps.
     #[must_use]
     pub fn contents_sent_since(self, earlier: Self) -> u64 {
         const HEADER_BYTES: u64 = 14 + 20 + 32;
@@ -61,7 +61,7 @@ impl Namespace {
     pub(super) fn up(name: &str, address: IpAddr, network_bits: u8) -> Self {
         let machine = Self { name: name.to_owned(), address };
         machine.enter(|| {
-            // The kernel's own neighbour and router questions would count as traffic of the daemon.
+            // The kernel's own questions for IPv6 neighbours and routers would count as traffic of the daemon.
             let scopes: &[_] = if address.is_ipv4() { &["all", "default", INTERFACE] } else { &[] };
             for scope in scopes {
                 let switch = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
@@ -73,7 +73,7 @@ impl Namespace {
         let lines = [
             "link set lo up".to_owned(),
             format!("link set {INTERFACE} up txqueuelen 20000"),
-            // Nobody else has an IPv6 address of ours, so the kernel need not ask for a second before it may be used.
+            // Nobody else has our IPv6 address, so the kernel need not probe for it for a second before we may use it.
             format!(
                 "address add {address}/{network_bits} dev {INTERFACE}{}",
                 if address.is_ipv6() { " nodad" } else { "" }
@@ -92,25 +92,25 @@ impl Namespace {
         self.address = address;
     }
 
-    /// Its name for `ip netns`.
+    /// The name of the namespace for `ip netns`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where the others reach it.
+    /// The address at which the others reach it.
     #[must_use]
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// The words that run a program in here, before the program.
+    /// The words that go before a program to run it in here.
     #[must_use]
     pub fn command_prefix(&self) -> [&str; 4] {
         ["ip", "netns", "exec", &self.name]
     }
 
-    /// A command in here.
+    /// A command that runs in here.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let [ip, words @ ..] = self.command_prefix();
@@ -140,13 +140,14 @@ impl Namespace {
         move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).expect("root");
     }
 
-    /// A machine without power says nothing more, a kernel goes on to say goodbye for its dead processes. With the link cut
-    /// and the processes dead this returns when it has given up, as the daemon asks for: after ten seconds.
+    /// Waits until the kernel has given up the connections of dead processes, for which it would still say goodbye; a
+    /// machine without power says nothing more. With the link cut that takes ten seconds, the time that the daemon set for
+    /// its sockets.
     ///
     /// # Panics
     /// When it does not.
     pub fn forget_connections(&self) {
-        /// One of /proc/net/tcp.
+        /// The state of a listening socket in /proc/net/tcp.
         const LISTENING: &str = "0A";
         self.enter(|| {
             wait_until("the kernel has given up its connections", Duration::from_secs(100), || {
@@ -166,7 +167,7 @@ impl Namespace {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(INTERFACE)?.strip_prefix(':'));
         let numbers: Vec<u64> =
             line.expect("an interface").split_whitespace().map(|word| word.parse().expect("a number")).collect();
-        // Eight columns each, bytes first, then packets: proc_pid_net(5).
+        // Eight columns for each direction, bytes first, then packets: proc_pid_net(5).
         match numbers.as_slice() {
             [received, _, _, _, _, _, _, _, sent, packets, ..] => {
                 Traffic { received_bytes: *received, sent_bytes: *sent, sent_packets: *packets }
@@ -176,7 +177,7 @@ impl Namespace {
     }
 }
 
-/// Runs lines of `ip`, in a namespace or in ours.
+/// Runs each line as a command of `ip`, in the given namespace or in our own.
 #[track_caller]
 pub(super) fn ip_batch(namespace: Option<&str>, lines: &[String]) {
     let mut command = Command::new("ip");

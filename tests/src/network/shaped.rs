@@ -1,4 +1,4 @@
-//! Ordinary lines: a rate, and a queue of packets that overflows, made by the kernel.
+//! Ordinary lines, made by the kernel: they have a rate, and a queue of packets that overflows.
 
 use std::process::Command;
 
@@ -6,14 +6,14 @@ use super::Network;
 use super::namespace::{INTERFACE, Namespace, ip_batch};
 use crate::process::finish;
 
-/// The queue of a line: what the kernel and home routers have had by default, packets.
+/// Length of a line's queue, packets: a usual default of the kernel and of home routers.
 const QUEUE_PACKETS: u32 = 100;
-/// Of the largest packet, with its Ethernet header.
+/// Size of the largest packet, with its Ethernet header.
 const PACKET_BYTES: u32 = 1_514;
 
 impl Network {
-    /// What the machine of this number sends passes at so many kilobits a second. To be called before it connects to anyone: a
-    /// connection keeps the size of segments that it began with.
+    /// Limits the rate at which the machine of this number sends. Call this before it connects to anyone: a connection
+    /// keeps the segment size that it began with.
     ///
     /// # Panics
     /// When the kernel has no such queues.
@@ -21,7 +21,7 @@ impl Network {
         shape(self.machine(number).name(), INTERFACE, kilobits_per_s);
     }
 
-    /// What is sent to the machine of this number passes at so many kilobits a second.
+    /// Limits the rate at which the machine of this number receives.
     ///
     /// # Panics
     /// As [`Network::set_uplink`].
@@ -29,8 +29,8 @@ impl Network {
         shape(&self.hub_name(), &format!("v{number}"), kilobits_per_s);
     }
 
-    /// Lets every machine send packets as they are on a wire, none above 1,500 bytes: what a queue counts are then packets, and
-    /// not the segments of 64 KiB that a kernel hands to itself.
+    /// Makes every machine send packets as on a wire, none above 1,500 bytes: queues then count packets, and not the
+    /// segments of 64 KiB that a kernel hands to itself.
     ///
     /// # Panics
     /// When the kernel refuses.
@@ -42,14 +42,14 @@ impl Network {
 }
 
 impl Namespace {
-    /// How long a line of this rate takes for a queue that is full.
+    /// How long a line of this rate takes to send a full queue.
     #[must_use]
     pub fn full_queue(kilobits_per_s: u32) -> std::time::Duration {
         std::time::Duration::from_millis(u64::from(QUEUE_PACKETS * PACKET_BYTES * 8 / kilobits_per_s))
     }
 }
 
-/// A token bucket behind which at most [`QUEUE_PACKETS`] wait.
+/// Gives the interface a token bucket at which at most [`QUEUE_PACKETS`] packets wait.
 #[track_caller]
 fn shape(namespace: &str, interface: &str, kilobits_per_s: u32) {
     let tc = |arguments: &str| {
@@ -58,7 +58,7 @@ fn shape(namespace: &str, interface: &str, kilobits_per_s: u32) {
         finish(&mut command).expect_success(&format!("tc {arguments}"));
     };
     tc(&format!("qdisc add dev {interface} root handle 1: htb default 10"));
-    // Two packets at once, not the tenth of a second that is allowed otherwise: the rate holds in every moment.
+    // A burst of two packets, instead of the default of a tenth of a second: the rate holds at every moment.
     tc(&format!(
         "class add dev {interface} parent 1: classid 1:10 htb rate {kilobits_per_s}kbit burst 3028 cburst 3028"
     ));

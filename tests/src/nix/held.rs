@@ -1,4 +1,4 @@
-//! Paths that a store holds without having built them: as many, as large and as odd as a story wants, in little time.
+//! Quick ways to fill a store with paths that it did not build: as many, as large and as odd as a story wants.
 
 use std::fs;
 
@@ -8,19 +8,20 @@ use rand_chacha::ChaCha8Rng;
 use super::{NixStoreFixture, lines, only};
 use crate::process::finish;
 
-/// A NAR of one file: what stands before its contents, and behind them.
+/// Bytes before and behind the contents in a NAR of one file.
 const NAR_OF_FILE_BYTES: u64 = 112;
-/// Contents in a NAR are filled up to a multiple of it.
+/// Contents in a NAR are padded to a multiple of this.
 const NAR_UNIT_BYTES: u64 = 8;
-/// Of files that are added by one command, which has no room for endless arguments.
+/// Files that one command adds: a command line has room for only so many arguments.
 const ADDED_AT_ONCE: usize = 500;
 
 impl NixStoreFixture {
     /// Puts `count` paths of one file each into the store, as if they had been built here, and returns them. Their contents
-    /// cannot be compressed; the same `seed` makes the same paths. Every NAR has `nar_bytes` bytes, at least 120.
+    /// do not compress; the same `seed` makes the same paths. Every NAR has `nar_bytes` bytes: at least 120, and a multiple
+    /// of 8.
     ///
     /// # Panics
-    /// When there is no such NAR, or Nix refuses.
+    /// When no NAR has that size, or Nix refuses.
     #[track_caller]
     pub fn hold_noise(&self, count: usize, nar_bytes: u64, seed: u64) -> Vec<String> {
         assert!(
@@ -48,7 +49,7 @@ impl NixStoreFixture {
         paths
     }
 
-    /// Puts a path of one file of so many zeros into the store, as if it had been built here.
+    /// Puts a path that is one file of `file_bytes` zeros into the store, as if it had been built here.
     ///
     /// # Panics
     /// When Nix refuses.
@@ -63,7 +64,7 @@ impl NixStoreFixture {
         path
     }
 
-    /// Makes every path that was added to the store one that was built in it.
+    /// Marks every path that was added to the store as built in it.
     ///
     /// # Panics
     /// When the database cannot be written.
@@ -72,7 +73,7 @@ impl NixStoreFixture {
         self.sql("update ValidPaths set ultimate = 1, ca = null where ca is not null and path not like '%.drv'");
     }
 
-    /// Makes `path` refer to `count` paths that are in the database alone.
+    /// Makes `path` refer to `count` new paths that exist in the database alone.
     ///
     /// # Panics
     /// When the database cannot be written.

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 
 use crate::binary::repository_root;
 
-/// Chooses the Nix of every store that a story does not give another one: `2.8`, `2.26` or `2.34`.
+/// Environment variable with the Nix of every store for which a story chooses none: `2.8`, `2.26` or `2.34`.
 const NIX_VARIABLE: &str = "NARMESH_TEST_NIX";
 
 /// A version of Nix that Debian packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NixVersion {
-    /// Of Debian 12, which is this machine's own. It fetches one NAR at a time.
+    /// The Nix of Debian 12, which this machine has installed. It fetches one NAR at a time.
     V2_8,
-    /// Of Debian 13. It fetches 16 NARs at a time.
+    /// The Nix of Debian 13. It fetches 16 NARs at a time.
     V2_26,
-    /// Of Debian unstable. It fetches 16 NARs at a time, and pushes back when it is slower than they arrive.
+    /// The Nix of Debian unstable. It fetches 16 NARs at a time, and reads more slowly when they arrive faster than it
+    /// unpacks.
     V2_34,
 }
 
@@ -23,10 +24,11 @@ impl NixVersion {
     /// All of them, oldest first.
     pub const ALL: [Self; 3] = [Self::V2_8, Self::V2_26, Self::V2_34];
 
-    /// What the environment variable `NARMESH_TEST_NIX` asks for; without it, this machine's own.
+    /// The version that the environment variable `NARMESH_TEST_NIX` names; without it, the one that this machine has
+    /// installed.
     ///
     /// # Panics
-    /// When it asks for a version that is not one of these.
+    /// When it names any other version.
     #[must_use]
     pub fn from_environment() -> Self {
         let Ok(wanted) = env::var(NIX_VARIABLE) else { return Self::V2_8 };
@@ -34,7 +36,7 @@ impl NixVersion {
         known.unwrap_or_else(|| panic!("{NIX_VARIABLE}={wanted}; accepted: 2.8, 2.26, 2.34"))
     }
 
-    /// As `nix --version` says it, without the last number.
+    /// The version as `nix --version` prints it, without the last number.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,10 +46,10 @@ impl NixVersion {
         }
     }
 
-    /// The words that run one of its programs, before the program.
+    /// The words that go before a program of this Nix to run it.
     ///
     /// # Panics
-    /// When `./test.sh` has not made its root.
+    /// When `./test.sh` has not made the Debian root of this version.
     #[must_use]
     pub(super) fn command_prefix(self) -> Vec<String> {
         let suite = match self {
@@ -67,14 +69,14 @@ impl NixVersion {
         vec![text(&script), "run".to_owned(), text(&root)]
     }
 
-    /// The directories of this machine that its root has to show, for the variable `SHARE` of `nix-root.sh`: the fixtures, and
-    /// whatever stories put into their temporary directories.
+    /// The directories of this machine that a Debian root has to show, for the variable `SHARE` of `nix-root.sh`: the
+    /// fixtures, and the temporary directories of stories.
     pub(super) fn shared_directories() -> String {
         format!("{}:{}", repository_root().display(), env::temp_dir().display())
     }
 }
 
-/// Cargo's: `CARGO_TARGET_DIR`, or where it is without.
+/// Cargo's target directory: `CARGO_TARGET_DIR`, or the default.
 fn target_directory() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository_root().join("target"), PathBuf::from)
 }

@@ -24,8 +24,8 @@ pub(super) struct Ports {
 }
 
 impl TestNode {
-    /// Writes the configuration, starts the daemon, and returns when it answers. The ports that it was given on its
-    /// first start it keeps on later ones.
+    /// Writes the configuration, starts the daemon, and returns when it answers. It keeps the ports of its first start on
+    /// later ones.
     ///
     /// # Panics
     /// When it does not answer within ten times the promise.
@@ -40,7 +40,7 @@ impl TestNode {
     /// As [`TestNode::start`].
     #[track_caller]
     pub fn start_with(&mut self, gateway_socket: Option<OwnedFd>) {
-        // The file that a reload compares with is the one of the start, so the ports enter it only here.
+        // A reload compares with the file of the start, so the ports enter the file only here.
         if let Some(Ports { listen, gateway }) = &self.ports
             && self.network.is_none()
         {
@@ -51,7 +51,7 @@ impl TestNode {
         self.start_as_written(gateway_socket);
     }
 
-    /// As [`TestNode::start_with`], with the configuration file as it lies there.
+    /// As [`TestNode::start_with`], with the configuration file as it is.
     ///
     /// # Panics
     /// As [`TestNode::start`].
@@ -88,20 +88,20 @@ impl TestNode {
 
     fn spawn(&mut self, gateway_socket: Option<OwnedFd>) {
         assert!(self.daemon.is_none(), "{} runs already", self.name);
-        // The daemon dies with the thread that runs its story, however that ends.
+        // The daemon dies with the thread that runs its story, however that thread ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         let mut binary = narmesh_binary().to_owned();
         if let Some(user) = self.run_as {
             let id = user.to_string();
             command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
-            // The build may lie where another user cannot go.
+            // The build may lie where another user may not read.
             binary = self.dir.join("narmesh");
             if !binary.exists() {
                 fs::copy(narmesh_binary(), &binary).expect("a copy of the binary");
             }
             for owned in [".", "node.key", "builder.key", "narmesh.toml", "state"] {
-                // What does not exist yet, the daemon makes itself.
+                // The daemon makes those that do not exist yet.
                 std::os::unix::fs::chown(self.dir.join(owned), Some(user), Some(user)).ok();
             }
         }
@@ -144,7 +144,7 @@ impl TestNode {
         self.daemon.as_ref().map(Child::id).unwrap_or_else(|| panic!("{} does not run", self.name))
     }
 
-    /// Where Nix asks.
+    /// The address of the gateway, where Nix asks.
     ///
     /// # Panics
     /// Before the first start.
@@ -173,7 +173,7 @@ impl TestNode {
         self.ports().listen.clone()
     }
 
-    /// The same as a socket address.
+    /// [`TestNode::p2p_address`] as a socket address.
     ///
     /// # Panics
     /// Before the first start.
@@ -197,7 +197,7 @@ impl TestNode {
         kill_process(pid, signal).expect("our own child, not yet waited for");
     }
 
-    /// Ends the daemon at once, as a power cut does.
+    /// Kills the daemon at once, as a power cut does.
     ///
     /// # Panics
     /// When none runs.
@@ -207,7 +207,7 @@ impl TestNode {
         self.wait_ended();
     }
 
-    /// Forgets the port of the mesh: the next start listens on another one.
+    /// Forgets the port on which peers are met: the next start listens on another one.
     pub fn move_away(&mut self) {
         const ANY_PORT: &str = "/ip4/127.0.0.1/tcp/0";
         self.config.listen = vec![ANY_PORT.to_owned()];
@@ -219,7 +219,7 @@ impl TestNode {
     /// Asks the daemon to end, and waits for it.
     ///
     /// # Panics
-    /// When it has not ended after ten times the ten seconds that bodies are given.
+    /// When it has not ended after ten times the ten seconds that bodies on the way are given.
     #[track_caller]
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
@@ -285,7 +285,7 @@ impl TestNode {
         MemoryPeak::start(self.pid())
     }
 
-    /// What its daemon has used up since its start.
+    /// What the daemon has used up since its start.
     ///
     /// # Panics
     /// When it does not run.

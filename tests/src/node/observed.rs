@@ -1,4 +1,4 @@
-//! What a machine shows: its status, its gateway, its log.
+//! What can be seen of a machine: its status, its gateway, its log.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl TestNode {
         found.unwrap_or_else(|| panic!("{}: waited in vain for: {what}; its status: {last:?}", self.name))
     }
 
-    /// Waits until this node advertises `paths` paths and `listeners` have heard so.
+    /// Waits until this node advertises `paths` paths and `listeners` have heard of them.
     ///
     /// # Panics
     /// When that takes ten times as long as promised.
@@ -60,7 +60,7 @@ impl TestNode {
         }
     }
 
-    /// Waits until this node advertises all outputs of its store, and `listeners` have heard so.
+    /// Waits until this node advertises all outputs of its store, and `listeners` have heard of them.
     ///
     /// # Panics
     /// As [`TestNode::wait_advertised`].
@@ -93,7 +93,7 @@ impl TestNode {
         }
     }
 
-    /// Asks the gateway for the narinfo of `path`, until it has it.
+    /// Asks the gateway for the narinfo of `path` until it has one.
     ///
     /// # Panics
     /// When it has not within ten times the promise.
@@ -106,7 +106,7 @@ impl TestNode {
         NarInfoText::parse(&answer.text())
     }
 
-    /// A prober that asks this node's gateway for the narinfos of `paths`, for one that nobody has, and for
+    /// Starts a prober that asks this node's gateway for the narinfos of `paths`, for a narinfo that nobody has, and for
     /// `nix-cache-info`.
     #[must_use]
     pub fn probe(&self, paths: &[&str]) -> Prober {
@@ -116,7 +116,7 @@ impl TestNode {
         Prober::start(self.gateway(), urls, self.network.clone())
     }
 
-    /// The deadline of narinfos, with the factor that stories allow.
+    /// The longest that a narinfo may take in a story: the configured deadline times [`crate::PROMISE_FACTOR`].
     #[must_use]
     pub fn narinfo_slowest_max(&self) -> Duration {
         promised(Duration::from_millis(self.config.narinfo_deadline_ms.into()))
