@@ -170,8 +170,7 @@ fn summaries(status: &Status) -> impl Iterator<Item = &Value> {
     peers.iter().filter_map(|peer| peer.get("summary")).filter(|summary| !summary.is_null())
 }
 
-/// Epoch, seq and number of paths. The number is compared too because a daemon counts a path a moment before it announces
-/// it.
+/// Epoch, seq and number of paths; the number too, because a daemon counts a path a moment before it announces it.
 type Version = (u64, u64, u64);
 
 /// The version of a daemon's own summary.

@@ -107,7 +107,7 @@ impl Network {
         ip_batch(Some(&hub), &inside);
         for number in 0..machines {
             let machine = Namespace::up(&format!("{prefix}-{number}"), address_of(number), network_bits);
-            // A kernel keeps 1,024 neighbours over all its namespaces and drops packets for any more; permanent ones do not
+            // A kernel keeps 1,024 neighbours over all its namespaces and drops packets for more; permanent ones do not
             // count.
             let others = (0..machines).filter(|other| *other != number);
             let neighbours = others
@@ -119,8 +119,7 @@ impl Network {
         network
     }
 
-    /// Machines in sites that the emulator joins: `machines_per_site` counts them, and they are numbered in the order of
-    /// the sites.
+    /// Machines in sites that the emulator joins, `machines_per_site` in each; they are numbered in the order of the sites.
     ///
     /// # Panics
     /// When the system refuses.

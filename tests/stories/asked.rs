@@ -1,4 +1,4 @@
-//! `narmesh quorum` asks the running daemon: who may, what it says, and what happens without one.
+//! `narmesh quorum` asks the running daemon: who may ask, what it answers, and what happens when no daemon runs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,14 +9,14 @@ use std::time::Duration;
 use narmesh_tests::{Finished, Rules, TestMesh, TestNode, finish, narmesh_binary, promised, wait_until};
 use serde_json::Value;
 
-/// The user nobody.
+/// Ids of the user nobody and of its group.
 const NOBODY: &str = "65534";
-/// What one attests another knows.
+/// What one node attests, another knows within this.
 const HEARD: Duration = Duration::from_secs(3);
-/// A build is attested, a reload done.
+/// A reload is in force within this.
 const SOON: Duration = Duration::from_secs(1);
 
-/// A client that follows `rules`, whose control socket is for the group `daemon`; and who else asks on its machine.
+/// A client whose control socket is for the group `daemon`, and other users who ask on its machine.
 struct Machine {
     client: TestNode,
     binary: PathBuf,
@@ -35,13 +35,13 @@ impl Machine {
         client.write_config();
         let group = finish(Command::new("getent").args(["group", "daemon"])).expect_success("getent");
         let group = group.split(':').nth(2).unwrap().to_owned();
-        // The build may lie where another user cannot go.
+        // The build may lie where another user may not read.
         let binary = mesh.path().join("narmesh");
         fs::copy(narmesh_binary(), &binary).unwrap();
         let mut machine = Self { client, binary, group };
         machine.write_config();
         machine.client.start_as_written(None);
-        // Only through the daemon.
+        // Other users cannot read the state, so they get at it only through the daemon.
         let state = machine.client.dir().join("state");
         assert_eq!(fs::metadata(state).unwrap().permissions().mode() & 0o7, 0);
         machine
@@ -53,14 +53,14 @@ impl Machine {
         fs::write(self.client.config_file(), text.replace("[node]\n", "[node]\ncontrol_group = \"daemon\"\n")).unwrap();
     }
 
-    /// `narmesh quorum attest` by root, with the store's own Nix.
+    /// Runs `narmesh quorum attest` as root, with the store's own Nix.
     fn attest(&self, path: &str) -> Finished {
         let mut command = Command::new(narmesh_binary());
         self.client.store.lend_environment(&mut command);
         finish(command.arg("--config").arg(self.client.config_file()).args(["quorum", "attest", path]))
     }
 
-    /// `narmesh …` by nobody, as a member of the socket's group or of his own.
+    /// Runs `narmesh …` as the user nobody, in the socket's group if `is_member`, otherwise in nobody's own.
     fn nobody(&self, is_member: bool, arguments: &[&str]) -> Finished {
         let group = if is_member { &self.group } else { NOBODY };
         let mut command = Command::new("setpriv");
@@ -69,7 +69,8 @@ impl Machine {
     }
 }
 
-/// Two that built the same two things and one thing that came out differently; app, nondet, and what each attests.
+/// Two builders that got the same results for `app` and its `lib`, and different ones for `nondet`. Returns the builders,
+/// the paths of `app` and `nondet`, and the attestations of each builder.
 fn two_builders(mesh: &TestMesh) -> ([TestNode; 2], [String; 2], [String; 2]) {
     let mut builders = ["one", "two"].map(|name| mesh.node(name));
     let mut paths = [String::new(), String::new()];
@@ -86,7 +87,7 @@ fn report(finished: &Finished) -> Value {
 }
 
 #[test]
-fn who_may_ask_for_status_may_ask_for_reports_and_who_runs_the_daemon_may_import() {
+fn the_socket_group_may_ask_for_reports_and_only_root_or_the_daemon_user_may_import() {
     let mesh = TestMesh::new();
     let ([one, two], [app, nondet], attested) = two_builders(&mesh);
     let machine = Machine::start(&mesh, &Rules::new("observe", 2, &[&one, &two]));
@@ -96,7 +97,7 @@ fn who_may_ask_for_status_may_ask_for_reports_and_who_runs_the_daemon_may_import
     machine.nobody(true, &["status"]).expect_success("status");
     let short = ask(&["report", "--json", "--closure", &app]);
     assert_eq!((short.status.success(), &report(&short)["totals"]["short"]), (false, &2.into()), "app and lib");
-    // Not his to decide what counts.
+    // A member of the group may not decide what counts.
     let file = mesh.path().join("attestations");
     fs::write(&file, &attested[1]).unwrap();
     let file = file.to_str().unwrap();
@@ -107,7 +108,7 @@ fn who_may_ask_for_status_may_ask_for_reports_and_who_runs_the_daemon_may_import
     );
     assert_eq!(report(&ask(&["report", "--json", "--closure", &app]))["totals"]["short"], 2, "nothing came in");
 
-    // By root, and at once.
+    // Root may import, and what it imports counts at once.
     let imported = machine.client.narmesh(&["quorum", "import", file]).expect_success("import by root");
     assert_eq!(imported.trim(), "3 attestations: 3 new, 0 by keys that are no [[builder]]");
     let agreed = ask(&["report", "--json", "--closure", &app]);
@@ -137,7 +138,7 @@ fn who_may_ask_for_status_may_ask_for_reports_and_who_runs_the_daemon_may_import
     let one_path = ask(&["export", base_name(&app)]).expect_success("export of one path");
     assert_eq!(one_path.lines().count(), 1 + 2);
 
-    // Who is not of the group gets none of it.
+    // A user outside of the group gets nothing.
     for arguments in [&["quorum", "report"][..], &["quorum", "export"]] {
         let refused = machine.nobody(false, arguments).expect_failure("a stranger");
         assert!(refused.contains("no permission for") && refused.contains("client.sock"), "{refused}");
@@ -149,7 +150,7 @@ fn base_name(path: &str) -> &str {
 }
 
 #[test]
-fn a_report_is_what_the_daemon_decides_and_without_one_what_the_files_say() {
+fn a_report_comes_from_the_running_daemon_and_without_one_from_the_files() {
     let mesh = TestMesh::new();
     let ([one, two], [app, _], attested) = two_builders(&mesh);
     let mut machine = Machine::start(&mesh, &Rules::new("observe", 2, &[&one, &two]));
@@ -158,7 +159,7 @@ fn a_report_is_what_the_daemon_decides_and_without_one_what_the_files_say() {
     let by_the_daemon = ask(&machine);
     assert!(by_the_daemon.status.success() && by_the_daemon.stderr.is_empty(), "{}", by_the_daemon.stderr);
 
-    // Other rules stand in the file; nobody told the daemon. Times of files are of seconds, so it is written until it is later.
+    // The file gets other rules, without a reload. File times count seconds, so it is written again until its time is later.
     machine.client.follow(&Rules::new("observe", 2, &[&one, &two]).revoke(&two));
     let mut last = None;
     wait_until("it is said that the file is not in force", promised(SOON), || {
@@ -182,13 +183,13 @@ fn a_report_is_what_the_daemon_decides_and_without_one_what_the_files_say() {
 }
 
 #[test]
-fn what_is_built_again_is_attested_by_the_daemon_and_heard_elsewhere() {
+fn a_path_that_attest_builds_again_is_attested_and_heard_elsewhere() {
     let mesh = TestMesh::new();
     let [origin, mut builder, mut ear] = ["origin", "builder", "ear"].map(|name| mesh.node(name));
     ear.follow(&Rules::new("observe", 1, &[&builder]).told_by_their_machines("ear"));
     TestMesh::introduce(&mut [&mut builder, &mut ear]);
     let (app, nondet) = (origin.store.build_one("app"), builder.store.build_one("nondet"));
-    // What came from elsewhere is not this builder's to attest, before it builds it again.
+    // A builder may not attest a path from elsewhere before it has built that path again.
     let derivation = builder.store.instantiate("app");
     assert_eq!(origin.store.query(&["--query", "--deriver", &app]).trim(), derivation);
     builder.store.take_from(&origin.store, &app);
@@ -201,7 +202,7 @@ fn what_is_built_again_is_attested_by_the_daemon_and_heard_elsewhere() {
     wait_until("what was built here is heard of", promised(HEARD), || verdict(&nondet) == "agreed");
     assert_eq!(verdict(&app), "none");
 
-    // Refused before anything is built.
+    // A refusal comes before anything is built.
     let refused = machine.nobody(true, &["quorum", "attest", &app]).expect_failure("attest by nobody");
     assert!(refused.contains("nobody may not attest; root and root, who runs the daemon, may"), "{refused}");
     assert!(!machine.client.store.row(&app).unwrap().ultimate);

@@ -1,4 +1,4 @@
-//! A builder that does not run narmesh: another tool signs what it builds, and the configuration says that it signs nothing else.
+//! A builder that does not attest: another tool signs what it builds, and the configuration says that it signs nothing else.
 
 use std::fs;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use narmesh_tests::{Rules, TestMesh, TestNode, finish, get, promised, wait_until};
 use serde_json::Value;
 
-/// What comes into a store, or into the configuration, counts within this.
+/// A new path in the store and a new configuration count within this.
 const COUNTED: Duration = Duration::from_secs(2);
 
-/// As a builder's `secret-key-files` do, or harmonia: Nix's signature over what is there, and nothing of narmesh's.
+/// Signs a path as `secret-key-files` of a builder do, or harmonia: with a Nix signature, and without an attestation.
 fn sign(node: &TestNode, path: &str) {
     let key = fs::canonicalize(node.dir().join("builder.key")).unwrap();
     let mut sign = node.store.nix("nix");
@@ -17,7 +17,7 @@ fn sign(node: &TestNode, path: &str) {
     finish(&mut sign).expect_success("nix store sign");
 }
 
-/// Says that it builds, and does not attest.
+/// Takes the builder key out of the configuration: the node builds, and does not attest.
 fn does_not_attest(node: &mut TestNode) {
     node.config.builder_key = false;
 }
@@ -29,7 +29,7 @@ fn report(node: &TestNode, path: &str) -> Value {
 }
 
 #[test]
-fn the_signature_of_who_signs_only_own_builds_is_the_second_of_two() {
+fn a_bare_signature_counts_only_while_its_builder_is_said_to_sign_only_own_builds() {
     let mesh = TestMesh::new();
     let [mut one, mut two, mut client] = ["one", "two", "client"].map(|name| mesh.node(name));
     does_not_attest(&mut two);
@@ -49,13 +49,13 @@ fn the_signature_of_who_signs_only_own_builds_is_the_second_of_two() {
     two.wait_all_advertised(&[&client]);
     client.trust_the_gateway_alone();
 
-    // A signature is no vote, so there is one of two.
+    // A bare signature does not count, so only one of two builders is heard.
     wait_until("one is heard", promised(COUNTED), || report(&client, plain)["verdict"] == "short");
     client.nix_build("rootfile").expect_success("what falls short is built here");
     assert!(client.store.row(plain).unwrap().ultimate);
     assert_eq!(client.status().number("/quorum/bare_signatures"), 0, "nor is it kept");
 
-    // Once the operator vouches for it, it is.
+    // Once the operator vouches that the builder signs only own builds, its signature counts.
     client.follow(&flagged);
     client.reload();
     client.wait_logged(&["configuration reloaded"]);
@@ -78,12 +78,12 @@ fn the_signature_of_who_signs_only_own_builds_is_the_second_of_two() {
     let export = client.narmesh(&["quorum", "export", lib]).expect_success("export");
     assert!(!export.contains(&by(&two)) && export.contains(&by(&one)), "it is no attestation: {export}");
 
-    // A restart forgets nothing.
+    // After a restart it still counts.
     client.kill();
     client.start();
     assert_eq!(report(&client, lib)["verdict"], "agreed");
 
-    // Without the flag it does not count at once, be it known or not.
+    // Without the flag the signature stops counting at once, also one that is stored.
     let narinfo = client.wait_narinfo(files);
     assert_eq!(get(client.gateway(), &narinfo.url).unwrap().status, 200);
     client.follow(&unflagged);
@@ -105,13 +105,13 @@ fn a_signature_that_came_with_a_substitution_counts_and_a_forged_one_does_not() 
     [&lib, &multi, &files].iter().for_each(|path| sign(&two, path));
     client.follow(&Rules::new("observe", 1, &[&two]).signs_only_own_builds(&two));
     client.start();
-    // From that builder's cache, past narmesh, with its signature.
+    // The path comes from that builder's cache, not through narmesh, with its signature.
     client.store.take_from(&two.store, &lib);
     wait_until("the signature is found", promised(COUNTED), || report(&client, &lib)["verdict"] == "agreed");
     assert_eq!(report(&client, &lib)["fingerprints"][0]["by_signature"], serde_json::json!(["two"]));
     assert_eq!(report(&client, &lib)["held"], "agreed");
 
-    // The builder's name and its signature, under contents that it did not sign.
+    // A path with that builder's signature and with contents that it did not sign.
     two.store.tamper(&multi, "docref");
     client.store.take_from(&two.store, &multi);
     client.store.take_from(&two.store, &files);

@@ -1,5 +1,5 @@
-//! A web page in a real browser, against the gateway of this machine: Chromium, with pages of another origin and a name that
-//! was pointed at 127.0.0.1.
+//! Web pages in a real browser (Chromium) attack the gateway of this machine, from another origin and by a host name that
+//! resolves to 127.0.0.1.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use narmesh_tests::{Finished, TestMesh, finish, get, hash_part, poll, promised, 
 /// A browser is expected to start, run a page and report within this.
 const PAGE: Duration = Duration::from_secs(12);
 
-/// Tries everything that a page may do to learn what is at a URL, and reports what it saw.
+/// A page that tries every way to learn what is at a URL, and reports what it saw.
 const PAGE_TEXT: &str = r#"<!doctype html><title>page</title><body><script>
 const element = (tag, attribute, url) => new Promise(done => {
   const made = document.createElement(tag);
@@ -51,10 +51,10 @@ const look = async url => ({
 })();
 </script>"#;
 
-/// What a page saw of each URL: the way of looking, and its outcome.
+/// What a page saw of each URL: the outcome of each way of looking.
 type Seen = BTreeMap<String, BTreeMap<String, String>>;
 
-/// The web server of whoever made the page. It also answers as a gateway would that looks at no header at all.
+/// The attacker's web server. It also answers like a gateway that checks no headers at all.
 struct PageServer {
     address: SocketAddr,
     report: Arc<Mutex<Option<String>>>,
@@ -75,7 +75,8 @@ impl PageServer {
         Self { address, report }
     }
 
-    /// Opens the page by a name far away; what it saw, and whether `is_done` came true before the browser was closed.
+    /// Opens the page under a foreign host name. Returns what the page saw, and whether `is_done` came true before the
+    /// browser was closed.
     fn visit(&self, dir: &Path, is_done: impl Fn() -> bool) -> (Seen, bool) {
         let url = format!("http://page.example:{}/page", self.address.port());
         let mut browser = browser(dir).arg(url).spawn().expect("chromium starts: ./test.sh installs it");
@@ -88,7 +89,7 @@ impl PageServer {
     }
 }
 
-/// One request, one answer, then the end of the connection.
+/// Answers one request, and closes the connection.
 fn answer(stream: TcpStream, page: &str, reported: &Mutex<Option<String>>) -> Option<()> {
     let mut stream = BufReader::new(stream);
     let (mut line, mut length) = (String::new(), 0);
@@ -125,15 +126,15 @@ pub(crate) fn browser(dir: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]);
     command.args(["--disable-background-networking", "--disable-component-update", "--no-proxy-server"]);
-    // Both names are loopback, as an attacker's name server would say; so no rule of the browser's own about private networks
-    // helps us here.
+    // Both names lead to loopback, as an attacker's name server would say; so the browser's own rules about private
+    // networks do not help us here.
     command.arg("--host-resolver-rules=MAP *.example 127.0.0.1");
     command.arg(format!("--user-data-dir={}", profile.display())).env("HOME", dir);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-/// What the browser shows of `url`, typed by its user.
+/// What the browser shows when its user types `url`.
 fn shown(dir: &Path, url: &str) -> Finished {
     finish(browser(dir).args(["--dump-dom", url]).stdout(Stdio::piped()).stderr(Stdio::piped()))
 }
@@ -157,12 +158,12 @@ fn a_page_of_another_origin_learns_nothing_from_the_gateway() {
         PAGE_TEXT.replace("URLS", &urls).replace("NEXT", &format!("{:?}", format!("{gateway}/healthz?navigated")))
     });
     let before = refused(node.gateway());
-    // All of it comes and is refused: seven requests for each of three URLs, and the navigation at the end.
+    // All requests reach the gateway and are refused: seven for each of three URLs, and the navigation at the end.
     let (seen, all_refused) = server.visit(mesh.path(), || refused(node.gateway()) > before + 3 * 7);
     let [held, absent, health, naive_held, naive_absent] = urls(server.address).map(|url| seen[&url].clone());
-    // The page does look: of a server that checks nothing it learns which path is there.
+    // The page does look: from a server that checks nothing, it learns which path is there.
     assert_ne!(naive_held, naive_absent, "{seen:#?}");
-    // Of the gateway it cannot read anything, nor tell one path from another.
+    // From the gateway it can read nothing, and it cannot tell a path that is held from one that is not.
     assert_eq!((&held, &absent), (&health, &health), "{seen:#?}");
     assert_eq!(held["cors"], "error");
     assert_eq!(held["no_cors"], "opaque 0 ");
@@ -172,12 +173,12 @@ fn a_page_of_another_origin_learns_nothing_from_the_gateway() {
 }
 
 #[test]
-fn a_name_pointed_at_us_is_refused() {
+fn a_host_name_that_resolves_to_loopback_is_refused() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");
     node.start();
     let port = node.gateway().port();
-    // What the user of this machine types is answered, or this story would be about a browser that does not work.
+    // A URL that the user of this machine types is answered; so the browser does work.
     let own = shown(mesh.path(), &format!("http://127.0.0.1:{port}/healthz")).expect_success("chromium");
     assert!(own.contains("ok"), "{own}");
     let before = refused(node.gateway());

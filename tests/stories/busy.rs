@@ -1,18 +1,18 @@
-//! A holder at its upload limit says *busy*, and nobody waits for it who can go elsewhere.
+//! A holder at its upload limit says *busy*, and a client that knows another holder does not wait for it.
 
 use std::time::{Duration, Instant};
 
 use narmesh_tests::{TestMesh, promised, request};
 
-/// What the limited holder sends in all, bytes per second: one large NAR at a time.
+/// Upload limit of the limited holder, bytes per second: enough for one large NAR at a time.
 const LIMIT_BYTES_S: u32 = 128 << 10;
-/// Its burst, and what waits in sockets and windows on the way.
+/// The holder's burst, and what is buffered in sockets and windows on the way.
 const ON_THE_WAY_BYTES: u64 = 2 << 20;
-/// The summary of a new peer is there after this.
+/// The summary of a new peer is promised to arrive within this.
 const SPREAD: Duration = Duration::from_secs(2);
 
 #[test]
-fn at_its_upload_limit_a_holder_keeps_to_it_and_the_next_is_asked_at_once() {
+fn a_holder_keeps_its_upload_limit_and_another_holder_is_asked_at_once() {
     let mesh = TestMesh::new();
     let [mut limited, mut other, mut client] = ["limited", "other", "client"].map(|name| mesh.node(name));
     limited.config.upload_bytes_per_s = Some(LIMIT_BYTES_S);

@@ -1,10 +1,10 @@
-//! A path that was there and is no more: another holder or 404, never a failed build.
+//! Paths that their holder has collected: they come from another holder or are answered 404, and no build fails.
 
 use std::time::Duration;
 
 use narmesh_tests::{TestMesh, get, promised, wait_until};
 
-/// A deleted path is promised to be noticed by its own machine within this.
+/// A machine is promised to notice within this that a path was deleted from its store.
 const NOTICED: Duration = Duration::from_secs(1);
 
 #[test]
@@ -19,7 +19,7 @@ fn a_collected_path_comes_from_the_other_holder_or_is_built() {
     let narinfo = c.wait_narinfo(&lib);
     let prober = c.probe(&[&lib]);
 
-    // Asked for at once: the others' filters still claim it.
+    // Asked for at once, while a's filter still claims the path.
     a.store.delete(std::slice::from_ref(&lib));
     assert_eq!(c.get_narinfo(&lib).status, 200, "B has it still");
     let body = get(c.gateway(), &narinfo.url).unwrap();
@@ -69,7 +69,7 @@ fn a_client_that_remembers_a_narinfo_builds_when_the_nar_is_gone() {
 }
 
 #[test]
-fn asking_again_and_again_for_what_is_gone_loses_no_peer() {
+fn asking_repeatedly_for_a_collected_path_sets_no_peer_aside() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let gone = a.store.build_one("lib");
@@ -77,7 +77,7 @@ fn asking_again_and_again_for_what_is_gone_loses_no_peer() {
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
     a.store.delete(std::slice::from_ref(&gone));
-    // Its filter claims the path until the next summary: that is one false hit, however often one asks.
+    // a's filter claims the path until its next summary: that counts as one false hit, however often b asks.
     for _ in 0..200 {
         assert_eq!(b.get_narinfo(&gone).status, 404);
     }

@@ -1,4 +1,4 @@
-//! A holder whose disk lies: what it sends is not what it signed.
+//! A holder with a corrupt disk sends something else than it signed.
 
 use narmesh_tests::{TestMesh, TestNode, get, sha256_hex};
 
@@ -21,7 +21,7 @@ fn a_corrupt_copy_is_never_delivered_and_no_longer_offered() {
         liar.store.corrupt_file(&path, file);
         assert_builds(&client, attribute, &path);
         assert!(client.store.row(&path).unwrap().ultimate, "{attribute}: there was no good copy to be had");
-        // Its own gateway does not offer it either: the good copy is the one that the client has built since.
+        // Its own gateway does not offer its corrupt copy either: a narinfo there can only be of the client's own build.
         let key = liar.builder_key();
         let narinfo = liar.get_narinfo(&path).text();
         assert!(!narinfo.contains(key.split(':').next().unwrap()), "{attribute}: {narinfo}");
@@ -29,7 +29,7 @@ fn a_corrupt_copy_is_never_delivered_and_no_longer_offered() {
 }
 
 #[test]
-fn a_good_holder_beside_a_corrupt_one_serves_a_small_nar_unseen() {
+fn a_small_nar_corrupt_at_one_holder_comes_from_the_good_one_without_nix_noticing() {
     let mesh = TestMesh::new();
     let [mut liar, mut good, mut client] = ["liar", "good", "client"].map(|name| mesh.node(name));
     let small = liar.store.build_one("small");
@@ -49,7 +49,7 @@ fn a_good_holder_beside_a_corrupt_one_serves_a_small_nar_unseen() {
 }
 
 #[test]
-fn a_good_holder_beside_a_corrupt_one_saves_the_build_of_a_large_nar() {
+fn a_large_nar_corrupt_at_one_holder_fails_no_build() {
     let mesh = TestMesh::new();
     let [mut liar, mut good, mut client] = ["liar", "good", "client"].map(|name| mesh.node(name));
     let middle = liar.store.build_one("middle");
@@ -59,13 +59,13 @@ fn a_good_holder_beside_a_corrupt_one_saves_the_build_of_a_large_nar() {
     liar.wait_all_advertised(&[&client]);
     good.wait_all_advertised(&[&client]);
     assert_builds(&client, "middle", &middle);
-    // Substituted from the good one, or built after the corrupt one had spoilt it: after that only the good one is left.
+    // It was substituted from the good holder, or built after damaged bytes from the corrupt one, which is not asked again.
     client.store.delete(std::slice::from_ref(&middle));
     assert_builds(&client, "middle", &middle);
 }
 
 #[test]
-fn a_mended_copy_is_offered_again() {
+fn a_repaired_copy_is_offered_again() {
     let mesh = TestMesh::new();
     let [mut liar, mut client] = ["liar", "client"].map(|name| mesh.node(name));
     let lib = liar.store.build_one("lib");
@@ -75,7 +75,7 @@ fn a_mended_copy_is_offered_again() {
     liar.store.corrupt_file(&lib, "lib/libmesh.txt");
     let body = get(client.gateway(), &narinfo.url).unwrap();
     assert!(body.status == 404 || !body.complete, "never a finished body with a wrong hash");
-    // What `nix-store --repair-path` does: the same path with the right bytes again.
+    // The same path with the right contents again, as after `nix-store --repair-path`.
     liar.store.delete(std::slice::from_ref(&lib));
     liar.store.build_one("lib");
     assert_eq!(liar.wait_narinfo(&lib).nar_hash, narinfo.nar_hash);

@@ -1,4 +1,4 @@
-//! The gateway as the only substituter, without `fallback`, while peers fail: a build never fails for it.
+//! The gateway is the only substituter, without `fallback`, and peers fail: no build fails because of that.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use rustix::process::Signal;
 /// A dead connection is promised to be noticed within this.
 const NOTICED: Duration = Duration::from_secs(5);
 
-/// `holder` has built `attribute`, `client` knows so; nothing has been asked yet.
+/// `holder` has built `attribute`, and `client` has heard of it; nothing has been asked for yet.
 fn two_machines(mesh: &TestMesh, attribute: &str) -> (TestNode, TestNode, String) {
     let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
     let path = holder.store.build_one(attribute);
@@ -18,7 +18,7 @@ fn two_machines(mesh: &TestMesh, attribute: &str) -> (TestNode, TestNode, String
     (holder, client, path)
 }
 
-/// The build succeeds, whoever makes it, and the gateway keeps its promises meanwhile.
+/// Asserts that the build succeeds, by substitution or here, and that the gateway keeps its promises meanwhile.
 #[track_caller]
 fn assert_builds(client: &TestNode, attribute: &str, path: &str) {
     let prober = client.probe(&[path]);
@@ -29,20 +29,20 @@ fn assert_builds(client: &TestNode, attribute: &str, path: &str) {
 }
 
 #[test]
-fn all_peers_dead() {
+fn a_build_succeeds_when_all_peers_are_dead() {
     let mesh = TestMesh::new();
     let (mut holder, client, lib) = two_machines(&mesh, "lib");
     holder.kill();
     assert_builds(&client, "lib", &lib);
     assert!(client.store.row(&lib).unwrap().ultimate, "built, there was nobody to ask");
-    // Later, when the death has been noticed, the answer is the same.
+    // Later, when the client has noticed that the holder is dead, the build succeeds too.
     client.wait_connected("holder", false, NOTICED);
     client.store.delete(std::slice::from_ref(&lib));
     assert_builds(&client, "lib", &lib);
 }
 
 #[test]
-fn all_peers_dead_after_the_client_remembered_the_narinfo() {
+fn a_build_succeeds_when_all_peers_die_after_nix_cached_the_narinfo() {
     let mesh = TestMesh::new();
     let (mut holder, client, lib) = two_machines(&mesh, "lib");
     client.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise");
@@ -53,21 +53,21 @@ fn all_peers_dead_after_the_client_remembered_the_narinfo() {
 }
 
 #[test]
-fn a_frozen_peer() {
+fn a_build_succeeds_when_the_only_holder_is_frozen_and_it_is_asked_again_later() {
     let mesh = TestMesh::new();
     let (holder, client, lib) = two_machines(&mesh, "lib");
     holder.signal(Signal::STOP);
     assert_builds(&client, "lib", &lib);
     assert!(client.store.row(&lib).unwrap().ultimate, "built, the only holder is frozen");
     holder.signal(Signal::CONT);
-    // It is asked again when it is back, and not set aside for ever.
+    // The holder is asked again when it is back: it is not set aside for ever.
     client.store.delete(std::slice::from_ref(&lib));
     assert_eq!(client.wait_narinfo(&lib).nar_hash, holder.store.row(&lib).unwrap().nar_hash);
     client.realise(std::slice::from_ref(&lib)).expect_success("from the peer that came back");
 }
 
 #[test]
-fn a_frozen_peer_beside_a_good_one() {
+fn a_path_comes_from_the_good_holder_beside_a_frozen_one() {
     let mesh = TestMesh::new();
     let [mut frozen, mut good, mut client] = ["frozen", "good", "client"].map(|name| mesh.node(name));
     let lib = frozen.store.build_one("lib");
@@ -84,23 +84,23 @@ fn a_frozen_peer_beside_a_good_one() {
 }
 
 #[test]
-fn a_peer_frozen_after_its_narinfo() {
+fn a_build_succeeds_when_the_holder_freezes_after_its_narinfo() {
     let mesh = TestMesh::new();
     let (holder, client, lib) = two_machines(&mesh, "lib");
     client.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise");
     client.store.delete(std::slice::from_ref(&lib));
-    // The client's disk cache sends it straight to the NAR, which the frozen holder does not give.
+    // With the narinfo in its disk cache, Nix asks for the NAR at once, and the frozen holder does not send it.
     holder.signal(Signal::STOP);
     assert_builds(&client, "lib", &lib);
     assert!(client.store.row(&lib).unwrap().ultimate);
 }
 
 #[test]
-fn a_peer_that_accepts_and_never_answers() {
+fn a_build_succeeds_when_a_peer_accepts_connections_and_never_answers() {
     let mesh = TestMesh::new();
     let (mut holder, client, lib) = two_machines(&mesh, "lib");
     holder.kill();
-    // Its column is still there, and at its address something accepts connections and says nothing.
+    // The client still has the holder's summary, and at its address something accepts connections and says nothing.
     let silent = TcpListener::bind(holder.p2p_socket()).expect("the port of the dead daemon");
     client.wait_connected("holder", false, NOTICED);
     assert_builds(&client, "lib", &lib);
@@ -109,7 +109,7 @@ fn a_peer_that_accepts_and_never_answers() {
 }
 
 #[test]
-fn a_peer_that_never_answers_is_in_the_configuration_from_the_start() {
+fn a_build_succeeds_when_a_configured_peer_has_never_answered() {
     let mesh = TestMesh::new();
     let [mut client, silent_one] = ["client", "silent"].map(|name| mesh.node(name));
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -123,7 +123,7 @@ fn a_peer_that_never_answers_is_in_the_configuration_from_the_start() {
 }
 
 #[test]
-fn nobody_on_the_allowlist_at_all() {
+fn a_build_succeeds_when_nobody_is_on_the_allowlist() {
     let mesh = TestMesh::new();
     let mut client = mesh.node("client");
     client.start();

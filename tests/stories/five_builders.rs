@@ -1,5 +1,5 @@
-//! Five builders of whom some lie, are cut off or lose their key: nothing wrong enters the store, every build ends well, and the
-//! report says what happened. Attestations travel between the daemons by themselves.
+//! Five builders, of whom some lie, are cut off or lose their key: nothing wrong enters the store, every build succeeds, and
+//! the report says what happened. Attestations travel between the daemons by themselves.
 
 use std::fs;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use narmesh_tests::{Rules, StorePlace, TestMesh, TestNode, get, promised, wait_for, wait_until};
 use serde_json::Value;
 
-/// From a start to a verdict elsewhere.
+/// After a start, another node reaches a verdict within this.
 const HEARD: Duration = Duration::from_secs(5);
-/// A reload counts within this.
+/// A reload is in force within this.
 const RELOADED: Duration = Duration::from_secs(1);
 const NAMES: [&str; 5] = ["one", "two", "three", "four", "five"];
-/// The path that liars have changed, and the file in it.
+/// The file in `lib` that liars have changed.
 const FILE: &str = "lib/libmesh.txt";
 
 /// Five machines that built `lib` and `nondet`, and a client that demands that three of them agree.
@@ -21,12 +21,12 @@ struct Five {
     client: TestNode,
     lib: String,
     nondet: String,
-    /// The NarHash that the source gives.
+    /// The NarHash that an honest build of `lib` has.
     honest: String,
 }
 
 impl Five {
-    /// The builders at these places have changed the contents of `lib` and registered them as their build: all the same.
+    /// The builders at the places `liars` have all changed `lib` in the same way and registered that as their build.
     fn new(mesh: &TestMesh, liars: &[usize]) -> Self {
         let mut builders = NAMES.map(|name| mesh.node(name));
         let (mut lib, mut nondet) = (String::new(), String::new());
@@ -41,10 +41,10 @@ impl Five {
         }
         let mut client = mesh.node("client");
         TestMesh::introduce(&mut builders.iter_mut().chain([&mut client]).collect::<Vec<_>>());
-        // Whom a signature convinces is none of this story's business: only agreement does.
+        // No signature alone convinces the client: only agreement does.
         client.config.trusted_public_keys.clear();
         for node in &mut builders {
-            // Who lies believes in nobody either.
+            // Builders take nothing on signatures alone either.
             node.config.trusted_public_keys.clear();
         }
         let mut five = Self { builders, client, lib, nondet, honest };
@@ -65,7 +65,8 @@ impl Five {
         client.trust_the_gateway_alone();
     }
 
-    /// Waits for a verdict of the client, which is returned as the report has it.
+    /// Waits until the client's verdict on `path` is `wanted`, with `attested` builders; returns the path's entry in the
+    /// report.
     fn wait_verdict(&self, path: &str, wanted: &str, attested: usize) -> Value {
         wait_for(&format!("{path} is {wanted}"), promised(HEARD), || {
             let said = self.client.narmesh(&["quorum", "report", "--json", "--path", path]).stdout;
@@ -75,7 +76,7 @@ impl Five {
         })
     }
 
-    /// Real Nix gets both paths: the build of each ends well, and nothing wrong is in the store.
+    /// Builds both paths with real Nix: both builds succeed, and nothing wrong is in the store.
     fn build_both(&self) {
         for attribute in ["lib", "nondet"] {
             self.client.nix_build(attribute).expect_success(attribute);
@@ -90,7 +91,7 @@ impl Five {
     }
 }
 
-/// Whoever attests anything of a path, in the report's words.
+/// The names of all builders that attest any result for a path, as the report has them.
 fn voters(path: &Value) -> Vec<String> {
     let fingerprints = path["fingerprints"].as_array().cloned().unwrap_or_default();
     let names = fingerprints.iter().flat_map(|it| it["builders"].as_array().cloned().unwrap_or_default());
@@ -130,7 +131,7 @@ fn contents_that_nobody_agreed_on_never_arrive_under_an_agreed_narinfo() {
         let mut five = Five::new(&mesh, &[]);
         five.start(&[0, 1, 2, 3, 4]);
         five.wait_verdict(&five.lib, "agreed", 5);
-        // All attested the same; what their disks give by now is something else.
+        // All attested the same result, but their disks return something else by now.
         for (place, node) in five.builders.iter().enumerate() {
             if sound != Some(place) {
                 node.store.corrupt_file(&five.lib, FILE);
@@ -142,7 +143,7 @@ fn contents_that_nobody_agreed_on_never_arrive_under_an_agreed_narinfo() {
 }
 
 #[test]
-fn two_that_collude_win_nothing_when_the_honest_are_cut_off() {
+fn two_colluding_builders_make_no_quorum_when_the_honest_are_cut_off() {
     let mesh = TestMesh::new();
     let mut five = Five::new(&mesh, &[3, 4]);
     five.start(&[3, 4]);
@@ -155,9 +156,9 @@ fn two_that_collude_win_nothing_when_the_honest_are_cut_off() {
 }
 
 #[test]
-fn a_stolen_key_that_made_a_quorum_is_revoked_before_the_nar_is_fetched() {
+fn revoking_a_stolen_key_before_the_nar_is_fetched_undoes_its_quorum() {
     let mesh = TestMesh::new();
-    // `three` is the thief here: its machine signs, with the key that the rules know, what the real one never built.
+    // `three` plays the thief: with the key that the rules know, it signs what the real `three` never built.
     let mut five = Five::new(&mesh, &[2, 3, 4]);
     five.start(&[2, 3, 4]);
     five.wait_verdict(&five.lib, "agreed", 3);
@@ -183,7 +184,7 @@ fn a_stolen_key_that_made_a_quorum_is_revoked_before_the_nar_is_fetched() {
 fn a_cache_that_signs_what_it_substituted_has_no_vote() {
     let mesh = TestMesh::new();
     let mut five = Five::new(&mesh, &[2, 3]);
-    // As harmonia does: `five` has it from `four` and puts its own signature on it, as on all that it serves.
+    // As harmonia does: `five` has the path from `four` and signs it, as it signs all that it serves.
     let StorePlace::Root(four) = five.builders[3].store.place() else { panic!("a chroot store") };
     let Five { builders: [.., four_node, cache], lib, .. } = &mut five;
     cache.store.delete(std::slice::from_ref(lib));

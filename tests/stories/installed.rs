@@ -1,4 +1,5 @@
-//! The set-up of `docs/operations.md`: `init` by root, the daemon as a user of its own who may write to one directory only.
+//! The installation in `docs/operations.md`: root runs `init`; the daemon runs as its own user, who may write to one
+//! directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,8 +12,9 @@ use narmesh_tests::{Finished, finish, narmesh_binary, promised, repository_root,
 /// A daemon is promised to answer this soon after its start.
 const START: Duration = Duration::from_secs(2);
 
-/// What an administrator types, on a machine whose `/etc` and `/var/lib` are copies that only this process tree sees; then
-/// what the unit does: everything read-only but the state directory, a user of its own, no groups besides its own.
+/// First what an administrator types, on a machine whose `/etc` and `/var/lib` are copies that only this process tree sees.
+/// Then what the unit does: everything is read-only except the state directory; the daemon has its own user and no other
+/// groups.
 const INSTALL_AND_RUN: &str = r#"
 set -e
 for dir in /etc /var/lib; do
@@ -62,14 +64,14 @@ impl Installed {
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        // One that has ended already is as good.
+        // It may have ended already.
         self.0.kill().ok();
         self.0.wait().ok();
     }
 }
 
 #[test]
-fn what_init_writes_is_what_the_unit_can_read_and_write() {
+fn the_unit_can_read_and_write_what_init_creates() {
     for user_first in [true, false] {
         let scratch = scratch_dir("installed");
         let binary = scratch.path().join("narmesh");
@@ -98,12 +100,12 @@ fn what_init_writes_is_what_the_unit_can_read_and_write() {
         assert_eq!(facts("/var/lib/narmesh/control.sock"), "narmesh:narmesh 660");
         assert_eq!(facts("/var/lib/narmesh/state.sqlite"), "narmesh:narmesh 600");
     }
-    // Nothing of it happened to this machine.
+    // The real `/var/lib` was left alone.
     assert!(!Path::new("/var/lib/narmesh/state.sqlite").exists());
 }
 
 #[test]
-fn the_files_of_init_can_be_given_to_any_user() {
+fn init_gives_its_files_to_the_user_asked_for() {
     let scratch = scratch_dir("given");
     let dir = scratch.path().join("conf");
     let init = |arguments: &[&str]| {

@@ -1,4 +1,4 @@
-//! Others on the same machine: who takes all connections, who looks for addresses, who writes into the log.
+//! Other users of the same machine, who take all connections, look for addresses of peers, or forge lines in the log.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -10,13 +10,13 @@ use std::time::Duration;
 use narmesh_tests::{TestMesh, TestNode, get, promised, request, wait_until};
 use rustix::process::Signal;
 
-/// The user nobody, and his group.
+/// Ids of the user nobody and of its group.
 const NOBODY: &str = "65534";
 
-/// Somewhat more than the gateway has slots.
+/// Connections to open: somewhat more than the gateway accepts at a time.
 const FLOOD: usize = 600;
 
-/// Opens connections, and opens them again when they are closed, until its standard input ends.
+/// A Python program that opens connections and holds them until its standard input ends.
 const GREEDY: &str = "
 import select, socket, sys
 address, count = (sys.argv[1], int(sys.argv[2])), int(sys.argv[3])
@@ -29,7 +29,7 @@ print('ready', flush=True)
 sys.stdin.read()
 ";
 
-/// What a story says in `section` that the harness has no field for.
+/// Starts a node with `line` added to `section` of its configuration, for keys that the harness has no field for.
 fn start_with(node: &mut TestNode, section: &str, line: &str) {
     node.write_config();
     let text = fs::read_to_string(node.config_file()).unwrap();
@@ -39,7 +39,7 @@ fn start_with(node: &mut TestNode, section: &str, line: &str) {
     node.start_as_written(None);
 }
 
-/// One connection that is used again.
+/// A connection that is used for several requests.
 struct Kept(TcpStream);
 
 impl Kept {
@@ -80,16 +80,16 @@ fn greedy(gateway: SocketAddr) -> Child {
 }
 
 #[test]
-fn one_who_opens_every_connection_closes_only_his_own() {
+fn a_user_who_opens_every_connection_loses_only_his_own() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");
     node.start();
-    // Opened first, idle longest: without a share for each user it would be the first to go.
+    // Opened first and idle longest: without a share for each user it would be the first to be closed.
     let mut ours = Kept::open(node.gateway());
     assert!(ours.ask().starts_with("HTTP/1.1 200"));
     let mut others = greedy(node.gateway());
     assert!(ours.ask().starts_with("HTTP/1.1 200"), "closed for another user's");
-    // And whoever comes gets in.
+    // A new connection is accepted too.
     assert_eq!(get(node.gateway(), "/nix-cache-info").unwrap().status, 200);
     wait_until("the greedy one has his half and no more", promised(Duration::from_secs(1)), || {
         let metrics = get(node.gateway(), "/metrics").unwrap().text();
@@ -136,13 +136,13 @@ fn the_log_cannot_be_forged() {
     for path in ["/%0a".to_owned() + &encoded, "/%0d%0a".to_owned() + &encoded, "/\u{2028}".to_owned() + &encoded] {
         for host in ["localhost", forged, "x\u{2028}y", "x\u{9b}2Jy"] {
             let headers = [("Host", host), ("User-Agent", forged), ("Origin", forged)];
-            // A head that is no HTTP is answered 400, or not at all.
+            // A request that is not HTTP is answered 400, or not at all.
             drop(request(node.gateway(), "GET", &path, &headers));
             drop(request(node.gateway(), "FORGED", &path, &headers));
         }
     }
     wait_until("the requests are logged", promised(Duration::from_secs(1)), || node.log().contains("not served"));
-    // The error about a bad file quotes it, and is of several lines.
+    // The error about a bad file quotes it, and has several lines.
     fs::write(node.config_file(), format!("[node]\n{forged} = [\n")).unwrap();
     node.signal(Signal::HUP);
     node.wait_logged(&["error", "not reloaded", "narmesh.toml"]);
@@ -155,7 +155,7 @@ fn the_log_cannot_be_forged() {
 }
 
 #[test]
-fn of_too_many_paths_the_newest_stay_here_and_the_log_says_so() {
+fn the_newest_of_too_many_paths_are_withheld_and_the_log_says_so() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");
     let first = node.store.build_one("lib");

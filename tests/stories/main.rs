@@ -1,4 +1,4 @@
-//! The acceptance stories: what a user is promised, seen from outside with the real Nix client.
+//! The acceptance stories: what users are promised, tested from outside with the real Nix client.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a story fails by panicking")]
 

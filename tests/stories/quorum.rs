@@ -1,4 +1,5 @@
-//! Who built the same thing: real builds of real Nix, attested by their daemons, carried as text, judged by a client.
+//! Builders that got the same result: real builds of real Nix, attested by their daemons, carried as text, judged by a
+//! client.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::browser::browser;
 
-/// A build is attested within a second of being registered; ten times that.
+/// A build is promised to be attested within a second of being registered; this is ten times that.
 const ATTESTED: Duration = Duration::from_secs(10);
 
 /// Starts a builder alone, waits until it attested `path`, and returns its export.
@@ -28,7 +29,7 @@ fn rules(builders: &[&TestNode], k: usize, more: &str) -> String {
     format!("\n[quorum]\nmode = 'observe'\nk = {k}\n{builders}{more}")
 }
 
-/// `quorum report --json …`, and whether all was agreed.
+/// The output of `quorum report --json …`, and whether all paths are agreed.
 fn report(node: &TestNode, arguments: &[&str]) -> (Value, bool) {
     let Finished { stdout, stderr, status } = node.narmesh(&[&["quorum", "report", "--json"], arguments].concat());
     (serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stdout}{stderr}")), status.success())
@@ -79,8 +80,8 @@ fn three_builders_agree_on_what_is_reproducible_and_on_nothing_else() {
     assert!(!html.status.success() && html.stdout.contains("3 paths: 2 agreed"), "{}{}", html.stdout, html.stderr);
     assert!(fs::read_to_string(&page).unwrap().contains("data-verdict=\"conflict\""));
 
-    // The key of one is stolen, and revoked from before the import on: two are left, which are enough for two and not for
-    // three.
+    // The key of one builder is stolen, and revoked from a time before the import. The two that are left are enough for k =
+    // 2 and not for k = 3.
     client.config.more = rules(&[one, two, three], 2, &revoked(three));
     client.write_config();
     assert!(report(&client, &["--closure", &app]).1);
@@ -110,7 +111,7 @@ fn a_forged_file_is_refused_line_by_line() {
     fs::write(&file, format!("{export}nonsense\n")).unwrap();
     let verified = builder.narmesh(&["quorum", "verify", file.to_str().unwrap()]);
     assert!(!verified.status.success() && verified.stdout.contains("expected five fields"), "{}", verified.stdout);
-    // Another size: the signatures are over all of it.
+    // Another NarSize: the signatures cover it too.
     let (header, lines) = export.split_once('\n').unwrap();
     let lines: String = lines
         .lines()
@@ -150,7 +151,7 @@ fn attest_builds_again_and_says_how_it_differs() {
 }
 
 #[test]
-fn what_the_rules_ask_for_is_said_and_what_cannot_be_met_is_refused() {
+fn policy_check_explains_the_rules_and_refuses_a_k_that_cannot_be_met() {
     let mesh = TestMesh::new();
     let [one, two] = ["one", "two"].map(|name| mesh.node(name));
     let check = |text: &str| {
@@ -165,7 +166,7 @@ fn what_the_rules_ask_for_is_said_and_what_cannot_be_met_is_refused() {
     assert!(refused.contains("quorum.k = 3 is refused; accepted: 1 to 2"), "{refused}");
 }
 
-/// Looks at the report in a frame of a phone's width, uses it, and says what it saw.
+/// A page that opens the report in a frame as wide as a phone, uses it, and prints what it saw.
 const LOOKS: &str = r#"<!doctype html><body><iframe width="360" height="800" srcdoc="REPORT"></iframe><script>
 addEventListener("load", () => {
   const page = document.querySelector("iframe").contentDocument;
@@ -189,7 +190,7 @@ addEventListener("load", () => {
 </script>"#;
 
 #[test]
-fn the_page_works_from_a_file_on_a_phone_and_shows_hostile_names_as_text() {
+fn the_report_page_works_from_a_file_on_a_phone_and_shows_hostile_names_as_text() {
     const HOSTILE: &str = "</title><img src=x onerror=pwned=1><script>pwned=2</script>";
     let mesh = TestMesh::new();
     let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
@@ -236,7 +237,7 @@ fn the_page_works_from_a_file_on_a_phone_and_shows_hostile_names_as_text() {
     }
 }
 
-/// `nix … --store <the node's>`, in its environment.
+/// Runs `nix … --store <the node's store>` in the environment of that store.
 fn nix(node: &TestNode, arguments: &[&str]) -> Finished {
     let StorePlace::Root(root) = node.store.place() else { panic!("a chroot store") };
     let mut command = Command::new("nix");
@@ -244,7 +245,7 @@ fn nix(node: &TestNode, arguments: &[&str]) -> Finished {
     finish(command.args(arguments).arg("--store").arg(format!("local?root={}", root.display())))
 }
 
-/// The Nix signature of each line of an export, under the name of its key.
+/// The Nix signature in each line of an export, as `key name:signature`.
 fn nix_signatures(export: &str) -> Vec<String> {
     let signature = |line: &str| {
         let mut fields = line.split(' ');
@@ -255,7 +256,7 @@ fn nix_signatures(export: &str) -> Vec<String> {
 }
 
 #[test]
-fn nix_accepts_our_signatures_and_counts_them_as_we_do_but_for_one_key_under_two_names() {
+fn nix_counts_our_signatures_as_we_do_except_one_key_under_two_names() {
     let mesh = TestMesh::new();
     let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
     let mut signatures = Vec::new();
@@ -288,7 +289,7 @@ fn nix_accepts_our_signatures_and_counts_them_as_we_do_but_for_one_key_under_two
     verified("b1", &[first, second], &[&key_one, &key_two], "2").expect_success("two keys are two");
     verified("b2", &[first, second], &[&key_one, &key_two], "3").expect_failure("and not three");
     verified("b3", &[first, second], &[&key_one], "2").expect_failure("a key that is not trusted does not count");
-    // Here the two must differ: Nix tells keys apart by name, a verdict by their 32 bytes.
+    // Here Nix and narmesh must differ: Nix tells keys apart by name, a verdict by their 32 bytes.
     verified("b4", &[first, &alias(first)], &[&key_one, &alias(&key_one)], "2").expect_success("one key, two names");
 
     let mut client = mesh.node("client");
@@ -305,7 +306,7 @@ fn nix_accepts_our_signatures_and_counts_them_as_we_do_but_for_one_key_under_two
 }
 
 #[test]
-fn a_conflict_is_warned_of_and_counted_while_the_daemon_runs() {
+fn a_running_daemon_warns_of_a_conflict_and_counts_it() {
     let mesh = TestMesh::new();
     let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
     let mut exports = Vec::new();

@@ -1,4 +1,4 @@
-//! A daemon that is killed, and one that loses its state.
+//! Daemons that are killed or stopped and start again, with or without their state.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -10,17 +10,17 @@ use narmesh_tests::{
 };
 use rustix::process::Signal;
 
-/// A node without state is promised to be heard by its peers within this.
+/// Peers are promised to hear of a restarted node within this, even if it lost its state.
 const HEARD: Duration = Duration::from_secs(5);
 
-/// `a` and `b` know each other's addresses, so that either finds the other again.
+/// `a` and `b`, both running and connected.
 fn pair(mesh: &TestMesh) -> (TestNode, TestNode) {
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     TestMesh::start_all(&mut [&mut a, &mut b]);
     (a, b)
 }
 
-/// What can happen to a file in a power cut, or to an operator.
+/// Damage to the state by a power cut or an operator.
 #[derive(Debug, Clone, Copy)]
 enum Damage {
     Deleted,
@@ -35,7 +35,7 @@ fn damage(node: &TestNode, damage: Damage) {
     assert!(database.exists(), "the state is where it is documented to be");
     match damage {
         Damage::Deleted => {
-            // Those that are not there need no deletion.
+            // Some of them may not exist.
             node.state_files().iter().for_each(|file| drop(fs::remove_file(file)));
         }
         Damage::Truncated => {
@@ -45,7 +45,7 @@ fn damage(node: &TestNode, damage: Damage) {
             file.set_len(length / 2 + 7).unwrap();
         }
         Damage::Garbage => {
-            // With its log beside it SQLite would mend the file: nothing lost, nothing to warn of.
+            // From a log beside it, SQLite would repair the file: nothing would be lost, and there would be no warning.
             node.state_files()[1..].iter().for_each(|file| drop(fs::remove_file(file)));
             let mut file = OpenOptions::new().write(true).open(&database).unwrap();
             file.write_all(&[0xa5; 8192]).unwrap();
@@ -58,7 +58,7 @@ fn damage(node: &TestNode, damage: Damage) {
     }
 }
 
-/// After a restart of `a`, both hear of each other's new paths.
+/// Asserts that `a` and `b` hear of each other's new paths.
 #[track_caller]
 fn assert_heard_again(a: &TestNode, b: &TestNode, tag: &str) {
     for (from, to) in [(a, b), (b, a)] {
@@ -72,7 +72,7 @@ fn assert_heard_again(a: &TestNode, b: &TestNode, tag: &str) {
 }
 
 #[test]
-fn killed_and_restarted_with_its_state() {
+fn a_daemon_killed_and_restarted_with_its_state_is_heard_again() {
     let mesh = TestMesh::new();
     let (mut a, b) = pair(&mesh);
     assert_heard_again(&a, &b, "before");
@@ -85,7 +85,7 @@ fn killed_and_restarted_with_its_state() {
 }
 
 #[test]
-fn killed_and_restarted_without_its_state() {
+fn a_daemon_killed_and_restarted_without_its_state_is_heard_again() {
     let mesh = TestMesh::new();
     let (mut a, b) = pair(&mesh);
     for kind in [Damage::Deleted, Damage::Truncated, Damage::Garbage, Damage::Emptied, Damage::DirectoryDeleted] {
@@ -101,7 +101,7 @@ fn killed_and_restarted_without_its_state() {
 }
 
 #[test]
-fn state_deleted_under_a_running_daemon() {
+fn a_daemon_is_heard_when_its_state_is_deleted_while_it_runs() {
     let mesh = TestMesh::new();
     let (mut a, b) = pair(&mesh);
     damage(&a, Damage::Deleted);
@@ -112,7 +112,7 @@ fn state_deleted_under_a_running_daemon() {
 }
 
 #[test]
-fn nar_urls_from_before_still_work() {
+fn nar_urls_from_before_a_restart_still_work() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let middle = a.store.build_one("middle");
@@ -133,13 +133,13 @@ fn nar_urls_from_before_still_work() {
         assert!(body.status == 200 && body.complete, "{kind:?}: {}", body.status);
         assert_eq!(format!("sha256:{}", sha256_hex(&body.body)), narinfo.nar_hash);
     }
-    // One that nobody can have gives 404, and no answer is an error.
+    // A URL of a NAR that nobody can have is answered 404.
     let unknown = narinfo.url.replace(&narinfo.url[5..15], "0000000000");
     assert_eq!(head(b.gateway(), &unknown).unwrap().status, 404);
 }
 
 #[test]
-fn the_serving_daemon_is_killed_in_a_body() {
+fn a_nar_cut_short_by_a_kill_arrives_after_the_restart() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let huge = a.store.build_one("huge");
@@ -157,14 +157,14 @@ fn the_serving_daemon_is_killed_in_a_body() {
 }
 
 #[test]
-fn a_goodbye_drops_the_column_and_lets_bodies_finish() {
+fn a_clean_stop_drops_its_summary_at_peers_and_lets_bodies_finish() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let huge = a.store.build_one("huge");
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
     let narinfo = a.wait_narinfo(&huge);
-    // The body that is under way is served by the daemon that is asked to end.
+    // The daemon that is asked to stop is serving a body.
     let mut body = request(a.gateway(), "GET", &narinfo.url, &[]).unwrap();
     let begin = body.read_some(1 << 20);
     a.signal(Signal::TERM);
@@ -174,17 +174,17 @@ fn a_goodbye_drops_the_column_and_lets_bodies_finish() {
     assert!(rest.complete, "a body under way gets ten seconds");
     assert_eq!(format!("sha256:{}", sha256_hex(&[begin, rest.body].concat())), narinfo.nar_hash);
     assert!(a.wait_ended().success());
-    // Back again, it is heard again, although it had said goodbye.
+    // After a new start it is heard again, although it had said goodbye.
     a.start();
     a.wait_all_advertised(&[&b]);
     b.realise(std::slice::from_ref(&huge)).expect_success("after the return");
 }
 
-/// What peers hear first is all that a large store has: parts of it, one after the other, would be a filter each for every peer,
-/// and after a restart the first of them would replace the whole that they know.
+/// Peers first hear of a large store as a whole. In parts, every part would cost every peer a filter, and after a restart
+/// the first part would replace the whole that peers know.
 #[test]
-fn the_first_summary_is_of_the_whole_store() {
-    // More than the daemon looks at in one go, and few enough for a busy machine to look at in time.
+fn the_first_summary_after_a_start_covers_the_whole_store() {
+    // More than the daemon examines in one go, and few enough to be examined in time on a busy machine.
     const PATHS: usize = 4_000;
     let mesh = TestMesh::new();
     let (mut a, b) = pair(&mesh);
@@ -199,25 +199,25 @@ fn the_first_summary_is_of_the_whole_store() {
     assert_eq!(heard, PATHS as u64);
 }
 
-/// How the holder takes the asker back.
+/// How the holder behaves when the asker connects again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holder {
-    /// At once.
+    /// It answers at once.
     Quick,
-    /// Its side of the handshake comes only when the asker's Nix already waits.
+    /// It completes the handshake only after the asker's Nix has started to wait.
     Slow,
     /// It has not heard that the old connection is gone, and refuses the first dial of the new one.
     Unaware,
-    /// Nobody has told the asker where it is: it has to dial.
+    /// The asker does not know its address, so it has to dial the asker.
     Dialling,
 }
 
-/// `b` is killed and started again `times` times; each time its first question is of a path that it has never asked for.
+/// Kills `b` and starts it again `times` times; each time its first lookup is for a path that it has never asked for.
 fn assert_first_answers(holder: Holder, times: usize) {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let paths: Vec<_> = (0..times).map(|turn| a.store.build_fresh(&format!("{holder:?}-{turn}"))).collect();
-    // The proxy stays the only way, and the answer is awaited for as long as a busy machine needs.
+    // The proxy stays the only way to `a`, and lookups wait long enough for a busy machine.
     for node in [&mut a, &mut b] {
         node.config.advertise_loopback = false;
         node.config.narinfo_deadline_ms = 20_000;
@@ -257,31 +257,31 @@ fn assert_first_answers(holder: Holder, times: usize) {
 }
 
 #[test]
-fn the_first_question_after_a_start_is_answered_by_who_was_known_before() {
+fn the_first_lookup_after_a_start_is_answered_by_a_remembered_holder() {
     assert_first_answers(Holder::Quick, 20);
 }
 
 #[test]
-fn the_first_question_after_a_start_waits_for_a_slow_holder() {
+fn the_first_lookup_after_a_start_waits_for_a_slow_holder() {
     assert_first_answers(Holder::Slow, 20);
 }
 
 #[test]
-fn the_first_question_after_a_start_survives_a_refused_dial() {
+fn the_first_lookup_after_a_start_survives_a_refused_dial() {
     assert_first_answers(Holder::Unaware, 20);
 }
 
 #[test]
-fn the_first_question_after_a_start_waits_for_a_holder_that_has_to_dial() {
+fn the_first_lookup_after_a_start_waits_for_a_holder_that_has_to_dial() {
     assert_first_answers(Holder::Dialling, 20);
 }
 
 #[test]
-fn a_clean_stop_keeps_what_was_heard_last_and_a_damaged_summary_is_dropped() {
+fn a_clean_stop_keeps_the_last_summary_and_a_damaged_one_is_dropped() {
     let mesh = TestMesh::new();
     let (mut a, mut b) = pair(&mesh);
     for turn in 0..3 {
-        // Sooner after the last one than a running daemon writes.
+        // Several in quick succession: the last comes sooner than a running daemon would write it.
         let _ = a.store.build_fresh(&format!("turn-{turn}"));
         a.wait_all_advertised(&[&b]);
     }

@@ -1,4 +1,4 @@
-//! The main job: a path built on one machine arrives on the others straight from it, verified.
+//! The main job: a path built on one machine arrives on others directly from it, and verified.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use narmesh_tests::{
 /// A path is promised to be substitutable elsewhere this soon after its build.
 const SPREAD: Duration = Duration::from_secs(2);
 
-/// What a daemon may take on top of its idle memory for a transfer of any size.
+/// Memory that a daemon may use on top of its idle memory for a transfer of any size.
 const RISE_BYTES_MAX: u64 = 32 << 20;
 
-/// Everything that the holder built is in the other store, byte for byte, and was made nowhere else.
+/// Asserts that the receiver's store has exactly `paths`, with the same contents as at the holder, and built none of them.
 fn assert_equal_stores(holder: &TestNode, receiver: &TestNode, paths: &[String]) {
     receiver.store.verify_contents();
     let outputs: BTreeSet<_> = paths.iter().cloned().collect();
@@ -35,7 +35,7 @@ fn assert_equal_stores(holder: &TestNode, receiver: &TestNode, paths: &[String])
 fn the_whole_set_arrives_on_two_other_machines() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
-    // Bytes are compared below; "auto" compresses wherever the machine is too busy for a fast link.
+    // Numbers of bytes are compared below, and "auto" compresses when the machine is too busy for a fast link.
     for node in [&mut b, &mut c] {
         node.config.compress = "never";
     }
@@ -91,7 +91,7 @@ fn a_nar_of_300_mb_streams_through_in_bounded_memory() {
 }
 
 #[test]
-fn a_path_is_substitutable_where_only_a_third_machine_is_known() {
+fn a_path_is_substitutable_when_its_holder_is_known_only_through_a_third_machine() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
     TestMesh::introduce(&mut [&mut a, &mut b, &mut c]);
@@ -104,7 +104,7 @@ fn a_path_is_substitutable_where_only_a_third_machine_is_known() {
     c.learn_address("b", &b.p2p_address());
     c.start();
     c.wait_connected("b", true, SPREAD);
-    // Nobody but B was told where A is.
+    // Only B was told A's address.
     assert!(
         [&a, &c].iter().all(|node| node.config.peers.iter().all(|peer| { !peer.addresses.contains(&a.p2p_address()) }))
     );
@@ -119,7 +119,7 @@ fn a_path_is_substitutable_where_only_a_third_machine_is_known() {
 }
 
 #[test]
-fn what_a_path_refers_to_is_asked_for_before_nix_asks() {
+fn references_of_a_path_are_looked_up_before_nix_asks() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let app = a.store.build_one("app");
@@ -134,12 +134,12 @@ fn what_a_path_refers_to_is_asked_for_before_nix_asks() {
     assert_eq!(b.get_narinfo(&lib).status, 200, "known although nobody is left to be asked");
 }
 
-/// Nix 2.8 copies one path after the other; what it will ask for next is read meanwhile, and nothing in vain.
+/// Nix 2.8 copies one path after the other. The NARs that it will ask for next are read ahead, and none in vain.
 #[test]
 fn a_copy_finds_its_small_nars_read_ahead() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
-    // Later ones ask for sixteen at once, and overtake whoever reads ahead.
+    // Later versions ask for sixteen at a time, and overtake the reading ahead.
     b.store.use_nix(NixVersion::V2_8);
     let paths = a.store.build("everything");
     let closure: Vec<_> = a.store.outputs().into_iter().collect();
@@ -158,7 +158,7 @@ fn a_copy_finds_its_small_nars_read_ahead() {
 }
 
 #[test]
-fn what_arrived_is_offered_to_others_in_turn() {
+fn a_substituted_path_is_offered_to_others() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
     let app = a.store.build_one("app");
@@ -188,7 +188,7 @@ fn a_relocated_store_substitutes_into_another() {
 }
 
 #[test]
-fn stores_of_another_directory_are_refused_by_name() {
+fn a_peer_with_another_store_directory_is_not_used_and_status_names_it() {
     let scratch = scratch_dir("elsewhere");
     let store_dir = scratch.path().join("store");
     let mesh = TestMesh::new();
@@ -208,7 +208,7 @@ fn stores_of_another_directory_are_refused_by_name() {
 #[test]
 fn a_daemon_that_may_not_write_to_nix_serves_its_store() {
     if !rustix::process::geteuid().is_root() {
-        // Without root every daemon of these stories is one that owns its store and nothing else.
+        // Without root, daemons of these stories cannot run as another user.
         return;
     }
     const NOBODY: u32 = 65_534;
@@ -219,7 +219,7 @@ fn a_daemon_that_may_not_write_to_nix_serves_its_store() {
     let app = a.store.build_one("app");
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
-    // Built while the daemon looks: it reads the database beside a writer.
+    // Built while the daemon runs: it reads the database while Nix writes to it.
     let fresh = a.store.build_fresh("while-serving");
     a.wait_all_advertised(&[&b]);
     b.realise(&[app, fresh]).expect_success("nix-store --realise");
@@ -227,7 +227,7 @@ fn a_daemon_that_may_not_write_to_nix_serves_its_store() {
 }
 
 #[test]
-fn the_gateway_speaks_the_dialect_of_nix() {
+fn the_gateway_answers_as_nix_expects_of_a_binary_cache() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let middle = a.store.build_one("middle");
@@ -295,11 +295,11 @@ fn a_client_that_stops_reading_holds_nobody_up() {
     b.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise beside four that do not read");
     let whole = get(b.gateway(), &narinfo.url).unwrap();
     assert_eq!(format!("sha256:{}", sha256_hex(&whole.body)), narinfo.nar_hash);
-    // The buffers of five bodies at once are bounded by `limits.nar_buffer_bytes`, 128 MiB, wherever they lie.
+    // The buffers of all five bodies together are bounded by `limits.nar_buffer_bytes`, 128 MiB.
     for (name, peak) in peaks {
         assert!(peak.rise_bytes() <= (128 << 20) + RISE_BYTES_MAX, "{name} took {} MiB", peak.rise_bytes() >> 20);
     }
-    // And a client that reads again gets all of it.
+    // A client that reads again gets all of the body.
     let rest = stuck.pop().unwrap().finish();
     assert!(rest.complete, "a slow reader is not cut off within {:?}", promised(SPREAD));
 }

@@ -1,4 +1,4 @@
-//! The units of `contrib/systemd`, and the socket that outlives the daemon.
+//! The units in `contrib/systemd`, and the socket that outlives the daemon.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -10,15 +10,15 @@ use narmesh_tests::{
     HandedSocket, TestMesh, build_over_a_kill, finish, get, promised, repository_root, scratch_dir, wait_until,
 };
 
-/// Of a NAR of 24 MiB, which Nix has begun to unpack by then.
+/// The daemon is killed after this many bytes of a NAR of 24 MiB, which Nix has begun to unpack by then.
 const HELD_AFTER_BYTES: u64 = 10 << 20;
 
 /// The first answer after a start is promised within this.
 const START: Duration = Duration::from_secs(2);
 
 #[test]
-fn the_units_are_what_systemd_accepts() {
-    // `verify` wants to see the program that a unit starts, and units under the names that they are installed by.
+fn systemd_accepts_the_units() {
+    // `verify` wants the program of a unit to exist, and units to have the names under which they are installed.
     let dir = scratch_dir("units");
     let binary = dir.path().join("narmesh");
     fs::copy(narmesh_tests::narmesh_binary(), &binary).unwrap();
@@ -34,14 +34,14 @@ fn the_units_are_what_systemd_accepts() {
     assert_eq!(verified.stderr.trim(), "", "systemd-analyze says nothing about good units");
     verified.expect_success("systemd-analyze verify");
 
-    // And it would say something about bad ones.
+    // It does complain about a bad unit.
     let text = fs::read_to_string(&units[0]).unwrap();
     fs::write(&units[0], text.replace("Type=notify", "Type=nonsense")).unwrap();
     assert_ne!(finish(&mut command).stderr.trim(), "");
 }
 
 #[test]
-fn the_units_keep_the_promises_that_the_documents_make() {
+fn the_units_set_what_the_documents_promise() {
     let read = |name: &str| fs::read_to_string(repository_root().join("contrib/systemd").join(name)).unwrap();
     let (service, socket) = (read("narmesh.service"), read("narmesh.socket"));
     for line in [
@@ -68,14 +68,14 @@ fn a_socket_handed_over_outlives_the_daemon() {
     TestMesh::introduce(&mut [&mut a, &mut b]);
     a.start();
     b.learn_address("a", &a.p2p_address());
-    // The file says another address: the descriptor wins, as it must under systemd.
+    // The configuration file names another address; the descriptor wins, as it must under systemd.
     socket.start(&mut b);
     assert_eq!(b.gateway(), gateway);
     a.wait_all_advertised(&[&b]);
     b.realise(std::slice::from_ref(&lib)).expect_success("through the socket handed over");
     b.store.delete(std::slice::from_ref(&lib));
 
-    // While no daemon runs, connections are accepted by the kernel and wait: nothing is refused.
+    // While no daemon runs, the kernel queues connections and refuses none.
     b.kill();
     let waiting = thread::spawn(move || get(gateway, "/nix-cache-info"));
     let (store, keys) = (b.store.clone(), b.config.trusted_public_keys.clone());
