@@ -1,4 +1,5 @@
-//! What a person types: `init`, `id`, `check-config`, `status`, `advertised`, `why`, and the README's quick start.
+//! The commands that a person types: `init`, `id`, `check-config`, `status`, `advertised`, `why`, and the README's quick
+//! start.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -45,7 +46,7 @@ fn init_makes_keys_and_says_what_to_do_with_them() {
     ] {
         assert!(said.contains(line), "init does not say {line}:\n{said}");
     }
-    // Twice is refused, and changes nothing.
+    // A second `init` is refused and changes nothing.
     let before: Vec<_> =
         ["node.key", "builder.key", "narmesh.toml"].map(|file| fs::read(dir.join(file)).unwrap()).into();
     init(&dir, &[], &system_path()).expect_failure("a second init");
@@ -61,7 +62,7 @@ fn init_makes_keys_and_says_what_to_do_with_them() {
 }
 
 #[test]
-fn init_recommends_fallback_only_where_nix_can_bear_it() {
+fn init_recommends_fallback_only_for_nix_versions_that_survive_it() {
     let scratch = scratch_dir("versions");
     // 2.8 aborts with `fallback = true` (SubstituterDisabled thrown in a noexcept function); 2.9 does not.
     for (version, wanted) in [("2.8.0", false), ("2.8.1", false), ("2.9.0", true), ("2.26.3", true), ("3.0.0", true)] {
@@ -77,7 +78,7 @@ fn init_recommends_fallback_only_where_nix_can_bear_it() {
 }
 
 #[test]
-fn init_trusts_whom_nix_trusts_unless_told_not_to() {
+fn init_trusts_the_keys_that_nix_trusts_unless_told_not_to() {
     let scratch = scratch_dir("nix-keys");
     let [key_of_cache, key_of_office] = ["cache.example-1", "office-1"].map(|name| {
         let arguments = ["--extra-experimental-features", "nix-command", "key", "generate-secret", "--key-name", name];
@@ -103,7 +104,7 @@ fn init_trusts_whom_nix_trusts_unless_told_not_to() {
     };
     let has_both = |text: &str| text.contains(&key_of_cache) && text.contains(&key_of_office);
 
-    // The real Nix of this machine, with that configuration; and none, with the same file.
+    // The keys are asked of this machine's real Nix with that configuration; without a Nix, they are read from the file.
     for (dir, path) in [("asked", system_path().as_str()), ("read", "/nonexistent")] {
         let (said, written, file) = run(dir, &[], path, scratch.path());
         assert!(has_both(&written) && written.contains("one-narmesh-1:"), "{written}");
@@ -114,7 +115,7 @@ fn init_trusts_whom_nix_trusts_unless_told_not_to() {
             finish(&mut command).expect_success("check-config")
         };
         assert!(!check(&nix_conf).contains("office-1"), "both trust it");
-        // It goes on comparing: Nix may change its mind.
+        // `check-config` goes on comparing, since Nix may stop trusting a key.
         let without = scratch.path().join("without.conf");
         fs::write(&without, format!("trusted-public-keys = {key_of_cache}\n")).unwrap();
         assert!(check(&without).contains(&format!("narmesh trusts {key_of_office}, Nix does not")));
@@ -128,7 +129,7 @@ fn init_trusts_whom_nix_trusts_unless_told_not_to() {
     assert!(help.contains("--no-nix-keys"), "{help}");
 }
 
-/// The block of TOML that `init` printed for the other machines.
+/// The `[[peer]]` block that `init` or `id` printed for the other machines.
 fn peer_block(said: &str) -> String {
     block(said, "[[peer]]")
 }
@@ -160,7 +161,7 @@ fn the_quick_start_with_two_machines_works_as_written() {
     let edit = |node: &TestNode, peer: &str, key: &str| {
         let text = fs::read_to_string(node.config_file()).unwrap();
         let root = node.dir().join("root").display().to_string();
-        // Both machines are this one here: ports and stores of their own, and loopback instead of a network.
+        // Both machines are on this one: they get their own ports and stores, and loopback instead of a network.
         let mut edited = text
             .replace(r#""/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280""#, r#""/ip4/127.0.0.1/tcp/0""#)
             .replace("127.0.0.1:7281", "127.0.0.1:0")
@@ -187,7 +188,7 @@ fn the_quick_start_with_two_machines_works_as_written() {
 }
 
 #[test]
-fn check_config_names_what_nix_does_not_trust_and_what_it_also_asks() {
+fn check_config_names_keys_that_nix_does_not_trust_and_other_caches_that_it_asks() {
     let mesh = TestMesh::new();
     let [mut a, b] = ["a", "b"].map(|name| mesh.node(name));
     a.allow(&b.card());
@@ -244,7 +245,7 @@ fn check_config_probes_peers() {
 }
 
 #[test]
-fn status_speaks_of_the_node_and_of_each_peer() {
+fn status_describes_the_node_and_each_peer() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
@@ -274,7 +275,7 @@ fn status_speaks_of_the_node_and_of_each_peer() {
 }
 
 #[test]
-fn advertised_lists_what_leaves_and_why_says_what_would_happen() {
+fn advertised_lists_the_offered_paths_and_why_explains_a_lookup() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
@@ -308,7 +309,7 @@ fn advertised_lists_what_leaves_and_why_says_what_would_happen() {
 }
 
 #[test]
-fn what_id_prints_is_what_the_other_machine_takes() {
+fn the_output_of_id_fits_into_the_other_machine_s_configuration() {
     let scratch = scratch_dir("id");
     let [one, two] = ["one", "two"].map(|name| {
         let dir = scratch.path().join(name);
@@ -335,7 +336,7 @@ fn what_id_prints_is_what_the_other_machine_takes() {
 }
 
 #[test]
-fn a_port_that_another_program_has_is_named_and_no_start() {
+fn a_listen_port_in_use_fails_the_start_with_an_error_that_names_it() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("a");
     let taken = std::net::TcpListener::bind("[::1]:0").unwrap();

@@ -1,4 +1,4 @@
-//! The ground the stories stand on: the fixtures are what they claim to be, with Nix alone.
+//! The fixtures that all stories rely on have the properties that they claim, tested with Nix alone.
 
 use narmesh_tests::{NixStoreFixture, hash_part, scratch_dir};
 

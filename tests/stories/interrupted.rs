@@ -1,7 +1,7 @@
 //! Events in the middle of a NAR: the build succeeds each time, with the gateway as the only substituter.
 //!
-//! The client's machine knows the holder only by the address of a [`GatedProxy`], which lets so many bytes of the NAR
-//! pass and holds the rest. So "in the middle" is a number of bytes and no matter of luck.
+//! The client's machine knows the holder only by the address of a [`GatedProxy`], which lets a given number of bytes of the
+//! NAR pass and holds the rest. So "in the middle" is an exact number of bytes, and does not depend on luck.
 
 use std::thread;
 use std::time::Duration;
@@ -17,17 +17,17 @@ struct Gated {
 }
 
 impl Gated {
-    /// `count` holders of one path and the client run, have met through the gates, and the client has heard of all.
+    /// Starts `count` holders of one path and the client, which connect through the gates; the client has heard from all.
     fn new(mesh: &TestMesh, attribute: &str, count: usize) -> Self {
         let mut client = mesh.node("client");
-        // Nobody tells its own address, so that the gates stay the only ways.
+        // No node advertises its own address, so that the gates stay the only ways.
         client.config.advertise_loopback = false;
         let mut holders = Vec::new();
         let mut path = String::new();
         for number in 0..count {
             let mut holder = mesh.node(&format!("holder{number}"));
             holder.config.advertise_loopback = false;
-            // Held bytes are counted on the wire, where a compressed NAR would be too small to be held.
+            // Bytes are counted on the wire, where a compressed NAR would be too small to be held back.
             holder.config.compress = "never";
             path = holder.store.build_one(attribute);
             holder.allow(&client.card());
@@ -70,7 +70,7 @@ impl Gated {
         finished
     }
 
-    /// The build succeeded, and what is in the store is right, and was made in the one way that is right here.
+    /// Asserts that the build succeeded, that the store's contents are right, and that the path came by the expected way.
     #[track_caller]
     fn assert_succeeded(&self, finished: Finished, way: Way) {
         finished.expect_success("nix-build with the gateway as the only substituter");
@@ -89,14 +89,14 @@ enum Way {
 /// The first bytes of a NAR are promised within this.
 const NAR_BEGINS: Duration = Duration::from_secs(5);
 
-/// Of a NAR of 6 MiB, which is verified before its first byte leaves the gateway.
+/// The event comes after this many bytes of a NAR of 6 MiB, which is verified before its first byte leaves the gateway.
 const SMALL_PART_BYTES: u64 = 1 << 20;
 
-/// Of larger ones, which Nix has begun to unpack by then.
+/// The event comes after this many bytes of a larger NAR, which Nix has begun to unpack by then.
 const LARGE_PART_BYTES: u64 = 10 << 20;
 
 #[test]
-fn the_only_holder_is_killed_in_a_small_nar() {
+fn a_path_is_built_when_the_only_holder_is_killed_in_a_small_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "small", 1);
     let finished = gated.build_with_event("small", SMALL_PART_BYTES, TestNode::kill);
@@ -104,7 +104,7 @@ fn the_only_holder_is_killed_in_a_small_nar() {
 }
 
 #[test]
-fn the_only_holder_is_killed_in_a_large_nar() {
+fn a_path_is_built_when_the_only_holder_is_killed_in_a_large_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "middle", 1);
     let finished = gated.build_with_event("middle", LARGE_PART_BYTES, TestNode::kill);
@@ -112,7 +112,7 @@ fn the_only_holder_is_killed_in_a_large_nar() {
 }
 
 #[test]
-fn one_of_two_holders_is_killed_in_a_small_nar() {
+fn a_path_is_substituted_when_one_of_two_holders_is_killed_in_a_small_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "small", 2);
     let finished = gated.build_with_event("small", SMALL_PART_BYTES, TestNode::kill);
@@ -120,7 +120,7 @@ fn one_of_two_holders_is_killed_in_a_small_nar() {
 }
 
 #[test]
-fn one_of_two_holders_is_killed_in_a_large_nar() {
+fn a_path_is_substituted_when_one_of_two_holders_is_killed_in_a_large_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "middle", 2);
     let finished = gated.build_with_event("middle", LARGE_PART_BYTES, TestNode::kill);
@@ -128,7 +128,7 @@ fn one_of_two_holders_is_killed_in_a_large_nar() {
 }
 
 #[test]
-fn the_only_holder_freezes_in_a_large_nar() {
+fn a_path_is_built_when_the_only_holder_freezes_in_a_large_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "middle", 1);
     let finished = gated.build_with_event("middle", LARGE_PART_BYTES, |holder| holder.signal(Signal::STOP));
@@ -136,7 +136,7 @@ fn the_only_holder_freezes_in_a_large_nar() {
 }
 
 #[test]
-fn one_of_two_holders_freezes_in_a_large_nar() {
+fn a_path_is_substituted_when_one_of_two_holders_freezes_in_a_large_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "middle", 2);
     let finished = gated.build_with_event("middle", LARGE_PART_BYTES, |holder| holder.signal(Signal::STOP));
@@ -144,7 +144,7 @@ fn one_of_two_holders_freezes_in_a_large_nar() {
 }
 
 #[test]
-fn the_path_is_collected_in_the_middle_of_its_nar() {
+fn a_path_is_built_when_its_only_holder_collects_it_in_the_middle_of_its_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "huge", 1);
     let path = gated.path.clone();
@@ -153,7 +153,7 @@ fn the_path_is_collected_in_the_middle_of_its_nar() {
 }
 
 #[test]
-fn the_path_is_collected_at_one_of_two_holders_in_the_middle_of_its_nar() {
+fn a_path_is_substituted_when_one_of_two_holders_collects_it_in_the_middle_of_its_nar() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "huge", 2);
     let path = gated.path.clone();
@@ -162,12 +162,12 @@ fn the_path_is_collected_at_one_of_two_holders_in_the_middle_of_its_nar() {
 }
 
 #[test]
-fn the_only_copy_of_a_small_nar_is_corrupt() {
+fn a_build_succeeds_when_the_only_copy_of_a_small_nar_becomes_corrupt() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "small", 1);
     let path = gated.path.clone();
     let finished = gated.build_with_event("small", SMALL_PART_BYTES, |holder| {
-        // Behind the part that has passed, and behind what the buffers on the way can hold.
+        // This file lies behind the part that has passed, and behind what the buffers on the way can hold.
         holder.store.corrupt_file(&path, "blob005");
     });
     finished.expect_success("nix-build with the gateway as the only substituter");
@@ -175,7 +175,7 @@ fn the_only_copy_of_a_small_nar_is_corrupt() {
 }
 
 #[test]
-fn the_only_copy_of_a_large_nar_is_corrupt() {
+fn a_path_is_built_when_the_only_copy_of_a_large_nar_becomes_corrupt() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "huge", 1);
     let path = gated.path.clone();
@@ -186,13 +186,13 @@ fn the_only_copy_of_a_large_nar_is_corrupt() {
 }
 
 #[test]
-fn one_of_two_copies_of_a_large_nar_is_corrupt() {
+fn a_path_is_built_when_one_of_two_copies_of_a_large_nar_becomes_corrupt() {
     let mesh = TestMesh::new();
     let mut gated = Gated::new(&mesh, "huge", 2);
     let path = gated.path.clone();
     let finished = gated.build_with_event("huge", LARGE_PART_BYTES, |holder| {
         holder.store.corrupt_file(&path, "blob038");
     });
-    // What Nix has already is spoilt: no holder can mend it.
+    // Nix has damaged bytes already, which no holder can repair.
     gated.assert_succeeded(finished, Way::Built);
 }

@@ -1,11 +1,11 @@
-//! The arrows of `docs/architecture.md`, read from Cargo, so that the map cannot drift.
+//! Compares the arrows between crates in `docs/architecture.md` with what Cargo says, so that the map stays true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 use narmesh_tests::repository_root;
 
-/// What each room may use of ours.
+/// For each of our crates (rooms), which of our other crates it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-protocol", &[]),
     ("narmesh-gossip", &["narmesh-protocol"]),
@@ -36,23 +36,23 @@ const ARROWS: &[(&str, &[&str])] = &[
             "narmesh-store",
             "narmesh-http-gateway",
             "narmesh",
-            // How a real Nix is given a store and an environment of its own.
+            // It gives a real Nix a store and an environment of its own.
             "narmesh-tests",
         ],
     ),
-    // Everything that takes foreign bytes.
+    // It fuzzes everything that takes foreign bytes.
     ("narmesh-fuzz", &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-http-gateway", "narmesh"]),
     // The stories see the binary from outside.
     ("narmesh-tests", &[]),
 ];
 
-/// What a room must not reach, however indirectly.
+/// For each of our crates, which libraries it must not use, not even indirectly.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("narmesh-protocol", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite", "futures"]),
     ("narmesh-gossip", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-quorum", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-store", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper"]),
-    // It knows sources, whatever they speak; SQLite is the store's.
+    // It knows sources of any kind, whatever protocol they speak; SQLite belongs to the store.
     ("narmesh-resolver", &["libp2p", "libp2p-swarm", "narmesh-http-gateway", "axum", "hyper"]),
     ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
     ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
@@ -68,7 +68,7 @@ fn rooms(metadata: &Metadata) -> BTreeMap<String, &Package> {
 }
 
 #[test]
-fn every_room_is_on_the_map_and_uses_only_what_its_arrows_allow() {
+fn every_crate_is_on_the_map_and_uses_only_crates_that_its_arrows_allow() {
     let metadata = metadata();
     let rooms = rooms(&metadata);
     let arrows: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
@@ -76,7 +76,7 @@ fn every_room_is_on_the_map_and_uses_only_what_its_arrows_allow() {
         let allowed = arrows.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not on the map of rooms"));
         for dependency in &package.dependencies {
             let ours = rooms.contains_key(&dependency.name);
-            // Tests of a room may look at it from another; what is shipped may not.
+            // The tests of a crate may use other crates; its shipped code may not.
             let shipped = dependency.kind != DependencyKind::Development;
             assert!(
                 !ours || !shipped || allowed.contains(&dependency.name.as_str()),
@@ -88,7 +88,7 @@ fn every_room_is_on_the_map_and_uses_only_what_its_arrows_allow() {
 }
 
 #[test]
-fn no_room_reaches_a_library_that_is_not_its_business() {
+fn no_crate_reaches_a_library_that_is_forbidden_to_it() {
     let metadata = metadata();
     let rooms = rooms(&metadata);
     for (name, forbidden) in FORBIDDEN {
@@ -98,7 +98,7 @@ fn no_room_reaches_a_library_that_is_not_its_business() {
             assert!(!reached.contains(*library), "{name} reaches {library}");
         }
     }
-    // The graph is really walked: the daemon reaches both.
+    // The graph really is walked: the daemon does reach both.
     let daemon = reachable(&metadata, rooms["narmesh"]);
     assert!(daemon.contains("tokio") && daemon.contains("libp2p-swarm"));
 }
@@ -121,7 +121,7 @@ fn reachable(metadata: &Metadata, package: &Package) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_workspace_lints_apply_to_every_room() {
+fn the_workspace_lints_apply_to_every_crate() {
     let metadata = metadata();
     for (name, package) in rooms(&metadata) {
         let manifest: toml::Table = std::fs::read_to_string(&package.manifest_path).unwrap().parse().unwrap();

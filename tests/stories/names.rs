@@ -1,4 +1,4 @@
-//! Peers that the configuration gives by a host name.
+//! Peers that the configuration gives by host name.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use narmesh_tests::{TestMesh, TestNode};
 
-/// A connection with a peer that could not be reached before: the longest pause between two dials, and a dial.
+/// A peer that could not be reached before is connected within this: the longest pause between two dials, and a dial.
 const FOUND: Duration = Duration::from_secs(6);
 
 const NAME: &str = "a.narmesh.example";
 
-/// What a daemon takes for the hosts file of the machine; nothing is asked of the network.
+/// A file that a daemon sees as the hosts file of its machine; no name server is asked.
 struct Hosts(PathBuf);
 
 impl Hosts {
-    /// Of `node`, from its next start on.
+    /// Gives `node` an empty hosts file, from its next start on.
     fn of(node: &mut TestNode) -> Self {
         let [hosts, switch] = ["hosts", "nsswitch.conf"].map(|name| node.dir().join(name));
         fs::write(&hosts, "").unwrap();
@@ -26,18 +26,18 @@ impl Hosts {
         Self(hosts)
     }
 
-    /// The same file, written anew: what is mounted stays.
+    /// Makes [`NAME`] lead to `ip`. The file is overwritten in place, since a new one would not be the mounted one.
     fn lead_to(&self, ip: &str) {
         fs::write(&self.0, format!("{ip} {NAME}\n")).unwrap();
     }
 }
 
 #[test]
-fn a_peer_is_found_by_its_name_wherever_that_leads_now() {
+fn a_peer_is_found_by_its_host_name_also_after_that_leads_elsewhere() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     TestMesh::introduce(&mut [&mut a, &mut b]);
-    // Neither is told where the other is: the name is all there is.
+    // Neither advertises its address, so the name is the only way to `a`.
     a.config.advertise_loopback = false;
     b.config.advertise_loopback = false;
     let app = a.store.build_one("app");
@@ -59,7 +59,7 @@ fn a_peer_is_found_by_its_name_wherever_that_leads_now() {
 
     a.terminate();
     b.wait_connected("a", false, FOUND);
-    // `start` would have it listen where it did before.
+    // `start` would make it listen at its former address.
     a.config.listen = vec![format!("/ip4/127.0.0.2/tcp/{port}")];
     hosts.lead_to("127.0.0.2");
     a.launch();
@@ -69,7 +69,7 @@ fn a_peer_is_found_by_its_name_wherever_that_leads_now() {
     a.wait_all_advertised(&[&b]);
     b.realise(&[fresh]).expect_success("from where the name leads now");
 
-    // A name is for the one who wrote it: nobody else hears it.
+    // A host name from the configuration is told to no other node.
     let told = b.status().peer("a").unwrap()["addresses"].to_string();
     assert!(told.contains(NAME), "{told}");
     let heard = a.status().peer("b").unwrap()["addresses"].to_string();
@@ -77,7 +77,7 @@ fn a_peer_is_found_by_its_name_wherever_that_leads_now() {
 }
 
 #[test]
-fn check_config_accepts_names_and_probes_where_they_lead() {
+fn check_config_accepts_host_names_and_probes_where_they_lead() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     TestMesh::introduce(&mut [&mut a, &mut b]);

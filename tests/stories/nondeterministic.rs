@@ -2,7 +2,7 @@
 
 use narmesh_tests::{NarInfoText, TestMesh, TestNode, get, head, request, sha256_hex};
 
-/// `nix-archive-1`, `(` and `type`, each with its length before it: what every NAR begins with.
+/// The bytes that every NAR begins with: `nix-archive-1`, `(` and `type`, each with its length before it.
 const COMMON_BYTES: usize = 56;
 
 struct Two {
@@ -25,19 +25,19 @@ impl Two {
         Self { first, second, client, path }
     }
 
-    /// The narinfo that each holder's own gateway gives: the two promises there are.
+    /// The narinfo that each holder's own gateway gives: two different promises.
     fn promises(&self) -> [NarInfoText; 2] {
         [&self.first, &self.second].map(|node| node.wait_narinfo(&self.path))
     }
 }
 
 #[test]
-fn each_promise_is_kept_by_the_holder_that_made_it() {
+fn each_promised_nar_comes_from_the_holder_that_promised_it() {
     for attribute in ["nondet", "nondetbig"] {
         let mesh = TestMesh::new();
         let two = Two::new(&mesh, attribute);
         for promise in two.promises() {
-            // A client that got either narinfo, 30 days ago, goes straight to its URL.
+            // A client that got either narinfo up to 30 days ago asks for its URL at once.
             assert_eq!(head(two.client.gateway(), &promise.url).unwrap().status, 200);
             let body = get(two.client.gateway(), &promise.url).unwrap();
             assert!(body.status == 200 && body.complete, "{attribute}");
@@ -49,15 +49,16 @@ fn each_promise_is_kept_by_the_holder_that_made_it() {
 }
 
 #[test]
-fn the_other_holder_is_no_replacement() {
+fn a_holder_of_other_contents_is_no_replacement() {
     let mesh = TestMesh::new();
     let mut two = Two::new(&mesh, "nondetbig");
     let [promise, other] = two.promises();
     two.first.kill();
     let gone = get(two.client.gateway(), &promise.url).unwrap();
-    // Said at once, or after a second short behind what every NAR begins with: the other holder has other bytes.
+    // 404 at once, or after a second a body cut short within the bytes that all NARs share: the other holder has other
+    // bytes.
     assert!(gone.status == 404 || (!gone.complete && gone.body.len() <= COMMON_BYTES), "{}", gone.status);
-    // Nor in the middle, for a client that resumes.
+    // A client that resumes in the middle gets nothing from the other holder either.
     let resumed = request(two.client.gateway(), "GET", &promise.url, &[("Range", "bytes=5000000-")]).unwrap();
     assert_eq!(resumed.finish().status, 404);
     let body = get(two.client.gateway(), &other.url).unwrap();

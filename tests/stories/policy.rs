@@ -1,4 +1,4 @@
-//! What a policy does to what Nix gets: `require`, `prefer`, verdicts that turn, holders that lie.
+//! What Nix gets under a quorum policy: `require`, `prefer`, and verdicts that change.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use narmesh_tests::{Jury, Rules, TestMesh, TestNode, get, promised, wait_for, wait_until};
 use serde_json::Value;
 
-/// A reload is promised to count within this.
+/// A reload is promised to be in force within this.
 const RELOADED: Duration = Duration::from_secs(1);
 
-/// What came into a store is advertised within this.
+/// A new path in a store is promised to be advertised within this.
 const SPREAD: Duration = Duration::from_secs(2);
 
 fn signers(signatures: &[String]) -> Vec<&str> {
@@ -30,7 +30,7 @@ fn refused(node: &TestNode, reason: &str) -> u64 {
 }
 
 #[test]
-fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
+fn agreed_paths_are_substituted_and_others_are_built_here() {
     let mesh = TestMesh::new();
     let jury = Jury::new(&mesh, &["one", "two", "three"], &["app", "fod", "nondet"], |all| Rules::require(2, all));
     let (client, [app, fod, nondet]) = (&jury.client, jury.paths.as_slice()) else { panic!("{:?}", jury.paths) };
@@ -63,13 +63,13 @@ fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
     assert!(client.status().number("/quorum/refused/conflict") > 2);
     let why = client.narmesh(&["why", nondet]).expect_success("why");
     assert!(why.contains("refused by the policy") && why.contains("builders got different results"), "{why}");
-    // All is judged once a second.
+    // The daemon judges all paths once a second.
     let seen = || client.narmesh(&["status"]).stdout.starts_with("CONFLICT");
     wait_until("the conflict is seen", promised(SPREAD), seen);
     let status = client.narmesh(&["status"]).expect_success("status");
     assert!(status.starts_with("CONFLICT") && status.contains(&format!("Nix has to trust {gateway}")), "{status}");
 
-    // What peers are told does not name the gateway.
+    // The signatures that peers are told of do not include the gateway's.
     let told = wait_for("the copy is offered", promised(SPREAD), || {
         let told: Value = serde_json::from_str(&client.narmesh(&["advertised", "--json"]).stdout).ok()?;
         let told = told["paths"].as_array()?.iter().find(|told| told["path"] == **app)?["signed_by"].clone();
@@ -83,11 +83,11 @@ fn what_is_agreed_is_substituted_and_what_is_not_is_built_here() {
 }
 
 #[test]
-fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
+fn a_nar_is_judged_again_when_nix_remembers_its_narinfo() {
     let mesh = TestMesh::new();
     let mut jury = Jury::new(&mesh, &["one", "two", "three"], &["app", "files"], |all| Rules::require(2, all));
     let app = jury.paths[0].clone();
-    // Built here as by the others, and given to another store on this machine on their word.
+    // The client built this path too; its gateway gives it to another store on this machine, because the builders agree.
     let own = jury.client.store.build_one("files");
     wait_until("the daemon sees what was built", promised(SPREAD), || {
         jury.client.narmesh(&["why", &own]).stdout.contains("own store: holds it")
@@ -100,7 +100,8 @@ fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
     look.args(["--extra-experimental-features", "nix-command", "path-info", "--store", &from, &app]);
     narmesh_tests::finish(&mut look).expect_success("its Nix has the narinfo now");
     assert_eq!(get(jury.client.gateway(), &narinfo.url).unwrap().status, 200);
-    // The same NAR with other References is another result, which nobody agreed on: Nix may remember it from before a revocation.
+    // The same NAR with other References is another result, on which nobody agreed. Nix may remember its narinfo from
+    // before a revocation.
     let (nar, _) = narinfo.url.rsplit_once('-').expect("the fingerprint stands last");
     let other = format!("{nar}-{}.nar", "0".repeat(52));
     for method in ["GET", "HEAD"] {
@@ -119,7 +120,7 @@ fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
     let why = client.narmesh(&["why", &app]).expect_success("why");
     assert!(why.contains("the NAR was refused by the policy (404)"), "{why}");
 
-    // What went out before is named.
+    // The report names the paths that were given to Nix before.
     let report = client.narmesh(&["quorum", "report"]).stdout;
     for path in [&app, &own] {
         let turned = format!("NO LONGER AGREED {} was given", path.rsplit('/').next().unwrap());
@@ -134,7 +135,7 @@ fn the_nar_is_decided_on_again_when_nix_remembers_the_narinfo() {
 }
 
 #[test]
-fn what_is_agreed_is_preferred_and_nothing_is_refused() {
+fn prefer_gives_the_agreed_result_first_and_refuses_nothing() {
     let mesh = TestMesh::new();
     let [mut one, mut two, mut client] = ["one", "two", "client"].map(|name| mesh.node(name));
     let nondet = one.store.build_one("nondet");
@@ -148,7 +149,7 @@ fn what_is_agreed_is_preferred_and_nothing_is_refused() {
     let given = |client: &TestNode, hash: &str, what: &str| {
         wait_until(what, promised(SPREAD), || client.wait_narinfo(&nondet).nar_hash == hash);
     };
-    // Whichever holder answers first, what counts is on whose result the policy agrees.
+    // Whichever holder answers first, Nix gets the result that the policy agrees on.
     client.import(&one.attested(&nondet));
     given(&client, &hashes[0], "the result of the one builder");
     client.follow(&Rules::new("prefer", 1, &[&two]));
@@ -157,7 +158,7 @@ fn what_is_agreed_is_preferred_and_nothing_is_refused() {
     client.import(&two.attested(&nondet));
     given(&client, &hashes[1], "the result of the other builder");
     two.kill();
-    // Its NAR is gone, which is when its narinfo is forgotten.
+    // A request for its NAR fails, and that makes the daemon forget its narinfo.
     wait_until("what is there, when nobody has what is agreed on", promised(SPREAD), || {
         let narinfo = client.wait_narinfo(&nondet);
         get(client.gateway(), &narinfo.url).unwrap().status == 200 && narinfo.nar_hash == hashes[0]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use narmesh_tests::TestMesh;
 use rustix::process::Signal;
 
-/// A reload is promised to count within this.
+/// A reload is promised to be in force within this.
 const RELOADED: Duration = Duration::from_secs(1);
 
 /// A new peer is promised to be connected within this.
@@ -82,7 +82,7 @@ fn a_bad_file_keeps_the_running_settings() {
         b.clear_log();
         fs::write(b.config_file(), bad).unwrap();
         b.signal(Signal::HUP);
-        // The person who wrote it asks while it still lies there.
+        // Asked while the bad file is still there, as by the person who wrote it.
         b.wait_status(&format!("shows {what}"), RELOADED, |status| status.text("/config/error").is_some());
         b.wait_logged(&["error"]);
         assert!(b.status().connected("a"), "{what}: the running settings are kept");

@@ -1,10 +1,11 @@
-//! What a path needs comes with it, whatever it is; and nothing besides.
+//! A path arrives with everything that it refers to, and with nothing else.
 
 use narmesh_tests::{TestMesh, finish, wait_until};
 use std::fs;
 use std::time::Duration;
 
-/// An output that refers to a text and to a file of whoever evaluated it: no derivation makes them, and no other cache has them.
+/// The output refers to a text and a file that were added to the store at evaluation: no derivation makes them, and no other
+/// cache has them.
 #[test]
 fn an_output_arrives_with_the_sources_that_it_refers_to() {
     let mesh = TestMesh::new();
@@ -29,7 +30,7 @@ fn an_output_arrives_with_the_sources_that_it_refers_to() {
         }
         assert_eq!(receiver.get_narinfo(alone.trim()).status, 404);
     }
-    // Whoever got it hands on all of it as well.
+    // A node that got all three offers all three.
     wait_until("all three are advertised by who got them", Duration::from_secs(10), || {
         b.status().number("/own/paths") >= 3
     });

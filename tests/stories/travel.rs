@@ -1,4 +1,4 @@
-//! Attestations between daemons: what one builds, the others hear of, hop by hop, and nobody who is not meant to.
+//! Attestations travel between daemons: others hear of what one builds, also over other nodes, and only those who may.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use narmesh_tests::{StorePlace, TestMesh, TestNode, finish, get, wait_for, wait_until};
 use serde_json::Value;
 
-/// From a build to a verdict elsewhere; ten times the few seconds that are promised.
+/// Time from a build to a verdict on another node: ten times the few seconds that are promised.
 const HEARD: Duration = Duration::from_secs(30);
 
-/// A connection.
+/// A connection is made within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// Counts `builders`, each by its node, and asks for `k`.
+/// Makes `node` count `builders`, each with its node as its peer, and require `k` of them.
 fn counting(node: &mut TestNode, builders: &[(String, String)], k: usize) {
     let own = node.name.clone();
     let builder = |(name, key): &(String, String)| {
@@ -30,7 +30,7 @@ fn keys(builders: &[&TestNode]) -> Vec<(String, String)> {
     builders.iter().map(|node| (node.name.clone(), node.builder_key())).collect()
 }
 
-/// The verdict on a path, and who attests anything of it.
+/// The verdict on a path, and the sorted names of all builders that attest any result for it.
 fn verdict(node: &TestNode, path: &str) -> (String, Vec<String>) {
     let said = node.narmesh(&["quorum", "report", "--json", "--path", path]).stdout;
     let report: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"));
@@ -52,13 +52,13 @@ fn wait_verdict(node: &TestNode, path: &str, wanted: &str, builders: &[&str]) ->
 }
 
 #[test]
-fn what_one_daemon_builds_another_hears_of() {
+fn attestations_of_one_daemon_s_builds_reach_another() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
     let builders = keys(&[&a, &b]);
     counting(&mut c, &builders, 2);
     TestMesh::start_all(&mut [&mut a, &mut b, &mut c]);
-    // The daemons run: each hears of what the other builds as it is built.
+    // All daemons run, so attestations spread as soon as something is built.
     let app = a.store.build_one("app");
     wait_verdict(&c, &app, "short", &["a"]);
     let why = c.narmesh(&["quorum", "why", &app]);
@@ -70,13 +70,13 @@ fn what_one_daemon_builds_another_hears_of() {
     let nondet = a.store.build_one("nondet");
     b.store.build_one("nondet");
     wait_verdict(&c, &nondet, "conflict", &["a", "b"]);
-    // What nobody counts is not kept: a and b count nobody.
+    // Attestations of builders that a node does not count are not kept: a and b count nobody.
     assert_eq!(attested_by(&a, &b.builder_key()) + attested_by(&b, &a.builder_key()), 0);
     assert_eq!(metric(&c, "narmesh_quorum_pulled_total"), 6, "app, lib and nondet of two builders");
     let metrics = get(c.gateway(), "/metrics").unwrap().text();
     assert!(!metrics.contains("narmesh_quorum_refused_total{"), "{metrics}");
 
-    // What c knew is gone: it hears it again, as soon as it has met one of them.
+    // c loses what it knew, and hears it again as soon as it is connected.
     c.kill();
     forget(&c, "quorum.sqlite");
     c.start();
@@ -84,20 +84,20 @@ fn what_one_daemon_builds_another_hears_of() {
     wait_verdict(&c, &nondet, "conflict", &["a", "b"]);
 }
 
-/// Attestations of this key in a node's file.
+/// The number of attestations by this key that a node has.
 fn attested_by(node: &TestNode, key: &str) -> usize {
     node.narmesh(&["quorum", "export"]).stdout.lines().filter(|line| line.starts_with(key)).count()
 }
 
 #[test]
-fn a_relay_tells_those_whom_the_builder_admits_and_nobody_else() {
+fn a_relay_tells_only_those_whom_the_builder_admits() {
     let mesh = TestMesh::new();
     let [mut a, mut relay, mut c, mut d] = ["a", "relay", "c", "d"].map(|name| mesh.node(name));
     let builders = keys(&[&a, &relay]);
     for node in [&mut relay, &mut c, &mut d] {
         counting(node, &builders, 1);
     }
-    // Only the relay can be found; a does not know d, which knows a.
+    // The relay is the only node with a known address. d allows a, and a does not allow d.
     for node in [&mut a, &mut c, &mut d] {
         node.config.advertise_loopback = false;
     }
@@ -119,7 +119,7 @@ fn a_relay_tells_those_whom_the_builder_admits_and_nobody_else() {
     let app = a.store.build_one("app");
     wait_verdict(&c, &app, "agreed", &["a"]);
     assert!(!c.status().connected("a") && !a.status().connected("c"), "it came over the relay");
-    // What the relay built itself reaches d over the same line; what a built does not.
+    // The relay's own builds reach d over the same connection; those of a do not.
     let own = relay.store.build_fresh("of-the-relay");
     wait_verdict(&d, &own, "agreed", &["relay"]);
     wait_verdict(&relay, &app, "agreed", &["a"]);
@@ -132,7 +132,7 @@ fn a_relay_tells_those_whom_the_builder_admits_and_nobody_else() {
     assert!(!d.status().connected("a"));
 }
 
-/// What `status` says of a builder: what decides who is told, who is, and who is not.
+/// What `status` says about a builder: where its audience is known from, who is told, and who is not.
 fn audience(node: &TestNode, builder: &str) -> (String, Value, Value) {
     let status = node.status().0;
     let builders = status["builders"].as_array().unwrap();
@@ -149,7 +149,7 @@ fn forget(node: &TestNode, file: &str) {
 }
 
 #[test]
-fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody_else() {
+fn a_relay_that_starts_again_tells_only_those_whom_a_dead_builder_admitted() {
     let mesh = TestMesh::new();
     let [mut a, mut relay, mut c, mut d] = ["a", "relay", "c", "d"].map(|name| mesh.node(name));
     let builders = keys(&[&a, &relay]);
@@ -172,7 +172,7 @@ fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody
     }
     let admitted = |audience: &str| (audience.to_owned(), serde_json::json!(["c"]), serde_json::json!(["d"]));
     wait_until("the relay knows whom a admits", HEARD, || audience(&relay, "a") == admitted("summary"));
-    // c knows it, too, and goes before there is anything to hear.
+    // c knows that too, and is killed before there is anything to hear.
     wait_until("c knows that a admits the relay", HEARD, || audience(&c, "a").1 == serde_json::json!(["relay"]));
     c.kill();
     let app = a.store.build_one("app");
@@ -191,16 +191,16 @@ fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody
         node.wait_connected("relay", true, MEETING);
     }
     wait_verdict(&c, &app, "agreed", &["a"]);
-    // What the relay built itself comes to d over the same line; what a built does not.
+    // The relay's own builds reach d over the same connection; those of a do not.
     let own = relay.store.build_fresh("of-the-relay");
     wait_verdict(&d, &own, "agreed", &["relay"]);
     assert_eq!((verdict(&d, &app).1, attested_by(&d, &a.builder_key())), (Vec::new(), 0));
 
-    // Without memory of whom a admitted, nobody is told.
+    // When the relay has lost whom a admitted, it tells nobody.
     c.kill();
     relay.kill();
     forget(&relay, "state.sqlite");
-    // Nor may a summary of it come from either of them.
+    // Nor may a's summary come from what the relay or c kept.
     [&relay, &c].iter().for_each(|node| fs::remove_file(node.summary_file("a")).unwrap());
     forget(&c, "quorum.sqlite");
     relay.start();
@@ -212,17 +212,17 @@ fn a_relay_that_starts_again_tells_those_whom_a_dead_builder_admitted_and_nobody
     wait_verdict(&c, &app, "agreed", &["a"]);
 }
 
-/// A counter of `/metrics`, 0 while it is not there.
+/// The value of a counter in `/metrics`; 0 while it is not there.
 fn metric(node: &TestNode, name: &str) -> u64 {
     let metrics = get(node.gateway(), "/metrics").unwrap().text();
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
     metrics.lines().find_map(value).unwrap_or(0)
 }
 
-/// Refused because it is withheld.
+/// The counter of attestations that were refused because their path is withheld.
 const REFUSED: &str = "narmesh_quorum_refused_total{reason=\"withheld\"}";
 
-/// Another process that is in the middle of writing to a database; killed when it goes.
+/// Another process that is in the middle of writing to a database; it is killed when this is dropped.
 struct Writer(Child);
 
 impl Writer {
@@ -244,13 +244,13 @@ impl Drop for Writer {
     }
 }
 
-/// Lines of a node's export that name this path.
+/// The number of lines in a node's export that name this path.
 fn lines_about(node: &TestNode, path: &str) -> usize {
     node.narmesh(&["quorum", "export"]).stdout.lines().filter(|line| line.contains(path)).count()
 }
 
 #[test]
-fn what_is_withheld_is_attested_to_nobody() {
+fn a_withheld_path_is_attested_to_nobody() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
     let builders = keys(&[&a]);
@@ -267,13 +267,13 @@ fn what_is_withheld_is_attested_to_nobody() {
     b.learn_address("a", &a.p2p_address());
     b.start();
     b.wait_connected("a", true, MEETING);
-    // Excluded by name, not to be substituted, and what refers to that; then what may leave.
+    // Three withheld paths: excluded by name, referring to a private one, private. Then paths that may be told.
     let secret = a.store.build_fresh("secret-plan");
     let refers = a.store.build_one("usesprivate");
     let private = a.store.build_one("private");
     let app = a.store.build_one("app");
     let [gone, old] = ["to-be-excluded", "old"].map(|tag| a.store.build_fresh(tag));
-    // Refers to another one, and goes before that is excluded.
+    // It refers to a path that is excluded later, and is deleted before that.
     let left = a.store.build("multi").remove(0);
     for path in [&app, &gone, &old, &left] {
         wait_verdict(&b, path, "agreed", &["a"]);
@@ -284,10 +284,10 @@ fn what_is_withheld_is_attested_to_nobody() {
         assert!(!attest.status.success() && attest.stderr.contains("withheld"), "{}{}", attest.stdout, attest.stderr);
     }
 
-    // Excluded later: taken back, also of what is gone from the store.
+    // Attestations of paths that are excluded later are taken back, also of paths that are gone from the store.
     a.store.delete(&[gone.clone(), old.clone(), left.clone()]);
     a.config.exclude.extend(["mesh-lib*", "mesh-fresh-to-be*", "mesh-multi-1.0-doc"].map(str::to_owned));
-    // From that moment on it is told to nobody, also while the ledger cannot be written.
+    // From that moment on they are told to nobody, also while the database of attestations cannot be written.
     let writer = Writer::begin(&a.dir().join("state/quorum.sqlite"));
     a.reload();
     a.wait_logged(&["configuration reloaded"]);
@@ -304,7 +304,7 @@ fn what_is_withheld_is_attested_to_nobody() {
     for path in [&app, &gone, &left] {
         wait_for(&format!("{path} is taken back"), HEARD, || (lines_about(&a, path) == 0).then_some(()));
     }
-    // Who heard it before knows it; a does not take it from there, nor tell it on.
+    // b heard of it before and still knows it; a does not take it from b, and tells it to nobody.
     a.kill();
     a.start();
     b.learn_address("a", &a.p2p_address());
@@ -313,7 +313,7 @@ fn what_is_withheld_is_attested_to_nobody() {
     assert_eq!((lines_about(&a, &app), lines_about(&b, &app)), (0, 1));
     c.start();
     let last = a.store.build_fresh("last");
-    // What is gone and was never withheld is still told.
+    // A path that is gone and was never withheld is still told.
     for path in [&old, &last] {
         wait_verdict(&c, path, "agreed", &["a"]);
     }
@@ -321,7 +321,7 @@ fn what_is_withheld_is_attested_to_nobody() {
         assert_eq!(lines_about(&c, withheld), 0, "{withheld}");
     }
 
-    // Let out again, it is attested again.
+    // Once they are not excluded any more, they are attested again.
     a.config.exclude.clear();
     a.reload();
     wait_verdict(&c, &app, "agreed", &["a"]);
@@ -331,20 +331,20 @@ fn what_is_withheld_is_attested_to_nobody() {
     assert_eq!(c.status().peer("a").unwrap()["misdeeds"].as_u64(), Some(0));
 }
 
-/// Attestations of this path that are known.
+/// The number of attestations of this path that a node knows.
 fn attestations(node: &TestNode, path: &str) -> usize {
     node.narmesh(&["quorum", "export", path]).expect_success("export").lines().count() - 1
 }
 
 #[test]
-fn what_turns_out_to_be_private_is_taken_back_at_once() {
+fn attestations_of_a_path_that_turns_out_to_be_private_are_taken_back_at_once() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
     let builders = keys(&[&a]);
     for node in [&mut a, &mut b, &mut c] {
         counting(node, &builders, 1);
     }
-    // Nothing says that it is private while its derivation is away.
+    // Only its derivation says that a path is private, so nothing says so while that is deleted.
     let [private, refers, gone] = ["private", "callsprivate", "usesprivate"].map(|name| a.store.build_one(name));
     let derivations = a.store.derivations(&[&private, &refers, &gone]);
     a.store.delete(&derivations);
@@ -362,7 +362,7 @@ fn what_turns_out_to_be_private_is_taken_back_at_once() {
     wait_verdict(&b, &app, "agreed", &["a"]);
     assert_eq!(attestations(&a, &gone), 1, "that it is gone makes it nothing private");
 
-    // The derivation comes, for a build that has nothing to do.
+    // The derivation comes back, by a build that finds its output in the store.
     a.store.build_one("private");
     for path in [&private, &refers] {
         wait_for(&format!("{path} is taken back"), HEARD, || (attestations(&a, path) == 0).then_some(()));
@@ -371,18 +371,19 @@ fn what_turns_out_to_be_private_is_taken_back_at_once() {
     c.start();
     wait_verdict(&c, &app, "agreed", &["a"]);
     assert_eq!((attestations(&c, &private), attestations(&c, &refers)), (0, 0));
-    // What refers to it and is gone goes when somebody asks for it, and nobody is blamed for what was promised before.
+    // The attestation of a deleted path that refers to it is taken back when somebody asks for it. Nobody is blamed because
+    // it was promised before.
     wait_for("that is taken back, too", HEARD, || (attestations(&a, &gone) == 0).then_some(()));
     for node in [&b, &c] {
         assert_eq!(node.status().peer("a").unwrap()["misdeeds"].as_u64(), Some(0), "{}", node.name);
     }
 }
 
-/// Paths of a store that takes long to look at.
+/// Number of paths in a store that takes long to examine.
 const MANY: usize = 20_000;
 
 #[test]
-fn what_became_private_while_the_daemon_was_away_is_not_told_at_its_start() {
+fn a_path_that_became_private_while_the_daemon_was_away_is_not_told_at_its_start() {
     let mesh = TestMesh::new();
     let [mut a, mut c] = ["a", "c"].map(|name| mesh.node(name));
     let builders = keys(&[&a]);
@@ -397,7 +398,7 @@ fn what_became_private_while_the_daemon_was_away_is_not_told_at_its_start() {
     };
     withhold(&a, false);
     a.start_as_written(None);
-    // c knows from then on that a tells it, also before it hears of a again.
+    // From then on c knows that it may ask a, even before it hears from a again.
     c.learn_address("a", &a.p2p_address());
     c.start();
     let known = a.store.build_one("rootfile");
@@ -407,7 +408,7 @@ fn what_became_private_while_the_daemon_was_away_is_not_told_at_its_start() {
     for path in [&refers, &plain] {
         wait_for("it is attested", HEARD, || (lines_about(&a, path) == 1).then_some(()));
     }
-    // What it refers to is still here, and only its derivation says that it is private.
+    // The path that it refers to is still here, and only the derivation of that says that it is private.
     a.store.delete(std::slice::from_ref(&refers));
     a.kill();
     a.store.register(MANY);

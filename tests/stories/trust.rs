@@ -1,14 +1,14 @@
-//! Who is believed: signatures, content addresses, and what is kept to oneself.
+//! Which paths a node accepts (signatures, content addresses) and which it withholds.
 
 use std::time::Duration;
 
 use narmesh_tests::{TestMesh, get, promised, wait_until};
 
-/// A reload is promised to count within this.
+/// A reload is promised to be in force within this.
 const RELOADED: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_path_signed_by_an_untrusted_key_is_not_there() {
+fn a_path_signed_by_an_untrusted_key_is_not_found() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
@@ -33,7 +33,7 @@ fn a_path_signed_by_an_untrusted_key_is_not_there() {
 }
 
 #[test]
-fn trust_given_and_taken_by_a_reload_counts_at_once() {
+fn a_reload_that_adds_or_removes_trusted_keys_counts_at_once() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
@@ -52,7 +52,7 @@ fn trust_given_and_taken_by_a_reload_counts_at_once() {
 }
 
 #[test]
-fn what_is_withheld_is_to_a_peer_as_if_it_were_not_there() {
+fn a_withheld_path_looks_absent_to_a_peer() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
@@ -63,7 +63,7 @@ fn what_is_withheld_is_to_a_peer_as_if_it_were_not_there() {
     for path in [&private, &uses_private] {
         assert_eq!(b.get_narinfo(path).status, 404, "{path}");
     }
-    // One's own Nix is told the same as one's peers are about others' paths, but of its own store everything.
+    // The path that is not withheld is found.
     assert_eq!(b.wait_narinfo(&lib).nar_hash, a.store.row(&lib).unwrap().nar_hash);
 
     let listed: serde_json::Value =
@@ -75,7 +75,7 @@ fn what_is_withheld_is_to_a_peer_as_if_it_were_not_there() {
 }
 
 #[test]
-fn patterns_decide_what_leaves_by_name() {
+fn exclude_patterns_withhold_paths_by_name() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let lib = a.store.build_one("lib");
