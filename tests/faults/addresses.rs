@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use narmesh_tests::TestMesh;
 
-/// A peer that returned at another address is promised to be found within this: it dials us.
+/// A peer that returned at another address is promised to be connected within this: it dials us.
 const FOUND: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_peer_returns_at_another_address() {
+fn a_peer_that_returns_at_another_address_is_found() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| mesh.node(name));
     let app = c.store.build_one("app");
-    // c knows a and b; neither has an address of c but the one that c tells.
+    // c knows the addresses of a and b; they know only the address that c advertises.
     TestMesh::start_all(&mut [&mut a, &mut b, &mut c]);
     c.wait_all_advertised(&[&a, &b]);
     for kind in ["killed", "said goodbye"] {
@@ -24,7 +24,7 @@ fn a_peer_returns_at_another_address() {
         }
         for node in [&a, &b] {
             node.wait_connected("c", false, FOUND);
-            // A question for its path is answered in time while it is away: by what is remembered, or 404.
+            // While it is away, a lookup of its path is answered in time: with a remembered answer, or 404.
             let answer = node.get_narinfo(&app);
             assert!(matches!(answer.status, 200 | 404), "{kind}: {}", answer.status);
         }

@@ -1,4 +1,4 @@
-//! Wrong clocks, by Debian's `faketime`, for the daemon alone.
+//! Daemons with a wrong clock, made with Debian's `faketime`; other processes have the right time.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,19 +31,19 @@ pub(crate) fn frozen_clock() -> [String; 5] {
 
 /// A node whose clock is right is promised to be heard within this.
 const HEARD: Duration = Duration::from_secs(5);
-/// Two connected nodes compare what they hold this often, at the latest.
+/// Two connected nodes compare what they hold at least this often.
 const NEXT_EXCHANGE: Duration = Duration::from_secs(66);
 /// A peer that could not be reached is dialled again within this.
 const DIALLED_AGAIN: Duration = Duration::from_secs(15);
 
-/// `a` lives by the clock in a file, at first `start`, and has met nobody; `b` has the right time. Each knows the other.
+/// `a` has the wall clock in a file, at first `start`; `b` has the right time. Both run and allow each other.
 struct Pair {
     a: TestNode,
     b: TestNode,
     clock: PathBuf,
-    /// At `a`.
+    /// A path that `a` holds.
     app: String,
-    /// At `b`.
+    /// A path that `b` holds.
     shapes: String,
     _mesh: TestMesh,
 }
@@ -65,12 +65,12 @@ impl Pair {
         Self { a, b, clock, app, shapes, _mesh: mesh }
     }
 
-    /// The clock of `a` is put right.
+    /// Sets the clock of `a` right.
     fn set_right(&self) {
         std::fs::write(&self.clock, "+0").unwrap();
     }
 
-    /// Nothing is found, nothing is an error, and the build succeeds by building.
+    /// Asserts that `a` serves its own path, that no request ends in an error, and that a build succeeds.
     fn assert_builds_alone(&self) {
         let prober = self.a.probe(&[&self.app, &self.shapes]);
         assert_eq!(self.a.get_narinfo(&self.app).status, 200, "what it holds itself");
@@ -78,7 +78,7 @@ impl Pair {
         prober.finish().assert_fit_for_nix(self.a.narinfo_slowest_max());
     }
 
-    /// Both hear of the other's paths and take them.
+    /// Asserts that both hear of each other's paths and substitute them.
     fn assert_met(&self, bound: Duration) {
         for (node, other) in [(&self.a, &self.b), (&self.b, &self.a)] {
             let count = other.store.outputs().len() as u64;
@@ -91,7 +91,7 @@ impl Pair {
 }
 
 #[test]
-fn the_clock_says_1970() {
+fn a_daemon_whose_clock_says_1970_works_alone_until_it_is_set_right() {
     let pair = Pair::new("@1970-01-01 00:05:00");
     pair.assert_builds_alone();
     pair.a.wait_logged(&["warn", "clock"]);
@@ -100,10 +100,10 @@ fn the_clock_says_1970() {
 }
 
 #[test]
-fn the_clock_is_nearly_a_day_ahead() {
+fn a_daemon_whose_clock_is_nearly_a_day_ahead_is_heard() {
     let mut pair = Pair::new("+23h");
     pair.assert_met(HEARD);
-    // Set right at once, and after a restart: its epochs lie in the future, and go on from there.
+    // The clock is set right while it runs, and then it is restarted: its epochs lie in the future and go on from there.
     pair.set_right();
     for tag in ["set-right", "restarted"] {
         let fresh = pair.a.store.build_fresh(tag);
@@ -116,11 +116,11 @@ fn the_clock_is_nearly_a_day_ahead() {
 }
 
 #[test]
-fn the_clock_is_two_days_ahead() {
+fn a_daemon_whose_clock_is_two_days_ahead_is_heard_once_it_is_set_right() {
     let mut pair = Pair::new("+48h");
     pair.assert_builds_alone();
     pair.b.wait_logged(&["warn", "more than a day off our clock"]);
-    // The number that it wrote down lies days ahead: nobody would take it, or one above it.
+    // The epoch that it wrote down lies days ahead: nobody would accept it, or one above it.
     pair.a.kill();
     pair.set_right();
     pair.a.start();
@@ -128,10 +128,10 @@ fn the_clock_is_two_days_ahead() {
 }
 
 #[test]
-fn the_clock_is_set_back_by_two_days_under_a_running_daemon() {
+fn a_running_daemon_is_heard_once_its_clock_is_set_back_by_two_days() {
     let pair = Pair::new("+48h");
     pair.assert_builds_alone();
     pair.set_right();
-    // The next exchange with its peer follows within a minute.
+    // The next comparison with its peer follows within a minute.
     pair.assert_met(NEXT_EXCHANGE);
 }

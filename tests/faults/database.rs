@@ -1,4 +1,4 @@
-//! Nix's database locked by somebody, and our own with damaged pages.
+//! Nix's database is locked by another process, or our own has damaged pages.
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use narmesh_tests::{StorePlace, TestMesh, TestNode, finish, get};
 
-/// How long somebody holds the lock.
+/// How long the lock is held.
 const LOCKED: Duration = Duration::from_secs(10);
-/// What was built meanwhile is promised to be known elsewhere this soon after the lock is gone.
+/// Paths are promised to be known on other nodes this soon after the lock is gone.
 const SPREAD: Duration = Duration::from_secs(2);
 
 fn nix_database(node: &TestNode) -> PathBuf {
@@ -21,7 +21,7 @@ fn nix_database(node: &TestNode) -> PathBuf {
     }
 }
 
-/// Another process that holds the database alone; nobody else reads or writes until it is dropped.
+/// Another process that locks the database exclusively; nobody else can read or write until this is dropped.
 struct Lock(Child);
 
 impl Lock {
@@ -46,11 +46,11 @@ impl Drop for Lock {
 }
 
 #[test]
-fn nix_database_is_locked_for_ten_seconds() {
+fn a_nix_database_locked_for_ten_seconds_causes_no_late_or_wrong_answer() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let [app, small] = ["app", "small"].map(|attribute| a.store.build_one(attribute));
-    // With a rollback journal (`use-sqlite-wal = false`) a writer shuts readers out; with a log it never does.
+    // With a rollback journal (`use-sqlite-wal = false`) a writer locks readers out; with a write-ahead log it never does.
     let journal = finish(Command::new("sqlite3").arg(nix_database(&a)).arg("PRAGMA journal_mode = DELETE"));
     assert_eq!(journal.expect_success("sqlite3"), "delete");
     TestMesh::start_all(&mut [&mut a, &mut b]);
@@ -82,14 +82,14 @@ fn spoil(file: &Path, page_bytes: u64, page: u64) {
     file.seek(SeekFrom::Start(page * page_bytes)).unwrap();
     let mut old = Vec::new();
     (&mut file).take(page_bytes).read_to_end(&mut old).unwrap();
-    // Not SQLite's own, and not zeros, which a checksum-less page may well hold.
+    // The noise is nothing that SQLite writes, and not zeros, which a page without a checksum may well hold.
     let noise: Vec<u8> = (0u8..=255).cycle().take(old.len()).map(|byte| byte.wrapping_mul(167) ^ 0x5a).collect();
     file.seek(SeekFrom::Start(page * page_bytes)).unwrap();
     file.write_all(&noise).unwrap();
 }
 
 #[test]
-fn any_page_of_the_state_is_damaged() {
+fn a_damaged_page_of_the_state_causes_no_wrong_answer_whichever_page_it_is() {
     const PAGE_BYTES: u64 = 4_096;
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
@@ -103,7 +103,7 @@ fn any_page_of_the_state_is_damaged() {
     let mut page = 0;
     loop {
         b.kill();
-        // What is in the log is put into the file, so that every page is there.
+        // Moves the write-ahead log into the file, so that every page is there.
         let query = "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA page_size;";
         finish(Command::new("sqlite3").arg(&database).arg(query)).expect_success("sqlite3");
         let pages = fs::metadata(&database).unwrap().len() / PAGE_BYTES;
@@ -123,7 +123,7 @@ fn any_page_of_the_state_is_damaged() {
         page += 1;
     }
     assert!(page > 4 && set_aside > page / 2, "{set_aside} of {page} damaged pages were noticed at the start");
-    // Under the running daemon.
+    // Now all pages are damaged while the daemon runs.
     b.start();
     b.wait_connected("a", true, SPREAD);
     let prober = b.probe(&paths.iter().map(String::as_str).collect::<Vec<_>>());

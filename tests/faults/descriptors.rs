@@ -1,17 +1,17 @@
-//! No file descriptors left.
+//! A daemon that has no file descriptors left.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use narmesh_tests::{TestMesh, get, promised, wait_until};
 
-/// Few enough to use up, enough to start and to meet.
+/// The daemon's limit: few enough to use up, and enough to start and to connect.
 const DESCRIPTORS: usize = 64;
-/// A client is answered within this, during a flood and after it: well before idle connections are closed anyway (10 s).
+/// A client is promised an answer within this, during a flood and after it; idle connections are closed only after 10 s.
 const CALM: Duration = Duration::from_millis(500);
 
 #[test]
-fn all_descriptors_are_in_use() {
+fn a_daemon_without_free_descriptors_answers_new_clients_and_keeps_its_peers() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let limit = format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}");
@@ -21,10 +21,10 @@ fn all_descriptors_are_in_use() {
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
     let narinfo = b.wait_narinfo(&files);
-    // One connection of Nix is up, as in the middle of a build; then somebody opens all that there are.
+    // As in the middle of a build, when somebody opens more connections than the daemon can accept.
     let flood: Vec<_> = (0..2 * DESCRIPTORS).filter_map(|_| TcpStream::connect(b.gateway()).ok()).collect();
     assert!(flood.len() > DESCRIPTORS, "the kernel takes them, whoever is to accept them");
-    // The flood stays; one after the other, its oldest make room for who asks.
+    // The flood stays; its oldest connections are closed one by one to make room for new clients.
     for round in 0..3 {
         let asked = Instant::now();
         let answer = get(b.gateway(), "/nix-cache-info").unwrap();

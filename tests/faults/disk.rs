@@ -1,4 +1,4 @@
-//! A state directory that is full, or cannot be written.
+//! A state directory that is full, or that cannot be written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use narmesh_tests::{TestMesh, TestNode, finish, promised, wait_until};
 
-/// A path is promised to be found elsewhere within this.
+/// A path is promised to be found on other nodes within this.
 const SPREAD: Duration = Duration::from_secs(2);
 
-/// From the next start on the state directory is a small file system of its own, which goes with the daemon.
+/// From the next start on, the state directory is a small file system of its own, which ends with the daemon.
 fn on_a_small_disk(node: &mut TestNode, options: &str) {
     let script = format!(r#"mount -t tmpfs -o {options} tmpfs "$0" && exec "$@""#);
     let state = node.dir().join("state");
     fs::create_dir_all(&state).unwrap();
     node.run_under(&["unshare", "--mount", "sh", "-c", &script, state.to_str().unwrap()]);
-    // Outside of it, where we can reach it.
+    // The socket is outside of that file system, where we can reach it.
     node.config.control_socket = Some(node.dir().join("control.sock"));
 }
 
@@ -37,7 +37,7 @@ fn fill(node: &TestNode) {
 }
 
 #[test]
-fn the_disk_of_the_state_is_full() {
+fn a_daemon_with_a_full_state_disk_works_and_writes_again_when_there_is_room() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     on_a_small_disk(&mut a, "size=1m,mode=0750");
@@ -46,7 +46,7 @@ fn the_disk_of_the_state_is_full() {
     b.wait_all_advertised(&[&a]);
     fill(&a);
     a.clear_log();
-    // Everything that writes state: answers, a peer's newer announcement, a new epoch of our own.
+    // Now happens everything that writes state: answers, newer announcements of a peer, a new epoch of our own.
     let prober = a.probe(&[&app, &lib]);
     drop(a.wait_narinfo(&app));
     let before = b.status().summary_version("a").unwrap();
@@ -66,7 +66,7 @@ fn the_disk_of_the_state_is_full() {
     prober.finish().assert_fit_for_nix(a.narinfo_slowest_max());
     a.wait_logged(&["state database", "full"]);
     assert_eq!(b.status().peer("a").unwrap()["misdeeds"], 0);
-    // Room again: it is written down again, without a restart.
+    // With room on the disk, the state is written again, without a restart.
     fs::remove_file(inside(&a, "filler")).unwrap();
     let other = a.store.build_fresh("room-again");
     a.wait_all_advertised(&[&b]);
@@ -76,7 +76,7 @@ fn the_disk_of_the_state_is_full() {
     wait_until("the epoch is written down", promised(SPREAD), || written_epoch(&a, &mesh) == Some(epoch));
 }
 
-/// The epoch in a copy of the state, as a restart would find it.
+/// The epoch that a restart would find: read from a copy of the state.
 fn written_epoch(node: &TestNode, mesh: &TestMesh) -> Option<u64> {
     let copy = mesh.path().join("copy.sqlite");
     for suffix in ["", "-wal"] {
@@ -87,9 +87,9 @@ fn written_epoch(node: &TestNode, mesh: &TestMesh) -> Option<u64> {
     found.expect_success("sqlite3").parse().ok()
 }
 
-/// A daemon whose state directory cannot be written runs without memory: Nix must not lose its substituter over it.
+/// A daemon that cannot write its state directory runs without memory, so that Nix does not lose its substituter.
 #[test]
-fn the_state_directory_is_read_only() {
+fn a_daemon_with_a_read_only_state_directory_works_without_memory() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let state = a.dir().join("state");
@@ -98,7 +98,7 @@ fn the_state_directory_is_read_only() {
         let (app, theirs) = (b.store.build_fresh(&format!("{tag}-b")), a.store.build_fresh(&format!("{tag}-a")));
         on_a_small_disk(&mut a, "size=1m,ro");
         if kind == "written before" {
-            // What a boot without the journal's recovery leaves: the files are there, and nothing can be changed.
+            // As after a boot without recovery of the journal: the files are there, and nothing can be changed.
             let script = r#"mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@""#;
             a.run_under(&["unshare", "--mount", "sh", "-c", script, state.to_str().unwrap()]);
         }
@@ -116,13 +116,13 @@ fn the_state_directory_is_read_only() {
         b.realise(std::slice::from_ref(&theirs)).expect_success(kind);
         prober.finish().assert_fit_for_nix(a.narinfo_slowest_max());
         let before = b.status().summary_version("a").unwrap();
-        // A restart without memory is heard: by the clock, or because its peers show it what they hold.
+        // Peers hear it after a restart without memory: its epoch comes from the clock, or from what its peers show it.
         a.kill();
         a.clear_log();
         a.start();
         b.wait_status("hears a again", SPREAD, |status| status.summary_version("a") > Some(before));
         a.kill();
-        // Made writable, it remembers again.
+        // Once the directory is writable, the daemon remembers again.
         a.run_under(&[]);
         a.start();
         a.wait_all_advertised(&[&b]);

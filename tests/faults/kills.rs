@@ -13,16 +13,16 @@ use narmesh_tests::{Finished, TestMesh, TestNode, finish};
 use crate::clock::frozen_clock;
 use crate::load::{Clients, Known, ask_nar};
 
-/// Deaths in all.
+/// How often the daemon is killed.
 const KILLS: usize = 200;
 /// A daemon lives up to this long, milliseconds: from the middle of its start to well after the first announcement.
 const LIFE_MS: u64 = 300;
-/// Between two changes of the store.
+/// How many different paths the changing store builds in turn.
 const TAGS: u32 = 6;
-/// A node that comes back is promised to be heard within this.
+/// A node that starts again is promised to be heard within this.
 const HEARD: Duration = Duration::from_secs(5);
 
-/// Pseudo-random numbers, the same ones for a seed (SplitMix64).
+/// Pseudo-random numbers (SplitMix64), always the same for the same seed.
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -35,13 +35,13 @@ impl Dice {
     }
 }
 
-/// `NARMESH_FAULTS_SEED`, or another one each time.
+/// The seed: `NARMESH_FAULTS_SEED`, or a different one each time.
 pub(crate) fn seed() -> u64 {
     let given = std::env::var("NARMESH_FAULTS_SEED").ok().and_then(|seed| seed.parse().ok());
     given.unwrap_or_else(|| u64::from(std::process::id()) ^ std::time::UNIX_EPOCH.elapsed().unwrap().as_secs())
 }
 
-/// What the state file holds after a death, looked at in a copy: opening it would mend it.
+/// The epoch in the state file after a kill. It is read from a copy, because opening the original would repair it.
 fn dead_state(node: &TestNode, scratch: &Path) -> Option<u64> {
     let copy = scratch.join("state.sqlite");
     for (file, suffix) in node.state_files().iter().zip(["", "-wal", "-shm"]) {
@@ -61,17 +61,17 @@ fn dead_state(node: &TestNode, scratch: &Path) -> Option<u64> {
 }
 
 #[test]
-fn killed_two_hundred_times_under_load() {
+fn two_hundred_kills_under_load_cause_no_wrong_answer_and_no_repeated_epoch() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let (seed, scratch) = (seed(), mesh.path().join("copy"));
     fs::create_dir(&scratch).unwrap();
-    // With a clock that stands still an epoch is only new if the old one was written down.
+    // With a clock that stands still, an epoch can only be new if the old one was written down.
     a.run_under(&frozen_clock().each_ref().map(String::as_str));
     let ours = ["app", "small", "middle"].map(|attribute| a.store.build_one(attribute));
     let theirs = ["files", "shapes"].map(|attribute| b.store.build_one(attribute));
     TestMesh::start_all(&mut [&mut a, &mut b]);
-    // From its second life on it dials by itself, at once.
+    // From its second start on, it dials b at once.
     a.learn_address("b", &b.p2p_address());
     a.wait_all_advertised(&[&b]);
     b.wait_all_advertised(&[&a]);
@@ -115,13 +115,13 @@ fn killed_two_hundred_times_under_load() {
     [&a, &b].iter().for_each(|node| node.store.verify_contents());
 }
 
-/// The epochs that the peer has seen.
+/// Kills `a` again and again; returns the epochs of `a` that `b` has seen.
 fn kill_often(a: &mut TestNode, b: &TestNode, seed: u64, scratch: &Path) -> BTreeSet<u64> {
     let mut dice = Dice(seed);
     let (mut seen, mut newest) = (BTreeSet::new(), (0, 0));
     for number in 0..KILLS {
         let life = Duration::from_millis(dice.below(LIFE_MS));
-        // The length of a life is what is random here.
+        // The time between two kills is random.
         thread::sleep(life);
         a.kill();
         let kept = dead_state(a, scratch);

@@ -1,4 +1,4 @@
-//! Power cuts while attestations come in.
+//! Power cuts while attestations come in. The *ledger* is the database `quorum.sqlite`; a *life* is one run of the daemon.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,11 +12,12 @@ use narmesh_tests::{Finished, TestMesh, TestNode, finish, get, narmesh_binary, p
 
 use crate::kills::{Dice, seed};
 
-/// Twenty replies full.
+/// Number of attestations: they fill twenty replies.
 const ATTESTED: usize = 10_000;
-/// After what a life brought came in it goes on up to this long, milliseconds: into the middle of the next reply.
+/// After its first attestations came in, a life lasts up to this much longer, milliseconds: into the middle of the next
+/// reply.
 const MORE_MS: u64 = 60;
-/// A daemon that comes back hears what it lacks within this.
+/// A daemon that starts again is promised to hear what it lacks within this.
 const HEARD: Duration = Duration::from_secs(5);
 
 fn ledger_files(node: &TestNode) -> [PathBuf; 2] {
@@ -27,11 +28,12 @@ fn ledger_files(node: &TestNode) -> [PathBuf; 2] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Dead {
     votes: usize,
-    /// Of these bare signatures.
+    /// How many of these votes are bare signatures.
     bare: usize,
 }
 
-/// Looked at in a copy: opening it would mend it. Nothing in it is half written.
+/// Reads the ledger of a dead daemon, and asserts that nothing in it is half written. It reads a copy, because opening the
+/// original would repair it.
 fn dead_ledger(node: &TestNode, scratch: &Path) -> Dead {
     for file in ledger_files(node) {
         let to = scratch.join(file.file_name().unwrap());
@@ -63,7 +65,7 @@ fn pulled(node: &TestNode) -> Option<u64> {
 }
 
 #[test]
-fn killed_in_the_middle_of_a_pull_until_all_is_there() {
+fn attestations_pulled_between_kills_are_kept_until_all_are_there() {
     let mesh = TestMesh::new();
     let [mut a, mut c] = ["a", "c"].map(|name| mesh.node(name));
     let (seed, scratch) = (seed(), mesh.path().join("copy"));
@@ -95,24 +97,24 @@ fn killed_in_the_middle_of_a_pull_until_all_is_there() {
     assert_eq!(c.status().peer("a").unwrap()["misdeeds"], 0);
 }
 
-/// Signatures: two batches of a file, ten of a store.
+/// Number of signatures: two batches of an imported file, ten of a store.
 const SIGNED: usize = 10_000;
 /// Lines of a file that are written in one transaction.
 const BATCH_LINES: usize = 8_192;
-/// So many bare signatures are taken from a store in one transaction.
+/// Bare signatures that are taken from a store in one transaction.
 const TAKEN_AT_ONCE: u64 = 1_000;
-/// So many lives of each kind are to end in the middle.
+/// How many lives of each kind have to end in the middle.
 const BROKEN_OFF: usize = 4;
-/// Within so many; a slow watcher kills too late again and again.
+/// Most lives that this may take: a slow watcher often kills too late.
 const LIVES_MAX: usize = 100;
-/// The signer attests all of them within this, which nobody is promised.
+/// The signer attests all of them within this; users are promised nothing about that.
 const ALL_ATTESTED: Duration = Duration::from_secs(10);
-/// Between two looks at a file that grows: a batch is written in milliseconds.
+/// Pause between two looks at a growing file: a batch is written in milliseconds.
 const WATCH_INTERVAL: Duration = Duration::from_micros(200);
-/// An import of them takes no longer.
+/// An import of all of them takes no longer than this.
 const IMPORTED: Duration = Duration::from_secs(5);
 
-/// A node with `SIGNED` paths that it built, signed by Nix with its key, and what it attests of them, as text.
+/// A stopped node with [`SIGNED`] paths that it built and Nix signed with its key, and its attestations of them as text.
 fn signer(mesh: &TestMesh) -> (TestNode, String) {
     let mut signer = mesh.node("signer");
     signer.store.register(SIGNED);
@@ -128,7 +130,7 @@ fn signer(mesh: &TestMesh) -> (TestNode, String) {
     (signer, attestations)
 }
 
-/// Each path that a stopped node's ledger has a signature of, with that signature; and the same of its store.
+/// The paths with their signatures in a stopped node's ledger, and those in its store.
 fn signatures(node: &TestNode) -> [BTreeSet<(String, Vec<u8>)>; 2] {
     let rows = |file: &Path, query: &str| {
         let stdout = finish(Command::new("sqlite3").arg(file).arg(query)).expect_success(query);
@@ -151,7 +153,7 @@ fn import(node: &TestNode, file: &Path) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Somebody else on the signer's store, who believes its signatures, and is killed again and again.
+/// Another node on the signer's store, which counts its bare signatures and is killed again and again.
 struct Victim {
     node: TestNode,
     scratch: PathBuf,
@@ -161,7 +163,7 @@ struct Victim {
     kept: Dead,
 }
 
-/// How far the log of a ledger's file is written: changes with each write to it.
+/// Size and time of the ledger's write-ahead log; they change with each write to it.
 fn log_written(node: &TestNode) -> Option<(u64, SystemTime)> {
     let log = fs::metadata(&ledger_files(node)[1]).ok().filter(|log| log.len() > 0)?;
     Some((log.len(), log.modified().unwrap()))
@@ -179,7 +181,8 @@ impl Victim {
         Self { node, scratch, dice: Dice(seed), seed, lives: 0, kept: Dead { votes: 0, bare: 0 } }
     }
 
-    /// Another life, which ends another way as often as there is luck: how many more there may be is bounded.
+    /// Counts a life, and returns what a failure of it should say. Whether a life ends in the middle is luck, so their
+    /// number is bounded.
     fn count_life(&mut self) -> String {
         self.lives += 1;
         let why = format!("life {}, NARMESH_FAULTS_SEED={}", self.lives, self.seed);
@@ -187,7 +190,8 @@ impl Victim {
         why
     }
 
-    /// Killed when it has told of more signatures; what it told of is kept. Begins anew when it was too quick.
+    /// Kills the node each time that `status` counts more signatures, and asserts that those it counted are kept. Starts
+    /// with an empty ledger again when all came in before enough lives ended in the middle.
     fn killed_while_signatures_come_in(&mut self) {
         let mut broken_off = 0;
         while broken_off < BROKEN_OFF || self.kept.bare < SIGNED {
@@ -211,8 +215,8 @@ impl Victim {
         assert_eq!(self.kept, Dead { votes: SIGNED, bare: SIGNED });
     }
 
-    /// The same builder's attestations, by the running daemon and by the command alone: killed when so much is written, which
-    /// is drawn from all that an import writes.
+    /// Imports the same builder's attestations, through the running daemon or by the command alone, and kills each import
+    /// after it wrote a random share of what an import writes. Returns how many of each kind were killed in the middle.
     fn killed_while_they_become_attestations(&mut self, file: &Path) -> [usize; 2] {
         let files = ledger_files(&self.node);
         finish(Command::new("sqlite3").arg(&files[0]).arg("PRAGMA wal_checkpoint(TRUNCATE)"))
@@ -245,7 +249,7 @@ impl Victim {
         broken_off
     }
 
-    /// Whether it said that all is there, before it was killed.
+    /// Starts an import and kills it; returns whether it reported success before that.
     fn killed_import(&mut self, file: &Path, by_the_daemon: bool, all_bytes: u64) -> bool {
         if by_the_daemon {
             self.node.start();
@@ -272,7 +276,7 @@ impl Victim {
 }
 
 #[test]
-fn killed_while_bare_signatures_come_in_and_while_they_become_attestations() {
+fn kills_while_bare_signatures_and_attestations_come_in_leave_no_half_batch() {
     let mesh = TestMesh::new();
     let (signer, attestations) = signer(&mesh);
     let file = mesh.path().join("attestations");

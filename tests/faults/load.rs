@@ -1,4 +1,4 @@
-//! Clients that know the right answers, and ask all the time.
+//! Clients that ask all the time, and know the right answers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use narmesh_tests::{NarInfoText, TestNode, get, hash_part, nix_client_environment};
 
-/// A path whose narinfo and NAR are known.
+/// A path for which the right answers are known.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) path: String,
     /// The whole NAR, as Nix itself dumps it.
     pub(crate) nar: Arc<Vec<u8>>,
     pub(crate) nar_hash: String,
-    /// The NAR's URL, as a gateway gave it once.
+    /// The URL of the NAR, from an earlier narinfo of a gateway.
     pub(crate) url: String,
 }
 
@@ -34,7 +34,7 @@ impl Known {
     }
 }
 
-/// How often each answer came; `None` for no answer at all (the daemon is dead at the moment).
+/// How often each answer came; `None` stands for no answer at all, while the daemon is dead.
 pub(crate) type Counts = BTreeMap<(&'static str, Option<u16>), u64>;
 
 /// Asks a gateway for narinfos and NARs, and panics at a wrong answer.
@@ -59,7 +59,7 @@ impl Clients {
                             *counts.entry(answer).or_default() += 1;
                         }
                         if answers.contains(&("nar", None)) {
-                            // Refused at once: it is not worth a processor to ask a dead daemon.
+                            // A dead daemon refuses at once; asking it without a pause would take a whole processor.
                             thread::park_timeout(Duration::from_millis(5));
                         }
                     }
@@ -70,7 +70,7 @@ impl Clients {
         Self { threads: threads.collect(), stop }
     }
 
-    /// Stops them; what each gateway answered.
+    /// Stops the clients; returns what each gateway answered.
     ///
     /// # Panics
     /// When one got a wrong answer.
@@ -87,7 +87,7 @@ impl Drop for Clients {
     }
 }
 
-/// The status, if there was one; 200 came with the right NarHash.
+/// Asks for a narinfo; returns the status, if there was an answer. Asserts that a 200 has the right NarHash.
 pub(crate) fn ask_narinfo(gateway: SocketAddr, known: &Known) -> Option<u16> {
     let answer = get(gateway, &format!("/{}.narinfo", hash_part(&known.path))).ok()?;
     assert!(matches!(answer.status, 200 | 404), "narinfo of {}: {}", known.path, answer.status);
@@ -97,7 +97,7 @@ pub(crate) fn ask_narinfo(gateway: SocketAddr, known: &Known) -> Option<u16> {
     Some(answer.status)
 }
 
-/// The status, if there was one; every byte of the body was right, also of one that was cut.
+/// Asks for a NAR; returns the status, if there was an answer. Asserts that every byte is right, also in a body cut short.
 pub(crate) fn ask_nar(gateway: SocketAddr, known: &Known) -> Option<u16> {
     let answer = get(gateway, &known.url).ok()?;
     assert!(matches!(answer.status, 200 | 404), "NAR of {}: {}", known.path, answer.status);

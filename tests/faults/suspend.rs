@@ -1,7 +1,7 @@
-//! A laptop that sleeps. SIGSTOP stands in for it: the clocks that the daemon looks at run on, as in a real suspend.
+//! A laptop that sleeps. SIGSTOP stands in for a suspend: the clocks that the daemon reads run on, as in a real one.
 //!
 //! A minute is longer than every deadline between two nodes (narinfo 1 s, stalled NAR 5 s, request 10 s, unacknowledged
-//! data 10 s). A sleep beyond the lifetime of summaries (hours) is the simulation's: its clock jumps.
+//! data 10 s). The simulation, whose clock can jump, tests a sleep beyond the lifetime of summaries (hours).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const ASLEEP: Duration = Duration::from_secs(60);
 const AWAKE: Duration = Duration::from_secs(5);
 
 #[test]
-fn asleep_and_awake_again() {
+fn a_daemon_that_slept_a_minute_is_as_before_when_it_wakes_up() {
     let mesh = TestMesh::new();
     let [mut a, mut b] = ["a", "b"].map(|name| mesh.node(name));
     let app = a.store.build_one("app");
@@ -27,12 +27,12 @@ fn asleep_and_awake_again() {
     let known = b.wait_narinfo(&app);
     a.signal(Signal::STOP);
     let slept = Instant::now();
-    // While a sleeps, b's Nix is answered in time: with what is remembered, or that there is nothing.
+    // While a sleeps, b's Nix is answered in time: with a remembered answer, or 404.
     let prober = b.probe(&[&app, &lib, &theirs]);
     let fresh = a.store.build_fresh("while-asleep");
     let gone = get(b.gateway(), &known.url).unwrap();
     assert!(gone.status == 404 || !gone.complete, "nobody is there to send it: {}", gone.status);
-    // A condition, but one of time: it is the sleep itself.
+    // The only condition to wait for is the length of the sleep.
     thread::sleep(ASLEEP.saturating_sub(slept.elapsed()));
     prober.finish().assert_fit_for_nix(b.narinfo_slowest_max());
     a.signal(Signal::CONT);
@@ -40,7 +40,7 @@ fn asleep_and_awake_again() {
     b.wait_connected("a", true, AWAKE);
     a.wait_connected("b", true, AWAKE);
     a.wait_all_advertised(&[&b]);
-    // What was built meanwhile is found, and what was asked in vain is asked again.
+    // A path that was built meanwhile is found, and failed lookups are tried again.
     b.realise(&[app, lib, fresh]).expect_success("from a after its sleep");
     a.realise(&[theirs]).expect_success("by a after its sleep");
     prober.finish().assert_fit_for_nix(a.narinfo_slowest_max());
