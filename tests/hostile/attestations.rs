@@ -1,4 +1,4 @@
-//! Peers that lie about what builders attest: nothing of it is kept, and they are named.
+//! Peers that lie about what builders attest: none of their lies is kept, and they are blamed.
 
 use crate::formats::{NixKey, hash_part_bytes};
 use crate::peer::{Move, Peer, Play, Script, peer_id};
@@ -12,19 +12,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Three lies, each five seconds after the one before.
+/// Time until the liar is set aside: three lies, each five seconds after the one before.
 const SET_ASIDE: Duration = Duration::from_secs(15);
-/// What the daemon may hold above idle.
+/// Memory that the daemon may use above idle, bytes.
 const MEMORY_RISE_MAX: u64 = 64 << 20;
 
-/// A client that counts the builder of this key, whose node the liar is.
+/// A client that counts the builder with this key, and takes the liar for the builder's node.
 fn stage(tag: &str, liar: &Peer, builder: &NixKey) -> Stage {
     let counted =
         format!("\n[[builder]]\nname = 'liar'\npublic_key = '{}'\npeer = '{}'\n", builder.public(), liar.name);
     Stage::with(&[tag], 64, &[liar], |client| client.config.more = counted)
 }
 
-/// The liar says again and again that it has news, until it is set aside; what it handed over is not there.
+/// The liar says again and again that it has news, until it is set aside. Asserts that nothing it handed over was kept.
 #[track_caller]
 fn until_set_aside(stage: &Stage, liar: &Peer, builder: &NixKey, words: &str, label: &str) {
     let memory = stage.client.watch_memory();
@@ -56,7 +56,7 @@ fn until_set_aside(stage: &Stage, liar: &Peer, builder: &NixKey, words: &str, la
     });
 }
 
-/// Names an item under each node that it is asked about, and answers a pull so.
+/// A script that names an item under each tree node that it is asked about, and answers a pull with `pull`.
 fn names_and_hands(pull: impl Fn(usize) -> Play + Send + Sync + 'static) -> Script {
     Script::default().quorum(move |request| match request {
         QuorumRequest::Compare { nodes, .. } => vec![Move::Send(items(nodes.len(), &[[7; 16]]))],
@@ -83,7 +83,7 @@ fn forged_and_foreign_attestations_are_not_kept() {
 }
 
 #[test]
-fn endless_replies_and_comparisons_that_lead_nowhere() {
+fn endless_replies_and_bottomless_comparisons_are_blamed_and_not_kept() {
     let builder = NixKey::new("liar-1");
     let endless = names_and_hands(|_| vec![Move::Endless(vec![0xa5; 64 << 10], Duration::ZERO)]);
     let bottomless = Script::default().quorum(|request| match request {
@@ -98,7 +98,7 @@ fn endless_replies_and_comparisons_that_lead_nowhere() {
     }
 }
 
-/// A client that lets nothing through but what the builder of this key attests, whose node the peer is.
+/// A client that lets only paths through that the builder with this key attests, and takes the peer for the builder's node.
 fn demanding(tag: &str, peer: &Peer, builder: &NixKey) -> Stage {
     let policy = format!(
         "\n[quorum]\nmode = 'require'\nk = 1\n[[builder]]\nname = 'b'\npublic_key = '{}'\npeer = '{}'\n",
@@ -108,7 +108,8 @@ fn demanding(tag: &str, peer: &Peer, builder: &NixKey) -> Stage {
     Stage::with(&[tag], 64, &[peer], |client| client.config.more = policy)
 }
 
-/// A peer that compares nothing, and is asked about a path `asked` times; what it then does is up to `answer`.
+/// A peer that knows nothing when attestations are compared. When it is asked about a path it counts that in `asked` and
+/// does what `answer` says.
 fn speaks_when_asked(name: &str, asked: &Arc<AtomicUsize>, answer: impl Fn() -> Play + Send + Sync + 'static) -> Peer {
     let asked = Arc::clone(asked);
     Peer::liar(
@@ -125,7 +126,7 @@ fn speaks_when_asked(name: &str, asked: &Arc<AtomicUsize>, answer: impl Fn() -> 
 }
 
 #[test]
-fn a_verdict_that_comes_only_when_asked_for_is_there_for_the_first_narinfo() {
+fn an_attestation_that_is_told_only_on_request_counts_for_the_first_narinfo() {
     let builder = NixKey::new("asked-1");
     let (asked, said) = (Arc::new(AtomicUsize::new(0)), Arc::new(OnceLock::new()));
     let bytes = Arc::clone(&said);
@@ -141,17 +142,17 @@ fn a_verdict_that_comes_only_when_asked_for_is_there_for_the_first_narinfo() {
     assert_eq!(stage.client.narmesh(&["quorum", "export"]).stdout.lines().count(), 1, "nothing was told yet");
     assert_eq!(stage.client.get_narinfo(&path).status, 200, "{}", stage.client.log());
     assert_eq!(asked.load(Ordering::SeqCst), 1);
-    // What is known is not asked for again.
+    // A known attestation is not asked for again.
     assert_eq!(stage.client.get_narinfo(&path).status, 200);
     assert_eq!(asked.load(Ordering::SeqCst), 1);
-    // What it attests is a, whatever is asked about.
+    // The peer hands over the attestation of `a`, whatever it is asked about.
     assert_eq!(stage.client.get_narinfo(&stage.path("asked", "b")).status, 404);
     stage.assert_good_unharmed();
     stage.finish();
 }
 
 #[test]
-fn who_is_silent_about_builders_is_waited_for_until_the_deadline_and_no_longer() {
+fn a_peer_silent_about_attestations_delays_a_narinfo_only_until_its_deadline() {
     let builder = NixKey::new("silent-1");
     let asked = Arc::new(AtomicUsize::new(0));
     let peer = speaks_when_asked("silent", &asked, || vec![Move::Hold]);
@@ -163,7 +164,7 @@ fn who_is_silent_about_builders_is_waited_for_until_the_deadline_and_no_longer()
     let took = started.elapsed();
     assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (404, 1));
     assert!(took <= stage.client.narinfo_slowest_max(), "{took:?}");
-    // Why is known when the answer is.
+    // The reason is known as soon as the answer is.
     let metrics = get(stage.client.gateway(), "/metrics").unwrap().text();
     assert!(metrics.contains("narmesh_quorum_not_given_total{reason=\"none\"} 1\n"), "{metrics}");
     let why = stage.client.narmesh(&["why", &path]).stdout;
@@ -173,7 +174,7 @@ fn who_is_silent_about_builders_is_waited_for_until_the_deadline_and_no_longer()
 }
 
 #[test]
-fn requests_without_end_are_told_busy_and_named() {
+fn a_flood_of_attestation_requests_is_blamed() {
     let builder = NixKey::new("liar-1");
     let liar = Peer::honest("flooder");
     let stage = stage("flood", &liar, &builder);
@@ -198,7 +199,7 @@ fn requests_without_end_are_told_busy_and_named() {
 }
 
 #[test]
-fn who_is_outside_of_an_audience_is_told_nothing() {
+fn a_peer_outside_of_an_audience_is_told_nothing() {
     let peer = Peer::honest("outside");
     // The honest node allows the client, and not our peer.
     let mut stage = Stage::new(&["outside"], 64, &[&peer]);
@@ -220,7 +221,7 @@ fn who_is_outside_of_an_audience_is_told_nothing() {
     let compare = QuorumRequest::Compare { builders: vec![digest], nodes: vec![(ROOT, [9; 16])], news: true };
     let reply = peer.ask(&stage.client, QUORUM, &compare.encode()).unwrap();
     assert_eq!(reply, only_builders(&[]), "as if it knew no such builder");
-    // The builder's own node is told; so would be whom it admits.
+    // Once the builder's node admits the peer, the peer is told.
     stage.good.allow(&peer.card());
     stage.good.reload();
     let told = poll(promised(Duration::from_secs(3)), || {
@@ -233,7 +234,7 @@ fn who_is_outside_of_an_audience_is_told_nothing() {
 }
 
 #[test]
-fn a_client_that_starts_again_while_the_builder_is_away_tells_who_was_inside_and_nobody_else() {
+fn a_client_that_starts_again_while_the_builder_is_away_tells_only_the_last_audience() {
     let [inside, outside] = ["inside", "outside"].map(Peer::honest);
     let mut stage = Stage::new(&["away"], 64, &[&inside, &outside]);
     let key = stage.good.builder_key();

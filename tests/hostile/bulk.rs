@@ -1,4 +1,4 @@
-//! Bulk connections, written a second time: TCP, TLS and yamux of stock libp2p, under another name and without a swarm.
+//! Bulk connections, implemented a second time: TCP, TLS and yamux of stock libp2p, under another name and without a swarm.
 
 use crate::swarm::{Stage, perform};
 use crate::wire::NAR;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use tokio::sync::{mpsc, oneshot};
 
-/// Stock yamux under the name of a bulk connection.
+/// Stock yamux under the protocol name of a bulk connection.
 #[derive(Debug, Clone)]
 struct BulkYamux(yamux::Config);
 
@@ -64,11 +64,11 @@ pub struct Bulk {
     keys: Keypair,
     stage: Arc<Stage>,
     known: Arc<Mutex<BTreeMap<PeerId, Known>>>,
-    /// One dial at a time: a daemon keeps two.
+    /// Allows one dial at a time: a daemon keeps only two bulk connections.
     dialling: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// Where a daemon was dialled, and how streams to it are opened.
+/// The address of a daemon, and the channel that opens streams on the bulk connection to it.
 struct Known {
     address: Multiaddr,
     wanted: Option<Wanted>,
@@ -83,7 +83,7 @@ impl Bulk {
         self.known().insert(peer, Known { address, wanted: None });
     }
 
-    /// Opens a stream, on a connection that is dialled if need be.
+    /// Opens a stream, and dials a connection if there is none.
     pub async fn open(&self, peer: PeerId) -> io::Result<SubstreamBox> {
         let _dialling = self.dialling.lock().await;
         let wanted = self.known().get(&peer).and_then(|known| known.wanted.clone());
@@ -95,7 +95,7 @@ impl Bulk {
         open_on(&self.dial(peer).await?).await
     }
 
-    /// Dials, and answers what is asked over the connection.
+    /// Dials a connection, and answers requests that come over it.
     pub async fn dial(&self, peer: PeerId) -> io::Result<Wanted> {
         let address = self.known().get(&peer).map(|known| known.address.clone()).ok_or(io::ErrorKind::NotFound)?;
         let tls = tls::Config::new(&self.keys).map_err(io::Error::other)?;
@@ -124,7 +124,7 @@ async fn open_on(wanted: &Wanted) -> io::Result<SubstreamBox> {
     opened.await.map_err(|_| gone())?
 }
 
-/// Until the connection ends.
+/// Runs a connection until it ends: opens streams that are wished for, and serves incoming ones.
 async fn run(
     mut muxer: StreamMuxerBox,
     mut wishes: mpsc::UnboundedReceiver<oneshot::Sender<io::Result<SubstreamBox>>>,
@@ -160,7 +160,7 @@ async fn run(
     }
 }
 
-/// One request after the other; what goes wrong resets the stream.
+/// Serves the requests on a stream one after the other; an error resets the stream.
 async fn serve<T: AsyncRead + AsyncWrite + Unpin>(mut stream: T, stage: &Stage) -> io::Result<()> {
     loop {
         let mut length = [0; 4];

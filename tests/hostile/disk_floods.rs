@@ -1,4 +1,4 @@
-//! The disk as a weapon: a local user who asks the gateway, as fast as he can, for what makes the daemon write, and a peer that
+//! Attacks on the disk: a local user asks the gateway as fast as possible for paths that make the daemon write, and a peer
 //! announces as often as it may.
 
 use crate::filter::filter;
@@ -17,10 +17,11 @@ const FLOOD: Duration = Duration::from_secs(15);
 const CLIENTS: usize = 8;
 /// Requests that are sent before their answers are read.
 const AT_ONCE: usize = 64;
-/// Pages of a database that grew within a second, once into its log and once into itself, and what a daemon writes by itself.
+/// Bytes that may be written in all: pages of a database that grows, each once into its log and once into its file, and
+/// what an idle daemon writes.
 const WRITTEN_BYTES_MAX: u64 = 16 << 20;
 
-/// What a process had written to disk so far, in bytes.
+/// Bytes that a process has had written to disk so far.
 fn written_bytes(pid: u32) -> u64 {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
     let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
@@ -34,7 +35,7 @@ fn any_hash_part() -> String {
     random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()
 }
 
-/// Asks for paths that nobody has, each once; how many.
+/// Asks for paths that nobody has, each once; returns how many.
 fn ask_without_end(gateway: SocketAddr) -> usize {
     let mut socket = TcpStream::connect(gateway).unwrap();
     let (until, mut asked, mut buffer) = (Instant::now() + FLOOD, 0, vec![0; 1 << 16]);
@@ -55,9 +56,9 @@ fn ask_without_end(gateway: SocketAddr) -> usize {
     asked
 }
 
-/// Where builders are counted, what Nix asks for is noted in the database of attestations.
+/// When a node counts builders, it notes what Nix asks for in the database of attestations.
 #[test]
-fn questions_without_end_are_noted_at_a_pace() {
+fn endless_lookups_cause_bounded_disk_writes() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");
     let builder = NixKey::new("elsewhere-1").public();
@@ -76,20 +77,20 @@ fn questions_without_end_are_noted_at_a_pace() {
     });
     assert!(asked > 10_000, "only {asked} questions: no flood");
     assert!(written <= WRITTEN_BYTES_MAX, "{written} bytes written for {asked} questions");
-    // At the end all of it is written: nothing is lost by waiting.
+    // At the end everything is written: waiting lost nothing.
     node.terminate();
     let noted = fs::metadata(node.dir().join("state/quorum.sqlite")).unwrap().len();
     assert!(noted > 1 << 20, "{noted} bytes");
 }
 
-/// New summaries, as many as are taken without blame: 4 a second.
+/// Time between two new summaries: about 4 a second are taken without blame.
 const ANNOUNCED_EVERY: Duration = Duration::from_millis(260);
 const ANNOUNCEMENTS: u64 = 60;
-/// 60 MB an hour are 17 kB a second; what a quiet daemon writes by itself is in it.
+/// Bytes that may be written in all, with what an idle daemon writes: 60 MB an hour are 17 kB a second.
 const ANNOUNCED_BYTES_MAX: u64 = 2 << 20;
 
 #[test]
-fn announcements_without_end_are_written_at_a_pace() {
+fn endless_announcements_cause_bounded_disk_writes() {
     let peer = Peer::honest("announcer");
     let stage = Stage::with(&["announcer"], 64, &[&peer], |client| client.run_under(&["env", "NARMESH_LOG=info"]));
     stage.enter(&peer, "announcer", &["a"]);

@@ -1,4 +1,4 @@
-//! The Bloom filter of `docs/protocol.md`.
+//! The Bloom filter of `docs/protocol.md`, implemented a second time.
 
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher as _;

@@ -1,4 +1,4 @@
-//! Nix's formats as `docs/protocol.md` tells them: nix32, narinfos and their signatures, NARs.
+//! Nix's formats as `docs/protocol.md` describes them: nix32, narinfos and their signatures, NARs.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -34,7 +34,7 @@ pub fn hash_part_bytes(path: &str) -> [u8; 20] {
     from_nix32(narmesh_tests::hash_part(path)).try_into().unwrap()
 }
 
-/// A signing key of Nix, in test only.
+/// A Nix signing key, for tests only.
 #[derive(Debug, Clone)]
 pub struct NixKey {
     pub name: String,
@@ -46,7 +46,7 @@ impl NixKey {
         Self { name: name.to_owned(), keys: Keypair::generate_ed25519() }
     }
 
-    /// As it stands in `trusted-public-keys`.
+    /// The public key as in `trusted-public-keys`.
     pub fn public(&self) -> String {
         let key = self.keys.public().try_into_ed25519().unwrap().to_bytes();
         format!("{}:{}", self.name, BASE64.encode(key))
@@ -65,14 +65,14 @@ impl NixKey {
     }
 }
 
-/// A narinfo that can be changed line by line.
+/// A narinfo whose fields can be changed one by one.
 #[derive(Debug, Clone)]
 pub struct NarInfo {
     pub store_path: String,
     pub url: String,
     pub nar_hash: [u8; 32],
     pub nar_size: u64,
-    /// Base names.
+    /// Base names of store paths.
     pub references: Vec<String>,
     pub signatures: Vec<String>,
     pub content_address: Option<String>,
@@ -108,7 +108,7 @@ impl NarInfo {
     }
 }
 
-/// A NAR, word by word; nothing keeps it from being none.
+/// A NAR that is written word by word; it need not be a valid one.
 #[derive(Debug, Default, Clone)]
 pub struct Nar(pub Vec<u8>);
 

@@ -1,15 +1,16 @@
-//! Messages of gossipsub written by hand: libp2p's own takes a millisecond for one when it is to send many.
+//! Gossipsub messages written by hand, because libp2p's implementation takes a millisecond for each when it sends many.
 //!
-//! <https://github.com/libp2p/specs/blob/master/pubsub/README.md>: frames with a length in LEB128, each an `RPC` in protobuf.
+//! <https://github.com/libp2p/specs/blob/master/pubsub/README.md>: each frame is an `RPC` in protobuf behind its length in
+//! LEB128.
 
 use libp2p::identity::Keypair;
 
-/// A version that every gossipsub speaks.
+/// A version of the protocol that every implementation of gossipsub speaks.
 pub const MESHSUB: &str = "/meshsub/1.1.0";
-/// Messages of one frame, bytes: the daemon takes frames of up to 4,096.
+/// Size of the messages in one frame, bytes: the daemon takes frames of up to 4,096.
 pub const FRAME_BYTES: usize = 3_600;
 
-/// One signed message, as field 2 of an `RPC`.
+/// A signed message, encoded as field 2 of an `RPC`.
 pub fn message(keys: &Keypair, topic: &str, number: u64, data: &[u8]) -> Vec<u8> {
     let from = keys.public().to_peer_id().to_bytes();
     let mut message = Vec::with_capacity(data.len() + 200);
@@ -31,7 +32,7 @@ pub fn frame(messages: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A field of bytes.
+/// Appends a field of bytes.
 fn put(to: &mut Vec<u8>, field: u8, value: &[u8]) {
     to.push(field << 3 | 2);
     put_length(to, value.len());

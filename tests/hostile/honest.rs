@@ -1,4 +1,4 @@
-//! A well-behaved peer of the second implementation is a peer like any other.
+//! A well-behaved peer of the second implementation is treated like any other peer.
 
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, peer_id};
@@ -6,7 +6,7 @@ use crate::stage::Stage;
 use crate::wire::{GossipReply, GossipRequest, NARINFO, audience_digest, open_envelope, sha256};
 
 #[test]
-fn it_is_heard_shown_and_substituted_from() {
+fn a_peer_of_the_second_implementation_is_heard_shown_and_substituted_from() {
     let peer = Peer::honest("second");
     let stage = Stage::new(&["honest"], 64, &[&peer]);
     stage.enter(&peer, "honest", &["a", "b", "c", "both", "later"]);
@@ -21,7 +21,7 @@ fn it_is_heard_shown_and_substituted_from() {
 }
 
 #[test]
-fn it_hears_pulls_and_asks_as_the_document_says() {
+fn a_peer_that_follows_the_document_can_sync_pull_and_ask() {
     let peer = Peer::honest("second");
     let stage = Stage::new(&["asks"], 64, &[&peer]);
     peer.connect(&stage.client);

@@ -1,4 +1,4 @@
-//! Somebody on the wire with the certificate of a peer, and without its key.
+//! An impostor that has the certificate of a peer, and not its key.
 
 use libp2p::identity::Keypair;
 use narmesh_tests::{PeerCard, TestMesh, TestNode, promised};
@@ -13,10 +13,10 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A connection is promised within this.
+/// The daemon is promised to answer within this.
 const MEETING: Duration = Duration::from_secs(1);
 
-/// Says who somebody is, to a server that asks for it.
+/// Shows this certificate to a server that asks for one.
 #[derive(Debug)]
 struct Shown(Arc<CertifiedKey>);
 
@@ -29,7 +29,7 @@ impl ResolvesClientCert for Shown {
     }
 }
 
-/// Whoever the other side is.
+/// Accepts any server.
 #[derive(Debug)]
 struct Anyone;
 
@@ -65,10 +65,10 @@ impl ServerCertVerifier for Anyone {
     }
 }
 
-/// A certificate and the key it is shown with.
+/// A certificate, and the private key that is used with it.
 pub type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
-/// Shows a certificate with a key to the daemon, and says what came of it: what it first says inside TLS.
+/// Shows a certificate with a key to the daemon; returns the first bytes that the daemon sends inside TLS.
 fn enter(node: &TestNode, identity: Identity) -> io::Result<Vec<u8>> {
     let mut stream = open(node, identity)?;
     let mut said = vec![0; 20];
@@ -102,7 +102,7 @@ pub fn certificate_of(keys: &Keypair) -> Identity {
     libp2p::tls::certificate::generate(keys).unwrap()
 }
 
-/// A certificate with a key of its own, which says that it is `victim`'s, and cannot prove it.
+/// A certificate with a key of its own that claims to be `victim`'s. It is valid only if `signer` is the victim.
 fn claimed(victim: &Keypair, signer: &Keypair) -> Identity {
     let key = rcgen::KeyPair::generate().unwrap();
     let signed = [b"libp2p-tls-handshake:", &key.public_key_der()[..]].concat();
@@ -136,7 +136,7 @@ fn a_certificate_without_its_key_is_refused() {
     assert!(unproven.is_err(), "the victim has to have signed the key of the certificate: {unproven:?}");
     let connected = |words: &str| node.log().lines().any(|line| line.contains(words) && line.contains("connected"));
     assert!(!connected(&victim.public().to_peer_id().to_string()), "{}", node.log());
-    // The same two, done rightly, get through: it is nothing else that keeps the others out.
+    // The same two, done correctly, are accepted: nothing else kept the others out.
     for identity in [certificate_of(&victim), claimed(&victim, &victim)] {
         assert_eq!(enter(&node, identity).unwrap(), b"\x13/multistream/1.0.0\n");
     }

@@ -1,9 +1,9 @@
-//! A second implementation of the protocol, written from `docs/protocol.md` on raw libp2p, which attacks real daemons with a
-//! real Nix behind them. Neither the node's crates nor `narmesh-protocol` are linked.
+//! A second implementation of the protocol, written from `docs/protocol.md` on raw libp2p. It attacks real daemons that
+//! serve a real Nix. Neither the node's crates nor `narmesh-protocol` are linked.
 //!
-//! Throughout: every `nix-build` exits 0 with the right contents, with the gateway as its only substituter; nothing wrong
-//! is in the store; the gateway answers 200 or 404; the daemon holds at most 64 MB more than idle; an honest peer beside
-//! the liar is unharmed; and whoever lied is named with the reason in `status`, in the log and in `/metrics`.
+//! In all tests: every `nix-build` exits 0 with the right contents, with the gateway as its only substituter; nothing wrong
+//! is in the store; the gateway answers 200 or 404; the daemon uses at most 64 MiB more memory than idle; an honest peer
+//! beside the liar is unharmed; and whoever lied is named with the reason in `status`, in the log and in `/metrics`.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an attack fails by panicking")]
 #![expect(unreachable_pub, reason = "nobody links a test")]

@@ -1,4 +1,4 @@
-//! False narinfos.
+//! Peers that answer with false narinfos.
 
 use crate::formats::{Nar, NarInfo, NixKey, nix32};
 use crate::peer::{Item, Move, Peer, Script};
@@ -25,12 +25,12 @@ fn reply(play: impl Fn(&Item) -> Vec<Move> + Send + Sync + 'static) -> Script {
     Script::default().narinfo_play(play)
 }
 
-/// Under the name of a trusted key stands a signature over something else.
+/// An attack whose narinfo has a trusted key's name on a signature that does not cover it.
 fn forged(name: &'static str, change: fn(NarInfo) -> NarInfo) -> Attack {
     Attack::new(name, FALSE_NARINFO, text(change))
 }
 
-/// As a peer that trusts other keys than we do would.
+/// Attacks on the signatures of a narinfo; some could come from a peer that trusts other keys than we do.
 fn signatures(foreign: &NixKey) -> Vec<Attack> {
     let (key, other) = (foreign.clone(), foreign.clone());
     vec![
@@ -93,7 +93,7 @@ fn attacks(foreign: &NixKey, elsewhere: &str) -> Vec<Attack> {
         Attack::new("crlf", FALSE_NARINFO, raw(|text| text.replace('\n', "\r\n").into_bytes())),
         Attack::new("two-store-paths", FALSE_NARINFO, raw(|text| format!("{text}{text}").into_bytes())),
         Attack::new("no-text", FALSE_NARINFO, raw(|_| vec![0xff; 1_000])),
-        // Unknown fields are ignored, and none of them is handed on.
+        // Unknown fields are ignored and not passed on.
         Attack::new(
             "of-1-mib",
             Expect::Unblamed,
@@ -127,7 +127,7 @@ fn attacks(foreign: &NixKey, elsewhere: &str) -> Vec<Attack> {
 }
 
 #[test]
-fn narinfos() {
+fn false_narinfos_do_no_harm() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let foreign = NixKey::new("foreign-1");
@@ -148,10 +148,10 @@ fn narinfos() {
     });
 }
 
-/// A rightly signed narinfo says that a derivation which is here, and wants its output built locally, made the path; and has a
-/// content address of a method of tomorrow. No signature covers either.
+/// A correctly signed narinfo names a Deriver that is in our store and wants its output built locally, and has a content
+/// address of an unknown method. No signature covers these fields.
 #[test]
-fn unsigned_fields_decide_about_nothing() {
+fn unsigned_fields_of_a_narinfo_decide_nothing() {
     let derivation = Arc::new(OnceLock::<String>::new());
     let named = Arc::clone(&derivation);
     let lie = raw(move |text| {
@@ -177,7 +177,7 @@ fn unsigned_fields_decide_about_nothing() {
     let path = stage.path("deriver", "a");
     let known = store.query(&["--query", "--deriver", &path]);
     assert!(known.contains("unknown-deriver") || known.contains("hostile-deriver-a"), "Nix believes {known}");
-    // The path, `both`, `held` and what refers to them: nothing of it is kept at home.
+    // The path, `both`, `held` and what refers to them: none of these is withheld.
     stage.client.wait_status("all of it is advertised", Duration::from_secs(5), |status| {
         status.number("/own/paths") >= before + 4
     });
@@ -195,9 +195,9 @@ fn shown(stage: &Stage, client: &TestNode, tag: &str) -> String {
     answer.text()
 }
 
-/// A true content address, which is its own proof, under a false NarHash, which Nix would remember for 30 days.
+/// A true content address, which needs no signature, with a false NarHash, which Nix would remember for 30 days.
 #[test]
-fn true_content_addresses_with_false_nar_hashes() {
+fn a_false_nar_hash_with_a_true_content_address_is_refused() {
     let peer = Peer::liar("false-under-ca", Script::default());
     let stage = Stage::new(&["ca"], 64, &[&peer]);
     let leaves = ["flat1", "flat2", "flat3", "recursive"];
@@ -230,7 +230,7 @@ fn content_addressed(stage: &Stage, leaf: &str) -> Item {
     let contents = if flat { format!("{leaf} of ca\n") } else { RECURSIVE.to_owned() };
     let truth = Nar::begin().file(contents.as_bytes()).0;
     let (digest, method) = if flat { (sha256(contents.as_bytes()), "") } else { (sha256(&truth), "r:") };
-    // A NAR that is what the narinfo says and not what the content address says.
+    // This NAR matches the NarHash of the narinfo, and not the content address.
     let nar = Nar::begin().file(b"something else").0;
     let narinfo = NarInfo {
         store_path: stage.path("ca", leaf),

@@ -1,4 +1,4 @@
-//! False NARs under true narinfos.
+//! Holders that answer with true narinfos, and send false NARs or send them too slowly.
 
 use crate::formats::Nar;
 use crate::peer::{Item, Move, Peer, Play, Script, honest_nar};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const FALSE_NAR: Expect = Expect::Blamed("sent a false NAR", "false_nar");
 
-/// The NAR with one byte changed, at so many parts in ten thousand.
+/// Sends the NAR with one byte changed, `parts` ten-thousandths of the way into it.
 fn wrong_byte(parts: usize) -> Script {
     Script::default().nar(move |item, request| {
         let mut nar = item.nar.clone();
@@ -22,17 +22,17 @@ fn wrong_byte(parts: usize) -> Script {
     })
 }
 
-/// The NAR, said to be complete before its end.
+/// Says that the NAR is complete before its end.
 fn too_short() -> Script {
     Script::default().nar(|item, request| honest_nar(&item.nar[..item.nar.len() - 512], request))
 }
 
-/// Whole, and then more of it.
+/// Sends the whole NAR, and then more bytes.
 fn too_long() -> Script {
     Script::default().nar(|item, request| honest_nar(&[&item.nar[..], &[0; 4_096]].concat(), request))
 }
 
-/// A file that never ends.
+/// Sends a file that never ends.
 fn endless() -> Script {
     Script::default().nar(|_, _| {
         let begin = Nar::begin().words("( type regular contents").length(1 << 40).0;
@@ -41,7 +41,7 @@ fn endless() -> Script {
     })
 }
 
-/// The NAR of something else that has the same size.
+/// Sends another NAR of the same size.
 fn of_another_path() -> Script {
     Script::default().nar(|item, request| {
         let (from, to) = (&b" a\n"[..], b" z\n");
@@ -49,14 +49,14 @@ fn of_another_path() -> Script {
         let places: Vec<_> = nar.windows(3).enumerate().filter(|(_, three)| *three == from).map(|(at, _)| at).collect();
         places.iter().for_each(|at| nar[*at..*at + 3].copy_from_slice(to));
         if places.is_empty() {
-            // Of the other leaves: their file with another first byte.
+            // The leaves with other names get another first byte in their file.
             nar[96] = nar[96].wrapping_add(1);
         }
         honest_nar(&nar, request)
     })
 }
 
-/// Packed, a few KiB; unpacked, a GiB.
+/// Sends a NAR of 1 GiB that is a few KiB when compressed.
 fn bomb() -> Script {
     let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
     packed.write_all(&Nar::begin().words("( type regular contents").length(1 << 30).0).unwrap();
@@ -66,22 +66,22 @@ fn bomb() -> Script {
         .nar(move |_, _| vec![Move::Send([nar_head(true), nar_chunks(&packed), NAR_END.to_vec()].concat())])
 }
 
-/// A chunk that is said to have 4 GiB.
+/// Sends a chunk that claims to have 4 GiB.
 fn huge_chunk() -> Script {
     Script::default()
         .nar(|_, _| vec![Move::Send([nar_head(false), vec![0xff; 4], vec![b'x'; 65_536]].concat()), Move::Hold])
 }
 
-/// An answer of which no byte means anything.
+/// Sends an answer of meaningless bytes.
 fn garbage() -> Script {
     Script::default().nar(|_, _| vec![Move::Send(vec![0xa5; 4_096]), Move::Hold])
 }
 
-/// A NAR out of shape that a trusted key vouches for, so that nothing but the grammar of NARs is in the way.
+/// A malformed NAR with a narinfo that a trusted key signed, so that only the check of the NAR's grammar can refuse it.
 fn shape(name: &'static str, nar: fn(&[u8]) -> Nar) -> Attack {
     Attack::new(name, FALSE_NAR, Script::default()).shelf(move |stage, item| {
         let mut narinfo = item.narinfo;
-        // Another one for each path: whoever lied about a NAR is not asked for that again.
+        // Each path has a different NAR, because a liar is not asked again for a NAR that it lied about.
         let nar = nar(narinfo.store_path.as_bytes()).0;
         (narinfo.nar_hash, narinfo.nar_size) = (sha256(&nar), nar.len() as u64);
         narinfo.signatures.clear();
@@ -131,14 +131,14 @@ fn small_attacks() -> Vec<Attack> {
 }
 
 #[test]
-fn small_nars() {
+fn false_small_nars_do_no_harm() {
     play(small_attacks(), 64, |stage, _, _| {
         assert!(!std::path::Path::new("/tmp/escaped").exists(), "escaped from {:?}", stage.mesh.path());
     });
 }
 
 #[test]
-fn large_nars() {
+fn false_large_nars_do_no_harm() {
     let named = |name, script| Attack::new(name, FALSE_NAR, script);
     let attacks = vec![
         named("large-wrong-byte-1", wrong_byte(100)),
@@ -150,7 +150,8 @@ fn large_nars() {
     play(attacks, 9 * 1_024, |_, _, _| {});
 }
 
-/// Which holder is asked first is not ours to say: so both claim it, and the honest one has it.
+/// An attack by slowness. A test cannot choose which holder is asked first: the liar claims `both`, and so does the honest
+/// node.
 fn slow(name: &str, kib: u32, play: impl Fn(&Item, NarRequest) -> Play + Send + Sync + 'static) {
     let peer = Peer::liar(name, Script::default().nar(play));
     let stage = Stage::new(&[name, "nobody"], kib, &[&peer]);
@@ -173,7 +174,7 @@ fn slow(name: &str, kib: u32, play: impl Fn(&Item, NarRequest) -> Play + Send + 
 }
 
 #[test]
-fn a_byte_a_second() {
+fn a_holder_that_sends_a_byte_a_second_fails_no_build() {
     slow("byte-a-second", 64, |_, _| {
         let begin = nar_chunks(&Nar::begin().words("( type regular contents").length(65_536).0);
         vec![Move::Send([nar_head(false), begin].concat()), Move::Endless(nar_chunks(b"x"), Duration::from_secs(1))]
@@ -181,22 +182,22 @@ fn a_byte_a_second() {
 }
 
 #[test]
-fn a_stall_after_the_first_megabyte() {
+fn a_holder_that_stalls_after_the_first_megabyte_fails_no_build() {
     slow("stall-after-1-mib", 9 * 1_024, |item, request| {
-        // Asked again for the rest, it has nothing to say.
+        // A request for the rest gets no byte.
         let first = if request.offset == 0 { &item.nar[..1 << 20] } else { &[] };
         vec![Move::Send([nar_head(false), nar_chunks(first)].concat()), Move::Hold]
     });
 }
 
-/// Bytes a second of a holder that once was waited for: over 16 KiB in ten seconds.
+/// Rate of the slow holder, bytes a second: just over 16 KiB in ten seconds, for which clients once waited.
 const DRIP: usize = 1_690;
-/// It is asked for its NAR within this.
+/// The slow holder is asked for its NAR within this.
 const HEARD: Duration = Duration::from_secs(4);
-/// What such a holder may add, beside an honest one that is quick.
+/// Time that the slow holder may add, beside an honest and quick one.
 const MORE_WITH_A_DRIP: Duration = Duration::from_secs(5);
 
-/// Both hold the same paths, and the slow one sends nothing but true bytes: which of the two is asked first is not ours to say.
+/// A slow holder and an honest one have the same paths. The slow one sends only true bytes.
 fn drip(name: &'static str, kib: u32) {
     const PATHS: usize = 4;
     let peer = Peer::liar(
@@ -222,7 +223,7 @@ fn drip(name: &'static str, kib: u32) {
     };
     let items: Vec<_> = of_both.iter().map(|tag| stage.item(tag, "both")).collect();
     stage.enter_with(&peer, &items);
-    // The honest one rests until the other is asked: whoever is known to be quick is asked first later on.
+    // The honest one is stopped until the slow one is asked, because a holder that is known to be quick is asked first.
     stage.good.signal(Signal::STOP);
     let disturbed = std::thread::scope(|scope| {
         let realised = scope.spawn(|| slowest(of_both));
@@ -243,18 +244,19 @@ fn drip(name: &'static str, kib: u32) {
 }
 
 #[test]
-fn a_drip_beside_an_honest_holder_of_4_mib() {
+fn a_slow_holder_of_4_mib_beside_an_honest_one_costs_little_time() {
     drip("drip-4-mib", 4 << 10);
 }
 
 #[test]
-fn a_drip_beside_an_honest_holder_of_20_mib() {
+fn a_slow_holder_of_20_mib_beside_an_honest_one_costs_little_time() {
     drip("drip-20-mib", 20 << 10);
 }
 
-/// A holder that made Nix wait until it broke off within what every NAR begins with: nothing that comes then is unverified.
+/// Nix resumes at byte 56, behind the bytes that every NAR begins with, as after a holder that made it wait there too long.
+/// What comes then is verified too.
 #[test]
-fn a_client_that_resumes_at_the_beginning() {
+fn a_false_nar_resumed_near_its_beginning_ends_short() {
     const NAME: &str = "resumed-early";
     let peer = Peer::liar(NAME, wrong_byte(5_000));
     let stage = Stage::new(&[NAME], 9 * 1_024, &[&peer]);
@@ -267,10 +269,10 @@ fn a_client_that_resumes_at_the_beginning() {
     stage.finish();
 }
 
-/// The five minutes, in real time: nothing is asked meanwhile, then everything again, by itself.
+/// Waits for the five minutes in real time: the liar is asked nothing meanwhile, and everything again after that.
 #[test]
 #[ignore = "takes five minutes; the core has the same with a clock of its own"]
-fn a_liar_comes_back_by_itself() {
+fn a_liar_that_was_set_aside_is_asked_again_after_five_minutes() {
     const SET_ASIDE: Duration = Duration::from_secs(300);
     let peer = Peer::liar("back", wrong_byte(5_000));
     let stage = Stage::new(&["back"], 64, &[&peer]);

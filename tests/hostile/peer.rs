@@ -1,4 +1,4 @@
-//! A peer of our own on raw libp2p: it does what its script says, and writes down what it was asked.
+//! A peer of our own on raw libp2p: it does what its script says, and records what it was asked.
 
 use crate::bulk::Bulk;
 use crate::filter::filter;
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 /// A connection is promised within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// A runtime for the peers of one test: what one does as fast as it can must not slow those of other tests.
+/// A runtime for the peers of one test: a peer that floods must not slow down the peers of other tests.
 pub fn runtime() -> Arc<Runtime> {
     runtime_of(1)
 }
@@ -36,29 +36,29 @@ pub fn now_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
-/// What is done on a stream after a request was read.
+/// A step on a stream after a request was read.
 #[derive(Debug, Clone)]
 pub enum Move {
     Send(Vec<u8>),
     Wait(Duration),
-    /// These bytes again and again until the other side has enough, each time after a pause.
+    /// Sends these bytes again and again until the other side ends it, with this pause in between.
     Endless(Vec<u8>, Duration),
-    /// Neither a byte nor an end.
+    /// Sends nothing more and leaves the stream open.
     Hold,
-    /// The stream is closed.
+    /// Closes the stream.
     Close,
 }
 
 pub type Play = Vec<Move>;
 
-/// Something that the peer claims to hold.
+/// A path that the peer claims to hold.
 #[derive(Debug, Clone)]
 pub struct Item {
     pub narinfo: NarInfo,
     pub nar: Vec<u8>,
 }
 
-/// What was announced.
+/// An announcement that the peer made, with its body.
 #[derive(Debug, Clone)]
 pub struct Published {
     pub announcement: Announcement,
@@ -66,24 +66,24 @@ pub struct Published {
     pub body: Vec<u8>,
 }
 
-/// What the peer has to say, and what it was asked.
+/// The state of a peer: what it tells others, and what it was asked.
 #[derive(Debug, Default)]
 pub struct Desk {
     pub shelf: BTreeMap<[u8; 20], Item>,
     pub published: Option<Published>,
     pub software: String,
-    /// What is told in `yours`, and beside the own envelope in `news`.
+    /// What `sync_reply` tells in `yours`, and in `news` beside its own envelope.
     pub yours: Option<Vec<u8>>,
     pub news: Vec<Vec<u8>>,
     pub asked: Asked,
     pub connected: HashSet<PeerId>,
-    /// Epochs of which the body was asked for.
+    /// Epochs whose body was asked for.
     pub pulled: HashSet<u64>,
-    /// What ended connections, and what dials failed with.
+    /// Reasons why connections ended and dials failed.
     pub ended: Vec<String>,
 }
 
-/// When which question came.
+/// The requests that a peer received, with the time of each.
 #[derive(Debug, Default, Clone)]
 pub struct Asked {
     pub syncs: Vec<Instant>,
@@ -91,12 +91,12 @@ pub struct Asked {
     pub narinfos: Vec<(Instant, [u8; 20])>,
     pub nars: Vec<(Instant, [u8; 20])>,
     pub attestations: Vec<Instant>,
-    /// Data of gossipsub messages, with their authors.
+    /// Authors and data of the gossipsub messages that came.
     pub announced: Vec<(PeerId, Vec<u8>)>,
 }
 
 impl Asked {
-    /// All questions of whatever kind.
+    /// The number of requests, without those for attestations.
     pub fn count(&self) -> usize {
         self.syncs.len() + self.pulls.len() + self.narinfos.len() + self.nars.len()
     }
@@ -104,7 +104,7 @@ impl Asked {
 
 type Answer<Q> = Option<Box<dyn Fn(&Desk, Q) -> Play + Send + Sync>>;
 
-/// What to do instead of the honest thing.
+/// What the peer does instead of the honest answer, for each protocol; `None`: it answers honestly.
 #[derive(Default)]
 pub struct Script {
     pub sync: Answer<()>,
@@ -123,7 +123,7 @@ impl Script {
         self
     }
 
-    /// Other text, in an otherwise honest reply.
+    /// Answers narinfo requests with this text, in an otherwise honest reply.
     pub fn narinfo(mut self, text: impl Fn(&Item) -> Vec<u8> + Send + Sync + 'static) -> Self {
         self.narinfo = Some(Box::new(move |desk, part| match desk.shelf.get(&part) {
             Some(item) => vec![Move::Send(found(&text(item)))],
@@ -159,7 +159,7 @@ pub fn honest_nar(nar: &[u8], request: NarRequest) -> Play {
     vec![Move::Send([nar_head(false), nar_chunks(rest), NAR_END.to_vec()].concat())]
 }
 
-/// How streams are opened: on the connection of the swarm, or on a bulk connection.
+/// Opens streams, on the control connection of the swarm or on a bulk connection.
 #[derive(Clone)]
 pub struct Control {
     streams: libp2p_stream::Control,
@@ -167,20 +167,20 @@ pub struct Control {
 }
 
 impl Control {
-    /// Dials a bulk connection, which is used from now on.
+    /// Dials a new bulk connection, on which later streams are opened.
     pub async fn dial_bulk(&self, peer: PeerId) -> io::Result<()> {
         self.bulk.dial(peer).await.map(drop)
     }
 }
 
-/// A stream of either.
+/// A stream on either kind of connection.
 pub type Stream = Box<dyn Duplex>;
 
 pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
-/// One of our peers; it ends with its value.
+/// One of our peers; it ends when this is dropped.
 pub struct Peer {
     pub name: String,
     pub id: PeerId,
@@ -200,7 +200,7 @@ impl Peer {
         Self::new(name, Keypair::generate_ed25519(), script)
     }
 
-    /// Several honest ones in two threads.
+    /// Several honest peers that share two threads.
     pub fn crowd(names: impl IntoIterator<Item = String>) -> Vec<Self> {
         let runtime = runtime_of(2);
         let honest = |name: String| Self::on(&runtime, &name, Keypair::generate_ed25519(), Script::default());
@@ -227,12 +227,12 @@ impl Peer {
         Self { name: name.to_owned(), id, keys, control, runtime: Arc::clone(runtime), commands, desk }
     }
 
-    /// What a daemon has to know to allow it.
+    /// What a daemon has to know to allow this peer.
     pub fn card(&self) -> PeerCard {
         PeerCard { name: self.name.clone(), peer_id: self.id.to_string(), builder_key: None }
     }
 
-    /// Looks at the desk, or changes it.
+    /// Reads or changes the peer's state.
     pub fn desk<T>(&self, look: impl FnOnce(&mut Desk) -> T) -> T {
         look(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -241,7 +241,7 @@ impl Peer {
         self.desk(|desk| desk.asked.clone())
     }
 
-    /// Puts the items on the shelf and announces a summary of them to `audience`.
+    /// Holds the items from now on, and announces a summary of them to `audience`.
     pub fn offer(&self, items: &[Item], audience: &[PeerId]) {
         let parts: Vec<_> =
             items.iter().map(|item| crate::formats::hash_part_bytes(&item.narinfo.store_path)).collect();
@@ -249,7 +249,7 @@ impl Peer {
         self.announce(&self.summary(&filter(&parts, 13), parts.len() as u64, audience));
     }
 
-    /// A summary as it ought to be.
+    /// A valid summary with these contents.
     pub fn summary(&self, filter_bytes: &[u8], items: u64, audience: &[PeerId]) -> Summary {
         let mut digests: Vec<_> = audience.iter().chain([&self.id]).map(audience_digest).collect();
         digests.sort_unstable();
@@ -258,7 +258,7 @@ impl Peer {
         Summary { hash_id: 1, items, audience: digests, addresses, filter_bytes: filter_bytes.to_vec() }
     }
 
-    /// Announces the summary under a new epoch.
+    /// Announces the summary with a new epoch.
     pub fn announce(&self, summary: &Summary) {
         let epoch = self.desk(|desk| desk.published.as_ref().map_or(0, |old| old.announcement.epoch + 1));
         self.announce_body(summary.encode(), summary.items, epoch.max(now_ms()), 0);
@@ -283,14 +283,14 @@ impl Peer {
         self.publish(envelope);
     }
 
-    /// Sends a gossipsub message; false when there is nobody to send it to, or no room to do it.
+    /// Sends a gossipsub message; false when there is nobody to send it to, or no room for it.
     pub fn publish(&self, data: Vec<u8>) -> bool {
         let (sender, receiver) = oneshot::channel();
         self.commands.send(Command::Publish(data, sender)).ok();
         receiver.blocking_recv().unwrap_or(false)
     }
 
-    /// Connects to a daemon, and waits until that knows it.
+    /// Connects to a daemon, and waits until the daemon shows the connection.
     #[track_caller]
     pub fn connect(&self, node: &TestNode) {
         self.dial(node);
@@ -311,7 +311,7 @@ impl Peer {
         self.desk(|desk| desk.connected.contains(&peer_id(node)))
     }
 
-    /// Asks one question: a stream of its own, both ends closed.
+    /// Sends one request on a stream of its own, and reads the reply to its end.
     pub fn ask(&self, node: &TestNode, protocol: &'static str, request: &[u8]) -> io::Result<Vec<u8>> {
         let (control, peer, request) = (self.control.clone(), peer_id(node), request.to_vec());
         self.runtime.block_on(timed(ask(control, peer, protocol, request)))
@@ -322,7 +322,7 @@ impl Peer {
         GossipReply::decode(&reply).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// An honest sync.
+    /// Sends an honest Sync request.
     pub fn sync(&self, node: &TestNode) -> io::Result<GossipReply> {
         self.ask_gossip(node, &sync_request(None))
     }
@@ -357,13 +357,13 @@ pub async fn ask(control: Control, peer: PeerId, protocol: &'static str, request
     Ok(reply)
 }
 
-/// Nothing that we ask waits for ever.
+/// Ends `work` with an error after 20 s, so that no request of ours waits for ever.
 pub async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
 impl Desk {
-    /// What an honest peer answers to Sync.
+    /// An honest peer's reply to a Sync request.
     pub fn sync_reply(&self) -> GossipReply {
         let own = self.published.as_ref().map(|published| published.envelope.clone());
         GossipReply::Sync {

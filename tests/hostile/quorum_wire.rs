@@ -1,9 +1,9 @@
-//! The bytes of attestations and of what is asked about them, written a second time from `docs/protocol.md`.
+//! The encoding of attestations and of requests for them, implemented a second time from `docs/protocol.md`.
 
 use crate::formats::{NixKey, hash_part_bytes, nix32};
 use crate::wire::{Reader, Writer, sha256};
 
-/// `depth` and `prefix`.
+/// A node of the tree of attestations: `depth` and `prefix`.
 pub type Node = [u8; 21];
 pub const ROOT: Node = [0; 21];
 
@@ -46,19 +46,19 @@ impl QuorumRequest {
 
 pub const BUSY: [u8; 4] = [2, 0, 0, 0];
 
-/// The answerer speaks of these builders alone.
+/// A reply that says: the answering peer tells only about these builders.
 pub fn only_builders(builders: &[[u8; 8]]) -> Vec<u8> {
     Writer::default().u32(0).u32(0).list(builders, |to, digest| to.raw(digest)).0
 }
 
-/// Items under each of `answered` nodes.
+/// A reply with the same `items` under each of `answered` nodes.
 pub fn items(answered: usize, items: &[[u8; 16]]) -> Vec<u8> {
     let count = u32::try_from(answered).unwrap();
     let to = Writer::default().u32(0).u32(1).u32(count).u64(answered as u64);
     (0..count).fold(to, |to, number| to.u32(number).u32(1).list(items, |to, item| to.raw(item))).0
 }
 
-/// Digests of the children of each of `answered` nodes.
+/// A reply with the same digest for each of the 16 children of `answered` nodes.
 pub fn children(answered: usize, digest: [u8; 16]) -> Vec<u8> {
     let count = u32::try_from(answered).unwrap();
     let to = Writer::default().u32(0).u32(1).u32(count).u64(answered as u64);
@@ -70,7 +70,7 @@ pub fn attestations(answered: usize, attestations: &[Vec<u8>]) -> Vec<u8> {
     to.list(attestations, |to, bytes| to.bytes(bytes)).0
 }
 
-/// The attestations of a reply.
+/// The attestations in a reply; `None` when it is another kind of reply.
 pub fn handed_over(reply: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut from = Reader(reply);
     let (kind, _) = (from.u32()?, from.u32()?);
@@ -81,7 +81,7 @@ pub fn builder_digest(key: &NixKey) -> [u8; 8] {
     sha256(&key.public_bytes())[..8].try_into().unwrap()
 }
 
-/// An attestation by `key` of a path without references; its full store path is given.
+/// An attestation by `key` for the full store path `store_path`, which has no references.
 pub fn attestation(key: &NixKey, store_path: &str, nar_hash: [u8; 32], nar_size: u64) -> Vec<u8> {
     let fingerprint = format!("1;{store_path};sha256:{};{nar_size};", nix32(&nar_hash));
     let at_ms = 1_790_000_000_000_u64;

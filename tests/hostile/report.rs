@@ -1,4 +1,4 @@
-//! The table of attacks: each test adds its rows, and they are printed as they are known.
+//! The table of attacks: each test adds rows, and the file holds all rows known so far.
 
 use narmesh_tests::Costs;
 use std::collections::BTreeMap;
@@ -6,24 +6,24 @@ use std::fs;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 
-/// What is known of one attack.
+/// What is known about one attack.
 #[derive(Debug, Default, Clone)]
 pub struct Row {
     pub outcome: String,
     pub added: Option<f64>,
     pub rise_bytes: Option<u64>,
     pub set_aside: Option<String>,
-    /// What the client used up meanwhile.
+    /// What the client used up during the attack.
     pub costs: Option<Costs>,
 }
 
 static ROWS: Mutex<BTreeMap<String, Row>> = Mutex::new(BTreeMap::new());
 
-/// Adds to the row of `attack`, and writes the whole table.
+/// Changes the row of `attack`, which may be new, and writes the whole table.
 pub fn note(attack: &str, change: impl FnOnce(&mut Row)) {
     let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
     change(rows.entry(attack.to_owned()).or_default());
-    // The table is a report, not a result: no test fails for want of a place to write it.
+    // The table is only a report: no test fails because it cannot be written.
     let place = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     if let Ok(mut file) = fs::File::create(place.join("attacks.md")) {
         file.write_all(table(&rows).as_bytes()).ok();

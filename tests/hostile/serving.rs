@@ -1,4 +1,4 @@
-//! What a daemon gives to a peer: what it offers, and of all else the same nothing, in the same time.
+//! A daemon gives a peer only what it offers; for everything else it gives the same answer in the same time.
 
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, peer_id};
@@ -8,11 +8,11 @@ use narmesh_tests::{finish, wait_until};
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// Questions of each kind.
+/// Requests for each kind of path.
 const ROUNDS: usize = 60;
 
 #[test]
-fn what_is_not_offered_is_all_the_same() {
+fn paths_that_are_not_offered_all_look_the_same_to_a_peer() {
     let peer = Peer::honest("curious");
     let stage =
         Stage::with(&["serving"], 64, &[&peer], |client| client.config.exclude = vec!["mesh-small-*".to_owned()]);
@@ -47,7 +47,7 @@ fn what_is_not_offered_is_all_the_same() {
     let mut times = vec![Vec::new(); kinds.len()];
     let reads = reads_of(stage.client.pid());
     for _ in 0..ROUNDS {
-        // In turns, so that whatever else the machine does falls on all alike.
+        // In turns, so that other load on the machine falls on all kinds alike.
         for ((kind, path), times) in kinds.iter().zip(&mut times) {
             let started = Instant::now();
             assert_eq!(ask(path), ABSENT, "{kind}");
@@ -66,7 +66,7 @@ fn what_is_not_offered_is_all_the_same() {
         let bound = medians[0] + medians[0] / 2 + Duration::from_micros(300);
         assert!(*median <= bound, "{kind} takes {median:?}, what was never heard of {:?}", medians[0]);
     }
-    // No disk is touched: a database or a derivation is read with `pread`, several times a question.
+    // No disk is touched: reading a database or a derivation would take several calls of `pread` for each request.
     assert!(reads < (kinds.len() * ROUNDS) as u64 / 2, "{reads} reads for {} questions", kinds.len() * ROUNDS);
     let (fastest, slowest) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
     stage.note("asks for what is not offered", |row| {
@@ -76,7 +76,7 @@ fn what_is_not_offered_is_all_the_same() {
     stage.finish();
 }
 
-/// Nor is there a NAR of any of them, even for who knows its hash and size.
+/// Asserts that none of the NARs is served, although the request has a size that fits.
 fn assert_no_nar(stage: &Stage, peer: &Peer, paths: &[&str]) {
     for path in paths {
         let row = stage.client.store.row(path);
@@ -89,7 +89,7 @@ fn assert_no_nar(stage: &Stage, peer: &Peer, paths: &[&str]) {
     assert_ne!(peer_id(&stage.client), peer.id);
 }
 
-/// Calls of `read` and `pread` of a process; what comes from sockets is received, not read.
+/// How often a process called `read` and `pread`; it uses other calls for sockets.
 fn reads_of(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
     text.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap().parse().unwrap()

@@ -1,4 +1,4 @@
-//! What an attack needs around it: a daemon with a real Nix, an honest one beside it, and paths that only the liar claims.
+//! The surroundings of an attack: a daemon with a real Nix, an honest daemon beside it, and paths that only the liar claims.
 
 use crate::formats::{Nar, NarInfo, NixKey, hash_part_bytes};
 use crate::peer::{Item, Peer, peer_id};
@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What the daemon may hold above idle under any attack.
+/// Memory that the daemon may use above idle under any attack, bytes.
 const MEMORY_RISE_MAX: u64 = 64 << 20;
 
 /// A summary is promised to be known within this.
@@ -24,7 +24,7 @@ pub struct Stage {
     pub client: TestNode,
     pub good: TestNode,
     pub key: NixKey,
-    /// What the client held before anything happened.
+    /// The client's memory before anything happened.
     idle: MemoryPeak,
     /// What the client had used up when the last attack was noted.
     noted: Mutex<Costs>,
@@ -33,16 +33,16 @@ pub struct Stage {
     tags: String,
 }
 
-/// What is to become of an attack.
+/// Whether an attack is to be blamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// The words of `status` and the label of `/metrics`.
+    /// The liar is blamed, in these words in `status` and with this label in `/metrics`.
     Blamed(&'static str, &'static str),
-    /// Nobody can tell a lie from bad luck or from other opinions: no blame.
+    /// The lie cannot be told from bad luck or from different trust, so nobody is blamed.
     Unblamed,
 }
 
-/// How an attack went, as far as the client can tell.
+/// How an attack went for the client.
 #[derive(Debug)]
 pub struct Outcome {
     pub took: Duration,
@@ -51,8 +51,8 @@ pub struct Outcome {
 }
 
 impl Stage {
-    /// The client allows `peers`, none of which runs a daemon, and an honest node that holds `held` and `both` of every
-    /// tag. All of `kib` KiB.
+    /// A client that allows `peers`, which are no daemons, and an honest node that holds `held` and `both` of every tag.
+    /// Each path has `kib` KiB.
     #[track_caller]
     pub fn new(tags: &[&str], kib: u32, peers: &[&Peer]) -> Self {
         Self::with(tags, kib, peers, |_| {})
@@ -81,7 +81,7 @@ impl Stage {
         Self { mesh, client, good, key, idle, noted, paths, kib, tags }
     }
 
-    /// Adds to the row of `attack` in the table, with what the client used up since the last one was noted.
+    /// Changes the row of `attack` in the table, and adds what the client used up since the last call.
     pub fn note(&self, attack: &str, change: impl FnOnce(&mut report::Row)) {
         let now = self.client.costs();
         let before = std::mem::replace(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner), now);
@@ -118,7 +118,7 @@ impl Stage {
         Item { narinfo: narinfo.signed(&self.key), nar }
     }
 
-    /// A request for the NAR of `attribute`, which the client builds and offers, from its first byte.
+    /// Has the client build and offer `attribute`; returns a request for that NAR from its first byte.
     pub fn nar_frame(&self, attribute: &str) -> Vec<u8> {
         let path = self.client.store.build_one(attribute);
         let row = self.client.store.row(&path).unwrap();
@@ -157,11 +157,11 @@ impl Stage {
         finish(with_gateway(&mut command, self.client.gateway(), &self.client.config.trusted_public_keys))
     }
 
-    /// Builds `attribute` of `tag` under attack: it must succeed with the right contents, whoever made them, with only
-    /// 200 and 404 at the gateway, within the memory bound, and with what the honest node alone holds taken from there.
+    /// Builds `attribute` of `tag` under attack. Asserts that it succeeds with the right contents, with only 200 and 404
+    /// from the gateway, within the memory bound, and that what only the honest node holds comes from there.
     #[track_caller]
     pub fn build_under_attack(&self, tag: &str, attribute: &str, leaves: &[&str]) -> Outcome {
-        // Forgets the peak of what was before.
+        // Resets the kernel's memory peak.
         drop(self.client.watch_memory());
         let prober = self.client.probe(&[]);
         let started = Instant::now();
@@ -177,7 +177,7 @@ impl Stage {
         Outcome { took, substituted, rise_bytes: rise }
     }
 
-    /// The leaf is in the client's store with the right contents; whether it was built there.
+    /// Asserts that the leaf is in the client's store with the right contents; returns whether it was built there.
     #[track_caller]
     pub fn assert_right(&self, tag: &str, leaf: &str) -> bool {
         let row = self.client.store.row(&self.path(tag, leaf)).unwrap_or_else(|| panic!("{tag} {leaf} is not there"));
@@ -185,7 +185,7 @@ impl Stage {
         row.ultimate
     }
 
-    /// The honest node beside it: connected, not blamed, not set aside.
+    /// Asserts that the honest node is connected, not blamed and not set aside.
     #[track_caller]
     pub fn assert_good_unharmed(&self) {
         let status = self.client.status();
@@ -196,7 +196,7 @@ impl Stage {
         );
     }
 
-    /// The culprit is named with its reason in `status`, in the log and in `/metrics`, at least `times` times.
+    /// Asserts that `peer` is blamed at least `times` times, with the reason in `status`, in the log and in `/metrics`.
     #[track_caller]
     pub fn assert_blamed(&self, peer: &Peer, words: &str, label: &str, times: u64) {
         self.assert_blamed_within(peer, words, label, times, HEARD);
@@ -226,7 +226,7 @@ impl Stage {
         assert!(known["misdeeds"] == 0 && known["last_misdeed"].is_null(), "{known}");
     }
 
-    /// It is set aside for up to 5 minutes, and is asked nothing although it claims `later`.
+    /// Asserts that `peer` is set aside for up to 5 minutes, and is asked nothing although it claims `later`.
     #[track_caller]
     pub fn assert_set_aside(&self, peer: &Peer, tag: &str) {
         let status = self.client.wait_status(&format!("{} is set aside", peer.name), HEARD, |status| {
@@ -240,7 +240,7 @@ impl Stage {
         assert_eq!(peer.asked().count(), before, "the liar is asked nothing");
     }
 
-    /// The newest announcement of the honest node, as our peer is told it.
+    /// An announcement of the honest node, as it reaches our peer.
     #[track_caller]
     pub fn envelope_of_good(&self, peer: &Peer) -> Vec<u8> {
         let good = peer_id(&self.good).to_bytes();
@@ -255,7 +255,7 @@ impl Stage {
         })
     }
 
-    /// Nothing wrong is in the store.
+    /// Asserts at the end that nothing wrong is in the store, and that the daemon never panicked.
     #[track_caller]
     pub fn finish(self) {
         self.client.store.verify_contents();

@@ -1,4 +1,4 @@
-//! Who is on no allowlist, or pretends to be who is.
+//! Peers that are on no allowlist, or that answer in place of a peer that is.
 
 use crate::formats::hash_part_bytes;
 use crate::peer::{Peer, peer_id, runtime};
@@ -16,10 +16,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
-/// A connection, or its end, is promised within this.
+/// A connection is promised to be made, or to be ended, within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// A stranger gets through the handshake, and then nothing: no stream is answered, no message comes, it is put out.
+/// A stranger completes the handshake and gets nothing after that: no stream is answered, no message comes, it is
+/// disconnected.
 #[test]
 fn a_stranger_learns_nothing() {
     let stranger = Peer::honest("stranger");
@@ -45,9 +46,9 @@ fn a_stranger_learns_nothing() {
     stage.finish();
 }
 
-/// A dial that is answered by another peer, who is allowed, too: he is not taken for whom he is not.
+/// Another peer that is allowed too answers a dial: it is not taken for the peer that was dialled.
 #[test]
-fn a_dial_answered_by_another_allowlisted_peer() {
+fn a_dial_answered_by_another_allowlisted_peer_is_refused() {
     let mesh = TestMesh::new();
     let [mut a, mut b, mut client] = ["a", "b", "client"].map(|name| mesh.node(name));
     TestMesh::introduce(&mut [&mut a, &mut b, &mut client]);
@@ -63,7 +64,7 @@ fn a_dial_answered_by_another_allowlisted_peer() {
     assert!(!client.status().connected("a"));
 }
 
-/// C trusts B and B trusts A; A has never heard of C. Whatever C asks of B, it gets nothing of A.
+/// C trusts B and B trusts A; A has never heard of C. Whatever C asks B for, it learns nothing about A.
 #[test]
 fn what_a_gives_b_does_not_reach_c() {
     let mesh = TestMesh::new();
@@ -92,13 +93,14 @@ fn what_a_gives_b_does_not_reach_c() {
         assert!(!reply.encode().windows(bytes.len()).any(|window| window == bytes), "no address of A");
     }
     assert_eq!(c.ask(&b, NARINFO, &hash_part_bytes(&lib)).unwrap(), crate::wire::ABSENT, "no path of A");
-    // Over the connection to A itself there is nothing, either.
+    // A itself gives C nothing either.
     c.dial(&a);
     assert!(c.sync(&a).is_err());
 }
 
-/// Handshakes that are begun and never ended, from one address and from many: whoever is allowed gets in at his first knock,
-/// from another address than they, or, when they come from everywhere, from one where a peer is known to be.
+/// Handshakes are begun and never completed, from one address or from many. A peer that is allowed gets in at its first
+/// dial: from an address that the flood does not use, and under a flood from many addresses from one where a peer is known
+/// to be.
 #[test]
 fn half_open_handshakes_keep_nobody_out() {
     let mesh = TestMesh::new();
@@ -132,7 +134,7 @@ fn half_open_handshakes_keep_nobody_out() {
     }
 }
 
-/// Opens connections all the time, says the first line of a handshake on each, and then nothing.
+/// Opens connections all the time, sends the first line of a handshake on each, and then nothing.
 struct Flood {
     stop: Arc<AtomicBool>,
     opened: Arc<AtomicU64>,
@@ -150,7 +152,7 @@ impl Flood {
                 held.extend(connect_from(&runtime, from, target));
                 let count = counted.fetch_add(1, Ordering::Relaxed);
                 if count.is_multiple_of(64) {
-                    // Those that were let in stay until the daemon ends them.
+                    // Accepted connections stay until the daemon closes them.
                     held.retain(is_open);
                 }
             }
@@ -172,7 +174,7 @@ impl Drop for Flood {
     }
 }
 
-/// Whether the other side has not closed it.
+/// Whether the other side has not closed the connection.
 fn is_open(stream: &TcpStream) -> bool {
     let mut answer = [0; 64];
     stream.set_nonblocking(true).ok();
@@ -185,7 +187,7 @@ fn is_open(stream: &TcpStream) -> bool {
     }
 }
 
-/// A connection from an address of ours, with the first message of multistream-select on it.
+/// Connects from the given local address, and sends the first message of multistream-select.
 fn connect_from(runtime: &Runtime, from: IpAddr, target: SocketAddr) -> Option<TcpStream> {
     let stream = runtime.block_on(async {
         let socket = tokio::net::TcpSocket::new_v4().ok()?;
@@ -197,9 +199,9 @@ fn connect_from(runtime: &Runtime, from: IpAddr, target: SocketAddr) -> Option<T
     Some(stream)
 }
 
-/// What comes back of a connection that says nothing sensible: only that this is multistream.
+/// A connection that sends garbage learns only that the daemon speaks multistream.
 #[test]
-fn garbage_before_the_handshake() {
+fn garbage_before_the_handshake_learns_nothing() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("node");
     node.start();
@@ -238,7 +240,7 @@ impl Peer {
         })
     }
 
-    /// An envelope of its own.
+    /// An envelope with an announcement of its own, which it also publishes.
     fn greeting_envelope(&self) -> Vec<u8> {
         let summary = self.summary(&vec![0; 1_024], 0, &[]);
         self.announce(&summary);

@@ -1,4 +1,4 @@
-//! What a peer of ours is made of: its connections, and who answers what comes over them.
+//! The inside of one of our peers: its connections, and the answers to requests that come over them.
 
 use crate::bulk::Bulk;
 use crate::peer::{Desk, Move, Play, Script, honest_nar};
@@ -27,7 +27,8 @@ pub enum Command {
 #[derive(NetworkBehaviour)]
 pub struct Protocols {
     pub gossipsub: gossipsub::Behaviour,
-    /// For what we ask. What others ask comes by the four below: libp2p-stream drops incoming streams in a hurry.
+    /// For our own requests. Requests of others come by the four behaviours below, because libp2p-stream drops incoming
+    /// streams when many come at once.
     pub streams: libp2p_stream::Behaviour,
     gossip: request_response::Behaviour<Actor>,
     narinfo: request_response::Behaviour<Actor>,
@@ -35,7 +36,7 @@ pub struct Protocols {
     quorum: request_response::Behaviour<Actor>,
 }
 
-/// Reads a request whole, and answers with a [`Play`].
+/// Reads a whole request, and answers with a [`Play`].
 #[derive(Debug, Clone, Copy)]
 pub struct Actor;
 
@@ -113,7 +114,7 @@ pub fn build(keys: &Keypair) -> Swarm<Protocols> {
         .build()
 }
 
-/// Until nobody can tell it anything any more.
+/// Runs the peer until its command channel is closed.
 pub async fn run(
     mut swarm: Swarm<Protocols>,
     mut commands: mpsc::UnboundedReceiver<Command>,
@@ -197,7 +198,7 @@ fn asked(event: request_response::Event<Vec<u8>, Play>) -> Option<(Vec<u8>, requ
     }
 }
 
-/// Who answers.
+/// Answers requests, honestly or as the script says.
 pub struct Stage {
     pub desk: Arc<Mutex<Desk>>,
     pub script: Script,
@@ -259,7 +260,7 @@ impl Stage {
         desk.asked.attestations.push(Instant::now());
         match (&self.script.quorum, request) {
             (Some(answer), request) => answer(&desk, request),
-            // It knows no builder.
+            // An honest peer here knows no builder.
             (None, QuorumRequest::Compare { .. }) => vec![Move::Send(only_builders(&[]))],
             (None, QuorumRequest::Pull { wanted, .. }) => vec![Move::Send(attestations(wanted.len(), &[]))],
             (None, QuorumRequest::Ask { paths, .. }) => vec![Move::Send(attestations(paths.len(), &[]))],

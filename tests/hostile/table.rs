@@ -1,32 +1,32 @@
-//! Attacks as rows of a table: one liar each, one daemon for all of them.
+//! Attacks as rows of a table: each has its own liar, and one daemon faces all of them.
 
 use crate::peer::{Item, Peer, Script};
 use crate::stage::{Expect, Stage};
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
-/// Claimed by the liar in each attack; `later` is asked for when it is set aside.
+/// The paths that the liar claims in each attack; `later` is asked for once the liar is set aside.
 const CLAIMED: [&str; 5] = ["a", "b", "c", "both", "later"];
 
-/// What the liar puts on its shelf instead of the truth.
+/// Turns a true item into the one that the liar holds.
 type Shelf = Box<dyn Fn(&Stage, Item) -> Item>;
 
 /// One attack.
 pub struct Attack {
     pub name: &'static str,
     pub script: Script,
-    /// Changes what stands on the liar's shelf.
+    /// Changes the items that the liar holds.
     pub shelf: Shelf,
     pub expect: Expect,
     pub gets: Gets,
 }
 
-/// What the client ends with of what only the liar has.
+/// How the client gets the paths that only the liar claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gets {
-    /// It builds all of it.
+    /// It builds all of them.
     Builds,
-    /// It takes it from the liar, whose attack is void.
+    /// It takes them from the liar, whose attack has no effect.
     Takes,
 }
 
@@ -53,7 +53,7 @@ struct Row {
     gets: Gets,
 }
 
-/// Plays all of them, one after the other, against one daemon; each liar stays connected.
+/// Plays all attacks one after the other against one daemon; each liar stays connected. Calls `after` behind each.
 #[track_caller]
 pub fn play(attacks: Vec<Attack>, kib: u32, mut after: impl FnMut(&Stage, &Peer, &str)) {
     let mut rows = Vec::new();
@@ -71,7 +71,7 @@ pub fn play(attacks: Vec<Attack>, kib: u32, mut after: impl FnMut(&Stage, &Peer,
     let alone = started.elapsed();
     let mut failed = Vec::new();
     for row in &rows {
-        // All rows are played, so that one defect hides no other.
+        // All rows are played, so that no defect hides another.
         let played = panic::catch_unwind(AssertUnwindSafe(|| {
             play_one(&stage, row, alone);
             after(&stage, &row.peer, &row.peer.name);

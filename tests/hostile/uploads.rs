@@ -1,4 +1,4 @@
-//! The queue of a holder, as its askers see it.
+//! The upload queue of a holder, as peers that ask for NARs see it.
 
 use crate::peer::{Peer, Stream, open, peer_id, timed};
 use crate::stage::Stage;
@@ -11,18 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Bodies of large NARs under way to one peer.
+/// Large NARs that a holder sends to one peer at a time.
 const PER_PEER: usize = 16;
-/// Streams of one peer.
+/// Streams that a holder accepts from one peer.
 const STREAMS: usize = 64;
-/// Somebody waits no longer than this without a word.
+/// A waiting peer hears about its place at least this often.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
-/// What a slow reader takes, bytes a second.
+/// Rate of a slow reader, bytes a second.
 const CRAWL_BYTES_S: usize = 9_500;
 /// `upload_bytes_per_s` of the holder.
 const LIMIT_BYTES_S: u32 = 1 << 20;
 
-/// What came as a head.
+/// The head of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Head {
     Body,
@@ -52,7 +52,7 @@ async fn request(peer: &Peer, holder: libp2p::PeerId, frame: &[u8]) -> io::Resul
 }
 
 #[test]
-fn who_waits_is_told_its_place_and_moves_up() {
+fn a_waiting_peer_is_told_its_place_and_moves_up() {
     let peer = Peer::honest("queued");
     let stage = Stage::new(&["queued"], 64, &[&peer]);
     let frame = stage.nar_frame("huge");
@@ -83,7 +83,7 @@ async fn queue_up(peer: &Peer, holder: &TestNode, frame: &[u8]) -> io::Result<()
     assert!(matches!(head(&mut over).await?, Head::NotNow { place: 0, .. }), "a stream too many");
     assert_eq!(over.read(&mut [0]).await?, 0, "and it is closed");
 
-    // Who hangs up makes room: in the middle of its body, or while it waits.
+    // A stream that is dropped makes room, whether in the middle of its body or while it waits.
     let gone = waiting.remove(9);
     drop((bodies.pop(), gone));
     let mut seen = BTreeSet::new();
@@ -100,13 +100,13 @@ async fn queue_up(peer: &Peer, holder: &TestNode, frame: &[u8]) -> io::Result<()
         assert!(since.elapsed() < 10 * SILENCE_MAX);
         seen.insert(place);
     }
-    // Two of them left: the first is served, the others stand one or two places further ahead.
+    // Two streams are gone: the first in the queue is served, and the others move up by one or two places.
     assert_eq!(seen.first(), Some(&0));
     assert!(seen.last().is_some_and(|last| (46..=47).contains(last)), "{seen:?}");
     Ok(())
 }
 
-/// Two peers that crawl on sixteen bodies each, and one that reads what it gets.
+/// Two peers read sixteen bodies each very slowly, beside an honest peer that reads as fast as it can.
 fn crawlers(limited: bool) {
     let tag = if limited { "crawl-limited" } else { "crawl" };
     let slow = ["one", "two"].map(|name| Peer::honest(&format!("{tag}-{name}")));
@@ -142,7 +142,7 @@ fn crawlers(limited: bool) {
     let (took, crawled) = (since.elapsed().as_secs_f64(), crawled.load(Ordering::Relaxed) - before);
     let rate = wanted as f64 / took;
     let others = crawled as f64 / took;
-    // Half of a third of what came to all three, and of what may.
+    // The honest peer gets at least half of a fair third, of what all three got and of the limit.
     let fair = (rate + others) / 3.0;
     assert!(rate >= fair / 2.0, "{rate:.0} bytes a second beside {others:.0}");
     if limited {
@@ -173,9 +173,9 @@ fn peers_that_crawl_leave_an_honest_one_its_share_of_a_limited_rate() {
     crawlers(true);
 }
 
-/// A burst as the first thing on a new bulk connection, again and again: no stream is dropped, nothing fails.
+/// Bursts right after a new bulk connection, again and again: no stream is dropped and nothing fails.
 #[test]
-fn sixteen_at_a_time_as_the_first_thing_on_a_new_connection() {
+fn sixteen_requests_at_a_time_right_after_a_new_connection_all_succeed() {
     const ROUNDS: usize = 20;
     let peer = Peer::honest("burst");
     let stage = Stage::new(&["burst"], 64, &[&peer]);

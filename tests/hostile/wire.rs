@@ -1,4 +1,4 @@
-//! The bytes of `docs/protocol.md`, written a second time: nothing here comes from the crate that defines them.
+//! The encoding of `docs/protocol.md`, implemented a second time: nothing here comes from the crate that defines it.
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 pub const GOSSIP: &str = "/narmesh/1/gossip";
 pub const NARINFO: &str = "/narmesh/1/narinfo";
-/// No protocol of a stream: the multiplexer of a bulk connection.
+/// The multiplexer of a bulk connection; this is not the protocol of a stream.
 pub const NAR: &str = "/narmesh/2/bulk";
 pub const DIAL: &str = "/narmesh/2/dial";
 pub const QUORUM: &str = "/narmesh/1/quorum";
@@ -49,7 +49,7 @@ impl Writer {
     }
 }
 
-/// Takes values from the front; `None` where the bytes end or are none.
+/// Takes values from the front of the bytes; `None` where they end too early or are not valid.
 #[derive(Debug)]
 pub struct Reader<'b>(pub &'b [u8]);
 
@@ -99,7 +99,7 @@ pub fn audience_digest(peer: &PeerId) -> [u8; 8] {
     digest[..8].try_into().unwrap()
 }
 
-/// What is signed.
+/// The payload of an envelope, which is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announcement {
     pub epoch: u64,
@@ -141,14 +141,14 @@ pub fn envelope(keys: &Keypair, payload: &[u8]) -> Vec<u8> {
     Writer::default().u8(1).raw(&public).raw(&signature).raw(payload).0
 }
 
-/// The public key and the payload of an envelope; its signature is not looked at.
+/// The public key and the payload of an envelope; its signature is not verified.
 pub fn open_envelope(bytes: &[u8]) -> Option<([u8; 32], Announcement)> {
     let mut from = Reader(bytes);
     let (_version, key, _signature) = (from.u8()?, from.array()?, from.raw(64)?);
     Some((key, Announcement::decode(from.0)?))
 }
 
-/// An address as the encoding has it.
+/// An address in a summary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     V4([u8; 4], u16),
@@ -162,7 +162,7 @@ fn address(writer: Writer, address: &Address) -> Writer {
     }
 }
 
-/// The body that an announcement proves.
+/// The body whose digest an announcement carries.
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub hash_id: u32,
@@ -180,7 +180,7 @@ impl Summary {
     }
 }
 
-/// What turns a summary into a later one.
+/// The change from a summary to a later one.
 #[derive(Debug, Clone)]
 pub struct Delta {
     pub base_seq: u64,
@@ -200,7 +200,7 @@ impl Delta {
     }
 }
 
-/// One line of `have`.
+/// One entry of `have` in a Sync request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Have {
     pub owner: [u8; 8],
@@ -307,7 +307,7 @@ pub const DIAL_BULK: [u8; 4] = [0; 4];
 pub const DIALLING: [u8; 4] = [0; 4];
 pub const DIALS_NOT: [u8; 4] = [1, 0, 0, 0];
 
-/// A request for a NAR, without its length.
+/// A request for a NAR, without the length that goes before it.
 #[derive(Debug, Clone, Copy)]
 pub struct NarRequest {
     pub hash_part: [u8; 20],
@@ -318,7 +318,7 @@ pub struct NarRequest {
 }
 
 impl NarRequest {
-    /// As it is sent: behind its length.
+    /// The request as it is sent, with its length before it.
     pub fn frame(&self) -> Vec<u8> {
         let bytes = self.encode();
         [&u32::try_from(bytes.len()).unwrap().to_le_bytes()[..], &bytes].concat()
@@ -341,7 +341,7 @@ impl NarRequest {
     }
 }
 
-/// The head `Body`, with its length.
+/// The head `Body`, with its length before it.
 pub fn nar_head(zstd: bool) -> Vec<u8> {
     Writer::default().u32(5).u32(0).u8(zstd.into()).0
 }
@@ -354,16 +354,16 @@ pub fn nar_absent() -> Vec<u8> {
     Writer::default().u32(4).u32(1).0
 }
 
-/// Bytes as chunks, without an end.
+/// Bytes as chunks, without the end mark.
 pub fn nar_chunks(bytes: &[u8]) -> Vec<u8> {
     let chunks = bytes.chunks(262_144);
     chunks.fold(Writer::default(), |writer, chunk| writer.u32(u32::try_from(chunk.len()).unwrap()).raw(chunk)).0
 }
 
-/// *complete*
+/// The end mark of a NAR: *complete*.
 pub const NAR_END: [u8; 5] = [0, 0, 0, 0, 0];
 
-/// 32 bytes in base 16.
+/// Parses 32 bytes in base 16.
 pub fn from_hex(digits: &str) -> [u8; 32] {
     let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
     std::array::from_fn(|index| byte(index * 2))

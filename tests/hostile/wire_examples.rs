@@ -1,4 +1,4 @@
-//! The examples of `docs/protocol.md`, against this implementation.
+//! The examples in `docs/protocol.md`, checked against this second implementation.
 
 use crate::filter::{filter, positions, set};
 use crate::formats::{from_nix32, nix32};
@@ -42,7 +42,7 @@ fn summary() -> Summary {
 }
 
 #[test]
-fn identity_and_hash_parts() {
+fn the_examples_of_identity_and_hash_parts_match() {
     assert_eq!(owner().to_string(), "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB");
     assert_eq!(hex(&audience_digest(&owner())), "a85d6ad08b1109f4");
     assert_eq!(hex(&part()), "9f764920f65de971c4ca4621abff9b44ef870f3c");
@@ -50,14 +50,14 @@ fn identity_and_hash_parts() {
 }
 
 #[test]
-fn filters() {
+fn the_examples_of_filters_match() {
     assert_eq!(positions(&part(), 13), [3011, 1327, 5665, 6992, 127, 1454, 2781, 4108, 5435, 6762, 8089]);
     let wide = [109_507, 83_247, 13_857, 97_104, 180_351, 1_454, 84_701, 167_948, 251_195, 72_298, 155_545];
     assert_eq!(positions(&part(), 18), wide);
 }
 
 #[test]
-fn summaries_and_deltas() {
+fn the_examples_of_summaries_and_deltas_match() {
     let body = summary().encode();
     assert_eq!(body.len(), 1_100);
     assert_eq!(hex(&sha256(&body)), "9172f52efaa3157f07703a0375463e98495dbe8343c03cff2c4bcde3d5477dc0");
@@ -76,7 +76,7 @@ fn summaries_and_deltas() {
 }
 
 #[test]
-fn envelopes() {
+fn the_examples_of_envelopes_match() {
     let body = summary().encode();
     let announcement = Announcement {
         epoch: 1_790_000_000_000,
@@ -96,7 +96,7 @@ fn envelopes() {
 }
 
 #[test]
-fn gossip_messages() {
+fn the_examples_of_gossip_messages_match() {
     let have = Have { owner: audience_digest(&owner()), epoch: 1_790_000_000_000, seq: 0 };
     let (store_dir, software) = ("/nix/store".to_owned(), "x/1".to_owned());
     let sync =
@@ -119,7 +119,7 @@ fn gossip_messages() {
 }
 
 #[test]
-fn narinfo_and_nar_messages() {
+fn the_examples_of_narinfo_and_nar_messages_match() {
     assert_eq!(hex(&found(b"StorePath: ")), squeezed("01000000 0b00000000000000 53746f7265506174683a20"));
     let request = NarRequest { hash_part: part(), nar_hash: [0x11; 32], nar_size: 120, offset: 0, accept_zstd: false };
     assert_eq!(request.encode().len(), 69);

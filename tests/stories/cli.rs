@@ -143,7 +143,7 @@ fn block(said: &str, header: &str) -> String {
 fn the_quick_start_with_two_machines_works_as_written() {
     let mesh = TestMesh::new();
     let [mut one, mut two] = ["one", "two"].map(|name| mesh.node(name));
-    // What a second `init` would have printed on each; the file is the one that `init` wrote.
+    // A second `init` for each node: its output is used below, and so are the files that it writes.
     let said = |node: &TestNode| {
         let dir = node.dir().join("again");
         let said = init(&dir, &["--name", &node.name], &system_path()).expect_success("init");
