@@ -1,7 +1,6 @@
 //! How long Nix waits for a NAR that comes slowly: measured with a server of our own, since the gateway relies on it.
 //!
-//! The head is there at once, then the 56 bytes with which every NAR begins come in small bursts, then the rest at once or
-//! nothing.
+//! The head comes at once, then the 56 bytes with which every NAR begins in small bursts, then the rest at once or nothing.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};

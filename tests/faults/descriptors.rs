@@ -21,7 +21,7 @@ fn a_daemon_without_free_descriptors_answers_new_clients_and_keeps_its_peers() {
     TestMesh::start_all(&mut [&mut a, &mut b]);
     a.wait_all_advertised(&[&b]);
     let narinfo = b.wait_narinfo(&files);
-    // As in the middle of a build, when somebody opens more connections than the daemon can accept.
+    // Somebody opens more connections than the daemon can accept, as in the middle of a build.
     let flood: Vec<_> = (0..2 * DESCRIPTORS).filter_map(|_| TcpStream::connect(b.gateway()).ok()).collect();
     assert!(flood.len() > DESCRIPTORS, "the kernel takes them, whoever is to accept them");
     // The flood stays; its oldest connections are closed one by one to make room for new clients.

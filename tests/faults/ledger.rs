@@ -14,8 +14,7 @@ use crate::kills::{Dice, seed};
 
 /// Number of attestations: they fill twenty replies.
 const ATTESTED: usize = 10_000;
-/// After its first attestations came in, a life lasts up to this much longer, milliseconds: into the middle of the next
-/// reply.
+/// How much longer a life lasts at most after its first attestations, milliseconds: into the middle of the next reply.
 const MORE_MS: u64 = 60;
 /// A daemon that starts again is promised to hear what it lacks within this.
 const HEARD: Duration = Duration::from_secs(5);

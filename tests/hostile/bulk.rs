@@ -132,6 +132,8 @@ async fn run(
 ) {
     let mut wish = None;
     loop {
+        // A multiplexer makes progress only while it is polled: each time, wishes, the connection and incoming streams have
+        // their turn.
         let next = poll_fn(|context| {
             loop {
                 if wish.is_none() {

@@ -1,7 +1,6 @@
 //! Gossipsub messages written by hand, because libp2p's implementation takes a millisecond for each when it sends many.
 //!
-//! <https://github.com/libp2p/specs/blob/master/pubsub/README.md>: each frame is an `RPC` in protobuf behind its length in
-//! LEB128.
+//! <https://github.com/libp2p/specs/blob/master/pubsub/README.md>: a frame is its length in LEB128 and an `RPC` in protobuf.
 
 use libp2p::identity::Keypair;
 

@@ -150,8 +150,7 @@ fn false_large_nars_do_no_harm() {
     play(attacks, 9 * 1_024, |_, _, _| {});
 }
 
-/// An attack by slowness. A test cannot choose which holder is asked first: the liar claims `both`, and so does the honest
-/// node.
+/// An attack by slowness. A test cannot choose which holder is asked first: the liar and the honest node both claim `both`.
 fn slow(name: &str, kib: u32, play: impl Fn(&Item, NarRequest) -> Play + Send + Sync + 'static) {
     let peer = Peer::liar(name, Script::default().nar(play));
     let stage = Stage::new(&[name, "nobody"], kib, &[&peer]);

@@ -19,8 +19,7 @@ use tokio::runtime::Runtime;
 /// A connection is promised to be made, or to be ended, within this.
 const MEETING: Duration = Duration::from_secs(5);
 
-/// A stranger completes the handshake and gets nothing after that: no stream is answered, no message comes, it is
-/// disconnected.
+/// A stranger completes the handshake and then gets nothing: no stream is answered, no message comes, it is disconnected.
 #[test]
 fn a_stranger_learns_nothing() {
     let stranger = Peer::honest("stranger");
@@ -99,8 +98,7 @@ fn what_a_gives_b_does_not_reach_c() {
 }
 
 /// Handshakes are begun and never completed, from one address or from many. A peer that is allowed gets in at its first
-/// dial: from an address that the flood does not use, and under a flood from many addresses from one where a peer is known
-/// to be.
+/// dial: from an address that the flood does not use; or, when the flood comes from many, from one where a peer is known.
 #[test]
 fn half_open_handshakes_keep_nobody_out() {
     let mesh = TestMesh::new();

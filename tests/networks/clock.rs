@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// A command that gives the daemon the wall clock in this file (syntax of `FAKETIME`), and leaves the monotonic clocks
-/// alone.
+/// A command that gives the daemon the wall clock in this file (syntax of `FAKETIME`); monotonic clocks are not changed.
 pub fn following(file: &Path) -> [String; 5] {
     [
         "env".to_owned(),

@@ -163,8 +163,7 @@ fn machines_on_a_bridge_reach_each_other_and_nothing_else() {
     assert_eq!(routes.lines().count(), 1, "only its own network: {routes}");
 }
 
-/// A shaped line carries contents at nearly the rate asked for, in packets of ordinary size, and the other direction is not
-/// shaped.
+/// A shaped line carries contents at nearly its rate, in packets of ordinary size; the other direction is not shaped.
 #[test]
 fn a_shaped_line_has_the_rate_asked_for() {
     const BYTES: usize = 1_000_000;

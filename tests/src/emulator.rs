@@ -1,5 +1,4 @@
-//! A network between tap devices, in user space: delay, jitter, loss, rate and cuts between *sites* can be changed while it
-//! runs.
+//! A network between tap devices, in user space, with delay, jitter, loss, rate and cuts that can change while it runs.
 //!
 //! A kernel without `sch_netem` can only limit rates. Here one thread is a switch: it reads the frames that machines send
 //! into their taps, puts each copy on the line from its sender's site to its receiver's, and writes to the receiver's tap
@@ -172,6 +171,7 @@ impl State {
         let Some(sender) = rest.first_chunk::<ADDRESS_BYTES>() else { return };
         self.learned.insert(*sender, from);
         let copy: Arc<[u8]> = frame.into();
+        // Like a switch: a frame to an unknown receiver, or to all, is copied to every other tap.
         let known = self.learned.get(receiver).copied();
         let everyone = 0..self.sites.len();
         let Some(from_site) = self.sites.get(from).copied() else { return };

@@ -107,8 +107,7 @@ impl Network {
         ip_batch(Some(&hub), &inside);
         for number in 0..machines {
             let machine = Namespace::up(&format!("{prefix}-{number}"), address_of(number), network_bits);
-            // A kernel keeps 1,024 neighbours over all its namespaces and drops packets for more; permanent ones do not
-            // count.
+            // A kernel keeps 1,024 neighbours in all namespaces together and drops more; permanent ones do not count.
             let others = (0..machines).filter(|other| *other != number);
             let neighbours = others
                 .map(|other| (address_of(other), ethernet_of(other)))

@@ -242,8 +242,7 @@ impl NixStoreFixture {
         finish(&mut copy).expect_success("nix copy");
     }
 
-    /// Registers `count` paths as built here, in the database alone. That is quick, and enough for a daemon to advertise
-    /// them.
+    /// Registers `count` paths as built here, in the database alone: quick, and enough for a daemon to advertise them.
     ///
     /// # Panics
     /// When the database cannot be written.

@@ -138,8 +138,7 @@ impl TestNode {
     }
 }
 
-/// Builders that each built the same things and attested them, and a client that judges by them. All of them run and are
-/// connected.
+/// Builders that each built and attested the same paths, and a client that judges by them. All of them run, connected.
 #[derive(Debug)]
 pub struct Jury {
     /// In the order of the names given.
@@ -151,8 +150,8 @@ pub struct Jury {
 }
 
 impl Jury {
-    /// Builders of these `names` that build these `attributes`, and a client that follows `rules` and knows all
-    /// attestations.
+    /// Builders with these `names` that build these `attributes`, and a client that follows `rules` and knows what they
+    /// attest.
     ///
     /// # Panics
     /// When any of that takes ten times as long as promised.

@@ -1,5 +1,4 @@
-//! The commands that a person types: `init`, `id`, `check-config`, `status`, `advertised`, `why`, and the README's quick
-//! start.
+//! Commands that a person types: `init`, `id`, `check-config`, `status`, `advertised`, `why`, and the README's quick start.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -65,8 +65,7 @@ impl Five {
         client.trust_the_gateway_alone();
     }
 
-    /// Waits until the client's verdict on `path` is `wanted`, with `attested` builders; returns the path's entry in the
-    /// report.
+    /// Waits until the client's verdict on `path` is `wanted`, with `attested` builders; returns its entry in the report.
     fn wait_verdict(&self, path: &str, wanted: &str, attested: usize) -> Value {
         wait_for(&format!("{path} is {wanted}"), promised(HEARD), || {
             let said = self.client.narmesh(&["quorum", "report", "--json", "--path", path]).stdout;

@@ -1,5 +1,4 @@
-//! The installation in `docs/operations.md`: root runs `init`; the daemon runs as its own user, who may write to one
-//! directory.
+//! The installation in `docs/operations.md`: root runs `init`, and the daemon's own user may write to one directory only.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,8 +12,7 @@ use narmesh_tests::{Finished, finish, narmesh_binary, promised, repository_root,
 const START: Duration = Duration::from_secs(2);
 
 /// First what an administrator types, on a machine whose `/etc` and `/var/lib` are copies that only this process tree sees.
-/// Then what the unit does: everything is read-only except the state directory; the daemon has its own user and no other
-/// groups.
+/// Then what the unit does: only the state directory is writable, and the daemon has its own user and no other groups.
 const INSTALL_AND_RUN: &str = r#"
 set -e
 for dir in /etc /var/lib; do

@@ -55,8 +55,7 @@ fn a_holder_of_other_contents_is_no_replacement() {
     let [promise, other] = two.promises();
     two.first.kill();
     let gone = get(two.client.gateway(), &promise.url).unwrap();
-    // 404 at once, or after a second a body cut short within the bytes that all NARs share: the other holder has other
-    // bytes.
+    // The other holder has other bytes: 404 at once, or after a second a body cut short within the bytes of all NARs.
     assert!(gone.status == 404 || (!gone.complete && gone.body.len() <= COMMON_BYTES), "{}", gone.status);
     // A client that resumes in the middle gets nothing from the other holder either.
     let resumed = request(two.client.gateway(), "GET", &promise.url, &[("Range", "bytes=5000000-")]).unwrap();

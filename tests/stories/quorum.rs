@@ -1,5 +1,4 @@
-//! Builders that got the same result: real builds of real Nix, attested by their daemons, carried as text, judged by a
-//! client.
+//! Agreement between builders: real builds of real Nix, attested by their daemons, carried as text, judged by a client.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -398,7 +398,7 @@ fn a_path_that_became_private_while_the_daemon_was_away_is_not_told_at_its_start
     };
     withhold(&a, false);
     a.start_as_written(None);
-    // From then on c knows that it may ask a, even before it hears from a again.
+    // From then on c knows that a tells it attestations, even before it hears from a again.
     c.learn_address("a", &a.p2p_address());
     c.start();
     let known = a.store.build_one("rootfile");

@@ -110,6 +110,7 @@ impl<T> Line<T> {
             self.counts.lost += 1;
             return;
         }
+        // The line sends one frame at a time, so this one starts when the line is free.
         let start = self.free_at.max(now);
         if start - now > self.link.queue_max {
             self.counts.overflown += 1;
@@ -120,6 +121,7 @@ impl<T> Line<T> {
         self.free_at = start + Duration::from_nanos(busy);
         let jitter_ns = u64::try_from(self.link.jitter.as_nanos()).unwrap_or(u64::MAX);
         let jitter = Duration::from_nanos(self.rng.next_u64() % jitter_ns.saturating_add(1).max(1));
+        // Whatever its jitter, a frame never overtakes the one before it.
         self.last_due = self.last_due.max(self.free_at + self.link.delay + jitter);
         self.on_the_way.push_back((self.last_due, frame));
     }

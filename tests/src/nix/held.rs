@@ -17,8 +17,7 @@ const ADDED_AT_ONCE: usize = 500;
 
 impl NixStoreFixture {
     /// Puts `count` paths of one file each into the store, as if they had been built here, and returns them. Their contents
-    /// do not compress; the same `seed` makes the same paths. Every NAR has `nar_bytes` bytes: a multiple of 8, at least
-    /// 120.
+    /// do not compress; the same `seed` makes the same paths. A NAR has `nar_bytes` bytes: a multiple of 8, at least 120.
     ///
     /// # Panics
     /// When no NAR has that size, or Nix refuses.

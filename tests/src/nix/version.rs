@@ -15,8 +15,7 @@ pub enum NixVersion {
     V2_8,
     /// The Nix of Debian 13. It fetches 16 NARs at a time.
     V2_26,
-    /// The Nix of Debian unstable. It fetches 16 NARs at a time, and reads more slowly when they arrive faster than it
-    /// unpacks.
+    /// The Nix of Debian unstable. It fetches 16 NARs at a time, and reads them no faster than it unpacks.
     V2_34,
 }
 
@@ -24,8 +23,7 @@ impl NixVersion {
     /// All of them, oldest first.
     pub const ALL: [Self; 3] = [Self::V2_8, Self::V2_26, Self::V2_34];
 
-    /// The version that the environment variable `NARMESH_TEST_NIX` names; without it, the one that this machine has
-    /// installed.
+    /// The version that the environment variable `NARMESH_TEST_NIX` names; without it, the one installed on this machine.
     ///
     /// # Panics
     /// When it names any other version.
