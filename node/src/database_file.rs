@@ -70,7 +70,25 @@ pub(crate) fn prepare(connection: &mut Connection, migrations: &[&str], empty: E
     if verdict != "ok" {
         return Err(OpenError::Content(verdict));
     }
-    migrate(connection, migrations, empty)
+    migrate(connection, migrations, empty)?;
+    if schema(connection)? == expected_schema(migrations)? {
+        Ok(())
+    } else {
+        Err(OpenError::Content("its tables are not those of its schema version".to_owned()))
+    }
+}
+
+/// Every table and index, with the statement that made it.
+fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    let query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name";
+    connection.prepare(query)?.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// What the migrations make of an empty database.
+fn expected_schema(migrations: &[&str]) -> rusqlite::Result<Vec<(String, String)>> {
+    let empty = Connection::open_in_memory()?;
+    migrations.iter().try_for_each(|step| empty.execute_batch(step))?;
+    schema(&empty)
 }
 
 /// One step per version; `PRAGMA user_version` counts those already taken.

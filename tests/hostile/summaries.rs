@@ -444,7 +444,7 @@ fn somebody_else_s_envelope_in_yours() {
     let stage = Stage::new(&["yours"], 64, &[&peer]);
     peer.connect(&stage.client);
     let forged = announcement(&[0; 9], now_ms()).seal(&peer.keys);
-    let GossipRequest::Sync { store_dir, software, have, .. } = crate::peer::sync_request(None) else { unreachable!() };
+    let GossipRequest::Sync { store_dir, software, have, .. } = sync_request(None) else { unreachable!() };
     let sync = GossipRequest::Sync { store_dir, software, have, yours: Some(forged) };
     peer.ask_gossip(&stage.client, &sync).unwrap();
     stage.assert_blamed(&peer, "handed on a forged envelope", "forged_news", 1);

@@ -33,6 +33,10 @@ const PENDING_UNKNOWN_MAX: usize = 64;
 const BEGUN_PER_S: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 /// See [`BEGUN_PER_S`].
 const BEGUN_BURST: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
+/// The same of all sources together where no peer is known to be: a third of a core. Known ones do not count.
+const BEGUN_UNKNOWN_PER_S: NonZeroU32 = NonZeroU32::new(500).expect("not zero");
+/// See [`BEGUN_UNKNOWN_PER_S`].
+const BEGUN_UNKNOWN_BURST: NonZeroU32 = NonZeroU32::new(1_000).expect("not zero");
 /// Sources of which that is counted.
 const SOURCES_MAX: usize = 4_096;
 /// Addresses from which peers came in that are remembered: that of a peer behind a router, which it does not know itself.
@@ -47,10 +51,12 @@ pub(super) enum Refused {
     Unknown,
     #[error("more than {BEGUN_PER_S} handshakes a second from that address")]
     TooOften,
+    #[error("more than {BEGUN_UNKNOWN_PER_S} handshakes a second from unknown addresses")]
+    UnknownTooOften,
 }
 
 /// The behaviour; it speaks no protocol.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Door {
     told: Vec<IpAddr>,
     /// The oldest first.
@@ -59,6 +65,21 @@ pub(super) struct Door {
     known: HashSet<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
     begun: HashMap<IpAddr, DefaultDirectRateLimiter>,
+    begun_unknown: DefaultDirectRateLimiter,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        let quota = Quota::per_second(BEGUN_UNKNOWN_PER_S).allow_burst(BEGUN_UNKNOWN_BURST);
+        Self {
+            told: Vec::new(),
+            seen: VecDeque::new(),
+            known: HashSet::new(),
+            pending: HashMap::new(),
+            begun: HashMap::new(),
+            begun_unknown: RateLimiter::direct(quota),
+        }
+    }
 }
 
 impl Door {
@@ -102,6 +123,9 @@ impl Door {
         }
         if !self.may_begin(source(ip)) {
             return Err(Refused::TooOften);
+        }
+        if !self.known.contains(&ip) && self.begun_unknown.check().is_err() {
+            return Err(Refused::UnknownTooOften);
         }
         self.pending.insert(id, ip);
         Ok(())
@@ -302,5 +326,25 @@ mod tests {
             door.see(std::net::Ipv4Addr::from(number).into());
         }
         assert_eq!((door.seen.len(), door.known.len()), (SEEN_MAX, SEEN_MAX));
+    }
+
+    #[test]
+    fn strangers_at_many_addresses_begin_so_many_handshakes_a_second_and_known_ones_go_on() {
+        let (mut door, mut ids) = (Door::default(), ids());
+        let known: IpAddr = "192.0.2.1".parse().unwrap();
+        door.set_known([known]);
+        let mut begun = 0;
+        for number in 0..4_000_u32 {
+            let id = ids.next().unwrap();
+            // Each ends at once, so none is under way beside another.
+            match refused(&mut door, id, std::net::Ipv4Addr::from(0x0a00_0000 + number)) {
+                None => begun += 1,
+                Some(why) => assert_eq!(why, Refused::UnknownTooOften),
+            }
+            door.pending.remove(&id);
+        }
+        let burst = BEGUN_UNKNOWN_BURST.get();
+        assert!((burst..4_000).contains(&begun), "{begun} of 4,000");
+        assert_eq!(refused(&mut door, ids.next().unwrap(), known), None);
     }
 }

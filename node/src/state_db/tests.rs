@@ -134,6 +134,20 @@ fn values_of_another_type_are_moved_aside() {
 }
 
 #[test]
+fn database_without_one_of_its_tables_is_moved_aside() {
+    for table in ["own", "newest", "answers", "audiences"] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+        connection.execute_batch(&format!("DROP TABLE {table}")).unwrap();
+        drop(connection);
+        let (db, recovered) = StateDb::open(dir.path()).unwrap();
+        assert!(matches!(recovered, Some(Recovered::SetAside { .. })), "without {table}: {recovered:?}");
+        assert_empty(&db);
+    }
+}
+
+#[test]
 fn what_is_no_file_is_moved_aside_and_nothing_waits_for_it() {
     let odd = tempfile::tempdir().unwrap();
     for (path, what) in oddities(odd.path()) {

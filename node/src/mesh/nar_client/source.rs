@@ -9,7 +9,7 @@ use narmesh_protocol::wire::{NarFrame, NarReply};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep};
 
 /// A step brings at most about so many bytes, so that a quick line costs few steps and does not starve others.
@@ -18,6 +18,12 @@ const STEP_BYTES: usize = 256 << 10;
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// See [`ASK_AGAIN_MIN`].
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(10);
+
+/// A holder tells a request's place in its queue at most once a second. One that says *not now* more often than this only keeps us
+/// busy; what arrives late and at once is within the burst.
+const WORDS_PER_S: u64 = 4;
+/// See [`WORDS_PER_S`].
+const WORDS_BURST: u64 = 64;
 
 /// What the holder says next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +51,23 @@ pub struct NarSource {
     broken_left: u32,
     has_begun: bool,
     wire_bytes: u64,
+    words: Words,
     _held: Held,
+}
+
+/// How often a holder has said *not now*.
+struct Words {
+    count: u32,
+    since: Instant,
+}
+
+impl Words {
+    /// Counts one more; false when it is more than any holder says.
+    fn admit(&mut self, now: Instant) -> bool {
+        self.count = self.count.saturating_add(1);
+        let allowed = WORDS_PER_S.saturating_mul(now.saturating_duration_since(self.since).as_secs());
+        u64::from(self.count) <= allowed.saturating_add(WORDS_BURST)
+    }
 }
 
 enum State {
@@ -81,6 +103,7 @@ impl NarSource {
             broken_left: BROKEN_MAX,
             has_begun: false,
             wire_bytes: 0,
+            words: Words { count: 0, since: Instant::now() },
             _held: held,
         }
     }
@@ -180,6 +203,12 @@ impl NarSource {
                 Some(NarPiece::Absent)
             }
             NarReply::NotNow { place, ask_again_ms } => {
+                if !self.words.admit(Instant::now()) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "it tells its place in the queue too often",
+                    ));
+                }
                 let ask_again = Duration::from_millis(ask_again_ms.into()).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX);
                 self.state = match place {
                     0 => State::Pausing(asked, Box::pin(sleep(ask_again))),
@@ -278,4 +307,19 @@ impl Body {
 
 fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "body longer than the NAR it was asked for")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holder_may_tell_its_place_for_hours_but_not_without_a_pause() {
+        let start = Instant::now();
+        let mut honest = Words { count: 0, since: start };
+        assert!((0..10_000).all(|second| honest.admit(start + Duration::from_secs(second))));
+        let mut hostile = Words { count: 0, since: start };
+        let last = (1..1_000).find(|_| !hostile.admit(start));
+        assert_eq!(last, Some(WORDS_BURST + 1));
+    }
 }
