@@ -160,7 +160,11 @@ proptest! {
             text[at] = byte;
         }
         if let Ok(parsed) = NarInfo::parse(&dir, &text) {
-            prop_assert_eq!(NarInfo::parse(&dir, parsed.render(&dir, "u").as_bytes()), Ok(parsed));
+            // A content address of a form that is not known is left out.
+            let known = parsed.content_address.clone().filter(|address| !matches!(address, ContentAddress::Other(_)));
+            let rendered = parsed.render(&dir, "u");
+            let parsed = NarInfo { content_address: known, ..parsed };
+            prop_assert_eq!(NarInfo::parse(&dir, rendered.as_bytes()), Ok(parsed));
         }
     }
 
