@@ -15,8 +15,8 @@ use self::observer::Observer;
 use crate::builders::LedgerAndPeers;
 use crate::control::ControlSocket;
 use crate::describe::describe;
-use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerBoard, UploadLimits, Uploads};
-use crate::quorum::{Keeper, KeyNames, LiveLedger};
+use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, UploadLimits, Uploads};
+use crate::quorum::{KeyNames, LedgerThread, LiveLedger};
 use crate::settings::{Secrets, Settings, make_gateway_key};
 use crate::sources::MeshSources;
 use crate::state_db::{StateDb, StateDbError, StoredAnswers, SummaryFiles};
@@ -59,7 +59,7 @@ pub(crate) struct Daemon {
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
     ledger: Arc<LiveLedger>,
-    _keeper: Keeper,
+    _keeper: LedgerThread,
     attester: Attester,
     observer: Observer,
 }
@@ -111,14 +111,14 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let store = NixStore::open(location).context("the Nix store")?;
     let gateway_key = gateway_key(&settings, &policy)?;
     let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
-    let (ledger, keeper) = open_ledger(&settings, &secrets, &store, policy)?;
-    let board = Arc::new(PeerBoard::default());
+    let (ledger, ledger_thread) = open_ledger(&settings, &secrets, &store, policy)?;
+    let statistics = Arc::new(PeerStatistics::default());
     let upload_limits = UploadLimits {
         per_peer: settings.limits.uploads_per_peer as usize,
         total: settings.limits.uploads_total as usize,
         bytes_per_s: settings.limits.upload_bytes_per_s,
     };
-    let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&board), upload_limits, settings.transfer.compress);
+    let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&statistics), upload_limits, settings.transfer.compress);
     let exchange_counters = ExchangeCounters::default();
     let (withheld, kept_back) = mpsc::channel(KEPT_BACK_MAX);
     let (mut mesh, handle) = Mesh::start(
@@ -128,7 +128,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         MeshParts {
             offer: Arc::clone(&offer),
             uploads: uploads.clone(),
-            board,
+            statistics,
             state: Arc::clone(&state),
             summaries,
             ledger: Arc::clone(&ledger),
@@ -150,7 +150,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let observer = Observer::start(Arc::clone(&ledger))?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
     let registry =
-        metrics::registry(&gateway_metrics, &exchange_counters, &resolver, handle.board(), observer.verdicts());
+        metrics::registry(&gateway_metrics, &exchange_counters, &resolver, handle.statistics(), observer.verdicts());
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
@@ -164,7 +164,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
         ledger,
-        _keeper: keeper,
+        _keeper: ledger_thread,
         attester,
         observer,
     });
@@ -226,7 +226,7 @@ fn open_ledger(
     secrets: &Secrets,
     store: &Arc<NixStore>,
     policy: Policy,
-) -> anyhow::Result<(Arc<LiveLedger>, Keeper)> {
+) -> anyhow::Result<(Arc<LiveLedger>, LedgerThread)> {
     let (held, decides) = (Arc::clone(store), matches!(policy.mode(), Mode::Prefer | Mode::Require));
     let is_held = Box::new(move |part: &HashPart| held.contains(part));
     let ledger = LiveLedger::new(&settings.node.state_dir, &settings.store.store_dir, policy, is_held);
@@ -235,8 +235,8 @@ fn open_ledger(
     if decides && let Err(error) = ledger.catch_up() {
         tracing::error!(%error, "nothing is agreed on until the attestations can be read");
     }
-    let keeper = ledger.keep_up()?;
-    Ok((ledger, keeper))
+    let ledger_thread = ledger.keep_up()?;
+    Ok((ledger, ledger_thread))
 }
 
 async fn on_stop(mut stopped: watch::Receiver<bool>) {

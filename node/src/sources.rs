@@ -29,9 +29,9 @@ impl MeshSources {
 impl Sources for MeshSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
         let claiming = self.mesh.table().candidates(part);
-        let board = self.mesh.board();
-        let Ranked { now, paused } = board.rank(claiming.into_iter().map(|candidate| candidate.peer));
-        let candidate = |source| Candidate { source, generation: board.summary_epoch(&source).unwrap_or(0) };
+        let statistics = self.mesh.statistics();
+        let Ranked { now, paused } = statistics.rank(claiming.into_iter().map(|candidate| candidate.peer));
+        let candidate = |source| Candidate { source, generation: statistics.summary_epoch(&source).unwrap_or(0) };
         Candidates {
             ranked: now.into_iter().map(candidate).collect(),
             paused: paused.into_iter().map(candidate).collect(),
@@ -43,7 +43,7 @@ impl Sources for MeshSources {
     }
 
     fn generation(&self, source: &SourceId) -> Option<u64> {
-        self.mesh.board().summary_epoch(source)
+        self.mesh.statistics().summary_epoch(source)
     }
 
     fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
@@ -72,7 +72,7 @@ impl Sources for MeshSources {
     }
 
     fn line(&self, source: &SourceId) -> Line {
-        let (view, stats) = (self.mesh.nar().line(source), self.mesh.board().pace(source));
+        let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().pace(source));
         Line {
             received_bytes: view.received_bytes,
             last_received: view.last_received.map(Into::into),
@@ -85,20 +85,20 @@ impl Sources for MeshSources {
     }
 
     fn observe(&self, source: SourceId, observation: Observation) {
-        let (mesh, board) = (&self.mesh, self.mesh.board());
+        let (mesh, statistics) = (&self.mesh, self.mesh.statistics());
         match observation {
-            Observation::Asked => board.update(&source, |stats| stats.asked += 1),
+            Observation::Asked => statistics.update(&source, |stats| stats.asked += 1),
             Observation::Held => {
-                board.update(&source, |stats| stats.hits += 1);
+                statistics.update(&source, |stats| stats.hits += 1);
                 mesh.probed(source, ProbeOutcome::Held);
             }
             Observation::FalseHit => {
-                board.update(&source, |stats| stats.false_hits += 1);
+                statistics.update(&source, |stats| stats.false_hits += 1);
                 mesh.probed(source, ProbeOutcome::FalseHit);
             }
-            Observation::TimedOut => board.timed_out(&source),
+            Observation::TimedOut => statistics.timed_out(&source),
             Observation::Received { bytes, line_bytes, elapsed } => {
-                board.received(&source, bytes, line_bytes, elapsed);
+                statistics.received(&source, bytes, line_bytes, elapsed);
             }
             Observation::FalseNarInfo => mesh.misbehaved(source, Misdeed::FalseNarInfo),
             Observation::FalseNar => mesh.misbehaved(source, Misdeed::FalseNar),

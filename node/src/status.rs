@@ -287,7 +287,7 @@ pub struct WhyReport {
     /// What the gateway would answer now.
     pub answer: WouldAnswer,
     /// The last decisions about this path, oldest first; bounded.
-    pub decisions: Vec<Decision>,
+    pub decisions: Vec<LookedUp>,
     /// Whether decisions about some paths are forgotten, so that none does not say that nobody asked.
     #[serde(default)]
     pub decisions_forgotten: bool,
@@ -350,7 +350,7 @@ pub enum WouldAnswer {
 
 /// Something the resolver decided about a path.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Decision {
+pub struct LookedUp {
     /// When, milliseconds since 1970.
     pub at_unix_ms: u64,
     /// What, in words; peers by their ids.

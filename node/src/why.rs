@@ -2,7 +2,7 @@
 
 use crate::describe::plainly;
 use crate::mesh::{MeshHandle, PeerStats};
-use crate::status::{CandidateView, Decision, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
+use crate::status::{CandidateView, LookedUp, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
 use libp2p::PeerId;
 use narmesh_protocol::HashPart;
 use narmesh_resolver::Resolver;
@@ -21,8 +21,8 @@ pub(crate) fn why(
     let held = resolver.store().contains(&part);
     let candidates: HashSet<PeerId> =
         mesh.table().candidates(&part).into_iter().map(|candidate| candidate.peer).collect();
-    let ranked = mesh.board().rank(candidates.iter().copied()).now;
-    let board = mesh.board().all();
+    let ranked = mesh.statistics().rank(candidates.iter().copied()).now;
+    let statistics = mesh.statistics().all();
     let mut order: Vec<PeerId> = ranked.clone();
     order.extend(names.keys().copied().filter(|peer| !ranked.contains(peer)));
     let name = |peer: &PeerId| names.get(peer).cloned().unwrap_or_else(|| peer.to_string());
@@ -32,7 +32,7 @@ pub(crate) fn why(
             name: name(peer),
             peer_id: peer.to_string(),
             would_ask: ranked.contains(peer),
-            reason: reason(candidates.contains(peer), board.get(peer)),
+            reason: reason(candidates.contains(peer), statistics.get(peer)),
         })
         .collect();
     let answer = resolver.in_memory(&part);
@@ -52,10 +52,10 @@ pub(crate) fn why(
         (false, false, false) if ranked.is_empty() => WouldAnswer::Absent,
         (false, false, false) => WouldAnswer::AskCandidates,
     };
-    let decisions = resolver.decisions().of(&part);
+    let decisions = resolver.lookup_log().of(&part);
     let decisions = decisions
         .into_iter()
-        .map(|(at_unix_ms, sentence)| Decision { at_unix_ms, sentence: plainly(&sentence).into_owned() })
+        .map(|(at_unix_ms, sentence)| LookedUp { at_unix_ms, sentence: plainly(&sentence).into_owned() })
         .collect();
     WhyReport {
         asked,
@@ -65,7 +65,7 @@ pub(crate) fn why(
         peers,
         answer,
         decisions,
-        decisions_forgotten: resolver.decisions().has_forgotten(),
+        decisions_forgotten: resolver.lookup_log().has_forgotten(),
     }
 }
 

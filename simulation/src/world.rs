@@ -13,7 +13,7 @@ use crate::story::Story;
 use crate::trace::Trace;
 use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
 use crate::watch::Watch;
-use narmesh_gossip::{Event, Input, Output, Record, Verdict};
+use narmesh_gossip::{Event, Forward, Input, Output, Record};
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -409,7 +409,7 @@ impl World {
             Output::Publish(bytes) => self.publish(number, bytes),
             Output::Judge { id, verdict } => {
                 if let Some(from) = self.judging.remove(&(number, id))
-                    && verdict == Verdict::Accept
+                    && verdict == Forward::Accept
                 {
                     self.gossip_accepted(number, from, id);
                 }

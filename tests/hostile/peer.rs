@@ -68,7 +68,7 @@ pub struct Published {
 
 /// The state of a peer: what it tells others, and what it was asked.
 #[derive(Debug, Default)]
-pub struct Desk {
+pub struct PeerState {
     pub shelf: BTreeMap<[u8; 20], Item>,
     pub published: Option<Published>,
     pub software: String,
@@ -102,7 +102,7 @@ impl Asked {
     }
 }
 
-type Answer<Q> = Option<Box<dyn Fn(&Desk, Q) -> Play + Send + Sync>>;
+type Answer<Q> = Option<Box<dyn Fn(&PeerState, Q) -> Play + Send + Sync>>;
 
 /// What the peer does instead of the honest answer, for each protocol; `None`: it answers honestly.
 #[derive(Default)]
@@ -116,7 +116,7 @@ pub struct Script {
 
 impl Script {
     pub fn nar(mut self, answer: impl Fn(&Item, NarRequest) -> Play + Send + Sync + 'static) -> Self {
-        self.nar = Some(Box::new(move |desk, request| match desk.shelf.get(&request.hash_part) {
+        self.nar = Some(Box::new(move |state, request| match state.shelf.get(&request.hash_part) {
             Some(item) => answer(item, request),
             None => vec![Move::Send(nar_absent())],
         }));
@@ -125,7 +125,7 @@ impl Script {
 
     /// Answers narinfo requests with this text, in an otherwise honest reply.
     pub fn narinfo(mut self, text: impl Fn(&Item) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        self.narinfo = Some(Box::new(move |desk, part| match desk.shelf.get(&part) {
+        self.narinfo = Some(Box::new(move |state, part| match state.shelf.get(&part) {
             Some(item) => vec![Move::Send(found(&text(item)))],
             None => vec![Move::Send(ABSENT.to_vec())],
         }));
@@ -138,7 +138,7 @@ impl Script {
     }
 
     pub fn narinfo_play(mut self, play: impl Fn(&Item) -> Play + Send + Sync + 'static) -> Self {
-        self.narinfo = Some(Box::new(move |desk, part| match desk.shelf.get(&part) {
+        self.narinfo = Some(Box::new(move |state, part| match state.shelf.get(&part) {
             Some(item) => play(item),
             None => vec![Move::Send(ABSENT.to_vec())],
         }));
@@ -146,8 +146,8 @@ impl Script {
     }
 
     pub fn pull(mut self, answer: impl Fn(&Published, u64) -> Play + Send + Sync + 'static) -> Self {
-        self.pull = Some(Box::new(move |desk, (_, seq)| {
-            desk.published.as_ref().map_or(vec![Move::Close], |published| answer(published, seq))
+        self.pull = Some(Box::new(move |state, (_, seq)| {
+            state.published.as_ref().map_or(vec![Move::Close], |published| answer(published, seq))
         }));
         self
     }
@@ -188,7 +188,7 @@ pub struct Peer {
     pub control: Control,
     pub runtime: Arc<Runtime>,
     commands: mpsc::UnboundedSender<Command>,
-    desk: Arc<Mutex<Desk>>,
+    state: Arc<Mutex<PeerState>>,
 }
 
 impl Peer {
@@ -215,16 +215,16 @@ impl Peer {
         let entered = runtime.enter();
         let swarm = swarm::build(&keys);
         let streams = swarm.behaviour().streams.new_control();
-        let desk = Arc::new(Mutex::new(Desk { software: "second/1".to_owned(), ..Desk::default() }));
+        let state = Arc::new(Mutex::new(PeerState { software: "second/1".to_owned(), ..PeerState::default() }));
         let me = keys.public().to_peer_id();
-        let stage = Arc::new(swarm::Stage { desk: Arc::clone(&desk), script, me });
+        let stage = Arc::new(swarm::Stage { state: Arc::clone(&state), script, me });
         let bulk = Bulk::new(keys.clone(), Arc::clone(&stage));
         let control = Control { streams, bulk: bulk.clone() };
         let (commands, receiver) = mpsc::unbounded_channel();
         let id = keys.public().to_peer_id();
         tokio::spawn(swarm::run(swarm, receiver, stage, bulk));
         drop(entered);
-        Self { name: name.to_owned(), id, keys, control, runtime: Arc::clone(runtime), commands, desk }
+        Self { name: name.to_owned(), id, keys, control, runtime: Arc::clone(runtime), commands, state }
     }
 
     /// What a daemon has to know to allow this peer.
@@ -233,19 +233,19 @@ impl Peer {
     }
 
     /// Reads or changes the peer's state.
-    pub fn desk<T>(&self, look: impl FnOnce(&mut Desk) -> T) -> T {
-        look(&mut self.desk.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn state<T>(&self, look: impl FnOnce(&mut PeerState) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn asked(&self) -> Asked {
-        self.desk(|desk| desk.asked.clone())
+        self.state(|state| state.asked.clone())
     }
 
     /// Holds the items from now on, and announces a summary of them to `audience`.
     pub fn offer(&self, items: &[Item], audience: &[PeerId]) {
         let parts: Vec<_> =
             items.iter().map(|item| crate::formats::hash_part_bytes(&item.narinfo.store_path)).collect();
-        self.desk(|desk| desk.shelf.extend(parts.iter().copied().zip(items.iter().cloned())));
+        self.state(|state| state.shelf.extend(parts.iter().copied().zip(items.iter().cloned())));
         self.announce(&self.summary(&filter(&parts, 13), parts.len() as u64, audience));
     }
 
@@ -260,7 +260,7 @@ impl Peer {
 
     /// Announces the summary with a new epoch.
     pub fn announce(&self, summary: &Summary) {
-        let epoch = self.desk(|desk| desk.published.as_ref().map_or(0, |old| old.announcement.epoch + 1));
+        let epoch = self.state(|state| state.published.as_ref().map_or(0, |old| old.announcement.epoch + 1));
         self.announce_body(summary.encode(), summary.items, epoch.max(now_ms()), 0);
     }
 
@@ -279,7 +279,7 @@ impl Peer {
 
     pub fn announce_as(&self, announcement: Announcement, body: Vec<u8>) {
         let envelope = announcement.seal(&self.keys);
-        self.desk(|desk| desk.published = Some(Published { announcement, envelope: envelope.clone(), body }));
+        self.state(|state| state.published = Some(Published { announcement, envelope: envelope.clone(), body }));
         self.publish(envelope);
     }
 
@@ -308,7 +308,7 @@ impl Peer {
     }
 
     pub fn is_connected(&self, node: &TestNode) -> bool {
-        self.desk(|desk| desk.connected.contains(&peer_id(node)))
+        self.state(|state| state.connected.contains(&peer_id(node)))
     }
 
     /// Sends one request on a stream of its own, and reads the reply to its end.
@@ -362,7 +362,7 @@ pub async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T
     tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
-impl Desk {
+impl PeerState {
     /// An honest peer's reply to a Sync request.
     pub fn sync_reply(&self) -> GossipReply {
         let own = self.published.as_ref().map(|published| published.envelope.clone());

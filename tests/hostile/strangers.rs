@@ -120,7 +120,7 @@ fn half_open_handshakes_keep_nobody_out() {
         assert!(
             connected.is_some(),
             "kept out by a flood from {addresses} addresses: {:?}",
-            friend.desk(|desk| desk.ended.clone())
+            friend.state(|state| state.ended.clone())
         );
         let took = started.elapsed();
         let rise = memory.rise_bytes();
@@ -242,6 +242,6 @@ impl Peer {
     fn greeting_envelope(&self) -> Vec<u8> {
         let summary = self.summary(&vec![0; 1_024], 0, &[]);
         self.announce(&summary);
-        self.desk(|desk| desk.published.as_ref().unwrap().envelope.clone())
+        self.state(|state| state.published.as_ref().unwrap().envelope.clone())
     }
 }

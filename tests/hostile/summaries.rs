@@ -260,10 +260,10 @@ fn a_liar_about_summaries_is_set_aside() {
     stage.enter(&peer, "thrice", &["a", "later"]);
     for _ in 0..3 {
         with_filter(&stage, &peer, vec![0xff; 1_024]);
-        let epoch = peer.desk(|desk| desk.published.as_ref().unwrap().announcement.epoch);
+        let epoch = peer.state(|state| state.published.as_ref().unwrap().announcement.epoch);
         wait_until("the false body is pulled", promised(HEARD), || {
             let known = stage.client.status();
-            known.peer("thrice").unwrap()["set_aside_s"].is_u64() || peer.desk(|desk| desk.pulled.contains(&epoch))
+            known.peer("thrice").unwrap()["set_aside_s"].is_u64() || peer.state(|state| state.pulled.contains(&epoch))
         });
     }
     stage.assert_blamed(&peer, "announced a filter that is too dense", "dense_filter", 3);
@@ -354,7 +354,7 @@ fn an_old_announcement_replayed() {
     stage.good.wait_all_advertised(&[&stage.client]);
     let after = stage.client.status().summary_version("good").unwrap();
     assert!(after > before);
-    peer.desk(|desk| desk.news.push(old));
+    peer.state(|state| state.news.push(old));
     // Both ways in which it may be told.
     let syncs = peer.asked().syncs.len();
     peer.announce(&truth_of(&stage, &peer));

@@ -1,7 +1,7 @@
 //! The inside of one of our peers: its connections, and the answers to requests that come over them.
 
 use crate::bulk::Bulk;
-use crate::peer::{Desk, Move, Play, Script, honest_nar};
+use crate::peer::{Move, PeerState, Play, Script, honest_nar};
 use crate::quorum_wire::{QuorumRequest, attestations, only_builders};
 use crate::wire::{
     ABSENT, DIAL, DIALLING, GOSSIP, GossipReply, GossipRequest, NARINFO, NarRequest, QUORUM, TOPIC, audience_digest,
@@ -146,9 +146,9 @@ pub async fn run(
                     locked().connected.insert(peer_id);
                 }
                 SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
-                    let mut desk = locked();
-                    desk.connected.remove(&peer_id);
-                    desk.ended.push(format!("closed: {cause:?}"));
+                    let mut state = locked();
+                    state.connected.remove(&peer_id);
+                    state.ended.push(format!("closed: {cause:?}"));
                 }
                 SwarmEvent::OutgoingConnectionError { error, .. } => locked().ended.push(format!("dial: {error:?}")),
                 SwarmEvent::Behaviour(ProtocolsEvent::Gossipsub(gossipsub::Event::Message { message, .. })) => {
@@ -200,7 +200,7 @@ fn asked(event: request_response::Event<Vec<u8>, Play>) -> Option<(Vec<u8>, requ
 
 /// Answers requests, honestly or as the script says.
 pub struct Stage {
-    pub desk: Arc<Mutex<Desk>>,
+    pub state: Arc<Mutex<PeerState>>,
     pub script: Script,
     pub me: PeerId,
 }
@@ -208,31 +208,31 @@ pub struct Stage {
 impl Stage {
     pub fn nar(&self, request: &[u8]) -> Play {
         let request = NarRequest::decode(request).expect("a NAR request as docs/protocol.md has it");
-        let mut desk = self.locked();
-        desk.asked.nars.push((Instant::now(), request.hash_part));
-        match (&self.script.nar, desk.shelf.get(&request.hash_part)) {
-            (Some(answer), _) => answer(&desk, request),
+        let mut state = self.locked();
+        state.asked.nars.push((Instant::now(), request.hash_part));
+        match (&self.script.nar, state.shelf.get(&request.hash_part)) {
+            (Some(answer), _) => answer(&state, request),
             (None, Some(item)) => honest_nar(&item.nar, request),
             (None, None) => vec![Move::Send(nar_absent())],
         }
     }
 
     fn gossip(&self, request: &[u8]) -> Play {
-        let mut desk = self.locked();
+        let mut state = self.locked();
         match GossipRequest::decode(request) {
             Some(GossipRequest::Sync { .. }) => {
-                desk.asked.syncs.push(Instant::now());
+                state.asked.syncs.push(Instant::now());
                 match &self.script.sync {
-                    Some(answer) => answer(&desk, ()),
-                    None => vec![Move::Send(desk.sync_reply().encode())],
+                    Some(answer) => answer(&state, ()),
+                    None => vec![Move::Send(state.sync_reply().encode())],
                 }
             }
             Some(GossipRequest::Pull { owner, epoch, seq, .. }) => {
-                desk.asked.pulls.push(Instant::now());
-                desk.pulled.insert(epoch);
+                state.asked.pulls.push(Instant::now());
+                state.pulled.insert(epoch);
                 let mine = owner == audience_digest(&self.me);
-                match (&self.script.pull, &desk.published) {
-                    (Some(answer), _) => answer(&desk, (epoch, seq)),
+                match (&self.script.pull, &state.published) {
+                    (Some(answer), _) => answer(&state, (epoch, seq)),
                     (None, Some(own)) if mine && (own.announcement.epoch, own.announcement.seq) == (epoch, seq) => {
                         vec![Move::Send(GossipReply::Body(own.body.clone()).encode())]
                     }
@@ -245,10 +245,10 @@ impl Stage {
 
     fn narinfo(&self, request: &[u8]) -> Play {
         let part: [u8; 20] = request.try_into().expect("a narinfo request has 20 bytes");
-        let mut desk = self.locked();
-        desk.asked.narinfos.push((Instant::now(), part));
-        match (&self.script.narinfo, desk.shelf.get(&part)) {
-            (Some(answer), _) => answer(&desk, part),
+        let mut state = self.locked();
+        state.asked.narinfos.push((Instant::now(), part));
+        match (&self.script.narinfo, state.shelf.get(&part)) {
+            (Some(answer), _) => answer(&state, part),
             (None, Some(item)) => vec![Move::Send(found(item.narinfo.text().as_bytes()))],
             (None, None) => vec![Move::Send(ABSENT.to_vec())],
         }
@@ -256,10 +256,10 @@ impl Stage {
 
     fn quorum(&self, request: &[u8]) -> Play {
         let request = QuorumRequest::decode(request).expect("a quorum request as docs/protocol.md has it");
-        let mut desk = self.locked();
-        desk.asked.attestations.push(Instant::now());
+        let mut state = self.locked();
+        state.asked.attestations.push(Instant::now());
         match (&self.script.quorum, request) {
-            (Some(answer), request) => answer(&desk, request),
+            (Some(answer), request) => answer(&state, request),
             // An honest peer here knows no builder.
             (None, QuorumRequest::Compare { .. }) => vec![Move::Send(only_builders(&[]))],
             (None, QuorumRequest::Pull { wanted, .. }) => vec![Move::Send(attestations(wanted.len(), &[]))],
@@ -267,8 +267,8 @@ impl Stage {
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,14 +9,14 @@ use std::time::Duration;
 const CLAIMED: [&str; 5] = ["a", "b", "c", "both", "later"];
 
 /// Turns a true item into the one that the liar holds.
-type Shelf = Box<dyn Fn(&Stage, Item) -> Item>;
+type Falsify = Box<dyn Fn(&Stage, Item) -> Item>;
 
 /// One attack.
 pub struct Attack {
     pub name: &'static str,
     pub script: Script,
     /// Changes the items that the liar holds.
-    pub shelf: Shelf,
+    pub shelf: Falsify,
     pub expect: Expect,
     pub gets: Gets,
 }
@@ -48,7 +48,7 @@ impl Attack {
 
 struct Row {
     peer: Peer,
-    shelf: Shelf,
+    shelf: Falsify,
     expect: Expect,
     gets: Gets,
 }

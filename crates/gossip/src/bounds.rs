@@ -223,7 +223,7 @@ fn check_bounds(gossip: &Gossip, peers: usize) {
     assert!(gossip.table.shared().peers() <= trusted);
     gossip.relayed.check(trusted);
     gossip.pulls.check(trusted, gossip.requests.values());
-    // Publish and Sync; Greet, Pull, Expire and Standing of each peer; one for each request.
+    // Publish and Sync; Greet, Pull, Expire and Conduct of each peer; one for each request.
     assert!(gossip.timers.len() <= 2 + 4 * trusted + gossip.requests.len());
     for (peer, entry) in gossip.directory.iter() {
         assert_eq!(entry.held.is_some(), gossip.table.holds(peer), "held and in the table are one thing");

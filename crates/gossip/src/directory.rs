@@ -1,10 +1,10 @@
 //! What we know of each peer: its newest announcement, the body that we hold, and how it has behaved.
 
+use crate::conduct::Conduct;
 use crate::gossip::OpenEnvelope;
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
-use crate::standing::Standing;
 use crate::time::{Moment, Now};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{
@@ -37,7 +37,7 @@ pub(crate) struct Entry {
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) software: Option<String>,
     pub(crate) store_dir_differs: Option<String>,
-    pub(crate) standing: Standing,
+    pub(crate) conduct: Conduct,
 }
 
 /// The newest announcement accepted from a peer.
@@ -132,7 +132,7 @@ impl Entry {
             addresses: Vec::new(),
             software: None,
             store_dir_differs: None,
-            standing: Standing::default(),
+            conduct: Conduct::default(),
         }
     }
 
@@ -209,7 +209,7 @@ impl Entry {
             return false;
         }
         if new.generation.epoch != old.generation.epoch {
-            self.standing.new_epoch(now, lookups);
+            self.conduct.new_epoch(now, lookups);
         }
         held.envelope = Arc::clone(&newest.envelope);
         held.accepted = accepted;
@@ -224,7 +224,7 @@ impl Entry {
         let unheld = self.held.as_ref().is_none_or(|held| held.generation() < generation);
         let alive = newest.expires().is_some_and(|expires| now < expires) && !newest.announcement().is_goodbye();
         let usable = self.refused != Some(generation) && self.store_dir_differs.is_none();
-        (unheld && alive && usable && !self.standing.is_set_aside()).then_some(newest)
+        (unheld && alive && usable && !self.conduct.is_set_aside()).then_some(newest)
     }
 }
 

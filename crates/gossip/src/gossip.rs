@@ -4,7 +4,7 @@ use crate::directory::{Directory, Worth};
 use crate::input::{Input, ProbeOutcome};
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
-use crate::output::{Event, Output, Record, Verdict};
+use crate::output::{Event, Forward, Output, Record};
 use crate::publication::{Publication, PublicationTimes, PublicationView};
 use crate::pull::{Pulls, Sent};
 use crate::relay::Relayed;
@@ -267,7 +267,7 @@ impl Gossip {
                 Timer::Pull(owner) => self.pull_again(owner),
                 Timer::Request(id) => self.request_overdue(id),
                 Timer::Expire(peer) => self.expire(peer),
-                Timer::Standing(peer) => self.settle(peer),
+                Timer::Conduct(peer) => self.settle(peer),
             }
             self.timers.set(Timer::Publish, self.publication.due());
         }
@@ -338,59 +338,59 @@ impl Gossip {
         self.table.remove(&peer);
         self.directory.remove(&peer);
         self.timers.set(Timer::Expire(peer), None);
-        self.timers.set(Timer::Standing(peer), None);
+        self.timers.set(Timer::Conduct(peer), None);
         self.output(Output::Persist(Record::Forget(peer)));
     }
 
-    fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Verdict {
+    fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Forward {
         let moment = self.now.moment;
         let is_hearsay = from != author;
         let relay = self.directory.get_mut(&from).filter(|_| is_hearsay);
-        if relay.is_some_and(|relay| relay.standing.charge_relayed(moment)) {
+        if relay.is_some_and(|relay| relay.conduct.charge_relayed(moment)) {
             self.penalize(from, Misdeed::AnnouncementFlood);
         }
         let Some(entry) = self.directory.get_mut(&author) else {
             if mutant!(ForwarderBlamed) {
                 self.penalize(from, Misdeed::ForeignAnnouncement);
             }
-            return Verdict::Ignore;
+            return Forward::Ignore;
         };
-        if entry.standing.announcements_spent(moment, is_hearsay) {
-            return Verdict::Ignore;
+        if entry.conduct.announcements_spent(moment, is_hearsay) {
+            return Forward::Ignore;
         }
         // Before the signature is verified, which costs far more than this look at the claimed generation.
         if entry.is_older(bytes) {
-            return Verdict::Ignore;
+            return Forward::Ignore;
         }
         let envelope = match entry.opened(bytes, self.open_envelope) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::UnknownVersion { version }) => {
-                entry.standing.charge_announcement(moment, is_hearsay);
+                entry.conduct.charge_announcement(moment, is_hearsay);
                 self.event(Event::UnknownVersion { peer: author, version });
-                return Verdict::Ignore;
+                return Forward::Ignore;
             }
             Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                entry.standing.charge_announcement(moment, is_hearsay);
+                entry.conduct.charge_announcement(moment, is_hearsay);
                 self.penalize(author, Misdeed::MalformedAnnouncement);
-                return Verdict::Ignore;
+                return Forward::Ignore;
             }
         };
         if envelope.peer() != author {
-            entry.standing.charge_announcement(moment, is_hearsay);
+            entry.conduct.charge_announcement(moment, is_hearsay);
             self.penalize(author, Misdeed::ForeignAnnouncement);
-            return Verdict::Ignore;
+            return Forward::Ignore;
         }
         let worth = self.accept(&envelope, from);
         if !matches!(worth, Worth::Known | Worth::Old) {
             let entry = self.directory.get_mut(&author);
-            let flood = entry.is_some_and(|entry| entry.standing.charge_announcement(moment, is_hearsay));
+            let flood = entry.is_some_and(|entry| entry.conduct.charge_announcement(moment, is_hearsay));
             // Other peers may hand on at once what the author said in a week, so only the author itself is
             // blamed for a flood.
             if flood && !is_hearsay {
                 self.penalize(author, Misdeed::AnnouncementFlood);
             }
         }
-        if worth == Worth::News { Verdict::Accept } else { Verdict::Ignore }
+        if worth == Worth::News { Forward::Accept } else { Forward::Ignore }
     }
 
     /// Takes a foreign envelope. All of them pass through here, whether from gossipsub or from anti-entropy. `teller` is
@@ -443,10 +443,10 @@ impl Gossip {
         let Some(held) = &entry.held else { return };
         let demoted = match outcome {
             ProbeOutcome::Held => {
-                entry.standing.held_hit();
+                entry.conduct.held_hit();
                 None
             }
-            ProbeOutcome::FalseHit => entry.standing.false_hit(moment, held.false_positive_rate(), lookups),
+            ProbeOutcome::FalseHit => entry.conduct.false_hit(moment, held.false_positive_rate(), lookups),
         };
         self.rank(peer);
         if let Some(until) = demoted {
@@ -460,7 +460,7 @@ impl Gossip {
         self.output(Output::Penalize { peer, misdeed });
         let moment = self.now.moment;
         let Some(entry) = self.directory.get_mut(&peer) else { return };
-        if let Some(until) = entry.standing.blame(moment, misdeed) {
+        if let Some(until) = entry.conduct.blame(moment, misdeed) {
             self.event(Event::SetAside { peer, until, misdeed });
             self.drop_pull(&peer);
         }
@@ -470,17 +470,17 @@ impl Gossip {
     /// Tells the readers of the table how the peer stands, and sets the timer for the end of its exclusion.
     pub(crate) fn rank(&mut self, peer: PeerId) {
         if let Some(entry) = self.directory.get(&peer) {
-            self.table.rank(&peer, entry.standing.false_share(), entry.standing.is_excluded());
-            self.timers.set(Timer::Standing(peer), entry.standing.due());
+            self.table.rank(&peer, entry.conduct.false_share(), entry.conduct.is_excluded());
+            self.timers.set(Timer::Conduct(peer), entry.conduct.due());
         }
     }
 
     fn settle(&mut self, peer: PeerId) {
         let moment = self.now.moment;
         if let Some(entry) = self.directory.get_mut(&peer) {
-            let was_set_aside = entry.standing.is_set_aside();
-            entry.standing.settle(moment);
-            let forgiven = was_set_aside && !entry.standing.is_set_aside();
+            let was_set_aside = entry.conduct.is_set_aside();
+            entry.conduct.settle(moment);
+            let forgiven = was_set_aside && !entry.conduct.is_set_aside();
             self.rank(peer);
             if forgiven {
                 self.want(peer, None);

@@ -101,7 +101,7 @@ impl Gossip {
         if envelope.peer() != owner || envelope.announcement().is_goodbye() {
             return Err(Unfit::Forged);
         }
-        let is_excluded = entry.standing.is_excluded();
+        let is_excluded = entry.conduct.is_excluded();
         // The audience of a body later than this one, if one is known.
         let audience_since = entry.audience.clone();
         let newest = entry.newest.as_ref();

@@ -38,7 +38,7 @@
 //!   beyond what its density predicts.
 //!
 //! **Walk.** [`Gossip`] (the state machine) drives the publication (our paths -> delta or epoch -> envelope), the directory
-//! (what we hold of each peer), the pulls, the sync, the standing (misdeeds, false hits) and the [`FilterTable`].
+//! (what we hold of each peer), the pulls, the sync, the conduct (misdeeds, false hits) and the [`FilterTable`].
 //!
 //! **Invariants.** No state exists of a peer that is not on the allowlist. No body goes to a peer outside its audience. No
 //! filter in the table is unsigned or half written. Foreign bytes cannot grow any map or queue beyond the allowlist: there
@@ -47,6 +47,7 @@
 
 #[cfg(test)]
 mod bounds;
+mod conduct;
 mod directory;
 mod gossip;
 mod history;
@@ -61,7 +62,6 @@ mod publication;
 mod pull;
 mod relay;
 mod sliced;
-mod standing;
 mod sync;
 mod table;
 mod table_writer;
@@ -75,7 +75,7 @@ pub use kept::{Flaw, KeptSummary, Unfit};
 pub use misdeed::Misdeed;
 #[cfg(feature = "mutants")]
 pub use mutation::{MUTATIONS, Mutation, mutate};
-pub use output::{Event, Output, Record, Verdict};
+pub use output::{Event, Forward, Output, Record};
 pub use publication::{PATHS_MAX, PublicationView};
 pub use table::{Candidate, FilterTable};
 pub use time::{Moment, Now};

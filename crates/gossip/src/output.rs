@@ -18,7 +18,7 @@ pub enum Output {
         /// The id of the [`crate::Input::Announcement`].
         id: u64,
         /// Whether it is handed on.
-        verdict: Verdict,
+        verdict: Forward,
     },
     /// Ask a connected peer; `Response` or `RequestFailed` comes back. After 10 s without either, the core counts the
     /// request as failed.
@@ -52,7 +52,7 @@ pub enum Output {
 
 /// What happens to a gossipsub message. There is no *Reject*: it would blame the forwarder for what the author wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum Forward {
     /// Hand it on.
     Accept,
     /// Drop it quietly.

@@ -240,7 +240,7 @@ impl Gossip {
     pub(crate) fn may_ask(&self, peer: &PeerId) -> bool {
         let entry = self.directory.get(peer);
         self.links.contains_key(peer)
-            && entry.is_some_and(|entry| !entry.standing.is_set_aside() && entry.store_dir_differs.is_none())
+            && entry.is_some_and(|entry| !entry.conduct.is_set_aside() && entry.store_dir_differs.is_none())
     }
 
     pub(crate) fn send(&mut self, to: PeerId, sent: Sent, request: &GossipRequest) -> u64 {
@@ -463,13 +463,13 @@ impl Gossip {
         let generation = target.announcement().generation;
         let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
         if !same_epoch {
-            entry.standing.new_epoch(moment, lookups);
+            entry.conduct.new_epoch(moment, lookups);
         }
         // Within an epoch bits are only added, so a delta can be set in place. Any other filter gets a new column, so that
         // readers never see half of it.
         match positions {
             Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
-            Some(_) | None => self.table.install(owner, filter, entry.standing.is_excluded()),
+            Some(_) | None => self.table.install(owner, filter, entry.conduct.is_excluded()),
         }
         self.hold(owner, target, filter, summary, audience);
     }

@@ -159,7 +159,7 @@ impl Gossip {
         if mutant!(NoComparison) {
             return;
         }
-        let set_aside = self.directory.get(&peer).is_some_and(|entry| entry.standing.is_set_aside());
+        let set_aside = self.directory.get(&peer).is_some_and(|entry| entry.conduct.is_set_aside());
         let yours = self.newest_of(&peer);
         let moment = self.now.moment;
         let Some(link) = self.links.get_mut(&peer).filter(|link| !link.asking && !set_aside) else { return };
@@ -188,7 +188,7 @@ impl Gossip {
     /// Answers a peer's request.
     pub(crate) fn request(&mut self, from: PeerId, id: u64, bytes: &[u8]) {
         let moment = self.now.moment;
-        let reply = match self.directory.get_mut(&from).map(|entry| entry.standing.requests_spent(moment)) {
+        let reply = match self.directory.get_mut(&from).map(|entry| entry.conduct.requests_spent(moment)) {
             None => GossipReply::Absent,
             Some(true) => GossipReply::Busy,
             Some(false) => self.answer(from, bytes),
@@ -196,7 +196,7 @@ impl Gossip {
         let bytes = reply.encode().expect("a body, a delta and 1,024 envelopes are each within the limit");
         let served = self.directory.get_mut(&from).filter(|_| reply != GossipReply::Busy);
         if let Some(entry) = served {
-            entry.standing.charge_request(bytes.len());
+            entry.conduct.charge_request(bytes.len());
         }
         self.output(Output::Respond { to: from, id, bytes });
     }

@@ -61,7 +61,7 @@ impl FilterTable {
         found.into_iter().map(|member| Candidate { peer: member.peer }).collect()
     }
 
-    /// Whether this peer's filter says maybe, whatever its standing. Not counted as a lookup.
+    /// Whether this peer's filter says maybe, whatever its conduct. Not counted as a lookup.
     pub fn claims(&self, peer: &PeerId, part: &HashPart) -> bool {
         let positions = BitPositions::of(part);
         let salt = Member::salt_of(peer);

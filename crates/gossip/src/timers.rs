@@ -20,7 +20,7 @@ pub(crate) enum Timer {
     /// The lifetime of a peer's summary ends.
     Expire(PeerId),
     /// A peer is no longer set aside, or no longer demoted.
-    Standing(PeerId),
+    Conduct(PeerId),
 }
 
 /// All timers that are set.

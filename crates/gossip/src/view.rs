@@ -76,12 +76,12 @@ impl Gossip {
             }),
             announced: entry.newest.as_ref().map(|newest| newest.announcement().generation),
             addresses: entry.addresses.clone(),
-            held_hits: entry.standing.held_hits,
-            false_hits: entry.standing.false_hits,
-            demoted_until: entry.standing.demoted,
-            set_aside_until: entry.standing.set_aside,
-            misdeeds: entry.standing.misdeeds,
-            last_misdeed: entry.standing.last_misdeed,
+            held_hits: entry.conduct.held_hits,
+            false_hits: entry.conduct.false_hits,
+            demoted_until: entry.conduct.demoted,
+            set_aside_until: entry.conduct.set_aside,
+            misdeeds: entry.conduct.misdeeds,
+            last_misdeed: entry.conduct.last_misdeed,
         })
     }
 }

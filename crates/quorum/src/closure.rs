@@ -1,8 +1,8 @@
 //! A path and all that it needs at run time. It is agreed only if every one of these paths is.
 
-use crate::evidence::FingerprintDigest;
 use crate::ledger::Ledger;
 use crate::policy::Policy;
+use crate::statement::FingerprintDigest;
 use crate::verdict::{State, Verdict};
 use narmesh_protocol::StorePath;
 use std::cmp::Ordering;

@@ -4,7 +4,7 @@ mod entry;
 
 use self::entry::{Entry, NO_TIME, Record, push, time};
 use crate::digests::Digests;
-use crate::evidence::{Evidence, Facts, FingerprintDigest, WallMs};
+use crate::statement::{Claim, FingerprintDigest, VerifiedStatement, WallMs};
 use narmesh_protocol::{BuilderKey, HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::{Bound, RangeInclusive};
@@ -93,7 +93,7 @@ pub struct Vote {
     /// The builder that made the statement.
     pub builder: BuilderKey,
     /// What the statement says.
-    pub facts: Facts,
+    pub facts: Claim,
     /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub attested_at: Option<WallMs>,
     /// When this node first stored the statement, with a date or without; `None` when that is not on record.
@@ -118,7 +118,7 @@ pub struct Served {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     limits: LedgerLimits,
-    builders: Vec<Shelf>,
+    builders: Vec<BuilderLedger>,
     numbers: BTreeMap<BuilderKey, u16>,
     paths: BTreeMap<HashPart, Entry>,
     votes: usize,
@@ -133,7 +133,7 @@ pub struct Ledger {
 /// One builder and the queue of its votes that may be evicted, oldest first. A queue element whose vote was pinned or is
 /// gone counts until it is popped.
 #[derive(Clone, Debug)]
-struct Shelf {
+struct BuilderLedger {
     key: BuilderKey,
     queue: VecDeque<HashPart>,
     bytes: u64,
@@ -157,7 +157,7 @@ impl Ledger {
 
     /// Takes a statement that this node first stored at `stored_at`. `None` means that nobody knows; then a revocation of
     /// its key voids it whatever its date.
-    pub fn insert(&mut self, evidence: &Evidence, stored_at: Option<WallMs>) -> Insertion {
+    pub fn insert(&mut self, evidence: &VerifiedStatement, stored_at: Option<WallMs>) -> Insertion {
         let Some(builder) = self.number(evidence.builder) else { return Insertion::TooManyBuilders };
         let entry = self.paths.entry(evidence.hash_part).or_default();
         let (attested_at, stored_at) =
@@ -172,8 +172,8 @@ impl Ledger {
             known.upgrade(attested_at, stored_at);
             self.bare -= 1;
             self.forget_digest(builder, &evidence.hash_part);
-            if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
-                shelf.tally.attestations += 1;
+            if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
+                builder_ledger.tally.attestations += 1;
             }
             return Insertion::Upgraded;
         }
@@ -194,15 +194,15 @@ impl Ledger {
         self.votes += 1;
         self.bare += usize::from(attested_at == NO_TIME);
         self.forget_digest(builder, &evidence.hash_part);
-        if let Some(shelf) = self.builders.get_mut(usize::from(builder))
+        if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder))
             && attested_at != NO_TIME
         {
-            shelf.tally.attestations += 1;
-            shelf.tally.last_stored_at = shelf.tally.last_stored_at.max(time(stored_at));
+            builder_ledger.tally.attestations += 1;
+            builder_ledger.tally.last_stored_at = builder_ledger.tally.last_stored_at.max(time(stored_at));
         }
-        if queued && let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
-            shelf.queue.push_back(evidence.hash_part);
-            shelf.bytes += u64::from(evidence.bytes);
+        if queued && let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
+            builder_ledger.queue.push_back(evidence.hash_part);
+            builder_ledger.bytes += u64::from(evidence.bytes);
         }
         Insertion::New { evicted: self.evict(builder) }
     }
@@ -221,9 +221,9 @@ impl Ledger {
             self.paths.remove(&gone.hash_part);
         }
         // Its queue element counts until it is popped.
-        if let Some(shelf) = self.builders.get_mut(usize::from(builder)) {
-            shelf.bytes = shelf.bytes.saturating_sub(if queued { u64::from(bytes) } else { 0 });
-            shelf.tally.attestations -= usize::from(attested_at != NO_TIME);
+        if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
+            builder_ledger.bytes = builder_ledger.bytes.saturating_sub(if queued { u64::from(bytes) } else { 0 });
+            builder_ledger.tally.attestations -= usize::from(attested_at != NO_TIME);
         }
         self.votes -= 1;
         self.bare -= usize::from(attested_at == NO_TIME);
@@ -231,7 +231,7 @@ impl Ledger {
     }
 
     /// Whether inserting it would change nothing: the ledger holds it, with a date if it has one.
-    pub fn knows(&self, evidence: &Evidence) -> bool {
+    pub fn knows(&self, evidence: &VerifiedStatement) -> bool {
         self.votes(&evidence.hash_part).any(|vote| {
             vote.builder == evidence.builder
                 && vote.facts.fingerprint == evidence.facts.fingerprint
@@ -281,10 +281,10 @@ impl Ledger {
             return;
         }
         for record in entry.records.iter_mut().filter(|record| !record.queued) {
-            if let Some(shelf) = self.builders.get_mut(usize::from(record.builder)) {
+            if let Some(builder_ledger) = self.builders.get_mut(usize::from(record.builder)) {
                 record.queued = true;
-                shelf.queue.push_back(hash_part);
-                shelf.bytes += u64::from(record.bytes);
+                builder_ledger.queue.push_back(hash_part);
+                builder_ledger.bytes += u64::from(record.bytes);
             }
         }
     }
@@ -374,8 +374,8 @@ impl Ledger {
 
     /// How much is held of one builder.
     pub fn of_builder(&self, builder: &BuilderKey) -> Tally {
-        let shelf = self.number_of(builder).and_then(|number| self.builders.get(usize::from(number)));
-        shelf.map(|shelf| shelf.tally).unwrap_or_default()
+        let builder_ledger = self.number_of(builder).and_then(|number| self.builders.get(usize::from(number)));
+        builder_ledger.map(|builder_ledger| builder_ledger.tally).unwrap_or_default()
     }
 
     /// How many of the statements are bare Nix signatures.
@@ -394,7 +394,7 @@ impl Ledger {
 
     /// The builder that has this number.
     pub(crate) fn key_of(&self, number: u16) -> Option<BuilderKey> {
-        self.builders.get(usize::from(number)).map(|shelf| shelf.key)
+        self.builders.get(usize::from(number)).map(|builder_ledger| builder_ledger.key)
     }
 
     fn number(&mut self, builder: BuilderKey) -> Option<u16> {
@@ -402,7 +402,7 @@ impl Ledger {
             return Some(number);
         }
         let number = u16::try_from(self.builders.len()).ok().filter(|number| usize::from(*number) < BUILDERS_MAX)?;
-        self.builders.push(Shelf { key: builder, queue: VecDeque::new(), bytes: 0, tally: Tally::default() });
+        self.builders.push(BuilderLedger { key: builder, queue: VecDeque::new(), bytes: 0, tally: Tally::default() });
         self.numbers.insert(builder, number);
         Some(number)
     }
@@ -414,21 +414,22 @@ impl Ledger {
     /// Evicts this builder's oldest attestations until it is within its bounds; pinned paths are passed over.
     fn evict(&mut self, builder: u16) -> Vec<Evicted> {
         let mut evicted = Vec::new();
-        while let Some(shelf) = self.builders.get_mut(usize::from(builder))
-            && (shelf.queue.len() > self.limits.per_builder || shelf.bytes > self.limits.bytes_per_builder)
+        while let Some(builder_ledger) = self.builders.get_mut(usize::from(builder))
+            && (builder_ledger.queue.len() > self.limits.per_builder
+                || builder_ledger.bytes > self.limits.bytes_per_builder)
         {
-            let Some(hash_part) = shelf.queue.pop_front() else { break };
+            let Some(hash_part) = builder_ledger.queue.pop_front() else { break };
             let Some(entry) = self.paths.get_mut(&hash_part) else { continue };
             // The element may be outdated: its vote may be gone, or its path pinned since.
             let Some(at) = entry.records.iter().position(|it| it.builder == builder && it.queued) else { continue };
             let Some(record) = entry.records.get_mut(at) else { continue };
             record.queued = false;
-            shelf.bytes = shelf.bytes.saturating_sub(u64::from(record.bytes));
+            builder_ledger.bytes = builder_ledger.bytes.saturating_sub(u64::from(record.bytes));
             if entry.pins != 0 {
                 continue;
             }
-            shelf.tally.attestations -= usize::from(record.attested_at != NO_TIME);
-            let (key, fact) = (shelf.key, usize::from(record.fact));
+            builder_ledger.tally.attestations -= usize::from(record.attested_at != NO_TIME);
+            let (key, fact) = (builder_ledger.key, usize::from(record.fact));
             let fingerprint = entry.facts.get(fact).map(|facts| facts.fingerprint);
             self.bare -= usize::from(record.attested_at == NO_TIME);
             entry.remove(at);

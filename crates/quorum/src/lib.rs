@@ -4,11 +4,11 @@
 //! statements of several builders ([`Ledger`]), compares them under the operator's rules ([`Policy`]) and explains the
 //! result ([`Report`]).
 //!
-//! **Contract.** All input has been verified ([`Evidence`] has no other constructor but the one for our own database), and
+//! **Contract.** All input has been verified ([`VerifiedStatement`] has no other constructor but the one for our own database), and
 //! every result is a function of its arguments: time is passed in as [`WallMs`]. `docs/quorum.md` has the rules in words,
 //! each with its test.
 //!
-//! **Walk.** [`Evidence`] -> [`Ledger::insert`] -> [`Policy::verdict`] -> [`Verdict`] (one path) or [`closure`] (a path and
+//! **Walk.** [`VerifiedStatement`] -> [`Ledger::insert`] -> [`Policy::verdict`] -> [`Verdict`] (one path) or [`closure`] (a path and
 //! all that it needs) -> [`Policy::decide`] (may it be substituted?) and [`Report`]. Beside it, [`reconcile`] finds what
 //! two ledgers do not share, at a cost that grows with the difference; [`exchange`] decides when and with whom, and
 //! [`wire`] how.
@@ -19,9 +19,7 @@
 //! all have a limit.
 
 pub mod closure;
-mod decision;
 mod digests;
-mod evidence;
 pub mod exchange;
 mod explain;
 mod ledger;
@@ -29,11 +27,11 @@ mod mutation;
 mod policy;
 pub mod reconcile;
 mod report;
+mod ruling;
+mod statement;
 mod verdict;
 pub mod wire;
 
-pub use decision::{Decision, Grounds, Preference, Refusal};
-pub use evidence::{Evidence, Facts, FingerprintDigest, NameDigest, WallMs};
 pub use ledger::{
     ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
     Served, Tally, Vote,
@@ -45,4 +43,6 @@ pub use report::{
     FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportHead, ReportPart, ReportScope, Totals,
     TurnedReport, VoidVote, no_longer_agreed,
 };
-pub use verdict::{Attested, Standing, State, Uncounted, Verdict};
+pub use ruling::{Grounds, Preference, Refusal, Ruling};
+pub use statement::{Claim, FingerprintDigest, NameDigest, VerifiedStatement, WallMs};
+pub use verdict::{Attested, Ballot, State, Uncounted, Verdict};

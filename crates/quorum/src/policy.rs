@@ -1,7 +1,7 @@
 //! The operator's rules: who counts, how many must agree, and what follows.
 
-use crate::evidence::WallMs;
 use crate::ledger::BUILDERS_MAX;
+use crate::statement::WallMs;
 use narmesh_protocol::{BuilderKey, NamePattern};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -13,8 +13,8 @@ mod node;
 mod session;
 mod shared;
 
-use crate::evidence::FingerprintDigest;
 use crate::ledger::Ledger;
+use crate::statement::FingerprintDigest;
 use narmesh_protocol::codec::{self, CodecError};
 use narmesh_protocol::{BuilderKey, HashPart};
 use sha2::{Digest as _, Sha256};

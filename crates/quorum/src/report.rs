@@ -4,12 +4,12 @@
 //! at once, but only one at a time is put into words. The parts in sequence are the fields of the report.
 
 use crate::closure::{ClosureVerdict, Judged, Member, closure};
-use crate::decision::Decision;
-use crate::evidence::{FingerprintDigest, NameDigest, WallMs};
 use crate::ledger::{Ledger, Vote};
 use crate::policy::{Mode, Policy};
-use crate::verdict::{Attested, Standing, State, Uncounted, Verdict};
-use crate::{Facts, Grounds, Served};
+use crate::ruling::Ruling;
+use crate::statement::{FingerprintDigest, NameDigest, WallMs};
+use crate::verdict::{Attested, Ballot, State, Uncounted, Verdict};
+use crate::{Claim, Grounds, Served};
 use narmesh_protocol::{HashPart, StorePath};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -301,14 +301,14 @@ impl PathReport {
         };
         for (number, standing) in verdict.standings.iter().enumerate() {
             match standing {
-                Standing::For(_) => {}
-                Standing::Missing => report.missing.push(name(number)),
-                Standing::Void(facts) => report.void.push(VoidVote {
+                Ballot::For(_) => {}
+                Ballot::Missing => report.missing.push(name(number)),
+                Ballot::Void(facts) => report.void.push(VoidVote {
                     builder: name(number),
                     nar_hashes: facts.iter().map(|facts| facts.nar_hash.to_string()).collect(),
                     why: "not reproducible on this builder".into(),
                 }),
-                Standing::NotCounted(uncounted, facts) => report.not_counted.push(NotCounted {
+                Ballot::NotCounted(uncounted, facts) => report.not_counted.push(NotCounted {
                     builder: name(number),
                     nar_hash: facts.nar_hash.to_string(),
                     why: policy.why_not_counted(number, *uncounted),
@@ -328,7 +328,7 @@ impl FingerprintReport {
         name: &impl Fn(usize) -> String,
         by_signature: &impl Fn(FingerprintDigest, usize) -> bool,
     ) -> Self {
-        let Facts { fingerprint, nar_hash, nar_size, name: _ } = attested.facts;
+        let Claim { fingerprint, nar_hash, nar_size, name: _ } = attested.facts;
         let same_nar = verdict.attested.iter().filter(|other| other.facts.nar_hash == nar_hash).count();
         Self {
             fingerprint: fingerprint.to_string(),
@@ -406,8 +406,8 @@ fn policy_sentence(policy: &Policy, verdict: &Verdict) -> String {
         (Mode::Require, _) if verdict.state == State::ContentAddressed => {
             "served: checked against its own address".to_owned()
         }
-        (Mode::Require, Decision::Serve(Grounds::Grace)) => "served by grace: no other builder has it".to_owned(),
-        (Mode::Require, Decision::Serve(_)) => "served: agreed".to_owned(),
+        (Mode::Require, Ruling::Serve(Grounds::Grace)) => "served by grace: no other builder has it".to_owned(),
+        (Mode::Require, Ruling::Serve(_)) => "served: agreed".to_owned(),
         (Mode::Require, _) => format!("not served: {k} of {} groups must agree", verdict.of),
     }
 }
@@ -440,7 +440,7 @@ pub fn no_longer_agreed(
 
 fn turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option<TurnedReport> {
     let verdict = policy.verdict(ledger, &served.path);
-    if matches!(policy.demanded(&verdict, served.fingerprint), Decision::Serve(_)) {
+    if matches!(policy.demanded(&verdict, served.fingerprint), Ruling::Serve(_)) {
         return None;
     }
     let mut revoked_builders: Vec<String> = ledger

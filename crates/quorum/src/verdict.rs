@@ -1,10 +1,10 @@
 //! The verdict on one path: the statements of its builders, counted.
 
-use crate::Facts;
-use crate::evidence::{FingerprintDigest, NameDigest, WallMs};
+use crate::Claim;
 use crate::ledger::{Ledger, Vote};
 use crate::mutation::mutant;
 use crate::policy::{Member, Policy};
+use crate::statement::{FingerprintDigest, NameDigest, WallMs};
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +41,7 @@ impl State {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attested {
     /// The digest of the fingerprint, and its NarHash and NarSize.
-    pub facts: Facts,
+    pub facts: Claim,
     /// The builders' numbers in the policy, ascending.
     pub builders: Vec<usize>,
     /// How many groups count for it.
@@ -63,16 +63,16 @@ pub enum Uncounted {
 
 /// Where one builder stands on the path.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Standing {
+pub enum Ballot {
     /// It said nothing.
     Missing,
     /// It counts for this fingerprint (its group may already be counted).
     For(FingerprintDigest),
     /// It made two different statements, so the path is not reproducible on this builder. Its vote is void for this path,
     /// and kept as evidence.
-    Void(Vec<Facts>),
+    Void(Vec<Claim>),
     /// Its statement is not counted.
-    NotCounted(Uncounted, Facts),
+    NotCounted(Uncounted, Claim),
 }
 
 /// The verdict on a path, and all that it follows from.
@@ -87,7 +87,7 @@ pub struct Verdict {
     /// The fingerprints attested by builders that count: those with most groups first, then by fingerprint.
     pub attested: Vec<Attested>,
     /// One for each builder of the policy, in the policy's order.
-    pub standings: Vec<Standing>,
+    pub standings: Vec<Ballot>,
     /// Whether the conflict comes from a veto by dissent below `k`.
     pub vetoed: bool,
     /// What our own builder key attests when it is not among the builders: this counts for `grace` only.
@@ -146,8 +146,8 @@ impl Policy {
     }
 
     /// Each builder by itself: its vote is void if it said two things, and does not count if its statement must not.
-    fn standings(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Standing, Option<Facts>)> {
-        let mut said: Vec<Vec<(Option<Uncounted>, Facts)>> = vec![Vec::new(); self.builders.len()];
+    fn standings(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Ballot, Option<Claim>)> {
+        let mut said: Vec<Vec<(Option<Uncounted>, Claim)>> = vec![Vec::new(); self.builders.len()];
         for vote in ledger.votes(hash_part) {
             let Some(number) = self.numbers.get(&vote.builder) else { continue };
             let (Some(member), Some(said)) = (self.builders.get(*number), said.get_mut(*number)) else { continue };
@@ -188,7 +188,7 @@ impl Policy {
     }
 
     /// Counts each group once, and not at all when its builders disagree.
-    fn count(&self, standings: Vec<(Standing, Option<Facts>)>) -> (Vec<Standing>, Vec<Attested>) {
+    fn count(&self, standings: Vec<(Ballot, Option<Claim>)>) -> (Vec<Ballot>, Vec<Attested>) {
         let mut by_fingerprint: BTreeMap<FingerprintDigest, Attested> = BTreeMap::new();
         let mut by_group: BTreeMap<usize, BTreeSet<FingerprintDigest>> = BTreeMap::new();
         for (number, ((_, facts), member)) in standings.iter().zip(&self.builders).enumerate() {
@@ -213,7 +213,7 @@ impl Policy {
         }
         let disagrees = |group| by_group.get(&group).is_some_and(|fingerprints| fingerprints.len() > 1);
         let standings = standings.into_iter().zip(&self.builders).map(|((standing, facts), member)| match facts {
-            Some(facts) if disagrees(member.group) => Standing::NotCounted(Uncounted::GroupDisagrees, facts),
+            Some(facts) if disagrees(member.group) => Ballot::NotCounted(Uncounted::GroupDisagrees, facts),
             Some(_) | None => standing,
         });
         let standings = standings.collect();
@@ -224,17 +224,15 @@ impl Policy {
 }
 
 /// The standing that follows from one builder's statements, and the facts that it votes for, if any.
-fn standing(said: &[(Option<Uncounted>, Facts)]) -> (Standing, Option<Facts>) {
-    let mut counted: Vec<Facts> =
+fn standing(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim>) {
+    let mut counted: Vec<Claim> =
         said.iter().filter(|(why_not, _)| why_not.is_none()).map(|(_, facts)| *facts).collect();
     counted.sort_unstable();
     match (counted.as_slice(), said.iter().min()) {
-        ([], None) => (Standing::Missing, None),
-        ([], Some((why_not, facts))) => {
-            (Standing::NotCounted(why_not.unwrap_or(Uncounted::BareSignature), *facts), None)
-        }
-        ([facts], _) => (Standing::For(facts.fingerprint), Some(*facts)),
-        ([facts, ..], _) if mutant!(VoidCounted) => (Standing::For(facts.fingerprint), Some(*facts)),
-        (_, _) => (Standing::Void(counted), None),
+        ([], None) => (Ballot::Missing, None),
+        ([], Some((why_not, facts))) => (Ballot::NotCounted(why_not.unwrap_or(Uncounted::BareSignature), *facts), None),
+        ([facts], _) => (Ballot::For(facts.fingerprint), Some(*facts)),
+        ([facts, ..], _) if mutant!(VoidCounted) => (Ballot::For(facts.fingerprint), Some(*facts)),
+        (_, _) => (Ballot::Void(counted), None),
     }
 }

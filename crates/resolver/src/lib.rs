@@ -11,7 +11,7 @@
 
 mod answer_store;
 mod builders;
-mod decisions;
+mod lookup_log;
 mod nar;
 mod narinfo;
 mod shared;
@@ -19,7 +19,7 @@ mod source;
 
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
-pub use decisions::{Decision, Decisions, NotFound};
+pub use lookup_log::{LookupEvent, LookupLog, NotFound};
 pub use nar::{BodyAborted, Compress, NarBody};
 pub use narinfo::{Reason, Refused};
 pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
@@ -148,8 +148,8 @@ impl Resolver {
     }
 
     /// What was decided last.
-    pub fn decisions(&self) -> &Decisions {
-        &self.shared.decisions
+    pub fn lookup_log(&self) -> &LookupLog {
+        &self.shared.lookup_log
     }
 
     /// Applies new settings: every remembered answer is judged again before it is given.

@@ -6,7 +6,7 @@ use narmesh_protocol::{HashPart, StoreDir};
 use narmesh_store::{NixStore, PathInfo, Store, StoreError};
 use parking_lot::RwLock;
 
-use crate::decisions::Decisions;
+use crate::lookup_log::LookupLog;
 use crate::source::Sources;
 use crate::{ResolverCounters, ResolverSettings};
 
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
     /// Who may have what we lack.
     pub(crate) sources: Arc<dyn Sources>,
     /// For `why`.
-    pub(crate) decisions: Arc<Decisions>,
+    pub(crate) lookup_log: Arc<LookupLog>,
     /// For `status` and `/metrics`.
     pub(crate) counters: ResolverCounters,
     settings: RwLock<Arc<ResolverSettings>>,
@@ -32,7 +32,7 @@ impl Shared {
             store_dir: store.store_dir().clone(),
             store,
             sources,
-            decisions: Arc::default(),
+            lookup_log: Arc::default(),
             counters: ResolverCounters::default(),
             settings: RwLock::new(Arc::new(settings)),
         }

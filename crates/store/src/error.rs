@@ -51,7 +51,7 @@ pub enum StoreError {
     },
     /// The database could not be read, and the Nix daemon, asked instead, gave no answer.
     #[error("nix daemon at {socket}: {source}")]
-    Daemon {
+    NixDaemon {
         /// The daemon's socket.
         socket: PathBuf,
         /// Why the daemon gave no answer.
@@ -102,7 +102,7 @@ impl StoreError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Sqlite { .. } | Self::Daemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
+            Self::Sqlite { .. } | Self::NixDaemon { .. } | Self::Changing { .. } | Self::Thread { .. } => true,
             Self::Io { source, .. } => !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
             Self::Unreadable { .. }
             | Self::NotNix { .. }

@@ -10,7 +10,6 @@
 //! the caller of [`Offer::offered`], a path that may not leave looks the same as one that does not exist.
 
 mod by_use;
-mod daemon;
 mod database;
 mod derivation;
 mod error;
@@ -23,6 +22,7 @@ mod listing;
 mod location;
 mod nar_stream;
 mod nar_walk;
+mod nix_daemon;
 mod nix_store;
 mod offer;
 mod path_index;
@@ -32,12 +32,12 @@ mod recent_rows;
 mod registry;
 mod watch;
 
-pub use daemon::DaemonError;
 pub use error::StoreError;
 pub use failed_copies::CopyFault;
 pub use location::{StoreGap, StoreLocation};
 pub use nar_stream::{NarProgress, NarStream, NarStreamError};
+pub use nix_daemon::DaemonError;
 pub use nix_store::{NixStore, Store};
-pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Standing, Withheld};
+pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Offering, Withheld};
 pub use path_info::PathInfo;
 pub use watch::{StoreChange, Watcher};

@@ -1,7 +1,7 @@
 //! Gets the rows from the database, or from the Nix daemon if the database may not be read.
 
-use crate::daemon::{Daemon, DaemonRow};
 use crate::database::{Database, RowHead, Stamp};
+use crate::nix_daemon::{DaemonRow, NixDaemon};
 use crate::recent_rows::RecentRows;
 use crate::{PathInfo, StoreError, StoreLocation};
 use narmesh_protocol::{ContentAddress, HashPart, NarHash, NixSignature, StoreDir, StorePath};
@@ -14,7 +14,7 @@ const NO_ROW: i64 = 0;
 #[derive(Debug)]
 pub(crate) struct Registry {
     database: Database,
-    daemon: Daemon,
+    daemon: NixDaemon,
     store_dir: StoreDir,
     recent: Mutex<RecentRows>,
 }
@@ -23,7 +23,7 @@ impl Registry {
     pub(crate) fn new(location: &StoreLocation) -> Self {
         Self {
             database: Database::new(&location.database_dir(), location.store_dir.clone()),
-            daemon: Daemon::new(location.daemon_socket()),
+            daemon: NixDaemon::new(location.daemon_socket()),
             store_dir: location.store_dir.clone(),
             recent: Mutex::default(),
         }

@@ -2,7 +2,7 @@
 //! id and what they did; no peer address is named.
 
 use super::observer::Verdicts;
-use crate::mesh::{ExchangeCounters, PeerBoard, PeerStats};
+use crate::mesh::{ExchangeCounters, PeerStatistics, PeerStats};
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
 use narmesh_quorum::State;
@@ -21,7 +21,7 @@ pub(super) fn registry(
     gateway: &GatewayMetrics,
     exchange: &ExchangeCounters,
     resolver: &Arc<Resolver>,
-    board: &Arc<PeerBoard>,
+    statistics: &Arc<PeerStatistics>,
     verdicts: Verdicts,
 ) -> Registry {
     let mut registry = Registry::with_prefix("narmesh");
@@ -55,19 +55,19 @@ pub(super) fn registry(
         "Narinfos and NARs that Nix asked for and the policy kept from it",
         resolver.refusals().clone(),
     );
-    registry.register_collector(Box::new(Gauges { board: Arc::clone(board), verdicts }));
+    registry.register_collector(Box::new(Gauges { statistics: Arc::clone(statistics), verdicts }));
     registry
 }
 
 #[derive(Debug)]
 struct Gauges {
-    board: Arc<PeerBoard>,
+    statistics: Arc<PeerStatistics>,
     verdicts: Verdicts,
 }
 
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let peers = self.board.all();
+        let peers = self.statistics.all();
         let connected = peers.values().filter(|stats| stats.connected).count() as u64;
         let set_aside = peers.values().filter(|stats| stats.set_aside().is_some()).count() as u64;
         let sent_bytes = peers.values().map(|stats| stats.bytes_out).sum::<u64>();

@@ -5,7 +5,7 @@ use crate::account::user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::{describe, plainly};
 use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
-use crate::quorum::{Desk, OwnBuilds, Part, Question};
+use crate::quorum::{OwnBuilds, Part, Queries, Question};
 use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
 use crate::status::{
@@ -17,7 +17,7 @@ use crate::why::why;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
-use narmesh_store::{NixStore, Offer, Standing, Store, StoreError, Withheld};
+use narmesh_store::{NixStore, Offer, Offering, Store, StoreError, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -53,8 +53,8 @@ impl ControlHandler for Daemon {
         let (store, ledger) = (&self.store, &self.ledger);
         let key = self.attester.key();
         let own = key.as_ref().map(|key| OwnBuilds { store, offer: &self.offer, ledger, key });
-        let desk = Desk { store, ledger, own };
-        desk.answer(question, input, |part| output.tell(&part))
+        let queries = Queries { store, ledger, own };
+        queries.answer(question, input, |part| output.tell(&part))
     }
 }
 
@@ -98,9 +98,9 @@ impl Daemon {
             };
             (config, Arc::clone(&in_force.settings))
         };
-        let board = self.mesh.board().all();
+        let statistics = self.mesh.statistics().all();
         let counts = self.gateway_metrics.counts();
-        let peers: Vec<_> = settings.peers.iter().map(|peer| peer_status(peer, &board, &view)).collect();
+        let peers: Vec<_> = settings.peers.iter().map(|peer| peer_status(peer, &statistics, &view)).collect();
         Ok(Status {
             peer_id: self.secrets.peer_id().to_string(),
             software: concat!("narmesh/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -226,8 +226,8 @@ impl Daemon {
     async fn probe(&self, only: Option<String>) -> anyhow::Result<Vec<PeerProbe>> {
         let settings = self.settings();
         let mut peers = settings.peer_addresses();
-        let board = self.mesh.board().all();
-        let connected = peers.keys().filter(|peer| board.get(peer).is_some_and(|stats| stats.connected));
+        let statistics = self.mesh.statistics().all();
+        let connected = peers.keys().filter(|peer| statistics.get(peer).is_some_and(|stats| stats.connected));
         let asked = connected.map(|peer| async {
             let answer = self.mesh.ask(*peer, Ask::NarInfo(PROBE_QUESTION));
             tokio::time::timeout(PROBE_ANSWER_MAX, answer).await.is_ok_and(|answer| answer.is_ok()).then_some(*peer)
@@ -265,7 +265,7 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
     for (path, nar_size, standing) in listed {
         let full = store_dir.display(&path);
         match standing {
-            Standing::Offered => {
+            Offering::Offered => {
                 let offered = offer.offered(&path.hash_part());
                 let signed_by = offered.map(|it| it.map(|offered| signers(&offered.narinfo_text, store_dir)));
                 match why_kept(signed_by) {
@@ -273,8 +273,8 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
                     Err(reason) => report.withheld.push(WithheldPath { path: full, reason }),
                 }
             }
-            Standing::Withheld(Withheld::Source) => report.never += 1,
-            Standing::Withheld(why) => {
+            Offering::Withheld(Withheld::Source) => report.never += 1,
+            Offering::Withheld(why) => {
                 report.withheld.push(WithheldPath { path: full, reason: why.sentence().to_owned() });
             }
         }
@@ -308,8 +308,8 @@ fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
     let standing =
         offer.list().into_iter().find(|(path, ..)| path.hash_part() == *part).map(|(_, _, standing)| standing);
     view.reason = Some(match standing {
-        Some(Standing::Offered) => kept,
-        Some(Standing::Withheld(why)) => why.sentence().to_owned(),
+        Some(Offering::Offered) => kept,
+        Some(Offering::Withheld(why)) => why.sentence().to_owned(),
         None => "it was not looked at yet, or is a derivation".to_owned(),
     });
 }
@@ -326,8 +326,8 @@ fn parse_path(asked: &str, store_dir: &StoreDir) -> anyhow::Result<HashPart> {
     })
 }
 
-fn peer_status(peer: &PeerSettings, board: &BTreeMap<PeerId, PeerStats>, view: &MeshView) -> PeerStatus {
-    let mut stats = board.get(&peer.peer_id).cloned().unwrap_or_default();
+fn peer_status(peer: &PeerSettings, statistics: &BTreeMap<PeerId, PeerStats>, view: &MeshView) -> PeerStatus {
+    let mut stats = statistics.get(&peer.peer_id).cloned().unwrap_or_default();
     stats.why = stats.why.map(|why| plainly(&why).into_owned());
     let seen = view.peers.iter().find(|seen| seen.peer == peer.peer_id);
     let summary = seen.and_then(|seen| seen.summary.as_ref()).map(|summary| SummaryStatus {

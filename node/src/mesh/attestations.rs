@@ -4,7 +4,7 @@
 //! of changes. Bounds: at most [`ANSWERS_AT_ONCE_MAX`] requests wait for it; what it asks itself the core bounds.
 
 use super::clock::now;
-use crate::quorum::{LiveLedger, Stored, verify};
+use crate::quorum::{LiveLedger, StoredStatement, verify};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
@@ -256,7 +256,7 @@ impl Worker {
         self.own != Some(attestation.builder) || self.offer.withheld(&statement.path, &statement.references).is_none()
     }
 
-    fn attestations(&self, path: &HashPart) -> Option<Vec<Stored>> {
+    fn attestations(&self, path: &HashPart) -> Option<Vec<StoredStatement>> {
         let read = self.ledger.attestations(path);
         read.inspect_err(|error| tracing::warn!(%error, "attestations cannot be read and are not handed over")).ok()
     }

@@ -2,8 +2,8 @@
 
 use super::bulk::{Bulk, ControlWatch};
 use super::codec::BytesCodec;
-use super::door::Door;
-use super::lines::Lines;
+use super::dead_connections::DeadConnections;
+use super::handshake_limits::HandshakeLimits;
 use super::shut_out::ShutOut;
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
@@ -26,11 +26,11 @@ pub(super) type Announcements =
 /// know of the peer's other connections, before any protocol hears of this one.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
-    pub(super) door: Door,
+    pub(super) handshake_limits: HandshakeLimits,
     pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
     pub(super) shut_out: ShutOut,
-    pub(super) lines: Lines,
+    pub(super) dead_connections: DeadConnections,
     pub(super) announcements: Announcements,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
@@ -54,11 +54,11 @@ impl MeshBehaviour {
         }
         let limits = connection_limits::ConnectionLimits::default().with_max_established(Some(connections_max));
         Ok(Self {
-            door: Door::default(),
+            handshake_limits: HandshakeLimits::default(),
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
             shut_out: ShutOut::default(),
-            lines: Lines::default(),
+            dead_connections: DeadConnections::default(),
             announcements: announcements(keypair)?,
             gossip: request_response(
                 BytesCodec::new(GossipRequest::BYTES_MAX, GossipReply::BYTES_MAX),

@@ -9,7 +9,7 @@ mod kept;
 mod protocols;
 
 use self::dials::Lookups;
-use self::kept::SummaryKeeper;
+use self::kept::SummaryWriter;
 use self::protocols::NarInfoAnswer;
 use super::addresses::{outward_v4, outward_v6, told};
 use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
@@ -20,7 +20,7 @@ use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
 use super::listeners::Listeners;
 use super::nar_client::NarPool;
-use super::peers::PeerBoard;
+use super::peers::PeerStatistics;
 use super::rates::{DialRates, NarInfoRates};
 use super::swarm;
 use super::transport::is_handed_over;
@@ -84,7 +84,7 @@ pub struct MeshParts {
     /// Who is sent NARs.
     pub uploads: Uploads,
     /// Counters of each peer.
-    pub board: Arc<PeerBoard>,
+    pub statistics: Arc<PeerStatistics>,
     /// What survives a restart.
     pub state: SharedStateDb,
     /// The same of peers' summaries, if it can be kept.
@@ -106,7 +106,7 @@ pub struct Mesh {
     listeners: Listeners,
     gossip: Gossip,
     dialer: Dialer,
-    board: Arc<PeerBoard>,
+    statistics: Arc<PeerStatistics>,
     nar: NarPool,
     bulk: Bulk,
     dial_rates: DialRates,
@@ -126,7 +126,7 @@ pub struct Mesh {
     orders: mpsc::Receiver<Order>,
     /// Of builders' nodes, as they stand in the state database.
     audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
-    keeper: Option<SummaryKeeper>,
+    writer: Option<SummaryWriter>,
     /// What of our own builds is private is known, so that peers are told of the rest.
     tells_own: bool,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
@@ -135,7 +135,7 @@ pub struct Mesh {
     /// Peers that were asked to dial a bulk connection: the number of the dial.
     dials_asked: HashMap<OutboundRequestId, u64>,
     /// An address of a peer changed since the door was told.
-    is_door_stale: bool,
+    are_known_addresses_stale: bool,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
     next_id: u64,
@@ -156,7 +156,7 @@ impl Mesh {
         config: MeshConfig,
         parts: MeshParts,
     ) -> anyhow::Result<(Self, MeshHandle)> {
-        let MeshParts { offer, uploads, board, state, summaries, ledger, exchange_counters, withheld } = parts;
+        let MeshParts { offer, uploads, statistics, state, summaries, ledger, exchange_counters, withheld } = parts;
         let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
@@ -175,14 +175,14 @@ impl Mesh {
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),
-            board: Arc::clone(&board),
+            statistics: Arc::clone(&statistics),
             nar: nar.clone(),
             exchange: exchange.clone(),
             asks: Arc::default(),
         };
         let blame = Blame(handle.commands.clone());
         let surroundings = Surroundings {
-            board: Arc::clone(&board),
+            statistics: Arc::clone(&statistics),
             commands: handle.commands.clone(),
             incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
         };
@@ -192,7 +192,7 @@ impl Mesh {
             swarm,
             listeners,
             gossip,
-            board,
+            statistics,
             nar,
             bulk,
             dial_rates: DialRates::default(),
@@ -211,13 +211,13 @@ impl Mesh {
             exchange,
             orders,
             audiences_kept: HashMap::new(),
-            keeper: None,
+            writer: None,
             tells_own: false,
             quorum_sent: HashMap::new(),
             quorum_received: HashMap::new(),
             gossip_sent: HashMap::new(),
             dials_asked: HashMap::new(),
-            is_door_stale: false,
+            are_known_addresses_stale: false,
             gossip_received: HashMap::new(),
             judged: HashMap::new(),
             next_id: 0,
@@ -249,8 +249,8 @@ impl Mesh {
         loop {
             self.perform();
             self.dial_due();
-            if let Some(keeper) = &mut self.keeper {
-                keeper.write_due(&self.gossip);
+            if let Some(writer) = &mut self.writer {
+                writer.write_due(&self.gossip);
             }
             let sleep = tokio::time::sleep(self.until_deadline());
             tokio::select! {
@@ -275,8 +275,8 @@ impl Mesh {
         let wait = |deadline: Option<Moment>| {
             deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
         };
-        let keeper = self.keeper.as_ref().and_then(SummaryKeeper::deadline);
-        wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(wait(keeper)).min(TICK_MAX)
+        let writer = self.writer.as_ref().and_then(SummaryWriter::deadline);
+        wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(wait(writer)).min(TICK_MAX)
     }
 
     fn on_command(&mut self, command: Command) {
@@ -337,16 +337,16 @@ impl Mesh {
         for peer in config.peers.keys() {
             self.swarm.behaviour_mut().allowlist.allow_peer(*peer);
         }
-        self.board.retain_only(config.peers.keys().copied());
+        self.statistics.retain_only(config.peers.keys().copied());
         self.dialer.set_peers(at.moment, &config.peers, config.connections_gossip);
         self.gossip.handle(at, Input::Allowlist(config.peers.keys().copied().collect()));
         self.config = config;
         self.tell_addresses();
         for peer in self.config.peers.keys() {
             let addresses = self.dialer.addresses(peer).iter().map(Multiaddr::to_string).collect();
-            self.board.update(peer, |stats| stats.addresses = addresses);
+            self.statistics.update(peer, |stats| stats.addresses = addresses);
         }
-        self.tell_door();
+        self.tell_handshake_limits();
         self.tell_builders();
     }
 
@@ -369,8 +369,8 @@ impl Mesh {
             }
         };
         drop(tokio::time::timeout(Duration::from_millis(200), drained).await);
-        if let Some(keeper) = &mut self.keeper {
-            keeper.finish(&self.gossip).await;
+        if let Some(writer) = &mut self.writer {
+            writer.finish(&self.gossip).await;
         }
         // An error means that nobody waits for it any more.
         reply.send(()).unwrap_or(());
@@ -384,7 +384,7 @@ impl Mesh {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.on_quorum(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.on_dial(event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
-                self.board.update(&peer, |stats| {
+                self.statistics.update(&peer, |stats| {
                     stats.latency.get_or_insert(round_trip);
                 });
             }
@@ -420,7 +420,7 @@ impl Mesh {
         tracing::info!(%peer, dialled = dialled.is_some(), "connected");
         self.dialer.connected(now().moment, &peer, dialled);
         self.lookups.connected(&peer);
-        self.board.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
+        self.statistics.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             drop(waiter.send(Ok(())));
         }
@@ -432,7 +432,7 @@ impl Mesh {
         tracing::info!(%peer, why, "disconnected");
         self.nar.disconnected(&peer);
         self.dialer.disconnected(now().moment, &peer, &mut self.rng);
-        self.board.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
+        self.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
         self.gossip.handle(now(), Input::Disconnected(peer));
         self.exchange.input(narmesh_quorum::exchange::Input::Gone(peer));
     }

@@ -3,7 +3,7 @@
 use super::attestations::{ExchangeLink, Heard};
 use super::driver::MeshConfig;
 use super::nar_client::NarPool;
-use super::peers::PeerBoard;
+use super::peers::PeerStatistics;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
@@ -108,7 +108,7 @@ pub struct AudienceView {
 pub struct MeshHandle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) table: Arc<FilterTable>,
-    pub(super) board: Arc<PeerBoard>,
+    pub(super) statistics: Arc<PeerStatistics>,
     pub(super) nar: NarPool,
     pub(super) exchange: ExchangeLink,
     pub(super) asks: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
@@ -127,8 +127,8 @@ impl MeshHandle {
     }
 
     /// Counters of each peer.
-    pub fn board(&self) -> &Arc<PeerBoard> {
-        &self.board
+    pub fn statistics(&self) -> &Arc<PeerStatistics> {
+        &self.statistics
     }
 
     /// Asks peers for NARs.
@@ -187,7 +187,7 @@ impl MeshHandle {
 
     /// Makes sure that there is a connection; waits for one that is expected soon, and the caller sets the deadline.
     pub async fn connect(&self, peer: PeerId) -> Result<(), AskError> {
-        if self.board.is_connected(&peer) {
+        if self.statistics.is_connected(&peer) {
             return Ok(());
         }
         self.call(|reply| Command::Connect { peer, reply }).await?

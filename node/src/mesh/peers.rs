@@ -115,16 +115,16 @@ pub struct Ranked {
 
 /// The counters of all allowlisted peers; an unknown peer leaves no trace.
 #[derive(Debug, Default)]
-pub struct PeerBoard {
+pub struct PeerStatistics {
     peers: Mutex<BTreeMap<PeerId, PeerStats>>,
 }
 
-impl PeerBoard {
-    /// Makes the board hold exactly `peers`.
+impl PeerStatistics {
+    /// Makes the statistics hold exactly `peers`.
     pub fn retain_only(&self, peers: impl IntoIterator<Item = PeerId>) {
-        let mut board = self.peers.lock();
-        let mut old = std::mem::take(&mut *board);
-        *board = peers.into_iter().map(|peer| (peer, old.remove(&peer).unwrap_or_default())).collect();
+        let mut statistics = self.peers.lock();
+        let mut old = std::mem::take(&mut *statistics);
+        *statistics = peers.into_iter().map(|peer| (peer, old.remove(&peer).unwrap_or_default())).collect();
     }
 
     /// A copy of one peer's counters.
@@ -147,10 +147,10 @@ impl PeerBoard {
     /// Who may be asked now, best first: connected before not, then the fewest timeouts, then the quickest; and those of them that
     /// are paused, in the same order. Peers set aside are left out.
     pub fn rank(&self, candidates: impl IntoIterator<Item = PeerId>) -> Ranked {
-        let board = self.peers.lock();
+        let statistics = self.peers.lock();
         let mut ranked: Vec<_> = candidates
             .into_iter()
-            .filter_map(|peer| board.get(&peer).map(|stats| (peer, stats)))
+            .filter_map(|peer| statistics.get(&peer).map(|stats| (peer, stats)))
             .filter(|(_, stats)| stats.set_aside().is_none())
             .map(|(peer, stats)| {
                 let latency = stats.latency.unwrap_or(Duration::MAX);
@@ -207,8 +207,8 @@ impl PeerBoard {
 
     /// The pace of this peer.
     pub fn pace(&self, peer: &PeerId) -> Pace {
-        let board = self.peers.lock();
-        board.get(peer).map_or_else(Pace::default, |stats| Pace {
+        let statistics = self.peers.lock();
+        statistics.get(peer).map_or_else(Pace::default, |stats| Pace {
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
             is_connected: stats.connected,
@@ -255,31 +255,31 @@ mod tests {
     #[test]
     fn ranks_by_connection_then_latency_and_leaves_liars_out() {
         let [near, far, away, liar] = [(); 4].map(|()| PeerId::random());
-        let board = PeerBoard::default();
-        board.retain_only([near, far, away, liar]);
+        let statistics = PeerStatistics::default();
+        statistics.retain_only([near, far, away, liar]);
         for (peer, ms) in [(near, 1), (far, 80), (liar, 1)] {
-            board.update(&peer, |stats| stats.connected = true);
-            board.answered(&peer, Duration::from_millis(ms));
+            statistics.update(&peer, |stats| stats.connected = true);
+            statistics.answered(&peer, Duration::from_millis(ms));
         }
-        board.set_aside(&liar, Duration::from_secs(300));
-        assert_eq!(board.rank([liar, away, far, near]).now, [near, far, away]);
-        assert!(board.stats(&liar).unwrap().set_aside().is_some());
+        statistics.set_aside(&liar, Duration::from_secs(300));
+        assert_eq!(statistics.rank([liar, away, far, near]).now, [near, far, away]);
+        assert!(statistics.stats(&liar).unwrap().set_aside().is_some());
     }
 
     #[test]
     fn a_silent_peer_is_paused_and_comes_back_when_it_answers() {
         let peer = PeerId::random();
-        let board = PeerBoard::default();
-        board.retain_only([peer]);
+        let statistics = PeerStatistics::default();
+        statistics.retain_only([peer]);
         let now = Ranked { now: vec![peer], paused: vec![] };
         for _ in 0..8 {
-            board.timed_out(&peer);
+            statistics.timed_out(&peer);
         }
-        assert_eq!(board.rank([peer]), now, "eight at once are one");
-        board.update(&peer, |stats| stats.timed_out_at = None);
-        board.timed_out(&peer);
-        assert_eq!(board.rank([peer]), Ranked { now: vec![], paused: vec![peer] });
-        board.answered(&peer, Duration::from_millis(1));
-        assert_eq!(board.rank([peer]), now);
+        assert_eq!(statistics.rank([peer]), now, "eight at once are one");
+        statistics.update(&peer, |stats| stats.timed_out_at = None);
+        statistics.timed_out(&peer);
+        assert_eq!(statistics.rank([peer]), Ranked { now: vec![], paused: vec![peer] });
+        statistics.answered(&peer, Duration::from_millis(1));
+        assert_eq!(statistics.rank([peer]), now);
     }
 }

@@ -1,13 +1,13 @@
 //! Attesting what this machine built itself, of what others may hear of.
 
-use super::db::{LedgerDbError, Stored, on_disk_bytes};
-use super::desk::parse;
+use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
 use super::live::LiveLedger;
 use super::members::{readable, statement_of};
 use super::now;
+use super::queries::parse;
 use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
-use narmesh_quorum::{Evicted, Evidence, FingerprintDigest};
+use narmesh_quorum::{Evicted, FingerprintDigest, VerifiedStatement};
 use narmesh_store::{NixStore, Offer, PathInfo, Store as _, StoreError, Withheld};
 use serde::{Deserialize, Serialize};
 use std::thread;
@@ -47,7 +47,7 @@ pub struct Attested {
 
 /// What is said of a path that its owner wants attested by name.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct OwnWord {
+pub struct OwnStatement {
     /// The store path.
     pub path: String,
     /// Its derivation, by which it is built again; `None` for what is its own content address and needs nobody's word.
@@ -61,12 +61,12 @@ pub struct OwnWord {
 impl OwnBuilds<'_> {
     /// What can be said of one path; once it was `rebuilt` with the same result it is attested, unless it is. Refuses what could
     /// not be: what is not here, cannot be built again, or is withheld.
-    pub fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnWord> {
+    pub fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
         let path = parse(self.store.store_dir(), path)?;
         self.store.refresh()?;
         let info = self.store.path_info(&path.hash_part())?.filter(|info| info.path == path);
         let info = info.with_context(|| format!("{path} is not in the store here"))?;
-        let word = |deriver, attested| OwnWord {
+        let word = |deriver, attested| OwnStatement {
             path: path.to_string(),
             deriver,
             by: self.key.public().name().to_owned(),
@@ -144,7 +144,7 @@ impl OwnBuilds<'_> {
     }
 
     /// Neither derivations nor sources nor what is its own content address, and nothing that was not built here.
-    fn attestation(&self, info: &PathInfo) -> Option<(Stored, Evidence)> {
+    fn attestation(&self, info: &PathInfo) -> Option<(StoredStatement, VerifiedStatement)> {
         let store_dir = self.store.store_dir();
         // A content address that is not true, or not understood, proves nothing.
         let needs_no_word = info.is_certified_by_content(store_dir);
@@ -157,8 +157,9 @@ impl OwnBuilds<'_> {
         let (public, statement) = (self.key.public(), statement_of(info));
         let references_bytes = info.references.iter().map(|path| 34 + path.name().len()).sum();
         let attestation = Attestation::sign(self.key, store_dir, statement, now().0);
-        let evidence = Evidence::attestation(store_dir, &attestation, &public, on_disk_bytes(references_bytes))?;
-        Some((Stored { key: public, attestation }, evidence))
+        let evidence =
+            VerifiedStatement::attestation(store_dir, &attestation, &public, on_disk_bytes(references_bytes))?;
+        Some((StoredStatement { key: public, attestation }, evidence))
     }
 
     /// Whether our key says so already, of what is here now.

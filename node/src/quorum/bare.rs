@@ -10,7 +10,7 @@ use super::live::LiveLedger;
 use super::members::{readable, statement_of};
 use super::now;
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Statement};
-use narmesh_quorum::{Evidence, FingerprintDigest};
+use narmesh_quorum::{FingerprintDigest, VerifiedStatement};
 use narmesh_store::{NixStore, Store as _, StoreError};
 
 /// Signatures stored in one transaction.
@@ -62,7 +62,7 @@ pub fn signatures_unheard(
     signers: &[NixPublicKey],
     statement: &Statement,
     signatures: &[NixSignature],
-) -> Vec<(BareSignature, Evidence)> {
+) -> Vec<(BareSignature, VerifiedStatement)> {
     let named = |key: &&NixPublicKey| signatures.iter().any(|signature| signature.key_name == key.name());
     let mut named = signers.iter().filter(named).peekable();
     if named.peek().is_none() {
@@ -81,7 +81,7 @@ pub fn signatures_unheard(
     let bytes = on_disk_bytes(statement.references.iter().map(|path| 34 + path.name().len()).sum());
     let verified = |key: &NixPublicKey| {
         let made = |signature: &NixSignature| {
-            let evidence = Evidence::bare_signature(ledger.store_dir(), statement, signature, key, bytes)?;
+            let evidence = VerifiedStatement::bare_signature(ledger.store_dir(), statement, signature, key, bytes)?;
             let bare = BareSignature { key: key.clone(), statement: statement.clone(), signature: signature.bytes };
             Some((bare, evidence))
         };

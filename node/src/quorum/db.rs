@@ -11,7 +11,7 @@ mod rows;
 
 pub use self::error::LedgerDbError;
 pub(super) use self::rows::on_disk_bytes;
-pub use self::rows::{BareSignature, NewVote, Stored};
+pub use self::rows::{BareSignature, NewStatement, StoredStatement};
 
 use self::rows::{bare_signature, delete, insert, statement, stored, wall};
 use crate::database_file::{
@@ -19,7 +19,7 @@ use crate::database_file::{
 };
 use crate::regular_file::Lies;
 use narmesh_protocol::{BuilderKey, HashPart, NarHash, NixPublicKey, NixSignature, Statement, StoreDir, StorePath};
-use narmesh_quorum::{Evicted, Evidence, Facts, FingerprintDigest, NameDigest, Served, WallMs};
+use narmesh_quorum::{Claim, Evicted, FingerprintDigest, NameDigest, Served, VerifiedStatement, WallMs};
 use rusqlite::{Connection, OpenFlags, params};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ pub struct LedgerDb {
 }
 
 /// A statement, and when it was first stored here, if that is on record.
-pub type FirstStored = (Evidence, Option<WallMs>);
+pub type FirstStored = (VerifiedStatement, Option<WallMs>);
 
 impl LedgerDb {
     /// Opens the file in `state_dir` for reading and writing and checks it; makes it if it is missing. With `repair` a damaged
@@ -163,13 +163,13 @@ impl LedgerDb {
             let (mut found, mut last) = (Vec::new(), after);
             while let Some(row) = rows.next()? {
                 last = row.get(0)?;
-                let facts = Facts {
+                let facts = Claim {
                     fingerprint: FingerprintDigest(row.get(3)?),
                     nar_hash: NarHash(row.get(4)?),
                     nar_size: row.get::<_, i64>(5)?.cast_unsigned(),
                     name: NameDigest::of(row.get_ref(10)?.as_str()?.get(33..).unwrap_or_default()),
                 };
-                let evidence = Evidence::recorded(
+                let evidence = VerifiedStatement::recorded(
                     BuilderKey(row.get(1)?),
                     HashPart(row.get(2)?),
                     facts,
@@ -188,7 +188,7 @@ impl LedgerDb {
     }
 
     /// Stores verified statements that are not stored yet, in one transaction.
-    pub fn store(&self, verified: &[(NewVote<'_>, &Evidence)], at: WallMs) -> Result<(), LedgerDbError> {
+    pub fn store(&self, verified: &[(NewStatement<'_>, &VerifiedStatement)], at: WallMs) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
             verified.iter().try_for_each(|(vote, evidence)| insert(&transaction, *vote, evidence, Some(at)))?;
@@ -197,7 +197,10 @@ impl LedgerDb {
     }
 
     /// Stores what was stored before in another file, with the time of first storing if that is on record, in one transaction.
-    pub fn restore(&self, known: &[(NewVote<'_>, &Evidence, Option<WallMs>)]) -> Result<(), LedgerDbError> {
+    pub fn restore(
+        &self,
+        known: &[(NewStatement<'_>, &VerifiedStatement, Option<WallMs>)],
+    ) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
             known.iter().try_for_each(|(vote, evidence, at)| insert(&transaction, *vote, evidence, *at))?;
@@ -229,7 +232,7 @@ impl LedgerDb {
     }
 
     /// All attestations of a path, in the order of path and key: an export is the same each time.
-    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<Stored>, LedgerDbError> {
+    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(ATTESTATIONS)?;
             // Rows are ours; one that does not parse was not written by this program.

@@ -260,8 +260,8 @@ mod tests {
     use narmesh_protocol::{BuilderKey, HashPart, NarHash, StorePath};
     use narmesh_quorum::closure::{Judged, Member};
     use narmesh_quorum::{
-        Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, NameDigest, Policy, PolicyRules,
-        Report, Require, TurnedReport, WallMs,
+        Builder, Claim, FingerprintDigest, Ledger, LedgerLimits, Mode, NameDigest, Policy, PolicyRules, Report,
+        Require, TurnedReport, VerifiedStatement, WallMs,
     };
 
     fn page(names: [&str; 2]) -> String {
@@ -281,14 +281,14 @@ mod tests {
         let mut ledger = Ledger::new(LedgerLimits::default());
         let path = |number| StorePath::new(HashPart([number; 20]), "hello-2.10").unwrap();
         let mut say = |seed: u8, number: u8, result: u8| {
-            let facts = Facts {
+            let facts = Claim {
                 fingerprint: FingerprintDigest([result; 32]),
                 nar_hash: NarHash([result; 32]),
                 nar_size: 1,
                 name: NameDigest::of("hello-2.10"),
             };
             let hash_part = path(number).hash_part();
-            let evidence = Evidence::recorded(BuilderKey([seed; 32]), hash_part, facts, Some(WallMs(1)), 1);
+            let evidence = VerifiedStatement::recorded(BuilderKey([seed; 32]), hash_part, facts, Some(WallMs(1)), 1);
             ledger.insert(&evidence, Some(WallMs(1)));
         };
         say(1, 1, 1);

@@ -1,10 +1,10 @@
 //! Attestations out of a text file, verified on all cores.
 
-use super::db::{LedgerDbError, Stored, on_disk_bytes};
+use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
 use super::live::LiveLedger;
 use super::now;
 use narmesh_protocol::{Attestation, NixPublicKey, StoreDir, attestation_file};
-use narmesh_quorum::{Evidence, Policy};
+use narmesh_quorum::{Policy, VerifiedStatement};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Read as _};
 use std::num::NonZeroUsize;
@@ -67,7 +67,7 @@ pub fn read_file(
     store_dir: Option<&StoreDir>,
     policy: Option<&Policy>,
     mut progress: impl FnMut(usize) -> io::Result<()>,
-    mut take: impl FnMut(&[(Stored, Evidence)]) -> Result<usize, LedgerDbError>,
+    mut take: impl FnMut(&[(StoredStatement, VerifiedStatement)]) -> Result<usize, LedgerDbError>,
 ) -> Result<Imported, ImportError> {
     let mut line = Vec::new();
     read_line(&mut reader, &mut line)?;
@@ -125,15 +125,20 @@ pub fn import(
 enum Judged {
     Nothing,
     Stranger,
-    Verified(Box<(Stored, Evidence)>),
+    Verified(Box<(StoredStatement, VerifiedStatement)>),
     Bad(usize, String),
 }
 
 /// Those of which `key` made both signatures, in their order.
-pub fn verify(store_dir: &StoreDir, attestations: Vec<(NixPublicKey, Attestation)>) -> Vec<(Stored, Evidence)> {
+pub fn verify(
+    store_dir: &StoreDir,
+    attestations: Vec<(NixPublicKey, Attestation)>,
+) -> Vec<(StoredStatement, VerifiedStatement)> {
     let evidence = on_all_cores(&attestations, |(key, attestation)| evidence(store_dir, key, attestation));
     let verified = attestations.into_iter().zip(evidence);
-    verified.filter_map(|((key, attestation), evidence)| Some((Stored { key, attestation }, evidence?))).collect()
+    verified
+        .filter_map(|((key, attestation), evidence)| Some((StoredStatement { key, attestation }, evidence?)))
+        .collect()
 }
 
 /// In the order of the items.
@@ -151,9 +156,9 @@ fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) ->
     })
 }
 
-fn evidence(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation) -> Option<Evidence> {
+fn evidence(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation) -> Option<VerifiedStatement> {
     let references_bytes: usize = attestation.statement.references.iter().map(|path| 34 + path.name().len()).sum();
-    Evidence::attestation(store_dir, attestation, key, on_disk_bytes(references_bytes))
+    VerifiedStatement::attestation(store_dir, attestation, key, on_disk_bytes(references_bytes))
 }
 
 fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u8]) -> Judged {
@@ -169,7 +174,7 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u
         return Judged::Stranger;
     }
     match evidence(store_dir, &key, &attestation) {
-        Some(evidence) => Judged::Verified(Box::new((Stored { key, attestation }, evidence))),
+        Some(evidence) => Judged::Verified(Box::new((StoredStatement { key, attestation }, evidence))),
         None => Judged::Bad(
             number,
             format!("the signatures of {} over {} do not verify", key.name(), attestation.statement.path),

@@ -7,18 +7,19 @@
 //!
 //! [`keep_up`]: LiveLedger::keep_up
 
-mod keeper;
 mod notes;
 mod repair;
+mod thread;
 
-pub use self::keeper::Keeper;
+pub use self::thread::LedgerThread;
 
 use self::notes::{Notes, Unwritten};
-use super::db::{BareSignature, LedgerDb, LedgerDbError, NewVote, Stored};
+use super::db::{BareSignature, LedgerDb, LedgerDbError, NewStatement, StoredStatement};
 use super::names::KeyNames;
 use narmesh_protocol::{BuilderKey, HashPart, NixSignature, StoreDir, StorePath};
 use narmesh_quorum::{
-    Decision, Evicted, Evidence, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Policy, Verdict, WallMs,
+    Evicted, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Policy, Ruling, Verdict, VerifiedStatement,
+    WallMs,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::BTreeSet;
@@ -219,30 +220,34 @@ impl LiveLedger {
     }
 
     /// What the policy says of one NAR of a path.
-    pub fn decide(&self, path: &StorePath, fingerprint: FingerprintDigest, content_addressed: bool) -> Decision {
+    pub fn decide(&self, path: &StorePath, fingerprint: FingerprintDigest, content_addressed: bool) -> Ruling {
         let policy = self.policy();
         self.read(|ledger| policy.decide(ledger, path, fingerprint, content_addressed))
     }
 
     /// Stores verified attestations, first in the file, then in memory. `now` is when they count as first stored.
-    pub fn take(&self, verified: &[(Stored, Evidence)], now: WallMs) -> Result<Taken, LedgerDbError> {
+    pub fn take(&self, verified: &[(StoredStatement, VerifiedStatement)], now: WallMs) -> Result<Taken, LedgerDbError> {
         self.take_all(verified, now)
     }
 
     /// The same of bare signatures.
-    pub fn take_bare(&self, verified: &[(BareSignature, Evidence)], now: WallMs) -> Result<Taken, LedgerDbError> {
+    pub fn take_bare(
+        &self,
+        verified: &[(BareSignature, VerifiedStatement)],
+        now: WallMs,
+    ) -> Result<Taken, LedgerDbError> {
         self.take_all(verified, now)
     }
 
-    fn take_all<T>(&self, verified: &[(T, Evidence)], now: WallMs) -> Result<Taken, LedgerDbError>
+    fn take_all<T>(&self, verified: &[(T, VerifiedStatement)], now: WallMs) -> Result<Taken, LedgerDbError>
     where
-        for<'a> NewVote<'a>: From<&'a T>,
+        for<'a> NewStatement<'a>: From<&'a T>,
     {
         let names = self.names();
         self.on_file(|db| {
-            let is_new = |(_, evidence): &&(T, Evidence)| !self.read(|ledger| ledger.knows(evidence));
+            let is_new = |(_, evidence): &&(T, VerifiedStatement)| !self.read(|ledger| ledger.knows(evidence));
             let new = verified.iter().filter(is_new);
-            let new: Vec<_> = new.map(|(vote, evidence)| (NewVote::from(vote).under(&names), evidence)).collect();
+            let new: Vec<_> = new.map(|(vote, evidence)| (NewStatement::from(vote).under(&names), evidence)).collect();
             let mut taken = Taken { known: verified.len() - new.len(), ..Taken::default() };
             if !new.is_empty() {
                 db.store(&new, now)?;
@@ -269,7 +274,7 @@ impl LiveLedger {
     }
 
     /// All attestations of a path that are stored, whole, each under the name that its key has.
-    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<Stored>, LedgerDbError> {
+    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
         let mut found = self.on_disk(|db| db.attestations(hash_part))?;
         let names = self.names();
         found.iter_mut().for_each(|stored| stored.key = names.own(&stored.key).clone());
@@ -397,7 +402,7 @@ impl LiveLedger {
     /// Puts what is in the file into memory; gives what has to go from the file.
     fn show<'a>(
         &self,
-        statements: impl IntoIterator<Item = (&'a Evidence, Option<WallMs>)>,
+        statements: impl IntoIterator<Item = (&'a VerifiedStatement, Option<WallMs>)>,
         taken: &mut Taken,
     ) -> Vec<Evicted> {
         let mut gone = Vec::new();
@@ -449,7 +454,7 @@ impl LiveLedger {
 }
 
 /// A statement that was stored and is not to be.
-fn itself(evidence: &Evidence) -> Evicted {
+fn itself(evidence: &VerifiedStatement) -> Evicted {
     let builder: BuilderKey = evidence.builder();
     Evicted { builder, hash_part: evidence.hash_part(), fingerprint: evidence.facts().fingerprint }
 }

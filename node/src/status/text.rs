@@ -3,7 +3,7 @@
 mod builders;
 
 use super::{
-    AdvertisedReport, CandidateView, Decision, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
+    AdvertisedReport, CandidateView, LookedUp, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
     SummaryStatus, WhyReport, WouldAnswer,
 };
 use crate::describe::plainly;
@@ -376,7 +376,7 @@ impl WhyReport {
     }
 
     /// One line per decision, with its age.
-    fn sentence(&self, decision: &Decision, now_unix_ms: u64) -> String {
+    fn sentence(&self, decision: &LookedUp, now_unix_ms: u64) -> String {
         let age_s = now_unix_ms.saturating_sub(decision.at_unix_ms) / 1_000;
         format!("{} ago: {}", duration(age_s), self.named(&decision.sentence))
     }

@@ -1,7 +1,7 @@
 //! Counts anew what a machine took in, by the words of docs/quorum.md, and compares the result with what its core says.
 
 use narmesh_protocol::StorePath;
-use narmesh_quorum::{Decision, FingerprintDigest, Ledger, Policy, State, WallMs};
+use narmesh_quorum::{FingerprintDigest, Ledger, Policy, Ruling, State, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Violations that are kept, in words.
@@ -66,7 +66,7 @@ impl Judge {
                 broken.push(format!("machine {machine} has {path} agreed on what no honest builder attested"));
             }
             for fingerprint in stored.iter().map(|stored| stored.fingerprint).collect::<BTreeSet<_>>() {
-                let serves = matches!(policy.decide(ledger, path, fingerprint, false), Decision::Serve(_));
+                let serves = matches!(policy.decide(ledger, path, fingerprint, false), Ruling::Serve(_));
                 if serves != [expected.agreed, expected.grace].contains(&Some(fingerprint)) {
                     broken.push(format!("machine {machine} lets {path} through: {serves}, against the rules"));
                 }

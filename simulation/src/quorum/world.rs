@@ -11,7 +11,7 @@ use narmesh_protocol::{
 };
 use narmesh_quorum::exchange::{Exchange, Input, Moment, Output, Spoken, Taken};
 use narmesh_quorum::reconcile::Shared;
-use narmesh_quorum::{Evidence, Insertion, Ledger, State, WallMs};
+use narmesh_quorum::{Insertion, Ledger, State, VerifiedStatement, WallMs};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -88,7 +88,7 @@ pub(super) struct World {
     /// Requests that wait for their answers, by the machine asked and its id: who asked, and the asker's id.
     asked: BTreeMap<(Number, u64), (Number, u64)>,
     /// Verified attestations by all of their bytes, because a hundred machines are shown the same ones.
-    verified: BTreeMap<Vec<u8>, Option<Evidence>>,
+    verified: BTreeMap<Vec<u8>, Option<VerifiedStatement>>,
     pub(super) draw: Draw,
     trace: Sha256,
     /// Attestations made, attestations taken in, comparisons that ended, and bytes sent.
@@ -207,7 +207,8 @@ impl World {
                 let attestation = Attestation::sign(&self.machine(signer).secret, &store_dir(), statement, at_ms);
                 self.counts[0] += 1;
                 if !self.is_hostile(machine) {
-                    let said = Evidence::attestation(&store_dir(), &attestation, &self.machine(signer).public, BYTES);
+                    let said =
+                        VerifiedStatement::attestation(&store_dir(), &attestation, &self.machine(signer).public, BYTES);
                     let path = attestation.statement.path.clone();
                     self.judge.honest.entry(path).or_default().extend(said.map(|said| said.facts().fingerprint));
                 }
@@ -313,10 +314,10 @@ impl World {
         self.at(at_ms, event(bytes));
     }
 
-    fn evidence(&mut self, attestation: &Attestation) -> Option<Evidence> {
+    fn evidence(&mut self, attestation: &Attestation) -> Option<VerifiedStatement> {
         let signer = self.numbers.get(&attestation.builder).copied()?;
         let public = &self.machines.get(signer)?.public;
-        let verify = || Evidence::attestation(&store_dir(), attestation, public, BYTES);
+        let verify = || VerifiedStatement::attestation(&store_dir(), attestation, public, BYTES);
         self.verified.entry(attestation.encode().ok()?).or_insert_with(verify).clone()
     }
 
@@ -336,13 +337,13 @@ impl World {
     fn hear_bare(&mut self, number: Number, signer: Number, statement: &Statement) {
         let it = self.machine(signer);
         let (signature, public): (NixSignature, _) = (it.secret.sign(&statement.fingerprint(&store_dir())), &it.public);
-        let evidence = Evidence::bare_signature(&store_dir(), statement, &signature, public, BYTES);
+        let evidence = VerifiedStatement::bare_signature(&store_dir(), statement, &signature, public, BYTES);
         if let Some(evidence) = evidence {
             self.store(number, &evidence, &statement.path, false);
         }
     }
 
-    fn store(&mut self, number: Number, evidence: &Evidence, path: &StorePath, dated: bool) -> bool {
+    fn store(&mut self, number: Number, evidence: &VerifiedStatement, path: &StorePath, dated: bool) -> bool {
         let at = WallMs(WALL_MS + self.now_ms);
         let Some(builder) = self.numbers.get(&evidence.builder()).copied() else { return false };
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");

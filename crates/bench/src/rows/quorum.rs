@@ -10,8 +10,8 @@ use narmesh_protocol::{
 };
 use narmesh_quorum::reconcile::{Next, Session, Shared};
 use narmesh_quorum::{
-    Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, Mode, NameDigest, Policy, PolicyRules, Require,
-    State, WallMs,
+    Builder, Claim, FingerprintDigest, Ledger, LedgerLimits, Mode, NameDigest, Policy, PolicyRules, Require, State,
+    VerifiedStatement, WallMs,
 };
 use std::fs;
 use std::hint::black_box;
@@ -112,10 +112,10 @@ fn path(number: u32) -> anyhow::Result<StorePath> {
     Ok(StorePath::new(HashPart(bytes), &format!("package-{number}-1.0"))?)
 }
 
-fn facts(number: u32) -> Facts {
+fn facts(number: u32) -> Claim {
     let mut digest = [7; 32];
     digest[..4].copy_from_slice(&number.to_le_bytes());
-    Facts {
+    Claim {
         fingerprint: FingerprintDigest(digest),
         nar_hash: NarHash(digest),
         nar_size: 4_096,
@@ -147,7 +147,7 @@ fn filled(paths: u32, missing: impl Fn(u32) -> bool) -> anyhow::Result<Ledger> {
         for builder in &keys {
             number += 1;
             if !missing(number) {
-                let evidence = Evidence::recorded(*builder, hash_part, facts, Some(WallMs(1)), 500);
+                let evidence = VerifiedStatement::recorded(*builder, hash_part, facts, Some(WallMs(1)), 500);
                 ledger.insert(&evidence, Some(WallMs(1)));
             }
         }

@@ -6,7 +6,7 @@ use narmesh_protocol::{
     Attestation, BuilderKey, HashPart, NarHash, NixSecretKey, Statement, StoreDir, StorePath, attestation_file,
 };
 use narmesh_quorum::reconcile::{Answer, Content, Item, Next, Query, Session, Shared};
-use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, NameDigest, WallMs};
+use narmesh_quorum::{Claim, FingerprintDigest, Ledger, LedgerLimits, NameDigest, VerifiedStatement, WallMs};
 
 /// A reference of 34 characters becomes a path of 48 bytes and its name, in a list that doubles when it grows.
 const MEMORY: MemoryBound = MemoryBound { per_byte: 56, constant: 4 << 10 };
@@ -88,14 +88,14 @@ pub(super) fn ledger() -> Ledger {
     for number in 0..200u8 {
         let mut hash_part = [0; 20];
         hash_part.fill(number.wrapping_mul(37));
-        let facts = Facts {
+        let facts = Claim {
             fingerprint: FingerprintDigest([number; 32]),
             nar_hash: NarHash([1; 32]),
             nar_size: 1,
             name: NameDigest::of("x"),
         };
         let builder = BuilderKey([number % 3; 32]);
-        ledger.insert(&Evidence::recorded(builder, HashPart(hash_part), facts, Some(WallMs(1)), 1), None);
+        ledger.insert(&VerifiedStatement::recorded(builder, HashPart(hash_part), facts, Some(WallMs(1)), 1), None);
     }
     ledger
 }

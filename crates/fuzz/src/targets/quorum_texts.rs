@@ -8,8 +8,8 @@ use narmesh_protocol::{Attestation, BuilderKey, NixSecretKey, StoreDir, attestat
 use narmesh_protocol::{HashPart, NarHash, StorePath};
 use narmesh_quorum::closure::{Judged, Member};
 use narmesh_quorum::{
-    Builder, Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, NameDigest, PathReport, Policy, PolicyRules,
-    Report, ReportPart, ReportScope, Require, Revocation, Served, WallMs, no_longer_agreed,
+    Builder, Claim, FingerprintDigest, Ledger, LedgerLimits, NameDigest, PathReport, Policy, PolicyRules, Report,
+    ReportPart, ReportScope, Require, Revocation, Served, VerifiedStatement, WallMs, no_longer_agreed,
 };
 use std::io::BufReader;
 
@@ -202,13 +202,14 @@ fn ledger() -> Ledger {
     for (builder, path, result) in
         [(1, 1, 1), (2, 1, 1), (3, 1, 2), (1, 2, 3), (2, 2, 4), (1, 3, 5), (1, 3, 6), (3, 4, 7)]
     {
-        let facts = Facts {
+        let facts = Claim {
             fingerprint: FingerprintDigest([result; 32]),
             nar_hash: NarHash([result; 32]),
             nar_size: 1,
             name: NameDigest::of("x"),
         };
-        let said = Evidence::recorded(BuilderKey([builder; 32]), HashPart([path; 20]), facts, Some(WallMs(1)), 1);
+        let said =
+            VerifiedStatement::recorded(BuilderKey([builder; 32]), HashPart([path; 20]), facts, Some(WallMs(1)), 1);
         ledger.insert(&said, Some(WallMs(5)));
     }
     let path = StorePath::new(HashPart([4; 20]), "x").expect("a name");

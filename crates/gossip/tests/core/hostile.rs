@@ -2,7 +2,7 @@
 
 use crate::lone::{Forged, Lone, OTHER, OWNER, STRANGER, sync_reply};
 use crate::net::{WALL_MS, keypair, part, parts, peer};
-use narmesh_gossip::{Event, Input, Misdeed, Output, ProbeOutcome, Verdict};
+use narmesh_gossip::{Event, Forward, Input, Misdeed, Output, ProbeOutcome};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{Announcement, AudienceDigest, Envelope, Generation, SummaryDelta};
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ fn an_honest_body_is_taken() {
 fn a_stranger_is_ignored_and_leaves_no_trace() {
     let mut lone = Lone::new();
     let forged = Forged::new(STRANGER, 0, &parts(0..20));
-    assert_eq!(lone.announce(STRANGER, forged.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(STRANGER, forged.envelope.as_bytes()), Forward::Ignore);
     lone.feed(Input::Connected(peer(STRANGER)));
     assert_eq!(lone.requests(), []);
     let pull = |owner: u8| GossipRequest::Pull {
@@ -41,9 +41,9 @@ fn a_stranger_is_ignored_and_leaves_no_trace() {
 fn only_its_owner_publishes_an_announcement() {
     let mut lone = Lone::new();
     let forged = Forged::new(OWNER, 0, &parts(0..20));
-    assert_eq!(lone.announce(OTHER, forged.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(OTHER, forged.envelope.as_bytes()), Forward::Ignore);
     assert_eq!(lone.misdeeds(), [(peer(OTHER), Misdeed::ForeignAnnouncement)]);
-    assert_eq!(lone.announce(OTHER, &[1; 200]), Verdict::Ignore);
+    assert_eq!(lone.announce(OTHER, &[1; 200]), Forward::Ignore);
     assert_eq!(lone.misdeeds().last(), Some(&(peer(OTHER), Misdeed::MalformedAnnouncement)));
     assert!(lone.pulls().is_empty());
 }
@@ -51,7 +51,7 @@ fn only_its_owner_publishes_an_announcement() {
 #[test]
 fn an_unknown_version_is_reported_and_not_punished() {
     let mut lone = Lone::new();
-    assert_eq!(lone.announce(OWNER, &[2; 200]), Verdict::Ignore);
+    assert_eq!(lone.announce(OWNER, &[2; 200]), Forward::Ignore);
     assert!(lone.misdeeds().is_empty());
     assert_eq!(lone.events(), [&Event::UnknownVersion { peer: peer(OWNER), version: 2 }]);
     let tomorrow = Forged::with(OWNER, 0, &parts(0..5), |summary| summary.hash_id = 9, |_| {});
@@ -67,9 +67,9 @@ fn an_old_generation_is_refused_quietly() {
     let mut lone = Lone::new();
     lone.hold(OWNER, &Forged::new(OWNER, 5, &parts(0..20)));
     let old = Forged::new(OWNER, 4, &parts(100..120));
-    assert_eq!(lone.announce(OWNER, old.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(OWNER, old.envelope.as_bytes()), Forward::Ignore);
     let repeated = Forged::new(OWNER, 5, &parts(0..20));
-    assert_eq!(lone.announce(OWNER, repeated.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(OWNER, repeated.envelope.as_bytes()), Forward::Ignore);
     assert!(lone.pulls().is_empty() && lone.misdeeds().is_empty());
     assert!(lone.is_candidate(OWNER, &part(5)) && !lone.is_candidate(OWNER, &part(105)));
 }
@@ -79,7 +79,7 @@ fn equivocation_keeps_the_first() {
     let mut lone = Lone::new();
     lone.hold(OWNER, &Forged::new(OWNER, 0, &parts(0..20)));
     let other = Forged::new(OWNER, 0, &parts(100..120));
-    assert_eq!(lone.announce(OWNER, other.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(OWNER, other.envelope.as_bytes()), Forward::Ignore);
     assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::Equivocation)]);
     assert!(lone.pulls().is_empty());
     assert!(lone.is_candidate(OWNER, &part(5)));
@@ -101,7 +101,7 @@ fn far_future_epochs_and_old_first_sights_are_refused() {
         )
     };
     let future = at(WALL_MS + DAY_MS + 60_000, WALL_MS);
-    assert_eq!(lone.announce(OWNER, future.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(OWNER, future.envelope.as_bytes()), Forward::Ignore);
     assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::FutureEpoch)]);
     for (epoch, issued_at_ms) in [
         (WALL_MS + 2 * DAY_MS, WALL_MS + 2 * DAY_MS),
@@ -109,15 +109,15 @@ fn far_future_epochs_and_old_first_sights_are_refused() {
         (WALL_MS, WALL_MS + DAY_MS + 60_000),
         (u64::MAX, u64::MAX),
     ] {
-        assert_eq!(lone.announce(OWNER, at(epoch, issued_at_ms).envelope.as_bytes()), Verdict::Ignore);
+        assert_eq!(lone.announce(OWNER, at(epoch, issued_at_ms).envelope.as_bytes()), Forward::Ignore);
     }
     assert_eq!(lone.misdeeds().len(), 1);
     assert!(lone.pulls().is_empty());
     // Peers that we know may have a wrong date, but an epoch far ahead stays refused.
     lone.hold(OWNER, &at(WALL_MS, WALL_MS));
     let dated = at(WALL_MS + 1, WALL_MS - 3 * DAY_MS);
-    assert_eq!(lone.announce(OWNER, dated.envelope.as_bytes()), Verdict::Accept);
-    assert_eq!(lone.announce(OWNER, future.envelope.as_bytes()), Verdict::Ignore);
+    assert_eq!(lone.announce(OWNER, dated.envelope.as_bytes()), Forward::Accept);
+    assert_eq!(lone.announce(OWNER, future.envelope.as_bytes()), Forward::Ignore);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn oversized_announcements_are_refused_before_any_pull() {
     let large = Forged::with(OWNER, 0, &parts(0..5), |_| {}, |announcement| announcement.body_bytes = u32::MAX);
     let many = Forged::with(OWNER, 1, &parts(0..5), |_| {}, |announcement| announcement.path_count = 1 << 40);
     for forged in [large, many] {
-        assert_eq!(lone.announce(OWNER, forged.envelope.as_bytes()), Verdict::Ignore);
+        assert_eq!(lone.announce(OWNER, forged.envelope.as_bytes()), Forward::Ignore);
         assert_eq!(lone.misdeeds().last(), Some(&(peer(OWNER), Misdeed::OversizedAnnouncement)));
     }
     assert!(lone.pulls().is_empty());
@@ -254,7 +254,7 @@ fn a_flood_of_announcements_is_not_even_opened() {
     let mut accepted = 0;
     for seq in 0..2_000 {
         let forged = Forged::new(OWNER, seq, &parts(0..1));
-        accepted += u32::from(lone.tell(OWNER, OWNER, forged.envelope.as_bytes()) == Verdict::Accept);
+        accepted += u32::from(lone.tell(OWNER, OWNER, forged.envelope.as_bytes()) == Forward::Accept);
     }
     assert_eq!(accepted, 40);
     assert!(lone.misdeeds().iter().all(|misdeed| *misdeed == (peer(OWNER), Misdeed::AnnouncementFlood)));
@@ -262,7 +262,7 @@ fn a_flood_of_announcements_is_not_even_opened() {
     assert_eq!(lone.pulls().len(), 1, "one pull an owner, whatever it announces");
     lone.pass(1_000);
     let later = Forged::new(OWNER, 5_000, &parts(0..1));
-    assert_eq!(lone.announce(OWNER, later.envelope.as_bytes()), Verdict::Accept);
+    assert_eq!(lone.announce(OWNER, later.envelope.as_bytes()), Forward::Accept);
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn the_author_is_not_blamed_for_what_another_peer_replays() {
     let told_of_clock = |output: &Output| matches!(output, Output::Event(Event::ClockDiffers { .. }));
     assert!(!lone.outputs.iter().any(told_of_clock));
     // The owner is back: what it says itself is accepted at once.
-    assert_eq!(lone.tell(OWNER, OWNER, dated(WALL_MS, WALL_MS).envelope.as_bytes()), Verdict::Accept);
+    assert_eq!(lone.tell(OWNER, OWNER, dated(WALL_MS, WALL_MS).envelope.as_bytes()), Forward::Accept);
     // When the owner itself gives a date that is more than a day off, its clock is wrong.
     let mut other = Lone::new();
     other.tell(OWNER, OWNER, dated(5, WALL_MS - 2 * DAY_MS).envelope.as_bytes());

@@ -2,7 +2,7 @@
 
 use crate::net::{WALL_MS, config, keypair, peer};
 use libp2p_identity::PeerId;
-use narmesh_gossip::{Event, Gossip, Input, Misdeed, Moment, Now, Output, PathChange, Persisted, Verdict};
+use narmesh_gossip::{Event, Forward, Gossip, Input, Misdeed, Moment, Now, Output, PathChange, Persisted};
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, HashPart, Summary,
@@ -56,12 +56,12 @@ impl Lone {
         self.now.moment = moment.max(self.now.moment);
     }
 
-    pub fn announce(&mut self, author: u8, bytes: &[u8]) -> Verdict {
+    pub fn announce(&mut self, author: u8, bytes: &[u8]) -> Forward {
         self.tell(author, OTHER, bytes)
     }
 
     /// `from` hands on what `author` announces; returns the core's verdict.
-    pub fn tell(&mut self, author: u8, from: u8, bytes: &[u8]) -> Verdict {
+    pub fn tell(&mut self, author: u8, from: u8, bytes: &[u8]) -> Forward {
         self.feed(Input::Announcement { id: 77, author: peer(author), from: peer(from), bytes: bytes.to_vec() });
         let judged = |output: &Output| match output {
             Output::Judge { id: 77, verdict } => Some(*verdict),
@@ -108,7 +108,7 @@ impl Lone {
 
     /// Announces a summary and delivers its body.
     pub fn hold(&mut self, author: u8, forged: &Forged) {
-        assert_eq!(self.announce(author, forged.envelope.as_bytes()), Verdict::Accept);
+        assert_eq!(self.announce(author, forged.envelope.as_bytes()), Forward::Accept);
         let (_, id, _) = self.pulls().into_iter().find(|(to, ..)| *to == peer(author)).expect("it pulls");
         self.reply(author, id, &GossipReply::Body(forged.body.clone()));
     }

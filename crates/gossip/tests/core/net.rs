@@ -2,7 +2,7 @@
 
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{
-    Event, Gossip, GossipConfig, Input, Misdeed, Moment, Now, Output, PathChange, PeerView, Persisted, Record, Verdict,
+    Event, Forward, Gossip, GossipConfig, Input, Misdeed, Moment, Now, Output, PathChange, PeerView, Persisted, Record,
 };
 use narmesh_protocol::{Envelope, HashPart, StoreDir};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -42,7 +42,7 @@ pub struct Node {
     newest: BTreeMap<PeerId, Vec<u8>>,
     pub events: Vec<Event>,
     pub misdeeds: Vec<(PeerId, Misdeed)>,
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<Forward>,
     pub published: Vec<Vec<u8>>,
     /// All answers that this machine sent, as bytes.
     pub responses: Vec<(PeerId, Vec<u8>)>,

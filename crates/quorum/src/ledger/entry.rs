@@ -1,11 +1,11 @@
 //! What is kept of one path, as compact as possible.
 
-use crate::evidence::{Facts, WallMs};
+use crate::statement::{Claim, WallMs};
 
 /// One path. Boxed slices instead of vectors halve the memory of a ledger with a million attestations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Entry {
-    pub(super) facts: Box<[Facts]>,
+    pub(super) facts: Box<[Claim]>,
     pub(super) records: Box<[Record]>,
     pub(super) pins: u8,
 }

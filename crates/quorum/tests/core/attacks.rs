@@ -3,7 +3,8 @@
 use crate::stage::{checked, hear, heard, key, ledger, path, policy, result, revocation, rules, says, state, verdict};
 use narmesh_protocol::{Attestation, NarHash, NixSecretKey, NixSignature, Statement, StoreDir};
 use narmesh_quorum::{
-    Builder, Evidence, Insertion, Ledger, LedgerLimits, Pin, PolicyRules, STATEMENTS_PER_PATH_MAX, State, WallMs,
+    Builder, Insertion, Ledger, LedgerLimits, Pin, PolicyRules, STATEMENTS_PER_PATH_MAX, State, VerifiedStatement,
+    WallMs,
 };
 
 #[test]
@@ -45,7 +46,7 @@ fn replays() {
     // An attestation repeated after its key was revoked keeps the time at which it was first stored, whatever its date.
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     let mut ledger = heard(&path(1), "a1 b1");
-    let again = Evidence::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(9_000)), 300);
+    let again = VerifiedStatement::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(9_000)), 300);
     assert_eq!(ledger.insert(&again, Some(WallMs(9_000))), Insertion::Known);
     assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Agreed);
 }
@@ -55,7 +56,7 @@ fn future_and_past_dates() {
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     for date in [0, 1, u64::MAX - 1] {
         let mut ledger = heard(&path(1), "a1");
-        let dated = Evidence::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(date)), 300);
+        let dated = VerifiedStatement::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(date)), 300);
         ledger.insert(&dated, Some(WallMs(7_000)));
         assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Short, "dated {date}, stored after the revocation");
         assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed, "and otherwise no date matters");
@@ -80,7 +81,7 @@ fn different_references_under_one_nar_hash() {
         let references = if number == 2 { vec![path(9)] } else { Vec::new() };
         let statement = Statement { path: path(1), nar_hash: NarHash([1; 32]), nar_size: 112, references };
         let attestation = Attestation::sign(key, &store_dir, statement, 1);
-        let evidence = Evidence::attestation(&store_dir, &attestation, &key.public(), 300).unwrap();
+        let evidence = VerifiedStatement::attestation(&store_dir, &attestation, &key.public(), 300).unwrap();
         ledger.insert(&evidence, Some(WallMs(1)));
     }
     let mut rules = rules("a b c", 3);
@@ -124,16 +125,16 @@ fn forged_signatures() {
     let key = NixSecretKey::from_seed("a", &[1; 32]).unwrap();
     let statement = Statement { path: path(1), nar_hash: NarHash([1; 32]), nar_size: 112, references: Vec::new() };
     let good = Attestation::sign(&key, &store_dir, statement.clone(), 1);
-    assert!(Evidence::attestation(&store_dir, &good, &key.public(), 300).is_some());
+    assert!(VerifiedStatement::attestation(&store_dir, &good, &key.public(), 300).is_some());
     let bare = Attestation { dated_signature: good.nix_signature, ..good.clone() };
     assert!(
-        Evidence::attestation(&store_dir, &bare, &key.public(), 300).is_none(),
+        VerifiedStatement::attestation(&store_dir, &bare, &key.public(), 300).is_none(),
         "a bare signature is no attestation"
     );
     let redated = Attestation { attested_at_ms: 2, ..good };
-    assert!(Evidence::attestation(&store_dir, &redated, &key.public(), 300).is_none());
+    assert!(VerifiedStatement::attestation(&store_dir, &redated, &key.public(), 300).is_none());
     let wrong = NixSignature { key_name: "a".to_owned(), bytes: [1; 64] };
-    assert!(Evidence::bare_signature(&store_dir, &statement, &wrong, &key.public(), 300).is_none());
+    assert!(VerifiedStatement::bare_signature(&store_dir, &statement, &wrong, &key.public(), 300).is_none());
 }
 
 #[test]

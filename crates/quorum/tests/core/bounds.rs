@@ -3,7 +3,8 @@
 use crate::stage::{hear, key, ledger, path, result, says, signs};
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::{
-    ASKED_MAX, BUILDERS_MAX, Evicted, Evidence, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, Served, WallMs,
+    ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, Served, VerifiedStatement,
+    WallMs,
 };
 use proptest::prelude::*;
 
@@ -101,7 +102,8 @@ fn the_path_served_longest_ago_is_forgotten_beyond_the_bound() {
 #[test]
 fn bytes_are_bounded_too() {
     let mut ledger = Ledger::new(LedgerLimits { per_builder: 1_000, bytes_per_builder: 1_000 });
-    let of = |number: u32, bytes| Evidence::recorded(key("a"), path(number).hash_part(), result('1'), None, bytes);
+    let of =
+        |number: u32, bytes| VerifiedStatement::recorded(key("a"), path(number).hash_part(), result('1'), None, bytes);
     assert_eq!(evicted(ledger.insert(&of(1, 400), None)), [0; 0]);
     assert_eq!(evicted(ledger.insert(&of(2, 400), None)), [0; 0]);
     assert_eq!(evicted(ledger.insert(&of(3, 700), None)), [1, 2]);
@@ -114,7 +116,7 @@ fn builders_and_questions_are_bounded() {
     for number in 0..BUILDERS_MAX + 3 {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
-        let evidence = Evidence::recorded(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
+        let evidence = VerifiedStatement::recorded(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
         let insertion = ledger.insert(&evidence, None);
         assert_eq!(insertion == Insertion::TooManyBuilders, number >= BUILDERS_MAX, "{number}");
     }

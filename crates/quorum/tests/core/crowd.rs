@@ -6,7 +6,7 @@ use narmesh_protocol::{Attestation, BuilderKey, HashPart, NarHash, Statement, St
 use narmesh_quorum::exchange::{Exchange, Fault, Input, Moment, Output, Spoken, Taken};
 use narmesh_quorum::reconcile::Shared;
 use narmesh_quorum::wire::QuorumRequest;
-use narmesh_quorum::{Evidence, Facts, Insertion, Ledger, LedgerLimits, WallMs};
+use narmesh_quorum::{Claim, Insertion, Ledger, LedgerLimits, VerifiedStatement, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
 const LINE_MS: u64 = 5;
@@ -54,10 +54,10 @@ pub(crate) fn attestation(builder: &str, path: &StorePath, letter: char) -> Atte
     }
 }
 
-fn evidence(attestation: &Attestation) -> Evidence {
-    let facts = Facts::of(&StoreDir::parse("/nix/store").unwrap(), &attestation.statement);
+fn evidence(attestation: &Attestation) -> VerifiedStatement {
+    let facts = Claim::of(&StoreDir::parse("/nix/store").unwrap(), &attestation.statement);
     let path = attestation.statement.path.hash_part();
-    Evidence::recorded(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
+    VerifiedStatement::recorded(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
 }
 
 /// Both sides may tell each other of these builders, and count them.

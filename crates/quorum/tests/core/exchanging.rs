@@ -6,7 +6,7 @@ use narmesh_protocol::{HashPart, NarHash};
 use narmesh_quorum::exchange::{Exchange, Fault, Input, Moment, Output, Spoken};
 use narmesh_quorum::reconcile::{Answer, BuilderDigest, Content, Item, Node, Query, Session, Shared};
 use narmesh_quorum::wire::{QuorumReply, QuorumRequest};
-use narmesh_quorum::{Evidence, Facts, FingerprintDigest, Ledger, LedgerLimits, NameDigest, WallMs};
+use narmesh_quorum::{Claim, FingerprintDigest, Ledger, LedgerLimits, NameDigest, VerifiedStatement, WallMs};
 use std::collections::BTreeSet;
 
 /// An attestation has reached every node this long after it was made, milliseconds.
@@ -104,13 +104,14 @@ fn few_of_a_between_many_of_b() -> Ledger {
         bytes[19] = top;
         HashPart(bytes)
     };
-    let facts = Facts {
+    let facts = Claim {
         fingerprint: FingerprintDigest([1; 32]),
         nar_hash: NarHash([1; 32]),
         nar_size: 1,
         name: NameDigest::of("x"),
     };
-    let mut insert = |name, part| ledger.insert(&Evidence::recorded(key(name), part, facts, Some(WallMs(1)), 1), None);
+    let mut insert =
+        |name, part| ledger.insert(&VerifiedStatement::recorded(key(name), part, facts, Some(WallMs(1)), 1), None);
     for top in 0..=255 {
         insert("a", part(top, 0));
         (1..400).for_each(|number| drop(insert("b", part(top, number))));

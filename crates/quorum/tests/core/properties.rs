@@ -1,7 +1,7 @@
 //! Properties that hold for every set of statements.
 
 use crate::stage::{checked, key, ledger, path, result, revocation, rules, says, signs};
-use narmesh_quorum::{Evidence, Insertion, Ledger, Policy, PolicyRules, Standing, State, WallMs};
+use narmesh_quorum::{Ballot, Insertion, Ledger, Policy, PolicyRules, State, VerifiedStatement, WallMs};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ fn a_policy(k: usize, veto: bool) -> Policy {
 }
 
 /// A statement about one path: a builder, a result, with a date or bare, and when it was first stored.
-fn statement() -> impl Strategy<Value = (Evidence, Option<WallMs>)> {
+fn statement() -> impl Strategy<Value = (VerifiedStatement, Option<WallMs>)> {
     (0..BUILDERS.len(), 0..3u8, prop::bool::weighted(0.2), prop::option::weighted(0.9, 0..100u64)).prop_map(
         |(builder, letter, bare, stored)| {
             let make = if bare { signs } else { says };
@@ -27,7 +27,7 @@ fn statement() -> impl Strategy<Value = (Evidence, Option<WallMs>)> {
 }
 
 /// A builder's statement is first stored once, so only the first of equal statements is taken.
-fn once_each(statements: Vec<(Evidence, Option<WallMs>)>) -> Vec<(Evidence, Option<WallMs>)> {
+fn once_each(statements: Vec<(VerifiedStatement, Option<WallMs>)>) -> Vec<(VerifiedStatement, Option<WallMs>)> {
     let mut first = BTreeMap::new();
     for (evidence, stored) in statements {
         first.entry((evidence.builder(), evidence.facts().fingerprint)).or_insert((evidence, stored));
@@ -35,7 +35,7 @@ fn once_each(statements: Vec<(Evidence, Option<WallMs>)>) -> Vec<(Evidence, Opti
     first.into_values().collect()
 }
 
-fn filled(statements: &[(Evidence, Option<WallMs>)]) -> Ledger {
+fn filled(statements: &[(VerifiedStatement, Option<WallMs>)]) -> Ledger {
     let mut ledger = ledger();
     for (evidence, stored) in statements {
         ledger.insert(evidence, *stored);
@@ -44,7 +44,7 @@ fn filled(statements: &[(Evidence, Option<WallMs>)]) -> Ledger {
 }
 
 /// The rules implemented again from the words of `docs/quorum.md`, simple and slow.
-fn by_the_book(k: usize, veto: bool, statements: &[(Evidence, Option<WallMs>)]) -> State {
+fn by_the_book(k: usize, veto: bool, statements: &[(VerifiedStatement, Option<WallMs>)]) -> State {
     let group = |name: &str| match name {
         "a" | "b" => "one".to_owned(),
         "f" | "g" => "two".to_owned(),
@@ -178,7 +178,7 @@ proptest! {
         ledger.insert(&says("e", &path(1), result('3')), Some(WallMs(1)));
         let with = policy.verdict(&ledger, &path(1));
         prop_assert_eq!(with.state, without.state);
-        prop_assert!(matches!(with.standings[4], Standing::Void(_)));
+        prop_assert!(matches!(with.standings[4], Ballot::Void(_)));
     }
 }
 
@@ -186,6 +186,6 @@ proptest! {
 /// must count for neither.
 fn group_divided(policy: &Policy, ledger: &Ledger) -> bool {
     let divided =
-        |standing: &Standing| matches!(standing, Standing::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));
+        |standing: &Ballot| matches!(standing, Ballot::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));
     policy.verdict(ledger, &path(1)).standings.iter().any(divided)
 }

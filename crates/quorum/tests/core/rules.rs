@@ -6,8 +6,8 @@ use crate::stage::{
 };
 use narmesh_protocol::StorePath;
 use narmesh_quorum::{
-    Builder, Decision, Facts, Grounds, Insertion, Ledger, Mode, NameDigest, Policy, PolicyError, PolicyRules,
-    PolicyWarning, Preference, Refusal, Require, Standing, State, Uncounted, WallMs,
+    Ballot, Builder, Claim, Grounds, Insertion, Ledger, Mode, NameDigest, Policy, PolicyError, PolicyRules,
+    PolicyWarning, Preference, Refusal, Require, Ruling, State, Uncounted, WallMs,
 };
 
 #[test]
@@ -44,7 +44,7 @@ fn short_is_one_fingerprint_below_k_and_none_is_nothing() {
     let policy = policy("a b c", 2);
     assert_eq!(state(&policy, "a1"), State::Short);
     assert_eq!(state(&policy, ""), State::None);
-    assert!(verdict(&policy, "").standings.iter().all(|standing| *standing == Standing::Missing));
+    assert!(verdict(&policy, "").standings.iter().all(|standing| *standing == Ballot::Missing));
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_content_address_needs_nobody() {
     assert_eq!(policy.verdict_content_addressed(&ledger, &path(1)).state, State::ContentAddressed);
     assert_eq!(
         policy.decide(&ledger, &path(1), result('9').fingerprint, true),
-        Decision::Serve(Grounds::ContentAddressed)
+        Ruling::Serve(Grounds::ContentAddressed)
     );
 }
 
@@ -63,13 +63,13 @@ fn k_is_absolute_and_the_missing_are_missing() {
     let policy = policy("a b c d e", 3);
     assert_eq!(state(&policy, "a1 b1"), State::Short, "two of the two that answered are not three");
     let missing = verdict(&policy, "a1 b1").standings;
-    assert_eq!(missing.iter().filter(|standing| **standing == Standing::Missing).count(), 3);
+    assert_eq!(missing.iter().filter(|standing| **standing == Ballot::Missing).count(), 3);
 }
 
 #[test]
 fn agreement_is_on_the_whole_fingerprint() {
     // The same NarHash, but other References.
-    let other = Facts { fingerprint: result('2').fingerprint, ..result('1') };
+    let other = Claim { fingerprint: result('2').fingerprint, ..result('1') };
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&says("c", &path(1), other), Some(WallMs(1)));
     assert_eq!(policy("a b c", 3).verdict(&ledger, &path(1)).state, State::Conflict);
@@ -79,7 +79,7 @@ fn agreement_is_on_the_whole_fingerprint() {
 fn a_made_up_name_does_not_lower_how_many_must_agree() {
     let part = path(1).hash_part();
     let doc = StorePath::new(part, "evil-doc").unwrap();
-    let of_doc = Facts { name: NameDigest::of("evil-doc"), ..result('9') };
+    let of_doc = Claim { name: NameDigest::of("evil-doc"), ..result('9') };
     let mut rules = rules("a b c d", 3);
     let require = rules.require.as_mut().unwrap();
     (require.overrides, require.grace) = (vec![special("*-doc", 1)], Some(vec!["d".to_owned()]));
@@ -98,13 +98,13 @@ fn a_made_up_name_does_not_lower_how_many_must_agree() {
     let asked = told("", true);
     assert_eq!(state(&asked, &path(1)), State::Conflict);
     let decided = policy.decide(&asked, &path(1), result('1').fingerprint, false);
-    assert_eq!(decided, Decision::Refuse(Refusal::NotAgreed(State::Conflict)));
+    assert_eq!(decided, Ruling::Refuse(Refusal::NotAgreed(State::Conflict)));
     // One honest statement is enough to take the override from the made-up name.
     for said in ["a1", "a1 b1", "a1 b1 c1"] {
         let ledger = told(said, true);
         let verdict = policy.verdict(&ledger, &doc);
         assert_eq!((verdict.state, verdict.k), (State::Conflict, 3), "{said}");
-        assert!(matches!(policy.decide(&ledger, &doc, of_doc.fingerprint, false), Decision::Refuse(_)), "{said}");
+        assert!(matches!(policy.decide(&ledger, &doc, of_doc.fingerprint, false), Ruling::Refuse(_)), "{said}");
     }
     // The liar alone blocks nothing on which enough others agree.
     assert_eq!(state(&told("a1 b1", true), &path(1)), State::Conflict);
@@ -125,7 +125,7 @@ fn a_group_whose_builders_disagree_counts_for_neither() {
     let policy = policy("a=acme b=acme c d", 2);
     let verdict = verdict(&policy, "a1 b2 c1");
     assert_eq!(verdict.state, State::Conflict);
-    assert!(matches!(verdict.standings[0], Standing::NotCounted(Uncounted::GroupDisagrees, _)));
+    assert!(matches!(verdict.standings[0], Ballot::NotCounted(Uncounted::GroupDisagrees, _)));
     assert_eq!(state(&policy, "a1 b2 c1 d1"), State::Agreed);
     // The group counts for neither result, however many of its builders attest one of them.
     let more = checked(rules("a=acme b=acme c=acme d", 2));
@@ -150,7 +150,7 @@ fn a_bare_signature_is_no_vote() {
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
     let verdict = policy.verdict(&ledger, &path(1));
     assert_eq!(verdict.state, State::Short);
-    assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::BareSignature, result('1')));
+    assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::BareSignature, result('1')));
     assert_eq!(ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2))), Insertion::Upgraded);
     assert_eq!(policy.verdict(&ledger, &path(1)).state, State::Agreed);
 }
@@ -177,7 +177,7 @@ fn two_fingerprints_void_the_vote_for_that_path_only() {
     let mut ledger = heard(&path(1), "a1 b1 b2");
     let verdict = policy.verdict(&ledger, &path(1));
     assert_eq!(verdict.state, State::Short);
-    assert_eq!(verdict.standings[1], Standing::Void(vec![result('1'), result('2')]));
+    assert_eq!(verdict.standings[1], Ballot::Void(vec![result('1'), result('2')]));
     hear(&mut ledger, &path(2), "a1 b1");
     assert_eq!(policy.verdict(&ledger, &path(2)).state, State::Agreed, "never a penalty elsewhere");
 }
@@ -206,7 +206,7 @@ fn revocation_looks_at_when_we_first_stored_it() {
     for from in [0, 1_001, 5_000] {
         let verdict = revoked(from).verdict(&ledger, &path(1));
         assert_eq!(verdict.state, State::Short, "revoked from {from}");
-        assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::Revoked, result('1')));
+        assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
     }
 }
 
@@ -217,7 +217,7 @@ fn statements_of_a_revoked_key_without_a_storing_time_are_void() {
     assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed);
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", u64::MAX)], ..rules("a b", 2) });
     let verdict = revoked.verdict(&ledger, &path(1));
-    assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::RevokedWithoutRecord, result('1')));
+    assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::RevokedWithoutRecord, result('1')));
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_date_added_to_a_bare_signature_counts_from_when_it_came() {
         assert_eq!(state(&ledger, true, from), flagged, "the signature, which counts, revoked from {from}");
     }
     let verdict = policy(false, 6_000).verdict(&ledger, &path(1));
-    assert_eq!(verdict.standings[1], Standing::NotCounted(Uncounted::Revoked, result('1')));
+    assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
     // Only its date does not count: it is reported as the bare signature that it was.
     let vote = ledger.votes(&path(1).hash_part()).find(|vote| vote.builder == key("b")).unwrap();
     assert_eq!((vote.stored_at, vote.dated_stored_at), (Some(WallMs(5_000)), Some(WallMs(7_000))));
@@ -285,18 +285,18 @@ fn with_grace(grace: Option<&[&str]>, own: Option<&str>) -> Policy {
 fn grace_is_for_paths_that_no_other_builder_has() {
     let decide =
         |policy: &Policy, votes: &str| policy.decide(&heard(&path(1), votes), &path(1), result('1').fingerprint, false);
-    let not_agreed = |state| Decision::Refuse(Refusal::NotAgreed(state));
+    let not_agreed = |state| Ruling::Refuse(Refusal::NotAgreed(state));
     assert_eq!(decide(&with_grace(None, None), "a1"), not_agreed(State::Short), "there is no default");
     assert_eq!(decide(&with_grace(None, Some("a")), "a1"), not_agreed(State::Short), "not even for our own key");
     let named = with_grace(Some(&["a"]), None);
-    assert_eq!(decide(&named, "a1"), Decision::Serve(Grounds::Grace));
+    assert_eq!(decide(&named, "a1"), Ruling::Serve(Grounds::Grace));
     assert_eq!(decide(&named, "b1"), not_agreed(State::Short), "only builders named in it");
     assert_eq!(decide(&named, "a2"), not_agreed(State::Short), "only what it attests");
     assert_eq!(decide(&named, "a1 b2"), not_agreed(State::Conflict), "another builder has it");
     assert_eq!(decide(&named, "a1 b2 b3"), not_agreed(State::Short), "and a void vote says that it has it");
     assert_eq!(decide(&named, "a1 a2"), not_agreed(State::None));
     let own = with_grace(Some(&[]), Some("b"));
-    assert_eq!(decide(&own, "b1"), Decision::Serve(Grounds::Grace), "our own key");
+    assert_eq!(decide(&own, "b1"), Ruling::Serve(Grounds::Grace), "our own key");
     assert_eq!(decide(&own, "a1"), not_agreed(State::Short));
 }
 
@@ -306,26 +306,26 @@ fn grace_is_for_our_own_key_also_where_it_is_no_builder() {
         policy.decide(&heard(&path(1), votes), &path(1), result(letter).fingerprint, false)
     };
     let own = with_grace(Some(&[]), Some("x"));
-    assert_eq!(decide(&own, "x1", '1'), Decision::Serve(Grounds::Grace));
-    assert_eq!(decide(&own, "x1 stranger1", '1'), Decision::Serve(Grounds::Grace));
-    let refused = |votes, letter| matches!(decide(&own, votes, letter), Decision::Refuse(_));
+    assert_eq!(decide(&own, "x1", '1'), Ruling::Serve(Grounds::Grace));
+    assert_eq!(decide(&own, "x1 stranger1", '1'), Ruling::Serve(Grounds::Grace));
+    let refused = |votes, letter| matches!(decide(&own, votes, letter), Ruling::Refuse(_));
     assert!(refused("x1", '2'), "only what it attests");
     assert!(refused("x1 x2", '1'), "it said two things");
     assert!(refused("x1 a1", '1') && refused("x1 a2", '1') && refused("x1 a2 a3", '1'), "another builder has it");
     assert!(refused("stranger1", '1'));
     let both = with_grace(Some(&["a"]), Some("x"));
-    assert_eq!(decide(&both, "x1 a1", '1'), Decision::Serve(Grounds::Grace));
-    assert!(matches!(decide(&both, "x1 a2", '2'), Decision::Refuse(_)), "they do not say the same");
+    assert_eq!(decide(&both, "x1 a1", '1'), Ruling::Serve(Grounds::Grace));
+    assert!(matches!(decide(&both, "x1 a2", '2'), Ruling::Refuse(_)), "they do not say the same");
     // Its word is named as the reason why something was served. Where others agree, it adds nothing.
     let vouching = |policy: &Policy, votes| policy.vouching(&heard(&path(1), votes), &path(1), result('1').fingerprint);
     assert_eq!((vouching(&own, "x1"), vouching(&both, "x1 a1")), (vec![key("x")], vec![key("a"), key("x")]));
     assert_eq!(vouching(&own, "x1 a1 b1"), [key("a"), key("b")]);
     let without = with_grace(None, Some("x"));
-    assert!(matches!(decide(&without, "x1", '1'), Decision::Refuse(_)), "there is no default");
+    assert!(matches!(decide(&without, "x1", '1'), Ruling::Refuse(_)), "there is no default");
     let rules = PolicyRules { own: Some(key("x")), revoked: vec![revocation("x", 0)], ..rules("a b c", 2) };
     let mut rules = rules;
     rules.require.as_mut().unwrap().grace = Some(Vec::new());
-    assert!(matches!(decide(&checked(rules), "x1", '1'), Decision::Refuse(_)), "its key is revoked");
+    assert!(matches!(decide(&checked(rules), "x1", '1'), Ruling::Refuse(_)), "its key is revoked");
 }
 
 #[test]
@@ -336,9 +336,9 @@ fn a_path_that_falls_short_gets_no_grace_once_another_builder_has_it() {
         checked(rules)
     };
     let decide = |votes: &str| policy.decide(&heard(&path(1), votes), &path(1), result('1').fingerprint, false);
-    assert_eq!(decide("a1"), Decision::Serve(Grounds::Grace));
-    assert_eq!(decide("a1 b1"), Decision::Refuse(Refusal::NotAgreed(State::Short)));
-    assert_eq!(decide("a1 b1 c1"), Decision::Serve(Grounds::Agreed));
+    assert_eq!(decide("a1"), Ruling::Serve(Grounds::Grace));
+    assert_eq!(decide("a1 b1"), Ruling::Refuse(Refusal::NotAgreed(State::Short)));
+    assert_eq!(decide("a1 b1 c1"), Ruling::Serve(Grounds::Agreed));
 }
 
 #[test]
@@ -348,20 +348,20 @@ fn grace_ends_as_soon_as_any_other_builder_says_anything_of_the_path() {
     let policy = checked(rules);
     let decide = |ledger: &Ledger| policy.decide(ledger, &path(1), result('1').fingerprint, false);
     for graced in ["a1", "d1", "a1 d1", "a1 stranger1"] {
-        assert_eq!(decide(&heard(&path(1), graced)), Decision::Serve(Grounds::Grace), "{graced}");
+        assert_eq!(decide(&heard(&path(1), graced)), Ruling::Serve(Grounds::Grace), "{graced}");
     }
     // The same result, another one, two different ones, and a statement that is void because its key is revoked.
     for ended in ["a1 b1", "a1 b2", "a1 b2 b3", "a1 c1", "a1 d1 b1"] {
-        assert!(matches!(decide(&heard(&path(1), ended)), Decision::Refuse(Refusal::NotAgreed(_))), "{ended}");
+        assert!(matches!(decide(&heard(&path(1), ended)), Ruling::Refuse(Refusal::NotAgreed(_))), "{ended}");
     }
     // Even a signature that does not count: its builder has the path.
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
-    assert_eq!(decide(&ledger), Decision::Refuse(Refusal::NotAgreed(State::Short)));
+    assert_eq!(decide(&ledger), Ruling::Refuse(Refusal::NotAgreed(State::Short)));
     // Statements about another path do not matter.
     let mut ledger = heard(&path(1), "a1");
     hear(&mut ledger, &path(2), "b1 c2");
-    assert_eq!(decide(&ledger), Decision::Serve(Grounds::Grace));
+    assert_eq!(decide(&ledger), Ruling::Serve(Grounds::Grace));
 }
 
 #[test]
@@ -371,12 +371,12 @@ fn require_serves_only_the_agreed_fingerprint_and_the_other_modes_refuse_nothing
         let policy = checked(PolicyRules { mode, ..rules("a b c", 2) });
         policy.decide(&ledger, &path(1), result(letter).fingerprint, false)
     };
-    assert_eq!(decide(Mode::Require, '1'), Decision::Serve(Grounds::Agreed));
-    assert_eq!(decide(Mode::Require, '2'), Decision::Refuse(Refusal::OtherFingerprint));
-    assert_eq!(decide(Mode::Prefer, '1'), Decision::Prefer(Preference::Agreed));
-    assert_eq!(decide(Mode::Prefer, '2'), Decision::Prefer(Preference::Other));
-    assert_eq!(decide(Mode::Observe, '2'), Decision::NotAsked);
-    assert_eq!(decide(Mode::Off, '2'), Decision::NotAsked);
+    assert_eq!(decide(Mode::Require, '1'), Ruling::Serve(Grounds::Agreed));
+    assert_eq!(decide(Mode::Require, '2'), Ruling::Refuse(Refusal::OtherFingerprint));
+    assert_eq!(decide(Mode::Prefer, '1'), Ruling::Prefer(Preference::Agreed));
+    assert_eq!(decide(Mode::Prefer, '2'), Ruling::Prefer(Preference::Other));
+    assert_eq!(decide(Mode::Observe, '2'), Ruling::NotAsked);
+    assert_eq!(decide(Mode::Off, '2'), Ruling::NotAsked);
 }
 
 #[test]

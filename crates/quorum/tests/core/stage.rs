@@ -2,8 +2,8 @@
 
 use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NarHash, StorePath};
 use narmesh_quorum::{
-    Builder, Evidence, Facts, FingerprintDigest, Insertion, Ledger, LedgerLimits, Mode, NameDigest, Override, Policy,
-    PolicyRules, Require, Revocation, State, Verdict, WallMs,
+    Builder, Claim, FingerprintDigest, Insertion, Ledger, LedgerLimits, Mode, NameDigest, Override, Policy,
+    PolicyRules, Require, Revocation, State, Verdict, VerifiedStatement, WallMs,
 };
 
 /// A path; different numbers give different paths.
@@ -28,9 +28,9 @@ pub(crate) fn clustered(number: u32) -> StorePath {
 }
 
 /// A possible result of a build; different letters give different fingerprints and NarHashes.
-pub(crate) fn result(letter: char) -> Facts {
+pub(crate) fn result(letter: char) -> Claim {
     let number = letter as u8;
-    Facts {
+    Claim {
         fingerprint: FingerprintDigest([number; 32]),
         nar_hash: NarHash([number; 32]),
         nar_size: 112,
@@ -46,13 +46,13 @@ pub(crate) fn key(name: &str) -> BuilderKey {
 }
 
 /// An attestation.
-pub(crate) fn says(builder: &str, path: &StorePath, facts: Facts) -> Evidence {
-    Evidence::recorded(key(builder), path.hash_part(), facts, Some(WallMs(1_000)), 300)
+pub(crate) fn says(builder: &str, path: &StorePath, facts: Claim) -> VerifiedStatement {
+    VerifiedStatement::recorded(key(builder), path.hash_part(), facts, Some(WallMs(1_000)), 300)
 }
 
 /// A bare Nix signature.
-pub(crate) fn signs(builder: &str, path: &StorePath, facts: Facts) -> Evidence {
-    Evidence::recorded(key(builder), path.hash_part(), facts, None, 300)
+pub(crate) fn signs(builder: &str, path: &StorePath, facts: Claim) -> VerifiedStatement {
+    VerifiedStatement::recorded(key(builder), path.hash_part(), facts, None, 300)
 }
 
 /// An empty ledger.
@@ -71,7 +71,7 @@ pub(crate) fn heard(path: &StorePath, votes: &str) -> Ledger {
 pub(crate) fn hear(ledger: &mut Ledger, path: &StorePath, votes: &str) {
     for vote in votes.split_whitespace() {
         let (builder, letter) = vote.split_at(vote.len() - 1);
-        let facts = Facts { name: NameDigest::of(path.name()), ..result(letter.chars().next().unwrap()) };
+        let facts = Claim { name: NameDigest::of(path.name()), ..result(letter.chars().next().unwrap()) };
         assert!(matches!(ledger.insert(&says(builder, path, facts), Some(WallMs(5_000))), Insertion::New { .. }));
     }
 }

@@ -10,10 +10,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::buffers::Held;
 use super::checkpoints::Trail;
-use super::keeper::{HungUp, Keeper};
 use super::transfer::{Step, Transfer};
+use super::waiting_client::{HungUp, WaitingClient};
 use super::{HoldLimits, NarContext};
-use crate::decisions::Decision;
+use crate::lookup_log::LookupEvent;
 
 /// A NAR waits for memory as long as its client can be kept waiting, but at least so long; after that while something comes from
 /// those that could send it.
@@ -47,7 +47,7 @@ pub(super) struct Delivery {
     pub(super) context: Arc<NarContext>,
     pub(super) url: NarUrl,
     pub(super) transfer: Transfer,
-    pub(super) keeper: Keeper,
+    pub(super) client: WaitingClient,
 }
 
 impl Delivery {
@@ -67,12 +67,12 @@ impl Delivery {
             Ended::Gone => {
                 let at = self.transfer.offset();
                 drop(self.transfer);
-                if self.keeper.has_told_something() {
-                    self.context.spoilt.spoil(self.url.nar_hash);
+                if self.client.has_told_something() {
+                    self.context.nar_faults.note_cut_short(self.url.nar_hash);
                     self.context.counters.nars_aborted.inc();
-                    self.context.decisions.note(self.url.hash_part, Decision::NarCutShort(at));
+                    self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarCutShort(at));
                 }
-                self.keeper.abort().await;
+                self.client.abort().await;
             }
         }
         ended
@@ -88,7 +88,7 @@ impl Delivery {
         if is_whole && let Some(permit) = context.buffers.try_take(size) {
             return Ok(Some((permit, true)));
         }
-        let (url, mut patience) = (self.url, self.keeper.lasts().max(MEMORY_PATIENCE));
+        let (url, mut patience) = (self.url, self.client.lasts().max(MEMORY_PATIENCE));
         let wait = async move {
             let mut permit = pin!(context.buffers.take(size.min(streamed)));
             loop {
@@ -100,14 +100,14 @@ impl Delivery {
             }
         };
         // What little there is is enough for all of it.
-        Ok(self.keeper.keep(wait).await?.map(|permit| (permit, is_whole && size <= streamed)))
+        Ok(self.client.keep(wait).await?.map(|permit| (permit, is_whole && size <= streamed)))
     }
 
     /// Reads all of it before Nix sees any of it, for as long as Nix can be kept waiting; then what is there goes out.
     async fn hold(&mut self, permit: OwnedSemaphorePermit) -> Ended {
         let mut nar = Vec::with_capacity(usize::try_from(self.url.nar_size).unwrap_or_default());
         loop {
-            let step = match self.keeper.keep(self.transfer.step(&mut nar)).await {
+            let step = match self.client.keep(self.transfer.step(&mut nar)).await {
                 Ok(step) => step,
                 Err(HungUp) => return Ended::HungUp,
             };
@@ -116,10 +116,10 @@ impl Delivery {
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
                     let nar = Held::new(nar, Some(permit)).into_bytes();
-                    return ended(self.keeper.send(0, nar).await);
+                    return ended(self.client.send(0, nar).await);
                 }
             }
-            if self.keeper.is_at_its_end() {
+            if self.client.is_at_its_end() {
                 return self.stream(permit, nar, 0).await;
             }
         }
@@ -134,7 +134,7 @@ impl Delivery {
                 self.transfer.may_begin_anew = false;
                 let bytes = Bytes::from(std::mem::take(&mut held));
                 let end = from + bytes.len() as u64;
-                if self.keeper.send(from, bytes).await.is_err() {
+                if self.client.send(from, bytes).await.is_err() {
                     return self.hung_up(trail);
                 }
                 from = end;
@@ -142,7 +142,7 @@ impl Delivery {
                     trail.pass(verifier, self.transfer.contributors());
                 }
             }
-            let step = match self.keeper.keep(self.transfer.step(&mut held)).await {
+            let step = match self.client.keep(self.transfer.step(&mut held)).await {
                 Ok(step) => step,
                 Err(HungUp) => return self.hung_up(trail),
             };
@@ -152,7 +152,7 @@ impl Delivery {
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
                     let last = Held::new(std::mem::take(&mut held), Some(permit)).into_bytes();
-                    return ended(self.keeper.send(from, last).await);
+                    return ended(self.client.send(from, last).await);
                 }
             }
         }

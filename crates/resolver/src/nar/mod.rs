@@ -2,7 +2,7 @@
 //! [`Nars`] walks; [`own`] and [`ahead`] are what they say, [`transfers`] begins a transfer, [`contents`] reads one for its hash.
 //!
 //! A NAR is told as gone only when every source has said no, was proven wrong or is dead. Until then Nix is kept waiting
-//! ([`keeper`]).
+//! ([`waiting_client`]).
 
 mod ahead;
 mod buffers;
@@ -10,16 +10,16 @@ mod checkpoints;
 mod contents;
 mod delivery;
 mod endurance;
-mod keeper;
+mod nar_faults;
 mod own;
 mod race;
 mod roster;
 mod runner;
-mod spoilt;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod transfers;
+mod waiting_client;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,18 +34,18 @@ use self::ahead::NarsAhead;
 use self::buffers::Buffers;
 use self::checkpoints::Checkpoints;
 use self::delivery::{Delivery, Ended};
-use self::keeper::{CHUNKS_AHEAD, Keeper};
+use self::nar_faults::NarFaults;
 use self::own::OwnNars;
-use self::spoilt::Spoilt;
 use self::transfers::Transfers;
+use self::waiting_client::{CHUNKS_AHEAD, WaitingClient};
 use crate::ResolverCounters;
-use crate::decisions::{Decision, Decisions};
+use crate::lookup_log::{LookupEvent, LookupLog};
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 use crate::source::{SourceId, Sources};
 
 pub(crate) use self::contents::ContentsCheck;
-pub(crate) use self::spoilt::{Since, insert};
+pub(crate) use self::nar_faults::{Since, insert};
 
 /// A NAR up to this size is verified as a whole before its first byte, so that another holder is invisible to Nix.
 const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
@@ -75,9 +75,9 @@ pub enum Compress {
 #[derive(Debug)]
 pub(crate) struct NarContext {
     pub(crate) sources: Arc<dyn Sources>,
-    pub(crate) decisions: Arc<Decisions>,
+    pub(crate) lookup_log: Arc<LookupLog>,
     pub(crate) counters: ResolverCounters,
-    spoilt: Spoilt,
+    nar_faults: NarFaults,
     checkpoints: Checkpoints,
     buffers: Buffers,
     /// Those of NARs of our own store are apart, so that clients that do not read them keep no peer's NAR waiting.
@@ -109,9 +109,9 @@ impl NarContext {
         let own_bytes_max = buffer_bytes_max / 8;
         Self {
             sources: Arc::clone(&shared.sources),
-            decisions: Arc::clone(&shared.decisions),
+            lookup_log: Arc::clone(&shared.lookup_log),
             counters: shared.counters.clone(),
-            spoilt: Spoilt::default(),
+            nar_faults: NarFaults::default(),
             checkpoints: Checkpoints::default(),
             buffers: Buffers::new(buffer_bytes_max - own_bytes_max),
             own_buffers: Buffers::new(own_bytes_max),
@@ -121,7 +121,7 @@ impl NarContext {
 
     /// Who claims the path of this NAR and did not lie about it, best first.
     fn candidates(&self, url: &NarUrl) -> Vec<SourceId> {
-        let liars = self.spoilt.liars(&url.nar_hash);
+        let liars = self.nar_faults.liars(&url.nar_hash);
         let candidates = self.sources.candidates(&url.hash_part);
         candidates.sources().filter(|source| !liars.contains(source)).collect()
     }
@@ -166,13 +166,13 @@ impl Nars {
         };
         if body.is_none() {
             self.shared.counters.nars_absent.inc();
-            self.shared.decisions.note(url.hash_part, Decision::NarGone);
+            self.shared.lookup_log.note(url.hash_part, LookupEvent::NarGone);
         }
         body
     }
 
     async fn bring_admitted(self: &Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
-        if first_byte >= url.nar_size || (resumed && self.context.spoilt.is_spoilt(&url.nar_hash)) {
+        if first_byte >= url.nar_size || (resumed && self.context.nar_faults.was_cut_short(&url.nar_hash)) {
             return None;
         }
         if self.shared.has(&url.hash_part)
@@ -181,30 +181,30 @@ impl Nars {
             return Some(body);
         }
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::spawn(Arc::clone(self).deliver(url, first_byte, Keeper::new(client, first_byte)));
+        tokio::spawn(Arc::clone(self).deliver(url, first_byte, WaitingClient::new(client, first_byte)));
         let first = body.recv().await?.ok()?;
         let rest = futures::stream::poll_fn(move |context| body.poll_recv(context));
         Some(Box::pin(futures::stream::once(async { Ok(first) }).chain(rest)))
     }
 
-    /// Brings a NAR to the client of `keeper`. A task of its own, so that the client can be kept waiting from the first moment.
-    async fn deliver(self: Arc<Self>, url: NarUrl, first_byte: u64, mut keeper: Keeper) {
+    /// Brings a NAR to its client. A task of its own, so that the client can be kept waiting from the first moment.
+    async fn deliver(self: Arc<Self>, url: NarUrl, first_byte: u64, mut client: WaitingClient) {
         if first_byte == 0
             && let Some(reading) = self.ahead.take(url)
         {
-            let Ok(nar) = keeper.keep(reading).await else { return };
+            let Ok(nar) = client.keep(reading).await else { return };
             if let Some(nar) = nar {
                 self.shared.counters.ahead_used.inc();
-                if keeper.send(0, nar).await.is_ok() {
+                if client.send(0, nar).await.is_ok() {
                     self.shared.counters.nars_complete.inc();
                 }
                 return;
             }
         }
-        let Ok(holders) = keeper.keep(self.transfers.holders(&url)).await else { return };
+        let Ok(holders) = client.keep(self.transfers.holders(&url)).await else { return };
         let transfer = self.transfers.begin(url, first_byte, holders);
         let context = Arc::clone(&self.context);
-        if (Delivery { context, url, transfer, keeper }).run().await == Ended::Gone {
+        if (Delivery { context, url, transfer, client }).run().await == Ended::Gone {
             self.narinfos.forget(url.hash_part);
         }
     }

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::buffers::Held;
 use super::{BodyAborted, NarBody, NarContext};
-use crate::decisions::Decision;
+use crate::lookup_log::LookupEvent;
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 
@@ -80,9 +80,9 @@ impl OwnNars {
 
     /// Notes that a body of our own store ends short, so that Nix builds or goes on elsewhere, and is told 404 for what it asks next.
     fn cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
-        self.context.spoilt.spoil(url.nar_hash);
+        self.context.nar_faults.note_cut_short(url.nar_hash);
         self.shared.counters.nars_aborted.inc();
-        self.shared.decisions.note(url.hash_part, Decision::NarCutShort(at));
+        self.shared.lookup_log.note(url.hash_part, LookupEvent::NarCutShort(at));
         BodyAborted
     }
 }

@@ -18,11 +18,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::delivery::{Delivery, Ended};
-use super::keeper::{CHUNKS_AHEAD, Keeper, NAR_PREFIX};
 use super::transfer::{Transfer, TransferSettings};
-use super::{Buffers, Checkpoints, Compress, HoldLimits, NarContext, Spoilt};
+use super::waiting_client::{CHUNKS_AHEAD, NAR_PREFIX, WaitingClient};
+use super::{Buffers, Checkpoints, Compress, HoldLimits, NarContext, NarFaults};
 use crate::ResolverCounters;
-use crate::decisions::Decisions;
+use crate::lookup_log::LookupLog;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
 
 const STALL: Duration = Duration::from_secs(5);
@@ -281,9 +281,9 @@ async fn deliver_after(
     let world = World { order: order.clone(), scripts, nar: Arc::clone(&nar), state: Arc::clone(&state) };
     let context = Arc::new(NarContext {
         sources: Arc::new(world),
-        decisions: Arc::<Decisions>::default(),
+        lookup_log: Arc::<LookupLog>::default(),
         counters: ResolverCounters::default(),
-        spoilt: Spoilt::default(),
+        nar_faults: NarFaults::default(),
         checkpoints: Checkpoints::default(),
         buffers: Buffers::new(1 << 20),
         own_buffers: Buffers::new(1 << 20),
@@ -302,7 +302,7 @@ async fn deliver_after(
     };
     let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
     let since = Instant::now();
-    let delivery = Delivery { context, url, transfer, keeper: Keeper::new(client, first_byte) };
+    let delivery = Delivery { context, url, transfer, client: WaitingClient::new(client, first_byte) };
     let read = async {
         let (mut got, mut aborted) = (Vec::new(), false);
         while let Some(chunk) = body.recv().await {

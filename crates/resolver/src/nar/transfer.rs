@@ -24,7 +24,7 @@ use super::roster::{Next, Roster, expected};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
 use crate::ResolverSettings;
-use crate::decisions::Decision;
+use crate::lookup_log::LookupEvent;
 use crate::source::{Line, Observation, Piece, SourceId};
 
 /// The transfer looks at the pace of its sources this often.
@@ -131,8 +131,8 @@ impl Transfer {
         known: Option<Checkpoint>,
     ) -> Self {
         let (verifier, contributors) = known.unzip();
-        let is_strict = context.spoilt.is_doubtful(&url.nar_hash);
-        let least_suspect = context.spoilt.least_suspect(&url.nar_hash);
+        let is_strict = context.nar_faults.is_doubtful(&url.nar_hash);
+        let least_suspect = context.nar_faults.least_suspect(&url.nar_hash);
         Self {
             context,
             settings,
@@ -305,7 +305,7 @@ impl Transfer {
                     return None;
                 }
                 if runner.bytes() == bytes.len() as u64 {
-                    self.context.decisions.note(self.url.hash_part, Decision::NarFrom(source, self.offset));
+                    self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarFrom(source, self.offset));
                 }
                 let runner = self.runners.get_mut(at)?;
                 runner.moved(waited, &line);
@@ -426,8 +426,8 @@ impl Transfer {
         let runner = self.runners.remove(loser);
         self.account(&runner);
         self.roster.stopped(runner.source);
-        let slower = Decision::NarBroken(runner.source, self.offset, "another source is quicker".to_owned());
-        self.context.decisions.note(self.url.hash_part, slower);
+        let slower = LookupEvent::NarBroken(runner.source, self.offset, "another source is quicker".to_owned());
+        self.context.lookup_log.note(self.url.hash_part, slower);
         drop(runner);
         self.take_tail(out)
     }
@@ -477,7 +477,7 @@ impl Transfer {
         for runner in std::mem::take(&mut self.runners) {
             self.account(&runner);
             let source = runner.source;
-            self.context.decisions.note(self.url.hash_part, Decision::NarVerified(source, self.offset, elapsed));
+            self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarVerified(source, self.offset, elapsed));
             let context = Arc::clone(&self.context);
             // It is there already when the NAR was one write; else nobody waits for it.
             let mut end = Box::pin(async move {
@@ -501,15 +501,15 @@ impl Transfer {
         let last = self.contributors.last().copied();
         match self.contributors.as_slice() {
             [liar] => {
-                self.context.decisions.note(self.url.hash_part, Decision::NarLie(*liar));
-                self.context.spoilt.lied(self.url.nar_hash, *liar);
+                self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarLie(*liar));
+                self.context.nar_faults.lied(self.url.nar_hash, *liar);
                 self.context.sources.observe(*liar, Observation::FalseNar);
                 self.roster.out(*liar);
             }
             several => {
-                self.context.decisions.note(self.url.hash_part, Decision::NarMixedLie(several.len()));
+                self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
                 // Whoever went on to the end is less suspect than whoever broke off.
-                self.context.spoilt.doubt(self.url.nar_hash, last);
+                self.context.nar_faults.doubt(self.url.nar_hash, last);
                 self.is_strict = true;
             }
         }
@@ -555,7 +555,7 @@ impl Transfer {
         if is_waited_for_in_vain {
             self.context.sources.observe(runner.source, Observation::TimedOut);
         }
-        self.context.decisions.note(self.url.hash_part, Decision::NarBroken(runner.source, self.offset, why));
+        self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
     }
 
     fn account(&self, runner: &Runner) {

@@ -5,10 +5,10 @@
 
 use super::NarInfosAhead;
 use super::answers::{Answer, Answers};
+use super::false_hits::FalseHits;
 use super::gate::Gate;
 use super::judge::{Judge, Said};
-use super::misses::Misses;
-use crate::decisions::Decision;
+use crate::lookup_log::LookupEvent;
 use crate::shared::Shared;
 use crate::source::{Candidate, Candidates, Line, NoAnswer, Observation, SourceId};
 use futures::StreamExt;
@@ -62,7 +62,7 @@ pub(crate) struct Asking {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
     judge: Judge,
-    misses: Misses,
+    false_hits: FalseHits,
     ahead: NarInfosAhead,
     paths: Mutex<HashMap<HashPart, UnderWay>>,
     slots: Arc<Semaphore>,
@@ -84,7 +84,7 @@ impl Asking {
             shared,
             gate,
             judge,
-            misses: Misses::default(),
+            false_hits: FalseHits::default(),
             ahead: NarInfosAhead::new(answers),
             paths: Mutex::default(),
             slots: Arc::new(Semaphore::new(PATHS_AT_ONCE_MAX)),
@@ -185,11 +185,11 @@ impl Asking {
                     }
                     for source in silent {
                         self.shared.sources.observe(source, Observation::TimedOut);
-                        self.shared.decisions.note(part, Decision::NoAnswer(source, "silent until the deadline".to_owned()));
+                        self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, "silent until the deadline".to_owned()));
                     }
                     if second.is_none() && refused.is_none() {
                         self.shared.counters.deadlines.inc();
-                        self.shared.decisions.note(part, Decision::Deadline(patience.since.elapsed()));
+                        self.shared.lookup_log.note(part, LookupEvent::Deadline(patience.since.elapsed()));
                     }
                     return second.ok_or(refused.map_or(NoNarInfo::NotNow, NoNarInfo::Refused));
                 }
@@ -216,7 +216,7 @@ impl Asking {
         let (source, since) = (candidate.source, Instant::now());
         self.shared.sources.observe(source, Observation::Asked);
         self.shared.sources.prepare(source);
-        self.shared.decisions.note(part, Decision::Asked(source));
+        self.shared.lookup_log.note(part, LookupEvent::Asked(source));
         let until_not_busy = async {
             loop {
                 match self.shared.sources.ask(source, part).await {
@@ -228,8 +228,8 @@ impl Asking {
         let said = match until_not_busy.await {
             Ok(NarInfoReply::Found(text)) => self.judge.judge(part, candidate, &text, since, deadline).await,
             Ok(NarInfoReply::Absent) => {
-                self.shared.decisions.note(part, Decision::Absent(source));
-                if self.misses.is_new(source, part) {
+                self.shared.lookup_log.note(part, LookupEvent::Absent(source));
+                if self.false_hits.is_new(source, part) {
                     self.shared.counters.false_hits.inc();
                     self.shared.sources.observe(source, Observation::FalseHit);
                 }
@@ -237,7 +237,7 @@ impl Asking {
             }
             Ok(NarInfoReply::Busy) | Err(NoAnswer::Busy) => Said::Nothing,
             Err(NoAnswer::Failed(why)) => {
-                self.shared.decisions.note(part, Decision::NoAnswer(source, why));
+                self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, why));
                 Said::Nothing
             }
         };

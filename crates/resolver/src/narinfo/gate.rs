@@ -6,10 +6,10 @@
 
 use super::trust::Proof;
 use crate::builders::Builders;
-use crate::decisions::Decision as Happened;
+use crate::lookup_log::LookupEvent;
 use crate::shared::Shared;
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, Statement, StorePath};
-use narmesh_quorum::{Decision, FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Served, State, WallMs};
+use narmesh_quorum::{FingerprintDigest, Grounds, Mode, Policy, Preference, Refusal, Ruling, Served, State, WallMs};
 use parking_lot::RwLock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -128,26 +128,24 @@ impl Gate {
         };
         match decision {
             // The policy was another one when it was judged.
-            Decision::NotAsked | Decision::Prefer(_) if *proof == Proof::Verdict => {
-                Err(Refusal::NotAgreed(State::None))
-            }
-            Decision::NotAsked | Decision::Serve(_) => pass(false),
-            Decision::Prefer(preference) => pass(preference == Preference::Other),
-            Decision::Refuse(refusal) => Err(refusal),
+            Ruling::NotAsked | Ruling::Prefer(_) if *proof == Proof::Verdict => Err(Refusal::NotAgreed(State::None)),
+            Ruling::NotAsked | Ruling::Serve(_) => pass(false),
+            Ruling::Prefer(preference) => pass(preference == Preference::Other),
+            Ruling::Refuse(refusal) => Err(refusal),
         }
     }
 
     /// What the policy says, and on whose word: of one state of the ledger.
-    fn decision(&self, policy: &Policy, info: &NarInfo, proof: &Proof) -> (Decision, Vec<BuilderKey>) {
+    fn decision(&self, policy: &Policy, info: &NarInfo, proof: &Proof) -> (Ruling, Vec<BuilderKey>) {
         if matches!(policy.mode(), Mode::Off | Mode::Observe) {
-            return (Decision::NotAsked, Vec::new());
+            return (Ruling::NotAsked, Vec::new());
         }
         let fingerprint = self.fingerprint(info);
         let is_addressed = *proof == Proof::ContentAddress;
-        let mut decided = (Decision::NotAsked, Vec::new());
+        let mut decided = (Ruling::NotAsked, Vec::new());
         self.builders.read(&mut |ledger| {
             let decision = policy.decide(ledger, &info.path, fingerprint, is_addressed);
-            let by_word = matches!(decision, Decision::Serve(Grounds::Agreed | Grounds::Grace));
+            let by_word = matches!(decision, Ruling::Serve(Grounds::Agreed | Grounds::Grace));
             let voters = if by_word { policy.vouching(ledger, &info.path, fingerprint) } else { Vec::new() };
             decided = (decision, voters);
         });
@@ -218,7 +216,7 @@ impl Gate {
     pub(crate) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         self.decide(info, proof).inspect_err(|refusal| {
             tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
-            self.shared.decisions.note(info.path.hash_part(), Happened::Refused(*refusal, info.nar_hash));
+            self.shared.lookup_log.note(info.path.hash_part(), LookupEvent::Refused(*refusal, info.nar_hash));
         })
     }
 
@@ -228,9 +226,9 @@ impl Gate {
             let policy = self.builders.policy();
             let (decision, _) = self.decision(&policy, info, proof);
             match decision {
-                Decision::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
+                Ruling::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
                 // It stands only while no other builder says anything.
-                Decision::Serve(grounds) => grounds == Grounds::Grace,
+                Ruling::Serve(grounds) => grounds == Grounds::Grace,
                 _ => false,
             }
         };

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::answers::{Answer, Answers};
 use super::gate::{Gate, Passed};
 use super::trust::{self, Proof, TrustedNarInfo};
-use crate::decisions::Decision;
+use crate::lookup_log::LookupEvent;
 use crate::nar::ContentsCheck;
 use crate::shared::Shared;
 use crate::source::{Candidate, Observation};
@@ -63,7 +63,7 @@ impl Judge {
                 if distrust.is_misdeed() {
                     self.shared.sources.observe(source, Observation::FalseNarInfo);
                 }
-                self.shared.decisions.note(part, Decision::Distrusted(source, distrust.to_string()));
+                self.shared.lookup_log.note(part, LookupEvent::Distrusted(source, distrust.to_string()));
                 return Said::Absent;
             }
         };
@@ -80,7 +80,7 @@ impl Judge {
             let proven = tokio::time::timeout_at(deadline, proven).await;
             if !matches!(proven, Ok(true)) {
                 let why = "its contents could not be checked against the content address".to_owned();
-                self.shared.decisions.note(part, Decision::Distrusted(source, why));
+                self.shared.lookup_log.note(part, LookupEvent::Distrusted(source, why));
                 return Said::Nothing;
             }
             proof = Proof::ContentAddress;
@@ -91,7 +91,7 @@ impl Judge {
         };
         // Before this anybody could have made it up.
         self.shared.sources.observe(source, Observation::Held);
-        self.shared.decisions.note(part, Decision::Holder(source, since.elapsed()));
+        self.shared.lookup_log.note(part, LookupEvent::Holder(source, since.elapsed()));
         let (answers, passed) = (Arc::clone(&self.answers), Passed { info, proof, pass });
         let remember = move || answers.remember(generation, passed, candidate);
         // Signatures are on disk.

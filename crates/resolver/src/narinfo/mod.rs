@@ -7,9 +7,9 @@ mod ahead;
 mod answer_writer;
 mod answers;
 mod ask;
+mod false_hits;
 mod gate;
 mod judge;
-mod misses;
 mod own;
 mod trust;
 
@@ -30,7 +30,7 @@ use own::{OwnAnswer, OwnAnswers};
 use crate::Remembered;
 use crate::answer_store::AnswerStore;
 use crate::builders::Builders;
-use crate::decisions::{AtOnce, Decision, NotFound};
+use crate::lookup_log::{AtOnce, LookupEvent, NotFound};
 use crate::nar::ContentsCheck;
 use crate::shared::Shared;
 
@@ -139,16 +139,16 @@ impl NarInfos {
         self.gate.asked(part);
         if self.shared.has(&part) {
             let Some(own) = self.own.in_memory(&part) else { return InMemory::Unknown };
-            self.shared.decisions.note_at_once(part, AtOnce::OwnStore);
+            self.shared.lookup_log.note_at_once(part, AtOnce::OwnStore);
             return InMemory::Known(Given { rendered: own.rendered, is_own: true });
         }
         if !self.shared.sources.is_claimed(&part) {
-            self.shared.decisions.note_at_once(part, AtOnce::NotClaimed);
+            self.shared.lookup_log.note_at_once(part, AtOnce::NotClaimed);
             return InMemory::Absent;
         }
         let stands = |answer: &Arc<Answer>| answer.is_fresh(&*self.shared.sources) && answer.stands(&self.gate);
         let Some(answer) = self.answers.in_memory(&part).filter(stands) else { return InMemory::Unknown };
-        self.shared.decisions.note_at_once(part, AtOnce::Remembered);
+        self.shared.lookup_log.note_at_once(part, AtOnce::Remembered);
         InMemory::Known(Given { rendered: answer.rendered.clone(), is_own: false })
     }
 
@@ -159,7 +159,7 @@ impl NarInfos {
         let found = tokio::time::timeout(longest, self.find_in_time(part)).await;
         found.unwrap_or_else(|_| {
             self.shared.counters.deadlines.inc();
-            self.shared.decisions.note(part, Decision::Deadline(longest));
+            self.shared.lookup_log.note(part, LookupEvent::Deadline(longest));
             None
         })
     }
@@ -175,7 +175,7 @@ impl NarInfos {
         let given = |answer: &Answer| Some(Given { rendered: answer.rendered.clone(), is_own: false });
         let remembered = self.remembered(part).await;
         if let Some(answer) = remembered.as_ref().filter(|answer| answer.is_fresh(&*self.shared.sources)) {
-            self.shared.decisions.note(part, Decision::Remembered);
+            self.shared.lookup_log.note(part, LookupEvent::Remembered);
             return given(answer);
         }
         self.shared.counters.asked.inc();
@@ -183,7 +183,7 @@ impl NarInfos {
             (Ok(answer), _) => given(&answer),
             // It was true when it was said, and whoever said it still claims the path.
             (Err(NoNarInfo::NotNow), Some(remembered)) => {
-                self.shared.decisions.note(part, Decision::Remembered);
+                self.shared.lookup_log.note(part, LookupEvent::Remembered);
                 given(&remembered)
             }
             (Err(none @ (NoNarInfo::NotNow | NoNarInfo::Absent)), _) => {
@@ -195,7 +195,7 @@ impl NarInfos {
                 if let Some(refusal) = refused {
                     self.gate.not_given(refusal);
                 }
-                self.shared.decisions.note(part, Decision::NotFound(why));
+                self.shared.lookup_log.note(part, LookupEvent::NotFound(why));
                 None
             }
             // Counted already.
@@ -242,12 +242,12 @@ impl NarInfos {
             None => self.asking.asked(part).await,
         };
         let Ok(answer) = answer else {
-            self.shared.decisions.note(part, Decision::NarRefused);
+            self.shared.lookup_log.note(part, LookupEvent::NarRefused);
             return false;
         };
         if !leads_to(&answer.url, url) {
             self.gate.not_given(Refusal::OtherFingerprint);
-            self.shared.decisions.note(part, Decision::NarRefused);
+            self.shared.lookup_log.note(part, LookupEvent::NarRefused);
             return false;
         }
         self.gate.note_given(self.gate.on_word(&answer.info, answer.voters()));

@@ -2,7 +2,7 @@
 
 use super::gate::Gate;
 use super::trust::{self, Distrust, Proof, TrustedNarInfo};
-use crate::decisions::Decision;
+use crate::lookup_log::LookupEvent;
 use crate::shared::Shared;
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -81,7 +81,7 @@ impl OwnAnswers {
         let render = move || this.render(&part, stamp);
         let answer = tokio::task::spawn_blocking(render).await.unwrap_or(Err(None))?;
         self.rendered.insert(part, answer.clone());
-        self.shared.decisions.note(part, Decision::OwnStore);
+        self.shared.lookup_log.note(part, LookupEvent::OwnStore);
         Ok(answer)
     }
 

@@ -5,17 +5,17 @@
 //! time, so that offering begins while signatures are still being verified. From then on it follows the store's changes.
 //! Whether a path is *served* is decided again at each request, from its current row.
 
-mod ledger;
+mod index;
 mod policy;
 mod rendered;
 
 pub use policy::{OfferPolicy, Withheld};
 
 use crate::{NarStream, NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
-use ledger::{Entry, Ledger};
+use index::{Entry, OfferIndex};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{BuildersWord, Origin, Rules, Voucher, builders_word, origin};
+use policy::{BuilderStatement, Origin, Rules, Voucher, builders_word, origin};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -47,7 +47,7 @@ pub struct OfferChange {
 
 /// Whether a path may leave this machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Standing {
+pub enum Offering {
     /// The path is offered.
     Offered,
     /// The path is not offered, for this reason.
@@ -64,8 +64,8 @@ pub struct Offer {
 struct Shared {
     store: Arc<NixStore>,
     rules: RwLock<Arc<Rules>>,
-    ledger: RwLock<Ledger>,
-    /// The paths that the listener was told are offered. Apart from the ledger, so that a "no" never waits for its lock.
+    index: RwLock<OfferIndex>,
+    /// The paths that the listener was told are offered. Apart from the index, so that a "no" never waits for its lock.
     offered: RwLock<HashSet<HashPart>>,
     rendered: Mutex<RenderedCache>,
     pending: Mutex<Pending>,
@@ -87,7 +87,7 @@ struct Pending {
     touched: BTreeSet<HashPart>,
     /// New derivations, whose outputs may have to be checked again.
     derivations: BTreeSet<HashPart>,
-    /// Whether the ledger changed and the listener must be told.
+    /// Whether the index changed and the listener must be told.
     is_unpublished: bool,
     is_stopping: bool,
     /// Whether the thread waits because it has checked everything.
@@ -130,7 +130,7 @@ impl Offer {
         let shared = Arc::new(Shared {
             store: Arc::clone(&store),
             rules: RwLock::new(Arc::new(rules)),
-            ledger: RwLock::default(),
+            index: RwLock::default(),
             offered: RwLock::default(),
             rendered: Mutex::default(),
             pending: Mutex::default(),
@@ -159,9 +159,9 @@ impl Offer {
             Arc::clone(&current)
         };
         {
-            let mut ledger = self.shared.ledger.write();
-            ledger.apply(&rules);
-            self.shared.offered.write().retain(|part| ledger.is_offered(part));
+            let mut index = self.shared.index.write();
+            index.apply(&rules);
+            self.shared.offered.write().retain(|part| index.is_offered(part));
         }
         self.shared.rendered.lock().clear();
         self.shared.pending.lock().is_unpublished = true;
@@ -238,9 +238,9 @@ impl Offer {
 
     /// Every output and source with its NarSize in bytes and whether it is offered, sorted by path. Derivations are never
     /// offered and are left out.
-    pub fn list(&self) -> Vec<(StorePath, u64, Standing)> {
+    pub fn list(&self) -> Vec<(StorePath, u64, Offering)> {
         let rules = self.shared.rules();
-        self.shared.ledger.read().list(&rules)
+        self.shared.index.read().list(&rules)
     }
 }
 
@@ -296,9 +296,9 @@ impl Shared {
             self.has_looked.store(true, Ordering::Release);
             if has_looked || has_vouched || is_unpublished {
                 let change = {
-                    let mut ledger = self.ledger.write();
-                    ledger.settle(&self.rules());
-                    ledger.publish()
+                    let mut index = self.index.write();
+                    index.settle(&self.rules());
+                    index.publish()
                 };
                 if !change.added.is_empty() || !change.removed.is_empty() {
                     // Before the listener is told, so that a path is already served when peers hear of it.
@@ -313,7 +313,7 @@ impl Shared {
                 }
                 continue;
             }
-            let unreadable = self.ledger.read().unreadable();
+            let unreadable = self.index.read().unreadable();
             let mut pending = self.pending.lock();
             while pending.is_idle() {
                 pending.is_waiting = true;
@@ -338,18 +338,18 @@ impl Shared {
         outputs.into_iter().filter(|part| self.store.contains(part)).collect()
     }
 
-    /// Updates the ledger's entry for one path.
+    /// Updates the index's entry for one path.
     fn inspect(&self, part: &HashPart) {
         let entry = self
             .store
             .registered(part)
             .and_then(|registered| registered.map(|(row, info)| self.line_of(row, &info)).transpose());
-        let mut ledger = self.ledger.write();
+        let mut index = self.index.write();
         match entry {
-            Ok(Some(entry)) => ledger.put(&self.rules(), entry),
-            Ok(None) => ledger.remove(part),
+            Ok(Some(entry)) => index.put(&self.rules(), entry),
+            Ok(None) => index.remove(part),
             Err(error) => {
-                drop(ledger);
+                drop(index);
                 self.set_unreadable(part, &error);
             }
         }
@@ -362,7 +362,7 @@ impl Shared {
             StoreError::Row { path, .. } => self.store.store_dir().parse_path(path).ok(),
             _ => None,
         };
-        if self.ledger.write().set_unreadable(*part, path) {
+        if self.index.write().set_unreadable(*part, path) {
             tracing::warn!(store_path = %part, %error, "cannot read its row: neither it nor what refers to it is offered");
         }
     }
@@ -389,7 +389,7 @@ impl Shared {
             return Some(Withheld::Unchecked);
         }
         let (rules, part) = (self.rules(), path.hash_part());
-        if let Some(known) = self.ledger.read().withheld(&rules, &part) {
+        if let Some(known) = self.index.read().withheld(&rules, &part) {
             return known;
         }
         if self.store.contains(&part) {
@@ -398,19 +398,19 @@ impl Shared {
         // The derivation may become readable again soon. So attestations of the path are not taken
         // back, only not told meanwhile.
         let word = self.store.valid_derivers(path).ok().map(|derivers| builders_word(&self.store, &derivers));
-        let word = word.filter(|word| *word != BuildersWord::Unreadable);
+        let word = word.filter(|word| *word != BuilderStatement::Unreadable);
         let of_closure = || {
-            let ledger = self.ledger.read();
+            let index = self.index.read();
             let why = |reference: &StorePath| {
-                let of_name = || rules.privacy(reference.name(), BuildersWord::Silent);
-                let known = ledger.why_referrers_stay(&reference.hash_part());
+                let of_name = || rules.privacy(reference.name(), BuilderStatement::Silent);
+                let known = index.why_referrers_stay(&reference.hash_part());
                 known.or_else(|| of_name().map(|_| Withheld::ClosureWithheld))
             };
             // A reason that is known goes before a row that cannot be read.
             references.iter().filter(|reference| *reference != path).filter_map(why).min()
         };
         let of_include = || (!rules.includes(path.name())).then_some(Withheld::NotIncluded);
-        let known = rules.privacy(path.name(), word.unwrap_or(BuildersWord::Silent));
+        let known = rules.privacy(path.name(), word.unwrap_or(BuilderStatement::Silent));
         let unread = || word.is_none().then_some(Withheld::Unchecked);
         known.or_else(of_closure).or_else(of_include).or_else(unread)
     }
@@ -419,13 +419,13 @@ impl Shared {
     fn vouch(&self) -> bool {
         let rules = self.rules();
         let parts = {
-            let mut ledger = self.ledger.write();
+            let mut index = self.index.write();
             // It must be known first which paths are private.
-            ledger.settle(&rules);
-            ledger.take_unvouched(VOUCH_BATCH)
+            index.settle(&rules);
+            index.take_unvouched(VOUCH_BATCH)
         };
         for part in &parts {
-            if !self.ledger.read().could_be_offered(&rules, part) {
+            if !self.index.read().could_be_offered(&rules, part) {
                 continue;
             }
             let voucher = match self.voucher(&rules, part) {
@@ -435,7 +435,7 @@ impl Shared {
                     continue;
                 }
             };
-            self.ledger.write().set_voucher(&rules, part, voucher);
+            self.index.write().set_voucher(&rules, part, voucher);
         }
         !parts.is_empty()
     }
@@ -483,10 +483,10 @@ impl Shared {
         let entry = self.entry(row, &info, &derivers);
         let name = info.path.name();
         let (is_private, is_carried) = {
-            let ledger = self.ledger.read();
-            let is_private = |part: &HashPart| ledger.is_private(part);
+            let index = self.index.read();
+            let is_private = |part: &HashPart| index.is_private(part);
             let is_private = rules.privacy(name, entry.word).is_some() || entry.references.iter().any(is_private);
-            (is_private, ledger.is_carried(&info.path.hash_part()))
+            (is_private, index.is_carried(&info.path.hash_part()))
         };
         let (voucher, signatures) = rules.vouchers(&info, &derivers);
         let may_leave = match (entry.origin, voucher) {

@@ -155,7 +155,7 @@ impl From<CopyFault> for Withheld {
 
 /// What a path's derivations say about substitutes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum BuildersWord {
+pub(super) enum BuilderStatement {
     Silent,
     SubstitutesForbidden,
     Unreadable,
@@ -194,7 +194,7 @@ impl Rules {
     }
 
     /// Why a path with this name and these derivations, and everything that refers to it, is withheld.
-    pub(super) fn privacy(&self, name: &str, word: BuildersWord) -> Option<Withheld> {
+    pub(super) fn privacy(&self, name: &str, word: BuilderStatement) -> Option<Withheld> {
         if self.exclude.iter().any(|pattern| pattern.matches(name)) {
             return Some(Withheld::Excluded);
         }
@@ -205,9 +205,9 @@ impl Rules {
             return Some(Withheld::ByDefault);
         }
         match word {
-            BuildersWord::Silent => None,
-            BuildersWord::SubstitutesForbidden => Some(Withheld::SubstitutesForbidden),
-            BuildersWord::Unreadable => Some(Withheld::DerivationUnreadable),
+            BuilderStatement::Silent => None,
+            BuilderStatement::SubstitutesForbidden => Some(Withheld::SubstitutesForbidden),
+            BuilderStatement::Unreadable => Some(Withheld::DerivationUnreadable),
         }
     }
 
@@ -277,13 +277,13 @@ pub(super) fn origin(store: &NixStore, info: &PathInfo, derivers: &[StorePath]) 
 }
 
 /// What all these derivations together say about substitutes.
-pub(super) fn builders_word(store: &NixStore, derivers: &[StorePath]) -> BuildersWord {
-    let mut word = BuildersWord::Silent;
+pub(super) fn builders_word(store: &NixStore, derivers: &[StorePath]) -> BuilderStatement {
+    let mut word = BuilderStatement::Silent;
     for deriver in derivers {
         match read_derivation(store, deriver) {
             Ok(None) | Ok(Some(Ok(false))) => {}
-            Ok(Some(Ok(true))) => return BuildersWord::SubstitutesForbidden,
-            Ok(Some(Err(NotADerivation))) | Err(_) => word = BuildersWord::Unreadable,
+            Ok(Some(Ok(true))) => return BuilderStatement::SubstitutesForbidden,
+            Ok(Some(Err(NotADerivation))) | Err(_) => word = BuilderStatement::Unreadable,
         }
     }
     word

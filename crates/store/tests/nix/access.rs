@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, info, open_policy, read_all};
 use narmesh_protocol::{HashPart, StoreDir, StorePath, TrustedKeys};
-use narmesh_store::{NixStore, Offer, OfferPolicy, Standing, Store, StoreError, StoreGap, StoreLocation, Withheld};
+use narmesh_store::{NixStore, Offer, OfferPolicy, Offering, Store, StoreError, StoreGap, StoreLocation, Withheld};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -31,7 +31,7 @@ fn as_somebody_else() {
     assert!(fs::write(&beside, "").is_err(), "this user can write beside the database: the test shows nothing");
     let store = NixStore::open(location);
     match std::env::var(EXPECT).unwrap().as_str() {
-        "unreadable" => assert!(matches!(store, Err(StoreError::Daemon { .. })), "{store:?}"),
+        "unreadable" => assert!(matches!(store, Err(StoreError::NixDaemon { .. })), "{store:?}"),
         paths => {
             let store = store.unwrap();
             assert_eq!(store.valid_paths(), paths.parse::<usize>().unwrap());
@@ -197,7 +197,7 @@ fn wal_without_its_index_is_read_through_the_daemon() {
     let offer = Offer::start(store, OfferPolicy { trusted: TrustedKeys::default(), ..open_policy() }, Box::new(|_| {}))
         .unwrap();
     eventually("the derivation is read", || {
-        let withheld = Standing::Withheld(Withheld::SubstitutesForbidden);
+        let withheld = Offering::Withheld(Withheld::SubstitutesForbidden);
         !offer.is_busy() && offer.list().iter().any(|(path, _, standing)| *path == local && *standing == withheld)
     });
     assert_eq!(offer.offered(&fod.hash_part()).unwrap().unwrap().info, rows[1]);

@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, make_writable, open_policy};
 use narmesh_protocol::{Fingerprint, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
-use narmesh_store::{NarStreamError, Offer, OfferPolicy, Standing, Store, Withheld};
+use narmesh_store::{NarStreamError, Offer, OfferPolicy, Offering, Store, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -41,15 +41,15 @@ fn start(nix: &TestNix, policy: OfferPolicy) -> (Offer, Arc<Mutex<BTreeSet<HashP
 fn settled(offer: &Offer, believed: &Mutex<BTreeSet<HashPart>>) {
     eventually("everything was looked at, and told", || {
         let list = offer.list();
-        let offered = list.iter().filter(|line| line.2 == Standing::Offered).map(|line| line.0.hash_part()).collect();
+        let offered = list.iter().filter(|line| line.2 == Offering::Offered).map(|line| line.0.hash_part()).collect();
         !offer.is_busy()
-            && list.iter().all(|line| line.2 != Standing::Withheld(Withheld::Unchecked))
+            && list.iter().all(|line| line.2 != Offering::Withheld(Withheld::Unchecked))
             && *believed.lock().unwrap() == offered
             && offer.hash_parts() == offered
     });
 }
 
-fn standings(offer: &Offer) -> BTreeMap<String, Standing> {
+fn standings(offer: &Offer) -> BTreeMap<String, Offering> {
     offer.list().into_iter().map(|(path, _, standing)| (path.name().to_owned(), standing)).collect()
 }
 
@@ -70,19 +70,19 @@ fn machine_specific_paths_and_their_referrers_are_withheld() {
         nix.build(attribute);
     }
     let (offer, _) = start(&nix, policy());
-    let closure = Standing::Withheld(Withheld::ClosureWithheld);
-    let by_default = Standing::Withheld(Withheld::ByDefault);
-    let forbidden = Standing::Withheld(Withheld::SubstitutesForbidden);
+    let closure = Offering::Withheld(Withheld::ClosureWithheld);
+    let by_default = Offering::Withheld(Withheld::ByDefault);
+    let forbidden = Offering::Withheld(Withheld::SubstitutesForbidden);
     let expected = [
-        ("app-1.0", Standing::Offered),
-        ("lib-1.0", Standing::Offered),
-        ("multi-1.0", Standing::Offered),
-        ("multi-1.0-doc", Standing::Offered),
-        ("etcd-1.0", Standing::Offered),
-        ("fod-1.0", Standing::Offered),
-        ("withsource-1.0", Standing::Offered),
+        ("app-1.0", Offering::Offered),
+        ("lib-1.0", Offering::Offered),
+        ("multi-1.0", Offering::Offered),
+        ("multi-1.0-doc", Offering::Offered),
+        ("etcd-1.0", Offering::Offered),
+        ("fod-1.0", Offering::Offered),
+        ("withsource-1.0", Offering::Offered),
         // A source is offered with the path that refers to it.
-        ("a-source", Standing::Offered),
+        ("a-source", Offering::Offered),
         ("local-1.0", forbidden),
         ("structured-1.0", forbidden),
         ("overlocal-1.0", closure),
@@ -94,7 +94,7 @@ fn machine_specific_paths_and_their_referrers_are_withheld() {
     let expected: BTreeMap<_, _> = expected.into_iter().map(|(name, standing)| (name.to_owned(), standing)).collect();
     assert_eq!(standings(&offer), expected);
     for (path, _, standing) in offer.list() {
-        assert_eq!(offer.offered(&path.hash_part()).unwrap().is_some(), standing == Standing::Offered, "{path}");
+        assert_eq!(offer.offered(&path.hash_part()).unwrap().is_some(), standing == Offering::Offered, "{path}");
     }
     // No derivation is offered, although all of them are valid.
     assert!(nix.open().valid_paths() > offer.list().len());
@@ -102,7 +102,7 @@ fn machine_specific_paths_and_their_referrers_are_withheld() {
 
     let everything = OfferPolicy { withhold_defaults: false, ..policy() };
     offer.set_policy(everything);
-    eventually("the defaults are lifted", || standings(&offer).values().all(|standing| *standing == Standing::Offered));
+    eventually("the defaults are lifted", || standings(&offer).values().all(|standing| *standing == Offering::Offered));
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn source_is_offered_only_with_an_offered_referrer() {
     let (offer, believed) = start(&nix, policy());
     let of_source = |offer: &Offer| standings(offer)["a-source"];
     let source = offer.list().into_iter().find(|line| line.0.name() == "a-source").unwrap().0;
-    assert_eq!(of_source(&offer), Standing::Offered);
-    assert_eq!(standings(&offer)["alone"], Standing::Withheld(Withheld::Source));
+    assert_eq!(of_source(&offer), Offering::Offered);
+    assert_eq!(standings(&offer)["alone"], Offering::Withheld(Withheld::Source));
     let told = narinfo(&nix, &offer, &source);
     assert!(told.signatures.is_empty() && told.proven_content_address(&nix.location.store_dir).is_some());
     assert!(offer.find_nar(&source.hash_part(), |_| Some(0)).unwrap().is_some());
@@ -124,7 +124,7 @@ fn source_is_offered_only_with_an_offered_referrer() {
     // The source's own name need not be included. But it is not offered if the path that refers to it is not.
     offer.set_policy(OfferPolicy { include: vec!["withsource*".to_owned()], ..policy() });
     settled(&offer, &believed);
-    assert_eq!(of_source(&offer), Standing::Offered);
+    assert_eq!(of_source(&offer), Offering::Offered);
     narinfo(&nix, &offer, &source);
     for withheld in [
         OfferPolicy { include: vec!["a-source".to_owned(), "alone".to_owned()], ..policy() },
@@ -134,12 +134,12 @@ fn source_is_offered_only_with_an_offered_referrer() {
     ] {
         offer.set_policy(withheld);
         settled(&offer, &believed);
-        assert_eq!(of_source(&offer), Standing::Withheld(Withheld::Source));
+        assert_eq!(of_source(&offer), Offering::Withheld(Withheld::Source));
         assert_eq!(offer.offered(&source.hash_part()).unwrap(), None);
     }
     offer.set_policy(OfferPolicy { exclude: vec!["a-source".to_owned()], ..policy() });
     settled(&offer, &believed);
-    assert_eq!(standings(&offer)["withsource-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
+    assert_eq!(standings(&offer)["withsource-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
 
     // A path is withheld if its source cannot be sent.
     offer.set_policy(policy());
@@ -151,8 +151,8 @@ fn source_is_offered_only_with_an_offered_referrer() {
     let mut nar = offer.find_nar(&source.hash_part(), |_| Some(0)).unwrap().unwrap();
     assert!(nar.fill(&mut Vec::new(), 1 << 20).is_err());
     eventually("both are withheld", || {
-        of_source(&offer) == Standing::Withheld(Withheld::CopyFailed)
-            && standings(&offer)["withsource-1.0"] == Standing::Withheld(Withheld::ClosureWithheld)
+        of_source(&offer) == Offering::Withheld(Withheld::CopyFailed)
+            && standings(&offer)["withsource-1.0"] == Offering::Withheld(Withheld::ClosureWithheld)
     });
     assert_eq!(offer.offered(&output.hash_part()).unwrap(), None);
 }
@@ -165,7 +165,7 @@ fn path_that_no_nar_can_hold_is_withheld_as_not_archivable() {
     let mut nar = offer.find_nar(&deep.hash_part(), |_| Some(0)).unwrap().unwrap();
     assert!(matches!(nar.fill(&mut Vec::new(), 1 << 20), Err(NarStreamError::NotArchivable { .. })));
     eventually("it is withheld, and not for damage", || {
-        standings(&offer)["deep-1.0"] == Standing::Withheld(Withheld::NotArchivable)
+        standings(&offer)["deep-1.0"] == Offering::Withheld(Withheld::NotArchivable)
     });
     let store = nix.open();
     let info = store.path_info(&deep.hash_part()).unwrap().unwrap();
@@ -207,9 +207,9 @@ fn false_deriver_does_not_withhold_a_path() {
     let (offer, _) = start(&nix, OfferPolicy { trusted, ..policy() });
     let standings = standings(&offer);
     for name in ["app-1.0", "lib-1.0", "fod-1.0"] {
-        assert_eq!(standings[name], Standing::Offered, "{name}");
+        assert_eq!(standings[name], Offering::Offered, "{name}");
     }
-    assert_eq!(standings["local-1.0"], Standing::Withheld(Withheld::SubstitutesForbidden));
+    assert_eq!(standings["local-1.0"], Offering::Withheld(Withheld::SubstitutesForbidden));
     assert_eq!(narinfo(&nix, &offer, &app).deriver, None, "nor is it handed on");
 }
 
@@ -223,14 +223,14 @@ fn fixed_output_from_elsewhere_needs_a_signature_or_a_derivation() {
     builder.run("nix", &["copy", "--no-check-sigs", "--to", &client.url(), &full]);
     update(&client, &fod, "deriver = NULL");
     let (offer, believed) = start(&client, OfferPolicy { trusted, ..policy() });
-    assert_eq!(standings(&offer)["fod-1.0"], Standing::Offered, "a trusted key signed it");
+    assert_eq!(standings(&offer)["fod-1.0"], Offering::Offered, "a trusted key signed it");
     offer.set_policy(policy());
     eventually("without that it may be a source", || {
-        standings(&offer)["fod-1.0"] == Standing::Withheld(Withheld::Source)
+        standings(&offer)["fod-1.0"] == Offering::Withheld(Withheld::Source)
     });
     let file = client.dir.path().join("derivations.nix");
     client.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "fod"]);
-    eventually("a derivation here makes it", || standings(&offer)["fod-1.0"] == Standing::Offered);
+    eventually("a derivation here makes it", || standings(&offer)["fod-1.0"] == Offering::Offered);
     settled(&offer, &believed);
 }
 
@@ -247,19 +247,19 @@ fn unknown_content_address_is_withheld_until_a_trusted_key_signs() {
     for _ in 0..2 {
         let (offer, believed) = start(&nix, policy());
         let now = standings(&offer);
-        assert_eq!(now["lib-1.0"], Standing::Withheld(Withheld::NotUnderstood));
-        assert_eq!(now["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
-        assert_eq!(now["file-1.0"], Standing::Offered);
+        assert_eq!(now["lib-1.0"], Offering::Withheld(Withheld::NotUnderstood));
+        assert_eq!(now["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
+        assert_eq!(now["file-1.0"], Offering::Offered);
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), ..policy() });
-        eventually("its signature lets it go", || standings(&offer)["lib-1.0"] == Standing::Offered);
+        eventually("its signature lets it go", || standings(&offer)["lib-1.0"] == Offering::Offered);
         settled(&offer, &believed);
-        assert_eq!(standings(&offer)["app-1.0"], Standing::Offered);
+        assert_eq!(standings(&offer)["app-1.0"], Offering::Offered);
         let told = offer.offered(&lib.hash_part()).unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&told.narinfo_text).contains("CA:"), "an older Nix could not read it");
         // The name still withholds everything that refers to it.
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), exclude: vec!["lib*".to_owned()], ..policy() });
         settled(&offer, &believed);
-        assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
+        assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
     }
     assert!(nix.open().contains(&file.hash_part()));
 }
@@ -279,18 +279,18 @@ fn unreadable_row_withholds_only_itself_and_its_referrers() {
     let (started, _) = start(&nix, OfferPolicy { exclude: vec!["lib*".to_owned()], ..policy() });
     for offer in [&running, &started] {
         eventually("nothing is known of it", || {
-            standings(offer)["lib-1.0"] == Standing::Withheld(Withheld::RowUnreadable)
+            standings(offer)["lib-1.0"] == Offering::Withheld(Withheld::RowUnreadable)
         });
         eventually("nor of what refers to it", || {
-            standings(offer)["app-1.0"] == Standing::Withheld(Withheld::ClosureUnreadable)
+            standings(offer)["app-1.0"] == Offering::Withheld(Withheld::ClosureUnreadable)
         });
-        assert_eq!(standings(offer)["file-1.0"], Standing::Offered);
+        assert_eq!(standings(offer)["file-1.0"], Offering::Offered);
         assert_eq!(offer.offered(&app.hash_part()).unwrap(), None);
         offer.set_policy(policy());
     }
     update(&nix, &lib, &format!("hash = '{right}'"));
     for offer in [&running, &started] {
-        eventually("it can be read again", || standings(offer).values().all(|it| *it == Standing::Offered));
+        eventually("it can be read again", || standings(offer).values().all(|it| *it == Offering::Offered));
     }
 }
 
@@ -304,13 +304,13 @@ fn patterns_decide_by_name() {
     offer.set_policy(OfferPolicy { include: vec!["app-?.?".to_owned()], ..policy() });
     assert_eq!(offer.hash_parts(), BTreeSet::from([app.hash_part()]), "at once");
     settled(&offer, &believed);
-    assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotIncluded));
+    assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotIncluded));
     // Whatever refers to an excluded path is withheld too.
     offer.set_policy(OfferPolicy { exclude: vec!["lib*".to_owned()], withhold_defaults: false, ..policy() });
     assert_eq!(offer.offered(&app.hash_part()).unwrap(), None, "at once");
     settled(&offer, &believed);
-    assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::ClosureWithheld));
-    assert_eq!(standings(&offer)["file-1.0"], Standing::Offered);
+    assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
+    assert_eq!(standings(&offer)["file-1.0"], Offering::Offered);
     offer.set_policy(policy());
     eventually("all are back", || offer.offered_count() == 3);
 }
@@ -349,7 +349,7 @@ fn peers_see_only_our_and_trusted_signatures() {
     assert_eq!(narinfo(&nix, &offer, &app).signatures.len(), 1);
     let certified = narinfo(&nix, &offer, &fod);
     assert!(certified.signatures.is_empty() && certified.content_address.is_some());
-    assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
 
     // A signature that names a trusted key but was not made by it does not count.
     let impostor = NixPublicKey::parse(&format!(
@@ -408,11 +408,11 @@ fn derivation_that_comes_after_its_output_withholds_it() {
         ],
     );
     let (offer, believed) = start(&nix, policy());
-    assert_eq!(standings(&offer)["local-1.0"], Standing::Offered, "nothing says that it must not be");
+    assert_eq!(standings(&offer)["local-1.0"], Offering::Offered, "nothing says that it must not be");
     let file = nix.dir.path().join("derivations.nix");
     nix.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "local"]);
     eventually("the derivation is read", || {
-        standings(&offer)["local-1.0"] == Standing::Withheld(Withheld::SubstitutesForbidden)
+        standings(&offer)["local-1.0"] == Offering::Withheld(Withheld::SubstitutesForbidden)
     });
     settled(&offer, &believed);
 }
@@ -427,7 +427,7 @@ fn newest_paths_are_withheld_beyond_the_limit() {
     eventually("two are offered", || offer.offered_count() == 2);
     assert_eq!(offer.hash_parts(), BTreeSet::from([first, second]));
     assert_eq!(offer.offered(&third).unwrap(), None);
-    assert_eq!(standings(&offer)["symlink-1.0"], Standing::Withheld(Withheld::TooMany));
+    assert_eq!(standings(&offer)["symlink-1.0"], Offering::Withheld(Withheld::TooMany));
     let path = offer.offered(&first).unwrap().unwrap().info.path.clone();
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
     eventually("the third moves up", || offer.hash_parts() == BTreeSet::from([second, third]));
@@ -444,7 +444,7 @@ fn copied_path_without_signature_is_not_offered() {
     let store = client.open();
     assert!(store.contains(&lib.hash_part()));
     let (offer, _) = start(&client, policy());
-    assert_eq!(standings(&offer)["lib-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
     assert_eq!(offer.offered(&lib.hash_part()).unwrap(), None);
 }
 
@@ -466,9 +466,9 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
     assert!(builder.open().path_info(&app.hash_part()).unwrap().unwrap().ultimate, "it was built there");
 
     let (offer, believed) = start(&client, policy());
-    assert_eq!(standings(&offer)["app-1.0"], Standing::Withheld(Withheld::NotVouchedFor));
+    assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
     offer.set_policy(OfferPolicy { sign_remote_builds: true, ..policy() });
-    eventually("the operator wants it", || standings(&offer)["app-1.0"] == Standing::Offered);
+    eventually("the operator wants it", || standings(&offer)["app-1.0"] == Offering::Offered);
     settled(&offer, &believed);
     let signed = narinfo(&client, &offer, &app);
     let fingerprint = signed.fingerprint(&client.location.store_dir);
@@ -483,7 +483,7 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
     }
     for name in ["file-1.0", "symlink-1.0"] {
         eventually("they are known", || {
-            standings(&offer).get(name) == Some(&Standing::Withheld(Withheld::NotVouchedFor))
+            standings(&offer).get(name) == Some(&Offering::Withheld(Withheld::NotVouchedFor))
         });
     }
     settled(&offer, &believed);

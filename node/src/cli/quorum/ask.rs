@@ -3,7 +3,7 @@
 use super::{eprint_line, progress};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{Answer, ControlError, ask_in_parts};
-use crate::quorum::{Desk, LiveLedger, Part, Question};
+use crate::quorum::{LiveLedger, Part, Queries, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_store::{NixStore, Store as _};
@@ -50,11 +50,11 @@ pub(super) fn ask(
         Err(ControlError::NotRunning { .. }) => {
             let files = Files::open(config, question == Question::Import)?;
             files.say_that_no_daemon_runs(config);
-            let desk = Desk { store: &files.store, ledger: &files.ledger, own: None };
+            let queries = Queries { store: &files.store, ledger: &files.ledger, own: None };
             let mut failed = None;
             let answered = match input {
-                Some(file) => desk.answer(&question, BufReader::new(file), |part| keep(shown(part), &mut failed)),
-                None => desk.answer(&question, io::empty(), |part| keep(shown(part), &mut failed)),
+                Some(file) => queries.answer(&question, BufReader::new(file), |part| keep(shown(part), &mut failed)),
+                None => queries.answer(&question, io::empty(), |part| keep(shown(part), &mut failed)),
             };
             failed.map_or(answered, Err)
         }

@@ -4,7 +4,7 @@ use super::ask::{Files, named, read};
 use super::{emit, printable, progress};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{ControlError, ask_in_parts};
-use crate::quorum::{Desk, OwnBuilds, OwnWord, Part, Question};
+use crate::quorum::{OwnBuilds, OwnStatement, Part, Queries, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_protocol::{NixSecretKey, TrustedKeys};
@@ -71,7 +71,7 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
 
 impl Signer {
     /// The daemon, or this process; and what it says of `path` before anything is built.
-    fn find(config: &Path, path: &str) -> anyhow::Result<(Self, OwnWord)> {
+    fn find(config: &Path, path: &str) -> anyhow::Result<(Self, OwnStatement)> {
         let daemon = Self::Daemon(control_socket(config));
         match daemon.word_on(path, false) {
             Ok(word) => Ok((daemon, word)),
@@ -84,7 +84,7 @@ impl Signer {
         }
     }
 
-    fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnWord> {
+    fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
         let question = Question::Attest { path: path.to_owned(), rebuilt };
         let mut word = None;
         let mut keep = |part| {
@@ -104,8 +104,8 @@ impl Signer {
             Self::Here(here) => {
                 let Here { files, offer, key } = &**here;
                 let (store, ledger) = (&files.store, &files.ledger);
-                let desk = Desk { store, ledger, own: Some(OwnBuilds { store, offer, ledger, key }) };
-                desk.answer(&question, io::empty(), |part| {
+                let queries = Queries { store, ledger, own: Some(OwnBuilds { store, offer, ledger, key }) };
+                queries.answer(&question, io::empty(), |part| {
                     keep(part);
                     Ok(())
                 })?;

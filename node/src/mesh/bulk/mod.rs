@@ -14,7 +14,7 @@ pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
 pub(super) use control::ControlWatch;
 
 use super::handle::Command;
-use super::peers::PeerBoard;
+use super::peers::PeerStatistics;
 use super::transport::{Arrival, PeerTransport};
 use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;
@@ -52,7 +52,7 @@ struct Shared {
 /// What bulk connections need of the rest of the node.
 pub(super) struct Surroundings {
     /// Who is on the allowlist.
-    pub(super) board: Arc<PeerBoard>,
+    pub(super) statistics: Arc<PeerStatistics>,
     /// The driver, which asks peers to dial.
     pub(super) commands: mpsc::Sender<Command>,
     /// Takes the streams that peers open.
@@ -174,7 +174,7 @@ impl Bulk {
     }
 
     fn is_allowed(&self, peer: &PeerId) -> bool {
-        self.0.surroundings.get().is_some_and(|around| around.board.stats(peer).is_some())
+        self.0.surroundings.get().is_some_and(|around| around.statistics.stats(peer).is_some())
     }
 
     /// A control connection is open; `dialled` is the address, if we dialled it.

@@ -39,8 +39,8 @@ impl Node {
     fn start(keys: &Keypair, allowed: &[PeerId], answer: Answer) -> Self {
         let (mut swarm, bulk, arrivals) = swarm::build(keys, allowed.iter().copied(), 16).unwrap();
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
-        let board = Arc::new(PeerBoard::default());
-        board.retain_only(allowed.iter().copied());
+        let statistics = Arc::new(PeerStatistics::default());
+        statistics.retain_only(allowed.iter().copied());
         let (commands_sender, commands) = mpsc::channel(16);
         let answered = Arc::new(AtomicUsize::new(0));
         let serving = Arc::new(AtomicUsize::new(0));
@@ -53,7 +53,7 @@ impl Node {
                 open.fetch_sub(1, Ordering::Relaxed);
             });
         });
-        let surroundings = Surroundings { board, commands: commands_sender, incoming };
+        let surroundings = Surroundings { statistics, commands: commands_sender, incoming };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
         let (dials, mut wanted) = mpsc::channel::<(PeerId, Multiaddr)>(1);
         let (address_sender, addresses) = mpsc::channel(8);

@@ -133,7 +133,7 @@ impl Mesh {
                     self.quorum_received.insert(id, (peer, request_id, channel));
                 }
                 request_response::Message::Response { request_id, response } => {
-                    self.board.responsive(&peer);
+                    self.statistics.responsive(&peer);
                     if let Some((from, id)) = self.quorum_sent.remove(&request_id) {
                         self.exchange.input(Input::Response { from, id, bytes: response });
                     }

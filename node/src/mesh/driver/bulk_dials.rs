@@ -44,7 +44,7 @@ impl Mesh {
                     // The connection itself is what is waited for.
                     Ok(DialReply::Dialling) => {
                         self.dials_asked.remove(&request_id);
-                        self.board.responsive(&peer);
+                        self.statistics.responsive(&peer);
                     }
                     Ok(DialReply::NotNow) => {
                         self.dial_refused(peer, request_id, "it was asked to dial, and will not now");

@@ -7,7 +7,7 @@ use crate::mesh::clock::now;
 use crate::mesh::shut_out::SHUT_OUT;
 use crate::mesh::unread::Protocol;
 use libp2p::{Multiaddr, PeerId, gossipsub};
-use narmesh_gossip::{Event, Input, Misdeed, Output, Record, Verdict};
+use narmesh_gossip::{Event, Forward, Input, Misdeed, Output, Record};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -36,15 +36,15 @@ impl Mesh {
                 Output::Event(event) => self.on_core_event(event),
             }
         }
-        if std::mem::take(&mut self.is_door_stale) {
-            self.tell_door();
+        if std::mem::take(&mut self.are_known_addresses_stale) {
+            self.tell_handshake_limits();
         }
     }
 
     /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected for a while, and not dialled.
     fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
         tracing::warn!(%peer, %misdeed, "peer misbehaved");
-        self.board.misdeed(&peer, misdeed);
+        self.statistics.misdeed(&peer, misdeed);
         if self.swarm.behaviour_mut().shut_out.count(Instant::now(), peer, misdeed) {
             tracing::warn!(%peer, %misdeed, lasting = ?SHUT_OUT, "peer is disconnected: it does this too often");
             self.dialer.leave(now().moment, &peer, SHUT_OUT);
@@ -74,11 +74,11 @@ impl Mesh {
         }
     }
 
-    fn judge(&mut self, id: u64, verdict: Verdict) {
+    fn judge(&mut self, id: u64, verdict: Forward) {
         if let Some((message, from)) = self.judged.remove(&id) {
             let acceptance = match verdict {
-                Verdict::Accept => gossipsub::MessageAcceptance::Accept,
-                Verdict::Ignore => gossipsub::MessageAcceptance::Ignore,
+                Forward::Accept => gossipsub::MessageAcceptance::Accept,
+                Forward::Ignore => gossipsub::MessageAcceptance::Ignore,
             };
             let announcements = &mut self.swarm.behaviour_mut().announcements;
             announcements.report_message_validation_result(&message, &from, acceptance);
@@ -88,14 +88,14 @@ impl Mesh {
     fn on_core_event(&mut self, event: Event) {
         match event {
             Event::AddressesLearned { peer, addresses } => self.on_addresses(peer, addresses),
-            Event::Greeted { peer, software } => self.board.update(&peer, |stats| {
+            Event::Greeted { peer, software } => self.statistics.update(&peer, |stats| {
                 stats.allowed_there = Some(true);
                 stats.store_dir_differs = None;
                 stats.software = Some(software);
             }),
             Event::StoreDirDiffers { peer, store_dir } => {
                 tracing::warn!(%peer, store_dir, "peer has another store directory: nothing can be shared with it");
-                self.board.update(&peer, |stats| stats.store_dir_differs = Some(store_dir));
+                self.statistics.update(&peer, |stats| stats.store_dir_differs = Some(store_dir));
                 self.summary_changed(peer);
             }
             Event::Published { generation, paths, body_bytes } => {
@@ -111,7 +111,7 @@ impl Mesh {
             Event::BodyPulled { owner, from, generation, bytes, delta } => {
                 let (epoch, seq) = (generation.epoch, generation.seq);
                 tracing::info!(peer = %owner, %from, epoch, seq, bytes, delta, "summary pulled");
-                self.board.update(&owner, |stats| {
+                self.statistics.update(&owner, |stats| {
                     (stats.summary_since, stats.summary_epoch) = (Some(Instant::now()), Some(epoch));
                 });
                 self.summary_changed(owner);
@@ -134,7 +134,7 @@ impl Mesh {
             }
             Event::SetAside { peer, misdeed, until } => {
                 let lasting_ms = until.since(now().moment);
-                self.board.set_aside(&peer, Duration::from_millis(lasting_ms));
+                self.statistics.set_aside(&peer, Duration::from_millis(lasting_ms));
                 self.exchange.input(narmesh_quorum::exchange::Input::SetAside { peer, lasting_ms });
                 tracing::warn!(%peer, %misdeed, "peer set aside: it is asked nothing for a while");
             }
@@ -149,13 +149,13 @@ impl Mesh {
         let usable = addresses.into_iter().filter(|address| may_be_told(address.ip(), loopback)).map(multiaddr);
         self.dialer.learned(now().moment, &peer, usable.collect());
         let all = self.dialer.addresses(&peer).iter().map(Multiaddr::to_string).collect();
-        self.board.update(&peer, |stats| stats.addresses = all);
-        self.is_door_stale = true;
+        self.statistics.update(&peer, |stats| stats.addresses = all);
+        self.are_known_addresses_stale = true;
     }
 
     fn on_summary_dropped(&mut self, peer: PeerId, why: &str) {
         tracing::info!(%peer, why, "summary dropped");
-        self.board.update(&peer, |stats| (stats.summary_since, stats.summary_epoch) = (None, None));
+        self.statistics.update(&peer, |stats| (stats.summary_since, stats.summary_epoch) = (None, None));
         self.summary_changed(peer);
     }
 }

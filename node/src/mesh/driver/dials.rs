@@ -111,7 +111,7 @@ impl Mesh {
         if !self.config.peers.contains_key(&peer) {
             return;
         }
-        self.is_door_stale |= self.lookups.resolved(peer, &resolved);
+        self.are_known_addresses_stale |= self.lookups.resolved(peer, &resolved);
         if resolved.addresses.is_empty() {
             self.dial_failed_because(peer, None);
         } else {
@@ -143,7 +143,7 @@ impl Mesh {
         let why = unresolved.into_iter().chain(why).collect::<Vec<_>>().join("; ");
         tracing::debug!(%peer, why, "dial failed");
         self.dialer.failed(now().moment, &peer, &mut self.rng);
-        self.board.update(&peer, |stats| stats.why = Some(why.clone()));
+        self.statistics.update(&peer, |stats| stats.why = Some(why.clone()));
         // Whoever still waits goes on waiting for the next dial, if it comes soon.
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             self.connect(peer, waiter);
@@ -172,17 +172,17 @@ impl Mesh {
             Err(NotNow::Unknown) => refuse(reply, "not on the allowlist"),
             Err(NotNow::NoAddress) => refuse(reply, "no address that was not just tried"),
             Err(NotNow::Gone) => {
-                let why = self.board.stats(&peer).and_then(|stats| stats.why);
+                let why = self.statistics.stats(&peer).and_then(|stats| stats.why);
                 refuse(reply, &why.unwrap_or_else(|| "gone".to_owned()));
             }
         }
     }
 
     /// Strangers cannot keep those out who come from where a peer is known to be.
-    pub(super) fn tell_door(&mut self) {
+    pub(super) fn tell_handshake_limits(&mut self) {
         let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
         let known = known.filter_map(|address| socket_address(&address)).map(|address| address.ip());
         let known: Vec<_> = known.chain(self.lookups.led_to()).collect();
-        self.swarm.behaviour_mut().door.set_known(known);
+        self.swarm.behaviour_mut().handshake_limits.set_known(known);
     }
 }

@@ -81,13 +81,13 @@ struct Written {
 
 /// Keeps summaries as they change; a thread of its own writes them.
 #[derive(Debug)]
-pub(super) struct SummaryKeeper {
+pub(super) struct SummaryWriter {
     pace: Pace,
     written: BTreeMap<PeerId, Written>,
     orders: mpsc::Sender<Order>,
 }
 
-impl SummaryKeeper {
+impl SummaryWriter {
     fn start(files: SummaryFiles) -> io::Result<Self> {
         let (orders, received) = mpsc::channel(ORDERS_MAX);
         thread::Builder::new().name("summaries".to_owned()).spawn(move || write_all(files, received))?;
@@ -99,7 +99,7 @@ impl SummaryKeeper {
         self.pace.changed(now().moment, owner);
     }
 
-    /// When [`SummaryKeeper::write_due`] has something to do.
+    /// When [`SummaryWriter::write_due`] has something to do.
     pub(super) fn deadline(&self) -> Option<Moment> {
         self.pace.deadline()
     }
@@ -214,11 +214,11 @@ impl Mesh {
         }
         self.perform();
         tracing::info!(summaries = written.len(), dropped, took = ?started.elapsed(), "summaries of peers remembered");
-        let mut keeper = SummaryKeeper::start(files)?;
+        let mut writer = SummaryWriter::start(files)?;
         // One that was announced again is renewed on disk, too.
-        written.keys().for_each(|owner| keeper.changed(*owner));
-        keeper.written = written;
-        self.keeper = Some(keeper);
+        written.keys().for_each(|owner| writer.changed(*owner));
+        writer.written = written;
+        self.writer = Some(writer);
         Ok(())
     }
 
@@ -234,7 +234,7 @@ impl Mesh {
         // A machine that has run for a shorter time than that shows the time since its start.
         let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
         let held = self.gossip.held_proof(&owner).map(|(proof, _)| *proof.announcement());
-        self.board.update(&owner, |stats| {
+        self.statistics.update(&owner, |stats| {
             (stats.summary_since, stats.summary_epoch) = (Some(since), held.map(|held| held.generation.epoch));
         });
         self.audience_changed(&owner);
@@ -244,8 +244,8 @@ impl Mesh {
 
     /// What is held of this peer changed.
     pub(super) fn summary_changed(&mut self, owner: PeerId) {
-        if let Some(keeper) = &mut self.keeper {
-            keeper.changed(owner);
+        if let Some(writer) = &mut self.writer {
+            writer.changed(owner);
         }
     }
 }

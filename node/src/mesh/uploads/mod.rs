@@ -19,7 +19,7 @@ mod shares;
 use super::bulk::{BulkStream, Incoming};
 use super::framing::{read_frame, write_frame};
 use super::handle::Blame;
-use super::peers::PeerBoard;
+use super::peers::PeerStatistics;
 use crate::settings::Compress;
 use body::BodyWriter;
 use futures::{AsyncReadExt, AsyncWriteExt};
@@ -77,7 +77,7 @@ pub struct Uploads(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     offer: Arc<Offer>,
-    board: Arc<PeerBoard>,
+    statistics: Arc<PeerStatistics>,
     may_compress: AtomicBool,
     readers: Arc<Semaphore>,
     queue: Mutex<Queue>,
@@ -137,13 +137,13 @@ impl Drop for Turn {
 }
 
 impl Uploads {
-    /// Serves what `offer` says, and counts on `board`.
-    pub fn new(offer: Arc<Offer>, board: Arc<PeerBoard>, limits: UploadLimits, compress: Compress) -> Self {
+    /// Serves what `offer` says, and counts on `statistics`.
+    pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, compress: Compress) -> Self {
         let pace = Pace::default();
         pace.set_rate(limits.bytes_per_s);
         Self(Arc::new(Shared {
             offer,
-            board,
+            statistics,
             may_compress: AtomicBool::new(compress != Compress::Never),
             readers: Arc::new(Semaphore::new(limits.total)),
             queue: Mutex::new(Queue::new(limits.per_peer)),
@@ -267,7 +267,7 @@ impl Uploads {
             first => self.send(&mut body, &head, reader, first, request).await,
         };
         let bytes = body.sent;
-        self.0.board.update(&peer, |stats| stats.bytes_out += bytes);
+        self.0.statistics.update(&peer, |stats| stats.bytes_out += bytes);
         sent
     }
 

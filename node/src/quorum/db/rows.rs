@@ -2,7 +2,7 @@
 
 use crate::quorum::KeyNames;
 use narmesh_protocol::{Attestation, BuilderKey, NarHash, NixPublicKey, Statement, StorePath};
-use narmesh_quorum::{Evicted, Evidence, WallMs};
+use narmesh_quorum::{Evicted, VerifiedStatement, WallMs};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 /// A key has the name that it came under last: who stores uses the configured one.
@@ -12,7 +12,7 @@ const NAME: &str = "
 
 /// An attestation as stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stored {
+pub struct StoredStatement {
     /// The builder's key, with the name that it came under.
     pub key: NixPublicKey,
     /// The attestation.
@@ -32,7 +32,7 @@ pub struct BareSignature {
 
 /// A row to be.
 #[derive(Clone, Copy, Debug)]
-pub struct NewVote<'a> {
+pub struct NewStatement<'a> {
     key: &'a NixPublicKey,
     statement: &'a Statement,
     nix_signature: &'a [u8; 64],
@@ -40,7 +40,7 @@ pub struct NewVote<'a> {
     dated: Option<(u64, &'a [u8; 64])>,
 }
 
-impl<'a> NewVote<'a> {
+impl<'a> NewStatement<'a> {
     /// The same under the name that its key has.
     pub fn under(self, names: &'a KeyNames) -> Self {
         Self { key: names.own(self.key), ..self }
@@ -52,14 +52,14 @@ impl<'a> NewVote<'a> {
     }
 }
 
-impl<'a> From<&'a Stored> for NewVote<'a> {
-    fn from(stored: &'a Stored) -> Self {
+impl<'a> From<&'a StoredStatement> for NewStatement<'a> {
+    fn from(stored: &'a StoredStatement) -> Self {
         let Attestation { statement, nix_signature, dated_signature, attested_at_ms, .. } = &stored.attestation;
         Self { key: &stored.key, statement, nix_signature, dated: Some((*attested_at_ms, dated_signature)) }
     }
 }
 
-impl<'a> From<&'a BareSignature> for NewVote<'a> {
+impl<'a> From<&'a BareSignature> for NewStatement<'a> {
     fn from(bare: &'a BareSignature) -> Self {
         Self { key: &bare.key, statement: &bare.statement, nix_signature: &bare.signature, dated: None }
     }
@@ -76,11 +76,11 @@ pub(super) fn wall(ms: Option<i64>) -> Option<WallMs> {
 
 pub(super) fn insert(
     connection: &Connection,
-    vote: NewVote<'_>,
-    evidence: &Evidence,
+    vote: NewStatement<'_>,
+    evidence: &VerifiedStatement,
     at: Option<WallMs>,
 ) -> rusqlite::Result<()> {
-    let NewVote { key, statement, nix_signature, dated } = vote;
+    let NewStatement { key, statement, nix_signature, dated } = vote;
     connection.prepare_cached(NAME)?.execute(params![key.bytes(), key.to_string()])?;
     let references = statement.references.iter().map(StorePath::to_string).collect::<Vec<_>>().join(" ");
     connection
@@ -152,7 +152,7 @@ pub(super) fn delete(connection: &Connection, gone: &Evicted) -> rusqlite::Resul
 }
 
 /// `None` for what is no attestation of ours.
-pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<Stored>> {
+pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<StoredStatement>> {
     let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
     let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
     let attestation = Attestation {
@@ -162,7 +162,7 @@ pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<Stored>> {
         nix_signature: row.get(6)?,
         dated_signature: row.get(7)?,
     };
-    Ok(Some(Stored { key, attestation }))
+    Ok(Some(StoredStatement { key, attestation }))
 }
 
 /// `None` for what is no bare signature of ours.

@@ -20,7 +20,7 @@ fn path(number: u8) -> StorePath {
     StorePath::new(HashPart([number; 20]), "x").unwrap()
 }
 
-fn said(seed: u8, number: u8, result: u8) -> (Stored, Evidence) {
+fn said(seed: u8, number: u8, result: u8) -> (StoredStatement, VerifiedStatement) {
     let statement = Statement {
         path: path(number),
         nar_hash: NarHash([result; 32]),
@@ -29,16 +29,16 @@ fn said(seed: u8, number: u8, result: u8) -> (Stored, Evidence) {
     };
     let attestation = Attestation::sign(&key(seed), &store_dir(), statement, 1_000);
     let public = key(seed).public();
-    let evidence = Evidence::attestation(&store_dir(), &attestation, &public, 500).unwrap();
-    (Stored { key: public, attestation }, evidence)
+    let evidence = VerifiedStatement::attestation(&store_dir(), &attestation, &public, 500).unwrap();
+    (StoredStatement { key: public, attestation }, evidence)
 }
 
 /// The same, signed as any Nix tool signs.
-fn signed(seed: u8, number: u8, result: u8) -> (BareSignature, Evidence) {
-    let (Stored { key: public, attestation }, _) = said(seed, number, result);
+fn signed(seed: u8, number: u8, result: u8) -> (BareSignature, VerifiedStatement) {
+    let (StoredStatement { key: public, attestation }, _) = said(seed, number, result);
     let statement = attestation.statement;
     let signature = key(seed).sign(&statement.fingerprint(&store_dir()));
-    let evidence = Evidence::bare_signature(&store_dir(), &statement, &signature, &public, 500).unwrap();
+    let evidence = VerifiedStatement::bare_signature(&store_dir(), &statement, &signature, &public, 500).unwrap();
     (BareSignature { key: public, statement, signature: signature.bytes }, evidence)
 }
 
@@ -222,7 +222,7 @@ fn what_an_older_state_holds_survives_and_takes_bare_signatures() {
     let dir = tempfile::tempdir().unwrap();
     let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
     connection.execute_batch(VERSION_1).unwrap();
-    let (Stored { key: public, attestation }, evidence) = said(1, 1, 1);
+    let (StoredStatement { key: public, attestation }, evidence) = said(1, 1, 1);
     let facts = evidence.facts();
     connection.execute("INSERT INTO builders VALUES (1, ?1, ?2)", params![public.bytes(), public.to_string()]).unwrap();
     let references: Vec<_> = attestation.statement.references.iter().map(StorePath::to_string).collect();
@@ -239,7 +239,7 @@ fn what_an_older_state_holds_survives_and_takes_bare_signatures() {
     drop(connection);
 
     let ledger = live(dir.path());
-    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), [Stored { key: public, attestation }]);
+    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), [StoredStatement { key: public, attestation }]);
     assert_eq!(votes(&ledger, 1)[0].stored_at, Some(WallMs(3)));
     assert_eq!(open(dir.path()).served().unwrap().len(), 1);
     assert_eq!(ledger.take_bare(&[signed(2, 1, 1), signed(1, 1, 1)], WallMs(5)).unwrap().new, 1);
@@ -255,7 +255,7 @@ fn a_transaction_that_was_not_finished_leaves_nothing() {
     // what the next process finds.
     db.connection.execute_batch("BEGIN").unwrap();
     let (stored, evidence) = said(2, 2, 2);
-    insert(&db.connection, NewVote::from(&stored), &evidence, Some(WallMs(2))).unwrap();
+    insert(&db.connection, NewStatement::from(&stored), &evidence, Some(WallMs(2))).unwrap();
     let copy = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
         let name = format!("{FILE_NAME}{suffix}");
@@ -324,9 +324,9 @@ fn another_store_directory_is_named() {
     assert!(nothing.contains("is not there"), "{nothing}");
 }
 
-fn file(lines: &[(Stored, Evidence)]) -> Vec<u8> {
+fn file(lines: &[(StoredStatement, VerifiedStatement)]) -> Vec<u8> {
     let mut text = attestation_file::header(&store_dir()).into_bytes();
-    for (Stored { key, attestation }, _) in lines {
+    for (StoredStatement { key, attestation }, _) in lines {
         text.extend(attestation_file::line(&store_dir(), key, attestation).bytes());
     }
     text

@@ -4,11 +4,11 @@
 //! with the times that memory knows. What cannot be read is forgotten in memory, too: it would be gone after a restart, and
 //! meanwhile be promised to peers and never be handed over. It is heard again from them, and said again by who attests here.
 
-use super::super::db::{BareSignature, LedgerDb, LedgerDbError, NewVote, Stored, on_disk_bytes};
+use super::super::db::{BareSignature, LedgerDb, LedgerDbError, NewStatement, StoredStatement, on_disk_bytes};
 use super::super::import::verify;
 use super::{LiveLedger, itself};
 use narmesh_protocol::{BuilderKey, HashPart, NixSignature};
-use narmesh_quorum::{Evicted, Evidence, FingerprintDigest, Ledger, Vote, WallMs};
+use narmesh_quorum::{Evicted, FingerprintDigest, Ledger, VerifiedStatement, Vote, WallMs};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -19,8 +19,8 @@ const PATHS_AT_ONCE: usize = 1_024;
 /// What was read of some paths and verifies.
 #[derive(Default)]
 struct Readable {
-    attestations: Vec<(Stored, Evidence)>,
-    bare: Vec<(BareSignature, Evidence)>,
+    attestations: Vec<(StoredStatement, VerifiedStatement)>,
+    bare: Vec<(BareSignature, VerifiedStatement)>,
 }
 
 impl LiveLedger {
@@ -59,13 +59,15 @@ impl LiveLedger {
 
     /// What is unreadable of one path hides nothing of another.
     fn readable(&self, old: &LedgerDb, paths: &[HashPart]) -> Readable {
-        let stored: Vec<Stored> = paths.iter().flat_map(|path| old.attestations(path).unwrap_or_default()).collect();
+        let stored: Vec<StoredStatement> =
+            paths.iter().flat_map(|path| old.attestations(path).unwrap_or_default()).collect();
         let attestations = verify(&self.store_dir, stored.into_iter().map(|it| (it.key, it.attestation)).collect());
         let bare = paths.iter().flat_map(|path| old.bare_signatures(path).unwrap_or_default());
         let verified = |bare: BareSignature| {
             let signature = NixSignature { key_name: bare.key.name().to_owned(), bytes: bare.signature };
             let bytes = on_disk_bytes(bare.statement.references.iter().map(|path| 34 + path.name().len()).sum());
-            let evidence = Evidence::bare_signature(&self.store_dir, &bare.statement, &signature, &bare.key, bytes)?;
+            let evidence =
+                VerifiedStatement::bare_signature(&self.store_dir, &bare.statement, &signature, &bare.key, bytes)?;
             Some((bare, evidence))
         };
         Readable { attestations, bare: bare.filter_map(verified).collect() }
@@ -78,9 +80,9 @@ impl LiveLedger {
         found: &Readable,
     ) -> Result<BTreeSet<(BuilderKey, FingerprintDigest)>, LedgerDbError> {
         let names = self.names();
-        let dated = found.attestations.iter().map(|(stored, evidence)| (NewVote::from(stored), evidence));
-        let bare = found.bare.iter().map(|(bare, evidence)| (NewVote::from(bare), evidence));
-        let undated: Vec<Evidence> = dated.clone().map(|(_, evidence)| evidence.undated()).collect();
+        let dated = found.attestations.iter().map(|(stored, evidence)| (NewStatement::from(stored), evidence));
+        let bare = found.bare.iter().map(|(bare, evidence)| (NewStatement::from(bare), evidence));
+        let undated: Vec<VerifiedStatement> = dated.clone().map(|(_, evidence)| evidence.undated()).collect();
         let (mut rows, mut kept) = (Vec::new(), BTreeSet::new());
         for (number, (vote, evidence)) in dated.chain(bare).enumerate() {
             let Some(known) = self.read(|ledger| known(ledger, evidence)) else { continue };
@@ -103,7 +105,7 @@ impl LiveLedger {
 }
 
 /// What memory knows of the same statement, in the same form.
-fn known(ledger: &Ledger, evidence: &Evidence) -> Option<Vote> {
+fn known(ledger: &Ledger, evidence: &VerifiedStatement) -> Option<Vote> {
     let what = itself(evidence);
     ledger.votes(&what.hash_part).find(|vote| {
         (vote.builder, vote.facts.fingerprint) == (what.builder, what.fingerprint)

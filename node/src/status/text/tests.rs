@@ -244,7 +244,7 @@ fn why_says_what_would_happen_and_what_happened() {
             reason: "its filter says maybe".to_owned(),
         }],
         answer: WouldAnswer::Remembered,
-        decisions: vec![Decision { at_unix_ms: u64::MAX, sentence: "12D3 holds it".to_owned() }],
+        decisions: vec![LookedUp { at_unix_ms: u64::MAX, sentence: "12D3 holds it".to_owned() }],
         decisions_forgotten: true,
     };
     let text = report.text();

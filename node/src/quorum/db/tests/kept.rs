@@ -13,7 +13,7 @@ fn the_name_that_the_configuration_gives_a_key_wins_over_that_of_a_file() {
     };
     let named = |seed, number| {
         let (stored, evidence) = said(seed, number, 1);
-        (Stored { key: under("cache.nixos.org-1", seed), ..stored }, evidence)
+        (StoredStatement { key: under("cache.nixos.org-1", seed), ..stored }, evidence)
     };
     let fingerprint = said(1, 1, 1).1.facts().fingerprint;
     let names = |ledger: &LiveLedger| {
@@ -83,7 +83,7 @@ fn who_only_looks_removes_nothing_whatever_the_bounds() {
     assert_eq!(rows(&open(dir.path()), "votes"), 1);
     // Nor what is more than is kept of one path.
     let more: Vec<_> = (1..=6).map(|result| said(2, 1, result)).collect();
-    let rows_of: Vec<_> = more.iter().map(|(stored, evidence)| (NewVote::from(stored), evidence)).collect();
+    let rows_of: Vec<_> = more.iter().map(|(stored, evidence)| (NewStatement::from(stored), evidence)).collect();
     open(dir.path()).store(&rows_of, WallMs(1)).unwrap();
     looking.catch_up().unwrap();
     assert_eq!((votes(&looking, 1).len(), rows(&open(dir.path()), "votes")), (5, 7));

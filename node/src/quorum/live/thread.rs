@@ -35,18 +35,18 @@ impl Pace {
 
 /// Keeps a ledger and its file together; ends its thread when dropped.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct LedgerThread {
     ledger: Arc<LiveLedger>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl LiveLedger {
     /// Catches up at once and then every second, on a thread of its own; a file that cannot be used is tried again.
-    pub fn keep_up(self: &Arc<Self>) -> anyhow::Result<Keeper> {
+    pub fn keep_up(self: &Arc<Self>) -> anyhow::Result<LedgerThread> {
         let ledger = Arc::clone(self);
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || ledger.run());
         let thread = Some(thread.context("the ledger's thread")?);
-        Ok(Keeper { ledger: Arc::clone(self), thread })
+        Ok(LedgerThread { ledger: Arc::clone(self), thread })
     }
 
     fn run(&self) {
@@ -80,7 +80,7 @@ impl LiveLedger {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for LedgerThread {
     fn drop(&mut self) {
         self.ledger.notes.lock().stopping = true;
         self.ledger.stopped.notify_one();

@@ -1,7 +1,7 @@
-//! The ledger of all outputs and sources: what each refers to, and whether it is offered.
+//! The index of all outputs and sources: what each refers to, and whether it is offered.
 
-use super::policy::{BuildersWord, Origin, Rules, Voucher, Withheld};
-use super::{OfferChange, Standing};
+use super::policy::{BuilderStatement, Origin, Rules, Voucher, Withheld};
+use super::{OfferChange, Offering};
 use crate::CopyFault;
 use narmesh_protocol::{HashPart, StorePath};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -13,7 +13,7 @@ pub(super) struct Entry {
     pub(super) path: StorePath,
     pub(super) nar_size: u64,
     pub(super) origin: Origin,
-    pub(super) word: BuildersWord,
+    pub(super) word: BuilderStatement,
     /// The path's references, without itself.
     pub(super) references: Box<[HashPart]>,
     /// The fault of our copy, if it has one.
@@ -65,7 +65,7 @@ impl Closure {
 
 /// All outputs and sources, about 300 bytes each.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct OfferIndex {
     lines: HashMap<HashPart, Line>,
     /// Paths to check for who vouches for them, oldest row first: the offer grows from old to new, and
     /// a limit cuts off the newest.
@@ -81,7 +81,7 @@ pub(super) struct Ledger {
     has_warned: bool,
 }
 
-impl Ledger {
+impl OfferIndex {
     pub(super) fn is_offered(&self, part: &HashPart) -> bool {
         self.lines.get(part).is_some_and(|line| line.is_offered)
     }
@@ -308,22 +308,22 @@ impl Ledger {
     }
 
     /// All paths with NarSize and standing, sorted by path.
-    pub(super) fn list(&self, rules: &Rules) -> Vec<(StorePath, u64, Standing)> {
+    pub(super) fn list(&self, rules: &Rules) -> Vec<(StorePath, u64, Offering)> {
         let mut list: Vec<_> = self
             .lines
             .values()
             .map(|line| {
                 let standing = match line.verdict(rules) {
-                    _ if line.is_offered => Standing::Offered,
-                    Some(reason) => Standing::Withheld(reason),
-                    None if self.has_warned => Standing::Withheld(Withheld::TooMany),
-                    None => Standing::Withheld(Withheld::Unchecked),
+                    _ if line.is_offered => Offering::Offered,
+                    Some(reason) => Offering::Withheld(reason),
+                    None if self.has_warned => Offering::Withheld(Withheld::TooMany),
+                    None => Offering::Withheld(Withheld::Unchecked),
                 };
                 (line.entry.path.clone(), line.entry.nar_size, standing)
             })
             .collect();
         let unreadable = self.unreadable.values().flatten();
-        list.extend(unreadable.map(|path| (path.clone(), 0, Standing::Withheld(Withheld::RowUnreadable))));
+        list.extend(unreadable.map(|path| (path.clone(), 0, Offering::Withheld(Withheld::RowUnreadable))));
         list.sort();
         list
     }

@@ -33,7 +33,7 @@ pub(crate) const REQUEST_UNIT_BYTES: usize = 64 << 10;
 
 /// The record of one peer.
 #[derive(Debug, Default)]
-pub(crate) struct Standing {
+pub(crate) struct Conduct {
     pub(crate) misdeeds: u32,
     pub(crate) last_misdeed: Option<Misdeed>,
     last_misdeed_at: Moment,
@@ -84,7 +84,7 @@ impl Tokens {
     }
 }
 
-impl Standing {
+impl Conduct {
     pub(crate) fn is_set_aside(&self) -> bool {
         self.set_aside.is_some()
     }
@@ -205,29 +205,29 @@ mod tests {
 
     #[test]
     fn the_third_misdeed_sets_aside_and_time_forgives() {
-        let mut standing = Standing::default();
+        let mut conduct = Conduct::default();
         let hours = |hours: u64| Moment(hours * STRIKE_MEMORY_MS + hours);
-        assert_eq!(standing.blame(hours(1), Misdeed::WrongBody), None);
-        assert_eq!(standing.blame(hours(1), Misdeed::WrongBody), None);
-        assert_eq!(standing.blame(hours(2), Misdeed::WrongBody), None, "the first two are forgiven");
-        assert_eq!(standing.blame(hours(2), Misdeed::WrongBody), None);
-        let until = standing.blame(hours(2), Misdeed::FalseNar).unwrap();
+        assert_eq!(conduct.blame(hours(1), Misdeed::WrongBody), None);
+        assert_eq!(conduct.blame(hours(1), Misdeed::WrongBody), None);
+        assert_eq!(conduct.blame(hours(2), Misdeed::WrongBody), None, "the first two are forgiven");
+        assert_eq!(conduct.blame(hours(2), Misdeed::WrongBody), None);
+        let until = conduct.blame(hours(2), Misdeed::FalseNar).unwrap();
         assert_eq!(until, hours(2) + SET_ASIDE_MS);
-        standing.settle(until - 1);
-        assert!(standing.is_set_aside());
-        standing.settle(until);
-        assert!(!standing.is_set_aside());
-        assert_eq!((standing.misdeeds, standing.last_misdeed), (5, Some(Misdeed::FalseNar)));
+        conduct.settle(until - 1);
+        assert!(conduct.is_set_aside());
+        conduct.settle(until);
+        assert!(!conduct.is_set_aside());
+        assert_eq!((conduct.misdeeds, conduct.last_misdeed), (5, Some(Misdeed::FalseNar)));
     }
 
     #[test]
     fn more_false_hits_than_the_density_predicts_demote_a_peer() {
-        let mut liar = Standing::default();
+        let mut liar = Conduct::default();
         let demoted = (0..30).position(|_| liar.false_hit(Moment(0), 0.0005, 1_000).is_some());
         assert_eq!(demoted, Some(20));
-        let mut unlucky = Standing::default();
+        let mut unlucky = Conduct::default();
         assert!((0..30).all(|_| unlucky.false_hit(Moment(0), 0.0005, 100_000).is_none()), "50 were to be expected");
-        let mut useful = Standing { held_hits: 100, ..Standing::default() };
+        let mut useful = Conduct { held_hits: 100, ..Conduct::default() };
         assert!((0..30).all(|_| useful.false_hit(Moment(0), 0.0005, 1_000).is_none()));
         assert!(useful.false_share() < liar.false_share());
         liar.new_epoch(Moment(0), 0);
@@ -241,11 +241,11 @@ mod tests {
 
     #[test]
     fn a_bucket_drains_at_its_rate() {
-        let mut standing = Standing::default();
-        let taken = (0..100).take_while(|_| !standing.charge_announcement(Moment(0), false)).count();
+        let mut conduct = Conduct::default();
+        let taken = (0..100).take_while(|_| !conduct.charge_announcement(Moment(0), false)).count();
         assert_eq!(taken, 39);
-        assert!(standing.announcements_spent(Moment(0), false));
-        assert!(standing.announcements_spent(Moment(0), false));
-        assert!(!standing.announcements_spent(Moment(250), false));
+        assert!(conduct.announcements_spent(Moment(0), false));
+        assert!(conduct.announcements_spent(Moment(0), false));
+        assert!(!conduct.announcements_spent(Moment(250), false));
     }
 }

@@ -1,17 +1,17 @@
 //! Whether a path may be substituted.
 
-use crate::evidence::FingerprintDigest;
 use crate::ledger::Ledger;
 use crate::mutation::mutant;
 use crate::policy::{Mode, Policy};
-use crate::verdict::{Standing, State, Verdict};
+use crate::statement::FingerprintDigest;
+use crate::verdict::{Ballot, State, Verdict};
 use narmesh_protocol::{BuilderKey, StorePath};
 use std::collections::BTreeSet;
 use std::fmt;
 
 /// What the policy says about one NAR of one path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decision {
+pub enum Ruling {
     /// The policy is not asked: signatures decide, as in Nix.
     NotAsked,
     /// Signatures decide; the preference decides which NAR is asked for first.
@@ -87,19 +87,19 @@ impl Policy {
         path: &StorePath,
         fingerprint: FingerprintDigest,
         content_addressed: bool,
-    ) -> Decision {
+    ) -> Ruling {
         match self.mode {
-            Mode::Off | Mode::Observe => Decision::NotAsked,
+            Mode::Off | Mode::Observe => Ruling::NotAsked,
             Mode::Prefer => {
                 let verdict = self.verdict(ledger, path);
-                Decision::Prefer(match verdict.agreed() {
+                Ruling::Prefer(match verdict.agreed() {
                     _ if content_addressed => Preference::Agreed,
                     Some(agreed) if agreed.facts.fingerprint == fingerprint => Preference::Agreed,
                     Some(_) => Preference::Other,
                     None => Preference::Open,
                 })
             }
-            Mode::Require if content_addressed => Decision::Serve(Grounds::ContentAddressed),
+            Mode::Require if content_addressed => Ruling::Serve(Grounds::ContentAddressed),
             Mode::Require => self.demanded(&self.verdict(ledger, path), fingerprint),
         }
     }
@@ -115,12 +115,12 @@ impl Policy {
         numbers.filter_map(|number| Some(self.builders.get(*number)?.key)).chain(own).collect()
     }
 
-    pub(crate) fn demanded(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Decision {
+    pub(crate) fn demanded(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Ruling {
         match verdict.agreed() {
-            Some(agreed) if agreed.facts.fingerprint == fingerprint => Decision::Serve(Grounds::Agreed),
-            Some(_) => Decision::Refuse(Refusal::OtherFingerprint),
-            None if self.grace_of(verdict) == Some(fingerprint) => Decision::Serve(Grounds::Grace),
-            None => Decision::Refuse(Refusal::NotAgreed(verdict.state)),
+            Some(agreed) if agreed.facts.fingerprint == fingerprint => Ruling::Serve(Grounds::Agreed),
+            Some(_) => Ruling::Refuse(Refusal::OtherFingerprint),
+            None if self.grace_of(verdict) == Some(fingerprint) => Ruling::Serve(Grounds::Grace),
+            None => Ruling::Refuse(Refusal::NotAgreed(verdict.state)),
         }
     }
 
@@ -132,10 +132,10 @@ impl Policy {
         let attested = verdict.attested.iter().map(|attested| attested.facts.fingerprint);
         let said: BTreeSet<FingerprintDigest> = attested.chain(verdict.own.iter().copied()).collect();
         let only = said.first().filter(|_| said.len() == 1)?;
-        let silent_or_graced = |(number, standing): (usize, &Standing)| match standing {
-            Standing::Missing => true,
-            Standing::For(_) => self.has_grace(number) || mutant!(GraceForAnyone),
-            Standing::Void(_) | Standing::NotCounted(..) => false,
+        let silent_or_graced = |(number, standing): (usize, &Ballot)| match standing {
+            Ballot::Missing => true,
+            Ballot::For(_) => self.has_grace(number) || mutant!(GraceForAnyone),
+            Ballot::Void(_) | Ballot::NotCounted(..) => false,
         };
         verdict.standings.iter().enumerate().all(silent_or_graced).then_some(*only)
     }

@@ -32,7 +32,7 @@ const IN_DOUBT: Duration = Duration::from_secs(30);
 pub(super) struct DialsAgain;
 
 #[derive(Debug)]
-struct Line {
+struct OpenConnection {
     peer: PeerId,
     since: Instant,
     dialled: bool,
@@ -44,18 +44,18 @@ struct Line {
 
 /// All open connections. Speaks no protocol.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    open: BTreeMap<ConnectionId, Line>,
+pub(super) struct DeadConnections {
+    open: BTreeMap<ConnectionId, OpenConnection>,
     /// Since when somebody is at the door; the door bounds them.
     knocking: HashMap<ConnectionId, Instant>,
     closing: VecDeque<(PeerId, ConnectionId)>,
 }
 
-impl Lines {
+impl DeadConnections {
     /// Decides on a connection that came in. A node dials only whom it has no connection with, so a peer that dials us has lost
     /// those that we believe in: they are closed, and it is refused once, so that everything ends before it begins anew.
     fn admit(&mut self, peer: PeerId, knocked: Instant) -> Result<(), DialsAgain> {
-        let is_dead = |line: &Line| !line.dialled || knocked.saturating_duration_since(line.since) > AT_ONCE;
+        let is_dead = |line: &OpenConnection| !line.dialled || knocked.saturating_duration_since(line.since) > AT_ONCE;
         if !self.open.values().any(|line| line.peer == peer && is_dead(line)) {
             return Ok(());
         }
@@ -69,7 +69,7 @@ impl Lines {
         let dialled = endpoint.is_dialer();
         let ours = || self.open.iter().find(|(_, line)| line.peer == peer && line.dialled).map(|(id, _)| *id);
         let beside = if dialled { None } else { ours() };
-        self.open.insert(id, Line { peer, since: now, dialled, local: local_end(endpoint), beside });
+        self.open.insert(id, OpenConnection { peer, since: now, dialled, local: local_end(endpoint), beside });
     }
 
     fn closed(&mut self, now: Instant, id: ConnectionId) {
@@ -86,13 +86,13 @@ impl Lines {
         }
     }
 
-    fn close(&mut self, wanted: impl Fn(&Line) -> bool) {
+    fn close(&mut self, wanted: impl Fn(&OpenConnection) -> bool) {
         let dead = self.open.iter().filter(|(_, line)| wanted(line)).map(|(id, line)| (line.peer, *id));
         self.closing.extend(dead);
     }
 }
 
-impl NetworkBehaviour for Lines {
+impl NetworkBehaviour for DeadConnections {
     type ConnectionHandler = dummy::ConnectionHandler;
     type ToSwarm = Infallible;
 
@@ -190,8 +190,8 @@ mod tests {
         inbound("/ip4/192.0.2.1/tcp/1")
     }
 
-    fn closing(lines: &mut Lines) -> Vec<ConnectionId> {
-        lines.closing.drain(..).map(|(_, id)| id).collect()
+    fn closing(dead_connections: &mut DeadConnections) -> Vec<ConnectionId> {
+        dead_connections.closing.drain(..).map(|(_, id)| id).collect()
     }
 
     fn ids<const N: usize>() -> [ConnectionId; N] {
@@ -200,44 +200,44 @@ mod tests {
 
     #[test]
     fn a_peer_that_dials_again_has_lost_what_we_believed_in_and_begins_anew() {
-        let (mut lines, start, peer) = (Lines::default(), Instant::now(), PeerId::random());
+        let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
         let [first, second] = ids();
-        lines.admit(peer, start).unwrap();
-        lines.opened(start, first, peer, &here());
-        lines.admit(PeerId::random(), start).expect("another peer");
-        assert_eq!(lines.admit(peer, start), Err(DialsAgain), "it dials twice only when the first is lost");
-        assert_eq!(closing(&mut lines), [first]);
-        lines.closed(start, first);
-        lines.admit(peer, start).expect("the next one");
-        lines.opened(start, second, peer, &outbound());
-        assert_eq!(lines.admit(peer, start + 2 * AT_ONCE), Err(DialsAgain), "ours is lost as well");
-        assert_eq!(closing(&mut lines), [second]);
+        dead_connections.admit(peer, start).unwrap();
+        dead_connections.opened(start, first, peer, &here());
+        dead_connections.admit(PeerId::random(), start).expect("another peer");
+        assert_eq!(dead_connections.admit(peer, start), Err(DialsAgain), "it dials twice only when the first is lost");
+        assert_eq!(closing(&mut dead_connections), [first]);
+        dead_connections.closed(start, first);
+        dead_connections.admit(peer, start).expect("the next one");
+        dead_connections.opened(start, second, peer, &outbound());
+        assert_eq!(dead_connections.admit(peer, start + 2 * AT_ONCE), Err(DialsAgain), "ours is lost as well");
+        assert_eq!(closing(&mut dead_connections), [second]);
     }
 
     #[test]
     fn two_that_dial_each_other_at_once_keep_both_unless_one_was_dead() {
         for (lasted, ends) in [(IN_DOUBT / 2, true), (2 * IN_DOUBT, false)] {
-            let (mut lines, start, peer) = (Lines::default(), Instant::now(), PeerId::random());
+            let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
             let [ours, theirs] = ids();
-            lines.opened(start, ours, peer, &outbound());
-            lines.admit(peer, start + AT_ONCE).expect("it may not have known of ours");
-            lines.opened(start + AT_ONCE, theirs, peer, &here());
-            assert!(closing(&mut lines).is_empty());
-            lines.closed(start + AT_ONCE + lasted, ours);
-            assert_eq!(closing(&mut lines) == [theirs], ends);
+            dead_connections.opened(start, ours, peer, &outbound());
+            dead_connections.admit(peer, start + AT_ONCE).expect("it may not have known of ours");
+            dead_connections.opened(start + AT_ONCE, theirs, peer, &here());
+            assert!(closing(&mut dead_connections).is_empty());
+            dead_connections.closed(start + AT_ONCE + lasted, ours);
+            assert_eq!(closing(&mut dead_connections) == [theirs], ends);
         }
     }
 
     #[test]
     fn connections_end_with_the_address_that_they_come_from() {
-        let mut lines = Lines::default();
+        let mut dead_connections = DeadConnections::default();
         let [gone, kept, dialled] = ids();
         for (id, endpoint) in [(gone, here()), (kept, inbound("/ip4/192.0.2.2/tcp/1")), (dialled, outbound())] {
-            lines.opened(Instant::now(), id, PeerId::random(), &endpoint);
+            dead_connections.opened(Instant::now(), id, PeerId::random(), &endpoint);
         }
         let mut expired = |address: &str| {
-            lines.expired(&address.parse().unwrap());
-            closing(&mut lines)
+            dead_connections.expired(&address.parse().unwrap());
+            closing(&mut dead_connections)
         };
         assert_eq!(expired("/ip4/192.0.2.1/tcp/7280"), [gone]);
         assert_eq!(expired("/ip4/127.0.0.1/tcp/7280"), [dialled], "our end of loopback");

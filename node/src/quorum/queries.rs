@@ -4,7 +4,7 @@
 //! Nothing is held whole: a report is put into words path by path, attestations are read path by path, a file is taken in batch
 //! by batch; between two parts no lock is held and no transaction is open, so that a slow reader holds up nobody.
 
-use super::attest::{OwnBuilds, OwnWord};
+use super::attest::{OwnBuilds, OwnStatement};
 use super::import::{Imported, import};
 use super::live::LiveLedger;
 use super::members::{closure_members, member_of};
@@ -75,7 +75,7 @@ pub enum Part {
     /// What became of an import.
     Imported(Imported),
     /// What our own builder says of the path.
-    Word(OwnWord),
+    Word(OwnStatement),
     /// That was all.
     Done,
     /// There is no answer, or no more of it.
@@ -87,7 +87,7 @@ pub enum Part {
 
 /// Who answers.
 #[derive(Clone, Copy, Debug)]
-pub struct Desk<'a> {
+pub struct Queries<'a> {
     /// The store that is compared.
     pub store: &'a NixStore,
     /// The ledger that is asked.
@@ -96,7 +96,7 @@ pub struct Desk<'a> {
     pub own: Option<OwnBuilds<'a>>,
 }
 
-impl Desk<'_> {
+impl Queries<'_> {
     /// Answers; [`Part::Done`] and [`Part::Refused`] are the caller's to say. Blocks, on the disk and on `tell`, whose first
     /// error ends it.
     pub fn answer(

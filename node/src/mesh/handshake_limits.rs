@@ -57,7 +57,7 @@ pub(super) enum Refused {
 
 /// The behaviour; it speaks no protocol.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct HandshakeLimits {
     told: Vec<IpAddr>,
     /// The oldest first.
     seen: VecDeque<IpAddr>,
@@ -68,7 +68,7 @@ pub(super) struct Door {
     begun_unknown: DefaultDirectRateLimiter,
 }
 
-impl Default for Door {
+impl Default for HandshakeLimits {
     fn default() -> Self {
         let quota = Quota::per_second(BEGUN_UNKNOWN_PER_S).allow_burst(BEGUN_UNKNOWN_BURST);
         Self {
@@ -82,7 +82,7 @@ impl Default for Door {
     }
 }
 
-impl Door {
+impl HandshakeLimits {
     /// Where peers are known to be, configured or learned.
     pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.told = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
@@ -153,7 +153,7 @@ fn source(ip: IpAddr) -> IpAddr {
     }
 }
 
-impl NetworkBehaviour for Door {
+impl NetworkBehaviour for HandshakeLimits {
     type ConnectionHandler = dummy::ConnectionHandler;
     type ToSwarm = Infallible;
 
@@ -221,130 +221,130 @@ mod tests {
         (0..).map(ConnectionId::new_unchecked)
     }
 
-    fn refused(door: &mut Door, id: ConnectionId, ip: impl Into<IpAddr>) -> Option<Refused> {
-        door.admit(id, ip.into()).err()
+    fn refused(handshake_limits: &mut HandshakeLimits, id: ConnectionId, ip: impl Into<IpAddr>) -> Option<Refused> {
+        handshake_limits.admit(id, ip.into()).err()
     }
 
     #[test]
     fn eight_handshakes_from_one_source_and_no_more() {
-        let (mut door, mut ids) = (Door::default(), ids());
+        let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         for host in 1..=2 {
             for _ in 0..PENDING_PER_SOURCE_MAX {
-                assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, host]), None);
+                assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, host]), None);
             }
-            assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, host]), Some(Refused::Source));
+            assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, host]), Some(Refused::Source));
         }
         // One that ended, either way, makes room for one.
-        door.pending.remove(&ConnectionId::new_unchecked(0));
-        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 1]), None);
-        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
+        handshake_limits.pending.remove(&ConnectionId::new_unchecked(0));
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 1]), None);
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_source() {
-        let (mut door, mut ids) = (Door::default(), ids());
+        let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         for host in 0..8_u16 {
-            assert_eq!(refused(&mut door, ids.next().unwrap(), [0x2001, 0xdb8, 1, 1, 0, 0, 0, host]), None);
+            assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [0x2001, 0xdb8, 1, 1, 0, 0, 0, host]), None);
         }
         let (same, other) = ([0x2001, 0xdb8, 1, 1, 9, 0, 0, 9], [0x2001, 0xdb8, 1, 2, 0, 0, 0, 1]);
-        assert_eq!(refused(&mut door, ids.next().unwrap(), same), Some(Refused::Source));
-        assert_eq!(refused(&mut door, ids.next().unwrap(), other), None);
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), same), Some(Refused::Source));
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), other), None);
         // Mapped addresses are IPv4 ones.
         for _ in 0..PENDING_PER_SOURCE_MAX {
             let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
-            assert_eq!(refused(&mut door, ids.next().unwrap(), mapped), None);
+            assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), mapped), None);
         }
-        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
     }
 
     #[test]
     fn a_flood_of_strangers_leaves_the_door_open_for_known_addresses() {
         // Told where it is, or seen to come in from there.
         for is_told in [false, true] {
-            let (mut door, mut ids) = (Door::default(), ids());
+            let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
             let known = IpAddr::from([192, 0, 2, 1]);
             if is_told {
-                door.set_known([known])
+                handshake_limits.set_known([known])
             } else {
-                door.see(known)
+                handshake_limits.see(known)
             }
             for host in 0..64 {
-                assert_eq!(refused(&mut door, ids.next().unwrap(), [198, 51, 100, host]), None);
+                assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [198, 51, 100, host]), None);
             }
-            assert_eq!(refused(&mut door, ids.next().unwrap(), [198, 51, 100, 99]), Some(Refused::Unknown));
+            assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [198, 51, 100, 99]), Some(Refused::Unknown));
             for _ in 0..PENDING_PER_KNOWN_MAX {
-                assert_eq!(refused(&mut door, ids.next().unwrap(), known), None);
+                assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), known), None);
             }
-            assert_eq!(refused(&mut door, ids.next().unwrap(), known), Some(Refused::Source));
+            assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), known), Some(Refused::Source));
         }
     }
 
     #[test]
     fn peers_in_one_network_of_ipv6_are_let_in_beside_each_other_and_beside_strangers() {
-        let (mut door, mut ids) = (Door::default(), ids());
+        let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         let host = |host: u16| IpAddr::from([0xfd00, 1, 1, 1, 0, 0, 0, host]);
-        door.set_known((1..=20).map(host));
+        handshake_limits.set_known((1..=20).map(host));
         for peer in 1..=20 {
             for _ in 0..2 {
-                assert_eq!(refused(&mut door, ids.next().unwrap(), host(peer)), None);
+                assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(peer)), None);
             }
         }
         // Neither do others of that network keep a peer out.
         for stranger in 100..108 {
-            assert_eq!(refused(&mut door, ids.next().unwrap(), host(stranger)), None);
+            assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(stranger)), None);
         }
-        assert_eq!(refused(&mut door, ids.next().unwrap(), host(108)), Some(Refused::Source));
-        assert_eq!(refused(&mut door, ids.next().unwrap(), host(1)), None);
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(108)), Some(Refused::Source));
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(1)), None);
     }
 
     #[test]
     fn one_that_redials_without_end_costs_few_handshakes() {
-        let (mut door, mut ids, peer) = (Door::default(), ids(), IpAddr::from([192, 0, 2, 1]));
-        door.set_known([peer]);
-        let redial = |door: &mut Door, id| {
-            let is_admitted = door.admit(id, peer).is_ok();
-            door.pending.clear();
+        let (mut handshake_limits, mut ids, peer) = (HandshakeLimits::default(), ids(), IpAddr::from([192, 0, 2, 1]));
+        handshake_limits.set_known([peer]);
+        let redial = |handshake_limits: &mut HandshakeLimits, id| {
+            let is_admitted = handshake_limits.admit(id, peer).is_ok();
+            handshake_limits.pending.clear();
             is_admitted
         };
-        let begun = (0..10_000).filter(|_| redial(&mut door, ids.next().unwrap())).count();
+        let begun = (0..10_000).filter(|_| redial(&mut handshake_limits, ids.next().unwrap())).count();
         assert!((256..300).contains(&begun), "{begun}");
-        assert_eq!(refused(&mut door, ids.next().unwrap(), peer), Some(Refused::TooOften));
-        assert_eq!(refused(&mut door, ids.next().unwrap(), [192, 0, 2, 2]), None);
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), peer), Some(Refused::TooOften));
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 2]), None);
         // As many sources as there are make no more memory.
         for number in 0..u32::try_from(2 * SOURCES_MAX).unwrap() {
-            if door.admit(ids.next().unwrap(), std::net::Ipv4Addr::from(number).into()).is_ok() {
-                door.pending.clear();
+            if handshake_limits.admit(ids.next().unwrap(), std::net::Ipv4Addr::from(number).into()).is_ok() {
+                handshake_limits.pending.clear();
             }
         }
-        assert!(door.begun.len() <= SOURCES_MAX);
+        assert!(handshake_limits.begun.len() <= SOURCES_MAX);
     }
 
     #[test]
     fn where_peers_came_from_is_remembered_within_bounds() {
-        let mut door = Door::default();
+        let mut handshake_limits = HandshakeLimits::default();
         for number in 0..u32::try_from(3 * SEEN_MAX).unwrap() {
-            door.see(std::net::Ipv4Addr::from(number).into());
+            handshake_limits.see(std::net::Ipv4Addr::from(number).into());
         }
-        assert_eq!((door.seen.len(), door.known.len()), (SEEN_MAX, SEEN_MAX));
+        assert_eq!((handshake_limits.seen.len(), handshake_limits.known.len()), (SEEN_MAX, SEEN_MAX));
     }
 
     #[test]
     fn strangers_at_many_addresses_begin_so_many_handshakes_a_second_and_known_ones_go_on() {
-        let (mut door, mut ids) = (Door::default(), ids());
+        let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         let known: IpAddr = "192.0.2.1".parse().unwrap();
-        door.set_known([known]);
+        handshake_limits.set_known([known]);
         let mut begun = 0;
         for number in 0..4_000_u32 {
             let id = ids.next().unwrap();
             // Each ends at once, so none is under way beside another.
-            match refused(&mut door, id, std::net::Ipv4Addr::from(0x0a00_0000 + number)) {
+            match refused(&mut handshake_limits, id, std::net::Ipv4Addr::from(0x0a00_0000 + number)) {
                 None => begun += 1,
                 Some(why) => assert_eq!(why, Refused::UnknownTooOften),
             }
-            door.pending.remove(&id);
+            handshake_limits.pending.remove(&id);
         }
         let burst = BEGUN_UNKNOWN_BURST.get();
         assert!((burst..4_000).contains(&begun), "{begun} of 4,000");
-        assert_eq!(refused(&mut door, ids.next().unwrap(), known), None);
+        assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), known), None);
     }
 }

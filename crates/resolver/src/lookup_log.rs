@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Paths remembered; the one touched longest ago goes first.
 const PATHS_MAX: usize = 1_024;
-/// Decisions kept per path.
+/// LookupLog kept per path.
 const DECISIONS_MAX: usize = 32;
 /// Paths answered from memory that are remembered, apart from the others: Nix asks for thousands of paths that nobody has, and
 /// those must not push out what was decided about one that somebody has. Some 80 bytes each.
@@ -18,7 +18,7 @@ const AT_ONCE_MAX: usize = 16_384;
 
 /// One thing that the resolver decided or found.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
+pub enum LookupEvent {
     /// Answered from our own store.
     OwnStore,
     /// Answered with what was learned earlier.
@@ -99,7 +99,7 @@ impl fmt::Display for NotFound {
     }
 }
 
-impl fmt::Display for Decision {
+impl fmt::Display for LookupEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OwnStore => write!(f, "answered from the own store"),
@@ -138,16 +138,16 @@ impl fmt::Display for Decision {
     }
 }
 
-/// The last decisions by path.
+/// The last events of each path.
 #[derive(Debug, Default)]
-pub struct Decisions {
+pub struct LookupLog {
     log: Mutex<Log>,
     at_once: Mutex<AnswersAtOnce>,
 }
 
 #[derive(Debug, Default)]
 struct Log {
-    by_path: HashMap<HashPart, VecDeque<(u64, Decision)>>,
+    by_path: HashMap<HashPart, VecDeque<(u64, LookupEvent)>>,
     order: VecDeque<HashPart>,
     has_forgotten: bool,
 }
@@ -168,21 +168,21 @@ struct GivenAtOnce {
     times: u64,
 }
 
-impl Decisions {
+impl LookupLog {
     /// Notes a decision about a path.
-    pub(crate) fn note(&self, hash_part: HashPart, decision: Decision) {
+    pub(crate) fn note(&self, hash_part: HashPart, decision: LookupEvent) {
         tracing::debug!(%hash_part, %decision, "resolver");
         let at_unix_ms = unix_ms();
         let mut log = self.log.lock();
         let Log { by_path, order, has_forgotten } = &mut *log;
-        let decisions = by_path.entry(hash_part).or_insert_with(|| {
+        let lookup_log = by_path.entry(hash_part).or_insert_with(|| {
             order.push_back(hash_part);
             VecDeque::new()
         });
-        if decisions.len() == DECISIONS_MAX {
-            decisions.pop_front();
+        if lookup_log.len() == DECISIONS_MAX {
+            lookup_log.pop_front();
         }
-        decisions.push_back((at_unix_ms, decision));
+        lookup_log.push_back((at_unix_ms, decision));
         if order.len() > PATHS_MAX
             && let Some(oldest) = order.pop_front()
         {
@@ -215,8 +215,8 @@ impl Decisions {
     pub fn of(&self, hash_part: &HashPart) -> Vec<(u64, String)> {
         let mut told: Vec<_> = {
             let log = self.log.lock();
-            let decisions = log.by_path.get(hash_part).into_iter().flatten();
-            decisions.map(|(at, decision)| (*at, decision.to_string())).collect()
+            let lookup_log = log.by_path.get(hash_part).into_iter().flatten();
+            lookup_log.map(|(at, decision)| (*at, decision.to_string())).collect()
         };
         if let Some(given) = self.at_once.lock().by_path.get(hash_part) {
             let before = match given.times {
@@ -251,35 +251,35 @@ mod tests {
         HashPart(bytes)
     }
 
-    fn sentences(decisions: &Decisions, number: u32) -> Vec<String> {
-        decisions.of(&part(number)).into_iter().map(|(_, sentence)| sentence).collect()
+    fn sentences(lookup_log: &LookupLog, number: u32) -> Vec<String> {
+        lookup_log.of(&part(number)).into_iter().map(|(_, sentence)| sentence).collect()
     }
 
     #[test]
     fn a_miss_out_of_memory_is_told_with_its_number() {
-        let decisions = Decisions::default();
-        assert!(sentences(&decisions, 1).is_empty());
-        decisions.note_at_once(part(1), AtOnce::NotClaimed);
+        let lookup_log = LookupLog::default();
+        assert!(sentences(&lookup_log, 1).is_empty());
+        lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
         let miss = "answered 404 at once, and nobody was asked: no peer's filter said maybe";
-        assert_eq!(sentences(&decisions, 1), [miss]);
-        decisions.note_at_once(part(1), AtOnce::NotClaimed);
-        decisions.note_at_once(part(1), AtOnce::NotClaimed);
-        assert_eq!(sentences(&decisions, 1), [format!("{miss}; the same as 2 times before")]);
-        decisions.note_at_once(part(1), AtOnce::OwnStore);
-        assert_eq!(sentences(&decisions, 1), ["answered from the own store, out of memory"]);
-        assert!(decisions.of(&part(1))[0].0 > 1_500_000_000_000, "it says when");
+        assert_eq!(sentences(&lookup_log, 1), [miss]);
+        lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
+        lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
+        assert_eq!(sentences(&lookup_log, 1), [format!("{miss}; the same as 2 times before")]);
+        lookup_log.note_at_once(part(1), AtOnce::OwnStore);
+        assert_eq!(sentences(&lookup_log, 1), ["answered from the own store, out of memory"]);
+        assert!(lookup_log.of(&part(1))[0].0 > 1_500_000_000_000, "it says when");
     }
 
     #[test]
     fn misses_push_out_no_decision_and_are_bounded() {
-        let decisions = Decisions::default();
-        decisions.note(part(0), Decision::NotFound(NotFound::Nobody));
-        assert!(!decisions.has_forgotten());
+        let lookup_log = LookupLog::default();
+        lookup_log.note(part(0), LookupEvent::NotFound(NotFound::Nobody));
+        assert!(!lookup_log.has_forgotten());
         for number in (0..).take(AT_ONCE_MAX + 1) {
-            decisions.note_at_once(part(number), AtOnce::NotClaimed);
+            lookup_log.note_at_once(part(number), AtOnce::NotClaimed);
         }
-        assert_eq!(decisions.at_once.lock().by_path.len(), AT_ONCE_MAX);
-        assert_eq!(sentences(&decisions, 0).len(), 1, "the decision, and no miss any more");
-        assert!(decisions.has_forgotten());
+        assert_eq!(lookup_log.at_once.lock().by_path.len(), AT_ONCE_MAX);
+        assert_eq!(sentences(&lookup_log, 0).len(), 1, "the decision, and no miss any more");
+        assert!(lookup_log.has_forgotten());
     }
 }

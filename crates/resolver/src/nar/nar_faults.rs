@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use crate::source::SourceId;
 
-/// How long a spoilt NAR answers no `Range`.
-const SPOILT_FOR: Duration = Duration::from_secs(60);
+/// How long a NAR that was cut short answers no `Range`.
+const CUT_SHORT_FOR: Duration = Duration::from_secs(60);
 /// How long a holder that sent a wrong NAR is not asked for that NAR, and how long each source of a NAR that several sent wrong is
 /// read alone.
 const LIAR_FOR: Duration = Duration::from_secs(3_600);
@@ -22,22 +22,22 @@ const ENTRIES_MAX: usize = 4_096;
 
 /// What went wrong lately.
 #[derive(Debug, Default)]
-pub(crate) struct Spoilt {
+pub(crate) struct NarFaults {
     nars: Mutex<HashMap<NarHash, Since<()>>>,
     liars: Mutex<HashMap<(NarHash, SourceId), Since<()>>>,
     /// With the source that sent the end.
     doubtful: Mutex<HashMap<NarHash, Since<Option<SourceId>>>>,
 }
 
-impl Spoilt {
+impl NarFaults {
     /// A body of this NAR was closed short.
-    pub(crate) fn spoil(&self, nar_hash: NarHash) {
-        insert(&mut self.nars.lock(), nar_hash, (), SPOILT_FOR);
+    pub(crate) fn note_cut_short(&self, nar_hash: NarHash) {
+        insert(&mut self.nars.lock(), nar_hash, (), CUT_SHORT_FOR);
     }
 
     /// Whether a `Range` on it is to be answered 404.
-    pub(crate) fn is_spoilt(&self, nar_hash: &NarHash) -> bool {
-        self.nars.lock().get(nar_hash).is_some_and(|(at, ())| at.elapsed() < SPOILT_FOR)
+    pub(crate) fn was_cut_short(&self, nar_hash: &NarHash) -> bool {
+        self.nars.lock().get(nar_hash).is_some_and(|(at, ())| at.elapsed() < CUT_SHORT_FOR)
     }
 
     /// `source` alone sent something else under this NarHash.

@@ -48,12 +48,12 @@ pub(crate) struct DaemonRow {
 
 /// The daemon of one store. It connects at the first question.
 #[derive(Debug)]
-pub(crate) struct Daemon {
+pub(crate) struct NixDaemon {
     socket: PathBuf,
     connection: Mutex<Option<Wire<UnixStream>>>,
 }
 
-impl Daemon {
+impl NixDaemon {
     pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket, connection: Mutex::default() }
     }
@@ -112,7 +112,7 @@ impl Daemon {
     /// Asks on the existing connection; if that fails, on a new one.
     fn ask<T>(&self, question: impl Fn(&mut Wire<UnixStream>) -> Result<T, DaemonError>) -> Result<T, StoreError> {
         let mut slot = self.connection.lock();
-        let told = |source| StoreError::Daemon { socket: self.socket.clone(), source };
+        let told = |source| StoreError::NixDaemon { socket: self.socket.clone(), source };
         if let Some(mut wire) = slot.take()
             && let Ok(answer) = question(&mut wire)
         {

@@ -19,7 +19,7 @@ pub struct NameDigest(pub u64);
 
 /// The part of a statement that is kept in memory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Facts {
+pub struct Claim {
     /// The digest of the fingerprint; two statements with the same one are the same.
     pub fingerprint: FingerprintDigest,
     /// The NarHash, which is only shown to people.
@@ -32,10 +32,10 @@ pub struct Facts {
 
 /// A statement whose signatures have been verified.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Evidence {
+pub struct VerifiedStatement {
     pub(crate) builder: BuilderKey,
     pub(crate) hash_part: HashPart,
-    pub(crate) facts: Facts,
+    pub(crate) facts: Claim,
     /// When the builder claims to have made it; `None` for a bare Nix signature.
     pub(crate) attested_at: Option<WallMs>,
     pub(crate) bytes: u32,
@@ -68,7 +68,7 @@ impl fmt::Debug for FingerprintDigest {
     }
 }
 
-impl Facts {
+impl Claim {
     /// The facts of a statement.
     pub fn of(store_dir: &StoreDir, statement: &Statement) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Facts {
     }
 }
 
-impl Evidence {
+impl VerifiedStatement {
     /// An attestation, if `key` made both of its signatures. `bytes` is the space that it takes on disk.
     pub fn attestation(
         store_dir: &StoreDir,
@@ -91,7 +91,7 @@ impl Evidence {
         attestation.verify(store_dir, key).then(|| Self {
             builder: attestation.builder,
             hash_part: attestation.statement.path.hash_part(),
-            facts: Facts::of(store_dir, &attestation.statement),
+            facts: Claim::of(store_dir, &attestation.statement),
             attested_at: Some(WallMs(attestation.attested_at_ms)),
             bytes,
         })
@@ -109,7 +109,7 @@ impl Evidence {
         key.verify(&statement.fingerprint(store_dir), signature).then(|| Self {
             builder: BuilderKey(key.bytes()),
             hash_part: statement.path.hash_part(),
-            facts: Facts::of(store_dir, statement),
+            facts: Claim::of(store_dir, statement),
             attested_at: None,
             bytes,
         })
@@ -120,7 +120,7 @@ impl Evidence {
     pub fn recorded(
         builder: BuilderKey,
         hash_part: HashPart,
-        facts: Facts,
+        facts: Claim,
         attested_at: Option<WallMs>,
         bytes: u32,
     ) -> Self {
@@ -148,7 +148,7 @@ impl Evidence {
     }
 
     /// What the statement says.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &Claim {
         &self.facts
     }
 }

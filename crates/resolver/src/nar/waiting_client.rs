@@ -32,7 +32,7 @@ pub(super) struct HungUp;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct WaitingClient {
     client: mpsc::Sender<Result<Bytes, BodyAborted>>,
     first_byte: u64,
     /// The next byte of the NAR that the client gets.
@@ -40,7 +40,7 @@ pub(super) struct Keeper {
     burst_at: Instant,
 }
 
-impl Keeper {
+impl WaitingClient {
     /// For a client that wants the NAR from `first_byte` on.
     pub(super) fn new(client: mpsc::Sender<Result<Bytes, BodyAborted>>, first_byte: u64) -> Self {
         let has_bursts = first_byte < NAR_PREFIX.len() as u64;
@@ -129,15 +129,15 @@ mod tests {
             }
             got
         });
-        let mut keeper = Keeper::new(sender, 0);
-        assert_eq!(keeper.lasts(), Duration::from_secs(1 + 7 * 15));
-        keeper.keep(tokio::time::sleep(Duration::from_secs(300))).await.unwrap();
-        assert!(keeper.has_told_something() && !keeper.has_bursts());
-        assert_eq!(keeper.lasts(), Duration::ZERO);
+        let mut client = WaitingClient::new(sender, 0);
+        assert_eq!(client.lasts(), Duration::from_secs(1 + 7 * 15));
+        client.keep(tokio::time::sleep(Duration::from_secs(300))).await.unwrap();
+        assert!(client.has_told_something() && !client.has_bursts());
+        assert_eq!(client.lasts(), Duration::ZERO);
         let mut nar = NAR_PREFIX.to_vec();
         nar.extend_from_slice(b"the rest");
-        keeper.send(0, Bytes::from(nar.clone())).await.unwrap();
-        drop(keeper);
+        client.send(0, Bytes::from(nar.clone())).await.unwrap();
+        drop(client);
         let got = reader.await.unwrap();
         assert_eq!(got.len(), 8);
         assert_eq!(got.concat(), nar);
@@ -146,13 +146,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn client_that_resumes_gets_nothing_before_its_first_byte() {
         let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let mut keeper = Keeper::new(sender, 60);
-        keeper.keep(tokio::time::sleep(Duration::from_secs(100))).await.unwrap();
-        keeper.send(0, Bytes::from(vec![1; 64])).await.unwrap();
-        keeper.send(64, Bytes::from(vec![2; 4])).await.unwrap();
+        let mut client = WaitingClient::new(sender, 60);
+        client.keep(tokio::time::sleep(Duration::from_secs(100))).await.unwrap();
+        client.send(0, Bytes::from(vec![1; 64])).await.unwrap();
+        client.send(64, Bytes::from(vec![2; 4])).await.unwrap();
         assert_eq!(receiver.recv().await, Some(Ok(Bytes::from(vec![1; 4]))));
         assert_eq!(receiver.recv().await, Some(Ok(Bytes::from(vec![2; 4]))));
         drop(receiver);
-        assert_eq!(keeper.keep(std::future::pending::<()>()).await, Err(HungUp));
+        assert_eq!(client.keep(std::future::pending::<()>()).await, Err(HungUp));
     }
 }

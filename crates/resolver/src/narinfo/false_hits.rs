@@ -12,11 +12,11 @@ const COUNTED_FOR: Duration = Duration::from_secs(60);
 
 /// The answers counted lately.
 #[derive(Debug, Default)]
-pub(crate) struct Misses {
+pub(crate) struct FalseHits {
     counted: Mutex<HashMap<(SourceId, HashPart), Since<()>>>,
 }
 
-impl Misses {
+impl FalseHits {
     /// Whether this answer is one to count; from then on it is not.
     pub(crate) fn is_new(&self, peer: SourceId, part: HashPart) -> bool {
         let mut counted = self.counted.lock();
@@ -34,13 +34,13 @@ mod tests {
 
     #[test]
     fn one_path_of_one_peer_counts_once() {
-        let misses = Misses::default();
+        let false_hits = FalseHits::default();
         let peers = [SourceId::random(), SourceId::random()];
         let parts = [HashPart([1; 20]), HashPart([2; 20])];
         for peer in peers {
             for part in parts {
-                assert!(misses.is_new(peer, part));
-                assert!(!misses.is_new(peer, part));
+                assert!(false_hits.is_new(peer, part));
+                assert!(!false_hits.is_new(peer, part));
             }
         }
     }
