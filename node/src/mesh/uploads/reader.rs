@@ -7,11 +7,17 @@ use std::io;
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
 const ZSTD_LEVEL: i32 = 1;
 
+/// Its window, as a power of two: 256 KiB. Of 32 bodies that a peer does not read, each holds a window, and as much again for what
+/// is being compressed.
+const ZSTD_WINDOW_LOG: u32 = 18;
+
+type Encoder = zstd::stream::write::Encoder<'static, Vec<u8>>;
+
 /// One NAR being read.
 pub(super) struct Reader {
     nar: NarStream,
     progress: NarProgress,
-    encoder: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
+    encoder: Option<Encoder>,
     /// The first byte that is sent.
     offset: u64,
 }
@@ -43,7 +49,7 @@ impl Reader {
         let NarRequest { hash_part, nar_hash, nar_size, offset, .. } = *request;
         let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < nar_size;
         let Some(nar) = offer.find_nar(&hash_part, |info| is_wanted(info).then_some(offset))? else { return Ok(None) };
-        let encoder = if zstd { Some(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?) } else { None };
+        let encoder = if zstd { Some(encoder(nar_size - offset)?) } else { None };
         Ok(Some(Self { nar, progress: NarProgress::More, encoder, offset }))
     }
 
@@ -62,7 +68,7 @@ impl Reader {
         loop {
             match self.progress {
                 NarProgress::Complete => {
-                    let tail = self.encoder.take().map(zstd::stream::write::Encoder::finish).transpose()?;
+                    let tail = self.encoder.take().map(Encoder::finish).transpose()?;
                     return Ok(tail.filter(|tail| !tail.is_empty()));
                 }
                 NarProgress::More => {}
@@ -80,6 +86,31 @@ impl Reader {
             if !piece.is_empty() {
                 return Ok(Some(piece));
             }
+        }
+    }
+}
+
+/// For exactly `bytes`: told so, zstd takes no more memory than they need, but the frame does not say it.
+fn encoder(bytes: u64) -> io::Result<Encoder> {
+    let mut encoder = Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+    encoder.window_log(ZSTD_WINDOW_LOG)?;
+    encoder.include_contentsize(false)?;
+    encoder.set_pledged_src_size(Some(bytes))?;
+    Ok(encoder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn compressed_bytes_come_back_whatever_their_number() {
+        for bytes in [1, 100, 60_000, 256 << 10, 3_000_000] {
+            let nar: Vec<u8> = (0..bytes).map(|at: u32| at.to_le_bytes()[usize::from(at % 7 > 3)]).collect();
+            let mut encoder = encoder(nar.len() as u64).unwrap();
+            nar.chunks(10_000).for_each(|piece| encoder.write_all(piece).unwrap());
+            assert_eq!(zstd::decode_all(encoder.finish().unwrap().as_slice()).unwrap(), nar, "{bytes} bytes");
         }
     }
 }
