@@ -151,8 +151,10 @@ impl Delivery {
                 Step::BegunAnew => from = 0,
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
-                    let last = Held::new(std::mem::take(&mut held), Some(permit)).into_bytes();
-                    return ended(self.client.send(from, last).await);
+                    let last = std::mem::take(&mut held);
+                    let sent = self.client.send(from, Bytes::from(last)).await;
+                    drop(permit);
+                    return ended(sent);
                 }
             }
         }

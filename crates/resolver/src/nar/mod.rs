@@ -103,7 +103,7 @@ impl Default for HoldLimits {
 }
 
 impl NarContext {
-    /// Bodies hold at most `buffer_bytes_max` in memory, and few bytes more each of those of our own store.
+    /// Bodies from peers hold at most `buffer_bytes_max` in memory, those of our own store an eighth as much and few bytes more each.
     pub(crate) fn new(shared: &Shared, buffer_bytes_max: u64) -> Self {
         // 16 MiB of 128: as many clients as one Nix has (25) have two buffers each, and some more.
         let own_bytes_max = buffer_bytes_max / 8;
@@ -113,7 +113,7 @@ impl NarContext {
             counters: shared.counters.clone(),
             nar_faults: NarFaults::default(),
             checkpoints: Checkpoints::default(),
-            buffers: Buffers::new(buffer_bytes_max - own_bytes_max),
+            buffers: Buffers::new(buffer_bytes_max),
             own_buffers: Buffers::new(own_bytes_max),
             limits: HoldLimits::default(),
         }

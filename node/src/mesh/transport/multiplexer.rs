@@ -81,9 +81,10 @@ impl Bounds {
     /// Of a control connection: at most 26 MiB. A node has 32 narinfo questions and at most 32 of gossip open at a time, and its
     /// longest reply is 2 MiB.
     pub const CONTROL: Self = Self { inbound_max: 96, window_growth_bytes_max: 2 << 20 };
-    /// Of a bulk connection: at most 34 MiB. A node asks for 64 NARs at a time; 16 MiB of window carry 1.6 Gbit/s at a round trip of
+    /// Of a bulk connection: at most 40 MiB. A node has up to 72 streams open, and closes them before
+    /// we have noticed; 16 MiB of window carry 1.6 Gbit/s at a round trip of
     /// 80 ms.
-    pub const BULK: Self = Self { inbound_max: 72, window_growth_bytes_max: 16 << 20 };
+    pub const BULK: Self = Self { inbound_max: 96, window_growth_bytes_max: 16 << 20 };
 }
 
 impl UpgradeInfo for Yamux {
