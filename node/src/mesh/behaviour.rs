@@ -2,6 +2,7 @@
 
 use super::bulk::{Bulk, ControlWatch};
 use super::codec::BytesCodec;
+use super::connection_rule::Ruled;
 use super::dead_connections::DeadConnections;
 use super::handshake_limits::HandshakeLimits;
 use super::shut_out::ShutOut;
@@ -26,11 +27,11 @@ pub(super) type Announcements =
 /// know of the peer's other connections, before any protocol hears of this one.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
-    pub(super) handshake_limits: HandshakeLimits,
+    pub(super) handshake_limits: Ruled<HandshakeLimits>,
     pub(super) allowlist: allow_block_list::Behaviour<AllowedPeers>,
     pub(super) limits: connection_limits::Behaviour,
-    pub(super) shut_out: ShutOut,
-    pub(super) dead_connections: DeadConnections,
+    pub(super) shut_out: Ruled<ShutOut>,
+    pub(super) dead_connections: Ruled<DeadConnections>,
     pub(super) announcements: Announcements,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
@@ -54,11 +55,11 @@ impl MeshBehaviour {
         }
         let limits = connection_limits::ConnectionLimits::default().with_max_established(Some(connections_max));
         Ok(Self {
-            handshake_limits: HandshakeLimits::default(),
+            handshake_limits: Ruled::default(),
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
-            shut_out: ShutOut::default(),
-            dead_connections: DeadConnections::default(),
+            shut_out: Ruled::default(),
+            dead_connections: Ruled::default(),
             announcements: announcements(keypair)?,
             gossip: request_response(
                 BytesCodec::new(GossipRequest::BYTES_MAX, GossipReply::BYTES_MAX),

@@ -4,20 +4,15 @@
 //! Invariant: no protocol here sees a connection that replaces a dead one beside it. gossipsub tells a peer its subscriptions on
 //! the first connection alone; a peer that has lost that one would never be told again, and be heard by nobody.
 
-use libp2p::core::transport::PortUse;
-use libp2p::core::{ConnectedPoint, Endpoint};
-use libp2p::swarm::{
-    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
-};
+use libp2p::core::ConnectedPoint;
+use libp2p::swarm::{CloseConnection, ConnectionDenied, ConnectionId, FromSwarm};
 use libp2p::{Multiaddr, PeerId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::addresses::socket_address;
+use super::connection_rule::ConnectionRule;
 
 /// Two nodes that dial each other at once have two connections, of which neither is dead: the other side dialled before it knew
 /// of ours, so it knocks no later than a round trip after ours was there; a lost packet or a busy processor makes it longer. If it
@@ -42,7 +37,7 @@ struct OpenConnection {
     beside: Option<ConnectionId>,
 }
 
-/// All open connections. Speaks no protocol.
+/// All open connections.
 #[derive(Debug, Default)]
 pub(super) struct DeadConnections {
     open: BTreeMap<ConnectionId, OpenConnection>,
@@ -92,44 +87,18 @@ impl DeadConnections {
     }
 }
 
-impl NetworkBehaviour for DeadConnections {
-    type ConnectionHandler = dummy::ConnectionHandler;
-    type ToSwarm = Infallible;
-
-    fn handle_pending_inbound_connection(
-        &mut self,
-        id: ConnectionId,
-        _: &Multiaddr,
-        _: &Multiaddr,
-    ) -> Result<(), ConnectionDenied> {
+impl ConnectionRule for DeadConnections {
+    fn admit_pending(&mut self, id: ConnectionId, _: &Multiaddr) -> Result<(), ConnectionDenied> {
         self.knocking.insert(id, Instant::now());
         Ok(())
     }
 
-    fn handle_established_inbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: PeerId,
-        _: &Multiaddr,
-        _: &Multiaddr,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
+    fn admit_inbound(&mut self, id: ConnectionId, peer: PeerId) -> Result<(), ConnectionDenied> {
         let knocked = self.knocking.remove(&id).unwrap_or_else(Instant::now);
-        self.admit(peer, knocked).map_err(ConnectionDenied::new)?;
-        Ok(dummy::ConnectionHandler)
+        self.admit(peer, knocked).map_err(ConnectionDenied::new)
     }
 
-    fn handle_established_outbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: Endpoint,
-        _: PortUse,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(dummy::ConnectionHandler)
-    }
-
-    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+    fn on_event(&mut self, event: FromSwarm<'_>) {
         let now = Instant::now();
         match event {
             FromSwarm::ConnectionEstablished(event) => {
@@ -143,18 +112,8 @@ impl NetworkBehaviour for DeadConnections {
         }
     }
 
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
-        match event {}
-    }
-
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        match self.closing.pop_front() {
-            Some((peer_id, id)) => {
-                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) })
-            }
-            // What is to be closed comes with a call of the swarm, after which it polls.
-            None => Poll::Pending,
-        }
+    fn next_to_close(&mut self) -> Option<(PeerId, CloseConnection)> {
+        self.closing.pop_front().map(|(peer, id)| (peer, CloseConnection::One(id)))
     }
 }
 
@@ -175,6 +134,8 @@ fn local_end(endpoint: &ConnectedPoint) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use libp2p::core::Endpoint;
+    use libp2p::core::transport::PortUse;
 
     fn inbound(local: &str) -> ConnectedPoint {
         let local_addr = local.parse().unwrap();

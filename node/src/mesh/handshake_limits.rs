@@ -4,20 +4,15 @@
 //! address, so many in all from addresses that no peer of ours is known to have.
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use libp2p::core::transport::PortUse;
-use libp2p::core::{ConnectedPoint, Endpoint};
-use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
-    dummy,
-};
-use libp2p::{Multiaddr, PeerId};
+use libp2p::Multiaddr;
+use libp2p::core::ConnectedPoint;
+use libp2p::swarm::{ConnectionDenied, ConnectionId, FromSwarm};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::task::{Context, Poll};
 
 use super::addresses::socket_address;
+use super::connection_rule::ConnectionRule;
 
 /// Handshakes under way from one source where no peer is known to be: an IPv4 address, or an IPv6 network of 64 bits. Four machines
 /// behind one address, each with a control and a bulk connection.
@@ -55,7 +50,7 @@ pub(super) enum Refused {
     UnknownTooOften,
 }
 
-/// The behaviour; it speaks no protocol.
+/// The rule.
 #[derive(Debug)]
 pub(super) struct HandshakeLimits {
     told: Vec<IpAddr>,
@@ -153,42 +148,13 @@ fn source(ip: IpAddr) -> IpAddr {
     }
 }
 
-impl NetworkBehaviour for HandshakeLimits {
-    type ConnectionHandler = dummy::ConnectionHandler;
-    type ToSwarm = Infallible;
-
-    fn handle_pending_inbound_connection(
-        &mut self,
-        id: ConnectionId,
-        _: &Multiaddr,
-        remote: &Multiaddr,
-    ) -> Result<(), ConnectionDenied> {
+impl ConnectionRule for HandshakeLimits {
+    fn admit_pending(&mut self, id: ConnectionId, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
         let Some(address) = socket_address(remote) else { return Ok(()) };
         self.admit(id, address.ip()).map_err(ConnectionDenied::new)
     }
 
-    fn handle_established_inbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: &Multiaddr,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(dummy::ConnectionHandler)
-    }
-
-    fn handle_established_outbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: PeerId,
-        _: &Multiaddr,
-        _: Endpoint,
-        _: PortUse,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(dummy::ConnectionHandler)
-    }
-
-    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+    fn on_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
                 self.pending.remove(&event.connection_id);
@@ -202,14 +168,6 @@ impl NetworkBehaviour for HandshakeLimits {
             // Nothing else ends a handshake.
             _ => {}
         }
-    }
-
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
-        match event {}
-    }
-
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        Poll::Pending
     }
 }
 

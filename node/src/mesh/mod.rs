@@ -11,6 +11,7 @@ mod behaviour;
 mod bulk;
 mod clock;
 mod codec;
+mod connection_rule;
 mod dead_connections;
 mod dialer;
 mod driver;

@@ -3,17 +3,11 @@
 //! To refuse what such a peer sends is not enough. gossipsub checks the signature of each message before it asks whether we want it,
 //! TLS decrypts and yamux sorts what nobody reads; only a closed connection costs nothing.
 
-use libp2p::core::Endpoint;
-use libp2p::core::transport::PortUse;
-use libp2p::swarm::{
-    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
-};
-use libp2p::{Multiaddr, PeerId};
+use super::connection_rule::ConnectionRule;
+use libp2p::PeerId;
+use libp2p::swarm::{CloseConnection, ConnectionDenied, ConnectionId};
 use narmesh_gossip::Misdeed;
 use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// A peer is shut out for this long. Its filters stay known meanwhile; what it holds comes from others, or waits.
@@ -26,7 +20,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the peer is shut out for {} s after a flood", SHUT_OUT.as_secs())]
+#[error("the peer is shut out for {} s because of its misdeeds", SHUT_OUT.as_secs())]
 pub(super) struct IsShutOut;
 
 /// What a peer did lately.
@@ -39,7 +33,7 @@ struct Conduct {
     until: Option<Instant>,
 }
 
-/// All peers that misbehaved lately: at most one entry for each peer of the allowlist. Speaks no protocol.
+/// All peers that misbehaved lately: at most one entry for each peer of the allowlist.
 #[derive(Debug, Default)]
 pub(super) struct ShutOut {
     peers: HashMap<PeerId, Conduct>,
@@ -70,51 +64,23 @@ impl ShutOut {
         self.peers.remove(peer);
     }
 
-    fn admit(&self, now: Instant, peer: &PeerId) -> Result<dummy::ConnectionHandler, IsShutOut> {
+    fn admit(&self, now: Instant, peer: &PeerId) -> Result<(), IsShutOut> {
         let until = self.peers.get(peer).and_then(|conduct| conduct.until);
-        if until.is_some_and(|until| until > now) { Err(IsShutOut) } else { Ok(dummy::ConnectionHandler) }
+        if until.is_some_and(|until| until > now) { Err(IsShutOut) } else { Ok(()) }
     }
 }
 
-impl NetworkBehaviour for ShutOut {
-    type ConnectionHandler = dummy::ConnectionHandler;
-    type ToSwarm = Infallible;
-
-    fn handle_established_inbound_connection(
-        &mut self,
-        _: ConnectionId,
-        peer: PeerId,
-        _: &Multiaddr,
-        _: &Multiaddr,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
+impl ConnectionRule for ShutOut {
+    fn admit_inbound(&mut self, _: ConnectionId, peer: PeerId) -> Result<(), ConnectionDenied> {
         self.admit(Instant::now(), &peer).map_err(ConnectionDenied::new)
     }
 
-    fn handle_established_outbound_connection(
-        &mut self,
-        _: ConnectionId,
-        peer: PeerId,
-        _: &Multiaddr,
-        _: Endpoint,
-        _: PortUse,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
+    fn admit_outbound(&mut self, peer: PeerId) -> Result<(), ConnectionDenied> {
         self.admit(Instant::now(), &peer).map_err(ConnectionDenied::new)
     }
 
-    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {
-        // Which connections there are is the swarm's to know: it closes all of a peer's.
-    }
-
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
-        match event {}
-    }
-
-    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        match self.closing.pop_front() {
-            Some(peer_id) => Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::All }),
-            // What is to be closed comes with a call of the driver, which polls the swarm afterwards.
-            None => Poll::Pending,
-        }
+    fn next_to_close(&mut self) -> Option<(PeerId, CloseConnection)> {
+        self.closing.pop_front().map(|peer| (peer, CloseConnection::All))
     }
 }
 
