@@ -213,6 +213,23 @@ async fn what_waits_is_told_so_and_what_stands_in_no_queue_asks_again_by_itself(
     assert_eq!(there.answered.load(Ordering::Relaxed), 2);
 }
 
+/// Such a holder would keep us busy for as long as a client waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn holder_that_says_not_now_without_a_pause_breaks_the_protocol() {
+    let (here, there) = pair(|_| vec![head(NarReply::NotNow { place: 1, ask_again_ms: 2_000 }); 1_000]).await;
+    let mut source = NarPool::new(here.bulk.clone()).request(there.id, request()).await.unwrap();
+    let mut words = 0;
+    let error = loop {
+        match source.next(&mut Vec::new(), 128).await {
+            Ok(piece) => assert_eq!(piece, NarPiece::NotNow { place: 1 }),
+            Err(error) => break error,
+        }
+        words += 1;
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    assert!((64..200).contains(&words), "{words} times");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_ends_before_its_answer_is_asked_again_on_another_and_a_holder_that_never_answers_is_left() {
     // An answer without bytes closes the stream.

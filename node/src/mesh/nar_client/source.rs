@@ -4,12 +4,14 @@ use super::decode::Unpacker;
 use super::inbox::Chunk;
 use super::{Asked, Asking, BROKEN_MAX, Held, NarRequestError};
 use futures::future::{BoxFuture, poll_fn};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::PeerId;
 use narmesh_protocol::wire::{NarFrame, NarReply};
 use std::io;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
 /// A step brings at most about so many bytes, so that a quick line costs few steps and does not starve others.
@@ -21,9 +23,9 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(10);
 
 /// A holder tells a request's place in its queue at most once a second. One that says *not now* more often than this only keeps us
 /// busy; what arrives late and at once is within the burst.
-const WORDS_PER_S: u64 = 4;
+const WORDS_PER_S: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// See [`WORDS_PER_S`].
-const WORDS_BURST: u64 = 64;
+const WORDS_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
 
 /// What the holder says next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,23 +53,9 @@ pub struct NarSource {
     broken_left: u32,
     has_begun: bool,
     wire_bytes: u64,
-    words: Words,
+    /// How often it may still say *not now*; made when it first does.
+    words: Option<DefaultDirectRateLimiter>,
     _held: Held,
-}
-
-/// How often a holder has said *not now*.
-struct Words {
-    count: u32,
-    since: Instant,
-}
-
-impl Words {
-    /// Counts one more; false when it is more than any holder says.
-    fn admit(&mut self, now: Instant) -> bool {
-        self.count = self.count.saturating_add(1);
-        let allowed = WORDS_PER_S.saturating_mul(now.saturating_duration_since(self.since).as_secs());
-        u64::from(self.count) <= allowed.saturating_add(WORDS_BURST)
-    }
 }
 
 enum State {
@@ -103,7 +91,7 @@ impl NarSource {
             broken_left: BROKEN_MAX,
             has_begun: false,
             wire_bytes: 0,
-            words: Words { count: 0, since: Instant::now() },
+            words: None,
             _held: held,
         }
     }
@@ -203,7 +191,8 @@ impl NarSource {
                 Some(NarPiece::Absent)
             }
             NarReply::NotNow { place, ask_again_ms } => {
-                if !self.words.admit(Instant::now()) {
+                let limit = || RateLimiter::direct(Quota::per_second(WORDS_PER_S).allow_burst(WORDS_BURST));
+                if self.words.get_or_insert_with(limit).check().is_err() {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
                         "it tells its place in the queue too often",
@@ -307,19 +296,4 @@ impl Body {
 
 fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "body longer than the NAR it was asked for")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn holder_may_tell_its_place_for_hours_but_not_without_a_pause() {
-        let start = Instant::now();
-        let mut honest = Words { count: 0, since: start };
-        assert!((0..10_000).all(|second| honest.admit(start + Duration::from_secs(second))));
-        let mut hostile = Words { count: 0, since: start };
-        let last = (1..1_000).find(|_| !hostile.admit(start));
-        assert_eq!(last, Some(WORDS_BURST + 1));
-    }
 }
