@@ -102,8 +102,6 @@ impl Gossip {
             return Err(Unfit::Forged);
         }
         let is_excluded = entry.conduct.is_excluded();
-        // The audience of a body later than this one, if one is known.
-        let audience_since = entry.audience.clone();
         let newest = entry.newest.as_ref();
         // The same body was announced again since. Then this is still the newest body.
         let renewed = newest.map(|newest| &newest.envelope).filter(|newest| is_renewal(&envelope, newest));
@@ -137,9 +135,6 @@ impl Gossip {
             }
             if let Some(held) = &mut entry.held {
                 held.remembered = true;
-            }
-            if !is_newest && !audience_since.is_empty() {
-                entry.audience = audience_since;
             }
             if is_newest {
                 // This is accepted now, so hearing it again does not start its lifetime anew.
