@@ -232,9 +232,10 @@ fn three_hostile_peers_at_once_leave_lookups_quick_and_memory_bounded() {
             let (control, stop, sync) = (peer.control.clone(), Arc::clone(&stop), sync_request(None).encode());
             peer.runtime.spawn(async move {
                 let mut held = std::collections::VecDeque::new();
+                // Below what is a flood, so that the peer is not disconnected.
+                let mut pace = tokio::time::interval(Duration::from_millis(20));
                 while !stop.load(Ordering::Relaxed) {
-                    // Below what is a flood, so that the peer is not disconnected.
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    pace.tick().await;
                     let (protocol, request) =
                         if lane % 4 == 0 { (GOSSIP, sync.clone()) } else { (NARINFO, part.to_vec()) };
                     ask(control.clone(), to, protocol, request.clone()).await.ok();
