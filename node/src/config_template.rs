@@ -204,7 +204,7 @@ stall_timeout_ms = @transfer.stall_timeout_ms@
 [limits]
 # Connections kept for gossip (1 to 1024); holders are dialled on demand beyond it.
 connections_gossip = @limits.connections_gossip@
-# Memory for NARs in flight (16 MiB to 64 GiB).
+# Memory for NARs in flight from peers (16 MiB to 64 GiB); those of the own store have an eighth as much beside it.
 nar_buffer_bytes = @limits.nar_buffer_bytes@
 # NARs sent at a time to one peer (those up to 8 MiB are counted apart and have as many; further ones wait), and read from the
 # disk at the same moment for all.
