@@ -17,7 +17,8 @@ const PIECE_BYTES_FIRST: usize = 64 << 10;
 const PIECE_BYTES_SLOW: usize = 16 << 10;
 /// A write of one piece that takes longer is slow: at this pace 256 KiB are 8 Mbit/s.
 const SLOW_WRITE: Duration = Duration::from_millis(250);
-/// A body of which no byte can be written for so long is given up, if other streams of its peer move: its asker forgot it.
+/// A body of which no byte can be written for so long is given up if other streams of its peer move, or a
+/// request of its peer waits for its place: its asker does not read it, and asks for the rest when it does.
 const STALL_BESIDE_OTHERS: Duration = Duration::from_secs(30);
 /// And after this in any case.
 const STALL_MAX: Duration = Duration::from_secs(60);
@@ -63,7 +64,8 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
         let (peer, moved) = (self.peer, &mut self.moved);
         let has_stalled = |last: Instant| {
             let stood = last.elapsed();
-            stood >= STALL_MAX || (stood >= STALL_BESIDE_OTHERS && *peer.moved.lock() > last)
+            let is_in_the_way = || *peer.moved.lock() > last || peer.waiting.load(Ordering::Relaxed) > 0;
+            stood >= STALL_MAX || (stood >= STALL_BESIDE_OTHERS && is_in_the_way())
         };
         write_all_of(self.stream, bytes, STALL_CHECK, |written| {
             if written == 0 {

@@ -36,7 +36,7 @@ use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 
@@ -94,6 +94,8 @@ struct PeerUploads {
     turned_away: Arc<Semaphore>,
     /// When one of its streams last took a byte.
     moved: Mutex<Instant>,
+    /// Its requests that wait for a place.
+    waiting: AtomicUsize,
     /// Its last piece was taken slowly.
     is_slow: AtomicBool,
     /// One of its requests ended: others may have moved up.
@@ -116,6 +118,7 @@ impl Turn {
 
     /// Until it is under way.
     async fn wait(&self) {
+        let _waiting = Waiting::of(&self.of_peer);
         loop {
             let mut advanced = std::pin::pin!(self.of_peer.advanced.notified());
             // Before the look, so that no change after it is missed.
@@ -125,6 +128,22 @@ impl Turn {
             }
             advanced.await;
         }
+    }
+}
+
+/// One more request of a peer that waits, until it is dropped.
+struct Waiting<'p>(&'p PeerUploads);
+
+impl<'p> Waiting<'p> {
+    fn of(peer: &'p PeerUploads) -> Self {
+        peer.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(peer)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -208,6 +227,7 @@ impl Uploads {
             streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
             moved: Mutex::new(Instant::now()),
+            waiting: AtomicUsize::new(0),
             is_slow: AtomicBool::new(false),
             advanced: Notify::new(),
         };
