@@ -127,9 +127,14 @@ fn http(limits: &GatewayLimits) -> http1::Builder {
 }
 
 async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway: Gateway<S>, http: http1::Builder) {
-    if let Err(error) = prepare(&stream) {
+    // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
+    if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a client left at once");
         return;
+    }
+    // A kernel that does not know this costs memory, and no client its connection.
+    if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+        tracing::debug!(%error, "the kernel may hold megabytes for a client that does not read");
     }
     let state = Arc::clone(&entered.state);
     let io = WatchedStream::new(stream, Arc::clone(&state));
@@ -151,12 +156,6 @@ async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended");
     }
-}
-
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
 }
 
 /// Whether the error concerns only the connection that was being accepted, and not the listener.
