@@ -7,7 +7,8 @@ use futures::{AsyncWrite, AsyncWriteExt};
 use narmesh_protocol::wire::NarFrame;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Read from the file system at a time for a stream that takes it quickly; a NAR up to this size is one write.
 pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
@@ -129,5 +130,53 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
 
     async fn flush(&mut self) -> io::Result<()> {
         tokio::time::timeout(STALL_MAX, self.stream.flush()).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Waiting;
+    use super::super::pace::Pace;
+    use super::super::queue::Ticket;
+    use super::*;
+    use libp2p::PeerId;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    /// The stream of an asker that reads nothing.
+    struct Full;
+
+    impl AsyncWrite for Full {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    /// How long a body stands still before it is given up.
+    async fn patience(peer: &PeerUploads) -> Duration {
+        let (paced, mut stream, since) = (Pace::default().join(PeerId::random(), Ticket(0)), Full, Instant::now());
+        let written = BodyWriter::new(&mut stream, peer, &paced).write(b"body").await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        since.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_is_not_read_is_given_up_sooner_if_others_of_its_peer_want_to_move() {
+        let around = |least: Duration| least..least + STALL_CHECK;
+        let peer = PeerUploads::new();
+        assert!(around(STALL_MAX).contains(&patience(&peer).await), "nobody else is there");
+        let waiting = Waiting::of(&peer);
+        assert!(around(STALL_BESIDE_OTHERS).contains(&patience(&peer).await), "a request waits for a place");
+        drop(waiting);
+        *peer.moved.lock() = Instant::now() + STALL_CHECK;
+        assert!(around(STALL_BESIDE_OTHERS).contains(&patience(&peer).await), "another stream moves");
     }
 }

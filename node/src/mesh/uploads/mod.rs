@@ -37,8 +37,9 @@ use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 /// A NAR up to this size is sent, and verified, as a whole before anybody waits for anybody.
 const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
@@ -100,6 +101,19 @@ struct PeerUploads {
     is_slow: AtomicBool,
     /// One of its requests ended: others may have moved up.
     advanced: Notify,
+}
+
+impl PeerUploads {
+    fn new() -> Self {
+        Self {
+            streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
+            moved: Mutex::new(Instant::now()),
+            waiting: AtomicUsize::new(0),
+            is_slow: AtomicBool::new(false),
+            advanced: Notify::new(),
+        }
+    }
 }
 
 /// A request that was let in, until it is done with.
@@ -223,15 +237,7 @@ impl Uploads {
     fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
         let mut peers = self.0.peers.lock();
         peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
-        let fresh = || PeerUploads {
-            streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
-            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
-            moved: Mutex::new(Instant::now()),
-            waiting: AtomicUsize::new(0),
-            is_slow: AtomicBool::new(false),
-            advanced: Notify::new(),
-        };
-        Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(fresh())))
+        Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(PeerUploads::new())))
     }
 
     async fn serve_stream(&self, incoming: Incoming, of_peer: &Arc<PeerUploads>, blame: &Blame) {
