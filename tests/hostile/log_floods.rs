@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// How long each flood lasts.
 const FLOOD: Duration = Duration::from_secs(5);
-/// What may be logged at once because of one peer, 96 KiB (`node/src/cli/log/limits.rs`), and what a quiet daemon says.
+/// What may be logged at once because of one peer, 96 KiB (`node/src/cli/log/limits/mod.rs`), and what a quiet daemon says.
 const LOG_BYTES_MAX: usize = 110 << 10;
 const LANES: usize = 32;
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use world::World;
 
 /// The scenario that comes with the program.
-const BUILT_IN: (&str, &str) = ("quorum-100", include_str!("../scenarios/quorum-100.toml"));
+const BUILT_IN: (&str, &str) = ("quorum-100", include_str!("../../scenarios/quorum-100.toml"));
 /// How often machines are compared after the heal, milliseconds.
 const LOOK_MS: u64 = 250;
 
