@@ -30,11 +30,12 @@ impl Sources for MeshSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
         let claiming = self.mesh.table().candidates(part);
         let statistics = self.mesh.statistics();
-        let Ranked { now, paused } = statistics.rank(claiming.into_iter().map(|candidate| candidate.peer));
+        let Ranked { now, paused, demoted } = statistics.rank(claiming);
         let candidate = |source| Candidate { source, generation: statistics.summary_epoch(&source).unwrap_or(0) };
         Candidates {
             ranked: now.into_iter().map(candidate).collect(),
             paused: paused.into_iter().map(candidate).collect(),
+            demoted: demoted.into_iter().map(candidate).collect(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! `why PATH`: what the resolver would do now, and did last.
 
 use crate::describe::plainly;
-use crate::mesh::{MeshHandle, PeerStats};
+use crate::mesh::{MeshHandle, PeerStats, Ranked};
 use crate::status::{CandidateView, LookedUp, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
 use libp2p::PeerId;
 use narmesh_protocol::HashPart;
@@ -19,9 +19,10 @@ pub(crate) fn why(
     names: &BTreeMap<PeerId, String>,
 ) -> WhyReport {
     let held = resolver.store().contains(&part);
-    let candidates: HashSet<PeerId> =
-        mesh.table().candidates(&part).into_iter().map(|candidate| candidate.peer).collect();
-    let ranked = mesh.statistics().rank(candidates.iter().copied()).now;
+    let claiming = mesh.table().candidates(&part);
+    let candidates: HashSet<PeerId> = claiming.iter().map(|candidate| candidate.peer).collect();
+    let Ranked { now: mut ranked, demoted, paused: _ } = mesh.statistics().rank(claiming);
+    ranked.extend(&demoted);
     let statistics = mesh.statistics().all();
     let mut order: Vec<PeerId> = ranked.clone();
     order.extend(names.keys().copied().filter(|peer| !ranked.contains(peer)));
@@ -32,7 +33,7 @@ pub(crate) fn why(
             name: name(peer),
             peer_id: peer.to_string(),
             would_ask: ranked.contains(peer),
-            reason: reason(candidates.contains(peer), statistics.get(peer)),
+            reason: reason(candidates.contains(peer), demoted.contains(peer), statistics.get(peer)),
         })
         .collect();
     let answer = resolver.in_memory(&part);
@@ -69,7 +70,7 @@ pub(crate) fn why(
     }
 }
 
-fn reason(candidate: bool, stats: Option<&PeerStats>) -> String {
+fn reason(candidate: bool, is_demoted: bool, stats: Option<&PeerStats>) -> String {
     let Some(stats) = stats else { return "not on the allowlist".to_owned() };
     if let Some(left) = stats.set_aside() {
         return format!("set aside for {} s because it misbehaved", left.as_secs());
@@ -78,6 +79,7 @@ fn reason(candidate: bool, stats: Option<&PeerStats>) -> String {
         (false, _) => "no summary of it yet".to_owned(),
         (true, false) => "its filter says no".to_owned(),
         (true, true) if stats.is_paused() => "its filter says maybe, but it did not answer lately".to_owned(),
+        (true, true) if is_demoted => "its filter says maybe, but was wrong too often lately: asked last".to_owned(),
         (true, true) => "its filter says maybe".to_owned(),
     }
 }

@@ -4,7 +4,7 @@ use crate::checker::{ABSENT_FROM, WANTED};
 use crate::machine::{Number, Path, part};
 use crate::upset::has;
 use crate::world::{Happening, World};
-use narmesh_gossip::{Input, ProbeOutcome};
+use narmesh_gossip::{Candidate, Input, ProbeOutcome};
 
 /// Lookups come in turns of 6 s, ten turns a minute.
 const TURN_US: u64 = 6_000_000;
@@ -34,9 +34,17 @@ impl World {
         per_minute / TURNS_PER_MINUTE + u64::from(self.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
     }
 
+    /// Whom a lookup asks. A daemon asks demoted peers at a pace of one question a second; that pace is not modelled, so here
+    /// they are asked nothing.
+    fn asked(&self, number: Number, path: Path) -> Vec<Candidate> {
+        let mut candidates = self.machine(number).core.candidates(&part(path));
+        candidates.retain(|candidate| !candidate.is_demoted);
+        candidates
+    }
+
     fn look_for_absent(&mut self, number: Number, path: Path) {
         self.figures.probes.absent += 1;
-        for candidate in self.machine(number).core.candidates(&part(path)) {
+        for candidate in self.asked(number, path) {
             let Some(other) = self.checker.number(&candidate.peer) else { continue };
             if self.machine(other).is_honest() {
                 self.figures.probes.absent_wasted += 1;
@@ -62,7 +70,7 @@ impl World {
             return;
         };
         self.figures.probes.present += 1;
-        for candidate in self.machine(number).core.candidates(&part(path)) {
+        for candidate in self.asked(number, path) {
             let Some(holder) = self.checker.number(&candidate.peer) else { continue };
             let machine = self.machine(holder);
             if !machine.is_running() {

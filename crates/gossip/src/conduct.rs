@@ -2,6 +2,7 @@
 
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
+use crate::table::Rank;
 use crate::time::Moment;
 
 /// So many misdeeds set a peer aside.
@@ -89,31 +90,40 @@ impl Conduct {
         self.set_aside.is_some()
     }
 
-    /// Whether the peer is no candidate at present, for either reason.
-    pub(crate) fn is_excluded(&self) -> bool {
-        self.set_aside.is_some() || self.demoted.is_some()
+    /// Whether the peer is asked at present, and after whom.
+    pub(crate) fn rank(&self) -> Rank {
+        match (self.set_aside, self.demoted) {
+            (Some(_), _) => Rank::Excluded,
+            (None, Some(_)) => Rank::Last,
+            (None, None) => Rank::Usual,
+        }
     }
 
-    /// When the next exclusion ends.
+    /// When the next of both ends.
     pub(crate) fn due(&self) -> Option<Moment> {
         [self.set_aside, self.demoted].into_iter().flatten().min()
     }
 
-    /// Ends the exclusions that are over.
+    /// Ends what is over.
     pub(crate) fn settle(&mut self, now: Moment) {
         self.set_aside = self.set_aside.filter(|until| *until > now);
         self.demoted = self.demoted.filter(|until| *until > now);
     }
 
-    /// Counts a misdeed; the third sets the peer aside, until the moment returned.
+    /// Counts a misdeed; the third that may set it aside does so, until the moment returned.
     pub(crate) fn blame(&mut self, now: Moment, misdeed: Misdeed) -> Option<Moment> {
         if now.since(self.last_misdeed_at) > STRIKE_MEMORY_MS {
             self.strikes = 0;
         }
         self.misdeeds = self.misdeeds.saturating_add(1);
-        self.strikes += 1;
         self.last_misdeed = Some(misdeed);
         self.last_misdeed_at = now;
+        // Whoever chooses what we look up can find paths that an honest filter claims by chance, so that false hits
+        // may be somebody else's doing: they cost the peer its place in the order, and no more.
+        if misdeed == Misdeed::FalseClaims {
+            return None;
+        }
+        self.strikes += 1;
         if self.strikes < STRIKES {
             return None;
         }
@@ -137,9 +147,10 @@ impl Conduct {
         self.demoted
     }
 
-    /// Counts a probe that found the path.
+    /// Counts a probe that found the path. It ends a demotion: the peer holds what is wanted.
     pub(crate) fn held_hit(&mut self) {
         self.held_hits = self.held_hits.saturating_add(1);
+        self.demoted = None;
     }
 
     /// False hits per 1,024 probes, which order the candidates.
@@ -231,12 +242,29 @@ mod tests {
         assert!((0..30).all(|_| useful.false_hit(Moment(0), 0.0005, 1_000).is_none()));
         assert!(useful.false_share() < liar.false_share());
         liar.new_epoch(Moment(0), 0);
-        assert!(!liar.is_excluded(), "another filter, another chance");
+        assert_eq!(liar.rank(), Rank::Usual, "another filter, another chance");
         assert!((0..30).any(|_| liar.false_hit(Moment(5), 0.0005, 1_000).is_some()));
         liar.new_epoch(Moment(FRESH_MS - 1), 0);
-        assert!(liar.is_excluded(), "but one in five minutes");
+        assert_eq!(liar.rank(), Rank::Last, "but one in five minutes");
         liar.new_epoch(Moment(FRESH_MS), 0);
-        assert!(!liar.is_excluded() && liar.false_hits == 0);
+        assert_eq!((liar.rank(), liar.false_hits), (Rank::Usual, 0));
+    }
+
+    #[test]
+    fn a_demoted_peer_that_holds_what_is_wanted_is_asked_as_before() {
+        let mut peer = Conduct::default();
+        assert!((0..30).any(|_| peer.false_hit(Moment(0), 0.0005, 1_000).is_some()));
+        assert_eq!(peer.rank(), Rank::Last);
+        peer.held_hit();
+        assert_eq!(peer.rank(), Rank::Usual);
+        assert!(peer.false_hit(Moment(0), 0.0005, 1_000).is_some(), "its false hits still count");
+    }
+
+    #[test]
+    fn false_claims_set_nobody_aside() {
+        let mut peer = Conduct::default();
+        assert!((0..30).all(|_| peer.blame(Moment(1), Misdeed::FalseClaims).is_none()));
+        assert_eq!((peer.rank(), peer.misdeeds), (Rank::Usual, 30));
     }
 
     #[test]

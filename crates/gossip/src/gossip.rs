@@ -467,10 +467,10 @@ impl Gossip {
         self.rank(peer);
     }
 
-    /// Tells the readers of the table how the peer stands, and sets the timer for the end of its exclusion.
+    /// Tells the readers of the table how the peer stands, and sets the timer for the end of that.
     pub(crate) fn rank(&mut self, peer: PeerId) {
         if let Some(entry) = self.directory.get(&peer) {
-            self.table.rank(&peer, entry.conduct.false_share(), entry.conduct.is_excluded());
+            self.table.rank(&peer, entry.conduct.false_share(), entry.conduct.rank());
             self.timers.set(Timer::Conduct(peer), entry.conduct.due());
         }
     }

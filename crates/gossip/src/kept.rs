@@ -101,7 +101,7 @@ impl Gossip {
         if envelope.peer() != owner || envelope.announcement().is_goodbye() {
             return Err(Unfit::Forged);
         }
-        let is_excluded = entry.conduct.is_excluded();
+        let rank = entry.conduct.rank();
         let newest = entry.newest.as_ref();
         // The same body was announced again since. Then this is still the newest body.
         let renewed = newest.map(|newest| &newest.envelope).filter(|newest| is_renewal(&envelope, newest));
@@ -124,7 +124,7 @@ impl Gossip {
         let (filter, summary) = self.usable(&announcement, &kept.body)?;
         let target = Newest { envelope, accepted: Some(accepted) };
         let audience = self.directory.shared_audience(summary.audience.clone());
-        self.table.install_plain(owner, &filter, is_excluded);
+        self.table.install_plain(owner, &filter, rank);
         let before = self.directory.get(&owner).map(|entry| Arc::clone(&entry.audience));
         self.hold(owner, &target, &filter, summary, audience);
         if let Some(entry) = self.directory.get_mut(&owner) {

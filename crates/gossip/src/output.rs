@@ -183,7 +183,7 @@ pub enum Event {
         /// Its last misdeed.
         misdeed: Misdeed,
     },
-    /// A peer is demoted because its filter misled us too often: it is no candidate until then, or until its next epoch.
+    /// A peer is demoted because its filter misled us too often: it is asked last until then, or until it proves useful.
     Demoted {
         /// The peer that is demoted.
         peer: PeerId,

@@ -469,7 +469,7 @@ impl Gossip {
         // readers never see half of it.
         match positions {
             Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
-            Some(_) | None => self.table.install(owner, filter, entry.conduct.is_excluded()),
+            Some(_) | None => self.table.install(owner, filter, entry.conduct.rank()),
         }
         self.hold(owner, target, filter, summary, audience);
     }

@@ -8,7 +8,7 @@
 use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM, HashPart};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// How many blocks are fetched together: enough for 2,048 peers and for columns that wait to be used again.
@@ -19,6 +19,29 @@ const BLOCKS_USUAL: usize = 6;
 pub struct Candidate {
     /// The peer to ask for the path.
     pub peer: PeerId,
+    /// Its filter misled us too often lately: it is asked only when nobody else has the path, and at a bounded pace.
+    pub is_demoted: bool,
+}
+
+/// What readers of the table may do with a peer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Rank {
+    /// Ask it.
+    Usual,
+    /// Ask it after all others: it is demoted.
+    Last,
+    /// Ask it nothing: it is set aside.
+    Excluded,
+}
+
+impl Rank {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Usual,
+            1 => Self::Last,
+            _ => Self::Excluded,
+        }
+    }
 }
 
 /// The filters of all peers, for any number of reading threads.
@@ -35,9 +58,9 @@ impl FilterTable {
         Self { view: RwLock::default(), lookups: AtomicU64::new(0), salt }
     }
 
-    /// Peers whose filter claims this path, best first: ordered by their share of false hits, and then
-    /// differently for each path. Peers that are set aside or demoted are left out. An empty answer is
-    /// certain: none of the others has announced the path.
+    /// Peers whose filter claims this path, best first: the demoted ones last, then ordered by their share of false
+    /// hits, and then differently for each path. Peers that are set aside are left out. An empty answer is certain:
+    /// none of the others has announced the path.
     pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
         self.lookups.fetch_add(1, Relaxed);
         let view = self.view();
@@ -48,17 +71,21 @@ impl FilterTable {
         let mut found = Vec::new();
         for (class, members) in &view.classes {
             members.find(*class, &positions, |member| {
-                if !member.excluded.load(Relaxed) {
-                    found.push(member);
+                let rank = member.rank();
+                if rank != Rank::Excluded {
+                    found.push((rank, member));
                 }
             });
         }
         if found.len() > 1 {
             let [a, b, c, d, e, f, g, h, ..] = part.0;
             let salt = self.salt ^ u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-            found.sort_by_key(|member| (member.false_share.load(Relaxed), mix(member.salt ^ salt), member.peer));
+            found.sort_by_key(|(rank, member)| {
+                (*rank, member.false_share.load(Relaxed), mix(member.salt ^ salt), member.peer)
+            });
         }
-        found.into_iter().map(|member| Candidate { peer: member.peer }).collect()
+        let candidate = |(rank, member): (_, &Member)| Candidate { peer: member.peer, is_demoted: rank == Rank::Last };
+        found.into_iter().map(candidate).collect()
     }
 
     /// Whether this peer's filter says maybe, whatever its conduct. Not counted as a lookup.
@@ -112,13 +139,21 @@ pub(crate) struct Member {
     salt: u64,
     /// False hits per 1,024 probes.
     pub(crate) false_share: AtomicU32,
-    pub(crate) excluded: AtomicBool,
+    rank: AtomicU8,
 }
 
 impl Member {
-    pub(crate) fn new(peer: PeerId, excluded: bool) -> Self {
+    pub(crate) fn new(peer: PeerId, rank: Rank) -> Self {
         let salt = Self::salt_of(&peer);
-        Self { peer, salt, false_share: AtomicU32::new(0), excluded: AtomicBool::new(excluded) }
+        Self { peer, salt, false_share: AtomicU32::new(0), rank: AtomicU8::new(rank as u8) }
+    }
+
+    pub(crate) fn set_rank(&self, rank: Rank) {
+        self.rank.store(rank as u8, Relaxed);
+    }
+
+    fn rank(&self) -> Rank {
+        Rank::from_u8(self.rank.load(Relaxed))
     }
 
     fn salt_of(peer: &PeerId) -> u64 {

@@ -3,7 +3,7 @@
 use crate::latest::Latest;
 use crate::mutation::mutant;
 use crate::sliced::{PlainFilters, Sliced};
-use crate::table::{ClassView, FilterTable, Member, PlainFilter, View};
+use crate::table::{ClassView, FilterTable, Member, PlainFilter, Rank, View};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -54,8 +54,8 @@ impl TableWriter {
     }
 
     /// Gives a peer this filter in place of the one that it had.
-    pub(crate) fn install(&mut self, peer: PeerId, filter: &Filter, excluded: bool) {
-        self.add(peer, filter, excluded);
+    pub(crate) fn install(&mut self, peer: PeerId, filter: &Filter, rank: Rank) {
+        self.add(peer, filter, rank);
         self.reshape(filter.class());
         self.show();
     }
@@ -63,8 +63,8 @@ impl TableWriter {
     /// Like [`TableWriter::install`], for one of many filters that come at once before there is a matrix. It can be found
     /// at once, but moves to a matrix only with the next [`TableWriter::shape`], in one pass with all others. That takes
     /// less than half of the time.
-    pub(crate) fn install_plain(&mut self, peer: PeerId, filter: &Filter, excluded: bool) {
-        self.add(peer, filter, excluded);
+    pub(crate) fn install_plain(&mut self, peer: PeerId, filter: &Filter, rank: Rank) {
+        self.add(peer, filter, rank);
         self.unshaped.insert(filter.class());
         self.show();
     }
@@ -78,13 +78,13 @@ impl TableWriter {
         }
     }
 
-    fn add(&mut self, peer: PeerId, filter: &Filter, excluded: bool) {
+    fn add(&mut self, peer: PeerId, filter: &Filter, rank: Rank) {
         let class = filter.class();
         // Readers may have dropped the views that showed the retired columns, so that these can be used again.
         self.reclaim();
         let member = match self.take(&peer) {
             Some(member) => member,
-            None => Arc::new(Member::new(peer, excluded)),
+            None => Arc::new(Member::new(peer, rank)),
         };
         self.places.insert(peer, (class, Arc::clone(&member)));
         let members = self.classes.entry(class).or_insert_with(|| Class::Plain(BTreeMap::new()));
@@ -147,11 +147,11 @@ impl TableWriter {
         }
     }
 
-    /// Sets how readers rank a peer: its false hits per 1,024 probes, and whether it is left out altogether.
-    pub(crate) fn rank(&self, peer: &PeerId, false_share: u32, excluded: bool) {
+    /// Sets how readers rank a peer: its false hits per 1,024 probes, and whether it comes last or is left out.
+    pub(crate) fn rank(&self, peer: &PeerId, false_share: u32, rank: Rank) {
         if let Some((_, member)) = self.places.get(peer) {
             member.false_share.store(false_share, Relaxed);
-            member.excluded.store(excluded, Relaxed);
+            member.set_rank(rank);
         }
     }
 
@@ -291,7 +291,7 @@ mod tests {
                 match step {
                     Step::Install { peer, large, seed } => {
                         let filter = filter(class(10 + u32::from(large)), seed * 10..seed * 10 + 20);
-                        writer.install(peers[peer], &filter, false);
+                        writer.install(peers[peer], &filter, Rank::Usual);
                         oracle.insert(peers[peer], filter);
                     }
                     Step::Set { peer, seed } => {
@@ -339,7 +339,7 @@ mod tests {
     fn many_peers_share_a_matrix_that_is_hardly_larger_than_their_filters() {
         let mut writer = TableWriter::new(1);
         for number in 0..200 {
-            writer.install_plain(peer(number), &filter(class(10), [u32::from(number)]), false);
+            writer.install_plain(peer(number), &filter(class(10), [u32::from(number)]), Rank::Usual);
             assert_eq!(writer.shared().candidates(&part(u32::from(number))).len(), 1, "found at once");
         }
         writer.shape();
@@ -353,7 +353,7 @@ mod tests {
         // Every peer gets new filters again and again: columns that were given up are used again.
         for round in 0..20 {
             for number in 0..200 {
-                writer.install(peer(number), &filter(class(10), [round]), false);
+                writer.install(peer(number), &filter(class(10), [round]), Rank::Usual);
                 assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 2 * 64);
             }
         }
@@ -374,10 +374,10 @@ mod tests {
     #[test]
     fn a_column_that_a_reader_sees_is_not_overwritten() {
         let mut writer = TableWriter::new(1);
-        (0..64).for_each(|number| writer.install(peer(number), &filter(class(10), [u32::from(number)]), false));
+        (0..64).for_each(|number| writer.install(peer(number), &filter(class(10), [u32::from(number)]), Rank::Usual));
         let view = writer.shared().view();
         (0..3).for_each(|round| {
-            (0..64).for_each(|number| writer.install(peer(number), &filter(class(10), [500 + round]), false));
+            (0..64).for_each(|number| writer.install(peer(number), &filter(class(10), [500 + round]), Rank::Usual));
         });
         for number in 0..64 {
             assert!(view.find(&BitPositions::of(&part(u32::from(number)))).contains(&peer(number)));
@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn readers_on_other_threads_always_see_whole_filters() {
         let mut writer = TableWriter::new(1);
-        (0..40).for_each(|number| writer.install(peer(number), &filter(class(10), 0..100), false));
+        (0..40).for_each(|number| writer.install(peer(number), &filter(class(10), 0..100), Rank::Usual));
         let table = Arc::clone(writer.shared());
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let reader = std::thread::spawn({
@@ -405,7 +405,7 @@ mod tests {
         });
         let filters = [filter(class(10), 0..100), filter(class(10), 50..150), filter(class(11), 50..60)];
         for round in 0..2_000usize {
-            writer.install(peer(u8::try_from(round % 40).unwrap()), &filters[round / 40 % 3], false);
+            writer.install(peer(u8::try_from(round % 40).unwrap()), &filters[round / 40 % 3], Rank::Usual);
         }
         stop.store(true, Relaxed);
         assert!(reader.join().unwrap() > 0);
@@ -414,11 +414,11 @@ mod tests {
     #[test]
     fn rank_and_exclusion_outlive_a_new_filter() {
         let mut writer = TableWriter::new(1);
-        (0..3).for_each(|number| writer.install(peer(number), &filter(class(10), [1]), false));
-        writer.rank(&peer(0), 100, false);
-        writer.rank(&peer(1), 0, true);
-        writer.install(peer(0), &filter(class(11), [1]), false);
-        writer.install(peer(1), &filter(class(11), [1]), false);
+        (0..3).for_each(|number| writer.install(peer(number), &filter(class(10), [1]), Rank::Usual));
+        writer.rank(&peer(0), 100, Rank::Usual);
+        writer.rank(&peer(1), 0, Rank::Excluded);
+        writer.install(peer(0), &filter(class(11), [1]), Rank::Usual);
+        writer.install(peer(1), &filter(class(11), [1]), Rank::Usual);
         let found: Vec<_> = writer.shared().candidates(&part(1)).iter().map(|candidate| candidate.peer).collect();
         assert_eq!(found, [peer(2), peer(0)]);
     }

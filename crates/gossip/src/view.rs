@@ -28,7 +28,7 @@ pub struct PeerView {
     pub held_hits: u64,
     /// Probes since its present epoch that did not.
     pub false_hits: u64,
-    /// Until when it is no candidate because of false hits.
+    /// Until when it is asked last because of false hits.
     pub demoted_until: Option<Moment>,
     /// Until when it is asked nothing because of misdeeds.
     pub set_aside_until: Option<Moment>,

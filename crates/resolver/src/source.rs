@@ -23,6 +23,8 @@ pub struct Candidates {
     pub ranked: Vec<Candidate>,
     /// Those that let us wait lately and are passed over for a while, if there is anybody else.
     pub paused: Vec<Candidate>,
+    /// Those whose filters misled us too often lately: asked after all others, and at a bounded pace.
+    pub demoted: Vec<Candidate>,
 }
 
 /// A source that claims a path.
@@ -35,9 +37,9 @@ pub struct Candidate {
 }
 
 impl Candidates {
-    /// The sources, best first, those that are passed over last.
+    /// The sources, best first; those that are passed over, and then the demoted ones, come last.
     pub fn sources(&self) -> impl Iterator<Item = SourceId> {
-        self.ranked.iter().chain(&self.paused).map(|candidate| candidate.source)
+        self.ranked.iter().chain(&self.paused).chain(&self.demoted).map(|candidate| candidate.source)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What each peer did for us and to us: the counters behind `status`, and whom to ask first.
 
 use libp2p::PeerId;
-use narmesh_gossip::Misdeed;
+use narmesh_gossip::{Candidate, Misdeed};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -111,6 +111,8 @@ pub struct Ranked {
     pub now: Vec<PeerId>,
     /// Those that did not answer lately, and are passed over for a while.
     pub paused: Vec<PeerId>,
+    /// Those whose filters misled us too often lately: asked after all others.
+    pub demoted: Vec<PeerId>,
 }
 
 /// The counters of all allowlisted peers; an unknown peer leaves no trace.
@@ -145,22 +147,27 @@ impl PeerStatistics {
     }
 
     /// Who may be asked now, best first: connected before not, then the fewest timeouts, then the quickest; and those of them that
-    /// are paused, in the same order. Peers set aside are left out.
-    pub fn rank(&self, candidates: impl IntoIterator<Item = PeerId>) -> Ranked {
+    /// are paused or demoted, in the same order. Peers set aside are left out.
+    pub fn rank(&self, candidates: impl IntoIterator<Item = Candidate>) -> Ranked {
         let statistics = self.peers.lock();
-        let mut ranked: Vec<_> = candidates
+        let mut sorted: Vec<_> = candidates
             .into_iter()
-            .filter_map(|peer| statistics.get(&peer).map(|stats| (peer, stats)))
+            .filter_map(|candidate| statistics.get(&candidate.peer).map(|stats| (candidate, stats)))
             .filter(|(_, stats)| stats.set_aside().is_none())
-            .map(|(peer, stats)| {
-                let latency = stats.latency.unwrap_or(Duration::MAX);
-                (stats.is_paused(), (!stats.connected, stats.timeouts_in_a_row, latency), peer)
-            })
             .collect();
-        ranked.sort_by_key(|(_, key, _)| *key);
-        let (paused, now): (Vec<_>, Vec<_>) = ranked.into_iter().partition(|(is_paused, ..)| *is_paused);
-        let peers = |ranked: Vec<(bool, _, PeerId)>| ranked.into_iter().map(|(.., peer)| peer).collect();
-        Ranked { now: peers(now), paused: peers(paused) }
+        sorted.sort_by_key(|(_, stats)| {
+            (!stats.connected, stats.timeouts_in_a_row, stats.latency.unwrap_or(Duration::MAX))
+        });
+        let mut ranked = Ranked::default();
+        for (candidate, stats) in sorted {
+            let place = match (stats.is_paused(), candidate.is_demoted) {
+                (true, _) => &mut ranked.paused,
+                (false, true) => &mut ranked.demoted,
+                (false, false) => &mut ranked.now,
+            };
+            place.push(candidate.peer);
+        }
+        ranked
     }
 
     /// A narinfo answer (or a NAR's first byte) arrived after `elapsed`.
@@ -252,6 +259,10 @@ fn average(old: Option<u128>, sample: u128) -> u64 {
 mod tests {
     use super::*;
 
+    fn candidate(peer: PeerId) -> Candidate {
+        Candidate { peer, is_demoted: false }
+    }
+
     #[test]
     fn ranks_by_connection_then_latency_and_leaves_liars_out() {
         let [near, far, away, liar] = [(); 4].map(|()| PeerId::random());
@@ -262,7 +273,7 @@ mod tests {
             statistics.answered(&peer, Duration::from_millis(ms));
         }
         statistics.set_aside(&liar, Duration::from_secs(300));
-        assert_eq!(statistics.rank([liar, away, far, near]).now, [near, far, away]);
+        assert_eq!(statistics.rank([liar, away, far, near].map(candidate)).now, [near, far, away]);
         assert!(statistics.stats(&liar).unwrap().set_aside().is_some());
     }
 
@@ -271,15 +282,25 @@ mod tests {
         let peer = PeerId::random();
         let statistics = PeerStatistics::default();
         statistics.retain_only([peer]);
-        let now = Ranked { now: vec![peer], paused: vec![] };
+        let now = Ranked { now: vec![peer], ..Ranked::default() };
         for _ in 0..8 {
             statistics.timed_out(&peer);
         }
-        assert_eq!(statistics.rank([peer]), now, "eight at once are one");
+        assert_eq!(statistics.rank([candidate(peer)]), now, "eight at once are one");
         statistics.update(&peer, |stats| stats.timed_out_at = None);
         statistics.timed_out(&peer);
-        assert_eq!(statistics.rank([peer]), Ranked { now: vec![], paused: vec![peer] });
+        assert_eq!(statistics.rank([candidate(peer)]), Ranked { paused: vec![peer], ..Ranked::default() });
         statistics.answered(&peer, Duration::from_millis(1));
-        assert_eq!(statistics.rank([peer]), now);
+        assert_eq!(statistics.rank([candidate(peer)]), now);
+    }
+
+    #[test]
+    fn whoever_is_demoted_comes_after_all_others() {
+        let [usual, demoted] = [PeerId::random(), PeerId::random()];
+        let statistics = PeerStatistics::default();
+        statistics.retain_only([usual, demoted]);
+        let candidates = [Candidate { peer: demoted, is_demoted: true }, candidate(usual)];
+        let ranked = Ranked { now: vec![usual], demoted: vec![demoted], ..Ranked::default() };
+        assert_eq!(statistics.rank(candidates), ranked);
     }
 }

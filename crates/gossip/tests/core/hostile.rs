@@ -363,15 +363,16 @@ fn false_hits_order_the_candidates_and_demote_the_liar() {
     (0..2).for_each(|_| lone.feed(probe(OTHER, ProbeOutcome::FalseHit)));
     assert_eq!(first(&lone), peer(OWNER));
     (0..19).for_each(|_| lone.feed(probe(OWNER, ProbeOutcome::FalseHit)));
-    assert!(lone.is_candidate(OWNER, &part(5)));
+    assert!(!lone.is_demoted(OWNER, &part(5)));
     lone.feed(probe(OWNER, ProbeOutcome::FalseHit));
-    assert!(!lone.is_candidate(OWNER, &part(5)));
+    assert!(lone.is_demoted(OWNER, &part(5)));
+    assert_eq!(first(&lone), peer(OTHER), "whoever is demoted comes last");
     assert!(lone.events().iter().any(|event| matches!(event, Event::Demoted { .. })));
     assert_eq!(lone.misdeeds(), [(peer(OWNER), Misdeed::FalseClaims)]);
     lone.pass(300_000);
-    assert!(lone.is_candidate(OWNER, &part(5)), "five minutes later it may try again");
+    assert!(!lone.is_demoted(OWNER, &part(5)), "five minutes later it may try again");
     (0..40).for_each(|_| lone.feed(probe(OWNER, ProbeOutcome::FalseHit)));
-    assert!(!lone.is_candidate(OWNER, &part(5)));
+    assert!(lone.is_demoted(OWNER, &part(5)));
     let next = Forged::with(
         OWNER,
         0,
@@ -382,11 +383,11 @@ fn false_hits_order_the_candidates_and_demote_the_liar() {
         },
     );
     lone.hold(OWNER, &next);
-    assert!(lone.is_candidate(OWNER, &part(5)), "a new epoch is a new filter");
+    assert!(!lone.is_demoted(OWNER, &part(5)), "a new epoch is a new filter");
     (0..21).for_each(|_| lone.feed(probe(OWNER, ProbeOutcome::FalseHit)));
     let next = Forged::with(OWNER, 0, &parts(0..20), |_| {}, |announcement| announcement.generation.epoch += 2);
     lone.announce(OWNER, next.envelope.as_bytes());
-    assert!(!lone.is_candidate(OWNER, &part(5)), "but the third lie sets it aside, new epoch or not");
+    assert!(lone.is_demoted(OWNER, &part(5)), "but one in five minutes, and nobody is set aside for it");
 }
 
 #[test]
@@ -398,7 +399,7 @@ fn false_hits_that_the_density_explains_do_not_demote() {
     (0..60).for_each(|_| lone.feed(Input::Probe { peer: peer(OWNER), outcome: ProbeOutcome::FalseHit }));
     let view = lone.core.peers().find(|view| view.peer == peer(OWNER)).unwrap();
     assert_eq!(view.false_hits, 60);
-    assert_eq!(view.demoted_until.is_some(), !lone.is_candidate(OWNER, &part(5)));
+    assert_eq!(view.demoted_until.is_some(), lone.is_demoted(OWNER, &part(5)));
     assert_eq!(view.demoted_until, None, "20,000 lookups at that density explain them");
 }
 

@@ -134,6 +134,10 @@ impl Lone {
     pub fn is_candidate(&self, number: u8, part: &HashPart) -> bool {
         self.core.candidates(part).iter().any(|candidate| candidate.peer == peer(number))
     }
+
+    pub fn is_demoted(&self, number: u8, part: &HashPart) -> bool {
+        self.core.candidates(part).iter().any(|candidate| candidate.peer == peer(number) && candidate.is_demoted)
+    }
 }
 
 /// A body and the envelope that announces it. Both are honest until changed.

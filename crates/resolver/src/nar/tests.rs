@@ -105,7 +105,7 @@ struct State {
 impl Sources for World {
     fn candidates(&self, _: &HashPart) -> Candidates {
         let ranked = self.order.iter().map(|source| Candidate { source: *source, generation: 1 }).collect();
-        Candidates { ranked, paused: Vec::new() }
+        Candidates { ranked, ..Candidates::default() }
     }
 
     fn is_claimed(&self, _: &HashPart) -> bool {

@@ -141,25 +141,35 @@ impl Asking {
         part: HashPart,
         mut patience: Patience,
     ) -> Result<Arc<Answer>, NoNarInfo> {
-        let Candidates { ranked, paused } = self.shared.sources.candidates(&part);
+        let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
         // What has to be found out beside the answer itself is on no full line.
         let usual = patience.until;
         let mut candidates = ranked.into_iter();
+        let mut last_resort = demoted.into_iter();
         let mut asked = FuturesUnordered::new();
         let mut silent: Vec<SourceId> = Vec::new();
         let mut hedge = Duration::ZERO;
         let (mut second, mut refused) = (None, None);
         loop {
             // Nobody asked yet, or the last one took too long or said no: ask the next.
-            if let Some(candidate) = candidates.next() {
+            let next = candidates.next().or_else(|| {
+                last_resort.find(|demoted| {
+                    let may_ask = self.false_hits.take_demoted(&demoted.source);
+                    if !may_ask {
+                        none = NoNarInfo::NotNow;
+                    }
+                    may_ask
+                })
+            });
+            if let Some(candidate) = next {
                 hedge = self.hedge_delay(&candidate.source);
                 silent.push(candidate.source);
                 asked.push(self.ask_one(part, candidate, usual));
             } else if asked.is_empty() {
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
-            let more = candidates.len() > 0;
+            let more = candidates.len() + last_resort.len() > 0;
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
             tokio::select! {
                 reply = asked.next() => if let Some((source, said)) = reply {

@@ -139,7 +139,7 @@ impl Mesh {
                 tracing::warn!(%peer, %misdeed, "peer set aside: it is asked nothing for a while");
             }
             Event::Demoted { peer, until: _ } => {
-                tracing::warn!(%peer, "peer demoted: its filter claims far more than it holds");
+                tracing::warn!(%peer, "peer demoted: its filter claims far more than it holds; it is asked last");
             }
         }
     }
