@@ -338,6 +338,42 @@ const FLOOD: Duration = Duration::from_secs(5);
 /// An announcement with all that gossipsub puts around it, at most.
 const MESSAGE_BYTES: usize = 500;
 
+/// Messages that are known already, and messages with false signatures, as fast as the line takes them. Gossipsub verifies each
+/// before it drops it and tells nobody, so only the pace at which they are read bounds what they cost.
+#[test]
+fn messages_that_are_repeated_or_forged_are_read_at_a_bounded_pace() {
+    let peers = ["repeated", "forged"].map(Peer::honest);
+    let stage = Stage::new(&["repeated", "forged"], 64, &peers.each_ref());
+    for peer in &peers {
+        stage.enter(peer, &peer.name, &["a"]);
+        let envelope = announcement(&truth(&stage, peer).encode(), now_ms()).seal(&peer.keys);
+        let mut message = message(&peer.keys, TOPIC, 1, &envelope);
+        if peer.name == "forged" {
+            *message.last_mut().unwrap() ^= 1;
+        }
+        let frame = frame(&message.repeat(FRAME_BYTES / message.len()));
+        let memory = stage.client.watch_memory();
+        let mut stream = peer.open(&stage.client, MESHSUB).unwrap();
+        let mut sent_bytes = 0;
+        let pushing = async {
+            while stream.write_all(&frame).await.is_ok() {
+                sent_bytes += frame.len();
+            }
+        };
+        let ended = peer.runtime.block_on(async { tokio::time::timeout(FLOOD, pushing).await });
+        assert!(ended.is_err(), "the stream was closed after {sent_bytes} bytes");
+        // 4 MiB at once and 256 KiB a second are read, and windows of up to 2 MiB wait; half as much again for a busy machine.
+        assert!(sent_bytes > 4 << 20, "only {sent_bytes} bytes: no flood");
+        assert!(sent_bytes < 12 << 20, "{sent_bytes} bytes were taken");
+        let outcome = stage.build_under_attack(&peer.name, "single", &["a"]);
+        stage.note(&format!("{} messages", peer.name), |row| {
+            row.outcome = format!("{:.1} MB read in 5 s", sent_bytes as f64 / 1e6);
+            row.rise_bytes = Some(memory.rise_bytes().max(outcome.rise_bytes));
+        });
+    }
+    stage.finish();
+}
+
 /// An old announcement of an honest node, replayed by somebody else, changes nothing.
 #[test]
 fn an_old_announcement_replayed() {

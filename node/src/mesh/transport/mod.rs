@@ -2,10 +2,11 @@
 //!
 //! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Yamux`] makes streams of one connection.
 //! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what we do
-//! not read than its [`Bounds`] allow.
+//! not read than its [`Bounds`] allow, and what a peer sends unasked is read at the pace that they allow.
 
 mod kinds;
 mod multiplexer;
+mod pace;
 mod tls;
 
 use kinds::Multiplexing;

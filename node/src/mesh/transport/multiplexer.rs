@@ -4,13 +4,18 @@
 //! frames are put together until they are flushed, which yamux does before it waits. And it lets a peer fill 1 GiB of receive
 //! windows per connection and has no setter for it (only for the number of streams, which turns its auto-tuning off). And yamux
 //! wakes the streams of a connection that broke, but not of one that was closed on this side
-//! (<https://github.com/libp2p/rust-yamux/issues/216>): here they end with it, whoever has them. The muxer is otherwise the same: inbound streams are buffered while the swarm is not ready.
+//! (<https://github.com/libp2p/rust-yamux/issues/216>): here they end with it, whoever has them. And what a peer sends unasked, on
+//! streams that it opens, costs time that nobody counts: gossipsub verifies a signature before it looks whether it knows the
+//! message, and a stream that is opened and reset is never told to anybody. Here it is read at a bounded pace. The muxer is
+//! otherwise the same: inbound streams are buffered while the swarm is not ready.
 
+use super::pace::{Pace, Rate, Wait};
 use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite, future, ready};
 use libp2p::core::UpgradeInfo;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
@@ -58,7 +63,9 @@ impl Yamux {
             connection: Connection::new(socket, config, mode),
             bounds,
             inbound: VecDeque::new(),
-            inbound_alive: Arc::default(),
+            opened: Pace::new(bounds.opened),
+            waits_to_open: Wait::default(),
+            unasked: Arc::new(Mutex::new(Pace::new(bounds.unasked_bytes))),
             waiting: None,
             given_up: None,
             closing: CancellationToken::new(),
@@ -73,18 +80,37 @@ pub struct Bounds {
     inbound_max: usize,
     /// By how much all windows of the connection together may grow above the 256 KiB that each stream begins with.
     window_growth_bytes_max: usize,
+    /// Streams that the peer opens. While more wait, nothing is read from the connection.
+    opened: Rate,
+    /// Bytes that the peer sends on streams that it opened. While more wait, none of these streams is read.
+    unasked_bytes: Rate,
 }
 
 impl Bounds {
     /// Streams of one connection, both directions together; one more ends it. Both sides keep below.
     const STREAMS_MAX: usize = 256;
+    /// Each question has a stream of its own: 20,000 narinfos at once and 2,000 a second are answered, and some of gossip.
+    const OPENED: Rate = Rate { burst: 25_000, per_s: 5_000 };
+    /// Those narinfo questions are 1.8 MB at once and 180 kB a second; the announcements that a thousand machines make when they
+    /// start together, 1.2 MB.
+    const UNASKED_BYTES: Rate = Rate { burst: 4 << 20, per_s: 256 << 10 };
     /// Of a control connection: at most 26 MiB. A node has 32 narinfo questions and at most 32 of gossip open at a time, and its
     /// longest reply is 2 MiB.
-    pub const CONTROL: Self = Self { inbound_max: 96, window_growth_bytes_max: 2 << 20 };
+    pub const CONTROL: Self = Self {
+        inbound_max: 96,
+        window_growth_bytes_max: 2 << 20,
+        opened: Self::OPENED,
+        unasked_bytes: Self::UNASKED_BYTES,
+    };
     /// Of a bulk connection: at most 40 MiB. A node has up to 72 streams open, and closes them before
     /// we have noticed; 16 MiB of window carry 1.6 Gbit/s at a round trip of
     /// 80 ms.
-    pub const BULK: Self = Self { inbound_max: 96, window_growth_bytes_max: 16 << 20 };
+    pub const BULK: Self = Self {
+        inbound_max: 96,
+        window_growth_bytes_max: 16 << 20,
+        opened: Self::OPENED,
+        unasked_bytes: Self::UNASKED_BYTES,
+    };
 }
 
 impl UpgradeInfo for Yamux {
@@ -126,8 +152,11 @@ pub struct Muxer<C> {
     bounds: Bounds,
     /// Streams that wait for the swarm.
     inbound: VecDeque<MuxerStream>,
-    /// One reference for each stream that the peer opened and that has not ended, beside our own.
-    inbound_alive: Arc<()>,
+    /// How fast the peer opens streams.
+    opened: Pace,
+    waits_to_open: Wait,
+    /// How fast it sends on them. One reference for each that has not ended, beside our own.
+    unasked: Arc<Mutex<Pace>>,
     waiting: Option<Waker>,
     /// When to wait for its end no longer.
     given_up: Option<Pin<Box<Sleep>>>,
@@ -153,18 +182,20 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Moves everything on; ready with a stream that the peer opened.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
         loop {
+            ready!(self.waits_to_open.poll(&self.opened, context));
             let next = ready!(self.connection.poll_next_inbound(context));
             let stream = next.ok_or(ConnectionError::Closed)?.map_err(MuxerError)?;
-            if Arc::strong_count(&self.inbound_alive) <= self.bounds.inbound_max {
-                let alive = Some(Arc::clone(&self.inbound_alive));
-                return Poll::Ready(Ok(self.stream(stream, alive)));
+            self.opened.count(1);
+            if Arc::strong_count(&self.unasked) <= self.bounds.inbound_max {
+                let unasked = Unasked { pace: Arc::clone(&self.unasked), wait: Wait::default() };
+                return Poll::Ready(Ok(self.stream(stream, Some(unasked))));
             }
             tracing::debug!("a peer opens more streams than it may: reset one");
         }
     }
 
-    fn stream(&self, stream: yamux::Stream, alive: Option<Arc<()>>) -> MuxerStream {
-        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()), _alive: alive }
+    fn stream(&self, stream: yamux::Stream, unasked: Option<Unasked>) -> MuxerStream {
+        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()), unasked }
     }
 }
 
@@ -217,8 +248,22 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 pub struct MuxerStream {
     stream: yamux::Stream,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Counts it among those that the peer opened.
-    _alive: Option<Arc<()>>,
+    /// If the peer opened it: what comes is not what we asked for.
+    unasked: Option<Unasked>,
+}
+
+/// What comes on a stream that the peer opened. It is counted among these streams for as long as it lives.
+#[derive(Debug)]
+struct Unasked {
+    /// Of all these streams of the connection together, or a peer would open one more.
+    pace: Arc<Mutex<Pace>>,
+    wait: Wait,
+}
+
+impl Unasked {
+    fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.wait.poll(&self.pace.lock(), context)
+    }
 }
 
 impl MuxerStream {
@@ -238,7 +283,17 @@ impl MuxerStream {
 
 impl AsyncRead for MuxerStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.poll(context, |stream, context| stream.poll_read(context, buffer))
+        if let Some(unasked) = &mut self.unasked
+            && unasked.poll_may_read(context).is_pending()
+        {
+            // Only whether the connection is closed meanwhile.
+            return self.poll(context, |_, _| Poll::Pending);
+        }
+        let polled = self.poll(context, |stream, context| stream.poll_read(context, buffer));
+        if let (Some(unasked), Poll::Ready(Ok(bytes))) = (&self.unasked, &polled) {
+            unasked.pace.lock().count(*bytes);
+        }
+        polled
     }
 }
 
@@ -326,5 +381,49 @@ mod tests {
             reset += usize::from(read.is_ok());
         }
         assert_eq!(reset, 10, "the last ones");
+    }
+
+    /// Asserts that a peer that opens streams of so many bytes each needs so many seconds until all is read.
+    async fn assert_read_within(bounds: Bounds, streams: usize, bytes: usize, seconds: std::ops::Range<u64>) {
+        let (here, there) = tokio::io::duplex(1 << 20);
+        let (mut here, mut there) = (Yamux::dialler(here.compat(), bounds), Yamux::listener(there.compat(), bounds));
+        tokio::spawn(async move {
+            for _ in 0..streams {
+                let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
+                tokio::spawn(async move {
+                    stream.write_all(&vec![0; bytes]).await.unwrap();
+                    stream.close().await.unwrap();
+                });
+            }
+            poll_fn(|context| Pin::new(&mut here).poll_inbound(context)).await.map(drop)
+        });
+        let since = tokio::time::Instant::now();
+        let mut reading = tokio::task::JoinSet::new();
+        for _ in 0..streams {
+            let mut stream = poll_fn(|context| Pin::new(&mut there).poll_inbound(context)).await.unwrap();
+            reading.spawn(async move { stream.read_to_end(&mut Vec::new()).await.unwrap() });
+        }
+        let moving =
+            tokio::spawn(async move { poll_fn(|context| Pin::new(&mut there).poll_inbound(context)).await.map(drop) });
+        let read: usize = reading.join_all().await.into_iter().sum();
+        assert_eq!(read, streams * bytes);
+        let elapsed = since.elapsed().as_secs();
+        assert!(seconds.contains(&elapsed), "{elapsed} s");
+        moving.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_peer_sends_unasked_is_read_at_a_pace_whatever_the_number_of_its_streams() {
+        let bounds = Bounds { unasked_bytes: Rate { burst: 1 << 20, per_s: 256 << 10 }, ..Bounds::CONTROL };
+        assert_read_within(bounds, 1, 1 << 20, 0..1).await;
+        assert_read_within(bounds, 1, 3 << 20, 7..9).await;
+        assert_read_within(bounds, 30, 100 << 10, 7..9).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_are_taken_at_a_pace() {
+        let bounds = Bounds { opened: Rate { burst: 20, per_s: 10 }, ..Bounds::CONTROL };
+        assert_read_within(bounds, 20, 1, 0..1).await;
+        assert_read_within(bounds, 80, 1, 5..7).await;
     }
 }
