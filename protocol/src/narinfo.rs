@@ -153,8 +153,8 @@ impl NarInfo {
     /// Parses a narinfo strictly.
     ///
     /// Refused: more than [`Self::BYTES_MAX`] bytes, text that is not UTF-8, a carriage return, a last line without
-    /// newline, a line that is not `Name: value`, a repeated field (except `Sig`, and except `References` if at most one of
-    /// them is not empty), a missing `StorePath`, `URL`, `NarHash` or `NarSize`, a `StorePath` of another store directory,
+    /// newline, a line that is not `Name: value`, a repeated field (except `Sig`, `Deriver`, of which the last counts, as for
+    /// Nix, and `References` if at most one of them is not empty), a missing `StorePath`, `URL`, `NarHash` or `NarSize`, a `StorePath` of another store directory,
     /// more than [`Self::SIGNATURES_MAX`] signatures. Ignored: unknown fields. Dropped: signatures that are not
     /// `name:base64(64 bytes)`, since Nix would fail the build at one; and a malformed `Deriver` or `CA`, since no
     /// signature covers them, and a path without `CA` needs a signature.
@@ -275,6 +275,7 @@ impl<'a> Fields<'a> {
             // As Nix does: a second list replaces an empty one, and two lists that are not empty are refused.
             Some("") if field == NarInfoField::References => *slot = Some(value),
             Some(_) if field == NarInfoField::References && value.is_empty() => {}
+            Some(_) if field == NarInfoField::Deriver => *slot = Some(value),
             Some(_) => return Err(NarInfoError::Duplicate { field }),
             None => *slot = Some(value),
         }

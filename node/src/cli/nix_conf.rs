@@ -1,5 +1,6 @@
 //! What Nix itself is configured to do, as far as it concerns a substituter.
 
+use crate::regular_file;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,8 +75,8 @@ impl NixSettings {
     }
 
     fn read_file(&mut self, path: &Path, depth: usize, may_be_missing: bool) {
-        let readable = std::fs::metadata(path).is_ok_and(|metadata| metadata.len() <= FILE_BYTES_MAX);
-        let text = if readable { std::fs::read_to_string(path).ok() } else { None };
+        // A pipe in its place is never read: nobody may write to it, and this would wait for ever.
+        let text = regular_file::read_text(path, FILE_BYTES_MAX).ok().flatten();
         let Some(text) = text.filter(|_| depth <= INCLUDE_DEPTH_MAX) else {
             if !may_be_missing {
                 self.unreadable.push(path.to_owned());
@@ -158,6 +159,16 @@ mod tests {
         // A file that includes itself ends; one that must exist and does not is told.
         assert_eq!(settings.unreadable.iter().filter(|path| path.ends_with("gone.conf")).count(), 1);
         assert!(!settings.unreadable.iter().any(|path| path.ends_with("missing.conf")));
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_file_is_told_and_never_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nix.conf");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();
+        let settings = NixSettings::from_file(&file);
+        assert_eq!(settings.unreadable, [file]);
+        assert_eq!(settings.words("substituters"), ["https://cache.nixos.org/"]);
     }
 
     #[test]
