@@ -1,4 +1,4 @@
-//! Addresses between the core's sockets and libp2p's multiaddrs, and which of them mean anything elsewhere.
+//! Converts between the core's socket addresses and libp2p's multiaddrs, and says which addresses are of use to others.
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
@@ -7,7 +7,7 @@ use narmesh_protocol::Summary;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-/// The first IP and TCP port of a multiaddr.
+/// The IP address and TCP port that a multiaddr begins with.
 pub(super) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip = match parts.next()? {
@@ -26,7 +26,7 @@ pub(super) fn multiaddr(address: SocketAddr) -> Multiaddr {
     Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()))
 }
 
-/// Addresses that mean something on another machine; loopback only where the operator says that all nodes share one.
+/// Whether an address is of use to another machine. Loopback is where `loopback` says that all nodes share one machine.
 pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
     // ::ffff:127.0.0.1 is loopback, too.
     let ip = ip.to_canonical();
@@ -40,8 +40,9 @@ pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
     !(link_local || ip.is_unspecified() || ip.is_multicast())
 }
 
-/// What peers are told: what the operator names comes first, then the listen addresses of both families in turn, `outward` ones
-/// before others. A machine with many of one (bridges of containers, temporary ones of IPv6) would otherwise never be found by those who have only the other.
+/// The addresses that peers are told: first those that the operator names, then the listen addresses of both families
+/// in turn, `outward` ones before others. Otherwise a machine with many addresses of one family (bridges of containers,
+/// temporary IPv6 addresses) would never be found by peers that have only the other.
 pub(super) fn told<'a>(
     external: &[Multiaddr],
     listened: impl Iterator<Item = &'a Multiaddr>,
@@ -50,7 +51,7 @@ pub(super) fn told<'a>(
 ) -> Vec<SocketAddr> {
     let usable = |address: &Multiaddr| socket_address(address).filter(|address| may_be_told(address.ip(), loopback));
     let mut addresses: Vec<_> = external.iter().filter_map(usable).collect();
-    // In an order of their own, not that in which the system lists them: another order would be another summary.
+    // Sorted, because the order in which the system lists them may change, and another order would be another summary.
     let ranked = |address: SocketAddr| (!outward.contains(&address.ip()), address);
     let listened: BTreeSet<_> = listened.filter_map(usable).map(ranked).collect();
     let (v4, v6): (Vec<_>, Vec<_>) = listened.into_iter().map(|(_, address)| address).partition(SocketAddr::is_ipv4);
@@ -62,27 +63,27 @@ pub(super) fn told<'a>(
     addresses
 }
 
-/// Our IPv4 address towards the internet, if there is a way.
+/// Our IPv4 address on the route to the internet, if there is one.
 pub(crate) fn outward_v4() -> Option<IpAddr> {
     own_address("0.0.0.0:0", "192.0.2.1:9")
 }
 
-/// The same of IPv6.
+/// The same for IPv6.
 pub(crate) fn outward_v6() -> Option<IpAddr> {
     own_address("[::]:0", "[2001:db8::1]:9")
 }
 
-/// Our address towards `far`. Connecting a UDP socket sends nothing: the kernel only looks up the route.
+/// Our address on the route to `far`. Connecting a UDP socket sends nothing: the kernel only looks up the route.
 fn own_address(near: &str, far: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind(near).ok()?;
     socket.connect(far).ok()?;
     let ip = socket.local_addr().ok()?.ip();
-    // One that means nothing elsewhere, where a router is all that was heard of.
+    // Where the machine has heard of a router and of nothing else, this is link-local, and of no use to others.
     let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     (!is_link_local).then_some(ip)
 }
 
-/// Of each address tried, why not.
+/// Why the dial failed, for each address that was tried.
 pub(super) fn describe_dial_error(error: &DialError) -> String {
     match error {
         DialError::Transport(tried) => tried
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_only_what_means_something_elsewhere() {
+    fn only_addresses_of_use_elsewhere_are_told() {
         for (ip, told) in [
             ("192.0.2.1", true),
             ("2001:db8::1", true),
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn both_families_and_what_the_operator_names_are_told_however_many_there_are() {
+    fn many_listen_addresses_leave_room_for_both_families_and_external_ones() {
         let parse = |texts: Vec<String>| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Multiaddr>>();
         let external = parse(vec!["/ip4/203.0.113.7/tcp/1".to_owned(), "/dns4/a.example/tcp/1".to_owned()]);
         let mut listened = parse((1..20).map(|host| format!("/ip4/192.0.2.{host}/tcp/7280")).collect());
@@ -139,10 +140,10 @@ mod tests {
         let addresses = told_of(&listened);
         assert_eq!(addresses.len(), Summary::ADDRESSES_MAX);
         let first = ["203.0.113.7:1", "192.0.2.19:7280", "[2001:db8::19]:7280"].map(|text| text.parse().unwrap());
-        assert_eq!(addresses[..3], first, "what was named, and what leads out");
+        assert_eq!(addresses[..3], first, "external addresses first, then outward ones");
         assert_eq!(addresses.iter().filter(|address| address.is_ipv6()).count(), 3, "{addresses:?}");
         listened.reverse();
-        assert_eq!(told_of(&listened), addresses, "the order of the system is none of it");
+        assert_eq!(told_of(&listened), addresses, "the system's order does not matter");
         assert_eq!(told_of(&parse(vec!["/ip4/203.0.113.7/tcp/1".to_owned()])).len(), 1, "each once");
         assert_eq!(told_of(&parse(vec!["/ip6/2001:db8::1/tcp/7280".to_owned()])).len(), 2);
     }

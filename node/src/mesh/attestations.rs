@@ -1,7 +1,9 @@
-//! Attestations between peers: a thread that drives the exchange core, reads what is handed over, verifies what comes.
+//! Exchanges attestations with peers: a thread drives the exchange core, reads the attestations that are handed over,
+//! and verifies those that arrive.
 //!
-//! The driver tells it who is connected and what may be said there, and passes requests and replies on; the ledger tells it
-//! of changes. Bounds: at most [`ANSWERS_AT_ONCE_MAX`] requests wait for it; what it asks itself the core bounds.
+//! The driver tells the thread who is connected and which builders may be spoken of there, and passes requests and
+//! replies on; the ledger tells it of changes. Bounds: at most [`ANSWERS_AT_ONCE_MAX`] requests of peers wait for the
+//! thread; the core bounds our own requests.
 
 use super::clock::now;
 use crate::quorum::{LiveLedger, StoredStatement, verify};
@@ -21,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Requests of peers that wait for an answer; further ones are told *busy*.
 pub(super) const ANSWERS_AT_ONCE_MAX: usize = 64;
-/// What the thread wants sent and the driver has not yet.
+/// Orders of the thread that the driver has not carried out yet.
 const ORDERS_MAX: usize = 256;
 /// The thread looks at the clock at least this often.
 const TICK_MAX: Duration = Duration::from_secs(60);
@@ -31,14 +33,14 @@ const TICK_MAX: Duration = Duration::from_secs(60);
 pub struct CountedBuilder {
     /// Its key.
     pub key: NixPublicKey,
-    /// Its node in the mesh, whose audience is that of its attestations.
+    /// Its node in the mesh; the audience of that node is also the audience of its attestations.
     pub peer: Option<PeerId>,
 }
 
 /// For `/metrics`.
 #[derive(Clone, Debug, Default)]
 pub struct ExchangeCounters {
-    /// Comparisons that came to their end.
+    /// Comparisons that were completed.
     pub compared: Counter,
     /// Attestations from peers that were new here.
     pub pulled: Counter,
@@ -48,33 +50,34 @@ pub struct ExchangeCounters {
     pub refused: Family<Vec<(&'static str, &'static str)>, Counter>,
 }
 
-/// What the thread hears.
+/// Messages to the thread.
 pub(super) enum Heard {
-    /// From the mesh.
+    /// An input for the exchange core.
     Input(Input),
-    /// A peer's request. The permit is given back when the thread has taken it, whatever became of the asker meanwhile: what waits
-    /// here is bounded by it.
+    /// A peer's request. The permit bounds what waits here: it is given back when the thread takes the request, even if
+    /// the asker has left meanwhile.
     Request { from: PeerId, id: u64, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
-    /// The builders that count from now on, and our own key.
+    /// The builders that count from now on, and our own builder key.
     Builders(Vec<CountedBuilder>, Option<BuilderKey>),
     /// The ledger, or the policy, changed.
     Changed,
-    /// A verdict on this path is waited for, so long; each answer is told, and the end of all by closing.
+    /// A lookup waits this long for a verdict on this path. The sender is told of each answer, and dropped after the
+    /// last.
     Wanted(HashPart, Duration, mpsc::Sender<()>),
 }
 
-/// What the thread wants of the driver.
+/// What the thread wants the driver to do.
 pub(super) enum Order {
     Request { to: PeerId, id: u64, bytes: Vec<u8> },
     Respond { id: u64, bytes: Vec<u8> },
     Penalize(PeerId, Misdeed),
 }
 
-/// The way to the thread.
+/// A handle of the thread.
 #[derive(Clone)]
 pub(super) struct ExchangeLink {
     sender: blocking::Sender<Heard>,
-    /// A permit for each request that may wait.
+    /// One permit for each request that may wait.
     waiting: Arc<Semaphore>,
 }
 
@@ -83,12 +86,12 @@ impl ExchangeLink {
         Self { sender, waiting: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)) }
     }
 
-    /// Does not wait. The thread ends only with the daemon.
+    /// Passes a message on without waiting. An error may be ignored: the thread ends only with the daemon.
     pub(super) fn tell(&self, heard: Heard) {
         drop(self.sender.send(heard));
     }
 
-    /// A request, if fewer than [`ANSWERS_AT_ONCE_MAX`] wait; whether it was passed on.
+    /// Passes a request on if fewer than [`ANSWERS_AT_ONCE_MAX`] wait; returns whether it did.
     pub(super) fn request(&self, from: PeerId, id: u64, bytes: Vec<u8>) -> bool {
         let permit = Arc::clone(&self.waiting).try_acquire_owned();
         permit.is_ok_and(|permit| self.sender.send(Heard::Request { from, id, bytes, permit }).is_ok())
@@ -136,19 +139,19 @@ fn moment() -> Moment {
 struct Worker {
     exchange: Exchange,
     ledger: Arc<LiveLedger>,
-    /// What may be told of our own builds.
+    /// Says which of our own builds may be told.
     offer: Arc<Offer>,
     keys: BTreeMap<BuilderKey, NixPublicKey>,
     own: Option<BuilderKey>,
     waiting: HashMap<u64, mpsc::Sender<()>>,
     next_wanted: u64,
     orders: mpsc::Sender<Order>,
-    /// Paths of which something was kept back.
+    /// Takes the paths of which an attestation was kept back.
     withheld: mpsc::Sender<Vec<HashPart>>,
     counters: ExchangeCounters,
 }
 
-/// The driver is gone.
+/// The driver is gone, so the thread ends.
 struct Stopping;
 
 impl Worker {
@@ -205,7 +208,7 @@ impl Worker {
             }
             Output::Answered { id, last } => {
                 if let Some(waiting) = self.waiting.get(&id) {
-                    // Full: it was told of an answer and has yet to look. Closed: its deadline is over.
+                    // Full: the lookup has not looked at the last answer yet. Closed: its deadline is over.
                     waiting.try_send(()).unwrap_or(());
                 }
                 if last {
@@ -228,9 +231,9 @@ impl Worker {
         self.orders.blocking_send(order).map_err(|_| Stopping)
     }
 
-    /// The reply's bytes. What cannot be read is not handed over: the peer asks others, and us again. What is withheld since it was
-    /// attested is told to whom takes it back, so that a comparison does not go on promising it; a ledger that is locked holds up
-    /// nothing here.
+    /// The bytes of the reply. What cannot be read is left out: the peer asks others, and us again. Paths that have
+    /// been withheld since they were attested are reported to the task that takes attestations back, so that
+    /// comparisons stop promising them, while a locked ledger does not hold up this thread.
     fn read(&self, hand_over: &HandOver) -> Vec<u8> {
         let (mut handed_over, mut withheld) = (0, Vec::new());
         let bytes = hand_over.reply(|key, path| {
@@ -244,13 +247,14 @@ impl Worker {
         self.counters.handed_over.inc_by(u64::try_from(handed_over).unwrap_or(0));
         if !withheld.is_empty() {
             tracing::debug!(peer = %hand_over.to, paths = withheld.len(), "kept back: withheld since it was attested");
-            // Full: the peer asks again. Closed: the daemon stops.
+            // Full: the peer will ask again. Closed: the daemon is stopping.
             self.withheld.try_send(withheld).unwrap_or(());
         }
         bytes
     }
 
-    /// An attestation of our own builder is told of what may leave now, whatever was so when it was made.
+    /// Whether a peer may be told of this attestation. For our own builder this depends on what is offered now, not on
+    /// what was offered when the attestation was made.
     fn may_be_told(&self, attestation: &Attestation) -> bool {
         let statement = &attestation.statement;
         self.own != Some(attestation.builder) || self.offer.withheld(&statement.path, &statement.references).is_none()
@@ -271,10 +275,10 @@ impl Worker {
         self.count_refused("unknown_builder", came - known);
         self.count_refused("bad_signature", refused);
         if refused > 0 {
-            tracing::warn!(peer = %from, refused, "attestations that do not verify");
+            tracing::warn!(peer = %from, refused, "attestations from this peer do not verify");
         }
         let mut taken = Taken { verified: verified.len(), new: 0, refused, full: BTreeSet::new() };
-        // Taken back here, and known to others still.
+        // Peers may still know what our own builder has taken back.
         verified.retain(|(stored, _)| self.may_be_told(&stored.attestation));
         let withheld = taken.verified - verified.len();
         self.count_refused("withheld", withheld);
@@ -286,11 +290,11 @@ impl Worker {
                 self.count_refused("too_many_builders", result.too_many_builders);
                 taken.full = result.full;
                 if withheld > 0 {
-                    // So that the same is not pulled every minute.
+                    // Otherwise the same attestations would be pulled again every minute.
                     taken.full.extend(self.own);
                 }
             }
-            Err(error) => tracing::warn!(%error, "attestations of peers cannot be kept now"),
+            Err(error) => tracing::warn!(%error, "attestations from peers cannot be kept now"),
         }
         taken
     }
@@ -318,13 +322,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_that_wait_are_bounded_also_when_their_askers_left() {
+    fn waiting_requests_are_bounded_even_if_their_askers_left() {
         let (sender, heard) = blocking::channel();
         let link = ExchangeLink::new(sender);
         let peer = PeerId::random();
         let passed = (0..1_000).filter(|id| link.request(peer, *id, vec![0; 1_000])).count();
         assert_eq!(passed, ANSWERS_AT_ONCE_MAX);
-        // Nothing but the thread makes room.
+        // Only the thread makes room.
         let Ok(Heard::Request { id: 0, .. }) = heard.recv() else { panic!("the first request") };
         assert!(link.request(peer, 1_000, Vec::new()) && !link.request(peer, 1_001, Vec::new()));
         assert_eq!(heard.try_iter().count(), ANSWERS_AT_ONCE_MAX);

@@ -19,12 +19,13 @@ use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// Announcements: only our topic can be subscribed to, by anyone.
+/// Gossipsub for announcements. Nobody can subscribe to another topic than ours.
 pub(super) type Announcements =
     gossipsub::Behaviour<gossipsub::IdentityTransform, gossipsub::WhitelistSubscriptionFilter>;
 
-/// Field order is poll and admission order: the door before the handshake, then the allowlist, then who is shut out, then what we
-/// know of the peer's other connections, before any protocol hears of this one.
+/// The order of the fields is the order of polling and of admission. Before any protocol hears of a connection it
+/// passes the handshake limits, the allowlist, the limit on connections, the list of who is shut out, and what we know
+/// of the peer's other connections.
 #[derive(NetworkBehaviour)]
 pub(super) struct MeshBehaviour {
     pub(super) handshake_limits: Ruled<HandshakeLimits>,
@@ -84,12 +85,14 @@ impl MeshBehaviour {
     }
 }
 
-/// A message of gossipsub with what it carries beside messages: the names of those seen lately (IHAVE), above all.
+/// The longest gossipsub message, with what it carries beside announcements: above all the ids of those seen lately
+/// (IHAVE).
 const RPC_BYTES_MAX: usize = 64 << 10;
-/// An envelope: at most 1,000 bytes.
+/// The longest announcement; an envelope has at most 1,000 bytes.
 const ANNOUNCEMENT_BYTES_MAX: usize = 4_096;
-/// Names in one IHAVE or IWANT: 34 bytes each, and gossipsub refuses more than 16 KiB of them. Too long a list closes the stream, and the
-/// fifth time gossip with this peer is over for as long as it is connected; its own 5,000 names would be 170 KB.
+/// Ids in one IHAVE or IWANT: 34 bytes each, and gossipsub refuses more than 16 KiB of them. A longer list closes the
+/// stream; the fifth time, gossip with this peer is over for as long as it is connected. gossipsub's default of 5,000
+/// ids would be 170 KB.
 const CONTROL_IDS_MAX: usize = 400;
 
 /// The one topic of this mesh.

@@ -7,14 +7,15 @@ use std::io;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Of a reply, bytes that are read at any time. Nearly every narinfo is shorter.
+/// The first bytes of a reply, which are read without waiting for room. Nearly every narinfo is shorter.
 const SMALL_BYTES: usize = 64 << 10;
-/// Room for longer replies of one protocol that are being read, each as if it were of the largest size: four of 8 MiB, or sixteen
-/// summaries.
+/// Room for the longer replies of one protocol that are being read, each counted at the largest size: four of 8 MiB, or
+/// sixteen summaries.
 const LARGE_BYTES_MAX: usize = 34 << 20;
 
-/// Whole messages as bytes, each bounded; one request a stream, so the end of the stream is the end of the message. However many
-/// peers answer at length at once, what is read of it is bounded: the others wait for their turn, and for their deadline.
+/// Whole messages as bytes, each bounded. A stream carries one request, so the end of the stream is the end of the
+/// message. What is read of long replies is bounded, however many peers send them at once: the others wait for their
+/// turn, or until their deadline.
 #[derive(Clone, Debug)]
 pub(super) struct BytesCodec {
     request_bytes_max: usize,
@@ -28,12 +29,13 @@ impl BytesCodec {
         Self { request_bytes_max, reply_bytes_max, room: Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS))) }
     }
 
-    /// At most one byte over the limit, as [`read_bounded`].
+    /// Reads at most one byte over the limit, as [`read_bounded`] does.
     async fn read_reply<T: AsyncRead + Unpin + Send>(&self, io: &mut T) -> io::Result<Vec<u8>> {
         let small = SMALL_BYTES.min(self.reply_bytes_max + 1);
         let mut bytes = Vec::new();
         (&mut *io).take(small as u64).read_to_end(&mut bytes).await?;
         let rest = self.reply_bytes_max + 1 - small;
+        // There is more than the small part: wait for room before taking memory for it.
         if bytes.len() == small && rest > 0 {
             let _room = self.room.acquire().await.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?;
             io.take(rest as u64).read_to_end(&mut bytes).await?;
@@ -59,7 +61,7 @@ impl request_response::Codec for BytesCodec {
         T: AsyncRead + Unpin + Send,
     {
         let reply = self.read_reply(io).await?;
-        // No reply is empty: the other side dropped the stream, as libp2p does with one too many.
+        // No reply is empty: the other side dropped the stream, as libp2p does with one stream too many.
         if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
     }
 
@@ -78,8 +80,8 @@ impl request_response::Codec for BytesCodec {
     }
 }
 
-/// At most one byte over the limit, so that the decoder refuses it: an error here would say neither what was wrong nor, of a
-/// request, whose doing it was.
+/// Reads at most one byte over the limit, so that the decoder refuses the message. An error here would say neither what
+/// was wrong nor, for a request, who sent it.
 async fn read_bounded<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     io.take(bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
@@ -95,7 +97,7 @@ mod tests {
     const PROTOCOL: StreamProtocol = StreamProtocol::new("/test/1");
 
     #[tokio::test]
-    async fn a_reply_is_read_whole_and_one_too_long_to_a_byte_over() {
+    async fn reply_is_read_whole_and_one_too_long_up_to_a_byte_over_the_limit() {
         let mut codec = BytesCodec::new(8, 1 << 20);
         for length in [1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 1 << 20] {
             let sent = vec![7; length];
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_replies_wait_for_each_other_and_short_ones_for_nobody() {
+    async fn long_replies_wait_for_each_other_and_short_ones_do_not_wait() {
         let (mut codec, mut other) = (BytesCodec::new(8, 8 << 20), BytesCodec::new(8, 8 << 20));
         other.room = Arc::clone(&codec.room);
         assert_eq!(codec.room.available_permits(), 4);

@@ -11,33 +11,34 @@ use std::convert::Infallible;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 
-/// What one rule says. What it leaves out, it allows.
+/// One rule. What it does not implement, it allows.
 pub(super) trait ConnectionRule: 'static {
-    /// A connection comes in from `remote`, and has not shown whose it is.
+    /// Decides on a connection from `remote`, which has not shown yet who it is.
     fn admit_pending(&mut self, _id: ConnectionId, _remote: &Multiaddr) -> Result<(), ConnectionDenied> {
         Ok(())
     }
 
-    /// A connection that came in belongs to `peer`.
+    /// Decides on an incoming connection of `peer`.
     fn admit_inbound(&mut self, _id: ConnectionId, _peer: PeerId) -> Result<(), ConnectionDenied> {
         Ok(())
     }
 
-    /// A connection that we dialled belongs to `peer`.
+    /// Decides on a connection to `peer` that we dialled.
     fn admit_outbound(&mut self, _peer: PeerId) -> Result<(), ConnectionDenied> {
         Ok(())
     }
 
-    /// Something happened in the swarm.
+    /// Hears of an event of the swarm.
     fn on_event(&mut self, _event: FromSwarm<'_>) {}
 
-    /// What to close next. It is asked after each call of the swarm or of the driver, from which alone this can come.
+    /// What to close next. Only calls of the swarm or of the driver add something, and the swarm asks after each of
+    /// them.
     fn next_to_close(&mut self) -> Option<(PeerId, CloseConnection)> {
         None
     }
 }
 
-/// The behaviour of a rule.
+/// Makes a behaviour of a rule.
 #[derive(Debug, Default)]
 pub(super) struct Ruled<R>(R);
 

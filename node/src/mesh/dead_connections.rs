@@ -1,8 +1,9 @@
-//! Which connections are dead although nobody has said so: TCP notices by itself only when something stays unacknowledged for
-//! ten seconds, and on an idle connection after a minute.
+//! Finds connections that are dead although no error said so: TCP notices by itself only when data stays unacknowledged
+//! for ten seconds, and on an idle connection after a minute.
 //!
-//! Invariant: no protocol here sees a connection that replaces a dead one beside it. gossipsub tells a peer its subscriptions on
-//! the first connection alone; a peer that has lost that one would never be told again, and be heard by nobody.
+//! Invariant: no protocol sees a new connection beside the dead one that it replaces. gossipsub tells a peer its
+//! subscriptions on the first connection only; a peer that has lost that one would never be told again, and nobody
+//! would hear it.
 
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::{CloseConnection, ConnectionDenied, ConnectionId, FromSwarm};
@@ -14,16 +15,17 @@ use std::time::{Duration, Instant};
 use super::addresses::socket_address;
 use super::connection_rule::ConnectionRule;
 
-/// Two nodes that dial each other at once have two connections, of which neither is dead: the other side dialled before it knew
-/// of ours, so it knocks no later than a round trip after ours was there; a lost packet or a busy processor makes it longer. If it
-/// was later still, both are begun anew, which takes a moment.
+/// Two nodes that dial each other at once have two connections, and neither is dead: the other side dialled before it
+/// knew of ours. Its connection arrives at most a round trip after ours, or a little later after a lost packet or on a
+/// busy processor. If it is later still, both connections are begun anew, which takes a moment.
 const AT_ONCE: Duration = Duration::from_millis(1_500);
-/// When one of two that came at once ends so soon, it was dead from the beginning.
+/// If ours of two such connections ends within this time, it was dead from the beginning, and the other one is closed
+/// as well.
 const IN_DOUBT: Duration = Duration::from_secs(30);
 
-/// Why a connection is not taken.
+/// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it dials again, so it has lost the connection that was believed in; the next one is taken")]
+#[error("the peer dials again, so it has lost its earlier connection; the next one is taken")]
 pub(super) struct DialsAgain;
 
 #[derive(Debug)]
@@ -31,9 +33,9 @@ struct OpenConnection {
     peer: PeerId,
     since: Instant,
     dialled: bool,
-    /// Our end.
+    /// Our address, if it is known.
     local: Option<IpAddr>,
-    /// One that we had dialled when this came in.
+    /// A connection that we had dialled and that was open when this one came in.
     beside: Option<ConnectionId>,
 }
 
@@ -41,20 +43,21 @@ struct OpenConnection {
 #[derive(Debug, Default)]
 pub(super) struct DeadConnections {
     open: BTreeMap<ConnectionId, OpenConnection>,
-    /// Since when somebody is at the door; the door bounds them.
+    /// When each pending handshake began; the handshake limits bound their number.
     knocking: HashMap<ConnectionId, Instant>,
     closing: VecDeque<(PeerId, ConnectionId)>,
 }
 
 impl DeadConnections {
-    /// Decides on a connection that came in. A node dials only whom it has no connection with, so a peer that dials us has lost
-    /// those that we believe in: they are closed, and it is refused once, so that everything ends before it begins anew.
+    /// Decides on an incoming connection. A node dials only peers that it has no connection with, so a peer that dials
+    /// us has lost those that we still have. They are closed, and the peer is refused once, so that everything ends
+    /// before it begins anew.
     fn admit(&mut self, peer: PeerId, knocked: Instant) -> Result<(), DialsAgain> {
         let is_dead = |line: &OpenConnection| !line.dialled || knocked.saturating_duration_since(line.since) > AT_ONCE;
         if !self.open.values().any(|line| line.peer == peer && is_dead(line)) {
             return Ok(());
         }
-        tracing::info!(%peer, "it dials again: the connection with it is dead");
+        tracing::info!(%peer, "peer dials again: its earlier connection is dead");
         self.close(|line| line.peer == peer);
         Err(DialsAgain)
     }
@@ -72,12 +75,12 @@ impl DeadConnections {
         self.close(|line| line.beside == Some(id) && now.saturating_duration_since(line.since) < IN_DOUBT);
     }
 
-    /// Closes the connections whose end of ours, a listen address until now, is gone.
+    /// Closes the connections from one of our addresses that is gone.
     fn expired(&mut self, address: &Multiaddr) {
         if let Some(gone) = socket_address(address).map(|address| address.ip()) {
             let before = self.closing.len();
             self.close(|line| line.local == Some(gone));
-            tracing::info!(%address, connections = self.closing.len() - before, "this address is not ours any more");
+            tracing::info!(%address, connections = self.closing.len() - before, "address is no longer ours");
         }
     }
 
@@ -120,7 +123,8 @@ impl ConnectionRule for DeadConnections {
 fn local_end(endpoint: &ConnectedPoint) -> Option<IpAddr> {
     match endpoint {
         ConnectedPoint::Listener { local_addr, .. } => socket_address(local_addr).map(|address| address.ip()),
-        // libp2p does not say. Nothing is sent by this: the kernel only chooses the address that leads there, as it just did.
+        // libp2p does not say which of our addresses it used. This sends nothing: the kernel only chooses the address
+        // that leads there, as it just did.
         ConnectedPoint::Dialer { address, .. } => {
             let there = socket_address(address)?;
             let any = if there.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -160,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_dials_again_has_lost_what_we_believed_in_and_begins_anew() {
+    fn peer_that_dials_again_is_refused_once_and_its_old_connection_is_closed() {
         let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
         let [first, second] = ids();
         dead_connections.admit(peer, start).unwrap();
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_dial_each_other_at_once_keep_both_unless_one_was_dead() {
+    fn peers_that_dial_each_other_at_once_keep_both_connections_unless_one_was_dead() {
         for (lasted, ends) in [(IN_DOUBT / 2, true), (2 * IN_DOUBT, false)] {
             let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
             let [ours, theirs] = ids();
@@ -190,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_end_with_the_address_that_they_come_from() {
+    fn connections_are_closed_when_their_local_address_is_gone() {
         let mut dead_connections = DeadConnections::default();
         let [gone, kept, dialled] = ids();
         for (id, endpoint) in [(gone, here()), (kept, inbound("/ip4/192.0.2.2/tcp/1")), (dialled, outbound())] {

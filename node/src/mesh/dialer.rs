@@ -1,8 +1,8 @@
-//! Whom to dial, when, and at which addresses: no sockets here, the driver performs it.
+//! Decides which peers to dial, when, and at which addresses. It has no sockets: the driver does the dialling.
 //!
-//! Configured addresses are redialled for ever with a growing, jittered pause. Addresses learned from summaries are foreign words:
-//! each is dialled at most once a minute, unless the peer was just reached there, and for gossip only while there are fewer connections
-//! than wanted.
+//! Configured addresses are redialled for ever with a growing, jittered pause. Addresses learned from summaries are not
+//! trusted: each is dialled at most once a minute, unless the peer was just reached there, and for gossip only while
+//! there are fewer connections than wanted.
 
 use super::addresses::socket_address;
 use libp2p::{Multiaddr, PeerId};
@@ -16,43 +16,46 @@ use std::time::Duration;
 const PAUSE_MIN_MS: u64 = 250;
 /// Longest pause between two dials of a configured peer that was there within the last ten minutes or so.
 const PAUSE_MAX_MS: u64 = 4_000;
-/// After so many failures in a row it is not expected back at any moment.
+/// After this many failures in a row a peer is not expected back soon, and the pause is [`PAUSE_GONE_MS`].
 const FAILURES_SOON_MAX: u32 = 150;
-/// Then this is the pause.
+/// The pause of a peer that has been gone for long.
 const PAUSE_GONE_MS: u64 = 30_000;
-/// One dial per learned address in this time.
+/// A learned address is dialled at most once in this time.
 const LEARNED_PAUSE_MS: u64 = 60_000;
 /// A new address waits this long before it is dialled for gossip: a lookup dials it at once.
 const LEARNED_DELAY_MS: u64 = 1_000;
-/// A peer that returns after so many failures in a row was cut off, as others may have been: a healed network brings all back.
+/// A peer that returns after this many failures in a row was cut off, and others may have been: a network that heals
+/// brings all of them back.
 const FAILURES_CUT_MIN: u32 = 4;
-/// For so long after that, pauses do not grow.
+/// For this long after such a return, pauses do not grow.
 const RETURNS_MS: u64 = 4_000;
-/// A connection that lasted no longer than this counts as one that failed, but for the first: two machines with the same node key
-/// push each other out without end.
+/// A connection that lasted less than this counts as a failed one, except for the first in a row: two machines with the
+/// same node key push each other out without end.
 const SHORT_MS: u64 = 5_000;
-/// After the first such one it is dialled again within this.
+/// After the first short connection the peer is dialled again within this.
 const AGAIN_MS: u64 = 60;
-/// A peer whose connection had lasted is dialled again within this: a daemon that is restarted is back in a fraction of a second.
+/// A peer whose connection had lasted is dialled again within this: a daemon that is restarted is back in a fraction of
+/// a second.
 const BACK_FIRST_MS: u64 = 40;
-/// Refused then, it is dialled after pauses of the [`BACK_SHARE`]th part of the time for which it has been gone, within these
-/// bounds: a lookup just after a restart waits little for us, and one that stays away is dialled ten times a second at most.
+/// If that dial is refused, the next pauses are one [`BACK_SHARE`]th of the time for which the peer has been gone,
+/// within these bounds: a lookup just after a restart waits little for us, and a peer that stays away is dialled at
+/// most ten times a second.
 const BACK_MIN_MS: u64 = 8;
 const BACK_MAX_MS: u64 = 100;
 const BACK_SHARE: u64 = 8;
-/// For so long.
+/// For how long a peer that is gone is dialled at these pauses.
 const BACK_SOON_MS: u64 = 3_000;
-/// A lookup waits for a dial that comes within this, the usual deadline of a narinfo. Who has failed so often that the next one is
-/// further away, some three times, is gone for long.
+/// A lookup waits for a dial that comes within this, the usual deadline of a narinfo. A peer whose next dial is further
+/// away has failed some three times, and is gone for longer.
 const EXPECTED_MS: u64 = 1_000;
-/// One peer that comes and goes does not make us dial all others more often than this.
+/// A peer that comes and goes does not make us dial all others more often than this.
 const RETURNS_PAUSE_MS: u64 = 60_000;
-/// Addresses kept per peer, configured and learned each.
+/// Addresses kept for each peer, of the configured and of the learned ones each.
 const ADDRESSES_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 struct Target {
-    /// Where it stands in the order of dialling.
+    /// Its position in the order of dialling.
     rank: u64,
     configured: Vec<Multiaddr>,
     learned: Vec<(Multiaddr, Option<Moment>)>,
@@ -63,9 +66,9 @@ struct Target {
     since: Moment,
     /// Short connections in a row.
     short: u32,
-    /// When a connection ended that had lasted, be it with our own last run.
+    /// When a connection that had lasted ended, or our own last run with it.
     lost: Option<Moment>,
-    /// A lookup waits for it.
+    /// A lookup waits for a connection with it.
     is_demanded: bool,
     /// It is shut out, and not dialled before this.
     left_until: Moment,
@@ -89,7 +92,7 @@ pub(super) enum Demand {
     Connected,
     /// A dial is under way, or comes within [`EXPECTED_MS`]; or the peer was there a moment ago, and may dial us.
     Wait,
-    /// Dial these.
+    /// Dial these addresses.
     Dial(Vec<Multiaddr>),
 }
 
@@ -98,7 +101,7 @@ pub(super) enum Demand {
 pub(super) struct Dialer {
     targets: BTreeMap<PeerId, Target>,
     connections_wanted: usize,
-    /// When a peer that was cut off returned.
+    /// When a peer that was cut off last returned.
     returned: Option<Moment>,
     /// Every node has an order of its own, so that a large mesh has no hubs, and no PeerId can be ground to become one.
     order: RandomState,
@@ -122,6 +125,7 @@ impl Dialer {
             let rank = self.order.hash_one(peer);
             let target = self.targets.entry(*peer).or_insert_with(|| Target { rank, ..Target::default() });
             let configured: Vec<_> = addresses.iter().take(ADDRESSES_MAX).cloned().collect();
+            // Other addresses are worth a dial at once, whatever failed before.
             if target.configured != configured {
                 target.configured = configured;
                 target.failures = 0;
@@ -130,7 +134,7 @@ impl Dialer {
         }
     }
 
-    /// Addresses from a peer's own signed summary, already filtered.
+    /// Takes the addresses from a peer's own signed summary, already filtered.
     pub(super) fn learned(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
         if addresses.iter().any(|address| target.learned.iter().all(|(known, _)| known != address)) {
@@ -147,24 +151,25 @@ impl Dialer {
             .collect();
     }
 
-    /// We have just started, and knew this peer before.
+    /// Notes that we have just started, and knew this peer before.
     pub(super) fn remembered(&mut self, now: Moment, peer: &PeerId) {
         if let Some(target) = self.targets.get_mut(peer) {
             target.lost = Some(now);
         }
     }
 
-    /// There is a connection; `via` is the address at which the peer was dialled and proved who it is.
+    /// Notes a connection; `via` is the address at which the peer was dialled and proved who it is.
     pub(super) fn connected(&mut self, now: Moment, peer: &PeerId, via: Option<&Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
         let was_cut_off = target.failures >= FAILURES_CUT_MIN;
         (target.connected, target.dialing, target.failures, target.since) = (true, false, 0, now);
         (target.lost, target.is_demanded) = (None, false);
         if let Some(via) = via.and_then(socket_address) {
-            // No foreign word any more: it may be dialled again when this connection is refused.
+            // The address is proven now: it may be dialled again if this connection is refused.
             let proven = target.learned.iter_mut().filter(|(address, _)| socket_address(address) == Some(via));
             proven.for_each(|(_, tried)| *tried = None);
         }
+        // The network may have healed, so the pauses of all others end now.
         if was_cut_off && self.returned.is_none_or(|before| now.since(before) >= RETURNS_PAUSE_MS) {
             self.returned = Some(now);
             for target in self.targets.values_mut().filter(|target| target.failures > 0) {
@@ -173,14 +178,16 @@ impl Dialer {
         }
     }
 
-    /// An address of ours is gone, and with it the connections from there: that says nothing of the peers, however short they were.
+    /// An address of ours is gone, and its connections with it. However short they were, that says nothing about the
+    /// peers.
     pub(super) fn moved(&mut self, now: Moment) {
         for target in self.targets.values_mut() {
             (target.short, target.since) = (0, Moment(now.0.saturating_sub(SHORT_MS)));
         }
     }
 
-    /// The last connection closed: the first redial comes after a jittered moment, so that two sides do not collide for ever.
+    /// The last connection closed: the first redial comes after a jittered moment, so that two sides do not collide for
+    /// ever.
     pub(super) fn disconnected(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         if let Some(target) = self.targets.get_mut(peer) {
             target.connected = false;
@@ -189,7 +196,7 @@ impl Dialer {
             target.lost = (target.short == 0).then_some(now);
             let pause = match target.short {
                 0 => BACK_FIRST_MS,
-                // Refused because the other side believed in an earlier connection: it takes the next one.
+                // Refused because the other side still had an earlier connection: it takes the next one.
                 1 => AGAIN_MS,
                 _ => (PAUSE_MIN_MS << growth).min(PAUSE_MAX_MS),
             };
@@ -205,7 +212,7 @@ impl Dialer {
             let growth = if are_returning { 0 } else { target.failures.min(16) };
             let mut pause = (PAUSE_MIN_MS << growth).min(longest);
             if let Some(gone) = target.lost.map(|lost| now.since(lost)).filter(|gone| *gone < BACK_SOON_MS) {
-                // These refusals are those of a daemon that is restarted, not of a peer that is cut off.
+                // It is a daemon being restarted that refuses here, not a peer that was cut off.
                 (target.failures, pause) = (1, (gone / BACK_SHARE).clamp(BACK_MIN_MS, BACK_MAX_MS));
             } else {
                 target.failures = target.failures.saturating_add(1);
@@ -214,7 +221,7 @@ impl Dialer {
         }
     }
 
-    /// `peer` is not dialled for so long, whoever wants it.
+    /// Does not dial `peer` for this long, whoever asks for it.
     pub(super) fn leave(&mut self, now: Moment, peer: &PeerId, lasting: Duration) {
         if let Some(target) = self.targets.get_mut(peer) {
             let lasting_ms = u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX);
@@ -223,7 +230,7 @@ impl Dialer {
         }
     }
 
-    /// Whether the last dial led nowhere.
+    /// Whether the last dial failed.
     pub(super) fn has_failed(&self, peer: &PeerId) -> bool {
         self.targets.get(peer).is_some_and(|target| target.failures > 0)
     }
@@ -239,13 +246,13 @@ impl Dialer {
         })
     }
 
-    /// Everything to dial now for gossip, and for lookups that wait; marks it as dialled.
+    /// Everything to dial now, for gossip and for lookups that wait; marks it as being dialled.
     pub(super) fn due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
         let mut connections = self.connections();
         let is_due = |target: &Target| !target.connected && !target.dialing && target.due_at() <= now;
         let is_wanted = |target: &Target, connections| target.is_demanded || connections < self.connections_wanted;
         let mut dials = Vec::new();
-        // Mostly nothing is: no order is needed then.
+        // Mostly nothing is due, and then no order is needed.
         if !self.targets.values().any(|target| is_due(target) && is_wanted(target, connections)) {
             return dials;
         }
@@ -272,7 +279,8 @@ impl Dialer {
         dials
     }
 
-    /// A lookup wants `peer` now. After [`Demand::Wait`] it is dialled when its pause is over, however many connections there are.
+    /// A lookup wants `peer` now. After [`Demand::Wait`] it is dialled when its pause is over, however many connections
+    /// there are.
     pub(super) fn demand(&mut self, now: Moment, peer: &PeerId) -> Result<Demand, NotNow> {
         let target = self.targets.get_mut(peer).ok_or(NotNow::Unknown)?;
         if target.connected {
@@ -286,7 +294,7 @@ impl Dialer {
         }
         let addresses = target.dialable(now);
         if addresses.is_empty() {
-            // It may know where we are, and is as quick to dial us.
+            // The peer may know our address, and dial us as quickly as we would dial it.
             let is_awaited = target.lost.is_some_and(|lost| now.since(lost) < BACK_SOON_MS);
             return if is_awaited { Ok(Demand::Wait) } else { Err(NotNow::NoAddress) };
         }
@@ -298,7 +306,7 @@ impl Dialer {
         Ok(Demand::Dial(addresses))
     }
 
-    /// When [`Self::due`] may have something.
+    /// When [`Self::due`] may next have something to dial.
     pub(super) fn deadline(&self) -> Option<Moment> {
         let is_full = self.connections() >= self.connections_wanted;
         let waiting = self.targets.values().filter(|target| !target.connected && !target.dialing);
@@ -373,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn when_one_returns_that_was_cut_off_all_others_are_tried_at_once() {
+    fn when_a_cut_off_peer_returns_all_others_are_dialled_at_once() {
         let mut rng = rand::rngs::StdRng::seed_from_u64(1);
         let [one, other] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(32);
@@ -396,7 +404,7 @@ mod tests {
             dialer.deadline().unwrap().since(now) <= PAUSE_MIN_MS * 5 / 4,
             "soon again: it may have been on the way"
         );
-        // It comes and goes: the other is not dialled more often for that.
+        // When a peer comes and goes, the other is not dialled more often.
         dialer.disconnected(now, &one, &mut rng);
         now = Moment(now.0 + RETURNS_MS);
         cut_off(&mut dialer, &mut now, &mut rng);
@@ -427,14 +435,14 @@ mod tests {
     }
 
     #[test]
-    fn who_moves_again_and_again_is_back_at_once_each_time() {
+    fn peers_are_redialled_at_once_however_often_our_address_changes() {
         let mut rng = rand::rngs::StdRng::seed_from_u64(1);
         let peer = PeerId::random();
         let mut dialer = Dialer::new(32);
         dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
         let mut now = Moment(SHORT_MS);
         for _ in 0..10 {
-            // Connected, and the address changes soon; the first dial from the new one is refused.
+            // Our address changes soon after connecting; the first dial from the new one is refused.
             for (has_moved, pause_max) in [(true, PAUSE_MIN_MS), (false, AGAIN_MS)] {
                 assert_eq!(dialer.due(now).len(), 1);
                 dialer.connected(now, &peer, None);
@@ -451,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn every_node_dials_others_first() {
+    fn each_node_dials_peers_in_an_order_of_its_own() {
         let peers: BTreeMap<_, _> = (0..100).map(|_| (PeerId::random(), vec![address(1)])).collect();
         let mut dialled = BTreeMap::new();
         for _ in 0..100 {
@@ -483,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn learned_peers_are_left_alone_while_there_are_connections_enough() {
+    fn learned_peers_are_not_dialled_while_there_are_enough_connections() {
         let [configured, learned] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(1);
         dialer.set_peers(Moment(0), &BTreeMap::from([(configured, vec![address(1)]), (learned, Vec::new())]), 1);
@@ -495,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_dialled_for_when_the_pause_is_over_though_there_are_connections_enough() {
+    fn peer_that_a_lookup_waits_for_is_dialled_after_its_pause_despite_enough_connections() {
         let mut rng = rand::rngs::StdRng::seed_from_u64(1);
         let [there, wanted] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(1);
@@ -512,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_restarted_is_dialled_every_moment_and_then_ever_more_rarely() {
+    fn a_peer_that_is_restarted_is_dialled_often_at_first_and_then_ever_more_rarely() {
         let mut rng = rand::rngs::StdRng::seed_from_u64(1);
         let peer = PeerId::random();
         let mut dialer = Dialer::new(32);

@@ -30,7 +30,8 @@ pub(super) async fn write_frame(io: &mut (impl AsyncWrite + Unpin), frame: &[u8]
     io.write_all(&bytes).await
 }
 
-/// Writes all bytes; `goes_on` is told how many were taken, and 0 when none were for `check`. It says whether to go on.
+/// Writes all bytes. `goes_on` is told how many were taken, or 0 if none were taken for `check`; it says whether to go
+/// on.
 pub(super) async fn write_all_of(
     io: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
@@ -39,7 +40,7 @@ pub(super) async fn write_all_of(
 ) -> io::Result<()> {
     let mut left = bytes;
     while !left.is_empty() {
-        // yamux takes bytes or does not: a write that is dropped has taken none.
+        // Nothing is lost here: yamux takes bytes or does not, and a write that is dropped has taken none.
         let written = match tokio::time::timeout(check, io.write(left)).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => written?,

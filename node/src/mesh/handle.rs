@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a time.
+/// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a
+/// time.
 const ASKS_MAX: usize = 32;
 
-/// A question is asked again so often when its connection ends before the answer.
+/// How often a question is asked again when its connection ends before the answer.
 const LOST_MAX: u32 = 3;
 
 /// A question for one peer.
@@ -62,19 +63,20 @@ pub(super) enum Command {
     Reconfigure(MeshConfig),
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
-    /// This peer dialled our connection with it, and is to dial a bulk connection as well.
+    /// This peer dialled our control connection, and is to dial a bulk connection as well; with the number of that
+    /// dial.
     AskToDial(PeerId, u64),
 }
 
-/// Tells the core, which counts, of what peers did.
+/// Reports misdeeds of peers to the core, which counts them.
 #[derive(Clone, Debug)]
 pub(super) struct Blame(pub(super) mpsc::Sender<Command>);
 
 impl Blame {
-    /// This peer was caught lying, or broke the protocol; does not wait.
+    /// Reports that this peer was caught lying, or broke the protocol; does not wait.
     pub(super) fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
         if self.0.try_send(Command::Misbehaved(peer, misdeed)).is_err() {
-            tracing::warn!(%peer, %misdeed, "peer misbehaved, and was not counted: the mesh is too busy");
+            tracing::warn!(%peer, %misdeed, "peer misbehaved, but this was not counted: the mesh is too busy");
         }
     }
 }
@@ -88,22 +90,22 @@ pub struct MeshView {
     pub peers: Vec<PeerView>,
     /// Our own summary.
     pub publication: PublicationView,
-    /// Who may hear of the builders of each node that a builder has.
+    /// Who may hear of the attestations of each builder's node.
     pub audiences: BTreeMap<PeerId, AudienceView>,
 }
 
-/// Whom a peer means its summary for.
+/// The audience of a peer's summary, as far as we know it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AudienceView {
-    /// A summary of it was here, in this run or an earlier one.
+    /// Whether we have held a summary of it, in this run or an earlier one.
     pub is_known: bool,
-    /// A summary of it is here now: it is there, or was a short time ago.
+    /// Whether we hold a summary of it now: the peer is there, or was a short time ago.
     pub is_present: bool,
-    /// Those of our allowlist.
+    /// The peers of our allowlist that are in it.
     pub admitted: BTreeSet<PeerId>,
 }
 
-/// A cheap, cloneable way to the mesh.
+/// A handle of the mesh, cheap to clone.
 #[derive(Clone)]
 pub struct MeshHandle {
     pub(super) commands: mpsc::Sender<Command>,
@@ -121,7 +123,7 @@ impl std::fmt::Debug for MeshHandle {
 }
 
 impl MeshHandle {
-    /// Who may hold what; readable without asking the driver.
+    /// Who may hold what; can be read without asking the driver.
     pub fn table(&self) -> &Arc<FilterTable> {
         &self.table
     }
@@ -136,15 +138,15 @@ impl MeshHandle {
         &self.nar
     }
 
-    /// Asks a peer, dialling it if need be; the caller sets the deadline. A question that is lost with its connection is asked again
-    /// on the next one.
+    /// Asks a peer, dialling it if need be; the caller sets the deadline. A question that is lost with its connection
+    /// is asked again on the next one.
     pub async fn ask(&self, peer: PeerId, ask: Ask) -> Result<NarInfoReply, AskError> {
         self.connect(peer).await?;
         let slots = self.ask_slots(peer);
         let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
         let bytes = self.ask_connected(peer, ask).await?;
         let reply = NarInfoReply::decode(&bytes).map_err(|error| {
-            // One that was cut short may be the line's doing.
+            // A reply that was cut short may be the connection's fault.
             if !error.is_truncated() {
                 self.misbehaved(peer, Misdeed::MalformedReply);
             }
@@ -153,10 +155,10 @@ impl MeshHandle {
         if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
     }
 
-    /// Asks up to three connected peers what builders attest of a path, and returns when `enough` says so after one of them
-    /// answered, when all did, or at the deadline. What they had is in the ledger then, verified.
+    /// Asks up to three connected peers what builders attest of a path. Returns when `enough` says so after an answer,
+    /// when all have answered, or at the deadline. Their attestations are in the ledger by then, verified.
     pub async fn ask_for(&self, hash_part: HashPart, deadline: Instant, enough: impl Fn() -> bool) {
-        // One answer that was not looked at yet is as good as two.
+        // Room for one: an answer that was not looked at yet is as good as two.
         let (sender, mut answers) = mpsc::channel(1);
         let lasting = deadline.saturating_duration_since(Instant::now());
         self.exchange.tell(Heard::Wanted(hash_part, lasting, sender));
@@ -168,7 +170,7 @@ impl MeshHandle {
         let mut lost = 0;
         loop {
             match self.call(|reply| Command::Ask { peer, ask, reply }).await? {
-                // After a restart of ours a peer refuses the first dial: it still believes in the old connection.
+                // After we have restarted, a peer refuses the first dial: it still has the old connection.
                 Err(AskError::NotConnected(_)) if lost < LOST_MAX => {
                     lost += 1;
                     self.call(|reply| Command::Connect { peer, reply }).await??;
@@ -198,12 +200,13 @@ impl MeshHandle {
         self.send(Command::Paths(change)).await;
     }
 
-    /// Tells the core whether a candidate held what its filter promised; does not wait, and is not told when the mesh is too busy.
+    /// Tells the core whether a candidate held what its filter promised. Does not wait: it is dropped when the mesh is
+    /// too busy.
     pub fn probed(&self, peer: PeerId, outcome: ProbeOutcome) {
         drop(self.commands.try_send(Command::Probe(peer, outcome)));
     }
 
-    /// Tells the core, which counts, that this peer was caught lying; does not wait.
+    /// Reports to the core, which counts, that this peer was caught lying; does not wait.
     pub fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
         Blame(self.commands.clone()).misbehaved(peer, misdeed);
     }

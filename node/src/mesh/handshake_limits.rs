@@ -1,7 +1,7 @@
-//! Who may try to come in: bounds on handshakes under way.
+//! Bounds on handshakes of incoming connections.
 //!
-//! A stranger is known as such only after the handshake, so what he can cost is bounded before it: so many at a time from one
-//! address, so many in all from addresses that no peer of ours is known to have.
+//! A stranger is known as such only after its handshake, so what it can cost is bounded before: so many handshakes at a
+//! time from one address, and so many in all from addresses that no peer of ours is known to have.
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::Multiaddr;
@@ -14,30 +14,31 @@ use std::num::NonZeroU32;
 use super::addresses::socket_address;
 use super::connection_rule::ConnectionRule;
 
-/// Handshakes under way from one source where no peer is known to be: an IPv4 address, or an IPv6 network of 64 bits. Four machines
-/// behind one address, each with a control and a bulk connection.
+/// Handshakes under way from one source where no peer is known to be; a source is an IPv4 address, or an IPv6 network
+/// of 64 bits. Enough for four machines behind one address, each with a control and a bulk connection.
 const PENDING_PER_SOURCE_MAX: usize = 8;
-/// The same from one address where a peer is known to be, or came in from: strangers behind it take longer to use it up. Nothing
-/// tells them from the peer before the handshake, since each dial is from a port of its own.
+/// The same from one address where a peer is known to be, or came in from: strangers behind it take longer to use it
+/// up. Before the handshake nothing tells them from the peer, since each dial is from a port of its own.
 const PENDING_PER_KNOWN_MAX: usize = 24;
-/// Handshakes under way from all sources where no peer is known to be; known ones do not count, so that strangers cannot keep
-/// them out.
+/// Handshakes under way from all sources where no peer is known to be. Known addresses do not count, so that strangers
+/// cannot keep them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
-/// Handshakes begun from one source per second in the long run, whoever it is: each takes some 0.7 ms of a core. A machine that
-/// restarts has two connections with each peer; a hundred behind one address start at once.
+/// Handshakes begun from one source per second in the long run, whoever it is: each takes some 0.7 ms of a core. A
+/// machine that restarts makes two connections with each peer; a hundred machines behind one address may start at once.
 const BEGUN_PER_S: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 /// See [`BEGUN_PER_S`].
 const BEGUN_BURST: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
-/// The same of all sources together where no peer is known to be: a third of a core. Known ones do not count.
+/// The same for all sources together where no peer is known to be: a third of a core. Known addresses do not count.
 const BEGUN_UNKNOWN_PER_S: NonZeroU32 = NonZeroU32::new(500).expect("not zero");
 /// See [`BEGUN_UNKNOWN_PER_S`].
 const BEGUN_UNKNOWN_BURST: NonZeroU32 = NonZeroU32::new(1_000).expect("not zero");
-/// Sources of which that is counted.
+/// Sources for which begun handshakes are counted.
 const SOURCES_MAX: usize = 4_096;
-/// Addresses from which peers came in that are remembered: that of a peer behind a router, which it does not know itself.
+/// Remembered addresses from which peers came in, such as that of a peer behind a router, which the peer does not know
+/// itself.
 const SEEN_MAX: usize = 1_024;
 
-/// Why somebody is not let in before his handshake.
+/// Why a connection is refused before its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
     #[error("{PENDING_PER_SOURCE_MAX} handshakes from that address are under way")]
@@ -50,13 +51,13 @@ pub(super) enum Refused {
     UnknownTooOften,
 }
 
-/// The rule.
+/// Admits connections while few handshakes are under way.
 #[derive(Debug)]
 pub(super) struct HandshakeLimits {
     told: Vec<IpAddr>,
-    /// The oldest first.
+    /// Where peers came in from, the oldest first.
     seen: VecDeque<IpAddr>,
-    /// Both.
+    /// All of `told` and of `seen`.
     known: HashSet<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
     begun: HashMap<IpAddr, DefaultDirectRateLimiter>,
@@ -78,13 +79,13 @@ impl Default for HandshakeLimits {
 }
 
 impl HandshakeLimits {
-    /// Where peers are known to be, configured or learned.
+    /// Sets where peers are known to be, configured or learned.
     pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.told = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
         self.index();
     }
 
-    /// A peer came in from there: the allowlist let it pass.
+    /// Remembers where a peer came in from; the allowlist let it pass.
     fn see(&mut self, ip: IpAddr) {
         let ip = ip.to_canonical();
         if self.known.contains(&ip) {
@@ -108,6 +109,8 @@ impl HandshakeLimits {
                 return Err(Refused::Source);
             }
         } else {
+            // Strangers are bounded together, and known addresses one by one: a flood of strangers takes no place of a
+            // peer.
             let unknown = || self.pending.values().filter(|pending| !self.known.contains(pending));
             if unknown().filter(|pending| source(**pending) == source(ip)).count() >= PENDING_PER_SOURCE_MAX {
                 return Err(Refused::Source);
@@ -126,10 +129,10 @@ impl HandshakeLimits {
         Ok(())
     }
 
-    /// Counts a handshake. Who is refused here costs no more than the connection that the system accepted.
+    /// Counts a handshake. One that is refused here costs no more than the connection that the system accepted.
     fn may_begin(&mut self, source: IpAddr) -> bool {
         if self.begun.len() >= SOURCES_MAX && !self.begun.contains_key(&source) {
-            // Those that have their whole burst again are as good as forgotten.
+            // A source that has its whole burst again may be forgotten: a new entry would have no more.
             self.begun.retain(|_, begun| begun.check_n(BEGUN_BURST).is_ok_and(|fits| fits.is_err()));
             if self.begun.len() >= SOURCES_MAX {
                 return false;
@@ -140,7 +143,7 @@ impl HandshakeLimits {
     }
 }
 
-/// What counts as one source: whoever has an IPv6 address usually has 2^64 of them.
+/// What counts as one source: whoever has one IPv6 address usually has 2^64 of them.
 fn source(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
@@ -192,14 +195,14 @@ mod tests {
             }
             assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, host]), Some(Refused::Source));
         }
-        // One that ended, either way, makes room for one.
+        // A handshake that ended, either way, makes room for one.
         handshake_limits.pending.remove(&ConnectionId::new_unchecked(0));
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 1]), None);
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 1]), Some(Refused::Source));
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_source() {
+    fn an_ipv6_network_counts_as_one_source() {
         let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         for host in 0..8_u16 {
             assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [0x2001, 0xdb8, 1, 1, 0, 0, 0, host]), None);
@@ -216,8 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_strangers_leaves_the_door_open_for_known_addresses() {
-        // Told where it is, or seen to come in from there.
+    fn a_flood_of_strangers_does_not_keep_out_known_addresses() {
+        // Its address is configured or learned, or it came in from there before.
         for is_told in [false, true] {
             let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
             let known = IpAddr::from([192, 0, 2, 1]);
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_in_one_network_of_ipv6_are_let_in_beside_each_other_and_beside_strangers() {
+    fn peers_in_one_ipv6_network_are_let_in_despite_each_other_and_strangers() {
         let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         let host = |host: u16| IpAddr::from([0xfd00, 1, 1, 1, 0, 0, 0, host]);
         handshake_limits.set_known((1..=20).map(host));
@@ -247,7 +250,7 @@ mod tests {
                 assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(peer)), None);
             }
         }
-        // Neither do others of that network keep a peer out.
+        // Strangers in the same network do not keep a peer out either.
         for stranger in 100..108 {
             assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), host(stranger)), None);
         }
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_redials_without_end_costs_few_handshakes() {
+    fn peer_that_redials_without_end_costs_few_handshakes() {
         let (mut handshake_limits, mut ids, peer) = (HandshakeLimits::default(), ids(), IpAddr::from([192, 0, 2, 1]));
         handshake_limits.set_known([peer]);
         let redial = |handshake_limits: &mut HandshakeLimits, id| {
@@ -268,7 +271,7 @@ mod tests {
         assert!((256..300).contains(&begun), "{begun}");
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), peer), Some(Refused::TooOften));
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), [192, 0, 2, 2]), None);
-        // As many sources as there are make no more memory.
+        // More sources take no more memory.
         for number in 0..u32::try_from(2 * SOURCES_MAX).unwrap() {
             if handshake_limits.admit(ids.next().unwrap(), std::net::Ipv4Addr::from(number).into()).is_ok() {
                 handshake_limits.pending.clear();
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn where_peers_came_from_is_remembered_within_bounds() {
+    fn addresses_that_peers_came_from_are_remembered_within_bounds() {
         let mut handshake_limits = HandshakeLimits::default();
         for number in 0..u32::try_from(3 * SEEN_MAX).unwrap() {
             handshake_limits.see(std::net::Ipv4Addr::from(number).into());
@@ -287,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn strangers_at_many_addresses_begin_so_many_handshakes_a_second_and_known_ones_go_on() {
+    fn strangers_at_many_addresses_are_limited_per_second_and_known_ones_are_not() {
         let (mut handshake_limits, mut ids) = (HandshakeLimits::default(), ids());
         let known: IpAddr = "192.0.2.1".parse().unwrap();
         handshake_limits.set_known([known]);
         let mut begun = 0;
         for number in 0..4_000_u32 {
             let id = ids.next().unwrap();
-            // Each ends at once, so none is under way beside another.
+            // Each ends at once, so that only one is under way at a time.
             match refused(&mut handshake_limits, id, std::net::Ipv4Addr::from(0x0a00_0000 + number)) {
                 None => begun += 1,
                 Some(why) => assert_eq!(why, Refused::UnknownTooOften),

@@ -29,13 +29,13 @@ pub(super) enum ListenError {
 /// The listeners that were opened at the start.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    /// Those of which no address is known yet.
+    /// Listeners of which no address is known yet.
     awaited: HashSet<ListenerId>,
 }
 
 impl Listeners {
-    /// Listens at each address whose family this machine has, and says once for each family that it lacks. Everything else that
-    /// goes wrong is an error: half a node that nobody notices is worse than none.
+    /// Listens at each address whose family this machine has, and logs each family that it lacks, once. Everything else
+    /// that goes wrong is an error: half a node that nobody notices is worse than none.
     pub(super) fn open(swarm: &mut Swarm<MeshBehaviour>, addresses: &[Multiaddr]) -> Result<Self, ListenError> {
         Self::open_with(addresses, |address| swarm.listen_on(address), Family::is_here)
     }
@@ -55,7 +55,7 @@ impl Listeners {
                 Ok(id) => {
                     open += 1;
                     match family {
-                        // It hears of addresses when there are any, which may be never.
+                        // It gets an address only when the machine does, which may be never: nobody should wait for it.
                         Some(family) if ip.is_some_and(|ip| ip.is_unspecified()) && !is_here(family) => {
                             missing.insert(family);
                         }
@@ -66,7 +66,7 @@ impl Listeners {
                     let errno = os_error(&error);
                     let lacks = |family: &Family| match errno {
                         Some(Errno::AFNOSUPPORT) => true,
-                        // Where the family is there, the address is a wrong one.
+                        // If the machine has the family, the address is wrong.
                         Some(Errno::ADDRNOTAVAIL) => !is_here(*family),
                         Some(_) | None => false,
                     };
@@ -86,17 +86,17 @@ impl Listeners {
             return Err(ListenError::NoFamily { addresses, missing: names.join(" and no ") });
         }
         for family in names {
-            tracing::info!("this machine has no {family}: no peer is awaited there (node.listen)");
+            tracing::info!("this machine has no {family}: not listening there (node.listen)");
         }
         Ok(listeners)
     }
 
-    /// An address of this listener is known.
+    /// Notes that an address of this listener is known.
     pub(super) fn has_address(&mut self, id: ListenerId) {
         self.awaited.remove(&id);
     }
 
-    /// Whether of each listener that can have an address one is known.
+    /// Whether an address is known of each listener that can have one.
     pub(super) fn are_known(&self) -> bool {
         self.awaited.is_empty()
     }
@@ -120,7 +120,7 @@ impl Family {
         }
     }
 
-    /// Whether this machine has addresses of it: loopback is there wherever any is. Nothing is sent by this.
+    /// Whether this machine has addresses of this family: where it has any, it has loopback. This sends nothing.
     fn is_here(self) -> bool {
         let loopback = match self {
             Self::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
@@ -133,7 +133,7 @@ impl Family {
     }
 }
 
-/// What the kernel said, under what the layers of the transport made of it.
+/// The kernel's error, found under what the layers of the transport made of it.
 fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().and_then(Errno::from_io_error))
 }
@@ -144,7 +144,7 @@ mod tests {
 
     const BOTH: [&str; 2] = ["/ip4/0.0.0.0/tcp/7280", "/ip6/::/tcp/7280"];
 
-    /// Listens where the kernel says that for IPv6 and nothing for IPv4.
+    /// Listens where the kernel says `of_v6` for IPv6 and reports no error for IPv4.
     fn open(addresses: &[&str], of_v6: Option<Errno>, has_v6: bool) -> Result<Listeners, ListenError> {
         let addresses: Vec<Multiaddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let listen = |address: Multiaddr| match of_v6 {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_family_left_the_start_fails_and_says_why() {
+    fn with_no_family_left_the_start_fails_and_says_why() {
         let message = open(&BOTH[1..], Some(Errno::AFNOSUPPORT), false).unwrap_err().to_string();
         assert!(message.starts_with("node.listen = [\"/ip6/::/tcp/7280\"]"), "{message}");
         assert!(message.contains("no IPv6") && message.contains("accepted: "), "{message}");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_kernel_said_is_found_under_the_layers_of_our_transport() {
+    async fn the_kernels_error_is_found_under_the_layers_of_our_transport() {
         let keypair = libp2p::identity::Keypair::generate_ed25519();
         let (mut swarm, _, _) = crate::mesh::swarm::build(&keypair, [], 1).unwrap();
         let error = swarm.listen_on("/ip4/192.0.2.1/tcp/0".parse().unwrap()).unwrap_err();

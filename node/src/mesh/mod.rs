@@ -1,8 +1,11 @@
-//! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for things.
+//! The libp2p side: one swarm around the gossip core, and a handle by which the rest of the daemon asks peers for
+//! things.
 //!
-//! Walk: `transport` is how bytes travel, `swarm::build` puts our protocols on it; `driver` owns swarm and core and turns events of one into
-//! inputs of the other; `listeners` is where we listen, `dialer` decides whom to dial and when, `names` resolves host names for it, `lines` which connections are dead; `bulk` keeps the
-//! connections on which NARs travel, `nar_client` asks for them, `uploads` sends ours; `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
+//! Walk: `transport` carries bytes, and `swarm::build` puts our protocols on it. `driver` owns the swarm and the core,
+//! and turns events of one into inputs of the other. `listeners` opens our listen addresses; `dialer` decides which
+//! peers to dial and when, and `names` resolves host names for it; `dead_connections` finds connections that are dead.
+//! `bulk` keeps the connections on which NARs travel, `nar_client` asks for NARs, and `uploads` sends ours.
+//! `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
 mod addresses;

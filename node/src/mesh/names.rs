@@ -1,9 +1,9 @@
-//! Host names in the addresses that the configuration gives for a peer: the system resolves them, anew for each dial.
+//! Resolves host names in the addresses that are configured for a peer: the system is asked anew for each dial.
 //!
-//! A name never comes from a peer: summaries carry IP addresses. A swarm never sees one either, so whatever asks where a connection
-//! leads (bulk connections, a change of our own address) finds an IP address there.
-//! Invariants: a name is asked for once at a time, at most [`LOOKUPS_MAX`] are; nobody waits longer than he wants to; a dial gets at
-//! most [`DIALLED_MAX`] addresses.
+//! A name never comes from a peer: summaries carry IP addresses. The swarm never sees a name either, so whatever asks
+//! where a connection leads (bulk connections, a change of our own address) finds an IP address.
+//! Invariants: each name is asked for once at a time, and at most [`LOOKUPS_MAX`] of them; no caller waits longer than
+//! it wants to; a dial gets at most [`DIALLED_MAX`] addresses.
 
 use futures::future;
 use libp2p::Multiaddr;
@@ -19,15 +19,15 @@ use tokio::time::Instant;
 
 use super::addresses::multiaddr;
 
-/// Names that the system is asked for at the same time. The C library takes half a minute or more to give up where no server answers, and
-/// cannot be told to stop before.
+/// Names that the system is asked for at the same time. Where no server answers, the C library takes half a minute or
+/// more to give up, and cannot be stopped before.
 const LOOKUPS_MAX: usize = 64;
 /// Addresses taken of one name, in the order that the system prefers: as many as a peer may have.
 const PER_NAME_MAX: usize = 8;
-/// Addresses in one dial, with those that are no names: sixteen of these are possible.
+/// Addresses in one dial, with those that were no names, of which there may be sixteen.
 const DIALLED_MAX: usize = 24;
 
-/// What the system says of a name.
+/// Asks the system for the addresses of a name.
 type System = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 /// `None` until it is known.
 type Answer = Option<Result<Vec<IpAddr>, String>>;
@@ -41,12 +41,12 @@ struct Shared {
     under_way: Mutex<HashMap<String, watch::Receiver<Answer>>>,
 }
 
-/// What there is to dial.
+/// What a dial gets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
-    /// IP addresses alone, at most [`DIALLED_MAX`].
+    /// IP addresses only, at most [`DIALLED_MAX`].
     pub(super) addresses: Vec<Multiaddr>,
-    /// Of each name that led nowhere, why.
+    /// Why a name led nowhere, one text for each such name.
     pub(super) failures: Vec<String>,
 }
 
@@ -57,9 +57,9 @@ impl std::fmt::Debug for Names {
 }
 
 impl Names {
-    /// As every program of this machine resolves them: `/etc/hosts`, `nsswitch.conf`, DNS.
+    /// Resolves names as every program of this machine does: `/etc/hosts`, `nsswitch.conf`, DNS.
     pub(super) fn of_the_system() -> Self {
-        // The port is none of the question.
+        // The port plays no part in the answer.
         Self::new(|name: &str| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
     }
 
@@ -67,7 +67,7 @@ impl Names {
         Self(Arc::new(Shared { system: Box::new(system), under_way: Mutex::default() }))
     }
 
-    /// Puts IP addresses in place of names, within `patience`; what is an IP address already stays.
+    /// Puts IP addresses in place of names, within `patience`; IP addresses stay as they are.
     pub(super) async fn resolve(&self, addresses: &[Multiaddr], patience: Duration) -> Resolved {
         let deadline = Instant::now() + patience;
         let each = addresses.iter().map(async |address| {
@@ -84,7 +84,7 @@ impl Names {
                 Err(why) => failures.push(why),
             }
         }
-        // The first of each comes before the second of any: one name with many addresses leaves room for the others.
+        // The first address of each name comes before the second of any: one name with many leaves room for the others.
         let in_turn = (0..PER_NAME_MAX).flat_map(|rank| found.iter().filter_map(move |of_one| of_one.get(rank)));
         let mut seen = HashSet::new();
         let addresses = in_turn.filter(|address| seen.insert(*address)).take(DIALLED_MAX).cloned().collect();
@@ -103,7 +103,8 @@ impl Names {
         if found.is_empty() { Err(format!("the name has no {}", name.family.wanted())) } else { Ok(found) }
     }
 
-    /// On a thread that nobody waits for: neither a stop of the daemon nor what else the runtime does on its threads.
+    /// Starts a lookup on a thread of its own, so that neither a stop of the daemon nor other work of the runtime waits
+    /// for it.
     fn ask(&self, host: &str) -> Result<watch::Receiver<Answer>, String> {
         let mut under_way = self.0.under_way.lock();
         if let Some(answer) = under_way.get(host) {
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_kind_of_name_gives_what_it_asks_for_and_ip_addresses_stay() {
+    async fn each_kind_of_name_resolves_to_its_family_and_ip_addresses_stay() {
         let resolve = async |text: &str| Names::new(hosts).resolve(&parse(&[text]), PATIENCE).await;
         for (address, expected) in [
             ("/dns/both/tcp/1", &["/ip6/2001:db8::1/tcp/1", "/ip4/192.0.2.1/tcp/1"][..]),
@@ -232,13 +233,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_system_that_does_not_answer_is_asked_once_for_each_name_and_holds_up_nobody() {
+    async fn a_name_without_an_answer_is_asked_for_once_and_holds_up_nobody() {
         let asked = Arc::new(AtomicUsize::new(0));
         let (release, held) = mpsc::channel::<()>();
         let (count, held) = (Arc::clone(&asked), Mutex::new(held));
         let names = Names::new(move |_: &str| {
             count.fetch_add(1, Ordering::Relaxed);
-            // Ends when the test does.
+            // Ends when `release` is dropped.
             held.lock().recv().unwrap_err();
             Ok(vec![[192, 0, 2, 1].into()])
         });
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_system_knows_localhost() {
+    async fn localhost_is_resolved_by_the_system() {
         let found = Names::of_the_system().resolve(&parse(&["/dns4/localhost/tcp/1"]), PATIENCE).await;
         assert_eq!(found, Resolved { addresses: parse(&["/ip4/127.0.0.1/tcp/1"]), failures: vec![] });
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Timeouts in a row after which a peer is passed over for a while.
 const TIMEOUTS_MAX: u32 = 2;
-/// Timeouts closer together than this are one.
+/// Timeouts closer together than this count as one.
 const SAME_TIMEOUT: Duration = Duration::from_millis(250);
 /// First pause of a peer that does not answer; doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_secs(5);
@@ -18,12 +18,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The newest sample counts for one part in so many in the moving averages of latency and rate (a guess, not measured).
 const SAMPLE_PARTS: u128 = 4;
 
-/// The rate of a line is measured over so many bytes at least …
+/// The rate of a line is measured over at least this many bytes …
 const RATE_BYTES_MIN: u64 = 256 << 10;
-/// … or so much time: a line on which next to nothing came is a slow one.
+/// … or this much time: a line on which next to nothing came is a slow one.
 const RATE_TIME_MIN: Duration = Duration::from_secs(1);
 
-/// How quick a peer is, as far as that was measured.
+/// How fast a peer is, as far as that was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// Bytes per second of all its NAR bodies together.
@@ -32,43 +32,43 @@ pub struct Pace {
     pub latency: Option<Duration>,
     /// A connection is open.
     pub is_connected: bool,
-    /// It is passed over for a while.
+    /// It is passed over for a while, because it did not answer.
     pub is_paused: bool,
 }
 
-/// What is known of one peer since the daemon started. Its visible fields stand in `narmesh status --json` by these names,
-/// which are therefore never changed.
+/// What is known of one peer since the daemon started. The fields that are not skipped appear under these names in
+/// `narmesh status --json`, and are therefore never renamed.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct PeerStats {
     /// A connection is open.
     pub connected: bool,
-    /// Why it is not, as last seen, in words.
+    /// Why no connection is open, as last seen, in words.
     pub why: Option<String>,
     /// `true` once the peer answered a request of ours: it has us on its allowlist. `null` while unknown.
     pub allowed_there: Option<bool>,
-    /// Its store directory, when it is another than ours: nothing can be shared then.
+    /// Its store directory, if it differs from ours: nothing can be shared then.
     pub store_dir_differs: Option<String>,
-    /// What it runs, as it says.
+    /// Name and version of what it runs, as it says itself.
     pub software: Option<String>,
     /// Where it may be reached, configured and learned.
     pub addresses: Vec<String>,
     /// Narinfo requests sent to it.
     pub asked: u64,
-    /// Of them answered with a narinfo that verified.
+    /// Requests that it answered with a narinfo that verified.
     pub hits: u64,
-    /// Of them answered with "absent" although its filter said maybe.
+    /// Requests that it answered with "absent" although its filter said maybe.
     pub false_hits: u64,
     /// NAR bytes received from it.
     pub bytes_in: u64,
     /// NAR bytes sent to it.
     pub bytes_out: u64,
-    /// Moving average of what all NAR bodies from it bring together, bytes per second.
+    /// Moving average of the rate of all NAR bodies from it together, bytes per second.
     pub rate_bytes_s: Option<u64>,
     /// Proven lies and broken rules.
     pub misdeeds: u64,
-    /// The last of them, in words.
+    /// The last misdeed, in words.
     pub last_misdeed: Option<String>,
-    /// Their number by reason.
+    /// The number of misdeeds by reason.
     #[serde(skip)]
     pub misdeeds_by_reason: BTreeMap<Misdeed, u64>,
     /// Moving average of the time to a narinfo answer.
@@ -146,8 +146,8 @@ impl PeerStatistics {
         }
     }
 
-    /// Who may be asked now, best first: connected before not, then the fewest timeouts, then the quickest; and those of them that
-    /// are paused or demoted, in the same order. Peers set aside are left out.
+    /// Who may be asked now, best first: connected peers before others, then those with the fewest timeouts, then the
+    /// quickest; and, in the same order, those that are paused or demoted. Peers set aside are left out.
     pub fn rank(&self, candidates: impl IntoIterator<Item = Candidate>) -> Ranked {
         let statistics = self.peers.lock();
         let mut sorted: Vec<_> = candidates
@@ -181,13 +181,13 @@ impl PeerStatistics {
         });
     }
 
-    /// It answered something, whatever it was: it may be asked again.
+    /// The peer answered something, whatever it was: it may be asked again.
     pub fn responsive(&self, peer: &PeerId) {
         self.update(peer, |stats| (stats.timeouts_in_a_row, stats.paused_until) = (0, None));
     }
 
-    /// No answer within the deadline, or the connection failed. Many at the same moment are one: whoever stops a build gives up all
-    /// that waits for it.
+    /// No answer came within the deadline, or the connection failed. Many at the same moment count as one: whoever
+    /// stops a build gives up everything that waits for it.
     pub fn timed_out(&self, peer: &PeerId) {
         self.update(peer, |stats| {
             if stats.timed_out_at.is_some_and(|at| at.elapsed() < SAME_TIMEOUT) {
@@ -212,7 +212,7 @@ impl PeerStatistics {
         self.peers.lock().get(peer)?.summary_epoch
     }
 
-    /// The pace of this peer.
+    /// How fast this peer is, and whether it can be asked.
     pub fn pace(&self, peer: &PeerId) -> Pace {
         let statistics = self.peers.lock();
         statistics.get(peer).map_or_else(Pace::default, |stats| Pace {
@@ -223,7 +223,7 @@ impl PeerStatistics {
         })
     }
 
-    /// Of a NAR body `bytes` arrived in `elapsed`, and `line_bytes` of all bodies of that time.
+    /// `bytes` of one NAR body arrived in `elapsed`, and `line_bytes` of all bodies from this peer in that time.
     pub fn received(&self, peer: &PeerId, bytes: u64, line_bytes: u64, elapsed: Duration) {
         self.update(peer, |stats| {
             stats.bytes_in += bytes;
@@ -234,7 +234,7 @@ impl PeerStatistics {
         });
     }
 
-    /// A proven lie or broken rule, as the gossip core counts them.
+    /// Notes a proven lie or broken rule, as the gossip core counts them.
     pub(super) fn misdeed(&self, peer: &PeerId, misdeed: Misdeed) {
         self.update(peer, |stats| {
             stats.misdeeds = stats.misdeeds.saturating_add(1);
@@ -244,7 +244,7 @@ impl PeerStatistics {
         });
     }
 
-    /// The core says that the peer is to be asked nothing for so long.
+    /// The core wants this peer to be asked nothing for this long.
     pub(super) fn set_aside(&self, peer: &PeerId, lasting: Duration) {
         self.update(peer, |stats| stats.set_aside_until = Some(Instant::now() + lasting));
     }

@@ -23,11 +23,11 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 pub enum ProbeResult {
     /// It answered: each side has the other on its allowlist.
     AllowedBothWays,
-    /// The handshake succeeded and then it hung up: it does not have our peer id on its allowlist.
+    /// The handshake succeeded and then the peer hung up: it does not have our peer id on its allowlist.
     NotAllowedThere,
     /// No connection.
     Unreachable {
-        /// Of each address tried, why not.
+        /// Why, for each address that was tried.
         why: String,
     },
     /// The configuration has no address for it.
@@ -37,7 +37,7 @@ pub enum ProbeResult {
 /// A narinfo that nobody has: the harmless question.
 pub const PROBE_QUESTION: HashPart = HashPart([0; 20]);
 
-/// Names are resolved for so many peers at a time, and in at most this time each.
+/// Names are resolved for this many peers at a time, within [`NAMES_MAX`] for each.
 const RESOLVED_AT_ONCE: usize = 8;
 const NAMES_MAX: Duration = Duration::from_secs(3);
 
@@ -59,13 +59,13 @@ async fn resolve(peers: &BTreeMap<PeerId, Vec<Multiaddr>>) -> BTreeMap<PeerId, R
             resolved.insert(peer, found);
         }
     };
-    // Those that were not reached keep what stands there.
+    // Peers that were not reached in time keep the failure from above.
     drop(tokio::time::timeout(PROBE_TIMEOUT, all).await);
     resolved
 }
 
-/// Dials each of `peers` at its addresses, as the node itself, at most 8 s in all, and as long again for host names. A peer with which this node has a connection
-/// would take that one for dead: it is asked on that one.
+/// Dials each of `peers` at its addresses, as the node itself, for at most 8 s in all, and as long again for host
+/// names. A peer with which this node has a connection would take that one for dead: ask it over that one instead.
 pub async fn probe(
     peers: &BTreeMap<PeerId, Vec<Multiaddr>>,
     keypair: &Keypair,
@@ -73,7 +73,7 @@ pub async fn probe(
     // Nobody asks for NARs here: bulk connections that come in are closed.
     let (mut swarm, _, _) = swarm::build(keypair, peers.keys().copied(), 1_024)?;
     let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();
-    // Whoever believes in an earlier connection of ours refuses the first that comes after it.
+    // A peer that still has an earlier connection of ours refuses the first one that comes after it.
     let mut tried_again = BTreeSet::new();
     let resolved = resolve(peers).await;
     let unresolved = |peer: &PeerId| resolved.get(peer).map_or_else(Vec::new, |found| found.failures.clone());
@@ -114,7 +114,7 @@ pub async fn probe(
                     let why = unresolved(&peer).into_iter().chain([dialled]).collect::<Vec<_>>().join("; ");
                     results.entry(peer).or_insert(ProbeResult::Unreachable { why });
                 }
-                // Everything else tells nothing about reachability.
+                // No other event says anything about reachability.
                 _ => {}
             }
         }

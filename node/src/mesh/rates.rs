@@ -5,16 +5,18 @@ use libp2p::PeerId;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 
-/// Narinfo requests of one peer answered per second in the long run; above, it is told *busy*, and asks again. A closure of
-/// 20,000 paths goes through at once.
+/// Narinfo requests of one peer that are answered per second in the long run. Above that it is told *busy*, and asks
+/// again. A closure of 20,000 paths goes through at once.
 const NARINFOS_PER_S: NonZeroU32 = NonZeroU32::new(2_000).expect("not zero");
 /// See [`NARINFOS_PER_S`].
 const NARINFOS_BURST: NonZeroU32 = NonZeroU32::new(20_000).expect("not zero");
-/// Requests per second told *busy*, above which a peer floods: an honest one has 32 under way and waits 50 ms after a *busy*.
+/// Requests per second that are told *busy*; above that a peer floods: an honest one has 32 under way and waits 50 ms
+/// after a *busy*.
 const BUSY_PER_S: NonZeroU32 = NonZeroU32::new(2_000).expect("not zero");
-/// A flood is one misdeed per second.
+/// A flood counts as one misdeed per second.
 const BLAMED_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
-/// Bulk connections dialled for one peer per second: it has one for hours, and each costs a handshake.
+/// Bulk connections that are dialled at one peer's request per second: it keeps one for hours, and each costs a
+/// handshake.
 const DIALS_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 /// See [`DIALS_PER_S`].
 const DIALS_BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_closure_is_answered_and_a_flood_is_named_once_a_second() {
+    fn a_large_closure_is_answered_and_a_flood_is_blamed_once_a_second() {
         let (mut rates, peer) = (NarInfoRates::default(), PeerId::random());
         let said: Vec<_> = (0..60_000).map(|_| rates.admit(peer)).collect();
         assert!(said.iter().take(20_000).all(|said| *said == Admission::Answer));

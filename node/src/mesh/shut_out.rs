@@ -1,7 +1,8 @@
-//! Which peers are disconnected for a while because of what they do: whoever floods us, and whoever misbehaves without a pause.
+//! Which peers are disconnected for a while because of what they do: whoever floods us, and whoever misbehaves without
+//! a pause.
 //!
-//! To refuse what such a peer sends is not enough. gossipsub checks the signature of each message before it asks whether we want it,
-//! TLS decrypts and yamux sorts what nobody reads; only a closed connection costs nothing.
+//! To refuse what such a peer sends is not enough. gossipsub checks the signature of each message before it asks
+//! whether we want it, TLS decrypts and yamux sorts what nobody reads; only a closed connection costs nothing.
 
 use super::connection_rule::ConnectionRule;
 use libp2p::PeerId;
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// A peer is shut out for this long. Its filters stay known meanwhile; what it holds comes from others, or waits.
 pub(super) const SHUT_OUT: Duration = Duration::from_secs(60);
-/// Misdeeds of any kind within [`WINDOW`] that shut a peer out. A guess: a peer is set aside after three, and an honest one of
-/// another version, which we would misunderstand, says nothing that often.
+/// Misdeeds of any kind within [`WINDOW`] that shut a peer out. A guess: a peer is set aside after three, and an honest
+/// one of another version, which we would misunderstand, says nothing that often.
 const MISDEEDS_MAX: u32 = 100;
 /// See [`MISDEEDS_MAX`].
 const WINDOW: Duration = Duration::from_secs(60);
@@ -54,12 +55,13 @@ impl ShutOut {
         if is_out_already || !(is_flood || conduct.misdeeds >= MISDEEDS_MAX) {
             return false;
         }
+        // Counting begins anew, or the next misdeed after its return would shut the peer out again.
         *conduct = Conduct { until: Some(now + SHUT_OUT), ..fresh };
         self.closing.push_back(peer);
         true
     }
 
-    /// The peer left the allowlist.
+    /// Forgets a peer that left the allowlist.
     pub(super) fn forget(&mut self, peer: &PeerId) {
         self.peers.remove(peer);
     }

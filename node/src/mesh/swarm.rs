@@ -11,13 +11,14 @@ use tokio::sync::mpsc;
 
 /// A handshake that takes longer is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection that nothing uses is closed after this; mesh members, and bulk connections that are in use, keep theirs.
+/// A connection that nothing uses is closed after this; mesh members, and bulk connections that are in use, keep
+/// theirs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Streams of one peer that have not said yet what they are for: twice what an honest one opens at once.
+/// Streams of one connection that have not said yet what they are for: twice what an honest peer opens at once.
 const NEGOTIATING_MAX: usize = 64;
 
-/// A swarm for `keypair` that admits `allowed` only, its bulk connections, and those of them that came in. Nothing listens or dials
-/// yet.
+/// A swarm for `keypair` that admits only `allowed`, its bulk connections, and the channel of those that come in.
+/// Nothing listens or dials yet.
 pub(super) fn build(
     keypair: &Keypair,
     allowed: impl IntoIterator<Item = PeerId>,

@@ -1,17 +1,17 @@
-//! Replies that were given and are not read: what a peer that asks and does not listen makes us hold.
+//! Replies that were sent and not read yet: the memory that a peer takes by asking and not reading.
 
 use libp2p::PeerId;
 use libp2p::request_response::InboundRequestId;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Replies up to this are not counted. There are at most as many as streams: of 320 on a connection, 5 MiB.
+/// Replies up to this size are not counted. There are at most as many as streams: with 320 on a connection, 5 MiB.
 const SMALL_BYTES: usize = 16 << 10;
-/// Of larger ones, bytes that one peer may leave unread, on all its connections. Two summaries of the largest size; one reply alone is
-/// always given.
+/// Bytes of larger replies that one peer may leave unread, on all its connections: two summaries of the largest size. A
+/// single reply is always sent.
 const UNREAD_BYTES_MAX: usize = 4 << 20;
 
-/// Of which protocol a request is: each counts its own.
+/// The protocol of a request. Each numbers its own requests.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Protocol {
     Gossip,
@@ -19,10 +19,10 @@ pub(super) enum Protocol {
     Quorum,
 }
 
-/// Which request.
+/// Tells a request from those of all protocols.
 pub(super) type Request = (Protocol, InboundRequestId);
 
-/// All of them that count, by `R`, which tells requests apart. At most one a stream.
+/// All replies that count, by `R`, which tells requests apart. At most one per stream.
 #[derive(Debug)]
 pub(super) struct UnreadReplies<R = Request> {
     replies: HashMap<R, (PeerId, usize)>,
@@ -36,7 +36,7 @@ impl<R> Default for UnreadReplies<R> {
 }
 
 impl<R: Eq + Hash> UnreadReplies<R> {
-    /// Whether `peer` may be given so many bytes now; then they count until [`Self::end`].
+    /// Whether `peer` may be sent this many bytes now; if so, they count until [`Self::end`].
     pub(super) fn admit(&mut self, request: R, peer: PeerId, bytes: usize) -> bool {
         if bytes <= SMALL_BYTES {
             return true;
@@ -50,7 +50,7 @@ impl<R: Eq + Hash> UnreadReplies<R> {
         true
     }
 
-    /// The reply was written, or never will be.
+    /// Notes that the reply was written, or never will be.
     pub(super) fn end(&mut self, request: &R) {
         let Some((peer, bytes)) = self.replies.remove(request) else { return };
         let Some(unread) = self.bytes.get_mut(&peer) else { return };
@@ -66,10 +66,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_does_not_read_is_given_so_much_and_no_more() {
+    fn peer_that_does_not_read_is_sent_a_bounded_amount() {
         let (mut unread, mean, fair) = (UnreadReplies::<u64>::default(), PeerId::random(), PeerId::random());
         let mib = 1 << 20;
-        // However large, one alone is given.
+        // A single reply is sent, however large.
         assert!(unread.admit(0, mean, 8 * mib));
         assert!(!unread.admit(1, mean, mib) && unread.admit(2, mean, SMALL_BYTES));
         assert!(unread.admit(3, fair, mib), "another one has its own");

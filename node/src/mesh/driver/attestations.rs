@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 impl Mesh {
-    /// The builders changed, or who is trusted.
+    /// Tells the exchange thread which builders count and who is trusted.
     pub(super) fn tell_builders(&mut self) {
         self.exchange.tell(Heard::Builders(self.config.builders.clone(), self.config.own_builder));
         let owners = self.builder_nodes();
         self.audiences_kept.retain(|owner, _| owners.contains(owner));
         if let Err(error) = self.state.lock().keep_audiences(&owners) {
-            tracing::error!(%error, "state database: audiences of former builders stay in it");
+            tracing::error!(%error, "state database: audiences of former builders were not removed");
         }
         owners.iter().for_each(|owner| self.keep_audience(owner));
         self.exchange.input(Input::Allowlist(self.config.peers.keys().copied().collect()));
@@ -32,7 +32,8 @@ impl Mesh {
         self.config.builders.iter().filter_map(|builder| builder.peer).collect()
     }
 
-    /// Remembers whom a builder's node told, so that after a restart what it attests is relayed to them while it is away.
+    /// Remembers the audience of a builder's node, so that after a restart its attestations are relayed to them while
+    /// it is away.
     fn keep_audience(&mut self, owner: &PeerId) {
         let Some(audience) = self.gossip.audience(owner) else { return };
         if self.audiences_kept.get(owner).is_some_and(|kept| kept == audience) {
@@ -42,14 +43,14 @@ impl Mesh {
             Ok(()) => drop(self.audiences_kept.insert(*owner, Arc::clone(audience))),
             Err(error) => tracing::error!(
                 peer = %owner, %error,
-                "state database: cannot write; after a restart those are told who were in the builder's audience before"
+                "state database: cannot write; after a restart the builder's earlier audience is used"
             ),
         }
     }
 
-    /// Who of our allowlist may hear of the builders of each node.
+    /// For each builder's node, who of our allowlist may hear of its attestations.
     pub(super) fn audiences(&self) -> BTreeMap<PeerId, AudienceView> {
-        // One that was kept over a restart says nothing of whether its owner is there.
+        // A summary that was kept over a restart does not show that its owner is there.
         let is_heard = |seen: &PeerView| seen.summary.as_ref().is_some_and(|summary| !summary.remembered);
         let held: BTreeSet<PeerId> = self.gossip.peers().filter(is_heard).map(|seen| seen.peer).collect();
         let view = |owner: PeerId| {
@@ -61,7 +62,7 @@ impl Mesh {
         self.builder_nodes().into_iter().map(view).collect()
     }
 
-    /// The summary of this peer may have another audience than before.
+    /// Notes that this peer's summary may have another audience than before.
     pub(super) fn audience_changed(&mut self, owner: &PeerId) {
         if self.config.builders.iter().any(|builder| builder.peer.as_ref() == Some(owner)) {
             self.keep_audience(owner);
@@ -69,7 +70,7 @@ impl Mesh {
         }
     }
 
-    /// The offer may know by now what of our own builds is private: nobody is told of any before.
+    /// Lets peers hear of our own builds once the offer knows which of them are private; nobody is told of any before.
     pub(super) fn offer_looked(&mut self) {
         if !self.tells_own && self.offer.has_looked() {
             self.tells_own = true;
@@ -82,8 +83,8 @@ impl Mesh {
         connected.into_iter().for_each(|peer| self.speak_with(peer));
     }
 
-    /// Says what may be spoken of with this connected peer. Nothing is told to whom a summary of the builder's node would not
-    /// be told; of our own builds everybody on our allowlist may hear.
+    /// Tells the thread which builders may be spoken of with this connected peer. A peer that a summary of the
+    /// builder's node would not be told to is told nothing; of our own builds everybody on our allowlist may hear.
     pub(super) fn speak_with(&self, peer: PeerId) {
         let owners = self.builder_nodes();
         let admitting: BTreeSet<PeerId> =
@@ -99,7 +100,7 @@ impl Mesh {
         self.exchange.input(Input::Peer { peer, spoken });
     }
 
-    /// What the thread wants.
+    /// Does what the thread wants.
     pub(super) fn on_order(&mut self, order: Order) {
         match order {
             Order::Request { to, id, bytes } => {

@@ -7,7 +7,7 @@ use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{DialReply, DialRequest};
 
 impl Mesh {
-    /// This peer dialled our connection with it.
+    /// Asks a peer to dial a bulk connection; it dialled our control connection.
     pub(super) fn ask_to_dial(&mut self, peer: PeerId, number: u64) {
         match DialRequest::Bulk.encode() {
             Ok(bytes) if self.swarm.is_connected(&peer) => {
@@ -19,7 +19,7 @@ impl Mesh {
         }
     }
 
-    /// An answer that comes late says nothing of a later dial.
+    /// Notes a refusal for the dial that it answers: a late one says nothing about a later dial.
     fn dial_refused(&mut self, peer: PeerId, asked: request_response::OutboundRequestId, why: &str) {
         if let Some(number) = self.dials_asked.remove(&asked) {
             self.bulk.dial_refused(peer, number, why);
@@ -36,18 +36,18 @@ impl Mesh {
                     let dials = self.dial_rates.admit(peer) && self.bulk.dial_for(peer);
                     let reply = if dials { DialReply::Dialling } else { DialReply::NotNow };
                     if let Ok(bytes) = reply.encode() {
-                        // Closed when the asker left.
+                        // The channel is closed if the asker left.
                         drop(self.swarm.behaviour_mut().dial.send_response(channel, bytes));
                     }
                 }
                 request_response::Message::Response { request_id, response } => match DialReply::decode(&response) {
-                    // The connection itself is what is waited for.
+                    // We go on waiting for the connection itself.
                     Ok(DialReply::Dialling) => {
                         self.dials_asked.remove(&request_id);
                         self.statistics.responsive(&peer);
                     }
                     Ok(DialReply::NotNow) => {
-                        self.dial_refused(peer, request_id, "it was asked to dial, and will not now");
+                        self.dial_refused(peer, request_id, "the peer was asked to dial, but will not now");
                     }
                     Err(error) => {
                         if !error.is_truncated() {

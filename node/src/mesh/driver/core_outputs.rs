@@ -41,7 +41,7 @@ impl Mesh {
         }
     }
 
-    /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected for a while, and not dialled.
+    /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected and not dialled for a while.
     fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
         tracing::warn!(%peer, %misdeed, "peer misbehaved");
         self.statistics.misdeed(&peer, misdeed);
@@ -69,7 +69,7 @@ impl Mesh {
     fn publish(&mut self, bytes: Vec<u8>) {
         match self.swarm.behaviour_mut().announcements.publish(announce_topic(), bytes) {
             Ok(_) => {}
-            // Alone: whoever connects later learns it from the greeting.
+            // We are alone: whoever connects later learns it from the greeting.
             Err(error) => tracing::debug!(%error, "announcement not gossiped"),
         }
     }
@@ -103,7 +103,7 @@ impl Mesh {
             }
             Event::Overtaken { generation } => {
                 let (epoch, seq) = (generation.epoch, generation.seq);
-                tracing::warn!(epoch, seq, "peers hold a newer summary of ours: our state was lost, going on above it");
+                tracing::warn!(epoch, seq, "peers hold a newer summary of ours: our state was lost; going on above it");
             }
             Event::Announced { peer, generation, path_count } => {
                 tracing::debug!(%peer, epoch = generation.epoch, seq = generation.seq, path_count, "peer announced");

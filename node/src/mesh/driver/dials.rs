@@ -1,4 +1,4 @@
-//! Dials: names resolved first, beside the driver's loop, and whoever waits for a connection.
+//! Dials, and lookups that wait for a connection. Host names are resolved first, outside the driver's loop.
 
 use super::Mesh;
 use crate::mesh::addresses::{describe_dial_error, socket_address};
@@ -17,20 +17,20 @@ use tokio::task::JoinSet;
 
 /// Lookups that wait for a connection with one peer: as many as the resolver has paths under way.
 const WAITERS_MAX: usize = 256;
-/// A dial waits no longer for its names: as long as for a handshake.
+/// A dial waits no longer than this for its names: as long as for a handshake.
 const NAMES_MAX: Duration = Duration::from_secs(3);
-/// A dial that has other addresses, of a peer that was reached the last time, waits no longer: half of the usual deadline of a
-/// narinfo. A guess.
+/// A dial waits no longer than this for its names if it has other addresses and the last dial did not fail: half of the
+/// usual deadline of a narinfo. A guess.
 const NAMES_BESIDE_MAX: Duration = Duration::from_millis(500);
 
-/// Names on their way to a dial: one entry for each peer of the allowlist at most.
+/// Names that are resolved for dials: at most one entry for each peer of the allowlist.
 #[derive(Debug)]
 pub(super) struct Lookups {
     names: Names,
     under_way: JoinSet<(PeerId, Resolved)>,
-    /// Of the dial under way, why names led nowhere.
+    /// Why names of the dial under way led nowhere.
     unresolved: HashMap<PeerId, String>,
-    /// Where the last dial with names went.
+    /// The IP addresses of the last dial with names.
     led_to: HashMap<PeerId, Vec<IpAddr>>,
 }
 
@@ -47,26 +47,26 @@ impl Default for Lookups {
 
 impl Lookups {
     fn start(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, has_failed: bool) {
-        // A peer that its other addresses did not lead to is worth waiting for.
+        // If its other addresses did not lead to the peer, its names are worth waiting for.
         let can_go_on = !has_failed && !addresses.iter().all(is_named);
         let patience = if can_go_on { NAMES_BESIDE_MAX } else { NAMES_MAX };
         let names = self.names.clone();
         self.under_way.spawn(async move { (peer, names.resolve(&addresses, patience).await) });
     }
 
-    /// The next dial that can be made; none while there is nothing to wait for. Loses nothing when dropped.
+    /// The next dial whose names are resolved; `None` while none is under way. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Option<(PeerId, Resolved)> {
         // No task panics or is stopped while the driver runs.
         self.under_way.join_next().await?.ok()
     }
 
-    /// Notes what came of it; whether it leads elsewhere than before.
+    /// Notes the result; says whether the names lead elsewhere than before.
     fn resolved(&mut self, peer: PeerId, resolved: &Resolved) -> bool {
         if !resolved.failures.is_empty() {
             self.unresolved.insert(peer, resolved.failures.join("; "));
         }
         let ips: Vec<_> = resolved.addresses.iter().filter_map(socket_address).map(|address| address.ip()).collect();
-        // A resolver that is away for a moment says nothing new of where the peer is.
+        // A resolver that fails for a moment says nothing new about where the peer is.
         !ips.is_empty() && self.led_to.insert(peer, ips.clone()) != Some(ips)
     }
 
@@ -82,7 +82,7 @@ impl Lookups {
         self.unresolved.remove(peer);
     }
 
-    /// It left the allowlist.
+    /// Forgets a peer that left the allowlist.
     pub(super) fn forget(&mut self, peer: &PeerId) {
         self.unresolved.remove(peer);
         self.led_to.remove(peer);
@@ -96,7 +96,7 @@ impl Mesh {
         }
     }
 
-    /// At once if all addresses are known, else when their names are resolved.
+    /// Dials at once if all addresses are known, else when their names are resolved.
     fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
         if addresses.iter().any(is_named) {
             let has_failed = self.dialer.has_failed(&peer);
@@ -106,7 +106,7 @@ impl Mesh {
         }
     }
 
-    /// The names of a dial are resolved, or were not in time.
+    /// Dials: the names are resolved, or were not in time.
     pub(super) fn on_resolved(&mut self, peer: PeerId, resolved: Resolved) {
         if !self.config.peers.contains_key(&peer) {
             return;
@@ -121,8 +121,9 @@ impl Mesh {
 
     fn dial_at(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
         let options = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected).addresses(addresses);
-        // From the port that we listen on, the new connection would have the four numbers of one that has just died: the kernel of
-        // the other side may still know that, and then answers only when the request is repeated, a second later.
+        // From the port that we listen on, the new connection would have the addresses and ports of one that has just
+        // died. The kernel of the other side may still know that one, and then answers only when the request is
+        // repeated, a second later.
         let options = options.allocate_new_port().build();
         if let Err(error) = self.swarm.dial(options) {
             self.dial_failed(peer, &error);
@@ -133,9 +134,10 @@ impl Mesh {
         self.dial_failed_because(peer, Some(describe_dial_error(error)));
     }
 
-    /// `why` is of the addresses that were dialled, if any were.
+    /// Notes a failed dial; `why` is about the addresses that were dialled, if any were.
     fn dial_failed_because(&mut self, peer: PeerId, why: Option<String>) {
         let unresolved = self.lookups.take_unresolved(&peer);
+        // The peer may have dialled us meanwhile; then nothing has failed.
         if self.swarm.is_connected(&peer) {
             self.dialer.connected(now().moment, &peer, None);
             return;
@@ -144,7 +146,7 @@ impl Mesh {
         tracing::debug!(%peer, why, "dial failed");
         self.dialer.failed(now().moment, &peer, &mut self.rng);
         self.statistics.update(&peer, |stats| stats.why = Some(why.clone()));
-        // Whoever still waits goes on waiting for the next dial, if it comes soon.
+        // Lookups that still wait go on waiting for the next dial, if it comes soon.
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             self.connect(peer, waiter);
         }
@@ -162,7 +164,7 @@ impl Mesh {
                 let waiting = self.connecting.entry(peer).or_default();
                 waiting.retain(|waiter| !waiter.is_closed());
                 if waiting.len() >= WAITERS_MAX {
-                    return refuse(reply, "too many wait for a connection");
+                    return refuse(reply, "too many lookups wait for a connection");
                 }
                 waiting.push(reply);
                 if let Demand::Dial(addresses) = demand {
@@ -170,15 +172,15 @@ impl Mesh {
                 }
             }
             Err(NotNow::Unknown) => refuse(reply, "not on the allowlist"),
-            Err(NotNow::NoAddress) => refuse(reply, "no address that was not just tried"),
+            Err(NotNow::NoAddress) => refuse(reply, "no address, or each was just tried"),
             Err(NotNow::Gone) => {
                 let why = self.statistics.stats(&peer).and_then(|stats| stats.why);
-                refuse(reply, &why.unwrap_or_else(|| "gone".to_owned()));
+                refuse(reply, &why.unwrap_or_else(|| "it cannot be reached".to_owned()));
             }
         }
     }
 
-    /// Strangers cannot keep those out who come from where a peer is known to be.
+    /// Tells the handshake limits where peers are known to be, so that strangers cannot keep those out.
     pub(super) fn tell_handshake_limits(&mut self) {
         let known = self.config.peers.keys().flat_map(|peer| self.dialer.addresses(peer));
         let known = known.filter_map(|address| socket_address(&address)).map(|address| address.ip());

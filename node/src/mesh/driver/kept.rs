@@ -1,4 +1,5 @@
-//! Peers' summaries over a restart: read before anything is asked, written down when they change, but not at every change.
+//! Keeps peers' summaries over a restart: they are read before anything is asked, and written when they change, but not
+//! at every change.
 
 use super::Mesh;
 use crate::mesh::clock::now;
@@ -11,28 +12,30 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// One owner's summary is written again after this at the earliest, milliseconds: removals alone ask for a new epoch every 5 s.
-/// A daemon that is killed has forgotten what it heard in that time.
+/// The least time between two writes of one owner's summary, milliseconds: removals alone ask for a new epoch every 5
+/// s. A daemon that is killed forgets what it heard in that time.
 const REST_MS: u64 = 5_000;
-/// And no more of one owner than this, bytes per second: a hostile one gets 1.4 GB a day written, whatever it announces.
+/// The most that is written of one owner's summaries, bytes per second: for a hostile one that is 1.4 GB a day,
+/// whatever it announces.
 const OWNER_BYTES_PER_S: u64 = 16 << 10;
-/// All owners together, bytes per second: a thousand summaries of 200 KB, all new, are written in three minutes.
+/// The same for all owners together, bytes per second: a thousand summaries of 200 KB, all new, are written in three
+/// minutes.
 const BYTES_PER_S: u64 = 1 << 20;
-/// Tried again after this when the disk has not taken the last ones yet, milliseconds.
+/// How long to wait when the disk has not taken the last ones yet, milliseconds.
 const BUSY_MS: u64 = 200;
 /// Bodies on their way to the disk: 2 MB each at most.
 const ORDERS_MAX: usize = 2;
-/// A stop waits so long for what is not written yet.
+/// How long a stop waits for what is not written yet.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
-/// When whose summary is written.
+/// Says when each owner's summary is written.
 #[derive(Debug, Default)]
 struct Pace {
-    /// Those that changed, and from when on they may be written.
+    /// Owners whose summary changed, and when it may be written.
     waiting: BTreeMap<PeerId, Moment>,
-    /// Those written lately.
+    /// Owners whose summary was written lately, and until when they rest.
     resting: BTreeMap<PeerId, Moment>,
-    /// From then on anyone's may.
+    /// When the next summary of anyone may be written.
     next: Moment,
 }
 
@@ -56,7 +59,7 @@ impl Pace {
         Some(owner)
     }
 
-    /// This much was written of it.
+    /// Notes that this much was written of an owner.
     fn wrote(&mut self, now: Moment, owner: PeerId, bytes: u64) {
         self.next = now + bytes * 1_000 / BYTES_PER_S;
         self.resting.retain(|_, until| *until > now);
@@ -72,7 +75,7 @@ enum Order {
     Finish(oneshot::Sender<()>),
 }
 
-/// What is known to be on disk of an owner.
+/// What is known to be on disk of an owner's summary.
 #[derive(Debug, PartialEq, Eq)]
 struct Written {
     body_digest: [u8; 32],
@@ -94,7 +97,7 @@ impl SummaryWriter {
         Ok(Self { pace: Pace::default(), written: BTreeMap::new(), orders })
     }
 
-    /// What is held of this owner may be another summary than before, or none.
+    /// Notes that we may hold another summary of this owner than before, or none.
     pub(super) fn changed(&mut self, owner: PeerId) {
         self.pace.changed(now().moment, owner);
     }
@@ -108,7 +111,7 @@ impl SummaryWriter {
     pub(super) fn write_due(&mut self, gossip: &Gossip) {
         let at = now().moment;
         while let Some(owner) = self.pace.take(at) {
-            // Room first: a body is put together only when it can go.
+            // Room first: a body is put together only when it can be handed over.
             let orders = self.orders.clone();
             let Ok(room) = orders.try_reserve() else {
                 self.pace.waiting.insert(owner, at + BUSY_MS);
@@ -120,7 +123,7 @@ impl SummaryWriter {
         }
     }
 
-    /// What brings the disk up to date with what is held of this owner, if anything.
+    /// The order that brings the disk up to date with what we hold of this owner, if one is needed.
     fn order(&mut self, at: Moment, owner: PeerId, gossip: &Gossip) -> Option<Order> {
         let Some((proof, accepted_ms)) = gossip.held_proof(&owner) else {
             return self.written.remove(&owner).map(|_| Order::Remove(owner));
@@ -132,6 +135,7 @@ impl SummaryWriter {
             return None;
         }
         let is_renewal = before.is_some_and(|before| before.body_digest == written.body_digest);
+        // A renewal leaves the body as it is on disk, and costs only an envelope.
         let order = if is_renewal {
             Order::Renew(owner, envelope, accepted_ms)
         } else {
@@ -143,7 +147,7 @@ impl SummaryWriter {
         Some(order)
     }
 
-    /// Writes what waits, whatever the pace, and returns when it is written or took too long.
+    /// Writes everything that waits, whatever the pace, and returns when it is written or takes too long.
     pub(super) async fn finish(&mut self, gossip: &Gossip) {
         let at = now().moment;
         let all = async {
@@ -156,12 +160,12 @@ impl SummaryWriter {
             }
             let (finished, wait) = oneshot::channel();
             if self.orders.send(Order::Finish(finished)).await.is_ok() {
-                // An error means that the thread is gone, and with it the wait.
+                // An error means that the thread is gone: there is nothing to wait for.
                 drop(wait.await);
             }
         };
         if tokio::time::timeout(LAST_WRITES, all).await.is_err() {
-            tracing::warn!(after = ?LAST_WRITES, "not all summaries of peers were written; those are pulled again after the start");
+            tracing::warn!(after = ?LAST_WRITES, "not all summaries of peers were written; the rest is pulled again");
         }
     }
 }
@@ -172,7 +176,7 @@ fn write_all(mut files: SummaryFiles, mut orders: mpsc::Receiver<Order>) {
         let done = match order {
             Order::Write(owner, kept) => files.write(&owner, &kept).map(|has_room| {
                 if !has_room && !is_full {
-                    tracing::warn!(peer = %owner, "no room for its summary: it is not remembered over a restart");
+                    tracing::warn!(peer = %owner, "no room for this peer's summary: it is not kept over a restart");
                 }
                 is_full = !has_room;
             }),
@@ -196,8 +200,8 @@ fn write_all(mut files: SummaryFiles, mut orders: mpsc::Receiver<Order>) {
 }
 
 impl Mesh {
-    /// Fills the table with what the last run held, and keeps it from now on. Whatever is damaged, over, or of nobody on the
-    /// allowlist goes, with one line in the log.
+    /// Fills the table with the summaries of the last run, and keeps them from now on. A summary that is damaged, over,
+    /// or of nobody on the allowlist is removed, with one line in the log.
     pub(super) fn remember_summaries(&mut self, mut files: SummaryFiles) -> io::Result<()> {
         let (started, mut written, mut dropped) = (Instant::now(), BTreeMap::new(), 0);
         for owner in files.owners() {
@@ -205,9 +209,9 @@ impl Mesh {
                 Ok(proof) => drop(written.insert(owner, proof)),
                 Err(why) => {
                     dropped += 1;
-                    tracing::warn!(peer = %owner, %why, "a summary that was kept is not used");
+                    tracing::warn!(peer = %owner, %why, "a kept summary is not used");
                     if let Err(error) = files.remove(&owner) {
-                        tracing::error!(peer = %owner, %error, "a summary that was kept cannot be removed");
+                        tracing::error!(peer = %owner, %error, "a kept summary cannot be removed");
                     }
                 }
             }
@@ -215,7 +219,7 @@ impl Mesh {
         self.perform();
         tracing::info!(summaries = written.len(), dropped, took = ?started.elapsed(), "summaries of peers remembered");
         let mut writer = SummaryWriter::start(files)?;
-        // One that was announced again is renewed on disk, too.
+        // One that was announced again in this run is renewed on disk, too.
         written.keys().for_each(|owner| writer.changed(*owner));
         writer.written = written;
         self.writer = Some(writer);
@@ -231,7 +235,7 @@ impl Mesh {
         self.gossip.restore(at, owner, &kept)?;
         self.dialer.remembered(at.moment, &owner);
         let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
-        // A machine that has run for a shorter time than that shows the time since its start.
+        // On a machine that has run for less than that, the age is counted from now.
         let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
         let held = self.gossip.held_proof(&owner).map(|(proof, _)| *proof.announcement());
         self.statistics.update(&owner, |stats| {
@@ -242,7 +246,7 @@ impl Mesh {
         Ok(Written { body_digest: body_digest.unwrap_or_default(), envelope: kept.envelope })
     }
 
-    /// What is held of this peer changed.
+    /// Notes that what we hold of this peer changed.
     pub(super) fn summary_changed(&mut self, owner: PeerId) {
         if let Some(writer) = &mut self.writer {
             writer.changed(owner);
@@ -264,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_changes_without_end_is_written_at_its_pace() {
+    fn a_summary_that_changes_without_end_is_written_at_its_pace() {
         let (mut pace, owner) = (Pace::default(), PeerId::random());
         let (mut bytes, mut writes) = (0, Vec::new());
         for now in (0..3_600_000).step_by(100).map(Moment) {
@@ -278,7 +282,7 @@ mod tests {
         assert_eq!(writes.first(), Some(&Moment(0)), "the first at once");
         assert!(bytes <= OWNER_BYTES_PER_S * 3_600 + (2 << 20), "{bytes}");
         assert!(writes.len() > 25, "{}", writes.len());
-        // A small one rests as long as removals do.
+        // A small one rests for as long as removals do.
         let mut pace = Pace::default();
         pace.wrote(Moment(0), owner, 1_100);
         pace.changed(Moment(10), owner);
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_are_written_one_after_the_other_first_come_first_served() {
+    fn summaries_that_change_at_once_are_written_one_after_the_other_in_order() {
         let mut pace = Pace::default();
         let owners: Vec<_> = (0..100).map(|_| PeerId::random()).collect();
         for (at, owner) in (0..).zip(&owners) {

@@ -62,45 +62,45 @@ pub struct MeshConfig {
     pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
     /// Where to listen.
     pub listen: Vec<Multiaddr>,
-    /// Told to peers besides the listen addresses.
+    /// Addresses told to peers besides the listen addresses.
     pub external_addresses: Vec<Multiaddr>,
     /// Tell and accept loopback addresses (several nodes on one machine).
     pub advertise_loopback: bool,
     /// Connections kept for gossip.
     pub connections_gossip: usize,
-    /// Most store paths advertised.
+    /// The most store paths advertised.
     pub advertised_paths_max: usize,
-    /// Whose attestations are kept and asked for.
+    /// The builders whose attestations are kept and asked for.
     pub builders: Vec<CountedBuilder>,
     /// Our own builder key: everybody on the allowlist may hear what it attests.
     pub own_builder: Option<BuilderKey>,
 }
 
-/// What the mesh works with beside its configuration.
+/// What the mesh works with besides its configuration.
 #[derive(Debug)]
 pub struct MeshParts {
-    /// What may leave.
+    /// Says which paths may leave.
     pub offer: Arc<Offer>,
-    /// Who is sent NARs.
+    /// Sends our NARs to peers.
     pub uploads: Uploads,
     /// Counters of each peer.
     pub statistics: Arc<PeerStatistics>,
-    /// What survives a restart.
+    /// The database of what survives a restart.
     pub state: SharedStateDb,
-    /// The same of peers' summaries, if it can be kept.
+    /// The files of peers' summaries, if they can be kept.
     pub summaries: Option<SummaryFiles>,
-    /// What is attested.
+    /// All attestations that are kept.
     pub ledger: Arc<LiveLedger>,
-    /// Counts what is exchanged of it.
+    /// Counts the attestations that are exchanged.
     pub exchange_counters: ExchangeCounters,
-    /// Hears of paths that our builder attested and that are withheld now: a peer asked for them.
+    /// Hears of paths that our builder attested, that are withheld now, and that a peer asked for.
     pub withheld: mpsc::Sender<Vec<HashPart>>,
 }
 
-/// A question under way: to whom, since when, and who waits.
+/// A question under way: the peer that was asked, since when, and who waits for the answer.
 type Asked = (PeerId, Instant, oneshot::Sender<Result<Vec<u8>, AskError>>);
 
-/// The driver itself: `Mesh::start` makes it, `run` is its life.
+/// The driver. `Mesh::start` makes it; `run` is its loop.
 pub struct Mesh {
     swarm: Swarm<MeshBehaviour>,
     listeners: Listeners,
@@ -124,17 +124,17 @@ pub struct Mesh {
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     exchange: ExchangeLink,
     orders: mpsc::Receiver<Order>,
-    /// Of builders' nodes, as they stand in the state database.
+    /// The audiences of builders' nodes, as they stand in the state database.
     audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
     writer: Option<SummaryWriter>,
-    /// What of our own builds is private is known, so that peers are told of the rest.
+    /// Whether it is known which of our own builds are private, so that peers may be told of the rest.
     tells_own: bool,
     quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
     quorum_received: HashMap<u64, (PeerId, InboundRequestId, ResponseChannel<Vec<u8>>)>,
     gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
-    /// Peers that were asked to dial a bulk connection: the number of the dial.
+    /// Requests to dial a bulk connection that we sent, with the number of the dial.
     dials_asked: HashMap<OutboundRequestId, u64>,
-    /// An address of a peer changed since the door was told.
+    /// Whether an address of a peer changed since the handshake limits were told.
     are_known_addresses_stale: bool,
     gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
     judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
@@ -224,14 +224,14 @@ impl Mesh {
             rng,
         };
         mesh.reconfigure(config);
-        // Before anybody can ask: the table answers from the first question on.
+        // Before anybody can ask, so that the table answers from the first question on.
         if let Some(files) = summaries {
             mesh.remember_summaries(files)?;
         }
         Ok((mesh, handle))
     }
 
-    /// Waits until of every configured address that can be listened on it is known what it is, at most 2 s.
+    /// Waits, at most 2 s, until an address is known of each listener that can have one.
     pub async fn listening(&mut self) {
         let all = async {
             while !self.listeners.are_known() {
@@ -352,7 +352,7 @@ impl Mesh {
 
     fn tell_addresses(&mut self) {
         let external = &self.config.external_addresses;
-        // Bridges of containers come and go, and are nobody's way to us.
+        // Only these lead out: bridges of containers come and go, and are nobody's way to us.
         let outward: Vec<_> = outward_v4().into_iter().chain(outward_v6()).collect();
         let addresses = told(external, self.swarm.listeners(), &outward, self.config.advertise_loopback);
         self.gossip.handle(now(), Input::Addresses(addresses));
@@ -361,7 +361,7 @@ impl Mesh {
     async fn goodbye(&mut self, reply: oneshot::Sender<()>) {
         self.gossip.handle(now(), Input::Goodbye);
         self.perform();
-        // gossipsub hands messages to its connection tasks while the swarm is polled.
+        // gossipsub hands messages to its connection tasks only while the swarm is polled.
         let drained = async {
             loop {
                 let event = self.swarm.select_next_some().await;
@@ -411,7 +411,7 @@ impl Mesh {
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {
                 tracing::debug!(%error, from = %send_back_addr, "refused an incoming connection");
             }
-            // Nothing else asks for a decision of ours.
+            // No other event needs a decision of ours.
             _ => {}
         }
     }

@@ -30,7 +30,7 @@ impl Mesh {
         self.judged.insert(id, (message_id, from));
         self.gossip.handle(now(), Input::Announcement { id, author, from, bytes: message.data });
         self.perform();
-        // A judgement is given at once; what is left was not judged and must not pile up.
+        // The core judges at once; what is left was not judged, and must not pile up.
         self.judged.clear();
     }
 
@@ -90,7 +90,7 @@ impl Mesh {
         }
     }
 
-    /// "No" comes from memory; "yes" asks the predicate again on a blocking thread.
+    /// Answers a narinfo request: "no" comes from memory; for "yes" a blocking thread asks the predicate again.
     fn answer_narinfo(
         &mut self,
         (peer, asked): (PeerId, InboundRequestId),
@@ -132,7 +132,7 @@ impl Mesh {
         });
     }
 
-    /// Gives `reply`, or *busy* while too much that was given to `to` before is not read.
+    /// Sends `reply`, or *busy* while too much that `to` was sent before is not read.
     pub(super) fn give(&mut self, asked: Request, to: PeerId, channel: ResponseChannel<Vec<u8>>, reply: Vec<u8>) {
         let reply = if self.unread.admit(asked, to, reply.len()) { Ok(reply) } else { busy(asked.0) };
         let behaviour = self.swarm.behaviour_mut();
@@ -141,7 +141,7 @@ impl Mesh {
             Protocol::NarInfo => &mut behaviour.narinfo,
             Protocol::Quorum => &mut behaviour.quorum,
         };
-        // The channel is closed when the asker left.
+        // The channel is closed if the asker left.
         if !reply.is_ok_and(|reply| protocol.send_response(channel, reply).is_ok()) {
             self.unread.end(&asked);
         }
@@ -149,7 +149,7 @@ impl Mesh {
 
     fn respond(&mut self, channel: ResponseChannel<Vec<u8>>, reply: &NarInfoReply) {
         if let Ok(bytes) = reply.encode() {
-            // Closed when the asker left.
+            // The channel is closed if the asker left.
             drop(self.swarm.behaviour_mut().narinfo.send_response(channel, bytes));
         }
     }

@@ -1,5 +1,5 @@
-//! The two kinds of connection, told apart by the name under which their multiplexer is negotiated: control connections, which
-//! the swarm has, and bulk connections, which carry NARs and which it never sees.
+//! The two kinds of connection, told apart by the name under which their multiplexer is negotiated: control
+//! connections, which belong to the swarm, and bulk connections, which carry NARs and which the swarm never sees.
 
 use super::multiplexer::Bounds;
 use super::{Muxer, Yamux};
@@ -20,7 +20,7 @@ const ARRIVALS_MAX: usize = 64;
 /// A bulk connection that came in, with the peer that proved to be at its other end.
 pub type Arrival = (PeerId, StreamMuxerBox);
 
-/// Where bulk connections that come in are handed over.
+/// The channel on which bulk connections that come in are handed over.
 pub fn arrivals() -> (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>) {
     mpsc::channel(ARRIVALS_MAX)
 }
@@ -35,11 +35,12 @@ pub fn is_handed_over(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| cause.is::<HandedOver>())
 }
 
-/// The error, and what is under it.
+/// The error and its causes, the outermost first.
 pub fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error| {
         let error: &'e (dyn Error + 'static) = *error;
-        // The source of an I/O error is the source of what it wraps, which would be skipped.
+        // The source of an I/O error is the source of the error that it wraps: the wrapped error itself would be
+        // skipped.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         match wrapped {
             Some(wrapped) => Some(wrapped),
@@ -55,7 +56,7 @@ pub(super) enum Multiplexing {
     Control,
     /// We dialled a bulk connection.
     Bulk,
-    /// It came in, and the peer chooses.
+    /// The connection came in, and the peer chooses its kind.
     Either { peer: PeerId, bulk: mpsc::Sender<Arrival> },
 }
 
@@ -81,7 +82,7 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
         future::ready(match self {
             Self::Either { peer, bulk } if name == BULK_PROTOCOL => {
                 let muxer = Yamux::listener(socket, Bounds::BULK);
-                // Nobody takes it, or too many wait: it is closed.
+                // If nobody takes it, or too many wait, it is closed.
                 drop(bulk.try_send((peer, StreamMuxerBox::new(muxer))));
                 Err(io::Error::other(HandedOver))
             }

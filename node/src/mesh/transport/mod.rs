@@ -1,8 +1,9 @@
-//! How bytes travel between two nodes: TCP, TLS 1.3 with libp2p's certificates, yamux. The one place where either is set up.
+//! How bytes travel between two nodes: TCP, TLS 1.3 with libp2p's certificates, yamux. The only place where they are
+//! set up.
 //!
 //! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Yamux`] makes streams of one connection.
-//! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what we do
-//! not read than its [`Bounds`] allow, and what a peer sends unasked is read at the pace that they allow.
+//! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what
+//! we do not read than its [`Bounds`] allow, and what a peer sends unasked is read at the pace that they allow.
 
 mod kinds;
 mod multiplexer;
@@ -24,19 +25,21 @@ use std::time::Duration;
 pub use tls::{Tls, TlsError};
 use tokio::sync::mpsc;
 
-/// What was sent and not acknowledged for so long ends the connection: the network was cut, or the peer is gone. Without it the
-/// kernel tries for a quarter of an hour, and ever more rarely, so that a healed network would not be noticed for a minute.
+/// A connection on which something stays unacknowledged for this long ends: the network was cut, or the peer is gone.
+/// Without this bound the kernel tries for a quarter of an hour, ever more rarely, so that a healed network would not
+/// be noticed for a minute.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
-/// An idle connection asks so often whether the other side is there, so that one without a word is found dead, too. 54 bytes each.
+/// How often an idle connection asks whether the other side is there, so that a silent one is found dead, too. 54 bytes
+/// each.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// Bytes that the kernel takes beyond what it may send at once: what stands there cannot be overtaken, and on a slow line it
-/// stands for long (without this bound up to 1.6 MB, more than a second at 10 Mbit/s).
+/// Bytes that the kernel takes beyond what it may send at once. Nothing can overtake them, and on a slow line they wait
+/// for long (without this bound up to 1.6 MB, more than a second at 10 Mbit/s).
 const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 /// A transport that gives connections with peers.
 pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// The transport of a swarm: it dials control connections; of what comes in, bulk connections go to `bulk`.
+/// The transport of a swarm. It dials control connections; bulk connections that come in go to `bulk`.
 pub fn control(tls: Tls, bulk: mpsc::Sender<Arrival>) -> PeerTransport {
     build(
         tls,
@@ -61,7 +64,7 @@ fn build(
                 tracing::warn!(%error, "a dead connection will be noticed late");
             }
             if let Err(error) = bound_unsent(&stream) {
-                tracing::debug!(%error, "the kernel may hold megabytes before a slow line");
+                tracing::debug!(%error, "the kernel may buffer megabytes for a slow line");
             }
             stream
         })
@@ -72,12 +75,13 @@ fn build(
     transport.boxed()
 }
 
-/// What the kernel said. libp2p's layers hand on what is under an error and not the error itself, so it has to be under one.
+/// The kernel's error. libp2p's layers pass on the source of an error and not the error itself, so this puts it under
+/// one.
 #[derive(Debug, thiserror::Error)]
 #[error("TCP: {0}")]
 struct TcpError(#[source] io::Error);
 
-/// Both kinds have it: what a connection is for is known only after its handshake.
+/// Bounds both kinds of connection: which kind it is, is known only after its handshake.
 fn bound_unsent(stream: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(&stream.0).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
 }
@@ -87,11 +91,11 @@ fn notice_death(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_user_timeout(socket, u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).unwrap_or(u32::MAX))?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEP_ALIVE)?;
-    // The unacknowledged time counts for these as well.
+    // [`UNACKNOWLEDGED_MAX`] holds for these probes as well.
     sockopt::set_tcp_keepintvl(socket, UNACKNOWLEDGED_MAX / 2)
 }
 
-/// TCP as every node speaks it: small frames leave at once.
+/// TCP as every node uses it: small frames leave at once.
 pub fn tcp() -> libp2p::tcp::Config {
     libp2p::tcp::Config::new().nodelay(true)
 }

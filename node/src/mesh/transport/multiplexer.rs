@@ -1,13 +1,14 @@
 //! yamux (`/yamux/1.0.0`) as libp2p-yamux has it, with a bound on what one connection may hold in memory.
 //!
-//! libp2p-yamux writes a frame's header and its body apart, and below it TLS makes a record and TCP a packet of each: here small
-//! frames are put together until they are flushed, which yamux does before it waits. And it lets a peer fill 1 GiB of receive
-//! windows per connection and has no setter for it (only for the number of streams, which turns its auto-tuning off). And yamux
-//! wakes the streams of a connection that broke, but not of one that was closed on this side
-//! (<https://github.com/libp2p/rust-yamux/issues/216>): here they end with it, whoever has them. And what a peer sends unasked, on
-//! streams that it opens, costs time that nobody counts: gossipsub verifies a signature before it looks whether it knows the
-//! message, and a stream that is opened and reset is never told to anybody. Here it is read at a bounded pace. The muxer is
-//! otherwise the same: inbound streams are buffered while the swarm is not ready.
+//! libp2p-yamux leaves four things open. It writes a frame's header and its body apart, and TLS below makes a record
+//! and TCP a packet of each: here small frames are put together until they are flushed, which yamux does before it
+//! waits. It lets a peer fill 1 GiB of receive windows per connection and has no setter for that (only for the number
+//! of streams, which turns its auto-tuning off): here [`Bounds`] limit them. It wakes the streams of a connection that
+//! broke, but not of one that was closed on this side (<https://github.com/libp2p/rust-yamux/issues/216>): here they
+//! end with the connection, whoever has them. And what a peer sends unasked, on streams that it opens, costs time that
+//! nobody counts: gossipsub verifies a signature before it checks whether it knows the message, and a stream that is
+//! opened and reset is never reported to anybody. Here it is read at a bounded pace. The muxer is otherwise the same:
+//! inbound streams are buffered while the swarm is not ready.
 
 use super::pace::{Pace, Rate, Wait};
 use futures::io::BufWriter;
@@ -26,9 +27,9 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yamux::{Config, Connection, ConnectionError, DEFAULT_CREDIT, Mode};
 
-/// Frames below this leave together. The 16 KiB of a NAR's frame go straight through.
+/// Frames shorter than this leave together. The 16 KiB of a NAR's frame go straight through.
 const SMALL_FRAMES_BYTES: usize = 1_400;
-/// What is still to be sent when a connection is closed gets this long: a dead one would take it only when TCP gives up.
+/// How long a connection that is closed may still send: a dead one would end only when TCP gives up.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// The multiplexing upgrade.
@@ -55,7 +56,7 @@ impl Yamux {
     fn start<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds, mode: Mode) -> Muxer<C> {
         let mut config = Config::default();
         config.set_max_num_streams(Bounds::STREAMS_MAX);
-        // yamux wants the windows of all streams to fit, and then so much more for those that grow.
+        // yamux requires that the first windows of all streams fit; the rest is for windows that grow.
         let windows = Bounds::STREAMS_MAX * DEFAULT_CREDIT as usize + bounds.window_growth_bytes_max;
         config.set_max_connection_receive_window(Some(windows));
         let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, socket);
@@ -73,7 +74,8 @@ impl Yamux {
     }
 }
 
-/// What a peer may make one connection hold: 256 KiB in each stream that we do not read, and what windows have grown by.
+/// What a peer may make one connection hold: 256 KiB in each stream that we do not read, and what the windows have
+/// grown by.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Streams that the peer has opened and that have not ended. One more is reset, which costs nothing.
@@ -87,24 +89,23 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Streams of one connection, both directions together; one more ends it. Both sides keep below.
+    /// Streams of one connection, both directions together; one more ends it. Both sides stay below.
     const STREAMS_MAX: usize = 256;
-    /// Each question has a stream of its own: 20,000 narinfos at once and 2,000 a second are answered, and some of gossip.
+    /// Each question has a stream of its own: we answer 20,000 narinfos at once and 2,000 a second, and some of gossip.
     const OPENED: Rate = Rate { burst: 25_000, per_s: 5_000 };
-    /// Those narinfo questions are 1.8 MB at once and 180 kB a second; the announcements that a thousand machines make when they
-    /// start together, 1.2 MB.
+    /// Those narinfo questions are 1.8 MB at once and 180 kB a second; the announcements that a thousand machines make
+    /// when they start together are 1.2 MB.
     const UNASKED_BYTES: Rate = Rate { burst: 4 << 20, per_s: 256 << 10 };
-    /// Of a control connection: at most 26 MiB. A node has 32 narinfo questions and at most 32 of gossip open at a time, and its
-    /// longest reply is 2 MiB.
+    /// Of a control connection: at most 26 MiB. A node has 32 narinfo questions and at most 32 of gossip open at a
+    /// time, and its longest reply is 2 MiB.
     pub const CONTROL: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 2 << 20,
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
     };
-    /// Of a bulk connection: at most 40 MiB. A node has up to 72 streams open, and closes them before
-    /// we have noticed; 16 MiB of window carry 1.6 Gbit/s at a round trip of
-    /// 80 ms.
+    /// Of a bulk connection: at most 40 MiB. A node has up to 72 streams open, and closes them before we have noticed;
+    /// 16 MiB of window carry 1.6 Gbit/s at a round trip of 80 ms.
     pub const BULK: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 16 << 20,
@@ -158,9 +159,9 @@ pub struct Muxer<C> {
     /// How fast it sends on them. One reference for each that has not ended, beside our own.
     unasked: Arc<Mutex<Pace>>,
     waiting: Option<Waker>,
-    /// When to wait for its end no longer.
+    /// When to stop waiting for a clean close.
     given_up: Option<Pin<Box<Sleep>>>,
-    /// Its streams end.
+    /// Ends the streams of the connection.
     closing: CancellationToken,
 }
 
@@ -190,7 +191,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
                 let unasked = Unasked { pace: Arc::clone(&self.unasked), wait: Wait::default() };
                 return Poll::Ready(Ok(self.stream(stream, Some(unasked))));
             }
-            tracing::debug!("a peer opens more streams than it may: reset one");
+            tracing::debug!("reset a stream: the peer has too many open");
         }
     }
 
@@ -235,9 +236,9 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
                 waiting.wake();
             }
         } else {
-            tracing::debug!("a peer opens streams quicker than they are taken: reset one");
+            tracing::debug!("reset a stream: the peer opens them faster than they are taken");
         }
-        // Others run first, then this goes on.
+        // Other tasks run first, then this goes on.
         context.waker().wake_by_ref();
         Poll::Pending
     }
@@ -248,14 +249,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 pub struct MuxerStream {
     stream: yamux::Stream,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// If the peer opened it: what comes is not what we asked for.
+    /// Only if the peer opened it: what comes is not what we asked for.
     unasked: Option<Unasked>,
 }
 
 /// What comes on a stream that the peer opened. It is counted among these streams for as long as it lives.
 #[derive(Debug)]
 struct Unasked {
-    /// Of all these streams of the connection together, or a peer would open one more.
+    /// Shared by all such streams of the connection, or a peer would simply open one more.
     pace: Arc<Mutex<Pace>>,
     wait: Wait,
 }
@@ -267,7 +268,7 @@ impl Unasked {
 }
 
 impl MuxerStream {
-    /// What yamux says; where it has nothing to say, whether its connection is closed meanwhile.
+    /// Asks yamux; while that is pending, fails if the connection was closed meanwhile.
     fn poll<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -286,7 +287,7 @@ impl AsyncRead for MuxerStream {
         if let Some(unasked) = &mut self.unasked
             && unasked.poll_may_read(context).is_pending()
         {
-            // Only whether the connection is closed meanwhile.
+            // While it waits for its pace, only a closed connection ends the wait.
             return self.poll(context, |_, _| Poll::Pending);
         }
         let polled = self.poll(context, |stream, context| stream.poll_read(context, buffer));
@@ -317,7 +318,8 @@ mod tests {
     use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::poll_fn};
     use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
-    /// yamux ends the streams of a connection that broke, but not of one that was closed here: whoever reads one would wait for ever.
+    /// yamux ends the streams of a connection that broke, but not of one that was closed here: whoever reads one would
+    /// wait for ever.
     #[tokio::test]
     async fn streams_of_a_connection_that_is_closed_end() {
         let (here, there) = tokio::io::duplex(1 << 20);
@@ -335,7 +337,7 @@ mod tests {
             inbound.read_exact(&mut question).await.unwrap();
             inbound.read(&mut question).await
         });
-        // Until it waits for more than came.
+        // Moves the connection on until the reader waits for more than came.
         let moved = tokio::time::timeout(
             Duration::from_millis(100),
             poll_fn(|context| Pin::new(&mut there).poll_inbound(context)),
@@ -348,7 +350,7 @@ mod tests {
         drop(moving);
     }
 
-    /// What a peer writes into streams that nobody reads is held for it: so many streams, and a window in each.
+    /// We hold what a peer writes into streams that nobody reads: so many streams, and a window in each.
     #[tokio::test]
     async fn streams_beyond_the_bound_are_reset_until_others_end() {
         let (here, there) = tokio::io::duplex(1 << 20);
@@ -383,7 +385,7 @@ mod tests {
         assert_eq!(reset, 10, "the last ones");
     }
 
-    /// Asserts that a peer that opens streams of so many bytes each needs so many seconds until all is read.
+    /// Asserts how many seconds it takes to read everything from a peer that opens streams of this many bytes each.
     async fn assert_read_within(bounds: Bounds, streams: usize, bytes: usize, seconds: std::ops::Range<u64>) {
         let (here, there) = tokio::io::duplex(1 << 20);
         let (mut here, mut there) = (Yamux::dialler(here.compat(), bounds), Yamux::listener(there.compat(), bounds));

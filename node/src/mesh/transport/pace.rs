@@ -1,11 +1,11 @@
-//! How fast something may come: so much at once, and so much per second in the long run.
+//! How fast something may arrive: so much at once, and so much per second in the long run.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// What may come.
+/// What may arrive.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rate {
     /// At once.
@@ -14,12 +14,12 @@ pub(super) struct Rate {
     pub(super) per_s: u32,
 }
 
-/// What came, measured against a [`Rate`]. It counts what has come already, so that a part of any size may be the last one; governor,
-/// which serves elsewhere, has to be asked before.
+/// What arrived, measured against a [`Rate`]. It counts what has arrived already, so that the last part may have any
+/// size; governor, which is used elsewhere, has to be asked before.
 #[derive(Debug)]
 pub(super) struct Pace {
     rate: Rate,
-    /// When all that came is paid for, at the rate per second.
+    /// When everything that arrived is paid for, at the rate per second.
     paid_at: Instant,
 }
 
@@ -28,13 +28,13 @@ impl Pace {
         Self { rate, paid_at: Instant::now() }
     }
 
-    /// Counts what came.
+    /// Counts what arrived.
     pub(super) fn count(&mut self, amount: usize) {
         let cost = Duration::from_secs(1).mul_f64(amount as f64 / f64::from(self.rate.per_s));
         self.paid_at = self.paid_at.max(Instant::now()) + cost;
     }
 
-    /// When more may come, if it has to wait.
+    /// When more may arrive; `None` if it may now.
     fn waits_until(&self) -> Option<Instant> {
         let burst = Duration::from_secs(1).mul_f64(f64::from(self.rate.burst) / f64::from(self.rate.per_s));
         let now = Instant::now();
@@ -42,14 +42,14 @@ impl Pace {
     }
 }
 
-/// Waits until a pace allows more. Each reader has one, as each has a waker of its own.
+/// Waits until a pace allows more. Each reader has one of its own, because each has a waker of its own.
 #[derive(Debug, Default)]
 pub(super) struct Wait {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Wait {
-    /// Ready when more may come.
+    /// Ready when more may arrive.
     pub(super) fn poll(&mut self, pace: &Pace, context: &mut Context<'_>) -> Poll<()> {
         while let Some(until) = pace.waits_until() {
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_not_used_is_there_later_up_to_the_burst() {
+    async fn an_unused_rate_is_saved_up_to_the_burst() {
         let mut pace = Pace::new(RATE);
         seconds_for(&mut pace, 11, 100).await;
         tokio::time::sleep(Duration::from_secs(3_600)).await;

@@ -1,8 +1,9 @@
-//! libp2p's TLS 1.3 (`/tls/1.0.0`) with the cipher that the machine is quickest at.
+//! libp2p's TLS 1.3 (`/tls/1.0.0`) with the cipher that is fastest on this machine.
 //!
-//! The protocol, its certificates and their rules are libp2p-tls' own (<https://github.com/libp2p/specs/blob/master/tls/tls.md>),
-//! whose functions make and check them; it speaks with the stock upgrade both ways. What differs: the order of the cipher suites
-//! (the stock one puts ChaCha20 first and has no setter), no tickets, no resumption, and no `SSLKEYLOGFILE`.
+//! The protocol, its certificates and their rules are libp2p-tls' own
+//! (<https://github.com/libp2p/specs/blob/master/tls/tls.md>), whose functions make and check the certificates; it
+//! works with the stock upgrade in both directions. What differs: the order of the cipher suites (the stock one puts
+//! ChaCha20 first and has no setter), no tickets, no resumption, and no `SSLKEYLOGFILE`.
 //! docs/decisions/0012-aes-first.md has the reasons, the figures and the review of the verifier.
 
 use futures::future::BoxFuture;
@@ -34,8 +35,8 @@ const AES_FIRST: &[SupportedCipherSuite] = &[
     cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
     cipher_suite::TLS13_AES_256_GCM_SHA384,
 ];
-/// For those without (Raspberry Pi 4 and older): AES in software is several times slower. Nothing else is offered, because a
-/// listener that has the instructions takes AES from every list that names it.
+/// For those without (Raspberry Pi 4 and older): AES in software is several times slower. Nothing else is offered,
+/// because a listener that has the instructions takes AES from every list that names it.
 const CHACHA_ONLY: &[SupportedCipherSuite] = &[cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
 
 /// The security upgrade of a node.
@@ -54,19 +55,19 @@ pub enum TlsError {
     /// The settings do not fit each other.
     #[error("TLS settings")]
     Settings(#[from] rustls::Error),
-    /// The handshake failed: the other side does not speak TLS 1.3, or has not the key of its certificate.
+    /// The handshake failed: the other side does not speak TLS 1.3, or does not have the key of its certificate.
     #[error("TLS handshake")]
     Handshake(#[from] std::io::Error),
     /// The certificate does not carry a PeerId that signed it.
     #[error("the peer's certificate")]
     PeerCertificate(#[from] certificate::ParseError),
-    /// The other side showed none, or several.
+    /// The other side showed no certificate, or several.
     #[error("the peer showed {0} certificates, exactly one is accepted")]
     CertificateCount(usize),
 }
 
 impl Tls {
-    /// A new certificate for `keypair`, ciphers by what this processor has instructions for.
+    /// Makes a new certificate for `keypair`, and chooses ciphers by the instructions of this processor.
     pub fn new(keypair: &Keypair) -> Result<Self, TlsError> {
         Self::with_suites(keypair, if has_aes_instructions() { AES_FIRST } else { CHACHA_ONLY })
     }
@@ -93,7 +94,7 @@ impl Tls {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        // Else a stock dialler, which names ChaCha20 first, decides.
+        // Otherwise a stock dialler, which names ChaCha20 first, would decide.
         server.ignore_client_order = true;
         Ok(Self { server: Arc::new(server), client: Arc::new(client) })
     }
@@ -153,7 +154,8 @@ where
 
     fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
         async move {
-            // The specification forbids a server name; an address sends none. The swarm compares the PeerId with the one dialled.
+            // The specification forbids a server name; an address sends none. The swarm compares the PeerId with the
+            // one dialled.
             let nameless = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
             let stream = TlsConnector::from(self.client).connect(nameless, socket).await?;
             Ok((peer_of(stream.get_ref().1)?, stream.into()))
@@ -169,8 +171,9 @@ fn peer_of(connection: &CommonState) -> Result<PeerId, TlsError> {
     }
 }
 
-/// libp2p's rules for certificates, the same for both sides: exactly one, self-signed, valid now, with the extension by which
-/// the node key signed the certificate's key (`certificate::parse` checks these), and a handshake signed by the certificate's key.
+/// libp2p's rules for certificates, the same for both sides: exactly one, self-signed, valid now, with the extension by
+/// which the node key signed the certificate's key (`certificate::parse` checks these), and a handshake signed by the
+/// certificate's key.
 #[derive(Debug)]
 struct PeerCertificates;
 
@@ -182,7 +185,7 @@ impl PeerCertificates {
         certificate::parse(certificate).map(drop).map_err(rustls::Error::from)
     }
 
-    /// Without this anyone could show a certificate that he saw.
+    /// Without this check anyone could show a certificate that it once saw.
     fn verify_handshake(
         message: &[u8],
         certificate: &CertificateDer<'_>,
@@ -192,7 +195,7 @@ impl PeerCertificates {
         Ok(HandshakeSignatureValid::assertion())
     }
 
-    /// The list of libp2p-tls.
+    /// The same list as in libp2p-tls.
     fn schemes() -> Vec<SignatureScheme> {
         vec![
             SignatureScheme::ECDSA_NISTP384_SHA384,

@@ -54,7 +54,7 @@ async fn speaks_with_the_stock_upgrade_both_ways() {
 }
 
 #[tokio::test]
-async fn without_aes_instructions_it_is_chacha_on_both_sides() {
+async fn without_aes_instructions_both_sides_use_chacha() {
     let [a, b] = [(); 2].map(|()| Keypair::generate_ed25519());
     let (weak, strong) = (Tls::with_suites(&a, CHACHA_ONLY).unwrap(), Tls::with_suites(&b, AES_FIRST).unwrap());
     let (listened, dialled) = handshake(weak.clone(), strong.clone()).await;
@@ -65,7 +65,7 @@ async fn without_aes_instructions_it_is_chacha_on_both_sides() {
     dialled.unwrap();
 }
 
-/// Who shows another's certificate and signs with a key of his own.
+/// A node that shows another's certificate and signs with a key of its own.
 fn impostor(victim: &Keypair) -> Tls {
     let (certificate, _) = certificate::generate(victim).unwrap();
     let (_, own_key) = certificate::generate(&Keypair::generate_ed25519()).unwrap();
@@ -110,7 +110,7 @@ async fn a_chain_and_a_foreign_certificate_are_refused() {
 }
 
 #[tokio::test]
-async fn nothing_is_remembered_of_a_session() {
+async fn no_session_is_resumed_and_no_secret_is_logged() {
     let [a, b] = [(); 2].map(|()| Keypair::generate_ed25519());
     let (listener, dialler) = (Tls::new(&a).unwrap(), Tls::new(&b).unwrap());
     for _ in 0..2 {
