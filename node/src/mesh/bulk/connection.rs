@@ -13,24 +13,24 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// A connection over which nothing was asked for so long is closed, as an idle control connection is: a NAR follows its narinfo
-/// within seconds, and the next build within minutes, or much later.
+/// A connection over which nothing was asked for this long is closed, as an idle control connection is: a NAR follows
+/// its narinfo within seconds, and the next build within minutes, or much later.
 const IDLE_MAX: Duration = Duration::from_secs(600);
-/// How often it is looked at whether a connection is idle.
+/// How often a connection is checked for being idle.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
-/// Streams that wait to be opened: more than our requests at one peer under way.
+/// Streams that wait to be opened: more than the requests that we have under way at one peer.
 const OPENING_MAX: usize = 64;
 
 /// A stream of a bulk connection.
 pub(in crate::mesh) type BulkStream = SubstreamBox;
 
-/// Whoever wants a stream, and will be told.
+/// Hands the stream, or the error, to whoever wants it.
 type Opening = oneshot::Sender<io::Result<BulkStream>>;
 
 /// A cheap handle of one connection.
 #[derive(Clone, Debug)]
 pub(in crate::mesh) struct Connection {
-    /// Tells it from the others, also from those that ended.
+    /// Tells it from all others, also from those that ended.
     pub(in crate::mesh) id: u64,
     pub(super) came_in: bool,
     openings: mpsc::Sender<Opening>,
@@ -38,7 +38,7 @@ pub(in crate::mesh) struct Connection {
     usage: Arc<Usage>,
 }
 
-/// What of a connection, and of all of its peer's together, is in use.
+/// How many requests use a connection, and how many use all connections of its peer together.
 #[derive(Debug)]
 struct Usage {
     here: AtomicUsize,
@@ -129,21 +129,21 @@ fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, "the bulk connection was closed")
 }
 
-/// The task's own.
+/// What the task of a connection owns.
 struct Running {
     muxer: StreamMuxerBox,
     wanted: mpsc::Receiver<Opening>,
-    /// The one that waits for the muxer; the others are in the channel.
+    /// The opening that waits for the muxer; the others are in the channel.
     opening: Option<Opening>,
 }
 
 impl Running {
-    /// Until the connection ends, and says why it did.
+    /// Runs until the connection ends, and says why it did.
     async fn run(&mut self, handle: &Connection, mut incoming: impl FnMut(BulkStream)) -> String {
         let mut check = tokio::time::interval(IDLE_CHECK);
         loop {
             tokio::select! {
-                // Whoever closes it does so because what comes is not wanted.
+                // Closing comes first: whoever closes the connection does not want what comes on it.
                 biased;
                 () = handle.closing.cancelled() => return "closed".to_owned(),
                 stream = poll_fn(|context| self.poll(context)) => match stream {
@@ -159,7 +159,7 @@ impl Running {
         }
     }
 
-    /// Opens what is wanted and moves everything on; ready with a stream that the peer opened.
+    /// Opens the streams that are wanted and moves everything on; ready with a stream that the peer opened.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<BulkStream>> {
         loop {
             let opening = match self.opening.take() {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-/// The behaviour; it speaks no protocol.
+/// Watches control connections; a behaviour that speaks no protocol.
 #[derive(Debug)]
 pub(in crate::mesh) struct ControlWatch(Bulk);
 
@@ -70,13 +70,13 @@ impl NetworkBehaviour for ControlWatch {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
-        // What happens here comes with calls of the swarm.
+        // Nothing happens here but in calls of the swarm.
         Poll::Pending
     }
 }
 
-/// Keeps a control connection open while NARs travel beside it: they end with it. libp2p looks at it each time the connection
-/// does something, and a ping does every two minutes.
+/// Keeps a control connection open while NARs travel on the bulk connection, which would end with it. libp2p asks each
+/// time the connection does something, which a ping does every two minutes.
 #[derive(Debug)]
 pub(in crate::mesh) struct KeepAlive(Arc<AtomicUsize>);
 

@@ -1,10 +1,10 @@
-//! Bulk connections: NARs travel on a TCP connection of their own, outside of the swarm, so that narinfos and gossip never stand
-//! behind them in one of the queues that a connection has (yamux, TLS, the kernel).
+//! Bulk connections: NARs travel on a TCP connection of their own, outside the swarm, so that narinfos and gossip never
+//! wait behind them in one of the queues that a connection has (yamux, TLS, the kernel).
 //!
-//! Walk: [`ControlWatch`] tells [`Bulk`] which control connections there are; [`Bulk::connection`] gives the bulk connection with a
-//! peer, and has it dialled first if need be, by us or by the peer; `connection` is the task of one.
-//! Invariants: no bulk connection is kept with a peer that is not on the allowlist, or with which no control connection is open;
-//! at most [`PER_SIDE_MAX`] that each side dialled; one dial at a time per peer.
+//! Walk: [`ControlWatch`] tells [`Bulk`] which control connections there are; [`Bulk::connection`] gives the bulk
+//! connection with a peer, and has it dialled first if need be, by us or by the peer; `connection` is the task of one.
+//! Invariants: no bulk connection is kept with a peer that is not on the allowlist, or with which no control connection
+//! is open; at most [`PER_SIDE_MAX`] that each side dialled; one dial at a time per peer.
 
 mod connection;
 mod control;
@@ -29,14 +29,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Bulk connections that one peer may have dialled to us, or may have had us dial; for a further one the oldest is closed. Two, so
-/// that a side that lost one need not wait until the other notices.
+/// Bulk connections that one peer may have dialled to us, or may have had us dial; a further one closes the oldest.
+/// Two, so that a side that lost one need not wait until the other notices.
 const PER_SIDE_MAX: usize = 2;
 /// A dial takes at most this long: three round trips, on a line whose queue takes a second (1 Mbit/s and 100 packets).
 const DIAL_MAX: Duration = Duration::from_secs(5);
-/// The dialler sees its control connection a moment before the listener does: a bulk connection waits so long for it.
+/// The dialler sees its control connection a moment before the listener does: a bulk connection waits this long for it.
 const EARLY_MAX: Duration = Duration::from_secs(1);
-/// A hint that NARs will be wanted counts for so long, if the control connection is not there yet.
+/// How long a hint that NARs will be wanted counts while the control connection is not there yet.
 const HINT_MAX: Duration = Duration::from_secs(5);
 
 /// All bulk connections; cheap to clone.
@@ -49,7 +49,7 @@ struct Shared {
     surroundings: OnceLock<Surroundings>,
 }
 
-/// What bulk connections need of the rest of the node.
+/// What bulk connections need from the rest of the node.
 pub(super) struct Surroundings {
     /// Who is on the allowlist.
     pub(super) statistics: Arc<PeerStatistics>,
@@ -65,15 +65,15 @@ struct Table {
     newest_id: u64,
 }
 
-/// What there is with one peer.
+/// The connections with one peer.
 #[derive(Default)]
 struct PeerBulk {
-    /// Its control connections; with the address, if we dialled it.
+    /// Its control connections, each with the address if we dialled it.
     control: BTreeMap<ConnectionId, Option<Multiaddr>>,
-    /// Oldest first.
+    /// Its bulk connections, oldest first.
     connections: Vec<Connection>,
     in_use: Arc<AtomicUsize>,
-    /// Came in before its control connection.
+    /// A bulk connection that came in before its control connection.
     early: Option<StreamMuxerBox>,
     /// When somebody last said that a connection will be wanted.
     hinted: Option<Instant>,
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Bulk {
 }
 
 impl Bulk {
-    /// Nothing is dialled or taken before [`Self::run`] was called.
+    /// Nothing is dialled or taken before [`Self::run`] is called.
     pub(super) fn new(transport: PeerTransport) -> Self {
         Self(Arc::new(Shared {
             transport: Mutex::new(transport),
@@ -99,7 +99,7 @@ impl Bulk {
         }))
     }
 
-    /// Takes what comes in, until the swarm ends.
+    /// Takes the connections that come in, until the swarm ends.
     pub(super) async fn run(self, surroundings: Surroundings, mut arrivals: mpsc::Receiver<Arrival>) {
         drop(self.0.surroundings.set(surroundings));
         while let Some((peer, muxer)) = arrivals.recv().await {
@@ -112,7 +112,7 @@ impl Bulk {
         let waiting = {
             let mut table = self.0.table.lock();
             let known = table.peers.get_mut(&peer).filter(|known| !known.control.is_empty());
-            let known = known.ok_or_else(|| "there is no connection with it".to_owned())?;
+            let known = known.ok_or_else(|| "there is no control connection".to_owned())?;
             if let Some(open) = known.newest() {
                 return Ok(open.clone());
             }
@@ -122,10 +122,10 @@ impl Bulk {
             self.dial_unless_under_way(&mut table, peer);
             waiting
         };
-        waiting.await.unwrap_or_else(|_| Err("the bulk connection is not wanted any more".to_owned()))
+        waiting.await.unwrap_or_else(|_| Err("the bulk connection is no longer wanted".to_owned()))
     }
 
-    /// Has the connection dialled, if there is none: it will be wanted soon.
+    /// Has the connection dialled if there is none: it will be wanted soon.
     pub(super) fn prepare(&self, peer: PeerId) {
         let mut table = self.0.table.lock();
         let is_ready = |known: &PeerBulk| known.dial.is_some() || known.newest().is_some();
@@ -145,19 +145,19 @@ impl Bulk {
         self.0.table.lock().peers.get(peer).is_some_and(|known| known.newest().is_some())
     }
 
-    /// A peer wants to have it dialled; says whether that can be done.
+    /// Dials because the peer asks for it; says whether that can be done.
     pub(super) fn dial_for(&self, peer: PeerId) -> bool {
         let mut table = self.0.table.lock();
         let Some(known) = table.peers.get(&peer) else { return false };
         if known.address().is_none() {
             return false;
         }
-        // Not "unless there is one": whoever asks has none, and may know better.
+        // Even if there is a connection: the peer that asks has none, and may know better.
         self.dial_unless_under_way(&mut table, peer);
         true
     }
 
-    /// The peer was asked to dial, for the dial of this number, and will not.
+    /// Notes that the peer, asked to dial for the dial of this number, will not.
     pub(super) fn dial_refused(&self, peer: PeerId, number: u64, why: &str) {
         self.0.table.lock().dial_failed(peer, number, why);
     }
@@ -165,7 +165,7 @@ impl Bulk {
     /// Closes everything with a peer that left the allowlist.
     pub(super) fn forget(&self, peer: &PeerId) {
         if let Some(known) = self.0.table.lock().peers.get_mut(peer) {
-            known.end("it left the allowlist");
+            known.end("the peer left the allowlist");
         }
     }
 
@@ -177,11 +177,12 @@ impl Bulk {
         self.0.surroundings.get().is_some_and(|around| around.statistics.stats(peer).is_some())
     }
 
-    /// A control connection is open; `dialled` is the address, if we dialled it.
+    /// Notes an open control connection; `dialled` is the address, if we dialled it.
     fn control_opened(&self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
         let mut table = self.0.table.lock();
         let known = table.peers.entry(peer).or_default();
         known.control.insert(id, dialled);
+        // The peer can be reached now, so earlier failures say nothing.
         known.failures = Failures::default();
         let early = known.early.take();
         let is_hinted = known.hinted.take().is_some_and(|since| since.elapsed() < HINT_MAX);
@@ -202,7 +203,7 @@ impl Bulk {
         table.tidy(peer);
     }
 
-    /// A peer dialled a bulk connection.
+    /// Takes a bulk connection that a peer dialled.
     fn arrived(&self, peer: PeerId, muxer: StreamMuxerBox) {
         if !self.is_allowed(&peer) {
             tracing::debug!(%peer, "refused a bulk connection: not on the allowlist");
@@ -218,7 +219,8 @@ impl Bulk {
         tokio::spawn(async move {
             tokio::time::sleep(EARLY_MAX).await;
             let mut table = this.0.table.lock();
-            // A later one has its time cut short: nobody honest has two without a control connection.
+            // A second early connection takes the place of the first, and gets only what is left of its time: no honest
+            // peer has two without a control connection.
             if table.peers.get_mut(&peer).is_some_and(|known| known.early.take().is_some()) {
                 tracing::debug!(%peer, "refused a bulk connection: there is no control connection");
             }
@@ -226,7 +228,7 @@ impl Bulk {
         });
     }
 
-    /// Makes use of a connection that is there, in both directions.
+    /// Puts a connection to use, in both directions.
     fn adopt(&self, table: &mut Table, peer: PeerId, muxer: StreamMuxerBox, came_in: bool) {
         table.newest_id += 1;
         let id = table.newest_id;
@@ -284,7 +286,7 @@ impl Bulk {
         let dialled = tokio::time::timeout(DIAL_MAX, self.dial_address(peer, address)).await;
         let dialled = dialled.unwrap_or_else(|_| Err(format!("no bulk connection within {DIAL_MAX:?}")));
         let mut table = self.0.table.lock();
-        // What belongs to a control connection that is gone meanwhile is closed with it.
+        // If the control connection is gone meanwhile, the bulk connection is closed, too.
         if table.peers.get(&peer).is_none_or(|known| known.control.is_empty()) {
             return;
         }
@@ -298,16 +300,17 @@ impl Bulk {
         let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
         let dial = self.0.transport.lock().dial(address, options).map_err(|error| error.to_string())?;
         let (found, muxer) = dial.await.map_err(|error| error.to_string())?;
-        if found == peer { Ok(muxer) } else { Err(format!("there is {found}, another peer")) }
+        if found == peer { Ok(muxer) } else { Err(format!("another peer answers there: {found}")) }
     }
 
-    /// Only the side that dialled the control connection knows an address that surely leads to the other.
+    /// Asks the peer to dial. Only the side that dialled the control connection knows an address that surely leads to
+    /// the other.
     async fn ask_to_dial(&self, peer: PeerId, number: u64) {
         if let Some(around) = self.0.surroundings.get() {
             drop(around.commands.send(Command::AskToDial(peer, number)).await);
         }
         tokio::time::sleep(DIAL_MAX).await;
-        self.0.table.lock().dial_failed(peer, number, &format!("it did not dial within {DIAL_MAX:?}"));
+        self.0.table.lock().dial_failed(peer, number, &format!("the peer did not dial within {DIAL_MAX:?}"));
     }
 }
 
@@ -323,7 +326,7 @@ impl Table {
     /// Forgets a peer with which there is nothing.
     fn tidy(&mut self, peer: &PeerId) {
         let is_nothing = |known: &PeerBulk| {
-            // Who else has the counter is a control connection that is about to be told of.
+            // Another holder of the counter is a control connection that we will hear of in a moment.
             let is_counted = Arc::strong_count(&known.in_use) > 1;
             let is_quiet = known.early.is_none() && known.waiting.is_empty();
             known.control.is_empty() && known.connections.is_empty() && is_quiet && !is_counted
@@ -339,7 +342,7 @@ impl PeerBulk {
         self.connections.iter().rev().find(|connection| connection.is_open())
     }
 
-    /// Where we dialled it: known to lead there.
+    /// An address at which we dialled the peer: it is known to lead there.
     fn address(&self) -> Option<Multiaddr> {
         self.control.values().rev().find_map(Clone::clone)
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// The pause after the second failure in a row; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-/// The longest pause: shorter than the time after which Nix gives up a download that does not move (30 s by default), so that
-/// several dials fit in.
+/// The longest pause: shorter than the time after which Nix gives up a download that does not move (30 s by default),
+/// so that several dials fit in.
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// The failures in a row of dials to one peer.
@@ -13,12 +13,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 pub(super) struct Failures(u32);
 
 impl Failures {
-    /// One more.
+    /// Counts one more.
     pub(super) fn count(&mut self) {
         self.0 = self.0.saturating_add(1);
     }
 
-    /// What to wait before the next dial. After the first failure nothing: a packet was lost, or the peer was just restarting.
+    /// How long to wait before the next dial. Not at all after the first failure: a packet was lost, or the peer was
+    /// just restarting.
     pub(super) fn pause(self) -> Duration {
         match self.0.checked_sub(2) {
             None => Duration::ZERO,
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_failure_costs_no_pause_and_later_ones_ever_more_up_to_a_bound() {
+    fn the_first_failure_costs_no_pause_and_later_ones_longer_ones_up_to_a_bound() {
         let mut failures = Failures::default();
         let mut pauses = vec![failures.pause()];
         for _ in 0..8 {

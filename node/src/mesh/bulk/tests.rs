@@ -12,7 +12,7 @@ use narmesh_protocol::wire::{NarReply, NarRequest};
 use narmesh_protocol::{HashPart, NarHash};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What every NAR here has.
+/// The bytes of every NAR here.
 const NAR: [u8; 128] = [7; 128];
 
 fn request() -> NarRequest {
@@ -134,7 +134,7 @@ async fn ask(pool: &NarPool, peer: PeerId) -> (Vec<NarPiece>, Vec<u8>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_requests_as_the_first_thing_on_a_new_connection_never_fail() {
+async fn sixty_requests_at_once_on_a_new_connection_never_fail() {
     const ROUNDS: usize = 167;
     let (here, there) = pair(|_| vec![whole()]).await;
     let pool = NarPool::new(here.bulk.clone());
@@ -151,7 +151,7 @@ async fn sixty_requests_as_the_first_thing_on_a_new_connection_never_fail() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_was_dialled_has_the_other_side_dial_and_uses_that_connection() {
+async fn the_dialled_side_has_the_dialler_dial_and_both_use_that_connection() {
     let (here, mut there) = pair(|_| vec![whole()]).await;
     there.until_connected(here.id).await;
     let pool = NarPool::new(there.bulk.clone());
@@ -163,7 +163,7 @@ async fn who_was_dialled_has_the_other_side_dial_and_uses_that_connection() {
     assert_eq!(peer, here.id);
     assert!(here.bulk.dial_for(there.id));
     assert_eq!(asked.await.unwrap().1, NAR);
-    // The other direction needs no second one.
+    // The other direction uses the same connection.
     let back = NarPool::new(here.bulk.clone());
     assert!(back.is_connected(&there.id));
     assert_eq!(ask(&back, there.id).await.1, NAR);
@@ -191,7 +191,7 @@ async fn a_dial_that_is_refused_fails_at_once_and_the_next_request_tries_again()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_is_told_so_and_what_stands_in_no_queue_asks_again_by_itself() {
+async fn a_queued_request_is_told_its_place_and_one_in_no_queue_is_asked_again() {
     let (here, there) = pair(|number| match number {
         0 => vec![head(NarReply::NotNow { place: 0, ask_again_ms: 1 })],
         _ => vec![
@@ -243,7 +243,7 @@ async fn a_stream_that_ends_before_its_answer_is_asked_again_on_another_and_a_ho
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_is_handed_over_up_to_what_breaks_it() {
+async fn a_broken_body_is_handed_over_up_to_where_it_breaks() {
     let (here, there) = pair(|number| {
         let body = [head(NarReply::Body { zstd: false }), frame(&NAR[..100])].concat();
         match number {
@@ -279,7 +279,7 @@ async fn a_body_is_handed_over_up_to_what_breaks_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_had_without() {
+async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_dialled_without_one() {
     let (here, there) = pair(|_| vec![whole()]).await;
     let pool = NarPool::new(here.bulk.clone());
     ask(&pool, there.id).await;
@@ -289,7 +289,7 @@ async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_had_with
     assert!(matches!(pool.request(there.id, request()).await, Err(NarRequestError::NotConnected(_))));
 }
 
-/// What waits on a stream would otherwise wait for ever, and count as one of its peer's.
+/// Otherwise a task that waits on a stream would wait for ever, and the stream would count as one of its peer's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_a_bulk_connection_that_we_close_end() {
     let (here, there) = pair(|_| vec![whole()]).await;

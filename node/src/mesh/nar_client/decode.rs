@@ -1,17 +1,18 @@
-//! A body as it comes: plain, or one zstd frame that is unpacked in bounded pieces.
+//! Decompresses a body that comes as one zstd frame, in bounded pieces.
 
 use std::io;
 use zstd::stream::raw::{DParameter, InBuffer, Operation, OutBuffer};
 
-/// Decompressed bytes per step: some times what an inbox holds, since room for so much is made, and zeroed, each time.
+/// Decompressed bytes per step: a few times what an inbox holds, because this much room is made, and zeroed, each time.
 const UNPACKED_BYTES_MAX: usize = 64 << 10;
-/// 8 MiB windows: what level 3 and below ever use. A frame that asks for more is refused before memory is taken.
+/// Windows of 8 MiB: the most that level 3 and below ever use. A frame that asks for more is refused before memory is
+/// taken.
 const WINDOW_LOG_MAX: u32 = 23;
 
 /// Decompresses a body.
 pub(super) struct Unpacker {
     decoder: zstd::stream::raw::Decoder<'static>,
-    /// What was decompressed last filled its piece: more may come without further input.
+    /// The last step filled its piece: more may come without further input.
     pub(super) has_more: bool,
 }
 
@@ -22,8 +23,8 @@ impl Unpacker {
         Ok(Self { decoder, has_more: false })
     }
 
-    /// Decompresses `packed` onto the end of `out`, at most [`UNPACKED_BYTES_MAX`] at a time, however much the frame holds. Says
-    /// how much of `packed` was used.
+    /// Decompresses `packed` onto the end of `out`, at most [`UNPACKED_BYTES_MAX`] at a time, however much the frame
+    /// holds. Says how much of `packed` was used.
     pub(super) fn unpack(&mut self, packed: &[u8], out: &mut Vec<u8>) -> io::Result<usize> {
         let before = out.len();
         out.resize(before + UNPACKED_BYTES_MAX, 0);
@@ -42,6 +43,7 @@ impl Unpacker {
             if self.has_more || used == packed.len() {
                 break Ok(used);
             }
+            // No progress although input is left: something follows the end of the frame.
             if consumed == 0 && written == 0 {
                 break Err(io::Error::new(io::ErrorKind::InvalidData, "zstd frame ended before the body"));
             }

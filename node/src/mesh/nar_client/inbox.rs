@@ -1,4 +1,4 @@
-//! What came on a stream and was not looked at yet, and the frames in it. Nothing is lost when a read is dropped half way.
+//! Buffers what came on a stream, and finds the frames in it. Nothing is lost when a read is dropped half way.
 
 use super::lines::Line;
 use crate::mesh::bulk::BulkStream;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 /// Two frames of yamux: more at a time saves nothing.
 const INBOX_BYTES: usize = 32 << 10;
 
-/// A stream with a buffer before it.
+/// A stream with a read buffer.
 pub(super) struct Inbox {
     pub(super) stream: BulkStream,
     line: Arc<Line>,
@@ -21,7 +21,7 @@ pub(super) struct Inbox {
     to: usize,
 }
 
-/// What stands before the bytes of a chunk.
+/// What comes before the bytes of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chunk {
     /// A chunk of that many bytes follows.
@@ -40,7 +40,7 @@ impl Inbox {
         (self.from == self.to).then_some(self.stream)
     }
 
-    /// What came and was not taken.
+    /// What came and was not taken yet.
     pub(super) fn waiting(&self) -> &[u8] {
         self.bytes.get(self.from..self.to).unwrap_or_default()
     }
@@ -49,7 +49,7 @@ impl Inbox {
         self.from = (self.from + bytes).min(self.to);
     }
 
-    /// Reads more; an end is an error, because nothing here ends well with one.
+    /// Reads more. The end of the stream is an error, because no answer ends with it.
     pub(super) fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.from == self.to {
             (self.from, self.to) = (0, 0);
@@ -68,7 +68,7 @@ impl Inbox {
         }
     }
 
-    /// One frame of at most `bytes_max`, which fits into the buffer.
+    /// Takes one frame of at most `bytes_max`, which fits into the buffer.
     pub(super) fn poll_frame(&mut self, context: &mut Context<'_>, bytes_max: usize) -> Poll<io::Result<Vec<u8>>> {
         loop {
             if let Some((length, rest)) = self.waiting().split_first_chunk() {
@@ -85,7 +85,7 @@ impl Inbox {
         }
     }
 
-    /// What stands before the bytes of the next chunk.
+    /// Takes what comes before the bytes of the next chunk.
     pub(super) fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Chunk>> {
         loop {
             if let Some((length, rest)) = self.waiting().split_first_chunk() {

@@ -1,4 +1,4 @@
-//! What moves between us and one peer: so a source that is slow is told from one that is dead.
+//! Counts what moves between us and one peer, so that a slow source can be told from a dead one.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub(super) struct Line {
     in_flight: AtomicUsize,
 }
 
-/// A look at what moves between us and a peer.
+/// A snapshot of what moves between us and a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LineView {
     /// Bytes of all NAR streams of this peer, heads and heartbeats included.

@@ -1,9 +1,10 @@
 //! Asking a peer for a NAR: a pool of streams on its bulk connection, one framed request after the other on each.
 //!
-//! Walk: [`NarPool::request`] writes a request and gives a [`NarSource`]; [`NarSource::next`] says what the holder says. `inbox` takes
-//! frames from a stream, `decode` unpacks, `lines` counts what moves.
-//! Never a stream per NAR: that is 12 times slower over a WAN (design figures, 80 ms round trip). What ends before an answer was
-//! closed by the other side while idle, or with its connection: it is asked again without the caller noticing.
+//! Walk: [`NarPool::request`] writes a request and gives a [`NarSource`]; [`NarSource::next`] says what the holder
+//! says. `inbox` takes frames from a stream, `decode` unpacks, `lines` counts what moves.
+//! Streams are reused: one stream per NAR is 12 times slower over a WAN (design figures, 80 ms round trip). A stream
+//! that ends before an answer was closed by the other side while idle, or broke with its connection: the request is
+//! sent again without the caller noticing.
 
 mod decode;
 mod inbox;
@@ -25,10 +26,10 @@ use std::io;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Idle streams kept per peer: what a Nix of today has under way.
+/// Idle streams kept per peer: as many as today's Nix has requests under way.
 const IDLE_STREAMS_MAX: usize = 16;
-/// Requests under way at one peer; further ones wait for a stream. A holder takes 64 streams, and may not have heard yet of some
-/// that were given up.
+/// Requests under way at one peer; further ones wait for one to end. A holder takes 64 streams, and may not have heard
+/// yet that some were given up.
 const IN_FLIGHT_MAX: usize = 56;
 /// How often one request may find a fresh stream closed before its answer: the connection broke, and so did the next.
 const BROKEN_MAX: u32 = 2;
@@ -84,7 +85,7 @@ impl From<NarRequestError> for io::Error {
 struct Asked {
     inbox: Inbox,
     connection: Connection,
-    /// It was opened for this request: if it ends, that is its connection's doing.
+    /// It was opened for this request: if it ends, its connection broke.
     is_fresh: bool,
     _in_use: InUse,
 }
@@ -99,13 +100,15 @@ impl NarPool {
         self.0.bulk.prepare(peer);
     }
 
-    /// Sends a request on a pooled or fresh stream of the bulk connection, dialling it if need be; returns when it is written. What
-    /// the holder says comes from [`NarSource::next`]. With as many as there may be under way it waits for one of them to end.
+    /// Sends a request on a pooled or fresh stream of the bulk connection, dialling it if need be; returns when it is
+    /// written. What the holder says comes from [`NarSource::next`]. If as many requests are under way as may be, it
+    /// waits for one of them to end.
     pub async fn request(&self, peer: PeerId, request: NarRequest) -> Result<NarSource, NarRequestError> {
         let bytes = request.encode().map_err(io::Error::other)?;
         let mut frame = Vec::with_capacity(4 + bytes.len());
         write_frame(&mut frame, &bytes).await?;
         let of_peer = self.of_peer(peer);
+        // Counts as under way already while it waits for a slot.
         let in_flight = of_peer.line.begin();
         let slot = Arc::clone(&of_peer.slots).acquire_owned().await.map_err(io::Error::other)?;
         let asking = Asking { pool: self.clone(), peer, of_peer, frame: frame.into() };
@@ -113,7 +116,7 @@ impl NarPool {
         Ok(NarSource::new(asking, asked, Held { _slot: slot, _in_flight: in_flight }))
     }
 
-    /// What moves between us and this peer, for pace and choice of holders. From memory.
+    /// What moves between us and this peer, for the pace and the choice of holders. From memory.
     pub fn line(&self, peer: &PeerId) -> LineView {
         self.0.peers.lock().get(peer).map(|of_peer| of_peer.line.view()).unwrap_or_default()
     }
@@ -130,7 +133,7 @@ impl NarPool {
         self.0.peers.lock().remove(peer);
     }
 
-    /// The peer is not connected any more: its idle streams are worth nothing.
+    /// The peer is no longer connected: its idle streams are worth nothing.
     pub(super) fn disconnected(&self, peer: &PeerId) {
         if let Some(of_peer) = self.0.peers.lock().get(peer) {
             of_peer.idle.lock().clear();
@@ -164,7 +167,7 @@ impl PeerPool {
     }
 }
 
-/// What one request has taken of its peer's share.
+/// What one request takes up at its peer while it lasts.
 struct Held {
     _slot: OwnedSemaphorePermit,
     _in_flight: InFlight,
@@ -183,7 +186,7 @@ impl Asking {
     /// Writes the request on some stream.
     async fn ask(&self) -> Result<Asked, NarRequestError> {
         while let Some(Idle { stream, connection }) = self.of_peer.pop_idle() {
-            // What was closed while idle says nothing.
+            // It may have been closed while idle, so an error here says nothing.
             if let Ok(asked) = self.ask_on(stream, connection, false).await {
                 return Ok(asked);
             }

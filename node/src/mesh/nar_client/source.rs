@@ -14,15 +14,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
-/// A step brings at most about so many bytes, so that a quick line costs few steps and does not starve others.
+/// A step brings at most about this many bytes, so that a quick line costs few steps and does not starve others.
 const STEP_BYTES: usize = 256 << 10;
-/// A holder's word on when to ask again is taken within these bounds.
+/// The time after which a holder wants to be asked again is taken within these bounds.
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// See [`ASK_AGAIN_MIN`].
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(10);
 
-/// A holder tells a request's place in its queue at most once a second. One that says *not now* more often than this only keeps us
-/// busy; what arrives late and at once is within the burst.
+/// How often a holder may say *not now*. It tells a request's place in its queue at most once a second; one that says
+/// it more often only keeps us busy. What arrives late and at once is within the burst.
 const WORDS_PER_S: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// See [`WORDS_PER_S`].
 const WORDS_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
@@ -30,8 +30,8 @@ const WORDS_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
 /// What the holder says next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NarPiece {
-    /// It has the NAR, and sends it later: the request stands at this place in its queue. Place 0: it stands in none, and is asked
-    /// again by itself.
+    /// It has the NAR, and sends it later: the request has this place in its queue. At place 0 it is in no queue, and
+    /// is asked again by itself.
     NotNow {
         /// From 1; 0 for none.
         place: u32,
@@ -59,9 +59,9 @@ pub struct NarSource {
 }
 
 enum State {
-    /// For the head of the answer.
+    /// Waits for the head of the answer.
     Waiting(Asked),
-    /// Before the request is written again on the same stream.
+    /// Waits before the request is written again on the same stream.
     Pausing(Asked, Pin<Box<Sleep>>),
     /// The request is being written again.
     Asking(BoxFuture<'static, Result<Asked, NarRequestError>>),
@@ -69,11 +69,11 @@ enum State {
     Ended(NarPiece),
 }
 
-/// Where in the body it is.
+/// How far the body has been read.
 struct Body {
     unpacker: Option<Unpacker>,
     chunk_left: usize,
-    /// What was found behind bytes that had to be handed over first.
+    /// What was found after bytes that had to be handed over first.
     found: Option<io::Result<NarPiece>>,
 }
 
@@ -96,7 +96,7 @@ impl NarSource {
         }
     }
 
-    /// Whom it is asked of.
+    /// The peer that is asked.
     pub fn peer(&self) -> PeerId {
         self.asking.peer
     }
@@ -111,8 +111,9 @@ impl NarSource {
         self.has_begun
     }
 
-    /// The next thing that the holder says. Appends bytes of the body to `out`, at most `bytes_max`: more are an error, and an error
-    /// appends none. No byte is lost when the future is dropped. [`io::ErrorKind::InvalidData`] means that the holder broke the protocol.
+    /// The next thing that the holder says. Appends bytes of the body to `out`, at most `bytes_max`: more are an error,
+    /// and an error appends none. No byte is lost when the future is dropped. [`io::ErrorKind::InvalidData`] means that
+    /// the holder broke the protocol.
     pub async fn next(&mut self, out: &mut Vec<u8>, bytes_max: u64) -> io::Result<NarPiece> {
         poll_fn(|context| self.poll_next(context, out, bytes_max)).await
     }
@@ -132,7 +133,7 @@ impl NarSource {
                     match piece {
                         Ok(NarPiece::Data) => {}
                         Ok(last) => self.end(last),
-                        // Nothing else can be asked on that stream.
+                        // No other request can be sent on that stream.
                         Err(_) => drop(self.take()),
                     }
                     return Poll::Ready(piece);
@@ -160,14 +161,15 @@ impl NarSource {
         }
     }
 
-    /// What a head means; `None` if the caller has nothing to hear of it.
+    /// What a head means; `None` if the caller need not hear of it.
     fn on_head(&mut self, frame: io::Result<Vec<u8>>) -> io::Result<Option<NarPiece>> {
         let State::Waiting(asked) = self.take() else { return Ok(None) };
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
             Err(error) => {
-                // A pooled one was closed while idle, and each is tried once; a fresh one broke with its connection.
+                // A pooled stream was closed while idle, and each is tried once. A fresh one broke with its connection,
+                // which may happen only a few times.
                 if asked.is_fresh {
                     self.broken_left = self.broken_left.checked_sub(1).ok_or(error)?;
                 }
@@ -195,7 +197,7 @@ impl NarSource {
                 if self.words.get_or_insert_with(limit).check().is_err() {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        "it tells its place in the queue too often",
+                        "the holder tells a place in its queue too often",
                     ));
                 }
                 let ask_again = Duration::from_millis(ask_again_ms.into()).clamp(ASK_AGAIN_MIN, ASK_AGAIN_MAX);
@@ -208,7 +210,7 @@ impl NarSource {
         })
     }
 
-    /// The answer is over; a stream that it left in order takes the next request.
+    /// Ends the answer; if the stream is in order, it takes the next request.
     fn end(&mut self, piece: NarPiece) {
         let asked = match std::mem::replace(&mut self.state, State::Ended(piece)) {
             State::Waiting(asked) | State::Body(asked, _) => asked,
@@ -245,7 +247,7 @@ impl Body {
                 }
                 Poll::Pending | Poll::Ready(_) if out.len() == before => return step,
                 Poll::Pending => {}
-                // What came before it was honest, and is handed over first.
+                // The bytes before it are good, and are handed over first.
                 Poll::Ready(found) => self.found = Some(found),
             }
             break;
