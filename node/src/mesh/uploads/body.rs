@@ -1,4 +1,5 @@
-//! Writing one body: in slices of its share, in pieces as large as the stream takes quickly, given up when nothing moves.
+//! Writes one body: in slices of its share, in pieces as large as the stream takes quickly. It is given up when nothing
+//! moves.
 
 use super::PeerUploads;
 use super::pace::Paced;
@@ -10,20 +11,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Read from the file system at a time for a stream that takes it quickly; a NAR up to this size is one write.
+/// Bytes read from the file system at a time for a stream that takes them quickly; a NAR up to this size is one write.
 pub(super) const PIECE_BYTES_MAX: usize = 256 << 10;
-/// The first piece of a larger one, before anything is known of its stream.
+/// Bytes of the first piece of a larger NAR, before anything is known of its stream.
 const PIECE_BYTES_FIRST: usize = 64 << 10;
-/// For a stream that is slow.
+/// Bytes read at a time for a stream that is slow.
 const PIECE_BYTES_SLOW: usize = 16 << 10;
-/// A write of one piece that takes longer is slow: at this pace 256 KiB are 8 Mbit/s.
+/// A stream that takes longer for one piece is slow: at this pace 256 KiB are 8 Mbit/s.
 const SLOW_WRITE: Duration = Duration::from_millis(250);
-/// A body of which no byte can be written for so long is given up if other streams of its peer move, or a
-/// request of its peer waits for its place: its asker does not read it, and asks for the rest when it does.
+/// A body of which no byte can be written for this long is given up if other streams of its peer move, or a request of
+/// its peer waits for its place: its asker does not read it, and asks for the rest when it does.
 const STALL_BESIDE_OTHERS: Duration = Duration::from_secs(30);
-/// And after this in any case.
+/// A body of which no byte can be written for this long is given up in any case.
 const STALL_MAX: Duration = Duration::from_secs(60);
-/// How often that is looked at.
+/// How often it is checked whether a body has stalled.
 const STALL_CHECK: Duration = Duration::from_secs(5);
 
 /// One body under way on its stream.
@@ -34,7 +35,7 @@ pub(super) struct BodyWriter<'a, S> {
     piece_bytes: usize,
     /// When the stream last took a byte.
     moved: Instant,
-    /// Bytes of the body that it took.
+    /// Bytes of the body that the stream took.
     pub(super) sent: u64,
 }
 
@@ -60,7 +61,7 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
         }
     }
 
-    /// Writes bytes that are no part of the body.
+    /// Writes bytes, and does not count them as part of the body.
     pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (peer, moved) = (self.peer, &mut self.moved);
         let has_stalled = |last: Instant| {
@@ -83,7 +84,8 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
     pub(super) async fn write_piece(&mut self, piece: &[u8]) -> io::Result<()> {
         let mut left = piece;
         let mut took = Duration::ZERO;
-        // While it waits for its share nothing can move, and that is not the stream's doing.
+        // A body that waits for its share cannot move, and that is not the stream's fault: `moved` begins anew after
+        // each wait.
         while !left.is_empty() {
             let granted = self.paced.pay(left.len().min(NarFrame::CHUNK_BYTES_MAX)).await;
             let (chunk, rest) = left.split_at(granted.min(left.len()));

@@ -1,13 +1,15 @@
 //! Answering peers' NAR requests from our own store alone: each when its turn has come, at its share of the rate.
 //!
-//! Walk: [`Uploads::accept`] takes a stream; each request on it is let into the `queue` and waits for its turn, its asker being told
-//! its place; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when `pace` grants it.
+//! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
+//! asker is told its place; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when
+//! `pace` grants it.
 //!
-//! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has 256 KiB where
-//! the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to twelve frames of 16 KiB per stream
-//! before its socket. A peer that reads nothing costs 16 small NARs of up to 256 KiB and 16 large ones of two times 64 KiB, 6 MiB, until
-//! these are given up; from then on, 32 times two times 16 KiB, 1 MiB; and 6 MiB in yamux for the ten seconds until TCP ends a
-//! connection from which nothing is taken. There is no bound over all peers but on the readers at work (`uploads_total`).
+//! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
+//! 256 KiB where the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to
+//! twelve frames of 16 KiB per stream before its socket. A peer that reads nothing costs 16 small NARs of up to 256 KiB
+//! and 16 large ones of two times 64 KiB, 6 MiB, until these are given up; from then on 32 times two times 16 KiB, 1
+//! MiB; and 6 MiB in yamux for the ten seconds until TCP ends a connection from which nothing is taken. The only bound
+//! over all peers is that on the readers at work (`uploads_total`).
 //! Invariants: no request is refused because of what another peer does; nothing waits without the asker being told.
 
 mod body;
@@ -41,29 +43,30 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-/// A NAR up to this size is sent, and verified, as a whole before anybody waits for anybody.
+/// A NAR up to this size is small: it does not wait behind large ones, and its asker verifies the whole of it before
+/// passing any of it on.
 const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Streams that one peer may hold open; a further one is told *not now* and closed.
 const STREAMS_PER_PEER_MAX: usize = 64;
-/// Of these, so many at a time; the others are reset.
+/// Streams over that limit that are told so at the same time; the others are reset.
 const TURNED_AWAY_MAX: usize = 8;
 /// A wait that is over sooner is not told: the asker would wake for nothing.
 const FIRST_WORD: Duration = Duration::from_millis(50);
-/// Who waits is told a new place at most this often,
+/// An asker that waits is told a new place at most this often,
 const NEW_PLACE: Duration = Duration::from_secs(1);
 /// and that it still waits at least this often.
 const STILL_WAITS: Duration = Duration::from_millis(1_800);
-/// The promise that goes with it.
+/// What the asker is promised: the next word comes within this.
 const NEXT_WORD_MS: u32 = 2_000;
-/// Whoever cannot be queued should ask again after this.
+/// An asker that cannot be queued should ask again after this.
 const ASK_AGAIN_MS: u32 = 1_000;
-/// A head that cannot be written for so long ends its stream, as a body does.
+/// A head that cannot be written for this long ends its stream, as a body does.
 const HEAD_STALL: Duration = Duration::from_secs(30);
 
 /// How much may be under way at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UploadLimits {
-    /// Bodies to one peer, of NARs up to 8 MiB and of larger ones each.
+    /// Bodies to one peer: this many of NARs up to 8 MiB, and as many of larger ones.
     pub per_peer: usize,
     /// Threads that read from the disk for all peers.
     pub total: usize,
@@ -95,9 +98,9 @@ struct PeerUploads {
     turned_away: Arc<Semaphore>,
     /// When one of its streams last took a byte.
     moved: Mutex<Instant>,
-    /// Its requests that wait for a place.
+    /// The number of its requests that wait for a place.
     waiting: AtomicUsize,
-    /// Its last piece was taken slowly.
+    /// Whether its last piece was taken slowly.
     is_slow: AtomicBool,
     /// One of its requests ended: others may have moved up.
     advanced: Notify,
@@ -130,12 +133,12 @@ impl Turn {
         self.uploads.0.queue.lock().place(self.peer, self.kind, self.ticket)
     }
 
-    /// Until it is under way.
+    /// Waits until the request is under way.
     async fn wait(&self) {
         let _waiting = Waiting::of(&self.of_peer);
         loop {
             let mut advanced = std::pin::pin!(self.of_peer.advanced.notified());
-            // Before the look, so that no change after it is missed.
+            // Before the check, so that no change after it is missed.
             advanced.as_mut().enable();
             if self.place().is_none() {
                 return;
@@ -170,7 +173,7 @@ impl Drop for Turn {
 }
 
 impl Uploads {
-    /// Serves what `offer` says, and counts on `statistics`.
+    /// Serves what `offer` allows, and counts in `statistics`.
     pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, compress: Compress) -> Self {
         let pace = Pace::default();
         pace.set_rate(limits.bytes_per_s);
@@ -221,11 +224,12 @@ impl Uploads {
                 });
             }
             Err(_) => {
-                tracing::debug!(peer = %incoming.peer, "a NAR stream over the limit");
-                // While it reads no answers, its further streams are reset: each may hold 256 KiB of what it sent.
+                tracing::debug!(peer = %incoming.peer, "refused a NAR stream over the limit");
+                // While the peer does not read these answers, its further streams are reset: each may hold 256 KiB of
+                // what it sent.
                 if let Ok(permit) = Arc::clone(&of_peer.turned_away).try_acquire_owned() {
                     tokio::spawn(async move {
-                        // It is told so, or it does not read.
+                        // Either the peer is told so, or it does not read.
                         tokio::time::timeout(HEAD_STALL, turn_away(incoming.stream)).await.ok();
                         drop(permit);
                     });
@@ -270,18 +274,20 @@ impl Uploads {
         if !self.0.offer.is_offered(&request.hash_part) {
             return reply(stream, NarReply::Absent).await;
         }
+        // What is not offered is answered before this, so that it takes no place in the queue.
         let Some(turn) = self.enter(peer, of_peer, request.nar_size) else {
             return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
         };
         while_waiting(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
         let paced = self.0.pace.join(peer, turn.ticket);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
+        // Opened only now: a request that waits in the queue takes no reader and holds no piece.
         let opened = while_waiting(stream, || 1, self.open(request, zstd, of_peer)).await?;
         let (reader, first) = match opened? {
             Ok(Some(begun)) => begun,
             Ok(None) => return reply(stream, NarReply::Absent).await,
             Err(error) => {
-                tracing::debug!(hash_part = %request.hash_part, %error, "a NAR of ours cannot be opened");
+                tracing::debug!(hash_part = %request.hash_part, %error, "one of our NARs cannot be opened");
                 let not_now = NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS };
                 return reply(stream, if error.may_pass() { not_now } else { NarReply::Absent }).await;
             }
@@ -289,6 +295,7 @@ impl Uploads {
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
         let mut body = BodyWriter::new(stream, of_peer, &paced);
         let sent = match first {
+            // Under a rate even a small NAR has to wait for its share, so it is sent in slices.
             Ok(Some(whole)) if reader.is_complete() && paced.is_free() => body.write_at_once(&head, &whole).await,
             first => self.send(&mut body, &head, reader, first, request).await,
         };
@@ -339,6 +346,7 @@ impl Uploads {
                 Ok(None) => break NarFrame::END_COMPLETE,
                 Ok(Some(bytes)) => {
                     let bytes_max = body.piece_bytes();
+                    // Reads ahead while it writes, so that the stream does not wait for the disk.
                     let (written, read) = tokio::join!(body.write_piece(&bytes), self.read(reader, bytes_max));
                     written?;
                     (reader, piece) = read?;
@@ -360,7 +368,7 @@ impl Uploads {
         .await
     }
 
-    /// Runs on a blocking thread, when one of `uploads_total` is free.
+    /// Runs `work` on a blocking thread, when one of `uploads_total` is free.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let permit = Arc::clone(&self.0.readers).acquire_owned().await.map_err(io::Error::other)?;
         let run = move || {
@@ -389,7 +397,7 @@ async fn turn_away(mut stream: BulkStream) -> io::Result<()> {
     stream.close().await
 }
 
-/// Waits for `work` as long as the asker does, and tells it meanwhile that it waits, and where it stands.
+/// Waits for `work` as long as the asker does; meanwhile tells the asker that it waits, and its place.
 async fn while_waiting<T>(
     stream: &mut BulkStream,
     place: impl Fn() -> u32,
@@ -403,12 +411,12 @@ async fn while_waiting<T>(
         tokio::select! {
             biased;
             done = &mut work => return Ok(done),
-            // It sends nothing before it is answered: this is its leaving.
+            // An asker sends nothing before it is answered: if anything can be read here, it has left.
             _ = stream.read(&mut byte) => return Err(io::ErrorKind::UnexpectedEof.into()),
             () = tokio::time::sleep(next_look) => {}
         }
         let now = place();
-        // Looked at after a second, and if nothing has changed once more.
+        // A new place is told after a second; the same place only after `STILL_WAITS` in all.
         if told == Some(now) {
             (told, next_look) = (None, STILL_WAITS - NEW_PLACE);
         } else {

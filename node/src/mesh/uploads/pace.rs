@@ -1,4 +1,4 @@
-//! Waiting for one's share of `limits.upload_bytes_per_s`: [`Shares`] with the clock and the wakers that it has not.
+//! Waits for a share of `limits.upload_bytes_per_s`: [`Shares`], with the clock and the wakers that it lacks.
 
 use super::queue::Ticket;
 use super::shares::{Next, Shares};
@@ -25,7 +25,7 @@ struct Inner {
 struct State {
     shares: Shares,
     waiting: HashMap<Ticket, oneshot::Sender<u64>>,
-    /// A task grants.
+    /// Whether the task that grants is running.
     is_running: bool,
 }
 
@@ -44,7 +44,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// At most so many bytes per second from now on; `None` for no limit. Whoever waits goes by the new rate at once.
+    /// Allows at most this many bytes per second from now on; `None` for no limit. Bodies that wait go by the new rate
+    /// at once.
     pub(super) fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
         self.0.state.lock().shares.set_rate(self.now(), bytes_per_s);
         self.0.changed.notify_one();
@@ -59,7 +60,7 @@ impl Pace {
         self.0.began.elapsed()
     }
 
-    /// Hands out what is due, and says when the next is; `None` when nobody waits any more.
+    /// Hands out what is due, and says how long until the next grant; `None` when nobody waits any more.
     fn grant(&self) -> Option<Duration> {
         let now = self.now();
         let state = &mut *self.0.state.lock();
@@ -83,7 +84,7 @@ impl Pace {
     /// Grants until nobody waits.
     async fn run(self) {
         while let Some(wait) = self.grant() {
-            // Either the time comes, or there is another rate.
+            // Until the time comes, or the rate changes.
             drop(tokio::time::timeout(wait, self.0.changed.notified()).await);
         }
     }
@@ -113,7 +114,7 @@ impl Paced {
             }
             granted
         };
-        // An error cannot be: the sender is kept until it is used, and a body waits for one grant at a time.
+        // There cannot be an error: the sender is kept until it is used, and a body waits for one grant at a time.
         let granted = granted.await.unwrap_or(wanted as u64);
         usize::try_from(granted).unwrap_or(wanted)
     }

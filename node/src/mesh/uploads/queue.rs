@@ -1,7 +1,7 @@
-//! Whose turn it is to be sent a NAR: by peer, then by the order of asking. No clock, no task.
+//! Decides whose turn it is to be sent a NAR: by peer, then in the order of asking. No clock, no task.
 //!
-//! There is no bound over all peers: whatever two of them ask for, a third finds its own turns free. What all together cost is
-//! bounded by what one body may hold (see the room's own text).
+//! There is no bound over all peers: whatever two of them ask for, a third finds its own turns free. What all of them
+//! cost together is bounded by what one body may hold (see the parent module).
 
 use libp2p::PeerId;
 use std::collections::{HashMap, VecDeque};
@@ -13,7 +13,8 @@ pub(super) const WAITING_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Ticket(pub(super) u64);
 
-/// Large and small NARs wait apart, so that the small ones, of which a closure mostly consists, are never behind the large.
+/// Large and small NARs wait apart, so that the small ones, of which a closure mostly consists, are never behind the
+/// large ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// Up to [`super::SMALL_NAR_BYTES_MAX`].
@@ -50,7 +51,8 @@ impl Queue {
         Self { per_peer, peers: HashMap::new(), newest: 0, under_way: 0, is_closed: false }
     }
 
-    /// Lets a request in: under way if its turn has come ([`Self::place`] is `None`), else at the end of its peer's queue. `None` when that is full.
+    /// Lets a request in: under way if its turn has come ([`Self::place`] is `None`), else at the end of its peer's
+    /// queue. `None` when that is full.
     pub(super) fn enter(&mut self, peer: PeerId, kind: Kind) -> Option<Ticket> {
         let waiting =
             [Kind::Small, Kind::Large].map(|kind| self.peers.get(&(peer, kind)).map_or(0, |lane| lane.waiting.len()));
@@ -64,14 +66,14 @@ impl Queue {
         Some(ticket)
     }
 
-    /// Where the request stands, from 1; `None` once it is under way.
+    /// The request's place in the queue, from 1; `None` once it is under way.
     pub(super) fn place(&self, peer: PeerId, kind: Kind, ticket: Ticket) -> Option<u32> {
         let waiting = &self.peers.get(&(peer, kind))?.waiting;
         let index = waiting.iter().position(|other| *other == ticket)?;
         u32::try_from(index + 1).ok()
     }
 
-    /// The request is done with, or its asker left.
+    /// Removes a request that is done with, or whose asker left.
     pub(super) fn leave(&mut self, peer: PeerId, kind: Kind, ticket: Ticket) {
         let Some(lane) = self.peers.get_mut(&(peer, kind)) else { return };
         match lane.waiting.iter().position(|other| *other == ticket) {
@@ -85,7 +87,7 @@ impl Queue {
         self.peers.retain(|_, lane| lane.under_way > 0 || !lane.waiting.is_empty());
     }
 
-    /// No further request gets its turn.
+    /// From now on no further request gets its turn.
     pub(super) fn close(&mut self) {
         self.is_closed = true;
     }
@@ -118,12 +120,12 @@ mod tests {
         queue.leave(peer, Kind::Large, tickets[1]);
         assert_eq!(places(&queue), [None, None, None, Some(1), Some(2)]);
         queue.leave(peer, Kind::Large, tickets[3]);
-        assert_eq!(places(&queue)[4], Some(1), "who waited before it left");
+        assert_eq!(places(&queue)[4], Some(1), "one that waited before it has left");
         assert_eq!(queue.under_way(), 2);
     }
 
     #[test]
-    fn whatever_one_peer_asks_for_another_and_its_own_small_nars_find_their_turn() {
+    fn a_full_queue_of_one_peer_does_not_delay_another() {
         let (mut queue, greedy, other) = (Queue::new(2), PeerId::random(), PeerId::random());
         let let_in = (0..1_000).filter_map(|_| queue.enter(greedy, Kind::Large)).count();
         assert_eq!(let_in, 2 + WAITING_MAX);
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn after_it_is_closed_what_is_under_way_ends_and_nothing_begins() {
+    fn a_closed_queue_lets_bodies_end_and_none_begin() {
         let (mut queue, peer) = (Queue::new(1), PeerId::random());
         let first = queue.enter(peer, Kind::Small).unwrap();
         let second = queue.enter(peer, Kind::Small).unwrap();

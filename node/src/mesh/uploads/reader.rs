@@ -7,8 +7,8 @@ use std::io;
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
 const ZSTD_LEVEL: i32 = 1;
 
-/// Its window, as a power of two: 256 KiB. Of 32 bodies that a peer does not read, each holds a window, and as much again for what
-/// is being compressed.
+/// Its window, as a power of two: 256 KiB. Each of the 32 bodies that a peer may leave unread holds a window, and as
+/// much again for what is being compressed.
 const ZSTD_WINDOW_LOG: u32 = 18;
 
 type Encoder = zstd::stream::write::Encoder<'static, Vec<u8>>;
@@ -33,7 +33,7 @@ pub(super) enum ReadFailure {
 }
 
 impl ReadFailure {
-    /// Whether it says nothing of our copy.
+    /// Whether it may pass by itself, as it says nothing about our copy.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Store(error) => error.may_pass(),
@@ -44,7 +44,7 @@ impl ReadFailure {
 }
 
 impl Reader {
-    /// The predicate asked again, and the NAR opened if it is still the one asked for.
+    /// Asks the predicate again, and opens the NAR if it is still the one asked for.
     pub(super) fn open(offer: &Offer, request: &NarRequest, zstd: bool) -> Result<Option<Self>, ReadFailure> {
         let NarRequest { hash_part, nar_hash, nar_size, offset, .. } = *request;
         let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < nar_size;
@@ -90,7 +90,8 @@ impl Reader {
     }
 }
 
-/// For exactly `bytes`: told so, zstd takes no more memory than they need, but the frame does not say it.
+/// An encoder for exactly `bytes`: as it knows the size, zstd takes no more memory than needed, but the frame does not
+/// state it.
 fn encoder(bytes: u64) -> io::Result<Encoder> {
     let mut encoder = Encoder::new(Vec::new(), ZSTD_LEVEL)?;
     encoder.window_log(ZSTD_WINDOW_LOG)?;
@@ -105,7 +106,7 @@ mod tests {
     use std::io::Write as _;
 
     #[test]
-    fn compressed_bytes_come_back_whatever_their_number() {
+    fn a_compressed_nar_of_any_size_decompresses_to_itself() {
         for bytes in [1, 100, 60_000, 256 << 10, 3_000_000] {
             let nar: Vec<u8> = (0..bytes).map(|at: u32| at.to_le_bytes()[usize::from(at % 7 > 3)]).collect();
             let mut encoder = encoder(nar.len() as u64).unwrap();

@@ -1,8 +1,9 @@
-//! Who may send the next bytes under `limits.upload_bytes_per_s`: deficit round robin over peers (Shreedhar and Varghese, 1995), and
-//! within a peer every other turn for its oldest request. No clock, no task: time comes from outside.
+//! Decides who may send the next bytes under `limits.upload_bytes_per_s`: deficit round robin over peers (Shreedhar and
+//! Varghese, 1995), and within a peer every other turn for its oldest request. No clock, no task: time comes from
+//! outside.
 //!
-//! A body asks for bytes only when it has them in hand and its stream has taken those before, so what one that nobody reads holds
-//! back from the others is one slice, once.
+//! A body asks for bytes only when it has them in hand and its stream has taken those before. So a body that nobody
+//! reads keeps one slice from the others, once.
 
 use super::queue::Ticket;
 use libp2p::PeerId;
@@ -12,19 +13,19 @@ use std::time::Duration;
 
 /// The lowest limit, bytes per second: with 16 bodies under way each still moves by 1 KiB a second.
 pub const UPLOAD_BYTES_PER_S_MIN: u32 = 16 << 10;
-/// The least that is granted at a time: below it heads and frames cost more than what they carry.
+/// The least that is granted at a time: with fewer bytes, heads and frames would cost more than what they carry.
 const SLICE_BYTES_MIN: u64 = 1 << 10;
 /// The most that is granted at a time: a chunk.
 const SLICE_BYTES_MAX: u64 = 256 << 10;
-/// Slices per second of one body alone: so many are smooth, and cheap.
+/// Slices per second of a body that is alone: enough to be smooth, and cheap.
 const SLICES_PER_S: u64 = 16;
 
 /// What [`Shares::next`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// This body may send so many bytes now.
+    /// This body may send this many bytes now.
     Grant(PeerId, Ticket, u64),
-    /// Nobody before this time.
+    /// No grant before this time.
     At(Duration),
     /// Nobody waits.
     Nobody,
@@ -36,11 +37,11 @@ pub(super) struct Shares {
     bytes_per_s: Option<NonZeroU32>,
     /// What may be sent now; at most one second's bytes.
     tokens: u64,
-    /// What `tokens` leaves out, in parts of a byte: bytes times nanoseconds per second.
+    /// The part of a byte that `tokens` leaves out: bytes times nanoseconds per second.
     rest: u128,
     filled: Duration,
     peers: HashMap<PeerId, Share>,
-    /// Peers of which a body waits, in the order of their turns.
+    /// Peers with a body that waits, in the order of their turns.
     ring: VecDeque<PeerId>,
     bodies: u64,
 }
@@ -50,9 +51,9 @@ struct Share {
     /// Its bodies in the order of asking, and the bytes that each waits for.
     bodies: BTreeMap<Ticket, u64>,
     deficit: u64,
-    /// It is at its turn, and was given its quantum for it.
+    /// Whether the peer is at its turn, and has got its quantum for it.
     is_at_turn: bool,
-    /// The next turn is not the oldest body's.
+    /// Whether the next turn goes to another body than the oldest.
     others_turn: bool,
     last_other: Option<Ticket>,
 }
@@ -62,7 +63,7 @@ impl Shares {
         self.bytes_per_s
     }
 
-    /// Another rate from now on, with a burst of one second.
+    /// Sets another rate from now on, with a burst of one second.
     pub(super) fn set_rate(&mut self, now: Duration, bytes_per_s: Option<NonZeroU32>) {
         self.fill(now);
         self.tokens = match self.bytes_per_s {
@@ -72,13 +73,13 @@ impl Shares {
         (self.bytes_per_s, self.rest) = (bytes_per_s, 0);
     }
 
-    /// A body is under way from now on.
+    /// Adds a body that is under way from now on.
     pub(super) fn join(&mut self, peer: PeerId, ticket: Ticket) {
         self.peers.entry(peer).or_default().bodies.insert(ticket, 0);
         self.bodies += 1;
     }
 
-    /// It has ended.
+    /// Removes a body that has ended.
     pub(super) fn leave(&mut self, peer: PeerId, ticket: Ticket) {
         let Some(share) = self.peers.get_mut(&peer) else { return };
         if share.bodies.remove(&ticket).is_some() {
@@ -90,7 +91,7 @@ impl Shares {
         self.drop_from_ring_unless_waiting(peer);
     }
 
-    /// The body has so many bytes in hand that its stream would take.
+    /// Notes that the body has this many bytes in hand, which its stream would take.
     pub(super) fn want(&mut self, peer: PeerId, ticket: Ticket, bytes: u64) {
         let Some(wanted) = self.peers.get_mut(&peer).and_then(|share| share.bodies.get_mut(&ticket)) else { return };
         *wanted = bytes;
@@ -99,12 +100,12 @@ impl Shares {
         }
     }
 
-    /// Granted bytes that nobody takes any more.
+    /// Takes back granted bytes that nobody uses any more.
     pub(super) fn give_back(&mut self, bytes: u64) {
         self.tokens = self.tokens.saturating_add(bytes).min(capacity(self.bytes_per_s));
     }
 
-    /// The next grant. Call it until it is no grant.
+    /// The next grant. Call it until it returns something else.
     pub(super) fn next(&mut self, now: Duration) -> Next {
         self.fill(now);
         let slice = self.slice_bytes();
@@ -116,6 +117,7 @@ impl Shares {
                 self.ring.pop_front();
                 continue;
             };
+            // One quantum for each turn. What a peer left over is capped, so that it cannot save up for a long burst.
             if !share.is_at_turn {
                 (share.is_at_turn, share.deficit) = (true, (share.deficit + slice).min(2 * slice));
             }
@@ -128,6 +130,7 @@ impl Shares {
             if let Some(rate) = self.bytes_per_s
                 && let Some(missing) = bytes.checked_sub(self.tokens).filter(|missing| *missing > 0)
             {
+                // The peer keeps its turn: if others were served first, a large slice would never be.
                 return Next::At(now + time_for(missing, rate));
             }
             share.deficit = share.deficit.saturating_sub(bytes);
@@ -139,8 +142,9 @@ impl Shares {
         Next::Nobody
     }
 
-    /// With every other turn for the oldest, all of a peer's bodies have had a turn after twice their number: a second's bytes for
-    /// all of them once is something for each about every two seconds.
+    /// Every other turn is for the oldest body, so all of a peer's bodies have had a turn after twice as many turns as
+    /// there are bodies. If all of them together get a second's bytes once, each gets something about every two
+    /// seconds.
     fn slice_bytes(&self) -> u64 {
         let Some(rate) = self.bytes_per_s else { return SLICE_BYTES_MAX };
         let rate = u64::from(rate.get());
@@ -185,7 +189,7 @@ fn time_for(bytes: u64, rate: NonZeroU32) -> Duration {
 }
 
 impl Share {
-    /// The body whose turn it is, and what it waits for.
+    /// The body whose turn it is, and how many bytes it waits for.
     fn chosen(&self) -> Option<(Ticket, u64)> {
         let mut waiting =
             self.bodies.iter().filter(|(_, wanted)| **wanted > 0).map(|(ticket, wanted)| (*ticket, *wanted));

@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// Everybody asks who can, and gets what is due; who reads at once asks again at once.
+    /// Every body that can ask does, and gets what is due; one whose asker reads at once asks again at once.
     fn exchange(&mut self) {
         loop {
             for body in &mut self.bodies {
@@ -94,7 +94,7 @@ impl World {
 }
 
 #[test]
-fn two_peers_that_crawl_on_sixteen_bodies_leave_the_others_share_alone() {
+fn slow_readers_of_sixteen_bodies_leave_the_share_of_another_peer_alone() {
     const RATE: u32 = 1 << 20;
     let [one, two, honest] = [(); 3].map(|()| PeerId::random());
     let mut world = World::with_rate(RATE);
@@ -106,7 +106,7 @@ fn two_peers_that_crawl_on_sixteen_bodies_leave_the_others_share_alone() {
     world.run(Duration::from_secs(60));
     let fair = u64::from(RATE) / 3 * 60;
     assert!(world.sent_to(honest) >= fair / 2, "{} of {fair}", world.sent_to(honest));
-    // They read 9.5 kB/s on each, and have what they read.
+    // They read 9.5 kB/s on each body, and get what they read.
     for peer in [one, two] {
         let wanted = 16 * 9_500 * 120;
         assert!(world.sent_to(peer) >= wanted * 8 / 10, "{} of {wanted}", world.sent_to(peer));
@@ -114,7 +114,7 @@ fn two_peers_that_crawl_on_sixteen_bodies_leave_the_others_share_alone() {
 }
 
 #[test]
-fn peers_that_read_all_have_the_same_share_however_many_bodies_they_have() {
+fn peers_that_read_at_once_get_equal_shares_however_many_bodies_they_have() {
     let [one, many] = [(); 2].map(|()| PeerId::random());
     let mut world = World::with_rate(1 << 20);
     world.add(one, None, u64::MAX);
@@ -151,7 +151,7 @@ fn the_lowest_rate_moves_sixteen_bodies() {
 }
 
 #[test]
-fn what_nobody_reads_holds_nobody_up() {
+fn bodies_that_nobody_reads_hold_up_no_other_peer() {
     let [stuck, honest] = [(); 2].map(|()| PeerId::random());
     let mut world = World::with_rate(1 << 20);
     (0..16).for_each(|_| world.add(stuck, Some(0.0), u64::MAX));
@@ -161,7 +161,7 @@ fn what_nobody_reads_holds_nobody_up() {
 }
 
 #[test]
-fn another_rate_counts_at_once() {
+fn a_changed_rate_applies_at_once() {
     let peer = PeerId::random();
     let mut world = World::with_rate(16 << 10);
     world.add(peer, None, u64::MAX);
@@ -177,7 +177,7 @@ fn another_rate_counts_at_once() {
 }
 
 #[test]
-fn without_a_rate_everybody_has_all_at_once() {
+fn without_a_rate_every_body_is_granted_at_once() {
     let [one, other] = [(); 2].map(|()| PeerId::random());
     let mut world = World::default();
     world.add(one, None, 1 << 30);
