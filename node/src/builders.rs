@@ -1,4 +1,4 @@
-//! The ledger of this process, and the peers behind it, as what the resolver knows of builders.
+//! What the resolver knows about builders: the ledger of this process, and the peers that can be asked for more.
 
 use crate::mesh::MeshHandle;
 use crate::quorum::{LiveLedger, now, signatures_unheard};
@@ -9,7 +9,7 @@ use narmesh_resolver::{Builders, KnownSignatures};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// See the module.
+/// Implements [`Builders`] for the daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct LedgerAndPeers {
     pub(crate) ledger: Arc<LiveLedger>,
@@ -49,9 +49,10 @@ impl Builders for LedgerAndPeers {
         }
         let path = info.path.clone();
         Box::pin(async move {
+            // After the deadline the writing goes on, but the narinfo request waits for it no longer.
             let taken = tokio::task::spawn_blocking(move || ledger.take_bare(&unheard, now()));
             if let Ok(Ok(Err(error))) = tokio::time::timeout_at(deadline, taken).await {
-                tracing::warn!(%error, store_path = %path, "a signature of a builder cannot be kept");
+                tracing::warn!(%error, store_path = %path, "a builder's signature cannot be stored");
             }
         })
     }

@@ -1,42 +1,43 @@
-//! The SQLite databases in the state directory: their files made, checked, brought to today's schema, moved aside when they
-//! cannot be used.
+//! The SQLite databases in the state directory. Their files are made, checked, migrated to the current schema, and
+//! moved aside when they cannot be used.
 
 use crate::regular_file::{Lies, clear, move_aside, moved_aside, tell_moved, with_suffix};
 use rusqlite::{Connection, TransactionBehavior};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Most files kept that could not be used.
+/// How many files that could not be used are kept.
 pub(crate) const SET_ASIDE_MAX: usize = 3;
 
-/// Why a database is not opened.
+/// Why a database was not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     /// SQLite failed.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    /// What is in it is damaged or not ours.
+    /// Its content is damaged or not ours.
     #[error("{0}")]
     Content(String),
-    /// Nothing is wrong with it.
+    /// A later version wrote it; nothing else is wrong with it.
     #[error("written by a later narmesh (schema version {0})")]
     Later(i64),
 }
 
-/// Whether a database may hold nothing yet.
+/// Whether a database may still be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Empty {
-    /// It is to be made.
+    /// It may be: the file is new.
     Allowed,
-    /// It was made before. SQLite takes a file that is empty, or shorter than a page, for a new database.
+    /// It was made before, so an empty one is damaged. SQLite takes an empty file, or one shorter than a page, for a
+    /// new database.
     Damaged,
 }
 
-/// What SQLite keeps beside a database.
+/// Suffixes of the files that SQLite keeps beside a database.
 const SIBLINGS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// Why SQLite is not to be let near a database: it, or what belongs to it, is something else than a file, and would hang it
-/// or break it.
+/// Why SQLite must not open a database: the database or a file beside it is not a regular file, so that SQLite would
+/// hang or fail.
 pub(crate) fn why_no_file(path: &Path) -> io::Result<Option<String>> {
     if let Some(why) = Lies::at(path)?.why_no_file() {
         return Ok(Some(why));
@@ -49,8 +50,8 @@ pub(crate) fn why_no_file(path: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Moves aside what lies where SQLite keeps the log of this database, if that is no file. With the database itself
-/// nothing is wrong then.
+/// Moves aside whatever is not a regular file where SQLite keeps the log of this database. The database itself is sound
+/// then.
 pub(crate) fn clear_siblings(path: &Path) -> io::Result<()> {
     for sibling in SIBLINGS.map(|suffix| with_suffix(path, suffix)) {
         match Lies::at(&sibling)? {
@@ -62,7 +63,7 @@ pub(crate) fn clear_siblings(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets WAL, checks the pages and takes the migrations that lack.
+/// Sets WAL mode, checks the pages and runs the missing migrations.
 pub(crate) fn prepare(connection: &mut Connection, migrations: &[&str], empty: Empty) -> Result<(), OpenError> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -72,10 +73,10 @@ pub(crate) fn prepare(connection: &mut Connection, migrations: &[&str], empty: E
     }
     migrate(connection, migrations, empty)?;
     let there = schema(connection)?;
-    // Somebody's index or trigger beside ours does no harm.
+    // A foreign index or trigger beside ours does no harm.
     match expected_schema(migrations)?.into_iter().find(|ours| !there.contains(ours)) {
         Some((missing, _)) => {
-            Err(OpenError::Content(format!("`{missing}` of its schema version is missing or differs")))
+            Err(OpenError::Content(format!("its table or index `{missing}` is missing or differs from our schema")))
         }
         None => Ok(()),
     }
@@ -87,14 +88,14 @@ fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     connection.prepare(query)?.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// What the migrations make of an empty database.
+/// The schema that the migrations give an empty database.
 fn expected_schema(migrations: &[&str]) -> rusqlite::Result<Vec<(String, String)>> {
     let empty = Connection::open_in_memory()?;
     migrations.iter().try_for_each(|step| empty.execute_batch(step))?;
     schema(&empty)
 }
 
-/// One step per version; `PRAGMA user_version` counts those already taken.
+/// Runs the missing migrations, one step per version; `PRAGMA user_version` counts the steps already taken.
 pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str], empty: Empty) -> Result<(), OpenError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let taken: i64 = transaction.query_row("PRAGMA user_version", (), |row| row.get(0))?;
@@ -114,27 +115,27 @@ pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str], empty: E
     Ok(())
 }
 
-/// Makes a state directory that is missing (mode 0750).
+/// Makes a state directory if it is missing (mode 0750).
 pub(crate) fn make_directory(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)
 }
 
-/// Moves a database and its log to `<name>.corrupt-<unix time>`, and deletes the oldest such files beyond three, with all that
-/// belongs to them.
+/// Moves a database and its log to `<name>.corrupt-<unix time>`, and deletes all but the three newest of these, with
+/// the files beside them.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let moved_to = move_aside(path)?;
-    // The log belongs to the old file; SQLite finds it under the new name.
+    // The log belongs to the old file. SQLite finds it under the new name, so it can still be read for a repair.
     move_if_there(&with_suffix(path, "-wal"), &with_suffix(&moved_to, "-wal"))?;
     remove_siblings(path);
     let mut kept = moved_aside(path)?;
     kept.sort();
     for (_, old) in kept.iter().rev().skip(SET_ASIDE_MAX) {
-        // Of a directory nobody knows what is in it.
+        // A directory may hold anything, so it is never deleted.
         if old.is_dir() {
             continue;
         }
-        // Who read what can be read of it left an index of its log beside it.
+        // A process that read what is still readable in it has left an index of its log (`-shm`) beside it.
         for suffix in ["", "-wal", "-shm"] {
             ignore_missing(std::fs::remove_file(with_suffix(old, suffix)))?;
         }
@@ -142,10 +143,10 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(moved_to)
 }
 
-/// Deletes the logs of a database that is not there.
+/// Deletes the logs of a database that does not exist.
 pub(crate) fn remove_siblings(path: &Path) {
     for suffix in SIBLINGS {
-        // What cannot be removed makes the new file fail to open, and that is reported.
+        // If one cannot be removed, the new database fails to open, and that is reported.
         drop(clear(&with_suffix(path, suffix)));
     }
 }

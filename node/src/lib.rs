@@ -1,8 +1,10 @@
-//! The `narmesh` daemon and its command line: what the rooms do apart, wired together here.
+//! The `narmesh` daemon and its command line, which connect what the other crates do separately.
 //!
-//! Walk: [`daemon::run`] loads [`settings`], opens the [`state_db`] and the Nix store, starts the [`mesh`] (libp2p swarm around the
-//! gossip core) and puts the resolver behind the HTTP gateway; [`quorum`] keeps what builders attest; [`control`] answers `narmesh status` and its siblings.
-//! Invariants: one place assembles the status; every wait has a deadline; every queue a bound; nothing of Nix's is written.
+//! Walk: [`daemon::run`] loads [`settings`], opens the [`state_db`] and the Nix store, starts the [`mesh`] (libp2p
+//! swarm around the gossip core) and puts the resolver behind the HTTP gateway; [`quorum`] keeps what builders attest;
+//! [`control`] answers `narmesh status` and the other commands.
+//! Invariants: one place assembles the status; every wait has a deadline; every queue has a bound; no file of Nix is
+//! written.
 
 mod account;
 mod builders;

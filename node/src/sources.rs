@@ -1,4 +1,4 @@
-//! The mesh as the resolver's sources: peers whose filters say maybe.
+//! The mesh as the sources of the resolver: peers whose filters say maybe.
 
 use crate::mesh::{Ask, AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use futures::future::BoxFuture;
@@ -9,11 +9,11 @@ use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observati
 use std::io;
 use std::time::{Duration, Instant};
 
-/// After a start, peers are on their way for so long: their connections are dialled anew on one side or the other. One that never
-/// comes costs each question of that time as much.
+/// For this long after a start, peers that are not connected are waited for, because one side or the other is still
+/// dialling. If a peer never comes, each narinfo request in that time may wait as long.
 const AWAITED: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// Implements [`Sources`] for the daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct MeshSources {
     mesh: MeshHandle,
@@ -115,7 +115,8 @@ struct PeerFeed {
 }
 
 impl PeerFeed {
-    /// What is malformed before a body began says nothing of a NAR.
+    /// The error for the resolver. A reply that is malformed before its body began proves nothing about the NAR, so the
+    /// peer is charged with a malformed reply, and the resolver is not told of invalid data.
     fn told(&self, error: io::Error) -> io::Error {
         if self.source.has_begun() || error.kind() != io::ErrorKind::InvalidData {
             return error;

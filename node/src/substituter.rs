@@ -1,4 +1,4 @@
-//! The resolver as the gateway knows it.
+//! The gateway's view of the resolver.
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -8,7 +8,7 @@ use narmesh_resolver::Resolver;
 use narmesh_store::Store;
 use std::sync::Arc;
 
-/// The daemon's substituter: the resolver, and what the configuration tells Nix.
+/// The daemon's substituter: the resolver, with the store directory and the priority that Nix is told.
 #[derive(Clone, Debug)]
 pub(crate) struct MeshSubstituter(pub(crate) Arc<Resolver>);
 

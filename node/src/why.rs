@@ -1,4 +1,4 @@
-//! `why PATH`: what the resolver would do now, and did last.
+//! `why PATH`: what the resolver would do now, and what it did last.
 
 use crate::describe::plainly;
 use crate::mesh::{MeshHandle, PeerStats, Ranked};
@@ -9,8 +9,8 @@ use narmesh_resolver::Resolver;
 use narmesh_store::Store;
 use std::collections::{BTreeMap, HashSet};
 
-/// Everything but the part about our own offer, which the caller fills in. `names` are the configured names of peers. Reads
-/// the disk.
+/// The whole report except the part about our own offer, which the caller adds. `names` are the configured names of
+/// peers. Reads the disk.
 pub(crate) fn why(
     resolver: &Resolver,
     mesh: &MeshHandle,
@@ -37,7 +37,7 @@ pub(crate) fn why(
         })
         .collect();
     let answer = resolver.in_memory(&part);
-    // Nobody who could say anything newer is asked.
+    // An answer that is no longer fresh still stands if no peer can be asked for a newer one.
     let stands = answer.as_ref().is_some_and(|answer| answer.would_stand && (answer.is_fresh || ranked.is_empty()));
     let remembered = answer.map(|answer| RememberedView {
         age_s: answer.age.as_secs(),
@@ -76,9 +76,9 @@ fn reason(candidate: bool, is_demoted: bool, stats: Option<&PeerStats>) -> Strin
         return format!("set aside for {} s because it misbehaved", left.as_secs());
     }
     match (stats.summary_since.is_some(), candidate) {
-        (false, _) => "no summary of it yet".to_owned(),
+        (false, _) => "no summary from it yet".to_owned(),
         (true, false) => "its filter says no".to_owned(),
-        (true, true) if stats.is_paused() => "its filter says maybe, but it did not answer lately".to_owned(),
+        (true, true) if stats.is_paused() => "its filter says maybe, but it has not answered lately".to_owned(),
         (true, true) if is_demoted => "its filter says maybe, but was wrong too often lately: asked last".to_owned(),
         (true, true) => "its filter says maybe".to_owned(),
     }

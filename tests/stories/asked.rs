@@ -69,8 +69,8 @@ impl Machine {
     }
 }
 
-/// Two builders that got the same results for `app` and its `lib`, and different ones for `nondet`. Returns the builders,
-/// the paths of `app` and `nondet`, and the attestations of each builder.
+/// Two builders that got the same results for `app` and its `lib`, and different ones for `nondet`. Returns the
+/// builders, the paths of `app` and `nondet`, and the attestations of each builder.
 fn two_builders(mesh: &TestMesh) -> ([TestNode; 2], [String; 2], [String; 2]) {
     let mut builders = ["one", "two"].map(|name| mesh.node(name));
     let mut paths = [String::new(), String::new()];
@@ -103,7 +103,7 @@ fn the_socket_group_may_ask_for_reports_and_only_root_or_the_daemon_user_may_imp
     let file = file.to_str().unwrap();
     let refused = ask(&["import", file]).expect_failure("import by nobody");
     assert!(
-        refused.contains("nobody may not import attestations; root and root, who runs the daemon, may"),
+        refused.contains("nobody may not import attestations; only root and root, who runs the daemon, may"),
         "{refused}"
     );
     assert_eq!(report(&ask(&["report", "--json", "--closure", &app]))["totals"]["short"], 2, "nothing came in");
@@ -159,13 +159,14 @@ fn a_report_comes_from_the_running_daemon_and_without_one_from_the_files() {
     let by_the_daemon = ask(&machine);
     assert!(by_the_daemon.status.success() && by_the_daemon.stderr.is_empty(), "{}", by_the_daemon.stderr);
 
-    // The file gets other rules, without a reload. File times count seconds, so it is written again until its time is later.
+    // The file gets other rules, without a reload. File times count seconds, so it is written again until its time is
+    // later.
     machine.client.follow(&Rules::new("observe", 2, &[&one, &two]).revoke(&two));
     let mut last = None;
     wait_until("it is said that the file is not in force", promised(SOON), || {
         machine.write_config();
         let asked = ask(&machine);
-        let said = asked.stderr.contains("was changed since, and counts after a reload");
+        let said = asked.stderr.contains("has changed since and takes effect after a reload");
         assert!(asked.status.success(), "the daemon still decides by the old rules: {}", asked.stdout);
         last = Some(asked);
         said
@@ -204,7 +205,7 @@ fn a_path_that_attest_builds_again_is_attested_and_heard_elsewhere() {
 
     // A refusal comes before anything is built.
     let refused = machine.nobody(true, &["quorum", "attest", &app]).expect_failure("attest by nobody");
-    assert!(refused.contains("nobody may not attest; root and root, who runs the daemon, may"), "{refused}");
+    assert!(refused.contains("nobody may not attest; only root and root, who runs the daemon, may"), "{refused}");
     assert!(!machine.client.store.row(&app).unwrap().ultimate);
 
     let attested = machine.attest(&app);

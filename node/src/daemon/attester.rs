@@ -1,5 +1,5 @@
-//! Attests what this machine builds, as it builds it, and takes signatures of builders that sign only their own builds from what
-//! comes into the store, on a thread of its own.
+//! A thread that attests what this machine builds, as soon as it is built. It also takes, from paths that come into the
+//! store, the signatures of builders that sign only their own builds.
 
 use crate::quorum::{LedgerDbError, LiveLedger, OwnBuilds, StoreSignatures};
 use anyhow::Context as _;
@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// After a failure (a full disk, a locked database) it is tried again so much later.
+/// How long to wait after a failure (a full disk, a locked database) before the next attempt.
 const RETRY: Duration = Duration::from_secs(10);
-/// So long the offer is waited for before it is asked again, doubled until [`RETRY`]: it looks at a new path within milliseconds.
+/// How long to wait for the offer before it is asked again, doubled each time up to [`RETRY`]: it checks a new path
+/// within milliseconds.
 const LOOK: Duration = Duration::from_millis(20);
-/// What was attested and is withheld since is taken back when the offer drops it, when the policy changes, and when a peer asks for
-/// it. So often all is looked through for what is gone from the store, of which the offer tells nothing.
+/// How often all our attestations are checked for paths that are withheld by now. Most are taken back earlier: when the
+/// offer drops the path, when the policy changes, or when a peer asks for it. But the offer says nothing of paths that
+/// are gone from the store.
 const WITHDRAW_INTERVAL: Duration = Duration::from_secs(600);
-/// How often it is looked whether the ledger lost something.
+/// How often the thread looks whether the ledger has lost anything.
 const WATCH: Duration = Duration::from_secs(10);
 
 /// Ends its thread when dropped.
@@ -35,21 +37,22 @@ struct Shared {
     changed: Condvar,
 }
 
-/// Bounded by what is in the store.
+/// What the thread has to do. Bounded by the number of paths in the store.
 #[derive(Debug, Default)]
 struct Work {
+    /// Paths that came into the store.
     pending: BTreeSet<HashPart>,
-    /// Offered no longer: perhaps withheld.
+    /// Paths that are no longer offered, and perhaps withheld.
     dropped: BTreeSet<HashPart>,
     key: Option<NixSecretKey>,
     signers: Vec<NixPublicKey>,
-    /// What may leave changed: all is judged anew.
+    /// The policy of the offer changed, so that everything is judged again.
     anew: bool,
     stopping: bool,
 }
 
 impl Attester {
-    /// Begins with all that is in the store. Without a key and signers it waits for them.
+    /// Starts with everything in the store. Without a key and without signers it waits until it is given some.
     pub(super) fn start(
         store: &Arc<NixStore>,
         offer: &Arc<Offer>,
@@ -74,18 +77,18 @@ impl Attester {
         Ok(attester)
     }
 
-    /// What it signs with now.
+    /// The builder key that it signs with now.
     pub(super) fn key(&self) -> Option<NixSecretKey> {
         self.shared.work.lock().key.clone()
     }
 
-    /// Its public half.
+    /// The public half of the builder key.
     pub(super) fn public_key(&self) -> Option<NixPublicKey> {
         self.key().as_ref().map(NixSecretKey::public)
     }
 
-    /// Another key of ours, or none, and other builders whose signatures are taken, from now on; all that is in the store is
-    /// looked at again.
+    /// From now on signs with another builder key, or none, and takes the signatures of other builders. Everything in
+    /// the store is looked at again.
     pub(super) fn set_keys(&self, key: Option<NixSecretKey>, signers: Vec<NixPublicKey>) {
         let mut work = self.shared.work.lock();
         work.key = key;
@@ -93,7 +96,8 @@ impl Attester {
         self.shared.changed.notify_one();
     }
 
-    /// Hears what is offered no longer, so that what was attested of it and is withheld now is taken back at once.
+    /// To be called with paths that are no longer offered: if they are withheld now, their attestations are taken back
+    /// at once.
     pub(super) fn on_dropped(&self) -> impl Fn(&[HashPart]) + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move |dropped| {
@@ -102,7 +106,7 @@ impl Attester {
         }
     }
 
-    /// What may leave this machine changed, and the offer knows.
+    /// To be called after the offer was given another policy: everything is judged again.
     pub(super) fn judge_anew(&self) {
         self.shared.work.lock().anew = true;
         self.shared.changed.notify_one();
@@ -134,6 +138,7 @@ impl Shared {
                 let (pending, dropped) = (std::mem::take(&mut work.pending), std::mem::take(&mut work.dropped));
                 let (key, signers, losses) = (work.key.clone(), work.signers.clone(), ledger.losses());
                 let all = || Changes { pending: store.hash_parts(), dropped: BTreeSet::new() };
+                // The lock is held from here to the wait, so that nothing that comes meanwhile is overlooked.
                 if std::mem::take(&mut work.anew) {
                     withdrawn_at = None;
                     break (key, signers, losses, all());
@@ -157,12 +162,13 @@ impl Shared {
                     if withdraws {
                         withdrawn_at = Some(Instant::now());
                     }
+                    // Only now: after a failure with another key or other signers, all is looked at again.
                     looked_with = (key.map(|key| key.public()), signers, losses);
                     wait = if unchecked.is_empty() { LOOK } else { self.retry(unchecked, wait) };
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "what came into the store cannot be attested, or taken from, now");
-                    // Whether all or some of it was left over, all is looked at again.
+                    tracing::warn!(%error, "new paths cannot be attested now, nor their signatures taken; tried again soon");
+                    // `dropped` is not put back, so the next pass checks all our attestations for what to take back.
                     withdrawn_at = None;
                     self.retry(changes.pending, RETRY);
                 }
@@ -170,7 +176,7 @@ impl Shared {
         }
     }
 
-    /// Until the offer knows what is private; false when stopping.
+    /// Waits until the offer knows what is private. False when the thread is to stop.
     fn wait_for_look(&self, offer: &Offer) -> bool {
         let mut work = self.work.lock();
         while !work.stopping && !offer.has_looked() {
@@ -179,7 +185,7 @@ impl Shared {
         !work.stopping
     }
 
-    /// Puts them back and waits; gives how long to wait the next time in a row.
+    /// Puts the paths back and waits. Returns how long to wait if the next attempt fails, too.
     fn retry(&self, parts: impl IntoIterator<Item = HashPart>, wait: Duration) -> Duration {
         let mut work = self.work.lock();
         work.pending.extend(parts);
@@ -197,31 +203,31 @@ fn is_due(withdrawn_at: Option<Instant>) -> bool {
 /// What changed in the store.
 #[derive(Debug)]
 struct Changes {
-    /// Came.
+    /// Paths that came into it.
     pending: BTreeSet<HashPart>,
-    /// Is offered no longer.
+    /// Paths that are no longer offered.
     dropped: BTreeSet<HashPart>,
 }
 
-/// What a look could not finish.
+/// What one pass could not finish.
 #[derive(Debug, Default)]
 struct Looked {
-    /// To be looked at again: the offer cannot say yet whether peers may hear of them, or the database was busy.
+    /// Paths to be looked at again: the offer cannot say yet whether peers may hear of them, or the database was busy.
     unchecked: BTreeSet<HashPart>,
-    /// Whose rows could not be read, and why.
+    /// Paths whose rows could not be read, and why.
     unread: Vec<(HashPart, StoreError)>,
 }
 
-/// Of paths whose rows cannot be read, each is named once, and at most so many at a time.
+/// How many paths with unreadable rows one pass names in the log. Each path is named at most once.
 const NAMED_MAX: usize = 3;
 
 fn tell_unread(named: &mut BTreeSet<HashPart>, unread: Vec<(HashPart, StoreError)>) {
     let new: Vec<_> = unread.into_iter().filter(|(part, _)| named.insert(*part)).collect();
     for (part, error) in new.iter().take(NAMED_MAX) {
-        tracing::warn!(store_path = %part, %error, "its row cannot be read: it is not attested");
+        tracing::warn!(store_path = %part, %error, "not attested: its row in the Nix database cannot be read");
     }
     if let Some(more) = new.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
-        tracing::warn!(more, "paths more are not attested, since their rows cannot be read");
+        tracing::warn!(more, "more paths are not attested: their rows in the Nix database cannot be read");
     }
 }
 
@@ -235,7 +241,7 @@ fn look(
     if let Some(own) = own {
         let withdrawn = if withdraws { own.withdraw()? } else { own.withdraw_of(changes.dropped.iter().copied())? };
         if withdrawn > 0 {
-            tracing::info!(withdrawn, "attestations of what is withheld now were taken back");
+            tracing::info!(withdrawn, "attestations of paths that are withheld now were taken back");
         }
         let attested = own.attest(changes.pending.iter().copied())?;
         if attested.new > 0 {
@@ -249,7 +255,7 @@ fn look(
         if taken.new > 0 {
             tracing::info!(
                 taken = taken.new,
-                "signatures of builders that sign only their own builds, found in the store"
+                "took signatures of builders that sign only their own builds from paths in the store"
             );
         }
         looked.unread.extend(taken.unread);

@@ -1,14 +1,14 @@
-//! The gateway's socket, handed over by systemd or opened here, and word to systemd.
+//! The gateway's socket, handed over by systemd or opened here, and what systemd is told.
 
 use anyhow::Context;
 use listenfd::ListenFd;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
-/// A listener handed over by socket activation (the first one), else a fresh one on `address`.
+/// The first listener handed over by socket activation, otherwise a new one on `address`.
 ///
-/// Socket activation matters: the socket outlives the daemon, so that a restart is a short wait for Nix, never a refused
-/// connection, which aborts builds on Nix up to 2.31.
+/// Socket activation matters: the socket outlives the daemon, so during a restart Nix waits for a moment. Without it
+/// Nix is refused a connection, which aborts builds on Nix up to 2.31.
 pub(super) fn gateway(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let inherited = ListenFd::from_env().take_tcp_listener(0).context("the socket handed over by systemd")?;
     let listener = match inherited {
@@ -27,19 +27,19 @@ pub(super) fn gateway(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(TcpListener::from_std(listener)?)
 }
 
-/// `Type=notify`: up.
+/// Tells systemd (`Type=notify`) that the daemon is up.
 pub(super) fn notify_ready() {
     notify(&[sd_notify::NotifyState::Ready]);
 }
 
-/// `Type=notify`: going down.
+/// Tells systemd (`Type=notify`) that the daemon is going down.
 pub(super) fn notify_stopping() {
     notify(&[sd_notify::NotifyState::Stopping]);
 }
 
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    // Does nothing when not started by systemd.
+    // Does nothing if systemd did not start the daemon.
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd was not told");
+        tracing::debug!(%error, "systemd could not be told");
     }
 }

@@ -1,5 +1,5 @@
-//! `/metrics`: the gateway's own counters, the resolver's, and gauges read when asked. Peers who misbehaved are named by their
-//! id and what they did; no peer address is named.
+//! `/metrics`: the counters of the gateway and of the resolver, and gauges that are computed at each request. Peers
+//! that misbehaved appear with their id and what they did; no address of a peer appears.
 
 use super::observer::Verdicts;
 use crate::mesh::{ExchangeCounters, PeerStatistics, PeerStats};
@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A registry of everything.
+/// The registry of all metrics.
 pub(super) fn registry(
     gateway: &GatewayMetrics,
     exchange: &ExchangeCounters,
@@ -33,7 +33,7 @@ pub(super) fn registry(
         ("lookup_deadlines", "Narinfo requests that ended at their deadline", &counters.deadlines),
         ("nars_complete", "NAR bodies delivered whole", &counters.nars_complete),
         ("nars_absent", "NAR requests answered 404", &counters.nars_absent),
-        ("nars_aborted", "NAR bodies closed short", &counters.nars_aborted),
+        ("nars_aborted", "NAR bodies cut short", &counters.nars_aborted),
         ("nars_continued", "NARs continued from another holder", &counters.continued),
         ("nars_ahead_used", "Small NARs read before Nix asked for them, that it then asked for", &counters.ahead_used),
         ("nars_ahead_wasted", "Small NARs read before Nix asked for them, in vain", &counters.ahead_wasted),
@@ -52,7 +52,7 @@ pub(super) fn registry(
     registry.register("quorum_refused", help, exchange.refused.clone());
     registry.register(
         "quorum_not_given",
-        "Narinfos and NARs that Nix asked for and the policy kept from it",
+        "Narinfos and NARs that Nix asked for and was not given because of the policy",
         resolver.refusals().clone(),
     );
     registry.register_collector(Box::new(Gauges { statistics: Arc::clone(statistics), verdicts }));
@@ -75,7 +75,7 @@ impl Collector for Gauges {
         for (name, help, value) in [
             ("peers_allowed", "Peers on the allowlist", peers.len() as u64),
             ("peers_connected", "Peers connected now", connected),
-            ("peers_set_aside", "Peers asked nothing because they lied", set_aside),
+            ("peers_set_aside", "Peers that are asked nothing because they misbehaved", set_aside),
             ("mesh_sent_bytes", "NAR bytes sent to peers since the start", sent_bytes),
             ("filters", "Peers whose filter is in the table", ages_s().count() as u64),
             ("filter_oldest_age_seconds", "Age of the oldest filter in the table", ages_s().max().unwrap_or(0)),
@@ -92,7 +92,7 @@ impl Collector for Gauges {
     }
 }
 
-/// One line for each state of a path, also those that no path is in.
+/// One line for each state of a path, even if no path is in it.
 fn encode_verdicts(
     encoder: &mut DescriptorEncoder<'_>,
     verdicts: &BTreeMap<State, u64>,
@@ -106,12 +106,13 @@ fn encode_verdicts(
     Ok(())
 }
 
-/// One line for each peer that misbehaved and each reason: at most the allowlist times the kinds of misdeeds.
+/// One line for each peer that misbehaved and each reason: at most the length of the allowlist times the kinds of
+/// misdeeds.
 fn encode_misdeeds(
     encoder: &mut DescriptorEncoder<'_>,
     peers: &BTreeMap<PeerId, PeerStats>,
 ) -> Result<(), std::fmt::Error> {
-    let help = "Proven lies and broken rules of peers since the start";
+    let help = "Misdeeds of peers since the start: proven lies and broken rules";
     let mut family = encoder.encode_descriptor("peer_misdeeds", help, None, MetricType::Counter)?;
     for (peer, stats) in peers {
         for (misdeed, count) in &stats.misdeeds_by_reason {

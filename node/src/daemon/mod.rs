@@ -1,7 +1,7 @@
-//! `narmesh run`: everything started in order, reloaded on SIGHUP, stopped with a goodbye on SIGTERM.
+//! `narmesh run`: starts everything in order, reloads on SIGHUP, and says goodbye to the peers on SIGTERM.
 //!
-//! Walk: settings and secrets, state database, Nix store and what of it may leave, mesh, resolver, gateway, control socket; then
-//! signals. The gateway's socket comes first and goes last: a refused connection aborts builds on Nix up to 2.31.
+//! Walk: settings and secrets, state database, Nix store and the offer, mesh, resolver, control socket, gateway; then
+//! signals. The gateway's socket is opened first and closed last: a refused connection aborts builds on Nix up to 2.31.
 
 mod attester;
 mod listener;
@@ -36,16 +36,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-/// Bodies under way get this long after SIGTERM.
+/// How long bodies that are being sent may take to end after SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
-/// Requests of peers for what is withheld since, that wait to be told to whom takes it back; others are told when they come again.
+/// How many requests of peers for attestations of paths that are withheld by now may wait for the attester, which takes
+/// those attestations back. A request that finds no room is passed on when it is made again.
 const KEPT_BACK_MAX: usize = 64;
 
-/// 2020: no clock that was ever set is before it. A machine without a battery for its clock starts in 1970.
+/// The start of 2020. No clock that was ever set is earlier; a machine without a battery for its clock starts in 1970.
 const CLOCK_MIN_UNIX_S: u64 = 1_577_836_800;
 
-/// What the parts of a running daemon share.
+/// The parts of a running daemon, and what they share.
 pub(crate) struct Daemon {
     config_file: PathBuf,
     started: Instant,
@@ -64,17 +65,18 @@ pub(crate) struct Daemon {
     observer: Observer,
 }
 
-/// The settings that count now, and why newer ones do not.
+/// The settings in force.
 struct InForce {
     settings: Arc<Settings>,
     loaded_unix_s: u64,
+    /// Why the last reload was refused, if it was.
     error: Option<String>,
 }
 
 /// Runs the daemon on the settings in `config_file` until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot start; once it runs, what goes wrong is logged and shown in `status`.
+/// When it cannot start. Once it runs, failures are logged and shown in `status`.
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
     gather_entropy();
     let settings = Settings::load(config_file)?;
@@ -84,18 +86,19 @@ pub fn run(config_file: &Path) -> anyhow::Result<()> {
     runtime.block_on(serve(config_file, settings, secrets, policy))
 }
 
-/// AWS-LC times the processor before it gives its first random number, 45 to 80 ms by measurement. The first handshake with a
-/// peer, for which the first lookup waits, would begin with that; so it is done while everything else starts.
+/// Gathers entropy while everything else starts. AWS-LC times the processor before it gives its first random number,
+/// which took 45 to 80 ms when measured. Otherwise the first handshake with a peer, and the first lookup with it, would
+/// wait for that.
 fn gather_entropy() {
     let gather = || rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
-    // Without the thread, or a number, the handshake waits or says what is wrong.
+    // If this fails, the handshake gathers entropy itself, or reports why it cannot.
     drop(thread::Builder::new().name("entropy".to_owned()).spawn(gather));
 }
 
 async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy: Policy) -> anyhow::Result<()> {
     if unix_s() < CLOCK_MIN_UNIX_S {
         tracing::warn!(
-            "the clock says 1970 or so: peers cannot be reached before it is right (their certificates are not valid yet)"
+            "the clock is set to about 1970: until it is right, peers cannot be reached (their certificates are not yet valid)"
         );
     }
     let gateway_listener = listener::gateway(settings.gateway.listen)?;
@@ -186,14 +189,14 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
 
     listener::notify_stopping();
     if let Err(error) = daemon.mesh.goodbye().await {
-        tracing::warn!(%error, "no goodbye was said");
+        tracing::warn!(%error, "peers could not be told that this daemon stops");
     }
     stop.send_replace(true);
-    // Bodies to Nix and to peers end at the same time; what is not done after the grace is cut.
+    // Bodies to Nix and to peers get the same grace together; what is not finished by then is cut off.
     let (gateway_ended, uploads_ended) =
         tokio::join!(gateway_task, tokio::time::timeout(SHUTDOWN_GRACE, daemon.uploads.finish()));
     if uploads_ended.is_err() {
-        tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut");
+        tracing::warn!(after = ?SHUTDOWN_GRACE, "uploads to peers were cut off");
     }
     gateway_ended??;
     mesh_task.abort();
@@ -201,8 +204,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     Ok(())
 }
 
-/// The state of the last run. All of it can be lost without harm, a gateway that is gone fails builds: so one that cannot be
-/// opened is done without, but for one that another daemon holds.
+/// Opens the state of the last run. All of it can be lost without harm, but a missing gateway fails builds: so if the
+/// state cannot be opened, the daemon runs without it, unless another daemon holds it.
 fn open_state(state_dir: &Path) -> Result<StateDb, StateDbError> {
     match StateDb::open(state_dir) {
         Ok((state, recovered)) => {
@@ -213,14 +216,17 @@ fn open_state(state_dir: &Path) -> Result<StateDb, StateDbError> {
         }
         Err(error @ StateDbError::InUse { .. }) => Err(error),
         Err(error @ (StateDbError::Directory { .. } | StateDbError::Sqlite { .. })) => {
-            tracing::error!(%error, "no state can be kept: running without memory until a restart with a usable state directory");
+            tracing::error!(
+                %error,
+                "no state can be stored: running without it until a restart with a usable state directory"
+            );
             StateDb::in_memory()
         }
     }
 }
 
-/// Every verdict comes from it. With a policy that refuses what is not agreed, nothing is asked before it is read: a 404 for
-/// what would be agreed stays in Nix's cache for an hour.
+/// Opens the ledger, which every verdict comes from. With `prefer` or `require` it is read before Nix can ask anything:
+/// a 404 for a path that is agreed would stay in Nix's own cache for an hour.
 fn open_ledger(
     settings: &Settings,
     secrets: &Secrets,
@@ -240,7 +246,7 @@ fn open_ledger(
 }
 
 async fn on_stop(mut stopped: watch::Receiver<bool>) {
-    // An error means that the sender is gone: stop, too.
+    // An error means that the sender is gone, which is a reason to stop, too.
     drop(stopped.wait_for(|stop| *stop).await);
 }
 
@@ -256,7 +262,10 @@ impl Daemon {
                 _ = interrupt.recv() => return Ok(()),
                 _ = hangup.recv() => {
                     if let Err(error) = self.reload().await {
-                        tracing::error!(error = describe(&error), "configuration not reloaded: the running settings stay");
+                        tracing::error!(
+                            error = describe(&error),
+                            "configuration not reloaded: the previous settings stay in force"
+                        );
                     }
                 }
             }
@@ -267,7 +276,7 @@ impl Daemon {
         Arc::clone(&self.in_force.read().settings)
     }
 
-    /// Reads the configuration again; a bad file keeps the running settings and is shown in `status`.
+    /// Reads the configuration again. If the file is bad, the previous settings stay in force and `status` says why.
     async fn reload(&self) -> anyhow::Result<()> {
         let loaded = self.load_again();
         let settings = match loaded {
@@ -278,9 +287,9 @@ impl Daemon {
             }
         };
         let mut secrets = self.secrets.clone();
-        // The builder key may be turned on, off or over while running; the node key may not, it is who we are.
+        // The builder key may be added, removed or replaced while running. The node key may not: it is our identity.
         secrets.builder_key = settings.secrets()?.builder_key;
-        // The policy first: what the resolver judges by it is dropped once more when it is told of its own settings.
+        // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
         let policy = quorum_policy(&settings, &secrets)?;
         let gateway_key = gateway_key(&settings, &policy)?;
         self.ledger.set_policy(policy, key_names(&settings, &secrets), settings.quorum.keep.iter().copied());
@@ -316,13 +325,15 @@ impl Daemon {
             ("limits.uploads_total", settings.limits.uploads_total == old.limits.uploads_total),
         ];
         if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
-            anyhow::bail!("{key} changed: that needs a restart; everything else is reloaded once it is back as it was");
+            anyhow::bail!(
+                "{key} changed, which needs a restart; to reload everything else, set it back to what it was"
+            );
         }
         Ok(settings)
     }
 }
 
-/// What depends on our own builder key.
+/// The quorum's policy, which depends on our own builder key. Logs its warnings.
 fn quorum_policy(settings: &Settings, secrets: &Secrets) -> anyhow::Result<Policy> {
     let (policy, warnings) = settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -333,18 +344,21 @@ fn key_names(settings: &Settings, secrets: &Secrets) -> KeyNames {
     settings.quorum.key_names(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())
 }
 
-/// The key under what a policy lets through: made when the first one that demands agreement comes into force.
+/// The key that signs narinfos for our Nix under `require`. It is made when such a policy first comes into force.
 fn gateway_key(settings: &Settings, policy: &Policy) -> anyhow::Result<Option<NixSecretKey>> {
     if policy.mode() != Mode::Require {
         return Ok(None);
     }
     let key = make_gateway_key(&settings.node.state_dir)?;
-    tracing::info!(public_key = %key.public(), "agreed narinfos are signed with the gateway key; Nix has to trust it alone");
+    tracing::info!(
+        public_key = %key.public(),
+        "agreed narinfos are signed with the gateway key, the only key that Nix has to trust"
+    );
     Ok(Some(key))
 }
 
-/// Signatures that peers are shown: of keys that we trust and, where agreement is demanded, of the builders whose word we took.
-/// Never of the gateway key, which is for this machine's Nix.
+/// The keys whose signatures are passed on to peers: those that we trust and, with `require`, those of the configured
+/// builders, since their word decided. Never the gateway key, which is meant for the Nix of this machine.
 fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKeys {
     let mut keys: Vec<NixPublicKey> = settings.trusted.iter().cloned().collect();
     if let Some(gateway) = gateway.map(NixSecretKey::public) {
@@ -355,7 +369,7 @@ fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKey
         }
         keys.retain(|key| key.bytes() != gateway.bytes());
     }
-    // No name stands twice.
+    // Fails only for a name that occurs twice, which was ruled out above.
     TrustedKeys::new(keys).unwrap_or_default()
 }
 

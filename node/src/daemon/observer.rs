@@ -1,4 +1,5 @@
-//! Judges all that is attested whenever it changed: totals for `/metrics` and `status`, a warning for each new conflict.
+//! Judges all attested paths again whenever the ledger or the policy changed: counts for `/metrics` and `status`, and a
+//! warning for each new conflict.
 
 use crate::quorum::{LedgerDb, LedgerDbError, LiveLedger};
 use anyhow::Context as _;
@@ -10,22 +11,22 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether anything changed.
+/// How often the thread looks whether anything changed.
 const LOOK: Duration = Duration::from_secs(1);
-/// A look at everything rests nine times as long as it took: at most a tenth of one core.
+/// After judging everything, the thread rests nine times as long as that took: it uses at most a tenth of one core.
 const REST_FACTOR: u32 = 9;
 /// Conflicts named in the log at a time; the others are counted.
 const WARNINGS_MAX: usize = 10;
 
-/// What was found at the last look; `None` before the first one, and with mode `off`.
+/// What was found last; `None` before everything was judged once, and with mode `off`.
 pub(super) type Verdicts = Arc<Mutex<Option<Found>>>;
 
-/// All paths of which anything is attested.
+/// The verdicts on all paths of which anything is attested.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {
-    /// How many are in each state.
+    /// Number of paths in each state.
     pub(super) by_state: BTreeMap<State, u64>,
-    /// Those on which builders disagree.
+    /// Paths on which builders disagree.
     pub(super) conflicts: BTreeSet<StorePath>,
 }
 
@@ -45,7 +46,7 @@ struct Shared {
 }
 
 impl Observer {
-    /// Judges by the policy of the ledger.
+    /// Starts the thread. It judges by the policy of the ledger.
     pub(super) fn start(ledger: Arc<LiveLedger>) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             ledger,
@@ -82,6 +83,7 @@ impl Shared {
         let mut judged = None;
         loop {
             let started = Instant::now();
+            // Read before judging: what changes meanwhile is judged the next time.
             let generation = self.ledger.generation();
             if judged != Some(generation) {
                 match self.look() {
@@ -89,7 +91,7 @@ impl Shared {
                         *self.verdicts.lock() = found;
                         judged = Some(generation);
                     }
-                    Err(error) => tracing::debug!(%error, "what is attested cannot be judged now"),
+                    Err(error) => tracing::debug!(%error, "the attested paths cannot be judged now"),
                 }
             }
             let mut stopping = self.stopping.lock();
@@ -102,7 +104,7 @@ impl Shared {
         }
     }
 
-    /// Judges everything.
+    /// Judges all paths, and warns of conflicts that were not there the last time.
     fn look(&self) -> Result<Option<Found>, LedgerDbError> {
         let policy = self.ledger.policy();
         if policy.mode() == Mode::Off {
@@ -122,7 +124,11 @@ impl Shared {
             tracing::warn!(store_path = %path, verdict = "conflict", "builders got different results; see `narmesh quorum why`");
         }
         if new.len() > WARNINGS_MAX {
-            tracing::warn!(paths = new.len() - WARNINGS_MAX, verdict = "conflict", "and more paths");
+            tracing::warn!(
+                paths = new.len() - WARNINGS_MAX,
+                verdict = "conflict",
+                "builders got different results for more paths"
+            );
         }
         Ok(Some(found))
     }

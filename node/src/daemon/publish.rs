@@ -1,4 +1,4 @@
-//! From the store to the mesh: what the offer says may leave is told to the gossip core, and stale answers are dropped.
+//! From the store to the mesh: the gossip core is told which paths are offered, and stale answers are dropped.
 
 use crate::mesh::MeshHandle;
 use crate::quorum::LiveLedger;
@@ -10,18 +10,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Changes that may wait for the mesh; the offer's own thread then waits, nothing is lost.
+/// How many changes may wait for the mesh. When there are more, the offer's own thread waits, so nothing is lost.
 const CHANGES_MAX: usize = 16;
 
-/// The first summary waits so long for the offer's first look at the store: one of less than there is would replace the whole one
-/// that peers may still have from before a restart. A look that takes longer (some 5,000 paths a second) is told in parts.
+/// How long the first summary waits until the offer has checked the whole store. An incomplete summary would replace
+/// the complete one that peers may still have from before a restart. A check that takes longer (it does some 5,000
+/// paths a second) is told in parts.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// Each further part waits twice as long, and after this what changes is told as it comes.
+/// Each further part waits twice as long, up to this; after that, changes are told as they come.
 const FIRST_LOOK_PART_MAX: Duration = Duration::from_secs(80);
-/// How often it is asked whether the look has ended.
+/// How often the offer is asked whether it has checked everything.
 const LOOK_POLL: Duration = Duration::from_millis(20);
 
-/// Starts judging the store; what may leave arrives on the receiver, beginning with everything.
+/// Starts the offer, which checks what of the store peers may have. Its changes arrive on the receiver, beginning with
+/// every offered path.
 pub(super) fn offer(
     store: &Arc<NixStore>,
     policy: OfferPolicy,
@@ -35,8 +37,8 @@ pub(super) fn offer(
     Ok((Arc::new(offer), receiver))
 }
 
-/// Tells the mesh what the offer says, until the offer ends: first all there is, then the changes. `on_dropped` hears what is
-/// offered no longer.
+/// Tells the mesh which paths are offered, until the offer ends: first all of them, then the changes. `on_dropped` is
+/// called with paths that are no longer offered.
 pub(super) async fn tell_mesh(
     offer: Arc<Offer>,
     mut changes: mpsc::Receiver<OfferChange>,
@@ -52,6 +54,7 @@ pub(super) async fn tell_mesh(
             break;
         }
     }
+    // The channel ends only when the offer is dropped, so this task must not hold it.
     drop(offer);
     while let Some(OfferChange { added, removed }) = changes.recv().await {
         tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
@@ -60,15 +63,15 @@ pub(super) async fn tell_mesh(
     }
 }
 
-/// Passes on what peers asked for of what is withheld now.
+/// Passes on the paths that peers asked for and that are withheld now.
 pub(super) async fn take_back(mut kept_back: mpsc::Receiver<Vec<HashPart>>, on_dropped: impl Fn(&[HashPart])) {
     while let Some(parts) = kept_back.recv().await {
         on_dropped(&parts);
     }
 }
 
-/// Waits until the offer has looked at everything, at most `longest`; whether it has, or ended. What it says meanwhile is part of
-/// the whole that is told then.
+/// Waits at most `longest` until the offer has checked everything, and returns whether it has, or has ended. Changes in
+/// the meantime are not told to the mesh one by one: they are part of the whole that is told afterwards.
 async fn first_look(
     offer: &Offer,
     changes: &mut mpsc::Receiver<OfferChange>,
@@ -89,7 +92,8 @@ async fn first_look(
     true
 }
 
-/// Drops rendered answers of paths that changed, and keeps what is attested of those held, as long as the watcher lives.
+/// As long as the watcher lives, drops rendered answers of paths that changed, and keeps the attestations of paths in
+/// the store.
 pub(super) fn follow_store(
     store: &Arc<NixStore>,
     resolver: &Arc<Resolver>,

@@ -24,7 +24,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// Paths in conflict that `status` names.
 const CONFLICTS_SHOWN_MAX: usize = 20;
-/// A connected peer that says nothing for so long is dialled, too.
+/// A connected peer that has not answered after this time is dialled like one that is not connected.
 const PROBE_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 impl ControlHandler for Daemon {
@@ -35,7 +35,7 @@ impl ControlHandler for Daemon {
             ControlRequest::Why { path } => self.why(path).await.map(|why| ControlReply::Why(Box::new(why))),
             ControlRequest::Reload => self.reload().await.map(|()| ControlReply::Reloaded),
             ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
-            ControlRequest::Quorum(_) => Err(anyhow::anyhow!("answered part by part")),
+            ControlRequest::Quorum(_) => Err(anyhow::anyhow!("`narmesh quorum` is answered part by part")),
         };
         reply.unwrap_or_else(|error| ControlReply::Refused { why: describe(&error) })
     }
@@ -58,12 +58,13 @@ impl ControlHandler for Daemon {
     }
 }
 
-/// What is in the ledger decides what Nix gets, here and where we count: that is not for everybody who may look.
+/// Refuses users who may ask but not change the ledger: what is in it decides what Nix gets, here and wherever we count
+/// as a builder.
 fn may_change(uid: u32, what: &str) -> anyhow::Result<()> {
     let own = rustix::process::geteuid().as_raw();
     anyhow::ensure!(
         uid == own || uid == 0,
-        "{} may not {what}; root and {}, who runs the daemon, may",
+        "the user {} may not {what}; only root and {}, who runs the daemon, may",
         user_name(uid),
         user_name(own)
     );
@@ -71,7 +72,7 @@ fn may_change(uid: u32, what: &str) -> anyhow::Result<()> {
 }
 
 impl Daemon {
-    /// Why the file may say something else than what counts.
+    /// Why the settings in force may differ from the configuration file, for people.
     fn not_in_force(&self) -> Option<String> {
         let in_force = self.in_force.read();
         let read = utc(in_force.loaded_unix_s);
@@ -84,7 +85,7 @@ impl Daemon {
         let changed_s = changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let file = self.config_file.display();
         (changed_s > in_force.loaded_unix_s)
-            .then(|| format!("the daemon judges by what it read at {read}; {file} was changed since, and counts after a reload (SIGHUP)"))
+            .then(|| format!("the daemon judges by the settings that it read at {read}; {file} has changed since and takes effect after a reload (SIGHUP)"))
     }
 
     async fn status(&self) -> anyhow::Result<Status> {
@@ -250,7 +251,7 @@ impl Daemon {
             .collect();
         anyhow::ensure!(
             only.is_none() || !probes.is_empty(),
-            "no [[peer]] is named {:?}; accepted: a name or peer id of the configuration",
+            "no [[peer]] is named {:?}; accepted: a name or peer id from the configuration",
             only.unwrap_or_default()
         );
         Ok(probes)
@@ -259,7 +260,7 @@ impl Daemon {
 
 fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
     let (listed, store_dir) = (offer.list(), store.store_dir());
-    // The list leaves derivations out: what is valid and not in it is one.
+    // The list leaves derivations out, so every valid path that is not in it is a derivation.
     let derivations = store.valid_paths().saturating_sub(listed.len());
     let mut report = AdvertisedReport { never: derivations as u64, ..AdvertisedReport::default() };
     for (path, nar_size, standing) in listed {
@@ -284,22 +285,22 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
     report
 }
 
-/// What is in the summary, and is not sent when it is looked at again, does not leave: why not, in words.
+/// Looks again at a path that is in the summary. If a peer that asks would not get it, the error says why, in words.
 fn why_kept<T>(looked: Result<Option<T>, StoreError>) -> Result<T, String> {
     match looked {
         Ok(Some(offered)) => Ok(offered),
-        Ok(None) => Err("it was offered until a moment ago, and no peer gets it any more".to_owned()),
-        Err(error) => Err(format!("it is offered, and no peer gets it as long as this lasts: {error}")),
+        Ok(None) => Err("it was offered until a moment ago, but no peer gets it any more".to_owned()),
+        Err(error) => Err(format!("it is offered, but no peer gets it as long as this lasts: {error}")),
     }
 }
 
-/// The key names that a path leaves with: read from the very text that peers get.
+/// Names of the keys whose signatures a path leaves with, read from the very text that peers get.
 fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
     let info = NarInfo::parse(store_dir, narinfo_text);
     info.map_or_else(|_| Vec::new(), |info| info.signatures.into_iter().map(|signature| signature.key_name).collect())
 }
 
-/// Whether peers may see a path that we hold, and why not.
+/// Adds to the report whether peers may see a path that we hold, and if not, why.
 fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
     let Err(kept) = why_kept(offer.offered(part)) else {
         view.advertised = true;
@@ -310,17 +311,17 @@ fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
     view.reason = Some(match standing {
         Some(Offering::Offered) => kept,
         Some(Offering::Withheld(why)) => why.sentence().to_owned(),
-        None => "it was not looked at yet, or is a derivation".to_owned(),
+        None => "it was not looked at yet, or it is a derivation".to_owned(),
     });
 }
 
-/// A full store path, a base name, or a bare hash part.
+/// The hash part of what the user gave: a full store path, a base name, or a bare hash part.
 fn parse_path(asked: &str, store_dir: &StoreDir) -> anyhow::Result<HashPart> {
     let base = asked.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(asked);
     let first = base.split('/').next().unwrap_or(base);
     StorePath::parse(first).map(|path| path.hash_part()).or_else(|_| HashPart::parse(first)).map_err(|_| {
         anyhow::anyhow!(
-            "{asked:?} is no store path; accepted: {}/<hash>-<name>, <hash>-<name>, or the hash of 32 characters",
+            "{asked:?} is not a store path; accepted: {}/<hash>-<name>, <hash>-<name>, or the hash part (32 characters)",
             store_dir.as_str()
         )
     })
@@ -334,7 +335,7 @@ fn peer_status(peer: &PeerSettings, statistics: &BTreeMap<PeerId, PeerStats>, vi
         epoch: summary.generation.epoch,
         seq: summary.generation.seq,
         age_s: match summary.remembered {
-            // Perhaps longer than this machine has run.
+            // It may be older than this machine's uptime, so only the wall clock knows its age.
             true => (now().wall_ms / 1_000).saturating_sub(summary.accepted_ms / 1_000),
             false => stats.summary_since.map_or(0, |since| since.elapsed().as_secs()),
         },
@@ -364,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_not_told_as_offered() {
+    fn a_path_that_cannot_be_read_is_not_reported_as_offered() {
         assert_eq!(why_kept(Ok(Some(["one-1"]))), Ok(["one-1"]));
         assert!(why_kept::<()>(Ok(None)).unwrap_err().contains("no peer gets it"));
         let unreadable = StoreError::Row { row: 7, path: "/nix/store/x".to_owned(), column: "narSize" };
