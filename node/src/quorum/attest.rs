@@ -1,4 +1,4 @@
-//! Attesting what this machine built itself, of what others may hear of.
+//! Attests what this machine built itself and others may hear of.
 
 use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
 use super::live::LiveLedger;
@@ -13,57 +13,60 @@ use serde::{Deserialize, Serialize};
 use std::thread;
 use std::time::Duration;
 
-/// Attestations signed before they are written.
+/// How many attestations are signed before they are written together.
 const BATCH: usize = 1_000;
-/// Building a path again changes its row, and the offer looks at it once more: within milliseconds, waited for so often.
+/// How often at most we look whether the offer has checked a path again. Building a path again changes its row, and the
+/// offer checks it within milliseconds.
 const LOOKS_MAX: usize = 200;
-/// Between two looks.
+/// Time between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Signs for the paths that Nix marks `ultimate`. What peers may not hear of is not attested: an attestation tells its name,
-/// its references and its hash to all who count this builder, whoever relays it.
+/// Signs attestations of the paths that Nix marks `ultimate`. Paths that peers may not hear of are not attested: an
+/// attestation tells their name, references and hash to everybody who counts this builder, whoever relays it.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnBuilds<'a> {
     /// The store.
     pub store: &'a NixStore,
-    /// Says what peers may hear of; it has looked at the store.
+    /// Says what peers may hear of. It has already checked the whole store.
     pub offer: &'a Offer,
-    /// Where they go.
+    /// The ledger that takes the attestations.
     pub ledger: &'a LiveLedger,
     /// The builder key.
     pub key: &'a NixSecretKey,
 }
 
-/// What became of paths that were to be attested.
+/// What became of the paths that were to be attested.
 #[derive(Debug, Default)]
 pub struct Attested {
-    /// How many are now and were not.
+    /// How many were attested that were not before.
     pub new: usize,
-    /// Of which the offer cannot say yet whether peers may hear of them.
+    /// Paths of which the offer cannot say yet whether peers may hear of them.
     pub unchecked: Vec<HashPart>,
-    /// Whose rows cannot be read, and why: they stop no other.
+    /// Paths whose rows cannot be read, and why. The others are attested all the same.
     pub unread: Vec<(HashPart, StoreError)>,
 }
 
-/// What is said of a path that its owner wants attested by name.
+/// The answer about one path that the user asked to attest.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct OwnStatement {
     /// The store path.
     pub path: String,
-    /// Its derivation, by which it is built again; `None` for what is its own content address and needs nobody's word.
+    /// Its derivation, from which it can be built again. `None` for a content-addressed path, which needs no
+    /// attestation.
     pub deriver: Option<String>,
     /// The name of the key that signs.
     pub by: String,
-    /// Whether what is here is attested.
+    /// Whether the path, as it is in the store now, is attested.
     pub attested: bool,
 }
 
 impl OwnBuilds<'_> {
-    /// What can be said of one path; once it was `rebuilt` with the same result it is attested, unless it is. Refuses what could
-    /// not be: what is not here, cannot be built again, or is withheld.
+    /// Says whether one path is attested. If it was `rebuilt` with the same result and is not attested yet, it is
+    /// attested now. Fails for a path that cannot be attested: it is not here, cannot be built again, or is withheld.
     pub fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
         let path = parse(self.store.store_dir(), path)?;
         self.store.refresh()?;
+        // The hash part alone does not tell whether the name is right, too.
         let info = self.store.path_info(&path.hash_part())?.filter(|info| info.path == path);
         let info = info.with_context(|| format!("{path} is not in the store here"))?;
         let word = |deriver, attested| OwnStatement {
@@ -91,11 +94,12 @@ impl OwnBuilds<'_> {
             )?;
         }
         let attested = self.is_attested(&info);
-        ensure!(attested || !rebuilt, "{path} was built here, and is nothing that is attested");
+        ensure!(attested || !rebuilt, "{path} was built here, but paths of its kind are not attested");
         Ok(word(Some(deriver.to_string()), attested))
     }
 
-    /// Attests those of `hash_parts` that were built here, may be heard of, and are not yet attested as they are.
+    /// Attests those of `hash_parts` that were built here, that peers may hear of, and that are not attested yet as
+    /// they are.
     pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Attested, LedgerDbError> {
         let (mut attested, mut batch, mut unread) = (Attested::default(), Vec::new(), Vec::new());
         for info in readable(self.store, hash_parts, &mut unread) {
@@ -117,13 +121,14 @@ impl OwnBuilds<'_> {
         Ok(attested)
     }
 
-    /// Takes back what was attested and is withheld now, here or gone from the store. Gives how many were.
+    /// Takes back all attestations of paths that are withheld now, whether still in the store or gone. Returns how
+    /// many.
     pub fn withdraw(&self) -> Result<usize, LedgerDbError> {
         let own = BuilderKey(self.key.public().bytes());
         self.withdraw_of(self.ledger.read(|ledger| ledger.hash_parts_of(&own)))
     }
 
-    /// The same, of what was attested of these paths.
+    /// The same for these paths only.
     pub fn withdraw_of(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<usize, LedgerDbError> {
         let own = BuilderKey(self.key.public().bytes());
         let is_said = |part: &HashPart| self.ledger.read(|ledger| ledger.votes(part).any(|vote| vote.builder == own));
@@ -133,6 +138,7 @@ impl OwnBuilds<'_> {
             for attestation in said.into_iter().map(|it| it.attestation).filter(|it| it.builder == own) {
                 let statement = &attestation.statement;
                 let why = self.offer.withheld(&statement.path, &statement.references);
+                // What was told is not taken back for a reason that may pass.
                 if why.is_some_and(|why| !why.may_pass()) {
                     let fingerprint = FingerprintDigest::of(self.store.store_dir(), statement);
                     gone.push(Evicted { builder: own, hash_part, fingerprint });
@@ -143,10 +149,11 @@ impl OwnBuilds<'_> {
         Ok(gone.len())
     }
 
-    /// Neither derivations nor sources nor what is its own content address, and nothing that was not built here.
+    /// The attestation of a path, if it was built here and is not attested yet. `None` for derivations, and for
+    /// content-addressed paths (sources among them).
     fn attestation(&self, info: &PathInfo) -> Option<(StoredStatement, VerifiedStatement)> {
         let store_dir = self.store.store_dir();
-        // A content address that is not true, or not understood, proves nothing.
+        // Only a content address that is understood and true counts: any other proves nothing.
         let needs_no_word = info.is_certified_by_content(store_dir);
         if !info.ultimate || info.nar_size == 0 || info.path.is_derivation() || needs_no_word {
             return None;
@@ -162,7 +169,7 @@ impl OwnBuilds<'_> {
         Some((StoredStatement { key: public, attestation }, evidence))
     }
 
-    /// Whether our key says so already, of what is here now.
+    /// Whether our key already attested the path as it is here now.
     fn is_attested(&self, info: &PathInfo) -> bool {
         let own = BuilderKey(self.key.public().bytes());
         let fingerprint = FingerprintDigest::of(self.store.store_dir(), &statement_of(info));
@@ -171,7 +178,7 @@ impl OwnBuilds<'_> {
     }
 }
 
-/// What `look` gives once it is `settled`, or in the end.
+/// Calls `look` until its result is `settled`, but at most [`LOOKS_MAX`] times more, and returns the last result.
 fn soon<T>(mut look: impl FnMut() -> T, settled: impl Fn(&T) -> bool) -> T {
     let mut found = look();
     for _ in 0..LOOKS_MAX {

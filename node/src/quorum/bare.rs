@@ -1,9 +1,9 @@
-//! Bare Nix signatures of builders of which the operator says that they sign nothing but their own builds
+//! Bare Nix signatures of builders that, as the operator says, sign nothing but their own builds
 //! (`signs_only_own_builds`).
 //!
-//! They need no way of their own from machine to machine: whoever has a path has its signatures, and every narinfo carries
-//! them. So they are taken from the narinfos of peers, whoever sends them, and from our own store, where a substitution from that
-//! builder's cache left them. Each is verified strictly by itself; no other key's are looked at.
+//! They need no protocol of their own: whoever has a path has its signatures, and every narinfo carries them. So they
+//! are taken from the narinfos of peers, whoever sends them, and from our own store, where a substitution from the
+//! builder's cache left them. Each is verified strictly by itself; signatures of other keys are not looked at.
 
 use super::db::{BareSignature, LedgerDbError, on_disk_bytes};
 use super::live::LiveLedger;
@@ -13,34 +13,36 @@ use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Stateme
 use narmesh_quorum::{FingerprintDigest, VerifiedStatement};
 use narmesh_store::{NixStore, Store as _, StoreError};
 
-/// Signatures stored in one transaction.
+/// How many signatures are stored in one transaction.
 const BATCH: usize = 1_000;
 
-/// Takes what is in our own store.
+/// Takes such signatures from our own store.
 #[derive(Debug)]
 pub struct StoreSignatures<'a> {
     /// The store.
     pub store: &'a NixStore,
-    /// Where they go.
+    /// The ledger that takes the signatures.
     pub ledger: &'a LiveLedger,
-    /// Keys of builders that sign only their own builds.
+    /// The keys of builders that sign only their own builds.
     pub signers: &'a [NixPublicKey],
 }
 
-/// What became of them.
+/// What became of the signatures.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// How many are in the ledger now and were not.
+    /// How many are new in the ledger.
     pub new: usize,
-    /// Paths whose rows cannot be read, and why: they stop no other.
+    /// Paths whose rows cannot be read, and why. The signatures of the others are taken all the same.
     pub unread: Vec<(HashPart, StoreError)>,
 }
 
 impl StoreSignatures<'_> {
-    /// Takes the signatures of `hash_parts` that are not in the ledger. Blocks, on the disk.
+    /// Takes those signatures of `hash_parts` that are not in the ledger yet. Blocks on the disk.
     pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Taken, LedgerDbError> {
         let (mut taken, mut batch, mut unread) = (Taken::default(), Vec::new(), Vec::new());
         for info in readable(self.store, hash_parts, &mut unread) {
+            // A content-addressed path needs no builder's word. A row of a very old Nix has no NarSize, so no
+            // fingerprint.
             if !info.is_certified_by_content(self.store.store_dir()) && info.nar_size > 0 {
                 batch.extend(signatures_unheard(self.ledger, self.signers, &statement_of(&info), &info.signatures));
             }
@@ -55,8 +57,8 @@ impl StoreSignatures<'_> {
     }
 }
 
-/// Those of `signatures` that one of `signers` made over `statement` and that are not in the ledger yet; at most one of each.
-/// From memory; what is known already costs no verification.
+/// Those of `signatures` that one of `signers` made over `statement` and that are not in the ledger yet, at most one of
+/// each signer. Works from memory; signatures that are already known are not verified again.
 pub fn signatures_unheard(
     ledger: &LiveLedger,
     signers: &[NixPublicKey],

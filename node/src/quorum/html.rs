@@ -1,19 +1,19 @@
-//! The report as one HTML file: no server, no request, readable on a phone.
+//! The report as one HTML file: it needs no server, makes no request, and can be read on a phone.
 //!
-//! Names come from strangers, so every text goes through [`escaped`]; the content security policy forbids every source but the
-//! style and the script that stand in the file.
+//! Names come from strangers, so every text goes through [`escaped`]. The content security policy forbids everything
+//! but the style and the script in the file itself.
 
 use narmesh_quorum::{FingerprintReport, PathReport, ReportHead, ReportPart, ReportScope, State};
 use std::fmt::{self, Write as _};
 
-/// A page in the making: the text of each part, in the order of the parts.
+/// A page that is being written: gives the text of each part, in the order of the parts.
 #[derive(Debug, Default)]
 pub struct Page {
     head: Option<ReportHead>,
     section: Section,
 }
 
-/// Where the page is.
+/// The section of the page that was begun last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum Section {
     #[default]
@@ -24,14 +24,14 @@ enum Section {
 }
 
 impl Page {
-    /// What this part adds to the page.
+    /// The text that this part adds to the page.
     pub fn part(&mut self, part: &ReportPart) -> String {
         let mut text = String::new();
         self.write(&mut text, part).expect("a String takes everything");
         text
     }
 
-    /// What ends it.
+    /// The text that ends the page.
     pub fn end(&mut self) -> String {
         let mut text = String::new();
         self.go_to(&mut text, Section::Paths)
@@ -67,6 +67,7 @@ impl Page {
         if self.section == section {
             return Ok(());
         }
+        // These two are lists, which have to be closed; the paths are closed by `end`.
         if matches!(self.section, Section::Conflicts | Section::Served) {
             writeln!(text, "</ul></section>")?;
         }
@@ -95,7 +96,7 @@ fn begin(text: &mut String, head: &ReportHead) -> fmt::Result {
     let k = head.k.map_or_else(|| "no number".to_owned(), |k| k.to_string());
     writeln!(
         text,
-        "<p><strong class=\"{class}\">{verdict}</strong>: {k} of {} groups of builders must have got the same; mode {}; made <time data-ms=\"{}\"></time>.</p>",
+        "<p><strong class=\"{class}\">{verdict}</strong>: {k} of {} groups of builders must have got the same result; mode {}; report made <time data-ms=\"{}\"></time>.</p>",
         head.of,
         mode(head),
         head.made_at_ms
@@ -157,7 +158,7 @@ fn fingerprint(page: &mut String, it: &FingerprintReport) -> fmt::Result {
     )
 }
 
-/// Who says so, and who only by a signature.
+/// The builders of a result, with a note at those that have only a bare signature.
 fn names(it: &FingerprintReport) -> String {
     let name = |name: &String| match it.by_signature.contains(name) {
         true => format!("{name} (bare signature)"),
@@ -185,7 +186,8 @@ fn mode(head: &ReportHead) -> &'static str {
     }
 }
 
-/// For text and for attributes in double quotes. Characters that turn the direction of writing are shown by number.
+/// Escapes text for use in HTML, also in attributes in double quotes. Characters that change the writing direction, and
+/// control characters, are shown as their numbers: a name could use them to look like another.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -329,7 +331,7 @@ mod tests {
         }
         assert!(page.contains("is in conflict: builders got 2 different results"));
         for source in ["http:", "https:", "src=\"", "url("] {
-            assert!(!page.contains(source), "{source}: nothing is fetched");
+            assert!(!page.contains(source), "{source}: the page fetches nothing");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Attestations out of a text file, verified on all cores.
+//! Reads attestations from a text file and verifies them on all cores.
 
 use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
 use super::live::LiveLedger;
@@ -10,47 +10,47 @@ use std::io::{self, BufRead, Read as _};
 use std::num::NonZeroUsize;
 use std::thread;
 
-/// Lines verified at a time, and written in one transaction.
+/// How many lines are verified at a time, and written in one transaction.
 const BATCH_LINES: usize = 8_192;
-/// Bytes of them at which a batch is full: the longest lines are 2 MiB each.
+/// A batch is also full when its lines have this many bytes together: the longest lines are 2 MiB each.
 const BATCH_BYTES: usize = 16 << 20;
-/// A thread for fewer costs more than it brings.
+/// For fewer items another thread costs more than it saves.
 const ITEMS_PER_THREAD_MIN: usize = 16;
-/// Errors that are shown; the others are counted.
+/// How many errors are shown; the others are only counted.
 const ERRORS_SHOWN_MAX: usize = 10;
 
-/// What became of a file.
+/// What became of the attestations in a file.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Imported {
-    /// Attestations in it, comments not counted.
+    /// Attestations in the file; comments are not counted.
     pub lines: usize,
-    /// New here.
+    /// Attestations that are new in the ledger.
     pub new: usize,
-    /// By keys that are no builder's here; nothing of them is kept.
+    /// Attestations by keys that belong to no builder configured here. They are not kept.
     pub strangers: usize,
-    /// Both signatures verify.
+    /// Attestations of which both signatures verify.
     pub verified: usize,
     /// Lines that are malformed, or whose signatures do not verify.
     pub bad: usize,
-    /// The first of them, in words, with their numbers.
+    /// The first bad lines: what is wrong with each, with its number.
     pub errors: Vec<String>,
 }
 
-/// Why a file is not read to its end.
+/// Why a file was not read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The file.
+    /// The file cannot be read, or `progress` returned an error.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Its first line.
+    /// The first line is not that of an attestation file.
     #[error("line 1: {0}")]
     Header(#[from] attestation_file::LineError),
-    /// It is about another store directory.
-    #[error("line 1: attestations of {found}, the store directory here is {ours}")]
+    /// The file is about another store directory.
+    #[error("line 1: these are attestations of {found}, but the store directory here is {ours}")]
     StoreDir {
-        /// Its.
+        /// The store directory of the file.
         found: String,
-        /// Ours.
+        /// Our store directory.
         ours: String,
     },
     /// Storing failed.
@@ -58,10 +58,11 @@ pub enum ImportError {
     Db(#[from] LedgerDbError),
 }
 
-/// Reads a file batch by batch; each is verified on all cores and handed on in order.
+/// Reads a file batch by batch. Each batch is verified on all cores and given to `take` in the order of the lines;
+/// `take` returns how many were new.
 ///
-/// With a `policy` only its builders' lines are verified and handed on. `progress` hears the number of lines so far, and
-/// ends it with an error.
+/// With a `policy`, only attestations by its builders are verified and taken. `progress` is called with the number of
+/// lines so far; its first error ends the reading.
 pub fn read_file(
     mut reader: impl BufRead,
     store_dir: Option<&StoreDir>,
@@ -111,7 +112,7 @@ pub fn read_file(
     }
 }
 
-/// Imports what the builders of the ledger's policy attest.
+/// Imports the attestations by builders of the ledger's policy.
 pub fn import(
     reader: impl BufRead,
     ledger: &LiveLedger,
@@ -123,13 +124,17 @@ pub fn import(
 }
 
 enum Judged {
+    /// A comment or an empty line.
     Nothing,
+    /// An attestation by a key that belongs to no builder of the policy.
     Stranger,
+    /// An attestation of which both signatures verify.
     Verified(Box<(StoredStatement, VerifiedStatement)>),
+    /// The number of the line, and what is wrong with it.
     Bad(usize, String),
 }
 
-/// Those of which `key` made both signatures, in their order.
+/// Those attestations of which both signatures are by `key`, in their order.
 pub fn verify(
     store_dir: &StoreDir,
     attestations: Vec<(NixPublicKey, Attestation)>,
@@ -141,7 +146,7 @@ pub fn verify(
         .collect()
 }
 
-/// In the order of the items.
+/// Does `work` for each item on all cores; the results are in the order of the items.
 fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let chunk = items.len().div_ceil(threads).max(ITEMS_PER_THREAD_MIN);
@@ -170,6 +175,7 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u
         Ok(Some(parsed)) => parsed,
         Err(error) => return Judged::Bad(number, error.to_string()),
     };
+    // Before the signatures are verified: a file may hold many attestations that do not count here.
     if policy.is_some_and(|policy| !policy.knows(&attestation.builder)) {
         return Judged::Stranger;
     }
@@ -182,12 +188,12 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u
     }
 }
 
-/// Reads one line with its end, of bounded length; whether there was one.
+/// Reads one line, including the line feed, of bounded length. False at the end of the file.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     let bytes = reader.take(attestation_file::LINE_BYTES_MAX as u64 + 2).read_until(b'\n', line)?;
     if bytes > attestation_file::LINE_BYTES_MAX + 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is longer than 2 MiB: no attestations"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is longer than 2 MiB: not an attestation file"));
     }
     Ok(bytes > 0)
 }

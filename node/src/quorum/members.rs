@@ -1,4 +1,5 @@
-//! What the store, and the statements known, say of paths: the other half of a report.
+//! What the store, and the statements that are known, say of paths: their references and whether they are held. The
+//! other half of a report, the verdicts, comes from the ledger.
 
 use super::db::LedgerDb;
 use anyhow::Context as _;
@@ -9,16 +10,18 @@ use narmesh_store::{NixStore, PathInfo, Store as _, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// Most paths of a closure; the largest systems have some 20,000.
+/// The most paths that a closure may have; the largest systems have some 20,000.
 const CLOSURE_MAX: usize = 1 << 20;
 
-/// A path as the store has it; if it has not, with the references that are attested of it, all together.
+/// A path as the store has it. If the store does not have it, its references are all that any statement gives it.
+/// `None` if nothing is known of it.
 fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
     let info = store.path_info(&path.hash_part()).context("the Nix store")?;
     if let Some(info) = info.filter(|info| info.path == *path) {
         return Ok(Some(held_member(store, &info)));
     }
     let statements = db.statements(&path.hash_part())?;
+    // The path itself goes in with them, which tells a path without references from one of which nothing is attested.
     let references: BTreeSet<StorePath> = statements
         .into_iter()
         .filter(|statement| statement.path == *path)
@@ -34,14 +37,14 @@ fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<O
     Ok(known.then_some(member))
 }
 
-/// A path, even if nothing is known of it.
+/// The same; a path of which nothing is known has no references.
 pub(super) fn member_of(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Member> {
     let unknown = || Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
     Ok(member(store, db, path)?.unwrap_or_else(unknown))
 }
 
-/// A path and what it needs, as far as that is known here. `progress` hears how many there are so far, and ends it with an
-/// error.
+/// A path and everything that it needs, as far as that is known here. `progress` is called with the number of paths so
+/// far; its first error ends the search.
 pub(super) fn closure_members(
     store: &NixStore,
     db: &LedgerDb,
@@ -71,7 +74,7 @@ fn held_member(store: &NixStore, info: &PathInfo) -> Member {
     }
 }
 
-/// The rows of these paths. What cannot be read goes to `unread`, and stops no other.
+/// The rows of these paths. A path whose row cannot be read goes to `unread`; the others follow all the same.
 pub(super) fn readable<'a>(
     store: &'a NixStore,
     hash_parts: impl IntoIterator<Item = HashPart> + 'a,
@@ -86,7 +89,7 @@ pub(super) fn readable<'a>(
     })
 }
 
-/// What an attestation of a held path says.
+/// The statement about a held path that an attestation of it makes.
 pub(super) fn statement_of(info: &PathInfo) -> Statement {
     Statement {
         path: info.path.clone(),

@@ -1,9 +1,10 @@
-//! What builders attest: kept in SQLite, attested for our own builds, asked about by `narmesh quorum`.
+//! Attestations: kept in SQLite, made of our own builds, and reported by `narmesh quorum`.
 //!
-//! Walk: [`LiveLedger`] holds attestations and when this node first stored them, in memory and, in [`LedgerDb`], on disk; [`import`] takes them from a text file, verified
-//! on all cores; [`OwnBuilds`] attests what this machine built; [`StoreSignatures`] and [`signatures_unheard`] find
-//! signatures that count; [`Queries`] answers what
-//! `narmesh quorum` asks, part by part, with `members` for the store's side of a report; [`Page`] renders one. What is said of them is decided in `narmesh-quorum`.
+//! Walk: [`LiveLedger`] holds attestations, and when this node first stored them, in memory and on disk ([`LedgerDb`]);
+//! [`import`] takes them from a text file, verified on all cores; [`OwnBuilds`] attests what this machine built;
+//! [`StoreSignatures`] and [`signatures_unheard`] find bare signatures that count; [`Queries`] answers `narmesh quorum`
+//! part by part, with `members` for the store's side of a report; [`Page`] renders a report. Verdicts are decided in
+//! `narmesh-quorum`.
 
 mod attest;
 mod bare;
@@ -27,7 +28,7 @@ pub use queries::{Part, Queries, Question, Scope};
 use narmesh_quorum::WallMs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now, by the wall clock.
+/// The time of the wall clock.
 pub fn now() -> WallMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))

@@ -3,13 +3,14 @@
 use narmesh_protocol::{BuilderKey, NixPublicKey};
 use std::collections::BTreeMap;
 
-/// The keys of the configuration, by what they are. Nothing that is signed holds a key's name, so a file can give a key any name,
-/// and Nix looks a signature's key up by that name: the name that the operator gave it is the one that is kept and shown.
+/// The keys of the configuration with their names. A key's name is not part of anything that is signed, so a file can
+/// give a key any name; but Nix finds the key of a signature by its name. So the name that the operator gave a key is
+/// kept and shown.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct KeyNames(BTreeMap<BuilderKey, NixPublicKey>);
 
 impl KeyNames {
-    /// Of several names of one key the first.
+    /// If a key has several names, the first one counts.
     pub fn new(keys: impl IntoIterator<Item = NixPublicKey>) -> Self {
         let mut names = BTreeMap::new();
         for key in keys {
@@ -18,17 +19,17 @@ impl KeyNames {
         Self(names)
     }
 
-    /// The key under its own name, if it is one of the configuration's.
+    /// The key under the name that the configuration gives it, or as it is if the configuration does not have it.
     pub fn own<'a>(&'a self, key: &'a NixPublicKey) -> &'a NixPublicKey {
         self.0.get(&BuilderKey(key.bytes())).unwrap_or(key)
     }
 
-    /// The name of a key of the configuration.
+    /// The name of a key, if the configuration has it.
     pub fn of(&self, key: &BuilderKey) -> Option<&str> {
         self.0.get(key).map(NixPublicKey::name)
     }
 
-    /// All of them.
+    /// All keys of the configuration, under their names.
     pub fn keys(&self) -> impl Iterator<Item = &NixPublicKey> {
         self.0.values()
     }

@@ -1,8 +1,9 @@
-//! What `narmesh quorum` asks, answered part by part: by the daemon for those who may use its control socket, and without a daemon
-//! by the command itself.
+//! Answers the questions of `narmesh quorum` part by part: in the daemon for those who may use its control socket, and
+//! in the command itself if there is no daemon.
 //!
-//! Nothing is held whole: a report is put into words path by path, attestations are read path by path, a file is taken in batch
-//! by batch; between two parts no lock is held and no transaction is open, so that a slow reader holds up nobody.
+//! No answer is held whole: a report is put into words path by path, attestations are read path by path, and a file is
+//! imported batch by batch. Between two parts no lock is held and no transaction is open, so a slow reader holds up
+//! nobody.
 
 use super::attest::{OwnBuilds, OwnStatement};
 use super::import::{Imported, import};
@@ -19,11 +20,11 @@ use std::io::{self, BufRead};
 use std::thread;
 use std::time::Duration;
 
-/// Text of an export that is sent at a time, bytes; a path whose attestations are more goes whole.
+/// The text of an export is sent when it has at least this many bytes.
 const TEXT_BYTES: usize = 64 << 10;
-/// Paths that our Nix got, judged while the ledger cannot be written: some 300 us.
+/// How many paths that our Nix got are judged at a time, while the ledger cannot be written: some 300 us.
 const SERVED_AT_ONCE: usize = 128;
-/// So long the first look of the offer is waited for, before the asker is told that it lasts.
+/// How long to wait for the offer's first check of the store, before the client is told once more that it goes on.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What a report is about: store paths or their base names.
@@ -34,28 +35,28 @@ pub enum Scope {
     Path(String),
     /// A path with all that it needs at run time.
     Closure(String),
-    /// All of which anything is attested.
+    /// All paths of which anything is attested.
     All,
 }
 
-/// What is asked.
+/// A question.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
-    /// Who agrees.
+    /// A report on whether builders agree.
     Report(Scope),
     /// Attestations as text.
     Export {
-        /// Of this path, or all.
+        /// The path whose attestations are exported; all paths if `None`.
         path: Option<String>,
     },
-    /// Take attestations: the text follows.
+    /// Takes the attestations in the text that follows.
     Import,
-    /// Attest a path of our own, or say whether that could be.
+    /// Attests a path of our own, or says whether that is possible.
     Attest {
         /// The store path or its base name.
         path: String,
-        /// It was built again, with the same result.
+        /// Whether it was built again, with the same result.
         rebuilt: bool,
     },
 }
@@ -64,41 +65,41 @@ pub enum Question {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// So many paths or lines so far.
+    /// The number of paths or lines so far.
     Progress(usize),
-    /// What the reader should know of this answer; for people.
+    /// Something that the reader should know about this answer, for people.
     Note(String),
-    /// Of a report.
+    /// A part of a report.
     Report(ReportPart),
-    /// Of an export: whole lines.
+    /// A part of an export: whole lines.
     Text(String),
     /// What became of an import.
     Imported(Imported),
-    /// What our own builder says of the path.
+    /// Whether our own builder attests the path.
     Word(OwnStatement),
-    /// That was all.
+    /// The end of a complete answer.
     Done,
-    /// There is no answer, or no more of it.
+    /// There is no answer, or it breaks off here.
     Refused {
-        /// The reason why there is no answer, or why it broke off, for people.
+        /// The reason, for people.
         why: String,
     },
 }
 
-/// Who answers.
+/// What is needed to answer questions.
 #[derive(Clone, Copy, Debug)]
 pub struct Queries<'a> {
-    /// The store that is compared.
+    /// The store that is compared with what is attested.
     pub store: &'a NixStore,
-    /// The ledger that is asked.
+    /// The ledger that is reported on.
     pub ledger: &'a LiveLedger,
-    /// Attests what was built here; `None` without a builder key, or where that is not asked.
+    /// Attests what was built here. `None` without a builder key, and for questions that do not need it.
     pub own: Option<OwnBuilds<'a>>,
 }
 
 impl Queries<'_> {
-    /// Answers; [`Part::Done`] and [`Part::Refused`] are the caller's to say. Blocks, on the disk and on `tell`, whose first
-    /// error ends it.
+    /// Answers with all parts but the last: the caller adds [`Part::Done`] or [`Part::Refused`]. Blocks on the disk and
+    /// on `tell`, whose first error ends the answer.
     pub fn answer(
         &self,
         question: &Question,
@@ -118,7 +119,7 @@ impl Queries<'_> {
             Question::Attest { path, rebuilt } => {
                 let own = self.own.context("trust.builder_key_file is not set: nothing to sign with")?;
                 self.ledger.catch_up()?;
-                // What others may hear of is known only after a look at the whole store.
+                // What others may hear of is known only after the whole store was checked.
                 while !own.offer.has_looked() {
                     tell(Part::Progress(0))?;
                     thread::sleep(LOOK);
@@ -135,13 +136,14 @@ impl Queries<'_> {
         if policy.k_default().is_none() {
             let groups = policy.groups();
             bail!(
-                "quorum.k is not set: it says how many groups of builders must agree, of {groups} that are configured"
+                "quorum.k is not set: it says how many groups of builders must agree ({groups} groups are configured)"
             );
         }
         let report = self.judge(&policy, scope, tell)?;
         let mut say = |part| tell(Part::Report(part));
         say(ReportPart::Head(Box::new(report.head().clone())))?;
         report.conflicts().try_for_each(|path| say(ReportPart::Conflict(path.to_string())))?;
+        // In portions, between which the ledger can be written, however slow the reader is.
         let mut after = None;
         loop {
             let (turned, last) = self.ledger.read(|ledger| no_longer_agreed(&policy, ledger, after, SERVED_AT_ONCE));
@@ -190,7 +192,7 @@ impl Queries<'_> {
         })
     }
 
-    /// In the order of path and key: the same each time.
+    /// Exports in the order of path and key, so that two exports of the same attestations are the same text.
     fn export(&self, path: Option<&str>, tell: &mut impl FnMut(Part) -> io::Result<()>) -> anyhow::Result<()> {
         let store_dir = self.ledger.store_dir();
         let hash_parts = match path {
@@ -217,5 +219,5 @@ impl Queries<'_> {
 
 pub(super) fn parse(store_dir: &StoreDir, text: &str) -> anyhow::Result<StorePath> {
     let parsed = if text.starts_with('/') { store_dir.parse_path(text) } else { StorePath::parse(text) };
-    parsed.with_context(|| format!("{text:?} is no path of {}", store_dir.as_str()))
+    parsed.with_context(|| format!("{text:?} is not a path in {}", store_dir.as_str()))
 }

@@ -1,4 +1,4 @@
-//! Why the ledger's file cannot be used.
+//! The errors of the ledger's file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerDbError {
-    /// The file or its directory.
+    /// The file or its directory cannot be made, read or written.
     #[error("{path}: {source}", path = path.display())]
     File {
         /// The ledger's file, also where its directory is what failed.
@@ -14,36 +14,36 @@ pub enum LedgerDbError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// Nothing was ever stored.
-    #[error("{path} is not there: the daemon makes it at its start, and `narmesh quorum import` does", path = path.display())]
+    /// There is no file: nothing was ever stored.
+    #[error("{path} is not there: the daemon makes it when it starts, and so does `narmesh quorum import`", path = path.display())]
     Missing {
         /// The path at which the ledger's file was expected.
         path: PathBuf,
     },
-    /// Fingerprints hold the store directory.
-    #[error("{path} holds attestations of {found}, the configuration says store.store_dir = {wanted:?}; move it away", path = path.display())]
+    /// The file is about another store directory, which is part of every fingerprint in it.
+    #[error("{path} holds attestations of {found}, but the configuration says store.store_dir = {wanted:?}; move the file away", path = path.display())]
     StoreDir {
         /// The ledger's file.
         path: PathBuf,
-        /// Its.
+        /// The store directory of the file.
         found: String,
-        /// Ours.
+        /// The store directory of the configuration.
         wanted: String,
     },
-    /// By a later version: left as it is.
-    #[error("{path} was {cause}; run that one, or move the file away", path = path.display())]
+    /// The file was written by a later version, and is left as it is.
+    #[error("{path} was {cause}; run that version, or move the file away", path = path.display())]
     Later {
         /// The ledger's file, written by a later version.
         path: PathBuf,
-        /// In words, with its version.
+        /// What is wrong, in words, with the version of the schema.
         cause: String,
     },
-    /// Damaged.
+    /// The file is damaged.
     #[error("{path} cannot be used: {cause}", path = path.display())]
     Unusable {
         /// The damaged file: the ledger's own, or one that was moved aside.
         path: PathBuf,
-        /// In words.
+        /// What is wrong with it, in words.
         cause: String,
     },
     /// SQLite failed.
@@ -57,7 +57,7 @@ pub enum LedgerDbError {
 }
 
 impl LedgerDbError {
-    /// A failure of SQLite over the file at `path`.
+    /// The error for a failure of SQLite on the file at `path`.
     pub(super) fn of(path: &Path, source: rusqlite::Error) -> Self {
         match source.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {

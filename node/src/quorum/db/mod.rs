@@ -1,9 +1,10 @@
 //! The ledger on disk.
 //!
-//! What cannot be had again is one thing: when this node *first stored* an attestation, by which revocations are judged. A file
-//! that cannot be used is moved aside; what comes in again then counts as first stored then, and is void if its key was revoked
-//! before: the safe side. A write that returned survives the death of the process (WAL); every change is one transaction, so
-//! that a process killed at any moment leaves the state before or after it.
+//! Only one thing in it cannot be had again: when this node *first stored* an attestation, which decides what a
+//! revocation voids. If the file cannot be used, it is moved aside. Attestations that come again then count as first
+//! stored at that time, and are void if their key was revoked before, which is the safe side. A write that returned
+//! survives the death of the process (WAL). Every change is one transaction, so that a process killed at any moment
+//! leaves the state before or after it.
 //! Methods block. The daemon and the commands open the same file; SQLite locks it for one transaction at a time.
 
 mod error;
@@ -27,10 +28,10 @@ use std::time::Duration;
 
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "quorum.sqlite";
-/// How long a transaction of another process is waited for.
+/// How long to wait for a transaction of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One step per version; `PRAGMA user_version` counts those already taken. Never edited, only added to.
+/// One step per schema version; `PRAGMA user_version` counts the steps already taken. Steps are added, never edited.
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), store_dir TEXT NOT NULL);
     CREATE TABLE builders (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, public_key TEXT NOT NULL);
@@ -53,7 +54,7 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE asked (id INTEGER PRIMARY KEY AUTOINCREMENT, hash_part BLOB NOT NULL UNIQUE);
 "];
 
-/// By the index: a peer asks for 512 paths at a time.
+/// Uses the index, because a peer asks for 512 paths at a time.
 const ATTESTATIONS: &str = "
     SELECT b.public_key, s.path, s.nar_hash, s.nar_size, s.refs, v.attested_at_ms, v.nix_signature, v.dated_signature
     FROM statements s JOIN votes v ON v.statement = s.id JOIN builders b ON b.id = v.builder
@@ -72,12 +73,12 @@ pub struct LedgerDb {
     store_dir: StoreDir,
 }
 
-/// A statement, and when it was first stored here, if that is on record.
+/// A statement, and when this node first stored it, if that is on record.
 pub type FirstStored = (VerifiedStatement, Option<WallMs>);
 
 impl LedgerDb {
-    /// Opens the file in `state_dir` for reading and writing and checks it; makes it if it is missing. With `repair` a damaged
-    /// one is moved aside and a new one made; gives where the old one is.
+    /// Opens the file in `state_dir` for reading and writing and checks it; makes it if it is missing. With `repair`, a
+    /// damaged file is moved aside and a new one made; then the path of the old one is returned, too.
     pub fn open(
         state_dir: &Path,
         store_dir: &StoreDir,
@@ -109,7 +110,7 @@ impl LedgerDb {
         }
     }
 
-    /// Opens what is there, for reports.
+    /// Opens the file if there is one, for reports.
     pub fn open_existing(state_dir: &Path, store_dir: &StoreDir) -> Result<Self, LedgerDbError> {
         let path = state_dir.join(FILE_NAME);
         match Lies::at(&path) {
@@ -121,7 +122,7 @@ impl LedgerDb {
         }
     }
 
-    /// Opens a file that was moved aside, as it is, to read what can be read of it.
+    /// Opens a file that was moved aside, unchecked, to read what is still readable in it.
     pub fn open_damaged(path: &Path, store_dir: &StoreDir) -> Result<Self, LedgerDbError> {
         refuse_others(path)?;
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
@@ -150,8 +151,9 @@ impl LedgerDb {
         Ok(Self { connection, path: path.to_owned(), store_dir: store_dir.clone() })
     }
 
-    /// What was stored after the row of number `after`, in the order of storing, of at most `rows_max` rows; and the number of the
-    /// last. Rows of this and of other processes alike. An attestation that was a bare signature first is told as both.
+    /// What is in at most `rows_max` rows after the row with number `after`, in the order of storing, and the number of
+    /// the last row. It does not matter which process stored them. An attestation that was first a bare signature is
+    /// returned as both.
     pub fn stored_after(&self, after: i64, rows_max: usize) -> Result<(Vec<FirstStored>, i64), LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
@@ -179,7 +181,7 @@ impl LedgerDb {
                 let (stored_at, dated_stored_at) = (wall(row.get(7)?), wall(row.get(9)?));
                 match dated_stored_at {
                     None => found.push((evidence, stored_at)),
-                    // First it was a bare signature.
+                    // It was first a bare signature. Without that its earlier time would be lost.
                     Some(_) => found.extend([(evidence.undated(), stored_at), (evidence, dated_stored_at)]),
                 }
             }
@@ -196,7 +198,8 @@ impl LedgerDb {
         })
     }
 
-    /// Stores what was stored before in another file, with the time of first storing if that is on record, in one transaction.
+    /// Stores statements from another file, with the time when they were first stored if that is on record, in one
+    /// transaction.
     pub fn restore(
         &self,
         known: &[(NewStatement<'_>, &VerifiedStatement, Option<WallMs>)],
@@ -208,7 +211,7 @@ impl LedgerDb {
         })
     }
 
-    /// The names of these keys from now on, whatever name they came under.
+    /// From now on these keys have these names, whatever names they came under.
     pub fn name<'a>(&self, keys: impl IntoIterator<Item = &'a NixPublicKey>) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
@@ -231,17 +234,17 @@ impl LedgerDb {
         })
     }
 
-    /// All attestations of a path, in the order of path and key: an export is the same each time.
+    /// All attestations of a path, in the order of path and key, so that an export is the same each time.
     pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(ATTESTATIONS)?;
-            // Rows are ours; one that does not parse was not written by this program.
+            // We wrote the rows. One that does not parse was not written by this program.
             let rows = select.query_map([hash_part.0], |row| stored(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
             rows.collect()
         })
     }
 
-    /// All bare signatures over results of a path.
+    /// All bare signatures over statements about a path.
     pub fn bare_signatures(&self, hash_part: &HashPart) -> Result<Vec<BareSignature>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(BARE_SIGNATURES)?;
@@ -267,7 +270,7 @@ impl LedgerDb {
         })
     }
 
-    /// What is attested of the path with this hash part: whole statements, with references.
+    /// Everything that is stated about the path with this hash part: whole statements, with references.
     pub fn statements(&self, hash_part: &HashPart) -> Result<Vec<Statement>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
@@ -278,7 +281,7 @@ impl LedgerDb {
         })
     }
 
-    /// The paths of which anything is known.
+    /// All paths that there is a statement about.
     pub fn paths(&self) -> Result<Vec<StorePath>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT DISTINCT path FROM statements ORDER BY path")?;
@@ -307,8 +310,8 @@ impl LedgerDb {
         })
     }
 
-    /// Forgets some that our Nix asked for, and notes others after all that is noted, in one transaction. What is among both is
-    /// noted.
+    /// Forgets some paths that our Nix asked for, and notes others as the newest, in one transaction. A path among both
+    /// is noted.
     pub fn note_asked<'a>(
         &self,
         asked: impl IntoIterator<Item = &'a HashPart>,
@@ -326,7 +329,7 @@ impl LedgerDb {
         })
     }
 
-    /// What our Nix asked for, oldest first.
+    /// The paths that our Nix asked for, oldest first.
     pub fn asked(&self) -> Result<Vec<HashPart>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT hash_part FROM asked ORDER BY id")?;
@@ -335,7 +338,7 @@ impl LedgerDb {
         })
     }
 
-    /// Forgets that our Nix got these.
+    /// Forgets that our Nix got these paths.
     pub fn forget_served<'a>(&self, parts: impl IntoIterator<Item = &'a HashPart>) -> Result<(), LedgerDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
@@ -346,17 +349,17 @@ impl LedgerDb {
         })
     }
 
-    /// Another number after each change by another connection.
+    /// A number that changes whenever another connection changes the file.
     pub fn data_version(&self) -> Result<i64, LedgerDbError> {
         self.run(|connection| connection.query_row("PRAGMA data_version", (), |row| row.get(0)))
     }
 
-    /// The store directory of all that is in it.
+    /// The store directory of all paths in it.
     pub fn store_dir(&self) -> &StoreDir {
         &self.store_dir
     }
 
-    /// What our Nix got, in the order of time.
+    /// What our Nix got, oldest first.
     pub fn served(&self) -> Result<Vec<Served>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT path, fingerprint, at_ms FROM served ORDER BY at_ms")?;
@@ -374,7 +377,7 @@ impl LedgerDb {
     }
 }
 
-/// What is no file is not SQLite's to open: it would wait for ever.
+/// Refuses anything but a regular file: SQLite would wait for ever on a FIFO.
 fn refuse_others(path: &Path) -> Result<(), LedgerDbError> {
     match why_no_file(path) {
         Ok(None) => Ok(()),
@@ -383,10 +386,10 @@ fn refuse_others(path: &Path) -> Result<(), LedgerDbError> {
     }
 }
 
-/// A file that root made belongs to whom the directory belongs to: the daemon, which has to write it.
+/// Gives a file that root made to the owner of the directory: to the daemon, which has to write it.
 fn give_to_owner(state_dir: &Path, path: &Path) {
     if let Ok(owner) = std::fs::metadata(state_dir) {
-        // Fails for who is not root, who then made it for itself.
+        // Fails for anybody but root. Then the file already belongs to the user who made it.
         drop(chown(path, Some(owner.uid()), Some(owner.gid())));
     }
 }

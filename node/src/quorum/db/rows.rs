@@ -1,19 +1,19 @@
-//! Rows of the ledger's file, and what they stand for.
+//! The rows of the ledger's file, and the statements that they hold.
 
 use crate::quorum::KeyNames;
 use narmesh_protocol::{Attestation, BuilderKey, NarHash, NixPublicKey, Statement, StorePath};
 use narmesh_quorum::{Evicted, VerifiedStatement, WallMs};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-/// A key has the name that it came under last: who stores uses the configured one.
+/// A key has the name that it was stored under last. Callers store it under its configured name.
 const NAME: &str = "
     INSERT INTO builders (key, public_key) VALUES (?1, ?2)
     ON CONFLICT (key) DO UPDATE SET public_key = excluded.public_key WHERE public_key <> excluded.public_key";
 
-/// An attestation as stored.
+/// An attestation as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredStatement {
-    /// The builder's key, with the name that it came under.
+    /// The builder's key, under the name that it came with.
     pub key: NixPublicKey,
     /// The attestation.
     pub attestation: Attestation,
@@ -22,31 +22,32 @@ pub struct StoredStatement {
 /// A Nix signature of a builder that signs nothing but its own builds, as stored: no date, and no second signature.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BareSignature {
-    /// The builder's key, with the name that signed.
+    /// The builder's key, with the name in the signature.
     pub key: NixPublicKey,
-    /// What is signed.
+    /// The statement that is signed.
     pub statement: Statement,
-    /// Over its fingerprint.
+    /// The signature over the statement's fingerprint.
     pub signature: [u8; 64],
 }
 
-/// A row to be.
+/// A row that is to be stored: an attestation or a bare signature.
 #[derive(Clone, Copy, Debug)]
 pub struct NewStatement<'a> {
     key: &'a NixPublicKey,
     statement: &'a Statement,
     nix_signature: &'a [u8; 64],
-    /// When it was attested, milliseconds since 1970, and the signature over that. `None` for a bare signature.
+    /// When it was attested, milliseconds since 1970, and the signature that covers this date. `None` for a bare
+    /// signature.
     dated: Option<(u64, &'a [u8; 64])>,
 }
 
 impl<'a> NewStatement<'a> {
-    /// The same under the name that its key has.
+    /// The same, with its key under the name that `names` has for it.
     pub fn under(self, names: &'a KeyNames) -> Self {
         Self { key: names.own(self.key), ..self }
     }
 
-    /// Its bare signature.
+    /// The same without its date: its bare signature.
     pub fn undated(self) -> Self {
         Self { dated: None, ..self }
     }
@@ -65,7 +66,8 @@ impl<'a> From<&'a BareSignature> for NewStatement<'a> {
     }
 }
 
-/// What an attestation, or a bare signature, takes in the file, roughly: signatures, hashes, indices, and its references.
+/// Roughly how many bytes an attestation or a bare signature takes in the file: signatures, hashes, indices,
+/// references.
 pub(in crate::quorum) fn on_disk_bytes(references_bytes: usize) -> u32 {
     u32::try_from(references_bytes + 450).unwrap_or(u32::MAX)
 }
@@ -96,9 +98,10 @@ pub(super) fn insert(
             statement.nar_size.cast_signed(),
             references,
         ])?;
-    // A bare signature that gets its date goes in as a new row, with both times: other processes look for new rows.
+    // A bare signature that becomes an attestation is stored as a new row, with both times: other processes look only
+    // for new rows.
     let known: Option<(i64, Option<i64>)> = match dated {
-        // Whatever is known of this builder is no less than that.
+        // A bare signature replaces nothing: whatever this builder has said of it already is worth at least as much.
         None => None,
         Some(_) => connection
             .prepare_cached(
@@ -151,7 +154,7 @@ pub(super) fn delete(connection: &Connection, gone: &Evicted) -> rusqlite::Resul
     Ok(())
 }
 
-/// `None` for what is no attestation of ours.
+/// The attestation in a row; `None` if the row is not one that we wrote.
 pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<StoredStatement>> {
     let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
     let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
@@ -165,14 +168,14 @@ pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<StoredStatement>>
     Ok(Some(StoredStatement { key, attestation }))
 }
 
-/// `None` for what is no bare signature of ours.
+/// The bare signature in a row; `None` if the row is not one that we wrote.
 pub(super) fn bare_signature(row: &Row<'_>) -> rusqlite::Result<Option<BareSignature>> {
     let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
     let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
     Ok(Some(BareSignature { key, statement, signature: row.get(5)? }))
 }
 
-/// Path, NarHash, NarSize and references, from column `first` on.
+/// The statement in a row: path, NarHash, NarSize and references, from column `first` on.
 pub(super) fn statement(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Statement>> {
     let path = StorePath::parse(&row.get::<_, String>(first)?).ok();
     let references: String = row.get(first + 3)?;

@@ -1,9 +1,9 @@
-//! The one ledger of a process: in memory, shared, and behind it the file.
+//! The one ledger of a process: shared in memory, and kept in a file.
 //!
-//! Who reads never waits for the disk: memory is locked for changes of a few dozen statements at a time, after they were written.
-//! What another process writes (`narmesh quorum import` without the daemon's socket) is seen within a second once [`keep_up`]
-//! runs. Walk of an attestation: [`LiveLedger::take`] -> file -> memory -> [`LiveLedger::generation`] grows -> those who
-//! listen on [`LiveLedger::changes`] judge again.
+//! Readers never wait for the disk: statements are written first, and then memory is locked for a few dozen of them at
+//! a time. What another process writes (`narmesh quorum import` without the daemon's socket) is seen within a second
+//! once [`keep_up`] runs. Walk of an attestation: [`LiveLedger::take`] -> file -> memory -> [`LiveLedger::generation`]
+//! grows -> those who listen on [`LiveLedger::changes`] judge again.
 //!
 //! [`keep_up`]: LiveLedger::keep_up
 
@@ -29,83 +29,84 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
-/// Statements put into memory while readers wait: some 50 us (a guess, not measured).
+/// How many statements are put into memory at a time, while readers wait: some 50 us (a guess, not measured).
 const AT_ONCE: usize = 32;
-/// Rows read at a time.
+/// How many rows are read at a time.
 const ROWS: usize = 4_096;
-/// Connections to the file that are kept for the next who reads.
+/// How many idle connections to the file are kept for the next readers.
 const READERS_IDLE_MAX: usize = 3;
 
-/// Whether our store holds a path: from memory, at once.
+/// Tells from memory, at once, whether our store holds a path.
 pub type IsHeld = Box<dyn Fn(&HashPart) -> bool + Send + Sync>;
 
-/// See the module.
+/// The ledger of a process, in memory and on disk.
 pub struct LiveLedger {
     state_dir: PathBuf,
     store_dir: StoreDir,
     access: Access,
     is_held: IsHeld,
-    /// Who changes anything holds this first, then `memory`.
+    /// Locked before `memory` by everybody who changes statements.
     disk: Mutex<Disk>,
     memory: RwLock<Ledger>,
     policy: RwLock<Arc<Policy>>,
     names: RwLock<Arc<KeyNames>>,
+    /// Paths that are pinned because the configuration names them.
     configured: Mutex<BTreeSet<HashPart>>,
-    /// Counts changes of the ledger and of the policy.
+    /// The number of changes of the ledger and of the policy.
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
     unwritten: Mutex<Unwritten>,
     stopped: Condvar,
     readers: Mutex<Readers>,
-    /// Counts repairs in which something that was known got lost.
+    /// The number of repairs that lost something that was known.
     losses: AtomicU64,
 }
 
 /// What this process may do with the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Access {
-    /// It adds nothing and removes nothing.
+    /// Read it.
     Look,
-    /// It adds, and removes what goes for it.
+    /// Add statements, and remove those that have to go for them.
     Write,
-    /// It moves a damaged one aside, too.
+    /// The same, and move a damaged file aside.
     Repair,
 }
 
-/// Connections for reports and signatures, one for each who reads now: readers of a file in write-ahead mode wait for nobody.
+/// Connections for reports and signatures, one for each reader: in write-ahead mode readers wait for nobody.
 #[derive(Debug, Default)]
 struct Readers {
     idle: Vec<LedgerDb>,
-    /// Counts the files: a connection to one that was moved aside is not kept.
+    /// The number of the current file. A connection to an earlier one, which was moved aside, is not kept.
     file: u64,
 }
 
-/// The file, and how far it was read.
+/// The open file, and how far it was read.
 #[derive(Debug, Default)]
 struct Disk {
     db: Option<LedgerDb>,
     version: i64,
     last_row: i64,
-    /// The names that it holds.
+    /// The names of keys that were last written to it.
     names: Option<Arc<KeyNames>>,
-    /// A file that was moved aside, of which not all that can be read is in the new one.
+    /// A file that was moved aside, and that has not yet been restored into the new one as far as it can be read.
     moved_to: Option<PathBuf>,
 }
 
-/// What became of what was handed in.
+/// What became of the statements that [`LiveLedger::take`] was given.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Taken {
-    /// Nobody had said so here.
+    /// How many are new in memory.
     pub new: usize,
-    /// A bare signature was known, now there is an attestation.
+    /// How many are attestations of which only the bare signature was known.
     pub upgraded: usize,
-    /// Nothing changed.
+    /// How many were known.
     pub known: usize,
-    /// The builder said enough different things of the path.
+    /// How many were refused because the builder has already said too many different things of the path.
     pub enough_statements: usize,
-    /// More builders than are told apart.
+    /// How many were refused because they come from more builders than can be told apart.
     pub too_many_builders: usize,
-    /// Builders of which something had to go for what came.
+    /// Builders that are at their bounds, so that earlier statements of theirs were evicted.
     pub full: BTreeSet<BuilderKey>,
 }
 
@@ -116,8 +117,8 @@ impl fmt::Debug for LiveLedger {
 }
 
 impl LiveLedger {
-    /// An empty one, over the file in `state_dir`, which is opened and read by the first who needs it, and made if it is
-    /// missing. `is_held` is asked while memory is locked.
+    /// A ledger that is still empty. The file in `state_dir` is opened and read when it is first needed, and made if it
+    /// is missing. `is_held` is called while memory is locked.
     pub fn new(state_dir: &Path, store_dir: &StoreDir, policy: Policy, is_held: IsHeld) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
@@ -138,54 +139,56 @@ impl LiveLedger {
         }
     }
 
-    /// Moves a damaged file aside instead of refusing it.
+    /// The same ledger, which moves a damaged file aside instead of refusing it.
     pub fn repairing(self) -> Self {
         Self { access: Access::Repair, ..self }
     }
 
-    /// Only looks at a file that is there: what goes from it is for who writes to say, who knows what is kept.
+    /// The same ledger, which only reads a file that exists. It evicts nothing: only a writer knows which paths'
+    /// attestations have to be kept.
     pub fn looking(self) -> Self {
         let limits = LedgerLimits { per_builder: usize::MAX, bytes_per_builder: u64::MAX };
         Self { access: Access::Look, ..self.bounded(limits) }
     }
 
-    /// The names of keys, whatever name they came under.
+    /// The same ledger, which shows keys under these names, whatever names they came under.
     pub fn named(self, names: KeyNames) -> Self {
         Self { names: RwLock::new(Arc::new(names)), ..self }
     }
 
-    /// Other bounds. To be called before anything is in it.
+    /// The same ledger with other bounds. To be called while it is empty.
     pub fn bounded(self, limits: LedgerLimits) -> Self {
         Self { memory: RwLock::new(Ledger::new(limits)), ..self }
     }
 
-    /// Opens the file if it is not open, and takes in what other processes stored.
+    /// Opens the file if it is not open, and reads what other processes stored.
     pub fn catch_up(&self) -> Result<(), LedgerDbError> {
         self.on_file(|_| Ok(()))
     }
 
-    /// The store directory of all that is in it.
+    /// The store directory of all paths in it.
     pub fn store_dir(&self) -> &StoreDir {
         &self.store_dir
     }
 
-    /// Grows with each change of what is attested, and of the policy.
+    /// A number that grows with each change of the statements and of the policy.
     pub fn generation(&self) -> u64 {
         *self.changed.borrow()
     }
 
-    /// Hears each change; changes in quick succession may be heard as one.
+    /// A receiver that is told of each change. Changes in quick succession may be told as one.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Looks at the ledger in memory. Others can read meanwhile, and nobody can write: not for long.
+    /// Reads the ledger in memory. `look` must not take long: others can read meanwhile, but nobody can write.
     pub fn read<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
-        // Recursive: does not queue behind a writer that waits for another reader.
+        // Recursive, so that it does not queue behind a writer that waits for another reader.
         look(&self.memory.read_recursive())
     }
 
-    /// Grows when something that was known here got lost with the file: what can be said again is to be said again.
+    /// A number that grows when something that was known was lost with the file. What this node attested has to be
+    /// attested again then.
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Acquire)
     }
@@ -195,7 +198,7 @@ impl LiveLedger {
         Arc::clone(&self.policy.read_recursive())
     }
 
-    /// Another policy from now on, and other names of keys; attestations of `configured` are kept.
+    /// Replaces the policy and the names of keys. From now on attestations of `configured` are kept.
     pub fn set_policy(&self, policy: Policy, names: KeyNames, configured: impl IntoIterator<Item = HashPart>) {
         *self.names.write() = Arc::new(names);
         *self.policy.write() = Arc::new(policy);
@@ -203,7 +206,8 @@ impl LiveLedger {
         self.tell();
     }
 
-    /// Attestations of these paths are kept, and no longer for this reason those of others.
+    /// Keeps the attestations of these paths because the configuration names them. Those of paths named earlier are no
+    /// longer kept for this reason.
     pub fn keep(&self, configured: impl IntoIterator<Item = HashPart>) {
         let configured: BTreeSet<_> = configured.into_iter().collect();
         let old = std::mem::replace(&mut *self.configured.lock(), configured.clone());
@@ -219,7 +223,7 @@ impl LiveLedger {
         self.read(|ledger| policy.verdict(ledger, path))
     }
 
-    /// What the policy says of one NAR of a path.
+    /// Whether the policy lets Nix have one NAR of a path.
     pub fn decide(&self, path: &StorePath, fingerprint: FingerprintDigest, content_addressed: bool) -> Ruling {
         let policy = self.policy();
         self.read(|ledger| policy.decide(ledger, path, fingerprint, content_addressed))
@@ -230,7 +234,7 @@ impl LiveLedger {
         self.take_all(verified, now)
     }
 
-    /// The same of bare signatures.
+    /// The same for bare signatures.
     pub fn take_bare(
         &self,
         verified: &[(BareSignature, VerifiedStatement)],
@@ -250,6 +254,7 @@ impl LiveLedger {
             let new: Vec<_> = new.map(|(vote, evidence)| (NewStatement::from(vote).under(&names), evidence)).collect();
             let mut taken = Taken { known: verified.len() - new.len(), ..Taken::default() };
             if !new.is_empty() {
+                // The file first: what memory shows has to survive the death of the process.
                 db.store(&new, now)?;
                 let gone = self.show(new.iter().map(|(_, evidence)| (*evidence, Some(now))), &mut taken);
                 if !gone.is_empty() {
@@ -273,7 +278,7 @@ impl LiveLedger {
         })
     }
 
-    /// All attestations of a path that are stored, whole, each under the name that its key has.
+    /// All stored attestations of a path, whole, each under the name that its key has.
     pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
         let mut found = self.on_disk(|db| db.attestations(hash_part))?;
         let names = self.names();
@@ -293,7 +298,7 @@ impl LiveLedger {
         Ok(found)
     }
 
-    /// Reads the file beside those who write, and beside others who read.
+    /// Reads the file on a connection of its own, beside writers and other readers.
     pub fn on_disk<T>(&self, look: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
         let (idle, file) = {
             let mut readers = self.readers.lock();
@@ -308,7 +313,7 @@ impl LiveLedger {
             }
             Ok(found)
         });
-        // Who writes opens it again then, and finds out what is wrong with it; unless it is doing so now.
+        // After damage the writer has to open the file again, which repairs it; unless it is at work just now.
         if found.as_ref().is_err_and(LedgerDbError::is_damage)
             && let Some(mut disk) = self.disk.try_lock()
         {
@@ -317,13 +322,13 @@ impl LiveLedger {
         found
     }
 
-    /// Our store got these, and lost those.
+    /// To be called when paths came into our store or went from it.
     pub fn store_changed<'a>(
         &self,
         added: impl IntoIterator<Item = &'a HashPart>,
         removed: impl IntoIterator<Item = &'a HashPart>,
     ) {
-        // Of what nobody spoke, nothing is kept; `show` asks the store when somebody does.
+        // A path without statements needs no pin yet: `show` asks the store when the first statement comes.
         self.in_portions(added, |ledger, part| {
             if ledger.has_votes(part) {
                 ledger.pin(*part, Pin::Held);
@@ -332,18 +337,18 @@ impl LiveLedger {
         self.in_portions(removed, |ledger, part| ledger.unpin(*part, Pin::Held));
     }
 
-    /// Works with the open file, alone.
+    /// Works with the open file; nobody else of this process does meanwhile.
     fn on_file<T>(&self, work: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
         let mut disk = self.disk.lock();
         let done = self.opened(&mut disk).and_then(work);
         if done.as_ref().is_err_and(LedgerDbError::is_damage) {
-            // The next who needs it opens it again, which repairs it.
+            // Whoever needs it next opens it again, which repairs it.
             disk.db = None;
         }
         done
     }
 
-    /// The open file, with memory as far as it is.
+    /// The open file, after memory was brought up to date with it.
     fn opened<'a>(&self, disk: &'a mut Disk) -> Result<&'a LedgerDb, LedgerDbError> {
         let is_first = disk.db.is_none();
         let db = match disk.db.take() {
@@ -363,17 +368,19 @@ impl LiveLedger {
             db.name(names.keys())?;
             disk.names = Some(names);
         }
-        // One that failed is opened again by the next who needs it.
+        // Kept only now: after a failure above, whoever needs the file next opens it again.
         Ok(disk.db.insert(db))
     }
 
     fn open(&self, disk: &mut Disk) -> Result<LedgerDb, LedgerDbError> {
+        // All rows are read again: the file may be another one now. Memory knows what it has already.
         (disk.last_row, disk.names) = (0, None);
         let db = match self.access {
             Access::Look => LedgerDb::open_existing(&self.state_dir, &self.store_dir)?,
             Access::Write => LedgerDb::open(&self.state_dir, &self.store_dir, false)?.0,
             Access::Repair => {
                 let (db, moved_to) = LedgerDb::open(&self.state_dir, &self.store_dir, true)?;
+                // If an earlier restore failed, it is tried again.
                 disk.moved_to = moved_to.or(disk.moved_to.take());
                 db
             }
@@ -399,7 +406,7 @@ impl LiveLedger {
         }
     }
 
-    /// Puts what is in the file into memory; gives what has to go from the file.
+    /// Puts statements that are in the file into memory. Returns those that have to be removed from the file.
     fn show<'a>(
         &self,
         statements: impl IntoIterator<Item = (&'a VerifiedStatement, Option<WallMs>)>,
@@ -453,7 +460,7 @@ impl LiveLedger {
     }
 }
 
-/// A statement that was stored and is not to be.
+/// The statement itself, as one that has to be removed from the file.
 fn itself(evidence: &VerifiedStatement) -> Evicted {
     let builder: BuilderKey = evidence.builder();
     Evicted { builder, hash_part: evidence.hash_part(), fingerprint: evidence.facts().fingerprint }

@@ -1,8 +1,10 @@
-//! A file that turned out damaged while its ledger is in memory was moved aside, and a new one is there.
+//! Repairs a ledger whose file turned out damaged while the ledger was in memory. By then the file was moved aside, and
+//! there is a new one.
 //!
-//! Memory holds neither signatures nor references: what can still be read of the old file, and verifies, goes into the new one,
-//! with the times that memory knows. What cannot be read is forgotten in memory, too: it would be gone after a restart, and
-//! meanwhile be promised to peers and never be handed over. It is heard again from them, and said again by who attests here.
+//! Memory holds neither signatures nor references. So what can still be read from the old file, and verifies, goes into
+//! the new one, with the times that memory knows. What cannot be read is forgotten in memory, too: it would be gone
+//! after a restart, and until then be promised to peers and never handed over. It comes again from them, and this node
+//! attests its own builds again.
 
 use super::super::db::{BareSignature, LedgerDb, LedgerDbError, NewStatement, StoredStatement, on_disk_bytes};
 use super::super::import::verify;
@@ -13,10 +15,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-/// Paths that are read, verified and written at a time.
+/// How many paths are read, verified and written at a time.
 const PATHS_AT_ONCE: usize = 1_024;
 
-/// What was read of some paths and verifies.
+/// The statements about some paths that could be read and that verify.
 #[derive(Default)]
 struct Readable {
     attestations: Vec<(StoredStatement, VerifiedStatement)>,
@@ -24,9 +26,11 @@ struct Readable {
 }
 
 impl LiveLedger {
-    /// See the module. At the start memory is empty, and nothing is restored: times in a damaged file are not believed.
+    /// Restores into `db` what memory knows and the damaged file at `moved_to` still holds. When the daemon starts,
+    /// memory is empty, so nothing is restored: the times in a damaged file are not believed.
     pub(super) fn restore(&self, db: &LedgerDb, moved_to: &Path) -> Result<(), LedgerDbError> {
         {
+            // These connections still read the old file.
             let mut readers = self.readers.lock();
             readers.idle.clear();
             readers.file += 1;
@@ -57,7 +61,8 @@ impl LiveLedger {
         Ok(())
     }
 
-    /// What is unreadable of one path hides nothing of another.
+    /// Reads these paths from the old file and verifies them. If one path cannot be read, the others are read all the
+    /// same.
     fn readable(&self, old: &LedgerDb, paths: &[HashPart]) -> Readable {
         let stored: Vec<StoredStatement> =
             paths.iter().flat_map(|path| old.attestations(path).unwrap_or_default()).collect();
@@ -73,7 +78,7 @@ impl LiveLedger {
         Readable { attestations, bare: bare.filter_map(verified).collect() }
     }
 
-    /// Writes what memory knows of it, with its times; gives what that is.
+    /// Writes those statements that memory knows, with the times that it knows. Returns what was written.
     fn write_again(
         &self,
         db: &LedgerDb,
@@ -88,7 +93,7 @@ impl LiveLedger {
             let Some(known) = self.read(|ledger| known(ledger, evidence)) else { continue };
             let vote = vote.under(&names);
             let stored_at: Option<WallMs> = match (known.dated_stored_at, undated.get(number)) {
-                // It was a bare signature first.
+                // It was first a bare signature, so both are written, each with its time.
                 (Some(dated), Some(undated)) if known.stored_at != Some(dated) => {
                     rows.push((vote.undated(), undated, known.stored_at));
                     Some(dated)
@@ -104,7 +109,7 @@ impl LiveLedger {
     }
 }
 
-/// What memory knows of the same statement, in the same form.
+/// What memory knows of the same statement in the same form, as an attestation or as a bare signature.
 fn known(ledger: &Ledger, evidence: &VerifiedStatement) -> Option<Vote> {
     let what = itself(evidence);
     ledger.votes(&what.hash_part).find(|vote| {
@@ -113,6 +118,7 @@ fn known(ledger: &Ledger, evidence: &VerifiedStatement) -> Option<Vote> {
     })
 }
 
+/// Statements about `paths` in memory that are not among `kept`.
 fn not_among(ledger: &Ledger, paths: &[HashPart], kept: &BTreeSet<(BuilderKey, FingerprintDigest)>) -> Vec<Evicted> {
     let votes = paths.iter().flat_map(|path| ledger.votes(path).map(|vote| (*path, vote)));
     let gone = votes.filter(|(_, vote)| !kept.contains(&(vote.builder, vote.facts.fingerprint)));

@@ -1,4 +1,4 @@
-//! The thread that keeps a ledger and its file together.
+//! The thread that keeps a ledger and its file in step.
 
 use super::LiveLedger;
 use anyhow::Context as _;
@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often the file is asked whether another process changed it.
+/// How often the thread looks whether another process changed the file.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// After notes were written, the next ones wait so long for each row of them: whoever may ask the gateway makes notes as fast as
-/// he likes, and each row is one page of 4 KiB in each of two trees, once in the log and once in the file. Some 230 MB an hour.
+/// After notes were written, the next ones wait this long for each row that was written. Whoever may use the gateway
+/// can cause notes as fast as they like, and each row is one page of 4 KiB in each of two trees, once in the log and
+/// once in the file: some 230 MB an hour.
 const REST_PER_ROW: Duration = Duration::from_millis(250);
-/// But no longer: a daemon that is killed has forgotten what it noted in that time. What is noted at most in it, 131,072 new rows
-/// for as many old ones, is some 25 MB; 300 MB an hour.
+/// The longest such wait, because a daemon that is killed forgets what it noted in that time. At most 131,072 new rows
+/// in place of as many old ones are noted in it, which is some 25 MB; 300 MB an hour.
 const REST_MAX: Duration = Duration::from_secs(300);
 
-/// When notes are written: the first ones at once.
+/// Decides when notes are written: the first ones at once.
 #[derive(Debug, Default)]
 struct Pace {
     rests_until: Option<Instant>,
@@ -33,7 +34,7 @@ impl Pace {
     }
 }
 
-/// Keeps a ledger and its file together; ends its thread when dropped.
+/// Keeps a ledger and its file in step. Ends its thread when dropped.
 #[derive(Debug)]
 pub struct LedgerThread {
     ledger: Arc<LiveLedger>,
@@ -41,7 +42,8 @@ pub struct LedgerThread {
 }
 
 impl LiveLedger {
-    /// Catches up at once and then every second, on a thread of its own; a file that cannot be used is tried again.
+    /// Starts a thread that catches up at once and then every second. A file that cannot be used is tried again each
+    /// time.
     pub fn keep_up(self: &Arc<Self>) -> anyhow::Result<LedgerThread> {
         let ledger = Arc::clone(self);
         let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || ledger.run());
@@ -58,7 +60,7 @@ impl LiveLedger {
             });
             match kept {
                 Ok(()) => is_well = true,
-                // Said once, until it works again.
+                // Logged once, until it works again.
                 Err(error) => {
                     if std::mem::take(&mut is_well) {
                         tracing::warn!(%error, "attestations can be neither read nor kept now");
@@ -70,9 +72,10 @@ impl LiveLedger {
                 self.stopped.wait_for(&mut notes, LOOK);
             }
             if notes.stopping {
+                // `flush` locks them, too.
                 drop(notes);
                 if let Err(error) = self.flush() {
-                    tracing::warn!(%error, "what was served last is not on record");
+                    tracing::warn!(%error, "what Nix got last could not be recorded");
                 }
                 return;
             }
@@ -95,8 +98,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notes_are_written_the_slower_the_more_there_are() {
-        // Rows noted in a second: one, as many as a page has, more than a file holds.
+    fn bytes_written_for_notes_are_bounded_at_any_rate() {
+        // Rows noted in a second: from one to more than the file holds.
         for per_second in [1, 3, 100, 10_000, 1_000_000] {
             let (mut pace, start) = (Pace::default(), Instant::now());
             let (mut waiting, mut pages) = (0, 0);
@@ -104,7 +107,7 @@ mod tests {
                 waiting = (waiting + per_second).min(2 * 131_072);
                 let now = start + Duration::from_secs(second);
                 if pace.is_due(now) {
-                    // Two trees, no more than 3,000 pages of them, into the log and into the file.
+                    // Pages of two trees, at most 3,000 of them, each into the log and into the file.
                     pages += 2 * (2 * waiting).min(3_000);
                     pace.wrote(now, waiting);
                     waiting = 0;
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_written_is_followed_by_no_rest() {
+    fn after_writing_nothing_the_next_notes_do_not_wait() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         pace.wrote(now, 0);
         assert!(pace.is_due(now));

@@ -1,4 +1,4 @@
-//! What stays as it was, whatever a file says, who looks, or what breaks.
+//! What is kept, whatever an imported file says, whoever reads, and whatever breaks.
 
 use super::*;
 use crate::database_file::SET_ASIDE_MAX;
@@ -6,7 +6,7 @@ use crate::regular_file::oddities;
 use std::collections::BTreeSet;
 
 #[test]
-fn the_name_that_the_configuration_gives_a_key_wins_over_that_of_a_file() {
+fn a_configured_key_name_wins_over_the_name_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let under = |name: &str, seed: u8| {
         NixPublicKey::parse(&format!("{name}:{}", key(seed).public().to_string().split_once(':').unwrap().1)).unwrap()
@@ -24,11 +24,11 @@ fn the_name_that_the_configuration_gives_a_key_wins_over_that_of_a_file() {
         both.collect::<Vec<_>>()
     };
     let both = |name: &str| vec![(name.to_owned(), name.to_owned())];
-    // A name that came first, before anybody gave another one.
+    // The name that came first stays as long as the configuration gives no other.
     live(dir.path()).take(&[named(1, 1)], WallMs(1)).unwrap();
     assert_eq!(names(&live(dir.path())), both("cache.nixos.org-1"));
     let configured = |name| KeyNames::new([under(name, 1), under("second", 1)]);
-    // Who only looks says it, who writes writes it down.
+    // A ledger that only reads shows the configured name, and one that writes stores it.
     let looking = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false));
     let looking = looking.named(configured("mine-1")).looking();
     looking.catch_up().unwrap();
@@ -38,7 +38,7 @@ fn the_name_that_the_configuration_gives_a_key_wins_over_that_of_a_file() {
         LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).named(configured("mine-1"));
     ledger.catch_up().unwrap();
     assert_eq!((names(&ledger), names(&live(dir.path()))), (both("mine-1"), both("mine-1")));
-    // Nor does it come back with another file, and a reload may give another one.
+    // The old name does not come back with another file, and a reload may give another name.
     ledger.take(&[named(1, 2)], WallMs(1)).unwrap();
     assert_eq!(names(&live(dir.path())), both("mine-1"));
     let imported = import(file(&[named(1, 3)]).as_slice(), &ledger, |_| Ok(())).unwrap();
@@ -50,7 +50,7 @@ fn the_name_that_the_configuration_gives_a_key_wins_over_that_of_a_file() {
 }
 
 #[test]
-fn what_was_asked_for_is_kept_over_a_restart() {
+fn paths_asked_for_are_remembered_over_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let limits = LedgerLimits { per_builder: 1, bytes_per_builder: 1 << 30 };
     let open = || LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).bounded(limits);
@@ -70,7 +70,7 @@ fn what_was_asked_for_is_kept_over_a_restart() {
 }
 
 #[test]
-fn who_only_looks_removes_nothing_whatever_the_bounds() {
+fn a_ledger_that_only_reads_removes_nothing_whatever_its_bounds() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path()).take(&(1..=5).map(|number| said(1, number, 1)).collect::<Vec<_>>(), WallMs(1)).unwrap();
     let limits = LedgerLimits { per_builder: 1, bytes_per_builder: 1 << 30 };
@@ -78,10 +78,10 @@ fn who_only_looks_removes_nothing_whatever_the_bounds() {
     let looking = over().looking();
     looking.catch_up().unwrap();
     assert_eq!((looking.read(|ledger| ledger.len()), rows(&open(dir.path()), "votes")), (5, 5));
-    // Who writes does, for what it knows of what is kept.
+    // A writer does: it knows what has to be kept.
     over().catch_up().unwrap();
     assert_eq!(rows(&open(dir.path()), "votes"), 1);
-    // Nor what is more than is kept of one path.
+    // It does not remove what is beyond the bound of one path either.
     let more: Vec<_> = (1..=6).map(|result| said(2, 1, result)).collect();
     let rows_of: Vec<_> = more.iter().map(|(stored, evidence)| (NewStatement::from(stored), evidence)).collect();
     open(dir.path()).store(&rows_of, WallMs(1)).unwrap();
@@ -89,17 +89,18 @@ fn who_only_looks_removes_nothing_whatever_the_bounds() {
     assert_eq!((votes(&looking, 1).len(), rows(&open(dir.path()), "votes")), (5, 7));
     let nothing = tempfile::tempdir().unwrap();
     let looking = LiveLedger::new(nothing.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).looking();
-    assert!(matches!(looking.catch_up(), Err(LedgerDbError::Missing { .. })), "nor does it make a file");
+    assert!(matches!(looking.catch_up(), Err(LedgerDbError::Missing { .. })), "it does not make a file either");
 }
 
-/// All is in the file, and who has it open believes its cache no longer.
+/// Moves everything from the log into the file, and makes open connections read the file again instead of their page
+/// caches.
 fn settle(dir: &Path) {
     let db = open(dir);
     db.connection.execute("UPDATE meta SET store_dir = store_dir", ()).unwrap();
     db.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
 }
 
-/// Damages the page that holds these bytes, or all of the file.
+/// Damages the page that holds these bytes, or the whole file.
 fn damage(dir: &Path, bytes: Option<&[u8]>) {
     let mut content = std::fs::read(dir.join(FILE_NAME)).unwrap();
     match bytes {
@@ -109,13 +110,13 @@ fn damage(dir: &Path, bytes: Option<&[u8]>) {
         }
         None => content.fill(0xff),
     }
-    // In place: who has it open has this.
+    // Written in place, so that processes that have the file open see it.
     let mut file = std::fs::OpenOptions::new().write(true).open(dir.join(FILE_NAME)).unwrap();
     file.write_all(&content).unwrap();
 }
 
 #[test]
-fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read() {
+fn a_damaged_file_loses_only_what_cannot_be_read() {
     for (is_whole, is_writer) in [(false, false), (false, true), (true, false), (true, true)] {
         let dir = tempfile::tempdir().unwrap();
         let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).repairing();
@@ -132,12 +133,12 @@ fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read(
         };
         let known = [1, 2, 99].map(|number| times(&ledger, number));
         let generation = ledger.generation();
-        // Two that read it are kept open.
+        // Leaves two idle readers that have the file open.
         ledger.on_disk(|_| ledger.on_disk(|db| db.paths())).unwrap();
         settle(dir.path());
         damage(dir.path(), (!is_whole).then_some(&lost.0.attestation.nix_signature[..]));
 
-        // Who reads or writes next sees it, and the next look repairs it.
+        // The next reader or writer notices the damage, and the next `catch_up` repairs it.
         let (builder, hash_part) = (lost.1.builder(), lost.1.hash_part());
         let gone = Evicted { builder, hash_part, fingerprint: lost.1.facts().fingerprint };
         let seen = match (is_whole, is_writer) {
@@ -152,7 +153,7 @@ fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read(
         let again = live(dir.path());
         for ledger in [&ledger, &again] {
             assert_eq!(ledger.read(narmesh_quorum::Ledger::len), now, "memory holds what the file holds");
-            assert_eq!(votes(ledger, 50), [], "what cannot be handed over is not known");
+            assert_eq!(votes(ledger, 50), [], "a statement that cannot be handed over is forgotten");
             let of_path = |number: u8| ledger.attestations(&path(number).hash_part()).unwrap().len();
             let dated = |number: u8| votes(ledger, number).iter().filter(|vote| vote.attested_at.is_some()).count();
             assert!((1..=99).all(|number| of_path(number) == dated(number)));
@@ -171,7 +172,7 @@ fn a_file_that_turns_out_damaged_takes_no_more_with_it_than_what_cannot_be_read(
 }
 
 #[test]
-fn repairs_leave_three_files_behind_with_what_belongs_to_them() {
+fn repeated_repairs_keep_three_old_files_and_the_files_beside_them() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).repairing();
     let mut were_read = 0;
@@ -195,7 +196,7 @@ fn repairs_leave_three_files_behind_with_what_belongs_to_them() {
 }
 
 #[test]
-fn what_is_no_file_is_moved_aside_by_the_daemon_and_refused_by_everybody_else() {
+fn anything_but_a_file_is_moved_aside_by_the_daemon_and_refused_by_others() {
     let odd = tempfile::tempdir().unwrap();
     for (odd, what) in oddities(odd.path()) {
         for suffix in ["", "-wal", "-shm", "-journal"] {

@@ -1,4 +1,4 @@
-//! What is stored comes back, within bounds, after any end of the process.
+//! What was stored comes back, within its bounds, however the process ended.
 
 mod kept;
 
@@ -48,7 +48,7 @@ fn open(dir: &Path) -> LedgerDb {
     db
 }
 
-/// A ledger over the files of a directory, as far as they are.
+/// A ledger over the files in a directory, which are made if missing.
 fn live(dir: &Path) -> LiveLedger {
     let ledger = LiveLedger::new(dir, &store_dir(), policy(1..=2), Box::new(|_| false));
     ledger.catch_up().unwrap();
@@ -85,7 +85,7 @@ fn everything_comes_back_with_the_time_of_first_storing() {
         let ledger = live(dir.path());
         let taken = ledger.take(&[said(1, 1, 1), said(2, 1, 1), said(1, 2, 3)], WallMs(5)).unwrap();
         assert_eq!((taken.new, taken.known), (3, 0));
-        // Again, later: neither a row nor the time changes.
+        // The same again, later: neither the row nor its time changes.
         let taken = ledger.take(&[said(1, 1, 1)], WallMs(9)).unwrap();
         assert_eq!((taken.new, taken.known), (0, 1));
         ledger.note_served(Served { path: path(1), fingerprint: FingerprintDigest([1; 32]), at: WallMs(7) });
@@ -103,7 +103,7 @@ fn everything_comes_back_with_the_time_of_first_storing() {
 }
 
 #[test]
-fn what_is_evicted_goes_from_the_file_and_what_is_held_or_asked_for_stays() {
+fn evicted_statements_leave_the_file_and_those_on_paths_held_or_asked_for_stay() {
     let dir = tempfile::tempdir().unwrap();
     let is_held = Box::new(|part: &HashPart| *part == path(9).hash_part());
     let limits = LedgerLimits { per_builder: 2, bytes_per_builder: 1 << 30 };
@@ -111,7 +111,7 @@ fn what_is_evicted_goes_from_the_file_and_what_is_held_or_asked_for_stays() {
     ledger.take(&[said(2, 1, 1), said(1, 9, 1), said(1, 8, 1)], WallMs(1)).unwrap();
     ledger.note_asked(path(8).hash_part());
     ledger.flush().unwrap();
-    // One at a time goes.
+    // Each new one evicts an old one.
     let mut evicted = 0;
     for number in 1..=5 {
         evicted += ledger.take(&[said(1, number, 1)], WallMs(1)).unwrap().full.len();
@@ -121,14 +121,14 @@ fn what_is_evicted_goes_from_the_file_and_what_is_held_or_asked_for_stays() {
     assert_eq!(db.statements(&path(1).hash_part()).unwrap().len(), 1, "another builder still says so");
     assert_eq!((votes(&ledger, 9).len(), votes(&ledger, 8).len(), votes(&ledger, 3).len()), (1, 1, 0));
     assert_eq!(live(dir.path()).read(|read| read.len()), ledger.read(|read| read.len()));
-    // Once the store has lost it, it may go.
+    // Once the path is gone from the store, its statement may be evicted.
     ledger.store_changed([], &[path(9).hash_part()]);
     ledger.take(&[said(1, 6, 1), said(1, 7, 1)], WallMs(1)).unwrap();
     assert_eq!((votes(&ledger, 9).len(), votes(&ledger, 8).len()), (0, 1));
 }
 
 #[test]
-fn what_the_configuration_names_stays() {
+fn statements_on_paths_named_in_the_configuration_stay() {
     let dir = tempfile::tempdir().unwrap();
     let limits = LedgerLimits { per_builder: 1, bytes_per_builder: 1 << 30 };
     let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).bounded(limits);
@@ -140,7 +140,7 @@ fn what_the_configuration_names_stays() {
 }
 
 #[test]
-fn a_bare_signature_comes_back_as_one_and_gives_way_to_its_attestation() {
+fn a_bare_signature_survives_a_restart_and_is_upgraded_by_its_attestation() {
     let dir = tempfile::tempdir().unwrap();
     {
         let ledger = live(dir.path());
@@ -151,12 +151,12 @@ fn a_bare_signature_comes_back_as_one_and_gives_way_to_its_attestation() {
     let found = votes(&ledger, 1);
     assert!(found.len() == 2 && found.iter().all(|vote| (vote.attested_at, vote.stored_at) == (None, Some(WallMs(5)))));
     assert_eq!(ledger.read(narmesh_quorum::Ledger::bare_signatures), 2);
-    // It is none that could be exported or handed over, but its signature goes with an answer to Nix.
+    // It is not an attestation that could be exported or handed over, but its signature goes with an answer to Nix.
     assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), []);
     let db = open(dir.path());
     assert_eq!(db.signatures(signed(1, 1, 1).1.facts().fingerprint).unwrap().len(), 2);
     assert_eq!(db.paths().unwrap(), [path(1)]);
-    // With its date it is an attestation, which counts from when it came; and stays one.
+    // With its date it becomes an attestation, which counts from when the date came, and it stays one.
     assert_eq!(ledger.take(&[said(1, 1, 1)], WallMs(6_500)).unwrap().upgraded, 1);
     assert_eq!(ledger.take_bare(&[signed(1, 1, 1)], WallMs(9)).unwrap().known, 1);
     for ledger in [&ledger, &live(dir.path())] {
@@ -175,12 +175,12 @@ fn bare_signatures_are_bounded_with_the_attestations_of_their_builder() {
     let ledger = LiveLedger::new(dir.path(), &store_dir(), policy(1..=2), Box::new(|_| false)).bounded(limits);
     ledger.take_bare(&[signed(1, 1, 1), signed(2, 1, 1), signed(1, 2, 1), signed(1, 3, 1)], WallMs(1)).unwrap();
     ledger.take(&[said(1, 4, 1)], WallMs(1)).unwrap();
-    assert_eq!([1, 2, 3, 4].map(|number| votes(&ledger, number).len()), [1, 0, 1, 1], "another's are not touched");
+    assert_eq!([1, 2, 3, 4].map(|number| votes(&ledger, number).len()), [1, 0, 1, 1], "another builder's stay");
     assert_eq!((rows(&open(dir.path()), "votes"), ledger.read(narmesh_quorum::Ledger::bare_signatures)), (3, 2));
 }
 
 #[test]
-fn signatures_are_taken_of_signers_that_made_them() {
+fn only_signatures_that_signers_made_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = live(dir.path());
     let signers = [key(1).public(), key(2).public()];
@@ -191,12 +191,12 @@ fn signatures_are_taken_of_signers_that_made_them() {
     assert_eq!(found.iter().map(|(bare, _)| bare).collect::<Vec<_>>(), [&signed(1, 1, 1).0]);
     ledger.take_bare(&found, WallMs(1)).unwrap();
     assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[by(1)]), [], "known");
-    assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[forged, by(2)]).len(), 1, "a forged one hides none");
+    assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[forged, by(2)]).len(), 1, "despite a forged one");
     let other = Statement { nar_size: 2, ..statement.clone() };
     assert_eq!(signatures_unheard(&ledger, &signers, &other, &[by(1), by(2)]), [], "over something else");
 }
 
-/// As the first narmesh that had a ledger made it.
+/// The database as the first narmesh with a ledger made it.
 const VERSION_1: &str = "
     CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), store_dir TEXT NOT NULL);
     CREATE TABLE builders (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, public_key TEXT NOT NULL);
@@ -218,7 +218,7 @@ const VERSION_1: &str = "
 ";
 
 #[test]
-fn what_an_older_state_holds_survives_and_takes_bare_signatures() {
+fn a_ledger_of_schema_version_1_keeps_its_content_and_takes_bare_signatures() {
     let dir = tempfile::tempdir().unwrap();
     let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
     connection.execute_batch(VERSION_1).unwrap();
@@ -247,12 +247,12 @@ fn what_an_older_state_holds_survives_and_takes_bare_signatures() {
 }
 
 #[test]
-fn a_transaction_that_was_not_finished_leaves_nothing() {
+fn an_unfinished_transaction_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path()).take(&[said(1, 1, 1)], WallMs(1)).unwrap();
     let db = open(dir.path());
-    // As SIGKILL in the middle of a `take` leaves it: statements and builders written, no commit. A copy of the files is
-    // what the next process finds.
+    // As SIGKILL in the middle of a `take` leaves it: statements and builders are written, but not committed. A copy of
+    // the files is what the next process finds.
     db.connection.execute_batch("BEGIN").unwrap();
     let (stored, evidence) = said(2, 2, 2);
     insert(&db.connection, NewStatement::from(&stored), &evidence, Some(WallMs(2))).unwrap();
@@ -289,7 +289,7 @@ fn two_processes_write_in_turns_and_each_sees_what_the_other_wrote() {
 }
 
 #[test]
-fn a_statement_too_many_stays_neither_in_memory_nor_in_the_file() {
+fn a_statement_over_the_bound_stays_neither_in_memory_nor_in_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = live(dir.path());
     let all: Vec<_> = (1..=6).map(|result| said(1, 1, result)).collect();
@@ -314,7 +314,7 @@ fn a_damaged_file_is_moved_aside_and_a_later_version_is_not_touched() {
 }
 
 #[test]
-fn another_store_directory_is_named() {
+fn a_file_of_another_store_directory_is_refused_with_both_names() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path());
     let other = StoreDir::parse("/gnu/store").unwrap();
@@ -333,7 +333,7 @@ fn file(lines: &[(StoredStatement, VerifiedStatement)]) -> Vec<u8> {
 }
 
 #[test]
-fn an_import_takes_what_verifies_of_configured_builders() {
+fn an_import_takes_only_verified_attestations_of_configured_builders() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = live(dir.path());
     let mut forged = said(1, 9, 1);
@@ -361,7 +361,8 @@ fn without_a_policy_every_line_is_verified_and_none_is_kept() {
     assert!(error.to_string().starts_with("line 1: expected"), "{error}");
 }
 
-/// The files of a ledger, as a process that was killed left them, opened again: how many votes there are.
+/// Opens the files of a ledger as a killed process left them, and returns how many votes there are, and how many of
+/// them are bare.
 fn votes_after(database: &[u8], log: &[u8]) -> (i64, i64) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(FILE_NAME);
@@ -376,12 +377,12 @@ fn votes_after(database: &[u8], log: &[u8]) -> (i64, i64) {
 }
 
 #[test]
-fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
+fn a_process_killed_at_any_write_leaves_the_state_before_or_after_a_change() {
     let dir = tempfile::tempdir().unwrap();
     let (file, log) = (dir.path().join(FILE_NAME), dir.path().join(format!("{FILE_NAME}-wal")));
     let ledger = live(dir.path());
     let length = || std::fs::metadata(&log).unwrap().len();
-    // How long the log was, and which votes, of which bare, there were.
+    // After each change: the length of the log, and the number of votes and of bare ones among them.
     let mut states = vec![(length(), (0, 0))];
     for number in 1..=5 {
         ledger.take(&[said(1, number, 1), said(2, number, 1)], WallMs(1)).unwrap();
@@ -389,19 +390,19 @@ fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
     }
     ledger.take_bare(&[signed(1, 6, 1), signed(2, 6, 1)], WallMs(1)).unwrap();
     states.push((length(), (12, 2)));
-    // The second of them gets its date: its row goes and another comes.
+    // The second of them gets its date: its row is deleted and another one inserted.
     ledger.take(&[said(2, 6, 1)], WallMs(1)).unwrap();
     states.push((length(), (12, 1)));
     let (before, written) = (std::fs::read(&file).unwrap(), std::fs::read(&log).unwrap());
     let last = *states.last().unwrap();
     assert_eq!(written.len() as u64, last.0, "nothing was moved into the file yet");
-    // The log only grows: a death cuts it anywhere.
+    // The log only grows, so a process that dies leaves any first part of it.
     let ends = states.iter().map(|(length, _)| usize::try_from(*length).unwrap());
     for cut in (0..written.len()).step_by(499).chain(ends) {
         let whole = states.iter().rev().find(|(length, _)| *length <= cut as u64).map_or((0, 0), |(_, votes)| *votes);
         assert_eq!(votes_after(&before, &written[..cut]), whole, "cut after {cut} of {} bytes", written.len());
     }
-    // Then its pages are written over those of the file, one by one, before it goes.
+    // Then its pages are copied over those of the file, one by one, before it is deleted.
     open(dir.path()).connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(())).unwrap();
     let after = std::fs::read(&file).unwrap();
     assert!(after.len() > before.len());
@@ -413,7 +414,7 @@ fn killed_at_any_write_the_state_is_that_before_or_after_a_change() {
 }
 
 #[test]
-fn the_attestations_of_a_path_are_found_without_a_look_at_the_others() {
+fn attestations_of_a_path_are_found_without_reading_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let db = open(dir.path());
     let plan = format!("EXPLAIN QUERY PLAN {ATTESTATIONS}");

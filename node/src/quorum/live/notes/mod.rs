@@ -1,4 +1,5 @@
-//! What our Nix asked for, and what it got: noted without waiting, in memory within a second, in the file at a pace.
+//! Notes of what our Nix asked for and what it got. Noting waits for nobody; a note is in memory within a second, and
+//! in the file at a limited pace.
 
 use super::super::db::{LedgerDb, LedgerDbError};
 use super::{Access, LiveLedger};
@@ -6,10 +7,10 @@ use narmesh_protocol::HashPart;
 use narmesh_quorum::{Pin, SERVED_MAX, Served};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Questions that wait to be noted; more are not.
+/// The most paths asked for that may wait for the thread; more are not noted.
 const ASKED_WAITING_MAX: usize = 1 << 16;
 
-/// What the narinfo and NAR paths leave for the thread that keeps up.
+/// What answering narinfo and NAR requests leaves for the ledger's thread.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) asked: BTreeSet<HashPart>,
@@ -17,20 +18,20 @@ pub(super) struct Notes {
     pub(super) stopping: bool,
 }
 
-/// What memory remembers and forgot that the file does not know yet, for as long as it cannot be written. Locked by who has the
-/// file.
+/// What memory noted and forgot that is not in the file yet. Locked only by whoever has the file.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
-    /// Asked for, oldest first; no more than memory remembers.
+    /// Paths asked for, oldest first; no more than memory remembers.
     asked: VecDeque<HashPart>,
-    /// Rows of what was asked for that are to go; no more than the file holds.
+    /// Paths asked for whose rows have to be deleted; no more than the file holds.
     asked_forgotten: BTreeSet<HashPart>,
-    /// The same of what was served; goes before more is written.
+    /// The same for paths that were served. Deleted before more is written.
     served_forgotten: BTreeSet<HashPart>,
 }
 
 impl Notes {
-    /// What could not be written comes back, under what was noted meanwhile; the newest of both.
+    /// Puts back what could not be written, except where something newer was noted meanwhile. If that is too much, the
+    /// oldest go.
     fn put_back(&mut self, served: BTreeMap<HashPart, Served>, served_max: usize) {
         for (part, served) in served {
             self.served.entry(part).or_insert(served);
@@ -47,9 +48,10 @@ impl Notes {
 }
 
 impl Unwritten {
-    /// Memory has forgotten that it was asked for.
+    /// Memory has forgotten that this path was asked for.
     fn forget_asked(&mut self, part: HashPart) {
-        // Memory forgets in the same order.
+        // Memory forgets in the order of asking. So if the path was not written yet, it is the first of these;
+        // otherwise it has a row.
         if self.asked.front() == Some(&part) {
             self.asked.pop_front();
         } else {
@@ -80,19 +82,20 @@ impl Unwritten {
 }
 
 impl LiveLedger {
-    /// Our Nix asks for it: its attestations are kept from now on. Waits for nobody.
+    /// Notes that our Nix asks for a path, so that its attestations are kept from now on. Waits for nobody.
     pub fn note_asked(&self, hash_part: HashPart) {
         if self.read(|ledger| ledger.is_pinned(&hash_part, Pin::Asked)) {
             return;
         }
         let mut notes = self.notes.lock();
         if notes.asked.len() < ASKED_WAITING_MAX {
-            // Pinned with the next look, a second later at most: what is attested of it now would be the last to be evicted.
+            // The thread pins it within a second. Until then its new attestations are safe: the oldest are evicted
+            // first.
             notes.asked.insert(hash_part);
         }
     }
 
-    /// Our Nix gets it. Waits for nobody.
+    /// Notes that our Nix gets a path. Waits for nobody.
     pub fn note_served(&self, served: Served) {
         let mut notes = self.notes.lock();
         if notes.served.len() < SERVED_MAX {
@@ -100,7 +103,7 @@ impl LiveLedger {
         }
     }
 
-    /// Writes what was noted so far; after it a report knows it. Gives how many rows that were.
+    /// Writes what was noted so far, so that a report knows it. Returns the number of rows.
     pub fn flush(&self) -> Result<usize, LedgerDbError> {
         self.on_file(|db| {
             let (asked, served) = {
@@ -118,7 +121,7 @@ impl LiveLedger {
         })
     }
 
-    /// Keeps the attestations of what was asked for; the file learns of it with the next [`LiveLedger::flush`].
+    /// From now on keeps the attestations of paths asked for; the next [`LiveLedger::flush`] writes this to the file.
     pub(super) fn pin_asked(&self) -> Result<(), LedgerDbError> {
         self.on_file(|_| {
             let asked = std::mem::take(&mut self.notes.lock().asked);
@@ -127,11 +130,11 @@ impl LiveLedger {
         })
     }
 
-    /// Takes into memory what the file holds. What is too much of it goes with the next [`LiveLedger::flush`].
+    /// Takes into memory what is noted in the file. The next [`LiveLedger::flush`] deletes what is beyond the bounds.
     pub(super) fn remember_noted(&self, db: &LedgerDb) -> Result<(), LedgerDbError> {
         let (asked, served) = (db.asked()?, db.served()?);
         let mut unwritten = self.unwritten.lock();
-        // Those that it holds only because they could not be deleted.
+        // Without those that the file holds only because they could not be deleted yet.
         let asked: Vec<_> = asked.into_iter().filter(|part| !unwritten.asked_forgotten.contains(part)).collect();
         self.in_portions(asked, |ledger, part| {
             if let Some(forgotten) = ledger.pin(part, Pin::Asked) {
@@ -147,7 +150,7 @@ impl LiveLedger {
 
     fn remember_asked(&self, asked: BTreeSet<HashPart>, unwritten: &mut Unwritten) {
         self.in_portions(asked, |ledger, part| {
-            // Noted again just before it was remembered.
+            // It was noted a second time just before it was pinned.
             if ledger.is_pinned(&part, Pin::Asked) {
                 return;
             }
@@ -158,7 +161,7 @@ impl LiveLedger {
         });
     }
 
-    /// What was noted in the file, in memory too.
+    /// Takes into memory what the file has noted as served.
     fn remember_served(&self, served: Vec<Served>, unwritten: &mut Unwritten) {
         self.in_portions(served, |ledger, served| {
             unwritten.served_forgotten.remove(&served.path.hash_part());
@@ -177,6 +180,7 @@ impl LiveLedger {
             return Ok(());
         }
         let served: Vec<Served> = served.values().cloned().collect();
+        // The file first: if that fails, `flush` puts the notes back and they are tried again.
         db.note_served(&served)?;
         self.remember_served(served, unwritten);
         unwritten.write_forgotten(db)

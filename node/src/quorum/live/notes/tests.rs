@@ -1,4 +1,4 @@
-//! What is noted stays bounded while the file cannot be written, and then the file holds what memory holds.
+//! Notes stay bounded while the file cannot be written; afterwards the file holds what memory holds.
 
 use super::*;
 use narmesh_protocol::{StoreDir, StorePath};
@@ -28,12 +28,12 @@ fn sql(dir: &Path, statement: &str) {
     rusqlite::Connection::open(dir.join("quorum.sqlite")).unwrap().execute_batch(statement).unwrap();
 }
 
-/// As long as it is there, no row of the table can be changed so.
+/// Makes a change like `INSERT ON asked` fail, until the trigger `refused` is dropped.
 fn refuse(dir: &Path, change: &str) {
     sql(dir, &format!("CREATE TRIGGER refused BEFORE {change} BEGIN SELECT RAISE(ABORT, 'disk full'); END"));
 }
 
-/// Comes after all parts that have a number.
+/// A hash part that sorts after every `part(number)`.
 fn filler(number: usize) -> HashPart {
     let mut filler = part(number);
     filler.0.rotate_right(8);
@@ -41,7 +41,7 @@ fn filler(number: usize) -> HashPart {
     filler
 }
 
-/// As many are asked for before all that is yet to be asked for.
+/// Pins `count` fillers in memory as asked for.
 fn fill(ledger: &LiveLedger, count: usize) {
     let mut memory = ledger.memory.write();
     for number in 0..count {
@@ -54,7 +54,7 @@ fn remembered(ledger: &LiveLedger) -> Vec<HashPart> {
 }
 
 #[test]
-fn while_the_file_cannot_be_written_what_is_noted_is_bounded() {
+fn notes_stay_bounded_while_the_file_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = new(dir.path());
     let ask = |numbers: std::ops::Range<usize>| numbers.for_each(|number| ledger.note_asked(part(number)));
@@ -63,14 +63,14 @@ fn while_the_file_cannot_be_written_what_is_noted_is_bounded() {
     refuse(dir.path(), "INSERT ON asked");
     ask(10..20);
     ledger.flush().unwrap_err();
-    // Many seconds later.
+    // As after many more seconds.
     ledger.remember_asked((0..ASKED_MAX - 10).map(filler).collect(), &mut ledger.unwritten.lock());
     ask(20..30);
     ledger.flush().unwrap_err();
     let (notes, unwritten) = (ledger.notes.lock(), ledger.unwritten.lock());
     assert!(notes.asked.is_empty() && ledger.read(|ledger| ledger.asked().eq(unwritten.asked.iter().copied())));
     assert_eq!(unwritten.asked.len(), ASKED_MAX);
-    assert!(unwritten.asked_forgotten == (0..10).map(part).collect(), "those that have rows");
+    assert!(unwritten.asked_forgotten == (0..10).map(part).collect(), "only those that have rows");
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn once_the_file_can_be_written_again_it_holds_what_memory_holds() {
     let ask = |numbers: std::ops::Range<usize>| numbers.for_each(|number| ledger.note_asked(part(number)));
     ask(0..10);
     ledger.flush().unwrap();
-    // As if the file held these, too: that takes long.
+    // As if the file held these, too; really writing them would take long.
     fill(&ledger, ASKED_MAX - 10);
     refuse(dir.path(), "INSERT ON asked");
     for number in 0..5 {
@@ -91,7 +91,7 @@ fn once_the_file_can_be_written_again_it_holds_what_memory_holds() {
     // One that was forgotten meanwhile, and whose row is still there, is asked for again.
     ask(3..4);
     ledger.flush().unwrap_err();
-    // Opened again, as after damage: what memory has forgotten does not come back.
+    // The file is opened again, as after damage: what memory has forgotten does not come back.
     let before = remembered(&ledger);
     ledger.disk.lock().db = None;
     ledger.catch_up().unwrap();
@@ -105,13 +105,13 @@ fn once_the_file_can_be_written_again_it_holds_what_memory_holds() {
     assert_eq!(remembered(&again), kept, "in the order of asking");
     let in_memory: Vec<_> = before.into_iter().filter(|part| *part < filler(0)).collect();
     assert_eq!(in_memory, kept);
-    assert_eq!(again.read(|ledger| ledger.served_after(None).count()), 5, "what was served waited, too");
+    assert_eq!(again.read(|ledger| ledger.served_after(None).count()), 5, "what was served was written later, too");
     let unwritten = ledger.unwritten.lock();
     assert!(unwritten.asked.is_empty() && unwritten.asked_forgotten.is_empty());
 }
 
 #[test]
-fn a_table_that_outgrew_its_bound_is_trimmed_by_who_writes() {
+fn a_table_over_its_bound_is_trimmed_by_a_writer_only() {
     let dir = tempfile::tempdir().unwrap();
     new(dir.path()).catch_up().unwrap();
     let db = LedgerDb::open_existing(dir.path(), &store_dir()).unwrap();
@@ -127,7 +127,7 @@ fn a_table_that_outgrew_its_bound_is_trimmed_by_who_writes() {
 }
 
 #[test]
-fn what_could_not_be_written_comes_back_within_the_bound_and_the_newest_of_it() {
+fn of_notes_that_could_not_be_written_the_newest_are_put_back_within_the_bound() {
     let mut notes = Notes::default();
     notes.served.extend([(1, 11), (10, 10)].map(|(number, at)| (part(number), served(number, at))));
     notes.put_back((0..10).map(|number| (part(number), served(number, number))).collect(), 10);
@@ -136,13 +136,13 @@ fn what_could_not_be_written_comes_back_within_the_bound_and_the_newest_of_it() 
 }
 
 #[test]
-fn what_was_served_and_is_forgotten_goes_from_the_file_when_that_can_be_written_again() {
+fn forgotten_notes_of_what_was_served_are_deleted_once_the_file_can_be_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = new(dir.path());
     (0..5).for_each(|number| ledger.note_served(served(number, number)));
     ledger.flush().unwrap();
     refuse(dir.path(), "DELETE ON served");
-    // As if memory had forgotten them for others.
+    // As if memory had forgotten them to make room for others.
     ledger.unwritten.lock().served_forgotten.extend([part(0), part(1)]);
     ledger.note_served(served(1, 9));
     for _ in 0..2 {
