@@ -24,6 +24,7 @@ pub(crate) fn why(
     let Ranked { now: mut ranked, demoted, paused: _ } = mesh.statistics().rank(claiming);
     ranked.extend(&demoted);
     let statistics = mesh.statistics().all();
+    // First those that would be asked, in that order; then the rest of the allowlist, to say why they would not be.
     let mut order: Vec<PeerId> = ranked.clone();
     order.extend(names.keys().copied().filter(|peer| !ranked.contains(peer)));
     let name = |peer: &PeerId| names.get(peer).cloned().unwrap_or_else(|| peer.to_string());

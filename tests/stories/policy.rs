@@ -54,7 +54,7 @@ fn agreed_paths_are_substituted_and_others_are_built_here() {
         let why = client.narmesh(&["why", nondet]).stdout;
         why.contains("own store: holds it").then_some(why)
     });
-    assert!(why.contains("its copy is not given: builders got different results"), "{why}");
+    assert!(why.contains("its copy is not given to Nix: builders got different results"), "{why}");
     assert!(why.contains("answer: the candidates are asked"), "not from the own store: {why}");
     assert_eq!(client.get_narinfo(nondet).status, 404);
     client.realise(std::slice::from_ref(fod)).expect_success("what is its own address needs nobody's word");
@@ -87,7 +87,8 @@ fn a_nar_is_judged_again_when_nix_remembers_its_narinfo() {
     let mesh = TestMesh::new();
     let mut jury = Jury::new(&mesh, &["one", "two", "three"], &["app", "files"], |all| Rules::require(2, all));
     let app = jury.paths[0].clone();
-    // The client built this path too; its gateway gives it to another store on this machine, because the builders agree.
+    // The client built this path too; its gateway gives it to another store on this machine, because the builders
+    // agree.
     let own = jury.client.store.build_one("files");
     wait_until("the daemon sees what was built", promised(SPREAD), || {
         jury.client.narmesh(&["why", &own]).stdout.contains("own store: holds it")

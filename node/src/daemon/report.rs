@@ -179,6 +179,7 @@ impl Daemon {
                 (false, true, _) => BuilderAudience::Unknown,
                 (false, false, _) => BuilderAudience::NoPeer,
             };
+            // All peers may hear of our own attestations; of others, only the audience of the builder's node.
             let others = settings.peers.iter().filter(|peer| Some(peer.peer_id) != node);
             let (told, not_told) = others.partition::<Vec<_>, _>(|peer| {
                 audience == BuilderAudience::Own || seen.is_some_and(|seen| seen.admitted.contains(&peer.peer_id))
@@ -228,6 +229,7 @@ impl Daemon {
         let settings = self.settings();
         let mut peers = settings.peer_addresses();
         let statistics = self.mesh.statistics().all();
+        // A connected peer that answers proves that both sides allow each other, so it is not dialled.
         let connected = peers.keys().filter(|peer| statistics.get(peer).is_some_and(|stats| stats.connected));
         let asked = connected.map(|peer| async {
             let answer = self.mesh.ask(*peer, Ask::NarInfo(PROBE_QUESTION));

@@ -1,10 +1,10 @@
-//! What must survive a restart, in SQLite: our epoch, the newest announcement of each peer, the audiences of builders' nodes,
-//! remembered answers. Beside it are the peers' summaries ([`SummaryFiles`]).
+//! What survives a restart, in SQLite: our epoch, the newest announcement of each peer, the audiences of builders'
+//! nodes, and remembered answers. The peers' summaries lie beside it ([`SummaryFiles`]).
 //!
-//! All of it can be lost without harm (peers tell us our epoch, announcements come again, without an audience nobody is told,
-//! answers are asked again), so a file that
-//! cannot be used is moved aside and a new one made. A write that returned survives the death of the process; a power failure may
-//! take the last ones (WAL with `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
+//! All of it can be lost without harm: peers tell us our epoch, announcements come again, nobody is told anything
+//! without an audience, and answers are asked for again. So a file that cannot be used is moved aside and a new one is
+//! made. A write that returned survives the death of the process. A power failure may take the last writes (WAL with
+//! `synchronous = NORMAL`), and then the wall clock gives a higher epoch.
 //! Methods block; call them from a blocking thread. One process per directory: the file is locked.
 
 mod summaries;
@@ -29,14 +29,14 @@ use std::time::Duration;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "state.sqlite";
-/// Most remembered answers; a narinfo with its row takes about 1 KB, so this is 100 MB at the worst.
+/// The most remembered answers. A narinfo with its row takes about 1 KB, so they take at most 100 MB.
 pub const ANSWERS_MAX: usize = 100_000;
-/// Share of the answers that one clean-up drops, so that it is rare.
+/// One clean-up drops one answer in this many, so that it is rare.
 const DROP_SHARE: usize = 100;
-/// How long a lock of another process is waited for: a daemon that is being replaced needs a moment to die.
+/// How long to wait for a lock of another process: a daemon that is being replaced needs a moment to end.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One step per version; `PRAGMA user_version` counts those already taken. Never edited, only added to.
+/// One step per schema version; `PRAGMA user_version` counts the steps already taken. Steps are added, never edited.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE own (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL);
@@ -51,7 +51,7 @@ const MIGRATIONS: &[&str] = &[
 ",
 ];
 
-/// The database as the daemon's parts share it. Held for one statement at a time.
+/// The database as the parts of the daemon share it. Locked for one statement at a time.
 pub type SharedStateDb = Arc<Mutex<StateDb>>;
 
 /// The open database.
@@ -59,14 +59,15 @@ pub type SharedStateDb = Arc<Mutex<StateDb>>;
 pub struct StateDb {
     connection: Connection,
     path: PathBuf,
+    /// At least the number of remembered answers; see [`StateDb::update_answers`].
     answers: usize,
     answers_max: usize,
 }
 
-/// The database starts empty; its `Display` is the warning to log.
+/// Why the database starts empty. Its `Display` is the warning to log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Recovered {
-    /// There was no file: the first start, or somebody deleted it.
+    /// There was no file: this is the first start, or somebody deleted it.
     Missing {
         /// The new file.
         path: PathBuf,
@@ -99,7 +100,7 @@ pub enum StateDbError {
         /// The file.
         path: PathBuf,
     },
-    /// SQLite failed; on a running daemon a full disk or a file damaged under our hands.
+    /// SQLite failed: on a running daemon the disk is full, or the file was damaged while it was open.
     #[error("state database {path}: {source}", path = path.display())]
     Sqlite {
         /// The file.
@@ -110,8 +111,8 @@ pub enum StateDbError {
 }
 
 impl StateDb {
-    /// Opens `state.sqlite` in `dir`, which is made (mode 0750) if missing. A torn, foreign or unreadable file is moved to
-    /// `state.sqlite.corrupt-<unix time>`, of which three are kept.
+    /// Opens `state.sqlite` in `dir`, which is made (mode 0750) if missing. A torn, foreign or unreadable file is moved
+    /// to `state.sqlite.corrupt-<unix time>`; the last three of these are kept.
     pub fn open(dir: &Path) -> Result<(Self, Option<Recovered>), StateDbError> {
         Self::open_bounded(dir, ANSWERS_MAX)
     }
@@ -135,7 +136,7 @@ impl StateDb {
         let lies = Lies::at(&path).map_err(directory_error)?;
         let missing = lies == Lies::Nothing;
         if missing {
-            // A log without its database is a leftover of a deletion: SQLite would discard it, or worse, not.
+            // A log without its database is left over from a deletion: SQLite would discard it or, worse, replay it.
             remove_siblings(&path);
         }
         let empty = if missing { Empty::Allowed } else { Empty::Damaged };
@@ -174,7 +175,8 @@ impl StateDb {
         Ok(db)
     }
 
-    /// What is of another type than we write: SQLite takes a text for a number, and no start would get past it.
+    /// What is wrong with a value of another type than we write. SQLite stores a text where a number belongs, and then
+    /// no start would succeed.
     fn odd_value(&self) -> Option<String> {
         let read = || self.own_epoch().and(self.newest().map(drop)).and(self.audiences().map(drop));
         match read() {
@@ -187,7 +189,7 @@ impl StateDb {
         }
     }
 
-    /// Our epoch as last set.
+    /// Our epoch as it was last set.
     pub fn own_epoch(&self) -> Result<Option<u64>, StateDbError> {
         self.run(|connection| connection.query_row("SELECT epoch FROM own", (), |row| row.get::<_, i64>(0)).optional())
             .map(|epoch| epoch.map(i64::cast_unsigned))
@@ -227,7 +229,7 @@ impl StateDb {
         Ok(())
     }
 
-    /// The audiences kept; rows that are none are left out, so that nobody is told.
+    /// The stored audiences. Rows that are not audiences are left out, so that nobody is told anything because of them.
     pub fn audiences(&self) -> Result<Vec<(PeerId, Vec<AudienceDigest>)>, StateDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT peer, digests FROM audiences")?;
@@ -241,7 +243,7 @@ impl StateDb {
         })
     }
 
-    /// Sets whom a peer's last summary was meant for.
+    /// Sets the audience of a peer's last summary.
     pub fn set_audience(&mut self, peer: &PeerId, audience: &[AudienceDigest]) -> Result<(), StateDbError> {
         let digests: Vec<u8> = audience.iter().flat_map(|digest| digest.0).collect();
         self.run(|connection| {
@@ -252,7 +254,8 @@ impl StateDb {
         Ok(())
     }
 
-    /// Forgets the audiences of all others: what is not kept up to date would be told to those who were thrown out since.
+    /// Forgets the audiences of all peers that are not in `of`. An audience that is not kept up to date might still
+    /// name peers that its owner has since removed.
     pub fn keep_audiences(&mut self, of: &BTreeSet<PeerId>) -> Result<(), StateDbError> {
         let kept = self.audiences()?.into_iter().map(|(peer, _)| peer).filter(|peer| !of.contains(peer));
         let gone: Vec<PeerId> = kept.collect();
@@ -279,7 +282,7 @@ impl StateDb {
         })
     }
 
-    /// All remembered hash parts, to be checked again after a reload.
+    /// The hash parts of all remembered answers.
     pub fn answered(&self) -> Result<Vec<HashPart>, StateDbError> {
         self.run(|connection| {
             connection
@@ -289,7 +292,8 @@ impl StateDb {
         })
     }
 
-    /// Remembers and forgets answers in the order given, all in one transaction; beyond [`ANSWERS_MAX`] the oldest go.
+    /// Remembers and forgets answers in the order given, all in one transaction. Beyond [`ANSWERS_MAX`] the oldest are
+    /// dropped.
     pub fn update_answers(&mut self, changes: &[(HashPart, Option<RememberedAnswer>)]) -> Result<(), StateDbError> {
         self.run(|connection| {
             let transaction = connection.unchecked_transaction()?;
@@ -303,7 +307,7 @@ impl StateDb {
             }
             transaction.commit()
         })?;
-        // A replaced row counts twice here, a deleted one not at all; the exact number is taken when it matters.
+        // This counts a replaced row twice and ignores deleted ones. `drop_oldest` counts exactly, before it drops any.
         self.answers += changes.iter().filter(|(_, answer)| answer.is_some()).count();
         if self.answers > self.answers_max { self.drop_oldest() } else { Ok(()) }
     }
@@ -364,7 +368,7 @@ impl fmt::Display for Recovered {
     }
 }
 
-/// Why a file does not open.
+/// Why a file cannot be opened.
 enum Unusable {
     InUse,
     Damaged { cause: String },
@@ -383,23 +387,25 @@ impl From<OpenError> for Unusable {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Sqlite(error) => error.into(),
-            // All that is in it can be learned again.
+            // All of its content can be learned again.
             OpenError::Content(_) | OpenError::Later(_) => Self::Damaged { cause: error.to_string() },
         }
     }
 }
 
-/// Opens the database at `path`, which is to be a new one or one that holds a schema of ours.
+/// Opens the database at `path`, which has to be new or to have a schema of ours.
 fn open_checked(path: &Path, empty: Empty) -> Result<Connection, Unusable> {
     let mut connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // Exclusive: the lock is taken at the first read and held, so that a second daemon on this directory is told.
+    // Exclusive: the lock is taken at the first read and held, so that a second daemon on this directory fails to open
+    // it.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     prepare(&mut connection, MIGRATIONS, empty)?;
     Ok(connection)
 }
 
-/// `peer@generation`, between commas. What does not parse is left out: the answer is then only worth less.
+/// Parses holders, `peer@generation` with commas between them. What does not parse is left out: the answer is only
+/// worth less then.
 fn parse_holders(text: &str) -> Vec<Candidate> {
     let parse = |holder: &str| {
         let (source, generation) = holder.split_once('@')?;

@@ -1,9 +1,9 @@
 //! The summaries of peers, kept beside the database: one file for each owner in `summaries/`, named after its PeerId.
 //!
-//! A file proves itself: it holds the signed announcement and the body whose digest that names, so nothing is checked here but
-//! sizes, and a torn or changed one is worth no more than none. That is why they are not in `state.sqlite`, of which every page
-//! is read and checked at a start, and whose log would have each body written twice. Nothing is synced: what a power failure
-//! takes is pulled again.
+//! A file proves itself: it holds the signed announcement and the body, whose digest the announcement names. So only
+//! sizes are checked here, and a torn or changed file is no worse than none. That is why summaries are not in
+//! `state.sqlite`: all its pages are read and checked at each start, and its log would make each body be written twice.
+//! Nothing is synced: what a power failure takes is pulled again.
 
 use crate::database_file::make_directory;
 use crate::regular_file::{Lies, clear, open, open_to_read, tell_moved};
@@ -18,27 +18,31 @@ use std::path::{Path, PathBuf};
 
 /// Name of the directory in the state directory.
 pub(super) const DIR_NAME: &str = "summaries";
-/// All files together, bytes: a thousand summaries of 100,000 paths. What is more is not kept.
+/// The most bytes that all files may have together: a thousand summaries of 100,000 paths. What is beyond it is not
+/// kept.
 const TOTAL_BYTES_MAX: u64 = 256 << 20;
-/// First bytes of each file; another layout gets another number.
+/// The first bytes of each file. Another layout gets another number.
 const MAGIC: &[u8; 8] = b"narmsum1";
-/// Magic, time of acceptance, length of the envelope, and the envelope of at most 1,000 bytes: the body follows at a fixed place.
+/// Size of the head: magic, time of acceptance, length of the envelope, and the envelope of at most 1,000 bytes. The
+/// body follows at this fixed place, so that the head can be replaced alone.
 const HEAD_BYTES: usize = 1_024;
-/// Bytes before the envelope.
+/// Where the envelope begins: the number of bytes before it.
 const ENVELOPE_AT: usize = 18;
-/// End of the name of a file that is being written.
+/// The suffix of a file that is being written.
 const UNFINISHED: &str = ".new";
 
-/// The directory of one daemon, which holds the lock of the state directory. Methods block.
+/// The directory of summaries of one daemon, which holds the lock of the state directory. Methods block.
 #[derive(Debug)]
 pub struct SummaryFiles {
     dir: PathBuf,
+    /// The size of each owner's file, bytes.
     sizes: BTreeMap<PeerId, u64>,
     total_bytes_max: u64,
 }
 
 impl SummaryFiles {
-    /// Opens `summaries/` in the state directory, made if missing; removes what was being written when a daemon died.
+    /// Opens `summaries/` in the state directory, which is made if missing. Removes files that were being written when
+    /// a daemon died.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         Self::open_bounded(state_dir, TOTAL_BYTES_MAX)
     }
@@ -65,15 +69,17 @@ impl SummaryFiles {
         Ok(Self { dir, sizes, total_bytes_max })
     }
 
-    /// Whose summaries are there.
+    /// The peers whose summaries are kept.
     pub fn owners(&self) -> Vec<PeerId> {
         self.sizes.keys().copied().collect()
     }
 
-    /// What is kept of this owner. An error of kind `InvalidData` or `InvalidInput` says that the file is none of ours.
+    /// The kept summary of this owner. An error of kind `InvalidData` or `InvalidInput` says that the file is not one
+    /// of ours.
     pub fn read(&self, owner: &PeerId) -> io::Result<KeptSummary> {
         let mut file = open_to_read(&self.file(owner))?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        // Before memory is taken for the body: somebody may have put a file of any size there.
         let body_bytes = length.checked_sub(HEAD_BYTES).filter(|bytes| *bytes <= Summary::BYTES_MAX);
         let body_bytes = body_bytes.ok_or_else(|| invalid("its size"))?;
         let mut head = [0; HEAD_BYTES];
@@ -84,7 +90,8 @@ impl SummaryFiles {
         Ok(KeptSummary { envelope, accepted_ms, body })
     }
 
-    /// Keeps this summary instead of the one before, whole or not at all. False when there is no room for it: then none is kept.
+    /// Keeps this summary instead of the previous one, whole or not at all. False when there is no room for it; then
+    /// none is kept.
     pub fn write(&mut self, owner: &PeerId, kept: &KeptSummary) -> io::Result<bool> {
         let size = (HEAD_BYTES + kept.body.len()) as u64;
         let others: u64 = self.sizes.iter().filter(|(other, _)| *other != owner).map(|(_, size)| size).sum();
@@ -103,7 +110,7 @@ impl SummaryFiles {
             fs::rename(&unfinished, &file)
         };
         if let Err(error) = replace() {
-            // What is there is not what was announced last, and must not be renewed as if it were.
+            // The previous summary is no longer the one announced last, and `renew` must not take it for that.
             self.remove(owner)?;
             return Err(error);
         }
@@ -111,7 +118,7 @@ impl SummaryFiles {
         Ok(true)
     }
 
-    /// The kept body was announced again: another announcement proves it from now on. Writes 1 KiB.
+    /// Replaces the announcement of the kept body, which was announced again. Writes 1 KiB.
     pub fn renew(&mut self, owner: &PeerId, envelope: &[u8], accepted_ms: u64) -> io::Result<()> {
         if !self.sizes.contains_key(owner) {
             return Ok(());
@@ -124,12 +131,12 @@ impl SummaryFiles {
         }
     }
 
-    /// Keeps nothing of this owner.
+    /// Removes the summary of this owner.
     pub fn remove(&mut self, owner: &PeerId) -> io::Result<()> {
         if self.sizes.remove(owner).is_none() {
             return Ok(());
         }
-        // Perhaps somebody deleted it, which is allowed.
+        // Somebody may have deleted it, which is allowed.
         clear(&self.file(owner))
     }
 

@@ -1,4 +1,4 @@
-//! What was written comes back; what was damaged is moved aside.
+//! What was written comes back; a damaged file is moved aside.
 
 use super::summaries::DIR_NAME;
 use super::*;
@@ -58,7 +58,7 @@ fn only_audiences_that_are_kept_up_to_date_stay() {
     db.set_audience(&two, &AUDIENCE).unwrap();
     db.keep_audiences(&BTreeSet::from([two])).unwrap();
     assert_eq!(db.audiences().unwrap(), [(two, AUDIENCE.to_vec())]);
-    // Half of a digest is nobody's.
+    // A row with half a digest is not an audience.
     db.run(|connection| connection.execute("UPDATE audiences SET digests = x'0101010101010101aa'", ())).unwrap();
     assert!(db.audiences().unwrap().is_empty());
 }
@@ -78,7 +78,7 @@ fn a_write_that_returned_survives_the_death_of_the_process() {
 }
 
 #[test]
-fn a_second_process_is_told_and_nothing_is_moved() {
+fn a_second_process_is_refused_and_nothing_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     let (mut db, _) = StateDb::open(dir.path()).unwrap();
     let error = StateDb::open(dir.path()).unwrap_err();
@@ -116,7 +116,7 @@ fn damaged_files_are_moved_aside_with_a_warning() {
 }
 
 #[test]
-fn values_of_another_type_are_moved_aside() {
+fn a_database_with_values_of_another_type_is_moved_aside() {
     for odd in [
         "UPDATE own SET epoch = 'abc'",
         "INSERT OR REPLACE INTO newest VALUES (x'05', 7)",
@@ -148,11 +148,11 @@ fn database_without_one_of_its_tables_is_moved_aside() {
 }
 
 #[test]
-fn what_is_no_file_is_moved_aside_and_nothing_waits_for_it() {
+fn anything_but_a_file_is_moved_aside_and_nothing_waits_for_it() {
     let odd = tempfile::tempdir().unwrap();
     for (path, what) in oddities(odd.path()) {
         let dir = tempfile::tempdir().unwrap();
-        // More often than is kept: a directory that was moved aside is never deleted, and in nobody's way.
+        // More often than files are kept: a directory that was moved aside is never deleted, and does no harm.
         for _ in 0..SET_ASIDE_MAX + 2 {
             std::os::unix::fs::symlink(&path, dir.path().join(FILE_NAME)).unwrap();
             let (db, recovered) = StateDb::open(dir.path()).unwrap();
@@ -162,7 +162,7 @@ fn what_is_no_file_is_moved_aside_and_nothing_waits_for_it() {
             drop(db);
             fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
         }
-        // In place of its log: the database itself is as it was.
+        // The same in place of its log: the database itself stays as it was.
         let (peer, _) = filled(dir.path());
         for suffix in ["-wal", "-shm", "-journal"] {
             let sibling = dir.path().join(format!("{FILE_NAME}{suffix}"));
@@ -232,7 +232,7 @@ fn answers_are_bounded_and_the_oldest_go() {
     let (mut db, _) = StateDb::open_bounded(dir.path(), 200).unwrap();
     for number in 0..=255_u8 {
         let change = (HashPart([number; 20]), Some(answer("x", u64::from(number))));
-        // The same one again: must not count as another.
+        // The same one again must not count as another.
         db.update_answers(&[change.clone(), change]).unwrap();
         assert!(db.answered().unwrap().len() <= 200);
     }
@@ -270,7 +270,7 @@ fn summaries_come_back_as_they_were_written_last() {
 }
 
 #[test]
-fn files_that_are_no_summaries_are_told_apart_before_memory_is_taken() {
+fn files_that_are_not_summaries_are_refused_before_memory_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let owner = PeerId::random();
     let mut files = SummaryFiles::open(dir.path()).unwrap();
@@ -299,11 +299,11 @@ fn files_that_are_no_summaries_are_told_apart_before_memory_is_taken() {
 }
 
 #[test]
-fn what_is_no_file_is_no_summary_and_makes_room_for_one() {
+fn anything_but_a_file_is_not_a_summary_and_is_replaced_by_the_next_one() {
     let odd = tempfile::tempdir().unwrap();
     for (path, what) in oddities(odd.path()) {
         let dir = tempfile::tempdir().unwrap();
-        // In place of the whole directory.
+        // First in place of the whole directory.
         if what != "a directory" {
             std::os::unix::fs::symlink(&path, dir.path().join(DIR_NAME)).unwrap();
         }
@@ -313,7 +313,7 @@ fn what_is_no_file_is_no_summary_and_makes_room_for_one() {
         let file = dir.path().join(DIR_NAME).join(owner.to_string());
         let unfinished = dir.path().join(DIR_NAME).join(format!("{owner}.new"));
         fs::remove_file(&file).unwrap();
-        // The thing itself, not a link to it, where there is one.
+        // A directory is made there itself; a link leads to the other things.
         for at in [&file, &unfinished] {
             match what {
                 "a directory" => fs::create_dir(at).unwrap(),

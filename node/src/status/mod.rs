@@ -1,6 +1,6 @@
 //! What the daemon says about itself: the JSON of `narmesh status`, `advertised`, `why` and `check-config --probe`.
 //!
-//! These types are the interface: scripts read the JSON, so fields are added, never renamed. [`text`] renders them for people.
+//! Scripts read this JSON, so fields are added, never renamed. [`text`] renders it for people.
 
 use crate::mesh::{PeerStats, ProbeResult};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ pub mod text;
 /// `narmesh status --json`. All counters count since the start of the daemon.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// Ours.
+    /// The PeerId of this node.
     pub peer_id: String,
     /// `narmesh/<version>`.
     pub software: String,
@@ -22,9 +22,9 @@ pub struct Status {
     pub pid: u32,
     /// The configuration in force.
     pub config: ConfigStatus,
-    /// Multiaddrs with the real ports.
+    /// The multiaddrs that the daemon listens on, with the actual ports.
     pub listen: Vec<String>,
-    /// `ip:port` with the real port.
+    /// `ip:port` of the gateway, with the actual port.
     pub gateway: String,
     /// The Nix store.
     pub store: StoreStatus,
@@ -32,11 +32,11 @@ pub struct Status {
     pub own: OwnStatus,
     /// The allowlist, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
-    /// What our Nix asked.
+    /// Requests of our own Nix.
     pub requests: RequestStatus,
-    /// What moved.
+    /// NAR bytes received and sent.
     pub bytes: ByteStatus,
-    /// Who built the same thing, and what of it Nix may have; absent with mode `off`.
+    /// The quorum's policy and its results; absent with mode `off`.
     #[serde(default)]
     pub quorum: Option<QuorumStatus>,
     /// The `[[builder]]`s, in the order of the configuration.
@@ -57,16 +57,16 @@ pub struct ConfigStatus {
     pub error: Option<String>,
 }
 
-/// The Nix store served.
+/// The Nix store that is served.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Logical directory.
+    /// The logical store directory.
     pub dir: String,
-    /// Valid paths, derivations and sources included.
+    /// Number of valid paths, derivations and sources included.
     pub valid_paths: u64,
-    /// Those that peers may see.
+    /// Number of paths that peers may see.
     pub advertised_paths: u64,
-    /// What its place lacks, if that is why nothing is found.
+    /// What is missing where the store should be, if nothing is found because of that.
     #[serde(default)]
     pub missing: Option<String>,
 }
@@ -78,7 +78,7 @@ pub struct OwnStatus {
     pub epoch: u64,
     /// Its number within the epoch.
     pub seq: u64,
-    /// Paths in it.
+    /// Number of paths in it.
     pub paths: u64,
     /// Size of its filter, bits.
     pub filter_bits: u64,
@@ -87,18 +87,18 @@ pub struct OwnStatus {
 /// One peer of the allowlist.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// From the configuration.
+    /// Its name in the configuration.
     pub name: String,
-    /// Its identity.
+    /// Its PeerId.
     pub peer_id: String,
-    /// Connection, counters, misdeeds: beside the other fields in the JSON.
+    /// Its connection, counters and misdeeds; in the JSON on the same level as the other fields.
     #[serde(flatten)]
     pub stats: PeerStats,
     /// Its newest summary.
     pub summary: Option<SummaryStatus>,
     /// Moving average of its narinfo answers, or the first ping, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Not asked for so many more seconds, because it misbehaved.
+    /// For how many more seconds it is asked nothing because it misbehaved.
     pub set_aside_s: Option<u64>,
 }
 
@@ -109,13 +109,13 @@ pub struct SummaryStatus {
     pub epoch: u64,
     /// Its number within the epoch.
     pub seq: u64,
-    /// Seconds since it was accepted first.
+    /// Seconds since it was first accepted.
     pub age_s: u64,
-    /// Paths in it.
+    /// Number of paths in it.
     pub paths: u64,
     /// Size of its filter, bits.
     pub filter_bits: u64,
-    /// Where it comes from.
+    /// Whether it was heard since the start, or kept from before.
     #[serde(default)]
     pub source: SummarySource,
 }
@@ -124,10 +124,10 @@ pub struct SummaryStatus {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SummarySource {
-    /// It, or that it is still the newest, was heard since the start.
+    /// Since the start the summary came, or word that it is still the newest.
     #[default]
     Heard,
-    /// It was kept over the last restart, and its owner was not heard of since.
+    /// It was kept over the last restart, and nothing was heard from its owner since.
     Remembered,
 }
 
@@ -136,23 +136,23 @@ pub enum SummarySource {
 pub struct RequestStatus {
     /// Narinfos asked for.
     pub narinfo: u64,
-    /// Of these, found.
+    /// Narinfos found.
     pub narinfo_hits: u64,
-    /// Of these, not found.
+    /// Narinfos not found.
     pub narinfo_misses: u64,
-    /// Times a peer's filter promised what the peer did not have.
+    /// How often a peer's filter promised a path that the peer did not have.
     pub false_hits: u64,
     /// NARs asked for.
     pub nar: u64,
-    /// Of these, delivered whole.
+    /// NARs delivered whole.
     pub nar_ok: u64,
-    /// Of these, not found.
+    /// NARs not found.
     pub nar_absent: u64,
-    /// Of these, closed short.
+    /// NARs cut short: the body ended before the whole NAR was sent.
     pub nar_aborted: u64,
 }
 
-/// Bytes moved.
+/// NAR bytes received and sent.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ByteStatus {
     /// NAR bytes from peers.
@@ -165,89 +165,89 @@ pub struct ByteStatus {
     pub gateway_out: u64,
 }
 
-/// The policy, and what it came to.
+/// The quorum's policy, and its results.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct QuorumStatus {
     /// `observe`, `prefer` or `require`.
     pub mode: String,
-    /// Groups that must have got the same.
+    /// How many groups of builders must have got the same result.
     pub k: Option<u64>,
-    /// Groups of builders.
+    /// Number of groups of builders.
     pub of: u64,
-    /// With `require`: what Nix has to trust, and needs to trust nobody else.
+    /// With `require`: the only key that Nix has to trust.
     pub gateway_public_key: Option<String>,
-    /// Attestations known.
+    /// Number of attestations that are known.
     pub attestations: u64,
-    /// Bare Nix signatures known of builders that sign only their own builds.
+    /// Number of known bare signatures of builders that sign only their own builds.
     #[serde(default)]
     pub bare_signatures: u64,
-    /// Paths by verdict, as of the last look at all of them.
+    /// Number of paths by verdict, when all were last judged.
     pub paths: BTreeMap<String, u64>,
-    /// Paths on which builders disagree: the first few, in their order.
+    /// The first few paths on which builders disagree, sorted.
     pub conflicts: Vec<String>,
-    /// Narinfos and NARs that Nix asked for and the policy kept from it, by reason.
+    /// Number of narinfos and NARs that Nix asked for and was not given because of the policy, by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
 /// One builder of the configuration.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct BuilderStatus {
-    /// From the configuration.
+    /// Its name in the configuration.
     pub name: String,
-    /// Its key.
+    /// Its public key.
     pub public_key: String,
-    /// Whom it counts together with.
+    /// The group that it belongs to, whose builders count as one.
     pub group: Option<String>,
-    /// Attestations held.
+    /// Number of its attestations that are known here.
     pub attestations: u64,
     /// When the last one of these came, seconds since 1970.
     pub last_unix_s: Option<u64>,
     /// Name of the peer that is its node.
     pub peer: Option<String>,
-    /// What decides who may be told of it.
+    /// What decides which peers may be told of its attestations.
     pub audience: BuilderAudience,
-    /// Names of the peers that may be told of it.
+    /// Names of the peers that may be told of its attestations.
     pub told: Vec<String>,
-    /// Names of those that may not.
+    /// Names of the peers that may not.
     pub not_told: Vec<String>,
-    /// Since when it is not believed, and why.
+    /// From when on it is not believed, and why, if its key is revoked.
     pub revoked: Option<RevokedStatus>,
 }
 
-/// What decides who may be told of a builder.
+/// What decides which peers may be told of a builder's attestations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BuilderAudience {
-    /// It is this machine: all of the allowlist may.
+    /// The builder is this machine: all peers of the allowlist may.
     Own,
-    /// Whom its node tells its summary.
+    /// The audience of its node's summary may.
     Summary,
-    /// The same, but its node is away: whom it told last.
+    /// Its node is away: the audience of its last summary may.
     LastSummary,
-    /// No summary of its node was ever here: nobody.
+    /// There was never a summary of its node here: nobody may.
     Unknown,
-    /// It has no `peer`: nobody, and what it attests comes as files alone.
+    /// It has no `peer`: nobody may, and its attestations come only as files.
     #[default]
     NoPeer,
 }
 
-/// A key that is not believed.
+/// The revocation of a key.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct RevokedStatus {
-    /// From then on, seconds since 1970.
+    /// From when on the key is not believed, seconds since 1970.
     pub from_unix_s: u64,
-    /// As configured.
+    /// The reason in the configuration.
     pub why: String,
 }
 
 /// `narmesh advertised --json`: exactly what leaves this machine.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct AdvertisedReport {
-    /// What peers may see, by path.
+    /// Paths that peers may see, sorted.
     pub paths: Vec<AdvertisedPath>,
-    /// What they may not, with the reason; derivations and sources are only counted.
+    /// Paths that peers may not see, with the reasons. Derivations and sources are only counted.
     pub withheld: Vec<WithheldPath>,
-    /// Derivations and sources, never advertised.
+    /// Number of derivations and sources, which are never advertised.
     pub never: u64,
 }
 
@@ -258,7 +258,7 @@ pub struct AdvertisedPath {
     pub path: String,
     /// NAR size, bytes.
     pub nar_size: u64,
-    /// Names of the keys whose signatures it leaves with.
+    /// Names of the keys whose signatures peers get with it.
     pub signed_by: Vec<String>,
 }
 
@@ -271,24 +271,24 @@ pub struct WithheldPath {
     pub reason: String,
 }
 
-/// `narmesh why PATH --json`: what the resolver would do now, and did last.
+/// `narmesh why PATH --json`: what the resolver would do now, and what it did last.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct WhyReport {
-    /// As asked.
+    /// The path as the user gave it.
     pub asked: String,
     /// Its hash part.
     pub hash_part: String,
-    /// Our own store.
+    /// The path in our own store.
     pub own_store: OwnStoreView,
-    /// What is remembered from an earlier answer.
+    /// The earlier answer that is remembered, if there is one.
     pub remembered: Option<RememberedView>,
     /// Every peer of the allowlist: whether it would be asked, and why; in the order of asking.
     pub peers: Vec<CandidateView>,
     /// What the gateway would answer now.
     pub answer: WouldAnswer,
-    /// The last decisions about this path, oldest first; bounded.
+    /// The last decisions about this path, oldest first; their number is bounded.
     pub decisions: Vec<LookedUp>,
-    /// Whether decisions about some paths are forgotten, so that none does not say that nobody asked.
+    /// Whether decisions about some paths were forgotten. Then an empty list does not mean that nobody asked.
     #[serde(default)]
     pub decisions_forgotten: bool,
 }
@@ -300,9 +300,9 @@ pub struct OwnStoreView {
     pub held: bool,
     /// Whether peers may see it.
     pub advertised: bool,
-    /// If held and not advertised: why, in words.
+    /// If it is held and not advertised: why, in words.
     pub reason: Option<String>,
-    /// If held and not given to Nix, here as in other stores on this machine: why, in words.
+    /// If it is held and not given to Nix, here or for other stores on this machine: why, in words.
     #[serde(default)]
     pub not_given: Option<String>,
 }
@@ -312,24 +312,25 @@ pub struct OwnStoreView {
 pub struct RememberedView {
     /// Seconds since it was given.
     pub age_s: u64,
-    /// Names of those who confirmed to hold it.
+    /// Names of the peers that confirmed that they hold it.
     pub holders: Vec<String>,
-    /// As in the narinfo.
+    /// NarHash of the remembered narinfo.
     pub nar_hash: Option<String>,
     /// NAR size, bytes.
     pub nar_size: Option<u64>,
 }
 
-/// A peer, seen by the resolver.
+/// A peer as the resolver sees it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct CandidateView {
-    /// From the configuration.
+    /// Its name in the configuration.
     pub name: String,
-    /// Its identity.
+    /// Its PeerId.
     pub peer_id: String,
     /// Whether it would be asked.
     pub would_ask: bool,
-    /// Why (not), in words: "its filter says maybe", "its filter says no", "no summary of it yet", …
+    /// Why it would be asked or not, in words: "its filter says maybe", "its filter says no", "no summary from it yet",
+    /// …
     pub reason: String,
 }
 
@@ -351,20 +352,20 @@ pub enum WouldAnswer {
 /// Something the resolver decided about a path.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct LookedUp {
-    /// When, milliseconds since 1970.
+    /// When it was decided, milliseconds since 1970.
     pub at_unix_ms: u64,
-    /// What, in words; peers by their ids.
+    /// What was decided, in words; peers appear by their ids.
     pub sentence: String,
 }
 
 /// One peer dialled by `check-config --probe`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PeerProbe {
-    /// From the configuration.
+    /// Its name in the configuration.
     pub name: String,
-    /// Its identity.
+    /// Its PeerId.
     pub peer_id: String,
-    /// What came of it.
+    /// The result of dialling it.
     #[serde(flatten)]
     pub result: ProbeResult,
 }

@@ -355,6 +355,7 @@ impl LiveLedger {
             Some(db) => db,
             None => self.open(disk)?,
         };
+        // Only other connections change this number: what this one wrote is in memory already.
         let version = db.data_version()?;
         if is_first || version != disk.version {
             if is_first {

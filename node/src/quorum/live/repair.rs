@@ -89,6 +89,7 @@ impl LiveLedger {
         let bare = found.bare.iter().map(|(bare, evidence)| (NewStatement::from(bare), evidence));
         let undated: Vec<VerifiedStatement> = dated.clone().map(|(_, evidence)| evidence.undated()).collect();
         let (mut rows, mut kept) = (Vec::new(), BTreeSet::new());
+        // The dated ones come first, so exactly these have an entry in `undated`.
         for (number, (vote, evidence)) in dated.chain(bare).enumerate() {
             let Some(known) = self.read(|ledger| known(ledger, evidence)) else { continue };
             let vote = vote.under(&names);

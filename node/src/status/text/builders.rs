@@ -3,7 +3,7 @@
 use super::{escaped, table, utc};
 use crate::status::{BuilderAudience, BuilderStatus};
 
-/// Peers named in one cell; the JSON has all.
+/// How many peers are named in one cell; the JSON names all.
 const NAMES_SHOWN_MAX: usize = 5;
 
 pub(super) fn builder_table(builders: &[BuilderStatus]) -> String {
@@ -28,7 +28,7 @@ pub(super) fn builder_table(builders: &[BuilderStatus]) -> String {
     format!("\nbuilders: {}\n{}", builders.len(), table(&rows, 2))
 }
 
-/// Who may be told of a builder, and why not the others.
+/// Which peers may be told of a builder's attestations, and why the others may not.
 fn told_to(builder: &BuilderStatus) -> String {
     let names = |names: &[String]| {
         let shown: Vec<_> = names.iter().take(NAMES_SHOWN_MAX).map(|name| escaped(name)).collect();
@@ -44,10 +44,10 @@ fn told_to(builder: &BuilderStatus) -> String {
         others => format!("{}{when}; its node does not tell {}", names(&builder.told), names(others)),
     };
     match builder.audience {
-        BuilderAudience::Own => format!("{}: it is this machine", names(&builder.told)),
+        BuilderAudience::Own => format!("{}: this machine is the builder", names(&builder.told)),
         BuilderAudience::Summary => whom(""),
-        BuilderAudience::LastSummary => whom(", as when its node was here last"),
-        BuilderAudience::Unknown => "nobody: whom its node tells was never heard".to_owned(),
-        BuilderAudience::NoPeer => "nobody: no peer, so it comes as files alone".to_owned(),
+        BuilderAudience::LastSummary => whom(", from the last summary of its node, which is away"),
+        BuilderAudience::Unknown => "nobody: no summary has ever come from its node".to_owned(),
+        BuilderAudience::NoPeer => "nobody: it has no peer, so its attestations come only as files".to_owned(),
     }
 }

@@ -1,4 +1,5 @@
-//! The reports as people read them: aligned, in plain words, with nothing a peer could use to play with a terminal.
+//! The reports for people: aligned, in plain words, and with nothing in them by which a peer could manipulate a
+//! terminal.
 
 mod builders;
 
@@ -11,7 +12,7 @@ use crate::mesh::ProbeResult;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Makes text of foreign origin harmless: control characters, and what reorders text, become `\u{…}`.
+/// Makes text of foreign origin harmless: control characters, and characters that reorder text, become `\u{…}`.
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
@@ -25,7 +26,7 @@ pub fn escaped(text: &str) -> String {
     safe
 }
 
-/// `1.5 MiB`; below 1 KiB exact.
+/// A size like `1.5 MiB`; below 1 KiB it is exact.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if count < 1_024 {
@@ -43,7 +44,7 @@ pub fn bytes(count: u64) -> String {
     if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-/// `12 s`, `3 min`, `4 h 10 min`, `2 d 3 h`.
+/// A duration like `12 s`, `3 min`, `4 h 10 min` or `2 d 3 h`.
 pub fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     match (days, hours, minutes) {
@@ -54,7 +55,8 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
-/// `YYYY-MM-DD HH:MM:SS` in UTC (days to civil date after Hinnant, "chrono-compatible low-level date algorithms").
+/// A time as `YYYY-MM-DD HH:MM:SS UTC` (days to civil date after Hinnant, "chrono-compatible low-level date
+/// algorithms").
 pub fn utc(unix_s: u64) -> String {
     let (days, second) = (unix_s / 86_400 + 719_468, unix_s % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -67,7 +69,7 @@ pub fn utc(unix_s: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3_600, second / 60 % 60, second % 60)
 }
 
-/// Rows with aligned columns, two spaces between; the last column is not padded.
+/// Rows with aligned columns and two spaces between them; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>], indent: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -90,7 +92,7 @@ fn row(label: &str, text: String) -> Vec<String> {
 }
 
 impl Status {
-    /// `narmesh status`.
+    /// The output of `narmesh status`.
     pub fn text(&self) -> String {
         let mut rows = self.quorum.as_ref().map_or_else(Vec::new, conflict_rows);
         rows.extend([
@@ -139,14 +141,14 @@ impl Status {
         rows.push(row(
             "narinfos",
             format!(
-                "{} asked, {} found, {} not; {} false hits",
+                "{} asked, {} found, {} not found; {} false hits",
                 asked.narinfo, asked.narinfo_hits, asked.narinfo_misses, asked.false_hits
             ),
         ));
         rows.push(row(
             "NARs",
             format!(
-                "{} asked, {} delivered, {} absent, {} closed short",
+                "{} asked, {} delivered, {} not found, {} cut short",
                 asked.nar, asked.nar_ok, asked.nar_absent, asked.nar_aborted
             ),
         ));
@@ -167,7 +169,7 @@ impl Status {
     }
 }
 
-/// What must not be overlooked stands first.
+/// The rows about conflicts, which come first so that nobody overlooks them.
 fn conflict_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
     let count = quorum.paths.get("conflict").copied().unwrap_or(0);
     let mut rows: Vec<_> = quorum.conflicts.iter().map(|path| row("CONFLICT", escaped(path))).collect();
@@ -176,7 +178,7 @@ fn conflict_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
         rows.push(row("", format!("and {} more paths on which builders disagree", count - shown)));
     }
     if count > 0 {
-        rows.push(row("", "builders got different results: `narmesh quorum why PATH`".to_owned()));
+        rows.push(row("", "builders got different results; see `narmesh quorum why PATH`".to_owned()));
     }
     rows
 }
@@ -196,7 +198,7 @@ fn quorum_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
         rows.push(row("", format!("paths: {}", list(&quorum.paths))));
     }
     if !quorum.refused.is_empty() {
-        rows.push(row("", format!("kept from Nix: {}", list(&quorum.refused))));
+        rows.push(row("", format!("not given to Nix: {}", list(&quorum.refused))));
     }
     rows.extend(quorum.gateway_public_key.as_ref().map(|key| row("", format!("Nix has to trust {key}"))));
     rows
@@ -276,17 +278,17 @@ fn peer_remarks(peer: &PeerStatus) -> Vec<String> {
 }
 
 impl AdvertisedReport {
-    /// `narmesh advertised`.
+    /// The output of `narmesh advertised`.
     pub fn text(&self) -> String {
         let total: u64 = self.paths.iter().map(|path| path.nar_size).sum();
         let mut text =
-            format!("advertised to the peers of the allowlist: {} paths, {}\n", self.paths.len(), bytes(total));
+            format!("advertised to the peers on the allowlist: {} paths, {}\n", self.paths.len(), bytes(total));
         let rows: Vec<_> = self
             .paths
             .iter()
             .map(|path| {
                 let vouched = match path.signed_by.as_slice() {
-                    [] => "not signed: its name is the address of its contents".to_owned(),
+                    [] => "not signed: it is content-addressed".to_owned(),
                     keys => format!("signed by {}", keys.join(", ")),
                 };
                 vec![path.path.clone(), bytes(path.nar_size), vouched]
@@ -304,19 +306,22 @@ impl AdvertisedReport {
 }
 
 impl WhyReport {
-    /// `narmesh why PATH`.
+    /// The output of `narmesh why PATH`.
     pub fn text(&self) -> String {
         let mut text = format!("{} (hash part {})\n\nnow:\n", escaped(&self.asked), self.hash_part);
         let own = match (self.own_store.held, self.own_store.advertised, &self.own_store.reason) {
             (false, _, _) => "own store: does not hold it".to_owned(),
             (true, true, _) => "own store: holds it, and peers may see it".to_owned(),
             (true, false, reason) => {
-                format!("own store: holds it; peers may not see it: {}", reason.as_deref().unwrap_or("no reason given"))
+                format!(
+                    "own store: holds it, but peers may not see it: {}",
+                    reason.as_deref().unwrap_or("no reason given")
+                )
             }
         };
         text += &format!("  {own}\n");
         if let Some(not_given) = &self.own_store.not_given {
-            text += &format!("  its copy is not given: {not_given}\n");
+            text += &format!("  its copy is not given to Nix: {not_given}\n");
         }
         match &self.remembered {
             None => text.push_str("  remembered: nothing\n"),
@@ -344,7 +349,7 @@ impl WhyReport {
             .collect();
         text.push_str(&table(&rows, 2));
         let answer = match self.answer {
-            WouldAnswer::OwnStore => "200 from the own store",
+            WouldAnswer::OwnStore => "200 from our own store",
             WouldAnswer::Remembered => "200 from memory",
             WouldAnswer::AskCandidates => "the candidates are asked; 200 if one has it, else 404",
             WouldAnswer::Absent => "404 at once: nobody is known to have it",
@@ -354,8 +359,8 @@ impl WhyReport {
             text.push_str(match self.decisions_forgotten {
                 false => "\nnot asked for since the daemon started\n",
                 true => {
-                    "\nnothing on record: not asked for since the daemon started, or before so many other paths that it is \
-                     forgotten\n"
+                    "\nnothing on record: not asked for since the daemon started, or forgotten because so many other paths \
+                     were asked for since\n"
                 }
             });
         } else {
@@ -369,13 +374,13 @@ impl WhyReport {
 }
 
 impl WhyReport {
-    /// A sentence of the resolver with peers by name, harmless to a terminal.
+    /// A sentence of the resolver, with peers by their names, and harmless to a terminal.
     pub(crate) fn named(&self, sentence: &str) -> String {
         let named = |text: String, peer: &CandidateView| text.replace(&peer.peer_id, &peer.name);
         escaped(&self.peers.iter().fold(sentence.to_owned(), named))
     }
 
-    /// One line per decision, with its age.
+    /// One decision with its age, in one line.
     fn sentence(&self, decision: &LookedUp, now_unix_ms: u64) -> String {
         let age_s = now_unix_ms.saturating_sub(decision.at_unix_ms) / 1_000;
         format!("{} ago: {}", duration(age_s), self.named(&decision.sentence))
@@ -383,7 +388,7 @@ impl WhyReport {
 }
 
 impl PeerProbe {
-    /// Whether nothing was found wrong; a peer without a configured address was not looked at.
+    /// Whether nothing wrong was found. A peer without a configured address is good, since it was not dialled.
     pub fn is_good(&self) -> bool {
         match self.result {
             ProbeResult::AllowedBothWays | ProbeResult::NoAddress => true,

@@ -70,7 +70,7 @@ fn status() -> Status {
 }
 
 #[test]
-fn conflicts_stand_first_and_the_policy_is_told() {
+fn conflicts_come_first_and_the_policy_is_shown() {
     let counts = |all: &[(&str, u64)]| all.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let quorum = QuorumStatus {
         mode: "require".to_owned(),
@@ -90,7 +90,7 @@ fn conflicts_stand_first_and_the_policy_is_told() {
     for line in [
         "quorum    require, 2 of 3 groups must agree; 7 attestations and 2 bare signatures",
         "          paths: 1 agreed, 2 conflict",
-        "          kept from Nix: 4 conflict",
+        "          not given to Nix: 4 conflict",
         "          Nix has to trust narmesh-gateway-x:AA==",
     ] {
         assert!(lines.contains(&line), "{line}: {text}");
@@ -98,7 +98,7 @@ fn conflicts_stand_first_and_the_policy_is_told() {
 }
 
 #[test]
-fn each_builder_has_a_line_that_says_who_may_be_told_and_why_others_may_not() {
+fn each_builder_has_a_line_that_says_which_peers_may_be_told_of_it() {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let builder = |name: &str, audience, told: &[&str], not_told: &[&str]| BuilderStatus {
         name: name.to_owned(),
@@ -124,12 +124,12 @@ fn each_builder_has_a_line_that_says_who_may_be_told_and_why_others_may_not() {
     let text = Status { builders, ..status() }.text();
     let expected = "
 builders: 5
-  name  group  attestations  last                     peer  told to                                                             revoked
-  a     acme   12            2023-12-31 23:59:59 UTC  node  c; its node does not tell d\\u{1b}                                   -
-  b     -      0             -                        -     1, 2, 3, 4, 5 and 2 more, as when its node was here last            -
-  own   -      0             -                        -     c, d: it is this machine                                            -
-  new   -      0             -                        -     nobody: whom its node tells was never heard                         -
-  file  -      0             -                        -     nobody: no peer, so it comes as files alone                         from 2023-12-31 23:59:59 UTC: stolen
+  name  group  attestations  last                     peer  told to                                                                     revoked
+  a     acme   12            2023-12-31 23:59:59 UTC  node  c; its node does not tell d\\u{1b}                                          -
+  b     -      0             -                        -     1, 2, 3, 4, 5 and 2 more, from the last summary of its node, which is away  -
+  own   -      0             -                        -     c, d: this machine is the builder                                           -
+  new   -      0             -                        -     nobody: no summary has ever come from its node                              -
+  file  -      0             -                        -     nobody: it has no peer, so its attestations come only as files              from 2023-12-31 23:59:59 UTC: stolen
 ";
     let squeezed =
         |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
@@ -138,7 +138,7 @@ builders: 5
 }
 
 #[test]
-fn a_status_is_aligned_and_harmless() {
+fn a_status_is_aligned_and_harmless_to_a_terminal() {
     let expected = "\
 node      12D3KooWa
           narmesh/0.1.0, pid 42, up 1 h 1 min, 20 MiB resident
@@ -147,8 +147,8 @@ listens   /ip4/127.0.0.1/tcp/40001
 gateway   http://127.0.0.1:40002
 store     /nix/store: 10 valid paths, 3 advertised
 summary   epoch 7 seq 1: 3 paths, filter 1.0 KiB
-narinfos  3 asked, 1 found, 2 not; 0 false hits
-NARs      1 asked, 1 delivered, 0 absent, 0 closed short
+narinfos  3 asked, 1 found, 2 not found; 0 false hits
+NARs      1 asked, 1 delivered, 0 not found, 0 cut short
 bytes     5.0 MiB from peers, 0 B to peers, 999 B to Nix
 
 peers: 2, connected: 1
@@ -249,8 +249,8 @@ fn why_says_what_would_happen_and_what_happened() {
     };
     let text = report.text();
     for expected in [
-        "own store: holds it; peers may not see it: unsigned",
-        "its copy is not given: no quorum",
+        "own store: holds it, but peers may not see it: unsigned",
+        "its copy is not given to Nix: no quorum",
         "remembered: answered 1 min ago, held by b, 2.0 KiB",
         "b  could be asked:  its filter says maybe",
         "answer: 200 from memory",
@@ -259,13 +259,13 @@ fn why_says_what_would_happen_and_what_happened() {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     report.decisions.clear();
-    assert!(report.text().ends_with("or before so many other paths that it is forgotten\n"), "{}", report.text());
+    assert!(report.text().ends_with("because so many other paths were asked for since\n"), "{}", report.text());
     report.decisions_forgotten = false;
     assert!(report.text().ends_with("\nnot asked for since the daemon started\n"), "{}", report.text());
 }
 
 #[test]
-fn what_is_advertised_says_who_vouches_for_it() {
+fn each_advertised_path_is_shown_with_the_keys_that_signed_it() {
     let path = |path: &str, signed_by: &[&str]| AdvertisedPath {
         path: path.to_owned(),
         nar_size: 1_024,
@@ -276,15 +276,13 @@ fn what_is_advertised_says_who_vouches_for_it() {
         ..AdvertisedReport::default()
     };
     let text = report.text();
-    for line in
-        ["  /a  1.0 KiB  signed by one-1, two-1", "  /b  1.0 KiB  not signed: its name is the address of its contents"]
-    {
+    for line in ["  /a  1.0 KiB  signed by one-1, two-1", "  /b  1.0 KiB  not signed: it is content-addressed"] {
         assert!(text.lines().any(|given| given == line), "{line}\n{text}");
     }
 }
 
 #[test]
-fn a_probe_tells_reachable_from_allowed() {
+fn a_probe_distinguishes_reachable_from_allowed() {
     let probe = |result| PeerProbe { name: "b".to_owned(), peer_id: "12D3".to_owned(), result };
     let unreachable = probe(ProbeResult::Unreachable { why: "refused".to_owned() });
     assert_eq!((unreachable.text().as_str(), unreachable.is_good()), ("b: NOT reachable: refused", false));
@@ -298,7 +296,7 @@ fn a_probe_tells_reachable_from_allowed() {
 }
 
 #[test]
-fn numbers_read_well() {
+fn sizes_durations_times_and_hostile_text_are_rendered_for_people() {
     assert_eq!(
         ["0 B", "1023 B", "1.0 KiB", "128 MiB", "1.0 GiB"],
         [0, 1_023, 1_024, 128 << 20, 1 << 30].map(bytes).each_ref().map(String::as_str)
