@@ -1,4 +1,4 @@
-//! Where verified narinfos outlive the process.
+//! Storage in which verified narinfos outlive the process.
 
 use std::fmt;
 
@@ -6,26 +6,26 @@ use narmesh_protocol::HashPart;
 
 use crate::source::Candidate;
 
-/// A verified answer, as it is kept.
+/// A verified answer as it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RememberedAnswer {
-    /// Its text, as it was rendered for Nix.
+    /// The text of the narinfo as it was rendered for Nix.
     pub narinfo: Vec<u8>,
-    /// Who confirmed to hold it, best first, and under which generation of its summary.
+    /// The sources that confirmed to hold it, newest first, with the generation of their summaries at that time.
     pub holders: Vec<Candidate>,
-    /// When, seconds since 1970.
+    /// When it was remembered, seconds since 1970.
     pub at_unix_s: u64,
 }
 
-/// One change: an answer to remember, or (without one) a path to forget.
+/// One change: an answer to remember, or `None` to forget the path.
 pub type AnswerChange = (HashPart, Option<RememberedAnswer>);
 
-/// A place on disk. Errors are texts: nothing is decided by them, they are logged.
+/// A place on disk. Errors are texts because they are only logged; nothing depends on them.
 pub trait AnswerStore: Send + Sync + 'static {
     /// What is remembered of a path.
     fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String>;
 
-    /// Makes these changes, in this order.
+    /// Makes these changes in this order.
     fn update(&self, changes: &[AnswerChange]) -> Result<(), String>;
 }
 

@@ -1,4 +1,4 @@
-//! What builders say of paths, as the resolver needs to know it: the ledger of attestations with its policy.
+//! What builders say of paths, as far as the resolver needs it: the ledger of attestations and its policy.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,33 +8,35 @@ use narmesh_protocol::{BuilderKey, HashPart, NarInfo, NixPublicKey, NixSignature
 use narmesh_quorum::{FingerprintDigest, Ledger, Policy, Served};
 use tokio::time::Instant;
 
-/// Signatures of builders over one fingerprint, or why they cannot be read.
+/// The signatures of builders over one fingerprint, or why they cannot be read.
 pub type KnownSignatures = Result<Vec<(BuilderKey, NixSignature)>, String>;
 
-/// The ledger, and the way to those who may know more.
+/// The ledger, and a way to ask peers for more attestations.
 pub trait Builders: Send + Sync + 'static {
     /// The policy in force.
     fn policy(&self) -> Arc<Policy>;
 
-    /// Grows with each change of the ledger or of the policy.
+    /// A number that grows with each change of the ledger or of the policy.
     fn generation(&self) -> u64;
 
-    /// Shows the ledger to `look`, which must not wait.
+    /// Calls `look` with the ledger; it must not wait.
     fn read(&self, look: &mut dyn FnMut(&Ledger));
 
-    /// What builders signed. Reads the disk.
+    /// The signatures of builders over this fingerprint. Reads the disk.
     fn signatures(&self, of: FingerprintDigest) -> KnownSignatures;
 
-    /// Our Nix asks for this path: what is attested of it is kept.
+    /// Notes that our Nix asks for this path, so that attestations of it are kept.
     fn note_asked(&self, part: HashPart);
 
-    /// Our Nix gets this on the word of builders.
+    /// Notes that our Nix gets this on the word of builders.
     fn note_served(&self, served: Served);
 
-    /// Takes what `signers` say by the signatures of this narinfo, waiting for the disk until `deadline` at most.
+    /// Takes the signatures of `signers` in this narinfo as their statements. Waits for the disk until `deadline` at
+    /// most.
     fn hear_signatures(&self, signers: &[NixPublicKey], info: &NarInfo, deadline: Instant) -> BoxFuture<'static, ()>;
 
-    /// Asks others what builders attest of a path until `enough` is content, all have answered or `deadline` has come.
+    /// Asks peers what builders attest of a path, until `enough` returns true, all have answered or `deadline` has
+    /// come.
     fn ask<'a>(
         &'a self,
         part: HashPart,

@@ -1,13 +1,13 @@
-//! Where a path comes from: the own store, a remembered answer, or the sources that claim it.
+//! Finds a path for Nix: in our own store, among the remembered answers, or at the sources that claim it.
 //!
-//! Walk of a narinfo: [`Resolver::lookup`] answers from memory, mostly "no"; [`Resolver::narinfo`] asks candidates under one
-//! deadline (folder `narinfo`). Walk of a NAR: [`Resolver::nar`] reads it from the best source and goes on with another one at the
-//! same byte (folder `nar`). Sources are behind [`Sources`], what builders say behind [`Builders`]: this room knows neither libp2p
-//! nor HTTP.
+//! Walk of a narinfo: [`Resolver::lookup`] answers from memory, mostly "no"; [`Resolver::narinfo`] asks candidates
+//! under one deadline (folder `narinfo`). Walk of a NAR: [`Resolver::nar`] reads it from the best source; if that one
+//! fails, another goes on at the same byte (folder `nar`). Sources are behind [`Sources`], what builders say is behind
+//! [`Builders`]: this crate knows neither libp2p nor HTTP.
 //!
-//! Invariants: no complete body reaches Nix unhashed, but for the rest of one whose beginning another process sent; no narinfo
-//! without a trusted signature, a recomputed content address or an agreed quorum; *gone* is said of a NAR only when every source
-//! has said no, was proven wrong, or is dead.
+//! Invariants: no complete body reaches Nix unhashed, except the rest of one whose beginning another process sent; no
+//! narinfo reaches it without a trusted signature, a recomputed content address or an agreed quorum; a NAR is reported
+//! as *gone* only when every source has said no, was proven wrong, or is dead.
 
 mod answer_store;
 mod builders;
@@ -40,23 +40,24 @@ use shared::Shared;
 /// What may change while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct ResolverSettings {
-    /// Whose signatures are handed on.
+    /// Keys whose signatures are handed on.
     pub trusted: TrustedKeys,
-    /// Signs what was built here.
+    /// The key that signs what was built here.
     pub builder_key: Option<NixSecretKey>,
-    /// As told to Nix.
+    /// The priority that Nix is told.
     pub priority: u32,
-    /// For each narinfo, all candidates together.
+    /// How long all candidates together have to answer for one narinfo.
     pub narinfo_deadline: Duration,
-    /// The same while a candidate that has not answered is known to be on a full line; not below [`Self::narinfo_deadline`].
+    /// The same while a candidate that has not answered is known to be on a full line; at least
+    /// [`Self::narinfo_deadline`].
     pub narinfo_deadline_max: Duration,
-    /// A source on whose line nothing moves for this long is left.
+    /// A source is left when nothing moves on its line for this long.
     pub stall_timeout: Duration,
-    /// Between peers.
+    /// When bodies between peers are compressed.
     pub compress: Compress,
-    /// Builders whose bare signatures in narinfos are statements of theirs.
+    /// Builders whose bare signatures in narinfos count as their statements.
     pub signers: Vec<NixPublicKey>,
-    /// Signs what a policy that demands agreement lets through.
+    /// The key that signs what a policy that demands agreement lets through.
     pub gateway_key: Option<NixSecretKey>,
 }
 
@@ -75,13 +76,13 @@ pub struct ResolverCounters {
     pub nars_absent: Counter,
     /// NAR bodies closed short.
     pub nars_aborted: Counter,
-    /// NAR bytes from peers.
+    /// NAR bytes received from peers.
     pub bytes_in: Counter,
-    /// NARs continued from another holder.
+    /// NARs continued from another source.
     pub continued: Counter,
-    /// NARs that were read before Nix asked for them, and that it then asked for.
+    /// NARs that were read ahead, and that Nix then asked for.
     pub ahead_used: Counter,
-    /// NARs that were read before Nix asked for them, in vain.
+    /// NARs that were read ahead in vain.
     pub ahead_wasted: Counter,
 }
 
@@ -101,17 +102,17 @@ pub enum Lookup {
 pub struct Remembered {
     /// How long it has been in memory.
     pub age: Duration,
-    /// Who answered with it.
+    /// The sources that answered with it.
     pub holders: Vec<SourceId>,
-    /// Of its NAR.
+    /// The URL of its NAR.
     pub url: NarUrl,
     /// Whether policy and signatures let it through now.
     pub would_stand: bool,
-    /// Whether it is given without asking anybody again.
+    /// Whether Nix gets it without anybody being asked again.
     pub is_fresh: bool,
 }
 
-/// See the crate.
+/// Answers narinfo and NAR requests; see the documentation of the crate.
 pub struct Resolver {
     shared: Arc<Shared>,
     narinfos: Arc<NarInfos>,
@@ -125,7 +126,7 @@ impl std::fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// A resolver over the own store and `sources`; bodies hold at most `nar_buffer_bytes` in memory.
+    /// A resolver over our own store and `sources`. Bodies from sources hold at most `nar_buffer_bytes` in memory.
     pub fn new(
         store: Arc<NixStore>,
         sources: Arc<dyn Sources>,
@@ -147,18 +148,18 @@ impl Resolver {
         &self.shared.counters
     }
 
-    /// What was decided last.
+    /// The latest decisions about each path.
     pub fn lookup_log(&self) -> &LookupLog {
         &self.shared.lookup_log
     }
 
-    /// Applies new settings: every remembered answer is judged again before it is given.
+    /// Applies new settings. Every remembered answer is judged again before it is given.
     pub fn reconfigure(&self, settings: ResolverSettings) {
         self.shared.set_settings(settings);
         self.narinfos.distrust();
     }
 
-    /// The store changed: rendered answers about these paths are stale.
+    /// Drops the rendered answers about these paths, because our own store has changed.
     pub fn store_changed(&self, parts: &[HashPart]) {
         self.narinfos.own_changed(parts);
     }
@@ -168,7 +169,7 @@ impl Resolver {
         self.shared.settings()
     }
 
-    /// The own store.
+    /// Our own store.
     pub fn store(&self) -> &Arc<NixStore> {
         &self.shared.store
     }
@@ -183,7 +184,7 @@ impl Resolver {
         self.narinfos.own_not_given(part)
     }
 
-    /// Narinfos and NARs that the policy did not give since the start, by reason, for `/metrics`.
+    /// How many narinfos and NARs the policy has refused since the start, by reason, for `/metrics`.
     pub fn refusals(&self) -> &Refused {
         self.narinfos.gate().refusals()
     }
@@ -193,12 +194,12 @@ impl Resolver {
         self.narinfos.gate().refused()
     }
 
-    /// What Nix has to trust, if the policy demands agreement.
+    /// The key that Nix has to trust if the policy demands agreement.
     pub fn gateway_public_key(&self) -> Option<NixPublicKey> {
         self.narinfos.gate().public_key()
     }
 
-    /// Answers from memory alone, without waiting and without touching a disk.
+    /// Answers from memory alone, without waiting and without reading the disk.
     pub fn lookup(&self, part: HashPart) -> Lookup {
         match self.narinfos.look_up(part) {
             InMemory::Absent => Lookup::Absent,
@@ -213,6 +214,7 @@ impl Resolver {
     }
 
     fn give(&self, part: HashPart, given: Given) -> Bytes {
+        // A NAR of our own store is read from the disk, so there is nothing to read ahead.
         if !given.is_own {
             self.nars.expect(part);
         }
@@ -224,9 +226,11 @@ impl Resolver {
         self.narinfo(url.hash_part).await.is_some() && self.narinfos.leads_to(&url).await
     }
 
-    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a range.
+    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
+    /// range.
     ///
-    /// Waits as long as a live source may still send it; a client that must be kept waiting gets the first bytes before that.
+    /// Waits for as long as a live source may still send it. A client that has to wait gets the first bytes of the NAR
+    /// meanwhile.
     pub async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
         self.nars.bring(url, first_byte, resumed).await
     }

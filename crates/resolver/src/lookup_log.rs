@@ -1,4 +1,4 @@
-//! What the resolver did last about a path, kept for `why`, in sentences.
+//! What the resolver did last for each path, kept as sentences for `why`.
 
 use crate::source::SourceId;
 use narmesh_protocol::{HashPart, NarHash};
@@ -8,12 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Paths remembered; the one touched longest ago goes first.
+/// Paths remembered; the one noted first goes first.
 const PATHS_MAX: usize = 1_024;
-/// LookupLog kept per path.
+/// Events kept per path.
 const DECISIONS_MAX: usize = 32;
-/// Paths answered from memory that are remembered, apart from the others: Nix asks for thousands of paths that nobody has, and
-/// those must not push out what was decided about one that somebody has. Some 80 bytes each.
+/// Paths answered from memory that are remembered. They are kept apart because Nix asks for thousands of paths that
+/// nobody has, which must not push out what was decided about a path that somebody has. Some 80 bytes each.
 const AT_ONCE_MAX: usize = 16_384;
 
 /// One thing that the resolver decided or found.
@@ -23,57 +23,58 @@ pub enum LookupEvent {
     OwnStore,
     /// Answered with what was learned earlier.
     Remembered,
-    /// A candidate was asked.
+    /// This candidate was asked.
     Asked(SourceId),
-    /// It does not hold the path: its filter was wrong or is late.
+    /// This candidate does not hold the path: its filter gave a false positive or is out of date.
     Absent(SourceId),
-    /// Its answer is not handed on.
+    /// The answer of this candidate is not handed on, for this reason.
     Distrusted(SourceId, String),
-    /// It gave no answer.
+    /// This candidate gave no answer, for this reason.
     NoAnswer(SourceId, String),
-    /// It answered, and its narinfo verified.
+    /// This candidate answered after so long, and its narinfo verified.
     Holder(SourceId, Duration),
-    /// The policy does not let Nix have what this narinfo says.
+    /// The policy does not let Nix have the NAR with this NarHash.
     Refused(Refusal, NarHash),
-    /// The NAR that Nix asked for is not the one that it may have, or nobody says any more which that is.
+    /// Nix may not have the NAR that it asked for: another one is let through, or none at all.
     NarRefused,
-    /// Nobody answered in time.
+    /// Nobody answered within this time.
     Deadline(Duration),
     /// Nix was told that the path is not here.
     NotFound(NotFound),
-    /// A NAR is read from it, from this offset on.
+    /// The NAR is read from this source, from this byte on.
     NarFrom(SourceId, u64),
-    /// The NAR cannot be continued from it.
+    /// The NAR cannot be continued from this source, at this byte and for this reason.
     NarBroken(SourceId, u64, String),
-    /// The NAR arrived whole, its hash verified.
+    /// The NAR arrived whole and its hash is right: the last source, the size in bytes and the time it took.
     NarVerified(SourceId, u64, Duration),
-    /// What was sent is not the NAR that was promised.
+    /// This source alone sent something else than the NAR that was promised.
     NarLie(SourceId),
-    /// What several sources together sent is not the NAR that was promised, and nobody knows whose bytes are wrong.
+    /// So many sources together sent something else than the NAR that was promised, and nobody knows whose bytes are
+    /// wrong.
     NarMixedLie(usize),
     /// Nix was told that the NAR is gone.
     NarGone,
-    /// The body was closed short, so that Nix asks again and builds.
+    /// The body was closed short at this byte, so that Nix asks again and then builds.
     NarCutShort(u64),
 }
 
-/// Why Nix was told that a path is not here, although a filter claimed it or the own store holds it.
+/// Why Nix was told that a path is not here, although a filter claims it or our own store holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotFound {
-    /// Nobody who claims it holds it, or has an answer that may be handed on.
+    /// No candidate holds it, or none has an answer that may be handed on.
     Nobody,
-    /// Somebody who claims it said nothing in time, or is passed over for a while.
+    /// A candidate did not answer in time, or is not asked for a while.
     NotNow,
-    /// The policy keeps the own copy back, and nobody else has one.
+    /// The policy refuses our own copy, and nobody else has one that may be given.
     OwnRefused(Refusal),
 }
 
-/// An answer that memory gave at once, without asking anybody.
+/// An answer that was given from memory at once, without asking anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AtOnce {
-    /// 200 from the own store.
+    /// 200 from our own store.
     OwnStore,
-    /// 200 with what a peer told before.
+    /// 200 with what a peer answered before.
     Remembered,
     /// 404: the path is not here, and no filter says maybe.
     NotClaimed,
@@ -82,7 +83,7 @@ pub(crate) enum AtOnce {
 impl fmt::Display for AtOnce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::OwnStore => "answered from the own store, out of memory",
+            Self::OwnStore => "answered from memory: our own store has the path",
             Self::Remembered => "answered from memory; a candidate still claims the path",
             Self::NotClaimed => "answered 404 at once, and nobody was asked: no peer's filter said maybe",
         })
@@ -92,9 +93,9 @@ impl fmt::Display for AtOnce {
 impl fmt::Display for NotFound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nobody => write!(f, "nobody who claims it has an answer that may be handed on"),
-            Self::NotNow => write!(f, "who claims it gave no answer, or is not asked for a while"),
-            Self::OwnRefused(refusal) => write!(f, "the own copy is not given ({refusal}), and nobody else has one"),
+            Self::Nobody => write!(f, "no candidate has an answer that may be handed on"),
+            Self::NotNow => write!(f, "a candidate gave no answer, or is not asked for a while"),
+            Self::OwnRefused(refusal) => write!(f, "our own copy is not given ({refusal}), and nobody else has one"),
         }
     }
 }
@@ -102,11 +103,11 @@ impl fmt::Display for NotFound {
 impl fmt::Display for LookupEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OwnStore => write!(f, "answered from the own store"),
+            Self::OwnStore => write!(f, "answered from our own store"),
             Self::Remembered => write!(f, "answered from memory; a candidate still claims the path"),
             Self::Asked(peer) => write!(f, "asked candidate {peer}"),
             Self::Absent(peer) => write!(f, "{peer} does not hold it: a false hit of its filter"),
-            Self::Distrusted(peer, why) => write!(f, "answer of {peer} not handed on: {why}"),
+            Self::Distrusted(peer, why) => write!(f, "the answer of {peer} is not handed on: {why}"),
             Self::NoAnswer(peer, why) => write!(f, "no answer from {peer}: {why}"),
             Self::Holder(peer, elapsed) => {
                 write!(f, "{peer} holds it; narinfo verified after {:.1} ms", elapsed.as_secs_f64() * 1e3)
@@ -115,7 +116,7 @@ impl fmt::Display for LookupEvent {
                 write!(f, "refused by the policy, {nar_hash}: {refusal} (404); see `narmesh quorum why`")
             }
             Self::NarRefused => {
-                write!(f, "the NAR was refused by the policy (404): it is not agreed on, or not any more")
+                write!(f, "the NAR was refused by the policy (404): it is not agreed on, or no longer")
             }
             Self::Deadline(after) => write!(f, "nobody answered within {after:?}"),
             Self::NotFound(why) => write!(f, "answered 404: {why}"),
@@ -132,8 +133,8 @@ impl fmt::Display for LookupEvent {
                     "{sources} sources together sent another NAR than promised: nobody is blamed, each is read alone"
                 )
             }
-            Self::NarGone => write!(f, "told Nix that the NAR is gone (404): it builds or goes on"),
-            Self::NarCutShort(at) => write!(f, "closed the body short at byte {at}: Nix builds or goes on"),
+            Self::NarGone => write!(f, "told Nix that the NAR is gone (404): it builds or asks elsewhere"),
+            Self::NarCutShort(at) => write!(f, "closed the body short at byte {at}: Nix builds or asks elsewhere"),
         }
     }
 }
@@ -152,7 +153,7 @@ struct Log {
     has_forgotten: bool,
 }
 
-/// The last answer that memory gave about each path.
+/// The last answer that was given about each path from memory.
 #[derive(Debug, Default)]
 struct AnswersAtOnce {
     by_path: HashMap<HashPart, GivenAtOnce>,
@@ -164,7 +165,7 @@ struct AnswersAtOnce {
 struct GivenAtOnce {
     what: AtOnce,
     last_unix_ms: u64,
-    /// In a row.
+    /// How many times in a row this answer was given.
     times: u64,
 }
 
@@ -191,11 +192,12 @@ impl LookupLog {
         }
     }
 
-    /// Notes that memory answered for a path. Costs no more than such an answer may.
+    /// Notes an answer from memory. Must be as cheap as such an answer, which reads no disk and waits for nobody.
     pub(crate) fn note_at_once(&self, hash_part: HashPart, what: AtOnce) {
         let last_unix_ms = unix_ms();
         let mut answers = self.at_once.lock();
         let AnswersAtOnce { by_path, order, has_forgotten } = &mut *answers;
+        // The path keeps its place in the order: moving it to the end would cost a search for each answer.
         if let Some(given) = by_path.get_mut(&hash_part) {
             let times = if given.what == what { given.times + 1 } else { 1 };
             *given = GivenAtOnce { what, last_unix_ms, times };
@@ -211,7 +213,7 @@ impl LookupLog {
         by_path.insert(hash_part, GivenAtOnce { what, last_unix_ms, times: 1 });
     }
 
-    /// What happened to a path last: milliseconds since 1970, and a sentence. Oldest first.
+    /// The latest events of a path, oldest first: milliseconds since 1970, and a sentence.
     pub fn of(&self, hash_part: &HashPart) -> Vec<(u64, String)> {
         let mut told: Vec<_> = {
             let log = self.log.lock();
@@ -230,7 +232,7 @@ impl LookupLog {
         told
     }
 
-    /// Whether anything was noted that is forgotten: nothing on record of a path then does not say that nobody asked for it.
+    /// Whether anything noted was forgotten: if so, a path without a record may have been asked for all the same.
     pub fn has_forgotten(&self) -> bool {
         self.log.lock().has_forgotten || self.at_once.lock().has_forgotten
     }
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_out_of_memory_is_told_with_its_number() {
+    fn repeated_miss_from_memory_is_one_sentence_with_its_count() {
         let lookup_log = LookupLog::default();
         assert!(sentences(&lookup_log, 1).is_empty());
         lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
@@ -266,12 +268,12 @@ mod tests {
         lookup_log.note_at_once(part(1), AtOnce::NotClaimed);
         assert_eq!(sentences(&lookup_log, 1), [format!("{miss}; the same as 2 times before")]);
         lookup_log.note_at_once(part(1), AtOnce::OwnStore);
-        assert_eq!(sentences(&lookup_log, 1), ["answered from the own store, out of memory"]);
+        assert_eq!(sentences(&lookup_log, 1), ["answered from memory: our own store has the path"]);
         assert!(lookup_log.of(&part(1))[0].0 > 1_500_000_000_000, "it says when");
     }
 
     #[test]
-    fn misses_push_out_no_decision_and_are_bounded() {
+    fn many_misses_are_bounded_and_push_out_no_decision() {
         let lookup_log = LookupLog::default();
         lookup_log.note(part(0), LookupEvent::NotFound(NotFound::Nobody));
         assert!(!lookup_log.has_forgotten());
@@ -279,7 +281,7 @@ mod tests {
             lookup_log.note_at_once(part(number), AtOnce::NotClaimed);
         }
         assert_eq!(lookup_log.at_once.lock().by_path.len(), AT_ONCE_MAX);
-        assert_eq!(sentences(&lookup_log, 0).len(), 1, "the decision, and no miss any more");
+        assert_eq!(sentences(&lookup_log, 0).len(), 1, "the decision is kept, the miss is forgotten");
         assert!(lookup_log.has_forgotten());
     }
 }

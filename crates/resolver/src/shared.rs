@@ -1,4 +1,4 @@
-//! What both walks use: the own store, the sources, the settings in force, and where it is noted what happened.
+//! What both walks use: our own store, the sources, the settings in force, the log and the counters.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::lookup_log::LookupLog;
 use crate::source::Sources;
 use crate::{ResolverCounters, ResolverSettings};
 
-/// One of it, for as long as the resolver lives.
+/// The state that narinfo and NAR requests share; one for each resolver.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Our own.
+    /// Our own store.
     pub(crate) store: Arc<NixStore>,
-    /// As it is named in narinfos.
+    /// The logical store directory, which narinfos name.
     pub(crate) store_dir: StoreDir,
-    /// Who may have what we lack.
+    /// The sources of paths that our own store lacks.
     pub(crate) sources: Arc<dyn Sources>,
-    /// For `why`.
+    /// What happened to each path, for `why`.
     pub(crate) lookup_log: Arc<LookupLog>,
-    /// For `status` and `/metrics`.
+    /// The counters for `status` and `/metrics`.
     pub(crate) counters: ResolverCounters,
     settings: RwLock<Arc<ResolverSettings>>,
 }
@@ -38,7 +38,7 @@ impl Shared {
         }
     }
 
-    /// Those in force.
+    /// The settings in force.
     pub(crate) fn settings(&self) -> Arc<ResolverSettings> {
         Arc::clone(&self.settings.read())
     }
@@ -52,16 +52,16 @@ impl Shared {
         self.store.contains(part)
     }
 
-    /// What our own store says of this path. Reads the disk.
+    /// The registration of this path in our own store. Reads the disk.
     pub(crate) fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
         let read = self.store.path_info(part);
         read.inspect_err(|error| self.warn_if_unreadable(part, error)).ok().flatten()
     }
 
-    /// Says so when the store cannot be read; a copy that failed its hash is known by then.
+    /// Logs that our own store cannot be read. A copy that failed its hash is not logged again: that is known already.
     pub(crate) fn warn_if_unreadable(&self, part: &HashPart, error: &StoreError) {
         if !matches!(error, StoreError::CopyFailed { .. }) {
-            tracing::warn!(%part, %error, "own store cannot be read");
+            tracing::warn!(%part, %error, "our own store cannot be read");
         }
     }
 }

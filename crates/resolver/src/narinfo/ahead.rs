@@ -1,9 +1,9 @@
-//! Asking ahead: who asks for a path will ask for what it refers to.
+//! Asks ahead for narinfos: when Nix asks for a path, it will ask for what the path refers to.
 //!
-//! Nix up to 2.8 asks for the narinfos of a closure one after the other, so each costs a round trip to a peer; newer ones ask 25 at a
-//! time, level by level. Every narinfo that verified names the next questions. They are asked at the same time, in the order found,
-//! and what Nix asks next is answered from memory.
-//! Only verified narinfos lead to questions, so no peer chooses what we ask; nothing is asked that memory can answer.
+//! Nix up to 2.8 asks for the narinfos of a closure one after the other, so each costs a round trip to a peer; newer
+//! ones ask 25 at a time, level by level. Every narinfo that has verified names the next questions. Several of them are
+//! asked at the same time, in the order found, so that what Nix asks next is answered from memory. Only verified
+//! narinfos lead to questions, so that no peer chooses what we ask. Nothing is asked that memory can answer.
 
 use super::answers::Answers;
 use super::ask::Asking;
@@ -13,16 +13,17 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Paths that wait to be asked about; further ones are left for Nix to ask.
+/// The most paths that wait to be asked about; for further ones, Nix has to ask itself.
 const WAITING_MAX: usize = 16_384;
-/// Questions ahead at a time: half of what one peer is asked at a time, so that Nix's own are not behind them.
+/// Questions ahead at a time: half of what one peer is asked at a time, so that Nix's own questions do not wait behind
+/// them.
 const AT_ONCE_MAX: usize = 16;
-/// What was asked ahead is not asked ahead again for so long, however many paths refer to it.
+/// A path that was asked about ahead is not asked about ahead again for this long, however many paths refer to it.
 const ONCE_IN: Duration = Duration::from_secs(30);
 /// Paths remembered for [`ONCE_IN`].
 const RECENT_MAX: u64 = 65_536;
 
-/// The questions that wait.
+/// The paths that wait to be asked about ahead.
 #[derive(Debug)]
 pub(crate) struct NarInfosAhead {
     answers: Arc<Answers>,
@@ -36,7 +37,7 @@ impl NarInfosAhead {
         Self { answers, waiting: OnceLock::new(), recent }
     }
 
-    /// Will ask soon for what this path refers to, unless that is known.
+    /// Queues questions about the paths that this one refers to, except those that are known.
     pub(super) fn ask(&self, asking: &Arc<Asking>, info: &NarInfo) {
         let waiting = self.waiting.get_or_init(|| {
             let (sender, receiver) = mpsc::channel(WAITING_MAX);
@@ -49,6 +50,7 @@ impl NarInfosAhead {
                 continue;
             }
             let is_first = self.recent.entry(part).or_insert(()).is_fresh();
+            // When the queue is full, the other references would not fit either.
             if is_first && waiting.try_send(part).is_err() {
                 return;
             }

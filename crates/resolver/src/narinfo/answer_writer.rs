@@ -1,7 +1,7 @@
-//! Writes remembered answers behind the requests: one thread, one transaction for all that came in a moment.
+//! Writes remembered answers in the background: one thread, with one transaction for all answers of a moment.
 //!
-//! A closure of thousands of paths is thousands of answers within seconds; a transaction and a task for each cost more than the
-//! questions themselves.
+//! A closure of thousands of paths brings thousands of answers within seconds; a transaction and a task for each would
+//! cost more than the questions themselves.
 
 use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 use narmesh_protocol::HashPart;
@@ -12,25 +12,26 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Changes that may wait; a further one is not written, which costs one more question after a restart.
+/// The most changes that may wait; a further one is not written, which costs one more question after a restart.
 const WAITING_MAX: usize = 4_096;
-/// And bytes of their texts: a disk that hangs must not fill memory with answers of 64 KiB.
+/// The most bytes of text that may wait: a disk that hangs must not fill memory with answers of 64 KiB.
 const WAITING_BYTES_MAX: usize = 16 << 20;
-/// Changes of one transaction.
+/// The most changes in one transaction.
 const BATCH_MAX: usize = 512;
-/// The first change waits so long for others.
+/// How long the first change waits for others.
 const GATHER: Duration = Duration::from_millis(20);
 
-/// Bytes of answers written at once: 27,000 answers of a kilobyte, more than the closure of a large system.
+/// The most bytes written in a burst: 27,000 answers of a kilobyte, more than the closure of a large system.
 const BURST_BYTES: u64 = 256 << 20;
-/// And in the long run, bytes per second: 230 MB an hour. A holder that announces itself anew several times a second has each of
-/// its answers asked for, and written, as often as Nix, or who plays Nix, wants it. What is over is not written.
+/// The most bytes written per second in the long run: 230 MB an hour. When a holder announces itself anew several times
+/// a second, each of its answers is asked for and written as often as Nix, or a program posing as Nix, asks. What
+/// exceeds this is not written.
 const BYTES_PER_S: u64 = 64 << 10;
-/// What an answer writes beside its text: a page of the table and one of its index, each into the log and into the file, of which
-/// some are shared with other answers.
+/// What an answer writes besides its text, bytes: a page of the table and one of its index, each into the log and into
+/// the file; some are shared with other answers.
 const ROW_BYTES: u64 = 8 << 10;
 
-/// What may be written yet.
+/// How much may still be written.
 #[derive(Debug)]
 struct Budget {
     bytes: u64,
@@ -42,7 +43,7 @@ impl Budget {
         Self { bytes: BURST_BYTES, at: now }
     }
 
-    /// Whether an answer with a text of `length` bytes may be written; then it counts as written.
+    /// Whether an answer with a text of `length` bytes may be written. If so, it counts as written.
     fn take(&mut self, now: Instant, length: usize) -> bool {
         // Whole seconds only, so that nothing is lost in rounding.
         let seconds = now.saturating_duration_since(self.at).as_secs();
@@ -55,7 +56,7 @@ impl Budget {
     }
 }
 
-/// The thread and the way to it; dropping it writes what waits.
+/// The thread that writes, and the queue to it. Dropping this writes all that waits.
 #[derive(Debug)]
 pub(super) struct AnswerWriter {
     budget: Mutex<Budget>,
@@ -76,7 +77,7 @@ impl AnswerWriter {
         match thread {
             Ok(thread) => Self { budget, waiting_bytes, changes: Some(sender), thread: Some(thread) },
             Err(error) => {
-                tracing::error!(%error, "no thread to write answers with: they last as long as this daemon");
+                tracing::error!(%error, "no thread for writing answers: they are forgotten when this daemon ends");
                 Self { budget, waiting_bytes, changes: None, thread: None }
             }
         }
@@ -84,11 +85,11 @@ impl AnswerWriter {
 
     /// Remembers (or, with `None`, forgets) an answer soon; never waits.
     pub(super) fn write(&self, part: HashPart, answer: Option<RememberedAnswer>) {
-        // Nothing can be forgotten more often than it was remembered.
+        // To forget an answer needs no budget: it is not forgotten more often than it was remembered.
         if let Some(answer) = &answer
             && !self.budget.lock().take(Instant::now(), answer.narinfo.len())
         {
-            tracing::debug!(%part, "answers are written faster than they may be: not this one");
+            tracing::debug!(%part, "answer not written: too many were written lately");
             return;
         }
         let Some(changes) = &self.changes else { return };
@@ -96,7 +97,7 @@ impl AnswerWriter {
         let has_room = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= WAITING_BYTES_MAX;
         if !has_room || changes.try_send((part, answer)).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            tracing::debug!(%part, "too many answers wait to be written: not this one");
+            tracing::debug!(%part, "answer not written: too many wait");
         }
     }
 }
@@ -118,6 +119,8 @@ fn text_bytes(answer: &Option<RememberedAnswer>) -> usize {
 
 fn write_all(store: &dyn AnswerStore, changes: &Receiver<AnswerChange>, waiting_bytes: &AtomicUsize) {
     while let Ok(first) = changes.recv() {
+        // A transaction for each change would cost more than the questions: what comes within a moment is one
+        // transaction.
         std::thread::sleep(GATHER);
         let mut batch = vec![first];
         batch.extend(changes.try_iter().take(BATCH_MAX - 1));
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_closure_is_written_whole_and_what_never_ends_is_not() {
+    fn answers_of_a_large_closure_are_all_written_and_an_endless_stream_is_not() {
         let now = Instant::now();
         let mut budget = Budget::full(now);
         assert!((0..27_000).all(|_| budget.take(now, 1_000)));
@@ -165,10 +168,10 @@ mod tests {
         }
         assert!((3_000..=3_600).contains(&written), "{written} of 64 KiB in an hour");
         let later = now + Duration::from_secs(86_400);
-        assert!((0..27_000).all(|_| budget.take(later, 1_000)), "after a rest all is as before");
+        assert!((0..27_000).all(|_| budget.take(later, 1_000)), "after a day's rest the budget is full again");
     }
 
-    /// A disk that takes nothing until it is told to.
+    /// A disk that writes nothing while its lock is held.
     struct Hanging(Mutex<InMemory>);
 
     impl AnswerStore for Hanging {
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_written_before_the_end_and_in_order() {
+    fn dropped_writer_has_written_all_waiting_changes_in_order() {
         let store = Arc::new(InMemory::default());
         let answer = |at_unix_s| RememberedAnswer { narinfo: b"text".to_vec(), holders: Vec::new(), at_unix_s };
         let part = |number: u16| {

@@ -1,4 +1,4 @@
-//! Narinfos that verified once, in memory and, behind it, in the state database.
+//! Narinfos that have verified, remembered in memory and in the state database behind it.
 
 use super::answer_writer::AnswerWriter;
 use super::gate::{Gate, Pass, Passed};
@@ -13,41 +13,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Bytes of answers in memory.
+/// The most bytes of answers in memory.
 const MEMORY_BYTES_MAX: u64 = 8 << 20;
-/// What an entry costs beside its text, bytes (a guess, not measured).
+/// What an entry takes besides its text, bytes (a guess, not measured).
 const ENTRY_BYTES: usize = 512;
-/// A longer narinfo is not kept on disk: some 400 references are usual at most, 17,500 were seen once.
+/// A longer narinfo is not kept on disk: at most some 400 references are usual, 17,500 were seen once.
 const KEPT_BYTES_MAX: usize = 64 << 10;
-/// What was forgotten is not read from the disk again for so long: it is written there within a moment.
+/// For this long a forgotten answer is not read from the disk again; it is deleted there within a moment.
 const FORGOTTEN_FOR: Duration = Duration::from_secs(60);
-/// Paths of which that is known.
+/// The most paths remembered as forgotten.
 const FORGOTTEN_MAX: u64 = 4_096;
-/// Holders remembered per path.
+/// The most holders remembered per path.
 const HOLDERS_MAX: usize = 16;
 
 /// A verified narinfo and who is known to hold it.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// What verified, with trusted signatures only.
+    /// The verified narinfo, with trusted signatures only.
     pub(crate) info: NarInfo,
-    /// Of its NAR.
+    /// The URL of its NAR.
     pub(crate) url: NarUrl,
-    /// As Nix gets it.
+    /// The text that Nix gets.
     pub(crate) rendered: Bytes,
-    /// Sources that answered with this NarHash, newest first, and under which generation of their summaries.
+    /// The sources that answered with this NarHash, newest first, with the generation of their summaries at that time.
     holders: Vec<Candidate>,
     /// When it was put into memory.
     pub(crate) since: Instant,
     /// What vouches for it without the policy.
     proof: Proof,
     pass: Pass,
-    /// The newest stamp at which the policy still let it through as in `pass`.
+    /// The newest [`Gate::stamp`] at which the policy still let it through as in `pass`.
     stamp: AtomicU64,
 }
 
 impl Answer {
-    /// Renders it as `gate` wants it; reads the disk where a policy wants signatures.
+    /// Renders the narinfo as `gate` demands; reads the disk if the policy needs the signatures of builders.
     fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<Candidate>) -> Self {
         let Passed { info, proof, pass } = passed;
         let url = gate.nar_url(&info, &pass);
@@ -61,13 +61,13 @@ impl Answer {
         self.holders.iter().map(|holder| holder.source)
     }
 
-    /// Whether one of them still has the summary under which it answered: a later one may have dropped the path, or hold another
-    /// of that name. From memory.
+    /// Whether a holder still has the summary under which it answered: under a later one it may have dropped the path,
+    /// or hold another NAR for it. From memory.
     pub(crate) fn is_fresh(&self, sources: &dyn Sources) -> bool {
         self.holders.iter().any(|holder| sources.generation(&holder.source) == Some(holder.generation))
     }
 
-    /// Something else is agreed on, but policy and signatures allow it.
+    /// Whether policy and signatures allow it although another fingerprint is agreed on.
     pub(crate) fn is_second_choice(&self) -> bool {
         self.pass.is_second_choice
     }
@@ -77,12 +77,12 @@ impl Answer {
         &self.pass.voters
     }
 
-    /// Whether the policy lets it through now, perhaps rendered anew. From memory.
+    /// Whether the policy lets it through now, even if it has to be rendered again. From memory.
     pub(crate) fn would_stand(&self, gate: &Gate) -> bool {
         gate.decide(&self.info, &self.proof).is_ok_and(|pass| !pass.is_second_choice)
     }
 
-    /// Whether nothing changed since it was rendered, as far as the policy is concerned. From memory.
+    /// Whether the policy lets it through now just as it was rendered. From memory.
     pub(crate) fn stands(&self, gate: &Gate) -> bool {
         let now = gate.stamp();
         if self.stamp.load(Ordering::Relaxed) == now {
@@ -102,7 +102,7 @@ pub(crate) struct Answers {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
     memory: Cache<HashPart, Arc<Answer>>,
-    /// Forgotten lately: perhaps not yet where they are stored.
+    /// Paths forgotten lately, whose rows may not be deleted from the database yet.
     forgotten: Cache<HashPart, ()>,
     store: Arc<dyn AnswerStore>,
     writer: AnswerWriter,
@@ -134,7 +134,7 @@ impl Answers {
         self.memory.get(part)
     }
 
-    /// Trust changed: what is in memory is dropped, what is in the database is judged again when it is read.
+    /// Drops what is in memory, because trust has changed; answers in the database are judged again when they are read.
     pub(crate) fn distrust(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.memory.invalidate_all();
@@ -156,6 +156,7 @@ impl Answers {
             );
         }
         let answer = self.render(passed, holders);
+        // If trust changed since the answer was judged, it must not be given again without another judgement.
         if generation == self.generation() {
             self.forgotten.invalidate(&part);
             self.memory.insert(part, Arc::clone(&answer));
@@ -164,7 +165,8 @@ impl Answers {
         answer
     }
 
-    /// Persisted later than given: a lost row costs one more question, and so does one too long to be kept.
+    /// Writes an answer to the database, after it was given: a lost row costs one more question, and so does an answer
+    /// that is too long to be kept.
     fn persist(&self, part: HashPart, answer: &Answer) {
         if answer.rendered.len() > KEPT_BYTES_MAX {
             return;
@@ -174,37 +176,37 @@ impl Answers {
         self.writer.write(part, Some(row));
     }
 
-    /// Reads what the database holds.
+    /// Reads the answer from the database.
     fn stored(&self, part: &HashPart) -> Option<RememberedAnswer> {
         if self.forgotten.contains_key(part) {
             return None;
         }
         self.store.answer(part).unwrap_or_else(|error| {
-            tracing::warn!(%error, "an answer could not be read");
+            tracing::warn!(%error, "a remembered answer could not be read");
             None
         })
     }
 
-    /// Drops what is remembered of a path whose NAR nobody could send: the next lookup asks again.
+    /// Forgets the answer about a path whose NAR nobody could send, so that the next lookup asks again.
     pub(crate) fn forget(&self, part: HashPart) {
         self.forgotten.insert(part, ());
         self.memory.invalidate(&part);
         self.writer.write(part, None);
     }
 
-    /// Whether a source claims this path, and neither our own store nor memory has an answer that is not to be asked again.
+    /// Whether a source claims this path, and neither our own store nor a fresh answer in memory has it.
     pub(super) fn is_open(&self, part: &HashPart) -> bool {
         let sources = &self.shared.sources;
         let is_known = || self.in_memory(part).is_some_and(|answer| answer.is_fresh(&**sources));
         !self.shared.has(part) && !is_known() && sources.is_claimed(part)
     }
 
-    /// What is remembered of a path and is given without asking anybody again.
+    /// The remembered answer about a path, if it may be given without asking anybody again.
     pub(super) async fn fresh(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
         self.remembered(part).await.filter(|answer| answer.is_fresh(&*self.shared.sources))
     }
 
-    /// What is remembered of a path that somebody still claims to hold.
+    /// The remembered answer about a path that a source still claims.
     pub(crate) async fn remembered(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
         if !self.shared.sources.is_claimed(&part) {
             return None;
@@ -217,7 +219,7 @@ impl Answers {
         tokio::task::spawn_blocking(move || this.judge_again(&part, known)).await.ok().flatten()
     }
 
-    /// Judges what was answered before, be it in memory or in the database, and renders it anew.
+    /// Judges an earlier answer from memory or from the database again, and renders it again.
     fn judge_again(&self, part: &HashPart, known: Option<Arc<Answer>>) -> Option<Arc<Answer>> {
         let generation = self.generation();
         let (info, proof, holders) = match known {
@@ -226,7 +228,8 @@ impl Answers {
                 let RememberedAnswer { narinfo, holders, .. } = self.stored(part)?;
                 let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
                 let judged = trust::judge(&narinfo, part, &self.shared.store_dir, trusted, by_verdict).ok()?;
-                // Contents were hashed before it was remembered, but for those keys: ask again instead of reasoning about it.
+                // Perhaps nobody hashed the contents: a signature or a verdict may have been enough at that time. Ask
+                // again.
                 if matches!(judged.proof, Proof::Contents(_)) {
                     return None;
                 }
@@ -235,7 +238,7 @@ impl Answers {
         };
         let pass = self.gate.admitted(&info, &proof).ok().filter(|pass| !pass.is_second_choice);
         let Some(pass) = pass else {
-            // Another candidate may have what is agreed on.
+            // Dropped, so that the candidates are asked: another one may have what is agreed on.
             self.memory.invalidate(part);
             return None;
         };

@@ -1,7 +1,8 @@
-//! Asking candidates for a narinfo: best first, hedged, under one deadline; one question for all who wait for the same path.
+//! Asks candidates for a narinfo: best first, hedged, under one deadline. All who wait for the same path share one
+//! question.
 //!
-//! The deadline is put off, up to a limit, while a candidate that has not answered is known to be on a full line: it sends us NARs
-//! at that moment, or it usually takes long. A 404 would cost a rebuild.
+//! The deadline is put off, up to a limit, while a candidate that has not answered is known to be on a full line: it is
+//! sending us NARs, it usually takes long, or it is only connecting after our start. A 404 would cost a rebuild.
 
 use super::NarInfosAhead;
 use super::answers::{Answer, Answers};
@@ -23,23 +24,24 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-/// Paths asked about at the same time; further ones wait, within their own deadline.
+/// The most paths asked about at the same time; further ones wait, within their own deadline.
 const PATHS_AT_ONCE_MAX: usize = 256;
-/// The next candidate is asked when the one before took this many times its usual latency.
+/// The next candidate is asked when the one before has taken this many times its usual latency.
 const HEDGE_FACTOR: u32 = 3;
-/// Bounds of that wait: below, a context switch would hedge; above, a sleeping peer would cost a quarter of the deadline.
+/// The shortest such wait: with a shorter one, a context switch would be enough to ask the next candidate.
 const HEDGE_MIN: Duration = Duration::from_millis(20);
+/// The longest such wait: with a longer one, a sleeping peer would cost more than a quarter of the deadline.
 const HEDGE_MAX: Duration = Duration::from_millis(250);
 
-/// So long others are asked for what is agreed on when one has something else.
+/// When a candidate has a NAR that is not the agreed one, the others have this long to answer with the agreed one.
 const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
 
-/// Pause before a source that said *busy* is asked again.
+/// The pause before a source that said *busy* is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// While the deadline is put off, lines are looked at this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// A line on which something came within this time is in use.
+/// A line is in use if something came in on it within this time.
 const IN_USE: Duration = Duration::from_secs(2);
 
 /// An answer, or why there is none. `None` until it is known.
@@ -48,15 +50,15 @@ type Outcome = Option<Result<Arc<Answer>, NoNarInfo>>;
 /// Why no candidate's narinfo is given.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum NoNarInfo {
-    /// The policy does not let through what they hold.
+    /// The policy does not let through what the candidates hold.
     Refused(Refusal),
-    /// All that claim the path said that they do not hold it, or something false.
+    /// All candidates answered, and none has a narinfo that may be handed on.
     Absent,
-    /// Somebody who claims it said nothing in time, or is passed over for a while.
+    /// A candidate did not answer in time, or is not asked for a while.
     NotNow,
 }
 
-/// Asks, one question per path at a time.
+/// Asks candidates, with one question per path at a time.
 #[derive(Debug)]
 pub(crate) struct Asking {
     shared: Arc<Shared>,
@@ -71,11 +73,11 @@ pub(crate) struct Asking {
 #[derive(Debug)]
 struct UnderWay {
     outcome: watch::Receiver<Outcome>,
-    /// Whether our Nix waits for it.
+    /// Whether our Nix waits for the answer.
     for_nix: bool,
 }
 
-/// What one candidate said, and which one it was.
+/// A candidate and what it said.
 type Reply = (SourceId, Said);
 
 impl Asking {
@@ -91,13 +93,13 @@ impl Asking {
         }
     }
 
-    /// Asks the candidates, or joins those who already ask about this path. A refusal that is returned was counted: once for
-    /// all who waited, however many candidates hold what is refused.
+    /// Asks the candidates, or joins a question about this path that is already under way. A refusal is counted once
+    /// for all who wait, however many candidates hold what is refused.
     pub(crate) async fn asked(self: &Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
         self.outcome(part, true).await
     }
 
-    /// The same for what Nix has not asked for yet, and may never ask for: a refusal is not counted.
+    /// The same for a path that Nix has not asked for, and may never ask for: a refusal is not counted.
     pub(crate) async fn asked_ahead(self: &Arc<Self>, part: HashPart) {
         drop(self.outcome(part, false).await);
     }
@@ -117,7 +119,7 @@ impl Asking {
         let (sender, receiver) = watch::channel(None);
         paths.insert(part, UnderWay { outcome: receiver.clone(), for_nix });
         let this = Arc::clone(self);
-        // A task of its own: the first asker may hang up, the others still want to know.
+        // A task of its own, because the first asker may hang up while others still wait.
         tokio::spawn(async move {
             let settings = this.shared.settings();
             let patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
@@ -143,7 +145,7 @@ impl Asking {
     ) -> Result<Arc<Answer>, NoNarInfo> {
         let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
-        // What has to be found out beside the answer itself is on no full line.
+        // Judging an answer gets the usual deadline: it is put off only for a line that is full.
         let usual = patience.until;
         let mut candidates = ranked.into_iter();
         let mut last_resort = demoted.into_iter();
@@ -152,7 +154,8 @@ impl Asking {
         let mut hedge = Duration::ZERO;
         let (mut second, mut refused) = (None, None);
         loop {
-            // Nobody asked yet, or the last one took too long or said no: ask the next.
+            // Each round asks one more candidate: the last one took too long or has given no answer that ends the
+            // question.
             let next = candidates.next().or_else(|| {
                 last_resort.find(|demoted| {
                     let may_ask = self.false_hits.take_demoted(&demoted.source);
@@ -175,14 +178,14 @@ impl Asking {
                 reply = asked.next() => if let Some((source, said)) = reply {
                     silent.retain(|asked| *asked != source);
                     match said {
-                        // Something else is agreed on: whoever has that is preferred, if it is told soon.
+                        // Another fingerprint is agreed on: a candidate with that one is preferred if it answers soon.
                         Said::Holds(answer) if answer.is_second_choice() => {
                             if second.replace(answer).is_none() {
                                 patience.ends_within(SECOND_CHOICE_WAIT);
                             }
                         }
                         Said::Holds(answer) => return Ok(answer),
-                        // The last word: more may be known than when the first one was judged.
+                        // The last refusal counts: more may be known by then than when the first one was judged.
                         Said::Refused(refusal) => refused = Some(refusal),
                         Said::Absent => {}
                         Said::Nothing => none = NoNarInfo::NotNow,
@@ -207,8 +210,8 @@ impl Asking {
         }
     }
 
-    /// Whether an answer of this source may stand in a queue behind NARs, takes long even on an idle line, or waits for a connection
-    /// that is only being made.
+    /// Whether the answer of this source may be waiting behind NARs, takes long even on an idle line, or needs a
+    /// connection that is still being made.
     fn is_on_a_full_line(&self, source: &SourceId) -> bool {
         let Line { last_received, in_flight, latency, is_awaited, .. } = self.shared.sources.line(source);
         let sends = in_flight > 0 && last_received.is_some_and(|at| at.elapsed() < IN_USE);
@@ -258,7 +261,7 @@ impl Asking {
     }
 }
 
-/// How long the candidates of one question are waited for.
+/// How long one question waits for its candidates.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
     since: Instant,
@@ -272,14 +275,14 @@ impl Patience {
         Self { since, until: since + usual, until_max: since + max.max(usual) }
     }
 
-    /// Waits a little longer, if the limit is not reached.
+    /// Puts the deadline off a little. Returns whether that was possible, or the limit had been reached.
     fn put_off(&mut self) -> bool {
         let is_possible = self.until < self.until_max;
         self.until = (self.until + LOOK_AGAIN).min(self.until_max);
         is_possible
     }
 
-    /// Waits for so long at most.
+    /// Makes the deadline at most this far away.
     fn ends_within(&mut self, wait: Duration) {
         self.until = self.until.min(Instant::now() + wait);
     }

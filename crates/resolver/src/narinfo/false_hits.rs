@@ -1,5 +1,5 @@
-//! Peers whose filters misled us: one path counts once, however often somebody asks for it, and whoever misled us too often is
-//! asked at a pace.
+//! Peers whose filters misled us: a path counts once per peer, however often the peer is asked for it, and a peer that
+//! misled us too often is asked at a bounded pace.
 
 use crate::nar::{Since, insert};
 use crate::source::SourceId;
@@ -10,19 +10,21 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// So long the same answer is not counted again; a collected path is out of its holder's filter well before.
+/// The same answer is not counted again for this long; a collected path leaves its holder's filter well before that.
 const COUNTED_FOR: Duration = Duration::from_secs(60);
 
-/// Questions that one demoted peer gets at once, and per second. A build asks for some dozens of paths that only one peer has; a
-/// filter that claims far more than it holds costs a round trip for each, so it may not cost one for every path that Nix looks up.
+/// The most questions that one demoted peer gets at once. A build asks for some dozens of paths that only one peer has.
+/// Each false claim costs a round trip, so a filter that claims far more than its peer holds must not cost one for
+/// every path that Nix looks up.
 const DEMOTED_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
+/// The most questions that one demoted peer gets in the long run, per second.
 const DEMOTED_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 
-/// The answers counted lately, and the questions to those who are demoted.
+/// The answers counted lately, and what each demoted peer may still be asked.
 #[derive(Debug)]
 pub(crate) struct FalseHits {
     counted: Mutex<HashMap<(SourceId, HashPart), Since<()>>>,
-    /// By peer: only allowlisted ones are ever asked, so there are few.
+    /// The allowance of each demoted peer. There are few, because only peers of the allowlist are asked.
     demoted: DefaultKeyedRateLimiter<SourceId>,
 }
 
@@ -34,12 +36,12 @@ impl Default for FalseHits {
 }
 
 impl FalseHits {
-    /// Takes a question to this demoted peer from its allowance, if there is one left.
+    /// Takes one question from the allowance of this demoted peer. Returns whether there was one left.
     pub(crate) fn take_demoted(&self, peer: &SourceId) -> bool {
         self.demoted.check_key(peer).is_ok()
     }
 
-    /// Whether this answer is one to count; from then on it is not.
+    /// Whether this answer has to be counted. It is remembered, so that it is not counted again.
     pub(crate) fn is_new(&self, peer: SourceId, part: HashPart) -> bool {
         let mut counted = self.counted.lock();
         if counted.get(&(peer, part)).is_some_and(|(at, ())| at.elapsed() < COUNTED_FOR) {
@@ -55,17 +57,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn demoted_peers_have_an_allowance_each() {
+    fn each_demoted_peer_has_its_own_allowance() {
         let false_hits = FalseHits::default();
         let [one, other] = [SourceId::random(), SourceId::random()];
         let asked = (0..200).filter(|_| false_hits.take_demoted(&one)).count();
-        // A second more may have gone by on a busy machine.
+        // On a busy machine some seconds may pass meanwhile, each of which adds a question.
         assert!((64..80).contains(&asked), "{asked}");
         assert!(false_hits.take_demoted(&other));
     }
 
     #[test]
-    fn one_path_of_one_peer_counts_once() {
+    fn repeated_answer_about_a_path_counts_once_per_peer() {
         let false_hits = FalseHits::default();
         let peers = [SourceId::random(), SourceId::random()];
         let parts = [HashPart([1; 20]), HashPart([2; 20])];

@@ -1,8 +1,8 @@
-//! Whether the policy lets Nix have it: one question, asked of a candidate's narinfo, of an answer remembered, of our own
-//! paths, and again of the NAR, which Nix may ask for 30 days later.
+//! Whether the policy lets Nix have something. It is asked about a candidate's narinfo, about a remembered answer,
+//! about our own paths, and again about the NAR, which Nix may ask for 30 days later.
 //!
-//! It stands behind `trust`, never instead of it. A verdict comes from memory, in microseconds; the disk is read for the
-//! signatures of builders, once, when an answer is rendered.
+//! The gate comes after `trust`, never instead of it. A verdict comes from memory, in microseconds; the signatures of
+//! builders are read from the disk once, when an answer is rendered.
 
 use super::trust::Proof;
 use crate::builders::Builders;
@@ -19,24 +19,24 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
-/// Signatures in one answer at most. Nix stores them all.
+/// The most signatures in one answer. Nix stores them all.
 const SIGNATURES_MAX: usize = 16;
 
-/// Of the narinfo deadline, what is left for judging and rendering when builders were waited for in vain (a guess, not
-/// measured: some signatures are read from the disk).
+/// The part of the narinfo deadline that is kept for judging and rendering after builders were waited for in vain (a
+/// guess, not measured: some signatures are read from the disk).
 const AFTER_HEARING: Duration = Duration::from_millis(50);
 
-/// Refusals by reason.
+/// The number of refusals by reason.
 pub type Refused = Family<Reason, Counter>;
 
-/// Why something was not given.
+/// Why something was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 pub struct Reason {
     /// [`Refusal::name`].
     pub reason: &'static str,
 }
 
-/// The policy at the gateway.
+/// Applies the policy to what the gateway gives to Nix.
 #[derive(Debug)]
 pub(crate) struct Gate {
     shared: Arc<Shared>,
@@ -45,32 +45,32 @@ pub(crate) struct Gate {
     refused: Refused,
 }
 
-/// What the policy says of something that it lets through.
+/// How the policy lets something through.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Pass {
-    /// [`Gate::stamp`] before it was asked.
+    /// [`Gate::stamp`] just before the policy was asked.
     pub(crate) stamp: u64,
-    /// Builders whose word counted: their signatures go with the answer. None where signatures decide.
+    /// The builders whose word counted; their signatures go with the answer. Empty where signatures decide.
     pub(crate) voters: Vec<BuilderKey>,
-    /// Something else is agreed on: others are asked first.
+    /// Whether another fingerprint is agreed on, so that other candidates are asked first.
     pub(crate) is_second_choice: bool,
-    /// It is let through because it is agreed on or proves itself, and goes out with the gateway's signature.
+    /// Whether agreement is demanded, so that the answer goes out with the gateway's signature.
     pub(crate) is_demanded: bool,
 }
 
-/// A narinfo that was judged, and that the policy lets through.
+/// A narinfo that was judged and that the policy lets through.
 #[derive(Clone, Debug)]
 pub(crate) struct Passed {
-    /// With trusted signatures only.
+    /// The narinfo, with trusted signatures only.
     pub(crate) info: NarInfo,
     /// What vouches for it without the policy.
     pub(crate) proof: Proof,
-    /// What the policy said.
+    /// How the policy lets it through.
     pub(crate) pass: Pass,
 }
 
 impl Pass {
-    /// Whether an answer that was rendered for `other` can be given for this.
+    /// Whether an answer that was rendered under `other` can still be given under this pass.
     pub(crate) fn gives_as(&self, other: &Self) -> bool {
         (&self.voters, self.is_second_choice, self.is_demanded)
             == (&other.voters, other.is_second_choice, other.is_demanded)
@@ -83,17 +83,18 @@ impl Gate {
         Self { shared, builders, key, refused: Refused::default() }
     }
 
-    /// With which narinfos are signed that a policy which demands agreement lets through.
+    /// Sets the key that signs the narinfos that a policy which demands agreement lets through.
     pub(crate) fn set_key(&self, key: Option<NixSecretKey>) {
         *self.key.write() = key;
     }
 
-    /// What Nix has to trust, if the policy demands agreement.
+    /// The key that Nix has to trust if the policy demands agreement.
     pub(crate) fn public_key(&self) -> Option<NixPublicKey> {
         self.key.read().as_ref().map(NixSecretKey::public)
     }
 
-    /// Another number when what was let through has to be asked about again; always 0 where nothing is asked.
+    /// A number that changes when the policy has to be asked again about what it let through; always 0 if it is never
+    /// asked.
     pub(crate) fn stamp(&self) -> u64 {
         match self.builders.policy().mode() {
             Mode::Off | Mode::Observe => 0,
@@ -101,24 +102,24 @@ impl Gate {
         }
     }
 
-    /// Counts what Nix asked for and does not get: once, however many hold it.
+    /// Counts a refusal of what Nix asked for: once, however many sources hold it.
     pub(crate) fn not_given(&self, refusal: Refusal) {
         self.refused.get_or_create(&Reason { reason: refusal.name() }).inc();
     }
 
-    /// Whether a verdict is needed, and enough.
+    /// Whether a verdict is required, and is enough without a trusted signature.
     pub(crate) fn demands(&self) -> bool {
         self.builders.policy().mode() == Mode::Require
     }
 
-    /// Our Nix asks for this path: what is attested of it is kept.
+    /// Notes that our Nix asks for this path, so that attestations of it are kept.
     pub(crate) fn asked(&self, part: HashPart) {
         if self.builders.policy().mode() != Mode::Off {
             self.builders.note_asked(part);
         }
     }
 
-    /// Asks the policy about what a narinfo says. From memory.
+    /// Asks the policy about a narinfo. From memory.
     pub(crate) fn decide(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         let (stamp, policy) = (self.stamp(), self.builders.policy());
         let (decision, voters) = self.decision(&policy, info, proof);
@@ -127,7 +128,8 @@ impl Gate {
             Ok(Pass { stamp, voters, is_second_choice, is_demanded })
         };
         match decision {
-            // The policy was another one when it was judged.
+            // The policy has changed since the narinfo was judged: no verdict is given now, and no trusted key signed
+            // it.
             Ruling::NotAsked | Ruling::Prefer(_) if *proof == Proof::Verdict => Err(Refusal::NotAgreed(State::None)),
             Ruling::NotAsked | Ruling::Serve(_) => pass(false),
             Ruling::Prefer(preference) => pass(preference == Preference::Other),
@@ -135,7 +137,7 @@ impl Gate {
         }
     }
 
-    /// What the policy says, and on whose word: of one state of the ledger.
+    /// The ruling of the policy and the builders on whose word it rests, both from the same state of the ledger.
     fn decision(&self, policy: &Policy, info: &NarInfo, proof: &Proof) -> (Ruling, Vec<BuilderKey>) {
         if matches!(policy.mode(), Mode::Off | Mode::Observe) {
             return (Ruling::NotAsked, Vec::new());
@@ -152,7 +154,8 @@ impl Gate {
         decided
     }
 
-    /// What is given on the word of these builders, if there are any: what a report names when it does not stand any more.
+    /// The path and fingerprint that are given on the word of these builders, if there are any. A report names them if
+    /// they no longer hold.
     pub(crate) fn on_word(&self, info: &NarInfo, voters: &[BuilderKey]) -> Option<(StorePath, FingerprintDigest)> {
         (!voters.is_empty()).then(|| (info.path.clone(), self.fingerprint(info)))
     }
@@ -161,22 +164,23 @@ impl Gate {
         FingerprintDigest::of(&self.shared.store_dir, &Statement::of(info))
     }
 
-    /// Nix gets it.
+    /// Notes what Nix gets on the word of builders.
     pub(super) fn note_given(&self, on_word: Option<(StorePath, FingerprintDigest)>) {
         if let Some((path, fingerprint)) = on_word {
             self.builders.note_served(Served { path, fingerprint, at: wall_now() });
         }
     }
 
-    /// Where Nix is to ask for its NAR: with the fingerprint where that is decided on again then.
+    /// The URL at which Nix asks for the NAR. It has the fingerprint if the policy is asked again at that time.
     pub(crate) fn nar_url(&self, info: &NarInfo, pass: &Pass) -> NarUrl {
         let fingerprint = || self.fingerprint(info).0;
         let plain = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
         NarUrl { fingerprint: pass.is_demanded.then(fingerprint), ..plain }
     }
 
-    /// The narinfo as Nix gets it. Where agreement is demanded: signed with the gateway key, beside the signatures of the
-    /// builders whose word counted, so that the copy in the store proves something to the next one. Reads the disk then.
+    /// The narinfo as Nix gets it. If agreement is demanded, the gateway key signs it, and the signatures of the
+    /// builders whose word counted are added, so that they stay with the copy in the store. Reads the disk in that
+    /// case.
     pub(crate) fn signed(&self, info: &NarInfo, pass: &Pass) -> NarInfo {
         let mut info = info.clone();
         let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
@@ -189,15 +193,16 @@ impl Gate {
                     }
                 }
             }
-            // The gateway's own is enough for our Nix.
+            // The signature of the gateway alone is enough for our Nix.
             Err(error) => tracing::warn!(%error, path = %info.path, "signatures of builders cannot be read"),
         }
+        // Leaves room for the signature of the gateway, which is the one that our Nix trusts.
         info.signatures.truncate(SIGNATURES_MAX - 1);
         info.signatures.push(key.sign(&info.fingerprint(&self.shared.store_dir)));
         info
     }
 
-    /// Narinfos and NARs that the policy did not give since the start, by reason, for `/metrics`.
+    /// How many narinfos and NARs the policy has refused since the start, by reason, for `/metrics`.
     pub(crate) fn refusals(&self) -> &Refused {
         &self.refused
     }
@@ -211,8 +216,8 @@ impl Gate {
         Refusal::NAMES.into_iter().filter_map(count).collect()
     }
 
-    /// Asks the policy about one of perhaps several that hold a path; a refusal is told by `why`, and counted by
-    /// [`Gate::not_given`] if nobody holds what is let through.
+    /// Asks the policy about a narinfo. `why` shows a refusal; it is counted by [`Gate::not_given`], and only if no
+    /// source has anything that is let through.
     pub(crate) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         self.decide(info, proof).inspect_err(|refusal| {
             tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
@@ -220,14 +225,15 @@ impl Gate {
         })
     }
 
-    /// Asks peers what builders say of it, if more of them could decide otherwise; until shortly before the deadline at most.
+    /// Asks peers what builders say of a path, if further attestations could change the ruling. Returns shortly before
+    /// the deadline at the latest.
     pub(crate) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
         let lacks = || {
             let policy = self.builders.policy();
             let (decision, _) = self.decision(&policy, info, proof);
             match decision {
                 Ruling::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
-                // It stands only while no other builder says anything.
+                // This ruling holds only while no other builder says anything.
                 Ruling::Serve(grounds) => grounds == Grounds::Grace,
                 _ => false,
             }
@@ -238,11 +244,11 @@ impl Gate {
         }
     }
 
-    /// Takes what builders say by signatures in a narinfo, whoever sent it. What is new is written first; the disk is waited for
-    /// until the deadline at most.
+    /// Takes the signatures of builders in a narinfo as their statements, whoever sent it. New ones are written first;
+    /// waits for the disk until the deadline at most.
     pub(crate) async fn hear_signatures(&self, info: &NarInfo, deadline: Instant) {
         let settings = self.shared.settings();
-        // A content address that is not true, and no signature covers it, silences nobody.
+        // Only a proven content address counts here: no signature covers it, so a false one could silence the builders.
         if settings.signers.is_empty() || info.proven_content_address(&self.shared.store_dir).is_some() {
             return;
         }
@@ -250,13 +256,13 @@ impl Gate {
     }
 }
 
-/// Now, by the wall clock.
+/// The time by the wall clock.
 fn wall_now() -> WallMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Whether what is given now leads to the NAR that is asked for by an earlier URL.
+/// Whether the URL that is given now leads to the NAR that is asked for, perhaps by an earlier URL.
 pub(crate) fn leads_to(now: &NarUrl, asked: &NarUrl) -> bool {
     now.nar() == asked.nar() && (asked.fingerprint.is_none() || now.fingerprint == asked.fingerprint)
 }

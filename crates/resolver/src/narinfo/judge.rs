@@ -1,5 +1,5 @@
-//! What a candidate's narinfo is worth: whether somebody trusted vouches for it, whether its contents are what its address says, and
-//! whether the policy lets it through.
+//! Judges a candidate's narinfo: whether a trusted key vouches for it, whether its contents match its content address,
+//! and whether the policy lets it through.
 
 use std::sync::Arc;
 
@@ -17,15 +17,17 @@ use crate::source::{Candidate, Observation};
 
 /// What one candidate said.
 pub(super) enum Said {
+    /// It holds the path, and this is what Nix may get.
     Holds(Arc<Answer>),
-    /// It holds what the policy does not let through.
+    /// The policy does not let through what it holds.
     Refused(Refusal),
-    /// It holds nothing that counts.
+    /// It does not hold the path, or its narinfo may not be handed on.
     Absent,
+    /// It gave no answer, or its answer could not be checked.
     Nothing,
 }
 
-/// Judges what candidates answer, and remembers what stands.
+/// Judges the answers of candidates, and remembers those that pass.
 #[derive(Debug)]
 pub(super) struct Judge {
     shared: Arc<Shared>,
@@ -39,8 +41,8 @@ impl Judge {
         Self { shared, gate, answers, contents }
     }
 
-    /// Judges the narinfo `text` that `candidate` gave for `part`, asked `since`; what has to be found out beside it is waited for
-    /// until the deadline.
+    /// Judges the narinfo `text` that `candidate`, asked at `since`, gave for `part`. Waits until the deadline at most
+    /// for builders and for contents that have to be hashed.
     pub(super) async fn judge(
         &self,
         part: HashPart,
@@ -67,11 +69,11 @@ impl Judge {
                 return Said::Absent;
             }
         };
-        // Nobody attests what is its own address.
+        // Nobody attests a content-addressed path, so there is nobody to ask.
         if !matches!(proof, Proof::Contents(_)) {
             self.gate.hear_builders(&info, &proof, deadline).await;
         }
-        // What is agreed on need not be read before its narinfo is given.
+        // If the fingerprint is agreed on, the contents need not be read before the narinfo is given.
         let is_agreed = by_verdict && self.gate.decide(&info, &proof).is_ok();
         if let Proof::Contents(address) = &proof
             && !is_agreed
@@ -89,12 +91,12 @@ impl Judge {
             Ok(pass) => pass,
             Err(refusal) => return Said::Refused(refusal),
         };
-        // Before this anybody could have made it up.
+        // Only now: a narinfo that has not been judged may be invented, and must not count as held.
         self.shared.sources.observe(source, Observation::Held);
         self.shared.lookup_log.note(part, LookupEvent::Holder(source, since.elapsed()));
         let (answers, passed) = (Arc::clone(&self.answers), Passed { info, proof, pass });
         let remember = move || answers.remember(generation, passed, candidate);
-        // Signatures are on disk.
+        // With a verdict, rendering reads the signatures of builders from the disk.
         let answer = match by_verdict {
             true => tokio::task::spawn_blocking(remember).await.ok(),
             false => Some(remember()),

@@ -1,7 +1,9 @@
-//! The walk of a narinfo: memory, our own store, what is remembered, else the candidates, asked under one deadline.
+//! The walk of a narinfo: memory, then our own store, then the remembered answers, and at last the candidates, which
+//! are asked under one deadline.
 //!
-//! [`NarInfos`] walks. [`ask`] asks candidates, and [`ahead`] for what a path refers to; [`judge`], with [`trust`] and the policy at
-//! the [`gate`], decides what Nix may see; [`answers`] remembers it; [`own`] answers for our own store.
+//! [`NarInfos`] is the walk. [`ask`] asks candidates, and [`ahead`] asks for what a path refers to; [`judge`] decides
+//! what Nix may see, with [`trust`] and the policy at the [`gate`]; [`answers`] remembers it; [`own`] answers from our
+//! own store.
 
 mod ahead;
 mod answer_writer;
@@ -36,15 +38,15 @@ use crate::shared::Shared;
 
 pub use gate::{Reason, Refused};
 
-/// Candidates are waited for up to their deadlines; a disk that hangs ends a narinfo this much later.
+/// If the disk hangs, a lookup ends this much later than the latest deadline of the candidates.
 const DISK_HANGS: Duration = Duration::from_secs(1);
 
 /// A narinfo as Nix gets it.
 #[derive(Debug)]
 pub(crate) struct Given {
-    /// The text.
+    /// The text of the narinfo.
     pub(crate) rendered: Bytes,
-    /// Of our own store: its NAR comes from no source.
+    /// Whether it describes a path of our own store, whose NAR comes from no source.
     pub(crate) is_own: bool,
 }
 
@@ -53,13 +55,13 @@ pub(crate) struct Given {
 pub(crate) enum InMemory {
     /// Nobody can have it.
     Absent,
-    /// This.
+    /// The narinfo is in memory.
     Known(Given),
     /// Somebody may have it.
     Unknown,
 }
 
-/// Everything about narinfos.
+/// Answers narinfo requests, from our own store or from candidates.
 #[derive(Debug)]
 pub(crate) struct NarInfos {
     shared: Arc<Shared>,
@@ -70,7 +72,7 @@ pub(crate) struct NarInfos {
 }
 
 impl NarInfos {
-    /// Remembered in `store`; a content-addressed path that nobody signed is looked at with `contents`.
+    /// Answers are remembered in `store`; `contents` checks content-addressed paths that nobody trusted signed.
     pub(crate) fn new(
         shared: Arc<Shared>,
         builders: Arc<dyn Builders>,
@@ -90,14 +92,14 @@ impl NarInfos {
         &self.gate
     }
 
-    /// The settings changed: every answer is judged again before it is given.
+    /// Makes every answer be judged again before it is given, because the settings have changed.
     pub(crate) fn distrust(&self) {
         self.gate.set_key(self.shared.settings().gateway_key.clone());
         self.own.clear();
         self.answers.distrust();
     }
 
-    /// Our own store changed: rendered answers about these paths are stale.
+    /// Drops the rendered answers about these paths, because our own store has changed.
     pub(crate) fn own_changed(&self, parts: &[HashPart]) {
         self.own.invalidate(parts);
     }
@@ -119,22 +121,22 @@ impl NarInfos {
         })
     }
 
-    /// What was given of these paths lately.
+    /// The answers about these paths that are in memory.
     pub(crate) fn given<'a>(&self, parts: impl IntoIterator<Item = &'a HashPart>) -> Vec<Arc<Answer>> {
         parts.into_iter().filter_map(|part| self.answers.in_memory(part)).collect()
     }
 
-    /// What is remembered of a path that somebody still claims to hold.
+    /// The remembered answer about a path that a source still claims.
     pub(crate) async fn remembered(&self, part: HashPart) -> Option<Arc<Answer>> {
         self.answers.remembered(part).await
     }
 
-    /// Drops what is remembered of a path whose NAR nobody could send: the next look-up asks again.
+    /// Forgets the answer about a path whose NAR nobody could send, so that the next lookup asks again.
     pub(crate) fn forget(&self, part: HashPart) {
         self.answers.forget(part);
     }
 
-    /// Answers from memory alone, without waiting and without touching a disk.
+    /// Answers from memory alone, without waiting and without reading the disk.
     pub(crate) fn look_up(&self, part: HashPart) -> InMemory {
         self.gate.asked(part);
         if self.shared.has(&part) {
@@ -154,7 +156,7 @@ impl NarInfos {
 
     /// The narinfo of a path, within the deadline of the settings.
     pub(crate) async fn find(&self, part: HashPart) -> Option<Given> {
-        // The candidates' own deadline ends it; a disk that hangs ends it later.
+        // Usually the deadline of the candidates ends a lookup; this one is for a disk that hangs.
         let longest = self.shared.settings().narinfo_deadline_max + DISK_HANGS;
         let found = tokio::time::timeout(longest, self.find_in_time(part)).await;
         found.unwrap_or_else(|_| {
@@ -178,10 +180,11 @@ impl NarInfos {
             self.shared.lookup_log.note(part, LookupEvent::Remembered);
             return given(answer);
         }
+        // A remembered answer that is not fresh is kept for the case that no candidate answers now.
         self.shared.counters.asked.inc();
         match (self.asking.asked(part).await, remembered) {
             (Ok(answer), _) => given(&answer),
-            // It was true when it was said, and whoever said it still claims the path.
+            // The answer was true when it was given, and a source still claims the path.
             (Err(NoNarInfo::NotNow), Some(remembered)) => {
                 self.shared.lookup_log.note(part, LookupEvent::Remembered);
                 given(&remembered)
@@ -198,7 +201,7 @@ impl NarInfos {
                 self.shared.lookup_log.note(part, LookupEvent::NotFound(why));
                 None
             }
-            // Counted already.
+            // The refusal was counted and noted when it was made.
             (Err(NoNarInfo::Refused(_)), _) => None,
         }
     }
@@ -210,9 +213,10 @@ impl NarInfos {
         self.own.answer(part).await.ok()
     }
 
-    /// Whether what Nix would be given now leads to this NAR.
+    /// Whether the narinfo that Nix would get now leads to this NAR.
     pub(crate) async fn leads_to(&self, url: &NarUrl) -> bool {
-        // Whoever made another promise keeps it: the NAR may come from a holder that is not asked for narinfos any more.
+        // Without a verdict an older narinfo stays good: its NAR may come from a holder that is no longer asked for
+        // narinfos.
         if !self.gate.demands() {
             return true;
         }
@@ -223,9 +227,10 @@ impl NarInfos {
         self.remembered(part).await.is_some_and(|answer| leads_to(&answer.url, url))
     }
 
-    /// Whether Nix may have this NAR now, whatever it was told when it asked for the narinfo. Notes that it gets it.
+    /// Whether Nix may have this NAR now, whatever narinfo it got before. If so, notes that Nix gets it.
     ///
-    /// A URL without a fingerprint was given when no verdict was demanded: that narinfo has no signature of the gateway.
+    /// A URL without a fingerprint was given when no verdict was demanded: that narinfo has no signature of the
+    /// gateway.
     pub(crate) async fn admit_nar(&self, url: &NarUrl) -> bool {
         if !self.gate.demands() {
             return true;

@@ -1,4 +1,4 @@
-//! Answers from the own store.
+//! Narinfos of paths in our own store.
 
 use super::gate::Gate;
 use super::trust::{self, Distrust, Proof, TrustedNarInfo};
@@ -11,10 +11,10 @@ use narmesh_quorum::{FingerprintDigest, Refusal};
 use narmesh_store::{Store, StoreError};
 use std::sync::Arc;
 
-/// Bytes of rendered narinfos of own paths kept.
+/// The most bytes of rendered narinfos that are kept.
 const RENDERED_BYTES_MAX: u64 = 8 << 20;
 
-/// Narinfos of own paths, rendered and signed once.
+/// Narinfos of paths in our own store, rendered and signed once.
 #[derive(Debug)]
 pub(crate) struct OwnAnswers {
     shared: Arc<Shared>,
@@ -22,29 +22,29 @@ pub(crate) struct OwnAnswers {
     rendered: Cache<HashPart, OwnAnswer>,
 }
 
-/// One of them.
+/// The rendered narinfo of a path in our own store.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnAnswer {
-    /// Of the gate, when it was rendered.
+    /// [`Gate::stamp`] when it was rendered.
     stamp: u64,
-    /// Of its NAR.
+    /// The URL of its NAR.
     pub(crate) url: NarUrl,
-    /// What is given on the word of builders, if that is why.
+    /// The path and fingerprint, if it is given on the word of builders.
     pub(super) on_word: Option<(StorePath, FingerprintDigest)>,
-    /// As Nix gets it.
+    /// The text that Nix gets.
     pub(crate) rendered: Bytes,
 }
 
-/// Why a path of our own store is not ours to give, before any policy.
+/// Why a path of our own store is not given, whatever the policy says.
 #[derive(Debug, thiserror::Error)]
 enum NotOurs {
-    /// Its row.
-    #[error("its row in the Nix database cannot be read, or it is not valid any more")]
+    /// Its row in the Nix database is missing or cannot be read.
+    #[error("its row in the Nix database cannot be read, or it is no longer valid")]
     Row,
-    /// Its copy.
+    /// Its copy on disk cannot be read.
     #[error(transparent)]
     Copy(#[from] StoreError),
-    /// Nobody vouches for it.
+    /// Neither a trusted signature nor our builder key vouches for it.
     #[error("no trusted key has signed it: {0}")]
     Distrusted(#[from] Distrust),
 }
@@ -56,7 +56,8 @@ impl OwnAnswers {
         Self { shared, gate, rendered }
     }
 
-    /// The narinfo of an own path, if it was rendered before and the policy is still the same. From memory.
+    /// The narinfo of a path in our own store, if it was rendered while the policy and the ledger were the same. From
+    /// memory.
     pub(crate) fn in_memory(&self, part: &HashPart) -> Option<OwnAnswer> {
         let stamp = self.gate.stamp();
         self.rendered.get(part).filter(|answer| answer.stamp == stamp)
@@ -70,9 +71,9 @@ impl OwnAnswers {
         self.rendered.invalidate_all();
     }
 
-    /// Our own narinfo, if somebody trusted (or our builder key) vouches for the path, and the policy lets it through: with the
-    /// gateway key under it another store on this machine takes it, however it came into ours. Gives the refusal of the
-    /// policy, if that is why there is none; it was not counted.
+    /// The narinfo of a path in our own store, if a trusted key (or our builder key) vouches for it and the policy lets
+    /// it through. The policy is asked because another store on this machine takes what the gateway key has signed,
+    /// however it came into our store. If the policy refuses it, returns the refusal, which is not counted yet.
     pub(crate) async fn answer(self: &Arc<Self>, part: HashPart) -> Result<OwnAnswer, Option<Refusal>> {
         if let Some(answer) = self.in_memory(&part) {
             return Ok(answer);
@@ -85,9 +86,10 @@ impl OwnAnswers {
         Ok(answer)
     }
 
-    /// Our own copy, if it is whole and somebody trusted (or our builder key) vouches for it; else why not. Reads the disk.
+    /// The metadata of our own copy, if it can be read and a trusted key (or our builder key) vouches for it; otherwise
+    /// why not. Reads the disk.
     fn judged(&self, part: &HashPart) -> Result<TrustedNarInfo, NotOurs> {
-        // A copy that failed its hash before cannot be opened.
+        // Opening it fails if the copy is known to have failed its hash.
         let info = self.shared.own_info(part).filter(|info| info.nar_size > 0).ok_or(NotOurs::Row)?;
         self.shared.store.open_nar(&info)?;
         let (settings, store_dir) = (self.shared.settings(), &self.shared.store_dir);
@@ -100,7 +102,7 @@ impl OwnAnswers {
         let (narinfo, by_verdict) = (info.narinfo(signatures), self.gate.demands());
         let judged = trust::judge_info(narinfo, store_dir, &settings.trusted, by_verdict)?;
         let proof = match judged.proof {
-            // Our own NarHash of a content-addressed path was computed here.
+            // Our own store has computed the NarHash from the contents, so they need not be hashed again.
             Proof::ContentAddress | Proof::Contents(_) => Proof::ContentAddress,
             Proof::Signed | Proof::Verdict => judged.proof,
         };

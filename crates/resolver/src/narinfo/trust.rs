@@ -2,12 +2,12 @@
 
 use narmesh_protocol::{ContentAddress, HashPart, NarInfo, NarInfoError, NixSignature, StoreDir, TrustedKeys};
 
-/// A narinfo that passed, reduced to what may leave the gateway.
+/// A narinfo that may be handed on, reduced to what may leave the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TrustedNarInfo {
-    /// Only signatures that are trusted and verify.
+    /// The narinfo, only with signatures that are trusted and verify.
     pub(crate) info: NarInfo,
-    /// What still has to be shown before it may be answered.
+    /// What vouches for it, or still has to before it is given.
     pub(crate) proof: Proof,
 }
 
@@ -16,44 +16,45 @@ pub(crate) struct TrustedNarInfo {
 pub(crate) enum Proof {
     /// At least one trusted signature over the fingerprint.
     Signed,
-    /// Nobody whom we trust signed it: a verdict has to vouch for it, and the policy demands one.
+    /// No trusted key signed it: a verdict has to vouch for it, and the policy demands one.
     Verdict,
     /// The store path follows from the content address, and the NarHash is the content address.
     ContentAddress,
-    /// The store path follows from the content address, but the NarHash does not: the contents must be hashed first, since
-    /// a false NarHash under a true content address would stay in Nix's cache for 30 days.
+    /// The store path follows from the content address, but the NarHash does not: the contents must be hashed first,
+    /// since a false NarHash under a true content address would stay in Nix's cache for 30 days.
     Contents(ContentAddress),
 }
 
 /// Why a narinfo is not handed on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Distrust {
-    /// The text is no narinfo.
+    /// The text is not a narinfo.
     #[error("its narinfo is malformed: {0}")]
     Malformed(#[from] NarInfoError),
     /// It is about another path.
     #[error("its narinfo is about another path")]
     OtherPath,
-    /// The content address gives another store path.
-    #[error("its content address does not give the store path")]
+    /// Another store path follows from the content address.
+    #[error("its content address does not match the store path")]
     FalseContentAddress,
-    /// It names a key that we trust, and that key did not sign this. A holder hands on only signatures that verify with its own
-    /// trusted keys, so this is a lie, or two machines trust different keys under one name.
+    /// It names a key that we trust, but that key did not sign this. A holder hands on only signatures that verify with
+    /// its own trusted keys, so either this is a lie, or two machines trust different keys under one name.
     #[error("its signature by {key_name} does not verify")]
     Forged {
-        /// The key's name.
+        /// The name of the key.
         key_name: String,
     },
-    /// Nobody whom we trust signed it.
+    /// No trusted key signed it.
     #[error("no trusted signature")]
     Unsigned,
-    /// No signature of anybody, well-formed at least, and no content address: what is advertised has one or the other.
+    /// It has no well-formed signature of anybody and no content address, but whatever is advertised has one or the
+    /// other.
     #[error("neither a signature nor a content address")]
     Bare,
 }
 
 impl Distrust {
-    /// Whether the peer broke a rule, instead of trusting others than we do.
+    /// Whether the peer broke a rule, rather than merely trusting other keys than we do.
     pub(crate) fn is_misdeed(&self) -> bool {
         match self {
             Self::Malformed(_) | Self::OtherPath | Self::FalseContentAddress | Self::Forged { .. } | Self::Bare => true,
@@ -62,7 +63,8 @@ impl Distrust {
     }
 }
 
-/// Parses and judges a foreign narinfo. With `by_verdict` an agreed fingerprint is a proof, too: see [`Proof::Verdict`].
+/// Parses and judges a peer's narinfo. With `by_verdict`, an agreed fingerprint is a proof as well: see
+/// [`Proof::Verdict`].
 pub(crate) fn judge(
     text: &[u8],
     asked: &HashPart,
@@ -73,8 +75,8 @@ pub(crate) fn judge(
     judge_info(parse(text, asked, store_dir)?, store_dir, trusted, by_verdict)
 }
 
-/// A foreign narinfo, if it is one of the path that was asked for. Its `Deriver` is left out: no signature covers it, and Nix would
-/// keep it and believe it.
+/// Parses a peer's narinfo, which must be about the path asked for. Its `Deriver` is left out: no signature covers it,
+/// and Nix would keep it and believe it.
 pub(crate) fn parse(text: &[u8], asked: &HashPart, store_dir: &StoreDir) -> Result<NarInfo, Distrust> {
     let info = NarInfo::parse(store_dir, text)?;
     if info.path.hash_part() != *asked {
@@ -83,7 +85,7 @@ pub(crate) fn parse(text: &[u8], asked: &HashPart, store_dir: &StoreDir) -> Resu
     Ok(info.without_hearsay())
 }
 
-/// Judges metadata whose text is not in question: our own database's.
+/// Judges a narinfo that was parsed, or that was made from our own database.
 pub(crate) fn judge_info(
     mut info: NarInfo,
     store_dir: &StoreDir,
@@ -97,15 +99,17 @@ pub(crate) fn judge_info(
         return Err(Distrust::Bare);
     }
     info.signatures.retain(|signature: &NixSignature| trusted.verifies(&fingerprint, signature));
-    // Nothing follows from what a newer Nix may mean, and an older one could not read it: a signature or a verdict decides.
+    // A method of a newer Nix proves nothing to us, and an older Nix could not read it: a signature or a verdict
+    // decides.
     info.content_address = info.content_address.filter(|address| !matches!(address, ContentAddress::Other(_)));
     let is_addressed = info.content_address.is_some();
     let proof = match (info.signatures.is_empty(), named) {
         (false, _) if is_addressed => match content_proof(&info, store_dir) {
-            // A signature is not enough where a verdict is asked for; a content address that is right is.
+            // Where a verdict is demanded, a signature is not enough, but a correct content address is.
             Ok(proof) if by_verdict => proof,
             Ok(_) => Proof::Signed,
-            // No signature covers it, and Nix would refuse the path for it.
+            // The false content address is left out: no signature covers it, and Nix would refuse the path because of
+            // it.
             Err(_) => {
                 info.content_address = None;
                 Proof::Signed
@@ -184,7 +188,7 @@ mod tests {
                 assert_eq!(judged.as_ref(), Ok(&plain), "{unsigned}");
             }
         }
-        // Nobody whom we trust signed it: that breaks no rule.
+        // That no trusted key signed it breaks no rule.
         let newer = judge(format!("{bare}CA: fixed:git:sha1:0\n").as_bytes(), &part, &store_dir, &trusted, false);
         assert_eq!(newer, Err(Distrust::Unsigned));
         assert!(!Distrust::Unsigned.is_misdeed());
