@@ -1,11 +1,11 @@
-//! The memory that NAR bodies share.
+//! The memory that all NAR bodies share.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A bound on what all bodies together hold, in KiB.
+/// A bound on what all bodies together hold. It is counted in KiB.
 #[derive(Clone, Debug)]
 pub(crate) struct Buffers {
     free_kib: Arc<Semaphore>,
@@ -18,12 +18,12 @@ impl Buffers {
         Self { free_kib: Arc::new(Semaphore::new(kib_max as usize)), kib_max }
     }
 
-    /// So many bytes, if they are free now.
+    /// Takes this many bytes, if they are free now.
     pub(crate) fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free_kib).try_acquire_many_owned(self.kib(bytes)).ok()
     }
 
-    /// So many bytes, after those who came before.
+    /// Takes this many bytes, in the order of the callers; waits until they are free.
     pub(crate) async fn take(&self, bytes: u64) -> OwnedSemaphorePermit {
         Arc::clone(&self.free_kib).acquire_many_owned(self.kib(bytes)).await.expect("nobody closes the semaphore")
     }
@@ -33,20 +33,20 @@ impl Buffers {
     }
 }
 
-/// Bytes and their share of the memory, which goes with them: hyper lets go of a body as soon as it has taken the last of it, and
-/// may hold that for as long as the client does not read.
+/// Bytes together with their share of the memory. The share stays with the bytes because hyper drops a body as soon as
+/// it has taken the last bytes, but may hold those for as long as the client does not read.
 pub(crate) struct Held {
     bytes: Vec<u8>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Held {
-    /// `permit` covers `bytes`; without one they are too few to count.
+    /// `permit` covers `bytes`; without one, there are too few bytes to count.
     pub(crate) fn new(bytes: Vec<u8>, permit: Option<OwnedSemaphorePermit>) -> Self {
         Self { bytes, _permit: permit }
     }
 
-    /// The permit is given back when the last clone of the bytes is dropped.
+    /// The share of the memory is free again when the last clone of the bytes is dropped.
     pub(crate) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self)
     }

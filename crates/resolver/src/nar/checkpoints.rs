@@ -1,5 +1,5 @@
-//! What is known of the bytes that Nix got of a body that broke off, so that the rest, when Nix resumes, is still verified from the
-//! first byte, although only the rest is read.
+//! Remembers what is known of the bytes that Nix got before a body broke off. When Nix resumes, only the rest is read,
+//! but the whole is still verified from the first byte.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -11,16 +11,18 @@ use tokio::time::Instant;
 
 use crate::source::SourceId;
 
-/// A verifier is kept each time so many bytes have passed: what is read twice after a break at most, bytes.
+/// A verifier is kept each time this many bytes have passed. That is the most that is read twice after a break.
 pub(super) const EVERY_BYTES: u64 = 1 << 20;
-/// Verifiers kept for one body: Nix may have lost what lay in sockets and buffers, which is far below 16 MiB.
+/// The most verifiers kept for one body: Nix may have lost what lay in sockets and buffers, which is far less than 16
+/// MiB.
 const KEPT_PER_BODY: usize = 16;
-/// Bodies remembered; a verifier takes some 300 bytes (a guess, not measured), so all of them some 300 KiB.
+/// The most bodies remembered. A verifier takes some 300 bytes (a guess, not measured), so all of them take some 300
+/// KiB.
 const BODIES_MAX: usize = 64;
-/// Nix resumes within seconds, or not at all (five attempts, a few seconds apart).
+/// How long they are kept. Nix resumes within seconds or not at all (five attempts, a few seconds apart).
 const KEPT_FOR: Duration = Duration::from_secs(120);
 
-/// A verifier, and who sent what it has seen.
+/// A verifier, and the sources of the bytes that it has seen.
 pub(super) type Checkpoint = (NarVerifier, Vec<SourceId>);
 
 /// The checkpoints of one body.
@@ -28,7 +30,7 @@ pub(super) type Checkpoint = (NarVerifier, Vec<SourceId>);
 pub(crate) struct Trail(VecDeque<Checkpoint>);
 
 impl Trail {
-    /// Keeps this verifier, if the last one is far enough behind, and the sources of its bytes.
+    /// Keeps this verifier and the sources of its bytes, if the last one kept is far enough behind.
     pub(super) fn pass(&mut self, verifier: &NarVerifier, contributors: &[SourceId]) {
         let last = self.0.back().map_or(0, |(verifier, _)| verifier.fed_bytes());
         if verifier.fed_bytes() < last + EVERY_BYTES {
@@ -48,7 +50,7 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// This body broke off.
+    /// Keeps the trail of a body that broke off.
     pub(crate) fn keep(&self, nar_hash: NarHash, trail: Trail) {
         if trail.0.is_empty() {
             return;
@@ -63,7 +65,7 @@ impl Checkpoints {
         bodies.insert(nar_hash, (Instant::now(), trail));
     }
 
-    /// The checkpoint that has seen the most bytes, but none after `offset`.
+    /// The checkpoint that has seen the most bytes, but none beyond `offset`.
     pub(super) fn before(&self, nar_hash: &NarHash, offset: u64) -> Option<Checkpoint> {
         let bodies = self.bodies.lock();
         let (_, trail) = bodies.get(nar_hash).filter(|(at, _)| at.elapsed() < KEPT_FOR)?;

@@ -1,4 +1,4 @@
-//! Whether the contents that a source sends are what their address says.
+//! Checks whether the contents that a source sends match their content address.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use super::transfer::{Step, Transfer, TransferSettings};
 use crate::shared::Shared;
 use crate::source::{Observation, SourceId};
 
-/// A content-addressed path without signature is hashed before its narinfo is given: only up to this size.
+/// The largest content-addressed path without a trusted signature that is hashed before its narinfo is given.
 const BYTES_MAX: u64 = 256 << 20;
 
-/// Reads a NAR for nothing but its hash.
+/// Reads a NAR only to hash its contents.
 #[derive(Debug)]
 pub(crate) struct ContentsCheck {
     shared: Arc<Shared>,
@@ -24,7 +24,7 @@ impl ContentsCheck {
         Self { shared, context }
     }
 
-    /// Whether the NAR that `source` sends is what `info` says and hashes to the content address.
+    /// Whether `source` sends the NAR that `info` promises, and its contents hash to the content address.
     pub(crate) async fn matches(&self, source: SourceId, info: &NarInfo, address: &ContentAddress) -> bool {
         if info.nar_size > BYTES_MAX {
             return false;

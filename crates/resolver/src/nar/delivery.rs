@@ -1,4 +1,4 @@
-//! One NAR on its way to Nix: held back until it is verified where memory allows, streamed otherwise.
+//! Delivers one NAR to Nix: held back until it is verified if memory allows, streamed otherwise.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use super::waiting_client::{HungUp, WaitingClient};
 use super::{HoldLimits, NarContext};
 use crate::lookup_log::LookupEvent;
 
-/// A NAR waits for memory as long as its client can be kept waiting, but at least so long; after that while something comes from
-/// those that could send it.
+/// A NAR waits for memory as long as its client can be kept waiting, but at least this long. After that it goes on
+/// waiting while anything comes in from the sources that could send it.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How it ends.
+/// How a delivery ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// Nix has all of it.
+    /// Nix has got the whole NAR.
     Complete,
-    /// Nobody can send the rest: what was remembered of the path is not true any more.
+    /// Nobody can send the rest, so what was remembered of the path is no longer true.
     Gone,
     /// Nix hung up.
     HungUp,
 }
 
-/// Reads a NAR of which nobody has seen anything, whole and verified; `permit` covers its size.
+/// Reads and verifies a whole NAR of which Nix has seen nothing yet; `permit` covers its size.
 pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, permit: OwnedSemaphorePermit) -> Option<Bytes> {
     let mut nar = Vec::with_capacity(usize::try_from(url.nar_size).ok()?);
     loop {
@@ -66,6 +66,7 @@ impl Delivery {
             Ended::HungUp => self.transfer.abandon(),
             Ended::Gone => {
                 let at = self.transfer.offset();
+                // Ends all requests now, because telling a client that does not read may take long.
                 drop(self.transfer);
                 if self.client.has_told_something() {
                     self.context.nar_faults.note_cut_short(self.url.nar_hash);
@@ -78,8 +79,9 @@ impl Delivery {
         ended
     }
 
-    /// Memory for the NAR, and whether it is for all of it; a larger one, which another source could save when one lies, is held back
-    /// only if memory is free. `None` when others hold it all and nothing moves: their clients do not read.
+    /// Takes memory for the NAR; returns it and whether it is enough for all of it. A larger NAR, which another source
+    /// could still save if one lies, is held back only if memory is free at once. `None` if other bodies hold all
+    /// memory and nothing moves, because their clients do not read.
     async fn memory(&mut self) -> Result<Option<(OwnedSemaphorePermit, bool)>, HungUp> {
         let (context, size) = (Arc::clone(&self.context), self.url.nar_size);
         let HoldLimits { small, saved, streamed } = context.limits;
@@ -99,11 +101,12 @@ impl Delivery {
                 }
             }
         };
-        // What little there is is enough for all of it.
+        // Even the memory of a NAR that streams may be enough for all of this one.
         Ok(self.client.keep(wait).await?.map(|permit| (permit, is_whole && size <= streamed)))
     }
 
-    /// Reads all of it before Nix sees any of it, for as long as Nix can be kept waiting; then what is there goes out.
+    /// Reads the whole NAR before Nix sees any of it. When Nix can no longer be kept waiting, sends what is there and
+    /// streams the rest.
     async fn hold(&mut self, permit: OwnedSemaphorePermit) -> Ended {
         let mut nar = Vec::with_capacity(usize::try_from(self.url.nar_size).unwrap_or_default());
         loop {
@@ -125,12 +128,14 @@ impl Delivery {
         }
     }
 
-    /// Sends what comes, but for the last bytes before the hash of all is right. `held` begins at byte `from` of the NAR.
+    /// Sends what comes in, but holds the last bytes back until the whole is verified. `held` begins at byte `from` of
+    /// the NAR.
     async fn stream(&mut self, permit: OwnedSemaphorePermit, mut held: Vec<u8>, mut from: u64) -> Ended {
         let mut trail = Trail::default();
         loop {
             let at_end = self.transfer.offset() == self.url.nar_size;
             if !held.is_empty() && !at_end {
+                // What Nix has seen cannot be taken back: from now on a wrong byte ends the body short.
                 self.transfer.may_begin_anew = false;
                 let bytes = Bytes::from(std::mem::take(&mut held));
                 let end = from + bytes.len() as u64;
@@ -160,7 +165,7 @@ impl Delivery {
         }
     }
 
-    /// Nix may come back for the rest.
+    /// Keeps the checkpoints of a client that hung up, because Nix may come back for the rest.
     fn hung_up(&self, trail: Trail) -> Ended {
         self.context.checkpoints.keep(self.url.nar_hash, trail);
         Ended::HungUp

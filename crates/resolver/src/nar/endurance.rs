@@ -1,40 +1,42 @@
-//! How long a source is borne that nobody can replace: not when the rest would take hours at its pace, nor when it breaks off again
-//! and again with little to show for it.
+//! How long a transfer bears with a source that nobody can replace: not if the rest would take hours at its pace, nor
+//! if it breaks off again and again after sending little.
 
 use std::time::Duration;
 
 use crate::source::SourceId;
 
-/// A source that nobody can replace is waited for however slow it is, but not when the rest would take longer than this at its pace:
-/// whoever builds the path, or gives up, is done sooner.
+/// A source that nobody can replace is waited for however slow it is, unless the rest would take longer than this at
+/// its pace: building the path, or giving up, is quicker.
 const HOPELESS: Duration = Duration::from_secs(6 * 3_600);
-/// Its pace is judged after this, so that a line that recovers is given time.
+/// Its pace is judged only after this time, so that a line has time to recover.
 const HOPELESS_AFTER: Duration = Duration::from_secs(20);
-/// A source that breaks off so often in a row, having sent less than this each time, is not asked again: it makes Nix wait for nothing.
+/// A source that breaks off more often than this in a row, each time after less than [`FRUIT_BYTES`], is not asked
+/// again: it makes Nix wait for nothing.
 const FRUITLESS_MAX: u32 = 8;
-/// See [`FRUITLESS_MAX`].
+/// A source that sent this many bytes before it broke off was worth asking.
 const FRUIT_BYTES: u64 = 1 << 20;
 
-/// What one transfer bore of its sources.
+/// What one transfer has borne from its sources.
 #[derive(Debug, Default)]
 pub(super) struct Endurance {
     pace: Option<Pace>,
-    /// How often each broke off in a row without having sent much.
+    /// How often in a row each source broke off without having sent much.
     fruitless: Vec<(SourceId, u32)>,
 }
 
-/// Of one source over all its connections.
+/// The pace of one source over all its connections.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     source: SourceId,
-    /// The first byte of it.
+    /// The offset at which this source began.
     from: u64,
-    /// For how long it was waited for, connected and not in a queue: what a request waits for its turn is no pace.
+    /// How long we waited for it while it was connected and our request was not in a queue: waiting for a turn says
+    /// nothing about the pace.
     sending: Duration,
 }
 
 impl Endurance {
-    /// So long was waited for this source alone, which goes on from `offset`.
+    /// Notes that we waited this long for `source` alone, which goes on from `offset`.
     pub(super) fn waited(&mut self, source: SourceId, offset: u64, wait: Duration) {
         let fresh = Pace { source, from: offset, sending: Duration::ZERO };
         let pace = self.pace.get_or_insert(fresh);
@@ -44,7 +46,7 @@ impl Endurance {
         pace.sending += wait;
     }
 
-    /// How long the rest would take at the pace of this source, if that is too long.
+    /// How long the rest would take at the pace of this source, if that is too long to wait for.
     pub(super) fn hopeless(&self, source: SourceId, offset: u64, bytes_left: u64) -> Option<Duration> {
         let pace = self.pace.filter(|pace| pace.source == source && pace.sending >= HOPELESS_AFTER)?;
         let millis = u128::from(bytes_left) * pace.sending.as_millis();
@@ -53,7 +55,8 @@ impl Endurance {
         (rest > HOPELESS).then_some(rest)
     }
 
-    /// A source broke off after so many bytes; whether it did so too often in a row with little to show for it.
+    /// Notes that a source broke off after `bytes`. Returns whether it has done so too often in a row after sending
+    /// little.
     pub(super) fn broke_off(&mut self, source: SourceId, bytes: u64) -> bool {
         let at = self.fruitless.iter().position(|(known, _)| *known == source);
         let at = at.unwrap_or_else(|| {
@@ -65,7 +68,7 @@ impl Endurance {
         *times > FRUITLESS_MAX
     }
 
-    /// The NAR is begun anew.
+    /// Forgets the pace, because the NAR is begun anew.
     pub(super) fn begin_anew(&mut self) {
         self.pace = None;
     }

@@ -1,8 +1,9 @@
-//! The walk of a NAR: our own store, what was read ahead, else a [`transfer`] from sources, which a [`delivery`] brings to Nix.
-//! [`Nars`] walks; [`own`] and [`ahead`] are what they say, [`transfers`] begins a transfer, [`contents`] reads one for its hash.
+//! The walk of a NAR: our own store, then what was read ahead, then a [`transfer`] from sources, which a [`delivery`]
+//! brings to Nix. [`Nars`] is the walk; [`own`] reads NARs of our own store, [`ahead`] reads NARs before Nix asks for
+//! them, [`transfers`] begins transfers, and [`contents`] reads a NAR only to hash it.
 //!
-//! A NAR is told as gone only when every source has said no, was proven wrong or is dead. Until then Nix is kept waiting
-//! ([`waiting_client`]).
+//! A NAR is reported as gone only when every source has said no, was proven wrong or is dead. Until then Nix is kept
+//! waiting ([`waiting_client`]).
 
 mod ahead;
 mod buffers;
@@ -47,23 +48,25 @@ use crate::source::{SourceId, Sources};
 pub(crate) use self::contents::ContentsCheck;
 pub(crate) use self::nar_faults::{Since, insert};
 
-/// A NAR up to this size is verified as a whole before its first byte, so that another holder is invisible to Nix.
+/// A NAR up to this size is verified as a whole before its first byte goes out, so that Nix sees nothing of a change of
+/// source.
 const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
-/// What is resumed before this byte is read from the first one, and verified: no checkpoint is nearer.
+/// A NAR resumed before this byte is read and verified from its beginning: there is no checkpoint before it.
 const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;
 
-/// The body of a NAR cannot be finished: it ends short, and Nix asks for the rest.
+/// The body of a NAR cannot be finished. It ends short, and Nix asks for the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body of a NAR cannot be finished")]
 pub struct BodyAborted;
 
-/// A NAR on its way: yields exactly the bytes from the first one asked for to the end, or [`BodyAborted`] as its last item.
+/// The body of a NAR: yields exactly the bytes from the first one asked for to the end, or [`BodyAborted`] as its last
+/// item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
 
 /// When bodies between peers are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compress {
-    /// On lines slower than the compression.
+    /// On lines that are slower than the compression.
     Auto,
     /// Whenever both sides can.
     Always,
@@ -71,7 +74,7 @@ pub enum Compress {
     Never,
 }
 
-/// What every transfer needs.
+/// What all transfers share.
 #[derive(Debug)]
 pub(crate) struct NarContext {
     pub(crate) sources: Arc<dyn Sources>,
@@ -80,19 +83,20 @@ pub(crate) struct NarContext {
     nar_faults: NarFaults,
     checkpoints: Checkpoints,
     buffers: Buffers,
-    /// Those of NARs of our own store are apart, so that clients that do not read them keep no peer's NAR waiting.
+    /// The buffers of NARs from our own store. They are apart, so that clients that do not read them keep no peer's NAR
+    /// waiting.
     own_buffers: Buffers,
     limits: HoldLimits,
 }
 
-/// What is held back before Nix sees it, bytes.
+/// How much of a NAR is held back before Nix sees it, bytes.
 #[derive(Clone, Copy, Debug)]
 struct HoldLimits {
     /// A NAR up to this size is held back whole.
     small: u64,
-    /// The same for a larger one, if several sources claim it and memory for it is free at once.
+    /// A larger one up to this size is held back whole if several sources claim it and memory for it is free at once.
     saved: u64,
-    /// What one transfer that streams holds in memory: the chunk held back, those waiting for Nix, and those being read.
+    /// What one streaming transfer holds in memory: the chunk held back, those waiting for Nix, and those being read.
     streamed: u64,
 }
 
@@ -103,9 +107,10 @@ impl Default for HoldLimits {
 }
 
 impl NarContext {
-    /// Bodies from peers hold at most `buffer_bytes_max` in memory, those of our own store an eighth as much and few bytes more each.
+    /// Bodies from peers hold at most `buffer_bytes_max` in memory. Those of our own store hold an eighth of that, and
+    /// a few bytes more each.
     pub(crate) fn new(shared: &Shared, buffer_bytes_max: u64) -> Self {
-        // 16 MiB of 128: as many clients as one Nix has (25) have two buffers each, and some more.
+        // 16 MiB of 128: enough for two buffers for each of the 25 connections of one Nix, and some more.
         let own_bytes_max = buffer_bytes_max / 8;
         Self {
             sources: Arc::clone(&shared.sources),
@@ -119,21 +124,21 @@ impl NarContext {
         }
     }
 
-    /// Who claims the path of this NAR and did not lie about it, best first.
+    /// The sources that claim the path of this NAR and have not lied about it, best first.
     fn candidates(&self, url: &NarUrl) -> Vec<SourceId> {
         let liars = self.nar_faults.liars(&url.nar_hash);
         let candidates = self.sources.candidates(&url.hash_part);
         candidates.sources().filter(|source| !liars.contains(source)).collect()
     }
 
-    /// Whether anything came lately from those that could send this NAR.
+    /// Whether anything came in during `lately` from a source that could send this NAR.
     fn moves(&self, url: &NarUrl, lately: Duration) -> bool {
         let came = |source: &SourceId| self.sources.line(source).last_received.is_some_and(|at| at.elapsed() < lately);
         self.candidates(url).iter().any(came)
     }
 }
 
-/// Everything about NARs.
+/// Answers NAR requests, from our own store or from sources.
 #[derive(Debug)]
 pub(crate) struct Nars {
     shared: Arc<Shared>,
@@ -153,12 +158,13 @@ impl Nars {
         Self { shared, narinfos, context, transfers, own, ahead: Arc::new(ahead) }
     }
 
-    /// Nix was given the narinfo of this path by a source, and may ask for its NAR.
+    /// Notes that Nix was given the narinfo of this path from a source, and may ask for its NAR.
     pub(crate) fn expect(&self, part: HashPart) {
         self.ahead.expect(part);
     }
 
-    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a range.
+    /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
+    /// range.
     pub(crate) async fn bring(self: &Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
         let body = match self.narinfos.admit_nar(&url).await {
             true => self.bring_admitted(url.nar(), first_byte, resumed).await,
@@ -172,6 +178,7 @@ impl Nars {
     }
 
     async fn bring_admitted(self: &Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+        // If the body was cut short, a 404 for the rest makes Nix build the path instead of asking again.
         if first_byte >= url.nar_size || (resumed && self.context.nar_faults.was_cut_short(&url.nar_hash)) {
             return None;
         }
@@ -182,12 +189,14 @@ impl Nars {
         }
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
         tokio::spawn(Arc::clone(self).deliver(url, first_byte, WaitingClient::new(client, first_byte)));
+        // Waits for the first bytes, because 404 can be said only as long as no body has begun.
         let first = body.recv().await?.ok()?;
         let rest = futures::stream::poll_fn(move |context| body.poll_recv(context));
         Some(Box::pin(futures::stream::once(async { Ok(first) }).chain(rest)))
     }
 
-    /// Brings a NAR to its client. A task of its own, so that the client can be kept waiting from the first moment.
+    /// Brings a NAR to its client. It runs as a task of its own, so that the client can be kept waiting from the first
+    /// moment.
     async fn deliver(self: Arc<Self>, url: NarUrl, first_byte: u64, mut client: WaitingClient) {
         if first_byte == 0
             && let Some(reading) = self.ahead.take(url)
@@ -204,6 +213,7 @@ impl Nars {
         let Ok(holders) = client.keep(self.transfers.holders(&url)).await else { return };
         let transfer = self.transfers.begin(url, first_byte, holders);
         let context = Arc::clone(&self.context);
+        // The remembered answer led to a NAR that nobody could send, so the next lookup has to ask again.
         if (Delivery { context, url, transfer, client }).run().await == Ended::Gone {
             self.narinfos.forget(url.hash_part);
         }

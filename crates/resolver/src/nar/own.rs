@@ -18,13 +18,14 @@ use crate::lookup_log::LookupEvent;
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 
-/// Bytes read at a time; a NAR no longer than this is one buffer, one write.
+/// Bytes read at a time. A NAR that is no longer than this is one buffer and one write.
 const READ_BYTES: usize = 256 << 10;
-/// The first bytes of a long range, because the client waits for them; and each buffer while other bodies hold all the memory for
-/// larger ones. The gateway's 512 connections then hold some 64 MiB together: one buffer here, and up to 96 KiB in hyper.
+/// Bytes read at first for a long range, because the client waits for them; also the size of each buffer while other
+/// bodies hold all the memory for larger ones. The gateway's 512 connections then hold some 64 MiB together: each has
+/// one buffer here, and up to 96 KiB in hyper.
 const FEW_BYTES: usize = 32 << 10;
 
-/// Reads them.
+/// Reads NARs of our own store.
 #[derive(Clone, Debug)]
 pub(super) struct OwnNars {
     shared: Arc<Shared>,
@@ -37,15 +38,17 @@ impl OwnNars {
         Self { shared, narinfos, context }
     }
 
-    /// Our own NAR, if it is the one asked for; `None` also when its copy on disk is damaged and small enough to be read first.
+    /// The body of a NAR in our own store, if it is the one asked for. `None` also if its copy on disk is found to be
+    /// damaged before the first byte goes out.
     pub(super) async fn read(&self, url: NarUrl, first_byte: u64) -> Option<NarBody> {
         let shared = Arc::clone(&self.shared);
         let memory = self.context.own_buffers.try_take(READ_BYTES as u64);
         let open = move || {
-            // A small NAR is read whole and hashed whatever part of it the client wants, if there is memory for that.
+            // A small NAR is read whole and hashed, whatever part of it the client wants, if there is memory for that.
             let is_whole = url.nar_size <= READ_BYTES as u64 && memory.is_some();
             let read_from = if is_whole { 0 } else { first_byte };
-            // The more of a whole NAR is read before Nix sees any of it, the more damage another holder can repair.
+            // A long range begins with few bytes. All else begins with a large buffer: if damage is found before Nix
+            // sees any byte, another holder can still send the NAR.
             let is_long_range = first_byte > 0 && url.nar_size - first_byte > READ_BYTES as u64;
             let few = is_long_range || memory.is_none();
             let first_bytes = if few { FEW_BYTES } else { READ_BYTES };
@@ -58,27 +61,29 @@ impl OwnNars {
         };
         let (nar, (first, progress), read_from) = tokio::task::spawn_blocking(open).await.ok().flatten()?;
         let first_end = read_from + first.len() as u64;
-        // Only a NAR that is read whole is read from before the first byte that the client wants.
+        // A NAR that was read whole begins before the first byte that the client wants.
         let first = first.slice(usize::try_from(first_byte - read_from).ok()?..);
         let first = futures::stream::once(future::ready(Ok(first)));
         if progress == NarProgress::Complete {
             self.shared.counters.nars_complete.inc();
             return Some(Box::pin(first));
         }
-        // Reading goes on once the first bytes are on their way: to wake a thread for it takes as long as to send them.
+        // Reading goes on only when the first bytes are on their way, because waking a thread for it takes as long as
+        // sending them.
         let own = self.clone();
         let rest = future::lazy(move |_| Rest { reading: Some(own.read_on(nar)), own, url, at: first_end });
         Some(Box::pin(first.chain(futures::stream::once(rest).flatten())))
     }
 
-    /// Begins to read the next buffer of `nar`, smaller while others hold all the memory.
+    /// Begins to read the next buffer of `nar`; it is smaller while other bodies hold all the memory.
     fn read_on(&self, nar: NarStream) -> JoinHandle<Read> {
         let memory = self.context.own_buffers.try_take(READ_BYTES as u64);
         let bytes_max = if memory.is_some() { READ_BYTES } else { FEW_BYTES };
         tokio::task::spawn_blocking(move || read(nar, bytes_max, bytes_max, memory))
     }
 
-    /// Notes that a body of our own store ends short, so that Nix builds or goes on elsewhere, and is told 404 for what it asks next.
+    /// Notes that a body of our own store ends short. The next `Range` on it is answered 404, so that Nix builds or
+    /// asks elsewhere.
     fn cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
         self.context.nar_faults.note_cut_short(url.nar_hash);
         self.shared.counters.nars_aborted.inc();
@@ -87,13 +92,13 @@ impl OwnNars {
     }
 }
 
-/// What a thread has read of a NAR.
+/// What a blocking thread has read of a NAR.
 struct Read {
     nar: NarStream,
     outcome: Result<(Bytes, NarProgress), NarStreamError>,
 }
 
-/// Reads the next bytes of `nar`, which take their share of the memory with them. `capacity` is what may come at most.
+/// Reads the next bytes of `nar`; `memory` is their share, which stays with them. At most `capacity` bytes can come.
 fn read(mut nar: NarStream, bytes_max: usize, capacity: usize, memory: Option<OwnedSemaphorePermit>) -> Read {
     let mut buffer = Vec::with_capacity(bytes_max.min(capacity));
     let outcome = nar.fill(&mut buffer, bytes_max);
@@ -101,14 +106,14 @@ fn read(mut nar: NarStream, bytes_max: usize, capacity: usize, memory: Option<Ow
     Read { nar, outcome }
 }
 
-/// What follows the first buffer. The next one is read while the client takes this one, and no more than that: a client that does
-/// not read holds two buffers and no thread.
+/// The body after its first buffer. While the client takes one buffer, the next one is read, but no more: a client that
+/// does not read holds two buffers and no thread.
 struct Rest {
     own: OwnNars,
     url: NarUrl,
     /// The offset in the NAR of the next byte that the client gets.
     at: u64,
-    /// `None` at the end.
+    /// The read under way; `None` at the end.
     reading: Option<JoinHandle<Read>>,
 }
 
@@ -121,13 +126,13 @@ impl Stream for Rest {
             let read = ready!(Pin::new(reading).poll(context));
             this.reading = None;
             let Ok(Read { nar, outcome }) = read else {
-                // The runtime ends, or the thread panicked.
+                // The runtime is ending, or the thread panicked.
                 return Poll::Ready(Some(Err(this.own.cut_short(this.url, this.at))));
             };
             let (bytes, progress) = match outcome {
                 Ok(read) => read,
                 Err(error) => {
-                    tracing::warn!(hash_part = %this.url.hash_part, %error, "own copy cannot be read whole");
+                    tracing::warn!(hash_part = %this.url.hash_part, %error, "our own copy cannot be read whole");
                     this.own.narinfos.own_changed(&[this.url.hash_part]);
                     return Poll::Ready(Some(Err(this.own.cut_short(this.url, this.at))));
                 }

@@ -1,7 +1,8 @@
-//! Who was asked for one NAR, what came of it, and who is asked next.
+//! Which sources were asked for one NAR, what came of it, and which one is asked next.
 //!
-//! A NAR is gone only when everybody on the roster has said no, was proven wrong, or is dead. Somebody with whom the
-//! connection broke in the middle of a body is tried again for a while: a daemon that restarts is *not now*, not *no*.
+//! A NAR is gone only when every source on the roster has said no, was proven wrong, or is dead. A source whose
+//! connection broke in the middle of a body is tried again for a while: a daemon that restarts means *not now*, not
+//! *no*.
 
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use tokio::time::Instant;
 
 use crate::source::{Line, SourceId};
 
-/// Whoever sent bytes of this NAR, or had it in its queue, before its connection broke is tried again for so long. A daemon restarts within a second
-/// or two; every path that it alone holds waits that long when it is really gone.
+/// How long a source is tried again after its connection broke, if it had sent bytes of this NAR or had our request in
+/// its queue. A daemon restarts within a second or two; if it is really gone, each path that it alone holds costs this
+/// long.
 const RETURN_MAX: Duration = Duration::from_secs(3);
 /// The first pause before such a source is asked again; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// What a line that nobody measured is taken to carry, bytes per second (a guess: an ordinary home line, so that a measured
-/// quick one is preferred, and a measured crawling one is not).
+/// The assumed rate of a line that was never measured, bytes per second (a guess: an ordinary home line, so that a line
+/// measured as quick is preferred to it, and one measured as crawling is not).
 const UNKNOWN_RATE_BYTES_S: u64 = 1_000_000;
 
 /// What is known of one source in this transfer.
@@ -25,20 +27,20 @@ enum State {
     Fresh,
     /// It is being asked, or sends.
     UnderWay,
-    /// It broke off after it had answered: again at `next`, until `until`.
+    /// It broke off after it had answered: it is asked again at `next`, and given up at `until`.
     Returning { next: Instant, until: Instant, pause: Duration },
     /// It said no, was proven wrong, or is dead.
     Out,
 }
 
-/// Who is asked next.
+/// Which source is asked next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// This one, now.
+    /// Ask this one now.
     Ask(SourceId),
-    /// Nobody before then.
+    /// Ask nobody before then.
     Wait(Instant),
-    /// Nobody any more.
+    /// Nobody is left to ask.
     Nobody,
 }
 
@@ -46,19 +48,19 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Roster {
     entries: Vec<(SourceId, State)>,
-    /// Asked before anybody else.
+    /// The source that is asked before all others.
     preferred: Option<SourceId>,
 }
 
 impl Roster {
-    /// `preferred` is asked first, the others by their lines; of equals the first one.
+    /// `preferred` is asked first, then the others by their lines; of equals, the first one given.
     pub(super) fn new(sources: impl IntoIterator<Item = SourceId>, preferred: Option<SourceId>) -> Self {
         let mut roster = Self { entries: Vec::new(), preferred };
         roster.add(sources);
         roster
     }
 
-    /// Adds those that are not on it yet.
+    /// Adds the sources that are not on the roster yet.
     pub(super) fn add(&mut self, sources: impl IntoIterator<Item = SourceId>) {
         for source in sources {
             if self.entries.iter().all(|(known, _)| *known != source) {
@@ -71,8 +73,8 @@ impl Roster {
         self.entries.len()
     }
 
-    /// The next one to ask for `bytes_left`: of those not asked yet the one that would be done first by what is known of its line,
-    /// then whoever may have come back.
+    /// The next source to ask for `bytes_left`: of those not asked yet, the one that should be done first judging by
+    /// its line; after those, one that may have come back.
     pub(super) fn next(&self, now: Instant, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Next {
         if let Some(source) = self.quickest_fresh(bytes_left, line) {
             return Next::Ask(source);
@@ -88,10 +90,11 @@ impl Roster {
         }
     }
 
-    /// Somebody not asked yet who could take over.
+    /// Of the sources not asked yet, the preferred one, else the one that should be done first with `bytes_left`;
+    /// paused ones come last.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
-        // The first of equals: the order of the roster counts.
+        // `min_by_key` gives the first of equals, so the order of the roster counts.
         fresh.map(|(source, _)| *source).min_by_key(|source| {
             let line = line(source);
             (self.preferred != Some(*source), line.is_paused, expected(&line, bytes_left))
@@ -99,6 +102,8 @@ impl Roster {
     }
 
     pub(super) fn under_way(&mut self, source: SourceId) {
+        // A source that may have come back keeps its `until`: it gains no time by taking a request and breaking off
+        // before it answers.
         let keeps_until = |state: &mut State| {
             if !matches!(state, State::Returning { .. }) {
                 *state = State::UnderWay;
@@ -107,17 +112,18 @@ impl Roster {
         self.change(source, keeps_until);
     }
 
-    /// It was stopped for a quicker one, and may be asked again.
+    /// Notes that it was stopped in favour of a quicker one, and may be asked again.
     pub(super) fn stopped(&mut self, source: SourceId) {
         self.change(source, |state| *state = State::Fresh);
     }
 
-    /// It said no, or was proven wrong.
+    /// Notes that it is not asked again: it said no, was proven wrong, or broke off too often.
     pub(super) fn out(&mut self, source: SourceId) {
         self.change(source, |state| *state = State::Out);
     }
 
-    /// Its connection broke, or nothing moves on it, after it `has_answered` or before. Says whether it is asked again.
+    /// Notes that its connection broke or stands still; `has_answered` says whether it had answered before. Returns
+    /// whether it is asked again.
     pub(super) fn broke(&mut self, source: SourceId, has_answered: bool, now: Instant) -> bool {
         let mut returns = false;
         self.change(source, |state| {
@@ -132,7 +138,7 @@ impl Roster {
         returns
     }
 
-    /// The NAR is begun anew: this one first, everybody who is not out again.
+    /// Lets all sources that are not out be asked again, because the NAR is begun anew; `first` is asked first.
     pub(super) fn begin_anew(&mut self, first: Option<SourceId>) {
         for (_, state) in &mut self.entries {
             if *state != State::Out {
@@ -149,7 +155,8 @@ impl Roster {
     }
 }
 
-/// In how long a line would deliver `bytes`, shared with what is under way on it; without a measurement, a guess.
+/// How long a line should take to deliver `bytes`, shared with the requests under way on it; a guess if it was never
+/// measured.
 pub(super) fn expected(line: &Line, bytes: u64) -> Duration {
     let rate = line.rate_bytes_s.unwrap_or(UNKNOWN_RATE_BYTES_S).max(1);
     let sharers = u64::try_from(line.in_flight).unwrap_or(u64::MAX).saturating_add(1);

@@ -1,4 +1,4 @@
-//! One source under way in a transfer: its request, what it sent that was not taken over yet, and its pace.
+//! One source under way in a transfer: its request, the bytes it sent that were not taken over yet, and its pace.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -11,48 +11,50 @@ use crate::source::{Line, NarFeed, Piece, SourceId};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 256 << 10;
-/// The pace of a source is measured over at least so long (a guess, not measured: several round trips of any line).
+/// The pace of a source is measured over at least this long (a guess, not measured: several round trips on any line).
 const PACE_WINDOW: Duration = Duration::from_secs(1);
-/// A request in a queue moves when so much came over the line: more than the words with which a source says that it lives.
+/// A queue counts as moving when more than this came in over the line; the messages that only tell our place in it take
+/// fewer bytes.
 const QUEUE_PROGRESS_BYTES: u64 = 4 << 10;
 
-/// What a runner waits for.
+/// What a runner is doing.
 enum Turn {
-    /// The request is on its way.
+    /// The request is being sent, perhaps after connecting.
     Opening(BoxFuture<'static, io::Result<Box<dyn NarFeed>>>),
-    /// The source is to say what comes next.
+    /// We wait for what the source says next.
     Reading(BoxFuture<'static, Read>),
-    /// Nobody wants more of it now.
+    /// Nothing is being read, because nobody has polled for more.
     Resting(Box<dyn NarFeed>),
-    /// It failed.
+    /// It will say nothing more.
     Ended,
 }
 
-/// What one reading brought.
+/// What one read brought.
 struct Read {
     feed: Box<dyn NarFeed>,
     bytes: Vec<u8>,
     piece: io::Result<Piece>,
 }
 
-/// What a runner says.
+/// What a runner reports.
 #[derive(Debug)]
 pub(super) enum Said {
-    /// The request is on its way; nothing came yet.
+    /// The request was sent; nothing has come back yet.
     Opened,
-    /// Bytes of the NAR.
+    /// It sent bytes of the NAR.
     Data(Vec<u8>),
-    /// Anything else that a source can say.
+    /// The source said something else.
     Other(Piece),
     /// The connection or the protocol broke.
     Broke(io::Error),
 }
 
-/// One source under way. Times are those that the transfer spent waiting, so that nobody is slow because Nix is.
+/// One source under way. All times are time that the transfer spent waiting, so that a slow Nix makes no source look
+/// slow.
 pub(super) struct Runner {
     pub(super) source: SourceId,
     turn: Turn,
-    /// What it sent from the transfer's offset on, while it races with another.
+    /// What it sent from the transfer's offset on, during a race.
     pub(super) tail: Vec<u8>,
     bytes: u64,
     wire_bytes: u64,
@@ -62,11 +64,11 @@ pub(super) struct Runner {
     pace: Pace,
 }
 
-/// When something last moved.
+/// When something last moved for a request.
 #[derive(Clone, Copy)]
 struct Progress {
     at: Duration,
-    /// Of the whole line, then.
+    /// Bytes that had come in over the whole line by then.
     line_bytes: u64,
     place: Option<u32>,
 }
@@ -105,7 +107,7 @@ impl Runner {
         }
     }
 
-    /// Ready when the source says something. `bytes_left` is what it may still send.
+    /// Ready when the source says something. It may still send `bytes_left`.
     pub(super) fn poll(&mut self, context: &mut Context<'_>, bytes_left: u64) -> Poll<Said> {
         loop {
             match std::mem::replace(&mut self.turn, Turn::Ended) {
@@ -150,7 +152,7 @@ impl Runner {
         }
     }
 
-    /// Reads to the end mark, after which the stream serves the next request. Gives what came instead of it.
+    /// Reads to the end mark, after which the stream can serve the next request. Returns the error if one came instead.
     pub(super) async fn end(mut self) -> Option<io::Error> {
         match std::future::poll_fn(|context| self.poll(context, 0)).await {
             Said::Broke(error) => Some(error),
@@ -158,32 +160,32 @@ impl Runner {
         }
     }
 
-    /// Bytes of the NAR that it sent.
+    /// Bytes of the NAR that the source has sent.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bytes that came over the wire for it.
+    /// Bytes received over the wire for this request.
     pub(super) fn wire_bytes(&self) -> u64 {
         self.wire_bytes
     }
 
-    /// How long it has been under way.
+    /// How long the request has been under way.
     pub(super) fn age(&self, waited: Duration) -> Duration {
         waited.saturating_sub(self.since)
     }
 
-    /// How much came over its line since it began.
+    /// Bytes that came in over the whole line since the request began.
     pub(super) fn line_bytes(&self, line: &Line) -> u64 {
         line.received_bytes.saturating_sub(self.line_at_start)
     }
 
-    /// It sent bytes of the NAR.
+    /// Notes that it sent bytes of the NAR.
     pub(super) fn moved(&mut self, waited: Duration, line: &Line) {
         self.progress = Progress { at: waited, line_bytes: line.received_bytes, place: None };
     }
 
-    /// Its request stands in a queue, at this place.
+    /// Notes that its request waits in a queue, at this place.
     pub(super) fn queued(&mut self, place: u32, waited: Duration, line: &Line) {
         let is_nearer = self.progress.place.is_none_or(|before| place < before);
         let has_moved = line.received_bytes.saturating_sub(self.progress.line_bytes) > QUEUE_PROGRESS_BYTES;
@@ -194,27 +196,27 @@ impl Runner {
         self.progress.place = Some(place);
     }
 
-    /// For how long nothing moved for it.
+    /// How long nothing has moved for the request.
     pub(super) fn idle(&self, waited: Duration) -> Duration {
         waited.saturating_sub(self.progress.at)
     }
 
-    /// What came over the whole line since something moved for it.
+    /// Bytes that came in over the whole line since something last moved for the request.
     pub(super) fn passed_over_bytes(&self, line: &Line) -> u64 {
         line.received_bytes.saturating_sub(self.progress.line_bytes)
     }
 
-    /// Whether its request is not on its way yet: a connection is being made, or others of ours go first.
+    /// Whether its request has not been sent yet: a connection is being made, or other requests of ours go first.
     pub(super) fn is_opening(&self) -> bool {
         matches!(self.turn, Turn::Opening(_))
     }
 
-    /// Whether its request stands in a queue.
+    /// Whether its request waits in a queue.
     pub(super) fn is_queued(&self) -> bool {
         self.progress.place.is_some()
     }
 
-    /// Bytes of the NAR per second over the last window; `None` in the first.
+    /// Bytes of the NAR per second in the last window; `None` during the first one.
     pub(super) fn rate_bytes_s(&mut self, waited: Duration) -> Option<u64> {
         let elapsed = waited.saturating_sub(self.pace.from);
         if elapsed >= PACE_WINDOW {

@@ -1,5 +1,5 @@
-//! Any sequence of sources, answers, rates, failures and offsets, in virtual time: the client gets the exact NAR or a short body,
-//! never anything else, and a NAR is gone only if nobody could send it.
+//! Plays any sequence of sources, answers, rates, failures and offsets in virtual time: the client gets the exact NAR
+//! or a short body, never anything else, and a NAR is gone only if nobody could send it.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,11 +31,11 @@ const LIMITS: HoldLimits = HoldLimits { small: 2_048, saved: 8_192, streamed: 1_
 /// What a source does with a request.
 #[derive(Clone, Debug)]
 enum Act {
-    /// Sends the NAR in chunks of so many bytes, with a pause before each; one byte is wrong if `flips` says so.
+    /// Sends the NAR in chunks of `chunk` bytes, with a pause before each; the byte at `flips` is wrong.
     Send { chunk: usize, pause: Duration, flips: Option<u64> },
-    /// The same, and breaks off after so many bytes of this request.
+    /// The same, but breaks off after this many bytes of the request.
     Break { chunk: usize, pause: Duration, after: u64, flips: Option<u64>, how: Break },
-    /// Says nothing for ever.
+    /// Never says anything.
     Silent,
     /// Does not have it.
     Absent,
@@ -51,7 +51,8 @@ enum Break {
     SaysComplete,
 }
 
-/// One source: where its request waits first, and what it does with the first, second … request; the last is repeated.
+/// One source: the queue in which a request waits first, and what it does with the first, second … request; the last
+/// act is repeated.
 #[derive(Clone, Debug)]
 struct Script {
     opens_after: Duration,
@@ -69,7 +70,7 @@ impl Script {
         Self { acts, ..Self::honest(1, 64) }
     }
 
-    /// Whether it sends the whole NAR whenever it is asked, and never rests longer than a live source may.
+    /// Whether it sends the whole NAR whenever it is asked, and never pauses longer than a live source may.
     fn is_reliable(&self) -> bool {
         let acts = self.acts.iter();
         acts.clone().all(|act| matches!(act, Act::Send { flips: None, pause, .. } if *pause < STALL / 2))
@@ -237,7 +238,7 @@ impl NarFeed for Feed {
     }
 }
 
-/// A NAR of one file with so many bytes of contents.
+/// A NAR of one file with `contents` bytes in it.
 fn nar_of(contents: usize, seed: u8) -> Vec<u8> {
     let mut nar = NAR_PREFIX.to_vec();
     let token = |nar: &mut Vec<u8>, bytes: &[u8]| {
@@ -262,12 +263,12 @@ struct Outcome {
     sent_bytes: HashMap<SourceId, u64>,
 }
 
-/// Delivers a NAR from these sources, asked in this order.
+/// Delivers a NAR from these sources, which are asked in this order.
 async fn deliver(nar: &[u8], scripts: Vec<Script>, first_byte: u64) -> (Vec<SourceId>, Outcome) {
     deliver_after(nar, nar, scripts, first_byte).await
 }
 
-/// The same; of a NAR that is resumed, somebody who is not asked again sent `beginning`.
+/// The same, but `beginning` of a resumed NAR came from a source that is not asked again.
 async fn deliver_after(
     beginning: &[u8],
     nar: &[u8],
@@ -372,10 +373,10 @@ async fn place_in_a_queue_is_kept_while_the_queue_moves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_in_a_queue_is_no_pace() {
+async fn time_in_a_queue_does_not_count_as_slow_pace() {
     let queue = (1..=20).rev().map(|place| (Duration::from_secs(2), place)).collect();
     let nar = nar_of(60_000, 1);
-    // At the pace since it was asked, the first bytes foretell weeks.
+    // If the time in the queue counted, the first bytes would promise a transfer of weeks.
     let (_, outcome) = deliver(&nar, vec![Script { queue, ..Script::honest(2, 1) }], 0).await;
     assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
 }
@@ -392,7 +393,7 @@ async fn queue_in_which_nothing_moves_is_left() {
 
 #[tokio::test(start_paused = true)]
 async fn honest_source_is_never_shut_out_for_the_bytes_of_another() {
-    // One flipped byte, then the stream is closed; the honest one goes on and the hash is wrong.
+    // One source flips a byte and then closes the stream; the honest one goes on, and the hash is wrong.
     for size in [1_500, 6_000] {
         let nar = nar_of(size, 1);
         let (order, outcome) = deliver(&nar, vec![flipped(64, Some(900), 300), Script::honest(1, 64)], 0).await;
@@ -422,7 +423,7 @@ async fn source_that_finishes_what_another_began_wrong_is_not_blamed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lie_that_nix_has_seen_ends_the_body_short() {
+async fn wrong_byte_that_nix_has_seen_ends_the_body_short() {
     let nar = nar_of(60_000, 1);
     let (order, outcome) = deliver(&nar, vec![flipped(512, None, 300), Script::honest(1, 64)], 0).await;
     assert_eq!((outcome.ended, outcome.aborted), (Ended::Gone, true));
@@ -461,7 +462,7 @@ async fn source_that_restarts_with_a_request_in_its_queue_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_source_that_breaks_off_after_each_byte_is_not_waited_for_without_end() {
+async fn only_source_that_breaks_off_after_each_byte_is_given_up() {
     let nar = nar_of(60_000, 1);
     let drip = Act::Break { chunk: 1, pause: Duration::from_secs(1), after: 1, flips: None, how: Break::Closed };
     let (_, outcome) = deliver(&nar, vec![Script::acting(vec![drip])], 0).await;
@@ -470,7 +471,7 @@ async fn only_source_that_breaks_off_after_each_byte_is_not_waited_for_without_e
 }
 
 #[tokio::test(start_paused = true)]
-async fn dead_source_is_told_as_gone_soon() {
+async fn nar_of_a_dead_source_is_soon_reported_as_gone() {
     let nar = nar_of(1_500, 1);
     for act in [Act::Refuse, Act::Absent, Act::Silent] {
         let (_, outcome) = deliver(&nar, vec![Script::acting(vec![act.clone()])], 0).await;
@@ -480,7 +481,7 @@ async fn dead_source_is_told_as_gone_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rest_of_a_nar_costs_the_rest() {
+async fn resumed_nar_is_read_from_its_checkpoint_not_from_the_beginning() {
     let nar = nar_of(60_000, 1);
     let (order, outcome) = deliver(&nar, vec![Script::honest(1, 512)], 50_000).await;
     assert_eq!((outcome.ended, outcome.body == nar[50_000..]), (Ended::Complete, true));
@@ -489,7 +490,7 @@ async fn rest_of_a_nar_costs_the_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn race_between_equals_wastes_little() {
-    // Both take a minute; nobody is quicker, whoever is asked.
+    // Both take a minute, so neither is quicker.
     let nar = nar_of(60_000, 1);
     let (order, outcome) = deliver(&nar, vec![Script::honest(100, 100), Script::honest(100, 100)], 0).await;
     assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
@@ -499,7 +500,7 @@ async fn race_between_equals_wastes_little() {
 
 fn random_script(rng: &mut ChaCha8Rng, size: u64) -> Script {
     let pause = Duration::from_millis([0, 1, 10, 100, 1_000, 4_000][rng.random_range(0..6)]);
-    // Slow ones send more at a time, so that a case ends.
+    // Slow sources send more at a time, so that every case ends.
     let chunk = rng.random_range(1..512)
         + usize::try_from(size).unwrap() * usize::try_from(pause.as_millis()).unwrap() / 60_000;
     let flips = rng.random_bool(0.15).then(|| rng.random_range(0..size));
@@ -526,7 +527,7 @@ fn random_script(rng: &mut ChaCha8Rng, size: u64) -> Script {
     Script { opens_after, queue, acts }
 }
 
-/// `NARMESH_TRANSFER_CASES` cases, 5,000 without it.
+/// Plays `NARMESH_TRANSFER_CASES` cases, 5,000 by default.
 #[test]
 fn client_gets_the_exact_nar_or_a_short_body_whatever_sources_do() {
     let cases = std::env::var("NARMESH_TRANSFER_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(5_000_u64);
@@ -550,11 +551,11 @@ fn client_gets_the_exact_nar_or_a_short_body_whatever_sources_do() {
             Ended::Gone => {
                 gone += 1;
                 assert!(outcome.body.len() < wanted.len() && outcome.aborted, "a complete body: {told}");
-                // Nix may have seen a wrong byte: of a NAR that is not held back, or not for ever.
+                // Nix may have seen a wrong byte of a NAR that is not held back, or not for ever.
                 let is_streamed = size > LIMITS.small || outcome.elapsed >= Duration::from_secs(15);
                 let may_be_spoilt = is_streamed && scripts.iter().any(Script::lies);
                 let is_reliable = scripts.iter().any(Script::is_reliable);
-                assert!(may_be_spoilt || !is_reliable, "told as gone although somebody sends it: {told}");
+                assert!(may_be_spoilt || !is_reliable, "reported as gone although a source sends it: {told}");
             }
             Ended::HungUp => panic!("nobody hung up: {told}"),
         }

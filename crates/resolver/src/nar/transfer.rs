@@ -1,11 +1,13 @@
-//! One NAR from sources: a series of (source, offset) with a verifier behind it, never "a response piped from a peer".
+//! Reads one NAR from sources: a series of (source, offset) with a verifier behind it, never "a response piped from a
+//! peer".
 //!
-//! A NAR is canonical, so whoever has it can go on at any byte. A source is left when it breaks, when nothing moves for us on its
-//! line, or when another one is quicker: then the two race from the same byte, and the quicker goes on. A source that is slow but
-//! alive is waited for.
+//! A NAR is canonical, so every source that has it can go on at any byte. A source is left when its connection breaks,
+//! when nothing moves for us on its line, or when another one is quicker. To find that out, the two race from the same
+//! byte, and the quicker one goes on. A source that is slow but alive is waited for.
 //!
-//! Who sent what is known: a NAR that one source alone sent wrong is that source's lie. When several contributed, nobody can tell
-//! who it was, and nobody is blamed: the NAR is begun anew (if Nix has seen nothing of it), each source then alone.
+//! A transfer knows which sources contributed. If one source alone sent a wrong NAR, it has lied. If several
+//! contributed, nobody can tell whose bytes are wrong, so nobody is blamed: the NAR is begun anew (if Nix has seen
+//! nothing of it), and each source is then read alone.
 
 use std::io;
 use std::sync::Arc;
@@ -27,39 +29,41 @@ use crate::ResolverSettings;
 use crate::lookup_log::LookupEvent;
 use crate::source::{Line, Observation, Piece, SourceId};
 
-/// The transfer looks at the pace of its sources this often.
+/// How often a transfer looks at the pace of its sources.
 const LOOK: Duration = Duration::from_millis(100);
-/// With a source whose pace nobody knows only a transfer races that would last longer than this.
+/// A source of unknown pace joins a race only if the transfer would otherwise last longer than this.
 const RACE_UNKNOWN_MIN: Duration = Duration::from_secs(2);
-/// A source that let everything else on its line pass, so many chunks for each request under way, serves us less than our share.
+/// A source serves us less than our share if nothing moves for us while more chunks than this, for each request under
+/// way, come in on its line.
 const PASSED_OVER_CHUNKS: u64 = 8;
-/// A request that is not on its way yet is left when nothing moves for so many times the stall timeout: a dial that fails takes one,
-/// and another one is worth it.
+/// A request that has not been sent yet is left when nothing moves for this many stall timeouts: a dial that fails
+/// takes one, and a second dial is worth waiting for.
 const OPENING_STALLS: u32 = 3;
-/// A request that stands in a queue in which nothing moves is left after so many times the stall timeout.
+/// A request in a queue is left when nothing moves there for this many stall timeouts.
 const QUEUE_STALLS: u32 = 6;
-/// The end mark of a body that arrived whole is waited for so long; without it the stream is closed, that is all.
+/// How long the end mark of a body that arrived whole is waited for; if it does not come, the stream is closed and
+/// nothing else happens.
 const END_MARK_MAX: Duration = Duration::from_secs(3);
-/// Below this rate compression at level 1 is quicker than the line: 200 Mbit/s.
+/// Compression at level 1 is quicker than a line below this rate, 200 Mbit/s, in bytes per second.
 const COMPRESS_BELOW_BYTES_S: u64 = 25_000_000;
 
-/// What one step brought.
+/// What one step of a transfer brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Bytes were appended.
     Data,
-    /// All bytes are there and their hash is the one promised.
+    /// All bytes are there, and their hash is the promised one.
     Verified,
-    /// What was appended so far is not to be used: the NAR comes again from its first byte.
+    /// All that was appended so far is void: the NAR comes again from its first byte.
     BegunAnew,
-    /// Nobody can send the rest, or what was sent is not the NAR promised.
+    /// Nobody can send the rest, or what was sent is not the promised NAR.
     Gone,
 }
 
 /// How a transfer treats its sources.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TransferSettings {
-    /// Nothing moves on the line of a source for so long: it is left.
+    /// A source is left when nothing moves on its line for this long.
     pub(crate) stall_timeout: Duration,
     /// Whether bodies may come compressed.
     pub(crate) compress: Compress,
@@ -80,21 +84,22 @@ pub(crate) struct Transfer {
     runners: Vec<Runner>,
     /// Bytes of the NAR that were taken over.
     offset: u64,
-    /// `None` when the beginning went to Nix before this process knew of it, so that nobody here can tell the hash.
+    /// Has seen all bytes up to `offset`; `None` if nothing is known of the beginning, so that the hash cannot be
+    /// computed.
     verifier: Option<NarVerifier>,
-    /// Who sent what was taken over, and what is known of the bytes before it.
+    /// The sources of the bytes up to `offset`, as far as they are known.
     contributors: Vec<SourceId>,
-    /// Nix has seen nothing that another source could not have sent.
+    /// Whether the NAR may be begun anew, because Nix has seen nothing but bytes that any source would have sent.
     pub(crate) may_begin_anew: bool,
-    /// Each source is read alone, so that a lie has one author.
+    /// Whether each source is read alone, so that a lie has one author.
     is_strict: bool,
-    /// Nobody joins the roster.
+    /// Whether no more sources may join the roster.
     is_closed: bool,
     race: Race,
     started: Instant,
-    /// Time spent waiting for sources, without what Nix took.
+    /// Time spent waiting for sources, without the time that Nix took.
     waited: Duration,
-    /// Of it, when the sources were looked at last.
+    /// The value of `waited` when the sources were last looked at.
     looked: Duration,
     endurance: Endurance,
 }
@@ -106,12 +111,12 @@ enum Left {
     SaidNo,
     /// Its connection broke.
     Broke,
-    /// Nothing moves.
+    /// Nothing moves for us.
     Stalled,
 }
 
 impl Transfer {
-    /// The NAR from its first byte.
+    /// Reads the NAR from its first byte.
     pub(crate) fn new(
         context: Arc<NarContext>,
         settings: TransferSettings,
@@ -121,7 +126,7 @@ impl Transfer {
         Self::resumed(context, settings, url, sources, 0, Some((NarVerifier::new(), Vec::new())))
     }
 
-    /// The NAR from `offset` on, with what is known of the bytes before it and who sent them.
+    /// Reads the NAR from `offset` on. `known` has seen the bytes before it.
     pub(crate) fn resumed(
         context: Arc<NarContext>,
         settings: TransferSettings,
@@ -153,7 +158,7 @@ impl Transfer {
         }
     }
 
-    /// Asks nobody but those given at the start.
+    /// Makes the transfer ask no sources but those given at the start.
     pub(crate) fn is_of_one_source(&mut self) {
         self.is_closed = true;
         self.may_begin_anew = false;
@@ -164,22 +169,23 @@ impl Transfer {
         self.offset
     }
 
-    /// How many sources may have it.
+    /// The number of sources on the roster.
     pub(crate) fn sources(&self) -> usize {
         self.roster.len()
     }
 
-    /// What is known of the bytes up to [`Self::offset`].
+    /// The verifier that has seen the bytes up to [`Self::offset`].
     pub(crate) fn verifier(&self) -> Option<&NarVerifier> {
         self.verifier.as_ref()
     }
 
-    /// Who sent the bytes up to [`Self::offset`], as far as is known.
+    /// The sources of the bytes up to [`Self::offset`], as far as they are known.
     pub(crate) fn contributors(&self) -> &[SourceId] {
         &self.contributors
     }
 
-    /// Nobody waits any more: whoever let Nix wait in vain is asked after others next time.
+    /// Ends the transfer because nobody waits for it any more. A source that sent nothing lately is asked after others
+    /// next time.
     pub(crate) fn abandon(self) {
         for runner in &self.runners {
             if runner.idle(self.waited) >= RACE_AFTER {
@@ -199,6 +205,7 @@ impl Transfer {
             }
             let (runners, offset, size) = (&mut self.runners, self.offset, self.url.nar_size);
             let said = std::future::poll_fn(|context| {
+                // A racer whose tail is full is not read until the race is decided, which bounds the memory of a race.
                 for (at, runner) in runners.iter_mut().enumerate() {
                     let left = size - offset - runner.tail.len() as u64;
                     if runner.tail.len() < RACE_BYTES_MAX
@@ -218,7 +225,7 @@ impl Transfer {
                 Ok((at, said)) => self.hear(at, said, out),
                 Err(_) => None,
             };
-            // A source that never rests is looked at as well.
+            // Data does not put off the look: otherwise a slow source that never pauses would never be raced.
             let is_due = self.waited.saturating_sub(self.looked) >= LOOK;
             let looked = if is_due && matches!(heard, None | Some(Step::Data)) { self.look(out) } else { None };
             if let Some(step) = looked.or(heard) {
@@ -227,7 +234,7 @@ impl Transfer {
         }
     }
 
-    /// So long was waited for the one source that is under way.
+    /// Notes how long the one source under way was waited for.
     fn note_sending(&mut self, wait: Duration) {
         if let [runner] = self.runners.as_slice()
             && !runner.is_queued()
@@ -237,21 +244,22 @@ impl Transfer {
         }
     }
 
-    /// Finishes what is whole, and asks the next source when nobody is under way.
+    /// Finishes the NAR if it is whole, or asks the next source if none is under way.
     fn advance(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         if self.offset == self.url.nar_size {
             return Some(self.finish(out));
         }
         if self.runners.is_empty() {
+            // A source that is read alone is not continued by another one.
             if self.is_strict && self.may_begin_anew && self.offset > 0 {
                 return Some(self.begin_anew(out, None));
             }
             match self.next_source() {
                 Next::Ask(source) => self.ask(source),
-                // Looked at again with the clock.
+                // `step` comes back here at the next look.
                 Next::Wait(_) => {}
                 Next::Nobody => {
-                    // Somebody may have announced the path meanwhile.
+                    // Another source may have announced the path meanwhile.
                     let before = self.roster.len();
                     if !self.is_closed {
                         self.roster.add(self.context.candidates(&self.url));
@@ -291,7 +299,7 @@ impl Transfer {
         self.runners.push(Runner::start(source, request, self.waited, &line));
     }
 
-    /// Takes what one of the sources says.
+    /// Handles what one of the sources says.
     fn hear(&mut self, at: usize, said: Said, out: &mut Vec<u8>) -> Option<Step> {
         let is_race = self.runners.len() > 1;
         let source = self.runners.get(at)?.source;
@@ -338,7 +346,7 @@ impl Transfer {
         self.take_tail(out)
     }
 
-    /// Looks at the pace of those under way.
+    /// Looks at the pace of the sources under way.
     fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         self.looked = self.waited;
         for at in (0..self.runners.len()).rev() {
@@ -357,7 +365,7 @@ impl Transfer {
         None
     }
 
-    /// Leaves the one source there is when the rest would take too long at its pace.
+    /// Leaves the only source under way if the rest would take too long at its pace.
     fn give_up_hopeless(&mut self) {
         let [runner] = self.runners.as_slice() else { return };
         let source = runner.source;
@@ -368,12 +376,12 @@ impl Transfer {
         }
     }
 
-    /// Why this source is not waited for any longer, if so.
+    /// Why this source is no longer waited for, or `None` if it is.
     fn stalls(&self, at: usize) -> Option<String> {
         let runner = self.runners.get(at)?;
         let (line, stall) = (self.line(&runner.source), self.settings.stall_timeout);
         let idle = runner.idle(self.waited);
-        // It waits for us, not we for it.
+        // A racer with a full tail waits for us, not we for it.
         if idle < stall || runner.tail.len() >= RACE_BYTES_MAX {
             return None;
         }
@@ -393,7 +401,7 @@ impl Transfer {
         (runner.passed_over_bytes(&line) > fair).then(|| format!("it serves others for {idle:.0?}"))
     }
 
-    /// Asks another source for the same bytes when that one would be done in half the time.
+    /// Asks another source for the same bytes if that one should be done in half the time.
     fn begin_race(&mut self) {
         let (left, waited) = (self.bytes_left(), self.waited);
         if !self.race.may_begin(waited) {
@@ -403,6 +411,7 @@ impl Transfer {
         if runner.age(waited) < RACE_AFTER {
             return;
         }
+        // A source that stands still has no pace, whatever its last window showed.
         let rate = if runner.idle(waited) >= RACE_AFTER { Some(0) } else { runner.rate_bytes_s(waited) };
         let Some(rate) = rate else { return };
         let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
@@ -419,7 +428,7 @@ impl Transfer {
         self.ask(other);
     }
 
-    /// Ends the race when it is decided; the quicker one goes on.
+    /// Ends the race once it is decided; the quicker source goes on.
     fn judge_race(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         let [first, second] = self.runners.as_slice() else { return None };
         let loser = self.race.loser([first.tail.len(), second.tail.len()], self.bytes_left(), self.waited)?;
@@ -432,7 +441,7 @@ impl Transfer {
         self.take_tail(out)
     }
 
-    /// Takes over what the one who is left sent during a race.
+    /// Takes over what the only source under way sent during a race.
     fn take_tail(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         let [runner] = self.runners.as_mut_slice() else { return None };
         if runner.tail.is_empty() {
@@ -442,7 +451,7 @@ impl Transfer {
         self.take(source, tail, out)
     }
 
-    /// Takes over bytes that come right after those taken before.
+    /// Takes over bytes that follow those taken before.
     fn take(&mut self, source: SourceId, bytes: Vec<u8>, out: &mut Vec<u8>) -> Option<Step> {
         let is_nar = self.verifier.as_mut().is_none_or(|verifier| verifier.feed(&bytes).is_ok());
         if !self.contributors.contains(&source) {
@@ -455,7 +464,7 @@ impl Transfer {
             return Some(self.lie(out));
         }
         self.offset += bytes.len() as u64;
-        // Without a buffer of its own, the caller takes ours.
+        // If the caller's buffer has no memory yet, it takes this one, which saves a copy.
         if out.capacity() == 0 {
             *out = bytes;
         } else {
@@ -464,7 +473,7 @@ impl Transfer {
         Some(Step::Data)
     }
 
-    /// All bytes are there: is it the NAR promised?
+    /// Checks whether the bytes, which are all there, are the promised NAR.
     fn finish(&mut self, out: &mut Vec<u8>) -> Step {
         let promised = |verifier: NarVerifier| {
             verifier.finish().is_ok_and(|nar| nar.nar_hash == self.url.nar_hash && nar.nar_size == self.url.nar_size)
@@ -479,7 +488,8 @@ impl Transfer {
             let source = runner.source;
             self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarVerified(source, self.offset, elapsed));
             let context = Arc::clone(&self.context);
-            // It is there already when the NAR was one write; else nobody waits for it.
+            // The end mark is there already if the NAR came in one write. If not, it is read in the background, so that
+            // Nix does not wait for it.
             let mut end = Box::pin(async move {
                 let end = runner.end().await;
                 if end.is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
@@ -493,7 +503,7 @@ impl Transfer {
         Step::Verified
     }
 
-    /// What was sent is not the NAR promised.
+    /// Handles that what was sent is not the promised NAR.
     fn lie(&mut self, out: &mut Vec<u8>) -> Step {
         for runner in std::mem::take(&mut self.runners) {
             self.account(&runner);
@@ -508,7 +518,7 @@ impl Transfer {
             }
             several => {
                 self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
-                // Whoever went on to the end is less suspect than whoever broke off.
+                // A source that went on to the end is less suspect than one that broke off.
                 self.context.nar_faults.doubt(self.url.nar_hash, last);
                 self.is_strict = true;
             }
@@ -524,6 +534,7 @@ impl Transfer {
         self.verifier = Some(NarVerifier::new());
         self.offset = 0;
         self.endurance.begin_anew();
+        // What several sources sent together proves none of them wrong, so all of them may be asked again.
         if self.contributors.len() > 1 || first.is_some() {
             self.roster.begin_anew(first);
         }
@@ -531,7 +542,7 @@ impl Transfer {
         Step::BegunAnew
     }
 
-    /// Goes on without this source.
+    /// Leaves this source; the transfer goes on without it.
     fn leave(&mut self, at: usize, left: Left, why: String) {
         let runner = self.runners.remove(at);
         self.account(&runner);
@@ -545,7 +556,8 @@ impl Transfer {
                 self.roster.out(runner.source);
                 false
             }
-            // Its queue goes with its connection; a daemon that restarts has the NAR still.
+            // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
+            // still has the NAR.
             Left::Broke => !self.roster.broke(runner.source, runner.bytes() > 0 || runner.is_queued(), Instant::now()),
             Left::Stalled => {
                 self.roster.broke(runner.source, runner.bytes() > 0, Instant::now());
@@ -558,6 +570,7 @@ impl Transfer {
         self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarBroken(runner.source, self.offset, why));
     }
 
+    /// Counts what a request received, and reports it to the ranking of sources.
     fn account(&self, runner: &Runner) {
         self.context.counters.bytes_in.inc_by(runner.wire_bytes());
         let (bytes, elapsed) = (runner.wire_bytes(), runner.age(self.waited));

@@ -1,4 +1,4 @@
-//! Transfers of NARs, each with the sources that may send it.
+//! Begins transfers of NARs, each with the sources that may send it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 use crate::source::SourceId;
 
-/// Begins them.
+/// Begins transfers.
 #[derive(Debug)]
 pub(super) struct Transfers {
     shared: Arc<Shared>,
@@ -26,7 +26,8 @@ impl Transfers {
         Self { shared, narinfos, context }
     }
 
-    /// Who to ask for this NAR: those that confirmed its NarHash, then other candidates; without those that lied about it.
+    /// The sources to ask for this NAR: first those that confirmed its NarHash, then the other candidates. Those that
+    /// lied about it are left out.
     pub(super) async fn holders(&self, url: &NarUrl) -> Vec<SourceId> {
         let mut sources = self.context.candidates(url);
         let confirmed: HashSet<SourceId> = match self.narinfos.remembered(url.hash_part).await {
@@ -37,20 +38,20 @@ impl Transfers {
         sources
     }
 
-    /// The NAR from a byte at or before `first_byte` on.
+    /// Begins to transfer a NAR, from `first_byte` or some byte before it.
     pub(super) fn begin(&self, url: NarUrl, first_byte: u64, holders: Vec<SourceId>) -> Transfer {
         let (context, settings) = (Arc::clone(&self.context), TransferSettings::of(&self.shared.settings()));
         if first_byte < CHECKED_FROM_BYTES || url.nar_size <= SMALL_NAR_BYTES_MAX {
             return Transfer::new(context, settings, url, holders);
         }
-        // It costs the rest, not the whole: what is known of the beginning is a verifier, if this process sent it. If the process
-        // is another, Nix alone verifies the whole, as it always does.
+        // Only the rest is read, not the whole: if this process sent the beginning, a verifier of it was kept. Without
+        // one, for example after a restart, only Nix verifies the whole, as it always does.
         let known = context.checkpoints.before(&url.nar_hash, first_byte);
         let offset = known.as_ref().map_or(first_byte, |(verifier, _)| verifier.fed_bytes());
         Transfer::resumed(context, settings, url, holders, offset, known)
     }
 
-    /// A small NAR that Nix has not asked for yet: only if memory for it is free at once. `None` when it was not read.
+    /// Reads a small NAR that Nix has not asked for yet, if memory for it is free at once. `None` if it was not read.
     pub(super) async fn read_in_advance(self: Arc<Self>, url: NarUrl) -> Option<Bytes> {
         let permit = self.context.buffers.try_take(url.nar_size)?;
         let holders = self.holders(&url).await;

@@ -1,7 +1,8 @@
-//! The way to one client that waits for a NAR, and what keeps it waiting.
+//! The connection to one client that waits for a NAR, and what keeps the client waiting.
 //!
-//! Every NAR begins with the same 56 bytes. While nothing verified is there, they go out little by little: they say nothing, and
-//! a client that counts bytes per second (curl, for Nix's `stalled-download-timeout`) sees that the transfer lives.
+//! Every NAR begins with the same 56 bytes. Until something verified can be sent, they go out a few at a time: they
+//! give nothing away, and a client that counts bytes per second (curl, for Nix's `stalled-download-timeout`) sees that
+//! the transfer is alive.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -15,22 +16,23 @@ use super::BodyAborted;
 /// How every NAR begins: `nix-archive-1`, `(` and `type`, each with its length and padding.
 pub(crate) const NAR_PREFIX: &[u8; 56] =
     b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0\x01\0\0\0\0\0\0\0(\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0type\0\0\0\0";
-/// A client that waits for longer than this gets the head of the answer and the first burst.
+/// A client that has waited this long gets the head of the response and the first burst.
 const HEAD_AFTER: Duration = Duration::from_secs(1);
-/// Bytes of one burst. curl compares whole bytes per second, averaged over some five seconds, with the limit of 1: single bytes far
-/// apart count for nothing.
+/// Bytes of one burst. curl compares whole bytes per second, averaged over some five seconds, with its limit of 1, so
+/// single bytes far apart count as nothing.
 const BURST_BYTES: usize = 8;
-/// Between two bursts: half of the `stalled-download-timeout` that `narmesh init` prints, so that 56 bytes last 105 s. Measured with that
-/// timeout, 30 s: Nix 2.8, 2.26 and 2.34 wait with bursts of 8 every 10, 15 and 25 s, and leave with single bytes every 15 s.
+/// The time between two bursts: half of the `stalled-download-timeout` that `narmesh init` prints, so that 56 bytes
+/// last 105 s. Measured with that timeout of 30 s: Nix 2.8, 2.26 and 2.34 wait with bursts of 8 bytes every 10, 15 and
+/// 25 s, and leave with single bytes every 15 s.
 const BURST_PAUSE: Duration = Duration::from_secs(15);
-/// Chunks that may wait for the client.
+/// The most chunks that may wait for the client.
 pub(super) const CHUNKS_AHEAD: usize = 2;
 
 /// The client hung up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HungUp;
 
-/// See the module.
+/// A client that waits for a NAR; see the module.
 #[derive(Debug)]
 pub(super) struct WaitingClient {
     client: mpsc::Sender<Result<Bytes, BodyAborted>>,
@@ -41,24 +43,24 @@ pub(super) struct WaitingClient {
 }
 
 impl WaitingClient {
-    /// For a client that wants the NAR from `first_byte` on.
+    /// The client wants the NAR from `first_byte` on.
     pub(super) fn new(client: mpsc::Sender<Result<Bytes, BodyAborted>>, first_byte: u64) -> Self {
         let has_bursts = first_byte < NAR_PREFIX.len() as u64;
         let first = if has_bursts { HEAD_AFTER } else { BURST_PAUSE };
         Self { client, first_byte, next_byte: first_byte, burst_at: Instant::now() + first }
     }
 
-    /// Whether the client got the head of an answer and any byte.
+    /// Whether the client has got the head of a response and at least one byte.
     pub(super) fn has_told_something(&self) -> bool {
         self.next_byte > self.first_byte
     }
 
-    /// Whether there is something left to keep the client waiting with.
+    /// Whether bursts are left to keep the client waiting with.
     fn has_bursts(&self) -> bool {
         self.next_byte < NAR_PREFIX.len() as u64
     }
 
-    /// Whether there is nothing to keep the client waiting with, and it has been waiting for some time.
+    /// Whether no bursts are left, and the pause after the last one is over.
     pub(super) fn is_at_its_end(&self) -> bool {
         !self.has_bursts() && Instant::now() >= self.burst_at
     }
@@ -70,7 +72,7 @@ impl WaitingClient {
         self.burst_at.saturating_duration_since(Instant::now()) + BURST_PAUSE * bursts_left
     }
 
-    /// Keeps the client waiting until `done` is.
+    /// Keeps the client waiting until `done` is ready.
     pub(super) async fn keep<T>(&mut self, done: impl Future<Output = T>) -> Result<T, HungUp> {
         let mut done = pin!(done);
         let client = self.client.clone();
@@ -90,14 +92,15 @@ impl WaitingClient {
     fn burst(&mut self) {
         let from = usize::try_from(self.next_byte).unwrap_or(NAR_PREFIX.len());
         let bytes = NAR_PREFIX.get(from..NAR_PREFIX.len().min(from + BURST_BYTES)).unwrap_or_default();
-        // There is room: nothing but bursts was sent so far, far apart. If not, the client is not starving.
+        // There should be room, because so far only bursts were sent, far apart. If there is none, the client has bytes
+        // to read.
         if self.client.try_send(Ok(Bytes::from_static(bytes))).is_ok() {
             self.next_byte += bytes.len() as u64;
         }
         self.burst_at = Instant::now() + BURST_PAUSE;
     }
 
-    /// Sends bytes of the NAR that begin at `at`, but for those that the client has or did not ask for.
+    /// Sends bytes of the NAR that begin at `at`, except those that the client already has or did not ask for.
     pub(super) async fn send(&mut self, at: u64, mut bytes: Bytes) -> Result<(), HungUp> {
         let skipped = self.next_byte.saturating_sub(at).min(bytes.len() as u64);
         bytes.advance(usize::try_from(skipped).unwrap_or(usize::MAX));
@@ -110,7 +113,7 @@ impl WaitingClient {
 
     /// Ends the body short.
     pub(super) async fn abort(self) {
-        // Fails only when the client hung up first.
+        // This fails only if the client hung up first.
         drop(self.client.send(Err(BodyAborted)).await);
     }
 }
@@ -120,7 +123,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn waiting_client_gets_all_of_the_common_beginning_in_bursts_and_then_the_rest() {
+    async fn waiting_client_gets_the_common_beginning_in_bursts_and_then_the_rest() {
         let (sender, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
         let reader = tokio::spawn(async move {
             let mut got = Vec::new();

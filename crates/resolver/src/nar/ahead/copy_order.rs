@@ -1,14 +1,14 @@
-//! The order in which `nix copy` fetches NARs: what a path refers to before the path itself.
+//! The order in which `nix copy` fetches NARs: a path comes after the paths that it refers to.
 //!
-//! Nix (`Store::topoSortPaths`, then reversed, in `copyPaths`) visits the paths by base name, depth first, references by base name
-//! too, and takes each when all it refers to is taken.
+//! Nix (`Store::topoSortPaths`, then reversed, in `copyPaths`) visits paths and their references depth first, ordered
+//! by base name, and takes each path when all that it refers to is taken.
 
 use narmesh_protocol::{HashPart, NarInfo, NarUrl};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-/// The NARs of these paths as Nix will ask for them. A reference to a path that is not among them is passed over.
+/// The NARs of these paths in the order in which Nix will ask for them. References to other paths are ignored.
 pub(super) fn copy_order<'a>(infos: impl IntoIterator<Item = &'a NarInfo>) -> VecDeque<NarUrl> {
-    // Hash parts sort as base names do: no two paths share one.
+    // Hash parts sort as base names do, because no two paths share one.
     let infos: BTreeMap<HashPart, &NarInfo> = infos.into_iter().map(|info| (info.path.hash_part(), info)).collect();
     let mut order = VecDeque::with_capacity(infos.len());
     let mut visited = HashSet::with_capacity(infos.len());
@@ -16,7 +16,7 @@ pub(super) fn copy_order<'a>(infos: impl IntoIterator<Item = &'a NarInfo>) -> Ve
         if !visited.insert(*part) {
             continue;
         }
-        // Not recursion: a chain may be as long as there are paths.
+        // This is not recursive, because a chain may be as long as there are paths.
         let mut branch = vec![(*info, info.references.iter())];
         while let Some((info, left)) = branch.last_mut() {
             match left.next() {
@@ -67,18 +67,18 @@ mod tests {
 
     #[test]
     fn references_come_first_and_names_decide_the_rest() {
-        // d stands alone; a needs b and c, both need f; f needs itself; z is not among them.
+        // d refers to nothing; a refers to b and c, which both refer to f; f refers to itself; z is not among them.
         let infos = [info('a', "bcz"), info('b', "f"), info('c', "f"), info('d', ""), info('f', "f")];
         assert_eq!(order_of(&infos), "fbcad");
     }
 
     #[test]
-    fn a_circle_ends() {
+    fn references_in_a_circle_end() {
         assert_eq!(order_of(&[info('a', "b"), info('b', "a")]), "ba");
     }
 
     #[test]
-    fn a_long_chain_is_no_recursion() {
+    fn long_chain_of_references_overflows_no_stack() {
         let parts: Vec<_> = (0..100_000_u32)
             .map(|number| {
                 let mut bytes = [0; 20];

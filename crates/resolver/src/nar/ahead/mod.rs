@@ -1,9 +1,10 @@
-//! Reading NARs ahead: Nix up to 2.8 copies a closure one NAR after the other, and a small NAR is verified whole before its first
-//! byte. While Nix unpacks one, the next ones are read.
+//! Reads NARs ahead. Nix up to 2.8 copies a closure one NAR after the other, and a small NAR is verified whole before
+//! its first byte goes out. While Nix unpacks one NAR, the next ones are read.
 //!
-//! Which they are is guessed: the narinfos that Nix asked for and whose NARs it has not, in the order of [`copy_order`]. A guess
-//! counts only after it came true: each NAR that was the next one of the plan doubles how many are read ahead, one that was not
-//! ends it. So a build, which fetches in another order, has nothing read in vain.
+//! The next ones are guessed: those whose narinfos Nix has asked for and whose NARs it has not, in the order of
+//! [`copy_order`]. Guesses have to come true first: each NAR that was the next one of the plan doubles how many are
+//! read ahead, and one that was not ends reading ahead. So for a build, which fetches in another order, nothing is read
+//! in vain.
 
 mod copy_order;
 
@@ -21,19 +22,20 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// Narinfos given to Nix whose NARs it may ask for; when there are more, all are forgotten.
+/// The most narinfos given to Nix whose NARs it may still ask for; when there are more, all are forgotten.
 const EXPECTED_MAX: usize = 16_384;
-/// NARs read ahead at most: half of what a holder grants by default.
+/// The most NARs read ahead: half of what a holder grants by default.
 const AHEAD_MAX: usize = 8;
-/// Their bytes at most. What is more than `limits.nar_buffer_bytes` leaves free is not read ahead either.
+/// The most bytes read ahead. What does not fit into the free part of `limits.nar_buffer_bytes` is not read ahead
+/// either.
 const AHEAD_BYTES_MAX: u64 = 16 << 20;
-/// What was read ahead and is not asked for within this is thrown away.
+/// What was read ahead is thrown away if Nix does not ask for it within this time.
 const UNUSED_MAX: Duration = Duration::from_secs(10);
-/// A new plan is made when the narinfos given since the last one are at least one in so many of those expected, so that making plans
-/// costs a constant per narinfo, however Nix asks.
+/// A new plan is made only when at least one in this many of the expected narinfos was given since the last plan, so
+/// that planning costs a constant per narinfo, however Nix asks.
 const PLAN_SHARE: usize = 8;
 
-/// What Nix is expected to ask for, and what was read of it.
+/// The NARs that Nix is expected to ask for, and those that are being read ahead.
 #[derive(Debug)]
 pub(crate) struct NarsAhead {
     shared: Arc<Shared>,
@@ -45,13 +47,13 @@ pub(crate) struct NarsAhead {
 #[derive(Debug, Default)]
 struct Guesses {
     expected: HashSet<HashPart>,
-    /// Narinfos given since the plan was made.
+    /// Number of narinfos given since the plan was made.
     given: usize,
     plan: VecDeque<NarUrl>,
-    /// How many are read ahead.
+    /// How many NARs of the plan are read ahead; 0 until a guess comes true.
     window: usize,
     reading: HashMap<NarUrl, Reading>,
-    /// [`throw_away`] runs.
+    /// Whether [`throw_away`] is running.
     is_tidied: bool,
 }
 
@@ -72,7 +74,7 @@ impl NarsAhead {
         Self { shared, narinfos, transfers, guesses: Mutex::default() }
     }
 
-    /// Nix was given this path's narinfo.
+    /// Notes that Nix was given the narinfo of this path.
     pub(crate) fn expect(&self, part: HashPart) {
         let mut guesses = self.guesses.lock();
         if guesses.expected.len() >= EXPECTED_MAX {
@@ -83,8 +85,8 @@ impl NarsAhead {
         }
     }
 
-    /// The NAR that Nix asks for, if it is being read ahead; the next ones are begun with. `None` from the future: it could not
-    /// be read.
+    /// Takes the NAR that Nix asks for, if it is being read ahead, and begins to read the next ones. The future returns
+    /// `None` if it could not be read.
     pub(super) fn take(self: &Arc<Self>, url: NarUrl) -> Option<impl Future<Output = Option<Bytes>> + use<>> {
         let reading = {
             let mut guesses = self.guesses.lock();
@@ -117,7 +119,8 @@ impl NarsAhead {
 }
 
 impl Guesses {
-    /// Nix asks for this NAR; `plan` orders what is expected. How many NARs were read in vain.
+    /// Notes that Nix asks for this NAR; `plan` puts the expected ones in order. Returns how many NARs were read in
+    /// vain.
     fn asked(&mut self, url: &NarUrl, plan: impl FnOnce(&HashSet<HashPart>) -> VecDeque<NarUrl>) -> u64 {
         let is_expected = self.expected.contains(&url.hash_part);
         let mut at = self.plan.iter().position(|next| next == url);
@@ -135,7 +138,7 @@ impl Guesses {
             }
             Some(skipped) => {
                 for passed in self.plan.drain(..=skipped) {
-                    // Nix holds it, or does not want it.
+                    // Nix skipped it, because it has it or does not want it.
                     self.expected.remove(&passed.hash_part);
                 }
                 self.give_up(url)
@@ -144,6 +147,7 @@ impl Guesses {
         }
     }
 
+    /// Stops reading ahead, except for `but`, which Nix asks for. Returns how many NARs were read in vain.
     fn give_up(&mut self, but: &NarUrl) -> u64 {
         self.window = 0;
         let before = self.reading.len();
@@ -151,7 +155,7 @@ impl Guesses {
         (before - self.reading.len()) as u64
     }
 
-    /// The next ones to begin with.
+    /// The next NARs to begin to read.
     fn next(&self) -> Vec<NarUrl> {
         let mut bytes = self.reading.keys().map(|url| url.nar_size).sum::<u64>();
         let next = self.plan.iter().take(self.window).filter(|url| !self.reading.contains_key(url));
@@ -164,7 +168,7 @@ impl Guesses {
     }
 }
 
-/// Throws away what nobody asked for, until nothing is left.
+/// Throws away what Nix did not ask for in time; ends when nothing is being read ahead.
 async fn throw_away(ahead: Weak<NarsAhead>) {
     loop {
         tokio::time::sleep(UNUSED_MAX / 10).await;
@@ -205,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn each_guess_that_comes_true_doubles_what_is_read_ahead() {
+    fn each_guess_that_comes_true_doubles_how_many_are_read_ahead() {
         let mut guesses = expecting(0..40);
         let ahead: Vec<_> = (0..6)
             .map(|number| {
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn another_order_reads_nothing_ahead_and_plans_no_more() {
+    fn requests_in_another_order_read_nothing_ahead_and_make_one_plan() {
         let mut guesses = expecting(0..40);
         let mut plans = 0;
         for number in [7, 3, 20, 11, 30, 29, 1] {
@@ -231,11 +235,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_over_is_expected_no_more() {
+    fn nars_that_nix_skips_are_no_longer_expected() {
         let mut guesses = expecting(0..10);
         guesses.asked(&url(0), sorted);
         assert_eq!(guesses.next(), [url(1)]);
-        // 1 to 4 are there already.
+        // Nix skips 1 to 4.
         guesses.asked(&url(5), sorted);
         assert_eq!((guesses.next(), guesses.expected.len()), (vec![], 4));
         guesses.asked(&url(6), sorted);
@@ -243,9 +247,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_expected_leads_nowhere() {
+    fn unexpected_nar_makes_no_plan() {
         let mut guesses = expecting(0..10);
-        guesses.asked(&url(77), |_| panic!("a plan for what Nix never looked up"));
+        guesses.asked(&url(77), |_| panic!("a plan for a path that Nix never looked up"));
         assert_eq!(guesses.next(), []);
     }
 
@@ -256,6 +260,6 @@ mod tests {
         guesses.window = 8;
         assert_eq!(guesses.next().len(), 2);
         guesses.plan = VecDeque::from([NarUrl { nar_size: SMALL_NAR_BYTES_MAX + 1, ..url(0) }, url(1)]);
-        assert_eq!(guesses.next(), [], "a large one is streamed, and ends what is read ahead");
+        assert_eq!(guesses.next(), [], "a large NAR is streamed, and nothing after it is read ahead");
     }
 }
