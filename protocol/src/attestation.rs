@@ -51,7 +51,7 @@ pub enum AttestationError {
     #[error("attestation")]
     Codec(#[from] CodecError),
     /// The path or a reference is not a valid store path.
-    #[error("attestation: the path, or a reference, is no store path")]
+    #[error("attestation: the path, or a reference, is not a store path")]
     Path,
     /// The references are not in ascending order without repetition, or not separated by single spaces.
     #[error("attestation: references are not sorted and unique, separated by single spaces")]

@@ -127,7 +127,7 @@ impl http_body::Body for NarResponseBody {
             }
             Some(Err(BodyAborted)) => this.abort(),
             None => {
-                tracing::warn!(missing_bytes = this.remaining, "a NAR body ended early without saying so");
+                tracing::warn!(missing_bytes = this.remaining, "a NAR body ended early without an error");
                 this.abort()
             }
         }

@@ -179,7 +179,7 @@ impl ConnectionTable {
     pub(crate) async fn drain(&self, grace: Duration) {
         self.tell_all(ConnectionState::drain);
         if tokio::time::timeout(grace, self.empty()).await.is_err() {
-            tracing::info!(connections = self.open().connections.len(), "closing connections whose time is over");
+            tracing::info!(connections = self.open().connections.len(), "closing connections that did not finish");
             self.tell_all(ConnectionState::close);
             self.empty().await;
         }

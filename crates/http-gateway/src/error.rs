@@ -16,7 +16,7 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GatewayError {
     /// There is no such path or no such endpoint on this listener, or the name does not parse.
-    #[error("nothing is known under this path")]
+    #[error("there is nothing at this path")]
     NotFound,
     /// `Host` is not one of our names: a web page may have rebound its name to a loopback address.
     #[error("the host named is not this gateway")]
@@ -31,7 +31,7 @@ pub enum GatewayError {
     #[error("a request body or transfer encoding is not accepted")]
     UnexpectedBody,
     /// No byte of the requested range exists.
-    #[error("the range begins beyond the {size} bytes there are")]
+    #[error("the range begins after the last of {size} bytes")]
     RangeNotSatisfiable {
         /// Size of the whole NAR, bytes.
         size: u64,

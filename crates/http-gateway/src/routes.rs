@@ -152,7 +152,7 @@ impl<S: Substituter> Endpoint<S> {
     fn metrics_text(&self) -> Result<Response, GatewayError> {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
-            tracing::error!("a metric refused to be printed");
+            tracing::error!("the metrics could not be encoded");
             return Err(GatewayError::NotFound);
         }
         Ok(self.text(RequestKind::Metrics, METRICS_TYPE, text))

@@ -106,7 +106,7 @@ pub async fn serve<S: Substituter>(
                 // once a second, because this repeats as long as descriptors are short.
                 if warned.is_none_or(|at: Instant| at.elapsed() >= WARN_PAUSE) {
                     warned = Some(Instant::now());
-                    tracing::warn!(%error, "accepting clients fails");
+                    tracing::warn!(%error, "cannot accept clients");
                 }
                 table.close_oldest();
                 sleep(ACCEPT_PAUSE).await;
@@ -129,7 +129,7 @@ fn http(limits: &GatewayLimits) -> http1::Builder {
 async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway: Gateway<S>, http: http1::Builder) {
     // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a client left at once");
+        tracing::debug!(%error, "a client disconnected at once");
         return;
     }
     // A kernel that does not know this costs memory, and no client its connection.
@@ -154,7 +154,7 @@ async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway
         connection.as_mut().poll(cx)
     });
     if let Err(error) = ended.await {
-        tracing::debug!(%error, "a connection ended");
+        tracing::debug!(%error, "a connection ended with an error");
     }
 }
 

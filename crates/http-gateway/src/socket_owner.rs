@@ -39,7 +39,7 @@ impl SocketOwners {
         let diag =
             socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG));
         if let Err(error) = &diag {
-            tracing::debug!(%error, "the kernel does not tell whose sockets are whose");
+            tracing::debug!(%error, "the kernel does not say who owns a socket");
         }
         Self { diag: diag.ok() }
     }

@@ -19,16 +19,16 @@ impl PathReport {
             sentences.push(format!("{} says {}, which does not count: {}.", vote.builder, vote.nar_hash, vote.why));
         }
         if !self.missing.is_empty() {
-            sentences.push(format!("Not heard: {}. A missing builder is missing; it is no vote.", list(&self.missing)));
+            sentences.push(format!("Not heard: {}. A missing builder casts no vote.", list(&self.missing)));
         }
         match self.held {
             Some(Held::Agreed) => sentences.push("What is in the store here is what was agreed on.".to_owned()),
             Some(Held::Differs) => {
                 sentences.push("What is in the store here is NOT what was agreed on.".to_owned());
             }
-            Some(Held::Attested) => sentences.push("What is in the store here is one of those attested.".to_owned()),
+            Some(Held::Attested) => sentences.push("What is in the store here is an attested result.".to_owned()),
             Some(Held::Unattested) => {
-                sentences.push("What is in the store here was attested by nobody that counts.".to_owned());
+                sentences.push("No builder that counts attested what is in the store here.".to_owned());
             }
             None => {}
         }
@@ -54,25 +54,25 @@ impl PathReport {
         let most = self.fingerprints.first().map_or(0, |most| most.groups);
         match self.verdict {
             State::Agreed if self.disputed_by.is_empty() => {
-                format!("{path} is agreed: {most} of {of} groups of builders got the same, {k} are asked for.")
+                format!("{path} is agreed: {most} of {of} groups of builders got the same result; {k} are needed.")
             }
             State::Agreed => format!(
-                "{path} is agreed: {most} of {of} groups of builders got the same, {k} are asked for; disputed by {}.",
+                "{path} is agreed: {most} of {of} groups of builders got the same result; {k} are needed. It is disputed by {}.",
                 list(&self.disputed_by)
             ),
             State::Conflict if self.vetoed => format!(
-                "{path} is in conflict: {most} of {of} groups got the same, {k} are asked for, but another one was attested and the policy gives each builder a veto."
+                "{path} is in conflict: {most} of {of} groups got the same result and {k} are needed, but another result was attested, and the policy gives each builder a veto."
             ),
             State::Conflict => format!(
-                "{path} is in conflict: builders got {} different results, and not exactly one of them has {k} of {of} groups.",
+                "{path} is in conflict: builders got {} different results, and either none or more than one of them has {k} of {of} groups.",
                 self.fingerprints.len()
             ),
-            State::Short => format!("{path} is short: {most} of {of} groups attest one result, {k} are asked for."),
+            State::Short => format!("{path} is short: {most} of {of} groups attest one result; {k} are needed."),
             State::None => {
-                format!("{path}: no builder that counts says anything of it; {k} of {of} groups are asked for.")
+                format!("{path}: no builder that counts says anything of it; {k} of {of} groups are needed.")
             }
             State::ContentAddressed => {
-                format!("{path} is its own content address: its contents are checked by themselves.")
+                format!("{path} is its own content address: its contents are checked against it.")
             }
         }
     }
@@ -81,7 +81,7 @@ impl PathReport {
         let differs = if it.other_name {
             ", of another name under the same hash part: no override lowers how many must agree"
         } else if it.same_nar_as_another {
-            ", with other References or another NarSize than the one of the same NarHash"
+            ", with other References or another NarSize than another result with the same NarHash"
         } else {
             ""
         };

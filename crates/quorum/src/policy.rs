@@ -139,7 +139,7 @@ pub enum PolicyError {
         of: usize,
     },
     /// A name in `grace` belongs to no builder.
-    #[error("quorum.grace: {name:?} is no builder; accepted: names of [[builder]]")]
+    #[error("quorum.grace: {name:?} is not a builder; accepted: names of [[builder]]")]
     GraceName {
         /// The unknown name.
         name: String,
@@ -184,7 +184,7 @@ impl std::fmt::Display for PolicyWarning {
                 of / 2 + 1
             ),
             Self::OneKeyTwoNames { first, second } => {
-                write!(f, "builders {first:?} and {second:?} have one key: it counts once, as {first:?}")
+                write!(f, "builders {first:?} and {second:?} have the same key: it counts once, as {first:?}")
             }
             Self::RevokedStranger { key } => write!(f, "revoked_builders: {key} is the key of no [[builder]]"),
         }

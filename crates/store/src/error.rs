@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A read was to begin beyond the end of a NAR.
-    #[error("offset {offset} of {path}, whose nar has {nar_size} bytes")]
+    #[error("offset {offset} is beyond the end of the NAR of {path}, which has {nar_size} bytes")]
     BeyondNar {
         /// The store path that was to be read.
         path: StorePath,
@@ -36,13 +36,13 @@ pub enum StoreError {
     },
     /// We may not read the database, or reading it would need a recovery or a new file beside it, which only its owner may
     /// make.
-    #[error("nix database {path}: cannot be read without writing beside it")]
+    #[error("nix database {path}: cannot be read without writing next to it")]
     Unreadable {
         /// The database file.
         path: PathBuf,
     },
     /// The file is not a Nix database.
-    #[error("{path} is no Nix database: {why}")]
+    #[error("{path} is not a Nix database: {why}")]
     NotNix {
         /// The database file.
         path: PathBuf,

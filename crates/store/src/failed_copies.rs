@@ -46,7 +46,7 @@ impl fmt::Display for CopyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Corrupt => "failed its hash before",
-            Self::Gone => "is gone from the disk, or a part of it",
+            Self::Gone => "is gone from the disk, wholly or in part",
             Self::Unreadable => "cannot be read from the disk",
             Self::NotArchivable => "holds what a NAR cannot hold",
         })

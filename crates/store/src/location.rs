@@ -37,7 +37,7 @@ impl fmt::Display for StoreGap {
         match self {
             Self::NoDirectory(path) => write!(f, "there is no directory {}", path.display()),
             Self::NoDatabase(path) => write!(f, "there is no Nix database {}", path.display()),
-            Self::NotNix(path, why) => write!(f, "{} is no Nix database: {why}", path.display()),
+            Self::NotNix(path, why) => write!(f, "{} is not a Nix database: {why}", path.display()),
         }
     }
 }

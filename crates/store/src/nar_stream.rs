@@ -47,7 +47,7 @@ pub enum NarStreamError {
         source: io::Error,
     },
     /// The files do not give the registered NarHash or NarSize.
-    #[error("the files of {part} do not give the NarHash and NarSize registered for it")]
+    #[error("the files of {part} do not match the NarHash and NarSize registered for it")]
     HashMismatch {
         /// Hash part of the path whose NAR was read.
         part: HashPart,
@@ -223,7 +223,7 @@ impl NarStream {
                     Err(unread) => {
                         out.truncate(start);
                         if let Unread::Refused(errno) = unread {
-                            tracing::debug!(store_path = %self.part, %errno, "walked: cannot be read by its layout");
+                            tracing::debug!(store_path = %self.part, %errno, "cannot be read by its layout; walking its files");
                         }
                         self.begin_anew(unread == Unread::NotAsSeen)?;
                         continue;

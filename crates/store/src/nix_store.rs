@@ -101,7 +101,7 @@ impl NixStore {
         let before = std::mem::replace(&mut *self.gap.write(), gap.clone());
         match (before, gap) {
             (before, Some(gap)) if before.as_ref() != Some(&gap) => {
-                tracing::warn!(%gap, "the store is not there: nothing is found in it, or offered; looked for again each second");
+                tracing::warn!(%gap, "the store is not there: nothing is found in it or offered; looking for it again each second");
             }
             (Some(gap), None) => tracing::info!(before = %gap, "the store is there now"),
             (_, Some(_)) | (None, None) => {}
@@ -195,7 +195,7 @@ impl NixStore {
             Ok(Some((row, info))) => Registration::of(row, &info) != *registration,
             Ok(None) => true,
             Err(error) => {
-                tracing::debug!(store_path = %part, %error, "cannot tell whether it was registered anew");
+                tracing::debug!(store_path = %part, %error, "cannot tell whether it was registered again");
                 false
             }
         }

@@ -80,7 +80,7 @@ fn a_path_report_names_attesting_and_missing_builders_and_the_policy() {
 fn sentences_say_what_would_change_the_verdict() {
     let text = one(&policy("a b c d", 3), "a1 b1 c2 c3").sentences.join("\n");
     for part in [
-        "is short: 2 of 4 groups attest one result, 3 are asked for.",
+        "is short: 2 of 4 groups attest one result; 3 are needed.",
         "a and b; counts for 2 groups.",
         "c: not reproducible on this builder: it attested sha256:",
         "Its vote is void for this path, and for no other.",

@@ -268,13 +268,13 @@ impl Database {
     fn sqlite(&self, source: rusqlite::Error) -> StoreError {
         match source.sqlite_error_code() {
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => StoreError::Unreadable { path: self.file.clone() },
-            Some(ErrorCode::NotADatabase) => self.not_nix("it is no database of SQLite"),
+            Some(ErrorCode::NotADatabase) => self.not_nix("it is not an SQLite database"),
             // SQLite has no code of its own for these errors.
             Some(ErrorCode::Unknown) | None if source.to_string().contains("no such table") => {
-                self.not_nix("it lacks a table of Nix")
+                self.not_nix("it lacks one of Nix's tables")
             }
             Some(ErrorCode::Unknown) | None if source.to_string().contains("no such column") => {
-                self.not_nix("its tables lack a column of Nix")
+                self.not_nix("its tables lack one of Nix's columns")
             }
             _ => StoreError::Sqlite { path: self.file.clone(), source },
         }

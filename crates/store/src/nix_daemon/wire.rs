@@ -32,7 +32,7 @@ pub enum DaemonError {
     #[error("its answer is malformed")]
     Malformed,
     /// The daemon answered with an error, which we logged.
-    #[error("it refused the question")]
+    #[error("it refused the request")]
     Refused,
 }
 
@@ -130,7 +130,7 @@ impl<S: Read + Write> Wire<S> {
             self.numbers(1)?;
             self.string()?;
         }
-        tracing::warn!(message, "the nix daemon refused a question");
+        tracing::warn!(message, "the nix daemon refused a request");
         Ok(DaemonError::Refused)
     }
 

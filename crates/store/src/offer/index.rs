@@ -245,7 +245,7 @@ impl OfferIndex {
         // A source must not stay offered when the limit cut off the path that refers to it.
         self.carry_sources(rules);
         if !std::mem::replace(&mut self.has_warned, true) {
-            tracing::warn!(surplus, limit = rules.paths_max(), "more paths than may be advertised: the newest are not");
+            tracing::warn!(surplus, limit = rules.paths_max(), "more paths than may be advertised: newest withheld");
         }
     }
 

@@ -253,7 +253,7 @@ impl Shared {
         let mut warned = self.warned.lock();
         if warned.is_none_or(|at| at.elapsed() >= WARNED_EVERY) {
             *warned = Some(Instant::now());
-            tracing::warn!(store_path = %part, %error, "cannot tell whether it may be served: it is not");
+            tracing::warn!(store_path = %part, %error, "cannot tell whether it may be served, so it is not");
         }
     }
 

@@ -106,7 +106,7 @@ impl Withheld {
             Self::NotVouchedFor => "no trusted key signed it, and our builder key does not vouch for it",
             Self::CopyFailed => "our copy of it failed its hash",
             Self::CopyGone => {
-                "our copy of it is gone from the disk, or a part of it (`nix-store --verify` finds what Nix takes for valid)"
+                "our copy of it is gone from the disk, wholly or in part (`nix-store --verify` finds such paths)"
             }
             Self::CopyUnreadable => "our copy of it cannot be read from the disk",
             Self::NotArchivable => {

@@ -279,7 +279,7 @@ fn missing_store_is_reported_and_found_later() {
         for store in [&store, &nix.open()] {
             store.refresh().unwrap();
             let gap = store.gap().unwrap_or_else(|| panic!("{kind} is not told")).to_string();
-            assert!(gap.contains("o Nix database") && gap.contains("db.sqlite"), "{kind}: {gap}");
+            assert!(gap.contains("Nix database") && gap.contains("db.sqlite"), "{kind}: {gap}");
         }
         fs::remove_dir_all(&database).unwrap();
     }
