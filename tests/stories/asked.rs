@@ -110,7 +110,7 @@ fn the_socket_group_may_ask_for_reports_and_only_root_or_the_daemon_user_may_imp
 
     // Root may import, and what it imports counts at once.
     let imported = machine.client.narmesh(&["quorum", "import", file]).expect_success("import by root");
-    assert_eq!(imported.trim(), "3 attestations: 3 new, 0 by keys that are no [[builder]]");
+    assert_eq!(imported.trim(), "3 attestations: 3 new, 0 by keys without a [[builder]]");
     let agreed = ask(&["report", "--json", "--closure", &app]);
     assert_eq!((agreed.status.success(), &report(&agreed)["totals"]["agreed"]), (true, &2.into()));
     assert_eq!(machine.client.status().number("/quorum/attestations"), 6);

@@ -1,4 +1,4 @@
-//! `narmesh check-config`: the file, what Nix is told beside it, and whether the peers answer.
+//! `narmesh check-config`: checks the file, compares it with Nix's configuration, and tests whether the peers answer.
 
 use super::nix_conf::NixSettings;
 use super::nix_version::NixVersion;
@@ -12,29 +12,29 @@ use narmesh_quorum::Mode;
 use narmesh_store::NixStore;
 use std::path::{Path, PathBuf};
 
-/// A miss that Nix remembers longer than this, seconds, is worth a remark.
+/// If Nix remembers a miss for longer than this, seconds, a note says so.
 const NEGATIVE_TTL_S_MAX: u64 = 60;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Dial each peer: reachable, allowed both ways?
+    /// Dial each peer: is it reachable, and does each side allow the other?
     #[arg(long)]
     probe: bool,
-    /// Compare with this file instead of asking Nix
+    /// Compare with this nix.conf instead of asking Nix
     #[arg(long, value_name = "FILE")]
     nix_conf: Option<PathBuf>,
 }
 
-/// Something found, in words.
+/// What the check found, in words.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Finding {
-    /// Should be put right.
+    /// Something that the user should fix.
     Warning(String),
-    /// Good to know.
+    /// Something that may be as intended.
     Note(String),
 }
 
-/// Returns whether all is well: a probe that failed is not, nor what keeps the daemon from starting; a warning is.
+/// Returns whether the daemon can start and every probe succeeded; warnings do not count.
 pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
     let settings = Settings::load(config)?;
     let secrets = settings.secrets()?;
@@ -44,13 +44,13 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     emit(&format!(
         "{} {}: {} peers, peer id {}\n",
         config.display(),
-        if can_start { "is accepted" } else { "can be read, but no daemon can start with it" },
+        if can_start { "is accepted" } else { "is valid, but the daemon cannot start with it" },
         settings.peers.len(),
         secrets.peer_id()
     ))?;
     problems.iter().try_for_each(|problem| emit(&format!("error: {problem}\n")))?;
     let nix = arguments.nix_conf.as_deref().map_or_else(NixSettings::effective, NixSettings::from_file);
-    emit(&format!("compared with Nix as configured by {}\n", nix.source))?;
+    emit(&format!("compared with Nix's configuration from {}\n", nix.source))?;
     let mut findings: Vec<_> = notes.into_iter().map(Finding::Note).collect();
     findings.extend(own_findings(&settings, &secrets));
     findings.extend(store_finding(&settings));
@@ -74,24 +74,24 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     Ok(can_start && probes.iter().all(PeerProbe::is_good))
 }
 
-/// Whether the store can be read, and is one.
+/// Warns if the store's directory or its Nix database is missing.
 fn store_finding(settings: &Settings) -> Option<Finding> {
-    // What cannot be opened at all is told already.
+    // `startable` reports a store that cannot be opened at all.
     let gap = NixStore::open(settings.store.location()).ok()?.gap()?.to_string();
-    Some(Finding::Warning(format!("[store]: {gap}: nothing is found in it, or offered, until there is")))
+    Some(Finding::Warning(format!("[store]: {gap}: until that changes, this node finds and offers no path")))
 }
 
 fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
     let mut findings = Vec::new();
     if settings.peers.is_empty() {
-        findings.push(Finding::Note("no [[peer]]: this node shares with nobody yet".to_owned()));
+        findings.push(Finding::Note("no [[peer]] is configured: this node shares with nobody yet".to_owned()));
     }
     match &secrets.builder_key {
         None => findings.push(Finding::Note(
-            "no trust.builder_key_file: nothing built here can be substituted elsewhere".to_owned(),
+            "trust.builder_key_file is not set: nothing built here can be substituted elsewhere".to_owned(),
         )),
         Some(key) if settings.trusted.by_name(key.name()) != Some(&key.public()) => findings.push(Finding::Note(format!(
-            "trust.trusted_public_keys lacks our own builder key {}: what was built here and collected cannot come back",
+            "trust.trusted_public_keys lacks our own builder key {}: what was built here and then deleted cannot be fetched back",
             key.public()
         ))),
         Some(_) => {}
@@ -99,7 +99,7 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
     findings
 }
 
-/// What of the rules is doubtful, and what goes past a policy that requires agreement.
+/// Doubtful rules, and ways into the store that bypass `quorum.mode = "require"`.
 fn quorum_findings(
     settings: &Settings,
     own: Option<&NixPublicKey>,
@@ -111,11 +111,12 @@ fn quorum_findings(
     let own = own.map(NixPublicKey::bytes);
     let signers = settings.quorum.signers();
     for builder in settings.quorum.counted(None) {
-        // Signatures come with every narinfo.
+        // The bare signatures of a signer need no peer: they come with every narinfo.
         if builder.peer.is_none() && Some(builder.key.bytes()) != own && !signers.contains(&builder.key) {
             let name = policy.name_of(&BuilderKey(builder.key.bytes())).unwrap_or_default();
             findings.push(Finding::Warning(format!(
-                "builder {name:?} has no peer: its attestations come as files alone (`narmesh quorum import`); name the [[peer]] that is its node"
+                "builder {name:?} has no peer: its attestations can come only as files (`narmesh quorum import`); set \
+                 peer to the name of the [[peer]] that is its node"
             )));
         }
     }
@@ -124,20 +125,21 @@ fn quorum_findings(
     }
     for url in other_substituters(settings, nix) {
         findings.push(Finding::Warning(format!(
-            "quorum.mode = \"require\" is bypassed by the substituter {url} of nix.conf: it governs only what passes through this node"
+            "quorum.mode = \"require\" is bypassed by the substituter {url} of nix.conf: the policy governs only what \
+             passes through this node"
         )));
     }
     let ours = gateway.map(NixPublicKey::to_string);
     match &ours {
         None => findings.push(Finding::Note(
-            "quorum.mode = \"require\": the daemon makes the gateway key, which Nix has to trust, at its first start; ask \
-             `narmesh id` then"
+            "quorum.mode = \"require\": the daemon makes the gateway key, which Nix has to trust, at its first start; \
+             after that, `narmesh id` prints it"
                 .to_owned(),
         )),
         Some(ours) if !nix.words("trusted-public-keys").contains(&ours.as_str()) => {
             findings.push(Finding::Warning(format!(
-                "trusted-public-keys of nix.conf lacks the gateway key {ours}: Nix refuses what was agreed on, and remembers \
-                 that for 30 days"
+                "trusted-public-keys in nix.conf lacks the gateway key {ours}: Nix refuses what the builders agree \
+                 on, and keeps the unusable narinfo for 30 days"
             )));
         }
         Some(_) => {}
@@ -145,14 +147,15 @@ fn quorum_findings(
     let is_ours = |key: &&str| ours.as_deref() == Some(*key);
     for key in nix.words("trusted-public-keys").into_iter().filter(|key| !is_ours(key)) {
         findings.push(Finding::Warning(format!(
-            "quorum.mode = \"require\" is bypassed by the key {key} of trusted-public-keys in nix.conf: what it alone signed is accepted from anywhere"
+            "quorum.mode = \"require\" is bypassed by the key {key} of trusted-public-keys in nix.conf: Nix accepts \
+             what this key alone signed from any substituter"
         )));
     }
     let trusted = trusted_users(nix);
     if !trusted.is_empty() {
         findings.push(Finding::Warning(format!(
-            "quorum.mode = \"require\" is bypassed by the trusted-users of nix.conf: {} may name substituters and keys of \
-             their own. Leave root alone there",
+            "quorum.mode = \"require\" is bypassed by trusted-users in nix.conf: {} may name substituters and keys of \
+             their own. Leave only root in that list",
             trusted.join(" ")
         )));
     }
@@ -162,7 +165,7 @@ fn quorum_findings(
 fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersion>) -> Vec<Finding> {
     let mut findings: Vec<_> =
         nix.unreadable.iter().map(|path| Finding::Warning(format!("{} cannot be read", path.display()))).collect();
-    // With a policy that demands agreement the gateway key is under everything, and Nix needs no other.
+    // In mode `require` the gateway key signs everything that is served, so Nix needs no other key.
     if settings.quorum.mode() != Mode::Require {
         findings.extend(key_findings(settings, nix));
     }
@@ -173,7 +176,8 @@ fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersi
     let negative_ttl_s = nix.value("narinfo-cache-negative-ttl").and_then(|value| value.parse::<u64>().ok());
     if let Some(ttl_s) = negative_ttl_s.filter(|ttl_s| *ttl_s > NEGATIVE_TTL_S_MAX) {
         findings.push(Finding::Note(format!(
-            "Nix remembers for {ttl_s} s that a path was not there; with narinfo-cache-negative-ttl = 0 it asks again at once"
+            "Nix remembers for {ttl_s} s that no substituter had a path; with narinfo-cache-negative-ttl = 0 it asks \
+             again at once"
         )));
     }
     if let (Some("true"), Some(version)) = (nix.value("fallback"), version)
@@ -191,7 +195,7 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
         nix.words("trusted-public-keys").into_iter().filter_map(|text| NixPublicKey::parse(text).ok()).collect();
     let mut findings = Vec::new();
     for key in settings.trusted.iter() {
-        // Nix takes the first key of a name.
+        // Of several keys with one name, Nix uses only the first.
         let same_name = known.iter().find(|other| other.name() == key.name());
         if same_name == Some(key) {
             continue;
@@ -201,13 +205,15 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
             None => "Nix does not trust it".to_owned(),
         };
         findings.push(Finding::Warning(format!(
-            "narmesh trusts {key}, {how}: a narinfo signed with it alone is kept by Nix for 30 days and never accepted. \
-             Put the key into extra-trusted-public-keys of nix.conf, or take it out of trust.trusted_public_keys"
+            "narmesh trusts {key}, but {how}: Nix keeps a narinfo that only this key signed for 30 days, and never \
+             accepts it. Add the key to extra-trusted-public-keys in nix.conf, or remove it from \
+             trust.trusted_public_keys"
         )));
     }
     for other in known.iter().filter(|other| settings.trusted.by_name(other.name()).is_none()) {
         findings.push(Finding::Note(format!(
-            "Nix trusts {other}, narmesh does not: what only it has signed is neither shared nor taken"
+            "Nix trusts {other}, but narmesh does not: what only this key signed is neither offered to peers nor \
+             taken from them"
         )));
     }
     findings
@@ -230,54 +236,54 @@ fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> 
     findings
 }
 
-/// Those of nix.conf that are not our gateway.
+/// The substituters in nix.conf other than our gateway.
 fn other_substituters<'a>(settings: &Settings, nix: &'a NixSettings) -> Vec<&'a str> {
     let gateway = settings.gateway.listen;
     let is_ours = |url: &&str| names_gateway(url, gateway.port(), &gateway.ip().to_string());
     nix.words("substituters").into_iter().filter(|url| !is_ours(url)).collect()
 }
 
-/// The builder key signs what Nix says was built here: it is worth what this machine's builds are worth.
+/// The builder key signs what Nix says was built here, so its signature is worth no more than this machine's builds.
 fn builder_key_findings(nix: &NixSettings) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut warn = |text: String| findings.push(Finding::Warning(text));
     match (nix.value("sandbox"), nix.value("sandbox-fallback")) {
         (Some("true"), Some("false")) => {}
         (Some("true"), _) => warn(
-            "sandbox-fallback is not false in nix.conf: where the sandbox cannot be set up, a build takes in what it finds on \
-             this machine, and the builder key signs the result. Set sandbox-fallback = false"
+            "sandbox-fallback is not false in nix.conf: where the sandbox cannot be set up, a build can use anything \
+             on this machine, and the builder key signs the result. Set sandbox-fallback = false"
                 .to_owned(),
         ),
         (value, _) => warn(format!(
-            "sandbox = {} in nix.conf: a build can take in anything of this machine and the network, and the builder key \
-             signs the result. Set sandbox = true, or take trust.builder_key_file out",
+            "sandbox = {} in nix.conf: a build can use anything on this machine and the network, and the builder key \
+             signs the result. Set sandbox = true, or remove trust.builder_key_file",
             value.unwrap_or("?")
         )),
     }
     let trusted = trusted_users(nix);
     if !trusted.is_empty() {
         warn(format!(
-            "trusted-users of nix.conf holds {}: they can have a tainted input built into an honest derivation, and the \
-             builder key signs the result. Leave root alone there, or take trust.builder_key_file out",
+            "trusted-users in nix.conf holds {}: they can slip a tainted input into an honest derivation, and the \
+             builder key signs the result. Leave only root in that list, or remove trust.builder_key_file",
             trusted.join(" ")
         ));
     }
     findings
 }
 
-/// Those that are not root, who may do anything.
+/// The entries of `trusted-users` other than root, who may do anything in any case.
 fn trusted_users(nix: &NixSettings) -> Vec<&str> {
     nix.words("trusted-users").into_iter().filter(|user| *user != "root").collect()
 }
 
-/// Whether a substituter URL is our gateway, with or without a slash and parameters.
+/// Whether a substituter URL is our gateway, with or without a final slash and parameters.
 fn names_gateway(url: &str, port: u16, ip: &str) -> bool {
     let bare = url.split('?').next().unwrap_or_default().trim_end_matches('/');
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     [host.as_str(), "localhost"].iter().any(|host| bare == format!("http://{host}:{port}"))
 }
 
-/// Through the running daemon if there is one: a second node with our identity would only confuse the peers.
+/// Probes through the running daemon if there is one: a second node with our identity would only confuse the peers.
 fn probe(config: &Path, settings: &Settings, secrets: &Secrets) -> anyhow::Result<Vec<PeerProbe>> {
     if let Ok(ControlReply::Probe(probes)) = client::ask(config, &ControlRequest::Probe { peer: None }) {
         return Ok(probes);
@@ -325,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_only_we_trust_poisons_and_is_told() {
+    fn key_that_narmesh_trusts_and_nix_does_not_is_a_warning() {
         let key = public_key("b-1", 1);
         let conf =
             |keys: &str| format!("extra-substituters = http://127.0.0.1:7281\nextra-trusted-public-keys = {keys}\n");
@@ -420,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_that_nix_does_not_ask_is_told_and_others_are_named() {
+    fn gateway_missing_from_substituters_is_a_warning_and_others_are_a_note() {
         let found = findings(&[], "");
         assert!(warnings(&found)[0].contains("http://127.0.0.1:7281 is not among"), "{found:?}");
         assert!(found.contains(&Finding::Note("Nix's other substituters: https://cache.nixos.org/".to_owned())));
@@ -431,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn fallback_on_an_old_nix_and_long_misses_are_told() {
+    fn fallback_on_an_old_nix_and_long_remembered_misses_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("nix.conf");
         std::fs::write(&file, "fallback = true\n").unwrap();

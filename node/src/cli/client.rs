@@ -23,7 +23,8 @@ pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<Con
     }
 }
 
-/// Without a configuration that can be read nobody knows where its daemon would answer: that is what has to be said.
+/// If the configuration cannot be read, its daemon's socket is unknown: then that is the error, not that no daemon
+/// answers.
 fn told(error: ControlError, config: &Path) -> anyhow::Error {
     match (&error, Config::read(config)) {
         (ControlError::NotRunning { .. }, Err(why @ (ConfigError::Missing { .. } | ConfigError::Read { .. }))) => {
@@ -33,13 +34,13 @@ fn told(error: ControlError, config: &Path) -> anyhow::Error {
     }
 }
 
-/// What a reply of another kind than the request's means.
+/// The error for a reply of another kind than the request's.
 pub(super) fn mismatched() -> anyhow::Error {
-    anyhow::anyhow!("the daemon answered something else; is it another version?")
+    anyhow::anyhow!("the daemon gave an answer of another kind; is it another version of narmesh?")
 }
 
-/// Where the daemon's control socket is. Works on a configuration that is refused, too: the daemon may be running on what stood
-/// there before, and `status` is how one learns of the refusal.
+/// Where the daemon's control socket is. This also works for a configuration that is refused: the daemon may be running
+/// on the earlier version of the file, and its `status` shows the refusal.
 pub(super) fn control_socket(config: &Path) -> PathBuf {
     match Settings::load(config) {
         Ok(settings) => settings.node.control_socket,
@@ -47,7 +48,7 @@ pub(super) fn control_socket(config: &Path) -> PathBuf {
     }
 }
 
-/// Finds the two keys that matter line by line, in a text that need not be TOML.
+/// Finds `state_dir` and `control_socket` of `[node]` line by line, in a text that need not be valid TOML.
 fn scan(config: &Path, text: &str) -> PathBuf {
     let base = config.parent().unwrap_or(Path::new("."));
     let mut section = "";
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_that_is_not_there_is_told_as_that_and_not_as_a_daemon_that_does_not_run() {
+    fn missing_configuration_is_reported_rather_than_a_daemon_that_does_not_run() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("narmesh.toml");
         let asked = || ask(&file, &ControlRequest::Status).unwrap_err().to_string();
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_found_in_a_broken_file() {
+    fn socket_is_found_in_a_broken_configuration() {
         let at = |text: &str| scan(Path::new("/etc/narmesh/narmesh.toml"), text);
         assert_eq!(at(""), Path::new("/etc/narmesh/state/control.sock"));
         assert_eq!(at("[node]\nstate_dir = '/var/x' # here\noops"), Path::new("/var/x/control.sock"));

@@ -1,4 +1,4 @@
-//! `narmesh id`: what other machines need to know of this one.
+//! `narmesh id`: what other machines need to know about this one.
 
 use super::emit_report;
 use crate::config::{BuilderConfig, PeerConfig};
@@ -13,16 +13,16 @@ use serde::Serialize;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What the builder key of a machine is called after the machine's name.
+/// The name of a machine's builder key ends with this, after the machine's name.
 pub(super) const KEY_NAME_END: &str = "-narmesh-1";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Name of this machine in the [[peer]] lines; if absent, node.name of the configuration, else as the builder key is called,
-    /// else the host name
+    /// Name of this machine in the [[peer]] lines. By default node.name in the configuration, else the name in the
+    /// builder key, else the host name
     #[arg(long)]
     name: Option<String>,
-    /// As one JSON object: name, peer_id, addresses, builder_key, gateway, gateway_key; for scripts
+    /// Print one JSON object, for scripts: name, peer_id, addresses, builder_key, gateway, gateway_key
     #[arg(long)]
     json: bool,
 }
@@ -35,9 +35,9 @@ struct Identity {
     /// A guess, as in the text.
     addresses: Vec<String>,
     builder_key: Option<String>,
-    /// Where Nix on this machine asks.
+    /// The URL at which Nix on this machine asks.
     gateway: String,
-    /// What it has to trust where agreement is demanded; absent until the daemon made it.
+    /// The key that Nix has to trust in mode `require`; absent until the daemon has made it.
     gateway_key: Option<String>,
 }
 
@@ -64,13 +64,13 @@ pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     })
 }
 
-/// What a machine needs that counts what this one builds.
+/// What another machine has to add to its configuration to count this node as a builder.
 fn as_builder(identity: &Identity) -> String {
     let Some(public_key) = identity.builder_key.clone() else { return String::new() };
     let (name, peer) = (identity.name.clone(), Some(identity.name.clone()));
     let builder = BuilderConfig { name, public_key, group: None, peer, signs_only_own_builds: false };
     format!(
-        "\nand, where agreement of builders is asked for (docs/quorum.md), with a group if its owner has several:\n\n{}",
+        "\nand, where builders must agree (docs/quorum.md), this one (add a group if its owner has several):\n\n{}",
         builder_lines(&builder)
     )
 }
@@ -82,7 +82,7 @@ fn gateway_key(settings: &Settings) -> anyhow::Result<Option<NixPublicKey>> {
     Ok(read_gateway_key(&settings.node.state_dir)?.map(|key| key.public()))
 }
 
-/// What makes a policy that requires agreement the only way into the store; empty without one.
+/// The lines of `nix.conf` that let only agreed paths into the store; empty unless the mode is `require`.
 pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
     if settings.quorum.mode() != Mode::Require {
         return Ok(String::new());
@@ -93,26 +93,26 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
             .to_owned());
     };
     Ok(format!(
-        "\nIn nix.conf of this machine, instead of all other substituters and keys (each of them goes past the policy):\n\n\
+        "\nIn nix.conf of this machine, instead of all other substituters and keys (they would bypass the policy):\n\n\
          substituters = http://{}\ntrusted-public-keys = {}\n",
         settings.gateway.listen, key
     ))
 }
 
-/// A name that is given on the command line, if other machines take it.
+/// Checks that other machines would accept a name given on the command line.
 pub(super) fn checked_name(name: &str) -> anyhow::Result<&str> {
     anyhow::ensure!(is_name(name), "--name {name:?} is refused; accepted: {NAME_FORM}");
     Ok(name)
 }
 
-/// What this machine is called: as the configuration says; as its builder key is called, which `narmesh init --name` made
-/// before there was `node.name`; else as the host.
+/// The name of this machine: `node.name`, else the name in its builder key (which `narmesh init --name` set before
+/// there was `node.name`), else the host name.
 fn own_name(settings: &Settings, secrets: &Secrets) -> String {
     let of_key = || Some(secrets.builder_key.as_ref()?.name().strip_suffix(KEY_NAME_END)?.to_owned());
     settings.node.name.clone().or_else(of_key).filter(|name| is_name(name)).unwrap_or_else(host_name)
 }
 
-/// The host name, as the kernel says.
+/// The host name as the kernel gives it; `node` if there is none.
 pub(super) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
@@ -128,10 +128,10 @@ fn introduced(name: &str, settings: &Settings, secrets: &Secrets) -> PeerConfig 
     }
 }
 
-/// What goes into the configuration of the other machines.
+/// The text to add to the configuration of the other machines.
 pub(super) fn introduction(name: &str, settings: &Settings, secrets: &Secrets) -> String {
     let peer = introduced(name, settings, secrets);
-    let mut text = "In narmesh.toml of every other machine (the addresses are a guess, correct them):\n\n".to_owned();
+    let mut text = "In narmesh.toml of every other machine (the addresses are a guess: correct them):\n\n".to_owned();
     text += &peer_lines(&peer);
     match &secrets.builder_key {
         Some(key) => {
@@ -172,7 +172,7 @@ mod tests {
     use narmesh_protocol::NixSecretKey;
 
     #[test]
-    fn it_is_called_what_the_configuration_says_then_what_its_key_says() {
+    fn name_comes_from_the_configuration_else_from_the_builder_key() {
         let dir = tempfile::tempdir().unwrap();
         let name = |text: &str, key: Option<&str>| {
             let file = dir.path().join("narmesh.toml");
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_others_refuse_is_refused_here() {
+    fn name_that_other_machines_would_refuse_is_refused() {
         let file = Path::new("/nonexistent/narmesh.toml");
         let long = "n".repeat(65);
         for name in ["", "a\nb", &long] {

@@ -1,4 +1,4 @@
-//! `narmesh init`: a configuration, two keys, and what to write where else.
+//! `narmesh init`: writes a configuration and two keys, and prints what to add to other files.
 
 use super::emit;
 use super::id::{KEY_NAME_END, checked_name, host_name, introduction};
@@ -21,27 +21,27 @@ use std::path::{Path, PathBuf};
 
 const NODE_KEY: &str = "node.key";
 const BUILDER_KEY: &str = "builder.key";
-/// Where the daemon of the system keeps its state: the only place that the systemd unit lets it write to.
+/// The state directory of the system's daemon: the only place that the systemd unit lets it write to.
 const SYSTEM_STATE_DIR: &str = "/var/lib/narmesh";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Where to write, as DIR/narmesh.toml; the directory of --config if absent
+    /// Write DIR/narmesh.toml, and the keys beside it; by default the file of --config
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Name of this machine (node.name), in the builder key's name and for the other machines, 1 to 64 bytes; the host name if
-    /// absent
+    /// Name of this machine for the others (node.name) and in the name of its builder key, 1 to 64 bytes; by default
+    /// the host name
     #[arg(long)]
     name: Option<String>,
-    /// No key for what is built here: nothing built here can then be substituted elsewhere
+    /// Make no builder key: nothing built here can then be substituted elsewhere
     #[arg(long)]
     no_builder_key: bool,
-    /// Leave the keys that Nix trusts already out of trusted_public_keys: what only they have signed (what came from
-    /// cache.nixos.org, say) is then neither passed on to peers nor taken from them
+    /// Leave the keys that Nix already trusts out of trusted_public_keys: what only they have signed (such as paths
+    /// from cache.nixos.org) is then neither passed on to peers nor taken from them
     #[arg(long)]
     no_nix_keys: bool,
-    /// The user that the daemon will run as, who gets the keys; by default `narmesh`, if root writes into /etc/narmesh and
-    /// there is such a user
+    /// The user that the daemon will run as and that will own the keys; by default `narmesh`, if root writes into
+    /// /etc/narmesh and that user exists
     #[arg(long)]
     user: Option<String>,
     /// Overwrite an existing configuration; existing keys are always kept
@@ -53,7 +53,7 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     init_beside(config, arguments, NixSettings::of_this_machine)
 }
 
-/// `nix` says how the Nix of this machine is configured, if there is one.
+/// As [`init`]; `nix` gives the configuration of this machine's Nix, if there is one.
 fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Option<NixSettings>) -> anyhow::Result<()> {
     let file = arguments.dir.as_ref().map_or_else(|| config.to_owned(), |dir| dir.join("narmesh.toml"));
     let name = match &arguments.name {
@@ -66,22 +66,22 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     if is_system {
         values.node.state_dir = SYSTEM_STATE_DIR.into();
     }
-    // Nothing is written for a place where no daemon could run, such as one whose path is too long for a socket.
+    // Checked before anything is written: no daemon could run where, say, the path is too long for a socket.
     Settings::check(values.clone(), &file)?;
     let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
     keys.put_into(&mut values);
     let owner = service_user(arguments.user.as_deref(), is_system)?;
     let of_nix = if arguments.no_nix_keys {
-        "trusted_public_keys has none of the keys that Nix trusts, as asked for (--no-nix-keys)\n".to_owned()
+        "trusted_public_keys has none of the keys that Nix trusts (--no-nix-keys)\n".to_owned()
     } else if let Some(nix) = nix() {
         let own = keys.builder_key.as_ref().map(NixSecretKey::public);
-        // One of an earlier configuration, which --force replaces.
+        // There may be a gateway key from an earlier configuration, which --force replaces.
         let gateway = read_gateway_key(&directory_of(&file).join(&values.node.state_dir))?.map(|key| key.public());
         let of_nix = NixKeys::choose(&nix, own.as_ref(), gateway.as_ref());
         values.trust.trusted_public_keys.extend(of_nix.taken.iter().map(NixPublicKey::to_string));
         of_nix.text()
     } else {
-        "no Nix was found here, whose keys could stand in trusted_public_keys\n".to_owned()
+        "no Nix was found here, so trusted_public_keys has no keys from its configuration\n".to_owned()
     };
     Settings::check(values.clone(), &file)?;
     write_config(&file, &values, arguments.force)?;
@@ -99,10 +99,10 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     }
     text += &of_nix;
     match &owner {
-        Some(owner) => text += &format!("the keys belong to the user {}, who runs the daemon\n", owner.name),
+        Some(owner) => text += &format!("the keys belong to the user {}; run the daemon as that user\n", owner.name),
         None if is_system => {
-            text += "there is no user narmesh here: the daemon has to run as root. For the units of contrib/systemd make the\n\
-                     user first (systemd-sysusers), then: narmesh init --force\n";
+            text += "there is no user narmesh here: the daemon has to run as root. For the units of contrib/systemd,\n\
+                     first create the user (systemd-sysusers), then run: narmesh init --force\n";
         }
         None => {}
     }
@@ -118,7 +118,7 @@ fn is_of_the_system(file: &Path) -> bool {
     Path::new(DEFAULT_FILE).parent() == std::path::absolute(file).ok().as_deref().and_then(Path::parent)
 }
 
-/// Who gets the files: the user asked for, or the one of the systemd units.
+/// The user who gets the files: the one asked for, or that of the systemd units.
 fn service_user(asked: Option<&str>, is_system: bool) -> anyhow::Result<Option<User>> {
     match asked {
         Some(name) => User::named(name).map(Some).with_context(|| format!("there is no user {name:?} here")),
@@ -127,8 +127,8 @@ fn service_user(asked: Option<&str>, is_system: bool) -> anyhow::Result<Option<U
     }
 }
 
-/// Makes `owner` the only one who reads the keys and writes the state; the configuration stays as it is, readable to
-/// the owner's group.
+/// Gives the keys and the state directory to `owner`, so that only it can read the keys and write the state. The
+/// configuration keeps its owner and becomes readable to the group of `owner`.
 fn hand_over(settings: &Settings, owner: &User) -> anyhow::Result<()> {
     let state_dir = &settings.node.state_dir;
     DirBuilder::new()
@@ -151,15 +151,15 @@ fn hand_over(settings: &Settings, owner: &User) -> anyhow::Result<()> {
 
 /// The key files beside a configuration.
 pub(super) struct Keys {
-    /// Files just made.
+    /// The files just made.
     made: Vec<PathBuf>,
-    /// Files that were there.
+    /// The files that existed already.
     kept: Vec<PathBuf>,
     builder_key: Option<NixSecretKey>,
 }
 
 impl Keys {
-    /// Makes the keys that are not there yet; existing ones are never touched.
+    /// Makes the keys that do not exist yet; existing ones are never touched.
     pub(super) fn prepare(config: &Path, name: &str, with_builder_key: bool) -> anyhow::Result<Self> {
         let dir = directory_of(config);
         DirBuilder::new()
@@ -188,7 +188,8 @@ impl Keys {
         Ok(())
     }
 
-    /// Names the keys in a configuration; our own builder key is trusted, so that what was collected here can come back.
+    /// Puts the keys into a configuration. Our own builder key is trusted too, so that what was built here and then
+    /// garbage-collected can be fetched back.
     pub(super) fn put_into(&self, config: &mut Config) {
         config.node.key_file = NODE_KEY.into();
         if let Some(key) = &self.builder_key {
@@ -198,22 +199,22 @@ impl Keys {
     }
 }
 
-/// Writes a configuration; an existing one only with `force`.
+/// Writes a configuration; overwrites an existing one only with `force`.
 pub(super) fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).create_new(!force);
     let mut target = match regular_file::open(file, &mut options) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            anyhow::bail!("{} exists; it is only overwritten with --force (keys are always kept)", file.display())
+            anyhow::bail!("{} exists; use --force to overwrite it (keys are always kept)", file.display())
         }
         other => other.with_context(|| format!("cannot write {}", file.display()))?,
     };
     target.write_all(render(values).as_bytes()).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// What goes into `nix.conf` on this machine. Measured reasons: docs/operations.md.
+/// The lines to add to `nix.conf` on this machine. docs/operations.md has the reasons, with measurements.
 pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option<NixVersion>) -> String {
-    // Of the trusted keys the one that Nix does not know yet.
+    // Only our own key: the other trusted keys come from Nix's configuration.
     let own = secrets.builder_key.as_ref().map(|key| key.public().to_string()).unwrap_or_default();
     let mut text =
         "In nix.conf of this machine (usually /etc/nix/nix.conf; then restart nix-daemon, if there is one):\n\n"
@@ -222,27 +223,27 @@ pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option
     text +=
         "# This node's builder key; append those of the other machines, as in trusted_public_keys of narmesh.toml.\n";
     if secrets.builder_key.is_none() {
-        text += "# This node has none.\n";
+        text += "# This node has no builder key.\n";
     }
     text += &format!("extra-trusted-public-keys = {own}\n");
     text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
-    text += "# Ask again at once for what was not there a moment ago (Nix remembers a miss for an hour otherwise).\n";
+    text += "# Ask again at once for a path that was missing just now (otherwise Nix remembers a miss for an hour).\n";
     text += "narinfo-cache-negative-ttl = 0\n";
     match nix {
         Some(version) if version >= NixVersion::FALLBACK_WORKS => text += "fallback = true\n",
         Some(version) => {
-            text += &format!("# No fallback = true: Nix {version} aborts with it, 2.9 is the first that does not.\n")
+            text += &format!("# No fallback = true: Nix {version} aborts with it; it works from 2.9 on.\n")
         }
-        None => text += "# With Nix 2.9 or later also: fallback = true   (2.8 aborts with it; no nix was found here)\n",
+        None => text += "# With Nix 2.9 or later add: fallback = true   (2.8 aborts with it; no nix was found here)\n",
     }
     text
 }
 
-/// The way to a policy that Nix obeys.
+/// How to set up a policy that Nix obeys.
 fn towards_require(file: &Path) -> String {
     format!(
         "\nFor Nix to take only what several builders agree on, name them as [[builder]] in {file}, and set k and mode = \"require\"\n\
-         in [quorum]. The daemon then makes a gateway key at its next start or reload, which is all that Nix is to trust:\n\
+         in [quorum]. At its next start or reload the daemon makes a gateway key, the only key that Nix should then trust:\n\
          `narmesh --config {file} id` prints the trusted-public-keys line that replaces the one above.\n",
         file = file.display()
     )
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_init_writes_is_accepted_and_private() {
+    fn files_written_by_init_are_accepted_and_keys_are_private() {
         let dir = tempfile::tempdir().unwrap();
         init_without_nix(&arguments(dir.path())).unwrap();
         let (settings, secrets) = load(dir.path());
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_never_written_into() {
+    fn nothing_is_written_into_what_is_not_a_regular_file() {
         let odd = tempfile::tempdir().unwrap();
         for (path, what) in regular_file::oddities(odd.path()) {
             let dir = tempfile::tempdir().unwrap();
@@ -357,7 +358,7 @@ mod tests {
             let message = init_without_nix(&named).unwrap_err().to_string();
             assert!(message.contains("--name") && message.contains("1 to 64 bytes"), "{message}");
         }
-        // No socket can have so long a path.
+        // The path would be too long for a socket.
         let deep = dir.path().join("d".repeat(100));
         let message = init_without_nix(&arguments(&deep)).unwrap_err().to_string();
         assert!(message.starts_with("node.control_socket"), "{message}");
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_does_not_exist_gets_nothing() {
+    fn unknown_user_is_refused_before_the_configuration_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let unknown = Arguments { user: Some("no-such-user".to_owned()), ..arguments(dir.path()) };
         let message = init_without_nix(&unknown).unwrap_err().to_string();
@@ -377,14 +378,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_directory_of_the_system_is_the_systems() {
+    fn only_a_file_in_etc_narmesh_is_the_configuration_of_the_system() {
         assert!(is_of_the_system(Path::new("/etc/narmesh/narmesh.toml")));
         assert!(!is_of_the_system(Path::new("/etc/narmesh/two/narmesh.toml")));
         assert!(!is_of_the_system(Path::new("narmesh.toml")));
     }
 
     #[test]
-    fn without_a_builder_key_the_reader_is_told_what_that_means() {
+    fn without_a_builder_key_the_output_says_what_that_means() {
         let dir = tempfile::tempdir().unwrap();
         init_without_nix(&Arguments { no_builder_key: true, ..arguments(dir.path()) }).unwrap();
         let (settings, secrets) = load(dir.path());

@@ -1,4 +1,4 @@
-//! The command line: raw arguments to one call each. The only place that prints.
+//! The command line: parses the arguments and makes one call for each command. The only place that prints.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user by printing")]
 
 mod advertised;
@@ -37,38 +37,40 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Write a commented configuration and the keys, and say what the other machines and Nix need
+    /// Write a commented configuration and the keys, and print what the other machines and nix.conf need
     Init(init::Arguments),
     /// Run the daemon until SIGTERM; SIGHUP reloads the configuration
     Run(run::Arguments),
     /// Print this node's peer id, its [[peer]] lines and its builder key
     Id(id::Arguments),
-    /// Check the configuration and whether a daemon could start with it, compare it with Nix's, and dial the peers if asked to
+    /// Check the configuration, whether the daemon could start with it, and how it fits Nix's; with --probe, dial the
+    /// peers
     CheckConfig(check_config::Arguments),
-    /// How the running daemon is: peers, summaries, requests, bytes
+    /// Show the state of the running daemon: peers, summaries, requests, bytes
     Status(OutputArguments),
-    /// Exactly what leaves this machine, and what is withheld and why
+    /// Show exactly what leaves this machine, and what is withheld and why
     Advertised(OutputArguments),
-    /// What would happen to a store path now, and what happened last
+    /// Show what would happen if Nix asked for a store path now, and what happened the last time
     Why(why::Arguments),
-    /// Who built the same thing: reports, attestations, the rules
+    /// Compare what builders built: reports, attestations, the rules
     ///
-    /// report, why, export and import ask the running daemon: whoever may ask for `status` may, but for import, which is for
-    /// root and the daemon's user. Without a daemon they read its state directory themselves, and say so.
+    /// report, why, attest, export and import ask the running daemon. Whoever may use `status` may use them, except
+    /// attest and import, which are for root and the daemon's user. If no daemon runs, they read its state directory
+    /// themselves, and say so.
     #[command(subcommand)]
     Quorum(quorum::Command),
-    /// Three daemons, three Nix stores: build on one, substitute on the others, on this machine
+    /// Run three daemons with three Nix stores on this machine: build on one, substitute on the others
     Demo(demo::Arguments),
 }
 
 #[derive(clap::Args, Debug)]
 struct OutputArguments {
-    /// JSON for programs
+    /// Print JSON, for programs
     #[arg(long)]
     json: bool,
 }
 
-/// Parses the arguments of the process and does what they say.
+/// Parses the arguments of the process and runs the command that they name.
 pub fn main() -> ExitCode {
     let Arguments { config, command } = Arguments::parse();
     let done = match command {
@@ -92,7 +94,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Writes to standard output; a reader that went away (`| head`) is no error.
+/// Writes to standard output; a reader that went away (`| head`) is not an error.
 fn emit(text: &str) -> io::Result<()> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -100,7 +102,7 @@ fn emit(text: &str) -> io::Result<()> {
     }
 }
 
-/// A remark beside the answer, on standard error.
+/// Prints a remark to standard error, so that it does not mix with the answer.
 fn eprint_line(text: &str) {
     eprintln!("narmesh: {text}");
 }
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_may_stand_before_and_after_the_command() {
+    fn config_option_works_before_and_after_the_command() {
         for line in [["narmesh", "--config", "/x", "status"], ["narmesh", "status", "--config", "/x"]] {
             assert_eq!(Arguments::parse_from(line).config, PathBuf::from("/x"));
         }

@@ -1,4 +1,4 @@
-//! What Nix itself is configured to do, as far as it concerns a substituter.
+//! Nix's own configuration, as far as it concerns a substituter.
 
 use crate::regular_file;
 use std::collections::BTreeMap;
@@ -10,10 +10,10 @@ const INCLUDE_DEPTH_MAX: usize = 8;
 /// Largest file read, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Nix's settings, with where they were read.
+/// Nix's settings, and where they were read.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct NixSettings {
-    /// For messages.
+    /// The command or file that gave the settings, for messages.
     pub(super) source: String,
     /// Files that could not be read.
     pub(super) unreadable: Vec<PathBuf>,
@@ -21,12 +21,12 @@ pub(super) struct NixSettings {
 }
 
 impl NixSettings {
-    /// As Nix says itself, if it is installed; else from `nix.conf`.
+    /// The settings that Nix itself reports, if it is installed; else those of `nix.conf`.
     pub(super) fn effective() -> Self {
         Self::from_programs().unwrap_or_else(|| Self::from_file(&Self::default_file()))
     }
 
-    /// The same, if there is a Nix on this machine: it answers, or has a `nix.conf`.
+    /// The same; `None` if this machine has no Nix: no `nix` answers and there is no `nix.conf`.
     pub(super) fn of_this_machine() -> Option<Self> {
         Self::from_programs().or_else(|| {
             let file = Self::default_file();
@@ -52,7 +52,7 @@ impl NixSettings {
             ("substituters", "https://cache.nixos.org/"),
             ("trusted-public-keys", "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="),
             ("narinfo-cache-negative-ttl", "3600"),
-            // As on Linux.
+            // Nix's default on Linux.
             ("sandbox", "true"),
             ("sandbox-fallback", "true"),
             ("trusted-users", "root"),
@@ -97,7 +97,7 @@ impl NixSettings {
     fn assign(&mut self, line: &str) {
         let Some((name, value)) = line.split_once('=') else { return };
         let (name, value) = (name.trim(), value.trim());
-        // `nix show-config` lists some settings under both spellings; appending what is there already is harmless.
+        // `nix show-config` lists some settings under both spellings; appending the same words twice is harmless.
         match name.strip_prefix("extra-") {
             Some(base) => {
                 let all = self.values.entry(current_name(base).to_owned()).or_default();
@@ -120,7 +120,7 @@ impl NixSettings {
     }
 }
 
-/// Nix's aliases of settings that matter here.
+/// The current name of a setting that may be given by an old alias; only for settings that matter here.
 fn current_name(name: &str) -> &str {
     match name {
         "binary-caches" => "substituters",
@@ -156,7 +156,8 @@ mod tests {
         assert_eq!(settings.words("substituters"), ["https://a", "http://127.0.0.1:7281"]);
         assert_eq!(settings.words("trusted-public-keys")[..3], ["a-1:AA==", "b-1:BB==", "c-1:CC=="]);
         assert_eq!(settings.value("fallback"), Some("true"));
-        // A file that includes itself ends; one that must exist and does not is told.
+        // A file that includes itself does not loop for ever. A missing `include` is reported, a missing `!include` is
+        // not.
         assert_eq!(settings.unreadable.iter().filter(|path| path.ends_with("gone.conf")).count(), 1);
         assert!(!settings.unreadable.iter().any(|path| path.ends_with("missing.conf")));
     }
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_file_nix_has_its_defaults() {
+    fn missing_file_gives_the_defaults_of_nix() {
         let settings = NixSettings::from_file(Path::new("/nonexistent/nix.conf"));
         assert_eq!(settings.words("substituters"), ["https://cache.nixos.org/"]);
         assert_eq!(settings.words("trusted-public-keys").len(), 1);

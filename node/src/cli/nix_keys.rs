@@ -1,35 +1,35 @@
-//! The keys that Nix trusts already, for a new configuration.
+//! Takes the keys that Nix already trusts into a new configuration.
 
 use super::nix_conf::NixSettings;
 use narmesh_protocol::NixPublicKey;
 
-/// Which of them are taken, and why others are not.
+/// Which of Nix's keys are taken, and why the others are not.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct NixKeys {
-    /// At most one of each name.
+    /// At most one key of each name.
     pub(super) taken: Vec<NixPublicKey>,
-    /// In words.
+    /// The keys and files left out, each with the reason, in words.
     left: Vec<String>,
     source: String,
 }
 
 impl NixKeys {
-    /// Those of `nix` that can stand beside the builder key of this node in one configuration. Its gateway key is none of them: what
-    /// it signed was signed by others first.
+    /// Chooses the keys of `nix` that do not clash with this node's builder key. Its gateway key is left out: what it
+    /// signed, others signed first.
     pub(super) fn choose(nix: &NixSettings, own: Option<&NixPublicKey>, gateway: Option<&NixPublicKey>) -> Self {
         let mut keys = Self { source: nix.source.clone(), ..Self::default() };
         keys.left.extend(nix.unreadable.iter().map(|path| format!("{} cannot be read", path.display())));
         for text in nix.words("trusted-public-keys") {
             let Ok(key) = NixPublicKey::parse(text) else {
-                keys.left.push(format!("{text:?} is no public key of the form name:base64"));
+                keys.left.push(format!("{text:?} is not a public key of the form name:base64"));
                 continue;
             };
-            // Nix looks a key up by its name, and takes the first.
+            // Nix looks up a key by its name and uses the first one, so a second one would never count.
             let of_that_name = own.into_iter().chain(&keys.taken).find(|known| known.name() == key.name());
             match of_that_name {
                 Some(known) if *known == key => {}
                 Some(known) => {
-                    keys.left.push(format!("{key} has the name of {known}, and one key per name is accepted"))
+                    keys.left.push(format!("{key} has the same name as {known}, and only one key per name is accepted"))
                 }
                 None if gateway == Some(&key) => keys.left.push(format!("{key} is the gateway key of this node")),
                 None => keys.taken.push(key),
@@ -38,15 +38,15 @@ impl NixKeys {
         keys
     }
 
-    /// What the user is told.
+    /// What `narmesh init` prints about the keys.
     pub(super) fn text(&self) -> String {
         let names: Vec<_> = self.taken.iter().map(NixPublicKey::name).collect();
         let mut text = if names.is_empty() {
-            format!("Nix ({}) trusts no key that trusted_public_keys lacks\n", self.source)
+            format!("Nix ({}) trusts no key that could be added to trusted_public_keys\n", self.source)
         } else {
             format!(
-                "trusted_public_keys has the keys that Nix ({}) trusts: {}. What they signed is taken from\n\
-                 peers and passed on to them; --no-nix-keys leaves them out\n",
+                "trusted_public_keys includes the keys that Nix ({}) trusts: {}. What they signed is taken from\n\
+                 peers and passed on to them; --no-nix-keys leaves these keys out\n",
                 self.source,
                 names.join(", ")
             )
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_stand_beside_the_others_is_left_out_and_said() {
+    fn clashing_and_malformed_keys_are_left_out_with_the_reason() {
         let (own, gateway) = (key("own-1", 1), key("narmesh-gateway-x", 2));
         let (a, b, other_a, old_own) = (key("a-1", 3), key("b-1", 4), key("a-1", 5), key("own-1", 6));
         let chosen = NixKeys::choose(
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nix_that_trusts_nobody_gives_nothing() {
+    fn nix_without_trusted_keys_gives_none() {
         let chosen = NixKeys::choose(&nix(""), None, None);
         assert!(chosen.taken.is_empty() && chosen.text().contains("trusts no key"), "{chosen:?}");
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::Command;
 
-/// Release series of a Nix.
+/// The release series of a Nix, such as 2.34.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct NixVersion {
     major: u32,
@@ -11,11 +11,11 @@ pub(super) struct NixVersion {
 }
 
 impl NixVersion {
-    /// From here on `fallback = true` works. 2.8 aborts with it: `SubstituterDisabled` is thrown in a noexcept function (fixed by
-    /// b8faa837 of 2022-05-30, not in 2.8.1).
+    /// The first series in which `fallback = true` works. With it, 2.8 aborts: `SubstituterDisabled` is thrown in a
+    /// noexcept function (fixed by b8faa837 of 2022-05-30, not in 2.8.1).
     pub(super) const FALLBACK_WORKS: Self = Self { major: 2, minor: 9 };
 
-    /// Asks `nix --version`; none if there is no Nix, or an unreadable answer.
+    /// Asks `nix --version`; `None` if there is no Nix or its answer cannot be parsed.
     pub(super) fn installed() -> Option<Self> {
         let output = Command::new("nix").arg("--version").output().ok()?;
         output.status.success().then(|| Self::parse(&String::from_utf8_lossy(&output.stdout)))?

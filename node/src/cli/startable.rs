@@ -1,4 +1,5 @@
-//! What `narmesh run` would refuse although the values are good: for what this machine is, and what runs on it.
+//! Finds why `narmesh run` could not start although the configuration is valid: because of this machine and what runs
+//! on it.
 
 use crate::account::group_id;
 use crate::control::{self, ControlError, ControlReply, ControlRequest};
@@ -16,15 +17,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// A daemon that does not answer within this is told as one that does not.
+/// How long to wait for a running daemon's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// What stands in the way of a start, and what only looks as if it did.
+/// What prevents a start, and what only looks as if it did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Startable {
-    /// Each of these keeps the daemon from starting.
+    /// Each of these prevents the daemon from starting.
     pub(super) problems: Vec<String>,
-    /// Good to know.
+    /// What does not prevent a start, but is worth knowing.
     pub(super) notes: Vec<String>,
 }
 
@@ -32,27 +33,28 @@ pub(super) struct Startable {
 #[derive(Clone, Debug)]
 struct Running {
     pid: u32,
+    /// The gateway's `address:port`.
     gateway: String,
-    /// Multiaddrs.
+    /// The mesh's addresses, as multiaddrs.
     listen: Vec<String>,
 }
 
-/// Who has the ports, perhaps rightly.
+/// Who may hold the configured ports without that being a problem.
 #[derive(Debug, Default)]
 struct Holders {
     daemon: Option<Running>,
-    /// Where systemd listens for services.
+    /// The addresses at which systemd listens for services.
     systemd: Vec<String>,
 }
 
-/// Looks, and leaves everything as it is: a state directory that was made to see whether it can be is removed again.
+/// Looks for problems and leaves everything as it is: a state directory that it creates as a test is removed again.
 pub(super) fn startable(settings: &Settings) -> Startable {
     let mut found = Startable::default();
     let daemon = match running(settings) {
         Ok(daemon) => daemon,
         Err(error) => {
-            // Something answers there, so it holds the ports as well, as far as anybody can tell.
-            found.notes.push(format!("a daemon runs, and does not say how it is ({error}): ports are not looked at"));
+            // A daemon runs but its ports are unknown, so a port in use says nothing.
+            found.notes.push(format!("a daemon runs, but its status cannot be read ({error}): ports are not checked"));
             return with_places(settings, found, true);
         }
     };
@@ -71,7 +73,7 @@ fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> S
             "node.control_group = {group:?}: there is no such group here; accepted: a group that the daemon's user is a member of"
         ));
     }
-    // One that runs has its directory and its socket.
+    // A running daemon has its directory and its socket already.
     if !is_running {
         let (state_dir, socket) = (&settings.node.state_dir, &settings.node.control_socket);
         let places = state_dir_problem(state_dir).into_iter().chain(socket_problem(socket, state_dir));
@@ -83,14 +85,14 @@ fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> S
 /// The daemon that runs with this state directory, if one does.
 fn running(settings: &Settings) -> Result<Option<Running>, ControlError> {
     let beside_state = settings.node.state_dir.join("control.sock");
-    // One that was started before node.control_socket was set, too.
+    // The second socket is that of a daemon started before node.control_socket was set.
     for socket in [&settings.node.control_socket, &beside_state] {
         match control::ask(socket, &ControlRequest::Status, ANSWER_MAX) {
             Ok(ControlReply::Status(status)) => {
                 let (pid, gateway, listen) = (status.pid, status.gateway, status.listen);
                 return Ok(Some(Running { pid, gateway, listen }));
             }
-            // Nobody, or no socket: what lies there is looked at later.
+            // Nobody answers, or it is not a socket: `socket_problem` looks at it later.
             Ok(_) | Err(ControlError::NotRunning { .. }) => {}
             Err(ControlError::Io { source, .. }) if source.kind() != io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -99,14 +101,15 @@ fn running(settings: &Settings) -> Result<Option<Running>, ControlError> {
     Ok(None)
 }
 
-/// As `systemctl list-sockets` says: a unit's socket is handed to the daemon at its start, and busy until then.
+/// The addresses that `systemctl list-sockets` lists. A unit's socket is in use before the daemon starts, and is then
+/// handed to it.
 fn systemd_listens_at() -> Vec<String> {
     let listed = Command::new("systemctl").args(["list-sockets", "--no-legend", "--plain", "--no-pager"]).output();
     let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// Looks at each port of the configuration; `bind` says what is in the way of listening there.
+/// Checks each port of the configuration; `bind` gives the error of binding an address.
 fn ports(
     settings: &Settings,
     holders: &Holders,
@@ -149,7 +152,7 @@ fn ports(
     }
     if missing > 0 && others == 0 {
         found.problems.push(
-            "node.listen: this machine has none of these families; accepted: at least one address of a family that it has"
+            "node.listen: this machine has none of these address families; accepted: at least one address of a family that it has"
                 .to_owned(),
         );
     }
@@ -163,12 +166,13 @@ fn ports(
 fn refused(what: &str, error: Errno) -> String {
     let error = io::Error::from(error);
     format!(
-        "{what} cannot be opened: {error}; accepted: an address of this machine, with a TCP port that is free (it is not \
-         that of a daemon which runs with this state directory)"
+        "{what} cannot be opened: {error}; accepted: an address of this machine, with a TCP port that is free (no daemon \
+         that runs with this state directory holds it)"
     )
 }
 
-/// Whether this daemon listens there; for all addresses of a family it tells each that there is.
+/// Whether this daemon listens at `socket`. If that is all addresses of a family, the daemon's status lists each one
+/// instead.
 fn listens_at(daemon: &Running, socket: SocketAddr) -> bool {
     let addresses = daemon.listen.iter().filter_map(|text| text.parse::<Multiaddr>().ok());
     addresses.filter_map(|address| socket_address(&address)).any(|known| {
@@ -178,13 +182,13 @@ fn listens_at(daemon: &Running, socket: SocketAddr) -> bool {
     })
 }
 
-/// Whether this machine has addresses of that family: loopback is there wherever any is.
+/// Whether this machine has addresses of that family: if it has any, it has the loopback address.
 fn has_family(socket: SocketAddr, bind: impl Fn(SocketAddr) -> Result<(), Errno>) -> bool {
     let loopback = if socket.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { Ipv6Addr::LOCALHOST.into() };
     bind(SocketAddr::new(loopback, 0)).is_ok()
 }
 
-/// Binds as the daemon does, and does not listen: who listens already is found, and nobody who begins to is hindered.
+/// Binds as the daemon does, but does not listen: this finds who listens already and hinders nobody who begins to.
 fn bind(address: SocketAddr) -> Result<(), Errno> {
     let bound = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -197,12 +201,12 @@ fn bind(address: SocketAddr) -> Result<(), Errno> {
     bound().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// Why there can be no state in this directory. Without it there is no control socket in it either.
+/// Why the state cannot be in this directory. Then the default control socket cannot be in it either.
 fn state_dir_problem(dir: &Path) -> Option<String> {
     let told = |error: io::Error| {
         let dir = dir.display();
         format!(
-            "node.state_dir = \"{dir}\": {error}; accepted: a directory that the daemon may write to, or one that it can make"
+            "node.state_dir = \"{dir}\": {error}; accepted: a directory that the daemon can write to, or that it can create"
         )
     };
     let mut missing: Vec<PathBuf> = Vec::new();
@@ -217,14 +221,14 @@ fn state_dir_problem(dir: &Path) -> Option<String> {
     if missing.is_empty() {
         return not_writable(dir).map(told);
     }
-    // Only making it shows whether it can be made.
+    // The only sure test is to create it.
     let mut made = Vec::new();
     let result = missing.iter().rev().try_for_each(|dir| {
         DirBuilder::new().mode(0o750).create(dir)?;
         made.push(dir);
         Ok(())
     });
-    // Left where it is if somebody has begun to use it.
+    // A directory that something else already uses is not empty, so it stays.
     made.into_iter().rev().for_each(|dir| drop(std::fs::remove_dir(dir)));
     result.err().map(told)
 }
@@ -234,17 +238,17 @@ fn not_writable(dir: &Path) -> Option<io::Error> {
     access.err().map(io::Error::from)
 }
 
-/// Why there can be no control socket at this path.
+/// Why the control socket cannot be at this path.
 fn socket_problem(socket: &Path, state_dir: &Path) -> Option<String> {
     let told = |what: String| {
         format!(
-            "node.control_socket = \"{}\": {what}; accepted: a path in a directory that the daemon may write to",
+            "node.control_socket = \"{}\": {what}; accepted: a path in a directory that the daemon can write to",
             socket.display()
         )
     };
     match std::fs::symlink_metadata(socket) {
         Ok(metadata) if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) => {
-            return Some(told("something else is there, which is no socket".to_owned()));
+            return Some(told("something is there that is not a socket".to_owned()));
         }
         Ok(_) | Err(_) => {}
     }
@@ -278,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_start_has_no_problems_and_leaves_nothing_behind() {
+    fn good_configuration_has_no_problems_and_the_check_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), "state_dir = 'a/b/c'\n");
         assert_eq!(startable(&settings), Startable::default());
@@ -286,14 +290,14 @@ mod tests {
     }
 
     #[test]
-    fn places_that_are_none_are_named() {
+    fn unusable_directories_sockets_and_groups_are_problems() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "precious").unwrap();
         for (text, words) in [
             ("state_dir = '/proc/narmesh/state'", ["node.state_dir", "/proc/narmesh/state"]),
             ("state_dir = 'file'", ["node.state_dir", "not a directory"]),
             ("state_dir = 'file/state'", ["node.state_dir", "ot a directory"]),
-            ("control_socket = 'file'", ["node.control_socket", "no socket"]),
+            ("control_socket = 'file'", ["node.control_socket", "not a socket"]),
             ("control_socket = 'none/control.sock'", ["node.control_socket", "none"]),
             ("control_group = 'no-such-group'", ["node.control_group", "no-such-group"]),
         ] {
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_another_program_is_a_problem() {
+    fn port_held_by_another_program_is_a_problem() {
         let dir = tempfile::tempdir().unwrap();
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
@@ -328,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_runs_may_have_its_own_ports_and_no_others() {
+    fn ports_held_by_the_running_daemon_are_a_note_and_other_busy_ports_problems() {
         let listen = vec!["/ip4/192.0.2.7/tcp/7280".to_owned(), "/ip6/::1/tcp/7280".to_owned()];
         let mut daemon = Running { pid: 42, gateway: "127.0.0.1:7281".to_owned(), listen };
         let all_busy = |_| Err(Errno::ADDRINUSE);
@@ -336,7 +340,7 @@ mod tests {
         let found = looked_at(&holders(&daemon), all_busy);
         assert!(found.problems.is_empty() && found.notes.len() == 1, "{found:?}");
         assert!(found.notes[0].contains("(pid 42) holds gateway.listen = 127.0.0.1:7281"), "{found:?}");
-        // Another configuration than that of the daemon: its ports are no excuse for others.
+        // The daemon runs with another configuration: it does not hold these ports, so something else does.
         daemon.gateway = "127.0.0.1:7000".to_owned();
         daemon.listen.pop();
         let found = looked_at(&holders(&daemon), all_busy);
@@ -345,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn systemd_may_hold_the_port_of_the_gateway() {
+    fn gateway_port_held_by_systemd_is_a_note() {
         let holders = Holders { daemon: None, systemd: vec!["127.0.0.1:7281".to_owned()] };
         let busy = |address: SocketAddr| if address.port() == 7_281 { Err(Errno::ADDRINUSE) } else { Ok(()) };
         let found = looked_at(&holders, busy);
@@ -353,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_is_missing_is_one_too_few_only_when_it_is_the_last() {
+    fn missing_address_family_is_a_problem_only_if_no_address_is_left() {
         let no_v6 = |address: SocketAddr| if address.is_ipv6() { Err(Errno::ADDRNOTAVAIL) } else { Ok(()) };
         assert_eq!(looked_at(&Holders::default(), no_v6), Startable::default());
         let none = |address: SocketAddr| if address.port() == 7_281 { Ok(()) } else { Err(Errno::AFNOSUPPORT) };

@@ -9,7 +9,7 @@ use std::path::Path;
 pub(super) struct Arguments {
     /// A store path, its base name, or its hash part
     path: String,
-    /// JSON for programs
+    /// Print JSON, for programs
     #[arg(long)]
     json: bool,
 }

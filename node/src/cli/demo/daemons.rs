@@ -1,4 +1,4 @@
-//! The three daemons: this very binary, run three times, as a user would.
+//! The three daemons: this binary, run three times, as a user would run it.
 
 use super::NAMES;
 use super::stop::Stop;
@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A daemon that is not up after this will not come.
+/// A daemon that is not up after this has failed to start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// A stop gives bodies ten seconds.
+/// How long a stop may take. The daemon gives responses under way ten seconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
-/// Between two looks at a status.
+/// The time between two requests for a status.
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// One node of the demo.
@@ -36,7 +36,7 @@ pub(super) struct DemoNode {
     listen: Vec<String>,
 }
 
-/// Keys and configurations of all three; nothing runs yet.
+/// Writes the keys and configurations of all three; starts nothing.
 pub(super) fn prepare(dir: &Path, stores: &[DemoStore; 3]) -> anyhow::Result<[DemoNode; 3]> {
     let mut nodes = Vec::new();
     for (name, store) in NAMES.into_iter().zip(stores) {
@@ -53,7 +53,7 @@ pub(super) fn prepare(dir: &Path, stores: &[DemoStore; 3]) -> anyhow::Result<[De
         let (child, gateway, listen) = (None, String::new(), Vec::new());
         nodes.push(DemoNode { name, file, config, secrets, socket, child, gateway, listen });
     }
-    // Everybody allows everybody, and trusts what the others build.
+    // Each node allows the others, and trusts what they build.
     let keys: Vec<_> = nodes.iter().filter_map(|node| Some(node.builder_key()?.to_owned())).collect();
     let cards: Vec<_> = nodes.iter().map(|node| (node.name, node.secrets.peer_id().to_string())).collect();
     for node in &mut nodes {
@@ -75,7 +75,7 @@ pub(super) fn prepare(dir: &Path, stores: &[DemoStore; 3]) -> anyhow::Result<[De
 }
 
 impl DemoNode {
-    /// Starts the daemon, with the addresses of these peers in its configuration.
+    /// Starts the daemon, with the addresses of the `known` peers in its configuration.
     pub(super) fn start(&mut self, known: &[&Self], stop: &Stop) -> anyhow::Result<()> {
         for peer in &mut self.config.peer {
             let running = known.iter().find(|node| node.name == peer.name);
@@ -87,7 +87,7 @@ impl DemoNode {
         let mut command = Command::new(program);
         command.arg("--config").arg(&self.file).args(["run", "--until-stdin-ends"]);
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
-        // Ctrl-C is for us: we stop the daemons in order.
+        // In a process group of its own, Ctrl-C does not reach it: the demo stops the daemons in order.
         command.process_group(0);
         self.child = Some(command.spawn().context("cannot start a daemon")?);
         let since = Instant::now();
@@ -119,7 +119,7 @@ impl DemoNode {
         Ok(())
     }
 
-    /// SIGTERM, and the end that must follow.
+    /// Sends SIGTERM and waits for the daemon to end.
     pub(super) fn stop(mut self) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("the daemon's process id")?;
@@ -145,13 +145,13 @@ impl DemoNode {
         self.gateway.clone()
     }
 
-    /// How a user talks to this daemon.
+    /// The command line with which a user talks to this daemon.
     pub(super) fn command(&self) -> String {
         let program = std::env::current_exe().unwrap_or_else(|_| "narmesh".into());
         format!("{} --config {}", program.display(), self.file.display())
     }
 
-    /// The public half of its builder key, as it stands in its own configuration.
+    /// The public half of its builder key, which is the first trusted key in its configuration.
     pub(super) fn builder_key(&self) -> Option<&str> {
         self.config.trust.trusted_public_keys.first().map(String::as_str)
     }
@@ -181,10 +181,10 @@ impl Drop for DemoNode {
     /// A demo that failed half-way leaves nothing running.
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Closing its standard input asks for an ordinary stop; then it is ended, and reaped.
+            // Closing its standard input asks for an ordinary stop; then it is killed and reaped.
             drop(child.stdin.take());
             if child.kill().and_then(|()| child.wait()).is_err() {
-                eprintln!("narmesh: daemon {} may still run, process {}", self.name, child.id());
+                eprintln!("narmesh: daemon {} may still be running, as process {}", self.name, child.id());
             }
         }
     }

@@ -1,4 +1,5 @@
-//! `narmesh demo`: three real daemons and three real Nix stores on this machine; built on the first, substituted by the others.
+//! `narmesh demo`: three real daemons and three real Nix stores on this machine; the first builds, the others
+//! substitute.
 
 mod daemons;
 mod packages;
@@ -16,13 +17,13 @@ use stores::DemoStore;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Install the Debian packages that are missing (with apt-get, through sudo unless root)
+    /// Install missing Debian packages (with apt-get, and with sudo unless run as root)
     #[arg(long)]
     install: bool,
-    /// End after the walk, with exit code 0 when all of it succeeded, instead of keeping the mesh up
+    /// Stop when all steps are done, with exit code 0 if all succeeded, instead of keeping the mesh up
     #[arg(long)]
     once: bool,
-    /// Where stores, keys and configurations go; a new directory below the temporary one, removed at the end, if absent
+    /// The directory for stores, keys and configurations; by default a new temporary one that is removed at the end
     #[arg(long)]
     dir: Option<PathBuf>,
 }
@@ -30,7 +31,7 @@ pub(super) struct Arguments {
 /// The names of the three nodes; the first one builds.
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
-/// Shows the main job from beginning to end.
+/// Shows the whole way of a path, from its build to its substitution on other machines.
 pub(super) fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     packages::ensure(arguments.install)?;
     let stop = Stop::listen()?;
@@ -40,7 +41,7 @@ pub(super) fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     let [mut a, mut b, mut c] = daemons::prepare(scratch.dir(), &stores)?;
     a.start(&[], &stop)?;
     b.start(&[&a], &stop)?;
-    // c is given one address only: that of b. Where a listens it learns from a's signed summary, by way of b.
+    // c is given only the address of b. It learns the address of a from a's signed summary, which it gets from b.
     c.start(&[&b], &stop)?;
     walk::walk(&a, &[&b, &c], &stores, &stop)?;
     if !arguments.once {

@@ -1,13 +1,13 @@
-//! What the demo needs of Debian, and nothing else: Nix.
+//! The only Debian package that the demo needs: Nix.
 
 use anyhow::Context;
 use std::path::Path;
 use std::process::Command;
 
-/// Programs and the Debian package each comes from.
+/// The programs needed, each with the Debian package that has it.
 const NEEDED: [(&str, &str); 2] = [("nix-store", "nix-bin"), ("nix-build", "nix-bin")];
 
-/// Makes sure that Nix is there: installs it with `install`, else names what is missing.
+/// Makes sure that Nix is installed: installs it if `install`, else names the missing packages in an error.
 pub(super) fn ensure(install: bool) -> anyhow::Result<()> {
     let missing = missing_packages();
     if missing.is_empty() {
@@ -23,7 +23,7 @@ pub(super) fn ensure(install: bool) -> anyhow::Result<()> {
     apt_get(&["update", "-q"])?;
     apt_get(&[&["install", "-q", "-y", "--no-install-recommends"], missing.as_slice()].concat())?;
     let still_missing = missing_packages();
-    anyhow::ensure!(still_missing.is_empty(), "apt-get succeeded, and still missing: {}", still_missing.join(" "));
+    anyhow::ensure!(still_missing.is_empty(), "apt-get succeeded, but still missing: {}", still_missing.join(" "));
     Ok(())
 }
 
@@ -48,7 +48,7 @@ fn apt_get(arguments: &[&str]) -> anyhow::Result<()> {
         Command::new("apt-get")
     } else {
         let mut sudo = Command::new("sudo");
-        // sudo clears the environment, so the variable goes through it as an argument.
+        // sudo clears the environment, so the variable is passed as an argument.
         sudo.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
         sudo
     };

@@ -1,10 +1,10 @@
-//! Something that moves while something takes long: a bar on a terminal, a line a second elsewhere.
+//! Progress of a long transfer: a bar on a terminal, a line per second elsewhere.
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
-/// Bytes on their way.
+/// The progress of one transfer.
 #[derive(Debug)]
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
@@ -14,7 +14,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Begins; `bytes_max` is what is expected in all.
+    /// Begins at zero; `bytes_max` is the expected total.
     pub(super) fn new(what: &str, bytes_max: u64) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix}  [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
@@ -24,7 +24,7 @@ impl Progress {
         Self { bar, what: what.to_owned(), bytes_max, said: Instant::now() }
     }
 
-    /// So many bytes are there now.
+    /// Shows that `bytes` have arrived.
     pub(super) fn at(&mut self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// A directory, and whether it goes with us.
+/// A directory, and whether it is ours to remove at the end.
 #[derive(Debug)]
 pub(super) struct Scratch {
     dir: PathBuf,
@@ -14,11 +14,11 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// The directory chosen, which must be new or empty, or a fresh one.
+    /// Creates the directory chosen, which must be new or empty, or a temporary one.
     pub(super) fn new(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
         let is_ours = chosen.is_none();
         let dir = chosen.unwrap_or_else(|| std::env::temp_dir().join(format!("narmesh-demo-{}", std::process::id())));
-        // Never one that somebody else made before us in a directory for all.
+        // The temporary directory is open to everybody: one of that name that somebody else made there is refused.
         let made = fs::DirBuilder::new().recursive(!is_ours).mode(0o700).create(&dir);
         made.with_context(|| format!("cannot make {}", dir.display()))?;
         let is_empty = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
@@ -36,12 +36,12 @@ impl Drop for Scratch {
         if self.is_ours
             && let Err(error) = remove_tree(&self.dir)
         {
-            eprintln!("narmesh: {} is left behind: {error}", self.dir.display());
+            eprintln!("narmesh: cannot remove {}: {error}", self.dir.display());
         }
     }
 }
 
-/// Removes a tree whose directories may be read-only, as Nix leaves them.
+/// Removes a tree whose directories may be read-only, as those of Nix are.
 fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(dir)? {

@@ -1,4 +1,5 @@
-//! Ctrl-C and its kin, as a flag that every wait of the demo looks at: so that an end in the middle leaves nothing behind.
+//! Turns Ctrl-C and similar signals into a flag that every wait of the demo checks, so that stopping early leaves
+//! nothing behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,12 +33,12 @@ impl Stop {
         Ok(Self(requested))
     }
 
-    /// Whether to stop.
+    /// Whether a signal has asked for a stop.
     pub(super) fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// An error once it is time to stop.
+    /// Returns an error once a signal has asked for a stop.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.is_requested(), "stopped by a signal");
         Ok(())

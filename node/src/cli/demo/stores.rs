@@ -1,14 +1,14 @@
-//! Three real Nix stores that need neither root nor namespaces: one logical store directory, three places.
+//! Three real Nix stores that need neither root nor namespaces: they share one logical store directory.
 //!
-//! Nix builds only where the logical directory is the physical one: that is the first store. The others are relocated
-//! (`local?real=…`), with databases of their own.
+//! Nix builds only where the physical directory is the logical one: that is so in the first store. The others are
+//! relocated (`local?real=…`), with databases of their own.
 
 use crate::config::StoreConfig;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// What is built: deterministic, needs a shell only, references included; about 39 MB so that a rate means something.
+/// What is built: deterministic, with references, and with only a shell; about 39 MB, so that a rate means something.
 const PACKAGES: &str = r#"let
   mk = name: script: extra: derivation ({
     inherit name; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" ("set -e\n" + script) ];
@@ -34,12 +34,12 @@ pub(super) struct DemoStore {
 }
 
 impl DemoStore {
-    /// The store `name` of the demo in `dir`; the one that `builds` lies where its paths say.
+    /// The store `name` of the demo in `dir`. If it `builds`, its files are in the logical directory.
     pub(super) fn new(dir: &Path, name: &str, builds: bool) -> Self {
         Self { dir: dir.to_owned(), place: dir.join("stores").join(name), builds }
     }
 
-    /// `[store]` of the daemon beside it.
+    /// `[store]` in the configuration of this store's daemon.
     pub(super) fn config(&self) -> StoreConfig {
         StoreConfig {
             store_dir: self.store_dir().display().to_string(),
@@ -49,7 +49,7 @@ impl DemoStore {
         }
     }
 
-    /// Builds the demo's closure; the paths of it, the root last.
+    /// Builds the demo's closure; returns its paths, the root last.
     pub(super) fn build(&self) -> anyhow::Result<Vec<String>> {
         let expression = self.dir.join("packages.nix");
         std::fs::write(&expression, PACKAGES)?;
@@ -71,7 +71,7 @@ impl DemoStore {
         command.spawn().context("nix-store")
     }
 
-    /// The NarHash that this store's own Nix has recorded for `path`.
+    /// The NarHash that Nix has recorded in this store for `path`.
     pub(super) fn nar_hash(&self, path: &str) -> anyhow::Result<String> {
         let mut command = self.nix("nix-store")?;
         if !self.builds {
@@ -81,20 +81,20 @@ impl DemoStore {
         Ok(output(&mut command)?.trim().to_owned())
     }
 
-    /// Reads the files of `path` again, and compares them with the NarHash recorded.
+    /// Reads the files of `path` again and compares them with the recorded NarHash.
     pub(super) fn verify(&self, path: &str) -> anyhow::Result<()> {
         let mut command = self.nix("nix-store")?;
         command.args(["--store", &self.url(), "--verify-path", path]);
         output(&mut command).map(drop)
     }
 
-    /// A command line to build something else here.
+    /// A command line that builds something else here.
     pub(super) fn build_example(&self) -> String {
         let expression = r#"derivation { name = "mine"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo hello > $out" ]; }"#;
         format!("{} nix-build --no-out-link -E '{expression}'", self.environment_text())
     }
 
-    /// A command line to fetch `path` here.
+    /// A command line that fetches `path` into this store.
     pub(super) fn realise_example(&self, gateway: &str, path: &str) -> String {
         format!(
             "{} nix-store --store '{}' --realise {path} --option substituters http://{gateway} \
@@ -118,7 +118,7 @@ impl DemoStore {
         format!("local?real={}&state={place}/var&log={place}/log", self.real_dir().display())
     }
 
-    /// Nothing of the user's own Nix is read or written.
+    /// The environment of Nix's programs, so that they neither read nor write anything of the user's own Nix.
     fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         let mut variables = vec![
             ("NIX_CONF_DIR", self.dir.join("etc")),

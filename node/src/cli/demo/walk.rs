@@ -1,4 +1,5 @@
-//! The walk of a path, line by line: built, announced, pulled, candidate, holder, bytes, rate, hash verified.
+//! Follows a path step by step, with a line for each: built, announced, pulled, candidate, holder, bytes, rate, NarHash
+//! verified.
 
 use super::daemons::{DemoNode, POLL};
 use super::progress::Progress;
@@ -9,7 +10,7 @@ use indicatif::HumanBytes;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-/// Ten times what is promised: a path built on one node is known to the others within 2 s.
+/// Ten times the promised time: a path built on one node is known to the others within 2 s.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Builds on `builder` and substitutes on each of `receivers`; the stores are in the order of the nodes.
@@ -43,7 +44,7 @@ pub(super) fn walk(
             compare(source, receiver, store, path)?;
         }
     }
-    println!("\nEvery path arrived straight from its holder, and its hash is the same in all three stores.");
+    println!("\nEvery path arrived straight from its holder, and its NarHash is the same in all three stores.");
     Ok(())
 }
 
@@ -69,7 +70,7 @@ fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant,
         Some((summary.clone(), peer.stats.addresses.clone()))
     })?;
     println!(
-        "{}  body pulled: summary {}.{} of {}, {} paths, {} ms after the build; {} listens on {}",
+        "{}  pulled summary {}.{} of {}: {} paths, {} ms after the build; {} listens on {}",
         receiver.name(),
         summary.epoch,
         summary.seq,
@@ -82,7 +83,7 @@ fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant,
     Ok(())
 }
 
-/// Runs the real client on the receiver's own gateway.
+/// Substitutes `root` with the real Nix client, which asks only the receiver's gateway.
 fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, stop: &Stop) -> anyhow::Result<()> {
     let why = receiver.why(root)?;
     let candidates: Vec<_> =
@@ -119,7 +120,7 @@ fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, sto
     Ok(())
 }
 
-/// What the resolver says of each path: the same as `narmesh why`.
+/// Prints how the path was found, with the sentences that `narmesh why` shows.
 fn explain(receiver: &DemoNode, path: &str) -> anyhow::Result<()> {
     let report = receiver.why(path)?;
     println!("{}  {path}", receiver.name());
@@ -135,9 +136,9 @@ fn name_peers(sentence: &str, peers: &[crate::status::CandidateView]) -> String 
 
 fn compare(source: &DemoStore, receiver: &DemoNode, store: &DemoStore, path: &str) -> anyhow::Result<()> {
     let (promised, arrived) = (source.nar_hash(path)?, store.nar_hash(path)?);
-    anyhow::ensure!(promised == arrived, "{}: {path} has {arrived}, built was {promised}", receiver.name());
+    anyhow::ensure!(promised == arrived, "{}: {path} has {arrived}, but the build gave {promised}", receiver.name());
     store.verify(path)?;
-    println!("     {arrived}, as built; its files read again and compared");
+    println!("     {arrived}, as built; its files were read again and match it");
     Ok(())
 }
 
@@ -153,7 +154,7 @@ fn wait<T>(
             return Ok(found);
         }
         stop.check()?;
-        anyhow::ensure!(since.elapsed() < SPREAD_TIMEOUT, "waited {SPREAD_TIMEOUT:?} in vain: {} {what}", node.name());
+        anyhow::ensure!(since.elapsed() < SPREAD_TIMEOUT, "not within {SPREAD_TIMEOUT:?}: {} {what}", node.name());
         std::thread::sleep(POLL);
     }
 }

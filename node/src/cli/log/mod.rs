@@ -1,9 +1,9 @@
 //! The log: one event is one line of a bounded length, whatever a peer, a file name or a header put into it, and no event fills
 //! the disk by being repeated.
 //!
-//! From INFO up to ERROR, which the daemon logs by itself, `limits` decides what is logged, for libraries too. DEBUG and TRACE
-//! are logged whole: nobody sees them who has not asked for them, and who has asked looks for the one line that a limit would
-//! leave out.
+//! Of the levels INFO to ERROR, which the daemon logs by default, `limits` decides what is logged, for libraries too.
+//! DEBUG and TRACE are logged whole: they appear only on request, and who requests them may look for the very line that
+//! a limit would leave out.
 
 mod limits;
 mod origin;
@@ -26,13 +26,14 @@ use tracing_subscriber::registry::LookupSpan;
 /// Environment variable of the log filter, such as `info` or `narmesh=debug`.
 const LOG_VARIABLE: &str = "NARMESH_LOG";
 
-/// One line of a limited event. libp2p writes what a peer sent into some of its lines, up to 64 KiB of it.
+/// The longest line of an event under limits, bytes. libp2p writes up to 64 KiB of what a peer sent into some of its
+/// lines.
 const LINE_BYTES_MAX: usize = 2 << 10;
 
-/// Where the lines come from that say what was left out.
+/// The target of the lines that say what was left out. They pass without limits.
 const OWN_TARGET: &str = "narmesh::log";
 
-/// Says what is left out until the end; by dropping it the rest is said.
+/// Keeps the log running. When it is dropped, everything left out and not yet reported is reported.
 #[derive(Debug)]
 pub(super) struct Log(Arc<Limiter>);
 
@@ -52,18 +53,18 @@ pub(super) fn start() -> anyhow::Result<Log> {
     let teller = thread::Builder::new().name("log".to_owned()).spawn(move || counted.tell_in_time())?;
     *limiter.teller.lock() = Some(teller.thread().clone());
     let lines = Lines { limiter: Arc::clone(&limiter), format: Format::default() };
-    // Without colours: the formatter's own escape sequences could not be told from those that come in a field.
+    // Without colours: the formatter's own escape sequences could not be distinguished from those in a field.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(io::stderr);
     log.event_format(lines).init();
     Ok(Log(limiter))
 }
 
-/// What is shared by all that log.
+/// The state shared by all threads that log.
 #[derive(Debug)]
 struct Limiter {
     limits: Mutex<Limits>,
     origins: Origins,
-    /// Waits until something is left out.
+    /// The thread of [`Self::tell_in_time`], which is parked until something is left out.
     teller: Mutex<Option<Thread>>,
 }
 
@@ -74,15 +75,16 @@ impl Limiter {
 
     fn judge(&self, from: Origin, event: &Event<'_>) -> Verdict {
         let mut limits = self.limits.lock();
-        // Without the lock: what is formatted may log by itself.
+        // Without the lock: formatting a field may itself log, which would deadlock.
         let description = (!limits.knows(from)).then(|| MutexGuard::unlocked(&mut limits, || described(event)));
         limits.admit(Instant::now(), from, description)
     }
 
-    /// Says, a minute after something was left out, how much it was: the next line like it may never come.
+    /// Reports what was left out a minute after the first of it: a next line of that kind, which would say it, may
+    /// never come.
     fn tell_in_time(&self) {
         loop {
-            // The lock is not held while waiting.
+            // A statement of its own, so that the lock is not held while waiting.
             let due = self.limits.lock().next_due();
             let now = Instant::now();
             match due {
@@ -123,7 +125,7 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        // The more verbose level is the greater one.
+        // `Level` orders by verbosity: DEBUG and TRACE are the greater ones.
         if *event.metadata().level() > Level::INFO {
             let mut line = Line::new(usize::MAX);
             self.format.format_event(context, Writer::new(&mut line), event)?;
@@ -139,7 +141,7 @@ where
                     if is_first && let Some(teller) = &*self.limiter.teller.lock() {
                         teller.unpark();
                     }
-                    // Nothing is written, for nothing is in the writer.
+                    // Nothing was put into the writer, so no line is written.
                     return Ok(());
                 }
             }
@@ -156,13 +158,13 @@ where
     }
 }
 
-/// One line in the making. What is beyond its limit is thrown away as it comes: a field may print megabytes.
+/// A line under construction. What exceeds its limit is dropped as it is written, because a field may print megabytes.
 #[derive(Debug)]
 struct Line {
     text: String,
     bytes_max: usize,
     is_cut: bool,
-    /// Comes last, and whole.
+    /// Written after the line, and never cut.
     remark: String,
 }
 
@@ -171,7 +173,8 @@ impl Line {
         Self { text: String::new(), bytes_max, is_cut: false, remark: String::new() }
     }
 
-    /// Writes the line with its end, control characters inside of it, above all line breaks, escaped; and says how long it is.
+    /// Writes the line and its line break, with control characters (above all other line breaks) escaped. Returns the
+    /// bytes written.
     fn escape_into(&self, writer: &mut impl fmt::Write) -> Result<usize, fmt::Error> {
         let body = plainly(self.text.strip_suffix('\n').unwrap_or(&self.text));
         let (mut bytes, mut is_cut) = (0, self.is_cut);
@@ -198,14 +201,14 @@ impl Line {
 impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = self.bytes_max - self.text.len();
-        // The formatter's own line break at the end is no loss.
+        // If only the formatter's own line break does not fit, nothing is lost.
         self.is_cut |= text.len() > room && text != "\n";
         self.text.push_str(text.get(..text.floor_char_boundary(room)).unwrap_or_default());
         Ok(())
     }
 }
 
-/// Control characters, line separators, and what turns the direction of writing.
+/// Whether this is a control character, a line separator, or changes the direction of the text.
 fn is_harmful(letter: char) -> bool {
     let turns = matches!(letter, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     turns || letter.is_control()

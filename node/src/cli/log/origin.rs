@@ -1,4 +1,4 @@
-//! Where an event comes from, as far as limits are concerned: which kind it is of, and whom it names.
+//! Where an event comes from, as far as limits are concerned: its kind, and the peer that it names.
 
 use super::limits::{Description, Origin};
 use std::collections::hash_map::RandomState;
@@ -7,16 +7,17 @@ use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-/// Fields that name a peer, in this program and in libp2p. The first that an event has counts.
+/// The fields that name a peer, in this program and in libp2p. Of several in an event, the first counts.
 const PEER_FIELDS: [&str; 2] = ["peer", "peer_id"];
 
-/// A field whose values are few and each a cause of its own.
+/// A field with few possible values. Each value makes an event a kind of its own.
 const CAUSE_FIELD: &str = "misdeed";
 
-/// What is kept of a name or of a text.
+/// How much of a name or a text is kept, bytes.
 const TEXT_BYTES_MAX: usize = 120;
 
-/// Tells origins apart. What a peer can choose goes through a hash that it does not know: it cannot make two collide.
+/// Gives each origin its number. A peer chooses part of what is hashed, but does not know the hash's random key, so it
+/// cannot make two origins collide.
 #[derive(Debug, Default)]
 pub(super) struct Origins(RandomState);
 
@@ -26,7 +27,7 @@ impl Origins {
         event.record(&mut named);
         let mut kind = self.0.build_hasher();
         event.metadata().callsite().hash(&mut kind);
-        // All records of the `log` crate share a callsite for each level, and say in fields where they come from.
+        // All records of the `log` crate share one callsite per level; fields say where each comes from.
         named.log_target.hash(&mut kind);
         named.log_line.hash(&mut kind);
         named.cause.hash(&mut kind);
@@ -35,7 +36,7 @@ impl Origins {
     }
 }
 
-/// What an event says, and the name of its peer.
+/// The message of an event, and the name of its peer.
 pub(super) fn described(event: &Event<'_>) -> Description {
     let mut message = Message::default();
     event.record(&mut message);
@@ -44,7 +45,7 @@ pub(super) fn described(event: &Event<'_>) -> Description {
     Description { text: message.0.0, peer: named.peer.unwrap_or_default() }
 }
 
-/// The fields that say where an event belongs. No other is formatted.
+/// The fields that decide where an event belongs. No other field is formatted.
 #[derive(Default)]
 struct Named {
     peer: Option<String>,
@@ -63,7 +64,7 @@ impl Visit for Named {
         };
         if place.is_none() {
             let mut text = Bounded::default();
-            // What could not be written says as much as its beginning does.
+            // If a value fails to format, the part written so far is used.
             write!(text, "{value:?}").unwrap_or_default();
             *place = Some(text.0);
         }
@@ -87,7 +88,7 @@ impl Visit for Message {
     }
 }
 
-/// The beginning of what is written.
+/// Keeps only the beginning of what is written into it.
 #[derive(Default)]
 struct Bounded(String);
 

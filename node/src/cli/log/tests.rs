@@ -14,7 +14,7 @@ impl Write for Shared {
     }
 }
 
-/// What the log of `events` looks like, with what is said at its end.
+/// The log of `events`, with the report of what was left out at its end.
 fn logged(events: impl FnOnce()) -> String {
     let (out, limiter) = (Shared::default(), Arc::new(Limiter::new()));
     let (writer, lines) = (out.clone(), Lines { limiter: Arc::clone(&limiter), format: Format::default() });
@@ -64,7 +64,7 @@ fn a_long_event_is_cut() {
 }
 
 #[test]
-fn what_a_peer_repeats_is_logged_a_few_times_and_counted() {
+fn repeated_event_of_a_peer_is_logged_ten_times_and_then_counted() {
     let log = logged(|| {
         for number in 0..1_000 {
             tracing::warn!(peer = "noisy", number, "peer misbehaved");
@@ -72,7 +72,7 @@ fn what_a_peer_repeats_is_logged_a_few_times_and_counted() {
         tracing::warn!(peer = "other", "peer misbehaved");
         tracing::error!(peer = "noisy", "of another kind");
     });
-    // One place in the program: the closure.
+    // All those lines come from one place in the program, so they are of one kind.
     assert_eq!(log.matches("number=").count(), 10, "{log}");
     assert!(log.contains(r#"peer="other""#) && log.contains("of another kind"), "{log}");
     let last = log.lines().last().unwrap();
@@ -81,7 +81,7 @@ fn what_a_peer_repeats_is_logged_a_few_times_and_counted() {
 }
 
 #[test]
-fn causes_that_a_peer_gives_at_one_place_are_told_apart() {
+fn misdeeds_logged_at_one_place_are_limited_separately() {
     let log = logged(|| {
         for misdeed in ["first", "second"] {
             for _ in 0..100 {
@@ -94,7 +94,7 @@ fn causes_that_a_peer_gives_at_one_place_are_told_apart() {
 }
 
 #[test]
-fn what_is_left_out_is_not_even_formatted() {
+fn event_that_is_left_out_is_not_formatted() {
     struct Costly<'a>(&'a std::cell::Cell<usize>);
     impl fmt::Display for Costly<'_> {
         fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,13 +110,13 @@ fn what_is_left_out_is_not_even_formatted() {
     });
     let lines = log.matches("cost=").count();
     assert!(lines < 100, "{lines}");
-    // The first one once more, to remember its text.
+    // The first event is formatted once more, to remember its text.
     assert_eq!(formatted.get(), 2 * lines + 1);
 }
 
 #[test]
-fn records_of_libraries_are_told_apart_by_their_place() {
-    // As tracing-log gives them: one callsite for all.
+fn records_of_the_log_crate_are_distinguished_by_target_and_line() {
+    // As tracing-log makes them: with one callsite for all.
     let record = |target: &str, line: u64, text: &str| {
         tracing::error!("log.target" = target, "log.line" = line, "{text}");
     };

@@ -1,4 +1,4 @@
-//! Who is asked: the running daemon or, when none runs, the files that it would have open.
+//! Asks a question of the running daemon or, if none runs, of the files that it would have open.
 
 use super::{eprint_line, progress};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
@@ -12,7 +12,7 @@ use std::io::{self, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Hands each part of the answer to `each`, but for progress and notes, which go to standard error.
+/// Hands each part of the answer to `each`, except progress and notes, which go to standard error.
 pub(super) fn ask(
     config: &Path,
     question: Question,
@@ -43,7 +43,8 @@ pub(super) fn ask(
         Ok(mut answer) => {
             let fed = input.map(|file| answer.feed(file)).transpose()?;
             read(&mut answer, shown)?;
-            // It took everything, so this has come to the end of the file, or to what is wrong with it.
+            // The answer is complete, so the thread that sends the file has ended: with its last byte, or with an
+            // error.
             fed.map_or(Ok(Ok(())), |fed| fed.join().map_err(|_| anyhow::anyhow!("reading the file panicked")))??;
             Ok(())
         }
@@ -62,7 +63,7 @@ pub(super) fn ask(
     }
 }
 
-/// All parts of the daemon's answer.
+/// Hands every part of the daemon's answer to `each`; a refusal is an error.
 pub(super) fn read(answer: &mut Answer, mut each: impl FnMut(Part) -> anyhow::Result<()>) -> anyhow::Result<()> {
     loop {
         match answer.next_part()? {
@@ -73,7 +74,8 @@ pub(super) fn read(answer: &mut Answer, mut each: impl FnMut(Part) -> anyhow::Re
     }
 }
 
-/// Ends an answer for an error that is none of reading or writing.
+/// Keeps an error that is not one of reading or writing in `failed`, and ends the answer with an I/O error in its
+/// place.
 fn keep(done: anyhow::Result<()>, failed: &mut Option<anyhow::Error>) -> io::Result<()> {
     done.map_err(|error| {
         *failed = Some(error);
@@ -81,13 +83,13 @@ fn keep(done: anyhow::Result<()>, failed: &mut Option<anyhow::Error>) -> io::Res
     })
 }
 
-/// A store path or base name, or a link into the store, such as `./result`.
+/// The store path or base name that `text` is, or that the link `text` (such as `./result`) points to.
 pub(super) fn named(text: &str) -> String {
     let linked = std::fs::read_link(text).ok();
     linked.as_deref().and_then(Path::to_str).unwrap_or(text).to_owned()
 }
 
-/// What a daemon would have open.
+/// What a running daemon would have open.
 pub(super) struct Files {
     pub(super) settings: Settings,
     pub(super) store: Arc<NixStore>,
@@ -105,7 +107,7 @@ impl Files {
         let held = Arc::clone(&store);
         let ledger = LiveLedger::new(state_dir, store_dir, policy, Box::new(move |part| held.contains(part)));
         let ledger = ledger.named(settings.quorum.key_names(own.as_ref()));
-        // The file is not made by who only looks.
+        // Who only reads must not create the file.
         let ledger = if writing { ledger } else { ledger.looking() };
         ledger.keep(settings.quorum.keep.iter().copied());
         ledger.catch_up()?;
@@ -114,7 +116,7 @@ impl Files {
 
     pub(super) fn say_that_no_daemon_runs(&self, config: &Path) {
         eprint_line(&format!(
-            "no daemon runs: this is what is in {}, by the rules of {}",
+            "no daemon runs: this is what is in {}, judged by the rules in {}",
             self.settings.node.state_dir.display(),
             config.display()
         ));

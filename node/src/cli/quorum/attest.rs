@@ -1,4 +1,4 @@
-//! `narmesh quorum attest PATH`: build it again, and say so only if it came out the same.
+//! `narmesh quorum attest PATH`: builds the path again and attests it only if the result is the same.
 
 use super::ask::{Files, named, read};
 use super::{emit, printable, progress};
@@ -17,38 +17,38 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-/// Differences that are named.
+/// The most differences that are printed one by one.
 const DIFFERENCES_SHOWN_MAX: usize = 20;
 
 #[derive(clap::Args, Debug)]
 pub(in crate::cli) struct Arguments {
-    /// A store path that is here with its derivation
+    /// A store path that is in the store here, with its derivation
     path: String,
     /// Further arguments for nix-build, such as `--option sandbox true`
     #[arg(last = true)]
     nix_build: Vec<String>,
 }
 
-/// Who signs: the running daemon, which tells its peers at once, or, when none runs, this process.
+/// Who signs: the running daemon, which tells its peers at once, or this process if no daemon runs.
 enum Signer {
     Daemon(PathBuf),
     Here(Box<Here>),
 }
 
-/// What a daemon would have open.
+/// What this process needs to sign in place of a daemon.
 struct Here {
     files: Files,
     offer: Offer,
     key: NixSecretKey,
 }
 
-/// Whether it was attested.
+/// Returns whether the path is attested now, or needs no attestation.
 pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
     let path = named(&arguments.path);
-    // Asked first: a rebuild may take hours.
+    // A rebuild may take hours, so whoever may not attest is refused before it.
     let (signer, before) = Signer::find(config, &path)?;
     let Some(deriver) = &before.deriver else {
-        emit(&format!("{} is its own content address: nobody's word is needed\n", before.path))?;
+        emit(&format!("{} is content-addressed: it needs no attestation\n", before.path))?;
         return Ok(true);
     };
     let settings = Settings::load(config)?;
@@ -59,7 +59,7 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
         let other = with_suffix(&ours, ".check");
         match differences(&ours, &other) {
             Ok(differences) => emit(&differences)?,
-            Err(error) => emit(&format!("the other result is not there to be compared ({error})\n"))?,
+            Err(error) => emit(&format!("the two results cannot be compared: {error}\n"))?,
         }
         return Ok(false);
     }
@@ -70,7 +70,7 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
 }
 
 impl Signer {
-    /// The daemon, or this process; and what it says of `path` before anything is built.
+    /// Finds who signs, and asks what it says about `path` before anything is built.
     fn find(config: &Path, path: &str) -> anyhow::Result<(Self, OwnStatement)> {
         let daemon = Self::Daemon(control_socket(config));
         match daemon.word_on(path, false) {
@@ -127,7 +127,7 @@ impl Here {
     }
 }
 
-/// Whether all outputs came out the same.
+/// Builds again, and returns whether all outputs came out the same.
 fn rebuild(settings: &Settings, deriver: &str, further: &[String]) -> anyhow::Result<bool> {
     let mut command = Command::new("nix-build");
     command.arg(format!("{}/{deriver}", settings.store.store_dir.as_str())).args([
@@ -157,7 +157,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Which files differ, and where first.
+/// The files that differ, each with the first difference, as text.
 fn differences(ours: &Path, other: &Path) -> io::Result<String> {
     let mut found = Vec::new();
     compare(ours, other, "", &mut found)?;

@@ -20,45 +20,46 @@ use std::time::Duration;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
-    /// Which builders agree, path by path; exit code 0 only if everything asked for is agreed, and that is something
+    /// Show path by path which builders agree; the exit code is 0 only if at least one path was asked for and all are
+    /// agreed
     Report(report::ReportArguments),
-    /// Which builders count for a path, which do not and why, and what would change the verdict
+    /// Show which builders count for a path, which do not and why, and what would change the verdict
     Why(report::WhyArguments),
-    /// Rebuild a path with `nix-build --check`, then attest it, or say how the result differs
+    /// Rebuild a path with `nix-build --check`, then attest it, or show how the result differs
     Attest(attest::Arguments),
-    /// Write attestations as text: one path's, or all
+    /// Write attestations as text: those of one path, or all
     Export(ExportArguments),
-    /// Take attestations of configured builders from such a text
+    /// Read attestations from such a text, and keep those of configured builders
     Import(FileArguments),
     /// Check every signature in such a text; needs neither a daemon nor a configuration
     Verify(FileArguments),
-    /// The rules
+    /// Check the rules of a configuration
     #[command(subcommand)]
     Policy(PolicyCommand),
 }
 
 #[derive(Subcommand, Debug)]
 pub(super) enum PolicyCommand {
-    /// Check [[builder]], [[revoked_builders]] and [quorum] of a file, and say what they ask for
+    /// Check [[builder]], [[revoked_builders]] and [quorum] of a file, and explain what they require
     Check(FileArguments),
 }
 
 #[derive(clap::Args, Debug)]
 pub(super) struct ExportArguments {
-    /// A store path or its base name; all attestations if absent
+    /// A store path or its base name; without it, all attestations are written
     path: Option<String>,
-    /// Where to; standard output if absent
+    /// The file to write; standard output if absent
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
 pub(super) struct FileArguments {
-    /// The file
+    /// The file to read
     file: PathBuf,
 }
 
-/// Returns whether all is well: agreed, verified, built the same.
+/// Returns whether the command found all well: everything agreed, every line verified, the rebuild the same.
 pub(super) fn quorum(config: &Path, command: &Command) -> anyhow::Result<bool> {
     match command {
         Command::Report(arguments) => report::report(config, arguments),
@@ -87,7 +88,7 @@ fn export(config: &Path, arguments: &ExportArguments) -> anyhow::Result<bool> {
     })?;
     if let (Some(mut file), Some(name)) = (file, &arguments.output) {
         file.flush()?;
-        // All but the first line.
+        // The first line is the header.
         emit(&format!("{} attestations in {}\n", lines - 1, name.display()))?;
     }
     Ok(true)
@@ -102,9 +103,9 @@ fn import(config: &Path, file: &Path) -> anyhow::Result<bool> {
         }
         Ok(())
     })?;
-    let imported = result.context("the answer does not say what became of the file")?;
+    let imported = result.context("the answer does not say what was imported")?;
     let Imported { lines, new, strangers, .. } = &imported;
-    emit(&format!("{lines} attestations: {new} new, {strangers} by keys that are no [[builder]]\n"))?;
+    emit(&format!("{lines} attestations: {new} new, {strangers} by keys without a [[builder]]\n"))?;
     bad_lines(&imported)
 }
 
@@ -142,26 +143,27 @@ fn policy_check(file: &Path) -> anyhow::Result<bool> {
     };
     let (policy, warnings) = settings.quorum.policy(own.as_ref())?;
     let means = match policy.mode() {
-        Mode::Off => "off: as Nix alone",
-        Mode::Observe => "observe: reports and metrics alone",
+        Mode::Off => "off: verdicts are not used",
+        Mode::Observe => "observe: only reports and metrics",
         Mode::Prefer => "prefer: holders of what is agreed are asked first",
-        Mode::Require => "require: nothing is substituted that is not agreed",
+        Mode::Require => "require: only what is agreed is substituted",
     };
     let (builders, groups) = (policy.keys().count(), policy.groups());
     emit(&format!("{}: {builders} builders in {groups} groups; {means}\n", file.display()))?;
     if let Some(k) = policy.k_default() {
-        emit(&format!("{k} of {groups} groups must have got the same\n"))?;
+        emit(&format!("{k} of {groups} groups must have got the same result\n"))?;
     }
     warnings.iter().try_for_each(|warning| emit(&format!("warning: {}\n", printable(&warning.to_string()))))?;
     Ok(true)
 }
 
-/// Names in the configuration are our own, those of keys in files are not: neither plays with the terminal.
+/// The text with its control characters replaced, so that a name from a file of somebody else cannot control the
+/// terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
-/// Nothing for the first second, then how far it is; on standard error, if that is a terminal.
+/// A progress display on standard error if that is a terminal; it appears after the first second.
 fn progress(what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(&format!("{{spinner}} {{pos}} {what}, {{elapsed}}"));
     let bar = ProgressBar::new_spinner();

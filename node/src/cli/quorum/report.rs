@@ -1,4 +1,4 @@
-//! `narmesh quorum report` and `why`: each part is written as it comes.
+//! `narmesh quorum report` and `why`: each part of the answer is written as it arrives.
 
 use super::ask::{ask, named};
 use super::{emit, printable, progress};
@@ -13,19 +13,19 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub(in crate::cli) struct ReportArguments {
-    /// One path: a store path or its base name
+    /// Only this path: a store path or its base name
     #[arg(long, value_name = "PATH", group = "scope")]
     path: Option<String>,
-    /// A path with all that it needs at run time
+    /// This path and everything that it needs at run time
     #[arg(long, value_name = "PATH", group = "scope")]
     closure: Option<String>,
-    /// Every path of which anything is attested (the default)
+    /// Every path for which there is an attestation (the default)
     #[arg(long, group = "scope")]
     all: bool,
-    /// JSON for programs
+    /// Print JSON, for programs
     #[arg(long)]
     json: bool,
-    /// Write a page that any browser shows, without a server
+    /// Write a web page that any browser can open from the file
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     html: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ pub(in crate::cli) struct WhyArguments {
     path: String,
 }
 
-/// Whether everything asked for is agreed.
+/// Returns whether everything asked for is agreed.
 pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Result<bool> {
     let scope = match (&arguments.path, &arguments.closure) {
         (Some(text), _) => Scope::Path(named(text)),
@@ -49,7 +49,7 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
             let mut page = Page::default();
             let mut file = None;
             let head = each_part(config, scope, false, |part| {
-                // Not before there is something to write: a refusal leaves what was there.
+                // Created only once there is something to write, so that a refusal leaves an older file as it was.
                 let file = match &mut file {
                     Some(file) => file,
                     None => file.insert(BufWriter::new(File::create(name).context(name.display().to_string())?)),
@@ -78,7 +78,7 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
     }
 }
 
-/// Whether it is agreed.
+/// Returns whether the path is agreed.
 pub(super) fn why(config: &Path, arguments: &WhyArguments) -> anyhow::Result<bool> {
     let head = each_part(config, Scope::Path(named(&arguments.path)), true, |part| {
         let ReportPart::Path(path) = part else { return Ok(()) };
@@ -88,8 +88,8 @@ pub(super) fn why(config: &Path, arguments: &WhyArguments) -> anyhow::Result<boo
     Ok(head.agreed)
 }
 
-/// Gives the head, when all parts were there. `seen` says whether somebody sees each as it is written; else they are counted on
-/// standard error, as paths are while they are judged.
+/// Hands each part of the report to `each`, and returns the head when all have come. `seen` says whether the user sees
+/// the parts as they are written; if not, they are counted on standard error, as paths are while they are judged.
 fn each_part(
     config: &Path,
     scope: Scope,
@@ -107,10 +107,10 @@ fn each_part(
         }
         each(part)
     })?;
-    head.context("the answer has no beginning")
+    head.context("the daemon's answer lacks its first part")
 }
 
-/// Counts paths that are written.
+/// Counts the paths written so far, on standard error.
 #[derive(Default)]
 struct Written {
     bar: Option<ProgressBar>,
@@ -119,7 +119,7 @@ struct Written {
 impl Written {
     fn part(&mut self, part: &ReportPart) {
         match part {
-            // What was judged was counted until now.
+            // The head comes once all paths are judged; until then the judged ones were counted.
             ReportPart::Head(_) => self.bar = Some(progress("paths written")),
             ReportPart::Path(_) => self.bar.iter().for_each(|bar| bar.inc(1)),
             ReportPart::Conflict(_) | ReportPart::NoLongerAgreed(_) => {}
@@ -133,7 +133,7 @@ impl Drop for Written {
     }
 }
 
-/// For people.
+/// The report as text for people.
 #[derive(Default)]
 struct Text {
     head: Option<ReportHead>,
@@ -159,7 +159,7 @@ impl Text {
         text.lines().map(|line| printable(line) + "\n").collect()
     }
 
-    /// Once, after what is worse.
+    /// The weakest link, once: before the first path, after the conflicts and what is no longer agreed.
     fn weakest(&mut self) -> String {
         let head = self.head.take().filter(|head| !head.agreed);
         let weakest = head.and_then(|head| head.weakest);
@@ -171,15 +171,15 @@ impl Text {
     }
 }
 
-/// One object, whose lists are written item by item.
+/// The report as one JSON object, whose lists are written item by item.
 #[derive(Default)]
 struct Json {
-    /// How many of [`LISTS`] are begun.
+    /// The number of [`LISTS`] begun so far.
     begun: usize,
     is_first: bool,
 }
 
-/// In the order of the parts.
+/// The lists of the object, in the order in which their parts arrive.
 const LISTS: [&str; 3] = ["conflicts", "no_longer_agreed", "paths"];
 
 impl Json {
@@ -187,7 +187,7 @@ impl Json {
         let (list, item) = match part {
             ReportPart::Head(head) => {
                 let mut text = serde_json::to_string(head)?;
-                // The object goes on.
+                // Without its closing brace, because the lists follow.
                 text.pop();
                 return Ok(text);
             }
@@ -222,7 +222,7 @@ fn totals(head: &ReportHead) -> String {
         return "0 paths: nothing is attested here, so nothing is agreed (exit code 1)".to_owned();
     }
     format!(
-        "{} paths: {} agreed ({} disputed), {} content-addressed, {} short, {} none, {} conflict; {} held here are not what was agreed on",
+        "{} paths: {} agreed ({} disputed), {} content-addressed, {} short, {} none, {} conflict; {} held here differ from the agreed result",
         totals.paths,
         totals.agreed,
         totals.disputed,
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_is_one_object_whatever_is_missing() {
+    fn json_is_one_object_even_if_lists_are_empty() {
         let empty = json(&[head()]);
         for list in LISTS {
             assert_eq!(empty[list], serde_json::json!([]), "{list}");
@@ -275,13 +275,13 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_do_not_play_with_the_terminal() {
+    fn control_characters_in_names_do_not_reach_the_terminal() {
         let text = Text::default().part(&conflict("a\u{1b}[2Jb\u{7}"));
         assert_eq!(text, "CONFLICT a\u{fffd}[2Jb\u{fffd}\n");
     }
 
     #[test]
-    fn what_nobody_sees_being_written_is_counted() {
+    fn paths_written_out_of_sight_are_counted() {
         let path = r#"{"path":"p","verdict":"short","k":2,"of":2,"fingerprints":[],"disputed_by":[],"vetoed":false,"void":[],
             "not_counted":[],"missing":[],"held":null,"needed_by":null,"needs_unknown":false,"served_at_ms":null,"turned":null,
             "policy":"","sentences":[]}"#;

@@ -1,9 +1,10 @@
-//! How much may be logged: so that nobody fills the disk, or buries what counts, by repeating what is logged.
+//! Bounds on how much is logged, so that nobody can fill the disk, or bury an important line, by repeating an event.
 //!
-//! Each event is of a *kind* (a place in a program, and what is said to be wrong there) and often about a *peer*. Per kind and
-//! peer some lines pass a minute; per peer, for all that names no peer, and for everything together some bytes. The first event
-//! of a kind in each minute passes whatever else was logged: that is what an operator must see. What is left out is counted,
-//! and said with the next line that passes, or a minute later.
+//! Each event has a *kind* (its place in a program and, where given, its cause) and often names a *peer*. Three bounds
+//! apply: lines per minute for each kind and peer; bytes per minute for each peer, and for all events without one;
+//! bytes per minute for everything together. The first event of a kind in each minute passes whatever else was logged:
+//! that is what an operator must see. What is left out is counted, and reported with the next line that passes, or a
+//! minute later.
 //!
 //! A core: it takes the time from outside and writes nothing. Its memory is bounded, whatever peers are named.
 
@@ -11,55 +12,59 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tracing::Level;
 
-/// Lines of one kind about one peer: at once, and a minute in the long run. Guesses: more of the same tells nobody anything.
+/// Lines of one kind about one peer: at once, and per minute in the long run. Guesses: more of the same tells nobody
+/// anything.
 const PEER_LINES: Rate = Rate { burst: 10, per_minute: 6 };
 
-/// Lines of one kind that name no peer. A start may say the same of sixty addresses, rules or files.
+/// Lines of one kind that name no peer. At a start the same line may come for sixty addresses, rules or files.
 const OTHER_LINES: Rate = Rate { burst: 60, per_minute: 6 };
 
-/// Bytes of all lines about one peer. With [`OTHER_BYTES`], which it can use up as well, one peer makes
-/// 32 + 60 * 6 + 64 + 60 * 4 = 696 KiB in its first hour and 600 KiB in every other: below the 1 MB that it may, with 280 kB
-/// to spare for the first lines of kinds (23 lines of 200 bytes in each minute).
+/// Bytes of all lines about one peer. With [`OTHER_BYTES`], which it can use up as well, one peer causes at most 32 +
+/// 60 * 6 + 64 + 60 * 4 = 696 KiB in its first hour and 600 KiB in every other. That is below the promised 1 MB and
+/// leaves 280 kB for the first lines of kinds (23 lines of 200 bytes in each minute).
 const PEER_BYTES: Rate = Rate { burst: 32 << 10, per_minute: 6 << 10 };
 
 /// Bytes of all lines that name no peer.
 const OTHER_BYTES: Rate = Rate { burst: 64 << 10, per_minute: 4 << 10 };
 
-/// Bytes of all lines: a start with 200 peers needs some 80 KiB at once; 3 MB an hour when eight peers and more are hostile.
+/// Bytes of all lines: a start with 200 peers needs some 80 KiB at once. Eight or more hostile peers can cause 3 MB an
+/// hour.
 const ALL_BYTES: Rate = Rate { burst: 256 << 10, per_minute: 48 << 10 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Kinds known at once: the program and its libraries have some three hundred places that log. What is beyond shares one.
+/// The most kinds known at once; all others share one. The program and its libraries have some three hundred places
+/// that log.
 const KINDS_MAX: usize = 1_024;
 
-/// Pairs of kind and peer known at once. What is beyond is counted per kind alone.
+/// The most pairs of kind and peer known at once; all others are counted per kind alone.
 const PAIRS_MAX: usize = 4_096;
 
-/// Peers known at once. What is beyond shares one allowance.
+/// The most peers known at once; all others share one allowance.
 const PEERS_MAX: usize = 1_024;
 
-/// How often a full table is searched for what is not needed any more, which takes its length in steps.
+/// The shortest time between two searches of a full table for entries to drop. A search visits every entry.
 const SEARCHED_EVERY: Duration = Duration::from_secs(1);
 
-/// Lines that say what was left out, in one minute; all that is beyond is told in one more.
+/// The most lines that one report of what was left out has; one more line sums up the rest.
 const TOLD_MAX: usize = 32;
 
-/// The key of whatever finds no room in a table.
+/// The key shared by all that have no room in a table.
 const SHARED: u64 = 0;
 
-/// How fast something may go.
+/// A bound on lines or bytes: at once, and per minute in the long run.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     burst: i64,
     per_minute: i64,
 }
 
-/// What is left to be used, as of a moment.
+/// What may still be used of a rate, as of the moment `at`.
 #[derive(Debug)]
 struct Allowance {
     rate: Rate,
-    /// In units per minute times a millisecond, so that nothing is lost in rounding. Below zero: used in advance.
+    /// Units times [`MINUTE_MS`], so that refilling for a millisecond loses nothing to rounding. Below zero if used in
+    /// advance.
     left: i64,
     at: Instant,
 }
@@ -76,16 +81,16 @@ impl Allowance {
         let passed_ms = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
         let gained = passed_ms.saturating_mul(self.rate.per_minute);
         self.left = self.left.saturating_add(gained).min(self.rate.burst * MINUTE_MS);
-        // A millisecond that has not passed whole counts the next time.
+        // A fraction of a millisecond is kept for the next time.
         self.at += Duration::from_millis(passed_ms.unsigned_abs());
     }
 
-    /// There is one unit at least.
+    /// Whether at least one unit is left.
     fn has_some(&self) -> bool {
         self.left >= MINUTE_MS
     }
 
-    /// Takes `units`, also in advance, but never more than a burst of them.
+    /// Takes `units`, in advance if need be, but never more than a burst in advance.
     fn take(&mut self, units: i64) {
         let floor = -self.rate.burst * MINUTE_MS;
         self.left = self.left.saturating_sub(units.saturating_mul(MINUTE_MS)).max(floor);
@@ -96,7 +101,7 @@ impl Allowance {
     }
 }
 
-/// Where an event belongs. The numbers are hashes, of which nobody outside can know two that are alike.
+/// Where an event belongs. The numbers are keyed hashes, so nobody outside can find two origins with the same numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) kind: u64,
@@ -104,7 +109,7 @@ pub(super) struct Origin {
     pub(super) level: Level,
 }
 
-/// What is said of an event that was left out.
+/// The message and the peer of an event, for the report of what was left out.
 #[derive(Debug, Default)]
 pub(super) struct Description {
     pub(super) text: String,
@@ -114,28 +119,30 @@ pub(super) struct Description {
 /// What becomes of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is logged, with a remark that so many like it were not. Its bytes go to [`Limits::charge`].
+    /// It is logged, with a remark that `left_out` events like it were not. The caller passes its bytes to
+    /// [`Limits::charge`].
     Log { left_out: u64 },
-    /// It is only counted; whether it is the first since all was told.
+    /// It is only counted. `is_first`: nothing else is left out and unreported, so the reporting thread has to be
+    /// woken.
     LeaveOut { is_first: bool },
 }
 
-/// What was left out about one peer, or about none, and has to be told.
+/// A report of what was left out about one peer, or about none.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeftOut {
     pub(super) count: u64,
-    /// The most severe of them.
+    /// The most severe level among them.
     pub(super) level: Level,
-    /// What most of them said.
+    /// The message of their most frequent kind.
     pub(super) like: String,
-    /// Nothing: about no peer, or about too many to name each.
+    /// The name of the peer; `None` if they named none, or too many peers to name each.
     pub(super) peer: Option<String>,
 }
 
 /// What is known of a kind.
 #[derive(Debug)]
 struct Kind {
-    /// When its last event passed that nothing could have kept back.
+    /// When an event of this kind last passed as the first of its minute, which no limit holds back.
     assured: Option<Instant>,
     text: String,
 }
@@ -145,7 +152,7 @@ struct Kind {
 struct Pair {
     lines: Allowance,
     left_out: u64,
-    /// When the first of those came.
+    /// When the first of those left out came.
     since: Instant,
     level: Level,
 }
@@ -161,12 +168,12 @@ struct Peer {
 #[derive(Debug)]
 pub(super) struct Limits {
     kinds: HashMap<u64, Kind>,
-    /// By kind and peer; without a peer by kind alone.
+    /// Keyed by kind and peer; without a peer, by kind alone.
     pairs: HashMap<(u64, Option<u64>), Pair>,
     peers: HashMap<u64, Peer>,
     others: Allowance,
     all: Allowance,
-    /// Pairs of which something was left out and not told.
+    /// The number of pairs of which something was left out and not yet reported.
     untold: usize,
     searched: Option<Instant>,
 }
@@ -184,7 +191,8 @@ impl Limits {
         }
     }
 
-    /// Whether [`Self::admit`] needs no description: all is known already, or there is no room to remember it.
+    /// Whether [`Self::admit`] needs no description: kind and peer are known already, or there is no room to remember
+    /// them.
     pub(super) fn knows(&self, origin: Origin) -> bool {
         let is_kind_known = self.kinds.contains_key(&origin.kind) || self.kinds.len() >= KINDS_MAX;
         let is_known = |peer| self.peers.contains_key(&peer) || self.peers.len() >= PEERS_MAX;
@@ -233,12 +241,12 @@ impl Limits {
             self.untold += 1;
         }
         pair.left_out += 1;
-        // The more severe level is the smaller one.
+        // `Level` orders by verbosity: the more severe level is the smaller one.
         pair.level = pair.level.min(origin.level);
         Verdict::LeaveOut { is_first: self.untold == 1 && pair.left_out == 1 }
     }
 
-    /// Takes the bytes of a line that was logged off the allowances.
+    /// Charges the bytes of a logged line to the allowances.
     pub(super) fn charge(&mut self, peer: Option<u64>, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.all.take(bytes);
@@ -253,7 +261,7 @@ impl Limits {
         }
     }
 
-    /// When something is to be told that was left out; nothing if nothing was.
+    /// When the next report of what was left out is due; `None` if nothing was left out.
     pub(super) fn next_due(&self) -> Option<Instant> {
         if self.untold == 0 {
             return None;
@@ -261,10 +269,10 @@ impl Limits {
         self.pairs.values().filter(|pair| pair.left_out > 0).map(|pair| pair.since + MINUTE).min()
     }
 
-    /// What was left out and not told since a minute, or `all` of it: one entry per peer and one for what names none, the
-    /// largest first. At most [`TOLD_MAX`] and one for the rest.
+    /// Takes what has been left out and unreported for a minute, or `all` of it: one entry per peer and one for events
+    /// that name none, the largest first. At most [`TOLD_MAX`] entries, and one for the rest.
     pub(super) fn take_left_out(&mut self, now: Instant, all: bool) -> Vec<LeftOut> {
-        // By peer: the sum, the worst level, the most frequent kind and how often it was.
+        // By peer: the sum, the most severe level, the most frequent kind and its count.
         let mut sums: HashMap<Option<u64>, (u64, Level, u64, u64)> = HashMap::new();
         for (&(kind, peer), pair) in &mut self.pairs {
             if pair.left_out == 0 || !(all || now.saturating_duration_since(pair.since) >= MINUTE) {
@@ -303,7 +311,7 @@ impl Limits {
         told
     }
 
-    /// Forgets what is as if it had never been, when a table is full.
+    /// When a table is full, drops the entries whose allowance is full again: without them the limits are the same.
     fn make_room(&mut self, now: Instant) {
         let is_full = self.kinds.len() >= KINDS_MAX || self.pairs.len() >= PAIRS_MAX || self.peers.len() >= PEERS_MAX;
         if !is_full || self.searched.is_some_and(|at| now.saturating_duration_since(at) < SEARCHED_EVERY) {
@@ -314,7 +322,7 @@ impl Limits {
             pair.lines.refill(now);
             pair.left_out > 0 || !pair.lines.is_full()
         });
-        // Kinds and peers are named when what was left out of them is told.
+        // The pairs that stay need the names of their kind and peer for the report.
         let (kinds, peers): (HashSet<_>, HashSet<_>) = self.pairs.keys().copied().unzip();
         self.kinds.retain(|key, kind| {
             kinds.contains(key) || kind.assured.is_some_and(|at| now.saturating_duration_since(at) < MINUTE)
@@ -326,7 +334,7 @@ impl Limits {
     }
 }
 
-/// The key itself where it is known or there is room for it, else the one that all share.
+/// `key` if it is known or there is room for it, else the shared key.
 fn room<V>(table: &HashMap<u64, V>, key: u64, len_max: usize) -> u64 {
     if table.len() < len_max || table.contains_key(&key) { key } else { SHARED }
 }

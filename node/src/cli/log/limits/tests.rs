@@ -1,6 +1,6 @@
 use super::*;
 
-/// A log whose clock is set by hand.
+/// A log with a clock that the test sets.
 struct Played {
     limits: Limits,
     now: Instant,
@@ -14,7 +14,7 @@ impl Played {
         Self { limits: Limits::new(now), now, lines: 0, bytes: 0 }
     }
 
-    /// An event whose line has `bytes`; how many were left out before it, if it is logged.
+    /// Logs an event whose line has `bytes`. If it passes, returns how many were left out before it.
     fn log(&mut self, kind: u64, peer: Option<u64>, bytes: usize) -> Option<u64> {
         self.log_at(Level::WARN, kind, peer, bytes)
     }
@@ -36,7 +36,7 @@ impl Played {
         }
     }
 
-    /// Time passes, and what is due is told, in lines that cost something themselves.
+    /// Lets time pass and reports what is due, in lines of 300 bytes that are charged too.
     fn pass(&mut self, time: Duration) -> Vec<LeftOut> {
         self.now += time;
         let told = self.limits.take_left_out(self.now, false);
@@ -51,7 +51,7 @@ impl Played {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn so_many_lines_pass_at_once_and_so_many_a_minute() {
+fn ten_lines_of_a_peer_pass_at_once_and_six_a_minute() {
     let mut played = Played::new();
     let passed = (0..1_000).filter(|_| played.log(1, Some(1), 100).is_some()).count();
     assert_eq!(passed, 10);
@@ -68,7 +68,7 @@ fn so_many_lines_pass_at_once_and_so_many_a_minute() {
 }
 
 #[test]
-fn what_names_no_peer_is_logged_sixty_times_at_once() {
+fn sixty_lines_without_a_peer_pass_at_once() {
     let mut played = Played::new();
     let passed = (0..1_000).filter(|_| played.log(1, None, 100).is_some()).count();
     assert_eq!(passed, 60);
@@ -78,7 +78,7 @@ fn what_names_no_peer_is_logged_sixty_times_at_once() {
 }
 
 #[test]
-fn what_was_left_out_is_told_after_a_minute_even_if_nothing_comes_any_more() {
+fn left_out_events_are_reported_after_a_minute_even_if_none_follow() {
     let mut played = Played::new();
     assert_eq!(played.limits.next_due(), None, "nobody is woken for nothing");
     let start = played.now;
@@ -98,10 +98,10 @@ fn what_was_left_out_is_told_after_a_minute_even_if_nothing_comes_any_more() {
     assert_eq!(played.log(2, Some(1), 100), Some(0), "it is told once");
 }
 
-/// The bound that is promised: one that does everything at once and all the time.
+/// The promised bound, for a peer that causes every kind of event all the time.
 #[test]
 fn one_hostile_peer_makes_no_more_than_a_megabyte_an_hour() {
-    // Names itself in twenty kinds of events, and is behind three of libraries that do not name it.
+    // The peer is named in twenty kinds of events, and causes three kinds in libraries that do not name it.
     let mut played = Played::new();
     for _ in 0..3_600 {
         for _ in 0..10 {
@@ -129,7 +129,7 @@ fn all_peers_together_are_bounded() {
         }
         played.pass(SECOND);
     }
-    // All that may be said at once and in ten minutes, and the lines that say what was left out.
+    // What may be logged at once and in ten minutes, and the lines that say what was left out.
     let bound = usize::try_from(ALL_BYTES.burst + 10 * ALL_BYTES.per_minute).unwrap() + 11 * (TOLD_MAX + 1) * 300;
     assert!(played.bytes <= bound, "{} bytes of {bound}", played.bytes);
 }
@@ -146,7 +146,7 @@ fn the_first_of_a_kind_in_a_minute_passes_whatever_else_is_logged() {
         for kind in 100..120 {
             played.log(kind, None, 2_000);
         }
-        // Once a minute something else, of an operator's concern.
+        // Once a minute comes another kind of event, one that an operator must see.
         if second % 60 == 30 {
             assert_eq!(played.log(999, None, 200), Some(0), "after {second} s");
             assert_eq!(played.log(1_000 + second, Some(5_000), 200), Some(0), "after {second} s");
@@ -167,7 +167,7 @@ fn a_quiet_log_loses_nothing() {
     for kind in 10..30 {
         assert_eq!(played.log(kind, None, 200), Some(0));
     }
-    // Each builds something every ten seconds.
+    // Twenty peers build something every ten seconds.
     for _ in 0..5 {
         for peer in 0..20 {
             assert_eq!(played.log(2, Some(peer), 150), Some(0));
@@ -186,7 +186,7 @@ fn memory_is_bounded_whatever_is_named_and_frees_itself() {
     }
     let sizes = (played.limits.kinds.len(), played.limits.pairs.len(), played.limits.peers.len());
     assert!(sizes.0 <= KINDS_MAX + 1 && sizes.2 <= PEERS_MAX + 1, "{sizes:?}");
-    // Beyond it one per kind.
+    // Above PAIRS_MAX there is one pair per kind, without a peer.
     assert!(sizes.1 <= PAIRS_MAX + KINDS_MAX + 1, "{sizes:?}");
     played.pass(MINUTE);
     let told = played.limits.take_left_out(played.now, true);
