@@ -1,9 +1,9 @@
-//! The commented configuration that `narmesh init` writes: every key stands in it, explained, with its value or its default.
+//! The commented configuration that `narmesh init` writes: it explains every key and shows its value or its default.
 
 use crate::config::{BuilderConfig, Config, PeerConfig, QuorumOverrideConfig, RevokedBuilderConfig};
 use toml::Value;
 
-/// The text of a file that says `config`.
+/// The text of a configuration file with the values of `config`.
 pub(crate) fn render(config: &Config) -> String {
     let Config { node, gateway, store, trust, advertise, transfer, limits, peer, builder, revoked_builders, quorum } =
         config;
@@ -125,132 +125,145 @@ fn optional(key: &str, value: Option<&std::path::Path>, example: &str) -> String
 
 const TEMPLATE: &str = r#"# narmesh configuration. Relative paths are relative to the directory of this file.
 # A key that is commented out shows its default or an example. Unknown keys are errors.
-# After a change: `narmesh check-config`, then SIGHUP (or `systemctl reload narmesh`). A bad file keeps the running settings.
+# After a change: `narmesh check-config`, then SIGHUP (or `systemctl reload narmesh`). If the new file has an error, the
+# daemon keeps its current settings.
 
 [node]
-# What this machine is called in the lines that `narmesh id` prints for the others. Default: as its builder key, or the host name.
+# Name of this machine in the lines that `narmesh id` prints for the others. Default: the name in its builder key, else
+# the host name.
 @node.name@
-# This node's identity on the mesh. Made by `narmesh init`, never shared; mode 0600.
+# The private key that is this node's identity on the mesh. `narmesh init` creates it. Never share it; mode 0600.
 key_file = @node.key_file@
-# Holds state.sqlite (may be deleted at any time) and the control socket.
+# Directory of state.sqlite (which may be deleted at any time) and the control socket.
 state_dir = @node.state_dir@
-# Unix socket of `narmesh status`, `why`, `advertised`, `quorum report`. Default: control.sock in state_dir.
+# Unix socket for `narmesh status`, `why`, `advertised`, `quorum report`. Default: control.sock in state_dir.
 @node.control_socket@
-# The group whose members may use that socket (mode 0660), besides the daemon's user and root; the daemon has to be in it.
+# The group whose members may use that socket (mode 0660), besides root and the daemon's user, who must be in the group.
 # Default: the daemon's own group. Read at start only.
 @node.control_group@
-# Where peers connect: IP addresses and TCP ports. Of IPv4 and IPv6, what this machine lacks is left out. Read at start only.
+# IP addresses and TCP ports at which peers connect. If this machine lacks IPv4 or IPv6, those addresses are skipped.
+# Read at start only.
 listen = @node.listen@
-# Told to peers besides the addresses of this machine: for a forwarded port, at most 8, such as
+# Addresses to tell peers besides those of this machine, for instance of a forwarded port: at most 8, such as
 # "/ip4/203.0.113.7/tcp/7280".
 external_addresses = @node.external_addresses@
-# Tell loopback addresses to peers and believe theirs: only for several nodes on one machine.
+# Whether to tell peers loopback addresses and to use theirs: only for several nodes on one machine.
 advertise_loopback = @node.advertise_loopback@
 
 [gateway]
-# The substituter for Nix on this machine. Only loopback addresses are accepted. Read at start only.
+# Address and port of the substituter for Nix on this machine. Only loopback addresses are accepted. Read at start only.
 listen = @gateway.listen@
-# Names by which programs on this machine call it besides 127.0.0.1, [::1] and localhost, without a port, such as "cache.lan"
-# from /etc/hosts. A request to another name is a web page's that plays with names, and refused. Only names that nobody else
-# can point elsewhere belong here. Read at start only.
+# Other names of the gateway that requests may use besides 127.0.0.1, [::1] and localhost, without a port, such as
+# "cache.lan" from /etc/hosts. A request for any other name is refused, because a web page could send it through a name
+# of its own that points here. List only names that nobody else can point elsewhere. Read at start only.
 host_names = @gateway.host_names@
 # Nix asks substituters in ascending order of priority; cache.nixos.org has 40.
 priority = @gateway.priority@
-# Longest time in which a narinfo is answered; after it the answer is "not here" (50 to 60000).
+# How long Nix waits for a narinfo at most, milliseconds; after that the answer is "not here" (50 to 60000).
 narinfo_deadline_ms = @gateway.narinfo_deadline_ms@
-# The same while a peer that may hold the path is worth waiting for: it sends us NARs at that moment, usually takes long to
-# answer, or is awaited after a start. "Not here" would cost a rebuild (50 to 60000; never less than narinfo_deadline_ms).
+# The same while it is worth waiting for a peer that may hold the path: one that is sending us NARs, that usually takes
+# long to answer, or that is expected back after a start. "Not here" would cost a rebuild (50 to 60000; never less than
+# narinfo_deadline_ms).
 narinfo_deadline_max_ms = @gateway.narinfo_deadline_max_ms@
 
 [store]
-# The store directory as it stands in store paths. Peers with another one can share nothing with us.
+# The store directory in store paths. Peers with another store directory can share nothing with us.
 store_dir = @store.store_dir@
-# Where its files and its database really are. Defaults: store_dir, and /nix/var/nix (it holds db/db.sqlite).
+# Where the files of the store really are (default: store_dir), and the directory that holds db/db.sqlite (default:
+# /nix/var/nix).
 @store.real_dir@
 @store.state_dir@
-# Short form of both for a chroot store: <root>/nix/store and <root>/nix/var/nix.
+# Short for both in a chroot store: <root>/nix/store and <root>/nix/var/nix.
 @store.root@
 
 [trust]
-# Whose builds are taken: public keys in Nix's form, one per name. Nix must trust the same keys (trusted-public-keys in
-# nix.conf); a key that only narmesh trusts lets Nix remember unusable answers for 30 days.
-# Add here what `narmesh id` prints as builder key on the other machines. `narmesh init` puts in the keys that Nix trusts, so that
-# what came from the public cache is shared, too: "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
+# Public keys of the builders and caches whose paths are accepted, in Nix's form, one key per name. Nix must trust the
+# same keys (trusted-public-keys in nix.conf): with a key that only narmesh trusts, Nix remembers unusable answers for
+# 30 days.
+# Add the builder keys that `narmesh id` prints on the other machines. `narmesh init` adds the keys that Nix trusts, so
+# that paths from the public cache are shared too: "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".
 trusted_public_keys = [
 @trust.trusted_public_keys@]
-# Signs what was built on this machine. Without it nothing built here is advertised, only what a trusted key has signed.
+# The secret key that signs what was built on this machine. Without it nothing built here is advertised, only what a
+# trusted key has signed.
 @trust.builder_key_file@
-# Sign as well what remote builders (`builders` in nix.conf) built for this machine: what has no signature, and is an output of a
-# derivation that is here. Nix does not note where it came from, so one of `trusted-users` who imports such a path without a
-# signature has it signed, too.
+# Whether to sign also what remote builders (`builders` in nix.conf) built for this machine: unsigned outputs of
+# derivations that are here. Nix does not record where such a path came from, so if one of `trusted-users` imports one
+# without a signature, it is signed too.
 sign_remote_builds = @trust.sign_remote_builds@
 
 [advertise]
-# What peers may see, by name (without the hash part): one of `include` must match, none of `exclude` may. A pattern is about
-# the whole name; * stands for any text, also none, and ? for any one character, as in "secret-*" or "release-?.?". Sources
-# (./src, builtins.toFile) go with an output that refers to them, whatever `include` says; to keep one, exclude its name.
+# Which paths peers may see, by name (without the hash part): a pattern of `include` must match, and none of `exclude`
+# may. A pattern must match the whole name; * stands for any text, even none, and ? for any one character, as in
+# "secret-*" or "release-?.?". Sources (./src, builtins.toFile) are offered with an output that refers to them, whatever
+# `include` says; to withhold one, exclude its name.
 include = @advertise.include@
 exclude = @advertise.exclude@
-# Keep back system configurations (nixos-system-*, etc, unit-*), outputs of derivations with allowSubstitutes = false,
-# and everything that refers to them.
+# Whether to withhold outputs of derivations with allowSubstitutes = false, system configurations (nixos-system-*, etc,
+# unit-*), and everything that refers to them.
 withhold_defaults = @advertise.withhold_defaults@
 
 [transfer]
-# zstd between peers: "auto" (where the link is slower than the compression), "always" or "never".
+# Compress NARs between peers with zstd: "auto" (where the link is slower than the compression), "always" or "never".
 compress = @transfer.compress@
-# A holder from which nothing comes at all for so long is left (100 to 600000). One that is slow is waited for, or raced.
+# A holder that sends nothing at all for this long, milliseconds, is given up (100 to 600000). A slow one is waited for,
+# or raced against another.
 stall_timeout_ms = @transfer.stall_timeout_ms@
 
 [limits]
-# Connections kept for gossip (1 to 1024); holders are dialled on demand beyond it.
+# Connections kept open for gossip (1 to 1024); other holders are dialled on demand.
 connections_gossip = @limits.connections_gossip@
-# Memory for NARs in flight from peers (16 MiB to 64 GiB); those of the own store have an eighth as much beside it.
+# Memory for NARs in flight from peers, bytes (16 MiB to 64 GiB); NARs of our own store have an eighth as much besides.
 nar_buffer_bytes = @limits.nar_buffer_bytes@
-# NARs sent at a time to one peer (those up to 8 MiB are counted apart and have as many; further ones wait), and read from the
-# disk at the same moment for all.
+# The most NARs over 8 MiB sent to one peer at a time, and also the most smaller ones; further requests wait.
 uploads_per_peer = @limits.uploads_per_peer@
+# The most NARs read from the disk at the same moment, for all peers together.
 uploads_total = @limits.uploads_total@
-# Bytes per second of NARs to all peers together, 16384 or more, shared fairly between them; 0 for no limit.
+# The most bytes per second of NARs sent to all peers together, 16384 or more, shared fairly; 0 for no limit.
 upload_bytes_per_s = @limits.upload_bytes_per_s@
-# Paths in this node's summary (1 to 400000); beyond it the newest are withheld, with a warning in the log.
+# The most paths that this node advertises (1 to 400000); beyond that the newest are withheld, and the log warns.
 advertised_paths_max = @limits.advertised_paths_max@
 
 # The allowlist: one [[peer]] per machine, with what `narmesh id` prints there. Both sides must name each other.
-# Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or /dns4/,
-# /dns6/), is resolved anew for each dial.
+# Addresses may be left out: they are learned from other peers. A host name, as in "/dns/buildbox.example/tcp/7280" (or
+# /dns4/, /dns6/), is resolved again for each dial.
 # [[peer]]
 # name = "buildbox"
 # peer_id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
 @peer@
-# Quorum: how many builders must have got the same (docs/quorum.md). Agreement says that they got the same bytes, not that
-# their inputs were honest; builders that take their compiler from one cache are not independent.
+# Quorum: how many builders must have got the same result (docs/quorum.md). Agreement means that they got the same
+# bytes, not that their inputs were honest; builders that take their compiler from the same cache are not independent.
 [quorum]
-# "off": as Nix alone. "observe": reports and metrics. "prefer": holders of what is agreed are asked first. "require": nothing
-# goes to Nix that is not agreed; it governs only what passes through this node. The daemon then makes a gateway key, and
-# `narmesh id` prints the substituters and trusted-public-keys lines that nix.conf needs instead of all others.
+# What verdicts are used for. "off": nothing. "observe": reports and metrics. "prefer": holders of what is agreed are
+# asked first. "require": Nix gets only what is agreed; this governs only what passes through this node. The daemon then
+# makes a gateway key, and `narmesh id` prints the substituters and trusted-public-keys lines that nix.conf needs
+# instead of all others.
 mode = @quorum.mode@
-# Groups of builders that must attest one and the same; more than half of them, or two sets could both reach it.
+# How many groups of builders must attest the same result. Use more than half of them: otherwise two different results
+# could both reach it.
 @quorum.k@
-# Names of builders whose word is enough for a path that no other builder has; our own builder key is always among them.
-# Without this line nobody's is.
+# Names of builders whose attestation alone is enough for a path that no other builder has attested; our own builder key
+# is always among them. Without this line no single attestation is enough.
 @quorum.grace@
-# Whether one builder that got something else is enough against agreement.
+# Whether one builder that got another result is enough to prevent agreement.
 veto = @quorum.veto@
-# Whether what this machine rebuilt itself counts as one group.
+# Whether this machine's own rebuild of a path counts as one group.
 count_own_rebuild = @quorum.count_own_rebuild@
-# Store paths of which all that is attested is kept for good, as of those that are held, served or asked for here.
+# Store paths whose attestations are kept for good, like those of paths that are held, served or asked for here.
 keep = @quorum.keep@
-# Another k for some names, as in [advertise]; the first that matches counts.
+# Another k for names that match a pattern as in [advertise]; the first that matches counts.
 # [[quorum.override]]
 # name = "linux-*"
 # k = 1
 @quorum.override@
-# Whose attestations count: one [[builder]] each, by its builder key. Builders of one owner share a group, which counts once.
-# A bare Nix signature is no attestation, because other tools put it on what they substituted; of a builder that signs only
-# its own builds (signs_only_own_builds = true) it counts, wherever it is found: in narinfos of peers, and on paths of the own
-# store. peer is the name of the [[peer]] that is the builder's node: its attestations then travel through
-# the mesh, to whom that node tells its summary; without it they come as files alone.
+# The builders whose attestations count: one [[builder]] for each builder key. Builders of one owner share a group,
+# which counts once.
+# A bare Nix signature is not an attestation, because other tools also put it on what they substituted. It counts for a
+# builder that signs only its own builds (signs_only_own_builds = true), wherever it is found: in narinfos of peers, and
+# on paths of our own store.
+# peer is the name of the [[peer]] that is the builder's node. The builder's attestations then travel through the mesh,
+# to the peers that are told that node's summary; without it they come only as files.
 # [[builder]]
 # name = "buildbox"
 # public_key = "buildbox-1:..."
@@ -258,7 +271,8 @@ keep = @quorum.keep@
 # peer = "buildbox"
 # signs_only_own_builds = false
 @builder@
-# Keys that are not to be believed any more: what this node first stored from then on is void. A time needs a zone.
+# Keys that are no longer trusted: their attestations that this node first stored at that time or later are void. A time
+# needs a zone.
 # [[revoked_builders]]
 # public_key = "buildbox-1:..."
 # from = 2026-11-01T12:00:00Z
@@ -275,13 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn the_template_says_the_defaults() {
+    fn template_of_the_defaults_parses_to_the_defaults() {
         assert_eq!(parse(&render(&Config::default())), Config::default());
     }
 
-    /// Every key at another value than its default, and with all that TOML would trip over.
+    /// Every key has another value than its default, and the values hold characters that TOML has to escape.
     #[test]
-    fn every_value_arrives() {
+    fn every_value_survives_being_written_and_read_back() {
         let everything = r#"
             [node]
             name = "nm"
@@ -351,7 +365,7 @@ mod tests {
         "#;
         let config = parse(everything);
         assert_eq!(parse(&render(&config)), config);
-        // Nothing above is a default, so nothing is compared with itself.
+        // No value above is the default, so a key that the template forgets is noticed.
         let (Ok(Value::Table(given)), Ok(Value::Table(default))) =
             (Value::try_from(&config), Value::try_from(Config::default()))
         else {
@@ -365,7 +379,7 @@ mod tests {
         }
     }
 
-    /// Every key is explained: it stands in the text, commented out or not.
+    /// Every key appears in the text, commented out or not.
     #[test]
     fn every_key_is_in_the_template() {
         let text = render(&Config::default());

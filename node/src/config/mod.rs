@@ -1,6 +1,7 @@
-//! The configuration file as it is written: one TOML, unknown keys refused, nothing checked beyond types.
+//! The configuration file as it is written: one TOML file. Unknown keys are refused; apart from that only types are
+//! checked.
 //!
-//! [`Config`] becomes [`crate::settings::Settings`] by one check; nothing else reads it.
+//! One check turns [`Config`] into [`crate::settings::Settings`]; nothing else reads it.
 
 mod place;
 mod quorum;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where the file is looked for without `--config`.
+/// The path of the file without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/narmesh/narmesh.toml";
 
 /// Largest file that is read, bytes: a thousand peers with eight addresses each take about half of it.
@@ -38,35 +39,36 @@ pub struct Config {
     pub transfer: TransferConfig,
     /// `[limits]`
     pub limits: LimitsConfig,
-    /// `[[peer]]`, the allowlist.
+    /// `[[peer]]`: the allowlist.
     pub peer: Vec<PeerConfig>,
-    /// `[[builder]]`: whose attestations count.
+    /// `[[builder]]`: the builders whose attestations count.
     pub builder: Vec<BuilderConfig>,
-    /// `[[revoked_builders]]`: whose do not, from some time on.
+    /// `[[revoked_builders]]`: the builders whose attestations no longer count, from a given time on.
     pub revoked_builders: Vec<RevokedBuilderConfig>,
     /// `[quorum]`
     pub quorum: QuorumConfig,
 }
 
-/// `[node]`: who we are on the mesh. Relative paths are relative to the directory of the file.
+/// `[node]`: this node on the mesh. Relative paths are relative to the directory of the file.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
-    /// What this machine is called in the lines that `narmesh id` prints for others.
+    /// The name of this machine in the lines that `narmesh id` prints for others.
     pub name: Option<String>,
-    /// The node key, see [`crate::settings::NodeKeyFile`].
+    /// The file of the node key, see [`crate::settings::NodeKeyFile`].
     pub key_file: PathBuf,
     /// Directory of the state database and the control socket.
     pub state_dir: PathBuf,
-    /// Unix socket of `narmesh status` and its kin; `<state_dir>/control.sock` if absent.
+    /// The Unix socket that `narmesh status` and other commands use; `<state_dir>/control.sock` if absent.
     pub control_socket: Option<PathBuf>,
-    /// The group whose members may use it; the daemon's own group if absent.
+    /// The group whose members may use the control socket; the daemon's own group if absent.
     pub control_group: Option<String>,
-    /// Where the mesh listens, as multiaddrs; port 0 lets the kernel choose. A family that the machine lacks is left out.
+    /// Where the mesh listens, as multiaddrs; port 0 lets the kernel choose. An address family that the machine lacks
+    /// is skipped.
     pub listen: Vec<String>,
-    /// Told to peers besides the listen addresses.
+    /// Addresses told to peers besides the listen addresses, as multiaddrs.
     pub external_addresses: Vec<String>,
-    /// Tell and believe loopback addresses: only for several nodes on one machine.
+    /// Whether to tell peers loopback addresses and to use theirs: only for several nodes on one machine.
     pub advertise_loopback: bool,
 }
 
@@ -85,20 +87,20 @@ impl Default for NodeConfig {
     }
 }
 
-/// `[gateway]`: what our own Nix talks to.
+/// `[gateway]`: the HTTP gateway that our own Nix asks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GatewayConfig {
     /// Loopback address and port; port 0 lets the kernel choose.
     pub listen: String,
-    /// Accepted in `Host` besides `127.0.0.1`, `[::1]` and `localhost`: names or addresses, without a port.
+    /// Names or addresses without a port, accepted in the `Host` header besides `127.0.0.1`, `[::1]` and `localhost`.
     pub host_names: Vec<String>,
-    /// `Priority` of the substituter; Nix asks the lowest first, cache.nixos.org has 40.
+    /// `Priority` of the substituter: Nix asks the lowest first. cache.nixos.org has 40.
     pub priority: u32,
-    /// Longest time for one narinfo, milliseconds; after it the answer is 404.
+    /// The longest time to answer a narinfo request, milliseconds; after it the answer is 404.
     pub narinfo_deadline_ms: u64,
-    /// The same while a candidate that has not answered is known to be on a full line, usually takes long, or is awaited after a
-    /// start, milliseconds.
+    /// The same, milliseconds, while a candidate that has not answered is on a full line, usually takes long, or is
+    /// awaited after a start.
     pub narinfo_deadline_max_ms: u64,
 }
 
@@ -114,17 +116,17 @@ impl Default for GatewayConfig {
     }
 }
 
-/// `[store]`: which Nix store is served.
+/// `[store]`: the Nix store that is served.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// The logical directory, as it stands in store paths.
+    /// The logical store directory, the one in store paths.
     pub store_dir: String,
-    /// Where its files really are; `store_dir` if absent.
+    /// The directory where its files really are; `store_dir` if absent.
     pub real_dir: Option<PathBuf>,
-    /// Holds `db/db.sqlite`; `/nix/var/nix` if absent.
+    /// The directory that holds `db/db.sqlite`; `/nix/var/nix` if absent.
     pub state_dir: Option<PathBuf>,
-    /// Short form for a chroot store: `<root>/nix/store` and `<root>/nix/var/nix`. Excludes the two above.
+    /// Short for both in a chroot store: `<root>/nix/store` and `<root>/nix/var/nix`. Cannot be combined with them.
     pub root: Option<PathBuf>,
 }
 
@@ -134,15 +136,15 @@ impl Default for StoreConfig {
     }
 }
 
-/// `[trust]`: whose builds we take, and what we sign with.
+/// `[trust]`: the keys whose signatures we accept, and the key that we sign with.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustConfig {
     /// Nix public keys, `name:base64`.
     pub trusted_public_keys: Vec<String>,
-    /// A Nix secret key that signs what was built here; without it nothing built here is advertised.
+    /// The file of a Nix secret key that signs what was built here; without it nothing built here is advertised.
     pub builder_key_file: Option<PathBuf>,
-    /// Sign as well what nobody signed and a derivation here makes: what remote builders built for this machine.
+    /// Whether to sign also unsigned outputs of derivations in the store: what remote builders built for this machine.
     pub sign_remote_builds: bool,
 }
 
@@ -150,11 +152,11 @@ pub struct TrustConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdvertiseConfig {
-    /// Patterns over whole names (without hash part), `*` any text and `?` any one character; one must match.
+    /// Patterns for whole names (without hash part): `*` is any text and `?` any one character. One must match.
     pub include: Vec<String>,
-    /// The same; none may match.
+    /// Patterns of the same form, of which none may match.
     pub exclude: Vec<String>,
-    /// Withhold system configurations and what their derivations declare not to be substitutable.
+    /// Whether to withhold system configurations, and outputs of derivations with `allowSubstitutes = false`.
     pub withhold_defaults: bool,
 }
 
@@ -170,7 +172,7 @@ impl Default for AdvertiseConfig {
 pub struct TransferConfig {
     /// `auto`, `always` or `never`.
     pub compress: String,
-    /// A holder from which nothing comes at all for so long, over the whole line, is left, milliseconds.
+    /// A holder is given up when nothing at all has come from it for this long, over the whole line, milliseconds.
     pub stall_timeout_ms: u64,
 }
 
@@ -184,17 +186,17 @@ impl Default for TransferConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// Connections kept for gossip.
+    /// The number of connections kept open for gossip.
     pub connections_gossip: u32,
-    /// Memory for NARs in flight, bytes.
+    /// Memory for NARs in flight from peers, bytes.
     pub nar_buffer_bytes: u64,
-    /// NARs sent to one peer at a time; those up to 8 MiB are counted apart, and have as many. Its further ones wait.
+    /// The most NARs over 8 MiB sent to one peer at a time, and also the most smaller ones; further requests wait.
     pub uploads_per_peer: u32,
-    /// NARs read from the disk for peers at the same moment.
+    /// The most NARs read from the disk for peers at the same moment.
     pub uploads_total: u32,
-    /// Bytes per second of NARs to all peers together; 0 for no limit.
+    /// The most bytes per second of NARs sent to all peers together; 0 for no limit.
     pub upload_bytes_per_s: u32,
-    /// Paths in our own summary; beyond it the newest are withheld.
+    /// The most paths in our own summary; beyond it the newest are withheld.
     pub advertised_paths_max: u64,
 }
 
@@ -215,11 +217,12 @@ impl Default for LimitsConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerConfig {
-    /// What we call it.
+    /// Our name for the peer.
     pub name: String,
     /// Its peer id, as `narmesh id` prints it there.
     pub peer_id: String,
-    /// Where to dial it, by IP address or host name; may be empty, addresses are learned from other peers.
+    /// Addresses to dial, by IP address or host name; may be empty, because addresses are also learned from other
+    /// peers.
     #[serde(default)]
     pub addresses: Vec<String>,
 }
@@ -228,13 +231,13 @@ pub struct PeerConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is no such file.
-    #[error("there is no configuration {path}; make one with `narmesh --config {path} init`, or name another with --config", path = path.display())]
+    #[error("there is no configuration {path}; create it with `narmesh --config {path} init`, or name another one with --config", path = path.display())]
     Missing {
         /// The path at which it was expected.
         path: PathBuf,
     },
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}; make one with `narmesh init`, or name another with --config", path = path.display())]
+    #[error("cannot read {path}: {source}; create a configuration with `narmesh init`, or name another one with --config", path = path.display())]
     Read {
         /// The path of the configuration file.
         path: PathBuf,
@@ -247,14 +250,14 @@ pub enum ConfigError {
         /// The path of the configuration file, which is larger than 1 MiB.
         path: PathBuf,
     },
-    /// Not TOML, an unknown key, or a value of the wrong type; the source points at the line.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type; the source points at the line.
     #[error("{path}: {text}{remark}", path = path.display(), text = source.to_string().trim_end())]
     Toml {
         /// The path of the configuration file.
         path: PathBuf,
         /// Where and why.
         source: Box<toml::de::Error>,
-        /// The full name of the key and what is accepted, in a line of its own; may be empty.
+        /// The full name of the key and what is accepted, on a line of its own; may be empty.
         remark: String,
     },
 }
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_named_with_the_accepted_ones() {
+    fn unknown_key_is_reported_with_the_accepted_keys() {
         for (text, unknown, accepted) in [
             ("[node]\nlisten_on = []", "listen_on", "advertise_loopback"),
             ("[gatway]", "gatway", "gateway"),
@@ -307,14 +310,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_shows_the_line_and_what_is_expected() {
+    fn value_of_a_wrong_type_is_reported_with_its_line_and_the_expected_type() {
         let message = error("[gateway]\npriority = 'high'");
         assert!(message.contains("priority = 'high'") && message.contains("expected u32"), "{message}");
         assert!(error("[[peer]]\nname = 'a'").contains("missing field `peer_id`"));
     }
 
     #[test]
-    fn what_is_no_file_is_named_and_nothing_waits_for_it() {
+    fn path_that_is_not_a_regular_file_is_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
         for (path, what) in crate::regular_file::oddities(dir.path()) {
             let message = Config::read(&path).unwrap_err().to_string();
@@ -327,9 +330,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_says_how_to_make_one() {
+    fn missing_file_is_an_error_that_says_how_to_create_it() {
         let message = Config::read(Path::new("/nonexistent/narmesh.toml")).unwrap_err().to_string();
-        assert!(message.starts_with("there is no configuration /nonexistent/narmesh.toml; make one with"), "{message}");
+        assert!(message.starts_with("there is no configuration /nonexistent/narmesh.toml; create it"), "{message}");
         assert!(message.contains("`narmesh --config /nonexistent/narmesh.toml init`"), "{message}");
     }
 }

@@ -1,9 +1,9 @@
-//! What is wrong in a TOML text, with the full name of its key and what would be accepted.
+//! Finds the full name of the key that a TOML error is about, and what would be accepted there.
 
 use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
-/// What numbers are accepted, by key, as [`crate::settings`] checks them.
+/// The accepted numbers by key, in words. [`crate::settings`] checks them.
 const BOUNDS: &[(&str, &str)] = &[
     ("gateway.priority", "0 to 4294967295"),
     ("gateway.narinfo_deadline_ms", "50 to 60000 (milliseconds)"),
@@ -19,13 +19,14 @@ const BOUNDS: &[(&str, &str)] = &[
     ("quorum.override.k", "1 to the number of groups of builders"),
 ];
 
-/// The bounds of a number, by its full name; the places of a list do not count.
+/// The bounds of the number with this full name, in words. Indices of lists in the name are ignored.
 pub(crate) fn bounds_of(key: &str) -> Option<&'static str> {
     let of_lists: String = key.split('[').map(|part| part.rsplit(']').next().unwrap_or(part)).collect();
     BOUNDS.iter().find(|(known, _)| *known == of_lists).map(|(_, bounds)| *bounds)
 }
 
-/// One more line for an error of TOML, which shows the line of the file and knows of no section; empty if there is none to say.
+/// One more line for a TOML error: the error shows the line of the file, but not the section. Empty if the key is not
+/// found.
 pub(super) fn remark(text: &str, error: &toml::de::Error) -> String {
     let key = error.span().and_then(|at| key_at(text, &at));
     let Some(key) = key else { return String::new() };
@@ -33,7 +34,7 @@ pub(super) fn remark(text: &str, error: &toml::de::Error) -> String {
     let is_of_type = error.message().starts_with("invalid type") || error.message().starts_with("invalid value");
     let form = match (bounds_of(&key), expected) {
         (Some(bounds), _) => format!("a whole number, {bounds}"),
-        (None, "a string" | "string" | "path string") => "a text in quotes".to_owned(),
+        (None, "a string" | "string" | "path string") => "text in quotes".to_owned(),
         (None, "a boolean") => "true or false".to_owned(),
         (None, "a sequence") => "a list in brackets, such as [\"one\", \"two\"]".to_owned(),
         (None, _) => return format!("\nin {key}"),
@@ -41,7 +42,7 @@ pub(super) fn remark(text: &str, error: &toml::de::Error) -> String {
     if is_of_type { format!("\n{key} is refused; accepted: {form}") } else { format!("\nin {key}") }
 }
 
-/// The full name of what stands there: the innermost value, the key of one, or the table that lacks something.
+/// The full name of what is at `at`: the innermost value, a key, or a table that lacks a key.
 fn key_at(text: &str, at: &Range<usize>) -> Option<String> {
     let file = DeTable::parse(text).ok()?;
     in_table(file.get_ref(), "", at)
@@ -77,7 +78,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn a_value_of_a_wrong_type_is_told_with_its_key_and_what_is_accepted() {
+    fn value_of_a_wrong_type_is_reported_with_its_full_key_and_what_is_accepted() {
         for (text, line) in [
             ("[gateway]\npriority = 'high'", "gateway.priority is refused; accepted: a whole number, 0 to 4294967295"),
             (
@@ -93,8 +94,8 @@ mod tests {
                 "limits.uploads_total is refused; accepted: a whole number, 1 to 65536",
             ),
             ("[node]\nlisten = '/ip4/127.0.0.1/tcp/1'", "node.listen is refused; accepted: a list in brackets"),
-            ("[node]\nlisten = ['a',\n[], 'b']", "node.listen[1] is refused; accepted: a text in quotes"),
-            ("[node]\nkey_file = 1", "node.key_file is refused; accepted: a text in quotes"),
+            ("[node]\nlisten = ['a',\n[], 'b']", "node.listen[1] is refused; accepted: text in quotes"),
+            ("[node]\nkey_file = 1", "node.key_file is refused; accepted: text in quotes"),
             ("[node]\nadvertise_loopback = 'yes'", "node.advertise_loopback is refused; accepted: true or false"),
             ("[quorum]\nk = 'two'", "quorum.k is refused; accepted: a whole number, 1 to the number"),
             (
@@ -103,7 +104,7 @@ mod tests {
             ),
             (
                 "[[peer]]\nname = 'a'\npeer_id = 'b'\n[[peer]]\nname = 7",
-                "peer[1].name is refused; accepted: a text in quotes",
+                "peer[1].name is refused; accepted: text in quotes",
             ),
             ("[gateway]\nprioritee = 1", "in gateway.prioritee"),
             ("[[peer]]\nname = 'a'", "in peer[0]"),

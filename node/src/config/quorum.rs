@@ -1,30 +1,30 @@
-//! What the file says of builders and of how many must agree.
+//! The sections of the file about builders and how many of them must agree.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt::Display;
 
-/// What is accepted as `revoked_builders.from`.
+/// The form of `revoked_builders.from`, for errors.
 pub(crate) const DATE_FORM: &str =
     "a date, or a date and time with a zone, from 1970 on, such as 2026-11-01 or 2026-11-01T12:00:00Z";
 
-/// One `[[builder]]`: somebody whose attestations count.
+/// One `[[builder]]`: a builder whose attestations count.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuilderConfig {
-    /// What we call it.
+    /// Our name for the builder.
     pub name: String,
     /// Its Nix public key, `name:base64`.
     pub public_key: String,
-    /// Builders of one owner share a group, which counts once.
+    /// Its group: builders of one owner share a group, which counts once.
     #[serde(default)]
     pub group: Option<String>,
-    /// Name of the `[[peer]]` that is its node: its attestations travel to whom that node's summary is told. Absent: they come
-    /// as files alone.
+    /// Name of the `[[peer]]` that is its node. Its attestations then travel through the mesh, to the audience of that
+    /// node's summary; without it they come only as files.
     #[serde(default)]
     pub peer: Option<String>,
-    /// It signs nothing but what it built itself, so its bare Nix signatures count too: those in narinfos of peers, and on paths
-    /// of the own store.
+    /// Whether it signs only what it built itself. Then its bare Nix signatures count too: those in narinfos of peers,
+    /// and on paths of our own store.
     #[serde(default)]
     pub signs_only_own_builds: bool,
 }
@@ -35,14 +35,14 @@ pub struct BuilderConfig {
 pub struct RevokedBuilderConfig {
     /// Its Nix public key, `name:base64`.
     pub public_key: String,
-    /// From when on its attestations are void, by when this node first stored them.
+    /// Attestations that this node first stored at this time or later are void.
     #[serde(deserialize_with = "date")]
     pub from: toml::value::Datetime,
-    /// For people.
+    /// The reason, for people.
     pub why: String,
 }
 
-/// As TOML writes dates, or the same in quotes.
+/// A date as TOML writes it, or the same in quotes.
 fn date<'de, D: Deserializer<'de>>(value: D) -> Result<toml::value::Datetime, D::Error> {
     let refused = |value: &dyn Display| D::Error::custom(format!("from = {value} is refused; accepted: {DATE_FORM}"));
     match toml::Value::deserialize(value)? {
@@ -52,24 +52,24 @@ fn date<'de, D: Deserializer<'de>>(value: D) -> Result<toml::value::Datetime, D:
     }
 }
 
-/// `[quorum]`: how many builders must agree, and what follows.
+/// `[quorum]`: how many builders must agree, and what verdicts are used for.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuorumConfig {
     /// `off`, `observe`, `prefer` or `require`.
     pub mode: String,
-    /// Groups of builders that must attest one fingerprint.
+    /// The number of groups of builders that must attest one fingerprint.
     pub k: Option<u32>,
-    /// Names of builders whose word is enough for a path that no other builder has; our own key is always among them.
-    /// Absent: nobody's is.
+    /// Names of builders whose attestation alone is enough for a path that no other builder has attested; our own key
+    /// is always among them. If absent, no single attestation is enough.
     pub grace: Option<Vec<String>>,
-    /// Whether one dissenting builder is enough against agreement.
+    /// Whether one dissenting builder is enough to prevent agreement.
     pub veto: bool,
     /// Whether what this machine rebuilt itself counts as one group.
     pub count_own_rebuild: bool,
-    /// Store paths of which everything attested is kept, whoever else fills the ledger.
+    /// Store paths whose attestations are always kept, even when the ledger is full.
     pub keep: Vec<String>,
-    /// `[[quorum.override]]`; the first that matches counts.
+    /// `[[quorum.override]]`: the first whose pattern matches counts.
     #[serde(rename = "override")]
     pub overrides: Vec<QuorumOverrideConfig>,
 }
@@ -92,8 +92,8 @@ impl Default for QuorumConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuorumOverrideConfig {
-    /// Pattern over names, as in `[advertise]`.
+    /// A pattern for names, as in `[advertise]`.
     pub name: String,
-    /// How many for these.
+    /// The `k` for names that match.
     pub k: u32,
 }
