@@ -1,18 +1,18 @@
-//! Users and groups by name, as the system knows them: asked of `getent`, so that every source of accounts counts.
+//! Users and groups by name. They are looked up with `getent`, so that every source of accounts on the system counts.
 
 use std::process::Command;
 
-/// The user that the units of `contrib/systemd` run the daemon as.
+/// The user as which the units of `contrib/systemd` run the daemon.
 pub(crate) const SERVICE_USER: &str = "narmesh";
 
 /// A user of this system.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct User {
-    /// As asked for.
+    /// The name that was looked up.
     pub(crate) name: String,
-    /// User id.
+    /// The user id.
     pub(crate) uid: u32,
-    /// Primary group.
+    /// The id of the primary group.
     pub(crate) gid: u32,
 }
 
@@ -24,7 +24,7 @@ impl User {
     }
 }
 
-/// The name of this user, or the number if there is none.
+/// The name of this user, or the number as text if it has no name.
 pub(crate) fn user_name(uid: u32) -> String {
     let output = Command::new("getent").args(["passwd", "--", &uid.to_string()]).output().ok();
     let line = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
@@ -42,7 +42,7 @@ fn entry(database: &str, name: &str) -> Option<Vec<String>> {
     let output = Command::new("getent").args([database, "--", name]).output().ok()?;
     let line = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
     let fields: Vec<_> = line.trim_end().split(':').map(str::to_owned).collect();
-    // `getent` also takes numbers: a name is what was asked for.
+    // `getent` also takes numbers as ids, but only names are looked up here.
     (fields.first().map(String::as_str) == Some(name)).then_some(fields)
 }
 

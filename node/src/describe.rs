@@ -1,8 +1,8 @@
-//! Errors, as people read them.
+//! Error texts for people.
 
 use std::borrow::Cow;
 
-/// The error and its causes, each said once: many messages hold their cause already.
+/// The text of the error and its causes, each given once: many messages contain their cause already.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -13,12 +13,13 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     text
 }
 
-/// What rustls says, with the address of a manual, when a connection ends without TLS' own goodbye. Every process that is killed
-/// and every line that breaks ends so, and nobody is cut short by it: each of our messages says how long it is.
+/// What rustls says, with the address of a manual, when a connection ends without the end message of TLS. That happens
+/// whenever a process is killed or a line breaks. It hides no lost bytes, because each of our messages gives its
+/// length.
 const NO_CLOSE_NOTIFY: &str = "peer closed connection without sending TLS close_notify";
 const ADDRESS: &str = ": https://";
 
-/// The same in words that alarm nobody.
+/// The text with what rustls says replaced by plain words.
 pub(crate) fn plainly(text: &str) -> Cow<'_, str> {
     let mut parts = text.split(NO_CLOSE_NOTIFY);
     let mut plain = parts.next().unwrap_or_default().to_owned();
@@ -44,14 +45,14 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn cause_that_the_message_contains_is_not_repeated() {
         let error = anyhow::Error::from(Config::parse("[nodes]", Path::new("x.toml")).unwrap_err());
         assert_eq!(describe(&error).matches("unknown field").count(), 1);
         assert_eq!(describe(&error.context("not reloaded")).matches("unknown field").count(), 1);
     }
 
     #[test]
-    fn a_connection_that_ends_without_a_goodbye_alarms_nobody() {
+    fn end_without_close_notify_is_described_in_plain_words() {
         let manual = "https://docs.rs/rustls/latest/rustls/manual/_03_howto/index.html#unexpected-eof";
         let told = |after: &str| format!("why=\"i/o error: {NO_CLOSE_NOTIFY}: {manual}\"{after}");
         let plain = |after: &str| format!("why=\"i/o error: the other side hung up without a goodbye\"{after}");

@@ -1,4 +1,4 @@
-//! Files by name, opened only if they are files: to open a FIFO is to wait for whoever writes into it, for ever if need be.
+//! Opens a path only if it is a regular file: opening a FIFO, for instance, waits for a writer, perhaps for ever.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read as _};
@@ -6,12 +6,12 @@ use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What lies at a path, links followed.
+/// What is at a path, links followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Lies {
-    /// Nothing, or a link to what is not there: a file may be made.
+    /// Nothing, or a link to nothing: a file may be created.
     Nothing,
-    /// A file.
+    /// A regular file.
     File,
     /// A directory.
     Directory,
@@ -20,12 +20,12 @@ pub(crate) enum Lies {
 }
 
 impl Lies {
-    /// Looks, and opens nothing.
+    /// Looks at `path` without opening it.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         match fs::metadata(path) {
             Ok(metadata) => Ok(Self::of(metadata.file_type())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::Nothing),
-            // A circle of links, or one that leads through a file.
+            // A loop of links, or a link whose path goes through a file.
             Err(_) if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) => {
                 Ok(Self::Other("a link that leads nowhere"))
             }
@@ -44,7 +44,7 @@ impl Lies {
         }
     }
 
-    /// Why no file can be read from it or written into it, if that is so.
+    /// Why it cannot be read or written as a file; `None` if it can.
     pub(crate) fn why_no_file(self) -> Option<String> {
         match self {
             Self::Nothing | Self::File => None,
@@ -54,10 +54,10 @@ impl Lies {
     }
 }
 
-/// Opens a file, never anything else, and never waits for anybody. What is no file is an error of kind `InvalidInput`.
+/// Opens a regular file without ever waiting. Anything else is an error of kind `InvalidInput`.
 pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     refuse_others(Lies::at(path)?)?;
-    // What lay there a moment ago may be something else now: nothing waits, and what was opened is looked at once more.
+    // It may have been replaced since: NONBLOCK avoids waiting, and what was opened is checked again.
     let file = options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
     refuse_others(Lies::of(file.metadata()?.file_type()))?;
     Ok(file)
@@ -67,12 +67,12 @@ fn refuse_others(lies: Lies) -> io::Result<()> {
     lies.why_no_file().map_or(Ok(()), |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why)))
 }
 
-/// Opens a file for reading.
+/// Opens a regular file for reading.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true))
 }
 
-/// The text of a file, of which at most `bytes_max` bytes are read. `None` if it has more.
+/// The text of a file; `None` if it has more than `bytes_max` bytes, of which no more are read.
 pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<Option<String>> {
     let mut text = String::new();
     let file = open_to_read(path)?;
@@ -83,17 +83,17 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<Option<String
     Ok((text.len() as u64 <= bytes_max).then_some(text))
 }
 
-/// Moves whatever lies there to `<name>.corrupt-<unix time>`.
+/// Renames whatever is at `path` to `<name>.corrupt-<unix time>`.
 pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    // Later than all others, so that the clock may stand still or go back and still the oldest goes first.
+    // Greater than all others even if the clock stands still or goes back, so that the oldest is always deleted first.
     let stamp = moved_aside(path)?.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
     let moved_to = with_suffix(path, &format!(".corrupt-{stamp}"));
     fs::rename(path, &moved_to)?;
     Ok(moved_to)
 }
 
-/// What was moved aside from there, with its numbers.
+/// What was moved aside from `path`, each with the number in its name.
 pub(crate) fn moved_aside(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let prefix = format!("{name}.corrupt-");
@@ -106,7 +106,8 @@ pub(crate) fn moved_aside(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Makes room for a file: removes one that is there, and moves a directory aside, of which nobody knows what is in it.
+/// Makes room for a file at `path`: removes a file that is there, and moves a directory aside, because its contents may
+/// be precious.
 pub(crate) fn clear(path: &Path) -> io::Result<()> {
     let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     if is_directory {
@@ -118,21 +119,21 @@ pub(crate) fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Moves aside what cannot be what it should be, with one line in the log.
+/// Moves aside something that does not belong at `path`, and logs it.
 pub(crate) fn tell_moved(path: &Path, what: &str) -> io::Result<()> {
     let moved_to = move_aside(path)?;
     tracing::warn!(moved_to = %moved_to.display(), "{} is {what}, which does not belong there: moved aside", path.display());
     Ok(())
 }
 
-/// The path with something behind its last name.
+/// The path with `suffix` appended to its last component.
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// What is no file, made in `dir` for tests, each with what it is called.
+/// Makes in `dir`, for tests, one of each kind that is not a regular file, and gives each with its description.
 #[cfg(test)]
 pub(crate) fn oddities(dir: &Path) -> Vec<(PathBuf, &'static str)> {
     let [fifo, directory, socket, circle] = ["fifo", "directory", "socket", "circle"].map(|name| dir.join(name));
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_files_are_opened_and_nothing_waits() {
+    fn only_regular_files_are_opened_and_nothing_waits() {
         let dir = tempfile::tempdir().unwrap();
         for (path, what) in oddities(dir.path()) {
             let mut write = OpenOptions::new();
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_directory_is_kept() {
+    fn clear_removes_files_and_moves_directories_aside() {
         let dir = tempfile::tempdir().unwrap();
         for (path, _) in oddities(dir.path()).into_iter().filter(|(path, _)| path.starts_with(dir.path())) {
             clear(&path).unwrap();

@@ -91,7 +91,8 @@ fn own_findings(settings: &Settings, secrets: &Secrets) -> Vec<Finding> {
             "trust.builder_key_file is not set: nothing built here can be substituted elsewhere".to_owned(),
         )),
         Some(key) if settings.trusted.by_name(key.name()) != Some(&key.public()) => findings.push(Finding::Note(format!(
-            "trust.trusted_public_keys lacks our own builder key {}: what was built here and then deleted cannot be fetched back",
+            "trust.trusted_public_keys lacks our own builder key {}: what was built here and then deleted cannot be \
+             fetched back",
             key.public()
         ))),
         Some(_) => {}

@@ -119,6 +119,7 @@ fn ports(
     let mut held = Vec::new();
     let gateway = settings.gateway.listen;
     if let Err(error) = bind(gateway) {
+        // Our own daemon, or systemd on its behalf, may hold the port. Anything else there prevents a start.
         let is_ours = |daemon: &Running| daemon.gateway == gateway.to_string();
         if holders.daemon.as_ref().is_some_and(is_ours) {
             held.push(format!("gateway.listen = {gateway}"));
@@ -140,6 +141,7 @@ fn ports(
             Errno::ADDRNOTAVAIL => !has_family(socket, &bind),
             _ => false,
         };
+        // The daemon skips a family that the machine lacks, so that alone does not prevent a start.
         if lacks_family {
             missing += 1;
         } else if holders.daemon.as_ref().is_some_and(|daemon| listens_at(daemon, socket)) {
@@ -152,7 +154,8 @@ fn ports(
     }
     if missing > 0 && others == 0 {
         found.problems.push(
-            "node.listen: this machine has none of these address families; accepted: at least one address of a family that it has"
+            "node.listen: this machine has none of these address families; accepted: at least one address of a family \
+             that it has"
                 .to_owned(),
         );
     }
@@ -166,8 +169,8 @@ fn ports(
 fn refused(what: &str, error: Errno) -> String {
     let error = io::Error::from(error);
     format!(
-        "{what} cannot be opened: {error}; accepted: an address of this machine, with a TCP port that is free (no daemon \
-         that runs with this state directory holds it)"
+        "{what} cannot be opened: {error}; accepted: an address of this machine, with a TCP port that is free (no \
+         daemon that runs with this state directory holds it)"
     )
 }
 
@@ -206,7 +209,8 @@ fn state_dir_problem(dir: &Path) -> Option<String> {
     let told = |error: io::Error| {
         let dir = dir.display();
         format!(
-            "node.state_dir = \"{dir}\": {error}; accepted: a directory that the daemon can write to, or that it can create"
+            "node.state_dir = \"{dir}\": {error}; accepted: a directory that the daemon can write to, or that it can \
+             create"
         )
     };
     let mut missing: Vec<PathBuf> = Vec::new();

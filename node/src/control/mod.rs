@@ -1,7 +1,9 @@
 //! The control socket: how the command line talks to the running daemon.
 //!
-//! A Unix socket of mode 0660, for the daemon's user and one group; one JSON request per line, one JSON reply per line, any number on a connection.
-//! [`ControlRequest::Quorum`] is the last one on its connection: its answer comes in many lines ([`ask_in_parts`]).
+//! A Unix socket of mode 0660, for the daemon's user and one group. A connection carries any number of requests and
+//! replies, each of them one line of JSON. [`ControlRequest::Quorum`] is the last request on its connection: its answer
+//! has many lines ([`ask_in_parts`]).
+//!
 //! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`STREAMS_MAX`], [`IDLE_MAX`].
 
 mod stream;
@@ -26,38 +28,38 @@ use tokio::sync::Semaphore;
 
 /// Longest request line, bytes.
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
-/// Longest reply line, bytes: 200,000 advertised paths at about 200 bytes each, with room.
+/// Longest reply line, bytes: 200,000 advertised paths at about 200 bytes each, with room to spare.
 pub const REPLY_BYTES_MAX: usize = 64 << 20;
 /// Most connections at a time.
 pub const CONNECTIONS_MAX: usize = 16;
-/// A connection that sends no request, or takes no reply, for so long is closed.
+/// A connection is closed when it sends no request, or takes no reply, for this long.
 pub const IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// What can be asked.
+/// A request to the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlRequest {
-    /// How things are.
+    /// The state of the daemon.
     Status,
-    /// What leaves this machine.
+    /// What leaves this machine, and what is withheld.
     Advertised,
-    /// What would happen to a path, and did.
+    /// What would happen to a path now, and what happened last.
     Why {
         /// Full store path, base name, or hash part.
         path: String,
     },
     /// Read the configuration again, as SIGHUP does.
     Reload,
-    /// Dial peers: the one of that name or id, or all.
+    /// Dial one peer, or all.
     Probe {
-        /// Name or peer id.
+        /// The name or peer id of the peer; all peers if `None`.
         peer: Option<String>,
     },
-    /// Who built the same thing: answered with [`crate::quorum::Part`]s.
+    /// A question of `narmesh quorum`, answered with [`crate::quorum::Part`]s.
     Quorum(Question),
 }
 
-/// What is answered.
+/// A reply of the daemon.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlReply {
@@ -71,7 +73,7 @@ pub enum ControlReply {
     Reloaded,
     /// To `Probe`.
     Probe(Vec<PeerProbe>),
-    /// The request was refused, in words.
+    /// The request was refused.
     Refused {
         /// The reason for the refusal, for people.
         why: String,
@@ -80,46 +82,47 @@ pub enum ControlReply {
 
 /// Answers requests; the daemon implements it.
 pub trait ControlHandler: Send + Sync + 'static {
-    /// Answers one that is answered at once.
+    /// Answers a request other than [`ControlRequest::Quorum`] with one reply.
     fn handle(&self, request: ControlRequest) -> impl Future<Output = ControlReply> + Send;
 
-    /// Answers a question part by part, but for the last part. May block; ends with the error of telling a part.
+    /// Sends the answer to a question part by part, without the last part, which the caller sends. May block. Fails if
+    /// a part cannot be sent.
     fn stream(&self, question: &Question, asker: &mut Asker) -> anyhow::Result<()>;
 }
 
 /// Why the socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody answers.
+    /// No daemon answers.
     #[error("no narmesh daemon answers on {path}; start one with `narmesh run`, or name its configuration with --config", path = path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,
     },
-    /// Not for this user.
+    /// This user may not use the socket.
     #[error("no permission for {path}; run this as root, or as a member of the group of that socket", path = path.display())]
     Permission {
         /// The socket.
         path: PathBuf,
     },
-    /// Another daemon serves it.
+    /// Another daemon serves the socket.
     #[error("another narmesh daemon answers on {path}", path = path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
     },
-    /// Something else is there.
-    #[error("{path} exists and is no socket; move it away, or set node.control_socket", path = path.display())]
+    /// There is something else at the path.
+    #[error("{path} exists and is not a socket; move it away, or set node.control_socket", path = path.display())]
     NoSocket {
         /// The path.
         path: PathBuf,
     },
-    /// The group of the configuration is not there, or not the daemon's to give.
+    /// The configured group does not exist, or the daemon may not give the socket to it.
     #[error("node.control_group = {group:?}: {why}; accepted: a group that the daemon's user is a member of")]
     Group {
-        /// As written.
+        /// The group as written in the configuration.
         group: String,
-        /// Why not.
+        /// The error of finding the group or of changing the socket's group.
         why: io::Error,
     },
     /// Reading or writing failed.
@@ -130,17 +133,17 @@ pub enum ControlError {
         /// The error of the operation on the socket.
         source: io::Error,
     },
-    /// The daemon answered something else: another version, perhaps.
-    #[error("the daemon on {path} answered what this version does not understand: {source}", path = path.display())]
+    /// The daemon's answer could not be parsed; it may be of another version.
+    #[error("the daemon on {path} gave an answer that this version does not understand: {source}", path = path.display())]
     Reply {
         /// The socket.
         path: PathBuf,
-        /// Where.
+        /// The error of parsing the reply or of encoding the request.
         source: serde_json::Error,
     },
 }
 
-/// A bound control socket; the file goes when it is dropped.
+/// A bound control socket; dropping it removes its file.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
@@ -148,8 +151,8 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds for the daemon's user and `group` (its own if `None`); a socket that a dead daemon left is replaced. Needs a
-    /// tokio runtime.
+    /// Binds the socket for the daemon's user and `group` (its own if `None`), in place of one that a dead daemon left.
+    /// Needs a tokio runtime.
     pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, ControlError> {
         let io_error = |source| ControlError::Io { path: path.to_owned(), source };
         match std::fs::symlink_metadata(path) {
@@ -161,10 +164,12 @@ impl ControlSocket {
             Ok(_) if BlockingStream::connect(path).is_ok() => {
                 return Err(ControlError::InUse { path: path.to_owned() });
             }
+            // Nobody answers on this socket, so a dead daemon left it.
             Ok(_) => std::fs::remove_file(path).map_err(io_error)?,
         }
         let listener = UnixListener::bind(path).map_err(io_error)?;
         let socket = Self { listener, path: path.to_owned() };
+        // The group is set before the mode: otherwise the wrong group could use the socket for a moment.
         if let Some(group) = group {
             let refused = |why| ControlError::Group { group: group.to_owned(), why };
             let id = group_id(group).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
@@ -180,6 +185,7 @@ impl ControlSocket {
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
+            // Nothing is accepted without a free place: further clients wait in the kernel's queue.
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
@@ -202,7 +208,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // Best effort: a leftover is replaced at the next start.
+        // An error does not matter: the next start replaces what is left.
         drop(std::fs::remove_file(&self.path));
     }
 }
@@ -221,6 +227,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
         let whole = line.ends_with(b"\n") && line.len() <= REQUEST_BYTES_MAX;
         let reply = match (whole, serde_json::from_slice(&line)) {
             (true, Ok(ControlRequest::Quorum(question))) => {
+                // What was read beyond the question is part of what the asker sends with it.
                 let rest = read.buffer().to_vec();
                 let stream = read.into_inner().reunite(write).map_err(io::Error::other)?;
                 return stream::serve(stream, rest, question, handler, turns).await;
@@ -252,7 +259,7 @@ async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(IDLE_MAX, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Asks the daemon one thing; blocks, for the reply at most `timeout` between two reads.
+/// Sends one request to the daemon and blocks for its reply; each read and write takes at most `timeout`.
 pub fn ask(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<ControlReply, ControlError> {
     let io_error = |source| ControlError::Io { path: path.to_owned(), source };
     let stream = connect(path, request, timeout)?;
@@ -264,7 +271,7 @@ pub fn ask(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<C
     serde_json::from_slice(&reply).map_err(|source| ControlError::Reply { path: path.to_owned(), source })
 }
 
-/// A connection on which `request` was sent.
+/// Connects and sends `request`.
 fn connect(path: &Path, request: &ControlRequest, timeout: Duration) -> Result<BlockingStream, ControlError> {
     let io_error = |source| ControlError::Io { path: path.to_owned(), source };
     let mut stream = BlockingStream::connect(path).map_err(|source| match source.kind() {
@@ -318,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_is_answered_and_a_bad_one_refused() {
+    async fn good_requests_are_answered_and_bad_ones_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
         let socket = ControlSocket::bind(&path, None).unwrap();
@@ -330,13 +337,13 @@ mod tests {
             let advertised = asked(&at, ControlRequest::Advertised).unwrap();
             assert_eq!(advertised, ControlReply::Advertised(AdvertisedReport::default()));
             assert!(matches!(ControlSocket::bind(&at, None), Err(ControlError::InUse { .. })));
-            // Two requests on one connection, the first of them nonsense.
+            // Two requests on one connection, the first of them invalid.
             let mut stream = BlockingStream::connect(&at).unwrap();
             stream.write_all(b"{\"launch\":1}\n\"reload\"\n").unwrap();
             let mut lines = BufReader::new(stream).lines();
             assert!(lines.next().unwrap().unwrap().contains("not a request"));
             assert_eq!(lines.next().unwrap().unwrap(), "\"reloaded\"");
-            // A line without end is cut off.
+            // A line without an end is refused at the limit.
             let mut stream = BlockingStream::connect(&at).unwrap();
             stream.write_all(&vec![b'x'; REQUEST_BYTES_MAX + 1]).unwrap();
             let mut reply = String::new();

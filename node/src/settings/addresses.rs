@@ -1,22 +1,22 @@
-//! Addresses of the mesh: where we listen, what peers are told, where peers are dialled.
+//! Addresses of the mesh: those at which we listen, those that peers are told, and those at which peers are dialled.
 
 use super::{SettingsError, refused};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use std::net::{IpAddr, SocketAddr};
 
-/// Longest host name, bytes, and longest of its labels (RFC 1035, section 2.3.4).
+/// Longest host name and longest label of one, bytes (RFC 1035, section 2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
-/// What an address is for.
+/// What an address is used for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressUse {
-    /// Every interface and any port are fine, though nobody can dial that.
+    /// To listen. All interfaces (0.0.0.0 or ::) and port 0 are accepted, though nobody can dial them.
     Listen,
-    /// Peers are told IP addresses alone: what a name means, a machine decides for itself.
+    /// To tell peers. Only IP addresses are accepted, because each machine decides for itself what a name means.
     Tell,
-    /// A name may stand for the IP address.
+    /// To dial. A host name may take the place of the IP address.
     Dial,
 }
 
@@ -27,7 +27,7 @@ pub(super) fn check(key: &str, texts: &[String], usage: AddressUse) -> Result<Ve
     texts.iter().enumerate().map(check).collect()
 }
 
-/// Of an IP address and a TCP port.
+/// The socket address of a multiaddr that begins with an IP address and a TCP port.
 pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip: IpAddr = match parts.next()? {
@@ -43,7 +43,7 @@ fn check_one(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {
     const DIALLED: &str =
         "an address that can be dialled: not 0.0.0.0 or ::, and not port 0, such as /ip4/192.0.2.1/tcp/7280";
     const HOST: &str = "a host name of letters, digits, hyphens and dots, at most 253 bytes, such as \
-                        /dns/buildbox.example/tcp/7280; an IP address stands after /ip4/ or /ip6/";
+                        /dns/buildbox.example/tcp/7280; an IP address goes after /ip4/ or /ip6/";
     let form = match usage {
         AddressUse::Listen | AddressUse::Tell => {
             "a multiaddr of an IP address and a TCP port, such as /ip4/192.0.2.1/tcp/7280 or /ip6/2001:db8::1/tcp/7280"
@@ -73,8 +73,8 @@ fn check_one(text: &str, usage: AddressUse) -> Result<Multiaddr, &'static str> {
     }
 }
 
-/// As it may stand in a hosts file or in DNS; a dot at the end says that it is whole. The C library would take digits for an IP
-/// address, also `1` and `127.1`.
+/// Whether this is a host name for a hosts file or DNS; a final dot marks it as complete. A name whose last label is a
+/// number is refused, because the C library would take it for an IP address, as it does `1` and `127.1`.
 fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn host_names_are_those_that_the_system_resolves() {
+    fn host_names_are_accepted_and_texts_that_look_like_addresses_refused() {
         let long = format!("{}.example", "a.".repeat(122));
         for name in ["buildbox", "build-box.example", "x_1.lan.", "1.example", "localhost", "3com"] {
             assert!(is_host_name(name), "{name}");

@@ -1,4 +1,4 @@
-//! `[gateway]`: where Nix asks, and by which names.
+//! `[gateway]`: the address at which Nix asks, and the names that it may use.
 
 use super::addresses::socket_address;
 use super::{Count, SettingsError, refused, within};
@@ -7,21 +7,22 @@ use libp2p::Multiaddr;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-/// Most names by which the gateway may be called besides those of loopback.
+/// Most host names of the gateway besides those of loopback.
 pub const HOST_NAMES_MAX: usize = 16;
 
 /// Checked `[gateway]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct GatewaySettings {
-    /// Loopback; port 0 allowed.
+    /// A loopback address; port 0 is allowed.
     pub listen: SocketAddr,
-    /// At most [`HOST_NAMES_MAX`], in lower case, without port.
+    /// At most [`HOST_NAMES_MAX`] names in lower case, without a port.
     pub host_names: Vec<String>,
-    /// As told to Nix.
+    /// The priority that the gateway tells Nix.
     pub priority: u32,
-    /// 50 ms to 60 s.
+    /// The longest time to answer a narinfo request, 50 ms to 60 s.
     pub narinfo_deadline: Duration,
-    /// The same while a candidate is known to be on a full line.
+    /// The same while it is worth waiting for a candidate, for instance one on a full line; at least
+    /// `narinfo_deadline`.
     pub narinfo_deadline_max: Duration,
 }
 
@@ -39,7 +40,8 @@ pub(super) fn check(config: &GatewayConfig) -> Result<GatewaySettings, SettingsE
     })
 }
 
-/// Refuses a port of both the gateway and the mesh: on one address, or on one that stands for all of the same family.
+/// Refuses one port for both the gateway and the mesh if their addresses overlap: the same address, or all of its
+/// family.
 pub(super) fn check_ports(gateway: SocketAddr, listen: &[Multiaddr]) -> Result<(), SettingsError> {
     let overlaps = |address: &SocketAddr| {
         let is_same_ip =
@@ -61,7 +63,7 @@ fn check_listen(text: &str) -> Result<SocketAddr, SettingsError> {
     }
 }
 
-/// What a `Host` header may hold before the port: a DNS name, an IPv4 address, or an IPv6 address in brackets.
+/// Checks that each name may appear in a `Host` header: a DNS name, an IPv4 address, or an IPv6 address in brackets.
 fn check_host_names(texts: &[String]) -> Result<Vec<String>, SettingsError> {
     if texts.len() > HOST_NAMES_MAX {
         return Err(refused("gateway.host_names", Count(texts.len(), "names"), "at most 16 names"));

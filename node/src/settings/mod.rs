@@ -1,6 +1,7 @@
-//! The configuration, checked once: what the rest of the program works with. No live handles.
+//! The settings: the configuration, checked once, as the rest of the program uses it. No live handles.
 //!
-//! Every refusal names the key, the value and what would be accepted. Secrets are read apart, by [`Settings::secrets`].
+//! Every refusal names the key, the value and what would be accepted. [`Settings::secrets`] reads the secrets
+//! separately.
 
 use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of};
 use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
@@ -28,18 +29,19 @@ pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, make_gateway_key, read_builder_key, read_gateway_key};
 use written::{Count, Written};
 
-/// Most `[[peer]]` entries: with eight addresses each they still fit in the file; an audience could name twice as many.
+/// Most `[[peer]]` entries. With eight addresses each they still fit into the file. An audience could hold twice as
+/// many.
 pub const PEERS_MAX: usize = 1_024;
 const _: () = assert!(PEERS_MAX <= narmesh_protocol::Summary::AUDIENCE_MAX);
 /// Most addresses of one peer, and of ourselves.
 pub const ADDRESSES_MAX: usize = narmesh_protocol::Summary::ADDRESSES_MAX;
 /// Longest name of a peer, bytes.
 pub const PEER_NAME_BYTES_MAX: usize = 64;
-/// Longest path of a Unix socket, bytes (`sun_path` of Linux holds 108 with the final zero).
+/// Longest path of a Unix socket, bytes (`sun_path` on Linux holds 108 with the final zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Longest include or exclude pattern, bytes: no name is longer than 211.
 const PATTERN_BYTES_MAX: usize = 256;
-// `bounds_of` says it in words.
+// The text of `bounds_of` names this number.
 const _: () = assert!(narmesh_gossip::PATHS_MAX == 400_000);
 
 /// The checked configuration; all paths are absolute.
@@ -74,37 +76,37 @@ pub struct Settings {
 /// Checked `[node]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NodeSettings {
-    /// What it is called, if the file says so.
+    /// The name of this machine, if the file gives one.
     pub name: Option<String>,
-    /// See [`NodeKeyFile`].
+    /// The file of the node key, see [`NodeKeyFile`].
     pub key_file: PathBuf,
-    /// Directory of `state.sqlite`.
+    /// The directory of `state.sqlite`.
     pub state_dir: PathBuf,
-    /// Unix socket of the control protocol.
+    /// The Unix socket of the control protocol.
     pub control_socket: PathBuf,
-    /// Name of the group that may use it besides the daemon's user; the daemon's own if absent.
+    /// Name of the group that may use the control socket besides the daemon's user; the daemon's own group if absent.
     pub control_group: Option<String>,
-    /// `/ip4|ip6/…/tcp/…`, port 0 allowed, at least one.
+    /// 1 to [`ADDRESSES_MAX`] addresses `/ip4|ip6/…/tcp/…`; port 0 is allowed.
     pub listen: Vec<Multiaddr>,
-    /// `/ip4|ip6/…/tcp/…`, no port 0.
+    /// At most [`ADDRESSES_MAX`] addresses `/ip4|ip6/…/tcp/…` that can be dialled, so no port 0.
     pub external_addresses: Vec<Multiaddr>,
-    /// Whether loopback addresses are told to peers and believed of them.
+    /// Whether loopback addresses are told to peers, and those of peers are used.
     pub advertise_loopback: bool,
 }
 
 /// Checked `[store]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct StoreSettings {
-    /// The logical directory.
+    /// The logical store directory, the one in store paths.
     pub store_dir: StoreDir,
-    /// Where the files are.
+    /// The directory where the files are.
     pub real_dir: PathBuf,
-    /// Holds `db/db.sqlite`.
+    /// The directory that holds `db/db.sqlite`.
     pub state_dir: PathBuf,
 }
 
 impl StoreSettings {
-    /// The store that they mean.
+    /// The location of the store that these settings describe.
     pub fn location(&self) -> StoreLocation {
         StoreLocation {
             store_dir: self.store_dir.clone(),
@@ -117,11 +119,11 @@ impl StoreSettings {
 /// Checked `[advertise]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct AdvertiseSettings {
-    /// One must match the name.
+    /// Patterns, one of which must match the name.
     pub include: Vec<String>,
-    /// None may match the name.
+    /// Patterns, none of which may match the name.
     pub exclude: Vec<String>,
-    /// Whether system configurations and the like stay here.
+    /// Whether system configurations, and paths that are not to be substituted, are withheld.
     pub withhold_defaults: bool,
 }
 
@@ -132,108 +134,109 @@ pub use narmesh_resolver::Compress;
 pub struct TransferSettings {
     /// When a NAR is compressed between peers.
     pub compress: Compress,
-    /// 100 ms to 10 min.
+    /// A holder is given up when nothing has come from it for this long, 100 ms to 10 min.
     pub stall_timeout: Duration,
 }
 
 /// Checked `[limits]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LimitSettings {
-    /// 1 to 1,024.
+    /// Connections kept open for gossip, 1 to 1,024.
     pub connections_gossip: u32,
-    /// 16 MiB to 64 GiB.
+    /// Memory for NARs in flight from peers, 16 MiB to 64 GiB.
     pub nar_buffer_bytes: u64,
-    /// 1 to 1,024.
+    /// NARs over 8 MiB sent to one peer at a time, 1 to 1,024, and as many smaller ones.
     pub uploads_per_peer: u32,
-    /// 1 to 65,536.
+    /// NARs read from the disk for peers at the same moment, 1 to 65,536.
     pub uploads_total: u32,
-    /// `None` for no limit, else at least [`UPLOAD_BYTES_PER_S_MIN`].
+    /// Bytes per second of NARs to all peers together, at least [`UPLOAD_BYTES_PER_S_MIN`]; `None` for no limit.
     pub upload_bytes_per_s: Option<NonZeroU32>,
-    /// 1 to [`narmesh_gossip::PATHS_MAX`].
+    /// Paths in our own summary, 1 to [`narmesh_gossip::PATHS_MAX`].
     pub advertised_paths_max: usize,
 }
 
 /// One checked `[[peer]]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerSettings {
-    /// 1 to 64 bytes, no control characters.
+    /// Our name for the peer, 1 to 64 bytes without control characters.
     pub name: String,
-    /// Its identity.
+    /// Its peer id, which contains an Ed25519 key.
     pub peer_id: PeerId,
-    /// At most [`ADDRESSES_MAX`]: `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
+    /// At most [`ADDRESSES_MAX`] addresses to dial, `/ip4|ip6|dns|dns4|dns6/…/tcp/…`, no port 0.
     pub addresses: Vec<Multiaddr>,
 }
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// No file, or no TOML.
+    /// The file cannot be read, or is not a configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A value out of its domain.
+    /// A value that is not accepted.
     #[error("{key} = {value} is refused; accepted: {accepted}")]
     Value {
-        /// Full key, such as `peer[2].addresses[0]`, counted from 0.
+        /// The full key, such as `peer[2].addresses[0]`; indices count from 0.
         key: String,
-        /// As written, text in quotes.
+        /// The value as written, text in quotes.
         value: String,
-        /// What would be.
+        /// What would be accepted.
         accepted: &'static str,
     },
-    /// Something that must be unique stands twice.
-    #[error("{key} = {value:?} stands twice: also in {first}; accepted: {accepted}")]
+    /// A value that must be unique occurs twice.
+    #[error("{key} = {value:?} is also in {first}; accepted: {accepted}")]
     Duplicate {
-        /// The second place.
+        /// The full key of the second occurrence.
         key: String,
-        /// As written.
+        /// The value as written.
         value: String,
-        /// The first place.
+        /// The full key of the first occurrence.
         first: String,
-        /// What would be.
+        /// What would be accepted.
         accepted: &'static str,
     },
-    /// Builders and rules that do not go together.
+    /// Builders and rules that do not fit together.
     #[error(transparent)]
     Policy(narmesh_quorum::PolicyError),
-    /// A rule about builders, and no builder.
-    #[error("{key} needs builders, and the configuration names none; accepted: at least one [[builder]]")]
+    /// A rule about builders without any builder.
+    #[error("{key} needs builders, but the configuration names none; accepted: at least one [[builder]]")]
     NoBuilders {
-        /// `quorum.mode = …`, or `quorum.k = …`, also of an override.
+        /// The rule: `quorum.mode = …`, `quorum.k = …`, or the `k` of an override.
         key: String,
     },
-    /// The gateway and the mesh cannot both listen there.
+    /// The gateway and the mesh cannot both listen on one port.
     #[error(
-        "gateway.listen = \"{gateway}\" is also in node.listen[{index}] = \"{address}\"; accepted: ports that differ, such as \
-         7281 and 7280"
+        "gateway.listen = \"{gateway}\" has the same port as node.listen[{index}] = \"{address}\"; accepted: ports \
+         that differ, such as 7281 and 7280"
     )]
     OnePort {
-        /// Of the gateway.
+        /// The address of the gateway.
         gateway: SocketAddr,
-        /// Which address of the mesh, counted from 0.
+        /// The index in `node.listen`, from 0.
         index: usize,
-        /// That one.
+        /// The address at that index.
         address: Multiaddr,
     },
     /// A rule that means nothing without `quorum.k`.
     #[error("{key} needs quorum.k; accepted: both of them, or neither")]
     Alone {
-        /// The rule.
+        /// The key of the rule.
         key: &'static str,
     },
-    /// Two keys that exclude each other.
-    #[error("{key} = {value:?} excludes {other}; accepted: one of the two")]
+    /// Two keys that cannot be combined.
+    #[error("{key} = {value:?} cannot be combined with {other}; accepted: one of the two")]
     Excludes {
-        /// One.
+        /// The first key.
         key: &'static str,
-        /// As written.
+        /// Its value as written.
         value: String,
-        /// The other.
+        /// The other key.
         other: &'static str,
     },
 }
 
 impl Settings {
-    /// What may leave this machine; of the signatures, those of `trusted`, and of `builder_key` on what was built here.
+    /// The policy that says which paths may leave this machine, and with which signatures: those of `trusted` keys, and
+    /// that of `builder_key` on what was built here.
     pub fn offer_policy(&self, trusted: TrustedKeys, builder_key: Option<NixSecretKey>) -> OfferPolicy {
         OfferPolicy {
             trusted,
@@ -303,18 +306,18 @@ fn refused(key: impl Into<String>, value: impl Written, accepted: &'static str) 
     SettingsError::Value { key: key.into(), value: value.written(), accepted }
 }
 
-/// The path that is written, from the directory of the file on. An empty one would be that directory itself, and one with a zero
-/// byte cannot be.
+/// The configured path, relative to the directory of the file. An empty one is refused because it would be that
+/// directory itself, and one with a zero byte because no such path can exist.
 fn path_from(base: &Path, key: &str, path: &Path) -> Result<PathBuf, SettingsError> {
     let bytes = path.as_os_str().as_encoded_bytes();
     if bytes.is_empty() || bytes.contains(&0) {
-        return Err(refused(key, path, "a path; a relative one begins at the directory of the configuration"));
+        return Err(refused(key, path, "a path; a relative one is relative to the directory of the configuration"));
     }
     Ok(base.join(path))
 }
 
 fn within<N: PartialOrd + Written>(key: &str, value: N, (min, max): (N, N)) -> Result<N, SettingsError> {
-    // A test names every number of the configuration there.
+    // A test checks that every number of the configuration has bounds there.
     let accepted = || bounds_of(key).unwrap_or("another number");
     if value < min || value > max { Err(refused(key, value, accepted())) } else { Ok(value) }
 }
@@ -356,15 +359,16 @@ fn check_node(node: &NodeConfig, base: &Path) -> Result<NodeSettings, SettingsEr
     })
 }
 
-/// What [`is_name`] wants.
+/// What [`is_name`] accepts, in words.
 pub(crate) const NAME_FORM: &str = "1 to 64 bytes without control characters";
 
-/// Whether a machine may be called that, here and in the configurations of others.
+/// Whether a machine may have this name, here and in the configurations of others.
 pub(crate) fn is_name(text: &str) -> bool {
     (1..=PEER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
-/// 1 to 32 bytes of letters, digits and `._-`, as useradd(8) accepts them; not beginning with a hyphen.
+/// Whether this is 1 to 32 bytes of letters, digits and `._-`, as useradd(8) accepts them, without a hyphen at the
+/// beginning.
 fn is_account_name(text: &str) -> bool {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=32).contains(&text.len()) && !text.starts_with('-') && text.bytes().all(permitted)
@@ -412,7 +416,7 @@ fn check_trusted(texts: &[String]) -> Result<TrustedKeys, SettingsError> {
                 "a Nix public key, name:base64 of 32 bytes, as `narmesh id` or `nix key convert-secret-to-public` prints it",
             )
         })?;
-        // Nix looks a key up by name and takes the first: the second would silently never count.
+        // Nix looks up a key by name and uses the first one, so the second would silently never count.
         if let Some(first) = keys.iter().position(|known| known.name() == key.name() && *known != key) {
             return Err(SettingsError::Duplicate {
                 key: format!("trust.trusted_public_keys[{index}]"),
@@ -433,7 +437,8 @@ fn check_patterns(key: &str, patterns: Vec<String>) -> Result<Vec<String>, Setti
             return Err(refused(
                 format!("{key}[{index}]"),
                 pattern,
-                "1 to 256 of the characters of store path names (a-z A-Z 0-9 + - . _ ? =), with * for any run of them and ? for any one",
+                "1 to 256 characters that are allowed in store path names (a-z A-Z 0-9 + - . _ ? =), with * for any \
+                 text and ? for any one character",
             ));
         }
     }
@@ -511,9 +516,9 @@ fn check_peer(config: &PeerConfig, index: usize) -> Result<PeerSettings, Setting
     Ok(PeerSettings { name: config.name.clone(), peer_id, addresses })
 }
 
-/// Whether a node key can have this id: it holds the key itself, of the only kind that announcements are signed with.
+/// Whether this id contains an Ed25519 key, the only kind that announcements are signed with.
 fn is_ed25519(peer_id: &PeerId) -> bool {
-    // Of a multihash: the code of "identity", and the length.
+    // A multihash: the code 0 of "identity", the length, then the key itself.
     let [0, _, key @ ..] = &*peer_id.to_bytes() else { return false };
     PublicKey::try_decode_protobuf(key).is_ok_and(|key| key.try_into_ed25519().is_ok())
 }

@@ -13,19 +13,19 @@ use std::collections::BTreeSet;
 use toml::value::{Datetime, Offset};
 
 const KEY_FORM: &str = "a Nix public key, name:base64 of 32 bytes, as `narmesh id` prints it on that machine";
-/// Most paths of `quorum.keep`.
+/// Most paths in `quorum.keep`.
 const KEEP_MAX: usize = 10_000;
 
 /// The builders and the rules, and the names of their keys.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct QuorumSettings {
-    /// Without our own key, which is a secret's half and read with the secrets.
+    /// The rules without our own key, which is half of a secret and read with the secrets.
     rules: PolicyRules,
-    /// In the order of the file.
+    /// The keys of the builders, in the order of the file.
     pub public_keys: Vec<NixPublicKey>,
-    /// The node of each of them.
+    /// The node of each builder, in the same order; `None` for a builder without a node.
     pub peers: Vec<Option<PeerId>>,
-    /// Paths of which everything attested is kept.
+    /// Hash parts of the paths whose attestations are all kept.
     pub keep: BTreeSet<HashPart>,
 }
 
@@ -33,12 +33,12 @@ impl QuorumSettings {
     /// The policy, with our own builder key if we have one.
     ///
     /// # Errors
-    /// Only for what depends on that key; the rest was checked.
+    /// Only those that depend on our own key; the check of the configuration has found all others.
     pub fn policy(&self, own: Option<&NixPublicKey>) -> Result<(Policy, Vec<PolicyWarning>), PolicyError> {
         Policy::new(PolicyRules { own: own.map(|key| BuilderKey(key.bytes())), ..self.rules.clone() })
     }
 
-    /// The builders that count, each with its node; our own key among them if what was rebuilt here counts.
+    /// The builders that count, each with its node; our own key is among them if our own rebuilds count.
     pub fn counted(&self, own: Option<&NixPublicKey>) -> Vec<CountedBuilder> {
         let builders = self.public_keys.iter().zip(&self.peers);
         let builders = builders.map(|(key, peer)| CountedBuilder { key: key.clone(), peer: *peer });
@@ -51,7 +51,7 @@ impl QuorumSettings {
         self.rules.builders.iter().zip(self.peers.iter().copied())
     }
 
-    /// Keys of builders that sign nothing but their own builds: their bare signatures are taken.
+    /// The keys of builders that sign only their own builds, so that their bare signatures count.
     pub fn signers(&self) -> Vec<NixPublicKey> {
         let keys = self.public_keys.iter().zip(&self.rules.builders);
         keys.filter(|(_, builder)| builder.signs_only_own_builds).map(|(key, _)| key.clone()).collect()
@@ -62,12 +62,13 @@ impl QuorumSettings {
         self.rules.mode
     }
 
-    /// The key of a builder, with the name that the configuration gives it.
+    /// The public key of a builder, as written in the configuration.
     pub fn public_key(&self, key: &BuilderKey) -> Option<&NixPublicKey> {
         self.public_keys.iter().find(|known| known.bytes() == key.0)
     }
 
-    /// What the keys are called: as here, our own as its file says unless it is here, too.
+    /// The names of the keys: those in the configuration, and for our own key, if it is not among them, the name in its
+    /// file.
     pub fn key_names(&self, own: Option<&NixPublicKey>) -> KeyNames {
         KeyNames::new(self.public_keys.iter().chain(own).cloned())
     }
@@ -114,7 +115,8 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
     settings.keep = check_keep(&config.quorum.keep)?;
     settings.rules.mode = check_mode(&config.quorum.mode)?;
     settings.rules.require = check_require(&config.quorum)?;
-    // What depends on our own key is checked with the secrets; a stand-in shows what does not.
+    // What depends on our own key is checked when the secrets are read. A stand-in for it lets everything else be
+    // checked now.
     let stand_in = config.quorum.count_own_rebuild && config.trust.builder_key_file.is_some();
     let rules = PolicyRules { own: stand_in.then_some(BuilderKey([0; 32])), ..settings.rules.clone() };
     settings.rules.count_own_rebuild = config.quorum.count_own_rebuild;
@@ -123,7 +125,7 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
     Ok(settings)
 }
 
-/// Where there is no builder at all, the bounds of `k` would read "1 to 0".
+/// Gives some errors a better text: if there is no builder at all, for instance, the bounds of `k` would read "1 to 0".
 fn told(error: PolicyError, mode: &str) -> SettingsError {
     match error {
         PolicyError::NoK { of: 0 } => SettingsError::NoBuilders { key: format!("quorum.mode = {mode:?}") },
@@ -168,6 +170,7 @@ fn check_mode(text: &str) -> Result<Mode, SettingsError> {
 
 fn check_require(quorum: &QuorumConfig) -> Result<Option<Require>, SettingsError> {
     let Some(k) = quorum.k else {
+        // Without `k` these rules would silently have no effect, so they are refused.
         let alone = [
             ("quorum.grace", quorum.grace.is_some()),
             ("quorum.veto = true", quorum.veto),
@@ -191,7 +194,7 @@ fn count(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// Milliseconds since 1970. A time needs a zone; a date alone begins at midnight UTC.
+/// Milliseconds since 1970. A time needs a zone; a date alone means midnight UTC.
 fn unix_ms(at: &Datetime) -> Option<u64> {
     let date = at.date?;
     let (hour, minute, second, nanosecond) = match at.time {
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_comes_out_of_the_file() {
+    fn rules_in_the_file_become_the_policy() {
         let text = format!(
             "{}group = 'acme'\nsigns_only_own_builds = true\n[[revoked_builders]]\npublic_key = '{}'\nfrom = 2026-11-01T12:00:00+01:00\n\
              why = 'stolen'\n[quorum]\nmode = 'require'\nk = 2\ngrace = ['b1']\nveto = true\nkeep = ['/nix/store/00000000000000000000000000000000-x']\n[[quorum.override]]\nname = 'linux-*'\nk = 3",
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
+    fn dates_become_milliseconds_since_1970() {
         for (text, ms) in [
             ("1970-01-01", 0),
             ("2000-02-29", 951_782_400_000),

@@ -1,4 +1,4 @@
-//! The secrets that a configuration names: read once, from files that nobody else may read.
+//! The secrets that a configuration names, read once from files that nobody else may read.
 
 use super::{PeerSettings, Settings};
 use crate::database_file::make_directory;
@@ -24,9 +24,9 @@ pub struct NodeKeyFile;
 /// The two keys of this node; `Debug` shows no secret.
 #[derive(Clone)]
 pub struct Secrets {
-    /// Our identity on the mesh.
+    /// The node key, our identity on the mesh.
     pub keypair: Keypair,
-    /// Signs what was built here.
+    /// The builder key, which signs what was built here.
     pub builder_key: Option<NixSecretKey>,
 }
 
@@ -42,10 +42,10 @@ pub enum SecretError {
         path: PathBuf,
         /// The error of opening or reading the file.
         source: io::Error,
-        /// The form.
+        /// What would be accepted.
         accepted: &'static str,
     },
-    /// Others can read it.
+    /// Others may read the file.
     #[error("{key} = {path:?} has mode {mode:04o}; accepted: no access for group and others (chmod 600)")]
     Mode {
         /// The configuration key.
@@ -55,38 +55,38 @@ pub enum SecretError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Not a key. Its contents are not repeated.
+    /// The file holds no key. Its contents are not shown, because they may be part of a secret.
     #[error("{key} = {path:?} holds no key; accepted: {accepted}")]
     Form {
         /// The configuration key.
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// The form.
+        /// What would be accepted.
         accepted: &'static str,
     },
     /// The gateway key cannot be made.
-    #[error("the gateway key {path:?}, which a policy that requires agreement needs, cannot be made: {source}")]
+    #[error("the gateway key {path:?}, which quorum.mode = \"require\" needs, cannot be made: {source}")]
     Make {
         /// The file.
         path: PathBuf,
         /// The error of making the key or of writing its file.
         source: io::Error,
     },
-    /// We stand in our own allowlist.
+    /// Our own allowlist contains this node.
     #[error("peer[{index}].peer_id = \"{peer_id}\" ({name:?}) is this node's own; accepted: other machines only")]
     OwnPeerId {
-        /// Which entry.
+        /// The index of the `[[peer]]`, from 0.
         index: usize,
-        /// Its name.
+        /// The name of the `[[peer]]`.
         name: String,
-        /// Ours.
+        /// This node's peer id.
         peer_id: PeerId,
     },
 }
 
 impl NodeKeyFile {
-    /// First part of the line.
+    /// The first part of the line.
     pub const HEADER: &'static str = "narmesh-node-key-1:";
     const ACCEPTED: &'static str = "a file of one line, narmesh-node-key-1:<base64>, as `narmesh init` writes it";
 
@@ -96,7 +96,7 @@ impl NodeKeyFile {
         write_secret(path, &format!("{}{}\n", Self::HEADER, STANDARD.encode(encoded)))
     }
 
-    /// Reads it.
+    /// Reads the node key.
     pub fn read(path: &Path) -> Result<Keypair, SecretError> {
         const KEY: &str = "node.key_file";
         let text = read_secret(KEY, path, Self::ACCEPTED)?;
@@ -133,9 +133,9 @@ const GATEWAY_KEY_FILE: &str = "gateway.key";
 /// The gateway key, if it was made: see [`make_gateway_key`].
 pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>, SecretError> {
     const KEY: &str = "gateway key";
-    // Never moved aside by itself: Nix trusts it alone, and whoever has a copy of it can put it back.
-    const ACCEPTED: &str = "the file with the Nix secret key that the daemon made, or none: then the daemon makes another key, \
-                            which nix.conf has to trust (`narmesh id`)";
+    // A bad file is not moved aside: Nix trusts only this key, and the operator may have a copy to put back.
+    const ACCEPTED: &str = "the file with the Nix secret key that the daemon made, or no file: then the daemon makes another \
+                            key, which nix.conf has to trust (`narmesh id`)";
     let path = state_dir.join(GATEWAY_KEY_FILE);
     let text = match read_secret(KEY, &path, ACCEPTED) {
         Ok(text) => text,
@@ -146,7 +146,8 @@ pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>,
     key.map(Some).map_err(|_| SecretError::Form { key: KEY, path, accepted: ACCEPTED })
 }
 
-/// The gateway key; makes it if it is missing, whole or not at all: Nix is told of it, so it must not change.
+/// Reads the gateway key, or makes it if it is missing. It is written whole or not at all, because Nix is told to trust
+/// it and it must not change after that.
 pub(crate) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretError> {
     if let Some(key) = read_gateway_key(state_dir)? {
         return Ok(key);
@@ -159,15 +160,17 @@ pub(crate) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretE
     let key = NixSecretKey::from_seed(&name, &seed).map_err(|error| failed(io::Error::other(error)))?;
     make_directory(state_dir).map_err(failed)?;
     let unfinished = state_dir.join(format!("{GATEWAY_KEY_FILE}.new"));
-    // What a process left that was killed here.
+    // A process that was killed here may have left its unfinished file.
     clear(&unfinished).map_err(failed)?;
     write_secret(&unfinished, &format!("{}\n", key.expose_secret())).map_err(failed)?;
     std::fs::rename(&unfinished, &path).map_err(failed)?;
+    // Without this, a power cut could undo the rename after Nix was told of the key.
     File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(failed)?;
     Ok(key)
 }
 
-/// What the kernel says, as far as it may stand in the name of a key.
+/// The host name as the kernel gives it, without characters that may not be in the name of a key; `node` if none are
+/// left.
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name: String =
@@ -215,7 +218,7 @@ impl Settings {
 }
 
 impl Secrets {
-    /// Our peer id.
+    /// This node's peer id.
     pub fn peer_id(&self) -> PeerId {
         self.keypair.public().to_peer_id()
     }

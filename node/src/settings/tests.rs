@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
 const OTHER: &str = "12D3KooWHdiAxVd8uMQR1hGWXccidmfCwLqcMpGwR6QcTP6QRMuD";
-/// Ids of keys of other kinds: a hash of the key, and the key itself (examples of libp2p's specification of peer ids).
+/// Peer ids of keys of other kinds, one with a hash of the key and one with the key itself (examples in libp2p's
+/// specification of peer ids).
 const RSA: &str = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N";
 const SECP256K1: &str = "16Uiu2HAmLhLvBoYaoZfaMUKuibM6ac163GwKY74c5kiSLg5KvLpY";
 
@@ -19,7 +20,7 @@ fn public_key(name: &str, seed: u8) -> String {
 }
 
 #[test]
-fn the_defaults_are_accepted_and_relative_paths_stand_beside_the_file() {
+fn defaults_are_accepted_and_relative_paths_are_relative_to_the_file() {
     let settings = check("[trust]\nbuilder_key_file = 'builder.key'").unwrap();
     assert_eq!(settings.node.key_file, Path::new("/etc/narmesh/node.key"));
     assert_eq!(settings.node.control_socket, Path::new("/etc/narmesh/state/control.sock"));
@@ -36,12 +37,12 @@ fn names_of_the_gateway_are_compared_in_lower_case() {
 }
 
 #[test]
-fn a_root_is_short_for_both_directories_and_excludes_them() {
+fn store_root_sets_both_directories_and_cannot_be_combined_with_them() {
     let settings = check("[store]\nroot = '/chroot'").unwrap();
     assert_eq!(settings.store.real_dir, Path::new("/chroot/nix/store"));
     assert_eq!(settings.store.state_dir, Path::new("/chroot/nix/var/nix"));
     let message = check("[store]\nroot = '/chroot'\nreal_dir = '/x'").unwrap_err().to_string();
-    assert_eq!(message, "store.root = \"/chroot\" excludes store.real_dir; accepted: one of the two");
+    assert_eq!(message, "store.root = \"/chroot\" cannot be combined with store.real_dir; accepted: one of the two");
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn every_refusal_names_key_value_and_what_is_accepted() {
 }
 
 #[test]
-fn ports_that_do_not_meet_are_no_business_of_ours() {
+fn same_port_on_addresses_that_do_not_overlap_is_accepted() {
     for (gateway, listen) in [
         ("127.0.0.1:0", "/ip4/127.0.0.1/tcp/0"),
         ("127.0.0.1:7280", "/ip4/127.0.0.2/tcp/7280"),
@@ -159,7 +160,7 @@ fn ports_that_do_not_meet_are_no_business_of_ours() {
 }
 
 #[test]
-fn peers_may_be_named_by_ip_address_and_by_host_name() {
+fn peer_addresses_may_have_an_ip_address_or_a_host_name() {
     let addresses =
         ["/ip4/192.0.2.1/tcp/1", "/ip6/2001:db8::1/tcp/1", "/dns/a/tcp/1", "/dns4/a.b/tcp/1", "/dns6/a/tcp/1"];
     let settings = check(&format!("[[peer]]\nname = 'a'\npeer_id = '{PEER}'\naddresses = {addresses:?}")).unwrap();
@@ -167,7 +168,7 @@ fn peers_may_be_named_by_ip_address_and_by_host_name() {
 }
 
 #[test]
-fn two_trusted_keys_of_one_name_are_refused_and_the_same_key_twice_is_not() {
+fn two_trusted_keys_with_one_name_are_refused_but_one_key_twice_is_accepted() {
     let text = |second: &str| format!("[trust]\ntrusted_public_keys = ['{}', '{second}']", public_key("cache-1", 1));
     let message = check(&text(&public_key("cache-1", 2))).unwrap_err().to_string();
     assert!(message.starts_with("trust.trusted_public_keys[1]"), "{message}");
@@ -177,7 +178,7 @@ fn two_trusted_keys_of_one_name_are_refused_and_the_same_key_twice_is_not() {
 }
 
 #[test]
-fn a_socket_path_that_no_system_can_bind_is_refused_early() {
+fn socket_path_that_is_too_long_to_bind_is_refused() {
     let message = check(&format!("[node]\nstate_dir = '/{}'", "d".repeat(120))).unwrap_err().to_string();
     assert!(message.starts_with("node.control_socket") && message.contains("107 bytes"), "{message}");
 }
@@ -233,7 +234,7 @@ fn a_builder_key_is_read_and_a_missing_one_is_named() {
 }
 
 #[test]
-fn a_key_file_that_is_no_file_is_named_and_nothing_waits_for_it() {
+fn key_that_is_not_a_regular_file_is_refused_without_waiting() {
     let odd = tempfile::tempdir().unwrap();
     for (path, what) in crate::regular_file::oddities(odd.path()) {
         let dir = tempfile::tempdir().unwrap();
@@ -254,7 +255,7 @@ fn a_key_file_that_is_no_file_is_named_and_nothing_waits_for_it() {
 }
 
 #[test]
-fn what_was_left_of_a_gateway_key_is_in_nobodys_way() {
+fn leftover_of_an_unfinished_gateway_key_does_not_prevent_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("gateway.key.new")).unwrap();
     let key = make_gateway_key(dir.path()).unwrap();

@@ -1,14 +1,14 @@
-//! Values in refusals, as the file writes them: text in quotes, numbers and truth without.
+//! Values in refusals, as the file writes them: text in quotes, numbers and booleans without.
 
 use std::path::{Path, PathBuf};
 use toml::value::Datetime;
 
-/// How a value is shown.
+/// The text of a value in a refusal.
 pub(super) trait Written {
     fn written(&self) -> String;
 }
 
-/// How many there are of something, where all of them would be too long to read.
+/// A number of items, with what they are, where listing all of them would be too long.
 pub(super) struct Count(pub(super) usize, pub(super) &'static str);
 
 macro_rules! bare {

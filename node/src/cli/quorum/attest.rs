@@ -192,6 +192,7 @@ fn compare(ours: &Path, other: &Path, name: &str, found: &mut Vec<String>) -> io
             }
         }
     } else {
+        // A NAR holds no other permission than whether the owner may execute the file.
         if (one.permissions().mode() ^ two.permissions().mode()) & 0o100 != 0 {
             found.push(format!("{shown}: executable in one result only"));
         }

@@ -222,7 +222,8 @@ fn totals(head: &ReportHead) -> String {
         return "0 paths: nothing is attested here, so nothing is agreed (exit code 1)".to_owned();
     }
     format!(
-        "{} paths: {} agreed ({} disputed), {} content-addressed, {} short, {} none, {} conflict; {} held here differ from the agreed result",
+        "{} paths: {} agreed ({} disputed), {} content-addressed, {} short, {} none, {} conflict; {} held here differ \
+         from the agreed result",
         totals.paths,
         totals.agreed,
         totals.disputed,

@@ -1,8 +1,8 @@
-//! Answers that come part by part: after such a question the rest of the connection belongs to it.
+//! Answers that come part by part. After such a question the rest of the connection belongs to it.
 //!
-//! The daemon's side works on a thread that may block, and is as fast as its reader: what is not read is not made. A reader that
-//! takes nothing for [`IDLE_MAX`] is left. Bounds: [`STREAMS_MAX`] such connections, of which [`AT_ONCE_MAX`] are worked
-//! for; a part is one line, one path's or one export's piece.
+//! The daemon answers on a thread that may block, and only as fast as the reader reads. A reader that takes nothing for
+//! [`IDLE_MAX`] is disconnected. Bounds: [`STREAMS_MAX`] such connections, of which [`AT_ONCE_MAX`] are answered at a
+//! time; the others wait. A part is one line: about one path, or a piece of an export.
 
 use super::{ControlError, ControlHandler, ControlRequest, IDLE_MAX, REPLY_BYTES_MAX, connect};
 use crate::describe::describe;
@@ -18,16 +18,16 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
-/// Most connections with such a question: so many are left for `status` and its like.
+/// Most connections with such a question. As many are left for `status` and other requests.
 pub const STREAMS_MAX: usize = super::CONNECTIONS_MAX / 2;
-/// Most that are worked for; the others wait for their turn.
+/// Most questions that are answered at a time; the others wait for their turn.
 pub const AT_ONCE_MAX: usize = 2;
 /// Shortest time between two reports of progress.
 const PROGRESS: Duration = Duration::from_millis(200);
-/// Who waits for its turn is told so this often.
+/// How often an asker that waits for its turn is told so.
 const STILL_WAITING: Duration = Duration::from_secs(1);
 
-/// Whom the daemon answers.
+/// The asker of a question, with its connection.
 #[derive(Debug)]
 pub struct Asker {
     uid: u32,
@@ -35,10 +35,10 @@ pub struct Asker {
     output: Output,
 }
 
-/// What the asker sends after its question.
+/// Reads what the asker sends after its question.
 pub type Input = BufReader<io::Chain<io::Cursor<Vec<u8>>, BlockingStream>>;
 
-/// The way to the asker.
+/// Sends the parts of the answer to the asker.
 #[derive(Debug)]
 pub struct Output {
     stream: BufWriter<BlockingStream>,
@@ -46,20 +46,20 @@ pub struct Output {
 }
 
 impl Asker {
-    /// The user who asks.
+    /// The user id of the asker.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// What it sends, and the way to it.
+    /// The input and the output, to be used at the same time.
     pub fn both(&mut self) -> (&mut Input, &mut Output) {
         (&mut self.input, &mut self.output)
     }
 }
 
 impl Output {
-    /// Tells one part. Progress is told now and then, and what was told before it is then on its way. An error means that
-    /// nobody listens any more.
+    /// Sends one part. Progress is sent at most once per `PROGRESS`, and flushes the parts sent before it. An error
+    /// means that the asker is gone.
     pub fn tell(&mut self, part: &Part) -> io::Result<()> {
         let is_progress = matches!(part, Part::Progress(_));
         if is_progress && self.progress_at.is_some_and(|at| at.elapsed() < PROGRESS) {
@@ -75,7 +75,7 @@ impl Output {
     }
 }
 
-/// Who may work now.
+/// Bounds how many questions are accepted and how many are answered at a time.
 #[derive(Debug)]
 pub(super) struct Turns {
     places: Arc<Semaphore>,
@@ -83,7 +83,7 @@ pub(super) struct Turns {
     free: Condvar,
 }
 
-/// Ends with its work.
+/// The right to answer one question now; dropping it gives the turn to the next.
 struct Turn(Arc<Turns>);
 
 impl Turns {
@@ -91,7 +91,7 @@ impl Turns {
         Arc::new(Self { places: Arc::new(Semaphore::new(STREAMS_MAX)), working: Mutex::new(0), free: Condvar::new() })
     }
 
-    /// Blocks; ends with an error when the asker is gone.
+    /// Blocks until it is this asker's turn; fails if the asker goes away meanwhile.
     fn wait(self: &Arc<Self>, output: &mut Output) -> io::Result<Turn> {
         let mut working = self.working.lock();
         while *working >= AT_ONCE_MAX {
@@ -112,17 +112,18 @@ impl Drop for Turn {
     }
 }
 
-/// Ends the connection with the future that holds it, so that a daemon that stops waits for no reader.
+/// Shuts the connection down when the future that holds this is dropped, so that a daemon that stops waits for no
+/// reader.
 struct CutOff(BlockingStream);
 
 impl Drop for CutOff {
     fn drop(&mut self) {
-        // Fails when the other side was quicker.
+        // Fails if the other side has closed the connection already.
         drop(self.0.shutdown(Shutdown::Both));
     }
 }
 
-/// Answers one question on a connection, of which `rest` was read beyond it.
+/// Answers one question on a connection; `rest` is what was already read after the question.
 pub(super) async fn serve<H: ControlHandler>(
     stream: UnixStream,
     rest: Vec<u8>,
@@ -147,7 +148,8 @@ pub(super) async fn serve<H: ControlHandler>(
                 .map_err(Into::into)
                 .and_then(|_turn| handler.stream(&question, &mut asker)),
             Err(_) => Err(anyhow::anyhow!(
-                "{STREAMS_MAX} reports, exports and imports are under way, more are not taken at a time; ask again when one of them is done"
+                "{STREAMS_MAX} reports, exports and imports are under way, which is the most at a time; ask again \
+                 when one of them is done"
             )),
         };
         let last = match done {
@@ -160,7 +162,7 @@ pub(super) async fn serve<H: ControlHandler>(
     tokio::task::spawn_blocking(work).await?
 }
 
-/// An answer of the daemon that is on its way.
+/// An answer of the daemon, read part by part.
 #[derive(Debug)]
 pub struct Answer {
     lines: BufReader<BlockingStream>,
@@ -168,8 +170,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Sends what the daemon is to read, to its end; gives why it could not be read. A daemon that takes no more of it says
-    /// why in its answer.
+    /// Sends all of `input` to the daemon on a thread of its own, which returns the error if `input` cannot be read. If
+    /// the daemon stops reading it, its answer says why.
     pub fn feed(&self, mut input: impl Read + Send + 'static) -> Result<JoinHandle<io::Result<()>>, ControlError> {
         let io_error = |source| ControlError::Io { path: self.path.clone(), source };
         let mut stream = self.lines.get_ref().try_clone().map_err(io_error)?;
@@ -194,14 +196,14 @@ impl Answer {
         if line.is_empty() {
             return Err(io_error(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "the daemon ended before its answer did",
+                "the daemon's answer ended before its last part",
             )));
         }
         serde_json::from_slice(&line).map_err(|source| ControlError::Reply { path: self.path.clone(), source })
     }
 }
 
-/// Asks the daemon something whose answer comes part by part, each within `timeout`.
+/// Asks the daemon a question whose answer comes part by part; waits at most `timeout` for each read.
 pub fn ask_in_parts(path: &Path, question: Question, timeout: Duration) -> Result<Answer, ControlError> {
     let stream = connect(path, &ControlRequest::Quorum(question), timeout)?;
     Ok(Answer { lines: BufReader::new(stream), path: path.to_owned() })

@@ -1,4 +1,4 @@
-//! One asker too slow, too many, gone; and a daemon that stops.
+//! Askers that read slowly, are too many or go away, and a daemon that stops.
 
 use super::*;
 use crate::control::{ControlReply, ControlSocket, ask};
@@ -9,10 +9,10 @@ use tokio::task::JoinHandle as Task;
 
 /// Ten times what a machine that is busy with other tests needs.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Of 1 KB each.
+/// Parts of an answer, of 1 KB each.
 const PARTS: usize = 100_000;
 
-/// Tells [`PARTS`] parts, or how many bytes were sent to it.
+/// Answers an import with the number of bytes sent, and any other question with [`PARTS`] parts.
 #[derive(Default)]
 struct Teller {
     begun: AtomicUsize,
@@ -67,7 +67,7 @@ impl Server {
         ask_in_parts(&self.path, Question::Export { path: None }, TIMEOUT).unwrap()
     }
 
-    /// Asks something else, which is answered whatever is under way.
+    /// Asks something else, which must be answered whatever is under way.
     fn ask(&self) {
         assert_eq!(ask(&self.path, &ControlRequest::Reload, TIMEOUT).unwrap(), ControlReply::Reloaded);
     }
@@ -80,7 +80,7 @@ impl Server {
         }
     }
 
-    /// What was told when nothing more is.
+    /// Waits until no more parts are sent, and returns how many were.
     fn settled(&self) -> usize {
         let (mut told, mut same) = (0, 0);
         while same < 200 {
@@ -105,7 +105,7 @@ fn texts(answer: &mut Answer) -> usize {
 }
 
 #[test]
-fn who_does_not_read_is_given_little_and_holds_up_nobody() {
+fn client_that_does_not_read_is_sent_little_and_delays_nobody() {
     let server = Server::start();
     let mut answer = server.export();
     server.wait("the first parts", |handler| handler.told.load(Ordering::Relaxed) > 100);
@@ -126,7 +126,7 @@ fn few_are_worked_for_at_a_time_and_the_rest_of_the_socket_stays_free() {
     let refused = server.export().next_part().unwrap();
     assert!(matches!(&refused, Part::Refused { why } if why.contains("ask again")), "{refused:?}");
     assert_eq!(server.handler.begun.load(Ordering::Relaxed), AT_ONCE_MAX);
-    // One that leaves makes room.
+    // An asker that leaves makes room for one that waits.
     answers.pop();
     server.wait("the next at work", |handler| handler.begun.load(Ordering::Relaxed) == AT_ONCE_MAX + 1);
 }
@@ -142,7 +142,7 @@ fn a_daemon_that_stops_waits_for_no_reader() {
         assert!(started.elapsed() < IDLE_MAX / 2, "it is still telling");
         thread::yield_now();
     }
-    // And the reader does not take the beginning for the whole.
+    // The reader does not take the beginning for the whole answer.
     let error = loop {
         match answer.next_part() {
             Ok(part) => assert!(matches!(part, Part::Text(_) | Part::Progress(_)), "{part:?}"),
@@ -153,14 +153,14 @@ fn a_daemon_that_stops_waits_for_no_reader() {
 }
 
 #[test]
-fn what_follows_the_question_belongs_to_it() {
+fn bytes_after_the_question_are_read_by_its_answer() {
     let server = Server::start();
     let mut answer = ask_in_parts(&server.path, Question::Import, TIMEOUT).unwrap();
     let fed = answer.feed(io::repeat(b'x').take(3 << 20)).unwrap();
     assert_eq!(answer.next_part().unwrap(), Part::Text("3145728 bytes".to_owned()));
     assert_eq!(answer.next_part().unwrap(), Part::Done);
     fed.join().unwrap().unwrap();
-    // Also what came in one packet with it.
+    // Bytes that came in one packet with the question are not lost.
     let mut stream = BlockingStream::connect(&server.path).unwrap();
     stream.write_all(b"{\"quorum\":\"import\"}\nfive!").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();

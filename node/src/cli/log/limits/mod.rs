@@ -203,8 +203,10 @@ impl Limits {
     pub(super) fn admit(&mut self, now: Instant, origin: Origin, description: Option<Description>) -> Verdict {
         self.make_room(now);
         let Description { text, peer: name } = description.unwrap_or_default();
+        // A full table does not grow: what is new shares one entry with everything else that is new.
         let kind_key = room(&self.kinds, origin.kind, KINDS_MAX);
         let kind = self.kinds.entry(kind_key).or_insert(Kind { assured: None, text });
+        // The first of its kind in a minute passes without any allowance, or a flood of other kinds could hide it.
         let is_assured = kind.assured.is_none_or(|at| now.saturating_duration_since(at) >= MINUTE);
 
         let peer_key = origin.peer.map(|peer| room(&self.peers, peer, PEERS_MAX));
@@ -219,6 +221,7 @@ impl Limits {
         bytes.refill(now);
         let has_bytes = bytes.has_some() && self.all.has_some();
 
+        // Beyond the bound a pair is counted per kind alone, so that ever new peers take no memory.
         let mut pair_key = (kind_key, peer_key);
         if self.pairs.len() >= PAIRS_MAX && !self.pairs.contains_key(&pair_key) {
             pair_key = (kind_key, None);
