@@ -36,7 +36,7 @@ impl World {
 
     /// Whom a lookup asks. A daemon asks demoted peers at a pace of one question a second; that pace is not modelled, so here
     /// they are asked nothing.
-    fn asked(&self, number: Number, path: Path) -> Vec<Candidate> {
+    fn candidates_to_ask(&self, number: Number, path: Path) -> Vec<Candidate> {
         let mut candidates = self.machine(number).core.candidates(&part(path));
         candidates.retain(|candidate| !candidate.is_demoted);
         candidates
@@ -44,7 +44,7 @@ impl World {
 
     fn look_for_absent(&mut self, number: Number, path: Path) {
         self.figures.probes.absent += 1;
-        for candidate in self.asked(number, path) {
+        for candidate in self.candidates_to_ask(number, path) {
             let Some(other) = self.checker.number(&candidate.peer) else { continue };
             if self.machine(other).is_honest() {
                 self.figures.probes.absent_wasted += 1;
@@ -70,7 +70,7 @@ impl World {
             return;
         };
         self.figures.probes.present += 1;
-        for candidate in self.asked(number, path) {
+        for candidate in self.candidates_to_ask(number, path) {
             let Some(holder) = self.checker.number(&candidate.peer) else { continue };
             let machine = self.machine(holder);
             if !machine.is_running() {

@@ -20,6 +20,8 @@
 
 mod asked;
 mod binary;
+#[cfg(test)]
+mod circles;
 mod config;
 #[cfg(test)]
 mod documents;

@@ -1,7 +1,6 @@
 //! What we know of each peer: its newest announcement, the body that we hold, and how it has behaved.
 
 use crate::conduct::Conduct;
-use crate::gossip::OpenEnvelope;
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
@@ -13,6 +12,9 @@ use narmesh_protocol::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// Opens an envelope and verifies its signature.
+pub type OpenEnvelope = fn(&[u8]) -> Result<Arc<Envelope>, EnvelopeError>;
 
 /// The shortest and the longest lifetime that is believed, seconds: a minute and a week. A lifetime of 0 is a goodbye.
 const LIFETIME_S: std::ops::RangeInclusive<u32> = 60..=604_800;

@@ -1,6 +1,6 @@
 //! The state machine: inputs in, outputs out.
 
-use crate::directory::{Directory, Worth};
+use crate::directory::{Directory, OpenEnvelope, Worth};
 use crate::input::{Input, ProbeOutcome};
 use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
@@ -25,9 +25,6 @@ use std::sync::Arc;
 pub const ALLOWLIST_MAX: usize = Summary::AUDIENCE_MAX - 1;
 /// The most envelopes read back after a restart.
 const PERSISTED_MAX: usize = 4_096;
-
-/// Opens an envelope and verifies its signature.
-pub type OpenEnvelope = fn(&[u8]) -> Result<Arc<Envelope>, EnvelopeError>;
 
 /// The configuration of a core, fixed for its whole life.
 #[derive(Clone, Debug)]

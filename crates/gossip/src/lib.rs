@@ -69,7 +69,8 @@ mod time;
 mod timers;
 mod view;
 
-pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, OpenEnvelope, Persisted};
+pub use directory::OpenEnvelope;
+pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
 pub use kept::{Flaw, KeptSummary, Unfit};
 pub use misdeed::Misdeed;

@@ -12,8 +12,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::limits::GatewayLimits;
 use crate::metrics::CloseReason;
-use crate::serve::GatewayLimits;
 
 /// How much longer a connection with a response under way may stand still than an idle one before it counts as older. So a
 /// client that waits for a NAR is not closed in favour of one that merely came later.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::connection::{ConnectionState, millis_between};
+use crate::limits::GatewayLimits;
 use crate::metrics::{CloseReason, GatewayMetrics};
-use crate::serve::GatewayLimits;
 use crate::socket_owner::SocketOwners;
 
 /// The addresses of both ends of a connection.

@@ -18,6 +18,7 @@ mod connection_table;
 mod error;
 mod gateway;
 mod histogram;
+mod limits;
 mod metrics;
 mod range;
 mod role;
@@ -29,9 +30,10 @@ mod target;
 
 pub use error::GatewayError;
 pub use gateway::Gateway;
+pub use limits::GatewayLimits;
 pub use metrics::{GatewayMetrics, RequestCounts};
 pub use role::{Endpoints, ListenerRole};
-pub use serve::{GatewayLimits, serve};
+pub use serve::serve;
 pub use substituter::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
 
 use std::sync::Arc;

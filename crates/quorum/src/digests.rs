@@ -1,6 +1,6 @@
 //! Digests that [`crate::reconcile`] has computed from a ledger and need not compute again.
 
-use crate::reconcile::{Node, NodeDigest};
+use crate::hash_tree::{Node, NodeDigest};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The root, its 16 children and their 256 children.

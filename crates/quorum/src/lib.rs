@@ -22,6 +22,7 @@ pub mod closure;
 mod digests;
 pub mod exchange;
 mod explain;
+mod hash_tree;
 mod ledger;
 mod mutation;
 mod policy;

@@ -10,6 +10,7 @@
 //! the caller of [`Offer::offered`], a path that may not leave looks the same as one that does not exist.
 
 mod by_use;
+mod change;
 mod database;
 mod derivation;
 mod error;
@@ -32,6 +33,7 @@ mod recent_rows;
 mod registry;
 mod watch;
 
+pub use change::StoreChange;
 pub use error::StoreError;
 pub use failed_copies::CopyFault;
 pub use location::{StoreGap, StoreLocation};
@@ -40,4 +42,4 @@ pub use nix_daemon::DaemonError;
 pub use nix_store::{NixStore, Store};
 pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Offering, Withheld};
 pub use path_info::PathInfo;
-pub use watch::{StoreChange, Watcher};
+pub use watch::Watcher;

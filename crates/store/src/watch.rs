@@ -1,7 +1,6 @@
 //! Reports new, deleted, failed and mended paths.
 
-use crate::{NixStore, StoreError};
-use narmesh_protocol::HashPart;
+use crate::{NixStore, StoreChange, StoreError};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use std::ffi::OsStr;
 use std::fmt;
@@ -14,26 +13,6 @@ use std::time::Duration;
 
 /// Interval of checks when the kernel reports nothing (network file systems, inotify limits).
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Changes of a store. A path that was registered anew is in both `removed` and `added`: apply removals first.
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
-pub struct StoreChange {
-    /// Paths that became valid.
-    pub added: Vec<HashPart>,
-    /// Paths that are no longer valid.
-    pub removed: Vec<HashPart>,
-    /// Paths that are still valid, but whose copy failed its NarHash or could not be read.
-    pub failed: Vec<HashPart>,
-    /// Paths that failed before, and whose files were replaced or which were registered anew since.
-    pub mended: Vec<HashPart>,
-}
-
-impl StoreChange {
-    /// Whether there is no change.
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.removed.is_empty() && self.failed.is_empty() && self.mended.is_empty()
-    }
-}
 
 /// Watches a store until it is dropped.
 pub struct Watcher {

@@ -1,7 +1,7 @@
 //! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
 
 use super::attestations::{ExchangeLink, Heard};
-use super::driver::MeshConfig;
+use super::config::MeshConfig;
 use super::nar_client::NarPool;
 use super::peers::PeerStatistics;
 use libp2p::{Multiaddr, PeerId};
@@ -48,24 +48,14 @@ pub enum AskError {
 /// What the driver is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Ask {
-        peer: PeerId,
-        ask: Ask,
-        reply: oneshot::Sender<Result<Vec<u8>, AskError>>,
-    },
-    Connect {
-        peer: PeerId,
-        reply: oneshot::Sender<Result<(), AskError>>,
-    },
+    Ask { peer: PeerId, ask: Ask, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
     Misbehaved(PeerId, Misdeed),
     Reconfigure(MeshConfig),
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
-    /// This peer dialled our control connection, and is to dial a bulk connection as well; with the number of that
-    /// dial.
-    AskToDial(PeerId, u64),
 }
 
 /// Reports misdeeds of peers to the core, which counts them.

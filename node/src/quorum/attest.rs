@@ -3,8 +3,7 @@
 use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
 use super::live::LiveLedger;
 use super::members::{readable, statement_of};
-use super::now;
-use super::queries::parse;
+use super::{now, parse_path};
 use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
 use narmesh_quorum::{Evicted, FingerprintDigest, VerifiedStatement};
@@ -64,7 +63,7 @@ impl OwnBuilds<'_> {
     /// Says whether one path is attested. If it was `rebuilt` with the same result and is not attested yet, it is
     /// attested now. Fails for a path that cannot be attested: it is not here, cannot be built again, or is withheld.
     pub fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
-        let path = parse(self.store.store_dir(), path)?;
+        let path = parse_path(self.store.store_dir(), path)?;
         self.store.refresh()?;
         // The hash part alone does not tell whether the name is right, too.
         let info = self.store.path_info(&path.hash_part())?.filter(|info| info.path == path);

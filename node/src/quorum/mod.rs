@@ -25,6 +25,8 @@ pub use live::{IsHeld, LedgerThread, LiveLedger, Taken};
 pub use names::KeyNames;
 pub use queries::{Part, Queries, Question, Scope};
 
+use anyhow::Context as _;
+use narmesh_protocol::{StoreDir, StorePath};
 use narmesh_quorum::WallMs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,4 +34,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub fn now() -> WallMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A store path as a user writes it: whole, or its base name alone.
+pub(super) fn parse_path(store_dir: &StoreDir, text: &str) -> anyhow::Result<StorePath> {
+    let parsed = if text.starts_with('/') { store_dir.parse_path(text) } else { StorePath::parse(text) };
+    parsed.with_context(|| format!("{text:?} is not a path in {}", store_dir.as_str()))
 }

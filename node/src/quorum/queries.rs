@@ -9,9 +9,9 @@ use super::attest::{OwnBuilds, OwnStatement};
 use super::import::{Imported, import};
 use super::live::LiveLedger;
 use super::members::{closure_members, member_of};
-use super::now;
+use super::{now, parse_path};
 use anyhow::{Context as _, bail};
-use narmesh_protocol::{HashPart, StoreDir, StorePath, attestation_file};
+use narmesh_protocol::{HashPart, StorePath, attestation_file};
 use narmesh_quorum::closure::Judged;
 use narmesh_quorum::{PathReport, Policy, Report, ReportPart, ReportScope, no_longer_agreed};
 use narmesh_store::NixStore;
@@ -173,11 +173,11 @@ impl Queries<'_> {
         };
         Ok(match scope {
             Scope::Path(path) => {
-                let path = parse(self.ledger.store_dir(), path)?;
+                let path = parse_path(self.ledger.store_dir(), path)?;
                 Report::paths(policy, ReportScope::Path(path.to_string()), vec![alone(&path)?], now)
             }
             Scope::Closure(root) => {
-                let root = parse(self.ledger.store_dir(), root)?;
+                let root = parse_path(self.ledger.store_dir(), root)?;
                 let members = self.ledger.on_disk(|db| Ok(closure_members(self.store, db, &root, progress)))??;
                 self.ledger.read(|ledger| Report::closure(policy, ledger, &root, &members, now))
             }
@@ -196,7 +196,7 @@ impl Queries<'_> {
     fn export(&self, path: Option<&str>, tell: &mut impl FnMut(Part) -> io::Result<()>) -> anyhow::Result<()> {
         let store_dir = self.ledger.store_dir();
         let hash_parts = match path {
-            Some(text) => vec![parse(store_dir, text)?.hash_part()],
+            Some(text) => vec![parse_path(store_dir, text)?.hash_part()],
             None => {
                 let paths = self.ledger.on_disk(|db| db.paths())?;
                 let mut hash_parts: Vec<HashPart> = paths.iter().map(StorePath::hash_part).collect();
@@ -215,9 +215,4 @@ impl Queries<'_> {
         }
         Ok(tell(Part::Text(text))?)
     }
-}
-
-pub(super) fn parse(store_dir: &StoreDir, text: &str) -> anyhow::Result<StorePath> {
-    let parsed = if text.starts_with('/') { store_dir.parse_path(text) } else { StorePath::parse(text) };
-    parsed.with_context(|| format!("{text:?} is not a path in {}", store_dir.as_str()))
 }

@@ -408,7 +408,7 @@ impl Ledger {
     }
 
     fn forget_digest(&self, builder: u16, hash_part: &HashPart) {
-        self.digests.forget(builder, crate::reconcile::first_byte(hash_part));
+        self.digests.forget(builder, crate::hash_tree::first_byte(hash_part));
     }
 
     /// Evicts this builder's oldest attestations until it is within its bounds; pinned paths are passed over.

@@ -9,10 +9,10 @@
 //!
 //! An item does not reveal what was attested. [`Ledger::find`] names what is to be handed over for it.
 
-mod node;
 mod session;
 mod shared;
 
+use crate::hash_tree::{CHILDREN, first_byte};
 use crate::ledger::Ledger;
 use crate::statement::FingerprintDigest;
 use narmesh_protocol::codec::{self, CodecError};
@@ -21,13 +21,9 @@ use sha2::{Digest as _, Sha256};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-pub use self::node::Node;
-pub(crate) use self::node::first_byte;
 pub use self::session::{Difference, Next, Session};
 pub use self::shared::{BuilderDigest, Shared};
-
-/// The first 16 bytes of a SHA-256 over what is under a node; zero when nothing is.
-pub type NodeDigest = [u8; 16];
+pub use crate::hash_tree::{Node, NodeDigest};
 
 /// The most builders compared in one session.
 pub const BUILDERS_PER_SESSION_MAX: usize = 256;
@@ -43,8 +39,6 @@ const ITEMS_FOUND_MAX: usize = 2 * BUILDERS_PER_SESSION_MAX;
 pub const ITEMS_MAX: usize = 1 << 18;
 /// The most queries of one session.
 pub const QUERIES_MAX: usize = 4_096;
-/// The number of children of a node.
-const CHILDREN: usize = 16;
 
 /// What one builder says about one path, or that its vote is void: 16 bytes of a SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, bincode::Encode, bincode::Decode)]

@@ -13,7 +13,6 @@ mod pause;
 pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
 pub(super) use control::ControlWatch;
 
-use super::handle::Command;
 use super::peers::PeerStatistics;
 use super::transport::{Arrival, PeerTransport};
 use libp2p::core::Endpoint;
@@ -49,12 +48,20 @@ struct Shared {
     surroundings: OnceLock<Surroundings>,
 }
 
+/// This peer dialled our control connection, and is to dial a bulk connection as well.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct AskToDial {
+    pub(super) peer: PeerId,
+    /// Of that dial.
+    pub(super) number: u64,
+}
+
 /// What bulk connections need from the rest of the node.
 pub(super) struct Surroundings {
     /// Who is on the allowlist.
     pub(super) statistics: Arc<PeerStatistics>,
     /// The driver, which asks peers to dial.
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) asks_to_dial: mpsc::Sender<AskToDial>,
     /// Takes the streams that peers open.
     pub(super) incoming: Box<dyn Fn(Incoming) + Send + Sync>,
 }
@@ -307,7 +314,7 @@ impl Bulk {
     /// the other.
     async fn ask_to_dial(&self, peer: PeerId, number: u64) {
         if let Some(around) = self.0.surroundings.get() {
-            drop(around.commands.send(Command::AskToDial(peer, number)).await);
+            drop(around.asks_to_dial.send(AskToDial { peer, number }).await);
         }
         tokio::time::sleep(DIAL_MAX).await;
         self.0.table.lock().dial_failed(peer, number, &format!("the peer did not dial within {DIAL_MAX:?}"));

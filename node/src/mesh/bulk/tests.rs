@@ -27,7 +27,7 @@ type Answer = fn(usize) -> Vec<Vec<u8>>;
 struct Node {
     id: PeerId,
     bulk: Bulk,
-    commands: mpsc::Receiver<Command>,
+    asks_to_dial: mpsc::Receiver<AskToDial>,
     addresses: mpsc::Receiver<Multiaddr>,
     dials: mpsc::Sender<(PeerId, Multiaddr)>,
     answered: Arc<AtomicUsize>,
@@ -41,7 +41,7 @@ impl Node {
         swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
         let statistics = Arc::new(PeerStatistics::default());
         statistics.retain_only(allowed.iter().copied());
-        let (commands_sender, commands) = mpsc::channel(16);
+        let (sender, asks_to_dial) = mpsc::channel(16);
         let answered = Arc::new(AtomicUsize::new(0));
         let serving = Arc::new(AtomicUsize::new(0));
         let (count, open) = (Arc::clone(&answered), Arc::clone(&serving));
@@ -53,7 +53,7 @@ impl Node {
                 open.fetch_sub(1, Ordering::Relaxed);
             });
         });
-        let surroundings = Surroundings { statistics, commands: commands_sender, incoming };
+        let surroundings = Surroundings { statistics, asks_to_dial: sender, incoming };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
         let (dials, mut wanted) = mpsc::channel::<(PeerId, Multiaddr)>(1);
         let (address_sender, addresses) = mpsc::channel(8);
@@ -73,7 +73,7 @@ impl Node {
                 }
             }
         });
-        Self { id: keys.public().to_peer_id(), bulk, commands, addresses, dials, answered, serving }
+        Self { id: keys.public().to_peer_id(), bulk, asks_to_dial, addresses, dials, answered, serving }
     }
 
     async fn until_connected(&self, peer: PeerId) {
@@ -159,7 +159,7 @@ async fn the_dialled_side_has_the_dialler_dial_and_both_use_that_connection() {
         let (pool, peer) = (pool.clone(), here.id);
         async move { ask(&pool, peer).await }
     });
-    let Some(Command::AskToDial(peer, _)) = there.commands.recv().await else { panic!("the dialler is asked") };
+    let Some(AskToDial { peer, .. }) = there.asks_to_dial.recv().await else { panic!("the dialler is asked") };
     assert_eq!(peer, here.id);
     assert!(here.bulk.dial_for(there.id));
     assert_eq!(asked.await.unwrap().1, NAR);
@@ -182,7 +182,7 @@ async fn a_dial_that_is_refused_fails_at_once_and_the_next_request_tries_again()
             let (pool, peer) = (pool.clone(), here.id);
             async move { pool.request(peer, request()).await }
         });
-        let Some(Command::AskToDial(_, number)) = there.commands.recv().await else { panic!("the dialler is asked") };
+        let Some(AskToDial { number, .. }) = there.asks_to_dial.recv().await else { panic!("the dialler is asked") };
         there.bulk.dial_refused(here.id, number - 1, "of another dial");
         assert!(!asked.is_finished());
         there.bulk.dial_refused(here.id, number, "no");

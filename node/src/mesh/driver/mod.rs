@@ -12,9 +12,10 @@ use self::dials::Lookups;
 use self::kept::SummaryWriter;
 use self::protocols::NarInfoAnswer;
 use super::addresses::{outward_v4, outward_v6, told};
-use super::attestations::{self as exchange, CountedBuilder, ExchangeCounters, ExchangeLink, Order};
-use super::bulk::{Bulk, Surroundings};
+use super::attestations::{self as exchange, ExchangeCounters, ExchangeLink, Order};
+use super::bulk::{AskToDial, Bulk, Surroundings};
 use super::clock::now;
+use super::config::MeshConfig;
 use super::dialer::Dialer;
 use super::handle::Blame;
 use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
@@ -34,12 +35,12 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
 use narmesh_protocol::wire::NarInfoRequest;
-use narmesh_protocol::{AudienceDigest, BuilderKey, HashPart, StoreDir};
+use narmesh_protocol::{AudienceDigest, HashPart, StoreDir};
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -54,27 +55,6 @@ const TICK_MAX: Duration = Duration::from_secs(10);
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections in all, kept and on demand.
 const CONNECTIONS_MAX: u32 = 1_024;
-
-/// What the mesh needs to know of the configuration.
-#[derive(Clone, Debug)]
-pub struct MeshConfig {
-    /// The allowlist with its configured addresses.
-    pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
-    /// Where to listen.
-    pub listen: Vec<Multiaddr>,
-    /// Addresses told to peers besides the listen addresses.
-    pub external_addresses: Vec<Multiaddr>,
-    /// Tell and accept loopback addresses (several nodes on one machine).
-    pub advertise_loopback: bool,
-    /// Connections kept for gossip.
-    pub connections_gossip: usize,
-    /// The most store paths advertised.
-    pub advertised_paths_max: usize,
-    /// The builders whose attestations are kept and asked for.
-    pub builders: Vec<CountedBuilder>,
-    /// Our own builder key: everybody on the allowlist may hear what it attests.
-    pub own_builder: Option<BuilderKey>,
-}
 
 /// What the mesh works with besides its configuration.
 #[derive(Debug)]
@@ -114,6 +94,7 @@ pub struct Mesh {
     state: SharedStateDb,
     config: MeshConfig,
     commands: mpsc::Receiver<Command>,
+    asks_to_dial: mpsc::Receiver<AskToDial>,
     answers: mpsc::Receiver<NarInfoAnswer>,
     answers_sender: mpsc::Sender<NarInfoAnswer>,
     answering: Arc<Semaphore>,
@@ -169,6 +150,7 @@ impl Mesh {
         };
         let gossip = Gossip::new(now(), gossip_config, persisted);
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (asks_to_dial_sender, asks_to_dial) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
         let nar = NarPool::new(bulk.clone());
         let (exchange, orders) = exchange::start(&ledger, &offer, withheld, rng.random(), exchange_counters)?;
@@ -183,7 +165,7 @@ impl Mesh {
         let blame = Blame(handle.commands.clone());
         let surroundings = Surroundings {
             statistics: Arc::clone(&statistics),
-            commands: handle.commands.clone(),
+            asks_to_dial: asks_to_dial_sender,
             incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
         };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
@@ -200,6 +182,7 @@ impl Mesh {
             state,
             config: config.clone(),
             commands,
+            asks_to_dial,
             answers,
             answers_sender,
             narinfo_rates: NarInfoRates::default(),
@@ -263,6 +246,7 @@ impl Mesh {
                 Some(NarInfoAnswer { peer, asked, channel, bytes }) = self.answers.recv() => {
                     self.give((Protocol::NarInfo, asked), peer, channel, bytes);
                 }
+                Some(AskToDial { peer, number }) = self.asks_to_dial.recv() => self.ask_to_dial(peer, number),
                 Some(order) = self.orders.recv() => self.on_order(order),
                 Some((peer, resolved)) = self.lookups.next() => self.on_resolved(peer, resolved),
                 () = sleep => self.gossip.handle(now(), Input::Tick),
@@ -302,7 +286,6 @@ impl Mesh {
                 drop(reply.send(view));
             }
             Command::Goodbye(reply) => reply.send(()).unwrap_or(()),
-            Command::AskToDial(peer, number) => self.ask_to_dial(peer, number),
         }
     }
 

@@ -1,8 +1,12 @@
 //! The tree of hash parts, with four bits per level.
 
-use super::CHILDREN;
 use narmesh_protocol::HashPart;
 
+/// The first 16 bytes of a SHA-256 over what is under a node; zero when nothing is.
+pub type NodeDigest = [u8; 16];
+
+/// Children of a node.
+pub(crate) const CHILDREN: usize = 16;
 /// The number of levels: 20 bytes at four bits each.
 const DEPTH_MAX: u8 = 40;
 
@@ -21,7 +25,7 @@ impl Node {
     pub const ROOT: Self = Self { depth: 0, prefix: [0; 20] };
 
     /// Its child with this number, one of [`CHILDREN`]; `None` below a whole hash part.
-    pub(super) fn child(self, number: usize) -> Option<Self> {
+    pub(crate) fn child(self, number: usize) -> Option<Self> {
         let at = usize::from(self.depth / 2);
         let bits = u8::try_from(number).ok().filter(|bits| usize::from(*bits) < CHILDREN)?;
         let mut prefix = self.prefix;
@@ -36,7 +40,7 @@ impl Node {
     }
 
     /// The first and the last hash part under the node.
-    pub(super) fn bounds(self) -> (HashPart, HashPart) {
+    pub(crate) fn bounds(self) -> (HashPart, HashPart) {
         let (whole, half) = (usize::from(self.depth / 2), self.depth % 2 == 1);
         let mut last = self.prefix;
         for (at, byte) in last.iter_mut().enumerate().skip(whole) {
@@ -50,7 +54,7 @@ impl Node {
     }
 
     /// Whether the bits beyond `depth` are zero and `depth` is within the tree, so that no other value means the same node.
-    pub(super) fn is_canonical(self) -> bool {
+    pub(crate) fn is_canonical(self) -> bool {
         let (first, last) = self.bounds();
         self.depth <= DEPTH_MAX && first <= last && {
             let mut rest = self.prefix.iter().enumerate().skip(usize::from(self.depth / 2));

@@ -1,0 +1,41 @@
+//! What one listener bears.
+
+use std::time::Duration;
+
+/// Limits of one listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayLimits {
+    /// Most connections at a time, at least 1. One more closes the connection that stood still longest among those of the
+    /// local user with the most connections; none is ever refused.
+    pub connections_max: usize,
+    /// Most connections of one local user, at least 1. One more closes that user's longest idle one. As long as there are
+    /// fewer connections in all, the gateway does not look up their owners.
+    pub connections_per_user_max: usize,
+    /// Longest time from the opening of a connection, or the first byte of a later request, to
+    /// the end of the request's head.
+    pub header_read_timeout: Duration,
+    /// Longest time without a request.
+    pub idle_timeout: Duration,
+    /// Longest time during a response in which the client takes no byte.
+    pub stall_timeout: Duration,
+    /// Largest request head and most buffered bytes of a response, each; 8 KiB or more.
+    pub buffer_bytes_max: usize,
+    /// Time that responses under way at shutdown get to finish.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for GatewayLimits {
+    /// 512 connections leave half of the usual 1,024 descriptors to the rest of the process; one Nix client opens at most
+    /// 25. 300 s without a byte is Nix's own `stalled-download-timeout`. The other values are guesses, not measurements.
+    fn default() -> Self {
+        Self {
+            connections_max: 512,
+            connections_per_user_max: 256,
+            header_read_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+            stall_timeout: Duration::from_secs(300),
+            buffer_bytes_max: 64 * 1024,
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What the mesh is told at its start and at a reload.
+
+use super::attestations::CountedBuilder;
+use libp2p::{Multiaddr, PeerId};
+use narmesh_protocol::BuilderKey;
+use std::collections::BTreeMap;
+
+/// What the mesh needs to know of the configuration.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// The allowlist with its configured addresses.
+    pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
+    /// Where to listen.
+    pub listen: Vec<Multiaddr>,
+    /// Addresses told to peers besides the listen addresses.
+    pub external_addresses: Vec<Multiaddr>,
+    /// Tell and accept loopback addresses (several nodes on one machine).
+    pub advertise_loopback: bool,
+    /// Connections kept for gossip.
+    pub connections_gossip: usize,
+    /// The most store paths advertised.
+    pub advertised_paths_max: usize,
+    /// The builders whose attestations are kept and asked for.
+    pub builders: Vec<CountedBuilder>,
+    /// Our own builder key: everybody on the allowlist may hear what it attests.
+    pub own_builder: Option<BuilderKey>,
+}
