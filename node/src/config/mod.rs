@@ -3,6 +3,8 @@
 //!
 //! One check turns [`Config`] into [`crate::settings::Settings`]; nothing else reads it.
 
+#[cfg(test)]
+mod documented;
 mod place;
 mod quorum;
 
