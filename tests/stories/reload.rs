@@ -81,6 +81,8 @@ fn a_bad_file_keeps_the_running_settings() {
         assert_ne!(bad, good, "{what}");
         b.clear_log();
         fs::write(b.config_file(), bad).unwrap();
+        b.narmesh(&["reload"]).expect_failure(what);
+        b.clear_log();
         b.signal(Signal::HUP);
         // Asked while the bad file is still there, as by the person who wrote it.
         b.wait_status(&format!("shows {what}"), RELOADED, |status| status.text("/config/error").is_some());
@@ -88,9 +90,28 @@ fn a_bad_file_keeps_the_running_settings() {
         assert!(b.status().connected("a"), "{what}: the running settings are kept");
         assert_eq!(b.wait_narinfo(&lib).nar_hash, a.store.row(&lib).unwrap().nar_hash);
         fs::write(b.config_file(), &good).unwrap();
-        b.signal(Signal::HUP);
-        b.wait_status("is content again", RELOADED, |status| status.text("/config/error").is_none());
+        let said = b.narmesh(&["reload"]).expect_success("narmesh reload");
+        assert_eq!(said, "the configuration is in force");
+        assert_eq!(b.status().text("/config/error"), None);
     }
+}
+
+/// The file is right; what it asks for cannot be had.
+#[test]
+fn a_gateway_key_that_cannot_be_made_keeps_the_running_settings_and_is_told() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("lone");
+    node.start();
+    fs::create_dir(node.config_file().with_file_name("state").join("gateway.key")).unwrap();
+    let builder =
+        format!("[[builder]]\nname = 'other'\npublic_key = '{}'\n", node.builder_key().replacen("lone", "other", 1));
+    node.config.more = format!("[quorum]\nmode = 'require'\nk = 1\n\n{builder}");
+    node.reload();
+    let status = node.wait_status("says what it lacks", RELOADED, |status| status.text("/config/error").is_some());
+    let error = status.text("/config/error").unwrap();
+    assert!(error.contains("gateway.key"), "{error}");
+    let refused = node.narmesh(&["reload"]).expect_failure("narmesh reload");
+    assert!(refused.contains("gateway.key"), "{refused}");
 }
 
 #[test]

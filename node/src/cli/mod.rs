@@ -12,6 +12,7 @@ mod nix_conf;
 mod nix_keys;
 mod nix_version;
 mod quorum;
+mod reload;
 mod run;
 mod startable;
 mod status;
@@ -46,6 +47,8 @@ enum Command {
     /// Check the configuration, whether the daemon could start with it, and how it fits Nix's; with --probe, dial the
     /// peers
     CheckConfig(check_config::Arguments),
+    /// Make the running daemon read its configuration again, as SIGHUP does, and say whether it is in force
+    Reload,
     /// Show the state of the running daemon: peers, summaries, requests, bytes
     Status(OutputArguments),
     /// Show exactly what leaves this machine, and what is withheld and why
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&config, &arguments).map(|()| true),
         Command::Id(arguments) => id::id(&config, &arguments).map(|()| true),
         Command::CheckConfig(arguments) => check_config::check_config(&config, &arguments),
+        Command::Reload => reload::reload(&config).map(|()| true),
         Command::Status(output) => status::status(&config, output.json).map(|()| true),
         Command::Advertised(output) => advertised::advertised(&config, output.json).map(|()| true),
         Command::Why(arguments) => why::why(&config, &arguments).map(|()| true),

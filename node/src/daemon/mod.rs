@@ -278,20 +278,9 @@ impl Daemon {
 
     /// Reads the configuration again. If the file is bad, the previous settings stay in force and `status` says why.
     async fn reload(&self) -> anyhow::Result<()> {
-        let loaded = self.load_again();
-        let settings = match loaded {
-            Ok(settings) => Arc::new(settings),
-            Err(error) => {
-                self.in_force.write().error = Some(describe(&error));
-                return Err(error);
-            }
-        };
-        let mut secrets = self.secrets.clone();
-        // The builder key may be added, removed or replaced while running. The node key may not: it is our identity.
-        secrets.builder_key = settings.secrets()?.builder_key;
+        let Loaded { settings, secrets, policy, gateway_key } =
+            self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
-        let policy = quorum_policy(&settings, &secrets)?;
-        let gateway_key = gateway_key(&settings, &policy)?;
         self.ledger.set_policy(policy, key_names(&settings, &secrets), settings.quorum.keep.iter().copied());
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
@@ -301,15 +290,17 @@ impl Daemon {
         self.attester.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);
         self.attester.judge_anew();
+        let settings = Arc::new(settings);
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
         tracing::info!("configuration reloaded");
         Ok(())
     }
 
-    fn load_again(&self) -> anyhow::Result<Settings> {
+    /// Everything that may be refused: once it is there, nothing of a reload can fail.
+    fn load_again(&self) -> anyhow::Result<Loaded> {
         let settings = Settings::load(&self.config_file)?;
         let secrets = settings.secrets()?;
-        quorum_policy(&settings, &secrets)?;
+        let policy = quorum_policy(&settings, &secrets)?;
         let old = self.settings();
         let fixed = [
             ("node.key_file", secrets.peer_id() == self.secrets.peer_id()),
@@ -329,8 +320,17 @@ impl Daemon {
                 "{key} changed, which needs a restart; to reload everything else, set it back to what it was"
             );
         }
-        Ok(settings)
+        let gateway_key = gateway_key(&settings, &policy)?;
+        Ok(Loaded { settings, secrets, policy, gateway_key })
     }
+}
+
+/// What a reload is about to put in force.
+struct Loaded {
+    settings: Settings,
+    secrets: Secrets,
+    policy: Policy,
+    gateway_key: Option<NixSecretKey>,
 }
 
 /// The quorum's policy, which depends on our own builder key. Logs its warnings.
@@ -385,7 +385,6 @@ fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {
         external_addresses: settings.node.external_addresses.clone(),
         advertise_loopback: settings.node.advertise_loopback,
         connections_gossip: settings.limits.connections_gossip as usize,
-        advertised_paths_max: settings.limits.advertised_paths_max,
         builders: settings.quorum.counted(own.as_ref()),
         own_builder: own.map(|key| BuilderKey(key.bytes())),
     }

@@ -18,8 +18,6 @@ pub struct MeshConfig {
     pub advertise_loopback: bool,
     /// Connections kept for gossip.
     pub connections_gossip: usize,
-    /// The most store paths advertised.
-    pub advertised_paths_max: usize,
     /// The builders whose attestations are kept and asked for.
     pub builders: Vec<CountedBuilder>,
     /// Our own builder key: everybody on the allowlist may hear what it attests.

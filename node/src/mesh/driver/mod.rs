@@ -33,7 +33,7 @@ use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
-use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, Persisted};
+use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, PATHS_MAX, Persisted};
 use narmesh_protocol::wire::NarInfoRequest;
 use narmesh_protocol::{AudienceDigest, HashPart, StoreDir};
 use narmesh_store::Offer;
@@ -143,7 +143,8 @@ impl Mesh {
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
         let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
-        gossip_config.path_count_max = config.advertised_paths_max;
+        // The offer keeps to the number of the settings, which a reload may change.
+        gossip_config.path_count_max = PATHS_MAX;
         let persisted = {
             let state = state.lock();
             Persisted { own_epoch: state.own_epoch()?, newest: state.newest()?, audiences: state.audiences()? }
