@@ -13,6 +13,11 @@ const SMALL_BYTES: usize = 64 << 10;
 /// sixteen summaries.
 const LARGE_BYTES_MAX: usize = 34 << 20;
 
+/// A longer reply takes memory in steps of this, bytes.
+const GROWTH_BYTES: usize = 256 << 10;
+/// At most so many bytes are read at once; yamux has no longer frames.
+const PIECE_BYTES: usize = 16 << 10;
+
 /// Whole messages as bytes, each bounded. A stream carries one request, so the end of the stream is the end of the
 /// message. What is read of long replies is bounded, however many peers send them at once: the others wait for their
 /// turn, or until their deadline.
@@ -34,11 +39,9 @@ impl BytesCodec {
         let small = SMALL_BYTES.min(self.reply_bytes_max + 1);
         let mut bytes = Vec::new();
         (&mut *io).take(small as u64).read_to_end(&mut bytes).await?;
-        let rest = self.reply_bytes_max + 1 - small;
-        // There is more than the small part: wait for room before taking memory for it.
-        if bytes.len() == small && rest > 0 {
+        if bytes.len() == small && small <= self.reply_bytes_max {
             let _room = self.room.acquire().await.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?;
-            io.take(rest as u64).read_to_end(&mut bytes).await?;
+            read_rest(io, &mut bytes, self.reply_bytes_max + 1).await?;
         }
         Ok(bytes)
     }
@@ -86,6 +89,23 @@ async fn read_bounded<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize)
     let mut bytes = Vec::new();
     io.take(bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
     Ok(bytes)
+}
+
+/// Reads on, up to `bytes_max` in all. Grows by steps: doubling would take three times the largest reply for a moment.
+async fn read_rest<T: AsyncRead + Unpin + Send>(io: &mut T, bytes: &mut Vec<u8>, bytes_max: usize) -> io::Result<()> {
+    while bytes.len() < bytes_max {
+        let filled = bytes.len();
+        if filled == bytes.capacity() {
+            bytes.reserve_exact(GROWTH_BYTES.min(bytes_max - filled));
+        }
+        bytes.resize(bytes.capacity().min(filled + PIECE_BYTES), 0);
+        let read = io.read(bytes.get_mut(filled..).unwrap_or_default()).await;
+        bytes.truncate(filled + read.as_ref().map_or(0, |read| *read));
+        if read? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

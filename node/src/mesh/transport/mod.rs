@@ -8,6 +8,7 @@
 mod kinds;
 mod multiplexer;
 mod pace;
+mod received;
 mod tls;
 
 use kinds::Multiplexing;

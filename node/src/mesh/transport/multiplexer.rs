@@ -3,7 +3,7 @@
 //! libp2p-yamux leaves four things open. It writes a frame's header and its body apart, and TLS below makes a record
 //! and TCP a packet of each: here small frames are put together until they are flushed, which yamux does before it
 //! waits. It lets a peer fill 1 GiB of receive windows per connection and has no setter for that (only for the number
-//! of streams, which turns its auto-tuning off): here [`Bounds`] limit them. It wakes the streams of a connection that
+//! of streams, which turns its auto-tuning off): here [`Bounds`] limit them, and what waits in them unread. It wakes the streams of a connection that
 //! broke, but not of one that was closed on this side (<https://github.com/libp2p/rust-yamux/issues/216>): here they
 //! end with the connection, whoever has them. And what a peer sends unasked, on streams that it opens, costs time that
 //! nobody counts: gossipsub verifies a signature before it checks whether it knows the message, and a stream that is
@@ -11,6 +11,7 @@
 //! inbound streams are buffered while the swarm is not ready.
 
 use super::pace::{Pace, Rate, Wait};
+use super::received::{Counted, Received, StreamReceived, UnreadBounds};
 use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite, future, ready};
 use libp2p::core::UpgradeInfo;
@@ -59,8 +60,10 @@ impl Yamux {
         // yamux requires that the first windows of all streams fit; the rest is for windows that grow.
         let windows = Bounds::STREAMS_MAX * DEFAULT_CREDIT as usize + bounds.window_growth_bytes_max;
         config.set_max_connection_receive_window(Some(windows));
-        let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, socket);
+        let received = Received::new(bounds.unread, mode == Mode::Client);
+        let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, Counted::new(socket, received.clone()));
         Muxer {
+            received,
             connection: Connection::new(socket, config, mode),
             bounds,
             inbound: VecDeque::new(),
@@ -74,14 +77,16 @@ impl Yamux {
     }
 }
 
-/// What a peer may make one connection hold: 256 KiB in each stream that we do not read, and what the windows have
-/// grown by.
+/// What a peer may make one connection hold, and how fast it may send what nobody asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Streams that the peer has opened and that have not ended. One more is reset, which costs nothing.
     inbound_max: usize,
     /// By how much all windows of the connection together may grow above the 256 KiB that each stream begins with.
     window_growth_bytes_max: usize,
+    /// What came and was not read. A connection with more ends: an honest peer's questions are short, and we read what
+    /// we asked for.
+    unread: UnreadBounds,
     /// Streams that the peer opens. While more wait, nothing is read from the connection.
     opened: Rate,
     /// Bytes that the peer sends on streams that it opened. While more wait, none of these streams is read.
@@ -96,19 +101,21 @@ impl Bounds {
     /// Those narinfo questions are 1.8 MB at once and 180 kB a second; the announcements that a thousand machines make
     /// when they start together are 1.2 MB.
     const UNASKED_BYTES: Rate = Rate { burst: 4 << 20, per_s: 256 << 10 };
-    /// Of a control connection: at most 26 MiB. A node has 32 narinfo questions and at most 32 of gossip open at a
-    /// time, and its longest reply is 2 MiB.
+    /// Of a control connection. A node has 32 narinfo questions and at most 32 of gossip open at a time, which is 16 MiB
+    /// of first windows for the replies, and its longest reply of gossip is 2 MiB.
     pub const CONTROL: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 2 << 20,
+        unread: UnreadBounds { unasked_bytes_max: 4 << 20, bytes_max: 24 << 20 },
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
     };
-    /// Of a bulk connection: at most 40 MiB. A node has up to 72 streams open, and closes them before we have noticed;
-    /// 16 MiB of window carry 1.6 Gbit/s at a round trip of 80 ms.
+    /// Of a bulk connection. A node has up to 72 streams open, which is 18 MiB of first windows, and closes them before we
+    /// have noticed; 16 MiB of window carry 1.6 Gbit/s at a round trip of 80 ms. What is asked is a hundred bytes.
     pub const BULK: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 16 << 20,
+        unread: UnreadBounds { unasked_bytes_max: 2 << 20, bytes_max: 40 << 20 },
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
     };
@@ -149,7 +156,9 @@ const INBOUND_MAX: usize = 32;
 /// A connection that carries streams.
 #[derive(Debug)]
 pub struct Muxer<C> {
-    connection: Connection<BufWriter<C>>,
+    connection: Connection<BufWriter<Counted<C>>>,
+    /// What came and was not read.
+    received: Received,
     bounds: Bounds,
     /// Streams that wait for the swarm.
     inbound: VecDeque<MuxerStream>,
@@ -187,16 +196,17 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
             let next = ready!(self.connection.poll_next_inbound(context));
             let stream = next.ok_or(ConnectionError::Closed)?.map_err(MuxerError)?;
             self.opened.count(1);
+            let received = self.received.of_stream(stream.id().val());
             if Arc::strong_count(&self.unasked) <= self.bounds.inbound_max {
                 let unasked = Unasked { pace: Arc::clone(&self.unasked), wait: Wait::default() };
-                return Poll::Ready(Ok(self.stream(stream, Some(unasked))));
+                return Poll::Ready(Ok(self.stream(stream, received, Some(unasked))));
             }
             tracing::debug!("reset a stream: the peer has too many open");
         }
     }
 
-    fn stream(&self, stream: yamux::Stream, unasked: Option<Unasked>) -> MuxerStream {
-        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()), unasked }
+    fn stream(&self, stream: yamux::Stream, received: StreamReceived, unasked: Option<Unasked>) -> MuxerStream {
+        MuxerStream { stream, closing: Box::pin(self.closing.clone().cancelled_owned()), received, unasked }
     }
 }
 
@@ -217,7 +227,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 
     fn poll_outbound(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<MuxerStream, MuxerError>> {
         let stream = ready!(self.connection.poll_new_outbound(context)).map_err(MuxerError)?;
-        Poll::Ready(Ok(self.stream(stream, None)))
+        let received = self.received.of_stream(stream.id().val());
+        Poll::Ready(Ok(self.stream(stream, received, None)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), MuxerError>> {
@@ -249,6 +260,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 pub struct MuxerStream {
     stream: yamux::Stream,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    received: StreamReceived,
     /// Only if the peer opened it: what comes is not what we asked for.
     unasked: Option<Unasked>,
 }
@@ -291,8 +303,11 @@ impl AsyncRead for MuxerStream {
             return self.poll(context, |_, _| Poll::Pending);
         }
         let polled = self.poll(context, |stream, context| stream.poll_read(context, buffer));
-        if let (Some(unasked), Poll::Ready(Ok(bytes))) = (&self.unasked, &polled) {
-            unasked.pace.lock().count(*bytes);
+        if let Poll::Ready(Ok(bytes)) = &polled {
+            self.received.read(*bytes);
+            if let Some(unasked) = &self.unasked {
+                unasked.pace.lock().count(*bytes);
+            }
         }
         polled
     }
@@ -427,5 +442,41 @@ mod tests {
         let bounds = Bounds { opened: Rate { burst: 20, per_s: 10 }, ..Bounds::CONTROL };
         assert_read_within(bounds, 20, 1, 0..1).await;
         assert_read_within(bounds, 80, 1, 5..7).await;
+    }
+
+    /// What nobody reads: the connection ends, whether it is many bytes or few in many frames.
+    #[tokio::test]
+    async fn connection_ends_when_too_much_waits_on_streams_of_the_peer() {
+        for (streams, frame_bytes) in [(40, 16 << 10), (1, 1)] {
+            let (here, there) = tokio::io::duplex(1 << 20);
+            let mut here = Yamux::dialler(here.compat(), Bounds::CONTROL);
+            let mut there = Yamux::listener(there.compat(), Bounds::CONTROL);
+            tokio::spawn(async move {
+                let mut writing = tokio::task::JoinSet::new();
+                for _ in 0..streams {
+                    let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
+                    writing.spawn(async move {
+                        let frame = vec![0; frame_bytes];
+                        while stream.write_all(&frame).await.is_ok() {
+                            tokio::task::yield_now().await;
+                        }
+                    });
+                }
+                poll_fn(|context| Pin::new(&mut here).poll_inbound(context)).await.map(drop)
+            });
+            let mut held = Vec::new();
+            let ended = tokio::time::timeout(Duration::from_secs(60), async {
+                loop {
+                    match poll_fn(|context| Pin::new(&mut there).poll_inbound(context)).await {
+                        Ok(stream) => held.push(stream),
+                        Err(error) => return error.to_string(),
+                    }
+                }
+            });
+            let why = ended.await.expect("it ends");
+            assert!(why.contains("more than was read"), "{why}");
+            let unread = there.received.unread_bytes();
+            assert!((4 << 20..5 << 20).contains(&unread), "{unread} bytes");
+        }
     }
 }
