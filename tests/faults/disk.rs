@@ -108,7 +108,7 @@ fn a_daemon_with_a_read_only_state_directory_works_without_memory() {
         } else {
             a.start();
         }
-        a.wait_logged(&["error", "state", "without memory"]);
+        a.wait_logged(&["error", "state", "running without it"]);
         a.wait_all_advertised(&[&b]);
         b.wait_all_advertised(&[&a]);
         let prober = a.probe(&[&app, &theirs]);
