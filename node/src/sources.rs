@@ -98,6 +98,7 @@ impl Sources for MeshSources {
                 mesh.probed(source, ProbeOutcome::FalseHit);
             }
             Observation::TimedOut => statistics.timed_out(&source),
+            Observation::Overtaken(elapsed) => statistics.overtaken(&source, elapsed),
             Observation::Received { bytes, line_bytes, elapsed } => {
                 statistics.received(&source, bytes, line_bytes, elapsed);
             }

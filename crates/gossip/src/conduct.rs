@@ -21,10 +21,6 @@ const DEMOTED_MS: u64 = 300_000;
 const FRESH_MS: u64 = 300_000;
 /// Announcements that a peer may publish at once, and per second; honest nodes publish at most 2 per second.
 const ANNOUNCEMENTS: Bucket = Bucket { burst: 40, per_s: 4 };
-/// Announcements of all other peers that a peer may hand on. A thousand machines that start at once announce themselves
-/// twice within seconds. Gossipsub keeps each message for a minute, so the 8,000 messages that this allows in a minute take
-/// some 12 MB.
-const RELAYED: Bucket = Bucket { burst: 2_000, per_s: 100 };
 /// Units of requests that we answer a peer at once, and per second. A request costs one unit, and one more for each 64 KiB
 /// of body.
 const REQUESTS: Bucket = Bucket { burst: 1_024, per_s: 200 };
@@ -50,8 +46,6 @@ pub(crate) struct Conduct {
     announcements: Tokens,
     /// Its own announcements, handed on by others: they may be of any age, and it need not be connected.
     hearsay: Tokens,
-    /// Announcements of any other peer, handed on by this one.
-    relayed: Tokens,
     requests: Tokens,
 }
 
@@ -187,16 +181,6 @@ impl Conduct {
 
     fn announcements_of(&mut self, is_hearsay: bool) -> &mut Tokens {
         if is_hearsay { &mut self.hearsay } else { &mut self.announcements }
-    }
-
-    /// Charges an announcement of another peer that this one handed on; true when that used up the bucket. No honest peer
-    /// hands on so many.
-    pub(crate) fn charge_relayed(&mut self, now: Moment) -> bool {
-        let was_full = self.relayed.full(RELAYED, now);
-        if !was_full {
-            self.relayed.take(1);
-        }
-        !was_full && self.relayed.full(RELAYED, now)
     }
 
     /// Whether the peer has asked so much that it is told to come back later.

@@ -342,14 +342,12 @@ impl Gossip {
     fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Forward {
         let moment = self.now.moment;
         let is_hearsay = from != author;
-        let relay = self.directory.get_mut(&from).filter(|_| is_hearsay);
-        if relay.is_some_and(|relay| relay.conduct.charge_relayed(moment)) {
-            self.penalize(from, Misdeed::AnnouncementFlood);
-        }
         let Some(entry) = self.directory.get_mut(&author) else {
             if mutant!(ForwarderBlamed) {
                 self.penalize(from, Misdeed::ForeignAnnouncement);
             }
+            // An honest peer hands on what those announce whom it knows and we do not. What that costs is bounded below us, by
+            // the pace at which a connection is read.
             return Forward::Ignore;
         };
         if entry.conduct.announcements_spent(moment, is_hearsay) {

@@ -86,6 +86,8 @@ pub enum Observation {
     FalseHit,
     /// We gave up waiting for it.
     TimedOut,
+    /// It has said nothing for so long, and another one that was asked has answered.
+    Overtaken(Duration),
     /// A request has ended, and this is what it received.
     Received {
         /// Bytes of this request.

@@ -181,6 +181,17 @@ impl PeerStatistics {
         });
     }
 
+    /// It has not answered for `elapsed`, and another peer has. An answer in that time would have counted as quicker.
+    pub fn overtaken(&self, peer: &PeerId, elapsed: Duration) {
+        self.update(peer, |stats| {
+            let usual = stats.latency.unwrap_or_default();
+            if elapsed > usual {
+                let latency_us = average(stats.latency.map(|old| old.as_micros()), elapsed.as_micros());
+                stats.latency = Some(Duration::from_micros(latency_us));
+            }
+        });
+    }
+
     /// The peer answered something, whatever it was: it may be asked again.
     pub fn responsive(&self, peer: &PeerId) {
         self.update(peer, |stats| (stats.timeouts_in_a_row, stats.paused_until) = (0, None));
@@ -292,6 +303,20 @@ mod tests {
         assert_eq!(statistics.rank([candidate(peer)]), Ranked { paused: vec![peer], ..Ranked::default() });
         statistics.answered(&peer, Duration::from_millis(1));
         assert_eq!(statistics.rank([candidate(peer)]), now);
+    }
+
+    #[test]
+    fn peer_that_is_overtaken_comes_after_the_one_that_answers() {
+        let [quick, silent] = [PeerId::random(), PeerId::random()];
+        let statistics = PeerStatistics::default();
+        statistics.retain_only([quick, silent]);
+        statistics.answered(&quick, Duration::from_millis(2));
+        statistics.answered(&silent, Duration::from_millis(1));
+        assert_eq!(statistics.rank([quick, silent].map(candidate)).now, [silent, quick]);
+        statistics.overtaken(&silent, Duration::from_micros(500));
+        assert_eq!(statistics.rank([quick, silent].map(candidate)).now, [silent, quick], "no time to answer");
+        statistics.overtaken(&silent, Duration::from_millis(22));
+        assert_eq!(statistics.rank([quick, silent].map(candidate)).now, [quick, silent]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Asking {
         let mut candidates = ranked.into_iter();
         let mut last_resort = demoted.into_iter();
         let mut asked = FuturesUnordered::new();
-        let mut silent: Vec<SourceId> = Vec::new();
+        let mut silent: Vec<(SourceId, Instant)> = Vec::new();
         let mut hedge = Duration::ZERO;
         let (mut second, mut refused) = (None, None);
         loop {
@@ -167,7 +167,7 @@ impl Asking {
             });
             if let Some(candidate) = next {
                 hedge = self.hedge_delay(&candidate.source);
-                silent.push(candidate.source);
+                silent.push((candidate.source, Instant::now()));
                 asked.push(self.ask_one(part, candidate, usual));
             } else if asked.is_empty() {
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
@@ -176,7 +176,7 @@ impl Asking {
             let hedged = async { if more { tokio::time::sleep(hedge).await } else { std::future::pending().await } };
             tokio::select! {
                 reply = asked.next() => if let Some((source, said)) = reply {
-                    silent.retain(|asked| *asked != source);
+                    silent.retain(|(asked, _)| *asked != source);
                     match said {
                         // Another fingerprint is agreed on: a candidate with that one is preferred if it answers soon.
                         Said::Holds(answer) if answer.is_second_choice() => {
@@ -184,7 +184,13 @@ impl Asking {
                                 patience.ends_within(SECOND_CHOICE_WAIT);
                             }
                         }
-                        Said::Holds(answer) => return Ok(answer),
+                        Said::Holds(answer) => {
+                            // Whoever is silent is not asked first the next time, or each lookup would wait for a hedge.
+                            for (source, since) in silent {
+                                self.shared.sources.observe(source, Observation::Overtaken(since.elapsed()));
+                            }
+                            return Ok(answer);
+                        }
                         // The last refusal counts: more may be known by then than when the first one was judged.
                         Said::Refused(refusal) => refused = Some(refusal),
                         Said::Absent => {}
@@ -193,10 +199,10 @@ impl Asking {
                 },
                 () = hedged => {}
                 () = tokio::time::sleep_until(patience.until) => {
-                    if second.is_none() && silent.iter().any(|source| self.is_on_a_full_line(source)) && patience.put_off() {
+                    if second.is_none() && silent.iter().any(|(source, _)| self.is_on_a_full_line(source)) && patience.put_off() {
                         continue;
                     }
-                    for source in silent {
+                    for (source, _) in silent {
                         self.shared.sources.observe(source, Observation::TimedOut);
                         self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, "silent until the deadline".to_owned()));
                     }
