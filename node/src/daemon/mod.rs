@@ -52,6 +52,8 @@ pub(crate) struct Daemon {
     started: Instant,
     secrets: Secrets,
     in_force: RwLock<InForce>,
+    /// One reload at a time: SIGHUP and the control socket may ask for two at once.
+    reloading: tokio::sync::Mutex<()>,
     gateway_address: SocketAddr,
     store: Arc<NixStore>,
     offer: Arc<Offer>,
@@ -159,6 +161,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         started: Instant::now(),
         secrets,
         in_force: RwLock::new(InForce { settings: Arc::new(settings), loaded_unix_s: unix_s(), error: None }),
+        reloading: tokio::sync::Mutex::default(),
         gateway_address,
         store,
         offer,
@@ -278,6 +281,7 @@ impl Daemon {
 
     /// Reads the configuration again. If the file is bad, the previous settings stay in force and `status` says why.
     async fn reload(&self) -> anyhow::Result<()> {
+        let _reloading = self.reloading.lock().await;
         let Loaded { settings, secrets, policy, gateway_key } =
             self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.

@@ -53,7 +53,7 @@ pub(super) enum Command {
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
     Misbehaved(PeerId, Misdeed),
-    Reconfigure(MeshConfig),
+    Reconfigure(MeshConfig, oneshot::Sender<()>),
     View(oneshot::Sender<MeshView>),
     Goodbye(oneshot::Sender<()>),
 }
@@ -201,9 +201,9 @@ impl MeshHandle {
         Blame(self.commands.clone()).misbehaved(peer, misdeed);
     }
 
-    /// Applies a new allowlist and limits.
+    /// Applies a new allowlist and limits; returns when they are in force, or the mesh is stopping.
     pub async fn reconfigure(&self, config: MeshConfig) {
-        self.send(Command::Reconfigure(config)).await;
+        drop(self.call(|done| Command::Reconfigure(config, done)).await);
     }
 
     /// What `status` shows.

@@ -274,7 +274,10 @@ impl Mesh {
             }
             Command::Probe(peer, outcome) => self.gossip.handle(now(), Input::Probe { peer, outcome }),
             Command::Misbehaved(peer, misdeed) => self.gossip.handle(now(), Input::Misbehaved { peer, misdeed }),
-            Command::Reconfigure(config) => self.reconfigure(config),
+            Command::Reconfigure(config, done) => {
+                self.reconfigure(config);
+                done.send(()).unwrap_or(());
+            }
             Command::View(reply) => {
                 let mut listen: Vec<_> = self.swarm.listeners().cloned().collect();
                 listen.sort_unstable();
