@@ -117,7 +117,7 @@ fn init_trusts_the_keys_that_nix_trusts_unless_told_not_to() {
         // `check-config` goes on comparing, since Nix may stop trusting a key.
         let without = scratch.path().join("without.conf");
         fs::write(&without, format!("trusted-public-keys = {key_of_cache}\n")).unwrap();
-        assert!(check(&without).contains(&format!("narmesh trusts {key_of_office}, Nix does not")));
+        assert!(check(&without).contains(&format!("narmesh trusts {key_of_office}, but Nix does not")));
     }
     let (said, written, _) = run("unwanted", &["--no-nix-keys"], &system_path(), scratch.path());
     assert!(!written.contains(&key_of_cache) && !written.contains(&key_of_office), "{written}");
