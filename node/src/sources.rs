@@ -28,7 +28,7 @@ impl MeshSources {
 
 impl Sources for MeshSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
-        let claiming = self.mesh.table().candidates(part);
+        let claiming = self.mesh.table().find_candidates(part);
         let statistics = self.mesh.statistics();
         let Ranked { now, paused, demoted } = statistics.rank(claiming);
         let candidate = |source| Candidate { source, generation: statistics.summary_epoch(&source).unwrap_or(0) };
@@ -40,7 +40,7 @@ impl Sources for MeshSources {
     }
 
     fn is_claimed(&self, part: &HashPart) -> bool {
-        !self.mesh.table().candidates(part).is_empty()
+        !self.mesh.table().find_candidates(part).is_empty()
     }
 
     fn generation(&self, source: &SourceId) -> Option<u64> {

@@ -37,7 +37,7 @@ impl World {
     /// Whom a lookup asks. A daemon asks demoted peers at a pace of one question a second; that pace is not modelled, so here
     /// they are asked nothing.
     fn candidates_to_ask(&self, number: Number, path: Path) -> Vec<Candidate> {
-        let mut candidates = self.machine(number).core.candidates(&part(path));
+        let mut candidates = self.machine(number).core.find_candidates(&part(path));
         candidates.retain(|candidate| !candidate.is_demoted);
         candidates
     }

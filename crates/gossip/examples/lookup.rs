@@ -106,7 +106,7 @@ fn main() {
             .map(|_| {
                 let begun = Instant::now();
                 for part in &absent {
-                    black_box(table.candidates(black_box(part)));
+                    black_box(table.find_candidates(black_box(part)));
                 }
                 begun.elapsed().as_secs_f64() * 1e9 / absent.len() as f64
             })
@@ -115,7 +115,7 @@ fn main() {
         let median = rounds.get(rounds.len() / 2).copied().unwrap_or_default();
         let (fastest, slowest) =
             (rounds.first().copied().unwrap_or_default(), rounds.last().copied().unwrap_or_default());
-        let false_hits: usize = absent.iter().map(|part| table.candidates(part).len()).sum();
+        let false_hits: usize = absent.iter().map(|part| table.find_candidates(part).len()).sum();
         println!(
             "{peers:>5} peers, {} KiB each: {median:>6.0} ns a lookup ({fastest:.0} to {slowest:.0}), {:.4} false hits a lookup, \
              table {:.1} MiB = {:.3} of the filters, slowest installation {slowest_ms:.1} ms, loaded in {loading_s:.1} s",

@@ -69,7 +69,7 @@ impl Tokens {
         self.at = now;
     }
 
-    fn full(&mut self, bucket: Bucket, now: Moment) -> bool {
+    fn is_full(&mut self, bucket: Bucket, now: Moment) -> bool {
         self.drain(bucket, now);
         self.used >= u64::from(bucket.burst) * 1_000
     }
@@ -99,7 +99,7 @@ impl Conduct {
     }
 
     /// Ends what is over.
-    pub(crate) fn settle(&mut self, now: Moment) {
+    pub(crate) fn lift_expired(&mut self, now: Moment) {
         self.set_aside = self.set_aside.filter(|until| *until > now);
         self.demoted = self.demoted.filter(|until| *until > now);
     }
@@ -128,7 +128,7 @@ impl Conduct {
 
     /// Counts a false hit. The peer is demoted until the moment returned when its false hits exceed all of these: the free
     /// ones, ten times what `rate` predicts for the lookups since the last reset, and its true hits.
-    pub(crate) fn false_hit(&mut self, now: Moment, rate: f64, lookups: u64) -> Option<Moment> {
+    pub(crate) fn count_false_hit(&mut self, now: Moment, rate: f64, lookups: u64) -> Option<Moment> {
         self.false_hits = self.false_hits.saturating_add(1);
         let expected = rate * lookups.saturating_sub(self.lookups_before) as f64;
         let too_many = self.false_hits > FALSE_HITS_FREE
@@ -142,7 +142,7 @@ impl Conduct {
     }
 
     /// Counts a probe that found the path. It ends a demotion: the peer holds what is wanted.
-    pub(crate) fn held_hit(&mut self) {
+    pub(crate) fn count_held_hit(&mut self) {
         self.held_hits = self.held_hits.saturating_add(1);
         self.demoted = None;
     }
@@ -155,7 +155,7 @@ impl Conduct {
 
     /// A new epoch is a new filter, so its hits are counted anew. But not more often than every 5 min, or a liar would
     /// begin an epoch whenever it is about to be demoted.
-    pub(crate) fn new_epoch(&mut self, now: Moment, lookups: u64) {
+    pub(crate) fn on_new_epoch(&mut self, now: Moment, lookups: u64) {
         if self.fresh.is_some_and(|fresh| now.since(fresh) < FRESH_MS) {
             return;
         }
@@ -168,15 +168,15 @@ impl Conduct {
 
     /// Whether so many announcements of this peer came that the next one is not even opened. Those that it publishes itself
     /// and those that others hand on are counted apart, so that others cannot silence it.
-    pub(crate) fn announcements_spent(&mut self, now: Moment, is_hearsay: bool) -> bool {
-        self.announcements_of(is_hearsay).full(ANNOUNCEMENTS, now)
+    pub(crate) fn has_spent_announcements(&mut self, now: Moment, is_hearsay: bool) -> bool {
+        self.announcements_of(is_hearsay).is_full(ANNOUNCEMENTS, now)
     }
 
     /// Charges an announcement that was not a mere repeat; true when that used up the bucket.
     pub(crate) fn charge_announcement(&mut self, now: Moment, is_hearsay: bool) -> bool {
         let tokens = self.announcements_of(is_hearsay);
         tokens.take(1);
-        tokens.full(ANNOUNCEMENTS, now)
+        tokens.is_full(ANNOUNCEMENTS, now)
     }
 
     fn announcements_of(&mut self, is_hearsay: bool) -> &mut Tokens {
@@ -184,8 +184,8 @@ impl Conduct {
     }
 
     /// Whether the peer has asked so much that it is told to come back later.
-    pub(crate) fn requests_spent(&mut self, now: Moment) -> bool {
-        self.requests.full(REQUESTS, now)
+    pub(crate) fn has_spent_requests(&mut self, now: Moment) -> bool {
+        self.requests.is_full(REQUESTS, now)
     }
 
     /// Charges a request whose answer has `answer_bytes` bytes.
@@ -208,9 +208,9 @@ mod tests {
         assert_eq!(conduct.blame(hours(2), Misdeed::WrongBody), None);
         let until = conduct.blame(hours(2), Misdeed::FalseNar).unwrap();
         assert_eq!(until, hours(2) + SET_ASIDE_MS);
-        conduct.settle(until - 1);
+        conduct.lift_expired(until - 1);
         assert!(conduct.is_set_aside());
-        conduct.settle(until);
+        conduct.lift_expired(until);
         assert!(!conduct.is_set_aside());
         assert_eq!((conduct.misdeeds, conduct.last_misdeed), (5, Some(Misdeed::FalseNar)));
     }
@@ -218,30 +218,33 @@ mod tests {
     #[test]
     fn more_false_hits_than_the_density_predicts_demote_a_peer() {
         let mut liar = Conduct::default();
-        let demoted = (0..30).position(|_| liar.false_hit(Moment(0), 0.0005, 1_000).is_some());
+        let demoted = (0..30).position(|_| liar.count_false_hit(Moment(0), 0.0005, 1_000).is_some());
         assert_eq!(demoted, Some(20));
         let mut unlucky = Conduct::default();
-        assert!((0..30).all(|_| unlucky.false_hit(Moment(0), 0.0005, 100_000).is_none()), "50 were to be expected");
+        assert!(
+            (0..30).all(|_| unlucky.count_false_hit(Moment(0), 0.0005, 100_000).is_none()),
+            "50 were to be expected"
+        );
         let mut useful = Conduct { held_hits: 100, ..Conduct::default() };
-        assert!((0..30).all(|_| useful.false_hit(Moment(0), 0.0005, 1_000).is_none()));
+        assert!((0..30).all(|_| useful.count_false_hit(Moment(0), 0.0005, 1_000).is_none()));
         assert!(useful.false_share() < liar.false_share());
-        liar.new_epoch(Moment(0), 0);
+        liar.on_new_epoch(Moment(0), 0);
         assert_eq!(liar.rank(), Rank::Usual, "another filter, another chance");
-        assert!((0..30).any(|_| liar.false_hit(Moment(5), 0.0005, 1_000).is_some()));
-        liar.new_epoch(Moment(FRESH_MS - 1), 0);
+        assert!((0..30).any(|_| liar.count_false_hit(Moment(5), 0.0005, 1_000).is_some()));
+        liar.on_new_epoch(Moment(FRESH_MS - 1), 0);
         assert_eq!(liar.rank(), Rank::Last, "but one in five minutes");
-        liar.new_epoch(Moment(FRESH_MS), 0);
+        liar.on_new_epoch(Moment(FRESH_MS), 0);
         assert_eq!((liar.rank(), liar.false_hits), (Rank::Usual, 0));
     }
 
     #[test]
     fn a_demoted_peer_that_holds_what_is_wanted_is_asked_as_before() {
         let mut peer = Conduct::default();
-        assert!((0..30).any(|_| peer.false_hit(Moment(0), 0.0005, 1_000).is_some()));
+        assert!((0..30).any(|_| peer.count_false_hit(Moment(0), 0.0005, 1_000).is_some()));
         assert_eq!(peer.rank(), Rank::Last);
-        peer.held_hit();
+        peer.count_held_hit();
         assert_eq!(peer.rank(), Rank::Usual);
-        assert!(peer.false_hit(Moment(0), 0.0005, 1_000).is_some(), "its false hits still count");
+        assert!(peer.count_false_hit(Moment(0), 0.0005, 1_000).is_some(), "its false hits still count");
     }
 
     #[test]
@@ -256,8 +259,8 @@ mod tests {
         let mut conduct = Conduct::default();
         let taken = (0..100).take_while(|_| !conduct.charge_announcement(Moment(0), false)).count();
         assert_eq!(taken, 39);
-        assert!(conduct.announcements_spent(Moment(0), false));
-        assert!(conduct.announcements_spent(Moment(0), false));
-        assert!(!conduct.announcements_spent(Moment(250), false));
+        assert!(conduct.has_spent_announcements(Moment(0), false));
+        assert!(conduct.has_spent_announcements(Moment(0), false));
+        assert!(!conduct.has_spent_announcements(Moment(250), false));
     }
 }

@@ -140,7 +140,7 @@ impl Entry {
 
     /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again,
     /// needs no second verification.
-    pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn open_envelope(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
             Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),
             Some(_) | None => open(bytes),
@@ -165,8 +165,8 @@ impl Entry {
         self.audience.binary_search(&AudienceDigest::of(peer)).is_ok()
     }
 
-    /// Weighs an envelope of this peer, and notes it when it is [`Worth::News`].
-    pub(crate) fn weigh(&mut self, now: Now, envelope: &Arc<Envelope>) -> Worth {
+    /// Takes an envelope of this peer as its newest one when it is [`Worth::News`].
+    pub(crate) fn accept_if_newer(&mut self, now: Now, envelope: &Arc<Envelope>) -> Worth {
         let announcement = envelope.announcement();
         let mut first_sight = true;
         if let Some(newest) = &self.newest {
@@ -211,7 +211,7 @@ impl Entry {
             return false;
         }
         if new.generation.epoch != old.generation.epoch {
-            self.conduct.new_epoch(now, lookups);
+            self.conduct.on_new_epoch(now, lookups);
         }
         held.envelope = Arc::clone(&newest.envelope);
         held.accepted = accepted;
@@ -263,9 +263,9 @@ impl Directory {
     }
 
     /// Opens an envelope of any signer.
-    pub(crate) fn opened(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn open_envelope(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
         match claimed_signer(bytes).and_then(|signer| self.entries.get(&signer)) {
-            Some(entry) => entry.opened(bytes, open),
+            Some(entry) => entry.open_envelope(bytes, open),
             None => open(bytes),
         }
     }
@@ -294,7 +294,7 @@ impl Directory {
     }
 
     /// Stores equal audiences only once.
-    pub(crate) fn shared_audience(&mut self, audience: Vec<AudienceDigest>) -> Arc<[AudienceDigest]> {
+    pub(crate) fn intern_audience(&mut self, audience: Vec<AudienceDigest>) -> Arc<[AudienceDigest]> {
         if let Some(shared) = self.audiences.get(audience.as_slice()) {
             return Arc::clone(shared);
         }

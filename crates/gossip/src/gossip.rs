@@ -144,7 +144,7 @@ impl Gossip {
             publication: Publication::new(&me, times, config.path_count_max, persisted.own_epoch),
             keypair: config.keypair,
             store_dir: config.store_dir.as_str().to_owned(),
-            software: crate::sync::printable(&config.software, crate::sync::SOFTWARE_BYTES_MAX),
+            software: crate::sync::to_printable(&config.software, crate::sync::SOFTWARE_BYTES_MAX),
             sync_interval_ms: config.sync_interval_ms.max(1),
             open_envelope: config.open_envelope,
             reannounce_ms: config.reannounce_ms,
@@ -174,27 +174,27 @@ impl Gossip {
         match input {
             Input::Allowlist(peers) => self.set_allowlist(peers),
             Input::Addresses(addresses) => self.set_addresses(addresses),
-            Input::Connected(peer) => self.connected(peer),
-            Input::Disconnected(peer) => self.disconnected(peer),
+            Input::Connected(peer) => self.on_connected(peer),
+            Input::Disconnected(peer) => self.drop_link(peer),
             Input::Announcement { id, author, from, bytes } => {
-                let verdict = self.announcement(author, from, &bytes);
-                self.output(Output::Judge { id, verdict });
+                let verdict = self.on_announcement(author, from, &bytes);
+                self.push_output(Output::Judge { id, verdict });
             }
-            Input::Request { from, id, bytes } => self.request(from, id, &bytes),
-            Input::Response { from, id, bytes } => self.response(from, id, Some(bytes)),
-            Input::RequestFailed { to, id } => self.response(to, id, None),
-            Input::Paths(change) => self.publication.change(self.now.moment, change),
-            Input::Probe { peer, outcome } => self.probed(peer, outcome),
+            Input::Request { from, id, bytes } => self.on_request(from, id, &bytes),
+            Input::Response { from, id, bytes } => self.on_response(from, id, Some(bytes)),
+            Input::RequestFailed { to, id } => self.on_response(to, id, None),
+            Input::Paths(change) => self.publication.apply_change(self.now.moment, change),
+            Input::Probe { peer, outcome } => self.on_probe(peer, outcome),
             Input::Misbehaved { peer, misdeed } => self.penalize(peer, misdeed),
             Input::Tick => {}
             Input::Goodbye => {
-                if let Some(envelope) = self.publication.goodbye(self.now, &self.keypair) {
-                    self.output(Output::Publish(envelope));
+                if let Some(envelope) = self.publication.depart(self.now, &self.keypair) {
+                    self.push_output(Output::Publish(envelope));
                 }
             }
         }
         self.publication.watch_clock(self.now);
-        self.ring();
+        self.run_due_timers();
     }
 
     /// The next thing to do. One input causes at most a handful of outputs, but a new allowlist causes one for each peer.
@@ -206,7 +206,7 @@ impl Gossip {
     /// When to call [`Gossip::handle`] with [`Input::Tick`] at the latest: exactly the next moment at
     /// which that does something.
     pub fn deadline(&self) -> Option<Moment> {
-        self.timers.next()
+        self.timers.deadline()
     }
 
     /// The filters of all peers, to be read from any thread.
@@ -214,9 +214,9 @@ impl Gossip {
         Arc::clone(self.table.shared())
     }
 
-    /// Peers whose filter claims this path, best first; see [`FilterTable::candidates`].
-    pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
-        self.table.shared().candidates(part)
+    /// Peers whose filter claims this path, best first; see [`FilterTable::find_candidates`].
+    pub fn find_candidates(&self, part: &HashPart) -> Vec<Candidate> {
+        self.table.shared().find_candidates(part)
     }
 
     /// The audience of the last summary that we held of `owner`, in this run or (from [`Persisted::audiences`]) in an
@@ -235,26 +235,26 @@ impl Gossip {
         self.publication.view()
     }
 
-    pub(crate) fn output(&mut self, output: Output) {
+    pub(crate) fn push_output(&mut self, output: Output) {
         self.outputs.push_back(output);
     }
 
-    pub(crate) fn event(&mut self, event: Event) {
-        self.output(Output::Event(event));
+    pub(crate) fn push_event(&mut self, event: Event) {
+        self.push_output(Output::Event(event));
     }
 
     /// A random number from 0 to `below` - 1; 0 when `below` is 0.
-    pub(crate) fn random(&mut self, below: u64) -> u64 {
+    pub(crate) fn draw_below(&mut self, below: u64) -> u64 {
         self.rng.next_u64().checked_rem(below).unwrap_or(0)
     }
 
-    pub(crate) fn request_id(&mut self) -> u64 {
+    pub(crate) fn assign_request_id(&mut self) -> u64 {
         self.next_request += 1;
         self.next_request
     }
 
     /// Does all that is due, including what becomes due meanwhile.
-    fn ring(&mut self) {
+    fn run_due_timers(&mut self) {
         self.timers.set(Timer::Publish, self.publication.due());
         while let Some(timer) = self.timers.pop(self.now.moment) {
             match timer {
@@ -262,24 +262,24 @@ impl Gossip {
                 Timer::Sync => self.sync_with_anyone(),
                 Timer::Greet(peer) => self.sync_with(peer),
                 Timer::Pull(owner) => self.pull_again(owner),
-                Timer::Request(id) => self.request_overdue(id),
+                Timer::Request(id) => self.on_request_timeout(id),
                 Timer::Expire(peer) => self.expire(peer),
-                Timer::Conduct(peer) => self.settle(peer),
+                Timer::Conduct(peer) => self.lift_expired_penalties(peer),
             }
             self.timers.set(Timer::Publish, self.publication.due());
         }
     }
 
     fn publish(&mut self) {
-        let jitter_ms = self.random(self.reannounce_ms / 10);
+        let jitter_ms = self.draw_below(self.reannounce_ms / 10);
         let published = self.publication.publish(self.now, &self.keypair, jitter_ms);
         // Persisted before it is published: a node that forgot the epoch in a crash could sign two
         // announcements under one generation.
         if let Some(epoch) = published.new_epoch.filter(|_| !mutant!(EpochNotPersisted)) {
-            self.output(Output::Persist(Record::OwnEpoch(epoch)));
+            self.push_output(Output::Persist(Record::OwnEpoch(epoch)));
         }
-        self.output(Output::Publish(published.envelope));
-        self.event(Event::Published {
+        self.push_output(Output::Publish(published.envelope));
+        self.push_event(Event::Published {
             generation: published.announcement.generation,
             paths: published.announcement.path_count,
             body_bytes: published.announcement.body_bytes,
@@ -299,13 +299,13 @@ impl Gossip {
         audience.sort_unstable();
         audience.dedup();
         self.publication.set_audience(self.now.moment, audience, peers.len());
-        let gone: Vec<_> = if mutant!(DistrustIgnored) { Vec::new() } else { self.gone(&peers) };
+        let gone: Vec<_> = if mutant!(DistrustIgnored) { Vec::new() } else { self.peers_not_in(&peers) };
         for peer in gone {
             self.forget(peer);
         }
         for peer in peers {
             let floor = self.floors.remove(&peer);
-            let audience = self.audiences.remove(&peer).map(|audience| self.directory.shared_audience(audience));
+            let audience = self.audiences.remove(&peer).map(|audience| self.directory.intern_audience(audience));
             let entry = self.directory.add(peer);
             if let Some(audience) = audience {
                 entry.audience = audience;
@@ -317,18 +317,18 @@ impl Gossip {
         // The first allowlist does not name the peers that are left over.
         self.audiences.clear();
         for (peer, _) in std::mem::take(&mut self.floors) {
-            self.output(Output::Persist(Record::Forget(peer)));
+            self.push_output(Output::Persist(Record::Forget(peer)));
         }
     }
 
     /// The known peers that are not in `peers`.
-    fn gone(&self, peers: &BTreeSet<PeerId>) -> Vec<PeerId> {
+    fn peers_not_in(&self, peers: &BTreeSet<PeerId>) -> Vec<PeerId> {
         self.directory.iter().map(|(peer, _)| *peer).filter(|peer| !peers.contains(peer)).collect()
     }
 
     /// Drops all state of a peer that lost our trust.
     fn forget(&mut self, peer: PeerId) {
-        self.disconnected(peer);
+        self.drop_link(peer);
         self.drop_pull(&peer);
         self.pulls.forget_teller(&peer);
         self.relayed.forget(&peer);
@@ -336,10 +336,10 @@ impl Gossip {
         self.directory.remove(&peer);
         self.timers.set(Timer::Expire(peer), None);
         self.timers.set(Timer::Conduct(peer), None);
-        self.output(Output::Persist(Record::Forget(peer)));
+        self.push_output(Output::Persist(Record::Forget(peer)));
     }
 
-    fn announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Forward {
+    fn on_announcement(&mut self, author: PeerId, from: PeerId, bytes: &[u8]) -> Forward {
         let moment = self.now.moment;
         let is_hearsay = from != author;
         let Some(entry) = self.directory.get_mut(&author) else {
@@ -350,18 +350,18 @@ impl Gossip {
             // the pace at which a connection is read.
             return Forward::Ignore;
         };
-        if entry.conduct.announcements_spent(moment, is_hearsay) {
+        if entry.conduct.has_spent_announcements(moment, is_hearsay) {
             return Forward::Ignore;
         }
         // Before the signature is verified, which costs far more than this look at the claimed generation.
         if entry.is_older(bytes) {
             return Forward::Ignore;
         }
-        let envelope = match entry.opened(bytes, self.open_envelope) {
+        let envelope = match entry.open_envelope(bytes, self.open_envelope) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::UnknownVersion { version }) => {
                 entry.conduct.charge_announcement(moment, is_hearsay);
-                self.event(Event::UnknownVersion { peer: author, version });
+                self.push_event(Event::UnknownVersion { peer: author, version });
                 return Forward::Ignore;
             }
             Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
@@ -375,7 +375,7 @@ impl Gossip {
             self.penalize(author, Misdeed::ForeignAnnouncement);
             return Forward::Ignore;
         }
-        let worth = self.accept(&envelope, from);
+        let worth = self.receive_envelope(&envelope, from);
         if !matches!(worth, Worth::Known | Worth::Old) {
             let entry = self.directory.get_mut(&author);
             let flood = entry.is_some_and(|entry| entry.conduct.charge_announcement(moment, is_hearsay));
@@ -390,96 +390,98 @@ impl Gossip {
 
     /// Takes a foreign envelope. All of them pass through here, whether from gossipsub or from anti-entropy. `teller` is
     /// the peer that showed it to us.
-    pub(crate) fn accept(&mut self, envelope: &Arc<Envelope>, teller: PeerId) -> Worth {
+    pub(crate) fn receive_envelope(&mut self, envelope: &Arc<Envelope>, teller: PeerId) -> Worth {
         let peer = envelope.peer();
         let announcement = *envelope.announcement();
         let lookups = self.table.shared().lookups();
         let Some(entry) = self.directory.get_mut(&peer) else { return Worth::Old };
-        let worth = entry.weigh(self.now, envelope);
+        let worth = entry.accept_if_newer(self.now, envelope);
         if teller == peer && matches!(worth, Worth::News | Worth::Known) {
             entry.claimed = Some(announcement.generation);
         }
         match worth {
             Worth::Old => {}
-            Worth::Known => self.want(peer, Some(teller)),
+            Worth::Known => self.pull_if_wanted(peer, Some(teller)),
             // What another peer hands on may be old although nobody's clock is wrong.
             Worth::ClockDiffers if teller != peer => {}
-            Worth::ClockDiffers => self.event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
+            Worth::ClockDiffers => {
+                self.push_event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms })
+            }
             Worth::Bad(misdeed) => self.penalize(peer, misdeed),
             Worth::News => {
                 let before = entry.held.as_ref().map(|held| held.generation());
                 let adopted = entry.adopt(self.now.moment, lookups);
                 let envelope = envelope.as_bytes().to_vec();
-                self.output(Output::Persist(Record::Newest { peer, envelope }));
+                self.push_output(Output::Persist(Record::Newest { peer, envelope }));
                 let generation = announcement.generation;
                 if announcement.is_goodbye() {
                     self.drop_body(&peer);
-                    self.event(Event::Departed { peer });
+                    self.push_event(Event::Departed { peer });
                     return worth;
                 }
-                self.event(Event::Announced { peer, generation, path_count: announcement.path_count });
+                self.push_event(Event::Announced { peer, generation, path_count: announcement.path_count });
                 if adopted {
                     if let Some(before) = before.filter(|before| before.epoch == generation.epoch) {
                         self.relayed.push(peer, generation, unchanged(before.seq, announcement.path_count));
                     }
-                    self.adopted(peer);
+                    self.on_adopted(peer);
                 } else {
-                    self.want(peer, Some(teller));
+                    self.pull_if_wanted(peer, Some(teller));
                 }
             }
         }
         worth
     }
 
-    fn probed(&mut self, peer: PeerId, outcome: ProbeOutcome) {
+    fn on_probe(&mut self, peer: PeerId, outcome: ProbeOutcome) {
         let moment = self.now.moment;
         let lookups = self.table.shared().lookups();
         let Some(entry) = self.directory.get_mut(&peer) else { return };
         let Some(held) = &entry.held else { return };
         let demoted = match outcome {
             ProbeOutcome::Held => {
-                entry.conduct.held_hit();
+                entry.conduct.count_held_hit();
                 None
             }
-            ProbeOutcome::FalseHit => entry.conduct.false_hit(moment, held.false_positive_rate(), lookups),
+            ProbeOutcome::FalseHit => entry.conduct.count_false_hit(moment, held.false_positive_rate(), lookups),
         };
-        self.rank(peer);
+        self.update_rank(peer);
         if let Some(until) = demoted {
-            self.event(Event::Demoted { peer, until });
+            self.push_event(Event::Demoted { peer, until });
             self.penalize(peer, Misdeed::FalseClaims);
         }
     }
 
     /// Counts a misdeed, and sets the peer aside when it was one too many.
     pub(crate) fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
-        self.output(Output::Penalize { peer, misdeed });
+        self.push_output(Output::Penalize { peer, misdeed });
         let moment = self.now.moment;
         let Some(entry) = self.directory.get_mut(&peer) else { return };
         if let Some(until) = entry.conduct.blame(moment, misdeed) {
-            self.event(Event::SetAside { peer, until, misdeed });
+            self.push_event(Event::SetAside { peer, until, misdeed });
             self.drop_pull(&peer);
         }
-        self.rank(peer);
+        self.update_rank(peer);
     }
 
     /// Tells the readers of the table how the peer stands, and sets the timer for the end of that.
-    pub(crate) fn rank(&mut self, peer: PeerId) {
+    pub(crate) fn update_rank(&mut self, peer: PeerId) {
         if let Some(entry) = self.directory.get(&peer) {
-            self.table.rank(&peer, entry.conduct.false_share(), entry.conduct.rank());
+            self.table.set_rank(&peer, entry.conduct.false_share(), entry.conduct.rank());
             self.timers.set(Timer::Conduct(peer), entry.conduct.due());
         }
     }
 
-    fn settle(&mut self, peer: PeerId) {
+    fn lift_expired_penalties(&mut self, peer: PeerId) {
         let moment = self.now.moment;
         if let Some(entry) = self.directory.get_mut(&peer) {
             let was_set_aside = entry.conduct.is_set_aside();
-            entry.conduct.settle(moment);
+            entry.conduct.lift_expired(moment);
             let forgiven = was_set_aside && !entry.conduct.is_set_aside();
-            self.rank(peer);
+            self.update_rank(peer);
             if forgiven {
-                self.want(peer, None);
-                self.greet(peer, 0);
+                self.pull_if_wanted(peer, None);
+                self.schedule_greeting(peer, 0);
             }
         }
     }
@@ -500,7 +502,7 @@ impl Gossip {
             return;
         }
         self.drop_body(&peer);
-        self.event(Event::Expired { peer });
-        self.want(peer, None);
+        self.push_event(Event::Expired { peer });
+        self.pull_if_wanted(peer, None);
     }
 }

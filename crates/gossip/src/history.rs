@@ -35,7 +35,7 @@ impl History {
     }
 
     /// The last `count` steps merged into one; `None` when some of them are no longer kept.
-    pub(crate) fn merged(&self, count: u64) -> Option<Step> {
+    pub(crate) fn merge_last(&self, count: u64) -> Option<Step> {
         let skipped = self.steps.len().checked_sub(usize::try_from(count).ok()?)?;
         let mut positions = BTreeSet::new();
         let (mut audience, mut addresses) = (false, false);
@@ -62,17 +62,17 @@ mod tests {
         history.push(step(&[9, 10]));
         history.push(step(&[1, 12]));
         history.push(step(&[]));
-        assert_eq!(history.merged(0).unwrap().positions, Vec::<u32>::new());
-        assert!(history.merged(1).unwrap().addresses);
-        assert_eq!(history.merged(3).unwrap().positions, [1, 9, 10, 12]);
-        assert!(history.merged(4).is_none());
+        assert_eq!(history.merge_last(0).unwrap().positions, Vec::<u32>::new());
+        assert!(history.merge_last(1).unwrap().addresses);
+        assert_eq!(history.merge_last(3).unwrap().positions, [1, 9, 10, 12]);
+        assert!(history.merge_last(4).is_none());
         for _ in 0..STEPS_MAX {
             history.push(step(&[2]));
         }
-        assert!(history.merged(65).is_none());
-        assert_eq!(history.merged(64).unwrap().positions, [2]);
+        assert!(history.merge_last(65).is_none());
+        assert_eq!(history.merge_last(64).unwrap().positions, [2]);
         history.push(step(&vec![0; POSITIONS_MAX + 1]));
-        assert!(history.merged(1).is_none(), "a step over the bound is not kept");
+        assert!(history.merge_last(1).is_none(), "a step over the bound is not kept");
         assert_eq!(history.positions, 0);
     }
 }

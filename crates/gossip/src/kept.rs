@@ -85,19 +85,19 @@ impl Gossip {
 
     /// The summary that we hold of this peer, to be kept over a restart. This assembles up to 2 MB; for a peer that shares
     /// a matrix with many others it takes a few milliseconds.
-    pub fn kept(&self, owner: &PeerId) -> Option<KeptSummary> {
+    pub fn assemble_kept_summary(&self, owner: &PeerId) -> Option<KeptSummary> {
         let (envelope, accepted_ms) = self.held_proof(owner)?;
-        let body = self.held_body(owner)?.1.encode().ok()?;
+        let body = self.assemble_held_body(owner)?.1.encode().ok()?;
         Some(KeptSummary { envelope: envelope.as_bytes().to_vec(), accepted_ms, body })
     }
 
-    /// Takes back what [`Gossip::kept`] gave in an earlier run, with all checks of a body that was just pulled. Its owner
-    /// is then a candidate for the rest of the lifetime. Call this after the first [`crate::Input::Allowlist`], and poll
-    /// for outputs after it.
+    /// Takes back what [`Gossip::assemble_kept_summary`] gave in an earlier run, with all checks of a body that was just
+    /// pulled. Its owner is then a candidate for the rest of the lifetime. Call this after the first
+    /// [`crate::Input::Allowlist`], and poll for outputs after it.
     pub fn restore(&mut self, now: Now, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
         self.now = Now { moment: now.moment.max(self.now.moment), wall_ms: now.wall_ms };
         let entry = self.directory.get(&owner).ok_or(Unfit::NotTrusted)?;
-        let envelope = entry.opened(&kept.envelope, self.open_envelope).map_err(|_| Unfit::Forged)?;
+        let envelope = entry.open_envelope(&kept.envelope, self.open_envelope).map_err(|_| Unfit::Forged)?;
         if envelope.peer() != owner || envelope.announcement().is_goodbye() {
             return Err(Unfit::Forged);
         }
@@ -121,9 +121,9 @@ impl Gossip {
         if Summary::digest(&kept.body) != announcement.body_digest && !mutant!(UnsignedBody) {
             return Err(Unfit::OtherBody);
         }
-        let (filter, summary) = self.usable(&announcement, &kept.body)?;
+        let (filter, summary) = self.decode_usable(&announcement, &kept.body)?;
         let target = Newest { envelope, accepted: Some(accepted) };
-        let audience = self.directory.shared_audience(summary.audience.clone());
+        let audience = self.directory.intern_audience(summary.audience.clone());
         self.table.install_plain(owner, &filter, rank);
         let before = self.directory.get(&owner).map(|entry| Arc::clone(&entry.audience));
         self.hold(owner, &target, &filter, summary, audience);

@@ -30,9 +30,9 @@
 //! - *Lifetime.* A body is used for the announced lifetime, counted from the first sight of its `(epoch, seq)`. An
 //!   unchanged body is announced again well before that, under the next `seq`; nothing needs to be pulled then, as the
 //!   digest is the same. A goodbye ends the lifetime at once.
-//! - *Restarts.* The caller may keep a body ([`Gossip::kept`]) and give it to the next core ([`Gossip::restore`]), which
-//!   checks all of it again. It is used for the rest of its lifetime. When its owner is known to have announced something
-//!   newer, the body is still our best guess, but it is told to nobody.
+//! - *Restarts.* The caller may keep a body ([`Gossip::assemble_kept_summary`]) and give it to the next core
+//!   ([`Gossip::restore`]), which checks all of it again. It is used for the rest of its lifetime. When its owner is known
+//!   to have announced something newer, the body is still our best guess, but it is told to nobody.
 //! - *Lies.* An offence that the bytes prove is a [`Misdeed`]; three of them set a peer aside for 5 minutes. A
 //!   filter that claims absent paths ranks lower with each measured false hit, and is left out when they go far
 //!   beyond what its density predicts.

@@ -29,7 +29,7 @@ impl std::fmt::Debug for Block {
 }
 
 /// Bit j of byte i becomes bit i of byte j (Warren, Hacker's Delight, 7-3).
-fn transposed(square: [u8; 8]) -> [u8; 8] {
+fn transpose(square: [u8; 8]) -> [u8; 8] {
     let swap = |bits: u64, by: u32, mask: u64| {
         let differing = (bits ^ (bits >> by)) & mask;
         bits ^ differing ^ (differing << by)
@@ -51,7 +51,7 @@ impl Block {
     }
 
     /// A copy with room for 64 more columns; `None` when the block is full.
-    pub(crate) fn wider(&self, class: FilterClass) -> Option<Self> {
+    pub(crate) fn to_wider(&self, class: FilterClass) -> Option<Self> {
         if self.width == BLOCK_WORDS {
             return None;
         }
@@ -102,7 +102,7 @@ impl Block {
                     for (to, filter) in square.iter_mut().zip(filters) {
                         *to = filter.get(at).copied().unwrap_or_default();
                     }
-                    for (row, columns) in words.iter_mut().zip(transposed(square)) {
+                    for (row, columns) in words.iter_mut().zip(transpose(square)) {
                         *row |= u64::from(columns) << shift;
                     }
                 }
@@ -173,12 +173,12 @@ impl Block {
 
     /// The AND of these rows in the first 64 columns: k independent loads, one from each cache line. It is called for all
     /// blocks before [`Self::find`] is called for any, so that memory serves all loads at once.
-    pub(crate) fn first_word(&self, positions: &[u32; HASHES_PER_ITEM]) -> u64 {
+    pub(crate) fn load_first_word(&self, positions: &[u32; HASHES_PER_ITEM]) -> u64 {
         let first = |position: &u32| Some(self.row(*position).first()?.load(Relaxed));
         positions.iter().filter_map(first).fold(u64::MAX, |all, word| all & word)
     }
 
-    /// The AND of these rows in all columns, within `live`. `first_word` is the result of [`Self::first_word`].
+    /// The AND of these rows in all columns, within `live`. `first_word` is the result of [`Self::load_first_word`].
     pub(crate) fn find(
         &self,
         positions: &[u32; HASHES_PER_ITEM],
@@ -251,7 +251,7 @@ mod tests {
     fn widening_keeps_the_columns() {
         let mut block = Block::new(class(), 1);
         block.write(5, &[0xa5; 1024]);
-        while let Some(wider) = block.wider(class()) {
+        while let Some(wider) = block.to_wider(class()) {
             block = wider;
             assert_eq!(block.read(5), vec![0xa5; 1024]);
             assert_eq!(block.read(64), vec![0; 1024]);
@@ -295,7 +295,7 @@ mod tests {
                 block.set(*column, &rows);
             }
             block.set(0, &rows[..10]);
-            let found = block.find(&rows, block.first_word(&rows), [u64::MAX; 8]);
+            let found = block.find(&rows, block.load_first_word(&rows), [u64::MAX; 8]);
             for column in 0..block.columns() {
                 let all = columns.contains(&column) || (column == 0 && rows[..10].contains(&rows[10]));
                 prop_assert_eq!(found[column / 64] >> (column % 64) & 1 == 1, all, "column {}", column);

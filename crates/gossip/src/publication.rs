@@ -159,7 +159,7 @@ impl Publication {
     }
 
     /// Notes a change of the paths.
-    pub(crate) fn change(&mut self, now: Moment, change: PathChange) {
+    pub(crate) fn apply_change(&mut self, now: Moment, change: PathChange) {
         match change {
             PathChange::Replace(paths) => {
                 let gone: Vec<_> = self.paths.difference(&paths).copied().collect();
@@ -237,7 +237,7 @@ impl Publication {
     /// A peer showed us an envelope with our signature. When it is newer than everything we know of, we lost our state and
     /// continue above it. An epoch more than a day ahead comes from a stolen key and is ignored, unless our own clock is
     /// dead. Returns whether we were overtaken.
-    pub(crate) fn heard_own(&mut self, now: Now, envelope: &Envelope) -> bool {
+    pub(crate) fn continue_above_if_newer(&mut self, now: Now, envelope: &Envelope) -> bool {
         let heard = envelope.announcement();
         let (ours, same) = match &self.current {
             Some(current) => (current.epoch.generation, current.envelope.announcement() == heard),
@@ -300,10 +300,10 @@ impl Publication {
         // A delta can only set bits of the same filter. Everything else needs a new epoch.
         let (epoch, new_epoch) = match self.current.take() {
             Some(current) if self.urgent.is_none() && !removal && wanted <= current.epoch.class => {
-                (self.delta(current), None)
+                (self.extend_epoch(current), None)
             }
             Some(_) | None => {
-                let epoch = self.new_epoch(now);
+                let epoch = self.begin_epoch(now);
                 let number = epoch.generation.epoch;
                 (epoch, Some(number))
             }
@@ -342,7 +342,7 @@ impl Publication {
     }
 
     /// Continues the same epoch with the additions.
-    fn delta(&mut self, current: Current) -> Epoch {
+    fn extend_epoch(&mut self, current: Current) -> Epoch {
         let mut epoch = current.epoch;
         let mut positions = BTreeSet::new();
         for part in std::mem::take(&mut self.added) {
@@ -362,7 +362,7 @@ impl Publication {
     }
 
     /// Starts a new epoch, with a new filter of the present paths.
-    fn new_epoch(&mut self, now: Now) -> Epoch {
+    fn begin_epoch(&mut self, now: Now) -> Epoch {
         if is_beyond_tomorrow(self.epoch_floor, now) {
             // Our clock was days ahead when this number was used. No peer with a correct clock accepted it, nor would
             // accept a greater one.
@@ -403,13 +403,14 @@ impl Publication {
     pub(crate) fn serve(&self, asker: &PeerId, generation: Generation, have_seq: Option<u64>) -> Option<GossipReply> {
         let current = self.current.as_ref().filter(|current| current.epoch.generation == generation)?;
         current.audience.binary_search(&AudienceDigest::of(asker)).ok()?;
-        let delta =
-            have_seq.and_then(|base_seq| current.delta(base_seq)).filter(|delta| delta.len() < current.body.len());
+        let delta = have_seq
+            .and_then(|base_seq| current.encode_delta(base_seq))
+            .filter(|delta| delta.len() < current.body.len());
         Some(delta.map_or_else(|| GossipReply::Body(current.body.clone()), GossipReply::Delta))
     }
 
     /// The signed goodbye; nothing is published after it. `None` when nothing was published before.
-    pub(crate) fn goodbye(&mut self, now: Now, keypair: &Keypair) -> Option<Vec<u8>> {
+    pub(crate) fn depart(&mut self, now: Now, keypair: &Keypair) -> Option<Vec<u8>> {
         self.departed = true;
         let generation = self.current.take()?.epoch.generation;
         let announcement = Announcement {
@@ -443,8 +444,8 @@ fn filter_bytes(bloom: &Bloom<HashPart>) -> &[u8] {
 }
 
 impl Current {
-    fn delta(&self, base_seq: u64) -> Option<Vec<u8>> {
-        let step = self.epoch.history.merged(self.epoch.generation.seq.checked_sub(base_seq)?)?;
+    fn encode_delta(&self, base_seq: u64) -> Option<Vec<u8>> {
+        let step = self.epoch.history.merge_last(self.epoch.generation.seq.checked_sub(base_seq)?)?;
         let delta = SummaryDelta {
             base_seq,
             items: self.epoch.items,

@@ -108,7 +108,7 @@ impl Pulls {
 }
 
 /// How many bits are set. It counts whole words, because counting bytes takes five times as long.
-fn ones(filter_bytes: &[u8]) -> u64 {
+fn count_ones(filter_bytes: &[u8]) -> u64 {
     let (words, rest) = filter_bytes.as_chunks::<8>();
     debug_assert!(rest.is_empty(), "a filter is a power of two of at least 1,024 bytes");
     words.iter().map(|word| u64::from(u64::from_ne_bytes(*word).count_ones())).sum()
@@ -128,12 +128,13 @@ impl Pulls {
 impl Gossip {
     /// Pulls the body that is wanted of this owner, if any. `teller` told us of the announcement, so it
     /// probably has the body.
-    pub(crate) fn want(&mut self, owner: PeerId, teller: Option<PeerId>) {
+    pub(crate) fn pull_if_wanted(&mut self, owner: PeerId, teller: Option<PeerId>) {
         let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment)).cloned();
         let Some(wanted) = wanted else { return };
         let pull = self.pulls.by_owner.entry(owner).or_insert_with(|| Pull::new(wanted.clone()));
         let asking = matches!(pull.phase, Phase::Asking(_));
-        // A request under way is still for the older announcement. `ask` turns to the newer one when that request fails.
+        // A request under way is still for the older announcement. `attempt_pull` turns to the newer one when that request
+        // fails.
         let newer = pull.generation() != wanted.announcement().generation;
         if newer && !asking {
             *pull = Pull { phase: pull.phase, ..Pull::new(wanted) };
@@ -151,7 +152,7 @@ impl Gossip {
     }
 
     /// A peer connected: pulls without a source may go on, and so may the pull of this peer's own body.
-    pub(crate) fn pull_with(&mut self, peer: PeerId) {
+    pub(crate) fn resume_pulls_with(&mut self, peer: PeerId) {
         let idle = |(owner, pull): (&PeerId, &Pull)| {
             (pull.phase == Phase::Idle || (owner == &peer && pull.phase == Phase::Waiting)).then_some(*owner)
         };
@@ -160,7 +161,7 @@ impl Gossip {
             self.pulls.make_ready(owner);
         }
         self.start_pulls();
-        self.want(peer, None);
+        self.pull_if_wanted(peer, None);
     }
 
     /// The wait after a failed attempt is over.
@@ -186,12 +187,12 @@ impl Gossip {
     fn start_pulls(&mut self) {
         while self.pulls.in_flight < IN_FLIGHT_MAX || mutant!(PullsUnbounded) {
             let Some(owner) = self.pulls.ready.pop_front() else { break };
-            self.ask(owner);
+            self.attempt_pull(owner);
         }
     }
 
     /// Makes one attempt of a pull that just left the queue.
-    fn ask(&mut self, owner: PeerId) {
+    fn attempt_pull(&mut self, owner: PeerId) {
         let Some(entry) = self.directory.get(&owner) else { return };
         let Some(wanted) = entry.wanted(self.now.moment).cloned() else {
             self.pulls.by_owner.remove(&owner);
@@ -206,7 +207,7 @@ impl Gossip {
         // Without a source, the pull stays idle until a peer connects.
         pull.phase = Phase::Idle;
         let (generation, attempts, whole) = (pull.generation(), pull.attempts, pull.whole);
-        let Some(source) = self.source(&owner, attempts) else { return };
+        let Some(source) = self.choose_source(&owner, attempts) else { return };
         let have_seq = held.filter(|held| held.epoch == generation.epoch && !whole).map(|held| held.seq);
         let Some(entry) = self.directory.get(&owner) else { return };
         let request = GossipRequest::Pull { owner: entry.digest, generation, have_seq };
@@ -218,7 +219,7 @@ impl Gossip {
 
     /// Whom to ask: the owner or those who told us of the announcement. Every third attempt asks another peer, because
     /// those may be eclipsing us.
-    fn source(&mut self, owner: &PeerId, attempts: u32) -> Option<PeerId> {
+    fn choose_source(&mut self, owner: &PeerId, attempts: u32) -> Option<PeerId> {
         let tellers = self.pulls.by_owner.get(owner).map(|pull| pull.tellers.as_slice()).unwrap_or_default();
         let preferred = std::iter::once(owner).chain(tellers.iter().filter(|teller| *teller != owner)).copied();
         let preferred: Vec<_> = preferred.filter(|peer| self.may_ask(peer)).collect();
@@ -226,7 +227,7 @@ impl Gossip {
             let others = self.links.keys().filter(|peer| !preferred.contains(peer) && self.may_ask(peer)).copied();
             let others: Vec<_> = others.collect();
             if preferred.is_empty() || !others.is_empty() {
-                let at = self.random(u64::try_from(others.len()).unwrap_or(u64::MAX));
+                let at = self.draw_below(u64::try_from(others.len()).unwrap_or(u64::MAX));
                 return others.into_iter().nth(usize::try_from(at).ok()?);
             }
         }
@@ -244,14 +245,14 @@ impl Gossip {
     }
 
     pub(crate) fn send(&mut self, to: PeerId, sent: Sent, request: &GossipRequest) -> u64 {
-        let id = self.request_id();
+        let id = self.assign_request_id();
         if matches!(sent, Sent::Pull { .. }) {
             self.pulls.in_flight += 1;
         }
         self.requests.insert(id, (to, sent));
         self.timers.set(Timer::Request(id), Some(self.now.moment + REQUEST_TIMEOUT_MS));
         let bytes = request.encode().expect("a sync has at most 2,048 entries, a pull is small");
-        self.output(Output::Request { to, id, bytes });
+        self.push_output(Output::Request { to, id, bytes });
         id
     }
 
@@ -265,14 +266,14 @@ impl Gossip {
         Some((to, sent))
     }
 
-    pub(crate) fn request_overdue(&mut self, id: u64) {
+    pub(crate) fn on_request_timeout(&mut self, id: u64) {
         if let Some((to, _)) = self.requests.get(&id) {
-            self.response(*to, id, None);
+            self.on_response(*to, id, None);
         }
     }
 
     /// An answer to one of our requests, or `None` when there was none.
-    pub(crate) fn response(&mut self, from: PeerId, id: u64, bytes: Option<Vec<u8>>) {
+    pub(crate) fn on_response(&mut self, from: PeerId, id: u64, bytes: Option<Vec<u8>>) {
         if self.requests.get(&id).is_none_or(|(to, _)| *to != from) {
             return;
         }
@@ -283,12 +284,12 @@ impl Gossip {
         }
         let reply = reply.and_then(Result::ok);
         match sent {
-            Sent::Sync => self.sync_answered(from, reply),
-            Sent::Pull { owner, have_seq } => self.pull_answered(owner, from, have_seq, reply),
+            Sent::Sync => self.on_sync_reply(from, reply),
+            Sent::Pull { owner, have_seq } => self.on_pull_reply(owner, from, have_seq, reply),
         }
     }
 
-    fn pull_answered(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, reply: Option<GossipReply>) {
+    fn on_pull_reply(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, reply: Option<GossipReply>) {
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
         match reply {
             Some(GossipReply::Body(bytes)) => {
@@ -298,24 +299,24 @@ impl Gossip {
                     let received = bytes.len();
                     // The deltas kept for others do not lead to this body.
                     self.relayed.forget(&owner);
-                    self.body_proven(owner, from, &target, &bytes, received, None);
+                    self.take_proven_body(owner, from, &target, &bytes, received, None);
                 } else {
                     self.penalize(from, Misdeed::WrongBody);
-                    self.pull_failed(owner);
+                    self.on_pull_failed(owner);
                 }
             }
-            Some(GossipReply::Delta(bytes)) => self.delta_received(owner, from, have_seq, &bytes),
+            Some(GossipReply::Delta(bytes)) => self.on_delta(owner, from, have_seq, &bytes),
             Some(GossipReply::Absent) => {
                 if owner == from {
-                    self.owner_had_nothing(owner);
+                    self.on_owner_absent(owner);
                 }
-                self.pull_failed(owner);
+                self.on_pull_failed(owner);
             }
             Some(GossipReply::Sync { .. } | GossipReply::StoreDirDiffers { .. }) => {
                 self.penalize(from, Misdeed::MalformedReply);
-                self.pull_failed(owner);
+                self.on_pull_failed(owner);
             }
-            Some(GossipReply::Busy) | None => self.pull_failed(owner),
+            Some(GossipReply::Busy) | None => self.on_pull_failed(owner),
         }
     }
 
@@ -323,7 +324,7 @@ impl Gossip {
     /// restarted and still reads its store. So it is asked for its newest announcement, and blamed only for a body that it
     /// claimed on this connection. An owner that announces something else before ten attempts are over would escape that
     /// blame; `undelivered` counts over all its announcements.
-    fn owner_had_nothing(&mut self, owner: PeerId) {
+    fn on_owner_absent(&mut self, owner: PeerId) {
         let moment = self.now.moment;
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
         let Some(entry) = self.directory.get_mut(&owner) else { return };
@@ -341,19 +342,19 @@ impl Gossip {
         }
         if first {
             // It has probably published again, and gossip lost the message.
-            self.greet(owner, 0);
+            self.schedule_greeting(owner, 0);
         }
         if undelivered {
             self.penalize(owner, Misdeed::Undelivered);
         }
     }
 
-    fn delta_received(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, bytes: &[u8]) {
+    fn on_delta(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, bytes: &[u8]) {
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
         let target = pull.target.clone();
         // If this delta leads nowhere, the next attempt asks for the whole body.
         pull.whole = true;
-        let base = self.held_body(&owner);
+        let base = self.assemble_held_body(&owner);
         let next = SummaryDelta::decode(bytes).and_then(|delta| {
             let (held_seq, base) = base.ok_or(SummaryError::Base { base_seq: delta.base_seq, held_seq: u64::MAX })?;
             let expected = have_seq.filter(|have_seq| *have_seq == held_seq);
@@ -364,18 +365,18 @@ impl Gossip {
             Ok((body, delta))
                 if Summary::digest(&body) == target.announcement().body_digest || mutant!(UnsignedDelta) =>
             {
-                self.body_proven(owner, from, &target, &body, bytes.len(), Some(&delta.positions));
+                self.take_proven_body(owner, from, &target, &body, bytes.len(), Some(&delta.positions));
                 self.relayed.push(owner, target.announcement().generation, delta);
             }
             Ok(_) | Err(_) => {
                 self.penalize(from, Misdeed::WrongDelta);
-                self.pull_failed(owner);
+                self.on_pull_failed(owner);
             }
         }
     }
 
     /// The body that we hold of an owner, reassembled, and its `seq`.
-    pub(crate) fn held_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
+    pub(crate) fn assemble_held_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
         let entry = self.directory.get(owner)?;
         let held = entry.held.as_ref()?;
         let summary = Summary {
@@ -389,7 +390,7 @@ impl Gossip {
     }
 
     /// Takes a body whose digest the owner signed. Whatever is wrong with it from here on is the owner's doing.
-    fn body_proven(
+    fn take_proven_body(
         &mut self,
         owner: PeerId,
         from: PeerId,
@@ -400,17 +401,17 @@ impl Gossip {
     ) {
         self.drop_pull(&owner);
         let generation = target.announcement().generation;
-        let refusal = match self.usable(target.announcement(), body) {
+        let refusal = match self.decode_usable(target.announcement(), body) {
             Ok((filter, summary)) => {
                 self.install(owner, target, &filter, summary, positions);
                 let delta = positions.is_some();
-                self.event(Event::BodyPulled { owner, from, generation, bytes: received, delta });
-                self.want(owner, None);
+                self.push_event(Event::BodyPulled { owner, from, generation, bytes: received, delta });
+                self.pull_if_wanted(owner, None);
                 return self.start_pulls();
             }
             Err(Flaw::ForeignAudience) => None,
             Err(Flaw::UnknownHashId { hash_id }) => {
-                self.event(Event::UnknownHashId { peer: owner, hash_id });
+                self.push_event(Event::UnknownHashId { peer: owner, hash_id });
                 None
             }
             Err(Flaw::PathCount) => Some(Misdeed::PathCountDiffers),
@@ -424,12 +425,12 @@ impl Gossip {
         if let Some(misdeed) = refusal {
             self.penalize(owner, misdeed);
         }
-        self.want(owner, None);
+        self.pull_if_wanted(owner, None);
         self.start_pulls();
     }
 
     /// What a body holds, if this node may use it. The caller has to check that its digest is the announced one.
-    pub(crate) fn usable(&self, announcement: &Announcement, body: &[u8]) -> Result<(Filter, Summary), Flaw> {
+    pub(crate) fn decode_usable(&self, announcement: &Announcement, body: &[u8]) -> Result<(Filter, Summary), Flaw> {
         match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
             Ok((_, summary)) if summary.items != announcement.path_count => Err(Flaw::PathCount),
             Ok((_, summary)) if !summary.admits(&self.me) && !mutant!(ForeignAudience) => Err(Flaw::ForeignAudience),
@@ -458,12 +459,12 @@ impl Gossip {
     ) {
         let moment = self.now.moment;
         let lookups = self.table.shared().lookups();
-        let audience = self.directory.shared_audience(summary.audience.clone());
+        let audience = self.directory.intern_audience(summary.audience.clone());
         let Some(entry) = self.directory.get_mut(&owner) else { return };
         let generation = target.announcement().generation;
         let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
         if !same_epoch {
-            entry.conduct.new_epoch(moment, lookups);
+            entry.conduct.on_new_epoch(moment, lookups);
         }
         // Within an epoch bits are only added, so a delta can be set in place. Any other filter gets a new column, so that
         // readers never see half of it.
@@ -493,7 +494,7 @@ impl Gossip {
         entry.held = Some(Held {
             envelope: Arc::clone(&target.envelope),
             class: filter.class(),
-            ones: ones(filter.as_bytes()),
+            ones: count_ones(filter.as_bytes()),
             audience,
             accepted,
             remembered: false,
@@ -504,23 +505,23 @@ impl Gossip {
         }
         self.timers.set(Timer::Expire(owner), Some(accepted.expires));
         if learned {
-            self.event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
+            self.push_event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
         }
-        self.rank(owner);
+        self.update_rank(owner);
     }
 
     /// The body held is the announced one already: only its lifetime is new.
-    pub(crate) fn adopted(&mut self, peer: PeerId) {
+    pub(crate) fn on_adopted(&mut self, peer: PeerId) {
         self.drop_pull(&peer);
         let Some(held) = self.directory.get(&peer).and_then(|entry| entry.held.as_ref()) else { return };
         let (generation, expires) = (held.generation(), held.accepted.expires);
         self.timers.set(Timer::Expire(peer), Some(expires));
-        self.event(Event::BodyPulled { owner: peer, from: peer, generation, bytes: 0, delta: false });
-        self.rank(peer);
+        self.push_event(Event::BodyPulled { owner: peer, from: peer, generation, bytes: 0, delta: false });
+        self.update_rank(peer);
     }
 
     /// Counts a failed attempt, and schedules the next one.
-    fn pull_failed(&mut self, owner: PeerId) {
+    fn on_pull_failed(&mut self, owner: PeerId) {
         let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment));
         let wanted = wanted.map(|newest| newest.announcement().generation);
         let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return self.start_pulls() };
@@ -535,13 +536,13 @@ impl Gossip {
             self.pulls.make_ready(owner);
         } else if attempts >= ATTEMPTS_MAX {
             self.drop_pull(&owner);
-            self.event(Event::PullGivenUp { owner, generation });
+            self.push_event(Event::PullGivenUp { owner, generation });
             if owner_absent >= OWNER_ABSENT_MAX {
                 self.penalize(owner, Misdeed::Undelivered);
             }
         } else {
             let backoff_ms = (BACKOFF_MS << (attempts - 1).min(16)).min(BACKOFF_MS_MAX);
-            let jitter_ms = self.random(backoff_ms / 2);
+            let jitter_ms = self.draw_below(backoff_ms / 2);
             self.timers.set(Timer::Pull(owner), Some(self.now.moment + backoff_ms + jitter_ms));
         }
         self.start_pulls();

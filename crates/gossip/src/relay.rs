@@ -74,7 +74,13 @@ impl Relayed {
     }
 
     /// The deltas from `base_seq` to the generation held, merged into one; `None` when some of them are no longer kept.
-    pub(crate) fn delta(&self, owner: &PeerId, held: Generation, base_seq: u64, items: u64) -> Option<SummaryDelta> {
+    pub(crate) fn merge_deltas(
+        &self,
+        owner: &PeerId,
+        held: Generation,
+        base_seq: u64,
+        items: u64,
+    ) -> Option<SummaryDelta> {
         let chain = self.chains.get(owner)?;
         let first = chain.iter().position(|applied| applied.from_seq == base_seq)?;
         if chain.back()?.to != held {
@@ -118,18 +124,21 @@ mod tests {
         let (owner, held) = (peer(1), |seq| Generation { epoch: 7, seq });
         relayed.push(owner, held(2), delta(0, &[5, 9]));
         relayed.push(owner, held(3), SummaryDelta { addresses: Some(vec![]), ..delta(2, &[1, 9]) });
-        let both = relayed.delta(&owner, held(3), 0, 4).unwrap();
+        let both = relayed.merge_deltas(&owner, held(3), 0, 4).unwrap();
         assert_eq!((both.positions, both.items, both.base_seq), (vec![1, 5, 9], 4, 0));
         assert_eq!(both.addresses, Some(vec![]));
-        assert_eq!(relayed.delta(&owner, held(3), 2, 4).unwrap().positions, [1, 9]);
-        assert!(relayed.delta(&owner, held(3), 1, 4).is_none(), "nothing begins there");
-        assert!(relayed.delta(&owner, held(4), 0, 4).is_none(), "nothing leads there");
-        assert!(relayed.delta(&owner, Generation { epoch: 8, seq: 3 }, 0, 4).is_none(), "another epoch");
+        assert_eq!(relayed.merge_deltas(&owner, held(3), 2, 4).unwrap().positions, [1, 9]);
+        assert!(relayed.merge_deltas(&owner, held(3), 1, 4).is_none(), "nothing begins there");
+        assert!(relayed.merge_deltas(&owner, held(4), 0, 4).is_none(), "nothing leads there");
+        assert!(relayed.merge_deltas(&owner, Generation { epoch: 8, seq: 3 }, 0, 4).is_none(), "another epoch");
         relayed.push(owner, held(9), delta(8, &[3]));
-        assert!(relayed.delta(&owner, held(9), 0, 4).is_none() && relayed.delta(&owner, held(9), 8, 4).is_some());
+        assert!(
+            relayed.merge_deltas(&owner, held(9), 0, 4).is_none()
+                && relayed.merge_deltas(&owner, held(9), 8, 4).is_some()
+        );
         relayed.check(1);
         relayed.forget(&owner);
-        assert!(relayed.delta(&owner, held(9), 8, 4).is_none());
+        assert!(relayed.merge_deltas(&owner, held(9), 8, 4).is_none());
         relayed.check(0);
     }
 
@@ -143,7 +152,7 @@ mod tests {
                 relayed.check(9);
             }
         }
-        let newest = relayed.delta(&peer(9), Generation { epoch: 0, seq: 40 }, 39, 0);
+        let newest = relayed.merge_deltas(&peer(9), Generation { epoch: 0, seq: 40 }, 39, 0);
         assert!(newest.is_some(), "the newest is kept");
     }
 }

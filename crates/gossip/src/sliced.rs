@@ -94,7 +94,7 @@ impl Sliced {
     /// Writes a filter to a column that no reader sees.
     pub(crate) fn write(&mut self, member: Arc<Member>, filter_bytes: &[u8]) {
         if self.recent.free.is_empty() && self.recent.unused.is_empty() {
-            self.settle();
+            self.settle_recent();
         }
         let block = self.blocks.first().expect("the recent block is always there");
         let column = match self.recent.free.pop() {
@@ -104,7 +104,7 @@ impl Sliced {
             }
             None => {
                 let column = self.recent.unused.pop().expect("settling leaves at least half of the block");
-                block.set(column, &ones(filter_bytes));
+                block.set(column, &find_ones(filter_bytes));
                 column
             }
         };
@@ -134,7 +134,7 @@ impl Sliced {
     }
 
     /// All its filters, as plain ones.
-    pub(crate) fn plain(&self) -> PlainFilters {
+    pub(crate) fn to_plain(&self) -> PlainFilters {
         let plain = |(peer, column): (&PeerId, &usize)| {
             let member = Arc::clone(self.words.get(column / WORD_COLUMNS)?.get(*column)?);
             let (block, at) = self.block(*column)?;
@@ -145,7 +145,7 @@ impl Sliced {
 
     /// Moves the recent filters, at least half of them, to the matrix. The others move to a new recent block, because views
     /// still show the old one.
-    fn settle(&mut self) {
+    fn settle_recent(&mut self) {
         let word = self.words.first().expect("the recent word is always there");
         let members = (0..WORD_COLUMNS).filter_map(|at| Some((at, Arc::clone(word.get(at)?))));
         let members: Vec<(usize, Arc<Member>)> = members.collect();
@@ -183,7 +183,7 @@ impl Sliced {
     fn grow(&mut self) {
         let columns = self.columns();
         let matrix = self.blocks.len() > 1;
-        match self.blocks.last().filter(|_| matrix).and_then(|block| block.wider(self.class)) {
+        match self.blocks.last().filter(|_| matrix).and_then(|block| block.to_wider(self.class)) {
             Some(wider) => {
                 self.blocks.pop();
                 self.blocks.push(Arc::new(wider));
@@ -216,7 +216,7 @@ fn place(column: usize) -> (usize, usize) {
 }
 
 /// The positions of the bits that are set.
-fn ones(filter_bytes: &[u8]) -> Vec<u32> {
+fn find_ones(filter_bytes: &[u8]) -> Vec<u32> {
     let mut positions = Vec::new();
     for (at, byte) in (0..).step_by(8).zip(filter_bytes) {
         let mut byte = *byte;

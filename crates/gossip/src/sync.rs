@@ -61,14 +61,14 @@ impl Haves {
     }
 
     /// The generation that the peer holds of this owner; the last one when it names several.
-    fn of(&self, owner: &AudienceDigest) -> Option<Generation> {
+    fn generation_of(&self, owner: &AudienceDigest) -> Option<Generation> {
         let after = self.0.partition_point(|have| have.owner <= *owner);
         self.0.get(after.checked_sub(1)?).filter(|have| have.owner == *owner).map(|have| have.generation)
     }
 }
 
 /// The beginning of a foreign text, without control characters, at most `bytes_max` bytes.
-pub(crate) fn printable(text: &str, bytes_max: usize) -> String {
+pub(crate) fn to_printable(text: &str, bytes_max: usize) -> String {
     let mut kept = String::new();
     for character in text.chars().filter(|character| !character.is_control()) {
         if kept.len() + character.len_utf8() > bytes_max {
@@ -80,19 +80,19 @@ pub(crate) fn printable(text: &str, bytes_max: usize) -> String {
 }
 
 impl Gossip {
-    pub(crate) fn connected(&mut self, peer: PeerId) {
+    pub(crate) fn on_connected(&mut self, peer: PeerId) {
         if !self.directory.contains(&peer) || self.links.contains_key(&peer) {
             return;
         }
         self.links.insert(peer, Link::default());
-        match self.greeting_wait_ms() {
+        match self.draw_greeting_wait_ms() {
             0 => self.sync_with(peer),
-            wait_ms => self.greet(peer, wait_ms),
+            wait_ms => self.schedule_greeting(peer, wait_ms),
         }
-        self.pull_with(peer);
+        self.resume_pulls_with(peer);
     }
 
-    pub(crate) fn disconnected(&mut self, peer: PeerId) {
+    pub(crate) fn drop_link(&mut self, peer: PeerId) {
         if self.links.remove(&peer).is_none() {
             return;
         }
@@ -102,45 +102,45 @@ impl Gossip {
         }
         let lost = self.requests.iter().filter(|(_, (to, _))| *to == peer).map(|(id, _)| *id);
         for id in lost.collect::<Vec<_>>() {
-            self.response(peer, id, None);
+            self.on_response(peer, id, None);
         }
     }
 
     /// How long the next greeting waits, so that not every answer brings the same news.
-    fn greeting_wait_ms(&mut self) -> u64 {
+    fn draw_greeting_wait_ms(&mut self) -> u64 {
         let moment = self.now.moment;
         let just_asked =
             |link: &&Link| link.asking || (link.answers > 0 && moment.since(link.asked) < GREETING_WAIT_MS);
         if self.links.values().filter(just_asked).count() < GREETINGS_AT_ONCE {
             return 0;
         }
-        GREETING_WAIT_MS + self.random(GREETING_WAIT_MS)
+        GREETING_WAIT_MS + self.draw_below(GREETING_WAIT_MS)
     }
 
     /// Schedules the next sync with a connected peer.
-    pub(crate) fn greet(&mut self, peer: PeerId, in_ms: u64) {
+    pub(crate) fn schedule_greeting(&mut self, peer: PeerId, in_ms: u64) {
         if self.links.contains_key(&peer) {
             self.timers.set(Timer::Greet(peer), Some(self.now.moment + in_ms));
         }
     }
 
     /// Schedules a sync with all other peers: they see what we hold, and ask back for what they lack.
-    fn spread(&mut self, told_by: PeerId) {
+    fn schedule_spread(&mut self, told_by: PeerId) {
         let moment = self.now.moment;
         let others: Vec<_> =
             self.links.iter().filter(|(peer, _)| **peer != told_by).map(|(peer, link)| (*peer, link.asked)).collect();
         for (peer, asked) in others {
-            let due = (moment + SPREAD_MS + self.random(SPREAD_MS)).max(asked + ASK_BACK_MS);
+            let due = (moment + SPREAD_MS + self.draw_below(SPREAD_MS)).max(asked + ASK_BACK_MS);
             let set = self.timers.get(Timer::Greet(peer));
             if set.is_none_or(|set| set > due || set < moment + SPREAD_MS) {
-                self.greet(peer, due.since(moment));
+                self.schedule_greeting(peer, due.since(moment));
             }
         }
     }
 
     pub(crate) fn schedule_sync(&mut self) {
         let interval_ms = self.sync_interval_ms;
-        let jitter_ms = self.random(interval_ms / 5);
+        let jitter_ms = self.draw_below(interval_ms / 5);
         self.timers.set(Timer::Sync, Some(self.now.moment + (interval_ms - interval_ms / 10 + jitter_ms).max(1)));
     }
 
@@ -166,12 +166,16 @@ impl Gossip {
         link.asking = true;
         link.asked = moment;
         link.compared = moment;
-        let sync =
-            Sync { store_dir: self.store_dir.clone(), software: self.software.clone(), yours, have: self.have() };
+        let sync = Sync {
+            store_dir: self.store_dir.clone(),
+            software: self.software.clone(),
+            yours,
+            have: self.collect_haves(),
+        };
         self.send(peer, Sent::Sync, &GossipRequest::Sync(sync));
     }
 
-    fn have(&self) -> Vec<Have> {
+    fn collect_haves(&self) -> Vec<Have> {
         let have = |(_, entry): (&PeerId, &Entry)| {
             let generation = entry.held.as_ref()?.generation();
             Some(Have { owner: entry.digest, generation })
@@ -186,9 +190,9 @@ impl Gossip {
     }
 
     /// Answers a peer's request.
-    pub(crate) fn request(&mut self, from: PeerId, id: u64, bytes: &[u8]) {
+    pub(crate) fn on_request(&mut self, from: PeerId, id: u64, bytes: &[u8]) {
         let moment = self.now.moment;
-        let reply = match self.directory.get_mut(&from).map(|entry| entry.conduct.requests_spent(moment)) {
+        let reply = match self.directory.get_mut(&from).map(|entry| entry.conduct.has_spent_requests(moment)) {
             None => GossipReply::Absent,
             Some(true) => GossipReply::Busy,
             Some(false) => self.answer(from, bytes),
@@ -198,7 +202,7 @@ impl Gossip {
         if let Some(entry) = served {
             entry.conduct.charge_request(bytes.len());
         }
-        self.output(Output::Respond { to: from, id, bytes });
+        self.push_output(Output::Respond { to: from, id, bytes });
     }
 
     fn answer(&mut self, from: PeerId, bytes: &[u8]) -> GossipReply {
@@ -215,17 +219,17 @@ impl Gossip {
     }
 
     fn answer_sync(&mut self, from: PeerId, sync: Sync) -> GossipReply {
-        if self.other_store(from, &sync.store_dir) {
+        if self.note_store_dir_differs(from, &sync.store_dir) {
             return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
         }
-        self.hear_own(from, sync.yours);
+        self.receive_own(from, sync.yours);
         let have = Haves::new(sync.have);
         self.ask_back(from, &have);
         GossipReply::Sync {
             store_dir: self.store_dir.clone(),
             software: self.software.clone(),
             yours: self.newest_of(&from),
-            news: self.news_for(&from, &have),
+            news: self.collect_news_for(&from, &have),
         }
     }
 
@@ -234,7 +238,7 @@ impl Gossip {
         let moment = self.now.moment;
         let newer = self.directory.iter().any(|(_, entry)| {
             let heard = entry.newest.as_ref().map(|newest| newest.announcement().generation);
-            have.of(&entry.digest).is_some_and(|have| heard.is_none_or(|heard| heard < have))
+            have.generation_of(&entry.digest).is_some_and(|have| heard.is_none_or(|heard| heard < have))
         });
         let Some(link) = self.links.get_mut(&from) else { return };
         link.compared = moment;
@@ -242,22 +246,22 @@ impl Gossip {
         // The greeting of a new connection comes soon enough, and its answer is smaller by then.
         let greeting = link.answers == 0 && self.timers.get(Timer::Greet(from)).is_some();
         if newer && !recently && !greeting {
-            self.greet(from, 0);
+            self.schedule_greeting(from, 0);
         }
     }
 
     /// Our own newest envelope, and the envelopes of the bodies that we hold and may hand on. A goodbye goes only to peers
     /// that have the body.
-    fn news_for(&self, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
+    fn collect_news_for(&self, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
         let digest = AudienceDigest::of(asker);
         let newer = |owner: &AudienceDigest, envelope: &Envelope| {
-            have.of(owner).is_none_or(|have| have < envelope.announcement().generation)
+            have.generation_of(owner).is_none_or(|have| have < envelope.announcement().generation)
         };
         let own = self.publication.envelope().filter(|own| newer(&self.my_digest, own));
         let of_others = self.directory.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
             let goodbye = || {
                 let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
-                have.of(&entry.digest).and(Some(&newest.envelope))
+                have.generation_of(&entry.digest).and(Some(&newest.envelope))
             };
             // A body known to be outdated is our best guess, but no news for anyone.
             let held = entry.held.as_ref().filter(|_| !entry.is_outdated_memory());
@@ -286,17 +290,17 @@ impl Gossip {
             (held.generation() == generation && meant).then_some((peer, *held.envelope.announcement()))
         });
         let Some((peer, announced)) = held else { return GossipReply::Absent };
-        let delta = have_seq.and_then(|base| self.relayed.delta(&peer, generation, base, announced.path_count));
+        let delta = have_seq.and_then(|base| self.relayed.merge_deltas(&peer, generation, base, announced.path_count));
         let delta = delta.and_then(|delta| delta.encode().ok());
         if let Some(delta) = delta.filter(|delta| delta.len() < announced.body_bytes as usize) {
             return GossipReply::Delta(delta);
         }
-        let body = self.held_body(&peer).and_then(|(_, summary)| summary.encode().ok());
+        let body = self.assemble_held_body(&peer).and_then(|(_, summary)| summary.encode().ok());
         body.map_or(GossipReply::Absent, GossipReply::Body)
     }
 
     /// Handles the reply to our sync; `None` when there was none.
-    pub(crate) fn sync_answered(&mut self, from: PeerId, reply: Option<GossipReply>) {
+    pub(crate) fn on_sync_reply(&mut self, from: PeerId, reply: Option<GossipReply>) {
         let Some(link) = self.links.get_mut(&from) else { return };
         link.asking = false;
         match reply {
@@ -305,56 +309,56 @@ impl Gossip {
                 link.answers += 1;
                 let first = link.answers == 1;
                 if first {
-                    self.greet(from, SECOND_LOOK_MS);
+                    self.schedule_greeting(from, SECOND_LOOK_MS);
                 }
-                if self.other_store(from, &store_dir) {
+                if self.note_store_dir_differs(from, &store_dir) {
                     return;
                 }
-                let software = printable(&software, SOFTWARE_BYTES_MAX);
+                let software = to_printable(&software, SOFTWARE_BYTES_MAX);
                 if let Some(entry) = self.directory.get_mut(&from) {
                     entry.software = Some(software.clone());
                 }
                 if first {
-                    self.event(Event::Greeted { peer: from, software });
+                    self.push_event(Event::Greeted { peer: from, software });
                 }
-                self.hear_own(from, yours);
-                self.hear_news(from, &news);
+                self.receive_own(from, yours);
+                self.receive_news(from, &news);
             }
             Some(GossipReply::StoreDirDiffers { store_dir }) => {
                 link.failures = 0;
-                self.other_store(from, &store_dir);
+                self.note_store_dir_differs(from, &store_dir);
             }
             Some(GossipReply::Body(_) | GossipReply::Delta(_)) => {
                 self.penalize(from, Misdeed::MalformedReply);
-                self.greet_again(from);
+                self.schedule_greeting_again(from);
             }
-            Some(GossipReply::Absent | GossipReply::Busy) | None => self.greet_again(from),
+            Some(GossipReply::Absent | GossipReply::Busy) | None => self.schedule_greeting_again(from),
         }
     }
 
-    fn greet_again(&mut self, peer: PeerId) {
+    fn schedule_greeting_again(&mut self, peer: PeerId) {
         let Some(link) = self.links.get_mut(&peer) else { return };
         let wait_ms = GREET_AGAIN_MS << link.failures.min(6);
         link.failures = link.failures.saturating_add(1);
-        self.greet(peer, wait_ms);
+        self.schedule_greeting(peer, wait_ms);
     }
 
     /// Notes a peer's store directory; true when it differs from ours, so that nothing can be shared.
-    fn other_store(&mut self, peer: PeerId, store_dir: &str) -> bool {
-        let differs = (store_dir != self.store_dir).then(|| printable(store_dir, STORE_DIR_BYTES_MAX));
+    fn note_store_dir_differs(&mut self, peer: PeerId, store_dir: &str) -> bool {
+        let differs = (store_dir != self.store_dir).then(|| to_printable(store_dir, STORE_DIR_BYTES_MAX));
         let Some(entry) = self.directory.get_mut(&peer) else { return true };
         let before = std::mem::replace(&mut entry.store_dir_differs, differs.clone());
         match differs {
             Some(store_dir) => {
                 if before.as_ref() != Some(&store_dir) {
                     self.drop_body(&peer);
-                    self.event(Event::StoreDirDiffers { peer, store_dir });
+                    self.push_event(Event::StoreDirDiffers { peer, store_dir });
                 }
                 true
             }
             None => {
                 if before.is_some() {
-                    self.want(peer, None);
+                    self.pull_if_wanted(peer, None);
                 }
                 false
             }
@@ -362,15 +366,15 @@ impl Gossip {
     }
 
     /// Handles the newest envelope with our signature that a peer knows.
-    fn hear_own(&mut self, from: PeerId, yours: Option<Vec<u8>>) {
+    fn receive_own(&mut self, from: PeerId, yours: Option<Vec<u8>>) {
         let Some(bytes) = yours else { return };
         if self.publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
             return;
         }
         match (self.open_envelope)(&bytes) {
             Ok(envelope) if envelope.peer() == self.me => {
-                if self.publication.heard_own(self.now, &envelope) {
-                    self.event(Event::Overtaken { generation: envelope.announcement().generation });
+                if self.publication.continue_above_if_newer(self.now, &envelope) {
+                    self.push_event(Event::Overtaken { generation: envelope.announcement().generation });
                 }
             }
             Err(EnvelopeError::UnknownVersion { .. }) => {}
@@ -380,7 +384,7 @@ impl Gossip {
         }
     }
 
-    fn hear_news(&mut self, from: PeerId, news: &[Vec<u8>]) {
+    fn receive_news(&mut self, from: PeerId, news: &[Vec<u8>]) {
         if news.len() > GossipReply::NEWS_MAX {
             return self.penalize(from, Misdeed::MalformedReply);
         }
@@ -390,11 +394,11 @@ impl Gossip {
             if self.directory.is_older(bytes) {
                 continue;
             }
-            match self.directory.opened(bytes, self.open_envelope) {
+            match self.directory.open_envelope(bytes, self.open_envelope) {
                 // Our own envelopes come in `yours`. A peer's envelope may come from any peer that trusts both it and us.
-                Ok(envelope) => fresh |= self.accept(&envelope, from) == Worth::News,
+                Ok(envelope) => fresh |= self.receive_envelope(&envelope, from) == Worth::News,
                 Err(EnvelopeError::UnknownVersion { version }) => {
-                    self.event(Event::UnknownVersion { peer: from, version });
+                    self.push_event(Event::UnknownVersion { peer: from, version });
                 }
                 Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
                     self.penalize(from, Misdeed::ForgedNews);
@@ -403,7 +407,7 @@ impl Gossip {
             }
         }
         if fresh {
-            self.spread(from);
+            self.schedule_spread(from);
         }
     }
 }

@@ -61,7 +61,7 @@ impl FilterTable {
     /// Peers whose filter claims this path, best first: the demoted ones last, then ordered by their share of false
     /// hits, and then differently for each path. Peers that are set aside are left out. An empty answer is certain:
     /// none of the others has announced the path.
-    pub fn candidates(&self, part: &HashPart) -> Vec<Candidate> {
+    pub fn find_candidates(&self, part: &HashPart) -> Vec<Candidate> {
         self.lookups.fetch_add(1, Relaxed);
         let view = self.view();
         if view.classes.is_empty() {
@@ -243,9 +243,9 @@ impl ClassView {
                 // The first words of all blocks are loaded before any block is searched: the loads do not depend on each
                 // other, so memory serves them all at once.
                 let mut first_words = [0; BLOCKS_USUAL];
-                first_words.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.first_word(&rows));
+                first_words.iter_mut().zip(blocks).for_each(|(to, block)| *to = block.load_first_word(&rows));
                 for (((at, block), live), words) in blocks.iter().enumerate().zip(live).zip(by_block(words)) {
-                    let first_word = first_words.get(at).copied().unwrap_or_else(|| block.first_word(&rows));
+                    let first_word = first_words.get(at).copied().unwrap_or_else(|| block.load_first_word(&rows));
                     let found = block.find(&rows, first_word, *live);
                     for (bits, word) in found.into_iter().zip(words) {
                         ones(bits).filter_map(|bit| word.get(bit).map(Arc::as_ref)).for_each(&mut tell);

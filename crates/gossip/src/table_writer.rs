@@ -148,7 +148,7 @@ impl TableWriter {
     }
 
     /// Sets how readers rank a peer: its false hits per 1,024 probes, and whether it comes last or is left out.
-    pub(crate) fn rank(&self, peer: &PeerId, false_share: u32, rank: Rank) {
+    pub(crate) fn set_rank(&self, peer: &PeerId, false_share: u32, rank: Rank) {
         if let Some((_, member)) = self.places.get(peer) {
             member.false_share.store(false_share, Relaxed);
             member.set_rank(rank);
@@ -179,10 +179,10 @@ impl TableWriter {
             Class::Plain(filters) if filters.len() >= SLICED_MIN => {
                 *members = Class::Sliced(Sliced::of(class, filters))
             }
-            Class::Sliced(sliced) if sliced.members() < PLAIN_BELOW => *members = Class::Plain(sliced.plain()),
+            Class::Sliced(sliced) if sliced.members() < PLAIN_BELOW => *members = Class::Plain(sliced.to_plain()),
             // More than half of the columns are empty, not counting one word: everything moves to a matrix that fits.
             Class::Sliced(sliced) if sliced.columns() > 2 * sliced.members() + 64 => {
-                *members = Class::Sliced(Sliced::of(class, &sliced.plain()));
+                *members = Class::Sliced(Sliced::of(class, &sliced.to_plain()));
             }
             Class::Plain(_) | Class::Sliced(_) => {}
         }
@@ -317,7 +317,7 @@ mod tests {
             }
             for number in (0..520).step_by(7) {
                 let positions = BitPositions::of(&part(number));
-                let mut found: Vec<_> = writer.shared().candidates(&part(number)).iter().map(|candidate| candidate.peer).collect();
+                let mut found: Vec<_> = writer.shared().find_candidates(&part(number)).iter().map(|candidate| candidate.peer).collect();
                 found.sort();
                 let expected: Vec<_> = oracle.iter().filter(|(_, filter)| filter.may_contain(&positions)).map(|(peer, _)| *peer).collect();
                 prop_assert_eq!(found, expected);
@@ -340,10 +340,10 @@ mod tests {
         let mut writer = TableWriter::new(1);
         for number in 0..200 {
             writer.install_plain(peer(number), &filter(class(10), [u32::from(number)]), Rank::Usual);
-            assert_eq!(writer.shared().candidates(&part(u32::from(number))).len(), 1, "found at once");
+            assert_eq!(writer.shared().find_candidates(&part(u32::from(number))).len(), 1, "found at once");
         }
         writer.shape();
-        assert!((0..200).all(|number| writer.shared().candidates(&part(number)).len() == 1));
+        assert!((0..200).all(|number| writer.shared().find_candidates(&part(number)).len() == 1));
         assert!(matches!(writer.classes.get(&class(10)), Some(Class::Sliced(_))));
         assert_eq!(
             writer.shared().memory_bytes(),
@@ -357,8 +357,8 @@ mod tests {
                 assert_eq!(writer.shared().memory_bytes(), (256 * 1_024) + 2 * 64);
             }
         }
-        assert_eq!(writer.shared().candidates(&part(19)).len(), 200);
-        assert!(writer.shared().candidates(&part(18)).is_empty());
+        assert_eq!(writer.shared().find_candidates(&part(19)).len(), 200);
+        assert!(writer.shared().find_candidates(&part(18)).is_empty());
         (0..150).for_each(|number| writer.remove(&peer(number)));
         assert_eq!(
             writer.shared().memory_bytes(),
@@ -368,7 +368,7 @@ mod tests {
         (150..180).for_each(|number| writer.remove(&peer(number)));
         assert!(matches!(writer.classes.get(&class(10)), Some(Class::Plain(_))));
         (180..200).for_each(|number| writer.remove(&peer(number)));
-        assert!(writer.classes.is_empty() && writer.shared().candidates(&part(19)).is_empty());
+        assert!(writer.classes.is_empty() && writer.shared().find_candidates(&part(19)).is_empty());
     }
 
     #[test]
@@ -397,7 +397,7 @@ mod tests {
                 let mut lookups = 0u64;
                 while !stop.load(Relaxed) {
                     // The path is in both filters that take turns, so every lookup must find it.
-                    assert_eq!(table.candidates(&part(50)).len(), 40);
+                    assert_eq!(table.find_candidates(&part(50)).len(), 40);
                     lookups += 1;
                 }
                 lookups
@@ -415,11 +415,11 @@ mod tests {
     fn rank_and_exclusion_outlive_a_new_filter() {
         let mut writer = TableWriter::new(1);
         (0..3).for_each(|number| writer.install(peer(number), &filter(class(10), [1]), Rank::Usual));
-        writer.rank(&peer(0), 100, Rank::Usual);
-        writer.rank(&peer(1), 0, Rank::Excluded);
+        writer.set_rank(&peer(0), 100, Rank::Usual);
+        writer.set_rank(&peer(1), 0, Rank::Excluded);
         writer.install(peer(0), &filter(class(11), [1]), Rank::Usual);
         writer.install(peer(1), &filter(class(11), [1]), Rank::Usual);
-        let found: Vec<_> = writer.shared().candidates(&part(1)).iter().map(|candidate| candidate.peer).collect();
+        let found: Vec<_> = writer.shared().find_candidates(&part(1)).iter().map(|candidate| candidate.peer).collect();
         assert_eq!(found, [peer(2), peer(0)]);
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Timers {
 
 impl Timers {
     /// When the first timer is due.
-    pub(crate) fn next(&self) -> Option<Moment> {
+    pub(crate) fn deadline(&self) -> Option<Moment> {
         self.by_time.first().map(|(moment, _)| *moment)
     }
 
@@ -82,7 +82,7 @@ mod tests {
         timers.set(Timer::Sync, Some(Moment(5)));
         timers.set(Timer::Sync, Some(Moment(9)));
         timers.set(Timer::Publish, Some(Moment(7)));
-        assert_eq!(timers.next(), Some(Moment(7)));
+        assert_eq!(timers.deadline(), Some(Moment(7)));
         assert_eq!(timers.pop(Moment(6)), None);
         assert_eq!(timers.pop(Moment(9)), Some(Timer::Publish));
         assert_eq!(timers.pop(Moment(9)), Some(Timer::Sync));

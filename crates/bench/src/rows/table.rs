@@ -52,7 +52,7 @@ impl Subject for Table {
         let (mut ours, mut naive, mut busy, mut calm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for round in 1..=bench.rounds {
             let absent: Vec<_> = (0..LOOKUPS).map(|_| part(&mut loaded.rng)).collect();
-            ours.push(us_each(&absent, |part| drop(black_box(table.candidates(part)))));
+            ours.push(us_each(&absent, |part| drop(black_box(table.find_candidates(part)))));
             let few = absent.get(..LOOKUPS / 100).unwrap_or_default();
             naive.push(us_each(few, |part| {
                 let positions = BitPositions::of(part);
@@ -177,7 +177,7 @@ impl Loaded {
                 while !stop.load(Relaxed) {
                     let wanted = part(&mut rng);
                     let begun = Instant::now();
-                    black_box(table.candidates(&wanted));
+                    black_box(table.find_candidates(&wanted));
                     longest_ns.fetch_max(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), Relaxed);
                 }
             }

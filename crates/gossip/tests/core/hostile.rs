@@ -353,7 +353,7 @@ fn false_hits_order_the_candidates_and_demote_the_liar() {
     let mut lone = Lone::new();
     lone.hold(OWNER, &Forged::new(OWNER, 0, &parts(0..20)));
     lone.hold(OTHER, &Forged::new(OTHER, 0, &parts(0..20)));
-    let first = |lone: &Lone| lone.core.candidates(&part(5)).first().unwrap().peer;
+    let first = |lone: &Lone| lone.core.find_candidates(&part(5)).first().unwrap().peer;
     let probe = |number: u8, outcome| Input::Probe { peer: peer(number), outcome };
     lone.feed(probe(OWNER, ProbeOutcome::FalseHit));
     assert_eq!(first(&lone), peer(OTHER));
@@ -392,7 +392,7 @@ fn false_hits_that_the_density_explains_do_not_demote() {
     let mut lone = Lone::new();
     // 500 paths in 8,192 bits: 49 % ones, a rate of 0.04 %, so 8 false hits are to be expected.
     lone.hold(OWNER, &Forged::new(OWNER, 0, &parts(0..500)));
-    (0..2_000_000u32).step_by(100).for_each(|path| drop(lone.core.candidates(&part(path))));
+    (0..2_000_000u32).step_by(100).for_each(|path| drop(lone.core.find_candidates(&part(path))));
     (0..60).for_each(|_| lone.feed(Input::Probe { peer: peer(OWNER), outcome: ProbeOutcome::FalseHit }));
     let view = lone.core.peers().find(|view| view.peer == peer(OWNER)).unwrap();
     assert_eq!(view.false_hits, 60);

@@ -65,7 +65,7 @@ fn a_kept_summary_is_used_before_anyone_is_connected() {
     // The next run takes exactly what this one gives.
     let mut before = Lone::new();
     before.hold(OWNER, &forged);
-    let given = before.core.kept(&peer(OWNER)).unwrap();
+    let given = before.core.assemble_kept_summary(&peer(OWNER)).unwrap();
     assert_eq!((&given.body, &given.envelope), (&forged.body, &forged.envelope.as_bytes().to_vec()));
     let mut lone = started(&[&forged], given.accepted_ms + 60_000);
     restore(&mut lone, &given).unwrap();
@@ -96,7 +96,7 @@ fn only_the_rest_of_the_lifetime_is_left_and_repeats_do_not_renew_it() {
     lone.pass(20_000);
     assert!(!lone.is_candidate(OWNER, &part(5)));
     assert!(lone.events().contains(&&Event::Expired { peer: peer(OWNER) }));
-    assert!(lone.core.kept(&peer(OWNER)).is_none(), "nothing is left to keep");
+    assert!(lone.core.assemble_kept_summary(&peer(OWNER)).is_none(), "nothing is left to keep");
     // A summary that is announced again before the end lives on.
     let again = Forged::new(OWNER, 1, &parts(0..20));
     let mut lone = started(&[&forged], WALL_MS + age_ms);
@@ -183,7 +183,7 @@ fn a_peer_that_said_goodbye_is_not_restored() {
     let mut lone = started(&[&forged], WALL_MS);
     restore(&mut lone, &kept(&forged)).unwrap();
     lone.tell(OWNER, OTHER, goodbye.envelope.as_bytes());
-    assert!(!lone.is_candidate(OWNER, &part(5)) && lone.core.kept(&peer(OWNER)).is_none());
+    assert!(!lone.is_candidate(OWNER, &part(5)) && lone.core.assemble_kept_summary(&peer(OWNER)).is_none());
 }
 
 #[test]
@@ -232,6 +232,6 @@ fn a_kept_body_announced_again_unchanged_is_the_newest() {
     let held = lone.core.peers().find(|view| view.peer == peer(OWNER)).unwrap().summary.unwrap();
     assert_eq!(held.generation, again.announcement.generation);
     assert_eq!(held.expires, Moment(50) + (LIFETIME_MS - 60_000));
-    let envelope = lone.core.kept(&peer(OWNER)).unwrap().envelope;
+    let envelope = lone.core.assemble_kept_summary(&peer(OWNER)).unwrap().envelope;
     assert_eq!(Envelope::open(&envelope).unwrap().announcement().generation, again.announcement.generation);
 }

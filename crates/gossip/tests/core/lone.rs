@@ -132,11 +132,11 @@ impl Lone {
     }
 
     pub fn is_candidate(&self, number: u8, part: &HashPart) -> bool {
-        self.core.candidates(part).iter().any(|candidate| candidate.peer == peer(number))
+        self.core.find_candidates(part).iter().any(|candidate| candidate.peer == peer(number))
     }
 
     pub fn is_demoted(&self, number: u8, part: &HashPart) -> bool {
-        self.core.candidates(part).iter().any(|candidate| candidate.peer == peer(number) && candidate.is_demoted)
+        self.core.find_candidates(part).iter().any(|candidate| candidate.peer == peer(number) && candidate.is_demoted)
     }
 }
 

@@ -177,7 +177,7 @@ impl Net {
 
     /// Whether `asker` would ask `holder` for this path.
     pub fn candidate(&self, asker: u8, holder: u8, path: u32) -> bool {
-        self.node(asker).core.candidates(&part(path)).iter().any(|candidate| candidate.peer == peer(holder))
+        self.node(asker).core.find_candidates(&part(path)).iter().any(|candidate| candidate.peer == peer(holder))
     }
 
     pub fn view(&self, number: u8, other: u8) -> PeerView {

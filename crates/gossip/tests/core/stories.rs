@@ -482,7 +482,7 @@ fn nothing_is_published_before_the_paths_are_known() {
     assert_eq!(net.node(1).published.len(), 1);
     assert_eq!(net.node(1).core.publication().paths, 0);
     assert_eq!(parts(0..3).len(), 3);
-    assert!(net.node(1).core.candidates(&part(1)).is_empty());
+    assert!(net.node(1).core.find_candidates(&part(1)).is_empty());
 }
 
 #[test]

@@ -139,7 +139,7 @@ impl SummaryWriter {
         let order = if is_renewal {
             Order::Renew(owner, envelope, accepted_ms)
         } else {
-            let kept = gossip.kept(&owner)?;
+            let kept = gossip.assemble_kept_summary(&owner)?;
             self.pace.wrote(at, owner, kept.body.len() as u64);
             Order::Write(owner, kept)
         };
