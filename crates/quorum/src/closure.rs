@@ -57,7 +57,7 @@ impl ClosureVerdict {
 
     /// A shortest chain of references from the root to a path of the closure, both included. It tells why
     /// the path is needed.
-    pub fn chain(&self, path: &StorePath) -> Vec<StorePath> {
+    pub fn find_chain(&self, path: &StorePath) -> Vec<StorePath> {
         let needed_by: BTreeMap<_, _> = self.paths.iter().map(|judged| (&judged.path, &judged.needed_by)).collect();
         let mut chain = vec![path.clone()];
         while let Some(Some(from)) = chain.last().and_then(|path| needed_by.get(path)) {
@@ -73,14 +73,14 @@ impl Judged {
     pub fn alone(policy: &Policy, ledger: &Ledger, member: &Member) -> Self {
         let path = member.path.clone();
         let verdict = match member.content_addressed {
-            true => policy.verdict_content_addressed(ledger, &path),
-            false => policy.verdict(ledger, &path),
+            true => policy.judge_content_addressed(ledger, &path),
+            false => policy.judge(ledger, &path),
         };
         Self { path, verdict, held: member.held, needed_by: None, known: true }
     }
 
     /// Orders the weakest path first; those of the same strength are ordered by path.
-    pub(crate) fn weaker(&self, other: &Self) -> Ordering {
+    pub(crate) fn cmp_weakest_first(&self, other: &Self) -> Ordering {
         self.strength().cmp(&other.strength()).then_with(|| self.path.cmp(&other.path))
     }
 
@@ -115,7 +115,7 @@ impl Judged {
 
 /// Judges `root` and what it needs. `members` may hold more paths than that. A path that no member describes is judged too,
 /// and counts as one whose references are unknown.
-pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member]) -> ClosureVerdict {
+pub fn judge_closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member]) -> ClosureVerdict {
     let by_path: BTreeMap<&StorePath, &Member> = members.iter().map(|member| (&member.path, member)).collect();
     let mut reached_from: BTreeMap<StorePath, Option<StorePath>> = BTreeMap::from([(root.clone(), None)]);
     // Breadth first, so that `needed_by` leads back to the root on a shortest way.
@@ -142,6 +142,6 @@ pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Me
         Judged { needed_by, ..judged }
     };
     let mut paths: Vec<Judged> = order.into_iter().map(judge).collect();
-    paths.sort_by(Judged::weaker);
+    paths.sort_by(Judged::cmp_weakest_first);
     ClosureVerdict { paths }
 }

@@ -24,7 +24,7 @@ impl Clone for Digests {
 impl Digests {
     /// Forgets the digests that no longer hold: what this builder says of a path under this first byte has changed.
     pub(crate) fn forget(&self, builder: u16, top: u8) {
-        if let Some(slots) = self.all().get_mut(usize::from(builder)) {
+        if let Some(slots) = self.lock().get_mut(usize::from(builder)) {
             for slot in [0, 1, 2].map(|depth| slot(depth, top)).into_iter().flatten() {
                 slots.iter_mut().skip(slot).take(1).for_each(|digest| *digest = None);
             }
@@ -32,9 +32,9 @@ impl Digests {
     }
 
     /// The known digests of this node, for each builder in the given order. Deeper nodes are never known.
-    pub(crate) fn known(&self, builders: &[u16], node: Node) -> Vec<Option<NodeDigest>> {
+    pub(crate) fn recall(&self, builders: &[u16], node: Node) -> Vec<Option<NodeDigest>> {
         let Some(slot) = slot_of(node) else { return vec![None; builders.len()] };
-        let all = self.all();
+        let all = self.lock();
         let known = |builder: &u16| all.get(usize::from(*builder))?.get(slot).copied()?;
         builders.iter().map(known).collect()
     }
@@ -42,7 +42,7 @@ impl Digests {
     /// Remembers the digests that were computed for these builders.
     pub(crate) fn remember(&self, builders: &[u16], node: Node, digests: impl Iterator<Item = NodeDigest>) {
         let Some(slot) = slot_of(node) else { return };
-        let mut all = self.all();
+        let mut all = self.lock();
         for (builder, digest) in builders.iter().zip(digests) {
             let builder = usize::from(*builder);
             if all.len() <= builder {
@@ -56,7 +56,7 @@ impl Digests {
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, Vec<Slots>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Slots>> {
         // Each change is complete in itself, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

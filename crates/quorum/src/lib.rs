@@ -8,7 +8,7 @@
 //! every result is a function of its arguments: time is passed in as [`WallMs`]. `docs/quorum.md` has the rules in words,
 //! each with its test.
 //!
-//! **Walk.** [`VerifiedStatement`] -> [`Ledger::insert`] -> [`Policy::verdict`] -> [`Verdict`] (one path) or [`closure`] (a path and
+//! **Walk.** [`VerifiedStatement`] -> [`Ledger::insert`] -> [`Policy::judge`] -> [`Verdict`] (one path) or [`closure`] (a path and
 //! all that it needs) -> [`Policy::decide`] (may it be substituted?) and [`Report`]. Beside it, [`reconcile`] finds what
 //! two ledgers do not share, at a cost that grows with the difference; [`exchange`] decides when and with whom, and
 //! [`wire`] how.
@@ -42,7 +42,7 @@ pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use policy::{Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation};
 pub use report::{
     FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportHead, ReportPart, ReportScope, Totals,
-    TurnedReport, VoidVote, no_longer_agreed,
+    TurnedReport, VoidVote, find_no_longer_agreed,
 };
 pub use ruling::{Grounds, Preference, Refusal, Ruling};
 pub use statement::{Claim, FingerprintDigest, NameDigest, VerifiedStatement, WallMs};

@@ -3,7 +3,7 @@
 //! A report is produced part by part ([`ReportPart`]), because a path in words takes some kilobytes: all paths are judged
 //! at once, but only one at a time is put into words. The parts in sequence are the fields of the report.
 
-use crate::closure::{ClosureVerdict, Judged, Member, closure};
+use crate::closure::{ClosureVerdict, Judged, Member, judge_closure};
 use crate::ledger::{Ledger, Vote};
 use crate::policy::{Mode, Policy};
 use crate::ruling::Ruling;
@@ -216,11 +216,11 @@ pub struct TurnedReport {
 impl Report {
     /// The report on a closure.
     pub fn closure(policy: &Policy, ledger: &Ledger, root: &StorePath, members: &[Member], now: WallMs) -> Self {
-        let judged = closure(policy, ledger, root, members);
+        let judged = judge_closure(policy, ledger, root, members);
         let weakest = judged.breaks_at().or(judged.paths.first()).map(|weakest| Link {
             path: weakest.path.to_string(),
             verdict: weakest.verdict.state,
-            chain: judged.chain(&weakest.path).iter().map(StorePath::to_string).collect(),
+            chain: judged.find_chain(&weakest.path).iter().map(StorePath::to_string).collect(),
         });
         let mut report = Self::of(policy, ReportScope::Closure(root.to_string()), judged, now);
         report.head.weakest = weakest;
@@ -229,7 +229,7 @@ impl Report {
 
     /// The report on one or many paths, each judged by itself.
     pub fn paths(policy: &Policy, scope: ReportScope, mut paths: Vec<Judged>, now: WallMs) -> Self {
-        paths.sort_by(Judged::weaker);
+        paths.sort_by(Judged::cmp_weakest_first);
         Self::of(policy, scope, ClosureVerdict { paths }, now)
     }
 
@@ -242,7 +242,7 @@ impl Report {
             k: policy.k_default(),
             of: policy.groups(),
             agreed: judged.is_agreed(),
-            totals: totals(&judged.paths),
+            totals: count_totals(&judged.paths),
             weakest: None,
         };
         Self { head, judged }
@@ -255,11 +255,11 @@ impl Report {
 
     /// The paths in conflict.
     pub fn conflicts(&self) -> impl Iterator<Item = &StorePath> {
-        self.judged().filter(|judged| judged.verdict.state == State::Conflict).map(|judged| &judged.path)
+        self.judged_paths().filter(|judged| judged.verdict.state == State::Conflict).map(|judged| &judged.path)
     }
 
     /// The paths, weakest first; [`PathReport::of`] puts one into words.
-    pub fn judged(&self) -> impl Iterator<Item = &Judged> {
+    pub fn judged_paths(&self) -> impl Iterator<Item = &Judged> {
         self.judged.paths.iter()
     }
 }
@@ -295,7 +295,7 @@ impl PathReport {
             needed_by: judged.needed_by.as_ref().map(StorePath::to_string),
             needs_unknown: !judged.known,
             served_at_ms: served.map(|served| served.at.0),
-            turned: served.and_then(|served| turned(policy, ledger, served)).map(|turned| turned.why),
+            turned: served.and_then(|served| report_if_turned(policy, ledger, served)).map(|turned| turned.why),
             policy: policy_sentence(policy, verdict),
             sentences: Vec::new(),
         };
@@ -375,7 +375,7 @@ fn held(judged: &Judged) -> Held {
     }
 }
 
-fn totals(paths: &[Judged]) -> Totals {
+fn count_totals(paths: &[Judged]) -> Totals {
     let mut totals = Totals { paths: paths.len(), ..Totals::default() };
     for path in paths {
         match path.verdict.state {
@@ -401,7 +401,7 @@ fn policy_sentence(policy: &Policy, verdict: &Verdict) -> String {
             (mode, _) => unasked(mode).to_owned(),
         };
     };
-    match (policy.mode(), policy.demanded(verdict, first.facts.fingerprint)) {
+    match (policy.mode(), policy.rule_on(verdict, first.facts.fingerprint)) {
         (Mode::Off | Mode::Observe | Mode::Prefer, _) => unasked(policy.mode()).to_owned(),
         (Mode::Require, _) if verdict.state == State::ContentAddressed => {
             "served: checked against its own address".to_owned()
@@ -423,7 +423,7 @@ fn unasked(mode: Mode) -> &'static str {
 
 /// Looks at the next `most` served paths after `after`: returns those that our Nix would not get now, and the last path
 /// looked at if there may be more.
-pub fn no_longer_agreed(
+pub fn find_no_longer_agreed(
     policy: &Policy,
     ledger: &Ledger,
     after: Option<HashPart>,
@@ -431,16 +431,16 @@ pub fn no_longer_agreed(
 ) -> (Vec<TurnedReport>, Option<HashPart>) {
     let (mut found, mut looked_at, mut last) = (Vec::new(), 0, None);
     for served in ledger.served_after(after).take(most) {
-        found.extend(turned(policy, ledger, served));
+        found.extend(report_if_turned(policy, ledger, served));
         looked_at += 1;
         last = Some(served.path.hash_part());
     }
     (found, last.filter(|_| looked_at == most))
 }
 
-fn turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option<TurnedReport> {
-    let verdict = policy.verdict(ledger, &served.path);
-    if matches!(policy.demanded(&verdict, served.fingerprint), Ruling::Serve(_)) {
+fn report_if_turned(policy: &Policy, ledger: &Ledger, served: &Served) -> Option<TurnedReport> {
+    let verdict = policy.judge(ledger, &served.path);
+    if matches!(policy.rule_on(&verdict, served.fingerprint), Ruling::Serve(_)) {
         return None;
     }
     let mut revoked_builders: Vec<String> = ledger

@@ -91,7 +91,7 @@ impl Policy {
         match self.mode {
             Mode::Off | Mode::Observe => Ruling::NotAsked,
             Mode::Prefer => {
-                let verdict = self.verdict(ledger, path);
+                let verdict = self.judge(ledger, path);
                 Ruling::Prefer(match verdict.agreed() {
                     _ if content_addressed => Preference::Agreed,
                     Some(agreed) if agreed.facts.fingerprint == fingerprint => Preference::Agreed,
@@ -100,14 +100,14 @@ impl Policy {
                 })
             }
             Mode::Require if content_addressed => Ruling::Serve(Grounds::ContentAddressed),
-            Mode::Require => self.demanded(&self.verdict(ledger, path), fingerprint),
+            Mode::Require => self.rule_on(&self.judge(ledger, path), fingerprint),
         }
     }
 
     /// The builders whose word counts for this NAR, in the order of the configuration. Our own key is added if its word has
     /// grace and it is not among the builders.
-    pub fn vouching(&self, ledger: &Ledger, path: &StorePath, fingerprint: FingerprintDigest) -> Vec<BuilderKey> {
-        let verdict = self.verdict(ledger, path);
+    pub fn find_vouching(&self, ledger: &Ledger, path: &StorePath, fingerprint: FingerprintDigest) -> Vec<BuilderKey> {
+        let verdict = self.judge(ledger, path);
         let attested = verdict.attested.iter().find(|attested| attested.facts.fingerprint == fingerprint);
         let numbers = attested.into_iter().flat_map(|attested| &attested.builders);
         let own =
@@ -115,7 +115,7 @@ impl Policy {
         numbers.filter_map(|number| Some(self.builders.get(*number)?.key)).chain(own).collect()
     }
 
-    pub(crate) fn demanded(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Ruling {
+    pub(crate) fn rule_on(&self, verdict: &Verdict, fingerprint: FingerprintDigest) -> Ruling {
         match verdict.agreed() {
             Some(agreed) if agreed.facts.fingerprint == fingerprint => Ruling::Serve(Grounds::Agreed),
             Some(_) => Ruling::Refuse(Refusal::OtherFingerprint),

@@ -117,7 +117,7 @@ impl VerifiedStatement {
 
     /// A statement that this node verified earlier and now reads back from its own database. `attested_at` is `None` for a
     /// bare Nix signature.
-    pub fn recorded(
+    pub fn from_record(
         builder: BuilderKey,
         hash_part: HashPart,
         facts: Claim,

@@ -111,9 +111,9 @@ impl Verdict {
 
 impl Policy {
     /// Counts the statements that the ledger holds about a path. A path that is its own content address needs nobody's
-    /// word; for it use [`Policy::verdict_content_addressed`].
-    pub fn verdict(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
-        let standings = self.standings(ledger, &path.hash_part());
+    /// word; for it use [`Policy::judge_content_addressed`].
+    pub fn judge(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
+        let standings = self.collect_standings(ledger, &path.hash_part());
         let (standings, attested) = self.count(standings);
         let name = NameDigest::of(path.name());
         let is_name_disputed = attested.iter().any(|attested| attested.facts.name != name);
@@ -130,30 +130,30 @@ impl Policy {
             (0, 1) if !is_name_disputed => State::Short,
             _ => State::Conflict,
         };
-        let own = self.own_word(ledger, &path.hash_part());
+        let own = self.collect_own_word(ledger, &path.hash_part());
         Verdict { state, k, of: self.groups(), attested, standings, vetoed, own }
     }
 
-    /// Like [`Policy::verdict`], for a path whose content address was proven.
-    pub fn verdict_content_addressed(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
-        Verdict { state: State::ContentAddressed, ..self.verdict(ledger, path) }
+    /// Like [`Policy::judge`], for a path whose content address was proven.
+    pub fn judge_content_addressed(&self, ledger: &Ledger, path: &StorePath) -> Verdict {
+        Verdict { state: State::ContentAddressed, ..self.judge(ledger, path) }
     }
 
-    fn own_word(&self, ledger: &Ledger, hash_part: &HashPart) -> BTreeSet<FingerprintDigest> {
+    fn collect_own_word(&self, ledger: &Ledger, hash_part: &HashPart) -> BTreeSet<FingerprintDigest> {
         let Some(own) = self.own.filter(|own| !self.knows(own)) else { return BTreeSet::new() };
         let counts = |vote: &Vote| vote.builder == own && vote.attested_at.is_some() && !self.is_void(vote);
         ledger.votes(hash_part).filter(counts).map(|vote| vote.facts.fingerprint).collect()
     }
 
     /// Each builder by itself: its vote is void if it said two things, and does not count if its statement must not.
-    fn standings(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Ballot, Option<Claim>)> {
+    fn collect_standings(&self, ledger: &Ledger, hash_part: &HashPart) -> Vec<(Ballot, Option<Claim>)> {
         let mut said: Vec<Vec<(Option<Uncounted>, Claim)>> = vec![Vec::new(); self.builders.len()];
         for vote in ledger.votes(hash_part) {
             let Some(number) = self.numbers.get(&vote.builder) else { continue };
             let (Some(member), Some(said)) = (self.builders.get(*number), said.get_mut(*number)) else { continue };
             said.push((self.why_not(member, &vote), vote.facts));
         }
-        said.into_iter().map(|said| standing(&said)).collect()
+        said.into_iter().map(|said| decide_standing(&said)).collect()
     }
 
     fn why_not(&self, member: &Member, vote: &Vote) -> Option<Uncounted> {
@@ -224,7 +224,7 @@ impl Policy {
 }
 
 /// The standing that follows from one builder's statements, and the facts that it votes for, if any.
-fn standing(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim>) {
+fn decide_standing(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim>) {
     let mut counted: Vec<Claim> =
         said.iter().filter(|(why_not, _)| why_not.is_none()).map(|(_, facts)| *facts).collect();
     counted.sort_unstable();

@@ -112,7 +112,7 @@ impl Shared {
         }
         let mut found = Found::default();
         for path in self.ledger.on_disk(LedgerDb::paths)? {
-            let state = self.ledger.read(|ledger| policy.verdict(ledger, &path)).state;
+            let state = self.ledger.read(|ledger| policy.judge(ledger, &path)).state;
             *found.by_state.entry(state).or_default() += 1;
             if state == State::Conflict {
                 found.conflicts.insert(path);

@@ -170,7 +170,7 @@ impl Daemon {
         let policy = self.ledger.policy();
         let own = self.attester.public_key().map(|key| BuilderKey(key.bytes()));
         let status = |(builder, node): (&Builder, Option<PeerId>)| {
-            let tally = self.ledger.read(|ledger| ledger.of_builder(&builder.key));
+            let tally = self.ledger.read(|ledger| ledger.tally_of(&builder.key));
             let seen = node.and_then(|node| view.audiences.get(&node));
             let audience = match (own == Some(builder.key), node.is_some(), seen) {
                 (true, _, _) => BuilderAudience::Own,

@@ -236,7 +236,7 @@ impl Worker {
     /// comparisons stop promising them, while a locked ledger does not hold up this thread.
     fn read(&self, hand_over: &HandOver) -> Vec<u8> {
         let (mut handed_over, mut withheld) = (0, Vec::new());
-        let bytes = hand_over.reply(|key, path| {
+        let bytes = hand_over.encode_reply(|key, path| {
             let said = self.attestations(path)?.into_iter().map(|it| it.attestation);
             let (told, kept): (Vec<_>, Vec<_>) =
                 said.filter(|it| it.builder == *key).partition(|it| self.may_be_told(it));

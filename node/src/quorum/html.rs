@@ -290,7 +290,7 @@ mod tests {
                 name: NameDigest::of("hello-2.10"),
             };
             let hash_part = path(number).hash_part();
-            let evidence = VerifiedStatement::recorded(BuilderKey([seed; 32]), hash_part, facts, Some(WallMs(1)), 1);
+            let evidence = VerifiedStatement::from_record(BuilderKey([seed; 32]), hash_part, facts, Some(WallMs(1)), 1);
             ledger.insert(&evidence, Some(WallMs(1)));
         };
         say(1, 1, 1);
@@ -309,7 +309,7 @@ mod tests {
         let (path, why) = (path(1).to_string(), "turned".to_owned());
         let turned = TurnedReport { path, served_at_ms: 1, revoked_builders: Vec::new(), why };
         text += &page.part(&ReportPart::NoLongerAgreed(turned));
-        for judged in report.judged() {
+        for judged in report.judged_paths() {
             text += &page.part(&ReportPart::Path(Box::new(PathReport::of(&policy, &ledger, judged))));
         }
         text + &page.end()

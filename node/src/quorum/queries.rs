@@ -13,7 +13,7 @@ use super::{now, parse_path};
 use anyhow::{Context as _, bail};
 use narmesh_protocol::{HashPart, StorePath, attestation_file};
 use narmesh_quorum::closure::Judged;
-use narmesh_quorum::{PathReport, Policy, Report, ReportPart, ReportScope, no_longer_agreed};
+use narmesh_quorum::{PathReport, Policy, Report, ReportPart, ReportScope, find_no_longer_agreed};
 use narmesh_store::NixStore;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead};
@@ -146,14 +146,15 @@ impl Queries<'_> {
         // In portions, between which the ledger can be written, however slow the reader is.
         let mut after = None;
         loop {
-            let (turned, last) = self.ledger.read(|ledger| no_longer_agreed(&policy, ledger, after, SERVED_AT_ONCE));
+            let (turned, last) =
+                self.ledger.read(|ledger| find_no_longer_agreed(&policy, ledger, after, SERVED_AT_ONCE));
             turned.into_iter().try_for_each(|turned| say(ReportPart::NoLongerAgreed(turned)))?;
             after = last;
             if last.is_none() {
                 break;
             }
         }
-        for judged in report.judged() {
+        for judged in report.judged_paths() {
             let path = self.ledger.read(|ledger| PathReport::of(&policy, ledger, judged));
             say(ReportPart::Path(Box::new(path)))?;
         }

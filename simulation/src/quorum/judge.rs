@@ -54,7 +54,7 @@ impl Judge {
         let honest = self.honest.get(path).unwrap_or(&none);
         for (veto, policy) in [false, true].into_iter().zip(&self.policies) {
             let expected = self.count(stored, veto);
-            let verdict = policy.verdict(ledger, path);
+            let verdict = policy.judge(ledger, path);
             let agreed = verdict.agreed().map(|agreed| agreed.facts.fingerprint);
             if (verdict.state, agreed) != (expected.state, expected.agreed) {
                 let (is, should) = (verdict.state, expected.state);

@@ -273,7 +273,7 @@ impl World {
             Output::Respond { id, bytes, .. } => self.reply(number, id, bytes),
             Output::HandOver(hand_over) => {
                 let kept = &self.machine(number).kept;
-                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned());
+                let bytes = hand_over.encode_reply(|key, path| kept.get(&(*key, *path)).cloned());
                 self.reply(number, hand_over.id, bytes);
             }
             Output::Verify { id, attestations, .. } => {
@@ -365,7 +365,7 @@ impl World {
         let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);
         (0..self.scenario.paths).map(|number| path(number, self.scenario.clustered)).find_map(|path| {
             let verdict = |machine: &Machine| {
-                let verdict = policy.verdict(&machine.ledger, &path);
+                let verdict = policy.judge(&machine.ledger, &path);
                 (verdict.state, verdict.agreed().map(|agreed| agreed.facts.fingerprint))
             };
             let first = verdict(self.machines.get(self.scenario.hostile)?);
@@ -383,7 +383,7 @@ impl World {
         let policy = self.judge.policies.first();
         if let (Some(policy), Some(machine)) = (policy, self.machines.last()) {
             for number in 0..self.scenario.paths {
-                let at = match policy.verdict(&machine.ledger, &path(number, self.scenario.clustered)).state {
+                let at = match policy.judge(&machine.ledger, &path(number, self.scenario.clustered)).state {
                     State::Agreed | State::ContentAddressed => 0,
                     State::Short => 1,
                     State::Conflict => 2,

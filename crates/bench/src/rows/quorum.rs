@@ -147,7 +147,7 @@ fn filled(paths: u32, missing: impl Fn(u32) -> bool) -> anyhow::Result<Ledger> {
         for builder in &keys {
             number += 1;
             if !missing(number) {
-                let evidence = VerifiedStatement::recorded(*builder, hash_part, facts, Some(WallMs(1)), 500);
+                let evidence = VerifiedStatement::from_record(*builder, hash_part, facts, Some(WallMs(1)), 500);
                 ledger.insert(&evidence, Some(WallMs(1)));
             }
         }
@@ -167,7 +167,7 @@ fn verdicts(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let mut times_ns = Vec::with_capacity(paths.len());
         for path in &paths {
             let started = Instant::now();
-            let verdict = black_box(policy.verdict(&ledger, path));
+            let verdict = black_box(policy.judge(&ledger, path));
             times_ns.push(started.elapsed().as_nanos());
             ensure!(verdict.state == State::Agreed, "five builders agree");
         }
@@ -189,7 +189,7 @@ fn reconcile(missing_every: Option<u32>) -> anyhow::Result<(f64, f64)> {
     let found = loop {
         let answer = theirs.answer(&shared, &query);
         bytes += query.encode()?.len() + answer.encode()?.len();
-        match session.answer(&ours, &answer) {
+        match session.on_answer(&ours, &answer) {
             Next::Ask(next) => query = next,
             Next::Done(found) => break found,
         }

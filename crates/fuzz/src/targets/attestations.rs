@@ -95,7 +95,7 @@ pub(super) fn ledger() -> Ledger {
             name: NameDigest::of("x"),
         };
         let builder = BuilderKey([number % 3; 32]);
-        ledger.insert(&VerifiedStatement::recorded(builder, HashPart(hash_part), facts, Some(WallMs(1)), 1), None);
+        ledger.insert(&VerifiedStatement::from_record(builder, HashPart(hash_part), facts, Some(WallMs(1)), 1), None);
     }
     ledger
 }
@@ -108,7 +108,7 @@ fn query_seeds() -> Vec<Vec<u8>> {
     let (ours, theirs) = (Ledger::new(LedgerLimits::default()), ledger());
     let (mut session, first) = Session::start(&ours, shared());
     let mut seeds = vec![first.encode().expect("fits")];
-    if let Next::Ask(second) = session.answer(&ours, &theirs.answer(&shared(), &first)) {
+    if let Next::Ask(second) = session.on_answer(&ours, &theirs.answer(&shared(), &first)) {
         seeds.push(second.encode().expect("fits"));
     }
     seeds
@@ -151,7 +151,7 @@ fn answer(input: &[u8]) -> Outcome {
             assert_eq!(answer.encode().expect("what was decoded encodes"), input, "one spelling");
             let ledger = ledger();
             let (mut session, _) = Session::start(&ledger, shared());
-            Outcome::of(match session.answer(&ledger, &answer) {
+            Outcome::of(match session.on_answer(&ledger, &answer) {
                 Next::Ask(next) => {
                     next.encode().expect("a query fits");
                     (2, magnitude(next.nodes.len()), 0)

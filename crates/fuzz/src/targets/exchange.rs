@@ -82,7 +82,7 @@ fn request(input: &[u8]) -> Outcome {
                 facts = (1, magnitude(bytes.len()));
             }
             Output::HandOver(hand_over) => {
-                let bytes = hand_over.reply(|_, _| Some(signed()));
+                let bytes = hand_over.encode_reply(|_, _| Some(signed()));
                 QuorumReply::decode(&bytes).expect("what we hand over decodes");
                 answers += 1;
                 facts = (2, magnitude(bytes.len()));

@@ -9,7 +9,7 @@ use narmesh_protocol::{HashPart, NarHash, StorePath};
 use narmesh_quorum::closure::{Judged, Member};
 use narmesh_quorum::{
     Builder, Claim, FingerprintDigest, Ledger, LedgerLimits, NameDigest, PathReport, Policy, PolicyRules, Report,
-    ReportPart, ReportScope, Require, Revocation, Served, VerifiedStatement, WallMs, no_longer_agreed,
+    ReportPart, ReportScope, Require, Revocation, Served, VerifiedStatement, WallMs, find_no_longer_agreed,
 };
 use std::io::BufReader;
 
@@ -209,7 +209,7 @@ fn ledger() -> Ledger {
             name: NameDigest::of("x"),
         };
         let said =
-            VerifiedStatement::recorded(BuilderKey([builder; 32]), HashPart([path; 20]), facts, Some(WallMs(1)), 1);
+            VerifiedStatement::from_record(BuilderKey([builder; 32]), HashPart([path; 20]), facts, Some(WallMs(1)), 1);
         ledger.insert(&said, Some(WallMs(5)));
     }
     let path = StorePath::new(HashPart([4; 20]), "x").expect("a name");
@@ -243,8 +243,10 @@ fn parts(names: &Names<'_>) -> Vec<ReportPart> {
     let report = Report::paths(&policy, ReportScope::Path(names.why.to_owned()), judged.collect(), WallMs(9));
     let mut parts = vec![ReportPart::Head(Box::new(report.head().clone()))];
     parts.extend(report.conflicts().map(|path| ReportPart::Conflict(path.to_string())));
-    parts.extend(no_longer_agreed(&policy, &ledger, None, 100).0.into_iter().map(ReportPart::NoLongerAgreed));
-    parts.extend(report.judged().map(|judged| ReportPart::Path(Box::new(PathReport::of(&policy, &ledger, judged)))));
+    parts.extend(find_no_longer_agreed(&policy, &ledger, None, 100).0.into_iter().map(ReportPart::NoLongerAgreed));
+    parts.extend(
+        report.judged_paths().map(|judged| ReportPart::Path(Box::new(PathReport::of(&policy, &ledger, judged)))),
+    );
     parts
 }
 

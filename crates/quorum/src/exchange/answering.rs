@@ -41,7 +41,10 @@ impl HandOver {
     /// path, or `None` if they were there a moment ago and must not be handed over now, for whatever reason. When such
     /// attestations were promised and nothing else is left, the reply is *busy*. Then the peer compares again, and does not
     /// take what we named for a lie.
-    pub fn reply(&self, mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Option<Vec<Attestation>>) -> Vec<u8> {
+    pub fn encode_reply(
+        &self,
+        mut attestations: impl FnMut(&BuilderKey, &HashPart) -> Option<Vec<Attestation>>,
+    ) -> Vec<u8> {
         let (mut answered, mut handed, mut bytes) = (0u32, Vec::new(), 0);
         let mut kept_back = false;
         for wanted in &self.wanted {
@@ -64,14 +67,14 @@ impl HandOver {
             }
         }
         if self.promised && kept_back && handed.is_empty() {
-            return encoded(&QuorumReply::Busy);
+            return encode_or_empty(&QuorumReply::Busy);
         }
-        encoded(&QuorumReply::Attestations { answered, attestations: handed })
+        encode_or_empty(&QuorumReply::Attestations { answered, attestations: handed })
     }
 }
 
 impl Exchange {
-    pub(super) fn request(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: &[u8]) {
+    pub(super) fn on_request(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: &[u8]) {
         let request = match QuorumRequest::decode(bytes) {
             Ok(request) if request.is_bounded() => request,
             Ok(_) | Err(_) => {
@@ -99,7 +102,7 @@ impl Exchange {
         }
         let told = peer.spoken.told.clone();
         match request {
-            QuorumRequest::Compare { query, news } => self.compare_for(ledger, from, id, &told, &query, news),
+            QuorumRequest::Compare { query, news } => self.answer_comparison(ledger, from, id, &told, &query, news),
             QuorumRequest::Pull { builders, wanted } => {
                 let looked = Cell::new(0);
                 let found = ledger.find_counted(&told.restricted_to(&builders), &wanted, LOOKED_MAX, &looked);
@@ -109,13 +112,13 @@ impl Exchange {
             }
             QuorumRequest::Ask { builders, paths } => {
                 let shared = told.restricted_to(&builders);
-                let wanted = paths.iter().map(|path| said_of(ledger, &shared, path)).collect();
+                let wanted = paths.iter().map(|path| collect_attested(ledger, &shared, path)).collect();
                 self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: false }));
             }
         }
     }
 
-    fn compare_for(&mut self, ledger: &Ledger, from: PeerId, id: u64, told: &Shared, query: &Query, news: bool) {
+    fn answer_comparison(&mut self, ledger: &Ledger, from: PeerId, id: u64, told: &Shared, query: &Query, news: bool) {
         let looked = Cell::new(0);
         let answer = ledger.answer_counted(told, query, LOOKED_MAX, &looked);
         if let Some(peer) = self.peers.get_mut(&from) {
@@ -124,16 +127,16 @@ impl Exchange {
         let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
         let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
         if news && differs && whole {
-            let at = self.now.after(self.random(ASK_BACK_SPREAD_MS));
+            let at = self.now.after(self.draw_below(ASK_BACK_SPREAD_MS));
             if let Some(peer) = self.peers.get_mut(&from) {
-                peer.wish(at);
+                peer.plan_comparison(at);
             }
         }
         self.respond(from, id, &QuorumReply::Compared(answer));
     }
 
     fn respond(&mut self, to: PeerId, id: u64, reply: &QuorumReply) {
-        self.outputs.push_back(Output::Respond { to, id, bytes: encoded(reply) });
+        self.outputs.push_back(Output::Respond { to, id, bytes: encode_or_empty(reply) });
     }
 }
 
@@ -142,13 +145,13 @@ fn units(looked: usize) -> u64 {
 }
 
 /// The builders in `shared` that attested something about a path.
-fn said_of(ledger: &Ledger, shared: &Shared, path: &HashPart) -> Vec<(BuilderKey, HashPart)> {
+fn collect_attested(ledger: &Ledger, shared: &Shared, path: &HashPart) -> Vec<(BuilderKey, HashPart)> {
     let attested = ledger.votes(path).filter(|vote| vote.attested_at.is_some() && shared.contains(&vote.builder));
     let builders: BTreeSet<BuilderKey> = attested.map(|vote| vote.builder).collect();
     builders.into_iter().map(|key| (key, *path)).collect()
 }
 
-fn encoded(reply: &QuorumReply) -> Vec<u8> {
+fn encode_or_empty(reply: &QuorumReply) -> Vec<u8> {
     // Answers keep to their limit by themselves, and attestations were counted. An empty reply counts as a broken stream.
     reply.encode().unwrap_or_default()
 }

@@ -21,12 +21,12 @@ const STATEMENTS_MAX: usize = crate::ledger::STATEMENTS_PER_PATH_MAX;
 
 impl Exchange {
     /// Begins a comparison.
-    pub(super) fn compare(&mut self, ledger: &Ledger, peer: PeerId) {
+    pub(super) fn begin_comparison(&mut self, ledger: &Ledger, peer: PeerId) {
         let now = self.now;
         self.full.retain(|_, until| *until > now);
-        let from = self.random(u64::from(u16::MAX));
+        let from = self.draw_below(u64::from(u16::MAX));
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        known.begins();
+        known.clear_due();
         let full = &self.full;
         let shared = known.spoken.counted.filtered(|key| !full.contains_key(key));
         if shared.is_empty() {
@@ -38,19 +38,19 @@ impl Exchange {
     }
 
     /// Handles the reply to our query; `None` when there was none.
-    pub(super) fn compared(&mut self, ledger: &Ledger, from: PeerId, reply: Option<QuorumReply>) {
+    pub(super) fn on_compare_reply(&mut self, ledger: &Ledger, from: PeerId, reply: Option<QuorumReply>) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         let Some(Running::Comparing(mut session)) = known.running.take() else { return };
         let answer = match reply {
             Some(QuorumReply::Compared(answer)) => answer,
             Some(QuorumReply::Attestations { .. }) => return self.penalize(from, Fault::MalformedReply),
-            Some(QuorumReply::Busy) | None => return known.failed(self.now),
+            Some(QuorumReply::Busy) | None => return known.retry_later(self.now),
         };
         // The peer compares none of these builders with us.
         if answer == Answer::Builders(Vec::new()) {
-            return self.end(from, session.queries(), None);
+            return self.end_comparison(from, session.queries(), None);
         }
-        let next = session.answer(ledger, &answer);
+        let next = session.on_answer(ledger, &answer);
         let ((theirs, ours), queries) = (session.found(), session.queries());
         match next {
             Next::Ask(query) if theirs < WANTED_MAX && queries <= QUERIES_MAX + (theirs + ours) / FOUND_PER_QUERY => {
@@ -63,7 +63,7 @@ impl Exchange {
             }
             Next::Done(found) if !found.complete && session.is_misfit() => match answer {
                 // What the peer may tell us changed meanwhile, so it is not to blame.
-                Answer::Builders(_) => known.failed(self.now),
+                Answer::Builders(_) => known.retry_later(self.now),
                 Answer::Nodes { .. } => self.penalize(from, Fault::MalformedReply),
             },
             Next::Done(found) => self.pull(ledger, from, session.shared().clone(), found, queries),
@@ -77,7 +77,7 @@ impl Exchange {
         let cut = wanted.len() > WANTED_MAX;
         wanted.truncate(WANTED_MAX);
         if wanted.is_empty() {
-            return self.end(from, queries, None);
+            return self.end_comparison(from, queries, None);
         }
         let complete = found.complete && !cut;
         let pulling =
@@ -96,20 +96,20 @@ impl Exchange {
         pulling.asked = pulling.wanted.iter().take(PULL_MAX).copied().collect();
         pulling.answered = 0;
         if pulling.asked.is_empty() {
-            return self.end(from, pulling.queries, Some(&pulling));
+            return self.end_comparison(from, pulling.queries, Some(&pulling));
         }
         let request = QuorumRequest::Pull { builders: pulling.builders.digests(), wanted: pulling.asked.clone() };
         known.running = Some(Running::Pulling(pulling));
         self.send(from, Question::Pull, &request);
     }
 
-    pub(super) fn pulled(&mut self, ledger: &Ledger, from: PeerId, reply: Option<QuorumReply>) {
+    pub(super) fn on_pull_reply(&mut self, ledger: &Ledger, from: PeerId, reply: Option<QuorumReply>) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         let Some(Running::Pulling(mut pulling)) = known.running.take() else { return };
         let (answered, encoded) = match reply {
             Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
             Some(QuorumReply::Compared(_)) => return self.penalize(from, Fault::MalformedReply),
-            Some(QuorumReply::Busy) | None => return known.failed(self.now),
+            Some(QuorumReply::Busy) | None => return known.retry_later(self.now),
         };
         pulling.answered = usize::try_from(answered).unwrap_or(usize::MAX);
         // A reply must answer at least one item, or the pull would never end.
@@ -121,20 +121,21 @@ impl Exchange {
         }
         let asked = pulling.asked.get(..pulling.answered).unwrap_or_default();
         let is_asked = |path: &HashPart| asked.iter().any(|(node, _)| node.contains(path));
-        let Some(attestations) = decoded(&encoded, |key, path| pulling.builders.contains(key) && is_asked(path)) else {
+        let Some(attestations) = decode_asked(&encoded, |key, path| pulling.builders.contains(key) && is_asked(path))
+        else {
             return self.penalize(from, Fault::FalseAttestation);
         };
         known.running = Some(Running::Pulling(pulling));
-        let id = self.new_id();
+        let id = self.assign_id();
         self.verifying.insert(id, (from, None));
         if attestations.is_empty() {
-            return self.taken(ledger, id, &Taken::default());
+            return self.on_taken(ledger, id, &Taken::default());
         }
         self.outputs.push_back(Output::Verify { from, id, attestations });
     }
 
     /// The attestations of a reply have been verified, and the good ones are in the ledger.
-    pub(super) fn taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
+    pub(super) fn on_taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
         let Some((from, waiting)) = self.verifying.remove(&id) else { return };
         let until = self.now.after(FULL_MS);
         self.full.extend(taken.full.iter().map(|key| (*key, until)));
@@ -142,7 +143,7 @@ impl Exchange {
             self.penalize(from, Fault::FalseAttestation);
         }
         if let Some(waiting) = waiting {
-            return self.answered(waiting);
+            return self.report_answered(waiting);
         }
         let Some(known) = self.peers.get_mut(&from) else { return };
         let Some(Running::Pulling(mut pulling)) = known.running.take() else { return };
@@ -154,12 +155,12 @@ impl Exchange {
         }
         // The next comparison leaves out the builder that is at its bound.
         pulling.complete = false;
-        self.end(from, pulling.queries, Some(&pulling));
+        self.end_comparison(from, pulling.queries, Some(&pulling));
     }
 
-    fn end(&mut self, peer: PeerId, queries: usize, pulled: Option<&Pulling>) {
+    fn end_comparison(&mut self, peer: PeerId, queries: usize, pulled: Option<&Pulling>) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let liar = known.ended(self.now, queries, pulled);
+        let liar = known.end_comparison(self.now, queries, pulled);
         self.outputs.push_back(Output::Compared { peer, new: pulled.map_or(0, |pulled| pulled.new) });
         if liar {
             self.penalize(peer, Fault::FalseComparison);
@@ -180,7 +181,7 @@ impl Exchange {
         chosen.sort_unstable();
         chosen.dedup();
         for peer in chosen {
-            let from = usize::try_from(self.random(u64::from(u16::MAX))).unwrap_or(0);
+            let from = usize::try_from(self.draw_below(u64::from(u16::MAX))).unwrap_or(0);
             let Some(known) = self.peers.get_mut(&peer) else { continue };
             known.owed = false;
             let (session, query) = Session::start(ledger, known.spoken.told.window(from));
@@ -193,10 +194,16 @@ impl Exchange {
     }
 
     /// Handles the reply of a peer that was told. It is asked once more when it knows fewer builders than we named.
-    pub(super) fn told(&mut self, ledger: &Ledger, from: PeerId, mut session: Session, reply: Option<QuorumReply>) {
+    pub(super) fn on_news_reply(
+        &mut self,
+        ledger: &Ledger,
+        from: PeerId,
+        mut session: Session,
+        reply: Option<QuorumReply>,
+    ) {
         match reply {
             Some(QuorumReply::Compared(answer @ Answer::Builders(_))) if answer != Answer::Builders(Vec::new()) => {
-                if let Next::Ask(query) = session.answer(ledger, &answer) {
+                if let Next::Ask(query) = session.on_answer(ledger, &answer) {
                     self.send_news(from, session, query);
                 }
             }
@@ -207,7 +214,7 @@ impl Exchange {
 }
 
 /// Decodes what was handed over; `None` when an attestation is malformed or was not asked for.
-pub(super) fn decoded(
+pub(super) fn decode_asked(
     encoded: &[Vec<u8>],
     is_asked: impl Fn(&BuilderKey, &HashPart) -> bool,
 ) -> Option<Vec<Attestation>> {

@@ -183,7 +183,7 @@ pub enum Output {
         /// An encoded [`QuorumReply`].
         bytes: Vec<u8>,
     },
-    /// Answer a request with attestations, which only the caller has: [`HandOver::reply`] makes the bytes.
+    /// Answer a request with attestations, which only the caller has: [`HandOver::encode_reply`] makes the bytes.
     HandOver(HandOver),
     /// Verify each of these, take those that verify into the ledger, and report it by [`Input::Taken`].
     Verify {
@@ -297,21 +297,21 @@ impl Exchange {
         self.now = now.max(self.now);
         match input {
             Input::Peer { peer, spoken } => self.set_peer(peer, spoken),
-            Input::Gone(peer) => self.gone(&peer),
+            Input::Gone(peer) => self.on_gone(&peer),
             Input::Allowlist(allowed) => self.peers.retain(|peer, known| known.is_connected || allowed.contains(peer)),
             Input::SetAside { peer, lasting_ms } => self.set_aside(&peer, lasting_ms),
             Input::Grew => {
                 self.grew = true;
                 self.plan_telling();
             }
-            Input::Request { from, id, bytes } => self.request(ledger, from, id, &bytes),
-            Input::Response { from, id, bytes } => self.response(ledger, from, id, Some(&bytes)),
-            Input::RequestFailed { to, id } => self.response(ledger, to, id, None),
-            Input::Taken { id, taken } => self.taken(ledger, id, &taken),
-            Input::Wanted { id, hash_part, lasting_ms } => self.want(id, hash_part, lasting_ms),
+            Input::Request { from, id, bytes } => self.on_request(ledger, from, id, &bytes),
+            Input::Response { from, id, bytes } => self.on_response(ledger, from, id, Some(&bytes)),
+            Input::RequestFailed { to, id } => self.on_response(ledger, to, id, None),
+            Input::Taken { id, taken } => self.on_taken(ledger, id, &taken),
+            Input::Wanted { id, hash_part, lasting_ms } => self.ask_peers(id, hash_part, lasting_ms),
             Input::Tick => {}
         }
-        self.ring(ledger);
+        self.run_due_timers(ledger);
     }
 
     /// The next thing to do.
@@ -323,7 +323,7 @@ impl Exchange {
     pub fn deadline(&self) -> Option<Moment> {
         let overdue = self.requests.values().map(|sent| sent.overdue);
         let free = self.sessions() < SESSIONS_MAX;
-        let due = self.peers.values().filter(|_| free).filter_map(Peer::starts);
+        let due = self.peers.values().filter(|_| free).filter_map(Peer::next_start);
         let sweep = self.peers.values().any(|peer| !peer.spoken.counted.is_empty()).then_some(self.sweep_at);
         overdue.chain(due).chain(self.tell_at).chain(sweep).chain(self.paths.deadline()).min()
     }
@@ -334,11 +334,11 @@ impl Exchange {
     }
 
     fn set_peer(&mut self, peer: PeerId, spoken: Spoken) {
-        let spread_ms = self.random(GREETING_SPREAD_MS);
+        let spread_ms = self.draw_below(GREETING_SPREAD_MS);
         let known = self.peers.entry(peer).or_insert_with(|| Peer::new(self.now));
         known.is_connected = true;
         if spoken.counted.adds_to(&known.spoken.counted) && !mutant!(NothingTold) {
-            known.wish(self.now.after(spread_ms));
+            known.plan_comparison(self.now.after(spread_ms));
         }
         // The peer may have compared before we knew that it may be told of these builders.
         known.owed |= spoken.told.adds_to(&known.spoken.told);
@@ -349,16 +349,16 @@ impl Exchange {
         }
     }
 
-    fn gone(&mut self, peer: &PeerId) {
+    fn on_gone(&mut self, peer: &PeerId) {
         // Whoever waits for this peer's answers must learn that none will come.
-        let queued = self.peers.get_mut(peer).map(Peer::leaves).unwrap_or_default();
+        let queued = self.peers.get_mut(peer).map(Peer::on_gone).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
         for (_, sent) in self.requests.extract_if(.., |_, sent| sent.to == *peer) {
             if let Question::Ask(asked) = sent.what {
                 waiting.extend(asked.into_iter().map(|(id, _)| id));
             }
         }
-        self.answered(waiting);
+        self.report_answered(waiting);
     }
 
     fn set_aside(&mut self, peer: &PeerId, lasting_ms: u64) {
@@ -381,16 +381,16 @@ impl Exchange {
     }
 
     fn plan_sweep(&mut self) {
-        self.sweep_at = self.now.after(SWEEP_MS * 9 / 10 + self.random(SWEEP_MS / 5));
+        self.sweep_at = self.now.after(SWEEP_MS * 9 / 10 + self.draw_below(SWEEP_MS / 5));
     }
 
-    fn ring(&mut self, ledger: &Ledger) {
+    fn run_due_timers(&mut self, ledger: &Ledger) {
         // Overdue requests first: each one that fails may end a comparison and so make room for another.
         let now = self.now;
         let late: Vec<(u64, PeerId)> =
             self.requests.iter().filter(|(_, sent)| sent.overdue <= now).map(|(id, sent)| (*id, sent.to)).collect();
         for (id, to) in late {
-            self.response(ledger, to, id, None);
+            self.on_response(ledger, to, id, None);
         }
         self.expire();
         // Finds the differences that nobody told us of.
@@ -399,7 +399,7 @@ impl Exchange {
             let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();
             let idle: Vec<PeerId> = self.peers.iter().filter(idle).map(|(peer, _)| *peer).collect();
             if let Some(peer) = self.choose(idle, 1).first().and_then(|peer| self.peers.get_mut(peer)) {
-                peer.wish(now);
+                peer.plan_comparison(now);
             }
         }
         if self.tell_at.is_some_and(|at| at <= now) {
@@ -407,11 +407,11 @@ impl Exchange {
         }
         // As many of the comparisons that are due as there is room for, the longest due first.
         let mut due: Vec<(Moment, PeerId)> =
-            self.peers.iter().filter_map(|(peer, known)| Some((known.starts()?, *peer))).collect();
+            self.peers.iter().filter_map(|(peer, known)| Some((known.next_start()?, *peer))).collect();
         due.retain(|(at, _)| *at <= now);
         due.sort_unstable();
         for (_, peer) in due.into_iter().take(SESSIONS_MAX.saturating_sub(self.sessions())) {
-            self.compare(ledger, peer);
+            self.begin_comparison(ledger, peer);
         }
     }
 
@@ -420,7 +420,7 @@ impl Exchange {
         let count = count.min(among.len());
         for place in 0..count {
             let left = u64::try_from(among.len() - place).unwrap_or(1);
-            let chosen = place + usize::try_from(self.random(left)).unwrap_or(0);
+            let chosen = place + usize::try_from(self.draw_below(left)).unwrap_or(0);
             among.swap(place, chosen);
         }
         among.truncate(count);
@@ -428,11 +428,11 @@ impl Exchange {
     }
 
     /// A random number from 0 to `below` - 1; 0 when `below` is 0.
-    fn random(&mut self, below: u64) -> u64 {
+    fn draw_below(&mut self, below: u64) -> u64 {
         self.rng.next_u64().checked_rem(below).unwrap_or(0)
     }
 
-    fn new_id(&mut self) -> u64 {
+    fn assign_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
     }
@@ -440,12 +440,12 @@ impl Exchange {
     fn send(&mut self, to: PeerId, what: Question, request: &QuorumRequest) {
         // Each list was cut to its bound, so the encoding fits.
         let Ok(bytes) = request.encode() else { return };
-        let id = self.new_id();
+        let id = self.assign_id();
         self.requests.insert(id, Sent { to, what, overdue: self.now.after(REQUEST_MS) });
         self.outputs.push_back(Output::Request { to, id, bytes });
     }
 
-    fn response(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: Option<&[u8]>) {
+    fn on_response(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: Option<&[u8]>) {
         if self.requests.get(&id).is_none_or(|sent| sent.to != from) {
             return;
         }
@@ -455,10 +455,10 @@ impl Exchange {
         let malformed = matches!(&decoded, Some(Err(error)) if !error.is_truncated());
         let reply = decoded.and_then(Result::ok);
         match sent.what {
-            Question::Compare => self.compared(ledger, from, reply),
-            Question::News(session) => self.told(ledger, from, *session, reply),
-            Question::Pull => self.pulled(ledger, from, reply),
-            Question::Ask(paths) => self.asked(from, paths, reply),
+            Question::Compare => self.on_compare_reply(ledger, from, reply),
+            Question::News(session) => self.on_news_reply(ledger, from, *session, reply),
+            Question::Pull => self.on_pull_reply(ledger, from, reply),
+            Question::Ask(paths) => self.on_ask_reply(from, paths, reply),
         }
         if malformed {
             self.penalize(from, Fault::MalformedReply);

@@ -1,6 +1,6 @@
 //! Paths on which somebody waits for a verdict.
 
-use super::asking::decoded;
+use super::asking::decode_asked;
 use super::{Exchange, Fault, Moment, Output, Question};
 use crate::wire::{ASK_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
@@ -44,7 +44,7 @@ impl Paths {
 }
 
 impl Exchange {
-    pub(super) fn want(&mut self, id: u64, hash_part: HashPart, lasting_ms: u64) {
+    pub(super) fn ask_peers(&mut self, id: u64, hash_part: HashPart, lasting_ms: u64) {
         let now = self.now;
         let able = self.peers.iter().filter(|(_, peer)| {
             !peer.spoken.counted.is_empty() && peer.shunned_until <= now && peer.silent_until <= now
@@ -63,13 +63,13 @@ impl Exchange {
             if let Some(known) = self.peers.get_mut(&peer) {
                 known.queue.push_back((id, hash_part));
             }
-            self.ask(peer);
+            self.ask_queued(peer);
         }
     }
 
     /// Asks a peer for the paths that have gathered while its last question was under way.
-    fn ask(&mut self, peer: PeerId) {
-        let from = usize::try_from(self.random(u64::from(u16::MAX))).unwrap_or(0);
+    fn ask_queued(&mut self, peer: PeerId) {
+        let from = usize::try_from(self.draw_below(u64::from(u16::MAX))).unwrap_or(0);
         let Some(known) = self.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
             return;
         };
@@ -80,7 +80,7 @@ impl Exchange {
         self.send(peer, Question::Ask(asked), &QuorumRequest::Ask { builders, paths });
     }
 
-    pub(super) fn asked(&mut self, from: PeerId, mut asked: Vec<(u64, HashPart)>, reply: Option<QuorumReply>) {
+    pub(super) fn on_ask_reply(&mut self, from: PeerId, mut asked: Vec<(u64, HashPart)>, reply: Option<QuorumReply>) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         known.asking = false;
         known.silent_until = if reply.is_some() { Moment::default() } else { self.now.after(SILENT_MS) };
@@ -88,19 +88,19 @@ impl Exchange {
             Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
             Some(QuorumReply::Compared(_)) => {
                 self.penalize(from, Fault::MalformedReply);
-                return self.unanswered(from, asked);
+                return self.on_unanswered(from, asked);
             }
-            Some(QuorumReply::Busy) | None => return self.unanswered(from, asked),
+            Some(QuorumReply::Busy) | None => return self.on_unanswered(from, asked),
         };
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let counted = &known.spoken.counted;
         let is_asked = |path: &HashPart| asked.iter().any(|(_, known)| known == path);
         let bounded = answered > 0 && answered <= asked.len() && encoded.len() <= ATTESTATIONS_MAX;
         let attestations =
-            if bounded { decoded(&encoded, |key, path| counted.contains(key) && is_asked(path)) } else { None };
+            if bounded { decode_asked(&encoded, |key, path| counted.contains(key) && is_asked(path)) } else { None };
         let Some(attestations) = attestations else {
             self.penalize(from, if bounded { Fault::FalseAttestation } else { Fault::MalformedReply });
-            return self.unanswered(from, asked);
+            return self.on_unanswered(from, asked);
         };
         // The paths that did not fit go first in the next question.
         for rest in asked.split_off(answered).into_iter().rev() {
@@ -108,18 +108,18 @@ impl Exchange {
         }
         let waiting: Vec<u64> = asked.into_iter().map(|(id, _)| id).collect();
         if attestations.is_empty() {
-            self.answered(waiting);
+            self.report_answered(waiting);
         } else {
-            let id = self.new_id();
+            let id = self.assign_id();
             self.verifying.insert(id, (from, Some(waiting)));
             self.outputs.push_back(Output::Verify { from, id, attestations });
         }
-        self.ask(from);
+        self.ask_queued(from);
     }
 
-    fn unanswered(&mut self, from: PeerId, asked: Vec<(u64, HashPart)>) {
-        self.answered(asked.into_iter().map(|(id, _)| id));
-        self.ask(from);
+    fn on_unanswered(&mut self, from: PeerId, asked: Vec<(u64, HashPart)>) {
+        self.report_answered(asked.into_iter().map(|(id, _)| id));
+        self.ask_queued(from);
     }
 
     /// Ends the questions that have waited long enough, and asks no peer for their paths any more.
@@ -138,7 +138,7 @@ impl Exchange {
     }
 
     /// One peer is done with these questions.
-    pub(super) fn answered(&mut self, ids: impl IntoIterator<Item = u64>) {
+    pub(super) fn report_answered(&mut self, ids: impl IntoIterator<Item = u64>) {
         for id in ids {
             let Some(open) = self.paths.open.get_mut(&id) else { continue };
             open.unanswered = open.unanswered.saturating_sub(1);

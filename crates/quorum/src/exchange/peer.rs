@@ -114,7 +114,7 @@ impl Peer {
     }
 
     /// The last connection is gone; returns the questions that it was to be asked.
-    pub(super) fn leaves(&mut self) -> VecDeque<(u64, HashPart)> {
+    pub(super) fn on_gone(&mut self) -> VecDeque<(u64, HashPart)> {
         self.is_connected = false;
         self.spoken = nothing();
         (self.owed, self.asking) = (false, false);
@@ -127,30 +127,30 @@ impl Peer {
     }
 
     /// Plans a comparison with it for then, or for the end of its rest.
-    pub(super) fn wish(&mut self, at: Moment) {
+    pub(super) fn plan_comparison(&mut self, at: Moment) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     /// When the next comparison is to begin.
-    pub(super) fn starts(&self) -> Option<Moment> {
+    pub(super) fn next_start(&self) -> Option<Moment> {
         self.due.filter(|_| self.running.is_none()).map(|due| due.max(self.rest_until).max(self.again_at))
     }
 
-    pub(super) fn begins(&mut self) {
+    pub(super) fn clear_due(&mut self) {
         self.due = None;
     }
 
     /// There was no answer, or *busy*. The comparison is tried again later, with a longer wait each time, unless the peer
     /// has news.
-    pub(super) fn failed(&mut self, now: Moment) {
+    pub(super) fn retry_later(&mut self, now: Moment) {
         self.running = None;
         self.again_at = now.after(AGAIN_MS);
-        self.wish(now.after(AGAIN_MS << self.failures.min(6)));
+        self.plan_comparison(now.after(AGAIN_MS << self.failures.min(6)));
         self.failures = self.failures.saturating_add(1);
     }
 
     /// A comparison is over. Returns true when it was the last of several in which the peer named items and delivered none.
-    pub(super) fn ended(&mut self, now: Moment, queries: usize, pulled: Option<&Pulling>) -> bool {
+    pub(super) fn end_comparison(&mut self, now: Moment, queries: usize, pulled: Option<&Pulling>) -> bool {
         self.running = None;
         self.failures = 0;
         let (new, verified) = pulled.map_or((0, 1), |pulled| (pulled.new, pulled.verified));
@@ -162,7 +162,7 @@ impl Peer {
         let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };
         self.rest_until = self.rest_until.max(now.after(REST_MIN_MS + rest_ms));
         if new > 0 && pulled.is_some_and(|pulled| !pulled.complete) {
-            self.wish(now);
+            self.plan_comparison(now);
         }
         self.undelivered = if verified > 0 { 0 } else { self.undelivered + 1 };
         let liar = self.undelivered >= UNDELIVERED_MAX;

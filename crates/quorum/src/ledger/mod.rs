@@ -158,7 +158,7 @@ impl Ledger {
     /// Takes a statement that this node first stored at `stored_at`. `None` means that nobody knows; then a revocation of
     /// its key voids it whatever its date.
     pub fn insert(&mut self, evidence: &VerifiedStatement, stored_at: Option<WallMs>) -> Insertion {
-        let Some(builder) = self.number(evidence.builder) else { return Insertion::TooManyBuilders };
+        let Some(builder) = self.assign_number(evidence.builder) else { return Insertion::TooManyBuilders };
         let entry = self.paths.entry(evidence.hash_part).or_default();
         let (attested_at, stored_at) =
             (evidence.attested_at.map_or(NO_TIME, |at| at.0), stored_at.map_or(NO_TIME, |at| at.0));
@@ -265,7 +265,7 @@ impl Ledger {
     }
 
     /// The paths that our Nix asked for, oldest first.
-    pub fn asked(&self) -> impl Iterator<Item = HashPart> {
+    pub fn asked_paths(&self) -> impl Iterator<Item = HashPart> {
         self.asked.iter().copied()
     }
 
@@ -373,7 +373,7 @@ impl Ledger {
     }
 
     /// How much is held of one builder.
-    pub fn of_builder(&self, builder: &BuilderKey) -> Tally {
+    pub fn tally_of(&self, builder: &BuilderKey) -> Tally {
         let builder_ledger = self.number_of(builder).and_then(|number| self.builders.get(usize::from(number)));
         builder_ledger.map(|builder_ledger| builder_ledger.tally).unwrap_or_default()
     }
@@ -397,7 +397,7 @@ impl Ledger {
         self.builders.get(usize::from(number)).map(|builder_ledger| builder_ledger.key)
     }
 
-    fn number(&mut self, builder: BuilderKey) -> Option<u16> {
+    fn assign_number(&mut self, builder: BuilderKey) -> Option<u16> {
         if let Some(number) = self.number_of(&builder) {
             return Some(number);
         }

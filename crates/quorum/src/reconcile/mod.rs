@@ -139,14 +139,14 @@ impl Ledger {
         if !query.nodes.is_sorted_by(|first, second| first.0 < second.0) {
             return Answer::Nodes { answered: 0, differing: Vec::new() };
         }
-        let compared = self.compared(&shared);
+        let compared = self.resolve_builders(&shared);
         let (mut answered, mut differing, mut bytes) = (0u32, Vec::new(), 64usize);
         for (node, theirs) in query.nodes.iter().take(NODES_MAX) {
             if answered > 0 && looked.get() > looked_max {
                 break;
             }
-            if node.is_canonical() && self.node_digest(&compared, *node, looked) != *theirs {
-                let content = self.content(&compared, *node, looked);
+            if node.is_canonical() && self.compute_digest(&compared, *node, looked) != *theirs {
+                let content = self.collect_content(&compared, *node, looked);
                 let size = content.bytes();
                 if bytes + size > Answer::BYTES_MAX {
                     break;
@@ -179,7 +179,7 @@ impl Ledger {
         if !wanted.is_sorted_by(|first, second| first < second) {
             return vec![None; wanted.len()];
         }
-        let compared = self.compared(shared);
+        let compared = self.resolve_builders(shared);
         if compared.numbers.is_empty() {
             return vec![None; wanted.len()];
         }
@@ -192,7 +192,7 @@ impl Ledger {
             let node = of_node.first().map_or(Node::ROOT, |(node, _)| *node);
             let known: BTreeMap<Item, _> = match node.is_canonical() {
                 true => self
-                    .items(&compared, node, looked)
+                    .walk_items(&compared, node, looked)
                     .take(ITEMS_FOUND_MAX)
                     .map(|(item, key, path)| (item, (key, path)))
                     .collect(),
@@ -203,7 +203,7 @@ impl Ledger {
         found
     }
 
-    fn compared(&self, shared: &Shared) -> Compared {
+    fn resolve_builders(&self, shared: &Shared) -> Compared {
         let known = |(digest, key): &(BuilderDigest, BuilderKey)| Some((self.number_of(key)?, *digest));
         let by_digest: Vec<(u16, BuilderDigest)> = shared.builders.iter().filter_map(known).collect();
         let mut numbers: Vec<u16> = by_digest.iter().map(|(number, _)| *number).collect();
@@ -213,8 +213,8 @@ impl Ledger {
         Compared { numbers, order }
     }
 
-    fn content(&self, compared: &Compared, node: Node, looked: &Cell<usize>) -> Content {
-        let mut items = self.items(compared, node, looked);
+    fn collect_content(&self, compared: &Compared, node: Node, looked: &Cell<usize>) -> Content {
+        let mut items = self.walk_items(compared, node, looked);
         let mut few: Vec<_> = items.by_ref().take(ITEMS_TOLD_MAX + 1).collect();
         let one_path = |items: &[(Item, BuilderKey, HashPart)]| items.is_sorted_by(|one, next| one.2 == next.2);
         if few.len() > ITEMS_TOLD_MAX && one_path(&few) {
@@ -229,7 +229,7 @@ impl Ledger {
             Some(children) => {
                 let mut digests = [[0; 16]; CHILDREN];
                 for (digest, child) in digests.iter_mut().zip(children) {
-                    *digest = self.node_digest(compared, child, looked);
+                    *digest = self.compute_digest(compared, child, looked);
                 }
                 Content::Children(Box::new(digests))
             }
@@ -239,23 +239,23 @@ impl Ledger {
     }
 
     /// The items of the compared builders under a node, ordered by path.
-    fn items(
+    fn walk_items(
         &self,
         compared: &Compared,
         node: Node,
         looked: &Cell<usize>,
     ) -> impl Iterator<Item = (Item, BuilderKey, HashPart)> {
-        let numbered = self.numbered_items(&compared.numbers, node, looked);
+        let numbered = self.walk_numbered_items(&compared.numbers, node, looked);
         numbered.filter_map(|(item, number, hash_part)| Some((item, self.key_of(number)?, hash_part)))
     }
 
-    fn numbered_items(
+    fn walk_numbered_items(
         &self,
         numbers: &[u16],
         node: Node,
         looked: &Cell<usize>,
     ) -> impl Iterator<Item = (Item, u16, HashPart)> {
-        let nodes = self.where_said(numbers, node, looked).into_iter();
+        let nodes = self.find_said_nodes(numbers, node, looked).into_iter();
         let attested = nodes.flat_map(move |node| {
             let (first, last) = node.bounds();
             self.attested_in(first..=last, numbers)
@@ -263,7 +263,7 @@ impl Ledger {
         attested.inspect(|_| looked.set(looked.get() + 1)).flat_map(move |(hash_part, said)| {
             let item = |said: &[(u16, FingerprintDigest)]| {
                 let number = said.first()?.0;
-                Some((item(&self.key_of(number)?, &hash_part, said), number, hash_part))
+                Some((hash_item(&self.key_of(number)?, &hash_part, said), number, hash_part))
             };
             said.chunk_by(|one, next| one.0 == next.0).filter_map(item).collect::<Vec<_>>()
         })
@@ -272,7 +272,7 @@ impl Ledger {
     /// The node itself if it has at least a byte of prefix. Of an upper node, the nodes with one byte under it where one of
     /// these builders said anything. Their digests are remembered, so what a builder that said little said is found without
     /// a walk through what the others said.
-    fn where_said(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<Node> {
+    fn find_said_nodes(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<Node> {
         if node.depth >= 2 {
             return vec![node];
         }
@@ -285,20 +285,20 @@ impl Ledger {
             Node { depth: 2, prefix }
         };
         let is_said = |node: &Node| {
-            let digests = self.digests_of_each(numbers, *node, looked);
+            let digests = self.compute_digests(numbers, *node, looked);
             digests.iter().any(|digest| *digest != NodeDigest::default())
         };
         (first_byte(&first)..=first_byte(&last)).map(of_byte).filter(is_said).collect()
     }
 
-    fn node_digest(&self, compared: &Compared, node: Node, looked: &Cell<usize>) -> NodeDigest {
+    fn compute_digest(&self, compared: &Compared, node: Node, looked: &Cell<usize>) -> NodeDigest {
         let (first, last) = node.bounds();
         if !self.has_paths_in(first..=last) {
             return NodeDigest::default();
         }
         let mut hasher = Sha256::new();
         let mut empty = true;
-        let digests = self.digests_of_each(&compared.numbers, node, looked);
+        let digests = self.compute_digests(&compared.numbers, node, looked);
         for (builder, place) in &compared.order {
             let under = digests.get(*place).copied().unwrap_or_default();
             if under != NodeDigest::default() {
@@ -307,19 +307,19 @@ impl Ledger {
                 hasher.update(under);
             }
         }
-        if empty { NodeDigest::default() } else { short(hasher) }
+        if empty { NodeDigest::default() } else { finish_short(hasher) }
     }
 
     /// The digest of a node for each builder. Those of the upper nodes are remembered, so that only builders with news are
     /// computed again: most comparisons are of two roots, and little is said between two comparisons.
-    fn digests_of_each(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
-        let mut digests = self.digests.known(numbers, node);
+    fn compute_digests(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
+        let mut digests = self.digests.recall(numbers, node);
         let unknown = numbers.iter().zip(&digests).filter(|(_, known)| known.is_none());
         let unknown: Vec<u16> = unknown.map(|(number, _)| *number).collect();
         if !unknown.is_empty() {
             let computed = match node.depth {
-                0..2 => self.digests_above(&unknown, node, looked),
-                _ => self.digests_below(&unknown, node, looked),
+                0..2 => self.compute_digests_above(&unknown, node, looked),
+                _ => self.compute_digests_below(&unknown, node, looked),
             };
             self.digests.remember(&unknown, node, computed.iter().copied());
             for (digest, computed) in digests.iter_mut().filter(|known| known.is_none()).zip(computed) {
@@ -330,7 +330,7 @@ impl Ledger {
     }
 
     /// For each builder, the digest of the root or of a child of it, over the digests of the first bytes under it.
-    fn digests_above(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
+    fn compute_digests_above(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let (first, last) = node.bounds();
         let mut hashers = Hashers::new(numbers.len());
         for byte in first_byte(&first)..=first_byte(&last) {
@@ -338,7 +338,7 @@ impl Ledger {
             if let Some(top) = prefix.first_mut() {
                 *top = byte;
             }
-            let digests = self.digests_of_each(numbers, Node { depth: 2, prefix }, looked);
+            let digests = self.compute_digests(numbers, Node { depth: 2, prefix }, looked);
             for (place, digest) in digests.into_iter().enumerate() {
                 if digest != NodeDigest::default() {
                     hashers.update(place, &[byte]);
@@ -350,9 +350,9 @@ impl Ledger {
     }
 
     /// For each builder, the digest of a node with at least a byte of prefix, over the items under it.
-    fn digests_below(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
+    fn compute_digests_below(&self, numbers: &[u16], node: Node, looked: &Cell<usize>) -> Vec<NodeDigest> {
         let mut hashers = Hashers::new(numbers.len());
-        for (item, number, _) in self.numbered_items(numbers, node, looked) {
+        for (item, number, _) in self.walk_numbered_items(numbers, node, looked) {
             if let Ok(place) = numbers.binary_search(&number) {
                 hashers.update(place, &item.0);
             }
@@ -376,12 +376,12 @@ impl Hashers {
     }
 
     fn finish(self) -> Vec<NodeDigest> {
-        self.0.into_iter().map(|hasher| hasher.map_or_else(NodeDigest::default, short)).collect()
+        self.0.into_iter().map(|hasher| hasher.map_or_else(NodeDigest::default, finish_short)).collect()
     }
 }
 
 /// The item for one builder and path. A single statement is itself; two or more are "void", whichever they are.
-fn item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, FingerprintDigest)]) -> Item {
+fn hash_item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, FingerprintDigest)]) -> Item {
     let mut hasher = Sha256::new();
     hasher.update(builder.0);
     hasher.update(hash_part.0);
@@ -389,10 +389,10 @@ fn item(builder: &BuilderKey, hash_part: &HashPart, said: &[(u16, FingerprintDig
         [(_, only)] => hasher.update(only.0),
         _ => hasher.update(b"void"),
     }
-    Item(short(hasher))
+    Item(finish_short(hasher))
 }
 
-fn short(hasher: Sha256) -> NodeDigest {
+fn finish_short(hasher: Sha256) -> NodeDigest {
     let digest: [u8; 32] = hasher.finalize().into();
     digest.first_chunk().copied().expect("32 bytes hold 16")
 }

@@ -36,7 +36,7 @@ pub struct Difference {
 /// What to do next.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Next {
-    /// Send this query and pass the answer to [`Session::answer`].
+    /// Send this query and pass the answer to [`Session::on_answer`].
     Ask(Query),
     /// The comparison is over.
     Done(Difference),
@@ -46,7 +46,7 @@ impl Session {
     /// Begins with the first [`super::BUILDERS_PER_SESSION_MAX`] builders of `shared`; the query is to be sent.
     pub fn start(ledger: &Ledger, shared: Shared) -> (Self, Query) {
         let shared = shared.window(0);
-        let root = (Node::ROOT, root(ledger, &shared));
+        let root = (Node::ROOT, compute_root_digest(ledger, &shared));
         let mut session = Self {
             shared,
             open: vec![root],
@@ -56,12 +56,12 @@ impl Session {
             misfit: false,
             found: Difference::default(),
         };
-        let query = session.query();
+        let query = session.make_query();
         (session, query)
     }
 
     /// Takes an answer. One that does not fit the query ends the session as incomplete.
-    pub fn answer(&mut self, ledger: &Ledger, answer: &Answer) -> Next {
+    pub fn on_answer(&mut self, ledger: &Ledger, answer: &Answer) -> Next {
         let fits = match answer {
             Answer::Builders(builders) => self.restart(ledger, builders),
             Answer::Nodes { answered, differing } => self.take(ledger, *answered, differing),
@@ -69,7 +69,7 @@ impl Session {
         self.misfit = !fits;
         let full = self.queries >= QUERIES_MAX || self.found.theirs.len().max(self.found.ours.len()) > ITEMS_MAX;
         if fits && !full && !self.open.is_empty() {
-            return Next::Ask(self.query());
+            return Next::Ask(self.make_query());
         }
         let complete = fits && !full && self.open.is_empty();
         Next::Done(Difference { builders: self.shared.digests(), complete, ..std::mem::take(&mut self.found) })
@@ -101,7 +101,7 @@ impl Session {
     }
 
     /// The next query. It takes the nodes opened last, which are the deepest, so that few nodes are open at a time.
-    fn query(&mut self) -> Query {
+    fn make_query(&mut self) -> Query {
         self.queries += 1;
         let from = self.open.len().saturating_sub(NODES_MAX);
         self.asked = self.open.split_off(from);
@@ -116,7 +116,7 @@ impl Session {
             return false;
         }
         self.shared = fewer;
-        self.open = vec![(Node::ROOT, root(ledger, &self.shared))];
+        self.open = vec![(Node::ROOT, compute_root_digest(ledger, &self.shared))];
         true
     }
 
@@ -128,7 +128,7 @@ impl Session {
         let Some(rest) = asked.get(answered..).filter(|_| in_order && answered > 0) else { return false };
         // Nodes that the answer had no room for stay open.
         self.open.extend_from_slice(rest);
-        let compared = ledger.compared(&self.shared);
+        let compared = ledger.resolve_builders(&self.shared);
         for (number, content) in differing {
             let node = usize::try_from(*number).ok().filter(|number| *number < answered).and_then(|it| asked.get(it));
             let Some((node, _)) = node else { return false };
@@ -137,7 +137,7 @@ impl Session {
                 Content::Children(digests) => {
                     for (number, theirs) in digests.iter().enumerate() {
                         let Some(child) = node.child(number) else { return false };
-                        let ours = ledger.node_digest(&compared, child, &Cell::new(0));
+                        let ours = ledger.compute_digest(&compared, child, &Cell::new(0));
                         if ours != *theirs {
                             self.open.push((child, ours));
                         }
@@ -151,7 +151,7 @@ impl Session {
     fn compare(&mut self, ledger: &Ledger, compared: &Compared, node: Node, items: &[Item]) {
         let theirs: BTreeSet<Item> = items.iter().copied().collect();
         let mut both = BTreeSet::new();
-        for (item, builder, hash_part) in ledger.items(compared, node, &Cell::new(0)) {
+        for (item, builder, hash_part) in ledger.walk_items(compared, node, &Cell::new(0)) {
             if theirs.contains(&item) {
                 both.insert(item);
             } else if self.found.ours.len() <= ITEMS_MAX {
@@ -163,6 +163,6 @@ impl Session {
 }
 
 /// The digest of all that is known about these builders.
-fn root(ledger: &Ledger, shared: &Shared) -> NodeDigest {
-    ledger.node_digest(&ledger.compared(shared), Node::ROOT, &Cell::new(0))
+fn compute_root_digest(ledger: &Ledger, shared: &Shared) -> NodeDigest {
+    ledger.compute_digest(&ledger.resolve_builders(shared), Node::ROOT, &Cell::new(0))
 }

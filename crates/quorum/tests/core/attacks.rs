@@ -28,7 +28,7 @@ fn ten_relays() {
     for relay in 0..10 {
         assert_eq!(ledger.insert(&says("a", &path(1), result('1')), Some(WallMs(relay))), Insertion::Known);
     }
-    assert_eq!((ledger.len(), policy("a b", 2).verdict(&ledger, &path(1)).state), (1, State::Short));
+    assert_eq!((ledger.len(), policy("a b", 2).judge(&ledger, &path(1)).state), (1, State::Short));
 }
 
 #[test]
@@ -46,9 +46,9 @@ fn replays() {
     // An attestation repeated after its key was revoked keeps the time at which it was first stored, whatever its date.
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     let mut ledger = heard(&path(1), "a1 b1");
-    let again = VerifiedStatement::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(9_000)), 300);
+    let again = VerifiedStatement::from_record(key("b"), path(1).hash_part(), result('1'), Some(WallMs(9_000)), 300);
     assert_eq!(ledger.insert(&again, Some(WallMs(9_000))), Insertion::Known);
-    assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(revoked.judge(&ledger, &path(1)).state, State::Agreed);
 }
 
 #[test]
@@ -56,10 +56,10 @@ fn future_and_past_dates() {
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     for date in [0, 1, u64::MAX - 1] {
         let mut ledger = heard(&path(1), "a1");
-        let dated = VerifiedStatement::recorded(key("b"), path(1).hash_part(), result('1'), Some(WallMs(date)), 300);
+        let dated = VerifiedStatement::from_record(key("b"), path(1).hash_part(), result('1'), Some(WallMs(date)), 300);
         ledger.insert(&dated, Some(WallMs(7_000)));
-        assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Short, "dated {date}, stored after the revocation");
-        assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed, "and otherwise no date matters");
+        assert_eq!(revoked.judge(&ledger, &path(1)).state, State::Short, "dated {date}, stored after the revocation");
+        assert_eq!(policy("a b", 2).judge(&ledger, &path(1)).state, State::Agreed, "and otherwise no date matters");
     }
 }
 
@@ -88,7 +88,7 @@ fn different_references_under_one_nar_hash() {
     for (builder, key) in rules.builders.iter_mut().zip(&keys) {
         builder.key = narmesh_protocol::BuilderKey(key.public().bytes());
     }
-    let verdict = checked(rules).verdict(&ledger, &path(1));
+    let verdict = checked(rules).judge(&ledger, &path(1));
     assert_eq!(verdict.state, State::Conflict);
     assert_eq!(verdict.attested.iter().map(|it| it.facts.nar_hash).collect::<Vec<_>>(), [NarHash([1; 32]); 2]);
 }
@@ -104,7 +104,7 @@ fn a_million_attestations_for_paths_nobody_asked_about() {
         ledger.insert(&says("c", &path(number), result('2')), Some(WallMs(9_000)));
     }
     let policy = policy("a b c", 3);
-    assert_eq!(policy.verdict(&ledger, &path(1)).state, State::Agreed, "what is held here stays");
+    assert_eq!(policy.judge(&ledger, &path(1)).state, State::Agreed, "what is held here stays");
     assert_eq!(ledger.votes(&path(2).hash_part()).count(), 2, "what others said stays");
     assert_eq!(ledger.len(), 5 + 1_000 + usize::from(ledger.votes(&path(1).hash_part()).count() < 3));
 }
@@ -116,7 +116,7 @@ fn a_thousand_results_for_one_path() {
         ledger.insert(&says("c", &path(1), result(letter)), Some(WallMs(1)));
     }
     assert_eq!(ledger.len(), 2 + STATEMENTS_PER_PATH_MAX);
-    assert_eq!(policy("a b c", 2).verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(policy("a b c", 2).judge(&ledger, &path(1)).state, State::Agreed);
 }
 
 #[test]

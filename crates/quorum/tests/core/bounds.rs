@@ -33,7 +33,7 @@ fn the_oldest_attestation_of_the_same_builder_is_evicted_first() {
 fn attestations_of_each_builder_are_counted_and_bare_signatures_are_not() {
     let mut ledger = small(2);
     let tally = |ledger: &Ledger, name: &str| {
-        let tally = ledger.of_builder(&key(name));
+        let tally = ledger.tally_of(&key(name));
         (tally.attestations, tally.last_stored_at.map(|at| at.0))
     };
     assert_eq!(tally(&ledger, "a"), (0, None));
@@ -102,8 +102,9 @@ fn the_path_served_longest_ago_is_forgotten_beyond_the_bound() {
 #[test]
 fn bytes_are_bounded_too() {
     let mut ledger = Ledger::new(LedgerLimits { per_builder: 1_000, bytes_per_builder: 1_000 });
-    let of =
-        |number: u32, bytes| VerifiedStatement::recorded(key("a"), path(number).hash_part(), result('1'), None, bytes);
+    let of = |number: u32, bytes| {
+        VerifiedStatement::from_record(key("a"), path(number).hash_part(), result('1'), None, bytes)
+    };
     assert_eq!(evicted(ledger.insert(&of(1, 400), None)), [0; 0]);
     assert_eq!(evicted(ledger.insert(&of(2, 400), None)), [0; 0]);
     assert_eq!(evicted(ledger.insert(&of(3, 700), None)), [1, 2]);
@@ -116,7 +117,7 @@ fn builders_and_questions_are_bounded() {
     for number in 0..BUILDERS_MAX + 3 {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&number.to_le_bytes());
-        let evidence = VerifiedStatement::recorded(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
+        let evidence = VerifiedStatement::from_record(BuilderKey(bytes), path(1).hash_part(), result('1'), None, 1);
         let insertion = ledger.insert(&evidence, None);
         assert_eq!(insertion == Insertion::TooManyBuilders, number >= BUILDERS_MAX, "{number}");
     }
@@ -126,7 +127,7 @@ fn builders_and_questions_are_bounded() {
     let more = u32::try_from(ASKED_MAX).unwrap();
     let forgotten = (2..more + 2).filter_map(|number| ledger.pin(path(number).hash_part(), Pin::Asked));
     assert_eq!(forgotten.collect::<Vec<_>>(), [path(1).hash_part()]);
-    assert_eq!((ledger.asked().count(), ledger.asked().next()), (ASKED_MAX, Some(path(2).hash_part())));
+    assert_eq!((ledger.asked_paths().count(), ledger.asked_paths().next()), (ASKED_MAX, Some(path(2).hash_part())));
     ledger.insert(&says("a", &path(more + 5), result('1')), None);
     assert_eq!(ledger.votes(&path(1).hash_part()).count(), 0, "the oldest question is forgotten");
 }
@@ -193,11 +194,11 @@ fn a_withdrawn_statement_leaves_no_trace() {
     }
     assert_eq!((ledger.len(), root(&ledger)), (before.len(), root(&before)));
     assert!(ledger.hash_parts_of(&key("a")).is_empty() && ledger.is_pinned(&path(1).hash_part(), Pin::Held));
-    assert_eq!(ledger.of_builder(&key("a")).attestations, 0);
+    assert_eq!(ledger.tally_of(&key("a")).attestations, 0);
     let bare = signs("a", &path(1), result('1'));
     ledger.insert(&bare, None);
     ledger.withdraw(&Evicted { builder: key("a"), hash_part: bare.hash_part(), fingerprint: bare.facts().fingerprint });
-    assert_eq!((ledger.bare_signatures(), ledger.of_builder(&key("a")).attestations), (0, 0));
+    assert_eq!((ledger.bare_signatures(), ledger.tally_of(&key("a")).attestations), (0, 0));
     // Its place in the queue is free for others.
     for number in 2..20 {
         ledger.insert(&says("a", &path(number), result('1')), None);

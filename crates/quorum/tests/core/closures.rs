@@ -1,7 +1,7 @@
 //! A closure is as strong as its weakest path.
 
 use crate::stage::{hear, ledger, path, policy, result};
-use narmesh_quorum::closure::{ClosureVerdict, Member, closure};
+use narmesh_quorum::closure::{ClosureVerdict, Member, judge_closure};
 use narmesh_quorum::{Ledger, State};
 
 fn member(number: u32, references: &[u32]) -> Member {
@@ -15,7 +15,7 @@ fn members() -> Vec<Member> {
 }
 
 fn judged(ledger: &Ledger, members: &[Member]) -> ClosureVerdict {
-    closure(&policy("a b c", 2), ledger, &path(1), members)
+    judge_closure(&policy("a b c", 2), ledger, &path(1), members)
 }
 
 fn all_agreed() -> Ledger {
@@ -38,7 +38,7 @@ fn the_dependency_that_breaks_a_closure_is_named_with_its_chain() {
     let verdict = judged(&ledger, &members());
     let breaks = verdict.breaks_at().unwrap();
     assert_eq!((&breaks.path, breaks.verdict.state), (&path(3), State::Short));
-    assert_eq!(verdict.chain(&breaks.path), [path(1), path(2), path(3)]);
+    assert_eq!(verdict.find_chain(&breaks.path), [path(1), path(2), path(3)]);
     assert!(!verdict.is_agreed());
 }
 

@@ -57,7 +57,7 @@ pub(crate) fn attestation(builder: &str, path: &StorePath, letter: char) -> Atte
 fn evidence(attestation: &Attestation) -> VerifiedStatement {
     let facts = Claim::of(&StoreDir::parse("/nix/store").unwrap(), &attestation.statement);
     let path = attestation.statement.path.hash_part();
-    VerifiedStatement::recorded(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
+    VerifiedStatement::from_record(attestation.builder, path, facts, Some(WallMs(attestation.attested_at_ms)), 400)
 }
 
 /// Both sides may tell each other of these builders, and count them.
@@ -180,7 +180,7 @@ impl Crowd {
             Output::Respond { id, bytes, .. } => self.reply(node, id, bytes),
             Output::HandOver(hand_over) => {
                 let kept = &self.nodes[node].kept;
-                let bytes = hand_over.reply(|key, path| kept.get(&(*key, *path)).cloned());
+                let bytes = hand_over.encode_reply(|key, path| kept.get(&(*key, *path)).cloned());
                 self.reply(node, hand_over.id, bytes);
             }
             Output::Verify { id, attestations, .. } => {

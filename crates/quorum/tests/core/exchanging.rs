@@ -111,7 +111,7 @@ fn few_of_a_between_many_of_b() -> Ledger {
         name: NameDigest::of("x"),
     };
     let mut insert =
-        |name, part| ledger.insert(&VerifiedStatement::recorded(key(name), part, facts, Some(WallMs(1)), 1), None);
+        |name, part| ledger.insert(&VerifiedStatement::from_record(key(name), part, facts, Some(WallMs(1)), 1), None);
     for top in 0..=255 {
         insert("a", part(top, 0));
         (1..400).for_each(|number| drop(insert("b", part(top, number))));

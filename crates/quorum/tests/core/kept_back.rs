@@ -42,9 +42,9 @@ fn a_guess_at_a_withheld_attestation_is_answered_as_if_there_were_none() {
     let reply = |promised| {
         let wanted = vec![vec![(builder, path(1).hash_part())]];
         let hand_over = HandOver { to: PeerId::random(), id: 1, wanted, promised };
-        QuorumReply::decode(&hand_over.reply(|_, _| None)).unwrap()
+        QuorumReply::decode(&hand_over.encode_reply(|_, _| None)).unwrap()
     };
     let nothing = HandOver { to: PeerId::random(), id: 1, wanted: vec![Vec::new()], promised: false };
-    assert_eq!(reply(false), QuorumReply::decode(&nothing.reply(|_, _| None)).unwrap());
+    assert_eq!(reply(false), QuorumReply::decode(&nothing.encode_reply(|_, _| None)).unwrap());
     assert_eq!(reply(true), QuorumReply::Busy);
 }

@@ -92,7 +92,7 @@ proptest! {
         statements in prop::collection::vec(statement(), 0..14), k in 1..=5usize, veto: bool,
     ) {
         let statements = once_each(statements);
-        let verdict = a_policy(k, veto).verdict(&filled(&statements), &path(1));
+        let verdict = a_policy(k, veto).judge(&filled(&statements), &path(1));
         prop_assert_eq!(verdict.state, by_the_book(k, veto, &statements));
     }
 
@@ -103,7 +103,7 @@ proptest! {
         k in 1..=5usize,
     ) {
         let policy = a_policy(k, false);
-        let verdict = |statements| policy.verdict(&filled(statements), &path(1));
+        let verdict = |statements| policy.judge(&filled(statements), &path(1));
         prop_assert_eq!(verdict(&statements), verdict(&shuffled));
     }
 
@@ -112,12 +112,12 @@ proptest! {
         let statements = once_each(statements);
         let mut ledger = filled(&statements);
         let (len, policy) = (ledger.len(), a_policy(k, false));
-        let verdict = policy.verdict(&ledger, &path(1));
+        let verdict = policy.judge(&ledger, &path(1));
         for (evidence, _) in &statements {
             // Repeated later, with another time.
             prop_assert_eq!(ledger.insert(evidence, Some(WallMs(99))), Insertion::Known);
         }
-        prop_assert_eq!((ledger.len(), policy.verdict(&ledger, &path(1))), (len, verdict));
+        prop_assert_eq!((ledger.len(), policy.judge(&ledger, &path(1))), (len, verdict));
     }
 
     /// An honest builder of a reproducible path says only what is true, and the builders of an honest group say the same.
@@ -129,7 +129,7 @@ proptest! {
         let statements = once_each(statements);
         let policy = a_policy(k, veto);
         let mut ledger = filled(&statements);
-        let before = policy.verdict(&ledger, &path(1));
+        let before = policy.judge(&ledger, &path(1));
         let truth = before.agreed().map_or(result('1'), |agreed| agreed.facts);
         for number in honest {
             let said_else = ledger.votes(&path(1).hash_part())
@@ -139,7 +139,7 @@ proptest! {
             }
             ledger.insert(&says(BUILDERS[number], &path(1), truth), Some(WallMs(1)));
             if before.state == State::Agreed && !group_divided(&policy, &ledger) {
-                let after = policy.verdict(&ledger, &path(1));
+                let after = policy.judge(&ledger, &path(1));
                 prop_assert_eq!(after.state, State::Agreed);
                 prop_assert_eq!(after.agreed().unwrap().facts, truth);
             }
@@ -159,7 +159,7 @@ proptest! {
             let number = BUILDERS.iter().position(|name| key(name) == evidence.builder()).unwrap();
             hostile.contains(&number) || number == 7 || *evidence.facts() == result('1')
         }).collect();
-        let verdict = policy.verdict(&filled(&statements), &path(1));
+        let verdict = policy.judge(&filled(&statements), &path(1));
         if let Some(agreed) = verdict.agreed() {
             prop_assert_eq!(agreed.facts, result('1'));
         }
@@ -172,11 +172,11 @@ proptest! {
         let mut statements = once_each(statements);
         statements.retain(|(evidence, _)| evidence.builder() != key("e"));
         let policy = a_policy(k, false);
-        let without = policy.verdict(&filled(&statements), &path(1));
+        let without = policy.judge(&filled(&statements), &path(1));
         let mut ledger = filled(&statements);
         ledger.insert(&says("e", &path(1), result('1')), Some(WallMs(1)));
         ledger.insert(&says("e", &path(1), result('3')), Some(WallMs(1)));
-        let with = policy.verdict(&ledger, &path(1));
+        let with = policy.judge(&ledger, &path(1));
         prop_assert_eq!(with.state, without.state);
         prop_assert!(matches!(with.standings[4], Ballot::Void(_)));
     }
@@ -187,5 +187,5 @@ proptest! {
 fn group_divided(policy: &Policy, ledger: &Ledger) -> bool {
     let divided =
         |standing: &Ballot| matches!(standing, Ballot::NotCounted(narmesh_quorum::Uncounted::GroupDisagrees, _));
-    policy.verdict(ledger, &path(1)).standings.iter().any(divided)
+    policy.judge(ledger, &path(1)).standings.iter().any(divided)
 }

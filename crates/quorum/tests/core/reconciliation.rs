@@ -22,7 +22,7 @@ fn compare(asker: &Ledger, ours: Shared, answerer: &Ledger, theirs: &Shared) -> 
         let received = answer.encode().unwrap();
         bytes += sent.len() + received.len();
         rounds += 1;
-        match session.answer(asker, &Answer::decode(&received).unwrap()) {
+        match session.on_answer(asker, &Answer::decode(&received).unwrap()) {
             Next::Ask(next) => query = next,
             Next::Done(difference) => return (difference, bytes, rounds),
         }
@@ -150,7 +150,7 @@ fn an_answer_that_fits_no_query_ends_the_session() {
     ];
     for answer in node_answers {
         let (mut session, _) = Session::start(&one, shared());
-        let Next::Done(difference) = session.answer(&one, &answer) else { panic!("{answer:?}") };
+        let Next::Done(difference) = session.on_answer(&one, &answer) else { panic!("{answer:?}") };
         assert!(!difference.complete, "{answer:?}");
     }
 }
@@ -172,7 +172,7 @@ fn a_session_with_a_liar_that_always_differs_ends() {
         let answer = Answer::Nodes { answered, differing: (0..answered).map(liar).collect() };
         assert!(query.encode().is_ok());
         rounds += 1;
-        match session.answer(&one, &answer) {
+        match session.on_answer(&one, &answer) {
             Next::Ask(next) => query = next,
             Next::Done(difference) => {
                 assert!(!difference.complete);

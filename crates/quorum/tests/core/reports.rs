@@ -4,7 +4,7 @@ use crate::stage::{checked, hear, heard, ledger, path, policy, result, revocatio
 use narmesh_quorum::closure::{Judged, Member};
 use narmesh_quorum::{
     Ledger, Mode, PathReport, Policy, PolicyRules, Report, ReportHead, ReportPart, ReportScope, Served, State,
-    TurnedReport, WallMs, no_longer_agreed,
+    TurnedReport, WallMs, find_no_longer_agreed,
 };
 
 fn member(number: u32, references: &[u32]) -> Member {
@@ -24,8 +24,8 @@ fn whole(policy: &Policy, ledger: &Ledger, report: &Report) -> Whole {
     Whole {
         head: report.head().clone(),
         conflicts: report.conflicts().map(ToString::to_string).collect(),
-        no_longer_agreed: no_longer_agreed(policy, ledger, None, 10).0,
-        paths: report.judged().map(|judged| PathReport::of(policy, ledger, judged)).collect(),
+        no_longer_agreed: find_no_longer_agreed(policy, ledger, None, 10).0,
+        paths: report.judged_paths().map(|judged| PathReport::of(policy, ledger, judged)).collect(),
     }
 }
 
@@ -181,7 +181,7 @@ fn paths_no_longer_agreed_are_listed_in_pages_without_gaps() {
     let policy = policy("a b", 2);
     let (mut found, mut after, mut looks) = (Vec::new(), None, 0);
     loop {
-        let (more, last) = no_longer_agreed(&policy, &ledger, after, 3);
+        let (more, last) = find_no_longer_agreed(&policy, &ledger, after, 3);
         found.extend(more.into_iter().map(|turned| turned.path));
         (after, looks) = (last, looks + 1);
         if last.is_none() {

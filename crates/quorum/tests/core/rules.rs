@@ -51,7 +51,7 @@ fn short_is_one_fingerprint_below_k_and_none_is_nothing() {
 fn a_content_address_needs_nobody() {
     let policy = policy("a b c", 2);
     let ledger = heard(&path(1), "a1 b2");
-    assert_eq!(policy.verdict_content_addressed(&ledger, &path(1)).state, State::ContentAddressed);
+    assert_eq!(policy.judge_content_addressed(&ledger, &path(1)).state, State::ContentAddressed);
     assert_eq!(
         policy.decide(&ledger, &path(1), result('9').fingerprint, true),
         Ruling::Serve(Grounds::ContentAddressed)
@@ -72,7 +72,7 @@ fn agreement_is_on_the_whole_fingerprint() {
     let other = Claim { fingerprint: result('2').fingerprint, ..result('1') };
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&says("c", &path(1), other), Some(WallMs(1)));
-    assert_eq!(policy("a b c", 3).verdict(&ledger, &path(1)).state, State::Conflict);
+    assert_eq!(policy("a b c", 3).judge(&ledger, &path(1)).state, State::Conflict);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_made_up_name_does_not_lower_how_many_must_agree() {
         }
         ledger
     };
-    let state = |ledger: &Ledger, path: &StorePath| policy.verdict(ledger, path).state;
+    let state = |ledger: &Ledger, path: &StorePath| policy.judge(ledger, path).state;
     // When nobody else speaks, this is what the override is for.
     assert_eq!(state(&told("", true), &doc), State::Agreed);
     // Nobody spoke about the name that is asked about here. That is no agreement, and no case for grace.
@@ -102,13 +102,13 @@ fn a_made_up_name_does_not_lower_how_many_must_agree() {
     // One honest statement is enough to take the override from the made-up name.
     for said in ["a1", "a1 b1", "a1 b1 c1"] {
         let ledger = told(said, true);
-        let verdict = policy.verdict(&ledger, &doc);
+        let verdict = policy.judge(&ledger, &doc);
         assert_eq!((verdict.state, verdict.k), (State::Conflict, 3), "{said}");
         assert!(matches!(policy.decide(&ledger, &doc, of_doc.fingerprint, false), Ruling::Refuse(_)), "{said}");
     }
     // The liar alone blocks nothing on which enough others agree.
     assert_eq!(state(&told("a1 b1", true), &path(1)), State::Conflict);
-    let agreed = policy.verdict(&told("a1 b1 c1", true), &path(1));
+    let agreed = policy.judge(&told("a1 b1 c1", true), &path(1));
     assert_eq!((agreed.state, agreed.disputed_by().len()), (State::Agreed, 1));
 }
 
@@ -130,12 +130,12 @@ fn a_group_whose_builders_disagree_counts_for_neither() {
     // The group counts for neither result, however many of its builders attest one of them.
     let more = checked(rules("a=acme b=acme c=acme d", 2));
     assert_eq!(state(&more, "a1 b1 d1"), State::Agreed);
-    let split = more.verdict(&heard(&path(1), "a1 b1 c2 d1"), &path(1));
+    let split = more.judge(&heard(&path(1), "a1 b1 c2 d1"), &path(1));
     assert_eq!((split.state, split.attested[0].groups, split.attested[1].groups), (State::Conflict, 1, 0));
-    let split = more.verdict(&heard(&path(1), "a1 b1 c2 d2"), &path(1));
+    let split = more.judge(&heard(&path(1), "a1 b1 c2 d2"), &path(1));
     assert_eq!((split.state, split.attested[0].facts, split.attested[0].groups), (State::Conflict, result('2'), 1));
     // What they attest is shown as dissent, and vetoes if dissent has a veto.
-    assert_eq!(policy.verdict(&heard(&path(1), "a1 b2 c1 d1"), &path(1)).disputed_by().len(), 1);
+    assert_eq!(policy.judge(&heard(&path(1), "a1 b2 c1 d1"), &path(1)).disputed_by().len(), 1);
     let mut veto = rules("a=acme b=acme c d", 2);
     veto.require.as_mut().unwrap().veto = true;
     assert_eq!(state(&checked(veto), "a1 b2 c1 d1"), State::Conflict);
@@ -148,11 +148,11 @@ fn a_bare_signature_is_no_vote() {
     let policy = policy("a b", 2);
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
-    let verdict = policy.verdict(&ledger, &path(1));
+    let verdict = policy.judge(&ledger, &path(1));
     assert_eq!(verdict.state, State::Short);
     assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::BareSignature, result('1')));
     assert_eq!(ledger.insert(&says("b", &path(1), result('1')), Some(WallMs(2))), Insertion::Upgraded);
-    assert_eq!(policy.verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(policy.judge(&ledger, &path(1)).state, State::Agreed);
 }
 
 #[test]
@@ -161,25 +161,25 @@ fn a_bare_signature_counts_for_a_builder_that_signs_only_own_builds() {
     rules.builders[1].signs_only_own_builds = true;
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(1)));
-    assert_eq!(checked(rules).verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(checked(rules).judge(&ledger, &path(1)).state, State::Agreed);
 }
 
 #[test]
 fn a_bare_signature_of_another_result_does_not_void_an_attestation() {
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&signs("b", &path(1), result('2')), Some(WallMs(1)));
-    assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(policy("a b", 2).judge(&ledger, &path(1)).state, State::Agreed);
 }
 
 #[test]
 fn two_fingerprints_void_the_vote_for_that_path_only() {
     let policy = policy("a b c", 2);
     let mut ledger = heard(&path(1), "a1 b1 b2");
-    let verdict = policy.verdict(&ledger, &path(1));
+    let verdict = policy.judge(&ledger, &path(1));
     assert_eq!(verdict.state, State::Short);
     assert_eq!(verdict.standings[1], Ballot::Void(vec![result('1'), result('2')]));
     hear(&mut ledger, &path(2), "a1 b1");
-    assert_eq!(policy.verdict(&ledger, &path(2)).state, State::Agreed, "never a penalty elsewhere");
+    assert_eq!(policy.judge(&ledger, &path(2)).state, State::Agreed, "never a penalty elsewhere");
 }
 
 #[test]
@@ -202,9 +202,9 @@ fn revocation_looks_at_when_we_first_stored_it() {
     let revoked = |from| checked(PolicyRules { revoked: vec![revocation("b", from)], ..rules("a b", 2) });
     // Stored at 5,000; the builder dated it 1,000.
     let ledger = heard(&path(1), "a1 b1");
-    assert_eq!(revoked(5_001).verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(revoked(5_001).judge(&ledger, &path(1)).state, State::Agreed);
     for from in [0, 1_001, 5_000] {
-        let verdict = revoked(from).verdict(&ledger, &path(1));
+        let verdict = revoked(from).judge(&ledger, &path(1));
         assert_eq!(verdict.state, State::Short, "revoked from {from}");
         assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
     }
@@ -214,9 +214,9 @@ fn revocation_looks_at_when_we_first_stored_it() {
 fn statements_of_a_revoked_key_without_a_storing_time_are_void() {
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&says("b", &path(1), result('1')), None);
-    assert_eq!(policy("a b", 2).verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(policy("a b", 2).judge(&ledger, &path(1)).state, State::Agreed);
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", u64::MAX)], ..rules("a b", 2) });
-    let verdict = revoked.verdict(&ledger, &path(1));
+    let verdict = revoked.judge(&ledger, &path(1));
     assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::RevokedWithoutRecord, result('1')));
 }
 
@@ -225,7 +225,7 @@ fn of_two_revocations_of_one_key_the_earlier_counts() {
     let ledger = heard(&path(1), "a1 b1");
     for order in [[1_000, 9_000], [9_000, 1_000]] {
         let revoked = order.map(|from| revocation("b", from)).to_vec();
-        assert_eq!(checked(PolicyRules { revoked, ..rules("a b", 2) }).verdict(&ledger, &path(1)).state, State::Short);
+        assert_eq!(checked(PolicyRules { revoked, ..rules("a b", 2) }).judge(&ledger, &path(1)).state, State::Short);
     }
 }
 
@@ -234,7 +234,7 @@ fn a_statement_after_the_revocation_does_not_void_an_earlier_one() {
     let revoked = checked(PolicyRules { revoked: vec![revocation("b", 6_000)], ..rules("a b", 2) });
     let mut ledger = heard(&path(1), "a1 b1");
     ledger.insert(&says("b", &path(1), result('2')), Some(WallMs(7_000)));
-    assert_eq!(revoked.verdict(&ledger, &path(1)).state, State::Agreed);
+    assert_eq!(revoked.judge(&ledger, &path(1)).state, State::Agreed);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_date_added_to_a_bare_signature_counts_from_when_it_came() {
         rules.builders[1].signs_only_own_builds = flagged;
         checked(rules)
     };
-    let state = |ledger: &Ledger, flagged, from| policy(flagged, from).verdict(ledger, &path(1)).state;
+    let state = |ledger: &Ledger, flagged, from| policy(flagged, from).judge(ledger, &path(1)).state;
     // Signed at 5,000, perhaps for something that b had substituted; dated at 7,000, perhaps by a thief of its key.
     let mut ledger = heard(&path(1), "a1");
     ledger.insert(&signs("b", &path(1), result('1')), Some(WallMs(5_000)));
@@ -258,7 +258,7 @@ fn a_date_added_to_a_bare_signature_counts_from_when_it_came() {
         assert_eq!(state(&ledger, false, from), unflagged, "the attestation, revoked from {from}");
         assert_eq!(state(&ledger, true, from), flagged, "the signature, which counts, revoked from {from}");
     }
-    let verdict = policy(false, 6_000).verdict(&ledger, &path(1));
+    let verdict = policy(false, 6_000).judge(&ledger, &path(1));
     assert_eq!(verdict.standings[1], Ballot::NotCounted(Uncounted::Revoked, result('1')));
     // Only its date does not count: it is reported as the bare signature that it was.
     let vote = ledger.votes(&path(1).hash_part()).find(|vote| vote.builder == key("b")).unwrap();
@@ -317,7 +317,8 @@ fn grace_is_for_our_own_key_also_where_it_is_no_builder() {
     assert_eq!(decide(&both, "x1 a1", '1'), Ruling::Serve(Grounds::Grace));
     assert!(matches!(decide(&both, "x1 a2", '2'), Ruling::Refuse(_)), "they do not say the same");
     // Its word is named as the reason why something was served. Where others agree, it adds nothing.
-    let vouching = |policy: &Policy, votes| policy.vouching(&heard(&path(1), votes), &path(1), result('1').fingerprint);
+    let vouching =
+        |policy: &Policy, votes| policy.find_vouching(&heard(&path(1), votes), &path(1), result('1').fingerprint);
     assert_eq!((vouching(&own, "x1"), vouching(&both, "x1 a1")), (vec![key("x")], vec![key("a"), key("x")]));
     assert_eq!(vouching(&own, "x1 a1 b1"), [key("a"), key("b")]);
     let without = with_grace(None, Some("x"));
@@ -385,7 +386,7 @@ fn the_first_override_that_matches_the_name_counts() {
     rules.require.as_mut().unwrap().overrides = vec![special("linux-*", 1), special("linux-6*", 2)];
     let policy = checked(rules);
     assert_eq!(["linux-6.1", "glibc"].map(|name| policy.k(name)), [1, 3]);
-    let state = |name| policy.verdict(&heard(&named(1, name), "a1"), &named(1, name)).state;
+    let state = |name| policy.judge(&heard(&named(1, name), "a1"), &named(1, name)).state;
     assert_eq!([state("linux-6.1"), state("glibc")], [State::Agreed, State::Short]);
 }
 
@@ -425,5 +426,5 @@ fn nothing_is_agreed_without_builders() {
     let policy = checked(PolicyRules::default());
     let mut ledger = ledger();
     hear(&mut ledger, &path(1), "a1 b1");
-    assert_eq!(policy.verdict(&ledger, &path(1)).state, State::None);
+    assert_eq!(policy.judge(&ledger, &path(1)).state, State::None);
 }

@@ -47,12 +47,12 @@ pub(crate) fn key(name: &str) -> BuilderKey {
 
 /// An attestation.
 pub(crate) fn says(builder: &str, path: &StorePath, facts: Claim) -> VerifiedStatement {
-    VerifiedStatement::recorded(key(builder), path.hash_part(), facts, Some(WallMs(1_000)), 300)
+    VerifiedStatement::from_record(key(builder), path.hash_part(), facts, Some(WallMs(1_000)), 300)
 }
 
 /// A bare Nix signature.
 pub(crate) fn signs(builder: &str, path: &StorePath, facts: Claim) -> VerifiedStatement {
-    VerifiedStatement::recorded(key(builder), path.hash_part(), facts, None, 300)
+    VerifiedStatement::from_record(key(builder), path.hash_part(), facts, None, 300)
 }
 
 /// An empty ledger.
@@ -107,7 +107,7 @@ pub(crate) fn state(policy: &Policy, votes: &str) -> State {
 
 /// The verdict on a path about which these votes are known.
 pub(crate) fn verdict(policy: &Policy, votes: &str) -> Verdict {
-    policy.verdict(&heard(&path(1), votes), &path(1))
+    policy.judge(&heard(&path(1), votes), &path(1))
 }
 
 /// Another `k` for paths with a name.

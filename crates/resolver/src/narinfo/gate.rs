@@ -148,7 +148,7 @@ impl Gate {
         self.builders.read(&mut |ledger| {
             let decision = policy.decide(ledger, &info.path, fingerprint, is_addressed);
             let by_word = matches!(decision, Ruling::Serve(Grounds::Agreed | Grounds::Grace));
-            let voters = if by_word { policy.vouching(ledger, &info.path, fingerprint) } else { Vec::new() };
+            let voters = if by_word { policy.find_vouching(ledger, &info.path, fingerprint) } else { Vec::new() };
             decided = (decision, voters);
         });
         decided

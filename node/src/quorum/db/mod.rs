@@ -171,7 +171,7 @@ impl LedgerDb {
                     nar_size: row.get::<_, i64>(5)?.cast_unsigned(),
                     name: NameDigest::of(row.get_ref(10)?.as_str()?.get(33..).unwrap_or_default()),
                 };
-                let evidence = VerifiedStatement::recorded(
+                let evidence = VerifiedStatement::from_record(
                     BuilderKey(row.get(1)?),
                     HashPart(row.get(2)?),
                     facts,

@@ -220,7 +220,7 @@ impl LiveLedger {
     /// What the builders of the policy say of a path.
     pub fn verdict(&self, path: &StorePath) -> Verdict {
         let policy = self.policy();
-        self.read(|ledger| policy.verdict(ledger, path))
+        self.read(|ledger| policy.judge(ledger, path))
     }
 
     /// Whether the policy lets Nix have one NAR of a path.

@@ -36,7 +36,7 @@ impl LiveLedger {
             readers.file += 1;
         }
         let (asked, served): (Vec<HashPart>, Vec<_>) =
-            self.read(|ledger| (ledger.asked().collect(), ledger.served_after(None).cloned().collect()));
+            self.read(|ledger| (ledger.asked_paths().collect(), ledger.served_after(None).cloned().collect()));
         db.note_asked(&asked, &[])?;
         db.note_served(&served)?;
         let old = LedgerDb::open_damaged(moved_to, &self.store_dir).ok();

@@ -63,7 +63,10 @@ fn paths_asked_for_are_remembered_over_a_restart() {
     drop(ledger);
     let ledger = open();
     ledger.catch_up().unwrap();
-    assert_eq!(ledger.read(|ledger| ledger.asked().collect::<Vec<_>>()), [3, 1].map(|number| path(number).hash_part()));
+    assert_eq!(
+        ledger.read(|ledger| ledger.asked_paths().collect::<Vec<_>>()),
+        [3, 1].map(|number| path(number).hash_part())
+    );
     ledger.take(&[said(1, 4, 1), said(1, 5, 1), said(1, 3, 1)], WallMs(1)).unwrap();
     assert_eq!([1, 2, 3, 4, 5].map(|number| votes(&ledger, number).len()), [1, 0, 1, 0, 1]);
     assert_eq!(rows(&self::open(dir.path()), "votes"), 3);
@@ -157,7 +160,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
             let of_path = |number: u8| ledger.attestations(&path(number).hash_part()).unwrap().len();
             let dated = |number: u8| votes(ledger, number).iter().filter(|vote| vote.attested_at.is_some()).count();
             assert!((1..=99).all(|number| of_path(number) == dated(number)));
-            assert_eq!(ledger.read(|ledger| ledger.asked().collect::<Vec<_>>()), [path(99).hash_part()]);
+            assert_eq!(ledger.read(|ledger| ledger.asked_paths().collect::<Vec<_>>()), [path(99).hash_part()]);
             assert_eq!(ledger.read(|ledger| ledger.served_after(None).count()), 1);
             if is_whole {
                 assert_eq!(now, 0);

@@ -50,7 +50,7 @@ fn fill(ledger: &LiveLedger, count: usize) {
 }
 
 fn remembered(ledger: &LiveLedger) -> Vec<HashPart> {
-    ledger.read(|ledger| ledger.asked().collect())
+    ledger.read(|ledger| ledger.asked_paths().collect())
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn notes_stay_bounded_while_the_file_cannot_be_written() {
     ask(20..30);
     ledger.flush().unwrap_err();
     let (notes, unwritten) = (ledger.notes.lock(), ledger.unwritten.lock());
-    assert!(notes.asked.is_empty() && ledger.read(|ledger| ledger.asked().eq(unwritten.asked.iter().copied())));
+    assert!(notes.asked.is_empty() && ledger.read(|ledger| ledger.asked_paths().eq(unwritten.asked.iter().copied())));
     assert_eq!(unwritten.asked.len(), ASKED_MAX);
     assert!(unwritten.asked_forgotten == (0..10).map(part).collect(), "only those that have rows");
 }
