@@ -55,7 +55,7 @@ impl Draw {
 
     /// The size of one build, paths. Half are 1 to 3, a tenth hundreds, and one in two hundred has thousands. Guesses, from
     /// what rebuilds of packages, systems and whole package sets bring.
-    pub(crate) fn build_paths(&mut self) -> u32 {
+    pub(crate) fn build_size(&mut self) -> u32 {
         let (least, most) = match self.below(200) {
             0..=99 => (1, 4),
             100..=159 => (4, 21),

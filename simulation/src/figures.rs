@@ -108,7 +108,7 @@ impl Encodings {
     const SYMBOL_BYTES: u64 = 8 + 8 + 1;
 
     /// Counts a pull of `bytes` bytes that told of this many changed paths; `cold` when the holder had nothing before.
-    pub(crate) fn pulled(&mut self, bytes: usize, differences: u64, cold: bool) {
+    pub(crate) fn count_pull(&mut self, bytes: usize, differences: u64, cold: bool) {
         let wire = |payload: u64| traffic::wire_bytes(usize::try_from(payload).unwrap_or(0) + STREAM_OVERHEAD) as u64;
         self.pulls += 1;
         self.filters += wire(bytes as u64);
@@ -180,12 +180,12 @@ impl Figures {
     }
 
     /// A machine built this many paths.
-    pub(crate) fn changed(&mut self, now_us: u64, number: Number, paths: u32) {
+    pub(crate) fn on_built(&mut self, now_us: u64, number: Number, paths: u32) {
         self.pend(number, Change { at_us: now_us, removal: false, paths });
     }
 
     /// A machine collected garbage.
-    pub(crate) fn collected(&mut self, now_us: u64, number: Number) {
+    pub(crate) fn on_collected(&mut self, now_us: u64, number: Number) {
         self.pend(number, Change { at_us: now_us, removal: true, paths: 0 });
     }
 
@@ -196,7 +196,7 @@ impl Figures {
     }
 
     /// A machine published a summary whose filter has this many bits.
-    pub(crate) fn published(&mut self, number: Number, publication: &Publication, filter_bits: u32) {
+    pub(crate) fn on_published(&mut self, number: Number, publication: &Publication, filter_bits: u32) {
         let Some(owner) = self.owners.get_mut(number) else { return };
         let generation = publication.generation;
         // Nothing is removed within an epoch: collections wait for the next one.
@@ -220,7 +220,7 @@ impl Figures {
 
     /// A holder has a body of this generation. Returns the version of the store that it knew before, if any, and the one
     /// that it knows now.
-    pub(crate) fn known(
+    pub(crate) fn on_known(
         &mut self,
         now_us: u64,
         holder: Number,
@@ -252,12 +252,12 @@ impl Figures {
     }
 
     /// An announcement is published.
-    pub(crate) fn announced(&mut self, now_us: u64) {
+    pub(crate) fn on_announced(&mut self, now_us: u64) {
         self.announced += u64::from(self.begun_us.is_some_and(|begun_us| begun_us <= now_us));
     }
 
     /// A copy of an announcement that was published at `at_us` arrived.
-    pub(crate) fn copy(&mut self, at_us: u64, now_us: u64, first: bool) {
+    pub(crate) fn on_copy(&mut self, at_us: u64, now_us: u64, first: bool) {
         if self.begun_us.is_some_and(|begun_us| begun_us <= at_us) {
             self.copies += 1;
             self.heard_us.extend(first.then_some(now_us - at_us));
@@ -265,36 +265,36 @@ impl Figures {
     }
 
     /// A machine's core started.
-    pub(crate) fn restarted(&mut self, now_us: u64, number: Number) {
+    pub(crate) fn on_restarted(&mut self, now_us: u64, number: Number) {
         if let Some(since) = self.up_since_us.get_mut(number) {
             *since = now_us;
         }
     }
 
-    pub(crate) fn blamed(&mut self, misdeed: Misdeed) {
+    pub(crate) fn on_blamed(&mut self, misdeed: Misdeed) {
         *self.blamed.entry(misdeed.label()).or_default() += 1;
     }
 
-    pub(crate) fn demoted(&mut self, now_us: u64, owner: Number) {
+    pub(crate) fn on_demoted(&mut self, now_us: u64, owner: Number) {
         if let Some(begun_us) = self.begun_us {
             self.demoted.entry(owner).or_insert(now_us - begun_us);
         }
     }
 
-    pub(crate) fn joins(&mut self, now_us: u64, number: Number) {
+    pub(crate) fn on_joined(&mut self, now_us: u64, number: Number) {
         self.joiner = Some(Joiner { number, since_us: now_us, full_us: None, received: 0 });
     }
 
     /// The measured time begins.
     pub(crate) fn begin<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         self.begun_us = Some(now_us);
-        self.before = sums(traffic);
+        self.before = sum_by_kind(traffic);
         self.probes_before = self.probes;
         self.points.clear();
     }
 
     /// Notes the traffic before the first event: until then nothing happened.
-    pub(crate) fn first_event<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
+    pub(crate) fn on_first_event<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         if self.idle.is_none() {
             self.idle = Some((now_us, traffic.map(Traffic::total).sum()));
         }
@@ -302,14 +302,14 @@ impl Figures {
 
     /// Adds a point to each curve.
     pub(crate) fn sample<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
-        let sums = sums(traffic);
+        let sums = sum_by_kind(traffic);
         let per = self.bucket_us / 1_000_000 * self.nodes as u64;
         let mut bytes_per_s = [0; 5];
         for (rate, (now, before)) in bytes_per_s.iter_mut().zip(sums.iter().zip(&self.before)) {
             *rate = now.saturating_sub(*before).checked_div(per).unwrap_or(0);
         }
         self.before = sums;
-        let (age_mean_s, age_max_s) = self.ages(now_us);
+        let (age_mean_s, age_max_s) = self.sample_ages(now_us);
         let absent = self.probes.absent - self.probes_before.absent;
         let wasted = self.probes.absent_wasted + self.probes.absent_lied
             - self.probes_before.absent_wasted
@@ -325,7 +325,7 @@ impl Figures {
         });
     }
 
-    fn ages(&mut self, now_us: u64) -> (f64, f64) {
+    fn sample_ages(&mut self, now_us: u64) -> (f64, f64) {
         let (mut sum_us, mut max_us) = (0, 0);
         for _ in 0..PAIRS {
             let (holder, owner) = (self.draw.index(self.nodes), self.draw.index(self.nodes));
@@ -354,7 +354,7 @@ impl Figures {
     }
 }
 
-fn sums<'a>(traffic: impl Iterator<Item = &'a Traffic>) -> [u64; 5] {
+fn sum_by_kind<'a>(traffic: impl Iterator<Item = &'a Traffic>) -> [u64; 5] {
     let mut sums = [0; 5];
     for traffic in traffic {
         for (sum, kind) in sums.iter_mut().zip(KINDS) {

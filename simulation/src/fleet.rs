@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 impl World {
     /// Starts all machines that do not join later, within two seconds.
-    pub(crate) fn first_boot(&mut self) {
-        self.after_us(self.figures.bucket_us, Happening::Sample);
+    pub(crate) fn schedule_first_boot(&mut self) {
+        self.schedule_after_us(self.figures.bucket_us, Happening::Sample);
         let joins = self.joiners();
         for number in 0..self.machines.len() {
             let wait_us = self.draw.below(2_000_000);
             if !joins.contains(&number) {
-                self.after_us(wait_us, Happening::Start { number, keep_disk: true });
+                self.schedule_after_us(wait_us, Happening::Start { number, keep_disk: true });
             }
         }
     }
@@ -43,7 +43,7 @@ impl World {
         if self.machine(number).is_running() {
             self.machine_mut(number).told = Arc::clone(&trusted);
         }
-        self.input(number, Input::Allowlist(peers));
+        self.feed(number, Input::Allowlist(peers));
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
         for (other, link) in links {
             if !self.machine(other).trusted.contains(&number) || !trusted.contains(&other) {
@@ -64,18 +64,18 @@ impl World {
         // time or behind it, a second time.
         let keep_disk = keep_disk || self.machine(number).ever_skewed;
         if !keep_disk {
-            self.checker.disk_lost(number);
+            self.checker.on_disk_lost(number);
         }
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");
         machine.start(now_ms, keep_disk, &mut self.draw);
         let run = machine.run;
         let now_us = self.now_us;
-        self.figures.restarted(now_us, number);
+        self.figures.on_restarted(now_us, number);
         self.allow(number);
         let addresses = self.machine(number).addresses(number);
-        self.input(number, Input::Addresses(addresses));
+        self.feed(number, Input::Addresses(addresses));
         self.read_store(number);
-        self.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
+        self.schedule_after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
         self.dial_all_of(number);
     }
 
@@ -85,19 +85,19 @@ impl World {
         let reading = self.counter;
         self.machine_mut(number).reading = Some(reading);
         if self.scenario.faults.read_ms == 0 || self.figures.begun_us.is_none() || self.healed {
-            return self.store_read(number, reading);
+            return self.on_store_read(number, reading);
         }
         let wait_us = self.draw.below(self.scenario.faults.read_ms * 1_000);
-        self.after_us(wait_us, Happening::Read { number, reading });
+        self.schedule_after_us(wait_us, Happening::Read { number, reading });
     }
 
     /// A machine has read its store. One that sleeps tells its core when it wakes.
-    pub(crate) fn store_read(&mut self, number: Number, reading: u64) {
+    pub(crate) fn on_store_read(&mut self, number: Number, reading: u64) {
         let machine = self.machine_mut(number);
         if machine.is_running() && machine.reading == Some(reading) {
             machine.reading = None;
             let paths = machine.all_paths();
-            self.input(number, paths);
+            self.feed(number, paths);
         }
     }
 
@@ -105,7 +105,7 @@ impl World {
         self.machine_mut(number).state = State::Down;
         self.machine_mut(number).doomed = false;
         self.machine_mut(number).reading = None;
-        self.checker.stopped(number);
+        self.checker.on_stopped(number);
         self.judging.retain(|(machine, _), _| *machine != number);
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
         links.into_iter().for_each(|link| self.close(link));
@@ -113,7 +113,7 @@ impl World {
 }
 
 /// Who has an address of whom: each machine wants a number of connections, to machines chosen at random.
-pub(crate) fn topology(
+pub(crate) fn draw_topology(
     draw: &mut Draw,
     scenario: &Scenario,
     machines: usize,

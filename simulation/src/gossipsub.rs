@@ -87,16 +87,16 @@ fn message_bytes(published: &Published) -> usize {
 
 impl World {
     /// Publishes a message to all connections. Returns its id.
-    pub(crate) fn gossip_publish(&mut self, number: Number, bytes: Arc<[u8]>) -> u64 {
+    pub(crate) fn publish_message(&mut self, number: Number, bytes: Arc<[u8]>) -> u64 {
         self.counter += 1;
         let id = self.counter;
         let now_us = self.now_us;
         self.published.insert(id, Published { author: number, bytes, at_us: now_us });
-        self.figures.announced(now_us);
+        self.figures.on_announced(now_us);
         let machine = self.machine_mut(number);
         machine.subscriber.see(now_us, id);
         machine.subscriber.keep(id);
-        for to in self.connected(number) {
+        for to in self.connected_machines(number) {
             self.send_message(number, to, id);
         }
         id
@@ -113,7 +113,7 @@ impl World {
     }
 
     /// The core accepted a message: it is handed to the mesh.
-    pub(crate) fn gossip_accepted(&mut self, number: Number, from: Number, id: u64) {
+    pub(crate) fn on_gossip_accepted(&mut self, number: Number, from: Number, id: u64) {
         let Some(author) = self.published.get(&id).map(|published| published.author) else { return };
         let machine = self.machine_mut(number);
         machine.subscriber.keep(id);
@@ -127,7 +127,7 @@ impl World {
         }
     }
 
-    pub(crate) fn gossip_connected(&mut self, number: Number, other: Number) {
+    pub(crate) fn on_gossip_connected(&mut self, number: Number, other: Number) {
         // The other's subscription arrives: a mesh below the low mark takes it in at once.
         if self.machine_mut(number).subscriber.mesh.len() < MESH_N_LOW {
             self.graft(number, other);
@@ -151,7 +151,7 @@ impl World {
         self.send_control(number, other, 0, Rpc::Prune);
     }
 
-    pub(crate) fn gossip_arrives(&mut self, from: Number, to: Number, rpc: Rpc) {
+    pub(crate) fn on_gossip_rpc(&mut self, from: Number, to: Number, rpc: Rpc) {
         let now_us = self.now_us;
         match rpc {
             Rpc::Publish { id } => {
@@ -159,9 +159,9 @@ impl World {
                 let Some(published) = self.published.get(&id) else { return };
                 let (author, bytes, at_us) = (published.author, Arc::clone(&published.bytes), published.at_us);
                 let new = self.machine_mut(to).subscriber.see(now_us, id);
-                self.figures.copy(at_us, now_us, new);
+                self.figures.on_copy(at_us, now_us, new);
                 if new {
-                    self.gossip_judge(to, from, author, id, &bytes);
+                    self.hand_to_core(to, from, author, id, &bytes);
                 }
             }
             Rpc::IHave { ids } => {
@@ -191,7 +191,7 @@ impl World {
                 }
                 let backing_off = subscriber.backoff.get(&from).is_some_and(|until| *until > now_us);
                 // A full mesh still takes a peer that this machine dialled, so that others cannot shut it out.
-                if backing_off || (subscriber.mesh.len() >= MESH_N_HIGH && !self.dialled(to, from)) {
+                if backing_off || (subscriber.mesh.len() >= MESH_N_HIGH && !self.has_dialled(to, from)) {
                     self.prune(to, from);
                 } else {
                     self.machine_mut(to).subscriber.mesh.insert(from);
@@ -206,25 +206,25 @@ impl World {
     }
 
     /// Hands a message to a core.
-    pub(crate) fn gossip_judge(&mut self, to: Number, from: Number, author: Number, id: u64, bytes: &Arc<[u8]>) {
+    pub(crate) fn hand_to_core(&mut self, to: Number, from: Number, author: Number, id: u64, bytes: &Arc<[u8]>) {
         self.judging.insert((to, id), from);
         if let Some(malice) = &mut self.machine_mut(to).malice {
             malice.overhear(bytes);
         }
         let (author, from): (PeerId, PeerId) = (self.machine(author).peer, self.machine(from).peer);
-        self.input(to, Input::Announcement { id, author, from, bytes: bytes.to_vec() });
+        self.feed(to, Input::Announcement { id, author, from, bytes: bytes.to_vec() });
     }
 
     /// The heartbeat, once a second.
-    pub(crate) fn heartbeat(&mut self, number: Number, run: u64) {
+    pub(crate) fn on_heartbeat(&mut self, number: Number, run: u64) {
         if !self.machine(number).is_running() || self.machine(number).run != run {
             return;
         }
         let now_us = self.now_us;
-        self.after_us(HEARTBEAT_US, Happening::Heartbeat(number, run));
-        let connected = self.connected(number);
+        self.schedule_after_us(HEARTBEAT_US, Happening::Heartbeat(number, run));
+        let connected = self.connected_machines(number);
         let machine = self.machine_mut(number);
-        machine.traffic.pings(connected.len());
+        machine.traffic.count_pings(connected.len());
         let subscriber = &mut machine.subscriber;
         subscriber.asked.clear();
         // Kept for a heartbeat longer (libp2p's `backoff_slack`), so that no graft comes too early.

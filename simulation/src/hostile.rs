@@ -116,7 +116,7 @@ impl Malice {
     }
 
     /// Whether it signed anything under this generation.
-    pub(crate) fn signed(&self, generation: Generation) -> bool {
+    pub(crate) fn has_signed(&self, generation: Generation) -> bool {
         self.signed.contains(&generation)
     }
 
@@ -146,8 +146,8 @@ impl Malice {
         self.signed.insert(announcement.generation);
         let filter = match self.trick {
             Trick::AllOnes => vec![0xff; 1 << 12],
-            Trick::DenseAsAllowed => (0..1 << 12).map(|_| byte_with_ones(draw, 555)).collect(),
-            Trick::ClaimEverything => everything(paths),
+            Trick::DenseAsAllowed => (0..1 << 12).map(|_| draw_byte_with_ones(draw, 555)).collect(),
+            Trick::ClaimEverything => claim_everything(paths),
             Trick::ClaimNothing => vec![0; 1 << 10],
             Trick::FutureEpoch
             | Trick::StaleEpoch
@@ -193,7 +193,7 @@ impl Malice {
             return self.bodies.get(&generation).cloned().map(GossipReply::Body);
         }
         match self.trick {
-            Trick::WrongBody => wrong(GossipReply::decode(honest).ok()?),
+            Trick::WrongBody => falsify(GossipReply::decode(honest).ok()?),
             Trick::Leak => {
                 let digest = self.heard.get(&(owner, generation))?;
                 self.leaked.get(digest).cloned().map(GossipReply::Body)
@@ -269,7 +269,7 @@ impl Malice {
     }
 
     /// An announcement of its own making.
-    fn announcement(&self, now_ms: u64, draw: &mut Draw) -> Announcement {
+    fn make_announcement(&self, now_ms: u64, draw: &mut Draw) -> Announcement {
         let newest = self.newest.as_ref().and_then(|newest| Envelope::open(newest).ok());
         let generation = newest.map_or(Generation { epoch: WALL_MS + now_ms, seq: 0 }, |newest| {
             let generation = newest.announcement().generation;
@@ -286,8 +286,8 @@ impl Malice {
     }
 
     /// The envelopes that it publishes now on its own.
-    fn publishes(&mut self, keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<Vec<u8>> {
-        let announcement = self.announcement(now_ms, draw);
+    fn make_envelopes(&mut self, keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<Vec<u8>> {
+        let announcement = self.make_announcement(now_ms, draw);
         match self.trick {
             Trick::FutureEpoch => {
                 let epoch = WALL_MS + now_ms + 7 * DAY_MS;
@@ -310,7 +310,7 @@ impl Malice {
             Trick::NoBody => vec![self.seal(keypair, announcement)],
             Trick::FloodAnnouncements => (0..FLOOD)
                 .map(|_| {
-                    let next = self.announcement(now_ms, draw);
+                    let next = self.make_announcement(now_ms, draw);
                     self.seal(keypair, next)
                 })
                 .collect(),
@@ -327,7 +327,7 @@ impl Malice {
     }
 
     /// The requests that it sends now on its own.
-    fn asks(&self, draw: &mut Draw) -> Vec<Vec<u8>> {
+    fn make_requests(&self, draw: &mut Draw) -> Vec<Vec<u8>> {
         match self.trick {
             Trick::Garbage => vec![draw.seed().to_vec()],
             Trick::FloodRequests => {
@@ -363,7 +363,7 @@ fn nothing_told(store_dir: String, software: String) -> GossipReply {
 
 /// The answer of an otherwise honest machine that withholds everything but its own newest announcement and body. If it
 /// withheld those as well, it would be a liar and rightly blamed.
-pub(crate) fn withheld(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
+pub(crate) fn withhold(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8> {
     let reply = match (GossipRequest::decode(question), GossipReply::decode(&honest)) {
         (Ok(GossipRequest::Sync(_)), Ok(GossipReply::Sync { store_dir, software, mut news, .. })) => {
             news.retain(|news| Envelope::open(news).is_ok_and(|envelope| envelope.peer() == *me));
@@ -376,7 +376,7 @@ pub(crate) fn withheld(me: &PeerId, question: &[u8], honest: Vec<u8>) -> Vec<u8>
 }
 
 /// A false copy of a reply: a body with the first half of its filter empty, or a delta without positions.
-fn wrong(reply: GossipReply) -> Option<GossipReply> {
+fn falsify(reply: GossipReply) -> Option<GossipReply> {
     match reply {
         GossipReply::Body(body) => {
             let mut summary = Summary::decode(&body).ok()?;
@@ -395,12 +395,12 @@ fn wrong(reply: GossipReply) -> Option<GossipReply> {
     }
 }
 
-fn byte_with_ones(draw: &mut Draw, permille: u64) -> u8 {
+fn draw_byte_with_ones(draw: &mut Draw, permille: u64) -> u8 {
     (0..8).fold(0, |byte, bit| byte | u8::from(draw.chance(permille)) << bit)
 }
 
 /// A filter that claims every path there is, and the absent paths that everybody looks for.
-fn everything(paths: Path) -> Vec<u8> {
+fn claim_everything(paths: Path) -> Vec<u8> {
     let class = FilterClass::for_items(u64::from(paths.min(ABSENT_FROM) + WANTED), 0.001);
     let class = class.unwrap_or_else(|| FilterClass::of_bytes(2 << 20).expect("the largest class"));
     let mut bytes = vec![0u8; class.bytes()];
@@ -418,7 +418,7 @@ impl World {
     pub(crate) fn schedule_trick(&mut self, number: Number) {
         let every_us = self.machine(number).malice.as_ref().map_or(1, |malice| malice.every_us);
         let wait_us = self.draw.between(every_us / 2, every_us * 3 / 2);
-        self.after_us(wait_us, Happening::Trick(number));
+        self.schedule_after_us(wait_us, Happening::Trick(number));
     }
 
     pub(crate) fn publish_lies(&mut self, number: Number, honest: Vec<u8>) {
@@ -430,11 +430,11 @@ impl World {
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");
         let Some(malice) = &mut machine.malice else { return };
         let lie = malice.lie(&keypair, &honest, &audience, paths, &mut self.draw);
-        self.gossip_publish(number, lie.into());
+        self.publish_message(number, lie.into());
     }
 
     /// Lets a liar play its trick. A stranger plays a random one, against a random honest machine.
-    pub(crate) fn trick(&mut self, number: Number) {
+    pub(crate) fn play_trick(&mut self, number: Number) {
         self.schedule_trick(number);
         let now_ms = self.now_ms();
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");
@@ -443,39 +443,39 @@ impl World {
         if stranger {
             malice.trick = self.draw.pick(&TRICKS).unwrap_or(Trick::Garbage);
         }
-        let publishes = malice.publishes(&keypair, now_ms, &mut self.draw);
-        let asks = malice.asks(&mut self.draw);
+        let publishes = malice.make_envelopes(&keypair, now_ms, &mut self.draw);
+        let asks = malice.make_requests(&mut self.draw);
         if !stranger {
             for bytes in publishes {
-                self.gossip_publish(number, bytes.into());
+                self.publish_message(number, bytes.into());
             }
         }
-        let victims = if stranger { (0..self.scenario.nodes).collect() } else { self.connected(number) };
+        let victims = if stranger { (0..self.scenario.nodes).collect() } else { self.connected_machines(number) };
         let honest: Vec<_> = victims.into_iter().filter(|victim| self.machine(*victim).is_honest()).collect();
         let Some(victim) = self.draw.pick(&honest) else { return };
         if stranger {
             // The daemon would refuse a stranger's handshake. Here its messages get through, because the core must
             // withstand them by itself.
-            let announcement = malice_envelope(&keypair, now_ms, &mut self.draw);
+            let announcement = seal_malice(&keypair, now_ms, &mut self.draw);
             let from = self.machine(victim).trusted.first().map_or(me, |other| self.machine(*other).peer);
             self.counter += 1;
             let id = self.counter;
-            self.input(victim, Input::Announcement { id, author: me, from, bytes: announcement.clone() });
-            self.input(victim, Input::Response { from: me, id: 1, bytes: announcement });
-            self.input(victim, Input::Connected(me));
+            self.feed(victim, Input::Announcement { id, author: me, from, bytes: announcement.clone() });
+            self.feed(victim, Input::Response { from: me, id: 1, bytes: announcement });
+            self.feed(victim, Input::Connected(me));
             let owner = AudienceDigest::of(&self.machine(victim).peer);
             if let Some(generation) = self.machine(victim).core.publication().generation {
                 let pull = GossipRequest::Pull { owner, generation, have_seq: None };
-                self.asked(number, victim, 0, pull.encode().expect("a small request"));
+                self.on_request(number, victim, 0, pull.encode().expect("a small request"));
             }
         }
         for bytes in asks {
-            self.asked(number, victim, 0, bytes);
+            self.on_request(number, victim, 0, bytes);
         }
     }
 }
 
-fn malice_envelope(keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<u8> {
+fn seal_malice(keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<u8> {
     let announcement = Announcement {
         generation: Generation { epoch: WALL_MS + now_ms, seq: 0 },
         path_count: 1,

@@ -51,7 +51,7 @@ mod world;
 pub use checker::Violation;
 pub use figures::{Encodings, Point, Probes};
 pub use hostile::{TRICKS, Trick};
-pub use plot::plots;
+pub use plot::draw_plots;
 pub use quorum::{QuorumReport, QuorumScenario, run as run_quorum};
 pub use report::{Report, Row};
 pub use scenario::{Scenario, ScenarioError, What, built_in};
@@ -77,7 +77,7 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
         let next_us = (world.now_us + SECOND_US).min(settle_us);
         world.run_until(next_us);
         if started_us.is_none() && world.everyone_runs() {
-            let reach = reach.get_or_insert_with(|| world.reach());
+            let reach = reach.get_or_insert_with(|| world.find_reach());
             if world.checker.seems_converged(&world.machines, reach) {
                 started_us = Some(world.now_us);
             }
@@ -87,10 +87,10 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
     world.run_until(settle_us + run_us);
     world.heal();
     let healed_us = world.now_us;
-    let reach = world.reach();
+    let reach = world.find_reach();
     let converged_us = loop {
         let seems = world.checker.seems_converged(&world.machines, &reach);
-        if seems && world.checker.unconverged(&world.machines, &reach).is_empty() {
+        if seems && world.checker.find_unconverged(&world.machines, &reach).is_empty() {
             break Some(world.now_us - healed_us);
         }
         if world.now_us >= healed_us + bound_us {
@@ -100,10 +100,10 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
         world.run_until(next_us);
     };
     let probes = world.figures.probes;
-    world.checker.wasted(probes.absent_wasted, probes.absent);
+    world.checker.check_wasted(probes.absent_wasted, probes.absent);
     let mut violations = std::mem::take(&mut world.checker.violations);
     if converged_us.is_none() {
-        violations.extend(world.checker.unconverged(&world.machines, &reach).into_iter().take(20));
+        violations.extend(world.checker.find_unconverged(&world.machines, &reach).into_iter().take(20));
     }
     Report::of(world, seed, started_us, converged_us, violations)
 }

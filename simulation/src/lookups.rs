@@ -11,32 +11,32 @@ const TURN_US: u64 = 6_000_000;
 const TURNS_PER_MINUTE: u64 = 10;
 
 impl World {
-    pub(crate) fn lookups(&mut self) {
-        self.after_us(TURN_US, Happening::Lookups);
+    pub(crate) fn run_lookups(&mut self) {
+        self.schedule_after_us(TURN_US, Happening::Lookups);
         let lookups = self.scenario.lookups;
         for number in 0..self.scenario.nodes {
             if !self.machine(number).is_running() || !self.machine(number).is_honest() {
                 continue;
             }
-            for _ in 0..self.turns(lookups.absent_per_minute) {
+            for _ in 0..self.draw_turns(lookups.absent_per_minute) {
                 let range = if self.draw.chance(100) { WANTED } else { 0x1000_0000 };
                 let path = self.draw.below(u64::from(range));
                 self.look_for_absent(number, ABSENT_FROM + u32::try_from(path).unwrap_or(0));
             }
-            for _ in 0..self.turns(lookups.present_per_minute) {
+            for _ in 0..self.draw_turns(lookups.present_per_minute) {
                 self.look_for_present(number);
             }
         }
     }
 
     /// The lookups of one turn: a tenth of those of a minute. Chance decides on the remainder.
-    fn turns(&mut self, per_minute: u64) -> u64 {
+    fn draw_turns(&mut self, per_minute: u64) -> u64 {
         per_minute / TURNS_PER_MINUTE + u64::from(self.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
     }
 
     /// Whom a lookup asks. A daemon asks demoted peers at a pace of one question a second; that pace is not modelled, so here
     /// they are asked nothing.
-    fn candidates_to_ask(&self, number: Number, path: Path) -> Vec<Candidate> {
+    fn find_candidates_to_ask(&self, number: Number, path: Path) -> Vec<Candidate> {
         let mut candidates = self.machine(number).core.find_candidates(&part(path));
         candidates.retain(|candidate| !candidate.is_demoted);
         candidates
@@ -44,15 +44,15 @@ impl World {
 
     fn look_for_absent(&mut self, number: Number, path: Path) {
         self.figures.probes.absent += 1;
-        for candidate in self.candidates_to_ask(number, path) {
+        for candidate in self.find_candidates_to_ask(number, path) {
             let Some(other) = self.checker.number(&candidate.peer) else { continue };
             if self.machine(other).is_honest() {
                 self.figures.probes.absent_wasted += 1;
             } else {
                 self.figures.probes.absent_lied += 1;
-                self.checker.lied(number, other, self.now_us);
+                self.checker.on_lied(number, other, self.now_us);
             }
-            self.input(number, Input::Probe { peer: candidate.peer, outcome: ProbeOutcome::FalseHit });
+            self.feed(number, Input::Probe { peer: candidate.peer, outcome: ProbeOutcome::FalseHit });
         }
     }
 
@@ -70,7 +70,7 @@ impl World {
             return;
         };
         self.figures.probes.present += 1;
-        for candidate in self.candidates_to_ask(number, path) {
+        for candidate in self.find_candidates_to_ask(number, path) {
             let Some(holder) = self.checker.number(&candidate.peer) else { continue };
             let machine = self.machine(holder);
             if !machine.is_running() {
@@ -78,7 +78,7 @@ impl World {
             }
             let held = machine.is_honest() && has(machine, path);
             let outcome = if held { ProbeOutcome::Held } else { ProbeOutcome::FalseHit };
-            self.input(number, Input::Probe { peer: candidate.peer, outcome });
+            self.feed(number, Input::Probe { peer: candidate.peer, outcome });
             if held {
                 self.figures.probes.found += 1;
                 return;
@@ -89,10 +89,10 @@ impl World {
 
     /// Adds a point to the curves, and does what must be tidied up now and then.
     pub(crate) fn sample(&mut self) {
-        self.after_us(self.figures.bucket_us, Happening::Sample);
+        self.schedule_after_us(self.figures.bucket_us, Happening::Sample);
         let now_us = self.now_us;
         self.forget_published();
-        self.checker.sample(&self.machines, now_us);
+        self.checker.check_lifetimes(&self.machines, now_us);
         self.figures.sample(now_us, self.machines.iter().map(|machine| &machine.traffic));
     }
 }

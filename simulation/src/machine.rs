@@ -67,7 +67,7 @@ impl Store {
     }
 
     /// How many paths were added and removed after version `from`, up to and with version `to`.
-    pub(crate) fn changed(&self, from: u32, to: u32) -> (u64, u64) {
+    pub(crate) fn count_changed(&self, from: u32, to: u32) -> (u64, u64) {
         let versions = self.changes.iter().take(to as usize).skip(from as usize);
         versions.fold((0, 0), |(came, went), (c, w)| (came + u64::from(*c), went + u64::from(*w)))
     }

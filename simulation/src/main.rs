@@ -99,13 +99,13 @@ fn main() -> ExitCode {
         Command::Run { scenario, seed, small, json, svg, trace } => {
             cli::run::run_one(&scenario, seed, small, json, svg.as_deref(), trace.unwrap_or(Subject::None))
         }
-        Command::Quorum { scenario, seed, small, json } => cli::quorum::quorum(&scenario, seed, small, json),
+        Command::Quorum { scenario, seed, small, json } => cli::quorum::run_one(&scenario, seed, small, json),
         Command::List => cli::run::list(),
-        Command::All { seed } => cli::swarm::all(seed),
-        Command::Swarm { minutes, first, seeds } => cli::swarm::swarm(minutes, first, seeds),
-        Command::Mutants => cli::mutants::mutants(),
-        Command::Hostile => cli::hostile::hostile(),
-        Command::Compare => cli::compare::compare(),
-        Command::Docs { file, check } => cli::docs::docs(&file, check),
+        Command::All { seed } => cli::swarm::run_all(seed),
+        Command::Swarm { minutes, first, seeds } => cli::swarm::run_swarm(minutes, first, seeds),
+        Command::Mutants => cli::mutants::run_mutants(),
+        Command::Hostile => cli::hostile::run_hostile(),
+        Command::Compare => cli::compare::run_compare(),
+        Command::Docs { file, check } => cli::docs::run_docs(&file, check),
     }
 }

@@ -31,11 +31,11 @@ impl Verdict {
 }
 
 /// All mutants, after the cores as they are.
-pub fn verdicts() -> impl Iterator<Item = Verdict> {
-    std::iter::once(None).chain(MUTATIONS.map(Some)).map(|mutation| Verdict { mutation, red: first_red(mutation) })
+pub fn judge_all() -> impl Iterator<Item = Verdict> {
+    std::iter::once(None).chain(MUTATIONS.map(Some)).map(|mutation| Verdict { mutation, red: find_first_red(mutation) })
 }
 
-fn first_red(mutation: Option<Mutation>) -> Option<(u64, &'static str, String)> {
+fn find_first_red(mutation: Option<Mutation>) -> Option<(u64, &'static str, String)> {
     for seed in 1..=SEEDS_MAX {
         // Scenarios that show the same with every seed are run once.
         for (name, text) in SCENARIOS.iter().take(if seed == 1 { SCENARIOS.len() } else { 1 }) {

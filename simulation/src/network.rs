@@ -95,14 +95,14 @@ impl World {
     }
 
     /// The machines that this one is connected with.
-    pub(crate) fn connected(&self, number: Number) -> Vec<Number> {
+    pub(crate) fn connected_machines(&self, number: Number) -> Vec<Number> {
         let neighbours = self.neighbours.get(number).map(Vec::as_slice).unwrap_or_default();
         let open = |link: &usize| self.links.get(*link).is_some_and(|link| link.connection.is_some());
         neighbours.iter().filter(|(_, link)| open(link)).map(|(other, _)| *other).collect()
     }
 
     /// Whether `a` was the one that dialled.
-    pub(crate) fn dialled(&self, a: Number, b: Number) -> bool {
+    pub(crate) fn has_dialled(&self, a: Number, b: Number) -> bool {
         self.link_of(a, b).and_then(|link| self.links.get(link)).is_some_and(|link| link.dialler == a)
     }
 
@@ -114,14 +114,14 @@ impl World {
     }
 
     /// Whether two machines would let each other in.
-    pub(crate) fn willing(&self, a: Number, b: Number) -> bool {
+    pub(crate) fn are_willing(&self, a: Number, b: Number) -> bool {
         let ready = |a: Number, b: Number| self.machine(a).is_running() && self.machine(a).trusted.contains(&b);
         ready(a, b) && ready(b, a)
     }
 
     /// Whether two machines could be connected now.
     pub(crate) fn may_connect(&self, link: &Link) -> bool {
-        self.willing(link.ends.0, link.ends.1) && self.passes(link)
+        self.are_willing(link.ends.0, link.ends.1) && self.passes(link)
     }
 
     /// Sends a message over a connection, if there is one.
@@ -143,7 +143,7 @@ impl World {
             link.stalled.push((from, kind, payload, message));
         }
         if let (true, Some(connection), Some(blocked_us)) = (first, link.connection, link.blocked_us) {
-            self.after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
+            self.schedule_after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
         }
     }
 
@@ -155,8 +155,8 @@ impl World {
         let (bytes, acks) = (traffic::wire_bytes(payload), traffic::ack_bytes(payload));
         let now_us = self.now_us;
         let sender = self.machine_mut(from);
-        sender.traffic.send(kind, bytes);
-        sender.traffic.receive(kind, acks);
+        sender.traffic.count_sent(kind, bytes);
+        sender.traffic.count_received(kind, acks);
         sender.up_free_us = sender.up_free_us.max(now_us) + bytes as u64 * 8 / line.up_mbit;
         let left_us = sender.up_free_us;
         // A dropped message is gone, as if its stream had been reset.
@@ -164,7 +164,7 @@ impl World {
             return;
         }
         let mut at_us = left_us + line.one_way_ms(from > to) * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
-        at_us += self.repair_us(line, payload);
+        at_us += self.draw_repair_us(line, payload);
         let direction = usize::from(self.links.get(at).is_some_and(|link| link.ends.0 == from));
         // A message arrives after all earlier ones of its connection, except when it is drawn to be overtaken.
         let overtaken = self.draw.chance(line.reorder_permille);
@@ -175,14 +175,14 @@ impl World {
         }
         if self.draw.chance(line.duplicate_permille) {
             let message = message.clone();
-            self.at_us(at_us + 30_000, Happening::Arrive { from, to, connection, kind, payload, message });
+            self.schedule_at_us(at_us + 30_000, Happening::Arrive { from, to, connection, kind, payload, message });
         }
-        self.at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
+        self.schedule_at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
     }
 
     /// The delay that lost packets cause, microseconds: one round trip when later packets reveal the loss, otherwise TCP's
     /// timeout.
-    fn repair_us(&mut self, line: Line, payload: usize) -> u64 {
+    fn draw_repair_us(&mut self, line: Line, payload: usize) -> u64 {
         if line.loss_permille == 0 {
             return 0;
         }
@@ -206,7 +206,7 @@ impl World {
     }
 
     /// A message reaches the receiver's end of the link.
-    pub(crate) fn arrive(
+    pub(crate) fn on_arrival(
         &mut self,
         from: Number,
         to: Number,
@@ -228,12 +228,12 @@ impl World {
         let (bytes, acks) = (traffic::wire_bytes(size), traffic::ack_bytes(size));
         let (line, now_us) = (self.line(from, to), self.now_us);
         let receiver = self.machine_mut(to);
-        receiver.traffic.receive(kind, bytes);
-        receiver.traffic.send(kind, acks);
+        receiver.traffic.count_received(kind, bytes);
+        receiver.traffic.count_sent(kind, acks);
         receiver.down_free_us = receiver.down_free_us.max(now_us) + bytes as u64 * 8 / line.down_mbit;
         let due_us = receiver.down_free_us;
         if due_us > now_us + 1_000 {
-            self.at_us(due_us, Happening::Deliver { from, to, connection, message });
+            self.schedule_at_us(due_us, Happening::Deliver { from, to, connection, message });
         } else {
             self.deliver(from, to, connection, message);
         }
@@ -247,14 +247,14 @@ impl World {
         }
         let sender = self.machine(from).peer;
         match message {
-            Message::Rpc(rpc) => self.gossip_arrives(from, to, rpc),
-            Message::Request { id, bytes } => self.asked(from, to, id, bytes),
+            Message::Rpc(rpc) => self.on_gossip_rpc(from, to, rpc),
+            Message::Request { id, bytes } => self.on_request(from, to, id, bytes),
             Message::Response { id, bytes } => {
-                self.checker.answered(to, id);
+                self.checker.on_answered(to, id);
                 if let Some(malice) = &mut self.machine_mut(to).malice {
                     malice.receive(&bytes);
                 }
-                self.input(to, Input::Response { from: sender, id, bytes });
+                self.feed(to, Input::Response { from: sender, id, bytes });
             }
         }
     }
@@ -270,7 +270,7 @@ impl World {
                 if let Some(link) = self.links.get_mut(at) {
                     link.blocked_us = Some(now_us);
                 }
-                self.after_us(notice_us, Happening::GivenUp { link: at, connection, blocked_us: now_us });
+                self.schedule_after_us(notice_us, Happening::GivenUp { link: at, connection, blocked_us: now_us });
             }
             (true, Some(since_us)) => {
                 if let Some(link) = self.links.get_mut(at) {
@@ -283,7 +283,7 @@ impl World {
                     pause_us = (pause_us * 2).min(RETRANSMIT_US_MAX);
                     next_us += pause_us;
                 }
-                self.at_us(next_us, Happening::Resume { link: at, connection });
+                self.schedule_at_us(next_us, Happening::Resume { link: at, connection });
             }
             (true, None) | (false, Some(_)) => {}
         }
@@ -309,7 +309,7 @@ impl World {
         }
     }
 
-    pub(crate) fn given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
+    pub(crate) fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
         let dead = |link: &Link| link.connection == Some(connection) && link.blocked_us == Some(blocked_us);
         if self.links.get(at).is_some_and(dead) {
             self.close(at);
@@ -328,12 +328,12 @@ impl World {
         let (a, b) = link.ends;
         for (number, other) in [(a, b), (b, a)] {
             self.machine_mut(number).subscriber.forget(other);
-            self.checker.disconnected(number, other);
+            self.checker.on_disconnected(number, other);
             let peer = self.machine(other).peer;
             if self.machine(number).state == State::Asleep {
                 self.machine_mut(number).lost_asleep.insert(other);
             } else {
-                self.input(number, Input::Disconnected(peer));
+                self.feed(number, Input::Disconnected(peer));
             }
         }
         self.plan_dial(at, 20_000, REDIAL_US.0);
@@ -346,7 +346,7 @@ impl World {
         let plan = self.counter;
         if let Some(link) = self.links.get_mut(at) {
             link.plan = plan;
-            self.after_us(wait_us, Happening::Dial { link: at, plan });
+            self.schedule_after_us(wait_us, Happening::Dial { link: at, plan });
         }
     }
 
@@ -370,11 +370,11 @@ impl World {
             let dialler = if self.draw.chance(500) { a } else { b };
             for number in [a, b] {
                 let traffic = &mut self.machine_mut(number).traffic;
-                traffic.send(Kind::Connections, HANDSHAKE_BYTES);
-                traffic.receive(Kind::Connections, HANDSHAKE_BYTES);
+                traffic.count_sent(Kind::Connections, HANDSHAKE_BYTES);
+                traffic.count_received(Kind::Connections, HANDSHAKE_BYTES);
             }
             // TCP, multistream and TLS, multistream and yamux: three round trips.
-            self.after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
+            self.schedule_after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
             return;
         }
         // Nobody answers over a cut link, so the handshake's deadline has to pass first. A refusal comes at once.
@@ -407,19 +407,19 @@ impl World {
             (link.failures, link.dialler) = (0, dialler);
         }
         if was_cut_off {
-            [a, b].into_iter().for_each(|end| self.one_returned(end));
+            [a, b].into_iter().for_each(|end| self.on_one_returned(end));
         }
         for (number, other) in [(a, b), (b, a)] {
             let peer = self.machine(other).peer;
-            self.input(number, Input::Connected(peer));
-            self.gossip_connected(number, other);
+            self.feed(number, Input::Connected(peer));
+            self.on_gossip_connected(number, other);
         }
     }
 }
 
 impl World {
     /// A peer that was cut off from this machine is back, so others may be back, too: dials them at once.
-    fn one_returned(&mut self, number: Number) {
+    fn on_one_returned(&mut self, number: Number) {
         let now_us = self.now_us;
         let machine = self.machine_mut(number);
         if machine.returned_us.is_some_and(|before_us| now_us < before_us + RETURNS_PAUSE_US) {

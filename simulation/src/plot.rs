@@ -15,7 +15,7 @@ struct Curve {
 }
 
 /// The plots of a report: a file's name and its contents.
-pub fn plots(report: &Report) -> Vec<(&'static str, String)> {
+pub fn draw_plots(report: &Report) -> Vec<(&'static str, String)> {
     let over_time = |name: &str, value: &dyn Fn(&crate::Point) -> f64| Curve {
         name: name.to_owned(),
         points: report.points.iter().map(|point| (point.at_s as f64, value(point))).collect(),
@@ -29,16 +29,16 @@ pub fn plots(report: &Report) -> Vec<(&'static str, String)> {
     let ages = [over_time("mean", &|point| point.age_mean_s), over_time("worst", &|point| point.age_max_s)];
     let wasted = [over_time("wasted probes", &|point| point.wasted_permille)];
     vec![
-        ("convergence.svg", chart(&title("share of machines that know, after ms"), &[known])),
-        ("bytes.svg", chart(&title("bytes a second of one machine, over seconds"), &kinds.collect::<Vec<_>>())),
-        ("age.svg", chart(&title("age of what tables lack in s, over seconds"), &ages)),
-        ("false-hits.svg", chart(&title("wasted probes for 1,000 absent paths, over seconds"), &wasted)),
+        ("convergence.svg", draw_chart(&title("share of machines that know, after ms"), &[known])),
+        ("bytes.svg", draw_chart(&title("bytes a second of one machine, over seconds"), &kinds.collect::<Vec<_>>())),
+        ("age.svg", draw_chart(&title("age of what tables lack in s, over seconds"), &ages)),
+        ("false-hits.svg", draw_chart(&title("wasted probes for 1,000 absent paths, over seconds"), &wasted)),
     ]
 }
 
-fn chart(title: &str, curves: &[Curve]) -> String {
+fn draw_chart(title: &str, curves: &[Curve]) -> String {
     let all = || curves.iter().flat_map(|curve| &curve.points);
-    let most = |axis: fn(&(f64, f64)) -> f64| nice(all().map(axis).fold(0.0, f64::max));
+    let most = |axis: fn(&(f64, f64)) -> f64| round_up(all().map(axis).fold(0.0, f64::max));
     let (x_max, y_max) = (most(|point| point.0), most(|point| point.1));
     let place = |(x, y): (f64, f64)| {
         let across = MARGIN + x / x_max * (WIDTH - 1.5 * MARGIN);
@@ -55,13 +55,17 @@ fn chart(title: &str, curves: &[Curve]) -> String {
         let (right, _) = place((x_max, 0.0));
         writeln!(svg, "<path d=\"M{left:.1} {y:.1}H{right:.1}\" stroke=\"#ddd\"/>").unwrap_or_default();
         let (below, beside) = (bottom + 16.0, left - 6.0);
-        writeln!(svg, "<text x=\"{x:.1}\" y=\"{below:.1}\" text-anchor=\"middle\">{}</text>", short(x_max * share))
-            .unwrap_or_default();
+        writeln!(
+            svg,
+            "<text x=\"{x:.1}\" y=\"{below:.1}\" text-anchor=\"middle\">{}</text>",
+            format_short(x_max * share)
+        )
+        .unwrap_or_default();
         writeln!(
             svg,
             "<text x=\"{beside:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             y + 4.0,
-            short(y_max * share)
+            format_short(y_max * share)
         )
         .unwrap_or_default();
     }
@@ -82,7 +86,7 @@ fn chart(title: &str, curves: &[Curve]) -> String {
 }
 
 /// Rounds up to 1, 2 or 5 times a power of ten.
-fn nice(value: f64) -> f64 {
+fn round_up(value: f64) -> f64 {
     let mut scale = 1e-3;
     while scale * 10.0 < value {
         scale *= 10.0;
@@ -90,7 +94,7 @@ fn nice(value: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * scale).find(|step| *step >= value).unwrap_or(1.0)
 }
 
-fn short(value: f64) -> String {
+fn format_short(value: f64) -> String {
     if value >= 1e6 {
         format!("{:.1}M", value / 1e6)
     } else if value >= 1e4 {
@@ -108,13 +112,13 @@ mod tests {
 
     #[test]
     fn axes_end_at_round_numbers() {
-        assert_eq!([0.0, 0.7, 1.0, 3.0, 70.0, 1_200.0].map(nice), [1e-3, 1.0, 1.0, 5.0, 100.0, 2_000.0]);
+        assert_eq!([0.0, 0.7, 1.0, 3.0, 70.0, 1_200.0].map(round_up), [1e-3, 1.0, 1.0, 5.0, 100.0, 2_000.0]);
     }
 
     #[test]
     fn a_chart_holds_all_points() {
         let curve = Curve { name: "one".to_owned(), points: vec![(0.0, 0.0), (5.0, 2.0), (10.0, 1.0)] };
-        let svg = chart("title", &[curve]);
+        let svg = draw_chart("title", &[curve]);
         assert!(svg.contains("title") && svg.contains(">one<") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches('L').count(), 2, "two lines between three points");
     }

@@ -51,12 +51,12 @@ impl Story {
         }
     }
 
-    fn about(&self, number: Number) -> bool {
+    fn is_about(&self, number: Number) -> bool {
         self.subject == Subject::Node(number)
     }
 
-    pub(crate) fn input(&mut self, machines: &[Machine], now_ms: u64, number: Number, input: &Input) {
-        if !self.about(number) {
+    pub(crate) fn tell_input(&mut self, machines: &[Machine], now_ms: u64, number: Number, input: &Input) {
+        if !self.is_about(number) {
             return;
         }
         let name = |peer: &libp2p_identity::PeerId| machines.iter().position(|machine| machine.peer == *peer);
@@ -65,8 +65,10 @@ impl Story {
             Input::Connected(peer) => format!("connected with {:?}", name(peer)),
             Input::Disconnected(peer) => format!("lost {:?}", name(peer)),
             Input::Announcement { author, from, .. } => format!("hears of {:?} from {:?}", name(author), name(from)),
-            Input::Request { from, bytes, .. } => format!("is asked by {:?}: {}", name(from), question(bytes)),
-            Input::Response { from, bytes, .. } => format!("is answered by {:?}: {}", name(from), answer(bytes)),
+            Input::Request { from, bytes, .. } => format!("is asked by {:?}: {}", name(from), describe_question(bytes)),
+            Input::Response { from, bytes, .. } => {
+                format!("is answered by {:?}: {}", name(from), describe_answer(bytes))
+            }
             Input::RequestFailed { to, .. } => format!("got no answer from {:?}", name(to)),
             Input::Paths(_) => "has other paths".to_owned(),
             Input::Probe { peer, outcome } => format!("asked {:?} for a path: {outcome:?}", name(peer)),
@@ -77,15 +79,15 @@ impl Story {
         self.tell(now_ms, number, &text);
     }
 
-    pub(crate) fn output(&mut self, machines: &[Machine], now_ms: u64, number: Number, output: &Output) {
+    pub(crate) fn tell_output(&mut self, machines: &[Machine], now_ms: u64, number: Number, output: &Output) {
         let name = |peer: &libp2p_identity::PeerId| machines.iter().position(|machine| machine.peer == *peer);
         match (self.subject, output) {
             (Subject::Node(node), _) if node == number => {
                 let text = match output {
                     Output::Persist(_) | Output::Judge { .. } => return,
                     Output::Publish(bytes) => format!("publishes {} bytes", bytes.len()),
-                    Output::Request { to, bytes, .. } => format!("asks {:?}: {}", name(to), question(bytes)),
-                    Output::Respond { to, bytes, .. } => format!("answers {:?}: {}", name(to), answer(bytes)),
+                    Output::Request { to, bytes, .. } => format!("asks {:?}: {}", name(to), describe_question(bytes)),
+                    Output::Respond { to, bytes, .. } => format!("answers {:?}: {}", name(to), describe_answer(bytes)),
                     Output::Penalize { peer, misdeed } => format!("blames {:?}: {misdeed}", name(peer)),
                     Output::Event(event) => format!("{event:?}"),
                 };
@@ -107,8 +109,8 @@ impl Story {
         }
     }
 
-    pub(crate) fn paths(&mut self, now_ms: u64, number: Number, added: &[Path], removed: &[Path]) {
-        if self.about(number) {
+    pub(crate) fn tell_paths(&mut self, now_ms: u64, number: Number, added: &[Path], removed: &[Path]) {
+        if self.is_about(number) {
             self.tell(now_ms, number, &format!("{} paths more, {} fewer", added.len(), removed.len()));
         }
         let Subject::Path(path) = self.subject else { return };
@@ -122,14 +124,14 @@ impl Story {
         }
     }
 
-    pub(crate) fn scripted(&mut self, now_ms: u64, number: Number, what: What) {
-        if self.about(number) || what == What::Partition {
+    pub(crate) fn tell_scripted(&mut self, now_ms: u64, number: Number, what: What) {
+        if self.is_about(number) || what == What::Partition {
             self.tell_if(now_ms, number, &format!("{what:?}"));
         }
     }
 
-    pub(crate) fn fault(&mut self, now_ms: u64, number: Number, fault: &Fault) {
-        if self.about(number) {
+    pub(crate) fn tell_fault(&mut self, now_ms: u64, number: Number, fault: &Fault) {
+        if self.is_about(number) {
             self.tell(now_ms, number, &format!("{fault:?}"));
         }
     }
@@ -141,7 +143,7 @@ impl Story {
     }
 }
 
-fn question(bytes: &[u8]) -> String {
+fn describe_question(bytes: &[u8]) -> String {
     match GossipRequest::decode(bytes) {
         Ok(GossipRequest::Sync(sync)) => format!("sync, has {}", sync.have.len()),
         Ok(GossipRequest::Pull { generation, have_seq, .. }) => format!("pull {generation:?}, has {have_seq:?}"),
@@ -149,7 +151,7 @@ fn question(bytes: &[u8]) -> String {
     }
 }
 
-fn answer(bytes: &[u8]) -> String {
+fn describe_answer(bytes: &[u8]) -> String {
     match GossipReply::decode(bytes) {
         Ok(GossipReply::Sync { news, .. }) => format!("sync, {} news", news.len()),
         Ok(GossipReply::StoreDirDiffers { store_dir }) => format!("another store, {store_dir}"),

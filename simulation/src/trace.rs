@@ -23,12 +23,12 @@ impl Trace {
         Self(Sha256::new().chain_update(b"narmesh-sim-2;").chain_update(seed.to_le_bytes()))
     }
 
-    pub(crate) fn number(&mut self, number: u64) {
+    pub(crate) fn add_number(&mut self, number: u64) {
         self.0.update(number.to_le_bytes());
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.number(bytes.len() as u64);
+    fn add_bytes(&mut self, bytes: &[u8]) {
+        self.add_number(bytes.len() as u64);
         if bytes.len() <= 2 * EDGE_BYTES {
             self.0.update(bytes);
         } else {
@@ -37,19 +37,19 @@ impl Trace {
         }
     }
 
-    pub(crate) fn input(&mut self, now_ms: u64, machine: Number, input: &Input) {
-        self.number(now_ms);
-        self.number(machine as u64);
+    pub(crate) fn add_input(&mut self, now_ms: u64, machine: Number, input: &Input) {
+        self.add_number(now_ms);
+        self.add_number(machine as u64);
         match input {
             Input::Announcement { id, bytes, .. }
             | Input::Request { id, bytes, .. }
             | Input::Response { id, bytes, .. } => {
-                self.number(*id);
-                self.bytes(bytes);
+                self.add_number(*id);
+                self.add_bytes(bytes);
             }
-            Input::Allowlist(peers) => self.number(peers.len() as u64),
+            Input::Allowlist(peers) => self.add_number(peers.len() as u64),
             Input::Connected(peer) | Input::Disconnected(peer) => self.0.update(peer.to_bytes()),
-            Input::RequestFailed { id, .. } => self.number(*id),
+            Input::RequestFailed { id, .. } => self.add_number(*id),
             Input::Addresses(_)
             | Input::Paths(_)
             | Input::Probe { .. }
@@ -59,38 +59,40 @@ impl Trace {
         }
     }
 
-    pub(crate) fn output(&mut self, output: &Output) {
+    pub(crate) fn add_output(&mut self, output: &Output) {
         match output {
-            Output::Publish(bytes) | Output::Request { bytes, .. } | Output::Respond { bytes, .. } => self.bytes(bytes),
+            Output::Publish(bytes) | Output::Request { bytes, .. } | Output::Respond { bytes, .. } => {
+                self.add_bytes(bytes)
+            }
             Output::Judge { id, verdict } => {
-                self.number(*id);
-                self.number(*verdict as u64);
+                self.add_number(*id);
+                self.add_number(*verdict as u64);
             }
             Output::Event(Event::BodyPulled { owner, generation, bytes, .. }) => {
                 self.0.update(owner.to_bytes());
-                self.number(generation.epoch);
-                self.number(generation.seq);
-                self.number(*bytes as u64);
+                self.add_number(generation.epoch);
+                self.add_number(generation.seq);
+                self.add_number(*bytes as u64);
             }
             Output::Event(Event::Announced { generation, .. }) => {
-                self.number(generation.epoch);
-                self.number(generation.seq);
+                self.add_number(generation.epoch);
+                self.add_number(generation.seq);
             }
             Output::Persist(_) => self.0.update(b"persist"),
             Output::Penalize { .. } | Output::Event(_) => self.0.update(format!("{output:?}")),
         }
     }
 
-    pub(crate) fn fault(&mut self, now_us: u64, machine: Number, fault: &Fault) {
-        self.number(now_us);
-        self.number(machine as u64);
+    pub(crate) fn add_fault(&mut self, now_us: u64, machine: Number, fault: &Fault) {
+        self.add_number(now_us);
+        self.add_number(machine as u64);
         self.0.update(format!("{fault:?}"));
     }
 
-    pub(crate) fn happened(&mut self, now_us: u64, machine: Number, what: u64) {
-        self.number(now_us);
-        self.number(machine as u64);
-        self.number(what);
+    pub(crate) fn add_scripted(&mut self, now_us: u64, machine: Number, what: u64) {
+        self.add_number(now_us);
+        self.add_number(machine as u64);
+        self.add_number(what);
     }
 
     /// The digest so far, in hexadecimal.

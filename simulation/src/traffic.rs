@@ -72,26 +72,26 @@ pub fn answer_bytes(paths: usize) -> usize {
 }
 
 impl Traffic {
-    pub(crate) fn send(&mut self, kind: Kind, bytes: usize) {
+    pub(crate) fn count_sent(&mut self, kind: Kind, bytes: usize) {
         if let Some(sum) = self.sent.get_mut(kind as usize) {
             *sum += bytes as u64;
         }
     }
 
-    pub(crate) fn receive(&mut self, kind: Kind, bytes: usize) {
+    pub(crate) fn count_received(&mut self, kind: Kind, bytes: usize) {
         if let Some(sum) = self.received.get_mut(kind as usize) {
             *sum += bytes as u64;
         }
     }
 
     /// Counts the pings of one second on this many connections.
-    pub(crate) fn pings(&mut self, connections: usize) {
+    pub(crate) fn count_pings(&mut self, connections: usize) {
         self.ping_s += connections as u64;
         let pings = self.ping_s / PING_INTERVAL_S;
         self.ping_s %= PING_INTERVAL_S;
         let bytes = usize::try_from(pings * PING_BYTES).unwrap_or(0);
-        self.send(Kind::Connections, bytes);
-        self.receive(Kind::Connections, bytes);
+        self.count_sent(Kind::Connections, bytes);
+        self.count_received(Kind::Connections, bytes);
     }
 
     /// Bytes sent and received, of all kinds.

@@ -53,7 +53,7 @@ impl World {
     pub(crate) fn begin(&mut self) {
         self.before_begin = self.machines.iter().map(|machine| machine.traffic.clone()).collect();
         self.figures.begin(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
-        self.after_us(0, Happening::Lookups);
+        self.schedule_after_us(0, Happening::Lookups);
         self.schedule_fault();
         for number in 0..self.scenario.nodes {
             self.schedule_churn(number, false);
@@ -89,7 +89,7 @@ impl World {
             };
             for (turn, number) in (0..).zip(numbers) {
                 let late_us = turn * event.stagger_ms * 1_000;
-                self.after_us(start_us + late_us, Happening::Scripted { event: at, number });
+                self.schedule_after_us(start_us + late_us, Happening::Scripted { event: at, number });
             }
         }
     }
@@ -106,12 +106,12 @@ impl World {
         usize::try_from(node.rem_euclid(nodes)).unwrap_or(0)
     }
 
-    pub(crate) fn scripted(&mut self, at: usize, number: Number) {
+    pub(crate) fn run_scripted(&mut self, at: usize, number: Number) {
         let Some(event) = self.scenario.event.get(at).cloned() else { return };
         let for_us = event.for_s * SECOND_US;
-        self.trace.happened(self.now_us, number, event.what as u64);
-        self.story.scripted(self.now_us / 1_000, number, event.what);
-        self.figures.first_event(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
+        self.trace.add_scripted(self.now_us, number, event.what as u64);
+        self.story.tell_scripted(self.now_us / 1_000, number, event.what);
+        self.figures.on_first_event(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
         match event.what {
             What::Build => self.build(number, event.paths),
             What::Collect => self.collect(number, event.permille),
@@ -121,10 +121,10 @@ impl World {
             What::Sleep => self.sleep(number, for_us),
             What::Partition => match event.but {
                 Some(but) => self.isolate(number, self.node(but), for_us),
-                None => self.part(number, event.site.as_deref(), for_us),
+                None => self.partition(number, event.site.as_deref(), for_us),
             },
             What::Join => {
-                self.figures.joins(self.now_us, number);
+                self.figures.on_joined(self.now_us, number);
                 self.start(number, false);
             }
             What::Skew => {
@@ -140,7 +140,7 @@ impl World {
     }
 
     /// Cuts a site, or a machine, off from all others.
-    fn part(&mut self, number: Number, site: Option<&str>, for_us: u64) {
+    fn partition(&mut self, number: Number, site: Option<&str>, for_us: u64) {
         self.counter += 1;
         let side = self.counter;
         let site = site.and_then(|name| self.scenario.site.iter().position(|site| site.name == name));
@@ -151,7 +151,7 @@ impl World {
             }
         }
         self.look_at_all_links();
-        self.after_us(for_us, Happening::Reunite(side));
+        self.schedule_after_us(for_us, Happening::Reunite(side));
     }
 
     /// Cuts a machine off from all others but one.
@@ -162,7 +162,7 @@ impl World {
                 link.cut = true;
             }
             self.look_at_link(at);
-            self.after_us(for_us, Happening::Mend(at));
+            self.schedule_after_us(for_us, Happening::Mend(at));
         }
     }
 
@@ -170,11 +170,11 @@ impl World {
         let every_us = self.scenario.faults.every_ms * 1_000;
         if every_us > 0 {
             let wait_us = self.draw.between(1, 2 * every_us);
-            self.after_us(wait_us, Happening::Fault);
+            self.schedule_after_us(wait_us, Happening::Fault);
         }
     }
 
-    pub(crate) fn random_fault(&mut self) {
+    pub(crate) fn cause_random_fault(&mut self) {
         self.schedule_fault();
         // A machine that is about to crash gets no other fault: a clock set wrong now would still be wrong when it starts
         // without its disk.
@@ -191,8 +191,8 @@ impl World {
         let Some((_, fault)) = chosen else { return };
         self.totals.faults += 1;
         let for_us = self.draw.between(200_000, (self.scenario.faults.longest_ms * 1_000).max(200_001));
-        self.trace.fault(self.now_us, number, &fault);
-        self.story.fault(self.now_us / 1_000, number, &fault);
+        self.trace.add_fault(self.now_us, number, &fault);
+        self.story.tell_fault(self.now_us / 1_000, number, &fault);
         match fault {
             Fault::Build => {
                 let most = if self.draw.chance(50) { 1_500 } else { 12 };
@@ -210,7 +210,7 @@ impl World {
                 if self.draw.chance(500) {
                     self.stop(number);
                 }
-                self.after_us(for_us, Happening::Start { number, keep_disk });
+                self.schedule_after_us(for_us, Happening::Start { number, keep_disk });
             }
             Fault::Restart => self.restart(number, for_us),
             Fault::Sleep => self.sleep(number, 4 * for_us),
@@ -220,7 +220,7 @@ impl World {
                     link.cut = true;
                 }
                 self.look_at_link(link);
-                self.after_us(for_us, Happening::Mend(link));
+                self.schedule_after_us(for_us, Happening::Mend(link));
             }
             Fault::Partition => {
                 self.counter += 1;
@@ -232,7 +232,7 @@ impl World {
                     }
                 }
                 self.look_at_all_links();
-                self.after_us(for_us, Happening::Reunite(side));
+                self.schedule_after_us(for_us, Happening::Reunite(side));
             }
             Fault::Move => self.leave(number, for_us),
             Fault::Withhold => self.withhold(number, for_us),
@@ -253,7 +253,7 @@ impl World {
         self.next_path = self.next_path.wrapping_add(paths);
         let added: Vec<Path> = (first..self.next_path).collect();
         self.machine_mut(number).store.add(added.iter().copied());
-        self.figures.changed(self.now_us, number, paths);
+        self.figures.on_built(self.now_us, number, paths);
         self.tell_paths(number, added, vec![]);
     }
 
@@ -261,18 +261,18 @@ impl World {
         let draw = &mut self.draw;
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");
         let removed = machine.store.collect(|| draw.chance(permille));
-        self.checker.collected(number, &removed);
-        self.figures.collected(self.now_us, number);
+        self.checker.on_collected(number, &removed);
+        self.figures.on_collected(self.now_us, number);
         self.tell_paths(number, vec![], removed);
     }
 
     fn tell_paths(&mut self, number: Number, added: Vec<Path>, removed: Vec<Path>) {
-        self.story.paths(self.now_us / 1_000, number, &added, &removed);
+        self.story.tell_paths(self.now_us / 1_000, number, &added, &removed);
         if self.machine(number).reading.is_some() {
             return;
         }
         let parts = |paths: Vec<Path>| paths.into_iter().map(part).collect();
-        self.input(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
+        self.feed(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
     }
 
     /// A machine disappears; after `for_us` it is at another address.
@@ -283,39 +283,39 @@ impl World {
             *of = side;
         }
         self.look_at_links_of(number);
-        self.after_us(for_us, Happening::Reunite(side));
-        self.after_us(for_us, Happening::Moved(number));
+        self.schedule_after_us(for_us, Happening::Reunite(side));
+        self.schedule_after_us(for_us, Happening::Moved(number));
     }
 
     fn withhold(&mut self, number: Number, for_us: u64) {
         self.machine_mut(number).withholding = true;
-        self.after_us(for_us, Happening::Frank(number));
+        self.schedule_after_us(for_us, Happening::Frank(number));
     }
 
     /// Connections from the old address are dead. The machine tells its core the new address and dials from there.
-    pub(crate) fn moved(&mut self, number: Number) {
+    pub(crate) fn on_moved(&mut self, number: Number) {
         let machine = self.machine_mut(number);
         machine.moves = machine.moves.wrapping_add(1) % 200;
         let addresses = machine.addresses(number);
         let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
         links.into_iter().for_each(|link| self.close(link));
-        self.input(number, Input::Addresses(addresses));
+        self.feed(number, Input::Addresses(addresses));
         self.dial_all_of(number);
     }
 
     fn crash(&mut self, number: Number, keep_disk: bool, for_us: u64) {
         if self.machine(number).is_running() {
             self.stop(number);
-            self.after_us(for_us, Happening::Start { number, keep_disk });
+            self.schedule_after_us(for_us, Happening::Start { number, keep_disk });
         }
     }
 
     fn restart(&mut self, number: Number, for_us: u64) {
         if self.machine(number).is_running() {
-            self.input(number, Input::Goodbye);
+            self.feed(number, Input::Goodbye);
             // The daemon gives its last words a moment.
-            self.after_us(LAST_WORDS_US, Happening::Stop(number));
-            self.after_us(LAST_WORDS_US + for_us, Happening::Start { number, keep_disk: true });
+            self.schedule_after_us(LAST_WORDS_US, Happening::Stop(number));
+            self.schedule_after_us(LAST_WORDS_US + for_us, Happening::Start { number, keep_disk: true });
         }
     }
 
@@ -323,7 +323,7 @@ impl World {
         if self.machine(number).is_running() {
             self.machine_mut(number).state = State::Asleep;
             self.look_at_links_of(number);
-            self.after_us(for_us, Happening::Wake(number));
+            self.schedule_after_us(for_us, Happening::Wake(number));
         }
     }
 
@@ -337,16 +337,16 @@ impl World {
         let (run, lost) = (machine.run, std::mem::take(&mut machine.lost_asleep));
         for other in lost {
             let peer = self.machine(other).peer;
-            self.input(number, Input::Disconnected(peer));
+            self.feed(number, Input::Disconnected(peer));
         }
-        self.after_us(1_000, Happening::Heartbeat(number, run));
+        self.schedule_after_us(1_000, Happening::Heartbeat(number, run));
         self.look_at_links_of(number);
         // Tells the core what may have changed meanwhile: where the machine is, and whom its operator trusts.
         let addresses = self.machine(number).addresses(number);
-        self.input(number, Input::Addresses(addresses));
+        self.feed(number, Input::Addresses(addresses));
         self.allow(number);
         if let Some(reading) = self.machine(number).reading {
-            self.store_read(number, reading);
+            self.on_store_read(number, reading);
         }
         self.dial_all_of(number);
     }
@@ -368,7 +368,7 @@ impl World {
         let Some(other) = self.draw.pick(&trusted) else { return };
         Arc::make_mut(&mut self.machine_mut(number).trusted).remove(&other);
         self.allow(number);
-        self.after_us(for_us, Happening::Trust(number, other));
+        self.schedule_after_us(for_us, Happening::Trust(number, other));
     }
 
     pub(crate) fn trust(&mut self, number: Number, other: Number) {
@@ -382,7 +382,7 @@ impl World {
         let per_day = if collect { churn.collections_per_day } else { churn.builds_per_day };
         if let Some(mean_us) = DAY_US.checked_div(per_day) {
             let wait_us = self.draw.between(1, 2 * mean_us);
-            self.after_us(wait_us, Happening::Churn { number, collect });
+            self.schedule_after_us(wait_us, Happening::Churn { number, collect });
         }
     }
 
@@ -391,7 +391,7 @@ impl World {
             if collect {
                 self.collect(number, self.scenario.churn.collect_permille);
             } else {
-                let paths = self.draw.build_paths();
+                let paths = self.draw.build_size();
                 self.build(number, paths);
             }
         }

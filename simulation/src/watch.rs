@@ -1,6 +1,6 @@
 //! How long the fleet takes to agree again after each event, for scenarios that ask for it.
 
-use crate::checker::liveness::reachable;
+use crate::checker::liveness::find_reachable;
 use crate::machine::Number;
 use crate::scenario::What;
 use crate::world::{Happening, World};
@@ -38,8 +38,8 @@ pub(crate) struct Watch {
 
 impl World {
     /// The machines that must hear of each owner now.
-    pub(crate) fn reach(&self) -> Vec<BTreeSet<Number>> {
-        reachable(&self.machines, &self.neighbours, &self.links, &self.sides)
+    pub(crate) fn find_reach(&self) -> Vec<BTreeSet<Number>> {
+        find_reachable(&self.machines, &self.neighbours, &self.links, &self.sides)
     }
 
     /// Notes an event that begins now and ends after `for_us`.
@@ -55,23 +55,23 @@ impl World {
             equal_after_ms: None,
         });
         let figure = self.watch.figures.len() - 1;
-        self.after_us(for_us, Happening::Watched(figure));
+        self.schedule_after_us(for_us, Happening::Watched(figure));
     }
 
     /// An event ended: from now on the tables are compared until all are equal.
-    pub(crate) fn watched(&mut self, figure: usize) {
+    pub(crate) fn on_event_ended(&mut self, figure: usize) {
         if self.watch.open.is_empty() {
-            self.after_us(LOOK_US, Happening::Look);
+            self.schedule_after_us(LOOK_US, Happening::Look);
         }
         self.watch.open.push((figure, self.now_us));
     }
 
     /// Checks whether all tables are equal, and looks again later if not.
     pub(crate) fn look(&mut self) {
-        let reach = self.reach();
+        let reach = self.find_reach();
         let seems = self.checker.seems_converged(&self.machines, &reach);
-        if !seems || !self.checker.unconverged(&self.machines, &reach).is_empty() {
-            return self.after_us(LOOK_US, Happening::Look);
+        if !seems || !self.checker.find_unconverged(&self.machines, &reach).is_empty() {
+            return self.schedule_after_us(LOOK_US, Happening::Look);
         }
         let now_us = self.now_us;
         for (figure, since_us) in std::mem::take(&mut self.watch.open) {

@@ -3,7 +3,7 @@
 use crate::checker::Checker;
 use crate::draw::Draw;
 use crate::figures::{Figures, Joiner};
-use crate::fleet::topology;
+use crate::fleet::draw_topology;
 use crate::gossipsub::Published;
 use crate::hostile;
 use crate::machine::{Machine, Number};
@@ -201,7 +201,7 @@ impl World {
             }
         }
         let next_path = shared + own * u32::try_from(nodes).unwrap_or(0) + 1;
-        let (neighbours, links) = topology(&mut draw, &scenario, nodes + strangers);
+        let (neighbours, links) = draw_topology(&mut draw, &scenario, nodes + strangers);
         let checker = Checker::new(&machines);
         let figures = Figures::new(&scenario, machines.len());
         let mut world = Self {
@@ -227,7 +227,7 @@ impl World {
             before_begin: Vec::new(),
             scenario,
         };
-        world.first_boot();
+        world.schedule_first_boot();
         world
     }
 
@@ -247,13 +247,13 @@ impl World {
         self.now_us / 1_000
     }
 
-    pub(crate) fn at_us(&mut self, at_us: u64, happening: Happening) {
+    pub(crate) fn schedule_at_us(&mut self, at_us: u64, happening: Happening) {
         self.counter += 1;
         self.due.push(Due { order: Reverse((at_us, self.counter)), happening: Box::new(happening) });
     }
 
-    pub(crate) fn after_us(&mut self, us: u64, happening: Happening) {
-        self.at_us(self.now_us + us, happening);
+    pub(crate) fn schedule_after_us(&mut self, us: u64, happening: Happening) {
+        self.schedule_at_us(self.now_us + us, happening);
     }
 
     /// Handles all that is due until `end_us`.
@@ -261,7 +261,7 @@ impl World {
         while self.due.peek().is_some_and(|due| due.order.0.0 <= end_us) {
             if let Some(Due { order: Reverse((at_us, _)), happening }) = self.due.pop() {
                 self.now_us = at_us;
-                self.happen(*happening);
+                self.handle(*happening);
             }
         }
         self.now_us = end_us;
@@ -300,49 +300,49 @@ impl World {
             }
         }
         self.due.extend(rest);
-        ends.into_iter().for_each(|happening| self.happen(happening));
+        ends.into_iter().for_each(|happening| self.handle(happening));
         self.machines.iter_mut().for_each(|machine| machine.skew_ms = 0);
     }
 
-    fn happen(&mut self, happening: Happening) {
+    fn handle(&mut self, happening: Happening) {
         match happening {
-            Happening::Tick(number) => self.tick(number),
-            Happening::Heartbeat(number, run) => self.heartbeat(number, run),
+            Happening::Tick(number) => self.on_tick(number),
+            Happening::Heartbeat(number, run) => self.on_heartbeat(number, run),
             Happening::Arrive { from, to, connection, kind, payload, message } => {
-                self.arrive(from, to, connection, kind, payload, message);
+                self.on_arrival(from, to, connection, kind, payload, message);
             }
             Happening::Deliver { from, to, connection, message } => self.deliver(from, to, connection, message),
             Happening::Dial { link, plan } => self.dial(link, plan),
             Happening::Connected { link, plan, dialler } => self.connect(link, plan, dialler),
             Happening::Resume { link, connection } => self.resume(link, connection),
-            Happening::GivenUp { link, connection, blocked_us } => self.given_up(link, connection, blocked_us),
-            Happening::Fault => self.random_fault(),
+            Happening::GivenUp { link, connection, blocked_us } => self.on_given_up(link, connection, blocked_us),
+            Happening::Fault => self.cause_random_fault(),
             Happening::Churn { number, collect } => self.churn(number, collect),
-            Happening::Lookups => self.lookups(),
+            Happening::Lookups => self.run_lookups(),
             Happening::Sample => self.sample(),
-            Happening::Trick(number) => self.trick(number),
-            Happening::Scripted { event, number } => self.scripted(event, number),
+            Happening::Trick(number) => self.play_trick(number),
+            Happening::Scripted { event, number } => self.run_scripted(event, number),
             Happening::Wake(number) => self.wake(number),
             Happening::Stop(number) => self.stop(number),
             Happening::Start { number, keep_disk } => self.start(number, keep_disk),
-            Happening::Read { number, reading } => self.store_read(number, reading),
+            Happening::Read { number, reading } => self.on_store_read(number, reading),
             Happening::Mend(link) => self.mend(link),
             Happening::Reunite(side) => self.reunite(side),
-            Happening::Moved(number) => self.moved(number),
+            Happening::Moved(number) => self.on_moved(number),
             Happening::Frank(number) => self.machine_mut(number).withholding = false,
-            Happening::Watched(figure) => self.watched(figure),
+            Happening::Watched(figure) => self.on_event_ended(figure),
             Happening::Look => self.look(),
             Happening::Trust(a, b) => self.trust(a, b),
         }
     }
 
-    fn tick(&mut self, number: Number) {
+    fn on_tick(&mut self, number: Number) {
         let now_ms = self.now_ms();
         let machine = self.machine_mut(number);
         machine.tick = None;
         if machine.is_running() {
             if machine.core.deadline().is_some_and(|deadline| deadline.0 <= now_ms) {
-                self.input(number, Input::Tick);
+                self.feed(number, Input::Tick);
             } else {
                 self.set_alarm(number);
             }
@@ -350,14 +350,14 @@ impl World {
     }
 
     /// Feeds one input to a core and performs its outputs. A doomed machine stops after a random number of them.
-    pub(crate) fn input(&mut self, number: Number, input: Input) {
+    pub(crate) fn feed(&mut self, number: Number, input: Input) {
         let now_ms = self.now_ms();
         if !self.machine(number).is_running() {
             return;
         }
         self.totals.inputs += 1;
-        self.trace.input(now_ms, number, &input);
-        self.story.input(&self.machines, now_ms, number, &input);
+        self.trace.add_input(now_ms, number, &input);
+        self.story.tell_input(&self.machines, now_ms, number, &input);
         let changes_allowlist = matches!(input, Input::Allowlist(_));
         let machine = self.machine_mut(number);
         machine.core.handle(machine.now(now_ms), input);
@@ -368,10 +368,10 @@ impl World {
             let performed = self.draw.index(outputs.len() + 1);
             outputs.truncate(performed);
         }
-        self.checker.outputs(number, outputs.len(), self.machines.len());
+        self.checker.check_outputs(number, outputs.len(), self.machines.len());
         for output in outputs {
-            self.trace.output(&output);
-            self.story.output(&self.machines, now_ms, number, &output);
+            self.trace.add_output(&output);
+            self.story.tell_output(&self.machines, now_ms, number, &output);
             self.perform(number, output);
         }
         if stops {
@@ -380,7 +380,7 @@ impl World {
         }
         if changes_allowlist {
             let machine = self.machines.get(number).expect("numbers are the world's own");
-            self.checker.allowlist(number, machine);
+            self.checker.check_allowlist(number, machine);
         }
         self.set_alarm(number);
     }
@@ -394,7 +394,7 @@ impl World {
         let Some(deadline) = machine.core.deadline().map(|deadline| deadline.0.max(now_ms)) else { return };
         if machine.tick.is_none_or(|tick| tick > deadline) {
             machine.tick = Some(deadline);
-            self.at_us((deadline * 1_000).max(self.now_us), Happening::Tick(number));
+            self.schedule_at_us((deadline * 1_000).max(self.now_us), Happening::Tick(number));
         }
     }
 
@@ -402,7 +402,7 @@ impl World {
         match output {
             Output::Persist(record) => {
                 if let Record::Forget(peer) = &record {
-                    self.checker.forgot(number, peer);
+                    self.checker.on_forgot(number, peer);
                 }
                 self.machine_mut(number).persist(record);
             }
@@ -411,7 +411,7 @@ impl World {
                 if let Some(from) = self.judging.remove(&(number, id))
                     && verdict == Forward::Accept
                 {
-                    self.gossip_accepted(number, from, id);
+                    self.on_gossip_accepted(number, from, id);
                 }
             }
             Output::Request { to, id, bytes } => {
@@ -419,25 +419,25 @@ impl World {
                 let kind = kind_of_request(&bytes);
                 self.totals.syncs += u64::from(kind == Kind::Sync);
                 let now_us = self.now_us;
-                self.checker.requested(number, to, id, &bytes, now_us);
+                self.checker.on_requested(number, to, id, &bytes, now_us);
                 self.transmit(number, to, kind, bytes.len() + STREAM_OVERHEAD, Message::Request { id, bytes });
             }
             Output::Respond { to, id, bytes } => {
                 let Some((asker, their_id, question)) = self.questions.remove(&(number, id)) else { return };
                 debug_assert_eq!(self.checker.number(&to), Some(asker), "answers go to the asker");
-                self.checker.responded(number, asker, &question, &bytes);
+                self.checker.check_reply(number, asker, &question, &bytes);
                 self.respond(number, asker, their_id, &question, bytes);
             }
             Output::Penalize { peer, misdeed } => {
                 let accused = self.checker.number(&peer);
                 let honest = accused.is_some_and(|accused| self.machine(accused).is_honest());
                 if honest {
-                    self.checker.blamed(number, accused, misdeed);
+                    self.checker.on_blamed(number, accused, misdeed);
                 } else {
-                    self.figures.blamed(misdeed);
+                    self.figures.on_blamed(misdeed);
                 }
             }
-            Output::Event(event) => self.event(number, &event),
+            Output::Event(event) => self.on_event(number, &event),
         }
     }
 
@@ -449,18 +449,18 @@ impl World {
         }
         let now_us = self.now_us;
         let machine = self.machines.get(number).expect("numbers are the world's own");
-        if let Some(published) = self.checker.published(number, machine, &bytes, now_us) {
+        if let Some(published) = self.checker.on_published(number, machine, &bytes, now_us) {
             let filter_bits = self.machine(number).core.publication().filter_bits;
-            self.figures.published(number, &published, filter_bits);
+            self.figures.on_published(number, &published, filter_bits);
         }
-        self.gossip_publish(number, bytes.into());
+        self.publish_message(number, bytes.into());
     }
 
     pub(crate) fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
         let machine = self.machine_mut(number);
         let bytes = match &mut machine.malice {
             Some(malice) => malice.answer(question, bytes),
-            None if machine.withholding => hostile::withheld(&machine.peer, question, bytes),
+            None if machine.withholding => hostile::withhold(&machine.peer, question, bytes),
             None => bytes,
         };
         let kind = kind_of_request(question);
@@ -468,22 +468,22 @@ impl World {
     }
 
     /// A request arrived.
-    pub(crate) fn asked(&mut self, from: Number, to: Number, their_id: u64, bytes: Vec<u8>) {
+    pub(crate) fn on_request(&mut self, from: Number, to: Number, their_id: u64, bytes: Vec<u8>) {
         self.counter += 1;
         let id = self.counter;
         let sender = self.machine(from).peer;
         self.questions.insert((to, id), (from, their_id, bytes.clone()));
-        self.input(to, Input::Request { from: sender, id, bytes });
+        self.feed(to, Input::Request { from: sender, id, bytes });
         // A machine that crashed in the middle answers nothing.
         self.questions.remove(&(to, id));
     }
 
-    fn event(&mut self, number: Number, event: &Event) {
+    fn on_event(&mut self, number: Number, event: &Event) {
         let now_us = self.now_us;
         match event {
             Event::Announced { peer, generation, .. } => {
                 let machine = self.machines.get(number).expect("numbers are the world's own");
-                self.checker.announced(number, machine, peer, *generation, now_us);
+                self.checker.on_announced(number, machine, peer, *generation, now_us);
             }
             Event::BodyPulled { owner, generation, bytes, delta, .. } => {
                 let Some(owner) = self.checker.number(owner) else { return };
@@ -492,21 +492,21 @@ impl World {
                 let honest = self.machine(owner).is_honest();
                 let machine = self.machines.get(number).expect("numbers are the world's own");
                 let owned = self.machines.get(owner).expect("numbers are the world's own");
-                self.checker.body(number, machine, owner, owned, *generation);
+                self.checker.check_body(number, machine, owner, owned, *generation);
                 if honest && self.machine(number).is_honest() {
-                    let versions = self.figures.known(now_us, number, owner, *generation, *bytes);
+                    let versions = self.figures.on_known(now_us, number, owner, *generation, *bytes);
                     if let Some((before, now)) = versions.filter(|_| *bytes > 0) {
-                        let (came, went) = self.machine(owner).store.changed(before.unwrap_or(0), now);
-                        self.figures.encodings.pulled(*bytes, came + went, before.is_none());
+                        let (came, went) = self.machine(owner).store.count_changed(before.unwrap_or(0), now);
+                        self.figures.encodings.count_pull(*bytes, came + went, before.is_none());
                     }
                 }
                 self.watch_joiner(number);
             }
-            Event::Expired { peer } | Event::Departed { peer } => self.checker.dropped(number, peer),
-            Event::StoreDirDiffers { peer, .. } => self.checker.dropped(number, peer),
+            Event::Expired { peer } | Event::Departed { peer } => self.checker.on_dropped(number, peer),
+            Event::StoreDirDiffers { peer, .. } => self.checker.on_dropped(number, peer),
             Event::Demoted { peer, .. } => {
                 if let Some(owner) = self.checker.number(peer) {
-                    self.figures.demoted(now_us, owner);
+                    self.figures.on_demoted(now_us, owner);
                 }
             }
             Event::Published { .. }

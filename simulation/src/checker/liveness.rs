@@ -1,6 +1,6 @@
 //! What must be true soon after the last fault.
 
-use super::{Checker, Violation, missing};
+use super::{Checker, Violation, find_missing};
 use crate::machine::{Machine, Number, part};
 use crate::network::Link;
 use narmesh_protocol::Generation;
@@ -35,7 +35,7 @@ impl Checker {
     }
 
     /// Compares each table with the present state of each reachable owner. Returns what differs.
-    pub(crate) fn unconverged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> Vec<Violation> {
+    pub(crate) fn find_unconverged(&self, machines: &[Machine], reach: &[BTreeSet<Number>]) -> Vec<Violation> {
         let held: Vec<BTreeMap<Number, Known>> = machines
             .iter()
             .map(|machine| {
@@ -68,17 +68,17 @@ impl Checker {
                     found.push(Violation::NotConverged { holder, owner, held, published });
                 } else if known.is_none_or(|(_, addresses)| *addresses != machine.addresses(owner)) {
                     found.push(Violation::OldAddresses { holder, owner });
-                } else if let Some(path) = missing(asker, machine, machine.store.version, holder) {
+                } else if let Some(path) = find_missing(asker, machine, machine.store.version, holder) {
                     found.push(Violation::FalseNegative { holder, owner, path });
                 } else {
-                    found.extend(self.not_removed(holder, asker, owner, machine));
+                    found.extend(self.find_not_removed(holder, asker, owner, machine));
                 }
             }
         }
         found
     }
 
-    fn not_removed(&self, holder: Number, asker: &Machine, owner: Number, machine: &Machine) -> Option<Violation> {
+    fn find_not_removed(&self, holder: Number, asker: &Machine, owner: Number, machine: &Machine) -> Option<Violation> {
         let removed = &self.owners.get(owner)?.removed;
         let gone = removed.iter().filter(|path| !machine.store.live.contains(path));
         let table = asker.core.table();
@@ -91,15 +91,15 @@ impl Checker {
     }
 
     /// Checks how many probes the lookups of absent paths wasted.
-    pub(crate) fn wasted(&mut self, wasted: u64, lookups: u64) {
+    pub(crate) fn check_wasted(&mut self, wasted: u64, lookups: u64) {
         if lookups >= LOOKUPS_MIN && wasted * 1_000 > lookups * WASTED_PERMILLE_MAX {
-            self.broken(Violation::Wasted { wasted, lookups });
+            self.add_violation(Violation::Wasted { wasted, lookups });
         }
     }
 }
 
 /// Who must hear of each owner: those who are linked to it through honest machines that it trusts and that trust it.
-pub(crate) fn reachable(
+pub(crate) fn find_reachable(
     machines: &[Machine],
     neighbours: &[Vec<(Number, usize)>],
     links: &[Link],

@@ -117,7 +117,7 @@ impl Checker {
         self.numbers.get(peer).copied()
     }
 
-    fn broken(&mut self, violation: Violation) {
+    fn add_violation(&mut self, violation: Violation) {
         // One bug can break the same promise again and again.
         if self.violations.len() < 100 {
             self.violations.push(violation);
@@ -129,7 +129,7 @@ impl Checker {
     }
 
     /// Records what an honest machine published. Returns the new entry of the ledger, but nothing for a goodbye.
-    pub(crate) fn published(
+    pub(crate) fn on_published(
         &mut self,
         owner: Number,
         machine: &Machine,
@@ -138,7 +138,7 @@ impl Checker {
     ) -> Option<Publication> {
         let opened = Envelope::open(envelope).ok();
         if envelope.len() > 1_000 || opened.is_none() {
-            self.broken(Violation::Malformed { owner });
+            self.add_violation(Violation::Malformed { owner });
         }
         let announcement = *opened?.announcement();
         let generation = announcement.generation;
@@ -146,7 +146,8 @@ impl Checker {
         ledger.recent_us.retain(|at_us| at_us + PUBLICATIONS_WINDOW_US > now_us);
         ledger.recent_us.push(now_us);
         let often = ledger.recent_us.len() > PUBLICATIONS_MAX;
-        // Only a machine that lost its disk may go back (see `disk_lost`): it is overtaken by its own newer announcements.
+        // Only a machine that lost its disk may go back (see `on_disk_lost`): it is overtaken by its own newer
+        // announcements.
         let back = ledger.newest.is_some_and(|newest| newest > generation);
         ledger.newest = Some(generation);
         let first = Generation { seq: 0, ..generation };
@@ -168,19 +169,23 @@ impl Checker {
         };
         let before = ledger.published.insert(generation, publication.clone());
         if often {
-            self.broken(Violation::Bound { machine: owner, what: "publications in 10 s", value: PUBLICATIONS_MAX + 1 });
+            self.add_violation(Violation::Bound {
+                machine: owner,
+                what: "publications in 10 s",
+                value: PUBLICATIONS_MAX + 1,
+            });
         }
         if back {
-            self.broken(Violation::EpochBack { owner, generation });
+            self.add_violation(Violation::EpochBack { owner, generation });
         }
         if before.is_some_and(|before| before.envelope != envelope) {
-            self.broken(Violation::GenerationRepeated { owner, generation });
+            self.add_violation(Violation::GenerationRepeated { owner, generation });
         }
         (!announcement.is_goodbye()).then_some(publication)
     }
 
     /// Forgets what a machine accepted and published: without its disk it is no longer bound by it.
-    pub(crate) fn disk_lost(&mut self, number: Number) {
+    pub(crate) fn on_disk_lost(&mut self, number: Number) {
         if let Some(owner) = self.owners.get_mut(number) {
             owner.newest = None;
         }
@@ -188,14 +193,14 @@ impl Checker {
     }
 
     /// A machine's core is gone, and its table with it.
-    pub(crate) fn stopped(&mut self, number: Number) {
+    pub(crate) fn on_stopped(&mut self, number: Number) {
         self.slots.get_mut(number).into_iter().flatten().for_each(|slot| slot.held = None);
         self.pulls.get_mut(number).into_iter().for_each(BTreeMap::clear);
         self.lies.retain(|(holder, _), _| *holder != number);
     }
 
     /// A machine forgot a peer.
-    pub(crate) fn forgot(&mut self, holder: Number, peer: &PeerId) {
+    pub(crate) fn on_forgot(&mut self, holder: Number, peer: &PeerId) {
         let owner = self.number(peer);
         self.lies.retain(|(h, o), _| *h != holder || Some(*o) != owner);
         if let Some(slot) = self.number(peer).and_then(|owner| self.slot(holder, owner)) {
@@ -204,14 +209,14 @@ impl Checker {
     }
 
     /// A machine took a body out of its table.
-    pub(crate) fn dropped(&mut self, holder: Number, peer: &PeerId) {
+    pub(crate) fn on_dropped(&mut self, holder: Number, peer: &PeerId) {
         if let Some(slot) = self.number(peer).and_then(|owner| self.slot(holder, owner)) {
             slot.held = None;
         }
     }
 
     /// A machine accepted an announcement.
-    pub(crate) fn announced(
+    pub(crate) fn on_announced(
         &mut self,
         holder: Number,
         machine: &Machine,
@@ -227,15 +232,15 @@ impl Checker {
             slot.accepted = Some((generation, now_us));
         }
         if generation.epoch > wall_ms + DAY_MS {
-            self.broken(Violation::Tomorrow { holder, owner, generation });
+            self.add_violation(Violation::Tomorrow { holder, owner, generation });
         }
         if before.is_some_and(|(before, _)| before > generation) {
-            self.broken(Violation::WentBack { holder, owner, generation });
+            self.add_violation(Violation::WentBack { holder, owner, generation });
         }
     }
 
     /// Checks a body that a machine took into its table.
-    pub(crate) fn body(
+    pub(crate) fn check_body(
         &mut self,
         holder: Number,
         machine: &Machine,
@@ -245,21 +250,21 @@ impl Checker {
     ) {
         self.checked += 1;
         if !machine.told.contains(&owner) {
-            return self.broken(Violation::Audience { holder, owner, generation });
+            return self.add_violation(Violation::Audience { holder, owner, generation });
         }
         let back = self.slot(holder, owner).and_then(|slot| slot.held).is_some_and(|(held, _)| held > generation);
         if back {
-            self.broken(Violation::WentBack { holder, owner, generation });
+            self.add_violation(Violation::WentBack { holder, owner, generation });
         }
         // A liar may publish anything, so all that can be checked is that it signed it.
         if let Some(liar) = &owned.malice {
-            if !liar.signed(generation) {
-                self.broken(Violation::NeverPublished { holder, owner, generation });
+            if !liar.has_signed(generation) {
+                self.add_violation(Violation::NeverPublished { holder, owner, generation });
             }
             return;
         }
         let Some(publication) = self.owners.get(owner).and_then(|owner| owner.published.get(&generation)) else {
-            return self.broken(Violation::NeverPublished { holder, owner, generation });
+            return self.add_violation(Violation::NeverPublished { holder, owner, generation });
         };
         let (admitted, version) = (publication.audience.contains(&holder), publication.version);
         let lifetime_us = publication.lifetime_us;
@@ -269,23 +274,23 @@ impl Checker {
             slot.held = Some((generation, since_us.unwrap_or(0) + lifetime_us));
         }
         if !admitted {
-            return self.broken(Violation::Audience { holder, owner, generation });
+            return self.add_violation(Violation::Audience { holder, owner, generation });
         }
         self.turn = self.turn.wrapping_add(7);
         // In a large fleet only some bodies are looked into: the check takes as long as taking the body in.
         if !self.checked.is_multiple_of(1 + self.owners.len() as u64 / 200) {
             return;
         }
-        if let Some(path) = missing(machine, owned, version, self.turn) {
-            self.broken(Violation::FalseNegative { holder, owner, path });
+        if let Some(path) = find_missing(machine, owned, version, self.turn) {
+            self.add_violation(Violation::FalseNegative { holder, owner, path });
         }
         if claims_too_much(machine, &owned.peer, self.turn) {
-            self.broken(Violation::Overfull { holder, owner, generation });
+            self.add_violation(Violation::Overfull { holder, owner, generation });
         }
     }
 
     /// A machine removed these paths from its store.
-    pub(crate) fn collected(&mut self, owner: Number, removed: &[Path]) {
+    pub(crate) fn on_collected(&mut self, owner: Number, removed: &[Path]) {
         let Some(owner) = self.owners.get_mut(owner) else { return };
         let step = (removed.len() / 16).max(1);
         owner.removed.extend(removed.iter().step_by(step));
@@ -295,9 +300,9 @@ impl Checker {
     }
 
     /// A core asks somebody.
-    pub(crate) fn requested(&mut self, machine: Number, to: Number, id: u64, bytes: &[u8], now_us: u64) {
+    pub(crate) fn on_requested(&mut self, machine: Number, to: Number, id: u64, bytes: &[u8], now_us: u64) {
         if bytes.len() > GossipRequest::BYTES_MAX {
-            self.broken(Violation::Bound { machine, what: "bytes of a request", value: bytes.len() });
+            self.add_violation(Violation::Bound { machine, what: "bytes of a request", value: bytes.len() });
         }
         if bytes.first() != Some(&PULL) {
             return;
@@ -307,24 +312,24 @@ impl Checker {
         pulls.insert(id, (to, now_us));
         let count = pulls.len();
         if count > PULLS_MAX {
-            self.broken(Violation::Bound { machine, what: "pulls under way", value: count });
+            self.add_violation(Violation::Bound { machine, what: "pulls under way", value: count });
         }
     }
 
     /// A core got an answer to a request, whatever it says.
-    pub(crate) fn answered(&mut self, machine: Number, id: u64) {
+    pub(crate) fn on_answered(&mut self, machine: Number, id: u64) {
         self.pulls.get_mut(machine).and_then(|pulls| pulls.remove(&id));
     }
 
     /// A connection ended.
-    pub(crate) fn disconnected(&mut self, machine: Number, other: Number) {
+    pub(crate) fn on_disconnected(&mut self, machine: Number, other: Number) {
         self.pulls.get_mut(machine).into_iter().for_each(|pulls| pulls.retain(|_, (to, _)| *to != other));
     }
 
     /// Checks what an honest machine answers: nothing may go to anyone outside its audience.
-    pub(crate) fn responded(&mut self, machine: Number, asker: Number, question: &[u8], reply: &[u8]) {
+    pub(crate) fn check_reply(&mut self, machine: Number, asker: Number, question: &[u8], reply: &[u8]) {
         if reply.len() > GossipReply::BYTES_MAX {
-            self.broken(Violation::Bound { machine, what: "bytes of a reply", value: reply.len() });
+            self.add_violation(Violation::Bound { machine, what: "bytes of a reply", value: reply.len() });
         }
         let told: Vec<(Number, Generation)> = match (GossipRequest::decode(question), reply.first()) {
             (Ok(GossipRequest::Pull { owner, generation, .. }), Some(&(BODY | DELTA))) => {
@@ -332,9 +337,11 @@ impl Checker {
             }
             (Ok(GossipRequest::Sync(_)), Some(&SYNC)) => match GossipReply::decode(reply) {
                 // A machine may tell its own announcement to anyone whom it answers, but not its body.
-                Ok(GossipReply::Sync { news, .. }) => {
-                    news.iter().filter_map(|news| self.named(news)).filter(|(owner, _)| *owner != machine).collect()
-                }
+                Ok(GossipReply::Sync { news, .. }) => news
+                    .iter()
+                    .filter_map(|news| self.parse_named(news))
+                    .filter(|(owner, _)| *owner != machine)
+                    .collect(),
                 Ok(_) | Err(_) => Vec::new(),
             },
             (Ok(_) | Err(_), _) => Vec::new(),
@@ -344,13 +351,13 @@ impl Checker {
             // A goodbye may go to everyone who has the body, even if the audience has changed since.
             let publication = publication.filter(|publication| owner != asker && !publication.goodbye);
             if publication.is_some_and(|publication| !publication.audience.contains(&asker)) {
-                self.broken(Violation::HandedOut { machine, asker, owner, generation });
+                self.add_violation(Violation::HandedOut { machine, asker, owner, generation });
             }
         }
     }
 
     /// The owner and the generation that an envelope names. Its signature is not checked.
-    fn named(&self, envelope: &[u8]) -> Option<(Number, Generation)> {
+    fn parse_named(&self, envelope: &[u8]) -> Option<(Number, Generation)> {
         // The PeerId of an Ed25519 key: an identity multihash of 36 bytes, which holds the key as protobuf.
         let mut id = vec![0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
         id.extend_from_slice(envelope.get(1..33)?);
@@ -360,7 +367,7 @@ impl Checker {
     }
 
     /// Checks that no running machine uses a summary beyond its lifetime.
-    pub(crate) fn sample(&mut self, machines: &[Machine], now_us: u64) {
+    pub(crate) fn check_lifetimes(&mut self, machines: &[Machine], now_us: u64) {
         let mut found = Vec::new();
         for (holder, (slots, machine)) in self.slots.iter().zip(machines).enumerate() {
             for (owner, slot) in slots.iter().enumerate().filter(|_| machine.is_running()) {
@@ -369,48 +376,48 @@ impl Checker {
                 }
             }
         }
-        found.into_iter().for_each(|violation| self.broken(violation));
+        found.into_iter().for_each(|violation| self.add_violation(violation));
     }
 
     /// Checks that a machine forgot all peers that left its allowlist, in its table and on its disk.
-    pub(crate) fn allowlist(&mut self, holder: Number, machine: &Machine) {
+    pub(crate) fn check_allowlist(&mut self, holder: Number, machine: &Machine) {
         let known = machine.core.peers().filter_map(|view| self.number(&view.peer)).collect::<BTreeSet<_>>();
         let disk = machine.disk_envelopes();
         if !known.is_subset(&machine.told) || machine.core.table().peers() > machine.told.len() {
-            self.broken(Violation::NotForgotten { holder });
+            self.add_violation(Violation::NotForgotten { holder });
         }
         if disk > machine.told.len() {
-            self.broken(Violation::Bound { machine: holder, what: "envelopes on disk", value: disk });
+            self.add_violation(Violation::Bound { machine: holder, what: "envelopes on disk", value: disk });
         }
     }
 
     /// An honest machine was blamed.
-    pub(crate) fn blamed(&mut self, accuser: Number, accused: Option<Number>, misdeed: Misdeed) {
-        self.broken(Violation::Blamed { accuser, accused, misdeed });
+    pub(crate) fn on_blamed(&mut self, accuser: Number, accused: Option<Number>, misdeed: Misdeed) {
+        self.add_violation(Violation::Blamed { accuser, accused, misdeed });
     }
 
     /// A machine asked a liar in vain.
-    pub(crate) fn lied(&mut self, holder: Number, owner: Number, now_us: u64) {
+    pub(crate) fn on_lied(&mut self, holder: Number, owner: Number, now_us: u64) {
         let times = self.lies.entry((holder, owner)).or_default();
         times.retain(|at_us| at_us + LIES_WINDOW_US > now_us);
         times.push(now_us);
         let false_hits = times.len();
         if false_hits > LIES_MAX {
             times.clear();
-            self.broken(Violation::NotDemoted { holder, owner, false_hits });
+            self.add_violation(Violation::NotDemoted { holder, owner, false_hits });
         }
     }
 
     /// Checks how many outputs a core gave for one input.
-    pub(crate) fn outputs(&mut self, machine: Number, count: usize, machines: usize) {
+    pub(crate) fn check_outputs(&mut self, machine: Number, count: usize, machines: usize) {
         if count > OUTPUTS_MAX + 4 * machines {
-            self.broken(Violation::Bound { machine, what: "outputs for one input", value: count });
+            self.add_violation(Violation::Bound { machine, what: "outputs for one input", value: count });
         }
     }
 }
 
 /// A path of this version of the owner's store that the holder's filter misses, among a sample and the newest paths.
-fn missing(holder: &Machine, owned: &Machine, version: u32, turn: usize) -> Option<Path> {
+fn find_missing(holder: &Machine, owned: &Machine, version: u32, turn: usize) -> Option<Path> {
     let table = holder.core.table();
     let held = &owned.store.held;
     let step = (held.len() / SAMPLES).max(1);

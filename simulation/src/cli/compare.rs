@@ -21,8 +21,8 @@ const WAYS: [&str; 4] = [
     "(d) rateless IBLT of prefixes",
 ];
 
-pub(crate) fn compare() -> ExitCode {
-    super::shown(table(false))
+pub(crate) fn run_compare() -> ExitCode {
+    super::show(measure_table(false))
 }
 
 fn scenario(peers: usize) -> Result<Scenario, ScenarioError> {
@@ -39,7 +39,7 @@ fn scenario(peers: usize) -> Result<Scenario, ScenarioError> {
 
 /// For 10 and for 100 peers: what a day costs a machine, how long an answer takes, and how much memory is needed. With
 /// `form_only` nothing is run, and the figures are left out.
-pub(crate) fn table(form_only: bool) -> Result<(String, bool), ScenarioError> {
+pub(crate) fn measure_table(form_only: bool) -> Result<(String, bool), ScenarioError> {
     let mut text = String::from(
         "| way | peers | kB a day, of it bodies | a newcomer reads, kB | a miss takes | a hit is found in | memory, kB | wasted \
          probes per absent path |\n|---|---|---|---|---|---|---|---|\n",

@@ -26,7 +26,7 @@ enum DocsError {
     Red,
 }
 
-pub(crate) fn docs(file: &Path, check: bool) -> ExitCode {
+pub(crate) fn run_docs(file: &Path, check: bool) -> ExitCode {
     let done = if check { compare_form(file) } else { write(file) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,8 +63,8 @@ fn write(file: &Path) -> Result<(), DocsError> {
             return Err(DocsError::Red);
         }
     }
-    let (liars, content) = hostile::table(false)?;
-    let (ways, also) = compare::table(false)?;
+    let (liars, content) = hostile::measure_table(false)?;
+    let (ways, also) = compare::measure_table(false)?;
     text += &(LIARS.to_owned() + &liars + COMPARISON + &ways);
     std::fs::write(file, text).map_err(failed)?;
     if content && also { Ok(()) } else { Err(DocsError::Red) }
@@ -82,7 +82,7 @@ fn compare_form(file: &Path) -> Result<(), DocsError> {
         wanted += &events(&report);
         wanted += &if DRAWN.contains(&name) { links(name) } else { String::new() };
     }
-    wanted += &(LIARS.to_owned() + &hostile::table(true)?.0 + COMPARISON + &compare::table(true)?.0);
+    wanted += &(LIARS.to_owned() + &hostile::measure_table(true)?.0 + COMPARISON + &compare::measure_table(true)?.0);
     let lines = found.lines().map(form).chain(std::iter::repeat(String::new()));
     let count = wanted.lines().count().max(found.lines().count());
     let pairs = lines.zip(wanted.lines().map(form).chain(std::iter::repeat(String::new()))).take(count);

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 /// The scenario of honest machines beside one liar in ten.
 const BASE: &str = "hostile-10-percent";
 
-pub(crate) fn hostile() -> ExitCode {
-    super::shown(table(false))
+pub(crate) fn run_hostile() -> ExitCode {
+    super::show(measure_table(false))
 }
 
 /// One row for each trick, which four liars of forty machines play; before them the same fleet without liars. With
 /// `form_only` nothing is run, and the figures are left out.
-pub(crate) fn table(form_only: bool) -> Result<(String, bool), ScenarioError> {
+pub(crate) fn measure_table(form_only: bool) -> Result<(String, bool), ScenarioError> {
     let mut text = String::from(
         "| what one in ten does | a new path is known, p99 | bytes/s of a machine | of 1,000 absent paths asked in vain \
          | blamed for |\n|---|---|---|---|---|\n",

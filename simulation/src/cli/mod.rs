@@ -27,7 +27,7 @@ fn say_line(line: std::fmt::Arguments<'_>) {
 }
 
 /// Prints a table of runs. Success only when every checker of every run was content.
-fn shown(table: Result<(String, bool), ScenarioError>) -> ExitCode {
+fn show(table: Result<(String, bool), ScenarioError>) -> ExitCode {
     match table {
         Ok((table, content)) => {
             say!("{}", table.trim_end());

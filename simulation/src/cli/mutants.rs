@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 #[cfg(feature = "mutants")]
-pub(crate) fn mutants() -> ExitCode {
-    use narmesh_simulation::mutants::verdicts;
+pub(crate) fn run_mutants() -> ExitCode {
+    use narmesh_simulation::mutants::judge_all;
     // A mutant may panic. That counts as noticed, and its backtrace is not wanted.
     std::panic::set_hook(Box::new(|_| {}));
     let mut right = true;
-    for verdict in verdicts() {
+    for verdict in judge_all() {
         let name = verdict.mutation.map_or("none".to_owned(), |mutation| format!("{mutation:?}"));
         match &verdict.red {
             Some((seed, scenario, seen)) => say!("{name:18} red with seed {seed} of {scenario}: {seen}"),
@@ -16,7 +16,7 @@ pub(crate) fn mutants() -> ExitCode {
         }
         right &= verdict.is_right();
     }
-    for verdict in narmesh_simulation::quorum::mutants::verdicts() {
+    for verdict in narmesh_simulation::quorum::mutants::judge_all() {
         let name = verdict.mutation.map_or("none, quorum".to_owned(), |mutation| format!("{mutation:?}"));
         match &verdict.red {
             Some((seed, seen)) => say!("{name:18} red with seed {seed} of quorum-100: {seen}"),
@@ -28,7 +28,7 @@ pub(crate) fn mutants() -> ExitCode {
 }
 
 #[cfg(not(feature = "mutants"))]
-pub(crate) fn mutants() -> ExitCode {
+pub(crate) fn run_mutants() -> ExitCode {
     eprintln!("narmesh-sim: built without mutants; use `cargo run --release -p narmesh-simulation --features mutants`");
     ExitCode::from(2)
 }

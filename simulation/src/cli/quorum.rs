@@ -4,7 +4,7 @@ use narmesh_simulation::{QuorumScenario, run_quorum};
 use std::process::ExitCode;
 use std::time::Instant;
 
-pub(crate) fn quorum(name: &str, seed: u64, small: bool, json: bool) -> ExitCode {
+pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool) -> ExitCode {
     let scenario = match QuorumScenario::load(name) {
         Ok(scenario) if small => scenario.small(),
         Ok(scenario) => scenario,

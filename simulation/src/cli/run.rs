@@ -1,6 +1,6 @@
 //! One run.
 
-use narmesh_simulation::{Report, Scenario, Subject, built_in, plots, run};
+use narmesh_simulation::{Report, Scenario, Subject, built_in, draw_plots, run};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Optio
     if let Some(directory) = svg
         && let Err(error) = std::fs::create_dir_all(directory)
     {
-        return no_plots(directory, &error);
+        return report_no_plots(directory, &error);
     }
     let since = Instant::now();
     let report = run(scenario, seed, trace);
@@ -42,7 +42,7 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Optio
     if let Some(directory) = svg
         && let Err(error) = write_plots(directory, &report)
     {
-        return no_plots(directory, &error);
+        return report_no_plots(directory, &error);
     }
     if json {
         let told = Told { report: &report, wall_s, memory_mib: memory_mib() };
@@ -54,7 +54,7 @@ pub(crate) fn run_one(name: &str, seed: u64, small: bool, json: bool, svg: Optio
     if report.is_content() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn no_plots(directory: &Path, error: &std::io::Error) -> ExitCode {
+fn report_no_plots(directory: &Path, error: &std::io::Error) -> ExitCode {
     eprintln!("narmesh-sim: --svg {}: {error}", directory.display());
     ExitCode::from(2)
 }
@@ -71,7 +71,7 @@ pub(crate) fn list() -> ExitCode {
 
 pub(crate) fn write_plots(directory: &Path, report: &Report) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
-    for (name, svg) in plots(report) {
+    for (name, svg) in draw_plots(report) {
         std::fs::write(directory.join(name), svg)?;
     }
     Ok(())

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const STORMS: [&str; 3] = ["flapping", "hostile-10-percent", "partition"];
 
 /// Runs every scenario, small.
-pub(crate) fn all(seed: u64) -> ExitCode {
+pub(crate) fn run_all(seed: u64) -> ExitCode {
     let mut content = true;
     for name in built_in() {
         let since = Instant::now();
-        content &= small(name, seed).is_some_and(|report| {
+        content &= run_small(name, seed).is_some_and(|report| {
             say!("{name:20} {} in {:.1} s", report.digest, since.elapsed().as_secs_f64());
             report.is_content()
         });
@@ -23,7 +23,7 @@ pub(crate) fn all(seed: u64) -> ExitCode {
 }
 
 /// Makes one small run, and tells how to replay it when it fails.
-fn small(name: &str, seed: u64) -> Option<Report> {
+fn run_small(name: &str, seed: u64) -> Option<Report> {
     let scenario = match Scenario::load(name) {
         Ok(scenario) => scenario.small(),
         Err(error) => {
@@ -40,7 +40,7 @@ fn small(name: &str, seed: u64) -> Option<Report> {
 }
 
 /// Runs fresh seeds on all processors until one fails, the time is over or enough were run.
-pub(crate) fn swarm(minutes: u64, first: Option<u64>, seeds: Option<u64>) -> ExitCode {
+pub(crate) fn run_swarm(minutes: u64, first: Option<u64>, seeds: Option<u64>) -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let first = first.unwrap_or(now);
     let until = Instant::now() + Duration::from_secs(minutes.saturating_mul(60));
@@ -56,7 +56,7 @@ pub(crate) fn swarm(minutes: u64, first: Option<u64>, seeds: Option<u64>) -> Exi
                     }
                     let at = usize::try_from(turn).unwrap_or(0) % names.len();
                     let name = names.get(at).copied().unwrap_or("flapping");
-                    if !small(name, first + turn).is_some_and(|report| report.is_content()) {
+                    if !run_small(name, first + turn).is_some_and(|report| report.is_content()) {
                         failed.store(true, Relaxed);
                     }
                 }

@@ -148,7 +148,7 @@ pub fn run(scenario: &QuorumScenario, seed: u64) -> QuorumReport {
     world.heal();
     let end_ms = healed_ms + scenario.bound_s * 1_000;
     let equal_after_ms = loop {
-        if world.first_difference().is_none() {
+        if world.find_first_difference().is_none() {
             break Some(world.now_ms - healed_ms);
         }
         if world.now_ms >= end_ms {
@@ -157,10 +157,10 @@ pub fn run(scenario: &QuorumScenario, seed: u64) -> QuorumReport {
         world.run_until(world.now_ms + LOOK_MS);
     };
     if equal_after_ms.is_none() {
-        let difference = world.first_difference();
+        let difference = world.find_first_difference();
         world.judge.violations.extend(difference);
     }
-    world.report(seed, equal_after_ms)
+    world.into_report(seed, equal_after_ms)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ impl Verdict {
 }
 
 /// All mutants, after the cores as they are.
-pub fn verdicts() -> impl Iterator<Item = Verdict> {
+pub fn judge_all() -> impl Iterator<Item = Verdict> {
     let scenario = QuorumScenario::load("quorum-100").expect("tested").small();
     std::iter::once(None).chain(MUTATIONS.map(Some)).map(move |mutation| {
         let red = (1..=SEEDS_MAX).find_map(|seed| {

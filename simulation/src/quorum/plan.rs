@@ -35,7 +35,7 @@ impl World {
         for (link, (a, b)) in pairs.into_iter().enumerate() {
             self.links.push((a, b, false));
             let wait_ms = self.draw.below(1_000);
-            self.at(wait_ms, Event::Redial { link });
+            self.schedule_at(wait_ms, Event::Redial { link });
         }
     }
 
@@ -67,20 +67,20 @@ impl World {
         // A thief signs with the stolen key, which is already revoked, and dates the attestation back by a day.
         let thief = self.draw.index(hostile);
         let at_ms = self.draw.below(run_ms);
-        self.at(
+        self.schedule_at(
             at_ms,
             Event::Attest { machine: thief, signer: hostile, statement: lie.clone(), at_ms: WALL_MS - 86_400_000 },
         );
         for signer in self.draw.some(honest.clone(), 3) {
             let (at_ms, machine) = (self.draw.below(run_ms), self.draw.pick(&honest).unwrap_or(signer));
-            self.at(at_ms, Event::Bare { machine, signer, statement: lie.clone() });
+            self.schedule_at(at_ms, Event::Bare { machine, signer, statement: lie.clone() });
         }
     }
 
     fn attest(&mut self, at_ms: u64, machine: Number, signer: Number, statement: Statement) {
         // Dates decide nothing, so some are a year ahead.
         let ahead_ms = if self.draw.chance(50) { 365 * 86_400_000 } else { 0 };
-        self.at(at_ms, Event::Attest { machine, signer, statement, at_ms: WALL_MS + at_ms + ahead_ms });
+        self.schedule_at(at_ms, Event::Attest { machine, signer, statement, at_ms: WALL_MS + at_ms + ahead_ms });
     }
 }
 

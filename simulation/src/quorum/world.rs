@@ -138,11 +138,11 @@ impl World {
         };
         world.connect();
         (0..world.scenario.paths).for_each(|number| world.plan(number));
-        world.at(world.scenario.run_s.saturating_sub(world.scenario.cut_s) * 1_000, Event::Cut);
+        world.schedule_at(world.scenario.run_s.saturating_sub(world.scenario.cut_s) * 1_000, Event::Cut);
         world
     }
 
-    pub(super) fn at(&mut self, at_ms: u64, event: Event) {
+    pub(super) fn schedule_at(&mut self, at_ms: u64, event: Event) {
         self.counter += 1;
         self.due.insert((at_ms.max(self.now_ms), self.counter), event);
     }
@@ -167,7 +167,7 @@ impl World {
         while let Some(first) = self.due.first_entry().filter(|first| first.key().0 <= end_ms) {
             let ((at_ms, _), event) = first.remove_entry();
             self.now_ms = at_ms;
-            self.happen(event);
+            self.handle(event);
         }
         self.now_ms = end_ms;
     }
@@ -178,30 +178,30 @@ impl World {
         for link in 0..self.links.len() {
             if self.links.get(link).is_some_and(|(.., open)| !open) {
                 let at_ms = self.now_ms + self.draw.between(250, REDIAL_MS);
-                self.at(at_ms, Event::Redial { link });
+                self.schedule_at(at_ms, Event::Redial { link });
             }
         }
     }
 
-    fn happen(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
             Event::Request { from, to, id, bytes } => {
                 if self.passes(from, to) {
                     self.counter += 1;
                     let (number, peer) = (self.counter, self.machine(from).peer);
                     self.asked.insert((to, number), (from, id));
-                    self.input(to, Input::Request { from: peer, id: number, bytes });
+                    self.feed(to, Input::Request { from: peer, id: number, bytes });
                 }
             }
             Event::Reply { from, to, id, bytes } => {
                 if self.passes(from, to) {
                     let peer = self.machine(from).peer;
-                    self.input(to, Input::Response { from: peer, id, bytes });
+                    self.feed(to, Input::Response { from: peer, id, bytes });
                 }
             }
             Event::Tick(number) => {
                 self.machine_mut(number).tick_ms = None;
-                self.input(number, Input::Tick);
+                self.feed(number, Input::Tick);
             }
             Event::Attest { machine, signer, statement, at_ms } => {
                 let attestation = Attestation::sign(&self.machine(signer).secret, &store_dir(), statement, at_ms);
@@ -213,7 +213,7 @@ impl World {
                     self.judge.honest.entry(path).or_default().extend(said.map(|said| said.facts().fingerprint));
                 }
                 self.take(machine, attestation);
-                self.input(machine, Input::Grew);
+                self.feed(machine, Input::Grew);
             }
             Event::Bare { machine, signer, statement } => self.hear_bare(machine, signer, &statement),
             Event::Cut => {
@@ -222,7 +222,7 @@ impl World {
                     self.machine_mut(number).far = self.draw.chance(500);
                 }
                 for link in 0..self.links.len() {
-                    self.at(self.now_ms + GIVEN_UP_MS, Event::GivenUp { link });
+                    self.schedule_at(self.now_ms + GIVEN_UP_MS, Event::GivenUp { link });
                 }
             }
             Event::GivenUp { link } => self.set_link(link, false),
@@ -243,11 +243,11 @@ impl World {
         for (number, other) in [(a, b), (b, a)] {
             let peer = self.machine(other).peer;
             let spoken = Spoken { told: everyone.clone(), counted: everyone.clone(), is_builder: true };
-            self.input(number, if open { Input::Peer { peer, spoken } } else { Input::Gone(peer) });
+            self.feed(number, if open { Input::Peer { peer, spoken } } else { Input::Gone(peer) });
         }
     }
 
-    fn input(&mut self, number: Number, input: Input) {
+    fn feed(&mut self, number: Number, input: Input) {
         let now_ms = self.now_ms;
         let machine = self.machine_mut(number);
         machine.exchange.handle(Moment(now_ms), &machine.ledger, input);
@@ -258,7 +258,7 @@ impl World {
         let deadline = machine.exchange.deadline().map(|deadline| deadline.0.max(now_ms + 1));
         if let Some(deadline) = deadline.filter(|deadline| machine.tick_ms.is_none_or(|tick| tick > *deadline)) {
             machine.tick_ms = Some(deadline);
-            self.at(deadline, Event::Tick(number));
+            self.schedule_at(deadline, Event::Tick(number));
         }
     }
 
@@ -270,25 +270,25 @@ impl World {
                 let Some(to) = self.peers.get(&to).copied() else { return };
                 self.send(bytes, |bytes| Event::Request { from: number, to, id, bytes });
             }
-            Output::Respond { id, bytes, .. } => self.reply(number, id, bytes),
+            Output::Respond { id, bytes, .. } => self.send_reply(number, id, bytes),
             Output::HandOver(hand_over) => {
                 let kept = &self.machine(number).kept;
                 let bytes = hand_over.encode_reply(|key, path| kept.get(&(*key, *path)).cloned());
-                self.reply(number, hand_over.id, bytes);
+                self.send_reply(number, hand_over.id, bytes);
             }
             Output::Verify { id, attestations, .. } => {
                 let mut taken = Taken::default();
                 for attestation in attestations {
-                    let verifies = self.evidence(&attestation).is_some();
+                    let verifies = self.verify_once(&attestation).is_some();
                     taken.verified += usize::from(verifies);
                     taken.refused += usize::from(!verifies);
                     // Hostile machines hand on nothing of others, so they need not have it.
                     taken.new += usize::from(verifies && !self.is_hostile(number) && self.take(number, attestation));
                 }
                 let grew = taken.new > 0;
-                self.input(number, Input::Taken { id, taken });
+                self.feed(number, Input::Taken { id, taken });
                 if grew {
-                    self.input(number, Input::Grew);
+                    self.feed(number, Input::Grew);
                 }
             }
             Output::Penalize { peer, fault } => {
@@ -302,7 +302,7 @@ impl World {
         }
     }
 
-    fn reply(&mut self, number: Number, id: u64, bytes: Vec<u8>) {
+    fn send_reply(&mut self, number: Number, id: u64, bytes: Vec<u8>) {
         let Some((to, id)) = self.asked.remove(&(number, id)) else { return };
         self.send(bytes, |bytes| Event::Reply { from: number, to, id, bytes });
     }
@@ -311,10 +311,10 @@ impl World {
         self.trace.update(&bytes);
         self.counts[3] += bytes.len() as u64;
         let at_ms = self.now_ms + self.scenario.delay_ms + self.draw.below(self.scenario.jitter_ms + 1);
-        self.at(at_ms, event(bytes));
+        self.schedule_at(at_ms, event(bytes));
     }
 
-    fn evidence(&mut self, attestation: &Attestation) -> Option<VerifiedStatement> {
+    fn verify_once(&mut self, attestation: &Attestation) -> Option<VerifiedStatement> {
         let signer = self.numbers.get(&attestation.builder).copied()?;
         let public = &self.machines.get(signer)?.public;
         let verify = || VerifiedStatement::attestation(&store_dir(), attestation, public, BYTES);
@@ -323,7 +323,7 @@ impl World {
 
     /// Puts an attestation into the ledger and among the kept attestations. Returns whether it is new.
     fn take(&mut self, number: Number, attestation: Attestation) -> bool {
-        let Some(evidence) = self.evidence(&attestation) else { return false };
+        let Some(evidence) = self.verify_once(&attestation) else { return false };
         let key = (evidence.builder(), evidence.hash_part());
         let path = attestation.statement.path.clone();
         let new = self.store(number, &evidence, &path, true);
@@ -360,7 +360,7 @@ impl World {
     }
 
     /// The first path on which two honest machines have different verdicts, in words.
-    pub(super) fn first_difference(&self) -> Option<String> {
+    pub(super) fn find_first_difference(&self) -> Option<String> {
         let policy = self.judge.policies.first()?;
         let honest = self.machines.iter().enumerate().skip(self.scenario.hostile);
         (0..self.scenario.paths).map(|number| path(number, self.scenario.clustered)).find_map(|path| {
@@ -378,7 +378,7 @@ impl World {
         })
     }
 
-    pub(super) fn report(mut self, seed: u64, equal_after_ms: Option<u64>) -> QuorumReport {
+    pub(super) fn into_report(mut self, seed: u64, equal_after_ms: Option<u64>) -> QuorumReport {
         let mut states = [0; 4];
         let policy = self.judge.policies.first();
         if let (Some(policy), Some(machine)) = (policy, self.machines.last()) {
