@@ -375,6 +375,32 @@ fn messages_that_are_repeated_or_forged_or_of_strangers_are_read_at_a_bounded_pa
     stage.finish();
 }
 
+/// Messages of one byte: the pace of bytes does not bound them, and no honest peer sends any.
+#[test]
+fn empty_messages_without_end_close_the_connection() {
+    let peer = Peer::honest("empty");
+    let stage = Stage::new(&["empty"], 64, &[&peer]);
+    stage.enter(&peer, "empty", &["a"]);
+    let mut stream = peer.open(&stage.client, MESHSUB).unwrap();
+    let frames = vec![0; 10_000];
+    let mut sent = 0;
+    let pushing = async {
+        while stream.write_all(&frames).await.is_ok() {
+            sent += frames.len();
+        }
+    };
+    let ended = peer.runtime.block_on(async { tokio::time::timeout(promised(FLOOD), pushing).await });
+    assert!(ended.is_ok(), "nobody closes the connection after {sent} messages");
+    stage.client.wait_logged(&["peer is disconnected"]);
+    let outcome = stage.build_under_attack("empty", "single", &[]);
+    stage.assert_blamed(&peer, "published announcements too fast", "announcement_flood", 1);
+    stage.note("empty messages", |row| {
+        row.outcome = format!("closed after {sent} at most");
+        row.rise_bytes = Some(outcome.rise_bytes);
+    });
+    stage.finish();
+}
+
 /// An old announcement of an honest node, replayed by somebody else, changes nothing.
 #[test]
 fn an_old_announcement_replayed() {

@@ -5,6 +5,7 @@ use super::codec::BytesCodec;
 use super::connection_rule::Ruled;
 use super::dead_connections::DeadConnections;
 use super::handshake_limits::HandshakeLimits;
+use super::message_limits::MessageLimits;
 use super::shut_out::ShutOut;
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
@@ -33,7 +34,7 @@ pub(super) struct MeshBehaviour {
     pub(super) limits: connection_limits::Behaviour,
     pub(super) shut_out: Ruled<ShutOut>,
     pub(super) dead_connections: Ruled<DeadConnections>,
-    pub(super) announcements: Announcements,
+    pub(super) announcements: MessageLimits<Announcements>,
     pub(super) gossip: request_response::Behaviour<BytesCodec>,
     pub(super) narinfo: request_response::Behaviour<BytesCodec>,
     pub(super) quorum: request_response::Behaviour<BytesCodec>,
@@ -61,7 +62,7 @@ impl MeshBehaviour {
             limits: connection_limits::Behaviour::new(limits),
             shut_out: Ruled::default(),
             dead_connections: Ruled::default(),
-            announcements: announcements(keypair)?,
+            announcements: MessageLimits::new(announcements(keypair)?),
             gossip: request_response(
                 BytesCodec::new(GossipRequest::BYTES_MAX, GossipReply::BYTES_MAX),
                 GOSSIP_PROTOCOL,

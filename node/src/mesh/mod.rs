@@ -23,6 +23,7 @@ mod framing;
 mod handle;
 mod handshake_limits;
 mod listeners;
+mod message_limits;
 mod names;
 mod nar_client;
 mod peers;

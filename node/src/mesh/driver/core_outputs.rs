@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 impl Mesh {
     /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
     pub(super) fn perform(&mut self) {
+        for peer in self.swarm.behaviour_mut().announcements.take_flooders() {
+            self.gossip.handle(now(), Input::Misbehaved { peer, misdeed: Misdeed::AnnouncementFlood });
+        }
         while let Some(output) = self.gossip.poll() {
             match output {
                 Output::Persist(record) => self.persist(&record),
