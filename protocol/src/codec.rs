@@ -57,12 +57,12 @@ pub fn decode<T: bincode::Decode<()>, const BYTES_MAX: usize>(bytes: &[u8]) -> R
     // type alone, 33 bytes could allocate 2 MiB. An honest message needs at most 4 times its own size (a `Vec`
     // of 24 bytes for a length of 8).
     let (value, consumed) = match bytes.len() {
-        0..=0x100 => claiming::<T, 0x800>(bytes),
-        0x101..=0x400 => claiming::<T, 0x2000>(bytes),
-        0x401..=0x1000 => claiming::<T, 0x8000>(bytes),
-        0x1001..=0x4000 => claiming::<T, 0x2_0000>(bytes),
-        0x4001..=0x1_0000 => claiming::<T, 0x8_0000>(bytes),
-        _ => claiming::<T, BYTES_MAX>(bytes),
+        0..=0x100 => decode_claiming::<T, 0x800>(bytes),
+        0x101..=0x400 => decode_claiming::<T, 0x2000>(bytes),
+        0x401..=0x1000 => decode_claiming::<T, 0x8000>(bytes),
+        0x1001..=0x4000 => decode_claiming::<T, 0x2_0000>(bytes),
+        0x4001..=0x1_0000 => decode_claiming::<T, 0x8_0000>(bytes),
+        _ => decode_claiming::<T, BYTES_MAX>(bytes),
     }?;
     match bytes.len() - consumed {
         0 => Ok(value),
@@ -70,7 +70,7 @@ pub fn decode<T: bincode::Decode<()>, const BYTES_MAX: usize>(bytes: &[u8]) -> R
     }
 }
 
-fn claiming<T: bincode::Decode<()>, const CLAIM_MAX: usize>(bytes: &[u8]) -> Result<(T, usize), CodecError> {
+fn decode_claiming<T: bincode::Decode<()>, const CLAIM_MAX: usize>(bytes: &[u8]) -> Result<(T, usize), CodecError> {
     let limited = config::standard().with_fixed_int_encoding().with_limit::<CLAIM_MAX>();
     bincode::decode_from_slice(bytes, limited).map_err(CodecError::Malformed)
 }

@@ -174,7 +174,7 @@ impl Walk {
                 if target.is_empty() || target.to_bytes().len() > TARGET_BYTES_MAX {
                     return Err(Stop::NotArchivable);
                 }
-                self.writer.symlink(out, target.to_bytes());
+                self.writer.write_symlink(out, target.to_bytes());
                 self.end_node(out);
                 self.note(identity, false);
                 self.pass_text(out, before);

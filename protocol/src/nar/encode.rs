@@ -51,14 +51,14 @@ impl NarWriter {
     /// Starts a NAR: writes the magic into `out`.
     pub fn start(out: &mut Vec<u8>) -> Self {
         let mut writer = Self::default();
-        writer.token(out, MAGIC);
+        writer.write_token(out, MAGIC);
         writer
     }
 
     /// Bytes of the archive so far. File contents count from their `end_file` on.
     ///
     /// Right after [`Self::begin_file`] it is the offset at which the contents begin: the `narOffset` in a listing.
-    pub fn written(&self) -> u64 {
+    pub fn written_bytes(&self) -> u64 {
         self.written
     }
 
@@ -87,14 +87,14 @@ impl NarWriter {
             last_name.clear();
             last_name.extend_from_slice(name);
         }
-        self.tokens(out, &[b"entry", b"(", b"name", name, b"node"]);
+        self.write_tokens(out, &[b"entry", b"(", b"name", name, b"node"]);
         self.expected = Expected::Node;
     }
 
     /// Closes the innermost open entry.
     pub fn end_entry(&mut self, out: &mut Vec<u8>) {
         debug_assert_eq!(self.expected, Expected::EndEntry);
-        self.token(out, b")");
+        self.write_token(out, b")");
         self.expected = Expected::EntryOrEndDirectory;
     }
 
@@ -106,11 +106,11 @@ impl NarWriter {
     }
 
     /// Writes a whole symlink node.
-    pub fn symlink(&mut self, out: &mut Vec<u8>, target: &[u8]) {
+    pub fn write_symlink(&mut self, out: &mut Vec<u8>, target: &[u8]) {
         debug_assert!(!target.is_empty() && target.len() <= TARGET_BYTES_MAX, "target of {} bytes", target.len());
         debug_assert!(!target.contains(&0), "NUL in a symlink's target");
         self.begin_node(out, b"symlink");
-        self.tokens(out, &[b"target", target]);
+        self.write_tokens(out, &[b"target", target]);
         self.end_node(out);
     }
 
@@ -118,9 +118,9 @@ impl NarWriter {
     pub fn begin_file(&mut self, out: &mut Vec<u8>, size_bytes: u64, executable: bool) {
         self.begin_node(out, b"regular");
         if executable {
-            self.tokens(out, &[b"executable", b""]);
+            self.write_tokens(out, &[b"executable", b""]);
         }
-        self.token(out, b"contents");
+        self.write_token(out, b"contents");
         out.extend_from_slice(&size_bytes.to_le_bytes());
         self.written += 8;
         self.expected = Expected::EndFile { size_bytes };
@@ -136,21 +136,21 @@ impl NarWriter {
 
     fn begin_node(&mut self, out: &mut Vec<u8>, kind: &[u8]) {
         debug_assert_eq!(self.expected, Expected::Node);
-        self.tokens(out, &[b"(", b"type", kind]);
+        self.write_tokens(out, &[b"(", b"type", kind]);
     }
 
     fn end_node(&mut self, out: &mut Vec<u8>) {
-        self.token(out, b")");
+        self.write_token(out, b")");
         self.expected = if self.last_names.is_empty() { Expected::Nothing } else { Expected::EndEntry };
     }
 
-    fn tokens(&mut self, out: &mut Vec<u8>, tokens: &[&[u8]]) {
+    fn write_tokens(&mut self, out: &mut Vec<u8>, tokens: &[&[u8]]) {
         for token in tokens {
-            self.token(out, token);
+            self.write_token(out, token);
         }
     }
 
-    fn token(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
+    fn write_token(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
         let length = bytes.len() as u64;
         out.extend_from_slice(&length.to_le_bytes());
         out.extend_from_slice(bytes);

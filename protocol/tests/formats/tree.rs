@@ -40,7 +40,7 @@ impl Tree {
         let mut writer = NarWriter::start(&mut out);
         self.write(&mut writer, &mut out);
         assert!(writer.is_complete());
-        assert_eq!(writer.written(), out.len() as u64);
+        assert_eq!(writer.written_bytes(), out.len() as u64);
         out
     }
 
@@ -48,11 +48,11 @@ impl Tree {
         match self {
             Self::File { contents, executable } => {
                 writer.begin_file(out, contents.len() as u64, *executable);
-                assert_eq!(writer.written(), out.len() as u64, "where the contents begin");
+                assert_eq!(writer.written_bytes(), out.len() as u64, "where the contents begin");
                 out.extend_from_slice(contents);
                 writer.end_file(out, contents.len() as u64);
             }
-            Self::Symlink(target) => writer.symlink(out, target),
+            Self::Symlink(target) => writer.write_symlink(out, target),
             Self::Directory(entries) => {
                 writer.begin_directory(out);
                 for (name, tree) in entries {

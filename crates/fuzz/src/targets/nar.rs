@@ -149,7 +149,7 @@ impl<'a> Reader<'a> {
                 if target.is_empty() || target.len() > TARGET_BYTES_MAX || target.contains(&0) {
                     return Err(Refused);
                 }
-                writer.symlink(out, target);
+                writer.write_symlink(out, target);
                 self.word(b")")
             }
             b"directory" => self.entries(writer, out, depth),
