@@ -25,7 +25,7 @@ pub(crate) fn forbids_substitutes(aterm: &[u8]) -> Result<bool, NotADerivation> 
         rest.skip_value(0)?;
         rest.expect(b",")?;
     }
-    rest.environment(&mut environment)?;
+    rest.read_environment(&mut environment)?;
     rest.expect(b")")?;
     if !rest.0.is_empty() {
         return Err(NotADerivation);
@@ -66,7 +66,7 @@ impl Rest<'_> {
     }
 
     /// Reads a string and resolves its escapes.
-    fn string(&mut self) -> Result<Vec<u8>, NotADerivation> {
+    fn read_string(&mut self) -> Result<Vec<u8>, NotADerivation> {
         self.expect(b"\"")?;
         let mut text = Vec::new();
         loop {
@@ -126,18 +126,18 @@ impl Rest<'_> {
     }
 
     /// Reads `[("name","value"),…]` and keeps the two variables that we need.
-    fn environment(&mut self, environment: &mut Environment) -> Result<(), NotADerivation> {
+    fn read_environment(&mut self, environment: &mut Environment) -> Result<(), NotADerivation> {
         self.expect(b"[")?;
         if self.eat(b"]") {
             return Ok(());
         }
         loop {
             self.expect(b"(")?;
-            let name = self.string()?;
+            let name = self.read_string()?;
             self.expect(b",")?;
             match name.as_slice() {
-                b"allowSubstitutes" => environment.allow_substitutes = Some(self.string()?),
-                b"__json" => environment.structured = Some(self.string()?),
+                b"allowSubstitutes" => environment.allow_substitutes = Some(self.read_string()?),
+                b"__json" => environment.structured = Some(self.read_string()?),
                 _ => self.skip_string()?,
             }
             self.expect(b")")?;

@@ -60,7 +60,7 @@ struct FailedCopy {
     registration: Registration,
     /// Identity of the root, which a repair replaces; `None` when there was no root at all.
     identity: Option<FileIdentity>,
-    /// Whether [`FailedCopies::news`] has not reported it yet.
+    /// Whether [`FailedCopies::take_news`] has not reported it yet.
     is_new: bool,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct FailedCopies {
     wakers: Mutex<Vec<(u64, SyncSender<()>)>>,
 }
 
-/// Changes among the failed copies since the last call of [`FailedCopies::news`].
+/// Changes among the failed copies since the last call of [`FailedCopies::take_news`].
 #[derive(Debug, Default)]
 pub(crate) struct FailedNews {
     pub(crate) failed: Vec<HashPart>,
@@ -99,14 +99,14 @@ impl FailedCopies {
     }
 
     /// The fault of the copy with this registration, if its root is still the one that failed.
-    pub(crate) fn fault(&self, part: &HashPart, registration: &Registration) -> Option<CopyFault> {
+    pub(crate) fn find_fault(&self, part: &HashPart, registration: &Registration) -> Option<CopyFault> {
         let copies = self.copies.lock();
         let copy = copies.get(part).filter(|copy| copy.registration == *registration)?;
         (FileIdentity::at(&copy.root) == copy.identity).then_some(copy.fault)
     }
 
     /// Forgets copies whose root changed or whose path was registered anew. Returns these and the new failures.
-    pub(crate) fn news(&self, mut is_registered_anew: impl FnMut(&HashPart, &Registration) -> bool) -> FailedNews {
+    pub(crate) fn take_news(&self, mut is_registered_anew: impl FnMut(&HashPart, &Registration) -> bool) -> FailedNews {
         let mut news = FailedNews::default();
         // The closure queries the database, so it must not be called under the lock.
         let known: Vec<_> = {

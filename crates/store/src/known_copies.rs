@@ -65,7 +65,7 @@ impl KnownCopies {
     }
 
     /// Counts bytes that were hashed.
-    pub(crate) fn hashed(&self, bytes: usize) {
+    pub(crate) fn count_hashed(&self, bytes: usize) {
         self.hashed_bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Relaxed);
     }
 

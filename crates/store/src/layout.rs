@@ -107,8 +107,8 @@ impl LayoutBuilder {
     }
 
     /// Notes NAR structure at this offset.
-    pub(crate) fn text(&mut self, offset: u64, text: &[u8]) {
-        if text.is_empty() || self.is_full() {
+    pub(crate) fn add_text(&mut self, offset: u64, text: &[u8]) {
+        if text.is_empty() || self.drop_if_full() {
             return;
         }
         // Never fails: until the layout is full, its text is far shorter than `u32::MAX`.
@@ -120,22 +120,22 @@ impl LayoutBuilder {
     }
 
     /// Notes that the contents of a file begin at this offset.
-    pub(crate) fn file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
-        if let Some(name) = self.node(path, identity) {
+    pub(crate) fn add_file<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
+        if let Some(name) = self.add_node(path, identity) {
             self.layout.stretches.push((offset, Stretch::File { name, fingerprint: identity.fingerprint() }));
         }
     }
 
     /// Notes a directory, a link or an empty file, whose metadata was read.
-    pub(crate) fn seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
-        if let Some(name) = self.node(path, identity) {
+    pub(crate) fn add_seen<'a>(&mut self, offset: u64, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) {
+        if let Some(name) = self.add_node(path, identity) {
             self.layout.stretches.push((offset, Stretch::Seen { name, fingerprint: identity.fingerprint() }));
         }
     }
 
-    fn node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) -> Option<u32> {
+    fn add_node<'a>(&mut self, path: impl Iterator<Item = &'a CStr>, identity: FileIdentity) -> Option<u32> {
         self.newest = self.newest.max(identity.changed());
-        if self.is_full() {
+        if self.drop_if_full() {
             return None;
         }
         let names = &mut self.layout.names;
@@ -151,7 +151,7 @@ impl LayoutBuilder {
         Some(at)
     }
 
-    fn is_full(&mut self) -> bool {
+    fn drop_if_full(&mut self) -> bool {
         if self.layout.used_bytes() > LAYOUT_BYTES_MAX {
             self.is_too_large = true;
             // The rest of the walk does not need its memory.
@@ -163,7 +163,7 @@ impl LayoutBuilder {
     /// The layout of a NAR of this size, and whether everything in it was settled before the walk.
     /// `None` when it is too large.
     pub(crate) fn finish(mut self, nar_size: u64) -> Option<(Layout, bool)> {
-        if self.is_full() {
+        if self.drop_if_full() {
             return None;
         }
         self.layout.nar_size = nar_size;
@@ -189,7 +189,7 @@ mod tests {
         for (began, expected) in began {
             let mut builder = LayoutBuilder::new(began);
             for changed in [1, 1000, 500] {
-                builder.seen(0, [c"name"].into_iter(), FileIdentity::changed_at(changed));
+                builder.add_seen(0, [c"name"].into_iter(), FileIdentity::changed_at(changed));
             }
             let (_, is_settled) = builder.finish(0).unwrap();
             assert_eq!(is_settled, expected, "{began:?}");
@@ -198,8 +198,8 @@ mod tests {
     /// Adds `count` files, each with its text.
     fn files(builder: &mut LayoutBuilder, count: u64) {
         for number in 0..count {
-            builder.text(number * 100, &[b't'; 50]);
-            builder.file(number * 100 + 50, [c"root", c"file"].into_iter(), FileIdentity::changed_at(1));
+            builder.add_text(number * 100, &[b't'; 50]);
+            builder.add_file(number * 100 + 50, [c"root", c"file"].into_iter(), FileIdentity::changed_at(1));
         }
     }
 

@@ -7,7 +7,7 @@
 //! [`Offer`] decides which paths may leave this machine and renders their narinfos; [`NarStream`] gives the bytes.
 //! Invariants: nothing in the database or the store is ever written. No read transaction is held between two calls. The
 //! last byte of a whole NAR is handed out only if NarHash and NarSize were right, now or since its files last changed. To
-//! the caller of [`Offer::offered`], a path that may not leave looks the same as one that does not exist.
+//! the caller of [`Offer::find_offered`], a path that may not leave looks the same as one that does not exist.
 
 mod by_use;
 mod change;

@@ -197,7 +197,7 @@ impl NarStream {
             if let Some(fault) = error.our_copys_fault() {
                 self.failed.remember(self.part, fault, &self.root, self.registration, self.identity);
             }
-            error.told(self.part)
+            error.into_stream_error(self.part)
         })
     }
 
@@ -272,7 +272,7 @@ impl NarStream {
     /// Hashes the appended bytes. Where the first reading ended, it compares the digests of both readings.
     fn hash(&mut self, mut appended: &[u8]) -> Result<(), Error> {
         let Some(hasher) = &mut self.hasher else { return Ok(()) };
-        self.known.hashed(appended.len());
+        self.known.count_hashed(appended.len());
         if let Some((first_bytes, digest)) = self.first_reading
             && let Ok(left) = usize::try_from(first_bytes - self.offset)
             && let Some((known, rest)) = appended.split_at_checked(left)
@@ -353,7 +353,7 @@ impl Error {
         }
     }
 
-    fn told(self, part: HashPart) -> NarStreamError {
+    fn into_stream_error(self, part: HashPart) -> NarStreamError {
         match self {
             Self::System(errno) => NarStreamError::Io { part, source: errno.into() },
             Self::Mismatch => NarStreamError::HashMismatch { part },

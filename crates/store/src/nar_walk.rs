@@ -123,7 +123,7 @@ impl Walk {
     fn pass_text(&mut self, out: &[u8], from: usize) {
         let text = out.get(from..).unwrap_or_default();
         if let Some(layout) = &mut self.layout {
-            layout.text(self.offset, text);
+            layout.add_text(self.offset, text);
         }
         self.offset += u64::try_from(text.len()).unwrap_or(u64::MAX);
     }
@@ -133,9 +133,9 @@ impl Walk {
         let Some(layout) = &mut self.layout else { return };
         let path = std::iter::once(self.root_name.as_c_str()).chain(self.directories.iter().map(Listing::name));
         if is_file {
-            layout.file(self.offset, path, identity);
+            layout.add_file(self.offset, path, identity);
         } else {
-            layout.seen(self.offset, path, identity);
+            layout.add_seen(self.offset, path, identity);
         }
     }
 

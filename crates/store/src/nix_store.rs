@@ -27,7 +27,7 @@ pub trait Store: Send + Sync + 'static {
     /// Whether a valid path has this hash part. It is answered from memory, without a system call.
     fn contains(&self, part: &HashPart) -> bool;
     /// The registration of the path with this hash part; `None` if no such path is valid. Blocks.
-    fn path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError>;
+    fn read_path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError>;
     /// Starts to read the NAR of a valid path at `first_byte`, which must be below its NarSize. It is an error if
     /// the path is no longer registered as `info` says, or if its copy failed before. A range costs only the
     /// bytes it gives: it is not hashed.
@@ -139,7 +139,7 @@ impl NixStore {
             outcome => (self.location.gap(), outcome),
         };
         self.note_gap(gap);
-        let news = self.failed.news(|part, registration| self.is_registered_anew(part, registration));
+        let news = self.failed.take_news(|part, registration| self.is_registered_anew(part, registration));
         change.failed = news.failed;
         change.mended = news.mended;
         if !change.is_empty() {
@@ -158,7 +158,7 @@ impl NixStore {
         complete: bool,
         change: &mut StoreChange,
     ) -> Result<Option<Duration>, StoreError> {
-        let stamp = self.registry.stamp()?;
+        let stamp = self.registry.read_stamp()?;
         if refresh.scanned == Some(stamp) {
             return Ok(None);
         }
@@ -183,7 +183,7 @@ impl NixStore {
     fn read_pages(&self, after_id: i64, change: &mut StoreChange) -> Result<(), StoreError> {
         let mut last_id = after_id;
         loop {
-            let page = self.registry.rows_after(last_id)?;
+            let page = self.registry.read_rows_after(last_id)?;
             let Some(last) = page.last() else { return Ok(()) };
             last_id = last.id;
             self.index.write().take(&page, change);
@@ -191,7 +191,7 @@ impl NixStore {
     }
 
     fn is_registered_anew(&self, part: &HashPart, registration: &Registration) -> bool {
-        match self.registry.path_info(part) {
+        match self.registry.read_path_info(part) {
             Ok(Some((row, info))) => Registration::of(row, &info) != *registration,
             Ok(None) => true,
             Err(error) => {
@@ -221,39 +221,39 @@ impl NixStore {
         self.index.read().is_derivation(part)
     }
 
-    pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
-        self.registry.stamp()
+    pub(crate) fn read_stamp(&self) -> Result<Stamp, StoreError> {
+        self.registry.read_stamp()
     }
 
-    pub(crate) fn registered(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
-        self.registry.path_info(part)
+    pub(crate) fn read_registration(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
+        self.registry.read_path_info(part)
     }
 
     /// The valid derivations that have this path as an output.
-    pub(crate) fn valid_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
-        self.registry.derivers(path)
+    pub(crate) fn read_valid_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+        self.registry.read_derivers(path)
     }
 
     /// The derivations that build a path: the valid ones that have it as an output, which follows from their own
     /// contents. The `Deriver` of the row counts only if this store built the path, because a substituted narinfo
     /// can name a false one. Blocks.
-    pub fn derivers(&self, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
-        let mut derivers = self.valid_derivers(&info.path)?;
+    pub fn read_derivers(&self, info: &PathInfo) -> Result<Vec<StorePath>, StoreError> {
+        let mut derivers = self.read_valid_derivers(&info.path)?;
         derivers.extend(info.deriver.iter().filter(|_| info.ultimate).cloned());
         derivers.sort();
         derivers.dedup();
         Ok(derivers)
     }
 
-    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
-        self.registry.outputs(derivation)
+    pub(crate) fn read_outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+        self.registry.read_outputs(derivation)
     }
 
-    pub(crate) fn fault(&self, row: i64, info: &PathInfo) -> Option<CopyFault> {
-        self.failed.fault(&info.path.hash_part(), &Registration::of(row, info))
+    pub(crate) fn find_fault(&self, row: i64, info: &PathInfo) -> Option<CopyFault> {
+        self.failed.find_fault(&info.path.hash_part(), &Registration::of(row, info))
     }
 
-    /// [`Store::path_info`] and [`Store::open_nar_at`] with a single read of the row. `from` gets the registration
+    /// [`Store::read_path_info`] and [`Store::open_nar_at`] with a single read of the row. `from` gets the registration
     /// and returns the first byte wanted, or `None` if the path is not wanted. The result is `None` then, and when
     /// the path is not valid. Blocks.
     pub fn find_nar(
@@ -261,7 +261,7 @@ impl NixStore {
         part: &HashPart,
         from: impl FnOnce(&PathInfo) -> Option<u64>,
     ) -> Result<Option<NarStream>, StoreError> {
-        let Some((row, info)) = self.registry.path_info(part)? else { return Ok(None) };
+        let Some((row, info)) = self.registry.read_path_info(part)? else { return Ok(None) };
         from(&info).map(|first_byte| self.open_row(row, &info, first_byte)).transpose()
     }
 
@@ -270,7 +270,7 @@ impl NixStore {
         if first_byte > 0 && first_byte >= info.nar_size {
             return Err(StoreError::BeyondNar { path: info.path.clone(), offset: first_byte, nar_size: info.nar_size });
         }
-        if let Some(fault) = self.fault(row, info) {
+        if let Some(fault) = self.find_fault(row, info) {
             return Err(StoreError::CopyFailed { path: info.path.clone(), fault });
         }
         NarStream::open(&self.location, info, row, (Arc::clone(&self.failed), Arc::clone(&self.known)), first_byte)
@@ -286,12 +286,12 @@ impl Store for NixStore {
         self.index.read().contains(part)
     }
 
-    fn path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError> {
-        Ok(self.registry.path_info(part)?.map(|(_, info)| info))
+    fn read_path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError> {
+        Ok(self.registry.read_path_info(part)?.map(|(_, info)| info))
     }
 
     fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
-        let registered = self.registry.path_info(&info.path.hash_part())?;
+        let registered = self.registry.read_path_info(&info.path.hash_part())?;
         match registered {
             Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => {
                 self.open_row(row, info, first_byte)

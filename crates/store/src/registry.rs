@@ -30,30 +30,30 @@ impl Registry {
     }
 
     /// The current state of the rows.
-    pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
-        or_else_unreadable(self.database.stamp(), || self.database.stamp_of_files())
+    pub(crate) fn read_stamp(&self) -> Result<Stamp, StoreError> {
+        or_else_unreadable(self.database.read_stamp(), || self.database.read_stamp_of_files())
     }
 
     /// The next page of rows with an id above `after_id`. The daemon gives all rows in one page, after id -1.
-    pub(crate) fn rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
-        or_else_unreadable(self.database.rows_after(after_id), || {
+    pub(crate) fn read_rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
+        or_else_unreadable(self.database.read_rows_after(after_id), || {
             if after_id >= NO_ROW {
                 return Ok(Vec::new());
             }
-            let paths = self.daemon.all_valid_paths()?;
+            let paths = self.daemon.ask_all_valid_paths()?;
             Ok(paths.iter().map(|path| self.database.head_of(NO_ROW, path.as_bytes(), 0)).collect())
         })
     }
 
     /// Everything about the valid path with this hash part, and its row id.
-    pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
+    pub(crate) fn read_path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
         // Taken before the row is read, so that a change in between makes the next stamp differ.
-        let stamp = self.stamp()?;
+        let stamp = self.read_stamp()?;
         if let Some(recent) = self.recent.lock().get(stamp, part) {
             return Ok(Some(recent));
         }
-        let found = or_else_unreadable(self.database.path_info(part), || {
-            let Some(row) = self.daemon.row(&part.to_string())? else { return Ok(None) };
+        let found = or_else_unreadable(self.database.read_path_info(part), || {
+            let Some(row) = self.daemon.ask_row(&part.to_string())? else { return Ok(None) };
             Ok(Some((NO_ROW, self.parse(&row)?)))
         })?;
         if let Some((row, info)) = &found {
@@ -63,18 +63,18 @@ impl Registry {
     }
 
     /// The valid derivations that have this path as an output.
-    pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
-        or_else_unreadable(self.database.derivers(path), || {
-            let paths = self.daemon.derivers(&self.store_dir.display(path))?;
+    pub(crate) fn read_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+        or_else_unreadable(self.database.read_derivers(path), || {
+            let paths = self.daemon.ask_derivers(&self.store_dir.display(path))?;
             Ok(paths.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
         })
     }
 
     /// The outputs of the valid derivation with this hash part, whether or not they are valid.
-    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
-        or_else_unreadable(self.database.outputs(derivation), || {
-            let Some(row) = self.daemon.row(&derivation.to_string())? else { return Ok(Vec::new()) };
-            let paths = self.daemon.outputs(&row.path)?;
+    pub(crate) fn read_outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+        or_else_unreadable(self.database.read_outputs(derivation), || {
+            let Some(row) = self.daemon.ask_row(&derivation.to_string())? else { return Ok(Vec::new()) };
+            let paths = self.daemon.ask_outputs(&row.path)?;
             let parsed = paths.iter().filter_map(|text| self.store_dir.parse_path(text).ok());
             Ok(parsed.map(|path| path.hash_part()).collect())
         })

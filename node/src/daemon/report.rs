@@ -269,7 +269,7 @@ fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
         let full = store_dir.display(&path);
         match standing {
             Offering::Offered => {
-                let offered = offer.offered(&path.hash_part());
+                let offered = offer.find_offered(&path.hash_part());
                 let signed_by = offered.map(|it| it.map(|offered| signers(&offered.narinfo_text, store_dir)));
                 match why_kept(signed_by) {
                     Ok(signed_by) => report.paths.push(AdvertisedPath { path: full, nar_size, signed_by }),
@@ -304,7 +304,7 @@ fn signers(narinfo_text: &[u8], store_dir: &StoreDir) -> Vec<String> {
 
 /// Adds to the report whether peers may see a path that we hold, and if not, why.
 fn tell_of_offer(view: &mut OwnStoreView, offer: &Offer, part: &HashPart) {
-    let Err(kept) = why_kept(offer.offered(part)) else {
+    let Err(kept) = why_kept(offer.find_offered(part)) else {
         view.advertised = true;
         return;
     };

@@ -257,7 +257,8 @@ impl Worker {
     /// what was offered when the attestation was made.
     fn may_be_told(&self, attestation: &Attestation) -> bool {
         let statement = &attestation.statement;
-        self.own != Some(attestation.builder) || self.offer.withheld(&statement.path, &statement.references).is_none()
+        self.own != Some(attestation.builder)
+            || self.offer.why_withheld(&statement.path, &statement.references).is_none()
     }
 
     fn attestations(&self, path: &HashPart) -> Option<Vec<StoredStatement>> {

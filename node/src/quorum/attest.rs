@@ -66,7 +66,7 @@ impl OwnBuilds<'_> {
         let path = parse_path(self.store.store_dir(), path)?;
         self.store.refresh()?;
         // The hash part alone does not tell whether the name is right, too.
-        let info = self.store.path_info(&path.hash_part())?.filter(|info| info.path == path);
+        let info = self.store.read_path_info(&path.hash_part())?.filter(|info| info.path == path);
         let info = info.with_context(|| format!("{path} is not in the store here"))?;
         let word = |deriver, attested| OwnStatement {
             path: path.to_string(),
@@ -77,11 +77,11 @@ impl OwnBuilds<'_> {
         if info.is_certified_by_content(self.store.store_dir()) {
             return Ok(word(None, false));
         }
-        let Some(deriver) = self.store.derivers(&info)?.pop() else {
+        let Some(deriver) = self.store.read_derivers(&info)?.pop() else {
             bail!("{path} has no known derivation here, so it cannot be built again");
         };
         if let Some(why) =
-            soon(|| self.offer.withheld(&path, &info.references), |why| !why.is_some_and(Withheld::may_pass))
+            soon(|| self.offer.why_withheld(&path, &info.references), |why| !why.is_some_and(Withheld::may_pass))
         {
             bail!("{path} is withheld, so it is not attested: {}", why.sentence());
         }
@@ -104,7 +104,7 @@ impl OwnBuilds<'_> {
         for info in readable(self.store, hash_parts, &mut unread) {
             if let Some(made) = self.attestation(&info) {
                 let statement = &made.0.attestation.statement;
-                match self.offer.withheld(&statement.path, &statement.references) {
+                match self.offer.why_withheld(&statement.path, &statement.references) {
                     None => batch.push(made),
                     Some(why) if why.may_pass() => attested.unchecked.push(info.path.hash_part()),
                     Some(_) => {}
@@ -136,7 +136,7 @@ impl OwnBuilds<'_> {
             let said = self.ledger.attestations(&hash_part)?;
             for attestation in said.into_iter().map(|it| it.attestation).filter(|it| it.builder == own) {
                 let statement = &attestation.statement;
-                let why = self.offer.withheld(&statement.path, &statement.references);
+                let why = self.offer.why_withheld(&statement.path, &statement.references);
                 // What was told is not taken back for a reason that may pass.
                 if why.is_some_and(|why| !why.may_pass()) {
                     let fingerprint = FingerprintDigest::of(self.store.store_dir(), statement);

@@ -16,7 +16,7 @@ const CLOSURE_MAX: usize = 1 << 20;
 /// A path as the store has it. If the store does not have it, its references are all that any statement gives it.
 /// `None` if nothing is known of it.
 fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
-    let info = store.path_info(&path.hash_part()).context("the Nix store")?;
+    let info = store.read_path_info(&path.hash_part()).context("the Nix store")?;
     if let Some(info) = info.filter(|info| info.path == *path) {
         return Ok(Some(held_member(store, &info)));
     }
@@ -80,7 +80,7 @@ pub(super) fn readable<'a>(
     hash_parts: impl IntoIterator<Item = HashPart> + 'a,
     unread: &'a mut Vec<(HashPart, StoreError)>,
 ) -> impl Iterator<Item = PathInfo> + 'a {
-    hash_parts.into_iter().filter_map(|hash_part| match store.path_info(&hash_part) {
+    hash_parts.into_iter().filter_map(|hash_part| match store.read_path_info(&hash_part) {
         Ok(info) => info,
         Err(error) => {
             unread.push((hash_part, error));

@@ -116,12 +116,12 @@ impl Database {
     }
 
     /// The current state of the database.
-    pub(crate) fn stamp(&self) -> Result<Stamp, StoreError> {
+    pub(crate) fn read_stamp(&self) -> Result<Stamp, StoreError> {
         let mut session = self.session.lock();
-        let files = self.identities();
+        let files = self.read_identities();
         if has_wal(&files) {
-            let connection = self.kept(&mut session, files)?;
-            let data_version = self.data_version(connection);
+            let connection = self.open_kept(&mut session, files)?;
+            let data_version = self.read_data_version(connection);
             return match data_version {
                 Ok(data_version) => Ok(Stamp { epoch: session.epoch, data_version }),
                 Err(error) => Err(self.forget(&mut session, error)),
@@ -131,7 +131,7 @@ impl Database {
         if needs_recovery(&files) {
             return Err(StoreError::Unreadable { path: self.file.clone() });
         }
-        let state = self.state()?;
+        let state = self.read_state()?;
         let is_settled = state.as_ref().is_none_or(FileState::is_settled);
         if !is_settled || session.seen != Some(state) {
             session.epoch += 1;
@@ -141,8 +141,8 @@ impl Database {
     }
 
     /// The current state as far as file metadata shows it, for when the rows may not be read.
-    pub(crate) fn stamp_of_files(&self) -> Result<Stamp, StoreError> {
-        let files = [self.state_of(&self.file)?, self.state_of(&self.beside("-wal"))?];
+    pub(crate) fn read_stamp_of_files(&self) -> Result<Stamp, StoreError> {
+        let files = [self.read_state_of(&self.file)?, self.read_state_of(&self.beside("-wal"))?];
         let is_settled = files.iter().flatten().all(FileState::is_settled);
         let mut session = self.session.lock();
         if !is_settled || session.seen_files != Some(files) {
@@ -162,12 +162,12 @@ impl Database {
                 thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
             }
-            let files = self.identities();
+            let files = self.read_identities();
             if has_wal(&files) {
-                let connection = match self.kept(&mut session, files) {
+                let connection = match self.open_kept(&mut session, files) {
                     Ok(connection) => connection,
                     // The files disappeared after we looked and before we opened them: look again.
-                    Err(StoreError::Unreadable { .. }) if !has_wal(&self.identities()) => continue,
+                    Err(StoreError::Unreadable { .. }) if !has_wal(&self.read_identities()) => continue,
                     Err(error) => return Err(error),
                 };
                 let outcome = run(connection);
@@ -180,7 +180,7 @@ impl Database {
             }
             is_whole = true;
             session.kept = None;
-            let Some(before) = self.state()? else {
+            let Some(before) = self.read_state()? else {
                 session.unshared = None;
                 return Ok(None);
             };
@@ -192,8 +192,8 @@ impl Database {
                 None => self.open_unshared(),
             };
             let outcome = connection.and_then(|connection| Ok((run(&connection)?, connection)));
-            let [_, wal, _] = self.identities();
-            if self.state()? == Some(before) && wal.is_none() {
+            let [_, wal, _] = self.read_identities();
+            if self.read_state()? == Some(before) && wal.is_none() {
                 let (found, connection) = outcome?;
                 session.unshared = is_settled.then_some(Unshared { connection, state: before });
                 return Ok(Some(found));
@@ -206,7 +206,7 @@ impl Database {
     }
 
     /// The kept connection. It is opened anew if the files are no longer those it was opened on.
-    fn kept<'a>(&self, session: &'a mut Session, files: Identities) -> Result<&'a Connection, StoreError> {
+    fn open_kept<'a>(&self, session: &'a mut Session, files: Identities) -> Result<&'a Connection, StoreError> {
         if session.kept.as_ref().is_some_and(|kept| kept.files != files) {
             session.kept = None;
         }
@@ -214,7 +214,7 @@ impl Database {
             session.unshared = None;
             let connection = self.open("mode=ro")?;
             // Opening succeeds even if the file cannot be read; only the first read shows that.
-            self.data_version(&connection)?;
+            self.read_data_version(&connection)?;
             session.epoch += 1;
             session.seen = None;
             session.kept = Some(Kept { connection, files });
@@ -259,7 +259,7 @@ impl Database {
         open().map_err(|source| self.sqlite(source))
     }
 
-    fn data_version(&self, connection: &Connection) -> Result<i64, StoreError> {
+    fn read_data_version(&self, connection: &Connection) -> Result<i64, StoreError> {
         let read = || connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0));
         read().map_err(|source| self.sqlite(source))
     }
@@ -290,7 +290,7 @@ impl Database {
         PathBuf::from(name)
     }
 
-    fn identities(&self) -> Identities {
+    fn read_identities(&self) -> Identities {
         ["", "-wal", "-shm"].map(|suffix| {
             // Only regular files count: opening a FIFO would wait for a writer.
             let metadata = fs::metadata(self.beside(suffix)).ok().filter(fs::Metadata::is_file)?;
@@ -298,12 +298,12 @@ impl Database {
         })
     }
 
-    fn state(&self) -> Result<Option<FileState>, StoreError> {
-        self.state_of(&self.file)
+    fn read_state(&self) -> Result<Option<FileState>, StoreError> {
+        self.read_state_of(&self.file)
     }
 
     /// `None` if there is no such file, or if it is not a regular file.
-    fn state_of(&self, file: &Path) -> Result<Option<FileState>, StoreError> {
+    fn read_state_of(&self, file: &Path) -> Result<Option<FileState>, StoreError> {
         match fs::metadata(file) {
             Ok(metadata) if !metadata.is_file() => Ok(None),
             Ok(metadata) => Ok(Some(FileState {

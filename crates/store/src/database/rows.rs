@@ -50,7 +50,7 @@ struct RawRow {
 
 impl Database {
     /// The next page of rows with an id above `after_id`, in order of id; empty at the end or without a database.
-    pub(crate) fn rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
+    pub(crate) fn read_rows_after(&self, after_id: i64) -> Result<Vec<RowHead>, StoreError> {
         let page = self.query(|connection| {
             let read = || -> rusqlite::Result<Vec<RowHead>> {
                 let mut statement = connection.prepare_cached(PAGE_SQL)?;
@@ -63,15 +63,16 @@ impl Database {
     }
 
     /// Everything about the valid path with this hash part, and its row id.
-    pub(crate) fn path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
+    pub(crate) fn read_path_info(&self, part: &HashPart) -> Result<Option<(i64, PathInfo)>, StoreError> {
         let prefix = format!("{}/{part}", self.store_dir.as_str());
         let row = self.query(|connection| {
             // One transaction for both queries, so that the references belong to this row.
             let transaction = connection.unchecked_transaction().map_err(|source| self.sqlite(source))?;
-            let Some(raw) = raw_row(&transaction, &prefix).map_err(|source| self.sqlite(source))? else {
+            let Some(raw) = read_raw_row(&transaction, &prefix).map_err(|source| self.sqlite(source))? else {
                 return Ok(None);
             };
-            let references = texts(&transaction, REFERENCES_SQL, [raw.id]).map_err(|source| self.sqlite(source))?;
+            let references =
+                read_texts(&transaction, REFERENCES_SQL, [raw.id]).map_err(|source| self.sqlite(source))?;
             Ok(Some((raw, references)))
         })?;
         let Some((raw, references)) = row.flatten() else { return Ok(None) };
@@ -80,21 +81,23 @@ impl Database {
     }
 
     /// The valid derivations that have this path as an output.
-    pub(crate) fn derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
+    pub(crate) fn read_derivers(&self, path: &StorePath) -> Result<Vec<StorePath>, StoreError> {
         let full = self.store_dir.display(path);
         let found = self
-            .query(|connection| texts(connection, DERIVERS_SQL, [&full]).map_err(|source| self.sqlite(source)))?
+            .query(|connection| read_texts(connection, DERIVERS_SQL, [&full]).map_err(|source| self.sqlite(source)))?
             .unwrap_or_default();
         Ok(found.iter().filter_map(|text| self.store_dir.parse_path(text).ok()).collect())
     }
 
     /// The outputs of the valid derivation with this hash part, whether or not they are valid.
-    pub(crate) fn outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
+    pub(crate) fn read_outputs(&self, derivation: &HashPart) -> Result<Vec<HashPart>, StoreError> {
         let prefix = format!("{}/{derivation}-", self.store_dir.as_str());
         // `.` is the byte after `-`, so every path with this hash part sorts between the two.
         let end = format!("{}/{derivation}.", self.store_dir.as_str());
         let found = self
-            .query(|connection| texts(connection, OUTPUTS_SQL, [&prefix, &end]).map_err(|source| self.sqlite(source)))?
+            .query(|connection| {
+                read_texts(connection, OUTPUTS_SQL, [&prefix, &end]).map_err(|source| self.sqlite(source))
+            })?
             .unwrap_or_default();
         Ok(found.iter().filter_map(|text| self.hash_part(text.as_bytes())).collect())
     }
@@ -153,7 +156,7 @@ impl Database {
     }
 }
 
-fn raw_row(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<RawRow>> {
+fn read_raw_row(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<RawRow>> {
     let mut statement = connection.prepare_cached(INFO_SQL)?;
     let found = statement.query_row([prefix], |row| {
         Ok(RawRow {
@@ -171,7 +174,7 @@ fn raw_row(connection: &Connection, prefix: &str) -> rusqlite::Result<Option<Raw
     Ok(found.optional()?.filter(|row| row.path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'))))
 }
 
-fn texts(connection: &Connection, sql: &str, keys: impl Params) -> rusqlite::Result<Vec<String>> {
+fn read_texts(connection: &Connection, sql: &str, keys: impl Params) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare_cached(sql)?;
     statement.query_map(keys, |row| row.get(0))?.collect()
 }

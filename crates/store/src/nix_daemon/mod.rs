@@ -59,53 +59,53 @@ impl NixDaemon {
     }
 
     /// All valid paths, as full paths.
-    pub(crate) fn all_valid_paths(&self) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn ask_all_valid_paths(&self) -> Result<Vec<String>, StoreError> {
         self.ask(|wire| {
             wire.call(QUERY_ALL_VALID_PATHS, &[])?;
-            wire.strings(PATHS_MAX)
+            wire.read_strings(PATHS_MAX)
         })
     }
 
     /// The row of the path with this hash part (32 characters).
-    pub(crate) fn row(&self, hash_part: &str) -> Result<Option<DaemonRow>, StoreError> {
+    pub(crate) fn ask_row(&self, hash_part: &str) -> Result<Option<DaemonRow>, StoreError> {
         self.ask(|wire| {
             wire.call(QUERY_PATH_FROM_HASH_PART, &[hash_part])?;
-            let path = wire.string()?;
+            let path = wire.read_string()?;
             if path.is_empty() {
                 return Ok(None);
             }
             wire.call(QUERY_PATH_INFO, &[&path])?;
             // The path can have been deleted between the two questions.
-            if wire.number()? == 0 {
+            if wire.read_number()? == 0 {
                 return Ok(None);
             }
             Ok(Some(DaemonRow {
                 path,
-                deriver: wire.string()?,
-                nar_hash: wire.string()?,
-                references: wire.strings(ROW_LIST_MAX)?,
-                registration_time_s: wire.number()?,
-                nar_size: wire.number()?,
-                ultimate: wire.number()? != 0,
-                signatures: wire.strings(ROW_LIST_MAX)?,
-                content_address: wire.string()?,
+                deriver: wire.read_string()?,
+                nar_hash: wire.read_string()?,
+                references: wire.read_strings(ROW_LIST_MAX)?,
+                registration_time_s: wire.read_number()?,
+                nar_size: wire.read_number()?,
+                ultimate: wire.read_number()? != 0,
+                signatures: wire.read_strings(ROW_LIST_MAX)?,
+                content_address: wire.read_string()?,
             }))
         })
     }
 
     /// The valid derivations that have this path as an output.
-    pub(crate) fn derivers(&self, path: &str) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn ask_derivers(&self, path: &str) -> Result<Vec<String>, StoreError> {
         self.ask(|wire| {
             wire.call(QUERY_VALID_DERIVERS, &[path])?;
-            wire.strings(ROW_LIST_MAX)
+            wire.read_strings(ROW_LIST_MAX)
         })
     }
 
     /// The outputs of a valid derivation.
-    pub(crate) fn outputs(&self, derivation: &str) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn ask_outputs(&self, derivation: &str) -> Result<Vec<String>, StoreError> {
         self.ask(|wire| {
             wire.call(QUERY_DERIVATION_OUTPUTS, &[derivation])?;
-            wire.strings(ROW_LIST_MAX)
+            wire.read_strings(ROW_LIST_MAX)
         })
     }
 
@@ -131,17 +131,17 @@ impl NixDaemon {
         stream.set_write_timeout(Some(TIMEOUT))?;
         let mut wire = Wire::new(stream);
         wire.send(&MAGIC_OF_CLIENT.to_le_bytes())?;
-        if wire.number()? != MAGIC_OF_DAEMON {
+        if wire.read_number()? != MAGIC_OF_DAEMON {
             return Err(DaemonError::Foreign);
         }
         // A daemon with an older version would leave out fields for which we wait.
-        if wire.number()? < VERSION {
+        if wire.read_number()? < VERSION {
             return Err(DaemonError::TooOld);
         }
         // The version is followed by two obsolete settings: no CPU affinity, no reserved space.
         wire.send(&[VERSION.to_le_bytes(), [0; 8], [0; 8]].concat())?;
-        let version = wire.string()?;
-        wire.until_done()?;
+        let version = wire.read_string()?;
+        wire.read_until_done()?;
         tracing::debug!(version, "asking the nix daemon, because the database cannot be read");
         Ok(wire)
     }

@@ -58,18 +58,18 @@ impl<S: Read + Write> Wire<S> {
             request.resize(request.len().next_multiple_of(8), 0);
         }
         self.send(&request)?;
-        self.until_done()
+        self.read_until_done()
     }
 
-    pub(super) fn number(&mut self) -> Result<u64, DaemonError> {
+    pub(super) fn read_number(&mut self) -> Result<u64, DaemonError> {
         let mut bytes = [0; 8];
         self.0.read_exact(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     /// Reads a string. Invalid UTF-8 is replaced: it cannot be a path, hash or signature, so the caller's parser refuses it.
-    pub(super) fn string(&mut self) -> Result<String, DaemonError> {
-        let length = self.number()?;
+    pub(super) fn read_string(&mut self) -> Result<String, DaemonError> {
+        let length = self.read_number()?;
         if length > STRING_BYTES_MAX {
             return Err(DaemonError::Malformed);
         }
@@ -83,31 +83,31 @@ impl<S: Read + Write> Wire<S> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    pub(super) fn strings(&mut self, count_max: u64) -> Result<Vec<String>, DaemonError> {
-        let count = self.number()?;
+    pub(super) fn read_strings(&mut self, count_max: u64) -> Result<Vec<String>, DaemonError> {
+        let count = self.read_number()?;
         if count > count_max {
             return Err(DaemonError::Malformed);
         }
-        (0..count).map(|_| self.string()).collect()
+        (0..count).map(|_| self.read_string()).collect()
     }
 
     /// Skips log messages until the answer begins.
-    pub(super) fn until_done(&mut self) -> Result<(), DaemonError> {
+    pub(super) fn read_until_done(&mut self) -> Result<(), DaemonError> {
         for _ in 0..MESSAGES_MAX {
-            match self.number()? {
+            match self.read_number()? {
                 DONE => return Ok(()),
-                REFUSED => return Err(self.refusal()?),
-                LOG_LINE | LOG_DATA => drop(self.string()?),
+                REFUSED => return Err(self.read_refusal()?),
+                LOG_LINE | LOG_DATA => drop(self.read_string()?),
                 START_ACTIVITY => {
-                    self.numbers(3)?;
-                    self.string()?;
-                    self.fields()?;
-                    self.numbers(1)?;
+                    self.skip_numbers(3)?;
+                    self.read_string()?;
+                    self.skip_fields()?;
+                    self.skip_numbers(1)?;
                 }
-                STOP_ACTIVITY => self.numbers(1)?,
+                STOP_ACTIVITY => self.skip_numbers(1)?,
                 ACTIVITY_RESULT => {
-                    self.numbers(2)?;
-                    self.fields()?;
+                    self.skip_numbers(2)?;
+                    self.skip_fields()?;
                 }
                 _ => return Err(DaemonError::Malformed),
             }
@@ -116,42 +116,42 @@ impl<S: Read + Write> Wire<S> {
     }
 
     /// Reads an error in its form since 1.26: kind, level, name, message, position (never present), traces.
-    fn refusal(&mut self) -> Result<DaemonError, DaemonError> {
-        self.string()?;
-        self.numbers(1)?;
-        self.string()?;
-        let message = self.string()?;
-        self.numbers(1)?;
-        let traces = self.number()?;
+    fn read_refusal(&mut self) -> Result<DaemonError, DaemonError> {
+        self.read_string()?;
+        self.skip_numbers(1)?;
+        self.read_string()?;
+        let message = self.read_string()?;
+        self.skip_numbers(1)?;
+        let traces = self.read_number()?;
         if traces > u64::from(MESSAGES_MAX) {
             return Err(DaemonError::Malformed);
         }
         for _ in 0..traces {
-            self.numbers(1)?;
-            self.string()?;
+            self.skip_numbers(1)?;
+            self.read_string()?;
         }
         tracing::warn!(message, "the nix daemon refused a request");
         Ok(DaemonError::Refused)
     }
 
-    fn fields(&mut self) -> Result<(), DaemonError> {
-        let count = self.number()?;
+    fn skip_fields(&mut self) -> Result<(), DaemonError> {
+        let count = self.read_number()?;
         if count > u64::from(MESSAGES_MAX) {
             return Err(DaemonError::Malformed);
         }
         for _ in 0..count {
-            match self.number()? {
-                0 => self.numbers(1)?,
-                1 => drop(self.string()?),
+            match self.read_number()? {
+                0 => self.skip_numbers(1)?,
+                1 => drop(self.read_string()?),
                 _ => return Err(DaemonError::Malformed),
             }
         }
         Ok(())
     }
 
-    fn numbers(&mut self, count: u32) -> Result<(), DaemonError> {
+    fn skip_numbers(&mut self, count: u32) -> Result<(), DaemonError> {
         for _ in 0..count {
-            self.number()?;
+            self.read_number()?;
         }
         Ok(())
     }
@@ -188,9 +188,9 @@ mod tests {
             text("eight..."),
         ];
         let mut wire = Wire::new(Cursor::new(stream.concat()));
-        wire.until_done().unwrap();
-        assert_eq!(wire.strings(2).unwrap(), ["one", "eight..."]);
-        assert!(matches!(wire.number(), Err(DaemonError::Io(_))));
+        wire.read_until_done().unwrap();
+        assert_eq!(wire.read_strings(2).unwrap(), ["one", "eight..."]);
+        assert!(matches!(wire.read_number(), Err(DaemonError::Io(_))));
     }
 
     #[test]
@@ -199,16 +199,16 @@ mod tests {
             [numbers(&[REFUSED]), text("Error"), numbers(&[0]), text("Error"), text("no such path")].concat();
         stream.extend([numbers(&[0, 1, 0]), text("while asking"), numbers(&[5])].concat());
         let mut wire = Wire::new(Cursor::new(stream));
-        assert!(matches!(wire.until_done(), Err(DaemonError::Refused)));
-        assert_eq!(wire.number().unwrap(), 5);
+        assert!(matches!(wire.read_until_done(), Err(DaemonError::Refused)));
+        assert_eq!(wire.read_number().unwrap(), 5);
     }
 
     #[test]
     fn length_is_checked_before_memory_is_allocated() {
         let mut wire = Wire::new(Cursor::new(numbers(&[u64::MAX])));
-        assert!(matches!(wire.string(), Err(DaemonError::Malformed)));
+        assert!(matches!(wire.read_string(), Err(DaemonError::Malformed)));
         let mut wire = Wire::new(Cursor::new(numbers(&[u64::MAX])));
-        assert!(matches!(wire.strings(5), Err(DaemonError::Malformed)));
+        assert!(matches!(wire.read_strings(5), Err(DaemonError::Malformed)));
     }
 
     proptest! {
@@ -218,7 +218,7 @@ mod tests {
             let mut stream = kinds[kind].to_le_bytes().to_vec();
             stream.extend(bytes);
             let mut wire = Wire::new(Cursor::new(stream));
-            prop_assert!(kinds[kind] == DONE || wire.until_done().is_err() || wire.0.get_ref().position() > 8);
+            prop_assert!(kinds[kind] == DONE || wire.read_until_done().is_err() || wire.0.get_ref().position() > 8);
         }
     }
 }

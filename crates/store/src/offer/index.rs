@@ -116,7 +116,7 @@ impl OfferIndex {
     }
 
     /// Why peers may not even hear of a path; `Some(None)` if they may, `None` if the path is not known here.
-    pub(super) fn withheld(&self, rules: &Rules, part: &HashPart) -> Option<Option<Withheld>> {
+    pub(super) fn why_withheld(&self, rules: &Rules, part: &HashPart) -> Option<Option<Withheld>> {
         match self.lines.get(part) {
             Some(line) => Some(line.why_unheard(rules)),
             None => self.unreadable.contains_key(part).then_some(Some(Withheld::RowUnreadable)),

@@ -15,7 +15,7 @@ use crate::{NarStream, NixStore, PathInfo, Store as _, StoreChange, StoreError, 
 use index::{Entry, OfferIndex};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{BuilderStatement, Origin, Rules, Voucher, builders_word, origin};
+use policy::{BuilderStatement, Origin, Rules, Voucher, origin, read_builders_word};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -188,7 +188,7 @@ impl Offer {
     ///
     /// # Errors
     /// When this cannot be decided now. It is also logged, at most once a second.
-    pub fn offered(&self, part: &HashPart) -> Result<Option<Arc<OfferedPath>>, StoreError> {
+    pub fn find_offered(&self, part: &HashPart) -> Result<Option<Arc<OfferedPath>>, StoreError> {
         if !self.is_offered(part) {
             return Ok(None);
         }
@@ -196,12 +196,12 @@ impl Offer {
         Ok(looked.map(|looked| looked.path))
     }
 
-    /// Opens the NAR of the path with this hash part, if a peer may have it now: it checks as [`Self::offered`]
+    /// Opens the NAR of the path with this hash part, if a peer may have it now: it checks as [`Self::find_offered`]
     /// does, and opens what it checked. `from` gets the registration and returns the first byte wanted, or
     /// `None` if the path is not wanted.
     ///
     /// # Errors
-    /// As for [`Self::offered`], and when the NAR cannot be opened.
+    /// As for [`Self::find_offered`], and when the NAR cannot be opened.
     pub fn find_nar(
         &self,
         part: &HashPart,
@@ -221,11 +221,11 @@ impl Offer {
     /// A deleted path is judged by its own name and those of its references, by its derivation if that is still here, and
     /// by what is known about references that are still here. The result is [`Withheld::Unchecked`] for a path that was not
     /// checked yet. May read a file.
-    pub fn withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
-        self.shared.withheld(path, references)
+    pub fn why_withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
+        self.shared.why_withheld(path, references)
     }
 
-    /// Whether all paths that were in the store at the start were checked, so that [`Self::withheld`] knows what is private.
+    /// Whether all paths that were in the store at the start were checked, so that [`Self::why_withheld`] knows what is private.
     pub fn has_looked(&self) -> bool {
         self.shared.has_looked.load(Ordering::Acquire)
     }
@@ -281,7 +281,7 @@ impl Shared {
                 (touched, derivations, is_unpublished)
             };
             for derivation in derivations {
-                touched.extend(self.known_outputs(&derivation));
+                touched.extend(self.find_known_outputs(&derivation));
             }
             let has_looked = !touched.is_empty();
             for part in touched {
@@ -330,8 +330,8 @@ impl Shared {
     }
 
     /// The valid outputs of a derivation that became valid after them.
-    fn known_outputs(&self, derivation: &HashPart) -> Vec<HashPart> {
-        let outputs = self.store.outputs(derivation).unwrap_or_else(|error| {
+    fn find_known_outputs(&self, derivation: &HashPart) -> Vec<HashPart> {
+        let outputs = self.store.read_outputs(derivation).unwrap_or_else(|error| {
             tracing::warn!(store_path = %derivation, %error, "cannot read the outputs of a derivation");
             Vec::new()
         });
@@ -342,8 +342,8 @@ impl Shared {
     fn inspect(&self, part: &HashPart) {
         let entry = self
             .store
-            .registered(part)
-            .and_then(|registered| registered.map(|(row, info)| self.line_of(row, &info)).transpose());
+            .read_registration(part)
+            .and_then(|registered| registered.map(|(row, info)| self.read_entry(row, &info)).transpose());
         let mut index = self.index.write();
         match entry {
             Ok(Some(entry)) => index.put(&self.rules(), entry),
@@ -367,29 +367,29 @@ impl Shared {
         }
     }
 
-    fn line_of(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
-        Ok(self.entry(row, info, &self.store.derivers(info)?))
+    fn read_entry(&self, row: i64, info: &PathInfo) -> Result<Entry, StoreError> {
+        Ok(self.make_entry(row, info, &self.store.read_derivers(info)?))
     }
 
-    fn entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
+    fn make_entry(&self, row: i64, info: &PathInfo, derivers: &[StorePath]) -> Entry {
         Entry {
             row,
             path: info.path.clone(),
             nar_size: info.nar_size,
             origin: origin(&self.store, info, derivers),
-            word: builders_word(&self.store, derivers),
+            word: read_builders_word(&self.store, derivers),
             references: references(info).collect(),
-            fault: self.store.fault(row, info),
+            fault: self.store.find_fault(row, info),
             is_too_long: narinfo_bytes(info) > NarInfo::BYTES_MAX,
         }
     }
 
-    fn withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
+    fn why_withheld(&self, path: &StorePath, references: &[StorePath]) -> Option<Withheld> {
         if !self.has_looked.load(Ordering::Acquire) {
             return Some(Withheld::Unchecked);
         }
         let (rules, part) = (self.rules(), path.hash_part());
-        if let Some(known) = self.index.read().withheld(&rules, &part) {
+        if let Some(known) = self.index.read().why_withheld(&rules, &part) {
             return known;
         }
         if self.store.contains(&part) {
@@ -397,7 +397,7 @@ impl Shared {
         }
         // The derivation may become readable again soon. So attestations of the path are not taken
         // back, only not told meanwhile.
-        let word = self.store.valid_derivers(path).ok().map(|derivers| builders_word(&self.store, &derivers));
+        let word = self.store.read_valid_derivers(path).ok().map(|derivers| read_builders_word(&self.store, &derivers));
         let word = word.filter(|word| *word != BuilderStatement::Unreadable);
         let of_closure = || {
             let index = self.index.read();
@@ -428,7 +428,7 @@ impl Shared {
             if !self.index.read().could_be_offered(&rules, part) {
                 continue;
             }
-            let voucher = match self.voucher(&rules, part) {
+            let voucher = match self.find_voucher(&rules, part) {
                 Ok(voucher) => voucher,
                 Err(error) => {
                     self.set_unreadable(part, &error);
@@ -440,24 +440,24 @@ impl Shared {
         !parts.is_empty()
     }
 
-    fn voucher(&self, rules: &Rules, part: &HashPart) -> Result<Voucher, StoreError> {
-        let Some((_, info)) = self.store.registered(part)? else { return Ok(Voucher::Nobody) };
-        let derivers = if rules.asks_for_derivers() { self.store.derivers(&info)? } else { Vec::new() };
+    fn find_voucher(&self, rules: &Rules, part: &HashPart) -> Result<Voucher, StoreError> {
+        let Some((_, info)) = self.store.read_registration(part)? else { return Ok(Voucher::Nobody) };
+        let derivers = if rules.asks_for_derivers() { self.store.read_derivers(&info)? } else { Vec::new() };
         Ok(rules.vouchers(&info, &derivers).0)
     }
 
-    /// The second step of [`Offer::offered`], for a path that is offered as far as memory knows.
+    /// The second step of [`Offer::find_offered`], for a path that is offered as far as memory knows.
     fn look(&self, part: &HashPart) -> Result<Option<Rendered>, StoreError> {
         let rules = self.rules();
         // Taken before the row is read, so that a change in between makes the next stamp differ.
-        let stamp = self.store.stamp()?;
+        let stamp = self.store.read_stamp()?;
         let cached = self.rendered.lock().get(part).filter(|cached| cached.generation == rules.generation);
         if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
-            let is_whole = self.store.fault(cached.row, &cached.path.info).is_none();
+            let is_whole = self.store.find_fault(cached.row, &cached.path.info).is_none();
             return Ok(is_whole.then(|| cached.clone()));
         }
-        let offered = match self.store.registered(part)? {
-            Some((row, info)) if self.store.fault(row, &info).is_none() => {
+        let offered = match self.store.read_registration(part)? {
+            Some((row, info)) if self.store.find_fault(row, &info).is_none() => {
                 let path = match cached {
                     // The database changed, but not this path.
                     Some(cached) if cached.row == row && cached.path.info == info => Some(cached.path),
@@ -479,8 +479,8 @@ impl Shared {
 
     /// Applies the whole predicate to this row, except for the limit on the number of paths.
     fn render(&self, rules: &Rules, row: i64, info: PathInfo) -> Result<Option<Arc<OfferedPath>>, StoreError> {
-        let derivers = self.store.derivers(&info)?;
-        let entry = self.entry(row, &info, &derivers);
+        let derivers = self.store.read_derivers(&info)?;
+        let entry = self.make_entry(row, &info, &derivers);
         let name = info.path.name();
         let (is_private, is_carried) = {
             let index = self.index.read();

@@ -277,7 +277,7 @@ pub(super) fn origin(store: &NixStore, info: &PathInfo, derivers: &[StorePath]) 
 }
 
 /// What all these derivations together say about substitutes.
-pub(super) fn builders_word(store: &NixStore, derivers: &[StorePath]) -> BuilderStatement {
+pub(super) fn read_builders_word(store: &NixStore, derivers: &[StorePath]) -> BuilderStatement {
     let mut word = BuilderStatement::Silent;
     for deriver in derivers {
         match read_derivation(store, deriver) {

@@ -193,14 +193,14 @@ fn wal_without_its_index_is_read_through_the_daemon() {
     let store = nix.open();
     assert_eq!(store.hash_parts(), paths);
     assert_eq!(read(&store), rows);
-    assert_eq!(store.path_info(&HashPart([0; 20])).unwrap(), None);
+    assert_eq!(store.read_path_info(&HashPart([0; 20])).unwrap(), None);
     let offer = Offer::start(store, OfferPolicy { trusted: TrustedKeys::default(), ..open_policy() }, Box::new(|_| {}))
         .unwrap();
     eventually("the derivation is read", || {
         let withheld = Offering::Withheld(Withheld::SubstitutesForbidden);
         !offer.is_busy() && offer.list().iter().any(|(path, _, standing)| *path == local && *standing == withheld)
     });
-    assert_eq!(offer.offered(&fod.hash_part()).unwrap().unwrap().info, rows[1]);
+    assert_eq!(offer.find_offered(&fod.hash_part()).unwrap().unwrap().info, rows[1]);
 }
 
 /// A real `nix-daemon`. Dropping this ends it and its client.

@@ -182,7 +182,7 @@ pub(crate) fn open_policy() -> OfferPolicy {
 }
 
 pub(crate) fn info(store: &NixStore, part: &HashPart) -> PathInfo {
-    store.path_info(part).unwrap().unwrap_or_else(|| panic!("{part} is not valid"))
+    store.read_path_info(part).unwrap().unwrap_or_else(|| panic!("{part} is not valid"))
 }
 
 /// Reads a whole stream in pieces of about `piece_bytes`.

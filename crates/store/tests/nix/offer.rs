@@ -34,11 +34,11 @@ fn start(nix: &TestNix, policy: OfferPolicy) -> (Offer, Arc<Mutex<BTreeSet<HashP
         }),
     )
     .unwrap();
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     (offer, believed)
 }
 
-fn settled(offer: &Offer, believed: &Mutex<BTreeSet<HashPart>>) {
+fn wait_until_told(offer: &Offer, believed: &Mutex<BTreeSet<HashPart>>) {
     eventually("everything was looked at, and told", || {
         let list = offer.list();
         let offered = list.iter().filter(|line| line.2 == Offering::Offered).map(|line| line.0.hash_part()).collect();
@@ -54,7 +54,7 @@ fn standings(offer: &Offer) -> BTreeMap<String, Offering> {
 }
 
 fn narinfo(nix: &TestNix, offer: &Offer, path: &StorePath) -> NarInfo {
-    let offered = offer.offered(&path.hash_part()).unwrap().unwrap_or_else(|| panic!("{path} is not offered"));
+    let offered = offer.find_offered(&path.hash_part()).unwrap().unwrap_or_else(|| panic!("{path} is not offered"));
     let parsed = NarInfo::parse(&nix.location.store_dir, &offered.narinfo_text).unwrap();
     let text = String::from_utf8(offered.narinfo_text.to_vec()).unwrap();
     let url = NarUrl::new(path.hash_part(), parsed.nar_hash, parsed.nar_size);
@@ -94,11 +94,11 @@ fn machine_specific_paths_and_their_referrers_are_withheld() {
     let expected: BTreeMap<_, _> = expected.into_iter().map(|(name, standing)| (name.to_owned(), standing)).collect();
     assert_eq!(standings(&offer), expected);
     for (path, _, standing) in offer.list() {
-        assert_eq!(offer.offered(&path.hash_part()).unwrap().is_some(), standing == Offering::Offered, "{path}");
+        assert_eq!(offer.find_offered(&path.hash_part()).unwrap().is_some(), standing == Offering::Offered, "{path}");
     }
     // No derivation is offered, although all of them are valid.
     assert!(nix.open().valid_paths() > offer.list().len());
-    assert_eq!(offer.offered(&HashPart([3; 20])).unwrap(), None);
+    assert_eq!(offer.find_offered(&HashPart([3; 20])).unwrap(), None);
 
     let everything = OfferPolicy { withhold_defaults: false, ..policy() };
     offer.set_policy(everything);
@@ -123,7 +123,7 @@ fn source_is_offered_only_with_an_offered_referrer() {
 
     // The source's own name need not be included. But it is not offered if the path that refers to it is not.
     offer.set_policy(OfferPolicy { include: vec!["withsource*".to_owned()], ..policy() });
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     assert_eq!(of_source(&offer), Offering::Offered);
     narinfo(&nix, &offer, &source);
     for withheld in [
@@ -133,17 +133,17 @@ fn source_is_offered_only_with_an_offered_referrer() {
         OfferPolicy { paths_max: 1, ..policy() },
     ] {
         offer.set_policy(withheld);
-        settled(&offer, &believed);
+        wait_until_told(&offer, &believed);
         assert_eq!(of_source(&offer), Offering::Withheld(Withheld::Source));
-        assert_eq!(offer.offered(&source.hash_part()).unwrap(), None);
+        assert_eq!(offer.find_offered(&source.hash_part()).unwrap(), None);
     }
     offer.set_policy(OfferPolicy { exclude: vec!["a-source".to_owned()], ..policy() });
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     assert_eq!(standings(&offer)["withsource-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
 
     // A path is withheld if its source cannot be sent.
     offer.set_policy(policy());
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     let file = nix.location.real_path(&source);
     make_writable(file.parent().unwrap());
     fs::remove_file(&file).unwrap();
@@ -154,7 +154,7 @@ fn source_is_offered_only_with_an_offered_referrer() {
         of_source(&offer) == Offering::Withheld(Withheld::CopyFailed)
             && standings(&offer)["withsource-1.0"] == Offering::Withheld(Withheld::ClosureWithheld)
     });
-    assert_eq!(offer.offered(&output.hash_part()).unwrap(), None);
+    assert_eq!(offer.find_offered(&output.hash_part()).unwrap(), None);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn path_that_no_nar_can_hold_is_withheld_as_not_archivable() {
         standings(&offer)["deep-1.0"] == Offering::Withheld(Withheld::NotArchivable)
     });
     let store = nix.open();
-    let info = store.path_info(&deep.hash_part()).unwrap().unwrap();
+    let info = store.read_path_info(&deep.hash_part()).unwrap().unwrap();
     let mut again = store.open_nar(&info).unwrap();
     assert!(again.fill(&mut Vec::new(), 1 << 20).is_err());
     assert!(store.open_nar(&info).unwrap_err().to_string().ends_with("holds what a NAR cannot hold"));
@@ -231,7 +231,7 @@ fn fixed_output_from_elsewhere_needs_a_signature_or_a_derivation() {
     let file = client.dir.path().join("derivations.nix");
     client.run("nix-instantiate", &[file.to_str().unwrap(), "-A", "fod"]);
     eventually("a derivation here makes it", || standings(&offer)["fod-1.0"] == Offering::Offered);
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
 }
 
 #[test]
@@ -252,13 +252,13 @@ fn unknown_content_address_is_withheld_until_a_trusted_key_signs() {
         assert_eq!(now["file-1.0"], Offering::Offered);
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), ..policy() });
         eventually("its signature lets it go", || standings(&offer)["lib-1.0"] == Offering::Offered);
-        settled(&offer, &believed);
+        wait_until_told(&offer, &believed);
         assert_eq!(standings(&offer)["app-1.0"], Offering::Offered);
-        let told = offer.offered(&lib.hash_part()).unwrap().unwrap();
+        let told = offer.find_offered(&lib.hash_part()).unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&told.narinfo_text).contains("CA:"), "an older Nix could not read it");
         // The name still withholds everything that refers to it.
         offer.set_policy(OfferPolicy { trusted: trusted.clone(), exclude: vec!["lib*".to_owned()], ..policy() });
-        settled(&offer, &believed);
+        wait_until_told(&offer, &believed);
         assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
     }
     assert!(nix.open().contains(&file.hash_part()));
@@ -285,7 +285,7 @@ fn unreadable_row_withholds_only_itself_and_its_referrers() {
             standings(offer)["app-1.0"] == Offering::Withheld(Withheld::ClosureUnreadable)
         });
         assert_eq!(standings(offer)["file-1.0"], Offering::Offered);
-        assert_eq!(offer.offered(&app.hash_part()).unwrap(), None);
+        assert_eq!(offer.find_offered(&app.hash_part()).unwrap(), None);
         offer.set_policy(policy());
     }
     update(&nix, &lib, &format!("hash = '{right}'"));
@@ -303,12 +303,12 @@ fn patterns_decide_by_name() {
     assert_eq!(believed.lock().unwrap().len(), 3);
     offer.set_policy(OfferPolicy { include: vec!["app-?.?".to_owned()], ..policy() });
     assert_eq!(offer.hash_parts(), BTreeSet::from([app.hash_part()]), "at once");
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotIncluded));
     // Whatever refers to an excluded path is withheld too.
     offer.set_policy(OfferPolicy { exclude: vec!["lib*".to_owned()], withhold_defaults: false, ..policy() });
-    assert_eq!(offer.offered(&app.hash_part()).unwrap(), None, "at once");
-    settled(&offer, &believed);
+    assert_eq!(offer.find_offered(&app.hash_part()).unwrap(), None, "at once");
+    wait_until_told(&offer, &believed);
     assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::ClosureWithheld));
     assert_eq!(standings(&offer)["file-1.0"], Offering::Offered);
     offer.set_policy(policy());
@@ -343,9 +343,9 @@ fn peers_see_only_our_and_trusted_signatures() {
 
     // Without a builder key: only the path that a trusted key signed, and the one that its contents certify.
     offer.set_policy(OfferPolicy { trusted, builder_key: None, ..policy() });
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     eventually("what nobody vouches for is withdrawn", || offer.offered_count() == 2);
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     assert_eq!(narinfo(&nix, &offer, &app).signatures.len(), 1);
     let certified = narinfo(&nix, &offer, &fod);
     assert!(certified.signatures.is_empty() && certified.content_address.is_some());
@@ -358,8 +358,8 @@ fn peers_see_only_our_and_trusted_signatures() {
     ));
     let trusted = TrustedKeys::new([impostor.unwrap()]).unwrap();
     offer.set_policy(OfferPolicy { trusted, builder_key: None, ..policy() });
-    assert_eq!(offer.offered(&app.hash_part()).unwrap(), None, "at once");
-    settled(&offer, &believed);
+    assert_eq!(offer.find_offered(&app.hash_part()).unwrap(), None, "at once");
+    wait_until_told(&offer, &believed);
 }
 
 #[test]
@@ -367,24 +367,27 @@ fn each_request_checks_the_row_again() {
     let nix = TestNix::new(Kind::Relocated);
     let path = nix.build("file");
     let (offer, believed) = start(&nix, policy());
-    let first = offer.offered(&path.hash_part()).unwrap().unwrap();
-    let second = offer.offered(&path.hash_part()).unwrap().unwrap();
+    let first = offer.find_offered(&path.hash_part()).unwrap().unwrap();
+    let second = offer.find_offered(&path.hash_part()).unwrap().unwrap();
     assert!(Arc::ptr_eq(&first, &second), "rendered and signed twice");
     // A change of another path does not make this one be rendered again.
     nix.build("empty");
-    assert!(Arc::ptr_eq(&first, &offer.offered(&path.hash_part()).unwrap().unwrap()), "rendered anew for another path");
+    assert!(
+        Arc::ptr_eq(&first, &offer.find_offered(&path.hash_part()).unwrap().unwrap()),
+        "rendered anew for another path"
+    );
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
-    assert_eq!(offer.offered(&path.hash_part()).unwrap(), None, "offered though the row is gone");
-    settled(&offer, &believed);
+    assert_eq!(offer.find_offered(&path.hash_part()).unwrap(), None, "offered though the row is gone");
+    wait_until_told(&offer, &believed);
     // The same path with another NarHash, as a repair from elsewhere would leave it.
     nix.build("file");
-    eventually("it is back", || offer.offered(&path.hash_part()).unwrap().is_some());
+    eventually("it is back", || offer.find_offered(&path.hash_part()).unwrap().is_some());
     let connection = rusqlite::Connection::open(nix.database()).unwrap();
     let other = format!("sha256:{}", "1".repeat(64));
     connection.execute("UPDATE ValidPaths SET hash = ?1 WHERE path = ?2", [&other, &nix.full(&path)]).unwrap();
-    let now = offer.offered(&path.hash_part()).unwrap().unwrap();
+    let now = offer.find_offered(&path.hash_part()).unwrap().unwrap();
     assert_ne!(now.info.nar_hash, first.info.nar_hash);
-    assert!(offer.offered(&path.hash_part()).unwrap().unwrap().narinfo_text != first.narinfo_text);
+    assert!(offer.find_offered(&path.hash_part()).unwrap().unwrap().narinfo_text != first.narinfo_text);
 }
 
 #[test]
@@ -414,7 +417,7 @@ fn derivation_that_comes_after_its_output_withholds_it() {
     eventually("the derivation is read", || {
         standings(&offer)["local-1.0"] == Offering::Withheld(Withheld::SubstitutesForbidden)
     });
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
 }
 
 #[test]
@@ -426,12 +429,12 @@ fn newest_paths_are_withheld_beyond_the_limit() {
     let (offer, believed) = start(&nix, OfferPolicy { paths_max: 2, ..policy() });
     eventually("two are offered", || offer.offered_count() == 2);
     assert_eq!(offer.hash_parts(), BTreeSet::from([first, second]));
-    assert_eq!(offer.offered(&third).unwrap(), None);
+    assert_eq!(offer.find_offered(&third).unwrap(), None);
     assert_eq!(standings(&offer)["symlink-1.0"], Offering::Withheld(Withheld::TooMany));
-    let path = offer.offered(&first).unwrap().unwrap().info.path.clone();
+    let path = offer.find_offered(&first).unwrap().unwrap().info.path.clone();
     nix.run("nix-store", &["--delete", &nix.full(&path)]);
     eventually("the third moves up", || offer.hash_parts() == BTreeSet::from([second, third]));
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
 }
 
 #[test]
@@ -445,7 +448,7 @@ fn copied_path_without_signature_is_not_offered() {
     assert!(store.contains(&lib.hash_part()));
     let (offer, _) = start(&client, policy());
     assert_eq!(standings(&offer)["lib-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
-    assert_eq!(offer.offered(&lib.hash_part()).unwrap(), None);
+    assert_eq!(offer.find_offered(&lib.hash_part()).unwrap(), None);
 }
 
 /// Builds as Nix does: the derivation is here, the build happens elsewhere, and the output is
@@ -461,15 +464,15 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
     let built = client.run("nix-build", &arguments);
     let app = client.location.store_dir.parse_path(&built).unwrap();
     let store = client.open();
-    let info = store.path_info(&app.hash_part()).unwrap().unwrap();
+    let info = store.read_path_info(&app.hash_part()).unwrap().unwrap();
     assert!(!info.ultimate && info.signatures.is_empty(), "{info:?}");
-    assert!(builder.open().path_info(&app.hash_part()).unwrap().unwrap().ultimate, "it was built there");
+    assert!(builder.open().read_path_info(&app.hash_part()).unwrap().unwrap().ultimate, "it was built there");
 
     let (offer, believed) = start(&client, policy());
     assert_eq!(standings(&offer)["app-1.0"], Offering::Withheld(Withheld::NotVouchedFor));
     offer.set_policy(OfferPolicy { sign_remote_builds: true, ..policy() });
     eventually("the operator wants it", || standings(&offer)["app-1.0"] == Offering::Offered);
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     let signed = narinfo(&client, &offer, &app);
     let fingerprint = signed.fingerprint(&client.location.store_dir);
     assert!(builder_key_signed(&signed, &fingerprint));
@@ -486,7 +489,7 @@ fn remote_build_is_signed_only_if_the_policy_says_so() {
             standings(&offer).get(name) == Some(&Offering::Withheld(Withheld::NotVouchedFor))
         });
     }
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
 }
 
 fn builder_key_signed(info: &NarInfo, fingerprint: &Fingerprint) -> bool {
@@ -498,10 +501,10 @@ fn deleted_path_is_withheld_for_the_same_reasons_as_before() {
     let nix = TestNix::new(Kind::Relocated);
     let [app, local, over, file] = ["app", "local", "overlocal", "file"].map(|name| nix.build(name));
     let store = nix.open();
-    let references = |path: &StorePath| store.path_info(&path.hash_part()).unwrap().unwrap().references;
+    let references = |path: &StorePath| store.read_path_info(&path.hash_part()).unwrap().unwrap().references;
     let known: Vec<_> = [&app, &local, &over, &file].map(|path| (path.clone(), references(path))).into();
     let (offer, believed) = start(&nix, OfferPolicy { builder_key: None, ..policy() });
-    let withheld = || known.iter().map(|(path, references)| offer.withheld(path, references)).collect::<Vec<_>>();
+    let withheld = || known.iter().map(|(path, references)| offer.why_withheld(path, references)).collect::<Vec<_>>();
     let forbidden = [None, Some(Withheld::SubstitutesForbidden), Some(Withheld::ClosureWithheld), None];
     assert!(offer.has_looked());
     assert_eq!(withheld(), forbidden, "that nobody vouches for them is nothing private");
@@ -512,7 +515,7 @@ fn deleted_path_is_withheld_for_the_same_reasons_as_before() {
     delete.extend(full.iter().map(String::as_str));
     nix.run("nix-store", &delete);
     eventually("they are gone", || offer.list().iter().all(|line| line.0 != app && line.0 != over && line.0 != file));
-    settled(&offer, &believed);
+    wait_until_told(&offer, &believed);
     assert_eq!(withheld(), forbidden);
     nix.run("nix-store", &["--delete", "--ignore-liveness", &nix.full(&local)]);
     eventually("so is the other", || offer.list().iter().all(|line| line.0 != local));

@@ -63,7 +63,7 @@ fn relocated_store_is_read_as_by_nix() {
     assert_eq!((info.signatures.len(), info.references.len(), info.ultimate), (1, 2, true));
     for absent in [HashPart([0; 20]), HashPart([255; 20]), HashPart([7; 20])] {
         assert!(!store.contains(&absent));
-        assert_eq!(store.path_info(&absent).unwrap(), None);
+        assert_eq!(store.read_path_info(&absent).unwrap(), None);
     }
 }
 
@@ -98,5 +98,5 @@ fn store_that_nix_has_not_created_yet_is_empty() {
     location.state_dir = nix.dir.path().join("not/yet");
     let store = NixStore::open(location).unwrap();
     assert_eq!(store.valid_paths(), 0);
-    assert_eq!(store.path_info(&HashPart([1; 20])).unwrap(), None);
+    assert_eq!(store.read_path_info(&HashPart([1; 20])).unwrap(), None);
 }

@@ -43,11 +43,11 @@ fn damaged_copy_is_withheld_until_nix_repairs_it() {
     bad[3] ^= 1;
     fs::write(&file, &bad).unwrap();
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
-    assert!(offer.offered(&part).unwrap().is_some(), "nobody has read it yet");
+    assert!(offer.find_offered(&part).unwrap().is_some(), "nobody has read it yet");
     let info = info(&store, &part);
     let refused = read_all(store.open_nar(&info).unwrap(), 4096);
     assert!(matches!(refused, Err(NarStreamError::HashMismatch { .. })), "{refused:?}");
-    assert_eq!(offer.offered(&part).unwrap(), None, "offered at once after it failed");
+    assert_eq!(offer.find_offered(&part).unwrap(), None, "offered at once after it failed");
     wait_for(&changes, "the withdrawal", |change| change.removed.contains(&part));
     assert!(matches!(store.open_nar(&info), Err(StoreError::CopyFailed { .. })));
     assert_eq!(standing(&offer, &part), Offering::Withheld(Withheld::CopyFailed));
@@ -55,12 +55,12 @@ fn damaged_copy_is_withheld_until_nix_repairs_it() {
     // A change elsewhere in the store does not bring it back.
     let other = nix.build("file").hash_part();
     wait_for(&changes, "another path", |change| change.added.contains(&other) && !change.added.contains(&part));
-    assert_eq!(offer.offered(&part).unwrap(), None);
+    assert_eq!(offer.find_offered(&part).unwrap(), None);
 
     nix.run("nix-store", &["--repair-path", &nix.full(&path)]);
     assert_eq!(fs::read(&file).unwrap(), good, "nix did not repair it");
     wait_for(&changes, "the repaired path", |change| change.added.contains(&part));
-    assert!(offer.offered(&part).unwrap().is_some());
+    assert!(offer.find_offered(&part).unwrap().is_some());
     assert!(read_all(store.open_nar(&info).unwrap(), 4096).unwrap() == nix.dump(&path));
 }
 

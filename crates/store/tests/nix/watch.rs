@@ -61,7 +61,7 @@ fn store_created_while_it_is_watched_is_noticed() {
     wait_for(&changes, "that it is gone", |change| change.removed.contains(&part));
     let other = nix.build("symlink").hash_part();
     wait_for(&changes, "the first path of the second store", |change| change.added.contains(&other));
-    assert_eq!(store.path_info(&part).unwrap(), None);
+    assert_eq!(store.read_path_info(&part).unwrap(), None);
 }
 
 #[test]

@@ -119,7 +119,7 @@ impl Mesh {
         };
         let (offer, answers) = (Arc::clone(&self.offer), self.answers_sender.clone());
         tokio::task::spawn_blocking(move || {
-            let reply = match offer.offered(&request.hash_part) {
+            let reply = match offer.find_offered(&request.hash_part) {
                 Ok(Some(offered)) => NarInfoReply::Found(offered.narinfo_text.to_vec()),
                 Err(error) if error.may_pass() => NarInfoReply::Busy,
                 Ok(None) | Err(_) => NarInfoReply::Absent,
