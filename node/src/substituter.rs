@@ -17,7 +17,7 @@ impl Substituter for MeshSubstituter {
         CacheInfo { store_dir: self.0.store().store_dir().clone(), priority: self.0.settings().priority }
     }
 
-    fn lookup(&self, part: HashPart) -> Lookup {
+    fn look_up(&self, part: HashPart) -> Lookup {
         match self.0.lookup(part) {
             narmesh_resolver::Lookup::Absent => Lookup::Absent,
             narmesh_resolver::Lookup::Found(text) => Lookup::Found(text),
@@ -25,7 +25,7 @@ impl Substituter for MeshSubstituter {
         }
     }
 
-    async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+    async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
         Arc::clone(&self.0).narinfo(part).await
     }
 
@@ -33,7 +33,7 @@ impl Substituter for MeshSubstituter {
         Arc::clone(&self.0).has_nar(url).await
     }
 
-    async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
         let body = Arc::clone(&self.0).nar(url, first_byte, resumed).await?;
         Some(Box::pin(body.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
     }

@@ -119,7 +119,7 @@ impl http_body::Body for NarResponseBody {
                 // The range can end before the NAR does.
                 chunk.truncate(usize::try_from(this.remaining).unwrap_or(usize::MAX));
                 this.remaining = this.remaining.saturating_sub(chunk.len() as u64);
-                this.metrics.body_bytes(RequestKind::Nar, chunk.len() as u64);
+                this.metrics.add_body_bytes(RequestKind::Nar, chunk.len() as u64);
                 if this.remaining == 0 {
                     this.outcome = Some(Outcome::Served);
                 }
@@ -144,6 +144,6 @@ impl http_body::Body for NarResponseBody {
 
 impl Drop for NarResponseBody {
     fn drop(&mut self) {
-        self.metrics.finished(RequestKind::Nar, self.outcome.unwrap_or(Outcome::ClientGone));
+        self.metrics.on_finished(RequestKind::Nar, self.outcome.unwrap_or(Outcome::ClientGone));
     }
 }

@@ -74,12 +74,12 @@ impl ConnectionState {
     }
 
     /// Notes that a request was answered at once: the next byte read begins another head.
-    pub(crate) fn request_answered(&self) {
+    pub(crate) fn on_request_answered(&self) {
         self.phase.store(PHASE_IDLE, Ordering::Relaxed);
     }
 
     /// Marks the connection as busy with a request until the guard is dropped.
-    pub(crate) fn busy(this: &Arc<Self>) -> BusyGuard {
+    pub(crate) fn begin_request(this: &Arc<Self>) -> BusyGuard {
         this.phase.store(PHASE_BUSY, Ordering::Relaxed);
         BusyGuard(Arc::clone(this))
     }
@@ -101,20 +101,20 @@ impl ConnectionState {
 
     /// Tells the task to close the connection after the response under way.
     pub(crate) fn drain(&self) {
-        self.give(ORDER_DRAIN);
+        self.give_order(ORDER_DRAIN);
     }
 
     /// Tells the task to close the connection now.
     pub(crate) fn close(&self) {
-        self.give(ORDER_CLOSE);
+        self.give_order(ORDER_CLOSE);
     }
 
-    fn give(&self, order: u8) {
+    fn give_order(&self, order: u8) {
         self.order.fetch_max(order, Ordering::AcqRel);
         self.waker.wake();
     }
 
-    fn read_some(&self) {
+    fn note_read(&self) {
         let now_ms = millis_between(self.clock, Instant::now());
         self.moved_ms.store(now_ms, Ordering::Relaxed);
         if self.phase.load(Ordering::Relaxed) == PHASE_IDLE {
@@ -123,7 +123,7 @@ impl ConnectionState {
         }
     }
 
-    fn wrote_some(&self) {
+    fn note_write(&self) {
         self.moved_ms.store(millis_between(self.clock, Instant::now()), Ordering::Relaxed);
     }
 
@@ -187,9 +187,9 @@ impl WatchedStream {
         Self { io: TokioIo::new(stream), state }
     }
 
-    fn noting_writes(&self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn note_writes(&self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(_)) = poll {
-            self.state.wrote_some();
+            self.state.note_write();
         }
         poll
     }
@@ -199,7 +199,7 @@ impl Read for WatchedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.io).poll_read(cx, buf);
         if let Poll::Ready(Ok(())) = poll {
-            self.state.read_some();
+            self.state.note_read();
         }
         poll
     }
@@ -208,7 +208,7 @@ impl Read for WatchedStream {
 impl Write for WatchedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.noting_writes(poll)
+        self.note_writes(poll)
     }
 
     fn poll_write_vectored(
@@ -217,7 +217,7 @@ impl Write for WatchedStream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.noting_writes(poll)
+        self.note_writes(poll)
     }
 
     fn is_write_vectored(&self) -> bool {

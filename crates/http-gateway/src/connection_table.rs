@@ -40,7 +40,7 @@ enum Owners {
 impl Owners {
     fn of(&self, route: Route) -> Option<u32> {
         match self {
-            Self::Kernel(owners) => owners.owner(route.client, route.server),
+            Self::Kernel(owners) => owners.find_owner(route.client, route.server),
             #[cfg(test)]
             Self::Fixed(owner) => owner(route),
         }
@@ -137,7 +137,7 @@ impl ConnectionTable {
         open.next_id = id.wrapping_add(1);
         open.connections.insert(id, Connection { state: Arc::clone(&state), route, owner });
         drop(open);
-        self.metrics.connection_opened();
+        self.metrics.on_connection_opened();
         Entered { id, state, table: Arc::clone(self) }
     }
 
@@ -151,7 +151,7 @@ impl ConnectionTable {
 
     fn close(&self, connection: Option<Arc<ConnectionState>>) {
         if let Some(state) = connection {
-            self.metrics.connection_closed(CloseReason::Limit);
+            self.metrics.on_connection_closed(CloseReason::Limit);
             state.close();
         }
     }
@@ -162,7 +162,7 @@ impl ConnectionTable {
         for Connection { state, .. } in self.open().connections.values() {
             if let Some(reason) = state.overdue(now_ms, &self.limits) {
                 tracing::debug!(?reason, age = ?state.opened().elapsed(), "closing a connection");
-                self.metrics.connection_closed(reason);
+                self.metrics.on_connection_closed(reason);
                 state.close();
             }
         }
@@ -178,10 +178,10 @@ impl ConnectionTable {
     /// Lets responses under way finish for at most `grace`, then closes the remaining connections.
     pub(crate) async fn drain(&self, grace: Duration) {
         self.tell_all(ConnectionState::drain);
-        if tokio::time::timeout(grace, self.empty()).await.is_err() {
+        if tokio::time::timeout(grace, self.wait_until_empty()).await.is_err() {
             tracing::info!(connections = self.open().connections.len(), "closing connections that did not finish");
             self.tell_all(ConnectionState::close);
-            self.empty().await;
+            self.wait_until_empty().await;
         }
     }
 
@@ -191,7 +191,7 @@ impl ConnectionTable {
         }
     }
 
-    async fn empty(&self) {
+    async fn wait_until_empty(&self) {
         loop {
             let emptied = self.emptied.notified();
             if self.open().connections.is_empty() {
@@ -219,7 +219,7 @@ impl Drop for Entered {
             self.table.emptied.notify_one();
         }
         drop(open);
-        self.table.metrics.connection_ended();
+        self.table.metrics.on_connection_ended();
     }
 }
 

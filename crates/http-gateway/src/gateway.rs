@@ -23,7 +23,7 @@ use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::role::ListenerRole;
 use crate::routes::{self, Endpoint, NARINFO_TYPE};
 use crate::substituter::{Lookup, Substituter};
-use crate::target::plain_narinfo;
+use crate::target::parse_plain_narinfo;
 
 /// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
 pub struct Gateway<S> {
@@ -78,7 +78,7 @@ impl<S: Substituter> ConnectionService<S> {
     /// Answers a narinfo request from memory if possible: without router or boxed future, and the response reuses the
     /// header map of the request, so that nothing is allocated. `None` means that the router has to answer.
     fn answer_from_memory(&self, request: &mut Request<Incoming>) -> Option<Response<ResponseBody>> {
-        let part = plain_narinfo(request.uri().path())?;
+        let part = parse_plain_narinfo(request.uri().path())?;
         let started = Instant::now();
         let Endpoint { role, metrics, substituter, .. } = &*self.endpoint;
         // Requests to refuse are left to the router, which makes the error responses.
@@ -89,7 +89,7 @@ impl<S: Substituter> ConnectionService<S> {
         if !is_plain {
             return None;
         }
-        let found = match substituter.lookup(part) {
+        let found = match substituter.look_up(part) {
             Lookup::Found(text) => Some(text),
             Lookup::Absent => None,
             Lookup::Ask => return None,
@@ -100,7 +100,7 @@ impl<S: Substituter> ConnectionService<S> {
             Some(text) => {
                 headers.insert(CONTENT_TYPE, NARINFO_TYPE);
                 if *request.method() == Method::GET {
-                    metrics.body_bytes(RequestKind::NarInfo, text.len() as u64);
+                    metrics.add_body_bytes(RequestKind::NarInfo, text.len() as u64);
                 }
                 (StatusCode::OK, Outcome::Served)
             }
@@ -115,8 +115,8 @@ impl<S: Substituter> ConnectionService<S> {
         let mut response = Response::new(ResponseBody::Fixed(found));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
-        metrics.finished(RequestKind::NarInfo, outcome);
-        metrics.answered(RequestKind::NarInfo, started.elapsed());
+        metrics.on_finished(RequestKind::NarInfo, outcome);
+        metrics.on_answered(RequestKind::NarInfo, started.elapsed());
         Some(response)
     }
 }
@@ -128,10 +128,10 @@ impl<S: Substituter> hyper::service::Service<Request<Incoming>> for ConnectionSe
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         if let Some(response) = self.answer_from_memory(&mut request) {
-            self.state.request_answered();
+            self.state.on_request_answered();
             return Answer::Memory(ready(Ok(response)));
         }
-        let busy = ConnectionState::busy(&self.state);
+        let busy = ConnectionState::begin_request(&self.state);
         let answer = self.router.clone().oneshot(request.map(Body::new));
         Answer::Routed(Box::pin(async move {
             let response = answer.await?;

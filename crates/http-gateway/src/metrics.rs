@@ -170,7 +170,7 @@ impl GatewayMetrics {
         }
     }
 
-    pub(crate) fn finished(&self, kind: RequestKind, outcome: Outcome) {
+    pub(crate) fn on_finished(&self, kind: RequestKind, outcome: Outcome) {
         let metrics = self.kind(kind);
         let counter = match outcome {
             Outcome::Served => &metrics.served,
@@ -182,23 +182,23 @@ impl GatewayMetrics {
         counter.inc();
     }
 
-    pub(crate) fn answered(&self, kind: RequestKind, latency: Duration) {
+    pub(crate) fn on_answered(&self, kind: RequestKind, latency: Duration) {
         self.kind(kind).answer_seconds.observe(latency);
     }
 
-    pub(crate) fn body_bytes(&self, kind: RequestKind, bytes: u64) {
+    pub(crate) fn add_body_bytes(&self, kind: RequestKind, bytes: u64) {
         self.kind(kind).body_bytes.inc_by(bytes);
     }
 
-    pub(crate) fn connection_opened(&self) {
+    pub(crate) fn on_connection_opened(&self) {
         self.open_connections.inc();
     }
 
-    pub(crate) fn connection_ended(&self) {
+    pub(crate) fn on_connection_ended(&self) {
         self.open_connections.dec();
     }
 
-    pub(crate) fn connection_closed(&self, reason: CloseReason) {
+    pub(crate) fn on_connection_closed(&self, reason: CloseReason) {
         let counter = match reason {
             CloseReason::Limit => &self.closed_by_limit,
             CloseReason::SlowHead => &self.closed_slow_head,

@@ -16,7 +16,7 @@ pub(crate) enum Span {
 }
 
 /// Reads the range of a GET (RFC 9110, section 14.2).
-pub(crate) fn span(headers: &HeaderMap, size: u64) -> Span {
+pub(crate) fn parse_span(headers: &HeaderMap, size: u64) -> Span {
     let mut values = headers.get_all(RANGE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Span::Whole };
     if headers.contains_key(IF_RANGE) {
@@ -33,7 +33,7 @@ fn parse(text: &str, size: u64) -> Option<Span> {
     }
     let (from, to) = set.trim().split_once('-')?;
     let end = size.checked_sub(1);
-    let span = match (decimal(from), decimal(to)) {
+    let span = match (parse_decimal(from), parse_decimal(to)) {
         (Some(Some(first)), Some(Some(last))) if first > last => return None,
         (Some(Some(first)), Some(last)) => match end {
             Some(end) if first <= end => Span::Part { first, last: last.unwrap_or(end).min(end) },
@@ -50,7 +50,7 @@ fn parse(text: &str, size: u64) -> Option<Span> {
 
 /// Parses a decimal number. `Some(None)` for an empty text, `None` for a text that is not a number; a number
 /// beyond `u64` becomes `u64::MAX`.
-fn decimal(text: &str) -> Option<Option<u64>> {
+fn parse_decimal(text: &str) -> Option<Option<u64>> {
     if text.is_empty() {
         return Some(None);
     }
@@ -68,7 +68,7 @@ mod tests {
     fn of(text: &str) -> Span {
         let mut headers = HeaderMap::new();
         headers.insert(RANGE, HeaderValue::from_str(text).unwrap());
-        span(&headers, 1000)
+        parse_span(&headers, 1000)
     }
 
     #[test]
@@ -104,14 +104,14 @@ mod tests {
         ] {
             assert_eq!(of(text), Span::Whole, "{text}");
         }
-        assert_eq!(span(&HeaderMap::new(), 1000), Span::Whole);
+        assert_eq!(parse_span(&HeaderMap::new(), 1000), Span::Whole);
         let mut headers = HeaderMap::new();
         headers.append(RANGE, HeaderValue::from_static("bytes=1-"));
         headers.append(RANGE, HeaderValue::from_static("bytes=2-"));
-        assert_eq!(span(&headers, 1000), Span::Whole, "two headers");
+        assert_eq!(parse_span(&headers, 1000), Span::Whole, "two headers");
         headers.remove(RANGE);
         headers.append(RANGE, HeaderValue::from_static("bytes=1-"));
         headers.append(IF_RANGE, HeaderValue::from_static("\"x\""));
-        assert_eq!(span(&headers, 1000), Span::Whole, "a validator that we never gave");
+        assert_eq!(parse_span(&headers, 1000), Span::Whole, "a validator that we never gave");
     }
 }

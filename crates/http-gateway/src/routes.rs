@@ -22,7 +22,7 @@ use crate::GatewayError;
 use crate::body::NarResponseBody;
 use crate::error::RequestIds;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
-use crate::range::{Span, span};
+use crate::range::{Span, parse_span};
 use crate::role::ListenerRole;
 use crate::substituter::{BodyAborted, Lookup, NarBody, Substituter};
 use crate::target::Target;
@@ -58,17 +58,17 @@ async fn answer<S: Substituter>(State(endpoint): State<Arc<Endpoint<S>>>, reques
     // because it was dropped unread.
     drop(body);
     let answer = endpoint.dispatch(target, &head).await;
-    endpoint.metrics.answered(kind, started.elapsed());
+    endpoint.metrics.on_answered(kind, started.elapsed());
     match answer {
         Ok(response) => {
             // The body of a NAR counts its own bytes as they are sent.
             if kind != RequestKind::Nar && head.method == Method::GET {
-                endpoint.metrics.body_bytes(kind, response.body().size_hint().lower());
+                endpoint.metrics.add_body_bytes(kind, response.body().size_hint().lower());
             }
             response
         }
         Err(error) => {
-            endpoint.metrics.finished(kind, outcome(error));
+            endpoint.metrics.on_finished(kind, outcome(error));
             let id = endpoint.request_ids.next();
             tracing::debug!(request = %id, method = shown(head.method.as_str()), path = shown(head.uri.path()), %error, "request not served");
             error.into_response(id, has_body(&head.headers))
@@ -94,37 +94,37 @@ impl<S: Substituter> Endpoint<S> {
             Target::CacheInfo => {
                 Ok(self.text(RequestKind::CacheInfo, CACHE_INFO_TYPE, self.substituter.cache_info().to_string()))
             }
-            Target::NarInfo(Some(part)) => self.narinfo(part).await,
-            Target::Nar(Some(url)) if head.method == Method::HEAD => self.nar_head(url).await,
-            Target::Nar(Some(url)) => self.nar(url, &head.headers).await,
+            Target::NarInfo(Some(part)) => self.answer_narinfo(part).await,
+            Target::Nar(Some(url)) if head.method == Method::HEAD => self.answer_nar_head(url).await,
+            Target::Nar(Some(url)) => self.answer_nar(url, &head.headers).await,
             Target::Health => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n".to_owned())),
-            Target::Metrics => self.metrics_text(),
+            Target::Metrics => self.answer_metrics(),
             Target::NarInfo(None) | Target::Nar(None) | Target::Unknown => Err(GatewayError::NotFound),
         }
     }
 
-    async fn narinfo(&self, part: HashPart) -> Result<Response, GatewayError> {
-        let text = match self.substituter.lookup(part) {
+    async fn answer_narinfo(&self, part: HashPart) -> Result<Response, GatewayError> {
+        let text = match self.substituter.look_up(part) {
             Lookup::Found(text) => Some(text),
             Lookup::Absent => None,
-            Lookup::Ask => self.substituter.narinfo(part).await,
+            Lookup::Ask => self.substituter.find_narinfo(part).await,
         };
         Ok(self.text(RequestKind::NarInfo, NARINFO_TYPE, text.ok_or(GatewayError::NotFound)?))
     }
 
-    async fn nar_head(&self, url: NarUrl) -> Result<Response, GatewayError> {
+    async fn answer_nar_head(&self, url: NarUrl) -> Result<Response, GatewayError> {
         if !self.substituter.has_nar(url).await {
             return Err(GatewayError::NotFound);
         }
         let mut response = nar_response(Body::empty());
         set(&mut response, CONTENT_LENGTH, url.nar_size);
-        self.metrics.finished(RequestKind::Nar, Outcome::Served);
+        self.metrics.on_finished(RequestKind::Nar, Outcome::Served);
         Ok(response)
     }
 
-    async fn nar(&self, url: NarUrl, headers: &HeaderMap) -> Result<Response, GatewayError> {
+    async fn answer_nar(&self, url: NarUrl, headers: &HeaderMap) -> Result<Response, GatewayError> {
         let resumed = headers.contains_key(RANGE);
-        let (first_byte, length) = match span(headers, url.nar_size) {
+        let (first_byte, length) = match parse_span(headers, url.nar_size) {
             Span::Whole => (0, url.nar_size),
             Span::Part { first, last } => (first, last.saturating_sub(first).saturating_add(1)),
             Span::Unsatisfiable => {
@@ -137,19 +137,19 @@ impl<S: Substituter> Endpoint<S> {
                 });
             }
         };
-        let mut stream = self.substituter.nar(url, first_byte, resumed).await.ok_or(GatewayError::NotFound)?;
-        let first = first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
+        let mut stream = self.substituter.fetch_nar(url, first_byte, resumed).await.ok_or(GatewayError::NotFound)?;
+        let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
         let body = NarResponseBody::new(first, stream, length, Arc::clone(&self.metrics));
         let mut response = nar_response(Body::new(body));
         set(&mut response, CONTENT_LENGTH, length);
-        if let Span::Part { first, last } = span(headers, url.nar_size) {
+        if let Span::Part { first, last } = parse_span(headers, url.nar_size) {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
             set(&mut response, CONTENT_RANGE, format_args!("bytes {first}-{last}/{}", url.nar_size));
         }
         Ok(response)
     }
 
-    fn metrics_text(&self) -> Result<Response, GatewayError> {
+    fn answer_metrics(&self) -> Result<Response, GatewayError> {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             tracing::error!("the metrics could not be encoded");
@@ -160,7 +160,7 @@ impl<S: Substituter> Endpoint<S> {
 
     /// A complete, short response. For a HEAD, axum removes the body and keeps its length.
     fn text(&self, kind: RequestKind, content_type: HeaderValue, text: impl Into<Bytes>) -> Response {
-        self.metrics.finished(kind, Outcome::Served);
+        self.metrics.on_finished(kind, Outcome::Served);
         let mut response = Response::new(Body::from(text.into()));
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         response
@@ -202,7 +202,7 @@ fn outcome(error: GatewayError) -> Outcome {
 }
 
 /// The first bytes of a body. If it fails before them, the path counts as absent, because 404 can still be sent.
-async fn first_chunk(stream: &mut NarBody) -> Result<Bytes, BodyAborted> {
+async fn read_first_chunk(stream: &mut NarBody) -> Result<Bytes, BodyAborted> {
     loop {
         match stream.next().await {
             Some(Ok(chunk)) if chunk.is_empty() => {}

@@ -61,7 +61,7 @@ pub async fn serve<S: Substituter>(
         match accepted {
             Ok((stream, client)) => {
                 let entered = table.enter(Route { client, server });
-                tokio::spawn(connection(stream, entered, gateway.clone(), http.clone()));
+                tokio::spawn(serve_connection(stream, entered, gateway.clone(), http.clone()));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -89,7 +89,12 @@ fn http(limits: &GatewayLimits) -> http1::Builder {
     http
 }
 
-async fn connection<S: Substituter>(stream: TcpStream, entered: Entered, gateway: Gateway<S>, http: http1::Builder) {
+async fn serve_connection<S: Substituter>(
+    stream: TcpStream,
+    entered: Entered,
+    gateway: Gateway<S>,
+    http: http1::Builder,
+) {
     // Without it, a body sent after its head would wait 40 ms for the client's acknowledgement of the head.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a client disconnected at once");

@@ -46,7 +46,7 @@ impl SocketOwners {
 
     /// The user id of the owner of the socket at `client` that is connected to ours at `server`. `None` if that socket is
     /// no longer open, or not on this machine.
-    pub(crate) fn owner(&self, client: SocketAddr, server: SocketAddr) -> Option<u32> {
+    pub(crate) fn find_owner(&self, client: SocketAddr, server: SocketAddr) -> Option<u32> {
         let diag = self.diag.as_ref()?;
         // The kernel answers within the `send` call. A late answer to an earlier question is thrown away.
         let mut answer = [0; 512];
@@ -115,15 +115,15 @@ mod tests {
             let server = listener.local_addr().unwrap();
             let client = TcpStream::connect(server).unwrap();
             let (accepted, peer) = listener.accept().unwrap();
-            assert_eq!(owners.owner(peer, server), Some(us));
+            assert_eq!(owners.find_owner(peer, server), Some(us));
             // No socket has this other port.
             let other = SocketAddr::new(peer.ip(), 1);
-            assert_eq!(owners.owner(other, server), None);
+            assert_eq!(owners.find_owner(other, server), None);
             drop(client);
-            assert_eq!(owners.owner(peer, server), None, "closed, it would count as root's");
+            assert_eq!(owners.find_owner(peer, server), None, "closed, it would count as root's");
             drop(accepted);
             // A second query works too: answers do not pile up.
-            assert_eq!(owners.owner(peer, server), None);
+            assert_eq!(owners.find_owner(peer, server), None);
         }
     }
 

@@ -16,20 +16,20 @@ pub trait Substituter: Send + Sync + 'static {
     fn cache_info(&self) -> CacheInfo;
 
     /// Looks a path up in memory alone, without waiting and without disk access.
-    fn lookup(&self, part: HashPart) -> Lookup;
+    fn look_up(&self, part: HashPart) -> Lookup;
 
-    /// The narinfo of a path for which [`Self::lookup`] returned [`Lookup::Ask`]. The
+    /// The narinfo of a path for which [`Self::look_up`] returned [`Lookup::Ask`]. The
     /// implementation must keep its own deadline.
-    fn narinfo(&self, part: HashPart) -> impl Future<Output = Option<Bytes>> + Send;
+    fn find_narinfo(&self, part: HashPart) -> impl Future<Output = Option<Bytes>> + Send;
 
-    /// Whether [`Self::nar`] would find a body now.
+    /// Whether [`Self::fetch_nar`] would find a body now.
     fn has_nar(&self, url: NarUrl) -> impl Future<Output = bool> + Send;
 
     /// The bytes of a NAR from `first_byte` on, or `None` if the path is gone.
     ///
     /// `resumed` says that the request had a `Range` header. After a body that was closed early, `None` then tells Nix that
     /// the path is gone and that it should build it.
-    fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> impl Future<Output = Option<NarBody>> + Send;
+    fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> impl Future<Output = Option<NarBody>> + Send;
 }
 
 /// The settings in `/nix-cache-info`. `WantMassQuery` is always 1, because a failed lookup costs nothing here.
@@ -54,7 +54,7 @@ pub enum Lookup {
     Absent,
     /// The rendered narinfo.
     Found(Bytes),
-    /// Somebody may have the path: call [`Substituter::narinfo`].
+    /// Somebody may have the path: call [`Substituter::find_narinfo`].
     Ask,
 }
 

@@ -43,7 +43,7 @@ impl Target {
 }
 
 /// The hash part, if the path is exactly `/<hash part>.narinfo`, which is by far the most frequent form.
-pub(crate) fn plain_narinfo(path: &str) -> Option<HashPart> {
+pub(crate) fn parse_plain_narinfo(path: &str) -> Option<HashPart> {
     if path.len() != NARINFO_PATH_BYTES {
         return None;
     }
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(Target::parse("/metrics"), Target::Metrics);
         let part = HashPart::parse(PART).unwrap();
         assert_eq!(Target::parse(&format!("/{PART}.narinfo")), Target::NarInfo(Some(part)));
-        assert_eq!(plain_narinfo(&format!("/{PART}.narinfo")), Some(part));
+        assert_eq!(parse_plain_narinfo(&format!("/{PART}.narinfo")), Some(part));
     }
 
     #[test]
@@ -120,12 +120,12 @@ mod tests {
     fn malformed_name_is_an_absent_path() {
         for path in ["/.narinfo", "/x.narinfo", "/..narinfo", "/nar.narinfo", "/a/b.narinfo"] {
             assert_eq!(Target::parse(path), Target::NarInfo(None), "{path}");
-            assert_eq!(plain_narinfo(path), None, "{path}");
+            assert_eq!(parse_plain_narinfo(path), None, "{path}");
         }
         // 32 characters, but `e`, `o`, `u`, `t` and capitals are not in the alphabet.
         for part in ["e".repeat(32), "T".repeat(32), "é".repeat(16)] {
             assert_eq!(Target::parse(&format!("/{part}.narinfo")), Target::NarInfo(None), "{part}");
-            assert_eq!(plain_narinfo(&format!("/{part}.narinfo")), None, "{part}");
+            assert_eq!(parse_plain_narinfo(&format!("/{part}.narinfo")), None, "{part}");
         }
         for path in ["/nar/", "/nar/x", "/nar/../healthz", "/nar/x.nar.xz"] {
             assert_eq!(Target::parse(path), Target::Nar(None), "{path}");

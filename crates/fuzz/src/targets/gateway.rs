@@ -69,7 +69,7 @@ impl Substituter for Everything {
         CacheInfo { store_dir: StoreDir::parse("/nix/store").expect("a store directory"), priority: 30 }
     }
 
-    fn lookup(&self, part: HashPart) -> Lookup {
+    fn look_up(&self, part: HashPart) -> Lookup {
         match part.0.first().copied().unwrap_or_default() % 3 {
             0 => Lookup::Absent,
             1 => Lookup::Found(Bytes::from_static(b"StorePath: x\n")),
@@ -77,7 +77,7 @@ impl Substituter for Everything {
         }
     }
 
-    async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+    async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
         (part.0.last() != Some(&0)).then(|| Bytes::from_static(b"StorePath: y\n"))
     }
 
@@ -85,7 +85,7 @@ impl Substituter for Everything {
         url.nar_size == NAR_BYTES
     }
 
-    async fn nar(&self, url: NarUrl, first_byte: u64, _resumed: bool) -> Option<NarBody> {
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, _resumed: bool) -> Option<NarBody> {
         assert!(first_byte < url.nar_size, "never asked for what is not there");
         if url.nar_size != NAR_BYTES {
             return None;

@@ -13,12 +13,12 @@ use narmesh_protocol::{HashPart, NarUrl, StoreDir};
 /// Narinfos by hash part and NARs by URL; everything else is absent.
 #[derive(Debug, Default)]
 pub(crate) struct MemorySubstituter {
-    /// Narinfos that `lookup` finds.
+    /// Narinfos that `look_up` finds.
     pub(crate) narinfos: HashMap<HashPart, Bytes>,
-    /// Paths for which `lookup` returns `Ask`, with the result of `narinfo`.
+    /// Paths for which `look_up` returns `Ask`, with the result of `find_narinfo`.
     pub(crate) asked: HashMap<HashPart, Option<Bytes>>,
     pub(crate) nars: HashMap<NarUrl, Nar>,
-    /// All calls of `nar` in order: the first byte, and whether the request had a range.
+    /// All calls of `fetch_nar` in order: the first byte, and whether the request had a range.
     pub(crate) nar_calls: Mutex<Vec<(u64, bool)>>,
 }
 
@@ -81,7 +81,7 @@ impl Substituter for MemorySubstituter {
         CacheInfo { store_dir: StoreDir::parse("/nix/store").unwrap(), priority: 30 }
     }
 
-    fn lookup(&self, part: HashPart) -> Lookup {
+    fn look_up(&self, part: HashPart) -> Lookup {
         if let Some(text) = self.narinfos.get(&part) {
             Lookup::Found(text.clone())
         } else if self.asked.contains_key(&part) {
@@ -91,7 +91,7 @@ impl Substituter for MemorySubstituter {
         }
     }
 
-    async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+    async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
         tokio::task::yield_now().await;
         self.asked.get(&part).cloned().flatten()
     }
@@ -100,7 +100,7 @@ impl Substituter for MemorySubstituter {
         self.nars.contains_key(&url)
     }
 
-    async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
         self.nar_calls.lock().unwrap().push((first_byte, resumed));
         let nar = self.nars.get(&url)?;
         if resumed && nar.gone_when_resumed {
