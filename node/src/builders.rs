@@ -29,7 +29,7 @@ impl Builders for LedgerAndPeers {
         self.ledger.read(look);
     }
 
-    fn signatures(&self, of: FingerprintDigest) -> KnownSignatures {
+    fn read_signatures(&self, of: FingerprintDigest) -> KnownSignatures {
         self.ledger.signatures(of).map_err(|error| error.to_string())
     }
 

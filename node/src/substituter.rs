@@ -18,7 +18,7 @@ impl Substituter for MeshSubstituter {
     }
 
     fn look_up(&self, part: HashPart) -> Lookup {
-        match self.0.lookup(part) {
+        match self.0.look_up(part) {
             narmesh_resolver::Lookup::Absent => Lookup::Absent,
             narmesh_resolver::Lookup::Found(text) => Lookup::Found(text),
             narmesh_resolver::Lookup::Ask => Lookup::Ask,
@@ -26,7 +26,7 @@ impl Substituter for MeshSubstituter {
     }
 
     async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
-        Arc::clone(&self.0).narinfo(part).await
+        Arc::clone(&self.0).find_narinfo(part).await
     }
 
     async fn has_nar(&self, url: NarUrl) -> bool {
@@ -34,7 +34,7 @@ impl Substituter for MeshSubstituter {
     }
 
     async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
-        let body = Arc::clone(&self.0).nar(url, first_byte, resumed).await?;
+        let body = Arc::clone(&self.0).fetch_nar(url, first_byte, resumed).await?;
         Some(Box::pin(body.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn why(
         nar_hash: Some(answer.url.nar_hash.to_string()),
         nar_size: Some(answer.url.nar_size),
     });
-    let not_given = held.then(|| resolver.own_not_given(&part)).flatten();
+    let not_given = held.then(|| resolver.explain_own_refusal(&part)).flatten();
     let answer = match (held && not_given.is_none(), candidates.is_empty(), stands) {
         (true, _, _) => WouldAnswer::OwnStore,
         (false, true, _) => WouldAnswer::Absent,

@@ -23,7 +23,7 @@ pub type AnswerChange = (HashPart, Option<RememberedAnswer>);
 /// A place on disk. Errors are texts because they are only logged; nothing depends on them.
 pub trait AnswerStore: Send + Sync + 'static {
     /// What is remembered of a path.
-    fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String>;
+    fn read_answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String>;
 
     /// Makes these changes in this order.
     fn update(&self, changes: &[AnswerChange]) -> Result<(), String>;

@@ -23,7 +23,7 @@ pub trait Builders: Send + Sync + 'static {
     fn read(&self, look: &mut dyn FnMut(&Ledger));
 
     /// The signatures of builders over this fingerprint. Reads the disk.
-    fn signatures(&self, of: FingerprintDigest) -> KnownSignatures;
+    fn read_signatures(&self, of: FingerprintDigest) -> KnownSignatures;
 
     /// Notes that our Nix asks for this path, so that attestations of it are kept.
     fn note_asked(&self, part: HashPart);

@@ -1,7 +1,7 @@
 //! Finds a path for Nix: in our own store, among the remembered answers, or at the sources that claim it.
 //!
-//! Walk of a narinfo: [`Resolver::lookup`] answers from memory, mostly "no"; [`Resolver::narinfo`] asks candidates
-//! under one deadline (folder `narinfo`). Walk of a NAR: [`Resolver::nar`] reads it from the best source; if that one
+//! Walk of a narinfo: [`Resolver::look_up`] answers from memory, mostly "no"; [`Resolver::find_narinfo`] asks candidates
+//! under one deadline (folder `narinfo`). Walk of a NAR: [`Resolver::fetch_nar`] reads it from the best source; if that one
 //! fails, another goes on at the same byte (folder `nar`). Sources are behind [`Sources`], what builders say is behind
 //! [`Builders`]: this crate knows neither libp2p nor HTTP.
 //!
@@ -93,7 +93,7 @@ pub enum Lookup {
     Absent,
     /// The rendered narinfo.
     Found(Bytes),
-    /// Somebody may have it: ask [`Resolver::narinfo`].
+    /// Somebody may have it: ask [`Resolver::find_narinfo`].
     Ask,
 }
 
@@ -160,8 +160,8 @@ impl Resolver {
     }
 
     /// Drops the rendered answers about these paths, because our own store has changed.
-    pub fn store_changed(&self, parts: &[HashPart]) {
-        self.narinfos.own_changed(parts);
+    pub fn on_store_changed(&self, parts: &[HashPart]) {
+        self.narinfos.on_own_changed(parts);
     }
 
     /// The settings in force.
@@ -180,8 +180,8 @@ impl Resolver {
     }
 
     /// Why a path of our own store is not given to Nix, in words. Reads the disk.
-    pub fn own_not_given(&self, part: &HashPart) -> Option<String> {
-        self.narinfos.own_not_given(part)
+    pub fn explain_own_refusal(&self, part: &HashPart) -> Option<String> {
+        self.narinfos.explain_own_refusal(part)
     }
 
     /// How many narinfos and NARs the policy has refused since the start, by reason, for `/metrics`.
@@ -190,8 +190,8 @@ impl Resolver {
     }
 
     /// The same, for `status`: only reasons that occurred.
-    pub fn refused(&self) -> BTreeMap<String, u64> {
-        self.narinfos.gate().refused()
+    pub fn refusal_counts(&self) -> BTreeMap<String, u64> {
+        self.narinfos.gate().refusal_counts()
     }
 
     /// The key that Nix has to trust if the policy demands agreement.
@@ -200,7 +200,7 @@ impl Resolver {
     }
 
     /// Answers from memory alone, without waiting and without reading the disk.
-    pub fn lookup(&self, part: HashPart) -> Lookup {
+    pub fn look_up(&self, part: HashPart) -> Lookup {
         match self.narinfos.look_up(part) {
             InMemory::Absent => Lookup::Absent,
             InMemory::Known(given) => Lookup::Found(self.give(part, given)),
@@ -208,8 +208,8 @@ impl Resolver {
         }
     }
 
-    /// The narinfo of a path for which [`Self::lookup`] said [`Lookup::Ask`], within the deadline of the settings.
-    pub async fn narinfo(&self, part: HashPart) -> Option<Bytes> {
+    /// The narinfo of a path for which [`Self::look_up`] said [`Lookup::Ask`], within the deadline of the settings.
+    pub async fn find_narinfo(&self, part: HashPart) -> Option<Bytes> {
         self.narinfos.find(part).await.map(|given| self.give(part, given))
     }
 
@@ -221,9 +221,9 @@ impl Resolver {
         given.rendered
     }
 
-    /// Whether [`Self::nar`] would find a body now.
+    /// Whether [`Self::fetch_nar`] would find a body now.
     pub async fn has_nar(&self, url: NarUrl) -> bool {
-        self.narinfo(url.hash_part).await.is_some() && self.narinfos.leads_to(&url).await
+        self.find_narinfo(url.hash_part).await.is_some() && self.narinfos.leads_to(&url).await
     }
 
     /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
@@ -231,7 +231,7 @@ impl Resolver {
     ///
     /// Waits for as long as a live source may still send it. A client that has to wait gets the first bytes of the NAR
     /// meanwhile.
-    pub async fn nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+    pub async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
         self.nars.bring(url, first_byte, resumed).await
     }
 }

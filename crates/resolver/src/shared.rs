@@ -53,7 +53,7 @@ impl Shared {
     }
 
     /// The registration of this path in our own store. Reads the disk.
-    pub(crate) fn own_info(&self, part: &HashPart) -> Option<PathInfo> {
+    pub(crate) fn read_own_info(&self, part: &HashPart) -> Option<PathInfo> {
         let read = self.store.read_path_info(part);
         read.inspect_err(|error| self.warn_if_unreadable(part, error)).ok().flatten()
     }

@@ -103,7 +103,7 @@ pub(super) fn follow_store(
     store.watch(Box::new(move |change| {
         ledger.store_changed(&change.added, &change.removed);
         for parts in [&change.added, &change.removed, &change.failed, &change.mended] {
-            resolver.store_changed(parts);
+            resolver.on_store_changed(parts);
         }
     }))
 }

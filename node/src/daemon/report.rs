@@ -162,7 +162,7 @@ impl Daemon {
             bare_signatures: self.ledger.read(Ledger::bare_signatures) as u64,
             paths: found.by_state.iter().map(|(state, count)| (state.name().to_owned(), *count)).collect(),
             conflicts: found.conflicts.iter().take(CONFLICTS_SHOWN_MAX).map(StorePath::to_string).collect(),
-            refused: self.resolver.refused(),
+            refused: self.resolver.refusal_counts(),
         })
     }
 

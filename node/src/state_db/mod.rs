@@ -419,7 +419,7 @@ fn parse_holders(text: &str) -> Vec<Candidate> {
 pub struct StoredAnswers(pub SharedStateDb);
 
 impl AnswerStore for StoredAnswers {
-    fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
+    fn read_answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
         self.0.lock().answer(part).map_err(|error| error.to_string())
     }
 

@@ -66,7 +66,7 @@ impl Checkpoints {
     }
 
     /// The checkpoint that has seen the most bytes, but none beyond `offset`.
-    pub(super) fn before(&self, nar_hash: &NarHash, offset: u64) -> Option<Checkpoint> {
+    pub(super) fn last_before(&self, nar_hash: &NarHash, offset: u64) -> Option<Checkpoint> {
         let bodies = self.bodies.lock();
         let (_, trail) = bodies.get(nar_hash).filter(|(at, _)| at.elapsed() < KEPT_FOR)?;
         trail.0.iter().rev().find(|(verifier, _)| verifier.fed_bytes() <= offset).cloned()
@@ -93,10 +93,10 @@ mod tests {
         }
         let nar_hash = NarHash([1; 32]);
         checkpoints.keep(nar_hash, trail);
-        let (verifier, contributors) = checkpoints.before(&nar_hash, 39 << 20).unwrap();
+        let (verifier, contributors) = checkpoints.last_before(&nar_hash, 39 << 20).unwrap();
         let at = verifier.fed_bytes();
         assert_eq!(contributors, [source]);
         assert!((38 << 20..=39 << 20).contains(&at), "{at}");
-        assert!(checkpoints.before(&nar_hash, 1 << 20).is_none(), "too far back");
+        assert!(checkpoints.last_before(&nar_hash, 1 << 20).is_none(), "too far back");
     }
 }

@@ -25,7 +25,7 @@ impl ContentsCheck {
     }
 
     /// Whether `source` sends the NAR that `info` promises, and its contents hash to the content address.
-    pub(crate) async fn matches(&self, source: SourceId, info: &NarInfo, address: &ContentAddress) -> bool {
+    pub(crate) async fn check(&self, source: SourceId, info: &NarInfo, address: &ContentAddress) -> bool {
         if info.nar_size > BYTES_MAX {
             return false;
         }
@@ -35,7 +35,7 @@ impl ContentsCheck {
         let mut contents = address.verifier(self_reference);
         let settings = TransferSettings::of(&self.shared.settings());
         let mut transfer = Transfer::new(Arc::clone(&self.context), settings, url, [source]);
-        transfer.is_of_one_source();
+        transfer.ask_only_given_sources();
         loop {
             let mut chunk = Vec::new();
             let step = transfer.step(&mut chunk).await;

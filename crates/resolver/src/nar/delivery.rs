@@ -53,7 +53,7 @@ pub(super) struct Delivery {
 impl Delivery {
     /// Brings the NAR to the client, however long a live source takes.
     pub(super) async fn run(mut self) -> Ended {
-        let ended = match self.memory().await {
+        let ended = match self.take_memory().await {
             Ok(Some((permit, true))) => self.hold(permit).await,
             Ok(Some((permit, false))) => self.stream(permit, Vec::new(), self.transfer.offset()).await,
             Ok(None) => Ended::Gone,
@@ -82,7 +82,7 @@ impl Delivery {
     /// Takes memory for the NAR; returns it and whether it is enough for all of it. A larger NAR, which another source
     /// could still save if one lies, is held back only if memory is free at once. `None` if other bodies hold all
     /// memory and nothing moves, because their clients do not read.
-    async fn memory(&mut self) -> Result<Option<(OwnedSemaphorePermit, bool)>, HungUp> {
+    async fn take_memory(&mut self) -> Result<Option<(OwnedSemaphorePermit, bool)>, HungUp> {
         let (context, size) = (Arc::clone(&self.context), self.url.nar_size);
         let HoldLimits { small, saved, streamed } = context.limits;
         let can_be_saved = self.transfer.sources() > 1 && size <= saved;
@@ -90,13 +90,13 @@ impl Delivery {
         if is_whole && let Some(permit) = context.buffers.try_take(size) {
             return Ok(Some((permit, true)));
         }
-        let (url, mut patience) = (self.url, self.client.lasts().max(MEMORY_PATIENCE));
+        let (url, mut patience) = (self.url, self.client.patience_left().max(MEMORY_PATIENCE));
         let wait = async move {
             let mut permit = pin!(context.buffers.take(size.min(streamed)));
             loop {
                 match tokio::time::timeout(patience, &mut permit).await {
                     Ok(permit) => return Some(permit),
-                    Err(_) if context.moves(&url, MEMORY_PATIENCE) => patience = MEMORY_PATIENCE,
+                    Err(_) if context.has_moved(&url, MEMORY_PATIENCE) => patience = MEMORY_PATIENCE,
                     Err(_) => return None,
                 }
             }
@@ -140,7 +140,7 @@ impl Delivery {
                 let bytes = Bytes::from(std::mem::take(&mut held));
                 let end = from + bytes.len() as u64;
                 if self.client.send(from, bytes).await.is_err() {
-                    return self.hung_up(trail);
+                    return self.on_hung_up(trail);
                 }
                 from = end;
                 if let Some(verifier) = self.transfer.verifier() {
@@ -149,7 +149,7 @@ impl Delivery {
             }
             let step = match self.client.keep(self.transfer.step(&mut held)).await {
                 Ok(step) => step,
-                Err(HungUp) => return self.hung_up(trail),
+                Err(HungUp) => return self.on_hung_up(trail),
             };
             match step {
                 Step::Data => {}
@@ -166,7 +166,7 @@ impl Delivery {
     }
 
     /// Keeps the checkpoints of a client that hung up, because Nix may come back for the rest.
-    fn hung_up(&self, trail: Trail) -> Ended {
+    fn on_hung_up(&self, trail: Trail) -> Ended {
         self.context.checkpoints.keep(self.url.nar_hash, trail);
         Ended::HungUp
     }

@@ -37,7 +37,7 @@ struct Pace {
 
 impl Endurance {
     /// Notes that we waited this long for `source` alone, which goes on from `offset`.
-    pub(super) fn waited(&mut self, source: SourceId, offset: u64, wait: Duration) {
+    pub(super) fn add_wait(&mut self, source: SourceId, offset: u64, wait: Duration) {
         let fresh = Pace { source, from: offset, sending: Duration::ZERO };
         let pace = self.pace.get_or_insert(fresh);
         if pace.source != source {
@@ -47,7 +47,7 @@ impl Endurance {
     }
 
     /// How long the rest would take at the pace of this source, if that is too long to wait for.
-    pub(super) fn hopeless(&self, source: SourceId, offset: u64, bytes_left: u64) -> Option<Duration> {
+    pub(super) fn hopeless_wait(&self, source: SourceId, offset: u64, bytes_left: u64) -> Option<Duration> {
         let pace = self.pace.filter(|pace| pace.source == source && pace.sending >= HOPELESS_AFTER)?;
         let millis = u128::from(bytes_left) * pace.sending.as_millis();
         let millis = millis.checked_div(u128::from(offset.saturating_sub(pace.from)))?;
@@ -57,7 +57,7 @@ impl Endurance {
 
     /// Notes that a source broke off after `bytes`. Returns whether it has done so too often in a row after sending
     /// little.
-    pub(super) fn broke_off(&mut self, source: SourceId, bytes: u64) -> bool {
+    pub(super) fn on_broke_off(&mut self, source: SourceId, bytes: u64) -> bool {
         let at = self.fruitless.iter().position(|(known, _)| *known == source);
         let at = at.unwrap_or_else(|| {
             self.fruitless.push((source, 0));

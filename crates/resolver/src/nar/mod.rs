@@ -132,7 +132,7 @@ impl NarContext {
     }
 
     /// Whether anything came in during `lately` from a source that could send this NAR.
-    fn moves(&self, url: &NarUrl, lately: Duration) -> bool {
+    fn has_moved(&self, url: &NarUrl, lately: Duration) -> bool {
         let came = |source: &SourceId| self.sources.line(source).last_received.is_some_and(|at| at.elapsed() < lately);
         self.candidates(url).iter().any(came)
     }
@@ -210,7 +210,7 @@ impl Nars {
                 return;
             }
         }
-        let Ok(holders) = client.keep(self.transfers.holders(&url)).await else { return };
+        let Ok(holders) = client.keep(self.transfers.find_holders(&url)).await else { return };
         let transfer = self.transfers.begin(url, first_byte, holders);
         let context = Arc::clone(&self.context);
         // The remembered answer led to a NAR that nobody could send, so the next lookup has to ask again.

@@ -43,7 +43,7 @@ impl NarFaults {
     }
 
     /// Notes that `source` alone sent something else under this NarHash.
-    pub(crate) fn lied(&self, nar_hash: NarHash, source: SourceId) {
+    pub(crate) fn note_liar(&self, nar_hash: NarHash, source: SourceId) {
         insert(&mut self.liars.lock(), (nar_hash, source), (), LIAR_FOR);
     }
 

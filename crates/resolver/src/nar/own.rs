@@ -84,7 +84,7 @@ impl OwnNars {
 
     /// Notes that a body of our own store ends short. The next `Range` on it is answered 404, so that Nix builds or
     /// asks elsewhere.
-    fn cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
+    fn note_cut_short(&self, url: NarUrl, at: u64) -> BodyAborted {
         self.context.nar_faults.note_cut_short(url.nar_hash);
         self.shared.counters.nars_aborted.inc();
         self.shared.lookup_log.note(url.hash_part, LookupEvent::NarCutShort(at));
@@ -127,14 +127,14 @@ impl Stream for Rest {
             this.reading = None;
             let Ok(Read { nar, outcome }) = read else {
                 // The runtime is ending, or the thread panicked.
-                return Poll::Ready(Some(Err(this.own.cut_short(this.url, this.at))));
+                return Poll::Ready(Some(Err(this.own.note_cut_short(this.url, this.at))));
             };
             let (bytes, progress) = match outcome {
                 Ok(read) => read,
                 Err(error) => {
                     tracing::warn!(hash_part = %this.url.hash_part, %error, "our own copy cannot be read whole");
-                    this.own.narinfos.own_changed(&[this.url.hash_part]);
-                    return Poll::Ready(Some(Err(this.own.cut_short(this.url, this.at))));
+                    this.own.narinfos.on_own_changed(&[this.url.hash_part]);
+                    return Poll::Ready(Some(Err(this.own.note_cut_short(this.url, this.at))));
                 }
             };
             match progress {

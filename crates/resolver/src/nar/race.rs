@@ -42,13 +42,13 @@ impl Race {
     }
 
     /// Notes that the second source sends.
-    pub(super) fn second_sends(&mut self, waited: Duration) {
+    pub(super) fn on_second_sends(&mut self, waited: Duration) {
         self.second_sends_since.get_or_insert(waited);
     }
 
     /// The index of the source that is left, once the race is decided. The array is what each has sent of the `left`
     /// bytes.
-    pub(super) fn loser(&mut self, [first, second]: [usize; 2], left: u64, waited: Duration) -> Option<usize> {
+    pub(super) fn decide(&mut self, [first, second]: [usize; 2], left: u64, waited: Duration) -> Option<usize> {
         let is_done = |bytes: usize| bytes as u64 == left;
         let long_enough = self.second_sends_since.is_some_and(|since| waited - since >= LASTS);
         let too_long = waited.saturating_sub(self.since) >= LASTS_MAX;

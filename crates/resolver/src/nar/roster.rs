@@ -97,11 +97,11 @@ impl Roster {
         // `min_by_key` gives the first of equals, so the order of the roster counts.
         fresh.map(|(source, _)| *source).min_by_key(|source| {
             let line = line(source);
-            (self.preferred != Some(*source), line.is_paused, expected(&line, bytes_left))
+            (self.preferred != Some(*source), line.is_paused, expected_duration(&line, bytes_left))
         })
     }
 
-    pub(super) fn under_way(&mut self, source: SourceId) {
+    pub(super) fn on_asked(&mut self, source: SourceId) {
         // A source that may have come back keeps its `until`: it gains no time by taking a request and breaking off
         // before it answers.
         let keeps_until = |state: &mut State| {
@@ -113,18 +113,18 @@ impl Roster {
     }
 
     /// Notes that it was stopped in favour of a quicker one, and may be asked again.
-    pub(super) fn stopped(&mut self, source: SourceId) {
+    pub(super) fn on_stopped(&mut self, source: SourceId) {
         self.change(source, |state| *state = State::Fresh);
     }
 
     /// Notes that it is not asked again: it said no, was proven wrong, or broke off too often.
-    pub(super) fn out(&mut self, source: SourceId) {
+    pub(super) fn rule_out(&mut self, source: SourceId) {
         self.change(source, |state| *state = State::Out);
     }
 
     /// Notes that its connection broke or stands still; `has_answered` says whether it had answered before. Returns
     /// whether it is asked again.
-    pub(super) fn broke(&mut self, source: SourceId, has_answered: bool, now: Instant) -> bool {
+    pub(super) fn on_broke(&mut self, source: SourceId, has_answered: bool, now: Instant) -> bool {
         let mut returns = false;
         self.change(source, |state| {
             let (until, pause) = match *state {
@@ -157,7 +157,7 @@ impl Roster {
 
 /// How long a line should take to deliver `bytes`, shared with the requests under way on it; a guess if it was never
 /// measured.
-pub(super) fn expected(line: &Line, bytes: u64) -> Duration {
+pub(super) fn expected_duration(line: &Line, bytes: u64) -> Duration {
     let rate = line.rate_bytes_s.unwrap_or(UNKNOWN_RATE_BYTES_S).max(1);
     let sharers = u64::try_from(line.in_flight).unwrap_or(u64::MAX).saturating_add(1);
     let millis = u128::from(bytes) * u128::from(sharers) * 1_000 / u128::from(rate);
@@ -183,7 +183,7 @@ mod tests {
         let mut roster = Roster::new([slow, unknown, quick], None);
         for expected in [quick, unknown, slow] {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
-            roster.out(expected);
+            roster.rule_out(expected);
         }
         assert_eq!(roster.next(Instant::now(), 1, lines), Next::Nobody);
     }
@@ -199,7 +199,7 @@ mod tests {
         let mut roster = Roster::new([paused, quick, slow], Some(slow));
         for expected in [slow, quick, paused] {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
-            roster.out(expected);
+            roster.rule_out(expected);
         }
     }
 
@@ -208,16 +208,16 @@ mod tests {
         let [sent, silent] = [(); 2].map(|()| SourceId::random());
         let mut now = Instant::now();
         let mut roster = Roster::new([sent, silent], None);
-        assert!(!roster.broke(silent, false, now));
+        assert!(!roster.on_broke(silent, false, now));
         let mut asked = 0;
-        assert!(roster.broke(sent, true, now));
+        assert!(roster.on_broke(sent, true, now));
         loop {
             match roster.next(now, 1, |_| Line::default()) {
                 Next::Ask(source) => {
                     assert_eq!(source, sent);
                     asked += 1;
-                    roster.under_way(source);
-                    roster.broke(source, false, now);
+                    roster.on_asked(source);
+                    roster.on_broke(source, false, now);
                 }
                 Next::Wait(until) => now = until,
                 Next::Nobody => break,

@@ -181,12 +181,12 @@ impl Runner {
     }
 
     /// Notes that it sent bytes of the NAR.
-    pub(super) fn moved(&mut self, waited: Duration, line: &Line) {
+    pub(super) fn on_data(&mut self, waited: Duration, line: &Line) {
         self.progress = Progress { at: waited, line_bytes: line.received_bytes, place: None };
     }
 
     /// Notes that its request waits in a queue, at this place.
-    pub(super) fn queued(&mut self, place: u32, waited: Duration, line: &Line) {
+    pub(super) fn on_queued(&mut self, place: u32, waited: Duration, line: &Line) {
         let is_nearer = self.progress.place.is_none_or(|before| place < before);
         let has_moved = line.received_bytes.saturating_sub(self.progress.line_bytes) > QUEUE_PROGRESS_BYTES;
         if is_nearer || has_moved {
@@ -197,7 +197,7 @@ impl Runner {
     }
 
     /// How long nothing has moved for the request.
-    pub(super) fn idle(&self, waited: Duration) -> Duration {
+    pub(super) fn idle_time(&self, waited: Duration) -> Duration {
         waited.saturating_sub(self.progress.at)
     }
 
@@ -217,7 +217,7 @@ impl Runner {
     }
 
     /// Bytes of the NAR per second in the last window; `None` during the first one.
-    pub(super) fn rate_bytes_s(&mut self, waited: Duration) -> Option<u64> {
+    pub(super) fn measure_rate_bytes_s(&mut self, waited: Duration) -> Option<u64> {
         let elapsed = waited.saturating_sub(self.pace.from);
         if elapsed >= PACE_WINDOW {
             let bytes = u128::from(self.bytes - self.pace.from_bytes) * 1_000 / elapsed.as_millis().max(1);

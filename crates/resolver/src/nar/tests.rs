@@ -172,7 +172,7 @@ impl Drop for Feed {
 }
 
 impl Feed {
-    fn came(&self, bytes: u64) {
+    fn note_received(&self, bytes: u64) {
         let mut state = self.state.lock();
         let line = state.lines.entry(self.source).or_default();
         line.received_bytes += bytes;
@@ -190,7 +190,7 @@ impl Feed {
         if let Some((pause, place)) = self.queue.last().copied() {
             self.wait(pause).await;
             self.queue.pop();
-            self.came(12);
+            self.note_received(12);
             return Ok(Piece::NotNow { place });
         }
         let (chunk, pause, until, flips, how) = match self.act.clone() {
@@ -222,7 +222,7 @@ impl Feed {
         }
         self.at += bytes.len() as u64;
         self.sent += bytes.len() as u64;
-        self.came(bytes.len() as u64);
+        self.note_received(bytes.len() as u64);
         out.extend_from_slice(&bytes);
         Ok(Piece::Data)
     }
@@ -299,7 +299,7 @@ async fn deliver_after(
         let offset = first_byte / 2;
         verifier.feed(&beginning[..usize::try_from(offset).unwrap()]).unwrap();
         let known = Some((verifier, vec![SourceId::random()]));
-        Transfer::resumed(Arc::clone(&context), settings, url, order.clone(), offset, known)
+        Transfer::resume(Arc::clone(&context), settings, url, order.clone(), offset, known)
     };
     let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
     let since = Instant::now();
@@ -321,11 +321,11 @@ async fn deliver_after(
     (order, Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes })
 }
 
-fn blamed(outcome: &Outcome, source: SourceId) -> bool {
+fn is_blamed(outcome: &Outcome, source: SourceId) -> bool {
     outcome.observed.contains(&(source, Observation::FalseNar))
 }
 
-fn timed_out(outcome: &Outcome, source: SourceId) -> bool {
+fn has_timed_out(outcome: &Outcome, source: SourceId) -> bool {
     outcome.observed.contains(&(source, Observation::TimedOut))
 }
 
@@ -344,7 +344,7 @@ async fn dripping_source_is_left_for_a_quick_one() {
         let (order, outcome) = deliver(&nar, vec![Script::honest(400, 1), Script::honest(1, 512)], 0).await;
         assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
         assert!(outcome.elapsed < Duration::from_secs(5), "{size}: {:?}", outcome.elapsed);
-        assert!(!blamed(&outcome, order[0]) && !blamed(&outcome, order[1]));
+        assert!(!is_blamed(&outcome, order[0]) && !is_blamed(&outcome, order[1]));
     }
 }
 
@@ -387,7 +387,7 @@ async fn queue_in_which_nothing_moves_is_left() {
     let queue = (1..1_000).map(|_| (Duration::from_secs(1), 3)).collect();
     let (order, outcome) = deliver(&nar, vec![Script { queue, ..Script::honest(1, 64) }], 0).await;
     assert_eq!(outcome.ended, Ended::Gone);
-    assert!(timed_out(&outcome, order[0]));
+    assert!(has_timed_out(&outcome, order[0]));
     assert!(outcome.elapsed < 8 * STALL, "{:?}", outcome.elapsed);
 }
 
@@ -398,7 +398,7 @@ async fn honest_source_is_never_shut_out_for_the_bytes_of_another() {
         let nar = nar_of(size, 1);
         let (order, outcome) = deliver(&nar, vec![flipped(64, Some(900), 300), Script::honest(1, 64)], 0).await;
         assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
-        assert!(!blamed(&outcome, order[1]), "{size}");
+        assert!(!is_blamed(&outcome, order[1]), "{size}");
     }
 }
 
@@ -408,7 +408,7 @@ async fn source_that_alone_sent_a_wrong_nar_is_blamed_and_the_next_one_saves_it(
         let nar = nar_of(size, 1);
         let (order, outcome) = deliver(&nar, vec![flipped(64, None, 300), Script::honest(1, 64)], 0).await;
         assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
-        assert!(blamed(&outcome, order[0]) && !blamed(&outcome, order[1]));
+        assert!(is_blamed(&outcome, order[0]) && !is_blamed(&outcome, order[1]));
     }
 }
 
@@ -419,7 +419,7 @@ async fn source_that_finishes_what_another_began_wrong_is_not_blamed() {
     beginning[20_000] ^= 1;
     let (order, outcome) = deliver_after(&beginning, &nar, vec![Script::honest(1, 512)], 50_000).await;
     assert_eq!((outcome.ended, outcome.aborted), (Ended::Gone, true));
-    assert!(!blamed(&outcome, order[0]));
+    assert!(!is_blamed(&outcome, order[0]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -428,7 +428,7 @@ async fn wrong_byte_that_nix_has_seen_ends_the_body_short() {
     let (order, outcome) = deliver(&nar, vec![flipped(512, None, 300), Script::honest(1, 64)], 0).await;
     assert_eq!((outcome.ended, outcome.aborted), (Ended::Gone, true));
     assert!(outcome.body.len() < nar.len());
-    assert!(blamed(&outcome, order[0]) && !blamed(&outcome, order[1]));
+    assert!(is_blamed(&outcome, order[0]) && !is_blamed(&outcome, order[1]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -560,7 +560,7 @@ fn client_gets_the_exact_nar_or_a_short_body_whatever_sources_do() {
             Ended::HungUp => panic!("nobody hung up: {told}"),
         }
         for (source, script) in order.iter().zip(&scripts) {
-            assert!(!script.is_reliable() || !blamed(&outcome, *source), "an honest source is blamed: {told}");
+            assert!(!script.is_reliable() || !is_blamed(&outcome, *source), "an honest source is blamed: {told}");
         }
     }
     assert!(complete > cases / 4 && gone > cases / 20, "both happen: {complete}, {gone}");

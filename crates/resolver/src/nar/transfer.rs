@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::checkpoints::Checkpoint;
 use super::endurance::Endurance;
 use super::race::{RACE_AFTER, RACE_BYTES_MAX, Race};
-use super::roster::{Next, Roster, expected};
+use super::roster::{Next, Roster, expected_duration};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
 use crate::ResolverSettings;
@@ -123,11 +123,11 @@ impl Transfer {
         url: NarUrl,
         sources: impl IntoIterator<Item = SourceId>,
     ) -> Self {
-        Self::resumed(context, settings, url, sources, 0, Some((NarVerifier::new(), Vec::new())))
+        Self::resume(context, settings, url, sources, 0, Some((NarVerifier::new(), Vec::new())))
     }
 
     /// Reads the NAR from `offset` on. `known` has seen the bytes before it.
-    pub(crate) fn resumed(
+    pub(crate) fn resume(
         context: Arc<NarContext>,
         settings: TransferSettings,
         url: NarUrl,
@@ -159,7 +159,7 @@ impl Transfer {
     }
 
     /// Makes the transfer ask no sources but those given at the start.
-    pub(crate) fn is_of_one_source(&mut self) {
+    pub(crate) fn ask_only_given_sources(&mut self) {
         self.is_closed = true;
         self.may_begin_anew = false;
     }
@@ -188,7 +188,7 @@ impl Transfer {
     /// next time.
     pub(crate) fn abandon(self) {
         for runner in &self.runners {
-            if runner.idle(self.waited) >= RACE_AFTER {
+            if runner.idle_time(self.waited) >= RACE_AFTER {
                 self.context.sources.observe(runner.source, Observation::TimedOut);
             }
             self.account(runner);
@@ -240,7 +240,7 @@ impl Transfer {
             && !runner.is_queued()
             && !runner.is_opening()
         {
-            self.endurance.waited(runner.source, self.offset, wait);
+            self.endurance.add_wait(runner.source, self.offset, wait);
         }
     }
 
@@ -294,7 +294,7 @@ impl Transfer {
             Compress::Auto => line.rate_bytes_s.is_some_and(|rate| rate < COMPRESS_BELOW_BYTES_S),
         };
         let request = NarRequest { hash_part, nar_hash, nar_size, offset: self.offset, accept_zstd };
-        self.roster.under_way(source);
+        self.roster.on_asked(source);
         let request = self.context.sources.request(source, request);
         self.runners.push(Runner::start(source, request, self.waited, &line));
     }
@@ -307,7 +307,7 @@ impl Transfer {
         let runner = self.runners.get_mut(at)?;
         match said {
             Said::Opened => {}
-            Said::Other(Piece::NotNow { place }) => runner.queued(place, waited, &line),
+            Said::Other(Piece::NotNow { place }) => runner.on_queued(place, waited, &line),
             Said::Data(bytes) => {
                 if bytes.is_empty() {
                     return None;
@@ -316,13 +316,13 @@ impl Transfer {
                     self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarFrom(source, self.offset));
                 }
                 let runner = self.runners.get_mut(at)?;
-                runner.moved(waited, &line);
+                runner.on_data(waited, &line);
                 if !is_race {
                     return self.take(source, bytes, out);
                 }
                 runner.tail.extend_from_slice(&bytes);
                 if at > 0 {
-                    self.race.second_sends(waited);
+                    self.race.on_second_sends(waited);
                 }
                 return self.judge_race(out);
             }
@@ -350,7 +350,7 @@ impl Transfer {
     fn look(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         self.looked = self.waited;
         for at in (0..self.runners.len()).rev() {
-            if let Some(why) = self.stalls(at) {
+            if let Some(why) = self.why_stalled(at) {
                 self.leave(at, Left::Stalled, why);
             }
         }
@@ -369,7 +369,7 @@ impl Transfer {
     fn give_up_hopeless(&mut self) {
         let [runner] = self.runners.as_slice() else { return };
         let source = runner.source;
-        let rest = self.endurance.hopeless(source, self.offset, self.bytes_left());
+        let rest = self.endurance.hopeless_wait(source, self.offset, self.bytes_left());
         if let Some(rest) = rest.filter(|_| !runner.is_queued()) {
             self.context.sources.observe(source, Observation::TimedOut);
             self.leave(0, Left::SaidNo, format!("at its pace the rest would take {} h", rest.as_secs() / 3_600));
@@ -377,10 +377,10 @@ impl Transfer {
     }
 
     /// Why this source is no longer waited for, or `None` if it is.
-    fn stalls(&self, at: usize) -> Option<String> {
+    fn why_stalled(&self, at: usize) -> Option<String> {
         let runner = self.runners.get(at)?;
         let (line, stall) = (self.line(&runner.source), self.settings.stall_timeout);
-        let idle = runner.idle(self.waited);
+        let idle = runner.idle_time(self.waited);
         // A racer with a full tail waits for us, not we for it.
         if idle < stall || runner.tail.len() >= RACE_BYTES_MAX {
             return None;
@@ -412,13 +412,13 @@ impl Transfer {
             return;
         }
         // A source that stands still has no pace, whatever its last window showed.
-        let rate = if runner.idle(waited) >= RACE_AFTER { Some(0) } else { runner.rate_bytes_s(waited) };
+        let rate = if runner.idle_time(waited) >= RACE_AFTER { Some(0) } else { runner.measure_rate_bytes_s(waited) };
         let Some(rate) = rate else { return };
         let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
         let Some(other) = self.roster.quickest_fresh(left, |source| self.context.sources.line(source)) else { return };
         let line = self.line(&other);
         let is_worth_it = match line.rate_bytes_s {
-            Some(_) => expected(&line, left).saturating_mul(2) < at_this_pace,
+            Some(_) => expected_duration(&line, left).saturating_mul(2) < at_this_pace,
             None => at_this_pace > RACE_UNKNOWN_MIN,
         };
         if !is_worth_it || (self.is_strict && self.offset > 0) {
@@ -431,10 +431,10 @@ impl Transfer {
     /// Ends the race once it is decided; the quicker source goes on.
     fn judge_race(&mut self, out: &mut Vec<u8>) -> Option<Step> {
         let [first, second] = self.runners.as_slice() else { return None };
-        let loser = self.race.loser([first.tail.len(), second.tail.len()], self.bytes_left(), self.waited)?;
+        let loser = self.race.decide([first.tail.len(), second.tail.len()], self.bytes_left(), self.waited)?;
         let runner = self.runners.remove(loser);
         self.account(&runner);
-        self.roster.stopped(runner.source);
+        self.roster.on_stopped(runner.source);
         let slower = LookupEvent::NarBroken(runner.source, self.offset, "another source is quicker".to_owned());
         self.context.lookup_log.note(self.url.hash_part, slower);
         drop(runner);
@@ -461,7 +461,7 @@ impl Transfer {
             self.contributors.push(source);
         }
         if !is_nar {
-            return Some(self.lie(out));
+            return Some(self.on_lie(out));
         }
         self.offset += bytes.len() as u64;
         // If the caller's buffer has no memory yet, it takes this one, which saves a copy.
@@ -480,7 +480,7 @@ impl Transfer {
         };
         let is_right = self.verifier.clone().is_none_or(promised);
         if !is_right {
-            return self.lie(out);
+            return self.on_lie(out);
         }
         let elapsed = self.started.elapsed();
         for runner in std::mem::take(&mut self.runners) {
@@ -504,7 +504,7 @@ impl Transfer {
     }
 
     /// Handles that what was sent is not the promised NAR.
-    fn lie(&mut self, out: &mut Vec<u8>) -> Step {
+    fn on_lie(&mut self, out: &mut Vec<u8>) -> Step {
         for runner in std::mem::take(&mut self.runners) {
             self.account(&runner);
         }
@@ -512,9 +512,9 @@ impl Transfer {
         match self.contributors.as_slice() {
             [liar] => {
                 self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarLie(*liar));
-                self.context.nar_faults.lied(self.url.nar_hash, *liar);
+                self.context.nar_faults.note_liar(self.url.nar_hash, *liar);
                 self.context.sources.observe(*liar, Observation::FalseNar);
-                self.roster.out(*liar);
+                self.roster.rule_out(*liar);
             }
             several => {
                 self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
@@ -546,21 +546,23 @@ impl Transfer {
     fn leave(&mut self, at: usize, left: Left, why: String) {
         let runner = self.runners.remove(at);
         self.account(&runner);
-        let is_fruitless = left != Left::SaidNo && self.endurance.broke_off(runner.source, runner.bytes());
+        let is_fruitless = left != Left::SaidNo && self.endurance.on_broke_off(runner.source, runner.bytes());
         let is_waited_for_in_vain = match left {
             Left::Broke | Left::Stalled if is_fruitless => {
-                self.roster.out(runner.source);
+                self.roster.rule_out(runner.source);
                 true
             }
             Left::SaidNo => {
-                self.roster.out(runner.source);
+                self.roster.rule_out(runner.source);
                 false
             }
             // A source that queued our request counts as having answered: a daemon that restarts loses its queue, but
             // still has the NAR.
-            Left::Broke => !self.roster.broke(runner.source, runner.bytes() > 0 || runner.is_queued(), Instant::now()),
+            Left::Broke => {
+                !self.roster.on_broke(runner.source, runner.bytes() > 0 || runner.is_queued(), Instant::now())
+            }
             Left::Stalled => {
-                self.roster.broke(runner.source, runner.bytes() > 0, Instant::now());
+                self.roster.on_broke(runner.source, runner.bytes() > 0, Instant::now());
                 true
             }
         };

@@ -28,9 +28,9 @@ impl Transfers {
 
     /// The sources to ask for this NAR: first those that confirmed its NarHash, then the other candidates. Those that
     /// lied about it are left out.
-    pub(super) async fn holders(&self, url: &NarUrl) -> Vec<SourceId> {
+    pub(super) async fn find_holders(&self, url: &NarUrl) -> Vec<SourceId> {
         let mut sources = self.context.candidates(url);
-        let confirmed: HashSet<SourceId> = match self.narinfos.remembered(url.hash_part).await {
+        let confirmed: HashSet<SourceId> = match self.narinfos.recall(url.hash_part).await {
             Some(answer) if answer.info.nar_hash == url.nar_hash => answer.holders().collect(),
             Some(_) | None => HashSet::new(),
         };
@@ -46,15 +46,15 @@ impl Transfers {
         }
         // Only the rest is read, not the whole: if this process sent the beginning, a verifier of it was kept. Without
         // one, for example after a restart, only Nix verifies the whole, as it always does.
-        let known = context.checkpoints.before(&url.nar_hash, first_byte);
+        let known = context.checkpoints.last_before(&url.nar_hash, first_byte);
         let offset = known.as_ref().map_or(first_byte, |(verifier, _)| verifier.fed_bytes());
-        Transfer::resumed(context, settings, url, holders, offset, known)
+        Transfer::resume(context, settings, url, holders, offset, known)
     }
 
     /// Reads a small NAR that Nix has not asked for yet, if memory for it is free at once. `None` if it was not read.
     pub(super) async fn read_in_advance(self: Arc<Self>, url: NarUrl) -> Option<Bytes> {
         let permit = self.context.buffers.try_take(url.nar_size)?;
-        let holders = self.holders(&url).await;
+        let holders = self.find_holders(&url).await;
         read_whole(self.begin(url, 0, holders), url, permit).await
     }
 }

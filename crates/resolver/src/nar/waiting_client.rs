@@ -66,7 +66,7 @@ impl WaitingClient {
     }
 
     /// For how long the client can be kept waiting.
-    pub(super) fn lasts(&self) -> Duration {
+    pub(super) fn patience_left(&self) -> Duration {
         let bytes_left = (NAR_PREFIX.len() as u64).saturating_sub(self.next_byte);
         let bursts_left = u32::try_from(bytes_left.div_ceil(BURST_BYTES as u64)).unwrap_or(0);
         self.burst_at.saturating_duration_since(Instant::now()) + BURST_PAUSE * bursts_left
@@ -84,12 +84,12 @@ impl WaitingClient {
                 biased;
                 done = &mut done => return Ok(done),
                 () = &mut closed => return Err(HungUp),
-                () = burst, if has_bursts => self.burst(),
+                () = burst, if has_bursts => self.send_burst(),
             }
         }
     }
 
-    fn burst(&mut self) {
+    fn send_burst(&mut self) {
         let from = usize::try_from(self.next_byte).unwrap_or(NAR_PREFIX.len());
         let bytes = NAR_PREFIX.get(from..NAR_PREFIX.len().min(from + BURST_BYTES)).unwrap_or_default();
         // There should be room, because so far only bursts were sent, far apart. If there is none, the client has bytes
@@ -133,10 +133,10 @@ mod tests {
             got
         });
         let mut client = WaitingClient::new(sender, 0);
-        assert_eq!(client.lasts(), Duration::from_secs(1 + 7 * 15));
+        assert_eq!(client.patience_left(), Duration::from_secs(1 + 7 * 15));
         client.keep(tokio::time::sleep(Duration::from_secs(300))).await.unwrap();
         assert!(client.has_told_something() && !client.has_bursts());
-        assert_eq!(client.lasts(), Duration::ZERO);
+        assert_eq!(client.patience_left(), Duration::ZERO);
         let mut nar = NAR_PREFIX.to_vec();
         nar.extend_from_slice(b"the rest");
         client.send(0, Bytes::from(nar.clone())).await.unwrap();

@@ -65,8 +65,8 @@ async fn ask_all(asking: Weak<Asking>, answers: Arc<Answers>, mut waiting: mpsc:
         let Some(asking) = asking.upgrade() else { return };
         let answers = Arc::clone(&answers);
         tokio::spawn(async move {
-            if answers.fresh(part).await.is_none() {
-                asking.asked_ahead(part).await;
+            if answers.recall_fresh(part).await.is_none() {
+                asking.ask_ahead(part).await;
             }
             drop(slot);
         });

@@ -141,7 +141,7 @@ mod tests {
     struct InMemory(Mutex<HashMap<HashPart, RememberedAnswer>>);
 
     impl AnswerStore for InMemory {
-        fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
+        fn read_answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
             Ok(self.0.lock().get(part).cloned())
         }
 
@@ -175,8 +175,8 @@ mod tests {
     struct Hanging(Mutex<InMemory>);
 
     impl AnswerStore for Hanging {
-        fn answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
-            self.0.lock().answer(part)
+        fn read_answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
+            self.0.lock().read_answer(part)
         }
 
         fn update(&self, changes: &[AnswerChange]) -> Result<(), String> {
@@ -220,8 +220,8 @@ mod tests {
         writer.write(parts[0], None);
         writer.write(parts[1], Some(answer(2)));
         drop(writer);
-        assert_eq!(store.answer(&parts[0]).unwrap(), None);
-        assert_eq!(store.answer(&parts[1]).unwrap(), Some(answer(2)));
+        assert_eq!(store.read_answer(&parts[0]).unwrap(), None);
+        assert_eq!(store.read_answer(&parts[1]).unwrap(), Some(answer(2)));
         assert_eq!(store.0.lock().len(), 1_999);
     }
 }

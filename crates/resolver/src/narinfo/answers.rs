@@ -51,7 +51,7 @@ impl Answer {
     fn new(store_dir: &StoreDir, gate: &Gate, passed: Passed, holders: Vec<Candidate>) -> Self {
         let Passed { info, proof, pass } = passed;
         let url = gate.nar_url(&info, &pass);
-        let rendered = gate.signed(&info, &pass).render(store_dir, &url.to_string());
+        let rendered = gate.sign(&info, &pass).render(store_dir, &url.to_string());
         let stamp = AtomicU64::new(pass.stamp);
         Self { info, url, rendered: Bytes::from(rendered), holders, since: Instant::now(), proof, pass, stamp }
     }
@@ -177,11 +177,11 @@ impl Answers {
     }
 
     /// Reads the answer from the database.
-    fn stored(&self, part: &HashPart) -> Option<RememberedAnswer> {
+    fn read_stored(&self, part: &HashPart) -> Option<RememberedAnswer> {
         if self.forgotten.contains_key(part) {
             return None;
         }
-        self.store.answer(part).unwrap_or_else(|error| {
+        self.store.read_answer(part).unwrap_or_else(|error| {
             tracing::warn!(%error, "a remembered answer could not be read");
             None
         })
@@ -202,12 +202,12 @@ impl Answers {
     }
 
     /// The remembered answer about a path, if it may be given without asking anybody again.
-    pub(super) async fn fresh(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
-        self.remembered(part).await.filter(|answer| answer.is_fresh(&*self.shared.sources))
+    pub(super) async fn recall_fresh(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+        self.recall(part).await.filter(|answer| answer.is_fresh(&*self.shared.sources))
     }
 
     /// The remembered answer about a path that a source still claims.
-    pub(crate) async fn remembered(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
+    pub(crate) async fn recall(self: &Arc<Self>, part: HashPart) -> Option<Arc<Answer>> {
         if !self.shared.sources.is_claimed(&part) {
             return None;
         }
@@ -225,7 +225,7 @@ impl Answers {
         let (info, proof, holders) = match known {
             Some(known) => (known.info.clone(), known.proof.clone(), known.holders.clone()),
             None => {
-                let RememberedAnswer { narinfo, holders, .. } = self.stored(part)?;
+                let RememberedAnswer { narinfo, holders, .. } = self.read_stored(part)?;
                 let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
                 let judged = trust::judge(&narinfo, part, &self.shared.store_dir, trusted, by_verdict).ok()?;
                 // Perhaps nobody hashed the contents: a signature or a verdict may have been enough at that time. Ask
@@ -236,7 +236,7 @@ impl Answers {
                 (judged.info, judged.proof, holders)
             }
         };
-        let pass = self.gate.admitted(&info, &proof).ok().filter(|pass| !pass.is_second_choice);
+        let pass = self.gate.admit(&info, &proof).ok().filter(|pass| !pass.is_second_choice);
         let Some(pass) = pass else {
             // Dropped, so that the candidates are asked: another one may have what is agreed on.
             self.memory.invalidate(part);

@@ -95,16 +95,16 @@ impl Asking {
 
     /// Asks the candidates, or joins a question about this path that is already under way. A refusal is counted once
     /// for all who wait, however many candidates hold what is refused.
-    pub(crate) async fn asked(self: &Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
-        self.outcome(part, true).await
+    pub(crate) async fn ask(self: &Arc<Self>, part: HashPart) -> Result<Arc<Answer>, NoNarInfo> {
+        self.await_outcome(part, true).await
     }
 
     /// The same for a path that Nix has not asked for, and may never ask for: a refusal is not counted.
-    pub(crate) async fn asked_ahead(self: &Arc<Self>, part: HashPart) {
-        drop(self.outcome(part, false).await);
+    pub(crate) async fn ask_ahead(self: &Arc<Self>, part: HashPart) {
+        drop(self.await_outcome(part, false).await);
     }
 
-    async fn outcome(self: &Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, NoNarInfo> {
+    async fn await_outcome(self: &Arc<Self>, part: HashPart, for_nix: bool) -> Result<Arc<Answer>, NoNarInfo> {
         let mut outcome = self.join_or_start(part, for_nix);
         let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| NoNarInfo::NotNow)?;
         outcome.clone().unwrap_or(Err(NoNarInfo::NotNow))
@@ -131,7 +131,7 @@ impl Asking {
             if let Err(NoNarInfo::Refused(refusal)) = &answer
                 && question.is_some_and(|question| question.for_nix)
             {
-                this.gate.not_given(*refusal);
+                this.gate.count_refusal(*refusal);
             }
             sender.send_replace(Some(answer));
         });
@@ -181,7 +181,7 @@ impl Asking {
                         // Another fingerprint is agreed on: a candidate with that one is preferred if it answers soon.
                         Said::Holds(answer) if answer.is_second_choice() => {
                             if second.replace(answer).is_none() {
-                                patience.ends_within(SECOND_CHOICE_WAIT);
+                                patience.end_within(SECOND_CHOICE_WAIT);
                             }
                         }
                         Said::Holds(answer) => {
@@ -248,7 +248,7 @@ impl Asking {
             Ok(NarInfoReply::Found(text)) => self.judge.judge(part, candidate, &text, since, deadline).await,
             Ok(NarInfoReply::Absent) => {
                 self.shared.lookup_log.note(part, LookupEvent::Absent(source));
-                if self.false_hits.is_new(source, part) {
+                if self.false_hits.note_if_new(source, part) {
                     self.shared.counters.false_hits.inc();
                     self.shared.sources.observe(source, Observation::FalseHit);
                 }
@@ -289,7 +289,7 @@ impl Patience {
     }
 
     /// Makes the deadline at most this far away.
-    fn ends_within(&mut self, wait: Duration) {
+    fn end_within(&mut self, wait: Duration) {
         self.until = self.until.min(Instant::now() + wait);
     }
 }

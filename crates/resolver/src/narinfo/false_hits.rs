@@ -42,7 +42,7 @@ impl FalseHits {
     }
 
     /// Whether this answer has to be counted. It is remembered, so that it is not counted again.
-    pub(crate) fn is_new(&self, peer: SourceId, part: HashPart) -> bool {
+    pub(crate) fn note_if_new(&self, peer: SourceId, part: HashPart) -> bool {
         let mut counted = self.counted.lock();
         if counted.get(&(peer, part)).is_some_and(|(at, ())| at.elapsed() < COUNTED_FOR) {
             return false;
@@ -73,8 +73,8 @@ mod tests {
         let parts = [HashPart([1; 20]), HashPart([2; 20])];
         for peer in peers {
             for part in parts {
-                assert!(false_hits.is_new(peer, part));
-                assert!(!false_hits.is_new(peer, part));
+                assert!(false_hits.note_if_new(peer, part));
+                assert!(!false_hits.note_if_new(peer, part));
             }
         }
     }

@@ -103,7 +103,7 @@ impl Gate {
     }
 
     /// Counts a refusal of what Nix asked for: once, however many sources hold it.
-    pub(crate) fn not_given(&self, refusal: Refusal) {
+    pub(crate) fn count_refusal(&self, refusal: Refusal) {
         self.refused.get_or_create(&Reason { reason: refusal.name() }).inc();
     }
 
@@ -113,7 +113,7 @@ impl Gate {
     }
 
     /// Notes that our Nix asks for this path, so that attestations of it are kept.
-    pub(crate) fn asked(&self, part: HashPart) {
+    pub(crate) fn note_asked(&self, part: HashPart) {
         if self.builders.policy().mode() != Mode::Off {
             self.builders.note_asked(part);
         }
@@ -122,7 +122,7 @@ impl Gate {
     /// Asks the policy about a narinfo. From memory.
     pub(crate) fn decide(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         let (stamp, policy) = (self.stamp(), self.builders.policy());
-        let (decision, voters) = self.decision(&policy, info, proof);
+        let (decision, voters) = self.ask_policy(&policy, info, proof);
         let pass = |is_second_choice| {
             let is_demanded = policy.mode() == Mode::Require;
             Ok(Pass { stamp, voters, is_second_choice, is_demanded })
@@ -138,7 +138,7 @@ impl Gate {
     }
 
     /// The ruling of the policy and the builders on whose word it rests, both from the same state of the ledger.
-    fn decision(&self, policy: &Policy, info: &NarInfo, proof: &Proof) -> (Ruling, Vec<BuilderKey>) {
+    fn ask_policy(&self, policy: &Policy, info: &NarInfo, proof: &Proof) -> (Ruling, Vec<BuilderKey>) {
         if matches!(policy.mode(), Mode::Off | Mode::Observe) {
             return (Ruling::NotAsked, Vec::new());
         }
@@ -156,7 +156,11 @@ impl Gate {
 
     /// The path and fingerprint that are given on the word of these builders, if there are any. A report names them if
     /// they no longer hold.
-    pub(crate) fn on_word(&self, info: &NarInfo, voters: &[BuilderKey]) -> Option<(StorePath, FingerprintDigest)> {
+    pub(crate) fn given_on_word(
+        &self,
+        info: &NarInfo,
+        voters: &[BuilderKey],
+    ) -> Option<(StorePath, FingerprintDigest)> {
         (!voters.is_empty()).then(|| (info.path.clone(), self.fingerprint(info)))
     }
 
@@ -181,11 +185,11 @@ impl Gate {
     /// The narinfo as Nix gets it. If agreement is demanded, the gateway key signs it, and the signatures of the
     /// builders whose word counted are added, so that they stay with the copy in the store. Reads the disk in that
     /// case.
-    pub(crate) fn signed(&self, info: &NarInfo, pass: &Pass) -> NarInfo {
+    pub(crate) fn sign(&self, info: &NarInfo, pass: &Pass) -> NarInfo {
         let mut info = info.clone();
         let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
         let fingerprint = self.fingerprint(&info);
-        match self.builders.signatures(fingerprint) {
+        match self.builders.read_signatures(fingerprint) {
             Ok(known) => {
                 for (builder, signature) in known {
                     if pass.voters.contains(&builder) && !info.signatures.contains(&signature) {
@@ -208,7 +212,7 @@ impl Gate {
     }
 
     /// The same, for `status`: only reasons that occurred.
-    pub(crate) fn refused(&self) -> BTreeMap<String, u64> {
+    pub(crate) fn refusal_counts(&self) -> BTreeMap<String, u64> {
         let count = |reason: &'static str| {
             let counter = self.refused.get(&Reason { reason })?;
             Some((reason.to_owned(), counter.get()))
@@ -216,9 +220,9 @@ impl Gate {
         Refusal::NAMES.into_iter().filter_map(count).collect()
     }
 
-    /// Asks the policy about a narinfo. `why` shows a refusal; it is counted by [`Gate::not_given`], and only if no
+    /// Asks the policy about a narinfo. `why` shows a refusal; it is counted by [`Gate::count_refusal`], and only if no
     /// source has anything that is let through.
-    pub(crate) fn admitted(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
+    pub(crate) fn admit(&self, info: &NarInfo, proof: &Proof) -> Result<Pass, Refusal> {
         self.decide(info, proof).inspect_err(|refusal| {
             tracing::debug!(store_path = %info.path, verdict = refusal.name(), "refused by the policy");
             self.shared.lookup_log.note(info.path.hash_part(), LookupEvent::Refused(*refusal, info.nar_hash));
@@ -230,7 +234,7 @@ impl Gate {
     pub(crate) async fn hear_builders(&self, info: &NarInfo, proof: &Proof, deadline: Instant) {
         let lacks = || {
             let policy = self.builders.policy();
-            let (decision, _) = self.decision(&policy, info, proof);
+            let (decision, _) = self.ask_policy(&policy, info, proof);
             match decision {
                 Ruling::Refuse(Refusal::NotAgreed(state)) => state != State::ContentAddressed,
                 // This ruling holds only while no other builder says anything.

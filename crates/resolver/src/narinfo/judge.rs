@@ -78,7 +78,7 @@ impl Judge {
         if let Proof::Contents(address) = &proof
             && !is_agreed
         {
-            let proven = self.contents.matches(source, &info, address);
+            let proven = self.contents.check(source, &info, address);
             let proven = tokio::time::timeout_at(deadline, proven).await;
             if !matches!(proven, Ok(true)) {
                 let why = "its contents could not be checked against the content address".to_owned();
@@ -87,7 +87,7 @@ impl Judge {
             }
             proof = Proof::ContentAddress;
         }
-        let pass = match self.gate.admitted(&info, &proof) {
+        let pass = match self.gate.admit(&info, &proof) {
             Ok(pass) => pass,
             Err(refusal) => return Said::Refused(refusal),
         };

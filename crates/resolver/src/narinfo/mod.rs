@@ -100,13 +100,13 @@ impl NarInfos {
     }
 
     /// Drops the rendered answers about these paths, because our own store has changed.
-    pub(crate) fn own_changed(&self, parts: &[HashPart]) {
+    pub(crate) fn on_own_changed(&self, parts: &[HashPart]) {
         self.own.invalidate(parts);
     }
 
     /// Why a path of our own store is not given to Nix, in words. Reads the disk.
-    pub(crate) fn own_not_given(&self, part: &HashPart) -> Option<String> {
-        self.own.not_given(part)
+    pub(crate) fn explain_own_refusal(&self, part: &HashPart) -> Option<String> {
+        self.own.explain_refusal(part)
     }
 
     /// What is remembered of a path, for `why`.
@@ -122,13 +122,13 @@ impl NarInfos {
     }
 
     /// The answers about these paths that are in memory.
-    pub(crate) fn given<'a>(&self, parts: impl IntoIterator<Item = &'a HashPart>) -> Vec<Arc<Answer>> {
+    pub(crate) fn answers_in_memory<'a>(&self, parts: impl IntoIterator<Item = &'a HashPart>) -> Vec<Arc<Answer>> {
         parts.into_iter().filter_map(|part| self.answers.in_memory(part)).collect()
     }
 
     /// The remembered answer about a path that a source still claims.
-    pub(crate) async fn remembered(&self, part: HashPart) -> Option<Arc<Answer>> {
-        self.answers.remembered(part).await
+    pub(crate) async fn recall(&self, part: HashPart) -> Option<Arc<Answer>> {
+        self.answers.recall(part).await
     }
 
     /// Forgets the answer about a path whose NAR nobody could send, so that the next lookup asks again.
@@ -138,7 +138,7 @@ impl NarInfos {
 
     /// Answers from memory alone, without waiting and without reading the disk.
     pub(crate) fn look_up(&self, part: HashPart) -> InMemory {
-        self.gate.asked(part);
+        self.gate.note_asked(part);
         if self.shared.has(&part) {
             let Some(own) = self.own.in_memory(&part) else { return InMemory::Unknown };
             self.shared.lookup_log.note_at_once(part, AtOnce::OwnStore);
@@ -175,14 +175,14 @@ impl NarInfos {
             }
         }
         let given = |answer: &Answer| Some(Given { rendered: answer.rendered.clone(), is_own: false });
-        let remembered = self.remembered(part).await;
+        let remembered = self.recall(part).await;
         if let Some(answer) = remembered.as_ref().filter(|answer| answer.is_fresh(&*self.shared.sources)) {
             self.shared.lookup_log.note(part, LookupEvent::Remembered);
             return given(answer);
         }
         // A remembered answer that is not fresh is kept for the case that no candidate answers now.
         self.shared.counters.asked.inc();
-        match (self.asking.asked(part).await, remembered) {
+        match (self.asking.ask(part).await, remembered) {
             (Ok(answer), _) => given(&answer),
             // The answer was true when it was given, and a source still claims the path.
             (Err(NoNarInfo::NotNow), Some(remembered)) => {
@@ -196,7 +196,7 @@ impl NarInfos {
                     (None, NoNarInfo::Absent | NoNarInfo::Refused(_)) => NotFound::Nobody,
                 };
                 if let Some(refusal) = refused {
-                    self.gate.not_given(refusal);
+                    self.gate.count_refusal(refusal);
                 }
                 self.shared.lookup_log.note(part, LookupEvent::NotFound(why));
                 None
@@ -206,7 +206,7 @@ impl NarInfos {
         }
     }
 
-    async fn own_answer(&self, part: HashPart) -> Option<OwnAnswer> {
+    async fn find_own(&self, part: HashPart) -> Option<OwnAnswer> {
         if !self.shared.has(&part) {
             return None;
         }
@@ -221,10 +221,10 @@ impl NarInfos {
             return true;
         }
         let part = url.hash_part;
-        if let Some(own) = self.own_answer(part).await {
+        if let Some(own) = self.find_own(part).await {
             return leads_to(&own.url, url);
         }
-        self.remembered(part).await.is_some_and(|answer| leads_to(&answer.url, url))
+        self.recall(part).await.is_some_and(|answer| leads_to(&answer.url, url))
     }
 
     /// Whether Nix may have this NAR now, whatever narinfo it got before. If so, notes that Nix gets it.
@@ -236,26 +236,26 @@ impl NarInfos {
             return true;
         }
         let part = url.hash_part;
-        if let Some(own) = self.own_answer(part).await
+        if let Some(own) = self.find_own(part).await
             && leads_to(&own.url, url)
         {
             self.gate.note_given(own.on_word);
             return true;
         }
-        let answer = match self.remembered(part).await {
+        let answer = match self.recall(part).await {
             Some(answer) => Ok(answer),
-            None => self.asking.asked(part).await,
+            None => self.asking.ask(part).await,
         };
         let Ok(answer) = answer else {
             self.shared.lookup_log.note(part, LookupEvent::NarRefused);
             return false;
         };
         if !leads_to(&answer.url, url) {
-            self.gate.not_given(Refusal::OtherFingerprint);
+            self.gate.count_refusal(Refusal::OtherFingerprint);
             self.shared.lookup_log.note(part, LookupEvent::NarRefused);
             return false;
         }
-        self.gate.note_given(self.gate.on_word(&answer.info, answer.voters()));
+        self.gate.note_given(self.gate.given_on_word(&answer.info, answer.voters()));
         true
     }
 }

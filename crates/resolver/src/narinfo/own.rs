@@ -88,9 +88,9 @@ impl OwnAnswers {
 
     /// The metadata of our own copy, if it can be read and a trusted key (or our builder key) vouches for it; otherwise
     /// why not. Reads the disk.
-    fn judged(&self, part: &HashPart) -> Result<TrustedNarInfo, NotOurs> {
+    fn judge(&self, part: &HashPart) -> Result<TrustedNarInfo, NotOurs> {
         // Opening it fails if the copy is known to have failed its hash.
-        let info = self.shared.own_info(part).filter(|info| info.nar_size > 0).ok_or(NotOurs::Row)?;
+        let info = self.shared.read_own_info(part).filter(|info| info.nar_size > 0).ok_or(NotOurs::Row)?;
         self.shared.store.open_nar(&info)?;
         let (settings, store_dir) = (self.shared.settings(), &self.shared.store_dir);
         let mut signatures = info.signatures.clone();
@@ -110,8 +110,8 @@ impl OwnAnswers {
     }
 
     /// Why a path of our own store is not given to Nix, in words. Reads the disk.
-    pub(crate) fn not_given(&self, part: &HashPart) -> Option<String> {
-        match self.judged(part) {
+    pub(crate) fn explain_refusal(&self, part: &HashPart) -> Option<String> {
+        match self.judge(part) {
             Ok(TrustedNarInfo { info, proof }) => {
                 self.gate.decide(&info, &proof).err().map(|refusal| refusal.to_string())
             }
@@ -120,11 +120,11 @@ impl OwnAnswers {
     }
 
     fn render(&self, part: &HashPart, stamp: u64) -> Result<OwnAnswer, Option<Refusal>> {
-        let TrustedNarInfo { info, proof } = self.judged(part).map_err(|_| None)?;
-        let pass = self.gate.admitted(&info, &proof)?;
+        let TrustedNarInfo { info, proof } = self.judge(part).map_err(|_| None)?;
+        let pass = self.gate.admit(&info, &proof)?;
         let url = self.gate.nar_url(&info, &pass);
-        let rendered = self.gate.signed(&info, &pass).render(&self.shared.store_dir, &url.to_string());
-        let on_word = self.gate.on_word(&info, &pass.voters);
+        let rendered = self.gate.sign(&info, &pass).render(&self.shared.store_dir, &url.to_string());
+        let on_word = self.gate.given_on_word(&info, &pass.voters);
         Ok(OwnAnswer { stamp, url, on_word, rendered: Bytes::from(rendered) })
     }
 }

@@ -91,19 +91,19 @@ impl NarsAhead {
         let reading = {
             let mut guesses = self.guesses.lock();
             let plan = |expected: &HashSet<HashPart>| {
-                let answers = self.narinfos.given(expected);
+                let answers = self.narinfos.answers_in_memory(expected);
                 copy_order(answers.iter().map(|answer| &answer.info))
             };
-            self.shared.counters.ahead_wasted.inc_by(guesses.asked(&url, plan));
+            self.shared.counters.ahead_wasted.inc_by(guesses.on_asked(&url, plan));
             let reading = guesses.reading.remove(&url);
-            self.begin(&mut guesses);
+            self.begin_reading(&mut guesses);
             reading
         };
         let mut reading = reading?;
         Some(async move { (&mut reading.task).await.ok().flatten() })
     }
 
-    fn begin(self: &Arc<Self>, guesses: &mut Guesses) {
+    fn begin_reading(self: &Arc<Self>, guesses: &mut Guesses) {
         for next in guesses.next() {
             if self.shared.has(&next.hash_part) {
                 continue;
@@ -121,7 +121,7 @@ impl NarsAhead {
 impl Guesses {
     /// Notes that Nix asks for this NAR; `plan` puts the expected ones in order. Returns how many NARs were read in
     /// vain.
-    fn asked(&mut self, url: &NarUrl, plan: impl FnOnce(&HashSet<HashPart>) -> VecDeque<NarUrl>) -> u64 {
+    fn on_asked(&mut self, url: &NarUrl, plan: impl FnOnce(&HashSet<HashPart>) -> VecDeque<NarUrl>) -> u64 {
         let is_expected = self.expected.contains(&url.hash_part);
         let mut at = self.plan.iter().position(|next| next == url);
         if at.is_none() && is_expected && self.given * PLAN_SHARE >= self.expected.len() {
@@ -213,7 +213,7 @@ mod tests {
         let mut guesses = expecting(0..40);
         let ahead: Vec<_> = (0..6)
             .map(|number| {
-                guesses.asked(&url(number), sorted);
+                guesses.on_asked(&url(number), sorted);
                 guesses.next().len()
             })
             .collect();
@@ -225,7 +225,7 @@ mod tests {
         let mut guesses = expecting(0..40);
         let mut plans = 0;
         for number in [7, 3, 20, 11, 30, 29, 1] {
-            guesses.asked(&url(number), |expected| {
+            guesses.on_asked(&url(number), |expected| {
                 plans += 1;
                 sorted(expected)
             });
@@ -237,19 +237,19 @@ mod tests {
     #[test]
     fn nars_that_nix_skips_are_no_longer_expected() {
         let mut guesses = expecting(0..10);
-        guesses.asked(&url(0), sorted);
+        guesses.on_asked(&url(0), sorted);
         assert_eq!(guesses.next(), [url(1)]);
         // Nix skips 1 to 4.
-        guesses.asked(&url(5), sorted);
+        guesses.on_asked(&url(5), sorted);
         assert_eq!((guesses.next(), guesses.expected.len()), (vec![], 4));
-        guesses.asked(&url(6), sorted);
+        guesses.on_asked(&url(6), sorted);
         assert_eq!(guesses.next(), [url(7)]);
     }
 
     #[test]
     fn unexpected_nar_makes_no_plan() {
         let mut guesses = expecting(0..10);
-        guesses.asked(&url(77), |_| panic!("a plan for a path that Nix never looked up"));
+        guesses.on_asked(&url(77), |_| panic!("a plan for a path that Nix never looked up"));
         assert_eq!(guesses.next(), []);
     }
 
