@@ -19,13 +19,13 @@ pub(crate) struct User {
 impl User {
     /// The user of that name, if there is one.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        let fields = entry("passwd", name)?;
+        let fields = look_up_entry("passwd", name)?;
         Some(Self { name: name.to_owned(), uid: number(&fields, 2)?, gid: number(&fields, 3)? })
     }
 }
 
 /// The name of this user, or the number as text if it has no name.
-pub(crate) fn user_name(uid: u32) -> String {
+pub(crate) fn look_up_user_name(uid: u32) -> String {
     let output = Command::new("getent").args(["passwd", "--", &uid.to_string()]).output().ok();
     let line = output.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
     let name = line.split(':').next().filter(|name| !name.is_empty());
@@ -33,12 +33,12 @@ pub(crate) fn user_name(uid: u32) -> String {
 }
 
 /// The id of the group of that name, if there is one.
-pub(crate) fn group_id(name: &str) -> Option<u32> {
-    number(&entry("group", name)?, 2)
+pub(crate) fn look_up_group_id(name: &str) -> Option<u32> {
+    number(&look_up_entry("group", name)?, 2)
 }
 
 /// The fields of one line of `passwd` or `group`.
-fn entry(database: &str, name: &str) -> Option<Vec<String>> {
+fn look_up_entry(database: &str, name: &str) -> Option<Vec<String>> {
     let output = Command::new("getent").args([database, "--", name]).output().ok()?;
     let line = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
     let fields: Vec<_> = line.trim_end().split(':').map(str::to_owned).collect();
@@ -57,10 +57,13 @@ mod tests {
     #[test]
     fn accounts_are_found_by_name_only() {
         assert_eq!(User::named("root"), Some(User { name: "root".to_owned(), uid: 0, gid: 0 }));
-        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(look_up_group_id("root"), Some(0));
         for name in ["0", "", "no-such-account", "--help"] {
-            assert_eq!((User::named(name), group_id(name)), (None, None), "{name}");
+            assert_eq!((User::named(name), look_up_group_id(name)), (None, None), "{name}");
         }
-        assert_eq!((user_name(0), user_name(4_000_000_000)), ("root".to_owned(), "4000000000".to_owned()));
+        assert_eq!(
+            (look_up_user_name(0), look_up_user_name(4_000_000_000)),
+            ("root".to_owned(), "4000000000".to_owned())
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! What the resolver knows about builders: the ledger of this process, and the peers that can be asked for more.
 
 use crate::mesh::MeshHandle;
-use crate::quorum::{LiveLedger, now, signatures_unheard};
+use crate::quorum::{LiveLedger, find_unheard_signatures, now};
 use futures::future::BoxFuture;
 use narmesh_protocol::{HashPart, NarInfo, NixPublicKey, Statement};
 use narmesh_quorum::{FingerprintDigest, Ledger, Policy, Served};
@@ -30,7 +30,7 @@ impl Builders for LedgerAndPeers {
     }
 
     fn read_signatures(&self, of: FingerprintDigest) -> KnownSignatures {
-        self.ledger.signatures(of).map_err(|error| error.to_string())
+        self.ledger.read_signatures(of).map_err(|error| error.to_string())
     }
 
     fn note_asked(&self, part: HashPart) {
@@ -43,7 +43,7 @@ impl Builders for LedgerAndPeers {
 
     fn hear_signatures(&self, signers: &[NixPublicKey], info: &NarInfo, deadline: Instant) -> BoxFuture<'static, ()> {
         let ledger = Arc::clone(&self.ledger);
-        let unheard = signatures_unheard(&ledger, signers, &Statement::of(info), &info.signatures);
+        let unheard = find_unheard_signatures(&ledger, signers, &Statement::of(info), &info.signatures);
         if unheard.is_empty() {
             return Box::pin(std::future::ready(()));
         }

@@ -1,7 +1,7 @@
 //! The SQLite databases in the state directory. Their files are made, checked, migrated to the current schema, and
 //! moved aside when they cannot be used.
 
-use crate::regular_file::{Lies, clear, move_aside, moved_aside, tell_moved, with_suffix};
+use crate::regular_file::{Lies, clear, list_moved_aside, move_aside, tell_moved, with_suffix};
 use rusqlite::{Connection, TransactionBehavior};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,9 +72,9 @@ pub(crate) fn prepare(connection: &mut Connection, migrations: &[&str], empty: E
         return Err(OpenError::Content(verdict));
     }
     migrate(connection, migrations, empty)?;
-    let there = schema(connection)?;
+    let there = read_schema(connection)?;
     // A foreign index or trigger beside ours does no harm.
-    match expected_schema(migrations)?.into_iter().find(|ours| !there.contains(ours)) {
+    match make_expected_schema(migrations)?.into_iter().find(|ours| !there.contains(ours)) {
         Some((missing, _)) => {
             Err(OpenError::Content(format!("its table or index `{missing}` is missing or differs from our schema")))
         }
@@ -83,16 +83,16 @@ pub(crate) fn prepare(connection: &mut Connection, migrations: &[&str], empty: E
 }
 
 /// Every table and index, with the statement that made it.
-fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+fn read_schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     let query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name";
     connection.prepare(query)?.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// The schema that the migrations give an empty database.
-fn expected_schema(migrations: &[&str]) -> rusqlite::Result<Vec<(String, String)>> {
+fn make_expected_schema(migrations: &[&str]) -> rusqlite::Result<Vec<(String, String)>> {
     let empty = Connection::open_in_memory()?;
     migrations.iter().try_for_each(|step| empty.execute_batch(step))?;
-    schema(&empty)
+    read_schema(&empty)
 }
 
 /// Runs the missing migrations, one step per version; `PRAGMA user_version` counts the steps already taken.
@@ -128,7 +128,7 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
     // The log belongs to the old file. SQLite finds it under the new name, so it can still be read for a repair.
     move_if_there(&with_suffix(path, "-wal"), &with_suffix(&moved_to, "-wal"))?;
     remove_siblings(path);
-    let mut kept = moved_aside(path)?;
+    let mut kept = list_moved_aside(path)?;
     kept.sort();
     for (_, old) in kept.iter().rev().skip(SET_ASIDE_MAX) {
         // A directory may hold anything, so it is never deleted.

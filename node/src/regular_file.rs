@@ -87,14 +87,14 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> io::Result<Option<String
 pub(crate) fn move_aside(path: &Path) -> io::Result<PathBuf> {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     // Greater than all others even if the clock stands still or goes back, so that the oldest is always deleted first.
-    let stamp = moved_aside(path)?.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
+    let stamp = list_moved_aside(path)?.iter().map(|(taken, _)| taken + 1).max().unwrap_or(0).max(now_s);
     let moved_to = with_suffix(path, &format!(".corrupt-{stamp}"));
     fs::rename(path, &moved_to)?;
     Ok(moved_to)
 }
 
 /// What was moved aside from `path`, each with the number in its name.
-pub(crate) fn moved_aside(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(crate) fn list_moved_aside(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let prefix = format!("{name}.corrupt-");
     let mut found = Vec::new();
@@ -135,7 +135,7 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Makes in `dir`, for tests, one of each kind that is not a regular file, and gives each with its description.
 #[cfg(test)]
-pub(crate) fn oddities(dir: &Path) -> Vec<(PathBuf, &'static str)> {
+pub(crate) fn list_oddities(dir: &Path) -> Vec<(PathBuf, &'static str)> {
     let [fifo, directory, socket, circle] = ["fifo", "directory", "socket", "circle"].map(|name| dir.join(name));
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     fs::create_dir(&directory).unwrap();
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn only_regular_files_are_opened_and_nothing_waits() {
         let dir = tempfile::tempdir().unwrap();
-        for (path, what) in oddities(dir.path()) {
+        for (path, what) in list_oddities(dir.path()) {
             let mut write = OpenOptions::new();
             write.write(true).create(true).truncate(true);
             for error in [open_to_read(&path).unwrap_err(), open(&path, &mut write).unwrap_err()] {
@@ -176,11 +176,11 @@ mod tests {
     #[test]
     fn clear_removes_files_and_moves_directories_aside() {
         let dir = tempfile::tempdir().unwrap();
-        for (path, _) in oddities(dir.path()).into_iter().filter(|(path, _)| path.starts_with(dir.path())) {
+        for (path, _) in list_oddities(dir.path()).into_iter().filter(|(path, _)| path.starts_with(dir.path())) {
             clear(&path).unwrap();
             assert_eq!(fs::symlink_metadata(&path).unwrap_err().kind(), io::ErrorKind::NotFound, "{path:?}");
         }
-        let moved = moved_aside(&dir.path().join("directory")).unwrap();
+        let moved = list_moved_aside(&dir.path().join("directory")).unwrap();
         assert_eq!(fs::read_to_string(moved[0].1.join("precious")).unwrap(), "x");
         clear(&dir.path().join("directory")).unwrap();
     }

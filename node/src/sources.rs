@@ -91,19 +91,19 @@ impl Sources for MeshSources {
             Observation::Asked => statistics.update(&source, |stats| stats.asked += 1),
             Observation::Held => {
                 statistics.update(&source, |stats| stats.hits += 1);
-                mesh.probed(source, ProbeOutcome::Held);
+                mesh.report_probe(source, ProbeOutcome::Held);
             }
             Observation::FalseHit => {
                 statistics.update(&source, |stats| stats.false_hits += 1);
-                mesh.probed(source, ProbeOutcome::FalseHit);
+                mesh.report_probe(source, ProbeOutcome::FalseHit);
             }
-            Observation::TimedOut => statistics.timed_out(&source),
+            Observation::TimedOut => statistics.on_timed_out(&source),
             Observation::Overtaken(elapsed) => statistics.overtaken(&source, elapsed),
             Observation::Received { bytes, line_bytes, elapsed } => {
-                statistics.received(&source, bytes, line_bytes, elapsed);
+                statistics.on_received(&source, bytes, line_bytes, elapsed);
             }
-            Observation::FalseNarInfo => mesh.misbehaved(source, Misdeed::FalseNarInfo),
-            Observation::FalseNar => mesh.misbehaved(source, Misdeed::FalseNar),
+            Observation::FalseNarInfo => mesh.report_misdeed(source, Misdeed::FalseNarInfo),
+            Observation::FalseNar => mesh.report_misdeed(source, Misdeed::FalseNar),
         }
     }
 }
@@ -118,11 +118,11 @@ struct PeerFeed {
 impl PeerFeed {
     /// The error for the resolver. A reply that is malformed before its body began proves nothing about the NAR, so the
     /// peer is charged with a malformed reply, and the resolver is not told of invalid data.
-    fn told(&self, error: io::Error) -> io::Error {
+    fn judge_error(&self, error: io::Error) -> io::Error {
         if self.source.has_begun() || error.kind() != io::ErrorKind::InvalidData {
             return error;
         }
-        self.mesh.misbehaved(self.source.peer(), Misdeed::MalformedReply);
+        self.mesh.report_misdeed(self.source.peer(), Misdeed::MalformedReply);
         io::Error::new(io::ErrorKind::InvalidInput, error)
     }
 }
@@ -131,7 +131,7 @@ impl NarFeed for PeerFeed {
     fn next<'a>(&'a mut self, out: &'a mut Vec<u8>, bytes_max: u64) -> BoxFuture<'a, io::Result<Piece>> {
         Box::pin(async move {
             let piece = self.source.next(out, bytes_max).await;
-            Ok(match piece.map_err(|error| self.told(error))? {
+            Ok(match piece.map_err(|error| self.judge_error(error))? {
                 NarPiece::NotNow { place } => Piece::NotNow { place },
                 NarPiece::Data => Piece::Data,
                 NarPiece::Absent => Piece::Absent,

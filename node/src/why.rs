@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 
 /// The whole report except the part about our own offer, which the caller adds. `names` are the configured names of
 /// peers. Reads the disk.
-pub(crate) fn why(
+pub(crate) fn explain(
     resolver: &Resolver,
     mesh: &MeshHandle,
     asked: String,
@@ -73,7 +73,7 @@ pub(crate) fn why(
 
 fn reason(candidate: bool, is_demoted: bool, stats: Option<&PeerStats>) -> String {
     let Some(stats) = stats else { return "not on the allowlist".to_owned() };
-    if let Some(left) = stats.set_aside() {
+    if let Some(left) = stats.set_aside_left() {
         return format!("set aside for {} s because it misbehaved", left.as_secs());
     }
     match (stats.summary_since.is_some(), candidate) {

@@ -2,7 +2,7 @@
 
 use super::nix_conf::NixSettings;
 use super::nix_version::NixVersion;
-use super::startable::{Startable, startable};
+use super::startable::{Startable, check_startable};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
 use crate::settings::{Secrets, Settings, read_gateway_key};
@@ -37,9 +37,9 @@ enum Finding {
 /// Returns whether the daemon can start and every probe succeeded; warnings do not count.
 pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
     let settings = Settings::load(config)?;
-    let secrets = settings.secrets()?;
+    let secrets = settings.read_secrets()?;
     settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
-    let Startable { problems, notes } = startable(&settings);
+    let Startable { problems, notes } = check_startable(&settings);
     let can_start = problems.is_empty();
     emit(&format!(
         "{} {}: {} peers, peer id {}\n",

@@ -12,7 +12,8 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks the daemon that runs on `config`.
 pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<ControlReply> {
-    let reply = control::ask(&control_socket(config), request, REPLY_TIMEOUT).map_err(|error| told(error, config))?;
+    let reply =
+        control::ask(&control_socket(config), request, REPLY_TIMEOUT).map_err(|error| explain(error, config))?;
     match reply {
         ControlReply::Refused { why } => anyhow::bail!("the daemon refused: {why}"),
         ControlReply::Status(_)
@@ -25,7 +26,7 @@ pub(super) fn ask(config: &Path, request: &ControlRequest) -> anyhow::Result<Con
 
 /// If the configuration cannot be read, its daemon's socket is unknown: then that is the error, not that no daemon
 /// answers.
-fn told(error: ControlError, config: &Path) -> anyhow::Error {
+fn explain(error: ControlError, config: &Path) -> anyhow::Error {
     match (&error, Config::read(config)) {
         (ControlError::NotRunning { .. }, Err(why @ (ConfigError::Missing { .. } | ConfigError::Read { .. }))) => {
             why.into()

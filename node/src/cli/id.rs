@@ -3,7 +3,7 @@
 use super::emit_report;
 use crate::config::{BuilderConfig, PeerConfig};
 use crate::config_template::{builder_lines, peer_lines, quoted};
-use crate::mesh::{outward_v4, outward_v6};
+use crate::mesh::{find_outward_v4, find_outward_v6};
 use crate::settings::{NAME_FORM, Secrets, Settings, is_name, read_gateway_key};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
@@ -43,9 +43,9 @@ struct Identity {
 
 pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = Settings::load(config)?;
-    let secrets = settings.secrets()?;
+    let secrets = settings.read_secrets()?;
     let name = match &arguments.name {
-        Some(name) => checked_name(name)?.to_owned(),
+        Some(name) => check_name(name)?.to_owned(),
         None => own_name(&settings, &secrets),
     };
     let only_way_in = only_way_in(&settings)?;
@@ -56,7 +56,7 @@ pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         addresses: peer.addresses,
         builder_key: secrets.builder_key.as_ref().map(|key| key.public().to_string()),
         gateway: format!("http://{}", settings.gateway.listen),
-        gateway_key: gateway_key(&settings)?.map(|key| key.to_string()),
+        gateway_key: read_gateway_public_key(&settings)?.map(|key| key.to_string()),
     };
     emit_report(&identity, arguments.json, |identity| {
         let introduction = introduction(&name, &settings, &secrets) + &as_builder(identity);
@@ -75,7 +75,7 @@ fn as_builder(identity: &Identity) -> String {
     )
 }
 
-fn gateway_key(settings: &Settings) -> anyhow::Result<Option<NixPublicKey>> {
+fn read_gateway_public_key(settings: &Settings) -> anyhow::Result<Option<NixPublicKey>> {
     if settings.quorum.mode() != Mode::Require {
         return Ok(None);
     }
@@ -87,7 +87,7 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
     if settings.quorum.mode() != Mode::Require {
         return Ok(String::new());
     }
-    let Some(key) = gateway_key(settings)? else {
+    let Some(key) = read_gateway_public_key(settings)? else {
         return Ok("\nquorum.mode = \"require\": the daemon makes the gateway key at its first start; `narmesh id` then prints \
                    what nix.conf needs.\n"
             .to_owned());
@@ -100,7 +100,7 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
 }
 
 /// Checks that other machines would accept a name given on the command line.
-pub(super) fn checked_name(name: &str) -> anyhow::Result<&str> {
+pub(super) fn check_name(name: &str) -> anyhow::Result<&str> {
     anyhow::ensure!(is_name(name), "--name {name:?} is refused; accepted: {NAME_FORM}");
     Ok(name)
 }
@@ -150,8 +150,8 @@ fn dialable_addresses(listen: &[Multiaddr], external: &[Multiaddr]) -> Vec<Multi
         let mut parts = address.iter();
         let (Some(ip), Some(Protocol::Tcp(port))) = (parts.next(), parts.next()) else { continue };
         let ip: Option<IpAddr> = match ip {
-            Protocol::Ip4(ip) if ip.is_unspecified() => outward_v4(),
-            Protocol::Ip6(ip) if ip.is_unspecified() => outward_v6(),
+            Protocol::Ip4(ip) if ip.is_unspecified() => find_outward_v4(),
+            Protocol::Ip6(ip) if ip.is_unspecified() => find_outward_v6(),
             Protocol::Ip4(ip) => Some(ip.into()),
             Protocol::Ip6(ip) => Some(ip.into()),
             _ => None,
@@ -192,7 +192,7 @@ mod tests {
         let file = Path::new("/nonexistent/narmesh.toml");
         let long = "n".repeat(65);
         for name in ["", "a\nb", &long] {
-            let message = checked_name(name).unwrap_err().to_string();
+            let message = check_name(name).unwrap_err().to_string();
             assert!(message.contains("--name") && message.contains("accepted: 1 to 64 bytes"), "{message}");
             let config = Config {
                 node: NodeConfig { name: Some(name.to_owned()), ..NodeConfig::default() },

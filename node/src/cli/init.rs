@@ -1,7 +1,7 @@
 //! `narmesh init`: writes a configuration and two keys, and prints what to add to other files.
 
 use super::emit;
-use super::id::{KEY_NAME_END, checked_name, host_name, introduction};
+use super::id::{KEY_NAME_END, check_name, host_name, introduction};
 use super::nix_conf::NixSettings;
 use super::nix_keys::NixKeys;
 use super::nix_version::NixVersion;
@@ -57,7 +57,7 @@ pub(super) fn init(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
 fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Option<NixSettings>) -> anyhow::Result<()> {
     let file = arguments.dir.as_ref().map_or_else(|| config.to_owned(), |dir| dir.join("narmesh.toml"));
     let name = match &arguments.name {
-        Some(name) => checked_name(name)?.to_owned(),
+        Some(name) => check_name(name)?.to_owned(),
         None => host_name(),
     };
     let mut values = Config::default();
@@ -86,7 +86,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     Settings::check(values.clone(), &file)?;
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
-    let secrets = settings.secrets()?;
+    let secrets = settings.read_secrets()?;
     if let Some(owner) = &owner {
         hand_over(&settings, owner)?;
     }
@@ -284,7 +284,7 @@ mod tests {
 
     fn load(dir: &Path) -> (Settings, Secrets) {
         let settings = Settings::load(&dir.join("narmesh.toml")).unwrap();
-        let secrets = settings.secrets().unwrap();
+        let secrets = settings.read_secrets().unwrap();
         (settings, secrets)
     }
 
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn nothing_is_written_into_what_is_not_a_regular_file() {
         let odd = tempfile::tempdir().unwrap();
-        for (path, what) in regular_file::oddities(odd.path()) {
+        for (path, what) in regular_file::list_oddities(odd.path()) {
             let dir = tempfile::tempdir().unwrap();
             std::os::unix::fs::symlink(&path, dir.path().join("narmesh.toml")).unwrap();
             let error = init_without_nix(&Arguments { force: true, ..arguments(dir.path()) }).unwrap_err();

@@ -1,7 +1,7 @@
 //! Finds why `narmesh run` could not start although the configuration is valid: because of this machine and what runs
 //! on it.
 
-use crate::account::group_id;
+use crate::account::look_up_group_id;
 use crate::control::{self, ControlError, ControlReply, ControlRequest};
 use crate::settings::{Settings, socket_address};
 use libp2p::Multiaddr;
@@ -48,9 +48,9 @@ struct Holders {
 }
 
 /// Looks for problems and leaves everything as it is: a state directory that it creates as a test is removed again.
-pub(super) fn startable(settings: &Settings) -> Startable {
+pub(super) fn check_startable(settings: &Settings) -> Startable {
     let mut found = Startable::default();
-    let daemon = match running(settings) {
+    let daemon = match ask_running(settings) {
         Ok(daemon) => daemon,
         Err(error) => {
             // A daemon runs but its ports are unknown, so a port in use says nothing.
@@ -59,15 +59,15 @@ pub(super) fn startable(settings: &Settings) -> Startable {
         }
     };
     let is_running = daemon.is_some();
-    let holders = Holders { daemon, systemd: systemd_listens_at() };
-    ports(settings, &holders, bind, &mut found);
+    let holders = Holders { daemon, systemd: ask_systemd() };
+    check_ports(settings, &holders, bind, &mut found);
     with_places(settings, found, is_running)
 }
 
 fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> Startable {
     found.problems.extend(NixStore::open(settings.store.location()).err().map(|error| format!("[store]: {error}")));
     if let Some(group) = &settings.node.control_group
-        && group_id(group).is_none()
+        && look_up_group_id(group).is_none()
     {
         found.problems.push(format!(
             "node.control_group = {group:?}: there is no such group here; accepted: a group that the daemon's user is a member of"
@@ -76,14 +76,14 @@ fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> S
     // A running daemon has its directory and its socket already.
     if !is_running {
         let (state_dir, socket) = (&settings.node.state_dir, &settings.node.control_socket);
-        let places = state_dir_problem(state_dir).into_iter().chain(socket_problem(socket, state_dir));
+        let places = find_state_dir_problem(state_dir).into_iter().chain(find_socket_problem(socket, state_dir));
         found.problems.extend(places);
     }
     found
 }
 
 /// The daemon that runs with this state directory, if one does.
-fn running(settings: &Settings) -> Result<Option<Running>, ControlError> {
+fn ask_running(settings: &Settings) -> Result<Option<Running>, ControlError> {
     let beside_state = settings.node.state_dir.join("control.sock");
     // The second socket is that of a daemon started before node.control_socket was set.
     for socket in [&settings.node.control_socket, &beside_state] {
@@ -92,7 +92,7 @@ fn running(settings: &Settings) -> Result<Option<Running>, ControlError> {
                 let (pid, gateway, listen) = (status.pid, status.gateway, status.listen);
                 return Ok(Some(Running { pid, gateway, listen }));
             }
-            // Nobody answers, or it is not a socket: `socket_problem` looks at it later.
+            // Nobody answers, or it is not a socket: `find_socket_problem` looks at it later.
             Ok(_) | Err(ControlError::NotRunning { .. }) => {}
             Err(ControlError::Io { source, .. }) if source.kind() != io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
@@ -103,14 +103,14 @@ fn running(settings: &Settings) -> Result<Option<Running>, ControlError> {
 
 /// The addresses that `systemctl list-sockets` lists. A unit's socket is in use before the daemon starts, and is then
 /// handed to it.
-fn systemd_listens_at() -> Vec<String> {
+fn ask_systemd() -> Vec<String> {
     let listed = Command::new("systemctl").args(["list-sockets", "--no-legend", "--plain", "--no-pager"]).output();
     let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 /// Checks each port of the configuration; `bind` gives the error of binding an address.
-fn ports(
+fn check_ports(
     settings: &Settings,
     holders: &Holders,
     bind: impl Fn(SocketAddr) -> Result<(), Errno>,
@@ -205,7 +205,7 @@ fn bind(address: SocketAddr) -> Result<(), Errno> {
 }
 
 /// Why the state cannot be in this directory. Then the default control socket cannot be in it either.
-fn state_dir_problem(dir: &Path) -> Option<String> {
+fn find_state_dir_problem(dir: &Path) -> Option<String> {
     let told = |error: io::Error| {
         let dir = dir.display();
         format!(
@@ -243,7 +243,7 @@ fn not_writable(dir: &Path) -> Option<io::Error> {
 }
 
 /// Why the control socket cannot be at this path.
-fn socket_problem(socket: &Path, state_dir: &Path) -> Option<String> {
+fn find_socket_problem(socket: &Path, state_dir: &Path) -> Option<String> {
     let told = |what: String| {
         format!(
             "node.control_socket = \"{}\": {what}; accepted: a path in a directory that the daemon can write to",
@@ -289,7 +289,7 @@ mod tests {
     fn good_configuration_has_no_problems_and_the_check_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let settings = settings(dir.path(), "state_dir = 'a/b/c'\n");
-        assert_eq!(startable(&settings), Startable::default());
+        assert_eq!(check_startable(&settings), Startable::default());
         assert!(!dir.path().join("a").exists());
     }
 
@@ -305,10 +305,10 @@ mod tests {
             ("control_socket = 'none/control.sock'", ["node.control_socket", "none"]),
             ("control_group = 'no-such-group'", ["node.control_group", "no-such-group"]),
         ] {
-            one(&startable(&settings(dir.path(), text)).problems, &words);
+            one(&check_startable(&settings(dir.path(), text)).problems, &words);
         }
         assert_eq!(std::fs::read_to_string(dir.path().join("file")).unwrap(), "precious");
-        assert!(startable(&settings(dir.path(), "control_group = 'root'")).problems.is_empty());
+        assert!(check_startable(&settings(dir.path(), "control_group = 'root'")).problems.is_empty());
     }
 
     #[test]
@@ -317,13 +317,16 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let gateway = format!("[gateway]\nlisten = '127.0.0.1:{port}'\n[node]\nlisten = ['/ip4/127.0.0.1/tcp/0']");
-        one(&startable(&settings(dir.path(), &gateway)).problems, &["gateway.listen", &port.to_string(), "in use"]);
+        one(
+            &check_startable(&settings(dir.path(), &gateway)).problems,
+            &["gateway.listen", &port.to_string(), "in use"],
+        );
         for ip in ["127.0.0.1", "0.0.0.0"] {
             let node = format!("[gateway]\nlisten = '127.0.0.1:0'\n[node]\nlisten = ['/ip4/{ip}/tcp/{port}']");
-            one(&startable(&settings(dir.path(), &node)).problems, &["node.listen", &port.to_string(), "in use"]);
+            one(&check_startable(&settings(dir.path(), &node)).problems, &["node.listen", &port.to_string(), "in use"]);
         }
         let foreign = "[gateway]\nlisten = '127.0.0.1:0'\n[node]\nlisten = ['/ip4/192.0.2.1/tcp/7280']";
-        one(&startable(&settings(dir.path(), foreign)).problems, &["node.listen", "192.0.2.1"]);
+        one(&check_startable(&settings(dir.path(), foreign)).problems, &["node.listen", "192.0.2.1"]);
     }
 
     fn looked_at(holders: &Holders, busy: impl Fn(SocketAddr) -> Result<(), Errno>) -> Startable {
@@ -331,7 +334,7 @@ mod tests {
         let text =
             "[gateway]\nlisten = '127.0.0.1:7281'\n[node]\nlisten = ['/ip4/0.0.0.0/tcp/7280', '/ip6/::/tcp/7280']";
         let mut found = Startable::default();
-        ports(&settings(dir.path(), text), holders, busy, &mut found);
+        check_ports(&settings(dir.path(), text), holders, busy, &mut found);
         found
     }
 

@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn path_that_is_not_a_regular_file_is_refused_without_waiting() {
         let dir = tempfile::tempdir().unwrap();
-        for (path, what) in crate::regular_file::oddities(dir.path()) {
+        for (path, what) in crate::regular_file::list_oddities(dir.path()) {
             let message = Config::read(&path).unwrap_err().to_string();
             let expected = format!("cannot read {}: it is {what}, not a file", path.display());
             assert!(message.starts_with(&expected), "{message}");

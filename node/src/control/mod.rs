@@ -11,7 +11,7 @@ mod stream;
 pub use self::stream::{AT_ONCE_MAX, Answer, Asker, Input, Output, STREAMS_MAX, ask_in_parts};
 
 use self::stream::Turns;
-use crate::account::group_id;
+use crate::account::look_up_group_id;
 use crate::quorum::Question;
 use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
 use serde::{Deserialize, Serialize};
@@ -172,7 +172,7 @@ impl ControlSocket {
         // The group is set before the mode: otherwise the wrong group could use the socket for a moment.
         if let Some(group) = group {
             let refused = |why| ControlError::Group { group: group.to_owned(), why };
-            let id = group_id(group).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
+            let id = look_up_group_id(group).ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
             chown(path, None, Some(id)).map_err(refused)?;
         }
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io_error)?;
@@ -220,7 +220,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
     loop {
         line.clear();
         let mut bounded = (&mut read).take(REQUEST_BYTES_MAX as u64 + 1);
-        timed(bounded.read_until(b'\n', &mut line)).await?;
+        limit_time(bounded.read_until(b'\n', &mut line)).await?;
         if line.is_empty() {
             return Ok(());
         }
@@ -238,7 +238,7 @@ async fn serve_connection<H: ControlHandler>(stream: UnixStream, handler: Arc<H>
                 ControlReply::Refused { why: format!("a request is one line of at most {REQUEST_BYTES_MAX} bytes") }
             }
         };
-        timed(write.write_all(&encode_reply(&reply)?)).await?;
+        limit_time(write.write_all(&encode_reply(&reply)?)).await?;
         if !whole {
             return Ok(());
         }
@@ -255,7 +255,7 @@ fn encode_reply(reply: &ControlReply) -> io::Result<Vec<u8>> {
     Ok(encoded)
 }
 
-async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+async fn limit_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(IDLE_MAX, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
@@ -316,7 +316,7 @@ mod tests {
         }
     }
 
-    fn asked(path: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
+    fn ask_in_time(path: &Path, request: ControlRequest) -> Result<ControlReply, ControlError> {
         ask(path, &request, Duration::from_secs(10))
     }
 
@@ -333,8 +333,8 @@ mod tests {
         let server = tokio::spawn(socket.serve(Arc::new(Fixed::default())));
         let at = path.clone();
         blocking(move || {
-            assert_eq!(asked(&at, ControlRequest::Reload).unwrap(), ControlReply::Reloaded);
-            let advertised = asked(&at, ControlRequest::Advertised).unwrap();
+            assert_eq!(ask_in_time(&at, ControlRequest::Reload).unwrap(), ControlReply::Reloaded);
+            let advertised = ask_in_time(&at, ControlRequest::Advertised).unwrap();
             assert_eq!(advertised, ControlReply::Advertised(AdvertisedReport::default()));
             assert!(matches!(ControlSocket::bind(&at, None), Err(ControlError::InUse { .. })));
             // Two requests on one connection, the first of them invalid.
@@ -361,7 +361,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(matches!(asked(&path, ControlRequest::Status), Err(ControlError::NotRunning { .. })));
+        assert!(matches!(ask_in_time(&path, ControlRequest::Status), Err(ControlError::NotRunning { .. })));
         ControlSocket::bind(&path, None).unwrap();
         std::fs::write(&path, "precious").unwrap();
         assert!(matches!(ControlSocket::bind(&path, None), Err(ControlError::NoSocket { .. })));
@@ -370,7 +370,8 @@ mod tests {
 
     #[test]
     fn without_a_daemon_the_error_says_what_to_do() {
-        let message = asked(Path::new("/nonexistent/control.sock"), ControlRequest::Status).unwrap_err().to_string();
+        let message =
+            ask_in_time(Path::new("/nonexistent/control.sock"), ControlRequest::Status).unwrap_err().to_string();
         assert!(message.contains("/nonexistent/control.sock") && message.contains("narmesh run"), "{message}");
     }
 }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 ///
 /// Socket activation matters: the socket outlives the daemon, so during a restart Nix waits for a moment. Without it
 /// Nix is refused a connection, which aborts builds on Nix up to 2.31.
-pub(super) fn gateway(address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(super) fn bind_gateway(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let inherited = ListenFd::from_env().take_tcp_listener(0).context("the socket handed over by systemd")?;
     let listener = match inherited {
         Some(listener) => {

@@ -69,7 +69,7 @@ impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let peers = self.statistics.all();
         let connected = peers.values().filter(|stats| stats.connected).count() as u64;
-        let set_aside = peers.values().filter(|stats| stats.set_aside().is_some()).count() as u64;
+        let set_aside = peers.values().filter(|stats| stats.set_aside_left().is_some()).count() as u64;
         let sent_bytes = peers.values().map(|stats| stats.bytes_out).sum::<u64>();
         let ages_s = || peers.values().filter_map(|stats| stats.summary_since).map(|since| since.elapsed().as_secs());
         for (name, help, value) in [

@@ -82,7 +82,7 @@ struct InForce {
 pub fn run(config_file: &Path) -> anyhow::Result<()> {
     gather_entropy();
     let settings = Settings::load(config_file)?;
-    let secrets = settings.secrets()?;
+    let secrets = settings.read_secrets()?;
     let policy = quorum_policy(&settings, &secrets)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("narmesh").build()?;
     runtime.block_on(serve(config_file, settings, secrets, policy))
@@ -103,7 +103,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             "the clock is set to about 1970: until it is right, peers cannot be reached (their certificates are not yet valid)"
         );
     }
-    let gateway_listener = listener::gateway(settings.gateway.listen)?;
+    let gateway_listener = listener::bind_gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
     let state = Arc::new(Mutex::new(open_state(&settings.node.state_dir)?));
     let summaries = SummaryFiles::open(&settings.node.state_dir)
@@ -114,8 +114,8 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let location = settings.store.location();
     let store = NixStore::open(location).context("the Nix store")?;
-    let gateway_key = gateway_key(&settings, &policy)?;
-    let (offer, offer_changes) = publish::offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
+    let gateway_key = load_gateway_key(&settings, &policy)?;
+    let (offer, offer_changes) = publish::start_offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
     let (ledger, ledger_thread) = open_ledger(&settings, &secrets, &store, policy)?;
     let statistics = Arc::new(PeerStatistics::default());
     let upload_limits = UploadLimits {
@@ -141,7 +141,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             withheld,
         },
     )?;
-    mesh.listening().await;
+    mesh.wait_until_listening().await;
     let mesh_task = tokio::spawn(mesh.run());
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
@@ -188,10 +188,10 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     tracing::info!(gateway = %gateway_address, peer_id = %daemon.secrets.peer_id(), "narmesh is up");
     listener::notify_ready();
 
-    daemon.signals().await?;
+    daemon.handle_signals().await?;
 
     listener::notify_stopping();
-    if let Err(error) = daemon.mesh.goodbye().await {
+    if let Err(error) = daemon.mesh.say_goodbye().await {
         tracing::warn!(%error, "peers could not be told that this daemon stops");
     }
     stop.send_replace(true);
@@ -255,7 +255,7 @@ async fn on_stop(mut stopped: watch::Receiver<bool>) {
 
 impl Daemon {
     /// Handles signals until one says stop.
-    async fn signals(&self) -> anyhow::Result<()> {
+    async fn handle_signals(&self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -303,7 +303,7 @@ impl Daemon {
     /// Everything that may be refused: once it is there, nothing of a reload can fail.
     fn load_again(&self) -> anyhow::Result<Loaded> {
         let settings = Settings::load(&self.config_file)?;
-        let secrets = settings.secrets()?;
+        let secrets = settings.read_secrets()?;
         let policy = quorum_policy(&settings, &secrets)?;
         let old = self.settings();
         let fixed = [
@@ -324,7 +324,7 @@ impl Daemon {
                 "{key} changed, which needs a restart; to reload everything else, set it back to what it was"
             );
         }
-        let gateway_key = gateway_key(&settings, &policy)?;
+        let gateway_key = load_gateway_key(&settings, &policy)?;
         Ok(Loaded { settings, secrets, policy, gateway_key })
     }
 }
@@ -349,7 +349,7 @@ fn key_names(settings: &Settings, secrets: &Secrets) -> KeyNames {
 }
 
 /// The key that signs narinfos for our Nix under `require`. It is made when such a policy first comes into force.
-fn gateway_key(settings: &Settings, policy: &Policy) -> anyhow::Result<Option<NixSecretKey>> {
+fn load_gateway_key(settings: &Settings, policy: &Policy) -> anyhow::Result<Option<NixSecretKey>> {
     if policy.mode() != Mode::Require {
         return Ok(None);
     }

@@ -111,7 +111,7 @@ impl Shared {
             return Ok(None);
         }
         let mut found = Found::default();
-        for path in self.ledger.on_disk(LedgerDb::paths)? {
+        for path in self.ledger.with_reader(LedgerDb::read_paths)? {
             let state = self.ledger.read(|ledger| policy.judge(ledger, &path)).state;
             *found.by_state.entry(state).or_default() += 1;
             if state == State::Conflict {

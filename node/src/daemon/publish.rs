@@ -24,7 +24,7 @@ const LOOK_POLL: Duration = Duration::from_millis(20);
 
 /// Starts the offer, which checks what of the store peers may have. Its changes arrive on the receiver, beginning with
 /// every offered path.
-pub(super) fn offer(
+pub(super) fn start_offer(
     store: &Arc<NixStore>,
     policy: OfferPolicy,
 ) -> Result<(Arc<Offer>, mpsc::Receiver<OfferChange>), StoreError> {
@@ -47,8 +47,8 @@ pub(super) async fn tell_mesh(
 ) {
     let mut part = FIRST_LOOK;
     loop {
-        let is_whole = first_look(&offer, &mut changes, part, &on_dropped).await;
-        mesh.paths_changed(PathChange::Replace(offer.hash_parts())).await;
+        let is_whole = await_first_look(&offer, &mut changes, part, &on_dropped).await;
+        mesh.report_paths(PathChange::Replace(offer.hash_parts())).await;
         part *= 2;
         if is_whole || part > FIRST_LOOK_PART_MAX {
             break;
@@ -59,7 +59,7 @@ pub(super) async fn tell_mesh(
     while let Some(OfferChange { added, removed }) = changes.recv().await {
         tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
         on_dropped(&removed);
-        mesh.paths_changed(PathChange::Update { added, removed }).await;
+        mesh.report_paths(PathChange::Update { added, removed }).await;
     }
 }
 
@@ -72,7 +72,7 @@ pub(super) async fn take_back(mut kept_back: mpsc::Receiver<Vec<HashPart>>, on_d
 
 /// Waits at most `longest` until the offer has checked everything, and returns whether it has, or has ended. Changes in
 /// the meantime are not told to the mesh one by one: they are part of the whole that is told afterwards.
-async fn first_look(
+async fn await_first_look(
     offer: &Offer,
     changes: &mut mpsc::Receiver<OfferChange>,
     longest: Duration,
@@ -101,7 +101,7 @@ pub(super) fn follow_store(
 ) -> Result<Watcher, StoreError> {
     let (resolver, ledger) = (Arc::clone(resolver), Arc::clone(ledger));
     store.watch(Box::new(move |change| {
-        ledger.store_changed(&change.added, &change.removed);
+        ledger.on_store_changed(&change.added, &change.removed);
         for parts in [&change.added, &change.removed, &change.failed, &change.mended] {
             resolver.on_store_changed(parts);
         }

@@ -1,7 +1,7 @@
 //! The one place that assembles what the daemon says about itself.
 
 use super::Daemon;
-use crate::account::user_name;
+use crate::account::look_up_user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::{describe, plainly};
 use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
@@ -13,7 +13,7 @@ use crate::status::{
     OwnStoreView, PeerProbe, PeerStatus, QuorumStatus, RequestStatus, RevokedStatus, Status, StoreStatus,
     SummarySource, SummaryStatus, WhyReport, WithheldPath,
 };
-use crate::why::why;
+use crate::why::explain;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
@@ -31,8 +31,8 @@ impl ControlHandler for Daemon {
     async fn handle(&self, request: ControlRequest) -> ControlReply {
         let reply = match request {
             ControlRequest::Status => self.status().await.map(|status| ControlReply::Status(Box::new(status))),
-            ControlRequest::Advertised => self.advertised().await.map(ControlReply::Advertised),
-            ControlRequest::Why { path } => self.why(path).await.map(|why| ControlReply::Why(Box::new(why))),
+            ControlRequest::Advertised => self.collect_advertised().await.map(ControlReply::Advertised),
+            ControlRequest::Why { path } => self.explain(path).await.map(|why| ControlReply::Why(Box::new(why))),
             ControlRequest::Reload => self.reload().await.map(|()| ControlReply::Reloaded),
             ControlRequest::Probe { peer } => self.probe(peer).await.map(ControlReply::Probe),
             ControlRequest::Quorum(_) => Err(anyhow::anyhow!("`narmesh quorum` is answered part by part")),
@@ -65,8 +65,8 @@ fn may_change(uid: u32, what: &str) -> anyhow::Result<()> {
     anyhow::ensure!(
         uid == own || uid == 0,
         "the user {} may not {what}; only root and {}, who runs the daemon, may",
-        user_name(uid),
-        user_name(own)
+        look_up_user_name(uid),
+        look_up_user_name(own)
     );
     Ok(())
 }
@@ -89,7 +89,7 @@ impl Daemon {
     }
 
     async fn status(&self) -> anyhow::Result<Status> {
-        let view = self.mesh.view().await?;
+        let view = self.mesh.ask_view().await?;
         let (config, settings) = {
             let in_force = self.in_force.read();
             let config = ConfigStatus {
@@ -204,19 +204,19 @@ impl Daemon {
         settings.quorum.builders().map(status).collect()
     }
 
-    async fn advertised(&self) -> anyhow::Result<AdvertisedReport> {
+    async fn collect_advertised(&self) -> anyhow::Result<AdvertisedReport> {
         let (offer, store) = (Arc::clone(&self.offer), Arc::clone(&self.store));
-        tokio::task::spawn_blocking(move || advertised(&offer, &store)).await.map_err(Into::into)
+        tokio::task::spawn_blocking(move || collect_advertised(&offer, &store)).await.map_err(Into::into)
     }
 
-    async fn why(&self, asked: String) -> anyhow::Result<WhyReport> {
+    async fn explain(&self, asked: String) -> anyhow::Result<WhyReport> {
         let settings = self.settings();
         let part = parse_path(&asked, &settings.store.store_dir)?;
         let names: BTreeMap<PeerId, String> =
             settings.peers.iter().map(|peer| (peer.peer_id, peer.name.clone())).collect();
         let (resolver, mesh, offer) = (Arc::clone(&self.resolver), self.mesh.clone(), Arc::clone(&self.offer));
         let why = move || {
-            let mut report = why(&resolver, &mesh, asked, part, &names);
+            let mut report = explain(&resolver, &mesh, asked, part, &names);
             if report.own_store.held {
                 tell_of_offer(&mut report.own_store, &offer, &part);
             }
@@ -260,7 +260,7 @@ impl Daemon {
     }
 }
 
-fn advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
+fn collect_advertised(offer: &Offer, store: &NixStore) -> AdvertisedReport {
     let (listed, store_dir) = (offer.list(), store.store_dir());
     // The list leaves derivations out, so every valid path that is not in it is a derivation.
     let derivations = store.valid_paths().saturating_sub(listed.len());
@@ -350,7 +350,7 @@ fn peer_status(peer: &PeerSettings, statistics: &BTreeMap<PeerId, PeerStats>, vi
         peer_id: peer.peer_id.to_string(),
         summary,
         rtt_ms: stats.latency.map(|latency| latency.as_secs_f64() * 1e3),
-        set_aside_s: stats.set_aside().map(|left| left.as_secs()),
+        set_aside_s: stats.set_aside_left().map(|left| left.as_secs()),
         stats,
     }
 }

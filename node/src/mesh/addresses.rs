@@ -43,7 +43,7 @@ pub(super) fn may_be_told(ip: IpAddr, loopback: bool) -> bool {
 /// The addresses that peers are told: first those that the operator names, then the listen addresses of both families
 /// in turn, `outward` ones before others. Otherwise a machine with many addresses of one family (bridges of containers,
 /// temporary IPv6 addresses) would never be found by peers that have only the other.
-pub(super) fn told<'a>(
+pub(super) fn choose_told<'a>(
     external: &[Multiaddr],
     listened: impl Iterator<Item = &'a Multiaddr>,
     outward: &[IpAddr],
@@ -64,17 +64,17 @@ pub(super) fn told<'a>(
 }
 
 /// Our IPv4 address on the route to the internet, if there is one.
-pub(crate) fn outward_v4() -> Option<IpAddr> {
-    own_address("0.0.0.0:0", "192.0.2.1:9")
+pub(crate) fn find_outward_v4() -> Option<IpAddr> {
+    find_own_address("0.0.0.0:0", "192.0.2.1:9")
 }
 
 /// The same for IPv6.
-pub(crate) fn outward_v6() -> Option<IpAddr> {
-    own_address("[::]:0", "[2001:db8::1]:9")
+pub(crate) fn find_outward_v6() -> Option<IpAddr> {
+    find_own_address("[::]:0", "[2001:db8::1]:9")
 }
 
 /// Our address on the route to `far`. Connecting a UDP socket sends nothing: the kernel only looks up the route.
-fn own_address(near: &str, far: &str) -> Option<IpAddr> {
+fn find_own_address(near: &str, far: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind(near).ok()?;
     socket.connect(far).ok()?;
     let ip = socket.local_addr().ok()?.ip();
@@ -136,7 +136,7 @@ mod tests {
         listened.extend(parse((1..20).map(|host| format!("/ip6/2001:db8::{host}/tcp/7280")).collect()));
         listened.extend(parse(vec!["/ip6/fe80::1/tcp/7280".to_owned(), "/ip6/::1/tcp/7280".to_owned()]));
         let outward = ["192.0.2.19", "2001:db8::19"].map(|ip| ip.parse().unwrap());
-        let told_of = |listened: &[Multiaddr]| told(&external, listened.iter(), &outward, false);
+        let told_of = |listened: &[Multiaddr]| choose_told(&external, listened.iter(), &outward, false);
         let addresses = told_of(&listened);
         assert_eq!(addresses.len(), Summary::ADDRESSES_MAX);
         let first = ["203.0.113.7:1", "192.0.2.19:7280", "[2001:db8::19]:7280"].map(|text| text.parse().unwrap());

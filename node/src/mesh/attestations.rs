@@ -92,12 +92,12 @@ impl ExchangeLink {
     }
 
     /// Passes a request on if fewer than [`ANSWERS_AT_ONCE_MAX`] wait; returns whether it did.
-    pub(super) fn request(&self, from: PeerId, id: u64, bytes: Vec<u8>) -> bool {
+    pub(super) fn pass_request(&self, from: PeerId, id: u64, bytes: Vec<u8>) -> bool {
         let permit = Arc::clone(&self.waiting).try_acquire_owned();
         permit.is_ok_and(|permit| self.sender.send(Heard::Request { from, id, bytes, permit }).is_ok())
     }
 
-    pub(super) fn input(&self, input: Input) {
+    pub(super) fn pass_input(&self, input: Input) {
         self.tell(Heard::Input(input));
     }
 }
@@ -196,11 +196,11 @@ impl Worker {
 
     fn perform(&mut self, output: Output) -> Result<(), Stopping> {
         match output {
-            Output::Request { to, id, bytes } => self.order(Order::Request { to, id, bytes }),
-            Output::Respond { to: _, id, bytes } => self.order(Order::Respond { id, bytes }),
+            Output::Request { to, id, bytes } => self.send_order(Order::Request { to, id, bytes }),
+            Output::Respond { to: _, id, bytes } => self.send_order(Order::Respond { id, bytes }),
             Output::HandOver(hand_over) => {
                 let bytes = self.read(&hand_over);
-                self.order(Order::Respond { id: hand_over.id, bytes })
+                self.send_order(Order::Respond { id: hand_over.id, bytes })
             }
             Output::Verify { from, id, attestations } => {
                 let taken = self.take(from, attestations);
@@ -216,7 +216,7 @@ impl Worker {
                 }
                 Ok(())
             }
-            Output::Penalize { peer, fault } => self.order(Order::Penalize(peer, misdeed(fault))),
+            Output::Penalize { peer, fault } => self.send_order(Order::Penalize(peer, misdeed(fault))),
             Output::Compared { peer, new } => {
                 self.counters.compared.inc();
                 if new > 0 {
@@ -227,7 +227,7 @@ impl Worker {
         }
     }
 
-    fn order(&self, order: Order) -> Result<(), Stopping> {
+    fn send_order(&self, order: Order) -> Result<(), Stopping> {
         self.orders.blocking_send(order).map_err(|_| Stopping)
     }
 
@@ -237,7 +237,7 @@ impl Worker {
     fn read(&self, hand_over: &HandOver) -> Vec<u8> {
         let (mut handed_over, mut withheld) = (0, Vec::new());
         let bytes = hand_over.encode_reply(|key, path| {
-            let said = self.attestations(path)?.into_iter().map(|it| it.attestation);
+            let said = self.read_attestations(path)?.into_iter().map(|it| it.attestation);
             let (told, kept): (Vec<_>, Vec<_>) =
                 said.filter(|it| it.builder == *key).partition(|it| self.may_be_told(it));
             handed_over += told.len();
@@ -261,8 +261,8 @@ impl Worker {
             || self.offer.why_withheld(&statement.path, &statement.references).is_none()
     }
 
-    fn attestations(&self, path: &HashPart) -> Option<Vec<StoredStatement>> {
-        let read = self.ledger.attestations(path);
+    fn read_attestations(&self, path: &HashPart) -> Option<Vec<StoredStatement>> {
+        let read = self.ledger.read_attestations(path);
         read.inspect_err(|error| tracing::warn!(%error, "attestations cannot be read and are not handed over")).ok()
     }
 
@@ -327,11 +327,11 @@ mod tests {
         let (sender, heard) = blocking::channel();
         let link = ExchangeLink::new(sender);
         let peer = PeerId::random();
-        let passed = (0..1_000).filter(|id| link.request(peer, *id, vec![0; 1_000])).count();
+        let passed = (0..1_000).filter(|id| link.pass_request(peer, *id, vec![0; 1_000])).count();
         assert_eq!(passed, ANSWERS_AT_ONCE_MAX);
         // Only the thread makes room.
         let Ok(Heard::Request { id: 0, .. }) = heard.recv() else { panic!("the first request") };
-        assert!(link.request(peer, 1_000, Vec::new()) && !link.request(peer, 1_001, Vec::new()));
+        assert!(link.pass_request(peer, 1_000, Vec::new()) && !link.pass_request(peer, 1_001, Vec::new()));
         assert_eq!(heard.try_iter().count(), ANSWERS_AT_ONCE_MAX);
     }
 }

@@ -62,7 +62,7 @@ impl DeadConnections {
         Err(DialsAgain)
     }
 
-    fn opened(&mut self, now: Instant, id: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint) {
+    fn on_opened(&mut self, now: Instant, id: ConnectionId, peer: PeerId, endpoint: &ConnectedPoint) {
         self.knocking.remove(&id);
         let dialled = endpoint.is_dialer();
         let ours = || self.open.iter().find(|(_, line)| line.peer == peer && line.dialled).map(|(id, _)| *id);
@@ -70,13 +70,13 @@ impl DeadConnections {
         self.open.insert(id, OpenConnection { peer, since: now, dialled, local: local_end(endpoint), beside });
     }
 
-    fn closed(&mut self, now: Instant, id: ConnectionId) {
+    fn on_closed(&mut self, now: Instant, id: ConnectionId) {
         self.open.remove(&id);
         self.close(|line| line.beside == Some(id) && now.saturating_duration_since(line.since) < IN_DOUBT);
     }
 
     /// Closes the connections from one of our addresses that is gone.
-    fn expired(&mut self, address: &Multiaddr) {
+    fn on_expired(&mut self, address: &Multiaddr) {
         if let Some(gone) = socket_address(address).map(|address| address.ip()) {
             let before = self.closing.len();
             self.close(|line| line.local == Some(gone));
@@ -105,11 +105,11 @@ impl ConnectionRule for DeadConnections {
         let now = Instant::now();
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                self.opened(now, event.connection_id, event.peer_id, event.endpoint);
+                self.on_opened(now, event.connection_id, event.peer_id, event.endpoint);
             }
-            FromSwarm::ConnectionClosed(event) => self.closed(now, event.connection_id),
+            FromSwarm::ConnectionClosed(event) => self.on_closed(now, event.connection_id),
             FromSwarm::ListenFailure(event) => drop(self.knocking.remove(&event.connection_id)),
-            FromSwarm::ExpiredListenAddr(event) => self.expired(event.addr),
+            FromSwarm::ExpiredListenAddr(event) => self.on_expired(event.addr),
             // Nothing else begins or ends a connection.
             _ => {}
         }
@@ -168,13 +168,13 @@ mod tests {
         let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
         let [first, second] = ids();
         dead_connections.admit(peer, start).unwrap();
-        dead_connections.opened(start, first, peer, &here());
+        dead_connections.on_opened(start, first, peer, &here());
         dead_connections.admit(PeerId::random(), start).expect("another peer");
         assert_eq!(dead_connections.admit(peer, start), Err(DialsAgain), "it dials twice only when the first is lost");
         assert_eq!(closing(&mut dead_connections), [first]);
-        dead_connections.closed(start, first);
+        dead_connections.on_closed(start, first);
         dead_connections.admit(peer, start).expect("the next one");
-        dead_connections.opened(start, second, peer, &outbound());
+        dead_connections.on_opened(start, second, peer, &outbound());
         assert_eq!(dead_connections.admit(peer, start + 2 * AT_ONCE), Err(DialsAgain), "ours is lost as well");
         assert_eq!(closing(&mut dead_connections), [second]);
     }
@@ -184,11 +184,11 @@ mod tests {
         for (lasted, ends) in [(IN_DOUBT / 2, true), (2 * IN_DOUBT, false)] {
             let (mut dead_connections, start, peer) = (DeadConnections::default(), Instant::now(), PeerId::random());
             let [ours, theirs] = ids();
-            dead_connections.opened(start, ours, peer, &outbound());
+            dead_connections.on_opened(start, ours, peer, &outbound());
             dead_connections.admit(peer, start + AT_ONCE).expect("it may not have known of ours");
-            dead_connections.opened(start + AT_ONCE, theirs, peer, &here());
+            dead_connections.on_opened(start + AT_ONCE, theirs, peer, &here());
             assert!(closing(&mut dead_connections).is_empty());
-            dead_connections.closed(start + AT_ONCE + lasted, ours);
+            dead_connections.on_closed(start + AT_ONCE + lasted, ours);
             assert_eq!(closing(&mut dead_connections) == [theirs], ends);
         }
     }
@@ -198,10 +198,10 @@ mod tests {
         let mut dead_connections = DeadConnections::default();
         let [gone, kept, dialled] = ids();
         for (id, endpoint) in [(gone, here()), (kept, inbound("/ip4/192.0.2.2/tcp/1")), (dialled, outbound())] {
-            dead_connections.opened(Instant::now(), id, PeerId::random(), &endpoint);
+            dead_connections.on_opened(Instant::now(), id, PeerId::random(), &endpoint);
         }
         let mut expired = |address: &str| {
-            dead_connections.expired(&address.parse().unwrap());
+            dead_connections.on_expired(&address.parse().unwrap());
             closing(&mut dead_connections)
         };
         assert_eq!(expired("/ip4/192.0.2.1/tcp/7280"), [gone]);

@@ -135,7 +135,7 @@ impl Dialer {
     }
 
     /// Takes the addresses from a peer's own signed summary, already filtered.
-    pub(super) fn learned(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) {
+    pub(super) fn learn(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
         if addresses.iter().any(|address| target.learned.iter().all(|(known, _)| known != address)) {
             target.next = target.next.min(Moment(now.0 + LEARNED_DELAY_MS));
@@ -152,14 +152,14 @@ impl Dialer {
     }
 
     /// Notes that we have just started, and knew this peer before.
-    pub(super) fn remembered(&mut self, now: Moment, peer: &PeerId) {
+    pub(super) fn mark_remembered(&mut self, now: Moment, peer: &PeerId) {
         if let Some(target) = self.targets.get_mut(peer) {
             target.lost = Some(now);
         }
     }
 
     /// Notes a connection; `via` is the address at which the peer was dialled and proved who it is.
-    pub(super) fn connected(&mut self, now: Moment, peer: &PeerId, via: Option<&Multiaddr>) {
+    pub(super) fn on_connected(&mut self, now: Moment, peer: &PeerId, via: Option<&Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
         let was_cut_off = target.failures >= FAILURES_CUT_MIN;
         (target.connected, target.dialing, target.failures, target.since) = (true, false, 0, now);
@@ -180,7 +180,7 @@ impl Dialer {
 
     /// An address of ours is gone, and its connections with it. However short they were, that says nothing about the
     /// peers.
-    pub(super) fn moved(&mut self, now: Moment) {
+    pub(super) fn on_moved(&mut self, now: Moment) {
         for target in self.targets.values_mut() {
             (target.short, target.since) = (0, Moment(now.0.saturating_sub(SHORT_MS)));
         }
@@ -188,7 +188,7 @@ impl Dialer {
 
     /// The last connection closed: the first redial comes after a jittered moment, so that two sides do not collide for
     /// ever.
-    pub(super) fn disconnected(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
+    pub(super) fn on_disconnected(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         if let Some(target) = self.targets.get_mut(peer) {
             target.connected = false;
             target.short = if now.since(target.since) < SHORT_MS { target.short.saturating_add(1) } else { 0 };
@@ -204,7 +204,7 @@ impl Dialer {
         }
     }
 
-    pub(super) fn failed(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
+    pub(super) fn on_failed(&mut self, now: Moment, peer: &PeerId, rng: &mut impl Rng) {
         let are_returning = self.returned.is_some_and(|since| now.since(since) < RETURNS_MS);
         if let Some(target) = self.targets.get_mut(peer) {
             target.dialing = false;
@@ -247,7 +247,7 @@ impl Dialer {
     }
 
     /// Everything to dial now, for gossip and for lookups that wait; marks it as being dialled.
-    pub(super) fn due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
+    pub(super) fn take_due(&mut self, now: Moment) -> Vec<(PeerId, Vec<Multiaddr>)> {
         let mut connections = self.connections();
         let is_due = |target: &Target| !target.connected && !target.dialing && target.due_at() <= now;
         let is_wanted = |target: &Target, connections| target.is_demanded || connections < self.connections_wanted;
@@ -306,7 +306,7 @@ impl Dialer {
         Ok(Demand::Dial(addresses))
     }
 
-    /// When [`Self::due`] may next have something to dial.
+    /// When [`Self::take_due`] may next have something to dial.
     pub(super) fn deadline(&self) -> Option<Moment> {
         let is_full = self.connections() >= self.connections_wanted;
         let waiting = self.targets.values().filter(|target| !target.connected && !target.dialing);
@@ -363,9 +363,9 @@ mod tests {
         let mut now = Moment(0);
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            assert_eq!(dialer.due(now), [(peer, vec![address(1)])]);
-            assert!(dialer.due(now).is_empty(), "one dial at a time");
-            dialer.failed(now, &peer, &mut rng);
+            assert_eq!(dialer.take_due(now), [(peer, vec![address(1)])]);
+            assert!(dialer.take_due(now).is_empty(), "one dial at a time");
+            dialer.on_failed(now, &peer, &mut rng);
             let next = dialer.deadline().unwrap();
             let is_soon = next.since(now) <= EXPECTED_MS;
             assert_eq!(dialer.demand(now, &peer), if is_soon { Ok(Demand::Wait) } else { Err(NotNow::Gone) });
@@ -375,7 +375,7 @@ mod tests {
         assert!(pauses[0] <= PAUSE_MIN_MS * 5 / 4 && pauses[11] >= PAUSE_MAX_MS * 3 / 4, "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX_MS * 5 / 4));
         for _ in 0..FAILURES_SOON_MAX {
-            dialer.failed(now, &peer, &mut rng);
+            dialer.on_failed(now, &peer, &mut rng);
         }
         assert!(dialer.deadline().unwrap().0 - now.0 >= PAUSE_GONE_MS * 3 / 4, "gone for long");
     }
@@ -389,27 +389,27 @@ mod tests {
         let mut now = Moment(0);
         let cut_off = |dialer: &mut Dialer, now: &mut Moment, rng: &mut rand::rngs::StdRng| {
             for _ in 0..5 {
-                dialer.due(*now);
-                [one, other].iter().for_each(|peer| dialer.failed(*now, peer, rng));
+                dialer.take_due(*now);
+                [one, other].iter().for_each(|peer| dialer.on_failed(*now, peer, rng));
                 *now = Moment(now.0 + 2 * PAUSE_MAX_MS);
             }
             *now = Moment(now.0 - 2 * PAUSE_MAX_MS);
         };
         cut_off(&mut dialer, &mut now, &mut rng);
-        assert!(dialer.due(now).is_empty(), "both pause");
-        dialer.connected(now, &one, None);
-        assert_eq!(dialer.due(now), [(other, vec![address(2)])]);
-        dialer.failed(now, &other, &mut rng);
+        assert!(dialer.take_due(now).is_empty(), "both pause");
+        dialer.on_connected(now, &one, None);
+        assert_eq!(dialer.take_due(now), [(other, vec![address(2)])]);
+        dialer.on_failed(now, &other, &mut rng);
         assert!(
             dialer.deadline().unwrap().since(now) <= PAUSE_MIN_MS * 5 / 4,
             "soon again: it may have been on the way"
         );
         // When a peer comes and goes, the other is not dialled more often.
-        dialer.disconnected(now, &one, &mut rng);
+        dialer.on_disconnected(now, &one, &mut rng);
         now = Moment(now.0 + RETURNS_MS);
         cut_off(&mut dialer, &mut now, &mut rng);
-        dialer.connected(now, &one, None);
-        assert!(dialer.due(now).is_empty(), "within a minute");
+        dialer.on_connected(now, &one, None);
+        assert!(dialer.take_due(now).is_empty(), "within a minute");
     }
 
     #[test]
@@ -420,10 +420,10 @@ mod tests {
         dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
         let mut now = Moment(0);
         let mut pause = |dialer: &mut Dialer, lasted_ms: u64| {
-            assert_eq!(dialer.due(now).len(), 1);
-            dialer.connected(now, &peer, None);
+            assert_eq!(dialer.take_due(now).len(), 1);
+            dialer.on_connected(now, &peer, None);
             now = Moment(now.0 + lasted_ms);
-            dialer.disconnected(now, &peer, &mut rng);
+            dialer.on_disconnected(now, &peer, &mut rng);
             let pause = dialer.deadline().unwrap().since(now);
             now = Moment(now.0 + pause);
             pause
@@ -444,13 +444,13 @@ mod tests {
         for _ in 0..10 {
             // Our address changes soon after connecting; the first dial from the new one is refused.
             for (has_moved, pause_max) in [(true, PAUSE_MIN_MS), (false, AGAIN_MS)] {
-                assert_eq!(dialer.due(now).len(), 1);
-                dialer.connected(now, &peer, None);
+                assert_eq!(dialer.take_due(now).len(), 1);
+                dialer.on_connected(now, &peer, None);
                 now = Moment(now.0 + 1_000);
                 if has_moved {
-                    dialer.moved(now);
+                    dialer.on_moved(now);
                 }
-                dialer.disconnected(now, &peer, &mut rng);
+                dialer.on_disconnected(now, &peer, &mut rng);
                 let pause = dialer.deadline().unwrap().since(now);
                 assert!(pause < pause_max, "{pause} ms");
                 now = Moment(now.0 + pause);
@@ -465,7 +465,7 @@ mod tests {
         for _ in 0..100 {
             let mut dialer = Dialer::new(32);
             dialer.set_peers(Moment(0), &peers, 32);
-            let due = dialer.due(Moment(0));
+            let due = dialer.take_due(Moment(0));
             assert_eq!(due.len(), 32);
             due.into_iter().for_each(|(peer, _)| *dialled.entry(peer).or_insert(0) += 1);
         }
@@ -481,11 +481,11 @@ mod tests {
         let mut dialer = Dialer::new(32);
         dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
         assert_eq!(dialer.demand(Moment(0), &peer), Err(NotNow::NoAddress));
-        dialer.learned(Moment(0), &peer, vec![address(2)]);
+        dialer.learn(Moment(0), &peer, vec![address(2)]);
         assert_eq!(dialer.demand(Moment(0), &peer), Ok(Demand::Dial(vec![address(2)])));
-        dialer.failed(Moment(0), &peer, &mut rng);
+        dialer.on_failed(Moment(0), &peer, &mut rng);
         assert_eq!(dialer.demand(Moment(30_000), &peer), Err(NotNow::NoAddress));
-        dialer.learned(Moment(0), &peer, vec![address(2)]);
+        dialer.learn(Moment(0), &peer, vec![address(2)]);
         assert_eq!(dialer.demand(Moment(59_000), &peer), Err(NotNow::NoAddress), "learning it again renews nothing");
         assert_eq!(dialer.demand(Moment(60_000), &peer), Ok(Demand::Dial(vec![address(2)])));
     }
@@ -495,9 +495,9 @@ mod tests {
         let [configured, learned] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(1);
         dialer.set_peers(Moment(0), &BTreeMap::from([(configured, vec![address(1)]), (learned, Vec::new())]), 1);
-        dialer.connected(Moment(0), &configured, None);
-        dialer.learned(Moment(0), &learned, vec![address(2)]);
-        assert!(dialer.due(Moment(100_000)).is_empty());
+        dialer.on_connected(Moment(0), &configured, None);
+        dialer.learn(Moment(0), &learned, vec![address(2)]);
+        assert!(dialer.take_due(Moment(100_000)).is_empty());
         assert_eq!(dialer.deadline(), None);
         assert_eq!(dialer.demand(Moment(100_000), &learned), Ok(Demand::Dial(vec![address(2)])));
     }
@@ -508,15 +508,15 @@ mod tests {
         let [there, wanted] = [(); 2].map(|()| PeerId::random());
         let mut dialer = Dialer::new(1);
         dialer.set_peers(Moment(0), &BTreeMap::from([(there, vec![address(1)]), (wanted, vec![address(2)])]), 1);
-        dialer.connected(Moment(0), &there, None);
+        dialer.on_connected(Moment(0), &there, None);
         assert_eq!(dialer.demand(Moment(0), &wanted), Ok(Demand::Dial(vec![address(2)])));
         assert_eq!(dialer.demand(Moment(1), &wanted), Ok(Demand::Wait), "another one waits for the same dial");
-        dialer.failed(Moment(5), &wanted, &mut rng);
+        dialer.on_failed(Moment(5), &wanted, &mut rng);
         assert_eq!(dialer.deadline(), None, "for gossip it is not needed");
         assert_eq!(dialer.demand(Moment(5), &wanted), Ok(Demand::Wait));
         let again = dialer.deadline().unwrap();
-        assert!(again > Moment(5) && dialer.due(Moment(again.0 - 1)).is_empty());
-        assert_eq!(dialer.due(again), [(wanted, vec![address(2)])]);
+        assert!(again > Moment(5) && dialer.take_due(Moment(again.0 - 1)).is_empty());
+        assert_eq!(dialer.take_due(again), [(wanted, vec![address(2)])]);
     }
 
     #[test]
@@ -525,16 +525,16 @@ mod tests {
         let peer = PeerId::random();
         let mut dialer = Dialer::new(32);
         dialer.set_peers(Moment(0), &BTreeMap::from([(peer, vec![address(1)])]), 32);
-        dialer.due(Moment(0));
-        dialer.connected(Moment(0), &peer, None);
+        dialer.take_due(Moment(0));
+        dialer.on_connected(Moment(0), &peer, None);
         let lost = Moment(2 * SHORT_MS);
-        dialer.disconnected(lost, &peer, &mut rng);
+        dialer.on_disconnected(lost, &peer, &mut rng);
         let mut dials = Vec::new();
         let mut now = dialer.deadline().unwrap();
         while now.since(lost) < 60_000 {
-            assert_eq!(dialer.due(now).len(), 1);
+            assert_eq!(dialer.take_due(now).len(), 1);
             dials.push(now.since(lost));
-            dialer.failed(now, &peer, &mut rng);
+            dialer.on_failed(now, &peer, &mut rng);
             now = dialer.deadline().unwrap();
         }
         assert!(dials[0] <= BACK_FIRST_MS);
@@ -551,7 +551,7 @@ mod tests {
         let mut dialer = Dialer::new(32);
         dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
         assert_eq!(dialer.demand(Moment(0), &peer), Err(NotNow::NoAddress), "never heard of");
-        dialer.remembered(Moment(0), &peer);
+        dialer.mark_remembered(Moment(0), &peer);
         assert_eq!(dialer.demand(Moment(BACK_SOON_MS - 1), &peer), Ok(Demand::Wait));
         assert_eq!(dialer.demand(Moment(BACK_SOON_MS), &peer), Err(NotNow::NoAddress));
     }
@@ -562,11 +562,11 @@ mod tests {
         let peer = PeerId::random();
         let mut dialer = Dialer::new(32);
         dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
-        dialer.learned(Moment(0), &peer, vec![address(2), address(3)]);
+        dialer.learn(Moment(0), &peer, vec![address(2), address(3)]);
         assert_eq!(dialer.demand(Moment(0), &peer), Ok(Demand::Dial(vec![address(2), address(3)])));
         let via = format!("{}/p2p/{peer}", address(3)).parse().unwrap();
-        dialer.connected(Moment(5), &peer, Some(&via));
-        dialer.disconnected(Moment(6), &peer, &mut rng);
+        dialer.on_connected(Moment(5), &peer, Some(&via));
+        dialer.on_disconnected(Moment(6), &peer, &mut rng);
         assert_eq!(dialer.demand(Moment(7), &peer), Ok(Demand::Dial(vec![address(3)])), "refused once");
     }
 }

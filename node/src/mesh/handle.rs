@@ -64,7 +64,7 @@ pub(super) struct Blame(pub(super) mpsc::Sender<Command>);
 
 impl Blame {
     /// Reports that this peer was caught lying, or broke the protocol; does not wait.
-    pub(super) fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
+    pub(super) fn report_misdeed(&self, peer: PeerId, misdeed: Misdeed) {
         if self.0.try_send(Command::Misbehaved(peer, misdeed)).is_err() {
             tracing::warn!(%peer, %misdeed, "peer misbehaved, but this was not counted: the mesh is too busy");
         }
@@ -138,7 +138,7 @@ impl MeshHandle {
         let reply = NarInfoReply::decode(&bytes).map_err(|error| {
             // A reply that was cut short may be the connection's fault.
             if !error.is_truncated() {
-                self.misbehaved(peer, Misdeed::MalformedReply);
+                self.report_misdeed(peer, Misdeed::MalformedReply);
             }
             AskError::Failed(error.to_string())
         })?;
@@ -186,19 +186,19 @@ impl MeshHandle {
     }
 
     /// Tells the core what the store offers now.
-    pub async fn paths_changed(&self, change: PathChange) {
+    pub async fn report_paths(&self, change: PathChange) {
         self.send(Command::Paths(change)).await;
     }
 
     /// Tells the core whether a candidate held what its filter promised. Does not wait: it is dropped when the mesh is
     /// too busy.
-    pub fn probed(&self, peer: PeerId, outcome: ProbeOutcome) {
+    pub fn report_probe(&self, peer: PeerId, outcome: ProbeOutcome) {
         drop(self.commands.try_send(Command::Probe(peer, outcome)));
     }
 
     /// Reports to the core, which counts, that this peer was caught lying; does not wait.
-    pub fn misbehaved(&self, peer: PeerId, misdeed: Misdeed) {
-        Blame(self.commands.clone()).misbehaved(peer, misdeed);
+    pub fn report_misdeed(&self, peer: PeerId, misdeed: Misdeed) {
+        Blame(self.commands.clone()).report_misdeed(peer, misdeed);
     }
 
     /// Applies a new allowlist and limits; returns when they are in force, or the mesh is stopping.
@@ -207,12 +207,12 @@ impl MeshHandle {
     }
 
     /// What `status` shows.
-    pub async fn view(&self) -> Result<MeshView, AskError> {
+    pub async fn ask_view(&self) -> Result<MeshView, AskError> {
         self.call(Command::View).await
     }
 
     /// Publishes the signed goodbye and waits until it was handed to the network.
-    pub async fn goodbye(&self) -> Result<(), AskError> {
+    pub async fn say_goodbye(&self) -> Result<(), AskError> {
         self.call(Command::Goodbye).await
     }
 

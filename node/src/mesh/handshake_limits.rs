@@ -82,7 +82,7 @@ impl HandshakeLimits {
     /// Sets where peers are known to be, configured or learned.
     pub(super) fn set_known(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.told = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
-        self.index();
+        self.rebuild_index();
     }
 
     /// Remembers where a peer came in from; the allowlist let it pass.
@@ -95,10 +95,10 @@ impl HandshakeLimits {
         if self.seen.len() > SEEN_MAX {
             self.seen.pop_front();
         }
-        self.index();
+        self.rebuild_index();
     }
 
-    fn index(&mut self) {
+    fn rebuild_index(&mut self) {
         self.known = self.told.iter().chain(&self.seen).copied().collect();
     }
 
@@ -119,7 +119,7 @@ impl HandshakeLimits {
                 return Err(Refused::Unknown);
             }
         }
-        if !self.may_begin(source(ip)) {
+        if !self.try_begin(source(ip)) {
             return Err(Refused::TooOften);
         }
         if !self.known.contains(&ip) && self.begun_unknown.check().is_err() {
@@ -130,7 +130,7 @@ impl HandshakeLimits {
     }
 
     /// Counts a handshake. One that is refused here costs no more than the connection that the system accepted.
-    fn may_begin(&mut self, source: IpAddr) -> bool {
+    fn try_begin(&mut self, source: IpAddr) -> bool {
         if self.begun.len() >= SOURCES_MAX && !self.begun.contains_key(&source) {
             // A source that has its whole burst again may be forgotten: a new entry would have no more.
             self.begun.retain(|_, begun| begun.check_n(BEGUN_BURST).is_ok_and(|fits| fits.is_err()));

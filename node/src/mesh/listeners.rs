@@ -92,7 +92,7 @@ impl Listeners {
     }
 
     /// Notes that an address of this listener is known.
-    pub(super) fn has_address(&mut self, id: ListenerId) {
+    pub(super) fn on_address(&mut self, id: ListenerId) {
         self.awaited.remove(&id);
     }
 
@@ -198,10 +198,10 @@ mod tests {
     fn a_listener_is_awaited_until_it_has_an_address() {
         let mut listeners = open(&BOTH, None, true).unwrap();
         let ids: Vec<_> = listeners.awaited.iter().copied().collect();
-        listeners.has_address(ids[0]);
-        listeners.has_address(ids[0]);
+        listeners.on_address(ids[0]);
+        listeners.on_address(ids[0]);
         assert!(!listeners.are_known());
-        listeners.has_address(ids[1]);
+        listeners.on_address(ids[1]);
         assert!(listeners.are_known());
     }
 }

@@ -35,7 +35,7 @@ pub mod transport;
 mod unread;
 mod uploads;
 
-pub(crate) use addresses::{outward_v4, outward_v6};
+pub(crate) use addresses::{find_outward_v4, find_outward_v6};
 pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
 pub use config::MeshConfig;

@@ -92,7 +92,7 @@ pub struct PeerStats {
 
 impl PeerStats {
     /// How long it will still be asked nothing because it lied.
-    pub fn set_aside(&self) -> Option<Duration> {
+    pub fn set_aside_left(&self) -> Option<Duration> {
         self.set_aside_until
             .and_then(|until| until.checked_duration_since(Instant::now()))
             .filter(|left| !left.is_zero())
@@ -153,7 +153,7 @@ impl PeerStatistics {
         let mut sorted: Vec<_> = candidates
             .into_iter()
             .filter_map(|candidate| statistics.get(&candidate.peer).map(|stats| (candidate, stats)))
-            .filter(|(_, stats)| stats.set_aside().is_none())
+            .filter(|(_, stats)| stats.set_aside_left().is_none())
             .collect();
         sorted.sort_by_key(|(_, stats)| {
             (!stats.connected, stats.timeouts_in_a_row, stats.latency.unwrap_or(Duration::MAX))
@@ -171,7 +171,7 @@ impl PeerStatistics {
     }
 
     /// A narinfo answer (or a NAR's first byte) arrived after `elapsed`.
-    pub fn answered(&self, peer: &PeerId, elapsed: Duration) {
+    pub fn on_answered(&self, peer: &PeerId, elapsed: Duration) {
         self.update(peer, |stats| {
             stats.timeouts_in_a_row = 0;
             stats.paused_until = None;
@@ -193,13 +193,13 @@ impl PeerStatistics {
     }
 
     /// The peer answered something, whatever it was: it may be asked again.
-    pub fn responsive(&self, peer: &PeerId) {
+    pub fn on_responsive(&self, peer: &PeerId) {
         self.update(peer, |stats| (stats.timeouts_in_a_row, stats.paused_until) = (0, None));
     }
 
     /// No answer came within the deadline, or the connection failed. Many at the same moment count as one: whoever
     /// stops a build gives up everything that waits for it.
-    pub fn timed_out(&self, peer: &PeerId) {
+    pub fn on_timed_out(&self, peer: &PeerId) {
         self.update(peer, |stats| {
             if stats.timed_out_at.is_some_and(|at| at.elapsed() < SAME_TIMEOUT) {
                 return;
@@ -235,7 +235,7 @@ impl PeerStatistics {
     }
 
     /// `bytes` of one NAR body arrived in `elapsed`, and `line_bytes` of all bodies from this peer in that time.
-    pub fn received(&self, peer: &PeerId, bytes: u64, line_bytes: u64, elapsed: Duration) {
+    pub fn on_received(&self, peer: &PeerId, bytes: u64, line_bytes: u64, elapsed: Duration) {
         self.update(peer, |stats| {
             stats.bytes_in += bytes;
             if line_bytes >= RATE_BYTES_MIN || elapsed >= RATE_TIME_MIN {
@@ -246,7 +246,7 @@ impl PeerStatistics {
     }
 
     /// Notes a proven lie or broken rule, as the gossip core counts them.
-    pub(super) fn misdeed(&self, peer: &PeerId, misdeed: Misdeed) {
+    pub(super) fn count_misdeed(&self, peer: &PeerId, misdeed: Misdeed) {
         self.update(peer, |stats| {
             stats.misdeeds = stats.misdeeds.saturating_add(1);
             let count = stats.misdeeds_by_reason.entry(misdeed).or_default();
@@ -281,11 +281,11 @@ mod tests {
         statistics.retain_only([near, far, away, liar]);
         for (peer, ms) in [(near, 1), (far, 80), (liar, 1)] {
             statistics.update(&peer, |stats| stats.connected = true);
-            statistics.answered(&peer, Duration::from_millis(ms));
+            statistics.on_answered(&peer, Duration::from_millis(ms));
         }
         statistics.set_aside(&liar, Duration::from_secs(300));
         assert_eq!(statistics.rank([liar, away, far, near].map(candidate)).now, [near, far, away]);
-        assert!(statistics.stats(&liar).unwrap().set_aside().is_some());
+        assert!(statistics.stats(&liar).unwrap().set_aside_left().is_some());
     }
 
     #[test]
@@ -295,13 +295,13 @@ mod tests {
         statistics.retain_only([peer]);
         let now = Ranked { now: vec![peer], ..Ranked::default() };
         for _ in 0..8 {
-            statistics.timed_out(&peer);
+            statistics.on_timed_out(&peer);
         }
         assert_eq!(statistics.rank([candidate(peer)]), now, "eight at once are one");
         statistics.update(&peer, |stats| stats.timed_out_at = None);
-        statistics.timed_out(&peer);
+        statistics.on_timed_out(&peer);
         assert_eq!(statistics.rank([candidate(peer)]), Ranked { paused: vec![peer], ..Ranked::default() });
-        statistics.answered(&peer, Duration::from_millis(1));
+        statistics.on_answered(&peer, Duration::from_millis(1));
         assert_eq!(statistics.rank([candidate(peer)]), now);
     }
 

@@ -2,7 +2,7 @@
 
 use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
 use super::live::LiveLedger;
-use super::members::{readable, statement_of};
+use super::members::{read_rows, statement_of};
 use super::{now, parse_path};
 use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
@@ -62,7 +62,7 @@ pub struct OwnStatement {
 impl OwnBuilds<'_> {
     /// Says whether one path is attested. If it was `rebuilt` with the same result and is not attested yet, it is
     /// attested now. Fails for a path that cannot be attested: it is not here, cannot be built again, or is withheld.
-    pub fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
+    pub fn attest_path(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
         let path = parse_path(self.store.store_dir(), path)?;
         self.store.refresh()?;
         // The hash part alone does not tell whether the name is right, too.
@@ -81,13 +81,13 @@ impl OwnBuilds<'_> {
             bail!("{path} has no known derivation here, so it cannot be built again");
         };
         if let Some(why) =
-            soon(|| self.offer.why_withheld(&path, &info.references), |why| !why.is_some_and(Withheld::may_pass))
+            look_until(|| self.offer.why_withheld(&path, &info.references), |why| !why.is_some_and(Withheld::may_pass))
         {
             bail!("{path} is withheld, so it is not attested: {}", why.sentence());
         }
         if rebuilt {
             ensure!(info.ultimate, "Nix does not say that {path} was built here, even after building it again");
-            soon(
+            look_until(
                 || self.attest([path.hash_part()]),
                 |done| done.as_ref().map_or(true, |done| done.unchecked.is_empty()),
             )?;
@@ -101,8 +101,8 @@ impl OwnBuilds<'_> {
     /// they are.
     pub fn attest(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Attested, LedgerDbError> {
         let (mut attested, mut batch, mut unread) = (Attested::default(), Vec::new(), Vec::new());
-        for info in readable(self.store, hash_parts, &mut unread) {
-            if let Some(made) = self.attestation(&info) {
+        for info in read_rows(self.store, hash_parts, &mut unread) {
+            if let Some(made) = self.make_attestation(&info) {
                 let statement = &made.0.attestation.statement;
                 match self.offer.why_withheld(&statement.path, &statement.references) {
                     None => batch.push(made),
@@ -133,7 +133,7 @@ impl OwnBuilds<'_> {
         let is_said = |part: &HashPart| self.ledger.read(|ledger| ledger.votes(part).any(|vote| vote.builder == own));
         let mut gone = Vec::new();
         for hash_part in hash_parts.into_iter().filter(is_said) {
-            let said = self.ledger.attestations(&hash_part)?;
+            let said = self.ledger.read_attestations(&hash_part)?;
             for attestation in said.into_iter().map(|it| it.attestation).filter(|it| it.builder == own) {
                 let statement = &attestation.statement;
                 let why = self.offer.why_withheld(&statement.path, &statement.references);
@@ -150,7 +150,7 @@ impl OwnBuilds<'_> {
 
     /// The attestation of a path, if it was built here and is not attested yet. `None` for derivations, and for
     /// content-addressed paths (sources among them).
-    fn attestation(&self, info: &PathInfo) -> Option<(StoredStatement, VerifiedStatement)> {
+    fn make_attestation(&self, info: &PathInfo) -> Option<(StoredStatement, VerifiedStatement)> {
         let store_dir = self.store.store_dir();
         // Only a content address that is understood and true counts: any other proves nothing.
         let needs_no_word = info.is_certified_by_content(store_dir);
@@ -178,7 +178,7 @@ impl OwnBuilds<'_> {
 }
 
 /// Calls `look` until its result is `settled`, but at most [`LOOKS_MAX`] times more, and returns the last result.
-fn soon<T>(mut look: impl FnMut() -> T, settled: impl Fn(&T) -> bool) -> T {
+fn look_until<T>(mut look: impl FnMut() -> T, settled: impl Fn(&T) -> bool) -> T {
     let mut found = look();
     for _ in 0..LOOKS_MAX {
         if settled(&found) {

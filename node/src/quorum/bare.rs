@@ -7,7 +7,7 @@
 
 use super::db::{BareSignature, LedgerDbError, on_disk_bytes};
 use super::live::LiveLedger;
-use super::members::{readable, statement_of};
+use super::members::{read_rows, statement_of};
 use super::now;
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Statement};
 use narmesh_quorum::{FingerprintDigest, VerifiedStatement};
@@ -40,11 +40,16 @@ impl StoreSignatures<'_> {
     /// Takes those signatures of `hash_parts` that are not in the ledger yet. Blocks on the disk.
     pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Taken, LedgerDbError> {
         let (mut taken, mut batch, mut unread) = (Taken::default(), Vec::new(), Vec::new());
-        for info in readable(self.store, hash_parts, &mut unread) {
+        for info in read_rows(self.store, hash_parts, &mut unread) {
             // A content-addressed path needs no builder's word. A row of a very old Nix has no NarSize, so no
             // fingerprint.
             if !info.is_certified_by_content(self.store.store_dir()) && info.nar_size > 0 {
-                batch.extend(signatures_unheard(self.ledger, self.signers, &statement_of(&info), &info.signatures));
+                batch.extend(find_unheard_signatures(
+                    self.ledger,
+                    self.signers,
+                    &statement_of(&info),
+                    &info.signatures,
+                ));
             }
             if batch.len() >= BATCH {
                 taken.new += self.ledger.take_bare(&batch, now())?.new;
@@ -59,7 +64,7 @@ impl StoreSignatures<'_> {
 
 /// Those of `signatures` that one of `signers` made over `statement` and that are not in the ledger yet, at most one of
 /// each signer. Works from memory; signatures that are already known are not verified again.
-pub fn signatures_unheard(
+pub fn find_unheard_signatures(
     ledger: &LiveLedger,
     signers: &[NixPublicKey],
     statement: &Statement,

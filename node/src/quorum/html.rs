@@ -25,7 +25,7 @@ enum Section {
 
 impl Page {
     /// The text that this part adds to the page.
-    pub fn part(&mut self, part: &ReportPart) -> String {
+    pub fn render_part(&mut self, part: &ReportPart) -> String {
         let mut text = String::new();
         self.write(&mut text, part).expect("a String takes everything");
         text
@@ -302,15 +302,15 @@ mod tests {
         let judged = [1, 2, 3].map(|number| Judged::alone(&policy, &ledger, &member(number)));
         let report = Report::paths(&policy, ReportScope::All, judged.into(), WallMs(1));
         let mut page = Page::default();
-        let mut text = page.part(&ReportPart::Head(Box::new(report.head().clone())));
+        let mut text = page.render_part(&ReportPart::Head(Box::new(report.head().clone())));
         for path in report.conflicts() {
-            text += &page.part(&ReportPart::Conflict(path.to_string()));
+            text += &page.render_part(&ReportPart::Conflict(path.to_string()));
         }
         let (path, why) = (path(1).to_string(), "turned".to_owned());
         let turned = TurnedReport { path, served_at_ms: 1, revoked_builders: Vec::new(), why };
-        text += &page.part(&ReportPart::NoLongerAgreed(turned));
+        text += &page.render_part(&ReportPart::NoLongerAgreed(turned));
         for judged in report.judged_paths() {
-            text += &page.part(&ReportPart::Path(Box::new(PathReport::of(&policy, &ledger, judged))));
+            text += &page.render_part(&ReportPart::Path(Box::new(PathReport::of(&policy, &ledger, judged))));
         }
         text + &page.end()
     }

@@ -15,12 +15,12 @@ const CLOSURE_MAX: usize = 1 << 20;
 
 /// A path as the store has it. If the store does not have it, its references are all that any statement gives it.
 /// `None` if nothing is known of it.
-fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
+fn look_up_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Option<Member>> {
     let info = store.read_path_info(&path.hash_part()).context("the Nix store")?;
     if let Some(info) = info.filter(|info| info.path == *path) {
         return Ok(Some(held_member(store, &info)));
     }
-    let statements = db.statements(&path.hash_part())?;
+    let statements = db.read_statements(&path.hash_part())?;
     // The path itself goes in with them, which tells a path without references from one of which nothing is attested.
     let references: BTreeSet<StorePath> = statements
         .into_iter()
@@ -38,14 +38,14 @@ fn member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<O
 }
 
 /// The same; a path of which nothing is known has no references.
-pub(super) fn member_of(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Member> {
+pub(super) fn find_member(store: &NixStore, db: &LedgerDb, path: &StorePath) -> anyhow::Result<Member> {
     let unknown = || Member { path: path.clone(), references: Vec::new(), content_addressed: false, held: None };
-    Ok(member(store, db, path)?.unwrap_or_else(unknown))
+    Ok(look_up_member(store, db, path)?.unwrap_or_else(unknown))
 }
 
 /// A path and everything that it needs, as far as that is known here. `progress` is called with the number of paths so
 /// far; its first error ends the search.
-pub(super) fn closure_members(
+pub(super) fn find_closure_members(
     store: &NixStore,
     db: &LedgerDb,
     root: &StorePath,
@@ -55,7 +55,7 @@ pub(super) fn closure_members(
     let mut seen = BTreeSet::from([root.clone()]);
     let mut open = vec![root.clone()];
     while let Some(path) = open.pop() {
-        let Some(member) = member(store, db, &path)? else { continue };
+        let Some(member) = look_up_member(store, db, &path)? else { continue };
         open.extend(member.references.iter().filter(|reference| seen.insert((*reference).clone())).cloned());
         anyhow::ensure!(seen.len() <= CLOSURE_MAX, "the closure of {root} has more than {CLOSURE_MAX} paths");
         members.insert(path, member);
@@ -75,7 +75,7 @@ fn held_member(store: &NixStore, info: &PathInfo) -> Member {
 }
 
 /// The rows of these paths. A path whose row cannot be read goes to `unread`; the others follow all the same.
-pub(super) fn readable<'a>(
+pub(super) fn read_rows<'a>(
     store: &'a NixStore,
     hash_parts: impl IntoIterator<Item = HashPart> + 'a,
     unread: &'a mut Vec<(HashPart, StoreError)>,

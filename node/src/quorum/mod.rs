@@ -2,7 +2,7 @@
 //!
 //! Walk: [`LiveLedger`] holds attestations, and when this node first stored them, in memory and on disk ([`LedgerDb`]);
 //! [`import`] takes them from a text file, verified on all cores; [`OwnBuilds`] attests what this machine built;
-//! [`StoreSignatures`] and [`signatures_unheard`] find bare signatures that count; [`Queries`] answers `narmesh quorum`
+//! [`StoreSignatures`] and [`find_unheard_signatures`] find bare signatures that count; [`Queries`] answers `narmesh quorum`
 //! part by part, with `members` for the store's side of a report; [`Page`] renders a report. Verdicts are decided in
 //! `narmesh-quorum`.
 
@@ -17,7 +17,7 @@ mod names;
 mod queries;
 
 pub use attest::{OwnBuilds, OwnStatement};
-pub use bare::{StoreSignatures, signatures_unheard};
+pub use bare::{StoreSignatures, find_unheard_signatures};
 pub use db::{BareSignature, FirstStored, LedgerDb, LedgerDbError, NewStatement, StoredStatement};
 pub use html::Page;
 pub use import::{ImportError, Imported, import, read_file, verify};

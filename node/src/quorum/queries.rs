@@ -8,7 +8,7 @@
 use super::attest::{OwnBuilds, OwnStatement};
 use super::import::{Imported, import};
 use super::live::LiveLedger;
-use super::members::{closure_members, member_of};
+use super::members::{find_closure_members, find_member};
 use super::{now, parse_path};
 use anyhow::{Context as _, bail};
 use narmesh_protocol::{HashPart, StorePath, attestation_file};
@@ -124,7 +124,7 @@ impl Queries<'_> {
                     tell(Part::Progress(0))?;
                     thread::sleep(LOOK);
                 }
-                Ok(tell(Part::Word(own.word_on(path, *rebuilt)?))?)
+                Ok(tell(Part::Word(own.attest_path(path, *rebuilt)?))?)
             }
         }
     }
@@ -169,7 +169,7 @@ impl Queries<'_> {
     ) -> anyhow::Result<Report> {
         let (now, mut progress) = (now(), |paths| tell(Part::Progress(paths)));
         let alone = |path: &StorePath| {
-            let member = self.ledger.on_disk(|db| Ok(member_of(self.store, db, path)))??;
+            let member = self.ledger.with_reader(|db| Ok(find_member(self.store, db, path)))??;
             anyhow::Ok(self.ledger.read(|ledger| Judged::alone(policy, ledger, &member)))
         };
         Ok(match scope {
@@ -179,12 +179,13 @@ impl Queries<'_> {
             }
             Scope::Closure(root) => {
                 let root = parse_path(self.ledger.store_dir(), root)?;
-                let members = self.ledger.on_disk(|db| Ok(closure_members(self.store, db, &root, progress)))??;
+                let members =
+                    self.ledger.with_reader(|db| Ok(find_closure_members(self.store, db, &root, progress)))??;
                 self.ledger.read(|ledger| Report::closure(policy, ledger, &root, &members, now))
             }
             Scope::All => {
                 let mut judged = Vec::new();
-                for path in self.ledger.on_disk(|db| db.paths())? {
+                for path in self.ledger.with_reader(|db| db.read_paths())? {
                     judged.push(alone(&path)?);
                     progress(judged.len())?;
                 }
@@ -199,7 +200,7 @@ impl Queries<'_> {
         let hash_parts = match path {
             Some(text) => vec![parse_path(store_dir, text)?.hash_part()],
             None => {
-                let paths = self.ledger.on_disk(|db| db.paths())?;
+                let paths = self.ledger.with_reader(|db| db.read_paths())?;
                 let mut hash_parts: Vec<HashPart> = paths.iter().map(StorePath::hash_part).collect();
                 hash_parts.dedup();
                 hash_parts
@@ -207,7 +208,7 @@ impl Queries<'_> {
         };
         let mut text = attestation_file::header(store_dir);
         for hash_part in hash_parts {
-            for stored in self.ledger.attestations(&hash_part)? {
+            for stored in self.ledger.read_attestations(&hash_part)? {
                 text.push_str(&attestation_file::line(store_dir, &stored.key, &stored.attestation));
                 if text.len() >= TEXT_BYTES {
                     tell(Part::Text(std::mem::take(&mut text)))?;

@@ -1,6 +1,6 @@
 //! The settings: the configuration, checked once, as the rest of the program uses it. No live handles.
 //!
-//! Every refusal names the key, the value and what would be accepted. [`Settings::secrets`] reads the secrets
+//! Every refusal names the key, the value and what would be accepted. [`Settings::read_secrets`] reads the secrets
 //! separately.
 
 use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of};

@@ -121,12 +121,12 @@ pub(super) fn check(config: &Config, peers: &[PeerSettings]) -> Result<QuorumSet
     let rules = PolicyRules { own: stand_in.then_some(BuilderKey([0; 32])), ..settings.rules.clone() };
     settings.rules.count_own_rebuild = config.quorum.count_own_rebuild;
     Policy::new(PolicyRules { count_own_rebuild: config.quorum.count_own_rebuild, ..rules })
-        .map_err(|error| told(error, &config.quorum.mode))?;
+        .map_err(|error| explain(error, &config.quorum.mode))?;
     Ok(settings)
 }
 
 /// Gives some errors a better text: if there is no builder at all, for instance, the bounds of `k` would read "1 to 0".
-fn told(error: PolicyError, mode: &str) -> SettingsError {
+fn explain(error: PolicyError, mode: &str) -> SettingsError {
     match error {
         PolicyError::NoK { of: 0 } => SettingsError::NoBuilders { key: format!("quorum.mode = {mode:?}") },
         PolicyError::K { key, k, of: 0 } => SettingsError::NoBuilders { key: format!("{key} = {k}") },
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    fn checked(text: &str) -> Result<QuorumSettings, SettingsError> {
+    fn parse_and_check(text: &str) -> Result<QuorumSettings, SettingsError> {
         check(&Config::parse(text, Path::new("x.toml")).unwrap(), &[])
     }
 
@@ -242,7 +242,7 @@ mod tests {
             builders(3),
             key(2)
         );
-        let settings = checked(&text).unwrap();
+        let settings = parse_and_check(&text).unwrap();
         let (policy, warnings) = settings.policy(None).unwrap();
         assert_eq!((policy.mode(), policy.k("glibc"), policy.k("linux-6"), warnings.len()), (Mode::Require, 2, 3, 0));
         assert_eq!(settings.rules.revoked[0].from, WallMs(1_793_530_800_000));
@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn every_refusal_names_the_key() {
-        let with = |builders_of: u8, rest: &str| checked(&(builders(builders_of) + rest)).unwrap_err().to_string();
+        let with =
+            |builders_of: u8, rest: &str| parse_and_check(&(builders(builders_of) + rest)).unwrap_err().to_string();
         for (rest, key) in [
             ("[quorum]\nmode = 'enforce'", "quorum.mode = \"enforce\""),
             ("[quorum]\nmode = 'require'", "quorum.mode needs quorum.k"),

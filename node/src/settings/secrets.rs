@@ -198,12 +198,12 @@ fn read_secret(key: &'static str, path: &Path, accepted: &'static str) -> Result
 
 impl Settings {
     /// The public half of the builder key, if there is one.
-    pub fn builder_public_key(&self) -> Result<Option<NixPublicKey>, SecretError> {
+    pub fn read_builder_public_key(&self) -> Result<Option<NixPublicKey>, SecretError> {
         Ok(self.builder_key_file.as_deref().map(read_builder_key).transpose()?.map(|key| key.public()))
     }
 
     /// Reads the keys, and checks that this node is not in its own allowlist.
-    pub fn secrets(&self) -> Result<Secrets, SecretError> {
+    pub fn read_secrets(&self) -> Result<Secrets, SecretError> {
         let secrets = Secrets {
             keypair: NodeKeyFile::read(&self.node.key_file)?,
             builder_key: self.builder_key_file.as_deref().map(read_builder_key).transpose()?,

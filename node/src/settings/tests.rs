@@ -196,7 +196,7 @@ fn with_key(dir: &Path, rest: &str) -> (Settings, libp2p::identity::Keypair) {
 fn the_node_key_comes_back_and_its_file_is_private() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, keypair) = with_key(dir.path(), "");
-    let secrets = settings.secrets().unwrap();
+    let secrets = settings.read_secrets().unwrap();
     assert_eq!(secrets.peer_id(), keypair.public().to_peer_id());
     assert!(secrets.builder_key.is_none());
     let shown = format!("{secrets:?}");
@@ -205,7 +205,7 @@ fn the_node_key_comes_back_and_its_file_is_private() {
     assert!(NodeKeyFile::create(&settings.node.key_file, &keypair).is_err(), "a key is never overwritten");
 
     std::fs::set_permissions(&settings.node.key_file, std::fs::Permissions::from_mode(0o640)).unwrap();
-    let message = settings.secrets().unwrap_err().to_string();
+    let message = settings.read_secrets().unwrap_err().to_string();
     assert!(
         message.starts_with("node.key_file") && message.contains("0640") && message.contains("chmod 600"),
         "{message}"
@@ -217,7 +217,7 @@ fn a_damaged_key_is_refused_without_showing_it() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, _) = with_key(dir.path(), "");
     std::fs::write(&settings.node.key_file, "narmesh-node-key-1:c2VjcmV0").unwrap();
-    let message = settings.secrets().unwrap_err().to_string();
+    let message = settings.read_secrets().unwrap_err().to_string();
     assert!(message.contains("accepted: a file of one line, narmesh-node-key-1:<base64>"), "{message}");
     assert!(!message.contains("c2VjcmV0"), "{message}");
 }
@@ -226,17 +226,17 @@ fn a_damaged_key_is_refused_without_showing_it() {
 fn a_builder_key_is_read_and_a_missing_one_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, _) = with_key(dir.path(), "[trust]\nbuilder_key_file = 'builder.key'");
-    let message = settings.secrets().unwrap_err().to_string();
+    let message = settings.read_secrets().unwrap_err().to_string();
     assert!(message.starts_with("trust.builder_key_file") && message.contains("narmesh init"), "{message}");
     let key = NixSecretKey::from_seed("host-1", &[7; 32]).unwrap();
     create_builder_key(settings.builder_key_file.as_deref().unwrap(), &key).unwrap();
-    assert_eq!(settings.secrets().unwrap().builder_key.unwrap().public(), key.public());
+    assert_eq!(settings.read_secrets().unwrap().builder_key.unwrap().public(), key.public());
 }
 
 #[test]
 fn key_that_is_not_a_regular_file_is_refused_without_waiting() {
     let odd = tempfile::tempdir().unwrap();
-    for (path, what) in crate::regular_file::oddities(odd.path()) {
+    for (path, what) in crate::regular_file::list_oddities(odd.path()) {
         let dir = tempfile::tempdir().unwrap();
         let (settings, _) = with_key(dir.path(), "[trust]\nbuilder_key_file = 'builder.key'\n[node]\nstate_dir = '.'");
         let named = |error: SecretError, key: &str, file: &str| {
@@ -247,10 +247,10 @@ fn key_that_is_not_a_regular_file_is_refused_without_waiting() {
         std::os::unix::fs::symlink(&path, dir.path().join("gateway.key")).unwrap();
         named(make_gateway_key(dir.path()).unwrap_err(), "gateway key = ", "gateway.key");
         std::os::unix::fs::symlink(&path, dir.path().join("builder.key")).unwrap();
-        named(settings.secrets().unwrap_err(), "trust.builder_key_file = ", "builder.key");
+        named(settings.read_secrets().unwrap_err(), "trust.builder_key_file = ", "builder.key");
         std::fs::remove_file(dir.path().join("node.key")).unwrap();
         std::os::unix::fs::symlink(&path, dir.path().join("node.key")).unwrap();
-        named(settings.secrets().unwrap_err(), "node.key_file = ", "node.key");
+        named(settings.read_secrets().unwrap_err(), "node.key_file = ", "node.key");
     }
 }
 
@@ -266,6 +266,6 @@ fn leftover_of_an_unfinished_gateway_key_does_not_prevent_a_new_one() {
 fn our_own_peer_id_in_the_allowlist_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (settings, _) = with_key(dir.path(), "[[peer]]\nname = 'me'\npeer_id = 'OWN'");
-    let message = settings.secrets().unwrap_err().to_string();
+    let message = settings.read_secrets().unwrap_err().to_string();
     assert!(message.starts_with("peer[0].peer_id") && message.contains("this node's own"), "{message}");
 }

@@ -150,7 +150,7 @@ impl StateDb {
         let cause = match opened {
             Ok(connection) => {
                 let db = Self::count_answers(connection, path.clone(), answers_max)?;
-                match db.odd_value() {
+                match db.find_odd_value() {
                     None => return Ok((db, missing.then_some(Recovered::Missing { path }))),
                     Some(cause) => cause,
                 }
@@ -177,8 +177,8 @@ impl StateDb {
 
     /// What is wrong with a value of another type than we write. SQLite stores a text where a number belongs, and then
     /// no start would succeed.
-    fn odd_value(&self) -> Option<String> {
-        let read = || self.own_epoch().and(self.newest().map(drop)).and(self.audiences().map(drop));
+    fn find_odd_value(&self) -> Option<String> {
+        let read = || self.read_own_epoch().and(self.read_newest().map(drop)).and(self.read_audiences().map(drop));
         match read() {
             Err(StateDbError::Sqlite {
                 source:
@@ -190,7 +190,7 @@ impl StateDb {
     }
 
     /// Our epoch as it was last set.
-    pub fn own_epoch(&self) -> Result<Option<u64>, StateDbError> {
+    pub fn read_own_epoch(&self) -> Result<Option<u64>, StateDbError> {
         self.run(|connection| connection.query_row("SELECT epoch FROM own", (), |row| row.get::<_, i64>(0)).optional())
             .map(|epoch| epoch.map(i64::cast_unsigned))
     }
@@ -204,7 +204,7 @@ impl StateDb {
     }
 
     /// The newest envelope of each peer.
-    pub fn newest(&self) -> Result<Vec<Vec<u8>>, StateDbError> {
+    pub fn read_newest(&self) -> Result<Vec<Vec<u8>>, StateDbError> {
         self.run(|connection| {
             connection.prepare("SELECT envelope FROM newest")?.query_map((), |row| row.get(0))?.collect()
         })
@@ -230,7 +230,7 @@ impl StateDb {
     }
 
     /// The stored audiences. Rows that are not audiences are left out, so that nobody is told anything because of them.
-    pub fn audiences(&self) -> Result<Vec<(PeerId, Vec<AudienceDigest>)>, StateDbError> {
+    pub fn read_audiences(&self) -> Result<Vec<(PeerId, Vec<AudienceDigest>)>, StateDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT peer, digests FROM audiences")?;
             let rows = select.query_map((), |row| {
@@ -257,7 +257,7 @@ impl StateDb {
     /// Forgets the audiences of all peers that are not in `of`. An audience that is not kept up to date might still
     /// name peers that its owner has since removed.
     pub fn keep_audiences(&mut self, of: &BTreeSet<PeerId>) -> Result<(), StateDbError> {
-        let kept = self.audiences()?.into_iter().map(|(peer, _)| peer).filter(|peer| !of.contains(peer));
+        let kept = self.read_audiences()?.into_iter().map(|(peer, _)| peer).filter(|peer| !of.contains(peer));
         let gone: Vec<PeerId> = kept.collect();
         self.run(|connection| {
             gone.iter().try_for_each(|peer| {
@@ -267,7 +267,7 @@ impl StateDb {
     }
 
     /// The remembered answer for a path.
-    pub fn answer(&self, hash_part: &HashPart) -> Result<Option<RememberedAnswer>, StateDbError> {
+    pub fn read_answer(&self, hash_part: &HashPart) -> Result<Option<RememberedAnswer>, StateDbError> {
         self.run(|connection| {
             connection
                 .prepare_cached("SELECT narinfo, holders, at_unix_s FROM answers WHERE hash_part = ?1")?
@@ -283,7 +283,7 @@ impl StateDb {
     }
 
     /// The hash parts of all remembered answers.
-    pub fn answered(&self) -> Result<Vec<HashPart>, StateDbError> {
+    pub fn read_answered(&self) -> Result<Vec<HashPart>, StateDbError> {
         self.run(|connection| {
             connection
                 .prepare("SELECT hash_part FROM answers")?
@@ -420,7 +420,7 @@ pub struct StoredAnswers(pub SharedStateDb);
 
 impl AnswerStore for StoredAnswers {
     fn read_answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
-        self.0.lock().answer(part).map_err(|error| error.to_string())
+        self.0.lock().read_answer(part).map_err(|error| error.to_string())
     }
 
     fn update(&self, changes: &[AnswerChange]) -> Result<(), String> {

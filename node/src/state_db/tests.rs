@@ -3,7 +3,7 @@
 use super::summaries::DIR_NAME;
 use super::*;
 use crate::database_file::SET_ASIDE_MAX;
-use crate::regular_file::{moved_aside, oddities};
+use crate::regular_file::{list_moved_aside, list_oddities};
 use narmesh_gossip::KeptSummary;
 use std::fs;
 
@@ -15,7 +15,7 @@ fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {
 const AUDIENCE: [AudienceDigest; 2] = [AudienceDigest([1; 8]), AudienceDigest([2; 8])];
 
 /// A database with something in every table.
-fn filled(dir: &Path) -> (PeerId, RememberedAnswer) {
+fn make_filled(dir: &Path) -> (PeerId, RememberedAnswer) {
     let (mut db, recovered) = StateDb::open(dir).unwrap();
     assert_eq!(recovered, Some(Recovered::Missing { path: dir.join(FILE_NAME) }));
     let (peer, answer) = (PeerId::random(), answer("StorePath: x\n", 5));
@@ -29,25 +29,29 @@ fn filled(dir: &Path) -> (PeerId, RememberedAnswer) {
 }
 
 fn assert_empty(db: &StateDb) {
-    assert_eq!(db.own_epoch().unwrap(), None);
-    assert!(db.newest().unwrap().is_empty() && db.audiences().unwrap().is_empty());
-    assert!(db.answered().unwrap().is_empty());
+    assert_eq!(db.read_own_epoch().unwrap(), None);
+    assert!(db.read_newest().unwrap().is_empty() && db.read_audiences().unwrap().is_empty());
+    assert!(db.read_answered().unwrap().is_empty());
 }
 
 #[test]
 fn everything_comes_back_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let (peer, answer) = filled(dir.path());
+    let (peer, answer) = make_filled(dir.path());
     let (mut db, recovered) = StateDb::open(dir.path()).unwrap();
     assert_eq!(recovered, None);
-    assert_eq!(db.own_epoch().unwrap(), Some(u64::MAX - 1));
-    assert_eq!(db.newest().unwrap(), vec![b"newer".to_vec()]);
-    assert_eq!(db.answer(&HashPart([1; 20])).unwrap(), Some(answer));
-    assert_eq!(db.answer(&HashPart([2; 20])).unwrap(), None);
-    assert_eq!(db.audiences().unwrap(), [(peer, AUDIENCE.to_vec())]);
+    assert_eq!(db.read_own_epoch().unwrap(), Some(u64::MAX - 1));
+    assert_eq!(db.read_newest().unwrap(), vec![b"newer".to_vec()]);
+    assert_eq!(db.read_answer(&HashPart([1; 20])).unwrap(), Some(answer));
+    assert_eq!(db.read_answer(&HashPart([2; 20])).unwrap(), None);
+    assert_eq!(db.read_audiences().unwrap(), [(peer, AUDIENCE.to_vec())]);
     db.forget(&peer).unwrap();
     db.update_answers(&[(HashPart([1; 20]), None)]).unwrap();
-    assert!(db.newest().unwrap().is_empty() && db.audiences().unwrap().is_empty() && db.answered().unwrap().is_empty());
+    assert!(
+        db.read_newest().unwrap().is_empty()
+            && db.read_audiences().unwrap().is_empty()
+            && db.read_answered().unwrap().is_empty()
+    );
 }
 
 #[test]
@@ -57,10 +61,10 @@ fn only_audiences_that_are_kept_up_to_date_stay() {
     db.set_audience(&one, &AUDIENCE).unwrap();
     db.set_audience(&two, &AUDIENCE).unwrap();
     db.keep_audiences(&BTreeSet::from([two])).unwrap();
-    assert_eq!(db.audiences().unwrap(), [(two, AUDIENCE.to_vec())]);
+    assert_eq!(db.read_audiences().unwrap(), [(two, AUDIENCE.to_vec())]);
     // A row with half a digest is not an audience.
     db.run(|connection| connection.execute("UPDATE audiences SET digests = x'0101010101010101aa'", ())).unwrap();
-    assert!(db.audiences().unwrap().is_empty());
+    assert!(db.read_audiences().unwrap().is_empty());
 }
 
 /// Copies the files while they are open, as a killed process leaves them.
@@ -74,7 +78,7 @@ fn a_write_that_returned_survives_the_death_of_the_process() {
         fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
     }
     let (after, recovered) = StateDb::open(copy.path()).unwrap();
-    assert_eq!((after.own_epoch().unwrap(), recovered), (Some(42), None));
+    assert_eq!((after.read_own_epoch().unwrap(), recovered), (Some(42), None));
 }
 
 #[test]
@@ -84,7 +88,7 @@ fn a_second_process_is_refused_and_nothing_is_moved_aside() {
     let error = StateDb::open(dir.path()).unwrap_err();
     assert!(matches!(error, StateDbError::InUse { .. }), "{error}");
     db.set_own_epoch(1).unwrap();
-    assert_eq!(db.own_epoch().unwrap(), Some(1));
+    assert_eq!(db.read_own_epoch().unwrap(), Some(1));
 }
 
 #[test]
@@ -99,7 +103,7 @@ fn damaged_files_are_moved_aside_with_a_warning() {
     ];
     for (what, damage) in damages {
         let dir = tempfile::tempdir().unwrap();
-        filled(dir.path());
+        make_filled(dir.path());
         let path = dir.path().join(FILE_NAME);
         let mut bytes = fs::read(&path).unwrap();
         damage(&mut bytes);
@@ -111,7 +115,7 @@ fn damaged_files_are_moved_aside_with_a_warning() {
         assert_empty(&db);
         db.set_own_epoch(7).unwrap();
         drop(db);
-        assert_eq!(StateDb::open(dir.path()).unwrap().0.own_epoch().unwrap(), Some(7), "{what}");
+        assert_eq!(StateDb::open(dir.path()).unwrap().0.read_own_epoch().unwrap(), Some(7), "{what}");
     }
 }
 
@@ -123,7 +127,7 @@ fn a_database_with_values_of_another_type_is_moved_aside() {
         "INSERT OR REPLACE INTO audiences VALUES ('x', 3.5)",
     ] {
         let dir = tempfile::tempdir().unwrap();
-        filled(dir.path());
+        make_filled(dir.path());
         let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
         connection.execute(odd, ()).unwrap();
         drop(connection);
@@ -137,7 +141,7 @@ fn a_database_with_values_of_another_type_is_moved_aside() {
 fn database_without_one_of_its_tables_is_moved_aside() {
     for table in ["own", "newest", "answers", "audiences"] {
         let dir = tempfile::tempdir().unwrap();
-        filled(dir.path());
+        make_filled(dir.path());
         let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
         connection.execute_batch(&format!("DROP TABLE {table}")).unwrap();
         drop(connection);
@@ -150,7 +154,7 @@ fn database_without_one_of_its_tables_is_moved_aside() {
 #[test]
 fn anything_but_a_file_is_moved_aside_and_nothing_waits_for_it() {
     let odd = tempfile::tempdir().unwrap();
-    for (path, what) in oddities(odd.path()) {
+    for (path, what) in list_oddities(odd.path()) {
         let dir = tempfile::tempdir().unwrap();
         // More often than files are kept: a directory that was moved aside is never deleted, and does no harm.
         for _ in 0..SET_ASIDE_MAX + 2 {
@@ -163,15 +167,15 @@ fn anything_but_a_file_is_moved_aside_and_nothing_waits_for_it() {
             fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
         }
         // The same in place of its log: the database itself stays as it was.
-        let (peer, _) = filled(dir.path());
+        let (peer, _) = make_filled(dir.path());
         for suffix in ["-wal", "-shm", "-journal"] {
             let sibling = dir.path().join(format!("{FILE_NAME}{suffix}"));
             std::os::unix::fs::symlink(&path, &sibling).unwrap();
             let (mut db, recovered) = StateDb::open(dir.path()).unwrap();
             assert_eq!(recovered, None, "{what} as {suffix}");
-            assert_eq!(db.newest().unwrap(), [b"newer"]);
+            assert_eq!(db.read_newest().unwrap(), [b"newer"]);
             db.set_newest(&peer, b"newer").unwrap();
-            assert_eq!(moved_aside(&sibling).unwrap().len(), 1, "{what} as {suffix}");
+            assert_eq!(list_moved_aside(&sibling).unwrap().len(), 1, "{what} as {suffix}");
         }
     }
 }
@@ -184,7 +188,7 @@ fn a_directory_in_place_of_a_file_is_kept_with_what_is_in_it() {
         fs::write(dir.path().join(FILE_NAME).join("precious"), "x").unwrap();
         drop(StateDb::open(dir.path()).unwrap());
         fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-        let kept = moved_aside(&dir.path().join(FILE_NAME)).unwrap();
+        let kept = list_moved_aside(&dir.path().join(FILE_NAME)).unwrap();
         assert_eq!(kept.len(), number + 1);
         assert!(kept.iter().all(|(_, kept)| kept.join("precious").exists()));
     }
@@ -193,7 +197,7 @@ fn a_directory_in_place_of_a_file_is_kept_with_what_is_in_it() {
 #[test]
 fn a_log_left_behind_by_a_deletion_is_not_replayed() {
     let dir = tempfile::tempdir().unwrap();
-    filled(dir.path());
+    make_filled(dir.path());
     fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
     fs::write(dir.path().join("state.sqlite-wal"), vec![1; 5_000]).unwrap();
     let (db, recovered) = StateDb::open(dir.path()).unwrap();
@@ -221,7 +225,7 @@ fn three_damaged_files_are_kept() {
         let Some(Recovered::SetAside { moved_to, .. }) = recovered else { panic!("{recovered:?}") };
         last = Some(moved_to);
     }
-    let kept = moved_aside(&dir.path().join(FILE_NAME)).unwrap();
+    let kept = list_moved_aside(&dir.path().join(FILE_NAME)).unwrap();
     assert_eq!(kept.len(), SET_ASIDE_MAX);
     assert_eq!(kept.iter().max().map(|(_, path)| path), last.as_ref());
 }
@@ -234,13 +238,13 @@ fn answers_are_bounded_and_the_oldest_go() {
         let change = (HashPart([number; 20]), Some(answer("x", u64::from(number))));
         // The same one again must not count as another.
         db.update_answers(&[change.clone(), change]).unwrap();
-        assert!(db.answered().unwrap().len() <= 200);
+        assert!(db.read_answered().unwrap().len() <= 200);
     }
-    assert!(db.answered().unwrap().len() >= 198);
-    assert!(db.answer(&HashPart([0; 20])).unwrap().is_none());
-    assert!(db.answer(&HashPart([255; 20])).unwrap().is_some());
+    assert!(db.read_answered().unwrap().len() >= 198);
+    assert!(db.read_answer(&HashPart([0; 20])).unwrap().is_none());
+    assert!(db.read_answer(&HashPart([255; 20])).unwrap().is_some());
     db.clear_answers().unwrap();
-    assert!(db.answered().unwrap().is_empty());
+    assert!(db.read_answered().unwrap().is_empty());
 }
 
 fn summary(fill: u8, body_bytes: usize) -> KeptSummary {
@@ -301,7 +305,7 @@ fn files_that_are_not_summaries_are_refused_before_memory_is_taken() {
 #[test]
 fn anything_but_a_file_is_not_a_summary_and_is_replaced_by_the_next_one() {
     let odd = tempfile::tempdir().unwrap();
-    for (path, what) in oddities(odd.path()) {
+    for (path, what) in list_oddities(odd.path()) {
         let dir = tempfile::tempdir().unwrap();
         // First in place of the whole directory.
         if what != "a directory" {

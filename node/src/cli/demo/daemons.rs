@@ -49,7 +49,7 @@ pub(super) fn prepare(dir: &Path, stores: &[DemoStore; 3]) -> anyhow::Result<[De
         config.gateway.listen = "127.0.0.1:0".to_owned();
         write_config(&file, &config, true)?;
         let settings = Settings::load(&file)?;
-        let (secrets, socket) = (settings.secrets()?, settings.node.control_socket);
+        let (secrets, socket) = (settings.read_secrets()?, settings.node.control_socket);
         let (child, gateway, listen) = (None, String::new(), Vec::new());
         nodes.push(DemoNode { name, file, config, secrets, socket, child, gateway, listen });
     }
@@ -92,7 +92,7 @@ impl DemoNode {
         self.child = Some(command.spawn().context("cannot start a daemon")?);
         let since = Instant::now();
         let status = loop {
-            if let Ok(status) = self.status()
+            if let Ok(status) = self.ask_status()
                 && !status.listen.is_empty()
             {
                 break status;
@@ -157,7 +157,7 @@ impl DemoNode {
     }
 
     /// What `narmesh status` shows.
-    pub(super) fn status(&self) -> anyhow::Result<Status> {
+    pub(super) fn ask_status(&self) -> anyhow::Result<Status> {
         match self.ask(&ControlRequest::Status)? {
             ControlReply::Status(status) => Ok(*status),
             _ => Err(crate::cli::client::mismatched()),
@@ -165,7 +165,7 @@ impl DemoNode {
     }
 
     /// What `narmesh why` shows.
-    pub(super) fn why(&self, path: &str) -> anyhow::Result<WhyReport> {
+    pub(super) fn ask_why(&self, path: &str) -> anyhow::Result<WhyReport> {
         match self.ask(&ControlRequest::Why { path: path.to_owned() })? {
             ControlReply::Why(report) => Ok(*report),
             _ => Err(crate::cli::client::mismatched()),

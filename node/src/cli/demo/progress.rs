@@ -25,7 +25,7 @@ impl Progress {
     }
 
     /// Shows that `bytes` have arrived.
-    pub(super) fn at(&mut self, bytes: u64) {
+    pub(super) fn advance_to(&mut self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);
         } else if self.said.elapsed() >= Duration::from_secs(1) {

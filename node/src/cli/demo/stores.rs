@@ -55,10 +55,10 @@ impl DemoStore {
         std::fs::write(&expression, PACKAGES)?;
         let mut command = self.nix("nix-build")?;
         command.arg(&expression).args(["-A", "program", "--no-out-link"]);
-        let root = output(&mut command)?.trim().to_owned();
+        let root = run_for_output(&mut command)?.trim().to_owned();
         let mut command = self.nix("nix-store")?;
         command.args(["--query", "--requisites", &root]);
-        Ok(output(&mut command)?.lines().map(str::to_owned).collect())
+        Ok(run_for_output(&mut command)?.lines().map(str::to_owned).collect())
     }
 
     /// Starts to substitute `path`, with the gateway as the only substituter and building forbidden.
@@ -72,20 +72,20 @@ impl DemoStore {
     }
 
     /// The NarHash that Nix has recorded in this store for `path`.
-    pub(super) fn nar_hash(&self, path: &str) -> anyhow::Result<String> {
+    pub(super) fn ask_nar_hash(&self, path: &str) -> anyhow::Result<String> {
         let mut command = self.nix("nix-store")?;
         if !self.builds {
             command.args(["--store", &self.url()]);
         }
         command.args(["--query", "--hash", path]);
-        Ok(output(&mut command)?.trim().to_owned())
+        Ok(run_for_output(&mut command)?.trim().to_owned())
     }
 
     /// Reads the files of `path` again and compares them with the recorded NarHash.
     pub(super) fn verify(&self, path: &str) -> anyhow::Result<()> {
         let mut command = self.nix("nix-store")?;
         command.args(["--store", &self.url(), "--verify-path", path]);
-        output(&mut command).map(drop)
+        run_for_output(&mut command).map(drop)
     }
 
     /// A command line that builds something else here.
@@ -154,7 +154,7 @@ impl DemoStore {
     }
 }
 
-fn output(command: &mut Command) -> anyhow::Result<String> {
+fn run_for_output(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_owned();
     let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
     let complaint = String::from_utf8_lossy(&output.stderr);

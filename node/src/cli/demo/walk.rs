@@ -32,9 +32,9 @@ pub(super) fn walk(
         since.elapsed().as_secs_f64()
     );
     let built = Instant::now();
-    announced(builder, closure.len(), stop)?;
+    wait_until_announced(builder, closure.len(), stop)?;
     for receiver in receivers {
-        pulled(builder, receiver, closure.len(), built, stop)?;
+        wait_until_pulled(builder, receiver, closure.len(), built, stop)?;
     }
     let key = builder.builder_key().context("the builder has a builder key")?;
     for (receiver, store) in receivers.iter().zip(copies) {
@@ -48,7 +48,7 @@ pub(super) fn walk(
     Ok(())
 }
 
-fn announced(builder: &DemoNode, paths: usize, stop: &Stop) -> anyhow::Result<()> {
+fn wait_until_announced(builder: &DemoNode, paths: usize, stop: &Stop) -> anyhow::Result<()> {
     let own = wait(builder, "announces what it built", stop, |status| {
         (status.own.paths >= paths as u64).then(|| status.own.clone())
     })?;
@@ -63,7 +63,13 @@ fn announced(builder: &DemoNode, paths: usize, stop: &Stop) -> anyhow::Result<()
     Ok(())
 }
 
-fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant, stop: &Stop) -> anyhow::Result<()> {
+fn wait_until_pulled(
+    builder: &DemoNode,
+    receiver: &DemoNode,
+    paths: usize,
+    built: Instant,
+    stop: &Stop,
+) -> anyhow::Result<()> {
     let (summary, addresses) = wait(receiver, "holds the summary", stop, |status| {
         let peer = status.peers.iter().find(|peer| peer.name == builder.name())?;
         let summary = peer.summary.as_ref().filter(|summary| summary.paths >= paths as u64)?;
@@ -85,13 +91,13 @@ fn pulled(builder: &DemoNode, receiver: &DemoNode, paths: usize, built: Instant,
 
 /// Substitutes `root` with the real Nix client, which asks only the receiver's gateway.
 fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, stop: &Stop) -> anyhow::Result<()> {
-    let why = receiver.why(root)?;
+    let why = receiver.ask_why(root)?;
     let candidates: Vec<_> =
         why.peers.iter().filter(|peer| peer.would_ask).map(|peer| format!("{} ({})", peer.name, peer.reason)).collect();
     println!("\n{}  candidates for {root}: {}", receiver.name(), candidates.join(", "));
     anyhow::ensure!(!candidates.is_empty(), "{} knows no candidate", receiver.name());
     println!("{}  nix-store --realise, with http://{} as the only substituter …", receiver.name(), receiver.gateway());
-    let before = receiver.status()?.bytes.gateway_out;
+    let before = receiver.ask_status()?.bytes.gateway_out;
     let since = Instant::now();
     let mut nix = store.realise(root, &receiver.gateway(), key)?;
     let mut progress = Progress::new(receiver.name(), 39_000_000);
@@ -104,7 +110,7 @@ fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, sto
             nix.wait()?;
         }
         stop.check()?;
-        progress.at(receiver.status()?.bytes.gateway_out.saturating_sub(before));
+        progress.advance_to(receiver.ask_status()?.bytes.gateway_out.saturating_sub(before));
         std::thread::sleep(POLL);
     };
     drop(progress);
@@ -113,7 +119,7 @@ fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, sto
         stderr.read_to_string(&mut complaint)?;
     }
     anyhow::ensure!(ended.success(), "nix-store --realise failed on {}: {ended}\n{complaint}", receiver.name());
-    let bytes = receiver.status()?.bytes.gateway_out.saturating_sub(before);
+    let bytes = receiver.ask_status()?.bytes.gateway_out.saturating_sub(before);
     let elapsed = since.elapsed().as_secs_f64();
     let rate = bytes as f64 / 1e6 / elapsed.max(1e-3);
     println!("{}  Nix has it: {} in {elapsed:.2} s, {rate:.0} MB/s", receiver.name(), HumanBytes(bytes));
@@ -122,7 +128,7 @@ fn substitute(receiver: &DemoNode, store: &DemoStore, root: &str, key: &str, sto
 
 /// Prints how the path was found, with the sentences that `narmesh why` shows.
 fn explain(receiver: &DemoNode, path: &str) -> anyhow::Result<()> {
-    let report = receiver.why(path)?;
+    let report = receiver.ask_why(path)?;
     println!("{}  {path}", receiver.name());
     for decision in &report.decisions {
         println!("     {}", name_peers(&decision.sentence, &report.peers));
@@ -135,7 +141,7 @@ fn name_peers(sentence: &str, peers: &[crate::status::CandidateView]) -> String 
 }
 
 fn compare(source: &DemoStore, receiver: &DemoNode, store: &DemoStore, path: &str) -> anyhow::Result<()> {
-    let (promised, arrived) = (source.nar_hash(path)?, store.nar_hash(path)?);
+    let (promised, arrived) = (source.ask_nar_hash(path)?, store.ask_nar_hash(path)?);
     anyhow::ensure!(promised == arrived, "{}: {path} has {arrived}, but the build gave {promised}", receiver.name());
     store.verify(path)?;
     println!("     {arrived}, as built; its files were read again and match it");
@@ -150,7 +156,7 @@ fn wait<T>(
 ) -> anyhow::Result<T> {
     let since = Instant::now();
     loop {
-        if let Some(found) = found(&node.status()?) {
+        if let Some(found) = found(&node.ask_status()?) {
             return Ok(found);
         }
         stop.check()?;

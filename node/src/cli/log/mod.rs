@@ -9,7 +9,7 @@ mod limits;
 mod origin;
 
 use self::limits::{LeftOut, Limits, Origin, Verdict};
-use self::origin::{Origins, described};
+use self::origin::{Origins, describe};
 use crate::describe::plainly;
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
@@ -76,7 +76,7 @@ impl Limiter {
     fn judge(&self, from: Origin, event: &Event<'_>) -> Verdict {
         let mut limits = self.limits.lock();
         // Without the lock: formatting a field may itself log, which would deadlock.
-        let description = (!limits.knows(from)).then(|| MutexGuard::unlocked(&mut limits, || described(event)));
+        let description = (!limits.knows(from)).then(|| MutexGuard::unlocked(&mut limits, || describe(event)));
         limits.admit(Instant::now(), from, description)
     }
 

@@ -37,7 +37,7 @@ impl Origins {
 }
 
 /// The message of an event, and the name of its peer.
-pub(super) fn described(event: &Event<'_>) -> Description {
+pub(super) fn describe(event: &Event<'_>) -> Description {
     let mut message = Message::default();
     event.record(&mut message);
     let mut named = Named::default();

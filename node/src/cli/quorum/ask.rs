@@ -84,7 +84,7 @@ fn keep(done: anyhow::Result<()>, failed: &mut Option<anyhow::Error>) -> io::Res
 }
 
 /// The store path or base name that `text` is, or that the link `text` (such as `./result`) points to.
-pub(super) fn named(text: &str) -> String {
+pub(super) fn resolve_link(text: &str) -> String {
     let linked = std::fs::read_link(text).ok();
     linked.as_deref().and_then(Path::to_str).unwrap_or(text).to_owned()
 }
@@ -99,7 +99,7 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn open(config: &Path, writing: bool) -> anyhow::Result<Self> {
         let settings = Settings::load(config)?;
-        let own = settings.builder_public_key()?;
+        let own = settings.read_builder_public_key()?;
         let (policy, _) = settings.quorum.policy(own.as_ref())?;
         let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);
         let location = settings.store.location();

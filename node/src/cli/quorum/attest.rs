@@ -1,6 +1,6 @@
 //! `narmesh quorum attest PATH`: builds the path again and attests it only if the result is the same.
 
-use super::ask::{Files, named, read};
+use super::ask::{Files, read, resolve_link};
 use super::{emit, printable, progress};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{ControlError, ask_in_parts};
@@ -44,7 +44,7 @@ struct Here {
 
 /// Returns whether the path is attested now, or needs no attestation.
 pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
-    let path = named(&arguments.path);
+    let path = resolve_link(&arguments.path);
     // A rebuild may take hours, so whoever may not attest is refused before it.
     let (signer, before) = Signer::find(config, &path)?;
     let Some(deriver) = &before.deriver else {
@@ -63,7 +63,7 @@ pub(super) fn attest(config: &Path, arguments: &Arguments) -> anyhow::Result<boo
         }
         return Ok(false);
     }
-    let word = signer.word_on(&path, true)?;
+    let word = signer.attest_path(&path, true)?;
     let attested = if before.attested { "attested already" } else { "and attested" };
     emit(&format!("{}: built again with the same result, {attested} by {}\n", word.path, printable(&word.by)))?;
     Ok(true)
@@ -73,18 +73,18 @@ impl Signer {
     /// Finds who signs, and asks what it says about `path` before anything is built.
     fn find(config: &Path, path: &str) -> anyhow::Result<(Self, OwnStatement)> {
         let daemon = Self::Daemon(control_socket(config));
-        match daemon.word_on(path, false) {
+        match daemon.attest_path(path, false) {
             Ok(word) => Ok((daemon, word)),
             Err(error) if matches!(error.downcast_ref(), Some(ControlError::NotRunning { .. })) => {
                 let here = Self::Here(Box::new(Here::open(config)?));
-                let word = here.word_on(path, false)?;
+                let word = here.attest_path(path, false)?;
                 Ok((here, word))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn word_on(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
+    fn attest_path(&self, path: &str, rebuilt: bool) -> anyhow::Result<OwnStatement> {
         let question = Question::Attest { path: path.to_owned(), rebuilt };
         let mut word = None;
         let mut keep = |part| {
@@ -118,8 +118,11 @@ impl Signer {
 impl Here {
     fn open(config: &Path) -> anyhow::Result<Self> {
         let files = Files::open(config, true)?;
-        let key =
-            files.settings.secrets()?.builder_key.context("trust.builder_key_file is not set: nothing to sign with")?;
+        let key = files
+            .settings
+            .read_secrets()?
+            .builder_key
+            .context("trust.builder_key_file is not set: nothing to sign with")?;
         files.say_that_no_daemon_runs(config);
         let policy = files.settings.offer_policy(TrustedKeys::default(), Some(key.clone()));
         let offer = Offer::start(Arc::clone(&files.store), policy, Box::new(|_| {}))?;

@@ -4,7 +4,7 @@ mod ask;
 mod attest;
 mod report;
 
-use self::ask::{ask, named};
+use self::ask::{ask, resolve_link};
 use super::{emit, eprint_line};
 use crate::config::Config;
 use crate::quorum::{self, Imported, Part, Question};
@@ -68,14 +68,14 @@ pub(super) fn quorum(config: &Path, command: &Command) -> anyhow::Result<bool> {
         Command::Export(arguments) => export(config, arguments),
         Command::Import(arguments) => import(config, &arguments.file),
         Command::Verify(arguments) => verify(&arguments.file),
-        Command::Policy(PolicyCommand::Check(arguments)) => policy_check(&arguments.file),
+        Command::Policy(PolicyCommand::Check(arguments)) => check_policy(&arguments.file),
     }
 }
 
 fn export(config: &Path, arguments: &ExportArguments) -> anyhow::Result<bool> {
     let mut file = None;
     let mut lines = 0;
-    let question = Question::Export { path: arguments.path.as_deref().map(named) };
+    let question = Question::Export { path: arguments.path.as_deref().map(resolve_link) };
     ask(config, question, None, |part| {
         let Part::Text(text) = part else { return Ok(()) };
         lines += text.bytes().filter(|byte| *byte == b'\n').count();
@@ -135,10 +135,10 @@ fn bad_lines(result: &Imported) -> anyhow::Result<bool> {
     Ok(result.bad == 0)
 }
 
-fn policy_check(file: &Path) -> anyhow::Result<bool> {
+fn check_policy(file: &Path) -> anyhow::Result<bool> {
     let settings = Settings::check(Config::read(file)?, file)?;
     let own = match &settings.builder_key_file {
-        Some(path) if path.exists() => settings.builder_public_key()?,
+        Some(path) if path.exists() => settings.read_builder_public_key()?,
         _ => None,
     };
     let (policy, warnings) = settings.quorum.policy(own.as_ref())?;

@@ -1,6 +1,6 @@
 //! `narmesh quorum report` and `why`: each part of the answer is written as it arrives.
 
-use super::ask::{ask, named};
+use super::ask::{ask, resolve_link};
 use super::{emit, printable, progress};
 use crate::quorum::{Page, Part, Question, Scope};
 use crate::status::text::utc;
@@ -39,8 +39,8 @@ pub(in crate::cli) struct WhyArguments {
 /// Returns whether everything asked for is agreed.
 pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Result<bool> {
     let scope = match (&arguments.path, &arguments.closure) {
-        (Some(text), _) => Scope::Path(named(text)),
-        (None, Some(text)) => Scope::Closure(named(text)),
+        (Some(text), _) => Scope::Path(resolve_link(text)),
+        (None, Some(text)) => Scope::Closure(resolve_link(text)),
         (None, None) => Scope::All,
     };
     let seen = std::io::stdout().is_terminal();
@@ -54,7 +54,7 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
                     Some(file) => file,
                     None => file.insert(BufWriter::new(File::create(name).context(name.display().to_string())?)),
                 };
-                Ok(file.write_all(page.part(&part).as_bytes())?)
+                Ok(file.write_all(page.render_part(&part).as_bytes())?)
             })?;
             if let Some(mut file) = file {
                 file.write_all(page.end().as_bytes())?;
@@ -65,13 +65,13 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
         }
         None if arguments.json => {
             let mut json = Json::default();
-            let head = each_part(config, scope, seen, |part| Ok(emit(&json.part(&part)?)?))?;
+            let head = each_part(config, scope, seen, |part| Ok(emit(&json.render_part(&part)?)?))?;
             emit(&json.end())?;
             Ok(head.agreed)
         }
         None => {
             let mut text = Text::default();
-            let head = each_part(config, scope, seen, |part| Ok(emit(&text.part(&part))?))?;
+            let head = each_part(config, scope, seen, |part| Ok(emit(&text.render_part(&part))?))?;
             emit(&text.end(&head))?;
             Ok(head.agreed)
         }
@@ -80,7 +80,7 @@ pub(super) fn report(config: &Path, arguments: &ReportArguments) -> anyhow::Resu
 
 /// Returns whether the path is agreed.
 pub(super) fn why(config: &Path, arguments: &WhyArguments) -> anyhow::Result<bool> {
-    let head = each_part(config, Scope::Path(named(&arguments.path)), true, |part| {
+    let head = each_part(config, Scope::Path(resolve_link(&arguments.path)), true, |part| {
         let ReportPart::Path(path) = part else { return Ok(()) };
         let sentences = path.sentences.iter().map(|sentence| printable(sentence) + "\n");
         Ok(emit(&sentences.collect::<String>())?)
@@ -103,7 +103,7 @@ fn each_part(
             head = Some((**found).clone());
         }
         if !seen {
-            written.part(&part);
+            written.render_part(&part);
         }
         each(part)
     })?;
@@ -117,7 +117,7 @@ struct Written {
 }
 
 impl Written {
-    fn part(&mut self, part: &ReportPart) {
+    fn render_part(&mut self, part: &ReportPart) {
         match part {
             // The head comes once all paths are judged; until then the judged ones were counted.
             ReportPart::Head(_) => self.bar = Some(progress("paths written")),
@@ -140,7 +140,7 @@ struct Text {
 }
 
 impl Text {
-    fn part(&mut self, part: &ReportPart) -> String {
+    fn render_part(&mut self, part: &ReportPart) -> String {
         let text = match part {
             ReportPart::Head(head) => {
                 self.head = Some((**head).clone());
@@ -183,7 +183,7 @@ struct Json {
 const LISTS: [&str; 3] = ["conflicts", "no_longer_agreed", "paths"];
 
 impl Json {
-    fn part(&mut self, part: &ReportPart) -> anyhow::Result<String> {
+    fn render_part(&mut self, part: &ReportPart) -> anyhow::Result<String> {
         let (list, item) = match part {
             ReportPart::Head(head) => {
                 let mut text = serde_json::to_string(head)?;
@@ -252,7 +252,7 @@ mod tests {
 
     fn json(parts: &[ReportPart]) -> serde_json::Value {
         let mut json = Json::default();
-        let text: String = parts.iter().map(|part| json.part(part).unwrap()).collect();
+        let text: String = parts.iter().map(|part| json.render_part(part).unwrap()).collect();
         serde_json::from_str(&(text.clone() + &json.end())).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn control_characters_in_names_do_not_reach_the_terminal() {
-        let text = Text::default().part(&conflict("a\u{1b}[2Jb\u{7}"));
+        let text = Text::default().render_part(&conflict("a\u{1b}[2Jb\u{7}"));
         assert_eq!(text, "CONFLICT a\u{fffd}[2Jb\u{fffd}\n");
     }
 
@@ -288,7 +288,7 @@ mod tests {
             "policy":"","sentences":[]}"#;
         let path = ReportPart::Path(serde_json::from_str(path).unwrap());
         let mut written = Written::default();
-        [&head(), &conflict("a"), &path, &path].into_iter().for_each(|part| written.part(part));
+        [&head(), &conflict("a"), &path, &path].into_iter().for_each(|part| written.render_part(part));
         assert_eq!(written.bar.as_ref().unwrap().position(), 2);
     }
 

@@ -81,7 +81,7 @@ impl Server {
     }
 
     /// Waits until no more parts are sent, and returns how many were.
-    fn settled(&self) -> usize {
+    fn wait_until_settled(&self) -> usize {
         let (mut told, mut same) = (0, 0);
         while same < 200 {
             self.ask();
@@ -109,7 +109,7 @@ fn client_that_does_not_read_is_sent_little_and_delays_nobody() {
     let server = Server::start();
     let mut answer = server.export();
     server.wait("the first parts", |handler| handler.told.load(Ordering::Relaxed) > 100);
-    let told = server.settled();
+    let told = server.wait_until_settled();
     assert!(told < PARTS / 10, "{told} KB were made for one who takes none");
     assert_eq!(texts(&mut answer), PARTS, "all of it comes, once it is read");
 }

@@ -116,7 +116,7 @@ impl Connection {
     }
 
     /// Marks a request as under way.
-    pub(in crate::mesh) fn in_use(&self) -> InUse {
+    pub(in crate::mesh) fn begin_use(&self) -> InUse {
         InUse::new(&self.usage)
     }
 

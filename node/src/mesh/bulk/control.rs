@@ -57,9 +57,9 @@ impl NetworkBehaviour for ControlWatch {
                     ConnectedPoint::Dialer { address, .. } => Some(address.clone()),
                     ConnectedPoint::Listener { .. } => None,
                 };
-                self.0.control_opened(event.peer_id, event.connection_id, dialled);
+                self.0.on_control_opened(event.peer_id, event.connection_id, dialled);
             }
-            FromSwarm::ConnectionClosed(event) => self.0.control_closed(&event.peer_id, event.connection_id),
+            FromSwarm::ConnectionClosed(event) => self.0.on_control_closed(&event.peer_id, event.connection_id),
             // Nothing else begins or ends a connection.
             _ => {}
         }

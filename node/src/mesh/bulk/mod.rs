@@ -1,7 +1,7 @@
 //! Bulk connections: NARs travel on a TCP connection of their own, outside the swarm, so that narinfos and gossip never
 //! wait behind them in one of the queues that a connection has (yamux, TLS, the kernel).
 //!
-//! Walk: [`ControlWatch`] tells [`Bulk`] which control connections there are; [`Bulk::connection`] gives the bulk
+//! Walk: [`ControlWatch`] tells [`Bulk`] which control connections there are; [`Bulk::connect`] gives the bulk
 //! connection with a peer, and has it dialled first if need be, by us or by the peer; `connection` is the task of one.
 //! Invariants: no bulk connection is kept with a peer that is not on the allowlist, or with which no control connection
 //! is open; at most [`PER_SIDE_MAX`] that each side dialled; one dial at a time per peer.
@@ -110,12 +110,12 @@ impl Bulk {
     pub(super) async fn run(self, surroundings: Surroundings, mut arrivals: mpsc::Receiver<Arrival>) {
         drop(self.0.surroundings.set(surroundings));
         while let Some((peer, muxer)) = arrivals.recv().await {
-            self.arrived(peer, muxer);
+            self.on_arrival(peer, muxer);
         }
     }
 
     /// The connection to ask `peer` over: the newest, dialled first if there is none. Takes a bounded time.
-    pub(super) async fn connection(&self, peer: PeerId) -> Result<Connection, String> {
+    pub(super) async fn connect(&self, peer: PeerId) -> Result<Connection, String> {
         let waiting = {
             let mut table = self.0.table.lock();
             let known = table.peers.get_mut(&peer).filter(|known| !known.control.is_empty());
@@ -165,8 +165,8 @@ impl Bulk {
     }
 
     /// Notes that the peer, asked to dial for the dial of this number, will not.
-    pub(super) fn dial_refused(&self, peer: PeerId, number: u64, why: &str) {
-        self.0.table.lock().dial_failed(peer, number, why);
+    pub(super) fn on_dial_refused(&self, peer: PeerId, number: u64, why: &str) {
+        self.0.table.lock().on_dial_failed(peer, number, why);
     }
 
     /// Closes everything with a peer that left the allowlist.
@@ -185,7 +185,7 @@ impl Bulk {
     }
 
     /// Notes an open control connection; `dialled` is the address, if we dialled it.
-    fn control_opened(&self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
+    fn on_control_opened(&self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
         let mut table = self.0.table.lock();
         let known = table.peers.entry(peer).or_default();
         known.control.insert(id, dialled);
@@ -200,7 +200,7 @@ impl Bulk {
         }
     }
 
-    fn control_closed(&self, peer: &PeerId, id: ConnectionId) {
+    fn on_control_closed(&self, peer: &PeerId, id: ConnectionId) {
         let mut table = self.0.table.lock();
         let Some(known) = table.peers.get_mut(peer) else { return };
         known.control.remove(&id);
@@ -211,7 +211,7 @@ impl Bulk {
     }
 
     /// Takes a bulk connection that a peer dialled.
-    fn arrived(&self, peer: PeerId, muxer: StreamMuxerBox) {
+    fn on_arrival(&self, peer: PeerId, muxer: StreamMuxerBox) {
         if !self.is_allowed(&peer) {
             tracing::debug!(%peer, "refused a bulk connection: not on the allowlist");
             return;
@@ -250,7 +250,7 @@ impl Bulk {
                     (around.incoming)(stream);
                 }
             },
-            move || ending.ended(&peer, id),
+            move || ending.on_ended(&peer, id),
         );
         tracing::debug!(%peer, came_in, "bulk connection");
         let mut of_that_side = known.connections.iter().filter(|other| other.came_in == came_in && other.is_open());
@@ -268,7 +268,7 @@ impl Bulk {
         }
     }
 
-    fn ended(&self, peer: &PeerId, id: u64) {
+    fn on_ended(&self, peer: &PeerId, id: u64) {
         let mut table = self.0.table.lock();
         if let Some(known) = table.peers.get_mut(peer) {
             known.connections.retain(|connection| connection.id != id);
@@ -299,7 +299,7 @@ impl Bulk {
         }
         match dialled {
             Ok(muxer) => self.adopt(&mut table, peer, muxer, false),
-            Err(why) => table.dial_failed(peer, number, &why),
+            Err(why) => table.on_dial_failed(peer, number, &why),
         }
     }
 
@@ -317,12 +317,12 @@ impl Bulk {
             drop(around.asks_to_dial.send(AskToDial { peer, number }).await);
         }
         tokio::time::sleep(DIAL_MAX).await;
-        self.0.table.lock().dial_failed(peer, number, &format!("the peer did not dial within {DIAL_MAX:?}"));
+        self.0.table.lock().on_dial_failed(peer, number, &format!("the peer did not dial within {DIAL_MAX:?}"));
     }
 }
 
 impl Table {
-    fn dial_failed(&mut self, peer: PeerId, number: u64, why: &str) {
+    fn on_dial_failed(&mut self, peer: PeerId, number: u64, why: &str) {
         let Some(known) = self.peers.get_mut(&peer).filter(|known| known.dial == Some(number)) else { return };
         tracing::debug!(%peer, why, "no bulk connection");
         known.dial = None;

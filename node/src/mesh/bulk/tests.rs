@@ -76,7 +76,7 @@ impl Node {
         Self { id: keys.public().to_peer_id(), bulk, asks_to_dial, addresses, dials, answered, serving }
     }
 
-    async fn until_connected(&self, peer: PeerId) {
+    async fn wait_until_connected(&self, peer: PeerId) {
         while self.bulk.0.table.lock().peers.get(&peer).is_none_or(|known| known.control.is_empty()) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -116,7 +116,7 @@ async fn pair(answer: Answer) -> (Node, Node) {
     let here = Node::start(&asker, &[there.id], |_| vec![whole()]);
     let address = there.addresses.recv().await.unwrap();
     here.dials.send((there.id, address)).await.unwrap();
-    here.until_connected(there.id).await;
+    here.wait_until_connected(there.id).await;
     (here, there)
 }
 
@@ -153,7 +153,7 @@ async fn sixty_requests_at_once_on_a_new_connection_never_fail() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dialled_side_has_the_dialler_dial_and_both_use_that_connection() {
     let (here, mut there) = pair(|_| vec![whole()]).await;
-    there.until_connected(here.id).await;
+    there.wait_until_connected(here.id).await;
     let pool = NarPool::new(there.bulk.clone());
     let asked = tokio::spawn({
         let (pool, peer) = (pool.clone(), here.id);
@@ -175,7 +175,7 @@ async fn the_dialled_side_has_the_dialler_dial_and_both_use_that_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_that_is_refused_fails_at_once_and_the_next_request_tries_again() {
     let (here, mut there) = pair(|_| vec![whole()]).await;
-    there.until_connected(here.id).await;
+    there.wait_until_connected(here.id).await;
     let pool = NarPool::new(there.bulk.clone());
     for _ in 0..2 {
         let asked = tokio::spawn({
@@ -183,9 +183,9 @@ async fn a_dial_that_is_refused_fails_at_once_and_the_next_request_tries_again()
             async move { pool.request(peer, request()).await }
         });
         let Some(AskToDial { number, .. }) = there.asks_to_dial.recv().await else { panic!("the dialler is asked") };
-        there.bulk.dial_refused(here.id, number - 1, "of another dial");
+        there.bulk.on_dial_refused(here.id, number - 1, "of another dial");
         assert!(!asked.is_finished());
-        there.bulk.dial_refused(here.id, number, "no");
+        there.bulk.on_dial_refused(here.id, number, "no");
         assert!(matches!(asked.await.unwrap(), Err(NarRequestError::NotConnected(_))));
     }
 }
@@ -284,7 +284,7 @@ async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_dialled_
     let pool = NarPool::new(here.bulk.clone());
     ask(&pool, there.id).await;
     let id = *here.bulk.0.table.lock().peers[&there.id].control.keys().next().unwrap();
-    here.bulk.control_closed(&there.id, id);
+    here.bulk.on_control_closed(&there.id, id);
     assert!(!pool.is_connected(&there.id));
     assert!(matches!(pool.request(there.id, request()).await, Err(NarRequestError::NotConnected(_))));
 }
@@ -293,12 +293,12 @@ async fn a_bulk_connection_ends_with_its_control_connection_and_none_is_dialled_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_a_bulk_connection_that_we_close_end() {
     let (here, there) = pair(|_| vec![whole()]).await;
-    there.until_connected(here.id).await;
+    there.wait_until_connected(here.id).await;
     let pool = NarPool::new(here.bulk.clone());
     ask(&pool, there.id).await;
     assert_eq!(there.serving.load(Ordering::Relaxed), 1, "the stream is kept for the next request");
     let id = *there.bulk.0.table.lock().peers[&here.id].control.keys().next().unwrap();
-    there.bulk.control_closed(&here.id, id);
+    there.bulk.on_control_closed(&here.id, id);
     let all_ended = async {
         while there.serving.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -327,7 +327,7 @@ async fn a_bulk_connection_without_a_control_connection_is_closed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_third_connection_that_one_side_dialled_closes_the_oldest() {
     let (here, there) = pair(|_| vec![whole()]).await;
-    there.until_connected(here.id).await;
+    there.wait_until_connected(here.id).await;
     let open = || {
         let table = there.bulk.0.table.lock();
         table.peers[&here.id].connections.iter().map(|connection| connection.id).collect::<Vec<_>>()

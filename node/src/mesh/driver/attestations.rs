@@ -24,7 +24,7 @@ impl Mesh {
             tracing::error!(%error, "state database: audiences of former builders were not removed");
         }
         owners.iter().for_each(|owner| self.keep_audience(owner));
-        self.exchange.input(Input::Allowlist(self.config.peers.keys().copied().collect()));
+        self.exchange.pass_input(Input::Allowlist(self.config.peers.keys().copied().collect()));
         self.speak_with_all();
     }
 
@@ -63,7 +63,7 @@ impl Mesh {
     }
 
     /// Notes that this peer's summary may have another audience than before.
-    pub(super) fn audience_changed(&mut self, owner: &PeerId) {
+    pub(super) fn on_audience_changed(&mut self, owner: &PeerId) {
         if self.config.builders.iter().any(|builder| builder.peer.as_ref() == Some(owner)) {
             self.keep_audience(owner);
             self.speak_with_all();
@@ -71,7 +71,7 @@ impl Mesh {
     }
 
     /// Lets peers hear of our own builds once the offer knows which of them are private; nobody is told of any before.
-    pub(super) fn offer_looked(&mut self) {
+    pub(super) fn on_offer_looked(&mut self) {
         if !self.tells_own && self.offer.has_looked() {
             self.tells_own = true;
             self.speak_with_all();
@@ -97,7 +97,7 @@ impl Mesh {
         let counted: Vec<BuilderKey> = counted.map(|builder| BuilderKey(builder.key.bytes())).collect();
         let told = Shared::new(counted.iter().copied().chain(own));
         let spoken = Spoken { told, counted: Shared::new(counted), is_builder: owners.contains(&peer) };
-        self.exchange.input(Input::Peer { peer, spoken });
+        self.exchange.pass_input(Input::Peer { peer, spoken });
     }
 
     /// Does what the thread wants.
@@ -108,7 +108,7 @@ impl Mesh {
                     let sent = self.swarm.behaviour_mut().quorum.send_request(&to, bytes);
                     self.quorum_sent.insert(sent, (to, id));
                 } else {
-                    self.exchange.input(Input::RequestFailed { to, id });
+                    self.exchange.pass_input(Input::RequestFailed { to, id });
                 }
             }
             Order::Respond { id, bytes } => {
@@ -116,7 +116,7 @@ impl Mesh {
                     self.give((Protocol::Quorum, asked), peer, channel, bytes);
                 }
             }
-            Order::Penalize(peer, misdeed) => self.misbehaved(peer, misdeed),
+            Order::Penalize(peer, misdeed) => self.report_misdeed(peer, misdeed),
         }
     }
 
@@ -125,7 +125,7 @@ impl Mesh {
             request_response::Event::Message { peer, message, .. } => match message {
                 request_response::Message::Request { request_id, request, channel } => {
                     let id = self.new_id();
-                    if !self.exchange.request(peer, id, request) {
+                    if !self.exchange.pass_request(peer, id, request) {
                         if let Ok(busy) = QuorumReply::Busy.encode() {
                             drop(self.swarm.behaviour_mut().quorum.send_response(channel, busy));
                         }
@@ -134,16 +134,16 @@ impl Mesh {
                     self.quorum_received.insert(id, (peer, request_id, channel));
                 }
                 request_response::Message::Response { request_id, response } => {
-                    self.statistics.responsive(&peer);
+                    self.statistics.on_responsive(&peer);
                     if let Some((from, id)) = self.quorum_sent.remove(&request_id) {
-                        self.exchange.input(Input::Response { from, id, bytes: response });
+                        self.exchange.pass_input(Input::Response { from, id, bytes: response });
                     }
                 }
             },
             request_response::Event::OutboundFailure { request_id, error, peer, .. } => {
                 tracing::debug!(%peer, %error, "quorum request failed");
                 if let Some((to, id)) = self.quorum_sent.remove(&request_id) {
-                    self.exchange.input(Input::RequestFailed { to, id });
+                    self.exchange.pass_input(Input::RequestFailed { to, id });
                 }
             }
             request_response::Event::InboundFailure { request_id, .. } => {

@@ -14,15 +14,15 @@ impl Mesh {
                 let sent = self.swarm.behaviour_mut().dial.send_request(&peer, bytes);
                 self.dials_asked.insert(sent, number);
             }
-            Ok(_) => self.bulk.dial_refused(peer, number, "the connection with it was closed"),
-            Err(error) => self.bulk.dial_refused(peer, number, &error.to_string()),
+            Ok(_) => self.bulk.on_dial_refused(peer, number, "the connection with it was closed"),
+            Err(error) => self.bulk.on_dial_refused(peer, number, &error.to_string()),
         }
     }
 
     /// Notes a refusal for the dial that it answers: a late one says nothing about a later dial.
-    fn dial_refused(&mut self, peer: PeerId, asked: request_response::OutboundRequestId, why: &str) {
+    fn on_dial_refused(&mut self, peer: PeerId, asked: request_response::OutboundRequestId, why: &str) {
         if let Some(number) = self.dials_asked.remove(&asked) {
-            self.bulk.dial_refused(peer, number, why);
+            self.bulk.on_dial_refused(peer, number, why);
         }
     }
 
@@ -31,7 +31,7 @@ impl Mesh {
             request_response::Event::Message { peer, message, .. } => match message {
                 request_response::Message::Request { request, channel, .. } => {
                     if DialRequest::decode(&request).is_err() {
-                        return self.misbehaved(peer, Misdeed::MalformedRequest);
+                        return self.report_misdeed(peer, Misdeed::MalformedRequest);
                     }
                     let dials = self.dial_rates.admit(peer) && self.bulk.dial_for(peer);
                     let reply = if dials { DialReply::Dialling } else { DialReply::NotNow };
@@ -44,21 +44,21 @@ impl Mesh {
                     // We go on waiting for the connection itself.
                     Ok(DialReply::Dialling) => {
                         self.dials_asked.remove(&request_id);
-                        self.statistics.responsive(&peer);
+                        self.statistics.on_responsive(&peer);
                     }
                     Ok(DialReply::NotNow) => {
-                        self.dial_refused(peer, request_id, "the peer was asked to dial, but will not now");
+                        self.on_dial_refused(peer, request_id, "the peer was asked to dial, but will not now");
                     }
                     Err(error) => {
                         if !error.is_truncated() {
-                            self.misbehaved(peer, Misdeed::MalformedReply);
+                            self.report_misdeed(peer, Misdeed::MalformedReply);
                         }
-                        self.dial_refused(peer, request_id, &error.to_string());
+                        self.on_dial_refused(peer, request_id, &error.to_string());
                     }
                 },
             },
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
-                self.dial_refused(peer, request_id, &error.to_string());
+                self.on_dial_refused(peer, request_id, &error.to_string());
             }
             request_response::Event::InboundFailure { .. } | request_response::Event::ResponseSent { .. } => {}
         }

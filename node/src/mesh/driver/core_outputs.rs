@@ -47,7 +47,7 @@ impl Mesh {
     /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected and not dialled for a while.
     fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
         tracing::warn!(%peer, %misdeed, "peer misbehaved");
-        self.statistics.misdeed(&peer, misdeed);
+        self.statistics.count_misdeed(&peer, misdeed);
         if self.swarm.behaviour_mut().shut_out.count(Instant::now(), peer, misdeed) {
             tracing::warn!(%peer, %misdeed, lasting = ?SHUT_OUT, "peer is disconnected: it does this too often");
             self.dialer.leave(now().moment, &peer, SHUT_OUT);
@@ -56,7 +56,7 @@ impl Mesh {
 
     fn persist(&mut self, record: &Record) {
         if let Record::Forget(peer) = record {
-            self.summary_changed(*peer);
+            self.on_summary_changed(*peer);
         }
         let mut state = self.state.lock();
         let done = match record {
@@ -99,7 +99,7 @@ impl Mesh {
             Event::StoreDirDiffers { peer, store_dir } => {
                 tracing::warn!(%peer, store_dir, "peer has another store directory: nothing can be shared with it");
                 self.statistics.update(&peer, |stats| stats.store_dir_differs = Some(store_dir));
-                self.summary_changed(peer);
+                self.on_summary_changed(peer);
             }
             Event::Published { generation, paths, body_bytes } => {
                 tracing::info!(epoch = generation.epoch, seq = generation.seq, paths, body_bytes, "summary announced");
@@ -117,8 +117,8 @@ impl Mesh {
                 self.statistics.update(&owner, |stats| {
                     (stats.summary_since, stats.summary_epoch) = (Some(Instant::now()), Some(epoch));
                 });
-                self.summary_changed(owner);
-                self.audience_changed(&owner);
+                self.on_summary_changed(owner);
+                self.on_audience_changed(&owner);
             }
             Event::PullGivenUp { owner, generation } => {
                 let (epoch, seq) = (generation.epoch, generation.seq);
@@ -138,7 +138,7 @@ impl Mesh {
             Event::SetAside { peer, misdeed, until } => {
                 let lasting_ms = until.since(now().moment);
                 self.statistics.set_aside(&peer, Duration::from_millis(lasting_ms));
-                self.exchange.input(narmesh_quorum::exchange::Input::SetAside { peer, lasting_ms });
+                self.exchange.pass_input(narmesh_quorum::exchange::Input::SetAside { peer, lasting_ms });
                 tracing::warn!(%peer, %misdeed, "peer set aside: it is asked nothing for a while");
             }
             Event::Demoted { peer, until: _ } => {
@@ -150,7 +150,7 @@ impl Mesh {
     fn on_addresses(&mut self, peer: PeerId, addresses: Vec<SocketAddr>) {
         let loopback = self.config.advertise_loopback;
         let usable = addresses.into_iter().filter(|address| may_be_told(address.ip(), loopback)).map(multiaddr);
-        self.dialer.learned(now().moment, &peer, usable.collect());
+        self.dialer.learn(now().moment, &peer, usable.collect());
         let all = self.dialer.addresses(&peer).iter().map(Multiaddr::to_string).collect();
         self.statistics.update(&peer, |stats| stats.addresses = all);
         self.are_known_addresses_stale = true;
@@ -159,6 +159,6 @@ impl Mesh {
     fn on_summary_dropped(&mut self, peer: PeerId, why: &str) {
         tracing::info!(%peer, why, "summary dropped");
         self.statistics.update(&peer, |stats| (stats.summary_since, stats.summary_epoch) = (None, None));
-        self.summary_changed(peer);
+        self.on_summary_changed(peer);
     }
 }

@@ -61,7 +61,7 @@ impl Lookups {
     }
 
     /// Notes the result; says whether the names lead elsewhere than before.
-    fn resolved(&mut self, peer: PeerId, resolved: &Resolved) -> bool {
+    fn on_resolved(&mut self, peer: PeerId, resolved: &Resolved) -> bool {
         if !resolved.failures.is_empty() {
             self.unresolved.insert(peer, resolved.failures.join("; "));
         }
@@ -78,7 +78,7 @@ impl Lookups {
         self.led_to.values().flatten().copied()
     }
 
-    pub(super) fn connected(&mut self, peer: &PeerId) {
+    pub(super) fn on_connected(&mut self, peer: &PeerId) {
         self.unresolved.remove(peer);
     }
 
@@ -91,7 +91,7 @@ impl Lookups {
 
 impl Mesh {
     pub(super) fn dial_due(&mut self) {
-        for (peer, addresses) in self.dialer.due(now().moment) {
+        for (peer, addresses) in self.dialer.take_due(now().moment) {
             self.dial(peer, addresses);
         }
     }
@@ -111,9 +111,9 @@ impl Mesh {
         if !self.config.peers.contains_key(&peer) {
             return;
         }
-        self.are_known_addresses_stale |= self.lookups.resolved(peer, &resolved);
+        self.are_known_addresses_stale |= self.lookups.on_resolved(peer, &resolved);
         if resolved.addresses.is_empty() {
-            self.dial_failed_because(peer, None);
+            self.on_dial_failed_because(peer, None);
         } else {
             self.dial_at(peer, resolved.addresses);
         }
@@ -126,25 +126,25 @@ impl Mesh {
         // repeated, a second later.
         let options = options.allocate_new_port().build();
         if let Err(error) = self.swarm.dial(options) {
-            self.dial_failed(peer, &error);
+            self.on_dial_failed(peer, &error);
         }
     }
 
-    pub(super) fn dial_failed(&mut self, peer: PeerId, error: &DialError) {
-        self.dial_failed_because(peer, Some(describe_dial_error(error)));
+    pub(super) fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
+        self.on_dial_failed_because(peer, Some(describe_dial_error(error)));
     }
 
     /// Notes a failed dial; `why` is about the addresses that were dialled, if any were.
-    fn dial_failed_because(&mut self, peer: PeerId, why: Option<String>) {
+    fn on_dial_failed_because(&mut self, peer: PeerId, why: Option<String>) {
         let unresolved = self.lookups.take_unresolved(&peer);
         // The peer may have dialled us meanwhile; then nothing has failed.
         if self.swarm.is_connected(&peer) {
-            self.dialer.connected(now().moment, &peer, None);
+            self.dialer.on_connected(now().moment, &peer, None);
             return;
         }
         let why = unresolved.into_iter().chain(why).collect::<Vec<_>>().join("; ");
         tracing::debug!(%peer, why, "dial failed");
-        self.dialer.failed(now().moment, &peer, &mut self.rng);
+        self.dialer.on_failed(now().moment, &peer, &mut self.rng);
         self.statistics.update(&peer, |stats| stats.why = Some(why.clone()));
         // Lookups that still wait go on waiting for the next dial, if it comes soon.
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {

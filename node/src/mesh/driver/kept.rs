@@ -40,7 +40,7 @@ struct Pace {
 }
 
 impl Pace {
-    fn changed(&mut self, now: Moment, owner: PeerId) {
+    fn on_changed(&mut self, now: Moment, owner: PeerId) {
         let rested = self.resting.get(&owner).copied().unwrap_or(now);
         self.waiting.entry(owner).or_insert(rested.max(now));
     }
@@ -60,7 +60,7 @@ impl Pace {
     }
 
     /// Notes that this much was written of an owner.
-    fn wrote(&mut self, now: Moment, owner: PeerId, bytes: u64) {
+    fn on_written(&mut self, now: Moment, owner: PeerId, bytes: u64) {
         self.next = now + bytes * 1_000 / BYTES_PER_S;
         self.resting.retain(|_, until| *until > now);
         self.resting.insert(owner, now + REST_MS.max(bytes * 1_000 / OWNER_BYTES_PER_S));
@@ -98,8 +98,8 @@ impl SummaryWriter {
     }
 
     /// Notes that we may hold another summary of this owner than before, or none.
-    pub(super) fn changed(&mut self, owner: PeerId) {
-        self.pace.changed(now().moment, owner);
+    pub(super) fn on_changed(&mut self, owner: PeerId) {
+        self.pace.on_changed(now().moment, owner);
     }
 
     /// When [`SummaryWriter::write_due`] has something to do.
@@ -117,14 +117,14 @@ impl SummaryWriter {
                 self.pace.waiting.insert(owner, at + BUSY_MS);
                 return;
             };
-            if let Some(order) = self.order(at, owner, gossip) {
+            if let Some(order) = self.make_order(at, owner, gossip) {
                 room.send(order);
             }
         }
     }
 
     /// The order that brings the disk up to date with what we hold of this owner, if one is needed.
-    fn order(&mut self, at: Moment, owner: PeerId, gossip: &Gossip) -> Option<Order> {
+    fn make_order(&mut self, at: Moment, owner: PeerId, gossip: &Gossip) -> Option<Order> {
         let Some((proof, accepted_ms)) = gossip.held_proof(&owner) else {
             return self.written.remove(&owner).map(|_| Order::Remove(owner));
         };
@@ -140,7 +140,7 @@ impl SummaryWriter {
             Order::Renew(owner, envelope, accepted_ms)
         } else {
             let kept = gossip.assemble_kept_summary(&owner)?;
-            self.pace.wrote(at, owner, kept.body.len() as u64);
+            self.pace.on_written(at, owner, kept.body.len() as u64);
             Order::Write(owner, kept)
         };
         self.written.insert(owner, written);
@@ -152,7 +152,7 @@ impl SummaryWriter {
         let at = now().moment;
         let all = async {
             while let Some((owner, _)) = self.pace.waiting.pop_first() {
-                if let Some(order) = self.order(at, owner, gossip)
+                if let Some(order) = self.make_order(at, owner, gossip)
                     && self.orders.send(order).await.is_err()
                 {
                     return;
@@ -220,7 +220,7 @@ impl Mesh {
         tracing::info!(summaries = written.len(), dropped, took = ?started.elapsed(), "summaries of peers remembered");
         let mut writer = SummaryWriter::start(files)?;
         // One that was announced again in this run is renewed on disk, too.
-        written.keys().for_each(|owner| writer.changed(*owner));
+        written.keys().for_each(|owner| writer.on_changed(*owner));
         writer.written = written;
         self.writer = Some(writer);
         Ok(())
@@ -233,7 +233,7 @@ impl Mesh {
         let kept = files.read(&owner)?;
         let at = now();
         self.gossip.restore(at, owner, &kept)?;
-        self.dialer.remembered(at.moment, &owner);
+        self.dialer.mark_remembered(at.moment, &owner);
         let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
         // On a machine that has run for less than that, the age is counted from now.
         let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
@@ -241,15 +241,15 @@ impl Mesh {
         self.statistics.update(&owner, |stats| {
             (stats.summary_since, stats.summary_epoch) = (Some(since), held.map(|held| held.generation.epoch));
         });
-        self.audience_changed(&owner);
+        self.on_audience_changed(&owner);
         let body_digest = held.map(|held| held.body_digest);
         Ok(Written { body_digest: body_digest.unwrap_or_default(), envelope: kept.envelope })
     }
 
     /// Notes that what we hold of this peer changed.
-    pub(super) fn summary_changed(&mut self, owner: PeerId) {
+    pub(super) fn on_summary_changed(&mut self, owner: PeerId) {
         if let Some(writer) = &mut self.writer {
-            writer.changed(owner);
+            writer.on_changed(owner);
         }
     }
 }
@@ -272,9 +272,9 @@ mod tests {
         let (mut pace, owner) = (Pace::default(), PeerId::random());
         let (mut bytes, mut writes) = (0, Vec::new());
         for now in (0..3_600_000).step_by(100).map(Moment) {
-            pace.changed(now, owner);
+            pace.on_changed(now, owner);
             if pace.take(now).is_some() {
-                pace.wrote(now, owner, 2 << 20);
+                pace.on_written(now, owner, 2 << 20);
                 bytes += 2 << 20;
                 writes.push(now);
             }
@@ -284,8 +284,8 @@ mod tests {
         assert!(writes.len() > 25, "{}", writes.len());
         // A small one rests for as long as removals do.
         let mut pace = Pace::default();
-        pace.wrote(Moment(0), owner, 1_100);
-        pace.changed(Moment(10), owner);
+        pace.on_written(Moment(0), owner, 1_100);
+        pace.on_changed(Moment(10), owner);
         assert_eq!(pace.deadline(), Some(Moment(REST_MS)));
         assert_eq!((pace.take(Moment(REST_MS - 1)), pace.take(Moment(REST_MS))), (None, Some(owner)));
         assert_eq!(pace.deadline(), None);
@@ -296,14 +296,14 @@ mod tests {
         let mut pace = Pace::default();
         let owners: Vec<_> = (0..100).map(|_| PeerId::random()).collect();
         for (at, owner) in (0..).zip(&owners) {
-            pace.changed(Moment(at), *owner);
+            pace.on_changed(Moment(at), *owner);
         }
         let mut now = Moment(1_000);
         let mut order = Vec::new();
         while let Some(deadline) = pace.deadline() {
             now = now.max(deadline);
             let owner = pace.take(now).unwrap();
-            pace.wrote(now, owner, 200 << 10);
+            pace.on_written(now, owner, 200 << 10);
             assert_eq!(pace.take(now), None);
             order.push(owner);
         }

@@ -11,7 +11,7 @@ mod protocols;
 use self::dials::Lookups;
 use self::kept::SummaryWriter;
 use self::protocols::NarInfoAnswer;
-use super::addresses::{outward_v4, outward_v6, told};
+use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
 use super::attestations::{self as exchange, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{AskToDial, Bulk, Surroundings};
 use super::clock::now;
@@ -147,7 +147,11 @@ impl Mesh {
         gossip_config.path_count_max = PATHS_MAX;
         let persisted = {
             let state = state.lock();
-            Persisted { own_epoch: state.own_epoch()?, newest: state.newest()?, audiences: state.audiences()? }
+            Persisted {
+                own_epoch: state.read_own_epoch()?,
+                newest: state.read_newest()?,
+                audiences: state.read_audiences()?,
+            }
         };
         let gossip = Gossip::new(now(), gossip_config, persisted);
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
@@ -216,7 +220,7 @@ impl Mesh {
     }
 
     /// Waits, at most 2 s, until an address is known of each listener that can have one.
-    pub async fn listening(&mut self) {
+    pub async fn wait_until_listening(&mut self) {
         let all = async {
             while !self.listeners.are_known() {
                 let event = self.swarm.select_next_some().await;
@@ -240,7 +244,7 @@ impl Mesh {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
                 command = self.commands.recv() => match command {
-                    Some(Command::Goodbye(reply)) => self.goodbye(reply).await,
+                    Some(Command::Goodbye(reply)) => self.say_goodbye(reply).await,
                     Some(command) => self.on_command(command),
                     None => return,
                 },
@@ -269,7 +273,7 @@ impl Mesh {
             Command::Ask { peer, ask, reply } => self.ask(peer, ask, reply),
             Command::Connect { peer, reply } => self.connect(peer, reply),
             Command::Paths(change) => {
-                self.offer_looked();
+                self.on_offer_looked();
                 self.gossip.handle(now(), Input::Paths(change));
             }
             Command::Probe(peer, outcome) => self.gossip.handle(now(), Input::Probe { peer, outcome }),
@@ -340,12 +344,12 @@ impl Mesh {
     fn tell_addresses(&mut self) {
         let external = &self.config.external_addresses;
         // Only these lead out: bridges of containers come and go, and are nobody's way to us.
-        let outward: Vec<_> = outward_v4().into_iter().chain(outward_v6()).collect();
-        let addresses = told(external, self.swarm.listeners(), &outward, self.config.advertise_loopback);
+        let outward: Vec<_> = find_outward_v4().into_iter().chain(find_outward_v6()).collect();
+        let addresses = choose_told(external, self.swarm.listeners(), &outward, self.config.advertise_loopback);
         self.gossip.handle(now(), Input::Addresses(addresses));
     }
 
-    async fn goodbye(&mut self, reply: oneshot::Sender<()>) {
+    async fn say_goodbye(&mut self, reply: oneshot::Sender<()>) {
         self.gossip.handle(now(), Input::Goodbye);
         self.perform();
         // gossipsub hands messages to its connection tasks only while the swarm is polled.
@@ -376,12 +380,12 @@ impl Mesh {
                 });
             }
             SwarmEvent::NewListenAddr { listener_id, address } => {
-                self.listeners.has_address(listener_id);
+                self.listeners.on_address(listener_id);
                 tracing::info!(%address, "listening for peers");
                 self.tell_addresses();
             }
             SwarmEvent::ExpiredListenAddr { .. } => {
-                self.dialer.moved(now().moment);
+                self.dialer.on_moved(now().moment);
                 self.tell_addresses();
             }
             SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
@@ -394,7 +398,7 @@ impl Mesh {
                 let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
                 self.on_disconnected(peer_id, why);
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.dial_failed(peer, &error),
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_failed(peer, &error),
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {
                 tracing::debug!(%error, from = %send_back_addr, "refused an incoming connection");
             }
@@ -405,8 +409,8 @@ impl Mesh {
 
     fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
         tracing::info!(%peer, dialled = dialled.is_some(), "connected");
-        self.dialer.connected(now().moment, &peer, dialled);
-        self.lookups.connected(&peer);
+        self.dialer.on_connected(now().moment, &peer, dialled);
+        self.lookups.on_connected(&peer);
         self.statistics.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
         for waiter in self.connecting.remove(&peer).unwrap_or_default() {
             drop(waiter.send(Ok(())));
@@ -417,14 +421,14 @@ impl Mesh {
 
     fn on_disconnected(&mut self, peer: PeerId, why: String) {
         tracing::info!(%peer, why, "disconnected");
-        self.nar.disconnected(&peer);
-        self.dialer.disconnected(now().moment, &peer, &mut self.rng);
+        self.nar.on_disconnected(&peer);
+        self.dialer.on_disconnected(now().moment, &peer, &mut self.rng);
         self.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
         self.gossip.handle(now(), Input::Disconnected(peer));
-        self.exchange.input(narmesh_quorum::exchange::Input::Gone(peer));
+        self.exchange.pass_input(narmesh_quorum::exchange::Input::Gone(peer));
     }
 
-    fn misbehaved(&mut self, peer: PeerId, misdeed: Misdeed) {
+    fn report_misdeed(&mut self, peer: PeerId, misdeed: Misdeed) {
         self.gossip.handle(now(), Input::Misbehaved { peer, misdeed });
     }
 

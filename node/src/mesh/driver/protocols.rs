@@ -43,7 +43,7 @@ impl Mesh {
                     self.gossip.handle(now(), Input::Request { from: peer, id, bytes: request });
                 }
                 request_response::Message::Response { request_id, response } => {
-                    self.statistics.responsive(&peer);
+                    self.statistics.on_responsive(&peer);
                     if let Some((from, id)) = self.gossip_sent.remove(&request_id) {
                         self.gossip.handle(now(), Input::Response { from, id, bytes: response });
                     }
@@ -73,7 +73,7 @@ impl Mesh {
                 }
                 request_response::Message::Response { request_id, response } => {
                     if let Some((peer, since, waiting)) = self.asked.remove(&request_id) {
-                        self.statistics.answered(&peer, since.elapsed());
+                        self.statistics.on_answered(&peer, since.elapsed());
                         drop(waiting.send(Ok(response)));
                     }
                 }

@@ -134,7 +134,7 @@ impl NarPool {
     }
 
     /// The peer is no longer connected: its idle streams are worth nothing.
-    pub(super) fn disconnected(&self, peer: &PeerId) {
+    pub(super) fn on_disconnected(&self, peer: &PeerId) {
         if let Some(of_peer) = self.0.peers.lock().get(peer) {
             of_peer.idle.lock().clear();
         }
@@ -193,7 +193,7 @@ impl Asking {
         }
         let mut broken = 0;
         loop {
-            let connection = self.pool.0.bulk.connection(self.peer).await.map_err(NarRequestError::NotConnected)?;
+            let connection = self.pool.0.bulk.connect(self.peer).await.map_err(NarRequestError::NotConnected)?;
             let asked = match connection.open_stream().await {
                 Ok(stream) => self.ask_on(stream, connection, true).await,
                 Err(error) => Err(error),
@@ -207,7 +207,7 @@ impl Asking {
     }
 
     async fn ask_on(&self, mut stream: BulkStream, connection: Connection, is_fresh: bool) -> io::Result<Asked> {
-        let in_use = connection.in_use();
+        let in_use = connection.begin_use();
         self.write_request(&mut stream).await?;
         let inbox = Inbox::new(stream, Arc::clone(&self.of_peer.line));
         Ok(Asked { inbox, connection, is_fresh, _in_use: in_use })

@@ -281,8 +281,8 @@ impl Uploads {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
                 Ok(None) | Err(_) => return,
             };
-            let Some(request) = request else { return blame.misbehaved(peer, Misdeed::MalformedRequest) };
-            let in_use = connection.in_use();
+            let Some(request) = request else { return blame.report_misdeed(peer, Misdeed::MalformedRequest) };
+            let in_use = connection.begin_use();
             of_peer.wait_for_pace().await;
             let answered = self.answer(peer, &mut stream, of_peer, request).await;
             drop(in_use);
@@ -307,11 +307,11 @@ impl Uploads {
         let Some(turn) = self.enter(peer, of_peer, request.nar_size) else {
             return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
         };
-        while_waiting(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
+        wait_and_tell_place(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
         let paced = self.0.pace.join(peer, turn.ticket);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
         // Opened only now: a request that waits in the queue takes no reader and holds no piece.
-        let opened = while_waiting(stream, || 1, self.open(request, zstd, of_peer)).await?;
+        let opened = wait_and_tell_place(stream, || 1, self.open(request, zstd, of_peer)).await?;
         let (reader, first) = match opened? {
             Ok(Some(begun)) => begun,
             Ok(None) => return reply(stream, NarReply::Absent).await,
@@ -349,7 +349,7 @@ impl Uploads {
         let offer = Arc::clone(&self.0.offer);
         let left = request.nar_size.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
-        self.blocking(move || {
+        self.run_blocking(move || {
             let Some(mut reader) = Reader::open(&offer, &request, zstd)? else { return Ok(None) };
             let first = reader.next(bytes_max);
             Ok(Some((reader, first)))
@@ -390,7 +390,7 @@ impl Uploads {
     }
 
     async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
-        self.blocking(move || {
+        self.run_blocking(move || {
             let piece = reader.next(bytes_max);
             (reader, piece)
         })
@@ -398,7 +398,7 @@ impl Uploads {
     }
 
     /// Runs `work` on a blocking thread, when one of `uploads_total` is free.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let permit = Arc::clone(&self.0.readers).acquire_owned().await.map_err(io::Error::other)?;
         let run = move || {
             let done = work();
@@ -427,7 +427,7 @@ async fn turn_away(mut stream: BulkStream) -> io::Result<()> {
 }
 
 /// Waits for `work` as long as the asker does; meanwhile tells the asker that it waits, and its place.
-async fn while_waiting<T>(
+async fn wait_and_tell_place<T>(
     stream: &mut BulkStream,
     place: impl Fn() -> u32,
     work: impl Future<Output = T>,

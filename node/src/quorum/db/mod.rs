@@ -14,7 +14,7 @@ pub use self::error::LedgerDbError;
 pub(super) use self::rows::on_disk_bytes;
 pub use self::rows::{BareSignature, NewStatement, StoredStatement};
 
-use self::rows::{bare_signature, delete, insert, statement, stored, wall};
+use self::rows::{delete, insert, parse_bare_signature, parse_statement, parse_stored, wall};
 use crate::database_file::{
     Empty, OpenError, clear_siblings, make_directory, prepare, remove_siblings, set_aside, why_no_file,
 };
@@ -154,7 +154,7 @@ impl LedgerDb {
     /// What is in at most `rows_max` rows after the row with number `after`, in the order of storing, and the number of
     /// the last row. It does not matter which process stored them. An attestation that was first a bare signature is
     /// returned as both.
-    pub fn stored_after(&self, after: i64, rows_max: usize) -> Result<(Vec<FirstStored>, i64), LedgerDbError> {
+    pub fn read_stored_after(&self, after: i64, rows_max: usize) -> Result<(Vec<FirstStored>, i64), LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
                 "SELECT v.id, b.key, s.hash_part, s.fingerprint, s.nar_hash, s.nar_size, v.attested_at_ms, v.stored_at_ms,
@@ -235,27 +235,28 @@ impl LedgerDb {
     }
 
     /// All attestations of a path, in the order of path and key, so that an export is the same each time.
-    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
+    pub fn read_attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(ATTESTATIONS)?;
             // We wrote the rows. One that does not parse was not written by this program.
-            let rows = select.query_map([hash_part.0], |row| stored(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
+            let rows =
+                select.query_map([hash_part.0], |row| parse_stored(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
             rows.collect()
         })
     }
 
     /// All bare signatures over statements about a path.
-    pub fn bare_signatures(&self, hash_part: &HashPart) -> Result<Vec<BareSignature>, LedgerDbError> {
+    pub fn read_bare_signatures(&self, hash_part: &HashPart) -> Result<Vec<BareSignature>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(BARE_SIGNATURES)?;
-            let rows =
-                select.query_map([hash_part.0], |row| bare_signature(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
+            let rows = select
+                .query_map([hash_part.0], |row| parse_bare_signature(row)?.ok_or(rusqlite::Error::InvalidQuery))?;
             rows.collect()
         })
     }
 
     /// The Nix signatures over this fingerprint, in the order of the keys.
-    pub fn signatures(&self, of: FingerprintDigest) -> Result<Vec<(BuilderKey, NixSignature)>, LedgerDbError> {
+    pub fn read_signatures(&self, of: FingerprintDigest) -> Result<Vec<(BuilderKey, NixSignature)>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
                 "SELECT b.key, b.public_key, v.nix_signature FROM votes v JOIN statements s ON s.id = v.statement
@@ -271,18 +272,18 @@ impl LedgerDb {
     }
 
     /// Everything that is stated about the path with this hash part: whole statements, with references.
-    pub fn statements(&self, hash_part: &HashPart) -> Result<Vec<Statement>, LedgerDbError> {
+    pub fn read_statements(&self, hash_part: &HashPart) -> Result<Vec<Statement>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare_cached(
                 "SELECT path, nar_hash, nar_size, refs FROM statements WHERE hash_part = ?1 ORDER BY fingerprint",
             )?;
-            let rows = select.query_map([hash_part.0], |row| statement(row, 0))?;
+            let rows = select.query_map([hash_part.0], |row| parse_statement(row, 0))?;
             rows.filter_map(Result::transpose).collect()
         })
     }
 
     /// All paths that there is a statement about.
-    pub fn paths(&self) -> Result<Vec<StorePath>, LedgerDbError> {
+    pub fn read_paths(&self) -> Result<Vec<StorePath>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT DISTINCT path FROM statements ORDER BY path")?;
             let rows = select.query_map((), |row| row.get::<_, String>(0))?;
@@ -330,7 +331,7 @@ impl LedgerDb {
     }
 
     /// The paths that our Nix asked for, oldest first.
-    pub fn asked(&self) -> Result<Vec<HashPart>, LedgerDbError> {
+    pub fn read_asked(&self) -> Result<Vec<HashPart>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT hash_part FROM asked ORDER BY id")?;
             let rows = select.query_map((), |row| Ok(HashPart(row.get(0)?)))?;
@@ -350,7 +351,7 @@ impl LedgerDb {
     }
 
     /// A number that changes whenever another connection changes the file.
-    pub fn data_version(&self) -> Result<i64, LedgerDbError> {
+    pub fn read_data_version(&self) -> Result<i64, LedgerDbError> {
         self.run(|connection| connection.query_row("PRAGMA data_version", (), |row| row.get(0)))
     }
 
@@ -360,7 +361,7 @@ impl LedgerDb {
     }
 
     /// What our Nix got, oldest first.
-    pub fn served(&self) -> Result<Vec<Served>, LedgerDbError> {
+    pub fn read_served(&self) -> Result<Vec<Served>, LedgerDbError> {
         self.run(|connection| {
             let mut select = connection.prepare("SELECT path, fingerprint, at_ms FROM served ORDER BY at_ms")?;
             let rows = select.query_map((), |row| {

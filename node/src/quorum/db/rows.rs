@@ -155,9 +155,9 @@ pub(super) fn delete(connection: &Connection, gone: &Evicted) -> rusqlite::Resul
 }
 
 /// The attestation in a row; `None` if the row is not one that we wrote.
-pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<StoredStatement>> {
+pub(super) fn parse_stored(row: &Row<'_>) -> rusqlite::Result<Option<StoredStatement>> {
     let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
-    let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
+    let (Some(key), Some(statement)) = (key, parse_statement(row, 1)?) else { return Ok(None) };
     let attestation = Attestation {
         builder: BuilderKey(key.bytes()),
         statement,
@@ -169,14 +169,14 @@ pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Option<StoredStatement>>
 }
 
 /// The bare signature in a row; `None` if the row is not one that we wrote.
-pub(super) fn bare_signature(row: &Row<'_>) -> rusqlite::Result<Option<BareSignature>> {
+pub(super) fn parse_bare_signature(row: &Row<'_>) -> rusqlite::Result<Option<BareSignature>> {
     let key = NixPublicKey::parse(&row.get::<_, String>(0)?).ok();
-    let (Some(key), Some(statement)) = (key, statement(row, 1)?) else { return Ok(None) };
+    let (Some(key), Some(statement)) = (key, parse_statement(row, 1)?) else { return Ok(None) };
     Ok(Some(BareSignature { key, statement, signature: row.get(5)? }))
 }
 
 /// The statement in a row: path, NarHash, NarSize and references, from column `first` on.
-pub(super) fn statement(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Statement>> {
+pub(super) fn parse_statement(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Statement>> {
     let path = StorePath::parse(&row.get::<_, String>(first)?).ok();
     let references: String = row.get(first + 3)?;
     let references =

@@ -163,7 +163,7 @@ impl LiveLedger {
 
     /// Opens the file if it is not open, and reads what other processes stored.
     pub fn catch_up(&self) -> Result<(), LedgerDbError> {
-        self.on_file(|_| Ok(()))
+        self.with_file(|_| Ok(()))
     }
 
     /// The store directory of all paths in it.
@@ -248,7 +248,7 @@ impl LiveLedger {
         for<'a> NewStatement<'a>: From<&'a T>,
     {
         let names = self.names();
-        self.on_file(|db| {
+        self.with_file(|db| {
             let is_new = |(_, evidence): &&(T, VerifiedStatement)| !self.read(|ledger| ledger.knows(evidence));
             let new = verified.iter().filter(is_new);
             let new: Vec<_> = new.map(|(vote, evidence)| (NewStatement::from(vote).under(&names), evidence)).collect();
@@ -270,7 +270,7 @@ impl LiveLedger {
         if gone.is_empty() {
             return Ok(());
         }
-        self.on_file(|db| {
+        self.with_file(|db| {
             db.remove(gone)?;
             self.in_portions(gone, Ledger::withdraw);
             self.tell();
@@ -279,16 +279,16 @@ impl LiveLedger {
     }
 
     /// All stored attestations of a path, whole, each under the name that its key has.
-    pub fn attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
-        let mut found = self.on_disk(|db| db.attestations(hash_part))?;
+    pub fn read_attestations(&self, hash_part: &HashPart) -> Result<Vec<StoredStatement>, LedgerDbError> {
+        let mut found = self.with_reader(|db| db.read_attestations(hash_part))?;
         let names = self.names();
         found.iter_mut().for_each(|stored| stored.key = names.own(&stored.key).clone());
         Ok(found)
     }
 
     /// The Nix signatures over this fingerprint, in the order of the keys, each under the name that its key has.
-    pub fn signatures(&self, of: FingerprintDigest) -> Result<Vec<(BuilderKey, NixSignature)>, LedgerDbError> {
-        let mut found = self.on_disk(|db| db.signatures(of))?;
+    pub fn read_signatures(&self, of: FingerprintDigest) -> Result<Vec<(BuilderKey, NixSignature)>, LedgerDbError> {
+        let mut found = self.with_reader(|db| db.read_signatures(of))?;
         let names = self.names();
         for (key, signature) in &mut found {
             if let Some(name) = names.of(key) {
@@ -299,7 +299,7 @@ impl LiveLedger {
     }
 
     /// Reads the file on a connection of its own, beside writers and other readers.
-    pub fn on_disk<T>(&self, look: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
+    pub fn with_reader<T>(&self, look: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
         let (idle, file) = {
             let mut readers = self.readers.lock();
             (readers.idle.pop(), readers.file)
@@ -323,7 +323,7 @@ impl LiveLedger {
     }
 
     /// To be called when paths came into our store or went from it.
-    pub fn store_changed<'a>(
+    pub fn on_store_changed<'a>(
         &self,
         added: impl IntoIterator<Item = &'a HashPart>,
         removed: impl IntoIterator<Item = &'a HashPart>,
@@ -338,9 +338,9 @@ impl LiveLedger {
     }
 
     /// Works with the open file; nobody else of this process does meanwhile.
-    fn on_file<T>(&self, work: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
+    fn with_file<T>(&self, work: impl FnOnce(&LedgerDb) -> Result<T, LedgerDbError>) -> Result<T, LedgerDbError> {
         let mut disk = self.disk.lock();
-        let done = self.opened(&mut disk).and_then(work);
+        let done = self.open_up_to_date(&mut disk).and_then(work);
         if done.as_ref().is_err_and(LedgerDbError::is_damage) {
             // Whoever needs it next opens it again, which repairs it.
             disk.db = None;
@@ -349,14 +349,14 @@ impl LiveLedger {
     }
 
     /// The open file, after memory was brought up to date with it.
-    fn opened<'a>(&self, disk: &'a mut Disk) -> Result<&'a LedgerDb, LedgerDbError> {
+    fn open_up_to_date<'a>(&self, disk: &'a mut Disk) -> Result<&'a LedgerDb, LedgerDbError> {
         let is_first = disk.db.is_none();
         let db = match disk.db.take() {
             Some(db) => db,
             None => self.open(disk)?,
         };
         // Only other connections change this number: what this one wrote is in memory already.
-        let version = db.data_version()?;
+        let version = db.read_data_version()?;
         if is_first || version != disk.version {
             if is_first {
                 self.remember_noted(&db)?;
@@ -395,7 +395,7 @@ impl LiveLedger {
 
     fn read_rows(&self, db: &LedgerDb, last_row: &mut i64) -> Result<(), LedgerDbError> {
         loop {
-            let (rows, last) = db.stored_after(*last_row, ROWS)?;
+            let (rows, last) = db.read_stored_after(*last_row, ROWS)?;
             let gone = self.show(rows.iter().map(|(evidence, at)| (evidence, *at)), &mut Taken::default());
             if !gone.is_empty() && self.access != Access::Look {
                 db.remove(&gone)?;

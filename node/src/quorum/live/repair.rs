@@ -43,7 +43,7 @@ impl LiveLedger {
         let paths: Vec<HashPart> = self.read(|ledger| ledger.hash_parts().collect());
         let (mut restored, mut lost) = (0, 0);
         for paths in paths.chunks(PATHS_AT_ONCE) {
-            let found = old.as_ref().map(|old| self.readable(old, paths)).unwrap_or_default();
+            let found = old.as_ref().map(|old| self.read_and_verify(old, paths)).unwrap_or_default();
             let kept = self.write_again(db, &found)?;
             let gone = self.read(|ledger| not_among(ledger, paths, &kept));
             self.in_portions(&gone, Ledger::withdraw);
@@ -63,11 +63,11 @@ impl LiveLedger {
 
     /// Reads these paths from the old file and verifies them. If one path cannot be read, the others are read all the
     /// same.
-    fn readable(&self, old: &LedgerDb, paths: &[HashPart]) -> Readable {
+    fn read_and_verify(&self, old: &LedgerDb, paths: &[HashPart]) -> Readable {
         let stored: Vec<StoredStatement> =
-            paths.iter().flat_map(|path| old.attestations(path).unwrap_or_default()).collect();
+            paths.iter().flat_map(|path| old.read_attestations(path).unwrap_or_default()).collect();
         let attestations = verify(&self.store_dir, stored.into_iter().map(|it| (it.key, it.attestation)).collect());
-        let bare = paths.iter().flat_map(|path| old.bare_signatures(path).unwrap_or_default());
+        let bare = paths.iter().flat_map(|path| old.read_bare_signatures(path).unwrap_or_default());
         let verified = |bare: BareSignature| {
             let signature = NixSignature { key_name: bare.key.name().to_owned(), bytes: bare.signature };
             let bytes = on_disk_bytes(bare.statement.references.iter().map(|path| 34 + path.name().len()).sum());
@@ -91,7 +91,7 @@ impl LiveLedger {
         let (mut rows, mut kept) = (Vec::new(), BTreeSet::new());
         // The dated ones come first, so exactly these have an entry in `undated`.
         for (number, (vote, evidence)) in dated.chain(bare).enumerate() {
-            let Some(known) = self.read(|ledger| known(ledger, evidence)) else { continue };
+            let Some(known) = self.read(|ledger| find_known(ledger, evidence)) else { continue };
             let vote = vote.under(&names);
             let stored_at: Option<WallMs> = match (known.dated_stored_at, undated.get(number)) {
                 // It was first a bare signature, so both are written, each with its time.
@@ -111,7 +111,7 @@ impl LiveLedger {
 }
 
 /// What memory knows of the same statement in the same form, as an attestation or as a bare signature.
-fn known(ledger: &Ledger, evidence: &VerifiedStatement) -> Option<Vote> {
+fn find_known(ledger: &Ledger, evidence: &VerifiedStatement) -> Option<Vote> {
     let what = itself(evidence);
     ledger.votes(&what.hash_part).find(|vote| {
         (vote.builder, vote.facts.fingerprint) == (what.builder, what.fingerprint)

@@ -28,7 +28,7 @@ impl Pace {
         self.rests_until.is_none_or(|until| until <= now)
     }
 
-    fn wrote(&mut self, now: Instant, rows: usize) {
+    fn on_written(&mut self, now: Instant, rows: usize) {
         let rest = REST_PER_ROW.saturating_mul(u32::try_from(rows).unwrap_or(u32::MAX));
         self.rests_until = Some(now + rest.min(REST_MAX));
     }
@@ -55,7 +55,7 @@ impl LiveLedger {
         let (mut is_well, mut pace) = (true, Pace::default());
         loop {
             let kept = self.catch_up().and_then(|()| match pace.is_due(Instant::now()) {
-                true => self.flush().map(|rows| pace.wrote(Instant::now(), rows)),
+                true => self.flush().map(|rows| pace.on_written(Instant::now(), rows)),
                 false => self.pin_asked(),
             });
             match kept {
@@ -109,7 +109,7 @@ mod tests {
                 if pace.is_due(now) {
                     // Pages of two trees, at most 3,000 of them, each into the log and into the file.
                     pages += 2 * (2 * waiting).min(3_000);
-                    pace.wrote(now, waiting);
+                    pace.on_written(now, waiting);
                     waiting = 0;
                 }
             }
@@ -121,9 +121,9 @@ mod tests {
     #[test]
     fn after_writing_nothing_the_next_notes_do_not_wait() {
         let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.wrote(now, 0);
+        pace.on_written(now, 0);
         assert!(pace.is_due(now));
-        pace.wrote(now, 20);
+        pace.on_written(now, 20);
         assert!(!pace.is_due(now + Duration::from_secs(4)) && pace.is_due(now + Duration::from_secs(5)));
     }
 }

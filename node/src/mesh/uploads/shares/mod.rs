@@ -111,7 +111,7 @@ impl Shares {
         let slice = self.slice_bytes();
         while let Some(peer) = self.ring.front().copied() {
             let Some((share, (ticket, wanted))) = self.peers.get_mut(&peer).and_then(|share| {
-                let chosen = share.chosen()?;
+                let chosen = share.next_body()?;
                 Some((share, chosen))
             }) else {
                 self.ring.pop_front();
@@ -134,7 +134,7 @@ impl Shares {
                 return Next::At(now + time_for(missing, rate));
             }
             share.deficit = share.deficit.saturating_sub(bytes);
-            share.served(ticket);
+            share.on_served(ticket);
             self.tokens = self.tokens.saturating_sub(bytes);
             self.drop_from_ring_unless_waiting(peer);
             return Next::Grant(peer, ticket, bytes);
@@ -190,7 +190,7 @@ fn time_for(bytes: u64, rate: NonZeroU32) -> Duration {
 
 impl Share {
     /// The body whose turn it is, and how many bytes it waits for.
-    fn chosen(&self) -> Option<(Ticket, u64)> {
+    fn next_body(&self) -> Option<(Ticket, u64)> {
         let mut waiting =
             self.bodies.iter().filter(|(_, wanted)| **wanted > 0).map(|(ticket, wanted)| (*ticket, *wanted));
         let oldest = waiting.next()?;
@@ -202,7 +202,7 @@ impl Share {
         Some(next.copied().unwrap_or(oldest))
     }
 
-    fn served(&mut self, ticket: Ticket) {
+    fn on_served(&mut self, ticket: Ticket) {
         if self.others_turn {
             self.last_other = Some(ticket);
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::database_file::SET_ASIDE_MAX;
-use crate::regular_file::oddities;
+use crate::regular_file::list_oddities;
 use std::collections::BTreeSet;
 
 #[test]
@@ -17,8 +17,8 @@ fn a_configured_key_name_wins_over_the_name_in_a_file() {
     };
     let fingerprint = said(1, 1, 1).1.facts().fingerprint;
     let names = |ledger: &LiveLedger| {
-        let stored = ledger.attestations(&path(1).hash_part()).unwrap();
-        let signed = ledger.signatures(fingerprint).unwrap();
+        let stored = ledger.read_attestations(&path(1).hash_part()).unwrap();
+        let signed = ledger.read_signatures(fingerprint).unwrap();
         let both =
             stored.iter().map(|it| it.key.name().to_owned()).zip(signed.iter().map(|(_, it)| it.key_name.clone()));
         both.collect::<Vec<_>>()
@@ -137,7 +137,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
         let known = [1, 2, 99].map(|number| times(&ledger, number));
         let generation = ledger.generation();
         // Leaves two idle readers that have the file open.
-        ledger.on_disk(|_| ledger.on_disk(|db| db.paths())).unwrap();
+        ledger.with_reader(|_| ledger.with_reader(|db| db.read_paths())).unwrap();
         settle(dir.path());
         damage(dir.path(), (!is_whole).then_some(&lost.0.attestation.nix_signature[..]));
 
@@ -145,7 +145,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
         let (builder, hash_part) = (lost.1.builder(), lost.1.hash_part());
         let gone = Evicted { builder, hash_part, fingerprint: lost.1.facts().fingerprint };
         let seen = match (is_whole, is_writer) {
-            (_, false) => ledger.attestations(&hash_part).map(drop),
+            (_, false) => ledger.read_attestations(&hash_part).map(drop),
             (true, true) => ledger.take(&[said(2, 3, 1)], WallMs(8)).map(drop),
             (false, true) => ledger.withdraw(&[gone]),
         };
@@ -157,7 +157,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
         for ledger in [&ledger, &again] {
             assert_eq!(ledger.read(narmesh_quorum::Ledger::len), now, "memory holds what the file holds");
             assert_eq!(votes(ledger, 50), [], "a statement that cannot be handed over is forgotten");
-            let of_path = |number: u8| ledger.attestations(&path(number).hash_part()).unwrap().len();
+            let of_path = |number: u8| ledger.read_attestations(&path(number).hash_part()).unwrap().len();
             let dated = |number: u8| votes(ledger, number).iter().filter(|vote| vote.attested_at.is_some()).count();
             assert!((1..=99).all(|number| of_path(number) == dated(number)));
             assert_eq!(ledger.read(|ledger| ledger.asked_paths().collect::<Vec<_>>()), [path(99).hash_part()]);
@@ -184,7 +184,7 @@ fn repeated_repairs_keep_three_old_files_and_the_files_beside_them() {
         settle(dir.path());
         let (lost, _) = said(1, 50, 1);
         damage(dir.path(), Some(&lost.attestation.nix_signature));
-        assert!(ledger.attestations(&path(50).hash_part()).unwrap_err().is_damage());
+        assert!(ledger.read_attestations(&path(50).hash_part()).unwrap_err().is_damage());
         ledger.catch_up().unwrap();
         let names =
             std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -201,7 +201,7 @@ fn repeated_repairs_keep_three_old_files_and_the_files_beside_them() {
 #[test]
 fn anything_but_a_file_is_moved_aside_by_the_daemon_and_refused_by_others() {
     let odd = tempfile::tempdir().unwrap();
-    for (odd, what) in oddities(odd.path()) {
+    for (odd, what) in list_oddities(odd.path()) {
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let dir = tempfile::tempdir().unwrap();
             live(dir.path()).take(&[said(1, 1, 1)], WallMs(1)).unwrap();

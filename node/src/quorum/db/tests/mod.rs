@@ -3,7 +3,7 @@
 mod kept;
 
 use super::*;
-use crate::quorum::{KeyNames, LiveLedger, Taken, import, read_file, signatures_unheard};
+use crate::quorum::{KeyNames, LiveLedger, Taken, find_unheard_signatures, import, read_file};
 use narmesh_protocol::{Attestation, NixSecretKey, attestation_file};
 use narmesh_quorum::{Builder, LedgerLimits, Pin, Policy, PolicyRules, Require, Vote};
 use std::io::Write as _;
@@ -96,10 +96,10 @@ fn everything_comes_back_with_the_time_of_first_storing() {
     assert_eq!(found.len(), 2);
     assert!(found.iter().all(|vote| vote.stored_at == Some(WallMs(5)) && vote.attested_at == Some(WallMs(1_000))));
     assert_eq!(ledger.read(|ledger| ledger.served_after(None).count()), 1);
-    assert_eq!(ledger.attestations(&path(2).hash_part()).unwrap(), [said(1, 2, 3).0]);
+    assert_eq!(ledger.read_attestations(&path(2).hash_part()).unwrap(), [said(1, 2, 3).0]);
     let db = open(dir.path());
-    assert_eq!(db.statements(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0.attestation.statement]);
-    assert_eq!(db.paths().unwrap(), [path(1), path(2)]);
+    assert_eq!(db.read_statements(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0.attestation.statement]);
+    assert_eq!(db.read_paths().unwrap(), [path(1), path(2)]);
 }
 
 #[test]
@@ -118,11 +118,11 @@ fn evicted_statements_leave_the_file_and_those_on_paths_held_or_asked_for_stay()
     }
     let db = open(dir.path());
     assert_eq!((evicted, rows(&db, "votes"), rows(&db, "statements")), (3, 5, 5));
-    assert_eq!(db.statements(&path(1).hash_part()).unwrap().len(), 1, "another builder still says so");
+    assert_eq!(db.read_statements(&path(1).hash_part()).unwrap().len(), 1, "another builder still says so");
     assert_eq!((votes(&ledger, 9).len(), votes(&ledger, 8).len(), votes(&ledger, 3).len()), (1, 1, 0));
     assert_eq!(live(dir.path()).read(|read| read.len()), ledger.read(|read| read.len()));
     // Once the path is gone from the store, its statement may be evicted.
-    ledger.store_changed([], &[path(9).hash_part()]);
+    ledger.on_store_changed([], &[path(9).hash_part()]);
     ledger.take(&[said(1, 6, 1), said(1, 7, 1)], WallMs(1)).unwrap();
     assert_eq!((votes(&ledger, 9).len(), votes(&ledger, 8).len()), (0, 1));
 }
@@ -152,10 +152,10 @@ fn a_bare_signature_survives_a_restart_and_is_upgraded_by_its_attestation() {
     assert!(found.len() == 2 && found.iter().all(|vote| (vote.attested_at, vote.stored_at) == (None, Some(WallMs(5)))));
     assert_eq!(ledger.read(narmesh_quorum::Ledger::bare_signatures), 2);
     // It is not an attestation that could be exported or handed over, but its signature goes with an answer to Nix.
-    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), []);
+    assert_eq!(ledger.read_attestations(&path(1).hash_part()).unwrap(), []);
     let db = open(dir.path());
-    assert_eq!(db.signatures(signed(1, 1, 1).1.facts().fingerprint).unwrap().len(), 2);
-    assert_eq!(db.paths().unwrap(), [path(1)]);
+    assert_eq!(db.read_signatures(signed(1, 1, 1).1.facts().fingerprint).unwrap().len(), 2);
+    assert_eq!(db.read_paths().unwrap(), [path(1)]);
     // With its date it becomes an attestation, which counts from when the date came, and it stays one.
     assert_eq!(ledger.take(&[said(1, 1, 1)], WallMs(6_500)).unwrap().upgraded, 1);
     assert_eq!(ledger.take_bare(&[signed(1, 1, 1)], WallMs(9)).unwrap().known, 1);
@@ -165,7 +165,7 @@ fn a_bare_signature_survives_a_restart_and_is_upgraded_by_its_attestation() {
         assert_eq!(dated[0].dated_stored_at, Some(WallMs(7_005)), "to the second");
         assert_eq!(ledger.read(narmesh_quorum::Ledger::bare_signatures), 1);
     }
-    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0]);
+    assert_eq!(ledger.read_attestations(&path(1).hash_part()).unwrap(), [said(1, 1, 1).0]);
 }
 
 #[test]
@@ -187,13 +187,17 @@ fn only_signatures_that_signers_made_are_taken() {
     let statement = signed(1, 1, 1).0.statement;
     let by = |seed: u8| key(seed).sign(&statement.fingerprint(&store_dir()));
     let forged = NixSignature { bytes: by(3).bytes, ..by(2) };
-    let found = signatures_unheard(&ledger, &signers, &statement, &[by(3), forged.clone(), by(1), by(1)]);
+    let found = find_unheard_signatures(&ledger, &signers, &statement, &[by(3), forged.clone(), by(1), by(1)]);
     assert_eq!(found.iter().map(|(bare, _)| bare).collect::<Vec<_>>(), [&signed(1, 1, 1).0]);
     ledger.take_bare(&found, WallMs(1)).unwrap();
-    assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[by(1)]), [], "known");
-    assert_eq!(signatures_unheard(&ledger, &signers, &statement, &[forged, by(2)]).len(), 1, "despite a forged one");
+    assert_eq!(find_unheard_signatures(&ledger, &signers, &statement, &[by(1)]), [], "known");
+    assert_eq!(
+        find_unheard_signatures(&ledger, &signers, &statement, &[forged, by(2)]).len(),
+        1,
+        "despite a forged one"
+    );
     let other = Statement { nar_size: 2, ..statement.clone() };
-    assert_eq!(signatures_unheard(&ledger, &signers, &other, &[by(1), by(2)]), [], "over something else");
+    assert_eq!(find_unheard_signatures(&ledger, &signers, &other, &[by(1), by(2)]), [], "over something else");
 }
 
 /// The database as the first narmesh with a ledger made it.
@@ -239,9 +243,9 @@ fn a_ledger_of_schema_version_1_keeps_its_content_and_takes_bare_signatures() {
     drop(connection);
 
     let ledger = live(dir.path());
-    assert_eq!(ledger.attestations(&path(1).hash_part()).unwrap(), [StoredStatement { key: public, attestation }]);
+    assert_eq!(ledger.read_attestations(&path(1).hash_part()).unwrap(), [StoredStatement { key: public, attestation }]);
     assert_eq!(votes(&ledger, 1)[0].stored_at, Some(WallMs(3)));
-    assert_eq!(open(dir.path()).served().unwrap().len(), 1);
+    assert_eq!(open(dir.path()).read_served().unwrap().len(), 1);
     assert_eq!(ledger.take_bare(&[signed(2, 1, 1), signed(1, 1, 1)], WallMs(5)).unwrap().new, 1);
     assert_eq!(votes(&live(dir.path()), 1).len(), 2);
 }

@@ -105,7 +105,7 @@ impl LiveLedger {
 
     /// Writes what was noted so far, so that a report knows it. Returns the number of rows.
     pub fn flush(&self) -> Result<usize, LedgerDbError> {
-        self.on_file(|db| {
+        self.with_file(|db| {
             let (asked, served) = {
                 let mut notes = self.notes.lock();
                 (std::mem::take(&mut notes.asked), std::mem::take(&mut notes.served))
@@ -123,7 +123,7 @@ impl LiveLedger {
 
     /// From now on keeps the attestations of paths asked for; the next [`LiveLedger::flush`] writes this to the file.
     pub(super) fn pin_asked(&self) -> Result<(), LedgerDbError> {
-        self.on_file(|_| {
+        self.with_file(|_| {
             let asked = std::mem::take(&mut self.notes.lock().asked);
             self.remember_asked(asked, &mut self.unwritten.lock());
             Ok(())
@@ -132,7 +132,7 @@ impl LiveLedger {
 
     /// Takes into memory what is noted in the file. The next [`LiveLedger::flush`] deletes what is beyond the bounds.
     pub(super) fn remember_noted(&self, db: &LedgerDb) -> Result<(), LedgerDbError> {
-        let (asked, served) = (db.asked()?, db.served()?);
+        let (asked, served) = (db.read_asked()?, db.read_served()?);
         let mut unwritten = self.unwritten.lock();
         // Without those that the file holds only because they could not be deleted yet.
         let asked: Vec<_> = asked.into_iter().filter(|part| !unwritten.asked_forgotten.contains(part)).collect();

@@ -120,10 +120,10 @@ fn a_table_over_its_bound_is_trimmed_by_a_writer_only() {
     let looking = new(dir.path()).looking();
     looking.catch_up().unwrap();
     looking.flush().unwrap();
-    assert_eq!((remembered(&looking).len(), db.asked().unwrap().len()), (ASKED_MAX, all.len()));
+    assert_eq!((remembered(&looking).len(), db.read_asked().unwrap().len()), (ASKED_MAX, all.len()));
     let writing = new(dir.path());
     writing.flush().unwrap();
-    assert!(db.asked().unwrap() == all[5..] && remembered(&writing) == all[5..], "the newest stay");
+    assert!(db.read_asked().unwrap() == all[5..] && remembered(&writing) == all[5..], "the newest stay");
 }
 
 #[test]
@@ -151,5 +151,5 @@ fn forgotten_notes_of_what_was_served_are_deleted_once_the_file_can_be_written_a
     sql(dir.path(), "DROP TRIGGER refused");
     ledger.flush().unwrap();
     let db = LedgerDb::open_existing(dir.path(), &store_dir()).unwrap();
-    assert_eq!(db.served().unwrap().iter().map(|served| served.at.0).collect::<Vec<_>>(), [2, 3, 4, 9]);
+    assert_eq!(db.read_served().unwrap().iter().map(|served| served.at.0).collect::<Vec<_>>(), [2, 3, 4, 9]);
 }
