@@ -1,6 +1,6 @@
 //! The mesh as the sources of the resolver: peers whose filters say maybe.
 
-use crate::mesh::{Ask, AskError, MeshHandle, NarPiece, NarSource, Ranked};
+use crate::mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use futures::future::BoxFuture;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_protocol::HashPart;
@@ -50,7 +50,7 @@ impl Sources for MeshSources {
     fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
         let mesh = self.mesh.clone();
         Box::pin(async move {
-            mesh.ask(source, Ask::NarInfo(part)).await.map_err(|error| match error {
+            mesh.ask_narinfo(source, part).await.map_err(|error| match error {
                 AskError::Busy => NoAnswer::Busy,
                 AskError::NotConnected(_) | AskError::Failed(_) | AskError::Stopping => {
                     NoAnswer::Failed(error.to_string())

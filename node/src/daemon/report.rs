@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::account::look_up_user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::{describe, plainly};
-use crate::mesh::{Ask, AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
+use crate::mesh::{AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
 use crate::quorum::{OwnBuilds, Part, Queries, Question};
 use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
@@ -232,7 +232,7 @@ impl Daemon {
         // A connected peer that answers proves that both sides allow each other, so it is not dialled.
         let connected = peers.keys().filter(|peer| statistics.get(peer).is_some_and(|stats| stats.connected));
         let asked = connected.map(|peer| async {
-            let answer = self.mesh.ask(*peer, Ask::NarInfo(PROBE_QUESTION));
+            let answer = self.mesh.ask_narinfo(*peer, PROBE_QUESTION);
             tokio::time::timeout(PROBE_ANSWER_MAX, answer).await.is_ok_and(|answer| answer.is_ok()).then_some(*peer)
         });
         let answered: Vec<_> = futures::future::join_all(asked).await.into_iter().flatten().collect();

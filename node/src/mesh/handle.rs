@@ -21,13 +21,6 @@ const ASKS_MAX: usize = 32;
 /// How often a question is asked again when its connection ends before the answer.
 const LOST_MAX: u32 = 3;
 
-/// A question for one peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Its narinfo for a path.
-    NarInfo(HashPart),
-}
-
 /// Why a peer gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -48,7 +41,7 @@ pub enum AskError {
 /// What the driver is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Ask { peer: PeerId, ask: Ask, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    Ask { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
@@ -128,13 +121,13 @@ impl MeshHandle {
         &self.nar
     }
 
-    /// Asks a peer, dialling it if need be; the caller sets the deadline. A question that is lost with its connection
-    /// is asked again on the next one.
-    pub async fn ask(&self, peer: PeerId, ask: Ask) -> Result<NarInfoReply, AskError> {
+    /// Asks a peer for its narinfo of a path, dialling it if need be; the caller sets the deadline. A question that is
+    /// lost with its connection is asked again on the next one.
+    pub async fn ask_narinfo(&self, peer: PeerId, hash_part: HashPart) -> Result<NarInfoReply, AskError> {
         self.connect(peer).await?;
         let slots = self.ask_slots(peer);
         let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
-        let bytes = self.ask_connected(peer, ask).await?;
+        let bytes = self.ask_connected(peer, hash_part).await?;
         let reply = NarInfoReply::decode(&bytes).map_err(|error| {
             // A reply that was cut short may be the connection's fault.
             if !error.is_truncated() {
@@ -156,10 +149,10 @@ impl MeshHandle {
         drop(tokio::time::timeout_at(deadline.into(), satisfied).await);
     }
 
-    async fn ask_connected(&self, peer: PeerId, ask: Ask) -> Result<Vec<u8>, AskError> {
+    async fn ask_connected(&self, peer: PeerId, hash_part: HashPart) -> Result<Vec<u8>, AskError> {
         let mut lost = 0;
         loop {
-            match self.call(|reply| Command::Ask { peer, ask, reply }).await? {
+            match self.call(|reply| Command::Ask { peer, hash_part, reply }).await? {
                 // After we have restarted, a peer refuses the first dial: it still has the old connection.
                 Err(AskError::NotConnected(_)) if lost < LOST_MAX => {
                     lost += 1;

@@ -40,7 +40,7 @@ pub use attestations::{CountedBuilder, ExchangeCounters};
 pub use clock::now;
 pub use config::MeshConfig;
 pub use driver::{Mesh, MeshParts};
-pub use handle::{Ask, AskError, AudienceView, MeshHandle, MeshView};
+pub use handle::{AskError, AudienceView, MeshHandle, MeshView};
 pub use nar_client::{LineView, NarPiece, NarPool, NarRequestError, NarSource};
 pub use peers::{PeerStatistics, PeerStats, Ranked};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};

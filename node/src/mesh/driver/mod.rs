@@ -18,7 +18,7 @@ use super::clock::now;
 use super::config::MeshConfig;
 use super::dialer::Dialer;
 use super::handle::Blame;
-use super::handle::{Ask, AskError, Command, MeshHandle, MeshView};
+use super::handle::{AskError, Command, MeshHandle, MeshView};
 use super::listeners::Listeners;
 use super::nar_client::NarPool;
 use super::peers::PeerStatistics;
@@ -270,7 +270,7 @@ impl Mesh {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Ask { peer, ask, reply } => self.ask(peer, ask, reply),
+            Command::Ask { peer, hash_part, reply } => self.ask_narinfo(peer, hash_part, reply),
             Command::Connect { peer, reply } => self.connect(peer, reply),
             Command::Paths(change) => {
                 self.on_offer_looked();
@@ -297,8 +297,7 @@ impl Mesh {
         }
     }
 
-    fn ask(&mut self, peer: PeerId, ask: Ask, reply: oneshot::Sender<Result<Vec<u8>, AskError>>) {
-        let Ask::NarInfo(hash_part) = ask;
+    fn ask_narinfo(&mut self, peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>>) {
         let bytes = match (NarInfoRequest { hash_part }).encode() {
             Ok(bytes) => bytes,
             Err(error) => return drop(reply.send(Err(AskError::Failed(error.to_string())))),
