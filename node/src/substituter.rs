@@ -5,7 +5,6 @@ use futures::StreamExt;
 use narmesh_http_gateway::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
 use narmesh_protocol::{HashPart, NarUrl};
 use narmesh_resolver::Resolver;
-use narmesh_store::Store;
 use std::sync::Arc;
 
 /// The daemon's substituter: the resolver, with the store directory and the priority that Nix is told.

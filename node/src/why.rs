@@ -6,7 +6,6 @@ use crate::status::{CandidateView, LookedUp, OwnStoreView, RememberedView, WhyRe
 use libp2p::PeerId;
 use narmesh_protocol::HashPart;
 use narmesh_resolver::Resolver;
-use narmesh_store::Store;
 use std::collections::{BTreeMap, HashSet};
 
 /// The whole report except the part about our own offer, which the caller adds. `names` are the configured names of

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use narmesh_protocol::{HashPart, StoreDir};
-use narmesh_store::{NixStore, PathInfo, Store, StoreError};
+use narmesh_store::{NixStore, PathInfo, StoreError};
 use parking_lot::RwLock;
 
 use crate::lookup_log::LookupLog;

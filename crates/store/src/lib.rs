@@ -39,7 +39,7 @@ pub use failed_copies::CopyFault;
 pub use location::{StoreGap, StoreLocation};
 pub use nar_stream::{NarProgress, NarStream, NarStreamError};
 pub use nix_daemon::DaemonError;
-pub use nix_store::{NixStore, Store};
+pub use nix_store::NixStore;
 pub use offer::{Offer, OfferChange, OfferPolicy, OfferedPath, Offering, Withheld};
 pub use path_info::PathInfo;
 pub use watch::Watcher;

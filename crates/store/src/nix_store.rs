@@ -20,24 +20,6 @@ const SCAN_REST_FACTOR: u32 = 9;
 /// … but it never waits longer than this, so that a deletion is noticed within a second.
 const SCAN_REST_MAX: Duration = Duration::from_millis(400);
 
-/// A store from which paths are served. [`NixStore`] is the only real one; tests can bring their own.
-pub trait Store: Send + Sync + 'static {
-    /// The logical store directory.
-    fn store_dir(&self) -> &StoreDir;
-    /// Whether a valid path has this hash part. It is answered from memory, without a system call.
-    fn contains(&self, part: &HashPart) -> bool;
-    /// The registration of the path with this hash part; `None` if no such path is valid. Blocks.
-    fn read_path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError>;
-    /// Starts to read the NAR of a valid path at `first_byte`, which must be below its NarSize. It is an error if
-    /// the path is no longer registered as `info` says, or if its copy failed before. A range costs only the
-    /// bytes it gives: it is not hashed.
-    fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError>;
-    /// Starts to read the whole NAR. It is hashed unless the copy is already known to be right.
-    fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
-        self.open_nar_at(info, 0)
-    }
-}
-
 /// A Nix store, opened read-only.
 pub struct NixStore {
     location: StoreLocation,
@@ -253,7 +235,40 @@ impl NixStore {
         self.failed.find_fault(&info.path.hash_part(), &Registration::of(row, info))
     }
 
-    /// [`Store::read_path_info`] and [`Store::open_nar_at`] with a single read of the row. `from` gets the registration
+    /// The logical store directory.
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.location.store_dir
+    }
+
+    /// Whether a valid path has this hash part. It is answered from memory, without a system call.
+    pub fn contains(&self, part: &HashPart) -> bool {
+        self.index.read().contains(part)
+    }
+
+    /// The registration of the path with this hash part; `None` if no such path is valid. Blocks.
+    pub fn read_path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError> {
+        Ok(self.registry.read_path_info(part)?.map(|(_, info)| info))
+    }
+
+    /// Starts to read the NAR of a valid path at `first_byte`, which must be below its NarSize. It is an error if
+    /// the path is no longer registered as `info` says, or if its copy failed before. A range costs only the
+    /// bytes it gives: it is not hashed.
+    pub fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
+        let registered = self.registry.read_path_info(&info.path.hash_part())?;
+        match registered {
+            Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => {
+                self.open_row(row, info, first_byte)
+            }
+            Some(_) | None => Err(StoreError::NotRegistered { path: info.path.clone() }),
+        }
+    }
+
+    /// Starts to read the whole NAR. It is hashed unless the copy is already known to be right.
+    pub fn open_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
+        self.open_nar_at(info, 0)
+    }
+
+    /// [`Self::read_path_info`] and [`Self::open_nar_at`] with a single read of the row. `from` gets the registration
     /// and returns the first byte wanted, or `None` if the path is not wanted. The result is `None` then, and when
     /// the path is not valid. Blocks.
     pub fn find_nar(
@@ -274,29 +289,5 @@ impl NixStore {
             return Err(StoreError::CopyFailed { path: info.path.clone(), fault });
         }
         NarStream::open(&self.location, info, row, (Arc::clone(&self.failed), Arc::clone(&self.known)), first_byte)
-    }
-}
-
-impl Store for NixStore {
-    fn store_dir(&self) -> &StoreDir {
-        &self.location.store_dir
-    }
-
-    fn contains(&self, part: &HashPart) -> bool {
-        self.index.read().contains(part)
-    }
-
-    fn read_path_info(&self, part: &HashPart) -> Result<Option<PathInfo>, StoreError> {
-        Ok(self.registry.read_path_info(part)?.map(|(_, info)| info))
-    }
-
-    fn open_nar_at(&self, info: &PathInfo, first_byte: u64) -> Result<NarStream, StoreError> {
-        let registered = self.registry.read_path_info(&info.path.hash_part())?;
-        match registered {
-            Some((row, now)) if now.path == info.path && now.nar_hash == info.nar_hash => {
-                self.open_row(row, info, first_byte)
-            }
-            Some(_) | None => Err(StoreError::NotRegistered { path: info.path.clone() }),
-        }
     }
 }

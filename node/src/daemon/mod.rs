@@ -26,7 +26,7 @@ use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole}
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_resolver::{Resolver, ResolverSettings};
-use narmesh_store::{NixStore, Offer, OfferPolicy, Store as _};
+use narmesh_store::{NixStore, Offer, OfferPolicy};
 use parking_lot::{Mutex, RwLock};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

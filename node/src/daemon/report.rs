@@ -17,7 +17,7 @@ use crate::why::explain;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
-use narmesh_store::{NixStore, Offer, Offering, Store, StoreError, Withheld};
+use narmesh_store::{NixStore, Offer, Offering, StoreError, Withheld};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};

@@ -7,7 +7,7 @@ use super::{now, parse_path};
 use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
 use narmesh_quorum::{Evicted, FingerprintDigest, VerifiedStatement};
-use narmesh_store::{NixStore, Offer, PathInfo, Store as _, StoreError, Withheld};
+use narmesh_store::{NixStore, Offer, PathInfo, StoreError, Withheld};
 use serde::{Deserialize, Serialize};
 use std::thread;
 use std::time::Duration;

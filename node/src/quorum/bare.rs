@@ -11,7 +11,7 @@ use super::members::{read_rows, statement_of};
 use super::now;
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Statement};
 use narmesh_quorum::{FingerprintDigest, VerifiedStatement};
-use narmesh_store::{NixStore, Store as _, StoreError};
+use narmesh_store::{NixStore, StoreError};
 
 /// How many signatures are stored in one transaction.
 const BATCH: usize = 1_000;

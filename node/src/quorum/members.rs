@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use narmesh_protocol::{HashPart, Statement, StorePath};
 use narmesh_quorum::FingerprintDigest;
 use narmesh_quorum::closure::Member;
-use narmesh_store::{NixStore, PathInfo, Store as _, StoreError};
+use narmesh_store::{NixStore, PathInfo, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use moka::sync::Cache;
 use narmesh_protocol::{HashPart, NarUrl, StorePath};
 use narmesh_quorum::{FingerprintDigest, Refusal};
-use narmesh_store::{Store, StoreError};
+use narmesh_store::StoreError;
 use std::sync::Arc;
 
 /// The most bytes of rendered narinfos that are kept.

@@ -11,7 +11,7 @@ mod rendered;
 
 pub use policy::{OfferPolicy, Withheld};
 
-use crate::{NarStream, NixStore, PathInfo, Store as _, StoreChange, StoreError, Watcher};
+use crate::{NarStream, NixStore, PathInfo, StoreChange, StoreError, Watcher};
 use index::{Entry, OfferIndex};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};

@@ -1,7 +1,7 @@
 //! The rules about what may leave this machine, applied to one path.
 
 use crate::derivation::{NotADerivation, forbids_substitutes};
-use crate::{CopyFault, NixStore, PathInfo, Store as _};
+use crate::{CopyFault, NixStore, PathInfo};
 use narmesh_protocol::{
     ContentAddress, NamePattern, NixPublicKey, NixSecretKey, NixSignature, StoreDir, StorePath, TrustedKeys,
 };

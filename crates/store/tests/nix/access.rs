@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, info, open_policy, read_all};
 use narmesh_protocol::{HashPart, StoreDir, StorePath, TrustedKeys};
-use narmesh_store::{NixStore, Offer, OfferPolicy, Offering, Store, StoreError, StoreGap, StoreLocation, Withheld};
+use narmesh_store::{NixStore, Offer, OfferPolicy, Offering, StoreError, StoreGap, StoreLocation, Withheld};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

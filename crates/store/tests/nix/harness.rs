@@ -1,7 +1,7 @@
 //! A real Nix store in a temporary directory, one for each test.
 
 use narmesh_protocol::{HashPart, NarHash, StoreDir, StorePath};
-use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, OfferPolicy, PathInfo, Store, StoreLocation};
+use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, OfferPolicy, PathInfo, StoreLocation};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Tests what the store remembers about copies: a copy whose NarHash was right is not hashed again until it changes.
 
 use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, read_all, wait_until_settled};
-use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, PathInfo, Store};
+use narmesh_store::{NarProgress, NarStream, NarStreamError, NixStore, PathInfo};
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Compares NARs byte for byte with those that Nix makes of the same files.
 
 use crate::harness::{Kind, TestNix, info, make_writable, nar_hash, read_all};
-use narmesh_store::{NarProgress, NarStreamError, Store, StoreError};
+use narmesh_store::{NarProgress, NarStreamError, StoreError};
 use std::fs;
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, eventually, make_writable, open_policy};
 use narmesh_protocol::{Fingerprint, HashPart, NarInfo, NarUrl, NixPublicKey, NixSecretKey, StorePath, TrustedKeys};
-use narmesh_store::{NarStreamError, Offer, OfferPolicy, Offering, Store, Withheld};
+use narmesh_store::{NarStreamError, Offer, OfferPolicy, Offering, Withheld};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::{Arc, Mutex};

@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, info, read_all};
 use narmesh_protocol::{HashPart, NarHash, StorePath};
-use narmesh_store::{NixStore, Store};
+use narmesh_store::NixStore;
 use serde_json::Value;
 
 fn assert_as_nix_says(nix: &TestNix, store: &NixStore, path: &StorePath) {

@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, TestNix, info, make_writable, read_all, wait_until_settled};
 use narmesh_protocol::StorePath;
-use narmesh_store::{NarProgress, NarStreamError, Store, StoreError};
+use narmesh_store::{NarProgress, NarStreamError, StoreError};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, PATIENCE, TestNix, info, make_writable, open_policy, read_all};
 use narmesh_protocol::{HashPart, NixSecretKey};
-use narmesh_store::{NarStreamError, Offer, OfferChange, OfferPolicy, Offering, Store, StoreError, Withheld};
+use narmesh_store::{NarStreamError, Offer, OfferChange, OfferPolicy, Offering, StoreError, Withheld};
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;

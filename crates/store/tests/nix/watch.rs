@@ -2,7 +2,7 @@
 
 use crate::harness::{Kind, PATIENCE, TestNix, info};
 use narmesh_protocol::{HashPart, StorePath};
-use narmesh_store::{NixStore, Store, StoreChange, Watcher};
+use narmesh_store::{NixStore, StoreChange, Watcher};
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use crate::control::{Answer, ControlError, ask_in_parts};
 use crate::quorum::{LiveLedger, Part, Queries, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
-use narmesh_store::{NixStore, Store as _};
+use narmesh_store::NixStore;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
