@@ -98,7 +98,7 @@ impl Sources for MeshSources {
                 mesh.report_probe(source, ProbeOutcome::FalseHit);
             }
             Observation::TimedOut => statistics.on_timed_out(&source),
-            Observation::Overtaken(elapsed) => statistics.overtaken(&source, elapsed),
+            Observation::Overtaken(elapsed) => statistics.on_overtaken(&source, elapsed),
             Observation::Received { bytes, line_bytes, elapsed } => {
                 statistics.on_received(&source, bytes, line_bytes, elapsed);
             }

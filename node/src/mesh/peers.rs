@@ -182,7 +182,7 @@ impl PeerStatistics {
     }
 
     /// It has not answered for `elapsed`, and another peer has. An answer in that time would have counted as quicker.
-    pub fn overtaken(&self, peer: &PeerId, elapsed: Duration) {
+    pub fn on_overtaken(&self, peer: &PeerId, elapsed: Duration) {
         self.update(peer, |stats| {
             let usual = stats.latency.unwrap_or_default();
             if elapsed > usual {
@@ -310,12 +310,12 @@ mod tests {
         let [quick, silent] = [PeerId::random(), PeerId::random()];
         let statistics = PeerStatistics::default();
         statistics.retain_only([quick, silent]);
-        statistics.answered(&quick, Duration::from_millis(2));
-        statistics.answered(&silent, Duration::from_millis(1));
+        statistics.on_answered(&quick, Duration::from_millis(2));
+        statistics.on_answered(&silent, Duration::from_millis(1));
         assert_eq!(statistics.rank([quick, silent].map(candidate)).now, [silent, quick]);
-        statistics.overtaken(&silent, Duration::from_micros(500));
+        statistics.on_overtaken(&silent, Duration::from_micros(500));
         assert_eq!(statistics.rank([quick, silent].map(candidate)).now, [silent, quick], "no time to answer");
-        statistics.overtaken(&silent, Duration::from_millis(22));
+        statistics.on_overtaken(&silent, Duration::from_millis(22));
         assert_eq!(statistics.rank([quick, silent].map(candidate)).now, [quick, silent]);
     }
 
