@@ -252,7 +252,7 @@ fn parts(names: &Names<'_>) -> Vec<ReportPart> {
 
 fn html(parts: &[ReportPart]) -> String {
     let mut page = Page::default();
-    let mut text: String = parts.iter().map(|part| page.part(part)).collect();
+    let mut text: String = parts.iter().map(|part| page.render_part(part)).collect();
     text += &page.end();
     text
 }
