@@ -15,7 +15,7 @@ use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 /// writer.begin_directory(&mut out);
 /// writer.begin_entry(&mut out, b"greeting");
 /// writer.begin_file(&mut out, 5, false);
-/// assert_eq!(writer.written(), out.len() as u64); // where the contents begin
+/// assert_eq!(writer.written_bytes(), out.len() as u64); // where the contents begin
 /// out.extend_from_slice(b"hello");
 /// writer.end_file(&mut out, 5);
 /// writer.end_entry(&mut out);
@@ -23,7 +23,7 @@ use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 /// assert!(writer.is_complete());
 /// let mut verifier = NarVerifier::new();
 /// verifier.feed(&out)?;
-/// assert_eq!(verifier.finish()?.nar_size, writer.written());
+/// assert_eq!(verifier.finish()?.nar_size, writer.written_bytes());
 /// # Ok::<(), narmesh_protocol::nar::NarError>(())
 /// ```
 #[derive(Debug, Default)]
