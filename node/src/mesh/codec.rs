@@ -9,12 +9,10 @@ use tokio::sync::Semaphore;
 
 /// The first bytes of a reply, which are read without waiting for room. Nearly every narinfo is shorter.
 const SMALL_BYTES: usize = 64 << 10;
-/// Room for the longer replies of one protocol that are being read, each counted at the largest size: four of 8 MiB, or
-/// sixteen summaries.
-const LARGE_BYTES_MAX: usize = 34 << 20;
+/// Room for the longer replies of one protocol that are being read, each counted at the largest size: two of 8 MiB, or
+/// eight summaries.
+const LARGE_BYTES_MAX: usize = 17 << 20;
 
-/// A longer reply takes memory in steps of this, bytes.
-const GROWTH_BYTES: usize = 256 << 10;
 /// At most so many bytes are read at once; yamux has no longer frames.
 const PIECE_BYTES: usize = 16 << 10;
 
@@ -91,19 +89,18 @@ async fn read_bounded<T: AsyncRead + Unpin + Send>(io: &mut T, bytes_max: usize)
     Ok(bytes)
 }
 
-/// Reads on, up to `bytes_max` in all. Grows by steps: doubling would take three times the largest reply for a moment.
+/// Reads on, up to `bytes_max` in all. The room for that is taken at once, and costs memory only as it is filled: a buffer that grows
+/// takes three times its size for a moment, and leaves holes behind.
 async fn read_rest<T: AsyncRead + Unpin + Send>(io: &mut T, bytes: &mut Vec<u8>, bytes_max: usize) -> io::Result<()> {
+    bytes.reserve_exact(bytes_max.saturating_sub(bytes.len()));
+    let mut piece = vec![0; PIECE_BYTES];
     while bytes.len() < bytes_max {
-        let filled = bytes.len();
-        if filled == bytes.capacity() {
-            bytes.reserve_exact(GROWTH_BYTES.min(bytes_max - filled));
-        }
-        bytes.resize(bytes.capacity().min(filled + PIECE_BYTES), 0);
-        let read = io.read(bytes.get_mut(filled..).unwrap_or_default()).await;
-        bytes.truncate(filled + read.as_ref().map_or(0, |read| *read));
-        if read? == 0 {
+        let wanted = piece.len().min(bytes_max - bytes.len());
+        let read = io.read(piece.get_mut(..wanted).unwrap_or_default()).await?;
+        if read == 0 {
             break;
         }
+        bytes.extend_from_slice(piece.get(..read).unwrap_or_default());
     }
     Ok(())
 }
@@ -126,7 +123,7 @@ mod tests {
         let long = vec![7; 2 << 20];
         assert_eq!(codec.read_response(&PROTOCOL, &mut long.as_slice()).await.unwrap().len(), (1 << 20) + 1);
         assert!(codec.read_response(&PROTOCOL, &mut [].as_slice()).await.is_err());
-        assert_eq!(codec.room.available_permits(), 34, "all is given back");
+        assert_eq!(codec.room.available_permits(), 17, "all is given back");
         let mut tiny = BytesCodec::new(8, 10);
         assert_eq!(tiny.read_response(&PROTOCOL, &mut [1; 50].as_slice()).await.unwrap().len(), 11);
     }
@@ -135,8 +132,8 @@ mod tests {
     async fn long_replies_wait_for_each_other_and_short_ones_do_not_wait() {
         let (mut codec, mut other) = (BytesCodec::new(8, 8 << 20), BytesCodec::new(8, 8 << 20));
         other.room = Arc::clone(&codec.room);
-        assert_eq!(codec.room.available_permits(), 4);
-        let room = Arc::clone(&codec.room).acquire_many_owned(4).await.unwrap();
+        assert_eq!(codec.room.available_permits(), 2);
+        let room = Arc::clone(&codec.room).acquire_many_owned(2).await.unwrap();
         let (long, short) = (vec![7; 1 << 20], vec![7; SMALL_BYTES - 1]);
         let (mut io, protocol) = (long.as_slice(), PROTOCOL);
         let mut waits = std::pin::pin!(codec.read_response(&protocol, &mut io));

@@ -236,6 +236,7 @@ impl Database {
     /// Opens a database that has no `-wal`: without locks if the file is in WAL mode, with locks
     /// if it has a rollback journal.
     fn open_unshared(&self) -> Result<Connection, StoreError> {
+        self.check_is_file()?;
         let mut version = [0_u8; 1];
         File::open(&self.file).and_then(|file| file.read_exact_at(&mut version, HEADER_READ_VERSION_OFFSET)).map_err(
             |source| match source.kind() {
@@ -247,7 +248,17 @@ impl Database {
         self.open(if version == [1] { "mode=ro" } else { "mode=ro&immutable=1" })
     }
 
+    /// SQLite would wait for a writer at a FIFO, for ever, and read nothing in a directory.
+    fn check_is_file(&self) -> Result<(), StoreError> {
+        match fs::metadata(&self.file) {
+            Ok(metadata) if !metadata.is_file() => Err(self.not_nix("it is no file")),
+            // Whoever opens it says what is wrong.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     fn open(&self, parameters: &str) -> Result<Connection, StoreError> {
+        self.check_is_file()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let open = || -> rusqlite::Result<Connection> {
             let connection = Connection::open_with_flags(uri(&self.file, parameters), flags)?;

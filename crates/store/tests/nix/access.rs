@@ -265,13 +265,21 @@ fn missing_store_is_reported_and_found_later() {
         let other = rusqlite::Connection::open(nix.database()).unwrap();
         other.execute_batch(tables).unwrap();
     };
-    let kinds: [(&str, &dyn Fn()); 6] = [
+    // As they lie beside the database of a Nix that runs.
+    let beside = || {
+        fs::write(nix.database().with_file_name("db.sqlite-wal"), "").unwrap();
+        fs::write(nix.database().with_file_name("db.sqlite-shm"), vec![0; 32_768]).unwrap();
+    };
+    let fifo = || assert!(Command::new("mkfifo").arg(nix.database()).status().unwrap().success());
+    let kinds: [(&str, &dyn Fn()); 8] = [
         ("no table", &|| other("CREATE TABLE other (id INTEGER)")),
         ("no column", &|| other("CREATE TABLE ValidPaths (id INTEGER, path TEXT)")),
         ("an empty file", &|| fs::write(nix.database(), "").unwrap()),
         ("a text", &|| fs::write(nix.database(), "hello\n".repeat(1_000)).unwrap()),
         ("a directory", &|| fs::create_dir(nix.database()).unwrap()),
-        ("a FIFO", &|| assert!(Command::new("mkfifo").arg(nix.database()).status().unwrap().success())),
+        ("a FIFO", &fifo),
+        ("a directory beside a log", &|| (fs::create_dir(nix.database()).unwrap(), beside()).1),
+        ("a FIFO beside a log", &|| (fifo(), beside()).1),
     ];
     for (kind, make) in kinds {
         fs::create_dir(&database).unwrap();

@@ -106,7 +106,7 @@ impl Bounds {
     pub const CONTROL: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 2 << 20,
-        unread: UnreadBounds { unasked_bytes_max: 4 << 20, bytes_max: 24 << 20 },
+        unread: UnreadBounds { unasked_bytes_max: 4 << 20, bytes_max: 18 << 20 },
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
     };
