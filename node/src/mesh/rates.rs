@@ -1,6 +1,7 @@
 //! How fast peers may ask us.
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 use libp2p::PeerId;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -20,6 +21,12 @@ const BLAMED_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 const DIALS_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 /// See [`DIALS_PER_S`].
 const DIALS_BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
+
+/// NAR requests of one peer answered per second in the long run; further ones wait. A small NAR costs some 75 us, and a request for
+/// one that is not here half of that.
+const NARS_PER_S: NonZeroU32 = NonZeroU32::new(4_000).expect("not zero");
+/// See [`NARS_PER_S`]: a closure of 20,000 small paths at once.
+const NARS_BURST: NonZeroU32 = NonZeroU32::new(20_000).expect("not zero");
 
 /// What to do with a narinfo request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +103,25 @@ impl DialRates {
     }
 }
 
+/// The NAR requests of each peer, on all its streams together. It keeps a few bytes of each peer that was on the allowlist.
+#[derive(Debug)]
+pub(super) struct NarRates(DefaultKeyedRateLimiter<PeerId>);
+
+impl Default for NarRates {
+    fn default() -> Self {
+        Self(RateLimiter::keyed(Quota::per_second(NARS_PER_S).allow_burst(NARS_BURST)))
+    }
+}
+
+impl NarRates {
+    /// Counts one request, once it may be answered.
+    pub(super) async fn wait(&self, peer: &PeerId) {
+        while let Err(early) = self.0.check_key(peer) {
+            tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +142,16 @@ mod tests {
         let dials = (0..1_000).filter(|_| rates.admit(peer)).count();
         assert!((4..=6).contains(&dials), "{dials}");
         assert!(rates.admit(PeerId::random()), "another peer is none the worse");
+    }
+
+    #[tokio::test]
+    async fn nar_requests_above_a_large_closure_wait() {
+        use futures::FutureExt as _;
+        let (rates, peer) = (NarRates::default(), PeerId::random());
+        let at_once = (0..100_000).take_while(|_| rates.wait(&peer).now_or_never().is_some()).count();
+        // A busy machine has earned some more meanwhile.
+        assert!((20_000..30_000).contains(&at_once), "{at_once}");
+        assert!(rates.wait(&PeerId::random()).now_or_never().is_some(), "another peer is none the worse");
+        rates.wait(&peer).await;
     }
 }

@@ -22,11 +22,10 @@ use super::bulk::{BulkStream, Incoming};
 use super::framing::{read_frame, write_frame};
 use super::handle::Blame;
 use super::peers::PeerStatistics;
+use super::rates::NarRates;
 use crate::settings::Compress;
 use body::BodyWriter;
 use futures::{AsyncReadExt, AsyncWriteExt};
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
@@ -88,17 +87,10 @@ struct Shared {
     readers: Arc<Semaphore>,
     queue: Mutex<Queue>,
     pace: Pace,
+    rates: NarRates,
     peers: Mutex<HashMap<PeerId, Arc<PeerUploads>>>,
     ended: Notify,
 }
-
-/// Requests of one peer answered per second in the long run; further ones wait. A small NAR costs some 75 us, and a question for one
-/// that is not here half of that.
-const REQUESTS_PER_S: NonZeroU32 = NonZeroU32::new(4_000).expect("not zero");
-/// See [`REQUESTS_PER_S`]: a closure of 20,000 small paths at once.
-const REQUESTS_BURST: NonZeroU32 = NonZeroU32::new(20_000).expect("not zero");
-/// After so long without a request there is a whole burst again.
-const FULL_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the streams of one peer have in common.
 #[derive(Debug)]
@@ -114,10 +106,6 @@ struct PeerUploads {
     is_slow: AtomicBool,
     /// One of its requests ended: others may have moved up.
     advanced: Notify,
-    /// How fast it asks.
-    requests: DefaultDirectRateLimiter,
-    /// When it last asked.
-    asked: Mutex<Instant>,
 }
 
 impl PeerUploads {
@@ -129,16 +117,6 @@ impl PeerUploads {
             waiting: AtomicUsize::new(0),
             is_slow: AtomicBool::new(false),
             advanced: Notify::new(),
-            requests: RateLimiter::direct(Quota::per_second(REQUESTS_PER_S).allow_burst(REQUESTS_BURST)),
-            asked: Mutex::new(Instant::now()),
-        }
-    }
-
-    /// Waits until one more request may be answered.
-    async fn wait_for_pace(&self) {
-        *self.asked.lock() = Instant::now();
-        while let Err(early) = self.requests.check() {
-            tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
         }
     }
 }
@@ -208,6 +186,7 @@ impl Uploads {
             readers: Arc::new(Semaphore::new(limits.total)),
             queue: Mutex::new(Queue::new(limits.per_peer)),
             pace,
+            rates: NarRates::default(),
             peers: Mutex::default(),
             ended: Notify::new(),
         }))
@@ -264,11 +243,7 @@ impl Uploads {
 
     fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
         let mut peers = self.0.peers.lock();
-        // Whoever closes its streams is not forgotten before it could ask as much as at first.
-        let is_in_use = |uploads: &PeerUploads| {
-            uploads.streams.available_permits() < STREAMS_PER_PEER_MAX || uploads.asked.lock().elapsed() < FULL_AGAIN
-        };
-        peers.retain(|known, uploads| *known == peer || is_in_use(uploads));
+        peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
         Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(PeerUploads::new())))
     }
 
@@ -283,7 +258,7 @@ impl Uploads {
             };
             let Some(request) = request else { return blame.report_misdeed(peer, Misdeed::MalformedRequest) };
             let in_use = connection.begin_use();
-            of_peer.wait_for_pace().await;
+            self.0.rates.wait(&peer).await;
             let answered = self.answer(peer, &mut stream, of_peer, request).await;
             drop(in_use);
             if let Err(error) = answered {
