@@ -41,7 +41,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// A NAR up to this size is small: it does not wait behind large ones, and its asker verifies the whole of it before
@@ -63,6 +63,10 @@ const NEXT_WORD_MS: u32 = 2_000;
 const ASK_AGAIN_MS: u32 = 1_000;
 /// A head that cannot be written for this long ends its stream, as a body does.
 const HEAD_STALL: Duration = Duration::from_secs(30);
+/// Bodies of one peer that are compressed in more than one piece at the same time; further ones wait. An encoder takes
+/// some 0.6 MiB for as long as its body is under way, also while nobody reads it. A line on which zstd helps is full
+/// with fewer.
+const ENCODERS_PER_PEER_MAX: usize = 8;
 
 /// How much may be under way at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +89,9 @@ struct Shared {
     statistics: Arc<PeerStatistics>,
     may_compress: AtomicBool,
     readers: Arc<Semaphore>,
+    /// Half of the cores may compress at the same time: compression takes ten times as long as the rest of an upload,
+    /// and peers who ask for much of it must leave time to answer everybody else.
+    compressors: Arc<Semaphore>,
     queue: Mutex<Queue>,
     pace: Pace,
     rates: NarRates,
@@ -96,6 +103,7 @@ struct Shared {
 #[derive(Debug)]
 struct PeerUploads {
     streams: Arc<Semaphore>,
+    encoders: Arc<Semaphore>,
     /// Streams over the limit that are being told so.
     turned_away: Arc<Semaphore>,
     /// When one of its streams last took a byte.
@@ -112,12 +120,20 @@ impl PeerUploads {
     fn new() -> Self {
         Self {
             streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
+            encoders: Arc::new(Semaphore::new(ENCODERS_PER_PEER_MAX)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
             moved: Mutex::new(Instant::now()),
             waiting: AtomicUsize::new(0),
             is_slow: AtomicBool::new(false),
             advanced: Notify::new(),
         }
+    }
+
+    /// Waits until one more body may be compressed. A body that its asker does not read makes room as it does for a
+    /// request that waits in the queue.
+    async fn wait_for_encoder(&self) -> io::Result<OwnedSemaphorePermit> {
+        let _waiting = Waiting::of(self);
+        acquire(&self.encoders).await
     }
 }
 
@@ -179,11 +195,13 @@ impl Uploads {
     pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, compress: Compress) -> Self {
         let pace = Pace::default();
         pace.set_rate(limits.bytes_per_s);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Shared {
             offer,
             statistics,
             may_compress: AtomicBool::new(compress != Compress::Never),
             readers: Arc::new(Semaphore::new(limits.total)),
+            compressors: Arc::new(Semaphore::new((cores / 2).max(1))),
             queue: Mutex::new(Queue::new(limits.per_peer)),
             pace,
             rates: NarRates::default(),
@@ -324,8 +342,9 @@ impl Uploads {
         let offer = Arc::clone(&self.0.offer);
         let left = request.nar_size.saturating_sub(request.offset);
         let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
-        self.run_blocking(move || {
-            let Some(mut reader) = Reader::open(&offer, &request, zstd)? else { return Ok(None) };
+        let encoder = if zstd { Some(of_peer.wait_for_encoder().await?) } else { None };
+        self.run_blocking(zstd, move || {
+            let Some(mut reader) = Reader::open(&offer, &request, encoder)? else { return Ok(None) };
             let first = reader.next(bytes_max);
             Ok(Some((reader, first)))
         })
@@ -365,23 +384,34 @@ impl Uploads {
     }
 
     async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
-        self.run_blocking(move || {
+        self.run_blocking(reader.is_compressing(), move || {
             let piece = reader.next(bytes_max);
             (reader, piece)
         })
         .await
     }
 
-    /// Runs `work` on a blocking thread, when one of `uploads_total` is free.
-    async fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        let permit = Arc::clone(&self.0.readers).acquire_owned().await.map_err(io::Error::other)?;
+    /// Runs `work` on a blocking thread, when one of `uploads_total` is free and, if it compresses, when its turn for a
+    /// compressor has come.
+    async fn run_blocking<T: Send + 'static>(
+        &self,
+        compresses: bool,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        // A compressor first, so that whoever waits for one keeps no reader from others.
+        let compressor = if compresses { Some(acquire(&self.0.compressors).await?) } else { None };
+        let permits = (compressor, acquire(&self.0.readers).await?);
         let run = move || {
             let done = work();
-            drop(permit);
+            drop(permits);
             done
         };
         tokio::task::spawn_blocking(run).await.map_err(io::Error::other)
     }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
+    Arc::clone(semaphore).acquire_owned().await.map_err(io::Error::other)
 }
 
 /// The next piece of a body, or its end.

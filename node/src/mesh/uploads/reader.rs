@@ -3,6 +3,7 @@
 use narmesh_protocol::wire::NarRequest;
 use narmesh_store::{NarProgress, NarStream, NarStreamError, Offer, PathInfo, StoreError};
 use std::io;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// zstd level between peers: fast enough for 1 Gbit/s on one core.
 const ZSTD_LEVEL: i32 = 1;
@@ -11,7 +12,13 @@ const ZSTD_LEVEL: i32 = 1;
 /// much again for what is being compressed.
 const ZSTD_WINDOW_LOG: u32 = 18;
 
-type Encoder = zstd::stream::write::Encoder<'static, Vec<u8>>;
+type Zstd = zstd::stream::write::Encoder<'static, Vec<u8>>;
+
+/// The compressor of one body, and the permit of its peer for one.
+struct Encoder {
+    zstd: Zstd,
+    _permit: OwnedSemaphorePermit,
+}
 
 /// One NAR being read.
 pub(super) struct Reader {
@@ -44,13 +51,24 @@ impl ReadFailure {
 }
 
 impl Reader {
-    /// Asks the predicate again, and opens the NAR if it is still the one asked for.
-    pub(super) fn open(offer: &Offer, request: &NarRequest, zstd: bool) -> Result<Option<Self>, ReadFailure> {
+    /// Asks the predicate again, and opens the NAR if it is still the one asked for. It is compressed if there is a permit
+    /// for that.
+    pub(super) fn open(
+        offer: &Offer,
+        request: &NarRequest,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Option<Self>, ReadFailure> {
         let NarRequest { hash_part, nar_hash, nar_size, offset, .. } = *request;
         let is_wanted = |info: &PathInfo| info.nar_hash == nar_hash && info.nar_size == nar_size && offset < nar_size;
         let Some(nar) = offer.find_nar(&hash_part, |info| is_wanted(info).then_some(offset))? else { return Ok(None) };
-        let encoder = if zstd { Some(encoder(nar_size - offset)?) } else { None };
+        let encoder = |permit| Ok::<_, io::Error>(Encoder { zstd: encoder(nar_size - offset)?, _permit: permit });
+        let encoder = permit.map(encoder).transpose()?;
         Ok(Some(Self { nar, progress: NarProgress::More, encoder, offset }))
+    }
+
+    /// Whether the next piece is to be compressed.
+    pub(super) fn is_compressing(&self) -> bool {
+        self.encoder.is_some()
     }
 
     /// Bytes of the NAR that are still to be read.
@@ -58,42 +76,43 @@ impl Reader {
         (self.nar.nar_size() - self.offset).saturating_sub(self.nar.given_bytes())
     }
 
-    /// Whether the last byte was read, and nothing of it is still in the compressor.
+    /// Whether the last piece was given.
     pub(super) fn is_complete(&self) -> bool {
-        self.progress == NarProgress::Complete && self.encoder.is_none()
+        self.progress == NarProgress::Complete
     }
 
     /// The next piece of the body, from about `bytes_max` bytes of the NAR; `None` at the end.
     pub(super) fn next(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, ReadFailure> {
-        loop {
-            match self.progress {
-                NarProgress::Complete => {
-                    let tail = self.encoder.take().map(Encoder::finish).transpose()?;
-                    return Ok(tail.filter(|tail| !tail.is_empty()));
-                }
-                NarProgress::More => {}
-            }
+        while self.progress == NarProgress::More {
             let capacity = usize::try_from(self.left_bytes()).unwrap_or(usize::MAX).min(bytes_max);
             let mut buffer = Vec::with_capacity(capacity);
             self.progress = self.nar.fill(&mut buffer, bytes_max)?;
-            let piece = match &mut self.encoder {
-                None => buffer,
-                Some(encoder) => {
-                    io::Write::write_all(encoder, &buffer)?;
-                    std::mem::take(encoder.get_mut())
-                }
-            };
+            let piece = self.compress(buffer)?;
             if !piece.is_empty() {
                 return Ok(Some(piece));
             }
         }
+        Ok(None)
+    }
+
+    /// What goes out for these bytes of the NAR; nothing while the encoder still gathers. The encoder ends with the
+    /// NAR: a body that waits for its asker to read the last piece holds none.
+    fn compress(&mut self, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+        let Some(mut encoder) = self.encoder.take() else { return Ok(bytes) };
+        io::Write::write_all(&mut encoder.zstd, &bytes)?;
+        if self.progress == NarProgress::Complete {
+            return encoder.zstd.finish();
+        }
+        let piece = std::mem::take(encoder.zstd.get_mut());
+        self.encoder = Some(encoder);
+        Ok(piece)
     }
 }
 
 /// An encoder for exactly `bytes`: as it knows the size, zstd takes no more memory than needed, but the frame does not
 /// state it.
-fn encoder(bytes: u64) -> io::Result<Encoder> {
-    let mut encoder = Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+fn encoder(bytes: u64) -> io::Result<Zstd> {
+    let mut encoder = Zstd::new(Vec::new(), ZSTD_LEVEL)?;
     encoder.window_log(ZSTD_WINDOW_LOG)?;
     encoder.include_contentsize(false)?;
     encoder.set_pledged_src_size(Some(bytes))?;
