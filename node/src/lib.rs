@@ -7,6 +7,7 @@
 //! written.
 
 mod account;
+mod attestations;
 mod builders;
 pub mod cli;
 pub mod config;

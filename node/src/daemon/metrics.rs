@@ -2,7 +2,8 @@
 //! that misbehaved appear with their id and what they did; no address of a peer appears.
 
 use super::observer::Verdicts;
-use crate::mesh::{ExchangeCounters, PeerStatistics, PeerStats};
+use crate::attestations::exchange::ExchangeCounters;
+use crate::mesh::{PeerStatistics, PeerStats};
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
 use narmesh_quorum::State;

@@ -7,6 +7,7 @@ use super::dead_connections::DeadConnections;
 use super::handshake_limits::HandshakeLimits;
 use super::message_limits::MessageLimits;
 use super::shut_out::ShutOut;
+use super::transport::TlsError;
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
@@ -19,6 +20,23 @@ use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::time::Duration;
+
+/// Why the swarm cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum SwarmError {
+    /// The node key makes no certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// gossipsub refuses a parameter.
+    #[error(transparent)]
+    Parameter(#[from] gossipsub::ConfigBuilderError),
+    /// gossipsub refuses the parameters together.
+    #[error("gossipsub configuration: {0}")]
+    Gossipsub(&'static str),
+    /// gossipsub refuses the topic.
+    #[error(transparent)]
+    Topic(#[from] gossipsub::SubscriptionError),
+}
 
 /// Gossipsub for announcements. Nobody can subscribe to another topic than ours.
 pub(super) type Announcements =
@@ -50,7 +68,7 @@ impl MeshBehaviour {
         allowed: impl IntoIterator<Item = PeerId>,
         connections_max: u32,
         bulk: Bulk,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, SwarmError> {
         let mut allowlist = allow_block_list::Behaviour::<AllowedPeers>::default();
         for peer in allowed {
             allowlist.allow_peer(peer);
@@ -101,7 +119,7 @@ pub(super) fn announce_topic() -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(ANNOUNCE_TOPIC)
 }
 
-fn announcements(keypair: &libp2p::identity::Keypair) -> anyhow::Result<Announcements> {
+fn announcements(keypair: &libp2p::identity::Keypair) -> Result<Announcements, SwarmError> {
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
@@ -122,7 +140,7 @@ fn announcements(keypair: &libp2p::identity::Keypair) -> anyhow::Result<Announce
         config,
         filter,
     )
-    .map_err(|reason| anyhow::anyhow!("gossipsub configuration: {reason}"))?;
+    .map_err(SwarmError::Gossipsub)?;
     announcements.subscribe(&announce_topic())?;
     Ok(announcements)
 }

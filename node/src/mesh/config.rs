@@ -1,9 +1,17 @@
 //! What the mesh is told at its start and at a reload.
 
-use super::attestations::CountedBuilder;
 use libp2p::{Multiaddr, PeerId};
-use narmesh_protocol::BuilderKey;
+use narmesh_protocol::{BuilderKey, NixPublicKey};
 use std::collections::BTreeMap;
+
+/// A builder whose attestations are kept here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CountedBuilder {
+    /// Its key.
+    pub key: NixPublicKey,
+    /// Its node in the mesh; the audience of that node is also the audience of its attestations.
+    pub peer: Option<PeerId>,
+}
 
 /// What the mesh needs to know of the configuration.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
 
-use super::attestations::{ExchangeLink, Heard};
 use super::config::MeshConfig;
+use super::exchange::{ExchangeLink, ExchangeMessage};
 use super::nar_client::NarPool;
 use super::peers::PeerStatistics;
 use libp2p::{Multiaddr, PeerId};
@@ -144,7 +144,7 @@ impl MeshHandle {
         // Room for one: an answer that was not looked at yet is as good as two.
         let (sender, mut answers) = mpsc::channel(1);
         let lasting = deadline.saturating_duration_since(Instant::now());
-        self.exchange.tell(Heard::Wanted(hash_part, lasting, sender));
+        self.exchange.tell(ExchangeMessage::Wanted(hash_part, lasting, sender));
         let satisfied = async { while answers.recv().await.is_some() && !enough() {} };
         drop(tokio::time::timeout_at(deadline.into(), satisfied).await);
     }

@@ -15,15 +15,27 @@ use super::behaviour::MeshBehaviour;
 
 /// Why a node cannot listen.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ListenError {
+pub enum ListenError {
+    /// An address cannot be opened.
     #[error(
         "node.listen = {address:?} cannot be opened: {why}; accepted: an address of this machine, with a TCP port that is free"
     )]
-    Refused { address: String, why: io::Error },
+    Refused {
+        /// The address as it is configured.
+        address: String,
+        /// What the kernel said.
+        why: io::Error,
+    },
+    /// The machine has no address of any family that was asked for.
     #[error(
         "node.listen = {addresses:?}: this machine has no {missing}; accepted: at least one address of a family that it has"
     )]
-    NoFamily { addresses: Vec<String>, missing: String },
+    NoFamily {
+        /// The addresses as they are configured.
+        addresses: Vec<String>,
+        /// The families that the machine lacks.
+        missing: String,
+    },
 }
 
 /// The listeners that were opened at the start.

@@ -5,11 +5,11 @@
 //! and turns events of one into inputs of the other. `listeners` opens our listen addresses; `dialer` decides which
 //! peers to dial and when, and `names` resolves host names for it; `dead_connections` finds connections that are dead.
 //! `bulk` keeps the connections on which NARs travel, `nar_client` asks for NARs, and `uploads` sends ours.
-//! `attestations` is the thread that compares ledgers with peers; `peers` counts what each peer did.
+//! `exchange` is the link to the thread that compares ledgers with peers; `peers` counts what each peer did; `state` is
+//! what has to survive a restart.
 //! Invariants: no peer outside the allowlist gets past its handshake; no lookup of ours waits on the driver.
 
 mod addresses;
-mod attestations;
 mod behaviour;
 mod bulk;
 mod clock;
@@ -19,6 +19,7 @@ mod connection_rule;
 mod dead_connections;
 mod dialer;
 mod driver;
+mod exchange;
 mod framing;
 mod handle;
 mod handshake_limits;
@@ -30,18 +31,22 @@ mod peers;
 mod probe;
 mod rates;
 mod shut_out;
+mod state;
 mod swarm;
 pub mod transport;
 mod unread;
 mod uploads;
 
 pub(crate) use addresses::{find_outward_v4, find_outward_v6};
-pub use attestations::{CountedBuilder, ExchangeCounters};
+pub use behaviour::SwarmError;
 pub use clock::now;
-pub use config::MeshConfig;
-pub use driver::{Mesh, MeshParts};
+pub use config::{CountedBuilder, MeshConfig};
+pub use driver::{Mesh, MeshParts, StartError};
+pub use exchange::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
 pub use handle::{AskError, AudienceView, MeshHandle, MeshView};
+pub use listeners::ListenError;
 pub use nar_client::{LineView, NarPiece, NarPool, NarRequestError, NarSource};
 pub use peers::{PeerStatistics, PeerStats, Ranked};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};
+pub use state::{MeshState, SummaryStore};
 pub use uploads::{UPLOAD_BYTES_PER_S_MIN, UploadLimits, Uploads};

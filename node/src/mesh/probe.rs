@@ -1,6 +1,6 @@
 //! `check-config --probe`: dials each configured peer once and asks it one harmless question.
 
-use super::behaviour::MeshBehaviourEvent;
+use super::behaviour::{MeshBehaviourEvent, SwarmError};
 use super::names::{Names, Resolved};
 use super::swarm;
 use futures::{StreamExt, stream};
@@ -69,7 +69,7 @@ async fn resolve(peers: &BTreeMap<PeerId, Vec<Multiaddr>>) -> BTreeMap<PeerId, R
 pub async fn probe(
     peers: &BTreeMap<PeerId, Vec<Multiaddr>>,
     keypair: &Keypair,
-) -> anyhow::Result<BTreeMap<PeerId, ProbeResult>> {
+) -> Result<BTreeMap<PeerId, ProbeResult>, SwarmError> {
     // Nobody asks for NARs here: bulk connections that come in are closed.
     let (mut swarm, _, _) = swarm::build(keypair, peers.keys().copied(), 1_024)?;
     let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();
@@ -91,7 +91,7 @@ pub async fn probe(
             results.insert(*peer, ProbeResult::Unreachable { why: error.to_string() });
         }
     }
-    let question = NarInfoRequest { hash_part: PROBE_QUESTION }.encode()?;
+    let question = NarInfoRequest { hash_part: PROBE_QUESTION }.encode().expect("a hash part fits into a request");
     let until_all_known = async {
         while results.len() < peers.len() {
             match swarm.select_next_some().await {

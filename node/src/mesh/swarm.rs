@@ -1,6 +1,6 @@
 //! The one constructor of a swarm: our transport under our protocols, and the bulk connections beside it.
 
-use super::behaviour::MeshBehaviour;
+use super::behaviour::{MeshBehaviour, SwarmError};
 use super::bulk::Bulk;
 use super::transport::{self, Arrival, Tls};
 use libp2p::core::upgrade::Version;
@@ -23,7 +23,7 @@ pub(super) fn build(
     keypair: &Keypair,
     allowed: impl IntoIterator<Item = PeerId>,
     connections_max: u32,
-) -> anyhow::Result<(Swarm<MeshBehaviour>, Bulk, mpsc::Receiver<Arrival>)> {
+) -> Result<(Swarm<MeshBehaviour>, Bulk, mpsc::Receiver<Arrival>), SwarmError> {
     let tls = Tls::new(keypair)?;
     let (arrivals_sender, arrivals) = transport::arrivals();
     let bulk = Bulk::new(transport::bulk(tls.clone()));
@@ -31,9 +31,9 @@ pub(super) fn build(
     let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
         .with_other_transport(|_| transport::control(tls, arrivals_sender))
-        .map_err(|never| match never {})?
+        .unwrap_or_else(|never| match never {})
         .with_behaviour(|_| behaviour)
-        .map_err(|never| match never {})?
+        .unwrap_or_else(|never| match never {})
         .with_swarm_config(|config| {
             config
                 .with_idle_connection_timeout(IDLE_TIMEOUT)

@@ -1,7 +1,7 @@
 //! Attestations: who may hear of which builder, and the requests and replies of the thread that exchanges them.
 
 use super::Mesh;
-use crate::mesh::attestations::{Heard, Order};
+use crate::mesh::exchange::{ExchangeMessage, ExchangeOrder};
 use crate::mesh::handle::AudienceView;
 use crate::mesh::unread::Protocol;
 use libp2p::PeerId;
@@ -17,10 +17,10 @@ use std::sync::Arc;
 impl Mesh {
     /// Tells the exchange thread which builders count and who is trusted.
     pub(super) fn tell_builders(&mut self) {
-        self.exchange.tell(Heard::Builders(self.config.builders.clone(), self.config.own_builder));
+        self.exchange.tell(ExchangeMessage::Builders(self.config.builders.clone(), self.config.own_builder));
         let owners = self.builder_nodes();
         self.audiences_kept.retain(|owner, _| owners.contains(owner));
-        if let Err(error) = self.state.lock().keep_audiences(&owners) {
+        if let Err(error) = self.state.keep_audiences(&owners) {
             tracing::error!(%error, "state database: audiences of former builders were not removed");
         }
         owners.iter().for_each(|owner| self.keep_audience(owner));
@@ -39,7 +39,7 @@ impl Mesh {
         if self.audiences_kept.get(owner).is_some_and(|kept| kept == audience) {
             return;
         }
-        match self.state.lock().set_audience(owner, audience) {
+        match self.state.set_audience(owner, audience) {
             Ok(()) => drop(self.audiences_kept.insert(*owner, Arc::clone(audience))),
             Err(error) => tracing::error!(
                 peer = %owner, %error,
@@ -101,9 +101,9 @@ impl Mesh {
     }
 
     /// Does what the thread wants.
-    pub(super) fn on_order(&mut self, order: Order) {
+    pub(super) fn on_order(&mut self, order: ExchangeOrder) {
         match order {
-            Order::Request { to, id, bytes } => {
+            ExchangeOrder::Request { to, id, bytes } => {
                 if self.swarm.is_connected(&to) {
                     let sent = self.swarm.behaviour_mut().quorum.send_request(&to, bytes);
                     self.quorum_sent.insert(sent, (to, id));
@@ -111,12 +111,12 @@ impl Mesh {
                     self.exchange.pass_input(Input::RequestFailed { to, id });
                 }
             }
-            Order::Respond { id, bytes } => {
+            ExchangeOrder::Respond { id, bytes } => {
                 if let Some((peer, asked, channel)) = self.quorum_received.remove(&id) {
                     self.give((Protocol::Quorum, asked), peer, channel, bytes);
                 }
             }
-            Order::Penalize(peer, misdeed) => self.report_misdeed(peer, misdeed),
+            ExchangeOrder::Penalize(peer, misdeed) => self.report_misdeed(peer, misdeed),
         }
     }
 

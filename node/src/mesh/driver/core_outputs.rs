@@ -58,13 +58,7 @@ impl Mesh {
         if let Record::Forget(peer) = record {
             self.on_summary_changed(*peer);
         }
-        let mut state = self.state.lock();
-        let done = match record {
-            Record::OwnEpoch(epoch) => state.set_own_epoch(*epoch),
-            Record::Newest { peer, envelope } => state.set_newest(peer, envelope),
-            Record::Forget(peer) => state.forget(peer),
-        };
-        if let Err(error) = done {
+        if let Err(error) = self.state.persist(record) {
             tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
         }
     }

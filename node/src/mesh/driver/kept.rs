@@ -3,7 +3,7 @@
 
 use super::Mesh;
 use crate::mesh::clock::now;
-use crate::state_db::SummaryFiles;
+use crate::mesh::state::SummaryStore;
 use libp2p::PeerId;
 use narmesh_gossip::{Gossip, KeptSummary, Moment, Unfit};
 use std::collections::BTreeMap;
@@ -91,7 +91,7 @@ pub(super) struct SummaryWriter {
 }
 
 impl SummaryWriter {
-    fn start(files: SummaryFiles) -> io::Result<Self> {
+    fn start(files: Box<dyn SummaryStore>) -> io::Result<Self> {
         let (orders, received) = mpsc::channel(ORDERS_MAX);
         thread::Builder::new().name("summaries".to_owned()).spawn(move || write_all(files, received))?;
         Ok(Self { pace: Pace::default(), written: BTreeMap::new(), orders })
@@ -170,7 +170,7 @@ impl SummaryWriter {
     }
 }
 
-fn write_all(mut files: SummaryFiles, mut orders: mpsc::Receiver<Order>) {
+fn write_all(mut files: Box<dyn SummaryStore>, mut orders: mpsc::Receiver<Order>) {
     let (mut is_failing, mut is_full) = (false, false);
     while let Some(order) = orders.blocking_recv() {
         let done = match order {
@@ -202,10 +202,10 @@ fn write_all(mut files: SummaryFiles, mut orders: mpsc::Receiver<Order>) {
 impl Mesh {
     /// Fills the table with the summaries of the last run, and keeps them from now on. A summary that is damaged, over,
     /// or of nobody on the allowlist is removed, with one line in the log.
-    pub(super) fn remember_summaries(&mut self, mut files: SummaryFiles) -> io::Result<()> {
+    pub(super) fn remember_summaries(&mut self, mut files: Box<dyn SummaryStore>) -> io::Result<()> {
         let (started, mut written, mut dropped) = (Instant::now(), BTreeMap::new(), 0);
         for owner in files.owners() {
-            match self.remember_summary(&files, owner) {
+            match self.remember_summary(files.as_ref(), owner) {
                 Ok(proof) => drop(written.insert(owner, proof)),
                 Err(why) => {
                     dropped += 1;
@@ -226,7 +226,7 @@ impl Mesh {
         Ok(())
     }
 
-    fn remember_summary(&mut self, files: &SummaryFiles, owner: PeerId) -> Result<Written, Forgotten> {
+    fn remember_summary(&mut self, files: &dyn SummaryStore, owner: PeerId) -> Result<Written, Forgotten> {
         if !self.config.peers.contains_key(&owner) {
             return Err(Unfit::NotTrusted.into());
         }

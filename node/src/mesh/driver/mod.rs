@@ -1,6 +1,6 @@
 //! The task that owns the swarm and the gossip core, and the handle by which others reach it.
 
-use super::behaviour::{MeshBehaviour, MeshBehaviourEvent};
+use super::behaviour::{MeshBehaviour, MeshBehaviourEvent, SwarmError};
 mod attestations;
 mod bulk_dials;
 mod core_outputs;
@@ -12,28 +12,27 @@ use self::dials::Lookups;
 use self::kept::SummaryWriter;
 use self::protocols::NarInfoAnswer;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
-use super::attestations::{self as exchange, ExchangeCounters, ExchangeLink, Order};
 use super::bulk::{AskToDial, Bulk, Surroundings};
 use super::clock::now;
 use super::config::MeshConfig;
 use super::dialer::Dialer;
+use super::exchange::{DriverEnd, ExchangeLink, ExchangeOrder};
 use super::handle::Blame;
 use super::handle::{AskError, Command, MeshHandle, MeshView};
-use super::listeners::Listeners;
+use super::listeners::{ListenError, Listeners};
 use super::nar_client::NarPool;
 use super::peers::PeerStatistics;
 use super::rates::{DialRates, NarInfoRates};
+use super::state::{MeshState, SummaryStore};
 use super::swarm;
 use super::transport::is_handed_over;
 use super::unread::{Protocol, UnreadReplies};
 use super::uploads::Uploads;
-use crate::quorum::LiveLedger;
-use crate::state_db::{SharedStateDb, SummaryFiles};
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
-use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, PATHS_MAX, Persisted};
+use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, PATHS_MAX};
 use narmesh_protocol::wire::NarInfoRequest;
 use narmesh_protocol::{AudienceDigest, HashPart, StoreDir};
 use narmesh_store::Offer;
@@ -41,6 +40,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -65,16 +65,26 @@ pub struct MeshParts {
     pub uploads: Uploads,
     /// Counters of each peer.
     pub statistics: Arc<PeerStatistics>,
-    /// The database of what survives a restart.
-    pub state: SharedStateDb,
-    /// The files of peers' summaries, if they can be kept.
-    pub summaries: Option<SummaryFiles>,
-    /// All attestations that are kept.
-    pub ledger: Arc<LiveLedger>,
-    /// Counts the attestations that are exchanged.
-    pub exchange_counters: ExchangeCounters,
-    /// Hears of paths that our builder attested, that are withheld now, and that a peer asked for.
-    pub withheld: mpsc::Sender<Vec<HashPart>>,
+    /// What survives a restart.
+    pub state: Box<dyn MeshState>,
+    /// Peers' summaries of the last run, if they can be kept.
+    pub summaries: Option<Box<dyn SummaryStore>>,
+    /// Leads to the thread that exchanges attestations.
+    pub exchange: DriverEnd,
+}
+
+/// Why the mesh cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The swarm cannot be built.
+    #[error(transparent)]
+    Swarm(#[from] SwarmError),
+    /// The node cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The state cannot be read, or no thread can be started that keeps summaries.
+    #[error(transparent)]
+    State(#[from] io::Error),
 }
 
 /// A question under way: the peer that was asked, since when, and who waits for the answer.
@@ -91,7 +101,7 @@ pub struct Mesh {
     bulk: Bulk,
     dial_rates: DialRates,
     offer: Arc<Offer>,
-    state: SharedStateDb,
+    state: Box<dyn MeshState>,
     config: MeshConfig,
     commands: mpsc::Receiver<Command>,
     asks_to_dial: mpsc::Receiver<AskToDial>,
@@ -104,7 +114,7 @@ pub struct Mesh {
     lookups: Lookups,
     connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
     exchange: ExchangeLink,
-    orders: mpsc::Receiver<Order>,
+    orders: mpsc::Receiver<ExchangeOrder>,
     /// The audiences of builders' nodes, as they stand in the state database.
     audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
     writer: Option<SummaryWriter>,
@@ -136,8 +146,9 @@ impl Mesh {
         store_dir: StoreDir,
         config: MeshConfig,
         parts: MeshParts,
-    ) -> anyhow::Result<(Self, MeshHandle)> {
-        let MeshParts { offer, uploads, statistics, state, summaries, ledger, exchange_counters, withheld } = parts;
+    ) -> Result<(Self, MeshHandle), StartError> {
+        let MeshParts { offer, uploads, statistics, state, summaries, exchange } = parts;
+        let DriverEnd { link: exchange, orders } = exchange;
         let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
@@ -145,20 +156,11 @@ impl Mesh {
         let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
         // The offer keeps to the number of the settings, which a reload may change.
         gossip_config.path_count_max = PATHS_MAX;
-        let persisted = {
-            let state = state.lock();
-            Persisted {
-                own_epoch: state.read_own_epoch()?,
-                newest: state.read_newest()?,
-                audiences: state.read_audiences()?,
-            }
-        };
-        let gossip = Gossip::new(now(), gossip_config, persisted);
+        let gossip = Gossip::new(now(), gossip_config, state.read()?);
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (asks_to_dial_sender, asks_to_dial) = mpsc::channel(COMMANDS_MAX);
         let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
         let nar = NarPool::new(bulk.clone());
-        let (exchange, orders) = exchange::start(&ledger, &offer, withheld, rng.random(), exchange_counters)?;
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),

@@ -23,7 +23,6 @@ use super::framing::{read_frame, write_frame};
 use super::handle::Blame;
 use super::peers::PeerStatistics;
 use super::rates::NarRates;
-use crate::settings::Compress;
 use body::BodyWriter;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::PeerId;
@@ -176,13 +175,13 @@ impl Drop for Turn {
 
 impl Uploads {
     /// Serves what `offer` allows, and counts in `statistics`.
-    pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, compress: Compress) -> Self {
+    pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, may_compress: bool) -> Self {
         let pace = Pace::default();
         pace.set_rate(limits.bytes_per_s);
         Self(Arc::new(Shared {
             offer,
             statistics,
-            may_compress: AtomicBool::new(compress != Compress::Never),
+            may_compress: AtomicBool::new(may_compress),
             readers: Arc::new(Semaphore::new(limits.total)),
             queue: Mutex::new(Queue::new(limits.per_peer)),
             pace,
@@ -198,8 +197,8 @@ impl Uploads {
     }
 
     /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
-    pub fn set_compress(&self, compress: Compress) {
-        self.0.may_compress.store(compress != Compress::Never, Ordering::Relaxed);
+    pub fn set_compress(&self, may_compress: bool) {
+        self.0.may_compress.store(may_compress, Ordering::Relaxed);
     }
 
     /// Waits until no body is under way; none is begun after this was called.

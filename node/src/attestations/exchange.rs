@@ -1,12 +1,11 @@
 //! Exchanges attestations with peers: a thread drives the exchange core, reads the attestations that are handed over,
 //! and verifies those that arrive.
 //!
-//! The driver tells the thread who is connected and which builders may be spoken of there, and passes requests and
-//! replies on; the ledger tells it of changes. Bounds: at most [`ANSWERS_AT_ONCE_MAX`] requests of peers wait for the
-//! thread; the core bounds our own requests.
+//! The mesh tells the thread who is connected and which builders may be spoken of there, and passes requests and replies
+//! on; the ledger tells it of changes. The link between them has the bounds.
 
-use super::clock::now;
-use crate::quorum::{LiveLedger, StoredStatement, verify};
+use crate::mesh::{self, DriverEnd, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
+use crate::quorum::{self, LiveLedger, StoredStatement, verify};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
@@ -14,112 +13,45 @@ use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output,
 use narmesh_store::Offer;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::sync::Arc;
-use std::sync::mpsc as blocking;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-/// Requests of peers that wait for an answer; further ones are told *busy*.
-pub(super) const ANSWERS_AT_ONCE_MAX: usize = 64;
-/// Orders of the thread that the driver has not carried out yet.
-const ORDERS_MAX: usize = 256;
 /// The thread looks at the clock at least this often.
 const TICK_MAX: Duration = Duration::from_secs(60);
 
-/// A builder whose attestations are kept here.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CountedBuilder {
-    /// Its key.
-    pub key: NixPublicKey,
-    /// Its node in the mesh; the audience of that node is also the audience of its attestations.
-    pub peer: Option<PeerId>,
-}
-
 /// For `/metrics`.
 #[derive(Clone, Debug, Default)]
-pub struct ExchangeCounters {
+pub(crate) struct ExchangeCounters {
     /// Comparisons that were completed.
-    pub compared: Counter,
+    pub(crate) compared: Counter,
     /// Attestations from peers that were new here.
-    pub pulled: Counter,
+    pub(crate) pulled: Counter,
     /// Attestations handed to peers.
-    pub handed_over: Counter,
+    pub(crate) handed_over: Counter,
     /// Attestations from peers that were not kept, by reason.
-    pub refused: Family<Vec<(&'static str, &'static str)>, Counter>,
-}
-
-/// Messages to the thread.
-pub(super) enum Heard {
-    /// An input for the exchange core.
-    Input(Input),
-    /// A peer's request. The permit bounds what waits here: it is given back when the thread takes the request, even if
-    /// the asker has left meanwhile.
-    Request { from: PeerId, id: u64, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
-    /// The builders that count from now on, and our own builder key.
-    Builders(Vec<CountedBuilder>, Option<BuilderKey>),
-    /// The ledger, or the policy, changed.
-    Changed,
-    /// A lookup waits this long for a verdict on this path. The sender is told of each answer, and dropped after the
-    /// last.
-    Wanted(HashPart, Duration, mpsc::Sender<()>),
-}
-
-/// What the thread wants the driver to do.
-pub(super) enum Order {
-    Request { to: PeerId, id: u64, bytes: Vec<u8> },
-    Respond { id: u64, bytes: Vec<u8> },
-    Penalize(PeerId, Misdeed),
-}
-
-/// A handle of the thread.
-#[derive(Clone)]
-pub(super) struct ExchangeLink {
-    sender: blocking::Sender<Heard>,
-    /// One permit for each request that may wait.
-    waiting: Arc<Semaphore>,
-}
-
-impl ExchangeLink {
-    fn new(sender: blocking::Sender<Heard>) -> Self {
-        Self { sender, waiting: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)) }
-    }
-
-    /// Passes a message on without waiting. An error may be ignored: the thread ends only with the daemon.
-    pub(super) fn tell(&self, heard: Heard) {
-        drop(self.sender.send(heard));
-    }
-
-    /// Passes a request on if fewer than [`ANSWERS_AT_ONCE_MAX`] wait; returns whether it did.
-    pub(super) fn pass_request(&self, from: PeerId, id: u64, bytes: Vec<u8>) -> bool {
-        let permit = Arc::clone(&self.waiting).try_acquire_owned();
-        permit.is_ok_and(|permit| self.sender.send(Heard::Request { from, id, bytes, permit }).is_ok())
-    }
-
-    pub(super) fn pass_input(&self, input: Input) {
-        self.tell(Heard::Input(input));
-    }
+    pub(crate) refused: Family<Vec<(&'static str, &'static str)>, Counter>,
 }
 
 /// Starts the thread. It ends when the driver is gone.
-pub(super) fn start(
+pub(crate) fn start(
     ledger: &Arc<LiveLedger>,
     offer: &Arc<Offer>,
     withheld: mpsc::Sender<Vec<HashPart>>,
-    rng_seed: [u8; 32],
     counters: ExchangeCounters,
-) -> anyhow::Result<(ExchangeLink, mpsc::Receiver<Order>)> {
-    let (sender, heard) = blocking::channel();
-    let (orders, receiver) = mpsc::channel(ORDERS_MAX);
-    let mut changes = ledger.changes();
-    let told = sender.clone();
-    tokio::spawn(async move { while changes.changed().await.is_ok() && told.send(Heard::Changed).is_ok() {} });
-    let (ledger, offer) = (Arc::clone(ledger), Arc::clone(offer));
+) -> io::Result<DriverEnd> {
+    let (driver, ThreadEnd { messages, orders }) = link_exchange();
+    let (mut changes, link) = (ledger.changes(), driver.link.clone());
+    tokio::spawn(async move { while changes.changed().await.is_ok() && link.tell_changed() {} });
     let worker = Worker {
-        exchange: Exchange::new(moment(), rng_seed),
-        ledger,
-        offer,
+        exchange: Exchange::new(moment(), rand::rng().random()),
+        ledger: Arc::clone(ledger),
+        offer: Arc::clone(offer),
         keys: BTreeMap::new(),
         own: None,
         waiting: HashMap::new(),
@@ -128,12 +60,12 @@ pub(super) fn start(
         withheld,
         counters,
     };
-    thread::Builder::new().name("attestations".to_owned()).spawn(move || worker.run(&heard))?;
-    Ok((ExchangeLink::new(sender), receiver))
+    thread::Builder::new().name("attestations".to_owned()).spawn(move || worker.run(&messages))?;
+    Ok(driver)
 }
 
 fn moment() -> Moment {
-    Moment(now().moment.0)
+    Moment(mesh::now().moment.0)
 }
 
 struct Worker {
@@ -145,7 +77,7 @@ struct Worker {
     own: Option<BuilderKey>,
     waiting: HashMap<u64, mpsc::Sender<()>>,
     next_wanted: u64,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<ExchangeOrder>,
     /// Takes the paths of which an attestation was kept back.
     withheld: mpsc::Sender<Vec<HashPart>>,
     counters: ExchangeCounters,
@@ -155,30 +87,30 @@ struct Worker {
 struct Stopping;
 
 impl Worker {
-    fn run(mut self, heard: &blocking::Receiver<Heard>) {
+    fn run(mut self, messages: &Receiver<ExchangeMessage>) {
         loop {
             let wait =
                 self.exchange.deadline().map_or(TICK_MAX, |at| Duration::from_millis(at.0 - moment().0.min(at.0)));
-            let input = match heard.recv_timeout(wait.min(TICK_MAX)) {
-                Ok(Heard::Input(input)) => input,
-                Ok(Heard::Request { from, id, bytes, permit }) => {
+            let input = match messages.recv_timeout(wait.min(TICK_MAX)) {
+                Ok(ExchangeMessage::Input(input)) => input,
+                Ok(ExchangeMessage::Request { from, id, bytes, permit }) => {
                     drop(permit);
                     Input::Request { from, id, bytes }
                 }
-                Ok(Heard::Changed) => Input::Grew,
-                Ok(Heard::Builders(builders, own)) => {
+                Ok(ExchangeMessage::Changed) => Input::Grew,
+                Ok(ExchangeMessage::Builders(builders, own)) => {
                     self.own = own;
                     self.keys = builders.into_iter().map(|it| (BuilderKey(it.key.bytes()), it.key)).collect();
                     continue;
                 }
-                Ok(Heard::Wanted(hash_part, lasting, answers)) => {
+                Ok(ExchangeMessage::Wanted(hash_part, lasting, answers)) => {
                     self.next_wanted += 1;
                     self.waiting.insert(self.next_wanted, answers);
                     let lasting_ms = u64::try_from(lasting.as_millis()).unwrap_or(u64::MAX);
                     Input::Wanted { id: self.next_wanted, hash_part, lasting_ms }
                 }
-                Err(blocking::RecvTimeoutError::Timeout) => Input::Tick,
-                Err(blocking::RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => Input::Tick,
+                Err(RecvTimeoutError::Disconnected) => return,
             };
             if self.handle(input).is_err() {
                 return;
@@ -196,11 +128,11 @@ impl Worker {
 
     fn perform(&mut self, output: Output) -> Result<(), Stopping> {
         match output {
-            Output::Request { to, id, bytes } => self.send_order(Order::Request { to, id, bytes }),
-            Output::Respond { to: _, id, bytes } => self.send_order(Order::Respond { id, bytes }),
+            Output::Request { to, id, bytes } => self.send_order(ExchangeOrder::Request { to, id, bytes }),
+            Output::Respond { to: _, id, bytes } => self.send_order(ExchangeOrder::Respond { id, bytes }),
             Output::HandOver(hand_over) => {
                 let bytes = self.read(&hand_over);
-                self.send_order(Order::Respond { id: hand_over.id, bytes })
+                self.send_order(ExchangeOrder::Respond { id: hand_over.id, bytes })
             }
             Output::Verify { from, id, attestations } => {
                 let taken = self.take(from, attestations);
@@ -216,7 +148,7 @@ impl Worker {
                 }
                 Ok(())
             }
-            Output::Penalize { peer, fault } => self.send_order(Order::Penalize(peer, misdeed(fault))),
+            Output::Penalize { peer, fault } => self.send_order(ExchangeOrder::Penalize(peer, misdeed(fault))),
             Output::Compared { peer, new } => {
                 self.counters.compared.inc();
                 if new > 0 {
@@ -227,7 +159,7 @@ impl Worker {
         }
     }
 
-    fn send_order(&self, order: Order) -> Result<(), Stopping> {
+    fn send_order(&self, order: ExchangeOrder) -> Result<(), Stopping> {
         self.orders.blocking_send(order).map_err(|_| Stopping)
     }
 
@@ -283,7 +215,7 @@ impl Worker {
         verified.retain(|(stored, _)| self.may_be_told(&stored.attestation));
         let withheld = taken.verified - verified.len();
         self.count_refused("withheld", withheld);
-        match self.ledger.take(&verified, crate::quorum::now()) {
+        match self.ledger.take(&verified, quorum::now()) {
             Ok(result) => {
                 taken.new = result.new + result.upgraded;
                 self.counters.pulled.inc_by(u64::try_from(taken.new).unwrap_or(0));
@@ -315,23 +247,5 @@ fn misdeed(fault: Fault) -> Misdeed {
         Fault::FalseComparison => Misdeed::FalseComparison,
         Fault::FalseAttestation => Misdeed::FalseAttestation,
         Fault::RequestFlood => Misdeed::RequestFlood,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waiting_requests_are_bounded_even_if_their_askers_left() {
-        let (sender, heard) = blocking::channel();
-        let link = ExchangeLink::new(sender);
-        let peer = PeerId::random();
-        let passed = (0..1_000).filter(|id| link.pass_request(peer, *id, vec![0; 1_000])).count();
-        assert_eq!(passed, ANSWERS_AT_ONCE_MAX);
-        // Only the thread makes room.
-        let Ok(Heard::Request { id: 0, .. }) = heard.recv() else { panic!("the first request") };
-        assert!(link.pass_request(peer, 1_000, Vec::new()) && !link.pass_request(peer, 1_001, Vec::new()));
-        assert_eq!(heard.try_iter().count(), ANSWERS_AT_ONCE_MAX);
     }
 }
