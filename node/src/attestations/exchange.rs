@@ -4,10 +4,10 @@
 //! The mesh tells the thread who is connected and which builders may be spoken of there, and passes requests and replies
 //! on; the ledger tells it of changes. The link between them has the bounds.
 
-use crate::mesh::{self, DriverEnd, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
 use crate::quorum::{self, LiveLedger, StoredStatement, verify};
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
+use narmesh_mesh::{DriverEnd, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixPublicKey};
 use narmesh_quorum::exchange::{Exchange, Fault, HandOver, Input, Moment, Output, Taken};
 use narmesh_store::Offer;
@@ -65,7 +65,7 @@ pub(crate) fn start(
 }
 
 fn moment() -> Moment {
-    Moment(mesh::now().moment.0)
+    Moment(narmesh_mesh::now().moment.0)
 }
 
 struct Worker {

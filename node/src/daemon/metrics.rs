@@ -3,9 +3,9 @@
 
 use super::observer::Verdicts;
 use crate::attestations::exchange::ExchangeCounters;
-use crate::mesh::{PeerStatistics, PeerStats};
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
+use narmesh_mesh::{PeerStatistics, PeerStats};
 use narmesh_quorum::State;
 use narmesh_resolver::Resolver;
 use prometheus_client::collector::Collector;

@@ -14,10 +14,10 @@ pub use self::summaries::SummaryFiles;
 use crate::database_file::{
     Empty, OpenError, clear_siblings, make_directory, migrate, prepare, remove_siblings, set_aside,
 };
-use crate::mesh::MeshState;
 use crate::regular_file::Lies;
 use libp2p::PeerId;
 use narmesh_gossip::{Persisted, Record};
+use narmesh_mesh::MeshState;
 use narmesh_protocol::{AudienceDigest, HashPart};
 use narmesh_resolver::{AnswerChange, AnswerStore, Candidate, RememberedAnswer};
 use parking_lot::Mutex;

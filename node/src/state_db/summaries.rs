@@ -6,10 +6,10 @@
 //! Nothing is synced: what a power failure takes is pulled again.
 
 use crate::database_file::make_directory;
-use crate::mesh::SummaryStore;
 use crate::regular_file::{Lies, clear, open, open_to_read, tell_moved};
 use libp2p::PeerId;
 use narmesh_gossip::KeptSummary;
+use narmesh_mesh::SummaryStore;
 use narmesh_protocol::Summary;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

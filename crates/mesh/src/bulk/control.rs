@@ -17,10 +17,10 @@ use std::task::{Context, Poll};
 
 /// Watches control connections; a behaviour that speaks no protocol.
 #[derive(Debug)]
-pub(in crate::mesh) struct ControlWatch(Bulk);
+pub(crate) struct ControlWatch(Bulk);
 
 impl ControlWatch {
-    pub(in crate::mesh) fn new(bulk: Bulk) -> Self {
+    pub(crate) fn new(bulk: Bulk) -> Self {
         Self(bulk)
     }
 }
@@ -78,7 +78,7 @@ impl NetworkBehaviour for ControlWatch {
 /// Keeps a control connection open while NARs travel on the bulk connection, which would end with it. libp2p asks each
 /// time the connection does something, which a ping does every two minutes.
 #[derive(Debug)]
-pub(in crate::mesh) struct KeepAlive(Arc<AtomicUsize>);
+pub(crate) struct KeepAlive(Arc<AtomicUsize>);
 
 impl ConnectionHandler for KeepAlive {
     type FromBehaviour = Infallible;

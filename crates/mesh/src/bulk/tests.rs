@@ -1,9 +1,9 @@
 //! Two nodes on loopback: real sockets, TLS and yamux, a pool that asks and a scripted holder.
 
 use super::*;
-use crate::mesh::framing::{read_frame, write_frame};
-use crate::mesh::nar_client::{NarPiece, NarPool, NarRequestError};
-use crate::mesh::swarm;
+use crate::framing::{read_frame, write_frame};
+use crate::nar_client::{NarPiece, NarPool, NarRequestError};
+use crate::swarm;
 use futures::{AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
@@ -63,7 +63,7 @@ impl Node {
                     event = swarm.select_next_some() => match event {
                         SwarmEvent::NewListenAddr { address, .. } => drop(address_sender.try_send(address)),
                         SwarmEvent::IncomingConnectionError { error, .. } => {
-                            assert!(crate::mesh::transport::is_handed_over(&error), "{error}");
+                            assert!(crate::transport::is_handed_over(&error), "{error}");
                         }
                         _ => {}
                     },

@@ -1,11 +1,11 @@
 //! Dials, and lookups that wait for a connection. Host names are resolved first, outside the driver's loop.
 
 use super::Mesh;
-use crate::mesh::addresses::{describe_dial_error, socket_address};
-use crate::mesh::clock::now;
-use crate::mesh::dialer::{Demand, NotNow};
-use crate::mesh::handle::AskError;
-use crate::mesh::names::{Names, Resolved, is_named};
+use crate::addresses::{describe_dial_error, socket_address};
+use crate::clock::now;
+use crate::dialer::{Demand, NotNow};
+use crate::handle::AskError;
+use crate::names::{Names, Resolved, is_named};
 use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};

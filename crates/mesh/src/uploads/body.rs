@@ -3,7 +3,7 @@
 
 use super::PeerUploads;
 use super::pace::Paced;
-use crate::mesh::framing::{write_all_of, write_frame};
+use crate::framing::{write_all_of, write_frame};
 use futures::{AsyncWrite, AsyncWriteExt};
 use narmesh_protocol::wire::NarFrame;
 use std::io;

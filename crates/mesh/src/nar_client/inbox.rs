@@ -1,7 +1,7 @@
 //! Buffers what came on a stream, and finds the frames in it. Nothing is lost when a read is dropped half way.
 
 use super::lines::Line;
-use crate::mesh::bulk::BulkStream;
+use crate::bulk::BulkStream;
 use futures::AsyncRead;
 use narmesh_protocol::wire::NarFrame;
 use std::io;

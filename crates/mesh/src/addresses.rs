@@ -64,12 +64,12 @@ pub(super) fn choose_told<'a>(
 }
 
 /// Our IPv4 address on the route to the internet, if there is one.
-pub(crate) fn find_outward_v4() -> Option<IpAddr> {
+pub fn find_outward_v4() -> Option<IpAddr> {
     find_own_address("0.0.0.0:0", "192.0.2.1:9")
 }
 
 /// The same for IPv6.
-pub(crate) fn find_outward_v6() -> Option<IpAddr> {
+pub fn find_outward_v6() -> Option<IpAddr> {
     find_own_address("[::]:0", "[2001:db8::1]:9")
 }
 

@@ -1,11 +1,11 @@
 //! What the gossip core wants done, and what it reports.
 
 use super::Mesh;
-use crate::mesh::addresses::{may_be_told, multiaddr};
-use crate::mesh::behaviour::announce_topic;
-use crate::mesh::clock::now;
-use crate::mesh::shut_out::SHUT_OUT;
-use crate::mesh::unread::Protocol;
+use crate::addresses::{may_be_told, multiaddr};
+use crate::behaviour::announce_topic;
+use crate::clock::now;
+use crate::shut_out::SHUT_OUT;
+use crate::unread::Protocol;
 use libp2p::{Multiaddr, PeerId, gossipsub};
 use narmesh_gossip::{Event, Forward, Input, Misdeed, Output, Record};
 use std::net::SocketAddr;

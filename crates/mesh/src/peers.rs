@@ -80,14 +80,18 @@ pub struct PeerStats {
     /// The epoch of that summary: within one, paths are only added.
     #[serde(skip)]
     pub summary_epoch: Option<u64>,
+    /// Until when it is asked nothing because it lied.
     #[serde(skip)]
-    pub(crate) set_aside_until: Option<Instant>,
+    pub set_aside_until: Option<Instant>,
+    /// Its timeouts since it last answered; those that are close together count as one.
     #[serde(skip)]
-    pub(crate) timeouts_in_a_row: u32,
+    pub timeouts_in_a_row: u32,
+    /// When the last of them was counted.
     #[serde(skip)]
-    pub(crate) timed_out_at: Option<Instant>,
+    pub timed_out_at: Option<Instant>,
+    /// Until when it is passed over because it did not answer.
     #[serde(skip)]
-    pub(crate) paused_until: Option<Instant>,
+    pub paused_until: Option<Instant>,
 }
 
 impl PeerStats {

@@ -22,16 +22,16 @@ const IDLE_CHECK: Duration = Duration::from_secs(60);
 const OPENING_MAX: usize = 64;
 
 /// A stream of a bulk connection.
-pub(in crate::mesh) type BulkStream = SubstreamBox;
+pub(crate) type BulkStream = SubstreamBox;
 
 /// Hands the stream, or the error, to whoever wants it.
 type Opening = oneshot::Sender<io::Result<BulkStream>>;
 
 /// A cheap handle of one connection.
 #[derive(Clone, Debug)]
-pub(in crate::mesh) struct Connection {
+pub(crate) struct Connection {
     /// Tells it from all others, also from those that ended.
-    pub(in crate::mesh) id: u64,
+    pub(crate) id: u64,
     pub(super) came_in: bool,
     openings: mpsc::Sender<Opening>,
     closing: CancellationToken,
@@ -48,7 +48,7 @@ struct Usage {
 
 /// A request under way: keeps the connection, and the control connection beside it, from being closed as idle.
 #[derive(Debug)]
-pub(in crate::mesh) struct InUse(Arc<Usage>);
+pub(crate) struct InUse(Arc<Usage>);
 
 impl InUse {
     fn new(usage: &Arc<Usage>) -> Self {
@@ -73,10 +73,10 @@ impl Usage {
 }
 
 /// A stream that the peer opened, and the connection that it came over.
-pub(in crate::mesh) struct Incoming {
-    pub(in crate::mesh) peer: PeerId,
-    pub(in crate::mesh) stream: BulkStream,
-    pub(in crate::mesh) connection: Connection,
+pub(crate) struct Incoming {
+    pub(crate) peer: PeerId,
+    pub(crate) stream: BulkStream,
+    pub(crate) connection: Connection,
 }
 
 impl Connection {
@@ -104,19 +104,19 @@ impl Connection {
     }
 
     /// Whether streams can still be opened on it, as far as is known.
-    pub(in crate::mesh) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !self.closing.is_cancelled() && !self.openings.is_closed()
     }
 
     /// Opens a stream.
-    pub(in crate::mesh) async fn open_stream(&self) -> io::Result<BulkStream> {
+    pub(crate) async fn open_stream(&self) -> io::Result<BulkStream> {
         let (sender, opened) = oneshot::channel();
         self.openings.send(sender).await.map_err(|_| closed())?;
         opened.await.map_err(|_| closed())?
     }
 
     /// Marks a request as under way.
-    pub(in crate::mesh) fn begin_use(&self) -> InUse {
+    pub(crate) fn begin_use(&self) -> InUse {
         InUse::new(&self.usage)
     }
 

@@ -1,10 +1,10 @@
 //! What peers say: announcements, gossip requests and answers, narinfo requests and answers.
 
 use super::Mesh;
-use crate::mesh::clock::now;
-use crate::mesh::handle::AskError;
-use crate::mesh::rates::Admission;
-use crate::mesh::unread::{Protocol, Request};
+use crate::clock::now;
+use crate::handle::AskError;
+use crate::rates::Admission;
+use crate::unread::{Protocol, Request};
 use libp2p::request_response::{self, InboundRequestId, OutboundFailure, ResponseChannel};
 use libp2p::{PeerId, gossipsub};
 use narmesh_gossip::{Input, Misdeed};

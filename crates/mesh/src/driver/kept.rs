@@ -2,8 +2,8 @@
 //! at every change.
 
 use super::Mesh;
-use crate::mesh::clock::now;
-use crate::mesh::state::SummaryStore;
+use crate::clock::now;
+use crate::state::SummaryStore;
 use libp2p::PeerId;
 use narmesh_gossip::{Gossip, KeptSummary, Moment, Unfit};
 use std::collections::BTreeMap;

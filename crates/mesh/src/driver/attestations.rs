@@ -1,9 +1,9 @@
 //! Attestations: who may hear of which builder, and the requests and replies of the thread that exchanges them.
 
 use super::Mesh;
-use crate::mesh::exchange::{ExchangeMessage, ExchangeOrder};
-use crate::mesh::handle::AudienceView;
-use crate::mesh::unread::Protocol;
+use crate::exchange::{ExchangeMessage, ExchangeOrder};
+use crate::handle::AudienceView;
+use crate::unread::Protocol;
 use libp2p::PeerId;
 use libp2p::request_response;
 use narmesh_gossip::PeerView;
