@@ -1,7 +1,7 @@
 //! Keeps peers' summaries over a restart: they are read before anything is asked, and written when they change, but not
 //! at every change.
 
-use super::Mesh;
+use super::context::Context;
 use crate::clock::now;
 use crate::state::SummaryStore;
 use libp2p::PeerId;
@@ -199,13 +199,22 @@ fn write_all(mut files: Box<dyn SummaryStore>, mut orders: mpsc::Receiver<Order>
     }
 }
 
-impl Mesh {
-    /// Fills the table with the summaries of the last run, and keeps them from now on. A summary that is damaged, over,
-    /// or of nobody on the allowlist is removed, with one line in the log.
-    pub(super) fn remember_summaries(&mut self, mut files: Box<dyn SummaryStore>) -> io::Result<()> {
+/// The summaries of the last run, once the core has those that it can use.
+#[derive(Debug)]
+pub(super) struct RestoredSummaries {
+    files: Box<dyn SummaryStore>,
+    written: BTreeMap<PeerId, Written>,
+    dropped: usize,
+    started: Instant,
+}
+
+impl RestoredSummaries {
+    /// Fills the table with what is kept. A summary that is damaged, over, or of nobody on the allowlist is removed,
+    /// with one line in the log.
+    pub(super) fn read(context: &mut Context, mut files: Box<dyn SummaryStore>) -> Self {
         let (started, mut written, mut dropped) = (Instant::now(), BTreeMap::new(), 0);
         for owner in files.owners() {
-            match self.remember_summary(files.as_ref(), owner) {
+            match restore(context, files.as_ref(), owner) {
                 Ok(proof) => drop(written.insert(owner, proof)),
                 Err(why) => {
                     dropped += 1;
@@ -216,42 +225,42 @@ impl Mesh {
                 }
             }
         }
-        self.perform();
+        Self { files, written, dropped, started }
+    }
+
+    /// Those whose summaries the core has.
+    pub(super) fn owners(&self) -> impl Iterator<Item = &PeerId> {
+        self.written.keys()
+    }
+
+    /// Keeps summaries from now on.
+    pub(super) fn keep(self) -> io::Result<SummaryWriter> {
+        let Self { files, written, dropped, started } = self;
         tracing::info!(summaries = written.len(), dropped, took = ?started.elapsed(), "summaries of peers remembered");
         let mut writer = SummaryWriter::start(files)?;
         // One that was announced again in this run is renewed on disk, too.
         written.keys().for_each(|owner| writer.on_changed(*owner));
         writer.written = written;
-        self.writer = Some(writer);
-        Ok(())
+        Ok(writer)
     }
+}
 
-    fn remember_summary(&mut self, files: &dyn SummaryStore, owner: PeerId) -> Result<Written, Forgotten> {
-        if !self.config.peers.contains_key(&owner) {
-            return Err(Unfit::NotTrusted.into());
-        }
-        let kept = files.read(&owner)?;
-        let at = now();
-        self.gossip.restore(at, owner, &kept)?;
-        self.dialer.mark_remembered(at.moment, &owner);
-        let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
-        // On a machine that has run for less than that, the age is counted from now.
-        let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-        let held = self.gossip.held_proof(&owner).map(|(proof, _)| *proof.announcement());
-        self.statistics.update(&owner, |stats| {
-            (stats.summary_since, stats.summary_epoch) = (Some(since), held.map(|held| held.generation.epoch));
-        });
-        self.on_audience_changed(&owner);
-        let body_digest = held.map(|held| held.body_digest);
-        Ok(Written { body_digest: body_digest.unwrap_or_default(), envelope: kept.envelope })
+fn restore(context: &mut Context, files: &dyn SummaryStore, owner: PeerId) -> Result<Written, Forgotten> {
+    if !context.config.peers.contains_key(&owner) {
+        return Err(Unfit::NotTrusted.into());
     }
-
-    /// Notes that what we hold of this peer changed.
-    pub(super) fn on_summary_changed(&mut self, owner: PeerId) {
-        if let Some(writer) = &mut self.writer {
-            writer.on_changed(owner);
-        }
-    }
+    let kept = files.read(&owner)?;
+    let at = now();
+    context.gossip.restore(at, owner, &kept)?;
+    let age = Duration::from_millis(at.wall_ms.saturating_sub(kept.accepted_ms));
+    // On a machine that has run for less than that, the age is counted from now.
+    let since = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+    let held = context.gossip.held_proof(&owner).map(|(proof, _)| *proof.announcement());
+    context.statistics.update(&owner, |stats| {
+        (stats.summary_since, stats.summary_epoch) = (Some(since), held.map(|held| held.generation.epoch));
+    });
+    let body_digest = held.map(|held| held.body_digest);
+    Ok(Written { body_digest: body_digest.unwrap_or_default(), envelope: kept.envelope })
 }
 
 /// Why a kept summary is not used.

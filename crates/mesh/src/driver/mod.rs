@@ -1,54 +1,61 @@
-//! The task that owns the swarm and the gossip core, and the handle by which others reach it.
+//! The task that owns the swarm and the gossip core. It turns events of the one into inputs of the other, and performs
+//! what the core wants.
+//!
+//! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
+//! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
+//! others dial, `narinfos` asks and answers, `attestations` serves the thread that exchanges them, and `kept` writes
+//! summaries. The loop alone passes on what one of them means for another.
 
-use super::behaviour::{MeshBehaviour, MeshBehaviourEvent, SwarmError};
 mod attestations;
 mod bulk_dials;
-mod core_outputs;
+mod context;
+mod core_events;
+mod dial_names;
 mod dials;
+mod gossip_link;
 mod kept;
-mod protocols;
+mod narinfos;
+mod requests;
 
-use self::dials::Lookups;
-use self::kept::SummaryWriter;
-use self::protocols::NarInfoAnswer;
+use self::attestations::{Attestations, view_audiences};
+use self::bulk_dials::BulkDials;
+use self::context::Context;
+use self::dials::Dials;
+use self::gossip_link::{GossipLink, publish};
+use self::kept::{RestoredSummaries, SummaryWriter};
+use self::narinfos::NarInfos;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
-use super::bulk::{AskToDial, Bulk, Surroundings};
+use super::behaviour::{MeshBehaviourEvent, SwarmError};
+use super::bulk::Surroundings;
 use super::clock::now;
 use super::config::MeshConfig;
-use super::dialer::Dialer;
-use super::exchange::{DriverEnd, ExchangeLink, ExchangeOrder};
-use super::handle::Blame;
-use super::handle::{AskError, Command, MeshHandle, MeshView};
+use super::exchange::DriverEnd;
+use super::handle::{Blame, Command, MeshHandle, MeshView};
 use super::listeners::{ListenError, Listeners};
 use super::nar_client::NarPool;
 use super::peers::PeerStatistics;
-use super::rates::{DialRates, NarInfoRates};
+use super::shut_out::SHUT_OUT;
 use super::state::{MeshState, SummaryStore};
 use super::swarm;
 use super::transport::is_handed_over;
-use super::unread::{Protocol, UnreadReplies};
+use super::unread::UnreadReplies;
 use super::uploads::Uploads;
 use futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, ping, request_response};
-use narmesh_gossip::{Gossip, GossipConfig, Input, Misdeed, Moment, PATHS_MAX};
-use narmesh_protocol::wire::NarInfoRequest;
-use narmesh_protocol::{AudienceDigest, HashPart, StoreDir};
+use libp2p::{Multiaddr, PeerId, gossipsub, ping};
+use narmesh_gossip::{Event, Gossip, GossipConfig, Input, Misdeed, Moment, Output, PATHS_MAX, Record};
+use narmesh_protocol::StoreDir;
 use narmesh_store::Offer;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use request_response::{InboundRequestId, OutboundRequestId, ResponseChannel};
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for the driver.
 const COMMANDS_MAX: usize = 1_024;
-/// Narinfo requests of peers answered at the same time; further ones are told *busy*.
-const ANSWERS_AT_ONCE_MAX: usize = 64;
 /// The driver looks at the clocks at least this often, so that suspend is noticed.
 const TICK_MAX: Duration = Duration::from_secs(10);
 /// A start waits no longer than this for its listeners.
@@ -87,55 +94,24 @@ pub enum StartError {
     State(#[from] io::Error),
 }
 
-/// A question under way: the peer that was asked, since when, and who waits for the answer.
-type Asked = (PeerId, Instant, oneshot::Sender<Result<Vec<u8>, AskError>>);
-
 /// The driver. `Mesh::start` makes it; `run` is its loop.
 pub struct Mesh {
-    swarm: Swarm<MeshBehaviour>,
+    context: Context,
     listeners: Listeners,
-    gossip: Gossip,
-    dialer: Dialer,
-    statistics: Arc<PeerStatistics>,
-    nar: NarPool,
-    bulk: Bulk,
-    dial_rates: DialRates,
-    offer: Arc<Offer>,
-    state: Box<dyn MeshState>,
-    config: MeshConfig,
     commands: mpsc::Receiver<Command>,
-    asks_to_dial: mpsc::Receiver<AskToDial>,
-    answers: mpsc::Receiver<NarInfoAnswer>,
-    answers_sender: mpsc::Sender<NarInfoAnswer>,
-    answering: Arc<Semaphore>,
-    narinfo_rates: NarInfoRates,
-    unread: UnreadReplies,
-    asked: HashMap<OutboundRequestId, Asked>,
-    lookups: Lookups,
-    connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), AskError>>>>,
-    exchange: ExchangeLink,
-    orders: mpsc::Receiver<ExchangeOrder>,
-    /// The audiences of builders' nodes, as they stand in the state database.
-    audiences_kept: HashMap<PeerId, Arc<[AudienceDigest]>>,
-    writer: Option<SummaryWriter>,
-    /// Whether it is known which of our own builds are private, so that peers may be told of the rest.
-    tells_own: bool,
-    quorum_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
-    quorum_received: HashMap<u64, (PeerId, InboundRequestId, ResponseChannel<Vec<u8>>)>,
-    gossip_sent: HashMap<OutboundRequestId, (PeerId, u64)>,
-    /// Requests to dial a bulk connection that we sent, with the number of the dial.
-    dials_asked: HashMap<OutboundRequestId, u64>,
-    /// Whether an address of a peer changed since the handshake limits were told.
-    are_known_addresses_stale: bool,
-    gossip_received: HashMap<u64, (InboundRequestId, ResponseChannel<Vec<u8>>)>,
-    judged: HashMap<u64, (gossipsub::MessageId, PeerId)>,
-    next_id: u64,
-    rng: StdRng,
+    gossip_link: GossipLink,
+    dials: Dials,
+    bulk_dials: BulkDials,
+    narinfos: NarInfos,
+    nars: NarPool,
+    attestations: Attestations,
+    /// Missing when summaries cannot be kept.
+    summaries: Option<SummaryWriter>,
 }
 
 impl std::fmt::Debug for Mesh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mesh").field("peer", self.swarm.local_peer_id()).finish_non_exhaustive()
+        f.debug_struct("Mesh").field("peer", self.context.swarm.local_peer_id()).finish_non_exhaustive()
     }
 }
 
@@ -148,7 +124,6 @@ impl Mesh {
         parts: MeshParts,
     ) -> Result<(Self, MeshHandle), StartError> {
         let MeshParts { offer, uploads, statistics, state, summaries, exchange } = parts;
-        let DriverEnd { link: exchange, orders } = exchange;
         let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
         let listeners = Listeners::open(&mut swarm, &config.listen)?;
         let mut rng = StdRng::from_rng(&mut rand::rng());
@@ -158,74 +133,61 @@ impl Mesh {
         gossip_config.path_count_max = PATHS_MAX;
         let gossip = Gossip::new(now(), gossip_config, state.read()?);
         let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let (asks_to_dial_sender, asks_to_dial) = mpsc::channel(COMMANDS_MAX);
-        let (answers_sender, answers) = mpsc::channel(ANSWERS_AT_ONCE_MAX);
-        let nar = NarPool::new(bulk.clone());
+        let (asks_to_dial, asks) = mpsc::channel(COMMANDS_MAX);
+        let nars = NarPool::new(bulk.clone());
         let handle = MeshHandle {
             commands: commands_sender,
             table: gossip.table(),
             statistics: Arc::clone(&statistics),
-            nar: nar.clone(),
-            exchange: exchange.clone(),
+            nar: nars.clone(),
+            exchange: exchange.link.clone(),
             asks: Arc::default(),
         };
         let blame = Blame(handle.commands.clone());
         let surroundings = Surroundings {
             statistics: Arc::clone(&statistics),
-            asks_to_dial: asks_to_dial_sender,
+            asks_to_dial,
             incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
         };
         tokio::spawn(bulk.clone().run(surroundings, arrivals));
+        let unread = UnreadReplies::default();
         let mut mesh = Self {
-            dialer: Dialer::new(config.connections_gossip),
-            swarm,
+            context: Context { swarm, gossip, statistics, config: config.clone(), state, unread },
             listeners,
-            gossip,
-            statistics,
-            nar,
-            bulk,
-            dial_rates: DialRates::default(),
-            offer,
-            state,
-            config: config.clone(),
             commands,
-            asks_to_dial,
-            answers,
-            answers_sender,
-            narinfo_rates: NarInfoRates::default(),
-            unread: UnreadReplies::default(),
-            answering: Arc::new(Semaphore::new(ANSWERS_AT_ONCE_MAX)),
-            asked: HashMap::new(),
-            lookups: Lookups::default(),
-            connecting: HashMap::new(),
-            exchange,
-            orders,
-            audiences_kept: HashMap::new(),
-            writer: None,
-            tells_own: false,
-            quorum_sent: HashMap::new(),
-            quorum_received: HashMap::new(),
-            gossip_sent: HashMap::new(),
-            dials_asked: HashMap::new(),
-            are_known_addresses_stale: false,
-            gossip_received: HashMap::new(),
-            judged: HashMap::new(),
-            next_id: 0,
-            rng,
+            gossip_link: GossipLink::new(),
+            dials: Dials::new(config.connections_gossip, rng),
+            bulk_dials: BulkDials::new(bulk, asks),
+            narinfos: NarInfos::new(Arc::clone(&offer)),
+            nars,
+            attestations: Attestations::new(exchange, offer),
+            summaries: None,
         };
         mesh.reconfigure(config);
         // Before anybody can ask, so that the table answers from the first question on.
         if let Some(files) = summaries {
-            mesh.remember_summaries(files)?;
+            mesh.restore_summaries(files)?;
         }
         Ok((mesh, handle))
+    }
+
+    /// Fills the table with the summaries of the last run, and keeps them from now on.
+    fn restore_summaries(&mut self, files: Box<dyn SummaryStore>) -> io::Result<()> {
+        let restored = RestoredSummaries::read(&mut self.context, files);
+        for owner in restored.owners() {
+            self.dials.mark_remembered(owner);
+            self.attestations.on_audience_changed(&self.context, owner);
+        }
+        self.perform();
+        self.summaries = Some(restored.keep()?);
+        Ok(())
     }
 
     /// Waits, at most 2 s, until an address is known of each listener that can have one.
     pub async fn wait_until_listening(&mut self) {
         let all = async {
             while !self.listeners.are_known() {
-                let event = self.swarm.select_next_some().await;
+                let event = self.context.swarm.select_next_some().await;
                 self.on_swarm_event(event);
             }
         };
@@ -238,25 +200,24 @@ impl Mesh {
     pub async fn run(mut self) {
         loop {
             self.perform();
-            self.dial_due();
-            if let Some(writer) = &mut self.writer {
-                writer.write_due(&self.gossip);
+            self.dials.dial_due(&mut self.context);
+            if let Some(writer) = &mut self.summaries {
+                writer.write_due(&self.context.gossip);
             }
             let sleep = tokio::time::sleep(self.until_deadline());
+            let context = &mut self.context;
             tokio::select! {
-                event = self.swarm.select_next_some() => self.on_swarm_event(event),
+                event = context.swarm.select_next_some() => self.on_swarm_event(event),
                 command = self.commands.recv() => match command {
                     Some(Command::Goodbye(reply)) => self.say_goodbye(reply).await,
                     Some(command) => self.on_command(command),
                     None => return,
                 },
-                Some(NarInfoAnswer { peer, asked, channel, bytes }) = self.answers.recv() => {
-                    self.give((Protocol::NarInfo, asked), peer, channel, bytes);
-                }
-                Some(AskToDial { peer, number }) = self.asks_to_dial.recv() => self.ask_to_dial(peer, number),
-                Some(order) = self.orders.recv() => self.on_order(order),
-                Some((peer, resolved)) = self.lookups.next() => self.on_resolved(peer, resolved),
-                () = sleep => self.gossip.handle(now(), Input::Tick),
+                Some(answer) = self.narinfos.next_answer() => answer.send(context),
+                Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
+                Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
+                Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
+                () = sleep => context.gossip.handle(now(), Input::Tick),
             }
         }
     }
@@ -266,32 +227,33 @@ impl Mesh {
         let wait = |deadline: Option<Moment>| {
             deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
         };
-        let writer = self.writer.as_ref().and_then(SummaryWriter::deadline);
-        wait(self.gossip.deadline()).min(wait(self.dialer.deadline())).min(wait(writer)).min(TICK_MAX)
+        let writer = self.summaries.as_ref().and_then(SummaryWriter::deadline);
+        wait(self.context.gossip.deadline()).min(wait(self.dials.deadline())).min(wait(writer)).min(TICK_MAX)
     }
 
     fn on_command(&mut self, command: Command) {
+        let context = &mut self.context;
         match command {
-            Command::Ask { peer, hash_part, reply } => self.ask_narinfo(peer, hash_part, reply),
-            Command::Connect { peer, reply } => self.connect(peer, reply),
+            Command::Ask { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
+            Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
-                self.on_offer_looked();
-                self.gossip.handle(now(), Input::Paths(change));
+                self.attestations.on_offer_looked(context);
+                context.gossip.handle(now(), Input::Paths(change));
             }
-            Command::Probe(peer, outcome) => self.gossip.handle(now(), Input::Probe { peer, outcome }),
-            Command::Misbehaved(peer, misdeed) => self.gossip.handle(now(), Input::Misbehaved { peer, misdeed }),
+            Command::Probe(peer, outcome) => context.gossip.handle(now(), Input::Probe { peer, outcome }),
+            Command::Misbehaved(peer, misdeed) => context.report_misdeed(peer, misdeed),
             Command::Reconfigure(config, done) => {
                 self.reconfigure(config);
                 done.send(()).unwrap_or(());
             }
             Command::View(reply) => {
-                let mut listen: Vec<_> = self.swarm.listeners().cloned().collect();
+                let mut listen: Vec<_> = context.swarm.listeners().cloned().collect();
                 listen.sort_unstable();
                 let view = MeshView {
                     listen,
-                    peers: self.gossip.peers().collect(),
-                    publication: self.gossip.publication(),
-                    audiences: self.audiences(),
+                    peers: context.gossip.peers().collect(),
+                    publication: context.gossip.publication(),
+                    audiences: view_audiences(context),
                 };
                 drop(reply.send(view));
             }
@@ -299,84 +261,65 @@ impl Mesh {
         }
     }
 
-    fn ask_narinfo(&mut self, peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>>) {
-        let bytes = match (NarInfoRequest { hash_part }).encode() {
-            Ok(bytes) => bytes,
-            Err(error) => return drop(reply.send(Err(AskError::Failed(error.to_string())))),
-        };
-        if !self.swarm.is_connected(&peer) {
-            return drop(reply.send(Err(AskError::NotConnected("connection closed".to_owned()))));
-        }
-        self.asked.retain(|_, (_, _, waiting)| !waiting.is_closed());
-        let id = self.swarm.behaviour_mut().narinfo.send_request(&peer, bytes);
-        self.asked.insert(id, (peer, Instant::now(), reply));
-    }
-
     fn reconfigure(&mut self, config: MeshConfig) {
-        let at = now();
-        for peer in self.config.peers.keys().filter(|peer| !config.peers.contains_key(*peer)) {
+        let before = std::mem::replace(&mut self.context.config, config);
+        let Context { swarm, config, statistics, gossip, .. } = &mut self.context;
+        let behaviour = swarm.behaviour_mut();
+        for peer in before.peers.keys().filter(|peer| !config.peers.contains_key(*peer)) {
             // Closes its connections, too.
-            self.swarm.behaviour_mut().allowlist.disallow_peer(*peer);
-            self.nar.forget(peer);
-            self.lookups.forget(peer);
-            self.dial_rates.forget(peer);
-            self.narinfo_rates.forget(peer);
-            self.swarm.behaviour_mut().shut_out.forget(peer);
-            for waiter in self.connecting.remove(peer).unwrap_or_default() {
-                drop(waiter.send(Err(AskError::NotConnected("no longer on the allowlist".to_owned()))));
-            }
+            behaviour.allowlist.disallow_peer(*peer);
+            behaviour.shut_out.forget(peer);
+            self.nars.forget(peer);
+            self.dials.forget(peer);
+            self.bulk_dials.forget(peer);
+            self.narinfos.forget(peer);
         }
         for peer in config.peers.keys() {
-            self.swarm.behaviour_mut().allowlist.allow_peer(*peer);
+            behaviour.allowlist.allow_peer(*peer);
         }
-        self.statistics.retain_only(config.peers.keys().copied());
-        self.dialer.set_peers(at.moment, &config.peers, config.connections_gossip);
-        self.gossip.handle(at, Input::Allowlist(config.peers.keys().copied().collect()));
-        self.config = config;
+        statistics.retain_only(config.peers.keys().copied());
+        gossip.handle(now(), Input::Allowlist(config.peers.keys().copied().collect()));
+        self.dials.set_peers(&mut self.context);
         self.tell_addresses();
-        for peer in self.config.peers.keys() {
-            let addresses = self.dialer.addresses(peer).iter().map(Multiaddr::to_string).collect();
-            self.statistics.update(peer, |stats| stats.addresses = addresses);
-        }
-        self.tell_handshake_limits();
-        self.tell_builders();
+        self.attestations.tell_builders(&self.context);
     }
 
     fn tell_addresses(&mut self) {
-        let external = &self.config.external_addresses;
+        let Context { swarm, config, gossip, .. } = &mut self.context;
         // Only these lead out: bridges of containers come and go, and are nobody's way to us.
         let outward: Vec<_> = find_outward_v4().into_iter().chain(find_outward_v6()).collect();
-        let addresses = choose_told(external, self.swarm.listeners(), &outward, self.config.advertise_loopback);
-        self.gossip.handle(now(), Input::Addresses(addresses));
+        let addresses = choose_told(&config.external_addresses, swarm.listeners(), &outward, config.advertise_loopback);
+        gossip.handle(now(), Input::Addresses(addresses));
     }
 
     async fn say_goodbye(&mut self, reply: oneshot::Sender<()>) {
-        self.gossip.handle(now(), Input::Goodbye);
+        self.context.gossip.handle(now(), Input::Goodbye);
         self.perform();
         // gossipsub hands messages to its connection tasks only while the swarm is polled.
         let drained = async {
             loop {
-                let event = self.swarm.select_next_some().await;
+                let event = self.context.swarm.select_next_some().await;
                 drop(event);
             }
         };
         drop(tokio::time::timeout(Duration::from_millis(200), drained).await);
-        if let Some(writer) = &mut self.writer {
-            writer.finish(&self.gossip).await;
+        if let Some(writer) = &mut self.summaries {
+            writer.finish(&self.context.gossip).await;
         }
         // An error means that nobody waits for it any more.
         reply.send(()).unwrap_or(());
     }
 
     fn on_swarm_event(&mut self, event: SwarmEvent<MeshBehaviourEvent>) {
+        let context = &mut self.context;
         match event {
             SwarmEvent::Behaviour(MeshBehaviourEvent::Announcements(event)) => self.on_announcement(event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.on_gossip(event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.on_narinfo(event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.on_quorum(event),
-            SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.on_dial(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.gossip_link.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
             SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
-                self.statistics.update(&peer, |stats| {
+                context.statistics.update(&peer, |stats| {
                     stats.latency.get_or_insert(round_trip);
                 });
             }
@@ -386,7 +329,7 @@ impl Mesh {
                 self.tell_addresses();
             }
             SwarmEvent::ExpiredListenAddr { .. } => {
-                self.dialer.on_moved(now().moment);
+                self.dials.on_moved();
                 self.tell_addresses();
             }
             SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
@@ -399,7 +342,9 @@ impl Mesh {
                 let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
                 self.on_disconnected(peer_id, why);
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_failed(peer, &error),
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                self.dials.on_failed(context, peer, &error);
+            }
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {
                 tracing::debug!(%error, from = %send_back_addr, "refused an incoming connection");
             }
@@ -408,33 +353,102 @@ impl Mesh {
         }
     }
 
+    fn on_announcement(&mut self, event: gossipsub::Event) {
+        if self.gossip_link.on_announcement(&mut self.context, event) {
+            self.perform();
+            self.gossip_link.clear_unjudged();
+        }
+    }
+
     fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
         tracing::info!(%peer, dialled = dialled.is_some(), "connected");
-        self.dialer.on_connected(now().moment, &peer, dialled);
-        self.lookups.on_connected(&peer);
-        self.statistics.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
-        for waiter in self.connecting.remove(&peer).unwrap_or_default() {
-            drop(waiter.send(Ok(())));
-        }
-        self.gossip.handle(now(), Input::Connected(peer));
-        self.speak_with(peer);
+        // First: whoever waits for this connection looks there when it is told.
+        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
+        self.dials.on_connected(peer, dialled);
+        self.context.gossip.handle(now(), Input::Connected(peer));
+        self.attestations.speak_with(&self.context, peer);
     }
 
     fn on_disconnected(&mut self, peer: PeerId, why: String) {
         tracing::info!(%peer, why, "disconnected");
-        self.nar.on_disconnected(&peer);
-        self.dialer.on_disconnected(now().moment, &peer, &mut self.rng);
-        self.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
-        self.gossip.handle(now(), Input::Disconnected(peer));
-        self.exchange.pass_input(narmesh_quorum::exchange::Input::Gone(peer));
+        self.nars.on_disconnected(&peer);
+        self.dials.on_disconnected(&peer);
+        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
+        self.context.gossip.handle(now(), Input::Disconnected(peer));
+        self.attestations.on_disconnected(peer);
     }
 
-    fn report_misdeed(&mut self, peer: PeerId, misdeed: Misdeed) {
-        self.gossip.handle(now(), Input::Misbehaved { peer, misdeed });
+    /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
+    fn perform(&mut self) {
+        for peer in self.context.swarm.behaviour_mut().announcements.take_flooders() {
+            self.context.report_misdeed(peer, Misdeed::AnnouncementFlood);
+        }
+        while let Some(output) = self.context.gossip.poll() {
+            let context = &mut self.context;
+            match output {
+                Output::Persist(record) => self.persist(&record),
+                Output::Publish(bytes) => publish(context, bytes),
+                Output::Judge { id, verdict } => self.gossip_link.judge(context, id, verdict),
+                Output::Request { to, id, bytes } => self.gossip_link.send_request(context, to, id, bytes),
+                Output::Respond { to: _, id, bytes } => self.gossip_link.respond(context, id, bytes),
+                Output::Penalize { peer, misdeed } => self.penalize(peer, misdeed),
+                Output::Event(event) => self.on_core_event(event),
+            }
+        }
+        self.dials.tell_handshake_limits(&mut self.context);
     }
 
-    fn new_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
+    fn persist(&mut self, record: &Record) {
+        if let Record::Forget(peer) = record {
+            self.on_summary_changed(*peer);
+        }
+        if let Err(error) = self.context.state.persist(record) {
+            tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
+        }
+    }
+
+    /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected and not dialled for a while.
+    fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
+        tracing::warn!(%peer, %misdeed, "peer misbehaved");
+        self.context.statistics.count_misdeed(&peer, misdeed);
+        if self.context.swarm.behaviour_mut().shut_out.count(Instant::now(), peer, misdeed) {
+            tracing::warn!(%peer, %misdeed, lasting = ?SHUT_OUT, "peer is disconnected: it does this too often");
+            self.dials.leave(&peer, SHUT_OUT);
+        }
+    }
+
+    fn on_core_event(&mut self, event: Event) {
+        core_events::note(&self.context.statistics, &event);
+        match event {
+            Event::AddressesLearned { peer, addresses } => self.dials.learn(&self.context, peer, addresses),
+            Event::StoreDirDiffers { peer, .. } | Event::Expired { peer } | Event::Departed { peer } => {
+                self.on_summary_changed(peer);
+            }
+            Event::BodyPulled { owner, .. } => {
+                self.on_summary_changed(owner);
+                self.attestations.on_audience_changed(&self.context, &owner);
+            }
+            Event::SetAside { peer, until, .. } => {
+                let lasting = Duration::from_millis(until.since(now().moment));
+                self.context.statistics.set_aside(&peer, lasting);
+                self.attestations.on_set_aside(peer, lasting);
+            }
+            Event::Greeted { .. }
+            | Event::Published { .. }
+            | Event::Overtaken { .. }
+            | Event::Announced { .. }
+            | Event::PullGivenUp { .. }
+            | Event::UnknownVersion { .. }
+            | Event::UnknownHashId { .. }
+            | Event::ClockDiffers { .. }
+            | Event::Demoted { .. } => {}
+        }
+    }
+
+    /// Notes that what we hold of this peer changed.
+    fn on_summary_changed(&mut self, owner: PeerId) {
+        if let Some(writer) = &mut self.summaries {
+            writer.on_changed(owner);
+        }
     }
 }
