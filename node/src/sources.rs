@@ -73,7 +73,7 @@ impl Sources for MeshSources {
     }
 
     fn line(&self, source: &SourceId) -> Line {
-        let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().pace(source));
+        let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().responsiveness(source));
         Line {
             received_bytes: view.received_bytes,
             last_received: view.last_received.map(Into::into),

@@ -1,7 +1,7 @@
 //! How fast a peer may send messages of gossipsub, whatever is in them.
 //!
 //! A message may be as short as one byte, and each costs the swarm's task some microseconds, so that the pace of the bytes
-//! (`transport/pace.rs`) does not bound them. Gossipsub itself counts nothing and tells nothing of a message without contents.
+//! (`transport/rate_meter.rs`) does not bound them. Gossipsub itself counts nothing and tells nothing of a message without contents.
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::core::Endpoint;

@@ -25,7 +25,7 @@ const RATE_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// How fast a peer is, as far as that was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pace {
+pub struct Responsiveness {
     /// Bytes per second of all its NAR bodies together.
     pub rate_bytes_s: Option<u64>,
     /// Time to a narinfo answer.
@@ -228,9 +228,9 @@ impl PeerStatistics {
     }
 
     /// How fast this peer is, and whether it can be asked.
-    pub fn pace(&self, peer: &PeerId) -> Pace {
+    pub fn responsiveness(&self, peer: &PeerId) -> Responsiveness {
         let statistics = self.peers.lock();
-        statistics.get(peer).map_or_else(Pace::default, |stats| Pace {
+        statistics.get(peer).map_or_else(Responsiveness::default, |stats| Responsiveness {
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
             is_connected: stats.connected,

@@ -30,7 +30,7 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// Says when each owner's summary is written.
 #[derive(Debug, Default)]
-struct Pace {
+struct WriteSchedule {
     /// Owners whose summary changed, and when it may be written.
     waiting: BTreeMap<PeerId, Moment>,
     /// Owners whose summary was written lately, and until when they rest.
@@ -39,7 +39,7 @@ struct Pace {
     next: Moment,
 }
 
-impl Pace {
+impl WriteSchedule {
     fn on_changed(&mut self, now: Moment, owner: PeerId) {
         let rested = self.resting.get(&owner).copied().unwrap_or(now);
         self.waiting.entry(owner).or_insert(rested.max(now));
@@ -85,7 +85,7 @@ struct Written {
 /// Keeps summaries as they change; a thread of its own writes them.
 #[derive(Debug)]
 pub(super) struct SummaryWriter {
-    pace: Pace,
+    schedule: WriteSchedule,
     written: BTreeMap<PeerId, Written>,
     orders: mpsc::Sender<Order>,
 }
@@ -94,27 +94,27 @@ impl SummaryWriter {
     fn start(files: Box<dyn SummaryStore>) -> io::Result<Self> {
         let (orders, received) = mpsc::channel(ORDERS_MAX);
         thread::Builder::new().name("summaries".to_owned()).spawn(move || write_all(files, received))?;
-        Ok(Self { pace: Pace::default(), written: BTreeMap::new(), orders })
+        Ok(Self { schedule: WriteSchedule::default(), written: BTreeMap::new(), orders })
     }
 
     /// Notes that we may hold another summary of this owner than before, or none.
     pub(super) fn on_changed(&mut self, owner: PeerId) {
-        self.pace.on_changed(now().moment, owner);
+        self.schedule.on_changed(now().moment, owner);
     }
 
     /// When [`SummaryWriter::write_due`] has something to do.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        self.pace.deadline()
+        self.schedule.deadline()
     }
 
     /// Hands over what is due, as far as the disk takes it.
     pub(super) fn write_due(&mut self, gossip: &Gossip) {
         let at = now().moment;
-        while let Some(owner) = self.pace.take(at) {
+        while let Some(owner) = self.schedule.take(at) {
             // Room first: a body is put together only when it can be handed over.
             let orders = self.orders.clone();
             let Ok(room) = orders.try_reserve() else {
-                self.pace.waiting.insert(owner, at + BUSY_MS);
+                self.schedule.waiting.insert(owner, at + BUSY_MS);
                 return;
             };
             if let Some(order) = self.make_order(at, owner, gossip) {
@@ -140,18 +140,18 @@ impl SummaryWriter {
             Order::Renew(owner, envelope, accepted_ms)
         } else {
             let kept = gossip.assemble_kept_summary(&owner)?;
-            self.pace.on_written(at, owner, kept.body.len() as u64);
+            self.schedule.on_written(at, owner, kept.body.len() as u64);
             Order::Write(owner, kept)
         };
         self.written.insert(owner, written);
         Some(order)
     }
 
-    /// Writes everything that waits, whatever the pace, and returns when it is written or takes too long.
+    /// Writes everything that waits, whatever the schedule, and returns when it is written or takes too long.
     pub(super) async fn finish(&mut self, gossip: &Gossip) {
         let at = now().moment;
         let all = async {
-            while let Some((owner, _)) = self.pace.waiting.pop_first() {
+            while let Some((owner, _)) = self.schedule.waiting.pop_first() {
                 if let Some(order) = self.make_order(at, owner, gossip)
                     && self.orders.send(order).await.is_err()
                 {
@@ -278,12 +278,12 @@ mod tests {
 
     #[test]
     fn a_summary_that_changes_without_end_is_written_at_its_pace() {
-        let (mut pace, owner) = (Pace::default(), PeerId::random());
+        let (mut schedule, owner) = (WriteSchedule::default(), PeerId::random());
         let (mut bytes, mut writes) = (0, Vec::new());
         for now in (0..3_600_000).step_by(100).map(Moment) {
-            pace.on_changed(now, owner);
-            if pace.take(now).is_some() {
-                pace.on_written(now, owner, 2 << 20);
+            schedule.on_changed(now, owner);
+            if schedule.take(now).is_some() {
+                schedule.on_written(now, owner, 2 << 20);
                 bytes += 2 << 20;
                 writes.push(now);
             }
@@ -292,28 +292,28 @@ mod tests {
         assert!(bytes <= OWNER_BYTES_PER_S * 3_600 + (2 << 20), "{bytes}");
         assert!(writes.len() > 25, "{}", writes.len());
         // A small one rests for as long as removals do.
-        let mut pace = Pace::default();
-        pace.on_written(Moment(0), owner, 1_100);
-        pace.on_changed(Moment(10), owner);
-        assert_eq!(pace.deadline(), Some(Moment(REST_MS)));
-        assert_eq!((pace.take(Moment(REST_MS - 1)), pace.take(Moment(REST_MS))), (None, Some(owner)));
-        assert_eq!(pace.deadline(), None);
+        let mut schedule = WriteSchedule::default();
+        schedule.on_written(Moment(0), owner, 1_100);
+        schedule.on_changed(Moment(10), owner);
+        assert_eq!(schedule.deadline(), Some(Moment(REST_MS)));
+        assert_eq!((schedule.take(Moment(REST_MS - 1)), schedule.take(Moment(REST_MS))), (None, Some(owner)));
+        assert_eq!(schedule.deadline(), None);
     }
 
     #[test]
     fn summaries_that_change_at_once_are_written_one_after_the_other_in_order() {
-        let mut pace = Pace::default();
+        let mut schedule = WriteSchedule::default();
         let owners: Vec<_> = (0..100).map(|_| PeerId::random()).collect();
         for (at, owner) in (0..).zip(&owners) {
-            pace.on_changed(Moment(at), *owner);
+            schedule.on_changed(Moment(at), *owner);
         }
         let mut now = Moment(1_000);
         let mut order = Vec::new();
-        while let Some(deadline) = pace.deadline() {
+        while let Some(deadline) = schedule.deadline() {
             now = now.max(deadline);
-            let owner = pace.take(now).unwrap();
-            pace.on_written(now, owner, 200 << 10);
-            assert_eq!(pace.take(now), None);
+            let owner = schedule.take(now).unwrap();
+            schedule.on_written(now, owner, 200 << 10);
+            assert_eq!(schedule.take(now), None);
             order.push(owner);
         }
         assert_eq!(order, owners);

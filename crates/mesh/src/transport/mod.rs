@@ -7,7 +7,7 @@
 
 mod kinds;
 mod multiplexer;
-mod pace;
+mod rate_meter;
 mod received;
 mod tls;
 

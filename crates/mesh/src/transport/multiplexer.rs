@@ -10,7 +10,7 @@
 //! opened and reset is never reported to anybody. Here it is read at a bounded pace. The muxer is otherwise the same:
 //! inbound streams are buffered while the swarm is not ready.
 
-use super::pace::{Pace, Rate, Wait};
+use super::rate_meter::{Rate, RateMeter, Wait};
 use super::received::{Counted, Received, StreamReceived, UnreadBounds};
 use futures::io::BufWriter;
 use futures::{AsyncRead, AsyncWrite, future, ready};
@@ -67,9 +67,9 @@ impl Yamux {
             connection: Connection::new(socket, config, mode),
             bounds,
             inbound: VecDeque::new(),
-            opened: Pace::new(bounds.opened),
+            opened: RateMeter::new(bounds.opened),
             waits_to_open: Wait::default(),
-            unasked: Arc::new(Mutex::new(Pace::new(bounds.unasked_bytes))),
+            unasked: Arc::new(Mutex::new(RateMeter::new(bounds.unasked_bytes))),
             waiting: None,
             given_up: None,
             closing: CancellationToken::new(),
@@ -163,10 +163,10 @@ pub struct Muxer<C> {
     /// Streams that wait for the swarm.
     inbound: VecDeque<MuxerStream>,
     /// How fast the peer opens streams.
-    opened: Pace,
+    opened: RateMeter,
     waits_to_open: Wait,
     /// How fast it sends on them. One reference for each that has not ended, beside our own.
-    unasked: Arc<Mutex<Pace>>,
+    unasked: Arc<Mutex<RateMeter>>,
     waiting: Option<Waker>,
     /// When to stop waiting for a clean close.
     given_up: Option<Pin<Box<Sleep>>>,
@@ -198,7 +198,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
             self.opened.count(1);
             let received = self.received.of_stream(stream.id().val());
             if Arc::strong_count(&self.unasked) <= self.bounds.inbound_max {
-                let unasked = Unasked { pace: Arc::clone(&self.unasked), wait: Wait::default() };
+                let unasked = Unasked { meter: Arc::clone(&self.unasked), wait: Wait::default() };
                 return Poll::Ready(Ok(self.stream(stream, received, Some(unasked))));
             }
             tracing::debug!("reset a stream: the peer has too many open");
@@ -269,13 +269,13 @@ pub struct MuxerStream {
 #[derive(Debug)]
 struct Unasked {
     /// Shared by all such streams of the connection, or a peer would simply open one more.
-    pace: Arc<Mutex<Pace>>,
+    meter: Arc<Mutex<RateMeter>>,
     wait: Wait,
 }
 
 impl Unasked {
     fn poll_may_read(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.wait.poll(&self.pace.lock(), context)
+        self.wait.poll(&self.meter.lock(), context)
     }
 }
 
@@ -306,7 +306,7 @@ impl AsyncRead for MuxerStream {
         if let Poll::Ready(Ok(bytes)) = &polled {
             self.received.read(*bytes);
             if let Some(unasked) = &self.unasked {
-                unasked.pace.lock().count(*bytes);
+                unasked.meter.lock().count(*bytes);
             }
         }
         polled

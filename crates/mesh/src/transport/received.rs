@@ -6,7 +6,7 @@
 //! read at a pace. No honest peer comes near:
 //! its requests are short and are read at once, and what we asked for is read as it comes.
 
-use super::pace::{Pace, Rate, Wait};
+use super::rate_meter::{Rate, RateMeter, Wait};
 use futures::{AsyncRead, AsyncWrite, ready};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -170,7 +170,7 @@ pub(super) struct Counted<C> {
     header: [u8; HEADER_BYTES],
     header_bytes: usize,
     body_left: usize,
-    small_frames: Pace,
+    small_frames: RateMeter,
     wait: Wait,
 }
 
@@ -182,7 +182,7 @@ impl<C> Counted<C> {
             header: [0; HEADER_BYTES],
             header_bytes: 0,
             body_left: 0,
-            small_frames: Pace::new(SMALL_FRAMES),
+            small_frames: RateMeter::new(SMALL_FRAMES),
             wait: Wait::default(),
         }
     }

@@ -2,7 +2,7 @@
 //! moves.
 
 use super::PeerUploads;
-use super::pace::Paced;
+use super::rate::RateShare;
 use crate::framing::{write_all_of, write_frame};
 use futures::{AsyncWrite, AsyncWriteExt};
 use narmesh_protocol::wire::NarFrame;
@@ -31,7 +31,7 @@ const STALL_CHECK: Duration = Duration::from_secs(5);
 pub(super) struct BodyWriter<'a, S> {
     stream: &'a mut S,
     peer: &'a PeerUploads,
-    paced: &'a Paced,
+    share: &'a RateShare,
     piece_bytes: usize,
     /// When the stream last took a byte.
     moved: Instant,
@@ -40,9 +40,9 @@ pub(super) struct BodyWriter<'a, S> {
 }
 
 impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
-    pub(super) fn new(stream: &'a mut S, peer: &'a PeerUploads, paced: &'a Paced) -> Self {
+    pub(super) fn new(stream: &'a mut S, peer: &'a PeerUploads, share: &'a RateShare) -> Self {
         let piece_bytes = if peer.is_slow.load(Ordering::Relaxed) { PIECE_BYTES_SLOW } else { PIECE_BYTES_FIRST };
-        Self { stream, peer, paced, piece_bytes, moved: Instant::now(), sent: 0 }
+        Self { stream, peer, share, piece_bytes, moved: Instant::now(), sent: 0 }
     }
 
     /// How much to read for the next piece.
@@ -87,7 +87,7 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
         // A body that waits for its share cannot move, and that is not the stream's fault: `moved` begins anew after
         // each wait.
         while !left.is_empty() {
-            let granted = self.paced.pay(left.len().min(NarFrame::CHUNK_BYTES_MAX)).await;
+            let granted = self.share.pay(left.len().min(NarFrame::CHUNK_BYTES_MAX)).await;
             let (chunk, rest) = left.split_at(granted.min(left.len()));
             left = rest;
             let since = Instant::now();
@@ -138,8 +138,8 @@ impl<'a, S: AsyncWrite + Unpin> BodyWriter<'a, S> {
 #[cfg(test)]
 mod tests {
     use super::super::Waiting;
-    use super::super::pace::Pace;
     use super::super::queue::Ticket;
+    use super::super::rate::UploadRate;
     use super::*;
     use libp2p::PeerId;
     use std::pin::Pin;
@@ -164,8 +164,9 @@ mod tests {
 
     /// How long a body stands still before it is given up.
     async fn patience(peer: &PeerUploads) -> Duration {
-        let (paced, mut stream, since) = (Pace::default().join(PeerId::random(), Ticket(0)), Full, Instant::now());
-        let written = BodyWriter::new(&mut stream, peer, &paced).write(b"body").await;
+        let (share, mut stream, since) =
+            (UploadRate::default().join(PeerId::random(), Ticket(0)), Full, Instant::now());
+        let written = BodyWriter::new(&mut stream, peer, &share).write(b"body").await;
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
         since.elapsed()
     }

@@ -2,7 +2,7 @@
 //!
 //! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
 //! asker is told its place; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when
-//! `pace` grants it.
+//! `rate` grants it.
 //!
 //! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
 //! 256 KiB where the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to
@@ -13,8 +13,8 @@
 //! Invariants: no request is refused because of what another peer does; nothing waits without the asker being told.
 
 mod body;
-mod pace;
 mod queue;
+mod rate;
 mod reader;
 mod shares;
 
@@ -29,9 +29,9 @@ use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
 use narmesh_store::Offer;
-use pace::Pace;
 use parking_lot::Mutex;
 use queue::{Kind, Queue, Ticket};
+use rate::UploadRate;
 use reader::{ReadFailure, Reader};
 pub use shares::UPLOAD_BYTES_PER_S_MIN;
 use std::collections::HashMap;
@@ -85,7 +85,7 @@ struct Shared {
     may_compress: AtomicBool,
     readers: Arc<Semaphore>,
     queue: Mutex<Queue>,
-    pace: Pace,
+    rate: UploadRate,
     rates: NarRates,
     peers: Mutex<HashMap<PeerId, Arc<PeerUploads>>>,
     ended: Notify,
@@ -176,15 +176,15 @@ impl Drop for Turn {
 impl Uploads {
     /// Serves what `offer` allows, and counts in `statistics`.
     pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, may_compress: bool) -> Self {
-        let pace = Pace::default();
-        pace.set_rate(limits.bytes_per_s);
+        let rate = UploadRate::default();
+        rate.set_rate(limits.bytes_per_s);
         Self(Arc::new(Shared {
             offer,
             statistics,
             may_compress: AtomicBool::new(may_compress),
             readers: Arc::new(Semaphore::new(limits.total)),
             queue: Mutex::new(Queue::new(limits.per_peer)),
-            pace,
+            rate,
             rates: NarRates::default(),
             peers: Mutex::default(),
             ended: Notify::new(),
@@ -193,7 +193,7 @@ impl Uploads {
 
     /// Applies another `limits.upload_bytes_per_s`, also to what is under way.
     pub fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
-        self.0.pace.set_rate(bytes_per_s);
+        self.0.rate.set_rate(bytes_per_s);
     }
 
     /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
@@ -282,7 +282,7 @@ impl Uploads {
             return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
         };
         wait_and_tell_place(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
-        let paced = self.0.pace.join(peer, turn.ticket);
+        let share = self.0.rate.join(peer, turn.ticket);
         let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
         // Opened only now: a request that waits in the queue takes no reader and holds no piece.
         let opened = wait_and_tell_place(stream, || 1, self.open(request, zstd, of_peer)).await?;
@@ -296,10 +296,10 @@ impl Uploads {
             }
         };
         let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
-        let mut body = BodyWriter::new(stream, of_peer, &paced);
+        let mut body = BodyWriter::new(stream, of_peer, &share);
         let sent = match first {
             // Under a rate even a small NAR has to wait for its share, so it is sent in slices.
-            Ok(Some(whole)) if reader.is_complete() && paced.is_free() => body.write_at_once(&head, &whole).await,
+            Ok(Some(whole)) if reader.is_complete() && share.is_free() => body.write_at_once(&head, &whole).await,
             first => self.send(&mut body, &head, reader, first, request).await,
         };
         let bytes = body.sent;

@@ -17,13 +17,13 @@ pub(super) struct Rate {
 /// What arrived, measured against a [`Rate`]. It counts what has arrived already, so that the last part may have any
 /// size; governor, which is used elsewhere, has to be asked before.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateMeter {
     rate: Rate,
     /// When everything that arrived is paid for, at the rate per second.
     paid_at: Instant,
 }
 
-impl Pace {
+impl RateMeter {
     pub(super) fn new(rate: Rate) -> Self {
         Self { rate, paid_at: Instant::now() }
     }
@@ -42,7 +42,7 @@ impl Pace {
     }
 }
 
-/// Waits until a pace allows more. Each reader has one of its own, because each has a waker of its own.
+/// Waits until a meter allows more. Each reader has one of its own, because each has a waker of its own.
 #[derive(Debug, Default)]
 pub(super) struct Wait {
     timer: Option<Pin<Box<Sleep>>>,
@@ -50,8 +50,8 @@ pub(super) struct Wait {
 
 impl Wait {
     /// Ready when more may arrive.
-    pub(super) fn poll(&mut self, pace: &Pace, context: &mut Context<'_>) -> Poll<()> {
-        while let Some(until) = pace.waits_until() {
+    pub(super) fn poll(&mut self, meter: &RateMeter, context: &mut Context<'_>) -> Poll<()> {
+        while let Some(until) = meter.waits_until() {
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
             ready!(timer.as_mut().poll(context));
             self.timer = None;
@@ -68,28 +68,28 @@ mod tests {
 
     const RATE: Rate = Rate { burst: 1_000, per_s: 100 };
 
-    async fn seconds_for(pace: &mut Pace, parts: usize, amount: usize) -> u64 {
+    async fn seconds_for(meter: &mut RateMeter, parts: usize, amount: usize) -> u64 {
         let (mut wait, since) = (Wait::default(), Instant::now());
         for _ in 0..parts {
-            poll_fn(|context| wait.poll(pace, context)).await;
-            pace.count(amount);
+            poll_fn(|context| wait.poll(meter, context)).await;
+            meter.count(amount);
         }
         since.elapsed().as_secs()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_passes_at_once_and_the_rest_at_the_rate() {
-        let mut pace = Pace::new(RATE);
-        assert_eq!(seconds_for(&mut pace, 10, 100).await, 0);
-        assert_eq!(seconds_for(&mut pace, 50, 100).await, 49);
+        let mut meter = RateMeter::new(RATE);
+        assert_eq!(seconds_for(&mut meter, 10, 100).await, 0);
+        assert_eq!(seconds_for(&mut meter, 50, 100).await, 49);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_unused_rate_is_saved_up_to_the_burst() {
-        let mut pace = Pace::new(RATE);
-        seconds_for(&mut pace, 11, 100).await;
+        let mut meter = RateMeter::new(RATE);
+        seconds_for(&mut meter, 11, 100).await;
         tokio::time::sleep(Duration::from_secs(3_600)).await;
-        assert_eq!(seconds_for(&mut pace, 10, 100).await, 0);
-        assert_eq!(seconds_for(&mut pace, 3, 100).await, 2);
+        assert_eq!(seconds_for(&mut meter, 10, 100).await, 0);
+        assert_eq!(seconds_for(&mut meter, 3, 100).await, 2);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 
 /// The rate of all uploads together; cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Pace(Arc<Inner>);
+pub(super) struct UploadRate(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -31,19 +31,19 @@ struct State {
 
 /// A body under way, with its share of the rate.
 #[derive(Debug)]
-pub(super) struct Paced {
-    pace: Pace,
+pub(super) struct RateShare {
+    rate: UploadRate,
     peer: PeerId,
     ticket: Ticket,
 }
 
-impl Default for Pace {
+impl Default for UploadRate {
     fn default() -> Self {
         Self(Arc::new(Inner { began: Instant::now(), state: Mutex::default(), changed: Notify::new() }))
     }
 }
 
-impl Pace {
+impl UploadRate {
     /// Allows at most this many bytes per second from now on; `None` for no limit. Bodies that wait go by the new rate
     /// at once.
     pub(super) fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
@@ -51,9 +51,9 @@ impl Pace {
         self.0.changed.notify_one();
     }
 
-    pub(super) fn join(&self, peer: PeerId, ticket: Ticket) -> Paced {
+    pub(super) fn join(&self, peer: PeerId, ticket: Ticket) -> RateShare {
         self.0.state.lock().shares.join(peer, ticket);
-        Paced { pace: self.clone(), peer, ticket }
+        RateShare { rate: self.clone(), peer, ticket }
     }
 
     fn now(&self) -> Duration {
@@ -90,10 +90,10 @@ impl Pace {
     }
 }
 
-impl Paced {
+impl RateShare {
     /// Whether there is no limit.
     pub(super) fn is_free(&self) -> bool {
-        self.pace.0.state.lock().shares.bytes_per_s().is_none()
+        self.rate.0.state.lock().shares.bytes_per_s().is_none()
     }
 
     /// Waits for the right to send some of `wanted` bytes, and says how many.
@@ -102,7 +102,7 @@ impl Paced {
             return 0;
         }
         let granted = {
-            let mut state = self.pace.0.state.lock();
+            let mut state = self.rate.0.state.lock();
             if state.shares.bytes_per_s().is_none() {
                 return wanted;
             }
@@ -110,7 +110,7 @@ impl Paced {
             state.shares.want(self.peer, self.ticket, wanted as u64);
             state.waiting.insert(self.ticket, sender);
             if !std::mem::replace(&mut state.is_running, true) {
-                tokio::spawn(self.pace.clone().run());
+                tokio::spawn(self.rate.clone().run());
             }
             granted
         };
@@ -120,9 +120,9 @@ impl Paced {
     }
 }
 
-impl Drop for Paced {
+impl Drop for RateShare {
     fn drop(&mut self) {
-        let mut state = self.pace.0.state.lock();
+        let mut state = self.rate.0.state.lock();
         state.shares.leave(self.peer, self.ticket);
         state.waiting.remove(&self.ticket);
     }
