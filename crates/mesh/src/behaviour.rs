@@ -7,7 +7,6 @@ use super::dead_connections::DeadConnections;
 use super::handshake_limits::HandshakeLimits;
 use super::message_limits::MessageLimits;
 use super::shut_out::ShutOut;
-use super::transport::TlsError;
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
@@ -20,23 +19,6 @@ use narmesh_quorum::wire::{QUORUM_PROTOCOL, QuorumReply, QuorumRequest};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::time::Duration;
-
-/// Why the swarm cannot be built.
-#[derive(Debug, thiserror::Error)]
-pub enum SwarmError {
-    /// The node key makes no certificate.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// gossipsub refuses a parameter.
-    #[error(transparent)]
-    Parameter(#[from] gossipsub::ConfigBuilderError),
-    /// gossipsub refuses the parameters together.
-    #[error("gossipsub configuration: {0}")]
-    Gossipsub(&'static str),
-    /// gossipsub refuses the topic.
-    #[error(transparent)]
-    Topic(#[from] gossipsub::SubscriptionError),
-}
 
 /// Gossipsub for announcements. Nobody can subscribe to another topic than ours.
 pub(super) type Announcements =
@@ -68,19 +50,19 @@ impl MeshBehaviour {
         allowed: impl IntoIterator<Item = PeerId>,
         connections_max: u32,
         bulk: Bulk,
-    ) -> Result<Self, SwarmError> {
+    ) -> Self {
         let mut allowlist = allow_block_list::Behaviour::<AllowedPeers>::default();
         for peer in allowed {
             allowlist.allow_peer(peer);
         }
         let limits = connection_limits::ConnectionLimits::default().with_max_established(Some(connections_max));
-        Ok(Self {
+        Self {
             handshake_limits: Ruled::default(),
             allowlist,
             limits: connection_limits::Behaviour::new(limits),
             shut_out: Ruled::default(),
             dead_connections: Ruled::default(),
-            announcements: MessageLimits::new(announcements(keypair)?),
+            announcements: MessageLimits::new(announcements(keypair)),
             gossip: request_response(
                 BytesCodec::new(GossipRequest::BYTES_MAX, GossipReply::BYTES_MAX),
                 GOSSIP_PROTOCOL,
@@ -100,7 +82,7 @@ impl MeshBehaviour {
             control_watch: ControlWatch::new(bulk),
             // The default of 15 s alone costs 2.6 kB/s at 49 connections; stalls are found by request deadlines.
             ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(120))),
-        })
+        }
     }
 }
 
@@ -119,7 +101,7 @@ pub(super) fn announce_topic() -> gossipsub::IdentTopic {
     gossipsub::IdentTopic::new(ANNOUNCE_TOPIC)
 }
 
-fn announcements(keypair: &libp2p::identity::Keypair) -> Result<Announcements, SwarmError> {
+fn announcements(keypair: &libp2p::identity::Keypair) -> Announcements {
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
@@ -133,16 +115,17 @@ fn announcements(keypair: &libp2p::identity::Keypair) -> Result<Announcements, S
             let digest = Sha256::new().chain_update(source).chain_update(&message.data).finalize();
             gossipsub::MessageId::from(digest.to_vec())
         })
-        .build()?;
+        .build()
+        .expect("these parameters fit together, whatever the key");
     let filter = gossipsub::WhitelistSubscriptionFilter(HashSet::from([announce_topic().hash()]));
     let mut announcements = Announcements::new_with_subscription_filter(
         gossipsub::MessageAuthenticity::Signed(keypair.clone()),
         config,
         filter,
     )
-    .map_err(SwarmError::Gossipsub)?;
-    announcements.subscribe(&announce_topic())?;
-    Ok(announcements)
+    .expect("a key signs, which is what strict validation asks for");
+    announcements.subscribe(&announce_topic()).expect("the filter lets our topic pass");
+    announcements
 }
 
 fn request_response(

@@ -47,7 +47,6 @@ mod unread;
 mod uploads;
 
 pub use addresses::{find_outward_v4, find_outward_v6};
-pub use behaviour::SwarmError;
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
 pub use driver::{Mesh, MeshParts, StartError};

@@ -1,8 +1,9 @@
 //! `check-config --probe`: dials each configured peer once and asks it one harmless question.
 
-use super::behaviour::{MeshBehaviourEvent, SwarmError};
+use super::behaviour::MeshBehaviourEvent;
 use super::names::{Names, Resolved};
 use super::swarm;
+use super::transport::TlsError;
 use futures::{StreamExt, stream};
 use libp2p::identity::Keypair;
 use libp2p::swarm::SwarmEvent;
@@ -69,7 +70,7 @@ async fn resolve(peers: &BTreeMap<PeerId, Vec<Multiaddr>>) -> BTreeMap<PeerId, R
 pub async fn probe(
     peers: &BTreeMap<PeerId, Vec<Multiaddr>>,
     keypair: &Keypair,
-) -> Result<BTreeMap<PeerId, ProbeResult>, SwarmError> {
+) -> Result<BTreeMap<PeerId, ProbeResult>, TlsError> {
     // Nobody asks for NARs here: bulk connections that come in are closed.
     let (mut swarm, _, _) = swarm::build(keypair, peers.keys().copied(), 1_024)?;
     let mut results: BTreeMap<PeerId, ProbeResult> = BTreeMap::new();

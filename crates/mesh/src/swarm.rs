@@ -1,8 +1,8 @@
 //! The one constructor of a swarm: our transport under our protocols, and the bulk connections beside it.
 
-use super::behaviour::{MeshBehaviour, SwarmError};
+use super::behaviour::MeshBehaviour;
 use super::bulk::Bulk;
-use super::transport::{self, Arrival, Tls};
+use super::transport::{self, Arrival, Tls, TlsError};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, Swarm, SwarmBuilder};
@@ -23,11 +23,11 @@ pub(super) fn build(
     keypair: &Keypair,
     allowed: impl IntoIterator<Item = PeerId>,
     connections_max: u32,
-) -> Result<(Swarm<MeshBehaviour>, Bulk, mpsc::Receiver<Arrival>), SwarmError> {
+) -> Result<(Swarm<MeshBehaviour>, Bulk, mpsc::Receiver<Arrival>), TlsError> {
     let tls = Tls::new(keypair)?;
     let (arrivals_sender, arrivals) = transport::arrivals();
     let bulk = Bulk::new(transport::bulk(tls.clone()));
-    let behaviour = MeshBehaviour::new(keypair, allowed, connections_max, bulk.clone())?;
+    let behaviour = MeshBehaviour::new(keypair, allowed, connections_max, bulk.clone());
     let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
         .with_other_transport(|_| transport::control(tls, arrivals_sender))

@@ -1,11 +1,11 @@
 //! Attestations: who may hear of which builder, and the requests and replies of the thread that exchanges them.
 
 use super::context::{Context, encode_busy};
-use super::requests::{NumberedRequests, RequestEvent};
+use super::requests::{Event, NumberedRequests, RequestEvent};
 use crate::exchange::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder};
 use crate::handle::AudienceView;
 use crate::unread::Protocol;
-use libp2p::{PeerId, request_response};
+use libp2p::PeerId;
 use narmesh_gossip::PeerView;
 use narmesh_protocol::{AudienceDigest, BuilderKey};
 use narmesh_quorum::exchange::{Input, Spoken};
@@ -127,7 +127,7 @@ impl Attestations {
         }
     }
 
-    pub(super) fn on_request(&mut self, context: &mut Context, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+    pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
         match self.requests.on_event(context, event) {
             Some(RequestEvent::Request { from, id, bytes }) => {
                 if !self.link.pass_request(from, id, bytes)

@@ -1,10 +1,11 @@
 //! Bulk connections that the other side has to dial: asking for them, and being asked.
 
 use super::context::Context;
+use super::requests::Event;
 use crate::bulk::{AskToDial, Bulk};
 use crate::rates::DialRates;
 use libp2p::PeerId;
-use libp2p::request_response::{Event, Message, OutboundRequestId};
+use libp2p::request_response::{Message, OutboundRequestId};
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{DialReply, DialRequest};
 use std::collections::HashMap;
@@ -49,7 +50,7 @@ impl BulkDials {
         }
     }
 
-    pub(super) fn on_request(&mut self, context: &mut Context, event: Event<Vec<u8>, Vec<u8>>) {
+    pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
         match event {
             Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
                 if DialRequest::decode(&request).is_err() {

@@ -1,11 +1,11 @@
 //! Carries what the gossip core says and hears: announcements, and requests of its protocol.
 
 use super::context::Context;
-use super::requests::{NumberedRequests, RequestEvent};
+use super::requests::{Event, NumberedRequests, RequestEvent};
 use crate::behaviour::announce_topic;
 use crate::clock::now;
 use crate::unread::Protocol;
-use libp2p::{PeerId, gossipsub, request_response};
+use libp2p::{PeerId, gossipsub};
 use narmesh_gossip::{Forward, Input};
 use std::collections::HashMap;
 
@@ -61,7 +61,7 @@ impl GossipLink {
         self.requests.respond(context, id, bytes);
     }
 
-    pub(super) fn on_request(&mut self, context: &mut Context, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+    pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
         let Some(event) = self.requests.on_event(context, event) else { return };
         let input = match event {
             RequestEvent::Request { from, id, bytes } => Input::Request { from, id, bytes },

@@ -25,7 +25,7 @@ use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
 use self::narinfos::NarInfos;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
-use super::behaviour::{MeshBehaviourEvent, SwarmError};
+use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
 use super::clock::now;
 use super::config::MeshConfig;
@@ -37,7 +37,7 @@ use super::peers::PeerStatistics;
 use super::shut_out::SHUT_OUT;
 use super::state::{MeshState, SummaryStore};
 use super::swarm;
-use super::transport::is_handed_over;
+use super::transport::{TlsError, is_handed_over};
 use super::unread::UnreadReplies;
 use super::uploads::Uploads;
 use futures::StreamExt;
@@ -83,9 +83,9 @@ pub struct MeshParts {
 /// Why the mesh cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The swarm cannot be built.
+    /// The node key makes no certificate.
     #[error(transparent)]
-    Swarm(#[from] SwarmError),
+    Tls(#[from] TlsError),
     /// The node cannot listen.
     #[error(transparent)]
     Listen(#[from] ListenError),

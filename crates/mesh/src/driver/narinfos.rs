@@ -1,11 +1,12 @@
 //! Narinfo requests: ours under way, and those of peers, which are answered from memory or by blocking threads.
 
 use super::context::Context;
+use super::requests::Event;
 use crate::handle::AskError;
 use crate::rates::{Admission, NarInfoRates};
 use crate::unread::Protocol;
 use libp2p::PeerId;
-use libp2p::request_response::{Event, InboundRequestId, Message, OutboundFailure, OutboundRequestId, ResponseChannel};
+use libp2p::request_response::{InboundRequestId, Message, OutboundFailure, OutboundRequestId, ResponseChannel};
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::{NarInfoReply, NarInfoRequest};
@@ -73,7 +74,7 @@ impl NarInfos {
         self.asked.insert(id, (peer, Instant::now(), reply));
     }
 
-    pub(super) fn on_request(&mut self, context: &mut Context, event: Event<Vec<u8>, Vec<u8>>) {
+    pub(super) fn on_request(&mut self, context: &mut Context, event: Event) {
         match event {
             Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
                 self.answer(context, (peer, request_id), &request, channel);

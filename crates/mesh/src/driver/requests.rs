@@ -3,8 +3,11 @@
 use super::context::Context;
 use crate::unread::Protocol;
 use libp2p::PeerId;
-use libp2p::request_response::{Event, InboundRequestId, Message, OutboundFailure, OutboundRequestId, ResponseChannel};
+use libp2p::request_response::{self, InboundRequestId, Message, OutboundFailure, OutboundRequestId, ResponseChannel};
 use std::collections::HashMap;
+
+/// What happens to requests of any protocol.
+pub(super) type Event = request_response::Event<Vec<u8>, Vec<u8>>;
 
 /// What the core has to hear of.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ impl NumberedRequests {
     }
 
     /// Takes what happened to a request, and returns what the core has to hear.
-    pub(super) fn on_event(&mut self, context: &mut Context, event: Event<Vec<u8>, Vec<u8>>) -> Option<RequestEvent> {
+    pub(super) fn on_event(&mut self, context: &mut Context, event: Event) -> Option<RequestEvent> {
         match event {
             Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
                 self.next_id += 1;
