@@ -1,8 +1,8 @@
 //! What the resolver knows about builders: the ledger of this process, and the peers that can be asked for more.
 
-use crate::mesh::MeshHandle;
 use crate::quorum::{LiveLedger, find_unheard_signatures, now};
 use futures::future::BoxFuture;
+use narmesh_mesh::MeshHandle;
 use narmesh_protocol::{HashPart, NarInfo, NixPublicKey, Statement};
 use narmesh_quorum::{FingerprintDigest, Ledger, Policy, Served};
 use narmesh_resolver::{Builders, KnownSignatures};

@@ -1,8 +1,8 @@
 //! The mesh as the sources of the resolver: peers whose filters say maybe.
 
-use crate::mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use futures::future::BoxFuture;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
+use narmesh_mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
 use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
@@ -73,7 +73,7 @@ impl Sources for MeshSources {
     }
 
     fn line(&self, source: &SourceId) -> Line {
-        let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().pace(source));
+        let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().responsiveness(source));
         Line {
             received_bytes: view.received_bytes,
             last_received: view.last_received.map(Into::into),

@@ -1,9 +1,9 @@
 //! `why PATH`: what the resolver would do now, and what it did last.
 
 use crate::describe::plainly;
-use crate::mesh::{MeshHandle, PeerStats, Ranked};
 use crate::status::{CandidateView, LookedUp, OwnStoreView, RememberedView, WhyReport, WouldAnswer};
 use libp2p::PeerId;
+use narmesh_mesh::{MeshHandle, PeerStats, Ranked};
 use narmesh_protocol::HashPart;
 use narmesh_resolver::Resolver;
 use std::collections::{BTreeMap, HashSet};

@@ -10,7 +10,7 @@ use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder};
-use narmesh::mesh::transport::{self, Bounds, Tls, Yamux};
+use narmesh_mesh::transport::{self, Bounds, Tls, Yamux};
 use narmesh_protocol::wire::{GOSSIP_PROTOCOL, GossipReply, GossipRequest};
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, HashPart, Summary,

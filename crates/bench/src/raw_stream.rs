@@ -8,7 +8,7 @@ use clap::ValueEnum as _;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, Swarm, SwarmBuilder, tls};
-use narmesh::mesh::transport::{self, Bounds, Tls, Yamux};
+use narmesh_mesh::transport::{self, Bounds, Tls, Yamux};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 

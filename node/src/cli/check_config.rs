@@ -290,7 +290,7 @@ fn probe(config: &Path, settings: &Settings, secrets: &Secrets) -> anyhow::Resul
         return Ok(probes);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let mut results = runtime.block_on(crate::mesh::probe(&settings.peer_addresses(), &secrets.keypair))?;
+    let mut results = runtime.block_on(narmesh_mesh::probe(&settings.peer_addresses(), &secrets.keypair))?;
     let of = |peer: &crate::settings::PeerSettings| {
         let result = results.remove(&peer.peer_id)?;
         Some(PeerProbe { name: peer.name.clone(), peer_id: peer.peer_id.to_string(), result })

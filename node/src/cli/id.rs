@@ -3,10 +3,10 @@
 use super::emit_report;
 use crate::config::{BuilderConfig, PeerConfig};
 use crate::config_template::{builder_lines, peer_lines, quoted};
-use crate::mesh::{find_outward_v4, find_outward_v6};
 use crate::settings::{NAME_FORM, Secrets, Settings, is_name, read_gateway_key};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use narmesh_mesh::{find_outward_v4, find_outward_v6};
 use narmesh_protocol::NixPublicKey;
 use narmesh_quorum::Mode;
 use serde::Serialize;

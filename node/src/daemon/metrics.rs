@@ -2,9 +2,10 @@
 //! that misbehaved appear with their id and what they did; no address of a peer appears.
 
 use super::observer::Verdicts;
-use crate::mesh::{ExchangeCounters, PeerStatistics, PeerStats};
+use crate::attestations::exchange::ExchangeCounters;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
+use narmesh_mesh::{PeerStatistics, PeerStats};
 use narmesh_quorum::State;
 use narmesh_resolver::Resolver;
 use prometheus_client::collector::Collector;

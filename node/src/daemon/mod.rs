@@ -12,22 +12,23 @@ mod report;
 
 use self::attester::Attester;
 use self::observer::Observer;
+use crate::attestations::exchange::{self, ExchangeCounters};
 use crate::builders::LedgerAndPeers;
 use crate::control::ControlSocket;
 use crate::describe::describe;
-use crate::mesh::{ExchangeCounters, Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, UploadLimits, Uploads};
 use crate::quorum::{KeyNames, LedgerThread, LiveLedger};
-use crate::settings::{Secrets, Settings, make_gateway_key};
+use crate::settings::{Compress, Secrets, Settings, make_gateway_key};
 use crate::sources::MeshSources;
-use crate::state_db::{StateDb, StateDbError, StoredAnswers, SummaryFiles};
+use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::MeshSubstituter;
 use anyhow::Context;
 use narmesh_http_gateway::{Gateway, GatewayLimits, GatewayMetrics, ListenerRole};
+use narmesh_mesh::{Mesh, MeshConfig, MeshHandle, MeshParts, PeerStatistics, SummaryStore, UploadLimits, Uploads};
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSecretKey, TrustedKeys};
 use narmesh_quorum::{Mode, Policy};
 use narmesh_resolver::{Resolver, ResolverSettings};
 use narmesh_store::{NixStore, Offer, OfferPolicy};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,7 +106,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     }
     let gateway_listener = listener::bind_gateway(settings.gateway.listen)?;
     let gateway_address = gateway_listener.local_addr()?;
-    let state = Arc::new(Mutex::new(open_state(&settings.node.state_dir)?));
+    let state = SharedStateDb::new(open_state(&settings.node.state_dir)?);
     let summaries = SummaryFiles::open(&settings.node.state_dir)
         .inspect_err(
             |error| tracing::error!(%error, "summaries of peers cannot be kept; after a restart they are pulled again"),
@@ -123,7 +124,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         total: settings.limits.uploads_total as usize,
         bytes_per_s: settings.limits.upload_bytes_per_s,
     };
-    let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&statistics), upload_limits, settings.transfer.compress);
+    let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&statistics), upload_limits, may_compress(&settings));
     let exchange_counters = ExchangeCounters::default();
     let (withheld, kept_back) = mpsc::channel(KEPT_BACK_MAX);
     let (mut mesh, handle) = Mesh::start(
@@ -134,11 +135,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             offer: Arc::clone(&offer),
             uploads: uploads.clone(),
             statistics,
-            state: Arc::clone(&state),
-            summaries,
-            ledger: Arc::clone(&ledger),
-            exchange_counters: exchange_counters.clone(),
-            withheld,
+            state: Box::new(state.clone()),
+            summaries: summaries.map(|files| Box::new(files) as Box<dyn SummaryStore>),
+            exchange: exchange::start(&ledger, &offer, withheld, exchange_counters.clone())?,
         },
     )?;
     mesh.wait_until_listening().await;
@@ -146,7 +145,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
         Arc::new(MeshSources::new(handle.clone())),
-        Arc::new(StoredAnswers(state)),
+        Arc::new(state),
         Arc::new(LedgerAndPeers { ledger: Arc::clone(&ledger), mesh: handle.clone() }),
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
@@ -288,7 +287,7 @@ impl Daemon {
         self.ledger.set_policy(policy, key_names(&settings, &secrets), settings.quorum.keep.iter().copied());
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
-        self.uploads.set_compress(settings.transfer.compress);
+        self.uploads.set_compress(may_compress(&settings));
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
         self.attester.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
@@ -392,6 +391,11 @@ fn mesh_config(settings: &Settings, secrets: &Secrets) -> MeshConfig {
         builders: settings.quorum.counted(own.as_ref()),
         own_builder: own.map(|key| BuilderKey(key.bytes())),
     }
+}
+
+/// Whether bodies to peers that ask for it are compressed.
+fn may_compress(settings: &Settings) -> bool {
+    settings.transfer.compress != Compress::Never
 }
 
 fn resolver_settings(settings: &Settings, secrets: &Secrets, gateway_key: Option<NixSecretKey>) -> ResolverSettings {

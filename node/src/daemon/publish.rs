@@ -1,8 +1,8 @@
 //! From the store to the mesh: the gossip core is told which paths are offered, and stale answers are dropped.
 
-use crate::mesh::MeshHandle;
 use crate::quorum::LiveLedger;
 use narmesh_gossip::PathChange;
+use narmesh_mesh::MeshHandle;
 use narmesh_protocol::HashPart;
 use narmesh_resolver::Resolver;
 use narmesh_store::{NixStore, Offer, OfferChange, OfferPolicy, StoreError, Watcher};

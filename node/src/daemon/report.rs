@@ -4,7 +4,6 @@ use super::Daemon;
 use crate::account::look_up_user_name;
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::{describe, plainly};
-use crate::mesh::{AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
 use crate::quorum::{OwnBuilds, Part, Queries, Question};
 use crate::settings::{PeerSettings, Settings};
 use crate::status::text::utc;
@@ -15,6 +14,7 @@ use crate::status::{
 };
 use crate::why::explain;
 use libp2p::{Multiaddr, PeerId};
+use narmesh_mesh::{AudienceView, MeshView, PROBE_QUESTION, PeerStats, ProbeResult, now, probe};
 use narmesh_protocol::{BuilderKey, HashPart, NarInfo, StoreDir, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
 use narmesh_store::{NixStore, Offer, Offering, StoreError, Withheld};

@@ -4,9 +4,9 @@
 //! separately.
 
 use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of};
-use crate::mesh::UPLOAD_BYTES_PER_S_MIN;
 use libp2p::identity::PublicKey;
 use libp2p::{Multiaddr, PeerId};
+use narmesh_mesh::UPLOAD_BYTES_PER_S_MIN;
 use narmesh_protocol::{NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{OfferPolicy, StoreLocation};
 use std::collections::{BTreeMap, BTreeSet};

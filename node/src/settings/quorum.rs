@@ -2,9 +2,9 @@
 
 use super::{Count, NAME_FORM, PeerSettings, SettingsError, check_patterns, is_name, refused};
 use crate::config::{Config, DATE_FORM, QuorumConfig};
-use crate::mesh::CountedBuilder;
 use crate::quorum::KeyNames;
 use libp2p::PeerId;
+use narmesh_mesh::CountedBuilder;
 use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NixPublicKey, StorePath};
 use narmesh_quorum::{
     Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation, WallMs,

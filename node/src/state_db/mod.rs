@@ -16,6 +16,8 @@ use crate::database_file::{
 };
 use crate::regular_file::Lies;
 use libp2p::PeerId;
+use narmesh_gossip::{Persisted, Record};
+use narmesh_mesh::MeshState;
 use narmesh_protocol::{AudienceDigest, HashPart};
 use narmesh_resolver::{AnswerChange, AnswerStore, Candidate, RememberedAnswer};
 use parking_lot::Mutex;
@@ -51,8 +53,10 @@ const MIGRATIONS: &[&str] = &[
 ",
 ];
 
-/// The database as the parts of the daemon share it. Locked for one statement at a time.
-pub type SharedStateDb = Arc<Mutex<StateDb>>;
+/// The database as the parts of the daemon share it: the mesh for what it keeps, the resolver for its answers. Locked
+/// for one use at a time.
+#[derive(Clone, Debug)]
+pub struct SharedStateDb(Arc<Mutex<StateDb>>);
 
 /// The open database.
 #[derive(Debug)]
@@ -178,15 +182,23 @@ impl StateDb {
     /// What is wrong with a value of another type than we write. SQLite stores a text where a number belongs, and then
     /// no start would succeed.
     fn find_odd_value(&self) -> Option<String> {
-        let read = || self.read_own_epoch().and(self.read_newest().map(drop)).and(self.read_audiences().map(drop));
-        match read() {
+        match self.read_persisted() {
             Err(StateDbError::Sqlite {
                 source:
                     source @ (rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..)),
                 ..
             }) => Some(source.to_string()),
-            Ok(()) | Err(_) => None,
+            Ok(_) | Err(_) => None,
         }
+    }
+
+    /// What the mesh keeps.
+    fn read_persisted(&self) -> Result<Persisted, StateDbError> {
+        Ok(Persisted {
+            own_epoch: self.read_own_epoch()?,
+            newest: self.read_newest()?,
+            audiences: self.read_audiences()?,
+        })
     }
 
     /// Our epoch as it was last set.
@@ -414,11 +426,38 @@ fn parse_holders(text: &str) -> Vec<Candidate> {
     text.split(',').filter_map(parse).collect()
 }
 
-/// The remembered answers, as the resolver uses them.
-#[derive(Clone, Debug)]
-pub struct StoredAnswers(pub SharedStateDb);
+impl SharedStateDb {
+    /// Shares the database.
+    pub fn new(db: StateDb) -> Self {
+        Self(Arc::new(Mutex::new(db)))
+    }
+}
 
-impl AnswerStore for StoredAnswers {
+impl MeshState for SharedStateDb {
+    fn read(&self) -> io::Result<Persisted> {
+        self.0.lock().read_persisted().map_err(io::Error::other)
+    }
+
+    fn persist(&self, record: &Record) -> io::Result<()> {
+        let mut state = self.0.lock();
+        let done = match record {
+            Record::OwnEpoch(epoch) => state.set_own_epoch(*epoch),
+            Record::Newest { peer, envelope } => state.set_newest(peer, envelope),
+            Record::Forget(peer) => state.forget(peer),
+        };
+        done.map_err(io::Error::other)
+    }
+
+    fn set_audience(&self, peer: &PeerId, audience: &[AudienceDigest]) -> io::Result<()> {
+        self.0.lock().set_audience(peer, audience).map_err(io::Error::other)
+    }
+
+    fn keep_audiences(&self, of: &BTreeSet<PeerId>) -> io::Result<()> {
+        self.0.lock().keep_audiences(of).map_err(io::Error::other)
+    }
+}
+
+impl AnswerStore for SharedStateDb {
     fn read_answer(&self, part: &HashPart) -> Result<Option<RememberedAnswer>, String> {
         self.0.lock().read_answer(part).map_err(|error| error.to_string())
     }

@@ -9,6 +9,7 @@ use crate::database_file::make_directory;
 use crate::regular_file::{Lies, clear, open, open_to_read, tell_moved};
 use libp2p::PeerId;
 use narmesh_gossip::KeptSummary;
+use narmesh_mesh::SummaryStore;
 use narmesh_protocol::Summary;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -69,14 +70,17 @@ impl SummaryFiles {
         Ok(Self { dir, sizes, total_bytes_max })
     }
 
-    /// The peers whose summaries are kept.
-    pub fn owners(&self) -> Vec<PeerId> {
+    fn file(&self, owner: &PeerId) -> PathBuf {
+        self.dir.join(owner.to_string())
+    }
+}
+
+impl SummaryStore for SummaryFiles {
+    fn owners(&self) -> Vec<PeerId> {
         self.sizes.keys().copied().collect()
     }
 
-    /// The kept summary of this owner. An error of kind `InvalidData` or `InvalidInput` says that the file is not one
-    /// of ours.
-    pub fn read(&self, owner: &PeerId) -> io::Result<KeptSummary> {
+    fn read(&self, owner: &PeerId) -> io::Result<KeptSummary> {
         let mut file = open_to_read(&self.file(owner))?;
         let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
         // Before memory is taken for the body: somebody may have put a file of any size there.
@@ -90,9 +94,7 @@ impl SummaryFiles {
         Ok(KeptSummary { envelope, accepted_ms, body })
     }
 
-    /// Keeps this summary instead of the previous one, whole or not at all. False when there is no room for it; then
-    /// none is kept.
-    pub fn write(&mut self, owner: &PeerId, kept: &KeptSummary) -> io::Result<bool> {
+    fn write(&mut self, owner: &PeerId, kept: &KeptSummary) -> io::Result<bool> {
         let size = (HEAD_BYTES + kept.body.len()) as u64;
         let others: u64 = self.sizes.iter().filter(|(other, _)| *other != owner).map(|(_, size)| size).sum();
         if others + size > self.total_bytes_max {
@@ -118,8 +120,7 @@ impl SummaryFiles {
         Ok(true)
     }
 
-    /// Replaces the announcement of the kept body, which was announced again. Writes 1 KiB.
-    pub fn renew(&mut self, owner: &PeerId, envelope: &[u8], accepted_ms: u64) -> io::Result<()> {
+    fn renew(&mut self, owner: &PeerId, envelope: &[u8], accepted_ms: u64) -> io::Result<()> {
         if !self.sizes.contains_key(owner) {
             return Ok(());
         }
@@ -131,17 +132,12 @@ impl SummaryFiles {
         }
     }
 
-    /// Removes the summary of this owner.
-    pub fn remove(&mut self, owner: &PeerId) -> io::Result<()> {
+    fn remove(&mut self, owner: &PeerId) -> io::Result<()> {
         if self.sizes.remove(owner).is_none() {
             return Ok(());
         }
         // Somebody may have deleted it, which is allowed.
         clear(&self.file(owner))
-    }
-
-    fn file(&self, owner: &PeerId) -> PathBuf {
-        self.dir.join(owner.to_string())
     }
 }
 

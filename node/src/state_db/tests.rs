@@ -5,6 +5,7 @@ use super::*;
 use crate::database_file::SET_ASIDE_MAX;
 use crate::regular_file::{list_moved_aside, list_oddities};
 use narmesh_gossip::KeptSummary;
+use narmesh_mesh::SummaryStore as _;
 use std::fs;
 
 fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {

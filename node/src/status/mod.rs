@@ -2,7 +2,7 @@
 //!
 //! Scripts read this JSON, so fields are added, never renamed. [`text`] renders it for people.
 
-use crate::mesh::{PeerStats, ProbeResult};
+use narmesh_mesh::{PeerStats, ProbeResult};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -80,7 +80,7 @@ fn fifty_real_nodes_agree_with_the_model() {
 /// The parameters are the daemon's: what it sets is set in `real.rs`, and all else is libp2p's default in both.
 #[test]
 fn the_parameters_are_those_of_the_daemon() {
-    let daemon = include_str!("../../../node/src/mesh/behaviour.rs");
+    let daemon = include_str!("../../../crates/mesh/src/behaviour.rs");
     let body = daemon.split("fn announcements(").nth(1).and_then(|rest| rest.split("\n}\n").next()).unwrap();
     let set: Vec<_> = body
         .lines()

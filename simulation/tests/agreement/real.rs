@@ -155,7 +155,7 @@ fn transport(key: &Keypair, delay: Delay) -> Boxed<(PeerId, StreamMuxerBox)> {
         .boxed()
 }
 
-/// Follows `announcements` of `node/src/mesh/behaviour.rs`; `the_parameters_are_those_of_the_daemon` compares what is set.
+/// Follows `announcements` of `crates/mesh/src/behaviour.rs`; `the_parameters_are_those_of_the_daemon` compares what is set.
 fn announcements(key: &Keypair, seen: &Shared) -> Announcements {
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(gossipsub::ValidationMode::Strict)

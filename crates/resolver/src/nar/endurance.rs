@@ -19,14 +19,14 @@ const FRUIT_BYTES: u64 = 1 << 20;
 /// What one transfer has borne from its sources.
 #[derive(Debug, Default)]
 pub(super) struct Endurance {
-    pace: Option<Pace>,
+    pace: Option<SourcePace>,
     /// How often in a row each source broke off without having sent much.
     fruitless: Vec<(SourceId, u32)>,
 }
 
 /// The pace of one source over all its connections.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct SourcePace {
     source: SourceId,
     /// The offset at which this source began.
     from: u64,
@@ -38,7 +38,7 @@ struct Pace {
 impl Endurance {
     /// Notes that we waited this long for `source` alone, which goes on from `offset`.
     pub(super) fn add_wait(&mut self, source: SourceId, offset: u64, wait: Duration) {
-        let fresh = Pace { source, from: offset, sending: Duration::ZERO };
+        let fresh = SourcePace { source, from: offset, sending: Duration::ZERO };
         let pace = self.pace.get_or_insert(fresh);
         if pace.source != source {
             *pace = fresh;

@@ -11,8 +11,8 @@ use crate::source::{Line, NarFeed, Piece, SourceId};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 256 << 10;
-/// The pace of a source is measured over at least this long (a guess, not measured: several round trips on any line).
-const PACE_WINDOW: Duration = Duration::from_secs(1);
+/// The rate of a source is measured over at least this long (a guess, not measured: several round trips on any line).
+const RATE_WINDOW: Duration = Duration::from_secs(1);
 /// A queue counts as moving when more than this came in over the line; the messages that only tell our place in it take
 /// fewer bytes.
 const QUEUE_PROGRESS_BYTES: u64 = 4 << 10;
@@ -61,7 +61,7 @@ pub(super) struct Runner {
     since: Duration,
     line_at_start: u64,
     progress: Progress,
-    pace: Pace,
+    rate: WindowRate,
 }
 
 /// When something last moved for a request.
@@ -75,7 +75,7 @@ struct Progress {
 
 /// Bytes per second over the last window.
 #[derive(Clone, Copy)]
-struct Pace {
+struct WindowRate {
     from: Duration,
     from_bytes: u64,
     last: Option<u64>,
@@ -103,7 +103,7 @@ impl Runner {
             since: waited,
             line_at_start: line.received_bytes,
             progress: Progress { at: waited, line_bytes: line.received_bytes, place: None },
-            pace: Pace { from: waited, from_bytes: 0, last: None },
+            rate: WindowRate { from: waited, from_bytes: 0, last: None },
         }
     }
 
@@ -218,13 +218,13 @@ impl Runner {
 
     /// Bytes of the NAR per second in the last window; `None` during the first one.
     pub(super) fn measure_rate_bytes_s(&mut self, waited: Duration) -> Option<u64> {
-        let elapsed = waited.saturating_sub(self.pace.from);
-        if elapsed >= PACE_WINDOW {
-            let bytes = u128::from(self.bytes - self.pace.from_bytes) * 1_000 / elapsed.as_millis().max(1);
+        let elapsed = waited.saturating_sub(self.rate.from);
+        if elapsed >= RATE_WINDOW {
+            let bytes = u128::from(self.bytes - self.rate.from_bytes) * 1_000 / elapsed.as_millis().max(1);
             let last = Some(u64::try_from(bytes).unwrap_or(u64::MAX));
-            self.pace = Pace { from: waited, from_bytes: self.bytes, last };
+            self.rate = WindowRate { from: waited, from_bytes: self.bytes, last };
         }
-        self.pace.last
+        self.rate.last
     }
 }
 

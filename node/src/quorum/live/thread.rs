@@ -19,11 +19,11 @@ const REST_MAX: Duration = Duration::from_secs(300);
 
 /// Decides when notes are written: the first ones at once.
 #[derive(Debug, Default)]
-struct Pace {
+struct NoteSchedule {
     rests_until: Option<Instant>,
 }
 
-impl Pace {
+impl NoteSchedule {
     fn is_due(&self, now: Instant) -> bool {
         self.rests_until.is_none_or(|until| until <= now)
     }
@@ -52,10 +52,10 @@ impl LiveLedger {
     }
 
     fn run(&self) {
-        let (mut is_well, mut pace) = (true, Pace::default());
+        let (mut is_well, mut schedule) = (true, NoteSchedule::default());
         loop {
-            let kept = self.catch_up().and_then(|()| match pace.is_due(Instant::now()) {
-                true => self.flush().map(|rows| pace.on_written(Instant::now(), rows)),
+            let kept = self.catch_up().and_then(|()| match schedule.is_due(Instant::now()) {
+                true => self.flush().map(|rows| schedule.on_written(Instant::now(), rows)),
                 false => self.pin_asked(),
             });
             match kept {
@@ -101,15 +101,15 @@ mod tests {
     fn bytes_written_for_notes_are_bounded_at_any_rate() {
         // Rows noted in a second: from one to more than the file holds.
         for per_second in [1, 3, 100, 10_000, 1_000_000] {
-            let (mut pace, start) = (Pace::default(), Instant::now());
+            let (mut schedule, start) = (NoteSchedule::default(), Instant::now());
             let (mut waiting, mut pages) = (0, 0);
             for second in 0..3_600 {
                 waiting = (waiting + per_second).min(2 * 131_072);
                 let now = start + Duration::from_secs(second);
-                if pace.is_due(now) {
+                if schedule.is_due(now) {
                     // Pages of two trees, at most 3,000 of them, each into the log and into the file.
                     pages += 2 * (2 * waiting).min(3_000);
-                    pace.on_written(now, waiting);
+                    schedule.on_written(now, waiting);
                     waiting = 0;
                 }
             }
@@ -120,10 +120,10 @@ mod tests {
 
     #[test]
     fn after_writing_nothing_the_next_notes_do_not_wait() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.on_written(now, 0);
-        assert!(pace.is_due(now));
-        pace.on_written(now, 20);
-        assert!(!pace.is_due(now + Duration::from_secs(4)) && pace.is_due(now + Duration::from_secs(5)));
+        let (mut schedule, now) = (NoteSchedule::default(), Instant::now());
+        schedule.on_written(now, 0);
+        assert!(schedule.is_due(now));
+        schedule.on_written(now, 20);
+        assert!(!schedule.is_due(now + Duration::from_secs(4)) && schedule.is_due(now + Duration::from_secs(5)));
     }
 }

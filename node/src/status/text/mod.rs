@@ -8,7 +8,7 @@ use super::{
     SummaryStatus, WhyReport, WouldAnswer,
 };
 use crate::describe::plainly;
-use crate::mesh::ProbeResult;
+use narmesh_mesh::ProbeResult;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 

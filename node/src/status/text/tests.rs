@@ -1,11 +1,11 @@
 //! The rendering, word for word.
 
 use super::*;
-use crate::mesh::PeerStats;
 use crate::status::{
     AdvertisedPath, BuilderAudience, BuilderStatus, ByteStatus, CandidateView, ConfigStatus, OwnStatus, OwnStoreView,
     RememberedView, RequestStatus, RevokedStatus, StoreStatus,
 };
+use narmesh_mesh::PeerStats;
 
 fn status() -> Status {
     Status {

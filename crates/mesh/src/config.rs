@@ -1,0 +1,33 @@
+//! What the mesh is told at its start and at a reload.
+
+use libp2p::{Multiaddr, PeerId};
+use narmesh_protocol::{BuilderKey, NixPublicKey};
+use std::collections::BTreeMap;
+
+/// A builder whose attestations are kept here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CountedBuilder {
+    /// Its key.
+    pub key: NixPublicKey,
+    /// Its node in the mesh; the audience of that node is also the audience of its attestations.
+    pub peer: Option<PeerId>,
+}
+
+/// What the mesh needs to know of the configuration.
+#[derive(Clone, Debug)]
+pub struct MeshConfig {
+    /// The allowlist with its configured addresses.
+    pub peers: BTreeMap<PeerId, Vec<Multiaddr>>,
+    /// Where to listen.
+    pub listen: Vec<Multiaddr>,
+    /// Addresses told to peers besides the listen addresses.
+    pub external_addresses: Vec<Multiaddr>,
+    /// Tell and accept loopback addresses (several nodes on one machine).
+    pub advertise_loopback: bool,
+    /// Connections kept for gossip.
+    pub connections_gossip: usize,
+    /// The builders whose attestations are kept and asked for.
+    pub builders: Vec<CountedBuilder>,
+    /// Our own builder key: everybody on the allowlist may hear what it attests.
+    pub own_builder: Option<BuilderKey>,
+}

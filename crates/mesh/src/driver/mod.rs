@@ -1,0 +1,454 @@
+//! The task that owns the swarm and the gossip core. It turns events of the one into inputs of the other, and performs
+//! what the core wants.
+//!
+//! [`Mesh`] is the loop. Each of its parts owns what it changes, and is given the [`Context`] that all work on:
+//! `gossip_link` carries what the core says and hears, `dials` decides with whom there are connections, `bulk_dials` has
+//! others dial, `narinfos` asks and answers, `attestations` serves the thread that exchanges them, and `kept` writes
+//! summaries. The loop alone passes on what one of them means for another.
+
+mod attestations;
+mod bulk_dials;
+mod context;
+mod core_events;
+mod dial_names;
+mod dials;
+mod gossip_link;
+mod kept;
+mod narinfos;
+mod requests;
+
+use self::attestations::{Attestations, view_audiences};
+use self::bulk_dials::BulkDials;
+use self::context::Context;
+use self::dials::Dials;
+use self::gossip_link::{GossipLink, publish};
+use self::kept::{RestoredSummaries, SummaryWriter};
+use self::narinfos::NarInfos;
+use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
+use super::behaviour::MeshBehaviourEvent;
+use super::bulk::Surroundings;
+use super::clock::now;
+use super::config::MeshConfig;
+use super::exchange::DriverEnd;
+use super::handle::{Blame, Command, MeshHandle, MeshView};
+use super::listeners::{ListenError, Listeners};
+use super::nar_client::NarPool;
+use super::peers::PeerStatistics;
+use super::shut_out::SHUT_OUT;
+use super::state::{MeshState, SummaryStore};
+use super::swarm;
+use super::transport::{TlsError, is_handed_over};
+use super::unread::UnreadReplies;
+use super::uploads::Uploads;
+use futures::StreamExt;
+use libp2p::identity::Keypair;
+use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, PeerId, gossipsub, ping};
+use narmesh_gossip::{Event, Gossip, GossipConfig, Input, Misdeed, Moment, Output, PATHS_MAX, Record};
+use narmesh_protocol::StoreDir;
+use narmesh_store::Offer;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that may wait for the driver.
+const COMMANDS_MAX: usize = 1_024;
+/// The driver looks at the clocks at least this often, so that suspend is noticed.
+const TICK_MAX: Duration = Duration::from_secs(10);
+/// A start waits no longer than this for its listeners.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections in all, kept and on demand.
+const CONNECTIONS_MAX: u32 = 1_024;
+
+/// What the mesh works with besides its configuration.
+#[derive(Debug)]
+pub struct MeshParts {
+    /// Says which paths may leave.
+    pub offer: Arc<Offer>,
+    /// Sends our NARs to peers.
+    pub uploads: Uploads,
+    /// Counters of each peer.
+    pub statistics: Arc<PeerStatistics>,
+    /// What survives a restart.
+    pub state: Box<dyn MeshState>,
+    /// Peers' summaries of the last run, if they can be kept.
+    pub summaries: Option<Box<dyn SummaryStore>>,
+    /// Leads to the thread that exchanges attestations.
+    pub exchange: DriverEnd,
+}
+
+/// Why the mesh cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The node key makes no certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The node cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The state cannot be read, or no thread can be started that keeps summaries.
+    #[error(transparent)]
+    State(#[from] io::Error),
+}
+
+/// The driver. `Mesh::start` makes it; `run` is its loop.
+pub struct Mesh {
+    context: Context,
+    listeners: Listeners,
+    commands: mpsc::Receiver<Command>,
+    gossip_link: GossipLink,
+    dials: Dials,
+    bulk_dials: BulkDials,
+    narinfos: NarInfos,
+    nars: NarPool,
+    attestations: Attestations,
+    /// Missing when summaries cannot be kept.
+    summaries: Option<SummaryWriter>,
+}
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mesh").field("peer", self.context.swarm.local_peer_id()).finish_non_exhaustive()
+    }
+}
+
+impl Mesh {
+    /// Builds swarm and core, starts listening, and takes bulk connections; the caller spawns [`Mesh::run`].
+    pub fn start(
+        keypair: &Keypair,
+        store_dir: StoreDir,
+        config: MeshConfig,
+        parts: MeshParts,
+    ) -> Result<(Self, MeshHandle), StartError> {
+        let MeshParts { offer, uploads, statistics, state, summaries, exchange } = parts;
+        let (mut swarm, bulk, arrivals) = swarm::build(keypair, config.peers.keys().copied(), CONNECTIONS_MAX)?;
+        let listeners = Listeners::open(&mut swarm, &config.listen)?;
+        let mut rng = StdRng::from_rng(&mut rand::rng());
+        let software = concat!("narmesh/", env!("CARGO_PKG_VERSION"));
+        let mut gossip_config = GossipConfig::new(keypair.clone(), store_dir, software, rng.random());
+        // The offer keeps to the number of the settings, which a reload may change.
+        gossip_config.path_count_max = PATHS_MAX;
+        let gossip = Gossip::new(now(), gossip_config, state.read()?);
+        let (commands_sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (asks_to_dial, asks) = mpsc::channel(COMMANDS_MAX);
+        let nars = NarPool::new(bulk.clone());
+        let handle = MeshHandle {
+            commands: commands_sender,
+            table: gossip.table(),
+            statistics: Arc::clone(&statistics),
+            nar: nars.clone(),
+            exchange: exchange.link.clone(),
+            asks: Arc::default(),
+        };
+        let blame = Blame(handle.commands.clone());
+        let surroundings = Surroundings {
+            statistics: Arc::clone(&statistics),
+            asks_to_dial,
+            incoming: Box::new(move |stream| uploads.accept(stream, blame.clone())),
+        };
+        tokio::spawn(bulk.clone().run(surroundings, arrivals));
+        let unread = UnreadReplies::default();
+        let mut mesh = Self {
+            context: Context { swarm, gossip, statistics, config: config.clone(), state, unread },
+            listeners,
+            commands,
+            gossip_link: GossipLink::new(),
+            dials: Dials::new(config.connections_gossip, rng),
+            bulk_dials: BulkDials::new(bulk, asks),
+            narinfos: NarInfos::new(Arc::clone(&offer)),
+            nars,
+            attestations: Attestations::new(exchange, offer),
+            summaries: None,
+        };
+        mesh.reconfigure(config);
+        // Before anybody can ask, so that the table answers from the first question on.
+        if let Some(files) = summaries {
+            mesh.restore_summaries(files)?;
+        }
+        Ok((mesh, handle))
+    }
+
+    /// Fills the table with the summaries of the last run, and keeps them from now on.
+    fn restore_summaries(&mut self, files: Box<dyn SummaryStore>) -> io::Result<()> {
+        let restored = RestoredSummaries::read(&mut self.context, files);
+        for owner in restored.owners() {
+            self.dials.mark_remembered(owner);
+            self.attestations.on_audience_changed(&self.context, owner);
+        }
+        self.perform();
+        self.summaries = Some(restored.keep()?);
+        Ok(())
+    }
+
+    /// Waits, at most 2 s, until an address is known of each listener that can have one.
+    pub async fn wait_until_listening(&mut self) {
+        let all = async {
+            while !self.listeners.are_known() {
+                let event = self.context.swarm.select_next_some().await;
+                self.on_swarm_event(event);
+            }
+        };
+        if tokio::time::timeout(LISTEN_TIMEOUT, all).await.is_err() {
+            tracing::warn!(after = ?LISTEN_TIMEOUT, "not all addresses of node.listen are listened on yet");
+        }
+    }
+
+    /// Runs until the last handle is dropped.
+    pub async fn run(mut self) {
+        loop {
+            self.perform();
+            self.dials.dial_due(&mut self.context);
+            if let Some(writer) = &mut self.summaries {
+                writer.write_due(&self.context.gossip);
+            }
+            let sleep = tokio::time::sleep(self.until_deadline());
+            let context = &mut self.context;
+            tokio::select! {
+                event = context.swarm.select_next_some() => self.on_swarm_event(event),
+                command = self.commands.recv() => match command {
+                    Some(Command::Goodbye(reply)) => self.say_goodbye(reply).await,
+                    Some(command) => self.on_command(command),
+                    None => return,
+                },
+                Some(answer) = self.narinfos.next_answer() => answer.send(context),
+                Some(ask) = self.bulk_dials.next_ask() => self.bulk_dials.ask(context, ask),
+                Some(order) = self.attestations.next_order() => self.attestations.on_order(context, order),
+                Some((peer, resolved)) = self.dials.next_resolved() => self.dials.on_resolved(context, peer, resolved),
+                () = sleep => context.gossip.handle(now(), Input::Tick),
+            }
+        }
+    }
+
+    fn until_deadline(&self) -> Duration {
+        let at = now().moment;
+        let wait = |deadline: Option<Moment>| {
+            deadline.map_or(TICK_MAX, |deadline| Duration::from_millis(deadline.0.saturating_sub(at.0)))
+        };
+        let writer = self.summaries.as_ref().and_then(SummaryWriter::deadline);
+        wait(self.context.gossip.deadline()).min(wait(self.dials.deadline())).min(wait(writer)).min(TICK_MAX)
+    }
+
+    fn on_command(&mut self, command: Command) {
+        let context = &mut self.context;
+        match command {
+            Command::Ask { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
+            Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
+            Command::Paths(change) => {
+                self.attestations.on_offer_looked(context);
+                context.gossip.handle(now(), Input::Paths(change));
+            }
+            Command::Probe(peer, outcome) => context.gossip.handle(now(), Input::Probe { peer, outcome }),
+            Command::Misbehaved(peer, misdeed) => context.report_misdeed(peer, misdeed),
+            Command::Reconfigure(config, done) => {
+                self.reconfigure(config);
+                done.send(()).unwrap_or(());
+            }
+            Command::View(reply) => {
+                let mut listen: Vec<_> = context.swarm.listeners().cloned().collect();
+                listen.sort_unstable();
+                let view = MeshView {
+                    listen,
+                    peers: context.gossip.peers().collect(),
+                    publication: context.gossip.publication(),
+                    audiences: view_audiences(context),
+                };
+                drop(reply.send(view));
+            }
+            Command::Goodbye(reply) => reply.send(()).unwrap_or(()),
+        }
+    }
+
+    fn reconfigure(&mut self, config: MeshConfig) {
+        let before = std::mem::replace(&mut self.context.config, config);
+        let Context { swarm, config, statistics, gossip, .. } = &mut self.context;
+        let behaviour = swarm.behaviour_mut();
+        for peer in before.peers.keys().filter(|peer| !config.peers.contains_key(*peer)) {
+            // Closes its connections, too.
+            behaviour.allowlist.disallow_peer(*peer);
+            behaviour.shut_out.forget(peer);
+            self.nars.forget(peer);
+            self.dials.forget(peer);
+            self.bulk_dials.forget(peer);
+            self.narinfos.forget(peer);
+        }
+        for peer in config.peers.keys() {
+            behaviour.allowlist.allow_peer(*peer);
+        }
+        statistics.retain_only(config.peers.keys().copied());
+        gossip.handle(now(), Input::Allowlist(config.peers.keys().copied().collect()));
+        self.dials.set_peers(&mut self.context);
+        self.tell_addresses();
+        self.attestations.tell_builders(&self.context);
+    }
+
+    fn tell_addresses(&mut self) {
+        let Context { swarm, config, gossip, .. } = &mut self.context;
+        // Only these lead out: bridges of containers come and go, and are nobody's way to us.
+        let outward: Vec<_> = find_outward_v4().into_iter().chain(find_outward_v6()).collect();
+        let addresses = choose_told(&config.external_addresses, swarm.listeners(), &outward, config.advertise_loopback);
+        gossip.handle(now(), Input::Addresses(addresses));
+    }
+
+    async fn say_goodbye(&mut self, reply: oneshot::Sender<()>) {
+        self.context.gossip.handle(now(), Input::Goodbye);
+        self.perform();
+        // gossipsub hands messages to its connection tasks only while the swarm is polled.
+        let drained = async {
+            loop {
+                let event = self.context.swarm.select_next_some().await;
+                drop(event);
+            }
+        };
+        drop(tokio::time::timeout(Duration::from_millis(200), drained).await);
+        if let Some(writer) = &mut self.summaries {
+            writer.finish(&self.context.gossip).await;
+        }
+        // An error means that nobody waits for it any more.
+        reply.send(()).unwrap_or(());
+    }
+
+    fn on_swarm_event(&mut self, event: SwarmEvent<MeshBehaviourEvent>) {
+        let context = &mut self.context;
+        match event {
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Announcements(event)) => self.on_announcement(event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Gossip(event)) => self.gossip_link.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Narinfo(event)) => self.narinfos.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Quorum(event)) => self.attestations.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Dial(event)) => self.bulk_dials.on_request(context, event),
+            SwarmEvent::Behaviour(MeshBehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })) => {
+                context.statistics.update(&peer, |stats| {
+                    stats.latency.get_or_insert(round_trip);
+                });
+            }
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                self.listeners.on_address(listener_id);
+                tracing::info!(%address, "listening for peers");
+                self.tell_addresses();
+            }
+            SwarmEvent::ExpiredListenAddr { .. } => {
+                self.dials.on_moved();
+                self.tell_addresses();
+            }
+            SwarmEvent::ListenerClosed { .. } => self.tell_addresses(),
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, endpoint, .. }
+                if num_established.get() == 1 =>
+            {
+                self.on_connected(peer_id, endpoint.is_dialer().then(|| endpoint.get_remote_address()));
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                let why = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
+                self.on_disconnected(peer_id, why);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                self.dials.on_failed(context, peer, &error);
+            }
+            SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } if !is_handed_over(&error) => {
+                tracing::debug!(%error, from = %send_back_addr, "refused an incoming connection");
+            }
+            // No other event needs a decision of ours.
+            _ => {}
+        }
+    }
+
+    fn on_announcement(&mut self, event: gossipsub::Event) {
+        if self.gossip_link.on_announcement(&mut self.context, event) {
+            self.perform();
+            self.gossip_link.clear_unjudged();
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, dialled: Option<&Multiaddr>) {
+        tracing::info!(%peer, dialled = dialled.is_some(), "connected");
+        // First: whoever waits for this connection looks there when it is told.
+        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (true, None));
+        self.dials.on_connected(peer, dialled);
+        self.context.gossip.handle(now(), Input::Connected(peer));
+        self.attestations.speak_with(&self.context, peer);
+    }
+
+    fn on_disconnected(&mut self, peer: PeerId, why: String) {
+        tracing::info!(%peer, why, "disconnected");
+        self.nars.on_disconnected(&peer);
+        self.dials.on_disconnected(&peer);
+        self.context.statistics.update(&peer, |stats| (stats.connected, stats.why) = (false, Some(why)));
+        self.context.gossip.handle(now(), Input::Disconnected(peer));
+        self.attestations.on_disconnected(peer);
+    }
+
+    /// Performs the core's outputs in order; a `Persist` is durable before the next one is looked at.
+    fn perform(&mut self) {
+        for peer in self.context.swarm.behaviour_mut().announcements.take_flooders() {
+            self.context.report_misdeed(peer, Misdeed::AnnouncementFlood);
+        }
+        while let Some(output) = self.context.gossip.poll() {
+            let context = &mut self.context;
+            match output {
+                Output::Persist(record) => self.persist(&record),
+                Output::Publish(bytes) => publish(context, bytes),
+                Output::Judge { id, verdict } => self.gossip_link.judge(context, id, verdict),
+                Output::Request { to, id, bytes } => self.gossip_link.send_request(context, to, id, bytes),
+                Output::Respond { to: _, id, bytes } => self.gossip_link.respond(context, id, bytes),
+                Output::Penalize { peer, misdeed } => self.penalize(peer, misdeed),
+                Output::Event(event) => self.on_core_event(event),
+            }
+        }
+        self.dials.tell_handshake_limits(&mut self.context);
+    }
+
+    fn persist(&mut self, record: &Record) {
+        if let Record::Forget(peer) = record {
+            self.on_summary_changed(*peer);
+        }
+        if let Err(error) = self.context.state.persist(record) {
+            tracing::error!(%error, "state database: cannot write; peers may hear old epochs again after a restart");
+        }
+    }
+
+    /// Notes a misdeed. A peer that floods us, or goes on and on, is disconnected and not dialled for a while.
+    fn penalize(&mut self, peer: PeerId, misdeed: Misdeed) {
+        tracing::warn!(%peer, %misdeed, "peer misbehaved");
+        self.context.statistics.count_misdeed(&peer, misdeed);
+        if self.context.swarm.behaviour_mut().shut_out.count(Instant::now(), peer, misdeed) {
+            tracing::warn!(%peer, %misdeed, lasting = ?SHUT_OUT, "peer is disconnected: it does this too often");
+            self.dials.leave(&peer, SHUT_OUT);
+        }
+    }
+
+    fn on_core_event(&mut self, event: Event) {
+        core_events::note(&self.context.statistics, &event);
+        match event {
+            Event::AddressesLearned { peer, addresses } => self.dials.learn(&self.context, peer, addresses),
+            Event::StoreDirDiffers { peer, .. } | Event::Expired { peer } | Event::Departed { peer } => {
+                self.on_summary_changed(peer);
+            }
+            Event::BodyPulled { owner, .. } => {
+                self.on_summary_changed(owner);
+                self.attestations.on_audience_changed(&self.context, &owner);
+            }
+            Event::SetAside { peer, until, .. } => {
+                let lasting = Duration::from_millis(until.since(now().moment));
+                self.context.statistics.set_aside(&peer, lasting);
+                self.attestations.on_set_aside(peer, lasting);
+            }
+            Event::Greeted { .. }
+            | Event::Published { .. }
+            | Event::Overtaken { .. }
+            | Event::Announced { .. }
+            | Event::PullGivenUp { .. }
+            | Event::UnknownVersion { .. }
+            | Event::UnknownHashId { .. }
+            | Event::ClockDiffers { .. }
+            | Event::Demoted { .. } => {}
+        }
+    }
+
+    /// Notes that what we hold of this peer changed.
+    fn on_summary_changed(&mut self, owner: PeerId) {
+        if let Some(writer) = &mut self.summaries {
+            writer.on_changed(owner);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
+
+use super::config::MeshConfig;
+use super::exchange::{ExchangeLink, ExchangeMessage};
+use super::nar_client::NarPool;
+use super::peers::PeerStatistics;
+use libp2p::{Multiaddr, PeerId};
+use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
+use narmesh_protocol::HashPart;
+use narmesh_protocol::wire::NarInfoReply;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Questions under way at one peer, each on a stream of its own; further ones wait for their turn. One Nix asks 25 at a
+/// time.
+const ASKS_MAX: usize = 32;
+
+/// How often a question is asked again when its connection ends before the answer.
+const LOST_MAX: u32 = 3;
+
+/// Why a peer gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It cannot be reached now.
+    #[error("not connected: {0}")]
+    NotConnected(String),
+    /// It broke the connection or the protocol.
+    #[error("request failed: {0}")]
+    Failed(String),
+    /// It has too much to do.
+    #[error("busy")]
+    Busy,
+    /// The daemon is stopping.
+    #[error("the mesh is stopping")]
+    Stopping,
+}
+
+/// What the driver is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Ask { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
+    Paths(PathChange),
+    Probe(PeerId, ProbeOutcome),
+    Misbehaved(PeerId, Misdeed),
+    Reconfigure(MeshConfig, oneshot::Sender<()>),
+    View(oneshot::Sender<MeshView>),
+    Goodbye(oneshot::Sender<()>),
+}
+
+/// Reports misdeeds of peers to the core, which counts them.
+#[derive(Clone, Debug)]
+pub(super) struct Blame(pub(super) mpsc::Sender<Command>);
+
+impl Blame {
+    /// Reports that this peer was caught lying, or broke the protocol; does not wait.
+    pub(super) fn report_misdeed(&self, peer: PeerId, misdeed: Misdeed) {
+        if self.0.try_send(Command::Misbehaved(peer, misdeed)).is_err() {
+            tracing::warn!(%peer, %misdeed, "peer misbehaved, but this was not counted: the mesh is too busy");
+        }
+    }
+}
+
+/// What `status` shows of the mesh.
+#[derive(Clone, Debug)]
+pub struct MeshView {
+    /// Addresses listened on.
+    pub listen: Vec<Multiaddr>,
+    /// Every peer as the gossip core sees it.
+    pub peers: Vec<PeerView>,
+    /// Our own summary.
+    pub publication: PublicationView,
+    /// Who may hear of the attestations of each builder's node.
+    pub audiences: BTreeMap<PeerId, AudienceView>,
+}
+
+/// The audience of a peer's summary, as far as we know it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AudienceView {
+    /// Whether we have held a summary of it, in this run or an earlier one.
+    pub is_known: bool,
+    /// Whether we hold a summary of it now: the peer is there, or was a short time ago.
+    pub is_present: bool,
+    /// The peers of our allowlist that are in it.
+    pub admitted: BTreeSet<PeerId>,
+}
+
+/// A handle of the mesh, cheap to clone.
+#[derive(Clone)]
+pub struct MeshHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) table: Arc<FilterTable>,
+    pub(super) statistics: Arc<PeerStatistics>,
+    pub(super) nar: NarPool,
+    pub(super) exchange: ExchangeLink,
+    pub(super) asks: Arc<Mutex<HashMap<PeerId, Arc<Semaphore>>>>,
+}
+
+impl std::fmt::Debug for MeshHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MeshHandle").finish_non_exhaustive()
+    }
+}
+
+impl MeshHandle {
+    /// Who may hold what; can be read without asking the driver.
+    pub fn table(&self) -> &Arc<FilterTable> {
+        &self.table
+    }
+
+    /// Counters of each peer.
+    pub fn statistics(&self) -> &Arc<PeerStatistics> {
+        &self.statistics
+    }
+
+    /// Asks peers for NARs.
+    pub fn nar(&self) -> &NarPool {
+        &self.nar
+    }
+
+    /// Asks a peer for its narinfo of a path, dialling it if need be; the caller sets the deadline. A question that is
+    /// lost with its connection is asked again on the next one.
+    pub async fn ask_narinfo(&self, peer: PeerId, hash_part: HashPart) -> Result<NarInfoReply, AskError> {
+        self.connect(peer).await?;
+        let slots = self.ask_slots(peer);
+        let _slot = slots.acquire().await.map_err(|_| AskError::Stopping)?;
+        let bytes = self.ask_connected(peer, hash_part).await?;
+        let reply = NarInfoReply::decode(&bytes).map_err(|error| {
+            // A reply that was cut short may be the connection's fault.
+            if !error.is_truncated() {
+                self.report_misdeed(peer, Misdeed::MalformedReply);
+            }
+            AskError::Failed(error.to_string())
+        })?;
+        if reply == NarInfoReply::Busy { Err(AskError::Busy) } else { Ok(reply) }
+    }
+
+    /// Asks up to three connected peers what builders attest of a path. Returns when `enough` says so after an answer,
+    /// when all have answered, or at the deadline. Their attestations are in the ledger by then, verified.
+    pub async fn ask_for(&self, hash_part: HashPart, deadline: Instant, enough: impl Fn() -> bool) {
+        // Room for one: an answer that was not looked at yet is as good as two.
+        let (sender, mut answers) = mpsc::channel(1);
+        let lasting = deadline.saturating_duration_since(Instant::now());
+        self.exchange.tell(ExchangeMessage::Wanted(hash_part, lasting, sender));
+        let satisfied = async { while answers.recv().await.is_some() && !enough() {} };
+        drop(tokio::time::timeout_at(deadline.into(), satisfied).await);
+    }
+
+    async fn ask_connected(&self, peer: PeerId, hash_part: HashPart) -> Result<Vec<u8>, AskError> {
+        let mut lost = 0;
+        loop {
+            match self.call(|reply| Command::Ask { peer, hash_part, reply }).await? {
+                // After we have restarted, a peer refuses the first dial: it still has the old connection.
+                Err(AskError::NotConnected(_)) if lost < LOST_MAX => {
+                    lost += 1;
+                    self.call(|reply| Command::Connect { peer, reply }).await??;
+                }
+                reply => return reply,
+            }
+        }
+    }
+
+    fn ask_slots(&self, peer: PeerId) -> Arc<Semaphore> {
+        let mut asks = self.asks.lock();
+        // Peers that are not asked at present need no entry.
+        asks.retain(|known, slots| *known == peer || slots.available_permits() < ASKS_MAX);
+        Arc::clone(asks.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(ASKS_MAX))))
+    }
+
+    /// Makes sure that there is a connection; waits for one that is expected soon, and the caller sets the deadline.
+    pub async fn connect(&self, peer: PeerId) -> Result<(), AskError> {
+        if self.statistics.is_connected(&peer) {
+            return Ok(());
+        }
+        self.call(|reply| Command::Connect { peer, reply }).await?
+    }
+
+    /// Tells the core what the store offers now.
+    pub async fn report_paths(&self, change: PathChange) {
+        self.send(Command::Paths(change)).await;
+    }
+
+    /// Tells the core whether a candidate held what its filter promised. Does not wait: it is dropped when the mesh is
+    /// too busy.
+    pub fn report_probe(&self, peer: PeerId, outcome: ProbeOutcome) {
+        drop(self.commands.try_send(Command::Probe(peer, outcome)));
+    }
+
+    /// Reports to the core, which counts, that this peer was caught lying; does not wait.
+    pub fn report_misdeed(&self, peer: PeerId, misdeed: Misdeed) {
+        Blame(self.commands.clone()).report_misdeed(peer, misdeed);
+    }
+
+    /// Applies a new allowlist and limits; returns when they are in force, or the mesh is stopping.
+    pub async fn reconfigure(&self, config: MeshConfig) {
+        drop(self.call(|done| Command::Reconfigure(config, done)).await);
+    }
+
+    /// What `status` shows.
+    pub async fn ask_view(&self) -> Result<MeshView, AskError> {
+        self.call(Command::View).await
+    }
+
+    /// Publishes the signed goodbye and waits until it was handed to the network.
+    pub async fn say_goodbye(&self) -> Result<(), AskError> {
+        self.call(Command::Goodbye).await
+    }
+
+    async fn send(&self, command: Command) {
+        // An error means that the driver is gone: the daemon is stopping.
+        drop(self.commands.send(command).await);
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, AskError> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(command(sender)).await.map_err(|_| AskError::Stopping)?;
+        receiver.await.map_err(|_| AskError::Stopping)
+    }
+}

@@ -1,0 +1,102 @@
+//! How bytes travel between two nodes: TCP, TLS 1.3 with libp2p's certificates, yamux. The only place where they are
+//! set up.
+//!
+//! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Yamux`] makes streams of one connection.
+//! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what
+//! we do not read than its [`Bounds`] allow, and what a peer sends unasked is read at the pace that they allow.
+
+mod kinds;
+mod multiplexer;
+mod rate_meter;
+mod received;
+mod tls;
+
+use kinds::Multiplexing;
+pub use kinds::{Arrival, arrivals, causes, is_handed_over};
+use libp2p::PeerId;
+use libp2p::core::Endpoint;
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::{Boxed, Transport};
+use libp2p::core::upgrade::Version;
+use libp2p::tcp::tokio::TcpStream;
+pub use multiplexer::{Bounds, Muxer, MuxerError, MuxerStream, Yamux};
+use rustix::net::sockopt;
+use std::io;
+use std::time::Duration;
+pub use tls::{Tls, TlsError};
+use tokio::sync::mpsc;
+
+/// A connection on which something stays unacknowledged for this long ends: the network was cut, or the peer is gone.
+/// Without this bound the kernel tries for a quarter of an hour, ever more rarely, so that a healed network would not
+/// be noticed for a minute.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
+/// How often an idle connection asks whether the other side is there, so that a silent one is found dead, too. 54 bytes
+/// each.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Bytes that the kernel takes beyond what it may send at once. Nothing can overtake them, and on a slow line they wait
+/// for long (without this bound up to 1.6 MB, more than a second at 10 Mbit/s).
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
+
+/// A transport that gives connections with peers.
+pub type PeerTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// The transport of a swarm. It dials control connections; bulk connections that come in go to `bulk`.
+pub fn control(tls: Tls, bulk: mpsc::Sender<Arrival>) -> PeerTransport {
+    build(
+        tls,
+        move |peer, came_in| {
+            if came_in { Multiplexing::Either { peer, bulk: bulk.clone() } } else { Multiplexing::Control }
+        },
+    )
+}
+
+/// The transport that dials bulk connections.
+pub fn bulk(tls: Tls) -> PeerTransport {
+    build(tls, |_, _| Multiplexing::Bulk)
+}
+
+fn build(
+    tls: Tls,
+    multiplexing: impl Fn(PeerId, bool) -> Multiplexing + Clone + Send + Unpin + 'static,
+) -> PeerTransport {
+    let transport = libp2p::tcp::tokio::Transport::new(tcp())
+        .map(|stream, _| {
+            if let Err(error) = notice_death(&stream) {
+                tracing::warn!(%error, "a dead connection will be noticed late");
+            }
+            if let Err(error) = bound_unsent(&stream) {
+                tracing::debug!(%error, "the kernel may buffer megabytes for a slow line");
+            }
+            stream
+        })
+        .map_err(TcpError)
+        .upgrade(Version::V1Lazy)
+        .authenticate(tls)
+        .multiplex_ext(move |peer, endpoint| multiplexing(*peer, endpoint.to_endpoint() == Endpoint::Listener));
+    transport.boxed()
+}
+
+/// The kernel's error. libp2p's layers pass on the source of an error and not the error itself, so this puts it under
+/// one.
+#[derive(Debug, thiserror::Error)]
+#[error("TCP: {0}")]
+struct TcpError(#[source] io::Error);
+
+/// Bounds both kinds of connection: which kind it is, is known only after its handshake.
+fn bound_unsent(stream: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(&stream.0).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
+}
+
+fn notice_death(stream: &TcpStream) -> rustix::io::Result<()> {
+    let socket = &stream.0;
+    sockopt::set_tcp_user_timeout(socket, u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).unwrap_or(u32::MAX))?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEP_ALIVE)?;
+    // [`UNACKNOWLEDGED_MAX`] holds for these probes as well.
+    sockopt::set_tcp_keepintvl(socket, UNACKNOWLEDGED_MAX / 2)
+}
+
+/// TCP as every node uses it: small frames leave at once.
+pub fn tcp() -> libp2p::tcp::Config {
+    libp2p::tcp::Config::new().nodelay(true)
+}

@@ -1,0 +1,460 @@
+//! Answering peers' NAR requests from our own store alone: each when its turn has come, at its share of the rate.
+//!
+//! Walk: [`Uploads::accept`] takes a stream; each request on it enters the `queue` and waits for its turn, while its
+//! asker is told its place; then a `reader` opens the NAR, and a `body` is written piece by piece, each slice when
+//! `rate` grants it.
+//!
+//! What it costs: a body under way holds at most two pieces, the one being written and the one read ahead. A piece has
+//! 256 KiB where the stream takes it quickly and 16 KiB where it does not (64 KiB at first), and yamux keeps up to
+//! twelve frames of 16 KiB per stream before its socket. A peer that reads nothing costs 16 small NARs of up to 256 KiB
+//! and 16 large ones of two times 64 KiB, 6 MiB, until these are given up; from then on 32 times two times 16 KiB, 1
+//! MiB; and 6 MiB in yamux for the ten seconds until TCP ends a connection from which nothing is taken. The only bound
+//! over all peers is that on the readers at work (`uploads_total`).
+//! Invariants: no request is refused because of what another peer does; nothing waits without the asker being told.
+
+mod body;
+mod queue;
+mod rate;
+mod reader;
+mod shares;
+
+use super::bulk::{BulkStream, Incoming};
+use super::framing::{read_frame, write_frame};
+use super::handle::Blame;
+use super::peers::PeerStatistics;
+use super::rates::NarRates;
+use body::BodyWriter;
+use futures::{AsyncReadExt, AsyncWriteExt};
+use libp2p::PeerId;
+use narmesh_gossip::Misdeed;
+use narmesh_protocol::wire::{NarFrame, NarReply, NarRequest};
+use narmesh_store::Offer;
+use parking_lot::Mutex;
+use queue::{Kind, Queue, Ticket};
+use rate::UploadRate;
+use reader::{ReadFailure, Reader};
+pub use shares::UPLOAD_BYTES_PER_S_MIN;
+use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// A NAR up to this size is small: it does not wait behind large ones, and its asker verifies the whole of it before
+/// passing any of it on.
+const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
+/// Streams that one peer may hold open; a further one is told *not now* and closed.
+const STREAMS_PER_PEER_MAX: usize = 64;
+/// Streams over that limit that are told so at the same time; the others are reset.
+const TURNED_AWAY_MAX: usize = 8;
+/// A wait that is over sooner is not told: the asker would wake for nothing.
+const FIRST_WORD: Duration = Duration::from_millis(50);
+/// An asker that waits is told a new place at most this often,
+const NEW_PLACE: Duration = Duration::from_secs(1);
+/// and that it still waits at least this often.
+const STILL_WAITS: Duration = Duration::from_millis(1_800);
+/// What the asker is promised: the next word comes within this.
+const NEXT_WORD_MS: u32 = 2_000;
+/// An asker that cannot be queued should ask again after this.
+const ASK_AGAIN_MS: u32 = 1_000;
+/// A head that cannot be written for this long ends its stream, as a body does.
+const HEAD_STALL: Duration = Duration::from_secs(30);
+/// Bodies of one peer that are compressed in more than one piece at the same time; further ones wait. An encoder takes
+/// some 0.6 MiB for as long as its body is under way, also while nobody reads it. A line on which zstd helps is full
+/// with fewer.
+const ENCODERS_PER_PEER_MAX: usize = 8;
+
+/// How much may be under way at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadLimits {
+    /// Bodies to one peer: this many of NARs up to 8 MiB, and as many of larger ones.
+    pub per_peer: usize,
+    /// Threads that read from the disk for all peers.
+    pub total: usize,
+    /// Bytes per second to all peers together; `None` for no limit.
+    pub bytes_per_s: Option<NonZeroU32>,
+}
+
+/// The uploads of this node; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Uploads(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    offer: Arc<Offer>,
+    statistics: Arc<PeerStatistics>,
+    may_compress: AtomicBool,
+    readers: Arc<Semaphore>,
+    /// Half of the cores may compress at the same time: compression takes ten times as long as the rest of an upload,
+    /// and peers who ask for much of it must leave time to answer everybody else.
+    compressors: Arc<Semaphore>,
+    queue: Mutex<Queue>,
+    rate: UploadRate,
+    rates: NarRates,
+    peers: Mutex<HashMap<PeerId, Arc<PeerUploads>>>,
+    ended: Notify,
+}
+
+/// What the streams of one peer have in common.
+#[derive(Debug)]
+struct PeerUploads {
+    streams: Arc<Semaphore>,
+    encoders: Arc<Semaphore>,
+    /// Streams over the limit that are being told so.
+    turned_away: Arc<Semaphore>,
+    /// When one of its streams last took a byte.
+    moved: Mutex<Instant>,
+    /// The number of its requests that wait for a place.
+    waiting: AtomicUsize,
+    /// Whether its last piece was taken slowly.
+    is_slow: AtomicBool,
+    /// One of its requests ended: others may have moved up.
+    advanced: Notify,
+}
+
+impl PeerUploads {
+    fn new() -> Self {
+        Self {
+            streams: Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX)),
+            encoders: Arc::new(Semaphore::new(ENCODERS_PER_PEER_MAX)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
+            moved: Mutex::new(Instant::now()),
+            waiting: AtomicUsize::new(0),
+            is_slow: AtomicBool::new(false),
+            advanced: Notify::new(),
+        }
+    }
+
+    /// Waits until one more body may be compressed. A body that its asker does not read makes room as it does for a
+    /// request that waits in the queue.
+    async fn wait_for_encoder(&self) -> io::Result<OwnedSemaphorePermit> {
+        let _waiting = Waiting::of(self);
+        acquire(&self.encoders).await
+    }
+}
+
+/// A request that was let in, until it is done with.
+struct Turn {
+    uploads: Uploads,
+    peer: PeerId,
+    kind: Kind,
+    ticket: Ticket,
+    of_peer: Arc<PeerUploads>,
+}
+
+impl Turn {
+    fn place(&self) -> Option<u32> {
+        self.uploads.0.queue.lock().place(self.peer, self.kind, self.ticket)
+    }
+
+    /// Waits until the request is under way.
+    async fn wait(&self) {
+        let _waiting = Waiting::of(&self.of_peer);
+        loop {
+            let mut advanced = std::pin::pin!(self.of_peer.advanced.notified());
+            // Before the check, so that no change after it is missed.
+            advanced.as_mut().enable();
+            if self.place().is_none() {
+                return;
+            }
+            advanced.await;
+        }
+    }
+}
+
+/// One more request of a peer that waits, until it is dropped.
+struct Waiting<'p>(&'p PeerUploads);
+
+impl<'p> Waiting<'p> {
+    fn of(peer: &'p PeerUploads) -> Self {
+        peer.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(peer)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.uploads.0.queue.lock().leave(self.peer, self.kind, self.ticket);
+        self.of_peer.advanced.notify_waiters();
+        self.uploads.0.ended.notify_waiters();
+    }
+}
+
+impl Uploads {
+    /// Serves what `offer` allows, and counts in `statistics`.
+    pub fn new(offer: Arc<Offer>, statistics: Arc<PeerStatistics>, limits: UploadLimits, may_compress: bool) -> Self {
+        let rate = UploadRate::default();
+        rate.set_rate(limits.bytes_per_s);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self(Arc::new(Shared {
+            offer,
+            statistics,
+            may_compress: AtomicBool::new(may_compress),
+            readers: Arc::new(Semaphore::new(limits.total)),
+            compressors: Arc::new(Semaphore::new((cores / 2).max(1))),
+            queue: Mutex::new(Queue::new(limits.per_peer)),
+            rate,
+            rates: NarRates::default(),
+            peers: Mutex::default(),
+            ended: Notify::new(),
+        }))
+    }
+
+    /// Applies another `limits.upload_bytes_per_s`, also to what is under way.
+    pub fn set_rate(&self, bytes_per_s: Option<NonZeroU32>) {
+        self.0.rate.set_rate(bytes_per_s);
+    }
+
+    /// Applies another `transfer.compress`: whoever asks for zstd gets it, unless it is never to be used.
+    pub fn set_compress(&self, may_compress: bool) {
+        self.0.may_compress.store(may_compress, Ordering::Relaxed);
+    }
+
+    /// Waits until no body is under way; none is begun after this was called.
+    pub async fn finish(&self) {
+        self.0.queue.lock().close();
+        loop {
+            let mut ended = std::pin::pin!(self.0.ended.notified());
+            ended.as_mut().enable();
+            if self.0.queue.lock().under_way() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Serves a stream that a peer opened, or tells it why not.
+    pub(super) fn accept(&self, incoming: Incoming, blame: Blame) {
+        let of_peer = self.of_peer(incoming.peer);
+        match Arc::clone(&of_peer.streams).try_acquire_owned() {
+            Ok(permit) => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    this.serve_stream(incoming, &of_peer, &blame).await;
+                    drop(permit);
+                });
+            }
+            Err(_) => {
+                tracing::debug!(peer = %incoming.peer, "refused a NAR stream over the limit");
+                // While the peer does not read these answers, its further streams are reset: each may hold 256 KiB of
+                // what it sent.
+                if let Ok(permit) = Arc::clone(&of_peer.turned_away).try_acquire_owned() {
+                    tokio::spawn(async move {
+                        // Either the peer is told so, or it does not read.
+                        tokio::time::timeout(HEAD_STALL, turn_away(incoming.stream)).await.ok();
+                        drop(permit);
+                    });
+                }
+            }
+        }
+    }
+
+    fn of_peer(&self, peer: PeerId) -> Arc<PeerUploads> {
+        let mut peers = self.0.peers.lock();
+        peers.retain(|known, uploads| *known == peer || uploads.streams.available_permits() < STREAMS_PER_PEER_MAX);
+        Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(PeerUploads::new())))
+    }
+
+    async fn serve_stream(&self, incoming: Incoming, of_peer: &Arc<PeerUploads>, blame: &Blame) {
+        let Incoming { peer, mut stream, connection } = incoming;
+        loop {
+            let request = match read_frame(&mut stream, NarRequest::BYTES_MAX).await {
+                Ok(Some(frame)) => NarRequest::decode(&frame).ok(),
+                // Longer than any request.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+                Ok(None) | Err(_) => return,
+            };
+            let Some(request) = request else { return blame.report_misdeed(peer, Misdeed::MalformedRequest) };
+            let in_use = connection.begin_use();
+            self.0.rates.wait(&peer).await;
+            let answered = self.answer(peer, &mut stream, of_peer, request).await;
+            drop(in_use);
+            if let Err(error) = answered {
+                tracing::debug!(%peer, hash_part = %request.hash_part, %error, "NAR upload ended early");
+                return;
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        peer: PeerId,
+        stream: &mut BulkStream,
+        of_peer: &Arc<PeerUploads>,
+        request: NarRequest,
+    ) -> io::Result<()> {
+        if !self.0.offer.is_offered(&request.hash_part) {
+            return reply(stream, NarReply::Absent).await;
+        }
+        // What is not offered is answered before this, so that it takes no place in the queue.
+        let Some(turn) = self.enter(peer, of_peer, request.nar_size) else {
+            return reply(stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await;
+        };
+        wait_and_tell_place(stream, || turn.place().unwrap_or(1), turn.wait()).await?;
+        let share = self.0.rate.join(peer, turn.ticket);
+        let zstd = request.accept_zstd && self.0.may_compress.load(Ordering::Relaxed);
+        // Opened only now: a request that waits in the queue takes no reader and holds no piece.
+        let opened = wait_and_tell_place(stream, || 1, self.open(request, zstd, of_peer)).await?;
+        let (reader, first) = match opened? {
+            Ok(Some(begun)) => begun,
+            Ok(None) => return reply(stream, NarReply::Absent).await,
+            Err(error) => {
+                tracing::debug!(hash_part = %request.hash_part, %error, "one of our NARs cannot be opened");
+                let not_now = NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS };
+                return reply(stream, if error.may_pass() { not_now } else { NarReply::Absent }).await;
+            }
+        };
+        let head = NarReply::Body { zstd }.encode().map_err(io::Error::other)?;
+        let mut body = BodyWriter::new(stream, of_peer, &share);
+        let sent = match first {
+            // Under a rate even a small NAR has to wait for its share, so it is sent in slices.
+            Ok(Some(whole)) if reader.is_complete() && share.is_free() => body.write_at_once(&head, &whole).await,
+            first => self.send(&mut body, &head, reader, first, request).await,
+        };
+        let bytes = body.sent;
+        self.0.statistics.update(&peer, |stats| stats.bytes_out += bytes);
+        sent
+    }
+
+    fn enter(&self, peer: PeerId, of_peer: &Arc<PeerUploads>, nar_size: u64) -> Option<Turn> {
+        let kind = Kind::of(nar_size);
+        let ticket = self.0.queue.lock().enter(peer, kind)?;
+        Some(Turn { uploads: self.clone(), peer, kind, ticket, of_peer: Arc::clone(of_peer) })
+    }
+
+    /// Opens the NAR and reads the first piece of what was asked for; `None` if it is not here.
+    async fn open(
+        &self,
+        request: NarRequest,
+        zstd: bool,
+        of_peer: &PeerUploads,
+    ) -> io::Result<Result<Option<(Reader, Piece)>, ReadFailure>> {
+        let offer = Arc::clone(&self.0.offer);
+        let left = request.nar_size.saturating_sub(request.offset);
+        let bytes_max = BodyWriter::<BulkStream>::first_piece_bytes(of_peer, left);
+        let encoder = if zstd { Some(of_peer.wait_for_encoder().await?) } else { None };
+        self.run_blocking(zstd, move || {
+            let Some(mut reader) = Reader::open(&offer, &request, encoder)? else { return Ok(None) };
+            let first = reader.next(bytes_max);
+            Ok(Some((reader, first)))
+        })
+        .await
+    }
+
+    /// Streams the body; ends it with `END_FAILED` when our copy is not what our database says.
+    async fn send(
+        &self,
+        body: &mut BodyWriter<'_, BulkStream>,
+        head: &[u8],
+        mut reader: Reader,
+        first: Piece,
+        request: NarRequest,
+    ) -> io::Result<()> {
+        let mut framed = Vec::with_capacity(4 + head.len());
+        write_frame(&mut framed, head).await?;
+        body.write(&framed).await?;
+        let mut piece = first;
+        let status = loop {
+            match piece {
+                Ok(None) => break NarFrame::END_COMPLETE,
+                Ok(Some(bytes)) => {
+                    let bytes_max = body.piece_bytes();
+                    // Reads ahead while it writes, so that the stream does not wait for the disk.
+                    let (written, read) = tokio::join!(body.write_piece(&bytes), self.read(reader, bytes_max));
+                    written?;
+                    (reader, piece) = read?;
+                }
+                Err(error) => {
+                    tracing::warn!(hash_part = %request.hash_part, %error, "our own copy could not be sent whole");
+                    break NarFrame::END_FAILED;
+                }
+            }
+        };
+        body.end(status).await
+    }
+
+    async fn read(&self, mut reader: Reader, bytes_max: usize) -> io::Result<(Reader, Piece)> {
+        self.run_blocking(reader.is_compressing(), move || {
+            let piece = reader.next(bytes_max);
+            (reader, piece)
+        })
+        .await
+    }
+
+    /// Runs `work` on a blocking thread, when one of `uploads_total` is free and, if it compresses, when its turn for a
+    /// compressor has come.
+    async fn run_blocking<T: Send + 'static>(
+        &self,
+        compresses: bool,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        // A compressor first, so that whoever waits for one keeps no reader from others.
+        let compressor = if compresses { Some(acquire(&self.0.compressors).await?) } else { None };
+        let permits = (compressor, acquire(&self.0.readers).await?);
+        let run = move || {
+            let done = work();
+            drop(permits);
+            done
+        };
+        tokio::task::spawn_blocking(run).await.map_err(io::Error::other)
+    }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
+    Arc::clone(semaphore).acquire_owned().await.map_err(io::Error::other)
+}
+
+/// The next piece of a body, or its end.
+type Piece = Result<Option<Vec<u8>>, ReadFailure>;
+
+async fn reply(stream: &mut BulkStream, reply: NarReply) -> io::Result<()> {
+    let bytes = reply.encode().map_err(io::Error::other)?;
+    let written = async {
+        write_frame(stream, &bytes).await?;
+        stream.flush().await
+    };
+    tokio::time::timeout(HEAD_STALL, written).await?
+}
+
+async fn turn_away(mut stream: BulkStream) -> io::Result<()> {
+    reply(&mut stream, NarReply::NotNow { place: 0, ask_again_ms: ASK_AGAIN_MS }).await?;
+    stream.close().await
+}
+
+/// Waits for `work` as long as the asker does; meanwhile tells the asker that it waits, and its place.
+async fn wait_and_tell_place<T>(
+    stream: &mut BulkStream,
+    place: impl Fn() -> u32,
+    work: impl Future<Output = T>,
+) -> io::Result<T> {
+    let mut work = std::pin::pin!(work);
+    let mut told: Option<u32> = None;
+    let mut next_look = FIRST_WORD;
+    loop {
+        let mut byte = [0];
+        tokio::select! {
+            biased;
+            done = &mut work => return Ok(done),
+            // An asker sends nothing before it is answered: if anything can be read here, it has left.
+            _ = stream.read(&mut byte) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            () = tokio::time::sleep(next_look) => {}
+        }
+        let now = place();
+        // A new place is told after a second; the same place only after `STILL_WAITS` in all.
+        if told == Some(now) {
+            (told, next_look) = (None, STILL_WAITS - NEW_PLACE);
+        } else {
+            reply(stream, NarReply::NotNow { place: now, ask_again_ms: NEXT_WORD_MS }).await?;
+            (told, next_look) = (Some(now), NEW_PLACE);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Attestations on their way between this node and its peers.
+
+pub(crate) mod exchange;
