@@ -45,39 +45,26 @@
 //! are at most 2,047 peers, one pull for each, 16 pulls under way, one sync per connection, 4 tellers per pull, 64 deltas
 //! of our own history, 4 MiB of others' deltas, and a rate limit on the announcements and requests of each peer.
 
-#[cfg(test)]
-mod bounds;
-mod conduct;
-mod directory;
+mod exchange;
 mod gossip;
-mod history;
 mod input;
-mod kept;
-mod latest;
-mod matrix;
-mod misdeed;
 mod mutation;
 mod output;
+mod peers;
 mod publication;
-mod pull;
-mod relay;
-mod sliced;
-mod sync;
 mod table;
-mod table_writer;
 mod time;
 mod timers;
-mod view;
 
-pub use directory::OpenEnvelope;
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
-pub use kept::{Flaw, KeptSummary, Unfit};
-pub use misdeed::Misdeed;
 #[cfg(feature = "mutants")]
 pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use output::{Event, Forward, Output, Record};
+pub use peers::directory::OpenEnvelope;
+pub use peers::kept::{Flaw, KeptSummary, Unfit};
+pub use peers::misdeed::Misdeed;
+pub use peers::view::{PeerView, SummaryView};
 pub use publication::{PATHS_MAX, PublicationView};
-pub use table::{Candidate, FilterTable};
+pub use table::reader::{Candidate, FilterTable};
 pub use time::{Moment, Now};
-pub use view::{PeerView, SummaryView};

@@ -1,6 +1,6 @@
 //! What a core wants done, and what it reports.
 
-use crate::misdeed::Misdeed;
+use crate::peers::misdeed::Misdeed;
 use crate::time::Moment;
 use libp2p_identity::PeerId;
 use narmesh_protocol::Generation;

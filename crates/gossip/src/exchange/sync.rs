@@ -4,12 +4,12 @@
 //! Both sides ask. A question names what the asker holds. The answer brings newer envelopes, of owners whose audience
 //! includes the asker, and the newest envelope that the asker itself has signed.
 
-use crate::directory::{Entry, Held, Worth};
+use crate::exchange::pull::Sent;
 use crate::gossip::Gossip;
-use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::output::{Event, Output};
-use crate::pull::Sent;
+use crate::peers::directory::{Entry, Held, Worth};
+use crate::peers::misdeed::Misdeed;
 use crate::time::Moment;
 use crate::timers::Timer;
 use libp2p_identity::PeerId;

@@ -5,7 +5,7 @@
 //! half a filter. A column that was given up is used again only when every view that showed it is gone. A delta sets bits
 //! in place, so a reader may see some of its bits before the others.
 
-use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
+use crate::table::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM, HashPart};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};

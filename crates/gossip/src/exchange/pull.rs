@@ -1,12 +1,12 @@
 //! Pulls: fetching an announced body from the owner, from the peers that told us of it, or from any other peer, a limited
 //! number of times.
 
-use crate::directory::{Acceptance, Held, Newest};
 use crate::gossip::Gossip;
-use crate::kept::Flaw;
-use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::output::{Event, Output};
+use crate::peers::directory::{Acceptance, Held, Newest};
+use crate::peers::kept::Flaw;
+use crate::peers::misdeed::Misdeed;
 use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};

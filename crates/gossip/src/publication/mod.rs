@@ -4,7 +4,11 @@
 //! Additions, new audience members and addresses go into a delta (`seq` + 1). A removal, a peer that lost our trust, or a
 //! filter that has become too small starts a new epoch, because bits are never cleared within one.
 
-use crate::history::{History, Step};
+pub(crate) mod relay;
+
+mod history;
+
+use self::history::{History, Step};
 use crate::input::PathChange;
 use crate::mutation::mutant;
 use crate::time::{Moment, Now};

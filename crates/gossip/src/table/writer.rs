@@ -1,9 +1,9 @@
 //! The writing side of the table: which column belongs to which peer, which are free, and when a class changes its form.
 
-use crate::latest::Latest;
 use crate::mutation::mutant;
-use crate::sliced::{PlainFilters, Sliced};
-use crate::table::{ClassView, FilterTable, Member, PlainFilter, Rank, View};
+use crate::table::latest::Latest;
+use crate::table::reader::{ClassView, FilterTable, Member, PlainFilter, Rank, View};
+use crate::table::sliced::{PlainFilters, Sliced};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

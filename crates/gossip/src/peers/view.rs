@@ -1,7 +1,7 @@
 //! What `status` shows of each peer.
 
 use crate::gossip::Gossip;
-use crate::misdeed::Misdeed;
+use crate::peers::misdeed::Misdeed;
 use crate::time::Moment;
 use libp2p_identity::PeerId;
 use narmesh_protocol::Generation;

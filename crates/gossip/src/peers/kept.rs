@@ -3,9 +3,9 @@
 //! Nothing here goes through [`crate::Output::Persist`]: a body has up to 2 MB and nothing depends on it, so the caller
 //! decides how often it writes one.
 
-use crate::directory::{Acceptance, Newest, lifetime_ms};
 use crate::gossip::Gossip;
 use crate::mutation::mutant;
+use crate::peers::directory::{Acceptance, Newest, lifetime_ms};
 use crate::publication::DAY_MS;
 use crate::time::Now;
 use libp2p_identity::PeerId;

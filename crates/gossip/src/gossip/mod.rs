@@ -1,16 +1,19 @@
 //! The state machine: inputs in, outputs out.
 
-use crate::directory::{Directory, OpenEnvelope, Worth};
+#[cfg(test)]
+mod tests;
+
+use crate::exchange::pull::{Pulls, Sent};
+use crate::exchange::sync::Link;
 use crate::input::{Input, ProbeOutcome};
-use crate::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::output::{Event, Forward, Output, Record};
+use crate::peers::directory::{Directory, OpenEnvelope, Worth};
+use crate::peers::misdeed::Misdeed;
+use crate::publication::relay::Relayed;
 use crate::publication::{Publication, PublicationTimes, PublicationView};
-use crate::pull::{Pulls, Sent};
-use crate::relay::Relayed;
-use crate::sync::Link;
-use crate::table::{Candidate, FilterTable};
-use crate::table_writer::TableWriter;
+use crate::table::reader::{Candidate, FilterTable};
+use crate::table::writer::TableWriter;
 use crate::time::{Moment, Now};
 use crate::timers::{Timer, Timers};
 use libp2p_identity::{Keypair, PeerId};
@@ -144,7 +147,7 @@ impl Gossip {
             publication: Publication::new(&me, times, config.path_count_max, persisted.own_epoch),
             keypair: config.keypair,
             store_dir: config.store_dir.as_str().to_owned(),
-            software: crate::sync::to_printable(&config.software, crate::sync::SOFTWARE_BYTES_MAX),
+            software: crate::exchange::sync::to_printable(&config.software, crate::exchange::sync::SOFTWARE_BYTES_MAX),
             sync_interval_ms: config.sync_interval_ms.max(1),
             open_envelope: config.open_envelope,
             reannounce_ms: config.reannounce_ms,
@@ -311,7 +314,7 @@ impl Gossip {
                 entry.audience = audience;
             }
             if let Some(envelope) = floor.filter(|_| !mutant!(FloorsForgotten)) {
-                entry.newest.get_or_insert(crate::directory::Newest { envelope, accepted: None });
+                entry.newest.get_or_insert(crate::peers::directory::Newest { envelope, accepted: None });
             }
         }
         // The first allowlist does not name the peers that are left over.

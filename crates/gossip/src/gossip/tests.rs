@@ -2,9 +2,9 @@
 
 use crate::gossip::{Gossip, GossipConfig, Persisted};
 use crate::input::{Input, PathChange, ProbeOutcome};
-use crate::kept::KeptSummary;
-use crate::misdeed::Misdeed;
 use crate::output::Output;
+use crate::peers::kept::KeptSummary;
+use crate::peers::misdeed::Misdeed;
 use crate::time::{Moment, Now};
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
@@ -219,7 +219,7 @@ fn check_bounds(gossip: &Gossip, peers: usize) {
     let trusted = gossip.directory.iter().count();
     assert!(trusted <= peers);
     assert!(gossip.links.len() <= trusted);
-    assert!(gossip.requests.len() <= gossip.links.len() + crate::pull::IN_FLIGHT_MAX);
+    assert!(gossip.requests.len() <= gossip.links.len() + crate::exchange::pull::IN_FLIGHT_MAX);
     assert!(gossip.table.shared().peers() <= trusted);
     gossip.relayed.check(trusted);
     gossip.pulls.check(trusted, gossip.requests.values());

@@ -1,0 +1,7 @@
+//! The filters of all peers.
+
+pub(crate) mod latest;
+pub(crate) mod matrix;
+pub(crate) mod reader;
+pub(crate) mod sliced;
+pub(crate) mod writer;
