@@ -37,8 +37,10 @@
 //!   filter that claims absent paths ranks lower with each measured false hit, and is left out when they go far
 //!   beyond what its density predicts.
 //!
-//! **Walk.** [`Gossip`] (the state machine) drives the publication (our paths -> delta or epoch -> envelope), the directory
-//! (what we hold of each peer), the pulls, the sync, the conduct (misdeeds, false hits) and the [`FilterTable`].
+//! **Walk.** [`Gossip`] hands each input to one of its parts: the publication (our paths -> delta or epoch -> envelope), the
+//! syncs, and the pulls. These work on a context that they share: the peers (what we know and hold of each, its conduct, the
+//! [`FilterTable`]), the connections, and the requests under way. A part owns its state; a higher one is given the lower ones,
+//! in the order publication, syncs, announcements, pulls, context.
 //!
 //! **Invariants.** No state exists of a peer that is not on the allowlist. No body goes to a peer outside its audience. No
 //! filter in the table is unsigned or half written. Foreign bytes cannot grow any map or queue beyond the allowlist: there
@@ -48,6 +50,7 @@
 mod exchange;
 mod gossip;
 mod input;
+mod io;
 mod mutation;
 mod output;
 mod peers;
@@ -61,8 +64,9 @@ pub use input::{Input, PathChange, ProbeOutcome};
 #[cfg(feature = "mutants")]
 pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use output::{Event, Forward, Output, Record};
+pub use peers::body::Flaw;
 pub use peers::directory::OpenEnvelope;
-pub use peers::kept::{Flaw, KeptSummary, Unfit};
+pub use peers::kept::{KeptSummary, Unfit};
 pub use peers::misdeed::Misdeed;
 pub use peers::view::{PeerView, SummaryView};
 pub use publication::{PATHS_MAX, PublicationView};

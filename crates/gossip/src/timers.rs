@@ -4,7 +4,7 @@ use crate::time::Moment;
 use libp2p_identity::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a timer is for. There is one timer for each value, so the peers and the requests bound their number.
+/// What a timer is for. There is one timer for each value, so the peers bound their number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Timer {
     /// Our publication has something to say.
@@ -15,8 +15,8 @@ pub(crate) enum Timer {
     Greet(PeerId),
     /// The next attempt of a pull.
     Pull(PeerId),
-    /// One of our requests has waited too long for its answer.
-    Request(u64),
+    /// The first of our requests has waited too long for its answer.
+    Requests,
     /// The lifetime of a peer's summary ends.
     Expire(PeerId),
     /// A peer is no longer set aside, or no longer demoted.

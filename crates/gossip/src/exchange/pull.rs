@@ -1,20 +1,18 @@
 //! Pulls: fetching an announced body from the owner, from the peers that told us of it, or from any other peer, a limited
 //! number of times.
 
-use crate::gossip::Gossip;
+use super::Context;
+use super::requests::Question;
 use crate::mutation::mutant;
-use crate::output::{Event, Output};
-use crate::peers::directory::{Acceptance, Held, Newest};
-use crate::peers::kept::Flaw;
+use crate::output::Event;
+use crate::peers::body::Flaw;
+use crate::peers::directory::{Held, Newest};
 use crate::peers::misdeed::Misdeed;
 use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
-use narmesh_protocol::{
-    Announcement, AudienceDigest, Filter, Generation, HASH_ID_V1, Summary, SummaryDelta, SummaryError,
-};
+use narmesh_protocol::{Generation, Summary, SummaryDelta, SummaryError};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 /// The most bodies under way at once: 16 of 2 MiB each are the most memory that pulls take.
 pub(crate) const IN_FLIGHT_MAX: usize = 16;
@@ -34,19 +32,6 @@ const OWNER_ABSENT_MAX: u32 = 4;
 /// from an honest owner that publishes twice a second, one in five succeeds even at a round trip of 400 ms.
 const UNDELIVERED_MAX: u32 = 12;
 const UNDELIVERED_MS: u64 = 60_000;
-/// A request without an answer counts as failed after this, milliseconds.
-pub(crate) const REQUEST_TIMEOUT_MS: u64 = 10_000;
-
-/// What one of our requests was for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Sent {
-    Sync,
-    Pull {
-        owner: PeerId,
-        /// The `seq` that a delta may build on, if we hold a body of the same epoch.
-        have_seq: Option<u64>,
-    },
-}
 
 /// All pulls, at most one for each owner.
 #[derive(Debug, Default)]
@@ -54,7 +39,6 @@ pub(crate) struct Pulls {
     by_owner: BTreeMap<PeerId, Pull>,
     /// Pulls in [`Phase::Ready`], first come first served.
     ready: VecDeque<PeerId>,
-    in_flight: usize,
 }
 
 #[derive(Debug)]
@@ -92,48 +76,55 @@ impl Pull {
     fn generation(&self) -> Generation {
         self.target.announcement().generation
     }
+
+    /// Whom to ask: the owner or those who told us of the announcement. Every third attempt asks another peer, because
+    /// those may be eclipsing us.
+    fn choose_source(&self, cx: &mut Context, owner: &PeerId) -> Option<PeerId> {
+        let preferred = std::iter::once(owner).chain(self.tellers.iter().filter(|teller| *teller != owner)).copied();
+        let preferred: Vec<_> = preferred.filter(|peer| cx.may_ask(peer)).collect();
+        if preferred.is_empty() || self.attempts % 3 == 2 {
+            let others = cx.connections.peers().filter(|peer| !preferred.contains(peer) && cx.may_ask(peer)).copied();
+            let others: Vec<_> = others.collect();
+            if preferred.is_empty() || !others.is_empty() {
+                let at = cx.io.draw_below(u64::try_from(others.len()).unwrap_or(u64::MAX));
+                return others.into_iter().nth(usize::try_from(at).ok()?);
+            }
+        }
+        let count = u64::try_from(preferred.len()).unwrap_or(u64::MAX);
+        // Counts only the attempts that went to preferred peers, so that these take turns.
+        let at = u64::from(self.attempts - self.attempts / 3).checked_rem(count)?;
+        preferred.get(usize::try_from(at).ok()?).copied()
+    }
 }
 
 impl Pulls {
-    pub(crate) fn forget_teller(&mut self, peer: &PeerId) {
+    /// Blames a peer. One that is set aside for it is not asked for its body any more.
+    pub(crate) fn penalize(&mut self, cx: &mut Context, peer: PeerId, misdeed: Misdeed) {
+        if cx.peers.blame(&mut cx.io, peer, misdeed) {
+            self.end_pull(cx, &peer);
+        }
+    }
+
+    /// Drops the body of a peer, and the pull of a newer one.
+    pub(crate) fn drop_body(&mut self, cx: &mut Context, peer: &PeerId) {
+        self.end_pull(cx, peer);
+        cx.peers.drop_body(&mut cx.io, peer);
+    }
+
+    /// Forgets a peer that lost our trust, as an owner and as a teller.
+    pub(crate) fn forget(&mut self, cx: &mut Context, peer: &PeerId) {
+        self.end_pull(cx, peer);
         self.by_owner.values_mut().for_each(|pull| pull.tellers.retain(|teller| teller != peer));
     }
 
-    fn make_ready(&mut self, owner: PeerId) {
-        if let Some(pull) = self.by_owner.get_mut(&owner).filter(|pull| pull.phase != Phase::Ready) {
-            pull.phase = Phase::Ready;
-            self.ready.push_back(owner);
-        }
-    }
-}
-
-/// How many bits are set. It counts whole words, because counting bytes takes five times as long.
-fn count_ones(filter_bytes: &[u8]) -> u64 {
-    let (words, rest) = filter_bytes.as_chunks::<8>();
-    debug_assert!(rest.is_empty(), "a filter is a power of two of at least 1,024 bytes");
-    words.iter().map(|word| u64::from(u64::from_ne_bytes(*word).count_ones())).sum()
-}
-
-#[cfg(test)]
-impl Pulls {
-    /// Asserts the bounds.
-    pub(crate) fn check<'a>(&self, owners: usize, requests: impl Iterator<Item = &'a (PeerId, Sent)>) {
-        assert!(self.by_owner.len() <= owners && self.ready.len() <= self.by_owner.len());
-        assert!(self.in_flight <= IN_FLIGHT_MAX);
-        assert_eq!(self.in_flight, requests.filter(|(_, sent)| matches!(sent, Sent::Pull { .. })).count());
-        assert!(self.by_owner.values().all(|pull| pull.tellers.len() <= TELLERS_MAX && pull.attempts < ATTEMPTS_MAX));
-    }
-}
-
-impl Gossip {
     /// Pulls the body that is wanted of this owner, if any. `teller` told us of the announcement, so it
     /// probably has the body.
-    pub(crate) fn pull_if_wanted(&mut self, owner: PeerId, teller: Option<PeerId>) {
-        let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment)).cloned();
+    pub(crate) fn pull_if_wanted(&mut self, cx: &mut Context, owner: PeerId, teller: Option<PeerId>) {
+        let wanted = cx.peers.get(&owner).and_then(|entry| entry.wanted(cx.io.now.moment)).cloned();
         let Some(wanted) = wanted else { return };
-        let pull = self.pulls.by_owner.entry(owner).or_insert_with(|| Pull::new(wanted.clone()));
+        let pull = self.by_owner.entry(owner).or_insert_with(|| Pull::new(wanted.clone()));
         let asking = matches!(pull.phase, Phase::Asking(_));
-        // A request under way is still for the older announcement. `attempt_pull` turns to the newer one when that request
+        // A request under way is still for the older announcement. `attempt` turns to the newer one when that request
         // fails.
         let newer = pull.generation() != wanted.announcement().generation;
         if newer && !asking {
@@ -145,178 +136,116 @@ impl Gossip {
         }
         let phase = pull.phase;
         if phase == Phase::Idle || (newer && phase == Phase::Waiting) {
-            self.timers.set(Timer::Pull(owner), None);
-            self.pulls.make_ready(owner);
+            cx.io.timers.set(Timer::Pull(owner), None);
+            self.make_ready(owner);
         }
-        self.start_pulls();
+        self.start_ready(cx);
     }
 
     /// A peer connected: pulls without a source may go on, and so may the pull of this peer's own body.
-    pub(crate) fn resume_pulls_with(&mut self, peer: PeerId) {
+    pub(crate) fn resume_with(&mut self, cx: &mut Context, peer: PeerId) {
         let idle = |(owner, pull): (&PeerId, &Pull)| {
             (pull.phase == Phase::Idle || (owner == &peer && pull.phase == Phase::Waiting)).then_some(*owner)
         };
-        for owner in self.pulls.by_owner.iter().filter_map(idle).collect::<Vec<_>>() {
-            self.timers.set(Timer::Pull(owner), None);
-            self.pulls.make_ready(owner);
+        for owner in self.by_owner.iter().filter_map(idle).collect::<Vec<_>>() {
+            cx.io.timers.set(Timer::Pull(owner), None);
+            self.make_ready(owner);
         }
-        self.start_pulls();
-        self.pull_if_wanted(peer, None);
+        self.start_ready(cx);
+        self.pull_if_wanted(cx, peer, None);
     }
 
     /// The wait after a failed attempt is over.
-    pub(crate) fn pull_again(&mut self, owner: PeerId) {
-        self.pulls.make_ready(owner);
-        self.start_pulls();
+    pub(crate) fn pull_again(&mut self, cx: &mut Context, owner: PeerId) {
+        self.make_ready(owner);
+        self.start_ready(cx);
     }
 
-    /// Drops the pull of this owner's body; an answer that still comes is ignored.
-    pub(crate) fn drop_pull(&mut self, owner: &PeerId) {
-        self.timers.set(Timer::Pull(*owner), None);
-        let Some(pull) = self.pulls.by_owner.remove(owner) else { return };
+    /// Ends the pull of this owner's body; an answer that still comes is ignored.
+    pub(crate) fn end_pull(&mut self, cx: &mut Context, owner: &PeerId) {
+        cx.io.timers.set(Timer::Pull(*owner), None);
+        let Some(pull) = self.by_owner.remove(owner) else { return };
         match pull.phase {
             Phase::Asking(id) => {
-                self.take_request(id);
-                self.start_pulls();
+                cx.requests.take(&mut cx.io, id);
+                self.start_ready(cx);
             }
-            Phase::Ready => self.pulls.ready.retain(|ready| ready != owner),
+            Phase::Ready => self.ready.retain(|ready| ready != owner),
             Phase::Waiting | Phase::Idle => {}
         }
     }
 
-    fn start_pulls(&mut self) {
-        while self.pulls.in_flight < IN_FLIGHT_MAX || mutant!(PullsUnbounded) {
-            let Some(owner) = self.pulls.ready.pop_front() else { break };
-            self.attempt_pull(owner);
+    fn make_ready(&mut self, owner: PeerId) {
+        if let Some(pull) = self.by_owner.get_mut(&owner).filter(|pull| pull.phase != Phase::Ready) {
+            pull.phase = Phase::Ready;
+            self.ready.push_back(owner);
+        }
+    }
+
+    fn start_ready(&mut self, cx: &mut Context) {
+        while cx.requests.pulls() < IN_FLIGHT_MAX || mutant!(PullsUnbounded) {
+            let Some(owner) = self.ready.pop_front() else { break };
+            self.attempt(cx, owner);
         }
     }
 
     /// Makes one attempt of a pull that just left the queue.
-    fn attempt_pull(&mut self, owner: PeerId) {
-        let Some(entry) = self.directory.get(&owner) else { return };
-        let Some(wanted) = entry.wanted(self.now.moment).cloned() else {
-            self.pulls.by_owner.remove(&owner);
+    fn attempt(&mut self, cx: &mut Context, owner: PeerId) {
+        let Some(entry) = cx.peers.get(&owner) else { return };
+        let Some(wanted) = entry.wanted(cx.io.now.moment).cloned() else {
+            self.by_owner.remove(&owner);
             return;
         };
-        let held = entry.held.as_ref().map(Held::generation);
-        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
+        let (digest, held) = (entry.digest, entry.held.as_ref().map(Held::generation));
+        let Some(pull) = self.by_owner.get_mut(&owner) else { return };
         // A newer announcement came while this pull waited. Start over for it, but keep the peers that told us.
         if pull.generation() != wanted.announcement().generation {
             *pull = Pull { tellers: std::mem::take(&mut pull.tellers), ..Pull::new(wanted) };
         }
         // Without a source, the pull stays idle until a peer connects.
         pull.phase = Phase::Idle;
-        let (generation, attempts, whole) = (pull.generation(), pull.attempts, pull.whole);
-        let Some(source) = self.choose_source(&owner, attempts) else { return };
-        let have_seq = held.filter(|held| held.epoch == generation.epoch && !whole).map(|held| held.seq);
-        let Some(entry) = self.directory.get(&owner) else { return };
-        let request = GossipRequest::Pull { owner: entry.digest, generation, have_seq };
-        let id = self.send(source, Sent::Pull { owner, have_seq }, &request);
-        if let Some(pull) = self.pulls.by_owner.get_mut(&owner) {
-            pull.phase = Phase::Asking(id);
-        }
+        let Some(source) = pull.choose_source(cx, &owner) else { return };
+        let generation = pull.generation();
+        let have_seq = held.filter(|held| held.epoch == generation.epoch && !pull.whole).map(|held| held.seq);
+        let request = GossipRequest::Pull { owner: digest, generation, have_seq };
+        let id = cx.requests.send(&mut cx.io, source, Question::Pull { owner, have_seq }, &request);
+        pull.phase = Phase::Asking(id);
     }
 
-    /// Whom to ask: the owner or those who told us of the announcement. Every third attempt asks another peer, because
-    /// those may be eclipsing us.
-    fn choose_source(&mut self, owner: &PeerId, attempts: u32) -> Option<PeerId> {
-        let tellers = self.pulls.by_owner.get(owner).map(|pull| pull.tellers.as_slice()).unwrap_or_default();
-        let preferred = std::iter::once(owner).chain(tellers.iter().filter(|teller| *teller != owner)).copied();
-        let preferred: Vec<_> = preferred.filter(|peer| self.may_ask(peer)).collect();
-        if preferred.is_empty() || attempts % 3 == 2 {
-            let others = self.links.keys().filter(|peer| !preferred.contains(peer) && self.may_ask(peer)).copied();
-            let others: Vec<_> = others.collect();
-            if preferred.is_empty() || !others.is_empty() {
-                let at = self.draw_below(u64::try_from(others.len()).unwrap_or(u64::MAX));
-                return others.into_iter().nth(usize::try_from(at).ok()?);
-            }
-        }
-        let count = u64::try_from(preferred.len()).unwrap_or(u64::MAX);
-        // Counts only the attempts that went to preferred peers, so that these take turns.
-        let at = u64::from(attempts - attempts / 3).checked_rem(count)?;
-        preferred.get(usize::try_from(at).ok()?).copied()
-    }
-
-    /// Whether a peer can be asked for anything at present.
-    pub(crate) fn may_ask(&self, peer: &PeerId) -> bool {
-        let entry = self.directory.get(peer);
-        self.links.contains_key(peer)
-            && entry.is_some_and(|entry| !entry.conduct.is_set_aside() && entry.store_dir_differs.is_none())
-    }
-
-    pub(crate) fn send(&mut self, to: PeerId, sent: Sent, request: &GossipRequest) -> u64 {
-        let id = self.assign_request_id();
-        if matches!(sent, Sent::Pull { .. }) {
-            self.pulls.in_flight += 1;
-        }
-        self.requests.insert(id, (to, sent));
-        self.timers.set(Timer::Request(id), Some(self.now.moment + REQUEST_TIMEOUT_MS));
-        let bytes = request.encode().expect("a sync has at most 2,048 entries, a pull is small");
-        self.push_output(Output::Request { to, id, bytes });
-        id
-    }
-
-    /// Takes a request off the list; an answer that comes later is ignored.
-    pub(crate) fn take_request(&mut self, id: u64) -> Option<(PeerId, Sent)> {
-        let (to, sent) = self.requests.remove(&id)?;
-        self.timers.set(Timer::Request(id), None);
-        if matches!(sent, Sent::Pull { .. }) {
-            self.pulls.in_flight -= 1;
-        }
-        Some((to, sent))
-    }
-
-    pub(crate) fn on_request_timeout(&mut self, id: u64) {
-        if let Some((to, _)) = self.requests.get(&id) {
-            self.on_response(*to, id, None);
-        }
-    }
-
-    /// An answer to one of our requests, or `None` when there was none.
-    pub(crate) fn on_response(&mut self, from: PeerId, id: u64, bytes: Option<Vec<u8>>) {
-        if self.requests.get(&id).is_none_or(|(to, _)| *to != from) {
-            return;
-        }
-        let Some((_, sent)) = self.take_request(id) else { return };
-        let reply = bytes.map(|bytes| GossipReply::decode(&bytes));
-        if matches!(reply, Some(Err(_))) {
-            self.penalize(from, Misdeed::MalformedReply);
-        }
-        let reply = reply.and_then(Result::ok);
-        match sent {
-            Sent::Sync => self.on_sync_reply(from, reply),
-            Sent::Pull { owner, have_seq } => self.on_pull_reply(owner, from, have_seq, reply),
-        }
-    }
-
-    fn on_pull_reply(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, reply: Option<GossipReply>) {
-        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
+    /// Handles the answer to a pull, or `None` when there was none.
+    pub(crate) fn on_reply(
+        &mut self,
+        cx: &mut Context,
+        owner: PeerId,
+        from: PeerId,
+        have_seq: Option<u64>,
+        reply: Option<GossipReply>,
+    ) {
+        let Some(pull) = self.by_owner.get(&owner) else { return };
         match reply {
             Some(GossipReply::Body(bytes)) => {
-                let target = pull.target.clone();
                 // The digest proves the body, so it does not matter who sent it.
-                if Summary::digest(&bytes) == target.announcement().body_digest || mutant!(UnsignedBody) {
-                    let received = bytes.len();
+                if Summary::digest(&bytes) == pull.target.announcement().body_digest || mutant!(UnsignedBody) {
                     // The deltas kept for others do not lead to this body.
-                    self.relayed.forget(&owner);
-                    self.take_proven_body(owner, from, &target, &bytes, received, None);
+                    cx.peers.drop_deltas(&owner);
+                    self.take_proven_body(cx, owner, from, &bytes, bytes.len(), None);
                 } else {
-                    self.penalize(from, Misdeed::WrongBody);
-                    self.on_pull_failed(owner);
+                    self.penalize(cx, from, Misdeed::WrongBody);
+                    self.on_failed(cx, owner);
                 }
             }
-            Some(GossipReply::Delta(bytes)) => self.on_delta(owner, from, have_seq, &bytes),
+            Some(GossipReply::Delta(bytes)) => self.on_delta(cx, owner, from, have_seq, &bytes),
             Some(GossipReply::Absent) => {
                 if owner == from {
-                    self.on_owner_absent(owner);
+                    self.on_owner_absent(cx, owner);
                 }
-                self.on_pull_failed(owner);
+                self.on_failed(cx, owner);
             }
             Some(GossipReply::Sync { .. } | GossipReply::StoreDirDiffers { .. }) => {
-                self.penalize(from, Misdeed::MalformedReply);
-                self.on_pull_failed(owner);
+                self.penalize(cx, from, Misdeed::MalformedReply);
+                self.on_failed(cx, owner);
             }
-            Some(GossipReply::Busy) | None => self.on_pull_failed(owner),
+            Some(GossipReply::Busy) | None => self.on_failed(cx, owner),
         }
     }
 
@@ -324,10 +253,10 @@ impl Gossip {
     /// restarted and still reads its store. So it is asked for its newest announcement, and blamed only for a body that it
     /// claimed on this connection. An owner that announces something else before ten attempts are over would escape that
     /// blame; `undelivered` counts over all its announcements.
-    fn on_owner_absent(&mut self, owner: PeerId) {
-        let moment = self.now.moment;
-        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
-        let Some(entry) = self.directory.get_mut(&owner) else { return };
+    fn on_owner_absent(&mut self, cx: &mut Context, owner: PeerId) {
+        let moment = cx.io.now.moment;
+        let Some(pull) = self.by_owner.get_mut(&owner) else { return };
+        let Some(entry) = cx.peers.get_mut(&owner) else { return };
         let first = !std::mem::replace(&mut pull.owner_had_nothing, true);
         let claimed = entry.claimed.or_else(|| mutant!(UnclaimedBlamed).then(|| pull.generation()));
         pull.owner_absent += u32::from(claimed == Some(pull.generation()));
@@ -342,19 +271,19 @@ impl Gossip {
         }
         if first {
             // It has probably published again, and gossip lost the message.
-            self.schedule_greeting(owner, 0);
+            cx.connections.schedule_sync(&mut cx.io, owner, 0);
         }
         if undelivered {
-            self.penalize(owner, Misdeed::Undelivered);
+            self.penalize(cx, owner, Misdeed::Undelivered);
         }
     }
 
-    fn on_delta(&mut self, owner: PeerId, from: PeerId, have_seq: Option<u64>, bytes: &[u8]) {
-        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return };
-        let target = pull.target.clone();
+    fn on_delta(&mut self, cx: &mut Context, owner: PeerId, from: PeerId, have_seq: Option<u64>, bytes: &[u8]) {
+        let Some(pull) = self.by_owner.get_mut(&owner) else { return };
+        let announced = *pull.target.announcement();
         // If this delta leads nowhere, the next attempt asks for the whole body.
         pull.whole = true;
-        let base = self.assemble_held_body(&owner);
+        let base = cx.peers.assemble_body(&owner);
         let next = SummaryDelta::decode(bytes).and_then(|delta| {
             let (held_seq, base) = base.ok_or(SummaryError::Base { base_seq: delta.base_seq, held_seq: u64::MAX })?;
             let expected = have_seq.filter(|have_seq| *have_seq == held_seq);
@@ -362,189 +291,89 @@ impl Gossip {
             Ok((next.encode()?, delta))
         });
         match next {
-            Ok((body, delta))
-                if Summary::digest(&body) == target.announcement().body_digest || mutant!(UnsignedDelta) =>
-            {
-                self.take_proven_body(owner, from, &target, &body, bytes.len(), Some(&delta.positions));
-                self.relayed.push(owner, target.announcement().generation, delta);
+            Ok((body, delta)) if Summary::digest(&body) == announced.body_digest || mutant!(UnsignedDelta) => {
+                self.take_proven_body(cx, owner, from, &body, bytes.len(), Some(&delta));
+                cx.peers.keep_delta(owner, announced.generation, delta);
             }
             Ok(_) | Err(_) => {
-                self.penalize(from, Misdeed::WrongDelta);
-                self.on_pull_failed(owner);
+                self.penalize(cx, from, Misdeed::WrongDelta);
+                self.on_failed(cx, owner);
             }
         }
-    }
-
-    /// The body that we hold of an owner, reassembled, and its `seq`.
-    pub(crate) fn assemble_held_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
-        let entry = self.directory.get(owner)?;
-        let held = entry.held.as_ref()?;
-        let summary = Summary {
-            hash_id: HASH_ID_V1,
-            items: held.envelope.announcement().path_count,
-            audience: held.audience.to_vec(),
-            addresses: entry.addresses.clone(),
-            filter_bytes: self.table.read(owner)?,
-        };
-        Some((held.generation().seq, summary))
     }
 
     /// Takes a body whose digest the owner signed. Whatever is wrong with it from here on is the owner's doing.
     fn take_proven_body(
         &mut self,
+        cx: &mut Context,
         owner: PeerId,
         from: PeerId,
-        target: &Newest,
         body: &[u8],
         received: usize,
-        positions: Option<&[u32]>,
+        delta: Option<&SummaryDelta>,
     ) {
-        self.drop_pull(&owner);
+        let Some(target) = self.by_owner.get(&owner).map(|pull| pull.target.clone()) else { return };
+        self.end_pull(cx, &owner);
         let generation = target.announcement().generation;
-        let refusal = match self.decode_usable(target.announcement(), body) {
-            Ok((filter, summary)) => {
-                self.install(owner, target, &filter, summary, positions);
-                let delta = positions.is_some();
-                self.push_event(Event::BodyPulled { owner, from, generation, bytes: received, delta });
-                self.pull_if_wanted(owner, None);
-                return self.start_pulls();
+        let refusal = match cx.peers.take_body(&mut cx.io, owner, &target, body, delta) {
+            Ok(()) => {
+                let delta = delta.is_some();
+                cx.io.push_event(Event::BodyPulled { owner, from, generation, bytes: received, delta });
+                self.pull_if_wanted(cx, owner, None);
+                return self.start_ready(cx);
             }
             Err(Flaw::ForeignAudience) => None,
             Err(Flaw::UnknownHashId { hash_id }) => {
-                self.push_event(Event::UnknownHashId { peer: owner, hash_id });
+                cx.io.push_event(Event::UnknownHashId { peer: owner, hash_id });
                 None
             }
             Err(Flaw::PathCount) => Some(Misdeed::PathCountDiffers),
             Err(Flaw::Dense) => Some(Misdeed::DenseFilter),
             Err(Flaw::Bounds) => Some(Misdeed::InvalidBody),
         };
-        if let Some(entry) = self.directory.get_mut(&owner) {
+        if let Some(entry) = cx.peers.get_mut(&owner) {
             // Every other source has this same body, so it is not pulled again.
             entry.refused = Some(generation);
         }
         if let Some(misdeed) = refusal {
-            self.penalize(owner, misdeed);
+            self.penalize(cx, owner, misdeed);
         }
-        self.pull_if_wanted(owner, None);
-        self.start_pulls();
-    }
-
-    /// What a body holds, if this node may use it. The caller has to check that its digest is the announced one.
-    pub(crate) fn decode_usable(&self, announcement: &Announcement, body: &[u8]) -> Result<(Filter, Summary), Flaw> {
-        match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
-            Ok((_, summary)) if summary.items != announcement.path_count => Err(Flaw::PathCount),
-            Ok((_, summary)) if !summary.admits(&self.me) && !mutant!(ForeignAudience) => Err(Flaw::ForeignAudience),
-            Ok(usable) => Ok(usable),
-            Err(SummaryError::UnknownHashId { hash_id }) => Err(Flaw::UnknownHashId { hash_id }),
-            Err(SummaryError::Filter(narmesh_protocol::FilterError::TooDense { .. })) => Err(Flaw::Dense),
-            Err(
-                SummaryError::Codec(_)
-                | SummaryError::TooMany { .. }
-                | SummaryError::Order { .. }
-                | SummaryError::Filter(_)
-                | SummaryError::Base { .. }
-                | SummaryError::Gap
-                | SummaryError::Position { .. },
-            ) => Err(Flaw::Bounds),
-        }
-    }
-
-    fn install(
-        &mut self,
-        owner: PeerId,
-        target: &Newest,
-        filter: &Filter,
-        summary: Summary,
-        positions: Option<&[u32]>,
-    ) {
-        let moment = self.now.moment;
-        let lookups = self.table.shared().lookups();
-        let audience = self.directory.intern_audience(summary.audience.clone());
-        let Some(entry) = self.directory.get_mut(&owner) else { return };
-        let generation = target.announcement().generation;
-        let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
-        if !same_epoch {
-            entry.conduct.on_new_epoch(moment, lookups);
-        }
-        // Within an epoch bits are only added, so a delta can be set in place. Any other filter gets a new column, so that
-        // readers never see half of it.
-        match positions {
-            Some(positions) if same_epoch => self.table.set_bits(&owner, positions),
-            Some(_) | None => self.table.install(owner, filter, entry.conduct.rank()),
-        }
-        self.hold(owner, target, filter, summary, audience);
-    }
-
-    /// Notes a body whose filter is already in the table.
-    pub(crate) fn hold(
-        &mut self,
-        owner: PeerId,
-        target: &Newest,
-        filter: &Filter,
-        summary: Summary,
-        audience: Arc<[AudienceDigest]>,
-    ) {
-        let moment = self.now.moment;
-        let Some(entry) = self.directory.get_mut(&owner) else { return };
-        // Only a floor has no acceptance, and floors are never pulled.
-        let expired = Acceptance { wall_ms: self.now.wall_ms, expires: moment };
-        let accepted = target.accepted.unwrap_or(expired);
-        entry.undelivered = None;
-        entry.audience = Arc::clone(&audience);
-        entry.held = Some(Held {
-            envelope: Arc::clone(&target.envelope),
-            class: filter.class(),
-            ones: count_ones(filter.as_bytes()),
-            audience,
-            accepted,
-            remembered: false,
-        });
-        let learned = entry.addresses != summary.addresses;
-        if learned {
-            entry.addresses.clone_from(&summary.addresses);
-        }
-        self.timers.set(Timer::Expire(owner), Some(accepted.expires));
-        if learned {
-            self.push_event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
-        }
-        self.update_rank(owner);
-    }
-
-    /// The body held is the announced one already: only its lifetime is new.
-    pub(crate) fn on_adopted(&mut self, peer: PeerId) {
-        self.drop_pull(&peer);
-        let Some(held) = self.directory.get(&peer).and_then(|entry| entry.held.as_ref()) else { return };
-        let (generation, expires) = (held.generation(), held.accepted.expires);
-        self.timers.set(Timer::Expire(peer), Some(expires));
-        self.push_event(Event::BodyPulled { owner: peer, from: peer, generation, bytes: 0, delta: false });
-        self.update_rank(peer);
+        self.pull_if_wanted(cx, owner, None);
+        self.start_ready(cx);
     }
 
     /// Counts a failed attempt, and schedules the next one.
-    fn on_pull_failed(&mut self, owner: PeerId) {
-        let wanted = self.directory.get(&owner).and_then(|entry| entry.wanted(self.now.moment));
+    fn on_failed(&mut self, cx: &mut Context, owner: PeerId) {
+        let wanted = cx.peers.get(&owner).and_then(|entry| entry.wanted(cx.io.now.moment));
         let wanted = wanted.map(|newest| newest.announcement().generation);
-        let Some(pull) = self.pulls.by_owner.get_mut(&owner) else { return self.start_pulls() };
+        let Some(pull) = self.by_owner.get_mut(&owner) else { return self.start_ready(cx) };
         let generation = pull.generation();
         pull.attempts += 1;
         let (attempts, owner_absent) = (pull.attempts, pull.owner_absent);
         pull.phase = Phase::Waiting;
         if wanted.is_none() {
-            self.drop_pull(&owner);
+            self.end_pull(cx, &owner);
         } else if wanted != Some(generation) {
             // Something newer was announced meanwhile, and is asked for without a wait.
-            self.pulls.make_ready(owner);
+            self.make_ready(owner);
         } else if attempts >= ATTEMPTS_MAX {
-            self.drop_pull(&owner);
-            self.push_event(Event::PullGivenUp { owner, generation });
+            self.end_pull(cx, &owner);
+            cx.io.push_event(Event::PullGivenUp { owner, generation });
             if owner_absent >= OWNER_ABSENT_MAX {
-                self.penalize(owner, Misdeed::Undelivered);
+                self.penalize(cx, owner, Misdeed::Undelivered);
             }
         } else {
             let backoff_ms = (BACKOFF_MS << (attempts - 1).min(16)).min(BACKOFF_MS_MAX);
-            let jitter_ms = self.draw_below(backoff_ms / 2);
-            self.timers.set(Timer::Pull(owner), Some(self.now.moment + backoff_ms + jitter_ms));
+            let jitter_ms = cx.io.draw_below(backoff_ms / 2);
+            cx.io.timers.set(Timer::Pull(owner), Some(cx.io.now.moment + backoff_ms + jitter_ms));
         }
-        self.start_pulls();
+        self.start_ready(cx);
+    }
+
+    /// Asserts the bounds.
+    #[cfg(test)]
+    pub(crate) fn check(&self, owners: usize) {
+        assert!(self.by_owner.len() <= owners && self.ready.len() <= self.by_owner.len());
+        assert!(self.by_owner.values().all(|pull| pull.tellers.len() <= TELLERS_MAX && pull.attempts < ATTEMPTS_MAX));
     }
 }
