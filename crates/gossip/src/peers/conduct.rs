@@ -1,8 +1,8 @@
 //! How a peer has behaved: its false hits and misdeeds, and their consequences.
 
+use super::misdeed::Misdeed;
 use crate::mutation::mutant;
-use crate::peers::misdeed::Misdeed;
-use crate::table::reader::Rank;
+use crate::table::view::Rank;
 use crate::time::Moment;
 
 /// So many misdeeds set a peer aside.

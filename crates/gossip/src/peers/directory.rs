@@ -1,8 +1,8 @@
 //! What we know of each peer: its newest announcement, the body that we hold, and how it has behaved.
 
+use super::conduct::Conduct;
+use super::misdeed::Misdeed;
 use crate::mutation::mutant;
-use crate::peers::conduct::Conduct;
-use crate::peers::misdeed::Misdeed;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
 use crate::time::{Moment, Now};
 use libp2p_identity::PeerId;

@@ -1,9 +1,10 @@
 //! The writing side of the table: which column belongs to which peer, which are free, and when a class changes its form.
 
+use super::latest::Latest;
+use super::reader::FilterTable;
+use super::sliced::{PlainFilters, Sliced};
+use super::view::{ClassView, Member, PlainFilter, Rank, View};
 use crate::mutation::mutant;
-use crate::table::latest::Latest;
-use crate::table::reader::{ClassView, FilterTable, Member, PlainFilter, Rank, View};
-use crate::table::sliced::{PlainFilters, Sliced};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
