@@ -56,13 +56,12 @@ mod output;
 mod peers;
 mod publication;
 mod table;
-mod time;
-mod timers;
 
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
 #[cfg(feature = "mutants")]
 pub use mutation::{MUTATIONS, Mutation, mutate};
+pub use narmesh_machine::{Moment, Now};
 pub use output::{Event, Forward, Output, Record};
 pub use peers::body::Flaw;
 pub use peers::directory::OpenEnvelope;
@@ -71,4 +70,3 @@ pub use peers::misdeed::Misdeed;
 pub use peers::view::{PeerView, SummaryView};
 pub use publication::{PATHS_MAX, PublicationView};
 pub use table::reader::{Candidate, FilterTable};
-pub use time::{Moment, Now};

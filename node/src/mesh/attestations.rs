@@ -133,7 +133,7 @@ pub(super) fn start(
 }
 
 fn moment() -> Moment {
-    Moment(now().moment.0)
+    now().moment
 }
 
 struct Worker {

@@ -1,9 +1,8 @@
 //! The connected peers, and when we sync with each.
 
-use crate::io::Io;
-use crate::time::Moment;
-use crate::timers::Timer;
+use crate::io::{Io, Timer};
 use libp2p_identity::PeerId;
+use narmesh_machine::Moment;
 use std::collections::BTreeMap;
 
 /// The least time between two syncs with a peer that shows us newer summaries than we have heard of, milliseconds.
@@ -59,7 +58,7 @@ impl Connections {
         if self.by_peer.values().filter(just_asked).count() < GREETINGS_AT_ONCE {
             return 0;
         }
-        GREETING_WAIT_MS + io.draw_below(GREETING_WAIT_MS)
+        GREETING_WAIT_MS + io.chance.draw_below(GREETING_WAIT_MS)
     }
 
     /// Removes a peer; false when it was not connected.
@@ -82,7 +81,7 @@ impl Connections {
     pub(crate) fn schedule_spread(&self, io: &mut Io, told_by: PeerId) {
         let moment = io.now.moment;
         for (peer, connection) in self.by_peer.iter().filter(|(peer, _)| **peer != told_by) {
-            let due = (moment + SPREAD_MS + io.draw_below(SPREAD_MS)).max(connection.asked + ASK_BACK_MS);
+            let due = (moment + SPREAD_MS + io.chance.draw_below(SPREAD_MS)).max(connection.asked + ASK_BACK_MS);
             let set = io.timers.get(Timer::Greet(*peer));
             if set.is_none_or(|set| set > due || set < moment + SPREAD_MS) {
                 self.schedule_sync(io, *peer, due.since(moment));

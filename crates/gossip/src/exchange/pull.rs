@@ -3,12 +3,12 @@
 
 use super::Context;
 use super::requests::Question;
+use crate::io::Timer;
 use crate::mutation::mutant;
 use crate::output::Event;
 use crate::peers::body::Flaw;
 use crate::peers::directory::{Held, Newest};
 use crate::peers::misdeed::Misdeed;
-use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 use narmesh_protocol::{Generation, Summary, SummaryDelta, SummaryError};
@@ -86,7 +86,7 @@ impl Pull {
             let others = cx.connections.peers().filter(|peer| !preferred.contains(peer) && cx.may_ask(peer)).copied();
             let others: Vec<_> = others.collect();
             if preferred.is_empty() || !others.is_empty() {
-                let at = cx.io.draw_below(u64::try_from(others.len()).unwrap_or(u64::MAX));
+                let at = cx.io.chance.draw_below(u64::try_from(others.len()).unwrap_or(u64::MAX));
                 return others.into_iter().nth(usize::try_from(at).ok()?);
             }
         }
@@ -364,7 +364,7 @@ impl Pulls {
             }
         } else {
             let backoff_ms = (BACKOFF_MS << (attempts - 1).min(16)).min(BACKOFF_MS_MAX);
-            let jitter_ms = cx.io.draw_below(backoff_ms / 2);
+            let jitter_ms = cx.io.chance.draw_below(backoff_ms / 2);
             cx.io.timers.set(Timer::Pull(owner), Some(cx.io.now.moment + backoff_ms + jitter_ms));
         }
         self.start_ready(cx);

@@ -1,12 +1,10 @@
 //! Our requests that have no answer yet.
 
-use crate::io::Io;
+use crate::io::{Io, Timer};
 use crate::output::Output;
-use crate::time::Moment;
-use crate::timers::Timer;
 use libp2p_identity::PeerId;
+use narmesh_machine::{Moment, RequestTable};
 use narmesh_protocol::wire::GossipRequest;
-use std::collections::BTreeMap;
 
 /// A request without an answer counts as failed after this, milliseconds.
 const TIMEOUT_MS: u64 = 10_000;
@@ -22,51 +20,62 @@ pub(crate) enum Question {
     },
 }
 
+impl Question {
+    fn is_pull(&self) -> bool {
+        matches!(self, Self::Pull { .. })
+    }
+}
+
 /// All of them: at most one sync for each connection, and 16 pulls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Requests {
-    /// By id. Ids grow with time and all wait equally long, so the first one is overdue first.
-    sent: BTreeMap<u64, (PeerId, Question, Moment)>,
-    last_id: u64,
+    sent: RequestTable<PeerId, Question>,
     pulls: usize,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { sent: RequestTable::new(TIMEOUT_MS), pulls: 0 }
+    }
 }
 
 impl Requests {
     /// Asks a peer.
     pub(crate) fn send(&mut self, io: &mut Io, to: PeerId, question: Question, request: &GossipRequest) -> u64 {
-        self.last_id += 1;
-        let id = self.last_id;
-        self.pulls += usize::from(matches!(question, Question::Pull { .. }));
-        self.sent.insert(id, (to, question, io.now.moment + TIMEOUT_MS));
-        self.set_timer(io);
+        self.pulls += usize::from(question.is_pull());
+        let id = self.sent.add(io.now.moment, to, question);
+        io.timers.set(Timer::Requests, self.sent.deadline());
         let bytes = request.encode().expect("a sync has at most 2,048 entries, a pull is small");
         io.push(Output::Request { to, id, bytes });
         id
     }
 
     /// Takes a request off the list; an answer that comes later is ignored.
-    pub(crate) fn take(&mut self, io: &mut Io, id: u64) -> Option<Question> {
-        let (_, question, _) = self.sent.remove(&id)?;
-        self.pulls -= usize::from(matches!(question, Question::Pull { .. }));
-        self.set_timer(io);
-        Some(question)
+    pub(crate) fn take(&mut self, io: &mut Io, id: u64) {
+        let question = self.sent.take(id);
+        self.note_taken(io, question.as_ref());
     }
 
     /// Takes a request that `from` has answered; `None` when it was not asked that.
     pub(crate) fn take_answered(&mut self, io: &mut Io, from: PeerId, id: u64) -> Option<Question> {
-        self.sent.get(&id).filter(|(to, ..)| *to == from)?;
-        self.take(io, id)
+        let question = self.sent.take_answered(from, id);
+        self.note_taken(io, question.as_ref());
+        question
+    }
+
+    fn note_taken(&mut self, io: &mut Io, question: Option<&Question>) {
+        self.pulls -= usize::from(question.is_some_and(Question::is_pull));
+        io.timers.set(Timer::Requests, self.sent.deadline());
     }
 
     /// The first request that has waited too long.
     pub(crate) fn find_overdue(&self, now: Moment) -> Option<(u64, PeerId)> {
-        let (id, (to, _, overdue)) = self.sent.first_key_value()?;
-        (*overdue <= now).then_some((*id, *to))
+        self.sent.find_overdue(now)
     }
 
     /// The requests to one peer.
-    pub(crate) fn ids_to(&self, peer: &PeerId) -> Vec<u64> {
-        self.sent.iter().filter(|(_, (to, ..))| to == peer).map(|(id, _)| *id).collect()
+    pub(crate) fn ids_to(&self, peer: PeerId) -> Vec<u64> {
+        self.sent.ids_to(peer)
     }
 
     /// How many of them are pulls.
@@ -74,14 +83,10 @@ impl Requests {
         self.pulls
     }
 
-    fn set_timer(&self, io: &mut Io) {
-        io.timers.set(Timer::Requests, self.sent.first_key_value().map(|(_, (.., overdue))| *overdue));
-    }
-
     /// How many there are; asserts that pulls are counted right.
     #[cfg(test)]
     pub(crate) fn check(&self) -> usize {
-        assert_eq!(self.pulls, self.sent.values().filter(|(_, it, _)| matches!(it, Question::Pull { .. })).count());
-        self.sent.len()
+        assert_eq!(self.pulls, self.sent.questions().filter(|question| question.is_pull()).count());
+        self.sent.questions().count()
     }
 }

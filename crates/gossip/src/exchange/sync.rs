@@ -8,14 +8,13 @@ use super::Context;
 use super::announcement::receive_envelope;
 use super::pull::Pulls;
 use super::requests::Question;
-use crate::io::Io;
+use crate::io::{Io, Timer};
 use crate::mutation::mutant;
 use crate::output::{Event, Output};
 use crate::peers::Peers;
 use crate::peers::directory::{Entry, Held, Worth};
 use crate::peers::misdeed::Misdeed;
 use crate::publication::Publication;
-use crate::timers::Timer;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
@@ -75,7 +74,7 @@ impl Syncs {
 
     /// Schedules the next sync on the timer.
     pub(crate) fn schedule(&self, io: &mut Io) {
-        let jitter_ms = io.draw_below(self.interval_ms / 5);
+        let jitter_ms = io.chance.draw_below(self.interval_ms / 5);
         let wait_ms = (self.interval_ms - self.interval_ms / 10 + jitter_ms).max(1);
         io.timers.set(Timer::Sync, Some(io.now.moment + wait_ms));
     }

@@ -10,7 +10,7 @@ use crate::exchange::pull::Pulls;
 use crate::exchange::requests::{Question, Requests};
 use crate::exchange::sync::Syncs;
 use crate::input::Input;
-use crate::io::Io;
+use crate::io::{Io, Timer};
 use crate::mutation::mutant;
 use crate::output::{Event, Output};
 use crate::peers::Peers;
@@ -20,9 +20,8 @@ use crate::peers::misdeed::Misdeed;
 use crate::peers::view::PeerView;
 use crate::publication::{Publication, PublicationTimes, PublicationView};
 use crate::table::reader::{Candidate, FilterTable};
-use crate::time::{Moment, Now};
-use crate::timers::Timer;
 use libp2p_identity::{Keypair, PeerId};
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::wire::GossipReply;
 use narmesh_protocol::{AudienceDigest, Envelope, HashPart, StoreDir, Summary};
 use std::collections::BTreeSet;
@@ -110,7 +109,7 @@ impl Gossip {
             debounce_ms: config.debounce_ms,
         };
         let mut io = Io::new(now, config.rng_seed);
-        let peers = Peers::new(me, config.open_envelope, io.draw(), &persisted.newest, persisted.audiences);
+        let peers = Peers::new(me, config.open_envelope, io.chance.draw(), &persisted.newest, persisted.audiences);
         let syncs = Syncs::new(me, config.store_dir.as_str(), &config.software, config.sync_interval_ms);
         syncs.schedule(&mut io);
         Self {
@@ -278,7 +277,7 @@ impl Gossip {
         if let Some(entry) = cx.peers.get_mut(&peer) {
             entry.claimed = None;
         }
-        for id in cx.requests.ids_to(&peer) {
+        for id in cx.requests.ids_to(peer) {
             self.on_response(peer, id, None);
         }
     }

@@ -7,8 +7,8 @@ use crate::input::{Input, PathChange, ProbeOutcome};
 use crate::output::Output;
 use crate::peers::kept::KeptSummary;
 use crate::peers::misdeed::Misdeed;
-use crate::time::{Moment, Now};
 use libp2p_identity::{Keypair, PeerId};
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, StoreDir, Summary, SummaryDelta,
@@ -226,7 +226,7 @@ fn check_bounds(gossip: &Gossip, peers: usize) {
     assert!(asked <= connected + requests.pulls());
     gossip.pulls.check(trusted);
     // Publish, Sync and Requests; Greet, Pull, Expire and Conduct of each peer.
-    assert!(io.timers.len() <= 3 + 4 * trusted);
+    assert!(io.timers.keys().count() <= 3 + 4 * trusted);
     assert!(gossip.publication().paths <= 100);
 }
 

@@ -4,8 +4,8 @@ use super::conduct::Conduct;
 use super::misdeed::Misdeed;
 use crate::mutation::mutant;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
-use crate::time::{Moment, Now};
 use libp2p_identity::PeerId;
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, EnvelopeError, FilterClass, Generation, HASHES_PER_ITEM, Summary,
 };

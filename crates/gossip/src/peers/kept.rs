@@ -7,8 +7,8 @@ use super::body::Flaw;
 use super::directory::{Acceptance, Entry, Newest, lifetime_ms};
 use crate::mutation::mutant;
 use crate::publication::DAY_MS;
-use crate::time::Now;
 use libp2p_identity::PeerId;
+use narmesh_machine::Now;
 use narmesh_protocol::{Announcement, Envelope, Summary};
 use std::sync::Arc;
 

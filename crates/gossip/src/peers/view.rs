@@ -2,8 +2,8 @@
 
 use super::directory::Entry;
 use super::misdeed::Misdeed;
-use crate::time::Moment;
 use libp2p_identity::PeerId;
+use narmesh_machine::Moment;
 use narmesh_protocol::Generation;
 use std::net::SocketAddr;
 

@@ -13,9 +13,9 @@ use crate::input::PathChange;
 use crate::io::Io;
 use crate::mutation::mutant;
 use crate::output::{Event, Output, Record};
-use crate::time::{Moment, Now};
 use bloomfilter::Bloom;
 use libp2p_identity::{Keypair, PeerId};
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::wire::GossipReply;
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, HashPart, Summary,
@@ -299,7 +299,7 @@ impl Publication {
     /// Signs and publishes what is due.
     pub(crate) fn publish(&mut self, io: &mut Io) {
         let now = io.now;
-        let jitter_ms = io.draw_below(self.times.reannounce_ms / 10);
+        let jitter_ms = io.chance.draw_below(self.times.reannounce_ms / 10);
         let in_filter = self.current.as_ref().map_or(0, |current| current.epoch.items);
         let wanted = self.class_for(in_filter + self.added.len() as u64);
         let removal = self.removal_due().is_some_and(|due| due <= now.moment);
