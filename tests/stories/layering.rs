@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-upstream", &["narmesh-protocol"]),
     ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
-    ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol"]),
+    ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),
     (
         "narmesh",
         &[

@@ -51,7 +51,6 @@ mod exchange;
 mod gossip;
 mod input;
 mod io;
-mod mutation;
 mod output;
 mod peers;
 mod publication;
@@ -59,8 +58,6 @@ mod table;
 
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
-#[cfg(feature = "mutants")]
-pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use narmesh_machine::{Moment, Now};
 pub use output::{Event, Forward, Output, Record};
 pub use peers::body::Flaw;

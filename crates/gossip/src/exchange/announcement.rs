@@ -2,7 +2,6 @@
 
 use super::Context;
 use super::pull::Pulls;
-use crate::mutation::mutant;
 use crate::output::{Event, Forward, Output, Record};
 use crate::peers::directory::Worth;
 use crate::peers::misdeed::Misdeed;
@@ -21,9 +20,6 @@ pub(crate) fn receive_announcement(
     let moment = cx.io.now.moment;
     let is_hearsay = from != author;
     let Some(entry) = cx.peers.get_mut(&author) else {
-        if mutant!(ForwarderBlamed) {
-            pulls.penalize(cx, from, Misdeed::ForeignAnnouncement);
-        }
         // An honest peer hands on what those announce whom it knows and we do not. What that costs is bounded below us, by
         // the pace at which a connection is read.
         return Forward::Ignore;

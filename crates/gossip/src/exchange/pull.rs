@@ -4,7 +4,6 @@
 use super::Context;
 use super::requests::Question;
 use crate::io::Timer;
-use crate::mutation::mutant;
 use crate::output::Event;
 use crate::peers::body::Flaw;
 use crate::peers::directory::{Held, Newest};
@@ -183,7 +182,7 @@ impl Pulls {
     }
 
     fn start_ready(&mut self, cx: &mut Context) {
-        while cx.requests.pulls() < IN_FLIGHT_MAX || mutant!(PullsUnbounded) {
+        while cx.requests.pulls() < IN_FLIGHT_MAX {
             let Some(owner) = self.ready.pop_front() else { break };
             self.attempt(cx, owner);
         }
@@ -225,7 +224,7 @@ impl Pulls {
         match reply {
             Some(GossipReply::Body(bytes)) => {
                 // The digest proves the body, so it does not matter who sent it.
-                if Summary::digest(&bytes) == pull.target.announcement().body_digest || mutant!(UnsignedBody) {
+                if Summary::digest(&bytes) == pull.target.announcement().body_digest {
                     // The deltas kept for others do not lead to this body.
                     cx.peers.drop_deltas(&owner);
                     self.take_proven_body(cx, owner, from, &bytes, bytes.len(), None);
@@ -258,7 +257,7 @@ impl Pulls {
         let Some(pull) = self.by_owner.get_mut(&owner) else { return };
         let Some(entry) = cx.peers.get_mut(&owner) else { return };
         let first = !std::mem::replace(&mut pull.owner_had_nothing, true);
-        let claimed = entry.claimed.or_else(|| mutant!(UnclaimedBlamed).then(|| pull.generation()));
+        let claimed = entry.claimed;
         pull.owner_absent += u32::from(claimed == Some(pull.generation()));
         let mut undelivered = false;
         if claimed.is_some() {
@@ -291,7 +290,7 @@ impl Pulls {
             Ok((next.encode()?, delta))
         });
         match next {
-            Ok((body, delta)) if Summary::digest(&body) == announced.body_digest || mutant!(UnsignedDelta) => {
+            Ok((body, delta)) if Summary::digest(&body) == announced.body_digest => {
                 self.take_proven_body(cx, owner, from, &body, bytes.len(), Some(&delta));
                 cx.peers.keep_delta(owner, announced.generation, delta);
             }

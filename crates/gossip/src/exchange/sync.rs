@@ -9,7 +9,6 @@ use super::announcement::receive_envelope;
 use super::pull::Pulls;
 use super::requests::Question;
 use crate::io::{Io, Timer};
-use crate::mutation::mutant;
 use crate::output::{Event, Output};
 use crate::peers::Peers;
 use crate::peers::directory::{Entry, Held, Worth};
@@ -89,9 +88,6 @@ impl Syncs {
 
     /// Begins a sync, unless the peer is set aside or has not answered the last one yet.
     pub(crate) fn sync_with(&self, cx: &mut Context, peer: PeerId) {
-        if mutant!(NoComparison) {
-            return;
-        }
         let set_aside = cx.peers.get(&peer).is_some_and(|entry| entry.conduct.is_set_aside());
         if set_aside || !cx.connections.begin_sync(cx.io.now.moment, &peer) {
             return;
@@ -193,7 +189,7 @@ impl Syncs {
             // A body known to be outdated is our best guess, but no news for anyone.
             let held = entry.held.as_ref().filter(|_| !entry.is_outdated_memory());
             let envelope = held.map(|held| &held.envelope).or_else(goodbye)?;
-            let admitted = entry.audience.binary_search(&digest).is_ok() || mutant!(NewsForAnyone);
+            let admitted = entry.audience.binary_search(&digest).is_ok();
             (admitted && newer(&entry.digest, envelope)).then_some(envelope.as_ref())
         });
         own.into_iter().chain(of_others).take(GossipReply::NEWS_MAX).map(|news| news.as_bytes().to_vec()).collect()
@@ -336,7 +332,7 @@ fn answer_pull(
     let held = peers.find_owner(owner).and_then(|peer| {
         let entry = peers.get(&peer).filter(|entry| !entry.is_outdated_memory())?;
         let held: &Held = entry.held.as_ref()?;
-        let meant = held.admits(asker) || mutant!(BodyForAnyone);
+        let meant = held.admits(asker);
         (held.generation() == generation && meant).then_some((peer, *held.envelope.announcement()))
     });
     let Some((peer, announced)) = held else { return GossipReply::Absent };

@@ -11,7 +11,6 @@ use crate::exchange::requests::{Question, Requests};
 use crate::exchange::sync::Syncs;
 use crate::input::Input;
 use crate::io::{Io, Timer};
-use crate::mutation::mutant;
 use crate::output::{Event, Output};
 use crate::peers::Peers;
 use crate::peers::directory::OpenEnvelope;
@@ -259,7 +258,7 @@ impl Gossip {
         audience.dedup();
         self.publication.set_audience(self.context.io.now.moment, audience, peers.len());
         let known = self.context.peers.iter().map(|(peer, _)| *peer);
-        let gone: Vec<_> = known.filter(|peer| !peers.contains(peer) && !mutant!(DistrustIgnored)).collect();
+        let gone: Vec<_> = known.filter(|peer| !peers.contains(peer)).collect();
         for peer in gone {
             self.disconnect(peer);
             self.pulls.forget(&mut self.context, &peer);
@@ -299,9 +298,6 @@ impl Gossip {
 
     /// The lifetime of a peer's summary has ended.
     fn expire(&mut self, peer: PeerId) {
-        if mutant!(LifetimeIgnored) {
-            return;
-        }
         let cx = &mut self.context;
         self.pulls.drop_body(cx, &peer);
         cx.io.push_event(Event::Expired { peer });

@@ -1,6 +1,5 @@
 //! Bodies that an owner signed, and why one may still not be used.
 
-use crate::mutation::mutant;
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Announcement, Filter, FilterError, Summary, SummaryError};
 
@@ -39,7 +38,7 @@ impl Usable {
     pub(crate) fn decode(me: &PeerId, announcement: &Announcement, body: &[u8]) -> Result<Self, Flaw> {
         match Summary::decode(body).and_then(|summary| Ok((summary.filter()?, summary))) {
             Ok((_, summary)) if summary.items != announcement.path_count => Err(Flaw::PathCount),
-            Ok((_, summary)) if !summary.admits(me) && !mutant!(ForeignAudience) => Err(Flaw::ForeignAudience),
+            Ok((_, summary)) if !summary.admits(me) => Err(Flaw::ForeignAudience),
             Ok((filter, summary)) => Ok(Self { filter, summary }),
             Err(SummaryError::UnknownHashId { hash_id }) => Err(Flaw::UnknownHashId { hash_id }),
             Err(SummaryError::Filter(FilterError::TooDense { .. })) => Err(Flaw::Dense),

@@ -1,7 +1,6 @@
 //! How a peer has behaved: its false hits and misdeeds, and their consequences.
 
 use super::misdeed::Misdeed;
-use crate::mutation::mutant;
 use crate::table::view::Rank;
 use narmesh_machine::{Bucket, Moment, Tokens};
 
@@ -104,7 +103,7 @@ impl Conduct {
         let too_many = self.false_hits > FALSE_HITS_FREE
             && self.false_hits as f64 > FALSE_HITS_FACTOR * expected
             && self.false_hits > self.held_hits;
-        if !too_many || self.demoted.is_some() || mutant!(FalseHitsIgnored) {
+        if !too_many || self.demoted.is_some() {
             return None;
         }
         self.demoted = Some(now + DEMOTED_MS);

@@ -5,7 +5,6 @@
 
 use super::body::Flaw;
 use super::directory::{Acceptance, Entry, Newest, lifetime_ms};
-use crate::mutation::mutant;
 use crate::publication::DAY_MS;
 use libp2p_identity::PeerId;
 use narmesh_machine::Now;
@@ -81,7 +80,7 @@ impl KeptSummary {
             return Err(Unfit::Forged);
         }
         let accepted = self.acceptance(now, announcement)?;
-        if Summary::digest(&self.body) != announcement.body_digest && !mutant!(UnsignedBody) {
+        if Summary::digest(&self.body) != announcement.body_digest {
             return Err(Unfit::OtherBody);
         }
         Ok((Newest { envelope, accepted: Some(accepted) }, is_newest))

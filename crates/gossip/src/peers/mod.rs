@@ -13,7 +13,6 @@ use self::kept::{KeptSummary, Unfit};
 use self::misdeed::Misdeed;
 use crate::input::ProbeOutcome;
 use crate::io::{Io, Timer};
-use crate::mutation::mutant;
 use crate::output::{Event, Output, Record};
 use crate::publication::relay::Relayed;
 use crate::table::reader::FilterTable;
@@ -108,7 +107,7 @@ impl Peers {
             if let Some(audience) = audience {
                 entry.audience = audience;
             }
-            if let Some(envelope) = floor.filter(|_| !mutant!(FloorsForgotten)) {
+            if let Some(envelope) = floor {
                 entry.newest.get_or_insert(Newest { envelope, accepted: None });
             }
         }

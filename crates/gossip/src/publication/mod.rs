@@ -11,7 +11,6 @@ mod history;
 use self::history::{History, Step};
 use crate::input::PathChange;
 use crate::io::Io;
-use crate::mutation::mutant;
 use crate::output::{Event, Output, Record};
 use bloomfilter::Bloom;
 use libp2p_identity::{Keypair, PeerId};
@@ -204,7 +203,7 @@ impl Publication {
         if !self.paths.remove(&part) {
             // It may be one of the withheld paths, but which they are is not kept.
             self.withheld = self.withheld.saturating_sub(1);
-        } else if !self.added.remove(&part) && !mutant!(RemovalForgotten) {
+        } else if !self.added.remove(&part) {
             self.stale.insert(part);
             self.removed.get_or_insert(now);
         }
@@ -312,9 +311,7 @@ impl Publication {
                 let epoch = self.begin_epoch(now);
                 // Persisted before it is published: a node that forgot the epoch in a crash could sign two
                 // announcements under one generation.
-                if !mutant!(EpochNotPersisted) {
-                    io.push(Output::Persist(Record::OwnEpoch(epoch.generation.epoch)));
-                }
+                io.push(Output::Persist(Record::OwnEpoch(epoch.generation.epoch)));
                 epoch
             }
         };
@@ -366,7 +363,7 @@ impl Publication {
             epoch.bloom.set(&part);
             epoch.items += 1;
         }
-        epoch.generation.seq += u64::from(!mutant!(SeqRepeated));
+        epoch.generation.seq += 1;
         epoch.history.push(Step {
             positions: positions.into_iter().collect(),
             audience: self.audience != current.audience,

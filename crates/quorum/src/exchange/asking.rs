@@ -3,7 +3,6 @@
 use super::peer::{Peer, Pulling, Running};
 use super::{Exchange, FULL_MS, Fault, Output, Question, TOLD_MAX, Taken};
 use crate::ledger::Ledger;
-use crate::mutation::mutant;
 use crate::reconcile::{Answer, Difference, Next, Query, Session, Shared};
 use crate::wire::{PULL_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
@@ -172,7 +171,7 @@ impl Exchange {
         self.tell_at = None;
         self.told_at = Some(self.now);
         let now = self.now;
-        let may_be = |peer: &Peer| !mutant!(NothingTold) && !peer.spoken.told.is_empty() && peer.shunned_until <= now;
+        let may_be = |peer: &Peer| !peer.spoken.told.is_empty() && peer.shunned_until <= now;
         let grew = std::mem::take(&mut self.grew);
         let all: Vec<PeerId> =
             self.peers.iter().filter(|(_, peer)| grew && may_be(peer)).map(|(peer, _)| *peer).collect();

@@ -31,7 +31,6 @@ mod peer;
 use self::paths::Paths;
 use self::peer::Peer;
 use crate::ledger::Ledger;
-use crate::mutation::mutant;
 use crate::reconcile::{Session, Shared};
 use crate::wire::{QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
@@ -317,7 +316,7 @@ impl Exchange {
         let spread_ms = self.chance.draw_below(GREETING_SPREAD_MS);
         let known = self.peers.entry(peer).or_insert_with(|| Peer::new(self.now));
         known.is_connected = true;
-        if spoken.counted.adds_to(&known.spoken.counted) && !mutant!(NothingTold) {
+        if spoken.counted.adds_to(&known.spoken.counted) {
             known.plan_comparison(self.now + spread_ms);
         }
         // The peer may have compared before we knew that it may be told of these builders.
