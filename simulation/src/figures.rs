@@ -1,11 +1,11 @@
 //! What a run measures.
 
 use crate::checker::Publication;
+use crate::cores::gossip::Misdeed;
 use crate::draw::Draw;
 use crate::machine::Number;
 use crate::scenario::Scenario;
 use crate::traffic::{self, KINDS, STREAM_OVERHEAD, Traffic};
-use narmesh_gossip::Misdeed;
 use narmesh_protocol::{Generation, HASHES_PER_ITEM};
 use serde::Serialize;
 use std::collections::BTreeMap;

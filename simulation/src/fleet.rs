@@ -1,12 +1,12 @@
 //! Who runs, who knows whom, and how machines come and go.
 
+use crate::cores::gossip::Input;
 use crate::draw::Draw;
 use crate::gossipsub::FIRST_HEARTBEAT_US;
 use crate::machine::{Number, State};
 use crate::network::Link;
 use crate::scenario::Scenario;
 use crate::world::{Happening, World};
-use narmesh_gossip::Input;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -1,12 +1,12 @@
 //! Machines that lie: each has an honest core that follows the mesh, and a malice that speaks in its place.
 
 use crate::checker::{ABSENT_FROM, WANTED};
+use crate::cores::gossip::Input;
 use crate::draw::Draw;
 use crate::machine::{Number, Path, WALL_MS, part};
 use crate::scenario::Hostile;
 use crate::world::{Happening, World};
 use libp2p_identity::{Keypair, PeerId};
-use narmesh_gossip::Input;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Sync};
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, Summary, SummaryDelta,

@@ -27,6 +27,7 @@
 //! Nothing that happens depends on an unordered map, the system clock or the floating point of the system's library.
 
 mod checker;
+mod cores;
 mod draw;
 mod figures;
 mod fleet;
@@ -34,7 +35,7 @@ mod gossipsub;
 mod hostile;
 mod lookups;
 mod machine;
-#[cfg(feature = "mutants")]
+#[cfg(any(test, feature = "mutants"))]
 pub mod mutants;
 mod network;
 mod plot;

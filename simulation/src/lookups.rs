@@ -1,10 +1,10 @@
 //! The lookups of users, and the samples that are taken now and then.
 
 use crate::checker::{ABSENT_FROM, WANTED};
+use crate::cores::gossip::{Candidate, Input, ProbeOutcome};
 use crate::machine::{Number, Path, part};
 use crate::upset::has;
 use crate::world::{Happening, World};
-use narmesh_gossip::{Candidate, Input, ProbeOutcome};
 
 /// Lookups come in turns of 6 s, ten turns a minute.
 const TURN_US: u64 = 6_000_000;

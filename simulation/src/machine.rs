@@ -1,11 +1,11 @@
 //! One machine: an unmodified core, what its disk keeps, what it truly holds, whom it trusts.
 
+use crate::cores::gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
 use crate::draw::Draw;
 use crate::gossipsub::Subscriber;
 use crate::hostile::Malice;
 use crate::traffic::Traffic;
 use libp2p_identity::{Keypair, PeerId};
-use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
 use narmesh_protocol::{Envelope, EnvelopeError, HashPart, StoreDir};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,11 +4,11 @@
 //! arrives when the sender tries again. It ends when a process ends, or when TCP gives it up after the time that the daemon
 //! asks for (`crates/mesh/src/transport`). Redialling follows the daemon's plan (`crates/mesh/src/dialer.rs`).
 
+use crate::cores::gossip::Input;
 use crate::machine::{Number, State};
 use crate::scenario::Line;
 use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
 use crate::world::{Happening, World};
-use narmesh_gossip::Input;
 
 /// TCP gives a connection up when sent data stays unacknowledged for this long, microseconds.
 const UNACKNOWLEDGED_US: u64 = 10_000_000;

@@ -1,9 +1,9 @@
 //! Faults, events and ordinary life, done to the machines.
 
+use crate::cores::gossip::{Input, PathChange};
 use crate::machine::{Machine, Number, Path, State, part};
 use crate::scenario::{Faults, What};
 use crate::world::{Happening, World};
-use narmesh_gossip::{Input, PathChange};
 use std::sync::Arc;
 
 const SECOND_US: u64 = 1_000_000;

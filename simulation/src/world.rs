@@ -1,6 +1,7 @@
 //! Machines, links and a virtual clock: what is due next happens next, and nothing else happens.
 
 use crate::checker::Checker;
+use crate::cores::gossip::{Event, Forward, Input, Output, Record};
 use crate::draw::Draw;
 use crate::figures::{Figures, Joiner};
 use crate::fleet::draw_topology;
@@ -13,7 +14,6 @@ use crate::story::Story;
 use crate::trace::Trace;
 use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
 use crate::watch::Watch;
-use narmesh_gossip::{Event, Forward, Input, Output, Record};
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;

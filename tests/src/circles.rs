@@ -17,9 +17,7 @@ use crate::binary::repository_root;
 
 /// Sets of files that need each other, and stay so for now.
 const KNOWN: &[(&str, &[&str])] = &[
-    // One state machine, written in several files.
-    ("crates/gossip", &["gossip", "kept", "pull", "sync"]),
-    // One world, likewise.
+    // One world, written in several files.
     (
         "simulation",
         &[

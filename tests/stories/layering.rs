@@ -8,13 +8,14 @@ use narmesh_tests::repository_root;
 /// For each of our crates (rooms), which of our other crates it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-protocol", &[]),
-    ("narmesh-gossip", &["narmesh-protocol"]),
-    ("narmesh-quorum", &["narmesh-protocol"]),
+    ("narmesh-machine", &[]),
+    ("narmesh-gossip", &["narmesh-protocol", "narmesh-machine"]),
+    ("narmesh-quorum", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-store", &["narmesh-protocol"]),
     ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-mesh", &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
-    ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol"]),
+    ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),
     (
         "narmesh",
         &[
@@ -50,6 +51,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// For each of our crates, which libraries it must not use, not even indirectly.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("narmesh-protocol", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite", "futures"]),
+    (
+        "narmesh-machine",
+        &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite", "libp2p-identity", "futures"],
+    ),
     ("narmesh-gossip", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-quorum", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-store", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper"]),

@@ -1,6 +1,6 @@
 //! What can happen to a core: its inputs.
 
-use crate::misdeed::Misdeed;
+use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::HashPart;
 use std::collections::BTreeSet;

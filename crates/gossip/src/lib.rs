@@ -37,47 +37,33 @@
 //!   filter that claims absent paths ranks lower with each measured false hit, and is left out when they go far
 //!   beyond what its density predicts.
 //!
-//! **Walk.** [`Gossip`] (the state machine) drives the publication (our paths -> delta or epoch -> envelope), the directory
-//! (what we hold of each peer), the pulls, the sync, the conduct (misdeeds, false hits) and the [`FilterTable`].
+//! **Walk.** [`Gossip`] hands each input to one of its parts: the publication (our paths -> delta or epoch -> envelope), the
+//! syncs, and the pulls. These work on a context that they share: the peers (what we know and hold of each, its conduct, the
+//! [`FilterTable`]), the connections, and the requests under way. A part owns its state; a higher one is given the lower ones,
+//! in the order publication, syncs, announcements, pulls, context.
 //!
 //! **Invariants.** No state exists of a peer that is not on the allowlist. No body goes to a peer outside its audience. No
 //! filter in the table is unsigned or half written. Foreign bytes cannot grow any map or queue beyond the allowlist: there
 //! are at most 2,047 peers, one pull for each, 16 pulls under way, one sync per connection, 4 tellers per pull, 64 deltas
 //! of our own history, 4 MiB of others' deltas, and a rate limit on the announcements and requests of each peer.
 
-#[cfg(test)]
-mod bounds;
-mod conduct;
-mod directory;
+mod exchange;
 mod gossip;
-mod history;
 mod input;
-mod kept;
-mod latest;
-mod matrix;
-mod misdeed;
-mod mutation;
+mod io;
 mod output;
+mod peers;
 mod publication;
-mod pull;
-mod relay;
-mod sliced;
-mod sync;
 mod table;
-mod table_writer;
-mod time;
-mod timers;
-mod view;
 
-pub use directory::OpenEnvelope;
 pub use gossip::{ALLOWLIST_MAX, Gossip, GossipConfig, Persisted};
 pub use input::{Input, PathChange, ProbeOutcome};
-pub use kept::{Flaw, KeptSummary, Unfit};
-pub use misdeed::Misdeed;
-#[cfg(feature = "mutants")]
-pub use mutation::{MUTATIONS, Mutation, mutate};
+pub use narmesh_machine::{Moment, Now};
 pub use output::{Event, Forward, Output, Record};
+pub use peers::body::Flaw;
+pub use peers::directory::OpenEnvelope;
+pub use peers::kept::{KeptSummary, Unfit};
+pub use peers::misdeed::Misdeed;
+pub use peers::view::{PeerView, SummaryView};
 pub use publication::{PATHS_MAX, PublicationView};
-pub use table::{Candidate, FilterTable};
-pub use time::{Moment, Now};
-pub use view::{PeerView, SummaryView};
+pub use table::reader::{Candidate, FilterTable};

@@ -1,8 +1,8 @@
 //! What a core wants done, and what it reports.
 
-use crate::misdeed::Misdeed;
-use crate::time::Moment;
+use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
+use narmesh_machine::Moment;
 use narmesh_protocol::Generation;
 use std::net::SocketAddr;
 

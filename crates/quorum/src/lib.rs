@@ -24,7 +24,6 @@ pub mod exchange;
 mod explain;
 mod hash_tree;
 mod ledger;
-mod mutation;
 mod policy;
 pub mod reconcile;
 mod report;
@@ -37,8 +36,6 @@ pub use ledger::{
     ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
     Served, Tally, Vote,
 };
-#[cfg(feature = "mutants")]
-pub use mutation::{MUTATIONS, Mutation, mutate};
 pub use policy::{Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation};
 pub use report::{
     FingerprintReport, Held, Link, NotCounted, PathReport, Report, ReportHead, ReportPart, ReportScope, Totals,

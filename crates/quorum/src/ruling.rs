@@ -1,7 +1,6 @@
 //! Whether a path may be substituted.
 
 use crate::ledger::Ledger;
-use crate::mutation::mutant;
 use crate::policy::{Mode, Policy};
 use crate::statement::FingerprintDigest;
 use crate::verdict::{Ballot, State, Verdict};
@@ -134,7 +133,7 @@ impl Policy {
         let only = said.first().filter(|_| said.len() == 1)?;
         let silent_or_graced = |(number, standing): (usize, &Ballot)| match standing {
             Ballot::Missing => true,
-            Ballot::For(_) => self.has_grace(number) || mutant!(GraceForAnyone),
+            Ballot::For(_) => self.has_grace(number),
             Ballot::Void(_) | Ballot::NotCounted(..) => false,
         };
         verdict.standings.iter().enumerate().all(silent_or_graced).then_some(*only)

@@ -2,7 +2,6 @@
 
 use crate::Claim;
 use crate::ledger::{Ledger, Vote};
-use crate::mutation::mutant;
 use crate::policy::{Member, Policy};
 use crate::statement::{FingerprintDigest, NameDigest, WallMs};
 use narmesh_protocol::{HashPart, StorePath};
@@ -118,10 +117,8 @@ impl Policy {
         let name = NameDigest::of(path.name());
         let is_name_disputed = attested.iter().any(|attested| attested.facts.name != name);
         let k = if is_name_disputed { self.k_of_disputed_name() } else { self.k(path.name()) };
-        let heard: usize = attested.iter().map(|attested| attested.groups).sum();
-        let k = if mutant!(PercentageOfHeard) { (k * heard).div_ceil(self.groups().max(1)).max(1) } else { k };
         let reached = attested.iter().filter(|attested| attested.groups >= k).count();
-        let vetoed = self.require.veto && !mutant!(VetoIgnored) && reached == 1 && attested.len() > 1;
+        let vetoed = self.require.veto && reached == 1 && attested.len() > 1;
         // The one with most groups comes first, so this is the fingerprint that reached `k`.
         let is_ours = attested.first().is_some_and(|first| first.facts.name == name);
         let state = match (reached, attested.len()) {
@@ -163,14 +160,13 @@ impl Policy {
                 None => Uncounted::RevokedWithoutRecord,
             });
         }
-        let bare = vote.attested_at.is_none() && !member.signs_only_own_builds && !mutant!(BareSignatureCounted);
+        let bare = vote.attested_at.is_none() && !member.signs_only_own_builds;
         bare.then_some(Uncounted::BareSignature)
     }
 
     /// Whether the vote is void because its key is revoked.
     pub(crate) fn is_void(&self, vote: &Vote) -> bool {
-        let since = if mutant!(BackdatedAccepted) { vote.attested_at } else { self.since(vote) };
-        self.is_revoked(&vote.builder, since)
+        self.is_revoked(&vote.builder, self.since(vote))
     }
 
     /// The time from which a vote counts, to be compared with a revocation. An attestation counts from when it was stored
@@ -194,22 +190,17 @@ impl Policy {
         for (number, ((_, facts), member)) in standings.iter().zip(&self.builders).enumerate() {
             let Some(facts) = facts else { continue };
             let new = || Attested { facts: *facts, builders: Vec::new(), groups: 0 };
-            let alone = FingerprintDigest(facts.nar_hash.0);
-            let what = if mutant!(NarHashAlone) { alone } else { facts.fingerprint };
-            by_fingerprint.entry(what).or_insert_with(new).builders.push(number);
-            by_group.entry(member.group).or_default().insert(what);
+            by_fingerprint.entry(facts.fingerprint).or_insert_with(new).builders.push(number);
+            by_group.entry(member.group).or_default().insert(facts.fingerprint);
         }
         // A group with two fingerprints is divided, and counts for neither.
         for fingerprints in by_group.values() {
             if let Some(only) = fingerprints.first()
-                && (fingerprints.len() == 1 || mutant!(DisagreeingGroupCounted))
+                && fingerprints.len() == 1
                 && let Some(attested) = by_fingerprint.get_mut(only)
             {
                 attested.groups += 1;
             }
-        }
-        if mutant!(GroupCountedTwice) {
-            by_fingerprint.values_mut().for_each(|attested| attested.groups = attested.builders.len());
         }
         let disagrees = |group| by_group.get(&group).is_some_and(|fingerprints| fingerprints.len() > 1);
         let standings = standings.into_iter().zip(&self.builders).map(|((standing, facts), member)| match facts {
@@ -232,7 +223,6 @@ fn decide_standing(said: &[(Option<Uncounted>, Claim)]) -> (Ballot, Option<Claim
         ([], None) => (Ballot::Missing, None),
         ([], Some((why_not, facts))) => (Ballot::NotCounted(why_not.unwrap_or(Uncounted::BareSignature), *facts), None),
         ([facts], _) => (Ballot::For(facts.fingerprint), Some(*facts)),
-        ([facts, ..], _) if mutant!(VoidCounted) => (Ballot::For(facts.fingerprint), Some(*facts)),
         (_, _) => (Ballot::Void(counted), None),
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn start(
 }
 
 fn moment() -> Moment {
-    Moment(narmesh_mesh::now().moment.0)
+    narmesh_mesh::now().moment
 }
 
 struct Worker {

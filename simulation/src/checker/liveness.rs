@@ -39,7 +39,7 @@ impl Checker {
         let held: Vec<BTreeMap<Number, Known>> = machines
             .iter()
             .map(|machine| {
-                let of = |view: narmesh_gossip::PeerView| {
+                let of = |view: crate::cores::gossip::PeerView| {
                     let generation = view.summary.map(|summary| summary.generation);
                     Some((self.number(&view.peer)?, (generation, view.addresses)))
                 };

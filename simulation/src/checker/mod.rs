@@ -5,9 +5,9 @@ mod violation;
 
 pub use violation::Violation;
 
+use crate::cores::gossip::Misdeed;
 use crate::machine::{Machine, Number, Path, part};
 use libp2p_identity::PeerId;
-use narmesh_gossip::Misdeed;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 use narmesh_protocol::{AudienceDigest, Envelope, Generation};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
 //! Counts anew what a machine took in, by the words of docs/quorum.md, and compares the result with what its core says.
 
+use crate::cores::quorum::{FingerprintDigest, Ledger, Policy, Ruling, State, WallMs};
 use narmesh_protocol::StorePath;
-use narmesh_quorum::{FingerprintDigest, Ledger, Policy, Ruling, State, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Violations that are kept, in words.

@@ -13,8 +13,6 @@
 //! [`Policy`]: narmesh_quorum::Policy
 
 mod judge;
-#[cfg(feature = "mutants")]
-pub mod mutants;
 mod plan;
 mod world;
 

@@ -3,12 +3,12 @@
 use super::QuorumScenario;
 use super::judge::{Judge, Known};
 use super::world::{Event, Machine, Number, World, path};
+use crate::cores::quorum::exchange::{Exchange, Moment};
+use crate::cores::quorum::{Builder, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, Revocation, WallMs};
 use crate::draw::Draw;
 use crate::machine::WALL_MS;
 use libp2p_identity::Keypair;
 use narmesh_protocol::{BuilderKey, NarHash, NixSecretKey, Statement};
-use narmesh_quorum::exchange::{Exchange, Moment};
-use narmesh_quorum::{Builder, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, Revocation, WallMs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Honest builds, of a thousand, that have a result of their own.

@@ -3,15 +3,15 @@
 use super::judge::{Judge, Stored};
 use super::plan::{judge, machine};
 use super::{QuorumReport, QuorumScenario};
+use crate::cores::quorum::exchange::{Exchange, Input, Moment, Output, Spoken, Taken};
+use crate::cores::quorum::reconcile::Shared;
+use crate::cores::quorum::{Insertion, Ledger, State, VerifiedStatement, WallMs};
 use crate::draw::Draw;
 use crate::machine::WALL_MS;
 use libp2p_identity::PeerId;
 use narmesh_protocol::{
     Attestation, BuilderKey, HashPart, NixPublicKey, NixSecretKey, NixSignature, Statement, StoreDir, StorePath,
 };
-use narmesh_quorum::exchange::{Exchange, Input, Moment, Output, Spoken, Taken};
-use narmesh_quorum::reconcile::Shared;
-use narmesh_quorum::{Insertion, Ledger, State, VerifiedStatement, WallMs};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 

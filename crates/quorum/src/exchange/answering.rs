@@ -127,7 +127,7 @@ impl Exchange {
         let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
         let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
         if news && differs && whole {
-            let at = self.now.after(self.draw_below(ASK_BACK_SPREAD_MS));
+            let at = self.now + self.chance.draw_below(ASK_BACK_SPREAD_MS);
             if let Some(peer) = self.peers.get_mut(&from) {
                 peer.plan_comparison(at);
             }

@@ -3,7 +3,6 @@
 use super::peer::{Peer, Pulling, Running};
 use super::{Exchange, FULL_MS, Fault, Output, Question, TOLD_MAX, Taken};
 use crate::ledger::Ledger;
-use crate::mutation::mutant;
 use crate::reconcile::{Answer, Difference, Next, Query, Session, Shared};
 use crate::wire::{PULL_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
@@ -24,7 +23,7 @@ impl Exchange {
     pub(super) fn begin_comparison(&mut self, ledger: &Ledger, peer: PeerId) {
         let now = self.now;
         self.full.retain(|_, until| *until > now);
-        let from = self.draw_below(u64::from(u16::MAX));
+        let from = self.chance.draw_below(u64::from(u16::MAX));
         let Some(known) = self.peers.get_mut(&peer) else { return };
         known.clear_due();
         let full = &self.full;
@@ -126,7 +125,7 @@ impl Exchange {
             return self.penalize(from, Fault::FalseAttestation);
         };
         known.running = Some(Running::Pulling(pulling));
-        let id = self.assign_id();
+        let id = self.requests.assign_id();
         self.verifying.insert(id, (from, None));
         if attestations.is_empty() {
             return self.on_taken(ledger, id, &Taken::default());
@@ -137,7 +136,7 @@ impl Exchange {
     /// The attestations of a reply have been verified, and the good ones are in the ledger.
     pub(super) fn on_taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
         let Some((from, waiting)) = self.verifying.remove(&id) else { return };
-        let until = self.now.after(FULL_MS);
+        let until = self.now + FULL_MS;
         self.full.extend(taken.full.iter().map(|key| (*key, until)));
         if taken.refused > 0 {
             self.penalize(from, Fault::FalseAttestation);
@@ -172,16 +171,16 @@ impl Exchange {
         self.tell_at = None;
         self.told_at = Some(self.now);
         let now = self.now;
-        let may_be = |peer: &Peer| !mutant!(NothingTold) && !peer.spoken.told.is_empty() && peer.shunned_until <= now;
+        let may_be = |peer: &Peer| !peer.spoken.told.is_empty() && peer.shunned_until <= now;
         let grew = std::mem::take(&mut self.grew);
         let all: Vec<PeerId> =
             self.peers.iter().filter(|(_, peer)| grew && may_be(peer)).map(|(peer, _)| *peer).collect();
-        let mut chosen = self.choose(all, TOLD_MAX);
+        let mut chosen = self.chance.choose(all, TOLD_MAX);
         chosen.extend(self.peers.iter().filter(|(_, peer)| peer.owed && may_be(peer)).map(|(peer, _)| *peer));
         chosen.sort_unstable();
         chosen.dedup();
         for peer in chosen {
-            let from = usize::try_from(self.draw_below(u64::from(u16::MAX))).unwrap_or(0);
+            let from = usize::try_from(self.chance.draw_below(u64::from(u16::MAX))).unwrap_or(0);
             let Some(known) = self.peers.get_mut(&peer) else { continue };
             known.owed = false;
             let (session, query) = Session::start(ledger, known.spoken.told.window(from));

@@ -31,16 +31,15 @@ mod peer;
 use self::paths::Paths;
 use self::peer::Peer;
 use crate::ledger::Ledger;
-use crate::mutation::mutant;
 use crate::reconcile::{Session, Shared};
 use crate::wire::{QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
+use narmesh_machine::{Chance, RequestTable};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use self::answering::HandOver;
+pub use narmesh_machine::Moment;
 
 /// The most comparisons under way at once; more would pull the same from several peers.
 const SESSIONS_MAX: usize = 4;
@@ -59,16 +58,6 @@ const GREETING_SPREAD_MS: u64 = 200;
 const REQUEST_MS: u64 = 10_000;
 /// A builder at its bound is left out for this long, milliseconds.
 const FULL_MS: u64 = 600_000;
-
-/// Milliseconds of a monotonic clock.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Moment(pub u64);
-
-impl Moment {
-    fn after(self, ms: u64) -> Self {
-        Self(self.0.saturating_add(ms))
-    }
-}
 
 /// What we may say to one peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -232,14 +221,7 @@ pub enum Fault {
     RequestFlood,
 }
 
-/// A request of ours without an answer yet.
-#[derive(Debug)]
-struct Sent {
-    to: PeerId,
-    what: Question,
-    overdue: Moment,
-}
-
+/// What one of our requests was for.
 #[derive(Debug)]
 enum Question {
     Compare,
@@ -253,13 +235,12 @@ enum Question {
 #[derive(Debug)]
 pub struct Exchange {
     now: Moment,
-    rng: ChaCha8Rng,
+    chance: Chance,
     peers: BTreeMap<PeerId, Peer>,
-    requests: BTreeMap<u64, Sent>,
+    requests: RequestTable<PeerId, Question>,
     /// Replies under verification: the peer that sent each, and the ids of the questions that wait for it
     /// (`None` for a pull).
     verifying: BTreeMap<u64, (PeerId, Option<Vec<u64>>)>,
-    next_id: u64,
     /// Builders at their bound, and until when they are left out.
     full: BTreeMap<BuilderKey, Moment>,
     grew: bool,
@@ -275,11 +256,10 @@ impl Exchange {
     pub fn new(now: Moment, rng_seed: [u8; 32]) -> Self {
         let mut exchange = Self {
             now,
-            rng: ChaCha8Rng::from_seed(rng_seed),
+            chance: Chance::new(rng_seed),
             peers: BTreeMap::new(),
-            requests: BTreeMap::new(),
+            requests: RequestTable::new(REQUEST_MS),
             verifying: BTreeMap::new(),
-            next_id: 0,
             full: BTreeMap::new(),
             grew: false,
             tell_at: None,
@@ -321,11 +301,10 @@ impl Exchange {
 
     /// When to call [`Exchange::handle`] with [`Input::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Moment> {
-        let overdue = self.requests.values().map(|sent| sent.overdue);
         let free = self.sessions() < SESSIONS_MAX;
         let due = self.peers.values().filter(|_| free).filter_map(Peer::next_start);
         let sweep = self.peers.values().any(|peer| !peer.spoken.counted.is_empty()).then_some(self.sweep_at);
-        overdue.chain(due).chain(self.tell_at).chain(sweep).chain(self.paths.deadline()).min()
+        due.chain(self.requests.deadline()).chain(self.tell_at).chain(sweep).chain(self.paths.deadline()).min()
     }
 
     /// The number of comparisons under way.
@@ -334,11 +313,11 @@ impl Exchange {
     }
 
     fn set_peer(&mut self, peer: PeerId, spoken: Spoken) {
-        let spread_ms = self.draw_below(GREETING_SPREAD_MS);
+        let spread_ms = self.chance.draw_below(GREETING_SPREAD_MS);
         let known = self.peers.entry(peer).or_insert_with(|| Peer::new(self.now));
         known.is_connected = true;
-        if spoken.counted.adds_to(&known.spoken.counted) && !mutant!(NothingTold) {
-            known.plan_comparison(self.now.after(spread_ms));
+        if spoken.counted.adds_to(&known.spoken.counted) {
+            known.plan_comparison(self.now + spread_ms);
         }
         // The peer may have compared before we knew that it may be told of these builders.
         known.owed |= spoken.told.adds_to(&known.spoken.told);
@@ -353,8 +332,8 @@ impl Exchange {
         // Whoever waits for this peer's answers must learn that none will come.
         let queued = self.peers.get_mut(peer).map(Peer::on_gone).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
-        for (_, sent) in self.requests.extract_if(.., |_, sent| sent.to == *peer) {
-            if let Question::Ask(asked) = sent.what {
+        for id in self.requests.ids_to(*peer) {
+            if let Some(Question::Ask(asked)) = self.requests.take(id) {
                 waiting.extend(asked.into_iter().map(|(id, _)| id));
             }
         }
@@ -362,7 +341,7 @@ impl Exchange {
     }
 
     fn set_aside(&mut self, peer: &PeerId, lasting_ms: u64) {
-        let until = self.now.after(lasting_ms);
+        let until = self.now + lasting_ms;
         if let Some(known) = self.peers.get_mut(peer) {
             known.running = None;
             known.rest_until = known.rest_until.max(until);
@@ -376,20 +355,18 @@ impl Exchange {
     }
 
     fn plan_telling(&mut self) {
-        let earliest = self.told_at.map_or(self.now, |at| at.after(TELL_INTERVAL_MS));
-        self.tell_at.get_or_insert(earliest.max(self.now.after(TELL_DELAY_MS)));
+        let earliest = self.told_at.map_or(self.now, |at| at + TELL_INTERVAL_MS);
+        self.tell_at.get_or_insert(earliest.max(self.now + TELL_DELAY_MS));
     }
 
     fn plan_sweep(&mut self) {
-        self.sweep_at = self.now.after(SWEEP_MS * 9 / 10 + self.draw_below(SWEEP_MS / 5));
+        self.sweep_at = self.now + SWEEP_MS * 9 / 10 + self.chance.draw_below(SWEEP_MS / 5);
     }
 
     fn run_due_timers(&mut self, ledger: &Ledger) {
         // Overdue requests first: each one that fails may end a comparison and so make room for another.
         let now = self.now;
-        let late: Vec<(u64, PeerId)> =
-            self.requests.iter().filter(|(_, sent)| sent.overdue <= now).map(|(id, sent)| (*id, sent.to)).collect();
-        for (id, to) in late {
+        while let Some((id, to)) = self.requests.find_overdue(now) {
             self.on_response(ledger, to, id, None);
         }
         self.expire();
@@ -398,7 +375,7 @@ impl Exchange {
             self.plan_sweep();
             let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();
             let idle: Vec<PeerId> = self.peers.iter().filter(idle).map(|(peer, _)| *peer).collect();
-            if let Some(peer) = self.choose(idle, 1).first().and_then(|peer| self.peers.get_mut(peer)) {
+            if let Some(peer) = self.chance.choose(idle, 1).first().and_then(|peer| self.peers.get_mut(peer)) {
                 peer.plan_comparison(now);
             }
         }
@@ -415,46 +392,20 @@ impl Exchange {
         }
     }
 
-    /// Chooses up to `count` of these at random.
-    fn choose(&mut self, mut among: Vec<PeerId>, count: usize) -> Vec<PeerId> {
-        let count = count.min(among.len());
-        for place in 0..count {
-            let left = u64::try_from(among.len() - place).unwrap_or(1);
-            let chosen = place + usize::try_from(self.draw_below(left)).unwrap_or(0);
-            among.swap(place, chosen);
-        }
-        among.truncate(count);
-        among
-    }
-
-    /// A random number from 0 to `below` - 1; 0 when `below` is 0.
-    fn draw_below(&mut self, below: u64) -> u64 {
-        self.rng.next_u64().checked_rem(below).unwrap_or(0)
-    }
-
-    fn assign_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn send(&mut self, to: PeerId, what: Question, request: &QuorumRequest) {
+    fn send(&mut self, to: PeerId, question: Question, request: &QuorumRequest) {
         // Each list was cut to its bound, so the encoding fits.
         let Ok(bytes) = request.encode() else { return };
-        let id = self.assign_id();
-        self.requests.insert(id, Sent { to, what, overdue: self.now.after(REQUEST_MS) });
+        let id = self.requests.add(self.now, to, question);
         self.outputs.push_back(Output::Request { to, id, bytes });
     }
 
     fn on_response(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: Option<&[u8]>) {
-        if self.requests.get(&id).is_none_or(|sent| sent.to != from) {
-            return;
-        }
-        let Some(sent) = self.requests.remove(&id) else { return };
+        let Some(question) = self.requests.take_answered(from, id) else { return };
         let decoded = bytes.map(QuorumReply::decode);
         // A truncated reply may be the fault of the connection.
         let malformed = matches!(&decoded, Some(Err(error)) if !error.is_truncated());
         let reply = decoded.and_then(Result::ok);
-        match sent.what {
+        match question {
             Question::Compare => self.on_compare_reply(ledger, from, reply),
             Question::News(session) => self.on_news_reply(ledger, from, *session, reply),
             Question::Pull => self.on_pull_reply(ledger, from, reply),

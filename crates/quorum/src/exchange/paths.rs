@@ -4,8 +4,9 @@ use super::asking::decode_asked;
 use super::{Exchange, Fault, Moment, Output, Question};
 use crate::wire::{ASK_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
+use narmesh_machine::Timers;
 use narmesh_protocol::HashPart;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The most peers asked for one path.
 const ASKED_PEERS_MAX: usize = 3;
@@ -16,30 +17,29 @@ const ATTESTATIONS_MAX: usize = 4_096;
 /// A peer that did not answer is not asked for this long, milliseconds: only the first question waits for it in vain.
 const SILENT_MS: u64 = 30_000;
 
-/// The open questions, and how many peers have yet to answer each.
+/// The open questions.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    open: BTreeMap<u64, Open>,
-    /// When each question ends.
-    ends: BTreeSet<(Moment, u64)>,
-}
-
-#[derive(Debug)]
-struct Open {
-    unanswered: usize,
-    until: Moment,
+    /// How many peers have yet to answer each.
+    unanswered: BTreeMap<u64, usize>,
+    /// When each ends.
+    ends: Timers<u64>,
 }
 
 impl Paths {
     /// When the first question ends.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        self.ends.first().map(|(until, _)| *until)
+        self.ends.deadline()
+    }
+
+    fn open(&mut self, id: u64, peers: usize, until: Moment) {
+        self.unanswered.insert(id, peers);
+        self.ends.set(id, Some(until));
     }
 
     fn close(&mut self, id: u64) {
-        if let Some(open) = self.open.remove(&id) {
-            self.ends.remove(&(open.until, id));
-        }
+        self.unanswered.remove(&id);
+        self.ends.set(id, None);
     }
 }
 
@@ -51,14 +51,12 @@ impl Exchange {
         });
         let (builders, others): (Vec<_>, Vec<_>) = able.partition(|(_, peer)| peer.spoken.is_builder);
         let [builders, others] = [builders, others].map(|peers| peers.into_iter().map(|(peer, _)| *peer).collect());
-        let mut chosen = self.choose(builders, ASKED_PEERS_MAX);
-        chosen.extend(self.choose(others, ASKED_PEERS_MAX - chosen.len()));
-        if chosen.is_empty() || self.paths.open.len() >= PATHS_MAX {
+        let mut chosen = self.chance.choose(builders, ASKED_PEERS_MAX);
+        chosen.extend(self.chance.choose(others, ASKED_PEERS_MAX - chosen.len()));
+        if chosen.is_empty() || self.paths.unanswered.len() >= PATHS_MAX {
             return self.outputs.push_back(Output::Answered { id, last: true });
         }
-        let until = now.after(lasting_ms);
-        self.paths.open.insert(id, Open { unanswered: chosen.len(), until });
-        self.paths.ends.insert((until, id));
+        self.paths.open(id, chosen.len(), now + lasting_ms);
         for peer in chosen {
             if let Some(known) = self.peers.get_mut(&peer) {
                 known.queue.push_back((id, hash_part));
@@ -69,7 +67,7 @@ impl Exchange {
 
     /// Asks a peer for the paths that have gathered while its last question was under way.
     fn ask_queued(&mut self, peer: PeerId) {
-        let from = usize::try_from(self.draw_below(u64::from(u16::MAX))).unwrap_or(0);
+        let from = usize::try_from(self.chance.draw_below(u64::from(u16::MAX))).unwrap_or(0);
         let Some(known) = self.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
             return;
         };
@@ -83,7 +81,7 @@ impl Exchange {
     pub(super) fn on_ask_reply(&mut self, from: PeerId, mut asked: Vec<(u64, HashPart)>, reply: Option<QuorumReply>) {
         let Some(known) = self.peers.get_mut(&from) else { return };
         known.asking = false;
-        known.silent_until = if reply.is_some() { Moment::default() } else { self.now.after(SILENT_MS) };
+        known.silent_until = if reply.is_some() { Moment::default() } else { self.now + SILENT_MS };
         let (answered, encoded) = match reply {
             Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
             Some(QuorumReply::Compared(_)) => {
@@ -110,7 +108,7 @@ impl Exchange {
         if attestations.is_empty() {
             self.report_answered(waiting);
         } else {
-            let id = self.assign_id();
+            let id = self.requests.assign_id();
             self.verifying.insert(id, (from, Some(waiting)));
             self.outputs.push_back(Output::Verify { from, id, attestations });
         }
@@ -125,14 +123,14 @@ impl Exchange {
     /// Ends the questions that have waited long enough, and asks no peer for their paths any more.
     pub(super) fn expire(&mut self) {
         let mut expired = false;
-        while let Some((_, id)) = self.paths.ends.first().copied().filter(|(until, _)| *until <= self.now) {
+        while let Some(id) = self.paths.ends.pop(self.now) {
             self.paths.close(id);
             self.outputs.push_back(Output::Answered { id, last: true });
             expired = true;
         }
         if expired {
             for peer in self.peers.values_mut() {
-                peer.queue.retain(|(id, _)| self.paths.open.contains_key(id));
+                peer.queue.retain(|(id, _)| self.paths.unanswered.contains_key(id));
             }
         }
     }
@@ -140,9 +138,9 @@ impl Exchange {
     /// One peer is done with these questions.
     pub(super) fn report_answered(&mut self, ids: impl IntoIterator<Item = u64>) {
         for id in ids {
-            let Some(open) = self.paths.open.get_mut(&id) else { continue };
-            open.unanswered = open.unanswered.saturating_sub(1);
-            let last = open.unanswered == 0;
+            let Some(unanswered) = self.paths.unanswered.get_mut(&id) else { continue };
+            *unanswered = unanswered.saturating_sub(1);
+            let last = *unanswered == 0;
             if last {
                 self.paths.close(id);
             }

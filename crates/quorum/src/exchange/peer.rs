@@ -2,6 +2,7 @@
 
 use super::{Moment, Spoken};
 use crate::reconcile::{Item, Node, Session, Shared};
+use narmesh_machine::{Bucket, Tokens};
 use narmesh_protocol::HashPart;
 use std::collections::VecDeque;
 
@@ -144,8 +145,8 @@ impl Peer {
     /// has news.
     pub(super) fn retry_later(&mut self, now: Moment) {
         self.running = None;
-        self.again_at = now.after(AGAIN_MS);
-        self.plan_comparison(now.after(AGAIN_MS << self.failures.min(6)));
+        self.again_at = now + AGAIN_MS;
+        self.plan_comparison(now + (AGAIN_MS << self.failures.min(6)));
         self.failures = self.failures.saturating_add(1);
     }
 
@@ -160,7 +161,7 @@ impl Peer {
         }
         // Only what exceeds the bucket is rested for, so a few fruitless comparisons cost no time.
         let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };
-        self.rest_until = self.rest_until.max(now.after(REST_MIN_MS + rest_ms));
+        self.rest_until = self.rest_until.max(now + REST_MIN_MS + rest_ms);
         if new > 0 && pulled.is_some_and(|pulled| !pulled.complete) {
             self.plan_comparison(now);
         }
@@ -187,7 +188,7 @@ impl Peer {
             self.busy.take(1);
             return Admission::Busy;
         }
-        if self.blamed.is_some_and(|at| now < at.after(BLAMED_MS)) {
+        if self.blamed.is_some_and(|at| now < at + BLAMED_MS) {
             return Admission::Busy;
         }
         self.blamed = Some(now);
@@ -197,40 +198,4 @@ impl Peer {
 
 fn nothing() -> Spoken {
     Spoken { told: Shared::new([]), counted: Shared::new([]), is_builder: false }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    burst: u64,
-    per_s: u64,
-}
-
-/// How much of a bucket is used up, in thousandths of a token; it drains with time.
-#[derive(Debug, Default)]
-struct Tokens {
-    used: u64,
-    at: Moment,
-}
-
-impl Tokens {
-    fn is_full(&mut self, bucket: Bucket, now: Moment) -> bool {
-        self.drain(bucket, now);
-        self.used >= bucket.burst * 1_000
-    }
-
-    /// How long until it is no more than full, milliseconds.
-    fn over_ms(&mut self, bucket: Bucket, now: Moment) -> u64 {
-        self.drain(bucket, now);
-        self.used.saturating_sub(bucket.burst * 1_000) / bucket.per_s
-    }
-
-    fn drain(&mut self, bucket: Bucket, now: Moment) {
-        let drained = now.0.saturating_sub(self.at.0).saturating_mul(bucket.per_s);
-        self.used = self.used.saturating_sub(drained);
-        self.at = now;
-    }
-
-    fn take(&mut self, count: u64) {
-        self.used = self.used.saturating_add(count.saturating_mul(1_000));
-    }
 }

@@ -1,12 +1,14 @@
 //! Arbitrary inputs in any order: nothing panics, and nothing grows beyond its bound.
 
-use crate::gossip::{Gossip, GossipConfig, Persisted};
+use super::{Gossip, GossipConfig, Persisted};
+use crate::exchange::Context;
+use crate::exchange::pull::IN_FLIGHT_MAX;
 use crate::input::{Input, PathChange, ProbeOutcome};
-use crate::kept::KeptSummary;
-use crate::misdeed::Misdeed;
 use crate::output::Output;
-use crate::time::{Moment, Now};
+use crate::peers::kept::KeptSummary;
+use crate::peers::misdeed::Misdeed;
 use libp2p_identity::{Keypair, PeerId};
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, Generation, HASH_ID_V1, HashPart, StoreDir, Summary, SummaryDelta,
@@ -216,21 +218,16 @@ impl Chaos {
 }
 
 fn check_bounds(gossip: &Gossip, peers: usize) {
-    let trusted = gossip.directory.iter().count();
+    let Context { io, peers: known, connections, requests } = &gossip.context;
+    let trusted = known.check();
     assert!(trusted <= peers);
-    assert!(gossip.links.len() <= trusted);
-    assert!(gossip.requests.len() <= gossip.links.len() + crate::pull::IN_FLIGHT_MAX);
-    assert!(gossip.table.shared().peers() <= trusted);
-    gossip.relayed.check(trusted);
-    gossip.pulls.check(trusted, gossip.requests.values());
-    // Publish and Sync; Greet, Pull, Expire and Conduct of each peer; one for each request.
-    assert!(gossip.timers.len() <= 2 + 4 * trusted + gossip.requests.len());
-    for (peer, entry) in gossip.directory.iter() {
-        assert_eq!(entry.held.is_some(), gossip.table.holds(peer), "held and in the table are one thing");
-        assert!(entry.addresses.len() <= 8);
-    }
-    let publication = gossip.publication();
-    assert!(publication.paths <= 100);
+    let (connected, asked) = (connections.peers().count(), requests.check());
+    assert!(connected <= trusted && requests.pulls() <= IN_FLIGHT_MAX);
+    assert!(asked <= connected + requests.pulls());
+    gossip.pulls.check(trusted);
+    // Publish, Sync and Requests; Greet, Pull, Expire and Conduct of each peer.
+    assert!(io.timers.keys().count() <= 3 + 4 * trusted);
+    assert!(gossip.publication().paths <= 100);
 }
 
 /// Runs random inputs; returns the names of the outputs, events and misdeeds that occurred.

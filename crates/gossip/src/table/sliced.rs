@@ -3,8 +3,8 @@
 //! Writing a filter to a block of 512 columns touches one cache line for each of its bits. In a block of 64 columns, eight
 //! bits share a line. So new filters go there, and when its columns are used up they move to the matrix in one pass.
 
-use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
-use crate::table::{ClassView, Member, PlainFilter, Word};
+use super::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
+use super::view::{ClassView, Member, PlainFilter, Word};
 use libp2p_identity::PeerId;
 use narmesh_protocol::FilterClass;
 use std::collections::{BTreeMap, VecDeque};

@@ -1,27 +1,13 @@
-//! Which peers may hold a path: the filters of all peers, read from any thread while the core writes.
-//!
-//! Filters of one class share a matrix once there are [`SLICED_MIN`] of them; fewer are kept one by one. A reader takes a
-//! view and works on that. The writer fills a column that no view shows and then publishes a new view, so nobody ever sees
-//! half a filter. A column that was given up is used again only when every view that showed it is gone. A delta sets bits
-//! in place, so a reader may see some of its bits before the others.
+//! All filters at one moment, as readers see them.
 
-use crate::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
+use super::matrix::{BLOCK_COLUMNS, Block, WORD_COLUMNS};
 use libp2p_identity::PeerId;
-use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM, HashPart};
+use narmesh_protocol::{BitPositions, FilterClass, HASHES_PER_ITEM};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
 
 /// How many blocks are fetched together: enough for 2,048 peers and for columns that wait to be used again.
 const BLOCKS_USUAL: usize = 6;
-
-/// A peer whose filter says maybe.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Candidate {
-    /// The peer to ask for the path.
-    pub peer: PeerId,
-    /// Its filter misled us too often lately: it is asked only when nobody else has the path, and at a bounded pace.
-    pub is_demoted: bool,
-}
 
 /// What readers of the table may do with a peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -44,89 +30,8 @@ impl Rank {
     }
 }
 
-/// The filters of all peers, for any number of reading threads.
-#[derive(Debug)]
-pub struct FilterTable {
-    view: RwLock<Arc<View>>,
-    lookups: AtomicU64,
-    /// Orders equally good candidates, differently for each path and each process.
-    salt: u64,
-}
-
-impl FilterTable {
-    pub(crate) fn new(salt: u64) -> Self {
-        Self { view: RwLock::default(), lookups: AtomicU64::new(0), salt }
-    }
-
-    /// Peers whose filter claims this path, best first: the demoted ones last, then ordered by their share of false
-    /// hits, and then differently for each path. Peers that are set aside are left out. An empty answer is certain:
-    /// none of the others has announced the path.
-    pub fn find_candidates(&self, part: &HashPart) -> Vec<Candidate> {
-        self.lookups.fetch_add(1, Relaxed);
-        let view = self.view();
-        if view.classes.is_empty() {
-            return Vec::new();
-        }
-        let positions = BitPositions::of(part);
-        let mut found = Vec::new();
-        for (class, members) in &view.classes {
-            members.find(*class, &positions, |member| {
-                let rank = member.rank();
-                if rank != Rank::Excluded {
-                    found.push((rank, member));
-                }
-            });
-        }
-        if found.len() > 1 {
-            let [a, b, c, d, e, f, g, h, ..] = part.0;
-            let salt = self.salt ^ u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-            found.sort_by_key(|(rank, member)| {
-                (*rank, member.false_share.load(Relaxed), mix(member.salt ^ salt), member.peer)
-            });
-        }
-        let candidate = |(rank, member): (_, &Member)| Candidate { peer: member.peer, is_demoted: rank == Rank::Last };
-        found.into_iter().map(candidate).collect()
-    }
-
-    /// Whether this peer's filter says maybe, whatever its conduct. Not counted as a lookup.
-    pub fn claims(&self, peer: &PeerId, part: &HashPart) -> bool {
-        let positions = BitPositions::of(part);
-        let salt = Member::salt_of(peer);
-        let mut found = false;
-        for (class, members) in &self.view().classes {
-            // The salts are compared first, because that is cheap and rules out all but one of a thousand members.
-            members.find(*class, &positions, |member| found |= member.salt == salt && member.peer == *peer);
-        }
-        found
-    }
-
-    /// How many lookups there were since the start.
-    pub fn lookups(&self) -> u64 {
-        self.lookups.load(Relaxed)
-    }
-
-    /// How many peers have a filter here.
-    pub fn peers(&self) -> usize {
-        self.view().classes.iter().map(|(_, members)| members.len()).sum()
-    }
-
-    /// The memory of the filters, bytes.
-    pub fn memory_bytes(&self) -> usize {
-        self.view().classes.iter().map(|(_, members)| members.memory_bytes()).sum()
-    }
-
-    pub(crate) fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Publishes a new view and returns the one before.
-    pub(crate) fn replace(&self, view: Arc<View>) -> Arc<View> {
-        std::mem::replace(&mut self.view.write().unwrap_or_else(PoisonError::into_inner), view)
-    }
-}
-
 /// SplitMix64's finalizer (Steele, Lea, Flood 2014).
-fn mix(seed: u64) -> u64 {
+pub(super) fn mix(seed: u64) -> u64 {
     let seed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let seed = (seed ^ (seed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     seed ^ (seed >> 31)
@@ -136,7 +41,8 @@ fn mix(seed: u64) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) peer: PeerId,
-    salt: u64,
+    /// Orders equally good candidates.
+    pub(crate) salt: u64,
     /// False hits per 1,024 probes.
     pub(crate) false_share: AtomicU32,
     rank: AtomicU8,
@@ -152,11 +58,11 @@ impl Member {
         self.rank.store(rank as u8, Relaxed);
     }
 
-    fn rank(&self) -> Rank {
+    pub(super) fn rank(&self) -> Rank {
         Rank::from_u8(self.rank.load(Relaxed))
     }
 
-    fn salt_of(peer: &PeerId) -> u64 {
+    pub(super) fn salt_of(peer: &PeerId) -> u64 {
         let word = |chunk: &[u8]| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
         peer.to_bytes().chunks(8).fold(0u64, |salt, chunk| mix(salt ^ word(chunk)))
     }
@@ -232,7 +138,7 @@ impl ClassView {
         Self::Sliced { blocks, words, live }
     }
 
-    fn find<'a>(&'a self, class: FilterClass, positions: &BitPositions, mut tell: impl FnMut(&'a Member)) {
+    pub(super) fn find<'a>(&'a self, class: FilterClass, positions: &BitPositions, mut tell: impl FnMut(&'a Member)) {
         let mut rows = [0; HASHES_PER_ITEM];
         rows.iter_mut().zip(positions.in_class(class)).for_each(|(to, from)| *to = from);
         match self {
@@ -255,14 +161,14 @@ impl ClassView {
         }
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Plain(filters) => filters.len(),
             Self::Sliced { words, .. } => words.iter().map(|word| word.live.count_ones() as usize).sum(),
         }
     }
 
-    fn memory_bytes(&self) -> usize {
+    pub(super) fn memory_bytes(&self) -> usize {
         match self {
             Self::Plain(filters) => filters.iter().map(|(_, filter)| filter.words.len() * 8).sum(),
             Self::Sliced { blocks, .. } => blocks.iter().map(|block| block.memory_bytes()).sum(),

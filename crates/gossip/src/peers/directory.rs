@@ -1,11 +1,10 @@
 //! What we know of each peer: its newest announcement, the body that we hold, and how it has behaved.
 
-use crate::conduct::Conduct;
-use crate::misdeed::Misdeed;
-use crate::mutation::mutant;
+use super::conduct::Conduct;
+use super::misdeed::Misdeed;
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
-use crate::time::{Moment, Now};
 use libp2p_identity::PeerId;
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, EnvelopeError, FilterClass, Generation, HASHES_PER_ITEM, Summary,
 };
@@ -151,7 +150,7 @@ impl Entry {
     pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
         let claimed = Envelope::claimed_generation(bytes);
         let known = self.newest.as_ref().map(|newest| newest.announcement().generation);
-        claimed.is_some() && claimed < known && !mutant!(StaleGeneration)
+        claimed.is_some() && claimed < known
     }
 
     /// Whether the body held dates from before a restart and its owner is known to have announced a newer one since.
@@ -171,10 +170,10 @@ impl Entry {
         let mut first_sight = true;
         if let Some(newest) = &self.newest {
             let known = newest.announcement();
-            if announcement.generation < known.generation && !mutant!(StaleGeneration) {
+            if announcement.generation < known.generation {
                 return Worth::Old;
             }
-            if announcement.generation > known.generation || mutant!(StaleGeneration) {
+            if announcement.generation > known.generation {
                 first_sight = false;
             } else if announcement != known {
                 return Worth::Bad(Misdeed::Equivocation);
@@ -186,7 +185,7 @@ impl Entry {
             }
         }
         let tomorrow = now.wall_ms.saturating_add(DAY_MS);
-        if announcement.generation.epoch > tomorrow && !mutant!(FutureEpoch) {
+        if announcement.generation.epoch > tomorrow {
             // When the date is ahead as well, one of the two clocks is wrong, perhaps ours, and nobody is to blame.
             let ours_is_right = now.wall_ms >= PLAUSIBLE_WALL_MS && announcement.issued_at_ms <= tomorrow;
             return if ours_is_right { Worth::Bad(Misdeed::FutureEpoch) } else { Worth::ClockDiffers };

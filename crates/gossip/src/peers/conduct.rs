@@ -1,9 +1,8 @@
 //! How a peer has behaved: its false hits and misdeeds, and their consequences.
 
-use crate::misdeed::Misdeed;
-use crate::mutation::mutant;
-use crate::table::Rank;
-use crate::time::Moment;
+use super::misdeed::Misdeed;
+use crate::table::view::Rank;
+use narmesh_machine::{Bucket, Moment, Tokens};
 
 /// So many misdeeds set a peer aside.
 const STRIKES: u32 = 3;
@@ -47,36 +46,6 @@ pub(crate) struct Conduct {
     /// Its own announcements, handed on by others: they may be of any age, and it need not be connected.
     hearsay: Tokens,
     requests: Tokens,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    burst: u32,
-    per_s: u32,
-}
-
-/// How much of a bucket is used up, in thousandths of a token; it drains with time.
-#[derive(Debug, Default)]
-struct Tokens {
-    used: u64,
-    at: Moment,
-}
-
-impl Tokens {
-    fn drain(&mut self, bucket: Bucket, now: Moment) {
-        let drained = now.since(self.at).saturating_mul(u64::from(bucket.per_s));
-        self.used = self.used.saturating_sub(drained);
-        self.at = now;
-    }
-
-    fn is_full(&mut self, bucket: Bucket, now: Moment) -> bool {
-        self.drain(bucket, now);
-        self.used >= u64::from(bucket.burst) * 1_000
-    }
-
-    fn take(&mut self, count: u64) {
-        self.used = self.used.saturating_add(count.saturating_mul(1_000));
-    }
 }
 
 impl Conduct {
@@ -134,7 +103,7 @@ impl Conduct {
         let too_many = self.false_hits > FALSE_HITS_FREE
             && self.false_hits as f64 > FALSE_HITS_FACTOR * expected
             && self.false_hits > self.held_hits;
-        if !too_many || self.demoted.is_some() || mutant!(FalseHitsIgnored) {
+        if !too_many || self.demoted.is_some() {
             return None;
         }
         self.demoted = Some(now + DEMOTED_MS);

@@ -4,12 +4,17 @@
 //! Additions, new audience members and addresses go into a delta (`seq` + 1). A removal, a peer that lost our trust, or a
 //! filter that has become too small starts a new epoch, because bits are never cleared within one.
 
-use crate::history::{History, Step};
+pub(crate) mod relay;
+
+mod history;
+
+use self::history::{History, Step};
 use crate::input::PathChange;
-use crate::mutation::mutant;
-use crate::time::{Moment, Now};
+use crate::io::Io;
+use crate::output::{Event, Output, Record};
 use bloomfilter::Bloom;
 use libp2p_identity::{Keypair, PeerId};
+use narmesh_machine::{Moment, Now};
 use narmesh_protocol::wire::GossipReply;
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, HashPart, Summary,
@@ -66,6 +71,7 @@ pub(crate) struct PublicationTimes {
 /// Our paths, our last summary, and the changes that are not announced yet.
 #[derive(Debug)]
 pub(crate) struct Publication {
+    keypair: Keypair,
     times: PublicationTimes,
     path_count_max: usize,
     ready: bool,
@@ -119,23 +125,21 @@ struct Epoch {
     history: History,
 }
 
-/// The result of publishing once.
-#[derive(Debug)]
-pub(crate) struct Published {
-    /// The number of the epoch that began, if one did. To be persisted before anything else is done.
-    pub(crate) new_epoch: Option<u64>,
-    pub(crate) envelope: Vec<u8>,
-    pub(crate) announcement: Announcement,
-}
-
 /// Whether peers refuse this epoch as too far in the future, as far as our own clock can tell.
 fn is_beyond_tomorrow(epoch: u64, now: Now) -> bool {
     now.wall_ms >= PLAUSIBLE_WALL_MS && epoch > now.wall_ms.saturating_add(DAY_MS)
 }
 
 impl Publication {
-    pub(crate) fn new(me: &PeerId, times: PublicationTimes, path_count_max: usize, own_epoch: Option<u64>) -> Self {
+    pub(crate) fn new(
+        keypair: Keypair,
+        times: PublicationTimes,
+        path_count_max: usize,
+        own_epoch: Option<u64>,
+    ) -> Self {
         Self {
+            audience: vec![AudienceDigest::of(&keypair.public().to_peer_id())],
+            keypair,
             times,
             path_count_max: path_count_max.min(PATHS_MAX),
             ready: false,
@@ -144,7 +148,6 @@ impl Publication {
             added: BTreeSet::new(),
             stale: BTreeSet::new(),
             withheld: 0,
-            audience: vec![AudienceDigest::of(me)],
             addresses: Vec::new(),
             peers: 0,
             changed: None,
@@ -200,7 +203,7 @@ impl Publication {
         if !self.paths.remove(&part) {
             // It may be one of the withheld paths, but which they are is not kept.
             self.withheld = self.withheld.saturating_sub(1);
-        } else if !self.added.remove(&part) && !mutant!(RemovalForgotten) {
+        } else if !self.added.remove(&part) {
             self.stale.insert(part);
             self.removed.get_or_insert(now);
         }
@@ -292,20 +295,24 @@ impl Publication {
         Some(self.epoch_begun.map_or(due, |begun| due.max(begun + EPOCH_GAP_MS)))
     }
 
-    /// Signs what is due. `jitter_ms` is taken off the time to the next re-announcement.
-    pub(crate) fn publish(&mut self, now: Now, keypair: &Keypair, jitter_ms: u64) -> Published {
+    /// Signs and publishes what is due.
+    pub(crate) fn publish(&mut self, io: &mut Io) {
+        let now = io.now;
+        let jitter_ms = io.chance.draw_below(self.times.reannounce_ms / 10);
         let in_filter = self.current.as_ref().map_or(0, |current| current.epoch.items);
         let wanted = self.class_for(in_filter + self.added.len() as u64);
         let removal = self.removal_due().is_some_and(|due| due <= now.moment);
         // A delta can only set bits of the same filter. Everything else needs a new epoch.
-        let (epoch, new_epoch) = match self.current.take() {
+        let epoch = match self.current.take() {
             Some(current) if self.urgent.is_none() && !removal && wanted <= current.epoch.class => {
-                (self.extend_epoch(current), None)
+                self.extend_epoch(current)
             }
             Some(_) | None => {
                 let epoch = self.begin_epoch(now);
-                let number = epoch.generation.epoch;
-                (epoch, Some(number))
+                // Persisted before it is published: a node that forgot the epoch in a crash could sign two
+                // announcements under one generation.
+                io.push(Output::Persist(Record::OwnEpoch(epoch.generation.epoch)));
+                epoch
             }
         };
         self.changed = None;
@@ -327,8 +334,13 @@ impl Publication {
             lifetime_s: self.times.lifetime_s.max(1),
             issued_at_ms: now.wall_ms,
         };
-        let envelope = Envelope::seal(keypair, announcement).expect("the node key is Ed25519");
-        let bytes = envelope.as_bytes().to_vec();
+        let envelope = Envelope::seal(&self.keypair, announcement).expect("the node key is Ed25519");
+        io.push(Output::Publish(envelope.as_bytes().to_vec()));
+        io.push_event(Event::Published {
+            generation: announcement.generation,
+            paths: announcement.path_count,
+            body_bytes: announcement.body_bytes,
+        });
         self.current = Some(Current {
             published: now,
             reannounce: now.moment + self.times.reannounce_ms.saturating_sub(jitter_ms).max(PUBLISH_GAP_MS),
@@ -338,7 +350,6 @@ impl Publication {
             envelope,
             epoch,
         });
-        Published { new_epoch, envelope: bytes, announcement }
     }
 
     /// Continues the same epoch with the additions.
@@ -352,7 +363,7 @@ impl Publication {
             epoch.bloom.set(&part);
             epoch.items += 1;
         }
-        epoch.generation.seq += u64::from(!mutant!(SeqRepeated));
+        epoch.generation.seq += 1;
         epoch.history.push(Step {
             positions: positions.into_iter().collect(),
             audience: self.audience != current.audience,
@@ -409,19 +420,20 @@ impl Publication {
         Some(delta.map_or_else(|| GossipReply::Body(current.body.clone()), GossipReply::Delta))
     }
 
-    /// The signed goodbye; nothing is published after it. `None` when nothing was published before.
-    pub(crate) fn depart(&mut self, now: Now, keypair: &Keypair) -> Option<Vec<u8>> {
+    /// Publishes a signed goodbye, if anything was published before; nothing is published after it.
+    pub(crate) fn depart(&mut self, io: &mut Io) {
         self.departed = true;
-        let generation = self.current.take()?.epoch.generation;
+        let Some(Current { epoch: Epoch { generation, .. }, .. }) = self.current.take() else { return };
         let announcement = Announcement {
             generation: Generation { seq: generation.seq.saturating_add(1), ..generation },
             path_count: 0,
             body_digest: [0; 32],
             body_bytes: 0,
             lifetime_s: 0,
-            issued_at_ms: now.wall_ms,
+            issued_at_ms: io.now.wall_ms,
         };
-        Some(Envelope::seal(keypair, announcement).expect("the node key is Ed25519").as_bytes().to_vec())
+        let envelope = Envelope::seal(&self.keypair, announcement).expect("the node key is Ed25519");
+        io.push(Output::Publish(envelope.as_bytes().to_vec()));
     }
 
     /// For status.

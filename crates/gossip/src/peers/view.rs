@@ -1,9 +1,9 @@
 //! What `status` shows of each peer.
 
-use crate::gossip::Gossip;
-use crate::misdeed::Misdeed;
-use crate::time::Moment;
+use super::directory::Entry;
+use super::misdeed::Misdeed;
 use libp2p_identity::PeerId;
+use narmesh_machine::Moment;
 use narmesh_protocol::Generation;
 use std::net::SocketAddr;
 
@@ -57,12 +57,11 @@ pub struct SummaryView {
     pub remembered: bool,
 }
 
-impl Gossip {
-    /// The peers of the allowlist, ordered by id.
-    pub fn peers(&self) -> impl Iterator<Item = PeerView> {
-        self.directory.iter().map(|(peer, entry)| PeerView {
+impl PeerView {
+    pub(crate) fn of(peer: &PeerId, entry: &Entry, connected: bool) -> Self {
+        Self {
             peer: *peer,
-            connected: self.links.contains_key(peer),
+            connected,
             software: entry.software.clone(),
             store_dir_differs: entry.store_dir_differs.clone(),
             summary: entry.held.as_ref().map(|held| SummaryView {
@@ -82,6 +81,6 @@ impl Gossip {
             set_aside_until: entry.conduct.set_aside,
             misdeeds: entry.conduct.misdeeds,
             last_misdeed: entry.conduct.last_misdeed,
-        })
+        }
     }
 }

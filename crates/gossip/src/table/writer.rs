@@ -1,9 +1,9 @@
 //! The writing side of the table: which column belongs to which peer, which are free, and when a class changes its form.
 
-use crate::latest::Latest;
-use crate::mutation::mutant;
-use crate::sliced::{PlainFilters, Sliced};
-use crate::table::{ClassView, FilterTable, Member, PlainFilter, Rank, View};
+use super::latest::Latest;
+use super::reader::FilterTable;
+use super::sliced::{PlainFilters, Sliced};
+use super::view::{ClassView, Member, PlainFilter, Rank, View};
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Filter, FilterClass};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -90,9 +90,7 @@ impl TableWriter {
         let members = self.classes.entry(class).or_insert_with(|| Class::Plain(BTreeMap::new()));
         match members {
             Class::Plain(filters) => {
-                let half = if mutant!(HalfColumn) { class.bytes() / 2 } else { class.bytes() };
-                let written = PlainFilter::new(filter.as_bytes().get(..half).unwrap_or_default());
-                filters.insert(peer, (member, Arc::new(written)));
+                filters.insert(peer, (member, Arc::new(PlainFilter::new(filter.as_bytes()))));
             }
             Class::Sliced(sliced) => sliced.write(member, filter.as_bytes()),
         }
@@ -102,7 +100,7 @@ impl TableWriter {
     /// Sets bits of a peer's filter.
     pub(crate) fn set_bits(&mut self, peer: &PeerId, positions: &[u32]) {
         self.latest.forget(peer);
-        let Some((class, _)) = self.places.get(peer).filter(|_| !mutant!(DeltaNotApplied)) else { return };
+        let Some((class, _)) = self.places.get(peer) else { return };
         match self.classes.get(class) {
             Some(Class::Plain(filters)) => {
                 if let Some((_, filter)) = filters.get(peer) {

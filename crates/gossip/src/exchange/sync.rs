@@ -1,0 +1,373 @@
+//! Anti-entropy: syncs on every new connection (the greeting), once more soon after, and with one peer after the
+//! other on a timer.
+//!
+//! Both sides ask. A question names what the asker holds. The answer brings newer envelopes, of owners whose audience
+//! includes the asker, and the newest envelope that the asker itself has signed.
+
+use super::Context;
+use super::announcement::receive_envelope;
+use super::pull::Pulls;
+use super::requests::Question;
+use crate::io::{Io, Timer};
+use crate::output::{Event, Output};
+use crate::peers::Peers;
+use crate::peers::directory::{Entry, Held, Worth};
+use crate::peers::misdeed::Misdeed;
+use crate::publication::Publication;
+use libp2p_identity::PeerId;
+use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
+use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
+
+/// The longest software name kept, bytes.
+const SOFTWARE_BYTES_MAX: usize = 64;
+/// The longest foreign store directory kept, bytes.
+const STORE_DIR_BYTES_MAX: usize = 255;
+/// Wait between the greeting and the second sync, milliseconds. Gossipsub needs up to two heartbeats of one second to take
+/// up a new connection; until then it delivers nothing over it.
+const SECOND_LOOK_MS: u64 = 3_000;
+
+/// What a peer says that it holds, sorted by owner: it names hundreds, and each of ours is looked up among them.
+struct Haves(Vec<Have>);
+
+impl Haves {
+    fn new(mut have: Vec<Have>) -> Self {
+        have.sort_by_key(|have| have.owner);
+        Self(have)
+    }
+
+    /// The generation that the peer holds of this owner; the last one when it names several.
+    fn generation_of(&self, owner: &AudienceDigest) -> Option<Generation> {
+        let after = self.0.partition_point(|have| have.owner <= *owner);
+        self.0.get(after.checked_sub(1)?).filter(|have| have.owner == *owner).map(|have| have.generation)
+    }
+}
+
+/// What we say of ourselves in a sync, and how often we sync.
+#[derive(Debug)]
+pub(crate) struct Syncs {
+    me: PeerId,
+    my_digest: AudienceDigest,
+    store_dir: String,
+    software: String,
+    interval_ms: u64,
+}
+
+impl Syncs {
+    pub(crate) fn new(me: PeerId, store_dir: &str, software: &str, interval_ms: u64) -> Self {
+        Self {
+            me,
+            my_digest: AudienceDigest::of(&me),
+            store_dir: store_dir.to_owned(),
+            software: to_printable(software, SOFTWARE_BYTES_MAX),
+            interval_ms: interval_ms.max(1),
+        }
+    }
+
+    /// Greets a peer that has just connected, now or soon.
+    pub(crate) fn greet(&self, cx: &mut Context, peer: PeerId) {
+        match cx.connections.add(&mut cx.io, peer) {
+            0 => self.sync_with(cx, peer),
+            wait_ms => cx.connections.schedule_sync(&mut cx.io, peer, wait_ms),
+        }
+    }
+
+    /// Schedules the next sync on the timer.
+    pub(crate) fn schedule(&self, io: &mut Io) {
+        let jitter_ms = io.chance.draw_below(self.interval_ms / 5);
+        let wait_ms = (self.interval_ms - self.interval_ms / 10 + jitter_ms).max(1);
+        io.timers.set(Timer::Sync, Some(io.now.moment + wait_ms));
+    }
+
+    /// The sync timer fired.
+    pub(crate) fn sync_with_anyone(&self, cx: &mut Context) {
+        self.schedule(&mut cx.io);
+        if let Some(peer) = cx.connections.find_longest_uncompared(|peer| cx.may_ask(peer)) {
+            self.sync_with(cx, peer);
+        }
+    }
+
+    /// Begins a sync, unless the peer is set aside or has not answered the last one yet.
+    pub(crate) fn sync_with(&self, cx: &mut Context, peer: PeerId) {
+        let set_aside = cx.peers.get(&peer).is_some_and(|entry| entry.conduct.is_set_aside());
+        if set_aside || !cx.connections.begin_sync(cx.io.now.moment, &peer) {
+            return;
+        }
+        let sync = Sync {
+            store_dir: self.store_dir.clone(),
+            software: self.software.clone(),
+            yours: newest_of(&cx.peers, &peer),
+            have: collect_haves(&cx.peers),
+        };
+        cx.requests.send(&mut cx.io, peer, Question::Sync, &GossipRequest::Sync(sync));
+    }
+
+    /// Answers a peer's request.
+    pub(crate) fn on_request(
+        &self,
+        cx: &mut Context,
+        pulls: &mut Pulls,
+        publication: &mut Publication,
+        from: PeerId,
+        id: u64,
+        bytes: &[u8],
+    ) {
+        let moment = cx.io.now.moment;
+        let reply = match cx.peers.get_mut(&from).map(|entry| entry.conduct.has_spent_requests(moment)) {
+            None => GossipReply::Absent,
+            Some(true) => GossipReply::Busy,
+            Some(false) => self.answer(cx, pulls, publication, from, bytes),
+        };
+        let bytes = reply.encode().expect("a body, a delta and 1,024 envelopes are each within the limit");
+        let served = cx.peers.get_mut(&from).filter(|_| reply != GossipReply::Busy);
+        if let Some(entry) = served {
+            entry.conduct.charge_request(bytes.len());
+        }
+        cx.io.push(Output::Respond { to: from, id, bytes });
+    }
+
+    fn answer(
+        &self,
+        cx: &mut Context,
+        pulls: &mut Pulls,
+        publication: &mut Publication,
+        from: PeerId,
+        bytes: &[u8],
+    ) -> GossipReply {
+        match GossipRequest::decode(bytes) {
+            Ok(GossipRequest::Sync(sync)) if sync.have.len() <= Sync::HAVE_MAX => {
+                self.answer_sync(cx, pulls, publication, from, sync)
+            }
+            Ok(GossipRequest::Pull { owner, generation, have_seq }) if owner == self.my_digest => {
+                publication.serve(&from, generation, have_seq).unwrap_or(GossipReply::Absent)
+            }
+            Ok(GossipRequest::Pull { owner, generation, have_seq }) => {
+                answer_pull(&cx.peers, &from, &owner, generation, have_seq)
+            }
+            Ok(GossipRequest::Sync(_)) | Err(_) => {
+                pulls.penalize(cx, from, Misdeed::MalformedRequest);
+                GossipReply::Absent
+            }
+        }
+    }
+
+    fn answer_sync(
+        &self,
+        cx: &mut Context,
+        pulls: &mut Pulls,
+        publication: &mut Publication,
+        from: PeerId,
+        sync: Sync,
+    ) -> GossipReply {
+        if self.note_store_dir_differs(cx, pulls, from, &sync.store_dir) {
+            return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
+        }
+        self.receive_own(cx, pulls, publication, from, sync.yours);
+        let have = Haves::new(sync.have);
+        let holds_newer = holds_newer(&cx.peers, &have);
+        cx.connections.note_compared(&mut cx.io, from, holds_newer);
+        GossipReply::Sync {
+            store_dir: self.store_dir.clone(),
+            software: self.software.clone(),
+            yours: newest_of(&cx.peers, &from),
+            news: self.collect_news_for(&cx.peers, publication, &from, &have),
+        }
+    }
+
+    /// Our own newest envelope, and the envelopes of the bodies that we hold and may hand on. A goodbye goes only to peers
+    /// that have the body.
+    fn collect_news_for(&self, peers: &Peers, publication: &Publication, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
+        let digest = AudienceDigest::of(asker);
+        let newer = |owner: &AudienceDigest, envelope: &Envelope| {
+            have.generation_of(owner).is_none_or(|have| have < envelope.announcement().generation)
+        };
+        let own = publication.envelope().filter(|own| newer(&self.my_digest, own));
+        let of_others = peers.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
+            let goodbye = || {
+                let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
+                have.generation_of(&entry.digest).and(Some(&newest.envelope))
+            };
+            // A body known to be outdated is our best guess, but no news for anyone.
+            let held = entry.held.as_ref().filter(|_| !entry.is_outdated_memory());
+            let envelope = held.map(|held| &held.envelope).or_else(goodbye)?;
+            let admitted = entry.audience.binary_search(&digest).is_ok();
+            (admitted && newer(&entry.digest, envelope)).then_some(envelope.as_ref())
+        });
+        own.into_iter().chain(of_others).take(GossipReply::NEWS_MAX).map(|news| news.as_bytes().to_vec()).collect()
+    }
+
+    /// Handles the reply to our sync; `None` when there was none.
+    pub(crate) fn on_reply(
+        &self,
+        cx: &mut Context,
+        pulls: &mut Pulls,
+        publication: &mut Publication,
+        from: PeerId,
+        reply: Option<GossipReply>,
+    ) {
+        if !cx.connections.end_sync(&from) {
+            return;
+        }
+        match reply {
+            Some(GossipReply::Sync { store_dir, software, yours, news }) => {
+                let first = cx.connections.count_answer(&from);
+                if first {
+                    cx.connections.schedule_sync(&mut cx.io, from, SECOND_LOOK_MS);
+                }
+                if self.note_store_dir_differs(cx, pulls, from, &store_dir) {
+                    return;
+                }
+                let software = to_printable(&software, SOFTWARE_BYTES_MAX);
+                if let Some(entry) = cx.peers.get_mut(&from) {
+                    entry.software = Some(software.clone());
+                }
+                if first {
+                    cx.io.push_event(Event::Greeted { peer: from, software });
+                }
+                self.receive_own(cx, pulls, publication, from, yours);
+                receive_news(cx, pulls, from, &news);
+            }
+            Some(GossipReply::StoreDirDiffers { store_dir }) => {
+                cx.connections.note_heard(&from);
+                self.note_store_dir_differs(cx, pulls, from, &store_dir);
+            }
+            Some(GossipReply::Body(_) | GossipReply::Delta(_)) => {
+                pulls.penalize(cx, from, Misdeed::MalformedReply);
+                cx.connections.retry_later(&mut cx.io, from);
+            }
+            Some(GossipReply::Absent | GossipReply::Busy) | None => cx.connections.retry_later(&mut cx.io, from),
+        }
+    }
+
+    /// Notes a peer's store directory; true when it differs from ours, so that nothing can be shared.
+    fn note_store_dir_differs(&self, cx: &mut Context, pulls: &mut Pulls, peer: PeerId, store_dir: &str) -> bool {
+        let differs = (store_dir != self.store_dir).then(|| to_printable(store_dir, STORE_DIR_BYTES_MAX));
+        let Some(entry) = cx.peers.get_mut(&peer) else { return true };
+        let before = std::mem::replace(&mut entry.store_dir_differs, differs.clone());
+        match differs {
+            Some(store_dir) => {
+                if before.as_ref() != Some(&store_dir) {
+                    pulls.drop_body(cx, &peer);
+                    cx.io.push_event(Event::StoreDirDiffers { peer, store_dir });
+                }
+                true
+            }
+            None => {
+                if before.is_some() {
+                    pulls.pull_if_wanted(cx, peer, None);
+                }
+                false
+            }
+        }
+    }
+
+    /// Handles the newest envelope with our signature that a peer knows.
+    fn receive_own(
+        &self,
+        cx: &mut Context,
+        pulls: &mut Pulls,
+        publication: &mut Publication,
+        from: PeerId,
+        yours: Option<Vec<u8>>,
+    ) {
+        let Some(bytes) = yours else { return };
+        if publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
+            return;
+        }
+        match cx.peers.open_envelope(&bytes) {
+            Ok(envelope) if envelope.peer() == self.me => {
+                if publication.continue_above_if_newer(cx.io.now, &envelope) {
+                    cx.io.push_event(Event::Overtaken { generation: envelope.announcement().generation });
+                }
+            }
+            Err(EnvelopeError::UnknownVersion { .. }) => {}
+            Ok(_) | Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
+                pulls.penalize(cx, from, Misdeed::ForgedNews);
+            }
+        }
+    }
+}
+
+/// The beginning of a foreign text, without control characters, at most `bytes_max` bytes.
+pub(crate) fn to_printable(text: &str, bytes_max: usize) -> String {
+    let mut kept = String::new();
+    for character in text.chars().filter(|character| !character.is_control()) {
+        if kept.len() + character.len_utf8() > bytes_max {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
+fn collect_haves(peers: &Peers) -> Vec<Have> {
+    let have = |(_, entry): (&PeerId, &Entry)| {
+        let generation = entry.held.as_ref()?.generation();
+        Some(Have { owner: entry.digest, generation })
+    };
+    peers.iter().filter_map(have).take(Sync::HAVE_MAX).collect()
+}
+
+/// The newest envelope that this peer signed, to be shown back to it.
+fn newest_of(peers: &Peers, peer: &PeerId) -> Option<Vec<u8>> {
+    let newest = peers.get(peer)?.newest.as_ref()?;
+    Some(newest.envelope.as_bytes().to_vec())
+}
+
+/// Whether a peer claims newer summaries than we have heard of.
+fn holds_newer(peers: &Peers, have: &Haves) -> bool {
+    peers.iter().any(|(_, entry)| {
+        let heard = entry.newest.as_ref().map(|newest| newest.announcement().generation);
+        have.generation_of(&entry.digest).is_some_and(|have| heard.is_none_or(|heard| heard < have))
+    })
+}
+
+/// Hands the body of another owner only to peers in its audience. The asker is known to be on our allowlist.
+fn answer_pull(
+    peers: &Peers,
+    asker: &PeerId,
+    owner: &AudienceDigest,
+    generation: Generation,
+    have_seq: Option<u64>,
+) -> GossipReply {
+    let held = peers.find_owner(owner).and_then(|peer| {
+        let entry = peers.get(&peer).filter(|entry| !entry.is_outdated_memory())?;
+        let held: &Held = entry.held.as_ref()?;
+        let meant = held.admits(asker);
+        (held.generation() == generation && meant).then_some((peer, *held.envelope.announcement()))
+    });
+    let Some((peer, announced)) = held else { return GossipReply::Absent };
+    let delta = have_seq.and_then(|base| peers.merge_deltas(&peer, generation, base, announced.path_count));
+    let delta = delta.and_then(|delta| delta.encode().ok());
+    if let Some(delta) = delta.filter(|delta| delta.len() < announced.body_bytes as usize) {
+        return GossipReply::Delta(delta);
+    }
+    let body = peers.assemble_body(&peer).and_then(|(_, summary)| summary.encode().ok());
+    body.map_or(GossipReply::Absent, GossipReply::Body)
+}
+
+fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u8>]) {
+    if news.len() > GossipReply::NEWS_MAX {
+        return pulls.penalize(cx, from, Misdeed::MalformedReply);
+    }
+    let mut fresh = false;
+    // Old envelopes are skipped unopened. Otherwise a thousand of them at each greeting would keep us busy.
+    for bytes in news {
+        if cx.peers.is_older(bytes) {
+            continue;
+        }
+        match cx.peers.open_envelope(bytes) {
+            // Our own envelopes come in `yours`. A peer's envelope may come from any peer that trusts both it and us.
+            Ok(envelope) => fresh |= receive_envelope(cx, pulls, &envelope, from) == Worth::News,
+            Err(EnvelopeError::UnknownVersion { version }) => {
+                cx.io.push_event(Event::UnknownVersion { peer: from, version });
+            }
+            Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
+                pulls.penalize(cx, from, Misdeed::ForgedNews);
+                break;
+            }
+        }
+    }
+    if fresh {
+        cx.connections.schedule_spread(&mut cx.io, from);
+    }
+}

@@ -1,0 +1,362 @@
+//! The peers of the allowlist: what we know of each, which body we hold of it, and how it has behaved.
+
+pub(crate) mod body;
+pub(crate) mod conduct;
+pub(crate) mod directory;
+pub(crate) mod kept;
+pub(crate) mod misdeed;
+pub(crate) mod view;
+
+use self::body::{Flaw, Usable, count_ones};
+use self::directory::{Acceptance, Directory, Entry, Held, Newest, OpenEnvelope};
+use self::kept::{KeptSummary, Unfit};
+use self::misdeed::Misdeed;
+use crate::input::ProbeOutcome;
+use crate::io::{Io, Timer};
+use crate::output::{Event, Output, Record};
+use crate::publication::relay::Relayed;
+use crate::table::reader::FilterTable;
+use crate::table::writer::TableWriter;
+use libp2p_identity::PeerId;
+use narmesh_machine::Moment;
+use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, Summary, SummaryDelta};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The most envelopes, and the most audiences, read back after a restart.
+const READ_BACK_MAX: usize = 4_096;
+
+/// All peers of the allowlist. It owns the entry of each, its filter in the table, and the deltas that led to that.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    me: PeerId,
+    open: OpenEnvelope,
+    directory: Directory,
+    table: TableWriter,
+    relayed: Relayed,
+    /// Newest announcements read back after a restart, until the first allowlist says which of them count.
+    floors: BTreeMap<PeerId, Arc<Envelope>>,
+    /// Audiences read back after a restart, until the first allowlist.
+    audiences: BTreeMap<PeerId, Vec<AudienceDigest>>,
+}
+
+/// Whether this is a valid audience: strictly ascending, not empty, and no longer than a summary allows.
+fn is_audience(audience: &[AudienceDigest]) -> bool {
+    !audience.is_empty() && audience.len() <= Summary::AUDIENCE_MAX && audience.is_sorted_by(|one, next| one < next)
+}
+
+impl Peers {
+    /// Nobody yet. `salt` orders equally good candidates; `newest` and `audiences` are what the last run persisted.
+    pub(crate) fn new(
+        me: PeerId,
+        open: OpenEnvelope,
+        salt: u64,
+        newest: &[Vec<u8>],
+        audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
+    ) -> Self {
+        let newest = newest.iter().take(READ_BACK_MAX).filter_map(|bytes| open(bytes).ok());
+        Self {
+            me,
+            open,
+            directory: Directory::default(),
+            table: TableWriter::new(salt),
+            relayed: Relayed::default(),
+            floors: newest.map(|envelope| (envelope.peer(), envelope)).collect(),
+            audiences: audiences.into_iter().take(READ_BACK_MAX).filter(|(_, it)| is_audience(it)).collect(),
+        }
+    }
+
+    pub(crate) fn get(&self, peer: &PeerId) -> Option<&Entry> {
+        self.directory.get(peer)
+    }
+
+    pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Entry> {
+        self.directory.get_mut(peer)
+    }
+
+    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
+        self.directory.contains(peer)
+    }
+
+    /// All of them, ordered by id.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Entry)> {
+        self.directory.iter()
+    }
+
+    /// The peer with this digest.
+    pub(crate) fn find_owner(&self, digest: &AudienceDigest) -> Option<PeerId> {
+        self.directory.owner(digest)
+    }
+
+    /// The reading side of the table.
+    pub(crate) fn table(&self) -> &Arc<FilterTable> {
+        self.table.shared()
+    }
+
+    /// Summaries that were restored since the last input move to their matrices in one pass.
+    pub(crate) fn shape_table(&mut self) {
+        self.table.shape();
+    }
+
+    /// Adds the peers that are now trusted. The first allowlist also says whose persisted records count.
+    pub(crate) fn add_all(&mut self, io: &mut Io, peers: BTreeSet<PeerId>) {
+        for peer in peers {
+            let floor = self.floors.remove(&peer);
+            let audience = self.audiences.remove(&peer).map(|audience| self.directory.intern_audience(audience));
+            let entry = self.directory.add(peer);
+            if let Some(audience) = audience {
+                entry.audience = audience;
+            }
+            if let Some(envelope) = floor {
+                entry.newest.get_or_insert(Newest { envelope, accepted: None });
+            }
+        }
+        // The first allowlist does not name the peers that are left over.
+        self.audiences.clear();
+        for (peer, _) in std::mem::take(&mut self.floors) {
+            io.push(Output::Persist(Record::Forget(peer)));
+        }
+    }
+
+    /// Drops all state of a peer that lost our trust.
+    pub(crate) fn forget(&mut self, io: &mut Io, peer: &PeerId) {
+        self.relayed.forget(peer);
+        self.table.remove(peer);
+        self.directory.remove(peer);
+        io.timers.set(Timer::Expire(*peer), None);
+        io.timers.set(Timer::Conduct(*peer), None);
+        io.push(Output::Persist(Record::Forget(*peer)));
+    }
+
+    /// Opens an envelope of any signer.
+    pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
+        self.directory.open_envelope(bytes, self.open)
+    }
+
+    /// Opens an envelope that is probably of this peer.
+    pub(crate) fn open_envelope_of(&self, peer: &PeerId, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
+        match self.directory.get(peer) {
+            Some(entry) => entry.open_envelope(bytes, self.open),
+            None => (self.open)(bytes),
+        }
+    }
+
+    /// Whether an envelope names a signer that is known and claims to be older than what we know of it.
+    pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
+        self.directory.is_older(bytes)
+    }
+
+    /// Charges an announcement that was not a mere repeat; true when its author has spent what it is granted.
+    pub(crate) fn charge_announcement(&mut self, now: Moment, author: &PeerId, is_hearsay: bool) -> bool {
+        let entry = self.directory.get_mut(author);
+        entry.is_some_and(|entry| entry.conduct.charge_announcement(now, is_hearsay))
+    }
+
+    /// Counts a misdeed; true when that sets the peer aside.
+    pub(crate) fn blame(&mut self, io: &mut Io, peer: PeerId, misdeed: Misdeed) -> bool {
+        io.push(Output::Penalize { peer, misdeed });
+        let Some(entry) = self.directory.get_mut(&peer) else { return false };
+        let set_aside = entry.conduct.blame(io.now.moment, misdeed);
+        if let Some(until) = set_aside {
+            io.push_event(Event::SetAside { peer, until, misdeed });
+        }
+        self.update_rank(io, &peer);
+        set_aside.is_some()
+    }
+
+    /// Counts what a candidate said when it was asked.
+    pub(crate) fn count_probe(&mut self, io: &mut Io, peer: PeerId, outcome: ProbeOutcome) {
+        let lookups = self.table().lookups();
+        let Some(entry) = self.directory.get_mut(&peer) else { return };
+        let Some(held) = &entry.held else { return };
+        let demoted = match outcome {
+            ProbeOutcome::Held => {
+                entry.conduct.count_held_hit();
+                None
+            }
+            ProbeOutcome::FalseHit => entry.conduct.count_false_hit(io.now.moment, held.false_positive_rate(), lookups),
+        };
+        self.update_rank(io, &peer);
+        if let Some(until) = demoted {
+            io.push_event(Event::Demoted { peer, until });
+            // False claims set nobody aside.
+            self.blame(io, peer, Misdeed::FalseClaims);
+        }
+    }
+
+    /// Ends what is over of a peer's penalties; true when it was set aside until now.
+    pub(crate) fn lift_expired_penalties(&mut self, io: &mut Io, peer: &PeerId) -> bool {
+        let Some(entry) = self.directory.get_mut(peer) else { return false };
+        let was_set_aside = entry.conduct.is_set_aside();
+        entry.conduct.lift_expired(io.now.moment);
+        let forgiven = was_set_aside && !entry.conduct.is_set_aside();
+        self.update_rank(io, peer);
+        forgiven
+    }
+
+    /// Tells the readers of the table how the peer stands, and sets the timer for the end of that.
+    fn update_rank(&mut self, io: &mut Io, peer: &PeerId) {
+        if let Some(entry) = self.directory.get(peer) {
+            self.table.set_rank(peer, entry.conduct.false_share(), entry.conduct.rank());
+            io.timers.set(Timer::Conduct(*peer), entry.conduct.due());
+        }
+    }
+
+    /// When the newest announcement is of the very body that is held, takes it over: only its lifetime is new.
+    pub(crate) fn adopt_renewed(&mut self, io: &mut Io, peer: &PeerId) -> bool {
+        let lookups = self.table().lookups();
+        let Some(entry) = self.directory.get_mut(peer) else { return false };
+        let before = entry.held.as_ref().map(Held::generation);
+        if !entry.adopt(io.now.moment, lookups) {
+            return false;
+        }
+        let Some(held) = &entry.held else { return false };
+        let (generation, items) = (held.generation(), held.envelope.announcement().path_count);
+        io.timers.set(Timer::Expire(*peer), Some(held.accepted.expires));
+        if let Some(before) = before.filter(|before| before.epoch == generation.epoch) {
+            // The delta of an announcement that only renews the lifetime.
+            let unchanged =
+                SummaryDelta { base_seq: before.seq, items, positions: Vec::new(), audience: None, addresses: None };
+            self.relayed.push(*peer, generation, unchanged);
+        }
+        self.update_rank(io, peer);
+        true
+    }
+
+    /// The body that we hold of an owner, reassembled, and its `seq`.
+    pub(crate) fn assemble_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
+        let entry = self.directory.get(owner)?;
+        let held = entry.held.as_ref()?;
+        let summary = Summary {
+            hash_id: HASH_ID_V1,
+            items: held.envelope.announcement().path_count,
+            audience: held.audience.to_vec(),
+            addresses: entry.addresses.clone(),
+            filter_bytes: self.table.read(owner)?,
+        };
+        Some((held.generation().seq, summary))
+    }
+
+    /// The deltas that lead from `base_seq` to the body that we hold of an owner, merged into one.
+    pub(crate) fn merge_deltas(
+        &self,
+        owner: &PeerId,
+        held: Generation,
+        base_seq: u64,
+        items: u64,
+    ) -> Option<SummaryDelta> {
+        self.relayed.merge_deltas(owner, held, base_seq, items)
+    }
+
+    /// Takes a body whose digest the owner signed, if this node may use it. `delta` is what led to it from the body held.
+    pub(crate) fn take_body(
+        &mut self,
+        io: &mut Io,
+        owner: PeerId,
+        target: &Newest,
+        body: &[u8],
+        delta: Option<&SummaryDelta>,
+    ) -> Result<(), Flaw> {
+        let generation = target.announcement().generation;
+        let usable = Usable::decode(&self.me, target.announcement(), body)?;
+        let audience = self.directory.intern_audience(usable.summary.audience.clone());
+        let lookups = self.table().lookups();
+        let Some(entry) = self.directory.get_mut(&owner) else { return Ok(()) };
+        let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
+        if !same_epoch {
+            entry.conduct.on_new_epoch(io.now.moment, lookups);
+        }
+        // Within an epoch bits are only added, so a delta can be set in place. Any other filter gets a new column, so that
+        // readers never see half of it.
+        match delta {
+            Some(delta) if same_epoch => self.table.set_bits(&owner, &delta.positions),
+            Some(_) | None => self.table.install(owner, &usable.filter, entry.conduct.rank()),
+        }
+        self.hold(io, owner, target, usable, audience);
+        Ok(())
+    }
+
+    /// Keeps a delta that led to the body now held, so that others can be given it.
+    pub(crate) fn keep_delta(&mut self, owner: PeerId, to: Generation, delta: SummaryDelta) {
+        self.relayed.push(owner, to, delta);
+    }
+
+    /// Drops the deltas kept of an owner, because they do not lead to the body that is about to be held.
+    pub(crate) fn drop_deltas(&mut self, owner: &PeerId) {
+        self.relayed.forget(owner);
+    }
+
+    /// Notes a body whose filter is already in the table.
+    fn hold(&mut self, io: &mut Io, owner: PeerId, target: &Newest, usable: Usable, audience: Arc<[AudienceDigest]>) {
+        let Some(entry) = self.directory.get_mut(&owner) else { return };
+        let Usable { filter, summary } = usable;
+        // Only a floor has no acceptance, and floors are never pulled.
+        let expired = Acceptance { wall_ms: io.now.wall_ms, expires: io.now.moment };
+        let accepted = target.accepted.unwrap_or(expired);
+        entry.undelivered = None;
+        entry.audience = Arc::clone(&audience);
+        entry.held = Some(Held {
+            envelope: Arc::clone(&target.envelope),
+            class: filter.class(),
+            ones: count_ones(filter.as_bytes()),
+            audience,
+            accepted,
+            remembered: false,
+        });
+        io.timers.set(Timer::Expire(owner), Some(accepted.expires));
+        if entry.addresses != summary.addresses {
+            entry.addresses.clone_from(&summary.addresses);
+            io.push_event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
+        }
+        self.update_rank(io, &owner);
+    }
+
+    /// Drops the body of a peer. Its newest announcement stays, so that older ones are still refused.
+    pub(crate) fn drop_body(&mut self, io: &mut Io, peer: &PeerId) {
+        self.relayed.forget(peer);
+        self.table.remove(peer);
+        io.timers.set(Timer::Expire(*peer), None);
+        if let Some(entry) = self.directory.get_mut(peer) {
+            entry.held = None;
+        }
+    }
+
+    /// Takes back a summary that was kept over a restart, with all checks of a body that was just pulled.
+    pub(crate) fn restore(&mut self, io: &mut Io, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
+        let entry = self.directory.get(&owner).ok_or(Unfit::NotTrusted)?;
+        let envelope = entry.open_envelope(&kept.envelope, self.open).map_err(|_| Unfit::Forged)?;
+        let (rank, audience_before) = (entry.conduct.rank(), Arc::clone(&entry.audience));
+        let (target, is_newest) = kept.check_proof(io.now, &owner, entry, envelope)?;
+        let usable = Usable::decode(&self.me, target.announcement(), &kept.body)?;
+        let audience = self.directory.intern_audience(usable.summary.audience.clone());
+        self.table.install_plain(owner, &usable.filter, rank);
+        self.hold(io, owner, &target, usable, audience);
+        if let Some(entry) = self.directory.get_mut(&owner) {
+            if let Some(held) = &mut entry.held {
+                held.remembered = true;
+            }
+            if is_newest {
+                // This is accepted now, so hearing it again does not start its lifetime anew.
+                entry.newest = Some(target);
+            } else {
+                // The owner may have removed a peer from its audience since: do not tell that peer more because of this
+                // older body.
+                entry.audience = audience_before;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asserts the bounds; returns how many peers there are.
+    #[cfg(test)]
+    pub(crate) fn check(&self) -> usize {
+        let trusted = self.directory.iter().count();
+        assert!(self.table().peers() <= trusted);
+        self.relayed.check(trusted);
+        for (peer, entry) in self.directory.iter() {
+            assert_eq!(entry.held.is_some(), self.table.holds(peer), "held and in the table are one thing");
+            assert!(entry.addresses.len() <= 8);
+        }
+        trusted
+    }
+}

@@ -1,0 +1,66 @@
+//! Rates: how much of something is granted at once, and per second.
+
+use crate::Moment;
+
+/// What is granted.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// So many tokens at once.
+    pub burst: u64,
+    /// And so many more in each second; not 0.
+    pub per_s: u64,
+}
+
+/// How much of a bucket somebody has used up; it drains with time. The same bucket has to be passed each time.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    /// Thousandths of a token.
+    used: u64,
+    at: Moment,
+}
+
+impl Tokens {
+    /// Whether nothing is left of the bucket.
+    pub fn is_full(&mut self, bucket: Bucket, now: Moment) -> bool {
+        self.drain(bucket, now);
+        self.used >= bucket.burst * 1_000
+    }
+
+    /// Uses up so many tokens, even beyond the bucket.
+    pub fn take(&mut self, count: u64) {
+        self.used = self.used.saturating_add(count.saturating_mul(1_000));
+    }
+
+    /// How long until it is no more than full, milliseconds.
+    pub fn over_ms(&mut self, bucket: Bucket, now: Moment) -> u64 {
+        self.drain(bucket, now);
+        self.used.saturating_sub(bucket.burst * 1_000) / bucket.per_s
+    }
+
+    fn drain(&mut self, bucket: Bucket, now: Moment) {
+        self.used = self.used.saturating_sub(now.since(self.at).saturating_mul(bucket.per_s));
+        self.at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_fills_at_once_and_drains_at_its_rate() {
+        let bucket = Bucket { burst: 3, per_s: 2 };
+        let mut tokens = Tokens::default();
+        let mut take_one = || {
+            let granted = !tokens.is_full(bucket, Moment(0));
+            tokens.take(u64::from(granted));
+            granted
+        };
+        assert_eq!((0..10).filter(|_| take_one()).count(), 3);
+        assert!(tokens.is_full(bucket, Moment(0)));
+        assert!(!tokens.is_full(bucket, Moment(1)));
+        tokens.take(4);
+        assert_eq!(tokens.over_ms(bucket, Moment(1)), 1_999);
+        assert_eq!(tokens.over_ms(bucket, Moment(2_000)), 0);
+    }
+}

@@ -1,0 +1,17 @@
+//! The cores that run here: those of the daemon. With the feature `mutants` they are copies, which `build.rs` makes, with a
+//! switch at each place where one of the mutants differs.
+
+#[cfg(not(feature = "mutants"))]
+pub(crate) use {narmesh_gossip as gossip, narmesh_quorum as quorum};
+
+#[cfg(feature = "mutants")]
+#[allow(warnings, reason = "the simulation uses a part of what a core offers")]
+pub mod gossip {
+    include!(concat!(env!("OUT_DIR"), "/gossip/lib.rs"));
+}
+
+#[cfg(feature = "mutants")]
+#[allow(warnings, reason = "the simulation uses a part of what a core offers")]
+pub mod quorum {
+    include!(concat!(env!("OUT_DIR"), "/quorum/lib.rs"));
+}
