@@ -15,9 +15,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol"]),
+    // It runs the binary, as a user does.
+    ("narmesh-demo", &[]),
     (
         "narmesh",
         &[
+            "narmesh-demo",
             "narmesh-protocol",
             "narmesh-gossip",
             "narmesh-quorum",
@@ -56,6 +59,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("narmesh-resolver", &["libp2p", "libp2p-swarm", "narmesh-http-gateway", "axum", "hyper"]),
     ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
     ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
+    ("narmesh-demo", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-tests", &["libp2p", "axum", "rusqlite"]),
 ];
 
