@@ -2,7 +2,7 @@
 
 use crate::checker::Publication;
 use crate::draw::Draw;
-use crate::machine::Number;
+use crate::number::Number;
 use crate::scenario::Scenario;
 use crate::traffic::{self, KINDS, STREAM_OVERHEAD, Traffic};
 use narmesh_gossip::Misdeed;

@@ -2,10 +2,12 @@
 
 use crate::draw::Draw;
 use crate::gossipsub::FIRST_HEARTBEAT_US;
-use crate::machine::{Number, State};
+use crate::machine::State;
 use crate::network::Link;
+use crate::number::Number;
 use crate::scenario::Scenario;
-use crate::world::{Happening, World};
+use crate::schedule::Happening;
+use crate::world::World;
 use narmesh_gossip::Input;
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -4,10 +4,11 @@
 //! A publisher sends to all its connections (flood publish). A node that accepts a message hands it to its mesh of 5 to 12
 //! neighbours. For three heartbeats it also names the message to others, who ask for it if they lack it.
 
-use crate::machine::Number;
-use crate::network::{Message, Rpc};
+use crate::message::{Message, Rpc};
+use crate::number::Number;
+use crate::schedule::Happening;
 use crate::traffic::Kind;
-use crate::world::{Happening, World};
+use crate::world::World;
 use libp2p_identity::PeerId;
 use narmesh_gossip::Input;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

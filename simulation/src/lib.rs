@@ -28,29 +28,34 @@
 
 mod checker;
 mod draw;
+mod fault;
 mod figures;
 mod fleet;
 mod gossipsub;
-mod hostile;
 mod lookups;
 mod machine;
+mod malice;
+mod message;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod network;
+mod number;
 mod plot;
 pub mod quorum;
 mod report;
 mod scenario;
+mod schedule;
 mod story;
 mod trace;
 mod traffic;
+mod trick;
+mod tricks;
 mod upset;
 mod watch;
 mod world;
 
 pub use checker::Violation;
 pub use figures::{Encodings, Point, Probes};
-pub use hostile::{TRICKS, Trick};
 pub use plot::draw_plots;
 pub use quorum::{QuorumReport, QuorumScenario, run as run_quorum};
 pub use report::{Report, Row};
@@ -58,6 +63,7 @@ pub use scenario::{Scenario, ScenarioError, What, built_in};
 pub use story::Subject;
 pub use traffic::{KINDS, Kind};
 pub use traffic::{answer_bytes, question_bytes};
+pub use trick::{TRICKS, Trick};
 pub use watch::EventFigure;
 pub use world::Totals;
 

@@ -1,9 +1,9 @@
 //! The lookups of users, and the samples that are taken now and then.
 
-use crate::checker::{ABSENT_FROM, WANTED};
-use crate::machine::{Number, Path, part};
+use crate::number::{ABSENT_FROM, Number, Path, WANTED, part};
+use crate::schedule::Happening;
 use crate::upset::has;
-use crate::world::{Happening, World};
+use crate::world::World;
 use narmesh_gossip::{Candidate, Input, ProbeOutcome};
 
 /// Lookups come in turns of 6 s, ten turns a minute.

@@ -2,23 +2,17 @@
 
 use crate::draw::Draw;
 use crate::gossipsub::Subscriber;
-use crate::hostile::Malice;
+use crate::malice::Malice;
+use crate::number::{Number, Path, part};
+use crate::schedule::WALL_MS;
 use crate::traffic::Traffic;
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
-use narmesh_protocol::{Envelope, EnvelopeError, HashPart, StoreDir};
+use narmesh_protocol::{Envelope, EnvelopeError, StoreDir};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-
-/// A machine's number, from 0.
-pub(crate) type Number = usize;
-/// A path's number; its hash part follows from it.
-pub(crate) type Path = u32;
-
-/// The wall clock of a machine without skew at the beginning, milliseconds since 1970: 2026-11-21.
-pub(crate) const WALL_MS: u64 = 1_795_219_200_000;
 
 /// What a machine does at present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,16 +129,6 @@ pub(crate) struct Machine {
     pub(crate) traffic: Traffic,
     /// Peers whose connection ended while it slept.
     pub(crate) lost_asleep: BTreeSet<Number>,
-}
-
-/// The hash part of the path with this number.
-pub(crate) fn part(path: Path) -> HashPart {
-    let mut bytes = [0; 20];
-    let words = [path, path.wrapping_mul(2_654_435_761), !path, path.rotate_left(16), path ^ 0x5bd1_e995];
-    for (to, from) in bytes.iter_mut().zip(words.iter().flat_map(|word| word.to_le_bytes())) {
-        *to = from;
-    }
-    HashPart(bytes)
 }
 
 impl Machine {

@@ -4,10 +4,13 @@
 //! arrives when the sender tries again. It ends when a process ends, or when TCP gives it up after the time that the daemon
 //! asks for (`node/src/mesh/transport`). Redialling follows the daemon's plan (`node/src/mesh/dialer.rs`).
 
-use crate::machine::{Number, State};
+use crate::machine::State;
+use crate::message::Message;
+use crate::number::Number;
 use crate::scenario::Line;
+use crate::schedule::Happening;
 use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
-use crate::world::{Happening, World};
+use crate::world::World;
 use narmesh_gossip::Input;
 
 /// TCP gives a connection up when sent data stays unacknowledged for this long, microseconds.
@@ -32,24 +35,6 @@ const RETURNS_PAUSE_US: u64 = 60_000_000;
 const DIAL_TIMEOUT_US: u64 = 3_000_000;
 /// Messages that may wait for a stalled connection; more would fill the socket's buffer.
 const STALLED_MAX: usize = 256;
-
-/// What travels over a connection.
-#[derive(Clone, Debug)]
-pub(crate) enum Message {
-    Rpc(Rpc),
-    Request { id: u64, bytes: Vec<u8> },
-    Response { id: u64, bytes: Vec<u8> },
-}
-
-/// gossipsub's messages. An id stands for the message that it names.
-#[derive(Clone, Debug)]
-pub(crate) enum Rpc {
-    Publish { id: u64 },
-    IHave { ids: Vec<u64> },
-    IWant { ids: Vec<u64> },
-    Graft,
-    Prune,
-}
 
 /// Two machines that would like to be connected.
 #[derive(Clone, Debug, Default)]

@@ -1,8 +1,9 @@
 //! `--trace`: what happened to one machine or to one path, line by line.
 
-use crate::machine::{Machine, Number, Path};
+use crate::fault::Fault;
+use crate::machine::Machine;
+use crate::number::{Number, Path};
 use crate::scenario::What;
-use crate::upset::Fault;
 use narmesh_gossip::{Event, Input, Output};
 use narmesh_protocol::Generation;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};

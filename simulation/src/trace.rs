@@ -1,7 +1,7 @@
 //! One digest over all that happened: two runs with one seed must have the same.
 
-use crate::machine::Number;
-use crate::upset::Fault;
+use crate::fault::Fault;
+use crate::number::Number;
 use narmesh_gossip::{Event, Input, Output};
 use sha2::{Digest, Sha256};
 use std::fmt;

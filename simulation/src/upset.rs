@@ -1,8 +1,11 @@
 //! Faults, events and ordinary life, done to the machines.
 
-use crate::machine::{Machine, Number, Path, State, part};
-use crate::scenario::{Faults, What};
-use crate::world::{Happening, World};
+use crate::fault::Fault;
+use crate::machine::{Machine, State};
+use crate::number::{Number, Path, part};
+use crate::scenario::What;
+use crate::schedule::Happening;
+use crate::world::World;
 use narmesh_gossip::{Input, PathChange};
 use std::sync::Arc;
 
@@ -12,41 +15,6 @@ const DAY_US: u64 = 86_400 * SECOND_US;
 const LAST_WORDS_US: u64 = 300_000;
 /// How far a wall clock is set wrong at most, milliseconds, ahead or behind.
 const SKEW_MS: u64 = 3 * 3_600_000;
-
-/// One random fault, or one change of a machine's own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fault {
-    Crash { keep_disk: bool },
-    Restart,
-    Sleep,
-    Cut,
-    Partition,
-    Move,
-    Withhold,
-    Distrust,
-    Skew,
-    Build,
-    Collect,
-}
-
-impl Fault {
-    fn choices(faults: &Faults) -> [(u64, Self); 12] {
-        [
-            (faults.crash, Self::Crash { keep_disk: true }),
-            (faults.crash_without_state, Self::Crash { keep_disk: false }),
-            (faults.restart, Self::Restart),
-            (faults.sleep, Self::Sleep),
-            (faults.cut, Self::Cut),
-            (faults.partition, Self::Partition),
-            (faults.moves, Self::Move),
-            (faults.withhold, Self::Withhold),
-            (faults.distrust, Self::Distrust),
-            (faults.skew, Self::Skew),
-            (faults.build, Self::Build),
-            (faults.collect, Self::Collect),
-        ]
-    }
-}
 
 impl World {
     /// Ends the settling time: from now on there are churn, faults, events and tricks.

@@ -1,9 +1,10 @@
 //! How long the fleet takes to agree again after each event, for scenarios that ask for it.
 
 use crate::checker::liveness::find_reachable;
-use crate::machine::Number;
+use crate::number::Number;
 use crate::scenario::What;
-use crate::world::{Happening, World};
+use crate::schedule::Happening;
+use crate::world::World;
 use serde::Serialize;
 use std::collections::BTreeSet;
 

@@ -5,120 +5,21 @@ use crate::draw::Draw;
 use crate::figures::{Figures, Joiner};
 use crate::fleet::draw_topology;
 use crate::gossipsub::Published;
-use crate::hostile;
-use crate::machine::{Machine, Number};
-use crate::network::{Link, Message};
+use crate::machine::Machine;
+use crate::malice::{self, Malice};
+use crate::message::Message;
+use crate::network::Link;
+use crate::number::Number;
 use crate::scenario::Scenario;
+use crate::schedule::{Due, Happening};
 use crate::story::Story;
 use crate::trace::Trace;
 use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
 use crate::watch::Watch;
 use narmesh_gossip::{Event, Forward, Input, Output, Record};
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
-
-/// What is due at some moment.
-#[derive(Clone, Debug)]
-pub(crate) enum Happening {
-    Tick(Number),
-    Heartbeat(Number, u64),
-    /// A message reaches the receiver's end of the link.
-    Arrive {
-        from: Number,
-        to: Number,
-        connection: u64,
-        kind: Kind,
-        payload: usize,
-        message: Message,
-    },
-    /// A message is received in full, at the bandwidth of the receiver's line.
-    Deliver {
-        from: Number,
-        to: Number,
-        connection: u64,
-        message: Message,
-    },
-    Dial {
-        link: usize,
-        plan: u64,
-    },
-    Connected {
-        link: usize,
-        plan: u64,
-        dialler: Number,
-    },
-    Resume {
-        link: usize,
-        connection: u64,
-    },
-    GivenUp {
-        link: usize,
-        connection: u64,
-        blocked_us: u64,
-    },
-    Fault,
-    Churn {
-        number: Number,
-        collect: bool,
-    },
-    Lookups,
-    Sample,
-    Trick(Number),
-    Scripted {
-        event: usize,
-        number: Number,
-    },
-    Wake(Number),
-    Stop(Number),
-    Start {
-        number: Number,
-        keep_disk: bool,
-    },
-    /// A machine has read its store.
-    Read {
-        number: Number,
-        reading: u64,
-    },
-    Mend(usize),
-    Reunite(u64),
-    /// A machine is somewhere else now.
-    Moved(Number),
-    /// A machine no longer withholds anything.
-    Frank(Number),
-    /// An event ended: from now on the time until all tables are equal counts for this figure.
-    Watched(usize),
-    Look,
-    Trust(Number, Number),
-}
-
-/// What is due, in its order: by time, then by when it was planned.
-#[derive(Debug)]
-struct Due {
-    order: Reverse<(u64, u64)>,
-    /// Boxed: a heap moves its entries about.
-    happening: Box<Happening>,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order.cmp(&other.order)
-    }
-}
 
 /// Counts over a whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -193,7 +94,7 @@ impl World {
             // The last machines lie, because events name the first ones.
             if number >= nodes - liars {
                 machine.malice =
-                    Some(hostile::Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
+                    Some(Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
             }
             let first = shared + own * u32::try_from(number).unwrap_or(0);
             if !machine.stranger {
@@ -460,7 +361,7 @@ impl World {
         let machine = self.machine_mut(number);
         let bytes = match &mut machine.malice {
             Some(malice) => malice.answer(question, bytes),
-            None if machine.withholding => hostile::withhold(&machine.peer, question, bytes),
+            None if machine.withholding => malice::withhold(&machine.peer, question, bytes),
             None => bytes,
         };
         let kind = kind_of_request(question);

@@ -1,8 +1,9 @@
 //! What must be true soon after the last fault.
 
 use super::{Checker, Violation, find_missing};
-use crate::machine::{Machine, Number, part};
+use crate::machine::Machine;
 use crate::network::Link;
+use crate::number::{Number, part};
 use narmesh_protocol::Generation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! The promises that are checked, each as the violation that breaks it.
 
-use crate::machine::{Number, Path};
+use crate::number::{Number, Path};
 use narmesh_gossip::Misdeed;
 use narmesh_protocol::Generation;
 

@@ -4,7 +4,7 @@ use super::QuorumScenario;
 use super::judge::{Judge, Known};
 use super::world::{Event, Machine, Number, World, path};
 use crate::draw::Draw;
-use crate::machine::WALL_MS;
+use crate::schedule::WALL_MS;
 use libp2p_identity::Keypair;
 use narmesh_protocol::{BuilderKey, NarHash, NixSecretKey, Statement};
 use narmesh_quorum::exchange::{Exchange, Moment};

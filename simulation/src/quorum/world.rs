@@ -4,7 +4,7 @@ use super::judge::{Judge, Stored};
 use super::plan::{judge, machine};
 use super::{QuorumReport, QuorumScenario};
 use crate::draw::Draw;
-use crate::machine::WALL_MS;
+use crate::schedule::WALL_MS;
 use libp2p_identity::PeerId;
 use narmesh_protocol::{
     Attestation, BuilderKey, HashPart, NixPublicKey, NixSecretKey, NixSignature, Statement, StoreDir, StorePath,
