@@ -89,12 +89,11 @@ fn message_bytes(published: &Published) -> usize {
 impl World {
     /// Publishes a message to all connections. Returns its id.
     pub(crate) fn publish_message(&mut self, number: Number, bytes: Arc<[u8]>) -> u64 {
-        self.counter += 1;
-        let id = self.counter;
-        let now_us = self.now_us;
+        let id = self.fleet.schedule.next_number();
+        let now_us = self.fleet.now_us();
         self.published.insert(id, Published { author: number, bytes, at_us: now_us });
         self.figures.on_announced(now_us);
-        let machine = self.machine_mut(number);
+        let machine = self.fleet.machine_mut(number);
         machine.subscriber.see(now_us, id);
         machine.subscriber.keep(id);
         for to in self.connected_machines(number) {
@@ -116,7 +115,7 @@ impl World {
     /// The core accepted a message: it is handed to the mesh.
     pub(crate) fn on_gossip_accepted(&mut self, number: Number, from: Number, id: u64) {
         let Some(author) = self.published.get(&id).map(|published| published.author) else { return };
-        let machine = self.machine_mut(number);
+        let machine = self.fleet.machine_mut(number);
         machine.subscriber.keep(id);
         if machine.withholds() {
             return;
@@ -130,14 +129,14 @@ impl World {
 
     pub(crate) fn on_gossip_connected(&mut self, number: Number, other: Number) {
         // The other's subscription arrives: a mesh below the low mark takes it in at once.
-        if self.machine_mut(number).subscriber.mesh.len() < MESH_N_LOW {
+        if self.fleet.machine_mut(number).subscriber.mesh.len() < MESH_N_LOW {
             self.graft(number, other);
         }
     }
 
     fn graft(&mut self, number: Number, other: Number) {
-        let now_us = self.now_us;
-        let subscriber = &mut self.machine_mut(number).subscriber;
+        let now_us = self.fleet.now_us();
+        let subscriber = &mut self.fleet.machine_mut(number).subscriber;
         if subscriber.backoff.get(&other).is_some_and(|until| *until > now_us) || !subscriber.mesh.insert(other) {
             return;
         }
@@ -145,28 +144,28 @@ impl World {
     }
 
     fn prune(&mut self, number: Number, other: Number) {
-        let until_us = self.now_us + PRUNE_BACKOFF_US;
-        let subscriber = &mut self.machine_mut(number).subscriber;
+        let until_us = self.fleet.now_us() + PRUNE_BACKOFF_US;
+        let subscriber = &mut self.fleet.machine_mut(number).subscriber;
         subscriber.mesh.remove(&other);
         subscriber.backoff.insert(other, until_us);
         self.send_control(number, other, 0, Rpc::Prune);
     }
 
     pub(crate) fn on_gossip_rpc(&mut self, from: Number, to: Number, rpc: Rpc) {
-        let now_us = self.now_us;
+        let now_us = self.fleet.now_us();
         match rpc {
             Rpc::Publish { id } => {
                 self.totals.gossip_copies += 1;
                 let Some(published) = self.published.get(&id) else { return };
                 let (author, bytes, at_us) = (published.author, Arc::clone(&published.bytes), published.at_us);
-                let new = self.machine_mut(to).subscriber.see(now_us, id);
+                let new = self.fleet.machine_mut(to).subscriber.see(now_us, id);
                 self.figures.on_copy(at_us, now_us, new);
                 if new {
                     self.hand_to_core(to, from, author, id, &bytes);
                 }
             }
             Rpc::IHave { ids } => {
-                let subscriber = &mut self.machine_mut(to).subscriber;
+                let subscriber = &mut self.fleet.machine_mut(to).subscriber;
                 let wanted: Vec<_> = ids
                     .into_iter()
                     .filter(|id| !subscriber.seen.contains(id) && subscriber.asked.insert(*id))
@@ -177,7 +176,7 @@ impl World {
             }
             Rpc::IWant { ids } => {
                 for id in ids {
-                    let subscriber = &mut self.machine_mut(to).subscriber;
+                    let subscriber = &mut self.fleet.machine_mut(to).subscriber;
                     let sent = subscriber.sent_on_request.entry((from, id)).or_default();
                     *sent += 1;
                     if *sent <= RETRANSMISSIONS && subscriber.holds(id) {
@@ -186,7 +185,7 @@ impl World {
                 }
             }
             Rpc::Graft => {
-                let subscriber = &mut self.machine_mut(to).subscriber;
+                let subscriber = &mut self.fleet.machine_mut(to).subscriber;
                 if subscriber.mesh.contains(&from) {
                     return;
                 }
@@ -195,11 +194,11 @@ impl World {
                 if backing_off || (subscriber.mesh.len() >= MESH_N_HIGH && !self.has_dialled(to, from)) {
                     self.prune(to, from);
                 } else {
-                    self.machine_mut(to).subscriber.mesh.insert(from);
+                    self.fleet.machine_mut(to).subscriber.mesh.insert(from);
                 }
             }
             Rpc::Prune => {
-                let subscriber = &mut self.machine_mut(to).subscriber;
+                let subscriber = &mut self.fleet.machine_mut(to).subscriber;
                 subscriber.mesh.remove(&from);
                 subscriber.backoff.insert(from, now_us + PRUNE_BACKOFF_US);
             }
@@ -209,22 +208,22 @@ impl World {
     /// Hands a message to a core.
     pub(crate) fn hand_to_core(&mut self, to: Number, from: Number, author: Number, id: u64, bytes: &Arc<[u8]>) {
         self.judging.insert((to, id), from);
-        if let Some(malice) = &mut self.machine_mut(to).malice {
+        if let Some(malice) = &mut self.fleet.machine_mut(to).malice {
             malice.overhear(bytes);
         }
-        let (author, from): (PeerId, PeerId) = (self.machine(author).peer, self.machine(from).peer);
+        let (author, from): (PeerId, PeerId) = (self.fleet.machine(author).peer, self.fleet.machine(from).peer);
         self.feed(to, Input::Announcement { id, author, from, bytes: bytes.to_vec() });
     }
 
     /// The heartbeat, once a second.
     pub(crate) fn on_heartbeat(&mut self, number: Number, run: u64) {
-        if !self.machine(number).is_running() || self.machine(number).run != run {
+        if !self.fleet.machine(number).is_running() || self.fleet.machine(number).run != run {
             return;
         }
-        let now_us = self.now_us;
-        self.schedule_after_us(HEARTBEAT_US, Happening::Heartbeat(number, run));
+        let now_us = self.fleet.now_us();
+        self.fleet.schedule.after_us(HEARTBEAT_US, Happening::Heartbeat(number, run));
         let connected = self.connected_machines(number);
-        let machine = self.machine_mut(number);
+        let machine = self.fleet.machine_mut(number);
         machine.traffic.count_pings(connected.len());
         let subscriber = &mut machine.subscriber;
         subscriber.asked.clear();
@@ -239,16 +238,16 @@ impl World {
         if size < MESH_N_LOW {
             let others: Vec<_> = connected.iter().copied().filter(|other| !subscriber.mesh.contains(other)).collect();
             let free: Vec<_> = others.into_iter().filter(|other| !subscriber.backoff.contains_key(other)).collect();
-            self.draw.some(free, MESH_N - size).into_iter().for_each(|other| self.graft(number, other));
+            self.fleet.draw.some(free, MESH_N - size).into_iter().for_each(|other| self.graft(number, other));
         } else if size >= MESH_N_HIGH {
             let mesh: Vec<_> = subscriber.mesh.iter().copied().collect();
-            self.draw.some(mesh, size - MESH_N).into_iter().for_each(|other| self.prune(number, other));
+            self.fleet.draw.some(mesh, size - MESH_N).into_iter().for_each(|other| self.prune(number, other));
         }
         self.emit_gossip(number, &connected);
     }
 
     fn emit_gossip(&mut self, number: Number, connected: &[Number]) {
-        let subscriber = &mut self.machine_mut(number).subscriber;
+        let subscriber = &mut self.fleet.machine_mut(number).subscriber;
         let ids: Vec<u64> = subscriber.windows.iter().take(HISTORY_GOSSIP).flatten().copied().collect();
         let any = subscriber.windows.iter().any(|window| !window.is_empty());
         subscriber.windows.push_front(Vec::new());
@@ -256,20 +255,20 @@ impl World {
         if !any {
             subscriber.sent_on_request.clear();
         }
-        if ids.is_empty() || self.machine(number).withholds() {
+        if ids.is_empty() || self.fleet.machine(number).withholds() {
             return;
         }
-        let mesh = &self.machine(number).subscriber.mesh;
+        let mesh = &self.fleet.machine(number).subscriber.mesh;
         let others: Vec<_> = connected.iter().copied().filter(|other| !mesh.contains(other)).collect();
         let count = GOSSIP_LAZY.max(others.len() / GOSSIP_SHARE);
-        for other in self.draw.some(others, count) {
+        for other in self.fleet.draw.some(others, count) {
             self.send_control(number, other, ids.len(), Rpc::IHave { ids: ids.clone() });
         }
     }
 
     /// Drops messages that nobody can ask for any more.
     pub(crate) fn forget_published(&mut self) {
-        let now_us = self.now_us;
+        let now_us = self.fleet.now_us();
         self.published.retain(|_, published| published.at_us + 2 * DUPLICATE_CACHE_US > now_us);
     }
 }

@@ -79,37 +79,37 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
     let bound_us = scenario.bound_s * SECOND_US;
     let mut world = World::new(scenario, seed, story::Story::new(subject));
     let (mut reach, mut started_us) = (None, None);
-    while world.now_us < settle_us {
-        let next_us = (world.now_us + SECOND_US).min(settle_us);
+    while world.fleet.now_us() < settle_us {
+        let next_us = (world.fleet.now_us() + SECOND_US).min(settle_us);
         world.run_until(next_us);
-        if started_us.is_none() && world.everyone_runs() {
+        if started_us.is_none() && world.fleet.everyone_runs() {
             let reach = reach.get_or_insert_with(|| world.find_reach());
-            if world.checker.seems_converged(&world.machines, reach) {
-                started_us = Some(world.now_us);
+            if world.checker.seems_converged(&world.fleet.machines, reach) {
+                started_us = Some(world.fleet.now_us());
             }
         }
     }
     world.begin();
     world.run_until(settle_us + run_us);
     world.heal();
-    let healed_us = world.now_us;
+    let healed_us = world.fleet.now_us();
     let reach = world.find_reach();
     let converged_us = loop {
-        let seems = world.checker.seems_converged(&world.machines, &reach);
-        if seems && world.checker.find_unconverged(&world.machines, &reach).is_empty() {
-            break Some(world.now_us - healed_us);
+        let seems = world.checker.seems_converged(&world.fleet.machines, &reach);
+        if seems && world.checker.find_unconverged(&world.fleet.machines, &reach).is_empty() {
+            break Some(world.fleet.now_us() - healed_us);
         }
-        if world.now_us >= healed_us + bound_us {
+        if world.fleet.now_us() >= healed_us + bound_us {
             break None;
         }
-        let next_us = world.now_us + LOOK_US;
+        let next_us = world.fleet.now_us() + LOOK_US;
         world.run_until(next_us);
     };
     let probes = world.figures.probes;
     world.checker.check_wasted(probes.absent_wasted, probes.absent);
     let mut violations = std::mem::take(&mut world.checker.violations);
     if converged_us.is_none() {
-        violations.extend(world.checker.find_unconverged(&world.machines, &reach).into_iter().take(20));
+        violations.extend(world.checker.find_unconverged(&world.fleet.machines, &reach).into_iter().take(20));
     }
     Report::of(world, seed, started_us, converged_us, violations)
 }

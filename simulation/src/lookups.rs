@@ -12,15 +12,15 @@ const TURNS_PER_MINUTE: u64 = 10;
 
 impl World {
     pub(crate) fn run_lookups(&mut self) {
-        self.schedule_after_us(TURN_US, Happening::Lookups);
-        let lookups = self.scenario.lookups;
-        for number in 0..self.scenario.nodes {
-            if !self.machine(number).is_running() || !self.machine(number).is_honest() {
+        self.fleet.schedule.after_us(TURN_US, Happening::Lookups);
+        let lookups = self.fleet.scenario.lookups;
+        for number in 0..self.fleet.scenario.nodes {
+            if !self.fleet.machine(number).is_running() || !self.fleet.machine(number).is_honest() {
                 continue;
             }
             for _ in 0..self.draw_turns(lookups.absent_per_minute) {
-                let range = if self.draw.chance(100) { WANTED } else { 0x1000_0000 };
-                let path = self.draw.below(u64::from(range));
+                let range = if self.fleet.draw.chance(100) { WANTED } else { 0x1000_0000 };
+                let path = self.fleet.draw.below(u64::from(range));
                 self.look_for_absent(number, ABSENT_FROM + u32::try_from(path).unwrap_or(0));
             }
             for _ in 0..self.draw_turns(lookups.present_per_minute) {
@@ -31,13 +31,14 @@ impl World {
 
     /// The lookups of one turn: a tenth of those of a minute. Chance decides on the remainder.
     fn draw_turns(&mut self, per_minute: u64) -> u64 {
-        per_minute / TURNS_PER_MINUTE + u64::from(self.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
+        per_minute / TURNS_PER_MINUTE
+            + u64::from(self.fleet.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
     }
 
     /// Whom a lookup asks. A daemon asks demoted peers at a pace of one question a second; that pace is not modelled, so here
     /// they are asked nothing.
     fn find_candidates_to_ask(&self, number: Number, path: Path) -> Vec<Candidate> {
-        let mut candidates = self.machine(number).core.find_candidates(&part(path));
+        let mut candidates = self.fleet.machine(number).core.find_candidates(&part(path));
         candidates.retain(|candidate| !candidate.is_demoted);
         candidates
     }
@@ -46,33 +47,34 @@ impl World {
         self.figures.probes.absent += 1;
         for candidate in self.find_candidates_to_ask(number, path) {
             let Some(other) = self.checker.number(&candidate.peer) else { continue };
-            if self.machine(other).is_honest() {
+            if self.fleet.machine(other).is_honest() {
                 self.figures.probes.absent_wasted += 1;
             } else {
                 self.figures.probes.absent_lied += 1;
-                self.checker.on_lied(number, other, self.now_us);
+                self.checker.on_lied(number, other, self.fleet.now_us());
             }
             self.feed(number, Input::Probe { peer: candidate.peer, outcome: ProbeOutcome::FalseHit });
         }
     }
 
     fn look_for_present(&mut self, number: Number) {
-        let other = self.draw.index(self.scenario.nodes);
-        let machine = self.machine(other);
+        let other = self.fleet.draw.index(self.fleet.scenario.nodes);
+        let machine = self.fleet.machine(other);
         if other == number || !machine.is_running() || !machine.is_honest() || machine.store.held.is_empty() {
             return;
         }
         let count = machine.store.held.len();
-        let at = self.draw.index(count);
-        let path = self.machine(other).store.held.get(at).map(|held| held.path);
-        let Some(path) = path.filter(|path| has(self.machine(other), *path) && !has(self.machine(number), *path))
+        let at = self.fleet.draw.index(count);
+        let path = self.fleet.machine(other).store.held.get(at).map(|held| held.path);
+        let Some(path) =
+            path.filter(|path| has(self.fleet.machine(other), *path) && !has(self.fleet.machine(number), *path))
         else {
             return;
         };
         self.figures.probes.present += 1;
         for candidate in self.find_candidates_to_ask(number, path) {
             let Some(holder) = self.checker.number(&candidate.peer) else { continue };
-            let machine = self.machine(holder);
+            let machine = self.fleet.machine(holder);
             if !machine.is_running() {
                 continue;
             }
@@ -89,10 +91,10 @@ impl World {
 
     /// Adds a point to the curves, and does what must be tidied up now and then.
     pub(crate) fn sample(&mut self) {
-        self.schedule_after_us(self.figures.bucket_us, Happening::Sample);
-        let now_us = self.now_us;
+        self.fleet.schedule.after_us(self.figures.bucket_us, Happening::Sample);
+        let now_us = self.fleet.now_us();
         self.forget_published();
-        self.checker.check_lifetimes(&self.machines, now_us);
-        self.figures.sample(now_us, self.machines.iter().map(|machine| &machine.traffic));
+        self.checker.check_lifetimes(&self.fleet.machines, now_us);
+        self.figures.sample(now_us, self.fleet.traffic());
     }
 }

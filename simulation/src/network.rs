@@ -4,14 +4,16 @@
 //! arrives when the sender tries again. It ends when a process ends, or when TCP gives it up after the time that the daemon
 //! asks for (`node/src/mesh/transport`). Redialling follows the daemon's plan (`node/src/mesh/dialer.rs`).
 
+use crate::draw::Draw;
 use crate::machine::State;
 use crate::message::Message;
 use crate::number::Number;
-use crate::scenario::Line;
+use crate::scenario::{Line, Scenario};
 use crate::schedule::Happening;
 use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
 use crate::world::World;
 use narmesh_gossip::Input;
+use std::collections::BTreeSet;
 
 /// TCP gives a connection up when sent data stays unacknowledged for this long, microseconds.
 const UNACKNOWLEDGED_US: u64 = 10_000_000;
@@ -65,11 +67,11 @@ impl Link {
 impl World {
     /// The network between two machines: `wan` between sites, and without message faults once the world is healed.
     fn line(&self, a: Number, b: Number) -> Line {
-        match self.scenario.wan {
-            Some(wan) if self.machine(a).site != self.machine(b).site && !self.healed => wan,
-            Some(wan) if self.machine(a).site != self.machine(b).site => calm(wan),
-            Some(_) | None if self.healed => calm(self.scenario.network),
-            Some(_) | None => self.scenario.network,
+        match self.fleet.scenario.wan {
+            Some(wan) if self.fleet.machine(a).site != self.fleet.machine(b).site && !self.fleet.healed => wan,
+            Some(wan) if self.fleet.machine(a).site != self.fleet.machine(b).site => calm(wan),
+            Some(_) | None if self.fleet.healed => calm(self.fleet.scenario.network),
+            Some(_) | None => self.fleet.scenario.network,
         }
     }
 
@@ -94,13 +96,14 @@ impl World {
     /// Whether packets get from one to the other.
     fn passes(&self, link: &Link) -> bool {
         let (a, b) = link.ends;
-        let awake = |number: Number| self.machine(number).state != State::Asleep;
+        let awake = |number: Number| self.fleet.machine(number).state != State::Asleep;
         !link.cut && self.side(a) == self.side(b) && awake(a) && awake(b)
     }
 
     /// Whether two machines would let each other in.
     pub(crate) fn are_willing(&self, a: Number, b: Number) -> bool {
-        let ready = |a: Number, b: Number| self.machine(a).is_running() && self.machine(a).trusted.contains(&b);
+        let ready =
+            |a: Number, b: Number| self.fleet.machine(a).is_running() && self.fleet.machine(a).trusted.contains(&b);
         ready(a, b) && ready(b, a)
     }
 
@@ -128,7 +131,7 @@ impl World {
             link.stalled.push((from, kind, payload, message));
         }
         if let (true, Some(connection), Some(blocked_us)) = (first, link.connection, link.blocked_us) {
-            self.schedule_after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
+            self.fleet.schedule.after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
         }
     }
 
@@ -138,31 +141,34 @@ impl World {
         let Some(connection) = connection else { return };
         let line = self.line(from, to);
         let (bytes, acks) = (traffic::wire_bytes(payload), traffic::ack_bytes(payload));
-        let now_us = self.now_us;
-        let sender = self.machine_mut(from);
+        let now_us = self.fleet.now_us();
+        let sender = self.fleet.machine_mut(from);
         sender.traffic.count_sent(kind, bytes);
         sender.traffic.count_received(kind, acks);
         sender.up_free_us = sender.up_free_us.max(now_us) + bytes as u64 * 8 / line.up_mbit;
         let left_us = sender.up_free_us;
         // A dropped message is gone, as if its stream had been reset.
-        if self.draw.chance(line.drop_permille) {
+        if self.fleet.draw.chance(line.drop_permille) {
             return;
         }
-        let mut at_us = left_us + line.one_way_ms(from > to) * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
+        let mut at_us =
+            left_us + line.one_way_ms(from > to) * 1_000 + self.fleet.draw.below(line.jitter_ms * 1_000 + 1);
         at_us += self.draw_repair_us(line, payload);
         let direction = usize::from(self.links.get(at).is_some_and(|link| link.ends.0 == from));
         // A message arrives after all earlier ones of its connection, except when it is drawn to be overtaken.
-        let overtaken = self.draw.chance(line.reorder_permille);
+        let overtaken = self.fleet.draw.chance(line.reorder_permille);
         let last_us = self.links.get_mut(at).and_then(|link| link.last_us.get_mut(direction));
         if let Some(last_us) = last_us.filter(|_| !overtaken) {
             at_us = at_us.max(*last_us + 1);
             *last_us = at_us;
         }
-        if self.draw.chance(line.duplicate_permille) {
+        if self.fleet.draw.chance(line.duplicate_permille) {
             let message = message.clone();
-            self.schedule_at_us(at_us + 30_000, Happening::Arrive { from, to, connection, kind, payload, message });
+            self.fleet
+                .schedule
+                .at_us(at_us + 30_000, Happening::Arrive { from, to, connection, kind, payload, message });
         }
-        self.schedule_at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
+        self.fleet.schedule.at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
     }
 
     /// The delay that lost packets cause, microseconds: one round trip when later packets reveal the loss, otherwise TCP's
@@ -177,7 +183,7 @@ impl World {
         for packet in 0..packets {
             let mut timeout_us = RETRANSMIT_US + round_us;
             let mut repair_us = 0;
-            while self.draw.chance(line.loss_permille) && repair_us < 30_000_000 {
+            while self.fleet.draw.chance(line.loss_permille) && repair_us < 30_000_000 {
                 if packet + 3 < packets && repair_us == 0 {
                     repair_us += round_us;
                 } else {
@@ -211,14 +217,14 @@ impl World {
             return;
         }
         let (bytes, acks) = (traffic::wire_bytes(size), traffic::ack_bytes(size));
-        let (line, now_us) = (self.line(from, to), self.now_us);
-        let receiver = self.machine_mut(to);
+        let (line, now_us) = (self.line(from, to), self.fleet.now_us());
+        let receiver = self.fleet.machine_mut(to);
         receiver.traffic.count_received(kind, bytes);
         receiver.traffic.count_sent(kind, acks);
         receiver.down_free_us = receiver.down_free_us.max(now_us) + bytes as u64 * 8 / line.down_mbit;
         let due_us = receiver.down_free_us;
         if due_us > now_us + 1_000 {
-            self.schedule_at_us(due_us, Happening::Deliver { from, to, connection, message });
+            self.fleet.schedule.at_us(due_us, Happening::Deliver { from, to, connection, message });
         } else {
             self.deliver(from, to, connection, message);
         }
@@ -227,16 +233,16 @@ impl World {
     /// Hands a message to the receiver.
     pub(crate) fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
         let open = self.link_of(from, to).and_then(|link| self.links.get(link));
-        if open.is_none_or(|link| link.connection != Some(connection)) || !self.machine(to).is_running() {
+        if open.is_none_or(|link| link.connection != Some(connection)) || !self.fleet.machine(to).is_running() {
             return;
         }
-        let sender = self.machine(from).peer;
+        let sender = self.fleet.machine(from).peer;
         match message {
             Message::Rpc(rpc) => self.on_gossip_rpc(from, to, rpc),
             Message::Request { id, bytes } => self.on_request(from, to, id, bytes),
             Message::Response { id, bytes } => {
                 self.checker.on_answered(to, id);
-                if let Some(malice) = &mut self.machine_mut(to).malice {
+                if let Some(malice) = &mut self.fleet.machine_mut(to).malice {
                     malice.receive(&bytes);
                 }
                 self.feed(to, Input::Response { from: sender, id, bytes });
@@ -249,13 +255,15 @@ impl World {
         let Some(link) = self.links.get(at) else { return };
         let (passes, connection, blocked) = (self.passes(link), link.connection, link.blocked_us);
         let Some(connection) = connection else { return };
-        let (now_us, notice_us) = (self.now_us, self.draw.below(KEEP_ALIVE_US) + UNACKNOWLEDGED_US);
+        let (now_us, notice_us) = (self.fleet.now_us(), self.fleet.draw.below(KEEP_ALIVE_US) + UNACKNOWLEDGED_US);
         match (passes, blocked) {
             (false, None) => {
                 if let Some(link) = self.links.get_mut(at) {
                     link.blocked_us = Some(now_us);
                 }
-                self.schedule_after_us(notice_us, Happening::GivenUp { link: at, connection, blocked_us: now_us });
+                self.fleet
+                    .schedule
+                    .after_us(notice_us, Happening::GivenUp { link: at, connection, blocked_us: now_us });
             }
             (true, Some(since_us)) => {
                 if let Some(link) = self.links.get_mut(at) {
@@ -268,7 +276,7 @@ impl World {
                     pause_us = (pause_us * 2).min(RETRANSMIT_US_MAX);
                     next_us += pause_us;
                 }
-                self.schedule_at_us(next_us, Happening::Resume { link: at, connection });
+                self.fleet.schedule.at_us(next_us, Happening::Resume { link: at, connection });
             }
             (true, None) | (false, Some(_)) => {}
         }
@@ -312,11 +320,11 @@ impl World {
         link.failures = 0;
         let (a, b) = link.ends;
         for (number, other) in [(a, b), (b, a)] {
-            self.machine_mut(number).subscriber.forget(other);
+            self.fleet.machine_mut(number).subscriber.forget(other);
             self.checker.on_disconnected(number, other);
-            let peer = self.machine(other).peer;
-            if self.machine(number).state == State::Asleep {
-                self.machine_mut(number).lost_asleep.insert(other);
+            let peer = self.fleet.machine(other).peer;
+            if self.fleet.machine(number).state == State::Asleep {
+                self.fleet.machine_mut(number).lost_asleep.insert(other);
             } else {
                 self.feed(number, Input::Disconnected(peer));
             }
@@ -326,12 +334,11 @@ impl World {
 
     /// Plans the next dial after a random wait between the two bounds, microseconds.
     pub(crate) fn plan_dial(&mut self, at: usize, least_us: u64, most_us: u64) {
-        let wait_us = self.draw.between(least_us, most_us);
-        self.counter += 1;
-        let plan = self.counter;
+        let wait_us = self.fleet.draw.between(least_us, most_us);
+        let plan = self.fleet.schedule.next_number();
         if let Some(link) = self.links.get_mut(at) {
             link.plan = plan;
-            self.schedule_after_us(wait_us, Happening::Dial { link: at, plan });
+            self.fleet.schedule.after_us(wait_us, Happening::Dial { link: at, plan });
         }
     }
 
@@ -352,21 +359,21 @@ impl World {
         let (a, b) = link.ends;
         if self.may_connect(link) {
             let round_us = self.line(a, b).round_ms() * 1_000;
-            let dialler = if self.draw.chance(500) { a } else { b };
+            let dialler = if self.fleet.draw.chance(500) { a } else { b };
             for number in [a, b] {
-                let traffic = &mut self.machine_mut(number).traffic;
+                let traffic = &mut self.fleet.machine_mut(number).traffic;
                 traffic.count_sent(Kind::Connections, HANDSHAKE_BYTES);
                 traffic.count_received(Kind::Connections, HANDSHAKE_BYTES);
             }
             // TCP, multistream and TLS, multistream and yamux: three round trips.
-            self.schedule_after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
+            self.fleet.schedule.after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
             return;
         }
         // Nobody answers over a cut link, so the handshake's deadline has to pass first. A refusal comes at once.
         let silent = !self.passes(link);
         let timeout_us = if silent { DIAL_TIMEOUT_US } else { 0 };
-        let since_us = [a, b].into_iter().filter_map(|end| self.machine(end).returned_us).max();
-        let are_returning = since_us.is_some_and(|since_us| self.now_us < since_us + RETURNS_US);
+        let since_us = [a, b].into_iter().filter_map(|end| self.fleet.machine(end).returned_us).max();
+        let are_returning = since_us.is_some_and(|since_us| self.fleet.now_us() < since_us + RETURNS_US);
         let Some(link) = self.links.get_mut(at) else { return };
         let longest_us = if link.failures < GONE_FAILURES { REDIAL_US.1 } else { REDIAL_GONE_US };
         let growth = if are_returning { 0 } else { link.failures.min(16) };
@@ -383,8 +390,7 @@ impl World {
         if !self.may_connect(link) {
             return self.plan_dial(at, REDIAL_US.0, 2 * REDIAL_US.0);
         }
-        self.counter += 1;
-        let connection = self.counter;
+        let connection = self.fleet.schedule.next_number();
         let mut was_cut_off = false;
         if let Some(link) = self.links.get_mut(at) {
             was_cut_off = link.failures >= FAILURES_CUT_MIN;
@@ -395,7 +401,7 @@ impl World {
             [a, b].into_iter().for_each(|end| self.on_one_returned(end));
         }
         for (number, other) in [(a, b), (b, a)] {
-            let peer = self.machine(other).peer;
+            let peer = self.fleet.machine(other).peer;
             self.feed(number, Input::Connected(peer));
             self.on_gossip_connected(number, other);
         }
@@ -405,8 +411,8 @@ impl World {
 impl World {
     /// A peer that was cut off from this machine is back, so others may be back, too: dials them at once.
     fn on_one_returned(&mut self, number: Number) {
-        let now_us = self.now_us;
-        let machine = self.machine_mut(number);
+        let now_us = self.fleet.now_us();
+        let machine = self.fleet.machine_mut(number);
         if machine.returned_us.is_some_and(|before_us| now_us < before_us + RETURNS_PAUSE_US) {
             return;
         }
@@ -424,4 +430,41 @@ impl World {
 /// The same line without message faults: nothing is dropped, duplicated or reordered. Packets still get lost.
 fn calm(line: Line) -> Line {
     Line { drop_permille: 0, duplicate_permille: 0, reorder_permille: 0, ..line }
+}
+
+/// Who has an address of whom: each machine wants a number of connections, to machines chosen at random.
+pub(crate) fn draw_topology(
+    draw: &mut Draw,
+    scenario: &Scenario,
+    machines: usize,
+) -> (Vec<Vec<(Number, usize)>>, Vec<Link>) {
+    let nodes = scenario.nodes;
+    let wanted = scenario.connections.min(nodes - 1);
+    let mut pairs = BTreeSet::new();
+    let mut degrees = vec![0usize; nodes];
+    for a in 0..nodes {
+        let others: Vec<_> = (0..nodes).filter(|b| *b != a && !pairs.contains(&(a.min(*b), a.max(*b)))).collect();
+        let mut others = draw.some(others, nodes);
+        // Machines that have room come first.
+        others.sort_by_key(|b| degrees.get(*b).copied().unwrap_or(0) >= wanted);
+        for b in others {
+            if degrees.get(a).copied().unwrap_or(0) >= wanted {
+                break;
+            }
+            pairs.insert((a.min(b), a.max(b)));
+            [a, b].iter().filter_map(|end| degrees.get_mut(*end).map(|degree| *degree += 1)).for_each(drop);
+        }
+    }
+    let mut neighbours = vec![Vec::new(); machines];
+    let mut links = Vec::new();
+    for (a, b) in pairs {
+        for (number, other) in [(a, b), (b, a)] {
+            if let Some(list) = neighbours.get_mut(number) {
+                list.push((other, links.len()));
+            }
+        }
+        links.push(Link::between(a, b));
+    }
+    neighbours.iter_mut().for_each(|list| list.sort_unstable());
+    (neighbours, links)
 }

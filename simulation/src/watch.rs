@@ -40,13 +40,13 @@ pub(crate) struct Watch {
 impl World {
     /// The machines that must hear of each owner now.
     pub(crate) fn find_reach(&self) -> Vec<BTreeSet<Number>> {
-        find_reachable(&self.machines, &self.neighbours, &self.links, &self.sides)
+        find_reachable(&self.fleet.machines, &self.neighbours, &self.links, &self.sides)
     }
 
     /// Notes an event that begins now and ends after `for_us`.
     pub(crate) fn watch_event(&mut self, event: usize, number: Number, for_us: u64) {
-        let Some(event) = self.scenario.event.get(event).filter(|_| self.scenario.watch) else { return };
-        let since_us = self.now_us - self.figures.begun_us.unwrap_or(0);
+        let Some(event) = self.fleet.scenario.event.get(event).filter(|_| self.fleet.scenario.watch) else { return };
+        let since_us = self.fleet.now_us() - self.figures.begun_us.unwrap_or(0);
         self.watch.figures.push(EventFigure {
             at_s: since_us as f64 / 1e6,
             what: event.what,
@@ -56,25 +56,25 @@ impl World {
             equal_after_ms: None,
         });
         let figure = self.watch.figures.len() - 1;
-        self.schedule_after_us(for_us, Happening::Watched(figure));
+        self.fleet.schedule.after_us(for_us, Happening::Watched(figure));
     }
 
     /// An event ended: from now on the tables are compared until all are equal.
     pub(crate) fn on_event_ended(&mut self, figure: usize) {
         if self.watch.open.is_empty() {
-            self.schedule_after_us(LOOK_US, Happening::Look);
+            self.fleet.schedule.after_us(LOOK_US, Happening::Look);
         }
-        self.watch.open.push((figure, self.now_us));
+        self.watch.open.push((figure, self.fleet.now_us()));
     }
 
     /// Checks whether all tables are equal, and looks again later if not.
     pub(crate) fn look(&mut self) {
         let reach = self.find_reach();
-        let seems = self.checker.seems_converged(&self.machines, &reach);
-        if !seems || !self.checker.find_unconverged(&self.machines, &reach).is_empty() {
-            return self.schedule_after_us(LOOK_US, Happening::Look);
+        let seems = self.checker.seems_converged(&self.fleet.machines, &reach);
+        if !seems || !self.checker.find_unconverged(&self.fleet.machines, &reach).is_empty() {
+            return self.fleet.schedule.after_us(LOOK_US, Happening::Look);
         }
-        let now_us = self.now_us;
+        let now_us = self.fleet.now_us();
         for (figure, since_us) in std::mem::take(&mut self.watch.open) {
             if let Some(figure) = self.watch.figures.get_mut(figure) {
                 figure.equal_after_ms = Some((now_us - since_us) as f64 / 1_000.0);

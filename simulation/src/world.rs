@@ -1,24 +1,22 @@
 //! Machines, links and a virtual clock: what is due next happens next, and nothing else happens.
 
 use crate::checker::Checker;
-use crate::draw::Draw;
 use crate::figures::{Figures, Joiner};
-use crate::fleet::draw_topology;
-use crate::gossipsub::Published;
-use crate::machine::Machine;
-use crate::malice::{self, Malice};
+use crate::fleet::Fleet;
+use crate::gossipsub::{FIRST_HEARTBEAT_US, Published};
+use crate::machine::State;
+use crate::malice;
 use crate::message::Message;
-use crate::network::Link;
+use crate::network::{Link, draw_topology};
 use crate::number::Number;
 use crate::scenario::Scenario;
-use crate::schedule::{Due, Happening};
+use crate::schedule::Happening;
 use crate::story::Story;
 use crate::trace::Trace;
 use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
 use crate::watch::Watch;
 use narmesh_gossip::{Event, Forward, Input, Output, Record};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Counts over a whole run.
@@ -43,9 +41,7 @@ pub struct Totals {
 /// The world of one run.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) now_us: u64,
-    pub(crate) scenario: Scenario,
-    pub(crate) machines: Vec<Machine>,
+    pub(crate) fleet: Fleet,
     /// The neighbours of each machine, and the links to them.
     pub(crate) neighbours: Vec<Vec<(Number, usize)>>,
     pub(crate) links: Vec<Link>,
@@ -56,16 +52,11 @@ pub(crate) struct World {
     pub(crate) story: Story,
     pub(crate) figures: Figures,
     pub(crate) totals: Totals,
-    pub(crate) draw: Draw,
-    pub(crate) healed: bool,
-    due: BinaryHeap<Due>,
-    pub(crate) counter: u64,
     /// gossipsub messages that a core has yet to judge, and who sent them.
     pub(crate) judging: BTreeMap<(Number, u64), Number>,
     pub(crate) published: BTreeMap<u64, Published>,
     /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
     pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
-    pub(crate) next_path: u32,
     pub(crate) watch: Watch,
     /// Each machine's traffic before the measured time.
     pub(crate) before_begin: Vec<Traffic>,
@@ -73,136 +64,47 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(scenario: Scenario, seed: u64, story: Story) -> Self {
-        let mut draw = Draw::new(seed);
-        let (nodes, strangers) = (scenario.nodes, scenario.hostile.strangers);
-        let mut machines: Vec<_> = (0..nodes + strangers).map(|_| Machine::new(&mut draw)).collect();
-        let everyone: Arc<BTreeSet<_>> = Arc::new((0..nodes).collect());
-        let liars = usize::try_from(nodes as u64 * scenario.hostile.permille / 1_000).unwrap_or(0);
-        let shared = u32::try_from(u64::from(scenario.paths) * scenario.shared_permille / 1_000).unwrap_or(0);
-        let own = scenario.paths - shared;
-        let mut site_ends = Vec::new();
-        scenario.site.iter().fold(0, |sum, site| {
-            site_ends.push(sum + site.nodes);
-            sum + site.nodes
-        });
-        for (number, machine) in machines.iter_mut().enumerate() {
-            let mut trusted = (*everyone).clone();
-            trusted.remove(&number);
-            machine.trusted = Arc::new(trusted);
-            machine.site = site_ends.iter().position(|end| number < *end).unwrap_or(0);
-            machine.stranger = number >= nodes;
-            // The last machines lie, because events name the first ones.
-            if number >= nodes - liars {
-                machine.malice =
-                    Some(Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
-            }
-            let first = shared + own * u32::try_from(number).unwrap_or(0);
-            if !machine.stranger {
-                machine.store.add((0..shared).chain(first..first + own));
-            }
-        }
-        let next_path = shared + own * u32::try_from(nodes).unwrap_or(0) + 1;
-        let (neighbours, links) = draw_topology(&mut draw, &scenario, nodes + strangers);
-        let checker = Checker::new(&machines);
-        let figures = Figures::new(&scenario, machines.len());
+        let mut fleet = Fleet::new(scenario, seed);
+        let count = fleet.machines.len();
+        let (neighbours, links) = draw_topology(&mut fleet.draw, &fleet.scenario, count);
         let mut world = Self {
-            now_us: 0,
-            machines,
             neighbours,
             links,
-            sides: vec![0; nodes + strangers],
-            checker,
+            sides: vec![0; count],
+            checker: Checker::new(&fleet.machines),
             trace: Trace::new(seed),
             story,
-            figures,
+            figures: Figures::new(&fleet.scenario, count),
             totals: Totals::default(),
-            draw,
-            healed: false,
-            due: BinaryHeap::new(),
-            counter: 0,
             judging: BTreeMap::new(),
             published: BTreeMap::new(),
             questions: BTreeMap::new(),
-            next_path,
             watch: Watch::default(),
             before_begin: Vec::new(),
-            scenario,
+            fleet,
         };
         world.schedule_first_boot();
         world
-    }
-
-    pub(crate) fn machine(&self, number: Number) -> &Machine {
-        self.machines.get(number).expect("numbers are the world's own")
-    }
-
-    pub(crate) fn machine_mut(&mut self, number: Number) -> &mut Machine {
-        self.machines.get_mut(number).expect("numbers are the world's own")
     }
 
     pub(crate) fn side(&self, number: Number) -> u64 {
         self.sides.get(number).copied().unwrap_or(0)
     }
 
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.now_us / 1_000
-    }
-
-    pub(crate) fn schedule_at_us(&mut self, at_us: u64, happening: Happening) {
-        self.counter += 1;
-        self.due.push(Due { order: Reverse((at_us, self.counter)), happening: Box::new(happening) });
-    }
-
-    pub(crate) fn schedule_after_us(&mut self, us: u64, happening: Happening) {
-        self.schedule_at_us(self.now_us + us, happening);
-    }
-
     /// Handles all that is due until `end_us`.
     pub(crate) fn run_until(&mut self, end_us: u64) {
-        while self.due.peek().is_some_and(|due| due.order.0.0 <= end_us) {
-            if let Some(Due { order: Reverse((at_us, _)), happening }) = self.due.pop() {
-                self.now_us = at_us;
-                self.handle(*happening);
-            }
+        while let Some(happening) = self.fleet.schedule.pop_until(end_us) {
+            self.handle(happening);
         }
-        self.now_us = end_us;
     }
 
     /// Ends all faults: everything runs, everything passes, trust is mutual again, clocks are right.
     pub(crate) fn heal(&mut self) {
-        self.healed = true;
-        let (mut ends, mut rest) = (Vec::new(), Vec::new());
+        self.fleet.healed = true;
         // Faults that would end later end now, and no new ones come. All else goes on as planned.
-        for due in std::mem::take(&mut self.due).into_sorted_vec().into_iter().rev() {
-            match *due.happening {
-                Happening::Start { .. }
-                | Happening::Wake(_)
-                | Happening::Stop(_)
-                | Happening::Read { .. }
-                | Happening::Mend(_)
-                | Happening::Reunite(_)
-                | Happening::Moved(_)
-                | Happening::Frank(_)
-                | Happening::Trust(..) => ends.push(*due.happening),
-                Happening::Fault | Happening::Churn { .. } | Happening::Scripted { .. } => {}
-                Happening::Tick(_)
-                | Happening::Heartbeat(..)
-                | Happening::Arrive { .. }
-                | Happening::Deliver { .. }
-                | Happening::Dial { .. }
-                | Happening::Connected { .. }
-                | Happening::Resume { .. }
-                | Happening::GivenUp { .. }
-                | Happening::Lookups
-                | Happening::Sample
-                | Happening::Watched(_)
-                | Happening::Look
-                | Happening::Trick(_) => rest.push(due),
-            }
-        }
-        self.due.extend(rest);
+        let ends = self.fleet.schedule.take_ends_of_faults();
         ends.into_iter().for_each(|happening| self.handle(happening));
-        self.machines.iter_mut().for_each(|machine| machine.skew_ms = 0);
+        self.fleet.machines.iter_mut().for_each(|machine| machine.skew_ms = 0);
     }
 
     fn handle(&mut self, happening: Happening) {
@@ -230,7 +132,7 @@ impl World {
             Happening::Mend(link) => self.mend(link),
             Happening::Reunite(side) => self.reunite(side),
             Happening::Moved(number) => self.on_moved(number),
-            Happening::Frank(number) => self.machine_mut(number).withholding = false,
+            Happening::Frank(number) => self.fleet.machine_mut(number).withholding = false,
             Happening::Watched(figure) => self.on_event_ended(figure),
             Happening::Look => self.look(),
             Happening::Trust(a, b) => self.trust(a, b),
@@ -238,8 +140,8 @@ impl World {
     }
 
     fn on_tick(&mut self, number: Number) {
-        let now_ms = self.now_ms();
-        let machine = self.machine_mut(number);
+        let now_ms = self.fleet.now_ms();
+        let machine = self.fleet.machine_mut(number);
         machine.tick = None;
         if machine.is_running() {
             if machine.core.deadline().is_some_and(|deadline| deadline.0 <= now_ms) {
@@ -252,27 +154,27 @@ impl World {
 
     /// Feeds one input to a core and performs its outputs. A doomed machine stops after a random number of them.
     pub(crate) fn feed(&mut self, number: Number, input: Input) {
-        let now_ms = self.now_ms();
-        if !self.machine(number).is_running() {
+        let now_ms = self.fleet.now_ms();
+        if !self.fleet.machine(number).is_running() {
             return;
         }
         self.totals.inputs += 1;
         self.trace.add_input(now_ms, number, &input);
-        self.story.tell_input(&self.machines, now_ms, number, &input);
+        self.story.tell_input(&self.fleet.machines, now_ms, number, &input);
         let changes_allowlist = matches!(input, Input::Allowlist(_));
-        let machine = self.machine_mut(number);
+        let machine = self.fleet.machine_mut(number);
         machine.core.handle(machine.now(now_ms), input);
         let mut outputs: Vec<_> = std::iter::from_fn(|| machine.core.poll()).collect();
         // A crash in the middle: the rest of the outputs is neither sent nor written to disk.
         let stops = machine.doomed;
         if stops {
-            let performed = self.draw.index(outputs.len() + 1);
+            let performed = self.fleet.draw.index(outputs.len() + 1);
             outputs.truncate(performed);
         }
-        self.checker.check_outputs(number, outputs.len(), self.machines.len());
+        self.checker.check_outputs(number, outputs.len(), self.fleet.machines.len());
         for output in outputs {
             self.trace.add_output(&output);
-            self.story.tell_output(&self.machines, now_ms, number, &output);
+            self.story.tell_output(&self.fleet.machines, now_ms, number, &output);
             self.perform(number, output);
         }
         if stops {
@@ -280,22 +182,22 @@ impl World {
             return;
         }
         if changes_allowlist {
-            let machine = self.machines.get(number).expect("numbers are the world's own");
+            let machine = self.fleet.machine(number);
             self.checker.check_allowlist(number, machine);
         }
         self.set_alarm(number);
     }
 
     pub(crate) fn set_alarm(&mut self, number: Number) {
-        let now_ms = self.now_ms();
-        let machine = self.machine_mut(number);
+        let now_ms = self.fleet.now_ms();
+        let machine = self.fleet.machine_mut(number);
         if !machine.is_running() {
             return;
         }
         let Some(deadline) = machine.core.deadline().map(|deadline| deadline.0.max(now_ms)) else { return };
         if machine.tick.is_none_or(|tick| tick > deadline) {
             machine.tick = Some(deadline);
-            self.schedule_at_us((deadline * 1_000).max(self.now_us), Happening::Tick(number));
+            self.fleet.schedule.at_us((deadline * 1_000).max(self.fleet.now_us()), Happening::Tick(number));
         }
     }
 
@@ -305,7 +207,7 @@ impl World {
                 if let Record::Forget(peer) = &record {
                     self.checker.on_forgot(number, peer);
                 }
-                self.machine_mut(number).persist(record);
+                self.fleet.machine_mut(number).persist(record);
             }
             Output::Publish(bytes) => self.publish(number, bytes),
             Output::Judge { id, verdict } => {
@@ -319,7 +221,7 @@ impl World {
                 let Some(to) = self.checker.number(&to) else { return };
                 let kind = kind_of_request(&bytes);
                 self.totals.syncs += u64::from(kind == Kind::Sync);
-                let now_us = self.now_us;
+                let now_us = self.fleet.now_us();
                 self.checker.on_requested(number, to, id, &bytes, now_us);
                 self.transmit(number, to, kind, bytes.len() + STREAM_OVERHEAD, Message::Request { id, bytes });
             }
@@ -331,7 +233,7 @@ impl World {
             }
             Output::Penalize { peer, misdeed } => {
                 let accused = self.checker.number(&peer);
-                let honest = accused.is_some_and(|accused| self.machine(accused).is_honest());
+                let honest = accused.is_some_and(|accused| self.fleet.machine(accused).is_honest());
                 if honest {
                     self.checker.on_blamed(number, accused, misdeed);
                 } else {
@@ -345,20 +247,20 @@ impl World {
     /// Publishes an envelope of a machine's core; a liar publishes what its malice makes of it.
     fn publish(&mut self, number: Number, bytes: Vec<u8>) {
         self.totals.announcements += 1;
-        if self.machine(number).malice.is_some() {
+        if self.fleet.machine(number).malice.is_some() {
             return self.publish_lies(number, bytes);
         }
-        let now_us = self.now_us;
-        let machine = self.machines.get(number).expect("numbers are the world's own");
+        let now_us = self.fleet.now_us();
+        let machine = self.fleet.machine(number);
         if let Some(published) = self.checker.on_published(number, machine, &bytes, now_us) {
-            let filter_bits = self.machine(number).core.publication().filter_bits;
+            let filter_bits = self.fleet.machine(number).core.publication().filter_bits;
             self.figures.on_published(number, &published, filter_bits);
         }
         self.publish_message(number, bytes.into());
     }
 
     pub(crate) fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
-        let machine = self.machine_mut(number);
+        let machine = self.fleet.machine_mut(number);
         let bytes = match &mut machine.malice {
             Some(malice) => malice.answer(question, bytes),
             None if machine.withholding => malice::withhold(&machine.peer, question, bytes),
@@ -370,9 +272,8 @@ impl World {
 
     /// A request arrived.
     pub(crate) fn on_request(&mut self, from: Number, to: Number, their_id: u64, bytes: Vec<u8>) {
-        self.counter += 1;
-        let id = self.counter;
-        let sender = self.machine(from).peer;
+        let id = self.fleet.schedule.next_number();
+        let sender = self.fleet.machine(from).peer;
         self.questions.insert((to, id), (from, their_id, bytes.clone()));
         self.feed(to, Input::Request { from: sender, id, bytes });
         // A machine that crashed in the middle answers nothing.
@@ -380,24 +281,24 @@ impl World {
     }
 
     fn on_event(&mut self, number: Number, event: &Event) {
-        let now_us = self.now_us;
+        let now_us = self.fleet.now_us();
         match event {
             Event::Announced { peer, generation, .. } => {
-                let machine = self.machines.get(number).expect("numbers are the world's own");
+                let machine = self.fleet.machine(number);
                 self.checker.on_announced(number, machine, peer, *generation, now_us);
             }
             Event::BodyPulled { owner, generation, bytes, delta, .. } => {
                 let Some(owner) = self.checker.number(owner) else { return };
                 self.totals.bodies += u64::from(*bytes > 0);
                 self.totals.deltas += u64::from(*delta);
-                let honest = self.machine(owner).is_honest();
-                let machine = self.machines.get(number).expect("numbers are the world's own");
-                let owned = self.machines.get(owner).expect("numbers are the world's own");
+                let honest = self.fleet.machine(owner).is_honest();
+                let machine = self.fleet.machine(number);
+                let owned = self.fleet.machine(owner);
                 self.checker.check_body(number, machine, owner, owned, *generation);
-                if honest && self.machine(number).is_honest() {
+                if honest && self.fleet.machine(number).is_honest() {
                     let versions = self.figures.on_known(now_us, number, owner, *generation, *bytes);
                     if let Some((before, now)) = versions.filter(|_| *bytes > 0) {
-                        let (came, went) = self.machine(owner).store.count_changed(before.unwrap_or(0), now);
+                        let (came, went) = self.fleet.machine(owner).store.count_changed(before.unwrap_or(0), now);
                         self.figures.encodings.count_pull(*bytes, came + went, before.is_none());
                     }
                 }
@@ -424,17 +325,103 @@ impl World {
 
     /// Notes when the machine that joined has a body of every other.
     fn watch_joiner(&mut self, number: Number) {
-        let others = self.machine(number).trusted.len();
-        let now_us = self.now_us;
+        let others = self.fleet.machine(number).trusted.len();
+        let now_us = self.fleet.now_us();
         let waits = |joiner: &Joiner| joiner.number == number && joiner.full_us.is_none();
         if !self.figures.joiner.as_ref().is_some_and(waits) || self.checker.bodies_held(number) < others {
             return;
         }
-        let received = self.machine(number).traffic.received.iter().sum();
+        let received = self.fleet.machine(number).traffic.received.iter().sum();
         if let Some(joiner) = &mut self.figures.joiner {
             joiner.full_us = Some(now_us - joiner.since_us);
             joiner.received = received;
         }
+    }
+
+    /// Starts all machines that do not join later, within two seconds.
+    pub(crate) fn schedule_first_boot(&mut self) {
+        self.fleet.schedule.after_us(self.figures.bucket_us, Happening::Sample);
+        let joins = self.fleet.joiners();
+        for number in 0..self.fleet.machines.len() {
+            let wait_us = self.fleet.draw.below(2_000_000);
+            if !joins.contains(&number) {
+                self.fleet.schedule.after_us(wait_us, Happening::Start { number, keep_disk: true });
+            }
+        }
+    }
+
+    /// Tells a core its allowlist, and ends connections that it forbids.
+    pub(crate) fn allow(&mut self, number: Number) {
+        let trusted = Arc::clone(&self.fleet.machine(number).trusted);
+        let peers = trusted.iter().map(|other| self.fleet.machine(*other).peer).collect();
+        if self.fleet.machine(number).is_running() {
+            self.fleet.machine_mut(number).told = Arc::clone(&trusted);
+        }
+        self.feed(number, Input::Allowlist(peers));
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
+        for (other, link) in links {
+            if !self.fleet.machine(other).trusted.contains(&number) || !trusted.contains(&other) {
+                self.close(link);
+            }
+        }
+    }
+
+    pub(crate) fn start(&mut self, number: Number, keep_disk: bool) {
+        let now_ms = self.fleet.now_ms();
+        if self.fleet.machine(number).doomed {
+            self.stop(number);
+        }
+        if self.fleet.machine(number).state != State::Down {
+            return;
+        }
+        // The clock may have been set wrong after the disk was lost. Then the machine could use epochs, ahead of the right
+        // time or behind it, a second time.
+        let keep_disk = keep_disk || self.fleet.machine(number).ever_skewed;
+        if !keep_disk {
+            self.checker.on_disk_lost(number);
+        }
+        let machine = self.fleet.machines.get_mut(number).expect("numbers are the fleet's own");
+        machine.start(now_ms, keep_disk, &mut self.fleet.draw);
+        let run = machine.run;
+        let now_us = self.fleet.now_us();
+        self.figures.on_restarted(now_us, number);
+        self.allow(number);
+        let addresses = self.fleet.machine(number).addresses(number);
+        self.feed(number, Input::Addresses(addresses));
+        self.read_store(number);
+        self.fleet.schedule.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
+        self.dial_all_of(number);
+    }
+
+    /// A machine that starts again needs a while to read its store; it talks with others meanwhile.
+    fn read_store(&mut self, number: Number) {
+        let reading = self.fleet.schedule.next_number();
+        self.fleet.machine_mut(number).reading = Some(reading);
+        if self.fleet.scenario.faults.read_ms == 0 || self.figures.begun_us.is_none() || self.fleet.healed {
+            return self.on_store_read(number, reading);
+        }
+        let wait_us = self.fleet.draw.below(self.fleet.scenario.faults.read_ms * 1_000);
+        self.fleet.schedule.after_us(wait_us, Happening::Read { number, reading });
+    }
+
+    /// A machine has read its store. One that sleeps tells its core when it wakes.
+    pub(crate) fn on_store_read(&mut self, number: Number, reading: u64) {
+        let machine = self.fleet.machine_mut(number);
+        if machine.is_running() && machine.reading == Some(reading) {
+            machine.reading = None;
+            let paths = machine.all_paths();
+            self.feed(number, paths);
+        }
+    }
+
+    pub(crate) fn stop(&mut self, number: Number) {
+        self.fleet.machine_mut(number).state = State::Down;
+        self.fleet.machine_mut(number).doomed = false;
+        self.fleet.machine_mut(number).reading = None;
+        self.checker.on_stopped(number);
+        self.judging.retain(|(machine, _), _| *machine != number);
+        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
+        links.into_iter().for_each(|link| self.close(link));
     }
 }
 
