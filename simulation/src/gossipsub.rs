@@ -4,7 +4,7 @@
 //! A publisher sends to all its connections (flood publish). A node that accepts a message hands it to its mesh of 5 to 12
 //! neighbours. For three heartbeats it also names the message to others, who ask for it if they lack it.
 
-use crate::message::{Message, Rpc};
+use crate::message::{Message, Rpc, Transmission};
 use crate::number::Number;
 use crate::schedule::Happening;
 use crate::traffic::Kind;
@@ -96,7 +96,7 @@ impl World {
         let machine = self.fleet.machine_mut(number);
         machine.subscriber.see(now_us, id);
         machine.subscriber.keep(id);
-        for to in self.connected_machines(number) {
+        for to in self.network.connected_machines(number) {
             self.send_message(number, to, id);
         }
         id
@@ -105,11 +105,15 @@ impl World {
     fn send_message(&mut self, from: Number, to: Number, id: u64) {
         let Some(published) = self.published.get(&id) else { return };
         let bytes = message_bytes(published);
-        self.transmit(from, to, Kind::Announcements, bytes, Message::Rpc(Rpc::Publish { id }));
+        let message = Message::Rpc(Rpc::Publish { id });
+        let sent = Transmission { from, to, kind: Kind::Announcements, payload: bytes, message };
+        self.network.transmit(&mut self.fleet, sent);
     }
 
     fn send_control(&mut self, from: Number, to: Number, ids: usize, rpc: Rpc) {
-        self.transmit(from, to, Kind::Control, CONTROL_OVERHEAD + ID_BYTES * ids, Message::Rpc(rpc));
+        let payload = CONTROL_OVERHEAD + ID_BYTES * ids;
+        let sent = Transmission { from, to, kind: Kind::Control, payload, message: Message::Rpc(rpc) };
+        self.network.transmit(&mut self.fleet, sent);
     }
 
     /// The core accepted a message: it is handed to the mesh.
@@ -191,7 +195,7 @@ impl World {
                 }
                 let backing_off = subscriber.backoff.get(&from).is_some_and(|until| *until > now_us);
                 // A full mesh still takes a peer that this machine dialled, so that others cannot shut it out.
-                if backing_off || (subscriber.mesh.len() >= MESH_N_HIGH && !self.has_dialled(to, from)) {
+                if backing_off || (subscriber.mesh.len() >= MESH_N_HIGH && !self.network.has_dialled(to, from)) {
                     self.prune(to, from);
                 } else {
                     self.fleet.machine_mut(to).subscriber.mesh.insert(from);
@@ -222,7 +226,7 @@ impl World {
         }
         let now_us = self.fleet.now_us();
         self.fleet.schedule.after_us(HEARTBEAT_US, Happening::Heartbeat(number, run));
-        let connected = self.connected_machines(number);
+        let connected = self.network.connected_machines(number);
         let machine = self.fleet.machine_mut(number);
         machine.traffic.count_pings(connected.len());
         let subscriber = &mut machine.subscriber;

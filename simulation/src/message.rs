@@ -1,5 +1,8 @@
 //! What machines send each other.
 
+use crate::number::Number;
+use crate::traffic::Kind;
+
 /// What travels over a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
@@ -16,4 +19,15 @@ pub(crate) enum Rpc {
     IWant { ids: Vec<u64> },
     Graft,
     Prune,
+}
+
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Transmission {
+    pub(crate) from: Number,
+    pub(crate) to: Number,
+    pub(crate) kind: Kind,
+    /// Bytes of the message, and of what its stream needs besides.
+    pub(crate) payload: usize,
+    pub(crate) message: Message,
 }

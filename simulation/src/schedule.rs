@@ -1,8 +1,7 @@
 //! The virtual clock, and what is due when.
 
-use crate::message::Message;
+use crate::message::{Message, Transmission};
 use crate::number::Number;
-use crate::traffic::Kind;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
@@ -16,12 +15,8 @@ pub(crate) enum Happening {
     Heartbeat(Number, u64),
     /// A message reaches the receiver's end of the link.
     Arrive {
-        from: Number,
-        to: Number,
         connection: u64,
-        kind: Kind,
-        payload: usize,
-        message: Message,
+        sent: Transmission,
     },
     /// A message is received in full, at the bandwidth of the receiver's line.
     Deliver {

@@ -46,7 +46,8 @@ impl World {
                 self.publish_message(number, bytes.into());
             }
         }
-        let victims = if stranger { (0..self.fleet.scenario.nodes).collect() } else { self.connected_machines(number) };
+        let victims =
+            if stranger { (0..self.fleet.scenario.nodes).collect() } else { self.network.connected_machines(number) };
         let honest: Vec<_> = victims.into_iter().filter(|victim| self.fleet.machine(*victim).is_honest()).collect();
         let Some(victim) = self.fleet.draw.pick(&honest) else { return };
         if stranger {

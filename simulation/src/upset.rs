@@ -1,6 +1,7 @@
 //! Faults, events and ordinary life, done to the machines.
 
 use crate::fault::Fault;
+use crate::fleet::Fleet;
 use crate::machine::{Machine, State};
 use crate::number::{Number, Path, part};
 use crate::scenario::What;
@@ -100,27 +101,20 @@ impl World {
 
     /// Cuts a site, or a machine, off from all others.
     fn partition(&mut self, number: Number, site: Option<&str>, for_us: u64) {
-        let side = self.fleet.schedule.next_number();
         let site = site.and_then(|name| self.fleet.scenario.site.iter().position(|site| site.name == name));
-        for other in 0..self.fleet.machines.len() {
-            let apart = site.map_or(other == number, |site| self.fleet.machine(other).site == site);
-            if let Some(of) = self.sides.get_mut(other).filter(|_| apart) {
-                *of = side;
-            }
-        }
-        self.look_at_all_links();
+        let apart = |fleet: &mut Fleet, other| site.map_or(other == number, |site| fleet.machine(other).site == site);
+        let side = self.network.separate(&mut self.fleet, apart);
+        self.network.look_at_all_links(&mut self.fleet);
         self.fleet.schedule.after_us(for_us, Happening::Reunite(side));
     }
 
     /// Cuts a machine off from all others but one.
     fn isolate(&mut self, number: Number, but: Number, for_us: u64) {
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
-        for (_, at) in links.into_iter().filter(|(other, _)| *other != but) {
-            if let Some(link) = self.links.get_mut(at) {
-                link.cut = true;
+        for (other, at) in self.network.neighbours_of(number).to_vec() {
+            if other != but {
+                self.network.set_cut(&mut self.fleet, at, true);
+                self.fleet.schedule.after_us(for_us, Happening::Mend(at));
             }
-            self.look_at_link(at);
-            self.fleet.schedule.after_us(for_us, Happening::Mend(at));
         }
     }
 
@@ -173,22 +167,13 @@ impl World {
             Fault::Restart => self.restart(number, for_us),
             Fault::Sleep => self.sleep(number, 4 * for_us),
             Fault::Cut => {
-                let link = self.fleet.draw.index(self.links.len());
-                if let Some(link) = self.links.get_mut(link) {
-                    link.cut = true;
-                }
-                self.look_at_link(link);
+                let link = self.fleet.draw.index(self.network.size());
+                self.network.set_cut(&mut self.fleet, link, true);
                 self.fleet.schedule.after_us(for_us, Happening::Mend(link));
             }
             Fault::Partition => {
-                let side = self.fleet.schedule.next_number();
-                for at in 0..self.sides.len() {
-                    let other = self.fleet.draw.chance(500);
-                    if let Some(of) = self.sides.get_mut(at).filter(|_| other) {
-                        *of = side;
-                    }
-                }
-                self.look_at_all_links();
+                let side = self.network.separate(&mut self.fleet, |fleet, _| fleet.draw.chance(500));
+                self.network.look_at_all_links(&mut self.fleet);
                 self.fleet.schedule.after_us(for_us, Happening::Reunite(side));
             }
             Fault::Move => self.leave(number, for_us),
@@ -232,11 +217,8 @@ impl World {
 
     /// A machine disappears; after `for_us` it is at another address.
     fn leave(&mut self, number: Number, for_us: u64) {
-        let side = self.fleet.schedule.next_number();
-        if let Some(of) = self.sides.get_mut(number) {
-            *of = side;
-        }
-        self.look_at_links_of(number);
+        let side = self.network.separate(&mut self.fleet, |_, other| other == number);
+        self.network.look_at_links_of(&mut self.fleet, number);
         self.fleet.schedule.after_us(for_us, Happening::Reunite(side));
         self.fleet.schedule.after_us(for_us, Happening::Moved(number));
     }
@@ -251,10 +233,9 @@ impl World {
         let machine = self.fleet.machine_mut(number);
         machine.moves = machine.moves.wrapping_add(1) % 200;
         let addresses = machine.addresses(number);
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        links.into_iter().for_each(|link| self.close(link));
+        self.network.links_of(number).into_iter().for_each(|link| self.close(link));
         self.feed(number, Input::Addresses(addresses));
-        self.dial_all_of(number);
+        self.network.dial_all_of(&mut self.fleet, number);
     }
 
     fn crash(&mut self, number: Number, keep_disk: bool, for_us: u64) {
@@ -276,7 +257,7 @@ impl World {
     fn sleep(&mut self, number: Number, for_us: u64) {
         if self.fleet.machine(number).is_running() {
             self.fleet.machine_mut(number).state = State::Asleep;
-            self.look_at_links_of(number);
+            self.network.look_at_links_of(&mut self.fleet, number);
             self.fleet.schedule.after_us(for_us, Happening::Wake(number));
         }
     }
@@ -294,7 +275,7 @@ impl World {
             self.feed(number, Input::Disconnected(peer));
         }
         self.fleet.schedule.after_us(1_000, Happening::Heartbeat(number, run));
-        self.look_at_links_of(number);
+        self.network.look_at_links_of(&mut self.fleet, number);
         // Tells the core what may have changed meanwhile: where the machine is, and whom its operator trusts.
         let addresses = self.fleet.machine(number).addresses(number);
         self.feed(number, Input::Addresses(addresses));
@@ -302,19 +283,7 @@ impl World {
         if let Some(reading) = self.fleet.machine(number).reading {
             self.on_store_read(number, reading);
         }
-        self.dial_all_of(number);
-    }
-
-    pub(crate) fn mend(&mut self, link: usize) {
-        if let Some(link) = self.links.get_mut(link) {
-            link.cut = false;
-        }
-        self.look_at_link(link);
-    }
-
-    pub(crate) fn reunite(&mut self, side: u64) {
-        self.sides.iter_mut().filter(|of| **of == side).for_each(|of| *of = 0);
-        self.look_at_all_links();
+        self.network.dial_all_of(&mut self.fleet, number);
     }
 
     fn distrust(&mut self, number: Number, for_us: u64) {
@@ -328,7 +297,7 @@ impl World {
     pub(crate) fn trust(&mut self, number: Number, other: Number) {
         Arc::make_mut(&mut self.fleet.machine_mut(number).trusted).insert(other);
         self.allow(number);
-        self.dial_all_of(number);
+        self.network.dial_all_of(&mut self.fleet, number);
     }
 
     fn schedule_churn(&mut self, number: Number, collect: bool) {

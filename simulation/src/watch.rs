@@ -40,7 +40,7 @@ pub(crate) struct Watch {
 impl World {
     /// The machines that must hear of each owner now.
     pub(crate) fn find_reach(&self) -> Vec<BTreeSet<Number>> {
-        find_reachable(&self.fleet.machines, &self.neighbours, &self.links, &self.sides)
+        find_reachable(&self.fleet.machines, &self.network)
     }
 
     /// Notes an event that begins now and ends after `for_us`.

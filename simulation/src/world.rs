@@ -6,8 +6,8 @@ use crate::fleet::Fleet;
 use crate::gossipsub::{FIRST_HEARTBEAT_US, Published};
 use crate::machine::State;
 use crate::malice;
-use crate::message::Message;
-use crate::network::{Link, draw_topology};
+use crate::message::{Message, Transmission};
+use crate::network::Network;
 use crate::number::Number;
 use crate::scenario::Scenario;
 use crate::schedule::Happening;
@@ -42,11 +42,7 @@ pub struct Totals {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) fleet: Fleet,
-    /// The neighbours of each machine, and the links to them.
-    pub(crate) neighbours: Vec<Vec<(Number, usize)>>,
-    pub(crate) links: Vec<Link>,
-    /// Which part of a partitioned network a machine is in.
-    pub(crate) sides: Vec<u64>,
+    pub(crate) network: Network,
     pub(crate) checker: Checker,
     pub(crate) trace: Trace,
     pub(crate) story: Story,
@@ -66,11 +62,9 @@ impl World {
     pub(crate) fn new(scenario: Scenario, seed: u64, story: Story) -> Self {
         let mut fleet = Fleet::new(scenario, seed);
         let count = fleet.machines.len();
-        let (neighbours, links) = draw_topology(&mut fleet.draw, &fleet.scenario, count);
+        let network = Network::draw(&mut fleet);
         let mut world = Self {
-            neighbours,
-            links,
-            sides: vec![0; count],
+            network,
             checker: Checker::new(&fleet.machines),
             trace: Trace::new(seed),
             story,
@@ -85,10 +79,6 @@ impl World {
         };
         world.schedule_first_boot();
         world
-    }
-
-    pub(crate) fn side(&self, number: Number) -> u64 {
-        self.sides.get(number).copied().unwrap_or(0)
     }
 
     /// Handles all that is due until `end_us`.
@@ -111,13 +101,16 @@ impl World {
         match happening {
             Happening::Tick(number) => self.on_tick(number),
             Happening::Heartbeat(number, run) => self.on_heartbeat(number, run),
-            Happening::Arrive { from, to, connection, kind, payload, message } => {
-                self.on_arrival(from, to, connection, kind, payload, message);
+            Happening::Arrive { connection, sent } => {
+                let (from, to) = (sent.from, sent.to);
+                if let Some(message) = self.network.on_arrival(&mut self.fleet, connection, sent) {
+                    self.deliver(from, to, connection, message);
+                }
             }
             Happening::Deliver { from, to, connection, message } => self.deliver(from, to, connection, message),
-            Happening::Dial { link, plan } => self.dial(link, plan),
+            Happening::Dial { link, plan } => self.network.dial(&mut self.fleet, link, plan),
             Happening::Connected { link, plan, dialler } => self.connect(link, plan, dialler),
-            Happening::Resume { link, connection } => self.resume(link, connection),
+            Happening::Resume { link, connection } => self.network.resume(&mut self.fleet, link, connection),
             Happening::GivenUp { link, connection, blocked_us } => self.on_given_up(link, connection, blocked_us),
             Happening::Fault => self.cause_random_fault(),
             Happening::Churn { number, collect } => self.churn(number, collect),
@@ -129,8 +122,8 @@ impl World {
             Happening::Stop(number) => self.stop(number),
             Happening::Start { number, keep_disk } => self.start(number, keep_disk),
             Happening::Read { number, reading } => self.on_store_read(number, reading),
-            Happening::Mend(link) => self.mend(link),
-            Happening::Reunite(side) => self.reunite(side),
+            Happening::Mend(link) => self.network.set_cut(&mut self.fleet, link, false),
+            Happening::Reunite(side) => self.network.reunite(&mut self.fleet, side),
             Happening::Moved(number) => self.on_moved(number),
             Happening::Frank(number) => self.fleet.machine_mut(number).withholding = false,
             Happening::Watched(figure) => self.on_event_ended(figure),
@@ -223,7 +216,9 @@ impl World {
                 self.totals.syncs += u64::from(kind == Kind::Sync);
                 let now_us = self.fleet.now_us();
                 self.checker.on_requested(number, to, id, &bytes, now_us);
-                self.transmit(number, to, kind, bytes.len() + STREAM_OVERHEAD, Message::Request { id, bytes });
+                let payload = bytes.len() + STREAM_OVERHEAD;
+                let sent = Transmission { from: number, to, kind, payload, message: Message::Request { id, bytes } };
+                self.network.transmit(&mut self.fleet, sent);
             }
             Output::Respond { to, id, bytes } => {
                 let Some((asker, their_id, question)) = self.questions.remove(&(number, id)) else { return };
@@ -267,7 +262,9 @@ impl World {
             None => bytes,
         };
         let kind = kind_of_request(question);
-        self.transmit(number, asker, kind, bytes.len() + STREAM_OVERHEAD, Message::Response { id, bytes });
+        let payload = bytes.len() + STREAM_OVERHEAD;
+        let sent = Transmission { from: number, to: asker, kind, payload, message: Message::Response { id, bytes } };
+        self.network.transmit(&mut self.fleet, sent);
     }
 
     /// A request arrived.
@@ -278,6 +275,56 @@ impl World {
         self.feed(to, Input::Request { from: sender, id, bytes });
         // A machine that crashed in the middle answers nothing.
         self.questions.remove(&(to, id));
+    }
+
+    /// Hands a message to the receiver.
+    fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
+        if !self.network.is_open(from, to, connection) || !self.fleet.machine(to).is_running() {
+            return;
+        }
+        let sender = self.fleet.machine(from).peer;
+        match message {
+            Message::Rpc(rpc) => self.on_gossip_rpc(from, to, rpc),
+            Message::Request { id, bytes } => self.on_request(from, to, id, bytes),
+            Message::Response { id, bytes } => {
+                self.checker.on_answered(to, id);
+                if let Some(malice) = &mut self.fleet.machine_mut(to).malice {
+                    malice.receive(&bytes);
+                }
+                self.feed(to, Input::Response { from: sender, id, bytes });
+            }
+        }
+    }
+
+    fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
+        if self.network.is_dead(at, connection, blocked_us) {
+            self.close(at);
+        }
+    }
+
+    /// Ends a connection, for both ends; they redial.
+    pub(crate) fn close(&mut self, at: usize) {
+        let Some((a, b)) = self.network.close(at) else { return };
+        for (number, other) in [(a, b), (b, a)] {
+            self.fleet.machine_mut(number).subscriber.forget(other);
+            self.checker.on_disconnected(number, other);
+            let peer = self.fleet.machine(other).peer;
+            if self.fleet.machine(number).state == State::Asleep {
+                self.fleet.machine_mut(number).lost_asleep.insert(other);
+            } else {
+                self.feed(number, Input::Disconnected(peer));
+            }
+        }
+        self.network.plan_redial(&mut self.fleet, at);
+    }
+
+    fn connect(&mut self, at: usize, plan: u64, dialler: Number) {
+        let Some((a, b)) = self.network.connect(&mut self.fleet, at, plan, dialler) else { return };
+        for (number, other) in [(a, b), (b, a)] {
+            let peer = self.fleet.machine(other).peer;
+            self.feed(number, Input::Connected(peer));
+            self.on_gossip_connected(number, other);
+        }
     }
 
     fn on_event(&mut self, number: Number, event: &Event) {
@@ -358,8 +405,7 @@ impl World {
             self.fleet.machine_mut(number).told = Arc::clone(&trusted);
         }
         self.feed(number, Input::Allowlist(peers));
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
-        for (other, link) in links {
+        for (other, link) in self.network.neighbours_of(number).to_vec() {
             if !self.fleet.machine(other).trusted.contains(&number) || !trusted.contains(&other) {
                 self.close(link);
             }
@@ -390,7 +436,7 @@ impl World {
         self.feed(number, Input::Addresses(addresses));
         self.read_store(number);
         self.fleet.schedule.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
-        self.dial_all_of(number);
+        self.network.dial_all_of(&mut self.fleet, number);
     }
 
     /// A machine that starts again needs a while to read its store; it talks with others meanwhile.
@@ -420,8 +466,7 @@ impl World {
         self.fleet.machine_mut(number).reading = None;
         self.checker.on_stopped(number);
         self.judging.retain(|(machine, _), _| *machine != number);
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        links.into_iter().for_each(|link| self.close(link));
+        self.network.links_of(number).into_iter().for_each(|link| self.close(link));
     }
 }
 
