@@ -93,7 +93,7 @@ impl World {
     pub(crate) fn sample(&mut self) {
         self.fleet.schedule.after_us(self.figures.bucket_us, Happening::Sample);
         let now_us = self.fleet.now_us();
-        self.forget_published();
+        self.gossipsub.forget_published(now_us);
         self.checker.check_lifetimes(&self.fleet.machines, now_us);
         self.figures.sample(now_us, self.fleet.traffic());
     }

@@ -1,7 +1,6 @@
 //! One machine: an unmodified core, what its disk keeps, what it truly holds, whom it trusts.
 
 use crate::draw::Draw;
-use crate::gossipsub::Subscriber;
 use crate::malice::Malice;
 use crate::number::{Number, Path, part};
 use crate::schedule::WALL_MS;
@@ -110,7 +109,6 @@ pub(crate) struct Machine {
     pub(crate) blank: bool,
     disk_epoch: Option<u64>,
     disk_newest: BTreeMap<PeerId, Vec<u8>>,
-    pub(crate) subscriber: Subscriber,
     /// When the planned tick is due, milliseconds.
     pub(crate) tick: Option<u64>,
     pub(crate) malice: Option<Malice>,
@@ -152,7 +150,6 @@ impl Machine {
             blank: false,
             disk_epoch: None,
             disk_newest: BTreeMap::new(),
-            subscriber: Subscriber::default(),
             tick: None,
             malice: None,
             returned_us: None,
@@ -183,7 +180,6 @@ impl Machine {
         self.state = State::Running;
         self.run += 1;
         self.doomed = false;
-        self.subscriber = Subscriber::default();
         self.tick = None;
         self.returned_us = None;
     }

@@ -3,10 +3,10 @@
 use crate::checker::Checker;
 use crate::figures::{Figures, Joiner};
 use crate::fleet::Fleet;
-use crate::gossipsub::{FIRST_HEARTBEAT_US, Published};
+use crate::gossipsub::{Context, FIRST_HEARTBEAT_US, Gossipsub};
 use crate::machine::State;
 use crate::malice;
-use crate::message::{Message, Transmission};
+use crate::message::{Message, Rpc, Transmission};
 use crate::network::Network;
 use crate::number::Number;
 use crate::scenario::Scenario;
@@ -15,7 +15,7 @@ use crate::story::Story;
 use crate::trace::Trace;
 use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
 use crate::watch::Watch;
-use narmesh_gossip::{Event, Forward, Input, Output, Record};
+use narmesh_gossip::{Event, Input, Output, Record};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -48,9 +48,7 @@ pub(crate) struct World {
     pub(crate) story: Story,
     pub(crate) figures: Figures,
     pub(crate) totals: Totals,
-    /// gossipsub messages that a core has yet to judge, and who sent them.
-    pub(crate) judging: BTreeMap<(Number, u64), Number>,
-    pub(crate) published: BTreeMap<u64, Published>,
+    pub(crate) gossipsub: Gossipsub,
     /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
     pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
     pub(crate) watch: Watch,
@@ -70,8 +68,7 @@ impl World {
             story,
             figures: Figures::new(&fleet.scenario, count),
             totals: Totals::default(),
-            judging: BTreeMap::new(),
-            published: BTreeMap::new(),
+            gossipsub: Gossipsub::new(count),
             questions: BTreeMap::new(),
             watch: Watch::default(),
             before_begin: Vec::new(),
@@ -204,11 +201,8 @@ impl World {
             }
             Output::Publish(bytes) => self.publish(number, bytes),
             Output::Judge { id, verdict } => {
-                if let Some(from) = self.judging.remove(&(number, id))
-                    && verdict == Forward::Accept
-                {
-                    self.on_gossip_accepted(number, from, id);
-                }
+                let (gossipsub, mut context) = self.gossipsub();
+                gossipsub.on_judged(&mut context, number, id, verdict);
             }
             Output::Request { to, id, bytes } => {
                 let Some(to) = self.checker.number(&to) else { return };
@@ -284,7 +278,7 @@ impl World {
         }
         let sender = self.fleet.machine(from).peer;
         match message {
-            Message::Rpc(rpc) => self.on_gossip_rpc(from, to, rpc),
+            Message::Rpc(rpc) => self.on_rpc(from, to, rpc),
             Message::Request { id, bytes } => self.on_request(from, to, id, bytes),
             Message::Response { id, bytes } => {
                 self.checker.on_answered(to, id);
@@ -294,6 +288,36 @@ impl World {
                 self.feed(to, Input::Response { from: sender, id, bytes });
             }
         }
+    }
+
+    fn on_rpc(&mut self, from: Number, to: Number, rpc: Rpc) {
+        self.totals.gossip_copies += u64::from(matches!(rpc, Rpc::Publish { .. }));
+        let (gossipsub, mut context) = self.gossipsub();
+        let Some(copy) = gossipsub.receive(&mut context, from, to, rpc) else { return };
+        self.figures.on_copy(copy.published_us, self.fleet.now_us(), copy.is_first);
+        if copy.is_first {
+            if let Some(malice) = &mut self.fleet.machine_mut(to).malice {
+                malice.overhear(&copy.bytes);
+            }
+            let (author, from) = (self.fleet.machine(copy.author).peer, self.fleet.machine(from).peer);
+            self.feed(to, Input::Announcement { id: copy.id, author, from, bytes: copy.bytes.to_vec() });
+        }
+    }
+
+    /// Publishes a message to all connections of a machine.
+    pub(crate) fn publish_message(&mut self, number: Number, bytes: Arc<[u8]>) {
+        self.figures.on_announced(self.fleet.now_us());
+        let (gossipsub, mut context) = self.gossipsub();
+        gossipsub.publish(&mut context, number, bytes);
+    }
+
+    fn on_heartbeat(&mut self, number: Number, run: u64) {
+        let (gossipsub, mut context) = self.gossipsub();
+        gossipsub.on_heartbeat(&mut context, number, run);
+    }
+
+    fn gossipsub(&mut self) -> (&mut Gossipsub, Context<'_>) {
+        (&mut self.gossipsub, Context { fleet: &mut self.fleet, network: &mut self.network })
     }
 
     fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
@@ -306,7 +330,7 @@ impl World {
     pub(crate) fn close(&mut self, at: usize) {
         let Some((a, b)) = self.network.close(at) else { return };
         for (number, other) in [(a, b), (b, a)] {
-            self.fleet.machine_mut(number).subscriber.forget(other);
+            self.gossipsub.on_disconnected(number, other);
             self.checker.on_disconnected(number, other);
             let peer = self.fleet.machine(other).peer;
             if self.fleet.machine(number).state == State::Asleep {
@@ -323,7 +347,8 @@ impl World {
         for (number, other) in [(a, b), (b, a)] {
             let peer = self.fleet.machine(other).peer;
             self.feed(number, Input::Connected(peer));
-            self.on_gossip_connected(number, other);
+            let (gossipsub, mut context) = self.gossipsub();
+            gossipsub.on_connected(&mut context, number, other);
         }
     }
 
@@ -428,6 +453,7 @@ impl World {
         }
         let machine = self.fleet.machines.get_mut(number).expect("numbers are the fleet's own");
         machine.start(now_ms, keep_disk, &mut self.fleet.draw);
+        self.gossipsub.on_started(number);
         let run = machine.run;
         let now_us = self.fleet.now_us();
         self.figures.on_restarted(now_us, number);
@@ -465,7 +491,7 @@ impl World {
         self.fleet.machine_mut(number).doomed = false;
         self.fleet.machine_mut(number).reading = None;
         self.checker.on_stopped(number);
-        self.judging.retain(|(machine, _), _| *machine != number);
+        self.gossipsub.on_stopped(number);
         self.network.links_of(number).into_iter().for_each(|link| self.close(link));
     }
 }

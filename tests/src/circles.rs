@@ -19,22 +19,7 @@ use crate::binary::repository_root;
 const KNOWN: &[(&str, &[&str])] = &[
     // One state machine, written in several files.
     ("crates/gossip", &["gossip", "kept", "pull", "sync"]),
-    // One world, likewise.
-    (
-        "simulation",
-        &[
-            "checker",
-            "checker::liveness",
-            "figures",
-            "fleet",
-            "gossipsub",
-            "machine",
-            "network",
-            "story",
-            "watch",
-            "world",
-        ],
-    ),
+    ("simulation", &["watch", "world"]),
     ("simulation", &["quorum::plan", "quorum::world"]),
 ];
 
