@@ -13,6 +13,10 @@
 //! all faults end, and within [`Scenario::bound_s`] every table must equal the present state of every owner that can be
 //! reached through honest machines.
 //!
+//! **Parts.** The fleet (`fleet.rs`) has the machines, the clock and chance, and is what other parts are given. The network
+//! and gossipsub carry messages. The world (`world.rs`) tells cores what happened and does what they want. Above it stand the
+//! plan of what goes wrong, lookups, and tricks; the simulation (`simulation.rs`) does what is due.
+//!
 //! **What is modelled.** gossipsub, because it cannot run in virtual time (`gossipsub.rs`, with the daemon's parameters).
 //! TCP: order, repair of lost packets, a sender's retries while nothing gets through, dead connections found by ping, the
 //! daemon's redialling (`network.rs`). Links with a bandwidth. Bytes are counted as they would be on the wire
@@ -40,11 +44,13 @@ mod message;
 pub mod mutants;
 mod network;
 mod number;
+mod plan;
 mod plot;
 pub mod quorum;
 mod report;
 mod scenario;
 mod schedule;
+mod simulation;
 mod story;
 mod trace;
 mod traffic;
@@ -67,7 +73,8 @@ pub use trick::{TRICKS, Trick};
 pub use watch::EventFigure;
 pub use world::Totals;
 
-use world::World;
+use report::Outcome;
+use simulation::Simulation;
 
 const SECOND_US: u64 = 1_000_000;
 /// How often the tables are compared after the faults, microseconds.
@@ -77,11 +84,11 @@ const LOOK_US: u64 = 250_000;
 pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
     let (settle_us, run_us) = (scenario.settle_s * SECOND_US, scenario.run_s * SECOND_US);
     let bound_us = scenario.bound_s * SECOND_US;
-    let mut world = World::new(scenario, seed, story::Story::new(subject));
+    let mut simulation = Simulation::new(scenario, seed, story::Story::new(subject));
     let (mut reach, mut started_us) = (None, None);
-    while world.fleet.now_us() < settle_us {
-        let next_us = (world.fleet.now_us() + SECOND_US).min(settle_us);
-        world.run_until(next_us);
+    while simulation.world.fleet.now_us() < settle_us {
+        simulation.run_until((simulation.world.fleet.now_us() + SECOND_US).min(settle_us));
+        let world = &simulation.world;
         if started_us.is_none() && world.fleet.everyone_runs() {
             let reach = reach.get_or_insert_with(|| world.find_reach());
             if world.checker.seems_converged(&world.fleet.machines, reach) {
@@ -89,29 +96,30 @@ pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
             }
         }
     }
-    world.begin();
-    world.run_until(settle_us + run_us);
-    world.heal();
-    let healed_us = world.fleet.now_us();
-    let reach = world.find_reach();
+    simulation.begin();
+    simulation.run_until(settle_us + run_us);
+    simulation.heal();
+    let healed_us = simulation.world.fleet.now_us();
+    let reach = simulation.world.find_reach();
     let converged_us = loop {
-        let seems = world.checker.seems_converged(&world.fleet.machines, &reach);
-        if seems && world.checker.find_unconverged(&world.fleet.machines, &reach).is_empty() {
-            break Some(world.fleet.now_us() - healed_us);
+        let now_us = simulation.world.fleet.now_us();
+        if simulation.world.are_tables_equal(&reach) {
+            break Some(now_us - healed_us);
         }
-        if world.fleet.now_us() >= healed_us + bound_us {
+        if now_us >= healed_us + bound_us {
             break None;
         }
-        let next_us = world.fleet.now_us() + LOOK_US;
-        world.run_until(next_us);
+        simulation.run_until(now_us + LOOK_US);
     };
+    let Simulation { mut world, plan } = simulation;
     let probes = world.figures.probes;
     world.checker.check_wasted(probes.absent_wasted, probes.absent);
     let mut violations = std::mem::take(&mut world.checker.violations);
     if converged_us.is_none() {
         violations.extend(world.checker.find_unconverged(&world.fleet.machines, &reach).into_iter().take(20));
     }
-    Report::of(world, seed, started_us, converged_us, violations)
+    let events = plan.watch.figures;
+    Report::of(world, seed, Outcome { started_us, converged_us, events, violations })
 }
 
 #[cfg(test)]

@@ -79,14 +79,19 @@ pub struct Report {
     pub violations: Vec<String>,
 }
 
+/// What a run came to, besides what its world has counted.
+pub(crate) struct Outcome {
+    /// When all machines ran and all tables were full, microseconds.
+    pub(crate) started_us: Option<u64>,
+    /// How long after the last fault all tables were equal, microseconds.
+    pub(crate) converged_us: Option<u64>,
+    pub(crate) events: Vec<EventFigure>,
+    pub(crate) violations: Vec<Violation>,
+}
+
 impl Report {
-    pub(crate) fn of(
-        mut world: World,
-        seed: u64,
-        started_us: Option<u64>,
-        converged_us: Option<u64>,
-        violations: Vec<Violation>,
-    ) -> Self {
+    pub(crate) fn of(mut world: World, seed: u64, outcome: Outcome) -> Self {
+        let Outcome { started_us, converged_us, events, violations } = outcome;
         world.figures.known_us.sort_unstable();
         world.figures.forgotten_us.sort_unstable();
         world.figures.heard_us.sort_unstable();
@@ -94,7 +99,7 @@ impl Report {
         let seconds = (measured_us / 1_000_000).max(1) as f64;
         let nodes = world.fleet.scenario.nodes;
         let per_machine = |bytes: u64| bytes as f64 / seconds / nodes as f64;
-        let before = world.before_begin.clone();
+        let before = &world.figures.before_begin;
         let mut bytes_per_s = BTreeMap::new();
         for kind in KINDS {
             let both = |traffic: &crate::traffic::Traffic| {
@@ -126,7 +131,7 @@ impl Report {
             points: world.figures.points.clone(),
             curve: curve(&world.figures.known_us),
             story,
-            events: std::mem::take(&mut world.watch.figures),
+            events,
             violations: violations.iter().map(ToString::to_string).collect(),
         }
     }
@@ -207,7 +212,7 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
     let seconds = |us: u64| us as f64 / 1e6;
     let total =
         |before: u64, now: u64, us: u64| (now - before) as f64 / seconds(us.max(1)) / world.fleet.scenario.nodes as f64;
-    let before: u64 = world.before_begin.iter().map(crate::traffic::Traffic::total).sum();
+    let before: u64 = world.figures.before_begin.iter().map(crate::traffic::Traffic::total).sum();
     let now: u64 = world.fleet.machines.iter().map(|machine| machine.traffic.total()).sum();
     let begun_us = figures.begun_us.unwrap_or(0);
     let idle = figures.idle.filter(|(at_us, _)| at_us - begun_us >= 60_000_000);

@@ -1,6 +1,7 @@
-//! Machines, links and a virtual clock: what is due next happens next, and nothing else happens.
+//! The machines and all that passes between them: what their cores are told, and what they want done.
 
 use crate::checker::Checker;
+use crate::checker::liveness::find_reachable;
 use crate::figures::{Figures, Joiner};
 use crate::fleet::Fleet;
 use crate::gossipsub::{Context, FIRST_HEARTBEAT_US, Gossipsub};
@@ -13,10 +14,10 @@ use crate::scenario::Scenario;
 use crate::schedule::Happening;
 use crate::story::Story;
 use crate::trace::Trace;
-use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
-use crate::watch::Watch;
+use crate::traffic::{Kind, STREAM_OVERHEAD};
 use narmesh_gossip::{Event, Input, Output, Record};
-use std::collections::BTreeMap;
+use narmesh_protocol::AudienceDigest;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Counts over a whole run.
@@ -51,9 +52,6 @@ pub(crate) struct World {
     pub(crate) gossipsub: Gossipsub,
     /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
     pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
-    pub(crate) watch: Watch,
-    /// Each machine's traffic before the measured time.
-    pub(crate) before_begin: Vec<Traffic>,
 }
 
 impl World {
@@ -70,66 +68,24 @@ impl World {
             totals: Totals::default(),
             gossipsub: Gossipsub::new(count),
             questions: BTreeMap::new(),
-            watch: Watch::default(),
-            before_begin: Vec::new(),
             fleet,
         };
         world.schedule_first_boot();
         world
     }
 
-    /// Handles all that is due until `end_us`.
-    pub(crate) fn run_until(&mut self, end_us: u64) {
-        while let Some(happening) = self.fleet.schedule.pop_until(end_us) {
-            self.handle(happening);
-        }
+    /// The machines that must hear of each owner now.
+    pub(crate) fn find_reach(&self) -> Vec<BTreeSet<Number>> {
+        find_reachable(&self.fleet.machines, &self.network)
     }
 
-    /// Ends all faults: everything runs, everything passes, trust is mutual again, clocks are right.
-    pub(crate) fn heal(&mut self) {
-        self.fleet.healed = true;
-        // Faults that would end later end now, and no new ones come. All else goes on as planned.
-        let ends = self.fleet.schedule.take_ends_of_faults();
-        ends.into_iter().for_each(|happening| self.handle(happening));
-        self.fleet.machines.iter_mut().for_each(|machine| machine.skew_ms = 0);
+    /// Whether each table equals the present state of every owner that it must hear of.
+    pub(crate) fn are_tables_equal(&self, reach: &[BTreeSet<Number>]) -> bool {
+        self.checker.seems_converged(&self.fleet.machines, reach)
+            && self.checker.find_unconverged(&self.fleet.machines, reach).is_empty()
     }
 
-    fn handle(&mut self, happening: Happening) {
-        match happening {
-            Happening::Tick(number) => self.on_tick(number),
-            Happening::Heartbeat(number, run) => self.on_heartbeat(number, run),
-            Happening::Arrive { connection, sent } => {
-                let (from, to) = (sent.from, sent.to);
-                if let Some(message) = self.network.on_arrival(&mut self.fleet, connection, sent) {
-                    self.deliver(from, to, connection, message);
-                }
-            }
-            Happening::Deliver { from, to, connection, message } => self.deliver(from, to, connection, message),
-            Happening::Dial { link, plan } => self.network.dial(&mut self.fleet, link, plan),
-            Happening::Connected { link, plan, dialler } => self.connect(link, plan, dialler),
-            Happening::Resume { link, connection } => self.network.resume(&mut self.fleet, link, connection),
-            Happening::GivenUp { link, connection, blocked_us } => self.on_given_up(link, connection, blocked_us),
-            Happening::Fault => self.cause_random_fault(),
-            Happening::Churn { number, collect } => self.churn(number, collect),
-            Happening::Lookups => self.run_lookups(),
-            Happening::Sample => self.sample(),
-            Happening::Trick(number) => self.play_trick(number),
-            Happening::Scripted { event, number } => self.run_scripted(event, number),
-            Happening::Wake(number) => self.wake(number),
-            Happening::Stop(number) => self.stop(number),
-            Happening::Start { number, keep_disk } => self.start(number, keep_disk),
-            Happening::Read { number, reading } => self.on_store_read(number, reading),
-            Happening::Mend(link) => self.network.set_cut(&mut self.fleet, link, false),
-            Happening::Reunite(side) => self.network.reunite(&mut self.fleet, side),
-            Happening::Moved(number) => self.on_moved(number),
-            Happening::Frank(number) => self.fleet.machine_mut(number).withholding = false,
-            Happening::Watched(figure) => self.on_event_ended(figure),
-            Happening::Look => self.look(),
-            Happening::Trust(a, b) => self.trust(a, b),
-        }
-    }
-
-    fn on_tick(&mut self, number: Number) {
+    pub(crate) fn on_tick(&mut self, number: Number) {
         let now_ms = self.fleet.now_ms();
         let machine = self.fleet.machine_mut(number);
         machine.tick = None;
@@ -178,7 +134,7 @@ impl World {
         self.set_alarm(number);
     }
 
-    pub(crate) fn set_alarm(&mut self, number: Number) {
+    fn set_alarm(&mut self, number: Number) {
         let now_ms = self.fleet.now_ms();
         let machine = self.fleet.machine_mut(number);
         if !machine.is_running() {
@@ -248,7 +204,19 @@ impl World {
         self.publish_message(number, bytes.into());
     }
 
-    pub(crate) fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
+    fn publish_lies(&mut self, number: Number, honest: Vec<u8>) {
+        let machine = self.fleet.machine(number);
+        let others = machine.trusted.iter().map(|other| AudienceDigest::of(&self.fleet.machine(*other).peer));
+        let mut audience: Vec<_> = others.chain([AudienceDigest::of(&machine.peer)]).collect();
+        audience.sort_unstable();
+        let (keypair, paths) = (machine.keypair.clone(), self.fleet.next_path);
+        let machine = self.fleet.machines.get_mut(number).expect("numbers are the fleet's own");
+        let Some(malice) = &mut machine.malice else { return };
+        let lie = malice.lie(&keypair, &honest, &audience, paths, &mut self.fleet.draw);
+        self.publish_message(number, lie.into());
+    }
+
+    fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
         let machine = self.fleet.machine_mut(number);
         let bytes = match &mut machine.malice {
             Some(malice) => malice.answer(question, bytes),
@@ -271,8 +239,15 @@ impl World {
         self.questions.remove(&(to, id));
     }
 
+    pub(crate) fn on_arrival(&mut self, connection: u64, sent: Transmission) {
+        let (from, to) = (sent.from, sent.to);
+        if let Some(message) = self.network.on_arrival(&mut self.fleet, connection, sent) {
+            self.deliver(from, to, connection, message);
+        }
+    }
+
     /// Hands a message to the receiver.
-    fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
+    pub(crate) fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
         if !self.network.is_open(from, to, connection) || !self.fleet.machine(to).is_running() {
             return;
         }
@@ -311,7 +286,7 @@ impl World {
         gossipsub.publish(&mut context, number, bytes);
     }
 
-    fn on_heartbeat(&mut self, number: Number, run: u64) {
+    pub(crate) fn on_heartbeat(&mut self, number: Number, run: u64) {
         let (gossipsub, mut context) = self.gossipsub();
         gossipsub.on_heartbeat(&mut context, number, run);
     }
@@ -320,7 +295,7 @@ impl World {
         (&mut self.gossipsub, Context { fleet: &mut self.fleet, network: &mut self.network })
     }
 
-    fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
+    pub(crate) fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
         if self.network.is_dead(at, connection, blocked_us) {
             self.close(at);
         }
@@ -342,7 +317,7 @@ impl World {
         self.network.plan_redial(&mut self.fleet, at);
     }
 
-    fn connect(&mut self, at: usize, plan: u64, dialler: Number) {
+    pub(crate) fn connect(&mut self, at: usize, plan: u64, dialler: Number) {
         let Some((a, b)) = self.network.connect(&mut self.fleet, at, plan, dialler) else { return };
         for (number, other) in [(a, b), (b, a)] {
             let peer = self.fleet.machine(other).peer;
@@ -411,7 +386,7 @@ impl World {
     }
 
     /// Starts all machines that do not join later, within two seconds.
-    pub(crate) fn schedule_first_boot(&mut self) {
+    fn schedule_first_boot(&mut self) {
         self.fleet.schedule.after_us(self.figures.bucket_us, Happening::Sample);
         let joins = self.fleet.joiners();
         for number in 0..self.fleet.machines.len() {

@@ -19,7 +19,6 @@ use crate::binary::repository_root;
 const KNOWN: &[(&str, &[&str])] = &[
     // One state machine, written in several files.
     ("crates/gossip", &["gossip", "kept", "pull", "sync"]),
-    ("simulation", &["watch", "world"]),
     ("simulation", &["quorum::plan", "quorum::world"]),
 ];
 
