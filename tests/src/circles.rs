@@ -19,7 +19,6 @@ use crate::binary::repository_root;
 const KNOWN: &[(&str, &[&str])] = &[
     // One state machine, written in several files.
     ("crates/gossip", &["gossip", "kept", "pull", "sync"]),
-    ("simulation", &["quorum::plan", "quorum::world"]),
 ];
 
 /// The parts of a path inside of a crate: of a module, or of something in it.
