@@ -5,13 +5,13 @@
 pub(crate) use {narmesh_gossip as gossip, narmesh_quorum as quorum};
 
 #[cfg(feature = "mutants")]
-#[allow(warnings, reason = "the simulation uses a part of what a core offers")]
+#[allow(warnings, clippy::all, reason = "the simulation uses a part of a core, and mutants are wrong on purpose")]
 pub mod gossip {
     include!(concat!(env!("OUT_DIR"), "/gossip/lib.rs"));
 }
 
 #[cfg(feature = "mutants")]
-#[allow(warnings, reason = "the simulation uses a part of what a core offers")]
+#[allow(warnings, clippy::all, reason = "the simulation uses a part of a core, and mutants are wrong on purpose")]
 pub mod quorum {
     include!(concat!(env!("OUT_DIR"), "/quorum/lib.rs"));
 }

@@ -3,7 +3,7 @@
 use crate::checker::Publication;
 use crate::cores::gossip::Misdeed;
 use crate::draw::Draw;
-use crate::machine::Number;
+use crate::number::Number;
 use crate::scenario::Scenario;
 use crate::traffic::{self, KINDS, STREAM_OVERHEAD, Traffic};
 use narmesh_protocol::{Generation, HASHES_PER_ITEM};
@@ -138,6 +138,8 @@ pub(crate) struct Figures {
     pub(crate) announced: u64,
     pub(crate) copies: u64,
     pub(crate) points: Vec<Point>,
+    /// Each machine's traffic before the measured time.
+    pub(crate) before_begin: Vec<Traffic>,
     before: [u64; 5],
     probes_before: Probes,
     pub(crate) probes: Probes,
@@ -166,6 +168,7 @@ impl Figures {
             announced: 0,
             copies: 0,
             points: Vec::new(),
+            before_begin: Vec::new(),
             before: [0; 5],
             probes_before: Probes::default(),
             probes: Probes::default(),
@@ -288,7 +291,8 @@ impl Figures {
     /// The measured time begins.
     pub(crate) fn begin<'a>(&mut self, now_us: u64, traffic: impl Iterator<Item = &'a Traffic>) {
         self.begun_us = Some(now_us);
-        self.before = sum_by_kind(traffic);
+        self.before_begin = traffic.cloned().collect();
+        self.before = sum_by_kind(self.before_begin.iter());
         self.probes_before = self.probes;
         self.points.clear();
     }

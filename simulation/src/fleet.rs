@@ -1,26 +1,102 @@
-//! Who runs, who knows whom, and how machines come and go.
+//! The machines of a run, with the clock that they share and the chance that decides what happens to them.
 
-use crate::cores::gossip::Input;
 use crate::draw::Draw;
-use crate::gossipsub::FIRST_HEARTBEAT_US;
-use crate::machine::{Number, State};
-use crate::network::Link;
-use crate::scenario::Scenario;
-use crate::world::{Happening, World};
+use crate::machine::Machine;
+use crate::malice::Malice;
+use crate::number::{Number, Path};
+use crate::scenario::{Scenario, What};
+use crate::schedule::Schedule;
+use crate::traffic::Traffic;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
-impl World {
-    /// Starts all machines that do not join later, within two seconds.
-    pub(crate) fn schedule_first_boot(&mut self) {
-        self.schedule_after_us(self.figures.bucket_us, Happening::Sample);
-        let joins = self.joiners();
-        for number in 0..self.machines.len() {
-            let wait_us = self.draw.below(2_000_000);
-            if !joins.contains(&number) {
-                self.schedule_after_us(wait_us, Happening::Start { number, keep_disk: true });
+/// What all parts of the world are given: the machines, the clock, and chance.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) scenario: Scenario,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) schedule: Schedule,
+    pub(crate) draw: Draw,
+    /// Whether all faults have ended.
+    pub(crate) healed: bool,
+    /// The paths that were ever built are those below this one.
+    pub(crate) next_path: Path,
+}
+
+impl Fleet {
+    /// Draws the machines, none of which runs yet.
+    pub(crate) fn new(scenario: Scenario, seed: u64) -> Self {
+        let mut draw = Draw::new(seed);
+        let (nodes, strangers) = (scenario.nodes, scenario.hostile.strangers);
+        let mut machines: Vec<_> = (0..nodes + strangers).map(|_| Machine::new(&mut draw)).collect();
+        let everyone: Arc<BTreeSet<_>> = Arc::new((0..nodes).collect());
+        let liars = usize::try_from(nodes as u64 * scenario.hostile.permille / 1_000).unwrap_or(0);
+        let shared = u32::try_from(u64::from(scenario.paths) * scenario.shared_permille / 1_000).unwrap_or(0);
+        let own = scenario.paths - shared;
+        let mut site_ends = Vec::new();
+        scenario.site.iter().fold(0, |sum, site| {
+            site_ends.push(sum + site.nodes);
+            sum + site.nodes
+        });
+        for (number, machine) in machines.iter_mut().enumerate() {
+            let mut trusted = (*everyone).clone();
+            trusted.remove(&number);
+            machine.trusted = Arc::new(trusted);
+            machine.site = site_ends.iter().position(|end| number < *end).unwrap_or(0);
+            machine.stranger = number >= nodes;
+            // The last machines lie, because events name the first ones.
+            if number >= nodes - liars {
+                machine.malice =
+                    Some(Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
+            }
+            let first = shared + own * u32::try_from(number).unwrap_or(0);
+            if !machine.stranger {
+                machine.store.add((0..shared).chain(first..first + own));
             }
         }
+        let next_path = shared + own * u32::try_from(nodes).unwrap_or(0) + 1;
+        Self { scenario, machines, schedule: Schedule::default(), draw, healed: false, next_path }
+    }
+
+    pub(crate) fn machine(&self, number: Number) -> &Machine {
+        self.machines.get(number).expect("numbers are the fleet's own")
+    }
+
+    pub(crate) fn machine_mut(&mut self, number: Number) -> &mut Machine {
+        self.machines.get_mut(number).expect("numbers are the fleet's own")
+    }
+
+    pub(crate) fn now_us(&self) -> u64 {
+        self.schedule.now_us()
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.schedule.now_us() / 1_000
+    }
+
+    /// What each machine has sent and received.
+    pub(crate) fn traffic(&self) -> impl Iterator<Item = &Traffic> {
+        self.machines.iter().map(|machine| &machine.traffic)
+    }
+
+    /// So many paths that nobody has had before.
+    pub(crate) fn new_paths(&mut self, count: u32) -> Range<Path> {
+        let first = self.next_path;
+        self.next_path = first.wrapping_add(count);
+        first..self.next_path
+    }
+
+    /// Machines that join later, and are not there at the beginning.
+    pub(crate) fn joiners(&self) -> Vec<Number> {
+        let joins = self.scenario.event.iter().filter(|event| event.what == What::Join);
+        joins.filter_map(|event| event.node).map(|node| self.number(node)).collect()
+    }
+
+    /// A machine as events name it: negative numbers count from the end.
+    pub(crate) fn number(&self, node: i64) -> Number {
+        let nodes = i64::try_from(self.scenario.nodes).unwrap_or(1);
+        usize::try_from(node.rem_euclid(nodes)).unwrap_or(0)
     }
 
     /// Whether all machines run, except those that join later.
@@ -35,116 +111,4 @@ impl World {
         let others = self.machine(number).trusted.iter();
         others.map(|other| u64::from(self.machine(*other).core.publication().filter_bits) / 8).sum()
     }
-
-    /// Tells a core its allowlist, and ends connections that it forbids.
-    pub(crate) fn allow(&mut self, number: Number) {
-        let trusted = Arc::clone(&self.machine(number).trusted);
-        let peers = trusted.iter().map(|other| self.machine(*other).peer).collect();
-        if self.machine(number).is_running() {
-            self.machine_mut(number).told = Arc::clone(&trusted);
-        }
-        self.feed(number, Input::Allowlist(peers));
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
-        for (other, link) in links {
-            if !self.machine(other).trusted.contains(&number) || !trusted.contains(&other) {
-                self.close(link);
-            }
-        }
-    }
-
-    pub(crate) fn start(&mut self, number: Number, keep_disk: bool) {
-        let now_ms = self.now_ms();
-        if self.machine(number).doomed {
-            self.stop(number);
-        }
-        if self.machine(number).state != State::Down {
-            return;
-        }
-        // The clock may have been set wrong after the disk was lost. Then the machine could use epochs, ahead of the right
-        // time or behind it, a second time.
-        let keep_disk = keep_disk || self.machine(number).ever_skewed;
-        if !keep_disk {
-            self.checker.on_disk_lost(number);
-        }
-        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
-        machine.start(now_ms, keep_disk, &mut self.draw);
-        let run = machine.run;
-        let now_us = self.now_us;
-        self.figures.on_restarted(now_us, number);
-        self.allow(number);
-        let addresses = self.machine(number).addresses(number);
-        self.feed(number, Input::Addresses(addresses));
-        self.read_store(number);
-        self.schedule_after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
-        self.dial_all_of(number);
-    }
-
-    /// A machine that starts again needs a while to read its store; it talks with others meanwhile.
-    fn read_store(&mut self, number: Number) {
-        self.counter += 1;
-        let reading = self.counter;
-        self.machine_mut(number).reading = Some(reading);
-        if self.scenario.faults.read_ms == 0 || self.figures.begun_us.is_none() || self.healed {
-            return self.on_store_read(number, reading);
-        }
-        let wait_us = self.draw.below(self.scenario.faults.read_ms * 1_000);
-        self.schedule_after_us(wait_us, Happening::Read { number, reading });
-    }
-
-    /// A machine has read its store. One that sleeps tells its core when it wakes.
-    pub(crate) fn on_store_read(&mut self, number: Number, reading: u64) {
-        let machine = self.machine_mut(number);
-        if machine.is_running() && machine.reading == Some(reading) {
-            machine.reading = None;
-            let paths = machine.all_paths();
-            self.feed(number, paths);
-        }
-    }
-
-    pub(crate) fn stop(&mut self, number: Number) {
-        self.machine_mut(number).state = State::Down;
-        self.machine_mut(number).doomed = false;
-        self.machine_mut(number).reading = None;
-        self.checker.on_stopped(number);
-        self.judging.retain(|(machine, _), _| *machine != number);
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        links.into_iter().for_each(|link| self.close(link));
-    }
-}
-
-/// Who has an address of whom: each machine wants a number of connections, to machines chosen at random.
-pub(crate) fn draw_topology(
-    draw: &mut Draw,
-    scenario: &Scenario,
-    machines: usize,
-) -> (Vec<Vec<(Number, usize)>>, Vec<Link>) {
-    let nodes = scenario.nodes;
-    let wanted = scenario.connections.min(nodes - 1);
-    let mut pairs = BTreeSet::new();
-    let mut degrees = vec![0usize; nodes];
-    for a in 0..nodes {
-        let others: Vec<_> = (0..nodes).filter(|b| *b != a && !pairs.contains(&(a.min(*b), a.max(*b)))).collect();
-        let mut others = draw.some(others, nodes);
-        // Machines that have room come first.
-        others.sort_by_key(|b| degrees.get(*b).copied().unwrap_or(0) >= wanted);
-        for b in others {
-            if degrees.get(a).copied().unwrap_or(0) >= wanted {
-                break;
-            }
-            pairs.insert((a.min(b), a.max(b)));
-            [a, b].iter().filter_map(|end| degrees.get_mut(*end).map(|degree| *degree += 1)).for_each(drop);
-        }
-    }
-    let mut neighbours = vec![Vec::new(); machines];
-    let mut links = Vec::new();
-    for (a, b) in pairs {
-        for (number, other) in [(a, b), (b, a)] {
-            if let Some(list) = neighbours.get_mut(number) {
-                list.push((other, links.len()));
-            }
-        }
-        links.push(Link::between(a, b));
-    }
-    neighbours.iter_mut().for_each(|list| list.sort_unstable());
-    (neighbours, links)
 }

@@ -13,6 +13,10 @@
 //! all faults end, and within [`Scenario::bound_s`] every table must equal the present state of every owner that can be
 //! reached through honest machines.
 //!
+//! **Parts.** The fleet (`fleet.rs`) has the machines, the clock and chance, and is what other parts are given. The network
+//! and gossipsub carry messages. The world (`world.rs`) tells cores what happened and does what they want. Above it stand the
+//! plan of what goes wrong, lookups, and tricks; the simulation (`simulation.rs`) does what is due.
+//!
 //! **What is modelled.** gossipsub, because it cannot run in virtual time (`gossipsub.rs`, with the daemon's parameters).
 //! TCP: order, repair of lost packets, a sender's retries while nothing gets through, dead connections found by ping, the
 //! daemon's redialling (`network.rs`). Links with a bandwidth. Bytes are counted as they would be on the wire
@@ -29,29 +33,36 @@
 mod checker;
 mod cores;
 mod draw;
+mod fault;
 mod figures;
 mod fleet;
 mod gossipsub;
-mod hostile;
 mod lookups;
 mod machine;
+mod malice;
+mod message;
 #[cfg(any(test, feature = "mutants"))]
 pub mod mutants;
 mod network;
+mod number;
+mod plan;
 mod plot;
 pub mod quorum;
 mod report;
 mod scenario;
+mod schedule;
+mod simulation;
 mod story;
 mod trace;
 mod traffic;
+mod trick;
+mod tricks;
 mod upset;
 mod watch;
 mod world;
 
 pub use checker::Violation;
 pub use figures::{Encodings, Point, Probes};
-pub use hostile::{TRICKS, Trick};
 pub use plot::draw_plots;
 pub use quorum::{QuorumReport, QuorumScenario, run as run_quorum};
 pub use report::{Report, Row};
@@ -59,10 +70,12 @@ pub use scenario::{Scenario, ScenarioError, What, built_in};
 pub use story::Subject;
 pub use traffic::{KINDS, Kind};
 pub use traffic::{answer_bytes, question_bytes};
+pub use trick::{TRICKS, Trick};
 pub use watch::EventFigure;
 pub use world::Totals;
 
-use world::World;
+use report::Outcome;
+use simulation::Simulation;
 
 const SECOND_US: u64 = 1_000_000;
 /// How often the tables are compared after the faults, microseconds.
@@ -72,41 +85,42 @@ const LOOK_US: u64 = 250_000;
 pub fn run(scenario: Scenario, seed: u64, subject: Subject) -> Report {
     let (settle_us, run_us) = (scenario.settle_s * SECOND_US, scenario.run_s * SECOND_US);
     let bound_us = scenario.bound_s * SECOND_US;
-    let mut world = World::new(scenario, seed, story::Story::new(subject));
+    let mut simulation = Simulation::new(scenario, seed, story::Story::new(subject));
     let (mut reach, mut started_us) = (None, None);
-    while world.now_us < settle_us {
-        let next_us = (world.now_us + SECOND_US).min(settle_us);
-        world.run_until(next_us);
-        if started_us.is_none() && world.everyone_runs() {
+    while simulation.world.fleet.now_us() < settle_us {
+        simulation.run_until((simulation.world.fleet.now_us() + SECOND_US).min(settle_us));
+        let world = &simulation.world;
+        if started_us.is_none() && world.fleet.everyone_runs() {
             let reach = reach.get_or_insert_with(|| world.find_reach());
-            if world.checker.seems_converged(&world.machines, reach) {
-                started_us = Some(world.now_us);
+            if world.checker.seems_converged(&world.fleet.machines, reach) {
+                started_us = Some(world.fleet.now_us());
             }
         }
     }
-    world.begin();
-    world.run_until(settle_us + run_us);
-    world.heal();
-    let healed_us = world.now_us;
-    let reach = world.find_reach();
+    simulation.begin();
+    simulation.run_until(settle_us + run_us);
+    simulation.heal();
+    let healed_us = simulation.world.fleet.now_us();
+    let reach = simulation.world.find_reach();
     let converged_us = loop {
-        let seems = world.checker.seems_converged(&world.machines, &reach);
-        if seems && world.checker.find_unconverged(&world.machines, &reach).is_empty() {
-            break Some(world.now_us - healed_us);
+        let now_us = simulation.world.fleet.now_us();
+        if simulation.world.are_tables_equal(&reach) {
+            break Some(now_us - healed_us);
         }
-        if world.now_us >= healed_us + bound_us {
+        if now_us >= healed_us + bound_us {
             break None;
         }
-        let next_us = world.now_us + LOOK_US;
-        world.run_until(next_us);
+        simulation.run_until(now_us + LOOK_US);
     };
+    let Simulation { mut world, plan } = simulation;
     let probes = world.figures.probes;
     world.checker.check_wasted(probes.absent_wasted, probes.absent);
     let mut violations = std::mem::take(&mut world.checker.violations);
     if converged_us.is_none() {
-        violations.extend(world.checker.find_unconverged(&world.machines, &reach).into_iter().take(20));
+        violations.extend(world.checker.find_unconverged(&world.fleet.machines, &reach).into_iter().take(20));
     }
-    Report::of(world, seed, started_us, converged_us, violations)
+    let events = plan.watch.figures;
+    Report::of(world, seed, Outcome { started_us, converged_us, events, violations })
 }
 
 #[cfg(test)]

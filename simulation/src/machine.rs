@@ -2,23 +2,16 @@
 
 use crate::cores::gossip::{Gossip, GossipConfig, Input, Moment, Now, PathChange, Persisted, Record};
 use crate::draw::Draw;
-use crate::gossipsub::Subscriber;
-use crate::hostile::Malice;
+use crate::malice::Malice;
+use crate::number::{Number, Path, part};
+use crate::schedule::WALL_MS;
 use crate::traffic::Traffic;
 use libp2p_identity::{Keypair, PeerId};
-use narmesh_protocol::{Envelope, EnvelopeError, HashPart, StoreDir};
+use narmesh_protocol::{Envelope, EnvelopeError, StoreDir};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-
-/// A machine's number, from 0.
-pub(crate) type Number = usize;
-/// A path's number; its hash part follows from it.
-pub(crate) type Path = u32;
-
-/// The wall clock of a machine without skew at the beginning, milliseconds since 1970: 2026-11-21.
-pub(crate) const WALL_MS: u64 = 1_795_219_200_000;
 
 /// What a machine does at present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,7 +109,6 @@ pub(crate) struct Machine {
     pub(crate) blank: bool,
     disk_epoch: Option<u64>,
     disk_newest: BTreeMap<PeerId, Vec<u8>>,
-    pub(crate) subscriber: Subscriber,
     /// When the planned tick is due, milliseconds.
     pub(crate) tick: Option<u64>,
     pub(crate) malice: Option<Malice>,
@@ -135,16 +127,6 @@ pub(crate) struct Machine {
     pub(crate) traffic: Traffic,
     /// Peers whose connection ended while it slept.
     pub(crate) lost_asleep: BTreeSet<Number>,
-}
-
-/// The hash part of the path with this number.
-pub(crate) fn part(path: Path) -> HashPart {
-    let mut bytes = [0; 20];
-    let words = [path, path.wrapping_mul(2_654_435_761), !path, path.rotate_left(16), path ^ 0x5bd1_e995];
-    for (to, from) in bytes.iter_mut().zip(words.iter().flat_map(|word| word.to_le_bytes())) {
-        *to = from;
-    }
-    HashPart(bytes)
 }
 
 impl Machine {
@@ -168,7 +150,6 @@ impl Machine {
             blank: false,
             disk_epoch: None,
             disk_newest: BTreeMap::new(),
-            subscriber: Subscriber::default(),
             tick: None,
             malice: None,
             returned_us: None,
@@ -199,7 +180,6 @@ impl Machine {
         self.state = State::Running;
         self.run += 1;
         self.doomed = false;
-        self.subscriber = Subscriber::default();
         self.tick = None;
         self.returned_us = None;
     }

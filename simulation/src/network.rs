@@ -2,13 +2,17 @@
 //!
 //! A connection is TCP: messages arrive in order, lost packets arrive later, and what is sent while nothing gets through
 //! arrives when the sender tries again. It ends when a process ends, or when TCP gives it up after the time that the daemon
-//! asks for (`crates/mesh/src/transport`). Redialling follows the daemon's plan (`crates/mesh/src/dialer.rs`).
+//! asks for (`node/src/mesh/transport`). Redialling follows the daemon's plan (`node/src/mesh/dialer.rs`).
 
-use crate::cores::gossip::Input;
-use crate::machine::{Number, State};
+use crate::draw::Draw;
+use crate::fleet::Fleet;
+use crate::machine::State;
+use crate::message::{Message, Transmission};
+use crate::number::Number;
 use crate::scenario::Line;
+use crate::schedule::Happening;
 use crate::traffic::{self, HANDSHAKE_BYTES, Kind, SEGMENT_BYTES};
-use crate::world::{Happening, World};
+use std::collections::BTreeSet;
 
 /// TCP gives a connection up when sent data stays unacknowledged for this long, microseconds.
 const UNACKNOWLEDGED_US: u64 = 10_000_000;
@@ -33,72 +37,101 @@ const DIAL_TIMEOUT_US: u64 = 3_000_000;
 /// Messages that may wait for a stalled connection; more would fill the socket's buffer.
 const STALLED_MAX: usize = 256;
 
-/// What travels over a connection.
-#[derive(Clone, Debug)]
-pub(crate) enum Message {
-    Rpc(Rpc),
-    Request { id: u64, bytes: Vec<u8> },
-    Response { id: u64, bytes: Vec<u8> },
-}
-
-/// gossipsub's messages. An id stands for the message that it names.
-#[derive(Clone, Debug)]
-pub(crate) enum Rpc {
-    Publish { id: u64 },
-    IHave { ids: Vec<u64> },
-    IWant { ids: Vec<u64> },
-    Graft,
-    Prune,
-}
-
 /// Two machines that would like to be connected.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Link {
-    pub(crate) ends: (Number, Number),
+struct Link {
+    ends: (Number, Number),
     /// The connection's number, if there is a connection.
-    pub(crate) connection: Option<u64>,
+    connection: Option<u64>,
     /// The end that dialled the connection.
     dialler: Number,
-    pub(crate) cut: bool,
+    cut: bool,
     failures: u32,
     /// The number of the planned dial; dials with older numbers are void.
     plan: u64,
     /// Since when nothing gets through the existing connection, microseconds.
     blocked_us: Option<u64>,
     /// Messages sent since then, which wait for TCP to try again.
-    stalled: Vec<(Number, Kind, usize, Message)>,
+    stalled: Vec<Transmission>,
     /// When the last message of each direction arrives, microseconds.
     last_us: [u64; 2],
 }
 
-impl Link {
-    pub(crate) fn between(a: Number, b: Number) -> Self {
-        Self { ends: (a, b), ..Self::default() }
-    }
+/// All links, and what is wrong with them.
+#[derive(Debug)]
+pub(crate) struct Network {
+    /// The neighbours of each machine, and the links to them.
+    neighbours: Vec<Vec<(Number, usize)>>,
+    links: Vec<Link>,
+    /// Which part of a partitioned network each machine is in.
+    sides: Vec<u64>,
 }
 
-impl World {
-    /// The network between two machines: `wan` between sites, and without message faults once the world is healed.
-    fn line(&self, a: Number, b: Number) -> Line {
-        match self.scenario.wan {
-            Some(wan) if self.machine(a).site != self.machine(b).site && !self.healed => wan,
-            Some(wan) if self.machine(a).site != self.machine(b).site => calm(wan),
-            Some(_) | None if self.healed => calm(self.scenario.network),
-            Some(_) | None => self.scenario.network,
+impl Network {
+    /// Draws who has an address of whom: each machine wants a number of connections, to machines chosen at random.
+    pub(crate) fn draw(fleet: &mut Fleet) -> Self {
+        let (nodes, machines) = (fleet.scenario.nodes, fleet.machines.len());
+        let wanted = fleet.scenario.connections.min(nodes - 1);
+        let mut pairs = BTreeSet::new();
+        let mut degrees = vec![0usize; nodes];
+        for a in 0..nodes {
+            let others: Vec<_> = (0..nodes).filter(|b| *b != a && !pairs.contains(&(a.min(*b), a.max(*b)))).collect();
+            let mut others = fleet.draw.some(others, nodes);
+            // Machines that have room come first.
+            others.sort_by_key(|b| degrees.get(*b).copied().unwrap_or(0) >= wanted);
+            for b in others {
+                if degrees.get(a).copied().unwrap_or(0) >= wanted {
+                    break;
+                }
+                pairs.insert((a.min(b), a.max(b)));
+                [a, b].iter().filter_map(|end| degrees.get_mut(*end).map(|degree| *degree += 1)).for_each(drop);
+            }
         }
+        let mut neighbours = vec![Vec::new(); machines];
+        let mut links = Vec::new();
+        for (a, b) in pairs {
+            for (number, other) in [(a, b), (b, a)] {
+                if let Some(list) = neighbours.get_mut(number) {
+                    list.push((other, links.len()));
+                }
+            }
+            links.push(Link { ends: (a, b), ..Link::default() });
+        }
+        neighbours.iter_mut().for_each(|list| list.sort_unstable());
+        Self { neighbours, links, sides: vec![0; machines] }
+    }
+
+    /// The number of links.
+    pub(crate) fn size(&self) -> usize {
+        self.links.len()
+    }
+
+    /// The machines that have an address of this one, or whose address it has, and the links to them.
+    pub(crate) fn neighbours_of(&self, number: Number) -> &[(Number, usize)] {
+        self.neighbours.get(number).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The links of a machine.
+    pub(crate) fn links_of(&self, number: Number) -> Vec<usize> {
+        self.neighbours_of(number).iter().map(|(_, link)| *link).collect()
     }
 
     fn link_of(&self, a: Number, b: Number) -> Option<usize> {
-        let neighbours = self.neighbours.get(a)?;
+        let neighbours = self.neighbours_of(a);
         let at = neighbours.binary_search_by_key(&b, |(other, _)| *other).ok()?;
         neighbours.get(at).map(|(_, link)| *link)
     }
 
     /// The machines that this one is connected with.
     pub(crate) fn connected_machines(&self, number: Number) -> Vec<Number> {
-        let neighbours = self.neighbours.get(number).map(Vec::as_slice).unwrap_or_default();
         let open = |link: &usize| self.links.get(*link).is_some_and(|link| link.connection.is_some());
-        neighbours.iter().filter(|(_, link)| open(link)).map(|(other, _)| *other).collect()
+        self.neighbours_of(number).iter().filter(|(_, link)| open(link)).map(|(other, _)| *other).collect()
+    }
+
+    /// Whether this connection is still the one between the two machines.
+    pub(crate) fn is_open(&self, from: Number, to: Number, connection: u64) -> bool {
+        let link = self.link_of(from, to).and_then(|link| self.links.get(link));
+        link.is_some_and(|link| link.connection == Some(connection))
     }
 
     /// Whether `a` was the one that dialled.
@@ -106,171 +139,150 @@ impl World {
         self.link_of(a, b).and_then(|link| self.links.get(link)).is_some_and(|link| link.dialler == a)
     }
 
-    /// Whether packets get from one to the other.
-    fn passes(&self, link: &Link) -> bool {
-        let (a, b) = link.ends;
-        let awake = |number: Number| self.machine(number).state != State::Asleep;
-        !link.cut && self.side(a) == self.side(b) && awake(a) && awake(b)
+    fn side(&self, number: Number) -> u64 {
+        self.sides.get(number).copied().unwrap_or(0)
     }
 
-    /// Whether two machines would let each other in.
-    pub(crate) fn are_willing(&self, a: Number, b: Number) -> bool {
-        let ready = |a: Number, b: Number| self.machine(a).is_running() && self.machine(a).trusted.contains(&b);
-        ready(a, b) && ready(b, a)
+    /// Whether neither a cut nor a partition separates the ends of a link.
+    pub(crate) fn is_whole(&self, at: usize) -> bool {
+        self.links.get(at).is_some_and(|link| !link.cut && self.side(link.ends.0) == self.side(link.ends.1))
     }
 
-    /// Whether two machines could be connected now.
-    pub(crate) fn may_connect(&self, link: &Link) -> bool {
-        self.are_willing(link.ends.0, link.ends.1) && self.passes(link)
+    /// Whether packets get from one end to the other.
+    fn passes(&self, fleet: &Fleet, at: usize) -> bool {
+        let awake = |number: Number| fleet.machine(number).state != State::Asleep;
+        self.is_whole(at) && self.links.get(at).is_some_and(|link| awake(link.ends.0) && awake(link.ends.1))
+    }
+
+    /// Whether the ends of a link could be connected now: they would let each other in, and packets get through.
+    fn may_connect(&self, fleet: &Fleet, at: usize) -> bool {
+        let ready = |a: Number, b: Number| fleet.machine(a).is_running() && fleet.machine(a).trusted.contains(&b);
+        let willing = |link: &Link| ready(link.ends.0, link.ends.1) && ready(link.ends.1, link.ends.0);
+        self.links.get(at).is_some_and(willing) && self.passes(fleet, at)
+    }
+
+    /// Cuts a link, or mends it.
+    pub(crate) fn set_cut(&mut self, fleet: &mut Fleet, at: usize, cut: bool) {
+        if let Some(link) = self.links.get_mut(at) {
+            link.cut = cut;
+        }
+        self.look_at_link(fleet, at);
+    }
+
+    /// Puts those machines for which `choose` is true on a side of their own, and returns its number. The caller then
+    /// looks at the links.
+    pub(crate) fn separate(&mut self, fleet: &mut Fleet, mut choose: impl FnMut(&mut Fleet, Number) -> bool) -> u64 {
+        let side = fleet.schedule.next_number();
+        for (number, of) in self.sides.iter_mut().enumerate() {
+            if choose(fleet, number) {
+                *of = side;
+            }
+        }
+        side
+    }
+
+    /// Ends a separation.
+    pub(crate) fn reunite(&mut self, fleet: &mut Fleet, side: u64) {
+        self.sides.iter_mut().filter(|of| **of == side).for_each(|of| *of = 0);
+        self.look_at_all_links(fleet);
     }
 
     /// Sends a message over a connection, if there is one.
-    pub(crate) fn transmit(&mut self, from: Number, to: Number, kind: Kind, payload: usize, message: Message) {
-        let Some(at) = self.link_of(from, to) else { return };
+    pub(crate) fn transmit(&mut self, fleet: &mut Fleet, sent: Transmission) {
+        let Some(at) = self.link_of(sent.from, sent.to) else { return };
         let Some(link) = self.links.get(at).filter(|link| link.connection.is_some()) else { return };
-        if !link.stalled.is_empty() || !self.passes(link) {
-            self.stall(at, from, kind, payload, message);
+        if !link.stalled.is_empty() || !self.passes(fleet, at) {
+            self.stall(fleet, at, sent);
             return;
         }
-        self.fly(at, from, kind, payload, message);
+        self.fly(fleet, at, sent);
     }
 
     /// Keeps a message that cannot be sent now. The first one starts TCP's timeout, because it stays unacknowledged.
-    fn stall(&mut self, at: usize, from: Number, kind: Kind, payload: usize, message: Message) {
+    fn stall(&mut self, fleet: &mut Fleet, at: usize, sent: Transmission) {
         let Some(link) = self.links.get_mut(at) else { return };
         let first = link.stalled.is_empty();
         if link.stalled.len() < STALLED_MAX {
-            link.stalled.push((from, kind, payload, message));
+            link.stalled.push(sent);
         }
         if let (true, Some(connection), Some(blocked_us)) = (first, link.connection, link.blocked_us) {
-            self.schedule_after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
+            fleet.schedule.after_us(UNACKNOWLEDGED_US, Happening::GivenUp { link: at, connection, blocked_us });
         }
     }
 
-    fn fly(&mut self, at: usize, from: Number, kind: Kind, payload: usize, message: Message) {
-        let Some(link) = self.links.get(at) else { return };
-        let (connection, to) = (link.connection, if link.ends.0 == from { link.ends.1 } else { link.ends.0 });
-        let Some(connection) = connection else { return };
-        let line = self.line(from, to);
+    fn fly(&mut self, fleet: &mut Fleet, at: usize, sent: Transmission) {
+        let Some(link) = self.links.get_mut(at) else { return };
+        let Some(connection) = link.connection else { return };
+        let Transmission { from, to, kind, payload, .. } = sent;
+        let line = line(fleet, from, to);
         let (bytes, acks) = (traffic::wire_bytes(payload), traffic::ack_bytes(payload));
-        let now_us = self.now_us;
-        let sender = self.machine_mut(from);
+        let now_us = fleet.now_us();
+        let sender = fleet.machine_mut(from);
         sender.traffic.count_sent(kind, bytes);
         sender.traffic.count_received(kind, acks);
         sender.up_free_us = sender.up_free_us.max(now_us) + bytes as u64 * 8 / line.up_mbit;
         let left_us = sender.up_free_us;
+        let draw = &mut fleet.draw;
         // A dropped message is gone, as if its stream had been reset.
-        if self.draw.chance(line.drop_permille) {
+        if draw.chance(line.drop_permille) {
             return;
         }
-        let mut at_us = left_us + line.one_way_ms(from > to) * 1_000 + self.draw.below(line.jitter_ms * 1_000 + 1);
-        at_us += self.draw_repair_us(line, payload);
-        let direction = usize::from(self.links.get(at).is_some_and(|link| link.ends.0 == from));
+        let mut at_us = left_us + line.one_way_ms(from > to) * 1_000 + draw.below(line.jitter_ms * 1_000 + 1);
+        at_us += draw_repair_us(draw, line, payload);
+        let direction = usize::from(link.ends.0 == from);
         // A message arrives after all earlier ones of its connection, except when it is drawn to be overtaken.
-        let overtaken = self.draw.chance(line.reorder_permille);
-        let last_us = self.links.get_mut(at).and_then(|link| link.last_us.get_mut(direction));
-        if let Some(last_us) = last_us.filter(|_| !overtaken) {
+        let overtaken = draw.chance(line.reorder_permille);
+        if let Some(last_us) = link.last_us.get_mut(direction).filter(|_| !overtaken) {
             at_us = at_us.max(*last_us + 1);
             *last_us = at_us;
         }
-        if self.draw.chance(line.duplicate_permille) {
-            let message = message.clone();
-            self.schedule_at_us(at_us + 30_000, Happening::Arrive { from, to, connection, kind, payload, message });
+        if draw.chance(line.duplicate_permille) {
+            fleet.schedule.at_us(at_us + 30_000, Happening::Arrive { connection, sent: sent.clone() });
         }
-        self.schedule_at_us(at_us, Happening::Arrive { from, to, connection, kind, payload, message });
+        fleet.schedule.at_us(at_us, Happening::Arrive { connection, sent });
     }
 
-    /// The delay that lost packets cause, microseconds: one round trip when later packets reveal the loss, otherwise TCP's
-    /// timeout.
-    fn draw_repair_us(&mut self, line: Line, payload: usize) -> u64 {
-        if line.loss_permille == 0 {
-            return 0;
+    /// A message reaches the receiver's end of the link. Returns it if it is received in full at once; on a slow line that
+    /// comes later.
+    pub(crate) fn on_arrival(&mut self, fleet: &mut Fleet, connection: u64, sent: Transmission) -> Option<Message> {
+        let Transmission { from, to, kind, payload, .. } = sent;
+        let at = self.link_of(from, to)?;
+        if self.links.get(at)?.connection != Some(connection) {
+            return None;
         }
-        let round_us = line.round_ms() * 1_000;
-        let packets = payload.div_ceil(SEGMENT_BYTES).clamp(1, 64);
-        let mut cost_us = 0;
-        for packet in 0..packets {
-            let mut timeout_us = RETRANSMIT_US + round_us;
-            let mut repair_us = 0;
-            while self.draw.chance(line.loss_permille) && repair_us < 30_000_000 {
-                if packet + 3 < packets && repair_us == 0 {
-                    repair_us += round_us;
-                } else {
-                    repair_us += timeout_us;
-                    timeout_us *= 2;
-                }
-            }
-            cost_us = cost_us.max(repair_us);
-        }
-        cost_us
-    }
-
-    /// A message reaches the receiver's end of the link.
-    pub(crate) fn on_arrival(
-        &mut self,
-        from: Number,
-        to: Number,
-        connection: u64,
-        kind: Kind,
-        size: usize,
-        message: Message,
-    ) {
-        let Some(at) = self.link_of(from, to) else { return };
-        let Some(link) = self.links.get(at) else { return };
-        if link.connection != Some(connection) {
-            return;
-        }
-        if !self.passes(link) {
+        if !self.passes(fleet, at) {
             // The link was cut while the message was on its way: TCP sends it again.
-            self.stall(at, from, kind, size, message);
-            return;
+            self.stall(fleet, at, sent);
+            return None;
         }
-        let (bytes, acks) = (traffic::wire_bytes(size), traffic::ack_bytes(size));
-        let (line, now_us) = (self.line(from, to), self.now_us);
-        let receiver = self.machine_mut(to);
+        let (bytes, acks) = (traffic::wire_bytes(payload), traffic::ack_bytes(payload));
+        let (line, now_us) = (line(fleet, from, to), fleet.now_us());
+        let receiver = fleet.machine_mut(to);
         receiver.traffic.count_received(kind, bytes);
         receiver.traffic.count_sent(kind, acks);
         receiver.down_free_us = receiver.down_free_us.max(now_us) + bytes as u64 * 8 / line.down_mbit;
         let due_us = receiver.down_free_us;
+        let message = sent.message;
         if due_us > now_us + 1_000 {
-            self.schedule_at_us(due_us, Happening::Deliver { from, to, connection, message });
-        } else {
-            self.deliver(from, to, connection, message);
+            fleet.schedule.at_us(due_us, Happening::Deliver { from, to, connection, message });
+            return None;
         }
-    }
-
-    /// Hands a message to the receiver.
-    pub(crate) fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
-        let open = self.link_of(from, to).and_then(|link| self.links.get(link));
-        if open.is_none_or(|link| link.connection != Some(connection)) || !self.machine(to).is_running() {
-            return;
-        }
-        let sender = self.machine(from).peer;
-        match message {
-            Message::Rpc(rpc) => self.on_gossip_rpc(from, to, rpc),
-            Message::Request { id, bytes } => self.on_request(from, to, id, bytes),
-            Message::Response { id, bytes } => {
-                self.checker.on_answered(to, id);
-                if let Some(malice) = &mut self.machine_mut(to).malice {
-                    malice.receive(&bytes);
-                }
-                self.feed(to, Input::Response { from: sender, id, bytes });
-            }
-        }
+        Some(message)
     }
 
     /// Reacts when packets stop or start to get through a link.
-    pub(crate) fn look_at_link(&mut self, at: usize) {
+    pub(crate) fn look_at_link(&mut self, fleet: &mut Fleet, at: usize) {
         let Some(link) = self.links.get(at) else { return };
-        let (passes, connection, blocked) = (self.passes(link), link.connection, link.blocked_us);
+        let (passes, connection, blocked) = (self.passes(fleet, at), link.connection, link.blocked_us);
         let Some(connection) = connection else { return };
-        let (now_us, notice_us) = (self.now_us, self.draw.below(KEEP_ALIVE_US) + UNACKNOWLEDGED_US);
+        let (now_us, notice_us) = (fleet.now_us(), fleet.draw.below(KEEP_ALIVE_US) + UNACKNOWLEDGED_US);
         match (passes, blocked) {
             (false, None) => {
                 if let Some(link) = self.links.get_mut(at) {
                     link.blocked_us = Some(now_us);
                 }
-                self.schedule_after_us(notice_us, Happening::GivenUp { link: at, connection, blocked_us: now_us });
+                let given_up = Happening::GivenUp { link: at, connection, blocked_us: now_us };
+                fleet.schedule.after_us(notice_us, given_up);
             }
             (true, Some(since_us)) => {
                 if let Some(link) = self.links.get_mut(at) {
@@ -283,160 +295,176 @@ impl World {
                     pause_us = (pause_us * 2).min(RETRANSMIT_US_MAX);
                     next_us += pause_us;
                 }
-                self.schedule_at_us(next_us, Happening::Resume { link: at, connection });
+                fleet.schedule.at_us(next_us, Happening::Resume { link: at, connection });
             }
             (true, None) | (false, Some(_)) => {}
         }
     }
 
-    pub(crate) fn look_at_links_of(&mut self, number: Number) {
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        links.into_iter().for_each(|link| self.look_at_link(link));
+    pub(crate) fn look_at_links_of(&mut self, fleet: &mut Fleet, number: Number) {
+        self.links_of(number).into_iter().for_each(|link| self.look_at_link(fleet, link));
     }
 
-    pub(crate) fn look_at_all_links(&mut self) {
-        (0..self.links.len()).for_each(|link| self.look_at_link(link));
+    pub(crate) fn look_at_all_links(&mut self, fleet: &mut Fleet) {
+        (0..self.links.len()).for_each(|link| self.look_at_link(fleet, link));
     }
 
-    pub(crate) fn resume(&mut self, at: usize, connection: u64) {
-        let Some(link) = self.links.get(at).filter(|link| link.connection == Some(connection)) else { return };
-        if !self.passes(link) {
+    /// Sends what waited, once packets get through again.
+    pub(crate) fn resume(&mut self, fleet: &mut Fleet, at: usize, connection: u64) {
+        let open = self.links.get(at).is_some_and(|link| link.connection == Some(connection));
+        if !open || !self.passes(fleet, at) {
             return;
         }
         let stalled = self.links.get_mut(at).map(|link| std::mem::take(&mut link.stalled)).unwrap_or_default();
-        for (from, kind, payload, message) in stalled {
-            self.fly(at, from, kind, payload, message);
+        for sent in stalled {
+            self.fly(fleet, at, sent);
         }
     }
 
-    pub(crate) fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
+    /// Whether nothing has got through this connection since `blocked_us`.
+    pub(crate) fn is_dead(&self, at: usize, connection: u64, blocked_us: u64) -> bool {
         let dead = |link: &Link| link.connection == Some(connection) && link.blocked_us == Some(blocked_us);
-        if self.links.get(at).is_some_and(dead) {
-            self.close(at);
-        }
+        self.links.get(at).is_some_and(dead)
     }
 
-    /// Ends a connection, for both ends; they redial.
-    pub(crate) fn close(&mut self, at: usize) {
-        let Some(link) = self.links.get_mut(at) else { return };
-        if link.connection.take().is_none() {
-            return;
-        }
+    /// Ends a connection and returns its ends. They redial once they are told so, with [`Self::plan_redial`].
+    pub(crate) fn close(&mut self, at: usize) -> Option<(Number, Number)> {
+        let link = self.links.get_mut(at)?;
+        link.connection.take()?;
         link.blocked_us = None;
         link.stalled.clear();
         link.failures = 0;
-        let (a, b) = link.ends;
-        for (number, other) in [(a, b), (b, a)] {
-            self.machine_mut(number).subscriber.forget(other);
-            self.checker.on_disconnected(number, other);
-            let peer = self.machine(other).peer;
-            if self.machine(number).state == State::Asleep {
-                self.machine_mut(number).lost_asleep.insert(other);
-            } else {
-                self.feed(number, Input::Disconnected(peer));
-            }
-        }
-        self.plan_dial(at, 20_000, REDIAL_US.0);
+        Some(link.ends)
+    }
+
+    /// Plans the first dial after the end of a connection.
+    pub(crate) fn plan_redial(&mut self, fleet: &mut Fleet, at: usize) {
+        self.plan_dial(fleet, at, 20_000, REDIAL_US.0);
     }
 
     /// Plans the next dial after a random wait between the two bounds, microseconds.
-    pub(crate) fn plan_dial(&mut self, at: usize, least_us: u64, most_us: u64) {
-        let wait_us = self.draw.between(least_us, most_us);
-        self.counter += 1;
-        let plan = self.counter;
+    fn plan_dial(&mut self, fleet: &mut Fleet, at: usize, least_us: u64, most_us: u64) {
+        let wait_us = fleet.draw.between(least_us, most_us);
+        let plan = fleet.schedule.next_number();
         if let Some(link) = self.links.get_mut(at) {
             link.plan = plan;
-            self.schedule_after_us(wait_us, Happening::Dial { link: at, plan });
+            fleet.schedule.after_us(wait_us, Happening::Dial { link: at, plan });
         }
     }
 
     /// Dials every peer that a machine is not connected with, after its start or a change of its allowlist.
-    pub(crate) fn dial_all_of(&mut self, number: Number) {
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        for at in links {
+    pub(crate) fn dial_all_of(&mut self, fleet: &mut Fleet, number: Number) {
+        for at in self.links_of(number) {
             let Some(link) = self.links.get_mut(at).filter(|link| link.connection.is_none()) else { continue };
             link.failures = 0;
-            self.plan_dial(at, 1_000, 100_000);
+            self.plan_dial(fleet, at, 1_000, 100_000);
         }
     }
 
-    pub(crate) fn dial(&mut self, at: usize, plan: u64) {
+    pub(crate) fn dial(&mut self, fleet: &mut Fleet, at: usize, plan: u64) {
         let Some(link) = self.links.get(at).filter(|link| link.plan == plan && link.connection.is_none()) else {
             return;
         };
         let (a, b) = link.ends;
-        if self.may_connect(link) {
-            let round_us = self.line(a, b).round_ms() * 1_000;
-            let dialler = if self.draw.chance(500) { a } else { b };
+        if self.may_connect(fleet, at) {
+            let round_us = line(fleet, a, b).round_ms() * 1_000;
+            let dialler = if fleet.draw.chance(500) { a } else { b };
             for number in [a, b] {
-                let traffic = &mut self.machine_mut(number).traffic;
+                let traffic = &mut fleet.machine_mut(number).traffic;
                 traffic.count_sent(Kind::Connections, HANDSHAKE_BYTES);
                 traffic.count_received(Kind::Connections, HANDSHAKE_BYTES);
             }
             // TCP, multistream and TLS, multistream and yamux: three round trips.
-            self.schedule_after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
+            fleet.schedule.after_us(3 * round_us + 1_000, Happening::Connected { link: at, plan, dialler });
             return;
         }
         // Nobody answers over a cut link, so the handshake's deadline has to pass first. A refusal comes at once.
-        let silent = !self.passes(link);
+        let silent = !self.passes(fleet, at);
         let timeout_us = if silent { DIAL_TIMEOUT_US } else { 0 };
-        let since_us = [a, b].into_iter().filter_map(|end| self.machine(end).returned_us).max();
-        let are_returning = since_us.is_some_and(|since_us| self.now_us < since_us + RETURNS_US);
+        let since_us = [a, b].into_iter().filter_map(|end| fleet.machine(end).returned_us).max();
+        let are_returning = since_us.is_some_and(|since_us| fleet.now_us() < since_us + RETURNS_US);
         let Some(link) = self.links.get_mut(at) else { return };
         let longest_us = if link.failures < GONE_FAILURES { REDIAL_US.1 } else { REDIAL_GONE_US };
         let growth = if are_returning { 0 } else { link.failures.min(16) };
         let pause_us = (REDIAL_US.0 << growth).min(longest_us);
         link.failures = link.failures.saturating_add(1);
-        self.plan_dial(at, timeout_us + pause_us * 3 / 4, timeout_us + pause_us * 5 / 4 + 1);
+        self.plan_dial(fleet, at, timeout_us + pause_us * 3 / 4, timeout_us + pause_us * 5 / 4 + 1);
     }
 
-    pub(crate) fn connect(&mut self, at: usize, plan: u64, dialler: Number) {
-        let Some(link) = self.links.get(at).filter(|link| link.plan == plan && link.connection.is_none()) else {
-            return;
-        };
+    /// A handshake is over. If it led to a connection, returns its ends.
+    pub(crate) fn connect(
+        &mut self,
+        fleet: &mut Fleet,
+        at: usize,
+        plan: u64,
+        dialler: Number,
+    ) -> Option<(Number, Number)> {
+        self.links.get(at).filter(|link| link.plan == plan && link.connection.is_none())?;
+        if !self.may_connect(fleet, at) {
+            self.plan_dial(fleet, at, REDIAL_US.0, 2 * REDIAL_US.0);
+            return None;
+        }
+        let link = self.links.get_mut(at)?;
+        let was_cut_off = link.failures >= FAILURES_CUT_MIN;
+        link.connection = Some(fleet.schedule.next_number());
+        (link.failures, link.dialler) = (0, dialler);
         let (a, b) = link.ends;
-        if !self.may_connect(link) {
-            return self.plan_dial(at, REDIAL_US.0, 2 * REDIAL_US.0);
-        }
-        self.counter += 1;
-        let connection = self.counter;
-        let mut was_cut_off = false;
-        if let Some(link) = self.links.get_mut(at) {
-            was_cut_off = link.failures >= FAILURES_CUT_MIN;
-            link.connection = Some(connection);
-            (link.failures, link.dialler) = (0, dialler);
-        }
         if was_cut_off {
-            [a, b].into_iter().for_each(|end| self.on_one_returned(end));
+            [a, b].into_iter().for_each(|end| self.on_one_returned(fleet, end));
         }
-        for (number, other) in [(a, b), (b, a)] {
-            let peer = self.machine(other).peer;
-            self.feed(number, Input::Connected(peer));
-            self.on_gossip_connected(number, other);
-        }
+        Some((a, b))
     }
-}
 
-impl World {
     /// A peer that was cut off from this machine is back, so others may be back, too: dials them at once.
-    fn on_one_returned(&mut self, number: Number) {
-        let now_us = self.now_us;
-        let machine = self.machine_mut(number);
+    fn on_one_returned(&mut self, fleet: &mut Fleet, number: Number) {
+        let now_us = fleet.now_us();
+        let machine = fleet.machine_mut(number);
         if machine.returned_us.is_some_and(|before_us| now_us < before_us + RETURNS_PAUSE_US) {
             return;
         }
         machine.returned_us = Some(now_us);
         let failed = |link: &Link| link.connection.is_none() && link.failures > 0;
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        for at in links {
+        for at in self.links_of(number) {
             if self.links.get(at).is_some_and(failed) {
-                self.plan_dial(at, 0, 1);
+                self.plan_dial(fleet, at, 0, 1);
             }
         }
     }
 }
 
+/// The network between two machines: `wan` between sites, and without message faults once the world is healed.
+fn line(fleet: &Fleet, a: Number, b: Number) -> Line {
+    let apart = fleet.machine(a).site != fleet.machine(b).site;
+    let line = fleet.scenario.wan.filter(|_| apart).unwrap_or(fleet.scenario.network);
+    if fleet.healed { calm(line) } else { line }
+}
+
 /// The same line without message faults: nothing is dropped, duplicated or reordered. Packets still get lost.
 fn calm(line: Line) -> Line {
     Line { drop_permille: 0, duplicate_permille: 0, reorder_permille: 0, ..line }
+}
+
+/// The delay that lost packets cause, microseconds: one round trip when later packets reveal the loss, otherwise TCP's
+/// timeout.
+fn draw_repair_us(draw: &mut Draw, line: Line, payload: usize) -> u64 {
+    if line.loss_permille == 0 {
+        return 0;
+    }
+    let round_us = line.round_ms() * 1_000;
+    let packets = payload.div_ceil(SEGMENT_BYTES).clamp(1, 64);
+    let mut cost_us = 0;
+    for packet in 0..packets {
+        let mut timeout_us = RETRANSMIT_US + round_us;
+        let mut repair_us = 0;
+        while draw.chance(line.loss_permille) && repair_us < 30_000_000 {
+            if packet + 3 < packets && repair_us == 0 {
+                repair_us += round_us;
+            } else {
+                repair_us += timeout_us;
+                timeout_us *= 2;
+            }
+        }
+        cost_us = cost_us.max(repair_us);
+    }
+    cost_us
 }

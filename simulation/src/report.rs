@@ -79,36 +79,41 @@ pub struct Report {
     pub violations: Vec<String>,
 }
 
+/// What a run came to, besides what its world has counted.
+pub(crate) struct Outcome {
+    /// When all machines ran and all tables were full, microseconds.
+    pub(crate) started_us: Option<u64>,
+    /// How long after the last fault all tables were equal, microseconds.
+    pub(crate) converged_us: Option<u64>,
+    pub(crate) events: Vec<EventFigure>,
+    pub(crate) violations: Vec<Violation>,
+}
+
 impl Report {
-    pub(crate) fn of(
-        mut world: World,
-        seed: u64,
-        started_us: Option<u64>,
-        converged_us: Option<u64>,
-        violations: Vec<Violation>,
-    ) -> Self {
+    pub(crate) fn of(mut world: World, seed: u64, outcome: Outcome) -> Self {
+        let Outcome { started_us, converged_us, events, violations } = outcome;
         world.figures.known_us.sort_unstable();
         world.figures.forgotten_us.sort_unstable();
         world.figures.heard_us.sort_unstable();
-        let measured_us = world.now_us - world.figures.begun_us.unwrap_or(0);
+        let measured_us = world.fleet.now_us() - world.figures.begun_us.unwrap_or(0);
         let seconds = (measured_us / 1_000_000).max(1) as f64;
-        let nodes = world.scenario.nodes;
+        let nodes = world.fleet.scenario.nodes;
         let per_machine = |bytes: u64| bytes as f64 / seconds / nodes as f64;
-        let before = world.before_begin.clone();
+        let before = &world.figures.before_begin;
         let mut bytes_per_s = BTreeMap::new();
         for kind in KINDS {
             let both = |traffic: &crate::traffic::Traffic| {
                 let (sent, received) = traffic.of(kind);
                 sent + received
             };
-            let now: u64 = world.machines.iter().map(|machine| both(&machine.traffic)).sum();
+            let now: u64 = world.fleet.machines.iter().map(|machine| both(&machine.traffic)).sum();
             let then: u64 = before.iter().map(both).sum();
             bytes_per_s.insert(name_of(kind).to_owned(), per_machine(now - then));
         }
         let story = std::mem::take(&mut world.story.lines);
         Self {
-            scenario: world.scenario.name.clone(),
-            about: world.scenario.about.clone(),
+            scenario: world.fleet.scenario.name.clone(),
+            about: world.fleet.scenario.about.clone(),
             nodes,
             seed,
             digest: world.trace.digest(),
@@ -118,15 +123,15 @@ impl Report {
             probes: world.figures.probes,
             encodings: world.figures.encodings,
             table_bytes: {
-                let tables = world.machines.iter().map(|machine| machine.core.table().memory_bytes() as u64);
-                tables.sum::<u64>() / world.machines.len().max(1) as u64
+                let tables = world.fleet.machines.iter().map(|machine| machine.core.table().memory_bytes() as u64);
+                tables.sum::<u64>() / world.fleet.machines.len().max(1) as u64
             },
             checked: world.checker.checked,
             totals: world.totals,
             points: world.figures.points.clone(),
             curve: curve(&world.figures.known_us),
             story,
-            events: std::mem::take(&mut world.watch.figures),
+            events,
             violations: violations.iter().map(ToString::to_string).collect(),
         }
     }
@@ -193,26 +198,26 @@ pub(crate) fn name_of(kind: Kind) -> &'static str {
 }
 
 fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Vec<Row> {
-    let (figures, targets) = (&world.figures, world.scenario.targets);
+    let (figures, targets) = (&world.figures, world.fleet.scenario.targets);
     let ms = |us: u64| us as f64 / 1_000.0;
     let row =
         |name, value, unit, target: Option<u64>| Row { name, value, unit, target: target.map(|target| target as f64) };
     let known = |permille| quantile(&figures.known_us, permille).map(ms);
     let forgotten = |permille| quantile(&figures.forgotten_us, permille).map(ms);
     let heard = |permille| quantile(&figures.heard_us, permille).map(ms);
-    let copies = figures.copies as f64 / figures.announced as f64 / world.scenario.nodes as f64;
+    let copies = figures.copies as f64 / figures.announced as f64 / world.fleet.scenario.nodes as f64;
     let Targets { known_p99_ms, converged_ms, bytes_per_s, wasted_permille, .. } = targets;
     let share = |part: u64, of: u64| (of > 0).then(|| part as f64 * 1_000.0 / of as f64);
     let probes = figures.probes;
     let seconds = |us: u64| us as f64 / 1e6;
     let total =
-        |before: u64, now: u64, us: u64| (now - before) as f64 / seconds(us.max(1)) / world.scenario.nodes as f64;
-    let before: u64 = world.before_begin.iter().map(crate::traffic::Traffic::total).sum();
-    let now: u64 = world.machines.iter().map(|machine| machine.traffic.total()).sum();
+        |before: u64, now: u64, us: u64| (now - before) as f64 / seconds(us.max(1)) / world.fleet.scenario.nodes as f64;
+    let before: u64 = world.figures.before_begin.iter().map(crate::traffic::Traffic::total).sum();
+    let now: u64 = world.fleet.machines.iter().map(|machine| machine.traffic.total()).sum();
     let begun_us = figures.begun_us.unwrap_or(0);
     let idle = figures.idle.filter(|(at_us, _)| at_us - begun_us >= 60_000_000);
     let idle = idle.map(|(at_us, bytes)| total(before, bytes, at_us - begun_us));
-    let mean = Some(total(before, now, world.now_us - begun_us));
+    let mean = Some(total(before, now, world.fleet.now_us() - begun_us));
     let mut rows = vec![
         row("fleet started, all tables full", started_us.map(ms), "ms", None),
         row("an announcement is heard, p50", heard(500), "ms", None),
@@ -228,7 +233,7 @@ fn rows(world: &World, started_us: Option<u64>, converged_us: Option<u64>) -> Ve
         row("pulled for a build, of the entropy", figures.entropy_percent(), "%", targets.entropy_percent),
     ];
     if let Some(joiner) = figures.joiner {
-        let filters = world.filters_bytes(joiner.number);
+        let filters = world.fleet.filters_bytes(joiner.number);
         let percent = joiner.full_us.map(|_| joiner.received as f64 * 100.0 / filters.max(1) as f64);
         rows.push(row("a joiner's table is full", joiner.full_us.map(ms), "ms", targets.joiner_ms));
         rows.push(row("a joiner received, of the filters", percent, "%", targets.joiner_percent));

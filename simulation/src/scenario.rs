@@ -1,6 +1,6 @@
 //! What a run is made of: a small TOML file, checked before anything happens.
 
-use crate::hostile::Trick;
+use crate::trick::Trick;
 use serde::{Deserialize, Serialize};
 
 /// How far an event may set a clock wrong, seconds. Peers do not listen to a clock that is a day off, and the checkers

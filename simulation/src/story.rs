@@ -1,9 +1,10 @@
 //! `--trace`: what happened to one machine or to one path, line by line.
 
 use crate::cores::gossip::{Event, Input, Output};
-use crate::machine::{Machine, Number, Path};
+use crate::fault::Fault;
+use crate::machine::Machine;
+use crate::number::{Number, Path};
 use crate::scenario::What;
-use crate::upset::Fault;
 use narmesh_protocol::Generation;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! One digest over all that happened: two runs with one seed must have the same.
 
 use crate::cores::gossip::{Event, Input, Output};
-use crate::machine::Number;
-use crate::upset::Fault;
+use crate::fault::Fault;
+use crate::number::Number;
 use sha2::{Digest, Sha256};
 use std::fmt;
 

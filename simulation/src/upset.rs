@@ -1,405 +1,141 @@
 //! Faults, events and ordinary life, done to the machines.
 
 use crate::cores::gossip::{Input, PathChange};
-use crate::machine::{Machine, Number, Path, State, part};
-use crate::scenario::{Faults, What};
-use crate::world::{Happening, World};
+use crate::fleet::Fleet;
+use crate::machine::State;
+use crate::number::{Number, Path, part};
+use crate::schedule::Happening;
+use crate::world::World;
 use std::sync::Arc;
 
-const SECOND_US: u64 = 1_000_000;
-const DAY_US: u64 = 86_400 * SECOND_US;
 /// Time between a goodbye and the end of the process, microseconds.
-const LAST_WORDS_US: u64 = 300_000;
-/// How far a wall clock is set wrong at most, milliseconds, ahead or behind.
-const SKEW_MS: u64 = 3 * 3_600_000;
+pub(crate) const LAST_WORDS_US: u64 = 300_000;
 
-/// One random fault, or one change of a machine's own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fault {
-    Crash { keep_disk: bool },
-    Restart,
-    Sleep,
-    Cut,
-    Partition,
-    Move,
-    Withhold,
-    Distrust,
-    Skew,
-    Build,
-    Collect,
+/// Cuts a site, or a machine, off from all others.
+pub(crate) fn partition(world: &mut World, number: Number, site: Option<&str>, for_us: u64) {
+    let site = site.and_then(|name| world.fleet.scenario.site.iter().position(|site| site.name == name));
+    let apart = |fleet: &mut Fleet, other| site.map_or(other == number, |site| fleet.machine(other).site == site);
+    let side = world.network.separate(&mut world.fleet, apart);
+    world.network.look_at_all_links(&mut world.fleet);
+    world.fleet.schedule.after_us(for_us, Happening::Reunite(side));
 }
 
-impl Fault {
-    fn choices(faults: &Faults) -> [(u64, Self); 12] {
-        [
-            (faults.crash, Self::Crash { keep_disk: true }),
-            (faults.crash_without_state, Self::Crash { keep_disk: false }),
-            (faults.restart, Self::Restart),
-            (faults.sleep, Self::Sleep),
-            (faults.cut, Self::Cut),
-            (faults.partition, Self::Partition),
-            (faults.moves, Self::Move),
-            (faults.withhold, Self::Withhold),
-            (faults.distrust, Self::Distrust),
-            (faults.skew, Self::Skew),
-            (faults.build, Self::Build),
-            (faults.collect, Self::Collect),
-        ]
+/// Cuts a machine off from all others but one.
+pub(crate) fn isolate(world: &mut World, number: Number, but: Number, for_us: u64) {
+    for (other, at) in world.network.neighbours_of(number).to_vec() {
+        if other != but {
+            world.network.set_cut(&mut world.fleet, at, true);
+            world.fleet.schedule.after_us(for_us, Happening::Mend(at));
+        }
     }
 }
 
-impl World {
-    /// Ends the settling time: from now on there are churn, faults, events and tricks.
-    pub(crate) fn begin(&mut self) {
-        self.before_begin = self.machines.iter().map(|machine| machine.traffic.clone()).collect();
-        self.figures.begin(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
-        self.schedule_after_us(0, Happening::Lookups);
-        self.schedule_fault();
-        for number in 0..self.scenario.nodes {
-            self.schedule_churn(number, false);
-            self.schedule_churn(number, true);
-        }
-        for number in 0..self.machines.len() {
-            if self.machine(number).malice.is_some() {
-                self.schedule_trick(number);
-            }
-        }
-        for event in 0..self.scenario.event.len() {
-            self.schedule_event(event);
-        }
-    }
+pub(crate) fn build(world: &mut World, number: Number, paths: u32) {
+    let added: Vec<Path> = world.fleet.new_paths(paths).collect();
+    world.fleet.machine_mut(number).store.add(added.iter().copied());
+    world.figures.on_built(world.fleet.now_us(), number, paths);
+    tell_paths(world, number, added, vec![]);
+}
 
-    fn schedule_event(&mut self, at: usize) {
-        let Some(event) = self.scenario.event.get(at).cloned() else { return };
-        for time in 0..event.times {
-            let start_us = (event.at_s + time * event.every_s) * SECOND_US;
-            let numbers: Vec<Number> = match (&event.site, event.node) {
-                (Some(name), _) if event.what != What::Partition => {
-                    let site = self.scenario.site.iter().position(|site| site.name == *name);
-                    (0..self.scenario.nodes).filter(|number| Some(self.machine(*number).site) == site).collect()
-                }
-                (_, Some(node)) => vec![self.node(node)],
-                // A partition meets its whole site at once. Without a node and a site, any honest machine is met.
-                (Some(_), None) => vec![0],
-                (None, None) => {
-                    let honest = (0..self.scenario.nodes).filter(|number| self.machine(*number).is_honest());
-                    let honest: Vec<_> = honest.collect();
-                    self.draw.pick(&honest).into_iter().collect()
-                }
-            };
-            for (turn, number) in (0..).zip(numbers) {
-                let late_us = turn * event.stagger_ms * 1_000;
-                self.schedule_after_us(start_us + late_us, Happening::Scripted { event: at, number });
-            }
-        }
-    }
+pub(crate) fn collect(world: &mut World, number: Number, permille: u64) {
+    let draw = &mut world.fleet.draw;
+    let machine = world.fleet.machines.get_mut(number).expect("numbers are the fleet's own");
+    let removed = machine.store.collect(|| draw.chance(permille));
+    world.checker.on_collected(number, &removed);
+    world.figures.on_collected(world.fleet.now_us(), number);
+    tell_paths(world, number, vec![], removed);
+}
 
-    /// Machines that join later, and are not there at the beginning.
-    pub(crate) fn joiners(&self) -> Vec<Number> {
-        let joins = self.scenario.event.iter().filter(|event| event.what == What::Join);
-        joins.filter_map(|event| event.node).map(|node| self.node(node)).collect()
+fn tell_paths(world: &mut World, number: Number, added: Vec<Path>, removed: Vec<Path>) {
+    world.story.tell_paths(world.fleet.now_us() / 1_000, number, &added, &removed);
+    if world.fleet.machine(number).reading.is_some() {
+        return;
     }
+    let parts = |paths: Vec<Path>| paths.into_iter().map(part).collect();
+    world.feed(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
+}
 
-    /// A machine as events name it: negative numbers count from the end.
-    fn node(&self, node: i64) -> Number {
-        let nodes = i64::try_from(self.scenario.nodes).unwrap_or(1);
-        usize::try_from(node.rem_euclid(nodes)).unwrap_or(0)
-    }
+/// A machine disappears; after `for_us` it is at another address.
+pub(crate) fn leave(world: &mut World, number: Number, for_us: u64) {
+    let side = world.network.separate(&mut world.fleet, |_, other| other == number);
+    world.network.look_at_links_of(&mut world.fleet, number);
+    world.fleet.schedule.after_us(for_us, Happening::Reunite(side));
+    world.fleet.schedule.after_us(for_us, Happening::Moved(number));
+}
 
-    pub(crate) fn run_scripted(&mut self, at: usize, number: Number) {
-        let Some(event) = self.scenario.event.get(at).cloned() else { return };
-        let for_us = event.for_s * SECOND_US;
-        self.trace.add_scripted(self.now_us, number, event.what as u64);
-        self.story.tell_scripted(self.now_us / 1_000, number, event.what);
-        self.figures.on_first_event(self.now_us, self.machines.iter().map(|machine| &machine.traffic));
-        match event.what {
-            What::Build => self.build(number, event.paths),
-            What::Collect => self.collect(number, event.permille),
-            What::Crash => self.crash(number, true, for_us),
-            What::CrashWithoutState => self.crash(number, false, for_us),
-            What::Restart => self.restart(number, for_us),
-            What::Sleep => self.sleep(number, for_us),
-            What::Partition => match event.but {
-                Some(but) => self.isolate(number, self.node(but), for_us),
-                None => self.partition(number, event.site.as_deref(), for_us),
-            },
-            What::Join => {
-                self.figures.on_joined(self.now_us, number);
-                self.start(number, false);
-            }
-            What::Skew => {
-                let machine = self.machine_mut(number);
-                machine.skew_ms = event.by_s * 1_000;
-                machine.ever_skewed |= event.by_s != 0;
-            }
-            What::Move => self.leave(number, for_us),
-            What::Withhold => self.withhold(number, for_us),
-        }
-        let last_words_us = if event.what == What::Restart { LAST_WORDS_US } else { 0 };
-        self.watch_event(at, number, for_us + last_words_us);
-    }
+pub(crate) fn withhold(world: &mut World, number: Number, for_us: u64) {
+    world.fleet.machine_mut(number).withholding = true;
+    world.fleet.schedule.after_us(for_us, Happening::Frank(number));
+}
 
-    /// Cuts a site, or a machine, off from all others.
-    fn partition(&mut self, number: Number, site: Option<&str>, for_us: u64) {
-        self.counter += 1;
-        let side = self.counter;
-        let site = site.and_then(|name| self.scenario.site.iter().position(|site| site.name == name));
-        for other in 0..self.machines.len() {
-            let apart = site.map_or(other == number, |site| self.machine(other).site == site);
-            if let Some(of) = self.sides.get_mut(other).filter(|_| apart) {
-                *of = side;
-            }
-        }
-        self.look_at_all_links();
-        self.schedule_after_us(for_us, Happening::Reunite(side));
-    }
+/// Connections from the old address are dead. The machine tells its core the new address and dials from there.
+pub(crate) fn on_moved(world: &mut World, number: Number) {
+    let machine = world.fleet.machine_mut(number);
+    machine.moves = machine.moves.wrapping_add(1) % 200;
+    let addresses = machine.addresses(number);
+    world.network.links_of(number).into_iter().for_each(|link| world.close(link));
+    world.feed(number, Input::Addresses(addresses));
+    world.network.dial_all_of(&mut world.fleet, number);
+}
 
-    /// Cuts a machine off from all others but one.
-    fn isolate(&mut self, number: Number, but: Number, for_us: u64) {
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().copied().collect();
-        for (_, at) in links.into_iter().filter(|(other, _)| *other != but) {
-            if let Some(link) = self.links.get_mut(at) {
-                link.cut = true;
-            }
-            self.look_at_link(at);
-            self.schedule_after_us(for_us, Happening::Mend(at));
-        }
-    }
-
-    fn schedule_fault(&mut self) {
-        let every_us = self.scenario.faults.every_ms * 1_000;
-        if every_us > 0 {
-            let wait_us = self.draw.between(1, 2 * every_us);
-            self.schedule_after_us(wait_us, Happening::Fault);
-        }
-    }
-
-    pub(crate) fn cause_random_fault(&mut self) {
-        self.schedule_fault();
-        // A machine that is about to crash gets no other fault: a clock set wrong now would still be wrong when it starts
-        // without its disk.
-        let spared = |number: &Number| self.machine(*number).is_running() && !self.machine(*number).doomed;
-        let spared: Vec<_> = (0..self.scenario.nodes).filter(spared).collect();
-        let Some(number) = self.draw.pick(&spared) else { return };
-        let choices = Fault::choices(&self.scenario.faults);
-        let mut at = self.draw.below(choices.iter().map(|(weight, _)| weight).sum());
-        let chosen = choices.into_iter().find(|(weight, _)| {
-            let chosen = at < *weight;
-            at = at.saturating_sub(*weight);
-            chosen
-        });
-        let Some((_, fault)) = chosen else { return };
-        self.totals.faults += 1;
-        let for_us = self.draw.between(200_000, (self.scenario.faults.longest_ms * 1_000).max(200_001));
-        self.trace.add_fault(self.now_us, number, &fault);
-        self.story.tell_fault(self.now_us / 1_000, number, &fault);
-        match fault {
-            Fault::Build => {
-                let most = if self.draw.chance(50) { 1_500 } else { 12 };
-                let paths = 1 + u32::try_from(self.draw.below(most)).unwrap_or(0);
-                self.build(number, paths);
-            }
-            Fault::Collect => {
-                let most = if self.draw.chance(100) { 500 } else { 40 };
-                let permille = 1 + self.draw.below(most);
-                self.collect(number, permille);
-            }
-            Fault::Crash { keep_disk } => {
-                // Half of the crashes come at once, the others in the middle of the next outputs.
-                self.machine_mut(number).doomed = true;
-                if self.draw.chance(500) {
-                    self.stop(number);
-                }
-                self.schedule_after_us(for_us, Happening::Start { number, keep_disk });
-            }
-            Fault::Restart => self.restart(number, for_us),
-            Fault::Sleep => self.sleep(number, 4 * for_us),
-            Fault::Cut => {
-                let link = self.draw.index(self.links.len());
-                if let Some(link) = self.links.get_mut(link) {
-                    link.cut = true;
-                }
-                self.look_at_link(link);
-                self.schedule_after_us(for_us, Happening::Mend(link));
-            }
-            Fault::Partition => {
-                self.counter += 1;
-                let side = self.counter;
-                for at in 0..self.sides.len() {
-                    let other = self.draw.chance(500);
-                    if let Some(of) = self.sides.get_mut(at).filter(|_| other) {
-                        *of = side;
-                    }
-                }
-                self.look_at_all_links();
-                self.schedule_after_us(for_us, Happening::Reunite(side));
-            }
-            Fault::Move => self.leave(number, for_us),
-            Fault::Withhold => self.withhold(number, for_us),
-            Fault::Distrust => self.distrust(number, for_us),
-            // A machine that lost its disk has only its clock to stay above the epochs that it used before.
-            Fault::Skew if self.machine(number).blank => {}
-            Fault::Skew => {
-                let skew_ms = i64::try_from(self.draw.below(2 * SKEW_MS)).unwrap_or(0);
-                let machine = self.machine_mut(number);
-                machine.skew_ms = skew_ms - i64::try_from(SKEW_MS).unwrap_or(0);
-                machine.ever_skewed = true;
-            }
-        }
-    }
-
-    pub(crate) fn build(&mut self, number: Number, paths: u32) {
-        let first = self.next_path;
-        self.next_path = self.next_path.wrapping_add(paths);
-        let added: Vec<Path> = (first..self.next_path).collect();
-        self.machine_mut(number).store.add(added.iter().copied());
-        self.figures.on_built(self.now_us, number, paths);
-        self.tell_paths(number, added, vec![]);
-    }
-
-    pub(crate) fn collect(&mut self, number: Number, permille: u64) {
-        let draw = &mut self.draw;
-        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
-        let removed = machine.store.collect(|| draw.chance(permille));
-        self.checker.on_collected(number, &removed);
-        self.figures.on_collected(self.now_us, number);
-        self.tell_paths(number, vec![], removed);
-    }
-
-    fn tell_paths(&mut self, number: Number, added: Vec<Path>, removed: Vec<Path>) {
-        self.story.tell_paths(self.now_us / 1_000, number, &added, &removed);
-        if self.machine(number).reading.is_some() {
-            return;
-        }
-        let parts = |paths: Vec<Path>| paths.into_iter().map(part).collect();
-        self.feed(number, Input::Paths(PathChange::Update { added: parts(added), removed: parts(removed) }));
-    }
-
-    /// A machine disappears; after `for_us` it is at another address.
-    fn leave(&mut self, number: Number, for_us: u64) {
-        self.counter += 1;
-        let side = self.counter;
-        if let Some(of) = self.sides.get_mut(number) {
-            *of = side;
-        }
-        self.look_at_links_of(number);
-        self.schedule_after_us(for_us, Happening::Reunite(side));
-        self.schedule_after_us(for_us, Happening::Moved(number));
-    }
-
-    fn withhold(&mut self, number: Number, for_us: u64) {
-        self.machine_mut(number).withholding = true;
-        self.schedule_after_us(for_us, Happening::Frank(number));
-    }
-
-    /// Connections from the old address are dead. The machine tells its core the new address and dials from there.
-    pub(crate) fn on_moved(&mut self, number: Number) {
-        let machine = self.machine_mut(number);
-        machine.moves = machine.moves.wrapping_add(1) % 200;
-        let addresses = machine.addresses(number);
-        let links: Vec<_> = self.neighbours.get(number).into_iter().flatten().map(|(_, link)| *link).collect();
-        links.into_iter().for_each(|link| self.close(link));
-        self.feed(number, Input::Addresses(addresses));
-        self.dial_all_of(number);
-    }
-
-    fn crash(&mut self, number: Number, keep_disk: bool, for_us: u64) {
-        if self.machine(number).is_running() {
-            self.stop(number);
-            self.schedule_after_us(for_us, Happening::Start { number, keep_disk });
-        }
-    }
-
-    fn restart(&mut self, number: Number, for_us: u64) {
-        if self.machine(number).is_running() {
-            self.feed(number, Input::Goodbye);
-            // The daemon gives its last words a moment.
-            self.schedule_after_us(LAST_WORDS_US, Happening::Stop(number));
-            self.schedule_after_us(LAST_WORDS_US + for_us, Happening::Start { number, keep_disk: true });
-        }
-    }
-
-    fn sleep(&mut self, number: Number, for_us: u64) {
-        if self.machine(number).is_running() {
-            self.machine_mut(number).state = State::Asleep;
-            self.look_at_links_of(number);
-            self.schedule_after_us(for_us, Happening::Wake(number));
-        }
-    }
-
-    pub(crate) fn wake(&mut self, number: Number) {
-        let machine = self.machine_mut(number);
-        if machine.state != State::Asleep {
-            return;
-        }
-        machine.state = State::Running;
-        machine.run += 1;
-        let (run, lost) = (machine.run, std::mem::take(&mut machine.lost_asleep));
-        for other in lost {
-            let peer = self.machine(other).peer;
-            self.feed(number, Input::Disconnected(peer));
-        }
-        self.schedule_after_us(1_000, Happening::Heartbeat(number, run));
-        self.look_at_links_of(number);
-        // Tells the core what may have changed meanwhile: where the machine is, and whom its operator trusts.
-        let addresses = self.machine(number).addresses(number);
-        self.feed(number, Input::Addresses(addresses));
-        self.allow(number);
-        if let Some(reading) = self.machine(number).reading {
-            self.on_store_read(number, reading);
-        }
-        self.dial_all_of(number);
-    }
-
-    pub(crate) fn mend(&mut self, link: usize) {
-        if let Some(link) = self.links.get_mut(link) {
-            link.cut = false;
-        }
-        self.look_at_link(link);
-    }
-
-    pub(crate) fn reunite(&mut self, side: u64) {
-        self.sides.iter_mut().filter(|of| **of == side).for_each(|of| *of = 0);
-        self.look_at_all_links();
-    }
-
-    fn distrust(&mut self, number: Number, for_us: u64) {
-        let trusted: Vec<_> = self.machine(number).trusted.iter().copied().collect();
-        let Some(other) = self.draw.pick(&trusted) else { return };
-        Arc::make_mut(&mut self.machine_mut(number).trusted).remove(&other);
-        self.allow(number);
-        self.schedule_after_us(for_us, Happening::Trust(number, other));
-    }
-
-    pub(crate) fn trust(&mut self, number: Number, other: Number) {
-        Arc::make_mut(&mut self.machine_mut(number).trusted).insert(other);
-        self.allow(number);
-        self.dial_all_of(number);
-    }
-
-    fn schedule_churn(&mut self, number: Number, collect: bool) {
-        let churn = self.scenario.churn;
-        let per_day = if collect { churn.collections_per_day } else { churn.builds_per_day };
-        if let Some(mean_us) = DAY_US.checked_div(per_day) {
-            let wait_us = self.draw.between(1, 2 * mean_us);
-            self.schedule_after_us(wait_us, Happening::Churn { number, collect });
-        }
-    }
-
-    pub(crate) fn churn(&mut self, number: Number, collect: bool) {
-        if self.machine(number).is_running() {
-            if collect {
-                self.collect(number, self.scenario.churn.collect_permille);
-            } else {
-                let paths = self.draw.build_size();
-                self.build(number, paths);
-            }
-        }
-        self.schedule_churn(number, collect);
+pub(crate) fn crash(world: &mut World, number: Number, keep_disk: bool, for_us: u64) {
+    if world.fleet.machine(number).is_running() {
+        world.stop(number);
+        world.fleet.schedule.after_us(for_us, Happening::Start { number, keep_disk });
     }
 }
 
-/// Whether a machine's store has a path now.
-pub(crate) fn has(machine: &Machine, path: Path) -> bool {
-    machine.store.live.contains(&path)
+pub(crate) fn restart(world: &mut World, number: Number, for_us: u64) {
+    if world.fleet.machine(number).is_running() {
+        world.feed(number, Input::Goodbye);
+        // The daemon gives its last words a moment.
+        world.fleet.schedule.after_us(LAST_WORDS_US, Happening::Stop(number));
+        world.fleet.schedule.after_us(LAST_WORDS_US + for_us, Happening::Start { number, keep_disk: true });
+    }
+}
+
+pub(crate) fn sleep(world: &mut World, number: Number, for_us: u64) {
+    if world.fleet.machine(number).is_running() {
+        world.fleet.machine_mut(number).state = State::Asleep;
+        world.network.look_at_links_of(&mut world.fleet, number);
+        world.fleet.schedule.after_us(for_us, Happening::Wake(number));
+    }
+}
+
+pub(crate) fn wake(world: &mut World, number: Number) {
+    let machine = world.fleet.machine_mut(number);
+    if machine.state != State::Asleep {
+        return;
+    }
+    machine.state = State::Running;
+    machine.run += 1;
+    let (run, lost) = (machine.run, std::mem::take(&mut machine.lost_asleep));
+    for other in lost {
+        let peer = world.fleet.machine(other).peer;
+        world.feed(number, Input::Disconnected(peer));
+    }
+    world.fleet.schedule.after_us(1_000, Happening::Heartbeat(number, run));
+    world.network.look_at_links_of(&mut world.fleet, number);
+    // Tells the core what may have changed meanwhile: where the machine is, and whom its operator trusts.
+    let addresses = world.fleet.machine(number).addresses(number);
+    world.feed(number, Input::Addresses(addresses));
+    world.allow(number);
+    if let Some(reading) = world.fleet.machine(number).reading {
+        world.on_store_read(number, reading);
+    }
+    world.network.dial_all_of(&mut world.fleet, number);
+}
+
+pub(crate) fn distrust(world: &mut World, number: Number, for_us: u64) {
+    let trusted: Vec<_> = world.fleet.machine(number).trusted.iter().copied().collect();
+    let Some(other) = world.fleet.draw.pick(&trusted) else { return };
+    Arc::make_mut(&mut world.fleet.machine_mut(number).trusted).remove(&other);
+    world.allow(number);
+    world.fleet.schedule.after_us(for_us, Happening::Trust(number, other));
+}
+
+pub(crate) fn trust(world: &mut World, number: Number, other: Number) {
+    Arc::make_mut(&mut world.fleet.machine_mut(number).trusted).insert(other);
+    world.allow(number);
+    world.network.dial_all_of(&mut world.fleet, number);
 }

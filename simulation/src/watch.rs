@@ -1,11 +1,10 @@
 //! How long the fleet takes to agree again after each event, for scenarios that ask for it.
 
-use crate::checker::liveness::find_reachable;
-use crate::machine::Number;
-use crate::scenario::What;
-use crate::world::{Happening, World};
+use crate::number::Number;
+use crate::scenario::{Event, What};
+use crate::schedule::Happening;
+use crate::world::World;
 use serde::Serialize;
-use std::collections::BTreeSet;
 
 /// How often the tables are compared, microseconds.
 const LOOK_US: u64 = 20_000;
@@ -29,24 +28,28 @@ pub struct EventFigure {
 }
 
 /// The figures of events, and the events whose tables are not equal yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Watch {
+    is_wanted: bool,
     pub(crate) figures: Vec<EventFigure>,
     /// Indices of `figures`, and when the event ended.
     open: Vec<(usize, u64)>,
 }
 
-impl World {
-    /// The machines that must hear of each owner now.
-    pub(crate) fn find_reach(&self) -> Vec<BTreeSet<Number>> {
-        find_reachable(&self.machines, &self.neighbours, &self.links, &self.sides)
+impl Watch {
+    /// Watches only what a scenario asks for.
+    pub(crate) fn new(is_wanted: bool) -> Self {
+        Self { is_wanted, figures: Vec::new(), open: Vec::new() }
     }
 
     /// Notes an event that begins now and ends after `for_us`.
-    pub(crate) fn watch_event(&mut self, event: usize, number: Number, for_us: u64) {
-        let Some(event) = self.scenario.event.get(event).filter(|_| self.scenario.watch) else { return };
-        let since_us = self.now_us - self.figures.begun_us.unwrap_or(0);
-        self.watch.figures.push(EventFigure {
+    pub(crate) fn on_event(&mut self, world: &mut World, event: &Event, number: Number, for_us: u64) {
+        if !self.is_wanted {
+            return;
+        }
+        let since_us = world.fleet.now_us() - world.figures.begun_us.unwrap_or(0);
+        world.fleet.schedule.after_us(for_us, Happening::Watched(self.figures.len()));
+        self.figures.push(EventFigure {
             at_s: since_us as f64 / 1e6,
             what: event.what,
             node: number,
@@ -54,29 +57,24 @@ impl World {
             for_s: for_us / 1_000_000,
             equal_after_ms: None,
         });
-        let figure = self.watch.figures.len() - 1;
-        self.schedule_after_us(for_us, Happening::Watched(figure));
     }
 
     /// An event ended: from now on the tables are compared until all are equal.
-    pub(crate) fn on_event_ended(&mut self, figure: usize) {
-        if self.watch.open.is_empty() {
-            self.schedule_after_us(LOOK_US, Happening::Look);
+    pub(crate) fn on_event_ended(&mut self, world: &mut World, figure: usize) {
+        if self.open.is_empty() {
+            world.fleet.schedule.after_us(LOOK_US, Happening::Look);
         }
-        self.watch.open.push((figure, self.now_us));
+        self.open.push((figure, world.fleet.now_us()));
     }
 
     /// Checks whether all tables are equal, and looks again later if not.
-    pub(crate) fn look(&mut self) {
-        let reach = self.find_reach();
-        let seems = self.checker.seems_converged(&self.machines, &reach);
-        if !seems || !self.checker.find_unconverged(&self.machines, &reach).is_empty() {
-            return self.schedule_after_us(LOOK_US, Happening::Look);
+    pub(crate) fn look(&mut self, world: &mut World) {
+        if !world.are_tables_equal(&world.find_reach()) {
+            return world.fleet.schedule.after_us(LOOK_US, Happening::Look);
         }
-        let now_us = self.now_us;
-        for (figure, since_us) in std::mem::take(&mut self.watch.open) {
-            if let Some(figure) = self.watch.figures.get_mut(figure) {
-                figure.equal_after_ms = Some((now_us - since_us) as f64 / 1_000.0);
+        for (figure, since_us) in self.open.drain(..) {
+            if let Some(figure) = self.figures.get_mut(figure) {
+                figure.equal_after_ms = Some((world.fleet.now_us() - since_us) as f64 / 1_000.0);
             }
         }
     }

@@ -1,124 +1,24 @@
-//! Machines, links and a virtual clock: what is due next happens next, and nothing else happens.
+//! The machines and all that passes between them: what their cores are told, and what they want done.
 
 use crate::checker::Checker;
-use crate::cores::gossip::{Event, Forward, Input, Output, Record};
-use crate::draw::Draw;
+use crate::checker::liveness::find_reachable;
+use crate::cores::gossip::{Event, Input, Output, Record};
 use crate::figures::{Figures, Joiner};
-use crate::fleet::draw_topology;
-use crate::gossipsub::Published;
-use crate::hostile;
-use crate::machine::{Machine, Number};
-use crate::network::{Link, Message};
+use crate::fleet::Fleet;
+use crate::gossipsub::{Context, FIRST_HEARTBEAT_US, Gossipsub};
+use crate::machine::State;
+use crate::malice;
+use crate::message::{Message, Rpc, Transmission};
+use crate::network::Network;
+use crate::number::Number;
 use crate::scenario::Scenario;
+use crate::schedule::Happening;
 use crate::story::Story;
 use crate::trace::Trace;
-use crate::traffic::{Kind, STREAM_OVERHEAD, Traffic};
-use crate::watch::Watch;
-use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use crate::traffic::{Kind, STREAM_OVERHEAD};
+use narmesh_protocol::AudienceDigest;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// What is due at some moment.
-#[derive(Clone, Debug)]
-pub(crate) enum Happening {
-    Tick(Number),
-    Heartbeat(Number, u64),
-    /// A message reaches the receiver's end of the link.
-    Arrive {
-        from: Number,
-        to: Number,
-        connection: u64,
-        kind: Kind,
-        payload: usize,
-        message: Message,
-    },
-    /// A message is received in full, at the bandwidth of the receiver's line.
-    Deliver {
-        from: Number,
-        to: Number,
-        connection: u64,
-        message: Message,
-    },
-    Dial {
-        link: usize,
-        plan: u64,
-    },
-    Connected {
-        link: usize,
-        plan: u64,
-        dialler: Number,
-    },
-    Resume {
-        link: usize,
-        connection: u64,
-    },
-    GivenUp {
-        link: usize,
-        connection: u64,
-        blocked_us: u64,
-    },
-    Fault,
-    Churn {
-        number: Number,
-        collect: bool,
-    },
-    Lookups,
-    Sample,
-    Trick(Number),
-    Scripted {
-        event: usize,
-        number: Number,
-    },
-    Wake(Number),
-    Stop(Number),
-    Start {
-        number: Number,
-        keep_disk: bool,
-    },
-    /// A machine has read its store.
-    Read {
-        number: Number,
-        reading: u64,
-    },
-    Mend(usize),
-    Reunite(u64),
-    /// A machine is somewhere else now.
-    Moved(Number),
-    /// A machine no longer withholds anything.
-    Frank(Number),
-    /// An event ended: from now on the time until all tables are equal counts for this figure.
-    Watched(usize),
-    Look,
-    Trust(Number, Number),
-}
-
-/// What is due, in its order: by time, then by when it was planned.
-#[derive(Debug)]
-struct Due {
-    order: Reverse<(u64, u64)>,
-    /// Boxed: a heap moves its entries about.
-    happening: Box<Happening>,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.order.cmp(&other.order)
-    }
-}
 
 /// Counts over a whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -142,203 +42,52 @@ pub struct Totals {
 /// The world of one run.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) now_us: u64,
-    pub(crate) scenario: Scenario,
-    pub(crate) machines: Vec<Machine>,
-    /// The neighbours of each machine, and the links to them.
-    pub(crate) neighbours: Vec<Vec<(Number, usize)>>,
-    pub(crate) links: Vec<Link>,
-    /// Which part of a partitioned network a machine is in.
-    pub(crate) sides: Vec<u64>,
+    pub(crate) fleet: Fleet,
+    pub(crate) network: Network,
     pub(crate) checker: Checker,
     pub(crate) trace: Trace,
     pub(crate) story: Story,
     pub(crate) figures: Figures,
     pub(crate) totals: Totals,
-    pub(crate) draw: Draw,
-    pub(crate) healed: bool,
-    due: BinaryHeap<Due>,
-    pub(crate) counter: u64,
-    /// gossipsub messages that a core has yet to judge, and who sent them.
-    pub(crate) judging: BTreeMap<(Number, u64), Number>,
-    pub(crate) published: BTreeMap<u64, Published>,
+    pub(crate) gossipsub: Gossipsub,
     /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
     pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
-    pub(crate) next_path: u32,
-    pub(crate) watch: Watch,
-    /// Each machine's traffic before the measured time.
-    pub(crate) before_begin: Vec<Traffic>,
 }
 
 impl World {
     pub(crate) fn new(scenario: Scenario, seed: u64, story: Story) -> Self {
-        let mut draw = Draw::new(seed);
-        let (nodes, strangers) = (scenario.nodes, scenario.hostile.strangers);
-        let mut machines: Vec<_> = (0..nodes + strangers).map(|_| Machine::new(&mut draw)).collect();
-        let everyone: Arc<BTreeSet<_>> = Arc::new((0..nodes).collect());
-        let liars = usize::try_from(nodes as u64 * scenario.hostile.permille / 1_000).unwrap_or(0);
-        let shared = u32::try_from(u64::from(scenario.paths) * scenario.shared_permille / 1_000).unwrap_or(0);
-        let own = scenario.paths - shared;
-        let mut site_ends = Vec::new();
-        scenario.site.iter().fold(0, |sum, site| {
-            site_ends.push(sum + site.nodes);
-            sum + site.nodes
-        });
-        for (number, machine) in machines.iter_mut().enumerate() {
-            let mut trusted = (*everyone).clone();
-            trusted.remove(&number);
-            machine.trusted = Arc::new(trusted);
-            machine.site = site_ends.iter().position(|end| number < *end).unwrap_or(0);
-            machine.stranger = number >= nodes;
-            // The last machines lie, because events name the first ones.
-            if number >= nodes - liars {
-                machine.malice =
-                    Some(hostile::Malice::new(&scenario.hostile, nodes.saturating_sub(number + 1), machine.stranger));
-            }
-            let first = shared + own * u32::try_from(number).unwrap_or(0);
-            if !machine.stranger {
-                machine.store.add((0..shared).chain(first..first + own));
-            }
-        }
-        let next_path = shared + own * u32::try_from(nodes).unwrap_or(0) + 1;
-        let (neighbours, links) = draw_topology(&mut draw, &scenario, nodes + strangers);
-        let checker = Checker::new(&machines);
-        let figures = Figures::new(&scenario, machines.len());
+        let mut fleet = Fleet::new(scenario, seed);
+        let count = fleet.machines.len();
+        let network = Network::draw(&mut fleet);
         let mut world = Self {
-            now_us: 0,
-            machines,
-            neighbours,
-            links,
-            sides: vec![0; nodes + strangers],
-            checker,
+            network,
+            checker: Checker::new(&fleet.machines),
             trace: Trace::new(seed),
             story,
-            figures,
+            figures: Figures::new(&fleet.scenario, count),
             totals: Totals::default(),
-            draw,
-            healed: false,
-            due: BinaryHeap::new(),
-            counter: 0,
-            judging: BTreeMap::new(),
-            published: BTreeMap::new(),
+            gossipsub: Gossipsub::new(count),
             questions: BTreeMap::new(),
-            next_path,
-            watch: Watch::default(),
-            before_begin: Vec::new(),
-            scenario,
+            fleet,
         };
         world.schedule_first_boot();
         world
     }
 
-    pub(crate) fn machine(&self, number: Number) -> &Machine {
-        self.machines.get(number).expect("numbers are the world's own")
+    /// The machines that must hear of each owner now.
+    pub(crate) fn find_reach(&self) -> Vec<BTreeSet<Number>> {
+        find_reachable(&self.fleet.machines, &self.network)
     }
 
-    pub(crate) fn machine_mut(&mut self, number: Number) -> &mut Machine {
-        self.machines.get_mut(number).expect("numbers are the world's own")
+    /// Whether each table equals the present state of every owner that it must hear of.
+    pub(crate) fn are_tables_equal(&self, reach: &[BTreeSet<Number>]) -> bool {
+        self.checker.seems_converged(&self.fleet.machines, reach)
+            && self.checker.find_unconverged(&self.fleet.machines, reach).is_empty()
     }
 
-    pub(crate) fn side(&self, number: Number) -> u64 {
-        self.sides.get(number).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.now_us / 1_000
-    }
-
-    pub(crate) fn schedule_at_us(&mut self, at_us: u64, happening: Happening) {
-        self.counter += 1;
-        self.due.push(Due { order: Reverse((at_us, self.counter)), happening: Box::new(happening) });
-    }
-
-    pub(crate) fn schedule_after_us(&mut self, us: u64, happening: Happening) {
-        self.schedule_at_us(self.now_us + us, happening);
-    }
-
-    /// Handles all that is due until `end_us`.
-    pub(crate) fn run_until(&mut self, end_us: u64) {
-        while self.due.peek().is_some_and(|due| due.order.0.0 <= end_us) {
-            if let Some(Due { order: Reverse((at_us, _)), happening }) = self.due.pop() {
-                self.now_us = at_us;
-                self.handle(*happening);
-            }
-        }
-        self.now_us = end_us;
-    }
-
-    /// Ends all faults: everything runs, everything passes, trust is mutual again, clocks are right.
-    pub(crate) fn heal(&mut self) {
-        self.healed = true;
-        let (mut ends, mut rest) = (Vec::new(), Vec::new());
-        // Faults that would end later end now, and no new ones come. All else goes on as planned.
-        for due in std::mem::take(&mut self.due).into_sorted_vec().into_iter().rev() {
-            match *due.happening {
-                Happening::Start { .. }
-                | Happening::Wake(_)
-                | Happening::Stop(_)
-                | Happening::Read { .. }
-                | Happening::Mend(_)
-                | Happening::Reunite(_)
-                | Happening::Moved(_)
-                | Happening::Frank(_)
-                | Happening::Trust(..) => ends.push(*due.happening),
-                Happening::Fault | Happening::Churn { .. } | Happening::Scripted { .. } => {}
-                Happening::Tick(_)
-                | Happening::Heartbeat(..)
-                | Happening::Arrive { .. }
-                | Happening::Deliver { .. }
-                | Happening::Dial { .. }
-                | Happening::Connected { .. }
-                | Happening::Resume { .. }
-                | Happening::GivenUp { .. }
-                | Happening::Lookups
-                | Happening::Sample
-                | Happening::Watched(_)
-                | Happening::Look
-                | Happening::Trick(_) => rest.push(due),
-            }
-        }
-        self.due.extend(rest);
-        ends.into_iter().for_each(|happening| self.handle(happening));
-        self.machines.iter_mut().for_each(|machine| machine.skew_ms = 0);
-    }
-
-    fn handle(&mut self, happening: Happening) {
-        match happening {
-            Happening::Tick(number) => self.on_tick(number),
-            Happening::Heartbeat(number, run) => self.on_heartbeat(number, run),
-            Happening::Arrive { from, to, connection, kind, payload, message } => {
-                self.on_arrival(from, to, connection, kind, payload, message);
-            }
-            Happening::Deliver { from, to, connection, message } => self.deliver(from, to, connection, message),
-            Happening::Dial { link, plan } => self.dial(link, plan),
-            Happening::Connected { link, plan, dialler } => self.connect(link, plan, dialler),
-            Happening::Resume { link, connection } => self.resume(link, connection),
-            Happening::GivenUp { link, connection, blocked_us } => self.on_given_up(link, connection, blocked_us),
-            Happening::Fault => self.cause_random_fault(),
-            Happening::Churn { number, collect } => self.churn(number, collect),
-            Happening::Lookups => self.run_lookups(),
-            Happening::Sample => self.sample(),
-            Happening::Trick(number) => self.play_trick(number),
-            Happening::Scripted { event, number } => self.run_scripted(event, number),
-            Happening::Wake(number) => self.wake(number),
-            Happening::Stop(number) => self.stop(number),
-            Happening::Start { number, keep_disk } => self.start(number, keep_disk),
-            Happening::Read { number, reading } => self.on_store_read(number, reading),
-            Happening::Mend(link) => self.mend(link),
-            Happening::Reunite(side) => self.reunite(side),
-            Happening::Moved(number) => self.on_moved(number),
-            Happening::Frank(number) => self.machine_mut(number).withholding = false,
-            Happening::Watched(figure) => self.on_event_ended(figure),
-            Happening::Look => self.look(),
-            Happening::Trust(a, b) => self.trust(a, b),
-        }
-    }
-
-    fn on_tick(&mut self, number: Number) {
-        let now_ms = self.now_ms();
-        let machine = self.machine_mut(number);
+    pub(crate) fn on_tick(&mut self, number: Number) {
+        let now_ms = self.fleet.now_ms();
+        let machine = self.fleet.machine_mut(number);
         machine.tick = None;
         if machine.is_running() {
             if machine.core.deadline().is_some_and(|deadline| deadline.0 <= now_ms) {
@@ -351,27 +100,27 @@ impl World {
 
     /// Feeds one input to a core and performs its outputs. A doomed machine stops after a random number of them.
     pub(crate) fn feed(&mut self, number: Number, input: Input) {
-        let now_ms = self.now_ms();
-        if !self.machine(number).is_running() {
+        let now_ms = self.fleet.now_ms();
+        if !self.fleet.machine(number).is_running() {
             return;
         }
         self.totals.inputs += 1;
         self.trace.add_input(now_ms, number, &input);
-        self.story.tell_input(&self.machines, now_ms, number, &input);
+        self.story.tell_input(&self.fleet.machines, now_ms, number, &input);
         let changes_allowlist = matches!(input, Input::Allowlist(_));
-        let machine = self.machine_mut(number);
+        let machine = self.fleet.machine_mut(number);
         machine.core.handle(machine.now(now_ms), input);
         let mut outputs: Vec<_> = std::iter::from_fn(|| machine.core.poll()).collect();
         // A crash in the middle: the rest of the outputs is neither sent nor written to disk.
         let stops = machine.doomed;
         if stops {
-            let performed = self.draw.index(outputs.len() + 1);
+            let performed = self.fleet.draw.index(outputs.len() + 1);
             outputs.truncate(performed);
         }
-        self.checker.check_outputs(number, outputs.len(), self.machines.len());
+        self.checker.check_outputs(number, outputs.len(), self.fleet.machines.len());
         for output in outputs {
             self.trace.add_output(&output);
-            self.story.tell_output(&self.machines, now_ms, number, &output);
+            self.story.tell_output(&self.fleet.machines, now_ms, number, &output);
             self.perform(number, output);
         }
         if stops {
@@ -379,22 +128,22 @@ impl World {
             return;
         }
         if changes_allowlist {
-            let machine = self.machines.get(number).expect("numbers are the world's own");
+            let machine = self.fleet.machine(number);
             self.checker.check_allowlist(number, machine);
         }
         self.set_alarm(number);
     }
 
-    pub(crate) fn set_alarm(&mut self, number: Number) {
-        let now_ms = self.now_ms();
-        let machine = self.machine_mut(number);
+    fn set_alarm(&mut self, number: Number) {
+        let now_ms = self.fleet.now_ms();
+        let machine = self.fleet.machine_mut(number);
         if !machine.is_running() {
             return;
         }
         let Some(deadline) = machine.core.deadline().map(|deadline| deadline.0.max(now_ms)) else { return };
         if machine.tick.is_none_or(|tick| tick > deadline) {
             machine.tick = Some(deadline);
-            self.schedule_at_us((deadline * 1_000).max(self.now_us), Happening::Tick(number));
+            self.fleet.schedule.at_us((deadline * 1_000).max(self.fleet.now_us()), Happening::Tick(number));
         }
     }
 
@@ -404,23 +153,22 @@ impl World {
                 if let Record::Forget(peer) = &record {
                     self.checker.on_forgot(number, peer);
                 }
-                self.machine_mut(number).persist(record);
+                self.fleet.machine_mut(number).persist(record);
             }
             Output::Publish(bytes) => self.publish(number, bytes),
             Output::Judge { id, verdict } => {
-                if let Some(from) = self.judging.remove(&(number, id))
-                    && verdict == Forward::Accept
-                {
-                    self.on_gossip_accepted(number, from, id);
-                }
+                let (gossipsub, mut context) = self.gossipsub();
+                gossipsub.on_judged(&mut context, number, id, verdict);
             }
             Output::Request { to, id, bytes } => {
                 let Some(to) = self.checker.number(&to) else { return };
                 let kind = kind_of_request(&bytes);
                 self.totals.syncs += u64::from(kind == Kind::Sync);
-                let now_us = self.now_us;
+                let now_us = self.fleet.now_us();
                 self.checker.on_requested(number, to, id, &bytes, now_us);
-                self.transmit(number, to, kind, bytes.len() + STREAM_OVERHEAD, Message::Request { id, bytes });
+                let payload = bytes.len() + STREAM_OVERHEAD;
+                let sent = Transmission { from: number, to, kind, payload, message: Message::Request { id, bytes } };
+                self.network.transmit(&mut self.fleet, sent);
             }
             Output::Respond { to, id, bytes } => {
                 let Some((asker, their_id, question)) = self.questions.remove(&(number, id)) else { return };
@@ -430,7 +178,7 @@ impl World {
             }
             Output::Penalize { peer, misdeed } => {
                 let accused = self.checker.number(&peer);
-                let honest = accused.is_some_and(|accused| self.machine(accused).is_honest());
+                let honest = accused.is_some_and(|accused| self.fleet.machine(accused).is_honest());
                 if honest {
                     self.checker.on_blamed(number, accused, misdeed);
                 } else {
@@ -444,59 +192,160 @@ impl World {
     /// Publishes an envelope of a machine's core; a liar publishes what its malice makes of it.
     fn publish(&mut self, number: Number, bytes: Vec<u8>) {
         self.totals.announcements += 1;
-        if self.machine(number).malice.is_some() {
+        if self.fleet.machine(number).malice.is_some() {
             return self.publish_lies(number, bytes);
         }
-        let now_us = self.now_us;
-        let machine = self.machines.get(number).expect("numbers are the world's own");
+        let now_us = self.fleet.now_us();
+        let machine = self.fleet.machine(number);
         if let Some(published) = self.checker.on_published(number, machine, &bytes, now_us) {
-            let filter_bits = self.machine(number).core.publication().filter_bits;
+            let filter_bits = self.fleet.machine(number).core.publication().filter_bits;
             self.figures.on_published(number, &published, filter_bits);
         }
         self.publish_message(number, bytes.into());
     }
 
-    pub(crate) fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
-        let machine = self.machine_mut(number);
+    fn publish_lies(&mut self, number: Number, honest: Vec<u8>) {
+        let machine = self.fleet.machine(number);
+        let others = machine.trusted.iter().map(|other| AudienceDigest::of(&self.fleet.machine(*other).peer));
+        let mut audience: Vec<_> = others.chain([AudienceDigest::of(&machine.peer)]).collect();
+        audience.sort_unstable();
+        let (keypair, paths) = (machine.keypair.clone(), self.fleet.next_path);
+        let machine = self.fleet.machines.get_mut(number).expect("numbers are the fleet's own");
+        let Some(malice) = &mut machine.malice else { return };
+        let lie = malice.lie(&keypair, &honest, &audience, paths, &mut self.fleet.draw);
+        self.publish_message(number, lie.into());
+    }
+
+    fn respond(&mut self, number: Number, asker: Number, id: u64, question: &[u8], bytes: Vec<u8>) {
+        let machine = self.fleet.machine_mut(number);
         let bytes = match &mut machine.malice {
             Some(malice) => malice.answer(question, bytes),
-            None if machine.withholding => hostile::withhold(&machine.peer, question, bytes),
+            None if machine.withholding => malice::withhold(&machine.peer, question, bytes),
             None => bytes,
         };
         let kind = kind_of_request(question);
-        self.transmit(number, asker, kind, bytes.len() + STREAM_OVERHEAD, Message::Response { id, bytes });
+        let payload = bytes.len() + STREAM_OVERHEAD;
+        let sent = Transmission { from: number, to: asker, kind, payload, message: Message::Response { id, bytes } };
+        self.network.transmit(&mut self.fleet, sent);
     }
 
     /// A request arrived.
     pub(crate) fn on_request(&mut self, from: Number, to: Number, their_id: u64, bytes: Vec<u8>) {
-        self.counter += 1;
-        let id = self.counter;
-        let sender = self.machine(from).peer;
+        let id = self.fleet.schedule.next_number();
+        let sender = self.fleet.machine(from).peer;
         self.questions.insert((to, id), (from, their_id, bytes.clone()));
         self.feed(to, Input::Request { from: sender, id, bytes });
         // A machine that crashed in the middle answers nothing.
         self.questions.remove(&(to, id));
     }
 
+    pub(crate) fn on_arrival(&mut self, connection: u64, sent: Transmission) {
+        let (from, to) = (sent.from, sent.to);
+        if let Some(message) = self.network.on_arrival(&mut self.fleet, connection, sent) {
+            self.deliver(from, to, connection, message);
+        }
+    }
+
+    /// Hands a message to the receiver.
+    pub(crate) fn deliver(&mut self, from: Number, to: Number, connection: u64, message: Message) {
+        if !self.network.is_open(from, to, connection) || !self.fleet.machine(to).is_running() {
+            return;
+        }
+        let sender = self.fleet.machine(from).peer;
+        match message {
+            Message::Rpc(rpc) => self.on_rpc(from, to, rpc),
+            Message::Request { id, bytes } => self.on_request(from, to, id, bytes),
+            Message::Response { id, bytes } => {
+                self.checker.on_answered(to, id);
+                if let Some(malice) = &mut self.fleet.machine_mut(to).malice {
+                    malice.receive(&bytes);
+                }
+                self.feed(to, Input::Response { from: sender, id, bytes });
+            }
+        }
+    }
+
+    fn on_rpc(&mut self, from: Number, to: Number, rpc: Rpc) {
+        self.totals.gossip_copies += u64::from(matches!(rpc, Rpc::Publish { .. }));
+        let (gossipsub, mut context) = self.gossipsub();
+        let Some(copy) = gossipsub.receive(&mut context, from, to, rpc) else { return };
+        self.figures.on_copy(copy.published_us, self.fleet.now_us(), copy.is_first);
+        if copy.is_first {
+            if let Some(malice) = &mut self.fleet.machine_mut(to).malice {
+                malice.overhear(&copy.bytes);
+            }
+            let (author, from) = (self.fleet.machine(copy.author).peer, self.fleet.machine(from).peer);
+            self.feed(to, Input::Announcement { id: copy.id, author, from, bytes: copy.bytes.to_vec() });
+        }
+    }
+
+    /// Publishes a message to all connections of a machine.
+    pub(crate) fn publish_message(&mut self, number: Number, bytes: Arc<[u8]>) {
+        self.figures.on_announced(self.fleet.now_us());
+        let (gossipsub, mut context) = self.gossipsub();
+        gossipsub.publish(&mut context, number, bytes);
+    }
+
+    pub(crate) fn on_heartbeat(&mut self, number: Number, run: u64) {
+        let (gossipsub, mut context) = self.gossipsub();
+        gossipsub.on_heartbeat(&mut context, number, run);
+    }
+
+    fn gossipsub(&mut self) -> (&mut Gossipsub, Context<'_>) {
+        (&mut self.gossipsub, Context { fleet: &mut self.fleet, network: &mut self.network })
+    }
+
+    pub(crate) fn on_given_up(&mut self, at: usize, connection: u64, blocked_us: u64) {
+        if self.network.is_dead(at, connection, blocked_us) {
+            self.close(at);
+        }
+    }
+
+    /// Ends a connection, for both ends; they redial.
+    pub(crate) fn close(&mut self, at: usize) {
+        let Some((a, b)) = self.network.close(at) else { return };
+        for (number, other) in [(a, b), (b, a)] {
+            self.gossipsub.on_disconnected(number, other);
+            self.checker.on_disconnected(number, other);
+            let peer = self.fleet.machine(other).peer;
+            if self.fleet.machine(number).state == State::Asleep {
+                self.fleet.machine_mut(number).lost_asleep.insert(other);
+            } else {
+                self.feed(number, Input::Disconnected(peer));
+            }
+        }
+        self.network.plan_redial(&mut self.fleet, at);
+    }
+
+    pub(crate) fn connect(&mut self, at: usize, plan: u64, dialler: Number) {
+        let Some((a, b)) = self.network.connect(&mut self.fleet, at, plan, dialler) else { return };
+        for (number, other) in [(a, b), (b, a)] {
+            let peer = self.fleet.machine(other).peer;
+            self.feed(number, Input::Connected(peer));
+            let (gossipsub, mut context) = self.gossipsub();
+            gossipsub.on_connected(&mut context, number, other);
+        }
+    }
+
     fn on_event(&mut self, number: Number, event: &Event) {
-        let now_us = self.now_us;
+        let now_us = self.fleet.now_us();
         match event {
             Event::Announced { peer, generation, .. } => {
-                let machine = self.machines.get(number).expect("numbers are the world's own");
+                let machine = self.fleet.machine(number);
                 self.checker.on_announced(number, machine, peer, *generation, now_us);
             }
             Event::BodyPulled { owner, generation, bytes, delta, .. } => {
                 let Some(owner) = self.checker.number(owner) else { return };
                 self.totals.bodies += u64::from(*bytes > 0);
                 self.totals.deltas += u64::from(*delta);
-                let honest = self.machine(owner).is_honest();
-                let machine = self.machines.get(number).expect("numbers are the world's own");
-                let owned = self.machines.get(owner).expect("numbers are the world's own");
+                let honest = self.fleet.machine(owner).is_honest();
+                let machine = self.fleet.machine(number);
+                let owned = self.fleet.machine(owner);
                 self.checker.check_body(number, machine, owner, owned, *generation);
-                if honest && self.machine(number).is_honest() {
+                if honest && self.fleet.machine(number).is_honest() {
                     let versions = self.figures.on_known(now_us, number, owner, *generation, *bytes);
                     if let Some((before, now)) = versions.filter(|_| *bytes > 0) {
-                        let (came, went) = self.machine(owner).store.count_changed(before.unwrap_or(0), now);
+                        let (came, went) = self.fleet.machine(owner).store.count_changed(before.unwrap_or(0), now);
                         self.figures.encodings.count_pull(*bytes, came + went, before.is_none());
                     }
                 }
@@ -523,17 +372,102 @@ impl World {
 
     /// Notes when the machine that joined has a body of every other.
     fn watch_joiner(&mut self, number: Number) {
-        let others = self.machine(number).trusted.len();
-        let now_us = self.now_us;
+        let others = self.fleet.machine(number).trusted.len();
+        let now_us = self.fleet.now_us();
         let waits = |joiner: &Joiner| joiner.number == number && joiner.full_us.is_none();
         if !self.figures.joiner.as_ref().is_some_and(waits) || self.checker.bodies_held(number) < others {
             return;
         }
-        let received = self.machine(number).traffic.received.iter().sum();
+        let received = self.fleet.machine(number).traffic.received.iter().sum();
         if let Some(joiner) = &mut self.figures.joiner {
             joiner.full_us = Some(now_us - joiner.since_us);
             joiner.received = received;
         }
+    }
+
+    /// Starts all machines that do not join later, within two seconds.
+    fn schedule_first_boot(&mut self) {
+        self.fleet.schedule.after_us(self.figures.bucket_us, Happening::Sample);
+        let joins = self.fleet.joiners();
+        for number in 0..self.fleet.machines.len() {
+            let wait_us = self.fleet.draw.below(2_000_000);
+            if !joins.contains(&number) {
+                self.fleet.schedule.after_us(wait_us, Happening::Start { number, keep_disk: true });
+            }
+        }
+    }
+
+    /// Tells a core its allowlist, and ends connections that it forbids.
+    pub(crate) fn allow(&mut self, number: Number) {
+        let trusted = Arc::clone(&self.fleet.machine(number).trusted);
+        let peers = trusted.iter().map(|other| self.fleet.machine(*other).peer).collect();
+        if self.fleet.machine(number).is_running() {
+            self.fleet.machine_mut(number).told = Arc::clone(&trusted);
+        }
+        self.feed(number, Input::Allowlist(peers));
+        for (other, link) in self.network.neighbours_of(number).to_vec() {
+            if !self.fleet.machine(other).trusted.contains(&number) || !trusted.contains(&other) {
+                self.close(link);
+            }
+        }
+    }
+
+    pub(crate) fn start(&mut self, number: Number, keep_disk: bool) {
+        let now_ms = self.fleet.now_ms();
+        if self.fleet.machine(number).doomed {
+            self.stop(number);
+        }
+        if self.fleet.machine(number).state != State::Down {
+            return;
+        }
+        // The clock may have been set wrong after the disk was lost. Then the machine could use epochs, ahead of the right
+        // time or behind it, a second time.
+        let keep_disk = keep_disk || self.fleet.machine(number).ever_skewed;
+        if !keep_disk {
+            self.checker.on_disk_lost(number);
+        }
+        let machine = self.fleet.machines.get_mut(number).expect("numbers are the fleet's own");
+        machine.start(now_ms, keep_disk, &mut self.fleet.draw);
+        self.gossipsub.on_started(number);
+        let run = machine.run;
+        let now_us = self.fleet.now_us();
+        self.figures.on_restarted(now_us, number);
+        self.allow(number);
+        let addresses = self.fleet.machine(number).addresses(number);
+        self.feed(number, Input::Addresses(addresses));
+        self.read_store(number);
+        self.fleet.schedule.after_us(FIRST_HEARTBEAT_US, Happening::Heartbeat(number, run));
+        self.network.dial_all_of(&mut self.fleet, number);
+    }
+
+    /// A machine that starts again needs a while to read its store; it talks with others meanwhile.
+    fn read_store(&mut self, number: Number) {
+        let reading = self.fleet.schedule.next_number();
+        self.fleet.machine_mut(number).reading = Some(reading);
+        if self.fleet.scenario.faults.read_ms == 0 || self.figures.begun_us.is_none() || self.fleet.healed {
+            return self.on_store_read(number, reading);
+        }
+        let wait_us = self.fleet.draw.below(self.fleet.scenario.faults.read_ms * 1_000);
+        self.fleet.schedule.after_us(wait_us, Happening::Read { number, reading });
+    }
+
+    /// A machine has read its store. One that sleeps tells its core when it wakes.
+    pub(crate) fn on_store_read(&mut self, number: Number, reading: u64) {
+        let machine = self.fleet.machine_mut(number);
+        if machine.is_running() && machine.reading == Some(reading) {
+            machine.reading = None;
+            let paths = machine.all_paths();
+            self.feed(number, paths);
+        }
+    }
+
+    pub(crate) fn stop(&mut self, number: Number) {
+        self.fleet.machine_mut(number).state = State::Down;
+        self.fleet.machine_mut(number).doomed = false;
+        self.fleet.machine_mut(number).reading = None;
+        self.checker.on_stopped(number);
+        self.gossipsub.on_stopped(number);
+        self.network.links_of(number).into_iter().for_each(|link| self.close(link));
     }
 }
 

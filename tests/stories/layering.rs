@@ -16,9 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-mesh", &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),
+    // It runs the binary, as a user does.
+    ("narmesh-demo", &[]),
     (
         "narmesh",
         &[
+            "narmesh-demo",
             "narmesh-protocol",
             "narmesh-gossip",
             "narmesh-quorum",
@@ -64,6 +67,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("narmesh-mesh", &["narmesh-http-gateway", "axum", "clap", "toml"]),
     ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
     ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
+    ("narmesh-demo", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-tests", &["libp2p", "axum", "rusqlite"]),
 ];
 

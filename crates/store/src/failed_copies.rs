@@ -5,12 +5,12 @@
 
 use crate::PathInfo;
 use crate::file_identity::FileIdentity;
+use crate::watch_thread::Waker;
 use narmesh_protocol::{HashPart, NarHash};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, TrySendError};
 
 /// Most failed copies remembered. One more drops the smallest hash part; checking that copy again costs one read of it.
 const FAILED_MAX: usize = 10_000;
@@ -68,7 +68,7 @@ struct FailedCopy {
 #[derive(Debug, Default)]
 pub(crate) struct FailedCopies {
     copies: Mutex<BTreeMap<HashPart, FailedCopy>>,
-    wakers: Mutex<Vec<(u64, SyncSender<()>)>>,
+    waker: Mutex<Option<Waker>>,
 }
 
 /// Changes among the failed copies since the last call of [`FailedCopies::take_news`].
@@ -131,17 +131,13 @@ impl FailedCopies {
         news
     }
 
-    /// Sends to `waker` at each new failure until [`Self::remove_waker`].
-    pub(crate) fn add_waker(&self, id: u64, waker: SyncSender<()>) {
-        self.wakers.lock().push((id, waker));
+    /// Sends to `waker` at each new failure from now on, and to no earlier one.
+    pub(crate) fn set_waker(&self, waker: Waker) {
+        *self.waker.lock() = Some(waker);
     }
 
-    pub(crate) fn remove_waker(&self, id: u64) {
-        self.wakers.lock().retain(|(known, _)| *known != id);
-    }
-
-    /// Wakes every watcher. A full channel means that the watcher will look anyway.
+    /// Wakes whoever watches the store.
     pub(crate) fn wake(&self) {
-        self.wakers.lock().retain(|(_, waker)| !matches!(waker.try_send(()), Err(TrySendError::Disconnected(()))));
+        self.waker.lock().iter().for_each(Waker::wake);
     }
 }

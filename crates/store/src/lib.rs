@@ -32,6 +32,7 @@ mod read_ahead;
 mod recent_rows;
 mod registry;
 mod watch;
+mod watch_thread;
 
 pub use change::StoreChange;
 pub use error::StoreError;

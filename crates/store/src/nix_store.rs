@@ -5,13 +5,14 @@ use crate::failed_copies::{FailedCopies, Registration};
 use crate::known_copies::KnownCopies;
 use crate::path_index::PathIndex;
 use crate::registry::Registry;
+use crate::watch_thread::WatchThread;
 use crate::{CopyFault, NarStream, PathInfo, StoreChange, StoreError, StoreGap, StoreLocation};
 use narmesh_protocol::{HashPart, StoreDir, StorePath};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// After a scan over all rows, the next one waits nine times as long as the scan took, so that scans use
@@ -30,6 +31,8 @@ pub struct NixStore {
     known: Arc<KnownCopies>,
     subscribers: Mutex<Vec<(u64, Subscriber)>>,
     subscriber_ids: AtomicU64,
+    /// The thread that all watchers share.
+    pub(crate) watching: Mutex<Weak<WatchThread>>,
     gap: RwLock<Option<StoreGap>>,
 }
 
@@ -61,6 +64,7 @@ impl NixStore {
             known: Arc::default(),
             subscribers: Mutex::default(),
             subscriber_ids: AtomicU64::new(0),
+            watching: Mutex::default(),
             gap: RwLock::default(),
         };
         store.refresh_now(true)?;

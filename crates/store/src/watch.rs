@@ -1,14 +1,14 @@
 //! Reports new, deleted, failed and mended paths.
 
+use crate::watch_thread::{Waker, WatchThread};
 use crate::{NixStore, StoreChange, StoreError};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// Interval of checks when the kernel reports nothing (network file systems, inotify limits).
@@ -18,9 +18,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Watcher {
     store: Weak<NixStore>,
     subscription: u64,
-    stopping: Arc<AtomicBool>,
-    wake: SyncSender<()>,
-    thread: Option<JoinHandle<()>>,
+    /// Kept for as long as somebody watches.
+    _thread: Arc<WatchThread>,
 }
 
 impl fmt::Debug for Watcher {
@@ -31,60 +30,50 @@ impl fmt::Debug for Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Release);
         if let Some(store) = self.store.upgrade() {
             store.unsubscribe(self.subscription);
-            store.failed.remove_waker(self.subscription);
-        }
-        wake(&self.wake);
-        let Some(thread) = self.thread.take() else { return };
-        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-            tracing::error!("the store watcher panicked");
         }
     }
 }
 
 impl NixStore {
-    /// Calls `callback` with each change from now on, on a thread that the returned guard owns. Earlier changes that nobody
-    /// has looked for yet are reported too. The callback must not block for long, and must not call [`Self::refresh`].
+    /// Calls `callback` with each change from now on, on a thread that all watchers share and that ends with the last of
+    /// them. Earlier changes that nobody has looked for yet are reported too. The callback must not block for long, and
+    /// must not call [`Self::refresh`].
     pub fn watch(self: &Arc<Self>, callback: Box<dyn Fn(StoreChange) + Send + Sync>) -> Result<Watcher, StoreError> {
-        let (wake, woken) = sync_channel(1);
-        let stopping = Arc::new(AtomicBool::new(false));
+        let mut watching = self.watching.lock();
+        // Before the thread starts: its first look must not report to nobody.
         let subscription = self.subscribe(Arc::new(move |change| callback(change.clone())));
-        self.failed.add_waker(subscription, wake.clone());
-        let watching = Watching {
-            store: Arc::downgrade(self),
-            stopping: Arc::clone(&stopping),
-            wake: wake.clone(),
-            kernel: None,
-            has_complained: false,
+        let thread = match watching.upgrade() {
+            Some(thread) => thread,
+            None => Arc::new(self.start_watching().inspect_err(|_| self.unsubscribe(subscription))?),
         };
-        let thread = thread::Builder::new()
-            .name("store-watch".to_owned())
-            .spawn(move || watching.run(&woken))
-            .map_err(|source| StoreError::Thread { source });
-        let watcher = |thread| Watcher { store: Arc::downgrade(self), subscription, stopping, wake, thread };
-        match thread {
-            Ok(thread) => Ok(watcher(Some(thread))),
-            Err(error) => {
-                drop(watcher(None));
-                Err(error)
-            }
-        }
+        *watching = Arc::downgrade(&thread);
+        thread.wake();
+        Ok(Watcher { store: Arc::downgrade(self), subscription, _thread: thread })
+    }
+
+    fn start_watching(self: &Arc<Self>) -> Result<WatchThread, StoreError> {
+        let store = Arc::downgrade(self);
+        let thread = WatchThread::start(move |waker, woken, is_stopping| {
+            Watching { store, waker, kernel: None, has_complained: false }.run(&woken, &is_stopping);
+        });
+        let thread = thread.map_err(|source| StoreError::Thread { source })?;
+        self.failed.set_waker(thread.waker());
+        Ok(thread)
     }
 }
 
 struct Watching {
     store: Weak<NixStore>,
-    stopping: Arc<AtomicBool>,
-    wake: SyncSender<()>,
+    waker: Waker,
     kernel: Option<RecommendedWatcher>,
     has_complained: bool,
 }
 
 impl Watching {
-    fn run(mut self, woken: &Receiver<()>) {
-        while !self.stopping.load(Ordering::Acquire) {
+    fn run(mut self, woken: &Receiver<()>, is_stopping: &AtomicBool) {
+        while !is_stopping.load(Ordering::Acquire) {
             let Some(store) = self.store.upgrade() else { return };
             self.ask_kernel(&store.location().database_dir());
             let wait = match store.refresh_now(false) {
@@ -113,11 +102,11 @@ impl Watching {
         if self.kernel.is_some() || !directory.is_dir() {
             return;
         }
-        let waker = self.wake.clone();
+        let waker = self.waker.clone();
         let on_event = move |event: notify::Result<notify::Event>| {
             let is_change = event.is_ok_and(|event| is_change(&event));
             if is_change {
-                wake(&waker);
+                waker.wake();
             }
         };
         let watch = || -> notify::Result<RecommendedWatcher> {
@@ -132,13 +121,6 @@ impl Watching {
     }
 }
 
-fn wake(waker: &SyncSender<()>) {
-    match waker.try_send(()) {
-        // Full: a look is due already. Disconnected: the watcher has ended.
-        Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
-    }
-}
-
 /// Whether the event shows that Nix wrote. The kernel also reports when we open and close the files.
 fn is_change(event: &notify::Event) -> bool {
     let is_write = match event.kind {
@@ -148,4 +130,26 @@ fn is_change(event: &notify::Event) -> bool {
     let is_database =
         |path: &Path| matches!(path.file_name().map(OsStr::as_encoded_bytes), Some(b"db.sqlite" | b"db.sqlite-wal"));
     is_write && event.paths.iter().any(|path| is_database(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::StoreLocation;
+    use narmesh_protocol::StoreDir;
+
+    #[test]
+    fn watchers_share_a_thread_that_ends_with_the_last_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let store_dir = StoreDir::parse("/nix/store").unwrap();
+        let (real_dir, state_dir) = (dir.path().join("store"), dir.path().join("var"));
+        let store = NixStore::open(StoreLocation { store_dir, real_dir, state_dir }).unwrap();
+        let watch = || store.watch(Box::new(drop)).unwrap();
+        let (one, two) = (watch(), watch());
+        assert!(Arc::ptr_eq(&one._thread, &two._thread));
+        drop(one);
+        assert!(store.watching.lock().upgrade().is_some());
+        drop(two);
+        assert!(store.watching.lock().upgrade().is_none());
+    }
 }

@@ -150,7 +150,7 @@ fn hand_over(settings: &Settings, owner: &User) -> anyhow::Result<()> {
 }
 
 /// The key files beside a configuration.
-pub(super) struct Keys {
+struct Keys {
     /// The files just made.
     made: Vec<PathBuf>,
     /// The files that existed already.
@@ -160,7 +160,7 @@ pub(super) struct Keys {
 
 impl Keys {
     /// Makes the keys that do not exist yet; existing ones are never touched.
-    pub(super) fn prepare(config: &Path, name: &str, with_builder_key: bool) -> anyhow::Result<Self> {
+    fn prepare(config: &Path, name: &str, with_builder_key: bool) -> anyhow::Result<Self> {
         let dir = directory_of(config);
         DirBuilder::new()
             .recursive(true)
@@ -190,7 +190,7 @@ impl Keys {
 
     /// Puts the keys into a configuration. Our own builder key is trusted too, so that what was built here and then
     /// garbage-collected can be fetched back.
-    pub(super) fn put_into(&self, config: &mut Config) {
+    fn put_into(&self, config: &mut Config) {
         config.node.key_file = NODE_KEY.into();
         if let Some(key) = &self.builder_key {
             config.trust.builder_key_file = Some(BUILDER_KEY.into());
@@ -200,7 +200,7 @@ impl Keys {
 }
 
 /// Writes a configuration; overwrites an existing one only with `force`.
-pub(super) fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()> {
+fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).create_new(!force);
     let mut target = match regular_file::open(file, &mut options) {

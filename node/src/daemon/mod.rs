@@ -3,12 +3,14 @@
 //! Walk: settings and secrets, state database, Nix store and the offer, mesh, resolver, control socket, gateway; then
 //! signals. The gateway's socket is opened first and closed last: a refused connection aborts builds on Nix up to 2.31.
 
+mod advertised;
 mod attester;
+mod control;
 mod listener;
 mod metrics;
 mod observer;
 mod publish;
-mod report;
+mod status;
 
 use self::attester::Attester;
 use self::observer::Observer;

@@ -1,8 +1,9 @@
 //! What must be true soon after the last fault.
 
 use super::{Checker, Violation, find_missing};
-use crate::machine::{Machine, Number, part};
-use crate::network::Link;
+use crate::machine::Machine;
+use crate::network::Network;
+use crate::number::{Number, part};
 use narmesh_protocol::Generation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -99,12 +100,7 @@ impl Checker {
 }
 
 /// Who must hear of each owner: those who are linked to it through honest machines that it trusts and that trust it.
-pub(crate) fn find_reachable(
-    machines: &[Machine],
-    neighbours: &[Vec<(Number, usize)>],
-    links: &[Link],
-    sides: &[u64],
-) -> Vec<BTreeSet<Number>> {
+pub(crate) fn find_reachable(machines: &[Machine], network: &Network) -> Vec<BTreeSet<Number>> {
     let trusts = |a: Number, b: Number| machines.get(a).is_some_and(|machine| machine.trusted.contains(&b));
     let honest =
         |number: Number| machines.get(number).is_some_and(|machine| machine.is_honest() && machine.is_running());
@@ -112,9 +108,8 @@ pub(crate) fn find_reachable(
         let mut reached = BTreeSet::from([owner]);
         let mut next = vec![owner];
         while let Some(from) = next.pop() {
-            for (to, link) in neighbours.get(from).into_iter().flatten() {
-                let open = links.get(*link).is_some_and(|link| !link.cut) && trusts(from, *to) && trusts(*to, from);
-                let open = open && sides.get(from) == sides.get(*to);
+            for (to, link) in network.neighbours_of(from) {
+                let open = network.is_whole(*link) && trusts(from, *to) && trusts(*to, from);
                 let meant = trusts(owner, *to) && trusts(*to, owner);
                 if open && meant && honest(*to) && reached.insert(*to) {
                     next.push(*to);

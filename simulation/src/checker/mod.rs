@@ -6,7 +6,8 @@ mod violation;
 pub use violation::Violation;
 
 use crate::cores::gossip::Misdeed;
-use crate::machine::{Machine, Number, Path, part};
+use crate::machine::Machine;
+use crate::number::{ABSENT_FROM, Number, Path, WANTED, part};
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};
 use narmesh_protocol::{AudienceDigest, Envelope, Generation};
@@ -34,11 +35,6 @@ const SYNC: u8 = 0;
 const PULL: u8 = 1;
 const BODY: u8 = 2;
 const DELTA: u8 = 3;
-/// Paths from this number on belong to nobody.
-pub(crate) const ABSENT_FROM: Path = 0xE000_0000;
-/// How many of these absent paths everybody looks for, in one lookup of ten, like what is new in a package set. Liars know
-/// them.
-pub(crate) const WANTED: Path = 2_000;
 /// How far an epoch may be ahead of the receiver's wall clock, milliseconds.
 const DAY_MS: u64 = 86_400_000;
 /// How often a liar may mislead a machine within `LIES_WINDOW_US`: 20 times for free, 20 times more with its next epoch,

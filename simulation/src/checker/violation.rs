@@ -1,7 +1,7 @@
 //! The promises that are checked, each as the violation that breaks it.
 
 use crate::cores::gossip::Misdeed;
-use crate::machine::{Number, Path};
+use crate::number::{Number, Path};
 use narmesh_protocol::Generation;
 
 /// A promise that was broken.

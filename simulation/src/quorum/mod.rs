@@ -13,7 +13,9 @@
 //! [`Policy`]: narmesh_quorum::Policy
 
 mod judge;
+mod machine;
 mod plan;
+mod schedule;
 mod world;
 
 use crate::scenario::ScenarioError;
@@ -147,12 +149,12 @@ pub fn run(scenario: &QuorumScenario, seed: u64) -> QuorumReport {
     let end_ms = healed_ms + scenario.bound_s * 1_000;
     let equal_after_ms = loop {
         if world.find_first_difference().is_none() {
-            break Some(world.now_ms - healed_ms);
+            break Some(world.now_ms() - healed_ms);
         }
-        if world.now_ms >= end_ms {
+        if world.now_ms() >= end_ms {
             break None;
         }
-        world.run_until(world.now_ms + LOOK_MS);
+        world.run_until(world.now_ms() + LOOK_MS);
     };
     if equal_after_ms.is_none() {
         let difference = world.find_first_difference();

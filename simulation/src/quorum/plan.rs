@@ -2,13 +2,12 @@
 
 use super::QuorumScenario;
 use super::judge::{Judge, Known};
-use super::world::{Event, Machine, Number, World, path};
-use crate::cores::quorum::exchange::{Exchange, Moment};
-use crate::cores::quorum::{Builder, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Require, Revocation, WallMs};
+use super::machine::{Machine, Number, path};
+use super::schedule::{Event, Schedule};
+use crate::cores::quorum::{Builder, Mode, Policy, PolicyRules, Require, Revocation, WallMs};
 use crate::draw::Draw;
-use crate::machine::WALL_MS;
-use libp2p_identity::Keypair;
-use narmesh_protocol::{BuilderKey, NarHash, NixSecretKey, Statement};
+use crate::schedule::WALL_MS;
+use narmesh_protocol::{BuilderKey, NarHash, Statement};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Honest builds, of a thousand, that have a result of their own.
@@ -18,10 +17,17 @@ const UNREPRODUCIBLE_PERMILLE: u64 = 80;
 /// Builders with grace: their word alone is enough for what nobody else has. They are the last ones, who are honest.
 const GRACED: usize = 2;
 
-impl World {
-    /// Links all machines in a ring, so that all are connected, and adds random links.
-    pub(super) fn connect(&mut self) {
-        let count = self.machines.len();
+/// What the plan is made from, and where it goes.
+pub(super) struct Plan<'a> {
+    pub(super) scenario: &'a QuorumScenario,
+    pub(super) draw: &'a mut Draw,
+    pub(super) schedule: &'a mut Schedule,
+}
+
+impl Plan<'_> {
+    /// Links all machines in a ring, so that all are connected, and adds random links. None is open yet.
+    pub(super) fn connect(&mut self) -> Vec<(Number, Number, bool)> {
+        let count = self.scenario.builders;
         let mut pairs = BTreeSet::new();
         for a in 0..count {
             pairs.insert((a.min((a + 1) % count), a.max((a + 1) % count)));
@@ -32,15 +38,15 @@ impl World {
                 }
             }
         }
-        for (link, (a, b)) in pairs.into_iter().enumerate() {
-            self.links.push((a, b, false));
+        for link in 0..pairs.len() {
             let wait_ms = self.draw.below(1_000);
-            self.schedule_at(wait_ms, Event::Redial { link });
+            self.schedule.at_ms(wait_ms, Event::Redial { link });
         }
+        pairs.into_iter().map(|(a, b)| (a, b, false)).collect()
     }
 
     /// Plans who attests what of a path, and when.
-    pub(super) fn plan(&mut self, number: u32) {
+    pub(super) fn add_path(&mut self, number: u32) {
         let (hostile, run_ms) = (self.scenario.hostile, self.scenario.run_s * 1_000);
         let clustered = self.scenario.clustered;
         let statement = |number, result, reference: Option<u32>| statement(number, result, reference, clustered);
@@ -48,7 +54,7 @@ impl World {
         // The lie is another NAR, or the same NAR with another reference.
         let lie = if number.is_multiple_of(2) { statement(number, 1, None) } else { statement(number, 0, Some(other)) };
         let builders = self.draw.index(self.scenario.builds_per_path + 1);
-        let honest: Vec<_> = (hostile + 1..self.machines.len()).collect();
+        let honest: Vec<_> = (hostile + 1..self.scenario.builders).collect();
         for machine in self.draw.some(honest.clone(), builders) {
             let at_ms = self.draw.below(run_ms);
             let own = statement(number, 2 + u8::try_from(machine).unwrap_or(0), None);
@@ -67,20 +73,20 @@ impl World {
         // A thief signs with the stolen key, which is already revoked, and dates the attestation back by a day.
         let thief = self.draw.index(hostile);
         let at_ms = self.draw.below(run_ms);
-        self.schedule_at(
+        self.schedule.at_ms(
             at_ms,
             Event::Attest { machine: thief, signer: hostile, statement: lie.clone(), at_ms: WALL_MS - 86_400_000 },
         );
         for signer in self.draw.some(honest.clone(), 3) {
             let (at_ms, machine) = (self.draw.below(run_ms), self.draw.pick(&honest).unwrap_or(signer));
-            self.schedule_at(at_ms, Event::Bare { machine, signer, statement: lie.clone() });
+            self.schedule.at_ms(at_ms, Event::Bare { machine, signer, statement: lie.clone() });
         }
     }
 
     fn attest(&mut self, at_ms: u64, machine: Number, signer: Number, statement: Statement) {
         // Dates decide nothing, so some are a year ahead.
         let ahead_ms = if self.draw.chance(50) { 365 * 86_400_000 } else { 0 };
-        self.schedule_at(at_ms, Event::Attest { machine, signer, statement, at_ms: WALL_MS + at_ms + ahead_ms });
+        self.schedule.at_ms(at_ms, Event::Attest { machine, signer, statement, at_ms: WALL_MS + at_ms + ahead_ms });
     }
 }
 
@@ -90,22 +96,6 @@ fn statement(number: u32, result: u8, reference: Option<u32>, clustered: u32) ->
     nar_hash.iter_mut().zip(number.to_le_bytes()).for_each(|(to, from)| *to = from);
     let references = reference.map(|number| path(number, clustered)).into_iter().collect();
     Statement { path: path(number, clustered), nar_hash: NarHash(nar_hash), nar_size: 112, references }
-}
-
-pub(super) fn machine(draw: &mut Draw) -> Machine {
-    let node = Keypair::ed25519_from_bytes(draw.seed()).expect("32 bytes are a key");
-    let secret = NixSecretKey::from_seed("builder-1", &draw.seed()).expect("a name and 32 bytes are a key");
-    Machine {
-        peer: node.public().to_peer_id(),
-        public: secret.public(),
-        secret,
-        ledger: Ledger::new(LedgerLimits::default()),
-        exchange: Exchange::new(Moment(0), draw.seed()),
-        kept: BTreeMap::new(),
-        taken_in: BTreeMap::new(),
-        far: false,
-        tick_ms: None,
-    }
 }
 
 /// The rules that all machines have: owners of several builders count once, one key is revoked, two builders have grace.

@@ -1,17 +1,17 @@
 //! Machines that attest, and the links between them.
 
 use super::judge::{Judge, Stored};
-use super::plan::{judge, machine};
+use super::machine::{Machine, Number, path, store_dir};
+use super::plan::{Plan, judge};
+use super::schedule::{Event, Schedule};
 use super::{QuorumReport, QuorumScenario};
-use crate::cores::quorum::exchange::{Exchange, Input, Moment, Output, Spoken, Taken};
+use crate::cores::quorum::exchange::{Input, Moment, Output, Spoken, Taken};
 use crate::cores::quorum::reconcile::Shared;
-use crate::cores::quorum::{Insertion, Ledger, State, VerifiedStatement, WallMs};
+use crate::cores::quorum::{Insertion, State, VerifiedStatement, WallMs};
 use crate::draw::Draw;
-use crate::machine::WALL_MS;
+use crate::schedule::WALL_MS;
 use libp2p_identity::PeerId;
-use narmesh_protocol::{
-    Attestation, BuilderKey, HashPart, NixPublicKey, NixSecretKey, NixSignature, Statement, StoreDir, StorePath,
-};
+use narmesh_protocol::{Attestation, BuilderKey, NixSignature, Statement, StorePath};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -22,112 +22,46 @@ const REDIAL_MS: u64 = 4_000;
 /// Size of an attestation on disk, bytes.
 const BYTES: u32 = 400;
 
-pub(super) type Number = usize;
-
-pub(super) struct Machine {
-    pub(super) peer: PeerId,
-    pub(super) secret: NixSecretKey,
-    pub(super) public: NixPublicKey,
-    pub(super) ledger: Ledger,
-    pub(super) exchange: Exchange,
-    pub(super) kept: BTreeMap<(BuilderKey, HashPart), Vec<Attestation>>,
-    pub(super) taken_in: BTreeMap<StorePath, Vec<Stored>>,
-    /// Whether it is in the far half of a cut network.
-    pub(super) far: bool,
-    pub(super) tick_ms: Option<u64>,
-}
-
-pub(super) enum Event {
-    Request {
-        from: Number,
-        to: Number,
-        id: u64,
-        bytes: Vec<u8>,
-    },
-    Reply {
-        from: Number,
-        to: Number,
-        id: u64,
-        bytes: Vec<u8>,
-    },
-    Tick(Number),
-    /// A machine attests under this date, with its own key or a stolen one.
-    Attest {
-        machine: Number,
-        signer: Number,
-        statement: Statement,
-        at_ms: u64,
-    },
-    /// A machine takes in a narinfo with a bare signature of a builder, on what the builder substituted.
-    Bare {
-        machine: Number,
-        signer: Number,
-        statement: Statement,
-    },
-    Cut,
-    GivenUp {
-        link: usize,
-    },
-    Redial {
-        link: usize,
-    },
-}
-
 pub(super) struct World {
-    pub(super) now_ms: u64,
+    schedule: Schedule,
     pub(super) judge: Judge,
-    pub(super) scenario: QuorumScenario,
-    pub(super) machines: Vec<Machine>,
+    scenario: QuorumScenario,
+    machines: Vec<Machine>,
     /// Builders by their keys. The first `hostile` machines are hostile, and the key of the machine after them is stolen.
     numbers: BTreeMap<BuilderKey, Number>,
     peers: BTreeMap<PeerId, Number>,
-    pub(super) links: Vec<(Number, Number, bool)>,
-    due: BTreeMap<(u64, u64), Event>,
-    counter: u64,
+    links: Vec<(Number, Number, bool)>,
     cut: bool,
     /// Requests that wait for their answers, by the machine asked and its id: who asked, and the asker's id.
     asked: BTreeMap<(Number, u64), (Number, u64)>,
     /// Verified attestations by all of their bytes, because a hundred machines are shown the same ones.
     verified: BTreeMap<Vec<u8>, Option<VerifiedStatement>>,
-    pub(super) draw: Draw,
+    draw: Draw,
     trace: Sha256,
     /// Attestations made, attestations taken in, comparisons that ended, and bytes sent.
     counts: [u64; 4],
 }
 
-fn store_dir() -> StoreDir {
-    StoreDir::parse("/nix/store").expect("a store directory")
-}
-
-/// The store path with this number. Its place in the tree that ledgers are compared by is random, as for real paths, but
-/// the first `clustered` paths have hash parts that begin with the same 32 bits.
-pub(super) fn path(number: u32, clustered: u32) -> StorePath {
-    let digest: [u8; 32] = Sha256::digest(number.to_le_bytes()).into();
-    let mut hash_part = *digest.first_chunk::<20>().expect("32 bytes hold 20");
-    if number < clustered {
-        // The text of a hash part begins with the last byte.
-        hash_part.iter_mut().rev().take(4).for_each(|byte| *byte = 0);
-    }
-    StorePath::new(HashPart(hash_part), "built").expect("a name")
-}
-
 impl World {
     pub(super) fn new(scenario: QuorumScenario, seed: u64) -> Self {
         let mut draw = Draw::new(seed);
-        let machines: Vec<_> = (0..scenario.builders).map(|_| machine(&mut draw)).collect();
+        let machines: Vec<_> = (0..scenario.builders).map(|_| Machine::new(&mut draw)).collect();
         let numbers = machines.iter().enumerate().map(|(n, machine)| (BuilderKey(machine.public.bytes()), n)).collect();
         let peers = machines.iter().enumerate().map(|(n, machine)| (machine.peer, n)).collect();
         let judge = judge(&scenario, &machines);
         let trace = Sha256::new().chain_update(b"narmesh-quorum-1;").chain_update(seed.to_le_bytes());
-        let mut world = Self {
-            now_ms: 0,
+        let mut schedule = Schedule::default();
+        let mut plan = Plan { scenario: &scenario, draw: &mut draw, schedule: &mut schedule };
+        let links = plan.connect();
+        (0..scenario.paths).for_each(|number| plan.add_path(number));
+        schedule.at_ms(scenario.run_s.saturating_sub(scenario.cut_s) * 1_000, Event::Cut);
+        Self {
             judge,
             machines,
             numbers,
             peers,
-            links: Vec::new(),
-            due: BTreeMap::new(),
-            counter: 0,
+            links,
+            schedule,
             cut: false,
             asked: BTreeMap::new(),
             verified: BTreeMap::new(),
@@ -135,16 +69,7 @@ impl World {
             trace,
             counts: [0; 4],
             scenario,
-        };
-        world.connect();
-        (0..world.scenario.paths).for_each(|number| world.plan(number));
-        world.schedule_at(world.scenario.run_s.saturating_sub(world.scenario.cut_s) * 1_000, Event::Cut);
-        world
-    }
-
-    pub(super) fn schedule_at(&mut self, at_ms: u64, event: Event) {
-        self.counter += 1;
-        self.due.insert((at_ms.max(self.now_ms), self.counter), event);
+        }
     }
 
     fn is_hostile(&self, number: Number) -> bool {
@@ -163,13 +88,14 @@ impl World {
         !self.cut || self.machine(a).far == self.machine(b).far
     }
 
+    pub(super) fn now_ms(&self) -> u64 {
+        self.schedule.now_ms()
+    }
+
     pub(super) fn run_until(&mut self, end_ms: u64) {
-        while let Some(first) = self.due.first_entry().filter(|first| first.key().0 <= end_ms) {
-            let ((at_ms, _), event) = first.remove_entry();
-            self.now_ms = at_ms;
+        while let Some(event) = self.schedule.pop_until(end_ms) {
             self.handle(event);
         }
-        self.now_ms = end_ms;
     }
 
     /// Ends the cut. Connections that were given up are dialled again.
@@ -177,8 +103,8 @@ impl World {
         self.cut = false;
         for link in 0..self.links.len() {
             if self.links.get(link).is_some_and(|(.., open)| !open) {
-                let at_ms = self.now_ms + self.draw.between(250, REDIAL_MS);
-                self.schedule_at(at_ms, Event::Redial { link });
+                let at_ms = self.schedule.now_ms() + self.draw.between(250, REDIAL_MS);
+                self.schedule.at_ms(at_ms, Event::Redial { link });
             }
         }
     }
@@ -187,8 +113,7 @@ impl World {
         match event {
             Event::Request { from, to, id, bytes } => {
                 if self.passes(from, to) {
-                    self.counter += 1;
-                    let (number, peer) = (self.counter, self.machine(from).peer);
+                    let (number, peer) = (self.schedule.next_number(), self.machine(from).peer);
                     self.asked.insert((to, number), (from, id));
                     self.feed(to, Input::Request { from: peer, id: number, bytes });
                 }
@@ -222,7 +147,7 @@ impl World {
                     self.machine_mut(number).far = self.draw.chance(500);
                 }
                 for link in 0..self.links.len() {
-                    self.schedule_at(self.now_ms + GIVEN_UP_MS, Event::GivenUp { link });
+                    self.schedule.at_ms(self.schedule.now_ms() + GIVEN_UP_MS, Event::GivenUp { link });
                 }
             }
             Event::GivenUp { link } => self.set_link(link, false),
@@ -248,7 +173,7 @@ impl World {
     }
 
     fn feed(&mut self, number: Number, input: Input) {
-        let now_ms = self.now_ms;
+        let now_ms = self.schedule.now_ms();
         let machine = self.machine_mut(number);
         machine.exchange.handle(Moment(now_ms), &machine.ledger, input);
         while let Some(output) = self.machine_mut(number).exchange.poll() {
@@ -258,12 +183,12 @@ impl World {
         let deadline = machine.exchange.deadline().map(|deadline| deadline.0.max(now_ms + 1));
         if let Some(deadline) = deadline.filter(|deadline| machine.tick_ms.is_none_or(|tick| tick > *deadline)) {
             machine.tick_ms = Some(deadline);
-            self.schedule_at(deadline, Event::Tick(number));
+            self.schedule.at_ms(deadline, Event::Tick(number));
         }
     }
 
     fn perform(&mut self, number: Number, output: Output) {
-        self.trace.update(self.now_ms.to_le_bytes());
+        self.trace.update(self.schedule.now_ms().to_le_bytes());
         self.trace.update(number.to_le_bytes());
         match output {
             Output::Request { to, id, bytes } => {
@@ -310,8 +235,8 @@ impl World {
     fn send(&mut self, bytes: Vec<u8>, event: impl FnOnce(Vec<u8>) -> Event) {
         self.trace.update(&bytes);
         self.counts[3] += bytes.len() as u64;
-        let at_ms = self.now_ms + self.scenario.delay_ms + self.draw.below(self.scenario.jitter_ms + 1);
-        self.schedule_at(at_ms, event(bytes));
+        let at_ms = self.schedule.now_ms() + self.scenario.delay_ms + self.draw.below(self.scenario.jitter_ms + 1);
+        self.schedule.at_ms(at_ms, event(bytes));
     }
 
     fn verify_once(&mut self, attestation: &Attestation) -> Option<VerifiedStatement> {
@@ -344,7 +269,7 @@ impl World {
     }
 
     fn store(&mut self, number: Number, evidence: &VerifiedStatement, path: &StorePath, dated: bool) -> bool {
-        let at = WallMs(WALL_MS + self.now_ms);
+        let at = WallMs(WALL_MS + self.schedule.now_ms());
         let Some(builder) = self.numbers.get(&evidence.builder()).copied() else { return false };
         let machine = self.machines.get_mut(number).expect("numbers are the world's own");
         let inserted = machine.ledger.insert(evidence, Some(at));

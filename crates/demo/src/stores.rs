@@ -3,7 +3,8 @@
 //! Nix builds only where the physical directory is the logical one: that is so in the first store. The others are
 //! relocated (`local?real=…`), with databases of their own.
 
-use crate::config::StoreConfig;
+use crate::configuration::StoreConfig;
+use crate::process::run_for_output;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,7 +28,7 @@ in rec {
 
 /// One of the stores.
 #[derive(Clone, Debug)]
-pub(super) struct DemoStore {
+pub(crate) struct DemoStore {
     dir: PathBuf,
     place: PathBuf,
     builds: bool,
@@ -35,22 +36,17 @@ pub(super) struct DemoStore {
 
 impl DemoStore {
     /// The store `name` of the demo in `dir`. If it `builds`, its files are in the logical directory.
-    pub(super) fn new(dir: &Path, name: &str, builds: bool) -> Self {
+    pub(crate) fn new(dir: &Path, name: &str, builds: bool) -> Self {
         Self { dir: dir.to_owned(), place: dir.join("stores").join(name), builds }
     }
 
     /// `[store]` in the configuration of this store's daemon.
-    pub(super) fn config(&self) -> StoreConfig {
-        StoreConfig {
-            store_dir: self.store_dir().display().to_string(),
-            real_dir: Some(self.real_dir()),
-            state_dir: Some(self.place.join("var")),
-            ..StoreConfig::default()
-        }
+    pub(crate) fn config(&self) -> StoreConfig {
+        StoreConfig { store_dir: self.store_dir(), real_dir: self.real_dir(), state_dir: self.place.join("var") }
     }
 
     /// Builds the demo's closure; returns its paths, the root last.
-    pub(super) fn build(&self) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn build(&self) -> anyhow::Result<Vec<String>> {
         let expression = self.dir.join("packages.nix");
         std::fs::write(&expression, PACKAGES)?;
         let mut command = self.nix("nix-build")?;
@@ -62,7 +58,7 @@ impl DemoStore {
     }
 
     /// Starts to substitute `path`, with the gateway as the only substituter and building forbidden.
-    pub(super) fn realise(&self, path: &str, gateway: &str, trusted_public_key: &str) -> anyhow::Result<Child> {
+    pub(crate) fn realise(&self, path: &str, gateway: &str, trusted_public_key: &str) -> anyhow::Result<Child> {
         let mut command = self.nix("nix-store")?;
         command.args(["--store", &self.url(), "--realise", path, "--option", "max-jobs", "0"]);
         command.args(["--option", "substituters", &format!("http://{gateway}")]);
@@ -72,7 +68,7 @@ impl DemoStore {
     }
 
     /// The NarHash that Nix has recorded in this store for `path`.
-    pub(super) fn ask_nar_hash(&self, path: &str) -> anyhow::Result<String> {
+    pub(crate) fn ask_nar_hash(&self, path: &str) -> anyhow::Result<String> {
         let mut command = self.nix("nix-store")?;
         if !self.builds {
             command.args(["--store", &self.url()]);
@@ -82,20 +78,20 @@ impl DemoStore {
     }
 
     /// Reads the files of `path` again and compares them with the recorded NarHash.
-    pub(super) fn verify(&self, path: &str) -> anyhow::Result<()> {
+    pub(crate) fn verify(&self, path: &str) -> anyhow::Result<()> {
         let mut command = self.nix("nix-store")?;
         command.args(["--store", &self.url(), "--verify-path", path]);
         run_for_output(&mut command).map(drop)
     }
 
     /// A command line that builds something else here.
-    pub(super) fn build_example(&self) -> String {
+    pub(crate) fn build_example(&self) -> String {
         let expression = r#"derivation { name = "mine"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo hello > $out" ]; }"#;
         format!("{} nix-build --no-out-link -E '{expression}'", self.environment_text())
     }
 
     /// A command line that fetches `path` into this store.
-    pub(super) fn realise_example(&self, gateway: &str, path: &str) -> String {
+    pub(crate) fn realise_example(&self, gateway: &str, path: &str) -> String {
         format!(
             "{} nix-store --store '{}' --realise {path} --option substituters http://{gateway} \
              --option trusted-public-keys \"$(cat {})\"",
@@ -149,15 +145,7 @@ impl DemoStore {
         for theirs in ["NIX_REMOTE", "NIX_PATH", "NIX_CONFIG", "NIX_USER_CONF_FILES"] {
             command.env_remove(theirs);
         }
-        command.envs(self.environment()).stdin(Stdio::null());
+        command.envs(self.environment());
         Ok(command)
     }
-}
-
-fn run_for_output(command: &mut Command) -> anyhow::Result<String> {
-    let program = command.get_program().to_owned();
-    let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{} failed: {}\n{complaint}", program.display(), output.status);
-    Ok(String::from_utf8(output.stdout)?)
 }

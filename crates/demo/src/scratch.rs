@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 /// A directory, and whether it is ours to remove at the end.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     dir: PathBuf,
     is_ours: bool,
 }
 
 impl Scratch {
     /// Creates the directory chosen, which must be new or empty, or a temporary one.
-    pub(super) fn new(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub(crate) fn new(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
         let is_ours = chosen.is_none();
         let dir = chosen.unwrap_or_else(|| std::env::temp_dir().join(format!("narmesh-demo-{}", std::process::id())));
         // The temporary directory is open to everybody: one of that name that somebody else made there is refused.
@@ -26,7 +26,7 @@ impl Scratch {
         Ok(Self { dir: dir.canonicalize()?, is_ours })
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 }

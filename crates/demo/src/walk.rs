@@ -1,10 +1,11 @@
 //! Follows a path step by step, with a line for each: built, announced, pulled, candidate, holder, bytes, rate, NarHash
 //! verified.
 
-use super::daemons::{DemoNode, POLL};
-use super::progress::Progress;
-use super::stop::Stop;
-use super::stores::DemoStore;
+use crate::command_line::{Candidate, Status};
+use crate::daemons::{DemoNode, POLL};
+use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::stores::DemoStore;
 use anyhow::Context;
 use indicatif::HumanBytes;
 use std::io::Read;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Builds on `builder` and substitutes on each of `receivers`; the stores are in the order of the nodes.
-pub(super) fn walk(
+pub(crate) fn walk(
     builder: &DemoNode,
     receivers: &[&DemoNode],
     stores: &[DemoStore; 3],
@@ -36,9 +37,8 @@ pub(super) fn walk(
     for receiver in receivers {
         wait_until_pulled(builder, receiver, closure.len(), built, stop)?;
     }
-    let key = builder.builder_key().context("the builder has a builder key")?;
     for (receiver, store) in receivers.iter().zip(copies) {
-        substitute(receiver, store, root, key, stop)?;
+        substitute(receiver, store, root, builder.builder_key(), stop)?;
         for path in &closure {
             explain(receiver, path)?;
             compare(source, receiver, store, path)?;
@@ -73,7 +73,7 @@ fn wait_until_pulled(
     let (summary, addresses) = wait(receiver, "holds the summary", stop, |status| {
         let peer = status.peers.iter().find(|peer| peer.name == builder.name())?;
         let summary = peer.summary.as_ref().filter(|summary| summary.paths >= paths as u64)?;
-        Some((summary.clone(), peer.stats.addresses.clone()))
+        Some((summary.clone(), peer.addresses.clone()))
     })?;
     println!(
         "{}  pulled summary {}.{} of {}: {} paths, {} ms after the build; {} listens on {}",
@@ -136,7 +136,7 @@ fn explain(receiver: &DemoNode, path: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn name_peers(sentence: &str, peers: &[crate::status::CandidateView]) -> String {
+fn name_peers(sentence: &str, peers: &[Candidate]) -> String {
     peers.iter().fold(sentence.to_owned(), |sentence, peer| sentence.replace(&peer.peer_id, &peer.name))
 }
 
@@ -148,12 +148,7 @@ fn compare(source: &DemoStore, receiver: &DemoNode, store: &DemoStore, path: &st
     Ok(())
 }
 
-fn wait<T>(
-    node: &DemoNode,
-    what: &str,
-    stop: &Stop,
-    found: impl Fn(&crate::status::Status) -> Option<T>,
-) -> anyhow::Result<T> {
+fn wait<T>(node: &DemoNode, what: &str, stop: &Stop, found: impl Fn(&Status) -> Option<T>) -> anyhow::Result<T> {
     let since = Instant::now();
     loop {
         if let Some(found) = found(&node.ask_status()?) {

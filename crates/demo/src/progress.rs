@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// The progress of one transfer.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     what: String,
     bytes_max: u64,
@@ -15,7 +15,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Begins at zero; `bytes_max` is the expected total.
-    pub(super) fn new(what: &str, bytes_max: u64) -> Self {
+    pub(crate) fn new(what: &str, bytes_max: u64) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix}  [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -25,7 +25,7 @@ impl Progress {
     }
 
     /// Shows that `bytes` have arrived.
-    pub(super) fn advance_to(&mut self, bytes: u64) {
+    pub(crate) fn advance_to(&mut self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);
         } else if self.said.elapsed() >= Duration::from_secs(1) {

@@ -8,7 +8,7 @@ use std::process::Command;
 const NEEDED: [(&str, &str); 2] = [("nix-store", "nix-bin"), ("nix-build", "nix-bin")];
 
 /// Makes sure that Nix is installed: installs it if `install`, else names the missing packages in an error.
-pub(super) fn ensure(install: bool) -> anyhow::Result<()> {
+pub(crate) fn ensure(install: bool) -> anyhow::Result<()> {
     let missing = missing_packages();
     if missing.is_empty() {
         return Ok(());

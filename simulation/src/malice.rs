@@ -1,17 +1,15 @@
 //! Machines that lie: each has an honest core that follows the mesh, and a malice that speaks in its place.
 
-use crate::checker::{ABSENT_FROM, WANTED};
-use crate::cores::gossip::Input;
 use crate::draw::Draw;
-use crate::machine::{Number, Path, WALL_MS, part};
+use crate::number::{ABSENT_FROM, Path, WANTED, part};
 use crate::scenario::Hostile;
-use crate::world::{Happening, World};
+use crate::schedule::WALL_MS;
+use crate::trick::{TRICKS, Trick};
 use libp2p_identity::{Keypair, PeerId};
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Sync};
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, Summary, SummaryDelta,
 };
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 const DAY_MS: u64 = 86_400_000;
@@ -19,61 +17,6 @@ const DAY_MS: u64 = 86_400_000;
 const FLOOD: usize = 200;
 /// Envelopes of others that a liar keeps to replay them.
 const STOLEN_MAX: usize = 64;
-
-/// What a liar does.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Trick {
-    /// Its filter has all bits set.
-    AllOnes,
-    /// Its filter has random bits set, as many as receivers let through.
-    DenseAsAllowed,
-    /// Its filter claims the paths of everyone else.
-    ClaimEverything,
-    /// Its filter is empty, as if it had nothing.
-    ClaimNothing,
-    /// It announces epochs that are a week ahead.
-    FutureEpoch,
-    /// It announces its own older states again.
-    StaleEpoch,
-    /// It publishes and passes on old envelopes of others, as from a stolen disk.
-    ReplayStolen,
-    /// It signs two summaries for one generation and publishes both.
-    Equivocate,
-    /// It announces bodies that it does not have.
-    NoBody,
-    /// It answers pulls of others' bodies with bodies of its own making.
-    WrongBody,
-    /// It hands the bodies of others to whoever asks, whatever their audience.
-    Leak,
-    /// It publishes two hundred announcements at once.
-    FloodAnnouncements,
-    /// It sends two hundred requests at once.
-    FloodRequests,
-    /// It passes nothing on: no message, no news, no body.
-    Withhold,
-    /// It sends bytes that mean nothing.
-    Garbage,
-}
-
-/// All tricks.
-pub const TRICKS: [Trick; 15] = [
-    Trick::AllOnes,
-    Trick::DenseAsAllowed,
-    Trick::ClaimEverything,
-    Trick::ClaimNothing,
-    Trick::FutureEpoch,
-    Trick::StaleEpoch,
-    Trick::ReplayStolen,
-    Trick::Equivocate,
-    Trick::NoBody,
-    Trick::WrongBody,
-    Trick::Leak,
-    Trick::FloodAnnouncements,
-    Trick::FloodRequests,
-    Trick::Withhold,
-    Trick::Garbage,
-];
 
 /// The lying part of a machine.
 #[derive(Debug)]
@@ -115,6 +58,16 @@ impl Malice {
         }
     }
 
+    /// Takes up a trick by chance.
+    pub(crate) fn change_trick(&mut self, draw: &mut Draw) {
+        self.trick = draw.pick(&TRICKS).unwrap_or(Trick::Garbage);
+    }
+
+    /// How long until it plays its trick again, microseconds.
+    pub(crate) fn draw_pause_us(&self, draw: &mut Draw) -> u64 {
+        draw.between(self.every_us / 2, self.every_us * 3 / 2)
+    }
+
     /// Whether it signed anything under this generation.
     pub(crate) fn has_signed(&self, generation: Generation) -> bool {
         self.signed.contains(&generation)
@@ -132,7 +85,7 @@ impl Malice {
     }
 
     /// Turns an envelope of the honest core into what is published instead.
-    fn lie(
+    pub(crate) fn lie(
         &mut self,
         keypair: &Keypair,
         honest: &[u8],
@@ -286,7 +239,7 @@ impl Malice {
     }
 
     /// The envelopes that it publishes now on its own.
-    fn make_envelopes(&mut self, keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<Vec<u8>> {
+    pub(crate) fn make_envelopes(&mut self, keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<Vec<u8>> {
         let announcement = self.make_announcement(now_ms, draw);
         match self.trick {
             Trick::FutureEpoch => {
@@ -327,7 +280,7 @@ impl Malice {
     }
 
     /// The requests that it sends now on its own.
-    fn make_requests(&self, draw: &mut Draw) -> Vec<Vec<u8>> {
+    pub(crate) fn make_requests(&self, draw: &mut Draw) -> Vec<Vec<u8>> {
         match self.trick {
             Trick::Garbage => vec![draw.seed().to_vec()],
             Trick::FloodRequests => {
@@ -412,77 +365,4 @@ fn claim_everything(paths: Path) -> Vec<u8> {
         }
     }
     bytes
-}
-
-impl World {
-    pub(crate) fn schedule_trick(&mut self, number: Number) {
-        let every_us = self.machine(number).malice.as_ref().map_or(1, |malice| malice.every_us);
-        let wait_us = self.draw.between(every_us / 2, every_us * 3 / 2);
-        self.schedule_after_us(wait_us, Happening::Trick(number));
-    }
-
-    pub(crate) fn publish_lies(&mut self, number: Number, honest: Vec<u8>) {
-        let machine = self.machine(number);
-        let others = machine.trusted.iter().map(|other| AudienceDigest::of(&self.machine(*other).peer));
-        let mut audience: Vec<_> = others.chain([AudienceDigest::of(&machine.peer)]).collect();
-        audience.sort_unstable();
-        let (keypair, paths) = (machine.keypair.clone(), self.next_path);
-        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
-        let Some(malice) = &mut machine.malice else { return };
-        let lie = malice.lie(&keypair, &honest, &audience, paths, &mut self.draw);
-        self.publish_message(number, lie.into());
-    }
-
-    /// Lets a liar play its trick. A stranger plays a random one, against a random honest machine.
-    pub(crate) fn play_trick(&mut self, number: Number) {
-        self.schedule_trick(number);
-        let now_ms = self.now_ms();
-        let machine = self.machines.get_mut(number).expect("numbers are the world's own");
-        let (keypair, stranger, me) = (machine.keypair.clone(), machine.stranger, machine.peer);
-        let Some(malice) = &mut machine.malice else { return };
-        if stranger {
-            malice.trick = self.draw.pick(&TRICKS).unwrap_or(Trick::Garbage);
-        }
-        let publishes = malice.make_envelopes(&keypair, now_ms, &mut self.draw);
-        let asks = malice.make_requests(&mut self.draw);
-        if !stranger {
-            for bytes in publishes {
-                self.publish_message(number, bytes.into());
-            }
-        }
-        let victims = if stranger { (0..self.scenario.nodes).collect() } else { self.connected_machines(number) };
-        let honest: Vec<_> = victims.into_iter().filter(|victim| self.machine(*victim).is_honest()).collect();
-        let Some(victim) = self.draw.pick(&honest) else { return };
-        if stranger {
-            // The daemon would refuse a stranger's handshake. Here its messages get through, because the core must
-            // withstand them by itself.
-            let announcement = seal_malice(&keypair, now_ms, &mut self.draw);
-            let from = self.machine(victim).trusted.first().map_or(me, |other| self.machine(*other).peer);
-            self.counter += 1;
-            let id = self.counter;
-            self.feed(victim, Input::Announcement { id, author: me, from, bytes: announcement.clone() });
-            self.feed(victim, Input::Response { from: me, id: 1, bytes: announcement });
-            self.feed(victim, Input::Connected(me));
-            let owner = AudienceDigest::of(&self.machine(victim).peer);
-            if let Some(generation) = self.machine(victim).core.publication().generation {
-                let pull = GossipRequest::Pull { owner, generation, have_seq: None };
-                self.on_request(number, victim, 0, pull.encode().expect("a small request"));
-            }
-        }
-        for bytes in asks {
-            self.on_request(number, victim, 0, bytes);
-        }
-    }
-}
-
-fn seal_malice(keypair: &Keypair, now_ms: u64, draw: &mut Draw) -> Vec<u8> {
-    let announcement = Announcement {
-        generation: Generation { epoch: WALL_MS + now_ms, seq: 0 },
-        path_count: 1,
-        body_digest: draw.seed(),
-        body_bytes: 1_100,
-        lifetime_s: 3_600,
-        issued_at_ms: WALL_MS + now_ms,
-    };
-    Envelope::seal(keypair, announcement).expect("an Ed25519 key").as_bytes().to_vec()
 }
