@@ -1,14 +1,13 @@
 //! The `narmesh` daemon and its command line, which connect what the other crates do separately.
 //!
 //! Walk: [`daemon::run`] loads [`settings`], opens the [`state_db`] and the Nix store, starts the mesh
-//! (`narmesh-mesh`) and puts the resolver behind the HTTP gateway; [`quorum`] keeps what builders attest;
+//! (`narmesh-mesh`) and puts the resolver behind the HTTP gateway; [`attestations`] keeps what builders attest;
 //! [`control`] answers `narmesh status` and the other commands.
 //! Invariants: one place assembles the status; every wait has a deadline; every queue has a bound; no file of Nix is
 //! written.
 
 mod account;
-mod attestations;
-mod builders;
+pub mod attestations;
 pub mod cli;
 pub mod config;
 mod config_template;
@@ -16,7 +15,6 @@ pub mod control;
 pub mod daemon;
 mod database_file;
 mod describe;
-pub mod quorum;
 mod regular_file;
 pub mod settings;
 mod sources;

@@ -4,7 +4,9 @@
 //! The mesh tells the thread who is connected and which builders may be spoken of there, and passes requests and replies
 //! on; the ledger tells it of changes. The link between them has the bounds.
 
-use crate::quorum::{self, LiveLedger, StoredStatement, verify};
+use super::ledger::{LiveLedger, StoredStatement};
+use super::now;
+use super::verification::verify_all;
 use libp2p::PeerId;
 use narmesh_gossip::Misdeed;
 use narmesh_mesh::{DriverEnd, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
@@ -42,7 +44,7 @@ pub(crate) struct ExchangeCounters {
 pub(crate) fn start(
     ledger: &Arc<LiveLedger>,
     offer: &Arc<Offer>,
-    withheld: mpsc::Sender<Vec<HashPart>>,
+    on_withheld: impl Fn(&[HashPart]) + Send + 'static,
     counters: ExchangeCounters,
 ) -> io::Result<DriverEnd> {
     let (driver, ThreadEnd { messages, orders }) = link_exchange();
@@ -57,7 +59,7 @@ pub(crate) fn start(
         waiting: HashMap::new(),
         next_wanted: 0,
         orders,
-        withheld,
+        on_withheld: Box::new(on_withheld),
         counters,
     };
     thread::Builder::new().name("attestations".to_owned()).spawn(move || worker.run(&messages))?;
@@ -67,6 +69,9 @@ pub(crate) fn start(
 fn moment() -> Moment {
     narmesh_mesh::now().moment
 }
+
+/// What is called with store paths.
+type OnPaths = Box<dyn Fn(&[HashPart]) + Send>;
 
 struct Worker {
     exchange: Exchange,
@@ -78,8 +83,8 @@ struct Worker {
     waiting: HashMap<u64, mpsc::Sender<()>>,
     next_wanted: u64,
     orders: mpsc::Sender<ExchangeOrder>,
-    /// Takes the paths of which an attestation was kept back.
-    withheld: mpsc::Sender<Vec<HashPart>>,
+    /// Called with paths of which an attestation was kept back.
+    on_withheld: OnPaths,
     counters: ExchangeCounters,
 }
 
@@ -164,7 +169,7 @@ impl Worker {
     }
 
     /// The bytes of the reply. What cannot be read is left out: the peer asks others, and us again. Paths that have
-    /// been withheld since they were attested are reported to the task that takes attestations back, so that
+    /// been withheld since they were attested are reported to the attester, which takes their attestations back, so that
     /// comparisons stop promising them, while a locked ledger does not hold up this thread.
     fn read(&self, hand_over: &HandOver) -> Vec<u8> {
         let (mut handed_over, mut withheld) = (0, Vec::new());
@@ -179,8 +184,7 @@ impl Worker {
         self.counters.handed_over.inc_by(u64::try_from(handed_over).unwrap_or(0));
         if !withheld.is_empty() {
             tracing::debug!(peer = %hand_over.to, paths = withheld.len(), "kept back: withheld since it was attested");
-            // Full: the peer will ask again. Closed: the daemon is stopping.
-            self.withheld.try_send(withheld).unwrap_or(());
+            (self.on_withheld)(&withheld);
         }
         bytes
     }
@@ -203,7 +207,7 @@ impl Worker {
         let keyed = attestations.into_iter().filter_map(|it| Some((self.keys.get(&it.builder)?.clone(), it)));
         let keyed: Vec<_> = keyed.collect();
         let known = keyed.len();
-        let mut verified = verify(self.ledger.store_dir(), keyed);
+        let mut verified = verify_all(self.ledger.store_dir(), keyed);
         let refused = known - verified.len();
         self.count_refused("unknown_builder", came - known);
         self.count_refused("bad_signature", refused);
@@ -215,7 +219,7 @@ impl Worker {
         verified.retain(|(stored, _)| self.may_be_told(&stored.attestation));
         let withheld = taken.verified - verified.len();
         self.count_refused("withheld", withheld);
-        match self.ledger.take(&verified, quorum::now()) {
+        match self.ledger.take(&verified, now()) {
             Ok(result) => {
                 taken.new = result.new + result.upgraded;
                 self.counters.pulled.inc_by(u64::try_from(taken.new).unwrap_or(0));

@@ -12,7 +12,7 @@ pub use self::stream::{AT_ONCE_MAX, Answer, Asker, Input, Output, STREAMS_MAX, a
 
 use self::stream::Turns;
 use crate::account::look_up_group_id;
-use crate::quorum::Question;
+use crate::attestations::Question;
 use crate::status::{AdvertisedReport, PeerProbe, Status, WhyReport};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
@@ -55,7 +55,7 @@ pub enum ControlRequest {
         /// The name or peer id of the peer; all peers if `None`.
         peer: Option<String>,
     },
-    /// A question of `narmesh quorum`, answered with [`crate::quorum::Part`]s.
+    /// A question of `narmesh quorum`, answered with [`crate::attestations::Part`]s.
     Quorum(Question),
 }
 

@@ -4,9 +4,9 @@ use super::Daemon;
 use super::advertised::{collect_advertised, tell_of_offer};
 use super::status::assemble_status;
 use crate::account::look_up_user_name;
+use crate::attestations::{OwnBuilds, Part, Queries, Question};
 use crate::control::{Asker, ControlHandler, ControlReply, ControlRequest};
 use crate::describe::describe;
-use crate::quorum::{OwnBuilds, Part, Queries, Question};
 use crate::settings::PeerSettings;
 use crate::status::text::utc;
 use crate::status::{AdvertisedReport, PeerProbe, WhyReport};
@@ -44,8 +44,8 @@ impl ControlHandler for Daemon {
         if let (Question::Report(_) | Question::Import, Some(note)) = (question, self.not_in_force()) {
             output.tell(&Part::Note(note))?;
         }
-        let (store, ledger) = (&self.store, &self.ledger);
-        let key = self.attester.key();
+        let (store, ledger) = (&self.store, self.attestations.ledger());
+        let key = self.attestations.key();
         let own = key.as_ref().map(|key| OwnBuilds { store, offer: &self.offer, ledger, key });
         let queries = Queries { store, ledger, own };
         queries.answer(question, input, |part| output.tell(&part))

@@ -1,8 +1,7 @@
 //! `/metrics`: the counters of the gateway and of the resolver, and gauges that are computed at each request. Peers
 //! that misbehaved appear with their id and what they did; no address of a peer appears.
 
-use super::observer::Verdicts;
-use crate::attestations::exchange::ExchangeCounters;
+use crate::attestations::{Attestations, Verdicts};
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
 use narmesh_mesh::{PeerStatistics, PeerStats};
@@ -20,10 +19,9 @@ use std::sync::Arc;
 /// The registry of all metrics.
 pub(super) fn registry(
     gateway: &GatewayMetrics,
-    exchange: &ExchangeCounters,
+    attestations: &Attestations,
     resolver: &Arc<Resolver>,
     statistics: &Arc<PeerStatistics>,
-    verdicts: Verdicts,
 ) -> Registry {
     let mut registry = Registry::with_prefix("narmesh");
     gateway.register(&mut registry);
@@ -42,6 +40,7 @@ pub(super) fn registry(
     ] {
         registry.register(name, help, counter.clone());
     }
+    let exchange = attestations.counters();
     for (name, help, counter) in [
         ("quorum_compared", "Comparisons of what is attested with a peer", &exchange.compared),
         ("quorum_pulled", "Attestations from peers that were new", &exchange.pulled),
@@ -56,7 +55,8 @@ pub(super) fn registry(
         "Narinfos and NARs that Nix asked for and was not given because of the policy",
         resolver.refusals().clone(),
     );
-    registry.register_collector(Box::new(Gauges { statistics: Arc::clone(statistics), verdicts }));
+    registry
+        .register_collector(Box::new(Gauges { statistics: Arc::clone(statistics), verdicts: attestations.verdicts() }));
     registry
 }
 

@@ -4,21 +4,15 @@
 //! signals. The gateway's socket is opened first and closed last: a refused connection aborts builds on Nix up to 2.31.
 
 mod advertised;
-mod attester;
 mod control;
 mod listener;
 mod metrics;
-mod observer;
 mod publish;
 mod status;
 
-use self::attester::Attester;
-use self::observer::Observer;
-use crate::attestations::exchange::{self, ExchangeCounters};
-use crate::builders::LedgerAndPeers;
+use crate::attestations::{Attestations, KeyNames, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
-use crate::quorum::{KeyNames, LedgerThread, LiveLedger};
 use crate::settings::{Compress, Secrets, Settings, make_gateway_key};
 use crate::sources::MeshSources;
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
@@ -37,14 +31,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// How long bodies that are being sent may take to end after SIGTERM.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
-
-/// How many requests of peers for attestations of paths that are withheld by now may wait for the attester, which takes
-/// those attestations back. A request that finds no room is passed on when it is made again.
-const KEPT_BACK_MAX: usize = 64;
 
 /// The start of 2020. No clock that was ever set is earlier; a machine without a battery for its clock starts in 1970.
 const CLOCK_MIN_UNIX_S: u64 = 1_577_836_800;
@@ -64,10 +54,7 @@ pub(crate) struct Daemon {
     resolver: Arc<Resolver>,
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
-    ledger: Arc<LiveLedger>,
-    _keeper: LedgerThread,
-    attester: Attester,
-    observer: Observer,
+    attestations: Attestations,
 }
 
 /// The settings in force.
@@ -119,7 +106,9 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let store = NixStore::open(location).context("the Nix store")?;
     let gateway_key = load_gateway_key(&settings, &policy)?;
     let (offer, offer_changes) = publish::start_offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
-    let (ledger, ledger_thread) = open_ledger(&settings, &secrets, &store, policy)?;
+    let ledger = open_ledger(&settings, &secrets, &store, policy);
+    let (attestations, exchange) =
+        Attestations::start(ledger, &store, &offer, secrets.builder_key.clone(), settings.quorum.signers())?;
     let statistics = Arc::new(PeerStatistics::default());
     let upload_limits = UploadLimits {
         per_peer: settings.limits.uploads_per_peer as usize,
@@ -127,8 +116,6 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         bytes_per_s: settings.limits.upload_bytes_per_s,
     };
     let uploads = Uploads::new(Arc::clone(&offer), Arc::clone(&statistics), upload_limits, may_compress(&settings));
-    let exchange_counters = ExchangeCounters::default();
-    let (withheld, kept_back) = mpsc::channel(KEPT_BACK_MAX);
     let (mut mesh, handle) = Mesh::start(
         &secrets.keypair,
         settings.store.store_dir.clone(),
@@ -139,7 +126,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
             statistics,
             state: Box::new(state.clone()),
             summaries: summaries.map(|files| Box::new(files) as Box<dyn SummaryStore>),
-            exchange: exchange::start(&ledger, &offer, withheld, exchange_counters.clone())?,
+            exchange,
         },
     )?;
     mesh.wait_until_listening().await;
@@ -148,15 +135,12 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         Arc::clone(&store),
         Arc::new(MeshSources::new(handle.clone())),
         Arc::new(state),
-        Arc::new(LedgerAndPeers { ledger: Arc::clone(&ledger), mesh: handle.clone() }),
+        attestations.builders(handle.clone()),
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
     ));
-    let attester = Attester::start(&store, &offer, &ledger, secrets.builder_key.clone(), settings.quorum.signers())?;
-    let observer = Observer::start(Arc::clone(&ledger))?;
     let gateway_metrics = Arc::new(GatewayMetrics::default());
-    let registry =
-        metrics::registry(&gateway_metrics, &exchange_counters, &resolver, handle.statistics(), observer.verdicts());
+    let registry = metrics::registry(&gateway_metrics, &attestations, &resolver, handle.statistics());
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
@@ -170,15 +154,11 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         resolver: Arc::clone(&resolver),
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
-        ledger,
-        _keeper: ledger_thread,
-        attester,
-        observer,
+        attestations,
     });
-    let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, &daemon.ledger)?;
-    let on_dropped = daemon.attester.on_dropped();
+    let _watcher = publish::follow_store(&daemon.store, &daemon.resolver, daemon.attestations.ledger())?;
+    let on_dropped = daemon.attestations.on_dropped();
     tokio::spawn(publish::tell_mesh(Arc::clone(&daemon.offer), offer_changes, daemon.mesh.clone(), on_dropped));
-    tokio::spawn(publish::take_back(kept_back, daemon.attester.on_dropped()));
     let control_task = tokio::spawn(control.serve(Arc::clone(&daemon)));
     let (stop, stopped) = watch::channel(false);
     let host_names = daemon.settings().gateway.host_names.clone();
@@ -231,22 +211,16 @@ fn open_state(state_dir: &Path) -> Result<StateDb, StateDbError> {
 
 /// Opens the ledger, which every verdict comes from. With `prefer` or `require` it is read before Nix can ask anything:
 /// a 404 for a path that is agreed would stay in Nix's own cache for an hour.
-fn open_ledger(
-    settings: &Settings,
-    secrets: &Secrets,
-    store: &Arc<NixStore>,
-    policy: Policy,
-) -> anyhow::Result<(Arc<LiveLedger>, LedgerThread)> {
+fn open_ledger(settings: &Settings, secrets: &Secrets, store: &Arc<NixStore>, policy: Policy) -> LiveLedger {
     let (held, decides) = (Arc::clone(store), matches!(policy.mode(), Mode::Prefer | Mode::Require));
     let is_held = Box::new(move |part: &HashPart| held.contains(part));
     let ledger = LiveLedger::new(&settings.node.state_dir, &settings.store.store_dir, policy, is_held);
-    let ledger = Arc::new(ledger.named(key_names(settings, secrets)).repairing());
+    let ledger = ledger.named(key_names(settings, secrets)).repairing();
     ledger.keep(settings.quorum.keep.iter().copied());
     if decides && let Err(error) = ledger.catch_up() {
         tracing::error!(%error, "nothing is agreed on until the attestations can be read");
     }
-    let ledger_thread = ledger.keep_up()?;
-    Ok((ledger, ledger_thread))
+    ledger
 }
 
 async fn on_stop(mut stopped: watch::Receiver<bool>) {
@@ -286,15 +260,16 @@ impl Daemon {
         let Loaded { settings, secrets, policy, gateway_key } =
             self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
-        self.ledger.set_policy(policy, key_names(&settings, &secrets), settings.quorum.keep.iter().copied());
+        let kept = settings.quorum.keep.iter().copied();
+        self.attestations.ledger().set_policy(policy, key_names(&settings, &secrets), kept);
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(may_compress(&settings));
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
         self.mesh.reconfigure(mesh_config(&settings, &secrets)).await;
-        self.attester.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
+        self.attestations.set_keys(secrets.builder_key.clone(), settings.quorum.signers());
         self.offer.set_policy(offer_policy);
-        self.attester.judge_anew();
+        self.attestations.judge_anew();
         let settings = Arc::new(settings);
         *self.in_force.write() = InForce { settings, loaded_unix_s: unix_s(), error: None };
         tracing::info!("configuration reloaded");

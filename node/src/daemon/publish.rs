@@ -1,6 +1,6 @@
 //! From the store to the mesh: the gossip core is told which paths are offered, and stale answers are dropped.
 
-use crate::quorum::LiveLedger;
+use crate::attestations::LiveLedger;
 use narmesh_gossip::PathChange;
 use narmesh_mesh::MeshHandle;
 use narmesh_protocol::HashPart;
@@ -60,13 +60,6 @@ pub(super) async fn tell_mesh(
         tracing::debug!(added = added.len(), removed = removed.len(), "offer changed");
         on_dropped(&removed);
         mesh.report_paths(PathChange::Update { added, removed }).await;
-    }
-}
-
-/// Passes on the paths that peers asked for and that are withheld now.
-pub(super) async fn take_back(mut kept_back: mpsc::Receiver<Vec<HashPart>>, on_dropped: impl Fn(&[HashPart])) {
-    while let Some(parts) = kept_back.recv().await {
-        on_dropped(&parts);
     }
 }
 

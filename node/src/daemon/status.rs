@@ -75,21 +75,21 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
 }
 
 fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {
-    let policy = daemon.ledger.policy();
+    let policy = daemon.attestations.ledger().policy();
     let mode = match policy.mode() {
         Mode::Off => return None,
         Mode::Observe => "observe",
         Mode::Prefer => "prefer",
         Mode::Require => "require",
     };
-    let found = daemon.observer.verdicts().lock().clone().unwrap_or_default();
+    let found = daemon.attestations.verdicts().lock().clone().unwrap_or_default();
     Some(QuorumStatus {
         mode: mode.to_owned(),
         k: policy.k_default().map(|k| k as u64),
         of: policy.groups() as u64,
         gateway_public_key: daemon.resolver.gateway_public_key().map(|key| key.to_string()),
-        attestations: daemon.ledger.read(|ledger| ledger.len() - ledger.bare_signatures()) as u64,
-        bare_signatures: daemon.ledger.read(Ledger::bare_signatures) as u64,
+        attestations: daemon.attestations.ledger().read(|ledger| ledger.len() - ledger.bare_signatures()) as u64,
+        bare_signatures: daemon.attestations.ledger().read(Ledger::bare_signatures) as u64,
         paths: found.by_state.iter().map(|(state, count)| (state.name().to_owned(), *count)).collect(),
         conflicts: found.conflicts.iter().take(CONFLICTS_SHOWN_MAX).map(StorePath::to_string).collect(),
         refused: daemon.resolver.refusal_counts(),
@@ -97,10 +97,10 @@ fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {
 }
 
 fn builder_statuses(daemon: &Daemon, settings: &Settings, view: &MeshView) -> Vec<BuilderStatus> {
-    let policy = daemon.ledger.policy();
-    let own = daemon.attester.public_key().map(|key| BuilderKey(key.bytes()));
+    let policy = daemon.attestations.ledger().policy();
+    let own = daemon.attestations.key().map(|key| BuilderKey(key.public().bytes()));
     let status = |(builder, node): (&Builder, Option<PeerId>)| {
-        let tally = daemon.ledger.read(|ledger| ledger.tally_of(&builder.key));
+        let tally = daemon.attestations.ledger().read(|ledger| ledger.tally_of(&builder.key));
         let seen = node.and_then(|node| view.audiences.get(&node));
         let audience = match (own == Some(builder.key), node.is_some(), seen) {
             (true, _, _) => BuilderAudience::Own,

@@ -1,8 +1,8 @@
 //! `[[builder]]`, `[[revoked_builders]]` and `[quorum]`, checked.
 
 use super::{Count, NAME_FORM, PeerSettings, SettingsError, check_patterns, is_name, refused};
+use crate::attestations::KeyNames;
 use crate::config::{Config, DATE_FORM, QuorumConfig};
-use crate::quorum::KeyNames;
 use libp2p::PeerId;
 use narmesh_mesh::CountedBuilder;
 use narmesh_protocol::{BuilderKey, HashPart, NamePattern, NixPublicKey, StorePath};

@@ -4,7 +4,7 @@ use crate::process::{Running, finish, tethered, wait_for};
 use crate::row::{Beside, Planned, Target};
 use crate::subject::{Bench, Report, Subject};
 use anyhow::{Context as _, ensure};
-use narmesh::quorum::{LiveLedger, import};
+use narmesh::attestations::{LiveLedger, import};
 use narmesh_protocol::{
     Attestation, BuilderKey, HashPart, NarHash, NixSecretKey, Statement, StoreDir, StorePath, attestation_file,
 };

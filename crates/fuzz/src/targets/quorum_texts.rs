@@ -3,7 +3,7 @@
 use super::attestations::signed;
 use super::{Outcome, Target, magnitude};
 use crate::memory::MemoryBound;
-use narmesh::quorum::{ImportError, Imported, Page, read_file};
+use narmesh::attestations::{ImportError, Imported, Page, read_file};
 use narmesh_protocol::{Attestation, BuilderKey, NixSecretKey, StoreDir, attestation_file};
 use narmesh_protocol::{HashPart, NarHash, StorePath};
 use narmesh_quorum::closure::{Judged, Member};

@@ -1,9 +1,9 @@
 //! Asks a question of the running daemon or, if none runs, of the files that it would have open.
 
 use super::{eprint_line, progress};
+use crate::attestations::{LiveLedger, Part, Queries, Question};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{Answer, ControlError, ask_in_parts};
-use crate::quorum::{LiveLedger, Part, Queries, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_store::NixStore;

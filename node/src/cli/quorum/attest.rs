@@ -2,9 +2,9 @@
 
 use super::ask::{Files, read, resolve_link};
 use super::{emit, printable, progress};
+use crate::attestations::{OwnBuilds, OwnStatement, Part, Queries, Question};
 use crate::cli::client::{REPLY_TIMEOUT, control_socket};
 use crate::control::{ControlError, ask_in_parts};
-use crate::quorum::{OwnBuilds, OwnStatement, Part, Queries, Question};
 use crate::settings::Settings;
 use anyhow::{Context as _, bail};
 use narmesh_protocol::{NixSecretKey, TrustedKeys};

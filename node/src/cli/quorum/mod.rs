@@ -6,8 +6,8 @@ mod report;
 
 use self::ask::{ask, resolve_link};
 use super::{emit, eprint_line};
+use crate::attestations::{Imported, Part, Question, read_file};
 use crate::config::Config;
-use crate::quorum::{self, Imported, Part, Question};
 use crate::settings::Settings;
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -112,7 +112,7 @@ fn import(config: &Path, file: &Path) -> anyhow::Result<bool> {
 fn verify(file: &Path) -> anyhow::Result<bool> {
     let reader = BufReader::new(File::open(file).with_context(|| file.display().to_string())?);
     let bar = progress("lines");
-    let result = quorum::read_file(
+    let result = read_file(
         reader,
         None,
         None,

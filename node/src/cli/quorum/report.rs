@@ -2,7 +2,7 @@
 
 use super::ask::{ask, resolve_link};
 use super::{emit, printable, progress};
-use crate::quorum::{Page, Part, Question, Scope};
+use crate::attestations::{Page, Part, Question, Scope};
 use crate::status::text::utc;
 use anyhow::Context as _;
 use indicatif::ProgressBar;

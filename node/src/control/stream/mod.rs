@@ -5,8 +5,8 @@
 //! time; the others wait. A part is one line: about one path, or a piece of an export.
 
 use super::{ControlError, ControlHandler, ControlRequest, IDLE_MAX, REPLY_BYTES_MAX, connect};
+use crate::attestations::{Part, Question};
 use crate::describe::describe;
-use crate::quorum::{Part, Question};
 use parking_lot::{Condvar, Mutex};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;

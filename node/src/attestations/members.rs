@@ -1,7 +1,7 @@
 //! What the store, and the statements that are known, say of paths: their references and whether they are held. The
 //! other half of a report, the verdicts, comes from the ledger.
 
-use super::db::LedgerDb;
+use super::ledger::LedgerDb;
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, Statement, StorePath};
 use narmesh_quorum::FingerprintDigest;

@@ -5,10 +5,10 @@
 //! are taken from the narinfos of peers, whoever sends them, and from our own store, where a substitution from the
 //! builder's cache left them. Each is verified strictly by itself; signatures of other keys are not looked at.
 
-use super::db::{BareSignature, LedgerDbError, on_disk_bytes};
-use super::live::LiveLedger;
+use super::ledger::{BareSignature, LedgerDbError, LiveLedger};
 use super::members::{read_rows, statement_of};
 use super::now;
+use super::verification::verify_bare;
 use narmesh_protocol::{BuilderKey, HashPart, NixPublicKey, NixSignature, Statement};
 use narmesh_quorum::{FingerprintDigest, VerifiedStatement};
 use narmesh_store::{NixStore, StoreError};
@@ -29,7 +29,7 @@ pub struct StoreSignatures<'a> {
 
 /// What became of the signatures.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub struct TakenSignatures {
     /// How many are new in the ledger.
     pub new: usize,
     /// Paths whose rows cannot be read, and why. The signatures of the others are taken all the same.
@@ -38,8 +38,8 @@ pub struct Taken {
 
 impl StoreSignatures<'_> {
     /// Takes those signatures of `hash_parts` that are not in the ledger yet. Blocks on the disk.
-    pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<Taken, LedgerDbError> {
-        let (mut taken, mut batch, mut unread) = (Taken::default(), Vec::new(), Vec::new());
+    pub fn take(&self, hash_parts: impl IntoIterator<Item = HashPart>) -> Result<TakenSignatures, LedgerDbError> {
+        let (mut taken, mut batch, mut unread) = (TakenSignatures::default(), Vec::new(), Vec::new());
         for info in read_rows(self.store, hash_parts, &mut unread) {
             // A content-addressed path needs no builder's word. A row of a very old Nix has no NarSize, so no
             // fingerprint.
@@ -85,14 +85,8 @@ pub fn find_unheard_signatures(
         };
         ledger.read(said)
     };
-    let bytes = on_disk_bytes(statement.references.iter().map(|path| 34 + path.name().len()).sum());
     let verified = |key: &NixPublicKey| {
-        let made = |signature: &NixSignature| {
-            let evidence = VerifiedStatement::bare_signature(ledger.store_dir(), statement, signature, key, bytes)?;
-            let bare = BareSignature { key: key.clone(), statement: statement.clone(), signature: signature.bytes };
-            Some((bare, evidence))
-        };
-        signatures.iter().find_map(made)
+        signatures.iter().find_map(|signature| verify_bare(ledger.store_dir(), key, statement, signature))
     };
     named.filter(|key| !is_known(key)).filter_map(verified).collect()
 }

@@ -1,6 +1,6 @@
 //! The rows of the ledger's file, and the statements that they hold.
 
-use crate::quorum::KeyNames;
+use crate::attestations::KeyNames;
 use narmesh_protocol::{Attestation, BuilderKey, NarHash, NixPublicKey, Statement, StorePath};
 use narmesh_quorum::{Evicted, VerifiedStatement, WallMs};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -68,7 +68,13 @@ impl<'a> From<&'a BareSignature> for NewStatement<'a> {
 
 /// Roughly how many bytes an attestation or a bare signature takes in the file: signatures, hashes, indices,
 /// references.
-pub(in crate::quorum) fn on_disk_bytes(references_bytes: usize) -> u32 {
+pub(in crate::attestations) fn on_disk_bytes(statement: &Statement) -> u32 {
+    // A reference is a hash part of 32 bytes, two separators, and a name.
+    bytes_with_references(statement.references.iter().map(|path| 34 + path.name().len()).sum())
+}
+
+/// The same, given the bytes of the references.
+pub(super) fn bytes_with_references(references_bytes: usize) -> u32 {
     u32::try_from(references_bytes + 450).unwrap_or(u32::MAX)
 }
 

@@ -3,7 +3,7 @@
 mod kept;
 
 use super::*;
-use crate::quorum::{KeyNames, LiveLedger, Taken, find_unheard_signatures, import, read_file};
+use crate::attestations::{KeyNames, LiveLedger, TakeOutcome, find_unheard_signatures, import, read_file};
 use narmesh_protocol::{Attestation, NixSecretKey, attestation_file};
 use narmesh_quorum::{Builder, LedgerLimits, Pin, Policy, PolicyRules, Require, Vote};
 use std::io::Write as _;
@@ -145,7 +145,10 @@ fn a_bare_signature_survives_a_restart_and_is_upgraded_by_its_attestation() {
     {
         let ledger = live(dir.path());
         assert_eq!(ledger.take_bare(&[signed(1, 1, 1), signed(2, 1, 1)], WallMs(5)).unwrap().new, 2);
-        assert_eq!(ledger.take_bare(&[signed(1, 1, 1)], WallMs(9)).unwrap(), Taken { known: 1, ..Taken::default() });
+        assert_eq!(
+            ledger.take_bare(&[signed(1, 1, 1)], WallMs(9)).unwrap(),
+            TakeOutcome { known: 1, ..TakeOutcome::default() }
+        );
     }
     let ledger = live(dir.path());
     let found = votes(&ledger, 1);

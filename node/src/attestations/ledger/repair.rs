@@ -6,9 +6,9 @@
 //! after a restart, and until then be promised to peers and never handed over. It comes again from them, and this node
 //! attests its own builds again.
 
-use super::super::db::{BareSignature, LedgerDb, LedgerDbError, NewStatement, StoredStatement, on_disk_bytes};
-use super::super::import::verify;
+use super::file::{BareSignature, LedgerDb, LedgerDbError, NewStatement, StoredStatement};
 use super::{LiveLedger, itself};
+use crate::attestations::verification::{verify_all, verify_bare};
 use narmesh_protocol::{BuilderKey, HashPart, NixSignature};
 use narmesh_quorum::{Evicted, FingerprintDigest, Ledger, VerifiedStatement, Vote, WallMs};
 use std::collections::BTreeSet;
@@ -66,14 +66,11 @@ impl LiveLedger {
     fn read_and_verify(&self, old: &LedgerDb, paths: &[HashPart]) -> Readable {
         let stored: Vec<StoredStatement> =
             paths.iter().flat_map(|path| old.read_attestations(path).unwrap_or_default()).collect();
-        let attestations = verify(&self.store_dir, stored.into_iter().map(|it| (it.key, it.attestation)).collect());
+        let attestations = verify_all(&self.store_dir, stored.into_iter().map(|it| (it.key, it.attestation)).collect());
         let bare = paths.iter().flat_map(|path| old.read_bare_signatures(path).unwrap_or_default());
         let verified = |bare: BareSignature| {
             let signature = NixSignature { key_name: bare.key.name().to_owned(), bytes: bare.signature };
-            let bytes = on_disk_bytes(bare.statement.references.iter().map(|path| 34 + path.name().len()).sum());
-            let evidence =
-                VerifiedStatement::bare_signature(&self.store_dir, &bare.statement, &signature, &bare.key, bytes)?;
-            Some((bare, evidence))
+            verify_bare(&self.store_dir, &bare.key, &bare.statement, &signature)
         };
         Readable { attestations, bare: bare.filter_map(verified).collect() }
     }

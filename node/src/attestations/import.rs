@@ -1,21 +1,17 @@
-//! Reads attestations from a text file and verifies them on all cores.
+//! Reads attestations from a text file, and verifies them on all cores.
 
-use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
-use super::live::LiveLedger;
+use super::ledger::{LedgerDbError, LiveLedger, StoredStatement};
 use super::now;
-use narmesh_protocol::{Attestation, NixPublicKey, StoreDir, attestation_file};
+use super::verification::{on_all_cores, verify_attestation};
+use narmesh_protocol::{StoreDir, attestation_file};
 use narmesh_quorum::{Policy, VerifiedStatement};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, Read as _};
-use std::num::NonZeroUsize;
-use std::thread;
 
 /// How many lines are verified at a time, and written in one transaction.
 const BATCH_LINES: usize = 8_192;
 /// A batch is also full when its lines have this many bytes together: the longest lines are 2 MiB each.
 const BATCH_BYTES: usize = 16 << 20;
-/// For fewer items another thread costs more than it saves.
-const ITEMS_PER_THREAD_MIN: usize = 16;
 /// How many errors are shown; the others are only counted.
 const ERRORS_SHOWN_MAX: usize = 10;
 
@@ -134,38 +130,6 @@ enum Judged {
     Bad(usize, String),
 }
 
-/// Those attestations of which both signatures are by `key`, in their order.
-pub fn verify(
-    store_dir: &StoreDir,
-    attestations: Vec<(NixPublicKey, Attestation)>,
-) -> Vec<(StoredStatement, VerifiedStatement)> {
-    let evidence = on_all_cores(&attestations, |(key, attestation)| evidence(store_dir, key, attestation));
-    let verified = attestations.into_iter().zip(evidence);
-    verified
-        .filter_map(|((key, attestation), evidence)| Some((StoredStatement { key, attestation }, evidence?)))
-        .collect()
-}
-
-/// Does `work` for each item on all cores; the results are in the order of the items.
-fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let chunk = items.len().div_ceil(threads).max(ITEMS_PER_THREAD_MIN);
-    let (work, mut chunks) = (&work, items.chunks(chunk));
-    let first = chunks.next().unwrap_or_default();
-    thread::scope(|scope| {
-        let others: Vec<_> =
-            chunks.map(|items| scope.spawn(move || items.iter().map(work).collect::<Vec<_>>())).collect();
-        let mut done: Vec<R> = first.iter().map(work).collect();
-        done.extend(others.into_iter().flat_map(|other| other.join().expect("verifying does not panic")));
-        done
-    })
-}
-
-fn evidence(store_dir: &StoreDir, key: &NixPublicKey, attestation: &Attestation) -> Option<VerifiedStatement> {
-    let references_bytes: usize = attestation.statement.references.iter().map(|path| 34 + path.name().len()).sum();
-    VerifiedStatement::attestation(store_dir, attestation, key, on_disk_bytes(references_bytes))
-}
-
 fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u8]) -> Judged {
     let Ok(line) = str::from_utf8(line) else {
         return Judged::Bad(number, "expected text in UTF-8".to_owned());
@@ -179,7 +143,7 @@ fn judge(store_dir: &StoreDir, policy: Option<&Policy>, number: usize, line: &[u
     if policy.is_some_and(|policy| !policy.knows(&attestation.builder)) {
         return Judged::Stranger;
     }
-    match evidence(store_dir, &key, &attestation) {
+    match verify_attestation(store_dir, &key, &attestation) {
         Some(evidence) => Judged::Verified(Box::new((StoredStatement { key, attestation }, evidence))),
         None => Judged::Bad(
             number,

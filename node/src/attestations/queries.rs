@@ -5,10 +5,10 @@
 //! imported batch by batch. Between two parts no lock is held and no transaction is open, so a slow reader holds up
 //! nobody.
 
-use super::attest::{OwnBuilds, OwnStatement};
 use super::import::{Imported, import};
-use super::live::LiveLedger;
+use super::ledger::LiveLedger;
 use super::members::{find_closure_members, find_member};
+use super::own_builds::{OwnBuilds, OwnStatement};
 use super::{now, parse_path};
 use anyhow::{Context as _, bail};
 use narmesh_protocol::{HashPart, StorePath, attestation_file};

@@ -1,7 +1,7 @@
 //! Notes of what our Nix asked for and what it got. Noting waits for nobody; a note is in memory within a second, and
 //! in the file at a limited pace.
 
-use super::super::db::{LedgerDb, LedgerDbError};
+use super::file::{LedgerDb, LedgerDbError};
 use super::{Access, LiveLedger};
 use narmesh_protocol::HashPart;
 use narmesh_quorum::{Pin, SERVED_MAX, Served};
@@ -10,12 +10,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// The most paths asked for that may wait for the thread; more are not noted.
 const ASKED_WAITING_MAX: usize = 1 << 16;
 
-/// What answering narinfo and NAR requests leaves for the ledger's thread.
+/// What answering narinfo and NAR requests leaves for the keeper.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) asked: BTreeSet<HashPart>,
     pub(super) served: BTreeMap<HashPart, Served>,
-    pub(super) stopping: bool,
 }
 
 /// What memory noted and forgot that is not in the file yet. Locked only by whoever has the file.
@@ -122,7 +121,7 @@ impl LiveLedger {
     }
 
     /// From now on keeps the attestations of paths asked for; the next [`LiveLedger::flush`] writes this to the file.
-    pub(super) fn pin_asked(&self) -> Result<(), LedgerDbError> {
+    pub(in crate::attestations) fn pin_asked(&self) -> Result<(), LedgerDbError> {
         self.with_file(|_| {
             let asked = std::mem::take(&mut self.notes.lock().asked);
             self.remember_asked(asked, &mut self.unwritten.lock());

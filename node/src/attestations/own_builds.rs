@@ -1,8 +1,8 @@
 //! Attests what this machine built itself and others may hear of.
 
-use super::db::{LedgerDbError, StoredStatement, on_disk_bytes};
-use super::live::LiveLedger;
+use super::ledger::{LedgerDbError, LiveLedger, StoredStatement};
 use super::members::{read_rows, statement_of};
+use super::verification::verify_attestation;
 use super::{now, parse_path};
 use anyhow::{Context as _, bail, ensure};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart, NixSecretKey};
@@ -161,10 +161,8 @@ impl OwnBuilds<'_> {
             return None;
         }
         let (public, statement) = (self.key.public(), statement_of(info));
-        let references_bytes = info.references.iter().map(|path| 34 + path.name().len()).sum();
         let attestation = Attestation::sign(self.key, store_dir, statement, now().0);
-        let evidence =
-            VerifiedStatement::attestation(store_dir, &attestation, &public, on_disk_bytes(references_bytes))?;
+        let evidence = verify_attestation(store_dir, &public, &attestation)?;
         Some((StoredStatement { key: public, attestation }, evidence))
     }
 

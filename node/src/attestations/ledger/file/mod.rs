@@ -11,10 +11,10 @@ mod error;
 mod rows;
 
 pub use self::error::LedgerDbError;
-pub(super) use self::rows::on_disk_bytes;
+pub(in crate::attestations) use self::rows::on_disk_bytes;
 pub use self::rows::{BareSignature, NewStatement, StoredStatement};
 
-use self::rows::{delete, insert, parse_bare_signature, parse_statement, parse_stored, wall};
+use self::rows::{bytes_with_references, delete, insert, parse_bare_signature, parse_statement, parse_stored, wall};
 use crate::database_file::{
     Empty, OpenError, clear_siblings, make_directory, prepare, remove_siblings, set_aside, why_no_file,
 };
@@ -176,7 +176,7 @@ impl LedgerDb {
                     HashPart(row.get(2)?),
                     facts,
                     wall(row.get(6)?),
-                    on_disk_bytes(row.get::<_, i64>(8)?.try_into().unwrap_or(0)),
+                    bytes_with_references(row.get::<_, i64>(8)?.try_into().unwrap_or(0)),
                 );
                 let (stored_at, dated_stored_at) = (wall(row.get(7)?), wall(row.get(9)?));
                 match dated_stored_at {

@@ -1,7 +1,9 @@
 //! A thread that attests what this machine builds, as soon as it is built. It also takes, from paths that come into the
 //! store, the signatures of builders that sign only their own builds.
 
-use crate::quorum::{LedgerDbError, LiveLedger, OwnBuilds, StoreSignatures};
+use super::bare_signatures::StoreSignatures;
+use super::ledger::{LedgerDbError, LiveLedger};
+use super::own_builds::OwnBuilds;
 use anyhow::Context as _;
 use narmesh_protocol::{HashPart, NixPublicKey, NixSecretKey};
 use narmesh_store::{NixStore, Offer, StoreError, Watcher};
@@ -80,11 +82,6 @@ impl Attester {
     /// The builder key that it signs with now.
     pub(super) fn key(&self) -> Option<NixSecretKey> {
         self.shared.work.lock().key.clone()
-    }
-
-    /// The public half of the builder key.
-    pub(super) fn public_key(&self) -> Option<NixPublicKey> {
-        self.key().as_ref().map(NixSecretKey::public)
     }
 
     /// From now on signs with another builder key, or none, and takes the signatures of other builders. Everything in

@@ -1,27 +1,25 @@
 //! The one ledger of a process: shared in memory, and kept in a file.
 //!
 //! Readers never wait for the disk: statements are written first, and then memory is locked for a few dozen of them at
-//! a time. What another process writes (`narmesh quorum import` without the daemon's socket) is seen within a second
-//! once [`keep_up`] runs. Walk of an attestation: [`LiveLedger::take`] -> file -> memory -> [`LiveLedger::generation`]
-//! grows -> those who listen on [`LiveLedger::changes`] judge again.
-//!
-//! [`keep_up`]: LiveLedger::keep_up
+//! a time. What another process writes (`narmesh quorum import` without the daemon's socket) is seen when the keeper next
+//! looks, mostly within a second. Walk of an attestation: [`LiveLedger::take`] -> file -> memory ->
+//! [`LiveLedger::generation`] grows -> those who listen on [`LiveLedger::changes`] judge again.
 
+mod file;
 mod notes;
 mod repair;
-mod thread;
 
-pub use self::thread::LedgerThread;
+pub(super) use self::file::on_disk_bytes;
+pub use self::file::{BareSignature, FirstStored, LedgerDb, LedgerDbError, NewStatement, StoredStatement};
 
 use self::notes::{Notes, Unwritten};
-use super::db::{BareSignature, LedgerDb, LedgerDbError, NewStatement, StoredStatement};
-use super::names::KeyNames;
+use super::key_names::KeyNames;
 use narmesh_protocol::{BuilderKey, HashPart, NixSignature, StoreDir, StorePath};
 use narmesh_quorum::{
     Evicted, FingerprintDigest, Insertion, Ledger, LedgerLimits, Pin, Policy, Ruling, Verdict, VerifiedStatement,
     WallMs,
 };
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -56,7 +54,6 @@ pub struct LiveLedger {
     changed: watch::Sender<u64>,
     notes: Mutex<Notes>,
     unwritten: Mutex<Unwritten>,
-    stopped: Condvar,
     readers: Mutex<Readers>,
     /// The number of repairs that lost something that was known.
     losses: AtomicU64,
@@ -95,7 +92,7 @@ struct Disk {
 
 /// What became of the statements that [`LiveLedger::take`] was given.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Taken {
+pub struct TakeOutcome {
     /// How many are new in memory.
     pub new: usize,
     /// How many are attestations of which only the bare signature was known.
@@ -133,7 +130,6 @@ impl LiveLedger {
             changed: watch::Sender::new(0),
             notes: Mutex::default(),
             unwritten: Mutex::default(),
-            stopped: Condvar::new(),
             readers: Mutex::default(),
             losses: AtomicU64::default(),
         }
@@ -230,7 +226,11 @@ impl LiveLedger {
     }
 
     /// Stores verified attestations, first in the file, then in memory. `now` is when they count as first stored.
-    pub fn take(&self, verified: &[(StoredStatement, VerifiedStatement)], now: WallMs) -> Result<Taken, LedgerDbError> {
+    pub fn take(
+        &self,
+        verified: &[(StoredStatement, VerifiedStatement)],
+        now: WallMs,
+    ) -> Result<TakeOutcome, LedgerDbError> {
         self.take_all(verified, now)
     }
 
@@ -239,11 +239,11 @@ impl LiveLedger {
         &self,
         verified: &[(BareSignature, VerifiedStatement)],
         now: WallMs,
-    ) -> Result<Taken, LedgerDbError> {
+    ) -> Result<TakeOutcome, LedgerDbError> {
         self.take_all(verified, now)
     }
 
-    fn take_all<T>(&self, verified: &[(T, VerifiedStatement)], now: WallMs) -> Result<Taken, LedgerDbError>
+    fn take_all<T>(&self, verified: &[(T, VerifiedStatement)], now: WallMs) -> Result<TakeOutcome, LedgerDbError>
     where
         for<'a> NewStatement<'a>: From<&'a T>,
     {
@@ -252,7 +252,7 @@ impl LiveLedger {
             let is_new = |(_, evidence): &&(T, VerifiedStatement)| !self.read(|ledger| ledger.knows(evidence));
             let new = verified.iter().filter(is_new);
             let new: Vec<_> = new.map(|(vote, evidence)| (NewStatement::from(vote).under(&names), evidence)).collect();
-            let mut taken = Taken { known: verified.len() - new.len(), ..Taken::default() };
+            let mut taken = TakeOutcome { known: verified.len() - new.len(), ..TakeOutcome::default() };
             if !new.is_empty() {
                 // The file first: what memory shows has to survive the death of the process.
                 db.store(&new, now)?;
@@ -396,7 +396,7 @@ impl LiveLedger {
     fn read_rows(&self, db: &LedgerDb, last_row: &mut i64) -> Result<(), LedgerDbError> {
         loop {
             let (rows, last) = db.read_stored_after(*last_row, ROWS)?;
-            let gone = self.show(rows.iter().map(|(evidence, at)| (evidence, *at)), &mut Taken::default());
+            let gone = self.show(rows.iter().map(|(evidence, at)| (evidence, *at)), &mut TakeOutcome::default());
             if !gone.is_empty() && self.access != Access::Look {
                 db.remove(&gone)?;
             }
@@ -411,7 +411,7 @@ impl LiveLedger {
     fn show<'a>(
         &self,
         statements: impl IntoIterator<Item = (&'a VerifiedStatement, Option<WallMs>)>,
-        taken: &mut Taken,
+        taken: &mut TakeOutcome,
     ) -> Vec<Evicted> {
         let mut gone = Vec::new();
         let before = (taken.new, taken.upgraded);

@@ -1,6 +1,8 @@
 //! What the resolver knows about builders: the ledger of this process, and the peers that can be asked for more.
 
-use crate::quorum::{LiveLedger, find_unheard_signatures, now};
+use super::bare_signatures::find_unheard_signatures;
+use super::ledger::LiveLedger;
+use super::now;
 use futures::future::BoxFuture;
 use narmesh_mesh::MeshHandle;
 use narmesh_protocol::{HashPart, NarInfo, NixPublicKey, Statement};
@@ -11,9 +13,9 @@ use tokio::time::Instant;
 
 /// Implements [`Builders`] for the daemon.
 #[derive(Clone, Debug)]
-pub(crate) struct LedgerAndPeers {
-    pub(crate) ledger: Arc<LiveLedger>,
-    pub(crate) mesh: MeshHandle,
+pub(super) struct LedgerAndPeers {
+    pub(super) ledger: Arc<LiveLedger>,
+    pub(super) mesh: MeshHandle,
 }
 
 impl Builders for LedgerAndPeers {
