@@ -51,7 +51,7 @@ pub(crate) struct World {
     pub(crate) totals: Totals,
     pub(crate) gossipsub: Gossipsub,
     /// Requests that a machine has yet to answer: who asked, the asker's id, and the question.
-    pub(crate) questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
+    questions: BTreeMap<(Number, u64), (Number, u64, Vec<u8>)>,
 }
 
 impl World {
