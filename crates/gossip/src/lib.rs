@@ -61,7 +61,6 @@ pub use input::{Input, PathChange, ProbeOutcome};
 pub use narmesh_machine::{Moment, Now};
 pub use output::{Event, Forward, Output, Record};
 pub use peers::body::Flaw;
-pub use peers::directory::OpenEnvelope;
 pub use peers::kept::{KeptSummary, Unfit};
 pub use peers::misdeed::Misdeed;
 pub use peers::view::{PeerView, SummaryView};

@@ -31,7 +31,7 @@ pub(crate) fn receive_announcement(
     if entry.is_older(bytes) {
         return Forward::Ignore;
     }
-    let envelope = match cx.peers.open_envelope_of(&author, bytes) {
+    let envelope = match entry.open_envelope(bytes) {
         Ok(envelope) if envelope.peer() == author => envelope,
         refused => {
             cx.peers.charge_announcement(moment, &author, is_hearsay);

@@ -13,7 +13,6 @@ use crate::input::Input;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
-use crate::peers::directory::OpenEnvelope;
 use crate::peers::kept::{KeptSummary, Unfit};
 use crate::peers::misdeed::Misdeed;
 use crate::peers::view::PeerView;
@@ -50,8 +49,6 @@ pub struct GossipConfig {
     pub sync_interval_ms: u64,
     /// The most paths advertised; those that come later are withheld.
     pub path_count_max: usize,
-    /// [`Envelope::open`]. A simulation that shows the same bytes to a thousand cores may cache the result instead.
-    pub open_envelope: OpenEnvelope,
 }
 
 impl GossipConfig {
@@ -68,7 +65,6 @@ impl GossipConfig {
             debounce_ms: 100,
             sync_interval_ms: 60_000,
             path_count_max: 200_000,
-            open_envelope: |bytes| Envelope::open(bytes).map(Arc::new),
         }
     }
 }
@@ -108,7 +104,7 @@ impl Gossip {
             debounce_ms: config.debounce_ms,
         };
         let mut io = Io::new(now, config.rng_seed);
-        let peers = Peers::new(me, config.open_envelope, io.chance.draw(), &persisted.newest, persisted.audiences);
+        let peers = Peers::new(me, io.chance.draw(), &persisted.newest, persisted.audiences);
         let syncs = Syncs::new(me, config.store_dir.as_str(), &config.software, config.sync_interval_ms);
         syncs.schedule(&mut io);
         Self {

@@ -12,9 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Opens an envelope and verifies its signature.
-pub type OpenEnvelope = fn(&[u8]) -> Result<Arc<Envelope>, EnvelopeError>;
-
 /// The shortest and the longest lifetime that is believed, seconds: a minute and a week. A lifetime of 0 is a goodbye.
 const LIFETIME_S: std::ops::RangeInclusive<u32> = 60..=604_800;
 /// The most paths that an announcement may claim: what the largest filter holds at 16 bits per path.
@@ -139,10 +136,10 @@ impl Entry {
 
     /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again,
     /// needs no second verification.
-    pub(crate) fn open_envelope(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
             Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),
-            Some(_) | None => open(bytes),
+            Some(_) | None => Envelope::open(bytes).map(Arc::new),
         }
     }
 
@@ -262,10 +259,10 @@ impl Directory {
     }
 
     /// Opens an envelope of any signer.
-    pub(crate) fn open_envelope(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
         match claimed_signer(bytes).and_then(|signer| self.entries.get(&signer)) {
-            Some(entry) => entry.open_envelope(bytes, open),
-            None => open(bytes),
+            Some(entry) => entry.open_envelope(bytes),
+            None => Envelope::open(bytes).map(Arc::new),
         }
     }
 

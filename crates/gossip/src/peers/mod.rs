@@ -8,7 +8,7 @@ pub(crate) mod misdeed;
 pub(crate) mod view;
 
 use self::body::{Flaw, Usable, count_ones};
-use self::directory::{Acceptance, Directory, Entry, Held, Newest, OpenEnvelope};
+use self::directory::{Acceptance, Directory, Entry, Held, Newest};
 use self::kept::{KeptSummary, Unfit};
 use self::misdeed::Misdeed;
 use crate::input::ProbeOutcome;
@@ -30,7 +30,6 @@ const READ_BACK_MAX: usize = 4_096;
 #[derive(Debug)]
 pub(crate) struct Peers {
     me: PeerId,
-    open: OpenEnvelope,
     directory: Directory,
     table: TableWriter,
     relayed: Relayed,
@@ -49,19 +48,17 @@ impl Peers {
     /// Nobody yet. `salt` orders equally good candidates; `newest` and `audiences` are what the last run persisted.
     pub(crate) fn new(
         me: PeerId,
-        open: OpenEnvelope,
         salt: u64,
         newest: &[Vec<u8>],
         audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
     ) -> Self {
-        let newest = newest.iter().take(READ_BACK_MAX).filter_map(|bytes| open(bytes).ok());
+        let newest = newest.iter().take(READ_BACK_MAX).filter_map(|bytes| Envelope::open(bytes).ok());
         Self {
             me,
-            open,
             directory: Directory::default(),
             table: TableWriter::new(salt),
             relayed: Relayed::default(),
-            floors: newest.map(|envelope| (envelope.peer(), envelope)).collect(),
+            floors: newest.map(|envelope| (envelope.peer(), Arc::new(envelope))).collect(),
             audiences: audiences.into_iter().take(READ_BACK_MAX).filter(|(_, it)| is_audience(it)).collect(),
         }
     }
@@ -130,15 +127,7 @@ impl Peers {
 
     /// Opens an envelope of any signer.
     pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
-        self.directory.open_envelope(bytes, self.open)
-    }
-
-    /// Opens an envelope that is probably of this peer.
-    pub(crate) fn open_envelope_of(&self, peer: &PeerId, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
-        match self.directory.get(peer) {
-            Some(entry) => entry.open_envelope(bytes, self.open),
-            None => (self.open)(bytes),
-        }
+        self.directory.open_envelope(bytes)
     }
 
     /// Whether an envelope names a signer that is known and claims to be older than what we know of it.
@@ -324,7 +313,7 @@ impl Peers {
     /// Takes back a summary that was kept over a restart, with all checks of a body that was just pulled.
     pub(crate) fn restore(&mut self, io: &mut Io, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
         let entry = self.directory.get(&owner).ok_or(Unfit::NotTrusted)?;
-        let envelope = entry.open_envelope(&kept.envelope, self.open).map_err(|_| Unfit::Forged)?;
+        let envelope = entry.open_envelope(&kept.envelope).map_err(|_| Unfit::Forged)?;
         let (rank, audience_before) = (entry.conduct.rank(), Arc::clone(&entry.audience));
         let (target, is_newest) = kept.check_proof(io.now, &owner, entry, envelope)?;
         let usable = Usable::decode(&self.me, target.announcement(), &kept.body)?;
