@@ -3,7 +3,7 @@
 use super::Context;
 use super::pull::Pulls;
 use crate::output::{Event, Forward, Output, Record};
-use crate::peers::directory::Worth;
+use crate::peers::entry::Worth;
 use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Envelope, EnvelopeError};
