@@ -7,8 +7,7 @@ use crate::number::{Number, Path, part};
 use crate::schedule::WALL_MS;
 use crate::traffic::Traffic;
 use libp2p_identity::{Keypair, PeerId};
-use narmesh_protocol::{Envelope, EnvelopeError, StoreDir};
-use std::cell::RefCell;
+use narmesh_protocol::StoreDir;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -224,30 +223,6 @@ impl Machine {
 
 fn core(now: Now, keypair: &Keypair, rng_seed: [u8; 32], persisted: Persisted) -> Gossip {
     let store_dir = StoreDir::parse("/nix/store").expect("a store directory");
-    let mut config = GossipConfig::new(keypair.clone(), store_dir, "narmesh-sim", rng_seed);
-    config.open_envelope = open_once;
+    let config = GossipConfig::new(keypair.clone(), store_dir, "narmesh-sim", rng_seed);
     Gossip::new(now, config, persisted)
-}
-
-/// Opened envelopes that are remembered: two for each machine of the largest fleet.
-const OPENED_MAX: usize = 4_096;
-
-thread_local! {
-    static OPENED: RefCell<BTreeMap<Box<[u8]>, Arc<Envelope>>> = const { RefCell::new(BTreeMap::new()) };
-}
-
-/// [`Envelope::open`], but valid envelopes are remembered by all of their bytes, because a thousand machines are shown the
-/// same ones.
-fn open_once(bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
-    if let Some(envelope) = OPENED.with_borrow(|opened| opened.get(bytes).map(Arc::clone)) {
-        return Ok(envelope);
-    }
-    let envelope = Arc::new(Envelope::open(bytes)?);
-    OPENED.with_borrow_mut(|opened| {
-        if opened.len() >= OPENED_MAX {
-            opened.clear();
-        }
-        opened.insert(bytes.into(), Arc::clone(&envelope));
-    });
-    Ok(envelope)
 }

@@ -37,10 +37,9 @@
 //!   filter that claims absent paths ranks lower with each measured false hit, and is left out when they go far
 //!   beyond what its density predicts.
 //!
-//! **Walk.** [`Gossip`] hands each input to one of its parts: the publication (our paths -> delta or epoch -> envelope), the
-//! syncs, and the pulls. These work on a context that they share: the peers (what we know and hold of each, its conduct, the
-//! [`FilterTable`]), the connections, and the requests under way. A part owns its state; a higher one is given the lower ones,
-//! in the order publication, syncs, announcements, pulls, context.
+//! **Walk.** [`Gossip`] hands each input to the part whose business it is: syncs, announcements or pulls, each of which may
+//! call on the next. They work on a context that they share: the peers (what we know and hold of each, its conduct, the
+//! [`FilterTable`]), the connections, the requests under way, and the publication (our paths -> delta or epoch -> envelope).
 //!
 //! **Invariants.** No state exists of a peer that is not on the allowlist. No body goes to a peer outside its audience. No
 //! filter in the table is unsigned or half written. Foreign bytes cannot grow any map or queue beyond the allowlist: there
@@ -61,7 +60,6 @@ pub use input::{Input, PathChange, ProbeOutcome};
 pub use narmesh_machine::{Moment, Now};
 pub use output::{Event, Forward, Output, Record};
 pub use peers::body::Flaw;
-pub use peers::directory::OpenEnvelope;
 pub use peers::kept::{KeptSummary, Unfit};
 pub use peers::misdeed::Misdeed;
 pub use peers::view::{PeerView, SummaryView};

@@ -36,9 +36,9 @@ pub const GOSSIP: &[Mutant] = &[
         "StaleGeneration",
         "accepts a lower generation after a higher one",
         &[
-            change("peers/directory.rs", "claimed.is_some() && claimed < known", "false"),
-            change("peers/directory.rs", "announcement.generation < known.generation", "false"),
-            change("peers/directory.rs", "announcement.generation > known.generation", "true"),
+            change("peers/entry.rs", "claimed.is_some() && claimed < known", "false"),
+            change("peers/entry.rs", "announcement.generation < known.generation", "false"),
+            change("peers/entry.rs", "announcement.generation > known.generation", "true"),
         ],
     ),
     mutant(
@@ -49,7 +49,7 @@ pub const GOSSIP: &[Mutant] = &[
     mutant(
         "FutureEpoch",
         "accepts an epoch of next week",
-        &[change("peers/directory.rs", "announcement.generation.epoch > tomorrow", "false")],
+        &[change("peers/entry.rs", "announcement.generation.epoch > tomorrow", "false")],
     ),
     mutant(
         "UnsignedBody",

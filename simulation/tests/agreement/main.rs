@@ -85,7 +85,7 @@ fn the_parameters_are_those_of_the_daemon() {
     let set: Vec<_> = body
         .lines()
         .map(str::trim)
-        .filter(|line| line.starts_with('.') && !line.starts_with(".map_err") && !line.starts_with(".build"))
+        .filter(|line| line.starts_with('.') && ![".expect", ".build"].iter().any(|other| line.starts_with(other)))
         .map(|line| line.split('(').next().unwrap())
         .collect();
     let known = [

@@ -3,7 +3,7 @@
 use super::Context;
 use super::pull::Pulls;
 use crate::output::{Event, Forward, Output, Record};
-use crate::peers::directory::Worth;
+use crate::peers::entry::Worth;
 use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::{Envelope, EnvelopeError};
@@ -31,7 +31,7 @@ pub(crate) fn receive_announcement(
     if entry.is_older(bytes) {
         return Forward::Ignore;
     }
-    let envelope = match cx.peers.open_envelope_of(&author, bytes) {
+    let envelope = match entry.open_envelope(bytes) {
         Ok(envelope) if envelope.peer() == author => envelope,
         refused => {
             cx.peers.charge_announcement(moment, &author, is_hearsay);

@@ -12,6 +12,7 @@ use self::connections::Connections;
 use self::requests::Requests;
 use crate::io::Io;
 use crate::peers::Peers;
+use crate::publication::Publication;
 use libp2p_identity::PeerId;
 
 /// What the parts of the exchange work on together.
@@ -21,6 +22,8 @@ pub(crate) struct Context {
     pub(crate) peers: Peers,
     pub(crate) connections: Connections,
     pub(crate) requests: Requests,
+    /// What we say of ourselves.
+    pub(crate) publication: Publication,
 }
 
 impl Context {

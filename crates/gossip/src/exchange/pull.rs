@@ -6,7 +6,7 @@ use super::requests::Question;
 use crate::io::Timer;
 use crate::output::Event;
 use crate::peers::body::Flaw;
-use crate::peers::directory::{Held, Newest};
+use crate::peers::entry::{Held, Newest};
 use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest};

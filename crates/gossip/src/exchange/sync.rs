@@ -11,9 +11,8 @@ use super::requests::Question;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
-use crate::peers::directory::{Entry, Held, Worth};
+use crate::peers::entry::{Entry, Held, Worth};
 use crate::peers::misdeed::Misdeed;
-use crate::publication::Publication;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
 use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation};
@@ -102,20 +101,12 @@ impl Syncs {
     }
 
     /// Answers a peer's request.
-    pub(crate) fn on_request(
-        &self,
-        cx: &mut Context,
-        pulls: &mut Pulls,
-        publication: &mut Publication,
-        from: PeerId,
-        id: u64,
-        bytes: &[u8],
-    ) {
+    pub(crate) fn on_request(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, id: u64, bytes: &[u8]) {
         let moment = cx.io.now.moment;
         let reply = match cx.peers.get_mut(&from).map(|entry| entry.conduct.has_spent_requests(moment)) {
             None => GossipReply::Absent,
             Some(true) => GossipReply::Busy,
-            Some(false) => self.answer(cx, pulls, publication, from, bytes),
+            Some(false) => self.answer(cx, pulls, from, bytes),
         };
         let bytes = reply.encode().expect("a body, a delta and 1,024 envelopes are each within the limit");
         let served = cx.peers.get_mut(&from).filter(|_| reply != GossipReply::Busy);
@@ -125,20 +116,13 @@ impl Syncs {
         cx.io.push(Output::Respond { to: from, id, bytes });
     }
 
-    fn answer(
-        &self,
-        cx: &mut Context,
-        pulls: &mut Pulls,
-        publication: &mut Publication,
-        from: PeerId,
-        bytes: &[u8],
-    ) -> GossipReply {
+    fn answer(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, bytes: &[u8]) -> GossipReply {
         match GossipRequest::decode(bytes) {
             Ok(GossipRequest::Sync(sync)) if sync.have.len() <= Sync::HAVE_MAX => {
-                self.answer_sync(cx, pulls, publication, from, sync)
+                self.answer_sync(cx, pulls, from, sync)
             }
             Ok(GossipRequest::Pull { owner, generation, have_seq }) if owner == self.my_digest => {
-                publication.serve(&from, generation, have_seq).unwrap_or(GossipReply::Absent)
+                cx.publication.serve(&from, generation, have_seq).unwrap_or(GossipReply::Absent)
             }
             Ok(GossipRequest::Pull { owner, generation, have_seq }) => {
                 answer_pull(&cx.peers, &from, &owner, generation, have_seq)
@@ -150,18 +134,11 @@ impl Syncs {
         }
     }
 
-    fn answer_sync(
-        &self,
-        cx: &mut Context,
-        pulls: &mut Pulls,
-        publication: &mut Publication,
-        from: PeerId,
-        sync: Sync,
-    ) -> GossipReply {
+    fn answer_sync(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, sync: Sync) -> GossipReply {
         if self.note_store_dir_differs(cx, pulls, from, &sync.store_dir) {
             return GossipReply::StoreDirDiffers { store_dir: self.store_dir.clone() };
         }
-        self.receive_own(cx, pulls, publication, from, sync.yours);
+        self.receive_own(cx, pulls, from, sync.yours);
         let have = Haves::new(sync.have);
         let holds_newer = holds_newer(&cx.peers, &have);
         cx.connections.note_compared(&mut cx.io, from, holds_newer);
@@ -169,19 +146,19 @@ impl Syncs {
             store_dir: self.store_dir.clone(),
             software: self.software.clone(),
             yours: newest_of(&cx.peers, &from),
-            news: self.collect_news_for(&cx.peers, publication, &from, &have),
+            news: self.collect_news_for(cx, &from, &have),
         }
     }
 
     /// Our own newest envelope, and the envelopes of the bodies that we hold and may hand on. A goodbye goes only to peers
     /// that have the body.
-    fn collect_news_for(&self, peers: &Peers, publication: &Publication, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
+    fn collect_news_for(&self, cx: &Context, asker: &PeerId, have: &Haves) -> Vec<Vec<u8>> {
         let digest = AudienceDigest::of(asker);
         let newer = |owner: &AudienceDigest, envelope: &Envelope| {
             have.generation_of(owner).is_none_or(|have| have < envelope.announcement().generation)
         };
-        let own = publication.envelope().filter(|own| newer(&self.my_digest, own));
-        let of_others = peers.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
+        let own = cx.publication.envelope().filter(|own| newer(&self.my_digest, own));
+        let of_others = cx.peers.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
             let goodbye = || {
                 let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
                 have.generation_of(&entry.digest).and(Some(&newest.envelope))
@@ -196,14 +173,7 @@ impl Syncs {
     }
 
     /// Handles the reply to our sync; `None` when there was none.
-    pub(crate) fn on_reply(
-        &self,
-        cx: &mut Context,
-        pulls: &mut Pulls,
-        publication: &mut Publication,
-        from: PeerId,
-        reply: Option<GossipReply>,
-    ) {
+    pub(crate) fn on_reply(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, reply: Option<GossipReply>) {
         if !cx.connections.end_sync(&from) {
             return;
         }
@@ -223,7 +193,7 @@ impl Syncs {
                 if first {
                     cx.io.push_event(Event::Greeted { peer: from, software });
                 }
-                self.receive_own(cx, pulls, publication, from, yours);
+                self.receive_own(cx, pulls, from, yours);
                 receive_news(cx, pulls, from, &news);
             }
             Some(GossipReply::StoreDirDiffers { store_dir }) => {
@@ -261,21 +231,14 @@ impl Syncs {
     }
 
     /// Handles the newest envelope with our signature that a peer knows.
-    fn receive_own(
-        &self,
-        cx: &mut Context,
-        pulls: &mut Pulls,
-        publication: &mut Publication,
-        from: PeerId,
-        yours: Option<Vec<u8>>,
-    ) {
+    fn receive_own(&self, cx: &mut Context, pulls: &mut Pulls, from: PeerId, yours: Option<Vec<u8>>) {
         let Some(bytes) = yours else { return };
-        if publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
+        if cx.publication.envelope().is_some_and(|newest| newest.as_bytes() == bytes) {
             return;
         }
         match cx.peers.open_envelope(&bytes) {
             Ok(envelope) if envelope.peer() == self.me => {
-                if publication.continue_above_if_newer(cx.io.now, &envelope) {
+                if cx.publication.continue_above_if_newer(cx.io.now, &envelope) {
                     cx.io.push_event(Event::Overtaken { generation: envelope.announcement().generation });
                 }
             }

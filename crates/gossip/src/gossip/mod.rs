@@ -13,7 +13,6 @@ use crate::input::Input;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
-use crate::peers::directory::OpenEnvelope;
 use crate::peers::kept::{KeptSummary, Unfit};
 use crate::peers::misdeed::Misdeed;
 use crate::peers::view::PeerView;
@@ -50,8 +49,6 @@ pub struct GossipConfig {
     pub sync_interval_ms: u64,
     /// The most paths advertised; those that come later are withheld.
     pub path_count_max: usize,
-    /// [`Envelope::open`]. A simulation that shows the same bytes to a thousand cores may cache the result instead.
-    pub open_envelope: OpenEnvelope,
 }
 
 impl GossipConfig {
@@ -68,17 +65,16 @@ impl GossipConfig {
             debounce_ms: 100,
             sync_interval_ms: 60_000,
             path_count_max: 200_000,
-            open_envelope: |bytes| Envelope::open(bytes).map(Arc::new),
         }
     }
 }
 
-/// What the last run persisted: the last [`Record`] of each kind.
+/// What the last run persisted: the last [`crate::Record`] of each kind.
 #[derive(Clone, Debug, Default)]
 pub struct Persisted {
-    /// The last [`Record::OwnEpoch`].
+    /// The last [`crate::Record::OwnEpoch`].
     pub own_epoch: Option<u64>,
-    /// The last [`Record::Newest`] of each peer; those that do not verify are skipped.
+    /// The last [`crate::Record::Newest`] of each peer; those that do not verify are skipped.
     pub newest: Vec<Vec<u8>>,
     /// [`Gossip::audience`] of the peers for which the caller keeps it; an invalid audience is skipped.
     pub audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
@@ -91,7 +87,6 @@ pub struct Gossip {
     context: Context,
     pulls: Pulls,
     syncs: Syncs,
-    publication: Publication,
 }
 
 impl Gossip {
@@ -108,27 +103,32 @@ impl Gossip {
             debounce_ms: config.debounce_ms,
         };
         let mut io = Io::new(now, config.rng_seed);
-        let peers = Peers::new(me, config.open_envelope, io.chance.draw(), &persisted.newest, persisted.audiences);
+        let peers = Peers::new(me, io.chance.draw(), &persisted.newest, persisted.audiences);
         let syncs = Syncs::new(me, config.store_dir.as_str(), &config.software, config.sync_interval_ms);
         syncs.schedule(&mut io);
         Self {
             me,
-            context: Context { io, peers, connections: Connections::default(), requests: Requests::default() },
+            context: Context {
+                io,
+                peers,
+                connections: Connections::default(),
+                requests: Requests::default(),
+                publication: Publication::new(config.keypair, times, config.path_count_max, persisted.own_epoch),
+            },
             pulls: Pulls::default(),
             syncs,
-            publication: Publication::new(config.keypair, times, config.path_count_max, persisted.own_epoch),
         }
     }
 
     /// Takes one input. Call [`Gossip::poll`] until it returns `None`, then look at [`Gossip::deadline`].
     pub fn handle(&mut self, now: Now, input: Input) {
-        let Self { context: cx, pulls, syncs, publication, .. } = self;
+        let Self { context: cx, pulls, syncs, .. } = self;
         cx.io.set_time(now);
         cx.peers.shape_table();
         let now = cx.io.now;
         match input {
             Input::Allowlist(peers) => self.set_allowlist(peers),
-            Input::Addresses(addresses) => publication.set_addresses(now.moment, addresses),
+            Input::Addresses(addresses) => cx.publication.set_addresses(now.moment, addresses),
             Input::Connected(peer) => {
                 if cx.peers.contains(&peer) && !cx.connections.contains(&peer) {
                     syncs.greet(cx, peer);
@@ -140,16 +140,16 @@ impl Gossip {
                 let verdict = receive_announcement(cx, pulls, author, from, &bytes);
                 cx.io.push(Output::Judge { id, verdict });
             }
-            Input::Request { from, id, bytes } => syncs.on_request(cx, pulls, publication, from, id, &bytes),
+            Input::Request { from, id, bytes } => syncs.on_request(cx, pulls, from, id, &bytes),
             Input::Response { from, id, bytes } => self.on_response(from, id, Some(&bytes)),
             Input::RequestFailed { to, id } => self.on_response(to, id, None),
-            Input::Paths(change) => publication.apply_change(now.moment, change),
+            Input::Paths(change) => cx.publication.apply_change(now.moment, change),
             Input::Probe { peer, outcome } => cx.peers.count_probe(&mut cx.io, peer, outcome),
             Input::Misbehaved { peer, misdeed } => pulls.penalize(cx, peer, misdeed),
             Input::Tick => {}
-            Input::Goodbye => publication.depart(&mut cx.io),
+            Input::Goodbye => cx.publication.depart(&mut cx.io),
         }
-        self.publication.watch_clock(now);
+        self.context.publication.watch_clock(now);
         self.run_due_timers();
     }
 
@@ -188,7 +188,7 @@ impl Gossip {
 
     /// Our own summary, for status.
     pub fn publication(&self) -> PublicationView {
-        self.publication.view()
+        self.context.publication.view()
     }
 
     /// The peers of the allowlist, ordered by id.
@@ -224,10 +224,10 @@ impl Gossip {
     /// Does all that is due, including what becomes due meanwhile.
     fn run_due_timers(&mut self) {
         loop {
-            let Self { context: cx, pulls, syncs, publication, .. } = self;
-            cx.io.timers.set(Timer::Publish, publication.due());
+            let Self { context: cx, pulls, syncs, .. } = self;
+            cx.io.timers.set(Timer::Publish, cx.publication.due());
             match cx.io.timers.pop(cx.io.now.moment) {
-                Some(Timer::Publish) => publication.publish(&mut cx.io),
+                Some(Timer::Publish) => cx.publication.publish(&mut cx.io),
                 Some(Timer::Sync) => syncs.sync_with_anyone(cx),
                 Some(Timer::Greet(peer)) => syncs.sync_with(cx, peer),
                 Some(Timer::Pull(owner)) => pulls.pull_again(cx, owner),
@@ -256,7 +256,7 @@ impl Gossip {
         let mut audience: Vec<_> = peers.iter().chain([&self.me]).map(AudienceDigest::of).collect();
         audience.sort_unstable();
         audience.dedup();
-        self.publication.set_audience(self.context.io.now.moment, audience, peers.len());
+        self.context.publication.set_audience(self.context.io.now.moment, audience, peers.len());
         let known = self.context.peers.iter().map(|(peer, _)| *peer);
         let gone: Vec<_> = known.filter(|peer| !peers.contains(peer)).collect();
         for peer in gone {
@@ -283,7 +283,7 @@ impl Gossip {
 
     /// Takes the answer to one of our requests, or `None` when there was none.
     fn on_response(&mut self, from: PeerId, id: u64, bytes: Option<&[u8]>) {
-        let Self { context: cx, pulls, syncs, publication, .. } = self;
+        let Self { context: cx, pulls, syncs, .. } = self;
         let Some(question) = cx.requests.take_answered(&mut cx.io, from, id) else { return };
         let reply = bytes.map(GossipReply::decode);
         if matches!(reply, Some(Err(_))) {
@@ -291,7 +291,7 @@ impl Gossip {
         }
         let reply = reply.and_then(Result::ok);
         match question {
-            Question::Sync => syncs.on_reply(cx, pulls, publication, from, reply),
+            Question::Sync => syncs.on_reply(cx, pulls, from, reply),
             Question::Pull { owner, have_seq } => pulls.on_reply(cx, owner, from, have_seq, reply),
         }
     }

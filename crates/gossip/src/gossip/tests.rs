@@ -218,7 +218,7 @@ impl Chaos {
 }
 
 fn check_bounds(gossip: &Gossip, peers: usize) {
-    let Context { io, peers: known, connections, requests } = &gossip.context;
+    let Context { io, peers: known, connections, requests, .. } = &gossip.context;
     let trusted = known.check();
     assert!(trusted <= peers);
     let (connected, asked) = (connections.peers().count(), requests.check());

@@ -4,7 +4,7 @@
 //! decides how often it writes one.
 
 use super::body::Flaw;
-use super::directory::{Acceptance, Entry, Newest, lifetime_ms};
+use super::entry::{Acceptance, Entry, Newest, lifetime_ms};
 use crate::publication::DAY_MS;
 use libp2p_identity::PeerId;
 use narmesh_machine::Now;

@@ -2,13 +2,13 @@
 
 pub(crate) mod body;
 pub(crate) mod conduct;
-pub(crate) mod directory;
+pub(crate) mod entry;
 pub(crate) mod kept;
 pub(crate) mod misdeed;
 pub(crate) mod view;
 
 use self::body::{Flaw, Usable, count_ones};
-use self::directory::{Acceptance, Directory, Entry, Held, Newest, OpenEnvelope};
+use self::entry::{Acceptance, Entry, Held, Newest, claimed_signer};
 use self::kept::{KeptSummary, Unfit};
 use self::misdeed::Misdeed;
 use crate::input::ProbeOutcome;
@@ -26,12 +26,15 @@ use std::sync::Arc;
 /// The most envelopes, and the most audiences, read back after a restart.
 const READ_BACK_MAX: usize = 4_096;
 
-/// All peers of the allowlist. It owns the entry of each, its filter in the table, and the deltas that led to that.
+/// All peers of the allowlist: the entry of each, its filter in the table, and the deltas that led to that.
 #[derive(Debug)]
 pub(crate) struct Peers {
     me: PeerId,
-    open: OpenEnvelope,
-    directory: Directory,
+    /// Nobody else has an entry, which bounds their number.
+    entries: BTreeMap<PeerId, Entry>,
+    by_digest: BTreeMap<AudienceDigest, PeerId>,
+    /// The audiences in use. The peers of a fleet usually share one, which is then stored once.
+    shared_audiences: BTreeSet<Arc<[AudienceDigest]>>,
     table: TableWriter,
     relayed: Relayed,
     /// Newest announcements read back after a restart, until the first allowlist says which of them count.
@@ -49,43 +52,43 @@ impl Peers {
     /// Nobody yet. `salt` orders equally good candidates; `newest` and `audiences` are what the last run persisted.
     pub(crate) fn new(
         me: PeerId,
-        open: OpenEnvelope,
         salt: u64,
         newest: &[Vec<u8>],
         audiences: Vec<(PeerId, Vec<AudienceDigest>)>,
     ) -> Self {
-        let newest = newest.iter().take(READ_BACK_MAX).filter_map(|bytes| open(bytes).ok());
+        let newest = newest.iter().take(READ_BACK_MAX).filter_map(|bytes| Envelope::open(bytes).ok());
         Self {
             me,
-            open,
-            directory: Directory::default(),
+            entries: BTreeMap::new(),
+            by_digest: BTreeMap::new(),
+            shared_audiences: BTreeSet::new(),
             table: TableWriter::new(salt),
             relayed: Relayed::default(),
-            floors: newest.map(|envelope| (envelope.peer(), envelope)).collect(),
+            floors: newest.map(|envelope| (envelope.peer(), Arc::new(envelope))).collect(),
             audiences: audiences.into_iter().take(READ_BACK_MAX).filter(|(_, it)| is_audience(it)).collect(),
         }
     }
 
     pub(crate) fn get(&self, peer: &PeerId) -> Option<&Entry> {
-        self.directory.get(peer)
+        self.entries.get(peer)
     }
 
     pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Entry> {
-        self.directory.get_mut(peer)
+        self.entries.get_mut(peer)
     }
 
     pub(crate) fn contains(&self, peer: &PeerId) -> bool {
-        self.directory.contains(peer)
+        self.entries.contains_key(peer)
     }
 
     /// All of them, ordered by id.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Entry)> {
-        self.directory.iter()
+        self.entries.iter()
     }
 
     /// The peer with this digest.
     pub(crate) fn find_owner(&self, digest: &AudienceDigest) -> Option<PeerId> {
-        self.directory.owner(digest)
+        self.by_digest.get(digest).copied()
     }
 
     /// The reading side of the table.
@@ -102,8 +105,9 @@ impl Peers {
     pub(crate) fn add_all(&mut self, io: &mut Io, peers: BTreeSet<PeerId>) {
         for peer in peers {
             let floor = self.floors.remove(&peer);
-            let audience = self.audiences.remove(&peer).map(|audience| self.directory.intern_audience(audience));
-            let entry = self.directory.add(peer);
+            let audience = self.audiences.remove(&peer).map(|audience| self.share_audience(audience));
+            let entry = self.entries.entry(peer).or_insert_with(|| Entry::new(&peer));
+            self.by_digest.insert(entry.digest, peer);
             if let Some(audience) = audience {
                 entry.audience = audience;
             }
@@ -122,7 +126,9 @@ impl Peers {
     pub(crate) fn forget(&mut self, io: &mut Io, peer: &PeerId) {
         self.relayed.forget(peer);
         self.table.remove(peer);
-        self.directory.remove(peer);
+        if let Some(entry) = self.entries.remove(peer) {
+            self.by_digest.remove(&entry.digest);
+        }
         io.timers.set(Timer::Expire(*peer), None);
         io.timers.set(Timer::Conduct(*peer), None);
         io.push(Output::Persist(Record::Forget(*peer)));
@@ -130,32 +136,28 @@ impl Peers {
 
     /// Opens an envelope of any signer.
     pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
-        self.directory.open_envelope(bytes, self.open)
-    }
-
-    /// Opens an envelope that is probably of this peer.
-    pub(crate) fn open_envelope_of(&self, peer: &PeerId, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
-        match self.directory.get(peer) {
-            Some(entry) => entry.open_envelope(bytes, self.open),
-            None => (self.open)(bytes),
+        match claimed_signer(bytes).and_then(|signer| self.entries.get(&signer)) {
+            Some(entry) => entry.open_envelope(bytes),
+            None => Envelope::open(bytes).map(Arc::new),
         }
     }
 
     /// Whether an envelope names a signer that is known and claims to be older than what we know of it.
     pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
-        self.directory.is_older(bytes)
+        let entry = claimed_signer(bytes).and_then(|signer| self.entries.get(&signer));
+        entry.is_some_and(|entry| entry.is_older(bytes))
     }
 
     /// Charges an announcement that was not a mere repeat; true when its author has spent what it is granted.
     pub(crate) fn charge_announcement(&mut self, now: Moment, author: &PeerId, is_hearsay: bool) -> bool {
-        let entry = self.directory.get_mut(author);
+        let entry = self.entries.get_mut(author);
         entry.is_some_and(|entry| entry.conduct.charge_announcement(now, is_hearsay))
     }
 
     /// Counts a misdeed; true when that sets the peer aside.
     pub(crate) fn blame(&mut self, io: &mut Io, peer: PeerId, misdeed: Misdeed) -> bool {
         io.push(Output::Penalize { peer, misdeed });
-        let Some(entry) = self.directory.get_mut(&peer) else { return false };
+        let Some(entry) = self.entries.get_mut(&peer) else { return false };
         let set_aside = entry.conduct.blame(io.now.moment, misdeed);
         if let Some(until) = set_aside {
             io.push_event(Event::SetAside { peer, until, misdeed });
@@ -167,7 +169,7 @@ impl Peers {
     /// Counts what a candidate said when it was asked.
     pub(crate) fn count_probe(&mut self, io: &mut Io, peer: PeerId, outcome: ProbeOutcome) {
         let lookups = self.table().lookups();
-        let Some(entry) = self.directory.get_mut(&peer) else { return };
+        let Some(entry) = self.entries.get_mut(&peer) else { return };
         let Some(held) = &entry.held else { return };
         let demoted = match outcome {
             ProbeOutcome::Held => {
@@ -186,7 +188,7 @@ impl Peers {
 
     /// Ends what is over of a peer's penalties; true when it was set aside until now.
     pub(crate) fn lift_expired_penalties(&mut self, io: &mut Io, peer: &PeerId) -> bool {
-        let Some(entry) = self.directory.get_mut(peer) else { return false };
+        let Some(entry) = self.entries.get_mut(peer) else { return false };
         let was_set_aside = entry.conduct.is_set_aside();
         entry.conduct.lift_expired(io.now.moment);
         let forgiven = was_set_aside && !entry.conduct.is_set_aside();
@@ -196,7 +198,7 @@ impl Peers {
 
     /// Tells the readers of the table how the peer stands, and sets the timer for the end of that.
     fn update_rank(&mut self, io: &mut Io, peer: &PeerId) {
-        if let Some(entry) = self.directory.get(peer) {
+        if let Some(entry) = self.entries.get(peer) {
             self.table.set_rank(peer, entry.conduct.false_share(), entry.conduct.rank());
             io.timers.set(Timer::Conduct(*peer), entry.conduct.due());
         }
@@ -205,7 +207,7 @@ impl Peers {
     /// When the newest announcement is of the very body that is held, takes it over: only its lifetime is new.
     pub(crate) fn adopt_renewed(&mut self, io: &mut Io, peer: &PeerId) -> bool {
         let lookups = self.table().lookups();
-        let Some(entry) = self.directory.get_mut(peer) else { return false };
+        let Some(entry) = self.entries.get_mut(peer) else { return false };
         let before = entry.held.as_ref().map(Held::generation);
         if !entry.adopt(io.now.moment, lookups) {
             return false;
@@ -225,7 +227,7 @@ impl Peers {
 
     /// The body that we hold of an owner, reassembled, and its `seq`.
     pub(crate) fn assemble_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
-        let entry = self.directory.get(owner)?;
+        let entry = self.entries.get(owner)?;
         let held = entry.held.as_ref()?;
         let summary = Summary {
             hash_id: HASH_ID_V1,
@@ -259,9 +261,9 @@ impl Peers {
     ) -> Result<(), Flaw> {
         let generation = target.announcement().generation;
         let usable = Usable::decode(&self.me, target.announcement(), body)?;
-        let audience = self.directory.intern_audience(usable.summary.audience.clone());
+        let audience = self.share_audience(usable.summary.audience.clone());
         let lookups = self.table().lookups();
-        let Some(entry) = self.directory.get_mut(&owner) else { return Ok(()) };
+        let Some(entry) = self.entries.get_mut(&owner) else { return Ok(()) };
         let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
         if !same_epoch {
             entry.conduct.on_new_epoch(io.now.moment, lookups);
@@ -288,7 +290,7 @@ impl Peers {
 
     /// Notes a body whose filter is already in the table.
     fn hold(&mut self, io: &mut Io, owner: PeerId, target: &Newest, usable: Usable, audience: Arc<[AudienceDigest]>) {
-        let Some(entry) = self.directory.get_mut(&owner) else { return };
+        let Some(entry) = self.entries.get_mut(&owner) else { return };
         let Usable { filter, summary } = usable;
         // Only a floor has no acceptance, and floors are never pulled.
         let expired = Acceptance { wall_ms: io.now.wall_ms, expires: io.now.moment };
@@ -311,27 +313,38 @@ impl Peers {
         self.update_rank(io, &owner);
     }
 
+    /// Stores equal audiences only once.
+    fn share_audience(&mut self, audience: Vec<AudienceDigest>) -> Arc<[AudienceDigest]> {
+        if let Some(shared) = self.shared_audiences.get(audience.as_slice()) {
+            return Arc::clone(shared);
+        }
+        self.shared_audiences.retain(|shared| Arc::strong_count(shared) > 1);
+        let shared: Arc<[AudienceDigest]> = audience.into();
+        self.shared_audiences.insert(Arc::clone(&shared));
+        shared
+    }
+
     /// Drops the body of a peer. Its newest announcement stays, so that older ones are still refused.
     pub(crate) fn drop_body(&mut self, io: &mut Io, peer: &PeerId) {
         self.relayed.forget(peer);
         self.table.remove(peer);
         io.timers.set(Timer::Expire(*peer), None);
-        if let Some(entry) = self.directory.get_mut(peer) {
+        if let Some(entry) = self.entries.get_mut(peer) {
             entry.held = None;
         }
     }
 
     /// Takes back a summary that was kept over a restart, with all checks of a body that was just pulled.
     pub(crate) fn restore(&mut self, io: &mut Io, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
-        let entry = self.directory.get(&owner).ok_or(Unfit::NotTrusted)?;
-        let envelope = entry.open_envelope(&kept.envelope, self.open).map_err(|_| Unfit::Forged)?;
+        let entry = self.entries.get(&owner).ok_or(Unfit::NotTrusted)?;
+        let envelope = entry.open_envelope(&kept.envelope).map_err(|_| Unfit::Forged)?;
         let (rank, audience_before) = (entry.conduct.rank(), Arc::clone(&entry.audience));
         let (target, is_newest) = kept.check_proof(io.now, &owner, entry, envelope)?;
         let usable = Usable::decode(&self.me, target.announcement(), &kept.body)?;
-        let audience = self.directory.intern_audience(usable.summary.audience.clone());
+        let audience = self.share_audience(usable.summary.audience.clone());
         self.table.install_plain(owner, &usable.filter, rank);
         self.hold(io, owner, &target, usable, audience);
-        if let Some(entry) = self.directory.get_mut(&owner) {
+        if let Some(entry) = self.entries.get_mut(&owner) {
             if let Some(held) = &mut entry.held {
                 held.remembered = true;
             }
@@ -350,10 +363,10 @@ impl Peers {
     /// Asserts the bounds; returns how many peers there are.
     #[cfg(test)]
     pub(crate) fn check(&self) -> usize {
-        let trusted = self.directory.iter().count();
+        let trusted = self.entries.len();
         assert!(self.table().peers() <= trusted);
         self.relayed.check(trusted);
-        for (peer, entry) in self.directory.iter() {
+        for (peer, entry) in self.entries.iter() {
             assert_eq!(entry.held.is_some(), self.table.holds(peer), "held and in the table are one thing");
             assert!(entry.addresses.len() <= 8);
         }

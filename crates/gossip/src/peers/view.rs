@@ -1,6 +1,6 @@
 //! What `status` shows of each peer.
 
-use super::directory::Entry;
+use super::entry::Entry;
 use super::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_machine::Moment;

@@ -8,12 +8,8 @@ use narmesh_machine::{Moment, Now};
 use narmesh_protocol::{
     Announcement, AudienceDigest, Envelope, EnvelopeError, FilterClass, Generation, HASHES_PER_ITEM, Summary,
 };
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-
-/// Opens an envelope and verifies its signature.
-pub type OpenEnvelope = fn(&[u8]) -> Result<Arc<Envelope>, EnvelopeError>;
 
 /// The shortest and the longest lifetime that is believed, seconds: a minute and a week. A lifetime of 0 is a goodbye.
 const LIFETIME_S: std::ops::RangeInclusive<u32> = 60..=604_800;
@@ -121,7 +117,7 @@ pub(crate) enum Worth {
 }
 
 impl Entry {
-    fn new(peer: &PeerId) -> Self {
+    pub(super) fn new(peer: &PeerId) -> Self {
         Self {
             digest: AudienceDigest::of(peer),
             newest: None,
@@ -139,10 +135,10 @@ impl Entry {
 
     /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again,
     /// needs no second verification.
-    pub(crate) fn open_envelope(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
+    pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
         match &self.newest {
             Some(newest) if newest.envelope.as_bytes() == bytes => Ok(Arc::clone(&newest.envelope)),
-            Some(_) | None => open(bytes),
+            Some(_) | None => Envelope::open(bytes).map(Arc::new),
         }
     }
 
@@ -230,76 +226,7 @@ impl Entry {
 }
 
 /// The signer that an envelope names; its signature is not verified. A PeerId is 6 fixed bytes and the Ed25519 key.
-fn claimed_signer(envelope: &[u8]) -> Option<PeerId> {
+pub(super) fn claimed_signer(envelope: &[u8]) -> Option<PeerId> {
     let key = envelope.get(1..33)?;
     PeerId::from_bytes(&[&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20], key].concat()).ok()
-}
-
-/// The entries of all peers of the allowlist, and of nobody else, which bounds their number.
-#[derive(Debug, Default)]
-pub(crate) struct Directory {
-    entries: BTreeMap<PeerId, Entry>,
-    by_digest: BTreeMap<AudienceDigest, PeerId>,
-    /// The audiences in use. The peers of a fleet usually share one, which is then stored once.
-    audiences: BTreeSet<Arc<[AudienceDigest]>>,
-}
-
-impl Directory {
-    pub(crate) fn get(&self, peer: &PeerId) -> Option<&Entry> {
-        self.entries.get(peer)
-    }
-
-    pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Entry> {
-        self.entries.get_mut(peer)
-    }
-
-    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
-        self.entries.contains_key(peer)
-    }
-
-    pub(crate) fn owner(&self, digest: &AudienceDigest) -> Option<PeerId> {
-        self.by_digest.get(digest).copied()
-    }
-
-    /// Opens an envelope of any signer.
-    pub(crate) fn open_envelope(&self, bytes: &[u8], open: OpenEnvelope) -> Result<Arc<Envelope>, EnvelopeError> {
-        match claimed_signer(bytes).and_then(|signer| self.entries.get(&signer)) {
-            Some(entry) => entry.open_envelope(bytes, open),
-            None => open(bytes),
-        }
-    }
-
-    /// Whether an envelope names a signer that is in this directory and claims to be older than what we know of it.
-    pub(crate) fn is_older(&self, bytes: &[u8]) -> bool {
-        let entry = claimed_signer(bytes).and_then(|signer| self.entries.get(&signer));
-        entry.is_some_and(|entry| entry.is_older(bytes))
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Entry)> {
-        self.entries.iter()
-    }
-
-    /// An entry for a peer that is now trusted.
-    pub(crate) fn add(&mut self, peer: PeerId) -> &mut Entry {
-        let entry = self.entries.entry(peer).or_insert_with(|| Entry::new(&peer));
-        self.by_digest.insert(entry.digest, peer);
-        entry
-    }
-
-    pub(crate) fn remove(&mut self, peer: &PeerId) {
-        if let Some(entry) = self.entries.remove(peer) {
-            self.by_digest.remove(&entry.digest);
-        }
-    }
-
-    /// Stores equal audiences only once.
-    pub(crate) fn intern_audience(&mut self, audience: Vec<AudienceDigest>) -> Arc<[AudienceDigest]> {
-        if let Some(shared) = self.audiences.get(audience.as_slice()) {
-            return Arc::clone(shared);
-        }
-        self.audiences.retain(|shared| Arc::strong_count(shared) > 1);
-        let shared: Arc<[AudienceDigest]> = audience.into();
-        self.audiences.insert(Arc::clone(&shared));
-        shared
-    }
 }
