@@ -5,7 +5,6 @@
 //! half a filter. A column that was given up is used again only when every view that showed it is gone. A delta sets bits
 //! in place, so a reader may see some of its bits before the others.
 
-pub(crate) mod latest;
 pub(crate) mod matrix;
 pub(crate) mod reader;
 pub(crate) mod sliced;

@@ -1,6 +1,5 @@
 //! The writing side of the table: which column belongs to which peer, which are free, and when a class changes its form.
 
-use super::latest::Latest;
 use super::reader::FilterTable;
 use super::sliced::{PlainFilters, Sliced};
 use super::view::{ClassView, Member, PlainFilter, Rank, View};
@@ -24,7 +23,6 @@ pub(crate) struct TableWriter {
     shared: Arc<FilterTable>,
     classes: BTreeMap<FilterClass, Class>,
     places: BTreeMap<PeerId, (FilterClass, Arc<Member>)>,
-    latest: Latest,
     /// The views that readers may still hold, by number, oldest first.
     views: VecDeque<(u64, Weak<View>)>,
     /// Classes that may need another form.
@@ -45,7 +43,7 @@ impl TableWriter {
         let shared = Arc::new(FilterTable::new(salt));
         let (classes, places) = (BTreeMap::new(), BTreeMap::new());
         let (views, unshaped) = (VecDeque::new(), BTreeSet::new());
-        Self { shared, classes, places, latest: Latest::default(), views, unshaped, view: 0 }
+        Self { shared, classes, places, views, unshaped, view: 0 }
     }
 
     /// The reading side.
@@ -94,12 +92,10 @@ impl TableWriter {
             }
             Class::Sliced(sliced) => sliced.write(member, filter.as_bytes()),
         }
-        self.latest.put(peer, filter.as_bytes());
     }
 
     /// Sets bits of a peer's filter.
     pub(crate) fn set_bits(&mut self, peer: &PeerId, positions: &[u32]) {
-        self.latest.forget(peer);
         let Some((class, _)) = self.places.get(peer) else { return };
         match self.classes.get(class) {
             Some(Class::Plain(filters)) => {
@@ -116,12 +112,8 @@ impl TableWriter {
         }
     }
 
-    /// The bytes of a peer's filter.
+    /// The bytes of a peer's filter. In a matrix, each bit is a cache line: 0.3 ms for 16 KiB, 11 ms for 256 KiB.
     pub(crate) fn read(&self, peer: &PeerId) -> Option<Vec<u8>> {
-        self.latest.get(peer).map(<[u8]>::to_vec).or_else(|| self.read_bits(peer))
-    }
-
-    fn read_bits(&self, peer: &PeerId) -> Option<Vec<u8>> {
         let (class, _) = self.places.get(peer)?;
         match self.classes.get(class)? {
             Class::Plain(filters) => filters.get(peer).map(|(_, filter)| filter.read()),
@@ -139,7 +131,6 @@ impl TableWriter {
     pub(crate) fn remove(&mut self, peer: &PeerId) {
         self.reclaim();
         if self.take(peer).is_some() {
-            self.latest.forget(peer);
             self.places.remove(peer);
             self.show();
         }
@@ -327,7 +318,6 @@ mod tests {
             }
             for (peer, filter) in &oracle {
                 prop_assert_eq!(writer.read(peer).unwrap(), filter.as_bytes());
-                prop_assert_eq!(writer.read_bits(peer).unwrap(), filter.as_bytes());
             }
             prop_assert_eq!(writer.shared().peers(), oracle.len());
         }
