@@ -9,6 +9,9 @@ pub const ANNOUNCE_TOPIC: &str = "/narmesh/1/announce";
 pub const GOSSIP_PROTOCOL: &str = "/narmesh/1/gossip";
 /// Request-response protocol of [`NarInfoRequest`].
 pub const NARINFO_PROTOCOL: &str = "/narmesh/1/narinfo";
+/// A NAR up to this size is small, in bytes. Its holder does not queue it behind large ones, and its asker verifies the
+/// whole of it before Nix sees a byte, so that a change of source stays invisible.
+pub const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Multiplexer of a bulk connection. Its streams carry [`NarRequest`]s without negotiating a protocol each.
 pub const BULK_PROTOCOL: &str = "/narmesh/2/bulk";
 /// Request-response protocol of [`DialRequest`].

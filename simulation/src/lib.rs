@@ -143,7 +143,7 @@ mod tests {
     fn checkers_are_content_with_every_scenario() {
         for name in built_in() {
             let report = small(name, 1);
-            assert_eq!(report.violations, [""; 0], "replay: narmesh-sim run {name} --small");
+            assert_eq!(report.violations, [""; 0], "replay: narmesh-sim run {name} --small --seed 1");
             assert!(report.checked > 30, "{name} compared {} summaries", report.checked);
         }
     }

@@ -39,7 +39,8 @@ pub enum Output {
         /// An encoded `GossipReply`.
         bytes: Vec<u8>,
     },
-    /// A peer did wrong. The core has already counted it; this is for the log and the metrics.
+    /// A peer did wrong. The core has counted it and drawn its own conclusions. The driver logs it, counts it for the
+    /// metrics, and shuts out a peer that goes on.
     Penalize {
         /// The peer that is blamed.
         peer: PeerId,

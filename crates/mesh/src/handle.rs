@@ -1,9 +1,9 @@
 //! How the rest of the daemon reaches the mesh: a cheap handle, and the commands it sends to the driver.
 
+use super::attestation_link::{ExchangeLink, ExchangeMessage};
 use super::config::MeshConfig;
-use super::exchange::{ExchangeLink, ExchangeMessage};
 use super::nar_client::NarPool;
-use super::peers::PeerStatistics;
+use super::statistics::PeerStatistics;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_gossip::{FilterTable, Misdeed, PathChange, PeerView, ProbeOutcome, PublicationView};
 use narmesh_protocol::HashPart;
@@ -41,7 +41,7 @@ pub enum AskError {
 /// What the driver is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Ask { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
+    AskNarInfo { peer: PeerId, hash_part: HashPart, reply: oneshot::Sender<Result<Vec<u8>, AskError>> },
     Connect { peer: PeerId, reply: oneshot::Sender<Result<(), AskError>> },
     Paths(PathChange),
     Probe(PeerId, ProbeOutcome),
@@ -140,7 +140,7 @@ impl MeshHandle {
 
     /// Asks up to three connected peers what builders attest of a path. Returns when `enough` says so after an answer,
     /// when all have answered, or at the deadline. Their attestations are in the ledger by then, verified.
-    pub async fn ask_for(&self, hash_part: HashPart, deadline: Instant, enough: impl Fn() -> bool) {
+    pub async fn ask_builders(&self, hash_part: HashPart, deadline: Instant, enough: impl Fn() -> bool) {
         // Room for one: an answer that was not looked at yet is as good as two.
         let (sender, mut answers) = mpsc::channel(1);
         let lasting = deadline.saturating_duration_since(Instant::now());
@@ -152,7 +152,7 @@ impl MeshHandle {
     async fn ask_connected(&self, peer: PeerId, hash_part: HashPart) -> Result<Vec<u8>, AskError> {
         let mut lost = 0;
         loop {
-            match self.call(|reply| Command::Ask { peer, hash_part, reply }).await? {
+            match self.call(|reply| Command::AskNarInfo { peer, hash_part, reply }).await? {
                 // After we have restarted, a peer refuses the first dial: it still has the old connection.
                 Err(AskError::NotConnected(_)) if lost < LOST_MAX => {
                     lost += 1;

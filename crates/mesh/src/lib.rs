@@ -19,6 +19,7 @@
 //! - whatever a peer makes us keep, read or wait for has a bound.
 
 mod addresses;
+mod attestation_link;
 mod behaviour;
 mod bulk;
 mod clock;
@@ -28,7 +29,6 @@ mod connection_rule;
 mod dead_connections;
 mod dialer;
 mod driver;
-mod exchange;
 mod framing;
 mod handle;
 mod handshake_limits;
@@ -36,25 +36,25 @@ mod listeners;
 mod message_limits;
 mod names;
 mod nar_client;
-mod peers;
 mod probe;
 mod rates;
 mod shut_out;
 mod state;
+mod statistics;
 mod swarm;
 pub mod transport;
 mod unread;
 mod uploads;
 
 pub use addresses::{find_outward_v4, find_outward_v6};
+pub use attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
 pub use clock::now;
 pub use config::{CountedBuilder, MeshConfig};
 pub use driver::{Mesh, MeshParts, StartError};
-pub use exchange::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder, ThreadEnd, link_exchange};
 pub use handle::{AskError, AudienceView, MeshHandle, MeshView};
 pub use listeners::ListenError;
 pub use nar_client::{LineView, NarPiece, NarPool, NarRequestError, NarSource};
-pub use peers::{PeerStatistics, PeerStats, Ranked};
 pub use probe::{PROBE_QUESTION, ProbeResult, probe};
 pub use state::{MeshState, SummaryStore};
+pub use statistics::{PeerStatistics, PeerStats, Ranked};
 pub use uploads::{UPLOAD_BYTES_PER_S_MIN, UploadLimits, Uploads};

@@ -20,7 +20,7 @@ pub trait MeshState: fmt::Debug + Send {
     fn set_audience(&self, peer: &PeerId, audience: &[AudienceDigest]) -> io::Result<()>;
 
     /// Forgets the audiences of all peers that are not in `of`.
-    fn keep_audiences(&self, of: &BTreeSet<PeerId>) -> io::Result<()>;
+    fn forget_audiences_except(&self, of: &BTreeSet<PeerId>) -> io::Result<()>;
 }
 
 /// The newest summary of each peer. Methods block.

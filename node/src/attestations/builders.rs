@@ -65,6 +65,6 @@ impl Builders for LedgerAndPeers {
         deadline: Instant,
         enough: Box<dyn Fn() -> bool + Send + Sync + 'a>,
     ) -> BoxFuture<'a, ()> {
-        Box::pin(self.mesh.ask_for(part, deadline.into_std(), enough))
+        Box::pin(self.mesh.ask_builders(part, deadline.into_std(), enough))
     }
 }

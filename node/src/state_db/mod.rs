@@ -268,7 +268,7 @@ impl StateDb {
 
     /// Forgets the audiences of all peers that are not in `of`. An audience that is not kept up to date might still
     /// name peers that its owner has since removed.
-    pub fn keep_audiences(&mut self, of: &BTreeSet<PeerId>) -> Result<(), StateDbError> {
+    pub fn forget_audiences_except(&mut self, of: &BTreeSet<PeerId>) -> Result<(), StateDbError> {
         let kept = self.read_audiences()?.into_iter().map(|(peer, _)| peer).filter(|peer| !of.contains(peer));
         let gone: Vec<PeerId> = kept.collect();
         self.run(|connection| {
@@ -452,8 +452,8 @@ impl MeshState for SharedStateDb {
         self.0.lock().set_audience(peer, audience).map_err(io::Error::other)
     }
 
-    fn keep_audiences(&self, of: &BTreeSet<PeerId>) -> io::Result<()> {
-        self.0.lock().keep_audiences(of).map_err(io::Error::other)
+    fn forget_audiences_except(&self, of: &BTreeSet<PeerId>) -> io::Result<()> {
+        self.0.lock().forget_audiences_except(of).map_err(io::Error::other)
     }
 }
 

@@ -61,7 +61,7 @@ fn only_audiences_that_are_kept_up_to_date_stay() {
     let [one, two] = [PeerId::random(), PeerId::random()];
     db.set_audience(&one, &AUDIENCE).unwrap();
     db.set_audience(&two, &AUDIENCE).unwrap();
-    db.keep_audiences(&BTreeSet::from([two])).unwrap();
+    db.forget_audiences_except(&BTreeSet::from([two])).unwrap();
     assert_eq!(db.read_audiences().unwrap(), [(two, AUDIENCE.to_vec())]);
     // A row with half a digest is not an audience.
     db.run(|connection| connection.execute("UPDATE audiences SET digests = x'0101010101010101aa'", ())).unwrap();

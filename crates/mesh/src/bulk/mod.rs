@@ -13,7 +13,7 @@ mod pause;
 pub(super) use connection::{BulkStream, Connection, InUse, Incoming};
 pub(super) use control::ControlWatch;
 
-use super::peers::PeerStatistics;
+use super::statistics::PeerStatistics;
 use super::transport::{Arrival, PeerTransport};
 use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;

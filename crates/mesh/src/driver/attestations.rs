@@ -2,7 +2,7 @@
 
 use super::context::{Context, encode_busy};
 use super::requests::{Event, NumberedRequests, RequestEvent};
-use crate::exchange::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder};
+use crate::attestation_link::{DriverEnd, ExchangeLink, ExchangeMessage, ExchangeOrder};
 use crate::handle::AudienceView;
 use crate::unread::Protocol;
 use libp2p::PeerId;
@@ -39,7 +39,7 @@ impl Attestations {
         self.link.tell(ExchangeMessage::Builders(context.config.builders.clone(), context.config.own_builder));
         let owners = builder_nodes(context);
         self.audiences_kept.retain(|owner, _| owners.contains(owner));
-        if let Err(error) = context.state.keep_audiences(&owners) {
+        if let Err(error) = context.state.forget_audiences_except(&owners) {
             tracing::error!(%error, "state database: audiences of former builders were not removed");
         }
         owners.iter().for_each(|owner| self.keep_audience(context, owner));

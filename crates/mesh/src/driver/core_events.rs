@@ -1,6 +1,6 @@
 //! What the gossip core reports, in the log and in the statistics.
 
-use crate::peers::PeerStatistics;
+use crate::statistics::PeerStatistics;
 use libp2p::PeerId;
 use narmesh_gossip::Event;
 use std::time::Instant;

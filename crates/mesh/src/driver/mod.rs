@@ -25,17 +25,17 @@ use self::gossip_link::{GossipLink, publish};
 use self::kept::{RestoredSummaries, SummaryWriter};
 use self::narinfos::NarInfos;
 use super::addresses::{choose_told, find_outward_v4, find_outward_v6};
+use super::attestation_link::DriverEnd;
 use super::behaviour::MeshBehaviourEvent;
 use super::bulk::Surroundings;
 use super::clock::now;
 use super::config::MeshConfig;
-use super::exchange::DriverEnd;
 use super::handle::{Blame, Command, MeshHandle, MeshView};
 use super::listeners::{ListenError, Listeners};
 use super::nar_client::NarPool;
-use super::peers::PeerStatistics;
 use super::shut_out::SHUT_OUT;
 use super::state::{MeshState, SummaryStore};
+use super::statistics::PeerStatistics;
 use super::swarm;
 use super::transport::{TlsError, is_handed_over};
 use super::unread::UnreadReplies;
@@ -234,7 +234,7 @@ impl Mesh {
     fn on_command(&mut self, command: Command) {
         let context = &mut self.context;
         match command {
-            Command::Ask { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
+            Command::AskNarInfo { peer, hash_part, reply } => self.narinfos.ask(context, peer, hash_part, reply),
             Command::Connect { peer, reply } => self.dials.connect(context, peer, reply),
             Command::Paths(change) => {
                 self.attestations.on_offer_looked(context);

@@ -21,8 +21,8 @@ mod shares;
 use super::bulk::{BulkStream, Incoming};
 use super::framing::{read_frame, write_frame};
 use super::handle::Blame;
-use super::peers::PeerStatistics;
 use super::rates::NarRates;
+use super::statistics::PeerStatistics;
 use body::BodyWriter;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::PeerId;
@@ -43,9 +43,6 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// A NAR up to this size is small: it does not wait behind large ones, and its asker verifies the whole of it before
-/// passing any of it on.
-const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// Streams that one peer may hold open; a further one is told *not now* and closed.
 const STREAMS_PER_PEER_MAX: usize = 64;
 /// Streams over that limit that are told so at the same time; the others are reset.

@@ -4,6 +4,7 @@
 //! cost together is bounded by what one body may hold (see the parent module).
 
 use libp2p::PeerId;
+use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 use std::collections::{HashMap, VecDeque};
 
 /// Requests of one peer that may wait for their turn: as many as it may have streams.
@@ -17,7 +18,7 @@ pub(super) struct Ticket(pub(super) u64);
 /// large ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
-    /// Up to [`super::SMALL_NAR_BYTES_MAX`].
+    /// Up to [`SMALL_NAR_BYTES_MAX`].
     Small,
     /// Above.
     Large,
@@ -25,7 +26,7 @@ pub(super) enum Kind {
 
 impl Kind {
     pub(super) fn of(nar_size: u64) -> Self {
-        if nar_size <= super::SMALL_NAR_BYTES_MAX { Self::Small } else { Self::Large }
+        if nar_size <= SMALL_NAR_BYTES_MAX { Self::Small } else { Self::Large }
     }
 }
 

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 use narmesh_protocol::{HashPart, NarUrl};
 use tokio::sync::mpsc;
 
@@ -48,9 +49,6 @@ use crate::source::{SourceId, Sources};
 pub(crate) use self::contents::ContentsCheck;
 pub(crate) use self::nar_faults::{Since, insert};
 
-/// A NAR up to this size is verified as a whole before its first byte goes out, so that Nix sees nothing of a change of
-/// source.
-const SMALL_NAR_BYTES_MAX: u64 = 8 << 20;
 /// A NAR resumed before this byte is read and verified from its beginning: there is no checkpoint before it.
 const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
+use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 
 use super::delivery::read_whole;
 use super::transfer::{Transfer, TransferSettings};
-use super::{CHECKED_FROM_BYTES, NarContext, SMALL_NAR_BYTES_MAX};
+use super::{CHECKED_FROM_BYTES, NarContext};
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 use crate::source::SourceId;

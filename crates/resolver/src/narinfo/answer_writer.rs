@@ -71,7 +71,7 @@ impl AnswerWriter {
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let waiting = Arc::clone(&waiting_bytes);
         let thread = std::thread::Builder::new()
-            .name("narmesh-answers".to_owned())
+            .name("answers".to_owned())
             .spawn(move || write_all(&*store, &receiver, &waiting));
         let budget = Mutex::new(Budget::full(Instant::now()));
         match thread {

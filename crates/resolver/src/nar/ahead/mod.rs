@@ -8,12 +8,12 @@
 
 mod copy_order;
 
-use crate::nar::SMALL_NAR_BYTES_MAX;
 use crate::nar::transfers::Transfers;
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
 use bytes::Bytes;
 use copy_order::copy_order;
+use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 use narmesh_protocol::{HashPart, NarUrl};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet, VecDeque};
