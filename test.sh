@@ -84,12 +84,6 @@ simulation() {
   cat "$target/fleet-1000.txt"
 }
 
-benchmarks() {
-  cargo run --quiet --release -p narmesh-bench -- --list
-  $full && cargo run --quiet --release -p narmesh-bench
-  return 0
-}
-
 # A subject that is longer is cut where commits are listed.
 subjects() {
   local long
@@ -113,7 +107,7 @@ release() {
 stage "release build" release
 stage "simulation" simulation
 stage "demo" cargo run --quiet --release -p narmesh -- demo --once
-stage "benchmarks" benchmarks
+if $full; then stage "benchmarks" cargo run --quiet --release -p narmesh-bench; fi
 # The transfers of the resolver: any sequence of sources, in virtual time.
 export NARMESH_TRANSFER_CASES=100000
 stage "tests of the rooms" cargo test --quiet --workspace --exclude narmesh-tests --features narmesh-fuzz/config
