@@ -111,7 +111,7 @@ impl NarPool {
         // Counts as under way already while it waits for a slot.
         let in_flight = of_peer.line.begin();
         let slot = Arc::clone(&of_peer.slots).acquire_owned().await.map_err(io::Error::other)?;
-        let asking = Asking { pool: self.clone(), peer, of_peer, frame: frame.into() };
+        let asking = Asking { pool: self.clone(), peer, of_peer, request, frame: frame.into() };
         let asked = asking.ask().await?;
         Ok(NarSource::new(asking, asked, Held { _slot: slot, _in_flight: in_flight }))
     }
@@ -179,6 +179,8 @@ struct Asking {
     pool: NarPool,
     peer: PeerId,
     of_peer: Arc<PeerPool>,
+    request: NarRequest,
+    /// The request as it is written.
     frame: Arc<[u8]>,
 }
 

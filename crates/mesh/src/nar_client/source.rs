@@ -27,6 +27,10 @@ const WORDS_PER_S: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
 /// See [`WORDS_PER_S`].
 const WORDS_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
 
+/// What a compressed body may take more than its bytes of the NAR: a 64th, and this. zstd adds 3 bytes to each block
+/// that it cannot compress, and a holder may end a block with each piece that it reads, of 16 KiB at the least.
+const PACKED_EXCESS_BYTES: u64 = 64 << 10;
+
 /// What the holder says next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NarPiece {
@@ -72,6 +76,9 @@ enum State {
 /// How far the body has been read.
 struct Body {
     unpacker: Option<Unpacker>,
+    /// How many bytes may still come if it is compressed. Otherwise a holder could send frames and blocks that hold
+    /// nothing, without end.
+    packed_left: u64,
     chunk_left: usize,
     /// What was found after bytes that had to be handed over first.
     found: Option<io::Result<NarPiece>>,
@@ -182,8 +189,17 @@ impl NarSource {
         self.broken_left = BROKEN_MAX;
         Ok(match head {
             NarReply::Body { zstd } => {
+                let request = &self.asking.request;
+                if zstd && !request.accept_zstd {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a compressed body, which was not asked for",
+                    ));
+                }
                 let unpacker = if zstd { Some(Unpacker::new()?) } else { None };
-                self.state = State::Body(asked, Body { unpacker, chunk_left: 0, found: None });
+                let bytes = request.nar_size.saturating_sub(request.offset);
+                let packed_left = bytes.saturating_add(bytes / 64).saturating_add(PACKED_EXCESS_BYTES);
+                self.state = State::Body(asked, Body { unpacker, packed_left, chunk_left: 0, found: None });
                 self.has_begun = true;
                 None
             }
@@ -289,6 +305,8 @@ impl Body {
         if (out.len() - before) as u64 > bytes_max {
             return Poll::Ready(Err(too_long()));
         }
+        let Some(packed_left) = self.packed_left.checked_sub(used as u64) else { return Poll::Ready(Err(too_long())) };
+        self.packed_left = packed_left;
         asked.inbox.take(used);
         self.chunk_left -= used;
         *wire_bytes += used as u64;

@@ -29,6 +29,8 @@ pub(crate) struct NarFaults {
     liars: Mutex<HashMap<(NarHash, SourceId), Since<()>>>,
     /// NARs that several sources sent wrong together, each with the source that sent its end.
     doubtful: Mutex<HashMap<NarHash, Since<Option<SourceId>>>>,
+    /// Sources that began a NAR that others ended, and whose whole was wrong.
+    suspects: Mutex<HashMap<SourceId, Since<()>>>,
 }
 
 impl NarFaults {
@@ -57,6 +59,19 @@ impl NarFaults {
     /// Notes that several sources together sent something else under this NarHash; `last` sent the end of it.
     pub(crate) fn doubt(&self, nar_hash: NarHash, last: Option<SourceId>) {
         insert(&mut self.doubtful.lock(), nar_hash, last, LIAR_FOR);
+    }
+
+    /// Notes that `source` sent a part of a wrong NAR and left its end to others. It proves no lie, but who sends one wrong
+    /// byte and breaks off can have every NAR that it claims end wrong and is never found out. So for an hour it is asked
+    /// for no NAR while others are left, and others are not raced with it.
+    pub(crate) fn suspect(&self, source: SourceId) {
+        insert(&mut self.suspects.lock(), source, (), LIAR_FOR);
+    }
+
+    /// The sources that are under suspicion now.
+    pub(crate) fn suspects(&self) -> HashSet<SourceId> {
+        let suspects = self.suspects.lock();
+        suspects.iter().filter(|(_, (at, ()))| at.elapsed() < LIAR_FOR).map(|(source, _)| *source).collect()
     }
 
     /// Whether each source of this NAR has to be read alone.

@@ -4,6 +4,7 @@
 //! connection broke in the middle of a body is tried again for a while: a daemon that restarts means *not now*, not
 //! *no*.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -50,14 +51,25 @@ pub(super) struct Roster {
     entries: Vec<(SourceId, State)>,
     /// The source that is asked before all others.
     preferred: Option<SourceId>,
+    /// Sources that are asked when no other is left.
+    suspects: HashSet<SourceId>,
 }
 
 impl Roster {
     /// `preferred` is asked first, then the others by their lines; of equals, the first one given.
     pub(super) fn new(sources: impl IntoIterator<Item = SourceId>, preferred: Option<SourceId>) -> Self {
-        let mut roster = Self { entries: Vec::new(), preferred };
+        let mut roster = Self { entries: Vec::new(), preferred, suspects: HashSet::new() };
         roster.add(sources);
         roster
+    }
+
+    /// Has these sources asked after all others.
+    pub(super) fn suspect(&mut self, sources: impl IntoIterator<Item = SourceId>) {
+        self.suspects.extend(sources);
+    }
+
+    pub(super) fn is_suspect(&self, source: &SourceId) -> bool {
+        self.suspects.contains(source)
     }
 
     /// Adds the sources that are not on the roster yet.
@@ -91,13 +103,18 @@ impl Roster {
     }
 
     /// Of the sources not asked yet, the preferred one, else the one that should be done first with `bytes_left`;
-    /// paused ones come last.
+    /// suspects come last, and before them paused ones.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
         // `min_by_key` gives the first of equals, so the order of the roster counts.
         fresh.map(|(source, _)| *source).min_by_key(|source| {
             let line = line(source);
-            (self.preferred != Some(*source), line.is_paused, expected_duration(&line, bytes_left))
+            (
+                self.preferred != Some(*source),
+                self.is_suspect(source),
+                line.is_paused,
+                expected_duration(&line, bytes_left),
+            )
         })
     }
 
@@ -198,6 +215,22 @@ mod tests {
         };
         let mut roster = Roster::new([paused, quick, slow], Some(slow));
         for expected in [slow, quick, paused] {
+            assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
+            roster.rule_out(expected);
+        }
+    }
+
+    #[test]
+    fn suspect_is_asked_after_all_others_however_quick_it_is() {
+        let [quick, slow, paused] = [(); 3].map(|()| SourceId::random());
+        let lines = |source: &SourceId| match source {
+            source if *source == quick => line(Some(100_000_000), 0),
+            source if *source == slow => line(Some(2_000), 0),
+            _ => Line { is_paused: true, ..Line::default() },
+        };
+        let mut roster = Roster::new([quick, slow, paused], None);
+        roster.suspect([quick]);
+        for expected in [slow, paused, quick] {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
             roster.rule_out(expected);
         }

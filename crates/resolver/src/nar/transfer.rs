@@ -7,7 +7,8 @@
 //!
 //! A transfer knows which sources contributed. If one source alone sent a wrong NAR, it has lied. If several
 //! contributed, nobody can tell whose bytes are wrong, so nobody is blamed: the NAR is begun anew (if Nix has seen
-//! nothing of it), and each source is then read alone.
+//! nothing of it), and each source is then read alone. Those that did not send its end are suspects: for an hour they
+//! are asked last for every NAR.
 
 use std::io;
 use std::sync::Arc;
@@ -137,12 +138,13 @@ impl Transfer {
     ) -> Self {
         let (verifier, contributors) = known.unzip();
         let is_strict = context.nar_faults.is_doubtful(&url.nar_hash);
-        let least_suspect = context.nar_faults.least_suspect(&url.nar_hash);
+        let mut roster = Roster::new(sources, context.nar_faults.least_suspect(&url.nar_hash));
+        roster.suspect(context.nar_faults.suspects());
         Self {
             context,
             settings,
             url,
-            roster: Roster::new(sources, least_suspect),
+            roster,
             runners: Vec::new(),
             offset,
             verifier,
@@ -416,6 +418,9 @@ impl Transfer {
         let Some(rate) = rate else { return };
         let at_this_pace = left.checked_div(rate).map_or(Duration::MAX, Duration::from_secs);
         let Some(other) = self.roster.quickest_fresh(left, |source| self.context.sources.line(source)) else { return };
+        if self.roster.is_suspect(&other) {
+            return;
+        }
         let line = self.line(&other);
         let is_worth_it = match line.rate_bytes_s {
             Some(_) => expected_duration(&line, left).saturating_mul(2) < at_this_pace,
@@ -518,7 +523,14 @@ impl Transfer {
             }
             several => {
                 self.context.lookup_log.note(self.url.hash_part, LookupEvent::NarMixedLie(several.len()));
+                tracing::warn!(
+                    hash_part = %self.url.hash_part, sources = ?several,
+                    "several sources together sent a wrong NAR: those that did not send its end are asked last for an hour"
+                );
                 // A source that went on to the end is less suspect than one that broke off.
+                let begun = several.iter().copied().filter(|source| Some(*source) != last);
+                begun.clone().for_each(|source| self.context.nar_faults.suspect(source));
+                self.roster.suspect(begun);
                 self.context.nar_faults.doubt(self.url.nar_hash, last);
                 self.is_strict = true;
             }
