@@ -1,5 +1,8 @@
 //! The `narmesh` daemon and its command line, which connect what the other crates do separately.
 //!
+//! Purpose: make one program of them, with its command line, its configuration file and its state files.
+//! Contract: whatever is wrong with the configuration is refused at the start, or at a reload, with the key's name. Once the
+//! daemon runs, failures are logged and shown in `status`.
 //! Walk: [`daemon::run`] loads [`settings`], opens the [`state_db`] and the Nix store, starts the mesh
 //! (`narmesh-mesh`) and puts the resolver behind the HTTP gateway; [`attestations`] keeps what builders attest;
 //! [`control`] answers `narmesh status` and the other commands.

@@ -1,4 +1,4 @@
-//! gossipsub, modelled after rust-libp2p 0.50 with the daemon's parameters (`node/src/mesh/behaviour.rs`: the defaults,
+//! gossipsub, modelled after rust-libp2p 0.50 with the daemon's parameters (`crates/mesh/src/behaviour.rs`: the defaults,
 //! except for the first heartbeat). There are no scores, because the daemon uses none.
 //!
 //! A publisher sends to all its connections (flood publish). A node that accepts a message hands it to its mesh of 5 to 12

@@ -66,6 +66,25 @@ fn bomb() -> Script {
         .nar(move |_, _| vec![Move::Send([nar_head(true), nar_chunks(&packed), NAR_END.to_vec()].concat())])
 }
 
+/// Begins a frame as it should, and goes on with blocks that hold nothing, without end.
+fn empty_blocks() -> Script {
+    Script::default().nar(|_, _| {
+        // A frame without a checksum and of unknown size with a window of 256 KiB, then raw blocks of no bytes (RFC
+        // 8878, 3.1.1).
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x40];
+        let first = [nar_head(true), nar_chunks(&frame)].concat();
+        vec![Move::Send(first), Move::Endless(nar_chunks(&[0; 49_152]), Duration::ZERO)]
+    })
+}
+
+/// Sends frames that zstd skips, without end.
+fn skippable_frames() -> Script {
+    Script::default().nar(|_, _| {
+        let frame = [&[0x50, 0x2a, 0x4d, 0x18][..], &8_192_u32.to_le_bytes(), &[b's'; 8_192]].concat();
+        vec![Move::Send(nar_head(true)), Move::Endless(nar_chunks(&frame), Duration::ZERO)]
+    })
+}
+
 /// Sends a chunk that claims to have 4 GiB.
 fn huge_chunk() -> Script {
     Script::default()
@@ -99,6 +118,8 @@ fn small_attacks() -> Vec<Attack> {
         Attack::new("endless", FALSE_NAR, endless()),
         Attack::new("other-nar", FALSE_NAR, of_another_path()),
         Attack::new("zstd-bomb", FALSE_NAR, bomb()),
+        Attack::new("zstd-empty", FALSE_NAR, empty_blocks()),
+        Attack::new("zstd-skipped", FALSE_NAR, skippable_frames()),
         Attack::new("chunk-4gib", FALSE_NAR, huge_chunk()),
         Attack::new("nar-garbage", Expect::Blamed("sent a malformed reply", "malformed_reply"), garbage()),
         shape("escaping-name", |mark| {

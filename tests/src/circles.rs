@@ -4,10 +4,12 @@
 //! A file needs another when it names something that is defined there, be it by `use` or by a path; what is handed on by `pub use`
 //! counts where it is defined. A part may name what its own module defines: the two are read together. Tests, and what stands inside
 //! macros, are not looked at.
+//!
+//! And every file belongs to a crate: one that no module declares would not be compiled, and nobody would notice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::slice;
 
 use syn::visit::{self, Visit};
@@ -152,18 +154,26 @@ fn read(at: Name, file: &Path) -> Module {
     reader.module
 }
 
+/// The file of the module at this path, unless it is written in the file of its parent.
+fn file_of(source: &Path, at: &[String]) -> Option<PathBuf> {
+    let stem = at.iter().fold(source.to_owned(), |path, part| path.join(part));
+    [stem.with_extension("rs"), stem.join("mod.rs")].into_iter().find(|file| file.exists())
+}
+
+/// The roots of a crate's library and binary.
+fn roots(source: &Path) -> impl Iterator<Item = PathBuf> {
+    ["lib.rs", "main.rs"].map(|file| source.join(file)).into_iter().filter(|file| file.exists())
+}
+
 /// All files of a crate below its `src`, by the module's path.
 fn modules(source: &Path) -> BTreeMap<Name, Module> {
     let mut found = BTreeMap::new();
-    let root = ["lib.rs", "main.rs"].map(|file| source.join(file)).into_iter().find(|file| file.exists());
-    let mut open = vec![(Vec::new(), root.expect("a root of the crate"))];
+    let mut open = vec![(Vec::new(), roots(source).next().expect("a root of the crate"))];
     while let Some((at, file)) = open.pop() {
         let module = read(at.clone(), &file);
         for child in &module.children {
             let at = [&at[..], slice::from_ref(child)].concat();
-            let stem = at.iter().fold(source.to_owned(), |path, part| path.join(part));
-            let files = [stem.with_extension("rs"), stem.join("mod.rs")];
-            open.extend(files.into_iter().find(|file| file.exists()).map(|file| (at, file)));
+            open.extend(file_of(source, &at).map(|file| (at, file)));
         }
         found.insert(at, module);
     }
@@ -230,15 +240,20 @@ fn circles(source: &Path) -> BTreeMap<Vec<String>, Vec<String>> {
     found
 }
 
-#[test]
-fn no_file_needs_one_that_needs_it() {
+/// All crates but the tests.
+fn rooms() -> Vec<String> {
     let crates = repository_root().join("crates");
     let mut rooms: Vec<_> = ["protocol", "node", "simulation"].map(str::to_owned).into();
     for entry in fs::read_dir(crates).expect("the folder of the crates") {
         rooms.push(format!("crates/{}", entry.expect("an entry").file_name().to_string_lossy()));
     }
+    rooms
+}
+
+#[test]
+fn no_file_needs_one_that_needs_it() {
     let mut wrong = Vec::new();
-    for room in rooms {
+    for room in rooms() {
         for (circle, arrows) in circles(&repository_root().join(&room).join("src")) {
             if !KNOWN.iter().any(|(known, files)| *known == room && circle == *files) {
                 wrong.push(format!("{room}: {circle:?}\n  {}", arrows.join("\n  ")));
@@ -246,4 +261,40 @@ fn no_file_needs_one_that_needs_it() {
         }
     }
     assert!(wrong.is_empty(), "files that need each other:\n{}", wrong.join("\n"));
+}
+
+/// The files that are compiled, tests among them.
+fn declared(source: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut open: Vec<_> = roots(source).map(|root| (Vec::new(), root)).collect();
+    while let Some((at, file)) = open.pop() {
+        let Module { children, tests, .. } = read(at.clone(), &file);
+        for child in children.into_iter().chain(tests) {
+            let at = [&at[..], &[child]].concat();
+            open.extend(file_of(source, &at).map(|file| (at, file)));
+        }
+        found.insert(file);
+    }
+    found
+}
+
+/// All files of Rust in a folder and below it.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder of sources").map(|entry| entry.expect("an entry").path());
+    let files = |path: PathBuf| match path.is_dir() {
+        true => files_below(&path),
+        false => Vec::from_iter(path.extension().is_some_and(|extension| extension == "rs").then_some(path)),
+    };
+    entries.flat_map(files).collect()
+}
+
+#[test]
+fn every_file_is_declared_by_a_module() {
+    let mut forgotten = Vec::new();
+    for room in rooms().into_iter().chain(["tests", "crates/fuzz/libfuzzer"].map(str::to_owned)) {
+        let source = repository_root().join(room).join("src");
+        let declared = declared(&source);
+        forgotten.extend(files_below(&source).into_iter().filter(|file| !declared.contains(file)));
+    }
+    assert!(forgotten.is_empty(), "files that no `mod` declares: {forgotten:#?}");
 }

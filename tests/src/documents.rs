@@ -1,4 +1,5 @@
-//! What the documents name is there: tests by `path/of/file::name`, and files and headings by links.
+//! What the documents name is there: tests by `path/of/file::name`, files and headings by links, and source files by their names,
+//! which comments mention, too.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,8 +28,8 @@ fn documents() -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// Every source file, by the parts of its path that a document may name.
-fn sources() -> Vec<(Vec<String>, String)> {
+/// Every source file: its path from the root, and its text.
+fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut open: Vec<PathBuf> =
         ["crates", "node", "protocol", "simulation", "tests"].iter().map(|room| repository_root().join(room)).collect();
@@ -38,14 +39,18 @@ fn sources() -> Vec<(Vec<String>, String)> {
             if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
                 open.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let relative = path.strip_prefix(repository_root()).expect("below the root").with_extension("");
-                let parts =
-                    relative.iter().map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod");
-                found.push((parts.collect(), fs::read_to_string(path).expect("a source file")));
+                let relative = path.strip_prefix(repository_root()).expect("below the root").to_owned();
+                found.push((relative, fs::read_to_string(path).expect("a source file")));
             }
         }
     }
     found
+}
+
+/// The parts of a source file's path by which a document may name its tests.
+fn parts(path: &Path) -> Vec<String> {
+    let path = path.with_extension("");
+    path.iter().map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod").collect()
 }
 
 /// Whether `named`, such as `gateway/tests/gateway/hostile`, means the file of these parts: its last part is the file, and the
@@ -68,7 +73,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn every_test_that_a_document_names_exists() {
-    let sources = sources();
+    let sources: Vec<_> = sources().into_iter().map(|(path, text)| (parts(&path), text)).collect();
     let mut missing = Vec::new();
     for (document, text) in documents() {
         let mut path = Vec::new();
@@ -90,6 +95,32 @@ fn every_test_that_a_document_names_exists() {
         }
     }
     assert!(missing.is_empty(), "documents name tests that do not exist:\n{}", missing.join("\n"));
+}
+
+/// The comments of a source file.
+fn comments(source: &str) -> String {
+    source.lines().filter(|line| line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Decisions, and what users were told of each version, name what was there then.
+fn is_of_its_time(document: &Path) -> bool {
+    document.starts_with("docs/decisions") || document == Path::new("CHANGELOG.md")
+}
+
+#[test]
+fn every_source_file_that_a_document_or_a_comment_names_exists() {
+    let sources = sources();
+    let of_today = documents().into_iter().filter(|(document, _)| !is_of_its_time(document));
+    let texts = of_today.chain(sources.iter().map(|(path, source)| (path.clone(), comments(source))));
+    let mut missing = Vec::new();
+    for (place, text) in texts {
+        for name in quoted(&text).filter(|name| name.ends_with(".rs") && !name.contains(char::is_whitespace)) {
+            if !sources.iter().any(|(path, _)| path.ends_with(name)) {
+                missing.push(format!("{}: {name}", place.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "source files that do not exist are named:\n{}", missing.join("\n"));
 }
 
 /// The anchor of a heading, as the forges make it.

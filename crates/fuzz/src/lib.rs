@@ -7,6 +7,8 @@
 //! from `libfuzzer/`. `docs/fuzzing.md` has the commands.
 //! Walk: [`targets::all`] lists the targets, [`Engine`] makes inputs from seeds and judges which are new, [`memory`]
 //! measures the memory that they take.
+//! Invariants: every choice of an [`Engine`] follows from its seed, so that a failure can be found again. No input that
+//! it makes is longer than its target allows.
 
 pub mod corpus;
 mod engine;

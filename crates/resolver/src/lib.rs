@@ -1,5 +1,8 @@
 //! Finds a path for Nix: in our own store, among the remembered answers, or at the sources that claim it.
 //!
+//! Purpose: decide for each path that Nix asks for whether it can be had, from where, and whether it may be believed.
+//! Contract: [`Resolver::look_up`] neither waits nor reads the disk; [`Resolver::find_narinfo`] keeps the deadline of the
+//! settings; no failure of a source is an error to Nix, but an absent path or a body that ends short.
 //! Walk of a narinfo: [`Resolver::look_up`] answers from memory, mostly "no"; [`Resolver::find_narinfo`] asks candidates
 //! under one deadline (folder `narinfo`). Walk of a NAR: [`Resolver::fetch_nar`] reads it from the best source; if that one
 //! fails, another goes on at the same byte (folder `nar`). Sources are behind [`Sources`], what builders say is behind

@@ -6,7 +6,7 @@
 //! this machine built ([`OwnBuilds`]), and [`StoreSignatures`] and `builders` take bare signatures from the store and from
 //! narinfos. Out of it come the answers to peers (`exchange`), to the resolver (`builders`), to `narmesh quorum`
 //! ([`Queries`], with `members` for the store's side of a report and [`Page`] for one in HTML), and to `status` and
-//! `/metrics` (`observer`). [`Attestations`] starts all of this for the daemon: three threads, which are `exchange`,
+//! `/metrics` (`observer`). `Attestations` starts all of this for the daemon: three threads, which are `exchange`,
 //! `attester`, and `keeper` for the ledger and the observer.
 
 mod attester;

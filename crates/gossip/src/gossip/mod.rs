@@ -52,8 +52,9 @@ pub struct GossipConfig {
 }
 
 impl GossipConfig {
-    /// The defaults: a lifetime of 4 h, announced again every 30 min (gossipsub's idle cost, `libp2p.md`); 100 ms to
-    /// debounce and 60 s between syncs (guesses, not measured); 200,000 paths (twice the most that an ordinary store has).
+    /// The defaults: a lifetime of 4 h, announced again every 30 min (chosen by what gossipsub costs when idle);
+    /// 100 ms to debounce and 60 s between syncs (guesses, not measured); 200,000 paths (twice the most that an ordinary
+    /// store has).
     pub fn new(keypair: Keypair, store_dir: StoreDir, software: &str, rng_seed: [u8; 32]) -> Self {
         Self {
             keypair,

@@ -189,6 +189,7 @@ impl NarSource {
         self.broken_left = BROKEN_MAX;
         Ok(match head {
             NarReply::Body { zstd } => {
+                self.has_begun = true;
                 let request = &self.asking.request;
                 if zstd && !request.accept_zstd {
                     return Err(io::Error::new(
@@ -200,7 +201,6 @@ impl NarSource {
                 let bytes = request.nar_size.saturating_sub(request.offset);
                 let packed_left = bytes.saturating_add(bytes / 64).saturating_add(PACKED_EXCESS_BYTES);
                 self.state = State::Body(asked, Body { unpacker, packed_left, chunk_left: 0, found: None });
-                self.has_begun = true;
                 None
             }
             NarReply::Absent => {
