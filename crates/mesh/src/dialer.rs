@@ -20,7 +20,8 @@ const PAUSE_MAX_MS: u64 = 4_000;
 const FAILURES_SOON_MAX: u32 = 150;
 /// The pause of a peer that has been gone for long.
 const PAUSE_GONE_MS: u64 = 30_000;
-/// A learned address is dialled at most once in this time.
+/// A learned address is dialled at most once in this time, and at most [`ADDRESSES_MAX`] of a peer are, whatever its
+/// summaries say meanwhile: otherwise a peer that names other addresses again and again has us dial them without end.
 const LEARNED_PAUSE_MS: u64 = 60_000;
 /// A new address waits this long before it is dialled for gossip: a lookup dials it at once.
 const LEARNED_DELAY_MS: u64 = 1_000;
@@ -58,7 +59,10 @@ struct Target {
     /// Its position in the order of dialling.
     rank: u64,
     configured: Vec<Multiaddr>,
-    learned: Vec<(Multiaddr, Option<Moment>)>,
+    /// Where it says that it can be reached.
+    learned: Vec<Multiaddr>,
+    /// The learned addresses that were dialled in the last [`LEARNED_PAUSE_MS`], perhaps no longer in `learned`.
+    tried: Vec<(Multiaddr, Moment)>,
     failures: u32,
     next: Moment,
     dialing: bool,
@@ -137,18 +141,10 @@ impl Dialer {
     /// Takes the addresses from a peer's own signed summary, already filtered.
     pub(super) fn learn(&mut self, now: Moment, peer: &PeerId, addresses: Vec<Multiaddr>) {
         let Some(target) = self.targets.get_mut(peer) else { return };
-        if addresses.iter().any(|address| target.learned.iter().all(|(known, _)| known != address)) {
+        if addresses.iter().any(|address| !target.learned.contains(address)) {
             target.next = target.next.min(Moment(now.0 + LEARNED_DELAY_MS));
         }
-        let old = std::mem::take(&mut target.learned);
-        target.learned = addresses
-            .into_iter()
-            .take(ADDRESSES_MAX)
-            .map(|address| {
-                let tried = old.iter().find(|(known, _)| *known == address).and_then(|(_, tried)| *tried);
-                (address, tried)
-            })
-            .collect();
+        target.learned = addresses.into_iter().take(ADDRESSES_MAX).collect();
     }
 
     /// Notes that we have just started, and knew this peer before.
@@ -166,8 +162,7 @@ impl Dialer {
         (target.lost, target.is_demanded) = (None, false);
         if let Some(via) = via.and_then(socket_address) {
             // The address is proven now: it may be dialled again if this connection is refused.
-            let proven = target.learned.iter_mut().filter(|(address, _)| socket_address(address) == Some(via));
-            proven.for_each(|(_, tried)| *tried = None);
+            target.tried.retain(|(address, _)| socket_address(address) != Some(via));
         }
         // The network may have healed, so the pauses of all others end now.
         if was_cut_off && self.returned.is_none_or(|before| now.since(before) >= RETURNS_PAUSE_MS) {
@@ -239,9 +234,7 @@ impl Dialer {
     pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
         self.targets.get(peer).map_or_else(Vec::new, |target| {
             let mut all = target.configured.clone();
-            all.extend(
-                target.learned.iter().map(|(address, _)| address.clone()).filter(|a| !target.configured.contains(a)),
-            );
+            all.extend(target.learned.iter().filter(|address| !target.configured.contains(address)).cloned());
             all
         })
     }
@@ -325,23 +318,25 @@ impl Target {
 
     fn dialable(&self, now: Moment) -> Vec<Multiaddr> {
         let mut addresses = self.configured.clone();
-        let fresh = |tried: &Option<Moment>| tried.is_none_or(|at| now.0.saturating_sub(at.0) >= LEARNED_PAUSE_MS);
-        for (address, tried) in &self.learned {
-            if fresh(tried) && !addresses.contains(address) {
-                addresses.push(address.clone());
-            }
-        }
+        addresses.extend(self.learned_untried(now));
         addresses
+    }
+
+    /// Learned addresses that may be dialled now.
+    fn learned_untried(&self, now: Moment) -> Vec<Multiaddr> {
+        let recent = || self.tried.iter().filter(|(_, at)| now.since(*at) < LEARNED_PAUSE_MS);
+        let may_be_dialled =
+            |address: &&Multiaddr| !self.configured.contains(address) && recent().all(|(tried, _)| tried != *address);
+        let left = ADDRESSES_MAX.saturating_sub(recent().count());
+        self.learned.iter().filter(may_be_dialled).take(left).cloned().collect()
     }
 
     fn start(&mut self, now: Moment) {
         self.dialing = true;
         self.is_demanded = false;
-        for (_, tried) in &mut self.learned {
-            if tried.is_none_or(|at| now.0.saturating_sub(at.0) >= LEARNED_PAUSE_MS) {
-                *tried = Some(now);
-            }
-        }
+        let dialled = self.learned_untried(now);
+        self.tried.retain(|(_, at)| now.since(*at) < LEARNED_PAUSE_MS);
+        self.tried.extend(dialled.into_iter().map(|address| (address, now)));
     }
 }
 
@@ -488,6 +483,28 @@ mod tests {
         dialer.learn(Moment(0), &peer, vec![address(2)]);
         assert_eq!(dialer.demand(Moment(59_000), &peer), Err(NotNow::NoAddress), "learning it again renews nothing");
         assert_eq!(dialer.demand(Moment(60_000), &peer), Ok(Demand::Dial(vec![address(2)])));
+    }
+
+    #[test]
+    fn peer_that_names_other_addresses_each_time_is_dialled_at_eight_a_minute() {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let peer = PeerId::random();
+        let mut dialer = Dialer::new(32);
+        dialer.set_peers(Moment(0), &BTreeMap::from([(peer, Vec::new())]), 32);
+        let mut dialled = Vec::new();
+        for turn in 0..240_u16 {
+            // Two sets in turn, and then ever new ones.
+            let first = if turn < 120 { turn % 2 * 8 } else { turn * 8 };
+            let now = Moment(u64::from(turn) * 250);
+            dialer.learn(now, &peer, (first..first + 8).map(address).collect());
+            if let Ok(Demand::Dial(addresses)) = dialer.demand(now, &peer) {
+                dialled.extend(addresses);
+                dialer.on_failed(now, &peer, &mut rng);
+            }
+        }
+        assert_eq!(dialled, (0..8).map(address).collect::<Vec<_>>(), "in a minute");
+        let now = Moment(60_000);
+        assert!(matches!(dialer.demand(now, &peer), Ok(Demand::Dial(addresses)) if addresses.len() == 8));
     }
 
     #[test]

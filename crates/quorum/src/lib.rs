@@ -33,8 +33,8 @@ mod verdict;
 pub mod wire;
 
 pub use ledger::{
-    ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, STATEMENTS_PER_PATH_MAX,
-    Served, Tally, Vote,
+    ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, PINNED_BYTES_EACH, Pin, SERVED_MAX,
+    STATEMENTS_PER_PATH_MAX, Served, Tally, Vote,
 };
 pub use policy::{Builder, Mode, Override, Policy, PolicyError, PolicyRules, PolicyWarning, Require, Revocation};
 pub use report::{

@@ -4,12 +4,15 @@
 //! replies, each of them one line of JSON. [`ControlRequest::Quorum`] is the last request on its connection: its answer
 //! has many lines ([`ask_in_parts`]).
 //!
-//! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`STREAMS_MAX`], [`IDLE_MAX`].
+//! Bounds: [`REQUEST_BYTES_MAX`], [`REPLY_BYTES_MAX`], [`CONNECTIONS_MAX`], [`CONNECTIONS_OF_OTHERS_MAX`],
+//! [`STREAMS_MAX`], [`IDLE_MAX`].
 
+mod places;
 mod stream;
 
 pub use self::stream::{AT_ONCE_MAX, Answer, Asker, Input, Output, STREAMS_MAX, ask_in_parts};
 
+use self::places::Places;
 use self::stream::Turns;
 use crate::account::look_up_group_id;
 use crate::attestations::Question;
@@ -24,14 +27,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as AsyncBufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
 /// Longest request line, bytes.
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// Longest reply line, bytes: 200,000 advertised paths at about 200 bytes each, with room to spare.
 pub const REPLY_BYTES_MAX: usize = 64 << 20;
-/// Most connections at a time.
+/// Most connections at a time of root, and of the daemon's user.
 pub const CONNECTIONS_MAX: usize = 16;
+/// Most connections at a time of each other user.
+pub const CONNECTIONS_OF_OTHERS_MAX: usize = 4;
+/// For each of these, so many may wait for it or be served; further ones are refused.
+const WAITING_PER_PLACE_MAX: usize = 4;
 /// A connection is closed when it sends no request, or takes no reply, for this long.
 pub const IDLE_MAX: Duration = Duration::from_secs(30);
 
@@ -181,20 +187,22 @@ impl ControlSocket {
 
     /// Serves until the future is dropped.
     pub async fn serve<H: ControlHandler>(self, handler: Arc<H>) {
-        let (places, turns) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Turns::new());
+        let (places, turns) = (Places::new(rustix::process::geteuid().as_raw()), Turns::new());
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            // Nothing is accepted without a free place: further clients wait in the kernel's queue.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
+                    let Some(place) = stream.peer_cred().ok().and_then(|asker| places.take_in(asker.uid())) else {
+                        refuse(&stream);
+                        continue;
+                    };
                     let (handler, turns) = (Arc::clone(&handler), Arc::clone(&turns));
                     connections.spawn(async move {
+                        let Some(_served) = place.wait().await else { return };
                         if let Err(error) = serve_connection(stream, handler, turns).await {
                             tracing::debug!(%error, "control connection closed");
                         }
-                        drop(place);
                     });
                 }
                 Err(error) => {
@@ -210,6 +218,15 @@ impl Drop for ControlSocket {
     fn drop(&mut self) {
         // An error does not matter: the next start replaces what is left.
         drop(std::fs::remove_file(&self.path));
+    }
+}
+
+/// Tells a client that its user has too many connections, if that can be told at once.
+fn refuse(stream: &UnixStream) {
+    let why = "this user has too many connections to the control socket; wait until some have ended".to_owned();
+    let told = encode_reply(&ControlReply::Refused { why }).and_then(|reply| stream.try_write(&reply));
+    if let Err(error) = told {
+        tracing::debug!(%error, "a client could not be told that its user has too many connections");
     }
 }
 

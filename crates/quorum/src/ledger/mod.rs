@@ -18,12 +18,18 @@ pub const ASKED_MAX: usize = 1 << 17;
 /// The most paths remembered as served; beyond it, the oldest is forgotten.
 pub const SERVED_MAX: usize = 1 << 18;
 
-/// Bounds on what one builder can make us keep about paths that nobody here has, serves or asked for.
+/// What statements about pinned paths may take on disk on average, bytes, beside [`LedgerLimits::bytes_per_builder`]. Most
+/// take less than 1 KiB; one with a thousand references takes 60.
+pub const PINNED_BYTES_EACH: u64 = 2_048;
+
+/// Bounds on what one builder can make us keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LedgerLimits {
-    /// The most attestations.
+    /// The most attestations about paths that nobody here has, serves or asked for. About pinned paths there may be
+    /// [`STATEMENTS_PER_PATH_MAX`] each.
     pub per_builder: usize,
-    /// The most bytes that they take on disk.
+    /// The most bytes that they take on disk. Those about pinned paths may take as much again, and
+    /// [`PINNED_BYTES_EACH`] each.
     pub bytes_per_builder: u64,
 }
 
@@ -72,6 +78,8 @@ pub enum Insertion {
     Known,
     /// This builder has already made enough different statements about this path, so its vote is void anyway.
     EnoughStatements,
+    /// What this builder said about pinned paths takes too much room: see [`PINNED_BYTES_EACH`].
+    TooLong,
     /// There are more builders than [`BUILDERS_MAX`].
     TooManyBuilders,
 }
@@ -137,6 +145,9 @@ struct BuilderLedger {
     key: BuilderKey,
     queue: VecDeque<HashPart>,
     bytes: u64,
+    /// Votes that are not in the queue, because their paths are pinned, and the bytes that they take on disk.
+    pinned: u64,
+    pinned_bytes: u64,
     tally: Tally,
 }
 
@@ -147,6 +158,23 @@ pub struct Tally {
     pub attestations: usize,
     /// When this node first stored the attestation that came last, if that is on record.
     pub last_stored_at: Option<WallMs>,
+}
+
+impl BuilderLedger {
+    fn has_room_for_pinned(&self, bytes: u32, bytes_max: u64) -> bool {
+        let room = bytes_max.saturating_add(PINNED_BYTES_EACH * (self.pinned + 1));
+        self.pinned_bytes + u64::from(bytes) <= room
+    }
+
+    fn count_pinned(&mut self, bytes: u32) {
+        self.pinned += 1;
+        self.pinned_bytes += u64::from(bytes);
+    }
+
+    fn uncount_pinned(&mut self, bytes: u32) {
+        self.pinned = self.pinned.saturating_sub(1);
+        self.pinned_bytes = self.pinned_bytes.saturating_sub(u64::from(bytes));
+    }
 }
 
 impl Ledger {
@@ -183,11 +211,18 @@ impl Ledger {
         if said >= STATEMENTS_PER_PATH_MAX {
             return Insertion::EnoughStatements;
         }
+        let is_pinned = entry.pins != 0;
+        if is_pinned
+            && let Some(builder_ledger) = self.builders.get(usize::from(builder))
+            && !builder_ledger.has_room_for_pinned(evidence.bytes, self.limits.bytes_per_builder)
+        {
+            return Insertion::TooLong;
+        }
         if fact == entry.facts.len() {
             push(&mut entry.facts, evidence.facts);
         }
         // Only votes on paths without a pin use up the builder's bounds and can be evicted.
-        let queued = entry.pins == 0;
+        let queued = !is_pinned;
         let (bytes, fact) = (evidence.bytes, fact_number);
         let record = Record { attested_at, stored_at, dated_after_s: 0, bytes, builder, fact, queued };
         push(&mut entry.records, record);
@@ -200,9 +235,13 @@ impl Ledger {
             builder_ledger.tally.attestations += 1;
             builder_ledger.tally.last_stored_at = builder_ledger.tally.last_stored_at.max(time(stored_at));
         }
-        if queued && let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
-            builder_ledger.queue.push_back(evidence.hash_part);
-            builder_ledger.bytes += u64::from(evidence.bytes);
+        if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
+            if queued {
+                builder_ledger.queue.push_back(evidence.hash_part);
+                builder_ledger.bytes += u64::from(evidence.bytes);
+            } else {
+                builder_ledger.count_pinned(evidence.bytes);
+            }
         }
         Insertion::New { evicted: self.evict(builder) }
     }
@@ -222,7 +261,11 @@ impl Ledger {
         }
         // Its queue element counts until it is popped.
         if let Some(builder_ledger) = self.builders.get_mut(usize::from(builder)) {
-            builder_ledger.bytes = builder_ledger.bytes.saturating_sub(if queued { u64::from(bytes) } else { 0 });
+            if queued {
+                builder_ledger.bytes = builder_ledger.bytes.saturating_sub(u64::from(bytes));
+            } else {
+                builder_ledger.uncount_pinned(bytes);
+            }
             builder_ledger.tally.attestations -= usize::from(attested_at != NO_TIME);
         }
         self.votes -= 1;
@@ -283,6 +326,7 @@ impl Ledger {
         for record in entry.records.iter_mut().filter(|record| !record.queued) {
             if let Some(builder_ledger) = self.builders.get_mut(usize::from(record.builder)) {
                 record.queued = true;
+                builder_ledger.uncount_pinned(record.bytes);
                 builder_ledger.queue.push_back(hash_part);
                 builder_ledger.bytes += u64::from(record.bytes);
             }
@@ -402,7 +446,14 @@ impl Ledger {
             return Some(number);
         }
         let number = u16::try_from(self.builders.len()).ok().filter(|number| usize::from(*number) < BUILDERS_MAX)?;
-        self.builders.push(BuilderLedger { key: builder, queue: VecDeque::new(), bytes: 0, tally: Tally::default() });
+        self.builders.push(BuilderLedger {
+            key: builder,
+            queue: VecDeque::new(),
+            bytes: 0,
+            pinned: 0,
+            pinned_bytes: 0,
+            tally: Tally::default(),
+        });
         self.numbers.insert(builder, number);
         Some(number)
     }
@@ -426,6 +477,7 @@ impl Ledger {
             record.queued = false;
             builder_ledger.bytes = builder_ledger.bytes.saturating_sub(u64::from(record.bytes));
             if entry.pins != 0 {
+                builder_ledger.count_pinned(record.bytes);
                 continue;
             }
             builder_ledger.tally.attestations -= usize::from(record.attested_at != NO_TIME);

@@ -3,8 +3,8 @@
 use crate::stage::{hear, key, ledger, path, result, says, signs};
 use narmesh_protocol::BuilderKey;
 use narmesh_quorum::{
-    ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, Pin, SERVED_MAX, Served, VerifiedStatement,
-    WallMs,
+    ASKED_MAX, BUILDERS_MAX, Evicted, Insertion, Ledger, LedgerLimits, PINNED_BYTES_EACH, Pin, SERVED_MAX, Served,
+    VerifiedStatement, WallMs,
 };
 use proptest::prelude::*;
 
@@ -204,4 +204,28 @@ fn a_withdrawn_statement_leaves_no_trace() {
         ledger.insert(&says("a", &path(number), result('1')), None);
     }
     assert_eq!(ledger.len(), before.len() + 2);
+}
+
+#[test]
+fn long_statements_about_pinned_paths_are_bounded_and_usual_ones_are_not() {
+    let mut ledger = Ledger::new(LedgerLimits { per_builder: 10, bytes_per_builder: 1 << 20 });
+    let long = |number: u32, letter| {
+        let facts = result(letter);
+        VerifiedStatement::from_record(key("a"), path(number).hash_part(), facts, Some(WallMs(1_000)), 60_000)
+    };
+    let insert = |ledger: &mut Ledger, evidence: &VerifiedStatement| {
+        ledger.pin(evidence.hash_part(), Pin::Held);
+        ledger.insert(evidence, None)
+    };
+    let taken = (1..200).take_while(|number| insert(&mut ledger, &long(*number, '1')) != Insertion::TooLong).count();
+    let bytes = u64::try_from(taken).unwrap() * 60_000;
+    assert!(bytes <= (1 << 20) + PINNED_BYTES_EACH * 200 && taken >= 17, "{taken} long ones");
+    // Other builders, and this one where it says as much as one usually does, are not held up.
+    let usual = (1_000..5_000).map(|number| insert(&mut ledger, &says("a", &path(number), result('1'))));
+    let usual: Vec<_> = usual.filter(|it| matches!(it, Insertion::New { .. })).collect();
+    assert!(usual.len() >= 3_990, "{}", usual.len());
+    assert!(matches!(insert(&mut ledger, &says("b", &path(1), result('1'))), Insertion::New { .. }));
+    // What is no longer pinned takes no such room.
+    (1..=u32::try_from(taken).unwrap()).for_each(|number| ledger.unpin(path(number).hash_part(), Pin::Held));
+    assert!(matches!(insert(&mut ledger, &long(6_000, '1')), Insertion::New { .. }));
 }

@@ -103,7 +103,7 @@ pub struct TakeOutcome {
     pub enough_statements: usize,
     /// How many were refused because they come from more builders than can be told apart.
     pub too_many_builders: usize,
-    /// Builders that are at their bounds, so that earlier statements of theirs were evicted.
+    /// Builders that are at their bounds, so that earlier statements of theirs were evicted, or these refused.
     pub full: BTreeSet<BuilderKey>,
 }
 
@@ -429,6 +429,11 @@ impl LiveLedger {
                 Insertion::Known => taken.known += 1,
                 Insertion::EnoughStatements => {
                     taken.enough_statements += 1;
+                    gone.push(itself(evidence));
+                }
+                Insertion::TooLong => {
+                    // As with any bound that a builder has reached, its rest is not asked for again for a while.
+                    taken.full.insert(evidence.builder());
                     gone.push(itself(evidence));
                 }
                 Insertion::TooManyBuilders => {
