@@ -1,7 +1,7 @@
 //! Plays any sequence of sources, answers, rates, failures and offsets in virtual time: the client gets the exact NAR
 //! or a short body, never anything else, and a NAR is gone only if nobody could send it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -261,6 +261,7 @@ struct Outcome {
     observed: Vec<(SourceId, Observation)>,
     requests: HashMap<SourceId, Vec<u64>>,
     sent_bytes: HashMap<SourceId, u64>,
+    suspects: HashSet<SourceId>,
 }
 
 /// Delivers a NAR from these sources, which are asked in this order.
@@ -303,7 +304,8 @@ async fn deliver_after(
     };
     let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
     let since = Instant::now();
-    let delivery = Delivery { context, url, transfer, client: WaitingClient::new(client, first_byte) };
+    let delivery =
+        Delivery { context: Arc::clone(&context), url, transfer, client: WaitingClient::new(client, first_byte) };
     let read = async {
         let (mut got, mut aborted) = (Vec::new(), false);
         while let Some(chunk) = body.recv().await {
@@ -318,7 +320,8 @@ async fn deliver_after(
     let elapsed = since.elapsed();
     let state = state.lock();
     let (observed, requests, sent_bytes) = (state.observed.clone(), state.requests.clone(), state.sent_bytes.clone());
-    (order, Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes })
+    let suspects = context.nar_faults.suspects();
+    (order, Outcome { ended, body, aborted, elapsed, observed, requests, sent_bytes, suspects })
 }
 
 fn is_blamed(outcome: &Outcome, source: SourceId) -> bool {
@@ -400,6 +403,20 @@ async fn honest_source_is_never_shut_out_for_the_bytes_of_another() {
         assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
         assert!(!is_blamed(&outcome, order[1]), "{size}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn source_that_began_a_wrong_nar_and_broke_off_is_suspect_and_the_one_that_ended_it_is_not() {
+    // Held back whole, and streamed: then the body ends short.
+    for (size, ended) in [(1_500, Ended::Complete), (60_000, Ended::Gone)] {
+        let nar = nar_of(size, 1);
+        let (order, outcome) = deliver(&nar, vec![flipped(64, Some(900), 300), Script::honest(1, 64)], 0).await;
+        assert_eq!(outcome.ended, ended, "{size}");
+        assert_eq!(outcome.suspects, HashSet::from([order[0]]), "{size}");
+    }
+    let nar = nar_of(6_000, 1);
+    let (_, outcome) = deliver(&nar, vec![Script::honest(1, 64), Script::honest(1, 64)], 0).await;
+    assert!(outcome.suspects.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
