@@ -10,7 +10,7 @@
 //! Walk: [`transport`] carries bytes, and `swarm::build` puts our protocols on it. `driver` owns the swarm and the core,
 //! and turns events of one into inputs of the other. `listeners` opens our listen addresses; `dialer` decides which
 //! peers to dial and when, and `names` resolves host names for it; `dead_connections` finds connections that are dead.
-//! `bulk` keeps the connections on which NARs travel, `nar_client` asks for NARs, and `uploads` sends ours. `peers`
+//! `bulk` keeps the connections on which NARs travel, `nar_client` asks for NARs, and `uploads` sends ours. `statistics`
 //! counts what each peer did.
 //! Invariants:
 //! - no peer outside the allowlist gets past its handshake;
