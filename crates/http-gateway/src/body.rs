@@ -6,45 +6,11 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 
 use crate::connection::BusyGuard;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::substituter::{BodyAborted, NarBody};
-
-/// The body that hyper writes: bytes that were ready at once, or the body of the router's response.
-pub(crate) enum ResponseBody {
-    /// `None` after the bytes were handed over.
-    Fixed(Option<Bytes>),
-    /// A body that can take time, and can fail.
-    Routed(RoutedBody),
-}
-
-impl http_body::Body for ResponseBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        match self.get_mut() {
-            Self::Fixed(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Routed(routed) => routed.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Fixed(bytes) => bytes.is_none(),
-            Self::Routed(routed) => routed.failure.is_none() && routed.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Fixed(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Routed(routed) => routed.body.size_hint(),
-        }
-    }
-}
 
 /// A body of the router. Its connection counts as busy until the body ends. A failure is passed on only after all bytes
 /// before it were sent: hyper would throw away what it has buffered, perhaps even the head, and Nix would then start again
@@ -59,22 +25,36 @@ impl RoutedBody {
     pub(crate) fn new(body: Body, connection: BusyGuard) -> Self {
         Self { body, connection, failure: None }
     }
+}
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.failure.is_none() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+impl http_body::Body for RoutedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        if this.failure.is_none() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Err(failure)) => {
-                    self.failure = Some(failure);
-                    self.connection.await_flush();
+                    this.failure = Some(failure);
+                    this.connection.await_flush();
                 }
                 frame => return Poll::Ready(frame),
             }
         }
-        if !self.connection.is_flushed() {
+        if !this.connection.is_flushed() {
             // The connection wakes this task as soon as it has flushed.
             return Poll::Pending;
         }
-        Poll::Ready(self.failure.take().map(Err))
+        Poll::Ready(this.failure.take().map(Err))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.failure.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -73,11 +73,6 @@ impl ConnectionState {
         }
     }
 
-    /// Notes that a request was answered at once: the next byte read begins another head.
-    pub(crate) fn on_request_answered(&self) {
-        self.phase.store(PHASE_IDLE, Ordering::Relaxed);
-    }
-
     /// Marks the connection as busy with a request until the guard is dropped.
     pub(crate) fn begin_request(this: &Arc<Self>) -> BusyGuard {
         this.phase.store(PHASE_BUSY, Ordering::Relaxed);

@@ -1,29 +1,24 @@
-//! The service behind a connection: it answers narinfos straight from memory, and everything else through the router.
+//! The gateway of a listener, and the service behind each of its connections.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{Request, Response};
 use prometheus_client::registry::Registry;
 use tower::ServiceExt;
 
-use crate::body::{ResponseBody, RoutedBody};
+use crate::body::RoutedBody;
 use crate::connection::ConnectionState;
 use crate::error::RequestIds;
-use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
+use crate::metrics::GatewayMetrics;
 use crate::role::ListenerRole;
-use crate::routes::{self, Endpoint, NARINFO_TYPE};
-use crate::substituter::{Lookup, Substituter};
-use crate::target::parse_plain_narinfo;
+use crate::routes::{self, Endpoint};
+use crate::substituter::Substituter;
 
 /// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
 pub struct Gateway<S> {
@@ -50,8 +45,8 @@ impl<S: Substituter> Gateway<S> {
     }
 
     /// Makes the service for one connection.
-    pub(crate) fn connection(&self, state: Arc<ConnectionState>) -> ConnectionService<S> {
-        ConnectionService { endpoint: Arc::clone(&self.endpoint), router: self.router.clone(), state }
+    pub(crate) fn connection(&self, state: Arc<ConnectionState>) -> ConnectionService {
+        ConnectionService { router: self.router.clone(), state }
     }
 }
 
@@ -68,91 +63,19 @@ impl<S> fmt::Debug for Gateway<S> {
 }
 
 /// Answers the requests of one connection.
-pub(crate) struct ConnectionService<S> {
-    endpoint: Arc<Endpoint<S>>,
+pub(crate) struct ConnectionService {
     router: Router,
     state: Arc<ConnectionState>,
 }
 
-impl<S: Substituter> ConnectionService<S> {
-    /// Answers a narinfo request from memory if possible: without router or boxed future, and the response reuses the
-    /// header map of the request, so that nothing is allocated. `None` means that the router has to answer.
-    fn answer_from_memory(&self, request: &mut Request<Incoming>) -> Option<Response<ResponseBody>> {
-        let part = parse_plain_narinfo(request.uri().path())?;
-        let started = Instant::now();
-        let Endpoint { role, metrics, substituter, .. } = &*self.endpoint;
-        // Requests to refuse are left to the router, which makes the error responses.
-        let is_plain = matches!(*request.method(), Method::GET | Method::HEAD)
-            && role.endpoints.substituter
-            && role.admit(request.uri(), request.headers()).is_ok()
-            && !routes::has_body(request.headers());
-        if !is_plain {
-            return None;
-        }
-        let found = match substituter.look_up(part) {
-            Lookup::Found(text) => Some(text),
-            Lookup::Absent => None,
-            Lookup::Ask => return None,
-        };
-        let mut headers: HeaderMap = std::mem::take(request.headers_mut());
-        headers.clear();
-        let (status, outcome) = match &found {
-            Some(text) => {
-                headers.insert(CONTENT_TYPE, NARINFO_TYPE);
-                if *request.method() == Method::GET {
-                    metrics.add_body_bytes(RequestKind::NarInfo, text.len() as u64);
-                }
-                (StatusCode::OK, Outcome::Served)
-            }
-            None => {
-                if *request.method() == Method::HEAD {
-                    // hyper adds no Content-Length here if it is 0.
-                    headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-                }
-                (StatusCode::NOT_FOUND, Outcome::Absent)
-            }
-        };
-        let mut response = Response::new(ResponseBody::Fixed(found));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        metrics.on_finished(RequestKind::NarInfo, outcome);
-        metrics.on_answered(RequestKind::NarInfo, started.elapsed());
-        Some(response)
-    }
-}
-
-impl<S: Substituter> hyper::service::Service<Request<Incoming>> for ConnectionService<S> {
-    type Response = Response<ResponseBody>;
+impl hyper::service::Service<Request<Incoming>> for ConnectionService {
+    type Response = Response<RoutedBody>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
-        if let Some(response) = self.answer_from_memory(&mut request) {
-            self.state.on_request_answered();
-            return Answer::Memory(ready(Ok(response)));
-        }
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = ConnectionState::begin_request(&self.state);
         let answer = self.router.clone().oneshot(request.map(Body::new));
-        Answer::Routed(Box::pin(async move {
-            let response = answer.await?;
-            Ok(response.map(|body| ResponseBody::Routed(RoutedBody::new(body, busy))))
-        }))
-    }
-}
-
-/// The future of a response.
-pub(crate) enum Answer {
-    Memory(Ready<Result<Response<ResponseBody>, Infallible>>),
-    Routed(Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>),
-}
-
-impl Future for Answer {
-    type Output = Result<Response<ResponseBody>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Self::Memory(answer) => Pin::new(answer).poll(cx),
-            Self::Routed(answer) => answer.as_mut().poll(cx),
-        }
+        Box::pin(async move { Ok(answer.await?.map(|body| RoutedBody::new(body, busy))) })
     }
 }

@@ -5,7 +5,7 @@
 //! Contract: the endpoints are `/nix-cache-info`, `/{hash part}.narinfo`, `/nar/{file}`, `/healthz` and `/metrics`, for GET
 //! and HEAD. Only the substituter decides where a path is and whether it may be trusted.
 //! Contents: [`serve`] accepts connections and keeps them within their limits. Each request goes through [`Gateway`],
-//! which answers narinfos from memory at once and gives the rest to its axum router, after the [`ListenerRole`] admitted it.
+//! whose axum router answers it, after the [`ListenerRole`] admitted it; what memory knows of a narinfo is answered at once.
 //! Invariants:
 //! - a narinfo request is answered 200 or 404, and nothing is ever answered 5xx;
 //! - a body that cannot be finished never ends cleanly: its connection is closed before Content-Length is reached;

@@ -4,8 +4,6 @@ use std::borrow::Cow;
 
 use narmesh_protocol::{HashPart, NarUrl};
 
-/// Length of `/<32 nix32 characters>.narinfo`, bytes.
-const NARINFO_PATH_BYTES: usize = 1 + 32 + NARINFO_SUFFIX.len();
 const NARINFO_SUFFIX: &str = ".narinfo";
 
 /// What a request path names. A name that does not parse is `None`: it is answered as an absent
@@ -40,15 +38,6 @@ impl Target {
             }
         }
     }
-}
-
-/// The hash part, if the path is exactly `/<hash part>.narinfo`, which is by far the most frequent form.
-pub(crate) fn parse_plain_narinfo(path: &str) -> Option<HashPart> {
-    if path.len() != NARINFO_PATH_BYTES {
-        return None;
-    }
-    let part = path.strip_prefix('/')?.strip_suffix(NARINFO_SUFFIX)?;
-    HashPart::parse(part).ok()
 }
 
 /// Decodes `%xx`. `None` if an escape is malformed or stands for a slash, a percent sign, a space, a control byte or a byte
@@ -89,7 +78,6 @@ mod tests {
         assert_eq!(Target::parse("/metrics"), Target::Metrics);
         let part = HashPart::parse(PART).unwrap();
         assert_eq!(Target::parse(&format!("/{PART}.narinfo")), Target::NarInfo(Some(part)));
-        assert_eq!(parse_plain_narinfo(&format!("/{PART}.narinfo")), Some(part));
     }
 
     #[test]
@@ -120,12 +108,10 @@ mod tests {
     fn malformed_name_is_an_absent_path() {
         for path in ["/.narinfo", "/x.narinfo", "/..narinfo", "/nar.narinfo", "/a/b.narinfo"] {
             assert_eq!(Target::parse(path), Target::NarInfo(None), "{path}");
-            assert_eq!(parse_plain_narinfo(path), None, "{path}");
         }
         // 32 characters, but `e`, `o`, `u`, `t` and capitals are not in the alphabet.
         for part in ["e".repeat(32), "T".repeat(32), "é".repeat(16)] {
             assert_eq!(Target::parse(&format!("/{part}.narinfo")), Target::NarInfo(None), "{part}");
-            assert_eq!(parse_plain_narinfo(&format!("/{part}.narinfo")), None, "{part}");
         }
         for path in ["/nar/", "/nar/x", "/nar/../healthz", "/nar/x.nar.xz"] {
             assert_eq!(Target::parse(path), Target::Nar(None), "{path}");
