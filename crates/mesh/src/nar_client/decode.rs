@@ -56,7 +56,7 @@ impl Unpacker {
                 break Ok(used);
             }
             if consumed == 0 && written == 0 {
-                break Err(after_the_frame());
+                break Err(io::Error::new(io::ErrorKind::InvalidData, "zstd makes nothing of this input"));
             }
         };
         out.truncate(before + produced);

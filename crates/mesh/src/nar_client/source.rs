@@ -76,9 +76,8 @@ enum State {
 /// How far the body has been read.
 struct Body {
     unpacker: Option<Unpacker>,
-    /// How many bytes may still come if it is compressed. Otherwise a holder could send frames and blocks that hold
-    /// nothing, without end.
-    packed_left: u64,
+    /// How many bytes may come. Otherwise a holder could send zstd frames and blocks that hold nothing, without end.
+    wire_bytes_max: u64,
     chunk_left: usize,
     /// What was found after bytes that had to be handed over first.
     found: Option<io::Result<NarPiece>>,
@@ -199,8 +198,8 @@ impl NarSource {
                 }
                 let unpacker = if zstd { Some(Unpacker::new()?) } else { None };
                 let bytes = request.nar_size.saturating_sub(request.offset);
-                let packed_left = bytes.saturating_add(bytes / 64).saturating_add(PACKED_EXCESS_BYTES);
-                self.state = State::Body(asked, Body { unpacker, packed_left, chunk_left: 0, found: None });
+                let wire_bytes_max = bytes.saturating_add(bytes / 64).saturating_add(PACKED_EXCESS_BYTES);
+                self.state = State::Body(asked, Body { unpacker, wire_bytes_max, chunk_left: 0, found: None });
                 None
             }
             NarReply::Absent => {
@@ -305,11 +304,12 @@ impl Body {
         if (out.len() - before) as u64 > bytes_max {
             return Poll::Ready(Err(too_long()));
         }
-        let Some(packed_left) = self.packed_left.checked_sub(used as u64) else { return Poll::Ready(Err(too_long())) };
-        self.packed_left = packed_left;
         asked.inbox.take(used);
         self.chunk_left -= used;
         *wire_bytes += used as u64;
+        if *wire_bytes > self.wire_bytes_max {
+            return Poll::Ready(Err(too_long()));
+        }
         Poll::Ready(Ok(NarPiece::Data))
     }
 }
