@@ -14,6 +14,7 @@ mod endurance;
 mod nar_faults;
 mod own;
 mod race;
+mod recent;
 mod roster;
 mod runner;
 #[cfg(test)]
@@ -47,7 +48,7 @@ use crate::shared::Shared;
 use crate::source::{SourceId, Sources};
 
 pub(crate) use self::contents::ContentsCheck;
-pub(crate) use self::nar_faults::{Since, insert};
+pub(crate) use self::recent::Recent;
 
 /// A NAR resumed before this byte is read and verified from its beginning: there is no checkpoint before it.
 const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;

@@ -1,12 +1,10 @@
 //! Peers whose filters misled us: a path counts once per peer, however often the peer is asked for it, and a peer that
 //! misled us too often is asked at a bounded pace.
 
-use crate::nar::{Since, insert};
+use crate::nar::Recent;
 use crate::source::SourceId;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use narmesh_protocol::HashPart;
-use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -23,7 +21,7 @@ const DEMOTED_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 /// The answers counted lately, and what each demoted peer may still be asked.
 #[derive(Debug)]
 pub(crate) struct FalseHits {
-    counted: Mutex<HashMap<(SourceId, HashPart), Since<()>>>,
+    counted: Recent<(SourceId, HashPart)>,
     /// The allowance of each demoted peer. There are few, because only peers of the allowlist are asked.
     demoted: DefaultKeyedRateLimiter<SourceId>,
 }
@@ -31,7 +29,7 @@ pub(crate) struct FalseHits {
 impl Default for FalseHits {
     fn default() -> Self {
         let quota = Quota::per_second(DEMOTED_PER_S).allow_burst(DEMOTED_BURST);
-        Self { counted: Mutex::default(), demoted: RateLimiter::keyed(quota) }
+        Self { counted: Recent::new(COUNTED_FOR), demoted: RateLimiter::keyed(quota) }
     }
 }
 
@@ -43,12 +41,7 @@ impl FalseHits {
 
     /// Whether this answer has to be counted. It is remembered, so that it is not counted again.
     pub(crate) fn note_if_new(&self, peer: SourceId, part: HashPart) -> bool {
-        let mut counted = self.counted.lock();
-        if counted.get(&(peer, part)).is_some_and(|(at, ())| at.elapsed() < COUNTED_FOR) {
-            return false;
-        }
-        insert(&mut counted, (peer, part), (), COUNTED_FOR);
-        true
+        self.counted.note_if_new((peer, part), ())
     }
 }
 
