@@ -31,7 +31,7 @@ impl Sources for MeshSources {
         let claiming = self.mesh.table().find_candidates(part);
         let statistics = self.mesh.statistics();
         let Ranked { now, paused, demoted } = statistics.rank(claiming);
-        let candidate = |source| Candidate { source, generation: statistics.summary_epoch(&source).unwrap_or(0) };
+        let candidate = |source| Candidate { source, summary_epoch: statistics.summary_epoch(&source).unwrap_or(0) };
         Candidates {
             ranked: now.into_iter().map(candidate).collect(),
             paused: paused.into_iter().map(candidate).collect(),
@@ -43,7 +43,7 @@ impl Sources for MeshSources {
         !self.mesh.table().find_candidates(part).is_empty()
     }
 
-    fn generation(&self, source: &SourceId) -> Option<u64> {
+    fn summary_epoch(&self, source: &SourceId) -> Option<u64> {
         self.mesh.statistics().summary_epoch(source)
     }
 

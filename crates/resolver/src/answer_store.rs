@@ -11,7 +11,7 @@ use crate::source::Candidate;
 pub struct RememberedAnswer {
     /// The text of the narinfo as it was rendered for Nix.
     pub narinfo: Vec<u8>,
-    /// The sources that confirmed to hold it, newest first, with the generation of their summaries at that time.
+    /// The sources that confirmed to hold it, newest first, with the epoch of their summaries at that time.
     pub holders: Vec<Candidate>,
     /// When it was remembered, seconds since 1970.
     pub at_unix_s: u64,

@@ -17,7 +17,7 @@ pub trait Builders: Send + Sync + 'static {
     fn policy(&self) -> Arc<Policy>;
 
     /// A number that grows with each change of the ledger or of the policy.
-    fn generation(&self) -> u64;
+    fn revision(&self) -> u64;
 
     /// Calls `look` with the ledger; it must not wait.
     fn read(&self, look: &mut dyn FnMut(&Ledger));

@@ -34,8 +34,8 @@ pub struct Candidates {
 pub struct Candidate {
     /// The source.
     pub source: SourceId,
-    /// The generation of its summary. When it is another one, what the source said before may no longer hold.
-    pub generation: u64,
+    /// The epoch of its summary. When it is another one, what the source said before may no longer hold.
+    pub summary_epoch: u64,
 }
 
 impl Candidates {
@@ -141,8 +141,8 @@ pub trait Sources: Send + Sync + 'static {
     /// Whether any source claims this path. From memory, and quicker than [`Self::candidates`].
     fn is_claimed(&self, part: &HashPart) -> bool;
 
-    /// The current generation of this source's summary, if it has one. From memory.
-    fn generation(&self, source: &SourceId) -> Option<u64>;
+    /// The current epoch of this source's summary, if it has one. From memory.
+    fn summary_epoch(&self, source: &SourceId) -> Option<u64>;
 
     /// Asks for a narinfo, after connecting if necessary. The caller sets the deadline.
     fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>>;

@@ -23,8 +23,8 @@ impl Builders for LedgerAndPeers {
         self.ledger.policy()
     }
 
-    fn generation(&self) -> u64 {
-        self.ledger.generation()
+    fn revision(&self) -> u64 {
+        self.ledger.revision()
     }
 
     fn read(&self, look: &mut dyn FnMut(&Ledger)) {

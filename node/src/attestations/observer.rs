@@ -30,7 +30,7 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(super) struct Observer {
     verdicts: Verdicts,
-    /// The generation of the ledger that was judged last.
+    /// The revision of the ledger that was judged last.
     judged: Option<u64>,
     rests_until: Option<Instant>,
 }
@@ -45,14 +45,14 @@ impl Observer {
     pub(super) fn look_if_due(&mut self, ledger: &LiveLedger) {
         let started = Instant::now();
         // Read before judging: what changes meanwhile is judged the next time.
-        let generation = ledger.generation();
-        if self.judged == Some(generation) || self.rests_until.is_some_and(|until| started < until) {
+        let revision = ledger.revision();
+        if self.judged == Some(revision) || self.rests_until.is_some_and(|until| started < until) {
             return;
         }
         match self.look(ledger) {
             Ok(found) => {
                 *self.verdicts.lock() = found;
-                self.judged = Some(generation);
+                self.judged = Some(revision);
             }
             Err(error) => tracing::debug!(%error, "the attested paths cannot be judged now"),
         }

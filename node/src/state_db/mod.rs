@@ -355,7 +355,7 @@ impl StateDb {
 }
 
 fn insert_answer(connection: &Connection, part: &HashPart, answer: &RememberedAnswer) -> rusqlite::Result<usize> {
-    let holders = answer.holders.iter().map(|holder| format!("{}@{}", holder.source, holder.generation));
+    let holders = answer.holders.iter().map(|holder| format!("{}@{}", holder.source, holder.summary_epoch));
     let holders = holders.collect::<Vec<_>>().join(",");
     connection
         .prepare_cached(
@@ -416,12 +416,12 @@ fn open_checked(path: &Path, empty: Empty) -> Result<Connection, Unusable> {
     Ok(connection)
 }
 
-/// Parses holders, `peer@generation` with commas between them. What does not parse is left out: the answer is only
+/// Parses holders, `peer@epoch` with commas between them. What does not parse is left out: the answer is only
 /// worth less then.
 fn parse_holders(text: &str) -> Vec<Candidate> {
     let parse = |holder: &str| {
-        let (source, generation) = holder.split_once('@')?;
-        Some(Candidate { source: source.parse().ok()?, generation: generation.parse().ok()? })
+        let (source, epoch) = holder.split_once('@')?;
+        Some(Candidate { source: source.parse().ok()?, summary_epoch: epoch.parse().ok()? })
     };
     text.split(',').filter_map(parse).collect()
 }

@@ -105,7 +105,7 @@ struct State {
 
 impl Sources for World {
     fn candidates(&self, _: &HashPart) -> Candidates {
-        let ranked = self.order.iter().map(|source| Candidate { source: *source, generation: 1 }).collect();
+        let ranked = self.order.iter().map(|source| Candidate { source: *source, summary_epoch: 1 }).collect();
         Candidates { ranked, ..Candidates::default() }
     }
 
@@ -113,7 +113,7 @@ impl Sources for World {
         true
     }
 
-    fn generation(&self, _: &SourceId) -> Option<u64> {
+    fn summary_epoch(&self, _: &SourceId) -> Option<u64> {
         Some(1)
     }
 

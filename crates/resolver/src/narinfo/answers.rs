@@ -35,7 +35,7 @@ pub(crate) struct Answer {
     pub(crate) url: NarUrl,
     /// The text that Nix gets.
     pub(crate) rendered: Bytes,
-    /// The sources that answered with this NarHash, newest first, with the generation of their summaries at that time.
+    /// The sources that answered with this NarHash, newest first, with the epoch of their summaries at that time.
     holders: Vec<Candidate>,
     /// When it was put into memory.
     pub(crate) since: Instant,
@@ -64,7 +64,7 @@ impl Answer {
     /// Whether a holder still has the summary under which it answered: under a later one it may have dropped the path,
     /// or hold another NAR for it. From memory.
     pub(crate) fn is_fresh(&self, sources: &dyn Sources) -> bool {
-        self.holders.iter().any(|holder| sources.generation(&holder.source) == Some(holder.generation))
+        self.holders.iter().any(|holder| sources.summary_epoch(&holder.source) == Some(holder.summary_epoch))
     }
 
     /// Whether policy and signatures allow it although another fingerprint is agreed on.
@@ -106,8 +106,8 @@ pub(crate) struct Answers {
     forgotten: Cache<HashPart, ()>,
     store: Arc<dyn AnswerStore>,
     writer: AnswerWriter,
-    /// Grows with each change of trust, so that an answer judged before it is not put in after it.
-    generation: AtomicU64,
+    /// How often trust has changed, so that an answer judged before it is not put in after it.
+    trust_changes: AtomicU64,
 }
 
 impl Answers {
@@ -126,7 +126,7 @@ impl Answers {
             forgotten,
             writer: AnswerWriter::start(Arc::clone(&store)),
             store,
-            generation: AtomicU64::new(0),
+            trust_changes: AtomicU64::new(0),
         }
     }
 
@@ -136,16 +136,16 @@ impl Answers {
 
     /// Drops what is in memory, because trust has changed; answers in the database are judged again when they are read.
     pub(crate) fn distrust(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.trust_changes.fetch_add(1, Ordering::SeqCst);
         self.memory.invalidate_all();
     }
 
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::SeqCst)
+    pub(crate) fn trust_changes(&self) -> u64 {
+        self.trust_changes.load(Ordering::SeqCst)
     }
 
     /// Remembers a verified answer; a different NarHash replaces what was known, the same one gains a holder.
-    pub(crate) fn remember(&self, generation: u64, passed: Passed, holder: Candidate) -> Arc<Answer> {
+    pub(crate) fn remember(&self, trust_changes: u64, passed: Passed, holder: Candidate) -> Arc<Answer> {
         let part = passed.info.path.hash_part();
         let mut holders = vec![holder];
         if let Some(known) = self.memory.get(&part)
@@ -157,7 +157,7 @@ impl Answers {
         }
         let answer = self.render(passed, holders);
         // If trust changed since the answer was judged, it must not be given again without another judgement.
-        if generation == self.generation() {
+        if trust_changes == self.trust_changes() {
             self.forgotten.invalidate(&part);
             self.memory.insert(part, Arc::clone(&answer));
             self.persist(part, &answer);
@@ -221,7 +221,7 @@ impl Answers {
 
     /// Judges an earlier answer from memory or from the database again, and renders it again.
     fn judge_again(&self, part: &HashPart, known: Option<Arc<Answer>>) -> Option<Arc<Answer>> {
-        let generation = self.generation();
+        let trust_changes = self.trust_changes();
         let (info, proof, holders) = match known {
             Some(known) => (known.info.clone(), known.proof.clone(), known.holders.clone()),
             None => {
@@ -243,7 +243,7 @@ impl Answers {
             return None;
         };
         let answer = self.render(Passed { info, proof, pass }, holders);
-        if generation == self.generation() {
+        if trust_changes == self.trust_changes() {
             self.memory.insert(*part, Arc::clone(&answer));
         }
         Some(answer)

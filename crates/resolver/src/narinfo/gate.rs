@@ -98,7 +98,7 @@ impl Gate {
     pub(crate) fn stamp(&self) -> u64 {
         match self.builders.policy().mode() {
             Mode::Off | Mode::Observe => 0,
-            Mode::Prefer | Mode::Require => self.builders.generation() + 1,
+            Mode::Prefer | Mode::Require => self.builders.revision() + 1,
         }
     }
 

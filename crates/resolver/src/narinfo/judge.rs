@@ -52,7 +52,7 @@ impl Judge {
         deadline: Instant,
     ) -> Said {
         let source = candidate.source;
-        let generation = self.answers.generation();
+        let trust_changes = self.answers.trust_changes();
         let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
         let parsed = trust::parse(text, &part, &self.shared.store_dir);
         if let Ok(info) = &parsed {
@@ -95,7 +95,7 @@ impl Judge {
         self.shared.sources.observe(source, Observation::Held);
         self.shared.lookup_log.note(part, LookupEvent::Holder(source, since.elapsed()));
         let (answers, passed) = (Arc::clone(&self.answers), Passed { info, proof, pass });
-        let remember = move || answers.remember(generation, passed, candidate);
+        let remember = move || answers.remember(trust_changes, passed, candidate);
         // With a verdict, rendering reads the signatures of builders from the disk.
         let answer = match by_verdict {
             true => tokio::task::spawn_blocking(remember).await.ok(),

@@ -155,7 +155,7 @@ impl Offer {
     pub fn set_policy(&self, policy: OfferPolicy) {
         let rules = {
             let mut current = self.shared.rules.write();
-            *current = Arc::new(Rules::new(policy, self.shared.store.store_dir().clone(), current.generation + 1));
+            *current = Arc::new(Rules::new(policy, self.shared.store.store_dir().clone(), current.number + 1));
             Arc::clone(&current)
         };
         {
@@ -451,7 +451,7 @@ impl Shared {
         let rules = self.rules();
         // Taken before the row is read, so that a change in between makes the next stamp differ.
         let stamp = self.store.read_stamp()?;
-        let cached = self.rendered.lock().get(part).filter(|cached| cached.generation == rules.generation);
+        let cached = self.rendered.lock().get(part).filter(|cached| cached.rules_number == rules.number);
         if let Some(cached) = cached.as_ref().filter(|cached| cached.stamp == stamp) {
             let is_whole = self.store.find_fault(cached.row, &cached.path.info).is_none();
             return Ok(is_whole.then(|| cached.clone()));
@@ -463,7 +463,7 @@ impl Shared {
                     Some(cached) if cached.row == row && cached.path.info == info => Some(cached.path),
                     Some(_) | None => self.render(&rules, row, info)?,
                 };
-                path.map(|path| Rendered { path, row, stamp, generation: rules.generation })
+                path.map(|path| Rendered { path, row, stamp, rules_number: rules.number })
             }
             Some(_) | None => None,
         };

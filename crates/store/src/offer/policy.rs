@@ -170,12 +170,12 @@ pub(super) struct Rules {
     exclude: Vec<NamePattern>,
     withheld: Vec<NamePattern>,
     store_dir: StoreDir,
-    /// Number of the policy, counted from 1.
-    pub(super) generation: u64,
+    /// Which policy this is, counted from 1: what was rendered under another one is rendered again.
+    pub(super) number: u64,
 }
 
 impl Rules {
-    pub(super) fn new(policy: OfferPolicy, store_dir: StoreDir, generation: u64) -> Self {
+    pub(super) fn new(policy: OfferPolicy, store_dir: StoreDir, number: u64) -> Self {
         let patterns = |texts: &[String]| texts.iter().map(|text| NamePattern::new(text)).collect();
         let withheld: &[&str] = if policy.withhold_defaults { &WITHHELD_NAMES } else { &[] };
         Self {
@@ -185,7 +185,7 @@ impl Rules {
             withheld: withheld.iter().map(|text| NamePattern::new(text)).collect(),
             policy,
             store_dir,
-            generation,
+            number,
         }
     }
 

@@ -18,7 +18,7 @@ pub(super) struct Rendered {
     pub(super) path: Arc<OfferedPath>,
     pub(super) row: i64,
     pub(super) stamp: Stamp,
-    pub(super) generation: u64,
+    pub(super) rules_number: u64,
 }
 
 /// Rendered narinfos by hash part; the least recently used go first.

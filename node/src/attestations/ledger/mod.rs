@@ -3,7 +3,7 @@
 //! Readers never wait for the disk: statements are written first, and then memory is locked for a few dozen of them at
 //! a time. What another process writes (`narmesh quorum import` without the daemon's socket) is seen when the keeper next
 //! looks, mostly within a second. Walk of an attestation: [`LiveLedger::take`] -> file -> memory ->
-//! [`LiveLedger::generation`] grows -> those who listen on [`LiveLedger::changes`] judge again.
+//! [`LiveLedger::revision`] grows -> those who listen on [`LiveLedger::changes`] judge again.
 
 mod file;
 mod notes;
@@ -168,7 +168,7 @@ impl LiveLedger {
     }
 
     /// A number that grows with each change of the statements and of the policy.
-    pub fn generation(&self) -> u64 {
+    pub fn revision(&self) -> u64 {
         *self.changed.borrow()
     }
 
@@ -462,7 +462,7 @@ impl LiveLedger {
     }
 
     fn tell(&self) {
-        self.changed.send_modify(|generation| *generation += 1);
+        self.changed.send_modify(|revision| *revision += 1);
     }
 }
 

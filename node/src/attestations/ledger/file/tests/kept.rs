@@ -135,7 +135,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
             votes.map(|vote| (vote.builder, vote.stored_at, vote.dated_stored_at)).collect::<BTreeSet<_>>()
         };
         let known = [1, 2, 99].map(|number| times(&ledger, number));
-        let generation = ledger.generation();
+        let revision = ledger.revision();
         // Leaves two idle readers that have the file open.
         ledger.with_reader(|_| ledger.with_reader(|db| db.read_paths())).unwrap();
         settle(dir.path());
@@ -152,7 +152,7 @@ fn a_damaged_file_loses_only_what_cannot_be_read() {
         assert!(seen.unwrap_err().is_damage());
         ledger.catch_up().unwrap();
         let now = ledger.read(narmesh_quorum::Ledger::len);
-        assert!((ledger.losses(), ledger.generation() > generation) == (1, true) && now < before, "{now} of {before}");
+        assert!((ledger.losses(), ledger.revision() > revision) == (1, true) && now < before, "{now} of {before}");
         let again = live(dir.path());
         for ledger in [&ledger, &again] {
             assert_eq!(ledger.read(narmesh_quorum::Ledger::len), now, "memory holds what the file holds");

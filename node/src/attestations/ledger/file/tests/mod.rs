@@ -281,18 +281,18 @@ fn two_processes_write_in_turns_and_each_sees_what_the_other_wrote() {
         let taken = two.take(&[said(2, number, 1), said(1, number, 1)], WallMs(2)).unwrap();
         assert_eq!((taken.new, taken.known), (1, 1), "it caught up before it wrote");
     }
-    let before = one.generation();
+    let before = one.revision();
     one.catch_up().unwrap();
-    assert!(one.generation() > before);
+    assert!(one.revision() > before);
     for ledger in [&one, &two] {
         assert_eq!(ledger.read(|ledger| ledger.len()), 40);
         let first_stored =
             |number| votes(ledger, number).iter().filter(|vote| vote.stored_at == Some(WallMs(1))).count();
         assert_eq!((1..=20).map(first_stored).sum::<usize>(), 20);
     }
-    let generation = one.generation();
+    let revision = one.revision();
     one.catch_up().unwrap();
-    assert_eq!(one.generation(), generation, "nothing is new");
+    assert_eq!(one.revision(), revision, "nothing is new");
 }
 
 #[test]
