@@ -12,8 +12,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-gossip", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-quorum", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-store", &["narmesh-protocol"]),
-    ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
-    ("narmesh-mesh", &["narmesh-protocol", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
+    ("narmesh-resolver", &["narmesh-protocol", "narmesh-machine", "narmesh-quorum", "narmesh-store"]),
+    ("narmesh-mesh", &["narmesh-protocol", "narmesh-machine", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),
     // It runs the binary, as a user does.

@@ -31,6 +31,19 @@ impl Tokens {
         self.used = self.used.saturating_add(count.saturating_mul(1_000));
     }
 
+    /// Uses up one token, unless nothing is left of the bucket. Returns whether it did.
+    pub fn try_take(&mut self, bucket: Bucket, now: Moment) -> bool {
+        let is_granted = !self.is_full(bucket, now);
+        self.take(u64::from(is_granted));
+        is_granted
+    }
+
+    /// Whether the whole bucket is there again.
+    pub fn is_unused(&mut self, bucket: Bucket, now: Moment) -> bool {
+        self.drain(bucket, now);
+        self.used == 0
+    }
+
     /// How long until it is no more than full, milliseconds.
     pub fn over_ms(&mut self, bucket: Bucket, now: Moment) -> u64 {
         self.drain(bucket, now);
@@ -51,16 +64,13 @@ mod tests {
     fn a_bucket_fills_at_once_and_drains_at_its_rate() {
         let bucket = Bucket { burst: 3, per_s: 2 };
         let mut tokens = Tokens::default();
-        let mut take_one = || {
-            let granted = !tokens.is_full(bucket, Moment(0));
-            tokens.take(u64::from(granted));
-            granted
-        };
-        assert_eq!((0..10).filter(|_| take_one()).count(), 3);
+        assert_eq!((0..10).filter(|_| tokens.try_take(bucket, Moment(0))).count(), 3);
         assert!(tokens.is_full(bucket, Moment(0)));
         assert!(!tokens.is_full(bucket, Moment(1)));
         tokens.take(4);
         assert_eq!(tokens.over_ms(bucket, Moment(1)), 1_999);
         assert_eq!(tokens.over_ms(bucket, Moment(2_000)), 0);
+        assert!(!tokens.is_unused(bucket, Moment(3_000)));
+        assert!(tokens.is_unused(bucket, Moment(4_000)));
     }
 }

@@ -3,15 +3,15 @@
 //! A stranger is known as such only after its handshake, so what it can cost is bounded before: so many handshakes at a
 //! time from one address, and so many in all from addresses that no peer of ours is known to have.
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::Multiaddr;
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::{ConnectionDenied, ConnectionId, FromSwarm};
+use narmesh_machine::{Bucket, Tokens};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 
 use super::addresses::socket_address;
+use super::clock::moment;
 use super::connection_rule::ConnectionRule;
 
 /// Handshakes under way from one source where no peer is known to be; a source is an IPv4 address, or an IPv6 network
@@ -23,15 +23,11 @@ const PENDING_PER_KNOWN_MAX: usize = 24;
 /// Handshakes under way from all sources where no peer is known to be. Known addresses do not count, so that strangers
 /// cannot keep them out.
 const PENDING_UNKNOWN_MAX: usize = 64;
-/// Handshakes begun from one source per second in the long run, whoever it is: each takes some 0.7 ms of a core. A
-/// machine that restarts makes two connections with each peer; a hundred machines behind one address may start at once.
-const BEGUN_PER_S: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
-/// See [`BEGUN_PER_S`].
-const BEGUN_BURST: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
+/// Handshakes begun from one source, whoever it is: each takes some 0.7 ms of a core. A machine that restarts makes two
+/// connections with each peer; a hundred machines behind one address may start at once.
+const BEGUN: Bucket = Bucket { burst: 256, per_s: 20 };
 /// The same for all sources together where no peer is known to be: a third of a core. Known addresses do not count.
-const BEGUN_UNKNOWN_PER_S: NonZeroU32 = NonZeroU32::new(500).expect("not zero");
-/// See [`BEGUN_UNKNOWN_PER_S`].
-const BEGUN_UNKNOWN_BURST: NonZeroU32 = NonZeroU32::new(1_000).expect("not zero");
+const BEGUN_UNKNOWN: Bucket = Bucket { burst: 1_000, per_s: 500 };
 /// Sources for which begun handshakes are counted.
 const SOURCES_MAX: usize = 4_096;
 /// Remembered addresses from which peers came in, such as that of a peer behind a router, which the peer does not know
@@ -45,14 +41,14 @@ pub(super) enum Refused {
     Source,
     #[error("{PENDING_UNKNOWN_MAX} handshakes from unknown addresses are under way")]
     Unknown,
-    #[error("more than {BEGUN_PER_S} handshakes a second from that address")]
+    #[error("more than {} handshakes a second from that address", BEGUN.per_s)]
     TooOften,
-    #[error("more than {BEGUN_UNKNOWN_PER_S} handshakes a second from unknown addresses")]
+    #[error("more than {} handshakes a second from unknown addresses", BEGUN_UNKNOWN.per_s)]
     UnknownTooOften,
 }
 
 /// Admits connections while few handshakes are under way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct HandshakeLimits {
     told: Vec<IpAddr>,
     /// Where peers came in from, the oldest first.
@@ -60,22 +56,8 @@ pub(super) struct HandshakeLimits {
     /// All of `told` and of `seen`.
     known: HashSet<IpAddr>,
     pending: HashMap<ConnectionId, IpAddr>,
-    begun: HashMap<IpAddr, DefaultDirectRateLimiter>,
-    begun_unknown: DefaultDirectRateLimiter,
-}
-
-impl Default for HandshakeLimits {
-    fn default() -> Self {
-        let quota = Quota::per_second(BEGUN_UNKNOWN_PER_S).allow_burst(BEGUN_UNKNOWN_BURST);
-        Self {
-            told: Vec::new(),
-            seen: VecDeque::new(),
-            known: HashSet::new(),
-            pending: HashMap::new(),
-            begun: HashMap::new(),
-            begun_unknown: RateLimiter::direct(quota),
-        }
-    }
+    begun: HashMap<IpAddr, Tokens>,
+    begun_unknown: Tokens,
 }
 
 impl HandshakeLimits {
@@ -122,7 +104,7 @@ impl HandshakeLimits {
         if !self.try_begin(source(ip)) {
             return Err(Refused::TooOften);
         }
-        if !self.known.contains(&ip) && self.begun_unknown.check().is_err() {
+        if !self.known.contains(&ip) && !self.begun_unknown.try_take(BEGUN_UNKNOWN, moment()) {
             return Err(Refused::UnknownTooOften);
         }
         self.pending.insert(id, ip);
@@ -133,13 +115,12 @@ impl HandshakeLimits {
     fn try_begin(&mut self, source: IpAddr) -> bool {
         if self.begun.len() >= SOURCES_MAX && !self.begun.contains_key(&source) {
             // A source that has its whole burst again may be forgotten: a new entry would have no more.
-            self.begun.retain(|_, begun| begun.check_n(BEGUN_BURST).is_ok_and(|fits| fits.is_err()));
+            self.begun.retain(|_, begun| !begun.is_unused(BEGUN, moment()));
             if self.begun.len() >= SOURCES_MAX {
                 return false;
             }
         }
-        let quota = Quota::per_second(BEGUN_PER_S).allow_burst(BEGUN_BURST);
-        self.begun.entry(source).or_insert_with(|| RateLimiter::direct(quota)).check().is_ok()
+        self.begun.entry(source).or_default().try_take(BEGUN, moment())
     }
 }
 
@@ -304,8 +285,7 @@ mod tests {
             }
             handshake_limits.pending.remove(&id);
         }
-        let burst = BEGUN_UNKNOWN_BURST.get();
-        assert!((burst..4_000).contains(&begun), "{begun} of 4,000");
+        assert!((BEGUN_UNKNOWN.burst..4_000).contains(&begun), "{begun} of 4,000");
         assert_eq!(refused(&mut handshake_limits, ids.next().unwrap(), known), None);
     }
 }

@@ -3,7 +3,7 @@
 //! A message may be as short as one byte, and each costs the swarm's task some microseconds, so that the pace of the bytes
 //! (`transport/rate_meter.rs`) does not bound them. Gossipsub itself counts nothing and tells nothing of a message without contents.
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use super::clock::moment;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
@@ -11,21 +11,19 @@ use libp2p::swarm::{
     THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
+use narmesh_machine::{Bucket, Tokens};
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 
-/// Messages of one connection per second in the long run. An announcement makes one of 300 bytes at least, and 256 KiB a second are
-/// read: an honest peer sends fewer than 900.
-const MESSAGES_PER_S: NonZeroU32 = NonZeroU32::new(2_000).expect("not zero");
-/// See [`MESSAGES_PER_S`]: of the 4 MiB that are read at once, 14,000.
-const MESSAGES_BURST: NonZeroU32 = NonZeroU32::new(20_000).expect("not zero");
+/// Messages of one connection. An announcement makes one of 300 bytes at least, and 256 KiB a second are read: an honest peer sends
+/// fewer than 900 a second; and of the 4 MiB that are read at once, 14,000.
+const MESSAGES: Bucket = Bucket { burst: 20_000, per_s: 2_000 };
 
 /// Gossipsub; closes a connection that brings messages faster than that.
 pub(super) struct MessageLimits<B> {
     gossipsub: B,
-    connections: HashMap<ConnectionId, DefaultDirectRateLimiter>,
+    connections: HashMap<ConnectionId, Tokens>,
     /// To be closed.
     flooded: Vec<(PeerId, ConnectionId)>,
     /// To be blamed.
@@ -44,9 +42,7 @@ impl<B> MessageLimits<B> {
 
     /// Counts one message, and says whether gossipsub is to have it.
     fn admit(&mut self, peer: PeerId, connection: ConnectionId) -> bool {
-        let quota = Quota::per_second(MESSAGES_PER_S).allow_burst(MESSAGES_BURST);
-        let limiter = self.connections.entry(connection).or_insert_with(|| RateLimiter::direct(quota));
-        let is_admitted = limiter.check().is_ok();
+        let is_admitted = self.connections.entry(connection).or_default().try_take(MESSAGES, moment());
         if !is_admitted && !self.flooded.contains(&(peer, connection)) {
             self.flooded.push((peer, connection));
         }

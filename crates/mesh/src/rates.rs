@@ -1,32 +1,27 @@
 //! How fast peers may ask us.
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use super::clock::moment;
 use libp2p::PeerId;
+use narmesh_machine::{Bucket, Tokens};
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::num::NonZeroU32;
+use std::time::Duration;
 
-/// Narinfo requests of one peer that are answered per second in the long run. Above that it is told *busy*, and asks
-/// again. A closure of 20,000 paths goes through at once.
-const NARINFOS_PER_S: NonZeroU32 = NonZeroU32::new(2_000).expect("not zero");
-/// See [`NARINFOS_PER_S`].
-const NARINFOS_BURST: NonZeroU32 = NonZeroU32::new(20_000).expect("not zero");
-/// Requests per second that are told *busy*; above that a peer floods: an honest one has 32 under way and waits 50 ms
-/// after a *busy*.
-const BUSY_PER_S: NonZeroU32 = NonZeroU32::new(2_000).expect("not zero");
+/// Narinfo requests of one peer that are answered. Above that it is told *busy*, and asks again. A closure of 20,000 paths
+/// goes through at once.
+const NARINFOS: Bucket = Bucket { burst: 20_000, per_s: 2_000 };
+/// Requests that are told *busy*; above that a peer floods: an honest one has 32 under way and waits 50 ms after a *busy*.
+const BUSY: Bucket = Bucket { burst: 2_000, per_s: 2_000 };
 /// A flood counts as one misdeed per second.
-const BLAMED_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
-/// Bulk connections that are dialled at one peer's request per second: it keeps one for hours, and each costs a
-/// handshake.
-const DIALS_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
-/// See [`DIALS_PER_S`].
-const DIALS_BURST: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
+const BLAMED: Bucket = Bucket { burst: 1, per_s: 1 };
+/// Bulk connections that are dialled at one peer's request: it keeps one for hours, and each costs a handshake.
+const DIALS: Bucket = Bucket { burst: 4, per_s: 1 };
 
-/// NAR requests of one peer answered per second in the long run; further ones wait. A small NAR costs some 75 us, and a request for
-/// one that is not here half of that.
-const NARS_PER_S: NonZeroU32 = NonZeroU32::new(4_000).expect("not zero");
-/// See [`NARS_PER_S`]: a closure of 20,000 small paths at once.
-const NARS_BURST: NonZeroU32 = NonZeroU32::new(20_000).expect("not zero");
+/// NAR requests of one peer that are answered; further ones wait. A small NAR costs some 75 us, and a request for one that is
+/// not here half of that. A closure of 20,000 small paths goes through at once.
+const NARS: Bucket = Bucket { burst: 20_000, per_s: 4_000 };
+/// A request that has to wait looks again after this.
+const NARS_PAUSE: Duration = Duration::from_millis(1);
 
 /// What to do with a narinfo request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,17 +40,24 @@ pub(super) struct NarInfoRates {
     peers: HashMap<PeerId, NarInfoRate>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct NarInfoRate {
-    answered: DefaultDirectRateLimiter,
-    busy: DefaultDirectRateLimiter,
-    blamed: DefaultDirectRateLimiter,
+    answered: Tokens,
+    busy: Tokens,
+    blamed: Tokens,
 }
 
 impl NarInfoRates {
     /// Counts one request.
     pub(super) fn admit(&mut self, peer: PeerId) -> Admission {
-        self.peers.entry(peer).or_insert_with(NarInfoRate::new).admit()
+        let (rate, now) = (self.peers.entry(peer).or_default(), moment());
+        if rate.answered.try_take(NARINFOS, now) {
+            Admission::Answer
+        } else if rate.busy.try_take(BUSY, now) || !rate.blamed.try_take(BLAMED, now) {
+            Admission::Busy
+        } else {
+            Admission::Flood
+        }
     }
 
     /// Forgets a peer that left the allowlist.
@@ -64,37 +66,16 @@ impl NarInfoRates {
     }
 }
 
-impl NarInfoRate {
-    fn new() -> Self {
-        Self {
-            answered: RateLimiter::direct(Quota::per_second(NARINFOS_PER_S).allow_burst(NARINFOS_BURST)),
-            busy: RateLimiter::direct(Quota::per_second(BUSY_PER_S)),
-            blamed: RateLimiter::direct(Quota::per_second(BLAMED_PER_S)),
-        }
-    }
-
-    fn admit(&self) -> Admission {
-        if self.answered.check().is_ok() {
-            Admission::Answer
-        } else if self.busy.check().is_ok() || self.blamed.check().is_err() {
-            Admission::Busy
-        } else {
-            Admission::Flood
-        }
-    }
-}
-
 /// Requests of each peer to dial a bulk connection to it.
 #[derive(Debug, Default)]
 pub(super) struct DialRates {
-    peers: HashMap<PeerId, DefaultDirectRateLimiter>,
+    peers: HashMap<PeerId, Tokens>,
 }
 
 impl DialRates {
     /// Counts one request, and says whether it is to be followed.
     pub(super) fn admit(&mut self, peer: PeerId) -> bool {
-        let quota = Quota::per_second(DIALS_PER_S).allow_burst(DIALS_BURST);
-        self.peers.entry(peer).or_insert_with(|| RateLimiter::direct(quota)).check().is_ok()
+        self.peers.entry(peer).or_default().try_take(DIALS, moment())
     }
 
     /// Forgets a peer that left the allowlist.
@@ -104,21 +85,21 @@ impl DialRates {
 }
 
 /// The NAR requests of each peer, on all its streams together. It keeps a few bytes of each peer that was on the allowlist.
-#[derive(Debug)]
-pub(super) struct NarRates(DefaultKeyedRateLimiter<PeerId>);
-
-impl Default for NarRates {
-    fn default() -> Self {
-        Self(RateLimiter::keyed(Quota::per_second(NARS_PER_S).allow_burst(NARS_BURST)))
-    }
+#[derive(Debug, Default)]
+pub(super) struct NarRates {
+    peers: Mutex<HashMap<PeerId, Tokens>>,
 }
 
 impl NarRates {
     /// Counts one request, once it may be answered.
     pub(super) async fn wait(&self, peer: &PeerId) {
-        while let Err(early) = self.0.check_key(peer) {
-            tokio::time::sleep(early.wait_time_from(DefaultClock::default().now())).await;
+        while !self.admit(peer) {
+            tokio::time::sleep(NARS_PAUSE).await;
         }
+    }
+
+    fn admit(&self, peer: &PeerId) -> bool {
+        self.peers.lock().entry(*peer).or_default().try_take(NARS, moment())
     }
 }
 

@@ -3,12 +3,12 @@
 use super::decode::Unpacker;
 use super::inbox::Chunk;
 use super::{Asked, Asking, BROKEN_MAX, Held, NarRequestError};
+use crate::clock::moment;
 use futures::future::{BoxFuture, poll_fn};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use libp2p::PeerId;
+use narmesh_machine::{Bucket, Tokens};
 use narmesh_protocol::wire::{NarFrame, NarReply};
 use std::io;
-use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,9 +23,7 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(10);
 
 /// How often a holder may say *not now*. It tells a request's place in its queue at most once a second; one that says
 /// it more often only keeps us busy. What arrives late and at once is within the burst.
-const WORDS_PER_S: NonZeroU32 = NonZeroU32::new(4).expect("not zero");
-/// See [`WORDS_PER_S`].
-const WORDS_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
+const WORDS: Bucket = Bucket { burst: 64, per_s: 4 };
 
 /// What a compressed body may take more than its bytes of the NAR: a 64th, and this. zstd adds 3 bytes to each block
 /// that it cannot compress, and a holder may end a block with each piece that it reads, of 16 KiB at the least.
@@ -57,8 +55,8 @@ pub struct NarSource {
     broken_left: u32,
     has_begun: bool,
     wire_bytes: u64,
-    /// How often it may still say *not now*; made when it first does.
-    words: Option<DefaultDirectRateLimiter>,
+    /// How often it has said *not now*.
+    words: Tokens,
     _held: Held,
 }
 
@@ -97,7 +95,7 @@ impl NarSource {
             broken_left: BROKEN_MAX,
             has_begun: false,
             wire_bytes: 0,
-            words: None,
+            words: Tokens::default(),
             _held: held,
         }
     }
@@ -208,8 +206,7 @@ impl NarSource {
                 Some(NarPiece::Absent)
             }
             NarReply::NotNow { place, ask_again_ms } => {
-                let limit = || RateLimiter::direct(Quota::per_second(WORDS_PER_S).allow_burst(WORDS_BURST));
-                if self.words.get_or_insert_with(limit).check().is_err() {
+                if !self.words.try_take(WORDS, moment()) {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
                         "the holder tells a place in its queue too often",

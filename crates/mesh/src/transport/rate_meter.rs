@@ -15,7 +15,7 @@ pub(super) struct Rate {
 }
 
 /// What arrived, measured against a [`Rate`]. It counts what has arrived already, so that the last part may have any
-/// size; governor, which is used elsewhere, has to be asked before.
+/// size, and in fractions of a millisecond.
 #[derive(Debug)]
 pub(super) struct RateMeter {
     rate: Rate,

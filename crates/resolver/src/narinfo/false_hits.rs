@@ -3,40 +3,40 @@
 
 use crate::nar::Recent;
 use crate::source::SourceId;
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use narmesh_machine::{Bucket, Moment, Tokens};
 use narmesh_protocol::HashPart;
-use std::num::NonZeroU32;
-use std::time::Duration;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 /// The same answer is not counted again for this long; a collected path leaves its holder's filter well before that.
 const COUNTED_FOR: Duration = Duration::from_secs(60);
 
-/// The most questions that one demoted peer gets at once. A build asks for some dozens of paths that only one peer has.
-/// Each false claim costs a round trip, so a filter that claims far more than its peer holds must not cost one for
-/// every path that Nix looks up.
-const DEMOTED_BURST: NonZeroU32 = NonZeroU32::new(64).expect("not zero");
-/// The most questions that one demoted peer gets in the long run, per second.
-const DEMOTED_PER_S: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
+/// The most questions that one demoted peer gets. A build asks for some dozens of paths that only one peer has. Each false
+/// claim costs a round trip, so a filter that claims far more than its peer holds must not cost one for every path that
+/// Nix looks up.
+const DEMOTED: Bucket = Bucket { burst: 64, per_s: 1 };
 
 /// The answers counted lately, and what each demoted peer may still be asked.
 #[derive(Debug)]
 pub(crate) struct FalseHits {
     counted: Recent<(SourceId, HashPart)>,
-    /// The allowance of each demoted peer. There are few, because only peers of the allowlist are asked.
-    demoted: DefaultKeyedRateLimiter<SourceId>,
+    /// What each demoted peer was asked. There are few, because only peers of the allowlist are asked.
+    demoted: Mutex<HashMap<SourceId, Tokens>>,
+    started: Instant,
 }
 
 impl Default for FalseHits {
     fn default() -> Self {
-        let quota = Quota::per_second(DEMOTED_PER_S).allow_burst(DEMOTED_BURST);
-        Self { counted: Recent::new(COUNTED_FOR), demoted: RateLimiter::keyed(quota) }
+        Self { counted: Recent::new(COUNTED_FOR), demoted: Mutex::default(), started: Instant::now() }
     }
 }
 
 impl FalseHits {
     /// Takes one question from the allowance of this demoted peer. Returns whether there was one left.
     pub(crate) fn take_demoted(&self, peer: &SourceId) -> bool {
-        self.demoted.check_key(peer).is_ok()
+        let now = Moment(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.demoted.lock().entry(*peer).or_default().try_take(DEMOTED, now)
     }
 
     /// Whether this answer has to be counted. It is remembered, so that it is not counted again.
