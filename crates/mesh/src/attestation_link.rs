@@ -66,8 +66,8 @@ pub enum ExchangeOrder {
         /// The reply to send.
         bytes: Vec<u8>,
     },
-    /// Charge a peer with a misdeed.
-    Penalize(PeerId, Misdeed),
+    /// Tell the gossip core, which counts it, what a peer did wrong.
+    ReportMisdeed(PeerId, Misdeed),
 }
 
 /// Tells the thread; cheap to clone.

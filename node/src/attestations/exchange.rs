@@ -153,7 +153,7 @@ impl Worker {
                 }
                 Ok(())
             }
-            Output::Penalize { peer, fault } => self.send_order(ExchangeOrder::Penalize(peer, misdeed(fault))),
+            Output::Misbehaved { peer, fault } => self.send_order(ExchangeOrder::ReportMisdeed(peer, misdeed(fault))),
             Output::Compared { peer, new } => {
                 self.counters.compared.inc();
                 if new > 0 {

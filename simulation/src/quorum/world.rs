@@ -216,7 +216,7 @@ impl World {
                     self.feed(number, Input::Grew);
                 }
             }
-            Output::Penalize { peer, fault } => {
+            Output::Misbehaved { peer, fault } => {
                 let accused = self.peers.get(&peer).copied().unwrap_or(0);
                 if !self.is_hostile(accused) {
                     self.judge.violations.push(format!("machine {number} blames {accused}, who is honest: {fault:?}"));

@@ -87,7 +87,7 @@ fn request(input: &[u8]) -> Outcome {
                 answers += 1;
                 facts = (2, magnitude(bytes.len()));
             }
-            Output::Penalize { .. } => facts.0 = 3,
+            Output::Misbehaved { .. } => facts.0 = 3,
             _ => {}
         }
     }
@@ -131,7 +131,7 @@ fn reply(input: &[u8]) -> Outcome {
                     assert!(attestations.iter().all(|it| shared().contains(&it.builder)), "of builders that count");
                     facts.push((2, magnitude(attestations.len())));
                 }
-                Output::Penalize { fault, .. } => facts.push((3, fault as u64)),
+                Output::Misbehaved { fault, .. } => facts.push((3, fault as u64)),
                 _ => {}
             }
         }

@@ -123,7 +123,7 @@ impl Attestations {
                 }
             }
             ExchangeOrder::Respond { id, bytes } => self.requests.respond(context, id, bytes),
-            ExchangeOrder::Penalize(peer, misdeed) => context.report_misdeed(peer, misdeed),
+            ExchangeOrder::ReportMisdeed(peer, misdeed) => context.report_misdeed(peer, misdeed),
         }
     }
 

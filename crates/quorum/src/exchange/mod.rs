@@ -190,8 +190,8 @@ pub enum Output {
         /// Whether no other answer will come.
         last: bool,
     },
-    /// A peer did wrong.
-    Penalize {
+    /// A peer did wrong. Who counts misdeeds is to be told.
+    Misbehaved {
         /// The peer that did wrong.
         peer: PeerId,
         /// What the peer did wrong.
@@ -350,7 +350,7 @@ impl Exchange {
     }
 
     fn penalize(&mut self, peer: PeerId, fault: Fault) {
-        self.outputs.push_back(Output::Penalize { peer, fault });
+        self.outputs.push_back(Output::Misbehaved { peer, fault });
         self.set_aside(&peer, peer::SHUNNED_MS);
     }
 

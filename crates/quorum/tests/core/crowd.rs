@@ -192,7 +192,7 @@ impl Crowd {
                 }
             }
             Output::Answered { id, last } => self.nodes[node].answered.push((id, last)),
-            Output::Penalize { peer, fault } => {
+            Output::Misbehaved { peer, fault } => {
                 self.nodes[node].faults.push((peer, fault));
                 // The gossip core does the same.
                 if self.nodes[node].faults.iter().filter(|(blamed, _)| *blamed == peer).count() % 3 == 0 {

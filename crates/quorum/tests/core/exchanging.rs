@@ -462,7 +462,7 @@ fn flood(crowd: &mut Crowd, count: u64) -> usize {
         node.exchange.handle(Moment(0), &node.ledger, Input::Request { from: flooder, id, bytes: bytes.clone() });
         while let Some(output) = crowd.nodes[0].exchange.poll() {
             match output {
-                Output::Penalize { fault, .. } => crowd.nodes[0].faults.push((flooder, fault)),
+                Output::Misbehaved { fault, .. } => crowd.nodes[0].faults.push((flooder, fault)),
                 Output::HandOver(_) => answered += 1,
                 _ => {}
             }
