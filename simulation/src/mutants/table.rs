@@ -44,7 +44,7 @@ pub const GOSSIP: &[Mutant] = &[
     mutant(
         "FloorsForgotten",
         "does not read back the announcements on its disk",
-        &[change("peers/mod.rs", "entry.newest.get_or_insert(Newest { envelope, accepted: None });", "")],
+        &[change("peers/entry.rs", "self.newest.get_or_insert(Newest { envelope, accepted: None });", "")],
     ),
     mutant(
         "FutureEpoch",
@@ -77,7 +77,7 @@ pub const GOSSIP: &[Mutant] = &[
     mutant(
         "NewsForAnyone",
         "tells announcements to whoever asks",
-        &[change("exchange/sync.rs", "entry.audience.binary_search(&digest).is_ok()", "true")],
+        &[change("exchange/sync.rs", "entry.audience().binary_search(&digest).is_ok()", "true")],
     ),
     mutant(
         "RemovalForgotten",
@@ -125,7 +125,7 @@ pub const GOSSIP: &[Mutant] = &[
             "receive_announcement(cx, pulls, author, from, &bytes)",
             "{
                 if !cx.peers.contains(&author) {
-                    pulls.penalize(cx, from, Misdeed::ForeignAnnouncement);
+                    cx.penalize(pulls, from, Misdeed::ForeignAnnouncement);
                 }
                 receive_announcement(cx, pulls, author, from, &bytes)
             }",
@@ -149,7 +149,11 @@ pub const GOSSIP: &[Mutant] = &[
     mutant(
         "UnclaimedBlamed",
         "blames a peer that has restarted for what it announced before",
-        &[change("exchange/pull.rs", "entry.claimed", "entry.claimed.or(Some(pull.generation()))")],
+        &[change(
+            "peers/entry.rs",
+            "Some(claimed) = self.claimed",
+            "Some(claimed) = self.claimed.or(Some(generation))",
+        )],
     ),
 ];
 

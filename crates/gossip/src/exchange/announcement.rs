@@ -40,9 +40,9 @@ pub(crate) fn receive_announcement(
                     cx.io.push_event(Event::UnknownVersion { peer: author, version });
                 }
                 Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                    pulls.penalize(cx, author, Misdeed::MalformedAnnouncement);
+                    cx.penalize(pulls, author, Misdeed::MalformedAnnouncement);
                 }
-                Ok(_) => pulls.penalize(cx, author, Misdeed::ForeignAnnouncement),
+                Ok(_) => cx.penalize(pulls, author, Misdeed::ForeignAnnouncement),
             }
             return Forward::Ignore;
         }
@@ -53,7 +53,7 @@ pub(crate) fn receive_announcement(
         // Other peers may hand on at once what the author said in a week, so only the author itself is
         // blamed for a flood.
         if flood && !is_hearsay {
-            pulls.penalize(cx, author, Misdeed::AnnouncementFlood);
+            cx.penalize(pulls, author, Misdeed::AnnouncementFlood);
         }
     }
     if worth == Worth::News { Forward::Accept } else { Forward::Ignore }
@@ -67,7 +67,7 @@ pub(crate) fn receive_envelope(cx: &mut Context, pulls: &mut Pulls, envelope: &A
     let Some(entry) = cx.peers.get_mut(&peer) else { return Worth::Old };
     let worth = entry.accept_if_newer(cx.io.now, envelope);
     if teller == peer && matches!(worth, Worth::News | Worth::Known) {
-        entry.claimed = Some(announcement.generation);
+        entry.on_claimed(announcement.generation);
     }
     match worth {
         Worth::Old => {}
@@ -75,7 +75,7 @@ pub(crate) fn receive_envelope(cx: &mut Context, pulls: &mut Pulls, envelope: &A
         // What another peer hands on may be old although nobody's clock is wrong.
         Worth::ClockDiffers if teller != peer => {}
         Worth::ClockDiffers => cx.io.push_event(Event::ClockDiffers { peer, issued_at_ms: announcement.issued_at_ms }),
-        Worth::Bad(misdeed) => pulls.penalize(cx, peer, misdeed),
+        Worth::Bad(misdeed) => cx.penalize(pulls, peer, misdeed),
         Worth::News => {
             let adopted = cx.peers.adopt_renewed(&mut cx.io, &peer);
             cx.io.push(Output::Persist(Record::Newest { peer, envelope: envelope.as_bytes().to_vec() }));

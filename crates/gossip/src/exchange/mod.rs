@@ -9,9 +9,12 @@ pub(crate) mod requests;
 pub(crate) mod sync;
 
 use self::connections::Connections;
+use self::pull::Pulls;
 use self::requests::Requests;
 use crate::io::Io;
 use crate::peers::Peers;
+use crate::peers::entry::Entry;
+use crate::peers::misdeed::Misdeed;
 use crate::publication::Publication;
 use libp2p_identity::PeerId;
 
@@ -29,8 +32,13 @@ pub(crate) struct Context {
 impl Context {
     /// Whether a peer can be asked for anything at present.
     pub(crate) fn may_ask(&self, peer: &PeerId) -> bool {
-        let entry = self.peers.get(peer);
-        self.connections.contains(peer)
-            && entry.is_some_and(|entry| !entry.conduct.is_set_aside() && entry.store_dir_differs.is_none())
+        self.connections.contains(peer) && self.peers.get(peer).is_some_and(Entry::is_useful)
+    }
+
+    /// Blames a peer. One that is set aside for it is not asked for its body any more.
+    pub(crate) fn penalize(&mut self, pulls: &mut Pulls, peer: PeerId, misdeed: Misdeed) {
+        if self.peers.blame(&mut self.io, peer, misdeed) {
+            pulls.end_pull(self, &peer);
+        }
     }
 }

@@ -27,10 +27,6 @@ const TELLERS_MAX: usize = 4;
 /// When the owner itself lacks a body this often while it claims to have it, it is blamed for announcing what
 /// it does not deliver.
 const OWNER_ABSENT_MAX: u32 = 4;
-/// The same over several announcements: this many times, and for this long without any body, milliseconds. Of the pulls
-/// from an honest owner that publishes twice a second, one in five succeeds even at a round trip of 400 ms.
-const UNDELIVERED_MAX: u32 = 12;
-const UNDELIVERED_MS: u64 = 60_000;
 
 /// All pulls, at most one for each owner.
 #[derive(Debug, Default)]
@@ -97,13 +93,6 @@ impl Pull {
 }
 
 impl Pulls {
-    /// Blames a peer. One that is set aside for it is not asked for its body any more.
-    pub(crate) fn penalize(&mut self, cx: &mut Context, peer: PeerId, misdeed: Misdeed) {
-        if cx.peers.blame(&mut cx.io, peer, misdeed) {
-            self.end_pull(cx, &peer);
-        }
-    }
-
     /// Drops the body of a peer, and the pull of a newer one.
     pub(crate) fn drop_body(&mut self, cx: &mut Context, peer: &PeerId) {
         self.end_pull(cx, peer);
@@ -195,7 +184,7 @@ impl Pulls {
             self.by_owner.remove(&owner);
             return;
         };
-        let (digest, held) = (entry.digest, entry.held.as_ref().map(Held::generation));
+        let (digest, held) = (entry.digest(), entry.held().map(Held::generation));
         let Some(pull) = self.by_owner.get_mut(&owner) else { return };
         // A newer announcement came while this pull waited. Start over for it, but keep the peers that told us.
         if pull.generation() != wanted.announcement().generation {
@@ -229,7 +218,7 @@ impl Pulls {
                     cx.peers.drop_deltas(&owner);
                     self.take_proven_body(cx, owner, from, &bytes, bytes.len(), None);
                 } else {
-                    self.penalize(cx, from, Misdeed::WrongBody);
+                    cx.penalize(self, from, Misdeed::WrongBody);
                     self.on_failed(cx, owner);
                 }
             }
@@ -241,7 +230,7 @@ impl Pulls {
                 self.on_failed(cx, owner);
             }
             Some(GossipReply::Sync { .. } | GossipReply::StoreDirDiffers { .. }) => {
-                self.penalize(cx, from, Misdeed::MalformedReply);
+                cx.penalize(self, from, Misdeed::MalformedReply);
                 self.on_failed(cx, owner);
             }
             Some(GossipReply::Busy) | None => self.on_failed(cx, owner),
@@ -251,29 +240,19 @@ impl Pulls {
     /// The owner itself does not have what was announced. That is no offence when it has published again, nor when it has
     /// restarted and still reads its store. So it is asked for its newest announcement, and blamed only for a body that it
     /// claimed on this connection. An owner that announces something else before ten attempts are over would escape that
-    /// blame; `undelivered` counts over all its announcements.
+    /// blame; the entry counts over all its announcements.
     fn on_owner_absent(&mut self, cx: &mut Context, owner: PeerId) {
-        let moment = cx.io.now.moment;
         let Some(pull) = self.by_owner.get_mut(&owner) else { return };
         let Some(entry) = cx.peers.get_mut(&owner) else { return };
         let first = !std::mem::replace(&mut pull.owner_had_nothing, true);
-        let claimed = entry.claimed;
-        pull.owner_absent += u32::from(claimed == Some(pull.generation()));
-        let mut undelivered = false;
-        if claimed.is_some() {
-            let (since, times) = entry.undelivered.get_or_insert((moment, 0));
-            *times += 1;
-            undelivered = *times >= UNDELIVERED_MAX && moment.since(*since) >= UNDELIVERED_MS;
-        }
-        if undelivered {
-            entry.undelivered = None;
-        }
+        let (had_claimed, is_overdue) = entry.on_absent(cx.io.now.moment, pull.generation());
+        pull.owner_absent += u32::from(had_claimed);
         if first {
             // It has probably published again, and gossip lost the message.
             cx.connections.schedule_sync(&mut cx.io, owner, 0);
         }
-        if undelivered {
-            self.penalize(cx, owner, Misdeed::Undelivered);
+        if is_overdue {
+            cx.penalize(self, owner, Misdeed::Undelivered);
         }
     }
 
@@ -295,7 +274,7 @@ impl Pulls {
                 cx.peers.keep_delta(owner, announced.generation, delta);
             }
             Ok(_) | Err(_) => {
-                self.penalize(cx, from, Misdeed::WrongDelta);
+                cx.penalize(self, from, Misdeed::WrongDelta);
                 self.on_failed(cx, owner);
             }
         }
@@ -332,10 +311,10 @@ impl Pulls {
         };
         if let Some(entry) = cx.peers.get_mut(&owner) {
             // Every other source has this same body, so it is not pulled again.
-            entry.refused = Some(generation);
+            entry.refuse(generation);
         }
         if let Some(misdeed) = refusal {
-            self.penalize(cx, owner, misdeed);
+            cx.penalize(self, owner, misdeed);
         }
         self.pull_if_wanted(cx, owner, None);
         self.start_ready(cx);
@@ -359,7 +338,7 @@ impl Pulls {
             self.end_pull(cx, &owner);
             cx.io.push_event(Event::PullGivenUp { owner, generation });
             if owner_absent >= OWNER_ABSENT_MAX {
-                self.penalize(cx, owner, Misdeed::Undelivered);
+                cx.penalize(self, owner, Misdeed::Undelivered);
             }
         } else {
             let backoff_ms = (BACKOFF_MS << (attempts - 1).min(16)).min(BACKOFF_MS_MAX);

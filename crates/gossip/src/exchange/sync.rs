@@ -11,7 +11,7 @@ use super::requests::Question;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
-use crate::peers::entry::{Entry, Held, Worth};
+use crate::peers::entry::{Entry, Worth};
 use crate::peers::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{GossipReply, GossipRequest, Have, Sync};
@@ -128,7 +128,7 @@ impl Syncs {
                 answer_pull(&cx.peers, &from, &owner, generation, have_seq)
             }
             Ok(GossipRequest::Sync(_)) | Err(_) => {
-                pulls.penalize(cx, from, Misdeed::MalformedRequest);
+                cx.penalize(pulls, from, Misdeed::MalformedRequest);
                 GossipReply::Absent
             }
         }
@@ -160,14 +160,14 @@ impl Syncs {
         let own = cx.publication.envelope().filter(|own| newer(&self.my_digest, own));
         let of_others = cx.peers.iter().filter(|(peer, _)| *peer != asker).filter_map(|(_, entry)| {
             let goodbye = || {
-                let newest = entry.newest.as_ref().filter(|newest| newest.announcement().is_goodbye())?;
-                have.generation_of(&entry.digest).and(Some(&newest.envelope))
+                let newest = entry.newest().filter(|newest| newest.announcement().is_goodbye())?;
+                have.generation_of(&entry.digest()).and(Some(&newest.envelope))
             };
             // A body known to be outdated is our best guess, but no news for anyone.
-            let held = entry.held.as_ref().filter(|_| !entry.is_outdated_memory());
+            let held = entry.held().filter(|_| !entry.is_outdated_memory());
             let envelope = held.map(|held| &held.envelope).or_else(goodbye)?;
-            let admitted = entry.audience.binary_search(&digest).is_ok();
-            (admitted && newer(&entry.digest, envelope)).then_some(envelope.as_ref())
+            let admitted = entry.audience().binary_search(&digest).is_ok();
+            (admitted && newer(&entry.digest(), envelope)).then_some(envelope.as_ref())
         });
         own.into_iter().chain(of_others).take(GossipReply::NEWS_MAX).map(|news| news.as_bytes().to_vec()).collect()
     }
@@ -188,7 +188,7 @@ impl Syncs {
                 }
                 let software = to_printable(&software, SOFTWARE_BYTES_MAX);
                 if let Some(entry) = cx.peers.get_mut(&from) {
-                    entry.software = Some(software.clone());
+                    entry.set_software(software.clone());
                 }
                 if first {
                     cx.io.push_event(Event::Greeted { peer: from, software });
@@ -201,7 +201,7 @@ impl Syncs {
                 self.note_store_dir_differs(cx, pulls, from, &store_dir);
             }
             Some(GossipReply::Body(_) | GossipReply::Delta(_)) => {
-                pulls.penalize(cx, from, Misdeed::MalformedReply);
+                cx.penalize(pulls, from, Misdeed::MalformedReply);
                 cx.connections.retry_later(&mut cx.io, from);
             }
             Some(GossipReply::Absent | GossipReply::Busy) | None => cx.connections.retry_later(&mut cx.io, from),
@@ -212,7 +212,7 @@ impl Syncs {
     fn note_store_dir_differs(&self, cx: &mut Context, pulls: &mut Pulls, peer: PeerId, store_dir: &str) -> bool {
         let differs = (store_dir != self.store_dir).then(|| to_printable(store_dir, STORE_DIR_BYTES_MAX));
         let Some(entry) = cx.peers.get_mut(&peer) else { return true };
-        let before = std::mem::replace(&mut entry.store_dir_differs, differs.clone());
+        let before = entry.set_store_dir_differs(differs.clone());
         match differs {
             Some(store_dir) => {
                 if before.as_ref() != Some(&store_dir) {
@@ -244,7 +244,7 @@ impl Syncs {
             }
             Err(EnvelopeError::UnknownVersion { .. }) => {}
             Ok(_) | Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                pulls.penalize(cx, from, Misdeed::ForgedNews);
+                cx.penalize(pulls, from, Misdeed::ForgedNews);
             }
         }
     }
@@ -264,23 +264,23 @@ pub(crate) fn to_printable(text: &str, bytes_max: usize) -> String {
 
 fn collect_haves(peers: &Peers) -> Vec<Have> {
     let have = |(_, entry): (&PeerId, &Entry)| {
-        let generation = entry.held.as_ref()?.generation();
-        Some(Have { owner: entry.digest, generation })
+        let generation = entry.held()?.generation();
+        Some(Have { owner: entry.digest(), generation })
     };
     peers.iter().filter_map(have).take(Sync::HAVE_MAX).collect()
 }
 
 /// The newest envelope that this peer signed, to be shown back to it.
 fn newest_of(peers: &Peers, peer: &PeerId) -> Option<Vec<u8>> {
-    let newest = peers.get(peer)?.newest.as_ref()?;
+    let newest = peers.get(peer)?.newest()?;
     Some(newest.envelope.as_bytes().to_vec())
 }
 
 /// Whether a peer claims newer summaries than we have heard of.
 fn holds_newer(peers: &Peers, have: &Haves) -> bool {
     peers.iter().any(|(_, entry)| {
-        let heard = entry.newest.as_ref().map(|newest| newest.announcement().generation);
-        have.generation_of(&entry.digest).is_some_and(|have| heard.is_none_or(|heard| heard < have))
+        let heard = entry.newest().map(|newest| newest.announcement().generation);
+        have.generation_of(&entry.digest()).is_some_and(|have| heard.is_none_or(|heard| heard < have))
     })
 }
 
@@ -294,7 +294,7 @@ fn answer_pull(
 ) -> GossipReply {
     let held = peers.find_owner(owner).and_then(|peer| {
         let entry = peers.get(&peer).filter(|entry| !entry.is_outdated_memory())?;
-        let held: &Held = entry.held.as_ref()?;
+        let held = entry.held()?;
         let meant = held.admits(asker);
         (held.generation() == generation && meant).then_some((peer, *held.envelope.announcement()))
     });
@@ -310,7 +310,7 @@ fn answer_pull(
 
 fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u8>]) {
     if news.len() > GossipReply::NEWS_MAX {
-        return pulls.penalize(cx, from, Misdeed::MalformedReply);
+        return cx.penalize(pulls, from, Misdeed::MalformedReply);
     }
     let mut fresh = false;
     // Old envelopes are skipped unopened. Otherwise a thousand of them at each greeting would keep us busy.
@@ -325,7 +325,7 @@ fn receive_news(cx: &mut Context, pulls: &mut Pulls, from: PeerId, news: &[Vec<u
                 cx.io.push_event(Event::UnknownVersion { peer: from, version });
             }
             Err(EnvelopeError::Length { .. } | EnvelopeError::Signature | EnvelopeError::Payload(_)) => {
-                pulls.penalize(cx, from, Misdeed::ForgedNews);
+                cx.penalize(pulls, from, Misdeed::ForgedNews);
                 break;
             }
         }

@@ -13,6 +13,7 @@ use crate::input::Input;
 use crate::io::{Io, Timer};
 use crate::output::{Event, Output};
 use crate::peers::Peers;
+use crate::peers::entry::Entry;
 use crate::peers::kept::{KeptSummary, Unfit};
 use crate::peers::misdeed::Misdeed;
 use crate::peers::view::PeerView;
@@ -146,7 +147,7 @@ impl Gossip {
             Input::RequestFailed { to, id } => self.on_response(to, id, None),
             Input::Paths(change) => cx.publication.apply_change(now.moment, change),
             Input::Probe { peer, outcome } => cx.peers.count_probe(&mut cx.io, peer, outcome),
-            Input::Misbehaved { peer, misdeed } => pulls.penalize(cx, peer, misdeed),
+            Input::Misbehaved { peer, misdeed } => cx.penalize(pulls, peer, misdeed),
             Input::Tick => {}
             Input::Goodbye => cx.publication.depart(&mut cx.io),
         }
@@ -179,7 +180,7 @@ impl Gossip {
     /// The audience of the last summary that we held of `owner`, in this run or (from [`Persisted::audiences`]) in an
     /// earlier one.
     pub fn audience(&self, owner: &PeerId) -> Option<&Arc<[AudienceDigest]>> {
-        self.context.peers.get(owner).map(|entry| &entry.audience).filter(|audience| !audience.is_empty())
+        self.context.peers.get(owner).map(Entry::audience).filter(|audience| !audience.is_empty())
     }
 
     /// Whether `peer` may be told what `owner` has: it is the owner, or is in the owner's [`Gossip::audience`].
@@ -195,13 +196,13 @@ impl Gossip {
     /// The peers of the allowlist, ordered by id.
     pub fn peers(&self) -> impl Iterator<Item = PeerView> {
         let Context { peers, connections, .. } = &self.context;
-        peers.iter().map(|(peer, entry)| PeerView::of(peer, entry, connections.contains(peer)))
+        peers.iter().map(|(peer, entry)| entry.view(*peer, connections.contains(peer)))
     }
 
     /// The announcement that proves the summary that we hold of this peer, and when it was first accepted (wall clock,
     /// milliseconds since 1970). `None` when we hold none.
     pub fn held_proof(&self, owner: &PeerId) -> Option<(&Arc<Envelope>, u64)> {
-        let held = self.context.peers.get(owner)?.held.as_ref()?;
+        let held = self.context.peers.get(owner)?.held()?;
         Some((&held.envelope, held.accepted.wall_ms))
     }
 
@@ -275,7 +276,7 @@ impl Gossip {
             return;
         }
         if let Some(entry) = cx.peers.get_mut(&peer) {
-            entry.claimed = None;
+            entry.on_disconnected();
         }
         for id in cx.requests.ids_to(peer) {
             self.on_response(peer, id, None);
@@ -288,7 +289,7 @@ impl Gossip {
         let Some(question) = cx.requests.take_answered(&mut cx.io, from, id) else { return };
         let reply = bytes.map(GossipReply::decode);
         if matches!(reply, Some(Err(_))) {
-            pulls.penalize(cx, from, Misdeed::MalformedReply);
+            cx.penalize(pulls, from, Misdeed::MalformedReply);
         }
         let reply = reply.and_then(Result::ok);
         match question {

@@ -2,11 +2,13 @@
 
 use super::conduct::Conduct;
 use super::misdeed::Misdeed;
+use super::view::{PeerView, SummaryView};
 use crate::publication::{DAY_MS, PLAUSIBLE_WALL_MS};
 use libp2p_identity::PeerId;
 use narmesh_machine::{Moment, Now};
 use narmesh_protocol::{
-    Announcement, AudienceDigest, Envelope, EnvelopeError, FilterClass, Generation, HASHES_PER_ITEM, Summary,
+    Announcement, AudienceDigest, Envelope, EnvelopeError, FilterClass, Generation, HASH_ID_V1, HASHES_PER_ITEM,
+    Summary,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,25 +17,31 @@ use std::sync::Arc;
 const LIFETIME_S: std::ops::RangeInclusive<u32> = 60..=604_800;
 /// The most paths that an announcement may claim: what the largest filter holds at 16 bits per path.
 const PATH_COUNT_MAX: u64 = 1 << 20;
+/// An owner that lacks what it announced this many times, and for this long without any body, milliseconds, announces what it
+/// does not deliver. Of the pulls from an honest owner that publishes twice a second, one in five succeeds even at a round
+/// trip of 400 ms.
+const UNDELIVERED_MAX: u32 = 12;
+/// See [`UNDELIVERED_MAX`].
+const UNDELIVERED_MS: u64 = 60_000;
 
 /// What is kept of one peer. The bits of its filter are in the table only.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) digest: AudienceDigest,
-    pub(crate) newest: Option<Newest>,
-    pub(crate) held: Option<Held>,
+    digest: AudienceDigest,
+    newest: Option<Newest>,
+    held: Option<Held>,
     /// A generation whose body was received but is not usable, so it is not pulled again.
-    pub(crate) refused: Option<Generation>,
+    refused: Option<Generation>,
     /// The generation that the peer itself last called its newest on the present connection. After a restart, an owner does
     /// not yet have what it announced before, and does not claim to.
-    pub(crate) claimed: Option<Generation>,
+    claimed: Option<Generation>,
     /// Since when, and how often, the owner did not have what it announced, without delivering any body in between.
-    pub(crate) undelivered: Option<(Moment, u32)>,
+    undelivered: Option<(Moment, u32)>,
     /// The audience of the last body held. A goodbye is passed on to these peers, because they had the body.
-    pub(crate) audience: Arc<[AudienceDigest]>,
-    pub(crate) addresses: Vec<SocketAddr>,
-    pub(crate) software: Option<String>,
-    pub(crate) store_dir_differs: Option<String>,
+    audience: Arc<[AudienceDigest]>,
+    addresses: Vec<SocketAddr>,
+    software: Option<String>,
+    store_dir_differs: Option<String>,
     pub(crate) conduct: Conduct,
 }
 
@@ -133,6 +141,37 @@ impl Entry {
         }
     }
 
+    pub(crate) fn digest(&self) -> AudienceDigest {
+        self.digest
+    }
+
+    pub(crate) fn newest(&self) -> Option<&Newest> {
+        self.newest.as_ref()
+    }
+
+    pub(crate) fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    pub(crate) fn audience(&self) -> &Arc<[AudienceDigest]> {
+        &self.audience
+    }
+
+    /// Whether the peer can be asked anything: it is not set aside, and its store directory is ours.
+    pub(crate) fn is_useful(&self) -> bool {
+        !self.conduct.is_set_aside() && self.store_dir_differs.is_none()
+    }
+
+    /// Takes over what the last run persisted of this peer.
+    pub(super) fn read_back(&mut self, newest: Option<Arc<Envelope>>, audience: Option<Arc<[AudienceDigest]>>) {
+        if let Some(audience) = audience {
+            self.audience = audience;
+        }
+        if let Some(envelope) = newest {
+            self.newest.get_or_insert(Newest { envelope, accepted: None });
+        }
+    }
+
     /// Opens an envelope that is probably of this peer. Its newest one, which arrives again and again,
     /// needs no second verification.
     pub(crate) fn open_envelope(&self, bytes: &[u8]) -> Result<Arc<Envelope>, EnvelopeError> {
@@ -214,14 +253,114 @@ impl Entry {
         true
     }
 
+    /// Notes a body whose filter is in the table. Returns whether the owner is now at other addresses.
+    pub(super) fn hold(&mut self, held: Held, addresses: &[SocketAddr]) -> bool {
+        self.undelivered = None;
+        self.audience = Arc::clone(&held.audience);
+        self.held = Some(held);
+        let has_moved = self.addresses != addresses;
+        self.addresses = addresses.to_vec();
+        has_moved
+    }
+
+    /// Notes that the body held was kept over a restart. `newest` is its announcement, unless the owner has announced
+    /// something newer.
+    pub(super) fn on_restored(&mut self, newest: Option<Newest>, audience_before: Arc<[AudienceDigest]>) {
+        if let Some(held) = &mut self.held {
+            held.remembered = true;
+        }
+        match newest {
+            // This is accepted now, so hearing it again does not start its lifetime anew.
+            Some(newest) => self.newest = Some(newest),
+            // The owner may have removed a peer from its audience since: do not tell that peer more because of this older
+            // body.
+            None => self.audience = audience_before,
+        }
+    }
+
+    pub(super) fn drop_body(&mut self) {
+        self.held = None;
+    }
+
+    /// The body that is held, whose filter has these bits, and its `seq`.
+    pub(super) fn assemble_body(&self, filter_bytes: Vec<u8>) -> Option<(u64, Summary)> {
+        let held = self.held.as_ref()?;
+        let (items, audience) = (held.envelope.announcement().path_count, held.audience.to_vec());
+        let addresses = self.addresses.clone();
+        Some((held.generation().seq, Summary { hash_id: HASH_ID_V1, items, audience, addresses, filter_bytes }))
+    }
+
+    /// Notes what the peer itself calls its newest announcement, on the connection that now exists.
+    pub(crate) fn on_claimed(&mut self, generation: Generation) {
+        self.claimed = Some(generation);
+    }
+
+    pub(crate) fn on_disconnected(&mut self) {
+        self.claimed = None;
+    }
+
+    /// Notes that the body of this generation is not usable, so that it is not pulled again.
+    pub(crate) fn refuse(&mut self, generation: Generation) {
+        self.refused = Some(generation);
+    }
+
+    /// Notes that the owner did not have its own body of this generation. Returns whether it had claimed to, and whether it
+    /// has failed to deliver for so long, whatever it announced, that it is to be blamed.
+    pub(crate) fn on_absent(&mut self, now: Moment, generation: Generation) -> (bool, bool) {
+        let Some(claimed) = self.claimed else { return (false, false) };
+        let (since, times) = self.undelivered.get_or_insert((now, 0));
+        *times += 1;
+        let is_overdue = *times >= UNDELIVERED_MAX && now.since(*since) >= UNDELIVERED_MS;
+        if is_overdue {
+            self.undelivered = None;
+        }
+        (claimed == generation, is_overdue)
+    }
+
+    pub(crate) fn set_software(&mut self, software: String) {
+        self.software = Some(software);
+    }
+
+    /// Notes the peer's store directory if it is not ours. Returns what was noted before.
+    pub(crate) fn set_store_dir_differs(&mut self, differs: Option<String>) -> Option<String> {
+        std::mem::replace(&mut self.store_dir_differs, differs)
+    }
+
     /// The announcement whose body should be pulled now, if any.
     pub(crate) fn wanted(&self, now: Moment) -> Option<&Newest> {
         let newest = self.newest.as_ref()?;
         let generation = newest.announcement().generation;
         let unheld = self.held.as_ref().is_none_or(|held| held.generation() < generation);
         let alive = newest.expires().is_some_and(|expires| now < expires) && !newest.announcement().is_goodbye();
-        let usable = self.refused != Some(generation) && self.store_dir_differs.is_none();
-        (unheld && alive && usable && !self.conduct.is_set_aside()).then_some(newest)
+        let usable = self.refused != Some(generation) && self.is_useful();
+        (unheld && alive && usable).then_some(newest)
+    }
+
+    /// What `status` shows of this peer.
+    pub(crate) fn view(&self, peer: PeerId, connected: bool) -> PeerView {
+        PeerView {
+            peer,
+            connected,
+            software: self.software.clone(),
+            store_dir_differs: self.store_dir_differs.clone(),
+            summary: self.held.as_ref().map(|held| SummaryView {
+                generation: held.generation(),
+                paths: held.envelope.announcement().path_count,
+                filter_bits: held.class.bits(),
+                issued_at_ms: held.envelope.announcement().issued_at_ms,
+                expires: held.accepted.expires,
+                accepted_ms: held.accepted.wall_ms,
+                remembered: held.remembered,
+            }),
+            announced: self.newest.as_ref().map(|newest| newest.announcement().generation),
+            addresses: self.addresses.clone(),
+            held_hits: self.conduct.held_hits,
+            false_hits: self.conduct.false_hits,
+            demoted_until: self.conduct.demoted,
+            set_aside_until: self.conduct.set_aside,
+            misdeeds: self.conduct.misdeeds,
+            last_misdeed: self.conduct.last_misdeed,
+        }
     }
 }
 

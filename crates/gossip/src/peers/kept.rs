@@ -64,7 +64,7 @@ impl KeptSummary {
         if envelope.peer() != *owner || envelope.announcement().is_goodbye() {
             return Err(Unfit::Forged);
         }
-        let newest = entry.newest.as_ref();
+        let newest = entry.newest();
         // The same body was announced again since. Then this is still the newest body.
         let renewed = newest.map(|newest| &newest.envelope).filter(|newest| is_renewal(&envelope, newest));
         let envelope = renewed.map_or(envelope, Arc::clone);
@@ -73,7 +73,7 @@ impl KeptSummary {
         if newest.is_some_and(|newest| newest.announcement().is_goodbye()) {
             return Err(Unfit::Departed);
         }
-        if entry.held.is_some() || newest.is_some_and(|newest| newest.accepted.is_some()) {
+        if entry.held().is_some() || newest.is_some_and(|newest| newest.accepted.is_some()) {
             return Err(Unfit::Heard);
         }
         if newest.is_some_and(|newest| is_equivocation(newest.announcement(), announcement)) {

@@ -19,7 +19,7 @@ use crate::table::reader::FilterTable;
 use crate::table::writer::TableWriter;
 use libp2p_identity::PeerId;
 use narmesh_machine::Moment;
-use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation, HASH_ID_V1, Summary, SummaryDelta};
+use narmesh_protocol::{AudienceDigest, Envelope, EnvelopeError, Generation, Summary, SummaryDelta};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -107,13 +107,8 @@ impl Peers {
             let floor = self.floors.remove(&peer);
             let audience = self.audiences.remove(&peer).map(|audience| self.share_audience(audience));
             let entry = self.entries.entry(peer).or_insert_with(|| Entry::new(&peer));
-            self.by_digest.insert(entry.digest, peer);
-            if let Some(audience) = audience {
-                entry.audience = audience;
-            }
-            if let Some(envelope) = floor {
-                entry.newest.get_or_insert(Newest { envelope, accepted: None });
-            }
+            self.by_digest.insert(entry.digest(), peer);
+            entry.read_back(floor, audience);
         }
         // The first allowlist does not name the peers that are left over.
         self.audiences.clear();
@@ -127,7 +122,7 @@ impl Peers {
         self.relayed.forget(peer);
         self.table.remove(peer);
         if let Some(entry) = self.entries.remove(peer) {
-            self.by_digest.remove(&entry.digest);
+            self.by_digest.remove(&entry.digest());
         }
         io.timers.set(Timer::Expire(*peer), None);
         io.timers.set(Timer::Conduct(*peer), None);
@@ -170,13 +165,13 @@ impl Peers {
     pub(crate) fn count_probe(&mut self, io: &mut Io, peer: PeerId, outcome: ProbeOutcome) {
         let lookups = self.table().lookups();
         let Some(entry) = self.entries.get_mut(&peer) else { return };
-        let Some(held) = &entry.held else { return };
+        let Some(rate) = entry.held().map(Held::false_positive_rate) else { return };
         let demoted = match outcome {
             ProbeOutcome::Held => {
                 entry.conduct.count_held_hit();
                 None
             }
-            ProbeOutcome::FalseHit => entry.conduct.count_false_hit(io.now.moment, held.false_positive_rate(), lookups),
+            ProbeOutcome::FalseHit => entry.conduct.count_false_hit(io.now.moment, rate, lookups),
         };
         self.update_rank(io, &peer);
         if let Some(until) = demoted {
@@ -208,11 +203,11 @@ impl Peers {
     pub(crate) fn adopt_renewed(&mut self, io: &mut Io, peer: &PeerId) -> bool {
         let lookups = self.table().lookups();
         let Some(entry) = self.entries.get_mut(peer) else { return false };
-        let before = entry.held.as_ref().map(Held::generation);
+        let before = entry.held().map(Held::generation);
         if !entry.adopt(io.now.moment, lookups) {
             return false;
         }
-        let Some(held) = &entry.held else { return false };
+        let Some(held) = entry.held() else { return false };
         let (generation, items) = (held.generation(), held.envelope.announcement().path_count);
         io.timers.set(Timer::Expire(*peer), Some(held.accepted.expires));
         if let Some(before) = before.filter(|before| before.epoch == generation.epoch) {
@@ -227,16 +222,7 @@ impl Peers {
 
     /// The body that we hold of an owner, reassembled, and its `seq`.
     pub(crate) fn assemble_body(&self, owner: &PeerId) -> Option<(u64, Summary)> {
-        let entry = self.entries.get(owner)?;
-        let held = entry.held.as_ref()?;
-        let summary = Summary {
-            hash_id: HASH_ID_V1,
-            items: held.envelope.announcement().path_count,
-            audience: held.audience.to_vec(),
-            addresses: entry.addresses.clone(),
-            filter_bytes: self.table.read(owner)?,
-        };
-        Some((held.generation().seq, summary))
+        self.entries.get(owner)?.assemble_body(self.table.read(owner)?)
     }
 
     /// The deltas that lead from `base_seq` to the body that we hold of an owner, merged into one.
@@ -264,7 +250,7 @@ impl Peers {
         let audience = self.share_audience(usable.summary.audience.clone());
         let lookups = self.table().lookups();
         let Some(entry) = self.entries.get_mut(&owner) else { return Ok(()) };
-        let same_epoch = entry.held.as_ref().is_some_and(|held| held.generation().epoch == generation.epoch);
+        let same_epoch = entry.held().is_some_and(|held| held.generation().epoch == generation.epoch);
         if !same_epoch {
             entry.conduct.on_new_epoch(io.now.moment, lookups);
         }
@@ -295,19 +281,16 @@ impl Peers {
         // Only a floor has no acceptance, and floors are never pulled.
         let expired = Acceptance { wall_ms: io.now.wall_ms, expires: io.now.moment };
         let accepted = target.accepted.unwrap_or(expired);
-        entry.undelivered = None;
-        entry.audience = Arc::clone(&audience);
-        entry.held = Some(Held {
+        let held = Held {
             envelope: Arc::clone(&target.envelope),
             class: filter.class(),
             ones: count_ones(filter.as_bytes()),
             audience,
             accepted,
             remembered: false,
-        });
+        };
         io.timers.set(Timer::Expire(owner), Some(accepted.expires));
-        if entry.addresses != summary.addresses {
-            entry.addresses.clone_from(&summary.addresses);
+        if entry.hold(held, &summary.addresses) {
             io.push_event(Event::AddressesLearned { peer: owner, addresses: summary.addresses });
         }
         self.update_rank(io, &owner);
@@ -330,7 +313,7 @@ impl Peers {
         self.table.remove(peer);
         io.timers.set(Timer::Expire(*peer), None);
         if let Some(entry) = self.entries.get_mut(peer) {
-            entry.held = None;
+            entry.drop_body();
         }
     }
 
@@ -338,24 +321,14 @@ impl Peers {
     pub(crate) fn restore(&mut self, io: &mut Io, owner: PeerId, kept: &KeptSummary) -> Result<(), Unfit> {
         let entry = self.entries.get(&owner).ok_or(Unfit::NotTrusted)?;
         let envelope = entry.open_envelope(&kept.envelope).map_err(|_| Unfit::Forged)?;
-        let (rank, audience_before) = (entry.conduct.rank(), Arc::clone(&entry.audience));
+        let (rank, audience_before) = (entry.conduct.rank(), Arc::clone(entry.audience()));
         let (target, is_newest) = kept.check_proof(io.now, &owner, entry, envelope)?;
         let usable = Usable::decode(&self.me, target.announcement(), &kept.body)?;
         let audience = self.share_audience(usable.summary.audience.clone());
         self.table.install_plain(owner, &usable.filter, rank);
         self.hold(io, owner, &target, usable, audience);
         if let Some(entry) = self.entries.get_mut(&owner) {
-            if let Some(held) = &mut entry.held {
-                held.remembered = true;
-            }
-            if is_newest {
-                // This is accepted now, so hearing it again does not start its lifetime anew.
-                entry.newest = Some(target);
-            } else {
-                // The owner may have removed a peer from its audience since: do not tell that peer more because of this
-                // older body.
-                entry.audience = audience_before;
-            }
+            entry.on_restored(is_newest.then_some(target), audience_before);
         }
         Ok(())
     }
@@ -367,8 +340,8 @@ impl Peers {
         assert!(self.table().peers() <= trusted);
         self.relayed.check(trusted);
         for (peer, entry) in self.entries.iter() {
-            assert_eq!(entry.held.is_some(), self.table.holds(peer), "held and in the table are one thing");
-            assert!(entry.addresses.len() <= 8);
+            assert_eq!(entry.held().is_some(), self.table.holds(peer), "held and in the table are one thing");
+            assert!(entry.view(*peer, false).addresses.len() <= 8);
         }
         trusted
     }

@@ -1,6 +1,5 @@
 //! What `status` shows of each peer.
 
-use super::entry::Entry;
 use super::misdeed::Misdeed;
 use libp2p_identity::PeerId;
 use narmesh_machine::Moment;
@@ -55,32 +54,4 @@ pub struct SummaryView {
     pub accepted_ms: u64,
     /// Whether it was kept over a restart and nobody has said since that it is still the newest.
     pub remembered: bool,
-}
-
-impl PeerView {
-    pub(crate) fn of(peer: &PeerId, entry: &Entry, connected: bool) -> Self {
-        Self {
-            peer: *peer,
-            connected,
-            software: entry.software.clone(),
-            store_dir_differs: entry.store_dir_differs.clone(),
-            summary: entry.held.as_ref().map(|held| SummaryView {
-                generation: held.generation(),
-                paths: held.envelope.announcement().path_count,
-                filter_bits: held.class.bits(),
-                issued_at_ms: held.envelope.announcement().issued_at_ms,
-                expires: held.accepted.expires,
-                accepted_ms: held.accepted.wall_ms,
-                remembered: held.remembered,
-            }),
-            announced: entry.newest.as_ref().map(|newest| newest.announcement().generation),
-            addresses: entry.addresses.clone(),
-            held_hits: entry.conduct.held_hits,
-            false_hits: entry.conduct.false_hits,
-            demoted_until: entry.conduct.demoted,
-            set_aside_until: entry.conduct.set_aside,
-            misdeeds: entry.conduct.misdeeds,
-            last_misdeed: entry.conduct.last_misdeed,
-        }
-    }
 }
