@@ -294,16 +294,6 @@ impl StateDb {
         })
     }
 
-    /// The hash parts of all remembered answers.
-    pub fn read_answered(&self) -> Result<Vec<HashPart>, StateDbError> {
-        self.run(|connection| {
-            connection
-                .prepare("SELECT hash_part FROM answers")?
-                .query_map((), |row| row.get(0).map(HashPart))?
-                .collect()
-        })
-    }
-
     /// Remembers and forgets answers in the order given, all in one transaction. Beyond [`ANSWERS_MAX`] the oldest are
     /// dropped.
     pub fn update_answers(&mut self, changes: &[(HashPart, Option<RememberedAnswer>)]) -> Result<(), StateDbError> {
@@ -322,13 +312,6 @@ impl StateDb {
         // This counts a replaced row twice and ignores deleted ones. `drop_oldest` counts exactly, before it drops any.
         self.answers += changes.iter().filter(|(_, answer)| answer.is_some()).count();
         if self.answers > self.answers_max { self.drop_oldest() } else { Ok(()) }
-    }
-
-    /// Forgets all answers.
-    pub fn clear_answers(&mut self) -> Result<(), StateDbError> {
-        self.run(|connection| connection.execute("DELETE FROM answers", ()))?;
-        self.answers = 0;
-        Ok(())
     }
 
     fn drop_oldest(&mut self) -> Result<(), StateDbError> {

@@ -15,7 +15,6 @@ use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 /// writer.begin_directory(&mut out);
 /// writer.begin_entry(&mut out, b"greeting");
 /// writer.begin_file(&mut out, 5, false);
-/// assert_eq!(writer.written_bytes(), out.len() as u64); // where the contents begin
 /// out.extend_from_slice(b"hello");
 /// writer.end_file(&mut out, 5);
 /// writer.end_entry(&mut out);
@@ -23,14 +22,13 @@ use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 /// assert!(writer.is_complete());
 /// let mut verifier = NarVerifier::new();
 /// verifier.feed(&out)?;
-/// assert_eq!(verifier.finish()?.nar_size, writer.written_bytes());
+/// assert_eq!(verifier.finish()?.nar_size, out.len() as u64);
 /// # Ok::<(), narmesh_protocol::nar::NarError>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct NarWriter {
     /// The last name written in each open directory; empty before the first.
     last_names: Vec<Vec<u8>>,
-    written: u64,
     expected: Expected,
 }
 
@@ -50,16 +48,8 @@ enum Expected {
 impl NarWriter {
     /// Starts a NAR: writes the magic into `out`.
     pub fn start(out: &mut Vec<u8>) -> Self {
-        let mut writer = Self::default();
-        writer.write_token(out, MAGIC);
-        writer
-    }
-
-    /// Bytes of the archive so far. File contents count from their `end_file` on.
-    ///
-    /// Right after [`Self::begin_file`] it is the offset at which the contents begin: the `narOffset` in a listing.
-    pub fn written_bytes(&self) -> u64 {
-        self.written
+        write_token(out, MAGIC);
+        Self::default()
     }
 
     /// Whether the archive is complete: its root node is closed.
@@ -87,14 +77,14 @@ impl NarWriter {
             last_name.clear();
             last_name.extend_from_slice(name);
         }
-        self.write_tokens(out, &[b"entry", b"(", b"name", name, b"node"]);
+        write_tokens(out, &[b"entry", b"(", b"name", name, b"node"]);
         self.expected = Expected::Node;
     }
 
     /// Closes the innermost open entry.
     pub fn end_entry(&mut self, out: &mut Vec<u8>) {
         debug_assert_eq!(self.expected, Expected::EndEntry);
-        self.write_token(out, b")");
+        write_token(out, b")");
         self.expected = Expected::EntryOrEndDirectory;
     }
 
@@ -110,7 +100,7 @@ impl NarWriter {
         debug_assert!(!target.is_empty() && target.len() <= TARGET_BYTES_MAX, "target of {} bytes", target.len());
         debug_assert!(!target.contains(&0), "NUL in a symlink's target");
         self.begin_node(out, b"symlink");
-        self.write_tokens(out, &[b"target", target]);
+        write_tokens(out, &[b"target", target]);
         self.end_node(out);
     }
 
@@ -118,49 +108,44 @@ impl NarWriter {
     pub fn begin_file(&mut self, out: &mut Vec<u8>, size_bytes: u64, executable: bool) {
         self.begin_node(out, b"regular");
         if executable {
-            self.write_tokens(out, &[b"executable", b""]);
+            write_tokens(out, &[b"executable", b""]);
         }
-        self.write_token(out, b"contents");
+        write_token(out, b"contents");
         out.extend_from_slice(&size_bytes.to_le_bytes());
-        self.written += 8;
         self.expected = Expected::EndFile { size_bytes };
     }
 
     /// Writes the padding and the end of a file, after the caller appended its `size_bytes` bytes of contents.
     pub fn end_file(&mut self, out: &mut Vec<u8>, size_bytes: u64) {
         debug_assert_eq!(self.expected, Expected::EndFile { size_bytes });
-        self.written += size_bytes;
-        self.pad(out, size_bytes);
+        pad(out, size_bytes);
         self.end_node(out);
     }
 
     fn begin_node(&mut self, out: &mut Vec<u8>, kind: &[u8]) {
         debug_assert_eq!(self.expected, Expected::Node);
-        self.write_tokens(out, &[b"(", b"type", kind]);
+        write_tokens(out, &[b"(", b"type", kind]);
     }
 
     fn end_node(&mut self, out: &mut Vec<u8>) {
-        self.write_token(out, b")");
+        write_token(out, b")");
         self.expected = if self.last_names.is_empty() { Expected::Nothing } else { Expected::EndEntry };
     }
+}
 
-    fn write_tokens(&mut self, out: &mut Vec<u8>, tokens: &[&[u8]]) {
-        for token in tokens {
-            self.write_token(out, token);
-        }
+fn write_tokens(out: &mut Vec<u8>, tokens: &[&[u8]]) {
+    for token in tokens {
+        write_token(out, token);
     }
+}
 
-    fn write_token(&mut self, out: &mut Vec<u8>, bytes: &[u8]) {
-        let length = bytes.len() as u64;
-        out.extend_from_slice(&length.to_le_bytes());
-        out.extend_from_slice(bytes);
-        self.written += 8 + length;
-        self.pad(out, length);
-    }
+fn write_token(out: &mut Vec<u8>, bytes: &[u8]) {
+    let length = bytes.len() as u64;
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(bytes);
+    pad(out, length);
+}
 
-    fn pad(&mut self, out: &mut Vec<u8>, length: u64) {
-        let zeros = padding(length);
-        out.resize(out.len() + zeros, 0);
-        self.written += zeros as u64;
-    }
+fn pad(out: &mut Vec<u8>, length: u64) {
+    out.resize(out.len() + padding(length), 0);
 }

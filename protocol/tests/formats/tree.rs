@@ -40,7 +40,6 @@ impl Tree {
         let mut writer = NarWriter::start(&mut out);
         self.write(&mut writer, &mut out);
         assert!(writer.is_complete());
-        assert_eq!(writer.written_bytes(), out.len() as u64);
         out
     }
 
@@ -48,7 +47,6 @@ impl Tree {
         match self {
             Self::File { contents, executable } => {
                 writer.begin_file(out, contents.len() as u64, *executable);
-                assert_eq!(writer.written_bytes(), out.len() as u64, "where the contents begin");
                 out.extend_from_slice(contents);
                 writer.end_file(out, contents.len() as u64);
             }

@@ -173,11 +173,6 @@ impl Offer {
         self.shared.offered.read().iter().copied().collect()
     }
 
-    /// Number of offered paths.
-    pub fn offered_count(&self) -> usize {
-        self.shared.offered.read().len()
-    }
-
     /// Whether the path is offered. Answered from memory alone.
     pub fn is_offered(&self, part: &HashPart) -> bool {
         self.shared.offered.read().contains(part)
