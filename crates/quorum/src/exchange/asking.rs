@@ -43,7 +43,7 @@ impl Exchange {
         let answer = match reply {
             Some(QuorumReply::Compared(answer)) => answer,
             Some(QuorumReply::Attestations { .. }) => return self.penalize(from, Fault::MalformedReply),
-            Some(QuorumReply::Busy) | None => return known.retry_later(self.now),
+            Some(QuorumReply::Busy) | None => return known.retry_later(self.now, session.queries(), 0),
         };
         // The peer compares none of these builders with us.
         if answer == Answer::Builders(Vec::new()) {
@@ -62,7 +62,7 @@ impl Exchange {
             }
             Next::Done(found) if !found.complete && session.is_misfit() => match answer {
                 // What the peer may tell us changed meanwhile, so it is not to blame.
-                Answer::Builders(_) => known.retry_later(self.now),
+                Answer::Builders(_) => known.retry_later(self.now, queries, 0),
                 Answer::Nodes { .. } => self.penalize(from, Fault::MalformedReply),
             },
             Next::Done(found) => self.pull(ledger, from, session.shared().clone(), found, queries),
@@ -108,7 +108,7 @@ impl Exchange {
         let (answered, encoded) = match reply {
             Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
             Some(QuorumReply::Compared(_)) => return self.penalize(from, Fault::MalformedReply),
-            Some(QuorumReply::Busy) | None => return known.retry_later(self.now),
+            Some(QuorumReply::Busy) | None => return known.retry_later(self.now, pulling.queries, pulling.new),
         };
         pulling.answered = usize::try_from(answered).unwrap_or(usize::MAX);
         // A reply must answer at least one item, or the pull would never end.

@@ -16,8 +16,8 @@
 //!   before it keeps it. The attestation must come from a builder that was compared, and its path must lie under a node
 //!   that was asked for.
 //! - *Ask.* For a verdict that somebody waits for, a node asks up to 3 peers at once for the attestations of a path.
-//! - *Rest.* When comparisons bring nothing again and again, a rest follows that matches their cost. A rest also follows a
-//!   failure. A builder whose attestations push each other out of our ledger (its bound) is left out for 10 min.
+//! - *Rest.* When comparisons bring nothing again and again, a rest follows that matches their cost. A short
+//!   rest also follows a failure, and failures that cost much and bring nothing new count as fruitless comparisons. A builder whose attestations push each other out of our ledger (its bound) is left out for 10 min.
 //!
 //! **Invariants.** Nothing is sent about a builder that may not be spoken of with that peer. Nothing is taken of a builder
 //! that is not counted. There are at most 4 comparisons at a time and one per peer, 4,096 items wanted in each, 4,096 paths
@@ -330,7 +330,7 @@ impl Exchange {
 
     fn on_gone(&mut self, peer: &PeerId) {
         // Whoever waits for this peer's answers must learn that none will come.
-        let queued = self.peers.get_mut(peer).map(Peer::on_gone).unwrap_or_default();
+        let queued = self.peers.get_mut(peer).map(|known| known.on_gone(self.now)).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
         for id in self.requests.ids_to(*peer) {
             if let Some(Question::Ask(asked)) = self.requests.take(id) {

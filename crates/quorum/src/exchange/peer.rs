@@ -16,12 +16,18 @@ const QUERIES_FREE: usize = 4;
 /// What one peer may cost us in fruitless queries, at once and per second, counted in half queries; the peer rests for what
 /// exceeds this. Two honest ledgers that differ in one of many paths with a long common prefix (somebody may have ground
 /// them) take up to 41 queries. Each side finds what only it has before the other asks, and that may happen three times in
-/// a row. A peer that always differs costs one query in 2 s.
+/// a row. A peer that always differs costs one query in 2 s, however its comparisons end; but comparisons of so few queries
+/// that they are free go on once a second, because an honest peer has news as often.
 const VAIN: Bucket = Bucket { burst: 256, per_s: 1 };
 /// The longest rest, milliseconds.
 const REST_MAX_MS: u64 = 600_000;
 /// Wait after a failure, milliseconds; doubles up to six times.
 const AGAIN_MS: u64 = 1_000;
+/// The most queries counted for a comparison without an end: an honest peer that is busy when we have found thousands of
+/// differences is not to rest for all of them.
+const FAILED_QUERIES_MAX: usize = 64;
+/// How often the pause doubles of a peer whose failed comparisons exceed [`VAIN`]: up to four minutes.
+const PAUSE_DOUBLINGS_MAX: u32 = 8;
 /// So many comparisons in a row that named items, none of which was handed over, are a fault.
 const UNDELIVERED_MAX: u32 = 3;
 
@@ -67,6 +73,24 @@ pub(super) struct Peer {
 pub(super) enum Running {
     Comparing(Box<Session>),
     Pulling(Pulling),
+}
+
+impl Running {
+    /// The number of queries that it took so far.
+    fn queries(&self) -> usize {
+        match self {
+            Self::Comparing(session) => session.queries(),
+            Self::Pulling(pulling) => pulling.queries,
+        }
+    }
+
+    /// The number of new attestations that it brought so far.
+    fn new(&self) -> usize {
+        match self {
+            Self::Comparing(_) => 0,
+            Self::Pulling(pulling) => pulling.new,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -115,15 +139,20 @@ impl Peer {
     }
 
     /// The last connection is gone; returns the questions that it was to be asked.
-    pub(super) fn on_gone(&mut self) -> VecDeque<(u64, HashPart)> {
+    pub(super) fn on_gone(&mut self, now: Moment) -> VecDeque<(u64, HashPart)> {
         self.is_connected = false;
         self.spoken = nothing();
         (self.owed, self.asking) = (false, false);
-        (self.due, self.running) = (None, None);
-        // The connection may have caused the failures, and the next one is new.
-        (self.failures, self.again_at) = (0, Moment::default());
-        // After a network has healed, peers compare at once. A peer that did wrong is still shunned.
-        self.rest_until = self.shunned_until;
+        if let Some(running) = self.running.take() {
+            self.pause(now, running.queries(), running.new());
+        }
+        self.due = None;
+        // After a network has healed, peers compare at once: the old connection may have caused the failures. A peer that
+        // did wrong is still shunned, and one that cost too much in vain goes on resting.
+        if self.vain.over_ms(VAIN, now) == 0 {
+            (self.failures, self.again_at) = (0, Moment::default());
+            self.rest_until = self.shunned_until;
+        }
         std::mem::take(&mut self.queue)
     }
 
@@ -141,12 +170,25 @@ impl Peer {
         self.due = None;
     }
 
-    /// There was no answer, or *busy*. The comparison is tried again later, with a longer wait each time, unless the peer
-    /// has news.
-    pub(super) fn retry_later(&mut self, now: Moment) {
+    /// There was no answer, or *busy*, after so many queries and new attestations. The comparison is tried again later, with
+    /// a longer wait each time; sooner if the peer has news and did not cost too much in vain.
+    pub(super) fn retry_later(&mut self, now: Moment, queries: usize, new: usize) {
         self.running = None;
-        self.again_at = now + AGAIN_MS;
         self.plan_comparison(now + (AGAIN_MS << self.failures.min(6)));
+        self.pause(now, queries, new);
+    }
+
+    /// A comparison failed. The pause that follows is long only if failed and fruitless ones cost too much.
+    fn pause(&mut self, now: Moment, queries: usize, new: usize) {
+        if new > 0 {
+            self.failures = 0;
+            self.vain = Tokens::default();
+        } else {
+            let vain = u64::try_from(queries.min(FAILED_QUERIES_MAX)).unwrap_or(u64::MAX);
+            self.vain.take(vain.saturating_mul(2));
+        }
+        let longest_ms = AGAIN_MS << self.failures.min(PAUSE_DOUBLINGS_MAX);
+        self.again_at = now + self.vain.over_ms(VAIN, now).min(longest_ms).max(AGAIN_MS);
         self.failures = self.failures.saturating_add(1);
     }
 
@@ -155,9 +197,11 @@ impl Peer {
         self.running = None;
         self.failures = 0;
         let (new, verified) = pulled.map_or((0, 1), |pulled| (pulled.new, pulled.verified));
-        if new == 0 {
+        if new > 0 {
+            self.vain = Tokens::default();
+        } else {
             let vain = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
-            self.vain.take(vain.saturating_mul(2));
+            self.vain.take(vain.saturating_mul(2).max(1));
         }
         // Only what exceeds the bucket is rested for, so a few fruitless comparisons cost no time.
         let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };

@@ -159,6 +159,8 @@ impl Crowd {
                 self.asked.insert((node, number), (from, id));
                 let lie = self.nodes[node].lie.as_ref().and_then(|lie| lie(&QuorumRequest::decode(&bytes).unwrap()));
                 match lie {
+                    // No reply is empty, so nothing comes.
+                    Some(bytes) if bytes.is_empty() => {}
                     Some(bytes) => self.reply(node, number, bytes),
                     None => self.input(node, Input::Request { from: self.nodes[from].peer, id: number, bytes }),
                 }

@@ -337,19 +337,27 @@ fn paths_that_were_ground_to_be_neighbours_slow_nobody_down() {
     }
 }
 
-#[test]
-fn comparisons_with_a_peer_that_always_differs_are_rate_limited() {
-    let deep = |request: &QuorumRequest| {
-        let QuorumRequest::Compare { query, .. } = request else { return None };
-        let mut digests = [[0; 16]; 16];
-        digests[15] = [9; 16];
-        answers(query.nodes.len(), |number| match query.nodes[number as usize].0.depth {
-            0..30 => Content::Children(Box::new(digests)),
-            _ => Content::Items(Vec::new()),
-        })
-    };
+/// Leads to the bottom of the tree, and names nothing there, or an item that does not exist.
+fn deep(request: &QuorumRequest, items: &[Item]) -> Option<QuorumReply> {
+    let QuorumRequest::Compare { query, .. } = request else { return None };
+    let mut digests = [[0; 16]; 16];
+    digests[15] = [9; 16];
+    answers(query.nodes.len(), |number| match query.nodes[number as usize].0.depth {
+        0..30 => Content::Children(Box::new(digests)),
+        _ => Content::Items(items.to_vec()),
+    })
+}
+
+fn depth(request: &QuorumRequest) -> Option<u8> {
+    let QuorumRequest::Compare { query, .. } = request else { return None };
+    query.nodes.first().map(|(node, _)| node.depth)
+}
+
+/// How many requests node 0 makes in ten minutes of node 1, which lies, has news each second, and if it `returns` connects
+/// anew each time. Nothing of it is provably wrong.
+fn requests_in_ten_minutes(returns: bool, lie: impl Fn(&QuorumRequest) -> Option<Vec<u8>> + 'static) -> usize {
     let mut crowd = Crowd::new(2, LedgerLimits::default());
-    crowd.nodes[1].lie = Some(Box::new(move |request| deep(request).map(|reply| reply.encode().unwrap())));
+    crowd.nodes[1].lie = Some(Box::new(lie));
     crowd.connect_all(&["a"]);
     let liar = crowd.nodes[1].peer;
     let (_, query) = Session::start(&crowd.nodes[0].ledger, Shared::new([key("a")]));
@@ -357,12 +365,77 @@ fn comparisons_with_a_peer_that_always_differs_are_rate_limited() {
     let news = QuorumRequest::Compare { query, news: true }.encode().unwrap();
     crowd.keeps(0, vec![attestation("a", &path(1), '1')]);
     for id in 0..600 {
+        if returns {
+            crowd.input(0, Input::Gone(liar));
+            crowd.input(0, Input::Peer { peer: liar, spoken: spoken(&["a"]) });
+        }
         crowd.input(0, Input::Request { from: liar, id: 1_000_000 + id, bytes: news.clone() });
         crowd.run(1_000, |_| false);
     }
-    let requests = crowd.nodes[0].requests;
-    assert!((100..1_000).contains(&requests), "{requests} requests in ten minutes");
-    assert!(crowd.nodes[0].faults.is_empty(), "nothing of it is provably wrong: {:?}", crowd.nodes[0].faults);
+    assert!(crowd.nodes[0].faults.is_empty(), "{:?}", crowd.nodes[0].faults);
+    // What it has in truth is found, if late.
+    crowd.nodes[1].lie = None;
+    crowd.keeps(1, vec![attestation("a", &path(2), '1')]);
+    assert!(crowd.run(600_000, |crowd| crowd.knows(0, "a", &path(2))));
+    crowd.nodes[0].requests
+}
+
+#[test]
+fn comparisons_with_a_peer_that_always_differs_are_rate_limited() {
+    let encoded = |reply: Option<QuorumReply>| reply.map(|reply| reply.encode().unwrap());
+    let busy = || Some(QuorumReply::Busy.encode().unwrap());
+    let item = [Item([7; 16])];
+    let limited = |ending: &str, requests: usize| {
+        assert!((100..1_000).contains(&requests), "{ending}: {requests} requests in ten minutes");
+    };
+    limited("nothing is wanted", requests_in_ten_minutes(false, move |request| encoded(deep(request, &[]))));
+    // The news itself is told once a second, too, and nothing comes of it.
+    let at_the_pull = move |request: &QuorumRequest| encoded(deep(request, &item)).or_else(busy);
+    limited("busy at the pull", requests_in_ten_minutes(false, at_the_pull));
+    let at_the_bottom = move |request: &QuorumRequest| match depth(request) {
+        Some(29..) => busy(),
+        _ => encoded(deep(request, &[])),
+    };
+    limited("busy at the bottom", requests_in_ten_minutes(false, at_the_bottom));
+    let cut = move |request: &QuorumRequest| match depth(request) {
+        Some(29..) => Some(vec![0]),
+        _ => encoded(deep(request, &[])),
+    };
+    limited("a reply that is cut short", requests_in_ten_minutes(false, cut));
+    limited("busy at once", requests_in_ten_minutes(false, move |_| busy()));
+    let turn = std::cell::Cell::new(0);
+    let in_turns = move |request: &QuorumRequest| {
+        turn.set(turn.get() + usize::from(depth(request) == Some(0)));
+        if turn.get() % 2 == 0 { encoded(answers(1, |_| Content::Items(Vec::new()))) } else { at_the_bottom(request) }
+    };
+    limited("busy, and then as if there were no difference", requests_in_ten_minutes(false, in_turns));
+}
+
+#[test]
+fn a_peer_that_always_differs_and_returns_is_rate_limited() {
+    // Each connection is told of the news, which is one request.
+    let limited = |ending: &str, requests: usize| {
+        assert!((700..1_600).contains(&requests), "{ending}: {requests} requests in ten minutes");
+    };
+    let bottomless = |request: &QuorumRequest| deep(request, &[]).map(|reply| reply.encode().unwrap());
+    limited("nothing is wanted", requests_in_ten_minutes(true, bottomless));
+    let silent = move |request: &QuorumRequest| match depth(request) {
+        // The connection ends first.
+        Some(29..) => Some(Vec::new()),
+        _ => bottomless(request),
+    };
+    limited("no answer at the bottom", requests_in_ten_minutes(true, silent));
+}
+
+#[test]
+fn a_peer_that_was_busy_and_then_has_news_is_asked_a_second_later() {
+    let mut crowd = Crowd::new(2, LedgerLimits::default());
+    crowd.nodes[1].lie = Some(Box::new(|_| Some(QuorumReply::Busy.encode().unwrap())));
+    crowd.connect_all(&["a"]);
+    crowd.run(100_000, |_| false);
+    crowd.nodes[1].lie = None;
+    crowd.keeps(1, vec![attestation("a", &path(1), '1')]);
+    assert!(crowd.run(EVERYWHERE_MS, |crowd| crowd.knows(0, "a", &path(1))));
 }
 
 fn lying(lie: impl Fn(&QuorumRequest) -> Option<QuorumReply> + 'static) -> Crowd {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use narmesh_protocol::NarUrl;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
-use super::buffers::Held;
+use super::buffers::{Held, Share};
 use super::checkpoints::Trail;
 use super::transfer::{Step, Transfer};
 use super::waiting_client::{HungUp, WaitingClient};
@@ -30,13 +30,13 @@ pub(super) enum Ended {
     HungUp,
 }
 
-/// Reads and verifies a whole NAR of which Nix has seen nothing yet; `permit` covers its size.
-pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, permit: OwnedSemaphorePermit) -> Option<Bytes> {
+/// Reads and verifies a whole NAR of which Nix has seen nothing yet; `share` covers its size.
+pub(super) async fn read_whole(mut transfer: Transfer, url: NarUrl, share: Share) -> Option<Bytes> {
     let mut nar = Vec::with_capacity(usize::try_from(url.nar_size).ok()?);
     loop {
         match transfer.step(&mut nar).await {
             Step::Data | Step::BegunAnew => {}
-            Step::Verified => return Some(Held::new(nar, Some(permit)).into_bytes()),
+            Step::Verified => return Some(Held::new(nar, Some(share)).into_bytes()),
             Step::Gone => return None,
         }
     }
@@ -54,8 +54,8 @@ impl Delivery {
     /// Brings the NAR to the client, however long a live source takes.
     pub(super) async fn run(mut self) -> Ended {
         let ended = match self.take_memory().await {
-            Ok(Some((permit, true))) => self.hold(permit).await,
-            Ok(Some((permit, false))) => self.stream(permit, Vec::new(), self.transfer.offset()).await,
+            Ok(Some((share, true))) => self.hold(share).await,
+            Ok(Some((share, false))) => self.stream(share, Vec::new(), self.transfer.offset()).await,
             Ok(None) => Ended::Gone,
             Err(HungUp) => Ended::HungUp,
         };
@@ -79,35 +79,64 @@ impl Delivery {
         ended
     }
 
-    /// Takes memory for the NAR; returns it and whether it is enough for all of it. A larger NAR, which another source
-    /// could still save if one lies, is held back only if memory is free at once. `None` if other bodies hold all
+    /// Takes memory for the NAR; returns it and whether it is enough for all of it. `None` if other bodies hold all
     /// memory and nothing moves, because their clients do not read.
-    async fn take_memory(&mut self) -> Result<Option<(OwnedSemaphorePermit, bool)>, HungUp> {
-        let (context, size) = (Arc::clone(&self.context), self.url.nar_size);
+    async fn take_memory(&mut self) -> Result<Option<(Share, bool)>, HungUp> {
+        let (context, url) = (Arc::clone(&self.context), self.url);
         let HoldLimits { small, saved, streamed } = context.limits;
-        let can_be_saved = self.transfer.sources() > 1 && size <= saved;
-        let is_whole = self.transfer.may_begin_anew && (size <= small || can_be_saved);
-        if is_whole && let Some(permit) = context.buffers.try_take(size) {
-            return Ok(Some((permit, true)));
+        // A larger NAR is held back only if another source could still save it when one lies.
+        let can_be_saved = self.transfer.sources() > 1 && url.nar_size <= saved;
+        let is_whole = self.transfer.may_begin_anew && (url.nar_size <= small || can_be_saved);
+        if is_whole
+            && url.nar_size > streamed
+            && let Some(share) = self.wait_for_whole().await?
+        {
+            return Ok(Some((share, true)));
         }
-        let (url, mut patience) = (self.url, self.client.patience_left().max(MEMORY_PATIENCE));
+        let mut patience = self.client.patience_left().max(MEMORY_PATIENCE);
         let wait = async move {
-            let mut permit = pin!(context.buffers.take(size.min(streamed)));
+            let mut share = pin!(context.buffers.take(url.nar_size.min(streamed)));
             loop {
-                match tokio::time::timeout(patience, &mut permit).await {
-                    Ok(permit) => return Some(permit),
+                match tokio::time::timeout(patience, &mut share).await {
+                    Ok(share) => return Some(share),
                     Err(_) if context.has_moved(&url, MEMORY_PATIENCE) => patience = MEMORY_PATIENCE,
                     Err(_) => return None,
                 }
             }
         };
         // Even the memory of a NAR that streams may be enough for all of this one.
-        Ok(self.client.keep(wait).await?.map(|permit| (permit, is_whole && size <= streamed)))
+        Ok(self.client.keep(wait).await?.map(|share| (share, is_whole && url.nar_size <= streamed)))
+    }
+
+    /// Waits for memory for all of the NAR, which is more than one that streams takes: while its client can be kept
+    /// waiting, except for the last [`MEMORY_PATIENCE`], which the memory to stream it may take, and while anything comes
+    /// in from the sources that could send it. `None` if it has to stream: then a source that lies breaks it once.
+    async fn wait_for_whole(&mut self) -> Result<Option<Share>, HungUp> {
+        let (context, url) = (Arc::clone(&self.context), self.url);
+        let until = Instant::now() + self.client.patience_left().saturating_sub(MEMORY_PATIENCE);
+        let take = async {
+            match url.nar_size <= context.limits.small {
+                true => context.buffers.take(url.nar_size).await,
+                false => context.buffers.take_at_once(url.nar_size).await,
+            }
+        };
+        let wait = async {
+            let mut take = pin!(take);
+            loop {
+                let look_at = until.min(Instant::now() + MEMORY_PATIENCE);
+                match tokio::time::timeout_at(look_at, &mut take).await {
+                    Ok(share) => return Some(share),
+                    Err(_) if look_at < until && context.has_moved(&url, MEMORY_PATIENCE) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        self.client.keep(wait).await
     }
 
     /// Reads the whole NAR before Nix sees any of it. When Nix can no longer be kept waiting, sends what is there and
     /// streams the rest.
-    async fn hold(&mut self, permit: OwnedSemaphorePermit) -> Ended {
+    async fn hold(&mut self, share: Share) -> Ended {
         let mut nar = Vec::with_capacity(usize::try_from(self.url.nar_size).unwrap_or_default());
         loop {
             let step = match self.client.keep(self.transfer.step(&mut nar)).await {
@@ -118,19 +147,19 @@ impl Delivery {
                 Step::Data | Step::BegunAnew => {}
                 Step::Gone => return Ended::Gone,
                 Step::Verified => {
-                    let nar = Held::new(nar, Some(permit)).into_bytes();
+                    let nar = Held::new(nar, Some(share)).into_bytes();
                     return ended(self.client.send(0, nar).await);
                 }
             }
             if self.client.is_at_its_end() {
-                return self.stream(permit, nar, 0).await;
+                return self.stream(share, nar, 0).await;
             }
         }
     }
 
     /// Sends what comes in, but holds the last bytes back until the whole is verified. `held` begins at byte `from` of
     /// the NAR.
-    async fn stream(&mut self, permit: OwnedSemaphorePermit, mut held: Vec<u8>, mut from: u64) -> Ended {
+    async fn stream(&mut self, share: Share, mut held: Vec<u8>, mut from: u64) -> Ended {
         let mut trail = Trail::default();
         loop {
             let at_end = self.transfer.offset() == self.url.nar_size;
@@ -158,7 +187,7 @@ impl Delivery {
                 Step::Verified => {
                     let last = std::mem::take(&mut held);
                     let sent = self.client.send(from, Bytes::from(last)).await;
-                    drop(permit);
+                    drop(share);
                     return ended(sent);
                 }
             }

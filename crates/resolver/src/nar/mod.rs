@@ -93,7 +93,7 @@ pub(crate) struct NarContext {
 struct HoldLimits {
     /// A NAR up to this size is held back whole.
     small: u64,
-    /// A larger one up to this size is held back whole if several sources claim it and memory for it is free at once.
+    /// A larger one up to this size is held back whole if several sources claim it.
     saved: u64,
     /// What one streaming transfer holds in memory: the chunk held back, those waiting for Nix, and those being read.
     streamed: u64,
@@ -110,7 +110,7 @@ impl NarContext {
     /// a few bytes more each.
     pub(crate) fn new(shared: &Shared, buffer_bytes_max: u64) -> Self {
         // 16 MiB of 128: enough for two buffers for each of the 25 connections of one Nix, and some more.
-        let own_bytes_max = buffer_bytes_max / 8;
+        let (own_bytes_max, limits) = (buffer_bytes_max / 8, HoldLimits::default());
         Self {
             sources: Arc::clone(&shared.sources),
             lookup_log: Arc::clone(&shared.lookup_log),
@@ -119,7 +119,7 @@ impl NarContext {
             checkpoints: Checkpoints::default(),
             buffers: Buffers::new(buffer_bytes_max),
             own_buffers: Buffers::new(own_bytes_max),
-            limits: HoldLimits::default(),
+            limits: HoldLimits { saved: limits.saved.min(buffer_bytes_max), ..limits },
         }
     }
 

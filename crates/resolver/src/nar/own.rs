@@ -9,10 +9,9 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, future};
 use narmesh_protocol::NarUrl;
 use narmesh_store::{NarProgress, NarStream, NarStreamError, PathInfo};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
-use super::buffers::Held;
+use super::buffers::{Held, Share};
 use super::{BodyAborted, NarBody, NarContext};
 use crate::lookup_log::LookupEvent;
 use crate::narinfo::NarInfos;
@@ -99,7 +98,7 @@ struct Read {
 }
 
 /// Reads the next bytes of `nar`; `memory` is their share, which stays with them. At most `capacity` bytes can come.
-fn read(mut nar: NarStream, bytes_max: usize, capacity: usize, memory: Option<OwnedSemaphorePermit>) -> Read {
+fn read(mut nar: NarStream, bytes_max: usize, capacity: usize, memory: Option<Share>) -> Read {
     let mut buffer = Vec::with_capacity(bytes_max.min(capacity));
     let outcome = nar.fill(&mut buffer, bytes_max);
     let outcome = outcome.map(|progress| (Held::new(buffer, memory).into_bytes(), progress));

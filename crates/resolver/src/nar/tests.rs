@@ -26,6 +26,7 @@ use crate::lookup_log::LookupLog;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
 
 const STALL: Duration = Duration::from_secs(5);
+const BUFFER_BYTES: u64 = 1 << 20;
 const LIMITS: HoldLimits = HoldLimits { small: 2_048, saved: 8_192, streamed: 1_024 };
 
 /// What a source does with a request.
@@ -264,9 +265,23 @@ struct Outcome {
     suspects: HashSet<SourceId>,
 }
 
+/// Other bodies, which hold all memory but `free_bytes`.
+#[derive(Clone, Copy)]
+struct Others {
+    free_bytes: u64,
+    lasting: Duration,
+    /// Whether something comes in meanwhile from a source that could send the NAR.
+    moving: bool,
+}
+
 /// Delivers a NAR from these sources, which are asked in this order.
 async fn deliver(nar: &[u8], scripts: Vec<Script>, first_byte: u64) -> (Vec<SourceId>, Outcome) {
-    deliver_after(nar, nar, scripts, first_byte).await
+    deliver_after(nar, nar, scripts, first_byte, None).await
+}
+
+/// The same from the first byte on, beside `others`.
+async fn deliver_beside(others: Others, nar: &[u8], scripts: Vec<Script>) -> (Vec<SourceId>, Outcome) {
+    deliver_after(nar, nar, scripts, 0, Some(others)).await
 }
 
 /// The same, but `beginning` of a resumed NAR came from a source that is not asked again.
@@ -275,6 +290,7 @@ async fn deliver_after(
     nar: &[u8],
     scripts: Vec<Script>,
     first_byte: u64,
+    others: Option<Others>,
 ) -> (Vec<SourceId>, Outcome) {
     let order: Vec<_> = scripts.iter().map(|_| SourceId::random()).collect();
     let scripts = order.iter().copied().zip(scripts).collect();
@@ -287,7 +303,7 @@ async fn deliver_after(
         counters: ResolverCounters::default(),
         nar_faults: NarFaults::default(),
         checkpoints: Checkpoints::default(),
-        buffers: Buffers::new(1 << 20),
+        buffers: Buffers::new(BUFFER_BYTES),
         own_buffers: Buffers::new(1 << 20),
         limits: LIMITS,
     });
@@ -302,6 +318,20 @@ async fn deliver_after(
         let known = Some((verifier, vec![SourceId::random()]));
         Transfer::resume(Arc::clone(&context), settings, url, order.clone(), offset, known)
     };
+    if let Some(others) = others {
+        let held = context.buffers.try_take(BUFFER_BYTES - others.free_bytes).unwrap();
+        let (state, source) = (Arc::clone(&state), order[0]);
+        tokio::spawn(async move {
+            let until = Instant::now() + others.lasting;
+            while Instant::now() < until {
+                if others.moving {
+                    state.lock().lines.entry(source).or_default().last_received = Some(Instant::now());
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            drop(held);
+        });
+    }
     let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
     let since = Instant::now();
     let delivery =
@@ -434,7 +464,7 @@ async fn source_that_finishes_what_another_began_wrong_is_not_blamed() {
     let nar = nar_of(60_000, 1);
     let mut beginning = nar.clone();
     beginning[20_000] ^= 1;
-    let (order, outcome) = deliver_after(&beginning, &nar, vec![Script::honest(1, 512)], 50_000).await;
+    let (order, outcome) = deliver_after(&beginning, &nar, vec![Script::honest(1, 512)], 50_000, None).await;
     assert_eq!((outcome.ended, outcome.aborted), (Ended::Gone, true));
     assert!(!is_blamed(&outcome, order[0]));
 }
@@ -446,6 +476,44 @@ async fn wrong_byte_that_nix_has_seen_ends_the_body_short() {
     assert_eq!((outcome.ended, outcome.aborted), (Ended::Gone, true));
     assert!(outcome.body.len() < nar.len());
     assert!(is_blamed(&outcome, order[0]) && !is_blamed(&outcome, order[1]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nar_that_could_be_saved_waits_for_memory_for_the_whole_while_anything_moves() {
+    // Enough is free to stream it, but then Nix would see the wrong byte. The smaller one is held whole however many
+    // sources it has.
+    let others = Others { free_bytes: 1_024, lasting: Duration::from_secs(70), moving: true };
+    for size in [1_500, 6_000] {
+        let nar = nar_of(size, 1);
+        let (order, outcome) = deliver_beside(others, &nar, vec![flipped(64, None, 300), Script::honest(1, 64)]).await;
+        assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
+        assert!(is_blamed(&outcome, order[0]), "{size}");
+        let elapsed = outcome.elapsed;
+        assert!(elapsed >= others.lasting && elapsed < Duration::from_secs(75), "{size}: {elapsed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nar_streams_when_nothing_moves_or_its_client_cannot_wait_longer() {
+    for (moving, soonest_s, latest_s) in [(false, 20, 25), (true, 80, 106)] {
+        let others = Others { free_bytes: 1_024, lasting: Duration::from_secs(3_600), moving };
+        for size in [1_500, 6_000] {
+            let nar = nar_of(size, 1);
+            let (_, outcome) = deliver_beside(others, &nar, vec![Script::honest(1, 64), Script::honest(1, 64)]).await;
+            assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
+            let elapsed_s = outcome.elapsed.as_secs();
+            assert!((soonest_s..latest_s).contains(&elapsed_s), "{size}, {moving}: {elapsed_s} s");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nar_that_no_other_source_could_save_streams_at_once() {
+    let others = Others { free_bytes: 1_024, lasting: Duration::from_secs(3_600), moving: true };
+    let nar = nar_of(6_000, 1);
+    let (_, outcome) = deliver_beside(others, &nar, vec![Script::honest(1, 64)]).await;
+    assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
+    assert!(outcome.elapsed < Duration::from_secs(5), "{:?}", outcome.elapsed);
 }
 
 #[tokio::test(start_paused = true)]
