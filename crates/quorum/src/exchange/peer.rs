@@ -85,7 +85,7 @@ impl Running {
     }
 
     /// The number of new attestations that it brought so far.
-    fn new(&self) -> usize {
+    fn brought(&self) -> usize {
         match self {
             Self::Comparing(_) => 0,
             Self::Pulling(pulling) => pulling.new,
@@ -144,7 +144,7 @@ impl Peer {
         self.spoken = nothing();
         (self.owed, self.asking) = (false, false);
         if let Some(running) = self.running.take() {
-            self.pause(now, running.queries(), running.new());
+            self.pause(now, running.queries(), running.brought());
         }
         self.due = None;
         // After a network has healed, peers compare at once: the old connection may have caused the failures. A peer that
