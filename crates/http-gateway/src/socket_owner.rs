@@ -1,4 +1,5 @@
-//! Finds out from which local user a loopback connection comes.
+//! Finds out from which local user a loopback connection comes. What others lose without it is in
+//! docs/decisions/0025-users-share-the-gateway.md.
 //!
 //! TCP has no `SO_PEERCRED`. Through `NETLINK_SOCK_DIAG` the kernel gives the owner of a socket by its addresses
 //! and ports, in 1.6 µs per query however many sockets there are (sock_diag(7), `inet_diag.h`). `/proc/net/tcp`
