@@ -77,7 +77,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
 /// Warns if the store's directory or its Nix database is missing.
 fn store_finding(settings: &Settings) -> Option<Finding> {
     // `startable` reports a store that cannot be opened at all.
-    let gap = NixStore::open(settings.store.location()).ok()?.gap()?.to_string();
+    let gap = NixStore::open(settings.store.clone()).ok()?.gap()?.to_string();
     Some(Finding::Warning(format!("[store]: {gap}: until that changes, this node finds and offers no path")))
 }
 

@@ -65,7 +65,7 @@ pub(super) fn check_startable(settings: &Settings) -> Startable {
 }
 
 fn with_places(settings: &Settings, mut found: Startable, is_running: bool) -> Startable {
-    found.problems.extend(NixStore::open(settings.store.location()).err().map(|error| format!("[store]: {error}")));
+    found.problems.extend(NixStore::open(settings.store.clone()).err().map(|error| format!("[store]: {error}")));
     if let Some(group) = &settings.node.control_group
         && look_up_group_id(group).is_none()
     {

@@ -102,8 +102,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         )
         .ok();
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
-    let location = settings.store.location();
-    let store = NixStore::open(location).context("the Nix store")?;
+    let store = NixStore::open(settings.store.clone()).context("the Nix store")?;
     let gateway_key = load_gateway_key(&settings, &policy)?;
     let (offer, offer_changes) = publish::start_offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
     let ledger = open_ledger(&settings, &secrets, &store, policy);

@@ -54,7 +54,7 @@ pub struct Settings {
     /// `[gateway]`
     pub gateway: GatewaySettings,
     /// `[store]`
-    pub store: StoreSettings,
+    pub store: StoreLocation,
     /// `trust.trusted_public_keys`
     pub trusted: TrustedKeys,
     /// `trust.builder_key_file`
@@ -92,28 +92,6 @@ pub struct NodeSettings {
     pub external_addresses: Vec<Multiaddr>,
     /// Whether loopback addresses are told to peers, and those of peers are used.
     pub advertise_loopback: bool,
-}
-
-/// Checked `[store]`.
-#[derive(Clone, PartialEq, Debug)]
-pub struct StoreSettings {
-    /// The logical store directory, the one in store paths.
-    pub store_dir: StoreDir,
-    /// The directory where the files are.
-    pub real_dir: PathBuf,
-    /// The directory that holds `db/db.sqlite`.
-    pub state_dir: PathBuf,
-}
-
-impl StoreSettings {
-    /// The location of the store that these settings describe.
-    pub fn location(&self) -> StoreLocation {
-        StoreLocation {
-            store_dir: self.store_dir.clone(),
-            real_dir: self.real_dir.clone(),
-            state_dir: self.state_dir.clone(),
-        }
-    }
 }
 
 /// Checked `[advertise]`.
@@ -381,7 +359,7 @@ fn check_sign_remote_builds(trust: &TrustConfig) -> Result<bool, SettingsError> 
     Ok(trust.sign_remote_builds)
 }
 
-fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreSettings, SettingsError> {
+fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreLocation, SettingsError> {
     let store_dir = StoreDir::parse(&store.store_dir)
         .map_err(|_| refused("store.store_dir", &store.store_dir, "an absolute directory such as /nix/store"))?;
     if let Some(root) = &store.root {
@@ -391,9 +369,9 @@ fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreSettings, Settin
             }
         }
         let root = path_from(base, "store.root", root)?;
-        return Ok(StoreSettings { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") });
+        return Ok(StoreLocation { store_dir, real_dir: root.join("nix/store"), state_dir: root.join("nix/var/nix") });
     }
-    Ok(StoreSettings {
+    Ok(StoreLocation {
         real_dir: match &store.real_dir {
             Some(path) => path_from(base, "store.real_dir", path)?,
             None => PathBuf::from(store_dir.as_str()),

@@ -102,7 +102,7 @@ impl Files {
         let own = settings.read_builder_public_key()?;
         let (policy, _) = settings.quorum.policy(own.as_ref())?;
         let (state_dir, store_dir) = (&settings.node.state_dir, &settings.store.store_dir);
-        let location = settings.store.location();
+        let location = settings.store.clone();
         let store = NixStore::open(location).context("the Nix store")?;
         let held = Arc::clone(&store);
         let ledger = LiveLedger::new(state_dir, store_dir, policy, Box::new(move |part| held.contains(part)));
