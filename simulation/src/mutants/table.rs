@@ -234,7 +234,7 @@ pub const QUORUM: &[Mutant] = &[
         "NothingTold",
         "tells nobody of news, and begins no comparison on a new connection",
         &[
-            change("exchange/asking.rs", "!peer.spoken.told.is_empty() && peer.shunned_until <= now", "false"),
+            change("exchange/news.rs", "!peer.spoken.told.is_empty() && peer.shunned_until <= now", "false"),
             change("exchange/mod.rs", "spoken.counted.adds_to(&known.spoken.counted)", "false"),
         ],
     ),

@@ -1,7 +1,8 @@
 //! How we answer the requests of peers.
 
+use super::context::Context;
 use super::peer::Admission;
-use super::{Exchange, Fault, Output};
+use super::{Fault, Output};
 use crate::ledger::Ledger;
 use crate::reconcile::{Answer, Node, Query, Shared};
 use crate::wire::{ATTESTATIONS_BYTES_MAX, QuorumReply, QuorumRequest};
@@ -73,71 +74,75 @@ impl HandOver {
     }
 }
 
-impl Exchange {
-    pub(super) fn on_request(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: &[u8]) {
-        let request = match QuorumRequest::decode(bytes) {
-            Ok(request) if request.is_bounded() => request,
-            Ok(_) | Err(_) => {
-                self.penalize(from, Fault::MalformedRequest);
-                return self.respond(from, id, &QuorumReply::Busy);
-            }
-        };
-        // The peer has left, or the caller has not said yet what it may be told. It will ask again.
-        let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.is_connected) else {
-            return self.respond(from, id, &QuorumReply::Busy);
-        };
-        let beyond = match &request {
-            QuorumRequest::Compare { query, .. } => {
-                u64::try_from(query.nodes.len() / NODES_PER_UNIT).unwrap_or(u64::MAX)
-            }
-            QuorumRequest::Pull { .. } | QuorumRequest::Ask { .. } => HAND_OVER_UNITS,
-        };
-        match peer.admit(self.now, 1 + beyond) {
-            Admission::Answer => {}
-            Admission::Busy => return self.respond(from, id, &QuorumReply::Busy),
-            Admission::Flood => {
-                self.penalize(from, Fault::RequestFlood);
-                return self.respond(from, id, &QuorumReply::Busy);
-            }
+pub(super) fn on_request(cx: &mut Context, ledger: &Ledger, from: PeerId, id: u64, bytes: &[u8]) {
+    let request = match QuorumRequest::decode(bytes) {
+        Ok(request) if request.is_bounded() => request,
+        Ok(_) | Err(_) => {
+            cx.penalize(from, Fault::MalformedRequest);
+            return respond(cx, from, id, &QuorumReply::Busy);
         }
-        let told = peer.spoken.told.clone();
-        match request {
-            QuorumRequest::Compare { query, news } => self.answer_comparison(ledger, from, id, &told, &query, news),
-            QuorumRequest::Pull { builders, wanted } => {
-                let looked = Cell::new(0);
-                let found = ledger.find_counted(&told.restricted_to(&builders), &wanted, LOOKED_MAX, &looked);
-                peer.charge(units(looked.get()));
-                let wanted = found.into_iter().map(|found| found.into_iter().collect()).collect();
-                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: true }));
-            }
-            QuorumRequest::Ask { builders, paths } => {
-                let shared = told.restricted_to(&builders);
-                let wanted = paths.iter().map(|path| collect_attested(ledger, &shared, path)).collect();
-                self.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: false }));
-            }
+    };
+    // The peer has left, or the caller has not said yet what it may be told. It will ask again.
+    let Some(peer) = cx.peers.get_mut(&from).filter(|peer| peer.is_connected) else {
+        return respond(cx, from, id, &QuorumReply::Busy);
+    };
+    let beyond = match &request {
+        QuorumRequest::Compare { query, .. } => u64::try_from(query.nodes.len() / NODES_PER_UNIT).unwrap_or(u64::MAX),
+        QuorumRequest::Pull { .. } | QuorumRequest::Ask { .. } => HAND_OVER_UNITS,
+    };
+    match peer.admit(cx.now, 1 + beyond) {
+        Admission::Answer => {}
+        Admission::Busy => return respond(cx, from, id, &QuorumReply::Busy),
+        Admission::Flood => {
+            cx.penalize(from, Fault::RequestFlood);
+            return respond(cx, from, id, &QuorumReply::Busy);
         }
     }
-
-    fn answer_comparison(&mut self, ledger: &Ledger, from: PeerId, id: u64, told: &Shared, query: &Query, news: bool) {
-        let looked = Cell::new(0);
-        let answer = ledger.answer_counted(told, query, LOOKED_MAX, &looked);
-        if let Some(peer) = self.peers.get_mut(&from) {
+    let told = peer.spoken.told.clone();
+    match request {
+        QuorumRequest::Compare { query, news } => answer_comparison(cx, ledger, from, id, &told, &query, news),
+        QuorumRequest::Pull { builders, wanted } => {
+            let looked = Cell::new(0);
+            let found = ledger.find_counted(&told.restricted_to(&builders), &wanted, LOOKED_MAX, &looked);
             peer.charge(units(looked.get()));
+            let wanted = found.into_iter().map(|found| found.into_iter().collect()).collect();
+            cx.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: true }));
         }
-        let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
-        let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
-        if news && differs && whole {
-            let at = self.now + self.chance.draw_below(ASK_BACK_SPREAD_MS);
-            if let Some(peer) = self.peers.get_mut(&from) {
-                peer.plan_comparison(at);
-            }
+        QuorumRequest::Ask { builders, paths } => {
+            let shared = told.restricted_to(&builders);
+            let wanted = paths.iter().map(|path| collect_attested(ledger, &shared, path)).collect();
+            cx.outputs.push_back(Output::HandOver(HandOver { to: from, id, wanted, promised: false }));
         }
-        self.respond(from, id, &QuorumReply::Compared(answer));
     }
+}
 
-    fn respond(&mut self, to: PeerId, id: u64, reply: &QuorumReply) {
-        self.outputs.push_back(Output::Respond { to, id, bytes: encode_or_empty(reply) });
+fn answer_comparison(
+    cx: &mut Context,
+    ledger: &Ledger,
+    from: PeerId,
+    id: u64,
+    told: &Shared,
+    query: &Query,
+    news: bool,
+) {
+    let looked = Cell::new(0);
+    let answer = ledger.answer_counted(told, query, LOOKED_MAX, &looked);
+    if let Some(peer) = cx.peers.get_mut(&from) {
+        peer.charge(units(looked.get()));
     }
+    let differs = matches!(&answer, Answer::Nodes { differing, .. } if !differing.is_empty());
+    let whole = query.nodes.first().is_some_and(|(node, _)| *node == Node::ROOT);
+    if news && differs && whole {
+        let at = cx.now + cx.chance.draw_below(ASK_BACK_SPREAD_MS);
+        if let Some(peer) = cx.peers.get_mut(&from) {
+            peer.plan_comparison(at);
+        }
+    }
+    respond(cx, from, id, &QuorumReply::Compared(answer));
+}
+
+fn respond(cx: &mut Context, to: PeerId, id: u64, reply: &QuorumReply) {
+    cx.outputs.push_back(Output::Respond { to, id, bytes: encode_or_empty(reply) });
 }
 
 fn units(looked: usize) -> u64 {

@@ -25,39 +25,28 @@
 
 mod answering;
 mod asking;
+mod context;
+mod news;
 mod paths;
 mod peer;
 
+use self::asking::Comparisons;
+use self::context::{Context, Question};
+use self::news::News;
 use self::paths::Paths;
 use self::peer::Peer;
 use crate::ledger::Ledger;
-use crate::reconcile::{Session, Shared};
-use crate::wire::{QuorumReply, QuorumRequest};
+use crate::reconcile::Shared;
+use crate::wire::QuorumReply;
 use libp2p_identity::PeerId;
-use narmesh_machine::{Chance, RequestTable};
 use narmesh_protocol::{Attestation, BuilderKey, HashPart};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 pub use self::answering::HandOver;
 pub use narmesh_machine::Moment;
 
-/// The most comparisons under way at once; more would pull the same from several peers.
-const SESSIONS_MAX: usize = 4;
-/// The most peers that are told of news. With 8, a given node of 1,000 is told by nobody once in 3,000 times; it then
-/// compares within about a minute.
-const TOLD_MAX: usize = 8;
-/// News waits this long for further news, milliseconds.
-const TELL_DELAY_MS: u64 = 50;
-/// The least time between two rounds of telling, milliseconds.
-const TELL_INTERVAL_MS: u64 = 1_000;
-/// Time between two comparisons with a random peer, plus or minus a tenth, milliseconds.
-const SWEEP_MS: u64 = 60_000;
 /// The greetings of many connections at once are spread over this time, milliseconds.
 const GREETING_SPREAD_MS: u64 = 200;
-/// A request without an answer counts as failed after this, milliseconds.
-const REQUEST_MS: u64 = 10_000;
-/// A builder at its bound is left out for this long, milliseconds.
-const FULL_MS: u64 = 600_000;
 
 /// What we may say to one peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -221,74 +210,38 @@ pub enum Fault {
     RequestFlood,
 }
 
-/// What one of our requests was for.
-#[derive(Debug)]
-enum Question {
-    Compare,
-    /// The session is kept to ask again about the builders that both sides know.
-    News(Box<Session>),
-    Pull,
-    Ask(Vec<(u64, HashPart)>),
-}
-
 /// One node's part in the exchange. See the module's documentation.
 #[derive(Debug)]
 pub struct Exchange {
-    now: Moment,
-    chance: Chance,
-    peers: BTreeMap<PeerId, Peer>,
-    requests: RequestTable<PeerId, Question>,
-    /// Replies under verification: the peer that sent each, and the ids of the questions that wait for it
-    /// (`None` for a pull).
-    verifying: BTreeMap<u64, (PeerId, Option<Vec<u64>>)>,
-    /// Builders at their bound, and until when they are left out.
-    full: BTreeMap<BuilderKey, Moment>,
-    grew: bool,
-    tell_at: Option<Moment>,
-    told_at: Option<Moment>,
-    sweep_at: Moment,
+    context: Context,
+    comparisons: Comparisons,
+    news: News,
     paths: Paths,
-    outputs: VecDeque<Output>,
 }
 
 impl Exchange {
     /// An exchange that knows nobody. Every random choice follows from `rng_seed`.
     pub fn new(now: Moment, rng_seed: [u8; 32]) -> Self {
-        let mut exchange = Self {
-            now,
-            chance: Chance::new(rng_seed),
-            peers: BTreeMap::new(),
-            requests: RequestTable::new(REQUEST_MS),
-            verifying: BTreeMap::new(),
-            full: BTreeMap::new(),
-            grew: false,
-            tell_at: None,
-            told_at: None,
-            sweep_at: now,
-            paths: Paths::default(),
-            outputs: VecDeque::new(),
-        };
-        exchange.plan_sweep();
-        exchange
+        let mut context = Context::new(now, rng_seed);
+        let comparisons = Comparisons::new(&mut context);
+        Self { context, comparisons, news: News::default(), paths: Paths::default() }
     }
 
     /// Takes one input. Call [`Exchange::poll`] until it returns `None`, then look at [`Exchange::deadline`].
     pub fn handle(&mut self, now: Moment, ledger: &Ledger, input: Input) {
-        self.now = now.max(self.now);
+        let Self { context: cx, news, paths, .. } = self;
+        cx.now = now.max(cx.now);
         match input {
             Input::Peer { peer, spoken } => self.set_peer(peer, spoken),
             Input::Gone(peer) => self.on_gone(&peer),
-            Input::Allowlist(allowed) => self.peers.retain(|peer, known| known.is_connected || allowed.contains(peer)),
-            Input::SetAside { peer, lasting_ms } => self.set_aside(&peer, lasting_ms),
-            Input::Grew => {
-                self.grew = true;
-                self.plan_telling();
-            }
-            Input::Request { from, id, bytes } => self.on_request(ledger, from, id, &bytes),
+            Input::Allowlist(allowed) => cx.peers.retain(|peer, known| known.is_connected || allowed.contains(peer)),
+            Input::SetAside { peer, lasting_ms } => cx.set_aside(&peer, lasting_ms),
+            Input::Grew => news.on_grown(cx.now),
+            Input::Request { from, id, bytes } => answering::on_request(cx, ledger, from, id, &bytes),
             Input::Response { from, id, bytes } => self.on_response(ledger, from, id, Some(&bytes)),
             Input::RequestFailed { to, id } => self.on_response(ledger, to, id, None),
             Input::Taken { id, taken } => self.on_taken(ledger, id, &taken),
-            Input::Wanted { id, hash_part, lasting_ms } => self.ask_peers(id, hash_part, lasting_ms),
+            Input::Wanted { id, hash_part, lasting_ms } => paths.ask_peers(cx, id, hash_part, lasting_ms),
             Input::Tick => {}
         }
         self.run_due_timers(ledger);
@@ -296,123 +249,87 @@ impl Exchange {
 
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.context.outputs.pop_front()
     }
 
     /// When to call [`Exchange::handle`] with [`Input::Tick`] at the latest.
     pub fn deadline(&self) -> Option<Moment> {
-        let free = self.sessions() < SESSIONS_MAX;
-        let due = self.peers.values().filter(|_| free).filter_map(Peer::next_start);
-        let sweep = self.peers.values().any(|peer| !peer.spoken.counted.is_empty()).then_some(self.sweep_at);
-        due.chain(self.requests.deadline()).chain(self.tell_at).chain(sweep).chain(self.paths.deadline()).min()
-    }
-
-    /// The number of comparisons under way.
-    pub fn sessions(&self) -> usize {
-        self.peers.values().filter(|peer| peer.running.is_some()).count()
+        let Self { context: cx, comparisons, news, paths } = self;
+        let deadlines = [comparisons.deadline(cx), cx.requests.deadline(), news.deadline(), paths.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     fn set_peer(&mut self, peer: PeerId, spoken: Spoken) {
-        let spread_ms = self.chance.draw_below(GREETING_SPREAD_MS);
-        let known = self.peers.entry(peer).or_insert_with(|| Peer::new(self.now));
+        let cx = &mut self.context;
+        let spread_ms = cx.chance.draw_below(GREETING_SPREAD_MS);
+        let known = cx.peers.entry(peer).or_insert_with(|| Peer::new(cx.now));
         known.is_connected = true;
         if spoken.counted.adds_to(&known.spoken.counted) {
-            known.plan_comparison(self.now + spread_ms);
+            known.plan_comparison(cx.now + spread_ms);
         }
         // The peer may have compared before we knew that it may be told of these builders.
         known.owed |= spoken.told.adds_to(&known.spoken.told);
         let owed = known.owed;
         known.spoken = spoken;
         if owed {
-            self.plan_telling();
+            self.news.plan_telling(cx.now);
         }
     }
 
     fn on_gone(&mut self, peer: &PeerId) {
+        let cx = &mut self.context;
         // Whoever waits for this peer's answers must learn that none will come.
-        let queued = self.peers.get_mut(peer).map(|known| known.on_gone(self.now)).unwrap_or_default();
+        let queued = cx.peers.get_mut(peer).map(|known| known.on_gone(cx.now)).unwrap_or_default();
         let mut waiting: Vec<u64> = queued.into_iter().map(|(id, _)| id).collect();
-        for id in self.requests.ids_to(*peer) {
-            if let Some(Question::Ask(asked)) = self.requests.take(id) {
+        for id in cx.requests.ids_to(*peer) {
+            if let Some(Question::Ask(asked)) = cx.requests.take(id) {
                 waiting.extend(asked.into_iter().map(|(id, _)| id));
             }
         }
-        self.report_answered(waiting);
-    }
-
-    fn set_aside(&mut self, peer: &PeerId, lasting_ms: u64) {
-        let until = self.now + lasting_ms;
-        if let Some(known) = self.peers.get_mut(peer) {
-            known.running = None;
-            known.rest_until = known.rest_until.max(until);
-            known.shunned_until = known.shunned_until.max(until);
-        }
-    }
-
-    fn penalize(&mut self, peer: PeerId, fault: Fault) {
-        self.outputs.push_back(Output::Misbehaved { peer, fault });
-        self.set_aside(&peer, peer::SHUNNED_MS);
-    }
-
-    fn plan_telling(&mut self) {
-        let earliest = self.told_at.map_or(self.now, |at| at + TELL_INTERVAL_MS);
-        self.tell_at.get_or_insert(earliest.max(self.now + TELL_DELAY_MS));
-    }
-
-    fn plan_sweep(&mut self) {
-        self.sweep_at = self.now + SWEEP_MS * 9 / 10 + self.chance.draw_below(SWEEP_MS / 5);
+        self.paths.report_answered(cx, waiting);
     }
 
     fn run_due_timers(&mut self, ledger: &Ledger) {
         // Overdue requests first: each one that fails may end a comparison and so make room for another.
-        let now = self.now;
-        while let Some((id, to)) = self.requests.find_overdue(now) {
+        while let Some((id, to)) = self.context.requests.find_overdue(self.context.now) {
             self.on_response(ledger, to, id, None);
         }
-        self.expire();
-        // Finds the differences that nobody told us of.
-        if self.sweep_at <= now {
-            self.plan_sweep();
-            let idle = |(_, peer): &(&PeerId, &Peer)| !peer.spoken.counted.is_empty() && peer.running.is_none();
-            let idle: Vec<PeerId> = self.peers.iter().filter(idle).map(|(peer, _)| *peer).collect();
-            if let Some(peer) = self.chance.choose(idle, 1).first().and_then(|peer| self.peers.get_mut(peer)) {
-                peer.plan_comparison(now);
-            }
-        }
-        if self.tell_at.is_some_and(|at| at <= now) {
-            self.tell(ledger);
-        }
-        // As many of the comparisons that are due as there is room for, the longest due first.
-        let mut due: Vec<(Moment, PeerId)> =
-            self.peers.iter().filter_map(|(peer, known)| Some((known.next_start()?, *peer))).collect();
-        due.retain(|(at, _)| *at <= now);
-        due.sort_unstable();
-        for (_, peer) in due.into_iter().take(SESSIONS_MAX.saturating_sub(self.sessions())) {
-            self.begin_comparison(ledger, peer);
-        }
-    }
-
-    fn send(&mut self, to: PeerId, question: Question, request: &QuorumRequest) {
-        // Each list was cut to its bound, so the encoding fits.
-        let Ok(bytes) = request.encode() else { return };
-        let id = self.requests.add(self.now, to, question);
-        self.outputs.push_back(Output::Request { to, id, bytes });
+        let Self { context: cx, comparisons, news, paths } = self;
+        paths.expire(cx);
+        comparisons.sweep_if_due(cx);
+        news.tell_if_due(cx, ledger);
+        comparisons.begin_due(cx, ledger);
     }
 
     fn on_response(&mut self, ledger: &Ledger, from: PeerId, id: u64, bytes: Option<&[u8]>) {
-        let Some(question) = self.requests.take_answered(from, id) else { return };
+        let cx = &mut self.context;
+        let Some(question) = cx.requests.take_answered(from, id) else { return };
         let decoded = bytes.map(QuorumReply::decode);
         // A truncated reply may be the fault of the connection.
         let malformed = matches!(&decoded, Some(Err(error)) if !error.is_truncated());
         let reply = decoded.and_then(Result::ok);
         match question {
-            Question::Compare => self.on_compare_reply(ledger, from, reply),
-            Question::News(session) => self.on_news_reply(ledger, from, *session, reply),
-            Question::Pull => self.on_pull_reply(ledger, from, reply),
-            Question::Ask(paths) => self.on_ask_reply(from, paths, reply),
+            Question::Compare => asking::on_compare_reply(cx, ledger, from, reply),
+            Question::News(session) => news::on_news_reply(cx, ledger, from, *session, reply),
+            Question::Pull => asking::on_pull_reply(cx, ledger, from, reply),
+            Question::Ask(paths) => self.paths.on_ask_reply(cx, from, paths, reply),
         }
         if malformed {
-            self.penalize(from, Fault::MalformedReply);
+            cx.penalize(from, Fault::MalformedReply);
+        }
+    }
+
+    /// The attestations of a reply have been verified, and the good ones are in the ledger.
+    fn on_taken(&mut self, ledger: &Ledger, id: u64, taken: &Taken) {
+        let cx = &mut self.context;
+        let Some((from, waiting)) = cx.verifying.remove(&id) else { return };
+        self.comparisons.leave_out(cx.now, &taken.full);
+        if taken.refused > 0 {
+            cx.penalize(from, Fault::FalseAttestation);
+        }
+        match waiting {
+            Some(waiting) => self.paths.report_answered(cx, waiting),
+            None => asking::on_taken(cx, ledger, from, taken),
         }
     }
 }

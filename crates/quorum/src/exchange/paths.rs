@@ -1,7 +1,8 @@
 //! Paths on which somebody waits for a verdict.
 
 use super::asking::decode_asked;
-use super::{Exchange, Fault, Moment, Output, Question};
+use super::context::{Context, Question};
+use super::{Fault, Moment, Output};
 use crate::wire::{ASK_MAX, QuorumReply, QuorumRequest};
 use libp2p_identity::PeerId;
 use narmesh_machine::Timers;
@@ -41,54 +42,58 @@ impl Paths {
         self.unanswered.remove(&id);
         self.ends.set(id, None);
     }
-}
 
-impl Exchange {
-    pub(super) fn ask_peers(&mut self, id: u64, hash_part: HashPart, lasting_ms: u64) {
-        let now = self.now;
-        let able = self.peers.iter().filter(|(_, peer)| {
+    pub(super) fn ask_peers(&mut self, cx: &mut Context, id: u64, hash_part: HashPart, lasting_ms: u64) {
+        let now = cx.now;
+        let able = cx.peers.iter().filter(|(_, peer)| {
             !peer.spoken.counted.is_empty() && peer.shunned_until <= now && peer.silent_until <= now
         });
         let (builders, others): (Vec<_>, Vec<_>) = able.partition(|(_, peer)| peer.spoken.is_builder);
         let [builders, others] = [builders, others].map(|peers| peers.into_iter().map(|(peer, _)| *peer).collect());
-        let mut chosen = self.chance.choose(builders, ASKED_PEERS_MAX);
-        chosen.extend(self.chance.choose(others, ASKED_PEERS_MAX - chosen.len()));
-        if chosen.is_empty() || self.paths.unanswered.len() >= PATHS_MAX {
-            return self.outputs.push_back(Output::Answered { id, last: true });
+        let mut chosen = cx.chance.choose(builders, ASKED_PEERS_MAX);
+        chosen.extend(cx.chance.choose(others, ASKED_PEERS_MAX - chosen.len()));
+        if chosen.is_empty() || self.unanswered.len() >= PATHS_MAX {
+            return cx.outputs.push_back(Output::Answered { id, last: true });
         }
-        self.paths.open(id, chosen.len(), now + lasting_ms);
+        self.open(id, chosen.len(), now + lasting_ms);
         for peer in chosen {
-            if let Some(known) = self.peers.get_mut(&peer) {
+            if let Some(known) = cx.peers.get_mut(&peer) {
                 known.queue.push_back((id, hash_part));
             }
-            self.ask_queued(peer);
+            Self::ask_queued(cx, peer);
         }
     }
 
     /// Asks a peer for the paths that have gathered while its last question was under way.
-    fn ask_queued(&mut self, peer: PeerId) {
-        let from = usize::try_from(self.chance.draw_below(u64::from(u16::MAX))).unwrap_or(0);
-        let Some(known) = self.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
+    fn ask_queued(cx: &mut Context, peer: PeerId) {
+        let from = usize::try_from(cx.chance.draw_below(u64::from(u16::MAX))).unwrap_or(0);
+        let Some(known) = cx.peers.get_mut(&peer).filter(|known| !known.asking && !known.queue.is_empty()) else {
             return;
         };
         known.asking = true;
         let asked: Vec<_> = known.queue.drain(..ASK_MAX.min(known.queue.len())).collect();
         let builders = known.spoken.counted.window(from).digests();
         let paths = asked.iter().map(|(_, path)| *path).collect();
-        self.send(peer, Question::Ask(asked), &QuorumRequest::Ask { builders, paths });
+        cx.send(peer, Question::Ask(asked), &QuorumRequest::Ask { builders, paths });
     }
 
-    pub(super) fn on_ask_reply(&mut self, from: PeerId, mut asked: Vec<(u64, HashPart)>, reply: Option<QuorumReply>) {
-        let Some(known) = self.peers.get_mut(&from) else { return };
+    pub(super) fn on_ask_reply(
+        &mut self,
+        cx: &mut Context,
+        from: PeerId,
+        mut asked: Vec<(u64, HashPart)>,
+        reply: Option<QuorumReply>,
+    ) {
+        let Some(known) = cx.peers.get_mut(&from) else { return };
         known.asking = false;
-        known.silent_until = if reply.is_some() { Moment::default() } else { self.now + SILENT_MS };
+        known.silent_until = if reply.is_some() { Moment::default() } else { cx.now + SILENT_MS };
         let (answered, encoded) = match reply {
             Some(QuorumReply::Attestations { answered, attestations }) => (answered, attestations),
             Some(QuorumReply::Compared(_)) => {
-                self.penalize(from, Fault::MalformedReply);
-                return self.on_unanswered(from, asked);
+                cx.penalize(from, Fault::MalformedReply);
+                return self.on_unanswered(cx, from, asked);
             }
-            Some(QuorumReply::Busy) | None => return self.on_unanswered(from, asked),
+            Some(QuorumReply::Busy) | None => return self.on_unanswered(cx, from, asked),
         };
         let answered = usize::try_from(answered).unwrap_or(usize::MAX);
         let counted = &known.spoken.counted;
@@ -97,8 +102,8 @@ impl Exchange {
         let attestations =
             if bounded { decode_asked(&encoded, |key, path| counted.contains(key) && is_asked(path)) } else { None };
         let Some(attestations) = attestations else {
-            self.penalize(from, if bounded { Fault::FalseAttestation } else { Fault::MalformedReply });
-            return self.on_unanswered(from, asked);
+            cx.penalize(from, if bounded { Fault::FalseAttestation } else { Fault::MalformedReply });
+            return self.on_unanswered(cx, from, asked);
         };
         // The paths that did not fit go first in the next question.
         for rest in asked.split_off(answered).into_iter().rev() {
@@ -106,45 +111,43 @@ impl Exchange {
         }
         let waiting: Vec<u64> = asked.into_iter().map(|(id, _)| id).collect();
         if attestations.is_empty() {
-            self.report_answered(waiting);
+            self.report_answered(cx, waiting);
         } else {
-            let id = self.requests.assign_id();
-            self.verifying.insert(id, (from, Some(waiting)));
-            self.outputs.push_back(Output::Verify { from, id, attestations });
+            cx.verify(from, Some(waiting), attestations);
         }
-        self.ask_queued(from);
+        Self::ask_queued(cx, from);
     }
 
-    fn on_unanswered(&mut self, from: PeerId, asked: Vec<(u64, HashPart)>) {
-        self.report_answered(asked.into_iter().map(|(id, _)| id));
-        self.ask_queued(from);
+    fn on_unanswered(&mut self, cx: &mut Context, from: PeerId, asked: Vec<(u64, HashPart)>) {
+        self.report_answered(cx, asked.into_iter().map(|(id, _)| id));
+        Self::ask_queued(cx, from);
     }
 
     /// Ends the questions that have waited long enough, and asks no peer for their paths any more.
-    pub(super) fn expire(&mut self) {
+    pub(super) fn expire(&mut self, cx: &mut Context) {
         let mut expired = false;
-        while let Some(id) = self.paths.ends.pop(self.now) {
-            self.paths.close(id);
-            self.outputs.push_back(Output::Answered { id, last: true });
+        while let Some(id) = self.ends.pop(cx.now) {
+            self.close(id);
+            cx.outputs.push_back(Output::Answered { id, last: true });
             expired = true;
         }
         if expired {
-            for peer in self.peers.values_mut() {
-                peer.queue.retain(|(id, _)| self.paths.unanswered.contains_key(id));
+            for peer in cx.peers.values_mut() {
+                peer.queue.retain(|(id, _)| self.unanswered.contains_key(id));
             }
         }
     }
 
     /// One peer is done with these questions.
-    pub(super) fn report_answered(&mut self, ids: impl IntoIterator<Item = u64>) {
+    pub(super) fn report_answered(&mut self, cx: &mut Context, ids: impl IntoIterator<Item = u64>) {
         for id in ids {
-            let Some(unanswered) = self.paths.unanswered.get_mut(&id) else { continue };
+            let Some(unanswered) = self.unanswered.get_mut(&id) else { continue };
             *unanswered = unanswered.saturating_sub(1);
             let last = *unanswered == 0;
             if last {
-                self.paths.close(id);
+                self.close(id);
             }
-            self.outputs.push_back(Output::Answered { id, last });
+            cx.outputs.push_back(Output::Answered { id, last });
         }
     }
 }

@@ -406,7 +406,11 @@ fn comparisons_with_a_peer_that_always_differs_are_rate_limited() {
     let turn = std::cell::Cell::new(0);
     let in_turns = move |request: &QuorumRequest| {
         turn.set(turn.get() + usize::from(depth(request) == Some(0)));
-        if turn.get().is_multiple_of(2) { encoded(answers(1, |_| Content::Items(Vec::new()))) } else { at_the_bottom(request) }
+        if turn.get().is_multiple_of(2) {
+            encoded(answers(1, |_| Content::Items(Vec::new())))
+        } else {
+            at_the_bottom(request)
+        }
     };
     limited("busy, and then as if there were no difference", requests_in_ten_minutes(false, in_turns));
 }
