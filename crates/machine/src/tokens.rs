@@ -31,9 +31,10 @@ impl Tokens {
         self.used = self.used.saturating_add(count.saturating_mul(1_000));
     }
 
-    /// Uses up one token, unless nothing is left of the bucket. Returns whether it did.
+    /// Uses up one token if a whole one is left. Returns whether it did.
     pub fn try_take(&mut self, bucket: Bucket, now: Moment) -> bool {
-        let is_granted = !self.is_full(bucket, now);
+        self.drain(bucket, now);
+        let is_granted = self.used + 1_000 <= bucket.burst * 1_000;
         self.take(u64::from(is_granted));
         is_granted
     }
@@ -67,6 +68,7 @@ mod tests {
         assert_eq!((0..10).filter(|_| tokens.try_take(bucket, Moment(0))).count(), 3);
         assert!(tokens.is_full(bucket, Moment(0)));
         assert!(!tokens.is_full(bucket, Moment(1)));
+        assert!(!tokens.try_take(bucket, Moment(1)), "no whole one");
         tokens.take(4);
         assert_eq!(tokens.over_ms(bucket, Moment(1)), 1_999);
         assert_eq!(tokens.over_ms(bucket, Moment(2_000)), 0);
