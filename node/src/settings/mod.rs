@@ -3,7 +3,9 @@
 //! Every refusal names the key, the value and what would be accepted. [`Settings::read_secrets`] reads the secrets
 //! separately.
 
-use crate::config::{Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of};
+use crate::config::{
+    AdvertiseConfig, Config, ConfigError, NodeConfig, PeerConfig, StoreConfig, TrustConfig, bounds_of,
+};
 use libp2p::identity::PublicKey;
 use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::UPLOAD_BYTES_PER_S_MIN;
@@ -61,8 +63,8 @@ pub struct Settings {
     pub builder_key_file: Option<PathBuf>,
     /// `trust.sign_remote_builds`
     pub sign_remote_builds: bool,
-    /// `[advertise]`
-    pub advertise: AdvertiseSettings,
+    /// `[advertise]`, whose patterns are valid.
+    pub advertise: AdvertiseConfig,
     /// `[transfer]`
     pub transfer: TransferSettings,
     /// `[limits]`
@@ -92,17 +94,6 @@ pub struct NodeSettings {
     pub external_addresses: Vec<Multiaddr>,
     /// Whether loopback addresses are told to peers, and those of peers are used.
     pub advertise_loopback: bool,
-}
-
-/// Checked `[advertise]`.
-#[derive(Clone, PartialEq, Debug)]
-pub struct AdvertiseSettings {
-    /// Patterns, one of which must match the name.
-    pub include: Vec<String>,
-    /// Patterns, none of which may match the name.
-    pub exclude: Vec<String>,
-    /// Whether system configurations, and paths that are not to be substituted, are withheld.
-    pub withhold_defaults: bool,
 }
 
 pub use narmesh_resolver::Compress;
@@ -250,11 +241,7 @@ impl Settings {
             trusted: check_trusted(&config.trust.trusted_public_keys)?,
             sign_remote_builds: check_sign_remote_builds(&config.trust)?,
             builder_key_file,
-            advertise: AdvertiseSettings {
-                include: check_patterns("advertise.include", config.advertise.include)?,
-                exclude: check_patterns("advertise.exclude", config.advertise.exclude)?,
-                withhold_defaults: config.advertise.withhold_defaults,
-            },
+            advertise: check_advertise(config.advertise)?,
             transfer: TransferSettings {
                 compress: check_compress(&config.transfer.compress)?,
                 stall_timeout: Duration::from_millis(within(
@@ -408,7 +395,13 @@ fn check_trusted(texts: &[String]) -> Result<TrustedKeys, SettingsError> {
     Ok(TrustedKeys::new(keys).expect("two different keys of one name were refused above"))
 }
 
-fn check_patterns(key: &str, patterns: Vec<String>) -> Result<Vec<String>, SettingsError> {
+fn check_advertise(advertise: AdvertiseConfig) -> Result<AdvertiseConfig, SettingsError> {
+    check_patterns("advertise.include", &advertise.include)?;
+    check_patterns("advertise.exclude", &advertise.exclude)?;
+    Ok(advertise)
+}
+
+fn check_patterns(key: &str, patterns: &[String]) -> Result<(), SettingsError> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=*".contains(&byte);
     for (index, pattern) in patterns.iter().enumerate() {
         if pattern.is_empty() || pattern.len() > PATTERN_BYTES_MAX || !pattern.bytes().all(permitted) {
@@ -420,7 +413,7 @@ fn check_patterns(key: &str, patterns: Vec<String>) -> Result<Vec<String>, Setti
             ));
         }
     }
-    Ok(patterns)
+    Ok(())
 }
 
 fn check_compress(text: &str) -> Result<Compress, SettingsError> {

@@ -183,9 +183,8 @@ fn check_require(quorum: &QuorumConfig) -> Result<Option<Require>, SettingsError
     };
     let mut overrides = Vec::new();
     for (index, special) in quorum.overrides.iter().enumerate() {
-        let patterns = check_patterns(&format!("quorum.override[{index}].name"), vec![special.name.clone()])?;
-        let k = count(special.k);
-        overrides.extend(patterns.iter().map(|name| Override { name: NamePattern::new(name), k }));
+        check_patterns(&format!("quorum.override[{index}].name"), std::slice::from_ref(&special.name))?;
+        overrides.push(Override { name: NamePattern::new(&special.name), k: count(special.k) });
     }
     Ok(Some(Require { k: count(k), overrides, grace: quorum.grace.clone(), veto: quorum.veto }))
 }
