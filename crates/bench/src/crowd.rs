@@ -10,7 +10,7 @@ use libp2p::identity::Keypair;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder};
-use narmesh_mesh::transport::{self, Bounds, Tls, Yamux};
+use narmesh_mesh::transport::{self, Multiplexing, Tls};
 use narmesh_protocol::wire::{GOSSIP_PROTOCOL, GossipReply, GossipRequest};
 use narmesh_protocol::{
     Announcement, AudienceDigest, BitPositions, Envelope, FilterClass, Generation, HASH_ID_V1, HashPart, Summary,
@@ -168,7 +168,7 @@ fn swarm() -> anyhow::Result<Swarm<request_response::Behaviour<Bytes>>> {
     let config = request_response::Config::default().with_max_concurrent_streams(1_024);
     Ok(SwarmBuilder::with_existing_identity(keypair(0))
         .with_tokio()
-        .with_tcp(transport::tcp(), Tls::new, || Yamux::new(Bounds::CONTROL))?
+        .with_tcp(transport::tcp(), Tls::new, || Multiplexing::Control)?
         .with_behaviour(|_| request_response::Behaviour::with_codec(Bytes, protocol, config))?
         .with_swarm_config(|config| {
             config

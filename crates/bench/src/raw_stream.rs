@@ -8,7 +8,7 @@ use clap::ValueEnum as _;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, Swarm, SwarmBuilder, tls};
-use narmesh_mesh::transport::{self, Bounds, Tls, Yamux};
+use narmesh_mesh::transport::{self, Multiplexing, Tls};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -135,7 +135,7 @@ async fn connect(security: Security, address: Multiaddr) -> anyhow::Result<(Peer
 fn swarm(security: Security) -> anyhow::Result<Swarm<libp2p_stream::Behaviour>> {
     let idle = |config: libp2p::swarm::Config| config.with_idle_connection_timeout(Duration::from_secs(3_600));
     let streams = |_: &_| libp2p_stream::Behaviour::new();
-    let (tcp, yamux) = (transport::tcp(), || Yamux::new(Bounds::BULK));
+    let (tcp, yamux) = (transport::tcp(), || Multiplexing::Bulk);
     let builder = SwarmBuilder::with_new_identity().with_tokio();
     Ok(match security {
         Security::Daemon => {

@@ -1,8 +1,7 @@
 //! The two kinds of connection, told apart by the name under which their multiplexer is negotiated: control
 //! connections, which belong to the swarm, and bulk connections, which carry NARs and which the swarm never sees.
 
-use super::multiplexer::Bounds;
-use super::{Muxer, Yamux};
+use super::multiplexer::{Bounds, Muxer, PROTOCOL};
 use futures::future::Ready;
 use futures::{AsyncRead, AsyncWrite, future};
 use libp2p::PeerId;
@@ -51,13 +50,18 @@ pub fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e 
 
 /// The multiplexing upgrade of one connection.
 #[derive(Clone, Debug)]
-pub(super) enum Multiplexing {
-    /// We dialled a control connection.
+pub enum Multiplexing {
+    /// It is a control connection.
     Control,
-    /// We dialled a bulk connection.
+    /// It is a bulk connection.
     Bulk,
     /// The connection came in, and the peer chooses its kind.
-    Either { peer: PeerId, bulk: mpsc::Sender<Arrival> },
+    Either {
+        /// The peer that proved to be at the other end.
+        peer: PeerId,
+        /// Where a bulk connection goes.
+        bulk: mpsc::Sender<Arrival>,
+    },
 }
 
 impl UpgradeInfo for Multiplexing {
@@ -66,9 +70,9 @@ impl UpgradeInfo for Multiplexing {
 
     fn protocol_info(&self) -> Vec<&'static str> {
         match self {
-            Self::Control => vec![Yamux::PROTOCOL],
+            Self::Control => vec![PROTOCOL],
             Self::Bulk => vec![BULK_PROTOCOL],
-            Self::Either { .. } => vec![Yamux::PROTOCOL, BULK_PROTOCOL],
+            Self::Either { .. } => vec![PROTOCOL, BULK_PROTOCOL],
         }
     }
 }
@@ -81,12 +85,13 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
     fn upgrade_inbound(self, socket: C, name: &'static str) -> Self::Future {
         future::ready(match self {
             Self::Either { peer, bulk } if name == BULK_PROTOCOL => {
-                let muxer = Yamux::listener(socket, Bounds::BULK);
+                let muxer = Muxer::listener(socket, Bounds::BULK);
                 // If nobody takes it, or too many wait, it is closed.
                 drop(bulk.try_send((peer, StreamMuxerBox::new(muxer))));
                 Err(io::Error::other(HandedOver))
             }
-            Self::Either { .. } | Self::Control | Self::Bulk => Ok(Yamux::listener(socket, Bounds::CONTROL)),
+            Self::Either { .. } | Self::Control => Ok(Muxer::listener(socket, Bounds::CONTROL)),
+            Self::Bulk => Ok(Muxer::listener(socket, Bounds::BULK)),
         })
     }
 }
@@ -98,6 +103,6 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgra
 
     fn upgrade_outbound(self, socket: C, name: &'static str) -> Self::Future {
         let bounds = if name == BULK_PROTOCOL { Bounds::BULK } else { Bounds::CONTROL };
-        future::ready(Ok(Yamux::dialler(socket, bounds)))
+        future::ready(Ok(Muxer::dialler(socket, bounds)))
     }
 }

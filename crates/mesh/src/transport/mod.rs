@@ -1,9 +1,9 @@
 //! How bytes travel between two nodes: TCP, TLS 1.3 with libp2p's certificates, yamux. The only place where they are
 //! set up.
 //!
-//! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Yamux`] makes streams of one connection.
+//! Walk: [`tcp`] gives sockets, [`Tls`] proves who is at the other end, [`Muxer`] makes streams of one connection.
 //! Invariants: nothing is spoken with a peer that has not shown the key of its PeerId; no connection holds more of what
-//! we do not read than its [`Bounds`] allow, and what a peer sends unasked is read at the pace that they allow.
+//! we do not read than its bounds allow, and what a peer sends unasked is read at the pace that they allow.
 
 mod kinds;
 mod multiplexer;
@@ -11,15 +11,14 @@ mod rate_meter;
 mod received;
 mod tls;
 
-use kinds::Multiplexing;
-pub use kinds::{Arrival, arrivals, causes, is_handed_over};
+pub use kinds::{Arrival, Multiplexing, arrivals, causes, is_handed_over};
 use libp2p::PeerId;
 use libp2p::core::Endpoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, Transport};
 use libp2p::core::upgrade::Version;
 use libp2p::tcp::tokio::TcpStream;
-pub use multiplexer::{Bounds, Muxer, MuxerError, MuxerStream, Yamux};
+pub use multiplexer::{Muxer, MuxerError, MuxerStream};
 use rustix::net::sockopt;
 use std::io;
 use std::time::Duration;

@@ -10,13 +10,12 @@
 //! opened and reset is never reported to anybody. Here it is read at a bounded pace. The muxer is otherwise the same:
 //! inbound streams are buffered while the swarm is not ready.
 
-use super::rate_meter::{Rate, RateMeter, Wait};
+use super::rate_meter::{RateMeter, Wait};
 use super::received::{Counted, Received, StreamReceived, UnreadBounds};
 use futures::io::BufWriter;
-use futures::{AsyncRead, AsyncWrite, future, ready};
-use libp2p::core::UpgradeInfo;
+use futures::{AsyncRead, AsyncWrite, ready};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
-use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
+use narmesh_machine::Bucket;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io;
@@ -33,53 +32,12 @@ const SMALL_FRAMES_BYTES: usize = 1_400;
 /// How long a connection that is closed may still send: a dead one would end only when TCP gives up.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
-/// The multiplexing upgrade.
-#[derive(Clone, Copy, Debug)]
-pub struct Yamux(Bounds);
-
-impl Yamux {
-    /// The name of the protocol.
-    pub const PROTOCOL: &str = "/yamux/1.0.0";
-
-    /// Connections of one kind.
-    pub fn new(bounds: Bounds) -> Self {
-        Self(bounds)
-    }
-
-    pub(super) fn listener<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds) -> Muxer<C> {
-        Self::start(socket, bounds, Mode::Server)
-    }
-
-    pub(super) fn dialler<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds) -> Muxer<C> {
-        Self::start(socket, bounds, Mode::Client)
-    }
-
-    fn start<C: AsyncRead + AsyncWrite + Unpin>(socket: C, bounds: Bounds, mode: Mode) -> Muxer<C> {
-        let mut config = Config::default();
-        config.set_max_num_streams(Bounds::STREAMS_MAX);
-        // yamux requires that the first windows of all streams fit; the rest is for windows that grow.
-        let windows = Bounds::STREAMS_MAX * DEFAULT_CREDIT as usize + bounds.window_growth_bytes_max;
-        config.set_max_connection_receive_window(Some(windows));
-        let received = Received::new(bounds.unread, mode == Mode::Client);
-        let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, Counted::new(socket, received.clone()));
-        Muxer {
-            received,
-            connection: Connection::new(socket, config, mode),
-            bounds,
-            inbound: VecDeque::new(),
-            opened: RateMeter::new(bounds.opened),
-            waits_to_open: Wait::default(),
-            unasked: Arc::new(Mutex::new(RateMeter::new(bounds.unasked_bytes))),
-            waiting: None,
-            given_up: None,
-            closing: CancellationToken::new(),
-        }
-    }
-}
+/// The name of the protocol.
+pub(super) const PROTOCOL: &str = "/yamux/1.0.0";
 
 /// What a peer may make one connection hold, and how fast it may send what nobody asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub(super) struct Bounds {
     /// Streams that the peer has opened and that have not ended. One more is reset, which costs nothing.
     inbound_max: usize,
     /// By how much all windows of the connection together may grow above the 256 KiB that each stream begins with.
@@ -88,22 +46,22 @@ pub struct Bounds {
     /// we asked for.
     unread: UnreadBounds,
     /// Streams that the peer opens. While more wait, nothing is read from the connection.
-    opened: Rate,
+    opened: Bucket,
     /// Bytes that the peer sends on streams that it opened. While more wait, none of these streams is read.
-    unasked_bytes: Rate,
+    unasked_bytes: Bucket,
 }
 
 impl Bounds {
     /// Streams of one connection, both directions together; one more ends it. Both sides stay below.
     const STREAMS_MAX: usize = 256;
     /// Each question has a stream of its own: we answer 20,000 narinfos at once and 2,000 a second, and some of gossip.
-    const OPENED: Rate = Rate { burst: 25_000, per_s: 5_000 };
+    const OPENED: Bucket = Bucket { burst: 25_000, per_s: 5_000 };
     /// Those narinfo questions are 1.8 MB at once and 180 kB a second; the announcements that a thousand machines make
     /// when they start together are 1.2 MB.
-    const UNASKED_BYTES: Rate = Rate { burst: 4 << 20, per_s: 256 << 10 };
+    const UNASKED_BYTES: Bucket = Bucket { burst: 4 << 20, per_s: 256 << 10 };
     /// Of a control connection. A node has 32 narinfo questions and at most 32 of gossip open at a time, which is 16 MiB
     /// of first windows for the replies, and its longest reply of gossip is 2 MiB.
-    pub const CONTROL: Self = Self {
+    pub(super) const CONTROL: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 2 << 20,
         unread: UnreadBounds { unasked_bytes_max: 4 << 20, bytes_max: 18 << 20 },
@@ -112,42 +70,13 @@ impl Bounds {
     };
     /// Of a bulk connection. A node has up to 72 streams open, which is 18 MiB of first windows, and closes them before we
     /// have noticed; 16 MiB of window carry 1.6 Gbit/s at a round trip of 80 ms. What is asked is a hundred bytes.
-    pub const BULK: Self = Self {
+    pub(super) const BULK: Self = Self {
         inbound_max: 96,
         window_growth_bytes_max: 16 << 20,
         unread: UnreadBounds { unasked_bytes_max: 2 << 20, bytes_max: 40 << 20 },
         opened: Self::OPENED,
         unasked_bytes: Self::UNASKED_BYTES,
     };
-}
-
-impl UpgradeInfo for Yamux {
-    type Info = &'static str;
-    type InfoIter = std::iter::Once<&'static str>;
-
-    fn protocol_info(&self) -> Self::InfoIter {
-        std::iter::once(Self::PROTOCOL)
-    }
-}
-
-impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrade<C> for Yamux {
-    type Output = Muxer<C>;
-    type Error = io::Error;
-    type Future = future::Ready<Result<Muxer<C>, io::Error>>;
-
-    fn upgrade_inbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Self::listener(socket, self.0)))
-    }
-}
-
-impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgrade<C> for Yamux {
-    type Output = Muxer<C>;
-    type Error = io::Error;
-    type Future = future::Ready<Result<Muxer<C>, io::Error>>;
-
-    fn upgrade_outbound(self, socket: C, _: &'static str) -> Self::Future {
-        future::ready(Ok(Self::dialler(socket, self.0)))
-    }
 }
 
 /// Inbound streams that wait for the swarm; a further one is reset.
@@ -172,6 +101,38 @@ pub struct Muxer<C> {
     given_up: Option<Pin<Box<Sleep>>>,
     /// Ends the streams of the connection.
     closing: CancellationToken,
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
+    pub(super) fn listener(socket: C, bounds: Bounds) -> Self {
+        Self::start(socket, bounds, Mode::Server)
+    }
+
+    pub(super) fn dialler(socket: C, bounds: Bounds) -> Self {
+        Self::start(socket, bounds, Mode::Client)
+    }
+
+    fn start(socket: C, bounds: Bounds, mode: Mode) -> Self {
+        let mut config = Config::default();
+        config.set_max_num_streams(Bounds::STREAMS_MAX);
+        // yamux requires that the first windows of all streams fit; the rest is for windows that grow.
+        let windows = Bounds::STREAMS_MAX * DEFAULT_CREDIT as usize + bounds.window_growth_bytes_max;
+        config.set_max_connection_receive_window(Some(windows));
+        let received = Received::new(bounds.unread, mode == Mode::Client);
+        let socket = BufWriter::with_capacity(SMALL_FRAMES_BYTES, Counted::new(socket, received.clone()));
+        Self {
+            received,
+            connection: Connection::new(socket, config, mode),
+            bounds,
+            inbound: VecDeque::new(),
+            opened: RateMeter::new(bounds.opened),
+            waits_to_open: Wait::default(),
+            unasked: Arc::new(Mutex::new(RateMeter::new(bounds.unasked_bytes))),
+            waiting: None,
+            given_up: None,
+            closing: CancellationToken::new(),
+        }
+    }
 }
 
 /// The connection under the streams failed.
@@ -339,7 +300,7 @@ mod tests {
     async fn streams_of_a_connection_that_is_closed_end() {
         let (here, there) = tokio::io::duplex(1 << 20);
         let (mut here, mut there) =
-            (Yamux::dialler(here.compat(), Bounds::CONTROL), Yamux::listener(there.compat(), Bounds::CONTROL));
+            (Muxer::dialler(here.compat(), Bounds::CONTROL), Muxer::listener(there.compat(), Bounds::CONTROL));
         let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
         stream.write_all(b"question").await.unwrap();
         let moving = tokio::spawn(async move {
@@ -369,8 +330,8 @@ mod tests {
     #[tokio::test]
     async fn streams_beyond_the_bound_are_reset_until_others_end() {
         let (here, there) = tokio::io::duplex(1 << 20);
-        let here = Yamux::dialler(here.compat(), Bounds::BULK);
-        let mut there = Yamux::listener(there.compat(), Bounds::BULK);
+        let here = Muxer::dialler(here.compat(), Bounds::BULK);
+        let mut there = Muxer::listener(there.compat(), Bounds::BULK);
         let (opened, mut streams) = tokio::sync::mpsc::channel(200);
         tokio::spawn(async move {
             let mut here = here;
@@ -403,7 +364,7 @@ mod tests {
     /// Asserts how many seconds it takes to read everything from a peer that opens streams of this many bytes each.
     async fn assert_read_within(bounds: Bounds, streams: usize, bytes: usize, seconds: std::ops::Range<u64>) {
         let (here, there) = tokio::io::duplex(1 << 20);
-        let (mut here, mut there) = (Yamux::dialler(here.compat(), bounds), Yamux::listener(there.compat(), bounds));
+        let (mut here, mut there) = (Muxer::dialler(here.compat(), bounds), Muxer::listener(there.compat(), bounds));
         tokio::spawn(async move {
             for _ in 0..streams {
                 let mut stream = poll_fn(|context| Pin::new(&mut here).poll_outbound(context)).await.unwrap();
@@ -431,7 +392,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_peer_sends_unasked_is_read_at_a_pace_whatever_the_number_of_its_streams() {
-        let bounds = Bounds { unasked_bytes: Rate { burst: 1 << 20, per_s: 256 << 10 }, ..Bounds::CONTROL };
+        let bounds = Bounds { unasked_bytes: Bucket { burst: 1 << 20, per_s: 256 << 10 }, ..Bounds::CONTROL };
         assert_read_within(bounds, 1, 1 << 20, 0..1).await;
         assert_read_within(bounds, 1, 3 << 20, 7..9).await;
         assert_read_within(bounds, 30, 100 << 10, 7..9).await;
@@ -439,7 +400,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn streams_are_taken_at_a_pace() {
-        let bounds = Bounds { opened: Rate { burst: 20, per_s: 10 }, ..Bounds::CONTROL };
+        let bounds = Bounds { opened: Bucket { burst: 20, per_s: 10 }, ..Bounds::CONTROL };
         assert_read_within(bounds, 20, 1, 0..1).await;
         assert_read_within(bounds, 80, 1, 5..7).await;
     }
@@ -449,8 +410,8 @@ mod tests {
     async fn connection_ends_when_too_much_waits_on_streams_of_the_peer() {
         for (streams, frame_bytes) in [(40, 16 << 10), (1, 1)] {
             let (here, there) = tokio::io::duplex(1 << 20);
-            let mut here = Yamux::dialler(here.compat(), Bounds::CONTROL);
-            let mut there = Yamux::listener(there.compat(), Bounds::CONTROL);
+            let mut here = Muxer::dialler(here.compat(), Bounds::CONTROL);
+            let mut there = Muxer::listener(there.compat(), Bounds::CONTROL);
             tokio::spawn(async move {
                 let mut writing = tokio::task::JoinSet::new();
                 for _ in 0..streams {

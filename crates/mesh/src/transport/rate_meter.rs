@@ -1,42 +1,34 @@
 //! How fast something may arrive: so much at once, and so much per second in the long run.
 
+use narmesh_machine::Bucket;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// What may arrive.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rate {
-    /// At once.
-    pub(super) burst: u32,
-    /// Per second, once the burst is used up.
-    pub(super) per_s: u32,
-}
-
-/// What arrived, measured against a [`Rate`]. It counts what has arrived already, so that the last part may have any
+/// What arrived, measured against a [`Bucket`]. It counts what has arrived already, so that the last part may have any
 /// size, and in fractions of a millisecond.
 #[derive(Debug)]
 pub(super) struct RateMeter {
-    rate: Rate,
+    rate: Bucket,
     /// When everything that arrived is paid for, at the rate per second.
     paid_at: Instant,
 }
 
 impl RateMeter {
-    pub(super) fn new(rate: Rate) -> Self {
+    pub(super) fn new(rate: Bucket) -> Self {
         Self { rate, paid_at: Instant::now() }
     }
 
     /// Counts what arrived.
     pub(super) fn count(&mut self, amount: usize) {
-        let cost = Duration::from_secs(1).mul_f64(amount as f64 / f64::from(self.rate.per_s));
+        let cost = Duration::from_secs(1).mul_f64(amount as f64 / self.rate.per_s as f64);
         self.paid_at = self.paid_at.max(Instant::now()) + cost;
     }
 
     /// When more may arrive; `None` if it may now.
     fn waits_until(&self) -> Option<Instant> {
-        let burst = Duration::from_secs(1).mul_f64(f64::from(self.rate.burst) / f64::from(self.rate.per_s));
+        let burst = Duration::from_secs(1).mul_f64(self.rate.burst as f64 / self.rate.per_s as f64);
         let now = Instant::now();
         self.paid_at.checked_duration_since(now + burst).filter(|wait| !wait.is_zero()).map(|wait| now + wait)
     }
@@ -66,7 +58,7 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
 
-    const RATE: Rate = Rate { burst: 1_000, per_s: 100 };
+    const RATE: Bucket = Bucket { burst: 1_000, per_s: 100 };
 
     async fn seconds_for(meter: &mut RateMeter, parts: usize, amount: usize) -> u64 {
         let (mut wait, since) = (Wait::default(), Instant::now());

@@ -6,8 +6,9 @@
 //! read at a pace. No honest peer comes near:
 //! its requests are short and are read at once, and what we asked for is read as it comes.
 
-use super::rate_meter::{Rate, RateMeter, Wait};
+use super::rate_meter::{RateMeter, Wait};
 use futures::{AsyncRead, AsyncWrite, ready};
+use narmesh_machine::Bucket;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -21,7 +22,7 @@ const FRAME_BYTES: usize = 100;
 const SMALL_FRAME_BYTES: usize = 1_024;
 /// Small frames that are read at once, and per second: some tenths of a microsecond each if they are empty, and a few if they are
 /// not. What 5,000 questions and 10,000 small NARs a second need is less.
-const SMALL_FRAMES: Rate = Rate { burst: 500_000, per_s: 100_000 };
+const SMALL_FRAMES: Bucket = Bucket { burst: 500_000, per_s: 100_000 };
 /// A yamux header: version, type, flags, stream, length (<https://github.com/hashicorp/yamux/blob/master/spec.md>).
 const HEADER_BYTES: usize = 12;
 const TYPE_DATA: u8 = 0;
