@@ -23,7 +23,7 @@ mod source;
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, NotFound};
-pub use nar::{BodyAborted, Compress, NarBody};
+pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused};
 pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
 
@@ -54,10 +54,8 @@ pub struct ResolverSettings {
     /// The same while a candidate that has not answered is known to be on a full line; at least
     /// [`Self::narinfo_deadline`].
     pub narinfo_deadline_max: Duration,
-    /// A source is left when nothing moves on its line for this long.
-    pub stall_timeout: Duration,
-    /// When bodies between peers are compressed.
-    pub compress: Compress,
+    /// How NARs are taken from sources.
+    pub transfer: TransferSettings,
     /// Builders whose bare signatures in narinfos count as their statements.
     pub signers: Vec<NixPublicKey>,
     /// The key that signs what a policy that demands agreement lets through.

@@ -383,8 +383,7 @@ fn resolver_settings(settings: &Settings, secrets: &Secrets, gateway_key: Option
         priority: settings.gateway.priority,
         narinfo_deadline: settings.gateway.narinfo_deadline,
         narinfo_deadline_max: settings.gateway.narinfo_deadline_max,
-        stall_timeout: settings.transfer.stall_timeout,
-        compress: settings.transfer.compress,
+        transfer: settings.transfer,
     }
 }
 

@@ -96,16 +96,7 @@ pub struct NodeSettings {
     pub advertise_loopback: bool,
 }
 
-pub use narmesh_resolver::Compress;
-
-/// Checked `[transfer]`.
-#[derive(Clone, PartialEq, Debug)]
-pub struct TransferSettings {
-    /// When a NAR is compressed between peers.
-    pub compress: Compress,
-    /// A holder is given up when nothing has come from it for this long, 100 ms to 10 min.
-    pub stall_timeout: Duration,
-}
+pub use narmesh_resolver::{Compress, TransferSettings};
 
 /// Checked `[limits]`.
 #[derive(Clone, PartialEq, Debug)]

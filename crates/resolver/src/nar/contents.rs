@@ -5,7 +5,7 @@ use std::sync::Arc;
 use narmesh_protocol::{ContentAddress, NarInfo, NarUrl};
 
 use super::NarContext;
-use super::transfer::{Step, Transfer, TransferSettings};
+use super::transfer::{Step, Transfer};
 use crate::shared::Shared;
 use crate::source::{Observation, SourceId};
 
@@ -33,7 +33,7 @@ impl ContentsCheck {
         let url = NarUrl::new(hash_part, info.nar_hash, info.nar_size);
         let self_reference = info.references.contains(&info.path).then_some(&hash_part);
         let mut contents = address.verifier(self_reference);
-        let settings = TransferSettings::of(&self.shared.settings());
+        let settings = self.shared.settings().transfer;
         let mut transfer = Transfer::new(Arc::clone(&self.context), settings, url, [source]);
         transfer.ask_only_given_sources();
         loop {

@@ -49,6 +49,7 @@ use crate::source::{SourceId, Sources};
 
 pub(crate) use self::contents::ContentsCheck;
 pub(crate) use self::recent::Recent;
+pub use self::transfer::TransferSettings;
 
 /// A NAR resumed before this byte is read and verified from its beginning: there is no checkpoint before it.
 const CHECKED_FROM_BYTES: u64 = checkpoints::EVERY_BYTES;

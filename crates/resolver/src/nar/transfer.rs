@@ -26,7 +26,6 @@ use super::race::{RACE_AFTER, RACE_BYTES_MAX, Race};
 use super::roster::{Next, Roster, expected_duration};
 use super::runner::{Runner, Said};
 use super::{Compress, NarContext};
-use crate::ResolverSettings;
 use crate::lookup_log::LookupEvent;
 use crate::source::{Line, Observation, Piece, SourceId};
 
@@ -62,18 +61,12 @@ pub(crate) enum Step {
 }
 
 /// How a transfer treats its sources.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TransferSettings {
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct TransferSettings {
     /// A source is left when nothing moves on its line for this long.
-    pub(crate) stall_timeout: Duration,
+    pub stall_timeout: Duration,
     /// Whether bodies may come compressed.
-    pub(crate) compress: Compress,
-}
-
-impl TransferSettings {
-    pub(crate) fn of(settings: &ResolverSettings) -> Self {
-        Self { stall_timeout: settings.stall_timeout, compress: settings.compress }
-    }
+    pub compress: Compress,
 }
 
 /// One NAR being read.

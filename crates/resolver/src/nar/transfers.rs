@@ -8,7 +8,7 @@ use narmesh_protocol::NarUrl;
 use narmesh_protocol::wire::SMALL_NAR_BYTES_MAX;
 
 use super::delivery::read_whole;
-use super::transfer::{Transfer, TransferSettings};
+use super::transfer::Transfer;
 use super::{CHECKED_FROM_BYTES, NarContext};
 use crate::narinfo::NarInfos;
 use crate::shared::Shared;
@@ -41,7 +41,7 @@ impl Transfers {
 
     /// Begins to transfer a NAR, from `first_byte` or some byte before it.
     pub(super) fn begin(&self, url: NarUrl, first_byte: u64, holders: Vec<SourceId>) -> Transfer {
-        let (context, settings) = (Arc::clone(&self.context), TransferSettings::of(&self.shared.settings()));
+        let (context, settings) = (Arc::clone(&self.context), self.shared.settings().transfer);
         if first_byte < CHECKED_FROM_BYTES || url.nar_size <= SMALL_NAR_BYTES_MAX {
             return Transfer::new(context, settings, url, holders);
         }
