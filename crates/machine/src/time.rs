@@ -1,6 +1,6 @@
 //! Time as the core sees it: passed in by the caller, never read from a clock.
 
-use std::ops::{Add, Sub};
+use std::ops::Add;
 
 /// Milliseconds of a monotonic clock that runs on in suspend (CLOCK_BOOTTIME in the daemon, virtual in the simulation).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -18,14 +18,6 @@ impl Add<u64> for Moment {
     type Output = Self;
     fn add(self, ms: u64) -> Self {
         Self(self.0.saturating_add(ms))
-    }
-}
-
-/// Earlier by that many milliseconds; stops at 0 instead of wrapping.
-impl Sub<u64> for Moment {
-    type Output = Self;
-    fn sub(self, ms: u64) -> Self {
-        Self(self.0.saturating_sub(ms))
     }
 }
 

@@ -19,7 +19,6 @@ use super::{DEPTH_MAX, MAGIC, NAME_BYTES_MAX, TARGET_BYTES_MAX, padding};
 /// writer.end_file(&mut out, 5);
 /// writer.end_entry(&mut out);
 /// writer.end_directory(&mut out);
-/// assert!(writer.is_complete());
 /// let mut verifier = NarVerifier::new();
 /// verifier.feed(&out)?;
 /// assert_eq!(verifier.finish()?.nar_size, out.len() as u64);
@@ -50,11 +49,6 @@ impl NarWriter {
     pub fn start(out: &mut Vec<u8>) -> Self {
         write_token(out, MAGIC);
         Self::default()
-    }
-
-    /// Whether the archive is complete: its root node is closed.
-    pub fn is_complete(&self) -> bool {
-        self.expected == Expected::Nothing
     }
 
     /// Opens a directory node.

@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(conduct.blame(hours(2), Misdeed::WrongBody), None);
         let until = conduct.blame(hours(2), Misdeed::FalseNar).unwrap();
         assert_eq!(until, hours(2) + SET_ASIDE_MS);
-        conduct.lift_expired(until - 1);
+        conduct.lift_expired(Moment(until.0 - 1));
         assert!(conduct.is_set_aside());
         conduct.lift_expired(until);
         assert!(!conduct.is_set_aside());
