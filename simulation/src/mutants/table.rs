@@ -149,11 +149,14 @@ pub const GOSSIP: &[Mutant] = &[
     mutant(
         "UnclaimedBlamed",
         "blames a peer that has restarted for what it announced before",
-        &[change(
-            "peers/entry.rs",
-            "Some(claimed) = self.claimed",
-            "Some(claimed) = self.claimed.or(Some(generation))",
-        )],
+        &[
+            change("peers/entry.rs", "self.claimed.is_none()", "false"),
+            change(
+                "peers/entry.rs",
+                "self.claimed == Some(generation)",
+                "self.claimed.is_none_or(|it| it == generation)",
+            ),
+        ],
     ),
 ];
 

@@ -67,7 +67,7 @@ pub(crate) fn receive_envelope(cx: &mut Context, pulls: &mut Pulls, envelope: &A
     let Some(entry) = cx.peers.get_mut(&peer) else { return Worth::Old };
     let worth = entry.accept_if_newer(cx.io.now, envelope);
     if teller == peer && matches!(worth, Worth::News | Worth::Known) {
-        entry.on_claimed(announcement.generation);
+        entry.set_claimed(Some(announcement.generation));
     }
     match worth {
         Worth::Old => {}

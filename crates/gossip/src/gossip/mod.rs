@@ -276,7 +276,7 @@ impl Gossip {
             return;
         }
         if let Some(entry) = cx.peers.get_mut(&peer) {
-            entry.on_disconnected();
+            entry.set_claimed(None);
         }
         for id in cx.requests.ids_to(peer) {
             self.on_response(peer, id, None);

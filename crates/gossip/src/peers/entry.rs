@@ -290,13 +290,9 @@ impl Entry {
         Some((held.generation().seq, Summary { hash_id: HASH_ID_V1, items, audience, addresses, filter_bytes }))
     }
 
-    /// Notes what the peer itself calls its newest announcement, on the connection that now exists.
-    pub(crate) fn on_claimed(&mut self, generation: Generation) {
-        self.claimed = Some(generation);
-    }
-
-    pub(crate) fn on_disconnected(&mut self) {
-        self.claimed = None;
+    /// Notes what the peer itself calls its newest announcement; `None` when the connection on which it did is gone.
+    pub(crate) fn set_claimed(&mut self, generation: Option<Generation>) {
+        self.claimed = generation;
     }
 
     /// Notes that the body of this generation is not usable, so that it is not pulled again.
@@ -307,14 +303,16 @@ impl Entry {
     /// Notes that the owner did not have its own body of this generation. Returns whether it had claimed to, and whether it
     /// has failed to deliver for so long, whatever it announced, that it is to be blamed.
     pub(crate) fn on_absent(&mut self, now: Moment, generation: Generation) -> (bool, bool) {
-        let Some(claimed) = self.claimed else { return (false, false) };
+        if self.claimed.is_none() {
+            return (false, false);
+        }
         let (since, times) = self.undelivered.get_or_insert((now, 0));
         *times += 1;
         let is_overdue = *times >= UNDELIVERED_MAX && now.since(*since) >= UNDELIVERED_MS;
         if is_overdue {
             self.undelivered = None;
         }
-        (claimed == generation, is_overdue)
+        (self.claimed == Some(generation), is_overdue)
     }
 
     pub(crate) fn set_software(&mut self, software: String) {

@@ -88,7 +88,7 @@ pub enum Input {
         from: PeerId,
         /// The caller's name for the request.
         id: u64,
-        /// An encoded [`QuorumRequest`].
+        /// An encoded [`crate::wire::QuorumRequest`].
         bytes: Vec<u8>,
     },
     /// A peer answers.
@@ -149,7 +149,7 @@ pub enum Output {
         to: PeerId,
         /// The core's name for the request.
         id: u64,
-        /// An encoded [`QuorumRequest`].
+        /// An encoded [`crate::wire::QuorumRequest`].
         bytes: Vec<u8>,
     },
     /// Answer a request.

@@ -33,11 +33,6 @@ impl Paths {
         self.ends.deadline()
     }
 
-    fn open(&mut self, id: u64, peers: usize, until: Moment) {
-        self.unanswered.insert(id, peers);
-        self.ends.set(id, Some(until));
-    }
-
     fn close(&mut self, id: u64) {
         self.unanswered.remove(&id);
         self.ends.set(id, None);
@@ -55,7 +50,8 @@ impl Paths {
         if chosen.is_empty() || self.unanswered.len() >= PATHS_MAX {
             return cx.outputs.push_back(Output::Answered { id, last: true });
         }
-        self.open(id, chosen.len(), now + lasting_ms);
+        self.unanswered.insert(id, chosen.len());
+        self.ends.set(id, Some(now + lasting_ms));
         for peer in chosen {
             if let Some(known) = cx.peers.get_mut(&peer) {
                 known.queue.push_back((id, hash_part));
