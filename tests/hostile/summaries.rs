@@ -11,8 +11,11 @@ use crate::wire::{
 use futures::AsyncWriteExt as _;
 use libp2p::identity::Keypair;
 use narmesh_tests::{get, promised, wait_until};
-use std::net::TcpListener;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// News is promised to be everywhere within this.
@@ -467,6 +470,59 @@ fn addresses_as_a_weapon() {
     assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
     assert!(listener.accept().is_err(), "somebody was sent to a port of this machine");
     stage.finish();
+}
+
+/// Whoever is at an address that a peer names sees one connection, whatever he does with it, and however often and in
+/// whatever form the peer names it.
+#[test]
+fn an_address_that_a_peer_names_sees_one_connection() {
+    let hold: fn(TcpStream) -> Option<TcpStream> = Some;
+    let close: fn(TcpStream) -> Option<TcpStream> = |_| None;
+    let refuse: fn(TcpStream) -> Option<TcpStream> = |mut socket| {
+        drop(socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+        None
+    };
+    let targets: Vec<(u16, Arc<AtomicUsize>)> = [hold, close, refuse].map(listen).into();
+    let peer = Peer::honest("addresses");
+    let stage = Stage::new(&["addresses"], 64, &[&peer]);
+    peer.connect(&stage.client);
+    let part = hash_part_bytes(&stage.path("addresses", "a"));
+    let summary = peer.summary(&filter(&[part], 13), 1, &[peer_id(&stage.client)]);
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
+    let forms = |port| [Address::V4([127, 0, 0, 1], port), Address::V6(mapped, port)];
+    let mut addresses: Vec<_> = targets.iter().flat_map(|(port, _)| forms(*port)).collect();
+    addresses.extend(forms(targets[0].0));
+    peer.announce(&Summary { addresses, ..summary });
+    stage.wait_heard(&peer, 1);
+    peer.leave(&stage.client);
+    stage.client.wait_connected("addresses", false, HEARD);
+    // A lookup has it dialled, and so does gossip; the holder of the connection lets the handshake run out.
+    let port = targets[0].0.to_string();
+    wait_until("the dial has failed", HEARD, || {
+        stage.client.get_narinfo(&stage.path("addresses", "a"));
+        stage.client.status().peer("addresses").unwrap()["why"].as_str().is_some_and(|why| why.contains(&port))
+    });
+    assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
+    for (_, seen) in &targets {
+        assert_eq!(seen.load(Ordering::Relaxed), 1);
+    }
+    stage.finish();
+}
+
+/// A port of this machine where connections are counted, and given to `take`; what it returns is held open.
+fn listen(take: fn(TcpStream) -> Option<TcpStream>) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = Arc::<AtomicUsize>::default();
+    let counter = Arc::clone(&seen);
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for socket in listener.incoming().flatten() {
+            counter.fetch_add(1, Ordering::Relaxed);
+            held.extend(take(socket));
+        }
+    });
+    (port, seen)
 }
 
 /// A filter within its bounds claims paths that its owner does not hold, be it a lie or because somebody chose paths that an honest
