@@ -499,7 +499,7 @@ fn an_address_that_a_peer_names_sees_one_connection() {
     // A lookup has it dialled, and so does gossip; the holder of the connection lets the handshake run out.
     let port = targets[0].0.to_string();
     wait_until("the dial has failed", HEARD, || {
-        stage.client.get_narinfo(&stage.path("addresses", "a"));
+        assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);
         stage.client.status().peer("addresses").unwrap()["why"].as_str().is_some_and(|why| why.contains(&port))
     });
     assert_eq!(stage.client.get_narinfo(&stage.path("addresses", "a")).status, 404);

@@ -16,8 +16,8 @@ const QUERIES_FREE: usize = 4;
 /// What one peer may cost us in fruitless queries, at once and per second, counted in half queries; the peer rests for what
 /// exceeds this. Two honest ledgers that differ in one of many paths with a long common prefix (somebody may have ground
 /// them) take up to 41 queries. Each side finds what only it has before the other asks, and that may happen three times in
-/// a row. A peer that always differs costs one query in 2 s, however its comparisons end; but comparisons of so few queries
-/// that they are free go on once a second, because an honest peer has news as often.
+/// a row. A peer that always differs costs one query in 2 s, however its comparisons end. Those that end within the free
+/// queries go on, at most two a second: an honest peer has news as often that others have brought before.
 const VAIN: Bucket = Bucket { burst: 256, per_s: 1 };
 /// The longest rest, milliseconds.
 const REST_MAX_MS: u64 = 600_000;
@@ -201,7 +201,7 @@ impl Peer {
             self.vain = Tokens::default();
         } else {
             let vain = u64::try_from(queries.saturating_sub(QUERIES_FREE)).unwrap_or(u64::MAX);
-            self.vain.take(vain.saturating_mul(2).max(1));
+            self.vain.take(vain.saturating_mul(2));
         }
         // Only what exceeds the bucket is rested for, so a few fruitless comparisons cost no time.
         let rest_ms = if new > 0 { 0 } else { self.vain.over_ms(VAIN, now).min(REST_MAX_MS) };
