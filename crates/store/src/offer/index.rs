@@ -18,8 +18,8 @@ pub(super) struct Entry {
     pub(super) references: Box<[HashPart]>,
     /// The fault of our copy, if it has one.
     pub(super) fault: Option<CopyFault>,
-    /// Whether its narinfo would be longer than any peer accepts.
-    pub(super) is_too_long: bool,
+    /// Why no peer could take it, whatever our copy is.
+    pub(super) excess: Option<Withheld>,
 }
 
 #[derive(Debug)]
@@ -388,8 +388,8 @@ impl OfferIndex {
 
 impl Entry {
     /// Why the path could not be sent even if it may leave.
-    fn why_not_sent(&self) -> Option<Withheld> {
-        self.fault.map(Withheld::from).or(self.is_too_long.then_some(Withheld::NarInfoTooLong))
+    pub(super) fn why_not_sent(&self) -> Option<Withheld> {
+        self.fault.map(Withheld::from).or(self.excess)
     }
 
     /// Why the path, and everything that refers to it, is withheld, given what is known about who vouches for it.

@@ -15,7 +15,7 @@ use crate::{NarStream, NixStore, PathInfo, StoreChange, StoreError, Watcher};
 use index::{Entry, OfferIndex};
 use narmesh_protocol::{HashPart, NarInfo, NarUrl, StorePath};
 use parking_lot::{Condvar, Mutex, RwLock};
-use policy::{BuilderStatement, Origin, Rules, Voucher, origin, read_builders_word};
+use policy::{BuilderStatement, NAR_BYTES_MAX, Origin, Rules, Voucher, origin, read_builders_word};
 use rendered::{Rendered, RenderedCache};
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -375,7 +375,7 @@ impl Shared {
             word: read_builders_word(&self.store, derivers),
             references: references(info).collect(),
             fault: self.store.find_fault(row, info),
-            is_too_long: narinfo_bytes(info) > NarInfo::BYTES_MAX,
+            excess: find_excess(info),
         }
     }
 
@@ -489,13 +489,22 @@ impl Shared {
             (Origin::Added, Voucher::Contents) => is_carried,
             (Origin::Output, Voucher::Contents) | (_, Voucher::Signature) => is_carried || rules.includes(name),
         };
-        if info.path.is_derivation() || entry.fault.is_some() || entry.is_too_long || is_private || !may_leave {
+        if info.path.is_derivation() || entry.why_not_sent().is_some() || is_private || !may_leave {
             return Ok(None);
         }
         let url = NarUrl::new(info.path.hash_part(), info.nar_hash, info.nar_size);
         // The deriver is left out: no signature covers it, so a receiver could not trust it.
         let text = info.narinfo(signatures).without_hearsay().render(self.store.store_dir(), &url.to_string());
         Ok(Some(Arc::new(OfferedPath { info, narinfo_text: text.into_bytes().into() })))
+    }
+}
+
+/// Why no peer could take this path, as its row alone tells: nothing of its copy is looked at.
+fn find_excess(info: &PathInfo) -> Option<Withheld> {
+    match () {
+        () if info.nar_size > NAR_BYTES_MAX => Some(Withheld::NarTooLarge),
+        () if narinfo_bytes(info) > NarInfo::BYTES_MAX => Some(Withheld::NarInfoTooLong),
+        () => None,
     }
 }
 

@@ -15,6 +15,11 @@ const DERIVATION_BYTES_MAX: u64 = 8 << 20;
 /// Most signatures in one narinfo; the rest is left out.
 const SIGNATURES_MAX: usize = 16;
 
+/// Most bytes of a NAR that is offered, 256 TiB. A row that says more is wrong, for Nix counts the bytes that it packs: the
+/// largest file of ext4 has 16 TiB. And it could not arrive: even at 100 Gbit/s it would take the six hours after which an
+/// asker gives up its only source.
+pub(super) const NAR_BYTES_MAX: u64 = 1 << 48;
+
 /// The operator's policy on what may leave this machine.
 #[derive(Clone, Debug)]
 pub struct OfferPolicy {
@@ -73,6 +78,8 @@ pub enum Withheld {
     CopyUnreadable,
     /// It holds what a NAR cannot hold.
     NotArchivable,
+    /// Its row says that its NAR is larger than 256 TiB.
+    NarTooLarge,
     /// Its narinfo would be longer than 8 MiB: it has too many references.
     NarInfoTooLong,
     /// There are more paths than may be offered, and this is one of the newest.
@@ -112,6 +119,7 @@ impl Withheld {
             Self::NotArchivable => {
                 "it holds what a NAR cannot: over 64 directories deep, a special file, or too long a name or link target"
             }
+            Self::NarTooLarge => "its row in the Nix database says that its NAR has more than 256 TiB, which cannot be",
             Self::NarInfoTooLong => "its narinfo would have more than 8 MiB: it has too many references",
             Self::TooMany => "more paths than limits.advertised_paths_max; the newest are withheld",
             Self::Unchecked => "it was not looked at yet",

@@ -174,6 +174,25 @@ fn path_that_no_nar_can_hold_is_withheld_as_not_archivable() {
     assert!(store.open_nar(&info).unwrap_err().to_string().ends_with("holds what a NAR cannot hold"));
 }
 
+#[test]
+fn path_whose_row_gives_it_an_absurd_size_is_withheld() {
+    let nix = TestNix::new(Kind::Relocated);
+    let [lib, deep] = ["lib", "deep"].map(|attribute| nix.build(attribute));
+    update(&nix, &lib, "narSize = 281474976710656");
+    update(&nix, &deep, "narSize = 9223372036854775807");
+    let (offer, believed) = start(&nix, policy());
+    let standings = standings(&offer);
+    assert_eq!(standings["deep-1.0"], Offering::Withheld(Withheld::NarTooLarge));
+    assert_eq!(offer.find_offered(&deep.hash_part()).unwrap(), None);
+    assert!(
+        believed.lock().unwrap().contains(&lib.hash_part()) && !believed.lock().unwrap().contains(&deep.hash_part())
+    );
+    assert!(offer.find_offered(&lib.hash_part()).unwrap().is_some(), "256 TiB is the most");
+    // The row is read again at each request.
+    update(&nix, &lib, "narSize = 281474976710657");
+    assert_eq!(offer.find_offered(&lib.hash_part()).unwrap(), None);
+}
+
 /// Changes a row of the Nix database, as otherwise only Nix does.
 fn update(nix: &TestNix, path: &StorePath, columns: &str) {
     let connection = rusqlite::Connection::open(nix.database()).unwrap();

@@ -280,7 +280,7 @@ fn peer_remarks(peer: &PeerStatus) -> Vec<String> {
 impl AdvertisedReport {
     /// The output of `narmesh advertised`.
     pub fn text(&self) -> String {
-        let total: u64 = self.paths.iter().map(|path| path.nar_size).sum();
+        let total = self.paths.iter().map(|path| path.nar_size).fold(0, u64::saturating_add);
         let mut text =
             format!("advertised to the peers on the allowlist: {} paths, {}\n", self.paths.len(), bytes(total));
         let rows: Vec<_> = self
