@@ -28,7 +28,7 @@ impl MeshSources {
 
 impl Sources for MeshSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
-        let claiming = self.mesh.table().find_candidates(part);
+        let claiming = self.mesh.table().peek_candidates(part);
         let statistics = self.mesh.statistics();
         let Ranked { now, paused, demoted } = statistics.rank(claiming);
         let candidate = |source| Candidate { source, summary_epoch: statistics.summary_epoch(&source).unwrap_or(0) };
@@ -39,8 +39,12 @@ impl Sources for MeshSources {
         }
     }
 
-    fn is_claimed(&self, part: &HashPart) -> bool {
+    fn look_up(&self, part: &HashPart) -> bool {
         !self.mesh.table().find_candidates(part).is_empty()
+    }
+
+    fn is_claimed(&self, part: &HashPart) -> bool {
+        !self.mesh.table().peek_candidates(part).is_empty()
     }
 
     fn summary_epoch(&self, source: &SourceId) -> Option<u64> {

@@ -18,7 +18,7 @@ pub(crate) fn explain(
     names: &BTreeMap<PeerId, String>,
 ) -> WhyReport {
     let held = resolver.store().contains(&part);
-    let claiming = mesh.table().find_candidates(&part);
+    let claiming = mesh.table().peek_candidates(&part);
     let candidates: HashSet<PeerId> = claiming.iter().map(|candidate| candidate.peer).collect();
     let Ranked { now: mut ranked, demoted, paused: _ } = mesh.statistics().rank(claiming);
     ranked.extend(&demoted);

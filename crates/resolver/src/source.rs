@@ -138,6 +138,12 @@ pub trait Sources: Send + Sync + 'static {
     /// The sources that may hold this path. From memory.
     fn candidates(&self, part: &HashPart) -> Candidates;
 
+    /// Whether any source claims this path: the first question of a request, and the only one that counts as a lookup
+    /// where it is counted how often chance alone would have a source claim a path. From memory.
+    fn look_up(&self, part: &HashPart) -> bool {
+        self.is_claimed(part)
+    }
+
     /// Whether any source claims this path. From memory, and quicker than [`Self::candidates`].
     fn is_claimed(&self, part: &HashPart) -> bool;
 

@@ -31,9 +31,16 @@ impl FilterTable {
 
     /// Peers whose filter claims this path, best first: the demoted ones last, then ordered by their share of false
     /// hits, and then differently for each path. Peers that are set aside are left out. An empty answer is certain:
-    /// none of the others has announced the path.
+    /// none of the others has announced the path. Counted as a lookup, so ask once for each request, and
+    /// [`Self::peek_candidates`] when the same request asks again: a filter claims the same paths however often it is
+    /// asked, and what chance is expected to make it claim grows with the lookups.
     pub fn find_candidates(&self, part: &HashPart) -> Vec<Candidate> {
         self.lookups.fetch_add(1, Relaxed);
+        self.peek_candidates(part)
+    }
+
+    /// As [`Self::find_candidates`], but not counted as a lookup.
+    pub fn peek_candidates(&self, part: &HashPart) -> Vec<Candidate> {
         let view = self.view();
         if view.classes.is_empty() {
             return Vec::new();

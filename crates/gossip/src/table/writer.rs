@@ -324,6 +324,20 @@ mod tests {
     }
 
     #[test]
+    fn a_question_asked_again_is_no_lookup() {
+        let mut writer = TableWriter::new(1);
+        writer.install_plain(peer(1), &filter(class(10), [1]), Rank::Usual);
+        let table = writer.shared();
+        for (number, found) in [(1, 1), (2, 0)] {
+            let before = table.lookups();
+            assert_eq!(table.find_candidates(&part(number)).len(), found);
+            assert_eq!(table.peek_candidates(&part(number)), table.find_candidates(&part(number)));
+            assert!(!table.claims(&peer(2), &part(number)));
+            assert_eq!(table.lookups() - before, 2);
+        }
+    }
+
+    #[test]
     fn many_peers_share_a_matrix_that_is_hardly_larger_than_their_filters() {
         let mut writer = TableWriter::new(1);
         for number in 0..200 {

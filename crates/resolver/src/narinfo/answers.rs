@@ -194,11 +194,11 @@ impl Answers {
         self.writer.write(part, None);
     }
 
-    /// Whether a source claims this path, and neither our own store nor a fresh answer in memory has it.
+    /// Whether a source claims this path, and neither our own store nor a fresh answer in memory has it. Counts as a lookup.
     pub(super) fn is_open(&self, part: &HashPart) -> bool {
         let sources = &self.shared.sources;
         let is_known = || self.in_memory(part).is_some_and(|answer| answer.is_fresh(&**sources));
-        !self.shared.has(part) && !is_known() && sources.is_claimed(part)
+        !self.shared.has(part) && !is_known() && sources.look_up(part)
     }
 
     /// The remembered answer about a path, if it may be given without asking anybody again.

@@ -144,7 +144,7 @@ impl NarInfos {
             self.shared.lookup_log.note_at_once(part, AtOnce::OwnStore);
             return InMemory::Known(Given { rendered: own.rendered, is_own: true });
         }
-        if !self.shared.sources.is_claimed(&part) {
+        if !self.shared.sources.look_up(&part) {
             self.shared.lookup_log.note_at_once(part, AtOnce::NotClaimed);
             return InMemory::Absent;
         }
