@@ -5,7 +5,7 @@ use super::nix_version::NixVersion;
 use super::startable::{Startable, check_startable};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
-use crate::settings::{Secrets, Settings, read_gateway_key};
+use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
 use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey};
 use narmesh_quorum::Mode;
@@ -55,7 +55,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     findings.extend(own_findings(&settings, &secrets));
     findings.extend(store_finding(&settings));
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
-    let gateway = read_gateway_key(&settings.node.state_dir)?.map(|key| key.public());
+    let gateway = settings.read_gateway_key()?.map(|key| key.public());
     findings.extend(quorum_findings(&settings, own.as_ref(), gateway.as_ref(), &nix)?);
     findings.extend(nix_findings(&settings, &nix, NixVersion::installed()));
     for finding in &findings {

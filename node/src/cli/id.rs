@@ -3,11 +3,10 @@
 use super::emit_report;
 use crate::config::{BuilderConfig, PeerConfig};
 use crate::config_template::{builder_lines, peer_lines, quoted};
-use crate::settings::{NAME_FORM, Secrets, Settings, is_name, read_gateway_key};
+use crate::settings::{NAME_FORM, Secrets, Settings, is_name};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use narmesh_mesh::{find_outward_v4, find_outward_v6};
-use narmesh_protocol::NixPublicKey;
 use narmesh_quorum::Mode;
 use serde::Serialize;
 use std::net::IpAddr;
@@ -56,7 +55,7 @@ pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         addresses: peer.addresses,
         builder_key: secrets.builder_key.as_ref().map(|key| key.public().to_string()),
         gateway: format!("http://{}", settings.gateway.listen),
-        gateway_key: read_gateway_public_key(&settings)?.map(|key| key.to_string()),
+        gateway_key: settings.read_gateway_key()?.map(|key| key.public().to_string()),
     };
     emit_report(&identity, arguments.json, |identity| {
         let introduction = introduction(&name, &settings, &secrets) + &as_builder(identity);
@@ -75,19 +74,12 @@ fn as_builder(identity: &Identity) -> String {
     )
 }
 
-fn read_gateway_public_key(settings: &Settings) -> anyhow::Result<Option<NixPublicKey>> {
-    if settings.quorum.mode() != Mode::Require {
-        return Ok(None);
-    }
-    Ok(read_gateway_key(&settings.node.state_dir)?.map(|key| key.public()))
-}
-
 /// The lines of `nix.conf` that let only agreed paths into the store; empty unless the mode is `require`.
 pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
     if settings.quorum.mode() != Mode::Require {
         return Ok(String::new());
     }
-    let Some(key) = read_gateway_public_key(settings)? else {
+    let Some(key) = settings.read_gateway_key()? else {
         return Ok("\nquorum.mode = \"require\": the daemon makes the gateway key at its first start; `narmesh id` then prints \
                    what nix.conf needs.\n"
             .to_owned());
@@ -95,7 +87,8 @@ pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
     Ok(format!(
         "\nIn nix.conf of this machine, instead of all other substituters and keys (they would bypass the policy):\n\n\
          substituters = http://{}\ntrusted-public-keys = {}\n",
-        settings.gateway.listen, key
+        settings.gateway.listen,
+        key.public()
     ))
 }
 

@@ -13,7 +13,7 @@ mod status;
 use crate::attestations::{Attestations, KeyNames, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
-use crate::settings::{Compress, Secrets, Settings, make_gateway_key};
+use crate::settings::{Compress, Secrets, Settings};
 use crate::sources::MeshSources;
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::MeshSubstituter;
@@ -103,7 +103,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         .ok();
     let control = ControlSocket::bind(&settings.node.control_socket, settings.node.control_group.as_deref())?;
     let store = NixStore::open(settings.store.clone()).context("the Nix store")?;
-    let gateway_key = load_gateway_key(&settings, &policy)?;
+    let gateway_key = load_gateway_key(&settings)?;
     let (offer, offer_changes) = publish::start_offer(&store, offer_policy(&settings, &secrets, gateway_key.as_ref()))?;
     let ledger = open_ledger(&settings, &secrets, &store, policy);
     let (attestations, exchange) =
@@ -299,7 +299,7 @@ impl Daemon {
                 "{key} changed, which needs a restart; to reload everything else, set it back to what it was"
             );
         }
-        let gateway_key = load_gateway_key(&settings, &policy)?;
+        let gateway_key = load_gateway_key(&settings)?;
         Ok(Loaded { settings, secrets, policy, gateway_key })
     }
 }
@@ -324,16 +324,15 @@ fn key_names(settings: &Settings, secrets: &Secrets) -> KeyNames {
 }
 
 /// The key that signs narinfos for our Nix under `require`. It is made when such a policy first comes into force.
-fn load_gateway_key(settings: &Settings, policy: &Policy) -> anyhow::Result<Option<NixSecretKey>> {
-    if policy.mode() != Mode::Require {
-        return Ok(None);
+fn load_gateway_key(settings: &Settings) -> anyhow::Result<Option<NixSecretKey>> {
+    let key = settings.make_gateway_key()?;
+    if let Some(key) = &key {
+        tracing::info!(
+            public_key = %key.public(),
+            "agreed narinfos are signed with the gateway key, the only key that Nix has to trust"
+        );
     }
-    let key = make_gateway_key(&settings.node.state_dir)?;
-    tracing::info!(
-        public_key = %key.public(),
-        "agreed narinfos are signed with the gateway key, the only key that Nix has to trust"
-    );
-    Ok(Some(key))
+    Ok(key)
 }
 
 /// The keys whose signatures are passed on to peers: those that we trust and, with `require`, those of the configured

@@ -28,7 +28,7 @@ pub(crate) use addresses::socket_address;
 pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
-pub(crate) use secrets::{create_builder_key, make_gateway_key, read_builder_key, read_gateway_key};
+pub(crate) use secrets::{create_builder_key, read_builder_key, read_gateway_key};
 use written::{Count, Written};
 
 /// Most `[[peer]]` entries. With eight addresses each they still fit into the file. An audience could hold twice as

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
+use narmesh_quorum::Mode;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -130,7 +131,7 @@ pub(crate) fn create_builder_key(path: &Path, key: &NixSecretKey) -> io::Result<
 /// Name of the gateway key's file in the state directory.
 const GATEWAY_KEY_FILE: &str = "gateway.key";
 
-/// The gateway key, if it was made: see [`make_gateway_key`].
+/// The gateway key, if it was made, whatever the policy is now: see [`Settings::read_gateway_key`].
 pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>, SecretError> {
     const KEY: &str = "gateway key";
     // A bad file is not moved aside: Nix trusts only this key, and the operator may have a copy to put back.
@@ -148,7 +149,7 @@ pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>,
 
 /// Reads the gateway key, or makes it if it is missing. It is written whole or not at all, because Nix is told to trust
 /// it and it must not change after that.
-pub(crate) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretError> {
+pub(super) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretError> {
     if let Some(key) = read_gateway_key(state_dir)? {
         return Ok(key);
     }
@@ -197,6 +198,21 @@ fn read_secret(key: &'static str, path: &Path, accepted: &'static str) -> Result
 }
 
 impl Settings {
+    /// The gateway key, if the policy needs one and it was made. Without such a policy nobody looks at its file, whatever
+    /// lies there.
+    pub(crate) fn read_gateway_key(&self) -> Result<Option<NixSecretKey>, SecretError> {
+        if self.needs_gateway_key() { read_gateway_key(&self.node.state_dir) } else { Ok(None) }
+    }
+
+    /// The gateway key, made now if it is missing; `None` if the policy needs none.
+    pub(crate) fn make_gateway_key(&self) -> Result<Option<NixSecretKey>, SecretError> {
+        self.needs_gateway_key().then(|| make_gateway_key(&self.node.state_dir)).transpose()
+    }
+
+    fn needs_gateway_key(&self) -> bool {
+        self.quorum.mode() == Mode::Require
+    }
+
     /// The public half of the builder key, if there is one.
     pub fn read_builder_public_key(&self) -> Result<Option<NixPublicKey>, SecretError> {
         Ok(self.builder_key_file.as_deref().map(read_builder_key).transpose()?.map(|key| key.public()))

@@ -1,5 +1,6 @@
 //! Every refusal names the key, the value and what would be accepted.
 
+use super::secrets::make_gateway_key;
 use super::*;
 use std::os::unix::fs::PermissionsExt;
 
@@ -251,6 +252,28 @@ fn key_that_is_not_a_regular_file_is_refused_without_waiting() {
         std::fs::remove_file(dir.path().join("node.key")).unwrap();
         std::os::unix::fs::symlink(&path, dir.path().join("node.key")).unwrap();
         named(settings.read_secrets().unwrap_err(), "node.key_file = ", "node.key");
+    }
+}
+
+#[test]
+fn only_a_policy_that_needs_the_gateway_key_looks_at_its_file() {
+    let odd = tempfile::tempdir().unwrap();
+    let oddities = crate::regular_file::list_oddities(odd.path());
+    let builder = NixSecretKey::from_seed("builder-1", &[7; 32]).unwrap().public();
+    for mode in ["off", "observe", "prefer", "require"] {
+        for (path, what) in &oddities {
+            let dir = tempfile::tempdir().unwrap();
+            let quorum = format!(
+                "[node]\nstate_dir = '.'\n[quorum]\nmode = '{mode}'\nk = 1\n\
+                 [[builder]]\nname = 'one'\npublic_key = '{builder}'"
+            );
+            let (settings, _) = with_key(dir.path(), &quorum);
+            std::os::unix::fs::symlink(path, dir.path().join("gateway.key")).unwrap();
+            // The one is what `check-config` and `id` ask, the other what the daemon does.
+            let (read, made) = (settings.read_gateway_key(), settings.make_gateway_key());
+            assert_eq!((read.is_ok(), made.is_ok()), (mode != "require", mode != "require"), "{mode}, {what}");
+            assert!([read, made].into_iter().all(|key| key.ok().flatten().is_none()), "{mode}, {what}");
+        }
     }
 }
 
