@@ -16,6 +16,9 @@ const NOBODY: &str = "65534";
 /// Connections to open: somewhat more than the gateway accepts at a time.
 const FLOOD: usize = 600;
 
+/// Connections to the control socket: more than root may have, waiting ones included.
+const CONTROL_FLOOD: usize = 100;
+
 /// A Python program that opens connections and holds them until its standard input ends.
 const GREEDY: &str = "
 import select, socket, sys
@@ -27,6 +30,26 @@ def opened():
 held = [opened() for _ in range(count)]
 print('ready', flush=True)
 sys.stdin.read()
+";
+
+/// The same at a Unix socket, where it says nothing and goes on opening whenever one is closed.
+const GREEDY_AT_SOCKET: &str = "
+import selectors, socket, sys, time
+path, count = sys.argv[1], int(sys.argv[2])
+watched = selectors.DefaultSelector()
+def open_one():
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(path)
+    watched.register(one, selectors.EVENT_READ)
+for _ in range(count):
+    open_one()
+print('ready', flush=True)
+while True:
+    for key, _ in watched.select():
+        watched.unregister(key.fileobj)
+        key.fileobj.close()
+        time.sleep(0.001)
+        open_one()
 ";
 
 /// Starts a node with `line` added to `section` of its configuration, for keys that the harness has no field for.
@@ -59,20 +82,14 @@ impl Kept {
 }
 
 fn greedy(gateway: SocketAddr) -> Child {
+    run_as_nobody(NOBODY, GREEDY, &[&gateway.ip().to_string(), &gateway.port().to_string(), &FLOOD.to_string()])
+}
+
+/// Starts a Python program as the user nobody in this group, and waits until it says that it is ready.
+fn run_as_nobody(group: &str, program: &str, arguments: &[&str]) -> Child {
     let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "--reuid",
-        NOBODY,
-        "--regid",
-        NOBODY,
-        "--clear-groups",
-        "/usr/bin/python3",
-        "-c",
-        GREEDY,
-    ]);
-    command.args([gateway.ip().to_string(), gateway.port().to_string(), FLOOD.to_string()]);
+    command.args(["--pdeathsig", "KILL", "--reuid", NOBODY, "--regid", group, "--clear-groups"]);
+    command.args(["/usr/bin/python3", "-c", program]).args(arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut ready = [0; 6];
     child.stdout.take().unwrap().read_exact(&mut ready).expect("all connections were opened and none refused");
@@ -124,6 +141,23 @@ fn the_gateway_names_no_peer_address_and_the_control_socket_is_for_its_group() {
     let gid: u32 = daemon_group.split(':').next().unwrap().parse().unwrap();
     assert_eq!((socket.permissions().mode() & 0o7777, socket.gid()), (0o660, gid));
     assert_ne!(fs::metadata(a.dir().join("state/control.sock")).unwrap().gid(), gid);
+}
+
+#[test]
+fn a_member_of_the_group_who_opens_every_control_connection_keeps_nobody_else_out() {
+    let mesh = TestMesh::new();
+    let mut node = mesh.node("node");
+    // Other users cannot enter the state directory.
+    let socket = mesh.path().join("node.sock");
+    node.config.control_socket = Some(socket.clone());
+    start_with(&mut node, "node", "control_group = \"daemon\"");
+    let group = fs::metadata(&socket).unwrap().gid().to_string();
+    let mut other = run_as_nobody(&group, GREEDY_AT_SOCKET, &[socket.to_str().unwrap(), &CONTROL_FLOOD.to_string()]);
+    for _ in 0..20 {
+        node.narmesh(&["status"]).expect_success("status beside one who opens every connection");
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
 }
 
 #[test]
