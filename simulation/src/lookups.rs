@@ -34,7 +34,7 @@ fn draw_turns(world: &mut World, per_minute: u64) -> u64 {
     per_minute / TURNS_PER_MINUTE + u64::from(world.fleet.draw.below(TURNS_PER_MINUTE) < per_minute % TURNS_PER_MINUTE)
 }
 
-/// Whom a lookup asks. A daemon asks demoted peers at a pace of one question a second; that pace is not modelled, so here
+/// Whom a lookup asks. A daemon asks demoted peers last, 64 questions at a time; that is not modelled, so here
 /// they are asked nothing.
 fn find_candidates_to_ask(world: &World, number: Number, path: Path) -> Vec<Candidate> {
     let mut candidates = world.fleet.machine(number).core.find_candidates(&part(path));

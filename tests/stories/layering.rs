@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-gossip", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-quorum", &["narmesh-protocol", "narmesh-machine"]),
     ("narmesh-store", &["narmesh-protocol"]),
-    ("narmesh-resolver", &["narmesh-protocol", "narmesh-machine", "narmesh-quorum", "narmesh-store"]),
+    ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-mesh", &["narmesh-protocol", "narmesh-machine", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
     ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),

@@ -25,7 +25,7 @@ pub struct Candidates {
     /// Candidates that kept us waiting lately: for a while they are asked for no narinfo, and for NARs after all
     /// others.
     pub paused: Vec<Candidate>,
-    /// Candidates whose filters misled us too often lately: asked after all others, and at a bounded pace.
+    /// Candidates whose filters misled us too often lately: asked after all others, and only as long as they make few lookups wait.
     pub demoted: Vec<Candidate>,
 }
 

@@ -6,7 +6,7 @@
 
 use super::NarInfosAhead;
 use super::answers::{Answer, Answers};
-use super::false_hits::FalseHits;
+use super::false_hits::{FalseHits, QUICK};
 use super::gate::Gate;
 use super::judge::{Judge, Said};
 use crate::lookup_log::LookupEvent;
@@ -19,9 +19,9 @@ use narmesh_protocol::wire::NarInfoReply;
 use narmesh_quorum::Refusal;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 /// The most paths asked about at the same time; further ones wait, within their own deadline.
@@ -31,7 +31,7 @@ const HEDGE_FACTOR: u32 = 3;
 /// The shortest such wait: with a shorter one, a context switch would be enough to ask the next candidate.
 const HEDGE_MIN: Duration = Duration::from_millis(20);
 /// The longest such wait: with a longer one, a sleeping peer would cost more than a quarter of the deadline.
-const HEDGE_MAX: Duration = Duration::from_millis(250);
+const HEDGE_MAX: Duration = QUICK;
 
 /// When a candidate has a NAR that is not the agreed one, the others have this long to answer with the agreed one.
 const SECOND_CHOICE_WAIT: Duration = Duration::from_millis(250);
@@ -80,6 +80,9 @@ struct UnderWay {
 /// A candidate and what it said.
 type Reply = (SourceId, Said);
 
+/// When a candidate was asked. Empty while its question waits for a place.
+type AskedAt = Arc<OnceLock<Instant>>;
+
 impl Asking {
     pub(super) fn new(shared: Arc<Shared>, gate: Arc<Gate>, answers: Arc<Answers>, judge: Judge) -> Self {
         Self {
@@ -123,8 +126,8 @@ impl Asking {
         tokio::spawn(async move {
             let settings = this.shared.settings();
             let patience = Patience::new(settings.narinfo_deadline, settings.narinfo_deadline_max);
-            let answer = match tokio::time::timeout_at(patience.until, this.slots.acquire()).await {
-                Ok(Ok(_slot)) => this.ask_candidates(part, patience).await,
+            let answer = match tokio::time::timeout_at(patience.until, Arc::clone(&this.slots).acquire_owned()).await {
+                Ok(Ok(slot)) => this.ask_candidates(part, patience, slot).await,
                 Ok(Err(_)) | Err(_) => Err(NoNarInfo::NotNow),
             };
             let question = this.paths.lock().remove(&part);
@@ -142,6 +145,7 @@ impl Asking {
         self: &Arc<Self>,
         part: HashPart,
         mut patience: Patience,
+        slot: OwnedSemaphorePermit,
     ) -> Result<Arc<Answer>, NoNarInfo> {
         let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
@@ -149,26 +153,25 @@ impl Asking {
         let usual = patience.until;
         let mut candidates = ranked.into_iter();
         let mut last_resort = demoted.into_iter();
+        let mut slot = Some(slot);
         let mut asked = FuturesUnordered::new();
-        let mut silent: Vec<(SourceId, Instant)> = Vec::new();
+        let mut silent: Vec<(SourceId, AskedAt)> = Vec::new();
         let mut hedge = Duration::ZERO;
         let (mut second, mut refused) = (None, None);
         loop {
             // Each round asks one more candidate: the last one took too long or has given no answer that ends the
             // question.
-            let next = candidates.next().or_else(|| {
-                last_resort.find(|demoted| {
-                    let may_ask = self.false_hits.take_demoted(&demoted.source);
-                    if !may_ask {
-                        none = NoNarInfo::NotNow;
-                    }
-                    may_ask
-                })
-            });
-            if let Some(candidate) = next {
+            let usual_next = candidates.next().map(|candidate| (candidate, false));
+            if let Some((candidate, is_demoted)) = usual_next.or_else(|| last_resort.next().map(|last| (last, true))) {
+                if is_demoted {
+                    // From now on the places of demoted candidates are the bound, so that whoever waits for one keeps no
+                    // other path waiting.
+                    drop(slot.take());
+                }
                 hedge = self.hedge_delay(&candidate.source);
-                silent.push((candidate.source, Instant::now()));
-                asked.push(self.ask_one(part, candidate, usual));
+                let asked_at = AskedAt::default();
+                silent.push((candidate.source, Arc::clone(&asked_at)));
+                asked.push(self.ask_in_turn(part, candidate, is_demoted, usual, asked_at));
             } else if asked.is_empty() {
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
@@ -186,7 +189,7 @@ impl Asking {
                         }
                         Said::Holds(answer) => {
                             // Whoever is silent is not asked first the next time, or each lookup would wait for a hedge.
-                            for (source, since) in silent {
+                            for (source, since) in were_asked(silent) {
                                 self.shared.sources.observe(source, Observation::Overtaken(since.elapsed()));
                             }
                             return Ok(answer);
@@ -202,7 +205,7 @@ impl Asking {
                     if second.is_none() && silent.iter().any(|(source, _)| self.is_on_a_full_line(source)) && patience.put_off() {
                         continue;
                     }
-                    for (source, _) in silent {
+                    for (source, _) in were_asked(silent) {
                         self.shared.sources.observe(source, Observation::TimedOut);
                         self.shared.lookup_log.note(part, LookupEvent::NoAnswer(source, "silent until the deadline".to_owned()));
                     }
@@ -231,8 +234,36 @@ impl Asking {
         usual.map_or(HEDGE_MAX, |usual| (usual * HEDGE_FACTOR).clamp(HEDGE_MIN, HEDGE_MAX))
     }
 
-    async fn ask_one(self: &Arc<Self>, part: HashPart, candidate: Candidate, deadline: Instant) -> Reply {
-        let (source, since) = (candidate.source, Instant::now());
+    /// Asks a candidate; a demoted one as soon as there is a place for the question.
+    async fn ask_in_turn(
+        self: &Arc<Self>,
+        part: HashPart,
+        candidate: Candidate,
+        is_demoted: bool,
+        deadline: Instant,
+        asked_at: AskedAt,
+    ) -> Reply {
+        if !is_demoted {
+            return self.ask_one(part, candidate, deadline, *asked_at.get_or_init(Instant::now)).await;
+        }
+        let Some(place) = self.false_hits.take_place(&candidate.source).await else {
+            return (candidate.source, Said::Nothing);
+        };
+        let reply = self.ask_one(part, candidate, deadline, *asked_at.get_or_init(Instant::now)).await;
+        if matches!(reply.1, Said::Holds(_)) {
+            place.give_back();
+        }
+        reply
+    }
+
+    async fn ask_one(
+        self: &Arc<Self>,
+        part: HashPart,
+        candidate: Candidate,
+        deadline: Instant,
+        since: Instant,
+    ) -> Reply {
+        let source = candidate.source;
         self.shared.sources.observe(source, Observation::Asked);
         self.shared.sources.prepare(source);
         self.shared.lookup_log.note(part, LookupEvent::Asked(source));
@@ -265,6 +296,11 @@ impl Asking {
         }
         (source, said)
     }
+}
+
+/// The candidates that were asked, and when; not those whose questions still wait for a place.
+fn were_asked(silent: Vec<(SourceId, AskedAt)>) -> impl Iterator<Item = (SourceId, Instant)> {
+    silent.into_iter().filter_map(|(source, asked_at)| Some((source, *asked_at.get()?)))
 }
 
 /// How long one question waits for its candidates.

@@ -13,6 +13,8 @@ mod false_hits;
 mod gate;
 mod judge;
 mod own;
+#[cfg(test)]
+mod tests;
 mod trust;
 
 use std::sync::Arc;
