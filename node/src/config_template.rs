@@ -213,7 +213,8 @@ stall_timeout_ms = @transfer.stall_timeout_ms@
 [limits]
 # Connections kept open for gossip (1 to 1024); other holders are dialled on demand.
 connections_gossip = @limits.connections_gossip@
-# Memory for NARs in flight from peers, bytes (16 MiB to 64 GiB); NARs of our own store have an eighth as much besides.
+# Memory for NARs in flight from peers, bytes (16 MiB to 64 GiB); NARs of our own store have an eighth as much besides,
+# and so have NARs up to 256 KiB.
 nar_buffer_bytes = @limits.nar_buffer_bytes@
 # The most NARs over 8 MiB sent to one peer at a time, and also the most smaller ones; further requests wait.
 uploads_per_peer = @limits.uploads_per_peer@

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures::StreamExt;
-use narmesh_http_gateway::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
+use narmesh_http_gateway::{BodyAborted, CacheInfo, ClientUser, Lookup, NarBody, Substituter};
 use narmesh_protocol::{HashPart, NarUrl};
 use narmesh_resolver::Resolver;
 use std::sync::Arc;
@@ -28,12 +28,17 @@ impl Substituter for MeshSubstituter {
         Arc::clone(&self.0).find_narinfo(part).await
     }
 
+    fn is_short_of_memory(&self) -> bool {
+        self.0.is_short_of_memory()
+    }
+
     async fn has_nar(&self, url: NarUrl) -> bool {
         Arc::clone(&self.0).has_nar(url).await
     }
 
-    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
-        let body = Arc::clone(&self.0).fetch_nar(url, first_byte, resumed).await?;
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
+        let find_user = Arc::new(move || client.find());
+        let body = Arc::clone(&self.0).fetch_nar(url, first_byte, resumed, find_user).await?;
         Some(Box::pin(body.map(|chunk| chunk.map_err(|narmesh_resolver::BodyAborted| BodyAborted))))
     }
 }

@@ -26,6 +26,10 @@ const PHASE_HEAD: u8 = 1;
 /// A request is being answered.
 const PHASE_BUSY: u8 = 2;
 
+/// Who takes less of what waits for him in [`GatewayLimits::short_stall_timeout`] is closed when memory is short. The kernel
+/// takes a response in pieces of 128 KiB and more, so a client that takes even one piece in time is left alone.
+const TAKEN_BYTES_MIN: u64 = 64 << 10;
+
 const ORDER_NONE: u8 = 0;
 const ORDER_DRAIN: u8 = 1;
 const ORDER_CLOSE: u8 = 2;
@@ -40,6 +44,14 @@ pub(crate) struct ConnectionState {
     moved_ms: AtomicU64,
     /// When the current request head began, in milliseconds since `clock`.
     head_since_ms: AtomicU64,
+    /// Bytes written in all.
+    written_bytes: AtomicU64,
+    /// Whether bytes wait that the client's socket did not take.
+    is_blocked: AtomicBool,
+    /// When the sweeper last found that the client takes what it is given, in milliseconds since `clock`, and
+    /// `written_bytes` of that time.
+    taking_ms: AtomicU64,
+    taking_bytes: AtomicU64,
     order: AtomicU8,
     waker: AtomicWaker,
     /// Whether a body has failed and waits until the bytes before its failure were sent.
@@ -67,6 +79,10 @@ impl ConnectionState {
             phase: AtomicU8::new(PHASE_HEAD),
             moved_ms: AtomicU64::new(now_ms),
             head_since_ms: AtomicU64::new(now_ms),
+            written_bytes: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
+            taking_ms: AtomicU64::new(now_ms),
+            taking_bytes: AtomicU64::new(0),
             order: AtomicU8::new(ORDER_NONE),
             waker: AtomicWaker::new(),
             is_flush_awaited: AtomicBool::new(false),
@@ -118,7 +134,9 @@ impl ConnectionState {
         }
     }
 
-    fn note_write(&self) {
+    fn note_write(&self, bytes: usize) {
+        self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.is_blocked.store(false, Ordering::Relaxed);
         self.moved_ms.store(millis_between(self.clock, Instant::now()), Ordering::Relaxed);
     }
 
@@ -131,8 +149,12 @@ impl ConnectionState {
         }
     }
 
-    /// Why the connection has exceeded a time limit, if it has.
-    pub(crate) fn overdue(&self, now_ms: u64, limits: &GatewayLimits) -> Option<CloseReason> {
+    /// Why the connection has exceeded a time limit, if it has. To be called at each sweep.
+    pub(crate) fn overdue(&self, now_ms: u64, limits: &GatewayLimits, is_memory_short: bool) -> Option<CloseReason> {
+        let left_lying_ms = self.left_lying_ms(now_ms);
+        if is_memory_short && u128::from(left_lying_ms) > limits.short_stall_timeout.as_millis() {
+            return Some(CloseReason::Stalled);
+        }
         let still_ms = now_ms.saturating_sub(self.moved_ms.load(Ordering::Relaxed));
         let head_ms = now_ms.saturating_sub(self.head_since_ms.load(Ordering::Relaxed));
         let (elapsed_ms, limit, reason) = match self.phase.load(Ordering::Relaxed) {
@@ -141,6 +163,17 @@ impl ConnectionState {
             _ => (head_ms, limits.header_read_timeout, CloseReason::SlowHead),
         };
         (u128::from(elapsed_ms) > limit.as_millis()).then_some(reason)
+    }
+
+    /// For how long the client has taken next to nothing of what is there for it.
+    fn left_lying_ms(&self, now_ms: u64) -> u64 {
+        let written = self.written_bytes.load(Ordering::Relaxed);
+        let taken = written.saturating_sub(self.taking_bytes.load(Ordering::Relaxed));
+        if !self.is_blocked.load(Ordering::Relaxed) || taken >= TAKEN_BYTES_MIN {
+            self.taking_ms.store(now_ms, Ordering::Relaxed);
+            self.taking_bytes.store(written, Ordering::Relaxed);
+        }
+        now_ms.saturating_sub(self.taking_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -183,8 +216,10 @@ impl WatchedStream {
     }
 
     fn note_writes(&self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(_)) = poll {
-            self.state.note_write();
+        match poll {
+            Poll::Ready(Ok(bytes)) => self.state.note_write(bytes),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.state.is_blocked.store(true, Ordering::Relaxed),
         }
         poll
     }

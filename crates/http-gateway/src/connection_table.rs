@@ -11,6 +11,7 @@ use crate::connection::{ConnectionState, millis_between};
 use crate::limits::GatewayLimits;
 use crate::metrics::{CloseReason, GatewayMetrics};
 use crate::socket_owner::SocketOwners;
+use crate::substituter::ClientUser;
 
 /// The addresses of both ends of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -156,11 +157,25 @@ impl ConnectionTable {
         }
     }
 
+    /// The user of a connection. The kernel is asked for it once.
+    fn find_user(&self, id: u64) -> Option<u32> {
+        // Held while the kernel is asked, which takes one question at a time.
+        let mut open = self.open();
+        let connection = open.connections.get_mut(&id)?;
+        if connection.owner == Owner::NotAsked {
+            connection.owner = self.owners.of(connection.route).map_or(Owner::Nobody, Owner::User);
+        }
+        match connection.owner {
+            Owner::User(user) => Some(user),
+            Owner::NotAsked | Owner::Nobody => None,
+        }
+    }
+
     /// Closes every connection that has exceeded a time limit.
-    pub(crate) fn sweep(&self) {
+    pub(crate) fn sweep(&self, is_memory_short: bool) {
         let now_ms = millis_between(self.clock, Instant::now());
         for Connection { state, .. } in self.open().connections.values() {
-            if let Some(reason) = state.overdue(now_ms, &self.limits) {
+            if let Some(reason) = state.overdue(now_ms, &self.limits, is_memory_short) {
                 tracing::debug!(?reason, age = ?state.opened().elapsed(), "closing a connection");
                 self.metrics.on_connection_closed(reason);
                 state.close();
@@ -170,8 +185,8 @@ impl ConnectionTable {
 
     /// How often to [`Self::sweep`]: a quarter of the shortest limit, between 10 ms and 1 s.
     pub(crate) fn sweep_interval(&self) -> Duration {
-        let GatewayLimits { header_read_timeout, idle_timeout, stall_timeout, .. } = self.limits;
-        let shortest = header_read_timeout.min(idle_timeout).min(stall_timeout);
+        let GatewayLimits { header_read_timeout, idle_timeout, stall_timeout, short_stall_timeout, .. } = self.limits;
+        let shortest = header_read_timeout.min(idle_timeout).min(stall_timeout).min(short_stall_timeout);
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
@@ -208,6 +223,14 @@ pub(crate) struct Entered {
     id: u64,
     pub(crate) state: Arc<ConnectionState>,
     table: Arc<ConnectionTable>,
+}
+
+impl Entered {
+    /// Tells the user of this connection.
+    pub(crate) fn user(&self) -> ClientUser {
+        let (table, id) = (Arc::clone(&self.table), self.id);
+        ClientUser::new(move || table.find_user(id))
+    }
 }
 
 impl Drop for Entered {
@@ -268,6 +291,16 @@ mod tests {
         assert!(open(&table).contains(&9_000), "five users together do not push out the one who has one");
         let _more: Vec<_> = [9_001, 9_002].map(|port| enter(&table, port)).into();
         assert!(open(&table).ends_with(&[9_001, 9_002]), "a new one always gets in");
+    }
+
+    #[test]
+    fn user_of_a_connection_is_known_while_it_is_open() {
+        let table = table(8, 4);
+        let (known, unknown) = (enter(&table, 9_000), enter(&table, 1));
+        let user = known.user();
+        assert_eq!((user.find(), unknown.user().find()), (Some(9), None));
+        drop(known);
+        assert_eq!(user.find(), None);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::error::RequestIds;
 use crate::metrics::GatewayMetrics;
 use crate::role::ListenerRole;
 use crate::routes::{self, Endpoint};
-use crate::substituter::Substituter;
+use crate::substituter::{ClientUser, Substituter};
+use crate::target::NARINFO_SUFFIX;
 
 /// The gateway of one listener, to be given to [`serve`](crate::serve). A clone serves the same listener.
 pub struct Gateway<S> {
@@ -45,8 +46,13 @@ impl<S: Substituter> Gateway<S> {
     }
 
     /// Makes the service for one connection.
-    pub(crate) fn connection(&self, state: Arc<ConnectionState>) -> ConnectionService {
-        ConnectionService { router: self.router.clone(), state }
+    pub(crate) fn connection(&self, state: Arc<ConnectionState>, user: ClientUser) -> ConnectionService {
+        ConnectionService { router: self.router.clone(), state, user }
+    }
+
+    /// Whether bodies have to wait for memory.
+    pub(crate) fn is_short_of_memory(&self) -> bool {
+        self.endpoint.substituter.is_short_of_memory()
     }
 }
 
@@ -66,6 +72,7 @@ impl<S> fmt::Debug for Gateway<S> {
 pub(crate) struct ConnectionService {
     router: Router,
     state: Arc<ConnectionState>,
+    user: ClientUser,
 }
 
 impl hyper::service::Service<Request<Incoming>> for ConnectionService {
@@ -75,7 +82,12 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = ConnectionState::begin_request(&self.state);
-        let answer = self.router.clone().oneshot(request.map(Body::new));
+        let mut request = request.map(Body::new);
+        // Only a NAR may have to wait for its user's turn; most requests are for narinfos.
+        if !request.uri().path().ends_with(NARINFO_SUFFIX) {
+            request.extensions_mut().insert(self.user.clone());
+        }
+        let answer = self.router.clone().oneshot(request);
         Box::pin(async move { Ok(answer.await?.map(|body| RoutedBody::new(body, busy))) })
     }
 }

@@ -34,7 +34,7 @@ pub use limits::GatewayLimits;
 pub use metrics::{GatewayMetrics, RequestCounts};
 pub use role::{Endpoints, ListenerRole};
 pub use serve::serve;
-pub use substituter::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
+pub use substituter::{BodyAborted, CacheInfo, ClientUser, Lookup, NarBody, Substituter};
 
 use std::sync::Arc;
 

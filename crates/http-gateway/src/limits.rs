@@ -18,6 +18,9 @@ pub struct GatewayLimits {
     pub idle_timeout: Duration,
     /// Longest time during a response in which the client takes no byte.
     pub stall_timeout: Duration,
+    /// The same while bodies have to wait for memory: then a client is also closed that took less than 64 KiB in this time
+    /// of what was there for it.
+    pub short_stall_timeout: Duration,
     /// Largest request head and most buffered bytes of a response, each; 8 KiB or more.
     pub buffer_bytes_max: usize,
     /// Time that responses under way at shutdown get to finish.
@@ -34,6 +37,7 @@ impl Default for GatewayLimits {
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(300),
+            short_stall_timeout: Duration::from_secs(10),
             buffer_bytes_max: 64 * 1024,
             shutdown_grace: Duration::from_secs(10),
         }

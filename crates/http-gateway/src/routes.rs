@@ -24,7 +24,7 @@ use crate::error::RequestIds;
 use crate::metrics::{GatewayMetrics, Outcome, RequestKind};
 use crate::range::{Span, parse_span};
 use crate::role::ListenerRole;
-use crate::substituter::{BodyAborted, Lookup, NarBody, Substituter};
+use crate::substituter::{BodyAborted, ClientUser, Lookup, NarBody, Substituter};
 use crate::target::Target;
 
 pub(crate) const NARINFO_TYPE: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
@@ -96,7 +96,7 @@ impl<S: Substituter> Endpoint<S> {
             }
             Target::NarInfo(Some(part)) => self.answer_narinfo(part).await,
             Target::Nar(Some(url)) if head.method == Method::HEAD => self.answer_nar_head(url).await,
-            Target::Nar(Some(url)) => self.answer_nar(url, &head.headers).await,
+            Target::Nar(Some(url)) => self.answer_nar(url, head).await,
             Target::Health => Ok(self.text(RequestKind::Health, TEXT_TYPE, "ok\n".to_owned())),
             Target::Metrics => self.answer_metrics(),
             Target::NarInfo(None) | Target::Nar(None) | Target::Unknown => Err(GatewayError::NotFound),
@@ -122,7 +122,8 @@ impl<S: Substituter> Endpoint<S> {
         Ok(response)
     }
 
-    async fn answer_nar(&self, url: NarUrl, headers: &HeaderMap) -> Result<Response, GatewayError> {
+    async fn answer_nar(&self, url: NarUrl, head: &hyper::http::request::Parts) -> Result<Response, GatewayError> {
+        let headers = &head.headers;
         let resumed = headers.contains_key(RANGE);
         let (first_byte, length) = match parse_span(headers, url.nar_size) {
             Span::Whole => (0, url.nar_size),
@@ -137,7 +138,9 @@ impl<S: Substituter> Endpoint<S> {
                 });
             }
         };
-        let mut stream = self.substituter.fetch_nar(url, first_byte, resumed).await.ok_or(GatewayError::NotFound)?;
+        let client = head.extensions.get().cloned().unwrap_or_else(ClientUser::unknown);
+        let body = self.substituter.fetch_nar(url, first_byte, resumed, client).await;
+        let mut stream = body.ok_or(GatewayError::NotFound)?;
         let first = read_first_chunk(&mut stream).await.map_err(|BodyAborted| GatewayError::NotFound)?;
         let body = NarResponseBody::new(first, stream, length, Arc::clone(&self.metrics));
         let mut response = nar_response(Body::new(body));

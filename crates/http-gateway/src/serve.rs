@@ -53,7 +53,7 @@ pub async fn serve<S: Substituter>(
             biased;
             () = &mut shutdown => break,
             _ = sweep.tick() => {
-                table.sweep();
+                table.sweep(gateway.is_short_of_memory());
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -106,7 +106,7 @@ async fn serve_connection<S: Substituter>(
     }
     let state = Arc::clone(&entered.state);
     let io = WatchedStream::new(stream, Arc::clone(&state));
-    let mut connection = pin!(http.serve_connection(io, gateway.connection(Arc::clone(&state))));
+    let mut connection = pin!(http.serve_connection(io, gateway.connection(Arc::clone(&state), entered.user())));
     let mut draining = false;
     // The order is polled with the connection, so that it takes effect even while the client sends nothing.
     let ended = poll_fn(|cx| {

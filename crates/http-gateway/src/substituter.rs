@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::Stream;
@@ -28,8 +29,45 @@ pub trait Substituter: Send + Sync + 'static {
     /// The bytes of a NAR from `first_byte` on, or `None` if the path is gone.
     ///
     /// `resumed` says that the request had a `Range` header. After a body that was closed early, `None` then tells Nix that
-    /// the path is gone and that it should build it.
-    fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> impl Future<Output = Option<NarBody>> + Send;
+    /// the path is gone and that it should build it. `client` tells which user asks, if that matters.
+    fn fetch_nar(
+        &self,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+        client: ClientUser,
+    ) -> impl Future<Output = Option<NarBody>> + Send;
+
+    /// Whether bodies have to wait for memory. Then clients that do not read what waits for them lose their connections
+    /// soon. From memory.
+    fn is_short_of_memory(&self) -> bool;
+}
+
+/// Tells which local user a client is.
+#[derive(Clone)]
+pub struct ClientUser(Arc<dyn Fn() -> Option<u32> + Send + Sync>);
+
+impl ClientUser {
+    /// A client of whom `find` finds the user.
+    pub fn new(find: impl Fn() -> Option<u32> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(find))
+    }
+
+    /// A client of whom nothing is known.
+    pub fn unknown() -> Self {
+        Self::new(|| None)
+    }
+
+    /// The user id. The kernel is asked for it, once for each connection.
+    pub fn find(&self) -> Option<u32> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ClientUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientUser").finish_non_exhaustive()
+    }
 }
 
 /// The settings in `/nix-cache-info`. `WantMassQuery` is always 1, because a failed lookup costs nothing here.

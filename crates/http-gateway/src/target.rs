@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use narmesh_protocol::{HashPart, NarUrl};
 
-const NARINFO_SUFFIX: &str = ".narinfo";
+/// How the path of a narinfo ends.
+pub(crate) const NARINFO_SUFFIX: &str = ".narinfo";
 
 /// What a request path names. A name that does not parse is `None`: it is answered as an absent
 /// path, never as a bad request.

@@ -23,7 +23,7 @@ mod source;
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};
 pub use lookup_log::{LookupEvent, LookupLog, NotFound};
-pub use nar::{BodyAborted, Compress, NarBody, TransferSettings};
+pub use nar::{BodyAborted, Compress, FindUser, NarBody, TransferSettings};
 pub use narinfo::{Reason, Refused};
 pub use source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
 
@@ -230,9 +230,14 @@ impl Resolver {
     /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
     /// range.
     ///
-    /// Waits for as long as a live source may still send it. A client that has to wait gets the first bytes of the NAR
-    /// meanwhile.
-    pub async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
-        self.nars.bring(url, first_byte, resumed).await
+    /// Waits for as long as a live source may still send it, and for memory. A client that has to wait gets the first
+    /// bytes of the NAR meanwhile. When memory is short, the users that `find_user` finds take turns.
+    pub async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, find_user: FindUser) -> Option<NarBody> {
+        self.nars.bring(url, first_byte, resumed, find_user).await
+    }
+
+    /// Whether a NAR has waited for memory for more than a moment, so that clients that do not read should make place.
+    pub fn is_short_of_memory(&self) -> bool {
+        self.nars.is_short_of_memory()
     }
 }

@@ -141,6 +141,6 @@ async fn one_request_is_one_lookup_whoever_claims_the_path() {
     assert_eq!(resolver.find_narinfo(claimed).await, None);
     assert_eq!(counted(), 0, "the same request goes on");
     let url = NarUrl::new(claimed, NarHash([1; 32]), 1_024);
-    assert!(resolver.fetch_nar(url, 0, false).await.is_none());
+    assert!(resolver.fetch_nar(url, 0, false, Arc::new(|| None)).await.is_none());
     assert_eq!(counted(), 0, "its narinfo was a request before");
 }

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, Uri};
 use bytes::Bytes;
 use futures::FutureExt;
-use narmesh_http_gateway::{BodyAborted, CacheInfo, GatewayMetrics, Lookup, NarBody, Substituter};
+use narmesh_http_gateway::{BodyAborted, CacheInfo, ClientUser, GatewayMetrics, Lookup, NarBody, Substituter};
 use narmesh_protocol::{HashPart, NarUrl, StoreDir};
 use prometheus_client::registry::Registry;
 use std::cell::RefCell;
@@ -85,7 +85,11 @@ impl Substituter for Everything {
         url.nar_size == NAR_BYTES
     }
 
-    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, _resumed: bool) -> Option<NarBody> {
+    fn is_short_of_memory(&self) -> bool {
+        false
+    }
+
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, _resumed: bool, _: ClientUser) -> Option<NarBody> {
         assert!(first_byte < url.nar_size, "never asked for what is not there");
         if url.nar_size != NAR_BYTES {
             return None;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use narmesh_http_gateway::{GatewayLimits, ListenerRole};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{PATIENCE, TestGateway, nar_url, part, pattern, request, until};
 use crate::memory::{Fault, MemorySubstituter, Nar};
@@ -125,6 +125,35 @@ async fn client_that_stops_reading_is_closed() {
     let answer = connection.answer().await;
     assert!(answer.is_short);
     assert!(answer.body.len() < 1 << 20, "the kernel held {} bytes for it", answer.body.len());
+}
+
+/// One client reads nothing, one a little now and then, and one waits for a body that pauses.
+#[tokio::test]
+async fn when_memory_is_short_whoever_leaves_bytes_lying_is_closed_soon() {
+    let paused = Nar { fault: Some((500_000, Fault::Pause(Duration::from_secs(5)))), ..Nar::good(pattern(SIZE)) };
+    let nars =
+        HashMap::from([(nar_url(1, 64 * SIZE), Nar::good(vec![0; 64 * SIZE])), (nar_url(2, SIZE), paused.clone())]);
+    for is_short in [false, true] {
+        let limits = GatewayLimits { short_stall_timeout: Duration::from_secs(1), ..GatewayLimits::default() };
+        let substituter = MemorySubstituter { nars: nars.clone(), is_short, ..MemorySubstituter::default() };
+        let gateway = gateway(substituter, limits).await;
+        let [mut silent, mut dripping, mut waiting] =
+            [gateway.connect().await, gateway.connect().await, gateway.connect().await];
+        for large in [&mut silent, &mut dripping] {
+            large.send(request("GET", &format!("/{}", nar_url(1, 64 * SIZE)), &[])).await;
+        }
+        waiting.send(request("GET", &format!("/{}", nar_url(2, SIZE)), &[])).await;
+        let dripping = tokio::spawn(async move {
+            let mut byte = [0];
+            while dripping.stream.read_exact(&mut byte).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert_eq!(waiting.answer().await.body.len(), SIZE, "it took all that was there for it");
+        let gone = if is_short { 2 } else { 0 };
+        until(|| gateway.metrics.counts().nar_client_gone == gone).await;
+        dripping.abort();
+    }
 }
 
 #[tokio::test]

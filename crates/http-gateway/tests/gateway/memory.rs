@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
-use narmesh_http_gateway::{BodyAborted, CacheInfo, Lookup, NarBody, Substituter};
+use narmesh_http_gateway::{BodyAborted, CacheInfo, ClientUser, Lookup, NarBody, Substituter};
 use narmesh_protocol::{HashPart, NarUrl, StoreDir};
 
 /// Narinfos by hash part and NARs by URL; everything else is absent.
@@ -20,6 +20,10 @@ pub(crate) struct MemorySubstituter {
     pub(crate) nars: HashMap<NarUrl, Nar>,
     /// All calls of `fetch_nar` in order: the first byte, and whether the request had a range.
     pub(crate) nar_calls: Mutex<Vec<(u64, bool)>>,
+    /// The users who made these calls.
+    pub(crate) nar_users: Mutex<Vec<Option<u32>>>,
+    /// Whether bodies have to wait for memory.
+    pub(crate) is_short: bool,
 }
 
 /// How a NAR is delivered.
@@ -100,7 +104,12 @@ impl Substituter for MemorySubstituter {
         self.nars.contains_key(&url)
     }
 
-    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+    fn is_short_of_memory(&self) -> bool {
+        self.is_short
+    }
+
+    async fn fetch_nar(&self, url: NarUrl, first_byte: u64, resumed: bool, client: ClientUser) -> Option<NarBody> {
+        self.nar_users.lock().unwrap().push(client.find());
         self.nar_calls.lock().unwrap().push((first_byte, resumed));
         let nar = self.nars.get(&url)?;
         if resumed && nar.gone_when_resumed {

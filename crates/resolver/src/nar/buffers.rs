@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 
+use super::turns::{Turns, User};
+
 /// A bound on what all bodies together hold. It is counted in KiB.
 ///
-/// There are two queues. In that of [`Buffers::take`] each waits for those before it, and what comes free is put by for
-/// the first. Somebody who waits there for much would keep everybody behind him waiting, so those who do wait in the
+/// There are two queues. In that of [`Buffers::take`] users take [turns](Turns), each of them in the order of his
+/// requests, and what comes free is put by for the first. Somebody who waits there for much would keep everybody behind him waiting, so those who do wait in the
 /// queue of [`Buffers::take_at_once`]: nothing is put by for them, the first of them tries again whenever something
 /// comes free, and gets it if the other queue leaves enough. They may have to wait for as long as others go on taking,
 /// so they are to bound their wait themselves.
@@ -16,6 +18,8 @@ use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 pub(crate) struct Buffers {
     free_kib: Arc<Semaphore>,
     kib_max: u32,
+    /// Held by the first in the queue of [`Buffers::take`].
+    turns: Turns,
     /// Held by the first in the queue of [`Buffers::take_at_once`].
     first: Arc<Mutex<()>>,
     freed: Arc<Notify>,
@@ -43,7 +47,7 @@ impl Buffers {
     pub(crate) fn new(bytes_max: u64) -> Self {
         let kib_max = u32::try_from(bytes_max / 1_024).unwrap_or(u32::MAX >> 3);
         let free_kib = Arc::new(Semaphore::new(kib_max as usize));
-        Self { free_kib, kib_max, first: Arc::default(), freed: Arc::default() }
+        Self { free_kib, kib_max, turns: Turns::default(), first: Arc::default(), freed: Arc::default() }
     }
 
     /// Takes this many bytes, if they are free now.
@@ -52,11 +56,19 @@ impl Buffers {
         Some(Share { _permit: permit, _notice: self.notice() })
     }
 
-    /// Takes this many bytes, in the order of the callers; waits until they are free.
-    pub(crate) async fn take(&self, bytes: u64) -> Share {
+    /// Takes this many bytes, if they are free now and nobody waits for them in the queue of [`Buffers::take`].
+    pub(crate) fn take_if_free(&self, bytes: u64) -> Option<Share> {
+        let _turn = self.turns.try_take()?;
+        self.try_take(bytes)
+    }
+
+    /// Takes this many bytes for this user when it is his turn; waits until they are free.
+    pub(crate) async fn take(&self, bytes: u64, user: User) -> Share {
+        let turn = self.turns.take(user).await;
         // Before the wait: a caller who gives up gives back what was put by for him.
         let notice = self.notice();
         let permit = Arc::clone(&self.free_kib).acquire_many_owned(self.kib(bytes)).await;
+        drop(turn);
         Share { _permit: permit.expect("nobody closes the semaphore"), _notice: notice }
     }
 
@@ -121,8 +133,8 @@ mod tests {
         let held = buffers.try_take(8 << 10).unwrap();
         let mut much = pin!(buffers.take_at_once(12 << 10));
         assert!(futures::poll!(&mut much).is_pending());
-        let little = buffers.take(6 << 10).now_or_never().expect("it is free");
-        let mut next = pin!(buffers.take(6 << 10));
+        let little = buffers.take(6 << 10, None).now_or_never().expect("it is free");
+        let mut next = pin!(buffers.take(6 << 10, None));
         assert!(futures::poll!(&mut next).is_pending());
         drop(held);
         let next = next.now_or_never().expect("it is free");
@@ -154,7 +166,7 @@ mod tests {
     async fn what_was_put_by_for_a_caller_who_gives_up_is_told_to_be_free() {
         let buffers = Buffers::new(16 << 10);
         let [one, other] = [(); 2].map(|()| buffers.try_take(8 << 10).unwrap());
-        let mut gives_up = Box::pin(buffers.take(16 << 10));
+        let mut gives_up = Box::pin(buffers.take(16 << 10, None));
         let waiting = buffers.clone();
         let mut much = Box::pin(async move { waiting.take_at_once(8 << 10).await });
         assert!(futures::poll!(&mut gives_up).is_pending());

@@ -12,11 +12,11 @@ use super::buffers::{Held, Share};
 use super::checkpoints::Trail;
 use super::transfer::{Step, Transfer};
 use super::waiting_client::{HungUp, WaitingClient};
-use super::{HoldLimits, NarContext};
+use super::{FindUser, HoldLimits, NarContext};
 use crate::lookup_log::LookupEvent;
 
-/// A NAR waits for memory as long as its client can be kept waiting, but at least this long. After that it goes on
-/// waiting while anything comes in from the sources that could send it.
+/// A NAR waits for memory for the whole while anything came in within this time from the sources that could send it; it
+/// stops this long before its client can no longer be kept waiting.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a delivery ends.
@@ -48,15 +48,15 @@ pub(super) struct Delivery {
     pub(super) url: NarUrl,
     pub(super) transfer: Transfer,
     pub(super) client: WaitingClient,
+    pub(super) find_user: FindUser,
 }
 
 impl Delivery {
     /// Brings the NAR to the client, however long a live source takes.
     pub(super) async fn run(mut self) -> Ended {
         let ended = match self.take_memory().await {
-            Ok(Some((share, true))) => self.hold(share).await,
-            Ok(Some((share, false))) => self.stream(share, Vec::new(), self.transfer.offset()).await,
-            Ok(None) => Ended::Gone,
+            Ok((share, true)) => self.hold(share).await,
+            Ok((share, false)) => self.stream(share, Vec::new(), self.transfer.offset()).await,
             Err(HungUp) => Ended::HungUp,
         };
         match ended {
@@ -79,11 +79,11 @@ impl Delivery {
         ended
     }
 
-    /// Takes memory for the NAR; returns it and whether it is enough for all of it. `None` if other bodies hold all
-    /// memory and nothing moves, because their clients do not read.
-    async fn take_memory(&mut self) -> Result<Option<(Share, bool)>, HungUp> {
+    /// Takes memory for the NAR; returns it and whether it is enough for all of it. Waits for as long as the client does:
+    /// that other bodies hold all memory says nothing about whether this NAR can be had.
+    async fn take_memory(&mut self) -> Result<(Share, bool), HungUp> {
         let (context, url) = (Arc::clone(&self.context), self.url);
-        let HoldLimits { small, saved, streamed } = context.limits;
+        let HoldLimits { tiny, small, saved, streamed } = context.limits;
         // A larger NAR is held back only if another source could still save it when one lies.
         let can_be_saved = self.transfer.sources() > 1 && url.nar_size <= saved;
         let is_whole = self.transfer.may_begin_anew && (url.nar_size <= small || can_be_saved);
@@ -91,21 +91,31 @@ impl Delivery {
             && url.nar_size > streamed
             && let Some(share) = self.wait_for_whole().await?
         {
-            return Ok(Some((share, true)));
+            return Ok((share, true));
         }
-        let mut patience = self.client.patience_left().max(MEMORY_PATIENCE);
-        let wait = async move {
-            let mut share = pin!(context.buffers.take(url.nar_size.min(streamed)));
-            loop {
-                match tokio::time::timeout(patience, &mut share).await {
-                    Ok(share) => return Some(share),
-                    Err(_) if context.has_moved(&url, MEMORY_PATIENCE) => patience = MEMORY_PATIENCE,
-                    Err(_) => return None,
+        let find_user = Arc::clone(&self.find_user);
+        let bytes = url.nar_size.min(streamed);
+        let take = async move {
+            if url.nar_size <= tiny {
+                if let Some(share) = context.tiny_buffers.try_take(bytes) {
+                    return share;
                 }
+                let user = find_user();
+                let wait = async {
+                    tokio::select! {
+                        share = context.tiny_buffers.take(bytes, user) => share,
+                        share = context.buffers.take(bytes, user) => share,
+                    }
+                };
+                return context.shortage.watch(wait).await;
+            }
+            match context.buffers.take_if_free(bytes) {
+                Some(share) => share,
+                None => context.shortage.watch(context.buffers.take(bytes, find_user())).await,
             }
         };
         // Even the memory of a NAR that streams may be enough for all of this one.
-        Ok(self.client.keep(wait).await?.map(|share| (share, is_whole && url.nar_size <= streamed)))
+        Ok((self.client.keep(take).await?, is_whole && url.nar_size <= streamed))
     }
 
     /// Waits for memory for all of the NAR, which is more than one that streams takes: while its client can be kept
@@ -114,10 +124,15 @@ impl Delivery {
     async fn wait_for_whole(&mut self) -> Result<Option<Share>, HungUp> {
         let (context, url) = (Arc::clone(&self.context), self.url);
         let until = Instant::now() + self.client.patience_left().saturating_sub(MEMORY_PATIENCE);
+        let find_user = Arc::clone(&self.find_user);
         let take = async {
-            match url.nar_size <= context.limits.small {
-                true => context.buffers.take(url.nar_size).await,
-                false => context.buffers.take_at_once(url.nar_size).await,
+            if url.nar_size > context.limits.small {
+                // That nothing is put by for so much says nothing about whether memory is short.
+                return context.buffers.take_at_once(url.nar_size).await;
+            }
+            match context.buffers.take_if_free(url.nar_size) {
+                Some(share) => share,
+                None => context.shortage.watch(context.buffers.take(url.nar_size, find_user())).await,
             }
         };
         let wait = async {

@@ -17,10 +17,12 @@ mod race;
 mod recent;
 mod roster;
 mod runner;
+mod shortage;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod transfers;
+mod turns;
 mod waiting_client;
 
 use std::pin::Pin;
@@ -39,6 +41,7 @@ use self::checkpoints::Checkpoints;
 use self::delivery::{Delivery, Ended};
 use self::nar_faults::NarFaults;
 use self::own::OwnNars;
+use self::shortage::Shortage;
 use self::transfers::Transfers;
 use self::waiting_client::{CHUNKS_AHEAD, WaitingClient};
 use crate::ResolverCounters;
@@ -63,6 +66,9 @@ pub struct BodyAborted;
 /// item.
 pub type NarBody = Pin<Box<dyn Stream<Item = Result<Bytes, BodyAborted>> + Send>>;
 
+/// Finds out which local user asks, if that can be known. Called only when the user matters: when memory is short.
+pub type FindUser = Arc<dyn Fn() -> Option<u32> + Send + Sync>;
+
 /// When bodies between peers are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compress {
@@ -83,15 +89,20 @@ pub(crate) struct NarContext {
     nar_faults: NarFaults,
     checkpoints: Checkpoints,
     buffers: Buffers,
+    /// The buffers of tiny NARs. They are apart, so that a tiny NAR never waits behind large ones.
+    tiny_buffers: Buffers,
     /// The buffers of NARs from our own store. They are apart, so that clients that do not read them keep no peer's NAR
     /// waiting.
     own_buffers: Buffers,
     limits: HoldLimits,
+    shortage: Shortage,
 }
 
 /// How much of a NAR is held back before Nix sees it, bytes.
 #[derive(Clone, Copy, Debug)]
 struct HoldLimits {
+    /// A NAR up to this size is tiny: it has memory of its own.
+    tiny: u64,
     /// A NAR up to this size is held back whole.
     small: u64,
     /// A larger one up to this size is held back whole if several sources claim it.
@@ -102,16 +113,16 @@ struct HoldLimits {
 
 impl Default for HoldLimits {
     fn default() -> Self {
-        Self { small: SMALL_NAR_BYTES_MAX, saved: 64 << 20, streamed: 2 << 20 }
+        Self { tiny: 256 << 10, small: SMALL_NAR_BYTES_MAX, saved: 64 << 20, streamed: 2 << 20 }
     }
 }
 
 impl NarContext {
-    /// Bodies from peers hold at most `buffer_bytes_max` in memory. Those of our own store hold an eighth of that, and
-    /// a few bytes more each.
+    /// Bodies from peers hold at most `buffer_bytes_max` in memory, and tiny ones an eighth of that besides. Those of our
+    /// own store hold another eighth, and a few bytes more each.
     pub(crate) fn new(shared: &Shared, buffer_bytes_max: u64) -> Self {
         // 16 MiB of 128: enough for two buffers for each of the 25 connections of one Nix, and some more.
-        let (own_bytes_max, limits) = (buffer_bytes_max / 8, HoldLimits::default());
+        let (eighth_max, limits) = (buffer_bytes_max / 8, HoldLimits::default());
         Self {
             sources: Arc::clone(&shared.sources),
             lookup_log: Arc::clone(&shared.lookup_log),
@@ -119,8 +130,10 @@ impl NarContext {
             nar_faults: NarFaults::default(),
             checkpoints: Checkpoints::default(),
             buffers: Buffers::new(buffer_bytes_max),
-            own_buffers: Buffers::new(own_bytes_max),
+            tiny_buffers: Buffers::new(eighth_max),
+            own_buffers: Buffers::new(eighth_max),
             limits: HoldLimits { saved: limits.saved.min(buffer_bytes_max), ..limits },
+            shortage: Shortage::default(),
         }
     }
 
@@ -165,9 +178,15 @@ impl Nars {
 
     /// The bytes of a NAR from `first_byte` on, or `None` for a path that is gone. `resumed` says that Nix asked for a
     /// range.
-    pub(crate) async fn bring(self: &Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+    pub(crate) async fn bring(
+        self: &Arc<Self>,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+        find_user: FindUser,
+    ) -> Option<NarBody> {
         let body = match self.narinfos.admit_nar(&url).await {
-            true => self.bring_admitted(url.nar(), first_byte, resumed).await,
+            true => self.bring_admitted(url.nar(), first_byte, resumed, find_user).await,
             false => None,
         };
         if body.is_none() {
@@ -177,7 +196,18 @@ impl Nars {
         body
     }
 
-    async fn bring_admitted(self: &Arc<Self>, url: NarUrl, first_byte: u64, resumed: bool) -> Option<NarBody> {
+    /// Whether a NAR has waited for memory for more than a moment.
+    pub(crate) fn is_short_of_memory(&self) -> bool {
+        self.context.shortage.is_felt()
+    }
+
+    async fn bring_admitted(
+        self: &Arc<Self>,
+        url: NarUrl,
+        first_byte: u64,
+        resumed: bool,
+        find_user: FindUser,
+    ) -> Option<NarBody> {
         // If the body was cut short, a 404 for the rest makes Nix build the path instead of asking again.
         if first_byte >= url.nar_size || (resumed && self.context.nar_faults.was_cut_short(&url.nar_hash)) {
             return None;
@@ -188,7 +218,8 @@ impl Nars {
             return Some(body);
         }
         let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::spawn(Arc::clone(self).deliver(url, first_byte, WaitingClient::new(client, first_byte)));
+        let client = WaitingClient::new(client, first_byte);
+        tokio::spawn(Arc::clone(self).deliver(url, first_byte, client, find_user));
         // Waits for the first bytes, because 404 can be said only as long as no body has begun.
         let first = body.recv().await?.ok()?;
         let rest = futures::stream::poll_fn(move |context| body.poll_recv(context));
@@ -197,7 +228,7 @@ impl Nars {
 
     /// Brings a NAR to its client. It runs as a task of its own, so that the client can be kept waiting from the first
     /// moment.
-    async fn deliver(self: Arc<Self>, url: NarUrl, first_byte: u64, mut client: WaitingClient) {
+    async fn deliver(self: Arc<Self>, url: NarUrl, first_byte: u64, mut client: WaitingClient, find_user: FindUser) {
         if first_byte == 0
             && let Some(reading) = self.ahead.take(url)
         {
@@ -214,7 +245,7 @@ impl Nars {
         let transfer = self.transfers.begin(url, first_byte, holders);
         let context = Arc::clone(&self.context);
         // The remembered answer led to a NAR that nobody could send, so the next lookup has to ask again.
-        if (Delivery { context, url, transfer, client }).run().await == Ended::Gone {
+        if (Delivery { context, url, transfer, client, find_user }).run().await == Ended::Gone {
             self.narinfos.forget(url.hash_part);
         }
     }

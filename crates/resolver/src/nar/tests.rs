@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::delivery::{Delivery, Ended};
+use super::shortage::Shortage;
 use super::transfer::{Transfer, TransferSettings};
 use super::waiting_client::{CHUNKS_AHEAD, NAR_PREFIX, WaitingClient};
 use super::{Buffers, Checkpoints, Compress, HoldLimits, NarContext, NarFaults};
@@ -27,7 +28,7 @@ use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation,
 
 const STALL: Duration = Duration::from_secs(5);
 const BUFFER_BYTES: u64 = 1 << 20;
-const LIMITS: HoldLimits = HoldLimits { small: 2_048, saved: 8_192, streamed: 1_024 };
+const LIMITS: HoldLimits = HoldLimits { tiny: 256, small: 2_048, saved: 8_192, streamed: 1_024 };
 
 /// What a source does with a request.
 #[derive(Clone, Debug)]
@@ -304,7 +305,9 @@ async fn deliver_after(
         nar_faults: NarFaults::default(),
         checkpoints: Checkpoints::default(),
         buffers: Buffers::new(BUFFER_BYTES),
+        tiny_buffers: Buffers::new(1 << 10),
         own_buffers: Buffers::new(1 << 20),
+        shortage: Shortage::default(),
         limits: LIMITS,
     });
     let url = NarUrl::new(HashPart([1; 20]), NarHash(Sha256::digest(&*nar).into()), nar.len() as u64);
@@ -334,8 +337,8 @@ async fn deliver_after(
     }
     let (client, mut body) = mpsc::channel(CHUNKS_AHEAD);
     let since = Instant::now();
-    let delivery =
-        Delivery { context: Arc::clone(&context), url, transfer, client: WaitingClient::new(client, first_byte) };
+    let client = WaitingClient::new(client, first_byte);
+    let delivery = Delivery { context: Arc::clone(&context), url, transfer, client, find_user: Arc::new(|| None) };
     let read = async {
         let (mut got, mut aborted) = (Vec::new(), false);
         while let Some(chunk) = body.recv().await {
@@ -505,6 +508,28 @@ async fn nar_streams_when_nothing_moves_or_its_client_cannot_wait_longer() {
             assert!((soonest_s..latest_s).contains(&elapsed_s), "{size}, {moving}: {elapsed_s} s");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nar_waits_for_memory_for_as_long_as_its_client_does() {
+    // Longer than the client can be kept waiting, and nothing comes in meanwhile.
+    let others = Others { free_bytes: 0, lasting: Duration::from_secs(600), moving: false };
+    for size in [1_500, 60_000] {
+        let nar = nar_of(size, 1);
+        let (_, outcome) = deliver_beside(others, &nar, vec![Script::honest(1, 512)]).await;
+        assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true), "{size}");
+        assert!(outcome.elapsed >= others.lasting, "{size}: {:?}", outcome.elapsed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tiny_nar_does_not_wait_behind_others() {
+    let others = Others { free_bytes: 0, lasting: Duration::from_secs(600), moving: false };
+    let nar = nar_of(8, 1);
+    assert!(nar.len() as u64 <= LIMITS.tiny, "{}", nar.len());
+    let (_, outcome) = deliver_beside(others, &nar, vec![Script::honest(1, 64)]).await;
+    assert_eq!((outcome.ended, outcome.body == nar), (Ended::Complete, true));
+    assert!(outcome.elapsed < Duration::from_secs(1), "{:?}", outcome.elapsed);
 }
 
 #[tokio::test(start_paused = true)]
