@@ -67,6 +67,20 @@ fn refuse_others(lies: Lies) -> io::Result<()> {
     lies.why_no_file().map_or(Ok(()), |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why)))
 }
 
+/// As [`open`], but does not follow a link: whoever may write into a directory must not choose which other file is
+/// written.
+pub(crate) fn open_itself(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    refuse_others(Lies::at(path)?)?;
+    if fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink()) {
+        refuse_others(Lies::Other("a link"))?;
+    }
+    // It may have been replaced since.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path)?;
+    refuse_others(Lies::of(file.metadata()?.file_type()))?;
+    Ok(file)
+}
+
 /// Opens a regular file for reading.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true))

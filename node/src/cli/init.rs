@@ -203,7 +203,7 @@ impl Keys {
 fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).create_new(!force);
-    let mut target = match regular_file::open(file, &mut options) {
+    let mut target = match regular_file::open_itself(file, &mut options) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             anyhow::bail!("{} exists; use --force to overwrite it (keys are always kept)", file.display())
         }
@@ -346,6 +346,24 @@ mod tests {
             let error = init_without_nix(&Arguments { force: true, ..arguments(dir.path()) }).unwrap_err();
             let message = crate::describe::describe(&error);
             assert!(message.contains("narmesh.toml: it is ") && message.contains(what), "{message}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let [precious, nothing] = ["precious", "nothing"].map(|name| elsewhere.path().join(name));
+        std::fs::write(&precious, "mine").unwrap();
+        for target in [&precious, &nothing] {
+            for name in ["narmesh.toml", NODE_KEY, BUILDER_KEY] {
+                let dir = tempfile::tempdir().unwrap();
+                std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+                let error = init_without_nix(&Arguments { force: true, ..arguments(dir.path()) }).unwrap_err();
+                let message = crate::describe::describe(&error);
+                assert!(message.contains(name), "{message}");
+                assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
+                assert!(!nothing.exists(), "{name}");
+            }
         }
     }
 
