@@ -8,6 +8,7 @@ use self::ask::{ask, resolve_link};
 use super::{emit, eprint_line};
 use crate::attestations::{Imported, Part, Question, read_file};
 use crate::config::Config;
+use crate::regular_file;
 use crate::settings::Settings;
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -95,7 +96,7 @@ fn export(config: &Path, arguments: &ExportArguments) -> anyhow::Result<bool> {
 }
 
 fn import(config: &Path, file: &Path) -> anyhow::Result<bool> {
-    let input = File::open(file).with_context(|| file.display().to_string())?;
+    let input = open_attestations(file)?;
     let mut result = None;
     ask(config, Question::Import, Some(input), |part| {
         if let Part::Imported(imported) = part {
@@ -109,8 +110,14 @@ fn import(config: &Path, file: &Path) -> anyhow::Result<bool> {
     bad_lines(&imported)
 }
 
+/// Opens a file named by the user. Whatever else is there could be waited for, or read, for ever.
+fn open_attestations(file: &Path) -> anyhow::Result<File> {
+    regular_file::open_to_read(file)
+        .with_context(|| format!("{}: accepted is a file as `narmesh quorum export` writes it", file.display()))
+}
+
 fn verify(file: &Path) -> anyhow::Result<bool> {
-    let reader = BufReader::new(File::open(file).with_context(|| file.display().to_string())?);
+    let reader = BufReader::new(open_attestations(file)?);
     let bar = progress("lines");
     let result = read_file(
         reader,
@@ -170,4 +177,22 @@ fn progress(what: &str) -> ProgressBar {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar.enable_steady_tick(Duration::from_secs(1));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_no_file_is_refused_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("narmesh.toml");
+        for (path, what) in regular_file::list_oddities(dir.path()) {
+            for refused in [import(&config, &path), verify(&path)] {
+                let message = crate::describe::describe(&refused.unwrap_err());
+                assert!(message.starts_with(&path.display().to_string()) && message.contains(what), "{message}");
+                assert!(message.contains("accepted is a file"), "{message}");
+            }
+        }
+    }
 }

@@ -178,7 +178,8 @@ impl Answer {
         Ok(thread::spawn(move || {
             let mut buffer = vec![0; 64 << 10];
             loop {
-                let bytes = input.read(&mut buffer)?;
+                // The daemon waits for the end of the file, also of one that cannot be read on.
+                let bytes = input.read(&mut buffer).inspect_err(|_| drop(stream.shutdown(Shutdown::Write)))?;
                 let read = buffer.get(..bytes).unwrap_or_default();
                 if bytes == 0 || stream.write_all(read).is_err() {
                     drop(stream.shutdown(Shutdown::Write));
