@@ -13,6 +13,25 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     text
 }
 
+/// Makes text of foreign origin harmless: control characters, and characters that reorder text, become `\u{…}`.
+pub fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        let reorders = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if character.is_control() || reorders {
+            safe.extend(character.escape_unicode());
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// The text of several lines with everything else by which a file could control a terminal escaped.
+pub(crate) fn escaped_lines(text: &str) -> String {
+    text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
+}
+
 /// What rustls says, with the address of a manual, when a connection ends without the end message of TLS. That happens
 /// whenever a process is killed or a line breaks. It hides no lost bytes, because each of our messages gives its
 /// length.

@@ -12,6 +12,7 @@ pub(crate) use place::bounds_of;
 pub(crate) use quorum::DATE_FORM;
 pub use quorum::{BuilderConfig, QuorumConfig, QuorumOverrideConfig, RevokedBuilderConfig};
 
+use crate::describe::escaped_lines;
 use crate::regular_file::read_text;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -253,7 +254,7 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// The file is not TOML, or has an unknown key or a value of the wrong type; the source points at the line.
-    #[error("{path}: {text}{remark}", path = path.display(), text = source.to_string().trim_end())]
+    #[error("{path}: {text}{remark}", path = path.display(), text = escaped_lines(source.to_string().trim_end()), remark = escaped_lines(remark))]
     Toml {
         /// The path of the configuration file.
         path: PathBuf,
@@ -288,6 +289,16 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_about_a_line_does_not_control_the_terminal() {
+        for text in ["name = \"\u{1b}[31m\u{7}\u{202e}\"\n", "[node]\n\"\\u001b]0;x\\u0007\" = 1\n", "\u{9b}31m\n"] {
+            let told = error(text);
+            let harmful = told.chars().find(|letter| (letter.is_control() && *letter != '\n') || *letter == '\u{202e}');
+            assert_eq!(harmful, None, "{told:?}");
+            assert!(told.lines().count() > 1, "{told:?}");
+        }
+    }
 
     fn error(text: &str) -> String {
         Config::parse(text, Path::new("x.toml")).unwrap_err().to_string()

@@ -7,24 +7,11 @@ use super::{
     AdvertisedReport, CandidateView, LookedUp, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
     SummaryStatus, WhyReport, WouldAnswer,
 };
+pub use crate::describe::escaped;
 use crate::describe::plainly;
 use narmesh_mesh::ProbeResult;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Makes text of foreign origin harmless: control characters, and characters that reorder text, become `\u{…}`.
-pub fn escaped(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for character in text.chars() {
-        let reorders = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if character.is_control() || reorders {
-            safe.extend(character.escape_unicode());
-        } else {
-            safe.push(character);
-        }
-    }
-    safe
-}
 
 /// A size like `1.5 MiB`; below 1 KiB it is exact.
 pub fn bytes(count: u64) -> String {
