@@ -9,6 +9,7 @@
 mod decode;
 mod inbox;
 mod lines;
+mod slots;
 mod source;
 
 use super::bulk::{Bulk, BulkStream, Connection, InUse};
@@ -20,17 +21,15 @@ pub use lines::LineView;
 use lines::{InFlight, Line};
 use narmesh_protocol::wire::NarRequest;
 use parking_lot::Mutex;
+use slots::Slots;
 pub use source::{NarPiece, NarSource};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Idle streams kept per peer: as many as today's Nix has requests under way.
 const IDLE_STREAMS_MAX: usize = 16;
-/// Requests under way at one peer; further ones wait for one to end. A holder takes 64 streams, and may not have heard
-/// yet that some were given up.
-const IN_FLIGHT_MAX: usize = 56;
 /// How often one request may find a fresh stream closed before its answer: the connection broke, and so did the next.
 const BROKEN_MAX: u32 = 2;
 
@@ -46,7 +45,7 @@ struct Shared {
 
 struct PeerPool {
     idle: Mutex<Vec<Idle>>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     line: Arc<Line>,
 }
 
@@ -110,7 +109,7 @@ impl NarPool {
         let of_peer = self.of_peer(peer);
         // Counts as under way already while it waits for a slot.
         let in_flight = of_peer.line.begin();
-        let slot = Arc::clone(&of_peer.slots).acquire_owned().await.map_err(io::Error::other)?;
+        let slot = of_peer.slots.take(request.nar_size).await?;
         let asking = Asking { pool: self.clone(), peer, of_peer, request, frame: frame.into() };
         let asked = asking.ask().await?;
         Ok(NarSource::new(asking, asked, Held { _slot: slot, _in_flight: in_flight }))
@@ -142,11 +141,7 @@ impl NarPool {
 
     fn of_peer(&self, peer: PeerId) -> Arc<PeerPool> {
         let mut peers = self.0.peers.lock();
-        let fresh = || PeerPool {
-            idle: Mutex::default(),
-            slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-            line: Arc::default(),
-        };
+        let fresh = || PeerPool { idle: Mutex::default(), slots: Slots::default(), line: Arc::default() };
         Arc::clone(peers.entry(peer).or_insert_with(|| Arc::new(fresh())))
     }
 }
