@@ -17,7 +17,7 @@ use super::NarInfos;
 use crate::ResolverSettings;
 use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 use crate::builders::{Builders, KnownSignatures};
-use crate::nar::{Compress, ContentsCheck, NarContext};
+use crate::nar::{Compress, ContentsCheck, NarContext, TransferSettings};
 use crate::shared::Shared;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
 
@@ -130,8 +130,7 @@ impl Stage {
             priority: 30,
             narinfo_deadline: Duration::from_secs(1),
             narinfo_deadline_max: Duration::from_secs(1),
-            stall_timeout: Duration::from_secs(5),
-            compress: Compress::Auto,
+            transfer: TransferSettings { stall_timeout: Duration::from_secs(5), compress: Compress::Auto },
             signers: Vec::new(),
             gateway_key: None,
         };
