@@ -29,7 +29,7 @@ pub struct NixSignature {
 }
 
 /// Public keys by name; two different keys with the same name are refused.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct TrustedKeys {
     keys: Vec<NixPublicKey>,
 }

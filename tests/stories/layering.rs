@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("narmesh-resolver", &["narmesh-protocol", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-mesh", &["narmesh-protocol", "narmesh-machine", "narmesh-gossip", "narmesh-quorum", "narmesh-store"]),
     ("narmesh-http-gateway", &["narmesh-protocol"]),
+    ("narmesh-upstream", &["narmesh-protocol"]),
     ("narmesh-simulation", &["narmesh-gossip", "narmesh-quorum", "narmesh-protocol", "narmesh-machine"]),
     // It runs the binary, as a user does.
     ("narmesh-demo", &[]),
@@ -29,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "narmesh-resolver",
             "narmesh-mesh",
             "narmesh-http-gateway",
+            "narmesh-upstream",
         ],
     ),
     (
@@ -66,6 +68,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     // SQLite belongs to the store. Cargo counts hyper in for a part of libp2p that is not built.
     ("narmesh-mesh", &["narmesh-http-gateway", "axum", "clap", "toml"]),
     ("narmesh-http-gateway", &["libp2p", "libp2p-swarm", "rusqlite"]),
+    ("narmesh-upstream", &["libp2p", "libp2p-swarm", "axum", "rusqlite"]),
     ("narmesh-simulation", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-demo", &["tokio", "libp2p", "libp2p-swarm", "axum", "hyper", "rusqlite"]),
     ("narmesh-tests", &["libp2p", "axum", "rusqlite"]),

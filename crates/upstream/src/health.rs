@@ -1,0 +1,211 @@
+//! Whether a cache is asked: one that fails again and again is left alone for a while, then tried with one request.
+
+use crate::failure::{Failure, FailureKind};
+use crate::latency::Latency;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// So many failures in a row, without an answer between them, and the cache is down.
+const FAILURES_UNTIL_DOWN: u32 = 3;
+/// How long a cache that is down is left alone the first, the second, and each further time in a row.
+const PAUSES: [Duration; 3] = [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(150)];
+/// A pause is this share longer or shorter, so that the machines of a site do not all come back at once.
+const JITTER: f64 = 0.2;
+/// The longest pause that a `Retry-After` can ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+/// A request that tries a cache again and never ends keeps others away for so long.
+const TRIAL_MAX: Duration = Duration::from_secs(30);
+
+/// How a cache is, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// It answers.
+    Up,
+    /// Its last requests failed, but it is still asked.
+    Degraded,
+    /// It is left alone for a while.
+    Down,
+}
+
+impl HealthState {
+    /// The word in `status` and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What is known of the health of a cache.
+#[derive(Clone, Debug)]
+pub struct HealthReport {
+    /// In one word.
+    pub state: HealthState,
+    /// How long a cache that is down is still left alone; zero when it may be tried again.
+    pub down_for: Option<Duration>,
+    /// The last failure, and how long ago it was.
+    pub last_failure: Option<(Failure, Duration)>,
+    /// Number of failures since the start, by kind.
+    pub failures: BTreeMap<FailureKind, u64>,
+    /// Number of answers since the start; "has it not" is one.
+    pub answers: u64,
+    /// How long its narinfos usually take.
+    pub latency: Option<Latency>,
+}
+
+/// The state machine of one cache. Time comes from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    in_a_row: u32,
+    /// Number of pauses in a row.
+    pauses: u32,
+    down_until: Option<Instant>,
+    trial_since: Option<Instant>,
+    last_failure: Option<(Failure, Instant)>,
+    failures: BTreeMap<FailureKind, u64>,
+    answers: u64,
+    latency: Option<Latency>,
+}
+
+impl Health {
+    /// Whether a request may go to the cache now. When a pause has ended, one request at a time may try it again.
+    pub(crate) fn admit(&mut self, now: Instant) -> bool {
+        if !self.may_be_asked(now) {
+            return false;
+        }
+        if self.down_until.is_some() {
+            self.trial_since = Some(now);
+        }
+        true
+    }
+
+    /// Whether [`Self::admit`] would let a request through.
+    pub(crate) fn may_be_asked(&self, now: Instant) -> bool {
+        let is_tried = self.trial_since.is_some_and(|since| now.saturating_duration_since(since) < TRIAL_MAX);
+        self.down_until.is_none_or(|until| now >= until && !is_tried)
+    }
+
+    /// Notes an answer, and how long it took where that is to count.
+    pub(crate) fn on_answer(&mut self, took: Option<Duration>) {
+        self.answers += 1;
+        (self.in_a_row, self.pauses, self.down_until, self.trial_since) = (0, 0, None, None);
+        if let Some(took) = took {
+            self.latency = Some(Latency::after(self.latency, took));
+        }
+    }
+
+    /// Notes a failure; `chance` in 0 to 1 chooses the jitter of a pause. Returns the pause, if one begins.
+    pub(crate) fn on_failure(&mut self, failure: Failure, now: Instant, chance: f64) -> Option<Duration> {
+        let (kind, retry_after) = (failure.kind, failure.retry_after);
+        *self.failures.entry(kind).or_default() += 1;
+        self.last_failure = Some((failure, now));
+        let was_trial = self.trial_since.take().is_some();
+        if !kind.is_of_cache() {
+            // The cache was reached, which ends a pause.
+            self.down_until = None;
+            return None;
+        }
+        self.in_a_row += 1;
+        let is_paused = self.down_until.is_some_and(|until| now < until);
+        if is_paused || !(was_trial || kind.is_lasting() || self.in_a_row >= FAILURES_UNTIL_DOWN) {
+            return None;
+        }
+        let index = usize::try_from(self.pauses).unwrap_or(usize::MAX).min(PAUSES.len() - 1);
+        let usual = PAUSES.get(index).copied().unwrap_or(RETRY_AFTER_MAX);
+        let pause = usual.mul_f64(1.0 + JITTER * (2.0 * chance.clamp(0.0, 1.0) - 1.0));
+        let pause = retry_after.map_or(pause, |asked| asked.min(RETRY_AFTER_MAX).max(Duration::from_secs(1)));
+        self.pauses += 1;
+        self.down_until = Some(now + pause);
+        Some(pause)
+    }
+
+    /// What is known now.
+    pub(crate) fn report(&self, now: Instant) -> HealthReport {
+        let state = match (self.down_until, self.in_a_row) {
+            (Some(_), _) => HealthState::Down,
+            (None, 0) => HealthState::Up,
+            (None, _) => HealthState::Degraded,
+        };
+        HealthReport {
+            state,
+            down_for: self.down_until.map(|until| until.saturating_duration_since(now)),
+            last_failure: self.last_failure.as_ref().map(|(failure, at)| (failure.clone(), now.duration_since(*at))),
+            failures: self.failures.clone(),
+            answers: self.answers,
+            latency: self.latency,
+        }
+    }
+
+    /// How long narinfos usually take.
+    pub(crate) fn latency(&self) -> Option<Latency> {
+        self.latency
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fail(health: &mut Health, kind: FailureKind, now: Instant) -> Option<Duration> {
+        health.on_failure(Failure::new(kind, "x"), now, 0.5)
+    }
+
+    #[test]
+    fn three_failures_pause_a_cache_and_one_request_at_a_time_tries_it_again() {
+        let (mut health, start) = (Health::default(), Instant::now());
+        assert_eq!(fail(&mut health, FailureKind::Timeout, start), None);
+        assert_eq!(health.report(start).state, HealthState::Degraded);
+        assert_eq!(fail(&mut health, FailureKind::Connect, start), None);
+        assert_eq!(fail(&mut health, FailureKind::ServerError, start), Some(PAUSES[0]));
+        assert!(!health.admit(start + Duration::from_secs(14)));
+        let after = start + PAUSES[0];
+        assert!(health.admit(after), "the pause has ended");
+        assert!(!health.admit(after), "one request tries it already");
+        assert!(health.admit(after + TRIAL_MAX), "which never ended");
+        assert_eq!(fail(&mut health, FailureKind::Timeout, after), Some(PAUSES[1]), "longer each time");
+        let later = after + PAUSES[1];
+        assert!(health.admit(later));
+        health.on_answer(None);
+        assert!(health.admit(later) && health.admit(later), "it answered");
+        assert_eq!(health.report(later).state, HealthState::Up);
+    }
+
+    #[test]
+    fn failures_with_answers_between_them_pause_nothing() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for _ in 0..20 {
+            assert_eq!(fail(&mut health, FailureKind::Interrupted, now), None);
+            health.on_answer(Some(Duration::from_millis(10)));
+        }
+    }
+
+    #[test]
+    fn what_lasts_pauses_at_once_for_as_long_as_the_cache_asks() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        assert_eq!(fail(&mut health, FailureKind::Tls, now), Some(PAUSES[0]));
+        let mut health = Health::default();
+        let limited =
+            Failure { retry_after: Some(Duration::from_secs(7)), ..Failure::new(FailureKind::RateLimited, "x") };
+        assert_eq!(health.on_failure(limited.clone(), now, 0.5), Some(Duration::from_secs(7)));
+        let for_ever = Failure { retry_after: Some(Duration::MAX), ..limited };
+        assert_eq!(Health::default().on_failure(for_ever, now, 0.5), Some(RETRY_AFTER_MAX));
+    }
+
+    #[test]
+    fn a_false_path_says_nothing_about_the_cache() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for _ in 0..20 {
+            assert_eq!(fail(&mut health, FailureKind::Untrusted, now), None);
+        }
+        assert!(health.admit(now));
+    }
+
+    #[test]
+    fn requests_that_fail_together_begin_one_pause() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        let pauses = (0..30).filter_map(|_| fail(&mut health, FailureKind::Connect, now)).count();
+        assert_eq!(pauses, 1);
+    }
+}

@@ -1,0 +1,276 @@
+//! Requests to one HTTP cache: narinfos over HTTP/2 where there is one, bodies over connections of their own, redirects
+//! followed by rules.
+
+use crate::failure::{Failure, FailureKind};
+use crate::settings::{Credentials, ProxyChoice, UpstreamSettings};
+use data_encoding::BASE64;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, Proxy, Request, Response, StatusCode, Url};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+/// Redirects that are followed for one request; a cache in front of an object store needs one.
+const REDIRECTS_MAX: usize = 5;
+/// An idle connection is closed after this: before most servers do, so that a request rarely meets one that is closing
+/// (nginx: 75 s, S3: some 20 s).
+const IDLE_MAX: Duration = Duration::from_secs(15);
+/// A connection with requests under way is asked for a sign of life this often, and given up without one.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A narinfo, or another small file: many at once on one connection.
+    Text,
+    /// A NAR: a connection of its own, so that a slow reader delays nobody else.
+    Body,
+}
+
+/// The client of one cache.
+#[derive(Debug)]
+pub(crate) struct Http {
+    base: Url,
+    authorization: Option<HeaderValue>,
+    texts: Client,
+    bodies: Client,
+    /// For redirects of a public host: names that lead to private addresses do not exist for it.
+    redirected: Client,
+}
+
+impl Http {
+    pub(crate) fn new(base: Url, settings: &UpstreamSettings) -> Result<Self, Failure> {
+        let made = || {
+            Ok::<_, reqwest::Error>((
+                client(settings, Purpose::Text, Resolver { only_public: false })?,
+                client(settings, Purpose::Body, Resolver { only_public: false })?,
+                client(settings, Purpose::Body, Resolver { only_public: true })?,
+            ))
+        };
+        let (texts, bodies, redirected) = made().map_err(|error| Failure::of_error(&error))?;
+        let authorization = settings.credentials.as_ref().map(authorization).transpose()?;
+        Ok(Self { base, authorization, texts, bodies, redirected })
+    }
+
+    /// Requests a file of the cache from byte `offset` on, and returns the final response, whatever its status.
+    pub(crate) async fn get(&self, name: &str, offset: u64, purpose: Purpose) -> Result<Response, Failure> {
+        let mut url = self.base.join(name).map_err(|error| Failure::new(FailureKind::BadNarInfo, error.to_string()))?;
+        if url.origin() != self.base.origin() {
+            return Err(Failure::new(FailureKind::BadNarInfo, format!("its URL leads to {}", host_of(&url))));
+        }
+        let (mut client, mut is_public) = (if purpose == Purpose::Text { &self.texts } else { &self.bodies }, false);
+        for _ in 0..=REDIRECTS_MAX {
+            let response = self.send(client, &url, offset).await?;
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+                return Ok(response);
+            }
+            is_public |= response.remote_addr().is_some_and(|address| is_public_address(address.ip()));
+            url = next_hop(&response, is_public)?;
+            client = if is_public { &self.redirected } else { &self.bodies };
+        }
+        Err(Failure::new(FailureKind::Redirect, format!("more than {REDIRECTS_MAX} redirects")))
+    }
+
+    async fn send(&self, client: &Client, url: &Url, offset: u64) -> Result<Response, Failure> {
+        let request = || -> Result<Request, Failure> {
+            let mut headers = HeaderMap::new();
+            // How a NAR is compressed is said in its narinfo; a server must not do it once more.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if offset > 0 {
+                let range = HeaderValue::from_str(&format!("bytes={offset}-"));
+                headers.insert(RANGE, range.map_err(|error| Failure::new(FailureKind::BadNar, error.to_string()))?);
+            }
+            if let Some(authorization) = &self.authorization
+                && url.origin() == self.base.origin()
+            {
+                headers.insert(AUTHORIZATION, authorization.clone());
+            }
+            client.get(url.clone()).headers(headers).build().map_err(|error| Failure::of_error(&error))
+        };
+        match client.execute(request()?).await {
+            Ok(response) => Ok(response),
+            Err(error) => match Failure::of_error(&error.without_url()) {
+                // The server may have closed an idle connection just then: one more try, on another one.
+                Failure { kind: FailureKind::Interrupted, .. } => {
+                    client.execute(request()?).await.map_err(|error| Failure::of_error(&error.without_url()))
+                }
+                failure => Err(failure),
+            },
+        }
+    }
+}
+
+/// How the cache answered, apart from success.
+pub(crate) enum Refusal {
+    /// It does not have the file.
+    Absent,
+    /// It gave no answer about the file.
+    Failed(Failure),
+}
+
+/// What a status other than 200 and 206 means. An object store whose contents may not be listed says 403 of a file that
+/// is not there, so Nix takes that as absent, too.
+pub(crate) fn refusal_of(response: &Response) -> Refusal {
+    let status = response.status();
+    let kind = match status.as_u16() {
+        403 | 404 | 410 => return Refusal::Absent,
+        401 | 407 => FailureKind::Unauthorized,
+        429 => FailureKind::RateLimited,
+        500.. => FailureKind::ServerError,
+        _ => FailureKind::UnexpectedStatus,
+    };
+    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let retry_after = seconds.filter(|_| matches!(status.as_u16(), 429 | 503)).map(Duration::from_secs);
+    Refusal::Failed(Failure { kind, detail: format!("status {}", status.as_u16()), retry_after })
+}
+
+fn authorization(credentials: &Credentials) -> Result<HeaderValue, Failure> {
+    let text = match credentials {
+        Credentials::Token(token) => format!("Bearer {token}"),
+        Credentials::User { user, password } => {
+            format!("Basic {}", BASE64.encode(format!("{user}:{password}").as_bytes()))
+        }
+    };
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| Failure::new(FailureKind::Unauthorized, "the credentials contain control characters"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn client(settings: &UpstreamSettings, purpose: Purpose, resolver: Resolver) -> Result<Client, reqwest::Error> {
+    // reqwest takes the provider of the process; a second call changes nothing.
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let builder = Client::builder()
+        .user_agent(concat!("narmesh/", env!("CARGO_PKG_VERSION")))
+        .redirect(Policy::none())
+        .referer(false)
+        .connect_timeout(settings.connect_timeout)
+        .read_timeout(settings.stall_timeout)
+        .pool_idle_timeout(IDLE_MAX)
+        .tcp_nodelay(true)
+        .dns_resolver(resolver);
+    let builder = match purpose {
+        Purpose::Text => builder.http2_keep_alive_interval(KEEP_ALIVE).http2_keep_alive_timeout(KEEP_ALIVE),
+        Purpose::Body => builder.http1_only(),
+    };
+    let builder = match &settings.proxy {
+        ProxyChoice::Environment => builder,
+        ProxyChoice::Direct => builder.no_proxy(),
+        ProxyChoice::Url(proxy) => builder.proxy(Proxy::all(proxy.clone())?),
+    };
+    let certificates = Certificate::from_pem_bundle(&settings.extra_certificates)?;
+    builder.tls_certs_merge(certificates).build()
+}
+
+/// Where a redirect leads, if it may be followed.
+fn next_hop(response: &Response, is_public: bool) -> Result<Url, Failure> {
+    let refuse = |why: String| Failure::new(FailureKind::Redirect, why);
+    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| refuse("a redirect without Location".to_owned()))?;
+    let url = response.url().join(location).map_err(|error| refuse(error.to_string()))?;
+    match (response.url().scheme(), url.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        (from, to) => return Err(refuse(format!("from {from} to {to}"))),
+    }
+    let literal = match url.host() {
+        Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+        Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+        Some(url::Host::Domain(_)) | None => None,
+    };
+    if is_public && literal.is_some_and(|address| !is_public_address(address)) {
+        return Err(refuse(format!("from a public address to {}", host_of(&url))));
+    }
+    Ok(url)
+}
+
+fn host_of(url: &Url) -> &str {
+    url.host_str().unwrap_or("nowhere")
+}
+
+/// The system's resolver, whose failures can be told from others.
+#[derive(Clone, Copy, Debug)]
+struct Resolver {
+    only_public: bool,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let only_public = self.only_public;
+        Box::pin(async move {
+            let dns = |detail| io::Error::other(Failure::new(FailureKind::Dns, detail));
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found: Vec<SocketAddr> = found.map_err(|error| dns(format!("{}: {error}", name.as_str())))?.collect();
+            if found.is_empty() {
+                return Err(dns(format!("{}: no address", name.as_str())).into());
+            }
+            let usable: Vec<_> =
+                found.into_iter().filter(|address| !only_public || is_public_address(address.ip())).collect();
+            if usable.is_empty() {
+                let why = format!("{} has only private addresses", name.as_str());
+                return Err(io::Error::other(Failure::new(FailureKind::Redirect, why)).into());
+            }
+            Ok(Box::new(usable.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address is on the internet: neither this machine's nor one of a private network.
+fn is_public_address(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => match address.to_ipv4_mapped() {
+            Some(address) => is_public_v4(address),
+            None => is_public_v6(address),
+        },
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    // 100.64.0.0/10 is between a provider and its customers (RFC 6598).
+    let is_shared = address.octets()[0] == 100 && (64..128).contains(&address.octets()[1]);
+    !(address.is_loopback()
+        || address.is_private()
+        || address.is_link_local()
+        || address.is_unspecified()
+        || address.is_broadcast()
+        || address.is_multicast()
+        || is_shared)
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    !(address.is_loopback()
+        || address.is_unspecified()
+        || address.is_unique_local()
+        || address.is_unicast_link_local()
+        || address.is_multicast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_addresses_are_told_from_public_ones() {
+        for private in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "ff02::1",
+        ] {
+            assert!(!is_public_address(private.parse().unwrap()), "{private}");
+        }
+        for public in ["151.101.1.91", "2a04:4e42::347", "100.128.0.1", "::ffff:151.101.1.91"] {
+            assert!(is_public_address(public.parse().unwrap()), "{public}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! HTTP binary caches, and directories in the same layout, as sources of narinfos and NARs.
+//!
+//! Walk: an [`Upstream`] is one cache. [`Upstream::narinfo`] asks it for the narinfo of a path, and [`Upstream::nar`] for
+//! the NAR at a [`NarLocation`], which the narinfo names. `http` and `directory` fetch, `decode` unpacks what comes, and
+//! `health` decides from what happened whether the cache is asked at all.
+//!
+//! Contract: nothing here is trusted. A narinfo is bounded bytes, and the caller judges it; a [`NarBody`] gives bytes of
+//! which the caller checks number and hash, and its end says nothing about whether the NAR is complete.
+//! Invariants: a cache that is down is not contacted, except by one request at a time that tries it again; credentials go
+//! to the host of the cache alone; a redirect never leads from https to http, nor from a public address to a private one.
+
+mod decode;
+mod directory;
+mod failure;
+mod health;
+mod http;
+mod latency;
+mod location;
+mod settings;
+mod upstream;
+
+pub use decode::Compression;
+pub use failure::{Failure, FailureKind};
+pub use health::{HealthReport, HealthState};
+pub use latency::Latency;
+pub use location::{LocationError, NarLocation};
+pub use settings::{Credentials, Place, PlaceError, ProxyChoice, UpstreamSettings};
+pub use upstream::{CacheInfo, NarBody, Upstream};

@@ -1,0 +1,360 @@
+//! One cache: what it is asked, and what its answers say about its health.
+
+use crate::decode::{Compression, Unpacked};
+use crate::directory::Directory;
+use crate::failure::{Failure, FailureKind};
+use crate::health::{Health, HealthReport};
+use crate::http::{Http, Purpose, Refusal, refusal_of};
+use crate::latency::Latency;
+use crate::location::NarLocation;
+use crate::settings::{Place, UpstreamSettings};
+use bytes::{BufMut as _, Bytes};
+use futures::{Stream, StreamExt as _};
+use narmesh_protocol::{HashPart, NarInfo};
+use parking_lot::Mutex;
+use reqwest::StatusCode;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufRead, AsyncReadExt as _, BufReader};
+use tokio_util::io::StreamReader;
+
+/// Longest `nix-cache-info` that is read, bytes.
+const CACHE_INFO_BYTES_MAX: usize = 64 << 10;
+/// Bytes that are unpacked at a time.
+const UNPACKED_BYTES: usize = 64 << 10;
+
+/// One HTTP cache or directory.
+#[derive(Debug)]
+pub struct Upstream {
+    settings: UpstreamSettings,
+    transport: Transport,
+    health: Mutex<Health>,
+    received_bytes: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Http(Http),
+    Directory(Directory),
+}
+
+/// The `nix-cache-info` of a cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheInfo {
+    /// The store directory that its paths are of.
+    pub store_dir: Option<String>,
+    /// How long the answer took.
+    pub took: Duration,
+}
+
+impl Upstream {
+    /// Makes the client of a cache; contacts nobody.
+    ///
+    /// # Errors
+    /// A failure of kind [`FailureKind::Tls`] or [`FailureKind::Unauthorized`] if certificates or credentials cannot be
+    /// used.
+    pub fn new(settings: UpstreamSettings) -> Result<Self, Failure> {
+        let transport = match &settings.place {
+            Place::Http(base) => Transport::Http(Http::new(base.clone(), &settings)?),
+            Place::Directory(path) => Transport::Directory(Directory::new(path.clone())),
+        };
+        Ok(Self { settings, transport, health: Mutex::default(), received_bytes: AtomicU64::new(0) })
+    }
+
+    /// What is configured of it.
+    pub fn settings(&self) -> &UpstreamSettings {
+        &self.settings
+    }
+
+    /// Whether a request would go out now, rather than end at once because the cache is down.
+    pub fn may_be_asked(&self) -> bool {
+        self.health.lock().may_be_asked(Instant::now())
+    }
+
+    /// What is known of its health.
+    pub fn report_health(&self) -> HealthReport {
+        self.health.lock().report(Instant::now())
+    }
+
+    /// How long its narinfos usually take, if it ever gave one.
+    pub fn latency(&self) -> Option<Latency> {
+        self.health.lock().latency()
+    }
+
+    /// Bytes of NARs that came from it, as they were on the wire.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the caller found wrong with an answer.
+    pub fn note_failure(&self, failure: Failure) {
+        let (name, kind) = (&self.settings.name, failure.kind);
+        let detail = failure.detail.clone();
+        match self.health.lock().on_failure(failure, Instant::now(), rand::random()) {
+            Some(pause) => {
+                tracing::warn!(upstream = name, %kind, detail, pause_s = pause.as_secs(), "upstream is down for a while");
+            }
+            None => tracing::debug!(upstream = name, %kind, detail, "upstream failed"),
+        }
+    }
+
+    /// Asks for a narinfo; `None` if the cache does not have it.
+    ///
+    /// # Errors
+    /// The failure, which is counted already; also if the cache is down and was not asked.
+    pub async fn narinfo(&self, part: &HashPart) -> Result<Option<Vec<u8>>, Failure> {
+        self.text(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await
+    }
+
+    /// Asks for `nix-cache-info`, whatever its health.
+    ///
+    /// # Errors
+    /// The failure.
+    pub async fn cache_info(&self) -> Result<Option<CacheInfo>, Failure> {
+        let since = Instant::now();
+        let Some(text) = self.fetch_text("nix-cache-info", CACHE_INFO_BYTES_MAX).await? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&text);
+        let store_dir = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::to_owned);
+        Ok(Some(CacheInfo { store_dir, took: since.elapsed() }))
+    }
+
+    async fn text(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+        self.admit()?;
+        let since = Instant::now();
+        let answer = self.fetch_text(name, bytes_max).await;
+        match &answer {
+            Ok(_) => self.health.lock().on_answer(Some(since.elapsed())),
+            Err(failure) => self.note_failure(failure.clone()),
+        }
+        answer
+    }
+
+    async fn fetch_text(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
+        let http = match &self.transport {
+            Transport::Directory(directory) => return directory.read(name, bytes_max).await,
+            Transport::Http(http) => http,
+        };
+        let response = http.get(name, 0, Purpose::Text).await?;
+        if response.status() != StatusCode::OK {
+            return match refusal_of(&response) {
+                Refusal::Absent => Ok(None),
+                Refusal::Failed(failure) => Err(failure),
+            };
+        }
+        let (mut text, mut body) = (Vec::new(), response.bytes_stream());
+        while let Some(bytes) = body.next().await {
+            text.extend_from_slice(&bytes.map_err(|error| Failure::of_error(&error.without_url()))?);
+            if text.len() > bytes_max {
+                return Err(Failure::new(FailureKind::BadNarInfo, format!("{name}: more than {bytes_max} bytes")));
+            }
+        }
+        Ok(Some(text))
+    }
+
+    fn admit(&self) -> Result<(), Failure> {
+        let mut health = self.health.lock();
+        if health.admit(Instant::now()) {
+            return Ok(());
+        }
+        let report = health.report(Instant::now());
+        let last =
+            report.last_failure.map_or_else(|| "tried again just now".to_owned(), |(failure, _)| failure.to_string());
+        Err(Failure::new(FailureKind::Connect, format!("down: {last}")))
+    }
+
+    /// Requests the NAR at `location`, of `nar_size` bytes when unpacked, from byte `offset` of the NAR on; `None` if the
+    /// cache does not have it. A compressed NAR comes from its beginning, and what is before `offset` is dropped here.
+    ///
+    /// # Errors
+    /// The failure, which is counted already; also if the cache is down and was not asked.
+    pub async fn nar(
+        self: &Arc<Self>,
+        location: &NarLocation,
+        offset: u64,
+        nar_size: u64,
+    ) -> Result<Option<NarBody>, Failure> {
+        self.admit()?;
+        let opened = self.open_nar(location, offset, nar_size).await;
+        match &opened {
+            Ok(_) => self.health.lock().on_answer(None),
+            Err(failure) => self.note_failure(failure.clone()),
+        }
+        opened
+    }
+
+    async fn open_nar(
+        self: &Arc<Self>,
+        location: &NarLocation,
+        offset: u64,
+        nar_size: u64,
+    ) -> Result<Option<NarBody>, Failure> {
+        let is_plain = location.compression == Compression::None;
+        let wanted_from = if is_plain { offset } else { 0 };
+        let file_size = location.file_size.or(is_plain.then_some(nar_size));
+        let wire = Arc::new(AtomicU64::new(0));
+        let (unpacked, from) = match &self.transport {
+            Transport::Directory(directory) => {
+                let Some((file, bytes)) = directory.open(&location.url, wanted_from).await? else { return Ok(None) };
+                expect_size(file_size, bytes)?;
+                let counted = Arc::clone(&wire);
+                let file = BufReader::with_capacity(UNPACKED_BYTES, CountedFile { file, counted });
+                (location.compression.unpack(file), wanted_from)
+            }
+            Transport::Http(http) => {
+                let response = http.get(&location.url, wanted_from, Purpose::Body).await?;
+                let from = match response.status() {
+                    StatusCode::PARTIAL_CONTENT if range_begins_at(&response, wanted_from) => wanted_from,
+                    StatusCode::OK => 0,
+                    StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                        return Err(Failure::new(
+                            FailureKind::WrongLength,
+                            "its file has other bytes than the range asked for",
+                        ));
+                    }
+                    _ => match refusal_of(&response) {
+                        Refusal::Absent => return Ok(None),
+                        Refusal::Failed(failure) => return Err(failure),
+                    },
+                };
+                if let Some(bytes) = response.content_length() {
+                    expect_size(file_size, from + bytes)?;
+                }
+                (location.compression.unpack(body_of(response.bytes_stream(), Arc::clone(&wire))), from)
+            }
+        };
+        let skip = offset - from;
+        let body = NarBody { upstream: Arc::clone(self), unpacked, is_plain, skip, left: nar_size - offset, wire };
+        Ok(Some(body))
+    }
+}
+
+fn expect_size(expected: Option<u64>, found: u64) -> Result<(), Failure> {
+    match expected {
+        Some(expected) if expected != found => {
+            let detail = format!("its file has {found} bytes, and its narinfo says {expected}");
+            Err(Failure::new(FailureKind::WrongLength, detail))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn range_begins_at(response: &reqwest::Response, offset: u64) -> bool {
+    let range = response.headers().get(reqwest::header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")))
+}
+
+/// The bytes of a body, counted as they come.
+fn body_of(
+    body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static,
+    wire: Arc<AtomicU64>,
+) -> impl AsyncBufRead + Send + 'static {
+    let counted = body.map(move |bytes| match bytes {
+        Ok(bytes) => {
+            wire.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Ok(bytes)
+        }
+        Err(error) => Err(io::Error::other(Failure::of_error(&error.without_url()))),
+    });
+    StreamReader::new(Box::pin(counted))
+}
+
+/// A file whose bytes are counted as they are read.
+struct CountedFile {
+    file: tokio::fs::File,
+    counted: Arc<AtomicU64>,
+}
+
+impl tokio::io::AsyncRead for CountedFile {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = std::pin::Pin::new(&mut this.file).poll_read(context, buffer);
+        this.counted.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+/// A NAR on its way from a cache. Dropping it ends the request.
+pub struct NarBody {
+    upstream: Arc<Upstream>,
+    unpacked: Unpacked,
+    is_plain: bool,
+    /// Bytes of the NAR that come first and were not asked for.
+    skip: u64,
+    /// Bytes of the NAR that are still to come.
+    left: u64,
+    wire: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for NarBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NarBody").field("skip", &self.skip).field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+impl NarBody {
+    /// Waits for more of the NAR and appends it to `out`, at most `bytes_max` bytes; returns how many. Zero only when all
+    /// bytes were given, which says nothing about whether they are the right ones.
+    ///
+    /// # Errors
+    /// The failure, which is counted already.
+    pub async fn read(&mut self, out: &mut Vec<u8>, bytes_max: u64) -> Result<usize, Failure> {
+        if self.left == 0 {
+            return Ok(0);
+        }
+        let since = self.wire_bytes();
+        let read = self.read_unpacked(out, bytes_max).await;
+        self.upstream.received_bytes.fetch_add(self.wire_bytes() - since, Ordering::Relaxed);
+        let failure = match read {
+            Ok(0) => {
+                Failure::new(FailureKind::Truncated, format!("its file ended {} bytes early", self.left + self.skip))
+            }
+            Ok(bytes) => {
+                self.left -= bytes as u64;
+                return Ok(bytes);
+            }
+            Err(error) => self.failure_of(&error),
+        };
+        self.upstream.note_failure(failure.clone());
+        Err(failure)
+    }
+
+    async fn read_unpacked(&mut self, out: &mut Vec<u8>, bytes_max: u64) -> io::Result<usize> {
+        while self.skip > 0 {
+            let mut dropped = Vec::with_capacity(UNPACKED_BYTES);
+            let limit = usize::try_from(self.skip).unwrap_or(UNPACKED_BYTES).min(UNPACKED_BYTES);
+            let bytes = self.unpacked.read_buf(&mut (&mut dropped).limit(limit)).await?;
+            if bytes == 0 {
+                return Ok(0);
+            }
+            self.skip -= bytes as u64;
+        }
+        let limit = usize::try_from(bytes_max.min(self.left)).unwrap_or(UNPACKED_BYTES).min(UNPACKED_BYTES);
+        out.reserve(limit);
+        self.unpacked.read_buf(&mut out.limit(limit)).await
+    }
+
+    fn failure_of(&self, error: &io::Error) -> Failure {
+        match Failure::of_error(error) {
+            // Not from the line: the decoder says that the file is damaged.
+            Failure { kind: FailureKind::Interrupted, detail, .. }
+                if !self.is_plain && error.get_ref().is_none_or(|inner| !inner.is::<Failure>()) =>
+            {
+                let is_cut = error.kind() == io::ErrorKind::UnexpectedEof;
+                Failure::new(if is_cut { FailureKind::Truncated } else { FailureKind::BadNar }, detail)
+            }
+            failure => failure,
+        }
+    }
+
+    /// Bytes received over the wire for it so far.
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire.load(Ordering::Relaxed)
+    }
+}
