@@ -1,12 +1,24 @@
 //! The commented configuration that `narmesh init` writes: it explains every key and shows its value or its default.
 
-use crate::config::{BuilderConfig, Config, PeerConfig, QuorumOverrideConfig, RevokedBuilderConfig};
+use crate::config::{BuilderConfig, Config, PeerConfig, QuorumOverrideConfig, RevokedBuilderConfig, UpstreamConfig};
 use toml::Value;
 
 /// The text of a configuration file with the values of `config`.
 pub(crate) fn render(config: &Config) -> String {
-    let Config { node, gateway, store, trust, advertise, transfer, limits, peer, builder, revoked_builders, quorum } =
-        config;
+    let Config {
+        node,
+        gateway,
+        store,
+        trust,
+        advertise,
+        transfer,
+        limits,
+        peer,
+        upstream,
+        builder,
+        revoked_builders,
+        quorum,
+    } = config;
     let values = [
         ("node.name", optional("name", node.name.as_deref().map(std::path::Path::new), "buildbox")),
         ("node.key_file", path(&node.key_file)),
@@ -58,6 +70,7 @@ pub(crate) fn render(config: &Config) -> String {
         ("builder", builder.iter().map(builder_lines).collect::<String>()),
         ("revoked_builders", revoked_builders.iter().map(revoked_lines).collect::<String>()),
         ("peer", peer.iter().map(peer_lines).collect::<String>()),
+        ("upstream", upstream.iter().map(upstream_lines).collect::<String>()),
     ];
     // One pass, so that a value that looks like a placeholder stays what it is.
     let part =
@@ -75,6 +88,29 @@ pub(crate) fn peer_lines(peer: &PeerConfig) -> String {
         quoted(&peer.name),
         quoted(&peer.peer_id),
         list(&peer.addresses)
+    )
+}
+
+/// The `[[upstream]]` lines of one cache.
+pub(crate) fn upstream_lines(upstream: &UpstreamConfig) -> String {
+    let UpstreamConfig { name, url, public_keys, tier, include, exclude, user, proxy, enabled, .. } = upstream;
+    let line = |key: &str, value: Option<String>| value.map(|value| format!("{key} = {value}\n")).unwrap_or_default();
+    let file = |file: &Option<std::path::PathBuf>| file.as_deref().map(path);
+    format!(
+        "[[upstream]]\nname = {}\nurl = {}\npublic_keys = {}\ntier = {tier}\ninclude = {}\nexclude = {}\n{}{}{}{}{}\
+         connect_timeout_ms = {}\nstall_timeout_ms = {}\nenabled = {enabled}\n",
+        quoted(name),
+        quoted(url),
+        list(public_keys),
+        list(include),
+        list(exclude),
+        line("token_file", file(&upstream.token_file)),
+        line("user", user.as_deref().map(quoted)),
+        line("password_file", file(&upstream.password_file)),
+        line("ca_file", file(&upstream.ca_file)),
+        line("proxy", proxy.as_deref().map(quoted)),
+        upstream.connect_timeout_ms,
+        upstream.stall_timeout_ms,
     )
 }
 
@@ -233,6 +269,28 @@ advertised_paths_max = @limits.advertised_paths_max@
 # peer_id = "12D3KooW..."
 # addresses = ["/ip4/192.0.2.1/tcp/7280"]
 @peer@
+# Upstream caches: HTTP caches, and directories in the same layout (file:///srv/cache), that are asked beside the mesh
+# (docs/operations.md). A narinfo of a cache counts only with a signature of one of its own public_keys. Caches of a lower
+# tier are asked first. include and exclude are patterns as in [advertise]: what may come from the cache; an empty include
+# means everything. token_file holds what is sent as a bearer token, password_file the password of user; only their owner
+# may read them. ca_file: PEM certificates beside those of the system. proxy: a URL or "none"; without it, that of the
+# environment. Times are in milliseconds: for a connection, and for a request on which nothing comes.
+# [[upstream]]
+# name = "nixos"
+# url = "https://cache.nixos.org"
+# public_keys = ["cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="]
+# tier = 0
+# include = []
+# exclude = []
+# token_file = "cache.token"
+# user = "me"
+# password_file = "cache.password"
+# ca_file = "ca.pem"
+# proxy = "http://proxy.example:3128"
+# connect_timeout_ms = 5000
+# stall_timeout_ms = 10000
+# enabled = true
+@upstream@
 # Quorum: how many builders must have got the same result (docs/quorum.md). Agreement means that they got the same
 # bytes, not that their inputs were honest; builders that take their compiler from the same cache are not independent.
 [quorum]
@@ -343,6 +401,21 @@ mod tests {
             [[peer]]
             name = "r"
             peer_id = "s"
+            [[upstream]]
+            name = "u\\"
+            url = "v"
+            public_keys = ["w"]
+            tier = 1
+            include = ["i"]
+            exclude = ["e"]
+            token_file = "t"
+            user = "us"
+            password_file = "pw"
+            ca_file = "ca"
+            proxy = "px"
+            connect_timeout_ms = 2
+            stall_timeout_ms = 3
+            enabled = false
             [quorum]
             mode = "observe"
             k = 2
@@ -388,6 +461,7 @@ mod tests {
             store = { real_dir = 'x', state_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
             peer = [{ name = 'x', peer_id = 'x' }]
+            upstream = [{ name = 'x', url = 'x', token_file = 'x', user = 'x', password_file = 'x', ca_file = 'x', proxy = 'x' }]
             builder = [{ name = 'x', public_key = 'x', group = 'x', peer = 'x' }]
             revoked_builders = [{ public_key = 'x', from = 2026-11-01, why = 'x' }]
             quorum = { k = 1, grace = [], override = [{ name = 'x', k = 1 }] }";

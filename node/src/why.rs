@@ -5,8 +5,10 @@ use crate::status::{CandidateView, LookedUp, OwnStoreView, RememberedView, WhyRe
 use libp2p::PeerId;
 use narmesh_mesh::{MeshHandle, PeerStats, Ranked};
 use narmesh_protocol::HashPart;
-use narmesh_resolver::Resolver;
+use narmesh_resolver::{Resolver, SourceId, UpstreamId};
+use narmesh_upstream::{HealthState, Upstream};
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 /// The whole report except the part about our own offer, which the caller adds. `names` are the configured names of
 /// peers. Reads the disk.
@@ -16,6 +18,7 @@ pub(crate) fn explain(
     asked: String,
     part: HashPart,
     names: &BTreeMap<PeerId, String>,
+    upstreams: &[(UpstreamId, Arc<Upstream>)],
 ) -> WhyReport {
     let held = resolver.store().contains(&part);
     let claiming = mesh.table().peek_candidates(&part);
@@ -36,21 +39,31 @@ pub(crate) fn explain(
             reason: reason(candidates.contains(peer), demoted.contains(peer), statistics.get(peer)),
         })
         .collect();
+    let name_of_source = |source: &SourceId| match source {
+        SourceId::Peer(peer) => name(peer),
+        SourceId::Upstream(id) => {
+            let known = upstreams.iter().find(|(known, _)| known == id);
+            known.map_or_else(|| source.to_string(), |(_, upstream)| upstream.settings().name.clone())
+        }
+    };
+    let upstreams_asked = upstreams.iter().any(|(_, upstream)| upstream.may_be_asked());
     let answer = resolver.in_memory(&part);
     // An answer that is no longer fresh still stands if no peer can be asked for a newer one.
-    let stands = answer.as_ref().is_some_and(|answer| answer.would_stand && (answer.is_fresh || ranked.is_empty()));
+    let stands = answer
+        .as_ref()
+        .is_some_and(|answer| answer.would_stand && (answer.is_fresh || (ranked.is_empty() && !upstreams_asked)));
     let remembered = answer.map(|answer| RememberedView {
         age_s: answer.age.as_secs(),
-        holders: answer.holders.iter().map(name).collect(),
+        holders: answer.holders.iter().map(name_of_source).collect(),
         nar_hash: Some(answer.url.nar_hash.to_string()),
         nar_size: Some(answer.url.nar_size),
     });
     let not_given = held.then(|| resolver.explain_own_refusal(&part)).flatten();
-    let answer = match (held && not_given.is_none(), candidates.is_empty(), stands) {
+    let answer = match (held && not_given.is_none(), candidates.is_empty() && !upstreams_asked, stands) {
         (true, _, _) => WouldAnswer::OwnStore,
         (false, true, _) => WouldAnswer::Absent,
         (false, false, true) => WouldAnswer::Remembered,
-        (false, false, false) if ranked.is_empty() => WouldAnswer::Absent,
+        (false, false, false) if ranked.is_empty() && !upstreams_asked => WouldAnswer::Absent,
         (false, false, false) => WouldAnswer::AskCandidates,
     };
     let decisions = resolver.lookup_log().of(&part);
@@ -64,9 +77,29 @@ pub(crate) fn explain(
         own_store: OwnStoreView { held, not_given, ..OwnStoreView::default() },
         remembered,
         peers,
+        upstreams: upstreams.iter().map(|(id, upstream)| view_upstream(*id, upstream)).collect(),
         answer,
         decisions,
         decisions_forgotten: resolver.lookup_log().has_forgotten(),
+    }
+}
+
+fn view_upstream(id: UpstreamId, upstream: &Upstream) -> CandidateView {
+    let health = upstream.report_health();
+    let last = health.last_failure.map(|(failure, _)| failure.to_string()).unwrap_or_default();
+    let reason = match health.state {
+        HealthState::Up => "an upstream cache, which may have any path".to_owned(),
+        HealthState::Degraded => format!("an upstream cache whose last requests failed: {last}"),
+        HealthState::Down => {
+            let left = health.down_for.unwrap_or_default().as_secs();
+            format!("an upstream cache that is down, tried again in {left} s: {last}")
+        }
+    };
+    CandidateView {
+        name: upstream.settings().name.clone(),
+        peer_id: SourceId::Upstream(id).to_string(),
+        would_ask: upstream.may_be_asked(),
+        reason,
     }
 }
 

@@ -1,9 +1,9 @@
-//! The same NARs by plain HTTP on the same line, to compare a mesh with.
+//! A binary cache behind nginx: to compare a mesh with, and to be one of its upstreams.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::{NixStoreFixture, TestNode, finish, get, hash_part, promised, wait_until};
@@ -29,22 +29,46 @@ impl PlainCache {
     #[must_use]
     pub fn beside(holder: &TestNode, paths: &[String]) -> Self {
         let machine = holder.network().expect("a line");
-        let dir = holder.dir().join("plain");
-        let cache = dir.join("cache");
-        fs::create_dir_all(&cache).expect("our own directory");
-        let key = holder.dir().join("builder.key");
-        let to = format!("file://{}?compression=none&secret-key={}", cache.display(), key.display());
-        let mut copy = holder.store.nix("nix");
-        copy.args(["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to", &to]).args(paths);
-        finish(&mut copy).expect_success("nix copy --to file://");
-        let configuration = dir.join("nginx.conf");
-        fs::write(&configuration, nginx_configuration(&dir, &cache)).expect("our own directory");
-        let mut nginx = machine.command("setpriv");
-        nginx.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(&dir).arg("-c").arg(&configuration);
-        let nginx = nginx.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's package nginx-light");
         let address = SocketAddr::from((machine.address(), PORT));
+        let dir = holder.dir().join("plain");
+        let cache = write_cache(holder, paths, &dir, "none");
+        let nginx = start_nginx(machine.command("setpriv"), &dir, &cache, address);
         wait_until("nginx answers", promised(START), || machine.enter(|| get(address, "/nix-cache-info")).is_ok());
         Self { nginx, cache, address }
+    }
+
+    /// Starts one for `paths` on a free loopback port; its NARs are compressed as `nix copy` understands the word.
+    ///
+    /// # Panics
+    /// When Nix or nginx fails.
+    #[must_use]
+    pub fn on_loopback(holder: &TestNode, paths: &[String], compression: &str) -> Self {
+        let dir = holder.dir().join(format!("plain-{compression}"));
+        let cache = write_cache(holder, paths, &dir, compression);
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+        let address = free.expect("a free port");
+        let nginx = start_nginx(Command::new("setpriv"), &dir, &cache, address);
+        wait_until("nginx answers", promised(START), || get(address, "/nix-cache-info").is_ok());
+        Self { nginx, cache, address }
+    }
+
+    /// The `[[upstream]]` lines of it under this name, with the key of the holder that filled it.
+    #[must_use]
+    pub fn upstream(&self, name: &str, holder: &TestNode) -> String {
+        let (address, key) = (self.address, holder.builder_key());
+        format!("[[upstream]]\nname = '{name}'\nurl = 'http://{address}'\npublic_keys = ['{key}']\n")
+    }
+
+    /// The directory of its files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.cache
+    }
+
+    /// Kills it now.
+    pub fn kill(&mut self) {
+        self.nginx.kill().ok();
+        self.nginx.wait().ok();
     }
 
     /// The URL path of a NAR, from the cache's narinfo.
@@ -62,13 +86,32 @@ impl PlainCache {
 
 impl Drop for PlainCache {
     fn drop(&mut self) {
-        self.nginx.kill().ok();
-        self.nginx.wait().ok();
+        self.kill();
     }
 }
 
+/// Writes a binary cache of what the holder has into a directory below `dir`, signed with the holder's key.
+fn write_cache(holder: &TestNode, paths: &[String], dir: &Path, compression: &str) -> PathBuf {
+    let cache = dir.join("cache");
+    fs::create_dir_all(&cache).expect("our own directory");
+    let key = holder.dir().join("builder.key");
+    let to = format!("file://{}?compression={compression}&secret-key={}", cache.display(), key.display());
+    let mut copy = holder.store.nix("nix");
+    copy.args(["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to", &to]).args(paths);
+    finish(&mut copy).expect_success("nix copy --to file://");
+    cache
+}
+
+/// Starts nginx over that directory; `command` runs setpriv where nginx has to listen.
+fn start_nginx(mut command: Command, dir: &Path, cache: &Path, address: SocketAddr) -> Child {
+    let configuration = dir.join("nginx.conf");
+    fs::write(&configuration, nginx_configuration(dir, cache, address)).expect("our own directory");
+    command.args(["--pdeathsig", "KILL", "nginx", "-p"]).arg(dir).arg("-c").arg(&configuration);
+    command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("Debian's package nginx-light")
+}
+
 /// One process, run by the user that runs the test, with everything in its own directory.
-fn nginx_configuration(dir: &Path, cache: &Path) -> String {
+fn nginx_configuration(dir: &Path, cache: &Path, address: SocketAddr) -> String {
     let dir = dir.display();
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("  {kind}_temp_path {dir}/{kind};\n"))
@@ -76,7 +119,7 @@ fn nginx_configuration(dir: &Path, cache: &Path) -> String {
     format!(
         "daemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log {dir}/error.log;\nevents {{}}\n\
          http {{\n  access_log off;\n{temporary}  sendfile on;\n  tcp_nopush on;\n  default_type application/octet-stream;\n  \
-         server {{\n    listen {PORT};\n    location / {{ root {}; }}\n  }}\n}}\n",
+         server {{\n    listen {address};\n    location / {{ root {}; }}\n  }}\n}}\n",
         cache.display()
     )
 }

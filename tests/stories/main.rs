@@ -27,3 +27,4 @@ mod substitute;
 mod systemd;
 mod travel;
 mod trust;
+mod upstream;

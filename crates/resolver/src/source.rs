@@ -7,15 +7,53 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use narmesh_protocol::HashPart;
+use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
+use narmesh_protocol::{HashPart, TrustedKeys};
 use tokio::time::Instant;
 
-/// The name of a source, which today is always a peer.
-pub type SourceId = libp2p_identity::PeerId;
+/// The name of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceId {
+    /// A peer of the mesh.
+    Peer(PeerId),
+    /// An upstream cache.
+    Upstream(UpstreamId),
+}
+
+/// The number of an upstream cache: the same for the same name as long as the process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamId(pub u16);
+
+impl SourceId {
+    /// The peer, if it is one.
+    pub fn peer(&self) -> Option<PeerId> {
+        match self {
+            Self::Peer(peer) => Some(*peer),
+            Self::Upstream(_) => None,
+        }
+    }
+
+    /// A peer that is no other.
+    #[cfg(test)]
+    pub(crate) fn random() -> Self {
+        Self::Peer(PeerId::random())
+    }
+}
+
+impl fmt::Display for SourceId {
+    /// Writes the peer id, or `upstream(N)`; who knows the names puts them in their place.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(peer) => peer.fmt(f),
+            Self::Upstream(UpstreamId(number)) => write!(f, "upstream({number})"),
+        }
+    }
+}
 
 /// The sources that may hold a path, looked up once for each request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,12 +67,12 @@ pub struct Candidates {
     pub demoted: Vec<Candidate>,
 }
 
-/// A source that claims a path.
+/// A source that claims a path, or that may have any path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The source.
     pub source: SourceId,
-    /// The epoch of its summary. When it is another one, what the source said before may no longer hold.
+    /// The epoch of its summary; 0 for an upstream cache. When it is another one, what the source said before may no longer hold.
     pub summary_epoch: u64,
 }
 
@@ -58,7 +96,8 @@ pub struct Line {
     pub rate_bytes_s: Option<u64>,
     /// The usual time until an answer, if there ever was one.
     pub latency: Option<Duration>,
-    /// Whether the source is not connected yet because we started a moment ago.
+    /// Whether its answer is waited for until the latest deadline: it is not connected yet because we started a moment
+    /// ago, or it is an upstream cache, to which a connection may take seconds.
     pub is_awaited: bool,
     /// Whether it kept us waiting lately, so that all others are asked first.
     pub is_paused: bool,
@@ -149,6 +188,11 @@ pub trait Sources: Send + Sync + 'static {
 
     /// The current epoch of this source's summary, if it has one. From memory.
     fn summary_epoch(&self, source: &SourceId) -> Option<u64>;
+
+    /// The keys that count for narinfos of this source; `None` for those of the settings. From memory.
+    fn trusted_keys(&self, _source: &SourceId) -> Option<Arc<TrustedKeys>> {
+        None
+    }
 
     /// Asks for a narinfo, after connecting if necessary. The caller sets the deadline.
     fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>>;

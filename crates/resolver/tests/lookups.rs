@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
 use narmesh_protocol::{HashPart, NarHash, NarInfo, NarUrl, NixPublicKey, StoreDir, TrustedKeys};
 use narmesh_quorum::{FingerprintDigest, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Served};
@@ -133,7 +134,7 @@ fn make_resolver(sources: Claims) -> Resolver {
 #[tokio::test]
 async fn one_request_is_one_lookup_whoever_claims_the_path() {
     let lookups = Arc::<AtomicUsize>::default();
-    let resolver = make_resolver(Claims { source: SourceId::random(), lookups: Arc::clone(&lookups) });
+    let resolver = make_resolver(Claims { source: SourceId::Peer(PeerId::random()), lookups: Arc::clone(&lookups) });
     let counted = || lookups.swap(0, Ordering::Relaxed);
     let [claimed, unknown] = [1, 2].map(|first| HashPart([first; 20]));
     assert_eq!((resolver.look_up(unknown), counted()), (Lookup::Absent, 1));

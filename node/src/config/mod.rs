@@ -7,10 +7,12 @@
 mod documented;
 mod place;
 mod quorum;
+mod upstream;
 
 pub(crate) use place::bounds_of;
 pub(crate) use quorum::DATE_FORM;
 pub use quorum::{BuilderConfig, QuorumConfig, QuorumOverrideConfig, RevokedBuilderConfig};
+pub use upstream::UpstreamConfig;
 
 use crate::describe::escaped_lines;
 use crate::regular_file::read_text;
@@ -44,6 +46,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[[peer]]`: the allowlist.
     pub peer: Vec<PeerConfig>,
+    /// `[[upstream]]`: the caches that are asked beside the mesh.
+    pub upstream: Vec<UpstreamConfig>,
     /// `[[builder]]`: the builders whose attestations count.
     pub builder: Vec<BuilderConfig>,
     /// `[[revoked_builders]]`: the builders whose attestations no longer count, from a given time on.

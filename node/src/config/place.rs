@@ -15,6 +15,9 @@ const BOUNDS: &[(&str, &str)] = &[
     ("limits.uploads_total", "1 to 65536"),
     ("limits.upload_bytes_per_s", "0 for no limit, or 16384 to 4294967295"),
     ("limits.advertised_paths_max", "1 to 400000 (what the largest filter can tell apart)"),
+    ("upstream.tier", "0 to 255"),
+    ("upstream.connect_timeout_ms", "100 to 60000 (milliseconds)"),
+    ("upstream.stall_timeout_ms", "100 to 600000 (milliseconds)"),
     ("quorum.k", "1 to the number of groups of builders"),
     ("quorum.override.k", "1 to the number of groups of builders"),
 ];

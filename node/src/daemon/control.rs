@@ -93,8 +93,9 @@ impl Daemon {
         let names: BTreeMap<PeerId, String> =
             settings.peers.iter().map(|peer| (peer.peer_id, peer.name.clone())).collect();
         let (resolver, mesh, offer) = (Arc::clone(&self.resolver), self.mesh.clone(), Arc::clone(&self.offer));
+        let upstreams = self.upstreams.all();
         let why = move || {
-            let mut report = explain(&resolver, &mesh, asked, part, &names);
+            let mut report = explain(&resolver, &mesh, asked, part, &names, &upstreams);
             if report.own_store.held {
                 tell_of_offer(&mut report.own_store, &offer, &part);
             }

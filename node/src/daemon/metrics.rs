@@ -2,11 +2,13 @@
 //! that misbehaved appear with their id and what they did; no address of a peer appears.
 
 use crate::attestations::{Attestations, Verdicts};
+use crate::sources::UpstreamSources;
 use libp2p::PeerId;
 use narmesh_http_gateway::GatewayMetrics;
 use narmesh_mesh::{PeerStatistics, PeerStats};
 use narmesh_quorum::State;
-use narmesh_resolver::Resolver;
+use narmesh_resolver::{Resolver, UpstreamId};
+use narmesh_upstream::Upstream;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -22,6 +24,7 @@ pub(super) fn registry(
     attestations: &Attestations,
     resolver: &Arc<Resolver>,
     statistics: &Arc<PeerStatistics>,
+    upstreams: &Arc<UpstreamSources>,
 ) -> Registry {
     let mut registry = Registry::with_prefix("narmesh");
     gateway.register(&mut registry);
@@ -55,8 +58,11 @@ pub(super) fn registry(
         "Narinfos and NARs that Nix asked for and was not given because of the policy",
         resolver.refusals().clone(),
     );
-    registry
-        .register_collector(Box::new(Gauges { statistics: Arc::clone(statistics), verdicts: attestations.verdicts() }));
+    registry.register_collector(Box::new(Gauges {
+        statistics: Arc::clone(statistics),
+        verdicts: attestations.verdicts(),
+        upstreams: Arc::clone(upstreams),
+    }));
     registry
 }
 
@@ -64,6 +70,7 @@ pub(super) fn registry(
 struct Gauges {
     statistics: Arc<PeerStatistics>,
     verdicts: Verdicts,
+    upstreams: Arc<UpstreamSources>,
 }
 
 impl Collector for Gauges {
@@ -89,6 +96,7 @@ impl Collector for Gauges {
         if let Some(verdicts) = verdicts {
             encode_verdicts(&mut encoder, &verdicts)?;
         }
+        encode_upstreams(&mut encoder, &self.upstreams.all())?;
         encode_misdeeds(&mut encoder, &peers)
     }
 }
@@ -103,6 +111,41 @@ fn encode_verdicts(
     for state in [State::Agreed, State::Conflict, State::Short, State::None] {
         let gauge = ConstGauge::new(verdicts.get(&state).copied().unwrap_or(0));
         gauge.encode(family.encode_family(&[("verdict", state.name())])?)?;
+    }
+    Ok(())
+}
+
+/// Lines for each upstream cache, by its name: their number is that of the caches times the kinds of failures.
+fn encode_upstreams(
+    encoder: &mut DescriptorEncoder<'_>,
+    upstreams: &[(UpstreamId, Arc<Upstream>)],
+) -> Result<(), std::fmt::Error> {
+    let name = |upstream: &Upstream| upstream.settings().name.clone();
+    let help = "Answers of an upstream cache; \"has it not\" is one";
+    let mut family = encoder.encode_descriptor("upstream_answers", help, None, MetricType::Counter)?;
+    for (_, upstream) in upstreams {
+        let counter = ConstCounter::new(upstream.report_health().answers);
+        counter.encode(family.encode_family(&[("upstream", name(upstream))])?)?;
+    }
+    let help = "NAR bytes received from an upstream cache, as they came";
+    let mut family = encoder.encode_descriptor("upstream_received_bytes", help, None, MetricType::Counter)?;
+    for (_, upstream) in upstreams {
+        let counter = ConstCounter::new(upstream.received_bytes());
+        counter.encode(family.encode_family(&[("upstream", name(upstream))])?)?;
+    }
+    let help = "Whether an upstream cache is asked (1), or left alone because it failed (0)";
+    let mut family = encoder.encode_descriptor("upstream_up", help, None, MetricType::Gauge)?;
+    for (_, upstream) in upstreams {
+        let gauge = ConstGauge::new(u64::from(upstream.may_be_asked()));
+        gauge.encode(family.encode_family(&[("upstream", name(upstream))])?)?;
+    }
+    let help = "Failures of an upstream cache, by kind";
+    let mut family = encoder.encode_descriptor("upstream_failures", help, None, MetricType::Counter)?;
+    for (_, upstream) in upstreams {
+        for (kind, count) in upstream.report_health().failures {
+            let labels = [("upstream", name(upstream)), ("kind", kind.name().to_owned())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ mod status;
 use crate::attestations::{Attestations, KeyNames, LiveLedger};
 use crate::control::ControlSocket;
 use crate::describe::describe;
-use crate::settings::{Compress, Secrets, Settings};
-use crate::sources::MeshSources;
+use crate::settings::{Compress, Secrets, Settings, UpstreamSettings};
+use crate::sources::{AllSources, PreparedUpstreams, UpstreamSources};
 use crate::state_db::{SharedStateDb, StateDb, StateDbError, SummaryFiles};
 use crate::substituter::MeshSubstituter;
 use anyhow::Context;
@@ -52,6 +52,7 @@ pub(crate) struct Daemon {
     offer: Arc<Offer>,
     mesh: MeshHandle,
     resolver: Arc<Resolver>,
+    upstreams: Arc<UpstreamSources>,
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
     attestations: Attestations,
@@ -130,16 +131,18 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     )?;
     mesh.wait_until_listening().await;
     let mesh_task = tokio::spawn(mesh.run());
+    let upstreams = Arc::new(UpstreamSources::new(settings.store.store_dir.clone()));
+    upstreams.put_in_force(prepare_upstreams(&upstreams, &settings)?);
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
-        Arc::new(MeshSources::new(handle.clone())),
+        Arc::new(AllSources::new(handle.clone(), Arc::clone(&upstreams))),
         Arc::new(state),
         attestations.builders(handle.clone()),
         resolver_settings(&settings, &secrets, gateway_key),
         settings.limits.nar_buffer_bytes,
     ));
     let gateway_metrics = Arc::new(GatewayMetrics::default());
-    let registry = metrics::registry(&gateway_metrics, &attestations, &resolver, handle.statistics());
+    let registry = metrics::registry(&gateway_metrics, &attestations, &resolver, handle.statistics(), &upstreams);
     let daemon = Arc::new(Daemon {
         config_file: config_file.to_owned(),
         started: Instant::now(),
@@ -151,6 +154,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         offer,
         mesh: handle,
         resolver: Arc::clone(&resolver),
+        upstreams,
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
         attestations,
@@ -256,12 +260,13 @@ impl Daemon {
     /// Reads the configuration again. If the file is bad, the previous settings stay in force and `status` says why.
     async fn reload(&self) -> anyhow::Result<()> {
         let _reloading = self.reloading.lock().await;
-        let Loaded { settings, secrets, policy, gateway_key } =
+        let Loaded { settings, secrets, policy, gateway_key, upstreams } =
             self.load_again().inspect_err(|error| self.in_force.write().error = Some(describe(error)))?;
         // The policy comes first: the resolver drops what it judged once more when it gets its own settings below.
         let kept = settings.quorum.keep.iter().copied();
         self.attestations.ledger().set_policy(policy, key_names(&settings, &secrets), kept);
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
+        self.upstreams.put_in_force(upstreams);
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(may_compress(&settings));
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
@@ -300,7 +305,8 @@ impl Daemon {
             );
         }
         let gateway_key = load_gateway_key(&settings)?;
-        Ok(Loaded { settings, secrets, policy, gateway_key })
+        let upstreams = prepare_upstreams(&self.upstreams, &settings)?;
+        Ok(Loaded { settings, secrets, policy, gateway_key, upstreams })
     }
 }
 
@@ -310,6 +316,13 @@ struct Loaded {
     secrets: Secrets,
     policy: Policy,
     gateway_key: Option<NixSecretKey>,
+    upstreams: PreparedUpstreams,
+}
+
+/// Reads the credentials of the upstream caches and makes their clients; contacts nobody.
+fn prepare_upstreams(upstreams: &UpstreamSources, settings: &Settings) -> anyhow::Result<PreparedUpstreams> {
+    let read = settings.upstreams.iter().map(UpstreamSettings::read).collect::<Result<Vec<_>, _>>()?;
+    upstreams.prepare(read).context("the clients of the upstream caches")
 }
 
 /// The quorum's policy, which depends on our own builder key. Logs its warnings.

@@ -5,12 +5,13 @@ use crate::describe::plainly;
 use crate::settings::{PeerSettings, Settings};
 use crate::status::{
     BuilderAudience, BuilderStatus, ByteStatus, ConfigStatus, OwnStatus, PeerStatus, QuorumStatus, RequestStatus,
-    RevokedStatus, Status, StoreStatus, SummarySource, SummaryStatus,
+    RevokedStatus, Status, StoreStatus, SummarySource, SummaryStatus, UpstreamStatus,
 };
 use libp2p::{Multiaddr, PeerId};
 use narmesh_mesh::{AudienceView, MeshView, PeerStats, now};
 use narmesh_protocol::{BuilderKey, StorePath};
 use narmesh_quorum::{Builder, Ledger, Mode};
+use narmesh_upstream::Upstream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -70,8 +71,26 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
         quorum: quorum_status(daemon),
         builders: builder_statuses(daemon, &settings, &view),
         peers,
+        upstreams: daemon.upstreams.all().iter().map(|(_, upstream)| upstream_status(upstream)).collect(),
         rss_bytes: rss_bytes(),
     })
+}
+
+fn upstream_status(upstream: &Upstream) -> UpstreamStatus {
+    let (settings, health) = (upstream.settings(), upstream.report_health());
+    UpstreamStatus {
+        name: settings.name.clone(),
+        url: settings.place.to_string(),
+        tier: settings.tier,
+        state: health.state.name().to_owned(),
+        down_s: health.down_for.map(|left| left.as_secs()),
+        last_failure_age_s: health.last_failure.as_ref().map(|(_, age)| age.as_secs()),
+        last_failure: health.last_failure.map(|(failure, _)| plainly(&failure.to_string()).into_owned()),
+        failures: health.failures.into_iter().map(|(kind, count)| (kind.name().to_owned(), count)).collect(),
+        answers: health.answers,
+        latency_ms: health.latency.map(|latency| latency.mean_s * 1e3),
+        bytes_in: upstream.received_bytes(),
+    }
 }
 
 fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {

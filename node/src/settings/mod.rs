@@ -21,6 +21,7 @@ mod addresses;
 mod gateway;
 mod quorum;
 mod secrets;
+mod upstream;
 mod written;
 
 use addresses::AddressUse;
@@ -29,6 +30,7 @@ pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
 pub(crate) use secrets::{create_builder_key, read_builder_key, read_gateway_key};
+pub use upstream::{CredentialsFile, UPSTREAMS_MAX, UpstreamSettings};
 use written::{Count, Written};
 
 /// Most `[[peer]]` entries. With eight addresses each they still fit into the file. An audience could hold twice as
@@ -71,6 +73,8 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// `[[peer]]`: names and peer ids are unique.
     pub peers: Vec<PeerSettings>,
+    /// `[[upstream]]` that are enabled: names are unique.
+    pub upstreams: Vec<UpstreamSettings>,
     /// `[[builder]]`, `[[revoked_builders]]`, `[quorum]`
     pub quorum: QuorumSettings,
 }
@@ -229,7 +233,8 @@ impl Settings {
             node,
             gateway,
             store: check_store(&config.store, &base)?,
-            trusted: check_trusted(&config.trust.trusted_public_keys)?,
+            trusted: check_public_keys("trust.trusted_public_keys", &config.trust.trusted_public_keys)?,
+            upstreams: upstream::check(&config.upstream, &base)?,
             sign_remote_builds: check_sign_remote_builds(&config.trust)?,
             builder_key_file,
             advertise: check_advertise(config.advertise)?,
@@ -362,26 +367,26 @@ fn check_store(store: &StoreConfig, base: &Path) -> Result<StoreLocation, Settin
     })
 }
 
-fn check_trusted(texts: &[String]) -> Result<TrustedKeys, SettingsError> {
+fn check_public_keys(key: &str, texts: &[String]) -> Result<TrustedKeys, SettingsError> {
     let mut keys: Vec<NixPublicKey> = Vec::new();
     for (index, text) in texts.iter().enumerate() {
-        let key = NixPublicKey::parse(text.trim()).map_err(|_| {
+        let parsed = NixPublicKey::parse(text.trim()).map_err(|_| {
             refused(
-                format!("trust.trusted_public_keys[{index}]"),
+                format!("{key}[{index}]"),
                 text,
                 "a Nix public key, name:base64 of 32 bytes, as `narmesh id` or `nix key convert-secret-to-public` prints it",
             )
         })?;
         // Nix looks up a key by name and uses the first one, so the second would silently never count.
-        if let Some(first) = keys.iter().position(|known| known.name() == key.name() && *known != key) {
+        if let Some(first) = keys.iter().position(|known| known.name() == parsed.name() && *known != parsed) {
             return Err(SettingsError::Duplicate {
-                key: format!("trust.trusted_public_keys[{index}]"),
+                key: format!("{key}[{index}]"),
                 value: text.clone(),
-                first: format!("trust.trusted_public_keys[{first}]"),
+                first: format!("{key}[{first}]"),
                 accepted: "one key per name",
             });
         }
-        keys.push(key);
+        keys.push(parsed);
     }
     Ok(TrustedKeys::new(keys).expect("two different keys of one name were refused above"))
 }

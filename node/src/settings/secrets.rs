@@ -185,7 +185,7 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-fn read_secret(key: &'static str, path: &Path, accepted: &'static str) -> Result<String, SecretError> {
+pub(super) fn read_secret(key: &'static str, path: &Path, accepted: &'static str) -> Result<String, SecretError> {
     let read_error = |source| SecretError::Read { key, path: path.to_owned(), source, accepted };
     let file = open_to_read(path).map_err(read_error)?;
     let mode = file.metadata().map_err(read_error)?.mode() & 0o7777;

@@ -19,7 +19,7 @@ use libp2p::PeerId;
 use narmesh_gossip::{Persisted, Record};
 use narmesh_mesh::MeshState;
 use narmesh_protocol::{AudienceDigest, HashPart};
-use narmesh_resolver::{AnswerChange, AnswerStore, Candidate, RememberedAnswer};
+use narmesh_resolver::{AnswerChange, AnswerStore, Candidate, RememberedAnswer, SourceId};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use std::collections::BTreeSet;
@@ -404,7 +404,7 @@ fn open_checked(path: &Path, empty: Empty) -> Result<Connection, Unusable> {
 fn parse_holders(text: &str) -> Vec<Candidate> {
     let parse = |holder: &str| {
         let (source, epoch) = holder.split_once('@')?;
-        Some(Candidate { source: source.parse().ok()?, summary_epoch: epoch.parse().ok()? })
+        Some(Candidate { source: SourceId::Peer(source.parse().ok()?), summary_epoch: epoch.parse().ok()? })
     };
     text.split(',').filter_map(parse).collect()
 }

@@ -9,7 +9,7 @@ use narmesh_mesh::SummaryStore as _;
 use std::fs;
 
 fn answer(text: &str, at_unix_s: u64) -> RememberedAnswer {
-    let holder = |summary_epoch| Candidate { source: PeerId::random(), summary_epoch };
+    let holder = |summary_epoch| Candidate { source: SourceId::Peer(PeerId::random()), summary_epoch };
     RememberedAnswer { narinfo: text.as_bytes().to_vec(), holders: vec![holder(1), holder(u64::MAX)], at_unix_s }
 }
 

@@ -32,6 +32,9 @@ pub struct Status {
     pub own: OwnStatus,
     /// The allowlist, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
+    /// The upstream caches, in the order of the configuration.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamStatus>,
     /// Requests of our own Nix.
     pub requests: RequestStatus,
     /// NAR bytes received and sent.
@@ -100,6 +103,33 @@ pub struct PeerStatus {
     pub rtt_ms: Option<f64>,
     /// For how many more seconds it is asked nothing because it misbehaved.
     pub set_aside_s: Option<u64>,
+}
+
+/// One upstream cache.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// Its tier: lower ones are asked first.
+    pub tier: u8,
+    /// `up`, `degraded` (its last requests failed) or `down` (it is left alone for a while).
+    pub state: String,
+    /// If it is down: seconds until it is tried again.
+    pub down_s: Option<u64>,
+    /// Its last failure, in words.
+    pub last_failure: Option<String>,
+    /// Seconds since then.
+    pub last_failure_age_s: Option<u64>,
+    /// Failures by kind, such as `timeout` or `server_error`.
+    pub failures: BTreeMap<String, u64>,
+    /// Number of answers; "has it not" is one.
+    pub answers: u64,
+    /// How long its narinfos usually take, milliseconds.
+    pub latency_ms: Option<f64>,
+    /// Bytes of NARs that came from it, compressed as they came.
+    pub bytes_in: u64,
 }
 
 /// A summary of a peer.
@@ -284,6 +314,9 @@ pub struct WhyReport {
     pub remembered: Option<RememberedView>,
     /// Every peer of the allowlist: whether it would be asked, and why; in the order of asking.
     pub peers: Vec<CandidateView>,
+    /// The upstream caches: whether each would be asked, and why.
+    #[serde(default)]
+    pub upstreams: Vec<CandidateView>,
     /// What the gateway would answer now.
     pub answer: WouldAnswer,
     /// The last decisions about this path, oldest first; their number is bounded.
@@ -320,12 +353,12 @@ pub struct RememberedView {
     pub nar_size: Option<u64>,
 }
 
-/// A peer as the resolver sees it.
+/// A peer or an upstream cache as the resolver sees it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct CandidateView {
     /// Its name in the configuration.
     pub name: String,
-    /// Its PeerId.
+    /// Its PeerId; for an upstream cache, how sentences of the resolver name it.
     pub peer_id: String,
     /// Whether it would be asked.
     pub would_ask: bool,

@@ -168,11 +168,13 @@ impl Answers {
     /// Writes an answer to the database, after it was given: a lost row costs one more question, and so does an answer
     /// that is too long to be kept.
     fn persist(&self, part: HashPart, answer: &Answer) {
-        if answer.rendered.len() > KEPT_BYTES_MAX {
+        // What an upstream cache said is not kept: after a restart its keys may be others.
+        let holders: Vec<_> = answer.holders.iter().filter(|holder| holder.source.peer().is_some()).copied().collect();
+        if answer.rendered.len() > KEPT_BYTES_MAX || holders.is_empty() {
             return;
         }
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let row = RememberedAnswer { narinfo: answer.rendered.to_vec(), holders: answer.holders.clone(), at_unix_s };
+        let row = RememberedAnswer { narinfo: answer.rendered.to_vec(), holders, at_unix_s };
         self.writer.write(part, Some(row));
     }
 

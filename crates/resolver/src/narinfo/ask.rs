@@ -279,7 +279,7 @@ impl Asking {
             Ok(NarInfoReply::Found(text)) => self.judge.judge(part, candidate, &text, since, deadline).await,
             Ok(NarInfoReply::Absent) => {
                 self.shared.lookup_log.note(part, LookupEvent::Absent(source));
-                if self.false_hits.note_if_new(source, part) {
+                if source.peer().is_some() && self.false_hits.note_if_new(source, part) {
                     self.shared.counters.false_hits.inc();
                     self.shared.sources.observe(source, Observation::FalseHit);
                 }

@@ -53,7 +53,9 @@ impl Judge {
     ) -> Said {
         let source = candidate.source;
         let trust_changes = self.answers.trust_changes();
-        let (trusted, by_verdict) = (&self.shared.settings().trusted, self.gate.demands());
+        let (settings, by_verdict) = (self.shared.settings(), self.gate.demands());
+        let of_source = self.shared.sources.trusted_keys(&source);
+        let trusted = of_source.as_deref().unwrap_or(&settings.trusted);
         let parsed = trust::parse(text, &part, &self.shared.store_dir);
         if let Ok(info) = &parsed {
             self.gate.hear_signatures(info, deadline).await;

@@ -5,7 +5,7 @@ mod builders;
 
 use super::{
     AdvertisedReport, CandidateView, LookedUp, PeerProbe, PeerStatus, QuorumStatus, Status, SummarySource,
-    SummaryStatus, WhyReport, WouldAnswer,
+    SummaryStatus, UpstreamStatus, WhyReport, WouldAnswer,
 };
 pub use crate::describe::escaped;
 use crate::describe::plainly;
@@ -151,6 +151,7 @@ impl Status {
         rows.extend(self.quorum.iter().flat_map(quorum_rows));
         let mut text = table(&rows, 0);
         text.push_str(&peer_table(&self.peers));
+        text.push_str(&upstreams_text(&self.upstreams));
         text.push_str(&builders::builder_table(&self.builders));
         text
     }
@@ -204,6 +205,34 @@ fn peer_table(peers: &[PeerStatus]) -> String {
     for peer in peers {
         for remark in peer_remarks(peer) {
             text += &format!("  {}: {remark}\n", escaped(&peer.name));
+        }
+    }
+    text
+}
+
+/// The table of the upstream caches; empty if there are none.
+fn upstreams_text(upstreams: &[UpstreamStatus]) -> String {
+    if upstreams.is_empty() {
+        return String::new();
+    }
+    let heading = ["name", "state", "answers", "latency", "in", "url"];
+    let mut rows = vec![heading.iter().map(ToString::to_string).collect::<Vec<_>>()];
+    rows.extend(upstreams.iter().map(|upstream| {
+        let state = match upstream.down_s {
+            Some(seconds) => format!("down, tried again in {}", duration(seconds)),
+            None => upstream.state.clone(),
+        };
+        let latency = upstream.latency_ms.map_or_else(|| "-".to_owned(), |latency| format!("{latency:.1} ms"));
+        let received = bytes(upstream.bytes_in);
+        vec![escaped(&upstream.name), state, upstream.answers.to_string(), latency, received, escaped(&upstream.url)]
+    }));
+    let all_down = upstreams.iter().all(|upstream| upstream.down_s.is_some());
+    let offline = if all_down { " (offline: none can be reached)" } else { "" };
+    let mut text = format!("\nupstream caches: {}{offline}\n{}", upstreams.len(), table(&rows, 2));
+    for upstream in upstreams {
+        if let (Some(failure), Some(age_s)) = (&upstream.last_failure, upstream.last_failure_age_s) {
+            let (name, age) = (escaped(&upstream.name), duration(age_s));
+            text += &format!("  {name}: failed {age} ago: {}\n", escaped(failure));
         }
     }
     text
@@ -325,6 +354,7 @@ impl WhyReport {
         let rows: Vec<_> = self
             .peers
             .iter()
+            .chain(&self.upstreams)
             .map(|peer| {
                 let verb = match (peer.would_ask, self.answer) {
                     (false, _) => "not asked:",
@@ -364,7 +394,7 @@ impl WhyReport {
     /// A sentence of the resolver, with peers by their names, and harmless to a terminal.
     pub(crate) fn named(&self, sentence: &str) -> String {
         let named = |text: String, peer: &CandidateView| text.replace(&peer.peer_id, &peer.name);
-        escaped(&self.peers.iter().fold(sentence.to_owned(), named))
+        escaped(&self.peers.iter().chain(&self.upstreams).fold(sentence.to_owned(), named))
     }
 
     /// One decision with its age, in one line.

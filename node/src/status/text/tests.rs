@@ -54,6 +54,7 @@ fn status() -> Status {
                 ..PeerStatus::default()
             },
         ],
+        upstreams: Vec::new(),
         requests: RequestStatus {
             narinfo: 3,
             narinfo_hits: 1,
@@ -237,6 +238,7 @@ fn why_says_what_would_happen_and_what_happened() {
             nar_hash: None,
             nar_size: Some(2_048),
         }),
+        upstreams: Vec::new(),
         peers: vec![CandidateView {
             name: "b".to_owned(),
             peer_id: "12D3".to_owned(),

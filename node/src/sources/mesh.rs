@@ -1,11 +1,12 @@
-//! The mesh as the sources of the resolver: peers whose filters say maybe.
+//! The mesh as sources of the resolver: peers whose filters say maybe.
 
 use futures::future::BoxFuture;
+use libp2p::PeerId;
 use narmesh_gossip::{Misdeed, ProbeOutcome};
 use narmesh_mesh::{AskError, MeshHandle, NarPiece, NarSource, Ranked};
 use narmesh_protocol::HashPart;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
-use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, Sources};
+use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, Piece, SourceId};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 /// dialling. If a peer never comes, each narinfo request in that time may wait as long.
 const AWAITED: Duration = Duration::from_secs(5);
 
-/// Implements [`Sources`] for the daemon.
+/// The peers; the methods are those of [`Sources`](narmesh_resolver::Sources).
 #[derive(Clone, Debug)]
 pub(crate) struct MeshSources {
     mesh: MeshHandle,
@@ -24,14 +25,15 @@ impl MeshSources {
     pub(crate) fn new(mesh: MeshHandle) -> Self {
         Self { mesh, since: Instant::now() }
     }
-}
 
-impl Sources for MeshSources {
-    fn candidates(&self, part: &HashPart) -> Candidates {
+    pub(super) fn candidates(&self, part: &HashPart) -> Candidates {
         let claiming = self.mesh.table().peek_candidates(part);
         let statistics = self.mesh.statistics();
         let Ranked { now, paused, demoted } = statistics.rank(claiming);
-        let candidate = |source| Candidate { source, summary_epoch: statistics.summary_epoch(&source).unwrap_or(0) };
+        let candidate = |peer| Candidate {
+            source: SourceId::Peer(peer),
+            summary_epoch: statistics.summary_epoch(&peer).unwrap_or(0),
+        };
         Candidates {
             ranked: now.into_iter().map(candidate).collect(),
             paused: paused.into_iter().map(candidate).collect(),
@@ -39,19 +41,19 @@ impl Sources for MeshSources {
         }
     }
 
-    fn look_up(&self, part: &HashPart) -> bool {
+    pub(super) fn look_up(&self, part: &HashPart) -> bool {
         !self.mesh.table().find_candidates(part).is_empty()
     }
 
-    fn is_claimed(&self, part: &HashPart) -> bool {
+    pub(super) fn is_claimed(&self, part: &HashPart) -> bool {
         !self.mesh.table().peek_candidates(part).is_empty()
     }
 
-    fn summary_epoch(&self, source: &SourceId) -> Option<u64> {
+    pub(super) fn summary_epoch(&self, source: &PeerId) -> Option<u64> {
         self.mesh.statistics().summary_epoch(source)
     }
 
-    fn ask(&self, source: SourceId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
+    pub(super) fn ask(&self, source: PeerId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
         let mesh = self.mesh.clone();
         Box::pin(async move {
             mesh.ask_narinfo(source, part).await.map_err(|error| match error {
@@ -63,11 +65,15 @@ impl Sources for MeshSources {
         })
     }
 
-    fn prepare(&self, source: SourceId) {
+    pub(super) fn prepare(&self, source: PeerId) {
         self.mesh.nar().prepare(source);
     }
 
-    fn request(&self, source: SourceId, request: NarRequest) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
+    pub(super) fn request(
+        &self,
+        source: PeerId,
+        request: NarRequest,
+    ) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
         let mesh = self.mesh.clone();
         Box::pin(async move {
             mesh.connect(source).await.map_err(io::Error::other)?;
@@ -76,7 +82,7 @@ impl Sources for MeshSources {
         })
     }
 
-    fn line(&self, source: &SourceId) -> Line {
+    pub(super) fn line(&self, source: &PeerId) -> Line {
         let (view, stats) = (self.mesh.nar().line(source), self.mesh.statistics().responsiveness(source));
         Line {
             received_bytes: view.received_bytes,
@@ -89,7 +95,7 @@ impl Sources for MeshSources {
         }
     }
 
-    fn observe(&self, source: SourceId, observation: Observation) {
+    pub(super) fn observe(&self, source: PeerId, observation: Observation) {
         let (mesh, statistics) = (&self.mesh, self.mesh.statistics());
         match observation {
             Observation::Asked => statistics.update(&source, |stats| stats.asked += 1),

@@ -1,0 +1,199 @@
+//! `[[upstream]]`, checked.
+
+use super::secrets::{SecretError, read_secret};
+use super::{Count, NAME_FORM, SettingsError, check_patterns, check_public_keys, is_name, path_from, refused, within};
+use crate::config::UpstreamConfig;
+use crate::regular_file::read_text;
+use narmesh_protocol::{NamePattern, TrustedKeys};
+use narmesh_upstream::{Credentials, Place, ProxyChoice};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Most `[[upstream]]` entries.
+pub const UPSTREAMS_MAX: usize = 64;
+/// Largest file of certificates, bytes.
+const CA_FILE_BYTES_MAX: u64 = 4 << 20;
+/// Longest user name, bytes.
+const USER_BYTES_MAX: usize = 256;
+
+/// One checked `[[upstream]]` that is enabled.
+#[derive(Clone, PartialEq, Debug)]
+pub struct UpstreamSettings {
+    /// Our name for the cache, 1 to 64 bytes without control characters.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+    /// The keys that count for its narinfos.
+    pub trusted: TrustedKeys,
+    /// Caches of a lower tier are asked first.
+    pub tier: u8,
+    /// Patterns of names, of which one must match; all names if empty.
+    pub include: Vec<String>,
+    /// Patterns of names, of which none may match.
+    pub exclude: Vec<String>,
+    /// Where its credentials are, if it needs any.
+    pub credentials: Option<CredentialsFile>,
+    /// A file of PEM certificates, beside those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// The proxy that leads to it.
+    pub proxy: ProxyChoice,
+    /// The longest time for a connection, 100 ms to 1 min.
+    pub connect_timeout: Duration,
+    /// The longest time without a byte, 100 ms to 10 min.
+    pub stall_timeout: Duration,
+}
+
+/// Where the credentials of a cache are.
+#[derive(Clone, PartialEq, Debug)]
+pub enum CredentialsFile {
+    /// A file with a token.
+    Token(PathBuf),
+    /// A user name, and a file with the password.
+    Password {
+        /// The name.
+        user: String,
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+impl UpstreamSettings {
+    /// Reads the files that it names.
+    pub fn read(&self) -> Result<narmesh_upstream::UpstreamSettings, SecretError> {
+        let patterns = |texts: &[String]| texts.iter().map(|text| NamePattern::new(text)).collect();
+        Ok(narmesh_upstream::UpstreamSettings {
+            name: self.name.clone(),
+            place: self.place.clone(),
+            trusted: self.trusted.clone(),
+            tier: self.tier,
+            include: patterns(&self.include),
+            exclude: patterns(&self.exclude),
+            credentials: self.credentials.as_ref().map(CredentialsFile::read).transpose()?,
+            proxy: self.proxy.clone(),
+            extra_certificates: self.ca_file.as_deref().map(read_certificates).transpose()?.unwrap_or_default(),
+            connect_timeout: self.connect_timeout,
+            stall_timeout: self.stall_timeout,
+        })
+    }
+}
+
+impl CredentialsFile {
+    fn read(&self) -> Result<Credentials, SecretError> {
+        const ACCEPTED: &str = "a file with one line of text that only its owner may read";
+        let (key, path) = match self {
+            Self::Token(path) => ("upstream.token_file", path),
+            Self::Password { file, .. } => ("upstream.password_file", file),
+        };
+        let text = read_secret(key, path, ACCEPTED)?.trim().to_owned();
+        if text.is_empty() || text.chars().any(char::is_control) {
+            return Err(SecretError::Form { key, path: path.clone(), accepted: ACCEPTED });
+        }
+        Ok(match self {
+            Self::Token(_) => Credentials::Token(text),
+            Self::Password { user, .. } => Credentials::User { user: user.clone(), password: text },
+        })
+    }
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<u8>, SecretError> {
+    const KEY: &str = "upstream.ca_file";
+    const ACCEPTED: &str = "a file of PEM certificates, at most 4 MiB";
+    let text = read_text(path, CA_FILE_BYTES_MAX).map_err(|source| SecretError::Read {
+        key: KEY,
+        path: path.to_owned(),
+        source,
+        accepted: ACCEPTED,
+    })?;
+    let holds_one = |text: &String| text.contains("-----BEGIN CERTIFICATE-----");
+    let text = text.filter(holds_one).ok_or_else(|| SecretError::Form {
+        key: KEY,
+        path: path.to_owned(),
+        accepted: ACCEPTED,
+    })?;
+    Ok(text.into_bytes())
+}
+
+/// Checks all entries; those that are not enabled are checked and left out.
+pub(super) fn check(configs: &[UpstreamConfig], base: &Path) -> Result<Vec<UpstreamSettings>, SettingsError> {
+    if configs.len() > UPSTREAMS_MAX {
+        return Err(refused("upstream", Count(configs.len(), "entries"), "at most 64 [[upstream]]"));
+    }
+    let mut checked = Vec::new();
+    for (index, config) in configs.iter().enumerate() {
+        if let Some(first) = configs.iter().take(index).position(|known| known.name == config.name) {
+            return Err(SettingsError::Duplicate {
+                key: format!("upstream[{index}].name"),
+                value: config.name.clone(),
+                first: format!("upstream[{first}].name"),
+                accepted: "one [[upstream]] per name",
+            });
+        }
+        let upstream = check_one(config, index, base)?;
+        if config.enabled {
+            checked.push(upstream);
+        }
+    }
+    Ok(checked)
+}
+
+fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<UpstreamSettings, SettingsError> {
+    let key = |field: &str| format!("upstream[{index}].{field}");
+    if !is_name(&config.name) {
+        return Err(refused(key("name"), &config.name, NAME_FORM));
+    }
+    let place = Place::parse(&config.url).map_err(|_| {
+        refused(
+            key("url"),
+            // A password in the URL must not reach a log.
+            config.url.split_once('@').map_or(config.url.as_str(), |_| "(a URL with credentials)"),
+            "https://HOST/PATH, http://HOST/PATH or file:///DIRECTORY, without user and password",
+        )
+    })?;
+    let file =
+        |field: &str, path: &Option<PathBuf>| path.as_ref().map(|path| path_from(base, &key(field), path)).transpose();
+    let (token_file, password_file) =
+        (file("token_file", &config.token_file)?, file("password_file", &config.password_file)?);
+    let credentials = match (token_file, &config.user, password_file) {
+        (None, None, None) => None,
+        (Some(path), None, None) => Some(CredentialsFile::Token(path)),
+        (None, Some(user), Some(file)) => Some(CredentialsFile::Password { user: user.clone(), file }),
+        (_, user, _) => {
+            let accepted = "`token_file` alone, or `user` and `password_file` together";
+            return Err(refused(key("user"), user.as_deref().unwrap_or_default(), accepted));
+        }
+    };
+    if let Some(user) = &config.user
+        && (user.is_empty()
+            || user.len() > USER_BYTES_MAX
+            || user.contains(|letter: char| letter == ':' || letter.is_control()))
+    {
+        return Err(refused(key("user"), user, "1 to 256 bytes without colons and control characters"));
+    }
+    let proxy = match config.proxy.as_deref() {
+        None => ProxyChoice::Environment,
+        Some("none") => ProxyChoice::Direct,
+        Some(url) => match Place::parse(url) {
+            Ok(Place::Http(url)) => ProxyChoice::Url(url),
+            Ok(Place::Directory(_)) | Err(_) => {
+                return Err(refused(key("proxy"), url, "http://HOST:PORT, https://HOST:PORT or \"none\""));
+            }
+        },
+    };
+    let tier = within(&key("tier"), config.tier, (0, u32::from(u8::MAX)))?;
+    let milliseconds = |field: &str, value, bounds| within(&key(field), value, bounds).map(Duration::from_millis);
+    check_patterns(&key("include"), &config.include)?;
+    check_patterns(&key("exclude"), &config.exclude)?;
+    Ok(UpstreamSettings {
+        name: config.name.clone(),
+        place,
+        trusted: check_public_keys(&key("public_keys"), &config.public_keys)?,
+        tier: u8::try_from(tier).unwrap_or(u8::MAX),
+        include: config.include.clone(),
+        exclude: config.exclude.clone(),
+        credentials,
+        ca_file: file("ca_file", &config.ca_file)?,
+        proxy,
+        connect_timeout: milliseconds("connect_timeout_ms", config.connect_timeout_ms, (100, 60_000))?,
+        stall_timeout: milliseconds("stall_timeout_ms", config.stall_timeout_ms, (100, 600_000))?,
+    })
+}

@@ -1,0 +1,269 @@
+//! The upstream caches as sources of the resolver: each may have any path, and says so only when it is asked.
+
+use futures::future::BoxFuture;
+use moka::sync::Cache;
+use narmesh_protocol::wire::{NarInfoReply, NarRequest};
+use narmesh_protocol::{HashPart, NarHash, NarInfo, StoreDir, TrustedKeys};
+use narmesh_resolver::{Candidate, Line, NarFeed, NoAnswer, Observation, Piece, SourceId, UpstreamId};
+use narmesh_upstream::{Failure, FailureKind, NarBody, NarLocation, Upstream, UpstreamSettings};
+use parking_lot::{Mutex, RwLock};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// For how many paths it is remembered where their NARs are.
+const LOCATIONS_MAX: u64 = 16_384;
+/// For how long; a narinfo that is older is asked for again.
+const LOCATIONS_FOR: Duration = Duration::from_secs(3_600);
+/// The newest measurement counts one in this many in the usual rate of a cache.
+const RATE_SHARE: u64 = 4;
+/// A shorter transfer says more about latency than about the rate.
+const RATED_BYTES_MIN: u64 = 64 << 10;
+
+/// All configured caches.
+#[derive(Debug)]
+pub(crate) struct UpstreamSources {
+    store_dir: StoreDir,
+    configured: RwLock<Arc<[Arc<Source>]>>,
+    /// The names of all caches since the start; the place of a name is its id.
+    names: Mutex<Vec<String>>,
+}
+
+/// One cache, and what is known of the line to it.
+#[derive(Debug)]
+struct Source {
+    id: UpstreamId,
+    upstream: Arc<Upstream>,
+    trusted: Arc<TrustedKeys>,
+    locations: Cache<HashPart, (NarHash, NarLocation)>,
+    in_flight: AtomicUsize,
+    last_received: Mutex<Option<Instant>>,
+    rate_bytes_s: Mutex<Option<u64>>,
+}
+
+impl UpstreamSources {
+    pub(crate) fn new(store_dir: StoreDir) -> Self {
+        Self { store_dir, configured: RwLock::new(Arc::new([])), names: Mutex::default() }
+    }
+
+    /// Makes the clients for these settings; a cache whose settings stay the same keeps its connections and its health.
+    /// Nothing changes before [`PreparedUpstreams`] is put in force.
+    pub(crate) fn prepare(&self, settings: Vec<UpstreamSettings>) -> Result<PreparedUpstreams, Failure> {
+        let known = Arc::clone(&self.configured.read());
+        let made = settings.into_iter().map(|settings| {
+            if let Some(same) = known.iter().find(|source| *source.upstream.settings() == settings) {
+                return Ok(Arc::clone(same));
+            }
+            let (id, trusted) = (self.id_of(&settings.name), Arc::new(settings.trusted.clone()));
+            Ok(Arc::new(Source {
+                id,
+                upstream: Arc::new(Upstream::new(settings)?),
+                trusted,
+                locations: Cache::builder().max_capacity(LOCATIONS_MAX).time_to_live(LOCATIONS_FOR).build(),
+                in_flight: AtomicUsize::new(0),
+                last_received: Mutex::default(),
+                rate_bytes_s: Mutex::default(),
+            }))
+        });
+        made.collect::<Result<Arc<[_]>, _>>().map(PreparedUpstreams)
+    }
+
+    /// Puts in force what was prepared.
+    pub(crate) fn put_in_force(&self, prepared: PreparedUpstreams) {
+        *self.configured.write() = prepared.0;
+    }
+
+    fn id_of(&self, name: &str) -> UpstreamId {
+        let mut names = self.names.lock();
+        let index = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            names.push(name.to_owned());
+            names.len() - 1
+        });
+        // After 65,535 reloads that each name another cache, the last ones share an id, which `why` alone shows.
+        UpstreamId(u16::try_from(index).unwrap_or(u16::MAX))
+    }
+
+    /// The configured caches, in the order of the configuration.
+    pub(crate) fn all(&self) -> Vec<(UpstreamId, Arc<Upstream>)> {
+        self.configured.read().iter().map(|source| (source.id, Arc::clone(&source.upstream))).collect()
+    }
+
+    fn find(&self, id: UpstreamId) -> Option<Arc<Source>> {
+        self.configured.read().iter().find(|source| source.id == id).cloned()
+    }
+
+    pub(super) fn is_configured(&self, id: UpstreamId) -> bool {
+        self.configured.read().iter().any(|source| source.id == id)
+    }
+
+    pub(super) fn may_any_be_asked(&self) -> bool {
+        self.configured.read().iter().any(|source| source.upstream.may_be_asked())
+    }
+
+    /// The caches that are not down: lower tiers first, and in a tier the quickest first.
+    pub(super) fn candidates(&self) -> Vec<Candidate> {
+        let configured = Arc::clone(&self.configured.read());
+        let mut usable: Vec<_> = configured.iter().filter(|source| source.upstream.may_be_asked()).collect();
+        usable.sort_by_key(|source| {
+            let latency = source.upstream.latency().map_or(Duration::ZERO, |latency| latency.mean());
+            (source.upstream.settings().tier, latency)
+        });
+        usable.iter().map(|source| Candidate { source: SourceId::Upstream(source.id), summary_epoch: 0 }).collect()
+    }
+
+    pub(super) fn trusted_keys(&self, id: UpstreamId) -> Arc<TrustedKeys> {
+        self.find(id).map(|source| Arc::clone(&source.trusted)).unwrap_or_default()
+    }
+
+    pub(super) fn ask(&self, id: UpstreamId, part: HashPart) -> BoxFuture<'static, Result<NarInfoReply, NoAnswer>> {
+        let (source, store_dir) = (self.find(id), self.store_dir.clone());
+        Box::pin(async move {
+            let source = source.ok_or_else(|| NoAnswer::Failed("no longer configured".to_owned()))?;
+            let found = source.ask(&part, &store_dir).await;
+            match found.map_err(|failure| NoAnswer::Failed(failure.to_string()))? {
+                Some(text) => Ok(NarInfoReply::Found(text)),
+                None => Ok(NarInfoReply::Absent),
+            }
+        })
+    }
+
+    pub(super) fn request(
+        &self,
+        id: UpstreamId,
+        request: NarRequest,
+    ) -> BoxFuture<'static, io::Result<Box<dyn NarFeed>>> {
+        let (source, store_dir) = (self.find(id), self.store_dir.clone());
+        Box::pin(async move {
+            let source = source.ok_or_else(|| io::Error::other("no longer configured"))?;
+            let under_way = UnderWay::begin(source);
+            let body = under_way.0.request(&request, &store_dir).await.map_err(io::Error::other)?;
+            Ok(Box::new(UpstreamFeed { body, under_way }) as Box<dyn NarFeed>)
+        })
+    }
+
+    pub(super) fn line(&self, id: UpstreamId) -> Line {
+        let Some(source) = self.find(id) else { return Line::default() };
+        Line {
+            received_bytes: source.upstream.received_bytes(),
+            last_received: *source.last_received.lock(),
+            in_flight: source.in_flight.load(Ordering::Relaxed),
+            rate_bytes_s: *source.rate_bytes_s.lock(),
+            latency: source.upstream.latency().map(|latency| latency.mean()),
+            is_awaited: true,
+            is_paused: false,
+        }
+    }
+
+    pub(super) fn observe(&self, id: UpstreamId, observation: Observation) {
+        let Some(source) = self.find(id) else { return };
+        let fail = |kind, detail: &str| source.upstream.note_failure(Failure::new(kind, detail));
+        match observation {
+            Observation::FalseNarInfo => fail(FailureKind::BadNarInfo, "its narinfo breaks a rule"),
+            Observation::FalseNar => fail(FailureKind::BadNar, "its NAR is not the one that its narinfo promises"),
+            Observation::TimedOut => fail(FailureKind::Timeout, "no answer before the deadline of the lookup"),
+            Observation::Received { bytes, elapsed, .. } => source.on_received(bytes, elapsed),
+            Observation::Asked | Observation::Held | Observation::FalseHit | Observation::Overtaken(_) => {}
+        }
+    }
+}
+
+/// Caches that a reload is about to put in force.
+#[derive(Debug)]
+pub(crate) struct PreparedUpstreams(Arc<[Arc<Source>]>);
+
+impl Source {
+    /// Asks for a narinfo, and remembers where its NAR is.
+    async fn ask(&self, part: &HashPart, store_dir: &StoreDir) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(text) = self.upstream.narinfo(part).await? else { return Ok(None) };
+        let judged = NarInfo::parse(store_dir, &text).map_err(|error| error.to_string());
+        let judged = judged.and_then(|info| {
+            let location = NarLocation::parse(&String::from_utf8_lossy(&text)).map_err(|error| error.to_string())?;
+            Ok((info, location))
+        });
+        let (info, location) = match judged {
+            Ok(judged) => judged,
+            Err(why) => {
+                let failure = Failure::new(FailureKind::BadNarInfo, why);
+                self.upstream.note_failure(failure.clone());
+                return Err(failure);
+            }
+        };
+        if !self.upstream.settings().allows(info.path.name()) {
+            return Ok(None);
+        }
+        self.locations.insert(*part, (info.nar_hash, location));
+        Ok(Some(text))
+    }
+
+    /// Requests a NAR; `None` if the cache has no such NAR for the path.
+    async fn request(&self, request: &NarRequest, store_dir: &StoreDir) -> Result<Option<NarBody>, Failure> {
+        let NarRequest { hash_part, nar_hash, nar_size, offset, .. } = *request;
+        if !self.locations.contains_key(&hash_part) {
+            // Perhaps its narinfo came from a peer.
+            self.ask(&hash_part, store_dir).await?;
+        }
+        match self.locations.get(&hash_part) {
+            Some((known, location)) if known == nar_hash => self.upstream.nar(&location, offset, nar_size).await,
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    fn on_received(&self, bytes: u64, elapsed: Duration) {
+        if bytes < RATED_BYTES_MIN {
+            return;
+        }
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
+        let measured = bytes.saturating_mul(1_000_000) / micros;
+        let mut rate = self.rate_bytes_s.lock();
+        *rate = Some(rate.map_or(measured, |usual| usual - usual / RATE_SHARE + measured / RATE_SHARE));
+    }
+}
+
+/// One request under way at a cache.
+#[derive(Debug)]
+struct UnderWay(Arc<Source>);
+
+impl UnderWay {
+    fn begin(source: Arc<Source>) -> Self {
+        source.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(source)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A NAR from a cache; without a body the cache does not have it.
+#[derive(Debug)]
+struct UpstreamFeed {
+    body: Option<NarBody>,
+    under_way: UnderWay,
+}
+
+impl NarFeed for UpstreamFeed {
+    fn next<'a>(&'a mut self, out: &'a mut Vec<u8>, bytes_max: u64) -> BoxFuture<'a, io::Result<Piece>> {
+        Box::pin(async move {
+            let Some(body) = &mut self.body else { return Ok(Piece::Absent) };
+            match body.read(out, bytes_max).await {
+                Ok(0) => Ok(Piece::Complete),
+                Ok(_) => {
+                    *self.under_way.0.last_received.lock() = Some(Instant::now());
+                    Ok(Piece::Data)
+                }
+                Err(failure) if failure.kind == FailureKind::BadNar => {
+                    Err(io::Error::new(io::ErrorKind::InvalidData, failure))
+                }
+                Err(failure) => Err(io::Error::other(failure)),
+            }
+        })
+    }
+
+    fn wire_bytes(&self) -> u64 {
+        self.body.as_ref().map_or(0, NarBody::wire_bytes)
+    }
+}

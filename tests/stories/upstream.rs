@@ -1,0 +1,145 @@
+//! Upstream caches beside the mesh: narmesh is the only line in nix.conf, and what a cache has arrives, however it is
+//! packed and whatever fails beside it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use narmesh_tests::{PlainCache, TestMesh, TestNode, get, promised};
+
+/// A lookup waits at most this long for an upstream that says nothing.
+const DEADLINE_MAX: Duration = Duration::from_secs(10);
+
+fn assert_arrived(holder: &TestNode, client: &TestNode, paths: &[String]) {
+    client.realise(paths).expect_success("nix-store --realise");
+    client.store.verify_contents();
+    for path in paths {
+        let (source, copy) = (holder.store.row(path).expect("built there"), client.store.row(path).expect("arrived"));
+        assert_eq!((&copy.nar_hash, copy.nar_size), (&source.nar_hash, source.nar_size), "{path}");
+        assert!(!copy.ultimate, "{path} was built here");
+    }
+}
+
+/// An upstream that is only an address, without keys.
+fn lone_upstream(name: &str, address: SocketAddr) -> String {
+    format!("[[upstream]]\nname = '{name}'\nurl = 'http://{address}'\n")
+}
+
+#[test]
+fn every_compression_of_a_cache_is_unpacked() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    for compression in ["none", "xz", "zstd", "bzip2", "br", "gzip", "lz4"] {
+        let cache = PlainCache::on_loopback(&holder, &paths, compression);
+        let mut client = mesh.node(&format!("client-{compression}"));
+        client.config.trusted_public_keys = vec![holder.builder_key()];
+        client.config.more = cache.upstream("plain", &holder);
+        client.start();
+        assert_arrived(&holder, &client, &paths);
+        let status = client.status();
+        assert_eq!(status.text("/upstreams/0/state"), Some("up"), "{compression}");
+        assert!(status.number("/upstreams/0/bytes_in") > 0, "{compression}");
+        let failures = status.0.pointer("/upstreams/0/failures").and_then(|failures| failures.as_object()).unwrap();
+        assert!(failures.is_empty(), "{compression}: {failures:?}");
+    }
+}
+
+#[test]
+fn a_directory_is_an_upstream_too() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let cache = PlainCache::on_loopback(&holder, &paths, "xz");
+    let (key, dir) = (holder.builder_key(), cache.dir().display());
+    let mut client = mesh.node("client");
+    client.config.trusted_public_keys = vec![holder.builder_key()];
+    client.config.more = format!("[[upstream]]\nname = 'disk'\nurl = 'file://{dir}'\npublic_keys = ['{key}']\n");
+    client.start();
+    assert_arrived(&holder, &client, &paths);
+}
+
+#[test]
+fn dead_and_frozen_upstreams_fail_no_build() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let cache = PlainCache::on_loopback(&holder, &paths, "xz");
+    let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Connections are accepted by the kernel, and nothing is ever answered.
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = mesh.node("client");
+    client.config.trusted_public_keys = vec![holder.builder_key()];
+    client.config.more = [
+        lone_upstream("refusing", refusing),
+        lone_upstream("frozen", frozen.local_addr().unwrap()) + "stall_timeout_ms = 1000\n",
+        cache.upstream("good", &holder),
+    ]
+    .concat();
+    client.start();
+    assert_arrived(&holder, &client, &paths);
+    let status = client.status();
+    assert_eq!(status.text("/upstreams/0/state"), Some("down"));
+    assert_eq!(status.text("/upstreams/2/state"), Some("up"));
+    let metrics = get(client.gateway(), "/metrics").unwrap().text();
+    for line in [
+        "narmesh_upstream_up{upstream=\"refusing\"} 0",
+        "narmesh_upstream_up{upstream=\"good\"} 1",
+        "narmesh_upstream_failures_total{upstream=\"refusing\",kind=\"connect\"}",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+}
+
+#[test]
+fn what_a_peer_holds_comes_from_the_peer() {
+    let mesh = TestMesh::new();
+    let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
+    let paths = holder.store.build("everything");
+    let cache = PlainCache::on_loopback(&holder, &paths, "xz");
+    client.config.more = cache.upstream("plain", &holder);
+    TestMesh::start_all(&mut [&mut holder, &mut client]);
+    holder.wait_all_advertised(&[&client]);
+    assert_arrived(&holder, &client, &paths);
+    let status = client.status();
+    let (from_peer, from_cache) =
+        (status.peer("holder").unwrap()["bytes_in"].as_u64().unwrap(), status.number("/upstreams/0/bytes_in"));
+    assert!(from_cache * 10 < from_peer, "{from_cache} bytes over the internet, {from_peer} from the neighbour");
+}
+
+#[test]
+fn what_no_trusted_key_of_the_upstream_signed_is_not_given() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let stranger = mesh.node("stranger");
+    let path = holder.store.build_one("rootfile");
+    let cache = PlainCache::on_loopback(&holder, std::slice::from_ref(&path), "xz");
+    let mut client = mesh.node("client");
+    // The mesh may trust this key, but it is none of this cache's.
+    client.config.trusted_public_keys = vec![holder.builder_key()];
+    client.config.more = cache.upstream("plain", &stranger);
+    client.start();
+    assert_eq!(client.get_narinfo(&path).status, 404);
+    let why = client.narmesh(&["why", &path]).expect_success("narmesh why");
+    assert!(why.contains("the answer of plain is not handed on: no trusted signature"), "{why}");
+}
+
+#[test]
+fn without_a_network_the_answer_comes_at_once() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let path = holder.store.build_one("rootfile");
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = mesh.node("client");
+    client.config.more = lone_upstream("frozen", frozen.local_addr().unwrap()) + "stall_timeout_ms = 500\n";
+    client.start();
+    for _ in 0..3 {
+        let since = Instant::now();
+        assert_eq!(client.get_narinfo(&path).status, 404);
+        assert!(since.elapsed() < promised(DEADLINE_MAX));
+    }
+    let since = Instant::now();
+    (0..100).for_each(|_| assert_eq!(client.get_narinfo(&path).status, 404));
+    assert!(since.elapsed() < DEADLINE_MAX, "100 lookups took {:?} while the upstream was down", since.elapsed());
+    let status = client.narmesh(&["status"]).expect_success("narmesh status");
+    assert!(status.contains("offline"), "{status}");
+}
