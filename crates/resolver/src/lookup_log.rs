@@ -25,7 +25,7 @@ pub enum LookupEvent {
     Remembered,
     /// This candidate was asked.
     Asked(SourceId),
-    /// This candidate does not hold the path: its filter gave a false positive or is out of date.
+    /// This candidate does not hold the path; the filter of a peer gave a false positive or is out of date.
     Absent(SourceId),
     /// The answer of this candidate is not handed on, for this reason.
     Distrusted(SourceId, String),
@@ -76,7 +76,7 @@ pub(crate) enum AtOnce {
     OwnStore,
     /// 200 with what a peer answered before.
     Remembered,
-    /// 404: the path is not here, and no filter says maybe.
+    /// 404: the path is not here, no filter says maybe, and no upstream cache can be asked.
     NotClaimed,
 }
 
@@ -106,7 +106,10 @@ impl fmt::Display for LookupEvent {
             Self::OwnStore => write!(f, "answered from our own store"),
             Self::Remembered => write!(f, "answered from memory; a candidate still claims the path"),
             Self::Asked(peer) => write!(f, "asked candidate {peer}"),
-            Self::Absent(peer) => write!(f, "{peer} does not hold it: a false hit of its filter"),
+            Self::Absent(source @ SourceId::Peer(_)) => {
+                write!(f, "{source} does not hold it: a false hit of its filter")
+            }
+            Self::Absent(source @ SourceId::Upstream(_)) => write!(f, "{source} does not have it"),
             Self::Distrusted(peer, why) => write!(f, "the answer of {peer} is not handed on: {why}"),
             Self::NoAnswer(peer, why) => write!(f, "no answer from {peer}: {why}"),
             Self::Holder(peer, elapsed) => {
