@@ -80,6 +80,10 @@ fn dead_and_frozen_upstreams_fail_no_build() {
     let status = client.status();
     assert_eq!(status.text("/upstreams/0/state"), Some("down"));
     assert_eq!(status.text("/upstreams/2/state"), Some("up"));
+    let probed = client.narmesh(&["check-config", "--probe"]).expect_failure("narmesh check-config --probe");
+    for words in ["refusing: NOT reachable: connect:", "frozen: NOT reachable: timeout:", "good: reachable, answered"] {
+        assert!(probed.contains(words), "{words}\n{probed}");
+    }
     let metrics = get(client.gateway(), "/metrics").unwrap().text();
     for line in [
         "narmesh_upstream_up{upstream=\"refusing\"} 0",

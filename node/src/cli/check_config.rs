@@ -5,11 +5,15 @@ use super::nix_version::NixVersion;
 use super::startable::{Startable, check_startable};
 use super::{client, emit};
 use crate::control::{ControlReply, ControlRequest};
+use crate::describe::plainly;
 use crate::settings::{Secrets, Settings};
 use crate::status::PeerProbe;
-use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey};
+use anyhow::Context as _;
+use futures::future::join_all;
+use narmesh_protocol::{BuilderKey, NixPublicKey, NixSecretKey, StoreDir};
 use narmesh_quorum::Mode;
 use narmesh_store::NixStore;
+use narmesh_upstream::{CacheInfo, Failure, Upstream};
 use std::path::{Path, PathBuf};
 
 /// If Nix remembers a miss for longer than this, seconds, a note says so.
@@ -17,7 +21,7 @@ const NEGATIVE_TTL_S_MAX: u64 = 60;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Arguments {
-    /// Dial each peer: is it reachable, and does each side allow the other?
+    /// Dial each peer: is it reachable, and does each side allow the other? Ask each upstream cache for its nix-cache-info
     #[arg(long)]
     probe: bool,
     /// Compare with this nix.conf instead of asking Nix
@@ -39,6 +43,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let settings = Settings::load(config)?;
     let secrets = settings.read_secrets()?;
     settings.quorum.policy(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())?;
+    let upstreams = open_upstreams(&settings)?;
     let Startable { problems, notes } = check_startable(&settings);
     let can_start = problems.is_empty();
     emit(&format!(
@@ -71,7 +76,42 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     for probe in &probes {
         emit(&format!("{}\n", probe.text()))?;
     }
-    Ok(can_start && probes.iter().all(PeerProbe::is_good))
+    let are_upstreams_good = probe_upstreams(&settings, &upstreams)?;
+    Ok(can_start && probes.iter().all(PeerProbe::is_good) && are_upstreams_good)
+}
+
+/// Reads the files that the upstream caches name and makes their clients, as the daemon does; contacts nobody.
+fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Upstream>> {
+    let open = |upstream: &crate::settings::UpstreamSettings| {
+        let read = upstream.read()?;
+        Upstream::new(read).with_context(|| format!("the client of [[upstream]] {:?}", upstream.name))
+    };
+    settings.upstreams.iter().map(open).collect()
+}
+
+/// Asks each cache for its `nix-cache-info` and prints what it says. Returns whether all of them can be used.
+fn probe_upstreams(settings: &Settings, upstreams: &[Upstream]) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answers = runtime.block_on(join_all(upstreams.iter().map(Upstream::cache_info)));
+    let mut are_good = true;
+    for (upstream, answer) in upstreams.iter().zip(answers) {
+        let (is_good, what) = judge_cache_info(answer, &settings.store.store_dir);
+        are_good &= is_good;
+        emit(&format!("{}: {what}\n", upstream.settings().name))?;
+    }
+    Ok(are_good)
+}
+
+/// Whether a cache that answers so can be used, and why, in words.
+fn judge_cache_info(answer: Result<Option<CacheInfo>, Failure>, ours: &StoreDir) -> (bool, String) {
+    match answer {
+        Err(failure) => (false, format!("NOT reachable: {}", plainly(&failure.to_string()))),
+        Ok(None) => (false, "has no nix-cache-info: its url is not that of a binary cache".to_owned()),
+        Ok(Some(CacheInfo { store_dir: Some(theirs), .. })) if theirs != ours.as_str() => {
+            (false, format!("has paths of the store directory {theirs:?}, and this node of {:?}", ours.as_str()))
+        }
+        Ok(Some(CacheInfo { took, .. })) => (true, format!("reachable, answered after {} ms", took.as_millis())),
+    }
 }
 
 /// Warns if the store's directory or its Nix database is missing.
@@ -211,7 +251,15 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
              trust.trusted_public_keys"
         )));
     }
-    for other in known.iter().filter(|other| settings.trusted.by_name(other.name()).is_none()) {
+    let of_upstreams: Vec<_> = settings.upstreams.iter().flat_map(|upstream| upstream.trusted.iter()).collect();
+    for key in of_upstreams.iter().filter(|key| !known.contains(key)) {
+        findings.push(Finding::Warning(format!(
+            "an [[upstream]] has the key {key}, which Nix does not trust: Nix refuses what only this key signed. Add it to \
+             extra-trusted-public-keys in nix.conf"
+        )));
+    }
+    let is_used = |key: &NixPublicKey| settings.trusted.by_name(key.name()).is_some() || of_upstreams.contains(&key);
+    for other in known.iter().filter(|other| !is_used(other)) {
         findings.push(Finding::Note(format!(
             "Nix trusts {other}, but narmesh does not: what only this key signed is neither offered to peers nor \
              taken from them"
@@ -229,6 +277,12 @@ fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> 
         findings.push(Finding::Warning(format!(
             "Nix does not ask this node: http://{} is not among its substituters (extra-substituters in nix.conf)",
             settings.gateway.listen
+        )));
+    }
+    let are_asked_twice = settings.upstreams.iter().map(|upstream| upstream.place.to_string());
+    for url in are_asked_twice.filter(|url| others.iter().any(|other| bare_url(other) == url)) {
+        findings.push(Finding::Note(format!(
+            "Nix asks {url} as well as this node does: without it among the substituters in nix.conf, it is asked once"
         )));
     }
     if !others.is_empty() {
@@ -277,9 +331,14 @@ fn trusted_users(nix: &NixSettings) -> Vec<&str> {
     nix.words("trusted-users").into_iter().filter(|user| *user != "root").collect()
 }
 
+/// A substituter URL without a final slash and parameters.
+fn bare_url(url: &str) -> &str {
+    url.split('?').next().unwrap_or_default().trim_end_matches('/')
+}
+
 /// Whether a substituter URL is our gateway, with or without a final slash and parameters.
 fn names_gateway(url: &str, port: u16, ip: &str) -> bool {
-    let bare = url.split('?').next().unwrap_or_default().trim_end_matches('/');
+    let bare = bare_url(url);
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     [host.as_str(), "localhost"].iter().any(|host| bare == format!("http://{host}:{port}"))
 }
@@ -320,6 +379,45 @@ mod tests {
         config.trust.builder_key_file = builder_key.map(Into::into);
         let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
         nix_findings(&settings, &NixSettings::from_file(&file), None)
+    }
+
+    #[test]
+    fn upstream_is_good_only_if_it_is_a_cache_of_our_store_directory() {
+        let ours = StoreDir::parse("/nix/store").unwrap();
+        let answer = |store_dir: Option<&str>| {
+            Ok(Some(CacheInfo { store_dir: store_dir.map(str::to_owned), took: std::time::Duration::from_millis(7) }))
+        };
+        assert_eq!(
+            judge_cache_info(answer(Some("/nix/store")), &ours),
+            (true, "reachable, answered after 7 ms".into())
+        );
+        assert!(judge_cache_info(answer(None), &ours).0);
+        let (is_good, why) = judge_cache_info(answer(Some("/gnu/store")), &ours);
+        assert!(!is_good && why.contains("/gnu/store"), "{why}");
+        assert!(!judge_cache_info(Ok(None), &ours).0);
+    }
+
+    #[test]
+    fn upstreams_are_compared_with_what_nix_asks_and_trusts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, key) = (dir.path().join("nix.conf"), public_key("cache-1", 7));
+        let nix_conf = |keys: &str| {
+            format!(
+                "substituters = http://127.0.0.1:7281 https://cache.example/?priority=3\ntrusted-public-keys = {keys}\n"
+            )
+        };
+        let text = format!("[[upstream]]\nname = 'x'\nurl = 'https://cache.example'\npublic_keys = ['{key}']\n");
+        let config = dir.path().join("narmesh.toml");
+        let settings = Settings::check(Config::parse(&text, &config).unwrap(), &config).unwrap();
+        let found = |keys: &str| {
+            std::fs::write(&file, nix_conf(keys)).unwrap();
+            nix_findings(&settings, &NixSettings::from_file(&file), None)
+        };
+        let trusting = found(&key);
+        assert_eq!(warnings(&trusting), Vec::<&str>::new());
+        let is_twice = |finding: &Finding| matches!(finding, Finding::Note(text) if text.contains("is asked once"));
+        assert!(trusting.iter().any(is_twice), "{trusting:?}");
+        assert!(warnings(&found(""))[0].contains(&key));
     }
 
     fn warnings(findings: &[Finding]) -> Vec<&str> {
