@@ -94,6 +94,27 @@ fn dead_and_frozen_upstreams_fail_no_build() {
     }
 }
 
+/// The longest wait before the next source is asked.
+const HEDGE_MAX: Duration = Duration::from_millis(250);
+
+#[test]
+fn a_frozen_upstream_costs_one_lookup_a_hedge_and_the_others_nothing() {
+    let mesh = TestMesh::new();
+    let holder = mesh.node("holder");
+    let paths = holder.store.build("everything");
+    let cache = PlainCache::on_loopback(&holder, &paths, "xz");
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = mesh.node("client");
+    client.config.more = lone_upstream("frozen", frozen.local_addr().unwrap()) + &cache.upstream("good", &holder);
+    client.start();
+    assert_eq!(client.get_narinfo(&paths[0]).status, 200);
+    let since = Instant::now();
+    paths[1..].iter().for_each(|path| assert_eq!(client.get_narinfo(path).status, 200));
+    let others = u32::try_from(paths.len() - 1).unwrap();
+    assert!(since.elapsed() < HEDGE_MAX * others / 2, "{others} lookups took {:?}", since.elapsed());
+    assert_eq!(client.status().text("/upstreams/0/state"), Some("up"), "nothing has timed out yet");
+}
+
 #[test]
 fn what_a_peer_holds_comes_from_the_peer() {
     let mesh = TestMesh::new();

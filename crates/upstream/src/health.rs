@@ -96,6 +96,13 @@ impl Health {
         }
     }
 
+    /// Notes that another source answered while this one had said nothing for so long: it takes at least that.
+    pub(crate) fn on_overtaken(&mut self, waited: Duration) {
+        if self.latency.is_none_or(|latency| latency.mean() < waited) {
+            self.latency = Some(Latency::after(self.latency, waited));
+        }
+    }
+
     /// Notes a failure; `chance` in 0 to 1 chooses the jitter of a pause. Returns the pause, if one begins.
     pub(crate) fn on_failure(&mut self, failure: Failure, now: Instant, chance: f64) -> Option<Duration> {
         let (kind, retry_after) = (failure.kind, failure.retry_after);
@@ -200,6 +207,17 @@ mod tests {
             assert_eq!(fail(&mut health, FailureKind::Untrusted, now), None);
         }
         assert!(health.admit(now));
+    }
+
+    #[test]
+    fn an_overtaken_cache_counts_as_slow_until_it_answers_quickly() {
+        let mut health = Health::default();
+        health.on_overtaken(Duration::from_millis(250));
+        assert_eq!(health.latency().unwrap().mean(), Duration::from_millis(250));
+        health.on_overtaken(Duration::from_millis(20));
+        assert_eq!(health.latency().unwrap().mean(), Duration::from_millis(250), "20 ms say nothing new");
+        (0..50).for_each(|_| health.on_answer(Some(Duration::from_millis(10))));
+        assert!(health.latency().unwrap().mean() < Duration::from_millis(20));
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl Upstream {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
+    /// Notes that another source answered while this cache had said nothing for so long.
+    pub fn note_overtaken(&self, waited: Duration) {
+        self.health.lock().on_overtaken(waited);
+    }
+
     /// Notes what the caller found wrong with an answer.
     pub fn note_failure(&self, failure: Failure) {
         let (name, kind) = (&self.settings.name, failure.kind);

@@ -164,7 +164,9 @@ impl UpstreamSources {
             Observation::FalseNar => fail(FailureKind::BadNar, "its NAR is not the one that its narinfo promises"),
             Observation::TimedOut => fail(FailureKind::Timeout, "no answer before the deadline of the lookup"),
             Observation::Received { bytes, elapsed, .. } => source.on_received(bytes, elapsed),
-            Observation::Asked | Observation::Held | Observation::FalseHit | Observation::Overtaken(_) => {}
+            // A frozen cache is thereby asked after those that answer, long before it counts as down.
+            Observation::Overtaken(waited) => source.upstream.note_overtaken(waited),
+            Observation::Asked | Observation::Held | Observation::FalseHit => {}
         }
     }
 }
