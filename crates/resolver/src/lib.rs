@@ -19,6 +19,8 @@ mod nar;
 mod narinfo;
 mod shared;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
 pub use builders::{Builders, KnownSignatures};

@@ -7,19 +7,18 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
-use narmesh_protocol::{HashPart, NarHash, NarInfo, NixPublicKey, NixSecretKey, StoreDir, TrustedKeys};
-use narmesh_quorum::{FingerprintDigest, Ledger, Policy, PolicyRules, Served};
+use narmesh_protocol::{HashPart, NarHash, NixSecretKey, StoreDir, TrustedKeys};
 use narmesh_store::{NixStore, StoreLocation};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::NarInfos;
 use crate::ResolverSettings;
-use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
-use crate::builders::{Builders, KnownSignatures};
+use crate::builders::Builders;
 use crate::nar::{Compress, ContentsCheck, NarContext, TransferSettings};
 use crate::shared::Shared;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
+use crate::tests::Nothing;
 
 /// One demoted source that claims every path.
 struct Demoted {
@@ -67,49 +66,6 @@ impl Sources for Demoted {
     }
 }
 
-/// Nobody attests anything, and nothing is kept on disk.
-struct Nothing(Arc<Policy>);
-
-impl Builders for Nothing {
-    fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.0)
-    }
-
-    fn revision(&self) -> u64 {
-        0
-    }
-
-    fn read(&self, look: &mut dyn FnMut(&Ledger)) {
-        look(&Ledger::default());
-    }
-
-    fn read_signatures(&self, _: FingerprintDigest) -> KnownSignatures {
-        Ok(Vec::new())
-    }
-
-    fn note_asked(&self, _: HashPart) {}
-
-    fn note_served(&self, _: Served) {}
-
-    fn hear_signatures(&self, _: &[NixPublicKey], _: &NarInfo, _: Instant) -> BoxFuture<'static, ()> {
-        Box::pin(std::future::ready(()))
-    }
-
-    fn ask<'a>(&'a self, _: HashPart, _: Instant, _: Box<dyn Fn() -> bool + Send + Sync + 'a>) -> BoxFuture<'a, ()> {
-        Box::pin(std::future::ready(()))
-    }
-}
-
-impl AnswerStore for Nothing {
-    fn read_answer(&self, _: &HashPart) -> Result<Option<RememberedAnswer>, String> {
-        Ok(None)
-    }
-
-    fn update(&self, _: &[AnswerChange]) -> Result<(), String> {
-        Ok(())
-    }
-}
-
 struct Stage {
     narinfos: Arc<NarInfos>,
     held: Vec<HashPart>,
@@ -140,7 +96,7 @@ impl Stage {
         let shared = Arc::new(Shared::new(store, Arc::new(sources), settings));
         let context = Arc::new(NarContext::new(&shared, 1 << 20));
         let contents = ContentsCheck::new(Arc::clone(&shared), context);
-        let nothing = Arc::new(Nothing(Arc::new(Policy::new(PolicyRules::default()).unwrap().0)));
+        let nothing = Arc::new(Nothing::default());
         let narinfos = NarInfos::new(shared, Arc::clone(&nothing) as Arc<dyn Builders>, nothing, contents);
         Self { narinfos: Arc::new(narinfos), held: parts, observed }
     }

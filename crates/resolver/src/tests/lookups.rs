@@ -6,16 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use libp2p_identity::PeerId;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
-use narmesh_protocol::{HashPart, NarHash, NarInfo, NarUrl, NixPublicKey, StoreDir, TrustedKeys};
-use narmesh_quorum::{FingerprintDigest, Ledger, LedgerLimits, Mode, Policy, PolicyRules, Served};
-use narmesh_resolver::{
-    AnswerChange, AnswerStore, Builders, Candidate, Candidates, Compress, KnownSignatures, Line, Lookup, NarFeed,
-    NoAnswer, Observation, RememberedAnswer, Resolver, ResolverSettings, SourceId, Sources, TransferSettings,
-};
+use narmesh_protocol::{HashPart, NarHash, NarUrl, StoreDir, TrustedKeys};
 use narmesh_store::{NixStore, StoreLocation};
-use tokio::time::Instant;
+
+use super::Nothing;
+use crate::builders::Builders;
+use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
+use crate::{Compress, Lookup, Resolver, ResolverSettings, TransferSettings};
 
 /// One source, which claims the path whose hash part begins with 1 and does not have it.
 struct Claims {
@@ -59,63 +57,11 @@ impl Sources for Claims {
     fn observe(&self, _: SourceId, _: Observation) {}
 }
 
-/// No answers on disk, and no policy.
-struct Nothing(Ledger, Arc<Policy>);
-
-impl AnswerStore for Nothing {
-    fn read_answer(&self, _: &HashPart) -> Result<Option<RememberedAnswer>, String> {
-        Ok(None)
-    }
-
-    fn update(&self, _: &[AnswerChange]) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-impl Builders for Nothing {
-    fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.1)
-    }
-
-    fn revision(&self) -> u64 {
-        0
-    }
-
-    fn read(&self, look: &mut dyn FnMut(&Ledger)) {
-        look(&self.0);
-    }
-
-    fn read_signatures(&self, _: FingerprintDigest) -> KnownSignatures {
-        Ok(Vec::new())
-    }
-
-    fn note_asked(&self, _: HashPart) {}
-
-    fn note_served(&self, _: Served) {}
-
-    fn hear_signatures(&self, _: &[NixPublicKey], _: &NarInfo, _: Instant) -> BoxFuture<'static, ()> {
-        Box::pin(std::future::ready(()))
-    }
-
-    fn ask<'a>(&'a self, _: HashPart, _: Instant, _: Box<dyn Fn() -> bool + Send + Sync + 'a>) -> BoxFuture<'a, ()> {
-        Box::pin(std::future::ready(()))
-    }
-}
-
 fn make_resolver(sources: Claims) -> Resolver {
     let nowhere = std::path::PathBuf::from("/nonexistent/narmesh");
     let store_dir = StoreDir::parse("/nix/store").expect("it is one");
     let location = StoreLocation { store_dir, real_dir: nowhere.join("store"), state_dir: nowhere };
-    let rules = PolicyRules {
-        builders: Vec::new(),
-        revoked: Vec::new(),
-        mode: Mode::Off,
-        require: None,
-        own: None,
-        count_own_rebuild: false,
-    };
-    let policy = Arc::new(Policy::new(rules).expect("nothing is demanded").0);
-    let nothing = Arc::new(Nothing(Ledger::new(LedgerLimits::default()), policy));
+    let nothing = Arc::new(Nothing::default());
     let settings = ResolverSettings {
         trusted: TrustedKeys::default(),
         builder_key: None,
@@ -134,7 +80,7 @@ fn make_resolver(sources: Claims) -> Resolver {
 #[tokio::test]
 async fn one_request_is_one_lookup_whoever_claims_the_path() {
     let lookups = Arc::<AtomicUsize>::default();
-    let resolver = make_resolver(Claims { source: SourceId::Peer(PeerId::random()), lookups: Arc::clone(&lookups) });
+    let resolver = make_resolver(Claims { source: SourceId::random(), lookups: Arc::clone(&lookups) });
     let counted = || lookups.swap(0, Ordering::Relaxed);
     let [claimed, unknown] = [1, 2].map(|first| HashPart([first; 20]));
     assert_eq!((resolver.look_up(unknown), counted()), (Lookup::Absent, 1));
