@@ -110,7 +110,14 @@ impl Upstream {
     /// # Errors
     /// The failure, which is counted already; also if the cache is down and was not asked.
     pub async fn narinfo(&self, part: &HashPart) -> Result<Option<Vec<u8>>, Failure> {
-        self.text(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await
+        self.admit()?;
+        let since = Instant::now();
+        let answer = self.fetch_text(&format!("{part}.narinfo"), NarInfo::BYTES_MAX).await;
+        match &answer {
+            Ok(_) => self.health.lock().on_answer(Some(since.elapsed())),
+            Err(failure) => self.note_failure(failure.clone()),
+        }
+        answer
     }
 
     /// Asks for `nix-cache-info`, whatever its health.
@@ -123,17 +130,6 @@ impl Upstream {
         let text = String::from_utf8_lossy(&text);
         let store_dir = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::to_owned);
         Ok(Some(CacheInfo { store_dir, took: since.elapsed() }))
-    }
-
-    async fn text(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
-        self.admit()?;
-        let since = Instant::now();
-        let answer = self.fetch_text(name, bytes_max).await;
-        match &answer {
-            Ok(_) => self.health.lock().on_answer(Some(since.elapsed())),
-            Err(failure) => self.note_failure(failure.clone()),
-        }
-        answer
     }
 
     async fn fetch_text(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Failure> {
