@@ -84,7 +84,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
 fn open_upstreams(settings: &Settings) -> anyhow::Result<Vec<Upstream>> {
     let open = |upstream: &crate::settings::UpstreamSettings| {
         let read = upstream.read()?;
-        Upstream::new(read).with_context(|| format!("the client of [[upstream]] {:?}", upstream.name))
+        Upstream::new(read).with_context(|| format!("the client of [[upstream]] {:?}", upstream.cache.name))
     };
     settings.upstreams.iter().map(open).collect()
 }
@@ -251,7 +251,7 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
              trust.trusted_public_keys"
         )));
     }
-    let of_upstreams: Vec<_> = settings.upstreams.iter().flat_map(|upstream| upstream.trusted.iter()).collect();
+    let of_upstreams: Vec<_> = settings.upstreams.iter().flat_map(|upstream| upstream.cache.trusted.iter()).collect();
     for key in of_upstreams.iter().filter(|key| !known.contains(key)) {
         findings.push(Finding::Warning(format!(
             "an [[upstream]] has the key {key}, which Nix does not trust: Nix refuses what only this key signed. Add it to \
@@ -279,7 +279,7 @@ fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> 
             settings.gateway.listen
         )));
     }
-    let are_asked_twice = settings.upstreams.iter().map(|upstream| upstream.place.to_string());
+    let are_asked_twice = settings.upstreams.iter().map(|upstream| upstream.cache.place.to_string());
     for url in are_asked_twice.filter(|url| others.iter().any(|other| bare_url(other) == url)) {
         findings.push(Finding::Note(format!(
             "Nix asks {url} as well as this node does: without it among the substituters in nix.conf, it is asked once"

@@ -4,7 +4,7 @@ use super::secrets::{SecretError, read_secret};
 use super::{Count, NAME_FORM, SettingsError, check_patterns, check_public_keys, is_name, path_from, refused, within};
 use crate::config::UpstreamConfig;
 use crate::regular_file::read_text;
-use narmesh_protocol::{NamePattern, TrustedKeys};
+use narmesh_protocol::NamePattern;
 use narmesh_upstream::{Credentials, Place, ProxyChoice};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,28 +19,12 @@ const USER_BYTES_MAX: usize = 256;
 /// One checked `[[upstream]]` that is enabled.
 #[derive(Clone, PartialEq, Debug)]
 pub struct UpstreamSettings {
-    /// Our name for the cache, 1 to 64 bytes without control characters.
-    pub name: String,
-    /// Where it is.
-    pub place: Place,
-    /// The keys that count for its narinfos.
-    pub trusted: TrustedKeys,
-    /// Caches of a lower tier are asked first.
-    pub tier: u8,
-    /// Patterns of names, of which one must match; all names if empty.
-    pub include: Vec<String>,
-    /// Patterns of names, of which none may match.
-    pub exclude: Vec<String>,
+    /// All but what is in other files. Its name has 1 to 64 bytes without control characters.
+    pub cache: narmesh_upstream::UpstreamSettings,
     /// Where its credentials are, if it needs any.
     pub credentials: Option<CredentialsFile>,
     /// A file of PEM certificates, beside those of the system.
     pub ca_file: Option<PathBuf>,
-    /// The proxy that leads to it.
-    pub proxy: ProxyChoice,
-    /// The longest time for a connection, 100 ms to 1 min.
-    pub connect_timeout: Duration,
-    /// The longest time without a byte, 100 ms to 10 min.
-    pub stall_timeout: Duration,
 }
 
 /// Where the credentials of a cache are.
@@ -60,20 +44,10 @@ pub enum CredentialsFile {
 impl UpstreamSettings {
     /// Reads the files that it names.
     pub fn read(&self) -> Result<narmesh_upstream::UpstreamSettings, SecretError> {
-        let patterns = |texts: &[String]| texts.iter().map(|text| NamePattern::new(text)).collect();
-        Ok(narmesh_upstream::UpstreamSettings {
-            name: self.name.clone(),
-            place: self.place.clone(),
-            trusted: self.trusted.clone(),
-            tier: self.tier,
-            include: patterns(&self.include),
-            exclude: patterns(&self.exclude),
-            credentials: self.credentials.as_ref().map(CredentialsFile::read).transpose()?,
-            proxy: self.proxy.clone(),
-            extra_certificates: self.ca_file.as_deref().map(read_certificates).transpose()?.unwrap_or_default(),
-            connect_timeout: self.connect_timeout,
-            stall_timeout: self.stall_timeout,
-        })
+        let mut cache = self.cache.clone();
+        cache.credentials = self.credentials.as_ref().map(CredentialsFile::read).transpose()?;
+        cache.extra_certificates = self.ca_file.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
+        Ok(cache)
     }
 }
 
@@ -183,17 +157,19 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
     let milliseconds = |field: &str, value, bounds| within(&key(field), value, bounds).map(Duration::from_millis);
     check_patterns(&key("include"), &config.include)?;
     check_patterns(&key("exclude"), &config.exclude)?;
-    Ok(UpstreamSettings {
+    let patterns = |texts: &[String]| texts.iter().map(|text| NamePattern::new(text)).collect();
+    let cache = narmesh_upstream::UpstreamSettings {
         name: config.name.clone(),
         place,
         trusted: check_public_keys(&key("public_keys"), &config.public_keys)?,
         tier: u8::try_from(tier).unwrap_or(u8::MAX),
-        include: config.include.clone(),
-        exclude: config.exclude.clone(),
-        credentials,
-        ca_file: file("ca_file", &config.ca_file)?,
+        include: patterns(&config.include),
+        exclude: patterns(&config.exclude),
+        credentials: None,
         proxy,
+        extra_certificates: Vec::new(),
         connect_timeout: milliseconds("connect_timeout_ms", config.connect_timeout_ms, (100, 60_000))?,
         stall_timeout: milliseconds("stall_timeout_ms", config.stall_timeout_ms, (100, 600_000))?,
-    })
+    };
+    Ok(UpstreamSettings { cache, credentials, ca_file: file("ca_file", &config.ca_file)? })
 }
