@@ -146,6 +146,7 @@ fn what_no_trusted_key_of_the_upstream_signed_is_not_given() {
     assert_eq!(client.get_narinfo(&path).status, 404);
     let why = client.narmesh(&["why", &path]).expect_success("narmesh why");
     assert!(why.contains("the answer of plain is not handed on: no trusted signature"), "{why}");
+    assert_eq!(client.status().number("/upstreams/0/failures/untrusted"), 1);
 }
 
 #[test]

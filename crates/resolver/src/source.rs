@@ -138,6 +138,8 @@ pub enum Observation {
     },
     /// Its narinfo breaks a rule.
     FalseNarInfo,
+    /// No key that counts for it signed its narinfo, which breaks no rule.
+    UntrustedNarInfo,
     /// It alone sent a NAR that is not the one promised.
     FalseNar,
 }

@@ -112,6 +112,8 @@ impl MeshSources {
             Observation::Received { bytes, line_bytes, elapsed } => {
                 statistics.on_received(&source, bytes, line_bytes, elapsed);
             }
+            // It trusts other keys than we do.
+            Observation::UntrustedNarInfo => {}
             Observation::FalseNarInfo => mesh.report_misdeed(source, Misdeed::FalseNarInfo),
             Observation::FalseNar => mesh.report_misdeed(source, Misdeed::FalseNar),
         }

@@ -161,6 +161,7 @@ impl UpstreamSources {
         let fail = |kind, detail: &str| source.upstream.note_failure(Failure::new(kind, detail));
         match observation {
             Observation::FalseNarInfo => fail(FailureKind::BadNarInfo, "its narinfo breaks a rule"),
+            Observation::UntrustedNarInfo => fail(FailureKind::Untrusted, "none of its keys signed its narinfo"),
             Observation::FalseNar => fail(FailureKind::BadNar, "its NAR is not the one that its narinfo promises"),
             Observation::TimedOut => fail(FailureKind::Timeout, "no answer before the deadline of the lookup"),
             Observation::Received { bytes, elapsed, .. } => source.on_received(bytes, elapsed),

@@ -64,9 +64,11 @@ impl Judge {
         let TrustedNarInfo { info, mut proof } = match judged {
             Ok(judged) => judged,
             Err(distrust) => {
-                if distrust.is_misdeed() {
-                    self.shared.sources.observe(source, Observation::FalseNarInfo);
-                }
+                let observation = match distrust.is_misdeed() {
+                    true => Observation::FalseNarInfo,
+                    false => Observation::UntrustedNarInfo,
+                };
+                self.shared.sources.observe(source, observation);
                 self.shared.lookup_log.note(part, LookupEvent::Distrusted(source, distrust.to_string()));
                 return Said::Absent;
             }
