@@ -121,18 +121,18 @@ fn encode_upstreams(
     upstreams: &[(UpstreamId, Arc<Upstream>)],
 ) -> Result<(), std::fmt::Error> {
     let name = |upstream: &Upstream| upstream.settings().name.clone();
-    let help = "Answers of an upstream cache; \"has it not\" is one";
-    let mut family = encoder.encode_descriptor("upstream_answers", help, None, MetricType::Counter)?;
-    for (_, upstream) in upstreams {
-        let counter = ConstCounter::new(upstream.report_health().answers);
-        counter.encode(family.encode_family(&[("upstream", name(upstream))])?)?;
-    }
+    let mut encode_counts = |metric: &str, help: &str, count: fn(&Upstream) -> u64| {
+        let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
+        upstreams.iter().try_for_each(|(_, upstream)| {
+            let labels = [("upstream", name(upstream))];
+            ConstCounter::new(count(upstream)).encode(family.encode_family(&labels)?)
+        })
+    };
+    encode_counts("upstream_answers", "Answers of an upstream cache; \"has it not\" is one", |upstream| {
+        upstream.report_health().answers
+    })?;
     let help = "NAR bytes received from an upstream cache, as they came";
-    let mut family = encoder.encode_descriptor("upstream_received_bytes", help, None, MetricType::Counter)?;
-    for (_, upstream) in upstreams {
-        let counter = ConstCounter::new(upstream.received_bytes());
-        counter.encode(family.encode_family(&[("upstream", name(upstream))])?)?;
-    }
+    encode_counts("upstream_received_bytes", help, Upstream::received_bytes)?;
     let help = "Whether an upstream cache is asked (1), or left alone because it failed (0)";
     let mut family = encoder.encode_descriptor("upstream_up", help, None, MetricType::Gauge)?;
     for (_, upstream) in upstreams {
