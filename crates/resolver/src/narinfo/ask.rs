@@ -149,8 +149,7 @@ impl Asking {
     ) -> Result<Arc<Answer>, NoNarInfo> {
         let Candidates { ranked, paused, demoted } = self.shared.sources.candidates(&part);
         let mut none = if paused.is_empty() { NoNarInfo::Absent } else { NoNarInfo::NotNow };
-        // Judging an answer gets the usual deadline: it is put off only for a line that is full.
-        let usual = patience.until;
+        let for_judging = patience;
         let mut candidates = ranked.into_iter();
         let mut last_resort = demoted.into_iter();
         let mut slot = Some(slot);
@@ -171,7 +170,7 @@ impl Asking {
                 hedge = self.hedge_delay(&candidate.source);
                 let asked_at = AskedAt::default();
                 silent.push((candidate.source, Arc::clone(&asked_at)));
-                asked.push(self.ask_in_turn(part, candidate, is_demoted, usual, asked_at));
+                asked.push(self.ask_in_turn(part, candidate, is_demoted, for_judging, asked_at));
             } else if asked.is_empty() {
                 return second.ok_or(refused.map_or(none, NoNarInfo::Refused));
             }
@@ -240,16 +239,16 @@ impl Asking {
         part: HashPart,
         candidate: Candidate,
         is_demoted: bool,
-        deadline: Instant,
+        patience: Patience,
         asked_at: AskedAt,
     ) -> Reply {
         if !is_demoted {
-            return self.ask_one(part, candidate, deadline, *asked_at.get_or_init(Instant::now)).await;
+            return self.ask_one(part, candidate, patience, *asked_at.get_or_init(Instant::now)).await;
         }
         let Some(place) = self.false_hits.take_place(&candidate.source).await else {
             return (candidate.source, Said::Nothing);
         };
-        let reply = self.ask_one(part, candidate, deadline, *asked_at.get_or_init(Instant::now)).await;
+        let reply = self.ask_one(part, candidate, patience, *asked_at.get_or_init(Instant::now)).await;
         if matches!(reply.1, Said::Holds(_)) {
             place.give_back();
         }
@@ -260,7 +259,7 @@ impl Asking {
         self: &Arc<Self>,
         part: HashPart,
         candidate: Candidate,
-        deadline: Instant,
+        patience: Patience,
         since: Instant,
     ) -> Reply {
         let source = candidate.source;
@@ -276,7 +275,12 @@ impl Asking {
             }
         };
         let said = match until_not_busy.await {
-            Ok(NarInfoReply::Found(text)) => self.judge.judge(part, candidate, &text, since, deadline).await,
+            Ok(NarInfoReply::Found(text)) => {
+                // What was worth waiting for is worth judging: an answer after the usual deadline has time for that, too.
+                let is_late = self.is_on_a_full_line(&source);
+                let deadline = if is_late { patience.until_max } else { patience.until };
+                self.judge.judge(part, candidate, &text, since, deadline).await
+            }
             Ok(NarInfoReply::Absent) => {
                 self.shared.lookup_log.note(part, LookupEvent::Absent(source));
                 if source.peer().is_some() && self.false_hits.note_if_new(source, part) {

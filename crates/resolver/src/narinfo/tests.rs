@@ -1,4 +1,4 @@
-//! Lookups of paths that only a demoted source claims, in virtual time.
+//! Lookups of paths that one source claims, demoted or slow, in virtual time.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,19 +20,23 @@ use crate::shared::Shared;
 use crate::source::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
 use crate::tests::Nothing;
 
-/// One demoted source that claims every path.
-struct Demoted {
+/// One source that claims every path: one that is demoted, or one that is awaited.
+struct OneSource {
     source: SourceId,
+    is_awaited: bool,
     /// The time until each of its answers.
     latency: Duration,
     held: HashMap<HashPart, Vec<u8>>,
     observed: Arc<Mutex<Vec<Observation>>>,
 }
 
-impl Sources for Demoted {
+impl Sources for OneSource {
     fn candidates(&self, _: &HashPart) -> Candidates {
-        let demoted = vec![Candidate { source: self.source, summary_epoch: 1 }];
-        Candidates { demoted, ..Candidates::default() }
+        let all = vec![Candidate { source: self.source, summary_epoch: 1 }];
+        match self.is_awaited {
+            true => Candidates { ranked: all, ..Candidates::default() },
+            false => Candidates { demoted: all, ..Candidates::default() },
+        }
     }
 
     fn is_claimed(&self, _: &HashPart) -> bool {
@@ -58,7 +62,7 @@ impl Sources for Demoted {
     }
 
     fn line(&self, _: &SourceId) -> Line {
-        Line::default()
+        Line { is_awaited: self.is_awaited, ..Line::default() }
     }
 
     fn observe(&self, _: SourceId, observation: Observation) {
@@ -70,24 +74,30 @@ struct Stage {
     narinfos: Arc<NarInfos>,
     held: Vec<HashPart>,
     observed: Arc<Mutex<Vec<Observation>>>,
+    builders: Arc<Nothing>,
 }
 
 impl Stage {
     /// A demoted source that answers after `latency`, and holds 20 paths.
     fn new(latency: Duration) -> Self {
+        Self::with(false, latency)
+    }
+
+    fn with(is_awaited: bool, latency: Duration) -> Self {
         let store_dir = StoreDir::parse("/nix/store").unwrap();
         let key = NixSecretKey::from_seed("b-1", &[1; 32]).unwrap();
         let held: HashMap<_, _> = (0..20).map(|number| narinfo(&store_dir, &key, number)).collect();
         let (parts, observed) = (held.keys().copied().collect(), Arc::default());
-        let sources = Demoted { source: SourceId::random(), latency, held, observed: Arc::clone(&observed) };
+        let source = SourceId::random();
+        let sources = OneSource { source, is_awaited, latency, held, observed: Arc::clone(&observed) };
         let settings = ResolverSettings {
             trusted: TrustedKeys::new([key.public()]).unwrap(),
             builder_key: None,
             priority: 30,
             narinfo_deadline: Duration::from_secs(1),
-            narinfo_deadline_max: Duration::from_secs(1),
+            narinfo_deadline_max: Duration::from_secs(10),
             transfer: TransferSettings { stall_timeout: Duration::from_secs(5), compress: Compress::Auto },
-            signers: Vec::new(),
+            signers: vec![key.public()],
             gateway_key: None,
         };
         // What is not there reads as an empty store.
@@ -97,8 +107,9 @@ impl Stage {
         let context = Arc::new(NarContext::new(&shared, 1 << 20));
         let contents = ContentsCheck::new(Arc::clone(&shared), context);
         let nothing = Arc::new(Nothing::default());
+        let builders = Arc::clone(&nothing);
         let narinfos = NarInfos::new(shared, Arc::clone(&nothing) as Arc<dyn Builders>, nothing, contents);
-        Self { narinfos: Arc::new(narinfos), held: parts, observed }
+        Self { narinfos: Arc::new(narinfos), held: parts, observed, builders }
     }
 
     /// How many questions were asked so far.
@@ -166,4 +177,12 @@ async fn slow_liar_makes_few_lookups_wait() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(stage.narinfos.find(absent(264)).await.is_none());
     assert_eq!(stage.asked(), 65, "it is asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_that_was_waited_for_has_time_to_be_judged() {
+    let stage = Stage::with(true, Duration::from_secs(3));
+    let asked_at = Instant::now();
+    assert!(stage.narinfos.find(stage.held[0]).await.is_some());
+    assert_eq!(*stage.builders.deadlines.lock(), [asked_at + Duration::from_secs(10)]);
 }

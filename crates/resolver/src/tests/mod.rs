@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use narmesh_protocol::{HashPart, NarInfo, NixPublicKey};
 use narmesh_quorum::{FingerprintDigest, Ledger, Policy, PolicyRules, Served};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::answer_store::{AnswerChange, AnswerStore, RememberedAnswer};
@@ -14,17 +15,21 @@ use crate::builders::{Builders, KnownSignatures};
 
 /// Nobody attests anything, and nothing is kept on disk.
 #[derive(Debug)]
-pub(crate) struct Nothing(Arc<Policy>);
+pub(crate) struct Nothing {
+    policy: Arc<Policy>,
+    /// Until when it might have heard the signatures of each narinfo.
+    pub(crate) deadlines: Mutex<Vec<Instant>>,
+}
 
 impl Default for Nothing {
     fn default() -> Self {
-        Self(Arc::new(Policy::new(PolicyRules::default()).unwrap().0))
+        Self { policy: Arc::new(Policy::new(PolicyRules::default()).unwrap().0), deadlines: Mutex::default() }
     }
 }
 
 impl Builders for Nothing {
     fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.policy)
     }
 
     fn revision(&self) -> u64 {
@@ -43,7 +48,8 @@ impl Builders for Nothing {
 
     fn note_served(&self, _: Served) {}
 
-    fn hear_signatures(&self, _: &[NixPublicKey], _: &NarInfo, _: Instant) -> BoxFuture<'static, ()> {
+    fn hear_signatures(&self, _: &[NixPublicKey], _: &NarInfo, deadline: Instant) -> BoxFuture<'static, ()> {
+        self.deadlines.lock().push(deadline);
         Box::pin(std::future::ready(()))
     }
 
