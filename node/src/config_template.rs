@@ -39,6 +39,8 @@ pub(crate) fn render(config: &Config) -> String {
         ("gateway.priority", gateway.priority.to_string()),
         ("gateway.narinfo_deadline_ms", gateway.narinfo_deadline_ms.to_string()),
         ("gateway.narinfo_deadline_max_ms", gateway.narinfo_deadline_max_ms.to_string()),
+        ("gateway.sign", gateway.sign.to_string()),
+        ("gateway.prefer", quoted(&gateway.prefer)),
         ("store.store_dir", quoted(&store.store_dir)),
         ("store.real_dir", optional("real_dir", store.real_dir.as_deref(), "/nix/store")),
         ("store.state_dir", optional("state_dir", store.state_dir.as_deref(), "/nix/var/nix")),
@@ -97,7 +99,7 @@ pub(crate) fn upstream_lines(upstream: &UpstreamConfig) -> String {
     let line = |key: &str, value: Option<String>| value.map(|value| format!("{key} = {value}\n")).unwrap_or_default();
     let file = |file: &Option<std::path::PathBuf>| file.as_deref().map(path);
     format!(
-        "[[upstream]]\nname = {}\nurl = {}\npublic_keys = {}\ntier = {tier}\ninclude = {}\nexclude = {}\n{}{}{}{}{}\
+        "[[upstream]]\nname = {}\nurl = {}\npublic_keys = {}\ntier = {tier}\ninclude = {}\nexclude = {}\n{}{}{}{}{}{}\
          connect_timeout_ms = {}\nstall_timeout_ms = {}\nenabled = {enabled}\n",
         quoted(name),
         quoted(url),
@@ -107,6 +109,7 @@ pub(crate) fn upstream_lines(upstream: &UpstreamConfig) -> String {
         line("token_file", file(&upstream.token_file)),
         line("user", user.as_deref().map(quoted)),
         line("password_file", file(&upstream.password_file)),
+        line("netrc_file", file(&upstream.netrc_file)),
         line("ca_file", file(&upstream.ca_file)),
         line("proxy", proxy.as_deref().map(quoted)),
         upstream.connect_timeout_ms,
@@ -201,6 +204,13 @@ narinfo_deadline_ms = @gateway.narinfo_deadline_ms@
 # long to answer, or that is expected back after a start. "Not here" would cost a rebuild (50 to 60000; never less than
 # narinfo_deadline_ms).
 narinfo_deadline_max_ms = @gateway.narinfo_deadline_max_ms@
+# Whether all narinfos are signed with this node's gateway key, which is made at the first start (`narmesh id` prints it).
+# Nix then needs to trust no other key: narmesh checks what it passes on against trusted_public_keys and the keys of each
+# upstream cache, and another builder or cache needs no change of nix.conf.
+sign = @gateway.sign@
+# Which sources are asked first. "mesh": peers that may hold the path; an upstream cache when the best of them is late.
+# "fastest": whichever usually answers first. "upstream": upstream caches; a peer when the best of them is late.
+prefer = @gateway.prefer@
 
 [store]
 # The store directory in store paths. Peers with another store directory can share nothing with us.
@@ -285,6 +295,7 @@ advertised_paths_max = @limits.advertised_paths_max@
 # token_file = "cache.token"
 # user = "me"
 # password_file = "cache.password"
+# netrc_file = "netrc"
 # ca_file = "ca.pem"
 # proxy = "http://proxy.example:3128"
 # connect_timeout_ms = 5000
@@ -371,6 +382,8 @@ mod tests {
             priority = 1
             narinfo_deadline_ms = 2
             narinfo_deadline_max_ms = 3
+            sign = true
+            prefer = "pr"
             [store]
             store_dir = "sd"
             real_dir = "r"
@@ -411,6 +424,7 @@ mod tests {
             token_file = "t"
             user = "us"
             password_file = "pw"
+            netrc_file = "nr"
             ca_file = "ca"
             proxy = "px"
             connect_timeout_ms = 2
@@ -461,7 +475,7 @@ mod tests {
             store = { real_dir = 'x', state_dir = 'x', root = 'x' }
             trust = { builder_key_file = 'x' }
             peer = [{ name = 'x', peer_id = 'x' }]
-            upstream = [{ name = 'x', url = 'x', token_file = 'x', user = 'x', password_file = 'x', ca_file = 'x', proxy = 'x' }]
+            upstream = [{ name = 'x', url = 'x', token_file = 'x', user = 'x', password_file = 'x', netrc_file = 'x', ca_file = 'x', proxy = 'x' }]
             builder = [{ name = 'x', public_key = 'x', group = 'x', peer = 'x' }]
             revoked_builders = [{ public_key = 'x', from = 2026-11-01, why = 'x' }]
             quorum = { k = 1, grace = [], override = [{ name = 'x', k = 1 }] }";

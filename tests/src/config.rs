@@ -23,6 +23,10 @@ pub struct NodeConfig {
     pub trusted_public_keys: Vec<String>,
     /// `advertise.exclude`.
     pub exclude: Vec<String>,
+    /// `gateway.sign`.
+    pub sign: bool,
+    /// `gateway.prefer`, when a story needs another value than the default.
+    pub prefer: Option<&'static str>,
     /// `transfer.compress`.
     pub compress: &'static str,
     /// `limits.connections_gossip`, when a story needs another value than the default.
@@ -77,6 +81,8 @@ impl NodeConfig {
             store,
             trusted_public_keys: Vec::new(),
             exclude: Vec::new(),
+            sign: false,
+            prefer: None,
             compress: "auto",
             connections_gossip: None,
             upload_bytes_per_s: None,
@@ -103,6 +109,10 @@ impl NodeConfig {
         let mut gateway = Table::new();
         gateway.insert("listen".into(), text(&self.gateway_listen));
         gateway.insert("narinfo_deadline_ms".into(), Value::Integer(self.narinfo_deadline_ms.into()));
+        gateway.insert("sign".into(), Value::Boolean(self.sign));
+        if let Some(kind) = self.prefer {
+            gateway.insert("prefer".into(), text(kind));
+        }
         let mut store = Table::new();
         match &self.store {
             StorePlace::Root(root) => {

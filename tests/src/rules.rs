@@ -101,7 +101,7 @@ impl TestNode {
     #[track_caller]
     #[must_use]
     pub fn gateway_key(&self) -> String {
-        self.status().text("/quorum/gateway_public_key").expect("a policy that requires agreement").to_owned()
+        self.status().text("/gateway_public_key").expect("a policy that requires agreement").to_owned()
     }
 
     /// From now on, its Nix trusts the gateway key and no other.
@@ -171,7 +171,7 @@ impl Jury {
         jury.client.wait_status("the attestations are known", LEARNT, |status| {
             status.number("/quorum/attestations") >= (names.len() * attributes.len()) as u64
         });
-        if jury.client.status().text("/quorum/gateway_public_key").is_some() {
+        if jury.client.status().text("/gateway_public_key").is_some() {
             jury.client.trust_the_gateway_alone();
         }
         jury

@@ -22,7 +22,7 @@ fn init_makes_keys_and_says_what_to_do_with_them() {
     let scratch = scratch_dir("init");
     let dir = scratch.path().join("new");
     let said = init(&dir, &["--name", "buildbox"], &system_path()).expect_success("init");
-    for secret in ["node.key", "builder.key"] {
+    for secret in ["node.key", "builder.key", "state/gateway.key"] {
         let mode = fs::metadata(dir.join(secret)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{secret}");
         let text = String::from_utf8_lossy(&fs::read(dir.join(secret)).unwrap()).trim().to_owned();
@@ -33,15 +33,15 @@ fn init_makes_keys_and_says_what_to_do_with_them() {
         "name = \"buildbox\"",
         "peer_id = \"12D3KooW",
         "addresses = [",
-        "extra-substituters = http://127.0.0.1:7281",
-        "extra-trusted-public-keys = ",
+        "\nsubstituters = http://127.0.0.1:7281\n",
+        "\ntrusted-public-keys = narmesh-gateway-",
         "connect-timeout = ",
         "stalled-download-timeout = ",
         "download-attempts = ",
         "narinfo-cache-negative-ttl = ",
         "name them as [[builder]] in ",
         "and set k and mode = \"require\"",
-        "narmesh.toml id` prints the trusted-public-keys line",
+        "Then nix.conf must have no other substituter and no other key",
     ] {
         assert!(said.contains(line), "init does not say {line}:\n{said}");
     }
@@ -113,13 +113,15 @@ fn init_trusts_the_keys_that_nix_trusts_unless_told_not_to() {
             command.arg("--config").arg(&file).args(["check-config", "--nix-conf"]).arg(nix_conf);
             finish(&mut command).expect_success("check-config")
         };
+        fs::write(&file, written.replace("\nsign = true\n", "\nsign = false\n")).unwrap();
         assert!(!check(&nix_conf).contains("office-1"), "both trust it");
         // `check-config` goes on comparing, since Nix may stop trusting a key.
         let without = scratch.path().join("without.conf");
         fs::write(&without, format!("trusted-public-keys = {key_of_cache}\n")).unwrap();
         assert!(check(&without).contains(&format!("narmesh trusts {key_of_office}, but Nix does not")));
     }
-    let (said, written, _) = run("unwanted", &["--no-nix-keys"], &system_path(), scratch.path());
+    let unwanted = ["--no-nix-keys", "--no-upstreams"];
+    let (said, written, _) = run("unwanted", &unwanted, &system_path(), scratch.path());
     assert!(!written.contains(&key_of_cache) && !written.contains(&key_of_office), "{written}");
     assert!(said.contains("--no-nix-keys"), "{said}");
     let (said, written, _) = run("no-nix", &[], "/nonexistent", Path::new("/nonexistent"));
@@ -145,7 +147,8 @@ fn the_quick_start_with_two_machines_works_as_written() {
     // A second `init` for each node: its output is used below, and so are the files that it writes.
     let said = |node: &TestNode| {
         let dir = node.dir().join("again");
-        let said = init(&dir, &["--name", &node.name], &system_path()).expect_success("init");
+        // No test asks the caches that this machine's Nix has.
+        let said = init(&dir, &["--name", &node.name, "--no-upstreams"], &system_path()).expect_success("init");
         for file in ["narmesh.toml", "node.key", "builder.key"] {
             fs::copy(dir.join(file), node.dir().join(file)).unwrap();
         }
@@ -153,8 +156,8 @@ fn the_quick_start_with_two_machines_works_as_written() {
     };
     let (said_one, said_two) = (said(&one), said(&two));
     let public_key = |said: &str| {
-        let line = said.lines().find(|line| line.trim().starts_with("extra-trusted-public-keys = ")).unwrap();
-        line.split('=').skip(1).collect::<Vec<_>>().join("=").split_whitespace().last().unwrap().to_owned()
+        let line = said.lines().find(|line| line.contains("-narmesh-1:") && line.ends_with(',')).unwrap();
+        line.trim().trim_matches(['"', ',']).to_owned()
     };
     let (key_one, key_two) = (public_key(&said_one), public_key(&said_two));
     let edit = |node: &TestNode, peer: &str, key: &str| {
@@ -182,7 +185,8 @@ fn the_quick_start_with_two_machines_works_as_written() {
 
     let lib = one.store.build_one("app");
     one.wait_all_advertised(&[&two]);
-    two.store.realise(std::slice::from_ref(&lib), two.gateway(), &[key_one]).expect_success("nix-store --realise");
+    two.trust_the_gateway_alone();
+    two.realise(std::slice::from_ref(&lib)).expect_success("nix-store --realise");
     two.store.verify_contents();
 }
 
@@ -324,7 +328,9 @@ fn the_output_of_id_fits_into_the_other_machine_s_configuration() {
     for field in ["name", "peer_id", "builder_key"] {
         assert!(said.contains(&format!("\"{}\"", structured[field].as_str().unwrap())), "{field}: {said}");
     }
-    assert_eq!((&structured["gateway"], &structured["gateway_key"]), (&"http://127.0.0.1:7281".into(), &Value::Null));
+    assert_eq!(structured["gateway"], "http://127.0.0.1:7281");
+    let key = structured["gateway_key"].as_str().unwrap();
+    assert!(said.contains(&format!("substituters = http://127.0.0.1:7281\ntrusted-public-keys = {key}")), "{said}");
 
     let written =
         fs::read_to_string(&two).unwrap().replace("# k = 2", "k = 1").replace("mode = \"off\"", "mode = \"observe\"");

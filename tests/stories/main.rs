@@ -18,6 +18,7 @@ mod layering;
 mod local_users;
 mod names;
 mod nondeterministic;
+mod one_key;
 mod policy;
 mod quorum;
 mod reload;

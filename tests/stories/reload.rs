@@ -102,7 +102,9 @@ fn a_gateway_key_that_cannot_be_made_keeps_the_running_settings_and_is_told() {
     let mesh = TestMesh::new();
     let mut node = mesh.node("lone");
     node.start();
-    fs::create_dir(node.config_file().with_file_name("state").join("gateway.key")).unwrap();
+    let key = node.config_file().with_file_name("state").join("gateway.key");
+    fs::remove_file(&key).unwrap();
+    fs::create_dir(key).unwrap();
     let builder =
         format!("[[builder]]\nname = 'other'\npublic_key = '{}'\n", node.builder_key().replacen("lone", "other", 1));
     node.config.more = format!("[quorum]\nmode = 'require'\nk = 1\n\n{builder}");

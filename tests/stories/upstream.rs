@@ -132,6 +132,26 @@ fn what_a_peer_holds_comes_from_the_peer() {
 }
 
 #[test]
+fn with_upstreams_preferred_the_peer_is_the_reserve() {
+    let mesh = TestMesh::new();
+    let [mut holder, mut client] = ["holder", "client"].map(|name| mesh.node(name));
+    let paths = ["one", "two"].map(|tag| holder.store.build_fresh(tag));
+    let mut cache = PlainCache::on_loopback(&holder, &paths, "xz");
+    client.config.more = cache.upstream("plain", &holder);
+    client.config.prefer = Some("upstream");
+    TestMesh::start_all(&mut [&mut holder, &mut client]);
+    holder.wait_all_advertised(&[&client]);
+    let of_peer = |client: &TestNode| client.status().peer("holder").unwrap()["bytes_in"].as_u64().unwrap();
+    assert_arrived(&holder, &client, &paths[1..]);
+    let (from_peer, from_cache) = (of_peer(&client), client.status().number("/upstreams/0/bytes_in"));
+    assert_eq!(from_peer, 0, "{from_cache} bytes came from the cache");
+    assert!(from_cache > 0);
+    cache.kill();
+    assert_arrived(&holder, &client, &paths[..1]);
+    assert!(of_peer(&client) > from_peer);
+}
+
+#[test]
 fn what_no_trusted_key_of_the_upstream_signed_is_not_given() {
     let mesh = TestMesh::new();
     let holder = mesh.node("holder");

@@ -60,7 +60,7 @@ pub struct ResolverSettings {
     pub transfer: TransferSettings,
     /// Builders whose bare signatures in narinfos count as their statements.
     pub signers: Vec<NixPublicKey>,
-    /// The key that signs what a policy that demands agreement lets through.
+    /// The key that signs all narinfos that Nix gets; a policy that demands agreement needs one.
     pub gateway_key: Option<NixSecretKey>,
 }
 
@@ -197,7 +197,7 @@ impl Resolver {
         self.narinfos.gate().refusal_counts()
     }
 
-    /// The key that Nix has to trust if the policy demands agreement.
+    /// The key that Nix has to trust, and no other, if there is one.
     pub fn gateway_public_key(&self) -> Option<NixPublicKey> {
         self.narinfos.gate().public_key()
     }

@@ -101,6 +101,8 @@ pub struct Line {
     pub is_awaited: bool,
     /// Whether it kept us waiting lately, so that all others are asked first.
     pub is_paused: bool,
+    /// Whether it sends NARs only if no other source does: the preference of this machine.
+    pub is_reserve: bool,
 }
 
 /// Why a source gave no answer to a question.

@@ -1,6 +1,6 @@
 //! `narmesh check-config`: checks the file, compares it with Nix's configuration, and tests whether the peers answer.
 
-use super::nix_conf::NixSettings;
+use super::nix_conf::{NixSettings, bare_url};
 use super::nix_version::NixVersion;
 use super::startable::{Startable, check_startable};
 use super::{client, emit};
@@ -62,7 +62,7 @@ pub(super) fn check_config(config: &Path, arguments: &Arguments) -> anyhow::Resu
     let own = secrets.builder_key.as_ref().map(NixSecretKey::public);
     let gateway = settings.read_gateway_key()?.map(|key| key.public());
     findings.extend(quorum_findings(&settings, own.as_ref(), gateway.as_ref(), &nix)?);
-    findings.extend(nix_findings(&settings, &nix, NixVersion::installed()));
+    findings.extend(nix_findings(&settings, gateway.as_ref(), &nix, NixVersion::installed()));
     for finding in &findings {
         match finding {
             Finding::Warning(text) => emit(&format!("warning: {text}\n"))?,
@@ -164,27 +164,13 @@ fn quorum_findings(
     if policy.mode() != Mode::Require {
         return Ok(findings);
     }
-    for url in other_substituters(settings, nix) {
+    for url in nix.substituters_besides(settings.gateway.listen) {
         findings.push(Finding::Warning(format!(
             "quorum.mode = \"require\" is bypassed by the substituter {url} of nix.conf: the policy governs only what \
              passes through this node"
         )));
     }
     let ours = gateway.map(NixPublicKey::to_string);
-    match &ours {
-        None => findings.push(Finding::Note(
-            "quorum.mode = \"require\": the daemon makes the gateway key, which Nix has to trust, at its first start; \
-             after that, `narmesh id` prints it"
-                .to_owned(),
-        )),
-        Some(ours) if !nix.words("trusted-public-keys").contains(&ours.as_str()) => {
-            findings.push(Finding::Warning(format!(
-                "trusted-public-keys in nix.conf lacks the gateway key {ours}: Nix refuses what the builders agree \
-                 on, and keeps the unusable narinfo for 30 days"
-            )));
-        }
-        Some(_) => {}
-    }
     let is_ours = |key: &&str| ours.as_deref() == Some(*key);
     for key in nix.words("trusted-public-keys").into_iter().filter(|key| !is_ours(key)) {
         findings.push(Finding::Warning(format!(
@@ -203,11 +189,17 @@ fn quorum_findings(
     Ok(findings)
 }
 
-fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersion>) -> Vec<Finding> {
+fn nix_findings(
+    settings: &Settings,
+    gateway: Option<&NixPublicKey>,
+    nix: &NixSettings,
+    version: Option<NixVersion>,
+) -> Vec<Finding> {
     let mut findings: Vec<_> =
         nix.unreadable.iter().map(|path| Finding::Warning(format!("{} cannot be read", path.display()))).collect();
-    // In mode `require` the gateway key signs everything that is served, so Nix needs no other key.
-    if settings.quorum.mode() != Mode::Require {
+    if settings.needs_gateway_key() {
+        findings.extend(gateway_key_finding(gateway, nix));
+    } else {
         findings.extend(key_findings(settings, nix));
     }
     findings.extend(substituter_findings(settings, nix));
@@ -229,6 +221,22 @@ fn nix_findings(settings: &Settings, nix: &NixSettings, version: Option<NixVersi
         )));
     }
     findings
+}
+
+/// The gateway key signs everything that is served, so Nix needs no other key.
+fn gateway_key_finding(gateway: Option<&NixPublicKey>, nix: &NixSettings) -> Option<Finding> {
+    match gateway.map(NixPublicKey::to_string) {
+        None => Some(Finding::Note(
+            "the daemon makes the gateway key, which Nix has to trust, at its first start; after that, `narmesh id` \
+             prints it"
+                .to_owned(),
+        )),
+        Some(ours) if !nix.words("trusted-public-keys").contains(&ours.as_str()) => Some(Finding::Warning(format!(
+            "trusted-public-keys in nix.conf lacks the gateway key {ours}: Nix refuses what only this key or those of \
+             peers and upstream caches signed, and keeps the unusable narinfo for 30 days"
+        ))),
+        Some(_) => None,
+    }
 }
 
 fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
@@ -270,12 +278,12 @@ fn key_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
 
 fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> {
     let substituters = nix.words("substituters");
-    let others = other_substituters(settings, nix);
+    let others = nix.substituters_besides(settings.gateway.listen);
     let mut findings = Vec::new();
     // With port 0 nobody can know the URL beforehand.
     if settings.gateway.listen.port() != 0 && others.len() == substituters.len() {
         findings.push(Finding::Warning(format!(
-            "Nix does not ask this node: http://{} is not among its substituters (extra-substituters in nix.conf)",
+            "Nix does not ask this node: http://{} is not among its substituters (substituters in nix.conf)",
             settings.gateway.listen
         )));
     }
@@ -289,13 +297,6 @@ fn substituter_findings(settings: &Settings, nix: &NixSettings) -> Vec<Finding> 
         findings.push(Finding::Note(format!("Nix's other substituters: {}", others.join(" "))));
     }
     findings
-}
-
-/// The substituters in nix.conf other than our gateway.
-fn other_substituters<'a>(settings: &Settings, nix: &'a NixSettings) -> Vec<&'a str> {
-    let gateway = settings.gateway.listen;
-    let is_ours = |url: &&str| names_gateway(url, gateway.port(), &gateway.ip().to_string());
-    nix.words("substituters").into_iter().filter(|url| !is_ours(url)).collect()
 }
 
 /// The builder key signs what Nix says was built here, so its signature is worth no more than this machine's builds.
@@ -329,18 +330,6 @@ fn builder_key_findings(nix: &NixSettings) -> Vec<Finding> {
 /// The entries of `trusted-users` other than root, who may do anything in any case.
 fn trusted_users(nix: &NixSettings) -> Vec<&str> {
     nix.words("trusted-users").into_iter().filter(|user| *user != "root").collect()
-}
-
-/// A substituter URL without a final slash and parameters.
-fn bare_url(url: &str) -> &str {
-    url.split('?').next().unwrap_or_default().trim_end_matches('/')
-}
-
-/// Whether a substituter URL is our gateway, with or without a final slash and parameters.
-fn names_gateway(url: &str, port: u16, ip: &str) -> bool {
-    let bare = bare_url(url);
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    [host.as_str(), "localhost"].iter().any(|host| bare == format!("http://{host}:{port}"))
 }
 
 /// Probes through the running daemon if there is one: a second node with our identity would only confuse the peers.
@@ -378,7 +367,7 @@ mod tests {
         config.trust.trusted_public_keys = trusted.to_vec();
         config.trust.builder_key_file = builder_key.map(Into::into);
         let settings = Settings::check(config, &dir.path().join("narmesh.toml")).unwrap();
-        nix_findings(&settings, &NixSettings::from_file(&file), None)
+        nix_findings(&settings, None, &NixSettings::from_file(&file), None)
     }
 
     #[test]
@@ -411,7 +400,7 @@ mod tests {
         let settings = Settings::check(Config::parse(&text, &config).unwrap(), &config).unwrap();
         let found = |keys: &str| {
             std::fs::write(&file, nix_conf(keys)).unwrap();
-            nix_findings(&settings, &NixSettings::from_file(&file), None)
+            nix_findings(&settings, None, &NixSettings::from_file(&file), None)
         };
         let trusting = found(&key);
         assert_eq!(warnings(&trusting), Vec::<&str>::new());
@@ -481,9 +470,9 @@ mod tests {
         let texts = warnings(&bypasses);
         assert!(texts.len() == 2 && texts[0].contains(url) && texts[1].contains(&key), "{texts:?}");
         write(&key);
-        let lacking = found("require", 2);
-        let texts = warnings(&lacking);
-        assert!(texts.len() == 3 && texts[1].contains(&gateway) && texts[1].contains("30 days"), "{texts:?}");
+        let lacking = gateway_key_finding(NixPublicKey::parse(&gateway).ok().as_ref(), &NixSettings::from_file(&file));
+        let lacking: Vec<_> = lacking.into_iter().collect();
+        assert!(warnings(&lacking)[0].contains(&gateway) && warnings(&lacking)[0].contains("30 days"), "{lacking:?}");
         assert!(warnings(&found("observe", 1))[0].contains("quorum.k = 1 of 2"));
         for (users, named) in
             [("root", None), ("root @wheel ann", Some("nix.conf: @wheel ann may")), ("*", Some(": * may"))]
@@ -542,7 +531,7 @@ mod tests {
         std::fs::write(&file, "fallback = true\n").unwrap();
         let settings = Settings::check(Config::default(), &file).unwrap();
         let nix = NixSettings::from_file(&file);
-        let found = |version: &str| format!("{:?}", nix_findings(&settings, &nix, NixVersion::parse(version)));
+        let found = |version: &str| format!("{:?}", nix_findings(&settings, None, &nix, NixVersion::parse(version)));
         assert!(found("nix (Nix) 2.8.0").contains("makes Nix 2.8 abort"));
         assert!(!found("nix (Nix) 2.9.0").contains("abort"));
         assert!(found("").contains("3600 s"));

@@ -7,6 +7,7 @@ use crate::settings::{NAME_FORM, Secrets, Settings, is_name};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use narmesh_mesh::{find_outward_v4, find_outward_v6};
+use narmesh_protocol::NixPublicKey;
 use narmesh_quorum::Mode;
 use serde::Serialize;
 use std::net::IpAddr;
@@ -36,7 +37,7 @@ struct Identity {
     builder_key: Option<String>,
     /// The URL at which Nix on this machine asks.
     gateway: String,
-    /// The key that Nix has to trust in mode `require`; absent until the daemon has made it.
+    /// The key that signs all narinfos of the gateway; absent if there is none, or until the daemon has made it.
     gateway_key: Option<String>,
 }
 
@@ -47,7 +48,7 @@ pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         Some(name) => check_name(name)?.to_owned(),
         None => own_name(&settings, &secrets),
     };
-    let only_way_in = only_way_in(&settings)?;
+    let nix_conf = for_nix_conf(&settings)?;
     let peer = introduced(&name, &settings, &secrets);
     let identity = Identity {
         name: peer.name,
@@ -59,7 +60,7 @@ pub(super) fn id(config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     };
     emit_report(&identity, arguments.json, |identity| {
         let introduction = introduction(&name, &settings, &secrets) + &as_builder(identity);
-        format!("peer id: {}\n\n{introduction}{only_way_in}", identity.peer_id)
+        format!("peer id: {}\n\n{introduction}{nix_conf}", identity.peer_id)
     })
 }
 
@@ -74,22 +75,28 @@ fn as_builder(identity: &Identity) -> String {
     )
 }
 
-/// The lines of `nix.conf` that let only agreed paths into the store; empty unless the mode is `require`.
-pub(super) fn only_way_in(settings: &Settings) -> anyhow::Result<String> {
-    if settings.quorum.mode() != Mode::Require {
+/// The lines of `nix.conf` that make this node the only substituter, with its gateway key as the only key; empty if there
+/// is none.
+fn for_nix_conf(settings: &Settings) -> anyhow::Result<String> {
+    if !settings.needs_gateway_key() {
         return Ok(String::new());
     }
     let Some(key) = settings.read_gateway_key()? else {
-        return Ok("\nquorum.mode = \"require\": the daemon makes the gateway key at its first start; `narmesh id` then prints \
-                   what nix.conf needs.\n"
-            .to_owned());
+        return Ok(
+            "\nThe daemon makes the gateway key at its first start; `narmesh id` then prints what nix.conf needs.\n"
+                .to_owned(),
+        );
     };
-    Ok(format!(
-        "\nIn nix.conf of this machine, instead of all other substituters and keys (they would bypass the policy):\n\n\
-         substituters = http://{}\ntrusted-public-keys = {}\n",
-        settings.gateway.listen,
-        key.public()
-    ))
+    let why = match settings.quorum.mode() {
+        Mode::Require => "instead of all other substituters and keys (they would bypass the policy)",
+        Mode::Off | Mode::Observe | Mode::Prefer => "instead of what narmesh knows as [[upstream]], and its keys",
+    };
+    Ok(format!("\nIn nix.conf of this machine, {why}:\n\n{}", only_way_in(settings, &key.public())))
+}
+
+/// The two lines of `nix.conf` without anything around them.
+pub(super) fn only_way_in(settings: &Settings, gateway_key: &NixPublicKey) -> String {
+    format!("substituters = http://{}\ntrusted-public-keys = {gateway_key}\n", settings.gateway.listen)
 }
 
 /// Checks that other machines would accept a name given on the command line.
@@ -128,7 +135,7 @@ pub(super) fn introduction(name: &str, settings: &Settings, secrets: &Secrets) -
     text += &peer_lines(&peer);
     match &secrets.builder_key {
         Some(key) => {
-            text += "\nand, in its [trust] section, in trusted_public_keys (and in trusted-public-keys of its nix.conf):\n\n";
+            text += "\nand, in its [trust] section, in trusted_public_keys (without gateway.sign also in trusted-public-keys of its nix.conf):\n\n";
             text += &format!("    {},\n", quoted(&key.public().to_string()));
         }
         None => text += "\nThis node has no builder key: nothing built here can be substituted elsewhere.\n",

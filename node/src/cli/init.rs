@@ -1,15 +1,16 @@
-//! `narmesh init`: writes a configuration and two keys, and prints what to add to other files.
+//! `narmesh init`: writes a configuration and keys, and prints what to add to other files.
 
 use super::emit;
-use super::id::{KEY_NAME_END, check_name, host_name, introduction};
+use super::id::{KEY_NAME_END, check_name, host_name, introduction, only_way_in};
 use super::nix_conf::NixSettings;
 use super::nix_keys::NixKeys;
+use super::nix_substituters::NixSubstituters;
 use super::nix_version::NixVersion;
 use crate::account::{SERVICE_USER, User};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::config_template::render;
 use crate::regular_file;
-use crate::settings::{NodeKeyFile, Secrets, Settings, create_builder_key, read_gateway_key};
+use crate::settings::{NodeKeyFile, Settings, create_builder_key, gateway_key_file, read_gateway_key};
 use anyhow::Context;
 use libp2p::identity::Keypair;
 use narmesh_protocol::{NixPublicKey, NixSecretKey};
@@ -40,6 +41,9 @@ pub(super) struct Arguments {
     /// from cache.nixos.org) is then neither passed on to peers nor taken from them
     #[arg(long)]
     no_nix_keys: bool,
+    /// Make no [[upstream]] of the substituters that Nix has: Nix goes on asking them itself
+    #[arg(long)]
+    no_upstreams: bool,
     /// The user that the daemon will run as and that will own the keys; by default `narmesh`, if root writes into
     /// /etc/narmesh and that user exists
     #[arg(long)]
@@ -68,25 +72,19 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     }
     // Checked before anything is written: no daemon could run where, say, the path is too long for a socket.
     Settings::check(values.clone(), &file)?;
-    let keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
+    let mut keys = Keys::prepare(&file, &name, !arguments.no_builder_key)?;
     keys.put_into(&mut values);
     let owner = service_user(arguments.user.as_deref(), is_system)?;
-    let of_nix = if arguments.no_nix_keys {
-        "trusted_public_keys has none of the keys that Nix trusts (--no-nix-keys)\n".to_owned()
-    } else if let Some(nix) = nix() {
-        let own = keys.builder_key.as_ref().map(NixSecretKey::public);
-        // There may be a gateway key from an earlier configuration, which --force replaces.
-        let gateway = read_gateway_key(&directory_of(&file).join(&values.node.state_dir))?.map(|key| key.public());
-        let of_nix = NixKeys::choose(&nix, own.as_ref(), gateway.as_ref());
-        values.trust.trusted_public_keys.extend(of_nix.taken.iter().map(NixPublicKey::to_string));
-        of_nix.text()
-    } else {
-        "no Nix was found here, so trusted_public_keys has no keys from its configuration\n".to_owned()
-    };
+    values.gateway.sign = true;
+    let checked = Settings::check(values.clone(), &file)?;
+    let taken = TakenFromNix::take(arguments, nix(), &keys, &checked)?;
+    values.trust.trusted_public_keys.extend(taken.keys.taken.iter().map(NixPublicKey::to_string));
+    values.upstream.clone_from(&taken.substituters.taken);
     Settings::check(values.clone(), &file)?;
     write_config(&file, &values, arguments.force)?;
     let settings = Settings::load(&file)?;
     let secrets = settings.read_secrets()?;
+    let gateway_key = keys.make_gateway_key(&settings)?;
     if let Some(owner) = &owner {
         hand_over(&settings, owner)?;
     }
@@ -97,7 +95,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
     for key in &keys.kept {
         text += &format!("kept  {}\n", key.display());
     }
-    text += &of_nix;
+    text += &taken.text;
     match &owner {
         Some(owner) => text += &format!("the keys belong to the user {}; run the daemon as that user\n", owner.name),
         None if is_system => {
@@ -107,7 +105,7 @@ fn init_beside(config: &Path, arguments: &Arguments, nix: impl FnOnce() -> Optio
         None => {}
     }
     text += &format!("\npeer id: {}\n\n{}\n", secrets.peer_id(), introduction(&name, &settings, &secrets));
-    text += &nix_conf_lines(&settings, &secrets, NixVersion::installed());
+    text += &nix_conf_lines(&settings, &gateway_key, taken.only_way_in(), NixVersion::installed());
     text += &format!("\nThen: narmesh --config {} run\n", file.display());
     text += &towards_require(&file);
     Ok(emit(&text)?)
@@ -146,7 +144,53 @@ fn hand_over(settings: &Settings, owner: &User) -> anyhow::Result<()> {
     give(&settings.file, None, 0o640)?;
     give(state_dir, user, 0o750)?;
     give(&settings.node.key_file, user, 0o600)?;
+    give(&gateway_key_file(state_dir), user, 0o600)?;
     settings.builder_key_file.as_deref().map_or(Ok(()), |key| give(key, user, 0o600))
+}
+
+/// What Nix has already, as far as it was asked for.
+#[derive(Default)]
+struct TakenFromNix {
+    keys: NixKeys,
+    substituters: NixSubstituters,
+    /// Whether Nix needs no substituter of its own any more.
+    are_all_known: bool,
+    /// What is printed about it.
+    text: String,
+}
+
+impl TakenFromNix {
+    fn take(arguments: &Arguments, nix: Option<NixSettings>, keys: &Keys, settings: &Settings) -> anyhow::Result<Self> {
+        let mut taken = Self::default();
+        if arguments.no_nix_keys {
+            taken.text += "trusted_public_keys has none of the keys that Nix trusts (--no-nix-keys)\n";
+        }
+        if arguments.no_upstreams {
+            taken.text += "there is no [[upstream]]: Nix asks its other substituters itself (--no-upstreams)\n";
+        }
+        let Some(nix) = nix else {
+            taken.text += "no Nix was found here, so nothing is taken from its configuration\n";
+            return Ok(taken);
+        };
+        if !arguments.no_nix_keys {
+            let own = keys.builder_key.as_ref().map(NixSecretKey::public);
+            // There may be a gateway key from an earlier configuration, which --force replaces.
+            let gateway = read_gateway_key(&settings.node.state_dir)?.map(|key| key.public());
+            taken.keys = NixKeys::choose(&nix, own.as_ref(), gateway.as_ref());
+            taken.text += &taken.keys.text();
+        }
+        if !arguments.no_upstreams {
+            taken.substituters = NixSubstituters::choose(&nix, settings.gateway.listen);
+            taken.are_all_known = true;
+            taken.text += &taken.substituters.text();
+        }
+        Ok(taken)
+    }
+
+    /// The substituters that Nix has to go on asking itself, if narmesh knows all others.
+    fn only_way_in(&self) -> Option<&[String]> {
+        self.are_all_known.then_some(&*self.substituters.left)
+    }
 }
 
 /// The key files beside a configuration.
@@ -177,6 +221,14 @@ impl Keys {
             keys.builder_key = Some(crate::settings::read_builder_key(&builder_key)?);
         }
         Ok(keys)
+    }
+
+    /// Makes the gateway key if it does not exist yet.
+    fn make_gateway_key(&mut self, settings: &Settings) -> anyhow::Result<NixPublicKey> {
+        let file = gateway_key_file(&settings.node.state_dir);
+        let list = if file.exists() { &mut self.kept } else { &mut self.made };
+        list.push(file);
+        Ok(settings.make_gateway_key()?.context("gateway.sign makes a key")?.public())
     }
 
     fn make(&mut self, path: &Path, create: impl FnOnce() -> std::io::Result<()>) -> anyhow::Result<()> {
@@ -212,20 +264,32 @@ fn write_config(file: &Path, values: &Config, force: bool) -> anyhow::Result<()>
     target.write_all(render(values).as_bytes()).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// The lines to add to `nix.conf` on this machine. docs/operations.md has the reasons, with measurements.
-pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option<NixVersion>) -> String {
-    // Only our own key: the other trusted keys come from Nix's configuration.
-    let own = secrets.builder_key.as_ref().map(|key| key.public().to_string()).unwrap_or_default();
+/// The lines for `nix.conf` on this machine. With `left`, this node is the only substituter beside these; without it, one
+/// among others. docs/operations.md has the reasons, with measurements.
+fn nix_conf_lines(
+    settings: &Settings,
+    gateway_key: &NixPublicKey,
+    left: Option<&[String]>,
+    nix: Option<NixVersion>,
+) -> String {
     let mut text =
         "In nix.conf of this machine (usually /etc/nix/nix.conf; then restart nix-daemon, if there is one):\n\n"
             .to_owned();
-    text += &format!("extra-substituters = http://{}\n", settings.gateway.listen);
-    text +=
-        "# This node's builder key; append those of the other machines, as in trusted_public_keys of narmesh.toml.\n";
-    if secrets.builder_key.is_none() {
-        text += "# This node has no builder key.\n";
+    match left {
+        Some(left) => {
+            text += "# Instead of all other lines of these two settings.\n";
+            text += &only_way_in(settings, gateway_key);
+            if !left.is_empty() {
+                text += "# What narmesh cannot ask; the keys that signed what is there have to stay as well.\n";
+                text += &format!("extra-substituters = {}\n", left.join(" "));
+            }
+        }
+        None => {
+            text += &format!("extra-substituters = http://{}\n", settings.gateway.listen);
+            text += "# The gateway key of this node, which signs whatever Nix gets from it.\n";
+            text += &format!("extra-trusted-public-keys = {gateway_key}\n");
+        }
     }
-    text += &format!("extra-trusted-public-keys = {own}\n");
     text += "connect-timeout = 5\nstalled-download-timeout = 30\ndownload-attempts = 5\n";
     text += "# Ask again at once for a path that was missing just now (otherwise Nix remembers a miss for an hour).\n";
     text += "narinfo-cache-negative-ttl = 0\n";
@@ -243,8 +307,8 @@ pub(super) fn nix_conf_lines(settings: &Settings, secrets: &Secrets, nix: Option
 fn towards_require(file: &Path) -> String {
     format!(
         "\nFor Nix to take only what several builders agree on, name them as [[builder]] in {file}, and set k and mode = \"require\"\n\
-         in [quorum]. At its next start or reload the daemon makes a gateway key, the only key that Nix should then trust:\n\
-         `narmesh --config {file} id` prints the trusted-public-keys line that replaces the one above.\n",
+         in [quorum]. Then nix.conf must have no other substituter and no other key than those that\n\
+         `narmesh --config {file} id` prints.\n",
         file = file.display()
     )
 }
@@ -265,6 +329,7 @@ fn new_builder_key(name: &str) -> anyhow::Result<NixSecretKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Secrets;
     use std::os::unix::fs::PermissionsExt;
 
     fn arguments(dir: &Path) -> Arguments {
@@ -273,6 +338,7 @@ mod tests {
             name: Some("my host".to_owned()),
             no_builder_key: false,
             no_nix_keys: false,
+            no_upstreams: false,
             user: None,
             force: false,
         }
@@ -315,8 +381,45 @@ mod tests {
         assert_eq!(names(false).len(), 2);
         assert!(names(false).contains(&"cache.nixos.org-1".to_owned()));
         assert_eq!(names(true), ["my-host-narmesh-1"]);
-        let (settings, secrets) = load(dir.path());
-        assert!(!nix_conf_lines(&settings, &secrets, None).contains("cache.nixos.org-1"), "Nix has it already");
+    }
+
+    #[test]
+    fn nix_s_substituters_become_upstreams_unless_unwanted() {
+        let dir = tempfile::tempdir().unwrap();
+        // Nix's own defaults.
+        let nix = || Some(NixSettings::from_file(Path::new("/nonexistent/nix.conf")));
+        for no_upstreams in [false, true] {
+            let arguments = Arguments { force: true, no_upstreams, ..arguments(dir.path()) };
+            init_beside(Path::new("unused"), &arguments, nix).unwrap();
+            let (settings, _) = load(dir.path());
+            let upstreams: Vec<_> = settings.upstreams.iter().map(|it| it.cache.place.to_string()).collect();
+            assert_eq!(upstreams, if no_upstreams { vec![] } else { vec!["https://cache.nixos.org".to_owned()] });
+            assert!(settings.gateway.sign);
+        }
+    }
+
+    /// A configuration, and what it has nix.conf say.
+    fn lines_for_nix(left: Option<&[String]>, nix: Option<NixVersion>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        init_without_nix(&arguments(dir.path())).unwrap();
+        let (settings, _) = load(dir.path());
+        let mode = std::fs::metadata(gateway_key_file(&settings.node.state_dir)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let key = settings.read_gateway_key().unwrap().unwrap().public();
+        let text = nix_conf_lines(&settings, &key, left, nix);
+        assert!(text.contains(&format!("trusted-public-keys = {key}\n")), "{text}");
+        text
+    }
+
+    #[test]
+    fn nix_asks_only_this_node_and_what_this_node_cannot_ask() {
+        let has = |text: &str, line: &str| text.lines().any(|given| given == line);
+        let alone = lines_for_nix(Some(&[]), None);
+        assert!(has(&alone, "substituters = http://127.0.0.1:7281") && !alone.contains("extra-"), "{alone}");
+        let beside = lines_for_nix(Some(&["s3://a".to_owned(), "ssh://b".to_owned()]), None);
+        assert!(has(&beside, "extra-substituters = s3://a ssh://b"), "{beside}");
+        let among = lines_for_nix(None, None);
+        assert!(has(&among, "extra-substituters = http://127.0.0.1:7281"), "{among}");
     }
 
     #[test]
@@ -413,17 +516,14 @@ mod tests {
 
     #[test]
     fn nix_gets_fallback_only_where_it_works() {
-        let dir = tempfile::tempdir().unwrap();
-        init_without_nix(&arguments(dir.path())).unwrap();
-        let (settings, secrets) = load(dir.path());
-        let lines = |version| nix_conf_lines(&settings, &secrets, version);
+        let lines = |version| lines_for_nix(None, version);
         let has_fallback = |text: &str| text.lines().any(|line| line == "fallback = true");
         assert!(has_fallback(&lines(Some(NixVersion::FALLBACK_WORKS))));
         assert!(!has_fallback(&lines(None)));
         let text = lines(None);
         for line in [
             "extra-substituters = http://127.0.0.1:7281",
-            "extra-trusted-public-keys = my-host-narmesh-1:",
+            "extra-trusted-public-keys = narmesh-gateway-",
             "connect-timeout = 5",
             "stalled-download-timeout = 30",
             "download-attempts = 5",

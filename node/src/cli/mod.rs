@@ -10,6 +10,7 @@ mod init;
 mod log;
 mod nix_conf;
 mod nix_keys;
+mod nix_substituters;
 mod nix_version;
 mod quorum;
 mod reload;

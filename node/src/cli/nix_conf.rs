@@ -2,6 +2,7 @@
 
 use crate::regular_file;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -118,6 +119,22 @@ impl NixSettings {
     pub(super) fn words(&self, name: &str) -> Vec<&str> {
         self.value(name).map(|value| value.split_whitespace().collect()).unwrap_or_default()
     }
+
+    /// The substituters other than our gateway.
+    pub(super) fn substituters_besides(&self, gateway: SocketAddr) -> Vec<&str> {
+        self.words("substituters").into_iter().filter(|url| !names_gateway(url, gateway)).collect()
+    }
+}
+
+/// A substituter URL without a final slash and parameters.
+pub(super) fn bare_url(url: &str) -> &str {
+    url.split('?').next().unwrap_or_default().trim_end_matches('/')
+}
+
+/// Whether a substituter URL is our gateway, with or without a final slash and parameters.
+fn names_gateway(url: &str, gateway: SocketAddr) -> bool {
+    let bare = bare_url(url);
+    bare == format!("http://{gateway}") || bare == format!("http://localhost:{}", gateway.port())
 }
 
 /// The current name of a setting that may be given by an old alias; only for settings that matter here.

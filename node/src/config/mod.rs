@@ -109,6 +109,10 @@ pub struct GatewayConfig {
     /// The same, milliseconds, while a candidate that has not answered is on a full line, usually takes long, or is
     /// awaited after a start.
     pub narinfo_deadline_max_ms: u64,
+    /// Whether all narinfos are signed with the gateway key, so that Nix needs to trust no other key.
+    pub sign: bool,
+    /// `mesh`, `fastest` or `upstream`: which sources are asked first.
+    pub prefer: String,
 }
 
 impl Default for GatewayConfig {
@@ -119,6 +123,8 @@ impl Default for GatewayConfig {
             priority: 30,
             narinfo_deadline_ms: 1_000,
             narinfo_deadline_max_ms: 10_000,
+            sign: false,
+            prefer: "mesh".to_owned(),
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct UpstreamConfig {
     /// A file with the password of that user.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
+    /// A file in the form of curl and Nix with the user name and the password for the host of the cache.
+    #[serde(default)]
+    pub netrc_file: Option<PathBuf>,
     /// A file of PEM certificates that may certify the cache, beside those of the system.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -47,6 +50,29 @@ pub struct UpstreamConfig {
     /// Whether it is asked at all.
     #[serde(default = "default_enabled")]
     pub enabled: bool,
+}
+
+impl UpstreamConfig {
+    /// A cache of which all else is the default.
+    pub fn new(name: String, url: String) -> Self {
+        Self {
+            name,
+            url,
+            public_keys: Vec::new(),
+            tier: 0,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            token_file: None,
+            user: None,
+            password_file: None,
+            netrc_file: None,
+            ca_file: None,
+            proxy: None,
+            connect_timeout_ms: default_connect_timeout_ms(),
+            stall_timeout_ms: default_stall_timeout_ms(),
+            enabled: default_enabled(),
+        }
+    }
 }
 
 fn default_connect_timeout_ms() -> u64 {

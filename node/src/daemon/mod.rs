@@ -52,6 +52,7 @@ pub(crate) struct Daemon {
     offer: Arc<Offer>,
     mesh: MeshHandle,
     resolver: Arc<Resolver>,
+    sources: Arc<AllSources>,
     upstreams: Arc<UpstreamSources>,
     uploads: Uploads,
     gateway_metrics: Arc<GatewayMetrics>,
@@ -133,9 +134,10 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
     let mesh_task = tokio::spawn(mesh.run());
     let upstreams = Arc::new(UpstreamSources::new(settings.store.store_dir.clone()));
     upstreams.put_in_force(prepare_upstreams(&upstreams, &settings)?);
+    let sources = Arc::new(AllSources::new(handle.clone(), Arc::clone(&upstreams), settings.gateway.prefer));
     let resolver = Arc::new(Resolver::new(
         Arc::clone(&store),
-        Arc::new(AllSources::new(handle.clone(), Arc::clone(&upstreams))),
+        Arc::<AllSources>::clone(&sources),
         Arc::new(state),
         attestations.builders(handle.clone()),
         resolver_settings(&settings, &secrets, gateway_key),
@@ -154,6 +156,7 @@ async fn serve(config_file: &Path, settings: Settings, secrets: Secrets, policy:
         offer,
         mesh: handle,
         resolver: Arc::clone(&resolver),
+        sources,
         upstreams,
         uploads,
         gateway_metrics: Arc::clone(&gateway_metrics),
@@ -267,6 +270,7 @@ impl Daemon {
         self.attestations.ledger().set_policy(policy, key_names(&settings, &secrets), kept);
         let offer_policy = offer_policy(&settings, &secrets, gateway_key.as_ref());
         self.upstreams.put_in_force(upstreams);
+        self.sources.set_preference(settings.gateway.prefer);
         self.resolver.reconfigure(resolver_settings(&settings, &secrets, gateway_key));
         self.uploads.set_compress(may_compress(&settings));
         self.uploads.set_rate(settings.limits.upload_bytes_per_s);
@@ -336,13 +340,13 @@ fn key_names(settings: &Settings, secrets: &Secrets) -> KeyNames {
     settings.quorum.key_names(secrets.builder_key.as_ref().map(NixSecretKey::public).as_ref())
 }
 
-/// The key that signs narinfos for our Nix under `require`. It is made when such a policy first comes into force.
+/// The key that signs narinfos for our Nix. It is made when it is first needed.
 fn load_gateway_key(settings: &Settings) -> anyhow::Result<Option<NixSecretKey>> {
     let key = settings.make_gateway_key()?;
     if let Some(key) = &key {
         tracing::info!(
             public_key = %key.public(),
-            "agreed narinfos are signed with the gateway key, the only key that Nix has to trust"
+            "narinfos are signed with the gateway key, the only key that Nix has to trust"
         );
     }
     Ok(key)
@@ -352,12 +356,14 @@ fn load_gateway_key(settings: &Settings) -> anyhow::Result<Option<NixSecretKey>>
 /// builders, since their word decided. Never the gateway key, which is meant for the Nix of this machine.
 fn shown_keys(settings: &Settings, gateway: Option<&NixSecretKey>) -> TrustedKeys {
     let mut keys: Vec<NixPublicKey> = settings.trusted.iter().cloned().collect();
-    if let Some(gateway) = gateway.map(NixSecretKey::public) {
+    if settings.quorum.mode() == Mode::Require {
         for key in &settings.quorum.public_keys {
             if keys.iter().all(|known| known.name() != key.name()) {
                 keys.push(key.clone());
             }
         }
+    }
+    if let Some(gateway) = gateway.map(NixSecretKey::public) {
         keys.retain(|key| key.bytes() != gateway.bytes());
     }
     // Fails only for a name that occurs twice, which was ruled out above.

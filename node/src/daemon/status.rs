@@ -41,6 +41,7 @@ pub(super) async fn assemble_status(daemon: &Daemon) -> anyhow::Result<Status> {
         config,
         listen: view.listen.iter().map(Multiaddr::to_string).collect(),
         gateway: daemon.gateway_address.to_string(),
+        gateway_public_key: daemon.resolver.gateway_public_key().map(|key| key.to_string()),
         store: StoreStatus {
             dir: settings.store.store_dir.as_str().to_owned(),
             valid_paths: daemon.store.valid_paths() as u64,
@@ -106,7 +107,6 @@ fn quorum_status(daemon: &Daemon) -> Option<QuorumStatus> {
         mode: mode.to_owned(),
         k: policy.k_default().map(|k| k as u64),
         of: policy.groups() as u64,
-        gateway_public_key: daemon.resolver.gateway_public_key().map(|key| key.to_string()),
         attestations: daemon.attestations.ledger().read(|ledger| ledger.len() - ledger.bare_signatures()) as u64,
         bare_signatures: daemon.attestations.ledger().read(Ledger::bare_signatures) as u64,
         paths: found.by_state.iter().map(|(state, count)| (state.name().to_owned(), *count)).collect(),

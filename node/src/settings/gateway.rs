@@ -24,6 +24,21 @@ pub struct GatewaySettings {
     /// The same while it is worth waiting for a candidate, for instance one on a full line; at least
     /// `narinfo_deadline`.
     pub narinfo_deadline_max: Duration,
+    /// Whether all narinfos are signed with the gateway key.
+    pub sign: bool,
+    /// Which sources are asked first.
+    pub prefer: Prefer,
+}
+
+/// Which sources are asked first, for narinfos and for NARs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prefer {
+    /// The peers of the mesh: an upstream cache is asked when the best of them is late.
+    Mesh,
+    /// Whichever usually answers first, and for NARs whichever should be done first.
+    Fastest,
+    /// The upstream caches: a peer is asked when the best of them is late.
+    Upstream,
 }
 
 /// Checks `[gateway]`.
@@ -37,6 +52,8 @@ pub(super) fn check(config: &GatewayConfig) -> Result<GatewaySettings, SettingsE
         priority: config.priority,
         narinfo_deadline: Duration::from_millis(narinfo_deadline_ms),
         narinfo_deadline_max: Duration::from_millis(narinfo_deadline_max_ms.max(narinfo_deadline_ms)),
+        sign: config.sign,
+        prefer: check_prefer(&config.prefer)?,
     })
 }
 
@@ -50,6 +67,15 @@ pub(super) fn check_ports(gateway: SocketAddr, listen: &[Multiaddr]) -> Result<(
     };
     let both = listen.iter().enumerate().find(|(_, address)| socket_address(address).as_ref().is_some_and(overlaps));
     both.map_or(Ok(()), |(index, address)| Err(SettingsError::OnePort { gateway, index, address: address.clone() }))
+}
+
+fn check_prefer(text: &str) -> Result<Prefer, SettingsError> {
+    match text {
+        "mesh" => Ok(Prefer::Mesh),
+        "fastest" => Ok(Prefer::Fastest),
+        "upstream" => Ok(Prefer::Upstream),
+        other => Err(refused("gateway.prefer", other, "\"mesh\", \"fastest\" or \"upstream\"")),
+    }
 }
 
 fn check_listen(text: &str) -> Result<SocketAddr, SettingsError> {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 mod addresses;
 mod gateway;
+mod netrc;
 mod quorum;
 mod secrets;
 mod upstream;
@@ -26,10 +27,11 @@ mod written;
 
 use addresses::AddressUse;
 pub(crate) use addresses::socket_address;
-pub use gateway::{GatewaySettings, HOST_NAMES_MAX};
+pub use gateway::{GatewaySettings, HOST_NAMES_MAX, Prefer};
+pub(crate) use netrc::find_login;
 pub use quorum::QuorumSettings;
 pub use secrets::{NodeKeyFile, SecretError, Secrets};
-pub(crate) use secrets::{create_builder_key, read_builder_key, read_gateway_key};
+pub(crate) use secrets::{create_builder_key, gateway_key_file, read_builder_key, read_gateway_key};
 pub use upstream::{CredentialsFile, UPSTREAMS_MAX, UpstreamSettings};
 use written::{Count, Written};
 

@@ -15,8 +15,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Largest key file, bytes.
-const KEY_FILE_BYTES_MAX: u64 = 4 << 10;
+/// Largest file with a secret, bytes.
+const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// The file of the node key: one line, `narmesh-node-key-1:` and the base64 of libp2p's protobuf form of an Ed25519 key pair.
 #[derive(Debug)]
@@ -67,7 +67,9 @@ pub enum SecretError {
         accepted: &'static str,
     },
     /// The gateway key cannot be made.
-    #[error("the gateway key {path:?}, which quorum.mode = \"require\" needs, cannot be made: {source}")]
+    #[error(
+        "the gateway key {path:?}, which gateway.sign and quorum.mode = \"require\" need, cannot be made: {source}"
+    )]
     Make {
         /// The file.
         path: PathBuf,
@@ -131,13 +133,18 @@ pub(crate) fn create_builder_key(path: &Path, key: &NixSecretKey) -> io::Result<
 /// Name of the gateway key's file in the state directory.
 const GATEWAY_KEY_FILE: &str = "gateway.key";
 
+/// Where the gateway key is, if it was made.
+pub(crate) fn gateway_key_file(state_dir: &Path) -> PathBuf {
+    state_dir.join(GATEWAY_KEY_FILE)
+}
+
 /// The gateway key, if it was made, whatever the policy is now: see [`Settings::read_gateway_key`].
 pub(crate) fn read_gateway_key(state_dir: &Path) -> Result<Option<NixSecretKey>, SecretError> {
     const KEY: &str = "gateway key";
     // A bad file is not moved aside: Nix trusts only this key, and the operator may have a copy to put back.
     const ACCEPTED: &str = "the file with the Nix secret key that the daemon made, or no file: then the daemon makes another \
                             key, which nix.conf has to trust (`narmesh id`)";
-    let path = state_dir.join(GATEWAY_KEY_FILE);
+    let path = gateway_key_file(state_dir);
     let text = match read_secret(KEY, &path, ACCEPTED) {
         Ok(text) => text,
         Err(SecretError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -153,7 +160,7 @@ pub(super) fn make_gateway_key(state_dir: &Path) -> Result<NixSecretKey, SecretE
     if let Some(key) = read_gateway_key(state_dir)? {
         return Ok(key);
     }
-    let path = state_dir.join(GATEWAY_KEY_FILE);
+    let path = gateway_key_file(state_dir);
     let failed = |source| SecretError::Make { path: path.clone(), source };
     let mut seed = [0; 32];
     rand::fill(&mut seed);
@@ -193,24 +200,25 @@ pub(super) fn read_secret(key: &'static str, path: &Path, accepted: &'static str
         return Err(SecretError::Mode { key, path: path.to_owned(), mode });
     }
     let mut text = String::new();
-    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text).map_err(read_error)?;
+    file.take(SECRET_FILE_BYTES_MAX).read_to_string(&mut text).map_err(read_error)?;
     Ok(text)
 }
 
 impl Settings {
-    /// The gateway key, if the policy needs one and it was made. Without such a policy nobody looks at its file, whatever
-    /// lies there.
+    /// The gateway key, if anything is signed with it and it was made. Otherwise nobody looks at its file, whatever lies
+    /// there.
     pub(crate) fn read_gateway_key(&self) -> Result<Option<NixSecretKey>, SecretError> {
         if self.needs_gateway_key() { read_gateway_key(&self.node.state_dir) } else { Ok(None) }
     }
 
-    /// The gateway key, made now if it is missing; `None` if the policy needs none.
+    /// The gateway key, made now if it is missing; `None` if nothing is signed with it.
     pub(crate) fn make_gateway_key(&self) -> Result<Option<NixSecretKey>, SecretError> {
         self.needs_gateway_key().then(|| make_gateway_key(&self.node.state_dir)).transpose()
     }
 
-    fn needs_gateway_key(&self) -> bool {
-        self.quorum.mode() == Mode::Require
+    /// Whether narinfos are signed with the gateway key: all of them, or those that a policy lets through.
+    pub(crate) fn needs_gateway_key(&self) -> bool {
+        self.gateway.sign || self.quorum.mode() == Mode::Require
     }
 
     /// The public half of the builder key, if there is one.

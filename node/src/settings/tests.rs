@@ -2,6 +2,7 @@
 
 use super::secrets::make_gateway_key;
 use super::*;
+use narmesh_upstream::Credentials;
 use std::os::unix::fs::PermissionsExt;
 
 const PEER: &str = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA";
@@ -274,6 +275,52 @@ fn only_a_policy_that_needs_the_gateway_key_looks_at_its_file() {
             assert_eq!((read.is_ok(), made.is_ok()), (mode != "require", mode != "require"), "{mode}, {what}");
             assert!([read, made].into_iter().all(|key| key.ok().flatten().is_none()), "{mode}, {what}");
         }
+    }
+}
+
+#[test]
+fn gateway_that_signs_needs_its_key_whatever_the_policy() {
+    for sign in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (settings, _) = with_key(dir.path(), &format!("[node]\nstate_dir = '.'\n[gateway]\nsign = {sign}"));
+        assert_eq!(settings.make_gateway_key().unwrap().is_some(), sign);
+    }
+}
+
+#[test]
+fn credentials_of_a_cache_come_from_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write("netrc", "machine cache.example login me password secret\nmachine bad.example login a:b password c");
+    write("token", "t\n");
+    write("password", "p\n");
+    let read = |host: &str, lines: &str| {
+        let text = format!("[[upstream]]\nname = 'x'\nurl = '{host}'\n{lines}");
+        let file = dir.path().join("narmesh.toml");
+        let checked =
+            Settings::check(Config::parse(&text, &file).unwrap(), &file).map_err(|error| error.to_string())?;
+        checked.upstreams[0].read().map(|cache| cache.credentials).map_err(|error| error.to_string())
+    };
+    let user = |user: &str, password: &str| {
+        Ok(Some(Credentials::User { user: user.to_owned(), password: password.to_owned() }))
+    };
+    let cache = "https://cache.example:8443/team";
+    assert_eq!(read(cache, "netrc_file = 'netrc'"), user("me", "secret"));
+    assert_eq!(read(cache, "user = 'u'\npassword_file = 'password'"), user("u", "p"));
+    assert_eq!(read(cache, "token_file = 'token'"), Ok(Some(Credentials::Token("t".to_owned()))));
+    for host in ["https://other.example", "https://bad.example"] {
+        let error = read(host, "netrc_file = 'netrc'").unwrap_err();
+        assert!(error.starts_with("upstream.netrc_file = ") && error.contains("for the host"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    let error = read("file:///srv", "netrc_file = 'netrc'").unwrap_err();
+    assert!(error.starts_with("upstream[0].netrc_file = "), "{error}");
+    for lines in ["netrc_file = 'netrc'\ntoken_file = 'token'", "netrc_file = 'netrc'\nuser = 'u'", "user = 'u'"] {
+        let error = read(cache, lines).unwrap_err();
+        assert!(error.starts_with("upstream[0].user = ") && error.contains("`netrc_file` alone"), "{error}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! `[[upstream]]`, checked.
 
+use super::netrc::{Login, find_login};
 use super::secrets::{SecretError, read_secret};
 use super::{Count, NAME_FORM, SettingsError, check_patterns, check_public_keys, is_name, path_from, refused, within};
 use crate::config::UpstreamConfig;
@@ -39,6 +40,13 @@ pub enum CredentialsFile {
         /// The file.
         file: PathBuf,
     },
+    /// A netrc file, and the host whose entry counts.
+    Netrc {
+        /// The host of the cache.
+        host: String,
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 impl UpstreamSettings {
@@ -53,20 +61,43 @@ impl UpstreamSettings {
 
 impl CredentialsFile {
     fn read(&self) -> Result<Credentials, SecretError> {
-        const ACCEPTED: &str = "a file with one line of text that only its owner may read";
-        let (key, path) = match self {
-            Self::Token(path) => ("upstream.token_file", path),
-            Self::Password { file, .. } => ("upstream.password_file", file),
-        };
-        let text = read_secret(key, path, ACCEPTED)?.trim().to_owned();
-        if text.is_empty() || text.chars().any(char::is_control) {
-            return Err(SecretError::Form { key, path: path.clone(), accepted: ACCEPTED });
-        }
         Ok(match self {
-            Self::Token(_) => Credentials::Token(text),
-            Self::Password { user, .. } => Credentials::User { user: user.clone(), password: text },
+            Self::Token(path) => Credentials::Token(read_line("upstream.token_file", path)?),
+            Self::Password { user, file } => {
+                Credentials::User { user: user.clone(), password: read_line("upstream.password_file", file)? }
+            }
+            Self::Netrc { host, file } => read_netrc(host, file)?,
         })
     }
+}
+
+/// Reads a secret of one line.
+fn read_line(key: &'static str, path: &Path) -> Result<String, SecretError> {
+    const ACCEPTED: &str = "a file with one line of text that only its owner may read";
+    let text = read_secret(key, path, ACCEPTED)?.trim().to_owned();
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(SecretError::Form { key, path: path.to_owned(), accepted: ACCEPTED });
+    }
+    Ok(text)
+}
+
+fn read_netrc(host: &str, path: &Path) -> Result<Credentials, SecretError> {
+    const KEY: &str = "upstream.netrc_file";
+    const ACCEPTED: &str = "a netrc file that only its owner may read, of at most 64 KiB, with login and password for the \
+                            host of the cache";
+    let login = find_login(&read_secret(KEY, path, ACCEPTED)?, host);
+    let is_usable = |login: &Login| is_user(&login.user) && !login.password.chars().any(char::is_control);
+    let login = login.filter(is_usable).ok_or_else(|| SecretError::Form {
+        key: KEY,
+        path: path.to_owned(),
+        accepted: ACCEPTED,
+    })?;
+    Ok(Credentials::User { user: login.user, password: login.password })
+}
+
+/// Whether this may be sent as the name of a user: a colon would end it.
+fn is_user(name: &str) -> bool {
+    (1..=USER_BYTES_MAX).contains(&name.len()) && !name.contains(|letter: char| letter == ':' || letter.is_control())
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<u8>, SecretError> {
@@ -125,22 +156,23 @@ fn check_one(config: &UpstreamConfig, index: usize, base: &Path) -> Result<Upstr
     })?;
     let file =
         |field: &str, path: &Option<PathBuf>| path.as_ref().map(|path| path_from(base, &key(field), path)).transpose();
-    let (token_file, password_file) =
-        (file("token_file", &config.token_file)?, file("password_file", &config.password_file)?);
-    let credentials = match (token_file, &config.user, password_file) {
-        (None, None, None) => None,
-        (Some(path), None, None) => Some(CredentialsFile::Token(path)),
-        (None, Some(user), Some(file)) => Some(CredentialsFile::Password { user: user.clone(), file }),
+    let files = (file("token_file", &config.token_file)?, file("netrc_file", &config.netrc_file)?);
+    let credentials = match (files, &config.user, file("password_file", &config.password_file)?) {
+        ((None, None), None, None) => None,
+        ((Some(path), None), None, None) => Some(CredentialsFile::Token(path)),
+        ((None, Some(file)), None, None) => match &place {
+            Place::Http(url) => url.host_str().map(|host| CredentialsFile::Netrc { host: host.to_owned(), file }),
+            Place::Directory(_) => {
+                return Err(refused(key("netrc_file"), &file, "no netrc_file where url is file:///DIRECTORY"));
+            }
+        },
+        ((None, None), Some(user), Some(file)) => Some(CredentialsFile::Password { user: user.clone(), file }),
         (_, user, _) => {
-            let accepted = "`token_file` alone, or `user` and `password_file` together";
+            let accepted = "`token_file` alone, `netrc_file` alone, or `user` and `password_file` together";
             return Err(refused(key("user"), user.as_deref().unwrap_or_default(), accepted));
         }
     };
-    if let Some(user) = &config.user
-        && (user.is_empty()
-            || user.len() > USER_BYTES_MAX
-            || user.contains(|letter: char| letter == ':' || letter.is_control()))
-    {
+    if let Some(user) = config.user.as_ref().filter(|user| !is_user(user)) {
         return Err(refused(key("user"), user, "1 to 256 bytes without colons and control characters"));
     }
     let proxy = match config.proxy.as_deref() {

@@ -91,6 +91,7 @@ impl MeshSources {
             rate_bytes_s: stats.rate_bytes_s,
             latency: stats.latency,
             is_paused: stats.is_paused,
+            is_reserve: false,
             is_awaited: !stats.is_connected && self.since.elapsed() < AWAITED,
         }
     }

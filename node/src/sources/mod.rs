@@ -8,36 +8,58 @@ mod upstreams;
 
 pub(crate) use upstreams::{PreparedUpstreams, UpstreamSources};
 
+use crate::settings::Prefer;
 use futures::future::BoxFuture;
 use mesh::MeshSources;
 use narmesh_mesh::MeshHandle;
 use narmesh_protocol::wire::{NarInfoReply, NarRequest};
 use narmesh_protocol::{HashPart, TrustedKeys};
 use narmesh_resolver::{Candidate, Candidates, Line, NarFeed, NoAnswer, Observation, SourceId, Sources};
+use parking_lot::RwLock;
 use std::io;
 use std::sync::Arc;
 
 /// All sources of this machine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct AllSources {
     mesh: MeshSources,
     upstreams: Arc<UpstreamSources>,
+    prefer: RwLock<Prefer>,
 }
 
 impl AllSources {
-    pub(crate) fn new(mesh: MeshHandle, upstreams: Arc<UpstreamSources>) -> Self {
-        Self { mesh: MeshSources::new(mesh), upstreams }
+    pub(crate) fn new(mesh: MeshHandle, upstreams: Arc<UpstreamSources>, prefer: Prefer) -> Self {
+        Self { mesh: MeshSources::new(mesh), upstreams, prefer: RwLock::new(prefer) }
+    }
+
+    /// Sets which kind of source is asked first.
+    pub(crate) fn set_preference(&self, prefer: Prefer) {
+        *self.prefer.write() = prefer;
+    }
+
+    /// Both kinds in the order in which they are asked.
+    fn order(&self, peers: Vec<Candidate>, upstreams: Vec<Candidate>) -> Vec<Candidate> {
+        match *self.prefer.read() {
+            Prefer::Mesh => interleave(peers, upstreams),
+            Prefer::Upstream => interleave(upstreams, peers),
+            Prefer::Fastest => {
+                let mut all = interleave(peers, upstreams);
+                // Whoever never answered comes first, or it would never be measured.
+                all.sort_by_key(|candidate| self.line(&candidate.source).latency);
+                all
+            }
+        }
     }
 }
 
-/// Peers and upstreams in turn, the best peer first: an upstream is asked when the best peer is late, and the second best
-/// peer when that upstream is.
-fn interleave(peers: Vec<Candidate>, upstreams: Vec<Candidate>) -> Vec<Candidate> {
-    let (mut peers, mut upstreams) = (peers.into_iter(), upstreams.into_iter());
-    let mut all = Vec::with_capacity(peers.len() + upstreams.len());
-    while peers.len() + upstreams.len() > 0 {
-        all.extend(peers.next());
-        all.extend(upstreams.next());
+/// Two kinds of source in turn, the best of the `first` kind first: the other kind is asked when that one is late, and the
+/// second best of the first kind when the best of the other kind is.
+fn interleave(first: Vec<Candidate>, second: Vec<Candidate>) -> Vec<Candidate> {
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut all = Vec::with_capacity(first.len() + second.len());
+    while first.len() + second.len() > 0 {
+        all.extend(first.next());
+        all.extend(second.next());
     }
     all
 }
@@ -45,7 +67,7 @@ fn interleave(peers: Vec<Candidate>, upstreams: Vec<Candidate>) -> Vec<Candidate
 impl Sources for AllSources {
     fn candidates(&self, part: &HashPart) -> Candidates {
         let mut candidates = self.mesh.candidates(part);
-        candidates.ranked = interleave(candidates.ranked, self.upstreams.candidates());
+        candidates.ranked = self.order(candidates.ranked, self.upstreams.candidates());
         candidates
     }
 
@@ -96,9 +118,10 @@ impl Sources for AllSources {
     }
 
     fn line(&self, source: &SourceId) -> Line {
+        let prefer = *self.prefer.read();
         match source {
-            SourceId::Peer(peer) => self.mesh.line(peer),
-            SourceId::Upstream(id) => self.upstreams.line(*id),
+            SourceId::Peer(peer) => Line { is_reserve: prefer == Prefer::Upstream, ..self.mesh.line(peer) },
+            SourceId::Upstream(id) => Line { is_reserve: prefer == Prefer::Mesh, ..self.upstreams.line(*id) },
         }
     }
 

@@ -153,6 +153,7 @@ impl UpstreamSources {
             latency: source.upstream.latency().map(|latency| latency.mean()),
             is_awaited: true,
             is_paused: false,
+            is_reserve: false,
         }
     }
 

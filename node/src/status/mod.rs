@@ -26,6 +26,8 @@ pub struct Status {
     pub listen: Vec<String>,
     /// `ip:port` of the gateway, with the actual port.
     pub gateway: String,
+    /// The key that signs all narinfos of the gateway: the only one that Nix has to trust, if there is one.
+    pub gateway_public_key: Option<String>,
     /// The Nix store.
     pub store: StoreStatus,
     /// Our own summary, once there is one.
@@ -204,8 +206,6 @@ pub struct QuorumStatus {
     pub k: Option<u64>,
     /// Number of groups of builders.
     pub of: u64,
-    /// With `require`: the only key that Nix has to trust.
-    pub gateway_public_key: Option<String>,
     /// Number of attestations that are known.
     pub attestations: u64,
     /// Number of known bare signatures of builders that sign only their own builds.

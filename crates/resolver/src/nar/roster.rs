@@ -103,7 +103,7 @@ impl Roster {
     }
 
     /// Of the sources not asked yet, the preferred one, else the one that should be done first with `bytes_left`;
-    /// suspects come last, before them paused ones, and before these upstream caches, whose line the whole site shares.
+    /// suspects come last, before them paused ones, and before these the reserve.
     pub(super) fn quickest_fresh(&self, bytes_left: u64, line: impl Fn(&SourceId) -> Line) -> Option<SourceId> {
         let fresh = self.entries.iter().filter(|(_, state)| *state == State::Fresh);
         // `min_by_key` gives the first of equals, so the order of the roster counts.
@@ -113,7 +113,7 @@ impl Roster {
                 self.preferred != Some(*source),
                 self.is_suspect(source),
                 line.is_paused,
-                source.peer().is_none(),
+                line.is_reserve,
                 expected_duration(&line, bytes_left),
             )
         })
@@ -185,7 +185,6 @@ pub(super) fn expected_duration(line: &Line, bytes: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::UpstreamId;
 
     fn line(rate_bytes_s: Option<u64>, in_flight: usize) -> Line {
         Line { rate_bytes_s, in_flight, ..Line::default() }
@@ -223,11 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn upstream_cache_is_asked_after_a_slower_peer() {
-        let (peer, cache) = (SourceId::random(), SourceId::Upstream(UpstreamId(0)));
-        let lines = |source: &SourceId| line(Some(if *source == peer { 2_000 } else { 100_000_000 }), 0);
-        let mut roster = Roster::new([cache, peer], None);
-        for expected in [peer, cache] {
+    fn reserve_is_asked_after_a_slower_source() {
+        let [slow, reserve] = [(); 2].map(|()| SourceId::random());
+        let lines = |source: &SourceId| match source {
+            source if *source == slow => line(Some(2_000), 0),
+            _ => Line { is_reserve: true, ..line(Some(100_000_000), 0) },
+        };
+        let mut roster = Roster::new([reserve, slow], None);
+        for expected in [slow, reserve] {
             assert_eq!(roster.next(Instant::now(), 4 << 20, lines), Next::Ask(expected));
             roster.rule_out(expected);
         }

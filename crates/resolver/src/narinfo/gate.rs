@@ -54,7 +54,7 @@ pub(crate) struct Pass {
     pub(crate) voters: Vec<BuilderKey>,
     /// Whether another fingerprint is agreed on, so that other candidates are asked first.
     pub(crate) is_second_choice: bool,
-    /// Whether agreement is demanded, so that the answer goes out with the gateway's signature.
+    /// Whether agreement is demanded, so that the policy is asked again about the NAR.
     pub(crate) is_demanded: bool,
 }
 
@@ -83,12 +83,12 @@ impl Gate {
         Self { shared, builders, key, refused: Refused::default() }
     }
 
-    /// Sets the key that signs the narinfos that a policy which demands agreement lets through.
+    /// Sets the key that signs all narinfos that go out.
     pub(crate) fn set_key(&self, key: Option<NixSecretKey>) {
         *self.key.write() = key;
     }
 
-    /// The key that Nix has to trust if the policy demands agreement.
+    /// The key that Nix has to trust, and no other, if there is one.
     pub(crate) fn public_key(&self) -> Option<NixPublicKey> {
         self.key.read().as_ref().map(NixSecretKey::public)
     }
@@ -182,17 +182,27 @@ impl Gate {
         NarUrl { fingerprint: pass.is_demanded.then(fingerprint), ..plain }
     }
 
-    /// The narinfo as Nix gets it. If agreement is demanded, the gateway key signs it, and the signatures of the
-    /// builders whose word counted are added, so that they stay with the copy in the store. Reads the disk in that
-    /// case.
+    /// The narinfo as Nix gets it: signed by the gateway key, if there is one. If agreement is demanded, the signatures
+    /// of the builders whose word counted are added, so that they stay with the copy in the store. Reads the disk in
+    /// that case.
     pub(crate) fn sign(&self, info: &NarInfo, pass: &Pass) -> NarInfo {
         let mut info = info.clone();
-        let Some(key) = self.key.read().clone().filter(|_| pass.is_demanded) else { return info };
-        let fingerprint = self.fingerprint(&info);
-        match self.builders.read_signatures(fingerprint) {
+        let Some(key) = self.key.read().clone() else { return info };
+        if pass.is_demanded {
+            self.add_voters(&mut info, &pass.voters);
+        }
+        // Leaves room for the signature of the gateway, which is the one that our Nix trusts.
+        info.signatures.truncate(SIGNATURES_MAX - 1);
+        info.signatures.push(key.sign(&info.fingerprint(&self.shared.store_dir)));
+        info
+    }
+
+    /// Adds the signatures of these builders. Reads the disk.
+    fn add_voters(&self, info: &mut NarInfo, voters: &[BuilderKey]) {
+        match self.builders.read_signatures(self.fingerprint(info)) {
             Ok(known) => {
                 for (builder, signature) in known {
-                    if pass.voters.contains(&builder) && !info.signatures.contains(&signature) {
+                    if voters.contains(&builder) && !info.signatures.contains(&signature) {
                         info.signatures.push(signature);
                     }
                 }
@@ -200,10 +210,6 @@ impl Gate {
             // The signature of the gateway alone is enough for our Nix.
             Err(error) => tracing::warn!(%error, path = %info.path, "signatures of builders cannot be read"),
         }
-        // Leaves room for the signature of the gateway, which is the one that our Nix trusts.
-        info.signatures.truncate(SIGNATURES_MAX - 1);
-        info.signatures.push(key.sign(&info.fingerprint(&self.shared.store_dir)));
-        info
     }
 
     /// How many narinfos and NARs the policy has refused since the start, by reason, for `/metrics`.

@@ -10,6 +10,7 @@ use narmesh_protocol::{HashPart, NarUrl, StorePath};
 use narmesh_quorum::{FingerprintDigest, Refusal};
 use narmesh_store::StoreError;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most bytes of rendered narinfos that are kept.
 const RENDERED_BYTES_MAX: u64 = 8 << 20;
@@ -20,6 +21,8 @@ pub(crate) struct OwnAnswers {
     shared: Arc<Shared>,
     gate: Arc<Gate>,
     rendered: Cache<HashPart, OwnAnswer>,
+    /// How often all answers were dropped, so that one rendered before it is not kept after it.
+    clears: AtomicU64,
 }
 
 /// The rendered narinfo of a path in our own store.
@@ -53,7 +56,7 @@ impl OwnAnswers {
     pub(crate) fn new(shared: Arc<Shared>, gate: Arc<Gate>) -> Self {
         let weigh = |_: &HashPart, it: &OwnAnswer| u32::try_from(it.rendered.len() + 320).unwrap_or(u32::MAX);
         let rendered = Cache::builder().max_capacity(RENDERED_BYTES_MAX).weigher(weigh).build();
-        Self { shared, gate, rendered }
+        Self { shared, gate, rendered, clears: AtomicU64::new(0) }
     }
 
     /// The narinfo of a path in our own store, if it was rendered while the policy and the ledger were the same. From
@@ -68,6 +71,7 @@ impl OwnAnswers {
     }
 
     pub(crate) fn clear(&self) {
+        self.clears.fetch_add(1, Ordering::SeqCst);
         self.rendered.invalidate_all();
     }
 
@@ -78,10 +82,12 @@ impl OwnAnswers {
         if let Some(answer) = self.in_memory(&part) {
             return Ok(answer);
         }
-        let (this, stamp) = (Arc::clone(self), self.gate.stamp());
+        let (this, stamp, clears) = (Arc::clone(self), self.gate.stamp(), self.clears.load(Ordering::SeqCst));
         let render = move || this.render(&part, stamp);
         let answer = tokio::task::spawn_blocking(render).await.unwrap_or(Err(None))?;
-        self.rendered.insert(part, answer.clone());
+        if clears == self.clears.load(Ordering::SeqCst) {
+            self.rendered.insert(part, answer.clone());
+        }
         self.shared.lookup_log.note(part, LookupEvent::OwnStore);
         Ok(answer)
     }

@@ -104,6 +104,7 @@ impl Status {
         }
         rows.push(row("listens", if self.listen.is_empty() { "nowhere".to_owned() } else { self.listen.join(", ") }));
         rows.push(row("gateway", format!("http://{}", self.gateway)));
+        rows.extend(self.gateway_public_key.as_ref().map(|key| row("", format!("Nix has to trust {key}"))));
         rows.push(row(
             "store",
             format!(
@@ -188,7 +189,6 @@ fn quorum_rows(quorum: &QuorumStatus) -> Vec<Vec<String>> {
     if !quorum.refused.is_empty() {
         rows.push(row("", format!("not given to Nix: {}", list(&quorum.refused))));
     }
-    rows.extend(quorum.gateway_public_key.as_ref().map(|key| row("", format!("Nix has to trust {key}"))));
     rows
 }
 
