@@ -187,7 +187,8 @@ impl ControlSocket {
 
     /// Serves until the future is dropped.
     pub async fn serve<H: ControlHandler>(self, handler: Arc<H>) {
-        let (places, turns) = (Places::new(rustix::process::geteuid().as_raw()), Turns::new());
+        let own_uid = rustix::process::geteuid().as_raw();
+        let (places, turns) = (Places::new(own_uid), Turns::new(own_uid));
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}

@@ -2,12 +2,15 @@
 //!
 //! The daemon answers on a thread that may block, and only as fast as the reader reads. A reader that takes nothing for
 //! [`IDLE_MAX`] is disconnected. Bounds: [`STREAMS_MAX`] such connections, of which [`AT_ONCE_MAX`] are answered at a
-//! time; the others wait. A part is one line: about one path, or a piece of an export.
+//! time; the others wait. Both count for root and the daemon's user, and once more for all other users together. A part is
+//! one line: about one path, or a piece of an export.
 
 use super::{ControlError, ControlHandler, ControlRequest, IDLE_MAX, REPLY_BYTES_MAX, connect};
 use crate::attestations::{Part, Question};
 use crate::describe::describe;
 use parking_lot::{Condvar, Mutex};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -18,9 +21,10 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
-/// Most connections with such a question. As many are left for `status` and other requests.
+/// Most connections with such a question of operators, and of all others. As many are left to operators for `status` and
+/// other requests.
 pub const STREAMS_MAX: usize = super::CONNECTIONS_MAX / 2;
-/// Most questions that are answered at a time; the others wait for their turn.
+/// Most questions of operators that are answered at a time, and of others; the rest wait for their turn.
 pub const AT_ONCE_MAX: usize = 2;
 /// Shortest time between two reports of progress.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -75,40 +79,80 @@ impl Output {
     }
 }
 
-/// Bounds how many questions are accepted and how many are answered at a time.
+/// Bounds how many questions are accepted and how many are answered at a time: those of root and of the daemon's user, and
+/// apart from them those of all other users, so that nobody in the group makes root wait.
 #[derive(Debug)]
 pub(super) struct Turns {
-    places: Arc<Semaphore>,
-    working: Mutex<usize>,
+    own_uid: u32,
+    places_of_operators: Arc<Semaphore>,
+    places_of_others: Arc<Semaphore>,
+    /// The number of questions that are being answered, by user.
+    working: Mutex<BTreeMap<u32, usize>>,
     free: Condvar,
 }
 
 /// The right to answer one question now; dropping it gives the turn to the next.
-struct Turn(Arc<Turns>);
+struct Turn {
+    turns: Arc<Turns>,
+    uid: u32,
+}
 
 impl Turns {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { places: Arc::new(Semaphore::new(STREAMS_MAX)), working: Mutex::new(0), free: Condvar::new() })
+    /// `own_uid` is the user that the daemon runs as.
+    pub(super) fn new(own_uid: u32) -> Arc<Self> {
+        let places = || Arc::new(Semaphore::new(STREAMS_MAX));
+        let (places_of_operators, places_of_others) = (places(), places());
+        Arc::new(Self {
+            own_uid,
+            places_of_operators,
+            places_of_others,
+            working: Mutex::default(),
+            free: Condvar::new(),
+        })
+    }
+
+    fn is_operator(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own_uid
+    }
+
+    fn places(&self, uid: u32) -> &Arc<Semaphore> {
+        if self.is_operator(uid) { &self.places_of_operators } else { &self.places_of_others }
+    }
+
+    /// Whether a question of this user may be answered beside those under way; a user who is no operator has one at a
+    /// time.
+    fn may_begin(&self, working: &BTreeMap<u32, usize>, uid: u32) -> bool {
+        let is_operator = self.is_operator(uid);
+        let of_its_kind = working.iter().filter(|(other, _)| self.is_operator(**other) == is_operator);
+        let has_turn = is_operator || !working.contains_key(&uid);
+        has_turn && of_its_kind.map(|(_, count)| count).sum::<usize>() < AT_ONCE_MAX
     }
 
     /// Blocks until it is this asker's turn; fails if the asker goes away meanwhile.
-    fn wait(self: &Arc<Self>, output: &mut Output) -> io::Result<Turn> {
+    fn wait(self: &Arc<Self>, uid: u32, output: &mut Output) -> io::Result<Turn> {
         let mut working = self.working.lock();
-        while *working >= AT_ONCE_MAX {
+        while !self.may_begin(&working, uid) {
             self.free.wait_for(&mut working, STILL_WAITING);
-            if *working >= AT_ONCE_MAX {
+            if !self.may_begin(&working, uid) {
                 parking_lot::MutexGuard::unlocked(&mut working, || output.tell(&Part::Progress(0)))?;
             }
         }
-        *working += 1;
-        Ok(Turn(Arc::clone(self)))
+        *working.entry(uid).or_default() += 1;
+        Ok(Turn { turns: Arc::clone(self), uid })
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self.0.working.lock() -= 1;
-        self.0.free.notify_one();
+        let mut working = self.turns.working.lock();
+        if let Entry::Occupied(mut count) = working.entry(self.uid) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        // All, because whoever is woken first may not be one whose turn it is.
+        self.turns.free.notify_all();
     }
 }
 
@@ -140,11 +184,11 @@ pub(super) async fn serve<H: ControlHandler>(
     let input = BufReader::new(io::Cursor::new(rest).chain(stream.try_clone()?));
     let output = Output { stream: BufWriter::new(stream), progress_at: None };
     let mut asker = Asker { uid, input, output };
-    let place = Arc::clone(&turns.places).try_acquire_owned();
+    let place = Arc::clone(turns.places(uid)).try_acquire_owned();
     let work = move || {
         let done = match place {
             Ok(_) => turns
-                .wait(&mut asker.output)
+                .wait(uid, &mut asker.output)
                 .map_err(Into::into)
                 .and_then(|_turn| handler.stream(&question, &mut asker)),
             Err(_) => Err(anyhow::anyhow!(

@@ -132,6 +132,26 @@ fn few_are_worked_for_at_a_time_and_the_rest_of_the_socket_stays_free() {
 }
 
 #[test]
+fn questions_of_the_group_make_no_operator_wait_and_one_user_has_one_turn() {
+    let turns = Turns::new(500);
+    let begin = |uid| {
+        let mut working = turns.working.lock();
+        let may = turns.may_begin(&working, uid);
+        if may {
+            *working.entry(uid).or_default() += 1;
+        }
+        may
+    };
+    assert!(begin(1_000));
+    assert!(!begin(1_000), "one turn for one user");
+    assert!(begin(1_001));
+    assert!(!begin(1_002), "no more than two of the group");
+    assert_eq!([0, 500, 0].map(begin), [true, true, false]);
+    drop(Turn { turns: Arc::clone(&turns), uid: 1_000 });
+    assert!(begin(1_002));
+}
+
+#[test]
 fn a_daemon_that_stops_waits_for_no_reader() {
     let server = Server::start();
     let mut answer = server.export();
